@@ -1,0 +1,278 @@
+"""Lobule against TIAToolbox, WSInfer and a plain OpenSlide loop: the same weights, slide, tiles and batch.
+
+(a) A ResNet-18 with seeded weights on 224-px tiles of a generated SVS slide, batch 32. Every runner gets
+the list of tiles that Lobule found tissue in (TIAToolbox as a mask, WSInfer as the patches file it would
+have made).
+(b) A dense map at stride 32 of the small unpadded net, against TIAToolbox with one overlapping patch a
+cell; it runs a block of the map, and its time is scaled to the number of cells.
+
+Timed is the inference call alone, after imports, with the slide in the page cache. Finding tissue and
+choosing the form of the model are in Lobule's time and not in the others'. Every peer runs in an
+environment of its own and counts in the faster of no and two DataLoader workers. Rounds go round all of
+them, and the least time counts. Memory is the peak of the whole process tree, imports included, with shared
+pages counted once (Linux's PSS).
+
+    python benchmarks/peers.py --prepare     once: environments under .peers/ (several GiB of downloads)
+    python benchmarks/peers.py               all ratios
+    python benchmarks/peers.py --small       all ratios from few tiles, to try it
+    python benchmarks/peers.py --quick       few tiles and the plain loop only, under 45 s
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from measure import report
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent / ".peers"
+ENVIRONMENTS = {
+    "tiatoolbox": ("tiatoolbox",),
+    "wsinfer": ("wsinfer==0.6.*", "zarr<3", "openslide-python", "openslide-bin"),
+    "openvino": ("openvino", "torch", "torchvision", "numpy"),
+}
+SAMPLE_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is run. Sides are multiples of the 224-px tile and of the file's 256-px tiles."""
+
+    name: str
+    side: int
+    tissue: float
+    most: int | None
+    block: int
+    """Cells a side of the block that TIAToolbox runs for the dense map."""
+    workers: tuple[int, ...]
+    rounds: int
+    openvino: tuple[int, int]
+    """Batches and rounds of the OpenVINO trial."""
+
+
+FULL = Extent("full", 8_960, 0.25, None, 40, (0, 2), 2, (6, 5))
+SMALL = Extent("small", 2_688, 0.3, None, 8, (0,), 1, (2, 2))
+
+
+@dataclass
+class Outcome:
+    """The runs of one contender: least seconds, largest peak, the last scores."""
+
+    seconds: float = float("inf")
+    peak: int = 0
+    count: int = 0
+    scores: Any = None
+    said: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def each(self) -> float:
+        return self.seconds / self.count
+
+    def add(self, said: dict[str, Any], peak: int, scores: Path) -> None:
+        self.seconds, self.peak = min(self.seconds, said["seconds"]), max(self.peak, peak)
+        self.count, self.said = said["count"], said
+        if scores.exists():
+            self.scores = np.load(scores)
+
+
+# -- environments --------------------------------------------------------------------------------------------
+
+
+def prepare() -> None:
+    """An environment for each peer, left alone where it is already there."""
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    command = [uv] if uv else [sys.executable, "-m", "uv"]
+    for name, packages in ENVIRONMENTS.items():
+        if prepared(name):
+            continue
+        where = ROOT / name
+        subprocess.run([*command, "venv", "--quiet", "--clear", "-p", sys.executable, where], check=True)
+        subprocess.run(
+            [*command, "pip", "install", "-p", str(where / "bin" / "python"), *packages], check=True
+        )
+        (where / "prepared").touch()
+
+
+def python_of(name: str) -> Path:
+    return ROOT / name / "bin" / "python"
+
+
+def prepared(name: str) -> bool:
+    return (ROOT / name / "prepared").exists()
+
+
+# -- one run -------------------------------------------------------------------------------------------------
+
+
+def run(runner: str, python: Path | str, job: dict[str, Any], folder: Path) -> tuple[dict[str, Any], int]:
+    """What a runner said in its last line, and the peak memory of its process tree."""
+    path = folder / "job.json"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src"), "PYTHONWARNINGS": "ignore"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    said = folder / "said.txt"
+    with said.open("w") as out, (folder / "errors.txt").open("w") as errors:
+        process = subprocess.Popen(
+            [str(python), str(HERE / "peers" / f"run_{runner}.py"), str(path)], stdout=out, stderr=errors,
+            env=environment, cwd=folder,
+        )  # fmt: skip
+        watch = Watch(process.pid)
+        status = process.wait()
+        peak = watch.end()
+    if status:
+        tail = (folder / "errors.txt").read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"{runner} ended with status {status}:\n{tail}")
+    *lines, last = said.read_text().strip().splitlines()
+    if runner == "openvino":
+        print("\n".join(lines))
+    answer: dict[str, Any] = json.loads(last)
+    return answer, peak
+
+
+class Watch:
+    """Samples the memory of a process and its children until told to end."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._peak = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def end(self) -> int:
+        self._over.set()
+        self._thread.join()
+        return self._peak
+
+    def _sample(self) -> None:
+        while not self._over.wait(SAMPLE_SECONDS):
+            try:
+                family = [self._root, *self._root.children(recursive=True)]
+            except psutil.Error:
+                continue
+            self._peak = max(self._peak, sum(_bytes(one) for one in family))
+
+
+def _bytes(process: Any) -> int:
+    try:
+        facts = process.memory_full_info()
+        return int(getattr(facts, "pss", facts.rss))
+    except psutil.Error:  # it ended meanwhile
+        return 0
+
+
+# -- the comparison ------------------------------------------------------------------------------------------
+
+
+def contenders(extent: Extent, quick: bool) -> list[tuple[str, str, dict[str, Any]]]:
+    """(name, runner, what differs) of each run over the tiles, in the order of a round."""
+    found: list[tuple[str, str, dict[str, Any]]] = [("lobule fp32", "lobule", {"precision": "float32"})]
+    if not quick:
+        found.append(("lobule", "lobule", {"precision": "auto"}))
+    for workers in extent.workers:
+        for peer in ("plain", "tiatoolbox", "wsinfer"):
+            if peer == "plain" or (prepared(peer) and not quick):
+                found.append((f"{peer} {workers}", peer, {"workers": workers}))
+    return found
+
+
+def compare(extent: Extent, quick: bool) -> dict[str, float]:
+    root = ROOT / "work" / extent.name
+    root.mkdir(parents=True, exist_ok=True)
+    base = {"root": str(root), "side": extent.side, "tissue": extent.tissue, "most": extent.most}
+    base |= {"tile": 224, "mpp": 0.5, "batch": 32, "scores": str(root / "scores.npy"), "block": extent.block}
+    slide = root / "slide" / "slide.svs"
+    made, _ = run("lobule", sys.executable, {**base, "do": "prepare"}, root)
+    print(f"{made['tiles']} tiles of {extent.side} x {extent.side} px")
+    outcomes: dict[str, Outcome] = {}
+
+    def measured(name: str, runner: str, do: str, more: dict[str, Any]) -> None:
+        for leftover in (root / "out", root / "scores.npy"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        slide.read_bytes()
+        python = python_of(runner) if runner in ENVIRONMENTS else sys.executable
+        said, peak = run(runner, python, {**base, **more, "do": do, "out": str(root / "out")}, root)
+        outcomes.setdefault(name, Outcome()).add(said, peak, root / "scores.npy")
+        print(f"{name}: {said['count']} in {said['seconds']:.1f} s", file=sys.stderr, flush=True)
+
+    for _ in range(extent.rounds):
+        for name, runner, more in contenders(extent, quick):
+            measured(name, runner, "tiles", more)
+        if prepared("tiatoolbox") and not quick:
+            measured("dense lobule", "lobule", "dense", {"precision": "float32"})
+            measured("dense tiatoolbox", "tiatoolbox", "dense", {"workers": 0})
+    ratios = ratios_of(outcomes)
+    if prepared("openvino") and not quick:
+        batches, rounds = extent.openvino
+        said, _ = run(
+            "openvino", python_of("openvino"), {"batch": 32, "batches": batches, "rounds": rounds}, root
+        )
+        ratios |= {f"openvino_over_torch_{cores}": value for cores, value in said["faster"].items()}
+    return ratios
+
+
+def ratios_of(outcomes: dict[str, Outcome]) -> dict[str, float]:
+    """Ratios, each peer in the faster of its settings; a line of each outcome is printed."""
+    exact = outcomes["lobule fp32"]
+    for name, one in outcomes.items():
+        line = f"{name:18s} {one.count / one.seconds:8.1f} a second of {one.count}, peak {one.peak >> 20} MiB"
+        if one.scores is not None and exact.scores is not None and one is not exact:
+            line += f", scores differ by at most {np.abs(one.scores - exact.scores).max():.1e}"
+        versions = {key: value for key, value in one.said.items() if key not in ("seconds", "count")}
+        print(f"{line} {versions}")
+    if exact.scores is not None:
+        print(f"scores lie between {exact.scores.min():.3f} and {exact.scores.max():.3f}")
+    ratios: dict[str, float] = {}
+    for peer in ("tiatoolbox", "wsinfer", "plain"):
+        runs = [one for name, one in outcomes.items() if name.startswith(f"{peer} ")]
+        if not runs:
+            continue
+        best = min(runs, key=lambda one: one.each)
+        ratios[f"over_{peer}_fp32"] = best.each / exact.each
+        if peer == "tiatoolbox":
+            ratios["over_tiatoolbox"] = best.each / outcomes["lobule"].each
+            ratios["memory_of_tiatoolbox"] = exact.peak / best.peak
+        ratios[f"scores_off_{peer}"] = float(np.abs(best.scores - exact.scores).max())
+    if "dense tiatoolbox" in outcomes:
+        ratios["dense_over_tiatoolbox"] = outcomes["dense tiatoolbox"].each / outcomes["dense lobule"].each
+    return ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prepare", action="store_true", help="make the peers' environments and stop")
+    parser.add_argument("--small", action="store_true", help="few tiles, one round")
+    parser.add_argument("--quick", action="store_true", help="few tiles, the plain loop only, under 45 s")
+    given = parser.parse_args()
+    if given.prepare:
+        prepare()
+        return
+    began = time.perf_counter()
+    ratios = compare(SMALL if given.quick or given.small else FULL, given.quick)
+    missing = [name for name in ENVIRONMENTS if given.quick or not prepared(name)]
+    if missing:
+        print(
+            f"not measured: {', '.join(missing)} (their keys are missing). "
+            f"{'Leave out --quick, after' if given.quick else 'Run'} python benchmarks/peers.py --prepare"
+        )
+    print(f"{time.perf_counter() - began:.0f} s in all")
+    report("peers", ratios)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Lobule's part of the comparison, and what all parts share: slide, weights, bundles and the list of tiles.
+
+python run_lobule.py JOB.json     with "do": "prepare", "tiles" or "dense"
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lobule.bundles import read_bundle
+from lobule.cohort import Case, Cohort
+from lobule.engines.opened import Opened
+from lobule.engines.passes import EngineSettings, ScanOptions
+from lobule.engines.scan import Machine, scan
+from lobule.methods import load
+
+MPP, TILE, CLASSES = 0.5, 224, ("normal", "tumour")
+
+
+def prepare(job: dict[str, Any]) -> dict[str, Any]:
+    """Make the slide once, seeded weights, both bundles, and the tiles that Lobule would look at."""
+    from lobule.phantoms.slides import SlidePhantom, write_slide
+
+    root = Path(job["root"])
+    slide = root / "slide" / "slide.svs"
+    if not slide.exists():
+        part = root / "part.svs"
+        side = int(job["side"])
+        write_slide(
+            SlidePhantom(seed=3, width=side, height=side, mpp=MPP, tissue=job["tissue"], sections=1), part,
+            style="svs",
+        )  # fmt: skip
+        slide.parent.mkdir(parents=True, exist_ok=True)
+        part.rename(slide)
+    tiles_bundle(root)
+    dense_bundle(root)
+    case = Case("slide", "patient", "slide", str(slide))
+    predictor = load(read_bundle(root / "bundle-tiles"))
+    opened = Opened(case, predictor.images(case, ScanOptions()), ScanOptions(), EngineSettings())
+    try:
+        boxes = next(predictor.steps(opened)).fields.boxes
+    finally:
+        opened.close()
+    if job.get("most"):
+        first = (len(boxes) - int(job["most"])) // 2
+        boxes = boxes[max(first, 0) :][: int(job["most"])]
+    np.save(root / "tiles.npy", boxes[:, :2])
+    return {"tiles": len(boxes)}
+
+
+def tiles_bundle(root: Path) -> None:
+    """A ResNet-18 with neutral norms whose two scores spread over 0 to 1; no weights are downloaded."""
+    from torchvision.models import resnet18
+
+    from lobule.methods.classifier import convert
+
+    torch.manual_seed(1)
+    net = resnet18(num_classes=len(CLASSES)).eval()
+    with torch.no_grad():
+        for block in net.modules():  # keeps the sums of the residual blocks from growing
+            if hasattr(block, "bn2"):
+                block.bn2.weight.fill_(0.5)
+        net.fc.weight.mul_(16.0)
+    torch.save(net.state_dict(), root / "resnet18.pt")
+    config = {
+        "spec_version": "1.0", "architecture": "resnet18", "num_classes": len(CLASSES),
+        "class_names": CLASSES, "patch_size_pixels": TILE, "spacing_um_px": MPP,
+        "transform": [{"name": "ToTensor"}],
+    }  # fmt: skip
+    (root / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    convert(
+        root / "resnet18.pt", root / "config.json", root / "bundle-tiles", architecture="torchvision:resnet18"
+    )
+
+
+def dense_bundle(root: Path) -> None:
+    from lobule.methods.scannet import Config, save
+    from lobule.nets.backbones import BACKBONES
+    from lobule.nets.receptive import geometry_of
+    from lobule.nets.scaling import InputScaling
+
+    torch.manual_seed(2)
+    net = BACKBONES["tiny"](len(CLASSES)).eval()
+    torch.save(net.state_dict(), root / "tiny.pt")
+    scaling = InputScaling((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    save(root / "bundle-dense", Config(trunk="tiny", classes=CLASSES, mpp=MPP), net, scaling)
+    geometry = geometry_of(net)
+    facts = {"window": geometry.extent, "stride": geometry.stride}
+    (root / "tiny.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def timed_scan(job: dict[str, Any]) -> dict[str, Any]:
+    """One scan; finding tissue, choosing the form of the model and writing the results are in its time."""
+    root, out = Path(job["root"]), Path(job["out"])
+    bundle = read_bundle(root / f"bundle-{job['do']}")
+    predictor = load(bundle)
+    facts = {"method": bundle.method, "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}
+    tiles = np.load(root / "tiles.npy")
+    case = Case("slide", "patient", "slide", str(root / "slide" / "slide.svs"))
+    machine = Machine(precision=job["precision"], batch=job["batch"] if job["do"] == "tiles" else None)
+    start = time.perf_counter()
+    ended = scan(predictor, facts, Cohort((case,)), out, ScanOptions(), machine)
+    seconds = time.perf_counter() - start
+    if ended.counts != {"complete": 1}:
+        raise RuntimeError(f"the scan ended with {ended.counts}: {ended.failed}")
+    reader = next(iter(_maps(out).values()))
+    engine = json.loads((out / "engine.json").read_text(encoding="utf-8"))
+    if job["do"] == "tiles":
+        scores = reader.read()[0]
+        np.save(job["scores"], scores[:, tiles[:, 1] // TILE, tiles[:, 0] // TILE].T)
+    count = int(reader.counts()["scored"])
+    return {"seconds": seconds, "count": count, "precision": engine["precision"], "torch": torch.__version__}
+
+
+def _maps(out: Path) -> Any:
+    from lobule.results import open_results
+
+    return open_results(out).case_folder("slide").maps
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    done = prepare(job) if job["do"] == "prepare" else timed_scan(job)
+    print(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,333 @@
+"""Scan efficiency: how much of what the machine can do a scan turns into reading and computing.
+
+A generated slide of 20,480 px a side is scanned (a) by a ResNet-18 of 224-px tiles and (b) by the small dense
+net at stride 32. In the same process, in turns with the scan, the same fields are read by the same loader
+without a model, and the model runs alone on as many batches of pixels in memory, in the same lanes.
+
+    on a CPU   efficiency = (CPU seconds of reading alone + of the model alone) / (cores × wall)
+    on a GPU   efficiency = time of the slower of reading and model, each alone / wall
+
+The wall is that of the case, from opening it to its written result: finding tissue counts as a loss, the one
+measurement of precisions before the first case does not. Each figure is the least of the rounds.
+
+`decodes_per_tile` is the compressed tiles that the scan decoded over the distinct ones under its fields, all
+of the scanned level: what finding the tissue decodes (of a smaller level) is counted on a slide opened for
+the purpose, and taken off. The worse of the two scans counts.
+
+    python benchmarks/scan.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from lobule.geometry import Box
+from measure import report
+
+SIDE, MPP, TILE = 20_480, 0.25, 224
+KINDS = ("tiles", "dense")
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is scanned."""
+
+    tissue: float
+    rounds: int
+    boxes: dict[str, Box | None]
+    """The region of each scan in level-0 pixels; None is the whole slide."""
+
+
+FULL = Plan(0.3, 3, {"tiles": Box(2_688, 6_720, 11_648, 4_032), "dense": None})
+QUICK = Plan(0.08, 1, {"tiles": Box(4_480, 6_272, 4_032, 1_344), "dense": None})
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds that something took."""
+
+    wall: float
+    cpu: float
+
+
+def spent(work: Callable[[], object]) -> Spent:
+    cpu, wall = time.process_time(), time.perf_counter()
+    work()
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def least(some: list[Spent]) -> Spent:
+    return Spent(min(one.wall for one in some), min(one.cpu for one in some))
+
+
+# -- what is scanned -----------------------------------------------------------------------------------------
+
+
+def paint(path: Path, tissue: float) -> None:
+    from lobule.phantoms.slides import SlidePhantom, write_slide
+
+    write_slide(SlidePhantom(seed=11, width=SIDE, height=SIDE, mpp=MPP, tissue=tissue, sections=1), path)
+
+
+def make_bundle(kind: str, folder: Path) -> Path:
+    """Seeded weights; what they score means nothing, and takes as long as what a trained model scores."""
+    import torch
+
+    torch.manual_seed(5)
+    out = folder / f"bundle-{kind}"
+    if kind == "dense":
+        from lobule.methods.scannet import Config, save
+        from lobule.nets.backbones import BACKBONES
+        from lobule.nets.scaling import PLAIN_SCALING
+
+        save(out, Config(trunk="tiny", mpp=MPP), BACKBONES["tiny"](2), PLAIN_SCALING)
+        return out
+    from torchvision.models import resnet18
+
+    from lobule.methods.classifier import convert
+
+    torch.save(resnet18(num_classes=2).state_dict(), folder / "weights.pt")
+    transform = [{"name": "ToTensor"}]
+    facts = {
+        "class_names": ["normal", "tumour"], "patch_size_pixels": TILE, "spacing_um_px": MPP,
+        "transform": transform,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(facts), encoding="utf-8")
+    convert(folder / "weights.pt", folder / "config.json", out, architecture="torchvision:resnet18")
+    return out
+
+
+# -- the parts alone -----------------------------------------------------------------------------------------
+
+
+def read_all(pass_: Any, images: Any, size: int, readers: int) -> None:
+    """Every batch of a pass through the scanner's own loader, on as many threads, and away with it."""
+    from lobule.engines.loader import batches_of, load_batch
+
+    jobs = deque(batches_of(pass_.fields, size))
+
+    def work() -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                load_batch(pass_, images, jobs.popleft(), size)
+
+    in_threads(readers, work)
+
+
+def compute_all(predictor: Any, engine: Any, name: str, batch: Any, batches: int) -> None:
+    """The model on as many batches, in the lanes and threads of the pipeline, pixels in memory."""
+    import torch
+
+    from lobule.engines.pipeline import to_device
+
+    numbers = count()
+    on_gpu = engine.device.startswith("cuda")
+
+    def lane() -> None:
+        torch.set_num_threads(engine.lane_threads)
+        stream = torch.cuda.stream(torch.cuda.Stream(engine.device)) if on_gpu else contextlib.nullcontext()
+        with torch.inference_mode(), stream:
+            while next(numbers) < batches:
+                outputs = predictor.forward(name, to_device(batch, engine.device))
+                for tensor in outputs.values():
+                    tensor.float().cpu().numpy()
+
+    in_threads(engine.lanes, lane)
+
+
+def in_threads(number: int, work: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=work) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+# -- one scan ------------------------------------------------------------------------------------------------
+
+
+def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
+    """Everything measured of one kind of scan; run as a child, so that its peak memory is its own."""
+    from lobule.bundles import read_bundle
+    from lobule.cohort import Case, Cohort
+    from lobule.engines.loader import load_batch
+    from lobule.engines.passes import ScanOptions
+    from lobule.engines.placement import available_cores
+    from lobule.engines.scan import Machine, scan
+    from lobule.methods import load
+
+    bundle = read_bundle(make_bundle(kind, folder))
+    predictor, machine, options = load(bundle), Machine(), ScanOptions()
+    engines = noting_engine(predictor)
+    facts = {"method": bundle.method, "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}
+    box = plan.boxes[kind]
+    case = Case("slide", "patient", "slide" if box is None else "region", str(slide), l0_box=box)
+    slide.read_bytes()  # into the page cache, for all rounds alike
+    before = memory("VmRSS")
+    walls, starts, scans, reads, models = [], [], [], [], []
+    after, sizes = 0, (0, 0, 0)
+    decoded = distinct = 0
+    for turn in range(plan.rounds):
+        out = folder / f"{kind}-{turn}"
+        if turn:  # settle as in the first round
+            out.mkdir()
+            shutil.copy(folder / f"{kind}-0" / "engine.json", out / "engine.json")
+        cpu = time.process_time()
+        ended = scan(predictor, facts, Cohort((case,)), out, options, machine)
+        scans.append(time.process_time() - cpu)
+        if ended.counts != {"complete": 1}:
+            raise RuntimeError(f"the scan ended with {ended.counts}: {ended.failed}")
+        walls.append(json.loads((out / "cases" / "slide" / "run.json").read_text())["seconds"])
+        after = after or memory("VmHWM")
+        engine = engines[-1]
+        began = time.perf_counter()
+        with opened(predictor, case, engine, options, machine) as (images, pass_, for_tissue):
+            starts.append(time.perf_counter() - began)
+            size = pass_.batch or engine.batch
+            readers = machine.readers or available_cores()
+            reads.append(spent(lambda: read_all(pass_, images, size, readers)))  # noqa: B023
+            rows, batches = batch_rows(pass_, size)
+            batch = load_batch(pass_, images, rows, size)
+            decoded, distinct = ended.counters.tiles_decoded - for_tissue, tiles_under(images["slide"], pass_)
+            sizes = (len(pass_.fields), batches, size)
+        models.append(spent(lambda: compute_all(predictor, engine, pass_.name, batch, batches)))  # noqa: B023
+    read, model, wall, cores = least(reads), least(models), min(walls), available_cores()
+    if engine.device == "cpu":
+        efficiency = (read.cpu + model.cpu) / (cores * wall)
+    else:
+        efficiency = max(read.wall, model.wall) / wall
+    both, busy = read.cpu + model.cpu, model.cpu / (cores * model.wall)
+    print(f"{kind}: {sizes[0]} fields in {sizes[1]} batches of {sizes[2]}, {engine.lanes} lanes")
+    print(f"  {engine.precision} on {engine.device}; the model alone kept the cores {busy:.0%} busy")
+    print(f"  reading is {read.cpu / both:.1%} of the CPU time of both")
+    print(f"  the whole scan used {min(scans) / both:.2f} of that CPU time")
+    print(f"  opening and finding tissue take {min(starts) / wall:.1%} of the wall")
+    print(f"  {decoded} compressed tiles decoded, {distinct} lie under the fields")
+    print(f"  peak {after / MIB:.0f} MiB, {(after - before) / MIB:.0f} MiB beyond what the scan began with")
+    return {
+        "efficiency": efficiency,
+        "decodes": decoded / distinct,
+        "memory": (after - before) / machine.max_ram,
+    }
+
+
+def noting_engine(predictor: Any) -> list[Any]:
+    """Every engine settings that the scanner places the model with, the last being what it runs with."""
+    seen: list[Any] = []
+    place = predictor.place
+
+    def noting(engine: Any, options: Any) -> None:
+        seen.append(engine)
+        place(engine, options)
+
+    predictor.place = noting
+    return seen
+
+
+@contextlib.contextmanager
+def opened(
+    predictor: Any, case: Any, engine: Any, options: Any, machine: Any
+) -> Iterator[tuple[Any, Any, int]]:
+    """The images of a case, its first pass, and how many tiles were decoded to find its tissue."""
+    from lobule.engines.opened import Opened
+    from lobule.engines.scan import AHEAD
+
+    made = Opened(case, predictor.images(case, options), options, engine)
+    try:
+        for image in made.images.values():
+            image.use_cache(int(machine.max_ram * 0.2) // AHEAD)  # type: ignore[attr-defined]
+        pass_ = next(predictor.steps(made))
+        yield made.images, pass_, made.images["slide"].tiles_decoded  # type: ignore[attr-defined]
+    finally:
+        made.close()
+
+
+def batch_rows(pass_: Any, size: int) -> tuple[Any, int]:
+    """The rows of a batch from the middle of a pass, and how many batches it has."""
+    from lobule.engines.loader import batches_of
+
+    batches = batches_of(pass_.fields, size)
+    return batches[len(batches) // 2], len(batches)
+
+
+def tiles_under(slide: Any, pass_: Any) -> int:
+    """Distinct compressed tiles under the fields of a pass."""
+    from lobule.geometry import tiles_over
+
+    lattice = pass_.fields.lattices[0]
+    if lattice.level is None:
+        raise RuntimeError("this benchmark scans a level of the slide, and the fields are resampled")
+    level = slide.levels[lattice.level]
+    whole = Box(0, 0, *level.size)
+    found: set[tuple[int, int]] = set()
+    for index in range(len(pass_.fields)):
+        found.update(tiles_over(pass_.fields.box(index).intersect(whole), level.tile))
+    return len(found)
+
+
+def memory(what: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process in bytes. ru_maxrss would count its parent's too."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+    line = next(line for line in status.read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024
+
+
+def child(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="about a hundred tiles once, under 45 s")
+    parser.add_argument("--paint", help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    plan = QUICK if given.quick else FULL
+    if given.paint:
+        paint(Path(given.paint), plan.tissue)
+        return
+    if given.one:
+        kind, slide, folder = given.one
+        print(json.dumps(one(kind, Path(slide), Path(folder), plan)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        slide = str(Path(folder) / "slide.tif")
+        quick = ["--quick"] if given.quick else []
+        child(*quick, "--paint", slide)
+        found = {}
+        for kind in KINDS:
+            *said, last = child(*quick, "--one", kind, slide, folder).splitlines()
+            print("\n".join(said))
+            found[kind] = json.loads(last)
+    ratios = {f"efficiency_{kind}": found[kind]["efficiency"] for kind in KINDS}
+    ratios["decodes_per_tile"] = max(found[kind]["decodes"] for kind in KINDS)
+    ratios["memory_of_ceiling"] = max(found[kind]["memory"] for kind in KINDS)
+    report("scan", ratios)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Write docs/cli.md from the commands' help; with --check, say whether it is in step and change nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from lobule.cli import ABOUT, COMMANDS
+from lobule.cli.frame import LazyGroup
+
+PAGE = Path(__file__).parent / "cli.md"
+
+HEAD = """# Commands
+
+This page is generated from `--help` by `docs/generate_cli.py`; change the help, not the page.
+
+Every command takes `--json` for machines and `--debug` for tracebacks. Names and options may be written with
+hyphens or underscores. Exit status: 0 done, 1 some cases failed, 2 wrong use, 130 interrupted. Progress shows
+on a terminal and is quiet in a pipe.
+"""
+
+
+def main() -> int:
+    text = page()
+    if "--check" in sys.argv[1:]:
+        if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
+            return 0
+        print("docs/cli.md is out of step with --help: run docs/generate_cli.py", file=sys.stderr)
+        return 1
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+def page() -> str:
+    root = LazyGroup("lobule", COMMANDS, help=ABOUT, version=True)
+    return HEAD + "".join(section(path, help_text) for path, help_text in walk(root, "lobule", None))
+
+
+def walk(command: click.Command, path: str, parent: click.Context | None) -> Iterator[tuple[str, str]]:
+    """The path and the help of a command and of every command below it."""
+    context = click.Context(
+        command, info_name=path.rpartition(" ")[2], parent=parent, terminal_width=96, max_content_width=96
+    )
+    yield path, command.get_help(context)
+    if isinstance(command, LazyGroup):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None, name
+            yield from walk(below, f"{path} {name}", context)
+
+
+def section(path: str, help_text: str) -> str:
+    return f"\n## {path}\n\n```text\n{help_text.rstrip()}\n```\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

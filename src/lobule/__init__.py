@@ -1,0 +1,35 @@
+"""Lobule finds breast cancer in tissue slides and mammograms, from whatever labels you have.
+
+Research use only: not a medical device, not for diagnosis.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lobule.cohort import Cohort, read_cohort
+    from lobule.slides.slide import Slide, open_slide
+    from lobule.verbs import evaluate, scan
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "open_slide": "lobule.slides.slide",
+    "Slide": "lobule.slides.slide",
+    "read_cohort": "lobule.cohort",
+    "Cohort": "lobule.cohort",
+    "scan": "lobule.verbs",
+    "train": "lobule.verbs",
+    "evaluate": "lobule.verbs",
+}
+"""The public verbs and where they live; loaded at first use, so that `import lobule` loads no torch."""
+
+__all__ = ["Cohort", "Slide", "__version__", "evaluate", "open_slide", "read_cohort", "scan", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'lobule' has no attribute '{name}'")

@@ -1,0 +1,167 @@
+"""Annotations: outlines of tumour and what is cut out of it, from every format in use, as polygons or masks.
+
+annotation = read_annotation("Tumor_003.xml")
+mask = rasterise(annotation, 32, Box(0, 0, 3056, 6912))
+write_annotation("tumor_003.geojson", annotation)
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from lobule.annotations.asap import read_asap, write_asap
+from lobule.annotations.geojson import read_geojson, write_geojson
+from lobule.annotations.masks import ClassMask, mask_annotation, read_mask, write_mask
+from lobule.annotations.ncrf import read_ncrf, write_ncrf
+from lobule.annotations.outline import Annotation, Kind, Polygon
+from lobule.annotations.raster import Lesion, area_um2, fill, in_tumour, inside, lesions, rasterise
+from lobule.errors import AnnotationError, ConfigError, TooLarge
+from lobule.files import open_url, write_bytes
+from lobule.geometry import Size
+
+__all__ = [
+    "Annotation",
+    "ClassMask",
+    "Kind",
+    "Lesion",
+    "Polygon",
+    "area_um2",
+    "fill",
+    "in_tumour",
+    "inside",
+    "lesions",
+    "rasterise",
+    "read_annotation",
+    "read_class_mask",
+    "write_annotation",
+]
+
+MAX_BYTES = 512 * 1024 * 1024
+"""Of an annotation file, unpacked; the largest of Camelyon16 have about 4 MB."""
+
+IMAGE_MAGIC = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
+
+WRITERS: dict[str, Callable[[Annotation], bytes]] = {
+    "asap": write_asap,
+    "geojson": write_geojson,
+    "ncrf": write_ncrf,
+}
+FORM_OF_SUFFIX = {
+    ".xml": "asap",
+    ".geojson": "geojson",
+    ".json": "ncrf",
+    ".png": "mask",
+    ".tif": "mask",
+    ".tiff": "mask",
+}
+
+
+def read_annotation(
+    path: str | Path,
+    *,
+    groups: Mapping[str, Kind] | None = None,
+    classes: Mapping[int, Kind] | None = None,
+    l0_size: Size | None = None,
+    l0_offset: tuple[float, float] = (0, 0),
+) -> Annotation:
+    """Read ASAP XML, QuPath GeoJSON (plain or gzipped), NCRF JSON or a class mask, told apart by content.
+
+    `groups` says what further groups or classifications stand for, `classes` what the values of a mask do.
+    `l0_size` gives a mask its scale. `l0_offset` is added to every point: QuPath crops a slide to its
+    OpenSlide bounds, so its GeoJSON needs (bounds-x, bounds-y).
+    """
+    source = str(path)
+    data = _read_bytes(path)
+    if data[:4] in IMAGE_MAGIC or data[:2] in IMAGE_MAGIC:
+        mask = read_mask(data, source, l0_size)
+        annotation = mask_annotation(mask, source, classes, scale_known=l0_size is not None)
+    elif data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<" or data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        annotation = read_asap(data, source, groups)
+    else:
+        annotation = _of_json(_parse_json(data, source), source, groups)
+    return annotation.moved(*l0_offset) if any(l0_offset) else annotation
+
+
+def read_class_mask(path: str | Path, l0_size: Size | None = None) -> ClassMask:
+    """The values of a class-mask raster as they are."""
+    return read_mask(_read_bytes(path), str(path), l0_size)
+
+
+def write_annotation(
+    path: str | Path,
+    annotation: Annotation,
+    form: str | None = None,
+    *,
+    l0_offset: tuple[float, float] = (0, 0),
+    l0_size: Size | None = None,
+    step: int | Fraction = 1,
+) -> None:
+    """Write as "asap", "geojson", "ncrf" or "mask"; by default what the suffix says (`.json` is NCRF).
+
+    `l0_offset` is subtracted from every point (see `read_annotation`). A mask needs `l0_size`, and takes one
+    pixel for `step` level-0 pixels. A name that ends in `.gz` is gzipped.
+    """
+    place = Path(path)
+    plain = place.with_suffix("") if place.suffix == ".gz" else place
+    form = form or FORM_OF_SUFFIX.get(plain.suffix.lower())
+    moved = annotation.moved(-l0_offset[0], -l0_offset[1]) if any(l0_offset) else annotation
+    if form == "mask":
+        if l0_size is None:
+            raise ConfigError("a mask needs the size of level 0 (l0_size)", subject=path)
+        data = write_mask(moved, l0_size, step, tiff=plain.suffix.lower() in (".tif", ".tiff"))
+    elif form in WRITERS:
+        data = WRITERS[form](moved)
+    else:
+        raise ConfigError(
+            "cannot tell which format to write", subject=path, expected=f"one of {', '.join(WRITERS)}, mask"
+        )
+    if place.suffix == ".gz":
+        data = gzip.compress(data, mtime=0)
+    write_bytes(path, data)
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    with open_url(path) as file:
+        data: bytes = file.read(MAX_BYTES + 1)
+    if data[:2] == b"\x1f\x8b":
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+                data = packed.read(MAX_BYTES + 1)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise AnnotationError("is damaged gzip", subject=path, found=str(error)) from None
+    if len(data) > MAX_BYTES:
+        raise TooLarge("is too large for an annotation", subject=path, expected=f"at most {MAX_BYTES} bytes")
+    if not data.strip():
+        raise AnnotationError("is empty", subject=path, expected="an annotation")
+    return data
+
+
+def _parse_json(data: bytes, source: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(
+            "is not an annotation that Lobule can read",
+            subject=source,
+            expected="ASAP XML, QuPath GeoJSON, NCRF JSON, or a PNG or TIFF of classes",
+            found=str(error),
+        ) from None
+
+
+def _of_json(document: Any, source: str, groups: Mapping[str, Kind] | None) -> Annotation:
+    if isinstance(document, dict) and ("positive" in document or "negative" in document):
+        return read_ncrf(document, source)
+    if isinstance(document, list) or (isinstance(document, dict) and "type" in document):
+        return read_geojson(document, source, groups)
+    raise AnnotationError(
+        "is JSON, but no annotation",
+        subject=source,
+        expected="'positive' and 'negative' (NCRF), or a FeatureCollection (GeoJSON)",
+    )

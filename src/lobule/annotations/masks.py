@@ -1,0 +1,143 @@
+"""Class-mask rasters: a PNG or TIFF whose values are classes, at any whole or broken scale of the slide."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lobule.annotations.outline import Annotation, Collector, Kind, Polygon
+from lobule.annotations.raster import fill, rasterise
+from lobule.errors import AnnotationError, TooLarge
+from lobule.findings import mask_outlines
+from lobule.geometry import Box, Size, level_step
+
+CLASSES: dict[int, Kind] = {1: "normal", 2: "tumour", 255: "tumour"}
+"""What a value means unless the caller says otherwise; 0 is nothing."""
+
+NORMAL, TUMOUR = 1, 2
+
+MAX_MASK_PIXELS = 1 << 28
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMask:
+    """Class values of cells of `step_x` by `step_y` level-0 pixels, from level-0 (0, 0)."""
+
+    values: NDArray[np.integer]
+    step_x: Fraction
+    step_y: Fraction
+
+    def polygons(self, classes: Mapping[int, Kind]) -> list[Polygon]:
+        """The exact outlines of every class, along the edges of its pixels."""
+        found = []
+        for value, kind in classes.items():
+            outlines, _ = mask_outlines(self.values == value)
+            for outline in outlines:
+                scaled = outline.scaled(float(self.step_x), float(self.step_y))
+                found.append(Polygon(scaled.exterior, kind, f"class {value}", "", scaled.holes))
+        return found
+
+
+def read_mask(data: bytes, source: str, l0_size: Size | None = None) -> ClassMask:
+    """The values of a mask, its scale inferred from the size of the slide's level 0."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            values = _values(Image.open(io.BytesIO(data)), source)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise AnnotationError(
+            "is not a mask image that can be read", subject=source, found=str(error)
+        ) from None
+    if values.dtype.kind not in "iu":
+        raise AnnotationError("is not a mask of whole numbers", subject=source, found=str(values.dtype))
+    if values.ndim == 3:
+        values = _single_channel(values, source)
+    width, height = values.shape[1], values.shape[0]
+    if l0_size is None:
+        return ClassMask(values, Fraction(1), Fraction(1))
+    step_x, step_y = level_step(l0_size.width, width), level_step(l0_size.height, height)
+    if abs(step_x / step_y - 1) > Fraction(2, min(width, height)) + Fraction(1, 50):
+        raise AnnotationError(
+            "has not the shape of its slide",
+            subject=source,
+            expected=f"a reduction of {l0_size}",
+            found=f"{width} × {height} px",
+            remedy="Check that the mask belongs to this slide and is not cropped",
+        )
+    return ClassMask(values, step_x, step_y)
+
+
+def _values(image: Image.Image, source: str) -> NDArray[np.integer]:
+    """The largest page of the file that is small enough to hold: the levels of a pyramid are its pages."""
+    for page in range(getattr(image, "n_frames", 1)):
+        image.seek(page)
+        if image.width * image.height <= MAX_MASK_PIXELS:
+            values = np.asarray(image)
+            return values.astype(np.uint8) if values.dtype == bool else values
+    raise TooLarge(
+        f"declares {image.width} × {image.height} px",
+        subject=source,
+        expected=f"at most {MAX_MASK_PIXELS} px",
+        remedy="Save the mask at a lower resolution",
+    )
+
+
+def _single_channel(values: NDArray[np.integer], source: str) -> NDArray[np.integer]:
+    colours = values[..., :3] if values.shape[2] >= 3 else values[..., :1]
+    if (colours != colours[..., :1]).any():
+        raise AnnotationError(
+            "is a colour image, not a mask",
+            subject=source,
+            expected="one number a pixel",
+            remedy="Save the classes as a grey or palette image",
+        )
+    return values[..., 0]
+
+
+def mask_annotation(
+    mask: ClassMask, source: str, classes: Mapping[int, Kind] | None = None, scale_known: bool = True
+) -> Annotation:
+    """The outlines of a mask as an annotation."""
+    collector = Collector(source)
+    present = [int(value) for value in np.unique(mask.values) if value != 0]
+    meaning = dict(CLASSES if classes is None else classes)
+    if unknown := [value for value in present if value not in meaning]:
+        shown = ", ".join(map(str, unknown[:8])) + (", …" if len(unknown) > 8 else "")
+        collector.warn(f"pixels of the values {shown} stand for nothing and are left out")
+    if present == [1] and classes is None:
+        collector.warn("the only value is 1, which is read as normal; a tumour mask has 2 or 255")
+    if not scale_known:
+        collector.warn(
+            "the size of the slide is not known, so a pixel of the mask is taken for one of level 0"
+        )
+    collector.polygons += mask.polygons({value: meaning[value] for value in present if value in meaning})
+    return collector.annotation()
+
+
+def write_mask(
+    annotation: Annotation, l0_size: Size, step: int | Fraction = 1, *, tiff: bool = False
+) -> bytes:
+    """A PNG (or TIFF): 0 none, 1 normal, 2 tumour less exclusions; one pixel a cell whose centre counts."""
+    columns, rows = (-(-side // Fraction(step)) for side in l0_size)
+    whole = Box(0, 0, int(columns), int(rows))
+    if whole.size.area > MAX_MASK_PIXELS:
+        raise AnnotationError(
+            f"a mask of {whole.size} would be too large", expected=f"at most {MAX_MASK_PIXELS} px",
+            remedy="Write it with a larger step",
+        )  # fmt: skip
+    values = np.zeros((whole.height, whole.width), dtype=np.uint8)
+    values[fill(annotation.of_kind("normal"), step, whole)] = NORMAL
+    values[rasterise(annotation, step, whole)] = TUMOUR
+    out = io.BytesIO()
+    if tiff:
+        Image.fromarray(values).save(out, "TIFF", compression="tiff_adobe_deflate")
+    else:
+        Image.fromarray(values).save(out, "PNG")
+    return out.getvalue()

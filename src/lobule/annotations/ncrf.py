@@ -1,0 +1,60 @@
+"""NCRF JSON: `positive` and `negative` lists of named vertices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lobule.annotations.outline import Annotation, Collector, Kind, Polygon, written_group
+
+GROUP_ORDER = ("Tumor", "_0", "_1", "_2", "Exclusion")
+"""Groups in the order in which NCRF's own converter lists them; others follow."""
+
+
+def read_ncrf(document: Mapping[str, Any], source: str) -> Annotation:
+    """`positive` outlines tumour and `negative` is cut out of it.
+
+    A file without positive polygons is of a normal slide, and its negative ones outline normal tissue.
+    """
+    collector = Collector(source)
+    positive, negative = document.get("positive") or [], document.get("negative") or []
+    negative_kind: Kind = "exclusion" if positive else "normal"
+    parts: list[tuple[str, Any, Kind]] = [
+        ("positive", positive, "tumour"),
+        ("negative", negative, negative_kind),
+    ]
+    for part, polygons, kind in parts:
+        if not isinstance(polygons, list):
+            raise collector.error(f"'{part}' is not a list")
+        for number, polygon in enumerate(polygons, 1):
+            where = f"{part} polygon {number}"
+            if not isinstance(polygon, dict) or not isinstance(polygon.get("vertices"), list):
+                raise collector.error(f"{where} has no list of vertices")
+            collector.add([polygon["vertices"]], kind, str(polygon.get("name", "")), "", where)
+    return collector.annotation()
+
+
+def write_ncrf(annotation: Annotation) -> bytes:
+    """NCRF JSON with vertices rounded half to even, as its converter does.
+
+    That converter drops `Exclusion` polygons; here they are kept. Kinds that NCRF has no place for (other,
+    and normal beside tumour) are left out.
+    """
+    positive = annotation.of_kind("tumour")
+    negative = annotation.of_kind("exclusion") or (() if positive else annotation.of_kind("normal"))
+    document = {"positive": _listed(positive), "negative": _listed(negative)}
+    return json.dumps(document, indent=1).encode()
+
+
+def _listed(polygons: tuple[Polygon, ...]) -> list[dict[str, Any]]:
+    def order(polygon: Polygon) -> int:
+        group = written_group(polygon)
+        return GROUP_ORDER.index(group) if group in GROUP_ORDER else len(GROUP_ORDER)
+
+    return [
+        {"name": polygon.name, "vertices": np.rint(polygon.keyholed()).astype(np.int64).tolist()}
+        for polygon in sorted(polygons, key=order)
+    ]

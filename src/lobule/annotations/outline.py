@@ -1,0 +1,209 @@
+"""What an annotation is: polygons in level-0 pixels, each with its kind, and the checks on what was read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import numpy as np
+import shapely
+from numpy.typing import ArrayLike, NDArray
+
+from lobule.errors import AnnotationError
+from lobule.geometry import Box
+
+Kind = Literal["tumour", "exclusion", "normal", "other"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Ring = NDArray[np.float64]
+"""(n, 2): x and y in level-0 pixels, closed implicitly: the last point joins the first."""
+
+MAX_COORDINATE = 1e7
+"""Level-0 pixels; the largest real slides have about 300,000 a side."""
+
+KIND_OF_GROUP: dict[str, Kind] = {
+    "_0": "tumour",
+    "_1": "tumour",
+    "tumor": "tumour",
+    "tumour": "tumour",
+    "metastases": "tumour",
+    "_2": "exclusion",
+    "exclusion": "exclusion",
+    "normal": "normal",
+}
+"""Names of groups (of QuPath: classifications), lower case; any other group is kept as "other"."""
+
+GROUP_OF_KIND: dict[Kind, str] = {
+    "tumour": "Tumor",
+    "exclusion": "Exclusion",
+    "normal": "Normal",
+    "other": "None",
+}
+"""The group written for a polygon whose own group does not say its kind."""
+
+
+@dataclass(frozen=True, eq=False)
+class Polygon:
+    """One outlined region. Where its rings cross, the even-odd rule says what is inside."""
+
+    points: Ring
+    kind: Kind = "tumour"
+    name: str = ""
+    group: str = ""
+    holes: tuple[Ring, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", _frozen_ring(self.points))
+        object.__setattr__(self, "holes", tuple(_frozen_ring(hole) for hole in self.holes))
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Polygon):
+            return NotImplemented
+        same_words = (self.kind, self.name, self.group) == (other.kind, other.name, other.group)
+        mine, theirs = self.rings, other.rings
+        return same_words and len(mine) == len(theirs) and all(map(np.array_equal, mine, theirs))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def rings(self) -> tuple[Ring, ...]:
+        return (self.points, *self.holes)
+
+    @property
+    def l0_box(self) -> Box:
+        """The smallest box of whole pixels that covers the polygon."""
+        left, top = np.floor(self.points.min(axis=0))
+        right, bottom = np.ceil(self.points.max(axis=0))
+        return Box.of_edges(int(left), int(top), int(right), int(bottom))
+
+    def moved(self, dx: float, dy: float) -> Polygon:
+        shift = np.array([dx, dy])
+        return replace(self, points=self.points + shift, holes=tuple(hole + shift for hole in self.holes))
+
+    def keyholed(self) -> Ring:
+        """All rings as one, joined by bridges walked twice, for formats that know no holes.
+
+        By the even-odd rule a bridge cancels itself, so exactly the same points are inside.
+        """
+        start = self.points[:1]
+        parts = [self.points]
+        for hole in self.holes:
+            parts += [start, hole, hole[:1]]
+        return np.concatenate([*parts, start]) if self.holes else self.points
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """All polygons of one slide, and what was odd about the file they came from."""
+
+    polygons: tuple[Polygon, ...]
+    warnings: tuple[str, ...] = ()
+    source: str | None = field(default=None, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.polygons)
+
+    def of_kind(self, *kinds: Kind) -> tuple[Polygon, ...]:
+        return tuple(polygon for polygon in self.polygons if polygon.kind in kinds)
+
+    def moved(self, dx: float, dy: float) -> Annotation:
+        return replace(self, polygons=tuple(polygon.moved(dx, dy) for polygon in self.polygons))
+
+
+def _frozen_ring(points: ArrayLike) -> Ring:
+    ring = np.array(points, dtype=np.float64)
+    if ring.ndim != 2 or ring.shape[1] != 2:
+        raise ValueError(f"points must be (n, 2), not {ring.shape}")
+    ring.flags.writeable = False
+    return ring
+
+
+def kind_of_group(group: str, groups: Mapping[str, Kind] | None = None) -> Kind:
+    """The kind a group stands for; `groups` adds names or overrides the usual ones."""
+    if groups is not None and group in groups:
+        return groups[group]
+    return KIND_OF_GROUP.get(group.strip().lower(), "other")
+
+
+def written_group(polygon: Polygon) -> str:
+    """The group to write: its own where a reader takes it for the same kind, else the usual name."""
+    if polygon.group and kind_of_group(polygon.group) == polygon.kind:
+        return polygon.group
+    return GROUP_OF_KIND[polygon.kind]
+
+
+@dataclass
+class Collector:
+    """Takes what a reader finds, checks it, and gives the annotation with a record of what was odd."""
+
+    source: str
+    polygons: list[Polygon] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    counted: dict[str, int] = field(default_factory=dict)
+
+    def add(
+        self, rings: Sequence[Sequence[Sequence[float]] | Ring], kind: Kind, name: str, group: str, where: str
+    ) -> None:
+        """Add a polygon (exterior first); one with fewer than three different points is left out."""
+        checked = [self._ring(ring, where) for ring in rings]
+        if not checked or checked[0] is None:
+            self.warn(f"{where} has fewer than 3 different points and is left out")
+            return
+        holes = tuple(hole for hole in checked[1:] if hole is not None)
+        if len(holes) < len(checked) - 1:
+            self.warn(f"{where}: holes with fewer than 3 different points are left out")
+        if kind == "other":
+            self.count(f"polygons of the group '{group or 'None'}' are kept but stand for nothing")
+        self.polygons.append(Polygon(checked[0], kind, name, group, holes))
+
+    def _ring(self, points: Sequence[Sequence[float]] | Ring, where: str) -> Ring | None:
+        if len(points) == 0:
+            return None
+        try:
+            ring = np.array(points, dtype=np.float64)
+        except (ValueError, TypeError, OverflowError):
+            ring = np.empty(0)
+        if ring.ndim != 2 or ring.shape[1] not in (2, 3):
+            raise self.error(f"{where} has points that are not pairs of numbers")
+        ring = ring[:, :2]
+        if not np.isfinite(ring).all():
+            raise self.error(f"{where} has a coordinate that is not a number")
+        if (np.abs(ring) > MAX_COORDINATE).any():
+            raise self.error(
+                f"{where} reaches far beyond any slide",
+                expected=f"level-0 pixels, at most {MAX_COORDINATE:.0f}",
+                found=f"{np.abs(ring).max():g}",
+            )
+        return None if len(np.unique(ring, axis=0)) < 3 else ring
+
+    def error(self, what: str, **rest: str | None) -> AnnotationError:
+        return AnnotationError(what, subject=self.source, **rest)
+
+    def warn(self, warning: str) -> None:
+        self.warnings.append(warning)
+
+    def count(self, what: str) -> None:
+        """A warning that may come once for each of many objects; told once, with their number."""
+        self.counted[what] = self.counted.get(what, 0) + 1
+
+    def annotation(self) -> Annotation:
+        polygons = _camelyon17_normal_as_exclusion(self.polygons)
+        shapes = [shapely.Polygon(polygon.points, polygon.holes) for polygon in polygons]
+        if crossing := int(np.count_nonzero(~shapely.is_valid(shapes))):
+            self.warn(f"{crossing} polygons cross or touch themselves; the even-odd rule says what is inside")
+        told = tuple(f"{number} {what}" for what, number in self.counted.items())
+        return Annotation(tuple(polygons), (*self.warnings, *told), self.source)
+
+
+def _camelyon17_normal_as_exclusion(polygons: Iterable[Polygon]) -> list[Polygon]:
+    """Camelyon17 outlines `metastases` and cuts `normal` out of them, as Camelyon16 does with `_2`."""
+    polygons = list(polygons)
+    if not any(polygon.group.lower() == "metastases" for polygon in polygons):
+        return polygons
+    return [
+        replace(polygon, kind="exclusion") if polygon.group.lower() == "normal" else polygon
+        for polygon in polygons
+    ]

@@ -1,0 +1,177 @@
+"""Bundles: trained models on disk, `model.json` with safetensors beside it; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lobule import __version__
+from lobule.errors import BundleError, LobuleError, UsageError
+from lobule.files import make_folder, read_json, write_atomic, write_json, write_text
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = "lobule-bundle/1"
+MODEL = "model.json"
+WEIGHTS = "weights.safetensors"
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What `model.json` says. `files` are the hashes of everything beside it."""
+
+    method: str
+    config: Mapping[str, Any]
+    classes: tuple[str, ...]
+    mpp: float | None
+    """µm/px that the model wants; None where the method has no such thing."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    patients: tuple[str, ...] = ()
+    """Hashes of the training patients, so that an evaluation can refuse to leak."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash over everything that decides what the model says."""
+        parts = [self.method, repr(sorted(self.config.items())), *self.classes, repr(self.mpp)]
+        parts += [f"{name}={digest}" for name, digest in sorted(self.files.items())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle, its hash checked."""
+        if self.path is None or name not in self.files:
+            raise BundleError(f"the bundle has no file {name}", subject=self.path)
+        path = self.path / name
+        found = _hash(path)
+        if found != self.files[name]:
+            raise BundleError(
+                "the file is not the one the bundle was made with",
+                subject=path,
+                expected=f"sha256 {self.files[name]}",
+                found=found,
+                remedy="Copy the bundle again from where it came",
+            )
+        return path
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The tensors, as they were saved."""
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(self.file(WEIGHTS)))
+        except LobuleError:
+            raise
+        except Exception as error:  # safetensors raises its own, undocumented types
+            raise BundleError("the weights cannot be read", subject=self.path, found=str(error)) from error
+
+
+def patient_hash(patient: str) -> str:
+    """A patient as bundles remember them: recognisable to who has the name, unreadable to others."""
+    return hashlib.sha256(f"lobule-patient:{patient}".encode()).hexdigest()[:16]
+
+
+def write_bundle(
+    path: str | Path,
+    bundle: Bundle,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    texts: Mapping[str, str] | None = None,
+    copies: Mapping[str, Path] | None = None,
+) -> Bundle:
+    """Write a bundle; `model.json` comes last, so a folder that has one is whole."""
+    from safetensors.torch import save_file
+
+    root = make_folder(path)
+    files: dict[str, str] = {}
+    if weights is not None:
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+        with write_atomic(root / WEIGHTS) as part:
+            save_file(tensors, part)
+        files[WEIGHTS] = _hash(root / WEIGHTS)
+    for name, text in (texts or {}).items():
+        _check_name(name, root)
+        write_text(root / name, text)
+        files[name] = _hash(root / name)
+    for name, source in (copies or {}).items():
+        _check_name(name, root)
+        with write_atomic(root / name) as part:
+            shutil.copyfile(source, part)
+        files[name] = _hash(root / name)
+    facts = {
+        "format": FORMAT,
+        "method": bundle.method,
+        "config": dict(bundle.config),
+        "classes": list(bundle.classes),
+        "mpp": bundle.mpp,
+        "metrics": dict(bundle.metrics),
+        "provenance": {"lobule": __version__, **bundle.provenance},
+        "patients": sorted(bundle.patients),
+        "files": files,
+        "research_use": "Research use only: not a medical device, not for diagnosis.",
+    }
+    write_json(root / MODEL, facts)
+    return read_bundle(root)
+
+
+def read_bundle(path: str | Path) -> Bundle:
+    """Read `model.json`; the files beside it are checked when they are used."""
+    root = Path(path)
+    if not (root / MODEL).is_file():
+        raise UsageError(
+            "not a bundle",
+            subject=path,
+            expected=f"a folder with {MODEL}",
+            remedy="Train one with `lobule train`, or convert one with `lobule weights convert`",
+        )
+    try:
+        facts = read_json(root / MODEL)
+        if facts["format"] != FORMAT:
+            raise BundleError(
+                "a bundle of another format", subject=path, expected=FORMAT, found=facts["format"]
+            )
+        for part, kind in (("files", dict), ("config", dict), ("classes", list), ("patients", list)):
+            if not isinstance(facts[part], kind):
+                raise BundleError(f"{MODEL} is damaged: {part} is no {kind.__name__}", subject=path)
+        for name in facts["files"]:
+            _check_name(name, root)
+        return Bundle(
+            method=facts["method"],
+            config=facts["config"],
+            classes=tuple(facts["classes"]),
+            mpp=facts["mpp"],
+            metrics=facts["metrics"],
+            provenance=facts["provenance"],
+            patients=tuple(facts["patients"]),
+            files=facts["files"],
+            path=root,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{MODEL} is damaged: {error!r}", subject=path) from error
+
+
+def _check_name(name: str, root: Path) -> None:
+    # a bundle from elsewhere must not name files outside its folder
+    if not _PLAIN_NAME.fullmatch(name):
+        raise BundleError(f"a file name that is not plain: {name!r}", subject=root)
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise BundleError(
+            "a file of the bundle cannot be read", subject=path, found=str(error.strerror)
+        ) from error
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""What is wrong with one file: a slide, a mammogram or a cohort, looked at as a scan would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lobule.errors import CohortError, LobuleError
+
+LARGE_PX = 50_000_000
+"""A slide of one level beyond this many pixels is slow to look at small."""
+
+
+def check_file(path: str) -> dict[str, Any]:
+    """`ok`, `what` it is, its `problems` (which stop work) and `remarks` (which do not)."""
+    report: dict[str, Any] = {"path": path, "ok": False, "what": None, "problems": [], "remarks": []}
+    try:
+        if path.lower().endswith((".csv", ".parquet", ".pq")):
+            check_cohort(path, report)
+        elif is_mammogram(path):
+            check_mammogram(path, report)
+        else:
+            check_slide(path, report)
+    except CohortError as error:
+        report["what"] = "cohort"
+        report["problems"] += error.problems
+    except LobuleError as error:
+        report["problems"].append(str(error))
+    report["ok"] = not report["problems"]
+    return report
+
+
+def check_cohort(path: str, report: dict[str, Any]) -> None:
+    from lobule.cohort import read_cohort
+
+    cohort = read_cohort(path)
+    report["what"] = f"cohort of {len(cohort)} cases ({cohort.kind or 'slides and regions'})"
+    unlabelled = sum(case.label is None and not case.breast_labels for case in cohort)
+    if unlabelled:
+        report["remarks"].append(f"{unlabelled} of {len(cohort)} cases have no label")
+
+
+def is_mammogram(path: str) -> bool:
+    """Whether a file is DICOM that is no whole-slide image."""
+    from lobule.cli.dicom_cohort import MAMMOGRAPHY, look
+
+    place = Path(path)
+    found = look(place) if place.is_file() else None
+    return found is not None and found.sop_class.startswith(MAMMOGRAPHY)
+
+
+def check_mammogram(path: str, report: dict[str, Any]) -> None:
+    from lobule.mammograms.dicom import examine_dicom
+
+    heading = examine_dicom(Path(path))
+    report["what"] = f"mammogram, {heading.view or 'view unknown'}, {heading.width} × {heading.height} px"
+    for decision in heading.decisions:
+        report["problems" if decision.outcome == "refused" else "remarks"].append(decision.sentence)
+
+
+def check_slide(path: str, report: dict[str, Any]) -> None:
+    from lobule.slides.check import check_slide
+
+    found = check_slide(path)
+    size = f"{found.levels[0].width:,} × {found.levels[0].height:,} px"
+    report["what"] = f"{found.format}, {size}, {len(found.levels)} levels"
+    report["slide"] = found.as_json()
+    problems = list(found.problems)
+    if found.mpp_x is None:  # nothing is broken, only to be supplied; it is said first
+        report["remarks"].append(problems.pop(0))
+    if len(found.levels) == 1 and found.levels[0].width * found.levels[0].height > LARGE_PX:
+        report["remarks"].append("The slide has one level only: small views of it are slow.")
+    report["problems"] += problems
+
+
+def as_text(report: dict[str, Any]) -> str:
+    head = f"{report['path']}: {'good' if report['ok'] else 'not good'}"
+    lines = [head + (f" ({report['what']})" if report["what"] else "")]
+    lines += [f"  wrong: {problem}" for problem in report["problems"]]
+    lines += [f"  note:  {remark}" for remark in report["remarks"]]
+    return "\n".join(lines)

@@ -1,0 +1,87 @@
+"""`lobule cohort`: a manifest from a folder as the public data sets lay it out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lobule.cli.frame import Answer, answers, facts
+from lobule.errors import UsageError
+
+if TYPE_CHECKING:
+    from lobule.cohort import Cohort
+
+LAYOUTS = ("camelyon16", "bach", "dicom", "folder")
+
+
+@answers(
+    "lobule cohort photos --from folder --out photos.csv",
+    "lobule cohort CAMELYON16 --from camelyon16 --out camelyon16.csv",
+)
+@click.argument("folder", metavar="DIR")
+@click.option(
+    "--from", "layout", type=click.Choice(LAYOUTS), required=True, help="How the folder is laid out."
+)
+@click.option(
+    "--out", metavar="FILE", help="The manifest to write (.csv or .parquet); DIR/cohort.csv if not given."
+)
+@click.option("--force", is_flag=True, help="Replace a manifest that is there.")
+def command(folder: str, layout: str, out: str | None, force: bool) -> Answer:
+    """Make a cohort manifest from a folder.
+
+    camelyon16 finds slides, annotations, masks and the reference in any published layout, and notes the
+    slides that the organisers exclude or that are annotated in part. bach takes the photographs. dicom groups
+    slides, or the views of mammography exams, by what the files say. folder takes each sub-folder as a label.
+    """
+    from lobule.cohort import LAYOUTS as BUILDERS
+    from lobule.cohort import write_cohort
+
+    target = Path(out) if out else Path(folder) / "cohort.csv"
+    if target.exists() and not force:
+        raise UsageError("the manifest is there already", subject=target, remedy="Pass --force to replace it")
+    left_out: dict[str, str] = {}
+    if layout == "dicom":
+        from lobule.cli.dicom_cohort import dicom
+
+        cohort, left_out = dicom(folder)
+    else:
+        cohort = BUILDERS[layout](folder)
+    write_cohort(cohort, target)
+    text = describe(cohort, str(target))
+    if left_out:
+        text += "\n\nleft out:\n" + "\n".join(f"  {file}: {reason}" for file, reason in left_out.items())
+    return Answer(summary(cohort, str(target)) | {"left_out": left_out}, text)
+
+
+def summary(cohort: Cohort, manifest: str) -> dict[str, object]:
+    return {
+        "manifest": manifest,
+        "cases": len(cohort),
+        "kind": cohort.kind,
+        "patients": len(cohort.patients()),
+        "splits": dict(Counter(case.split for case in cohort if case.split)),
+        "labels": dict(Counter(case.label for case in cohort if case.label)),
+        "sites": dict(Counter(case.site for case in cohort if case.site)),
+        "annotated": sum(case.annotation is not None for case in cohort),
+        "notes": {case.id: case.attributes["note"] for case in cohort if "note" in case.attributes},
+    }
+
+
+def describe(cohort: Cohort, manifest: str) -> str:
+    found = summary(cohort, manifest)
+    patients = f"{found['patients']} patient" + ("" if found["patients"] == 1 else "s")
+    lines = [("manifest", manifest), ("cases", f"{len(cohort)} ({cohort.kind or 'mixed'}) of {patients}")]
+    for name in ("splits", "labels", "sites"):
+        counts = found[name]
+        assert isinstance(counts, dict)
+        if counts:
+            lines.append((name, ", ".join(f"{value} {count}" for value, count in sorted(counts.items()))))
+    if found["annotated"]:
+        lines.append(("annotated", str(found["annotated"])))
+    notes = Counter(case.attributes["note"] for case in cohort if "note" in case.attributes)
+    if notes:
+        lines.append(("notes", "\n".join(f"{count} × {text}" for text, count in notes.items())))
+    return facts(lines)

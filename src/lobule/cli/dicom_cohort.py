@@ -1,0 +1,110 @@
+"""The DICOM layout of `lobule cohort`: slides by series, mammograms by exam, as the files say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import VLWholeSlideMicroscopyImageStorage
+
+from lobule.cohort import Case, Cohort
+from lobule.cohort.layouts import files_under
+from lobule.cohort.rows import ids_of_paths
+from lobule.errors import CohortError
+
+MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
+"""Storage classes of mammograms begin so: for presentation, and for processing (`.1`)."""
+
+TAGS = ["SOPClassUID", "PatientID", "SeriesInstanceUID", "ImageType"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one DICOM file is."""
+
+    file: Path
+    sop_class: str
+    patient: str
+    series: str
+    is_level: bool
+
+
+def dicom(folder: str | Path) -> tuple[Cohort, dict[str, str]]:
+    """The slides or the exams of a folder, and what was left out with its reason.
+
+    Slides and exams together are two cohorts, so that is an error.
+    """
+    found = [facts for file in files_under(folder) if (facts := look(file))]
+    slides = [one for one in found if one.sop_class == VLWholeSlideMicroscopyImageStorage]
+    mammograms = {str(one.file) for one in found if one.sop_class.startswith(MAMMOGRAPHY)}
+    if slides and mammograms:
+        raise CohortError(folder, ["slides and mammograms are mixed there; make one manifest of each folder"])
+    left_out: dict[str, str] = {}
+    if slides:
+        cases = slide_cases(slides)
+    else:
+        cases, left_out = exam_cases(Path(folder).absolute(), mammograms)
+    if not cases:
+        reasons = [f"{file}: {reason}" for file, reason in left_out.items()]
+        raise CohortError(folder, ["no DICOM slides and no DICOM mammograms are there", *reasons])
+    return Cohort(tuple(cases)), left_out
+
+
+def look(file: Path) -> Found | None:
+    """The header of a DICOM file; None for any other file."""
+    try:
+        with file.open("rb") as stream:
+            if stream.read(132)[128:] != b"DICM":
+                return None
+        header = dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))
+    except (InvalidDicomError, OSError, ValueError):
+        return None
+    image_type = list(header.get("ImageType") or ())
+    return Found(
+        file,
+        str(header.get("SOPClassUID", "")),
+        str(header.get("PatientID", "")).strip(),
+        str(header.get("SeriesInstanceUID", "")),
+        image_type[2:3] == ["VOLUME"],
+    )
+
+
+def slide_cases(found: Sequence[Found]) -> list[Case]:
+    """One case for each series: its folder where it is alone there, else its first file."""
+    series_in: dict[Path, set[str]] = {}
+    first: dict[str, Found] = {}
+    for one in found:
+        series_in.setdefault(one.file.parent, set()).add(one.series)
+        if one.is_level:
+            first.setdefault(one.series, one)
+    paths = [
+        str(one.file.parent if len(series_in[one.file.parent]) == 1 else one.file) for one in first.values()
+    ]
+    return [
+        Case(case_id, one.patient or case_id, "slide", path=path)
+        for case_id, one, path in zip(ids_of_paths(paths), first.values(), paths, strict=True)
+    ]
+
+
+def exam_cases(folder: Path, mammograms: Set[str]) -> tuple[list[Case], dict[str, str]]:
+    """One case for each visit, its views told by the headers, named after its patient."""
+    from lobule.mammograms.exams import read_exams
+
+    found = read_exams(folder)
+    cases: list[Case] = []
+    for number, exam in enumerate(found.exams, start=1):
+        patient = (exam.patient or "").strip() or f"exam{number:04d}"
+        name = re.sub(r"[^\w.-]+", "-", patient).strip(".-") or f"exam{number:04d}"
+        visits = sum(case.patient == patient for case in cases)
+        views = {
+            view.lower().replace("-", "_"): tuple(heading.path for heading in headings)
+            for view, headings in exam.views.items()
+        }
+        cases.append(Case(f"{name}-{visits + 1}" if visits else name, patient, "exam", views=views))
+    left_out = {heading.path: heading.refusals[0].sentence for heading in found.refused if heading.refusals}
+    left_out |= {place: str(error) for place, error in found.failed.items() if place in mammograms}
+    return cases, left_out

@@ -1,0 +1,194 @@
+"""`lobule doctor`: what this machine can do, and what is wrong with these files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+from lobule.cli.frame import Answer, answers, facts, note, table
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least version of a library and why; `extra` names the optional part that needs it."""
+
+    name: str
+    least: str
+    why: str
+    extra: str | None = None
+
+
+FLOORS = (
+    Floor("openslide-python", "1.4", "the first with wheels of the library beside it"),
+    Floor("openslide-bin", "4.0.0.6", "carries patched libtiff, libjpeg-turbo and OpenJPEG"),
+    Floor("tifffile", "2024.8.10", "older ones read some tiled files wrongly"),
+    Floor("imagecodecs", "2024.6.1", "before 2023.9.18 crafted images run code (CVE-2023-4863)"),
+    Floor("pillow", "12.3.0", "older ones write out of bounds (CVE-2026-25990, CVE-2026-59199)"),
+    Floor("simplejpeg", "1.8", "decodes JPEG at reduced sizes"),
+    Floor("wsidicom", "0.36", "reads DICOM slides"),
+    Floor("numpy", "2.0", "the arrays of everything here"),
+    Floor("zarr", "3.0.8", "maps on disk"),
+    Floor("h5py", "3.11", "feature files"),
+    Floor("safetensors", "0.4.5", "weights that cannot run code"),
+    Floor("torch", "2.11", "before 2.10 crafted weights break weights_only (CVE-2026-24747)"),
+    Floor("torchvision", "0.26", "backbones"),
+    Floor("timm", "1.0.9", "backbones"),
+    Floor("lightgbm", "4.5", "the classifier of rakhlin"),
+    Floor("pydicom", "3.0.1", "mammograms", "mammography"),
+    Floor("python-gdcm", "3.0.24", "older ones read out of bounds (CVE-2024-22373)", "mammography"),
+    Floor("pylibjpeg-openjpeg", "2.3", "JPEG 2000 mammograms", "mammography"),
+)  # fmt: skip
+"""Libraries, with floors where a version is known to have a hole or to be wrong."""
+
+CODECS = ("JPEG8", "LJPEG", "JPEGLS", "JPEG2K", "JPEGXL", "JPEGXR", "WEBP", "LZW", "DEFLATE", "ZSTD")
+
+
+@answers("lobule doctor", "lobule doctor slide.tif")
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@click.option(
+    "--accelerators/--no-accelerators", default=True, help="Ask torch what it sees (takes seconds)."
+)
+def command(paths: tuple[str, ...], accelerators: bool) -> Answer:
+    """Say what this machine can do, and what is wrong with these files.
+
+    Checks the versions of the libraries against known holes, the codecs, the cores, memory and disk that this
+    process may use, the accelerators, and where weights are kept. Files are opened and read here and there.
+    """
+    data: dict[str, Any] = {}
+    blocks: list[str] = []
+    if paths:
+        from lobule.cli.checkup import as_text, check_file
+
+        reports = [check_file(path) for path in paths]
+        data["files"] = reports
+        blocks.append("\n".join(map(as_text, reports)))
+    else:
+        note("Asking the libraries and the accelerators …")
+        data = machine_report(accelerators)
+        blocks.append(machine_text(data))
+    bad_files = sum(not report["ok"] for report in data.get("files", ()))
+    bad_libraries = sum(library["state"] == "old" for library in data.get("libraries", ()))
+    return Answer(data, "\n\n".join(blocks), bad_files + bad_libraries)
+
+
+# -- the machine --------------------------------------------------------------------------------------------
+
+
+def machine_report(ask_torch: bool) -> dict[str, Any]:
+    from lobule.cli import machine
+
+    return {
+        "libraries": libraries(),
+        "openslide_library": openslide_library(),
+        "codecs": codecs(),
+        "cores": machine.cores(),
+        "memory": machine.memory(),
+        "disk": machine.disk(),
+        "accelerators": machine.accelerators() if ask_torch else None,
+        "weights": machine.weight_caches(),
+    }
+
+
+def libraries(floors: Sequence[Floor] = FLOORS) -> list[dict[str, Any]]:
+    found = []
+    for floor in floors:
+        try:
+            have = version(floor.name)
+        except PackageNotFoundError:
+            have = None
+        state = "missing" if have is None else "old" if older(have, floor.least) else "ok"
+        found.append(
+            {
+                "name": floor.name,
+                "version": have,
+                "least": floor.least,
+                "why": floor.why,
+                "extra": floor.extra,
+                "state": state,
+            }
+        )
+    return found
+
+
+def older(have: str, least: str) -> bool:
+    """Whether a version is below another, by the numbers that begin its parts."""
+    return _numbers(have) < _numbers(least)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers = [int(part) for part in re.findall(r"\d+", re.split(r"[+a-z]", text, maxsplit=1)[0])]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def openslide_library() -> str | None:
+    try:
+        import openslide
+    except (ImportError, OSError):
+        return None
+    return str(openslide.__library_version__)
+
+
+def codecs() -> dict[str, bool]:
+    try:
+        import imagecodecs
+    except ImportError:
+        return dict.fromkeys(CODECS, False)
+    return {name: bool(getattr(imagecodecs, name).available) for name in CODECS}
+
+
+def machine_text(data: dict[str, Any]) -> str:
+    wrong = [library for library in data["libraries"] if library["state"] != "ok"]
+    right = len(data["libraries"]) - len(wrong)
+    core, memory, disk = data["cores"], data["memory"], data["disk"]
+    lines = [
+        ("libraries", f"{right} of {len(data['libraries'])} as they should be"),
+        ("OpenSlide", data["openslide_library"] or "its library does not load"),
+        ("codecs", ", ".join(name for name, there in data["codecs"].items() if there) or "none"),
+    ]
+    if missing := [name for name, there in data["codecs"].items() if not there]:
+        lines.append(("", f"missing: {', '.join(missing)}"))
+    share = f" (container: {core['container']:g})" if core["container"] else ""
+    lines.append(("cores", f"{core['usable']:g} usable of {core['machine']}{share}"))
+    limit = f" (container: {_size(memory['container'])})" if memory["container"] else ""
+    lines.append(("memory", f"{_size(memory['available'])} free of {_size(memory['machine'])}{limit}"))
+    lines.append(("disk", f"{_size(disk['free'])} free at {disk['folder']}"))
+    if data["accelerators"] is not None:
+        lines.append(("computing", accelerator_text(data["accelerators"])))
+    lines.append(
+        ("weights", "\n".join(f"{_size(c['bytes'])} of {c['of']} in {c['folder']}" for c in data["weights"]))
+    )
+    text = facts(lines)
+    if wrong:
+        rows = [(w["name"], w["version"] or "missing", w["least"], remedy_of(w)) for w in wrong]
+        text += "\n\n" + table(("library", "here", "least", "why and what to do"), rows)
+    return text
+
+
+def remedy_of(library: dict[str, Any]) -> str:
+    if library["state"] == "missing" and library["extra"]:
+        return f"{library['why']}; pip install 'lobule[{library['extra']}]'"
+    return f"{library['why']}; pip install -U {library['name']}"
+
+
+def accelerator_text(found: dict[str, Any]) -> str:
+    if "error" in found:
+        return f"torch does not work: {found['error']}"
+    devices = [
+        device["name"]
+        + (f", {_size(device['memory'])}" if device["memory"] else "")
+        + (", bfloat16" if device["bf16"] else "")
+        for device in found["devices"]
+    ]
+    cpu = f"CPU ({found['cpu']}), {found['threads']} threads; torch {found['torch']}"
+    return "\n".join([*devices, cpu if devices else f"{cpu}; no accelerator"])
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

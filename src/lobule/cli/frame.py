@@ -1,0 +1,258 @@
+"""What every command shares: lazy loading, `--json`, `--debug`, errors as one line, progress, exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import click
+
+from lobule.errors import LobuleError, UsageError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: data for `--json`, text for people, and how many cases failed."""
+
+    data: Mapping[str, Any]
+    text: str
+    failed: int = 0
+
+
+class Command(click.Command):
+    """A command that returns an `Answer`; its help ends with examples that run."""
+
+    def __init__(self, *arguments: Any, examples: Sequence[str] = (), **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.examples = tuple(examples)
+        self.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON for machines."))
+        self.params.append(click.Option(["--debug"], is_flag=True, help="Show tracebacks of errors."))
+
+    def invoke(self, ctx: click.Context) -> int:
+        ctx.obj.debug = ctx.params.pop("debug")
+        ctx.obj.as_json = ctx.params.pop("as_json")
+        answer: Answer = super().invoke(ctx)
+        if ctx.obj.as_json:
+            click.echo(json.dumps(answer.data, indent=1, ensure_ascii=False, allow_nan=False))
+        elif answer.text:
+            click.echo(answer.text)
+        return 1 if answer.failed else 0
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Examples" if len(self.examples) > 1 else "Example"):
+            for example in self.examples:
+                formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+
+
+def answers(*examples: str) -> Callable[[Callable[..., Answer]], Command]:
+    """Make a function that answers a command; the first paragraph of its docstring is its short help."""
+
+    def make(function: Callable[..., Answer]) -> Command:
+        made = click.command(cls=Command, examples=examples)(function)
+        assert isinstance(made, Command)
+        return made
+
+    return make
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are loaded when called, and listed without loading any."""
+
+    def __init__(
+        self, name: str, where: Mapping[str, tuple[str, str]], *, help: str, version: bool = False
+    ) -> None:
+        super().__init__(name, help=help, no_args_is_help=True, context_settings=_CONTEXT)
+        self.where = where
+        if version:
+            self.params.append(_version_option())
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.where)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        known = {name.replace("_", "-"): name for name in self.where}
+        name = known.get(cmd_name.replace("_", "-"))
+        if name is None:
+            return None
+        module, _, attribute = self.where[name][0].partition(":")
+        found: click.Command = getattr(import_module(module), attribute)
+        found.name = name
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], self.where, 1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(self.where)}."
+            raise click.UsageError(f"There is no command '{args[0]}'. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in self.where.items()])
+
+
+_CONTEXT: dict[str, Any] = {
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+}
+"""Names and options are taken with hyphens or underscores."""
+
+
+def _version_option() -> click.Option:
+    def show(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            from lobule import __version__
+
+            click.echo(f"lobule {__version__}")
+            ctx.exit()
+
+    return click.Option(
+        ["--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="Show the version.",
+    )
+
+
+# -- running ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Wishes:
+    """What the person asked of any command, known once its options are parsed."""
+
+    debug: bool = False
+    as_json: bool = False
+
+
+def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status; errors become one line on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    wishes = Wishes(debug="--debug" in given, as_json="--json" in given)
+    try:
+        status = root.main(given, prog_name="lobule", standalone_mode=False, obj=wishes)
+        sys.stdout.flush()
+        return int(status or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message(), wishes, 2, usage=getattr(error, "ctx", None))
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("Interrupted.", wishes, 130)
+    except BrokenPipeError:
+        # whoever read our output has left; do not let Python complain about it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except LobuleError as error:
+        if wishes.debug:
+            raise
+        return _fail(str(error), wishes, 2 if isinstance(error, UsageError) else 1, error)
+    except Exception as error:
+        if wishes.debug:
+            raise
+        return _fail(_unforeseen(error), wishes, 1, error)
+
+
+def _unforeseen(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror or error}."
+    if isinstance(error, MemoryError):
+        return "Out of memory. Give less work at once, or a smaller --max-ram."
+    return f"Lobule broke: {type(error).__name__}: {error}. This is a bug; --debug shows where."
+
+
+def _fail(
+    message: str,
+    wishes: Wishes,
+    status: int,
+    error: Exception | None = None,
+    *,
+    usage: click.Context | None = None,
+) -> int:
+    if wishes.as_json and status != 130:
+        facts = {"kind": type(error).__name__ if error else "UsageError", "message": message}
+        facts |= {
+            name: value
+            for name in ("what", "subject", "expected", "found", "remedy")
+            if (value := getattr(error, name, None)) is not None
+        }
+        click.echo(json.dumps({"error": facts}, indent=1, ensure_ascii=False))
+    if usage is not None:
+        message += f" See `{usage.command_path} --help`."
+    plain = "NO_COLOR" in os.environ or status == 130
+    click.echo(message if plain else click.style(message, fg="red"), err=True)
+    return status
+
+
+# -- printing -----------------------------------------------------------------------------------------------
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> str:
+    """Names and values in two columns; a value of several lines stays in its column."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    indent = "\n" + " " * (width + 2)
+    return "\n".join(f"{name:<{width}}  {value.replace(chr(10), indent)}".rstrip() for name, value in pairs)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An aligned table; columns whose cells all begin with a digit stand to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    right = [bool(rows) and all(row[i][:1].isdigit() for row in rows) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(cells, widths, right, strict=True)
+        ]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([click.style(line(header), dim=True), *map(line, rows)])
+
+
+def note(message: str) -> None:
+    """A line for the person who waits: on stderr, and only where that is a terminal."""
+    if sys.stderr.isatty():
+        click.echo(click.style(message, dim=True), err=True)
+
+
+@contextmanager
+def progress(what: str, total: float | None = None, unit: str = "") -> Iterator[Callable[[float], None]]:
+    """Progress with rate and time left on a terminal's stderr, nothing in a pipe; gives `advance(amount)`."""
+    if not sys.stderr.isatty():
+        yield lambda amount: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]}")
+    shown = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        rate,
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with shown:
+        task = shown.add_task(what, total=total, rate="")
+
+        def advance(amount: float) -> None:
+            speed = shown.tasks[0].speed
+            shown.update(task, advance=amount, rate=f"{speed:.3g} {unit}/s" if speed else "")
+
+        yield advance

@@ -1,0 +1,148 @@
+"""`lobule info`: what a slide, an exam's view or a results folder is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lobule.cli.frame import Answer, answers, facts, table
+
+if TYPE_CHECKING:
+    from lobule.slides.slide import Slide
+
+
+@answers("lobule info slide.tif", "lobule info slide.tif --thumbnail slide.png")
+@click.argument("path")
+@click.option("--mpp", type=float, metavar="UM", help="µm per pixel of level 0, where the file does not say.")
+@click.option("--backend", metavar="NAME", help="Read with this backend only.")
+@click.option("--thumbnail", metavar="FILE", help="Write a picture of the whole slide (.png or .jpg).")
+@click.option("--image", metavar="NAME", help="With --thumbnail: an associated image (label, macro) instead.")
+@click.option("--size", default=1024, show_default=True, help="Longest side of the thumbnail in pixels.")
+@click.option("--tissue/--no-tissue", default=True, help="Measure the tissue area (reads a thumbnail).")
+def command(
+    path: str,
+    mpp: float | None,
+    backend: str | None,
+    thumbnail: str | None,
+    image: str | None,
+    size: int,
+    tissue: bool,
+) -> Answer:
+    """Say what a file is: format, size, levels, µm/px and its source, associated images, tissue area.
+
+    A results folder is described by its results.
+    """
+    if Path(path, "scan.json").is_file():
+        from lobule.results.describe import describe
+
+        data, text = describe(path)
+        return Answer(data, text)
+    from lobule.slides.slide import open_slide
+
+    with open_slide(path, mpp=mpp, backend=backend) as slide:
+        data = slide_facts(slide)
+        if tissue and slide.found_mpp is not None:
+            data["tissue"] = tissue_facts(slide)
+        if thumbnail is not None:
+            data["thumbnail"] = write_thumbnail(slide, thumbnail, size, image)
+    return Answer(data, as_text(data))
+
+
+def slide_facts(slide: Slide) -> dict[str, Any]:
+    found = slide.found_mpp
+    bounds = slide.bounds
+    return {
+        "path": slide.path,
+        "format": slide.format,
+        "width": slide.size.width,
+        "height": slide.size.height,
+        "mpp_x": found.mpp.x if found else None,
+        "mpp_y": found.mpp.y if found else None,
+        "mpp_source": found.source if found else None,
+        "bounds": [bounds.x, bounds.y, bounds.width, bounds.height],
+        "levels": [_level(slide, index) for index in range(len(slide.levels))],
+        "associated": {
+            name: None if size is None else [size.width, size.height]
+            for name, size in slide.associated.items()
+        },
+        "properties": dict(slide.properties),
+    }
+
+
+def _level(slide: Slide, index: int) -> dict[str, Any]:
+    level = slide.levels[index]
+    step_x, step_y = map(float, slide.steps(index))
+    found = slide.found_mpp
+    return {
+        "width": level.size.width,
+        "height": level.size.height,
+        "tile_width": level.tile.width,
+        "tile_height": level.tile.height,
+        "downsample": step_x,
+        "mpp": found.mpp.scaled(step_x, step_y).mean if found else None,
+    }
+
+
+def tissue_facts(slide: Slide) -> dict[str, Any]:
+    """Share of the slide that is tissue, and its area."""
+    from lobule.cli.tissue import measure
+
+    found = measure(slide).found
+    return {"share": found.share, "area_mm2": found.area_mm2}
+
+
+def write_thumbnail(slide: Slide, target: str, size: int, image: str | None) -> str:
+    from PIL import Image
+
+    from lobule.files import write_atomic
+
+    pixels = slide.thumbnail(size) if image is None else slide.read_associated(image)
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((size, size))
+    with write_atomic(target) as part:
+        picture.save(part)
+    return target
+
+
+def as_text(data: dict[str, Any]) -> str:
+    lines = [
+        ("file", data["path"]),
+        ("format", data["format"]),
+        ("size", f"{data['width']:,} × {data['height']:,} px"),
+        ("resolution", _resolution(data)),
+    ]
+    if data["bounds"] != [0, 0, data["width"], data["height"]]:
+        x, y, width, height = data["bounds"]
+        lines.append(("bounds", f"{width:,} × {height:,} px at ({x:,}, {y:,})"))
+    if data["associated"]:
+        sizes = (
+            f"{name} ({size[0]:,} × {size[1]:,})" if size else name
+            for name, size in data["associated"].items()
+        )
+        lines.append(("associated", ", ".join(sizes)))
+    if "tissue" in data:
+        area, share = data["tissue"]["area_mm2"], data["tissue"]["share"]
+        lines.append(("tissue", f"{area:.4g} mm² ({share:.1%} of the slide)"))
+    if "thumbnail" in data:
+        lines.append(("thumbnail", data["thumbnail"]))
+    rows = [
+        (
+            str(index),
+            f"{level['width']:,} × {level['height']:,}",
+            f"{level['downsample']:.4g}",
+            "?" if level["mpp"] is None else f"{level['mpp']:.4g}",
+            f"{level['tile_width']} × {level['tile_height']}",
+        )
+        for index, level in enumerate(data["levels"])
+    ]
+    return facts(lines) + "\n\n" + table(("level", "pixels", "downsample", "µm/px", "tile"), rows)
+
+
+def _resolution(data: dict[str, Any]) -> str:
+    from lobule.units import Mpp
+
+    if data["mpp_x"] is None:
+        return "unknown: the file does not say its µm/px (give it with --mpp)"
+    return f"{Mpp(data['mpp_x'], data['mpp_y'])} ({data['mpp_source']})"

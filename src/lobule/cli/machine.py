@@ -1,0 +1,136 @@
+"""What this machine gives a run: cores, memory and disk (as its container allows), accelerators, caches."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+def cores() -> dict[str, Any]:
+    """Cores of the machine, those this process may run on, and the share its container is given."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = cgroup_cores()
+    usable = min(float(allowed or 1), quota) if quota else float(allowed or 1)
+    return {"machine": os.cpu_count(), "allowed": allowed, "container": quota, "usable": usable}
+
+
+def memory() -> dict[str, Any]:
+    """Bytes of the machine, of the container, and free now."""
+    now = psutil.virtual_memory()
+    limit = cgroup_memory()
+    limit = limit if limit is not None and limit < now.total else None
+    free = now.available if limit is None else min(now.available, limit - psutil.Process().memory_info().rss)
+    return {"machine": now.total, "container": limit, "available": free}
+
+
+def disk(folder: str | Path = ".") -> dict[str, Any]:
+    usage = shutil.disk_usage(folder)
+    return {"folder": str(Path(folder).absolute()), "free": usage.free, "total": usage.total}
+
+
+def cgroup_cores(root: Path = CGROUP_ROOT, groups: str | None = None) -> float | None:
+    """Cores' worth of time that control groups allow; None where they set no limit."""
+    found = []
+    for folder in _group_folders(root, groups):
+        new = _words(folder / "cpu.max")
+        if len(new) == 2 and new[0] != "max":
+            found.append(int(new[0]) / int(new[1]))
+        quota, period = _words(folder / "cpu.cfs_quota_us"), _words(folder / "cpu.cfs_period_us")
+        if quota and period and int(quota[0]) > 0:
+            found.append(int(quota[0]) / int(period[0]))
+    return min(found, default=None)
+
+
+def cgroup_memory(root: Path = CGROUP_ROOT, groups: str | None = None) -> int | None:
+    """Bytes that control groups allow; None where they set no limit."""
+    found = []
+    for folder in _group_folders(root, groups):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            words = _words(folder / name)
+            if words and words[0] != "max" and int(words[0]) < 1 << 60:  # older kernels write a huge number
+                found.append(int(words[0]))
+    return min(found, default=None)
+
+
+def _group_folders(root: Path, groups: str | None) -> list[Path]:
+    """The folders of this process's groups and of every group around them, of either version."""
+    if groups is None:
+        try:
+            groups = Path("/proc/self/cgroup").read_text()
+        except OSError:
+            groups = ""
+    folders = [root, root / "cpu", root / "memory"]
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        top = root / controllers if controllers else root
+        folders += [top / Path(*parts) for parts in _prefixes(path)]
+    return list(dict.fromkeys(folders))
+
+
+def _prefixes(path: str) -> list[tuple[str, ...]]:
+    parts = [part for part in path.split("/") if part and part != ".."]
+    return [tuple(parts[: index + 1]) for index in range(len(parts))]
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text().split()
+    except OSError:
+        return []
+
+
+_ASK_TORCH = """
+import json, torch
+found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+found["cpu"] = torch.backends.cpu.get_cpu_capability()
+found["devices"] = [
+    {"name": p.name, "memory": p.total_memory, "bf16": p.major >= 8}
+    for p in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+]
+if torch.backends.mps.is_available():
+    found["devices"].append({"name": "Apple GPU (mps)", "memory": None, "bf16": False})
+print(json.dumps(found))
+"""
+
+
+def accelerators(timeout: float = 120) -> dict[str, Any]:
+    """What torch sees, asked in a process of its own: a driver that hangs or dies takes only that one."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _ASK_TORCH],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"torch did not answer within {timeout:.0f} s"}
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return {"error": last}
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def weight_caches() -> list[dict[str, Any]]:
+    """Where torchvision and timm keep pretrained weights, and how much lies there."""
+    home = Path.home() / ".cache"
+    torch_home = Path(os.environ.get("TORCH_HOME", home / "torch")) / "hub" / "checkpoints"
+    hub_home = Path(os.environ.get("HF_HOME", home / "huggingface")) / "hub"
+    hub = Path(os.environ.get("HF_HUB_CACHE", hub_home))
+    return [
+        {"of": of, "folder": str(folder), "bytes": sum(_sizes(folder))}
+        for of, folder in (("torchvision", torch_home), ("timm", hub))
+    ]
+
+
+def _sizes(folder: Path) -> list[int]:
+    return [item.stat().st_size for item in folder.rglob("*") if item.is_file() and not item.is_symlink()]

@@ -1,0 +1,147 @@
+"""`lobule phantom`: generated cohorts of slides, images and exams with exact truth."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from lobule.cli.cohort import describe, summary
+from lobule.cli.frame import Answer, LazyGroup, answers, progress
+from lobule.errors import UsageError
+
+PHANTOM: dict[str, tuple[str, str]] = {
+    "slides": ("lobule.cli.phantom:slides", "Tiled pyramids with lesions, outlines and class masks."),
+    "images": ("lobule.cli.phantom:images", "Labelled images: normal, benign, in situ, invasive."),
+    "exams": ("lobule.cli.phantom:exams", "Four-view mammography exams, as PNG or DICOM."),
+}
+
+command = LazyGroup(
+    "phantom", PHANTOM, help="Generated cohorts with exact truth, of any size. No patient's pixels."
+)
+
+
+def pair(value: str) -> tuple[int, int]:
+    """Width and height of 6144x4096."""
+    found = re.fullmatch(r"(\d+)\s*[x×,]\s*(\d+)", value)
+    if not found:
+        raise click.BadParameter(f"'{value}' is not a size such as 6144x4096.")
+    return int(found[1]), int(found[2])
+
+
+SEED = click.option("--seed", default=0, show_default=True, help="The same seed gives the same bytes.")
+SITES = click.option(
+    "--sites", default=2, show_default=True, help="Hospitals, each with its stain or detector."
+)
+PATIENTS = click.option("--patients", type=int, help="Patients that share the cases; one each if not given.")
+UNSEEN = click.option("--unseen-site", is_flag=True, help="Keep the last site for the test split alone.")
+FORCE = click.option("--force", is_flag=True, help="Write into a folder that has a manifest.")
+
+
+@answers("lobule phantom slides OUT --count 2 --size 2048x1536")
+@click.argument("out")
+@click.option("--count", default=4, show_default=True, help="How many slides.")
+@click.option(
+    "--size", type=pair, default="6144x6144", show_default=True, metavar="WxH", help="Pixels of level 0."
+)
+@click.option("--mpp", default=0.5, show_default=True, help="µm per pixel of level 0.")
+@click.option("--normal", default=0.5, show_default=True, help="Share of slides without tumour.")
+@click.option("--organ", type=click.Choice(["node", "breast"]), default="node", show_default=True)
+@click.option(
+    "--mimics", default=2, show_default=True, help="Normal places that resemble tumour, on each slide."
+)
+@click.option("--layout", type=click.Choice(["folder", "camelyon16"]), default="folder", show_default=True)
+@click.option("--style", type=click.Choice(["generic", "svs", "ome"]), default="generic", show_default=True,
+              help="How the file says its µm/px.")  # fmt: skip
+@SITES
+@PATIENTS
+@UNSEEN
+@SEED
+@FORCE
+def slides(
+    out: str, count: int, size: tuple[int, int], mpp: float, normal: float, organ: str, mimics: int,
+    layout: str, style: str, sites: int, patients: int | None, unseen_site: bool, seed: int, force: bool,
+) -> Answer:  # fmt: skip
+    """Write a cohort of generated slides: tiled pyramids, outlines, class masks and a manifest."""
+    refuse_full(out, force)
+    from lobule.phantoms.cohorts import write_slide_cohort
+    from lobule.phantoms.phantom import SlidePhantom
+
+    like = SlidePhantom(0, *size, mpp, mimics=mimics, organ=organ)
+    with progress("slides", count, "slides") as advance:
+        manifest = write_slide_cohort(
+            out, slides=count, normal=normal, patients=patients, sites=sites, seed=seed,
+            unseen_site=unseen_site, like=like, layout=layout, style=style,
+            progress=lambda done, total: advance(1),
+        )  # fmt: skip
+    return written(manifest)
+
+
+@answers("lobule phantom images OUT --count 4 --size 640x480")
+@click.argument("out")
+@click.option("--count", default=40, show_default=True, help="How many images, over four classes.")
+@click.option("--size", type=pair, default="2048x1536", show_default=True, metavar="WxH", help="Pixels.")
+@click.option("--mpp", default=0.42, show_default=True, help="µm per pixel.")
+@click.option("--form", type=click.Choice(["tif", "png"]), default="tif", show_default=True)
+@SITES
+@PATIENTS
+@UNSEEN
+@SEED
+@FORCE
+def images(
+    out: str, count: int, size: tuple[int, int], mpp: float, form: str, sites: int, patients: int | None,
+    unseen_site: bool, seed: int, force: bool,
+) -> Answer:  # fmt: skip
+    """Write labelled images (normal, benign, in situ, invasive), laid out as BACH, and a manifest."""
+    refuse_full(out, force)
+    from lobule.phantoms.images import write_images
+
+    per_class = -(-count // 4)
+    with progress("images", per_class * 4, "images") as advance:
+        manifest = write_images(
+            out, per_class, size=size, mpp=mpp, seed=seed, patients=patients, sites=sites,
+            unseen_site=unseen_site, form=form, progress=lambda done, total: advance(1),
+        )  # fmt: skip
+    return written(manifest)
+
+
+@answers("lobule phantom exams OUT --count 1 --size 475x650")
+@click.argument("out")
+@click.option("--count", default=10, show_default=True, help="How many exams of four views.")
+@click.option(
+    "--size", type=pair, default="1900x2600", show_default=True, metavar="WxH", help="Pixels of a view."
+)
+@click.option("--form", type=click.Choice(["png", "dicom"]), default="png", show_default=True)
+@click.option("--malignant", default=0.4, show_default=True, help="Share of breasts with a malignant lesion.")
+@click.option("--benign", default=0.3, show_default=True, help="Share of breasts with a benign lesion.")
+@SITES
+@SEED
+@FORCE
+def exams(
+    out: str, count: int, size: tuple[int, int], form: str, malignant: float, benign: float, sites: int,
+    seed: int, force: bool,
+) -> Answer:  # fmt: skip
+    """Write generated four-view exams with breast labels, lesion outlines and a manifest."""
+    refuse_full(out, force)
+    from lobule.phantoms.exams import write_exams
+
+    with progress("exams", None, "exams"):
+        manifest = write_exams(
+            out, exams=count, form="dicom" if form == "dicom" else "png", seed=seed, malignant=malignant,
+            benign=benign, sites=sites, size=(size[1], size[0]),
+        )  # fmt: skip
+    return written(manifest)
+
+
+def refuse_full(out: str, force: bool) -> None:
+    """A folder that holds a manifest is not written into by accident."""
+    if (Path(out) / "cohort.csv").exists() and not force:
+        raise UsageError("a cohort is there already", subject=out, remedy="Pass --force to write over it")
+
+
+def written(manifest: Path) -> Answer:
+    from lobule.cohort import read_cohort
+
+    cohort = read_cohort(manifest)
+    return Answer(summary(cohort, str(manifest)), describe(cohort, str(manifest)))

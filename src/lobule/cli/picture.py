@@ -1,0 +1,177 @@
+"""One picture of a slide: the whole with its tissue and truth outlined, and zooms below, with captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import gaussian_filter
+from skimage.measure import find_contours
+
+from lobule.files import write_atomic
+from lobule.geometry import Box
+from lobule.slides.slide import Slide
+
+Colour = tuple[int, int, int]
+Points = NDArray[np.floating[Any]]
+
+PAPER: Colour = (252, 251, 249)
+INK: Colour = (38, 36, 44)
+FAINT: Colour = (122, 118, 130)
+TISSUE: Colour = (0, 128, 110)
+TRUTH: Colour = (255, 176, 0)
+LEFT_OUT: Colour = (200, 30, 30)
+FRAME: Colour = (30, 90, 200)
+
+RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
+
+WIDTH = 1200
+MARGIN = 24
+GAP = 18
+SMOOTH = 2
+"""Drawn this many times larger and reduced, so that lines are smooth."""
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """A square of the slide shown larger, with its caption."""
+
+    l0_box: Box
+    caption: str
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """Closed lines in level-0 pixels, with their colour and their line of the legend."""
+
+    l0_points: Sequence[Points]
+    colour: Colour
+    caption: str
+
+
+def contours(mask: NDArray[np.bool_], step_x: float, step_y: float) -> list[Points]:
+    """Closed outlines of a mask, rounded to be looked at, in level-0 pixels; `step` is those per cell."""
+    margin = 4
+    soft = gaussian_filter(np.pad(mask, margin).astype(np.float32), 1.0)
+    middle = margin - 0.5
+    return [
+        np.stack([(line[:, 1] - middle) * step_x, (line[:, 0] - middle) * step_y], axis=1)
+        for line in find_contours(soft, 0.5)
+    ]
+
+
+def draw_slide(
+    slide: Slide,
+    title: str,
+    subtitle: str,
+    outlines: Sequence[Outlines],
+    zooms: Sequence[Zoom] = (),
+    footer: str = "",
+) -> Image.Image:
+    """The picture, 1200 pixels wide."""
+    inner = WIDTH - 2 * MARGIN
+    whole = _whole(slide, inner, outlines, zooms)
+    side = (inner - GAP * (len(zooms) - 1)) // max(1, len(zooms))
+    top, between = 84, 44
+    height = top + whole.height + between + (side + 34 if zooms else 0) + 40
+    page = Image.new("RGB", (WIDTH, height), PAPER)
+    pen = ImageDraw.Draw(page)
+    pen.text((MARGIN, 16), title, INK, _font(26))
+    pen.text((MARGIN, 50), subtitle, FAINT, _font(16))
+    page.paste(whole, (MARGIN, top))
+    y = top + whole.height
+    _legend(pen, outlines, y + 12)
+    y += between
+    for index, zoom in enumerate(zooms):
+        x = MARGIN + index * (side + GAP)
+        page.paste(_zoomed(slide, zoom, side, outlines), (x, y))
+        pen.rectangle((x, y, x + side - 1, y + side - 1), outline=FRAME, width=2)
+        pen.text((x, y + side + 8), f"{index + 1}   {zoom.caption}", INK, _font(16))
+    pen.text((MARGIN, height - 30), f"{footer} {RESEARCH_USE}".strip(), FAINT, _font(14))
+    return page
+
+
+def save(picture: Image.Image, path: str | Path) -> None:
+    with write_atomic(path) as part:
+        picture.save(part, optimize=True)
+
+
+def _whole(slide: Slide, width: int, outlines: Sequence[Outlines], zooms: Sequence[Zoom]) -> Image.Image:
+    scale = width / slide.size.width
+    height = round(slide.size.height * scale)
+    pixels = Image.fromarray(slide.thumbnail(max(width, height)))
+    large = pixels.resize((width * SMOOTH, height * SMOOTH), Image.Resampling.BICUBIC)
+    _lines(large, outlines, scale * SMOOTH, 0, 0, 2 * SMOOTH)
+    pen = ImageDraw.Draw(large)
+    for index, zoom in enumerate(zooms):
+        box = zoom.l0_box
+        corners = [value * scale * SMOOTH for value in (box.x, box.y, box.right, box.bottom)]
+        pen.rectangle(tuple(corners), outline=FRAME, width=2 * SMOOTH)
+        _tag(pen, str(index + 1), corners[0], corners[1])
+    picture = large.resize((width, height), Image.Resampling.LANCZOS)
+    _scale_bar(ImageDraw.Draw(picture), slide, scale, width, height)
+    return picture
+
+
+def _zoomed(slide: Slide, zoom: Zoom, side: int, outlines: Sequence[Outlines]) -> Image.Image:
+    box = zoom.l0_box
+    steps = [float(slide.steps(index)[0]) for index in range(len(slide.levels))]
+    level = max(index for index, step in enumerate(steps) if step <= max(1.0, box.width / side))
+    pixels = Image.fromarray(slide.read(box, level=level))
+    large = pixels.resize((side * SMOOTH, side * SMOOTH), Image.Resampling.BICUBIC)
+    _lines(large, outlines, side * SMOOTH / box.width, box.x, box.y, 3 * SMOOTH)
+    picture = large.resize((side, side), Image.Resampling.LANCZOS)
+    _scale_bar(ImageDraw.Draw(picture), slide, side / box.width, side, side)
+    return picture
+
+
+def _lines(
+    picture: Image.Image, outlines: Sequence[Outlines], scale: float, l0_x: int, l0_y: int, width: int
+) -> None:
+    pen = ImageDraw.Draw(picture)
+    for group in outlines:
+        for points in group.l0_points:
+            closed = np.concatenate([points, points[:2]])
+            line = [(float((x - l0_x) * scale), float((y - l0_y) * scale)) for x, y in closed]
+            pen.line(line, (255, 255, 255), width + 2 * SMOOTH, joint="curve")
+            pen.line(line, group.colour, width, joint="curve")
+
+
+def _tag(pen: ImageDraw.ImageDraw, text: str, x: float, y: float) -> None:
+    size = 20 * SMOOTH
+    pen.rectangle((x, y - size, x + size, y), fill=FRAME)
+    pen.text((x + size / 2, y - size / 2), text, (255, 255, 255), _font(15 * SMOOTH), anchor="mm")
+
+
+def _legend(pen: ImageDraw.ImageDraw, outlines: Sequence[Outlines], y: int) -> None:
+    x = float(MARGIN)
+    for group in outlines:
+        pen.line((x, y + 10, x + 26, y + 10), group.colour, 4)
+        pen.text((x + 34, y), group.caption, INK, _font(16))
+        x += 34 + pen.textlength(group.caption, _font(16)) + 30
+
+
+def _scale_bar(pen: ImageDraw.ImageDraw, slide: Slide, scale: float, width: int, height: int) -> None:
+    """A bar of a round length, about a sixth of the picture, where µm/px is known."""
+    if slide.found_mpp is None:
+        return
+    um_per_px = slide.found_mpp.mpp.x / scale
+    wanted = um_per_px * width / 6
+    power = 10 ** np.floor(np.log10(wanted))
+    um = max(step * power for step in (1, 2, 5) if step * power <= wanted)
+    text = f"{um / 1000:g} mm"  # the font that Pillow carries has no µ
+    right, bottom, length = width - 16, height - 16, um / um_per_px
+    pen.rectangle((right - length, bottom - 5, right, bottom), fill=INK, outline=(255, 255, 255))
+    place = (right - length / 2, bottom - 10)
+    pen.text(place, text, INK, _font(15), anchor="mb", stroke_width=3, stroke_fill=(255, 255, 255))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font

@@ -1,0 +1,240 @@
+"""`lobule scan`: a bundle over slides or a cohort, into a results folder."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lobule.cli.frame import Answer, answers, facts
+from lobule.errors import UsageError
+
+if TYPE_CHECKING:
+    from lobule.engines.scan import Progress, ScanReport
+
+
+@answers(
+    "lobule scan BUNDLE slide.tif --out results",
+    "lobule scan BUNDLE cohort.csv --out finer --stride 16",
+    "lobule scan BUNDLE cohort.csv --out results --shard 3/40",
+)
+@click.argument("bundle")
+@click.argument("cases", nargs=-1, required=True, metavar="CASE...|COHORT")
+@click.option(
+    "--out", required=True, metavar="DIR", help="The results folder; a scan that stopped goes on there."
+)
+@click.option(
+    "--stride", type=click.IntRange(1), metavar="PX", help="Pixels a map cell, at the model's µm/px."
+)
+@click.option("--refine", is_flag=True, help="Scan coarsely first, then densify where it may matter.")
+@click.option(
+    "--budget", type=click.FloatRange(0), metavar="S", help="Seconds a case may take with --refine."
+)
+@click.option("--mpp", type=float, metavar="UM", help="µm per pixel of slides that do not say it.")
+@click.option("--upsample", is_flag=True, help="Allow a finer µm/px than the slide has.")
+@click.option("--tissue/--no-tissue", default=True, help="Look only at tissue, or everywhere.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0, mps.")
+@click.option("--max-ram", default="2GiB", show_default=True, metavar="SIZE", help="Memory beyond the model.")
+@click.option("--readers", type=click.IntRange(1), help="Reading threads; one a core if not given.")
+@click.option("--batch", type=click.IntRange(1), help="Fields computed together.")
+@click.option("--shard", metavar="I/N", help="Scan only every N-th case, starting with the I-th.")
+@click.option("--fresh", is_flag=True, help="Forget what is in the results folder.")
+@click.option("--retry-failed", is_flag=True, help="Try failed cases and fields again.")
+@click.option("--trust", is_flag=True, help="Allow a TorchScript bundle, which can run code.")
+@click.option("--dry-run", is_flag=True, help="Say what would be scanned.")
+def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **asked: Any) -> Answer:
+    """Score every case and say where: maps, findings and a score, resumable at any instant.
+
+    Run the same command again after an interruption and it goes on where it stopped.
+    """
+    from lobule.bundles import read_bundle
+    from lobule.verbs import as_cohort
+
+    cohort = as_cohort(cases[0] if len(cases) == 1 else list(cases))
+    shard, max_ram = as_shard(asked["shard"]), as_bytes(asked["max_ram"])
+    _refuse_what_means_nothing(asked, max_ram)
+    opened = read_bundle(bundle)
+    if dry_run:
+        data = {"bundle": bundle, "method": opened.method, "mpp": opened.mpp, "cases": [c.id for c in cohort]}
+        return Answer(data, facts([("method", opened.method), ("cases", str(len(cohort))), ("results", out)]))
+    report = _scan(bundle, cohort, out, shard, max_ram, asked)
+    return Answer(as_data(report), as_text(report), failed=len(report.failed) + len(report.partial))
+
+
+def _scan(
+    bundle: str, cohort: Any, out: str, shard: tuple[int, int] | None, max_ram: int, asked: dict[str, Any]
+) -> ScanReport:
+    from lobule.engines.scan import Progress
+    from lobule.verbs import scan
+
+    options: dict[str, Any] = {
+        name: asked[name] for name in ("stride", "refine", "budget", "mpp", "upsample")
+    }
+    if not asked["tissue"]:
+        options["tissue"] = None
+    progress = Progress()
+    with _terminated_like_interrupted(), _shown(progress):
+        return scan(
+            bundle,
+            cohort,
+            out,
+            trust=asked["trust"],
+            shard=shard,
+            fresh=asked["fresh"],
+            retry_failed=asked["retry_failed"],
+            progress=progress,
+            machine={
+                "device": asked["device"],
+                "precision": asked["precision"],
+                "max_ram": max_ram,
+                "readers": asked["readers"],
+                "batch": asked["batch"],
+            },
+            **options,
+        )
+
+
+def _refuse_what_means_nothing(asked: dict[str, Any], max_ram: int) -> None:
+    if asked["budget"] is not None and not asked["refine"]:
+        raise UsageError("--budget limits refining, and nothing is refined", remedy="Add --refine")
+    if asked["mpp"] is not None and not 0 < asked["mpp"] < float("inf"):
+        raise UsageError(f"--mpp {asked['mpp']:g} is no resolution", expected="µm per pixel, such as 0.25")
+    if max_ram <= 0:
+        raise UsageError("--max-ram leaves no memory at all", expected="such as 2GiB")
+    if asked["fresh"] and asked["shard"]:
+        raise UsageError(
+            "--fresh with --shard would forget what the other shards did",
+            remedy="Use another results folder, or delete this one before the shards begin",
+        )
+
+
+def as_shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"no shard '{text}'", expected="I/N with I from 1 to N, such as 3/40")
+    return int(match[1]), int(match[2])
+
+
+def as_bytes(text: str) -> int:
+    """2GiB, 500MB, 1.5g or plain bytes."""
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    try:
+        assert match is not None
+        number = float(match[1])
+    except (AssertionError, ValueError):
+        raise UsageError(f"not a size: '{text}'", expected="such as 2GiB or 1500MB") from None
+    base = 1000 if match[2] and not match[3] and text.lower().rstrip().endswith("b") else 1024
+    return int(number * base ** " kmgt".index(match[2] or " "))
+
+
+def as_data(report: ScanReport) -> dict[str, Any]:
+    return {
+        "results": str(report.path),
+        "cases": dict(report.counts),
+        "failed": dict(report.failed),
+        "partial": list(report.partial),
+        "seconds": round(report.seconds, 2),
+        "fields": report.counters.fields_done,
+        "pixels": report.counters.pixels_done,
+        "tiles_decoded": report.counters.tiles_decoded,
+    }
+
+
+def as_text(report: ScanReport) -> str:
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts.items()))
+    lines = [("results", str(report.path)), ("cases", counts)]
+    pixels = report.counters.pixels_done
+    if pixels:
+        rate = pixels / 1e6 / max(report.seconds, 1e-9)
+        lines.append(
+            ("scanned", f"{pixels / 1e6:,.0f} Mpixel in {report.seconds:,.1f} s ({rate:,.1f} Mpixel/s)")
+        )
+    lines += [(f"failed {name}", cause) for name, cause in list(report.failed.items())[:20]]
+    if len(report.failed) > 20:
+        lines.append(("", f"and {len(report.failed) - 20} more, in results.csv"))
+    if report.partial:
+        lines.append(("partial", ", ".join(report.partial[:20])))
+    if report.failed or report.partial:
+        lines.append(("again", "run the same command with --retry-failed"))
+    return facts(lines)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends a scan as Ctrl-C does: what is written stays, the lock goes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _shown(progress: Progress) -> Iterator[None]:
+    """One live line on a terminal: cases, fields/s, Mpixel/s, time left, and what the rest waits for."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
+        stop = threading.Event()
+
+        def draw() -> None:
+            while not stop.wait(0.25):
+                live.update(Text(line_of(progress)))
+
+        thread = threading.Thread(target=draw, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def line_of(progress: Progress) -> str:
+    """The progress line, as a person reads it."""
+    counters = progress.counters
+    seconds = max(time.monotonic() - progress.began, 1e-9)
+    done, planned = counters.fields_done, counters.fields_planned
+    parts = [f"case {len(progress.finished)}/{progress.cases}"]
+    if progress.active:
+        parts.append(", ".join(f"{name}: {stage}" for name, stage in list(progress.active.items())[:2]))
+    if done:
+        parts.append(f"{done}/{planned} fields, {done / seconds:.1f}/s")
+        parts.append(f"{counters.pixels_done / 1e6 / seconds:.1f} Mpixel/s")
+        cases_left = max(0, progress.cases - len(progress.finished) - len(progress.active))
+        per_case = planned / max(1, len(progress.finished) + len(progress.active))
+        left = (planned - done + cases_left * per_case) / (done / seconds)
+        parts.append(f"about {_duration(left)} left, waiting for {counters.bottleneck}")
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

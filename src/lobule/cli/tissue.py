@@ -1,0 +1,102 @@
+"""`lobule tissue`: where the tissue of a slide is, its area, and a preview to judge it by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lobule.cli.frame import Answer, answers, facts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from lobule.slides.slide import Slide
+    from lobule.tissue import TissueMask
+
+
+@answers("lobule tissue slide.tif --preview tissue.png --mask mask.png")
+@click.argument("path")
+@click.option("--preview", metavar="FILE", help="Write a picture with the tissue outlined.")
+@click.option("--mask", metavar="FILE", help="Write the mask: 255 is tissue, one pixel a cell.")
+@click.option("--mpp", type=float, metavar="UM", help="µm per pixel of level 0, where the file does not say.")
+def command(path: str, preview: str | None, mask: str | None, mpp: float | None) -> Answer:
+    """Find the tissue of a slide; print its area and the parameters, write a preview and the mask."""
+    from PIL import Image
+
+    from lobule.files import write_atomic
+    from lobule.slides.slide import open_slide
+
+    with open_slide(path, mpp=mpp) as slide:
+        found = measure(slide)
+        if preview is not None:
+            save_preview(slide, found, preview)
+    if mask is not None:
+        with write_atomic(mask) as part:
+            Image.fromarray(found.mask.astype("uint8") * 255).save(part)
+    rows, columns = found.mask.shape
+    data: dict[str, Any] = {
+        "path": path,
+        **found.found.to_dict(),
+        "mask": {"width": columns, "height": rows, "l0_step": list(found.l0_step), "file": mask},
+        "preview": preview,
+    }
+    return Answer(data, as_text(data))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Tissue found on a slide."""
+
+    found: TissueMask
+    l0_step: tuple[float, float]
+    """Level-0 pixels (x, y) of one cell of the mask."""
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(rows, columns)."""
+        return self.found.mask
+
+
+def measure(slide: Slide) -> Measured:
+    """Find the tissue of a slide as a scan does."""
+    from lobule.slides.overview import overview
+    from lobule.tissue import TissueConfig, find_tissue
+
+    config = TissueConfig()
+    known = slide.mpp  # a slide that does not say it is refused before anything is read
+    pixels, lattice = overview(slide, config.mpp)
+    found = find_tissue(pixels, lattice.mpp or known, config)
+    return Measured(found, (float(lattice.step_x), float(lattice.step_y)))
+
+
+def save_preview(slide: Slide, found: Measured, target: str) -> None:
+    from lobule.cli import picture
+
+    groups = [picture.Outlines(picture.contours(found.mask, *found.l0_step), picture.TISSUE, "tissue")]
+    if found.found.pen.any():
+        pen = picture.contours(found.found.pen, *found.l0_step)
+        groups.append(picture.Outlines(pen, picture.LEFT_OUT, "pen, left out"))
+    name = slide.path.rpartition("/")[2]
+    picture.save(picture.draw_slide(slide, name, "tissue found on the slide", groups), target)
+
+
+def as_text(data: dict[str, Any]) -> str:
+    size = data["mask"]
+    step = " × ".join(f"{value:g}" for value in size["l0_step"])
+    lines = [
+        ("area", f"{data['area_mm2']:.4g} mm²"),
+        ("share", f"{data['share']:.1%} of the slide"),
+    ]
+    if data["pen_mm2"]:
+        lines.append(("pen", f"{data['pen_mm2']:.4g} mm² left out"))
+    lines += [
+        ("mask", f"{size['width']} × {size['height']} cells of {step} level-0 px"),
+        ("parameters", "\n".join(f"{name} {value}" for name, value in data["config"].items())),
+    ]
+    lines += [
+        (name, where) for name, where in (("preview", data["preview"]), ("mask file", size["file"])) if where
+    ]
+    return facts(lines)

@@ -1,0 +1,179 @@
+"""`lobule train`: a method and a cohort into a bundle."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lobule.cli.frame import Answer, answers, facts
+from lobule.cli.scan import _duration, _terminated_like_interrupted
+from lobule.errors import UsageError
+
+if TYPE_CHECKING:
+    from lobule.bundles import Bundle
+    from lobule.engines.train import FitProgress
+
+
+@answers("lobule train scannet cohort.csv --out OUT --set trunk=tiny --set mpp=0.5 --dry-run")
+@click.argument("method")
+@click.argument("cohort", metavar="COHORT")
+@click.option(
+    "--out", required=True, metavar="BUNDLE", help="Where the bundle goes, and the training's checkpoints."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method; repeatable."
+)
+@click.option(
+    "--val", default="val", show_default=True, metavar="SPLIT", help="Validated on: val, test or none."
+)
+@click.option("--rounds", type=click.IntRange(0), help="Rounds of hard-negative mining; as --set rounds=N.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on where a training in this folder was stopped.")
+@click.option("--fresh", is_flag=True, help="Forget what is in the folder.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0, mps.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
+)
+@click.option("--workers", type=click.IntRange(1), help="Workers that draw patches; one a core if not given.")
+@click.option("--processes", is_flag=True, help="Workers are processes, for many cores a GPU.")
+@click.option("--dry-run", is_flag=True, help="Say who would train and with which settings.")
+def command(
+    method: str, cohort: str, out: str, settings: tuple[str, ...], dry_run: bool, **asked: Any
+) -> Answer:
+    """Train a method on a cohort and write the bundle.
+
+    Patients never straddle splits. Stopped at any instant, the same command with --resume goes on and ends
+    with the same weights, bit for bit. --dry-run shows every setting there is.
+    """
+    from lobule.verbs import train
+
+    wanted = as_settings(settings)
+    if asked["rounds"] is not None:
+        wanted["rounds"] = asked["rounds"]
+    val = None if asked["val"] == "none" else asked["val"]
+    if dry_run:
+        return plan(method, cohort, out, wanted, val, asked["seed"])
+    from lobule.engines.train import FitProgress
+
+    progress = FitProgress()
+    with _terminated_like_interrupted(), _shown(progress):
+        bundle = train(
+            method,
+            cohort,
+            out,
+            settings=wanted,
+            machine={name: asked[name] for name in ("device", "precision", "workers", "processes")},
+            val=val,
+            progress=progress,
+            **{name: asked[name] for name in ("seed", "resume", "fresh")},
+        )
+    return Answer(as_data(bundle), as_text(bundle))
+
+
+def as_settings(given: tuple[str, ...]) -> dict[str, Any]:
+    """`key=value` pairs by key; hyphens are underscores."""
+    pairs = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"not a setting: '{text}'", expected="--set key=value")
+        pairs[key.strip().replace("-", "_")] = value.strip()
+    return pairs
+
+
+def plan(method: str, cohort: str, out: str, wanted: dict[str, Any], val: str | None, seed: int) -> Answer:
+    """What a training would begin with; nothing is written."""
+    from lobule.engines.parts import parts_of
+    from lobule.methods import method_module
+    from lobule.verbs import as_cohort, config_of
+
+    config = config_of(method_module(method).Config, wanted)
+    parts = parts_of(as_cohort(cohort), val, seed)
+    sides = {"train": parts.train, "val": parts.val}
+    data = {
+        "method": method,
+        "config": config.to_dict(),
+        **{name: [case.id for case in side] for name, side in sides.items()},
+        "notes": list(parts.notes),
+    }
+    counts = [
+        (name, f"{len(side)} cases of {len(side.patients())} patients, {_outlined(side)} outlined")
+        for name, side in sides.items()
+    ]
+    lines = [("method", method), *counts, *(("note", note) for note in parts.notes), ("bundle", out)]
+    every = [(f"  {name}", str(value)) for name, value in config.to_dict().items()]
+    return Answer(data, facts([*lines, *every]))
+
+
+def _outlined(cohort: Any) -> int:
+    return sum(case.annotation is not None for case in cohort)
+
+
+def as_data(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "bundle": str(bundle.path),
+        "method": bundle.method,
+        "fingerprint": bundle.fingerprint,
+        "metrics": dict(bundle.metrics),
+        "notes": list(bundle.provenance.get("notes", ())),
+        "lost": dict(bundle.provenance.get("lost", {})),
+    }
+
+
+def as_text(bundle: Bundle) -> str:
+    lines = [("bundle", str(bundle.path))]
+    lines += [
+        (name.replace("_", " "), f"{value:.4f}")
+        for name, value in bundle.metrics.items()
+        if isinstance(value, float)
+    ]
+    lines += [("note", note) for note in bundle.provenance.get("notes", ())]
+    lines += [(f"lost {case}", cause) for case, cause in bundle.provenance.get("lost", {}).items()]
+    lines.append(("go on with", f"lobule scan {bundle.path} slide.tif --out results"))
+    return facts(lines)
+
+
+@contextmanager
+def _shown(progress: FitProgress) -> Iterator[None]:
+    """One live line on a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
+        stop = threading.Event()
+
+        def draw() -> None:
+            while not stop.wait(0.25):
+                live.update(Text(line_of(progress)))
+
+        thread = threading.Thread(target=draw, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def line_of(progress: FitProgress) -> str:
+    """The progress line, as a person reads it."""
+    parts = [progress.stage]
+    if progress.steps and progress.stage.startswith("round"):
+        parts.append(f"step {progress.step}/{progress.steps}")
+        if progress.loss == progress.loss:
+            parts.append(f"loss {progress.loss:.3f}")
+        if progress.score is not None:
+            parts.append(f"validation {progress.score:.4f}")
+        if progress.steps_per_s > 0:
+            left = (progress.steps - progress.step) / progress.steps_per_s
+            parts.append(f"{progress.steps_per_s:.2g} steps/s, about {_duration(left)} left in this round")
+    return "  ".join(part for part in parts if part)

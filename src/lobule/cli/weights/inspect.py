@@ -1,0 +1,165 @@
+"""`lobule weights inspect`: what a file of weights holds, found without running anything in it."""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lobule.cli.frame import Answer, answers, facts, table
+from lobule.cli.weights.catalog import CATALOG, hashes
+from lobule.errors import BundleError
+from lobule.files import not_readable
+
+BYTES = 1 << 20
+"""The beginning of a pickle in which its imports are looked for."""
+
+
+@answers("lobule weights inspect weights.safetensors", "lobule weights inspect checkpoint.pt --tensors 5")
+@click.argument("file")
+@click.option(
+    "--tensors", default=20, show_default=True, help="How many tensors to list; 0 lists none, -1 all."
+)
+def command(file: str, tensors: int) -> Answer:
+    """Show tensors, shapes, hash and origin of a file of weights.
+
+    safetensors files are read by their header. torch checkpoints are loaded as weights only, after listing
+    what their pickle would import; nothing in the file is run.
+    """
+    path = Path(file)
+    try:
+        sha256, git_blob = hashes(path)
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except OSError as error:
+        raise not_readable(error, path) from error
+    data: dict[str, Any] = {
+        "file": file,
+        "bytes": path.stat().st_size,
+        "sha256": sha256,
+        "git_blob": git_blob,
+    }
+    data["origin"] = next((w.name for w in CATALOG if w.genuine(sha256, git_blob)), None)
+    data |= torch_facts(path) if is_torch(path, head) else safetensors_facts(path)
+    return Answer(data, as_text(data, tensors))
+
+
+def is_torch(path: Path, head: bytes) -> bool:
+    return zipfile.is_zipfile(path) or head[:1] == b"\x80"
+
+
+def safetensors_facts(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            found = [
+                {"name": name, "shape": list(part.get_shape()), "dtype": part.get_dtype()}
+                for name, part in slices.items()
+            ]
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise BundleError(
+            f"neither a safetensors file nor a torch checkpoint: {error}",
+            subject=path,
+            remedy="Give weights as .safetensors, .pt or .pth",
+        ) from error
+    return {"format": "safetensors", "metadata": dict(metadata), "imports": [], "tensors": found}
+
+
+def torch_facts(path: Path) -> dict[str, Any]:
+    imports = sorted(set(pickle_imports(path)))
+    if zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
+        return {"format": "torchscript", "metadata": {}, "imports": imports, "tensors": []}
+    import torch
+
+    try:
+        loaded = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:
+        raise BundleError(
+            "cannot be loaded as weights only",
+            subject=path,
+            found=f"{str(error).splitlines()[0][:200]}; its pickle imports {', '.join(imports) or 'nothing'}",
+            remedy="Do not load it; ask its makers for safetensors",
+        ) from error
+    found = [
+        {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+        for name, tensor in tensors_in(loaded)
+    ]
+    return {"format": "torch", "metadata": {}, "imports": imports, "tensors": found}
+
+
+def tensors_in(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every tensor in nested mappings and lists, with its dotted name."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from tensors_in(part, f"{prefix}{key}.")
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from tensors_in(part, f"{prefix}{index}.")
+    elif hasattr(value, "shape") and hasattr(value, "dtype"):
+        yield prefix.rstrip("."), value
+
+
+def pickle_imports(path: Path) -> Iterator[str]:
+    """What the pickles of a torch checkpoint would import, read from their opcodes without running them."""
+    for pickle in _pickles(path):
+        strings: list[str] = []
+        try:
+            for opcode, argument, _ in pickletools.genops(pickle):
+                if opcode.name == "GLOBAL" and isinstance(argument, str):
+                    yield argument.replace(" ", ".")
+                elif opcode.name == "STACK_GLOBAL":
+                    yield ".".join(strings[-2:])
+                elif isinstance(argument, str):
+                    strings.append(argument)
+        except ValueError:  # the beginning of a long pickle ends in the middle of an opcode
+            continue
+
+
+def _pickles(path: Path) -> Iterator[bytes]:
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            data = file.read(BYTES)
+        while data[:1] == b"\x80":  # old files are several pickles, one after another
+            yield data
+            end = data.find(b".\x80", 1)
+            data = data[end + 1 :] if end > 0 else b""
+        return
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                with archive.open(name) as file:
+                    yield file.read(64 * BYTES)
+
+
+def as_text(data: dict[str, Any], most: int) -> str:
+    found = data["tensors"]
+    parameters = sum(prod(tensor["shape"]) for tensor in found)
+    lines = [
+        ("file", data["file"]),
+        ("format", data["format"]),
+        ("origin", data["origin"] or "not a published file that Lobule knows"),
+        ("sha256", data["sha256"]),
+        ("git blob", data["git_blob"]),
+        ("tensors", f"{len(found)} with {parameters:,} numbers"),
+    ]
+    if data["format"] == "torchscript":
+        lines.append(("warning", "TorchScript can run code: trust its makers before you load it"))
+    if data["imports"]:
+        lines.append(("imports", ", ".join(data["imports"])))
+    lines += [(f"metadata {key}", value) for key, value in data["metadata"].items()]
+    shown = found if most < 0 else found[:most]
+    text = facts(lines)
+    if shown:
+        rows = [(t["name"], " × ".join(map(str, t["shape"])) or "scalar", t["dtype"]) for t in shown]
+        text += "\n\n" + table(("tensor", "shape", "type"), rows)
+    if len(shown) < len(found) and shown:
+        text += f"\n… and {len(found) - len(shown)} more (--tensors -1 lists all)"
+    return text

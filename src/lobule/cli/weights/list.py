@@ -1,0 +1,49 @@
+"""`lobule weights list`: the weights that Lobule knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lobule.cli.frame import Answer, answers, facts, table
+from lobule.cli.machine import weight_caches
+from lobule.cli.weights.catalog import CATALOG
+
+
+@answers("lobule weights list")
+def command() -> Answer:
+    """List pretrained and published weights: what uses them, where they come from, licence, hash, place.
+
+    Backbones are fetched by torchvision or timm at their first use. Published models are not fetched: get the
+    file yourself under its licence, then look at it with `lobule weights inspect`.
+    """
+    caches = weight_caches()
+    places = {cache["of"]: Path(cache["folder"]) for cache in caches}
+    data = [
+        {
+            "name": weights.name,
+            "methods": list(weights.methods),
+            "file": weights.file,
+            "source": weights.source,
+            "licence": weights.licence,
+            "sha256_prefix": weights.sha256,
+            "git_blob_prefix": weights.git_blob,
+            "fetched": weights.fetched,
+            "here": weights.fetched and (places["torchvision"] / weights.file).is_file(),
+        }
+        for weights in CATALOG
+    ]
+    rows = [
+        (
+            weights.name,
+            ", ".join(weights.methods),
+            weights.source,
+            f"sha256 {weights.sha256}…" if weights.sha256 else f"git {weights.git_blob}…",
+            "here" if item["here"] else "at first use" if weights.fetched else "get it yourself",
+        )
+        for weights, item in zip(CATALOG, data, strict=True)
+    ]
+    licences = dict.fromkeys((weights.source.partition(",")[0], weights.licence) for weights in CATALOG)
+    text = table(("weights", "for", "source", "hash", "state"), rows)
+    text += "\n\n" + facts([(f"licence of {source}", licence) for source, licence in licences])
+    text += "\n" + facts([(f"{cache['of']} keeps its own in", cache["folder"]) for cache in caches])
+    return Answer({"weights": data, "caches": caches}, text)

@@ -1,0 +1,266 @@
+"""One row of a manifest made a case, and what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lobule.cohort.case import BREAST_LABELS, SPLITS, VIEWS, Case, Kind
+from lobule.cohort.columns import BOX, KNOWN
+from lobule.files import is_url
+from lobule.geometry import Box
+
+_SPLIT_NAMES = {
+    **{name: name for name in SPLITS},
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "testing": "test",
+}
+"""What people write for the three splits."""
+
+LONGEST_ID = 200
+"""Bytes of a case's name, which names its folder in the results."""
+
+
+@dataclass
+class Seen:
+    """Which rows a patient or a file was met in, by split."""
+
+    what: str
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def add(self, name: str, split: str | None, row: int) -> None:
+        if split is not None:
+            self.splits.setdefault(name, {}).setdefault(split, row)
+
+
+def straddling(seen: Sequence[Seen]) -> list[str]:
+    """One sentence for each patient or file in more than one split: it would leak."""
+    return [
+        f"{kind.what} '{name}' is in several splits: "
+        + ", ".join(f"{split} (row {row})" for split, row in splits.items())
+        for kind in seen
+        for name, splits in kind.splits.items()
+        if len(splits) > 1
+    ]
+
+
+class RowReader:
+    """Turns rows into cases and gathers every problem on the way."""
+
+    def __init__(self, folder: str, columns: Sequence[str], check_files: bool) -> None:
+        self.problems: list[str] = []
+        self.seen = (Seen("patient"), Seen("file"))
+        self._folder = folder
+        self._columns = columns
+        self._check_files = check_files
+        self._row_of: dict[str, int] = {}
+        self._family: tuple[str, int] | None = None
+        self._row = 0
+
+    def read(self, row: int, cells: Mapping[str, str]) -> Case | None:
+        """The case of a row; None where it has a problem."""
+        self._row = row
+        before = len(self.problems)
+        case_id = self._case_id(cells.get("case", ""))
+        patient = cells.get("patient", "")
+        if not patient and "patient" in self._columns:
+            self._problem("the patient is blank")
+        split = self._split(cells.get("split", ""))
+        kind = self._kind(cells)
+        path = None if kind == "exam" else self._file(cells, "image" if kind == "image" else "slide")
+        views = {view: files for view in VIEWS if (files := self._view(cells.get(view, "")))}
+        l0_box = self._box(cells, kind)
+        mpp = self._mpp(cells.get("mpp", ""))
+        annotation = self._file(cells, "annotation")
+        breast_labels = self._breast_labels(cells)
+        self._remember(patient, split, path, views)
+        if len(self.problems) > before or kind is None:
+            return None
+        return Case(
+            case_id,
+            patient,
+            kind,
+            path=path,
+            views=views,
+            split=split,
+            label=cells.get("label") or None,
+            site=cells.get("site") or None,
+            mpp=mpp,
+            annotation=annotation,
+            l0_box=l0_box,
+            breast_labels=breast_labels,
+            attributes={name: cell for name, cell in cells.items() if name not in KNOWN and cell},
+        )
+
+    def _problem(self, sentence: str) -> None:
+        self.problems.append(f"row {self._row}: {sentence}")
+
+    def _case_id(self, name: str) -> str:
+        if not name:
+            self._problem("the case is blank")
+            return name
+        if any(letter in "/\\" or ord(letter) < 32 for letter in name) or name.startswith("."):
+            self._problem(f"case '{name}' names a folder in the results: no slashes, and no dot at its start")
+        if len(name.encode()) > LONGEST_ID:
+            self._problem(f"the case's name has {len(name.encode())} bytes; at most {LONGEST_ID}")
+        if name in self._row_of:
+            self._problem(f"case '{name}' is there already, in row {self._row_of[name]}")
+        self._row_of.setdefault(name, self._row)
+        return name
+
+    def _split(self, name: str) -> str | None:
+        if not name:
+            return None
+        split = _SPLIT_NAMES.get(name.lower())
+        if split is None:
+            self._problem(f"no split '{name}'; expected train, val, test or nothing")
+        return split
+
+    def _kind(self, cells: Mapping[str, str]) -> Kind | None:
+        found = [name for name in ("slide", "image") if cells.get(name)]
+        if any(cells.get(view) for view in VIEWS):
+            found.append("exam")
+        if len(found) > 1:
+            self._problem(f"a case is one of slide, image and exam; this row gives {' and '.join(found)}")
+            return None
+        if not found:
+            if any(name in self._columns for name in ("slide", "image", *VIEWS)):
+                self._problem("no file is given")
+            return None
+        family = found[0]
+        if self._family is None:
+            self._family = (family, self._row)
+        elif self._family[0] != family:
+            self._problem(
+                f"mixed kinds: this is of kind {family}, row {self._family[1]} of kind {self._family[0]}"
+            )
+        if family == "slide":
+            return "region" if any(cells.get(name) for name in BOX) else "slide"
+        return "image" if family == "image" else "exam"
+
+    def _box(self, cells: Mapping[str, str], kind: Kind | None) -> Box | None:
+        given = [name for name in BOX if cells.get(name)]
+        if not given:
+            return None
+        if kind in ("image", "exam"):
+            self._problem("x, y, w, h belong to slides; a region of an image is a file of its own")
+            return None
+        missing = [name for name in BOX if name not in given]
+        if missing:
+            self._problem(f"a region needs all of x, y, w, h; {', '.join(missing)} missing")
+        numbers = {name: self._whole(name, cells[name]) for name in given}
+        if missing or None in numbers.values():
+            return None
+        x, y, width, height = (numbers[name] or 0 for name in BOX)
+        if width <= 0 or height <= 0:
+            self._problem(f"a region has a positive size, not w = {width}, h = {height}")
+        if x < 0 or y < 0:
+            self._problem(f"a region begins inside its slide, not at x = {x}, y = {y}")
+        return Box(x, y, width, height)
+
+    def _whole(self, name: str, cell: str) -> int | None:
+        value = _number(cell)
+        if value is None or not value.is_integer() or abs(value) >= 2**53:
+            self._problem(f"{name} = '{cell}' is not a whole number of level-0 pixels")
+            return None
+        return int(value)
+
+    def _mpp(self, cell: str) -> float | None:
+        if not cell:
+            return None
+        value = _number(cell)
+        if value is None or value <= 0:
+            comma = "; write a point, not a comma" if "," in cell else ""
+            self._problem(f"mpp = '{cell}' is not a positive number of µm/px{comma}")
+        return value
+
+    def _breast_labels(self, cells: Mapping[str, str]) -> dict[str, bool]:
+        labels = {}
+        for name in BREAST_LABELS:
+            cell = cells.get(name, "")
+            value = _number(cell)
+            if cell and value not in (0.0, 1.0):
+                self._problem(f"{name} = '{cell}' is neither 0 nor 1 nor blank")
+            elif cell:
+                labels[name] = value == 1.0
+        return labels
+
+    def _view(self, cell: str) -> tuple[str, ...]:
+        return tuple(self._found(name.strip()) for name in cell.split(";") if name.strip())
+
+    def _file(self, cells: Mapping[str, str], column: str) -> str | None:
+        cell = cells.get(column, "")
+        return self._found(cell, column) if cell else None
+
+    def _found(self, cell: str, column: str = "file") -> str:
+        path = resolve(cell, self._folder)
+        if not self._check_files or is_url(path):
+            return path
+        try:
+            there = Path(path).exists()
+            folder = Path(path).is_dir()
+        except (ValueError, OSError):  # a zero byte, a name too long, a folder that may not be entered
+            there = folder = False
+        if not there:
+            hint = "; write / between folders, not \\" if "\\" in cell else ""
+            self._problem(f"{column} '{cell}' does not exist (looked for {path}){hint}")
+        elif folder and column != "slide":
+            self._problem(f"{column} '{cell}' is a folder, not a file")
+        return path
+
+    def _remember(
+        self, patient: str, split: str | None, path: str | None, views: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        patients, files = self.seen
+        if patient:
+            patients.add(patient, split, self._row)
+        for file in [path] if path else [file for group in views.values() for file in group]:
+            files.add(file, split, self._row)
+
+
+def _number(cell: str) -> float | None:
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and "_" not in cell else None
+
+
+def resolve(cell: str, folder: str) -> str:
+    """A path of a manifest, made absolute by the manifest's (real) folder; a URL stays what it is.
+
+    Links inside the path are kept: stores that link `slide.svs` to a nameless file depend on the name.
+    """
+    if is_url(cell):
+        return cell
+    if is_url(folder):
+        return f"{folder}/{cell}"
+    if Path(cell).is_absolute():
+        return cell
+    base, rest = Path(folder), Path(cell)
+    while rest.parts and rest.parts[0] == "..":
+        base, rest = base.parent, Path(*rest.parts[1:])
+    return str(base / rest)
+
+
+def ids_of_paths(paths: Sequence[str]) -> list[str]:
+    """A case name for each path: its stem, with as many folders before it as tell it from the others."""
+    parts = [[*Path(path).parts[:-1], Path(path).stem or path] for path in paths]
+    names = [own[-1] for own in parts]
+    depth = 1
+    while len(set(names)) < len(names) and depth < max(map(len, parts)):
+        depth += 1
+        names = [
+            "-".join(part.strip("/:") for part in own[-depth:] if part.strip("/:"))
+            if names.count(name) > 1
+            else name
+            for name, own in zip(names, parts, strict=True)
+        ]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            names[index] = f"{name}-{index + 1}"
+    return [name.lstrip(".") or "case" for name in names]

@@ -1,0 +1,1 @@
+"""Engines: overlap reading, computing and writing, whatever the method."""

@@ -1,0 +1,64 @@
+"""Checkpoints: tensors as safetensors and the rest as JSON, put in place by one rename; never unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lobule.errors import ResultsError
+from lobule.files import fingerprint, read_json, write_atomic, write_json
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Where a training stands."""
+
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    def of(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin so, without it."""
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self.tensors.items()
+            if name.startswith(prefix)
+        }
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, name: str) -> None:
+    """Write the tensors aside, then `state.json`, which names them: until then the last one stands."""
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in checkpoint.tensors.items()}
+    path = folder / f"{name}.safetensors"
+    with write_atomic(path) as part:
+        save_file(tensors, part)
+    facts = {"tensors": path.name, "hash": fingerprint(path), **checkpoint.facts}
+    write_json(folder / STATE, facts)
+    for other in folder.glob("*.safetensors"):
+        if other != path:
+            other.unlink()
+
+
+def read_checkpoint(folder: Path) -> Checkpoint | None:
+    """The checkpoint of a folder; None where there is none. A damaged one is a `ResultsError`."""
+    if not (folder / STATE).exists():
+        return None
+    facts = read_json(folder / STATE)
+    path = folder / str(facts.get("tensors", ""))
+    try:
+        whole = path.name == facts["tensors"] and fingerprint(path) == facts["hash"]
+        tensors = load_file(path) if whole else {}
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ResultsError("the checkpoint is damaged", subject=path, found=str(error)) from error
+    if not whole:
+        raise ResultsError(
+            "the checkpoint is damaged", subject=path, remedy="Start the training over with --fresh"
+        )
+    return Checkpoint(facts, tensors)

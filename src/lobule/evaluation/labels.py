@@ -1,0 +1,125 @@
+"""Which labels are positive, and which scores answer them: found by rule, and said."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lobule.errors import UsageError
+
+POSITIVE = frozenset({
+    "1", "true", "yes", "positive", "pos", "tumour", "malignant", "cancer", "carcinoma", "metastasis",
+    "metastases", "metastatic", "macro", "micro", "insitu", "invasive",
+})  # fmt: skip
+NEGATIVE = frozenset({
+    "0", "false", "no", "negative", "neg", "normal", "benign", "healthy", "notumour", "nontumour",
+    "noncancer", "noncarcinoma", "notcancer", "nocancer",
+})  # fmt: skip
+"""What labels mean unless the caller says otherwise. Isolated tumour cells (itc) are left to the caller."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One question: these labels against all others, answered by the sum of these scores."""
+
+    name: str
+    positive: frozenset[str]
+    scores: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The questions put to a cohort, and by which rule."""
+
+    targets: tuple[Target, ...]
+    rule: str
+    classes: tuple[tuple[str, str], ...] = ()
+    """(label, score) of every class, where each label has a score of its own."""
+
+
+def plain(word: str) -> str:
+    """A label or score name without what spelling varies: case, hyphens, `tumor` for `tumour`, 1.0 for 1."""
+    try:
+        return f"{float(word):g}"
+    except ValueError:
+        return re.sub(r"[\W_]+", "", word.lower()).replace("tumor", "tumour")
+
+
+def polarity(label: str) -> bool | None:
+    """Positive, negative, or unknown."""
+    word = plain(label)
+    return True if word in POSITIVE else False if word in NEGATIVE else None
+
+
+def plan(
+    labels: Sequence[str], scores: Sequence[str], positive: Sequence[str] = (), score: str | None = None
+) -> Plan:
+    """The targets for a cohort's labels and a result's scores.
+
+    Labels named positive stand against all others. Otherwise labels that each have a score of their own are
+    judged one against the rest, unless there are two whose meaning is known; else the meaning decides.
+    """
+    if score is not None and score not in scores:
+        raise UsageError(f"the results have no score '{score}'", found=", ".join(scores) or "no scores")
+    if positive:
+        if unknown := [label for label in positive if plain(label) not in set(map(plain, labels))]:
+            raise UsageError(
+                f"no case has the label {', '.join(unknown)}", found=", ".join(labels) or "no labels"
+            )
+        wanted = set(map(plain, positive))
+        chosen = frozenset(label for label in labels if plain(label) in wanted)
+        return _binary(labels, scores, chosen, score, "as asked")
+    known = [polarity(label) for label in labels]
+    own = _scores_of_classes(labels, scores)
+    if own and score is None and not (len(labels) == 2 and set(known) == {True, False}):
+        targets = tuple(Target(label, frozenset([label]), (name,)) for label, name in own)
+        rule = "each label has a score of its own: one against the rest"
+        return Plan(targets, rule, own)
+    if None in known:
+        unclear = ", ".join(label for label, what in zip(labels, known, strict=True) if what is None)
+        raise UsageError(
+            f"it is not plain which labels are positive: {unclear}",
+            found=", ".join(labels),
+            remedy="Say it with --positive LABEL",
+        )
+    chosen = frozenset(label for label, what in zip(labels, known, strict=True) if what)
+    return _binary(labels, scores, chosen, score, "by their usual meaning")
+
+
+def _binary(
+    labels: Sequence[str], scores: Sequence[str], positive: frozenset[str], score: str | None, why: str
+) -> Plan:
+    negative = [label for label in labels if label not in positive]
+    rule = f"{why}: positive {_listed(sorted(positive))}, negative {_listed(negative)}"
+    answered = (score,) if score is not None else _scores_of_positive(scores, positive)
+    name = next(iter(positive)) if len(positive) == 1 else "positive"
+    return Plan((Target("positive" if plain(name) == "1" else name, positive, answered),), rule)
+
+
+def _scores_of_classes(labels: Sequence[str], scores: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Each label with its score; empty unless every label has one."""
+    by_word = {plain(name): name for name in scores}
+    found = tuple((label, by_word[plain(label)]) for label in labels if plain(label) in by_word)
+    return found if len(labels) > 1 and len(found) == len(labels) else ()
+
+
+def _scores_of_positive(scores: Sequence[str], positive: frozenset[str]) -> tuple[str, ...]:
+    if len(scores) == 1:
+        return (scores[0],)
+    wanted = set(map(plain, positive))
+    named = tuple(name for name in scores if plain(name) in wanted)
+    if named and len(named) == len(wanted):
+        return named
+    meaning = tuple(name for name in scores if polarity(name))
+    if len(meaning) == 1:
+        return meaning
+    raise UsageError(
+        "it is not plain which score is to be judged",
+        found=", ".join(scores) or "no scores",
+        remedy="Say it with --score NAME",
+    )
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(labels) or "none"

@@ -1,0 +1,94 @@
+"""Refuses to judge a model on patients it learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lobule.bundles import Bundle, patient_hash, read_bundle
+from lobule.cohort import Cohort
+from lobule.errors import BundleError, Leakage
+from lobule.evaluation.sources import FromResults, Source
+from lobule.files import read_json, write_json
+from lobule.results import Results
+
+PATIENTS = "patients.json"
+"""In a results folder: the hashes of the training patients of its bundle, so that they outlive the bundle."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Whether cohort and training share patients, as the report says it."""
+
+    checked: bool
+    sentence: str
+    patients: tuple[str, ...] = ()
+    """Patients of the cohort that the model learned from."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"patients": list(self.patients)}
+
+
+def check_overlap(
+    cohort: Cohort, source: Source, bundle: str | Path | None, allow_overlap: bool, whose: str = ""
+) -> Overlap:
+    """Raise `Leakage` where a patient of the cohort is a training patient, unless that is allowed."""
+    hashes, where = _training_patients(source, bundle)
+    if not hashes:
+        return Overlap(False, f"not checked: {where}")
+    shared = tuple(patient for patient in cohort.patients() if patient_hash(patient) in hashes)
+    total = len(cohort.patients())
+    if not shared:
+        return Overlap(True, f"none of the {total} patients is one of the {len(hashes)} of the training set")
+    sentence = f"{len(shared)} of the {total} patients are in the training set of {whose or 'the model'}"
+    if allow_overlap:
+        return Overlap(True, f"{sentence}, which was allowed: the numbers are too good", shared)
+    raise Leakage(
+        sentence,
+        subject=where,
+        found=", ".join(shared[:5]) + (", …" if len(shared) > 5 else ""),
+        remedy="Evaluate other patients (--split test), or pass --allow-overlap and have the report say so",
+    )
+
+
+def _training_patients(source: Source, bundle: str | Path | None) -> tuple[frozenset[str], str]:
+    """The hashes of the training patients and where they were found, or none and why."""
+    results = source.results if isinstance(source, FromResults) else None
+    if bundle is not None:
+        return _of_bundle(bundle, results)
+    if results is None:
+        return frozenset(), "a submission does not say what it was trained on"
+    place = results.path / PATIENTS
+    known: Sequence[str] | None = read_json(place)["patients"] if place.is_file() else None
+    if known is None:
+        return frozenset(), "the results do not carry the training patients; --bundle names the bundle"
+    if not known:
+        return frozenset(), "the bundle names no training patients"
+    return frozenset(known), str(results.path)
+
+
+def _of_bundle(path: str | Path, results: Results | None) -> tuple[frozenset[str], str]:
+    opened = read_bundle(path)
+    made_by = None if results is None else results.settings.get("bundle", {}).get("fingerprint")
+    if made_by is not None and made_by != opened.fingerprint:
+        raise BundleError(
+            "this is not the bundle that made the results",
+            subject=path,
+            expected=f"fingerprint {made_by[:16]}",
+            found=opened.fingerprint[:16],
+            remedy="Name the bundle that was scanned with",
+        )
+    if not opened.patients:
+        return frozenset(), "the bundle names no training patients"
+    return frozenset(opened.patients), str(path)
+
+
+def keep_training_patients(results: str | Path, bundle: Bundle) -> None:
+    """Write the hashes of the training patients beside the results that the bundle made."""
+    root = Path(results)
+    scan = root / "scan.json"
+    # a scan that was refused leaves a folder of another bundle as it was
+    if scan.is_file() and read_json(scan).get("bundle", {}).get("fingerprint") == bundle.fingerprint:
+        write_json(root / PATIENTS, {"fingerprint": bundle.fingerprint, "patients": sorted(bundle.patients)})

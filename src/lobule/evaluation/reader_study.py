@@ -1,0 +1,106 @@
+"""Reader studies from a table: readers, models, the readers' mean, and readers mixed with models."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lobule.errors import UsageError
+from lobule.evaluation.options import Options
+from lobule.files import open_url
+from lobule.measures.estimate import Floats
+from lobule.measures.readers import ReaderStudy, Row
+from lobule.results.result import RESEARCH_USE
+
+TRUTH = ("malignant", "label", "truth")
+PATIENT = ("patient", "exam", "case")
+READER, MODEL = "reader", "ai"
+FORMAT = "lobule-reader-study/1"
+
+
+def evaluate_readers(path: str | Path, options: Options | None = None) -> dict[str, Any]:
+    """Every rater of a reader study with its areas: the table as plain values.
+
+    A CSV, one row a breast (or case): the truth (`malignant`, `label` or `truth`, 0 or 1), `patient` or
+    `exam` (which intervals resample), readers in columns that begin with `reader`, models in columns that
+    begin with `ai`.
+    """
+    columns = _read(path)
+    truth = _column(columns, TRUTH, path)
+    group = next((name for name in PATIENT if name in columns), None)
+    labels = _numbers(columns, truth, path)
+    if not np.isin(labels, (0, 1)).all():
+        raise UsageError(f"the column '{truth}' must hold 0 or 1", subject=path)
+    readers = {name: _numbers(columns, name, path) for name in columns if name.startswith(READER)}
+    models = {
+        name: _numbers(columns, name, path)
+        for name in columns
+        if name == MODEL or name.startswith((MODEL + "_", MODEL + "-"))
+    }
+    if not readers:
+        raise UsageError(
+            "no column begins with 'reader'", subject=path, found=", ".join(columns), remedy="Rename them"
+        )
+    how = (options or Options()).resampling
+    study = ReaderStudy.of(labels, readers, None if group is None else columns[group], how)
+    rows = [_row(row, "reader") for row in study.each_reader()]
+    rows += [_row(study.rater(name, scores), "model") for name, scores in models.items()]
+    rows.append(_row(study.mean_of_readers(), "mean"))
+    rows.append(_row(study.readers_together(), "together"))
+    rows += [
+        _row(study.hybrid(scores, 0.5, f"readers and {name}"), "mixed") for name, scores in models.items()
+    ]
+    return {
+        "format": FORMAT,
+        "research_use": RESEARCH_USE,
+        "source": str(path),
+        "cases": len(labels),
+        "positive": int(labels.sum()),
+        "patients": len(labels) if group is None else len(set(columns[group])),
+        "resampled": group or "row",
+        "rows": rows,
+    }
+
+
+def _row(row: Row, kind: str) -> dict[str, Any]:
+    return {"kind": kind} | row.to_dict()
+
+
+def _read(path: str | Path) -> Mapping[str, Sequence[str]]:
+    with open_url(path) as file:
+        data = file.read()
+    try:
+        rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError("not a CSV file", subject=path, found=str(error)) from error
+    if len(rows) < 2:
+        raise UsageError("no cases", subject=path, expected="a header and one row a case")
+    header = [name.strip() for name in rows[0]]
+    body = [row for row in rows[1:] if any(cell.strip() for cell in row)]
+    for number, row in enumerate(body, start=2):
+        if len(row) != len(header):
+            raise UsageError(f"row {number} has {len(row)} cells under {len(header)} columns", subject=path)
+    return {name: [row[place].strip() for row in body] for place, name in enumerate(header)}
+
+
+def _column(columns: Mapping[str, Sequence[str]], names: Sequence[str], path: str | Path) -> str:
+    for name in names:
+        if name in columns:
+            return name
+    raise UsageError(
+        f"no column {' or '.join(names)} says what is true", subject=path, found=", ".join(columns)
+    )
+
+
+def _numbers(columns: Mapping[str, Sequence[str]], name: str, path: str | Path) -> Floats:
+    try:
+        return np.array(columns[name], dtype=np.float64)
+    except ValueError as error:
+        raise UsageError(
+            f"the column '{name}' must hold numbers in every row: {error}", subject=path
+        ) from error

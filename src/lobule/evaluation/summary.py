@@ -1,0 +1,238 @@
+"""An evaluation as rows: one measure a row for `table.csv`, one group a row for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Data = Mapping[str, Any]
+
+COLUMNS = (
+    "level", "target", "column", "value", "measure", "estimate", "low", "high", "interval", "cases",
+    "positive", "patients", "reason",
+)  # fmt: skip
+AREAS = ("auroc", "auroc_delong", "auprc", "ap")
+CALIBRATION = ("expected_error", "largest_error", "brier", "log_loss")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One block of measures and whose it is; `column` is empty for all cases."""
+
+    target: str
+    column: str
+    value: str
+    block: Data
+
+
+def groups(report: Data, target: str) -> Iterator[Group]:
+    """All cases, then each value of each column."""
+    yield Group(target, "", "all", report["all"])
+    for column, values in report["by"].items():
+        for value, block in values.items():
+            yield Group(target, column, value, block)
+
+
+def measure_rows(data: Data) -> list[dict[str, Any]]:
+    """Every measure of an evaluation, one a row."""
+    rows: list[dict[str, Any]] = []
+    for name, report in data["tasks"].items():
+        for group in groups(report, name):
+            rows += _task_rows(group, report["unit"])
+        for column, value, block in _compared(report):
+            rows += [
+                _row("difference", name, column, value, measure, block[measure]["difference"])
+                | {"cases": block[report["unit"]]}
+                for measure in ("auroc", "auprc", "ap")
+            ]
+    if data["lesions"] is not None:
+        for group in groups(data["lesions"], "lesions"):
+            rows += _lesion_rows(group)
+        for column, value, block in _compared(data["lesions"]):
+            rows += [
+                _row("difference", "lesions", column, value, measure, block[measure]["difference"])
+                | {"cases": block["slides"]}
+                for measure in ("froc", "jama_froc")
+            ]
+    return rows
+
+
+def _compared(report: Data) -> Iterator[tuple[str, str, Data]]:
+    if "against" not in report:
+        return
+    yield "", "all", report["against"]["all"]
+    for column, values in report["against"].get("by", {}).items():
+        for value, block in values.items():
+            yield column, value, block
+
+
+def _row(level: str, target: str, column: str, value: str, measure: str, found: Any) -> dict[str, Any]:
+    estimate = found if isinstance(found, Mapping) else {"value": found}
+    return {
+        "level": level,
+        "target": target,
+        "column": column,
+        "value": value,
+        "measure": measure,
+        "estimate": estimate["value"],
+        "low": estimate.get("low"),
+        "high": estimate.get("high"),
+        "interval": estimate.get("method"),
+        "reason": estimate.get("reason"),
+    }
+
+
+def _task_rows(group: Group, unit: str) -> list[dict[str, Any]]:
+    block, level = group.block, unit.removesuffix("s")
+    counts = {"cases": block[unit], "positive": block["positive"], "patients": block["patients"]}
+    found: list[tuple[str, Any]] = [(name, block[name]) for name in AREAS]
+    found += [(name, block["calibration"].get(name)) for name in CALIBRATION]
+    for point in block["operating_points"]:
+        at = f"{point['chosen']} (threshold {point['threshold']:.6g})"
+        found += [(f"sensitivity, {at}", point["sensitivity"]), (f"specificity, {at}", point["specificity"])]
+    return [
+        _row(level, group.target, group.column, group.value, measure, value) | counts
+        for measure, value in found
+    ]
+
+
+def _lesion_rows(group: Group) -> list[dict[str, Any]]:
+    block = group.block
+    counts = {"cases": block["slides"], "positive": block["lesions"], "patients": block["patients"]}
+    found: list[tuple[str, Any]] = [("froc_score", block["froc_score"]), ("jama_score", block["jama_score"])]
+    for name in ("froc", "jama"):
+        at = block[name]["sensitivity_at"]
+        found += [(f"{name} sensitivity at {rate} false positives", value) for rate, value in at.items()]
+    for size, entry in block["sensitivity_by_class"].items():
+        found += [
+            (f"{size} sensitivity at {rate} false positives", value)
+            for rate, value in entry["sensitivity_at"].items()
+        ]
+    found.append(("auroc of the highest confidence", block["highest_confidence_auc"]))
+    return [
+        _row("lesion", group.target, group.column, group.value, measure, value) | counts
+        for measure, value in found
+    ]
+
+
+# -- for people ---------------------------------------------------------------------------------------------
+
+
+def task_table(report: Data, target: str) -> tuple[list[str], list[list[str]]]:
+    """One group a row: counts, areas with intervals, calibration."""
+    unit = report["unit"]
+    header = ["group", unit, "positive", "AUROC (95 % interval)", "DeLong", "AUPRC", "AP", "ECE", "Brier"]
+    rows = []
+    for group in groups(report, target):
+        block = group.block
+        rows.append([
+            _title(group), str(block[unit]), str(block["positive"]), shown(block["auroc"]),
+            shown(block["auroc_delong"], value=False), shown(block["auprc"]), shown(block["ap"]),
+            number(block["calibration"].get("expected_error")), number(block["calibration"].get("brier")),
+        ])  # fmt: skip
+    return header, rows
+
+
+def lesion_table(report: Data) -> tuple[list[str], list[list[str]]]:
+    """One group a row: counts, the FROC score with its interval, sensitivity at each rate."""
+    rates = list(report["all"]["froc"]["sensitivity_at"])
+    header = ["group", "slides", "lesions", "FROC (95 % interval)", *[f"at {rate}" for rate in rates], "JAMA"]
+    rows = []
+    for group in groups(report, "lesions"):
+        block = group.block
+        at = block["froc"]["sensitivity_at"]
+        rows.append([
+            _title(group), str(block["slides"]), str(block["lesions"]), shown(block["froc_score"]),
+            *[number(at[rate]) for rate in rates], number(block["jama_score"]["value"]),
+        ])  # fmt: skip
+    return header, rows
+
+
+def class_table(block: Data) -> tuple[list[str], list[list[str]]]:
+    """Sensitivity by the size of the lesion, at the rates of the official curve."""
+    by_class = block["sensitivity_by_class"]
+    rates = list(next(iter(by_class.values()))["sensitivity_at"])
+    rows = [
+        [name, str(entry["lesions"]), *[number(entry["sensitivity_at"][rate]) for rate in rates]]
+        for name, entry in by_class.items()
+    ]
+    return ["size", "lesions", *[f"at {rate}" for rate in rates]], rows
+
+
+def point_table(block: Data) -> tuple[list[str], list[list[str]]]:
+    """Operating points: how the threshold was chosen, and what it gives."""
+    header = ["operating point", "threshold", "sensitivity", "specificity", "PPV", "NPV"]
+    names = ("sensitivity", "specificity", "positive_predictive_value", "negative_predictive_value")
+    rows = [
+        [point["chosen"], f"{point['threshold']:.4g}", *[shown(point[name], digits=3) for name in names]]
+        for point in block["operating_points"]
+    ]
+    return header, rows
+
+
+def difference_table(report: Data) -> tuple[list[str], list[list[str]]]:
+    """This source less the other, for all and for each group."""
+    header = ["group", "measure", "this", "other", "difference (95 % interval)", "p"]
+    rows = []
+    for column, value, block in _compared(report):
+        for measure, entry in block.items():
+            if isinstance(entry, Mapping):
+                rows.append([
+                    f"{column} = {value}" if column else "all", measure, number(entry["a"]),
+                    number(entry["b"]), shown(entry["difference"]), number(entry["p"], 3),
+                ])  # fmt: skip
+    return header, rows
+
+
+def reader_table(data: Data) -> tuple[list[str], list[list[str]]]:
+    """One rater a row; four digits as published tables have."""
+    header = ["rater", "AUROC (95 % interval)", "AUPRC", "AP", "spread of AUROC"]
+    rows = [
+        [
+            row["name"], shown(row["auroc"]), number(row["auprc"]["value"]), number(row["ap"]["value"]),
+            number(row.get("spread", {}).get("auroc")),
+        ]
+        for row in data["rows"]
+    ]  # fmt: skip
+    return header, rows
+
+
+def _title(group: Group) -> str:
+    return f"{group.column} = {group.value}" if group.column else "all"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def shown(estimate: Data, *, value: bool = True, digits: int = 4) -> str:
+    """0.9123 (0.8801 to 0.9402), or the interval alone; a dash where it is undefined."""
+    if estimate["value"] is None:
+        return "–"
+    own = number(estimate["value"], digits)
+    if estimate.get("low") is None:
+        return own if value else "–"
+    interval = f"{number(estimate['low'], digits)} to {number(estimate['high'], digits)}"
+    return f"{own} ({interval})" if value else interval
+
+
+def case_sentences(data: Data) -> list[tuple[str, str]]:
+    """How every case is accounted for, as names and sentences."""
+    cases = data["cases"]
+    lines = [("cases", f"{cases['cohort']} of {cases['patients']} patients, {cases['complete']} complete")]
+    for name in ("partial", "failed", "unfinished", "not_scanned", "without_label", "not_in_cohort"):
+        if cases[name]:
+            lines.append((name.replace("_", " "), f"{len(cases[name])}: {_some(cases[name])}"))
+    if left_out := data["lesions_left_out"]:
+        lines.append(("no lesion level", f"{len(left_out)}: {_some(left_out)}"))
+    return lines
+
+
+def _some(names: Mapping[str, str] | Sequence[str], most: int = 4) -> str:
+    if isinstance(names, Mapping):
+        listed = [name if why == name else f"{name} ({why})" for name, why in names.items()]
+    else:
+        listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

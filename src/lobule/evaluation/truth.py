@@ -1,0 +1,184 @@
+"""The lesions of a slide: its annotation or ground-truth mask as the evaluation mask of Camelyon16."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.annotations import rasterise, read_annotation, read_class_mask
+from lobule.cohort import Case
+from lobule.errors import CaseError, TooLarge, UsageError
+from lobule.evaluation.options import Options
+from lobule.evaluation.sources import Said
+from lobule.files import is_url
+from lobule.geometry import Box, Size, level_step
+from lobule.measures.camelyon16 import PIXEL_UM, STEP, EvaluationMask, evaluation_mask
+from lobule.measures.estimate import Floats
+from lobule.slides.slide import Slide, open_slide
+from lobule.units import Mpp
+
+NEAR = 0.1
+"""Slides this near to 0.243 µm/px take the official constants as they are, as all of Camelyon16 do."""
+MAX_CELLS = 1 << 28
+MUCH_TUMOUR = 0.5
+MASK_SUFFIXES = (".tif", ".tiff", ".png")
+MASK_NAMES = ("{}_Mask.tif", "{}_mask.tif", "{}.tif", "{}_mask.png", "{}.png")
+
+Steps = tuple[Fraction, Fraction]
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What is true of a slide, and how its level-0 pixels become the cells that the constants mean."""
+
+    mask: EvaluationMask | None
+    """None for a normal slide."""
+    steps: Steps
+    notes: tuple[str, ...] = ()
+
+    def on_cells(self, detections: Floats) -> Floats:
+        """Detections moved to where 32 pixels make a cell; where a cell is 32 pixels nothing moves."""
+        if all(step == STEP for step in self.steps):
+            return detections
+        x, y = (
+            np.floor(detections[:, axis + 1] / float(step)) * STEP for axis, step in enumerate(self.steps)
+        )
+        return np.column_stack([detections[:, 0], x, y])
+
+
+def truth_of(case: Case, said: Said, positive: bool | None, options: Options) -> Truth | str:
+    """The truth of a slide, or the sentence that says why it is not known."""
+    mpp = Mpp.square(case.mpp) if case.mpp is not None else said.mpp
+    steps, notes = steps_of(mpp, options)
+    place = mask_file(case, options) or case.annotation
+    if positive is False:
+        return Truth(None, steps, notes)
+    if place is None:
+        return "positive, but without annotation" if positive else "neither label nor annotation"
+    truth, found = _raster(case, place, said.size, steps, options)
+    if truth.size and not truth.any():
+        notes = (*notes, f"{found} holds no tumour, so no lesion of the slide counts")
+    elif truth.size and truth.mean() > MUCH_TUMOUR:
+        # tiles that a TIFF leaves out read as white, which in a mask is tumour
+        notes = (*notes, f"more than half of {found} is tumour: see that the file has all its tiles")
+    return Truth(evaluation_mask(truth), steps, notes)
+
+
+def steps_of(mpp: Mpp | None, options: Options) -> tuple[Steps, tuple[str, ...]]:
+    """Level-0 pixels a cell: 32 by the official numbers, or as many as make 7.776 µm."""
+    official = (Fraction(STEP), Fraction(STEP))
+    if options.lesion_scale == "official":
+        return official, ()
+    if mpp is None:
+        return official, ("its µm/px is not known, so it counts as 0.243",)
+    near = all(abs(own / PIXEL_UM - 1) <= NEAR for own in (mpp.x, mpp.y))
+    if near and options.lesion_scale == "auto":
+        return official, ()
+    x, y = (
+        Fraction(PIXEL_UM * STEP).limit_denominator(10**6) / Fraction(own).limit_denominator(10**6)
+        for own in (mpp.x, mpp.y)
+    )
+    return (x, y), ()
+
+
+def check_masks(options: Options) -> None:
+    """Raise where the folder of masks is not there, before every case fails for want of it."""
+    if options.masks is not None and not Path(options.masks).is_dir():
+        raise UsageError("no folder of masks", subject=options.masks, remedy="Check the path")
+
+
+def mask_file(case: Case, options: Options) -> str | None:
+    """The mask of a case in the folder of masks, by the organisers' names."""
+    if options.masks is None:
+        return None
+    names = [case.id, *([Path(case.path).stem] if case.path else [])]
+    places = [Path(options.masks) / pattern.format(name) for name in names for pattern in MASK_NAMES]
+    return next((str(place) for place in places if place.is_file()), None)
+
+
+def _raster(
+    case: Case, place: str, size: Size | None, steps: Steps, options: Options
+) -> tuple[NDArray[np.bool_] | NDArray[np.uint8], str]:
+    size = size or _size_of_slide(case)
+    if Path(place).suffix.lower() in MASK_SUFFIXES:
+        return _of_mask(place, size, steps, options), place
+    if size is None:
+        raise CaseError(
+            "the size of the slide is not known, so its outlines cannot be laid out",
+            subject=case.id,
+            remedy="Keep the slide where the cohort says, or evaluate a results folder",
+        )
+    columns, rows = (-(-side // step) for side, step in zip(size, steps, strict=True))
+    if columns * rows > MAX_CELLS:
+        raise TooLarge(f"declares {size}", subject=case.id, expected=f"at most {MAX_CELLS} cells")
+    return rasterise(read_annotation(place), steps, Box(0, 0, int(columns), int(rows))), place
+
+
+def _size_of_slide(case: Case) -> Size | None:
+    if case.path is None or is_url(case.path) or not Path(case.path).exists():
+        return None
+    with open_slide(case.path) as slide:
+        return slide.size
+
+
+def _of_mask(path: str, size: Size | None, steps: Steps, options: Options) -> NDArray[np.bool_]:
+    """The mask at the cells' centres: the level of the file that has the cells, where it has one."""
+    if Path(path).suffix.lower() == ".png":
+        values, page = read_class_mask(path).values, None
+    else:
+        with open_slide(path) as slide:
+            values, page = _level_near(slide, size, steps, options)
+    own = Size(values.shape[1], values.shape[0])
+    whole = page or size
+    if whole is None:
+        if options.mask_step is None:
+            raise CaseError(
+                "the scale of the mask is not known",
+                subject=path,
+                expected="a pyramid, or the size of its slide",
+                remedy="Say how many level-0 pixels a mask pixel has with --mask-step",
+            )
+        whole = Size(round(own.width * options.mask_step), round(own.height * options.mask_step))
+    tumour = np.asarray(values == 255) if (values == 255).any() else np.asarray(values == 2)
+    if values.any() and not tumour.any():
+        evaluation_mask(values.astype(np.uint8))  # raises, and says which values there are
+    own_steps = (level_step(whole.width, own.width), level_step(whole.height, own.height))
+    if own_steps == steps:
+        return tumour
+    columns, rows = (max(1, -(-side // step)) for side, step in zip(whole, steps, strict=True))
+    at_x, at_y = (
+        np.minimum((np.arange(int(count)) + 0.5) * float(step / mine), side - 1).astype(np.int64)
+        for count, step, mine, side in zip((columns, rows), steps, own_steps, own, strict=True)
+    )
+    return np.asarray(tumour[at_y[:, None], at_x[None, :]])
+
+
+def _level_near(
+    slide: Slide, size: Size | None, steps: Steps, options: Options
+) -> tuple[NDArray[np.uint8], Size | None]:
+    """The coarsest level that is not coarser than the cells, and the size of level 0 where known."""
+    alone = len(slide.levels) == 1
+    whole = size or (None if alone else slide.size)
+    if whole is None and options.mask_step is None:
+        return _first_channel(slide, 0), None
+    chosen = 0
+    for index, level in enumerate(slide.levels):
+        if whole is not None and whole.width / level.size.width <= float(steps[0]) * 1.01:
+            chosen = index
+    return _first_channel(slide, chosen), whole
+
+
+def _first_channel(slide: Slide, level: int) -> NDArray[np.uint8]:
+    size = slide.levels[level].size
+    if size.area > MAX_CELLS:
+        raise TooLarge(
+            f"its level {level} of {size} is too large",
+            subject=slide.path,
+            expected=f"a level of at most {MAX_CELLS} px",
+            remedy="Save the mask as a pyramid",
+        )
+    return np.ascontiguousarray(slide.read_level(level, Box(0, 0, *size))[..., 0])

@@ -1,0 +1,42 @@
+"""Writing an evaluation: `evaluation.json`, `table.csv` and the plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lobule.evaluation.summary import COLUMNS, measure_rows, reader_table
+from lobule.files import make_folder, write_json, write_text
+
+JSON, TABLE = "evaluation.json", "table.csv"
+
+
+def write_evaluation(data: Mapping[str, Any], folder: str | Path, *, plots: bool = True) -> list[Path]:
+    """Write everything of an evaluation and give the files; plots need the extra `plots`."""
+    root = make_folder(folder)
+    figures: list[Path] = []
+    if plots:
+        from lobule.evaluation.plots import draw_evaluation
+
+        figures = draw_evaluation(data, root)
+    write_json(root / JSON, dict(data))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(measure_rows(data))
+    write_text(root / TABLE, out.getvalue())
+    return [root / JSON, root / TABLE, *figures]
+
+
+def write_reader_study(data: Mapping[str, Any], folder: str | Path) -> list[Path]:
+    """Write a reader study: its values, and its table as people read it."""
+    root = make_folder(folder)
+    write_json(root / JSON, dict(data))
+    header, rows = reader_table(data)
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([header, *rows])
+    write_text(root / TABLE, out.getvalue())
+    return [root / JSON, root / TABLE]

@@ -1,0 +1,265 @@
+"""Files that are whole or absent, the fingerprints that results trust, and paths that may be URLs."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, cast
+from uuid import uuid4
+
+from lobule.errors import NotReadable, ResultsError, UsageError
+
+MIB = 1 << 20
+WHOLE_BELOW = 8 * MIB
+"""Files smaller than this are hashed whole."""
+
+SAMPLES = 64
+SAMPLE_BYTES = 64 << 10
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a path is `scheme://…`, which fsspec opens, and not a place on this machine's disks."""
+    return isinstance(path, str) and _URL.match(path) is not None
+
+
+def open_url(path: str | Path, mode: str = "rb") -> IO[Any]:
+    """Open a local path or an fsspec URL; what goes wrong is an error that names the remedy."""
+    try:
+        if is_url(path):
+            import fsspec
+
+            return cast(IO[Any], fsspec.open(str(path), mode).open())
+        return Path(path).open(mode, encoding=None if "b" in mode else "utf-8")
+    except (ImportError, ValueError) as error:
+        scheme = str(path).partition("://")[0]
+        raise UsageError(
+            f"cannot open {scheme}:// paths: {error}",
+            subject=path,
+            remedy=f"Install the fsspec file system for {scheme}, or copy the file here",
+        ) from error
+    except OSError as error:
+        if any(letter in mode for letter in "wax+"):
+            raise results_error(error, path) from error
+        raise not_readable(error, path) from error
+
+
+def not_readable(error: OSError, path: str | Path) -> NotReadable:
+    """The error of one case whose file does not open."""
+    if isinstance(error, FileNotFoundError):
+        return NotReadable("there is no such file", subject=path, remedy="Check the path")
+    if isinstance(error, IsADirectoryError):
+        return NotReadable("this is a folder", subject=path, expected="a file")
+    if isinstance(error, PermissionError):
+        return NotReadable("permission denied", subject=path, remedy="Ask its owner for read permission")
+    return NotReadable(f"cannot be read: {error.strerror or error}", subject=path)
+
+
+_MAKE_ROOM = "Free some space, or write elsewhere; what is done stays done"
+_REMEDIES = {
+    errno.ENOSPC: ("no space is left on the disk", _MAKE_ROOM),
+    errno.EDQUOT: ("the disk quota is used up", _MAKE_ROOM),
+    errno.EROFS: ("the file system is read-only", "Write to another folder"),
+    errno.EACCES: ("permission denied", "Write to a folder of your own"),
+    errno.EPERM: ("permission denied", "Write to a folder of your own"),
+    errno.ENOENT: ("the folder does not exist", "Make the folder first"),
+    errno.ENOTDIR: ("part of the path is a file, not a folder", "Write to another folder"),
+    errno.EISDIR: ("this is a folder", "Give the name of a file"),
+    errno.ENAMETOOLONG: ("the name is too long for this file system", "Use shorter names"),
+    errno.EIO: ("the disk reports an input/output error", "Check the disk; what is done stays done"),
+}  # fmt: skip
+
+
+def results_error(error: OSError, path: str | Path) -> ResultsError:
+    """The error of an output that cannot be written, with its remedy."""
+    what, remedy = _REMEDIES.get(error.errno or 0, (f"cannot be written: {error.strerror or error}", None))
+    return ResultsError(what, subject=path, remedy=remedy)
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder and its parents; a file in the way or a missing permission is a `ResultsError`."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise ResultsError("this is a file", subject=path, expected="a folder") from error
+    except OSError as error:
+        raise results_error(error, path) from error
+    return Path(path)
+
+
+# -- writing ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def write_atomic(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path to write to; on success it is flushed and takes the name `path`.
+
+    Killed or failed at any instant, `path` is what it was before. The temporary name keeps the suffix
+    (writers choose formats by it) and begins with a dot. `path` may be a URL: it is uploaded when whole.
+    """
+    if is_url(path):
+        with _write_url(str(path)) as part:
+            yield part
+        return
+    target = Path(path)
+    part = target.with_name(f".{target.stem[:80]}.{uuid4().hex[:12]}.part{target.suffix}")
+    try:
+        yield part
+        _flush(part)
+        part.replace(target)
+        _flush(target.parent)
+    except OSError as error:
+        if error.filename is None or Path(str(error.filename)).parent == target.parent:
+            raise results_error(error, path) from error
+        raise
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _write_url(url: str) -> Iterator[Path]:
+    import fsspec
+
+    with tempfile.TemporaryDirectory(prefix="lobule-") as folder:
+        part = Path(folder) / Path(url).name
+        yield part
+        try:
+            file_system, place = fsspec.core.url_to_fs(url)
+            file_system.makedirs(file_system._parent(place), exist_ok=True)
+            file_system.put_file(str(part), place)
+        except OSError as error:
+            raise results_error(error, url) from error
+
+
+def _flush(path: Path) -> None:
+    """Ask the disk to have it; folders too, where the system allows, so that the rename survives."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir():
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a whole file or nothing."""
+    with write_atomic(path) as part:
+        part.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole UTF-8 file or nothing."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write JSON whole or not at all. NaN and infinity are refused: no other reader takes them."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; what is not JSON is a `ResultsError` that says where it breaks."""
+    with open_url(path) as file:
+        data = file.read()
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise ResultsError(
+            f"not JSON: {error}", subject=path, remedy="The file is damaged; write it again"
+        ) from error
+
+
+# -- fingerprints -------------------------------------------------------------------------------------------
+
+
+def fingerprint(path: str | Path, full: bool = False) -> str:
+    """A hash that changes when the file does; what results carry of their input.
+
+    Small files (and all with `full`) give `sha256:` of their bytes, as sha256sum prints it. Big ones give
+    `sampled-sha256:` of their size, first and last MiB and 64 evenly spaced pieces of 64 KiB: about 6 MiB
+    read of any slide. Folders, and slides with a companion folder (MRXS), hash names and fingerprints.
+    """
+    if is_url(path):
+        with open_url(path) as file:
+            return _hash_stream(file, file.seek(0, os.SEEK_END), full)
+    place = Path(path)
+    try:
+        if place.is_dir():
+            return _hash_folder([place], full)
+        companion = place.with_suffix("")
+        if place.suffix.lower() == ".mrxs" and companion.is_dir():
+            return _hash_folder([place, companion], full)
+        return _hash_file(place, full)
+    except OSError as error:
+        raise not_readable(error, path) from error
+
+
+def _hash_file(path: Path, full: bool) -> str:
+    with path.open("rb") as file:
+        return _hash_stream(file, os.fstat(file.fileno()).st_size, full)
+
+
+def _hash_stream(file: IO[bytes], size: int, full: bool) -> str:
+    digest = hashlib.sha256()
+    if full or size < WHOLE_BELOW:
+        file.seek(0)
+        while block := file.read(MIB):
+            digest.update(block)
+        return f"sha256:{digest.hexdigest()}"
+    digest.update(size.to_bytes(8, "little"))
+    for start, length in _pieces(size):
+        file.seek(start)
+        digest.update(file.read(length))
+    return f"sampled-sha256:{digest.hexdigest()}"
+
+
+def _pieces(size: int) -> list[tuple[int, int]]:
+    """(start, length) of what is hashed of a big file."""
+    room = size - SAMPLE_BYTES
+    middle = [(index * room // (SAMPLES - 1), SAMPLE_BYTES) for index in range(SAMPLES)]
+    return [(0, MIB), *middle, (size - MIB, MIB)]
+
+
+def _hash_folder(places: list[Path], full: bool) -> str:
+    digest = hashlib.sha256()
+    for place in places:
+        files = sorted(item for item in place.rglob("*") if item.is_file()) if place.is_dir() else [place]
+        for item in files:
+            name = item.relative_to(place).as_posix() if place.is_dir() else "."
+            digest.update(f"{name}\0{_hash_file(item, full)}\n".encode(errors="surrogateescape"))
+    return f"folder-sha256:{digest.hexdigest()}"
+
+
+# -- what a folder has left ---------------------------------------------------------------------------------
+
+
+def need_space(folder: str | Path, size: int) -> None:
+    """Raise `ResultsError` where a local folder's disk has less than `size` bytes free."""
+    if is_url(folder):
+        return
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise ResultsError(
+            "not enough space on the disk",
+            subject=folder,
+            expected=f"{size / 1e9:.1f} GB free",
+            found=f"{free / 1e9:.1f} GB",
+            remedy="Free some space, or write elsewhere",
+        )

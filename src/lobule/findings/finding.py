@@ -1,0 +1,84 @@
+"""What a finding is: a place with a score, and where known its outline and size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import ConvexHull, QhullError
+
+from lobule.findings.outlines import Outline
+from lobule.geometry import Box
+
+LesionClass = Literal["macro", "micro", "itc"]
+
+MACRO_UM = 2000.0
+MICRO_UM = 200.0
+
+FEW_POINTS = 64
+"""Up to here comparing all pairs is quicker than finding the hull first."""
+
+
+def lesion_class(extent_um: float) -> LesionClass:
+    """By the largest extent: macrometastasis above 2 mm, micrometastasis from 0.2 mm, else single cells."""
+    if extent_um > MACRO_UM:
+        return "macro"
+    return "micro" if extent_um >= MICRO_UM else "itc"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A place with a score. Coordinates are level-0 pixels; x and y are its most telling point."""
+
+    l0_x: int
+    l0_y: int
+    score: float
+    kind: Literal["point", "box", "polygon"] = "point"
+    label: str | None = None
+    """The class it is scored for, where a model has several."""
+    box: Box | None = None
+    polygon: tuple[Outline, ...] = ()
+    """Its outlines; several where its cells touch by corners alone."""
+    cells: int | None = None
+    size_um: float | None = None
+    """The longest distance between two of its points."""
+    area_um2: float | None = None
+    lesion_class: LesionClass | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; what is not known is left out."""
+        plain: dict[str, Any] = {"l0_x": self.l0_x, "l0_y": self.l0_y, "score": self.score, "kind": self.kind}
+        for name in ("label", "cells", "size_um", "area_um2", "lesion_class"):
+            if (value := getattr(self, name)) is not None:
+                plain[name] = value
+        if self.box is not None:
+            plain["box"] = [self.box.x, self.box.y, self.box.width, self.box.height]
+        if self.polygon:
+            plain["polygon"] = [
+                [ring.tolist() for ring in (part.exterior, *part.holes)] for part in self.polygon
+            ]
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Finding:
+        values = dict(plain)
+        if "box" in values:
+            values["box"] = Box(*values["box"])
+        if "polygon" in values:
+            parts = [[np.array(ring, dtype=np.float64) for ring in rings] for rings in values["polygon"]]
+            values["polygon"] = tuple(Outline(rings[0], tuple(rings[1:])) for rings in parts)
+        return cls(**values)
+
+
+def longest_extent(points: NDArray[np.float64]) -> float:
+    """The longest distance between two of the points (n, 2)."""
+    if len(points) > FEW_POINTS:
+        try:
+            points = points[ConvexHull(points).vertices]
+        except QhullError:  # all on one line: the first and last along it are the farthest apart
+            points = points[np.lexsort(points.T)[[0, -1]]]
+    distances = points[:, None, :] - points[None, :, :]
+    return float(np.sqrt((distances**2).sum(axis=2).max(initial=0.0)))

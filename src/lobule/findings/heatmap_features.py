@@ -1,0 +1,119 @@
+"""The 31 features of a map by which a classifier scores a slide (after Wang et al. 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.measure import regionprops
+
+SURE = int(0.9 * 255)
+"""T90: 8-bit values from here."""
+LIKELY = 127
+"""T50: 8-bit values above this."""
+
+HEATMAP_FEATURES: tuple[str, ...] = (
+    "region_count",
+    "ratio_tumor_tissue",
+    "largest_tumor_area",
+    "longest_axis_largest_tumor",
+    "pixels_gt_90",
+    "avg_prediction",
+    *(
+        form.format(measure)
+        for measure in ("area", "perimeter", "eccentricity", "extent", "solidity")
+        for form in ("max_{}", "mean_{}", "{}_variance", "{}_skew", "{}_kurt")
+    ),
+)
+"""Names in the order of the columns, as the public tables of these features have them."""
+
+EIGHT = np.ones((3, 3), dtype=bool)
+
+
+def heatmap_features(scores: NDArray[np.generic], tissue: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """31 numbers with two decimals (`HEATMAP_FEATURES`); all 0 where no cell reaches 90 %.
+
+    `scores` are probabilities, or 8-bit values (uint8) that were made of them by floor(255 p). Cells without
+    a score (NaN) count as 0.
+    """
+    values = _eight_bit(scores)
+    sure, count = ndimage.label(values >= SURE, EIGHT)
+    if count == 0:
+        return np.zeros(len(HEATMAP_FEATURES))
+    likely, _ = ndimage.label(values > LIKELY, EIGHT)
+    sure_shapes, likely_shapes = _shapes(sure), _shapes(likely)
+    largest = max(likely_shapes, key=lambda shape: shape.area)
+    areas = [shape.area for shape in sure_shapes]
+    means = ndimage.mean(values, sure, np.arange(1, count + 1))
+    total = float(sum(areas))
+    tissue_cells = int(np.count_nonzero(tissue))
+    features = [
+        count,
+        total / tissue_cells if tissue_cells else 0.0,
+        largest.area,
+        largest.axis,
+        total,
+        float(np.mean(means)),
+        *_five(areas),
+        *_five([shape.perimeter for shape in sure_shapes]),
+        *_five([shape.eccentricity for shape in sure_shapes]),
+        *_five([shape.extent for shape in likely_shapes]),
+        *_five([shape.solidity for shape in sure_shapes]),
+    ]
+    rounded: NDArray[np.float64] = np.array(features, dtype=np.float64).round(2)
+    return rounded
+
+
+def _eight_bit(scores: NDArray[np.generic]) -> NDArray[np.uint8]:
+    if scores.dtype == np.uint8:
+        return scores.astype(np.uint8)
+    probability = np.nan_to_num(scores.astype(np.float64), nan=0.0)
+    return np.floor(255 * np.clip(probability, 0, 1)).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Measures of one region that do not depend on where it lies."""
+
+    area: float
+    axis: float
+    perimeter: float
+    eccentricity: float
+    extent: float
+    solidity: float
+
+
+def _shapes(regions: NDArray[np.int32]) -> list[_Shape]:
+    known: dict[tuple[tuple[int, ...], bytes], _Shape] = {}
+    shapes = []
+    for region in regionprops(regions):
+        # maps hold thousands of regions of a cell or two: each form is measured once
+        form = (region.image.shape, np.packbits(region.image).tobytes())
+        if form not in known:
+            known[form] = _Shape(
+                area=float(region.area),
+                axis=float(max(region.axis_major_length, region.axis_minor_length)),
+                perimeter=float(region.perimeter),
+                eccentricity=float(region.eccentricity),
+                extent=float(region.extent),
+                solidity=float(region.solidity),
+            )
+        shapes.append(known[form])
+    return shapes
+
+
+def _five(values: Sequence[float]) -> tuple[float, float, float, float, float]:
+    """Maximum, mean, population variance, biased skewness and biased excess kurtosis.
+
+    Constant values have no skewness or kurtosis; the published tables hold 0 and -3 for them.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    mean = float(x.mean())
+    second = float(((x - mean) ** 2).mean())
+    if second <= (np.finfo(np.float64).resolution * mean) ** 2:
+        return float(x.max()), mean, second, 0.0, -3.0
+    third, fourth = float(((x - mean) ** 3).mean()), float(((x - mean) ** 4).mean())
+    return float(x.max()), mean, second, third / second**1.5, fourth / second**2 - 3

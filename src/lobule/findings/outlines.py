@@ -1,0 +1,131 @@
+"""Exact outlines of the cells of a mask: the polygons along cell edges, with their holes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Ring = NDArray[np.float64]
+"""(n, 2): x and y, closed implicitly."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """One polygon: its exterior and its holes, simple rings that may touch in single points."""
+
+    exterior: Ring
+    holes: tuple[Ring, ...] = ()
+
+    def scaled(self, step_x: float, step_y: float, l0_x: float = 0, l0_y: float = 0) -> Outline:
+        """From cells to level-0 pixels, where cell (0, 0) begins at (l0_x, l0_y)."""
+        step, origin = np.array([step_x, step_y]), np.array([l0_x, l0_y])
+        return Outline(self.exterior * step + origin, tuple(hole * step + origin for hole in self.holes))
+
+    @property
+    def area(self) -> float:
+        return abs(shoelace(self.exterior)) - sum(abs(shoelace(hole)) for hole in self.holes)
+
+
+def shoelace(ring: Ring) -> float:
+    """Signed area of a simple ring."""
+    x, y = (ring - ring[0]).T
+    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+
+
+def mask_outlines(mask: NDArray[np.bool_]) -> tuple[list[Outline], NDArray[np.int64]]:
+    """The outlines of a mask in cells, and for each a (row, column) inside it.
+
+    Cells that touch by an edge share an outline; cells that touch by a corner alone do not, so that every
+    outline is a valid polygon.
+    """
+    parts, _ = ndimage.label(mask)
+    exteriors: dict[int, Ring] = {}
+    holes: dict[int, list[Ring]] = {}
+    seeds: dict[int, tuple[int, int]] = {}
+    for ring in _rings(mask):
+        # the topmost edge tells which side is inside: the cell below it, or (of a hole) the one above
+        top = ring[:, 1].min()
+        column = int(ring[ring[:, 1] == top, 0].min())
+        row = int(top)
+        if mask[row, column]:
+            part = int(parts[row, column])
+            exteriors[part], seeds[part] = ring.astype(np.float64), (row, column)
+        else:
+            holes.setdefault(int(parts[row - 1, column]), []).append(ring.astype(np.float64))
+    outlines = [Outline(exteriors[part], tuple(holes.get(part, ()))) for part in sorted(exteriors)]
+    places = np.array([seeds[part] for part in sorted(exteriors)], dtype=np.int64).reshape(-1, 2)
+    return outlines, places
+
+
+def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """Every simple boundary ring as its corners (x, y)."""
+    points, along_row, along_column = _corners(mask)
+    x, y = points.T.tolist()
+    partner = [along_row.tolist(), along_column.tolist()]
+    seen = bytearray(len(x))
+    rings = []
+    for first in range(len(x)):
+        if seen[first]:
+            continue
+        ring: list[tuple[int, int]] = []
+        corner, axis = first, 0
+        while not seen[corner]:
+            seen[corner] = 1
+            ring.append((x[corner], y[corner]))
+            corner, axis = partner[axis][corner], 1 - axis
+        rings += _simple(ring)
+    return rings
+
+
+def _corners(
+    mask: NDArray[np.bool_],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Corners of the boundary, and for each the corner at the other end of its two edges.
+
+    Along each grid line the corners pair off in order. Where two cells touch by a corner alone, that point
+    is two corners, each of which keeps to its own cell.
+    """
+    padded = np.pad(mask, 1)
+    nw, ne, sw, se = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    single = nw ^ ne ^ sw ^ se
+    falling, rising = nw & se & ~ne & ~sw, ne & sw & ~nw & ~se
+    kinds = [(single, 0, 0), (falling, 0, 0), (falling, 1, 1), (rising, 0, 1), (rising, 1, 0)]
+    rows = []
+    for where, rank_in_row, rank_in_column in kinds:
+        y, x = np.nonzero(where)
+        rows.append(np.column_stack([x, y, np.full(len(x), rank_in_row), np.full(len(x), rank_in_column)]))
+    x, y, rank_in_row, rank_in_column = np.concatenate(rows).astype(np.int64).T
+    by_row = np.lexsort((rank_in_row, x, y))
+    by_column = np.lexsort((rank_in_column, y, x))
+    return np.column_stack([x, y]), _partners(by_row), _partners(by_column)
+
+
+def _partners(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    partner = np.empty_like(order)
+    partner[order[0::2]] = order[1::2]
+    partner[order[1::2]] = order[0::2]
+    return partner
+
+
+def _simple(ring: list[tuple[int, int]]) -> list[NDArray[np.int64]]:
+    """A ring that passes a point twice, as rings that do not."""
+    if len(set(ring)) == len(ring):
+        return [np.array(ring, dtype=np.int64)]
+    rings: list[NDArray[np.int64]] = []
+    trail: list[tuple[int, int]] = []
+    place: dict[tuple[int, int], int] = {}
+    for point in ring:
+        if point in place:
+            start = place[point]
+            rings.append(np.array(trail[start:], dtype=np.int64))
+            for passed in trail[start + 1 :]:
+                del place[passed]
+            del trail[start + 1 :]
+        else:
+            place[point] = len(trail)
+            trail.append(point)
+    rings.append(np.array(trail, dtype=np.int64))
+    return rings

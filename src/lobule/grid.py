@@ -1,0 +1,157 @@
+"""Which places of a case are looked at, in order: cells of a map and the fields that compute them.
+
+A map cell (row, column) stands for lattice pixels [s·column, s·(column+1)) × [s·row, s·(row+1)) and is
+scored by the window of `window` pixels centred on it. A field computes `cells` × `cells` neighbouring cells
+in one go, so neighbouring fields overlap by window − stride and their cells butt without gap or duplicate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.errors import ConfigError
+from lobule.geometry import Box, Lattice
+
+Cells = NDArray[np.bool_]
+"""(rows, columns) of a map."""
+
+
+@dataclass(frozen=True)
+class MapGrid:
+    """The geometry of one map over one image, and of the fields that fill it."""
+
+    lattice: Lattice
+    stride: int
+    """Lattice pixels a cell."""
+    window: int
+    """Lattice pixels a side that one cell sees (the receptive field, or the tile)."""
+    cells: int = 1
+    """Cells a side that one field computes."""
+    centre: float | None = None
+    """Where in a field the centre of its first cell lies, in lattice pixels; the window's middle unless a
+    net's cells lie elsewhere."""
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.window < 1 or self.cells < 1:
+            raise ConfigError(f"a grid needs positive sizes, not {self.stride}, {self.window}, {self.cells}")
+
+    @property
+    def rows(self) -> int:
+        return -(-self.lattice.size.height // self.stride)
+
+    @property
+    def columns(self) -> int:
+        return -(-self.lattice.size.width // self.stride)
+
+    @property
+    def field_rows(self) -> int:
+        return -(-self.rows // self.cells)
+
+    @property
+    def field_columns(self) -> int:
+        return -(-self.columns // self.cells)
+
+    @property
+    def field_side(self) -> int:
+        """Lattice pixels a side that a field reads."""
+        return self.window + self.stride * (self.cells - 1)
+
+    @property
+    def first_start(self) -> int:
+        """The lattice pixel at which the first field begins: outside the case where windows reach out."""
+        centre = self.window / 2 if self.centre is None else self.centre
+        return floor(self.stride / 2 - centre)
+
+    @property
+    def l0_cell(self) -> tuple[float, float]:
+        """Level-0 pixels a cell, in x and y."""
+        return float(self.stride * self.lattice.step_x), float(self.stride * self.lattice.step_y)
+
+    def field_box(self, field_row: int, field_column: int) -> Box:
+        """The lattice box that a field reads; it may reach outside the case, where pixels are white."""
+        start = self.first_start
+        step = self.stride * self.cells
+        return Box(start + step * field_column, start + step * field_row, self.field_side, self.field_side)
+
+    def field_cells(self, field_row: int, field_column: int) -> tuple[slice, slice]:
+        """The rows and columns of the map that a field fills, cut at the map's edge."""
+        top, left = field_row * self.cells, field_column * self.cells
+        return slice(top, min(top + self.cells, self.rows)), slice(left, min(left + self.cells, self.columns))
+
+    def l0_box(self, rows: slice, columns: slice) -> Box:
+        """The level-0 box under a block of cells."""
+        box = Box.of_edges(
+            columns.start * self.stride,
+            rows.start * self.stride,
+            columns.stop * self.stride,
+            rows.stop * self.stride,
+        )
+        return self.lattice.to_l0(box)
+
+    def fields_over(self, wanted: Cells) -> NDArray[np.int32]:
+        """(n, 2) field rows and columns that hold at least one wanted cell, row by row."""
+        if wanted.shape != (self.rows, self.columns):
+            raise ConfigError(
+                f"cells of shape {wanted.shape} do not fit a map of {self.rows} × {self.columns}"
+            )
+        padded = np.zeros((self.field_rows * self.cells, self.field_columns * self.cells), np.bool_)
+        padded[: self.rows, : self.columns] = wanted
+        blocks = padded.reshape(self.field_rows, self.cells, self.field_columns, self.cells)
+        return np.argwhere(blocks.any(axis=(1, 3))).astype(np.int32)
+
+
+def cells_by_centre(grid: MapGrid, mask: Cells, mask_step: tuple[float, float]) -> Cells:
+    """Cells whose centre lies on the mask; `mask_step` is level-0 pixels a mask pixel in x and y.
+
+    A cell that hangs over the edge of the case counts by the last pixel before the edge.
+    """
+    l0_x = np.minimum((np.arange(grid.columns) + 0.5) * grid.l0_cell[0], grid.lattice.l0_size.width - 0.5)
+    l0_y = np.minimum((np.arange(grid.rows) + 0.5) * grid.l0_cell[1], grid.lattice.l0_size.height - 0.5)
+    mask_x = np.floor(l0_x / mask_step[0]).astype(np.int64)
+    mask_y = np.floor(l0_y / mask_step[1]).astype(np.int64)
+    inside = (mask_y < mask.shape[0])[:, None] & (mask_x < mask.shape[1])[None, :]
+    picked = mask[np.minimum(mask_y, mask.shape[0] - 1)][:, np.minimum(mask_x, mask.shape[1] - 1)]
+    return np.asarray(picked & inside, np.bool_)
+
+
+def share_in_cells(grid: MapGrid, mask: Cells, mask_step: tuple[float, float]) -> NDArray[np.float64]:
+    """The share of each cell's part inside the case that the mask covers; exact."""
+    rows = _edges_in_mask(grid.rows, grid.l0_cell[1] / mask_step[1], mask.shape[0])
+    columns = _edges_in_mask(grid.columns, grid.l0_cell[0] / mask_step[0], mask.shape[1])
+    summed = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
+    np.cumsum(np.cumsum(mask, axis=0, dtype=np.float64), axis=1, out=summed[1:, 1:])
+    corner = _at_fractions(_at_fractions(summed, rows).T, columns).T
+    area = np.diff(np.diff(corner, axis=0), axis=1)
+    size = grid.lattice.l0_size
+    height = np.diff(np.minimum(np.arange(grid.rows + 1) * grid.l0_cell[1], size.height)) / mask_step[1]
+    width = np.diff(np.minimum(np.arange(grid.columns + 1) * grid.l0_cell[0], size.width)) / mask_step[0]
+    cell_area = height[:, None] * width[None, :]
+    share: NDArray[np.float64] = np.clip(area / cell_area, 0.0, 1.0)
+    return share
+
+
+def _edges_in_mask(count: int, step: float, limit: int) -> NDArray[np.float64]:
+    edges: NDArray[np.float64] = np.minimum(np.arange(count + 1) * step, limit)
+    return edges
+
+
+def _at_fractions(summed: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of a cumulative sum at fractional places, linear in between."""
+    low = np.minimum(np.floor(places).astype(np.int64), summed.shape[0] - 1)
+    high = np.minimum(low + 1, summed.shape[0] - 1)
+    part = (places - low)[:, None]
+    between: NDArray[np.float64] = summed[low] * (1 - part) + summed[high] * part
+    return between
+
+
+def cells_in_box(grid: MapGrid, l0_box: Box) -> Cells:
+    """Cells whose centre lies in a level-0 box."""
+    l0_x = (np.arange(grid.columns) + 0.5) * grid.l0_cell[0]
+    l0_y = (np.arange(grid.rows) + 0.5) * grid.l0_cell[1]
+    in_x = (l0_x >= l0_box.x) & (l0_x < l0_box.right)
+    in_y = (l0_y >= l0_box.y) & (l0_y < l0_box.bottom)
+    return np.asarray(in_y[:, None] & in_x[None, :], np.bool_)

@@ -1,0 +1,1 @@
+"""Mammograms in, arrays and exams out: DICOM and PNG files, exam lists, and each decision taken."""

@@ -1,0 +1,146 @@
+"""Calibration: does a score of 0.8 mean 80 %? Reliability, Brier score, and fits that repair it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize
+from scipy.special import expit, xlogy
+from sklearn.isotonic import IsotonicRegression
+
+from lobule.measures.estimate import Floats, checked, one_class
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Cases with probabilities in [low, high) (the last bin takes its upper end too)."""
+
+    low: float
+    high: float
+    cases: int
+    mean_probability: float | None
+    share_positive: float | None
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How probabilities and outcomes agree. Errors are None without cases."""
+
+    bins: tuple[Bin, ...]
+    expected_error: float | None
+    """ECE: the mean over cases of |mean probability - share of positives| of their bin."""
+    largest_error: float | None
+    brier: float | None
+    reliability: float | None
+    resolution: float | None
+    uncertainty: float | None
+    within_bins: float | None
+    """What binning leaves: brier = reliability - resolution + uncertainty + within_bins."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def reliability(
+    labels: ArrayLike, probabilities: ArrayLike, bins: int = 10, by: Literal["width", "quantile"] = "width"
+) -> Reliability:
+    """Bins of equal width (or of equally many cases), the errors over them, and the Brier score in parts."""
+    label, probability = checked(labels, probabilities)
+    if len(probability) and (probability.min() < 0 or probability.max() > 1):
+        raise ValueError("probabilities must lie in 0 to 1; turn scores into probabilities first")
+    if len(label) == 0:
+        return Reliability((), None, None, None, None, None, None, None)
+    edges = np.linspace(0, 1, bins + 1)
+    if by == "quantile":
+        edges = np.unique(np.quantile(probability, edges))
+        edges = edges if len(edges) > 1 else np.array([edges[0], edges[0]])
+    place = np.clip(np.searchsorted(edges, probability, "right") - 1, 0, len(edges) - 2)
+    cases = np.bincount(place, minlength=len(edges) - 1)
+    held = np.maximum(cases, 1)
+    mean = np.bincount(place, probability, len(edges) - 1) / held
+    share = np.bincount(place, label, len(edges) - 1) / held
+    weight, gap, rate = cases / len(label), np.abs(mean - share), float(label.mean())
+    brier = float(((probability - label) ** 2).mean())
+    calibration, resolution = float(weight @ gap**2), float(weight @ (share - rate) ** 2)
+    uncertainty = rate * (1 - rate)
+    listed = tuple(
+        Bin(float(low), float(high), int(n), float(m) if n else None, float(s) if n else None)
+        for low, high, n, m, s in zip(edges, edges[1:], cases, mean, share, strict=False)
+    )
+    return Reliability(
+        listed, float(weight @ gap), float(gap[cases > 0].max()), brier, calibration, resolution, uncertainty,
+        within_bins=brier - (calibration - resolution + uncertainty),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Platt:
+    """probability = 1 / (1 + exp(-(slope · score + intercept)))."""
+
+    slope: float
+    intercept: float
+
+    def __call__(self, scores: ArrayLike) -> Floats:
+        return np.asarray(expit(self.slope * np.asarray(scores, dtype=np.float64) + self.intercept))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "platt"} | asdict(self)
+
+
+def fit_platt(labels: ArrayLike, scores: ArrayLike) -> Platt | None:
+    """Platt's fit with his smoothed targets, which keep it finite where scores separate the classes.
+
+    None where a class is missing.
+    """
+    label, score = checked(labels, scores)
+    if one_class(label):
+        return None
+    positive, negative = int(label.sum()), int((~label).sum())
+    target = np.where(label, (positive + 1) / (positive + 2), 1 / (negative + 2))
+    # a fit on standardised scores converges whatever unit the scores have
+    centre, spread = float(score.mean()), float(score.std()) or 1.0
+    z = (score - centre) / spread
+
+    def loss(line: Floats) -> tuple[float, Floats]:
+        logit = line[0] * z + line[1]
+        error = expit(logit) - target
+        return float((np.logaddexp(0, logit) - target * logit).sum()), np.array([error @ z, error.sum()])
+
+    start = np.array([0.0, np.log((positive + 1) / (negative + 1))])
+    slope, intercept = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-8}).x
+    return Platt(float(slope / spread), float(intercept - slope * centre / spread))
+
+
+@dataclass(frozen=True)
+class Isotonic:
+    """A rising staircase with straight treads between its knots; flat beyond them."""
+
+    scores: tuple[float, ...]
+    probabilities: tuple[float, ...]
+
+    def __call__(self, scores: ArrayLike) -> Floats:
+        return np.asarray(np.interp(np.asarray(scores, dtype=np.float64), self.scores, self.probabilities))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "isotonic"} | asdict(self)
+
+
+def fit_isotonic(labels: ArrayLike, scores: ArrayLike) -> Isotonic | None:
+    """The rising curve nearest to the outcomes; None where a class is missing."""
+    label, score = checked(labels, scores)
+    if one_class(label):
+        return None
+    fit = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(score, label.astype(np.float64))
+    return Isotonic(tuple(fit.X_thresholds_.tolist()), tuple(fit.y_thresholds_.tolist()))
+
+
+def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
+    """Mean negative log likelihood; None without cases, infinite where a certainty was wrong."""
+    label, probability = checked(labels, probabilities)
+    if len(label) == 0:
+        return None
+    likelihood = xlogy(label, probability) + xlogy(~label, 1 - probability)
+    return float(-likelihood.mean())

@@ -1,0 +1,389 @@
+"""Camelyon16: lesion FROC exactly as the organisers' script computes it, and the variant of the JAMA paper.
+
+Masks and coordinates are of level 5 (32 level-0 pixels); every slide counts as 0.243 µm per level-0 pixel.
+The script's quirks are kept: true positives are float32, the smallest threshold is skipped, hits on isolated
+tumour cells count neither way, and false positives are divided by all slides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from lobule.errors import AnnotationError, CaseError
+from lobule.findings import LesionClass
+from lobule.measures.estimate import Estimate, Floats, Resampling, group_of_cases, undefined
+from lobule.measures.roc import auc
+
+STEP = 32
+PIXEL_UM = 0.243
+ITC_LIMIT = 275 / (PIXEL_UM * STEP)
+"""Level-5 pixels of major axis below which a lesion is isolated tumour cells: 200 µm, and 75 of dilation."""
+MACRO_LIMIT = (2000 + 75) / (PIXEL_UM * STEP)
+"""Level-5 pixels of major axis above which a lesion is a macrometastasis, by the same reckoning."""
+FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+NO_LESIONS = "no lesions in the evaluated slides"
+
+MARGIN = 5
+"""Level-5 pixels that the dilation (< 4.8225, so squared distance <= 20) reaches, and one more."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationMask:
+    """The lesions of a tumour slide: tumour dilated by 37.5 µm, holes filled, 8-connected, labels from 1."""
+
+    shape: tuple[int, int]
+    """Rows and columns of the whole level-5 image."""
+    row: int
+    column: int
+    labels: NDArray[np.int32]
+    """The part of the image that holds lesions; its first pixel is at (row, column)."""
+    areas: NDArray[np.int64]
+    centroids: Floats
+    """(lesions, 2): row and column in the whole image."""
+    major_axes: Floats
+    """Level-5 pixels."""
+
+    @property
+    def itc(self) -> NDArray[np.bool_]:
+        """Which lesions are isolated tumour cells; label 1 comes first."""
+        return self.major_axes < ITC_LIMIT
+
+    @property
+    def lesions(self) -> int:
+        """Lesions that count: without isolated tumour cells."""
+        return int(np.count_nonzero(~self.itc))
+
+    def lesion_classes(self) -> list[LesionClass]:
+        return [
+            "itc" if axis < ITC_LIMIT else "macro" if axis > MACRO_LIMIT else "micro"
+            for axis in self.major_axes.tolist()
+        ]
+
+    def labels_at(self, l0_x: NDArray[np.int64], l0_y: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The label under each level-0 point, 0 for none. Points outside the image are refused."""
+        x, y = l0_x // STEP, l0_y // STEP
+        outside = (x < 0) | (y < 0) | (x >= self.shape[1]) | (y >= self.shape[0])
+        if outside.any():
+            first = int(np.argmax(outside))
+            raise CaseError(
+                f"detection {first + 1} lies outside the slide",
+                expected=f"level-0 pixels within {self.shape[1] * STEP} × {self.shape[0] * STEP}",
+                found=f"({l0_x[first]}, {l0_y[first]})",
+            )
+        row, column = y - self.row, x - self.column
+        near = (row >= 0) & (column >= 0) & (row < self.labels.shape[0]) & (column < self.labels.shape[1])
+        found = np.zeros(len(x), dtype=np.int64)
+        found[near] = self.labels[row[near], column[near]]
+        return found
+
+    def full(self) -> NDArray[np.int32]:
+        """The labels of the whole level-5 image."""
+        out = np.zeros(self.shape, dtype=np.int32)
+        out[self.row : self.row + self.labels.shape[0], self.column : self.column + self.labels.shape[1]] = (
+            self.labels
+        )
+        return out
+
+
+def evaluation_mask(truth: NDArray[np.bool_] | NDArray[np.uint8]) -> EvaluationMask:
+    """The evaluation mask of a level-5 ground truth: bool, or 8-bit with tumour exactly 255."""
+    tumour = np.asarray(truth, dtype=bool) if truth.dtype == np.bool_ else np.asarray(truth == 255)
+    if truth.any() and not tumour.any():
+        raise AnnotationError(
+            "a ground-truth mask without tumour values",
+            expected="tumour as exactly 255 (or a mask of bool)",
+            found=f"values up to {truth.max()}",
+        )
+    height, width = tumour.shape
+    rows, columns = np.nonzero(tumour.any(axis=1))[0], np.nonzero(tumour.any(axis=0))[0]
+    if len(rows) == 0:
+        none = np.zeros(0)
+        return EvaluationMask(
+            (height, width), 0, 0, np.zeros((0, 0), np.int32), none.astype(np.int64), np.zeros((0, 2)), none
+        )
+    top, left = max(0, rows[0] - MARGIN), max(0, columns[0] - MARGIN)
+    part = tumour[top : rows[-1] + 1 + MARGIN, left : columns[-1] + 1 + MARGIN]
+    labels, count = ndimage.label(ndimage.binary_fill_holes(_dilated(part)), np.ones((3, 3)))
+    areas, centroids, axes = _measures(labels, count)
+    return EvaluationMask(
+        (height, width),
+        int(top),
+        int(left),
+        labels.astype(np.int32),
+        areas,
+        centroids + np.array([top, left]),
+        axes,
+    )
+
+
+def _dilated(tumour: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels with a squared distance to tumour of at most 20: a disc of rows, each a run of pixels."""
+    padded = np.pad(tumour.astype(np.uint8), ((4, 4), (0, 0)))
+    out = np.zeros_like(padded)
+    for half_width, offsets in ((4, (0, 1, 2)), (3, (3,)), (2, (4,))):
+        run = ndimage.maximum_filter1d(padded, 2 * half_width + 1, axis=1, mode="constant")
+        for offset in offsets:
+            out |= np.roll(run, offset, axis=0) | np.roll(run, -offset, axis=0)
+    return out[4:-4].astype(bool)
+
+
+def _measures(labels: NDArray[np.integer], count: int) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Area, centroid and major axis (4 times the root of the larger eigenvalue of the covariance)."""
+    row, column = np.nonzero(labels)
+    label = labels[row, column] - 1
+    area = np.bincount(label, minlength=count)
+    mean_row, mean_column = (np.bincount(label, axis, count) / area for axis in (row, column))
+    dr, dc = row - mean_row[label], column - mean_column[label]
+    a, b, c = (np.bincount(label, product, count) / area for product in (dr * dr, dc * dc, dr * dc))
+    larger = (a + b) / 2 + np.sqrt(((a - b) / 2) ** 2 + c**2)
+    return area, np.column_stack([mean_row, mean_column]), 4 * np.sqrt(larger)
+
+
+# -- matching -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class SlideMatch:
+    """The detections of one slide, matched."""
+
+    name: str
+    tumour: bool
+    false_positives: Floats
+    true_positives: NDArray[np.float32]
+    """For each label the highest confidence that hit it; 0 where missed, and for isolated tumour cells."""
+    best_hits: Floats
+    """The same with hits on isolated tumour cells, which the official numbers ignore."""
+    best_detections: tuple[int | None, ...]
+    """For each label the index of the detection that first reached its best confidence."""
+    lesions: int
+    lesion_classes: tuple[LesionClass, ...]
+    score: float
+    """The highest confidence, 0 without detections."""
+
+
+def match(name: str, detections: ArrayLike, mask: EvaluationMask | None) -> SlideMatch:
+    """Match detections (confidence, x, y) of a slide; `mask` is None for a normal slide.
+
+    A hit on isolated tumour cells counts neither way; a second hit on a lesion is free.
+    """
+    found = np.asarray(detections, dtype=np.float64).reshape(-1, 3)
+    if not np.isfinite(found).all():
+        raise CaseError("a detection is not a number", subject=name, expected="confidence, x, y")
+    confidence, places = found[:, 0], found[:, 1:].astype(np.int64)
+    if (places != found[:, 1:]).any() or (places < 0).any():
+        raise CaseError(
+            "a detection has impossible coordinates",
+            subject=name,
+            expected="x and y as whole level-0 pixels from 0",
+            remedy="Write x as the column and y as the row, rounded",
+        )
+    score = float(confidence.max(initial=0.0))
+    if mask is None:
+        return SlideMatch(name, False, confidence, np.zeros(0, np.float32), np.zeros(0), (), 0, (), score)
+    try:
+        label = mask.labels_at(*places.T)
+    except CaseError as error:
+        raise CaseError(error.what, subject=name, expected=error.expected, found=error.found) from None
+    best = np.zeros(len(mask.areas))
+    by: list[int | None] = [None] * len(best)
+    for index in np.nonzero(label)[0].tolist():
+        if confidence[index] > best[label[index] - 1]:
+            best[label[index] - 1] = confidence[index]
+            by[label[index] - 1] = index
+    official = np.where(mask.itc, 0.0, best).astype(np.float32)
+    return SlideMatch(
+        name, True, confidence[label == 0], official, best, tuple(by), mask.lesions,
+        tuple(mask.lesion_classes()), score,
+    )  # fmt: skip
+
+
+# -- the curve ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Froc:
+    """A FROC curve and what is read off it. Sensitivities are None where there are no lesions."""
+
+    false_positives: Floats
+    """A slide, from the most permissive threshold down to (0, 0)."""
+    sensitivity: Floats | None
+    sensitivity_at: Mapping[float, float | None]
+    score: float | None
+    """The mean of the sensitivities at the six rates."""
+    slides: int
+    lesions: int
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "score": self.score,
+            "sensitivity_at": {f"{rate:g}": value for rate, value in self.sensitivity_at.items()},
+            "slides": self.slides,
+            "lesions": self.lesions,
+            "false_positives": self.false_positives.tolist(),
+            "sensitivity": None if self.sensitivity is None else self.sensitivity.tolist(),
+        } | ({"reason": self.reason} if self.reason else {})
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """All values of all slides, sorted once, so that weighted slides can be counted quickly."""
+
+    slides: int
+    lesions_of_slide: Floats
+    counted: Floats
+    """1 for slides in the denominator of the false positives."""
+    fp: Floats
+    fp_slide: NDArray[np.int64]
+    tp: NDArray[np.float32]
+    tp_slide: NDArray[np.int64]
+    thresholds: Floats
+    fp_from: NDArray[np.int64]
+    """For each threshold the first of the sorted false positives that reaches it."""
+    tp_from: NDArray[np.int64]
+    skip_smallest: bool
+
+    @classmethod
+    def of(cls, matches: Sequence[SlideMatch], jama: bool) -> _Pool:
+        counted = np.array([not (jama and match.tumour) for match in matches], dtype=np.float64)
+        alarms = [
+            m.false_positives if take else np.zeros(0) for m, take in zip(matches, counted, strict=True)
+        ]
+        fp, fp_slide = _pooled(alarms, np.float64)
+        tp, tp_slide = _pooled([m.true_positives for m in matches], np.float32)
+        thresholds = np.unique(np.concatenate([fp, tp.astype(np.float64)]))
+        if jama:
+            thresholds = thresholds[thresholds > 0]
+        lesions = np.array([m.lesions for m in matches], dtype=np.float64)
+        # false positives are compared in float64 and true positives in float32, as the script does
+        return cls(
+            len(matches), lesions, counted, fp, fp_slide, tp, tp_slide,
+            thresholds, np.searchsorted(fp, thresholds), np.searchsorted(tp, thresholds.astype(np.float32)),
+            skip_smallest=not jama,
+        )  # fmt: skip
+
+    def counts(self, weights: Floats) -> tuple[Floats, Floats]:
+        """False and true positives at every threshold that counts, and at last (0, 0)."""
+        fp_weight, tp_weight = weights[self.fp_slide], weights[self.tp_slide]
+        reach_fp = np.append(np.cumsum(fp_weight[::-1])[::-1], 0.0)[self.fp_from]
+        reach_tp = np.append(np.cumsum(tp_weight[::-1])[::-1], 0.0)[self.tp_from]
+        first = 0
+        if self.skip_smallest and len(self.thresholds):
+            # both are sorted, so the first that is drawn is the smallest
+            drawn: list[tuple[NDArray[Any], Floats]] = [(self.fp, fp_weight), (self.tp, tp_weight)]
+            firsts = [float(values[np.argmax(weight > 0)]) for values, weight in drawn if weight.any()]
+            smallest = min(firsts, default=np.inf)
+            first = int(np.searchsorted(self.thresholds, smallest, "right"))
+        return np.append(reach_fp[first:], 0.0), np.append(reach_tp[first:], 0.0)
+
+    def sensitivities(self, weights: Floats) -> Floats | None:
+        """At the six rates; None where no lesion or no slide counts."""
+        slides, lesions = float(weights @ self.counted), float(weights @ self.lesions_of_slide)
+        if slides == 0 or lesions == 0:
+            return None
+        fp, tp = self.counts(weights)
+        return np.interp(FALSE_POSITIVE_RATES, (fp / slides)[::-1], (tp / lesions)[::-1])
+
+
+def _pooled(parts: Sequence[NDArray[Any]], dtype: type) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    values: NDArray[Any] = np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)
+    slide = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    order = np.argsort(values, kind="stable")
+    return values[order], slide[order]
+
+
+def froc(matches: Sequence[SlideMatch]) -> Froc:
+    """The official curve and score. Only slides that are given count; one without findings is given too."""
+    return _froc(matches, jama=False)
+
+
+def jama_froc(matches: Sequence[SlideMatch]) -> Froc:
+    """The curve of the 2017 paper: false positives in normal slides, a normal slide; no threshold skipped."""
+    return _froc(matches, jama=True)
+
+
+def _froc(matches: Sequence[SlideMatch], jama: bool) -> Froc:
+    pool = _Pool.of(matches, jama)
+    weights = np.ones(pool.slides)
+    fp, tp = pool.counts(weights)
+    slides, lesions = int(pool.counted.sum()), int(pool.lesions_of_slide.sum())
+    reason = NO_LESIONS if lesions == 0 else "no normal slides" if slides == 0 else None
+    at = pool.sensitivities(weights)
+    if at is None:
+        none = dict.fromkeys(FALSE_POSITIVE_RATES)
+        return Froc(fp / max(1, slides), None, none, None, slides, lesions, reason)
+    named = dict(zip(FALSE_POSITIVE_RATES, at.tolist(), strict=True))
+    return Froc(fp / slides, tp / lesions, named, float(at.mean()), slides, lesions)
+
+
+def bootstrap_froc(
+    matches: Sequence[SlideMatch],
+    groups: ArrayLike | None = None,
+    resampling: Resampling | None = None,
+    *,
+    jama: bool = False,
+) -> Estimate:
+    """The score with an interval that resamples patients (`groups`), or slides where none are given."""
+    value = _froc(matches, jama).score
+    if value is None:
+        return undefined(NO_LESIONS)
+    group, _ = group_of_cases(groups, len(matches))
+    how = resampling or Resampling()
+    return how.interval(
+        value, froc_resamples(matches, group, how, jama=jama), "slide" if groups is None else "patient"
+    )
+
+
+def froc_resamples(
+    matches: Sequence[SlideMatch], groups: NDArray[Any], resampling: Resampling, *, jama: bool = False
+) -> Floats:
+    """The score in every resample; NaN where it is undefined."""
+    pool = _Pool.of(matches, jama)
+    drawn = []
+    for block in resampling.weights(groups):
+        for weights in block:
+            at = pool.sensitivities(weights)
+            drawn.append(np.nan if at is None else float(at.mean()))
+    return np.array(drawn)
+
+
+def sensitivity_by_class(matches: Sequence[SlideMatch]) -> dict[LesionClass, Mapping[str, Any]]:
+    """For each lesion class its number, and its sensitivity at the official false-positive rates.
+
+    The thresholds are those of the official curve, so macro and micro average to it by their numbers.
+    Isolated tumour cells, which the official numbers leave out, are shown with the hits they had.
+    """
+    pool = _Pool.of(matches, jama=False)
+    fp, _ = pool.counts(np.ones(pool.slides))
+    thresholds = pool.thresholds[len(pool.thresholds) - len(fp) + 1 :].astype(np.float32)
+    out: dict[LesionClass, Mapping[str, Any]] = {}
+    names: tuple[LesionClass, ...] = ("macro", "micro", "itc")
+    for name in names:
+        hits = np.array(
+            [
+                hit
+                for m in matches
+                for hit, its in zip(m.best_hits, m.lesion_classes, strict=True)
+                if its == name
+            ],
+            dtype=np.float32,
+        )
+        at: dict[str, float | None] = dict.fromkeys(f"{rate:g}" for rate in FALSE_POSITIVE_RATES)
+        if len(hits):
+            reach = np.append((hits[None, :] >= thresholds[:, None]).sum(axis=1), 0) / len(hits)
+            values = np.interp(FALSE_POSITIVE_RATES, fp[::-1] / pool.slides, reach[::-1])
+            at = dict(zip(at, values.tolist(), strict=True))
+        out[name] = {"lesions": len(hits), "sensitivity_at": at}
+    return out
+
+
+def slide_auc(matches: Sequence[SlideMatch], scores: Mapping[str, float] | None = None) -> float | None:
+    """AUC of tumour against normal slides, by a score a slide or else by the highest confidence."""
+    values = [match.score if scores is None else scores[match.name] for match in matches]
+    return auc([match.tumour for match in matches], values)

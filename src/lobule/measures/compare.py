@@ -1,0 +1,91 @@
+"""Paired comparisons: two models (or a model and a reader) on the same cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lobule.measures.camelyon16 import SlideMatch, froc, froc_resamples, jama_froc
+from lobule.measures.estimate import Estimate, Resampling, checked, group_of_cases, one_class, undefined
+from lobule.measures.roc import Counts, Measure, delong_test, measure
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a and b reach on the same cases, and the difference a - b with its interval."""
+
+    what: str
+    a: float | None
+    b: float | None
+    difference: Estimate
+    p: float | None
+    """Two-sided: DeLong's for AUC where each case is its own patient, else by the resamples."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"difference": self.difference.to_dict()}
+
+
+def compare_scores(
+    labels: ArrayLike,
+    a: ArrayLike,
+    b: ArrayLike,
+    groups: ArrayLike | None = None,
+    name: Measure = "auroc",
+    resampling: Resampling | None = None,
+) -> Comparison:
+    """The difference in an area, both models judged on the same resampled patients."""
+    label, score_a = checked(labels, a)
+    _, score_b = checked(labels, b)
+    if reason := one_class(label):
+        return Comparison(name, None, None, undefined(reason), None)
+    group, unit = group_of_cases(groups, len(label))
+    how = resampling or Resampling()
+    drawn = np.concatenate(
+        [
+            Counts.of(label, score_a, weights).measure(name)
+            - Counts.of(label, score_b, weights).measure(name)
+            for weights in how.weights(group)
+        ]
+    )
+    value_a, value_b = measure(label, score_a, name), measure(label, score_b, name)
+    assert value_a is not None and value_b is not None
+    difference = how.interval(value_a - value_b, drawn, unit)
+    own_patient = len(np.unique(group)) == len(label)
+    p = delong_test(label, score_a, score_b).p if name == "auroc" and own_patient else None
+    return Comparison(name, value_a, value_b, difference, _two_sided(drawn) if p is None else p)
+
+
+def compare_froc(
+    a: Sequence[SlideMatch],
+    b: Sequence[SlideMatch],
+    groups: ArrayLike | None = None,
+    resampling: Resampling | None = None,
+    *,
+    jama: bool = False,
+) -> Comparison:
+    """The difference in FROC score, both models judged on the same resampled patients (or slides)."""
+    if [match.name for match in a] != [match.name for match in b]:
+        raise ValueError("both models must be matched on the same slides, in one order")
+    what = "jama_froc" if jama else "froc"
+    score_a, score_b = ((jama_froc if jama else froc)(matches).score for matches in (a, b))
+    if score_a is None or score_b is None:
+        return Comparison(what, score_a, score_b, undefined("no lesions or no normal slides"), None)
+    group, _ = group_of_cases(groups, len(a))
+    how = resampling or Resampling()
+    drawn = froc_resamples(a, group, how, jama=jama) - froc_resamples(b, group, how, jama=jama)
+    difference = how.interval(score_a - score_b, drawn, "slide" if groups is None else "patient")
+    return Comparison(what, score_a, score_b, difference, _two_sided(drawn))
+
+
+def _two_sided(drawn: ArrayLike) -> float | None:
+    """Twice the share of resamples on the rarer side of 0, never below one resample's worth."""
+    values = np.asarray(drawn, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return None
+    rarer = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))
+    return float(min(1.0, 2 * (rarer + 1) / (len(values) + 1)))

@@ -1,0 +1,106 @@
+"""Reader studies: people and models on the same cases, one by one, on average, and together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lobule.measures.estimate import (
+    Estimate,
+    Floats,
+    Resampling,
+    checked,
+    group_of_cases,
+    one_class,
+    undefined,
+)
+from lobule.measures.roc import MEASURES, Counts, Measure
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rater, or several on average. `spread` is the population deviation between them."""
+
+    name: str
+    auroc: Estimate
+    auprc: Estimate
+    ap: Estimate
+    spread: Mapping[Measure, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        plain: dict[str, Any] = {"name": self.name}
+        plain |= {name: getattr(self, name).to_dict() for name in MEASURES}
+        return plain if self.spread is None else plain | {"spread": dict(self.spread)}
+
+
+@dataclass(frozen=True, eq=False)
+class ReaderStudy:
+    """Cases with their truth, the scores of readers, and the patient each case belongs to."""
+
+    labels: NDArray[np.bool_]
+    readers: Mapping[str, Floats]
+    patients: NDArray[Any]
+    resampling: Resampling
+
+    @classmethod
+    def of(
+        cls,
+        labels: ArrayLike,
+        readers: Mapping[str, ArrayLike],
+        patients: ArrayLike | None = None,
+        resampling: Resampling | None = None,
+    ) -> ReaderStudy:
+        if not readers:
+            raise ValueError("a reader study needs at least one reader")
+        scored = {name: checked(labels, scores)[1] for name, scores in readers.items()}
+        label = np.asarray(labels).astype(bool)
+        patient, _ = group_of_cases(patients, len(label))
+        return cls(label, scored, patient, resampling or Resampling())
+
+    def rater(self, name: str, scores: ArrayLike) -> Row:
+        """One rater: a reader, a model."""
+        return self._mean_of(name, [checked(self.labels, scores)[1]])
+
+    def each_reader(self) -> tuple[Row, ...]:
+        return tuple(self.rater(name, scores) for name, scores in self.readers.items())
+
+    def mean_of_readers(self) -> Row:
+        """The average of the readers' own areas: how a reader does alone."""
+        return self._mean_of("mean of readers", list(self.readers.values()))
+
+    def readers_together(self) -> Row:
+        """The mean of the readers' scores as one rater."""
+        return self.rater("readers together", np.mean(list(self.readers.values()), axis=0))
+
+    def hybrid(self, scores: ArrayLike, weight: float = 0.5, name: str = "hybrid") -> Row:
+        """Each reader mixed with a model, which gets `weight`, on average over the readers."""
+        if not 0 <= weight <= 1:
+            raise ValueError(f"the weight of the model must lie in 0 to 1, not {weight}")
+        model = checked(self.labels, scores)[1]
+        mixed = [(1 - weight) * reader + weight * model for reader in self.readers.values()]
+        return self._mean_of(f"{name}, weight {weight:g}", mixed)
+
+    def _mean_of(self, name: str, raters: list[Floats]) -> Row:
+        if reason := one_class(self.labels):
+            nothing = undefined(reason)
+            return Row(name, nothing, nothing, nothing)
+        own = {
+            measure: np.array([float(Counts.of(self.labels, scores).measure(measure)) for scores in raters])
+            for measure in MEASURES
+        }
+        drawn: dict[Measure, list[Floats]] = {measure: [] for measure in MEASURES}
+        for weights in self.resampling.weights(self.patients):
+            # one sorting and one count serve all three areas
+            counted = [Counts.of(self.labels, scores, weights) for scores in raters]
+            for measure in MEASURES:
+                drawn[measure].append(np.mean([counts.measure(measure) for counts in counted], axis=0))
+        auroc, auprc, ap = (
+            self.resampling.interval(float(own[measure].mean()), np.concatenate(drawn[measure]), "patient")
+            for measure in MEASURES
+        )
+        spread = {measure: float(own[measure].std()) for measure in MEASURES} if len(raters) > 1 else None
+        return Row(name, auroc, auprc, ap, spread)

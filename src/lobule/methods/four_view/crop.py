@@ -1,0 +1,162 @@
+"""Finds the breast in a stored view: the window to crop to, and the landmarks that place later windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from lobule.errors import NotAMammogram
+from lobule.mammograms.views import Pointing
+
+Mask = NDArray[np.bool_]
+Compat = Literal["reference", "fixed"]
+"""`reference` keeps the published code's quirks, number for number; `fixed` repairs them."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Half-open rows and columns of some image; may reach past it where that is said."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def of(self, image: NDArray[Any]) -> NDArray[Any]:
+        return image[self.top : self.bottom, self.left : self.right]
+
+    def edges(self) -> tuple[int, int, int, int]:
+        return self.top, self.bottom, self.left, self.right
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Two extremes of the breast, in the cropped image turned to point right."""
+
+    rightmost_rows: tuple[int, int]
+    """First and last row that reach furthest from the chest wall, in the lower two thirds."""
+    rightmost_x: int
+    bottommost_y: int
+    bottommost_columns: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Where the breast is in the stored image."""
+
+    window: Window
+    landmarks: Landmarks
+    distance_from_starting_side: int
+    """Columns between the breast and the edge it should start from; recorded, never a reason to refuse."""
+
+
+def eroded(mask: Mask, iterations: int) -> Mask:
+    """Erosion by the 4-neighbour cross, `iterations` times, everything outside the image being False.
+
+    What stays is whatever is more than `iterations` steps (L1) from the nearest False.
+    """
+    steps = ndimage.distance_transform_cdt(np.pad(mask, 1), metric="taxicab")
+    kept: Mask = steps[1:-1, 1:-1] > iterations
+    return kept
+
+
+def dilated(mask: Mask, iterations: int) -> Mask:
+    """Dilation by the 4-neighbour cross, `iterations` times, clipped at the image."""
+    if not mask.any():
+        return mask.copy()
+    steps = ndimage.distance_transform_cdt(~mask, metric="taxicab")
+    reached: Mask = steps <= iterations
+    return reached
+
+
+def largest_component(mask: Mask) -> Mask | None:
+    """The 4-connected component with most pixels, of equals the first in raster order; None without any."""
+    labels, count = ndimage.label(mask)
+    if count == 0:
+        return None
+    sizes = np.bincount(labels.ravel())[1:]
+    largest: Mask = labels == 1 + int(np.argmax(sizes))
+    return largest
+
+
+def breast_of(mask: Mask, iterations: int = 100) -> Mask:
+    """The breast among the non-zero pixels: erosion parts it from letters, dilation restores it."""
+    core = largest_component(eroded(mask, iterations))
+    if core is None:
+        raise NotAMammogram(
+            "no breast was found in the image",
+            expected=f"a bright region that survives {iterations} erosions, on a background of exactly 0",
+            found=f"{int(np.count_nonzero(mask))} non-zero pixels of {mask.size}",
+            remedy="Check that the background is 0, or use fewer iterations for small images",
+        )
+    return dilated(core, iterations)
+
+
+def crop_of(
+    image: NDArray[Any],
+    pointing: Pointing,
+    *,
+    iterations: int = 100,
+    buffer: int = 50,
+    compat: Compat = "reference",
+) -> Crop:
+    """Crop of a stored view (H, W) whose breast points as said; `.window.of(image)` is the cropped image."""
+    breast = breast_of(image > 0, iterations)
+    height, width = breast.shape
+    rows = np.flatnonzero(breast.any(axis=1))
+    columns = np.flatnonzero(breast.any(axis=0))
+    last_row = int(rows[-1])
+    top = int(rows[0]) - min(int(rows[0]), buffer)
+    bottom = last_row + 1 + min(height - last_row - 1, buffer)
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    distance = left if pointing == "right" else width - right
+    bottommost = np.flatnonzero(breast[last_row])
+    ends = _from_chest_wall(int(bottommost[0]), int(bottommost[-1]), left, right, pointing, compat)
+    if pointing == "left":
+        left -= min(left, buffer)
+    else:
+        right += min(width - right, buffer)
+    window = Window(top, bottom, left, right)
+    rightmost_rows, rightmost_x = _rightmost(window.of(breast), pointing, compat)
+    landmarks = Landmarks(rightmost_rows, rightmost_x, last_row - top, ends)
+    return Crop(window, landmarks, distance)
+
+
+def _from_chest_wall(
+    first: int, last: int, left: int, right: int, pointing: Pointing, compat: Compat
+) -> tuple[int, int]:
+    """Two columns as seen from the chest wall's edge of the breast."""
+    if pointing == "right":
+        return first - left, last - left
+    edge = right if compat == "reference" else right - 1
+    return edge - last, edge - first
+
+
+def _rightmost(breast: Mask, pointing: Pointing, compat: Compat) -> tuple[tuple[int, int], int]:
+    """Rows and column furthest from the chest wall, leaving out the upper third, where the arm may be."""
+    skipped = breast.shape[0] // 3
+    lower = breast[skipped:]
+    columns = np.flatnonzero(lower.any(axis=0))
+    column = int(columns[-1] if pointing == "right" else columns[0])
+    rows = np.flatnonzero(lower[:, column]) + skipped
+    if pointing == "right":
+        x = column
+    else:
+        x = breast.shape[1] - column - (0 if compat == "reference" else 1)
+    return (int(rows[0]), int(rows[-1])), x

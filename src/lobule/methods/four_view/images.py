@@ -1,0 +1,189 @@
+"""The views of an exam as the scanner reads them: stored pixels, network inputs, patches and heatmaps.
+
+Boxes are in pixels of the stored image, everywhere. Networks see the cropped view turned to point right; a
+`Frame` leads from one to the other and back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.errors import ConfigError
+from lobule.geometry import Box, Lattice, Size
+from lobule.mammograms.exams import read_view
+from lobule.mammograms.record import Mammogram
+from lobule.mammograms.views import View
+from lobule.methods.four_view.centres import best_centre
+from lobule.methods.four_view.config import Config
+from lobule.methods.four_view.crop import Window, crop_of
+from lobule.methods.four_view.windows import Draws, Padding, ViewImage, WindowPlan, network_input
+from lobule.units import Mpp
+
+Heatmaps = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Benign and malignant, (H, W), of the cropped view turned to point right."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a frame lies in the stored image: cut to `crop`, then perhaps mirrored."""
+
+    crop: Window
+    mirrored: bool
+
+    def to_l0(self, window: Window) -> Box:
+        left = self.crop.right - window.right if self.mirrored else self.crop.left + window.left
+        return Box(left, self.crop.top + window.top, window.width, window.height)
+
+    def of_l0(self, l0_box: Box) -> Window:
+        top = l0_box.y - self.crop.top
+        left = self.crop.right - l0_box.right if self.mirrored else l0_box.x - self.crop.left
+        return Window(top, top + l0_box.height, left, left + l0_box.width)
+
+    def of(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """The image (H, W) as this frame has it; a view of the stored one."""
+        cropped = self.crop.of(stored)
+        return cropped[:, ::-1] if self.mirrored else cropped
+
+
+class _Source:
+    """What every image over a view shares: its size and its only lattice."""
+
+    def __init__(self, size: Size, mpp: Mpp | None = None) -> None:
+        self.size, self.mpp = size, mpp
+
+    def lattice(
+        self, *, mpp: float | None = None, level: int | None = None, upsample: bool = False
+    ) -> Lattice:
+        if mpp is not None or level not in (None, 0):
+            raise ConfigError("a mammogram is read at its own resolution only")
+        return Lattice(Fraction(1), Fraction(1), self.size, self.mpp, 0)
+
+
+class ExamView(_Source):
+    """One image of an exam, decoded, its breast found."""
+
+    def __init__(self, view: View, mammogram: Mammogram, config: Config) -> None:
+        stored = mammogram.pixels
+        mm = mammogram.heading.mm_per_px
+        super().__init__(
+            Size(stored.shape[1], stored.shape[0]), None if mm is None else Mpp.square(1000 * mm)
+        )
+        self.view, self.stored, self.mammogram = view, stored, mammogram
+        self.crop = crop_of(
+            stored,
+            mammogram.pointing,
+            iterations=config.crop_iterations,
+            buffer=config.crop_buffer,
+            compat=config.quirks,
+        )
+        self.frame = Frame(self.crop.window, mammogram.pointing == "left")
+        self.pixels = self.frame.of(stored)
+        """(H, W): cropped, pointing right."""
+        size = config.size(view)
+        self.centre = best_centre(self.pixels, view, self.crop.landmarks, size, compat=config.quirks)
+
+    @property
+    def for_windows(self) -> ViewImage:
+        return ViewImage(self.crop.window.shape, self.centre)
+
+    def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[np.uint16]:
+        """(height, width, 1); zeros outside."""
+        return _read(self.stored, Window(box.y, box.bottom, box.x, box.right))[..., None]
+
+    def facts(self) -> dict[str, Any]:
+        """What `result.json` says of the image."""
+        heading, window = self.mammogram.heading, self.crop.window
+        return {
+            "path": heading.path,
+            "size": list(self.size),
+            "mpp": None if self.mpp is None else [self.mpp.x, self.mpp.y],
+            "view": self.view,
+            "pointing": self.mammogram.pointing,
+            "crop": [window.left, window.top, window.width, window.height],
+            "decisions": [decision.sentence for decision in self.mammogram.decisions],
+        }
+
+
+class BrokenView(_Source):
+    """A view that cannot be read, where the others can do without it: whatever is read of it says why."""
+
+    def __init__(self, view: View, error: Exception, config: Config) -> None:
+        height, width = config.size(view)
+        super().__init__(Size(width, height))
+        self.view, self.error = view, error
+
+    def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[Any]:
+        raise self.error
+
+
+class InputView(_Source):
+    """A view as the classifier's input: the box cut, brought to size and standardised, heatmaps beside it."""
+
+    def __init__(self, view: ExamView, size: tuple[int, int], heatmaps: Heatmaps | None) -> None:
+        super().__init__(view.size, view.mpp)
+        self._view, self._wanted, self._heatmaps = view, size, heatmaps
+
+    def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[np.float32]:
+        """(h, w, 1 or 3) at the classifier's size, whatever the size of the box."""
+        window = self._view.frame.of_l0(box)
+        shape = self._view.pixels.shape
+        plan = WindowPlan(self._wanted, Padding(), (shape[0], shape[1]), window, window, Draws(None, None))
+        return np.moveaxis(network_input(self._view.pixels, plan, self._heatmaps), 0, -1)
+
+
+class PatchView(_Source):
+    """A view as the patch network sees it: standardised as a whole in float64, then cut."""
+
+    def __init__(self, view: ExamView, frame: Frame) -> None:
+        super().__init__(view.size, view.mpp)
+        self.frame, self.pixels = frame, frame.of(view.stored)
+        # what `standardise` does, without keeping a float64 copy of every view
+        values = np.array(self.pixels, np.float64, order="C")
+        self._mean = values.mean()
+        values -= self._mean
+        self._spread = np.maximum(values.std(), 1e-5)
+
+    def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[np.float32]:
+        values = _read(self.pixels, self.frame.of_l0(box)).astype(np.float64)
+        values -= self._mean
+        values /= self._spread
+        return values.astype(np.float32)[..., None]
+
+
+class HeatmapView(_Source):
+    """The heatmaps of a view laid over its stored image, and where they are."""
+
+    def __init__(self, view: ExamView, heatmaps: Heatmaps) -> None:
+        super().__init__(view.size, view.mpp)
+        self._frame, self._heatmaps = view.frame, heatmaps
+
+    def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[np.float32]:
+        """(height, width, 3): benign, malignant, and 1 inside the crop."""
+        window = self._frame.of_l0(box)
+        layers = (*self._heatmaps, np.ones_like(self._heatmaps[0]))
+        pixels = np.stack([_read(layer, window) for layer in layers], axis=-1)
+        return pixels[:, ::-1] if self._frame.mirrored else pixels
+
+
+def open_view(path: str, view: View, config: Config) -> ExamView:
+    return ExamView(view, read_view(path, view=view, pixels=config.pixels), config)
+
+
+def _read(image: NDArray[Any], window: Window) -> NDArray[Any]:
+    """The window of an image (H, W), zeros where it reaches past it."""
+    out = np.zeros(window.shape, image.dtype)
+    inside = Window(
+        max(0, window.top),
+        min(image.shape[0], window.bottom),
+        max(0, window.left),
+        min(image.shape[1], window.right),
+    )
+    if inside.height > 0 and inside.width > 0:
+        top, left = inside.top - window.top, inside.left - window.left
+        out[top : top + inside.height, left : left + inside.width] = inside.of(image)
+    return out

@@ -1,0 +1,106 @@
+"""The grid of patches over a view, and the heatmaps that their scores are averaged into."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.errors import NotAMammogram
+from lobule.mammograms.views import angle_of
+from lobule.methods.four_view.crop import Compat
+from lobule.methods.four_view.windows import standardise
+
+PATCH = 256
+STRIDE = 70
+MALIGNANT, BENIGN = 0, 1
+"""Which of the patch network's four classes is which; the other two are not used."""
+
+
+def draw_strides(length: int, rng: random.Random, *, patch: int = PATCH, stride: int = STRIDE) -> list[int]:
+    """Steps from patch to patch that cover an axis exactly: as near to `stride` as an even spread allows.
+
+    Which steps are one pixel shorter is drawn from Python's own generator.
+    """
+    if length < patch:
+        raise NotAMammogram(
+            "the cropped view is smaller than a patch",
+            expected=f"at least {patch} px on each side",
+            found=f"{length} px",
+        )
+    whole, rest = (length - patch) // stride + 1, (length - patch) % stride
+    if rest == 0:
+        return [stride] * (whole - 1)
+    excess = stride - rest
+    base = stride - excess // whole
+    strides = [base] * whole
+    for position in rng.sample(range(whole), excess % whole):
+        strides[position] = base - 1
+    return strides
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Upper-left corners of the patches of one view."""
+
+    row_starts: tuple[int, ...]
+    column_starts: tuple[int, ...]
+    patch: int = PATCH
+
+    def __len__(self) -> int:
+        return len(self.row_starts) * len(self.column_starts)
+
+    def corners(self) -> Iterator[tuple[int, int]]:
+        """(row, column) of each patch in the order they are scored: down each column of the grid in turn."""
+        for column in self.column_starts:
+            for row in self.row_starts:
+                yield row, column
+
+    @classmethod
+    def of_strides(cls, rows: list[int], columns: list[int], patch: int = PATCH) -> PatchGrid:
+        return cls(tuple(accumulate(rows, initial=0)), tuple(accumulate(columns, initial=0)), patch)
+
+
+def patch_grid(shape: tuple[int, int], rng: random.Random) -> PatchGrid:
+    """The grid over a cropped view; rows are drawn first. One stream serves a whole list of exams."""
+    rows = draw_strides(shape[0], rng)
+    return PatchGrid.of_strides(rows, draw_strides(shape[1], rng))
+
+
+def patch_pixels(image: NDArray[Any]) -> NDArray[np.float64]:
+    """The whole view standardised in float64; patches are cut from it and cast to float32."""
+    return standardise(image, np.float64)
+
+
+def cut_patch(
+    standardised: NDArray[np.float64], corner: tuple[int, int], patch: int = PATCH
+) -> NDArray[np.float32]:
+    """(3, patch, patch): three equal channels."""
+    row, column = corner
+    grey = standardised[row : row + patch, column : column + patch].astype(np.float32)
+    return np.broadcast_to(grey, (3, patch, patch))
+
+
+def heatmap_of(
+    shape: tuple[int, int], grid: PatchGrid, scores: NDArray[np.floating[Any]]
+) -> NDArray[np.float32]:
+    """(H, W) mean of the scores of the patches over each pixel. `scores` is one class in the grid's order.
+
+    Sums and counts are float32, added in that order, so that the map's every bit is determined.
+    """
+    sums, counts = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for (row, column), score in zip(grid.corners(), scores, strict=True):
+        footprint = np.s_[row : row + grid.patch, column : column + grid.patch]
+        sums[footprint] += np.float32(score)
+        counts[footprint] += np.float32(1)
+    return sums / counts
+
+
+def view_for_patches(view: str, *, single_image: bool, compat: Compat = "reference") -> str:
+    """The view that decides mirroring: the published tool for a single image forgets the side."""
+    return angle_of(view) if single_image and compat == "reference" else view

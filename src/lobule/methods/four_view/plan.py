@@ -1,0 +1,164 @@
+"""What is read of an exam: its images opened, their windows drawn, and the passes over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.cohort import Case
+from lobule.engines.passes import Fields, ImageSource, OpenCase, Pass, TableSpec
+from lobule.errors import LobuleError, NotAMammogram
+from lobule.mammograms.exams import exam_of_files
+from lobule.mammograms.views import VIEWS, is_mirrored
+from lobule.methods.four_view.config import Config
+from lobule.methods.four_view.crop import Window
+from lobule.methods.four_view.images import BrokenView, ExamView, Frame, open_view
+from lobule.methods.four_view.patches import PatchGrid, view_for_patches
+from lobule.methods.four_view.streams import Shapes, windows_stream
+from lobule.methods.four_view.windows import ViewImage, WindowPlan, plan_exam, plan_image
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One image of an exam and the windows that are read of it."""
+
+    name: str
+    image: ExamView | BrokenView
+    epochs: tuple[int, ...]
+    windows: tuple[Window, ...]
+    """In the cropped view that points right."""
+
+
+def open_views(case: Case, config: Config) -> dict[str, ImageSource]:
+    files = {view: case.views.get(view.lower().replace("-", "_"), ()) for view in VIEWS}
+    missing = [view for view in VIEWS if not files[view]]
+    if missing and config.variant == "view_wise":
+        raise NotAMammogram(
+            "the view-wise model needs all four views",
+            subject=case.id,
+            found=f"an exam without {', '.join(missing)}",
+            remedy="Scan exams that lack a view with an image-wise bundle",
+        )
+    images: dict[str, ImageSource] = {}
+    errors: list[Exception] = []
+    for view in VIEWS:
+        for index, path in enumerate(files[view] if config.variant == "view_wise" else files[view][:1]):
+            name = view if index == 0 else f"{view} {index + 1}"
+            try:
+                images[name] = open_view(path, view, config)
+            except (LobuleError, OSError) as error:
+                if config.variant == "view_wise":
+                    raise
+                images[name] = BrokenView(view, error, config)
+                errors.append(error)
+    if errors and len(errors) == len(images):
+        raise errors[0]
+    opened = [image for image in images.values() if isinstance(image, ExamView)]
+    # several patients in one exam are refused here, whatever each file says
+    exam_of_files({view: [o.mammogram.heading.path for o in opened if o.view == view] for view in VIEWS})
+    return images
+
+
+def shapes(images: Mapping[str, ImageSource]) -> Shapes:
+    return [image.crop.window.shape for image in images.values() if isinstance(image, ExamView)]
+
+
+def turns(case: OpenCase, config: Config) -> list[Turn]:
+    """Every image of an exam with its windows, in the order in which patches are drawn."""
+    images = {name: i for name, i in case.images.items() if isinstance(i, ExamView | BrokenView)}
+    plans: dict[str, list[tuple[int, WindowPlan]]] = {name: [] for name in images}
+    if config.variant == "view_wise":
+        rng = windows_stream(config, case.earlier())
+        names: dict[str, list[str]] = {view: [] for view in VIEWS}
+        for name, image in images.items():
+            names[image.view].append(name)
+        seen: dict[str, Sequence[ViewImage]] = {
+            view: [_readable(images[name]).for_windows for name in names[view]] for view in VIEWS
+        }
+        exam = plan_exam(seen, rng, epochs=config.windows, augmentation=config.variation, size=config.window)
+        for epoch, chosen in enumerate(exam):
+            for view in VIEWS:
+                index, plan = chosen[view]
+                plans[names[view][index]].append((epoch, plan))
+    else:
+        for name, image in images.items():
+            plans[name] = list(enumerate(_plan_alone(image, config)))
+    return [
+        Turn(
+            name, image, tuple(epoch for epoch, _ in plans[name]), tuple(_unpadded(p) for _, p in plans[name])
+        )
+        for name, image in images.items()
+    ]
+
+
+def _readable(image: ExamView | BrokenView) -> ExamView:
+    assert isinstance(image, ExamView), "a view-wise exam has no broken view"
+    return image
+
+
+def _plan_alone(image: ExamView | BrokenView, config: Config) -> list[WindowPlan]:
+    """The windows of an image by itself; of one that cannot be read, windows that will say so."""
+    size = config.size(image.view)
+    seen = image.for_windows if isinstance(image, ExamView) else ViewImage(size, (size[0] // 2, size[1] // 2))
+    return plan_image(
+        seen,
+        image.view,
+        epochs=config.windows,
+        augmentation=config.variation,
+        seed=config.seed,
+        size=size,
+    )
+
+
+def _unpadded(plan: WindowPlan) -> Window:
+    """The window in the image before padding; it may reach out of it."""
+    window, top = plan.window, plan.padding.top
+    return Window(window.top - top, window.bottom - top, window.left, window.right)
+
+
+def window_pass(turn: Turn, config: Config, sources: Mapping[str, ImageSource]) -> Pass:
+    boxes = np.empty((len(turn.windows), 4), np.int64)
+    for index, window in enumerate(turn.windows):
+        if isinstance(turn.image, ExamView):
+            box = turn.image.frame.to_l0(window)
+            boxes[index] = box.x, box.y, box.width, box.height
+        else:
+            boxes[index] = 0, 0, turn.image.size.width, turn.image.size.height
+    height, width = config.size(turn.image.view)
+    sizes = np.tile(np.array([[width, height]], np.int64), (len(boxes), 1))
+    # a window is dear, so each is kept as soon as it is computed
+    return Pass(
+        f"windows {turn.name}", fields_of(turn, boxes, sizes), TableSpec(part_rows=1), sources=sources
+    )
+
+
+def fields_of(turn: Turn, boxes: NDArray[np.int64], sizes: NDArray[np.int64] | None = None) -> Fields:
+    images = np.zeros(len(boxes), np.int16)
+    return Fields((turn.name,), (turn.image.lattice(),), images, boxes, sizes=sizes)
+
+
+def patch_frame(image: ExamView, config: Config) -> Frame:
+    """The frame that patches are cut in: right-pointing, but for the quirk of the tool for single images."""
+    alone = config.variant == "image_wise"
+    view = view_for_patches(image.view, single_image=alone, compat=config.quirks)
+    return Frame(image.crop.window, is_mirrored(view, image.mammogram.horizontal_flip))
+
+
+def distinct(grid: PatchGrid, pixels: NDArray[np.uint16]) -> tuple[list[int], NDArray[np.int64]]:
+    """Patches to compute, and for every patch of the grid which of them it equals."""
+    rows: list[int] = []
+    row_of = np.empty(len(grid), np.int64)
+    blank = -1
+    for place, (top, left) in enumerate(grid.corners()):
+        if pixels[top : top + grid.patch, left : left + grid.patch].any():
+            row_of[place] = len(rows)
+            rows.append(place)
+            continue
+        if blank < 0:
+            blank = len(rows)
+            rows.append(place)
+        row_of[place] = blank
+    return rows, row_of

@@ -1,0 +1,43 @@
+"""Cubic resizing as the published pipeline has it: a = -0.75, pixel centres at halves, edges repeated."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+A = -0.75
+
+
+def resize_cubic(image: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """(H, W) to (h, w) without smoothing first, so values may overshoot; computed in float64."""
+    rows = _matrix(image.shape[0], size[0]) @ image.astype(np.float64)
+    columns = _matrix(image.shape[1], size[1]) @ np.ascontiguousarray(rows.T)
+    resized: NDArray[np.float32] = columns.T.astype(np.float32, order="C")
+    return resized
+
+
+def cubic_taps(length: int, new_length: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """For each new pixel, the four old pixels it is made of and their weights, (new_length, 4) both."""
+    places = (np.arange(new_length) + 0.5) * (length / new_length) - 0.5
+    first = np.floor(places).astype(np.intp)
+    t = places - first
+    outer_before = ((A * (t + 1) - 5 * A) * (t + 1) + 8 * A) * (t + 1) - 4 * A
+    inner_before = ((A + 2) * t - (A + 3)) * t * t + 1
+    inner_after = ((A + 2) * (1 - t) - (A + 3)) * (1 - t) * (1 - t) + 1
+    outer_after = 1 - outer_before - inner_before - inner_after
+    taps = np.clip(first[:, None] + np.arange(-1, 3), 0, length - 1)
+    return taps, np.stack([outer_before, inner_before, inner_after, outer_after], axis=1)
+
+
+@lru_cache(maxsize=64)
+def _matrix(length: int, new_length: int) -> Any:
+    """The resize of one axis as a sparse (new_length, length) matrix."""
+    if length == new_length:
+        return sparse.eye_array(length, format="csr")
+    taps, weights = cubic_taps(length, new_length)
+    ends = np.arange(0, taps.size + 1, 4)
+    return sparse.csr_array((weights.ravel(), taps.ravel(), ends), shape=(new_length, length))

@@ -1,0 +1,276 @@
+"""The windows that a network reads at test time: where they lie, how they vary, how they become its input.
+
+Every random number comes from NumPy's legacy `RandomState` in the order of the published code, so that the
+same seed gives the published windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.mammograms.views import VIEWS, angle_of
+from lobule.methods.four_view.centres import window_size
+from lobule.methods.four_view.crop import Compat, Window
+from lobule.methods.four_view.resize import resize_cubic
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a window may move (rows, columns) and by how much each of its edges may, in pixels."""
+
+    position: tuple[int, int] = (100, 100)
+    size: int = 100
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """Rows and columns that must be free around a window for it to vary."""
+        return self.position[0] + self.size, self.position[1] + self.size
+
+
+NO_AUGMENTATION = Augmentation((0, 0), 0)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Zeros added around an image."""
+
+    top: int = 0
+    bottom: int = 0
+    right: int = 0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one window, all between -1 and 1."""
+
+    position: tuple[float, float] | None
+    """Down and right; None without augmentation of the position."""
+    edges: tuple[float, float, float, float] | None
+    """Top, bottom, left, right."""
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """One window of one image: what to pad, what to cut and the size to bring it to."""
+
+    size: tuple[int, int]
+    padding: Padding
+    padded_shape: tuple[int, int]
+    after_position: Window
+    window: Window
+    """In the padded image."""
+    draws: Draws
+
+    @property
+    def is_resized(self) -> bool:
+        return self.window.shape != self.size
+
+
+def draw(rng: np.random.RandomState | None, augmentation: Augmentation) -> Draws:
+    """The draws of one window; those of the edges are made, and lost, without augmentation too."""
+    position = None
+    if augmentation.position != (0, 0):
+        if rng is None:
+            raise ValueError("augmentation needs a random stream")
+        down, right = rng.uniform(-1, 1, size=2)
+        position = (float(down), float(right))
+    if rng is None:
+        return Draws(position, None)
+    top, bottom, first, last = (float(value) for value in rng.uniform(-1, 1, size=4))
+    return Draws(position, (top, bottom, first, last))
+
+
+def plan_window(
+    shape: tuple[int, int],
+    view: str,
+    size: tuple[int, int],
+    centre: tuple[int, int],
+    augmentation: Augmentation = NO_AUGMENTATION,
+    rng: np.random.RandomState | None = None,
+) -> WindowPlan:
+    """The window for an image of `shape` (cropped, right-pointing) around its best centre."""
+    draws = draw(rng, augmentation)
+    rows, columns = _around(centre[0], size[0]), _around(centre[1], size[1])
+    padding, padded, rows, columns = _padded(shape, view, size, augmentation, rows, columns)
+    rows, columns = _inside(rows, padded[0]), _inside(columns, padded[1])
+    if draws.position is not None:
+        rows = _moved(rows, padded[0], augmentation.position[0], draws.position[0])
+        columns = _moved(columns, padded[1], augmentation.position[1], draws.position[1])
+    after_position = Window(*rows, *columns)
+    window = after_position
+    if draws.edges is not None:
+        window = _edges_moved(after_position, padded, size, augmentation.size, draws.edges)
+    return WindowPlan(size, padding, padded, after_position, window, draws)
+
+
+def _around(centre: int, length: int) -> tuple[int, int]:
+    start = centre - length // 2
+    return start, start + length
+
+
+def _padded(
+    shape: tuple[int, int],
+    view: str,
+    size: tuple[int, int],
+    augmentation: Augmentation,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+) -> tuple[Padding, tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Pads an axis that is too short for the window to vary; on a padded axis the centre no longer matters.
+
+    A CC view is padded above and below, an MLO view below only, and every view at its right.
+    """
+    margin_rows, margin_columns = augmentation.margins
+    top = bottom = right = 0
+    if angle_of(view) == "CC":
+        if shape[0] < size[0] + 2 * margin_rows:
+            total = size[0] - shape[0] + 2 * margin_rows
+            top, bottom = total // 2, total - total // 2
+            rows = (margin_rows, margin_rows + size[0])
+    elif shape[0] < size[0] + margin_rows:
+        bottom = size[0] - shape[0] + margin_rows
+        rows = (0, size[0])
+    if shape[1] < size[1] + margin_columns:
+        right = size[1] - shape[1] + margin_columns
+        columns = (0, size[1])
+    padded = (shape[0] + top + bottom, shape[1] + right)
+    return Padding(top, bottom, right), padded, rows, columns
+
+
+def _inside(span: tuple[int, int], extent: int) -> tuple[int, int]:
+    start, end = span
+    if start < 0:
+        return 0, end - start
+    if end > extent:
+        return extent - (end - start), extent
+    return span
+
+
+def _moved(span: tuple[int, int], extent: int, limit: int, amount: float) -> tuple[int, int]:
+    """Moves a span by a share of the room it has; at an edge it only ever moves away from it."""
+    start, end = span
+    if start == 0:
+        amount = abs(amount)
+    elif end == extent:
+        amount = -abs(amount)
+    room = extent - end if amount >= 0 else start
+    shift = round(min(limit, room) * amount)
+    return start + shift, end + shift
+
+
+def _edges_moved(
+    window: Window,
+    padded: tuple[int, int],
+    size: tuple[int, int],
+    limit: int,
+    amounts: tuple[float, float, float, float],
+) -> Window:
+    """Moves each edge on its own, by no more than any edge has room for."""
+    top, bottom, left, right = window.edges()
+    vertical = min(limit, top, padded[0] - bottom, left, padded[1] - right)
+    horizontal = round(vertical * (size[1] / size[0]))
+    return Window(
+        top + round(vertical * amounts[0]),
+        bottom + round(vertical * amounts[1]),
+        left + round(horizontal * amounts[2]),
+        right + round(horizontal * amounts[3]),
+    )
+
+
+def cut(image: NDArray[Any], plan: WindowPlan) -> Floats:
+    """The window of an image (H, W) as float32, at the plan's size and not yet standardised."""
+    piece = np.zeros(plan.window.shape, np.float32)
+    shift = plan.padding.top
+    top, bottom = plan.window.top - shift, plan.window.bottom - shift
+    source = image[max(0, top) : max(0, bottom), plan.window.left : plan.window.right]
+    first = max(0, -top)
+    piece[first : first + source.shape[0], : source.shape[1]] = source
+    return resize_cubic(piece, plan.size) if plan.is_resized else piece
+
+
+def standardise(image: NDArray[Any], dtype: type[np.floating[Any]] = np.float32) -> NDArray[Any]:
+    """A copy with mean 0 and spread 1, computed in `dtype`: float32 for classifiers, float64 for patches."""
+    result = np.array(image, dtype=dtype, order="C")
+    result -= result.mean()
+    result /= np.maximum(result.std(), dtype(1e-5))
+    return result
+
+
+def network_input(
+    image: NDArray[Any], plan: WindowPlan, heatmaps: tuple[NDArray[Any], NDArray[Any]] | None = None
+) -> Floats:
+    """(C, h, w) input: the standardised window, then the benign and the malignant heatmap, cut alike.
+
+    All are in the cropped, right-pointing frame; heatmaps are resized with the image but not standardised.
+    """
+    channels = [standardise(cut(image, plan))]
+    if heatmaps is not None:
+        channels += [cut(heatmap, plan) for heatmap in heatmaps]
+    return np.stack(channels)
+
+
+@dataclass(frozen=True)
+class ViewImage:
+    """What the windows of an image depend on."""
+
+    shape: tuple[int, int]
+    centre: tuple[int, int]
+
+
+def plan_exam(
+    views: Mapping[str, Sequence[ViewImage]],
+    rng: np.random.RandomState,
+    *,
+    epochs: int = 10,
+    augmentation: Augmentation = Augmentation(),
+    size: tuple[int, int] | None = None,
+) -> list[dict[str, tuple[int, WindowPlan]]]:
+    """For each epoch and view, which of the view's images is read and in which window.
+
+    One stream serves a whole list of exams, one after the other: windows depend on the order of the list.
+    Views that the exam lacks draw nothing.
+    """
+    plans = []
+    for _ in range(epochs):
+        epoch: dict[str, tuple[int, WindowPlan]] = {}
+        for view in VIEWS:
+            images = views.get(view, ())
+            if not images:
+                continue
+            index = int(rng.randint(0, len(images))) if augmentation != NO_AUGMENTATION else 0
+            chosen = images[index]
+            wanted = size or window_size(view)
+            epoch[view] = (
+                index,
+                plan_window(chosen.shape, view, wanted, chosen.centre, augmentation, rng),
+            )
+        plans.append(epoch)
+    return plans
+
+
+def plan_image(
+    image: ViewImage,
+    view: str,
+    *,
+    epochs: int = 10,
+    augmentation: Augmentation = Augmentation(),
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+) -> list[WindowPlan]:
+    """The windows of a single image: a fresh stream for every image, and no draw for which image."""
+    rng = np.random.RandomState(seed)
+    wanted = size or window_size(view)
+    return [plan_window(image.shape, view, wanted, image.centre, augmentation, rng) for _ in range(epochs)]
+
+
+def epochs_averaged(epochs: int, batch: int, compat: Compat = "reference") -> list[int]:
+    """Which epochs of a single image count: the published code keeps the first two of every batch."""
+    kept = 2 if compat == "reference" else batch
+    return [epoch for epoch in range(epochs) if epoch % batch < kept]

@@ -1,0 +1,104 @@
+"""The gradient boosting of one (set, fold, seed): published parameters, seeds, and the folds they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightgbm
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BoostingConfig:
+    """The published parameters; everything else is LightGBM's default."""
+
+    folds: int = 10
+    seeds: int = 5
+    rounds: int = 70
+    learning_rate: float = 0.1
+    num_leaves: int = 191
+    max_depth: int = 7
+    """Caps a tree at 128 leaves, so that `num_leaves` is never reached."""
+    feature_fraction: float = 0.46
+    bagging_fraction: float = 0.69
+    bagging_freq: int = 0
+    """0 switches bagging off, whatever `bagging_fraction` says."""
+
+    def models(self) -> Iterator[tuple[int, int]]:
+        """(seed, fold) of every model of a set."""
+        for seed in range(self.seeds):
+            for fold in range(self.folds):
+                yield seed, fold
+
+    def parameters(self, classes: int, seed: int, fold: int) -> dict[str, Any]:
+        """LightGBM's parameters for a model, deterministic on any machine with the same LightGBM."""
+        stream = 1 + 10 * seed + fold
+        return {
+            "objective": "multiclass",
+            "num_class": classes,
+            "learning_rate": self.learning_rate,
+            "num_leaves": self.num_leaves,
+            "max_depth": self.max_depth,
+            "feature_fraction": self.feature_fraction,
+            "bagging_fraction": self.bagging_fraction,
+            "bagging_freq": self.bagging_freq,
+            "feature_fraction_seed": stream,
+            "bagging_seed": stream + 1,
+            "num_threads": 1,
+            "deterministic": True,
+            "force_row_wise": True,
+            "verbosity": -1,
+        }
+
+
+def boost(
+    descriptors: NDArray[Any],
+    labels: NDArray[np.integer[Any]],
+    classes: int,
+    config: BoostingConfig,
+    seed: int,
+    fold: int,
+) -> lightgbm.Booster:
+    """One model. Every augmentation of an image is a row; the rounds are fixed, nothing stops early."""
+    parameters = config.parameters(classes, seed, fold)
+    return lightgbm.train(parameters, lightgbm.Dataset(descriptors, labels), config.rounds)
+
+
+def stratified_folds(
+    labels: Sequence[int], patients: Sequence[str], folds: int, seed: int
+) -> NDArray[np.intp]:
+    """The fold of every image: classes even over the folds, each patient's images together.
+
+    A blank patient is nobody else's. Patients with most images are placed first; each goes where its
+    classes are scarcest, then where the fold is smallest. Shuffled by the seed alone, so it can be made
+    again, or be stored as the plain list that it is.
+    """
+    if len(labels) != len(patients):
+        raise ValueError(f"{len(labels)} labels for {len(patients)} patients")
+    keys = [patient or f"\0{row}" for row, patient in enumerate(patients)]
+    names, patient_of = np.unique(keys, return_inverse=True)
+    if len(names) < folds:
+        raise ConfigError(
+            "too few patients for the folds",
+            expected=f"at least {folds} patients",
+            found=f"{len(names)}",
+            remedy="Ask for fewer folds",
+        )
+    _, class_of = np.unique(labels, return_inverse=True)
+    counts = np.zeros((len(names), class_of.max() + 1), np.int64)
+    np.add.at(counts, (patient_of, class_of), 1)
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    order = shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")]
+    filled = np.zeros((folds, counts.shape[1]), np.int64)
+    fold_of_patient = np.empty(len(names), np.intp)
+    for patient in order:
+        crowding = filled @ (counts[patient] / counts.sum(axis=0))
+        fold = np.lexsort((filled.sum(axis=1), crowding.round(12)))[0]
+        filled[fold] += counts[patient]
+        fold_of_patient[patient] = fold
+    return fold_of_patient[patient_of]

@@ -1,0 +1,93 @@
+"""From an image to the crops an encoder sees, and from their descriptors to the one of the image."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.color import RGB, Normalised, augment_stains, macenko_published
+from lobule.errors import CaseError
+from lobule.resize import halve
+
+STAIN_RANGE = (0.7, 1.3)
+CROPS = 20
+
+
+def prepared(rgb: RGB) -> Normalised:
+    """Halved as OpenCV does and Macenko-normalised: done once, before any augmentation."""
+    return macenko_published(halve(rgb))
+
+
+def generator_of(seed: int, image: str, set_name: str, augmentation: int) -> np.random.Generator:
+    """The random stream of one augmentation of one image for one (encoder, crop size) set."""
+    words = (zlib.crc32(image.encode()), zlib.crc32(set_name.encode()), augmentation)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=words)))
+
+
+def draw_stains(rng: np.random.Generator | np.random.RandomState) -> tuple[float, float]:
+    """The factors of hematoxylin and eosin, in this order."""
+    hematoxylin, eosin = rng.uniform(*STAIN_RANGE, 2)
+    return float(hematoxylin), float(eosin)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square crop, then counter-clockwise quarter turns, then the flips: the order matters."""
+
+    top: int
+    left: int
+    size: int
+    quarter_turns: int
+    flip_vertical: bool
+    flip_horizontal: bool
+
+    def of(self, image: NDArray[Any]) -> NDArray[Any]:
+        crop = image[self.top : self.top + self.size, self.left : self.left + self.size]
+        crop = np.rot90(crop, self.quarter_turns)
+        if self.flip_vertical:
+            crop = crop[::-1]
+        return crop[:, ::-1] if self.flip_horizontal else crop
+
+
+def draw_crop(rng: np.random.Generator, height: int, width: int, size: int, subject: object = None) -> Crop:
+    """A uniform crop; both ends of the range of its corner are included."""
+    if size >= min(height, width):
+        raise CaseError(
+            f"too small for crops of {size} px",
+            subject=subject,
+            expected=f"more than {2 * size} px on both sides before halving",
+            found=f"{width} × {height} px after halving",
+            remedy="Use a smaller crop size, or images of a finer µm/px",
+        )
+    return Crop(
+        top=int(rng.integers(height - size, endpoint=True)),
+        left=int(rng.integers(width - size, endpoint=True)),
+        size=size,
+        quarter_turns=int(rng.integers(4)),
+        flip_vertical=bool(rng.random() < 0.5),
+        flip_horizontal=bool(rng.random() < 0.5),
+    )
+
+
+def augmented_crops(
+    normalised: RGB, size: int, rng: np.random.Generator, *, count: int = CROPS, subject: object = None
+) -> RGB:
+    """(count, size, size, 3): one pair of stain factors for the whole image, then its crops."""
+    height, width = normalised.shape[:2]
+    stained = augment_stains(normalised, *draw_stains(rng))
+    return np.stack([draw_crop(rng, height, width, size, subject).of(stained) for _ in range(count)])
+
+
+def p_norm(features: NDArray[Any], p: int = 3, *, signed: bool = True) -> NDArray[np.float64]:
+    """Descriptors (crops, d) pooled to (d,): the p-th root of the mean p-th power.
+
+    A negative mean, which no encoder that ends in a ReLU gives, has the root -|m|^(1/p) where `signed`,
+    and NaN as published otherwise.
+    """
+    means = (features.astype(np.float64) ** p).mean(axis=0)
+    roots: NDArray[np.float64] = np.abs(means) ** (1.0 / p)
+    return np.where(means < 0, -roots if signed else np.nan, roots)

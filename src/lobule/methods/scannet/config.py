@@ -1,0 +1,91 @@
+"""The settings of ScanNet; the defaults are the paper's where it states them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from lobule.augment import AugmentConfig
+from lobule.engines.train import Schedule
+from lobule.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Config:
+    """What decides a ScanNet model and how its map is read."""
+
+    trunk: str = "scannet_vgg16"
+    """A net of `nets.backbones.BACKBONES`."""
+    classes: tuple[str, ...] = ("normal", "tumour")
+    """The first is what is not sought; the others become maps."""
+    mpp: float = 0.25
+    """µm/px of the training patches: Camelyon16's level 0 is 0.243."""
+    stride: int = 32
+    """Lattice pixels a map cell, where a scan asks for no other."""
+    refine_stride: int = 8
+    """The stride that `--refine` goes down to."""
+    refine_above: float = 0.1
+    """Coarse cells with a score at least this high, and their neighbours, are densified."""
+    threshold: float = 0.5
+    """Cells above it are findings."""
+    cells: int = 83
+    """Cells a side of a field, L_p of the paper, where memory allows."""
+    min_cells: int = 1
+    """Findings of fewer cells are dropped."""
+
+    # how it is trained; the paper gives SGD and its momentum, and leaves most of the rest open
+    weights: str = ""
+    """A file of pretrained trunk weights, safetensors or plain torch; without one the net starts fresh."""
+    steps: int = 100_000
+    batch: int = 64
+    rate: float = 1e-3
+    """Learning rate of what starts from fresh weights: the head, or the whole net."""
+    trunk_rate: float = 1e-4
+    """Learning rate of a pretrained trunk."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    schedule: Schedule = "plateau"
+    """"plateau", "step", "cosine" or "constant"."""
+    evaluate_every: int = 1000
+    """Steps between two looks at the validation patches, and between checkpoints."""
+    patience: int = 5
+    """Looks without a better score before the rate falls to a tenth."""
+    stop_after: int = 12
+    """Looks without a better score before a round ends."""
+    val_patches: int = 2000
+    rounds: int = 2
+    """Rounds of hard-negative mining at most, after the first training."""
+    round_steps: int = 25_000
+    hard_share: float = 0.5
+    """Of the normal patches, those from places that fooled the model."""
+    hard_cap: int = 1000
+    """Hard places kept of a slide, the worst first."""
+    hard_merge: int = 64
+    """Pixels within which hard places are one."""
+    by_site: bool = False
+    """Draw the site first, then a slide of it."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Config:
+        known = {item.name for item in fields(cls)}
+        unknown = sorted(set(facts) - known)
+        if unknown:
+            raise ConfigError(f"no setting '{unknown[0]}' in scannet", expected=", ".join(sorted(known)))
+        values = dict(facts)
+        if "classes" in values:
+            values["classes"] = tuple(values["classes"])
+        if isinstance(given := values.get("augment"), Mapping):
+            strengths = {item.name for item in fields(AugmentConfig)}
+            if strange := sorted(set(given) - strengths):
+                raise ConfigError(
+                    f"no augmentation '{strange[0]}' in scannet", expected=", ".join(sorted(strengths))
+                )
+            values["augment"] = AugmentConfig(**given)
+        return cls(**values)

@@ -1,0 +1,269 @@
+"""ScanNet for the scanner: a uniform dense map, or a coarse one refined where it may matter."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lobule.bundles import Bundle, patient_hash, write_bundle
+from lobule.cohort import Case
+from lobule.engines.passes import (
+    Batch,
+    EngineSettings,
+    ImageSource,
+    OpenCase,
+    Pass,
+    ScanOptions,
+    Store,
+    map_pass,
+)
+from lobule.engines.placement import activation_bytes, largest_cells, placed
+from lobule.errors import ConfigError, ModelError
+from lobule.findings import components
+from lobule.grid import Cells, MapGrid, cells_by_centre
+from lobule.methods.scannet.config import Config
+from lobule.nets.backbones import BACKBONES
+from lobule.nets.dense import DenseNet, densify
+from lobule.nets.inference import for_inference
+from lobule.nets.receptive import geometry_of
+from lobule.nets.scaling import InputScaling
+from lobule.results.maps import MapReader
+from lobule.results.result import Result
+from lobule.slides.slide import open_slide
+from lobule.stitch import Scores, State, States, overlay, reduce_map
+from lobule.units import Mpp
+
+HEADROOM = 2.0
+"""Bytes really taken over the bytes of the largest layer: a convolution's own scratch space."""
+
+MAX_ANALYSED = 48_000_000
+"""Cells of a map that findings are sought in at once; larger maps are reduced by maximum first."""
+
+
+class DensePredictor:
+    """Any unpadded net as a dense scanner."""
+
+    def __init__(self, config: Config, net: nn.Module, scaling: InputScaling) -> None:
+        self.config, self.scaling = config, scaling
+        self.net = net.eval()
+        self.geometry = geometry_of(net)
+        self.classes = config.classes
+        self._plain = for_inference(net)
+        self._placed: dict[int, nn.Module] = {}
+        self._engine = EngineSettings()
+
+    # -- what the scanner asks ----------------------------------------------------------------------------
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        assert case.path is not None, "dense maps are made of slides"
+        return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
+
+    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        dense = self._dense(self._strides(options)[-1])
+
+        def needs(cells: int) -> int:
+            side = dense.geometry.in_size(cells)
+            return int(HEADROOM * activation_bytes(dense, side, side)) + 2 * 3 * side * side
+
+        # fields are counted in cells of the net's own stride, so that every α fills the same area
+        factor = self.geometry.stride // dense.geometry.stride
+        cells = largest_cells(
+            lambda coarse: needs(coarse * factor), room, preferred=self.config.cells, what="field of a map"
+        )
+        return replace(engine, cells=cells, batch=1)
+
+    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+        # made here and not in the lanes: tracing a net changes all modules of the process while it lasts
+        self._engine = engine
+        self._placed = {stride: placed(self._dense(stride), engine) for stride in self._strides(options)}
+
+    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+        stride = self._strides(options)[-1]
+        cells = min(engine.cells, 8) * self.geometry.stride // stride
+        side = self._dense(stride).geometry.in_size(cells)
+        pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+        return _pass_name(stride), Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
+
+    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+        lattice = case.images["slide"].lattice(mpp=self.config.mpp, upsample=case.options.upsample)
+        stride, *finer = self._strides(case.options)
+        tissue = case.tissue()
+
+        def on_tissue(grid: MapGrid) -> Cells:
+            return cells_by_centre(grid, tissue.mask, tissue.l0_step)
+
+        grid = self._grid(lattice, stride, case.engine)
+        wanted = on_tissue(grid)
+        coarse = yield map_pass(_pass_name(stride), grid, self.classes[1:], wanted, ~wanted)
+        assert isinstance(coarse, MapReader)
+        analysed, strides = analysed_map(coarse), {stride: int(wanted.sum())}
+        for fine_stride in finer:
+            factor = stride // fine_stride
+            grid = self._grid(lattice, fine_stride, case.engine)
+            hot = self._worth_refining(coarse)
+            wanted = hot.repeat(factor, 0).repeat(factor, 1)[: grid.rows, : grid.columns] & on_tissue(grid)
+            promise = _promise(coarse.scores(), grid, factor)
+            fine = yield map_pass(
+                _pass_name(fine_stride),
+                grid,
+                self.classes[1:],
+                wanted,
+                ~on_tissue(grid),
+                promise=promise,
+                go_on=lambda: case.seconds_left() > 0,
+            )
+            assert isinstance(fine, MapReader)
+            strides[fine_stride] = fine.counts()["scored"]
+            analysed = analysed_map(coarse, fine)
+        return self._result(analysed, strides)
+
+    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
+        net = self._placed[int(name.rpartition("-s")[2])]
+        dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
+        logits = net(self.scaling.apply(batch.pixels, dtype)).float()
+        return {"map": torch.softmax(logits, dim=1)[:, 1:]}
+
+    # -- how ----------------------------------------------------------------------------------------------
+
+    def stride(self, options: ScanOptions) -> int:
+        """The stride of a uniform map; a power-of-two share of the net's own."""
+        stride = options.stride or self.config.stride
+        own = self.geometry.stride
+        if stride > own or own % stride or (own // stride) & (own // stride - 1):
+            choices = [own >> k for k in range(own.bit_length()) if own % (1 << k) == 0]
+            raise ConfigError(
+                f"this net has no map of stride {stride}",
+                expected=f"one of {', '.join(map(str, choices))}",
+                remedy="Choose another --stride",
+            )
+        return stride
+
+    def _dense(self, stride: int) -> DenseNet:
+        return densify(self._plain, self.geometry.stride // stride)
+
+    def _strides(self, options: ScanOptions) -> tuple[int, ...]:
+        """The strides that a scan will run, coarse first."""
+        if not options.refine:
+            return (self.stride(options),)
+        fine = self.stride(replace(options, stride=options.stride or self.config.refine_stride))
+        return tuple(dict.fromkeys((self.geometry.stride, fine)))
+
+    def _grid(self, lattice: Any, stride: int, engine: EngineSettings) -> MapGrid:
+        dense = self.geometry.dense(self.geometry.stride // stride)
+        cells = engine.cells * self.geometry.stride // stride
+        return MapGrid(lattice, stride, dense.extent, cells, dense.first_centre)
+
+    def _worth_refining(self, coarse: MapReader) -> Cells:
+        """Coarse cells above the bar, and their neighbours, whose windows share their tissue."""
+        from scipy.ndimage import binary_dilation
+
+        scores, states = coarse.read()
+        hot = (scores.max(axis=0) >= self.config.refine_above) & (states == State.SCORED)
+        return np.asarray(binary_dilation(hot, np.ones((3, 3), np.bool_)), np.bool_)
+
+    def _result(self, analysed: Analysed, strides: Mapping[int, int]) -> Result:
+        scores, states, l0_stride, mpp = analysed
+        findings = []
+        slide_scores = {}
+        for index, name in enumerate(self.classes[1:]):
+            layer = np.where(states == State.SCORED, scores[index], np.float32(0))
+            slide_scores[name] = float(layer.max(initial=0.0))
+            found = components(layer, l0_stride, mpp=mpp, threshold=self.config.threshold, label=name)
+            findings += [finding for finding in found if (finding.cells or 0) >= self.config.min_cells]
+        facts = {"strides": {str(stride): cells for stride, cells in sorted(strides.items())}}
+        return Result(slide_scores, tuple(sorted(findings, key=lambda f: -f.score)), facts=facts)
+
+
+Analysed = tuple[Scores, States, tuple[float, float], Mpp | None]
+"""Scores, states, level-0 pixels a cell, and µm/px of level 0."""
+
+
+def analysed_map(coarse: MapReader, fine: MapReader | None = None) -> Analysed:
+    """The finest map that can be analysed at once: refined where it was refined, reduced where too large."""
+    reader = fine or coarse
+    info = reader.info
+    factor = 1
+    while info.rows * info.columns / factor**2 > MAX_ANALYSED:
+        factor *= 2
+    scores, states = _read_reduced(reader, factor)
+    if fine is not None:
+        ratio = round(coarse.info.l0_stride[0] / fine.info.l0_stride[0])
+        rough = _read_reduced(coarse, max(1, factor // ratio))
+        scores, states = overlay(rough, (scores, states), max(1, ratio // factor))
+    l0 = (info.l0_stride[0] * factor, info.l0_stride[1] * factor)
+    um = info.um_stride
+    mpp = None if um is None else Mpp(um[0] / info.l0_stride[0], um[1] / info.l0_stride[1])
+    return scores, states, l0, mpp
+
+
+def _read_reduced(reader: MapReader, factor: int) -> tuple[Scores, States]:
+    if factor == 1:
+        return reader.read()
+    info = reader.info
+    band = 1024 * factor
+    parts = [
+        reduce_map(*reader.read(slice(top, min(top + band, info.rows))), factor)
+        for top in range(0, info.rows, band)
+    ]
+    return np.concatenate([p[0] for p in parts], axis=1), np.concatenate([p[1] for p in parts])
+
+
+def _promise(coarse: np.ndarray[Any, Any], grid: MapGrid, factor: int) -> np.ndarray[Any, Any]:
+    """For every field of the fine grid, the highest coarse score under it."""
+    side = grid.cells // factor
+    rows, columns = grid.field_rows * side, grid.field_columns * side
+    padded = np.zeros((rows, columns), np.float32)
+    height, width = min(rows, coarse.shape[0]), min(columns, coarse.shape[1])
+    padded[:height, :width] = coarse[:height, :width]
+    blocks = padded.reshape(grid.field_rows, side, grid.field_columns, side)
+    return np.asarray(blocks.max(axis=(1, 3)))
+
+
+def _pass_name(stride: int) -> str:
+    return f"map-s{stride}"
+
+
+def save(
+    path: str | Path,
+    config: Config,
+    net: nn.Module,
+    scaling: InputScaling,
+    *,
+    patients: Sequence[str] = (),
+    metrics: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Write a ScanNet bundle; `patients` are those it was trained on."""
+    bundle = Bundle(
+        "scannet",
+        {**config.to_dict(), "scaling": scaling.as_dict()},
+        config.classes,
+        config.mpp,
+        metrics or {},
+        provenance or {},
+        tuple(patient_hash(patient) for patient in patients),
+    )
+    return write_bundle(path, bundle, net.state_dict())
+
+
+def load(bundle: Bundle, *, trust: bool = False) -> DensePredictor:
+    """A ScanNet bundle as a predictor; its weights are plain tensors, so `trust` is not needed."""
+    facts = dict(bundle.config)
+    scaling = InputScaling.from_dict(facts.pop("scaling"))
+    config = Config.from_dict(facts)
+    if config.trunk not in BACKBONES:
+        raise ConfigError(f"no trunk '{config.trunk}'", expected=", ".join(BACKBONES))
+    net = BACKBONES[config.trunk](len(config.classes))
+    try:
+        net.load_state_dict(bundle.weights())
+    except RuntimeError as error:
+        raise ModelError(
+            "the weights do not fit the net", subject=bundle.path, expected=config.trunk, found=str(error)
+        ) from error
+    return DensePredictor(config, net, scaling)

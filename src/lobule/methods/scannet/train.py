@@ -1,0 +1,334 @@
+"""Training of ScanNet: patches drawn from outlined slides, then rounds of hard-negative mining.
+
+Everything that a training leaves behind lies in `out`: the bundle, which comes last, and `training/` with a
+folder a round (checkpoint, log, hard places), from which an interrupted training goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lobule.augment import NO_AUGMENTATION
+from lobule.bundles import Bundle
+from lobule.cohort import Cohort
+from lobule.engines.parts import Parts, begun_training, parts_of
+from lobule.engines.placement import available_cores, choose_device
+from lobule.engines.places import NORMAL, TUMOUR, Points, Pool
+from lobule.engines.sample import SampleConfig, Samples, SampleStream, gather
+from lobule.engines.scan import GIB, Machine
+from lobule.engines.train import FitOptions, FitProgress, FitReport, Group, fit
+from lobule.errors import ConfigError
+from lobule.files import fingerprint, make_folder
+from lobule.methods.scannet.config import Config
+from lobule.methods.scannet.mining import joined, mine
+from lobule.methods.scannet.predictor import DensePredictor, save
+from lobule.nets.backbones import BACKBONES, load_trunk
+from lobule.nets.receptive import geometry_of
+from lobule.nets.scaling import PLAIN_SCALING, InputScaling
+from lobule.tissue import TissueConfig
+
+log = logging.getLogger("lobule.train")
+
+VALIDATION = 1_000_000
+"""The round that validation patches are drawn in: the same ones at every look."""
+GROWTH = 0.05
+"""Mining ends when it adds a smaller share of hard places than this."""
+
+
+@dataclass(frozen=True)
+class TrainMachine:
+    """What a training may use."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    """float32 or bfloat16; "auto" is bfloat16 on a GPU that has it."""
+    workers: int | None = None
+    """Workers that draw patches; None is one a core."""
+    processes: bool = False
+    """Workers are spawned processes, for machines with many cores a GPU."""
+    max_ram: int = 2 * GIB
+    """Bytes beyond the model while mining."""
+
+    def settled(self) -> TrainMachine:
+        device = choose_device(self.device)
+        has = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+        auto = "bfloat16" if has else "float32"
+        precision = auto if self.precision == "auto" else self.precision
+        if precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"no precision '{precision}'", expected="auto, float32 or bfloat16")
+        return replace(self, device=device, precision=precision, workers=self.workers or available_cores())
+
+
+def train(
+    config: Config,
+    cohort: Cohort,
+    out: str | Path,
+    *,
+    val: str | None = "val",
+    seed: int = 0,
+    resume: bool = False,
+    fresh: bool = False,
+    tissue: TissueConfig | None = None,
+    machine: TrainMachine | None = None,
+    progress: FitProgress | None = None,
+) -> Bundle:
+    """Train on a cohort of outlined slides and write the bundle.
+
+    `val` names the split that is validated on; without one in the cohort, a fifth of the patients is held
+    out, and with None nobody is. `resume` goes on with what is in `out`, `fresh` forgets it.
+    """
+    _check(config)
+    machine, progress = (machine or TrainMachine()).settled(), progress or FitProgress()
+    parts = parts_of(cohort, val, seed)
+    settings = {"config": config.to_dict(), "seed": seed}
+    with begun_training(out, settings, parts, resume=resume, fresh=fresh) as folder:
+        training = _Training(config, parts, folder, seed, tissue or TissueConfig(), machine, progress)
+        return training.run(Path(out))
+
+
+def _check(config: Config) -> None:
+    if config.trunk not in BACKBONES:
+        raise ConfigError(f"no trunk '{config.trunk}'", expected=", ".join(BACKBONES))
+    if len(config.classes) != 2:
+        raise ConfigError(
+            "outlines tell two classes", expected="two classes", found=", ".join(config.classes)
+        )
+    if config.batch < 2 or config.rounds < 0:
+        raise ConfigError(f"batch {config.batch} or rounds {config.rounds} is too small", expected="2 and 0")
+
+
+class _Training:
+    """One training: its pools, its net and its rounds."""
+
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        folder: Path,
+        seed: int,
+        tissue: TissueConfig,
+        machine: TrainMachine,
+        progress: FitProgress,
+    ) -> None:
+        self.config, self.parts, self.folder, self.seed = config, parts, folder, seed
+        self.tissue, self.machine, self.progress = tissue, machine, progress
+        self.workers = machine.workers or 1
+        self.device = torch.device(machine.device)
+        self.notes: list[str] = []
+        self.lost: dict[str, str] = {}
+        torch.manual_seed(seed)
+        net = BACKBONES[config.trunk](len(config.classes))
+        if config.weights:
+            load_trunk(net, _pretrained(Path(config.weights)))
+        self.scaling = InputScaling() if config.weights else PLAIN_SCALING
+        self.side = geometry_of(net).extent
+        self.net = net.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(self, out: Path) -> Bundle:
+        self.progress.stage = "finding tissue"
+        pool, held = self._pools()
+        reports: list[FitReport] = []
+        counts: list[int] = []
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            for round_ in range(self.config.rounds + 1):
+                if round_ > 0:
+                    hard = self._mined(pool, round_)
+                    counts.append(sum(map(len, hard.values())))
+                    if counts[-1] < (1 + GROWTH) * sum(counts[-2:-1]) or not hard:
+                        break
+                    pool = pool.with_hard(hard)
+                reports.append(self._round(pool, held, round_))
+        return self._save(out, pool, reports, counts)
+
+    def _pools(self) -> tuple[Pool, Pool | None]:
+        """What is trained on and what is validated on; None where nothing can be."""
+        pool = gather(self.parts.train, self.tissue, workers=self.workers)
+        self._note(*self.parts.notes, *pool.notes)
+        if not self.parts.val:
+            return pool, None
+        held = gather(self.parts.val, self.tissue, workers=self.workers, need=())
+        self._note(*held.notes)
+        if held.usable(NORMAL) and held.usable(TUMOUR):
+            return pool, held
+        self._note("the validation split lacks a class: nothing is validated and the last weights are kept")
+        return pool, None
+
+    def _round(self, pool: Pool, held: Pool | None, round_: int) -> FitReport:
+        """Train on patches of the pool; the first round from the start, later ones at the trunk's rate."""
+        config, place = self.config, self.folder / f"round-{round_}"
+        self.progress.stage = f"round {round_}"
+        torch.manual_seed(self.seed + 1000 * (round_ + 1))
+        options = FitOptions(
+            steps=config.round_steps if round_ else config.steps,
+            schedule=config.schedule,
+            patience=config.patience,
+            stop_after=config.stop_after,
+            evaluate_every=config.evaluate_every,
+            checkpoint_every=config.evaluate_every,
+            accumulate=config.accumulate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            precision=self.machine.precision,
+            device=self.machine.device,
+        )
+        with self._stream(pool, round_) as stream:
+            report = fit(
+                self.net,
+                self._loss,
+                stream,
+                options,
+                place,
+                self._groups(round_),
+                validate=None if held is None else lambda net: self._validated(net, held),
+                progress=self.progress,
+            )
+            self.lost |= stream.state()["lost"]
+        return report
+
+    def _stream(self, pool: Pool, round_: int, batches: int | None = None) -> SampleStream:
+        config = self.config
+        return SampleStream(
+            pool,
+            SampleConfig(
+                config.mpp,
+                self.side,
+                hard_share=config.hard_share,
+                by_site=config.by_site,
+                augment=NO_AUGMENTATION if round_ == VALIDATION else config.augment,
+            ),
+            config.batch,
+            seed=self.seed,
+            round_=round_,
+            batches=batches,
+            workers=self.workers,
+            processes=self.machine.processes,
+            ahead=max(4, 2 * self.workers),
+        )
+
+    def _groups(self, round_: int) -> list[Group]:
+        config = self.config
+        named = list(self.net.named_parameters())
+        if round_:
+            return [Group([value for _, value in named], config.trunk_rate)]
+        if not config.weights:
+            return [Group([value for _, value in named], config.rate)]
+        trunk = [value for name, value in named if name.startswith(("trunk.", "conv"))]
+        head = [value for name, value in named if not name.startswith(("trunk.", "conv"))]
+        return [Group(head, config.rate), Group(trunk, config.trunk_rate)]
+
+    def _loss(self, net: nn.Module, samples: Samples) -> Tensor:
+        labels = torch.from_numpy(samples.labels).to(self.device)
+        return nn.functional.cross_entropy(self._logits(net, samples), labels)
+
+    def _logits(self, net: nn.Module, samples: Samples) -> Tensor:
+        pixels = torch.from_numpy(samples.pixels).to(self.device, non_blocking=True)
+        logits: Tensor = net(self.scaling.apply(pixels)).flatten(1).float()
+        return logits
+
+    def _validated(self, net: nn.Module, held: Pool) -> float:
+        """The area under the ROC curve of the validation patches."""
+        from sklearn.metrics import roc_auc_score
+
+        scores, labels = [], []
+        batches = -(-self.config.val_patches // self.config.batch)
+        bfloat16 = self.machine.precision == "bfloat16"
+        with self._stream(held, VALIDATION, batches) as stream:
+            for samples in stream:
+                with torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext():
+                    logits = self._logits(net, samples)
+                scores.append((logits[:, 1] - logits[:, 0]).cpu())
+                labels.append(samples.labels)
+        return float(roc_auc_score(np.concatenate(labels), torch.cat(scores).numpy()))
+
+    def _mined(self, pool: Pool, round_: int) -> dict[int, Points]:
+        """The hard places of all rounds so far, each slide's newest first and up to the cap."""
+        self.progress.stage = f"mining for round {round_}"
+        place = make_folder(self.folder / f"round-{round_}")
+        predictor = DensePredictor(self.config, self.net.cpu(), self.scaling)
+        machine = Machine(
+            device=self.machine.device,
+            precision=self.machine.precision,
+            max_ram=self.machine.max_ram,
+            channels_last=True,
+        )
+        try:
+            found, notes = mine(predictor, _hash(self.net), pool, self.tissue, place, machine)
+        finally:
+            self.net.to(self.device)
+        self._note(*notes)
+        cap = self.config.hard_cap
+        nothing = np.empty((0, 2))
+        return {
+            number: joined(
+                found.get(number, nothing),
+                pool.hard.get(number, nothing),
+                self.config.hard_merge * self.config.mpp / pool.slides[number].mpp,
+            )[:cap]
+            for number in sorted({*found, *pool.hard})
+        }
+
+    def _save(self, out: Path, pool: Pool, reports: list[FitReport], counts: list[int]) -> Bundle:
+        final = reports[-1]
+        metrics = {
+            "val_auc": final.best,
+            "rounds": [
+                {"steps": report.steps, "val_auc": report.best, "best_step": report.best_step}
+                for report in reports
+            ],
+            "hard_places": counts,
+        }
+        provenance = {
+            "seed": self.seed,
+            "train_cases": [places.case.id for places in pool.slides],
+            "val_cases": [case.id for case in self.parts.val],
+            "notes": self.notes,
+            "lost": self.lost,
+            "weights": fingerprint(self.config.weights, full=True) if self.config.weights else None,
+        }
+        patients = sorted({places.case.patient for places in pool.slides})
+        net = self.net.cpu()
+        return save(
+            out, self.config, net, self.scaling, patients=patients, metrics=metrics, provenance=provenance
+        )
+
+    def _note(self, *notes: str) -> None:
+        for note in notes:
+            log.info(note)
+            self.notes.append(note)
+
+
+def _pretrained(path: Path) -> dict[str, Tensor]:
+    """Plain tensors of a safetensors or torch file; nothing in it is run."""
+    if not path.is_file():
+        raise ConfigError("there is no such weights file", subject=path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise many undocumented types
+        raise ConfigError(
+            "the weights cannot be read", subject=path, found=str(error).splitlines()[0]
+        ) from error
+    state = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigError("these are not plain weights", subject=path, expected="names and tensors")
+    return dict(state)
+
+
+def _hash(net: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Networks: shared parts that the methods compose."""

@@ -1,0 +1,103 @@
+"""Nets for dense maps, by name: each unpadded, ending in one logit a class and output cell."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lobule.errors import ModelError
+from lobule.nets.receptive import geometry_of
+from lobule.nets.tiny import tiny
+from lobule.nets.unpad import HEADS, unpad
+from lobule.nets.vgg import he_normal, load_vgg16_trunk, scannet_vgg16
+
+
+class PatchNet(nn.Module):
+    """An unpadded trunk and a convolution that classifies each of its cells."""
+
+    def __init__(self, trunk: nn.Module, classes: int, *, head_kernel: int = 1, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Conv2d(channels_of(trunk), classes, head_kernel)
+        he_normal(self.head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to logits (N, classes, rows, columns)."""
+        logits: Tensor = self.head(self.dropout(self.trunk(x)))
+        return logits
+
+
+def channels_of(trunk: nn.Module) -> int:
+    """How many channels a trunk ends with, found without computing."""
+    side = geometry_of(trunk).extent
+    shape = copy.deepcopy(trunk).to("meta").eval()(torch.empty(1, 3, side, side, device="meta")).shape
+    return int(shape[1])
+
+
+def unpadded_trunk(build: Callable[[], nn.Module]) -> nn.Module:
+    """The unpadded trunk of a net, with fresh weights: He-normal convolutions, zero biases, neutral norms."""
+    with torch.device("meta"):  # most of a VGG is a classifier that is about to be cut off
+        trunk = unpad(build())
+    trunk.to_empty(device="cpu")
+    for module in trunk.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.reset_parameters()
+    he_normal(trunk)
+    return trunk
+
+
+def from_torchvision(name: str, classes: int = 2) -> PatchNet:
+    """Any of torchvision's plain convolutional nets, without padding."""
+    from torchvision.models import get_model
+
+    return PatchNet(unpadded_trunk(lambda: get_model(name, weights=None)), classes)
+
+
+def from_timm(name: str, classes: int = 2) -> PatchNet:
+    """Any of timm's plain convolutional nets, without padding."""
+    from timm import create_model
+
+    return PatchNet(unpadded_trunk(lambda: create_model(name, pretrained=False, num_classes=0)), classes)
+
+
+BACKBONES: dict[str, Callable[[int], nn.Module]] = {
+    "scannet_vgg16": scannet_vgg16,
+    "tiny": tiny,
+    "resnet18": partial(from_torchvision, "resnet18"),
+    "resnet34": partial(from_torchvision, "resnet34"),
+    "resnet50": partial(from_torchvision, "resnet50"),
+    "squeezenet1_1": partial(from_torchvision, "squeezenet1_1"),
+    "vgg11": partial(from_torchvision, "vgg11"),
+    "vgg11_bn": partial(from_torchvision, "vgg11_bn"),
+    "vgg13": partial(from_torchvision, "vgg13"),
+    "vgg13_bn": partial(from_torchvision, "vgg13_bn"),
+    "vgg16": partial(from_torchvision, "vgg16"),
+    "vgg16_bn": partial(from_torchvision, "vgg16_bn"),
+    "vgg19": partial(from_torchvision, "vgg19"),
+    "vgg19_bn": partial(from_torchvision, "vgg19_bn"),
+}
+"""What `BACKBONES[name](classes)` builds, with fresh weights."""
+
+
+def load_trunk(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Puts a torchvision or timm checkpoint of the same backbone into a net's trunk, strictly."""
+    trunk = getattr(net, "trunk", None)
+    if isinstance(trunk, nn.Module):
+        kept = {key: value for key, value in weights.items() if key.split(".")[0] not in HEADS}
+        try:
+            trunk.load_state_dict(kept, strict=True)
+        except RuntimeError as error:
+            raise ModelError(
+                "these weights are of another backbone",
+                expected="the trunk's own keys and shapes",
+                found=str(error),
+            ) from error
+    elif hasattr(net, "conv1_1"):
+        load_vgg16_trunk(net, weights)
+    else:
+        raise ModelError("this backbone has no pretrained weights", remedy="Train it from scratch")

@@ -1,0 +1,97 @@
+"""Published weights of the mammography networks: their names made ours, and how to tell genuine files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lobule.errors import ModelError
+
+ALIASES = {"l_cc": "cc", "r_cc": "cc", "l_mlo": "mlo", "r_mlo": "mlo"}
+"""The published classifiers hold each trunk under three names."""
+
+GENUINE: dict[str, str] = {
+    "286ec862": "sample_image_model.p",
+    "312ea110": "sample_imageheatmaps_model.p",
+    "44ce5238": "sample_patch_model.p",
+    "a903386d": "ImageOnly__ModeImage_weights.p",
+    "75c17172": "ImageHeatmaps__ModeImage_weights.p",
+    "04e47337": "GMIC sample_model_1.p",
+    "98074a24": "GMIC sample_model_2.p",
+    "9304d4b3": "GMIC sample_model_3.p",
+    "4e87f645": "GMIC sample_model_4.p",
+    "ec942dd6": "GMIC sample_model_5.p",
+}
+"""Git blob ids (their first eight digits) of the files as published."""
+
+EXPENDABLE = ("shared_rep_filter.weight",)
+"""Published GMIC files carry it, and nothing reads it."""
+
+
+def git_blob_id(content: bytes) -> str:
+    """The id under which git stores a file: what `GENUINE` is keyed by."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def load_published(net: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Load a published checkpoint, strictly: every tensor of the net, and nothing left over.
+
+    Accepts `{"model": state}`, the doubled trunks, names from before torchvision 0.4.1 and files from before
+    batch norms counted their batches.
+    """
+    state = resolved(checkpoint)
+    wanted = net.state_dict()
+    for key, tensor in wanted.items():
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, torch.zeros_like(tensor))
+    for key in EXPENDABLE:
+        state.pop(key, None)
+    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    shapes = [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape]
+    if missing or extra or shapes:
+        raise ModelError(
+            "the checkpoint does not fit the network",
+            expected=f"{len(wanted)} tensors",
+            found="; ".join(_listed(what, keys) for what, keys in _faults(missing, extra, shapes) if keys),
+        )
+    net.load_state_dict(state)
+
+
+def resolved(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state under our names, each tensor once; aliases that differ from one another are an error."""
+    inner = checkpoint.get("model", checkpoint)
+    state: dict[str, Tensor] = {}
+    for key, tensor in inner.items():
+        name = canonical(key)
+        if name in state and not torch.equal(state[name], tensor):
+            raise ModelError(
+                "two names of one trunk hold different tensors",
+                expected=name,
+                found=f"another value under {key}",
+            )
+        state[name] = tensor
+    return state
+
+
+def canonical(key: str) -> str:
+    """Our name of a published parameter."""
+    key = re.sub(r"\b(norm|conv)\.([12])\.", r"\1\2.", key)
+    head, _, rest = key.partition(".")
+    trunk, _, tail = rest.partition(".")
+    if head == "four_view_resnet" and trunk in ALIASES:
+        return f"{head}.{ALIASES[trunk]}.{tail}"
+    return key
+
+
+def _faults(*keys: list[str]) -> list[tuple[str, list[str]]]:
+    return list(zip(("missing", "not of the network", "of another shape"), keys, strict=True))
+
+
+def _listed(what: str, keys: list[str]) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"{what}: {', '.join(keys[:3])}{more}"

@@ -1,0 +1,59 @@
+"""The scaling that a net expects of its input; it belongs to the weights and is stored with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lobule.errors import ModelError
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class InputScaling:
+    """RGB / 255, minus `mean`, over `std`; what torchvision's weights want unless told otherwise."""
+
+    mean: Triple = (0.485, 0.456, 0.406)
+    std: Triple = (0.229, 0.224, 0.225)
+
+    def apply(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """uint8 (N, H, W, 3) to float (N, 3, H, W), channels last in memory, on the images' device."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ModelError(
+                "these are not RGB images",
+                expected="uint8 of shape (N, H, W, 3)",
+                found=f"{images.dtype} of shape {tuple(images.shape)}",
+            )
+        batch, height, width, _ = images.shape
+        # over whole rows, because a loop over three channels at a time is several times slower
+        std = torch.tensor(self.std, dtype=torch.float32, device=images.device) * 255
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device) * 255
+        rows = images.reshape(batch, height, width * 3).to(torch.float32)
+        rows = rows.sub_(mean.repeat(width)).mul_((1 / std).repeat(width)).to(dtype)
+        return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """For model.json; `from_dict` reads it back."""
+        return {name: list(values) for name, values in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> InputScaling:
+        try:
+            mean, std = (tuple(float(value) for value in stored[name]) for name in ("mean", "std"))
+            (m0, m1, m2), (s0, s1, s2) = mean, std
+        except (KeyError, TypeError, ValueError):
+            raise ModelError(
+                "an input scaling that cannot be used",
+                expected="mean and std, three numbers each",
+                found=repr(dict(stored)),
+            ) from None
+        return cls((m0, m1, m2), (s0, s1, s2))
+
+
+PLAIN_SCALING = InputScaling((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""To -1..1, for nets that are trained from scratch."""

@@ -1,0 +1,197 @@
+"""Frozen teachers for reverse distillation: any backbone that gives three maps, each of half the side."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lobule.errors import ConfigError, ModelError
+from lobule.nets.reverse_distillation import RESNET_BLOCKS, Maps, StudentShape
+from lobule.nets.scaling import InputScaling
+
+
+class Teacher(nn.Module):
+    """Three feature maps of scaled images, without gradient, its batch statistics frozen for good.
+
+    `stages` gives maps of strides s, 2s, 4s. An image whose sides are no multiples of 8s is filled up at
+    its right and lower edges by repeating them, so that bottleneck and decoder halve and double exactly.
+    """
+
+    def __init__(self, name: str, stages: nn.Module, strides: Sequence[int], scaling: InputScaling) -> None:
+        super().__init__()
+        if len(strides) != 3 or any(fine * 2 != coarse for fine, coarse in pairwise(strides)):
+            raise ConfigError(
+                "this backbone cannot be a teacher",
+                subject=name,
+                expected="three maps with strides s, 2s and 4s",
+                found=f"strides {list(strides)}",
+            )
+        self.name = name
+        self.stages = stages
+        self.strides = tuple(strides)
+        self.scaling = scaling
+        self.requires_grad_(False)
+        super().train(False)
+
+    @property
+    def multiple(self) -> int:
+        """Sides that are multiples of this need no filling up."""
+        return 8 * self.strides[0]
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in eval mode: a teacher whose batch statistics drift is another teacher."""
+        del mode
+        return self
+
+    def filled(self, rows: int, columns: int) -> tuple[int, int]:
+        """The size that an image has after filling up."""
+        return rows + -rows % self.multiple, columns + -columns % self.multiple
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Maps:
+        """Scaled images (B, 3, H, W) to maps of the filled sides over the strides."""
+        rows, columns = images.shape[-2:]
+        full_rows, full_columns = self.filled(rows, columns)
+        if (rows, columns) != (full_rows, full_columns):
+            edges = (0, full_columns - columns, 0, full_rows - rows)
+            images = nn.functional.pad(images, edges, mode="replicate")
+        first, second, third = self.stages(images)
+        return first, second, third
+
+    def probe(self) -> Maps:
+        """The maps of a fixed noise image of the smallest size."""
+        noise = torch.randn(1, 3, self.multiple, self.multiple, generator=torch.Generator().manual_seed(0))
+        device = next(self.stages.parameters()).device
+        maps: Maps = self(noise.to(device))
+        return maps
+
+    def student_shape(self, shortcut: int = 1) -> StudentShape:
+        """The student that fits: published blocks for ResNets, linear ends where a map can be negative."""
+        maps = self.probe()
+        c1, c2, c3 = (m.shape[1] for m in maps)
+        return StudentShape(
+            channels=(c1, c2, c3),
+            shortcut=3 if shortcut == 3 else 1,
+            signed=any(bool((m < 0).any()) for m in maps),
+            **RESNET_BLOCKS.get(self.name, {}),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What must be stored with a student: another teacher would move every threshold."""
+        return {"teacher": self.name, "strides": list(self.strides), "weights_sha256": _hash(self.stages)}
+
+
+def _hash(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class ResNetStages(nn.Module):
+    """torchvision's ResNet up to layer3; layer4 is dropped, since nothing reads it."""
+
+    def __init__(self, resnet: nn.Module) -> None:
+        super().__init__()
+        names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
+        for name in names:
+            self.add_module(name, resnet.get_submodule(name))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for name, module in self.named_children():
+            x = module(x)
+            if name.startswith("layer"):
+                maps.append(x)
+        return maps
+
+
+class TimmStages(nn.Module):
+    """Three maps of a timm backbone; of one with a single stride (ViT), pooled to three."""
+
+    def __init__(self, backbone: nn.Module, channels: Sequence[int], pools: Sequence[int]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.channels = tuple(channels)
+        self.pools = tuple(pools)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for m, channels, pool in zip(self.backbone(x), self.channels, self.pools, strict=True):
+            # some transformers of timm answer with the channels last
+            m = m if m.shape[1] == channels else m.permute(0, 3, 1, 2)
+            maps.append(nn.functional.avg_pool2d(m, pool) if pool > 1 else m)
+        return maps
+
+
+def _torchvision(name: str, pretrained: bool) -> Teacher:
+    import torchvision
+
+    net = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if pretrained else None)
+    return Teacher(name, ResNetStages(net), (4, 8, 16), InputScaling())
+
+
+def _timm(name: str, pretrained: bool) -> Teacher:
+    import timm
+
+    options: dict[str, Any] = {"features_only": True}
+    if name.startswith("swin"):
+        options["strict_img_size"] = False
+    with torch.device("meta"):
+        strides = timm.create_model(name, pretrained=False, **options).feature_info.reduction()
+    last = len(strides) - 1
+    if len(set(strides)) == 1:  # a ViT: every depth has the same stride
+        indices, pools = [last // 3, 2 * last // 3, last], [1, 2, 4]
+        options["dynamic_img_size"] = True
+    else:
+        start = next((k for k, stride in enumerate(strides) if stride >= 4), last)
+        indices = list(range(start, min(start + 3, last + 1)))
+        pools = [1] * len(indices)
+    backbone = timm.create_model(name, pretrained=pretrained, out_indices=indices, **options)
+    effective = [strides[k] * pool for k, pool in zip(indices, pools, strict=True)]
+    config = timm.get_pretrained_cfg(name)
+    scaling = InputScaling(tuple(config.mean), tuple(config.std)) if config else InputScaling()
+    stages = TimmStages(backbone, backbone.feature_info.channels(), pools)
+    return Teacher(f"timm:{name}", stages, effective, scaling)
+
+
+TEACHERS: dict[str, Callable[[bool], Teacher]] = {
+    name: partial(_torchvision, name) for name in ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
+}
+"""The published teachers; any other is asked for as `timm:NAME`."""
+
+
+def teacher(name: str = "wide_resnet50_2", *, pretrained: bool = False) -> Teacher:
+    """A teacher by name; `pretrained` loads what torchvision or timm publish, else load weights yourself."""
+    if name in TEACHERS:
+        return TEACHERS[name](pretrained)
+    if name.startswith("timm:"):
+        return _timm(name.removeprefix("timm:"), pretrained)
+    raise ConfigError(
+        "no such teacher",
+        subject=name,
+        expected=f"{', '.join(TEACHERS)}, or timm:NAME",
+        remedy="For a backbone of timm write timm: before its name",
+    )
+
+
+def load_teacher_weights(into: Teacher, state: dict[str, Tensor]) -> None:
+    """A whole backbone's weights into a teacher; what lies past its last stage is left out."""
+    target = into.stages.backbone if isinstance(into.stages, TimmStages) else into.stages
+    wanted = target.state_dict()
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise ModelError(
+            "these weights are of another backbone",
+            subject=into.name,
+            expected=f"{len(wanted)} tensors",
+            found=f"{len(missing)} of them missing, the first {missing[0]}",
+        )
+    target.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)

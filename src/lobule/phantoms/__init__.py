@@ -1,0 +1,1 @@
+"""Generated slides, images and exams with exact truth."""

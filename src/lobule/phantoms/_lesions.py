@@ -1,0 +1,234 @@
+"""Benign and malignant lesions of generated breasts, the same lesion seen in both views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.draw import polygon2mask
+
+from lobule.phantoms._breast import Floats, Layout
+
+Kind = Literal[
+    "circumscribed mass",
+    "coarse calcifications",
+    "rim calcification",
+    "spiculated mass",
+    "fine calcifications",
+]
+BENIGN: tuple[Kind, ...] = (
+    "circumscribed mass",
+    "circumscribed mass",
+    "coarse calcifications",
+    "rim calcification",
+)
+MALIGNANT: tuple[Kind, ...] = ("spiculated mass", "fine calcifications")
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A lesion in its breast: both views show it at the same distance from the nipple, with the same size."""
+
+    kind: Kind
+    malignant: bool
+    behind_nipple: float
+    """Depth behind the nipple as a share of the way to the chest wall."""
+    lateral: float
+    """Offset from the nipple in the CC view, as a share of the half width."""
+    vertical: float
+    """Offset from the nipple in the MLO view, as a share of the half height."""
+    radius_mm: float
+    contrast: float
+    grains: int
+    """How many calcifications it has, where it has any."""
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, *, malignant: bool) -> Lesion:
+        kinds = MALIGNANT if malignant else BENIGN
+        kind = kinds[int(rng.integers(len(kinds)))]
+        radius = {
+            "circumscribed mass": rng.uniform(5, 10),
+            "spiculated mass": rng.uniform(4.5, 8),
+            "coarse calcifications": rng.uniform(4, 9),
+            "rim calcification": rng.uniform(2.5, 5.5),
+            "fine calcifications": rng.uniform(4.5, 8),
+        }[kind]
+        return cls(
+            kind,
+            malignant,
+            behind_nipple=rng.uniform(0.3, 0.7),
+            lateral=rng.uniform(-0.45, 0.45),
+            vertical=rng.uniform(-0.45, 0.45),
+            radius_mm=radius,
+            contrast=rng.uniform(0.15, 0.24),
+            grains=int(rng.integers(3, 8) if kind == "coarse calcifications" else rng.integers(14, 38)),
+        )
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A lesion as one view shows it; the polygon is (N, 2) rows and columns in pixels of the stored image."""
+
+    view: str
+    kind: Kind
+    malignant: bool
+    polygon: NDArray[np.float64]
+
+
+def place(lesion: Lesion, layout: Layout) -> tuple[float, float]:
+    """Row and column in millimetres, drawn towards the middle where skin or muscle is too near."""
+    nipple_row, nipple_column = layout.nipple_mm
+    half = layout.breast.half_height_mm if layout.is_mlo else layout.breast.half_width_mm
+    offset = lesion.vertical if layout.is_mlo else lesion.lateral
+    row, column = nipple_row + offset * half, nipple_column * (1 - lesion.behind_nipple)
+    for _ in range(40):
+        if layout.clearance_mm(row, column) > lesion.radius_mm + 5:
+            break
+        row += 0.08 * (nipple_row - row)
+        column += 0.08 * (0.6 * nipple_column - column)
+    return row, column
+
+
+def add(lesion: Lesion, layout: Layout, picture: Floats, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw the lesion into `picture`; returns its polygon, (N, 2) rows and columns in pixels."""
+    centre = place(lesion, layout)
+    draw = {
+        "circumscribed mass": _circumscribed,
+        "spiculated mass": _spiculated,
+        "coarse calcifications": _coarse,
+        "rim calcification": _rim,
+        "fine calcifications": _fine,
+    }[lesion.kind]
+    radii_mm = draw(lesion, layout, picture, centre, rng)
+    angles = np.linspace(0, 2 * np.pi, len(radii_mm), endpoint=False)
+    rows = (centre[0] + radii_mm * np.sin(angles)) / layout.mm_per_px
+    columns = (centre[1] + radii_mm * np.cos(angles)) / layout.mm_per_px
+    height, width = layout.shape
+    return np.stack([np.clip(rows, 0, height), np.clip(columns, 0, width)], axis=1)
+
+
+def mask_of(polygon: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Pixels whose centres lie inside a polygon of pixel edges."""
+    mask: NDArray[np.bool_] = polygon2mask(shape, polygon - 0.5)
+    return mask
+
+
+Window = tuple[slice, slice]
+
+
+def _around(
+    layout: Layout, centre: tuple[float, float], reach_mm: float
+) -> tuple[Window, NDArray[np.float64], NDArray[np.float64]]:
+    """The part of the image near a place: its slices, and radius (mm) and angle of its pixels."""
+    mm, (height, width) = layout.mm_per_px, layout.shape
+    top, bottom = max(0, int((centre[0] - reach_mm) / mm)), min(height, int((centre[0] + reach_mm) / mm) + 1)
+    left, right = max(0, int((centre[1] - reach_mm) / mm)), min(width, int((centre[1] + reach_mm) / mm) + 1)
+    rows = (np.arange(top, bottom) + 0.5)[:, None] * mm - centre[0]
+    columns = (np.arange(left, right) + 0.5)[None, :] * mm - centre[1]
+    return (slice(top, bottom), slice(left, right)), np.hypot(rows, columns), np.arctan2(rows, columns)
+
+
+def _wavy(rng: np.random.Generator, spread: float, orders: range) -> NDArray[np.float64]:
+    """A closed random radius around 1, at 180 angles."""
+    angles = np.linspace(0, 2 * np.pi, 180, endpoint=False)
+    waves = [rng.normal(0, spread / k**0.5) * np.cos(k * angles + rng.uniform(0, 2 * np.pi)) for k in orders]
+    radii: NDArray[np.float64] = np.clip(1 + np.sum(waves, axis=0), 0.55, 1.6)
+    return radii
+
+
+def _at(radii: NDArray[np.float64], angle: NDArray[np.float64]) -> NDArray[np.float64]:
+    index = (angle / (2 * np.pi) % 1.0) * len(radii)
+    lower = index.astype(int) % len(radii)
+    share = index - np.floor(index)
+    between: NDArray[np.float64] = radii[lower] * (1 - share) + radii[(lower + 1) % len(radii)] * share
+    return between
+
+
+def _circumscribed(
+    lesion: Lesion, layout: Layout, picture: Floats, centre: tuple[float, float], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """An oval with a sharp smooth margin and a thin dark halo."""
+    radii = lesion.radius_mm * _wavy(rng, 0.06, range(2, 4))
+    window, radius, angle = _around(layout, centre, lesion.radius_mm * 2.2)
+    outside = radius - _at(radii, angle)
+    dome = np.clip(1 - (radius / _at(radii, angle)) ** 2, 0, 1) ** 0.35
+    picture[window] += (lesion.contrast * dome / (1 + np.exp(np.clip(outside / 0.25, -30, 30)))).astype(
+        np.float32
+    )
+    picture[window] -= (0.035 * np.exp(-(((outside - 0.8) / 0.6) ** 2))).astype(np.float32)
+    return radii
+
+
+def _spiculated(
+    lesion: Lesion, layout: Layout, picture: Floats, centre: tuple[float, float], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """A dense ragged core with lines that radiate from it and taper."""
+    radii = 0.85 * lesion.radius_mm * _wavy(rng, 0.13, range(2, 9))
+    window, radius, angle = _around(layout, centre, lesion.radius_mm * 3.2)
+    outside = radius - _at(radii, angle)
+    core = lesion.contrast * 1.05 / (1 + np.exp(np.clip(outside / 0.7, -30, 30)))
+    spikes = np.zeros_like(radius)
+    for base in np.linspace(0, 2 * np.pi, int(rng.integers(14, 26)), endpoint=False):
+        length = lesion.radius_mm * rng.uniform(1.4, 3.0)
+        bend, direction = rng.normal(0, 0.015), base + rng.normal(0, 0.10)
+        turn = (angle - direction - bend * radius + np.pi) % (2 * np.pi) - np.pi
+        away = np.where(np.abs(turn) < np.pi / 2, radius * np.sin(turn), 99.0)
+        width = np.maximum(0.75 * (1 - radius / length), 0.12) + 0.3 * layout.mm_per_px
+        spikes = np.maximum(
+            spikes, np.clip(1 - radius / length, 0, 1) ** 0.7 * np.exp(-((away / width) ** 2))
+        )
+    picture[window] += (core + 0.75 * lesion.contrast * spikes * (outside > -1)).astype(np.float32)
+    return radii + 0.25 * lesion.radius_mm
+
+
+def _rim(
+    lesion: Lesion, layout: Layout, picture: Floats, centre: tuple[float, float], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """An eggshell: a thin calcified ring around a clear middle."""
+    radii = lesion.radius_mm * _wavy(rng, 0.04, range(2, 4))
+    window, radius, angle = _around(layout, centre, lesion.radius_mm * 1.8)
+    thickness = 0.22 + 0.3 * layout.mm_per_px
+    shell = np.exp(-(((radius - _at(radii, angle)) / thickness) ** 2))
+    uneven = _at(_wavy(rng, 0.2, range(1, 7)), angle)
+    picture[window] += (1.5 * lesion.contrast * shell * uneven).astype(np.float32)
+    return radii + 0.8
+
+
+def _coarse(
+    lesion: Lesion, layout: Layout, picture: Floats, centre: tuple[float, float], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """A few large popcorn calcifications."""
+    for _ in range(lesion.grains):
+        away, turn = lesion.radius_mm * 0.8 * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
+        spot = (centre[0] + away * np.sin(turn), centre[1] + away * np.cos(turn))
+        radii = rng.uniform(0.5, 1.5) * _wavy(rng, 0.12, range(2, 6))
+        window, radius, angle = _around(layout, spot, 4)
+        grain = 1 / (1 + np.exp(np.clip((radius - _at(radii, angle)) / 0.15, -30, 30)))
+        picture[window] += (rng.uniform(1.2, 2.1) * lesion.contrast * grain).astype(np.float32)
+    return np.full(72, lesion.radius_mm + 1.0)
+
+
+def _fine(
+    lesion: Lesion, layout: Layout, picture: Floats, centre: tuple[float, float], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """A cluster of many small calcifications that differ in size, shape and brightness.
+
+    Each is drawn with its area on the pixel grid, so that grains finer than a pixel fade rather than vanish.
+    """
+    mm = layout.mm_per_px
+    for _ in range(lesion.grains):
+        away, turn = lesion.radius_mm * rng.random() ** 0.6, rng.uniform(0, 2 * np.pi)
+        spot = (centre[0] + away * np.sin(turn), centre[1] + away * np.cos(turn))
+        window, radius, angle = _around(layout, spot, 1.5 + 2 * mm)
+        half_width = rng.uniform(0.10, 0.22)
+        half_length = half_width * rng.uniform(1.0, 3.0)
+        along = radius * np.cos(angle - rng.uniform(0, np.pi))
+        across_square = np.maximum(radius**2 - along**2, 0)
+        blur = (0.5 * mm) ** 2
+        wide, long = half_width**2 + blur, half_length**2 + blur
+        share = max(half_width * half_length / np.sqrt(wide * long), 0.35)
+        grain = share * np.exp(-(along**2) / long - across_square / wide)
+        picture[window] += (rng.uniform(0.9, 2.4) * lesion.contrast * grain).astype(np.float32)
+    return np.full(72, lesion.radius_mm + 1.0)

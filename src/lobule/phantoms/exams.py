@@ -1,0 +1,300 @@
+"""Generated four-view exams with exact truth: breast labels, and an outline of every lesion in both views."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from lobule.files import write_text
+from lobule.mammograms.views import VIEWS, View, is_mirrored, stored_pointing
+from lobule.phantoms import _breast, _lesions
+from lobule.phantoms._breast import Breast, Density, Floats, stream
+from lobule.phantoms._lesions import Lesion, Outline
+from lobule.phantoms._mammogram_dicom import DicomOptions, write_dicom
+
+LABELS = ("left_benign", "left_malignant", "right_benign", "right_malignant")
+WHITE = 4095
+TISSUE_ROWS = 1300
+"""Tissue has no detail finer than 0.2 mm and is made on at most this many rows; lesions and noise are not."""
+
+
+@dataclass(frozen=True)
+class ExamPhantom:
+    """What makes one generated exam; equal phantoms give equal bytes."""
+
+    seed: int
+    height: int = 2600
+    width: int = 1900
+    left_benign: bool = False
+    left_malignant: bool = False
+    right_benign: bool = False
+    right_malignant: bool = False
+    density: Density | None = None
+    """The density class of both breasts; None draws it."""
+    horizontal_flip: Literal["NO", "YES"] = "NO"
+    """NO stores left breasts pointing right, as the NYU exams do; YES the other way."""
+    gain: float = 1.0
+    gamma: float = 1.0
+    """Gain and gamma stand for a site's detector and its processing."""
+    marker: bool = True
+    """Burn the view's letters into the background, as systems do."""
+
+    def labels(self) -> dict[str, bool]:
+        return {name: bool(getattr(self, name)) for name in LABELS}
+
+
+@dataclass(frozen=True)
+class ExamImages:
+    """A rendered exam: 12-bit images in uint16, background exactly 0, and the truth."""
+
+    phantom: ExamPhantom
+    images: dict[View, NDArray[np.uint16]]
+    masks: dict[View, NDArray[np.uint8]]
+    """0 nothing, 1 benign, 2 malignant."""
+    outlines: tuple[Outline, ...]
+    mm_per_px: float
+
+
+def render_exam(phantom: ExamPhantom) -> ExamImages:
+    density = phantom.density or _draw_density(stream(phantom.seed, "density"))
+    both = Breast.draw(stream(phantom.seed, "patient"), density)
+    images: dict[View, NDArray[np.uint16]] = {}
+    masks: dict[View, NDArray[np.uint8]] = {}
+    outlines: list[Outline] = []
+    for view in VIEWS:
+        breast = _one_breast(both, stream(phantom.seed, "breast", view[0]))
+        picture, found = _render_view(phantom, view, breast)
+        images[view] = picture
+        masks[view] = _mask(found, picture.shape)
+        outlines += found
+    return ExamImages(phantom, images, masks, tuple(outlines), _breast.FIELD_MM / phantom.height)
+
+
+def _draw_density(rng: np.random.Generator) -> Density:
+    classes: tuple[Density, ...] = ("a", "b", "c", "d")
+    return classes[int(rng.choice(4, p=[0.12, 0.42, 0.36, 0.10]))]
+
+
+def _one_breast(both: Breast, rng: np.random.Generator) -> Breast:
+    """The two breasts of a person are alike, not equal."""
+    scale = rng.normal(1, 0.025)
+    return replace(
+        both,
+        depth_mm=both.depth_mm * scale,
+        half_width_mm=both.half_width_mm * scale * rng.normal(1, 0.02),
+        half_height_mm=both.half_height_mm * scale * rng.normal(1, 0.02),
+    )
+
+
+def lesions_of(phantom: ExamPhantom, side: str) -> tuple[Lesion, ...]:
+    """The lesions of a breast, the same for its two views."""
+    name = {"L": "left", "R": "right"}[side]
+    found = []
+    for malignant in (False, True):
+        grade = "malignant" if malignant else "benign"
+        if getattr(phantom, f"{name}_{grade}"):
+            found.append(Lesion.draw(stream(phantom.seed, "lesion", side, grade), malignant=malignant))
+    return tuple(found)
+
+
+def _render_view(
+    phantom: ExamPhantom, view: View, breast: Breast
+) -> tuple[NDArray[np.uint16], list[Outline]]:
+    shape = (phantom.height, phantom.width)
+    share = min(1.0, TISSUE_ROWS / phantom.height)
+    coarse_shape = (round(phantom.height * share), round(phantom.width * share))
+    coarse = _breast.lay_out(
+        breast, is_mlo=view.endswith("MLO"), shape=coarse_shape, rng=stream(phantom.seed, "layout", view)
+    )
+    layout = coarse.at(shape)
+    picture = _breast.enlarge(_breast.tissue(coarse, stream(phantom.seed, "tissue", view)), shape)
+    outlines = []
+    for lesion in lesions_of(phantom, view[0]):
+        rng = stream(phantom.seed, "drawing", view, lesion.kind)
+        outlines.append(
+            Outline(view, lesion.kind, lesion.malignant, _lesions.add(lesion, layout, picture, rng))
+        )
+    finished = _breast.finish(layout, picture, stream(phantom.seed, "noise", view))
+    stored = _as_stored(finished, phantom)
+    if is_mirrored(view, phantom.horizontal_flip):
+        stored = np.ascontiguousarray(stored[:, ::-1])
+        outlines = [replace(o, polygon=_mirrored(o.polygon, phantom.width)) for o in outlines]
+    if phantom.marker:
+        _burn_marker(stored, view, right=stored_pointing(view, phantom.horizontal_flip) == "right")
+    return stored, outlines
+
+
+def _as_stored(picture: Floats, phantom: ExamPhantom) -> NDArray[np.uint16]:
+    tones = np.clip(phantom.gain * picture, 0, 1) ** np.float32(phantom.gamma)
+    values: NDArray[np.uint16] = np.rint(tones * WHITE).astype(np.uint16)
+    values[picture > 0] = np.maximum(values[picture > 0], 1)
+    return values
+
+
+def _mirrored(polygon: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    return np.stack([polygon[:, 0], width - polygon[:, 1]], axis=1)
+
+
+def _mask(outlines: list[Outline], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    mask = np.zeros(shape, np.uint8)
+    for outline in outlines:
+        inside = _lesions.mask_of(outline.polygon, (shape[0], shape[1]))
+        mask[inside] = np.maximum(mask[inside], 2 if outline.malignant else 1)
+    return mask
+
+
+def _burn_marker(image: NDArray[np.uint16], view: str, *, right: bool) -> None:
+    """The view's letters in the upper corner away from the chest wall, where it stays clear of the breast."""
+    height, width = image.shape
+    size = max(8, height // 36)
+    canvas = Image.new("L", (width, 2 * size), 0)
+    font = ImageFont.load_default(size)
+    text = f"{view[0]}  {view[2:]}"
+    drawn = ImageDraw.Draw(canvas)
+    extent = drawn.textlength(text, font=font)
+    drawn.text((width - extent - size if right else size, size // 3), text, fill=255, font=font)
+    letters = np.asarray(canvas, dtype=np.uint16) > 127
+    corner = image[size : 3 * size]
+    if not np.any(corner[letters]):
+        corner[letters] = WHITE
+
+
+def write_exams(
+    out: Path | str,
+    *,
+    exams: int,
+    form: Literal["png", "dicom"] = "png",
+    seed: int = 0,
+    malignant: float = 0.4,
+    benign: float = 0.3,
+    sites: int = 2,
+    size: tuple[int, int] = (2600, 1900),
+    splits: tuple[tuple[str, float], ...] = (("train", 0.6), ("val", 0.2), ("test", 0.2)),
+    dicom: DicomOptions | None = None,
+) -> Path:
+    """Write a cohort of generated exams; returns the path of its `cohort.csv`.
+
+    `size` is (height, width). `malignant` and `benign` are the shares of breasts with such a lesion. Beside
+    the images go `masks/` (0 nothing, 1 benign, 2 malignant) and `truth.json` with every lesion's outline.
+    """
+    folder = Path(out)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "masks").mkdir(exist_ok=True)
+    rows, truth = [], {}
+    for number in range(exams):
+        phantom = cohort_phantom(
+            number, seed=seed, malignant=malignant, benign=benign, sites=sites, size=size
+        )
+        case = f"exam{number:04d}"
+        rendered = render_exam(phantom)
+        paths = {view: _write_view(folder, case, number, view, rendered, form, dicom) for view in VIEWS}
+        rows.append(_manifest_row(case, number, exams, phantom, paths, sites, splits))
+        truth[case] = _truth(rendered)
+    write_text(folder / "truth.json", json.dumps(truth, indent=1, sort_keys=True) + "\n")
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else ["case"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    manifest = folder / "cohort.csv"
+    write_text(manifest, table.getvalue())
+    return manifest
+
+
+def cohort_phantom(
+    number: int, *, seed: int, malignant: float, benign: float, sites: int, size: tuple[int, int]
+) -> ExamPhantom:
+    """The phantom of one place in a cohort; gain and gamma vary by site and a little by exam."""
+    rng = stream(seed, "cohort", str(number))
+    site = stream(seed, "site", str(number % sites))
+    phantom = ExamPhantom(
+        seed=int(rng.integers(2**63)),
+        height=size[0],
+        width=size[1],
+        gain=float(site.uniform(0.85, 1.1) * rng.uniform(0.93, 1.07)),
+        gamma=float(site.uniform(0.85, 1.2)),
+    )
+    return replace(
+        phantom,
+        left_benign=bool(rng.random() < benign),
+        left_malignant=bool(rng.random() < malignant),
+        right_benign=bool(rng.random() < benign),
+        right_malignant=bool(rng.random() < malignant),
+    )
+
+
+def _write_view(
+    folder: Path,
+    case: str,
+    number: int,
+    view: View,
+    rendered: ExamImages,
+    form: Literal["png", "dicom"],
+    dicom: DicomOptions | None,
+) -> str:
+    Image.fromarray(rendered.masks[view]).save(folder / "masks" / f"{case}_{view}.png")
+    relative = f"images/{case}_{view}.{'png' if form == 'png' else 'dcm'}"
+    if form == "png":
+        Image.fromarray(rendered.images[view]).save(folder / relative)
+    else:
+        options = replace(
+            dicom or DicomOptions(),
+            patient=f"PHANTOM{number:04d}",
+            seed=rendered.phantom.seed,
+            horizontal_flip=rendered.phantom.horizontal_flip,
+        )
+        write_dicom(folder / relative, rendered.images[view], view, rendered.mm_per_px, options)
+    return relative
+
+
+def _manifest_row(
+    case: str,
+    number: int,
+    exams: int,
+    phantom: ExamPhantom,
+    paths: dict[View, str],
+    sites: int,
+    splits: tuple[tuple[str, float], ...],
+) -> dict[str, object]:
+    row: dict[str, object] = {
+        "case": case,
+        "patient": f"PHANTOM{number:04d}",
+        "split": _split_of((number + 0.5) / exams, splits),
+        "site": f"site{number % sites}",
+    }
+    row |= {view.lower().replace("-", "_"): paths[view] for view in VIEWS}
+    row |= {name: int(value) for name, value in phantom.labels().items()}
+    return row
+
+
+def _split_of(place: float, splits: tuple[tuple[str, float], ...]) -> str:
+    total = sum(share for _, share in splits)
+    for name, share in splits:
+        place -= share / total
+        if place < 0:
+            return name
+    return splits[-1][0]
+
+
+def _truth(rendered: ExamImages) -> dict[str, object]:
+    return {
+        "labels": rendered.phantom.labels(),
+        "horizontal_flip": rendered.phantom.horizontal_flip,
+        "mm_per_px": rendered.mm_per_px,
+        "lesions": [
+            {
+                "view": outline.view,
+                "kind": outline.kind,
+                "malignant": outline.malignant,
+                "polygon_row_column": [[round(float(r), 2), round(float(c), 2)] for r, c in outline.polygon],
+            }
+            for outline in rendered.outlines
+        ],
+    }

@@ -1,0 +1,164 @@
+"""Randomness that depends on place alone: integer hashes of lattice cells, and periodic noise by Fourier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+Reals = NDArray[np.floating]
+"""Numbers with fractions; 32 bits wide wherever there are many."""
+U32 = NDArray[np.uint32]
+I16 = NDArray[np.int16]
+
+
+def mixed(*words: int) -> int:
+    """One 32-bit number out of several integers, the same on every machine."""
+    state = 0x9E3779B9
+    for word in words:
+        state ^= (word & 0xFFFFFFFF) * 0x85EBCA6B & 0xFFFFFFFF
+        state = (state ^ (state >> 16)) * 0x7FEB352D & 0xFFFFFFFF
+        state = (state ^ (state >> 15)) * 0x846CA68B & 0xFFFFFFFF
+        state ^= state >> 16
+    return state
+
+
+def generator(*words: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(mixed(*words)))
+
+
+def cell_hash(columns: NDArray[np.int64], rows: NDArray[np.int64], salt: int) -> U32:
+    """A 32-bit hash of each lattice cell; columns and rows may be broadcast."""
+    state = columns.astype(np.uint32) * np.uint32(0x8DA6B343)
+    return rehash(state ^ (rows.astype(np.uint32) * np.uint32(0xD8163841) ^ np.uint32(salt)))
+
+
+def rehash(state: U32) -> U32:
+    """The next hash in a chain: independent of the one before for all that pixels care."""
+    state = (state ^ (state >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    state = (state ^ (state >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return state ^ (state >> np.uint32(16))
+
+
+def unit(state: U32) -> Reals:
+    """A hash as a number in [0, 1)."""
+    return (state >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def band_noise(size: int, px_um: float, wavelength_um: float, seed: int, *, spread: float = 0.5) -> Reals:
+    """Periodic noise of zero mean and unit spread about one wavelength."""
+    fy = fft.fftfreq(size, px_um).astype(np.float32)[:, None]
+    fx = fft.rfftfreq(size, px_um).astype(np.float32)[None, :]
+    frequency = np.maximum(np.hypot(fx, fy), np.float32(1e-9))
+    octaves = np.log2(frequency * np.float32(wavelength_um))
+    gain = np.exp(-0.5 * (octaves / np.float32(spread)) ** 2) / frequency
+    gain[0, 0] = 0.0
+    spectrum = fft.rfft2(_white(size, seed), workers=1)
+    return _normal(fft.irfft2(spectrum * gain, s=(size, size), workers=1))
+
+
+def streaks(size: int, px_um: float, count: int, seed: int) -> list[Reals]:
+    """Periodic noise of fine and broad streaks along each of `count` directions over half a turn.
+
+    All come from the same white noise, so that a streak goes on where one direction fades into the next.
+    """
+    spectrum = fft.rfft2(_white(size, seed), workers=1)
+    fy = fft.fftfreq(size, px_um).astype(np.float32)[:, None]
+    fx = fft.rfftfreq(size, px_um).astype(np.float32)[None, :]
+    found = []
+    for index in range(count):
+        c, s = np.float32(np.cos(np.pi * index / count)), np.float32(np.sin(np.pi * index / count))
+        along, across = (fx * c + fy * s) ** 2, (fy * c - fx * s) ** 2
+        gain = np.zeros_like(along)
+        for width, length, share in ((1.7, 26.0, 0.65), (6.0, 60.0, 0.75)):
+            width = max(width, 1.3 * px_um)
+            part = np.exp(-0.5 * (along * length**2 + across * (2.2 * width) ** 2)) * np.sqrt(across + 1e-9)
+            gain += share * part / np.sqrt((part**2).mean())
+        found.append(_normal(fft.irfft2(spectrum * gain, s=(size, size), workers=1)))
+    return found
+
+
+def _white(size: int, seed: int) -> Reals:
+    return np.random.Generator(np.random.PCG64(seed)).standard_normal((size, size), np.float32)
+
+
+def _normal(noise: NDArray[np.floating]) -> Reals:
+    noise = noise - noise.mean()
+    return (noise / max(float(noise.std()), 1e-12)).astype(np.float32)
+
+
+Number = TypeVar("Number", bound=np.generic)
+
+
+def window(atlas: NDArray[Number], left: int, top: int, width: int, height: int) -> NDArray[Number]:
+    """A box of a periodic atlas; a view where it does not cross the atlas's edge."""
+    rows, columns = atlas.shape[:2]
+    left, top = left % columns, top % rows
+    if left + width <= columns and top + height <= rows:
+        return atlas[top : top + height, left : left + width]
+    y = np.arange(top, top + height) % rows
+    return np.concatenate([atlas[y, a:b] for a, b in _runs(left, width, columns)], axis=1)
+
+
+def _runs(start: int, length: int, period: int) -> Sequence[tuple[int, int]]:
+    runs = []
+    while length > 0:
+        stop = min(period, start + length)
+        runs.append((start, stop))
+        length -= stop - start
+        start = 0
+    return runs
+
+
+def bilinear(field: Reals, x: Reals, y: Reals) -> Reals:
+    """Values of a lattice field at places given in lattice units; the border value beyond the edge."""
+    rows, columns = field.shape
+    x = np.clip(x, 0, columns - 1.001).astype(np.float32)
+    y = np.clip(y, 0, rows - 1.001).astype(np.float32)
+    i, j = x.astype(np.int32), y.astype(np.int32)
+    fx, fy = x - i, y - j
+    flat = field.ravel()
+    at = j * columns + i
+    top = flat[at] * (1 - fx) + flat[at + 1] * fx
+    low = flat[at + columns] * (1 - fx) + flat[at + columns + 1] * fx
+    result: Reals = top * (1 - fy) + low * fy
+    return result
+
+
+def on_grid(field: Reals, x: Reals, y: Reals) -> Reals:
+    """Values of a lattice field on the grid of columns `x` and rows `y`, in lattice units, as `bilinear`."""
+    rows, columns = field.shape
+    x = np.clip(x, 0, columns - 1.001).astype(np.float32)
+    y = np.clip(y, 0, rows - 1.001).astype(np.float32)
+    i, j = x.astype(np.int32), y.astype(np.int32)
+    fx, fy = x - i, (y - j)[:, None]
+    # columns first, on the few rows that matter; whole rows are quick to pick
+    part = field[j[0] : j[-1] + 2]
+    j = j - j[0]
+    wide = part[:, i] * (1 - fx) + part[:, i + 1] * fx
+    result: Reals = wide[j] * (1 - fy)
+    result += wide[j + 1] * fy
+    return result
+
+
+def upsampled(field: I16, step: int) -> I16:
+    """Lattice corners (n+1, m+1) to pixels (n·step, m·step), linear between corners.
+
+    Neighbours may differ by at most 960, for no product to overflow; `step` is a power of two up to 16.
+    """
+    if step == 1:
+        # a pixel's centre lies midway between its corners
+        tall = field[:-1] + field[1:]
+        return (tall[:, :-1] + tall[:, 1:]) >> 2
+    weight = ((2 * np.arange(step) + 1) * (16 // step)).astype(np.int16)
+    wide = field[:, :-1, None] + (((field[:, 1:] - field[:, :-1])[:, :, None] * weight) >> 5)
+    wide = wide.reshape(field.shape[0], -1)
+    # rows last, so that the long loops run along memory
+    down = wide[1:] - wide[:-1]
+    full = down[:, None, :] * weight[None, :, None]
+    full >>= 5
+    full += wide[:-1, None, :]
+    return full.reshape(-1, wide.shape[1])

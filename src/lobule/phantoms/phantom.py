@@ -1,0 +1,101 @@
+"""What a generated slide is asked to be, and what a lesion on it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lobule.errors import ConfigError
+from lobule.phantoms.outlines import Points
+
+PATTERNS = ("solid", "nests", "cords", "glands")
+"""How tumour cells are arranged in a lesion."""
+
+LESION_SIZES: dict[str, tuple[float, float]] = {
+    "macro": (2000.0, 6000.0),
+    "micro": (200.0, 2000.0),
+    "itc": (0.0, 200.0),
+}
+"""Longest extent of each class in µm: over 2 mm is macro, under 0.2 mm isolated tumour cells."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lesion:
+    """One metastasis or tumour with its exact outline in level-0 pixels."""
+
+    outline: Points
+    size_um: float
+    """The longest distance between two points of the outline."""
+    pattern: str
+    dark: float
+    """Share of dark nuclei, 0 to 1."""
+    crowding: float
+    """Cells in place of the possible ones, about 0.7 to 1."""
+    eosin: float = 1.0
+    """Eosin of the cytoplasm, about 0.3 to 1.05."""
+
+    @property
+    def lesion_class(self) -> str:
+        return lesion_class(self.size_um)
+
+
+def lesion_class(size_um: float) -> str:
+    if size_um > 2000.0:
+        return "macro"
+    return "micro" if size_um >= 200.0 else "itc"
+
+
+ORGANS = ("node", "breast")
+SCENES = ("normal", "benign", "in-situ", "invasive")
+ARTEFACTS = ("fold", "pen", "bubble", "blur", "dust", "edge")
+
+
+@dataclass(frozen=True)
+class SlidePhantom:
+    """A generated H&E slide. The same values give the same pixels, region by region."""
+
+    seed: int
+    width: int
+    height: int
+    mpp: float = 0.5
+    """µm/px of level 0."""
+    site: int | str = 0
+    """Decides stain and scanner; 0 is the plain look."""
+    tissue: float = 0.5
+    """Share of the slide that is tissue; 1 is tissue from edge to edge."""
+    macro: int = 0
+    micro: int = 0
+    itc: int = 0
+    """How many lesions of each class are placed where `lesions` is None."""
+    lesions: tuple[Lesion, ...] | None = None
+    """Given lesions, used as they are."""
+    mimics: int = 0
+    """Hard normal places: crowded follicles, histiocyte sheets, dense lymphoid tissue."""
+    artefacts: tuple[str, ...] = ()
+    """Any of fold, pen, bubble, blur, dust and edge (of the cover glass)."""
+    organ: str = "node"
+    """A lymph node or breast."""
+    scene: str | None = None
+    """For breast, one of the four classes of labelled images."""
+    sections: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1 or not 0.05 <= self.mpp <= 8:
+            raise ConfigError(
+                "a generated slide needs a size and a resolution",
+                expected="at least 1 × 1 px at 0.05 to 8 µm/px",
+                found=f"{self.width} × {self.height} px at {self.mpp:g} µm/px",
+            )
+        if not 0 <= self.tissue <= 1:
+            raise ConfigError("tissue is a share of the slide", expected="0 to 1", found=f"{self.tissue:g}")
+        for name, value, known in (
+            ("organ", (self.organ,), ORGANS),
+            ("scene", (self.scene,) if self.scene else (), SCENES),
+            ("artefact", self.artefacts, ARTEFACTS),
+        ):
+            for one in value:
+                if one not in known:
+                    raise ConfigError(f"no {name} '{one}'", expected=f"one of {', '.join(known)}")
+
+    @property
+    def size_um(self) -> tuple[float, float]:
+        return self.width * self.mpp, self.height * self.mpp

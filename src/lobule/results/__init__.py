@@ -1,0 +1,19 @@
+"""What a model says of cases, on disk: maps, tables, findings and `result.json`, readable without torch."""
+
+from lobule.results.describe import describe
+from lobule.results.folder import CaseFolder, Results, open_results
+from lobule.results.maps import MapInfo, MapReader
+from lobule.results.result import FailedField, Result
+from lobule.results.tables import TableReader
+
+__all__ = [
+    "CaseFolder",
+    "FailedField",
+    "MapInfo",
+    "MapReader",
+    "Result",
+    "Results",
+    "TableReader",
+    "describe",
+    "open_results",
+]

@@ -1,0 +1,77 @@
+"""A results folder in words: what is finished, what failed and why, what is still missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lobule.results.folder import CaseFolder, Results, open_results
+from lobule.results.result import COMPLETE, FAILED, PARTIAL
+
+ORDER = (COMPLETE, PARTIAL, FAILED, "unfinished", "not started")
+
+
+def describe(path: str | Path) -> tuple[dict[str, Any], str]:
+    """Facts for machines and text for people; works while the scan still runs."""
+    results = open_results(path)
+    settings = results.settings
+    cases = [_case(case) for case in results.cases()]
+    counts = {status: count for status, count in results.counts().items() if count}
+    data = {
+        "path": str(results.path),
+        "bundle": settings.get("bundle", {}),
+        "options": settings.get("options", {}),
+        "counts": counts,
+        "cases": cases,
+        "research_use": settings.get("research_use"),
+    }
+    return data, _text(results, data)
+
+
+def _case(case: CaseFolder) -> dict[str, Any]:
+    result = case.result
+    facts: dict[str, Any] = {"case": case.case_id, "status": case.status}
+    if result is None:
+        facts["maps"] = {name: reader.counts() for name, reader in case.maps.items()}
+        return facts
+    facts["scores"] = result["scores"]
+    facts["findings"] = result["findings"]["count"]
+    facts["maps"] = {entry["name"]: entry["cells"] for entry in result["maps"]}
+    facts["failed_fields"] = len(result.get("failed", []))
+    if result["error"]:
+        facts["error"] = result["error"]["message"]
+    return facts
+
+
+def _text(results: Results, data: dict[str, Any]) -> str:
+    method = data["bundle"].get("method", "?")
+    shares = ", ".join(f"{data['counts'][status]} {status}" for status in ORDER if status in data["counts"])
+    lines = [f"results   {results.path}", f"method    {method}", f"cases     {shares or 'none'}"]
+    rows = []
+    for case in data["cases"]:
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in case.get("scores", {}).items())
+        rows.append((case["case"], case["status"], scores, str(case.get("findings", "")), _remark(case)))
+    if rows:
+        header = ("case", "status", "scores", "findings", "remarks")
+        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(4)]
+        lines += [""] + [
+            "  ".join(
+                [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]
+            ).rstrip()
+            for row in [header, *rows]
+        ]
+    lines += ["", data["research_use"] or ""]
+    return "\n".join(lines).rstrip()
+
+
+def _remark(case: dict[str, Any]) -> str:
+    if "error" in case:
+        return str(case["error"])
+    parts = []
+    if case.get("failed_fields"):
+        parts.append(f"{case['failed_fields']} fields failed")
+    if case["status"] == "unfinished":
+        for name, cells in case["maps"].items():
+            looked = cells["scored"] + cells["failed"]
+            parts.append(f"{name}: {looked:,} cells scored, {cells['pending']:,} pending")
+    return "; ".join(parts)

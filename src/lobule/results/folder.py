@@ -1,0 +1,294 @@
+"""The results folder: `scan.json` fixed at the start, a folder a case, `result.json` last, a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from lobule.errors import NotReadable, ResultsError
+from lobule.files import make_folder, read_json, results_error, write_json, write_text
+from lobule.results.maps import MAKING, MapReader
+from lobule.results.result import COMPLETE, FAILED, FORMAT, PARTIAL, RESEARCH_USE
+from lobule.results.tables import Columns, TableReader, of_arrow
+
+SCAN = "scan.json"
+PLAN = "plan.json"
+RESULT = "result.json"
+ENGINE = "engine.json"
+"""Written once the model runs with the settings asked for; from then on they stay."""
+
+
+class CaseFolder:
+    """One case's results on disk, finished or not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.case_id = unquote(path.name)
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """`result.json`, or None while the case is not finished."""
+        path = self.path / RESULT
+        if not path.exists():
+            return None
+        try:
+            facts: dict[str, Any] = read_json(path)
+        except NotReadable:
+            if path.exists():
+                raise
+            return None  # a scan took the case up again just now
+        if facts.get("format") != FORMAT:
+            raise ResultsError("not a result of this format", subject=path, expected=FORMAT)
+        return facts
+
+    @property
+    def status(self) -> str:
+        """complete, partial, failed, or unfinished."""
+        result = self.result
+        return "unfinished" if result is None else str(result["status"])
+
+    @property
+    def maps(self) -> dict[str, MapReader]:
+        """Maps by name, readable while the scan still runs."""
+        root = self.path / "maps"
+        places = [p.parent for p in sorted(root.glob("*/zarr.json")) if p.parent.suffix != MAKING]
+        return {unquote(place.name): MapReader(place) for place in places}
+
+    @property
+    def tables(self) -> dict[str, TableReader]:
+        root = self.path / "tables"
+        return {unquote(p.parent.name): TableReader(p.parent) for p in sorted(root.glob("*/table.json"))}
+
+    def findings(self) -> Columns:
+        """Findings as columns; empty columns where there are none."""
+        import pyarrow.parquet as pq
+
+        path = self.path / "findings.parquet"
+        if not path.exists():
+            return {}
+        return of_arrow(pq.read_table(path))
+
+    def map_path(self, name: str) -> Path:
+        return self.path / "maps" / quote(name, safe="")
+
+    def table_path(self, name: str) -> Path:
+        return self.path / "tables" / quote(name, safe="")
+
+    def clear(self) -> None:
+        """Forget everything of this case; killed on the way, the plan still tells that it is to go."""
+        try:
+            (self.path / RESULT).unlink(missing_ok=True)
+            for path in sorted(self.path.iterdir(), key=lambda path: path.name == PLAN):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise results_error(error, self.path) from error
+
+    def clear_stores(self, keep: Collection[str]) -> None:
+        """Forget the maps and tables of all passes but `keep`, and what failed of them."""
+        kept = {quote(name, safe="") for name in keep}
+        try:
+            for place in [*self.path.glob("maps/*"), *self.path.glob("tables/*")]:
+                if place.name not in kept:
+                    gone = place.with_name(place.name + MAKING)  # whole or gone, never half a store
+                    shutil.rmtree(gone, ignore_errors=True)
+                    place.rename(gone)
+                    shutil.rmtree(gone)
+            for place in self.path.glob("failed/*.json"):
+                if place.stem not in kept:
+                    place.unlink(missing_ok=True)
+        except OSError as error:
+            raise results_error(error, self.path) from error
+
+
+@dataclass(frozen=True)
+class Results:
+    """A results folder. Reading it needs neither torch nor the bundle."""
+
+    path: Path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was fixed when the scan began."""
+        facts: dict[str, Any] = read_json(self.path / SCAN)
+        return facts
+
+    def case_folder(self, case_id: str) -> CaseFolder:
+        return CaseFolder(self.path / "cases" / _folder_name(case_id))
+
+    def cases(self) -> Iterator[CaseFolder]:
+        root = self.path / "cases"
+        for path in sorted(root.iterdir()) if root.is_dir() else ():
+            if path.is_dir():
+                yield CaseFolder(path)
+
+    def planned(self) -> list[str]:
+        """Every case the scan was asked for, in the order given."""
+        return [str(name) for name in self.settings.get("cases", [])]
+
+    def counts(self) -> dict[str, int]:
+        """Cases by status; every planned case is accounted for."""
+        totals = {COMPLETE: 0, PARTIAL: 0, FAILED: 0, "unfinished": 0, "not started": 0}
+        seen = set()
+        for case in self.cases():
+            totals[case.status] += 1
+            seen.add(case.case_id)
+        totals["not started"] = sum(1 for name in self.planned() if name not in seen)
+        return totals
+
+
+def _folder_name(case_id: str) -> str:
+    # letters of any script stay as they are: escaped, a long name would not fit a file system
+    return "".join(letter if ord(letter) > 127 else quote(letter, safe=" ") for letter in case_id)
+
+
+def open_results(path: str | Path) -> Results:
+    """Open a results folder, finished or still being written."""
+    results = Results(Path(path))
+    if not (results.path / SCAN).is_file():
+        raise ResultsError(
+            "not a results folder",
+            subject=path,
+            expected=f"a folder with {SCAN}",
+            remedy="Make one with `lobule scan`",
+        )
+    if results.settings.get("format") != FORMAT:
+        raise ResultsError("results of another format", subject=path, expected=FORMAT)
+    return results
+
+
+def begin_results(path: str | Path, settings: Mapping[str, Any], *, fresh: bool = False) -> Results:
+    """Make or take up a results folder. Settings that differ from those on disk are refused.
+
+    `cases` only grows: the same bundle may scan more cases into one folder.
+    """
+    root = make_folder(path)
+    scan = root / SCAN
+    wanted = {"format": FORMAT, "research_use": RESEARCH_USE, **settings}
+    if fresh:
+        shutil.rmtree(root / "cases", ignore_errors=True)
+        for name in (ENGINE, SCAN, "results.csv", "run.json"):
+            (root / name).unlink(missing_ok=True)
+    elif scan.exists() and not (root / ENGINE).exists() and not any(root.glob("cases/*")):
+        pass  # nothing was ever scanned: settings that turned out wrong bind nobody
+    elif scan.exists():
+        before = open_results(root).settings
+        _refuse_other(root, before, wanted)
+        cases = list(dict.fromkeys([*before.get("cases", []), *wanted.get("cases", [])]))
+        wanted = {**before, "cases": cases}
+    elif any(root.glob("cases/*")):
+        raise ResultsError(f"cases without a {SCAN}", subject=root, remedy="Use another folder, or --fresh")
+    if not scan.exists() or read_json(scan) != wanted:
+        write_json(scan, wanted)
+    return Results(root)
+
+
+def _refuse_other(root: Path, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key, word in (("bundle", "another bundle"), ("options", "other options")):
+        if before.get(key) != wanted.get(key):
+            raise ResultsError(
+                f"this folder holds results of {word}",
+                subject=root,
+                expected=json.dumps(before.get(key), sort_keys=True),
+                found=json.dumps(wanted.get(key), sort_keys=True),
+                remedy="Use another results folder, or start over with --fresh",
+            )
+
+
+@contextmanager
+def hold(root: str | Path, shard: tuple[int, int] | None = None) -> Iterator[None]:
+    """Keep a second scan out of the same folder. Shards share it, each with a lock of its own."""
+    folder = make_folder(root)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_locked(folder / ".lock", shared=shard is not None))
+        if shard is not None:
+            stack.enter_context(_locked(folder / f".lock-{shard[0]}of{shard[1]}", shared=False))
+        yield
+
+
+@contextmanager
+def settling(root: Path, shard: tuple[int, int] | None) -> Iterator[None]:
+    """One at a time: of shards that begin together, the first settles the engine for all."""
+    if shard is None:
+        yield
+        return
+    with (root / ".lock-engine").open("a+") as file:
+        _try_lock(file, shared=False, wait=True)
+        yield
+
+
+@contextmanager
+def _locked(path: Path, shared: bool) -> Iterator[None]:
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise results_error(error, path) from error
+    with file:
+        if not _try_lock(file, shared):
+            file.seek(0)
+            who = file.read().strip() or "another scan"
+            raise ResultsError(
+                f"{who} is writing here",
+                subject=path.parent,
+                remedy="Wait for it to end, or use another results folder",
+            )
+        if not shared:
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()}")
+            file.flush()
+        yield
+
+
+def _try_lock(file: io.TextIOWrapper, shared: bool, wait: bool = False) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system: the writes themselves stay atomic
+        return True
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def write_summary(results: Results) -> Path:
+    """`results.csv`: one row a case with its status and scores."""
+    rows: list[dict[str, Any]] = []
+    names: dict[str, None] = {}
+    for case in results.cases():
+        facts = case.result
+        if facts is None:
+            rows.append({"case": case.case_id, "status": "unfinished"})
+            continue
+        scores = facts.get("scores", {})
+        names.update(dict.fromkeys(scores))
+        cause = (facts.get("error") or {}).get("message", "")
+        findings = facts.get("findings", {}).get("count", "")
+        rows.append(
+            {
+                "case": case.case_id,
+                "status": facts["status"],
+                **scores,
+                "findings": findings,
+                "error": cause,
+            }
+        )
+    out = io.StringIO()
+    writer = csv.DictWriter(out, ["case", "status", *names, "findings", "error"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = results.path / "results.csv"
+    write_text(path, out.getvalue())
+    return path

@@ -1,0 +1,267 @@
+"""Maps on disk: one Zarr group a map, score and state, written by chunk; a chunk's presence is the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+from zarr.storage import LocalStore
+
+from lobule.errors import DamagedResults, ResultsError
+from lobule.geometry import Box, Size
+from lobule.grid import MapGrid
+from lobule.stitch import Scores, State, States
+
+INNER = 512
+"""Cells a side of the pieces that can be read alone out of a chunk."""
+
+MAKING = ".making"
+"""Ends the name of a map's folder that is not whole yet, or no longer."""
+
+COMPRESSOR = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
+
+
+@dataclass(frozen=True)
+class MapInfo:
+    """What is needed to lay a map over its case; stored as attributes beside the numbers."""
+
+    name: str
+    image: str
+    classes: tuple[str, ...]
+    rows: int
+    columns: int
+    l0_stride: tuple[float, float]
+    """Level-0 pixels a cell, in x and y. Cell (r, c) covers [c·x, (c+1)·x) × [r·y, (r+1)·y)."""
+    um_stride: tuple[float, float] | None
+    chunk: tuple[int, int]
+    """Rows and columns of one chunk: a whole number of fields."""
+
+    @classmethod
+    def of_grid(cls, name: str, image: str, classes: Sequence[str], grid: MapGrid, fields: int) -> MapInfo:
+        """`fields`: how many fields side by side make a chunk (it is one field high)."""
+        mpp = grid.lattice.mpp
+        um = None if mpp is None else (mpp.x * grid.stride, mpp.y * grid.stride)
+        columns = min(fields, grid.field_columns) * grid.cells
+        return cls(
+            name, image, tuple(classes), grid.rows, grid.columns, grid.l0_cell, um, (grid.cells, columns)
+        )
+
+    def chunk_of(self, row: int, column: int) -> tuple[int, int]:
+        return row // self.chunk[0], column // self.chunk[1]
+
+    def chunk_cells(self, chunk: tuple[int, int]) -> tuple[slice, slice]:
+        top, left = chunk[0] * self.chunk[0], chunk[1] * self.chunk[1]
+        return slice(top, min(top + self.chunk[0], self.rows)), slice(
+            left, min(left + self.chunk[1], self.columns)
+        )
+
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        down, across = -(-self.rows // self.chunk[0]), -(-self.columns // self.chunk[1])
+        return [(row, column) for row in range(down) for column in range(across)]
+
+    def l0_box(self, rows: slice, columns: slice) -> Box:
+        x, y = self.l0_stride
+        return Box.of_edges(
+            int(columns.start * x), int(rows.start * y), round(columns.stop * x), round(rows.stop * y)
+        )
+
+    def to_attributes(self) -> dict[str, Any]:
+        return {
+            "lobule": {
+                "kind": "map",
+                "name": self.name,
+                "image": self.image,
+                "classes": list(self.classes),
+                "shape": [self.rows, self.columns],
+                "l0_stride": list(self.l0_stride),
+                "um_stride": None if self.um_stride is None else list(self.um_stride),
+                "chunk": list(self.chunk),
+                "states": {state.name.lower(): int(state) for state in State},
+            }
+        }
+
+    @classmethod
+    def of_attributes(cls, attributes: dict[str, Any]) -> MapInfo:
+        facts = attributes["lobule"]
+        um = facts["um_stride"]
+        return cls(
+            facts["name"],
+            facts["image"],
+            tuple(facts["classes"]),
+            int(facts["shape"][0]),
+            int(facts["shape"][1]),
+            (float(facts["l0_stride"][0]), float(facts["l0_stride"][1])),
+            None if um is None else (float(um[0]), float(um[1])),
+            (int(facts["chunk"][0]), int(facts["chunk"][1])),
+        )
+
+
+class MapReader:
+    """A map being written or finished. Cells not yet written read as pending."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            group = zarr.open_group(LocalStore(path, read_only=True), mode="r")
+            self.info = MapInfo.of_attributes(dict(group.attrs))
+            self._score, self._state = group["score"], group["state"]
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise ResultsError("the map cannot be read", subject=path, found=str(error)) from error
+
+    def read(self, rows: slice | None = None, columns: slice | None = None) -> tuple[Scores, States]:
+        """Scores (classes, rows, columns) and states (rows, columns) of a block, or of everything."""
+        rows, columns = rows or slice(0, self.info.rows), columns or slice(0, self.info.columns)
+        state = self._states(rows, columns)  # first: while a scan writes, scores are there before states
+        try:
+            score = np.asarray(self._score[:, rows, columns], np.float32)  # type: ignore[index]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._damaged(str(error)) from error
+        self._refuse_missing(rows, columns, state)
+        return score, state
+
+    def _states(self, rows: slice, columns: slice) -> States:
+        try:
+            return np.asarray(self._state[rows, columns], np.uint8)  # type: ignore[index]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, found: str) -> DamagedResults:
+        remedy = "Delete the case's folder; the next scan makes it again"
+        return DamagedResults("a chunk of the map is damaged", subject=self.path, found=found, remedy=remedy)
+
+    def _refuse_missing(self, rows: slice, columns: slice, state: States) -> None:
+        """Scores that are said to be there and are not would read as 0, which means no tumour."""
+        height, width = self.info.chunk
+        for row in range(rows.start // height, -(-rows.stop // height)):
+            for column in range(columns.start // width, -(-columns.stop // width)):
+                if (self.path / "score" / "c" / "0" / str(row) / str(column)).exists():
+                    continue
+                top, left = row * height - rows.start, column * width - columns.start
+                block = state[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
+                if (block == State.SCORED).any():
+                    raise self._damaged(f"the scores of chunk {row}, {column} are missing")
+
+    def scores(self, name: str | None = None) -> NDArray[np.float32]:
+        """(rows, columns) of one class; the last class where none is named. 0 where not scored."""
+        index = -1 if name is None else self.info.classes.index(name)
+        layer: NDArray[np.float32] = self.read()[0][index]
+        return layer
+
+    def states(self) -> States:
+        return self.read()[1]
+
+    def written(self) -> set[tuple[int, int]]:
+        """The chunks that are on disk, whole."""
+        states = _chunk_files(self.path / "state" / "c")
+        lone = states - _chunk_files(self.path / "score" / "c" / "0")
+        return states - {
+            chunk for chunk in lone if (self._states(*self.info.chunk_cells(chunk)) == State.SCORED).any()
+        }
+
+    def counts(self) -> dict[str, int]:
+        """Cells by state, counted chunk by chunk so that memory stays flat."""
+        totals = np.zeros(len(State), np.int64)
+        on_disk = self.written()
+        for chunk in self.info.chunks:
+            rows, columns = self.info.chunk_cells(chunk)
+            if chunk in on_disk:
+                states = self._states(rows, columns)
+                totals += np.bincount(states.ravel(), minlength=len(State))[: len(State)]
+            else:
+                totals[State.PENDING] += (rows.stop - rows.start) * (columns.stop - columns.start)
+        return {state.name.lower(): int(totals[state]) for state in State}
+
+
+def _chunk_files(folder: Path) -> set[tuple[int, int]]:
+    return {
+        (int(path.parent.name), int(path.name))
+        for path in folder.glob("*/*")
+        if path.name.isdigit() and path.parent.name.isdigit()
+    }
+
+
+class MapWriter(MapReader):
+    """Writes a map by whole chunks. Score goes first, state last: the state chunk says "done"."""
+
+    def __init__(self, path: Path, info: MapInfo) -> None:
+        if not (path / "state" / "zarr.json").exists():
+            _create(path, info)
+        for partial in path.rglob("*.partial"):
+            partial.unlink(missing_ok=True)
+        super().__init__(path)
+        if self.info != info:
+            raise ResultsError(
+                "the map on disk has another geometry than the one to be written",
+                subject=path,
+                remedy="Start over with --fresh, or use another results folder",
+            )
+        group = zarr.open_group(LocalStore(path), mode="r+")
+        self._score, self._state = group["score"], group["state"]
+
+    def write_chunk(self, chunk: tuple[int, int], scores: Scores | None, states: States) -> None:
+        """Write one chunk; `scores` None where nothing in it is scored."""
+        rows, columns = self.info.chunk_cells(chunk)
+        if scores is not None:
+            self._score[:, rows, columns] = scores  # type: ignore[index]
+        self._state[rows, columns] = states  # type: ignore[index]
+
+    def forget(self, chunk: tuple[int, int]) -> None:
+        """Take a chunk back, so that it is computed again."""
+        (self.path / "state" / "c" / str(chunk[0]) / str(chunk[1])).unlink(missing_ok=True)
+
+
+def _create(path: Path, info: MapInfo) -> None:
+    # made aside and renamed: a group that exists is whole
+    aside = path.with_name(path.name + MAKING)
+    if aside.exists():
+        import shutil
+
+        shutil.rmtree(aside)
+    group = zarr.create_group(LocalStore(aside), attributes=info.to_attributes())
+    height, width = info.chunk
+    inner = (_divisor(height), _divisor(width))
+    sharded = inner != info.chunk
+    group.create_array(
+        "score",
+        shape=(len(info.classes), info.rows, info.columns),
+        dtype="float32",
+        chunks=(len(info.classes), *(inner if sharded else info.chunk)),
+        shards=(len(info.classes), *info.chunk) if sharded else None,
+        compressors=COMPRESSOR,
+        fill_value=0.0,
+        config={"write_empty_chunks": True},
+        dimension_names=("class", "y", "x"),
+    )
+    group.create_array(
+        "state",
+        shape=(info.rows, info.columns),
+        dtype="uint8",
+        chunks=inner if sharded else info.chunk,
+        shards=info.chunk if sharded else None,
+        compressors=COMPRESSOR,
+        fill_value=int(State.PENDING),
+        config={"write_empty_chunks": True},
+        dimension_names=("y", "x"),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside.rename(path)
+
+
+def _divisor(length: int) -> int:
+    """The largest divisor of a chunk's side that is at most `INNER`: shards are whole inner pieces.
+
+    A side without a divisor worth reading alone, such as a prime, stays in one piece.
+    """
+    part = next(part for part in range(min(length, INNER), 0, -1) if length % part == 0)
+    return part if part >= INNER // 8 else length
+
+
+def map_size(info: MapInfo) -> Size:
+    return Size(info.columns, info.rows)

@@ -1,0 +1,50 @@
+"""What of a case decides its result, kept as `plan.json`: a result is of this very input or is made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lobule.cohort import Case
+from lobule.errors import LobuleError, ResultsError
+from lobule.files import fingerprint, read_json
+
+
+def fingerprints(case: Case, careful: bool = False) -> dict[str, str]:
+    """Hashes of a case's files; with `careful`, a file that cannot be read is said so."""
+    out = {}
+    for path in case.paths:
+        try:
+            out[path] = fingerprint(path)
+        except LobuleError:
+            if not careful:
+                raise
+            out[path] = "unreadable"
+    return out
+
+
+def plan_of(case: Case, prints: Mapping[str, str]) -> dict[str, Any]:
+    """The plan of a case whose files have these hashes."""
+    box = case.l0_box
+    return {
+        "case": case.id,
+        "input": dict(prints),
+        "mpp": case.mpp,
+        "l0_box": None if box is None else [box.x, box.y, box.width, box.height],
+        "views": {name: list(files) for name, files in case.views.items()},
+    }
+
+
+def same_plan(path: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether the plan on disk is of the same input: files may have moved, what is in them decides."""
+    try:
+        return _decisive(read_json(path)) == _decisive(plan)
+    except (ResultsError, AttributeError, KeyError, TypeError):
+        return False
+
+
+def _decisive(plan: Mapping[str, Any]) -> tuple[object, ...]:
+    prints = plan["input"]
+    views = {name: [prints[file] for file in files] for name, files in plan.get("views", {}).items()}
+    return list(prints.values()), plan.get("mpp"), plan.get("l0_box"), views

@@ -1,0 +1,56 @@
+"""The words of a result: what a model says of one case, and how the case ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lobule.errors import LobuleError
+from lobule.findings import Finding
+
+FORMAT = "lobule-result/1"
+RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
+
+COMPLETE, PARTIAL, FAILED = "complete", "partial", "failed"
+
+
+@dataclass(frozen=True)
+class FailedField:
+    """One place that could not be read or scored, and why."""
+
+    pass_name: str
+    image: str
+    l0_box: tuple[int, int, int, int]
+    cause: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"pass": self.pass_name, "image": self.image, "l0_box": list(self.l0_box), "cause": self.cause}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method's `steps` ends with. Maps and tables are already on disk by then."""
+
+    scores: Mapping[str, float]
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Anything more that belongs in `result.json`, such as spreads, thresholds or strides."""
+
+
+def error_to_dict(error: BaseException) -> dict[str, Any]:
+    """An error as results keep it: its type, its sentence and its remedy."""
+    if isinstance(error, LobuleError):
+        return {
+            "type": type(error).__name__,
+            "message": str(error),
+            "subject": error.subject,
+            "remedy": error.remedy,
+        }
+    return {
+        "type": type(error).__name__,
+        "message": str(error) or type(error).__name__,
+        "subject": None,
+        "remedy": None,
+    }

@@ -1,0 +1,137 @@
+"""Tables on disk: one Parquet file a part; a part's presence is the record of work done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lobule.errors import DamagedResults, ResultsError
+from lobule.files import write_atomic, write_json
+
+Columns = dict[str, NDArray[Any]]
+"""Equal first dimensions; a two-dimensional column holds one vector a row."""
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """What a table is: its name, its rows and how many of them make a part."""
+
+    name: str
+    rows: int
+    part_rows: int
+
+    @property
+    def parts(self) -> range:
+        return range(-(-self.rows // self.part_rows))
+
+    def part_slice(self, part: int) -> slice:
+        return slice(part * self.part_rows, min((part + 1) * self.part_rows, self.rows))
+
+
+class TableReader:
+    """A table being written or finished."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            facts = json.loads((path / "table.json").read_text())
+            self.info = TableInfo(facts["name"], facts["rows"], facts["part_rows"])
+        except (OSError, ValueError, KeyError) as error:
+            raise ResultsError("the table cannot be read", subject=path, found=str(error)) from error
+
+    def written(self) -> set[int]:
+        return {int(path.stem.removeprefix("part-")) for path in self.path.glob("part-*.parquet")}
+
+    def iterate(self, columns: Sequence[str] | None = None) -> Iterator[Columns]:
+        """The written parts in order, one at a time."""
+        for part in sorted(self.written()):
+            yield self.read_part(part, columns)
+
+    def read_part(self, part: int, columns: Sequence[str] | None = None) -> Columns:
+        path = self.part_path(part)
+        try:
+            return of_arrow(pq.read_table(path, columns=None if columns is None else list(columns)))
+        except (OSError, pa.ArrowException) as error:
+            raise DamagedResults("a part of the table is damaged", subject=path, found=str(error)) from error
+
+    def read(self, columns: Sequence[str] | None = None) -> Columns:
+        """Everything written so far, as arrays."""
+        parts = list(self.iterate(columns))
+        if not parts:
+            return {}
+        # a part in which every field failed has no columns of the model
+        examples = {name: values for part in reversed(parts) for name, values in part.items()}
+        return {
+            name: np.concatenate(
+                [part[name] if name in part else _blank(like, len(part["field"])) for part in parts]
+            )
+            for name, like in examples.items()
+        }
+
+    def part_path(self, part: int) -> Path:
+        return self.path / f"part-{part:06d}.parquet"
+
+
+class TableWriter(TableReader):
+    """Writes a table by whole parts."""
+
+    def __init__(self, path: Path, info: TableInfo) -> None:
+        if not (path / "table.json").exists():
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(
+                path / "table.json", {"name": info.name, "rows": info.rows, "part_rows": info.part_rows}
+            )
+        for partial in path.glob(".part-*"):
+            partial.unlink(missing_ok=True)
+        super().__init__(path)
+        if self.info != info:
+            raise ResultsError(
+                "the table on disk has other rows than the one to be written",
+                subject=path,
+                remedy="Start over with --fresh, or use another results folder",
+            )
+
+    def write_part(self, part: int, columns: Columns) -> None:
+        write_parquet(self.part_path(part), columns)
+
+    def forget(self, part: int) -> None:
+        """Take a part back, so that it is computed again."""
+        self.part_path(part).unlink(missing_ok=True)
+
+
+def _blank(like: NDArray[Any], rows: int) -> NDArray[Any]:
+    return np.full((rows, *like.shape[1:]), np.nan, like.dtype)
+
+
+def write_parquet(path: Path, columns: Mapping[str, NDArray[Any] | Sequence[Any]]) -> None:
+    """Arrays as a Parquet file, whole or absent; vectors become fixed-size lists."""
+    table = pa.table({name: _to_arrow(values) for name, values in columns.items()})
+    with write_atomic(path) as part:
+        pq.write_table(table, part, compression="zstd")
+
+
+def _to_arrow(values: NDArray[Any] | Sequence[Any]) -> Any:
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        flat = pa.array(np.ascontiguousarray(values).ravel())
+        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    return pa.array(values)
+
+
+def of_arrow(table: Any) -> Columns:
+    columns: Columns = {}
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        if pa.types.is_fixed_size_list(column.type):
+            flat = column.flatten().to_numpy(zero_copy_only=False)
+            columns[name] = flat.reshape(len(column), column.type.list_size)
+        else:
+            columns[name] = column.to_numpy(zero_copy_only=False)
+    return columns

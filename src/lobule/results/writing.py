@@ -1,0 +1,70 @@
+"""Writing what ends a case: findings as Parquet with CSV beside, and the facts of its maps."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lobule.files import write_atomic, write_text
+from lobule.findings import Finding
+from lobule.results.folder import CaseFolder
+
+COLUMNS: dict[str, Any] = {
+    "l0_x": pa.int64(),
+    "l0_y": pa.int64(),
+    "score": pa.float64(),
+    "kind": pa.string(),
+    "label": pa.string(),
+    "size_um": pa.float64(),
+    "area_um2": pa.float64(),
+    "lesion_class": pa.string(),
+    "cells": pa.int64(),
+    "box": pa.list_(pa.int64()),
+    "polygon": pa.string(),
+}
+"""Columns of a findings table. `polygon` is JSON: polygons of rings of [x, y], the exterior first."""
+
+
+def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
+    """`findings.parquet` with everything and `findings.csv` without the outlines."""
+    rows = [finding.to_dict() for finding in findings]
+    for row in rows:
+        if "polygon" in row:
+            row["polygon"] = json.dumps(row["polygon"], separators=(",", ":"))
+    table = pa.table(
+        {name: pa.array([row.get(name) for row in rows], kind) for name, kind in COLUMNS.items()}
+    )
+    with write_atomic(folder / "findings.parquet") as part:
+        pq.write_table(table, part, compression="zstd")
+    out = io.StringIO()
+    names = [name for name in COLUMNS if name not in ("box", "polygon")]
+    writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "findings.csv", out.getvalue())
+
+
+def map_facts(folder: CaseFolder) -> list[dict[str, Any]]:
+    """What `result.json` says of each map."""
+    out = []
+    for name, reader in folder.maps.items():
+        info = reader.info
+        out.append(
+            {
+                "name": name,
+                "image": info.image,
+                "classes": list(info.classes),
+                "shape": [info.rows, info.columns],
+                "l0_stride": list(info.l0_stride),
+                "um_stride": None if info.um_stride is None else list(info.um_stride),
+                "cells": reader.counts(),
+            }
+        )
+    return out

@@ -1,0 +1,106 @@
+"""A bounded cache of decoded tiles that threads share; each tile is decoded by one of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from lobule.slides.backend import RGB
+
+DEFAULT_BYTES = 64 << 20
+"""Budget of one slide's cache: two rows of 512-px tiles of a slide 20,000 px wide."""
+
+
+class TileCache:
+    """Least recently used decoded tiles within a budget of bytes.
+
+    Two threads that ask for the same tile at once get it decoded once: the second waits for the first. An
+    error is not kept; whoever asks next tries again.
+
+    A tile that a read took whole is wanted again only where reads overlap. Once a whole budget of such tiles
+    has come and none was asked for again, no more of them are kept, which spares their way through memory;
+    the first that would have been found again turns this off.
+    """
+
+    def __init__(self, budget_bytes: int = DEFAULT_BYTES) -> None:
+        self.budget_bytes = budget_bytes
+        self.decodes = 0
+        """Tiles decoded so far."""
+        self._tiles: OrderedDict[Hashable, RGB] = OrderedDict()
+        self._bytes = 0
+        self._under_way: dict[Hashable, threading.Lock] = {}  # each held by the thread that decodes
+        self._lock = threading.Lock()
+        self._taken_whole: set[Hashable] = set()  # those kept, and not asked for again
+        self._unasked_bytes = 0  # of tiles taken whole since one was asked for again
+        self._let_go: OrderedDict[Hashable, int] = OrderedDict()  # not kept, with their bytes
+        self._let_go_bytes = 0
+
+    def get(self, key: Hashable, decode: Callable[[], RGB], whole: bool = False) -> RGB:
+        """The tile of `key`, decoded now if need be; `whole` says that the read takes all of it.
+
+        What comes back is shared: do not write to it.
+        """
+        while True:
+            with self._lock:
+                tile = self._tiles.get(key)
+                if tile is not None:
+                    self._tiles.move_to_end(key)
+                    self._asked_again(key)
+                    return tile
+                other = self._under_way.get(key)
+                if other is None:
+                    mine = self._under_way[key] = threading.Lock()
+                    mine.acquire()
+                    break
+            with other:  # until the other thread is done
+                pass
+        try:
+            tile = decode()
+            with self._lock:
+                self._keep(key, tile, whole)
+            return tile
+        finally:
+            with self._lock:
+                del self._under_way[key]
+            mine.release()
+
+    @property
+    def held_bytes(self) -> int:
+        return self._bytes
+
+    def clear(self) -> None:
+        with self._lock:
+            self._tiles.clear()
+            self._taken_whole.clear()
+            self._bytes = 0
+
+    def _asked_again(self, key: Hashable) -> None:
+        if key in self._taken_whole:
+            self._taken_whole.discard(key)
+            self._unasked_bytes = 0
+
+    def _keep(self, key: Hashable, tile: RGB, whole: bool) -> None:
+        self.decodes += 1
+        if self._let_go.pop(key, None) is not None:
+            self._let_go_bytes -= tile.nbytes
+            self._unasked_bytes = 0
+        if whole:
+            if self._unasked_bytes >= self.budget_bytes:
+                self._remember(key, tile.nbytes)
+                return
+            self._unasked_bytes += tile.nbytes
+            self._taken_whole.add(key)
+        self._tiles[key] = tile
+        self._bytes += tile.nbytes
+        while self._bytes > self.budget_bytes:
+            oldest, gone = self._tiles.popitem(last=False)
+            self._bytes -= gone.nbytes
+            self._taken_whole.discard(oldest)
+
+    def _remember(self, key: Hashable, nbytes: int) -> None:
+        """A budget's worth of tiles that the cache could have held, to know one that comes back."""
+        self._let_go[key] = nbytes
+        self._let_go_bytes += nbytes
+        while self._let_go_bytes > self.budget_bytes:
+            self._let_go_bytes -= self._let_go.popitem(last=False)[1]

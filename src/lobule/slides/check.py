@@ -1,0 +1,254 @@
+"""What is wrong with a slide: its µm/px, sampled tiles of every level, and how the levels lie."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates, uniform_filter
+from skimage.registration import phase_cross_correlation
+
+from lobule.errors import CaseError, DamagedTile
+from lobule.geometry import Box, Size
+from lobule.slides.slide import READERS, Slide, open_slide
+
+WINDOW = 128
+"""Pixels a side, of the coarser level, of a place where two levels are compared."""
+
+CANDIDATES = 48
+PLACES = 5
+"""Of this many candidate places, the ones with most structure are compared."""
+
+LEAST_CONTRAST = 4.0
+"""Standard deviation of grey below which a place shows too little to compare."""
+
+MAX_SHIFT = 1.0
+"""Pixels of the coarser level by which two levels may lie apart."""
+
+MAX_TILE_READ = Size(2048, 2048)
+"""Tiles larger than this (untiled images) are sampled in pieces of it."""
+
+
+@dataclass(frozen=True)
+class FailedTile:
+    """A tile that could not be read, and why."""
+
+    column: int
+    row: int
+    cause: str
+
+
+@dataclass(frozen=True)
+class LevelReport:
+    """One level and what sampling its tiles showed."""
+
+    level: int
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+    tiles: int
+    tried: int
+    blank: int
+    """Of those tried, pure white ones: missing from the file, or erased. Scanned glass is never that even."""
+    failed: tuple[FailedTile, ...]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How a level lies on the next finer one, in pixels of the coarser; None where too little is seen."""
+
+    level: int
+    places: int
+    shift_x: float | None
+    shift_y: float | None
+
+    @property
+    def aligned(self) -> bool | None:
+        if self.shift_x is None or self.shift_y is None:
+            return None
+        return bool(np.hypot(self.shift_x, self.shift_y) <= MAX_SHIFT)
+
+
+@dataclass(frozen=True)
+class SlideReport:
+    """All that `lobule doctor` tells of a slide. `problems` holds a sentence each."""
+
+    path: str
+    backend: str
+    format: str
+    mpp_x: float | None
+    mpp_y: float | None
+    mpp_source: str | None
+    bounds: tuple[int, int, int, int] | None
+    """x, y, width, height at level 0, where the file declares them."""
+    associated: dict[str, tuple[int, int] | None]
+    levels: tuple[LevelReport, ...]
+    alignments: tuple[Alignment, ...]
+    problems: tuple[str, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and numbers."""
+        return asdict(self)
+
+
+def check_slide(path: str, samples: int = 64, *, mpp: float | None = None) -> SlideReport:
+    """Open a slide and look at up to `samples` tiles of each level, spread evenly over it.
+
+    Raises the `LobuleError` of a file that cannot be opened at all.
+    """
+    with open_slide(path, mpp=mpp) as slide:
+        found, declared = slide.found_mpp, slide.backend.bounds
+        levels = tuple(check_level(slide, level, samples) for level in range(len(slide.levels)))
+        alignments = tuple(check_alignment(slide, level) for level in range(1, len(slide.levels)))
+        return SlideReport(
+            path=str(path),
+            backend=_backend_name(slide),
+            format=slide.format,
+            mpp_x=found.mpp.x if found else None,
+            mpp_y=found.mpp.y if found else None,
+            mpp_source=found.source if found else None,
+            bounds=(declared.x, declared.y, declared.width, declared.height) if declared else None,
+            associated={n: (s.width, s.height) if s else None for n, s in slide.associated.items()},
+            levels=levels,
+            alignments=alignments,
+            problems=tuple(_problems(slide, levels, alignments)),
+        )
+
+
+# -- tiles ------------------------------------------------------------------------------------------------
+
+
+def check_level(slide: Slide, level: int, samples: int) -> LevelReport:
+    """Read tiles spread evenly over a level: all of them where there are at most `samples`."""
+    size, tile = slide.levels[level].size, slide.levels[level].tile
+    side = Size(min(tile.width, MAX_TILE_READ.width), min(tile.height, MAX_TILE_READ.height))
+    columns, rows = -(-size.width // side.width), -(-size.height // side.height)
+    count = min(samples, columns * rows)
+    blank, failed = 0, []
+    for index in np.linspace(0, columns * rows - 1, count).round().astype(np.int64).tolist():
+        column, row = index % columns, index // columns
+        place = Box(column * side.width, row * side.height, *side).intersect(Box(0, 0, *size))
+        try:
+            blank += bool(slide.read_level(level, place).min() == 255)
+        except CaseError as error:
+            cause = error.cause if isinstance(error, DamagedTile) else error.what
+            failed.append(FailedTile(column, row, cause))
+    return LevelReport(
+        level,
+        size.width,
+        size.height,
+        side.width,
+        side.height,
+        columns * rows,
+        count,
+        blank,
+        tuple(failed),
+    )
+
+
+# -- levels on one another --------------------------------------------------------------------------------
+
+
+def check_alignment(slide: Slide, level: int) -> Alignment:
+    """The median shift of a level against the next finer one over several places with structure."""
+    shifts = []
+    for box in _places(slide, level):
+        try:
+            coarse, fine = _grey(slide.read_level(level, box)), _finer(slide, level, box)
+        except CaseError:  # damaged tiles are counted elsewhere
+            continue
+        window = np.outer(np.hanning(box.height), np.hanning(box.width))
+        shift, _, _ = phase_cross_correlation(
+            (coarse - coarse.mean()) * window,
+            (fine - fine.mean()) * window,
+            upsample_factor=10,
+            normalization=None,
+        )
+        shifts.append(shift)
+    if not shifts:
+        return Alignment(level, 0, None, None)
+    shift_y, shift_x = np.median(np.array(shifts), axis=0).tolist()
+    return Alignment(level, len(shifts), shift_x, shift_y)
+
+
+def _places(slide: Slide, level: int) -> list[Box]:
+    """Windows of a level that show most, best first."""
+    size = slide.levels[level].size
+    side = Size(min(WINDOW, size.width), min(WINDOW, size.height))
+    across = max(1, min(size.width // side.width, round((CANDIDATES * size.width / size.height) ** 0.5)))
+    down = max(1, min(size.height // side.height, CANDIDATES // across))
+    ranked = []
+    for y in np.linspace(0, size.height - side.height, down).astype(np.int64).tolist():
+        for x in np.linspace(0, size.width - side.width, across).astype(np.int64).tolist():
+            box = Box(x, y, *side)
+            try:
+                contrast = float(_grey(slide.read_level(level, box)).std())
+            except CaseError:
+                continue
+            if contrast >= LEAST_CONTRAST:
+                ranked.append((-contrast, box))
+    return [box for _, box in sorted(ranked)[:PLACES]]
+
+
+def _finer(slide: Slide, level: int, box: Box) -> NDArray[np.float64]:
+    """The next finer level, averaged down to the pixels of a box of this one."""
+    own, below = slide.steps(level), slide.steps(level - 1)
+    ratio_x, ratio_y = own[0] / below[0], own[1] / below[1]
+    margin = int(max(ratio_x, ratio_y)) + 2
+    left, top = int(box.x * ratio_x) - margin, int(box.y * ratio_y) - margin
+    right, bottom = int(box.right * ratio_x) + margin, int(box.bottom * ratio_y) + margin
+    pixels = _grey(slide.read_level(level - 1, Box.of_edges(left, top, right, bottom)))
+    smooth = uniform_filter(pixels, (max(1, round(ratio_y)), max(1, round(ratio_x))))
+    y = _centres(box.y, box.height, ratio_y, top)
+    x = _centres(box.x, box.width, ratio_x, left)
+    found: NDArray[np.float64] = map_coordinates(smooth, np.meshgrid(y, x, indexing="ij"), order=1)
+    return found
+
+
+def _centres(start: int, count: int, ratio: Fraction, origin: int) -> NDArray[np.float64]:
+    """Where the centres of pixels lie among those of the finer level.
+
+    An average over an even number of pixels lies half a pixel before the centre of its window.
+    """
+    even = 0.5 if max(1, round(ratio)) % 2 == 0 else 0.0
+    index = np.arange(start, start + count, dtype=np.float64)
+    return (index + 0.5) * float(ratio) - origin - 0.5 + even
+
+
+def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    grey: NDArray[np.float64] = pixels.mean(axis=2, dtype=np.float64)
+    return grey
+
+
+# -- in words ---------------------------------------------------------------------------------------------
+
+
+def _problems(slide: Slide, levels: tuple[LevelReport, ...], alignments: tuple[Alignment, ...]) -> list[str]:
+    out = []
+    if slide.found_mpp is None:
+        out.append("The file does not say its µm/px: give it with --mpp, or in the cohort's mpp column.")
+    for level in levels:
+        if level.failed:
+            first = level.failed[0]
+            out.append(
+                f"Level {level.level}: {len(level.failed)} of {level.tried} tiles tried cannot be read, "
+                f"first column {first.column}, row {first.row}: {first.cause}."
+            )
+        if level.tried > 1 and level.blank == level.tried:
+            out.append(f"Level {level.level}: all {level.tried} tiles tried are blank.")
+    for found in alignments:
+        if found.aligned is False:
+            out.append(
+                f"Level {found.level} lies ({found.shift_x:+.1f}, {found.shift_y:+.1f}) px beside the next "
+                "finer level: results of the two will not fall on the same place."
+            )
+    return out
+
+
+def _backend_name(slide: Slide) -> str:
+    module = type(slide.backend).__module__
+    return next((name for name, where in READERS.items() if where == module), module)

@@ -1,0 +1,327 @@
+"""Whole-slide images in DICOM (VL Whole Slide Microscopy), by wsidicom.
+
+A slide is a series: one file for each level (or several), and for the label and the overview. Given one of
+the files, the others of its series are looked for in the same folder; given a folder, it must hold one slide.
+A level whose file is there but cannot be used makes the slide unusable: without it, the coordinates of the
+others would quietly mean something else. The overview is called `macro`, as in other formats.
+
+wsidicom is imported when the first DICOM file is met: slides of other formats are asked about here as well,
+and need not wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lobule.errors import CaseError, DamagedTile, TooLarge
+from lobule.geometry import Box, Size, level_step, tiles_over
+from lobule.slides import jpeg
+from lobule.slides.backend import RGB, FoundMpp, Level
+from lobule.slides.cache import TileCache
+from lobule.slides.dicom_series import Header, damaged, files_of_slide
+from lobule.units import Mpp
+
+if TYPE_CHECKING:
+    from wsidicom.file import WsiDicomFileSource
+
+# it logs a traceback for each file it skips; what is wrong is told here, once
+logging.getLogger("wsidicom").addHandler(logging.NullHandler())
+
+JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
+MAX_TILE_SIDE = 16_384
+MAX_TILES = 20_000_000
+SMALL_CACHE = 1 << 20
+"""Bytes for wsidicom's own caches: decoded tiles are kept in a `TileCache`."""
+
+
+def open_backend(path: str) -> DicomBackend | None:
+    """The slide that a DICOM file or folder belongs to, or None where it is no DICOM."""
+    headers = files_of_slide(path)
+    return None if headers is None else DicomBackend(path, headers)
+
+
+# -- the backend ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """One image of the series: one focal plane and one optical path of one level, label or overview."""
+
+    pixels: Any
+    """wsidicom's image data."""
+    size: Size
+    tile: Size
+    z: float
+    optical_path: str
+    finding: threading.Lock = field(default_factory=threading.Lock, compare=False)
+    """Held while a tile is looked up: wsidicom walks the file's index as it goes, and not by threads."""
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        halves = self.is_jpeg and self.tile.width % 8 == 0 and self.tile.height % 8 == 0
+        return (1, 2, 4, 8) if halves else (1,)
+
+    @property
+    def is_jpeg(self) -> bool:
+        return bool(self.pixels.transfer_syntax == JPEG_BASELINE)
+
+    def read(self, box: Box, reduce: int, cache: TileCache, key: object) -> RGB:
+        """Pixels of a box of (reduced) pixels. Raises `_BadTile`."""
+        out = np.empty((box.height, box.width, 3), np.uint8)
+        side = Size(self.tile.width // reduce, self.tile.height // reduce)
+        for column, row in tiles_over(box, side):
+            place = Box(column * side.width, row * side.height, *side)
+            part = place.intersect(box)
+            try:
+                tile = cache.get((key, reduce, column, row), partial(self.decode, column, row, reduce))
+            except Exception as error:  # decoders raise anything when fed damaged bytes
+                raise _BadTile((column, row), str(error) or type(error).__name__) from error
+            out[part.y - box.y : part.bottom - box.y, part.x - box.x : part.right - box.x] = tile[
+                part.y - place.y : part.bottom - place.y, part.x - place.x : part.right - place.x
+            ]
+        return out
+
+    def decode(self, column: int, row: int, reduce: int) -> RGB:
+        """One tile, white where the file has none."""
+        from wsidicom.geometry import Point
+
+        wanted = (self.tile.height // reduce, self.tile.width // reduce, 3)
+        point = Point(column, row)
+        with self.finding:
+            if self.pixels.is_sparse(point, self.z, self.optical_path):
+                return np.full(wanted, 255, np.uint8)
+            frame = self.pixels.get_encoded_tile(point, self.z, self.optical_path)
+        if self.is_jpeg:
+            return self._decode_jpeg(frame, reduce)
+        declared = _declared_size(frame)
+        if declared is not None and declared != self.tile:
+            raise ValueError(f"the compressed tile declares {declared}, not {self.tile}")
+        tile = np.asarray(self.pixels.decoder.decode(frame))
+        if tile.dtype != np.uint8:
+            tile = (tile >> max(0, self.pixels.bits - 8)).astype(np.uint8)
+        tile = tile if tile.ndim == 3 else np.repeat(tile[..., None], 3, axis=2)
+        if tile.shape != wanted:
+            raise ValueError(f"decodes to {tile.shape[1]} × {tile.shape[0]} px, not {self.tile}")
+        return tile
+
+    @cached_property
+    def _completed(self) -> jpeg.Completer:
+        return jpeg.Completer(b"", transform=self.pixels.photometric_interpretation != "RGB")
+
+    def _decode_jpeg(self, frame: bytes, reduce: int) -> RGB:
+        stream, header = self._completed(frame)
+        if (header.width, header.height) != (self.tile.width, self.tile.height):
+            found = Size(header.width, header.height)
+            raise ValueError(f"the compressed tile declares {found}, not {self.tile}")
+        return jpeg.decode(stream, header.width, header.height, reduce)
+
+
+class _BadTile(Exception):
+    def __init__(self, tile_index: tuple[int, int], cause: str) -> None:
+        self.tile_index = tile_index
+        self.cause = cause
+        super().__init__(cause)
+
+
+@dataclass
+class _Opened:
+    """Open files of a series. Closed by whoever leaves last."""
+
+    source: WsiDicomFileSource
+    levels: tuple[_Plane, ...]
+    associated: Mapping[str, _Plane]
+    spacing: FoundMpp | None
+    users: int = field(default=0)
+
+
+class DicomBackend:
+    """One slide of a DICOM series."""
+
+    format = "dicom"
+    bounds: Box | None = None
+
+    def __init__(self, path: str, headers: list[Header]) -> None:
+        self.path = path
+        self._headers = headers
+        self._lock = threading.Lock()
+        self.cache = TileCache()
+        opened = _open(path, headers)
+        self._opened: _Opened | None = opened
+        self.levels = tuple(Level(plane.size, plane.tile) for plane in opened.levels)
+        self.associated: Mapping[str, Size | None] = {
+            name: plane.size for name, plane in opened.associated.items()
+        }
+        self.found_mpp = opened.spacing
+        base = opened.levels[0].pixels
+        self.properties: Mapping[str, str] = {
+            **headers[0].facts,
+            "dicom.TransferSyntax": base.transfer_syntax.name,
+            "dicom.PhotometricInterpretation": str(base.photometric_interpretation),
+            "dicom.files": str(len(headers)),
+        }
+
+    @property
+    def decoded_tiles(self) -> int:
+        """Compressed tiles decoded so far; reduced and missing ones count too."""
+        return self.cache.decodes
+
+    def reductions(self, level: int) -> tuple[int, ...]:
+        with self._reading() as opened:
+            return opened.levels[level].reductions
+
+    def read(self, level: int, box: Box, reduce: int = 1) -> RGB:
+        with self._reading() as opened:
+            try:
+                return opened.levels[level].read(box, reduce, self.cache, level)
+            except _BadTile as bad:
+                l0_box = self._l0_box(level, bad.tile_index)
+                raise DamagedTile(self.path, level, bad.tile_index, bad.cause, l0_box=l0_box) from bad
+
+    def _l0_box(self, level: int, tile_index: tuple[int, int]) -> Box:
+        whole, own = self.levels[0].size, self.levels[level]
+        step_x, step_y = level_step(whole.width, own.size.width), level_step(whole.height, own.size.height)
+        width, height = own.tile.width * step_x, own.tile.height * step_y
+        return Box(int(tile_index[0] * width), int(tile_index[1] * height), int(width), int(height))
+
+    def read_associated(self, name: str) -> RGB:
+        with self._reading() as opened:
+            plane = opened.associated[name]
+            try:
+                return plane.read(Box(0, 0, *plane.size), 1, self.cache, name)
+            except _BadTile as bad:
+                raise damaged(self.path, f"associated image '{name}' cannot be decoded", bad.cause) from bad
+
+    def close(self) -> None:
+        with self._lock:
+            opened, self._opened = self._opened, None
+            self.cache.clear()
+            if opened is not None and not opened.users:
+                opened.source.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[_Opened]:
+        """The open files, kept open meanwhile even where another thread closes the slide."""
+        with self._lock:
+            if self._opened is None:
+                self._opened = _open(self.path, self._headers)
+            opened = self._opened
+            opened.users += 1
+        try:
+            yield opened
+        finally:
+            with self._lock:
+                opened.users -= 1
+                if opened is not self._opened and not opened.users:
+                    opened.source.close()
+
+
+# -- opening ----------------------------------------------------------------------------------------------
+
+
+def _open(path: str, headers: list[Header]) -> _Opened:
+    from wsidicom.config import Settings, use_settings
+    from wsidicom.file import WsiDicomFileSource
+
+    settings = Settings(
+        strict_tile_size_check=False,
+        decoded_frame_cache_size=SMALL_CACHE,
+        encoded_frame_cache_size=SMALL_CACHE,
+    )
+    source = None
+    try:
+        with use_settings(settings):
+            source = WsiDicomFileSource.open([header.file for header in headers])
+            return _planes(path, headers, source)
+    except Exception as error:  # the parser raises anything when fed damaged bytes
+        if source is not None:
+            source.close()
+        if isinstance(error, CaseError):
+            raise
+        raise damaged(path, "the DICOM slide cannot be read", error) from error
+
+
+def _planes(path: str, headers: list[Header], source: WsiDicomFileSource) -> _Opened:
+    instances = list(source.level_instances)
+    used = {file.name for instance in instances for file in instance.image_data.files}
+    lost = sorted(header.file.name for header in headers if header.is_level and header.file.name not in used)
+    if lost:
+        raise damaged(
+            path,
+            "a level of the DICOM slide cannot be used",
+            f"{', '.join(lost)}: damaged, or compressed in a way that is not supported",
+        )
+    by_size: dict[Size, _Plane] = {}
+    for instance in instances:
+        plane = _plane(path, instance)
+        known = by_size.get(plane.size)
+        if known is None or abs(plane.z) < abs(known.z):
+            by_size[plane.size] = plane
+    levels = tuple(sorted(by_size.values(), key=lambda plane: plane.size, reverse=True))
+    associated = {
+        name: _plane(path, instance)
+        for name, found in (
+            ("label", source.label_instances),
+            ("macro", source.overview_instances),
+            ("thumbnail", source.thumbnail_instances),
+        )
+        for instance in list(found)[:1]
+    }
+    return _Opened(source, levels, associated, _spacing(instances))
+
+
+def _plane(path: str, instance: Any) -> _Plane:
+    size = Size(instance.size.width, instance.size.height)
+    tile = Size(instance.tile_size.width, instance.tile_size.height)
+    sane = min(*tile, *size) > 0 and max(tile) <= MAX_TILE_SIDE
+    if not sane or (-(-size.width // tile.width)) * (-(-size.height // tile.height)) > MAX_TILES:
+        raise TooLarge(
+            f"declares {size} in tiles of {tile}",
+            subject=path,
+            expected=f"tiles of 1 to {MAX_TILE_SIDE} px a side, at most {MAX_TILES // 10**6} million of them",
+        )
+    return _Plane(instance.image_data, size, tile, instance.default_z, instance.default_path)
+
+
+def _spacing(instances: Iterable[Any]) -> FoundMpp | None:
+    """µm/px of the largest level: PixelSpacing, or the stated width of the imaged volume over its pixels."""
+    base = max(instances, key=lambda instance: (instance.size.width, instance.size.height))
+    if base.pixel_spacing is not None:
+        x, y = float(base.pixel_spacing.width) * 1000, float(base.pixel_spacing.height) * 1000
+        source = "PixelSpacing (DICOM)"
+    elif base.mm_size is not None:
+        x, y = (
+            float(length) * 1000 / pixels
+            for length, pixels in (
+                (base.mm_size.width, base.size.width),
+                (base.mm_size.height, base.size.height),
+            )
+        )
+        source = "ImagedVolumeWidth and ImagedVolumeHeight (DICOM)"
+    else:
+        return None
+    sane = all(0.001 < value < 1000 for value in (x, y))
+    return FoundMpp(Mpp(x, y), source) if sane else None
+
+
+def _declared_size(frame: bytes) -> Size | None:
+    """Size in the header of a JPEG 2000, JPEG-LS or lossless JPEG stream; None for anything else."""
+    if frame[:4] == b"\xff\x4f\xff\x51" and len(frame) >= 24:  # JPEG 2000: the sizes follow at once
+        if not frame.rstrip(b"\0").endswith(jpeg.EOI):  # it ends like a JPEG, and decoders do not mind
+            raise ValueError("the compressed tile is cut short")
+        right, bottom, left, top = (int.from_bytes(frame[at : at + 4], "big") for at in (8, 12, 16, 20))
+        return Size(right - left, bottom - top)
+    at = 2
+    while frame[:2] == jpeg.SOI and at + 9 <= len(frame) and frame[at] == 0xFF:
+        if frame[at + 1] in (0xC1, 0xC3, 0xF7):
+            height, width = (int.from_bytes(frame[i : i + 2], "big") for i in (at + 5, at + 7))
+            return Size(width, height)
+        at += 2 + max(2, int.from_bytes(frame[at + 2 : at + 4], "big"))
+    return None

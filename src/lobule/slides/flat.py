@@ -1,0 +1,186 @@
+"""Plain images as slides of one level: PNG, JPEG, BMP, WebP, JPEG 2000, PNM and TIFF, by Pillow.
+
+- They state no µm/px: a PNG's pHYs and a JPEG's density are printing resolutions. Give it (`--mpp`).
+- EXIF orientation is ignored: coordinates are those of the stored pixels, as in annotations.
+- Grey becomes RGB; 16-bit samples keep their high byte; transparent pixels lie on white.
+- The size is read from the header and checked before anything is decoded; the pixels are decoded at the first
+  read and held until the slide is closed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lobule.errors import ConfigError, DamagedFile, LobuleError, TooLarge, UnknownFormat
+from lobule.files import is_url, open_url
+from lobule.geometry import Box, Size
+from lobule.slides import jpeg
+from lobule.slides.backend import RGB, FoundMpp, Level
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "JPEG2000", "PPM", "TIFF")
+"""Formats that Pillow decodes by itself; those that call other programs are not asked."""
+
+MAX_PIXELS = 1 << 28
+"""Pixels a plain image may declare: it is held in memory whole (0.8 GB, 1.9 GB while it is decoded)."""
+
+STRIP_PIXELS = 1 << 22
+"""Pixels that are turned into RGB in one go, so that no second copy of the whole is needed."""
+
+LARGE_REMEDY = "Convert it to a tiled, pyramidal TIFF, which is read in parts: vips tiffsave --tile --pyramid"
+
+
+def open_backend(path: str) -> FlatBackend | None:
+    """The image, or None where it is of no format known here."""
+    if not is_url(path) and Path(path).is_dir():
+        return None
+    with open_url(path) as stream:
+        name = _format_of(stream.read(32))
+    return None if name is None else FlatBackend(path, name)
+
+
+class FlatBackend:
+    """One image, decoded whole at the first read."""
+
+    bounds: Box | None = None
+    found_mpp: FoundMpp | None = None
+
+    def __init__(self, path: str, format_name: str) -> None:
+        self.path = path
+        self.format = f"flat-{format_name.lower()}"
+        self._name = format_name
+        self._lock = threading.Lock()
+        self._pixels: RGB | None = None
+        self._failure: LobuleError | None = None
+        with _opened(path, format_name) as image:
+            size = Size(*image.size)
+            self._mode = image.mode
+        if size.area > MAX_PIXELS or size.area <= 0:
+            raise TooLarge(
+                f"a plain image of {size}",
+                subject=path,
+                expected=f"at most {MAX_PIXELS >> 20} Mpixel, for it must be held in memory whole",
+                remedy=LARGE_REMEDY,
+            )
+        if self._mode in ("I", "F", "LAB", "HSV"):
+            raise UnknownFormat(
+                f"an image of pixel type '{self._mode}', whose range is not known",
+                subject=path,
+                expected="8 or 16 bits a sample, grey or colour",
+                remedy="Convert it to an 8-bit RGB image",
+            )
+        self.levels = (Level(size, size),)
+        self.properties: Mapping[str, str] = {"flat.format": format_name, "flat.mode": self._mode}
+        self.associated: Mapping[str, Size | None] = {}
+
+    def reductions(self, level: int) -> tuple[int, ...]:
+        return (1,)
+
+    def read(self, level: int, box: Box, reduce: int = 1) -> RGB:
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            if self._pixels is None:
+                try:
+                    self._pixels = self._decode()
+                except LobuleError as error:
+                    self._failure = error  # decoding again would take as long and end the same
+                    raise
+            pixels = self._pixels
+        return pixels[box.y : box.bottom, box.x : box.right].copy()
+
+    def read_associated(self, name: str) -> RGB:
+        raise ConfigError("a plain image has no associated images", subject=self.path)
+
+    def close(self) -> None:
+        with self._lock:
+            self._pixels = None
+
+    def _decode(self) -> RGB:
+        pixels = self._decode_jpeg() if self._name == "JPEG" else None
+        return self._decode_by_pillow() if pixels is None else pixels
+
+    def _decode_jpeg(self) -> RGB | None:
+        """A JPEG, strictly: Pillow fills what is damaged with grey. None where it has four samples (CMYK)."""
+        with open_url(self.path) as stream:
+            data = stream.read()
+        try:
+            header = jpeg.parse_header(data)
+            return None if header.samples > 3 else jpeg.decode(data, *self.levels[0].size)
+        except (ValueError, MemoryError) as error:
+            raise DamagedFile(
+                "the JPEG image cannot be decoded",
+                subject=self.path,
+                found=str(error),
+                remedy="Copy the file again from its source",
+            ) from error
+
+    def _decode_by_pillow(self) -> RGB:
+        width, height = self.levels[0].size
+        out = np.empty((height, width, 3), np.uint8)
+        rows = max(1, STRIP_PIXELS // width)
+        with _opened(self.path, self._name) as image:
+            image.load()
+            if image.size != (width, height):
+                raise DamagedFile("decodes to another size than it declares", subject=self.path)
+            for top in range(0, height, rows):
+                strip = image.crop((0, top, width, min(top + rows, height)))
+                out[top : top + rows] = to_rgb(strip)
+        return out
+
+
+def to_rgb(image: Image.Image) -> RGB:
+    """Pixels of any mode that is taken, as 8-bit RGB on white."""
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        return on_white(np.asarray(image.convert("RGBA")))
+    return np.asarray(image.convert("RGB"))
+
+
+def on_white(rgba: np.ndarray[Any, np.dtype[np.uint8]]) -> RGB:
+    """RGBA on a white ground."""
+    if rgba[..., 3].min(initial=255) == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    alpha = rgba[..., 3:].astype(np.uint16)
+    mixed = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    return mixed.astype(np.uint8)
+
+
+def _format_of(head: bytes) -> str | None:
+    """The first format whose signature fits."""
+    Image.init()
+    for name in FORMATS:
+        accept = Image.OPEN[name][1] if name in Image.OPEN else None
+        if accept is not None and accept(head) is True:
+            return name
+    return None
+
+
+@contextmanager
+def _opened(path: str, name: str) -> Iterator[Image.Image]:
+    """The image with its header read; whatever Pillow raises inside becomes a typed error.
+
+    The format's own class is called, not `Image.open`, whose limit on pixels is one for the whole process.
+    """
+    try:
+        with open_url(path) as stream:
+            yield Image.OPEN[name][0](stream, path)
+    except LobuleError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise TooLarge(f"{name} image: {error}", subject=path, remedy=LARGE_REMEDY) from error
+    except Exception as error:  # decoders raise anything when fed damaged bytes
+        raise DamagedFile(
+            f"the {name} image cannot be decoded",
+            subject=path,
+            found=f"{type(error).__name__}: {error}",
+            remedy="Copy the file again from its source",
+        ) from error

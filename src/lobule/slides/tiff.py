@@ -1,0 +1,208 @@
+"""Tiled and stripped TIFF, Aperio SVS and OME-TIFF, by tile: addresses from tifffile, each tile decoded once.
+
+The bytes of a tile are read in place (`pread`, or a range of a URL) and decoded by libjpeg-turbo or its like
+in the thread that asks. Decoded tiles stay in a bounded cache, so neighbouring reads do not decode again.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import weakref
+from collections.abc import Mapping
+from functools import partial
+from math import floor
+from typing import IO
+
+import numpy as np
+
+from lobule.errors import DamagedFile, DamagedTile, TooLarge
+from lobule.files import is_url, not_readable, open_url
+from lobule.geometry import Box, Size, level_step, tiles_over
+from lobule.slides.backend import RGB, FoundMpp, Level
+from lobule.slides.cache import DEFAULT_BYTES, TileCache
+from lobule.slides.tiff_facts import Layer, TiffFacts, read_facts
+from lobule.slides.tile_codecs import JPEG, decode_tile
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAX_ASSOCIATED_PIXELS = 1 << 28
+REDUCTIONS = (1, 2, 4, 8)
+
+
+def open_backend(path: str) -> TiffBackend | None:
+    """The slide, or None where the file is no TIFF or one that OpenSlide knows better."""
+    if not is_url(path) and os.path.isdir(path):  # noqa: PTH112 - may be any string that a person typed
+        return None
+    with open_url(path) as stream:
+        if stream.read(4) not in MAGIC:
+            return None
+        facts = read_facts(stream, path)
+    return None if facts is None else TiffBackend(path, facts)
+
+
+class TiffBackend:
+    """One TIFF. Threads share its file descriptor and its cache."""
+
+    bounds: Box | None = None
+
+    def __init__(self, path: str, facts: TiffFacts, cache_bytes: int = DEFAULT_BYTES) -> None:
+        self.path = path
+        self.format = facts.format
+        self.properties: Mapping[str, str] = facts.properties
+        self.found_mpp: FoundMpp | None = facts.found_mpp
+        self.levels = tuple(Level(layer.size, layer.tile) for layer in facts.levels)
+        self.associated: Mapping[str, Size | None] = {
+            name: layer.size for name, layer in facts.associated.items()
+        }
+        self.cache = TileCache(cache_bytes)
+        self._layers = facts.levels
+        self._beside = facts.associated
+        self._bytes = Bytes(path)
+
+    @property
+    def decoded_tiles(self) -> int:
+        """Compressed tiles decoded so far; reduced and missing ones count too."""
+        return self.cache.decodes
+
+    def reductions(self, level: int) -> tuple[int, ...]:
+        layer = self._layers[level]
+        if layer.coding.compression != JPEG or len(layer.offsets) > 1:
+            return (1,)
+        return tuple(factor for factor in REDUCTIONS if not any(side % factor for side in layer.tile))
+
+    def read(self, level: int, box: Box, reduce: int = 1) -> RGB:
+        layer = self._layers[level]
+        tile_width, tile_height = layer.tile.width // reduce, layer.tile.height // reduce
+        out = np.empty((box.height, box.width, 3), np.uint8)
+        for column, row in tiles_over(box, Size(tile_width, tile_height)):
+            left, top = column * tile_width - box.x, row * tile_height - box.y
+            y, x = max(-top, 0), max(-left, 0)
+            into = out[top + y : top + tile_height, left + x : left + tile_width]
+            height, width = into.shape[:2]
+            # no name is kept for the tile: let go at once, its memory is still warm for the next
+            into[...] = self.cache.get(
+                (level, reduce, column, row),
+                partial(self._decode, level, column, row, reduce),
+                whole=height == tile_height and width == tile_width,
+            )[y : y + height, x : x + width]
+        return out
+
+    def read_associated(self, name: str) -> RGB:
+        layer = self._beside[name]
+        if layer.size.area > MAX_ASSOCIATED_PIXELS:
+            raise TooLarge(f"associated image '{name}' declares {layer.size}", subject=self.path)
+        out = np.empty((layer.size.height, layer.size.width, 3), np.uint8)
+        for column, row in tiles_over(Box(0, 0, *layer.size), layer.tile):
+            try:
+                tile = self._pixels(layer, column, row)
+            except ValueError as error:
+                raise DamagedFile(
+                    f"associated image '{name}' cannot be decoded", subject=self.path, found=str(error)
+                ) from error
+            spot = out[row * layer.tile.height :, column * layer.tile.width :][
+                : layer.tile.height, : layer.tile.width
+            ]
+            spot[:] = tile[: spot.shape[0], : spot.shape[1]]
+        return out
+
+    def close(self) -> None:
+        self._bytes.close()
+        self.cache.clear()
+
+    # -- one tile -----------------------------------------------------------------------------------------
+
+    def _decode(self, level: int, column: int, row: int, reduce: int) -> RGB:
+        try:
+            return self._pixels(self._layers[level], column, row, reduce)
+        except ValueError as error:
+            raise self._damaged(level, column, row, str(error)) from error
+
+    def _pixels(self, layer: Layer, column: int, row: int, reduce: int = 1) -> RGB:
+        """One tile as RGB, at least as large as its part inside the layer. Raises `ValueError` if damaged."""
+        tile, index, planes = layer.tile, row * layer.columns + column, []
+        for offsets, lengths in zip(layer.offsets, layer.lengths, strict=True):
+            offset, length = int(offsets[index]), int(lengths[index])
+            if offset == 0 or length == 0:
+                return np.full((tile.height // reduce, tile.width // reduce, 3), 255, np.uint8)
+            planes.append(self._fetch(offset, length))
+        valid = layer.valid(column, row)
+        try:
+            return decode_tile(layer.coding, planes, tile, valid, reduce)
+        except (RuntimeError, TypeError, IndexError, OverflowError, MemoryError) as error:
+            raise ValueError(
+                f"{type(error).__name__}: {error}"
+            ) from error  # whatever a codec says of bad bytes
+
+    def _fetch(self, offset: int, length: int) -> bytes:
+        if offset + length > self._bytes.size:
+            raise ValueError(f"bytes {offset} to {offset + length} lie beyond the file's {self._bytes.size}")
+        data = self._bytes.read(offset, length)
+        if len(data) != length:
+            raise ValueError(f"{len(data)} bytes could be read where {length} are promised")
+        return data
+
+    def _damaged(self, level: int, column: int, row: int, cause: str) -> DamagedTile:
+        size, tile = self.levels[level].size, self.levels[level].tile
+        step_x = level_step(self.levels[0].size.width, size.width)
+        step_y = level_step(self.levels[0].size.height, size.height)
+        left, top = column * tile.width, row * tile.height
+        right, bottom = min(left + tile.width, size.width), min(top + tile.height, size.height)
+        l0_box = Box.of_edges(
+            floor(left * step_x), floor(top * step_y), -floor(-right * step_x), -floor(-bottom * step_y)
+        )
+        return DamagedTile(self.path, level, (column, row), cause, l0_box=l0_box)
+
+
+# -- bytes --------------------------------------------------------------------------------------------------
+
+
+class Bytes:
+    """Ranges of a file or URL, for any number of threads.
+
+    Closing lets go of the handle: reads under way in other threads end well, the last of them closes the
+    file, and a later read opens it again.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._handle: _Handle | None = None
+        self.size = self._held().size()
+
+    def read(self, offset: int, length: int) -> bytes:
+        handle = self._handle or self._held()
+        try:
+            return handle.read(offset, length)
+        except OSError as error:
+            raise not_readable(error, self.path) from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._handle = None
+
+    def _held(self) -> _Handle:
+        with self._lock:
+            if self._handle is None:
+                self._handle = _Handle(open_url(self.path))
+            return self._handle
+
+
+class _Handle:
+    """An open stream that closes when nobody holds it; a local file is read without moving its position."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._pread = hasattr(os, "pread") and isinstance(stream, io.BufferedReader)
+        weakref.finalize(self, stream.close)
+
+    def size(self) -> int:
+        return self._stream.seek(0, os.SEEK_END)
+
+    def read(self, offset: int, length: int) -> bytes:
+        if self._pread:
+            return os.pread(self._stream.fileno(), length, offset)
+        with self._lock:
+            self._stream.seek(offset)
+            return self._stream.read(length)

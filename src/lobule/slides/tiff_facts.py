@@ -1,0 +1,377 @@
+"""What a TIFF is: which pages are levels and which are images beside them, where their tiles lie, its µm/px.
+
+Taken: tiled or stripped RGB, grey and palette pages of 8 or 16 bits as a pyramid of pages (Aperio SVS and
+generic), of SubIFDs (OME-TIFF and others), or as a single level. Left to OpenSlide, which knows their
+layouts: NDPI, SCN, Ventana (BIF and TIFF), Philips, Trestle, and whatever codec is not known here.
+
+A page is a level when its width and height are those of level 0 divided by one factor, to within 2 px of
+rounding; where some pages are marked as reduced images, only those are asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tifffile import TiffFile, TiffPage
+
+from lobule.errors import DamagedFile, LobuleError, TooLarge, UnknownFormat
+from lobule.geometry import Size
+from lobule.slides.backend import FoundMpp
+from lobule.slides.tiff_mpp import OmeImage, aperio_fields, mpp_of_tiff, parse_ome
+from lobule.slides.tile_codecs import JPEG, MAX_TILE_PIXELS, Coding
+
+MAX_PAGES = 4096
+"""Pages looked at; a slide has about ten, a stack of focal planes some hundreds."""
+
+MAX_SIDE = 4_000_000
+ASSOCIATED_NAMES = ("label", "macro", "thumbnail", "overview")
+
+# tifffile tells the log of oddities that become typed errors here
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One image of the file: its size, its tiles and where they lie."""
+
+    size: Size
+    tile: Size
+    columns: int
+    rows: int
+    offsets: NDArray[np.uint64]
+    """(planes, tiles): bytes from the start of the file; 0 where a tile is missing."""
+    lengths: NDArray[np.uint64]
+    coding: Coding
+
+    def valid(self, column: int, row: int) -> Size:
+        """The part of a tile that lies inside the layer."""
+        width = self.size.width - column * self.tile.width
+        height = self.size.height - row * self.tile.height
+        if width >= self.tile.width and height >= self.tile.height:
+            return self.tile
+        return Size(min(self.tile.width, width), min(self.tile.height, height))
+
+
+@dataclass(frozen=True)
+class TiffFacts:
+    """All that is needed to read the file once its directories are parsed."""
+
+    format: str
+    levels: tuple[Layer, ...]
+    associated: Mapping[str, Layer]
+    properties: Mapping[str, str]
+    found_mpp: FoundMpp | None
+
+
+def read_facts(stream: IO[bytes], path: str) -> TiffFacts | None:
+    """The facts of a TIFF, or None where another backend knows better."""
+    try:
+        stream.seek(0)
+        with TiffFile(stream, _multifile=False) as tif:
+            if _foreign(tif):
+                return None
+            _check_chain(stream, path)
+            return _facts(tif, path)
+    except LobuleError:
+        raise
+    except Exception as error:  # a parser fed damaged bytes raises anything
+        raise DamagedFile(
+            "its TIFF directories cannot be read",
+            subject=path,
+            found=f"{type(error).__name__}: {error}",
+            remedy="Copy the file again from its source; `lobule doctor` says more",
+        ) from error
+
+
+def _foreign(tif: TiffFile) -> bool:
+    first = tif.pages.first
+    if tif.is_ndpi or tif.is_scn or tif.is_bif or tif.is_philips:
+        return True
+    if first.software.startswith(("Philips", "MedScan")):
+        return True
+    return 700 in first.tags and b"<iScan" in bytes(first.tags[700].value)[:65536]
+
+
+def _check_chain(stream: IO[bytes], path: str) -> None:
+    """Follow the directories once: none may lie outside the file, and none may come twice."""
+    stream.seek(0)
+    head = stream.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    big = struct.unpack(order + "H", head[2:4])[0] == 43
+    count_format, entry, word = ("Q", 20, "Q") if big else ("H", 12, "I")
+    count_size, word_size = struct.calcsize(count_format), struct.calcsize(word)
+    end = stream.seek(0, 2)
+    at = struct.unpack(order + word, head[8:16] if big else head[4:8])[0]
+    seen: set[int] = set()
+    while at:
+        broken = "comes twice" if at in seen else "lies outside the file" if at + count_size > end else ""
+        if not broken:
+            stream.seek(at)
+            count = struct.unpack(order + count_format, stream.read(count_size))[0]
+            tail = at + count_size + count * entry
+            broken = "is cut off" if tail + word_size > end else ""
+        if broken or len(seen) >= MAX_PAGES:
+            raise DamagedFile(
+                "its TIFF directories cannot be followed",
+                subject=path,
+                expected=f"a chain of at most {MAX_PAGES} directories inside the file",
+                found=f"directory {len(seen)} at byte {at} {broken or 'and still no end'}",
+                remedy="Copy the file again from its source",
+            )
+        seen.add(at)
+        stream.seek(tail)
+        at = struct.unpack(order + word, stream.read(word_size))[0]
+
+
+def _facts(tif: TiffFile, path: str) -> TiffFacts | None:
+    first = tif.pages.first
+    description = first.description
+    ome = parse_ome(description) if tif.is_ome else ()
+    if ome:
+        found = _ome_layers(tif, ome, path)
+    elif first.is_svs:
+        found = _svs_layers(list(_pages(tif)), path)
+    else:
+        found = _generic_layers(list(_pages(tif)), path)
+    if found is None:
+        return None
+    levels, associated = found
+    main = next((image for image in ome if image.main), None)
+    found_mpp = mpp_of_tiff(first, main)
+    kind = "ome-tiff" if ome else "aperio-svs" if first.is_svs else "generic-tiff"
+    properties = _properties(first, kind, found_mpp, main)
+    return TiffFacts(kind, tuple(levels), associated, properties, found_mpp)
+
+
+def _pages(tif: TiffFile) -> Iterator[TiffPage]:
+    tif.pages.useframes = False
+    for page in tif.pages:
+        assert isinstance(page, TiffPage)
+        yield page
+
+
+Found = tuple[list[Layer], dict[str, Layer]]
+
+
+def _svs_layers(pages: list[TiffPage], path: str) -> Found | None:
+    """Tiled pages are levels; the second page in strips is the thumbnail, others say what they are."""
+    base = _layer([pages[0]], path)
+    if base is None or not pages[0].is_tiled:
+        return None
+    levels = [base]
+    associated: dict[str, Layer] = {}
+    for index, page in enumerate(pages[1:], start=1):
+        layer = _layer([page], path)
+        if page.is_tiled:
+            if layer is None:
+                return None
+            if _is_level(layer, levels):
+                levels.append(layer)
+        elif layer is not None:
+            associated.setdefault(_svs_name(page, index), layer)
+    if any(bool((layer.lengths == 0).any()) for layer in levels[1:]):
+        return None  # Aperio's writer leaves holes in coarse levels; OpenSlide fills them from the finer one
+    return levels, associated
+
+
+def _svs_name(page: TiffPage, index: int) -> str:
+    if index == 1:
+        return "thumbnail"
+    lines = page.description.splitlines()
+    word = lines[1].split()[0].lower() if len(lines) > 1 and lines[1].split() else ""
+    return word if word in ASSOCIATED_NAMES else "macro" if page.subfiletype == 9 else "label"
+
+
+def _generic_layers(pages: list[TiffPage], path: str) -> Found | None:
+    base_page = max(pages, key=lambda page: page.imagewidth * page.imagelength)
+    base = _layer([base_page], path)
+    if base is None:
+        return None
+    levels = [base]
+    others = [page for page in pages if page is not base_page]
+    if base_page.subifds:
+        others = _sub_pages(base_page)
+    elif any(page.subfiletype & 1 for page in others):
+        others = [page for page in others if page.subfiletype & 1]
+    for page in sorted(others, key=lambda page: -page.imagewidth):
+        layer = _layer([page], path)
+        if layer is not None and _is_level(layer, levels):
+            levels.append(layer)
+    return levels, {}
+
+
+def _ome_layers(tif: TiffFile, images: Sequence[OmeImage], path: str) -> Found | None:
+    """The largest image is the slide; others are taken as images beside it, by name."""
+    pages = list(_pages(tif))
+    main = next(image for image in images if image.main)
+    if main.channels not in (1, 3) and main.channels != pages[main.ifd].samplesperpixel:
+        raise UnknownFormat(
+            f"an OME-TIFF of {main.channels} channels",
+            subject=path,
+            expected="a brightfield image: RGB, or one grey channel",
+            remedy="Export an RGB rendering of it",
+        )
+    top = _planes(pages, main)
+    base = _layer(top, path)
+    if base is None:
+        return None
+    levels = [base]
+    below = [_sub_pages(page) for page in top]
+    for planes in zip(*below, strict=len({len(pages) for pages in below}) == 1):
+        layer = _layer(list(planes), path)
+        if layer is not None and _is_level(layer, levels):
+            levels.append(layer)
+    if not any(below) and len(images) == 1 and len(top) == 1:
+        return _generic_layers(pages, path)
+    associated: dict[str, Layer] = {}
+    for index, image in enumerate(images):
+        layer = None if image is main or image.ifd >= len(pages) else _layer(_planes(pages, image), path)
+        if layer is not None:
+            known = [name for name in ASSOCIATED_NAMES if name in image.name.lower()]
+            associated.setdefault(known[0] if known else f"image {index}", layer)
+    return levels, associated
+
+
+def _planes(pages: list[TiffPage], image: OmeImage) -> list[TiffPage]:
+    """The page of an image, or its three where red, green and blue are pages of their own."""
+    apart = image.channels == 3 and pages[image.ifd].samplesperpixel == 1
+    found = [image.ifd + plane * image.channel_stride for plane in range(3 if apart else 1)]
+    return [pages[index] for index in found]
+
+
+def _sub_pages(page: TiffPage) -> list[TiffPage]:
+    if not page.subifds or page.pages is None:
+        return []
+    page.pages.useframes = False
+    return [sub for sub in page.pages if isinstance(sub, TiffPage)]
+
+
+def _is_level(layer: Layer, levels: Sequence[Layer]) -> bool:
+    """Whether a layer continues the pyramid: smaller than the last, and of level 0's shape."""
+    base, last = levels[0], levels[-1]
+    if not (layer.size.width < last.size.width and layer.size.height < last.size.height):
+        return False
+    skew = abs(layer.size.width * base.size.height - layer.size.height * base.size.width)
+    return skew <= 2 * max(base.size.width, base.size.height)
+
+
+def _layer(pages: list[TiffPage], path: str) -> Layer | None:
+    """One layer of a page (or of three that hold one plane each); None where its coding is not known here."""
+    page = pages[0]
+    coding = _coding(page, apart=len(pages) > 1)
+    if coding is None or any(_shape(other) != _shape(page) for other in pages):
+        return None
+    size = Size(page.imagewidth, page.imagelength)
+    if page.is_tiled:
+        tile = Size(page.tilewidth, page.tilelength)
+    else:
+        tile = Size(size.width, min(page.rowsperstrip or size.height, size.height))
+    if not (0 < size.width <= MAX_SIDE and 0 < size.height <= MAX_SIDE and min(tile) > 0):
+        raise TooLarge(f"a page declares {size}", subject=path, expected=f"1 to {MAX_SIDE} px a side")
+    if tile.area > MAX_TILE_PIXELS:
+        raise TooLarge(
+            f"a page of {size} is compressed in pieces of {tile}",
+            subject=path,
+            expected=f"tiles of at most {MAX_TILE_PIXELS >> 20} Mpixel",
+            remedy="Convert it to a tiled, pyramidal TIFF: vips tiffsave --tile --pyramid",
+        )
+    columns, rows = -(-size.width // tile.width), -(-size.height // tile.height)
+    planes = page.samplesperpixel if page.planarconfig == 2 else 1
+    count = columns * rows
+    offsets = np.concatenate([_places(other.dataoffsets, planes, count, path) for other in pages])
+    lengths = np.concatenate([_places(other.databytecounts, planes, count, path) for other in pages])
+    return Layer(size, tile, columns, rows, offsets, lengths, coding)
+
+
+def _shape(page: TiffPage) -> tuple[Any, ...]:
+    return (
+        page.imagewidth,
+        page.imagelength,
+        page.tilewidth,
+        page.tilelength,
+        page.compression,
+        page.bitspersample,
+    )
+
+
+def _places(values: Sequence[int], planes: int, tiles: int, path: str) -> NDArray[np.uint64]:
+    if len(values) < planes * tiles:
+        raise DamagedFile(
+            "a page does not say where all its tiles lie",
+            subject=path,
+            expected=f"{planes * tiles} tiles",
+            found=f"{len(values)}",
+            remedy="Copy the file again from its source",
+        )
+    return np.array(values[: planes * tiles], np.uint64).reshape(planes, tiles)
+
+
+def _coding(page: TiffPage, apart: bool) -> Coding | None:
+    samples = page.samplesperpixel
+    if page.bitspersample not in (8, 16) or page.sampleformat not in (None, 1) or page.fillorder != 1:
+        return None
+    if samples not in (1, 2, 3, 4) or (page.compression == JPEG and samples not in (1, 3)):
+        return None
+    separate = apart or page.planarconfig == 2
+    extra = page.extrasamples[0] if page.extrasamples else 0
+    palette = None
+    if page.photometric == 3:
+        if page.colormap is None or page.bitspersample != 8 or page.colormap.shape != (3, 256):
+            return None
+        palette = np.ascontiguousarray((page.colormap >> 8).astype(np.uint8).T)
+    coding = Coding(
+        compression=int(page.compression),
+        photometric=int(page.photometric),
+        samples=1 if separate else samples,
+        bits=page.bitspersample,
+        byteorder=page.parent.byteorder,
+        predictor=int(page.predictor),
+        alpha=int(extra) if int(extra) in (1, 2) else 0,
+        tables=bytes(page.jpegtables or b""),
+        palette=palette,
+    )
+    return coding if coding.supported else None
+
+
+# -- properties ---------------------------------------------------------------------------------------------
+
+_TAGS = {
+    269: "DocumentName", 270: "ImageDescription", 271: "Make", 272: "Model", 282: "XResolution",
+    283: "YResolution", 286: "XPosition", 287: "YPosition", 305: "Software", 306: "DateTime", 315: "Artist",
+    316: "HostComputer", 33432: "Copyright",
+}  # fmt: skip
+
+
+def _properties(page: TiffPage, kind: str, found: FoundMpp | None, ome: OmeImage | None) -> Mapping[str, str]:
+    """Names as OpenSlide gives them, where it has one."""
+    out: dict[str, str] = {} if ome else {"openslide.vendor": kind.removesuffix("-svs")}
+    for code, name in _TAGS.items():
+        if code in page.tags:
+            out[f"tiff.{name}"] = _text(page.tags[code].value)
+    unit = {1: "none", 2: "inch", 3: "centimeter"}.get(int(page.resolutionunit))
+    if unit is not None and 282 in page.tags:
+        out["tiff.ResolutionUnit"] = unit
+    if page.description:
+        out["openslide.comment"] = page.description
+    if kind == "aperio-svs":
+        fields = aperio_fields(page.description)
+        out.update({f"aperio.{name}": value for name, value in fields.items()})
+        if fields.get("AppMag"):
+            out["openslide.objective-power"] = fields["AppMag"]
+    if ome is not None and ome.objective is not None:
+        out["openslide.objective-power"] = f"{ome.objective:g}"
+    if found is not None:
+        out["openslide.mpp-x"], out["openslide.mpp-y"] = f"{found.mpp.x:.17g}", f"{found.mpp.y:.17g}"
+    return out
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) == 2:
+        return f"{value[0] / value[1]:.17g}" if value[1] else ""
+    return str(value)

@@ -1,0 +1,187 @@
+"""µm/px of a TIFF, with the place that says so: Aperio, OME-XML, ImageJ, JSON, or the resolution tags.
+
+The resolution tags are believed only between 0.01 and 20 µm/px: image programs fill them with 72, 96 or 300
+dots an inch (353, 265 and 85 µm/px), which says how to print the picture and nothing of the slide.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+from xml.etree import ElementTree
+
+from lobule.slides.backend import FoundMpp
+from lobule.units import Mpp
+
+FINEST_UM, COARSEST_UM = 0.01, 20.0
+"""What a tag or description may claim of a slide."""
+
+UM_OF_UNIT = {
+    "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
+    "\\u00b5m": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "dm": 1e5, "m": 1e6, "pm": 1e-6, "Å": 1e-4,
+    "in": 25400.0, "inch": 25400.0, "mil": 25.4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OmeImage:
+    """What OME-XML says of one image."""
+
+    name: str
+    width: int
+    height: int
+    channels: int
+    """Samples of one pixel, over all its channels."""
+    ifd: int
+    """The directory of its first plane."""
+    channel_stride: int
+    """Directories from one channel's plane to the next's."""
+    mpp: Mpp | None
+    objective: float | None
+    main: bool = False
+
+
+def mpp_of_tiff(page: Any, ome: OmeImage | None) -> FoundMpp | None:
+    """µm/px of level 0, from the most specific place to the least."""
+    description = page.description
+    if page.is_svs:
+        value = _number(aperio_fields(description).get("MPP"))
+        return _found(value, value, "Aperio MPP")
+    if ome is not None:
+        if ome.mpp is not None:
+            return _found(ome.mpp.x, ome.mpp.y, "OME PhysicalSizeX and PhysicalSizeY")
+    elif page.is_imagej:
+        return _imagej(page)
+    elif description[:1] == "{":
+        found = _json(description)
+        if found is not None:
+            return found
+    unit = {2: 25400.0, 3: 10000.0}.get(int(page.resolutionunit))
+    return None if unit is None else _of_density(page, unit, "TIFF XResolution and YResolution")
+
+
+def _of_density(page: Any, unit_um: float, source: str) -> FoundMpp | None:
+    x, y = (_ratio(page.tags[code].value) if code in page.tags else None for code in (282, 283))
+    return _found(unit_um / x if x else None, unit_um / y if y else None, source)
+
+
+def _imagej(page: Any) -> FoundMpp | None:
+    match = re.search(r"^unit=(.+)$", page.description, re.MULTILINE)
+    unit = UM_OF_UNIT.get(match.group(1).strip().replace("\\u00B5", "µ")) if match else None
+    return None if unit is None else _of_density(page, unit, "ImageJ unit and TIFF XResolution")
+
+
+def _json(description: str) -> FoundMpp | None:
+    """The JSON that tifffile and others write: `PhysicalSizeX` with its unit, or `mpp`."""
+    try:
+        said = json.loads(description)
+    except ValueError:
+        return None
+    if not isinstance(said, dict):
+        return None
+    if "PhysicalSizeX" in said:
+        x, y = (_physical(said, axis) for axis in "XY")
+        return _found(x, y or x, "PhysicalSizeX of the image description")
+    value = _number(said.get("mpp"))
+    return _found(value, value, "mpp of the image description")
+
+
+def _found(x: float | None, y: float | None, source: str) -> FoundMpp | None:
+    if x is None or y is None or not all(FINEST_UM <= value <= COARSEST_UM for value in (x, y)):
+        return None
+    return FoundMpp(Mpp(x, y), source)
+
+
+def aperio_fields(description: str) -> dict[str, str]:
+    """`key = value` pairs between bars; the last of a name counts, as for OpenSlide."""
+    fields = {}
+    for part in description.split("|")[1:]:
+        key, equals, value = part.partition("=")
+        if equals:
+            fields[key.strip()] = value.strip()
+    return fields
+
+
+# -- OME-XML ------------------------------------------------------------------------------------------------
+
+
+def parse_ome(description: str) -> tuple[OmeImage, ...]:
+    """The images of an OME-XML description, the largest marked; empty where it is none that can be used."""
+    if "<!DOCTYPE" in description or "<!ENTITY" in description:
+        return ()
+    try:
+        root = ElementTree.fromstring(description)
+    except ElementTree.ParseError:
+        return ()
+    magnifications = {node.get("ID"): node.get("NominalMagnification") for node in _all(root, "Objective")}
+    images: list[OmeImage] = []
+    next_ifd = 0
+    for node in _all(root, "Image"):
+        pixels = next(_all(node, "Pixels"), None)
+        if pixels is None:
+            continue
+        image, planes = _ome_image(node, pixels, next_ifd, magnifications)
+        images.append(image)
+        next_ifd = image.ifd + planes
+    if not images:
+        return ()
+    named = ("label", "macro", "thumbnail", "overview")
+    slides = [image for image in images if not any(name in image.name.lower() for name in named)]
+    largest = max(slides or images, key=lambda image: image.width * image.height)
+    return tuple(replace(image, main=image is largest) for image in images)
+
+
+def _ome_image(node: Any, pixels: Any, next_ifd: int, magnifications: dict[Any, Any]) -> tuple[OmeImage, int]:
+    said = pixels.attrib
+    size = {axis: int(said.get(f"Size{axis}", 1)) for axis in "XYZCT"}
+    channels = list(_all(pixels, "Channel"))
+    samples = sum(int(channel.get("SamplesPerPixel", 1)) for channel in channels) or size["C"]
+    together = max((int(channel.get("SamplesPerPixel", 1)) for channel in channels), default=1)
+    blocks = [int(block.get("IFD", next_ifd)) for block in _all(pixels, "TiffData")]
+    order = said.get("DimensionOrder", "XYCZT")
+    before = order[2 : order.index("C")] if "C" in order else ""
+    stride = 1
+    for axis in before:
+        stride *= size.get(axis, 1)
+    x, y = _physical(said, "X"), _physical(said, "Y")
+    settings = next(_all(node, "ObjectiveSettings"), None)
+    image = OmeImage(
+        name=node.get("Name", ""),
+        width=size["X"],
+        height=size["Y"],
+        channels=max(samples, size["C"]),
+        ifd=min(blocks, default=next_ifd),
+        channel_stride=stride,
+        mpp=Mpp(x, y or x) if x else None,
+        objective=_number(magnifications.get(settings.get("ID"))) if settings is not None else None,
+    )
+    return image, max(1, size["Z"] * size["T"] * size["C"] // together)
+
+
+def _all(node: Any, name: str) -> Iterator[Any]:
+    return (
+        found for found in node.iter() if isinstance(found.tag, str) and found.tag.rpartition("}")[2] == name
+    )
+
+
+def _physical(said: Any, axis: str) -> float | None:
+    value = _number(said.get(f"PhysicalSize{axis}"))
+    unit = UM_OF_UNIT.get(str(said.get(f"PhysicalSize{axis}Unit", "µm")))
+    return None if value is None or unit is None else value * unit
+
+
+def _ratio(value: Any) -> float | None:
+    if isinstance(value, tuple):
+        return value[0] / value[1] if len(value) == 2 and value[1] else None
+    return _number(value)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 < number < float("inf") else None

@@ -1,0 +1,203 @@
+"""Turning one compressed tile of a TIFF into RGB: codecs, predictors, photometric interpretations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.geometry import Size
+from lobule.slides import jpeg
+from lobule.slides.backend import RGB
+
+MAX_TILE_PIXELS = 1 << 26
+"""Pixels one compressed tile or strip may declare (8,192 px a side); more is refused before decoding."""
+
+JPEG = 7
+JPEG2000 = frozenset({33003, 33004, 33005, 34712})
+APERIO_YCBCR = 33003
+WEBP = frozenset({34927, 50001})
+
+BYTES: dict[int, Callable[..., Any]] = {
+    1: lambda data, out: data[:out],
+    5: imagecodecs.lzw_decode,
+    8: imagecodecs.deflate_decode,
+    32946: imagecodecs.deflate_decode,
+    32773: imagecodecs.packbits_decode,
+    34925: imagecodecs.lzma_decode,
+    34926: imagecodecs.zstd_decode,
+    50000: imagecodecs.zstd_decode,
+}
+"""Codecs that know nothing of pixels; `out` bounds what they may write."""
+
+MIN_IS_WHITE, MIN_IS_BLACK, PHOTOMETRIC_RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the tiles of one page are compressed and what their samples mean."""
+
+    compression: int
+    photometric: int
+    samples: int
+    """Samples in one compressed tile: those of the page, or 1 where planes lie apart."""
+    bits: int = 8
+    byteorder: str = "<"
+    predictor: int = 1
+    alpha: int = 0
+    """0 none (or an extra sample of unknown meaning, ignored), 1 associated, 2 unassociated."""
+    tables: bytes = b""
+    palette: NDArray[np.uint8] | None = None
+
+    @property
+    def supported(self) -> bool:
+        if self.bits not in (8, 16) or self.predictor not in (1, 2):
+            return False
+        if self.compression == JPEG:
+            return self.bits == 8 and self.photometric in (MIN_IS_BLACK, PHOTOMETRIC_RGB, YCBCR)
+        if self.compression in JPEG2000 or self.compression in WEBP:
+            return True
+        known = (MIN_IS_WHITE, MIN_IS_BLACK, PHOTOMETRIC_RGB) + (
+            (PALETTE,) if self.palette is not None else ()
+        )
+        return self.compression in BYTES and self.photometric in known
+
+    @cached_property
+    def completed(self) -> jpeg.Completer:
+        return jpeg.Completer(self.tables, transform=self.photometric == YCBCR)
+
+
+def decode_tile(coding: Coding, planes: list[bytes], tile: Size, valid: Size, reduce: int = 1) -> RGB:
+    """One tile as RGB, at least `valid` large, with 1/`reduce` of its pixels a side.
+
+    `planes` holds the compressed bytes: one item, or one for each sample where planes lie apart. Raises
+    `ValueError` with the cause where the bytes are damaged or declare another size.
+    """
+    if reduce > 1:
+        return _reduced_jpeg(coding, planes[0], tile, valid, reduce)
+    if coding.compression == JPEG and len(planes) == 1 and coding.samples in (1, 3):
+        return _jpeg(coding, planes[0], tile, valid)
+    parts = [_samples(coding, data, tile, valid) for data in planes]
+    pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+    return to_rgb(coding, pixels)
+
+
+def _jpeg(coding: Coding, data: bytes, tile: Size, valid: Size, reduce: int = 1) -> RGB:
+    stream, header = coding.completed(data)
+    _check_declared(header.width, header.height, tile, valid)
+    if header.samples != coding.samples:
+        raise ValueError(f"the JPEG stream declares {header.samples} samples, the page {coding.samples}")
+    return jpeg.decode(stream, header.width, header.height, reduce)
+
+
+def _reduced_jpeg(coding: Coding, data: bytes, tile: Size, valid: Size, reduce: int) -> RGB:
+    """Decoded at libjpeg's reduced size; tiles that reach past the level average white with what is inside.
+
+    Beyond the level a tile holds whatever its writer liked, so libjpeg must not mix it in.
+    """
+    if valid == tile:
+        return _jpeg(coding, data, tile, valid, reduce)
+    whole = np.full((tile.height, tile.width, 3), 255, np.uint16)
+    whole[: valid.height, : valid.width] = _jpeg(coding, data, tile, valid)[: valid.height, : valid.width]
+    blocks = whole.reshape(tile.height // reduce, reduce, tile.width // reduce, reduce, 3)
+    count = reduce * reduce
+    means: RGB = ((blocks.sum(axis=(1, 3), dtype=np.uint32) + count // 2) // count).astype(np.uint8)
+    return means
+
+
+def _samples(coding: Coding, data: bytes, tile: Size, valid: Size) -> NDArray[Any]:
+    """The samples of one compressed piece as stored: (rows, tile width, samples), 8 or 16 bits."""
+    if coding.compression == JPEG:
+        return _jpeg(coding, data, tile, valid)[..., : coding.samples]
+    if coding.compression in JPEG2000 or coding.compression in WEBP:
+        return _image_codec(coding, data, tile, valid)
+    row_bytes = tile.width * coding.samples * coding.bits // 8
+    raw = BYTES[coding.compression](data, out=tile.height * row_bytes)
+    rows = len(raw) // row_bytes
+    if rows < valid.height:
+        raise ValueError(f"{len(raw)} bytes instead of {valid.height * row_bytes}")
+    dtype = np.dtype(f"{coding.byteorder}u{coding.bits // 8}")
+    pixels: NDArray[Any] = np.frombuffer(raw, dtype, rows * row_bytes // dtype.itemsize)
+    pixels = pixels.reshape(rows, tile.width, coding.samples)
+    if coding.predictor == 2:
+        pixels = np.cumsum(pixels, axis=1, dtype=f"u{coding.bits // 8}")
+    return pixels
+
+
+def _image_codec(coding: Coding, data: bytes, tile: Size, valid: Size) -> NDArray[Any]:
+    webp = coding.compression in WEBP
+    width, height = webp_size(data) if webp else jpeg2000_size(data)
+    _check_declared(width, height, tile, valid)
+    pixels: NDArray[Any] = imagecodecs.webp_decode(data) if webp else imagecodecs.jpeg2k_decode(data)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.shape[:2] != (height, width) or pixels.shape[2] < coding.samples:
+        raise ValueError(f"decoded to {pixels.shape}, expected {(height, width, coding.samples)}")
+    if pixels.dtype.itemsize * 8 != coding.bits:
+        raise ValueError(f"decoded to {pixels.dtype}, expected {coding.bits} bits")
+    pixels = pixels[..., : coding.samples]
+    return ycbcr_to_rgb(pixels) if coding.compression == APERIO_YCBCR else pixels
+
+
+def _check_declared(width: int, height: int, tile: Size, valid: Size) -> None:
+    # the last tiles of some writers are cut to what is inside the level, so smaller is allowed down to that
+    if not (valid.width <= width <= tile.width and valid.height <= height <= tile.height):
+        raise ValueError(f"its compressed bytes declare {width} × {height} px, the tile has {tile}")
+
+
+def to_rgb(coding: Coding, pixels: NDArray[Any]) -> RGB:
+    """Samples as stored to RGB: 16 bits are scaled by 255/65535 and rounded, alpha is laid on white."""
+    if coding.photometric == PALETTE and coding.palette is not None:
+        colours_of: RGB = coding.palette[pixels[..., 0]]
+        return colours_of
+    if pixels.dtype.itemsize == 2:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if coding.photometric == MIN_IS_WHITE:
+        pixels = 255 - pixels
+    colours = 3 if pixels.shape[2] >= 3 else 1
+    rgb = pixels[..., :colours]
+    if coding.alpha and pixels.shape[2] > colours:
+        alpha = pixels[..., colours : colours + 1].astype(np.uint32)
+        inked = rgb.astype(np.uint32) * (255 if coding.alpha == 1 else alpha)
+        rgb = np.minimum((inked + 255 * (255 - alpha) + 127) // 255, 255).astype(np.uint8)
+    if colours == 1:
+        rgb = np.repeat(rgb, 3, axis=2)
+    return np.ascontiguousarray(rgb)
+
+
+def ycbcr_to_rgb(pixels: NDArray[Any]) -> RGB:
+    """Full-range BT.601, as JFIF has it; Aperio's JPEG 2000 of the kind 33003 leaves it to the reader."""
+    y, cb, cr = (pixels[..., index].astype(np.float32) for index in range(3))
+    cb, cr = cb - 128, cr - 128
+    rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
+    result: RGB = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+    return result
+
+
+def jpeg2000_size(data: bytes) -> tuple[int, int]:
+    """Width and height that a JPEG 2000 codestream (bare or in a JP2 box) declares."""
+    at = data.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if at < 0 or len(data) < at + 24:
+        raise ValueError("no JPEG 2000 codestream")
+    right, bottom, left, top = (int.from_bytes(data[at + k : at + k + 4], "big") for k in (8, 12, 16, 20))
+    return right - left, bottom - top
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height that a WebP image declares."""
+    kind = data[12:16]
+    if data[:4] != b"RIFF" or len(data) < 30:
+        raise ValueError("not a WebP image")
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if kind == b"VP8L":
+        packed = int.from_bytes(data[21:25], "little")
+        return 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        width, height = (int.from_bytes(data[k : k + 2], "little") & 0x3FFF for k in (26, 28))
+        return width, height
+    raise ValueError("not a WebP image")

@@ -1,0 +1,76 @@
+"""From fields back to maps: the inverse of the grid, and reductions that skip what was not scored."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.grid import MapGrid
+
+Scores = NDArray[np.float32]
+"""(classes, rows, columns)."""
+States = NDArray[np.uint8]
+"""(rows, columns) of `State`."""
+
+
+class State(IntEnum):
+    """What is known of a map cell."""
+
+    PENDING = 0
+    GLASS = 1
+    SCORED = 2
+    FAILED = 3
+
+
+def place(scores: Scores, states: States, grid: MapGrid, field: tuple[int, int], values: Scores) -> None:
+    """Put a field's (classes, cells, cells) into a map, cut at its edge, and mark the cells scored."""
+    rows, columns = grid.field_cells(*field)
+    scores[:, rows, columns] = values[:, : rows.stop - rows.start, : columns.stop - columns.start]
+    states[rows, columns] = State.SCORED
+
+
+def reduce_map(
+    scores: Scores, states: States, factor: int, how: Literal["max", "mean"] = "max"
+) -> tuple[Scores, States]:
+    """A map whose cells are `factor` × `factor` cells of this one; only scored cells count.
+
+    A reduced cell is scored where any of its cells is, else failed, pending or glass in that order.
+    """
+    classes, rows, columns = scores.shape
+    out_rows, out_columns = -(-rows // factor), -(-columns // factor)
+    padded_states = np.full((out_rows * factor, out_columns * factor), State.GLASS, np.uint8)
+    padded_states[:rows, :columns] = states
+    padded = np.zeros((classes, *padded_states.shape), np.float32)
+    padded[:, :rows, :columns] = scores
+    blocks = padded.reshape(classes, out_rows, factor, out_columns, factor)
+    scored = (padded_states == State.SCORED).reshape(out_rows, factor, out_columns, factor)
+    if how == "max":
+        best = np.where(scored, blocks, -np.inf).max(axis=(2, 4))
+        out = np.where(np.isfinite(best), best, 0).astype(np.float32)
+    else:
+        count = scored.sum(axis=(1, 3))
+        total = np.where(scored, blocks, 0).sum(axis=(2, 4), dtype=np.float64)
+        out = (total / np.maximum(count, 1)).astype(np.float32)
+    return out, _reduced_states(padded_states.reshape(out_rows, factor, out_columns, factor))
+
+
+def _reduced_states(blocks: States) -> States:
+    out = np.full((blocks.shape[0], blocks.shape[2]), State.GLASS, np.uint8)
+    for state in (State.PENDING, State.FAILED, State.SCORED):
+        out[(blocks == state).any(axis=(1, 3))] = state
+    return out
+
+
+def overlay(coarse: tuple[Scores, States], fine: tuple[Scores, States], factor: int) -> tuple[Scores, States]:
+    """The fine map, filled from the coarse one (`factor` times its stride) where it was not scored."""
+    scores, states = fine[0].copy(), fine[1].copy()
+    rows, columns = states.shape
+    spread_scores = coarse[0].repeat(factor, axis=1).repeat(factor, axis=2)[:, :rows, :columns]
+    spread_states = coarse[1].repeat(factor, axis=0).repeat(factor, axis=1)[:rows, :columns]
+    fill = (states != State.SCORED) & (spread_states == State.SCORED)
+    scores[:, fill] = spread_scores[:, fill]
+    states[fill] = State.SCORED
+    return scores, states

@@ -1,0 +1,271 @@
+"""Where tissue is on a small picture of a slide: not glass, pen, cover-glass edge, scanner padding or debris.
+
+Tissue is told from glass by its colour, not its brightness: haematoxylin and eosin both absorb green most,
+while glass, shadows, dust and the edge of a cover glass are grey, however dark they are. Lengths are in µm,
+so any picture will do; around 16 µm/px is enough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from lobule.units import Mpp
+
+Mask = NDArray[np.bool_]
+RGB = NDArray[np.uint8]
+Plane = NDArray[np.float32]
+
+DISC_ROWS = 16
+"""Radius in pixels up to which discs are spread run by run."""
+EIGHT = np.ones((3, 3), dtype=bool)
+
+
+@dataclass(frozen=True)
+class TissueConfig:
+    """How tissue is found; stored with every result. Lengths in µm, absorbances as optical density."""
+
+    method: Literal["stain", "camelyon"] = "stain"
+    """"stain" is described above; "camelyon" is the Otsu recipe that is published with Camelyon16 code."""
+    mpp: float = 16.0
+    """µm/px at which a slide is read to find its tissue."""
+    smoothing_um: float = 8.0
+    lowest_threshold: float = 0.02
+    """Green absorbance beyond that of red or blue; under it even a slide of glass alone has no tissue."""
+    highest_threshold: float = 0.035
+    """Above it everything is tissue, so a slide of tissue alone is not split in two."""
+    darkest: int = 45
+    """Pixels whose brightest channel is not above this are black: padding of the scanner, or ink."""
+    closing_um: float = 24.0
+    """Gaps up to twice this are closed."""
+    hole_mm2: float = 0.05
+    """Holes up to this area are filled."""
+    debris_mm2: float = 0.01
+    """Pieces under this area are dropped."""
+    pen_mm2: float = 0.05
+    """Ink under this area is left alone: specks of margin ink lie on real tissue."""
+    pen_margin_um: float = 60.0
+    """Left out around pen marks."""
+    line_um: float = 3000.0
+    """Straight pieces longer than this, and thinner than `line_width_um`, are edges and not tissue."""
+    line_width_um: float = 120.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class TissueMask:
+    """What was found, and how."""
+
+    mask: Mask
+    mpp: Mpp
+    """µm/px of the mask."""
+    pen: Mask
+    """Pen marks with their margin, which are left out."""
+    threshold: float | None
+    glass: tuple[float, float, float] | None
+    """The colour taken for glass; None where the method asks for none."""
+    config: TissueConfig
+
+    @property
+    def area_mm2(self) -> float:
+        return float(np.count_nonzero(self.mask)) * _pixel_mm2(self.mpp)
+
+    @property
+    def share(self) -> float:
+        """Of the picture."""
+        return float(self.mask.mean()) if self.mask.size else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "area_mm2": self.area_mm2,
+            "share": self.share,
+            "pen_mm2": float(np.count_nonzero(self.pen)) * _pixel_mm2(self.mpp),
+            "threshold": self.threshold,
+            "glass": self.glass,
+            "mpp": [self.mpp.x, self.mpp.y],
+            "config": self.config.to_dict(),
+        }
+
+
+def find_tissue(rgb: RGB, mpp: Mpp | float, config: TissueConfig | None = None) -> TissueMask:
+    """Find tissue on an RGB picture (height, width, 3) of known µm/px."""
+    config = config or TissueConfig()
+    scale = mpp if isinstance(mpp, Mpp) else Mpp.square(mpp)
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+        raise ValueError(f"tissue is found on (height, width, 3) of uint8, not {rgb.shape} of {rgb.dtype}")
+    nowhere = np.zeros(rgb.shape[:2], dtype=bool)
+    if rgb.size == 0:
+        return TissueMask(nowhere, scale, nowhere, None, None, config)
+    if config.method == "camelyon":
+        return TissueMask(camelyon_mask(rgb), scale, nowhere, None, None, config)
+    glass = _glass_colour(rgb)
+    red, green, blue = (_absorbance(rgb[..., channel], glass[channel]) for channel in range(3))
+    padding = _padding(rgb, config.darkest)
+    pen = _pen(red, green, blue, padding, scale, config)
+    stain = _smoothed(green - np.minimum(red, blue), scale, config.smoothing_um)
+    threshold = _threshold(stain[~(pen | padding)], config)
+    mask = (stain > threshold) & ~padding
+    mask = _cleaned(mask, pen | _spread(padding, scale, config.smoothing_um), scale, config)
+    return TissueMask(mask, scale, pen, threshold, glass, config)
+
+
+def camelyon_mask(rgb: RGB) -> Mask:
+    """The recipe published with Camelyon16 code: Otsu of each channel, and of the saturation.
+
+    Background exceeds the threshold in all three channels; tissue is the rest, where the saturation exceeds
+    its own and every channel exceeds 50. Meant for level 6 (about 15.6 µm/px); white is expected where
+    nothing was scanned.
+    """
+    background = np.logical_and.reduce([rgb[..., c] > threshold_otsu(rgb[..., c]) for c in range(3)])
+    highest = rgb.max(axis=2).astype(np.float64)
+    saturation = np.divide(highest - rgb.min(axis=2), highest, out=np.zeros_like(highest), where=highest > 0)
+    mask: Mask = ~background & (saturation > threshold_otsu(saturation)) & (rgb > 50).all(axis=2)
+    return mask
+
+
+def _pixel_mm2(mpp: Mpp) -> float:
+    return mpp.x * mpp.y * 1e-6
+
+
+GREY_SPREAD = 24
+"""Channels of glass differ by less; tinted lamps and old mounting media included."""
+USUAL_GLASS = (245.0, 245.0, 245.0)
+
+
+def _glass_colour(rgb: RGB) -> tuple[float, float, float]:
+    """The commonest bright grey, without pure white, which is filled in where nothing was scanned."""
+    brightest, darkest = rgb.max(axis=2), rgb.min(axis=2)
+    grey = (brightest - darkest < GREY_SPREAD) & (darkest >= 180) & (darkest < 255)
+    if np.count_nonzero(grey) < 0.002 * grey.size:
+        return USUAL_GLASS
+    levels = np.bincount(brightest[grey], minlength=256)
+    common = int(np.argmax(ndimage.uniform_filter1d(levels.astype(np.float64), 5)))
+    near = grey & (np.abs(brightest.astype(np.int16) - common) <= 3)
+    red, green, blue = (float(np.median(rgb[..., channel][near])) for channel in range(3))
+    return red, green, blue
+
+
+def _absorbance(channel: NDArray[np.uint8], glass: float) -> Plane:
+    table = -np.log10((np.arange(256) + 1) / (glass + 1))
+    return np.clip(table, -0.05, None).astype(np.float32)[channel]
+
+
+def _smoothed(plane: Plane, mpp: Mpp, sigma_um: float) -> Plane:
+    out: Plane = ndimage.gaussian_filter(plane, (sigma_um / mpp.y, sigma_um / mpp.x), truncate=3)
+    return out
+
+
+def _threshold(stain: Plane, config: TissueConfig) -> float:
+    """Otsu's, kept within bounds: where only glass or only tissue is there, Otsu would split noise."""
+    if stain.size == 0 or float(np.ptp(stain)) < 1e-6:
+        return config.highest_threshold
+    found = float(threshold_otsu(np.clip(stain, 0, 0.3)))
+    return float(np.clip(found / 2, config.lowest_threshold, config.highest_threshold))
+
+
+def _padding(rgb: RGB, darkest: int) -> Mask:
+    """Black that reaches the border of the picture; black within it is ink."""
+    black, _ = ndimage.label(rgb.max(axis=2) <= darkest, EIGHT)
+    reaching = np.zeros(int(black.max()) + 1, dtype=bool)
+    for side in (black[0], black[-1], black[:, 0], black[:, -1]):
+        reaching[side] = True
+    reaching[0] = False
+    return np.asarray(reaching[black])
+
+
+def _pen(red: Plane, green: Plane, blue: Plane, padding: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
+    """Ink: what absorbs red more than green (blue, green), pure red, or is dark and grey (black).
+
+    No mixture of haematoxylin and eosin does any of these over an area.
+    """
+    red, green, blue = (_smoothed(plane, mpp, config.smoothing_um) for plane in (red, green, blue))
+    cold = (red > 0.18) & (red > 1.08 * green + 0.02)
+    pure_red = (green > 0.6) & (red < 0.15) & (blue > 0.85 * green)
+    lowest, highest = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    black = (lowest > 0.3) & (highest - lowest < 0.25 * lowest)
+    ink = (cold | pure_red | black) & ~padding
+    ink = _spread(~_spread(~ink, mpp, config.smoothing_um), mpp, config.smoothing_um)
+    ink = _without_small(ink, config.pen_mm2, mpp)
+    return _spread(ink, mpp, config.pen_margin_um) if ink.any() else ink
+
+
+def _spread(mask: Mask, mpp: Mpp, um: float) -> Mask:
+    """Everything within a distance of the mask."""
+    if not mask.any() or um <= 0:
+        return mask
+    if um > DISC_ROWS * mpp.y:
+        return np.asarray(ndimage.distance_transform_edt(~mask, sampling=(mpp.y, mpp.x)) <= um)
+    # a disc is a stack of runs of pixels; for a few rows that is much quicker than all distances
+    rows = int(um / mpp.y)
+    padded = np.pad(mask.astype(np.uint8), ((rows, rows), (0, 0)))
+    out = np.zeros_like(mask)
+    for offset in range(rows + 1):
+        half_width = int(np.sqrt(um**2 - (offset * mpp.y) ** 2) / mpp.x)
+        run = ndimage.maximum_filter1d(padded, 2 * half_width + 1, axis=1, mode="constant").astype(bool)
+        out |= run[rows - offset : rows - offset + len(mask)] | run[rows + offset : rows + offset + len(mask)]
+    return out
+
+
+def _without_small(mask: Mask, least_mm2: float, mpp: Mpp) -> Mask:
+    pieces, _ = ndimage.label(mask, EIGHT)
+    large = np.bincount(pieces.ravel()) * _pixel_mm2(mpp) >= least_mm2
+    large[0] = False
+    return np.asarray(large[pieces])
+
+
+def _cleaned(mask: Mask, left_out: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
+    """Gaps closed, small holes filled, debris and straight edges dropped."""
+    mask = _closed(mask & ~left_out, mpp, config.closing_um)
+    mask = ~_without_small(~mask, config.hole_mm2, mpp)
+    mask &= ~left_out
+    mask = _without_small(mask, config.debris_mm2, mpp)
+    return _without_lines(mask, mpp, config)
+
+
+def _closed(mask: Mask, mpp: Mpp, um: float) -> Mask:
+    """Spread and drawn back; the picture's edge counts as more of the same."""
+    if not mask.any() or um <= 0:
+        return mask
+    rows, columns = int(np.ceil(um / mpp.y)), int(np.ceil(um / mpp.x))
+    padded = np.pad(mask, ((rows, rows), (columns, columns)), mode="edge")
+    closed = ~_spread(~_spread(padded, mpp, um), mpp, um)
+    return (closed | padded)[rows : rows + mask.shape[0], columns : columns + mask.shape[1]]
+
+
+def _without_lines(mask: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
+    """Long, thin and straight pieces are edges of the cover glass or of the scan."""
+    pieces, count = ndimage.label(mask, EIGHT)
+    dropped = np.zeros(count + 1, dtype=bool)
+    for piece, place in enumerate(ndimage.find_objects(pieces), 1):
+        height, width = (s.stop - s.start for s in place)
+        if np.hypot(height * mpp.y, width * mpp.x) < config.line_um:
+            continue
+        y, x = np.nonzero(pieces[place] == piece)
+        spread = np.linalg.eigvalsh(np.cov(np.stack([y * mpp.y, x * mpp.x])))
+        dropped[piece] = 4 * np.sqrt(max(0.0, spread[0])) < config.line_width_um
+    return np.asarray(mask & ~dropped[pieces])
+
+
+def preview(rgb: RGB, found: TissueMask | Mask, colour: tuple[int, int, int] = (0, 160, 60)) -> RGB:
+    """The picture with the outline of tissue drawn and all else paled; pen marks outlined in red."""
+    mask = found.mask if isinstance(found, TissueMask) else found
+    if mask.shape != rgb.shape[:2]:
+        raise ValueError(f"a mask of {mask.shape} is not of a picture of {rgb.shape[:2]}")
+    out = rgb.copy()
+    out[~mask] = (out[~mask].astype(np.uint16) + 2 * 255) // 3
+    width = max(1, max(mask.shape) // 800)
+    out[_rim(mask, width)] = colour
+    if isinstance(found, TissueMask) and found.pen.any():
+        out[_rim(found.pen, width)] = (200, 30, 30)
+    return out
+
+
+def _rim(mask: Mask, width: int) -> Mask:
+    return np.asarray(mask & ~ndimage.binary_erosion(mask, EIGHT, iterations=width, border_value=1))

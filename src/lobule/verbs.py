@@ -1,0 +1,190 @@
+"""The verbs of the Python API; the command line calls the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lobule.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lobule.bundles import Bundle
+    from lobule.cohort import Cohort
+    from lobule.engines.scan import Progress, ScanReport
+    from lobule.evaluation import Evaluation
+
+
+def train(
+    method: str,
+    cohort: Cohort | str | Path,
+    out: str | Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    machine: Mapping[str, Any] | None = None,
+    **how: Any,
+) -> Bundle:
+    """Train a method on a cohort (or a manifest) and write the bundle to `out`.
+
+    `settings` are those of the method's `Config`, by name ("augment.hue" for what is nested); text is
+    converted. `machine` are those of its `TrainMachine` (device, precision, workers, …). `how` goes to the
+    method's `train`: val, seed, resume, fresh.
+    """
+    from lobule.methods import method_module
+
+    module = method_module(method)
+    if not hasattr(module, "train"):
+        raise ConfigError(f"'{method}' is not trained by Lobule", remedy="Use `lobule weights convert`")
+    config = config_of(module.Config, settings or {})
+    bundle: Bundle = module.train(
+        config, as_cohort(cohort), out, machine=module.TrainMachine(**(machine or {})), **how
+    )
+    return bundle
+
+
+def config_of(kind: type[Any], settings: Mapping[str, Any]) -> Any:
+    """A method's `Config` with some settings given, each converted to the type of its default."""
+    facts: dict[str, Any] = kind().to_dict()
+    for name, value in settings.items():
+        inner = facts
+        *outer, last = name.split(".")
+        for part in outer:
+            inner = inner.get(part, {}) if isinstance(inner.get(part, {}), dict) else {}
+        if last not in inner or isinstance(inner[last], dict):
+            near = get_close_matches(name, facts, 1)
+            raise ConfigError(
+                f"no setting '{name}'",
+                expected=", ".join(facts),
+                remedy=f"Did you mean '{near[0]}'?" if near else None,
+            )
+        inner[last] = _converted(name, value, inner[last])
+    return kind.from_dict(facts)
+
+
+def _converted(name: str, value: Any, default: Any) -> Any:
+    """A value given as text, as its default's type has it."""
+    if not isinstance(value, str) or isinstance(default, str):
+        return value
+    if isinstance(default, bool):
+        known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if value.lower() not in known:
+            raise ConfigError(f"{name} = '{value}' is neither true nor false")
+        return known[value.lower()]
+    if isinstance(default, list):
+        return [part.strip() for part in value.split(",")]
+    try:
+        number = float(value)
+        if isinstance(default, int) and not number.is_integer():
+            raise ValueError
+    except ValueError:
+        what = "a whole number" if isinstance(default, int) else "a number"
+        raise ConfigError(f"{name} = '{value}' is not {what}") from None
+    return int(number) if isinstance(default, int) else number
+
+
+def scan(
+    bundle: str | Path,
+    cases: Cohort | str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    trust: bool = False,
+    shard: tuple[int, int] | None = None,
+    fresh: bool = False,
+    retry_failed: bool = False,
+    progress: Progress | None = None,
+    machine: dict[str, Any] | None = None,
+    **options: Any,
+) -> ScanReport:
+    """Scan cases with a bundle into a results folder.
+
+    `cases` is a cohort, a manifest, or slides. `options` are those of `ScanOptions` (stride, refine, budget,
+    upsample, mpp, tissue), `machine` those of `Machine` (device, precision, max_ram, …).
+    """
+    from lobule.bundles import read_bundle
+    from lobule.engines.passes import ScanOptions
+    from lobule.engines.scan import Machine
+    from lobule.engines.scan import scan as run
+    from lobule.evaluation.leakage import keep_training_patients
+    from lobule.methods import load
+
+    opened = read_bundle(bundle)
+    facts = {"method": opened.method, "fingerprint": opened.fingerprint, "classes": list(opened.classes)}
+    try:
+        return run(
+            load(opened, trust=trust),
+            facts,
+            as_cohort(cases),
+            out,
+            ScanOptions(**options),
+            Machine(**(machine or {})),
+            shard=shard,
+            fresh=fresh,
+            retry_failed=retry_failed,
+            progress=progress,
+        )
+    finally:
+        # an evaluation must be able to refuse the training patients, of an interrupted scan too
+        keep_training_patients(out, opened)
+
+
+def evaluate(
+    results: str | Path | None,
+    cohort: Cohort | str | Path | None = None,
+    *,
+    submission: str | Path | Sequence[str | Path] = (),
+    against: str | Path | None = None,
+    bundle: str | Path | None = None,
+    to: str | Path | None = None,
+    plots: bool = True,
+    **options: Any,
+) -> Evaluation:
+    """Measure a results folder on a cohort; with `to`, write the numbers, the table and the plots there.
+
+    `submission` (Camelyon16's official forms) stands in for `results`, which then is None; with `masks` it
+    needs no cohort. `against` is another results folder or submission; `bundle` names the training
+    patients where the results do not carry them. `options` are those of `evaluation.Options` (by, split,
+    positive, score, …).
+    """
+    from lobule.cohort import Cohort, read_cohort
+    from lobule.errors import UsageError
+    from lobule.evaluation import Options, evaluate_source, official_cohort, open_source, read_submission
+    from lobule.evaluation.plots import need_plots
+    from lobule.evaluation.sources import Source, open_results_source
+
+    asked = Options.of(**options)
+    if to is not None and plots:
+        need_plots()
+    submitted = [submission] if isinstance(submission, str | Path) else list(submission)
+    source: Source
+    if submitted:
+        source = read_submission(submitted)
+    elif results is not None:
+        source = open_results_source(results, asked)
+    else:
+        raise UsageError("nothing to evaluate", expected="results or a submission")
+    if cohort is None:
+        if not submitted or asked.masks is None:
+            raise UsageError("no cohort to evaluate on", remedy="Give a cohort, or a submission with masks")
+        judged = official_cohort(source, asked)
+    else:
+        # slides may be elsewhere by now: results carry what is needed of them
+        judged = cohort if isinstance(cohort, Cohort) else read_cohort(cohort, check_files=False)
+    other = None if against is None else open_source(against, asked)
+    found = evaluate_source(source, judged, asked, against=other, bundle=bundle)
+    if to is not None:
+        found.write(to, plots=plots)
+    return found
+
+
+def as_cohort(cases: Cohort | str | Path | Sequence[str | Path]) -> Cohort:
+    """A cohort from a cohort, a manifest's path, a slide's path, or several slides' paths."""
+    from lobule.cohort import Cohort, cohort_of_paths, read_cohort
+
+    if isinstance(cases, Cohort):
+        return cases
+    if isinstance(cases, str | Path):
+        if str(cases).lower().endswith((".csv", ".parquet")):
+            return read_cohort(cases)
+        return cohort_of_paths([str(cases)])
+    return cohort_of_paths([str(path) for path in cases])

@@ -1,0 +1,118 @@
+"""A folder with everything that the examples of the commands' help name, made small."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
+from torchvision.models import squeezenet1_1
+
+from lobule.cli import ABOUT, COMMANDS
+from lobule.cli.frame import LazyGroup, run
+from lobule.nets.four_view import ViewWise
+from lobule.phantoms.phantom import SlidePhantom
+from lobule.phantoms.slides import write_slide
+from lobule.phantoms.truth import Outline, SlideTruth, write_mask_tiff
+from tests.evaluation.support import begin, put, write_csv
+from tests.methods.scannet.support import write_tiny_bundle
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+Lobule = Callable[..., Done]
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workspace")
+    phantom = SlidePhantom(seed=3, width=2048, height=1536, mpp=0.5, micro=1)
+    write_slide(phantom, folder / "slide.tif", threads=1)
+    for name in (
+        "training/normal/normal_001.tif",
+        "training/tumor/tumor_015.tif",
+        "testing/images/test_114.tif",
+    ):
+        (folder / "CAMELYON16" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "CAMELYON16" / name).write_bytes(b"II*\0")
+    for name in ("benign", "malignant"):
+        (folder / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 24), (200, 120, 180)).save(folder / "photos" / name / "1.png")
+    (folder / "cohort.csv").write_text("case,patient,slide\none,p1,slide.tif\n")
+    save_file({"fc.weight": np.ones((2, 3), np.float32)}, folder / "weights.safetensors")
+    torch.save({"model": {"fc.weight": torch.ones(2, 3)}}, folder / "checkpoint.pt")
+    write_tiny_bundle(folder / "BUNDLE", mpp=2.0)
+    _write_classifier(folder)
+    torch.save({"model": ViewWise().state_dict()}, folder / "sample_image_model.p")
+    _write_evaluated(folder)
+    return folder
+
+
+def _write_evaluated(folder: Path) -> None:
+    """What `evaluate` reads: results with their cohort, a submission with masks, a reader study."""
+    results = begin(folder / "RESULTS", ["one", "two", "three"])
+    rows = []
+    for index, name in enumerate(("one", "two", "three")):
+        put(results, name, {"tumour": 0.9 - 0.3 * index}, [[0.9, 600, 600]], size=(2048, 1536), mpp=0.5)
+        row = {
+            "case": name,
+            "patient": name,
+            "label": "tumor" if index < 2 else "normal",
+            "site": f"s{index % 2}",
+        }
+        rows.append(row | {"slide": f"{name}.tif", "annotation": "truth.tif" if index < 2 else ""})
+    write_csv(folder / "cohort-scanned.csv", rows)
+    square = np.array([[500, 500], [900, 500], [900, 900], [500, 900]], np.float64)
+    truth = SlideTruth(2048, 1536, 0.5, (Outline(square, "tumour", "micro", 280.0),), ())
+    (folder / "masks").mkdir()
+    for name in ("truth.tif", "masks/Tumor_001_Mask.tif"):
+        write_mask_tiff(truth, folder / name)
+    (folder / "detections").mkdir()
+    (folder / "detections/Tumor_001.csv").write_text("0.9,600,600\n0.2,10,10\n")
+    (folder / "detections/Normal_001.csv").write_text("")
+    (folder / "readers.csv").write_text(
+        "patient,malignant,reader1,ai_a\n1,0,0.2,0.1\n2,1,0.7,0.9\n3,0,0.8,0.3\n"
+    )
+
+
+def _write_classifier(folder: Path) -> None:
+    """A tile classifier as other people have it: weights, TorchScript, WSInfer's configuration."""
+    model = squeezenet1_1(num_classes=2).eval()
+    save_torch(model.state_dict(), folder / "model.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is old, and people have such files
+        torch.jit.trace(model, torch.zeros(1, 3, 64, 64)).save(str(folder / "torchscript_model.pt"))
+    config = {
+        "architecture": "torchvision:squeezenet1_1",
+        "class_names": ["notumor", "tumor"],
+        "patch_size_pixels": 64,
+        "spacing_um_px": 2.0,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def lobule(workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Lobule:
+    """Run a command line in the workspace."""
+    monkeypatch.chdir(workspace)
+
+    def go(*arguments: str) -> Done:
+        capfd.readouterr()
+        status = run(LazyGroup("lobule", COMMANDS, help=ABOUT, version=True), arguments)
+        found = capfd.readouterr()
+        return Done(status, found.out, found.err)
+
+    return go

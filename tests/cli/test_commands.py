@@ -1,0 +1,158 @@
+"""Every command: its example runs, `--json` is JSON, and bad files are one line each."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from PIL import Image
+
+from lobule.cli import ABOUT, COMMANDS
+from lobule.cli.frame import Command, LazyGroup
+from tests.cli.conftest import Lobule
+
+SMALLER = {"lobule demo": ["--side", "1536"]}
+"""What keeps an example short where its default is made for people."""
+
+
+def commands(group: LazyGroup | None = None, path: str = "lobule") -> Iterator[tuple[str, Command]]:
+    group = group or LazyGroup("lobule", COMMANDS, help=ABOUT)
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, LazyGroup):
+            yield from commands(command, f"{path} {name}")
+        else:
+            assert isinstance(command, Command), name
+            yield f"{path} {name}", command
+
+
+EXAMPLES = [(path, example) for path, command in commands() for example in command.examples]
+
+
+def test_every_command_has_an_example_of_itself() -> None:
+    for path, command in commands():
+        assert command.examples, f"{path} has no example"
+        assert all(example.startswith(path) for example in command.examples)
+
+
+@pytest.mark.parametrize("example", [example for _, example in EXAMPLES])
+def test_examples_run(lobule: Lobule, example: str, workspace: Path) -> None:
+    path = next(path for path, known in EXAMPLES if known == example)
+    arguments = [*shlex.split(example)[1:], *SMALLER.get(path, [])]
+    if "BUNDLE" in arguments and not (workspace / "BUNDLE").exists():
+        pytest.skip("the workspace holds no bundle")
+    if "OUT" in arguments:
+        arguments[arguments.index("OUT")] = f"OUT-{path.rpartition(' ')[2]}"
+    done = lobule(*arguments, "--json")
+    assert done.status == 0, done.err
+    assert done.err == ""
+    assert isinstance(json.loads(done.out), dict)
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands()])
+def test_help_ends_with_the_example(lobule: Lobule, path: str) -> None:
+    done = lobule(*path.split()[1:], "--help")
+    assert done.status == 0
+    assert done.out.rstrip().splitlines()[-1].strip().startswith(path)
+
+
+READS_A_FILE = ["info", "tissue", "doctor", "weights inspect"]
+
+
+@pytest.fixture
+def bad(workspace: Path) -> dict[str, str]:
+    folder = workspace / "bad"
+    folder.mkdir(exist_ok=True)
+    (folder / "noise.svs").write_bytes(np.random.default_rng(0).bytes(5000))
+    (folder / "empty.tif").write_bytes(b"")
+    whole = (workspace / "slide.tif").read_bytes()
+    (folder / "cut.tif").write_bytes(whole[:2000])
+    return {
+        "missing": "nowhere.svs",
+        "folder": "photos",
+        "noise": "bad/noise.svs",
+        "empty": "bad/empty.tif",
+        "cut": "bad/cut.tif",
+    }
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "noise", "empty", "cut"])
+@pytest.mark.parametrize("command", READS_A_FILE)
+def test_bad_files_are_told_plainly(lobule: Lobule, bad: dict[str, str], command: str, kind: str) -> None:
+    done = lobule(*command.split(), bad[kind])
+    assert done.status in (1, 2)
+    assert "Traceback" not in done.err + done.out
+    assert "bug" not in done.err, done.err
+    told = done.out if command == "doctor" else done.err
+    assert Path(bad[kind]).name in told
+    if command != "doctor":
+        assert done.err.strip().count("\n") == 0
+        assert done.out == ""
+
+
+# -- info ---------------------------------------------------------------------------------------------------
+
+
+def test_info_tells_what_was_written(lobule: Lobule) -> None:
+    data = json.loads(lobule("info", "slide.tif", "--json").out)
+    assert (data["width"], data["height"]) == (2048, 1536)
+    assert data["mpp_x"] == pytest.approx(0.5, rel=1e-3)
+    assert "Resolution" in data["mpp_source"]
+    assert [level["downsample"] for level in data["levels"]][:2] == [1, 2]
+    text = lobule("info", "slide.tif").out
+    assert "2,048 × 1,536 px" in text
+    assert "mm²" in text
+
+
+def test_info_says_that_mpp_is_unknown_and_takes_it(lobule: Lobule) -> None:
+    text = lobule("info", "photos/benign/1.png").out
+    assert "unknown" in text
+    assert "--mpp" in text
+    data = json.loads(lobule("info", "photos/benign/1.png", "--mpp", "0.25", "--json").out)
+    assert (data["mpp_x"], data["mpp_source"]) == (0.25, "given by the user")
+
+
+def test_info_writes_a_thumbnail(lobule: Lobule, workspace: Path) -> None:
+    assert lobule("info", "slide.tif", "--thumbnail", "thumb.png", "--size", "200").status == 0
+    with Image.open(workspace / "thumb.png") as picture:
+        assert picture.size == (200, 150)
+    done = lobule("info", "slide.tif", "--thumbnail", "label.png", "--image", "label")
+    assert done.status == 2
+    assert "no associated image 'label'" in done.err
+
+
+# -- cohort and phantom -------------------------------------------------------------------------------------
+
+
+def test_phantom_makes_a_cohort_that_reads(lobule: Lobule, workspace: Path) -> None:
+    from lobule.cohort import read_cohort
+
+    done = lobule(
+        "phantom", "slides", "small", "--count", "2", "--size", "1024x768", "--normal", "1", "--json"
+    )
+    assert done.status == 0, done.err
+    cohort = read_cohort(workspace / "small" / "cohort.csv")
+    assert json.loads(done.out)["cases"] == len(cohort) == 2
+    again = lobule("phantom", "slides", "small", "--count", "2", "--size", "1024x768")
+    assert again.status == 2
+    assert "--force" in again.err
+
+
+def test_cohort_is_summed_up(lobule: Lobule) -> None:
+    data = json.loads(
+        lobule("cohort", "CAMELYON16", "--from", "camelyon16", "--out", "sum.csv", "--json").out
+    )
+    assert data["splits"] == {"train": 2, "test": 1}
+    assert data["labels"] == {"normal": 1, "tumor": 1}
+    assert set(data["notes"]) == {"tumor_015", "test_114"}
+    assert lobule("cohort", "CAMELYON16", "--from", "camelyon16", "--out", "sum.csv").status == 2
+    assert "2 (image) of 2 patients" in lobule("cohort", "photos", "--from", "folder", "--out", "p.csv").out
+    missing = lobule("cohort", "nowhere", "--from", "folder", "--out", "q.csv")
+    assert missing.status == 1
+    assert "no such folder" in missing.err

@@ -1,0 +1,80 @@
+"""`lobule train`: settings by name, plans without writing, and a bundle that scans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lobule.cli.train import as_settings, line_of
+from lobule.cohort import write_cohort
+from lobule.engines.train import FitProgress
+from lobule.errors import ConfigError, UsageError
+from lobule.methods.scannet import Config
+from lobule.verbs import config_of
+from tests.cli.conftest import Lobule
+from tests.methods.scannet.test_train import Cohort, painted
+
+SETTINGS = ("trunk=tiny", "mpp=0.5", "steps=2", "batch=4", "val-patches=4", "rounds=0", "augment.hue=0")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli-train")
+    cases = (painted(folder, "a", (200, 200, 360), 1, "train"), painted(folder, "c", None, 3, "train"))
+    write_cohort(Cohort((*cases, painted(folder, "d", (300, 150, 320), 4, "val"))), folder / "train.csv")
+    return folder / "train.csv"
+
+
+def test_a_training_ends_in_a_bundle_that_is_not_overwritten(lobule: Lobule, manifest: Path) -> None:
+    out = str(manifest.parent / "bundle")
+    arguments = ["train", "scannet", str(manifest), "--out", out, "--device", "cpu"]
+    arguments += [word for pair in SETTINGS for word in ("--set", pair)]
+    plan = lobule(*arguments, "--dry-run", "--json")
+    assert json.loads(plan.out)["train"] == ["a", "c"]
+    assert json.loads(plan.out)["config"]["augment"]["hue"] == 0
+    assert not Path(out).exists()
+    done = lobule(*arguments, "--json")
+    assert done.status == 0, done.err
+    told = json.loads(done.out)
+    assert 0 <= told["metrics"]["val_auc"] <= 1
+    again = lobule(*arguments)
+    assert again.status == 1
+    assert "--resume" in again.err
+    resumed = lobule(*arguments, "--resume")
+    assert resumed.status == 0, resumed.err
+    assert "val auc" in resumed.out
+    assert lobule("info", str(manifest.parent / "a.tif")).status == 0
+
+
+def test_what_cannot_be_trained_is_told(lobule: Lobule) -> None:
+    assert "no method 'magic'" in lobule("train", "magic", "cohort.csv", "--out", "T").err
+    assert "not trained by Lobule" in lobule("train", "classifier", "cohort.csv", "--out", "T").err
+    wrong = lobule("train", "scannet", "cohort.csv", "--out", "T", "--set", "stepz=3")
+    assert wrong.status == 2
+    assert "Did you mean 'steps'" in wrong.err
+    empty = lobule("train", "scannet", "cohort.csv", "--out", "T", "--set", "trunk=tiny", "--device", "cpu")
+    assert empty.status == 2
+    assert "no slide has normal tissue" in empty.err
+
+
+def test_settings_take_the_type_of_their_default() -> None:
+    given = as_settings(("steps=5", "rate=1e-2", "by-site=yes", "classes=benign, cancer", "augment.flips=no"))
+    config = config_of(Config, given)
+    assert (config.steps, config.rate, config.by_site) == (5, 0.01, True)
+    assert config.classes == ("benign", "cancer")
+    assert config.augment.flips is False
+    assert config_of(Config, {}) == Config()
+    for wrong in ("steps=2.5", "rate=fast", "by_site=maybe", "augment=3", "augment.shine=1", "trunk.x=1"):
+        with pytest.raises(ConfigError):
+            config_of(Config, as_settings((wrong,)))
+    with pytest.raises(UsageError):
+        as_settings(("steps",))
+
+
+def test_the_progress_line_says_how_long_it_takes() -> None:
+    assert line_of(FitProgress(stage="finding tissue")) == "finding tissue"
+    line = line_of(FitProgress("round 1", 30, 100, 0.25, 0.9, 2.0))
+    assert "step 30/100" in line
+    assert "about 35 s left" in line

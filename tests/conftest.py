@@ -1,0 +1,36 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "lobule", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("lobule")
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of reference numbers and real images; its absence skips the test."""
+    place = os.environ.get("LOBULE_REFERENCE")
+    if not place:
+        pytest.skip("LOBULE_REFERENCE is not set: reference numbers and real images are not here")
+    path = Path(place)
+    if not path.is_dir():
+        pytest.skip(f"LOBULE_REFERENCE={place} is not a folder")
+    return path
+
+
+@pytest.fixture(scope="session")
+def goldens(reference: Path) -> Path:
+    return reference / "goldens"
+
+
+@pytest.fixture(scope="session")
+def kit(reference: Path) -> Path:
+    return reference / "kit"

@@ -1,0 +1,192 @@
+"""The training loop: gone on with bit for bit, its steps those of the textbook, its failures typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lobule.engines.checkpoint import STATE, read_checkpoint
+from lobule.engines.train import FitOptions, FitReport, Group, fit
+from lobule.errors import ConfigError, ModelError, ResultsError
+
+OPTIONS = FitOptions(steps=12, evaluate_every=4, checkpoint_every=3, log_every=2, patience=1, stop_after=9)
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process between two steps."""
+
+
+class Numbers:
+    """A stream of batches that are a function of their number; may die on the way."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        self.next, self.dies_at = 0, dies_at
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        if self.next == self.dies_at:
+            raise Killed
+        generator = torch.Generator().manual_seed(self.next)
+        self.next += 1
+        x = torch.randn((4, 3, 8, 8), generator=generator)
+        return x, (x.mean((1, 2, 3)) > 0).long()
+
+    def state(self) -> dict[str, Any]:
+        return {"next": self.next}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.next = int(state["next"])
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    ).to(memory_format=torch.channels_last)
+
+
+def loss_of(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(module(batch[0]), batch[1])
+
+
+def falling(module: nn.Module) -> float:
+    """A score that changes with the weights, so that the best is somewhere on the way."""
+    return float(sum(value.sum() for value in module.parameters()))
+
+
+def run(
+    folder: Path, options: FitOptions = OPTIONS, dies_at: int | None = None
+) -> tuple[nn.Module, FitReport]:
+    net = small_net()
+    trunk, head = list(net[0].parameters()) + list(net[1].parameters()), list(net[6].parameters())  # type: ignore[index]
+    groups = [Group(trunk, 0.01), Group(head, 0.1)]
+    report = fit(net, loss_of, Numbers(dies_at), options, folder, groups, validate=falling)
+    return net, report
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "dies_at"),
+    [("plateau", 1), ("plateau", 5), ("plateau", 8), ("plateau", 11), ("cosine", 7), ("step", 4)],
+)
+def test_a_training_that_was_killed_ends_bit_for_bit_the_same(
+    tmp_path: Path, schedule: str, dies_at: int
+) -> None:
+    options = replace(OPTIONS, schedule=schedule)  # type: ignore[arg-type]
+    whole, report = run(tmp_path / "whole", options)
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", options, dies_at)
+    torch.manual_seed(99)  # whatever else the process did meanwhile
+    resumed, again = run(tmp_path / "broken", options)
+    assert same(whole, resumed)
+    assert report == again
+    assert (tmp_path / "whole" / "log.csv").read_bytes() == (tmp_path / "broken" / "log.csv").read_bytes()
+    one, other = (read_checkpoint(tmp_path / name) for name in ("whole", "broken"))
+    assert one is not None
+    assert other is not None
+    assert one.facts == other.facts
+    assert all(torch.equal(value, other.tensors[name]) for name, value in one.tensors.items())
+    # and once more, now that all is done
+    assert same(whole, run(tmp_path / "whole", options)[0])
+
+
+def test_steps_are_those_of_sgd_written_out(tmp_path: Path) -> None:
+    """Momentum 0.9 and weight decay on two accumulated batches, by the formula."""
+    torch.manual_seed(0)
+    net = nn.Linear(3, 1).double()
+    weight, bias = net.weight.detach().clone(), net.bias.detach().clone()
+    xs = torch.randn(6, 5, 3, dtype=torch.float64)
+
+    class Stream(Numbers):
+        def __next__(self) -> Any:
+            self.next += 1
+            return xs[self.next - 1]
+
+    options = FitOptions(steps=3, accumulate=2, schedule="cosine", weight_decay=0.1)
+    fit(
+        net,
+        lambda m, x: (m(x) ** 2).mean(),
+        Stream(),
+        options,
+        tmp_path,
+        [Group(list(net.parameters()), 0.1)],
+    )
+    velocity = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    for step, rate in enumerate([0.1, 0.1 * 0.75, 0.1 * 0.25]):
+        gradient = [torch.zeros_like(weight), torch.zeros_like(bias)]
+        for x in xs[2 * step : 2 * step + 2]:
+            y = x @ weight.T + bias
+            gradient[0] += (2 * y * x).mean(0, keepdim=True) / 2
+            gradient[1] += (2 * y).mean(0) / 2
+        for number, value in enumerate((weight, bias)):
+            velocity[number] = 0.9 * velocity[number] + gradient[number] + 0.1 * value
+            value -= rate * velocity[number]
+    assert torch.allclose(net.weight, weight, atol=1e-12)
+    assert torch.allclose(net.bias, bias, atol=1e-12)
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
+    def spoiled(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return loss_of(module, batch) * (float("nan") if numbers.next > 7 else 1.0)
+
+    numbers, net = Numbers(), small_net()
+    groups = [Group(list(net.parameters()), 0.01)]
+    with pytest.raises(ModelError, match="loss is nan by step 8"):
+        fit(net, spoiled, numbers, OPTIONS, tmp_path, groups)
+    kept = read_checkpoint(tmp_path)
+    assert kept is not None
+    assert kept.facts["loop"]["step"] == 6
+    assert all(value.isfinite().all() for value in kept.tensors.values())
+
+
+def test_the_rate_falls_at_plateaus_and_the_training_ends_early(tmp_path: Path) -> None:
+    scores = iter([0.5, 0.7, 0.6, 0.6, 0.7, 0.6, 0.6, 0.6])
+    net, seen = small_net(), []
+
+    def validate(module: nn.Module) -> float:
+        assert not module.training
+        seen.append({name: value.clone() for name, value in module.state_dict().items()})
+        return next(scores)
+
+    options = replace(OPTIONS, steps=99, evaluate_every=2, checkpoint_every=2, patience=2, stop_after=5)
+    groups = [Group(list(net.parameters()), 0.01)]
+    report = fit(net, loss_of, Numbers(), options, tmp_path, groups, validate=validate)
+    assert (report.steps, report.best, report.best_step) == (14, 0.7, 4)
+    assert all(torch.equal(value, seen[1][name]) for name, value in net.state_dict().items())
+    rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()[1:]]
+    assert [float(row[2]) for row in rows] == pytest.approx([0.01] * 4 + [0.001] * 2 + [0.0001])
+    assert [row[3] for row in rows] == ["0.5", "0.7", "0.6", "0.6", "0.7", "0.6", "0.6"]
+
+
+def test_other_settings_or_damage_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, dies_at=8)
+    with pytest.raises(ResultsError, match="other settings"):
+        run(tmp_path, replace(OPTIONS, momentum=0.5))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    tensors = tmp_path / json.loads((tmp_path / STATE).read_text())["tensors"]
+    data = bytearray(tensors.read_bytes())
+    data[-1] ^= 1
+    tensors.write_bytes(data)
+    with pytest.raises(ResultsError, match="damaged"):
+        run(tmp_path)
+    with pytest.raises(ConfigError, match="no schedule 'up'"):
+        FitOptions(steps=1, schedule="up")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="patience must be at least 1"):
+        FitOptions(steps=1, patience=0)

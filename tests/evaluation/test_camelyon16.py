@@ -1,0 +1,306 @@
+"""The official numbers of Camelyon16 through the command, from submissions and from results folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lobule
+from lobule.cli import ABOUT, COMMANDS
+from lobule.cli.frame import LazyGroup, run
+from lobule.cohort import Case
+from lobule.errors import ResultsError, UsageError
+from lobule.evaluation import Options, open_source
+from lobule.evaluation.sources import read_detections, read_probabilities
+from lobule.phantoms.truth import Outline, SlideTruth, write_annotation_files, write_mask_tiff
+from lobule.results.maps import MapInfo, MapWriter
+from lobule.stitch import State
+from tests.evaluation.support import begin, golden_masks, put, write_csv, write_mask, write_submission
+
+CASES = ("synthetic_1", "synthetic_2", "synthetic_3", "real_1", "real_2")
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def answer(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `lobule evaluate … --json` and give what it printed."""
+
+    def go(*arguments: str, status: int = 0) -> dict[str, Any]:
+        found = run(LazyGroup("lobule", COMMANDS, help=ABOUT), ["evaluate", *arguments, "--json"])
+        printed = capsys.readouterr()
+        assert found == status, printed.err
+        return json.loads(printed.out)
+
+    return go
+
+
+def golden(goldens: Path, name: str) -> tuple[dict[str, Any], Mapping[str, np.ndarray]]:
+    case = json.loads((goldens / "camelyon16/cases.json").read_text())[name]
+    return case, np.load(goldens / "camelyon16/masks.npz")
+
+
+def assert_official(lesions: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    assert lesions["froc"]["score"] == pytest.approx(expected["froc_score"], abs=1e-9)
+    assert lesions["froc_score"]["value"] == lesions["froc"]["score"]
+    assert lesions["froc"]["false_positives"] == pytest.approx(expected["total_FPs"], abs=1e-9)
+    assert lesions["froc"]["sensitivity"] == pytest.approx(expected["total_sensitivity"], abs=1e-9)
+    assert lesions["jama"]["score"] == pytest.approx(expected["jama_variant"]["score"], abs=1e-9)
+    for rate, value in expected["sensitivity_at"].items():
+        assert lesions["froc"]["sensitivity_at"][rate] == pytest.approx(value, abs=1e-9)
+    assert lesions["highest_confidence_auc"] == pytest.approx(expected["slide_auc"]["auc"], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_submission_with_masks(goldens: Path, tmp_path: Path, answer: Run, name: str) -> None:
+    case, masks = golden(goldens, name)
+    submission = write_submission(tmp_path / "detections", case["slides"])
+    for slide in case["slides"]:
+        if slide["has_mask"]:
+            mask = golden_masks(masks, name, slide["name"])
+            write_mask(tmp_path / "masks" / f"{slide['name']}_Mask.tif", mask)
+    data = answer(
+        "--submission", str(submission), "--masks", str(tmp_path / "masks"), "--mask-step", "32",
+        "--resamples", "20",
+    )  # fmt: skip
+    assert_official(data["lesions"]["all"], case["expected"])
+    assert data["tasks"]["tumor"]["all"]["auroc"]["value"] == pytest.approx(
+        case["expected"]["slide_auc"]["auc"], abs=1e-9
+    )
+    assert data["cases"]["complete"] == len(case["slides"])
+
+
+@pytest.mark.parametrize("name", ["synthetic_3", "real_1"])
+def test_results_with_a_cohort(goldens: Path, tmp_path: Path, answer: Run, name: str) -> None:
+    case, masks = golden(goldens, name)
+    results = begin(tmp_path / "results", [slide["name"] for slide in case["slides"]])
+    rows = []
+    for index, slide in enumerate(case["slides"]):
+        row = {"case": slide["name"], "patient": f"p{index // 2}", "slide": f"{slide['name']}.tif"}
+        size = (32 * 4096, 32 * 4096)
+        if slide["has_mask"]:
+            mask = golden_masks(masks, name, slide["name"])
+            write_mask(tmp_path / f"{slide['name']}_mask.tif", mask)
+            size = (32 * mask.shape[1], 32 * mask.shape[0])
+            row |= {"annotation": f"{slide['name']}_mask.tif"}
+        rows.append(row | {"label": "tumor" if slide["has_mask"] else "normal"})
+        best = max((found[0] for found in slide["detections"]), default=0.0)
+        put(results, slide["name"], {"tumour": best}, slide["detections"], size=size, mpp=0.226)
+    cohort = write_csv(tmp_path / "cohort.csv", rows)
+    data = answer(str(results), str(cohort), "--resamples", "20")
+    assert_official(data["lesions"]["all"], case["expected"])
+    assert data["labels"] == "by their usual meaning: positive tumor, negative normal"
+    assert data["lesions"]["all"]["patients"] == -(-len(rows) // 2)
+
+
+def test_polygons_are_laid_out_as_the_goldens_are(goldens: Path, tmp_path: Path, answer: Run) -> None:
+    """A square of 32 px cells as GeoJSON, in µm twice as coarse: the same lesions at half the pixels."""
+    square = np.zeros((64, 96), bool)
+    square[10:40, 20:50] = True
+    scores = {}
+    for mpp, step in ((0.243, 32), (0.486, 16)):
+        corners = [
+            [20 * step, 10 * step],
+            [50 * step, 10 * step],
+            [50 * step, 40 * step],
+            [20 * step, 40 * step],
+        ]
+        feature = {
+            "type": "Feature", "properties": {"classification": {"name": "Tumor"}},
+            "geometry": {"type": "Polygon", "coordinates": [[*corners, corners[0]]]},
+        }  # fmt: skip
+        (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+        results = begin(tmp_path / f"results-{step}", ["a", "b"])
+        # 4 cells beside the square is within the dilation, 6 cells is not
+        found = [[0.9, 16 * step, 20 * step], [0.8, 14 * step, 20 * step]]
+        put(results, "a", {"tumour": 0.9}, found, size=(96 * step, 64 * step), mpp=mpp)
+        put(results, "b", {"tumour": 0.1}, [], size=(96 * step, 64 * step), mpp=mpp)
+        cohort = write_csv(
+            tmp_path / "cohort.csv",
+            [
+                {"case": "a", "patient": "a", "label": "1", "slide": "a.tif", "annotation": "a.geojson"},
+                {"case": "b", "patient": "b", "label": "0", "slide": "b.tif", "annotation": ""},
+            ],
+        )
+        scores[step] = answer(str(results), str(cohort), "--resamples", "5")["lesions"]["all"]
+    # one lesion, hit; one false positive in two slides, whose threshold is the smallest and is skipped
+    assert scores[32]["froc"] == scores[16]["froc"]
+    assert scores[32]["froc"]["false_positives"] == [0.0, 0.0]
+    assert scores[32]["froc"]["score"] == 1.0
+    assert scores[32]["lesions"] == 1
+
+
+def disc(x: float, y: float, diameter_um: float, name: str, mpp: float) -> Outline:
+    angle = np.linspace(0, 2 * np.pi, 90, endpoint=False)
+    points = np.column_stack([np.cos(angle), np.sin(angle)]) * diameter_um / mpp / 2 + (x, y)
+    return Outline(points, "tumour", name, diameter_um)
+
+
+def test_a_mask_and_outlines_give_one_truth(tmp_path: Path) -> None:
+    """A pyramid of 0 and 255, GeoJSON and ASAP XML of the same discs, at four times Camelyon16's µm/px."""
+    mpp = 0.972
+    discs = (
+        disc(1500, 1500, 2200, "macro", mpp), disc(3300, 700, 600, "micro", mpp),
+        disc(3300, 1500, 240, "micro", mpp), disc(3300, 2300, 120, "itc", mpp),
+    )  # fmt: skip
+    truth = SlideTruth(4096, 3072, mpp, discs, ())
+    write_mask_tiff(truth, tmp_path / "one_mask.tif")
+    write_annotation_files(truth, tmp_path / "one")
+    results = begin(tmp_path / "results", ["one"])
+    centres = [[0.9, *one.points.mean(0)] for one in discs]
+    put(results, "one", {"tumour": 1.0}, centres, size=(4096, 3072), mpp=mpp)
+    blocks = []
+    for annotation in ("one_mask.tif", "one.geojson", "one.xml"):
+        row = {"case": "one", "patient": "p", "label": "tumor", "slide": "one.tif", "annotation": annotation}
+        found = lobule.evaluate(results, write_csv(tmp_path / "cohort.csv", [row]), resamples=5)
+        assert found.lesions is not None
+        blocks.append(found.lesions["all"])
+    assert blocks[0] == blocks[1] == blocks[2]
+    by_class = blocks[0]["sensitivity_by_class"]
+    assert {name: entry["lesions"] for name, entry in by_class.items()} == {"macro": 1, "micro": 2, "itc": 1}
+    assert (blocks[0]["lesions"], blocks[0]["isolated_tumour_cells"]) == (3, 1)
+    assert blocks[0]["froc"]["score"] == 1.0
+
+
+def test_maxima_of_the_map_instead_of_findings(tmp_path: Path) -> None:
+    results = begin(tmp_path / "results", ["a", "b"])
+    mask = np.zeros((64, 64), bool)
+    mask[5:40, 5:40] = True
+    write_mask(tmp_path / "a_Mask.tif", mask)
+    for name in "ab":
+        put(results, name, {"tumour": 0.9}, [], size=(2048, 2048))
+        info = MapInfo("map", "slide", ("normal", "tumour"), 32, 32, (64.0, 64.0), None, (32, 32))
+        scores = np.zeros((2, 32, 32), np.float32)
+        scores[1, 10, 12] = 0.875 if name == "a" else 0.25
+        scores[1, 30, 30] = 0.625
+        states = np.full((32, 32), State.SCORED, np.uint8)
+        MapWriter(results / "cases" / name / "maps" / "map", info).write_chunk((0, 0), scores, states)
+    cohort = write_csv(
+        tmp_path / "cohort.csv",
+        [
+            {"case": name, "patient": name, "label": label, "slide": f"{name}.tif"}
+            for name, label in (("a", "1"), ("b", "0"))
+        ],
+    )
+    stored = lobule.evaluate(results, cohort, masks=str(tmp_path), resamples=5).lesions
+    found = lobule.evaluate(results, cohort, masks=str(tmp_path), resamples=5, findings="nms").lesions
+    assert stored is not None and found is not None
+    assert stored["all"]["froc"]["sensitivity_at"]["8"] == 0.0
+    # hit at 0.875; the false positives at 0.625, one a slide, are the smallest threshold and skipped
+    assert found["all"]["froc"]["sensitivity_at"]["0.25"] == 1.0
+    assert found["all"]["jama"]["false_positives"] == [1.0, 0.0, 0.0]
+
+
+def test_a_coarse_map_holds_where_the_dense_one_was_not_reached(tmp_path: Path) -> None:
+    results = begin(tmp_path / "results", ["a"])
+    put(results, "a", {"tumour": 0.9}, [], size=(2048, 2048))
+    maps = results / "cases/a/maps"
+    for name, stride, side, at in (("s64", 64.0, 32, (10, 12)), ("s32", 32.0, 64, (40, 41))):
+        info = MapInfo(name, "slide", ("tumour",), side, side, (stride, stride), None, (side, side))
+        scores = np.zeros((1, side, side), np.float32)
+        scores[0][at] = 0.875 if name == "s64" else 0.75
+        states = np.full((side, side), State.SCORED, np.uint8)
+        if name == "s32":
+            states[:36] = State.PENDING
+        MapWriter(maps / name, info).write_chunk((0, 0), scores, states)
+    source = open_source(results, Options(findings="nms", nms_radius=4))
+    found = source.said(Case("a", "a", "slide")).detections
+    # the first fine cell of the coarse one, and the fine one: their centres
+    assert found is not None
+    assert found.tolist() == [[0.875, 24 * 32 + 16, 20 * 32 + 16], [0.75, 41 * 32 + 16, 40 * 32 + 16]]
+    (results / "cases/a/result.json").write_text("{")
+    assert source.said(Case("a", "a", "slide")).status == "failed"
+
+
+# -- the official forms -------------------------------------------------------------------------------------
+
+
+def test_forms_are_read_as_they_are_defined(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("0.5,10,20\n\n1e-3,0,7\n")
+    assert read_detections(path).tolist() == [[0.5, 10, 20], [0.001, 0, 7]]
+    path.write_text("")
+    assert read_detections(path).shape == (0, 3)
+    path.write_text("name,probability\nTest_001.tif,0.25\nTest_002,1\n")
+    assert read_probabilities(path) == {"Test_001": 0.25, "Test_002": 1.0}
+
+
+@pytest.mark.parametrize("line", ["0.5,10.0,20", "p,x,y", "0.5,10", "nan,1,2", "0.5,1,2,3"])
+def test_bad_detections_are_said_and_cost_their_slide(tmp_path: Path, line: str) -> None:
+    write_mask(tmp_path / "masks/Tumor_1_Mask.tif", np.ones((40, 40), bool))
+    for name, text in (("Tumor_1", "0.5,8,8\n"), ("Tumor_2", line + "\n"), ("Normal_1", "")):
+        (tmp_path / "found").mkdir(exist_ok=True)
+        (tmp_path / f"found/{name}.csv").write_text(text)
+    found = lobule.evaluate(
+        None, submission=tmp_path / "found", masks=str(tmp_path / "masks"), mask_step=32, resamples=5
+    )
+    assert found.failed == 1
+    assert "Tumor_2" in found.data["cases"]["failed"]
+    assert "line 1" in found.data["lesions_left_out"]["Tumor_2"]
+    assert found.lesions is not None and found.lesions["all"]["slides"] == 2
+
+
+def test_slides_outside_and_without_masks_are_said(tmp_path: Path) -> None:
+    write_mask(tmp_path / "masks/Tumor_1_Mask.tif", np.ones((40, 40), bool))
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found/Tumor_1.csv").write_text("0.5,99999,8\n")
+    (tmp_path / "found/Tumor_2.csv").write_text("")
+    (tmp_path / "found/Normal_1.csv").write_text("0.1,5,5\n")
+    found = lobule.evaluate(
+        None, submission=tmp_path / "found", masks=str(tmp_path / "masks"), mask_step=32, resamples=5
+    )
+    left_out = found.data["lesions_left_out"]
+    assert "outside the slide" in left_out["Tumor_1"]
+    assert left_out["Tumor_2"] == "positive, but without annotation"
+    assert found.lesions is not None and found.lesions["all"]["froc"]["score"] is None
+
+
+def test_a_mask_without_scale_names_the_remedy(tmp_path: Path) -> None:
+    write_mask(tmp_path / "masks/Tumor_1_Mask.tif", np.ones((40, 40), bool))
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found/Tumor_1.csv").write_text("0.5,8,8\n")
+    found = lobule.evaluate(None, submission=tmp_path / "found", masks=str(tmp_path / "masks"), resamples=5)
+    assert "--mask-step" in found.data["lesions_left_out"]["Tumor_1"]
+
+
+def test_wrong_use_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no cohort"):
+        (tmp_path / "x.csv").write_text("a,0.5\n")
+        lobule.evaluate(None, submission=tmp_path / "x.csv")
+    with pytest.raises(UsageError, match="no folder of masks"):
+        lobule.evaluate(None, submission=tmp_path / "x.csv", masks=str(tmp_path / "nowhere"))
+    with pytest.raises(ResultsError, match="without CSV"):
+        (tmp_path / "empty").mkdir()
+        lobule.evaluate(None, submission=tmp_path / "empty", masks=str(tmp_path))
+    (tmp_path / "twice.csv").write_text("a,0.5\na,0.6\n")
+    with pytest.raises(ResultsError, match="line 2"):
+        read_probabilities(tmp_path / "twice.csv")
+
+
+def test_both_forms_together(tmp_path: Path, answer: Run) -> None:
+    """The slide CSV gives the slide score, the folder the detections; the CSV's scores win."""
+    write_mask(tmp_path / "masks/Tumor_1_Mask.tif", np.ones((40, 40), bool))
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found/Tumor_1.csv").write_text("0.2,8,8\n")
+    (tmp_path / "found/Normal_1.csv").write_text("0.9,8,8\n")
+    (tmp_path / "slides.csv").write_text("Tumor_1,0.7\nNormal_1,0.3\n")
+    out = tmp_path / "out"
+    data = answer(
+        "--submission", str(tmp_path / "found"), "--submission", str(tmp_path / "slides.csv"),
+        "--masks", str(tmp_path / "masks"), "--mask-step", "32", "--resamples", "5", "--to", str(out),
+    )  # fmt: skip
+    assert data["tasks"]["tumor"]["all"]["auroc"]["value"] == 1.0
+    assert data["lesions"]["all"]["highest_confidence_auc"] == 0.0
+    assert json.loads((out / "evaluation.json").read_text()) == data
+    rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
+    found = {row["measure"]: row["estimate"] for row in rows if row["column"] == ""}
+    assert float(found["auroc"]) == 1.0
+    assert float(found["froc_score"]) == data["lesions"]["all"]["froc"]["score"]
+    assert {file.name for file in out.glob("*.svg")} == {
+        "roc.svg", "precision-recall.svg", "reliability.svg", "froc.svg",
+    }  # fmt: skip

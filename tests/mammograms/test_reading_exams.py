@@ -1,0 +1,239 @@
+"""Exams from folders and manifest rows, PNG images, film scans, and real views from file to crop."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lobule.errors import CaseError, DamagedFile, NotAMammogram, TooLarge, UnknownFormat
+from lobule.mammograms.exams import exam_of_files, read_exams, read_view, view_named
+from lobule.mammograms.mask import with_black_background
+from lobule.mammograms.png import read_png, write_png
+from lobule.mammograms.views import VIEWS
+from lobule.methods.four_view.crop import crop_of
+from lobule.phantoms.exams import write_exams
+from tests.mammograms.made import blob, pixels_of, write_view
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two whole exams, one with alternates and rubbish beside it."""
+    pytest.importorskip("pydicom")
+    for name, patient, seed in (("a", "P1", 7), ("b", "P2", 8)):
+        (tmp_path / name).mkdir()
+        for view in VIEWS:
+            write_view(tmp_path / name / f"{view}.dcm", view, patient=patient, seed=seed)
+    write_view(tmp_path / "a" / "later.dcm", "R-CC", time="121212", instance=9)
+    write_view(tmp_path / "a" / "earlier.dcm", "R-CC", time="090000", instance=8)
+    write_view(tmp_path / "a" / "magnified.dcm", "R-CC", modifiers=(("399163009", "SCT", "magnification"),))
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_a_folder_of_mixed_studies(folder):
+    found = read_exams(folder)
+    assert [exam.patient for exam in found.exams] == ["P1", "P2"]
+    first, second = found.exams
+    assert first.is_complete
+    assert list(first.views) == list(VIEWS)
+    chosen = [Path(heading.path).name for heading in first.views["R-CC"]]
+    assert chosen == ["later.dcm", "R-CC.dcm", "earlier.dcm"]
+    assert "R-CC has 3 images; later.dcm is the newest" in first.decisions[0].sentence
+    assert second.decisions == ()
+    assert [Path(heading.path).name for heading in found.refused] == ["magnified.dcm"]
+    assert [Path(path).name for path in found.failed] == ["notes.txt"]
+    assert np.array_equal(first.read("L-MLO").pixels, pixels_of("L-MLO"))
+
+
+def test_the_larger_of_two_images_taken_together_is_chosen(tmp_path):
+    pytest.importorskip("pydicom")
+    write_view(tmp_path / "small.dcm", pixels=blob((60, 40)))
+    write_view(tmp_path / "large.dcm", pixels=blob((120, 90)), instance=2)
+    (exam,) = read_exams(tmp_path).exams
+    assert [Path(heading.path).name for heading in exam.views["L-CC"]] == ["large.dcm", "small.dcm"]
+    assert exam.missing == ("R-CC", "L-MLO", "R-MLO")
+    assert not exam.is_complete
+    assert "no R-CC, L-MLO, R-MLO: only models that read single views" in exam.decisions[-1].sentence
+
+
+def test_two_patients_in_one_study(folder):
+    write_view(
+        folder / "b" / "stranger.dcm", change=lambda d: setattr(d, "StudyInstanceUID", study_of(folder / "b"))
+    )
+    found = read_exams(folder)
+    assert [exam.patient for exam in found.exams] == ["P1"]
+    assert isinstance(found.failed[study_of(folder / "b")], NotAMammogram)
+    with pytest.raises(NotAMammogram, match=r"several patients.*P1, P2"):
+        exam_of_files({"l_cc": folder / "a" / "L-CC.dcm", "r_cc": folder / "b" / "R-CC.dcm"})
+
+
+def study_of(folder):
+    import pydicom
+
+    return pydicom.dcmread(folder / "L-CC.dcm").StudyInstanceUID
+
+
+def test_a_row_of_a_manifest(folder):
+    row = {view.lower().replace("-", "_"): [folder / "a" / f"{view}.dcm"] for view in reversed(VIEWS)}
+    exam = exam_of_files(row)
+    assert list(exam.views) == list(VIEWS)
+    assert (exam.patient, exam.is_complete) == ("P1", True)
+    with pytest.raises(NotAMammogram, match=r"L-MLO\.dcm: the file is of another view.*L-CC.*L-MLO"):
+        exam_of_files(row | {"l_cc": folder / "a" / "L-MLO.dcm"})
+    with pytest.raises(NotAMammogram, match=r"magnified\.dcm: the image is refused.*magnification"):
+        exam_of_files(row | {"r_cc": str(folder / "a" / "magnified.dcm")})
+    with pytest.raises(NotAMammogram, match="another view"):
+        read_view(folder / "a" / "L-CC.dcm", view="R-CC")
+
+
+def test_what_was_let_in_by_name_can_be_read(tmp_path):
+    pytest.importorskip("pydicom")
+    path = write_view(tmp_path / "film.dcm", form="computed")
+    assert read_exams(tmp_path).exams == ()
+    for exam in (
+        read_exams(tmp_path, allow=["computed radiography"]).exams[0],
+        exam_of_files({"l_cc": path}, allow=["computed radiography"]),
+    ):
+        assert np.array_equal(exam.read("L-CC").pixels, pixels_of())
+
+
+def test_names_of_views():
+    assert [view_named(name) for name in ("l_cc", "R-CC", "L_MLO", "rmlo")] == list(VIEWS)
+    with pytest.raises(NotAMammogram, match="no such view"):
+        view_named("l_xccl")
+
+
+@pytest.mark.parametrize("form", ["png", "dicom"])
+def test_a_generated_cohort_from_manifest_to_crops(tmp_path, form):
+    manifest = write_exams(tmp_path, exams=1, size=(208, 152), form=form, seed=4)
+    (row,) = csv.DictReader(manifest.read_text().splitlines())
+    exam = exam_of_files({name: tmp_path / row[name] for name in ("l_cc", "r_cc", "l_mlo", "r_mlo")})
+    for view in VIEWS:
+        mammogram = exam.read(view)
+        assert (mammogram.view, mammogram.horizontal_flip) == (view, "NO")
+        crop = crop_of(mammogram.pixels, mammogram.pointing, iterations=3, buffer=4)
+        cropped = crop.window.of(mammogram.pixels)
+        assert (cropped > 0).mean() > 0.5
+        assert crop.distance_from_starting_side == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top", "noted"), [(np.uint8, 255, True), (np.uint16, 4095, False), (np.uint16, 65535, False)]
+)
+def test_grey_pngs_of_any_depth(tmp_path, dtype, top, noted):
+    pixels = blob(value=top).astype(dtype)
+    pixels[50:60, 3:20] = top // 2
+    Image.fromarray(pixels).save(tmp_path / "view.png")
+    mammogram = read_png(tmp_path / "view.png", view="L-CC")
+    assert np.array_equal(mammogram.pixels, pixels)
+    assert mammogram.pixels.dtype == np.uint16
+    assert (mammogram.decisions[0].outcome == "noted") == noted
+    assert mammogram.pointing == "right"
+
+
+def test_export_stretches_12_bits_over_16_and_says_so(tmp_path):
+    path = tmp_path / "view.png"
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    write_png(path, values)
+    with Image.open(path) as image:
+        stored = np.asarray(image)
+    assert np.array_equal(stored, np.round(values * (65535 / 4095)).astype(np.uint16))
+    assert (stored[0, 1], stored[-1, -1]) == (16, 65535)
+    content = path.read_bytes()
+    place = content.index(b"sBIT")
+    assert content[place + 4] == 12
+    assert place < content.index(b"IDAT")
+    with pytest.raises(NotAMammogram, match=r"at most 4095.*4096"):
+        write_png(path, values + 1)
+
+
+def test_pngs_that_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "view.png"
+    Image.new("RGB", (30, 40)).save(path)
+    with pytest.raises(NotAMammogram, match=r"not grey.*RGB"):
+        read_png(path)
+    Image.fromarray(np.zeros((40, 30), np.uint16)).save(path)
+    with pytest.raises(NotAMammogram, match="empty"):
+        read_png(path)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 65535, (200, 200), dtype=np.uint16)).save(path)
+    monkeypatch.setattr("lobule.mammograms.png.MOST_PIXELS", 10_000)
+    with pytest.raises(TooLarge, match="200 × 200"):
+        read_png(path)
+    monkeypatch.undo()
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(DamagedFile):
+        read_png(path)
+    path.write_bytes(b"no image")
+    with pytest.raises(UnknownFormat):
+        read_png(path)
+
+
+def test_white_borders_are_left_out():
+    breast = blob((240, 180), 1500)
+    framed = np.pad(breast, ((6, 6), (0, 12)), constant_values=4095)
+    cleaned = with_black_background(framed)
+    assert (cleaned.pixels[6:-6, :-12] > 0).sum() == pytest.approx((breast > 0).sum(), rel=0.03)
+    assert not cleaned.pixels[:6].any()
+    assert not cleaned.pixels[:, -12:].any()
+    assert "white borders" in cleaned.decision.sentence
+
+
+def test_film_is_told_from_fat():
+    """Noise of a film's background goes; a breast that is dark inside stays whole."""
+    rng = np.random.default_rng(0)
+    breast = blob((240, 180), 1500)
+    film = np.where(breast > 0, breast, rng.integers(20, 60, breast.shape)).astype(np.uint16)
+    cleaned = with_black_background(film)
+    assert np.mean((cleaned.pixels > 0) != (breast > 0)) < 0.01
+    dark_inside = breast.copy()
+    dark_inside[80:160, :40] = 300
+    assert np.array_equal(with_black_background(dark_inside).pixels, dark_inside)
+
+
+def test_the_real_exam_from_file_to_crop(kit):
+    images = kit / "mammograms" / "nyu" / "images"
+    exam = exam_of_files({view: images / f"0_{view}.png" for view in VIEWS})
+    for view, window in (("L-CC", (0, 2023, 0, 801)), ("R-MLO", (0, 2650, 0, 1006))):
+        mammogram = exam.read(view)
+        assert mammogram.horizontal_flip == "NO"
+        with Image.open(images / f"0_{view}.png") as image:
+            assert np.array_equal(mammogram.pixels, np.asarray(image)), "a background of 0 is left alone"
+        assert crop_of(mammogram.pixels, mammogram.pointing).window.edges() == window
+
+
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.campaign)])
+def test_film_scans_from_file_to_crop(kit, every):
+    """The films are pairs of right and left: the breasts of a pair point apart, and none fills its film."""
+    films = sorted((kit / "mammograms" / "mias").glob("*.png"))
+    assert len(films) >= 100
+    for first, second in list(zip(films[::2], films[1::2], strict=True))[::every]:
+        pointing = []
+        for path in (first, second):
+            mammogram = read_png(path)
+            pointing.append(mammogram.pointing)
+            crop = crop_of(mammogram.pixels, mammogram.pointing, iterations=30, buffer=15)
+            share = (mammogram.pixels > 0).mean()
+            assert 0.08 < share < 0.65, path.name
+            assert crop.window.height > 400
+            assert 150 < crop.window.width < 900
+        assert pointing == ["left", "right"], first.name
+
+
+def test_films_outlined_lesions_lie_in_the_breast(kit):
+    folder = kit / "mammograms" / "mias"
+    text = (folder / "labels.csv").read_text().splitlines()
+    rows = [row for row in csv.DictReader(text) if row["r"]][:12]
+    assert rows
+    for row in rows:
+        pixels = read_png(folder / row["image"]).pixels
+        assert pixels[int(row["row"]), int(row["x"])] > 0, row["image"]
+
+
+def test_every_refusal_is_a_case_error():
+    for error in (NotAMammogram, DamagedFile, UnknownFormat, TooLarge):
+        assert issubclass(error, CaseError)

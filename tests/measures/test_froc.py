@@ -1,0 +1,250 @@
+"""Camelyon16 FROC: the official numbers to the last digit, the worked examples, and intervals."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from skimage.measure import label as sk_label
+from skimage.measure import regionprops
+
+from lobule.errors import AnnotationError, CaseError
+from lobule.measures.camelyon16 import (
+    FALSE_POSITIVE_RATES,
+    ITC_LIMIT,
+    SlideMatch,
+    bootstrap_froc,
+    evaluation_mask,
+    froc,
+    froc_resamples,
+    jama_froc,
+    match,
+    sensitivity_by_class,
+    slide_auc,
+)
+from lobule.measures.estimate import Resampling
+
+CASES = ("synthetic_1", "synthetic_2", "synthetic_3", "real_1", "real_2")
+
+
+def matches_of(case: dict, masks: dict, name: str) -> list[SlideMatch]:
+    found = []
+    for slide in case["slides"]:
+        mask = None
+        if slide["has_mask"]:
+            shape = masks[f"{name}/{slide['name']}/shape"]
+            bits = masks[f"{name}/{slide['name']}/bits"]
+            mask = evaluation_mask(np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool))
+        found.append(match(slide["name"], slide["detections"], mask))
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_official_numbers(goldens: Path, name: str) -> None:
+    case = json.loads((goldens / "camelyon16/cases.json").read_text())[name]
+    masks = np.load(goldens / "camelyon16/masks.npz")
+    matches, expected = matches_of(case, masks, name), case["expected"]
+    for one in matches:
+        slide = expected["per_slide"][one.name]
+        assert one.false_positives.tolist() == slide["fp_probs"]
+        assert one.true_positives.tolist() == slide["tp_probs_float32"]
+        assert one.lesions == slide["num_tumors"]
+        detections = next(s["detections"] for s in case["slides"] if s["name"] == one.name)
+        for key, best in slide.get("detection_summary", {}).items():
+            index = one.best_detections[int(key.split()[1]) - 1]
+            assert best == ([] if index is None else detections[index])
+    curve = froc(matches)
+    assert curve.sensitivity is not None
+    assert curve.false_positives.tolist() == pytest.approx(expected["total_FPs"], abs=1e-12)
+    assert curve.sensitivity.tolist() == pytest.approx(expected["total_sensitivity"], abs=1e-12)
+    assert curve.score == pytest.approx(expected["froc_score"], abs=1e-12)
+    jama = jama_froc(matches)
+    assert jama.score == pytest.approx(expected["jama_variant"]["score"], abs=1e-12)
+    for rate in FALSE_POSITIVE_RATES:
+        assert curve.sensitivity_at[rate] == pytest.approx(expected["sensitivity_at"][f"{rate:g}"], abs=1e-12)
+        at = expected["jama_variant"]["sensitivity_at"][f"{rate:g}"]
+        assert jama.sensitivity_at[rate] == pytest.approx(at, abs=1e-12)
+    assert slide_auc(matches) == pytest.approx(expected["slide_auc"]["auc"], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_official_labels(goldens: Path, name: str) -> None:
+    case = json.loads((goldens / "camelyon16/cases.json").read_text())[name]
+    masks = np.load(goldens / "camelyon16/masks.npz")
+    for slide in case["slides"]:
+        if not slide["has_mask"]:
+            continue
+        shape = masks[f"{name}/{slide['name']}/shape"]
+        bits = masks[f"{name}/{slide['name']}/bits"]
+        mask = evaluation_mask(np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool))
+        labels = case["expected"]["per_slide"][slide["name"]]["labels"]
+        assert mask.areas.tolist() == [entry["area"] for entry in labels]
+        assert mask.itc.tolist() == [entry["itc"] for entry in labels]
+        assert mask.major_axes.tolist() == pytest.approx([e["major_axis_length"] for e in labels], abs=1e-4)
+        assert mask.centroids.tolist() == [pytest.approx(entry["centroid_rc"], abs=1e-4) for entry in labels]
+
+
+def disc(radius: int, side: int = 60) -> np.ndarray:
+    y, x = np.mgrid[:side, :side] - side // 2
+    return x**2 + y**2 <= radius**2
+
+
+def test_worked_examples_of_the_mask() -> None:
+    point = np.zeros((40, 60), bool)
+    point[20, 30] = True
+    mask = evaluation_mask(point)
+    assert mask.areas.tolist() == [69] and mask.major_axes[0] == pytest.approx(9.3375, abs=1e-4)
+    for place, lesions in (((20, 39), 1), ((20, 40), 2), ((27, 37), 1), ((28, 38), 2)):
+        two = point.copy()
+        two[place] = True
+        assert len(evaluation_mask(two).areas) == lesions
+    for radius, axis, itc in ((13, 34.765, True), (14, 36.692, False)):
+        mask = evaluation_mask(disc(radius))
+        assert mask.major_axes[0] == pytest.approx(axis, abs=1e-3) and mask.itc[0] == itc
+    for length, axis in ((20, 30.941), (27, 38.993)):
+        line = np.zeros((30, 60), bool)
+        line[15, 10 : 10 + length] = True
+        assert evaluation_mask(line).major_axes[0] == pytest.approx(axis, abs=1e-3)
+    assert abs(ITC_LIMIT - 35.365226337) < 1e-9
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.9, 0.999))
+def test_the_mask_equals_the_distance_transform(seed: int, sparsity: float) -> None:
+    tumour = np.random.default_rng(seed).random((50, 70)) > sparsity
+    mask = evaluation_mask(tumour)
+    if not tumour.any():
+        assert mask.lesions == 0 and not mask.full().any()
+        return
+    near = ndimage.distance_transform_edt(~tumour) < 75 / (0.243 * 32 * 2)
+    expected = sk_label(ndimage.binary_fill_holes(near), connectivity=2)
+    assert np.array_equal(mask.full(), expected)
+    axes = [region.axis_major_length for region in regionprops(expected)]
+    # regionprops adds the spread within a pixel (1/12) to each variance
+    assert mask.major_axes.tolist() == pytest.approx(axes, rel=1e-9)
+
+
+def test_masks_of_wrong_values_are_refused() -> None:
+    assert evaluation_mask(disc(9).astype(np.uint8) * 255).lesions == 0
+    assert len(evaluation_mask(disc(9).astype(np.uint8) * 255).areas) == 1
+    with pytest.raises(AnnotationError, match="255"):
+        evaluation_mask(disc(9).astype(np.uint8))
+    grey = disc(9).astype(np.uint8) * 255
+    grey[0, 0] = 254
+    assert len(evaluation_mask(grey).areas) == 1
+
+
+@pytest.mark.parametrize("detection", [[0.5, -1, 5], [0.5, 60 * 32, 5], [0.5, 5, 60 * 32], [0.5, 1.5, 5]])
+def test_detections_outside_the_image_are_refused(detection: list[float]) -> None:
+    with pytest.raises(CaseError, match="Tumor_001"):
+        match("Tumor_001", [detection], evaluation_mask(disc(14)))
+
+
+def test_hits_on_isolated_cells_count_neither_way() -> None:
+    one = match("Tumor_001", [[0.9, 30 * 32, 30 * 32], [0.4, 0, 0]], evaluation_mask(disc(9)))
+    assert one.true_positives.tolist() == [0] and one.false_positives.tolist() == [0.4] and one.lesions == 0
+    curve = froc([one])
+    assert curve.score is None and curve.reason == "no lesions in the evaluated slides"
+    assert sensitivity_by_class([one])["itc"]["sensitivity_at"]["8"] == 1.0
+
+
+def test_ties_between_float32_and_float64() -> None:
+    # 0.2 rounds up to float32, so its threshold passes the lesion alone; 0.9 rounds down and ties
+    lesion = evaluation_mask(disc(14))
+    for confidence, pairs in (
+        (0.2, [(1.0, 1.0), (0.0, 1.0), (0.0, 0.0)]),
+        (0.9, [(1.0, 1.0), (1.0, 1.0), (0.0, 0.0)]),
+    ):
+        slides = [
+            match("Tumor_001", [[confidence, 30 * 32, 30 * 32]], lesion),
+            match("Normal_001", [[confidence, 5, 5], [0.1, 5, 5]], None),
+        ]
+        curve = froc(slides)
+        assert curve.sensitivity is not None
+        assert list(zip(curve.false_positives * 2, curve.sensitivity, strict=True)) == pairs
+
+
+def naive_froc(slides: list[SlideMatch]) -> float:
+    """The script, line by line."""
+    fps = [value for one in slides for value in one.false_positives.tolist()]
+    tps = np.concatenate([one.true_positives for one in slides])
+    thresholds = sorted({*fps, *tps.astype(float).tolist()})[1:]
+    fp = [sum(value >= t for value in fps) for t in thresholds] + [0]
+    tp = [int((tps >= np.float32(t)).sum()) for t in thresholds] + [0]
+    lesions = sum(one.lesions for one in slides)
+    fp_rate, sensitivity = np.array(fp) / len(slides), np.array(tp) / lesions
+    return float(np.mean(np.interp(FALSE_POSITIVE_RATES, fp_rate[::-1], sensitivity[::-1])))
+
+
+def cohort(slides: int, seed: int, detections: int = 40) -> list[SlideMatch]:
+    rng = np.random.default_rng(seed)
+    lesion = evaluation_mask(np.pad(disc(14), ((0, 0), (0, 60))) | np.pad(disc(16), ((0, 0), (60, 0))))
+    found = []
+    for index in range(slides):
+        places = rng.integers(0, 60 * 32, (rng.integers(0, detections), 2)) * (2, 1)
+        confidence = np.round(rng.random(len(places)) ** 2, 2)
+        tumour = index % 2 == 0
+        found.append(match(f"{index}", np.column_stack([confidence, places]), lesion if tumour else None))
+    return found
+
+
+def test_a_resample_is_the_curve_of_the_drawn_slides() -> None:
+    slides = cohort(12, 4, detections=6)
+    how = Resampling(resamples=40, seed=3)
+    weights = np.concatenate(list(how.weights(np.arange(12))))
+
+    drawn = froc_resamples(slides, np.arange(12), how)
+    for row, value in zip(weights.astype(int), drawn, strict=True):
+        again = [one for one, times in zip(slides, row, strict=True) for _ in range(times)]
+        assert value == pytest.approx(naive_froc(again), abs=1e-12)
+
+
+def test_the_interval_is_fast_and_holds_the_score() -> None:
+    slides = cohort(130, 1)
+    started = time.process_time()
+    estimate = bootstrap_froc(slides, resampling=Resampling(2000, seed=1))
+    assert time.process_time() - started < 8
+    assert estimate.value == pytest.approx(naive_froc(slides), abs=1e-12)
+    assert estimate.low is not None and estimate.high is not None and estimate.resamples == 2000
+    assert 0.02 < estimate.high - estimate.low < 0.4 and estimate.low < estimate.value < estimate.high
+    assert estimate == bootstrap_froc(slides, resampling=Resampling(2000, seed=1))
+
+
+def test_patients_widen_the_interval() -> None:
+    slides = cohort(40, 2) * 3
+    patients = list(range(40)) * 3
+    how = Resampling(300)
+    alone, together = bootstrap_froc(slides, None, how), bootstrap_froc(slides, patients, how)
+    assert together.high - together.low > 1.3 * (alone.high - alone.low)
+
+
+def test_classes_average_to_the_whole() -> None:
+    big = evaluation_mask(np.pad(disc(14), ((0, 240), (0, 300))) | np.pad(disc(140, 300), ((0, 0), (60, 0))))
+    assert [big.lesion_classes().count(name) for name in ("micro", "macro")] == [1, 1]
+    rng = np.random.default_rng(0)
+    slides = [
+        match(str(i), np.column_stack([rng.random(30), rng.integers(0, 300 * 32, (30, 2))]), big)
+        for i in range(6)
+    ]
+    by_class, curve = sensitivity_by_class(slides), froc(slides)
+    for rate in FALSE_POSITIVE_RATES:
+        mean = (
+            sum(
+                by_class[name]["lesions"] * by_class[name]["sensitivity_at"][f"{rate:g}"]
+                for name in ("macro", "micro")
+            )
+            / 12
+        )
+        assert mean == pytest.approx(curve.sensitivity_at[rate], abs=1e-12)
+    assert by_class["itc"]["lesions"] == 0 and by_class["itc"]["sensitivity_at"]["1"] is None
+
+
+def test_results_become_plain_json() -> None:
+    text = json.dumps([froc(cohort(4, 0)).to_dict(), jama_froc(cohort(1, 0)).to_dict()], allow_nan=False)
+    assert '"no normal slides"' in text

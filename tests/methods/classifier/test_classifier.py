@@ -1,0 +1,158 @@
+"""Tile classifiers: the map is the model's answer for each tile, whoever made the model."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torchvision.models import squeezenet1_1
+
+from lobule.bundles import read_bundle
+from lobule.engines.passes import ScanOptions
+from lobule.engines.scan import Machine, scan
+from lobule.errors import BundleError, ConfigError, LobuleError
+from lobule.methods.classifier import Config, convert, load, of_wsinfer
+from lobule.results import open_results
+from tests.engines.support import cohort_of, pixels_of, write_slide
+
+TILE = 80
+FACTS = {"method": "classifier", "fingerprint": "f", "classes": ["notumor", "tumor"]}
+MACHINE = Machine(device="cpu", precision="float32", batch=4, readers=2, lanes=2, channels_last=True)
+WSINFER = {
+    "spec_version": "1.0",
+    "architecture": "torchvision:squeezenet1_1",
+    "num_classes": 2,
+    "class_names": ["notumor", "tumor"],
+    "patch_size_pixels": TILE,
+    "spacing_um_px": 0.5,
+    "transform": [
+        {"name": "Resize", "arguments": {"size": 96}},
+        {"name": "ToTensor"},
+        {"name": "Normalize", "arguments": {"mean": [0.7, 0.6, 0.5], "std": [0.2, 0.25, 0.3]}},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return squeezenet1_1(num_classes=2).eval()
+
+
+@pytest.fixture
+def files(model: torch.nn.Module, tmp_path: Path) -> tuple[Path, Path]:
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    (tmp_path / "config.json").write_text(json.dumps(WSINFER))
+    return tmp_path / "model.pt", tmp_path / "config.json"
+
+
+def tile_scores(model: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
+    """One tile at a time, by the configuration's words."""
+    rows, columns = -(-pixels.shape[0] // TILE), -(-pixels.shape[1] // TILE)
+    white = np.full((rows * TILE, columns * TILE, 3), 255, np.uint8)
+    white[: pixels.shape[0], : pixels.shape[1]] = pixels
+    out = np.empty((2, rows, columns))
+    mean, std = torch.tensor([0.7, 0.6, 0.5]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+    for row in range(rows):
+        for column in range(columns):
+            tile = white[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
+            x = (torch.from_numpy(tile.copy()).permute(2, 0, 1).float() / 255 - mean) / std
+            x = F.interpolate(x[None], (96, 96), mode="bilinear", antialias=True)
+            with torch.inference_mode():
+                out[:, row, column] = torch.softmax(model(x)[0].double(), 0).numpy()
+    return out
+
+
+def test_converted_weights_score_as_the_model_does(
+    model: torch.nn.Module, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bundle = convert(*files, tmp_path / "bundle")
+    assert bundle.method == "classifier" and bundle.classes == ("notumor", "tumor")
+    pixels = pixels_of(410, 330)
+    slide = write_slide(tmp_path / "one.tif", pixels)
+    scan(load(bundle), FACTS, cohort_of(slide), tmp_path / "r", ScanOptions(tissue=None), MACHINE)
+    folder = open_results(tmp_path / "r").case_folder("one")
+    scores = folder.maps["tiles"].read()[0]
+    want = tile_scores(model, pixels)
+    np.testing.assert_allclose(scores, want, atol=2e-5)
+    result = folder.result
+    assert result is not None and result["scores"].keys() == {"tumor"}
+    assert abs(result["scores"]["tumor"] - want[1].max()) < 2e-5
+
+
+def test_a_torchscript_file_needs_trust(
+    model: torch.nn.Module, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is old, and people have such files
+        torch.jit.trace(model, torch.zeros(1, 3, 96, 96)).save(str(tmp_path / "ts.pt"))
+    with pytest.raises(ConfigError, match="can run code"):
+        convert(tmp_path / "ts.pt", files[1], tmp_path / "bundle")
+    bundle = convert(tmp_path / "ts.pt", files[1], tmp_path / "bundle", trust=True)
+    with pytest.raises(ConfigError, match="--trust"):
+        load(bundle)
+    pixels = pixels_of(170, 90)
+    slide = write_slide(tmp_path / "one.tif", pixels)
+    options = ScanOptions(tissue=None)
+    scan(load(bundle, trust=True), FACTS, cohort_of(slide), tmp_path / "r", options, MACHINE)
+    scores = open_results(tmp_path / "r").case_folder("one").maps["tiles"].read()[0]
+    np.testing.assert_allclose(scores, tile_scores(model, pixels), atol=2e-5)
+    rough = Machine(device="cpu", precision="bfloat16", batch=4, readers=1, lanes=1)
+    predictor = load(bundle, trust=True)
+    scan(predictor, FACTS, cohort_of(slide), tmp_path / "bf16", options, rough)
+    scores = open_results(tmp_path / "bf16").case_folder("one").maps["tiles"].read()[0]
+    np.testing.assert_allclose(scores, tile_scores(model, pixels), atol=0.05)
+    assert all(p.dtype == torch.float32 for p in predictor.net.parameters())  # the original stays whole
+
+
+@pytest.mark.parametrize("name", ["timm:hf-hub:someone/model", "timm:local-dir:/tmp", "torchvision:"])
+def test_an_architecture_that_would_fetch_files_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="no architecture"):
+        Config(name, ("a", "b"), 0.5)
+
+
+def test_pickled_code_is_never_run(files: tuple[Path, Path], tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (print, ("run",))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(BundleError, match="cannot be read"):
+        convert(tmp_path / "evil.pt", files[1], tmp_path / "bundle")
+
+
+def test_weights_of_another_architecture_are_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="not those of torchvision:resnet18"):
+        convert(*files, tmp_path / "bundle", architecture="torchvision:resnet18")
+
+
+@pytest.mark.parametrize("change", [
+    {"class_names": ["one"]},
+    {"transform": [{"name": "RandomCrop"}]},
+    {"spacing_um_px": "fine"},
+    {"patch_size_pixels": None},
+])  # fmt: skip
+def test_configurations_that_do_not_fit_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(LobuleError):
+        of_wsinfer({**WSINFER, **change})
+
+
+def test_the_classes_that_are_sought() -> None:
+    def sought(*classes: str, **more: object) -> tuple[str, ...]:
+        return Config("timm:resnet18", classes, 0.5, **more).sought  # type: ignore[arg-type]
+
+    assert sought("notumor", "tumor") == ("tumor",)
+    assert sought("Other", "Tumor", "Necrosis") == ("Tumor", "Necrosis")
+    assert sought("a", "b") == ("b",)
+    assert sought("a", "b", background=("b",)) == ("a",)
+
+
+def test_bundle_survives_the_disk(files: tuple[Path, Path], tmp_path: Path) -> None:
+    made = convert(*files, tmp_path / "bundle")
+    assert read_bundle(tmp_path / "bundle") == made
+    assert Config.from_dict(made.config).input == 96

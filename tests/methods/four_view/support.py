@@ -1,0 +1,138 @@
+"""Small exams and small four-view models, and their scores computed by hand, without the scanner."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lobule.bundles import Bundle, write_bundle
+from lobule.mammograms.exams import read_view
+from lobule.mammograms.views import VIEWS, right_pointing
+from lobule.methods.four_view import Config
+from lobule.methods.four_view.centres import best_centre
+from lobule.methods.four_view.crop import crop_of
+from lobule.methods.four_view.patches import PatchGrid, cut_patch, draw_strides, heatmap_of, patch_pixels
+from lobule.methods.four_view.predictor import build, weights_of
+from lobule.methods.four_view.windows import Augmentation, ViewImage, network_input, plan_exam, plan_image
+from lobule.nets.four_view import TARGETS, ViewWise
+from lobule.verbs import scan
+from tests.nets.four_view_recipe import made_tensor
+
+SMALL = Config(
+    epochs=3,
+    window=(192, 128),
+    move=(12, 12),
+    resize=12,
+    crop_iterations=4,
+    crop_buffer=6,
+    patch=64,
+    patch_stride=30,
+    heatmap_cell=8,
+    widths=(4, 4, 8, 8, 16),
+    patch_growth=4,
+    patch_blocks=(1, 2, 1, 1),
+    patch_first_width=8,
+)
+"""A model for exams of 300 × 220 px."""
+MACHINE = {"device": "cpu", "precision": "float32", "lanes": 2, "readers": 2, "channels_last": True}
+AUGMENTATION = Augmentation(SMALL.move, SMALL.resize)
+
+
+def seeded(net: torch.nn.Module, tag: str) -> torch.nn.Module:
+    """Weights made from names alone."""
+    state = {
+        key: tensor if tensor.ndim == 0 else torch.from_numpy(made_tensor(tag, "s", key, tuple(tensor.shape)))
+        for key, tensor in net.state_dict().items()
+    }
+    net.load_state_dict(state)
+    return net.eval()
+
+
+def nets(config: Config):
+    net, patch_net = build(config)
+    return seeded(net, "view-image"), None if patch_net is None else seeded(patch_net, "patch")
+
+
+def bundle_of(path: Path, **settings: object) -> Path:
+    config = replace(SMALL, **settings)
+    write_bundle(path, Bundle("four_view", config.to_dict(), TARGETS, None), weights_of(*nets(config)))
+    return path
+
+
+def run(bundle: Path, cohort: object, out: Path, **more: object):
+    """Scan quietly on two cores; more are options of the scan."""
+    return scan(bundle, cohort, out, machine=MACHINE, **more)
+
+
+class ByHand:
+    """One view, prepared step by step as the published pipeline does."""
+
+    def __init__(self, path: str, view: str) -> None:
+        mammogram = read_view(path, view=view)
+        self.view, self.flip = view, mammogram.horizontal_flip
+        crop = crop_of(mammogram.pixels, mammogram.pointing, iterations=4, buffer=6)
+        self.window = crop.window
+        self.image = np.ascontiguousarray(
+            right_pointing(crop.window.of(mammogram.pixels), view, mammogram.horizontal_flip)
+        )
+        self.centre = best_centre(self.image, view, crop.landmarks, SMALL.window)
+        self.seen = ViewImage(self.image.shape, self.centre)
+
+    def heatmaps(self, rng: random.Random, patch_net: torch.nn.Module):
+        """Every patch of the grid, one by one, blank or not; (benign, malignant)."""
+        grid = self.grid(rng)
+        pixels = patch_pixels(self.image)
+        with torch.inference_mode():
+            patches = [torch.from_numpy(cut_patch(pixels, corner, 64).copy()) for corner in grid.corners()]
+            scores = torch.softmax(patch_net(torch.stack(patches)), dim=1).numpy()
+        return heatmap_of(self.image.shape, grid, scores[:, 1]), heatmap_of(
+            self.image.shape, grid, scores[:, 0]
+        )
+
+    def grid(self, rng: random.Random) -> PatchGrid:
+        rows = draw_strides(self.image.shape[0], rng, patch=64, stride=30)
+        columns = draw_strides(self.image.shape[1], rng, patch=64, stride=30)
+        return PatchGrid.of_strides(rows, columns, 64)
+
+
+def views_of(case: object) -> dict[str, list[ByHand]]:
+    return {
+        view: [ByHand(path, view) for path in case.views.get(view.lower().replace("-", "_"), ())]
+        for view in VIEWS
+    }
+
+
+def exam_by_hand(case, net: ViewWise, windows, heatmaps=None, augmentation=AUGMENTATION, epochs=3):
+    """(epochs, 4) scores of the view-wise net; `windows` is the stream, `heatmaps` those of each view."""
+    views = views_of(case)
+    plans = plan_exam(
+        {view: [image.seen for image in images] for view, images in views.items()},
+        windows,
+        epochs=epochs,
+        augmentation=augmentation,
+        size=SMALL.window,
+    )
+    scores = []
+    for plan in plans:
+        inputs = {}
+        for view, (index, window) in plan.items():
+            maps = None if heatmaps is None else heatmaps[view]
+            inputs[view] = torch.from_numpy(network_input(views[view][index].image, window, maps))[None]
+        with torch.inference_mode():
+            scores.append(net.exam_scores(net(inputs))[0].numpy())
+    return np.array(scores)
+
+
+def view_by_hand(path: str, view: str, net, heatmaps=None):
+    """(epochs, 2) scores of one view by the image-wise net."""
+    image = ByHand(path, view)
+    scores = []
+    for window in plan_image(image.seen, view, epochs=3, augmentation=AUGMENTATION, size=SMALL.window):
+        x = torch.from_numpy(network_input(image.image, window, heatmaps))[None]
+        with torch.inference_mode():
+            scores.append(net.single(view, x)[0, :, 1].exp().numpy())
+    return np.array(scores)

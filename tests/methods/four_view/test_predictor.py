@@ -1,0 +1,381 @@
+"""Exams through the scanner: scores equal those computed by hand, and failures stay with their view."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lobule.bundles import Bundle, write_bundle
+from lobule.cohort import Case, Cohort, read_cohort
+from lobule.errors import ConfigError
+from lobule.mammograms.exams import read_view
+from lobule.mammograms.views import VIEWS, right_pointing
+from lobule.methods.four_view import Config
+from lobule.methods.four_view.crop import Window
+from lobule.methods.four_view.images import Frame
+from lobule.methods.four_view.predictor import weights_of
+from lobule.methods.four_view.windows import NO_AUGMENTATION, cut, plan_exam
+from lobule.nets.four_view import TARGETS
+from lobule.phantoms.exams import write_exams
+from lobule.results import open_results
+from lobule.stitch import State
+from tests.methods.four_view.support import (
+    AUGMENTATION,
+    SMALL,
+    ByHand,
+    bundle_of,
+    exam_by_hand,
+    nets,
+    run,
+    view_by_hand,
+    views_of,
+)
+from tests.nets.four_view_recipe import made_net
+
+NEAR = {"atol": 1e-5, "rtol": 0}
+
+
+@pytest.fixture(scope="module")
+def exams(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    folder = tmp_path_factory.mktemp("exams")
+    return read_cohort(write_exams(folder, exams=2, size=(300, 220), seed=5))
+
+
+@pytest.fixture(scope="module")
+def scanned(exams: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both exams through the view-wise model without heatmaps."""
+    folder = tmp_path_factory.mktemp("scanned")
+    report = run(bundle_of(folder / "bundle"), exams, folder / "results")
+    assert dict(report.counts) == {"complete": 2}
+    return folder
+
+
+def result_of(folder: Path, case: str) -> dict:
+    result = open_results(folder).case_folder(case).result
+    assert result is not None
+    return result
+
+
+def about(value: float) -> object:
+    return pytest.approx(float(value), abs=1e-5)
+
+
+def scores_of(folder: Path, case: str) -> list[float]:
+    scores = result_of(folder, case)["scores"]
+    return [scores[name] for name in TARGETS]
+
+
+def test_scores_equal_those_by_hand(exams: Cohort, scanned: Path) -> None:
+    net, _ = nets(SMALL)
+    for case in exams:
+        wanted = exam_by_hand(case, net, np.random.RandomState(0))
+        result = result_of(scanned / "results", case.id)
+        np.testing.assert_allclose(scores_of(scanned / "results", case.id), wanted.mean(axis=0), **NEAR)
+        for index, name in enumerate(TARGETS):
+            spread = result["spread"][name]
+            np.testing.assert_allclose(spread["std"], wanted[:, index].std(), **NEAR)
+            np.testing.assert_allclose(spread["greatest"], wanted[:, index].max(), **NEAR)
+        assert len({round(score, 4) for score in scores_of(scanned / "results", case.id)}) == 4
+
+
+def test_windows_are_kept_in_pixels_of_the_stored_image(exams: Cohort, scanned: Path) -> None:
+    folder = open_results(scanned / "results").case_folder("exam0000")
+    assert folder.result["images"]["R-CC"]["pointing"] == "left"
+    table = folder.tables["windows R-CC"].read()
+    views = views_of(exams["exam0000"])
+    seen = {view: [image.seen for image in images] for view, images in views.items()}
+    stream = np.random.RandomState(0)
+    plans = plan_exam(seen, stream, epochs=3, augmentation=AUGMENTATION, size=SMALL.window)
+    stored = read_view(exams["exam0000"].views["r_cc"][0], view="R-CC").pixels
+    for row, plan in enumerate(plans):
+        _, window = plan["R-CC"]
+        # the box on the file, turned, is what the published pipeline cuts
+        padded = np.pad(stored, 300)
+        top, left = table["l0_y"][row] + 300, table["l0_x"][row] + 300
+        piece = padded[top : top + table["l0_height"][row], left : left + table["l0_width"][row]]
+        wanted = cut(views["R-CC"][0].image, replace(window, size=window.window.shape))
+        np.testing.assert_array_equal(piece[:, ::-1], wanted)
+
+
+def test_one_stream_through_the_cohort_as_published(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
+    report = run(scanned / "bundle", exams, tmp_path / "whole", settings={"compat": "nyu"})
+    assert dict(report.counts) == {"complete": 2}
+    net, _ = nets(SMALL)
+    stream = np.random.RandomState(0)
+    for case in exams:
+        wanted = exam_by_hand(case, net, stream).mean(axis=0)
+        np.testing.assert_allclose(scores_of(tmp_path / "whole", case.id), wanted, **NEAR)
+    # a shard draws what the whole cohort would have drawn
+    run(scanned / "bundle", exams, tmp_path / "shard", settings={"compat": "nyu"}, shard=(2, 2))
+    assert scores_of(tmp_path / "shard", "exam0001") == scores_of(tmp_path / "whole", "exam0001")
+    assert scores_of(tmp_path / "whole", "exam0001") != scores_of(scanned / "results", "exam0001")
+
+
+def test_the_order_of_exams_does_not_matter_by_default(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
+    run(scanned / "bundle", Cohort(tuple(reversed(exams.cases)), exams.path), tmp_path / "r")
+    for case in exams:
+        assert scores_of(tmp_path / "r", case.id) == scores_of(scanned / "results", case.id)
+
+
+@pytest.mark.parametrize("compat", ["own", "nyu"])
+def test_heatmaps_are_channels_of_the_classifier(exams: Cohort, tmp_path: Path, compat: str) -> None:
+    bundle = bundle_of(tmp_path / "bundle", heatmaps=True, compat=compat, finding_threshold=0.3)
+    report = run(bundle, exams, tmp_path / "r")
+    assert dict(report.counts) == {"complete": 2}
+    net, patch_net = nets(replace(SMALL, heatmaps=True))
+    windows, patches = np.random.RandomState(0), random.Random(0)
+    for case in exams:
+        if compat == "own":
+            windows, patches = np.random.RandomState(0), random.Random(0)
+        views = views_of(case)
+        heatmaps = {view: views[view][0].heatmaps(patches, patch_net) for view in VIEWS}
+        wanted = exam_by_hand(case, net, windows, heatmaps).mean(axis=0)
+        np.testing.assert_allclose(scores_of(tmp_path / "r", case.id), wanted, **NEAR)
+        assert_map_kept(tmp_path / "r", case.id, views["R-MLO"][0], heatmaps["R-MLO"])
+
+
+def assert_map_kept(results: Path, case: str, view, heatmaps) -> None:
+    """The map holds the mean of each cell, laid over the stored image; findings lie where it is high."""
+    folder = open_results(results).case_folder(case)
+    reader = folder.maps["heatmap R-MLO"]
+    stored = np.full((2, -(-300 // 8) * 8, -(-220 // 8) * 8), np.nan, np.float32)
+    for layer, heatmap in zip(stored, heatmaps, strict=True):
+        view.window.of(layer)[:] = right_pointing(heatmap, "R-MLO", view.flip)
+    cells = stored.reshape(2, stored.shape[1] // 8, 8, -1, 8)
+    count = np.isfinite(cells).sum(axis=(2, 4))
+    means = np.nansum(cells, axis=(2, 4)) / np.maximum(count, 1)
+    scores, states = reader.read()
+    np.testing.assert_allclose(scores, means, atol=1e-5)
+    np.testing.assert_array_equal(states == State.SCORED, count[0] > 0)
+    assert reader.info.classes == ("benign", "malignant") and means.max() > 0.2
+    found = folder.findings()
+    named = [i for i, label in enumerate(found["label"]) if label.startswith("R-MLO")]
+    for index in named:
+        layer = means[0 if found["label"][index].endswith("benign") else 1]
+        cell = layer[found["l0_y"][index] // 8, found["l0_x"][index] // 8]
+        assert cell > 0.3 and abs(cell - found["score"][index]) < 1e-5
+    assert bool(named) == bool((means > 0.3).any())
+
+
+def test_blank_patches_are_computed_once(exams: Cohort, tmp_path: Path) -> None:
+    run(
+        bundle_of(tmp_path / "bundle", heatmaps=True),
+        exams.where(lambda c: c.id == "exam0000"),
+        tmp_path / "r",
+    )
+    folder = open_results(tmp_path / "r").case_folder("exam0000")
+    view = views_of(exams["exam0000"])["L-CC"][0]
+    grid = view.grid(random.Random(0))
+    blank = sum(not view.image[r : r + 64, c : c + 64].any() for r, c in grid.corners())
+    assert folder.tables["patches L-CC"].info.rows == len(grid) - max(0, blank - 1)
+
+
+def test_a_resumed_scan_equals_an_unbroken_one(exams: Cohort, tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path / "bundle", heatmaps=True)
+    run(bundle, exams, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    folder = tmp_path / "broken" / "cases" / "exam0001"
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "tables" / "windows%20R-MLO")
+    shutil.rmtree(folder / "maps" / "heatmap%20R-MLO")
+    (folder / "tables" / "windows%20L-CC" / "part-000001.parquet").unlink()
+    kept = folder / "tables" / "patches%20L-CC" / "part-000000.parquet"
+    before = kept.stat().st_mtime_ns
+    run(bundle, exams, tmp_path / "broken")
+    assert kept.stat().st_mtime_ns == before
+    for path in sorted((tmp_path / "whole" / "cases").rglob("*")):
+        if path.is_file() and path.name != "run.json":
+            twin = tmp_path / "broken" / path.relative_to(tmp_path / "whole")
+            assert path.read_bytes() == twin.read_bytes(), path
+
+
+def test_dicom_exams_score_as_their_png(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    dicom = read_cohort(write_exams(tmp_path / "d", exams=2, size=(300, 220), seed=5, form="dicom"))
+    run(scanned / "bundle", dicom, tmp_path / "r")
+    for case in exams:
+        np.testing.assert_allclose(
+            scores_of(tmp_path / "r", case.id), scores_of(scanned / "results", case.id), **NEAR
+        )
+    assert result_of(tmp_path / "r", "exam0000")["images"]["L-CC"]["mpp"] is not None
+
+
+def test_without_augmentation_there_is_one_window(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
+    run(scanned / "bundle", exams, tmp_path / "r", settings={"augmentation": False})
+    net, _ = nets(SMALL)
+    case = exams["exam0001"]
+    wanted = exam_by_hand(case, net, np.random.RandomState(0), augmentation=NO_AUGMENTATION, epochs=1)
+    np.testing.assert_allclose(scores_of(tmp_path / "r", case.id), wanted[0], **NEAR)
+    assert result_of(tmp_path / "r", case.id)["windows"] == 1
+
+
+def test_several_images_of_a_view_are_drawn_from(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
+    first, second = exams
+    views = {**first.views, "l_cc": (*first.views["l_cc"], *second.views["l_cc"])}
+    case = Case("two", "p", "exam", views=views)
+    run(scanned / "bundle", Cohort((case,)), tmp_path / "r")
+    net, _ = nets(SMALL)
+    wanted = exam_by_hand(case, net, np.random.RandomState(0)).mean(axis=0)
+    np.testing.assert_allclose(scores_of(tmp_path / "r", "two"), wanted, **NEAR)
+    tables = open_results(tmp_path / "r").case_folder("two").tables
+    rows = [tables[name].info.rows for name in ("windows L-CC", "windows L-CC 2") if name in tables]
+    assert sum(rows) == 3 and "windows L-CC 2" in tables
+
+
+# -- what is missing or broken ------------------------------------------------------------------------------
+
+
+def with_faults(exams: Cohort, folder: Path) -> Cohort:
+    """A whole exam, one without R-MLO, one whose L-CC is no image."""
+    folder.mkdir(exist_ok=True)
+    (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    whole = exams.cases[0]
+    without = {name: files for name, files in whole.views.items() if name != "r_mlo"}
+    broken = {**whole.views, "l_cc": (str(folder / "bad.png"),)}
+    return Cohort((
+        whole,
+        Case("without", "p1", "exam", views=without),
+        Case("broken", "p2", "exam", views=broken),
+    ))  # fmt: skip
+
+
+def test_the_view_wise_model_refuses_a_partial_exam(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
+    report = run(scanned / "bundle", with_faults(exams, tmp_path / "f"), tmp_path / "r")
+    assert dict(report.counts) == {"complete": 1, "failed": 2}
+    error = result_of(tmp_path / "r", "without")["error"]
+    assert error["type"] == "NotAMammogram" and "R-MLO" in error["message"]
+    assert "image-wise" in error["remedy"]
+    assert result_of(tmp_path / "r", "broken")["error"]["subject"].endswith("bad.png")
+    assert scores_of(tmp_path / "r", "exam0000") == scores_of(scanned / "results", "exam0000")
+
+
+def test_the_image_wise_model_scores_what_is_there(exams: Cohort, tmp_path: Path) -> None:
+    cohort = with_faults(exams, tmp_path / "f")
+    bundle = bundle_of(tmp_path / "bundle", variant="image_wise")
+    report = run(bundle, cohort, tmp_path / "r")
+    assert dict(report.counts) == {"complete": 2, "partial": 1}
+    net, _ = nets(replace(SMALL, variant="image_wise"))
+    files = {view: exams.cases[0].views[view.lower().replace("-", "_")][0] for view in VIEWS}
+    wanted = {view: view_by_hand(files[view], view, net).mean(axis=0) for view in VIEWS}
+    whole, without, broken = (result_of(tmp_path / "r", case.id) for case in cohort)
+    both = (wanted["R-CC"] + wanted["R-MLO"]) / 2
+    assert whole["scores"]["right_malignant"] == about(both[1])
+    assert without["scores"]["right_malignant"] == about(wanted["R-CC"][1])
+    assert broken["scores"]["left_benign"] == about(wanted["L-MLO"][0])
+    assert broken["scores"]["right_benign"] == about(both[0])
+    assert "without R-MLO" in without["notes"][0] and "image-wise" in without["notes"][0]
+    assert {failed["image"] for failed in broken["failed"]} == {"L-CC"}
+    assert any("bad.png" in note for note in broken["notes"])
+    # once the file is there, a retry scores it
+    shutil.copy(files["L-CC"], tmp_path / "f" / "bad.png")
+    run(bundle, cohort, tmp_path / "r", retry_failed=True)
+    assert result_of(tmp_path / "r", "broken")["scores"] == pytest.approx(whole["scores"])
+
+
+def test_single_right_views_are_cut_unmirrored_as_published(exams: Cohort, tmp_path: Path) -> None:
+    run(bundle_of(tmp_path / "bundle", variant="image_wise", heatmaps=True), exams, tmp_path / "r")
+    net, patch_net = nets(replace(SMALL, variant="image_wise", heatmaps=True))
+    path = exams["exam0000"].views["r_cc"][0]
+    view = ByHand(path, "R-CC")
+    view.image = np.ascontiguousarray(view.image[:, ::-1])
+    stored_way = view.heatmaps(random.Random(0), patch_net)
+    heatmaps = tuple(heatmap[:, ::-1] for heatmap in stored_way)
+    wanted = view_by_hand(path, "R-CC", net, heatmaps).mean(axis=0)
+    found = result_of(tmp_path / "r", "exam0000")["views"]["R-CC"]
+    assert [found["benign"]["score"], found["malignant"]["score"]] == [about(value) for value in wanted]
+
+
+def test_a_slide_is_no_exam(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
+    case = Case("slide", "p", "slide", path=exams.cases[0].paths[0])
+    report = run(scanned / "bundle", Cohort((case,)), tmp_path / "r")
+    assert "this model reads exams" in report.failed["slide"]
+
+
+def test_settings_that_belong_to_the_weights_are_refused() -> None:
+    with pytest.raises(ConfigError, match="widths"):
+        SMALL.set({"widths": (1, 2)})
+    with pytest.raises(ConfigError, match="view_wise, image_wise"):
+        Config(variant="whole")  # type: ignore[arg-type]
+    assert Config.from_dict(json.loads(json.dumps(SMALL.to_dict()))) == SMALL
+
+
+@given(
+    crop=st.tuples(*[st.integers(0, 50)] * 4),
+    window=st.tuples(*[st.integers(-30, 60)] * 4),
+    mirrored=st.booleans(),
+)
+def test_a_frame_leads_back_and_forth(crop, window, mirrored: bool) -> None:
+    t, h, left, w = crop
+    frame = Frame(Window(t, t + h + 1, left, left + w + 1), mirrored)
+    y, x = sorted(window[:2]), sorted(window[2:])
+    inside = Window(y[0], y[1], x[0], x[1])
+    assert frame.of_l0(frame.to_l0(inside)) == inside
+    stored = np.arange(120 * 120).reshape(120, 120)
+    cut = Window(0, min(3, h + 1), 0, min(5, w + 1))
+    box = frame.to_l0(cut)
+    piece = stored[box.y : box.bottom, box.x : box.right]
+    np.testing.assert_array_equal(cut.of(frame.of(stored)), piece[:, ::-1] if mirrored else piece)
+
+
+# -- the published numbers ----------------------------------------------------------------------------------
+
+SALT = "four_view-visible-12"
+
+
+def real_scan(kit: Path, out: Path, classifier: str, patch: bool = False, **settings: object) -> dict:
+    """The real exam through the published networks with weights made from names."""
+    files = {view.lower().replace("-", "_"): (str(kit / f"0_{view}.png"),) for view in VIEWS}
+    config = Config(heatmaps=patch, **settings)  # type: ignore[arg-type]
+    weights = weights_of(made_net(classifier, SALT), made_net("patch", SALT) if patch else None)
+    write_bundle(out / "bundle", Bundle("four_view", config.to_dict(), TARGETS, None), weights)
+    cohort = Cohort((Case("0", "p", "exam", views=files),))
+    report = run(out / "bundle", cohort, out / "r")
+    assert dict(report.counts) == {"complete": 1}, report.failed
+    return result_of(out / "r", "0")
+
+
+@pytest.fixture
+def images(kit: Path) -> Path:
+    return kit / "mammograms" / "nyu" / "images"
+
+
+def test_the_real_exam_without_augmentation(images: Path, tmp_path: Path) -> None:
+    result = real_scan(images, tmp_path, "view-image", augmentation=False)
+    wanted = [0.6386423, 0.3694731, 0.1391435, 0.3586272]
+    np.testing.assert_allclose([result["scores"][name] for name in TARGETS], wanted, **NEAR)
+
+
+@pytest.mark.campaign
+def test_the_real_exam_over_ten_windows(images: Path, tmp_path: Path) -> None:
+    result = real_scan(images, tmp_path, "view-image", compat="nyu")
+    wanted = [0.6373349, 0.3769582, 0.1425985, 0.3634894]
+    np.testing.assert_allclose([result["scores"][name] for name in TARGETS], wanted, **NEAR)
+
+
+@pytest.mark.campaign
+def test_the_real_exam_with_heatmaps(images: Path, tmp_path: Path) -> None:
+    result = real_scan(images, tmp_path, "view-heatmaps", patch=True, compat="nyu")
+    wanted = [0.2852467, 0.4216548, 0.3568609, 0.5758981]
+    np.testing.assert_allclose([result["scores"][name] for name in TARGETS], wanted, **NEAR)
+
+
+@pytest.mark.campaign
+def test_the_views_of_the_real_exam_one_by_one(images: Path, tmp_path: Path) -> None:
+    result = real_scan(images, tmp_path, "image-image", variant="image_wise")
+    wanted = {
+        "L-CC": (0.5374609, 0.7544019),
+        "R-CC": (0.4429651, 0.6504307),
+        "L-MLO": (0.388155, 0.7294227),
+        "R-MLO": (0.6710556, 0.4156977),
+    }
+    for view, pair in wanted.items():
+        found = [result["views"][view][grade]["score"] for grade in ("benign", "malignant")]
+        np.testing.assert_allclose(found, pair, **NEAR)

@@ -1,0 +1,252 @@
+"""Training ScanNet on painted slides: it learns, goes on bit for bit, mines what fooled it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from lobule.annotations import Annotation, Polygon, write_annotation
+from lobule.bundles import Bundle, patient_hash, read_bundle
+from lobule.cohort import Case, Cohort
+from lobule.engines.parts import parts_of
+from lobule.engines.places import NORMAL, find_places
+from lobule.engines.scan import Machine, scan
+from lobule.engines.train import FitProgress
+from lobule.errors import ConfigError, Leakage, ModelError, ResultsError
+from lobule.methods.scannet import Config, DensePredictor, TrainMachine, load, train
+from lobule.methods.scannet.mining import _apart, hard_places, joined
+from lobule.nets.backbones import BACKBONES
+from lobule.nets.scaling import PLAIN_SCALING
+from lobule.results.folder import open_results
+from lobule.stitch import State
+from lobule.tissue import TissueConfig
+from tests.engines.support import write_slide
+
+MPP = 0.5
+WIDTH, HEIGHT, MARGIN = 1100, 800, 60
+CONFIG = Config(
+    trunk="tiny", mpp=MPP, steps=24, batch=8, rate=0.03, evaluate_every=12, val_patches=24, rounds=1,
+    round_steps=6, trunk_rate=0.003, hard_cap=5, schedule="constant",
+)  # fmt: skip
+BRIEF = replace(CONFIG, steps=6, evaluate_every=3, val_patches=4, batch=4, round_steps=3)
+MACHINE = TrainMachine(device="cpu", precision="float32", workers=2)
+TISSUE = TissueConfig(mpp=8.0)
+TUMOUR_COLOUR, LOOKALIKE = (120, 60, 150), (150, 70, 120)
+
+
+def painted(
+    folder: Path, name: str, tumour: tuple[int, int, int] | None, seed: int, split: str, alike: Any = None
+) -> Case:
+    """Pink tissue on glass; a square of tumour (x, y, side), and one that only looks like it."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((HEIGHT, WIDTH, 3), 244.0)
+    pixels[MARGIN:-MARGIN, MARGIN:-MARGIN] = (205, 140, 190)
+    for square, colour in ((tumour, TUMOUR_COLOUR), (alike, LOOKALIKE)):
+        if square is not None:
+            x, y, side = square
+            pixels[y : y + side, x : x + side] = colour
+    pixels[MARGIN:-MARGIN, MARGIN:-MARGIN] += rng.normal(0, 12, (HEIGHT - 2 * MARGIN, WIDTH - 2 * MARGIN, 3))
+    path = write_slide(folder / f"{name}.tif", pixels.clip(0, 255).astype(np.uint8))
+    annotation = None
+    if tumour is not None:
+        x, y, side = tumour
+        annotation = folder / f"{name}.xml"
+        ring = np.array([(x, y), (x + side, y), (x + side, y + side), (x, y + side)], np.float64)
+        write_annotation(annotation, Annotation((Polygon(ring),)))
+    return Case(
+        name, f"patient {name}", "slide", str(path), mpp=MPP, split=split,
+        label="tumor" if tumour else "normal", annotation=None if annotation is None else str(annotation),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    folder = tmp_path_factory.mktemp("train")
+    return Cohort(
+        (
+            painted(folder, "a", (200, 200, 360), 1, "train"),
+            painted(folder, "b", (600, 300, 300), 2, "train"),
+            painted(folder, "c", None, 3, "train", alike=(400, 250, 260)),
+            painted(folder, "d", (300, 150, 320), 4, "val"),
+            painted(folder, "e", (500, 220, 340), 5, "test"),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return train(CONFIG, cohort, tmp_path_factory.mktemp("bundle"), tissue=TISSUE, machine=MACHINE)
+
+
+def test_it_learns_and_finds_the_tumour_of_an_unseen_slide(
+    trained: Bundle, cohort: Cohort, tmp_path: Path
+) -> None:
+    predictor = load(trained)
+    facts = {"method": "scannet", "fingerprint": trained.fingerprint, "classes": list(trained.classes)}
+    unseen = cohort.split("test")
+    machine = Machine(device="cpu", precision="float32", cells=8, channels_last=True)
+    assert not scan(predictor, facts, unseen, tmp_path, machine=machine).failed
+    (reader,) = open_results(tmp_path).case_folder("e").maps.values()
+    scores, states = reader.read()
+    rows, columns = np.nonzero(states == State.SCORED)
+    step_x, step_y = reader.info.l0_stride
+    centres = np.stack([(columns + 0.5) * step_x, (rows + 0.5) * step_y], axis=1)
+    inside = ((centres >= (500, 220)) & (centres < (840, 560))).all(axis=1)
+    assert 80 < inside.sum() < 140
+    assert roc_auc_score(inside, scores[0][rows, columns]) > 0.95
+
+
+def test_the_bundle_says_who_trained_it_and_how_well(trained: Bundle) -> None:
+    assert trained.patients == tuple(sorted(patient_hash(f"patient {name}") for name in "abc"))
+    assert trained.metrics["val_auc"] > 0.95
+    assert trained.metrics["rounds"][0]["steps"] == 24
+    assert len(trained.metrics["hard_places"]) == 1
+    assert trained.provenance["val_cases"] == ["d"]
+    assert Config.from_dict({k: v for k, v in trained.config.items() if k != "scaling"}) == CONFIG
+
+
+def test_places_that_fooled_the_model_are_normal_apart_and_capped(cohort: Cohort, tmp_path: Path) -> None:
+    """A model that calls everything tumour: every normal cell is hard."""
+    net = BACKBONES["tiny"](2)
+    head = net[-1]  # type: ignore[index]
+    torch.nn.init.zeros_(head.weight)
+    head.bias.data = torch.tensor([0.0, 3.0])
+    fooled = DensePredictor(replace(CONFIG, hard_cap=9, hard_merge=200), net, PLAIN_SCALING)
+    facts = {"method": "scannet", "fingerprint": "0", "classes": []}
+    machine = Machine(device="cpu", precision="float32", cells=8, channels_last=True)
+    scan(fooled, facts, Cohort((cohort["a"],)), tmp_path, machine=machine)
+    places, _ = find_places(cohort["a"], TISSUE)
+    found = hard_places(fooled, places, open_results(tmp_path).case_folder("a"))
+    assert len(found) == 9
+    assert (places.classes(found) == NORMAL).all()
+    gaps = np.hypot(*(found[:, None] - found[None]).transpose(2, 0, 1)) + 1e9 * np.eye(9)
+    assert gaps.min() >= 200
+
+
+def test_places_near_a_better_one_are_merged() -> None:
+    cells = np.array([[5, 5], [5, 6], [6, 6], [5, 7], [9, 9]])
+    assert _apart(cells, (12, 12), 2.0, 10).tolist() == [[5, 5], [5, 7], [9, 9]]
+    assert _apart(cells, (12, 12), 2.0, 2).tolist() == [[5, 5], [5, 7]]
+    old, new = np.array([[0.0, 0.0], [100.0, 0.0]]), np.array([[30.0, 0.0]])
+    assert joined(new, old, 64).tolist() == [[30, 0], [100, 0]]
+    assert joined(new, old[:0], 64).tolist() == new.tolist()
+
+
+class Stopping(FitProgress):
+    """Ends the training at a step of a round, as a kill would."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        self.at = (stage, step)
+        super().__init__()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "step" and (self.stage, value) == self.at:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_ends_with_the_same_bundle(cohort: Cohort, tmp_path: Path) -> None:
+    whole = train(BRIEF, cohort, tmp_path / "whole", tissue=TISSUE, machine=MACHINE, seed=4)
+    assert 0 < whole.metrics["hard_places"][0] <= 3 * BRIEF.hard_cap
+    assert [entry["steps"] for entry in whole.metrics["rounds"]] == [6, 3]
+    for stage, step in (("round 0", 5), ("round 1", 1)):
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                BRIEF, cohort, tmp_path / "broken", tissue=TISSUE, machine=MACHINE, seed=4, resume=True,
+                progress=Stopping(stage, step),
+            )  # fmt: skip
+    with pytest.raises(ResultsError, match="a training has begun here"):
+        train(BRIEF, cohort, tmp_path / "broken", tissue=TISSUE, machine=MACHINE, seed=4)
+    with pytest.raises(ResultsError, match="another config"):
+        train(
+            replace(BRIEF, rate=0.5), cohort, tmp_path / "broken", tissue=TISSUE, machine=MACHINE, seed=4,
+            resume=True,
+        )  # fmt: skip
+    alone = replace(MACHINE, workers=1)
+    resumed = train(BRIEF, cohort, tmp_path / "broken", tissue=TISSUE, machine=alone, seed=4, resume=True)
+    assert whole.files == resumed.files
+    for name in ("model.json", "training/round-0/log.csv", "training/round-1/log.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+    again = train(
+        replace(BRIEF, rounds=0),
+        cohort,
+        tmp_path / "broken",
+        tissue=TISSUE,
+        machine=MACHINE,
+        seed=5,
+        fresh=True,
+    )
+    assert again.files != whole.files
+    assert read_bundle(tmp_path / "broken").files == again.files
+
+
+# -- who trains ---------------------------------------------------------------------------------------------
+
+
+def case_of(name: str, patient: str, split: str | None = None, annotation: str | None = None) -> Case:
+    return Case(name, patient, "slide", f"/{name}.tif", split=split, annotation=annotation)
+
+
+def test_a_patient_in_two_splits_is_refused() -> None:
+    torn = Cohort((case_of("a", "p", "train"), case_of("b", "p", "test"), case_of("c", "q", "train")))
+    with pytest.raises(Leakage, match="1 patients are in more than one split"):
+        parts_of(torn, "val", 0)
+
+
+def test_patients_are_held_out_where_there_is_no_validation_split() -> None:
+    cases = [case_of(f"t{i}", f"p{i // 2}", annotation="x") for i in range(20)]
+    cases += [case_of(f"n{i}", f"q{i}") for i in range(10)]
+    parts = parts_of(Cohort(tuple(cases)), "val", 0)
+    assert len(parts.train) + len(parts.val) == 30
+    assert not set(parts.train.patients()) & set(parts.val.patients())
+    outlined = [case for case in parts.val if case.annotation]
+    assert (len(outlined), len(parts.val)) == (4, 6)
+    assert parts_of(Cohort(tuple(cases)), "val", 0) == parts
+    assert parts_of(Cohort(tuple(cases)), "val", 1) != parts
+    few = parts_of(Cohort(tuple(cases[:2])), "val", 0)
+    assert not few.val
+    assert "too few patients" in few.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"trunk": "huge"}, "no trunk 'huge'"),
+        ({"classes": ("a", "b", "c")}, "two classes"),
+        ({"batch": 1}, "too small"),
+        ({"weights": "nowhere.pt"}, "no such weights file"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    cohort: Cohort, tmp_path: Path, change: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(ConfigError, match=match):
+        train(replace(BRIEF, **change), cohort, tmp_path, tissue=TISSUE, machine=MACHINE)
+
+
+def test_pretrained_trunks_are_taken_and_others_refused(cohort: Cohort, tmp_path: Path) -> None:
+    from torchvision.models import squeezenet1_1
+
+    torch.save(squeezenet1_1(weights=None, num_classes=3).state_dict(), tmp_path / "w.pth")
+    config = replace(BRIEF, weights=str(tmp_path / "w.pth"))
+    with pytest.raises(ModelError):
+        train(config, cohort, tmp_path / "tiny", tissue=TISSUE, machine=MACHINE)
+    quick = replace(config, trunk="squeezenet1_1", steps=1, batch=2, rounds=0, trunk_rate=0.0, rate=0.0)
+    bundle = train(quick, cohort, tmp_path / "out", val=None, tissue=TISSUE, machine=MACHINE)
+    before = torch.load(tmp_path / "w.pth", weights_only=True)
+    after = bundle.weights()
+    first = next(name for name in after if name.endswith("features.0.weight"))
+    assert torch.equal(before["features.0.weight"], after[first])
+    assert bundle.config["scaling"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_config_is_read_strictly() -> None:
+    assert Config.from_dict(Config().to_dict()) == Config()
+    with pytest.raises(ConfigError, match="no augmentation 'hues'"):
+        Config.from_dict({"augment": {"hues": 1}})

@@ -1,0 +1,330 @@
+"""Student, teachers and anomaly maps against recorded numbers, SciPy and properties."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+from lobule.errors import ConfigError, ModelError
+from lobule.losses import distillation_loss, flat_cosine, focal_distillation_loss
+from lobule.nets import anomaly
+from lobule.nets.reverse_distillation import (
+    RESNET_BLOCKS,
+    Maps,
+    Student,
+    StudentShape,
+    shape_of_checkpoint,
+    student_of_checkpoint,
+)
+from lobule.nets.scaling import InputScaling
+from lobule.nets.teachers import Teacher, load_teacher_weights, teacher
+
+CASES = [
+    pytest.param("resnet18", "rd4ad"),
+    pytest.param("resnet18", "fwrd"),
+    pytest.param("wide_resnet50_2", "rd4ad", marks=pytest.mark.campaign),
+    pytest.param("wide_resnet50_2", "fwrd", marks=pytest.mark.campaign),
+]
+
+
+def shape_of(arch: str, variant: str) -> StudentShape:
+    e = 1 if arch in ("resnet18", "resnet34") else 4
+    shortcut = 3 if variant == "fwrd" else 1
+    return StudentShape((64 * e, 128 * e, 256 * e), shortcut=shortcut, **RESNET_BLOCKS[arch])
+
+
+def golden_tensor(salt: str, key: str, like: Tensor) -> Tensor:
+    if key.endswith("num_batches_tracked"):
+        return like
+    rng = np.random.Generator(np.random.PCG64(zlib.crc32((salt + key).encode())))
+    u = rng.random(like.numel()).reshape(like.shape)
+    if like.ndim == 4:
+        u = (2 * u - 1) * np.sqrt(6 / (like.shape[1] * like.shape[2] * like.shape[3]))
+    elif key.endswith(("weight", "running_var")):
+        u = 0.5 + u
+    else:
+        u = 0.2 * (2 * u - 1)
+    return torch.from_numpy(u.astype(np.float32))
+
+
+def golden_student(case: dict[str, Any]) -> Student:
+    student = Student(shape_of(case["arch"], case["variant"]))
+    state = student.state_dict()
+    student.load_state_dict({key: golden_tensor(case["salt"], key, value) for key, value in state.items()})
+    return student.eval()
+
+
+def golden_maps(case: dict[str, Any]) -> Maps:
+    first, second, third = (
+        golden_map(
+            case["batch"],
+            shape_of(case["arch"], "rd4ad").channels[k],
+            case["stage1_side"] // 2**k,
+            k,
+            case["S"],
+        )
+        for k in range(3)
+    )
+    return first, second, third
+
+
+def golden_map(batch: int, channels: int, side: int, k: int, s: float) -> Tensor:
+    b, c, h, w = np.ogrid[:batch, :channels, :side, :side]
+    wave = np.sin(0.9 * b + 0.37 * c + 0.53 * h * (1 + b) - 0.29 * w + 0.7 * k + s)
+    wave = wave + 0.4 * np.sin(0.011 * c * (h + 1) + 0.5 * w)
+    return torch.from_numpy(np.maximum(0, wave).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def golden(goldens: Path) -> dict[str, Any]:
+    return json.loads((goldens / "reverse_distillation/goldens.json").read_text())
+
+
+def case_of(golden: dict[str, Any], arch: str, variant: str) -> dict[str, Any]:
+    return next(c for c in golden["cases"] if (c["arch"], c["variant"]) == (arch, variant))
+
+
+def check_statistics(found: Tensor, expected: dict[str, Any]) -> None:
+    assert list(found.shape) == expected["shape"]
+    values = found.detach().double().flatten()
+    assert values.mean().item() == pytest.approx(expected["mean"], rel=1e-4)
+    assert values.std(correction=0).item() == pytest.approx(expected["std"], rel=1e-4)
+    assert values.abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-4)
+    assert values.max().item() == pytest.approx(expected["max"], rel=1e-4)
+    samples = values[torch.tensor(expected["samples_flat_index"])]
+    np.testing.assert_allclose(samples, expected["samples"], rtol=1e-4, atol=1e-4 * expected["std"])
+
+
+@pytest.mark.parametrize(("arch", "variant"), CASES)
+def test_recorded_forward_passes_losses_and_maps(golden: Any, arch: str, variant: str) -> None:
+    case = case_of(golden, arch, variant)
+    student, maps = golden_student(case), golden_maps(case)
+    for found, expected in zip(maps, case["input_stats"], strict=True):
+        check_statistics(found, expected)
+    normal, expected = torch.tensor(case["normal_flags"]), case["eval"]
+    with torch.no_grad():
+        check_statistics(student.bn(maps), expected["ocbe"])
+        rebuilt = student(maps)
+    for found, statistics in zip(rebuilt, expected["decoder"], strict=True):
+        check_statistics(found, statistics)
+    for ours, theirs, cosines in zip(maps, rebuilt, expected["flat_cosine"], strict=True):
+        np.testing.assert_allclose(flat_cosine(ours, theirs), cosines, rtol=1e-4)
+    assert distillation_loss(maps, rebuilt).item() == pytest.approx(expected["loss_plain"], rel=1e-4)
+    for floor in (1e-6, None):
+        focal = focal_distillation_loss(maps, rebuilt, normal, floor=floor)
+        assert focal.item() == pytest.approx(expected["loss_focal"], rel=1e-4)
+    check_maps(maps, rebuilt, case)
+    student.train()
+    with torch.no_grad():
+        rebuilt = student(maps)
+    batch = case["train_mode"]
+    assert distillation_loss(maps, rebuilt).item() == pytest.approx(batch["loss_plain"], rel=1e-4)
+    assert focal_distillation_loss(maps, rebuilt, normal).item() == pytest.approx(
+        batch["loss_focal"], rel=1e-4
+    )
+
+
+def check_maps(maps: Maps, rebuilt: Maps, case: dict[str, Any]) -> None:
+    size = (case["image_side"], case["image_side"])
+    raw = anomaly.anomaly_map(maps, rebuilt, size)
+    scores = anomaly.patch_scores(maps, rebuilt, size)
+    for k, expected in enumerate(case["eval"]["anomaly_maps"]):
+        for name in ("mean", "max", "min"):
+            assert getattr(raw[k], name)().item() == pytest.approx(expected["raw"][name], rel=1e-4)
+        smoothed = expected["smoothed"]
+        assert scores["mean"][k].item() == pytest.approx(smoothed["mean"], rel=1e-4)
+        assert scores["max"][k].item() == pytest.approx(smoothed["max"], rel=1e-4)
+        assert scores["anomaly"][k].std(correction=0).item() == pytest.approx(smoothed["std"], rel=1e-3)
+        for row, column, value in smoothed["samples_rc"]:
+            assert scores["anomaly"][k, row, column].item() == pytest.approx(value, rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["rd4ad", "fwrd"])
+def test_recorded_gradients_and_a_step_of_adam(golden: Any, variant: str) -> None:
+    case = case_of(golden, "resnet18", variant)
+    student, maps, expected = golden_student(case).train(), golden_maps(case), case["train_mode"]
+    optimiser = torch.optim.Adam(student.parameters(), lr=0.005, betas=(0.5, 0.999))
+    distillation_loss(maps, student(maps)).backward()
+
+    def norm(part: nn.Module) -> float:
+        return sum(p.grad.square().sum().item() for p in part.parameters() if p.grad is not None) ** 0.5
+
+    assert norm(student.bn) == pytest.approx(expected["grad_l2_ocbe"], rel=0.02)
+    assert norm(student.decoder) == pytest.approx(expected["grad_l2_decoder"], rel=0.02)
+    idle = [name for name, p in student.bn.named_parameters() if p.grad is None]
+    assert idle == expected["params_without_grad"]
+    optimiser.step()
+    with torch.no_grad():
+        after = distillation_loss(maps, student(maps)).item()
+    assert after == pytest.approx(expected["loss_plain_after_one_adam_step"], rel=0.02)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "wide_resnet50_2"])
+def test_names_and_shapes_are_those_of_the_public_checkpoints(goldens: Path, golden: Any, arch: str) -> None:
+    names = json.loads((goldens / "reverse_distillation/state_dict_keys.json").read_text())[arch]
+    for variant in ("rd4ad", "fwrd"):
+        with torch.device("meta"):
+            student = Student(shape_of(arch, variant))
+        expected = dict(names["ocbe_rd4ad"])
+        if variant == "fwrd":
+            expected |= names["ocbe_fwrd_differs_only_in"]
+        assert {key: list(value.shape) for key, value in student.bn.state_dict().items()} == expected
+        found = {key: list(value.shape) for key, value in student.decoder.state_dict().items()}
+        assert found == names["decoder"]
+        case = case_of(golden, arch, variant)
+        assert sum(p.numel() for p in student.bn.parameters()) == case["params_ocbe"]
+        assert sum(p.numel() for p in student.decoder.parameters()) == case["params_decoder"]
+
+
+@pytest.mark.parametrize("arch", RESNET_BLOCKS)
+@pytest.mark.parametrize("variant", ["rd4ad", "fwrd"])
+def test_a_checkpoint_says_what_it_was_built_from(arch: str, variant: str) -> None:
+    with torch.device("meta"):
+        student = Student(shape_of(arch, variant))
+    checkpoint = {"bn": student.bn.state_dict(), "decoder": student.decoder.state_dict()}
+    shape = shape_of_checkpoint(checkpoint)
+    assert shape == student.shape
+    assert StudentShape.from_dict(json.loads(json.dumps(shape.as_dict()))) == shape
+
+
+def test_a_checkpoint_comes_back_and_a_wrong_one_is_refused() -> None:
+    shape = StudentShape((4, 8, 16), shortcut=3, signed=True)
+    student = Student(shape).eval()
+    checkpoint: dict[str, Any] = {"bn": student.bn.state_dict(), "decoder": student.decoder.state_dict()}
+    checkpoint["bn"] = {**checkpoint["bn"], "memory0.units": torch.zeros(3)}
+    again = student_of_checkpoint(checkpoint)
+    maps = (torch.rand(1, 4, 16, 16), torch.rand(1, 8, 8, 8), torch.rand(1, 16, 4, 4))
+    for ours, theirs in zip(student(maps), again(maps), strict=True):
+        np.testing.assert_array_equal(ours.detach(), theirs.detach())
+    with pytest.raises(ModelError, match="no reverse distillation checkpoint"):
+        shape_of_checkpoint({"bn": {}, "decoder": {}})
+    del checkpoint["bn"]["conv2.weight"]
+    with pytest.raises(ModelError, match=r"(?s)does not fit.*conv2\.weight"):
+        student_of_checkpoint(checkpoint)
+
+
+def test_initial_weights_are_kaiming_over_the_outputs() -> None:
+    student = Student(StudentShape((32, 64, 128)))
+    weight = student.bn.conv2.weight
+    assert weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
+    assert student.bn.bn_layer[0].get_submodule("bn1").weight.eq(1).all()
+
+
+def test_upsampling_aligns_corners_and_smoothing_is_scipys(golden: Any) -> None:
+    expected = golden["upsample_gaussian"]
+    small = torch.from_numpy(0.5 * np.sin(np.arange(16.0) + expected["S"]) + 0.5).view(1, 1, 4, 4)
+    large = nn.functional.interpolate(small, (32, 32), mode="bilinear", align_corners=True)[0]
+    for row, column, value in expected["upsampled_32_corner_and_samples"]:
+        assert large[0, row, column].item() == pytest.approx(value, abs=1e-9)
+    for row, column, value in expected["gaussian_sigma4"]:
+        assert anomaly.smooth(large)[0, row, column].item() == pytest.approx(value, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [(256, 256), (64, 40), (16, 17), (5, 3), (1, 9)])
+def test_smoothing_equals_scipys_for_every_map_of_a_batch(size: tuple[int, int]) -> None:
+    maps = np.random.default_rng(0).normal(size=(3, *size))
+    ours = anomaly.smooth(torch.from_numpy(maps))
+    for found, one in zip(ours, maps, strict=True):
+        np.testing.assert_allclose(found, gaussian_filter(one, 4, mode="reflect"), atol=1e-12)
+
+
+def test_the_anomaly_of_equal_maps_is_zero_and_of_opposite_ones_six() -> None:
+    maps = (torch.rand(2, 3, 8, 8) + 0.1, torch.rand(2, 4, 4, 4) + 0.1, torch.rand(2, 5, 2, 2) + 0.1)
+    opposite = (-maps[0], -maps[1], -maps[2])
+    np.testing.assert_allclose(anomaly.anomaly_map(maps, maps, (32, 32)), 0, atol=1e-5)
+    np.testing.assert_allclose(anomaly.anomaly_map(maps, opposite, (32, 32)), 6, atol=1e-5)
+    half = anomaly.anomaly_map(tuple(m.bfloat16() for m in maps), maps, (32, 32))  # type: ignore[arg-type]
+    assert half.dtype == torch.float32
+
+
+def test_slide_score(golden: Any) -> None:
+    expected = golden["slide_score"]
+    r, c = np.ogrid[:40, :50]
+    cells = 3 * np.abs(np.sin(0.37 * r * (1 + 0.01 * c) + golden["cases"][0]["S"]))
+    cells[:5] = 0
+    assert (cells >= expected["threshold"]).sum() == expected["cells_at_or_above"]
+    assert anomaly.slide_score(cells) == pytest.approx(expected["score"], rel=1e-9)
+    assert anomaly.slide_score(np.zeros((3, 3))) == 0
+    assert anomaly.slide_score(np.array([2.01, 2.0])) == 2.01
+
+
+def test_a_resnet_teacher_is_torchvisions_first_three_layers() -> None:
+    import torchvision
+
+    net = torchvision.models.resnet18(weights=None).eval()
+    frozen = teacher("resnet18")
+    load_teacher_weights(frozen, net.state_dict())
+    assert not any("layer4" in key for key in frozen.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        x = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images)))))
+        expected = (x, net.layer2(x), net.layer3(net.layer2(x)))
+    for ours, theirs in zip(frozen(images), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert [tuple(m.shape[1:]) for m in expected] == [(64, 16, 16), (128, 8, 8), (256, 4, 4)]
+    assert frozen.student_shape() == shape_of("resnet18", "rd4ad")
+    identity = frozen.identity()
+    net.bn1.running_mean += 0.1
+    load_teacher_weights(frozen, net.state_dict())
+    assert frozen.identity()["weights_sha256"] != identity["weights_sha256"]
+    with pytest.raises(ModelError, match="another backbone"):
+        load_teacher_weights(frozen, {"conv1.weight": torch.zeros(1)})
+
+
+def test_a_teacher_never_trains() -> None:
+    frozen = teacher("resnet18")
+    nn.ModuleList([frozen]).train()
+    before = frozen.identity()
+    maps = frozen(torch.randn(2, 3, 64, 64))
+    assert frozen.identity() == before
+    assert not any(m.requires_grad for m in maps)
+    assert not any(module.training for module in frozen.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "multiple", "signed"),
+    [
+        ("resnet18", 32, False),
+        ("timm:regnetx_002", 32, False),
+        ("timm:mobilenetv3_small_100", 32, True),
+        ("timm:convnext_atto", 32, True),
+        ("timm:vit_tiny_patch16_224", 128, True),
+        pytest.param("timm:swin_tiny_patch4_window7_224", 32, True, marks=pytest.mark.campaign),
+        pytest.param("timm:efficientnet_b0", 32, True, marks=pytest.mark.campaign),
+        pytest.param("wide_resnet50_2", 32, False, marks=pytest.mark.campaign),
+    ],
+)
+def test_any_backbone_gets_a_student_that_fits_also_at_odd_sides(
+    name: str, multiple: int, signed: bool
+) -> None:
+    frozen = teacher(name)
+    assert frozen.multiple == multiple
+    shape = frozen.student_shape()
+    assert shape.signed == signed
+    student = Student(shape).eval()
+    rows, columns = multiple + 7, multiple
+    assert frozen.filled(rows, columns) == (2 * multiple, multiple)
+    with torch.no_grad():
+        maps = frozen(torch.randn(1, 3, rows, columns))
+        rebuilt = student(maps)
+    assert [m.shape for m in maps] == [m.shape for m in rebuilt]
+    if signed:
+        assert any(bool((m < 0).any()) for m in rebuilt)
+    scores = anomaly.patch_scores(maps, rebuilt, (rows, columns), frozen.filled(rows, columns))
+    assert scores["anomaly"].shape == (1, rows, columns)
+    assert scores["mean"].isfinite().all()
+
+
+def test_backbones_that_cannot_teach_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no such teacher"):
+        teacher("convnext_tiny")
+    with pytest.raises(ConfigError, match=r"cannot be a teacher.*strides \[4, 4, 8\]"):
+        Teacher("odd", nn.Conv2d(3, 3, 1), (4, 4, 8), InputScaling())

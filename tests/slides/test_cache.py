@@ -1,0 +1,124 @@
+"""The cache of decoded tiles: its budget, its order, and one decode for many threads."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lobule.slides import RGB
+from lobule.slides.cache import TileCache
+
+TILE = 10 * 10 * 3
+
+
+def tile(value: int) -> RGB:
+    return np.full((10, 10, 3), value, np.uint8)
+
+
+@given(st.lists(st.integers(0, 9), max_size=60), st.integers(0, 6))
+def test_it_is_least_recently_used(keys: list[int], room: int) -> None:
+    """Against the definition: decoded unless among the last `room` different ones asked for."""
+    cache, decodes, recent = TileCache(room * TILE), 0, []  # type: ignore[var-annotated]
+    for key in keys:
+        assert cache.get(key, lambda key=key: tile(key))[0, 0, 0] == key
+        decodes += key not in recent
+        recent = [key, *(k for k in recent if k != key)][:room]
+        assert cache.decodes == decodes
+        assert cache.held_bytes == len(recent) * TILE <= room * TILE
+
+
+def test_a_tile_larger_than_the_budget_comes_back_all_the_same() -> None:
+    cache = TileCache(TILE - 1)
+    assert cache.get("a", lambda: tile(3)).sum() == 3 * TILE
+    assert cache.held_bytes == 0
+
+
+def test_threads_that_ask_at_once_decode_once() -> None:
+    cache, inside, gate = TileCache(100 * TILE), [], threading.Event()
+
+    def decode() -> RGB:
+        inside.append(threading.get_ident())
+        gate.wait(5)
+        return tile(7)
+
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(cache.get, "a", decode) for _ in range(8)]
+        gate.set()
+        assert all(future.result() is futures[0].result() for future in futures)
+    assert len(inside) == cache.decodes == 1
+
+
+def test_an_error_reaches_everyone_and_is_not_kept() -> None:
+    cache, gate, tries = TileCache(100 * TILE), threading.Event(), []
+
+    def fail() -> RGB:
+        tries.append(1)
+        gate.wait(5)
+        raise ValueError("damaged")
+
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(cache.get, "a", fail) for _ in range(4)]
+        gate.set()
+        for future in futures:
+            with pytest.raises(ValueError, match="damaged"):
+                future.result()
+    assert len(tries) == 4 and cache.decodes == 0
+    assert cache.get("a", lambda: tile(2))[0, 0, 0] == 2
+
+
+def test_a_slow_tile_does_not_hold_up_others() -> None:
+    cache, gate = TileCache(100 * TILE), threading.Event()
+
+    def slow() -> RGB:
+        gate.wait(5)
+        return tile(1)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(cache.get, "slow", slow)
+        assert cache.get("quick", lambda: tile(2))[0, 0, 0] == 2
+        assert not waiting.done()
+        gate.set()
+        assert waiting.result()[0, 0, 0] == 1
+
+
+def test_clear_empties_it() -> None:
+    cache = TileCache(100 * TILE)
+    cache.get("a", lambda: tile(1))
+    cache.clear()
+    assert cache.held_bytes == 0
+    cache.get("a", lambda: tile(2))
+    assert cache.decodes == 2
+
+
+def test_tiles_taken_whole_are_no_longer_kept_when_none_comes_back() -> None:
+    """Ten fit. After ten came for once, tiles taken whole pass by; tiles taken in part are still kept."""
+    cache = TileCache(10 * TILE)
+    for key in range(30):
+        cache.get(key, lambda: tile(1), whole=True)
+    assert cache.held_bytes == 10 * TILE
+    cache.get("part", lambda: tile(2))
+    cache.get("whole", lambda: tile(3), whole=True)
+    before = cache.decodes
+    cache.get("part", lambda: tile(2))
+    assert cache.decodes == before
+    cache.get("whole", lambda: tile(3), whole=True)  # let go, so decoded again, and the lesson is learned:
+    assert cache.decodes == before + 1
+    for key in range(100, 108):
+        cache.get(key, lambda: tile(1), whole=True)
+    cache.get("whole", lambda: tile(3), whole=True)
+    assert cache.decodes == before + 1 + 8
+
+
+def test_overlapping_reads_keep_what_they_take_whole() -> None:
+    """Every second tile is asked for twice, of many times more than fit."""
+    cache = TileCache(10 * TILE)
+    for key in range(0, 400, 2):
+        for wanted in (key, key + 1, key - 1):
+            if wanted >= 0:
+                cache.get(wanted, lambda: tile(1), whole=True)
+    assert cache.decodes == 400

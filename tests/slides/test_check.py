@@ -1,0 +1,79 @@
+"""The report on a slide: what is right passes, and each planted fault is found at its place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from lobule.errors import NotReadable
+from lobule.slides.check import check_slide
+from tests.slides.made import picture, pyramid, write_dicom, write_tiff
+
+LEVELS = pyramid(picture(1024, 768), 3)
+
+
+def test_a_sound_slide_has_no_problems(tmp_path: Path) -> None:
+    report = check_slide(str(write_tiff(tmp_path / "a.tif", LEVELS, mpp=0.25)))
+    assert (report.backend, report.problems) == ("tiff", ())
+    assert (report.mpp_x, report.mpp_y) == pytest.approx((0.25, 0.25))
+    assert report.mpp_source
+    assert [(level.tiles, level.tried) for level in report.levels] == [(192, 64), (48, 48), (12, 12)]
+    for found in report.alignments:
+        assert found.places >= 1 and found.aligned
+        assert abs(found.shift_x or 0) <= 0.1 and abs(found.shift_y or 0) <= 0.1
+    assert json.loads(json.dumps(report.as_json()))["levels"][2]["width"] == 256
+
+
+def test_levels_that_are_odd_ratios_still_align(tmp_path: Path) -> None:
+    levels = pyramid(picture(1111, 701), 2, stride=2)
+    report = check_slide(str(write_tiff(tmp_path / "a.tif", levels, mpp=0.25)))
+    assert report.alignments[0].aligned and report.problems == ()
+
+
+@pytest.mark.parametrize(("right", "down"), [(3, 0), (-2, 5)])
+def test_a_shifted_level_is_found_with_its_shift(tmp_path: Path, right: int, down: int) -> None:
+    shifted = [LEVELS[0], np.roll(LEVELS[1], (down, right), axis=(0, 1))]
+    report = check_slide(str(write_tiff(tmp_path / "a.tif", shifted, mpp=0.25)))
+    found = report.alignments[0]
+    assert (found.shift_x, found.shift_y) == pytest.approx((right, down), abs=0.3)
+    assert found.aligned is False
+    assert any("Level 1 lies" in problem for problem in report.problems)
+
+
+def test_damaged_and_missing_tiles_are_counted(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", LEVELS, mpp=0.25, tile=128, compression="zlib")
+    with tifffile.TiffFile(path) as tif:
+        page = tif.pages[1]
+        offset, length = page.dataoffsets[5], page.databytecounts[5]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + length] = bytes(length)
+    path.write_bytes(data)
+    report = check_slide(str(path))
+    assert [(tile.column, tile.row) for tile in report.levels[1].failed] == [(1, 1)]
+    assert report.levels[0].failed == report.levels[2].failed == ()
+    assert any("Level 1: 1 of 12 tiles" in problem for problem in report.problems)
+
+
+def test_sparse_dicom_without_mpp(tmp_path: Path) -> None:
+    missing = {(0, 0), (3, 2), (7, 7)}
+    path = write_dicom(tmp_path, LEVELS[:1], tile=128, coding="native", mpp=None, sparse=missing)[0]
+    report = check_slide(str(path))
+    assert (report.backend, report.mpp_x, report.mpp_source) == ("dicom", None, None)
+    assert (report.levels[0].tried, report.levels[0].blank) == (48, 2)  # (7, 7) lies below the slide
+    assert any("--mpp" in problem for problem in report.problems)
+    assert check_slide(str(path), mpp=0.25).problems == ()
+
+
+def test_what_cannot_be_opened_raises(tmp_path: Path) -> None:
+    with pytest.raises(NotReadable):
+        check_slide(str(tmp_path / "missing.svs"))
+
+
+def test_real_slides_are_sound(kit: Path) -> None:
+    for name in ("CMU-1-Small-Region.svs", "idc_8863.tif", "idc_8865.tif"):
+        report = check_slide(str(kit / "slides" / name), samples=16)
+        assert report.problems == () and report.mpp_source

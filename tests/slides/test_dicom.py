@@ -1,0 +1,156 @@
+"""DICOM slides: against the pixels they were made of, and against OpenSlide."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import openslide
+import pytest
+
+from lobule.errors import DamagedFile, DamagedTile, UnknownFormat
+from lobule.geometry import Box
+from lobule.slides import RGB, open_slide
+from tests.slides.conformance import BackendConformance, KnownSlide
+from tests.slides.made import jpeg_frame, picture, pyramid, tile_frames, write_dicom
+
+LEVELS = pyramid(picture(333, 251), 3)
+LABEL = picture(90, 90, seed=4)
+
+
+def through_jpeg(pixels: RGB, tile: int) -> RGB:
+    """What a JPEG of each tile holds, by a second decoder."""
+    columns = -(-pixels.shape[1] // tile)
+    tiles = [imagecodecs.jpeg8_decode(jpeg_frame(frame)) for frame in tile_frames(pixels, tile)]
+    rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
+    return np.concatenate(rows)[: pixels.shape[0], : pixels.shape[1]]
+
+
+class TestJpeg(BackendConformance):
+    reader = "dicom"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+        paths = write_dicom(tmp_path_factory.mktemp("dicom"), LEVELS, mpp=(0.25, 0.26), label=LABEL)
+        pixels = [through_jpeg(level, 64) for level in LEVELS]
+        return KnownSlide(
+            paths[1], pixels, mpp=(0.25, 0.26), associated={"label": through_jpeg(LABEL, 90)}, tolerance=1
+        )
+
+
+class TestJpeg2000(BackendConformance):
+    reader = "dicom"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+        folder = tmp_path_factory.mktemp("dicom")
+        write_dicom(folder, LEVELS, coding="jpeg2000")
+        return KnownSlide(folder, LEVELS, mpp=(0.5, 0.5))
+
+
+class TestSparse(BackendConformance):
+    reader = "dicom"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+        paths = write_dicom(
+            tmp_path_factory.mktemp("dicom"), LEVELS, coding="native", mpp=None, sparse={(1, 2), (0, 0)}
+        )
+        pixels = [level.copy() for level in LEVELS]
+        pixels[0][128:192, 64:128] = 255
+        pixels[0][:64, :64] = 255
+        return KnownSlide(paths[0], pixels, mpp=None)
+
+
+def test_other_slides_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    write_dicom(tmp_path, LEVELS, coding="native", series="one")
+    other = [255 - level for level in LEVELS]
+    write_dicom(tmp_path, other, coding="native", series="two")
+    (tmp_path / "notes.dcm").write_text("not DICOM")
+    for series, levels in (("one", LEVELS), ("two", other)):
+        with open_slide(tmp_path / f"{series}_2.dcm") as slide:
+            assert len(slide.levels) == 3
+            assert np.array_equal(slide.read_level(0, Box(0, 0, *slide.size)), levels[0])
+    with pytest.raises(UnknownFormat, match=r"2 DICOM slides.*one_0\.dcm, two_0\.dcm"):
+        open_slide(tmp_path)
+
+
+def test_a_missing_level_is_no_error_but_a_damaged_one_is(tmp_path: Path) -> None:
+    paths = write_dicom(tmp_path, LEVELS)
+    paths[1].unlink()
+    with open_slide(paths[0]) as slide:
+        assert len(slide.levels) == 2
+    data = bytearray(paths[0].read_bytes())
+    at = data.index(b"\x28\x00\x10\x00US")  # Rows, without which nothing can be placed
+    data[at : at + 4] = b"\x28\x00\x12\x00"
+    paths[0].write_bytes(data)
+    with pytest.raises(DamagedFile, match=r"slide_0\.dcm"):
+        open_slide(paths[2])
+
+
+def test_one_damaged_tile_is_named_and_the_rest_stays_readable(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path, LEVELS)[0]
+    frame = jpeg_frame(tile_frames(LEVELS[0], 64)[7])
+    data = path.read_bytes()
+    at = data.index(frame)
+    path.write_bytes(data[: at + 200] + bytes(len(frame) - 200) + data[at + len(frame) :])
+    with open_slide(path) as slide:
+        with pytest.raises(DamagedTile, match="column 1, row 1") as caught:
+            slide.read_level(0, Box(0, 0, *slide.size))
+        assert caught.value.tile_index == (1, 1) and caught.value.level == 0
+        assert caught.value.l0_box == Box(64, 64, 64, 64)
+        good = through_jpeg(LEVELS[0], 64)
+        assert np.abs(slide.read_level(0, Box(0, 0, 333, 64)).astype(int) - good[:64]).max() <= 1
+        assert (
+            np.abs(slide.read_level(1, Box(0, 0, 166, 125)).astype(int) - through_jpeg(LEVELS[1], 64)).max()
+            <= 1
+        )
+
+
+def test_a_mammogram_is_refused_by_name(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path, LEVELS[2:])[0]
+    data = path.read_bytes().replace(b"1.2.840.10008.5.1.4.1.1.77.1.6", b"1.2.840.10008.5.1.4.1.1.1.2\0\0\0")
+    path.write_bytes(data)
+    with pytest.raises(UnknownFormat, match=r"Digital Mammography X-Ray.*l_cc"):
+        open_slide(path)
+
+
+def test_openslide_reads_the_same(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path, LEVELS, mpp=(0.25, 0.26))[0]
+    with open_slide(path) as slide, openslide.OpenSlide(path) as other:
+        assert [tuple(level.size) for level in slide.levels] == list(other.level_dimensions)
+        assert float(other.properties["openslide.mpp-x"]) == pytest.approx(slide.mpp.x)
+        assert float(other.properties["openslide.mpp-y"]) == pytest.approx(slide.mpp.y)
+        for level, found in enumerate(slide.levels):
+            theirs = np.asarray(other.read_region((0, 0), level, tuple(found.size)))[..., :3]
+            assert np.abs(slide.read_level(level, Box(0, 0, *found.size)).astype(int) - theirs).max() <= 1
+
+
+def test_imaged_volume_stands_in_for_pixel_spacing(tmp_path: Path) -> None:
+    import pydicom
+
+    path = write_dicom(tmp_path, LEVELS[:1], mpp=None)[0]
+    data = pydicom.dcmread(path)
+    data.ImagedVolumeWidth, data.ImagedVolumeHeight = 0.333 * 0.25, 0.251 * 0.25
+    data.save_as(path)
+    with open_slide(path) as slide:
+        assert slide.found_mpp is not None and "ImagedVolumeWidth" in slide.found_mpp.source
+        assert slide.mpp.x == pytest.approx(0.25) and slide.mpp.y == pytest.approx(0.25)
+
+
+def test_the_real_sample(kit: Path, tmp_path: Path) -> None:
+    for name in ("boxes_0.dcm", "boxes_1.dcm"):
+        shutil.copy(kit / "slides/fixtures" / name, tmp_path / name)
+    with (
+        open_slide(tmp_path / "boxes_1.dcm") as slide,
+        openslide.OpenSlide(tmp_path / "boxes_0.dcm") as other,
+    ):
+        assert slide.mpp.x == pytest.approx(0.499)
+        theirs = np.asarray(other.read_region((0, 0), 0, (16, 16)))[..., :3]
+        assert np.array_equal(slide.read_level(0, Box(0, 0, 16, 16)), theirs)
+        assert slide.read_associated("thumbnail").shape == (16, 16, 3)

@@ -1,0 +1,124 @@
+"""OpenSlide's slides: pixel-exact at every level, also where a downsample is no whole number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+
+from lobule.errors import DamagedFile, DamagedTile
+from lobule.geometry import Box
+from lobule.slides import open_slide
+from lobule.slides.openslide import aligned_start
+from tests.slides.conformance import BackendConformance, KnownSlide
+from tests.slides.made import picture, pyramid, write_tiff
+
+REAL_SLIDES = (
+    "CMU-1-Small-Region.svs",
+    "idc_8863.tif",
+    "idc_8865.tif",
+    "fixtures/boxes.tiff",
+    "fixtures/small.svs",
+)
+
+
+class TestWholeDownsamples(BackendConformance):
+    reader = "openslide"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+        levels = pyramid(picture(512, 384), 3)
+        path = write_tiff(tmp_path_factory.mktemp("os") / "a.tif", levels, mpp=0.25, compression="deflate")
+        return KnownSlide(path, levels, mpp=(0.25, 0.25))
+
+
+class TestOddDownsamples(BackendConformance):
+    """Levels cut to whole pixels: 1111 → 277 is 4.0108, at which OpenSlide alone would interpolate."""
+
+    reader = "openslide"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+        levels = pyramid(picture(1111, 701), 3, stride=2)
+        return KnownSlide(write_tiff(tmp_path_factory.mktemp("os") / "a.tif", levels, tile=256), levels)
+
+
+def test_aligned_starts_hit_whole_pixels_or_come_as_near_as_can_be() -> None:
+    for downsample, tolerance in ((2.0, 0), (4.0, 0), (2222 / 555, 2e-3), (16.0748, 2e-3), (4.0017, 0.125)):
+        for wanted in range(0, 20_000, 1024):
+            level_x, l0_x = aligned_start(wanted, downsample)
+            assert wanted - 512 <= level_x <= wanted
+            assert abs(l0_x / downsample - level_x) <= tolerance
+
+
+def test_printing_resolutions_are_no_mpp(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [picture(100, 80)], resolution=(72, 72), resolutionunit="INCH")
+    with open_slide(path, backend="openslide") as slide:
+        assert float(slide.properties["openslide.mpp-x"]) > 300
+        assert slide.found_mpp is None
+
+
+def test_transparent_places_are_white(tmp_path: Path) -> None:
+    """A missing tile is transparent to OpenSlide."""
+    pixels = picture(256, 192)
+    path = write_tiff(tmp_path / "a.tif", [pixels])
+    with tifffile.TiffFile(path) as tif:
+        offsets = tif.pages.first.tags["TileOffsets"]
+        counts = tif.pages.first.tags["TileByteCounts"]
+        places = [tag.valueoffset + 5 * (4 if tag.dtype == 4 else 2) for tag in (offsets, counts)]
+        widths = [4 if tag.dtype == 4 else 2 for tag in (offsets, counts)]
+    data = bytearray(path.read_bytes())
+    for place, width in zip(places, widths, strict=True):
+        data[place : place + width] = bytes(width)
+    path.write_bytes(data)
+    wanted = pixels.copy()
+    wanted[64:128, 64:128] = 255
+    with open_slide(path, backend="openslide") as slide:
+        assert np.array_equal(slide.read_level(0, Box(0, 0, 256, 192)), wanted)
+
+
+def test_one_damaged_tile_is_named_and_the_rest_stays_readable(tmp_path: Path) -> None:
+    pixels = picture(512, 384)
+    path = write_tiff(tmp_path / "a.tif", [pixels], compression="deflate", tile=128)
+    with tifffile.TiffFile(path) as tif:
+        offset, length = tif.pages.first.dataoffsets[6], tif.pages.first.databytecounts[6]
+    data = bytearray(path.read_bytes())
+    data[offset + 10 : offset + length] = bytes(length - 10)
+    path.write_bytes(data)
+    with open_slide(path, backend="openslide") as slide:
+        for _ in range(2):
+            with pytest.raises(DamagedTile, match="column 2, row 1") as caught:
+                slide.read_level(0, Box(0, 0, 512, 384))
+            assert caught.value.tile_index == (2, 1) and caught.value.level == 0
+            assert caught.value.l0_box == Box(256, 128, 128, 128)
+            assert np.array_equal(slide.read_level(0, Box(0, 0, 512, 128)), pixels[:128])
+            assert np.array_equal(slide.read_level(0, Box(384, 0, 128, 384)), pixels[:, 384:])
+
+
+def test_a_file_that_openslide_cannot_finish_opening_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "a.mrxs").write_bytes(b"MRXS")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "Slidedat.ini").write_text("[GENERAL]\nSLIDE_VERSION = 1\n")
+    with pytest.raises(DamagedFile, match=r"a\.mrxs"):
+        open_slide(tmp_path / "a.mrxs")
+
+
+@pytest.mark.parametrize("name", REAL_SLIDES)
+def test_every_backend_agrees_with_openslide_on_real_slides(kit: Path, name: str) -> None:
+    """Each level whole, through Lobule's first choice of backend and through OpenSlide as it is."""
+    path = kit / "slides" / name
+    with open_slide(path) as slide, openslide.OpenSlide(path) as other:
+        assert [tuple(level.size) for level in slide.levels] == list(other.level_dimensions)
+        assert set(slide.associated) == set(other.associated_images)
+        for level, found in enumerate(slide.levels):
+            theirs = np.asarray(other.read_region((0, 0), level, tuple(found.size)))[..., :3]
+            ours = slide.read_level(level, Box(0, 0, *found.size))
+            assert np.array_equal(ours, theirs)
+        for key in slide.associated:
+            theirs = np.asarray(other.associated_images[key].convert("RGB"))
+            assert np.abs(slide.read_associated(key).astype(int) - theirs).max() <= 1

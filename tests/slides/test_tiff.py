@@ -1,0 +1,619 @@
+"""TIFF by tile: equal to OpenSlide and tifffile, each tile decoded once, damage kept to its tile."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import imagecodecs
+import numpy as np
+import openslide
+import pytest
+import tifffile
+
+from lobule.errors import DamagedFile, DamagedTile, TooLarge, UnknownFormat
+from lobule.geometry import Box, Size
+from lobule.slides import RGB, open_slide
+from lobule.slides.tiff import TiffBackend, open_backend
+from tests.slides.conformance import BackendConformance, KnownSlide, block_means
+from tests.slides.made import picture, pyramid, tile_frames, write_tiff
+
+SUBSAMPLINGS = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
+
+
+def write_jpeg(
+    path: Path, levels: Sequence[RGB], *, tile: int = 64, subsampling: str = "420", **more: Any
+) -> Path:
+    """A pyramid of JPEG tiles: YCbCr, or RGB without a word of it in the streams, as Aperio has it."""
+    rgb = subsampling == "rgb"
+    with tifffile.TiffWriter(path, bigtiff=more.pop("bigtiff", False)) as out:
+        for index, pixels in enumerate(levels):
+            streams = [
+                rgb_stream(t) if rgb else ycbcr_stream(t, subsampling) for t in tile_frames(pixels, tile)
+            ]
+            out.write(
+                iter(streams), shape=pixels.shape, dtype="uint8", tile=(tile, tile), compression="jpeg",
+                photometric="rgb" if rgb else "ycbcr", subfiletype=1 if index else 0, metadata=None,
+                subsampling=None if rgb else SUBSAMPLINGS[subsampling], **more,
+            )  # fmt: skip
+    return path
+
+
+def ycbcr_stream(pixels: RGB, subsampling: str) -> bytes:
+    return imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=85, subsampling=subsampling)
+
+
+def rgb_stream(pixels: RGB) -> bytes:
+    """RGB stored as it is, its components named 1, 2, 3 and no Adobe segment: only the TIFF says RGB."""
+    colours = {"colorspace": "RGB", "outcolorspace": "RGB"}
+    data = bytearray(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=90, **colours))
+    at = data.index(b"\xff\xee")
+    del data[at : at + 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]]
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    for k in range(3):
+        data[frame + 10 + 3 * k] = data[scan + 5 + 2 * k] = k + 1
+    return bytes(data)
+
+
+def decoded(path: Path) -> list[RGB]:
+    """The pages by tifffile: another program's way to the same pixels."""
+    with tifffile.TiffFile(path) as tif:
+        return [page.asarray() for page in tif.pages]
+
+
+def by_openslide(path: Path, level: int, box: Box) -> RGB:
+    with openslide.OpenSlide(path) as slide:
+        return np.asarray(slide.read_region((box.x, box.y), level, (box.width, box.height)).convert("RGB"))
+
+
+def backend_of(path: Path) -> TiffBackend:
+    backend = open_backend(str(path))
+    assert backend is not None
+    return backend
+
+
+def whole(path: Path, level: int = 0, reduce: int = 1) -> RGB:
+    with open_slide(path, backend="tiff") as slide:
+        return slide.read_level(level, Box(0, 0, *slide.reduced_size(level, reduce)), reduce)
+
+
+# -- conformance --------------------------------------------------------------------------------------------
+
+
+class TestTiledPages(BackendConformance):
+    reader = "tiff"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+        levels = pyramid(picture(523, 389), 3)
+        path = tmp_path_factory.mktemp("tiff") / "a.tif"
+        write_tiff(path, levels, mpp=0.25, compression="deflate", predictor=True)
+        return KnownSlide(path, levels, mpp=(0.25, 0.25))
+
+
+class TestStripsOfOneLevel(BackendConformance):
+    reader = "tiff"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+        pixels = picture(301, 203)
+        path = write_tiff(tmp_path_factory.mktemp("tiff") / "a.tif", [pixels], tile=None, compression="lzw")
+        return KnownSlide(path, [pixels])
+
+
+class TestJpegTiles(BackendConformance):
+    """Odd sizes, so that the last tiles reach past the level; the pixels are those that tifffile decodes."""
+
+    reader = "tiff"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+        path = tmp_path_factory.mktemp("tiff") / "a.tif"
+        write_jpeg(path, pyramid(picture(523, 389), 2, stride=2), bigtiff=True)
+        return KnownSlide(path, decoded(path))
+
+
+class TestOmePlanesInSubifds(BackendConformance):
+    """Red, green and blue as pages of their own, their pyramids in SubIFDs; x and y differ in µm/px."""
+
+    reader = "tiff"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+        levels = pyramid(picture(310, 254), 3)
+        path = tmp_path_factory.mktemp("tiff") / "a.ome.tif"
+        metadata = {"axes": "CYX", "PhysicalSizeX": 500, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.25}
+        how: dict[str, Any] = {"tile": (64, 64), "compression": "zstd", "photometric": "minisblack"}
+        with tifffile.TiffWriter(path, ome=True) as out:
+            out.write(np.moveaxis(levels[0], -1, 0), subifds=2, metadata=metadata, **how)
+            for pixels in levels[1:]:
+                out.write(np.moveaxis(pixels, -1, 0), subfiletype=1, metadata=None, **how)
+        return KnownSlide(path, levels, mpp=(0.5, 0.25))
+
+
+class TestOmeRgbWithAssociated(BackendConformance):
+    reader = "tiff"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+        levels, label = pyramid(picture(310, 254), 2), picture(60, 40, seed=5)
+        path = tmp_path_factory.mktemp("tiff") / "a.ome.tif"
+        with tifffile.TiffWriter(path, ome=True) as out:
+            size = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+            how: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb"}
+            out.write(levels[0], subifds=1, metadata={"axes": "YXS", "Name": "scan", **size}, **how)
+            out.write(levels[1], subfiletype=1, metadata=None, **how)
+            out.write(label, photometric="rgb", metadata={"axes": "YXS", "Name": "label image"})
+        return KnownSlide(path, levels, mpp=(0.5, 0.5), associated={"label": label})
+
+
+APERIO = (
+    "Aperio Image Library v12\r\n400x300 [0,0 400x300] (64x64) JPEG/RGB Q=85"
+    "|AppMag = 40|MPP = 0.2520|Time = 1:2"
+)
+
+
+class TestAperio(BackendConformance):
+    """Pages in Aperio's order: level 0, thumbnail in strips, level 1, label, macro."""
+
+    reader = "tiff"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+        path = tmp_path_factory.mktemp("tiff") / "a.svs"
+        levels = pyramid(picture(403, 305), 2, stride=2)
+        beside = [picture(60, 50, seed=n) for n in range(3)]
+        about = ["thumbnail", "Aperio v12\r\nlabel 60x50", "Aperio v12\r\nmacro 60x50"]
+
+        def tiled(out: tifffile.TiffWriter, pixels: RGB) -> None:
+            out.write(
+                map(rgb_stream, tile_frames(pixels, 64)), shape=pixels.shape, dtype="uint8", tile=(64, 64),
+                compression="jpeg", photometric="rgb", description=APERIO, metadata=None,
+            )  # fmt: skip
+
+        with tifffile.TiffWriter(path) as out:
+            tiled(out, levels[0])
+            for index, (pixels, text) in enumerate(zip(beside, about, strict=True)):
+                if index == 1:
+                    tiled(out, levels[1])
+                out.write(pixels, photometric="rgb", rowsperstrip=16, compression="lzw", predictor=True,
+                          description=text, metadata=None, subfiletype=(0, 1, 9)[index])  # fmt: skip
+        pages = decoded(path)
+        names = {"thumbnail": beside[0], "label": beside[1], "macro": beside[2]}
+        return KnownSlide(path, [pages[0], pages[2]], mpp=(0.252, 0.252), associated=names)
+
+    def test_properties_have_openslides_names(self, known: KnownSlide) -> None:
+        with open_slide(known.path, backend="tiff") as slide, openslide.OpenSlide(known.path) as theirs:
+            assert slide.format == "aperio-svs"
+            for name, value in slide.properties.items():
+                assert theirs.properties[name] == value
+            aperio = {name for name in theirs.properties if name.startswith("aperio.")}
+            assert aperio and aperio | {"openslide.objective-power"} <= set(slide.properties)
+
+
+# -- against OpenSlide --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "rgb"])
+def test_jpeg_pixels_are_openslides(tmp_path: Path, subsampling: str) -> None:
+    path = write_jpeg(tmp_path / "a.tif", pyramid(picture(400, 300), 2), subsampling=subsampling)
+    with open_slide(path, backend="tiff") as slide:
+        for level, found in enumerate(slide.levels):
+            box = Box(0, 0, *found.size)
+            assert np.array_equal(slide.read_level(level, box), by_openslide(path, level, box))
+
+
+def test_the_tiff_decides_on_the_colours_of_a_jpeg(tmp_path: Path) -> None:
+    """Streams with a JFIF segment, which says YCbCr, in pages that say RGB: OpenSlide believes the page."""
+    tiles = [ycbcr_stream(tile, "444") for tile in tile_frames(picture(128, 128), 64)]
+    assert tiles[0][2:4] == b"\xff\xe0"
+    with tifffile.TiffWriter(tmp_path / "a.tif") as out:
+        out.write(iter(tiles), shape=(128, 128, 3), dtype="uint8", tile=(64, 64), compression="jpeg",
+                  photometric="rgb", metadata=None)  # fmt: skip
+    box = Box(0, 0, 128, 128)
+    assert np.array_equal(whole(tmp_path / "a.tif"), by_openslide(tmp_path / "a.tif", 0, box))
+
+
+@pytest.mark.parametrize(("compression", "mean"), [(33003, 1.0), (33005, 0.0)])
+def test_aperio_jpeg2000(tmp_path: Path, compression: int, mean: float) -> None:
+    pixels, path = picture(128, 128), tmp_path / "a.svs"
+    y = pixels @ [0.299, 0.587, 0.114]
+    ycbcr = np.stack([y, (pixels[..., 2] - y) / 1.772 + 128, (pixels[..., 0] - y) / 1.402 + 128], axis=-1)
+    stored = np.rint(ycbcr).clip(0, 255).astype(np.uint8) if compression == 33003 else pixels
+    tiles = [
+        imagecodecs.jpeg2k_encode(np.ascontiguousarray(tile), codecformat="j2k", reversible=True, mct=False)
+        for tile in tile_frames(stored, 64)
+    ]
+    with tifffile.TiffWriter(path) as out:
+        out.write(iter(tiles), shape=pixels.shape, dtype="uint8", tile=(64, 64), compression=34712,
+                  photometric="rgb", description=APERIO, metadata=None)  # fmt: skip
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        tif.pages[0].tags["Compression"].overwrite(compression)
+    got = whole(path)
+    assert np.abs(got.astype(int) - pixels).mean() <= mean
+    assert np.abs(got.astype(int) - by_openslide(path, 0, Box(0, 0, 128, 128))).max() <= (mean > 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CMU-1-Small-Region.svs", "idc_8863.tif", "idc_8865.tif", "fixtures/boxes.tiff", "fixtures/small.svs"],
+)
+def test_real_slides_are_openslides(kit: Path, name: str) -> None:
+    path = kit / "slides" / name
+    with open_slide(path) as slide, openslide.OpenSlide(path) as theirs:
+        assert isinstance(slide.backend, TiffBackend)
+        assert [tuple(level.size) for level in slide.levels] == list(theirs.level_dimensions)
+        for level, found in enumerate(slide.levels):
+            box = Box(0, 0, *found.size)
+            assert np.array_equal(slide.read_level(level, box), by_openslide(path, level, box))
+        assert set(slide.associated) == set(theirs.associated_images)
+        for image in slide.associated:
+            wanted = np.asarray(theirs.associated_images[image].convert("RGB"))
+            assert np.array_equal(slide.read_associated(image), wanted)
+        for key, value in slide.properties.items():
+            assert theirs.properties[key] == value
+
+
+# -- codecs and photometric interpretations -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("predictor", [False, True])
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd", "packbits", "lzma"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"planarconfig": "separate"}, {"byteorder": ">"}, {"bits": 16, "byteorder": ">"}],
+    ids=["plain", "planes", "big-endian", "16-bit"],
+)
+def test_lossless_codecs(
+    tmp_path: Path, compression: str | None, predictor: bool, more: dict[str, Any]
+) -> None:
+    pixels = picture(150, 133)
+    stored = pixels.astype(np.uint16) * 257 if more.get("bits") == 16 else pixels
+    options = {"planarconfig": "contig"} | {k: v for k, v in more.items() if k not in ("bits", "byteorder")}
+    if options["planarconfig"] == "separate":
+        stored = np.moveaxis(stored, -1, 0)
+    with tifffile.TiffWriter(tmp_path / "a.tif", byteorder=more.get("byteorder", "<")) as out:
+        out.write(stored, photometric="rgb", tile=(64, 48), compression=compression, metadata=None,
+                  predictor=predictor and compression not in (None, "packbits"), **options)  # fmt: skip
+    assert np.array_equal(whole(tmp_path / "a.tif"), pixels)
+
+
+@pytest.mark.parametrize("compression", ["webp", "jpeg2000"])
+def test_lossless_image_codecs(tmp_path: Path, compression: str) -> None:
+    pixels = picture(150, 133)
+    args = {"lossless": True} if compression == "webp" else {"reversible": True}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(64, 64), compression=compression,
+                     compressionargs=args, metadata=None)  # fmt: skip
+    assert np.array_equal(whole(tmp_path / "a.tif"), pixels)
+
+
+def test_16_bits_are_scaled_and_rounded(tmp_path: Path) -> None:
+    grey = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    tifffile.imwrite(tmp_path / "a.tif", grey, photometric="minisblack", tile=(64, 64), metadata=None)
+    wanted = np.floor(grey * (255 / 65535) + 0.5)
+    assert np.array_equal(whole(tmp_path / "a.tif"), np.repeat(wanted[..., None], 3, axis=2))
+
+
+def test_white_may_be_zero(tmp_path: Path) -> None:
+    grey = picture(100, 80)[..., 1]
+    tifffile.imwrite(tmp_path / "a.tif", grey, photometric="miniswhite", tile=(64, 64), metadata=None)
+    assert np.array_equal(whole(tmp_path / "a.tif")[..., 2], 255 - grey)
+
+
+def test_palettes(tmp_path: Path) -> None:
+    index = picture(100, 80)[..., 1]
+    colours = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.uint16) * 257
+    tifffile.imwrite(
+        tmp_path / "a.tif", index, photometric="palette", colormap=colours, tile=(64, 64), metadata=None
+    )
+    assert np.array_equal(whole(tmp_path / "a.tif"), (colours // 257).T[index])
+
+
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha", "unspecified"])
+def test_alpha_lies_on_white(tmp_path: Path, kind: str) -> None:
+    colours, alpha = picture(100, 80), picture(100, 80, seed=3)[..., :1]
+    opacity = alpha / 255
+    stored = np.rint(colours * opacity).astype(np.uint8) if kind == "assocalpha" else colours
+    tifffile.imwrite(tmp_path / "a.tif", np.concatenate([stored, alpha], axis=2), photometric="rgb",
+                     extrasamples=[kind], tile=(64, 64), metadata=None)  # fmt: skip
+    wanted = colours if kind == "unspecified" else colours * opacity + 255 * (1 - opacity)
+    assert np.abs(whole(tmp_path / "a.tif") - wanted).max() <= 1
+
+
+# -- which pages are levels ---------------------------------------------------------------------------------
+
+
+def test_pages_that_are_no_levels_are_left_out(tmp_path: Path) -> None:
+    """Neither other pictures nor cut-outs of the same, in any order; unmarked pages are judged by shape."""
+    base, half = pyramid(picture(400, 300), 2)
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as out:
+        for pixels in (half, base, picture(400, 300, seed=2), picture(120, 200), base[:80, :80]):
+            out.write(pixels, photometric="rgb", metadata=None, tile=(64, 64))
+    with open_slide(path, backend="tiff") as slide:
+        assert [level.size for level in slide.levels] == [Size(400, 300), Size(200, 150)]
+        assert np.array_equal(slide.read_level(1, Box(0, 0, 200, 150)), half)
+
+
+def test_shared_tables_are_joined_to_each_tile(tmp_path: Path) -> None:
+    pixels, path = picture(128, 128), tmp_path / "a.tif"
+    streams = [ycbcr_stream(tile, "420") for tile in tile_frames(pixels, 64)]
+    wanted = [imagecodecs.jpeg8_decode(stream) for stream in streams]
+
+    def split(stream: bytes) -> tuple[bytes, bytes]:
+        frame = stream.index(b"\xff\xc0")
+        huffman, scan = stream.index(b"\xff\xc4"), stream.index(b"\xff\xda")
+        tables = stream[stream.index(b"\xff\xdb") : frame] + stream[huffman:scan]
+        return b"\xff\xd8" + tables + b"\xff\xd9", b"\xff\xd8" + stream[frame:huffman] + stream[scan:]
+
+    with tifffile.TiffWriter(path) as out:
+        out.write(iter([split(stream)[1] for stream in streams]), shape=pixels.shape, dtype="uint8",
+                  tile=(64, 64), compression="jpeg", photometric="ycbcr", metadata=None,
+                  jpegtables=split(streams[0])[0])  # fmt: skip
+    got = whole(path)
+    for index, tile in enumerate(wanted):
+        y, x = index // 2 * 64, index % 2 * 64
+        assert np.array_equal(got[y : y + 64, x : x + 64], tile)
+
+
+def test_missing_tiles_are_white(tmp_path: Path) -> None:
+    pixels = picture(256, 192)
+    path = write_tiff(tmp_path / "a.tif", [pixels], compression="deflate")
+    overwrite(path, "TileByteCounts", 5, 0)
+    wanted = pixels.copy()
+    wanted[64:128, 64:128] = 255
+    assert np.array_equal(whole(path), wanted)
+
+
+@pytest.mark.parametrize("software", ["Philips DP v1.0", "MedScan"])
+def test_formats_that_openslide_knows_better_are_left_to_it(tmp_path: Path, software: str) -> None:
+    path = write_tiff(tmp_path / "a.tif", [picture(100, 80)], software=software)
+    assert open_backend(str(path)) is None
+
+
+def test_ventana_is_left_to_openslide(tmp_path: Path) -> None:
+    xmp = (700, "B", 30, b"<Metadata><iScan ScanRes='0.25'", True)
+    path = write_tiff(tmp_path / "a.tif", [picture(100, 80)], extratags=[xmp])
+    assert open_backend(str(path)) is None
+
+
+def test_what_is_no_brightfield_image_is_refused_or_left(tmp_path: Path) -> None:
+    channels = np.zeros((5, 64, 64), np.uint8)
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif", channels, metadata={"axes": "CYX"}, photometric="minisblack", tile=(32, 32)
+    )
+    with pytest.raises(UnknownFormat, match="5 channels"):
+        open_backend(str(tmp_path / "a.ome.tif"))
+    tifffile.imwrite(tmp_path / "b.tif", np.zeros((64, 64), np.float32), tile=(32, 32))
+    assert open_backend(str(tmp_path / "b.tif")) is None
+    (tmp_path / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    assert open_backend(str(tmp_path / "c.png")) is None
+    assert open_backend(str(tmp_path)) is None
+
+
+# -- µm/px --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "mpp", "source"),
+    [
+        ({"resolution": (20000, 40000), "resolutionunit": "CENTIMETER"}, (0.5, 0.25), "XResolution"),
+        ({"resolution": (101600, 101600), "resolutionunit": "INCH"}, (0.25, 0.25), "XResolution"),
+        ({"resolution": (72, 72), "resolutionunit": "INCH"}, None, ""),
+        ({"resolution": (96, 96), "resolutionunit": "INCH"}, None, ""),
+        ({"resolution": (300, 300), "resolutionunit": "INCH"}, None, ""),
+        ({"resolution": (28.346, 28.346), "resolutionunit": "CENTIMETER"}, None, ""),
+        ({"resolution": (20000, 20000), "resolutionunit": "NONE"}, None, ""),
+        ({"resolution": (2, 4), "description": "ImageJ=1.54\nunit=micron\n"}, (0.5, 0.25), "ImageJ"),
+        ({"resolution": (2, 2), "description": "ImageJ=1.54\nunit=\\u00B5m\n"}, (0.5, 0.5), "ImageJ"),
+        ({"resolution": (2, 2), "description": "ImageJ=1.54\nunit=pixel\n"}, None, ""),
+        ({"description": '{"mpp": 0.3}'}, (0.3, 0.3), "mpp"),
+        ({"description": '{"PhysicalSizeX": 250, "PhysicalSizeXUnit": "nm"}'}, (0.25, 0.25), "PhysicalSizeX"),
+        ({"description": "Aperio Image\nx|MPP = 0.2521"}, (0.2521, 0.2521), "Aperio"),
+        ({"description": "Aperio Image\nx|MPP = 0"}, None, ""),
+    ],
+)  # fmt: skip
+def test_mpp_and_its_source(
+    tmp_path: Path, more: dict[str, Any], mpp: tuple[float, float] | None, source: str
+) -> None:
+    path = write_tiff(tmp_path / "a.tif", [picture(100, 80)], **more)
+    found = backend_of(path).found_mpp
+    if mpp is None:
+        assert found is None
+    else:
+        assert found is not None and source in found.source
+        assert (found.mpp.x, found.mpp.y) == pytest.approx(mpp, rel=1e-6)
+
+
+# -- reduced decoding ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "rgb"])
+def test_reduced_tiles_are_means(tmp_path: Path, subsampling: str) -> None:
+    """Against box means of the full decode: the same picture, and in the last columns mixed with white."""
+    path = write_jpeg(tmp_path / "a.tif", [picture(197, 131)], subsampling=subsampling)
+    pixels = whole(path)
+    assert backend_of(path).reductions(0) == (1, 2, 4, 8)
+    for reduce in (2, 4, 8):
+        got = whole(path, reduce=reduce)
+        padded = np.pad(pixels, ((0, -131 % reduce), (0, -197 % reduce), (0, 0)), constant_values=255)
+        wanted = block_means(padded, reduce)
+        assert got.shape == wanted.shape
+        assert np.abs(got - wanted).mean() < 3.0
+        assert abs(got.mean() - wanted.mean()) < 0.5
+        assert np.abs(got[:, -1] - wanted[:, -1]).max() <= 0.5
+
+
+def test_only_jpeg_tiles_that_divide_are_reduced(tmp_path: Path) -> None:
+    lossless = write_tiff(tmp_path / "a.tif", [picture(100, 80)])
+    assert backend_of(lossless).reductions(0) == (1,)
+    uneven = write_jpeg(tmp_path / "b.tif", [picture(300, 80)], tile=48)
+    assert backend_of(uneven).reductions(0) == (1, 2, 4, 8)
+
+
+# -- each tile once -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_neighbouring_reads_decode_each_tile_once(tmp_path: Path, threads: int) -> None:
+    pixels = picture(1000, 700)
+    backend = backend_of(write_tiff(tmp_path / "a.tif", [pixels], compression="deflate"))
+    boxes = [
+        Box(x, y, min(150, 1000 - x), min(150, 700 - y))
+        for y in range(0, 700, 100)
+        for x in range(0, 1000, 100)
+    ]
+    with ThreadPoolExecutor(threads) as pool:
+        for box, got in zip(boxes, pool.map(lambda box: backend.read(0, box), boxes), strict=True):
+            assert np.array_equal(got, pixels[box.y : box.bottom, box.x : box.right])
+    assert backend.decoded_tiles == 16 * 11
+
+
+# -- URLs ---------------------------------------------------------------------------------------------------
+
+
+def test_urls(tmp_path: Path) -> None:
+    pixels = picture(200, 150)
+    path = write_tiff(tmp_path / "a.tif", [pixels], compression="deflate")
+    with fsspec.open("memory://slides/a.tif", "wb") as out:
+        out.write(path.read_bytes())
+    backend = open_backend("memory://slides/a.tif")
+    assert backend is not None
+    with ThreadPoolExecutor(4) as pool:
+        for y, got in enumerate(pool.map(lambda y: backend.read(0, Box(0, y, 200, 1)), range(150))):
+            assert np.array_equal(got[0], pixels[y])
+    backend.close()
+
+
+# -- damage -------------------------------------------------------------------------------------------------
+
+
+def overwrite(path: Path, tag: str, index: int, value: int) -> None:
+    """Change one number of a page's array."""
+    with tifffile.TiffFile(path) as tif:
+        entry = tif.pages[0].tags[tag]
+        at, code = entry.valueoffset, "H" if entry.dtype == 3 else "I"
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<" + code, data, at + index * struct.calcsize(code), value)
+    path.write_bytes(data)
+
+
+def spoil(path: Path, index: int, by: Any) -> None:
+    """Change the bytes of one tile in place."""
+    with tifffile.TiffFile(path) as tif:
+        offset, length = tif.pages[0].dataoffsets[index], tif.pages[0].databytecounts[index]
+    data = path.read_bytes()
+    path.write_bytes(
+        data[:offset]
+        + by(data[offset : offset + length]).ljust(length, b"\0")[:length]
+        + data[offset + length :]
+    )
+
+
+def truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def wider(data: bytes) -> bytes:
+    frame = data.index(b"\xff\xc0")
+    return data[: frame + 5] + struct.pack(">HH", 60000, 60000) + data[frame + 9 :]
+
+
+def grey_frame(data: bytes) -> bytes:
+    return imagecodecs.jpeg8_encode(np.full((64, 64), 9, np.uint8), level=50)
+
+
+@pytest.mark.parametrize(
+    "damage", [truncated, wider, grey_frame, lambda data: b"", lambda data: b"\xff\xd8" + bytes(90)]
+)
+def test_one_damaged_jpeg_tile_costs_that_tile(tmp_path: Path, damage: Any) -> None:
+    path = write_jpeg(tmp_path / "a.tif", pyramid(picture(300, 200), 2))
+    good = decoded(path)[0]
+    spoil(path, 6, damage)
+    with open_slide(path, backend="tiff") as slide:
+        with pytest.raises(DamagedTile) as caught:
+            slide.read_level(0, Box(60, 60, 100, 20))
+        assert (caught.value.level, caught.value.tile_index) == (0, (1, 1))
+        assert "(64, 64) 64 × 64" in str(caught.value) and "a.tif" in str(caught.value)
+        for box in (Box(0, 0, 300, 64), Box(0, 0, 64, 200), Box(128, 64, 172, 136)):
+            assert np.array_equal(slide.read_level(0, box), good[box.y : box.bottom, box.x : box.right])
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd", "webp", "jpeg2000"])
+def test_other_codecs_say_so_too(tmp_path: Path, compression: str | None) -> None:
+    path = write_tiff(tmp_path / "a.tif", pyramid(picture(300, 200), 2), compression=compression)
+    if compression is None:
+        overwrite(path, "TileByteCounts", 6, 1000)
+    else:
+        spoil(path, 6, lambda data: data[:40])
+    with open_slide(path, backend="tiff") as slide:
+        with pytest.raises(DamagedTile):
+            slide.read_level(0, Box(70, 70, 1, 1))
+        assert slide.read_level(0, Box(0, 0, 300, 64)).std() > 1
+
+
+def test_a_tile_beyond_the_end_is_damaged(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [picture(300, 200)], compression="deflate")
+    overwrite(path, "TileOffsets", 6, 1 << 30)
+    with open_slide(path, backend="tiff") as slide, pytest.raises(DamagedTile, match="beyond the file"):
+        slide.read_level(0, Box(70, 70, 1, 1))
+
+
+def test_looping_and_cut_directories_are_damage(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", pyramid(picture(300, 200), 3))
+    data = path.read_bytes()
+    with tifffile.TiffFile(path) as tif:
+        offsets = [page.offset for page in tif.pages]
+        links = [offset + 2 + 12 * len(page.tags) for offset, page in zip(offsets, tif.pages, strict=True)]
+    for target, said in (
+        (offsets[0], "twice"),
+        (offsets[2], "twice"),
+        (1 << 31, "outside"),
+        (len(data) - 3, "cut off"),
+    ):
+        broken = bytearray(data)
+        struct.pack_into("<I", broken, links[2], target)
+        path.write_bytes(broken)
+        with pytest.raises(DamagedFile, match=said):
+            open_backend(str(path))
+    path.write_bytes(data[: offsets[2] + 30])
+    with pytest.raises(DamagedFile):
+        open_backend(str(path))
+
+
+def test_too_few_tiles_are_damage(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [picture(300, 200)])
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        tif.pages[0].tags["ImageLength"].overwrite(2000)
+    with pytest.raises(DamagedFile, match="Expected 160 tiles"):
+        open_backend(str(path))
+
+
+def test_a_huge_strip_is_refused_before_decoding(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [picture(300, 30)], tile=None, compression="deflate")
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        for tag in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            tif.pages[0].tags[tag].overwrite(60_000)
+    with pytest.raises(TooLarge, match="60000"):
+        open_backend(str(path))
+
+
+def test_closing_releases_the_file(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [picture(100, 80)])
+    before = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        backend = backend_of(path)
+        backend.read(0, Box(0, 0, 10, 10))
+        backend.close()
+    assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) == before

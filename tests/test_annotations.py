@@ -1,0 +1,510 @@
+"""Annotations: every format read and written, filled exactly, and the files that must be refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from skimage.measure import points_in_poly
+
+from lobule.annotations import (
+    Annotation,
+    Polygon,
+    area_um2,
+    fill,
+    in_tumour,
+    inside,
+    lesions,
+    rasterise,
+    read_annotation,
+    read_class_mask,
+    write_annotation,
+)
+from lobule.annotations.asap import read_asap, write_asap
+from lobule.annotations.geojson import read_geojson, write_geojson
+from lobule.errors import AnnotationError, ConfigError, NotReadable, TooLarge
+from lobule.geometry import Box, Size
+from lobule.units import Mpp
+
+SQUARE = [[0, 0], [100, 0], [100, 100], [0, 100]]
+STAR = [[50, 0], [80, 95], [2, 36], [98, 36], [20, 95]]
+"""A pentagram: its centre is outside by the even-odd rule."""
+
+
+def asap(points: str, *, group: str = "Tumor", head: str = "", form: str = "Polygon") -> str:
+    return (
+        f'<?xml version="1.0"?>{head}<ASAP_Annotations><Annotations>'
+        f'<Annotation Name="a" Type="{form}" PartOfGroup="{group}" Color="#F4FA58"><Coordinates>{points}'
+        "</Coordinates></Annotation></Annotations><AnnotationGroups/></ASAP_Annotations>"
+    )
+
+
+def coordinates(*points: tuple[object, object]) -> str:
+    return "".join(f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate(points))
+
+
+TRIANGLE = coordinates((0, 0), (10, 0), (0, 10))
+
+
+def read_text(tmp_path: Path, text: str, name: str = "a.xml", **options: object) -> Annotation:
+    path = tmp_path / name
+    path.write_text(text)
+    return read_annotation(path, **options)  # type: ignore[arg-type]
+
+
+# -- reading ------------------------------------------------------------------------------------------------
+
+
+def test_asap_points_follow_their_order(tmp_path: Path) -> None:
+    text = asap(
+        '<Coordinate Order="2" X="0" Y="10.5"/><Coordinate Order="0" X="1" Y="2"/>'
+        '<Coordinate Order="1" X="10" Y="0"/>'
+    )
+    (polygon,) = read_text(tmp_path, text).polygons
+    assert polygon.points.tolist() == [[1, 2], [10, 0], [0, 10.5]]
+    assert (polygon.kind, polygon.name, polygon.group) == ("tumour", "a", "Tumor")
+
+
+@pytest.mark.parametrize(
+    ("group", "kind"),
+    [("_0", "tumour"), ("_1", "tumour"), ("Tumor", "tumour"), ("metastases", "tumour"), ("_2", "exclusion"),
+     ("Exclusion", "exclusion"), ("None", "other"), ("Annotatie", "other")],
+)  # fmt: skip
+def test_groups_of_camelyon(tmp_path: Path, group: str, kind: str) -> None:
+    annotation = read_text(tmp_path, asap(TRIANGLE, group=group))
+    assert [polygon.kind for polygon in annotation.polygons] == [kind]
+    assert any(group in warning for warning in annotation.warnings) == (kind == "other")
+
+
+def test_groups_may_be_taught_and_inherit_from_their_parent(tmp_path: Path) -> None:
+    taught = read_text(tmp_path, asap(TRIANGLE, group="DCIS"), groups={"DCIS": "tumour"})
+    assert taught.polygons[0].kind == "tumour" and not taught.warnings
+    nested = asap(TRIANGLE, group="left").replace(
+        "<AnnotationGroups/>",
+        '<AnnotationGroups><Group Name="left" PartOfGroup="Tumor"/><Group Name="Tumor" PartOfGroup="left"/>'
+        "</AnnotationGroups>",
+    )
+    assert read_text(tmp_path, nested).polygons[0].kind == "tumour"
+
+
+def test_camelyon17_normal_is_cut_out_of_metastases(tmp_path: Path) -> None:
+    one = asap(TRIANGLE, group="metastases")
+    two = one.replace("</Annotations>", asap(TRIANGLE, group="normal").split("<Annotations>")[1], 1)
+    two = two[: two.index("</ASAP_Annotations>") + len("</ASAP_Annotations>")]
+    assert [polygon.kind for polygon in read_text(tmp_path, two).polygons] == ["tumour", "exclusion"]
+    assert read_text(tmp_path, asap(TRIANGLE, group="normal")).polygons[0].kind == "normal"
+
+
+def test_a_ring_that_crosses_itself_is_kept_and_recorded(tmp_path: Path) -> None:
+    annotation = read_text(tmp_path, asap(coordinates(*map(tuple, STAR))))
+    assert annotation.polygons[0].points.tolist() == STAR and "1 polygons cross" in annotation.warnings[0]
+
+
+def test_what_outlines_nothing_is_recorded_and_left_out(tmp_path: Path) -> None:
+    dot = read_text(tmp_path, asap(coordinates((5, 5)), form="Dot"))
+    assert not dot.polygons and "Dot" in dot.warnings[0]
+    line = read_text(tmp_path, asap(coordinates((0, 0), (5, 5), (0, 0), (5, 5))))
+    assert not line.polygons and "fewer than 3" in line.warnings[0]
+    assert len(read_text(tmp_path, asap(TRIANGLE, form="Spline"))) == 1
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]>'
+BAD_XML = {
+    "decimal comma": (asap(coordinates(("1000,5", 1), (2, 2), (3, 9))), "decimal comma"),
+    "not a number": (asap(coordinates(("left", 1), (2, 2), (3, 9))), "not a number"),
+    "nan": (asap(coordinates(("nan", 1), (2, 2), (3, 9))), "not a number"),
+    "underscore": (asap(coordinates(("1_0", 1), (2, 2), (3, 9))), "not a number"),
+    "huge": (asap(coordinates(("1e300", 1), (2, 2), (3, 9))), "far beyond"),
+    "no X": (asap('<Coordinate Order="0" Y="1"/>'), "without X"),
+    "order": (asap('<Coordinate Order="first" X="0" Y="1"/>'), "Order"),
+    "bomb": (asap(TRIANGLE, head=BOMB), "bomb"),
+    "external": (asap(TRIANGLE, head='<!DOCTYPE a SYSTEM "file:///etc/passwd">'), "bomb"),
+    "damaged": (asap(TRIANGLE)[:-30], "damaged XML"),
+    "other root": ("<html></html>", "not ASAP"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_XML)
+def test_bad_xml_is_refused_with_the_reason(tmp_path: Path, case: str) -> None:
+    text, reason = BAD_XML[case]
+    with pytest.raises(AnnotationError, match=reason) as caught:
+        read_text(tmp_path, text)
+    assert str(tmp_path / "a.xml") in str(caught.value)
+
+
+BAD_JSON = {
+    "text": "what",
+    "number": "12",
+    "empty object": "{}",
+    "no features": '{"type": "FeatureCollection"}',
+    "feature is a number": '{"type": "FeatureCollection", "features": [3]}',
+    "no geometry": '{"type": "Feature", "properties": {}}',
+    "rings are numbers": '{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [1, 2]}}',
+    "points are words": '{"type":"Feature","geometry":{"type":"Polygon","coordinates":[["a","b","c"]]}}',
+    "points are ragged": '{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[1,2],[3],[4,5]]]}}',
+    "vertices missing": '{"positive": [{"name": "a"}], "negative": []}',
+    "positive is an object": '{"positive": {"a": 1}}',
+    "infinite": '{"positive": [{"vertices": [[0, 0], [1, Infinity], [2, 2]]}]}',
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("case", BAD_JSON)
+def test_bad_json_is_refused(tmp_path: Path, case: str) -> None:
+    with pytest.raises(AnnotationError):
+        read_text(tmp_path, BAD_JSON[case], "a.json")
+
+
+def test_missing_empty_and_broken_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotReadable):
+        read_annotation(tmp_path / "none.xml")
+    with pytest.raises(NotReadable):
+        read_annotation(tmp_path)
+    with pytest.raises(AnnotationError, match="empty"):
+        read_text(tmp_path, " \n")
+    broken = tmp_path / "a.geojson.gz"
+    broken.write_bytes(gzip.compress(b"{}" * 100)[:-12])
+    with pytest.raises(AnnotationError, match="gzip"):
+        read_annotation(broken)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
+    with pytest.raises(AnnotationError, match="mask"):
+        read_annotation(tmp_path / "a.png")
+    monkeypatch.setattr("lobule.annotations.MAX_BYTES", 1000)
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(b" " * 100_000))
+    with pytest.raises(TooLarge):
+        read_annotation(tmp_path / "bomb.gz")
+
+
+def qupath(**changes: object) -> dict[str, object]:
+    properties = {"objectType": "annotation", "name": "n", "classification": {"name": "Tumor"}} | changes
+    geometry = {
+        "type": "Polygon",
+        "coordinates": [[*SQUARE, SQUARE[0]], [[10, 10], [20, 10], [20, 20], [10, 10]]],
+    }
+    return {"type": "Feature", "id": "1", "geometry": geometry, "properties": properties}
+
+
+def test_geojson_of_qupath(tmp_path: Path) -> None:
+    multi = qupath() | {"geometry": {"type": "MultiPolygon", "coordinates": [[SQUARE], [STAR]]}}
+    point = qupath() | {"geometry": {"type": "Point", "coordinates": [1, 1]}}
+    features = [
+        qupath(),
+        multi,
+        point,
+        qupath(objectType="detection"),
+        qupath(classification={"names": ["Tumor", "Positive"]}),
+        qupath(classification={"name": "Tumor: Negative"}),
+        qupath(classification=None),
+    ]
+    text = json.dumps({"type": "FeatureCollection", "features": features})
+    annotation = read_text(tmp_path, text, "a.geojson", l0_offset=(1000, 2000))
+    kinds = [polygon.kind for polygon in annotation.polygons]
+    assert kinds == ["tumour"] * 5 + ["other"]
+    assert annotation.polygons[0].points.tolist() == [[x + 1000, y + 2000] for x, y in SQUARE]
+    assert annotation.polygons[0].holes[0].tolist() == [[1010, 2010], [1020, 2010], [1020, 2020]]
+    assert any("Point" in warning for warning in annotation.warnings)
+    assert any("detection" in warning for warning in annotation.warnings)
+    old = read_text(tmp_path, json.dumps([qupath()]).replace("objectType", "object_type"), "b.json")
+    assert len(old) == 1
+
+
+# -- writing ------------------------------------------------------------------------------------------------
+
+coordinate = st.floats(-1e6, 1e6, allow_nan=False)
+ring = st.lists(st.tuples(coordinate, coordinate), min_size=3, max_size=8, unique=True)
+words = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=8).map(str.strip)
+polygon_ = st.builds(
+    lambda ring, kind, name: Polygon(ring, kind, name or "a", {"tumour": "_0", "exclusion": "_2"}[kind]),
+    ring, st.sampled_from(["tumour", "exclusion"]), words,
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(polygon_, min_size=1, max_size=4))
+def test_asap_and_geojson_give_back_what_they_were_given(polygons: list[Polygon]) -> None:
+    annotation = Annotation(tuple(polygons))
+    assert read_asap(write_asap(annotation), "a").polygons == annotation.polygons
+    assert read_geojson(json.loads(write_geojson(annotation)), "a").polygons == annotation.polygons
+
+
+@pytest.mark.parametrize("name", ["a.xml", "a.geojson", "a.geojson.gz", "a.json.gz"])
+def test_a_file_is_written_whole_and_alone(tmp_path: Path, name: str) -> None:
+    annotation = Annotation((Polygon(SQUARE, "tumour", "a", "" if "json.gz" in name else "Tumor"),))
+    write_annotation(tmp_path / name, annotation)
+    assert [p.points.tolist() for p in read_annotation(tmp_path / name).polygons] == [SQUARE]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_ncrf_rounds_half_to_even_and_keeps_exclusions(tmp_path: Path) -> None:
+    points = [[1000.5, 2000.5], [1101.5, 2000.4999], [1101.5, 2100.51]]
+    polygons = (Polygon(points, "exclusion", "e", "Exclusion"), Polygon(points, "tumour", "b", "_0"),
+                Polygon(points, "tumour", "a", "Tumor"))  # fmt: skip
+    write_annotation(tmp_path / "a.json", Annotation(polygons))
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert [polygon["name"] for polygon in written["positive"]] == ["a", "b"]
+    assert written["positive"][0]["vertices"] == [[1000, 2000], [1102, 2000], [1102, 2101]]
+    again = read_annotation(tmp_path / "a.json")
+    assert [polygon.kind for polygon in again.polygons] == ["tumour", "tumour", "exclusion"]
+
+
+def test_ncrf_of_a_normal_slide_outlines_normal_tissue(tmp_path: Path) -> None:
+    text = json.dumps({"positive": [], "negative": [{"name": "t", "vertices": SQUARE}]})
+    annotation = read_text(tmp_path, text, "n.json")
+    assert annotation.polygons[0].kind == "normal"
+    assert not rasterise(annotation, 1, Box(0, 0, 100, 100)).any()
+    write_annotation(tmp_path / "again.json", annotation)
+    assert read_annotation(tmp_path / "again.json").polygons == annotation.polygons
+
+
+def test_qupath_offset_and_colour_are_written(tmp_path: Path) -> None:
+    annotation = Annotation((Polygon(SQUARE, "tumour", "n", "Tumor"),))
+    write_annotation(tmp_path / "a.geojson", annotation, l0_offset=(30, 40))
+    feature = json.loads((tmp_path / "a.geojson").read_text())["features"][0]
+    assert feature["geometry"]["coordinates"][0][0] == [-30, -40]
+    assert feature["geometry"]["coordinates"][0][0] == feature["geometry"]["coordinates"][0][-1]
+    assert len(feature["properties"]["classification"]["color"]) == 3
+    assert read_annotation(tmp_path / "a.geojson", l0_offset=(30, 40)).polygons == annotation.polygons
+
+
+@pytest.mark.parametrize("name", ["a.xml", "a.json", "a.geojson"])
+def test_holes_survive_every_format(tmp_path: Path, name: str) -> None:
+    holes = ([[10, 10], [40, 12], [30, 47]], [[60, 60], [90, 60], [90, 90], [60, 91]])
+    annotation = Annotation((Polygon(SQUARE, "tumour", "a", "Tumor", holes),))
+    write_annotation(tmp_path / name, annotation)
+    box = Box(-5, -5, 120, 120)
+    mask = rasterise(annotation, 1, box)
+    assert mask.sum() == 100 * 100 - mask_of(holes[0], 1, box).sum() - mask_of(holes[1], 1, box).sum()
+    assert np.array_equal(rasterise(read_annotation(tmp_path / name), 1, box), mask)
+
+
+def test_writing_needs_a_format(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        write_annotation(tmp_path / "a.txt", Annotation(()))
+    with pytest.raises(ConfigError):
+        write_annotation(tmp_path / "a.png", Annotation(()))
+
+
+# -- masks --------------------------------------------------------------------------------------------------
+
+
+def test_a_class_mask_and_its_outlines_are_the_same_cells(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    values = rng.choice([0, 1, 2], (23, 31), p=[0.3, 0.3, 0.4]).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "m.png")
+    annotation = read_annotation(tmp_path / "m.png", l0_size=Size(31 * 16 - 5, 23 * 16 - 3))
+    whole = Box(0, 0, 31, 23)
+    assert np.array_equal(rasterise(annotation, 16, whole), values == 2)
+    assert np.array_equal(fill(annotation.of_kind("normal"), 16, whole), values == 1)
+    assert all(shapely.Polygon(p.points, p.holes).is_valid for p in annotation.polygons)
+    write_annotation(tmp_path / "again.tif", annotation, l0_size=Size(31 * 16, 23 * 16), step=16)
+    again = read_class_mask(tmp_path / "again.tif", Size(31 * 16, 23 * 16))
+    assert np.array_equal(again.values, values) and again.step_x == 16
+
+
+def test_masks_of_other_values_scales_and_shapes(tmp_path: Path) -> None:
+    binary = np.zeros((10, 20), np.uint8)
+    binary[2:5, 3:9] = 255
+    Image.fromarray(binary).convert("1").save(tmp_path / "one.png")
+    assert "read as normal" in read_annotation(tmp_path / "one.png").warnings[0]
+    Image.fromarray(np.stack([binary] * 3, axis=2)).save(tmp_path / "rgb.tif")
+    (polygon,) = read_annotation(tmp_path / "rgb.tif", l0_size=Size(50, 25)).polygons
+    assert polygon.points.max(axis=0).tolist() == [22.5, 12.5] and polygon.kind == "tumour"
+    Image.fromarray(binary // 255 * 7).save(tmp_path / "seven.png")
+    assert read_annotation(tmp_path / "seven.png", classes={7: "tumour"}).polygons[0].kind == "tumour"
+    assert "7" in read_annotation(tmp_path / "seven.png").warnings[0]
+    with pytest.raises(AnnotationError, match="shape"):
+        read_annotation(tmp_path / "rgb.tif", l0_size=Size(50, 50))
+    colour = np.zeros((4, 4, 3), np.uint8)
+    colour[0, 0] = 1, 2, 3
+    Image.fromarray(colour).save(tmp_path / "colour.png")
+    with pytest.raises(AnnotationError, match="colour"):
+        read_annotation(tmp_path / "colour.png")
+
+
+def test_a_large_mask_falls_back_to_a_smaller_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = [Image.fromarray(np.full((side, side), 2, np.uint8)) for side in (64, 16)]
+    pages[0].save(tmp_path / "m.tif", save_all=True, append_images=pages[1:])
+    assert read_class_mask(tmp_path / "m.tif", Size(64, 64)).step_x == 1
+    monkeypatch.setattr("lobule.annotations.masks.MAX_MASK_PIXELS", 1000)
+    assert read_class_mask(tmp_path / "m.tif", Size(64, 64)).step_x == 4
+    monkeypatch.setattr("lobule.annotations.masks.MAX_MASK_PIXELS", 100)
+    with pytest.raises(TooLarge):
+        read_class_mask(tmp_path / "m.tif", Size(64, 64))
+
+
+# -- filling ------------------------------------------------------------------------------------------------
+
+
+def mask_of(points: list[list[float]], step: float, box: Box) -> np.ndarray:
+    """The rule point by point: the number of edges to the right is odd."""
+    columns, rows = np.meshgrid(np.arange(box.x, box.right), np.arange(box.y, box.bottom))
+    x, y = (columns + 0.5) * step, (rows + 0.5) * step
+    odd = np.zeros(x.shape, bool)
+    for (x0, y0), (x1, y1) in zip(points, [*points[1:], points[0]], strict=True):
+        if y0 != y1:
+            (xa, ya), (xb, yb) = sorted([(x0, y0), (x1, y1)], key=lambda end: end[1])
+            odd ^= (ya <= y) & (y < yb) & (x < xa + (y - ya) * ((xb - xa) / (yb - ya)))
+    return odd
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-50, 150, width=16), st.floats(-50, 150, width=16)), min_size=3, max_size=9),
+    st.integers(1, 9),
+)
+def test_filling_agrees_with_a_point_test_at_every_centre(points: list, step: int) -> None:
+    box = Box(-3, -2, 40, 30)
+    assert np.array_equal(fill([Polygon(points)], step, box), mask_of(points, step, box))
+
+
+def test_points_follow_the_rule_of_scikit_image_off_the_outline() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        points, asked = rng.uniform(0, 100, (9, 2)), rng.uniform(-5, 105, (200, 2))
+        assert np.array_equal(inside([Polygon(points)], asked), points_in_poly(asked, points))
+        centres = np.floor(asked) + 0.5
+        mask = fill([Polygon(points)], 1, Box(-5, -5, 110, 110))
+        columns, rows = np.floor(asked).astype(int).T + 5
+        assert np.array_equal(inside([Polygon(points)], centres), mask[rows, columns])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.fractions(Fraction(1, 3), 7, max_denominator=12))
+def test_a_cell_does_not_depend_on_its_box(seed: int, step: Fraction) -> None:
+    polygon = Polygon(np.random.default_rng(seed).uniform(0, 100, (40, 2)))
+    whole = fill([polygon], (step, Fraction(2)), Box(0, 0, 60, 50))
+    part = fill([polygon], (step, Fraction(2)), Box(13, 7, 20, 31))
+    assert np.array_equal(part, whole[7:38, 13:33])
+
+
+def test_bands_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fill([Polygon(STAR)], 1, Box(0, 0, 100, 100))
+    monkeypatch.setattr("lobule.annotations.raster.BAND_CELLS", 700)
+    assert np.array_equal(fill([Polygon(STAR)], 1, Box(0, 0, 100, 100)), whole)
+
+
+def test_neighbours_share_no_cell_and_leave_none() -> None:
+    corner = [50.5, 50.5]
+    parts = [[corner, a, b] for a, b in zip(SQUARE, [*SQUARE[1:], SQUARE[0]], strict=True)]
+    masks = [fill([Polygon(part)], 1, Box(0, 0, 100, 100)) for part in parts]
+    assert (np.sum(masks, axis=0) == 1).all()
+
+
+def test_a_crossing_ring_follows_even_odd() -> None:
+    star = Annotation((Polygon(STAR),))
+    assert in_tumour(star, [[50, 10], [50, 50], [50, 99]]).tolist() == [True, False, False]
+    cells = int(rasterise(star, Fraction(1, 8), Box(0, 0, 800, 800)).sum())
+    assert area_um2(star.polygons, Mpp(0.5, 0.25)) == pytest.approx(cells / 64 * 0.125, rel=2e-3)
+
+
+def test_exclusions_are_cut_out_of_the_union() -> None:
+    shifted = [[x + 50, y] for x, y in SQUARE]
+    cut = [[x / 10 + 60, y / 10 + 20] for x, y in SQUARE]
+    annotation = Annotation(
+        (Polygon(SQUARE), Polygon(shifted), Polygon(cut, "exclusion"), Polygon(STAR, "other"))
+    )
+    assert rasterise(annotation, 1, Box(-10, -10, 300, 300)).sum() == 150 * 100 - 100
+    assert in_tumour(annotation, [[65, 25], [120, 50], [151, 50]]).tolist() == [False, True, False]
+
+
+def test_lesions_are_connected_regions_with_their_size() -> None:
+    ring = Polygon(
+        [[0, 0], [8000, 0], [8000, 6000], [0, 6000]], "tumour", holes=([[10, 10], [20, 10], [10, 20]],)
+    )
+    far = Polygon([[20_000, 0], [20_600, 0], [20_600, 800], [20_000, 800]])
+    cut = Polygon([[19_000, 350], [21_000, 350], [21_000, 450], [19_000, 450]], "exclusion")
+    found = sorted(
+        lesions(Annotation((ring, far, cut)), Mpp(0.25, 0.25)), key=lambda lesion: -lesion.area_um2
+    )
+    assert [lesion.lesion_class for lesion in found] == ["macro", "itc", "itc"]
+    assert found[0].extent_um == pytest.approx(2500) and len(found[0].outline.holes) == 1
+    assert found[0].area_um2 == pytest.approx((48e6 - 50) / 16)
+    assert found[1].extent_um == pytest.approx(np.hypot(150, 87.5))
+    assert lesions(Annotation(()), Mpp(1, 1)) == ()
+    bow = Polygon([[0, 0], [1000, 1000], [1000, 0], [0, 1000], [-4, 996]])
+    assert len(lesions(Annotation((bow,)), Mpp(0.25, 0.25))) == 2  # two triangles, and a sliver of no size
+
+
+# -- reference numbers --------------------------------------------------------------------------------------
+
+
+def test_goldens_of_the_small_files(goldens: Path, tmp_path: Path) -> None:
+    for name, case in json.loads((goldens / "camelyon16/annotations.json").read_text()).items():
+        annotation = read_text(tmp_path, case["xml"], f"{name}.xml")
+        write_annotation(tmp_path / f"{name}.json", annotation)
+        written = json.loads((tmp_path / f"{name}.json").read_text())
+        assert written["positive"] == case["ncrf_json"]["positive"]
+        kept = [polygon for polygon in written["negative"] if polygon in case["ncrf_json"]["negative"]]
+        assert (
+            kept == case["ncrf_json"]["negative"]
+        )  # the converter dropped the group Exclusion; ours is more
+        assert len(written["negative"]) == len(annotation.of_kind("exclusion")) == 1
+        ncrf = read_text(tmp_path, json.dumps(case["ncrf_json"]), "n.json")
+        for query in case["point_queries"]:
+            assert inside(ncrf.of_kind("tumour"), query["xy"])[0] == query["in_positive"]
+            assert inside(ncrf.of_kind("exclusion"), query["xy"])[0] == query["in_negative"]
+
+
+def test_pixel_counts_of_the_goldens(goldens: Path, kit: Path) -> None:
+    cases = json.loads((goldens / "camelyon16/cases.json").read_text())
+    masks = np.load(goldens / "camelyon16/masks.npz")
+    done = 0
+    for case in ("real_1", "real_2"):
+        for slide in cases[case]["slides"]:
+            if not slide.get("source"):
+                continue
+            path = kit / slide["source"].replace("camelyon16/NCRF/jsons", "camelyon16/annotations/ncrf")
+            annotation = read_annotation(path)
+            shape = masks[f"{case}/{slide['name']}/shape"]
+            bits = masks[f"{case}/{slide['name']}/bits"]
+            truth = np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
+            box = Box(*slide["crop_origin_level5_xy"], int(shape[1]), int(shape[0]))
+            mask = rasterise(annotation, 32, box)
+            assert mask.sum() == pytest.approx(slide["mask_pixels"], rel=0.003)
+            assert (mask != truth).sum() <= 0.003 * truth.sum()
+            positive = fill(annotation.of_kind("tumour"), 32, box)
+            assert positive.sum() == pytest.approx(slide["mask_pixels_positive_only"], rel=0.003)
+            done += 1
+    assert done == 9
+
+
+def test_parsers_agree_on_the_kit(kit: Path) -> None:
+    for path in sorted((kit / "camelyon16/annotations/asap").glob("*.xml")):
+        (other,) = (kit / "camelyon16/annotations/ncrf").glob(f"*/{path.stem}.json")
+        asap_, ncrf = read_annotation(path), read_annotation(other)
+        for kind in ("tumour", "exclusion"):
+            ours = [polygon.points.tolist() for polygon in asap_.of_kind(kind)]
+            theirs = [polygon.points.tolist() for polygon in ncrf.of_kind(kind)]
+            assert ours == theirs and (ours or kind == "exclusion")
+
+
+def test_coordinates_of_the_kit_lie_where_they_should(kit: Path) -> None:
+    for name, expected in (("tumor", 1.0), ("normal", 0.0)):
+        slides: dict[str, list[tuple[int, int]]] = {}
+        for line in (kit / f"camelyon16/coords/{name}_valid.txt").read_text().split():
+            slide, x, y = line.split(",")
+            slides.setdefault(slide, []).append((int(x), int(y)))
+        for slide, points in slides.items():
+            annotation = read_annotation(kit / f"camelyon16/annotations/ncrf/valid/{slide}.json")
+            share = inside(annotation.of_kind("tumour"), points).mean()
+            assert share == expected, slide
+
+
+def test_the_largest_annotation_fills_in_seconds(kit: Path) -> None:
+    started = time.process_time()
+    annotation = read_annotation(kit / "camelyon16/annotations/ncrf/train/Tumor_011.json")
+    assert sum(len(polygon.points) for polygon in annotation.polygons) == 38_850
+    level5 = rasterise(annotation, 32, Box(0, 0, 97792 // 32, 221184 // 32))
+    row, column = (int(values[len(values) // 2]) for values in np.nonzero(level5))
+    window = rasterise(annotation, 1, Box(column * 32 - 1000, row * 32 - 1000, 2000, 2000))
+    assert level5.sum() > 1000 and window[1016, 1016]
+    assert time.process_time() - started < 6

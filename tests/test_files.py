@@ -1,0 +1,182 @@
+"""Files are whole or absent; fingerprints change when files do."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lobule import files
+from lobule.errors import NotReadable, ResultsError, UsageError
+
+
+def test_a_written_file_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "map.json"
+    with files.write_atomic(target) as part:
+        part.write_text("new")
+        assert part.parent == tmp_path
+        assert part.suffix == ".json"
+        assert part.name.startswith(".")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "map.json"
+    target.write_text("old")
+    with pytest.raises(ZeroDivisionError), files.write_atomic(target) as part:
+        part.write_text("half")
+        1 / 0  # noqa: B018
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_kill_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    target.write_text("old")
+    code = (
+        "import os, signal, sys\n"
+        "from lobule.files import write_atomic\n"
+        "with write_atomic(sys.argv[1]) as part:\n"
+        "    part.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    assert done.returncode == -9
+    assert target.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "no space"), (errno.EACCES, "permission"), (errno.EROFS, "read-only")],
+)
+def test_disk_trouble_is_a_results_error_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def fails(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(ResultsError, match=words) as caught, files.write_atomic(tmp_path / "a") as part:
+        part.write_text("x")
+    assert caught.value.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trouble_with_another_file_is_not_taken_for_ours(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), files.write_atomic(tmp_path / "a"):
+        Path("/nowhere/at/all").read_bytes()
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="folder does not exist"):
+        files.write_text(tmp_path / "no" / "a.txt", "x")
+
+
+def test_json_round_trip_and_refusal_of_nan(tmp_path: Path) -> None:
+    value = {"µm": [1, 2.5, None], "tumour": "ü"}
+    files.write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == value
+    assert files.read_json(tmp_path / "a.json") == value
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "b.json", {"score": float("nan")})
+    assert not (tmp_path / "b.json").exists()
+    (tmp_path / "c.json").write_text("{")
+    with pytest.raises(ResultsError, match="not JSON"):
+        files.read_json(tmp_path / "c.json")
+
+
+def test_small_files_have_the_hash_that_sha256sum_prints(tmp_path: Path) -> None:
+    # the published digest of "abc", FIPS 180-4
+    (tmp_path / "abc").write_bytes(b"abc")
+    expected = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.fingerprint(tmp_path / "abc") == expected
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("big") / "slide.svs"
+    with path.open("wb") as file:  # sparse: a gigabyte that takes no room
+        file.truncate(1 << 30)
+    return path
+
+
+@pytest.mark.parametrize(
+    "place", [0, (1 << 20) - 1, (1 << 30) - 1, (1 << 30) - (1 << 20), 32 * ((1 << 30) - (64 << 10)) // 63]
+)
+def test_big_files_are_sampled_at_their_ends_and_between(big: Path, place: int) -> None:
+    before = files.fingerprint(big)
+    assert before.startswith("sampled-sha256:")
+    with big.open("r+b") as file:
+        file.seek(place)
+        file.write(b"\1")
+    changed = files.fingerprint(big)
+    with big.open("r+b") as file:
+        file.seek(place)
+        file.write(b"\0")
+    assert changed != before
+    assert files.fingerprint(big) == before
+
+
+def test_the_size_of_a_big_file_counts(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for path, size in ((one, 9 << 20), (other, (9 << 20) + 4096)):
+        with path.open("wb") as file:
+            file.truncate(size)
+    assert files.fingerprint(one) != files.fingerprint(other)
+    assert files.fingerprint(one, full=True) == f"sha256:{hashlib.sha256(bytes(9 << 20)).hexdigest()}"
+
+
+def test_folders_and_companions_count(tmp_path: Path) -> None:
+    series = tmp_path / "series"
+    series.mkdir()
+    (series / "0.dcm").write_bytes(b"0")
+    before = files.fingerprint(series)
+    (series / "1.dcm").write_bytes(b"1")
+    both = files.fingerprint(series)
+    (series / "1.dcm").rename(series / "2.dcm")
+    assert len({before, both, files.fingerprint(series)}) == 3
+    slide = tmp_path / "a.mrxs"
+    slide.write_bytes(b"index")
+    alone = files.fingerprint(slide)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "Data0000.dat").write_bytes(b"pixels")
+    assert files.fingerprint(slide) != alone
+
+
+def test_urls_are_opened_by_fsspec(tmp_path: Path) -> None:
+    url = "memory://lobule-test/a/b.json"
+    files.write_json(url, [1, 2])
+    assert files.read_json(url) == [1, 2]
+    (tmp_path / "same").write_bytes(b"x" * 100)
+    with files.open_url("memory://lobule-test/same", "wb") as file:
+        file.write(b"x" * 100)
+    assert files.fingerprint("memory://lobule-test/same") == files.fingerprint(tmp_path / "same")
+    assert files.is_url("s3://bucket/slide.svs")
+    assert files.is_url("simplecache::s3://bucket/slide.svs")
+    assert not files.is_url("/data/slide.svs")
+    assert not files.is_url("C:\\slides\\a.svs")
+
+
+def test_an_unknown_scheme_names_the_remedy() -> None:
+    with pytest.raises(UsageError, match="copy the file here"):
+        files.open_url("nosuchscheme://a/b")
+
+
+def test_unreadable_paths_are_named(tmp_path: Path) -> None:
+    with pytest.raises(NotReadable, match="no such file"):
+        files.fingerprint(tmp_path / "none")
+    with pytest.raises(NotReadable, match="folder"):
+        files.open_url(tmp_path)
+
+
+def test_space_is_asked_for_beforehand(tmp_path: Path) -> None:
+    files.need_space(tmp_path / "not" / "yet", 1)
+    with pytest.raises(ResultsError, match="not enough space"):
+        files.need_space(tmp_path, 1 << 62)

@@ -1,0 +1,146 @@
+"""The layers of the house: a file imports only from rows above its own, and nothing goes in circles."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import lobule
+
+SOURCE = Path(lobule.__file__).parent
+
+ORDER: list[list[str]] = [
+    ["units", "errors", "geometry"],
+    ["resize", "tissue", "color", "grid", "stitch", "findings", "augment", "nets", "losses", "measures"],
+    ["files", "cohort", "slides", "mammograms", "annotations", "phantoms", "bundles", "results", "features"],
+    ["engines"],
+    ["methods"],
+    ["cluster", "exports", "report", "server", "evaluation"],
+    ["verbs", "cli"],
+]
+"""Rows from the words to the command line; within a row, only what is listed before may be imported."""
+
+HOME_OF_LIBRARY: dict[str, set[str]] = {
+    "openslide": {"slides/openslide.py", "cli/doctor.py"},
+    "tifffile": {"slides/tiff.py", "slides/tiff_facts.py"},
+    "wsidicom": {"slides/dicom.py"},
+    "pydicom": {"mammograms/dicom.py", "slides/dicom_series.py", "cli/dicom_cohort.py"},
+    "h5py": {"mammograms/heatmaps.py"},
+    "ray": {"cluster.py"},
+}
+"""File-reading libraries and the files that may import them; phantoms and exports write with them too."""
+
+NO_TORCH = {
+    "units", "errors", "geometry", "resize", "tissue", "color", "grid", "findings", "measures", "files",
+    "cohort", "slides", "mammograms", "annotations", "phantoms", "results", "features", "server", "report",
+    "exports", "evaluation", "cli",
+}  # fmt: skip
+
+
+def module_names() -> dict[str, Path]:
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names of every import in a file, also those inside functions, as written."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full, not relative"
+            assert node.module is not None
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def rank(part: str) -> tuple[int, int]:
+    for row, parts in enumerate(ORDER):
+        if part in parts:
+            return row, parts.index(part)
+    raise AssertionError(f"lobule.{part} is in no layer: add it to ORDER and to docs/architecture.md")
+
+
+def own_imports(path: Path, names: dict[str, Path]) -> set[str]:
+    found = set()
+    for name in imports_of(path):
+        if name.startswith("lobule."):
+            tail = name.removeprefix("lobule.")
+            while tail and tail not in names:
+                tail = tail.rpartition(".")[0]
+            if tail:
+                found.add(tail)
+    return found
+
+
+def test_a_file_imports_only_from_above() -> None:
+    names = module_names()
+    wrong = []
+    for module, path in names.items():
+        if module in ("", "__main__"):
+            continue
+        mine = module.split(".")[0]
+        for other in own_imports(path, names):
+            theirs = other.split(".")[0]
+            if theirs != mine and not rank(theirs) < rank(mine):
+                wrong.append(f"{module} imports {other}")
+            if mine == "methods" and theirs == "methods" and other != module:
+                ours, its = module.split(".")[1:2], other.split(".")[1:2]
+                if its and ours != its:
+                    wrong.append(f"method {module} imports method {other}")
+            if mine in ("server", "report") and theirs == "methods":
+                wrong.append(f"{module} imports {other}: finished results are served without methods")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_there_are_no_import_circles() -> None:
+    names = module_names()
+    graph = {module: own_imports(path, names) - {module} for module, path in names.items() if module}
+    for module in graph:  # a package's front page may name its own rooms; that is no circle
+        if names[module].name == "__init__.py":
+            graph[module] = {other for other in graph[module] if not other.startswith(module + ".")}
+        graph[module] = {o for o in graph[module] if not module.startswith(o + ".")}
+    done: set[str] = set()
+
+    def walk(module: str, trail: list[str]) -> None:
+        assert module not in trail, " -> ".join([*trail, module])
+        if module not in done:
+            for other in sorted(graph.get(module, ())):
+                walk(other, [*trail, module])
+            done.add(module)
+
+    for module in graph:
+        walk(module, [])
+
+
+def test_each_file_reading_library_has_one_home() -> None:
+    wrong = []
+    for path in module_names().values():
+        place = path.relative_to(SOURCE).as_posix()
+        for library, homes in HOME_OF_LIBRARY.items():
+            used = any(name == library or name.startswith(library + ".") for name in imports_of(path))
+            if used and place not in homes and not place.startswith(("phantoms/", "exports/")):
+                wrong.append(f"{place} imports {library}; only {', '.join(sorted(homes))} may")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_rows_without_torch_do_not_import_it() -> None:
+    wrong = []
+    for module, path in module_names().items():
+        if module.split(".")[0] in NO_TORCH and not module.startswith("cli."):
+            torchy = {"torch", "torchvision", "timm"}
+            if any(name.split(".")[0] in torchy for name in imports_of(path)):
+                wrong.append(module)
+    assert not wrong, f"these import torch: {wrong}"
+
+
+def test_importing_lobule_loads_no_torch() -> None:
+    code = "import sys, lobule, lobule.cli; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

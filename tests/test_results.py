@@ -1,0 +1,145 @@
+"""Results on disk: what was written comes back, and what is unfinished says so."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lobule.errors import ResultsError
+from lobule.findings import Finding, components
+from lobule.geometry import Lattice, Size
+from lobule.grid import MapGrid
+from lobule.results.folder import CaseFolder, open_results
+from lobule.results.maps import MapInfo, MapReader, MapWriter
+from lobule.results.tables import TableInfo, TableReader, TableWriter
+from lobule.results.writing import write_findings
+from lobule.stitch import State
+from lobule.units import Mpp
+
+
+def info_of(width: int, height: int, stride: int, cells: int, fields: int = 3) -> MapInfo:
+    lattice = Lattice(Fraction(2), Fraction(2), Size(width, height), Mpp.square(0.5), None)
+    return MapInfo.of_grid("map", "slide", ("a", "b"), MapGrid(lattice, stride, stride, cells), fields)
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(1, 8), st.integers(1, 5))
+def test_chunks_tile_the_map(width: int, height: int, cells: int, fields: int) -> None:
+    info = info_of(width, height, 16, cells, fields)
+    seen = np.zeros((info.rows, info.columns), np.int64)
+    for chunk in info.chunks:
+        seen[info.chunk_cells(chunk)] += 1
+        rows, columns = info.chunk_cells(chunk)
+        assert info.chunk_of(rows.start, columns.start) == chunk
+    assert (seen == 1).all()
+
+
+def test_a_map_is_read_while_it_is_written(tmp_path: Path) -> None:
+    info = info_of(1000, 700, 16, 4)
+    writer = MapWriter(tmp_path / "m", info)
+    rng = np.random.default_rng(0)
+    scores = rng.random((2, info.rows, info.columns), dtype=np.float32)
+    reader = MapReader(tmp_path / "m")
+    done = np.zeros((info.rows, info.columns), bool)
+    for chunk in info.chunks[::2]:
+        block = info.chunk_cells(chunk)
+        states = np.full(scores[0][block].shape, State.SCORED, np.uint8)
+        writer.write_chunk(chunk, scores[:, block[0], block[1]], states)
+        done[block] = True
+        got, got_states = reader.read()
+        assert ((got_states == State.SCORED) == done).all() and (got_states[~done] == State.PENDING).all()
+        assert (got[:, done] == scores[:, done]).all() and (got[:, ~done] == 0).all()
+    assert reader.written() == set(info.chunks[::2])
+    assert reader.counts() == {
+        "pending": int((~done).sum()),
+        "glass": 0,
+        "scored": int(done.sum()),
+        "failed": 0,
+    }
+    assert (
+        reader.info == info and reader.info.um_stride == (8.0, 8.0) and reader.info.l0_stride == (32.0, 32.0)
+    )
+    # any Zarr reader opens it
+    assert zarr.open_group(tmp_path / "m", mode="r")["score"].shape == (2, info.rows, info.columns)
+
+
+def test_a_map_of_another_geometry_is_refused(tmp_path: Path) -> None:
+    MapWriter(tmp_path / "m", info_of(1000, 700, 16, 4))
+    with pytest.raises(ResultsError, match="another geometry"):
+        MapWriter(tmp_path / "m", info_of(1000, 700, 16, 5))
+
+
+def test_leftovers_of_a_kill_are_swept(tmp_path: Path) -> None:
+    info = info_of(300, 300, 16, 4)
+    MapWriter(tmp_path / "m", info)
+    leftover = tmp_path / "m" / "score" / "c" / "0" / "0.abc.partial"
+    leftover.parent.mkdir(parents=True, exist_ok=True)
+    leftover.write_bytes(b"half")
+    writer = MapWriter(tmp_path / "m", info)
+    assert not leftover.exists() and writer.written() == set()
+
+
+def test_a_table_part_by_part(tmp_path: Path) -> None:
+    writer = TableWriter(tmp_path / "t", TableInfo("t", 7, 3))
+    rng = np.random.default_rng(0)
+    whole = {
+        "index": np.arange(7),
+        "vector": rng.random((7, 5), dtype=np.float32),
+        "name": np.array(list("abcdefg")),
+    }
+    for part in (2, 0):
+        block = writer.info.part_slice(part)
+        writer.write_part(part, {name: values[block] for name, values in whole.items()})
+    reader = TableReader(tmp_path / "t")
+    assert reader.written() == {0, 2}
+    got = reader.read(["vector", "name"])
+    np.testing.assert_array_equal(got["vector"], whole["vector"][[0, 1, 2, 6]])
+    assert got["name"].tolist() == list("abcg")
+
+
+def test_findings_survive_the_disk(tmp_path: Path) -> None:
+    scores = np.zeros((20, 30), np.float32)
+    scores[3:9, 4:12], scores[5:7, 6:8], scores[15, 20] = 0.9, 0.0, 0.7
+    found = components(scores, (32.0, 16.0), mpp=Mpp(0.25, 0.5))
+    write_findings(tmp_path, found)
+    columns = CaseFolder(tmp_path).findings()
+    assert columns["score"].tolist() == pytest.approx([0.9, 0.7])
+    assert columns["cells"].tolist() == [44, 1]
+    # a cell is 32 × 16 level-0 pixels of 0.25 × 0.5 µm: 8 × 8 µm
+    assert columns["area_um2"].tolist() == [44 * 64, 64]
+    assert columns["l0_x"][1] == round(20.5 * 32) and columns["l0_y"][1] == round(15.5 * 16)
+    assert columns["box"][0].tolist() == [4 * 32, 3 * 16, 8 * 32, 6 * 16]
+    assert (tmp_path / "findings.csv").read_text().splitlines()[0].startswith("l0_x,l0_y,score,kind")
+    write_findings(tmp_path, [Finding(1, 2, 0.5)])
+    assert CaseFolder(tmp_path).findings()["kind"].tolist() == ["point"]
+
+
+def test_a_folder_without_results_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="not a results folder"):
+        open_results(tmp_path)
+
+
+def test_a_part_in_which_everything_failed_costs_only_its_rows(tmp_path: Path) -> None:
+    writer = TableWriter(tmp_path / "t", TableInfo("t", 4, 2))
+    vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
+    writer.write_part(0, {"field": np.arange(2)})
+    writer.write_part(1, {"field": np.arange(2, 4), "vector": vectors})
+    got = TableReader(tmp_path / "t").read()
+    assert got["field"].tolist() == [0, 1, 2, 3]
+    assert np.isnan(got["vector"][:2]).all()
+    np.testing.assert_array_equal(got["vector"][2:], vectors)
+
+
+@pytest.mark.parametrize(("columns", "inner"), [(1024, 512), (514, 257), (521, 521), (1019, 1019)])
+def test_chunks_are_never_cut_into_crumbs(tmp_path: Path, columns: int, inner: int) -> None:
+    writer = MapWriter(tmp_path / "m", info_of(2 * columns, 2, 1, 1, columns))
+    states = np.full((1, columns), State.SCORED, np.uint8)
+    writer.write_chunk((0, 0), np.ones((2, 1, columns), np.float32), states)
+    array = zarr.open_group(tmp_path / "m", mode="r")["score"]
+    assert isinstance(array, zarr.Array) and array.chunks[-1] == inner
+    assert writer.read()[0].sum() == 2 * columns

@@ -1,0 +1,245 @@
+"""Tissue: generated slides with artefacts, plain pictures of one thing, and real slides."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from lobule.geometry import Box
+from lobule.phantoms.slides import SlidePhantom, render, truth_of
+from lobule.slides import slide as slides
+from lobule.tissue import TissueConfig, camelyon_mask, find_tissue, preview
+from lobule.units import Mpp
+
+H_OD = np.array([0.65, 0.70, 0.29])
+E_OD = np.array([0.07, 0.99, 0.11])
+
+
+def picture(
+    shape: tuple[int, int] = (240, 320), glass: tuple[int, int, int] = (243, 243, 241), seed: int = 0
+):
+    """Glass with the noise of a scanner."""
+    noise = np.random.default_rng(seed).normal(0, 2, (*shape, 3))
+    return np.clip(np.array(glass) + noise, 0, 255)
+
+
+def stained(image: np.ndarray, where: np.ndarray, h: float, e: float, seed: int = 1) -> np.ndarray:
+    """H&E tissue over what is there, with uneven density."""
+    uneven = np.random.default_rng(seed).uniform(0.6, 1.4, image.shape[:2])[..., None]
+    return np.where(where[..., None], image * 10 ** (-(h * H_OD + e * E_OD) * uneven), image)
+
+
+def disc(shape: tuple[int, int], row: float, column: float, radius: float) -> np.ndarray:
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    return (y - row) ** 2 + (x - column) ** 2 <= radius**2
+
+
+def eight_bit(image: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+SHAPE = (240, 320)
+ROUND = disc(SHAPE, 120, 130, 70)
+
+
+@pytest.mark.parametrize("stain", [(0.4, 0.3), (0.5, 0.05), (0.05, 0.4), (0.08, 0.06), (0.9, 0.5)])
+@pytest.mark.parametrize("glass", [(243, 243, 241), (254, 254, 254), (225, 218, 224), (230, 232, 215)])
+def test_a_round_piece_of_any_stain_on_any_glass(
+    stain: tuple[float, float], glass: tuple[int, int, int]
+) -> None:
+    found = find_tissue(eight_bit(stained(picture(glass=glass), ROUND, *stain)), 16.0)
+    assert iou(found.mask, ROUND) > 0.95
+    assert found.area_mm2 == pytest.approx(np.pi * (70 * 0.016) ** 2, rel=0.05)
+    assert found.glass == pytest.approx(glass, abs=3)
+
+
+@pytest.mark.parametrize("mpp", [2.0, 8.0, 16.0, 50.0])
+def test_any_resolution(mpp: float) -> None:
+    image = eight_bit(stained(picture(), ROUND, 0.3, 0.2))
+    found = find_tissue(image, Mpp(mpp, mpp))
+    assert iou(found.mask, ROUND) > (0.9 if mpp > 2 else 0.85)
+    wide = find_tissue(image[:, ::2], Mpp(2 * mpp, mpp))
+    assert wide.area_mm2 == pytest.approx(found.area_mm2, rel=0.05)
+
+
+@pytest.mark.parametrize("glass", [(243, 243, 241), (255, 255, 255), (200, 200, 200), (235, 228, 240)])
+def test_glass_alone_has_no_tissue(glass: tuple[int, int, int]) -> None:
+    for noise in (0, 1):
+        image = eight_bit(picture(glass=glass)) if noise else np.full((*SHAPE, 3), glass, np.uint8)
+        assert find_tissue(image, 16.0).area_mm2 == 0
+
+
+@pytest.mark.parametrize("stain", [(0.4, 0.3), (0.15, 0.1), (0.8, 0.1)])
+def test_tissue_alone_is_all_tissue(stain: tuple[float, float]) -> None:
+    everywhere = np.ones(SHAPE, bool)
+    image = eight_bit(stained(picture(), everywhere, *stain))
+    assert find_tissue(image, 16.0).share == 1.0
+    flat = np.full((*SHAPE, 3), (190, 120, 170), np.uint8)
+    assert find_tissue(flat, 16.0).share == 1.0
+
+
+INKS = {
+    "blue": (40, 60, 160),
+    "green": (30, 110, 60),
+    "black": (20, 20, 25),
+    "red": (205, 25, 35),
+    "cyan": (40, 150, 190),
+}
+
+
+@pytest.mark.parametrize("ink", INKS)
+def test_pen_is_left_out(ink: str) -> None:
+    image = stained(picture(), ROUND, 0.4, 0.3)
+    stroke = np.zeros(SHAPE, bool)
+    stroke[20:40, 20:300] = stroke[20:220, 270:285] = True
+    soft = ndimage.gaussian_filter(stroke.astype(float), 1.2)[..., None]
+    found = find_tissue(eight_bit(image * (1 - soft) + np.array(INKS[ink]) * soft), 16.0)
+    assert (
+        found.pen[stroke].mean() > 0.97
+        and not found.mask[ndimage.binary_dilation(stroke, iterations=3)].any()
+    )
+    assert iou(found.mask, ROUND & ~found.pen) > 0.95
+    assert found.to_dict()["pen_mm2"] > 1
+
+
+def test_shadows_edges_padding_and_dust_are_left_out() -> None:
+    image = stained(picture(), ROUND, 0.4, 0.3)
+    image[:, 295:298] *= 0.55
+    image[:, 299:301] *= np.array([0.8, 0.72, 0.78])  # an edge with a colour fringe
+    image[200:236, 230:290] *= 0.75
+    image[10:14, 240:244] = 20
+    image[60:64, 250:253] = (150, 80, 140)
+    image[:, :12] = 0
+    image[225:] = 255
+    found = find_tissue(eight_bit(image), 16.0)
+    assert iou(found.mask, ROUND) > 0.94
+    assert not found.mask[:, 215:].any() and not found.mask[:, :30].any()
+
+
+def test_holes_are_filled_up_to_a_size() -> None:
+    holes = {4: True, 9: False}  # radius in pixels of 16 µm: 0.013 and 0.065 mm²
+    for radius, filled in holes.items():
+        image = eight_bit(stained(picture(), ROUND & ~disc(SHAPE, 120, 130, radius), 0.4, 0.3))
+        assert find_tissue(image, 16.0, TissueConfig(closing_um=0)).mask[120, 130] == filled
+    smaller = TissueConfig(hole_mm2=0.001, closing_um=0)
+    image = eight_bit(stained(picture(), ROUND & ~disc(SHAPE, 120, 130, 4), 0.4, 0.3))
+    assert not find_tissue(image, 16.0, smaller).mask[120, 130]
+
+
+def test_black_padding_alone_and_pictures_that_are_none() -> None:
+    assert not find_tissue(np.zeros((*SHAPE, 3), np.uint8), 16.0).mask.any()
+    assert find_tissue(np.zeros((0, 5, 3), np.uint8), 16.0).share == 0
+    assert find_tissue(np.full((1, 1, 3), (190, 120, 170), np.uint8), 400.0).mask.all()
+    for wrong in (np.zeros((5, 5), np.uint8), np.zeros((5, 5, 3), np.float32)):
+        with pytest.raises(ValueError, match="uint8"):
+            find_tissue(wrong, 16.0)
+
+
+def test_the_camelyon_recipe() -> None:
+    image = stained(picture(), ROUND, 0.4, 0.3)
+    image[:, :12] = 0
+    found = find_tissue(eight_bit(image), 15.6, TissueConfig(method="camelyon"))
+    assert iou(found.mask, ROUND) > 0.65 and not found.mask[:, :12].any()
+    assert np.array_equal(found.mask, camelyon_mask(eight_bit(image)))
+    # by hand: thresholds between two colours, and the rule that every channel exceeds 50
+    two = np.zeros((10, 10, 3), np.uint8)
+    two[:, :5], two[:, 5:8], two[:, 8:] = (250, 250, 250), (180, 100, 170), (180, 40, 170)
+    assert np.array_equal(camelyon_mask(two)[0], [False] * 5 + [True] * 3 + [False] * 2)
+
+
+def test_what_is_stored_is_plain() -> None:
+    found = find_tissue(eight_bit(stained(picture(), ROUND, 0.4, 0.3)), 16.0)
+    stored = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert TissueConfig(**stored["config"]) == found.config and stored["area_mm2"] == found.area_mm2
+
+
+def test_preview_draws_the_outline() -> None:
+    image = eight_bit(stained(picture(), ROUND, 0.4, 0.3))
+    kept = image.copy()
+    found = find_tissue(image, 16.0)
+    drawn = preview(image, found)
+    inner = ndimage.binary_erosion(found.mask, np.ones((3, 3)))
+    assert np.array_equal(image, kept) and np.array_equal(drawn[inner], image[inner])
+    assert (drawn[found.mask & ~inner] == (0, 160, 60)).all()
+    assert (drawn[~found.mask] >= image[~found.mask]).all()
+    with pytest.raises(ValueError, match="mask"):
+        preview(image, found.mask[1:])
+
+
+# -- generated slides ---------------------------------------------------------------------------------------
+
+MPP, FACTOR = 4.0, 4
+
+
+CAMPAIGN = [
+    pytest.param(seed, seed % 5, organ, 3000, marks=pytest.mark.campaign)
+    for seed in range(20, 26)
+    for organ in ("node", "breast")
+]
+
+
+@pytest.mark.parametrize(("seed", "site", "organ", "side"), [(5, 2, "breast", 700), *CAMPAIGN])
+def test_generated_slides_with_every_artefact(seed: int, site: int, organ: str, side: int) -> None:
+    phantom = SlidePhantom(
+        seed=seed, width=side, height=side, mpp=MPP, site=site, organ=organ, tissue=0.35,
+        artefacts=("fold", "pen", "bubble", "dust", "edge"),
+    )  # fmt: skip
+    image = render(phantom, Box(0, 0, side // FACTOR, side // FACTOR), FACTOR)
+    truth = truth_of(phantom).mask(FACTOR)[: image.shape[0], : image.shape[1]] > 0
+    found = find_tissue(image, MPP * FACTOR)
+    assert (truth & found.mask).sum() > 0.97 * found.mask.sum()
+    # the truth is the whole section, with its fat and vessels, which are rightly glass where they are wide
+    whole = ndimage.binary_fill_holes(found.mask | (found.pen & truth))
+    assert (truth & whole).sum() > 0.93 * truth.sum()
+
+
+@pytest.mark.campaign
+def test_a_generated_slide_that_is_all_tissue() -> None:
+    phantom = SlidePhantom(seed=4, width=400, height=400, mpp=MPP, tissue=1.0)
+    image = render(phantom, Box(0, 0, 100, 100), FACTOR)
+    truth = truth_of(phantom).mask(FACTOR) > 0
+    found = find_tissue(image, MPP * FACTOR)
+    assert truth.mean() > 0.9 and (ndimage.binary_fill_holes(found.mask) & truth).sum() > 0.9 * truth.sum()
+
+
+# -- real slides --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["idc_8863", "idc_8865"])
+def test_real_sections_by_their_patches(kit: Path, name: str) -> None:
+    """The kit marks every 50 px patch that holds tissue, with the glass around it: compare patch by patch."""
+    with slides.open_slide(kit / f"slides/{name}.tif", mpp=4.0) as slide:
+        rgb = slide.read_level(2, Box(0, 0, *slide.levels[2].size))
+    classes = np.asarray(Image.open(kit / f"slides/{name}_mask.png"))
+    found = find_tissue(rgb, 16.0)
+    rows, columns = (side // 50 for side in classes.shape)
+    truth = classes[25 : rows * 50 : 50, 25 : columns * 50 : 50] > 0
+    # one cell of the mask is 16 µm, so a patch of 200 µm is 12.5 cells
+    y, x = (
+        np.minimum(np.arange(count * 50) // 4, side - 1)
+        for count, side in zip((rows, columns), found.mask.shape, strict=True)
+    )
+    share = found.mask[np.ix_(y, x)].reshape(rows, 50, columns, 50).mean(axis=(1, 3))
+    assert iou(share > 0.05, truth) > 0.9
+    assert share[~truth].mean() < 0.01
+    ours, recipe = found.mask.sum(), camelyon_mask(rgb).sum()
+    assert 0.5 < recipe / ours < 1.3
+
+
+def test_a_real_aperio_slide(kit: Path) -> None:
+    with slides.open_slide(kit / "slides/CMU-1-Small-Region.svs") as slide:
+        rgb = slide.read(Box(0, 0, *slide.size), mpp=8.0)
+    found = find_tissue(rgb, 8.0)
+    assert 0.35 < found.share < 0.55
+    corner = rgb.shape[1] // 4
+    assert not found.mask[: corner // 2, -corner:].any()
+    assert found.mask[-corner // 2 :, corner * 2 : corner * 3].mean() > 0.7
