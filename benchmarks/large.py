@@ -1,0 +1,83 @@
+"""A slide of 100,000 px a side, about a fifth of it tissue: made, then scanned coarsely under 2 GiB.
+
+Both run as children, so that each has a peak of its own. `--keep DIR` uses the slide that is there, or leaves
+the one it makes. The ratios are peaks over their ceilings: 1.5 GB for making, and for scanning 2 GiB beyond
+what the process held when the scan began.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from measure import peak_bytes, report
+
+MAKING, SCANNING = 1.5e9, 2 * 2**30
+
+
+def make(path: Path, side: int) -> None:
+    import os
+
+    from lobule.phantoms.slides import SlidePhantom, write_slide
+
+    phantom = SlidePhantom(7, side, side, 0.25, tissue=0.2, macro=1, micro=1, itc=1, mimics=2)
+    write_slide(phantom, path, threads=os.cpu_count())
+
+
+def scan(path: Path, out: Path, mpp: float) -> None:
+    import psutil
+    import torch
+
+    import lobule
+    import lobule.engines.scan
+    from lobule.methods.scannet import Config, save
+    from lobule.nets.backbones import BACKBONES
+    from lobule.nets.scaling import PLAIN_SCALING
+
+    torch.manual_seed(0)
+    save(out / "bundle", Config(trunk="tiny", mpp=mpp), BACKBONES["tiny"](2), PLAIN_SCALING)
+    before = psutil.Process().memory_info().rss
+    report = lobule.scan(out / "bundle", path, out / "results", fresh=True)
+    (out / "before").write_text(str(before))
+    counters = report.counters
+    print(f"{counters.pixels_done / 1e6:,.0f} Mpixel in {report.seconds:,.0f} s, {dict(report.counts)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a slide of 10,000 px a side")
+    parser.add_argument("--keep", metavar="DIR", help="where the slide is, or is left")
+    parser.add_argument("--mpp", type=float, default=0.5, help="µm/px that the small net wants")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    side = 10_000 if given.quick else 100_000
+    if given.child:
+        task, slide, out = given.child
+        make(Path(slide), side) if task == "make" else scan(Path(slide), Path(out), given.mpp)
+        return
+    ratios = {}
+    with tempfile.TemporaryDirectory() as made:
+        slide = Path(given.keep or made) / f"{side}.tif"
+        common = ["--mpp", str(given.mpp), *(["--quick"] if given.quick else [])]
+        if not slide.exists():
+            began = time.perf_counter()
+            peak = peak_bytes([__file__, "--child", "make", str(slide), made, *common])
+            ratios["making_over_ceiling"] = peak / MAKING
+            print(
+                f"made {side:,} px a side in {time.perf_counter() - began:,.0f} s, peak {peak / 1e9:.2f} GB"
+            )
+        began = time.perf_counter()
+        peak = peak_bytes([__file__, "--child", "scan", str(slide), made, *common])
+        before = int((Path(made) / "before").read_text())
+        ratios["scanning_over_ceiling"] = (peak - before) / SCANNING
+        print(
+            f"scanned in {time.perf_counter() - began:,.0f} s, peak {peak / 2**30:.2f} GiB, "
+            f"{(peak - before) / 2**30:.2f} GiB beyond the model and the libraries"
+        )
+    report("large", ratios)
+
+
+if __name__ == "__main__":
+    main()
