@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lobule import __version__
-from lobule.errors import BundleError, LobuleError, UsageError
+from lobule.errors import BundleError, ConfigError, LobuleError, UsageError
 from lobule.files import make_folder, read_json, write_atomic, write_json, write_text
 
 if TYPE_CHECKING:
@@ -156,6 +156,29 @@ def read_bundle(path: str | Path) -> Bundle:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{MODEL} is damaged: {error!r}", subject=path) from error
+
+
+def plain_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Plain tensors of a safetensors or torch file; nothing in it is run."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError("there is no such weights file", subject=path)
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise many undocumented types
+        raise ConfigError(
+            "the weights cannot be read", subject=path, found=str(error).splitlines()[0]
+        ) from error
+    state = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ConfigError("these are not plain weights", subject=path, expected="names and tensors")
+    return dict(state)
 
 
 def _check_name(name: str, root: Path) -> None:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lobule.engines.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from lobule.engines.placement import available_cores, choose_device
 from lobule.errors import ConfigError, ModelError, ResultsError
 from lobule.files import make_folder, write_text
 
@@ -37,6 +38,30 @@ class Batches(Protocol[Item_co]):
     def state(self) -> dict[str, Any]: ...
 
     def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainMachine:
+    """What a training may use."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    """float32 or bfloat16; "auto" is bfloat16 on a GPU that has it."""
+    workers: int | None = None
+    """Workers that draw patches; None is one a core."""
+    processes: bool = False
+    """Workers are spawned processes, for machines with many cores a GPU."""
+    max_ram: int = 2 << 30
+    """Bytes beyond the model while mining."""
+
+    def settled(self) -> TrainMachine:
+        device = choose_device(self.device)
+        has = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+        auto = "bfloat16" if has else "float32"
+        precision = auto if self.precision == "auto" else self.precision
+        if precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"no precision '{precision}'", expected="auto, float32 or bfloat16")
+        return replace(self, device=device, precision=precision, workers=self.workers or available_cores())
 
 
 @dataclass(frozen=True)

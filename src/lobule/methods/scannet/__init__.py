@@ -17,8 +17,9 @@ What differs from the paper, on purpose:
 - Each sample has a generator of its own, not each worker, so that the number of workers changes nothing.
 """
 
+from lobule.engines.train import TrainMachine
 from lobule.methods.scannet.config import Config
 from lobule.methods.scannet.predictor import DensePredictor, load, save
-from lobule.methods.scannet.train import TrainMachine, train
+from lobule.methods.scannet.train import train
 
 __all__ = ["Config", "DensePredictor", "TrainMachine", "load", "save", "train"]

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lobule.augment import NO_AUGMENTATION
-from lobule.bundles import Bundle
+from lobule.bundles import Bundle, plain_weights
 from lobule.cohort import Cohort
 from lobule.engines.parts import Parts, begun_training, parts_of
-from lobule.engines.placement import available_cores, choose_device
 from lobule.engines.places import NORMAL, TUMOUR, Points, Pool
 from lobule.engines.sample import SampleConfig, Samples, SampleStream, gather
-from lobule.engines.scan import GIB, Machine
-from lobule.engines.train import FitOptions, FitProgress, FitReport, Group, fit
+from lobule.engines.scan import Machine
+from lobule.engines.train import FitOptions, FitProgress, FitReport, Group, TrainMachine, fit
 from lobule.errors import ConfigError
 from lobule.files import fingerprint, make_folder
 from lobule.methods.scannet.config import Config
@@ -43,30 +39,6 @@ VALIDATION = 1_000_000
 """The round that validation patches are drawn in: the same ones at every look."""
 GROWTH = 0.05
 """Mining ends when it adds a smaller share of hard places than this."""
-
-
-@dataclass(frozen=True)
-class TrainMachine:
-    """What a training may use."""
-
-    device: str = "auto"
-    precision: str = "auto"
-    """float32 or bfloat16; "auto" is bfloat16 on a GPU that has it."""
-    workers: int | None = None
-    """Workers that draw patches; None is one a core."""
-    processes: bool = False
-    """Workers are spawned processes, for machines with many cores a GPU."""
-    max_ram: int = 2 * GIB
-    """Bytes beyond the model while mining."""
-
-    def settled(self) -> TrainMachine:
-        device = choose_device(self.device)
-        has = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-        auto = "bfloat16" if has else "float32"
-        precision = auto if self.precision == "auto" else self.precision
-        if precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"no precision '{precision}'", expected="auto, float32 or bfloat16")
-        return replace(self, device=device, precision=precision, workers=self.workers or available_cores())
 
 
 def train(
@@ -129,7 +101,7 @@ class _Training:
         torch.manual_seed(seed)
         net = BACKBONES[config.trunk](len(config.classes))
         if config.weights:
-            load_trunk(net, _pretrained(Path(config.weights)))
+            load_trunk(net, plain_weights(config.weights))
         self.scaling = InputScaling() if config.weights else PLAIN_SCALING
         self.side = geometry_of(net).extent
         self.net = net.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -305,26 +277,6 @@ class _Training:
         for note in notes:
             log.info(note)
             self.notes.append(note)
-
-
-def _pretrained(path: Path) -> dict[str, Tensor]:
-    """Plain tensors of a safetensors or torch file; nothing in it is run."""
-    if not path.is_file():
-        raise ConfigError("there is no such weights file", subject=path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise many undocumented types
-        raise ConfigError(
-            "the weights cannot be read", subject=path, found=str(error).splitlines()[0]
-        ) from error
-    state = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError("these are not plain weights", subject=path, expected="names and tensors")
-    return dict(state)
 
 
 def _hash(net: nn.Module) -> str:
