@@ -244,8 +244,8 @@ def opened(
     predictor: Any, case: Any, engine: Any, options: Any, machine: Any
 ) -> Iterator[tuple[Any, Any, int]]:
     """The images of a case, its first pass, and how many tiles were decoded to find its tissue."""
+    from lobule.engines.cases import AHEAD
     from lobule.engines.opened import Opened
-    from lobule.engines.scan import AHEAD
 
     made = Opened(case, predictor.images(case, options), options, engine)
     try:

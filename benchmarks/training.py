@@ -1,36 +1,43 @@
 """Training: how much of the machine works while patches are drawn, and drawing against stored PNG files.
 
 efficiency       (CPU seconds to draw a patch alone + to train on it alone) × patches/s / cores; at most 1
-over_png_folder  patches/s drawn from slides over patches/s read from PNG files of the same patches, as most
-                 training code stores them beforehand
+over_png_folder  patches/s drawn from slides over patches/s that torch's DataLoader reads from PNG files of
+                 the same patches, as most training code stores them beforehand; as many workers each
+
+Also printed: CPU seconds that training takes over those of its two parts alone. On a busy machine that ratio
+still tells what the lanes and the drawing cost each other, when the efficiency no longer tells anything.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.augment import AugmentConfig
 from lobule.cohort import Case, Cohort
 from lobule.engines.placement import available_cores
 from lobule.engines.places import Pool
-from lobule.engines.sample import SampleConfig, Sampler, SampleStream, gather
+from lobule.engines.sample import SampleConfig, Sampler, Samples, SampleStream, gather
+from lobule.engines.train import FitOptions, Group, TrainMachine, fit
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.scaling import PLAIN_SCALING
 from lobule.phantoms.slides import SlidePhantom, write_slide
 from lobule.tissue import TissueConfig
 from measure import arguments, report
 
-BATCH, SIDE, MPP = 16, 203, 0.5
+BATCH, SIDE, MPP = 32, 203, 0.5
+PAPER_SIDE = 244
+"""Of the patches that are stored: those of the paper's net."""
 
 
 def made(folder: Path, slides: int, side: int) -> Pool:
@@ -49,47 +56,126 @@ def made(folder: Path, slides: int, side: int) -> Pool:
 
 
 def cpu_seconds(task: Callable[[int], object], rounds: int) -> float:
-    """CPU seconds of one call: the least of some rounds, after one to warm up."""
+    """CPU seconds of one call on one thread: the median of some rounds, after one to warm up."""
     task(0)
-    best = float("inf")
+    taken = []
     for round_ in range(1, rounds + 1):
         start = time.process_time()
         task(round_)
-        best = min(best, time.process_time() - start)
-    return best
+        taken.append(time.process_time() - start)
+    return float(np.median(taken))
 
 
-def trainer() -> Callable[[np.ndarray], None]:
-    """A step of the small net on a batch."""
-    net = BACKBONES["tiny"](2).to(memory_format=torch.channels_last)
+# -- training -----------------------------------------------------------------------------------------------
+
+
+def loss_of(net: nn.Module, samples: Samples) -> Tensor:
+    logits = net(PLAIN_SCALING.apply(torch.from_numpy(samples.pixels))).flatten(1)
+    return nn.functional.cross_entropy(logits, torch.from_numpy(samples.labels))
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return BACKBONES["tiny"](2).to(memory_format=torch.channels_last)
+
+
+def trainer() -> Callable[[Samples], None]:
+    """A step of the small net on a batch, written plainly."""
+    net = small_net()
     optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    labels = torch.arange(BATCH) % 2
 
-    def step(pixels: np.ndarray) -> None:
+    def step(samples: Samples) -> None:
         optimiser.zero_grad(set_to_none=True)
-        logits = net(PLAIN_SCALING.apply(torch.from_numpy(pixels))).flatten(1)
-        nn.functional.cross_entropy(logits, labels).backward()
+        loss_of(net, samples).backward()
         optimiser.step()
 
     return step
 
 
-def png_over(pool: Pool, folder: Path, config: SampleConfig, batches: int) -> float:
-    """Drawing from slides over reading stored patches, both on one thread and without augmentation."""
+class Clocked:
+    """A stream that notes when the first batch after a start was asked for, and the last."""
+
+    def __init__(self, stream: SampleStream, warm: int) -> None:
+        self.stream, self.warm, self.taken = stream, warm, 0
+        self.began = self.cpu = 0.0
+
+    def __next__(self) -> Samples:
+        if self.taken == self.warm:
+            self.began, self.cpu = time.perf_counter(), time.process_time()
+        self.taken += 1
+        return next(self.stream)
+
+    def state(self) -> dict[str, Any]:
+        return self.stream.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.stream.restore(state)
+
+
+def rates(pool: Pool, config: SampleConfig, folder: Path, batches: int) -> tuple[float, float]:
+    """Patches a second of wall time, and CPU seconds a patch, of a training as `lobule train` runs it."""
+    machine, warm = TrainMachine(device="cpu", precision="float32").settled(), 4
+    net = small_net()
+    lanes = machine.lanes_for(BATCH)
+    options = FitOptions(
+        steps=batches + warm, schedule="constant", checkpoint_every=10**9, lanes=lanes, log_every=50
+    )
+    workers = machine.workers or 1
+    with SampleStream(pool, config, BATCH, seed=1, workers=workers, ahead=max(4, 2 * workers)) as stream:
+        clocked = Clocked(stream, warm)
+        fit(net, loss_of, clocked, options, folder, [Group(list(net.parameters()), 0.01)])
+        wall, cpu = time.perf_counter() - clocked.began, time.process_time() - clocked.cpu
+    return batches * BATCH / wall, cpu / (batches * BATCH)
+
+
+# -- against PNG files --------------------------------------------------------------------------------------
+
+
+class PngFolder(Dataset[tuple[np.ndarray[Any, Any], int]]):
+    """Patches in files, a folder a class."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = sorted(folder.glob("*/*.png"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray[Any, Any], int]:
+        with Image.open(self.files[index]) as image:
+            return np.array(image.convert("RGB")), int(self.files[index].parent.name)
+
+
+def png_over(pool: Pool, folder: Path, batches: int, cores: int, rounds: int) -> float:
+    """Drawing from slides over the DataLoader, both without augmentation, in turns."""
+    config = SampleConfig(MPP, PAPER_SIDE)
     sampler = Sampler(pool, config, 0, 0, {})
+    for label in (0, 1):
+        (folder / str(label)).mkdir(parents=True)
     for index in range(batches * BATCH):
-        Image.fromarray(sampler.sample(index)[0]).save(folder / f"{index}.png")
-
-    def stored(round_: int) -> None:
-        for index in range(batches * BATCH):
-            with Image.open(folder / f"{index}.png") as image:
-                np.asarray(image.convert("RGB"))
-
-    drawn = cpu_seconds(lambda round_: sampler.batch((round_ + 1) * batches * BATCH, batches * BATCH), 3)
-    read = cpu_seconds(stored, 3)
+        pixels, chosen = sampler.sample(index)
+        Image.fromarray(pixels).save(folder / str(chosen.label) / f"{index}.png")
     sampler.close()
-    print(f"drawn from slides {batches * BATCH / drawn:.0f}/s, read from PNG {batches * BATCH / read:.0f}/s")
-    return read / drawn
+    # a worker starts anew with each pass over a folder unless told otherwise; ours is kept too
+    loader = DataLoader(
+        PngFolder(folder), BATCH, shuffle=True, num_workers=cores, persistent_workers=True, prefetch_factor=4
+    )
+    best = {"png": float("inf"), "slides": float("inf")}
+    for round_ in range(rounds + 1):
+        # bounded, so that nothing is drawn ahead while the other is timed
+        stream = SampleStream(
+            pool, config, BATCH, seed=1, round_=round_, batches=batches, workers=cores, ahead=4 * cores
+        )
+        start = time.perf_counter()
+        read = sum(len(labels) for _, labels in loader)
+        middle = time.perf_counter()
+        with stream:
+            drawn = sum(len(samples) for samples in stream)
+        end = time.perf_counter()
+        if round_ > 0:  # the first starts the loader's workers
+            best["png"] = min(best["png"], (middle - start) / read)
+            best["slides"] = min(best["slides"], (end - middle) / drawn)
+    print(f"drawn from slides {1 / best['slides']:.0f}/s, read from PNG files {1 / best['png']:.0f}/s")
+    return best["png"] / best["slides"]
 
 
 def main() -> None:
@@ -98,26 +184,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pool = made(folder, 2 if quick else 6, 2048 if quick else 6144)
-        plain = SampleConfig(MPP, SIDE)
+        over_png = png_over(pool, folder / "png", 4 if quick else 16, cores, 2 if quick else 4)
         augmented = SampleConfig(MPP, SIDE, augment=AugmentConfig())
-        over_png = png_over(pool, folder, plain, 2 if quick else 8)
-        step, sampler = trainer(), Sampler(pool, augmented, 0, 0, {})
-        pixels = sampler.batch(0, BATCH).pixels
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        alone_train = cpu_seconds(lambda _: step(pixels), 4) / BATCH
-        alone_draw = cpu_seconds(lambda number: sampler.batch(number * BATCH, BATCH), 4) / BATCH
+        step, sampler = trainer(), Sampler(pool, augmented, 0, 0, {})
+        batch = sampler.batch(0, BATCH)
+        rounds = 3 if quick else 12
+        alone_train = cpu_seconds(lambda _: step(batch), rounds) / BATCH
+        alone_draw = cpu_seconds(lambda number: sampler.batch(number * BATCH, BATCH), rounds) / BATCH
         sampler.close()
-        torch.set_num_threads(cores)
-        batches = 10 if quick else 60
-        with SampleStream(pool, augmented, BATCH, seed=1, workers=cores, ahead=2 * cores) as stream:
-            step(next(stream).pixels)
-            start = time.perf_counter()
-            for samples in islice(stream, batches):
-                step(samples.pixels)
-            rate = batches * BATCH / (time.perf_counter() - start)
-    efficiency = (alone_train + alone_draw) * rate / cores
+        torch.set_num_threads(threads)
+        rate, cpu = rates(pool, augmented, folder / "fit", 8 if quick else 80)
+    alone = alone_train + alone_draw
     print(f"draw {1e3 * alone_draw:.1f} ms, train {1e3 * alone_train:.1f} ms a patch; {rate:.0f} patches/s")
-    report("training", {"efficiency": efficiency, "over_png_folder": over_png})
+    print(f"CPU seconds of training over those of its parts alone: {cpu / alone:.2f}")
+    report("training", {"efficiency": alone * rate / cores, "over_png_folder": over_png})
 
 
 if __name__ == "__main__":

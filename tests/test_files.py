@@ -180,3 +180,19 @@ def test_space_is_asked_for_beforehand(tmp_path: Path) -> None:
     files.need_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(ResultsError, match="not enough space"):
         files.need_space(tmp_path, 1 << 62)
+
+
+def test_flush_all_reaches_every_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "chunk").write_bytes(b"x")
+    flushed = []
+    real = os.fsync
+
+    def record(descriptor: int) -> None:
+        flushed.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    files.flush_all(tmp_path)
+    assert sorted(flushed) == sorted(place.stat().st_ino for place in tmp_path.rglob("*"))
+    files.flush_all(tmp_path / "missing")

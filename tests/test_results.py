@@ -68,6 +68,21 @@ def test_a_map_is_read_while_it_is_written(tmp_path: Path) -> None:
     assert zarr.open_group(tmp_path / "m", mode="r")["score"].shape == (2, info.rows, info.columns)
 
 
+def test_a_chunk_of_nothing_but_zeros_is_written_and_read(tmp_path: Path) -> None:
+    """A model that is quite sure of normal tissue says 0, and that is a score like any other."""
+    info = info_of(1000, 700, 16, 4)
+    writer = MapWriter(tmp_path / "m", info)
+    rows, columns = info.chunk_cells((0, 0))
+    shape = (rows.stop - rows.start, columns.stop - columns.start)
+    zeros = np.zeros((len(info.classes), *shape), np.float32)
+    writer.write_chunk((0, 0), zeros, np.full(shape, State.SCORED, np.uint8))
+    reader = MapReader(tmp_path / "m")
+    assert reader.written() == {(0, 0)}
+    scores, states = reader.read(rows, columns)
+    assert (states == State.SCORED).all()
+    assert not scores.any()
+
+
 def test_a_map_of_another_geometry_is_refused(tmp_path: Path) -> None:
     MapWriter(tmp_path / "m", info_of(1000, 700, 16, 4))
     with pytest.raises(ResultsError, match="another geometry"):
@@ -115,8 +130,11 @@ def test_findings_survive_the_disk(tmp_path: Path) -> None:
     assert columns["l0_x"][1] == round(20.5 * 32) and columns["l0_y"][1] == round(15.5 * 16)
     assert columns["box"][0].tolist() == [4 * 32, 3 * 16, 8 * 32, 6 * 16]
     assert (tmp_path / "findings.csv").read_text().splitlines()[0].startswith("l0_x,l0_y,score,kind")
-    write_findings(tmp_path, [Finding(1, 2, 0.5)])
-    assert CaseFolder(tmp_path).findings()["kind"].tolist() == ["point"]
+    assert columns["image"].tolist() == ["slide", "slide"]
+    write_findings(tmp_path, [Finding(1, 2, 0.5), Finding(1, 2, 0.5, image="R-MLO")])
+    assert CaseFolder(tmp_path).findings()["kind"].tolist() == ["point", "point"]
+    assert CaseFolder(tmp_path).findings()["image"].tolist() == ["slide", "R-MLO"]
+    assert (tmp_path / "findings.csv").read_text().splitlines()[2].endswith(",R-MLO")
 
 
 def test_a_folder_without_results_is_said_so(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lobule.cohort import Cohort, read_cohort
     from lobule.slides.slide import Slide, open_slide
-    from lobule.verbs import evaluate, scan
+    from lobule.verbs import evaluate, extract_features, scan
 
 __version__ = "0.1.0"
 
@@ -23,10 +23,21 @@ _LAZY = {
     "scan": "lobule.verbs",
     "train": "lobule.verbs",
     "evaluate": "lobule.verbs",
+    "extract_features": "lobule.verbs",
 }
 """The public verbs and where they live; loaded at first use, so that `import lobule` loads no torch."""
 
-__all__ = ["Cohort", "Slide", "__version__", "evaluate", "open_slide", "read_cohort", "scan", "train"]
+__all__ = [
+    "Cohort",
+    "Slide",
+    "__version__",
+    "evaluate",
+    "extract_features",
+    "open_slide",
+    "read_cohort",
+    "scan",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,15 +2,14 @@
 
 What is drawn and what is done are apart: `draw` takes the same number of random values whatever the
 strengths, so a stream is a function of its generator's seed alone, and `Augmentation.apply` is deterministic.
-Stains are a product of table rows, and brightness, saturation, hue and contrast together one affine map, so
-that colour costs three gathers and one small matrix product a pixel.
+Brightness, saturation, hue and contrast together are one affine map of RGB, which Pillow takes in one step of
+its own without Python's lock, like zoom and turns; stains, where they change, are a product of table rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, cos, pi, sin
-from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -22,6 +21,19 @@ from lobule.errors import ConfigError
 
 LUMA = np.array([0.299, 0.587, 0.114])
 TO_YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+BLOCK = 8192
+"""Pixels coloured at once: they stay in the second-level cache, and NumPy's matrix products stay on the
+thread that asks, where threads of their own would fight those of the model."""
+ONES = np.ones(BLOCK, np.float32)
+
+TURNED = (None, *(getattr(Image.Transpose, f"ROTATE_{degrees}") for degrees in (90, 180, 270)))
+"""By quarter turns counter-clockwise."""
+TURNED_AND_FLIPPED = tuple(
+    getattr(Image.Transpose, name)
+    for name in ("FLIP_LEFT_RIGHT", "TRANSVERSE", "FLIP_TOP_BOTTOM", "TRANSPOSE")
+)
+"""The same, with left and right flipped afterwards."""
 
 
 @dataclass(frozen=True)
@@ -104,69 +116,79 @@ class Augmentation:
     def apply(self, patch: RGB, side: int | None = None) -> RGB:
         """(H, W, 3) uint8 to (side, side, 3) about its centre, or to its own size without `side`."""
         rows, columns = patch.shape[:2] if side is None else (side, side)
-        out = self._coloured_and_turned(np.ascontiguousarray(self._zoomed(patch, rows, columns)))
+        if self == NOTHING and rows <= patch.shape[0] and columns <= patch.shape[1]:
+            return np.array(_middle(patch, rows, columns))
+        image = self._turned(self._coloured(self._zoomed(patch, rows, columns)))
         if self.blur_sigma > 0:
-            out = np.array(Image.fromarray(out).filter(ImageFilter.GaussianBlur(self.blur_sigma)))
+            image = image.filter(ImageFilter.GaussianBlur(self.blur_sigma))
+        out = np.array(image)
         if self.jpeg_quality:
             out = simplejpeg.decode_jpeg(
                 simplejpeg.encode_jpeg(out, quality=self.jpeg_quality, colorsubsampling="420")
             )
         return out
 
-    def _turned(self, image: NDArray[Any]) -> NDArray[Any]:
-        """A view: quarter turns counter-clockwise, then the flip of left and right."""
-        turned = np.rot90(image, self.turns)
-        return turned[:, ::-1] if self.flip else turned
+    def _turned(self, image: Image.Image) -> Image.Image:
+        """Quarter turns counter-clockwise, then the flip of left and right."""
+        how = TURNED_AND_FLIPPED[self.turns] if self.flip else TURNED[self.turns]
+        return image if how is None else image.transpose(how)
 
-    def _zoomed(self, patch: RGB, rows: int, columns: int) -> RGB:
+    def _zoomed(self, patch: RGB, rows: int, columns: int) -> Image.Image:
         """The window about the centre that shows as (rows, columns), its edges mirrored where they lack."""
         height, width = rows / self.zoom, columns / self.zoom
         above, before = (patch.shape[0] - height) / 2, (patch.shape[1] - width) / 2
         if self.zoom == 1 and above >= 0 and before >= 0:
-            return patch[int(above) : int(above) + rows, int(before) : int(before) + columns]
+            return Image.fromarray(np.ascontiguousarray(_middle(patch, rows, columns)))
         margin = ceil(max(0.0, -above, -before))
         if margin:
             patch = np.pad(patch, ((margin, margin), (margin, margin), (0, 0)), mode="symmetric")
         top, left = above + margin, before + margin
-        # Pillow's filter widens as it shrinks: an area mean, not a choice of pixels
+        # it widens as it shrinks, an area mean, and blurs less than a linear filter of the same speed; a
+        # cubic one takes half as long again
         image = Image.fromarray(np.ascontiguousarray(patch))
         right, bottom = min(left + width, image.width), min(top + height, image.height)
-        return np.asarray(
-            image.resize((columns, rows), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
-        )
+        return image.resize((columns, rows), Image.Resampling.HAMMING, box=(left, top, right, bottom))
 
-    def _coloured_and_turned(self, patch: RGB) -> RGB:
-        stained = (self.hematoxylin, self.eosin) != (1.0, 1.0)
+    def _coloured(self, image: Image.Image) -> Image.Image:
+        """Stains, saturation, hue, brightness and contrast; all but stains are one affine map of RGB."""
         stretch = self._hue_and_saturation()
         linear = self.contrast * stretch
+        stained = (self.hematoxylin, self.eosin) != (1.0, 1.0)
         if not stained and not self.brightness and np.array_equal(linear, np.eye(3)):
-            # a pixel as one item of three bytes is copied several times faster
-            turned = np.array(self._turned(patch.view("V3")[..., 0]), order="C")
-            return turned.view(np.uint8).reshape(*turned.shape, 3)
-        light = self._tables().light(patch.reshape(-1, 3))
-        if stained:
-            np.clip(light, 0, 256, out=light)
-        # light is I + 1; half a level makes the cut at the end a rounding
-        offset = 255 * self.brightness + 0.5 - linear.sum(axis=1)
-        if self.contrast != 1:
-            # as a product, because NumPy's own mean over rows of four is ten times slower
-            weights = np.full(len(light), 1 / len(light), np.float32)
-            mean = (weights @ light)[:3] - 1
-            offset += (1 - self.contrast) * (stretch @ mean)
+            return image
+        light, mean = self._stained(np.asarray(image)) if stained else (None, np.zeros(3))
+        if light is None and self.contrast != 1:
+            counts = np.array(image.histogram()).reshape(3, 256)
+            mean = counts @ np.arange(256) / (image.width * image.height)
+        offset = 255 * self.brightness + (1 - self.contrast) * (stretch @ mean)
+        if light is None:
+            matrix = np.column_stack([linear, offset])
+            return image.convert("RGB", tuple(matrix.ravel().tolist()))
         affine = np.zeros((4, 4), np.float32)
         affine[:3, :3] = linear.T
-        affine[3, :3] = offset
-        coloured = light @ affine
-        np.clip(coloured, 0, 255, out=coloured)
-        turned = self._turned(coloured.reshape(*patch.shape[:2], 4))
-        out = np.empty((*turned.shape[:2], 3), np.uint8)
-        for channel in range(3):  # plane by plane: three times faster than casting rows of three
-            out[..., channel] = turned[..., channel]
-        return out
+        # light is I + 1; half a level makes the cut at the end a rounding
+        affine[3, :3] = offset + 0.5 - linear.sum(axis=1)
+        out = np.empty((len(light), 3), np.uint8)
+        for start in range(0, len(light), BLOCK):
+            coloured = light[start : start + BLOCK] @ affine
+            np.clip(coloured, 0, 255, out=coloured)
+            for channel in range(3):  # plane by plane: three times faster than casting rows of three
+                out[start : start + BLOCK, channel] = coloured[:, channel]
+        return Image.fromarray(out.reshape(image.height, image.width, 3))
 
-    def _tables(self) -> DensityTables:
+    def _stained(self, pixels: RGB) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """(N, 4) light of the pixels with the stains changed, 1 too high and 1 itself; and its mean."""
         stains = STAINS.T @ np.diag([self.hematoxylin, self.eosin, 1.0]) @ np.linalg.inv(STAINS.T)
-        return DensityTables.of(stains, np.float32)
+        tables = DensityTables.of(stains, np.float32)
+        pixels = pixels.reshape(-1, 3)
+        light = np.empty((len(pixels), 4), np.float32)
+        total = np.zeros(3)
+        for start in range(0, len(pixels), BLOCK):
+            block = tables.light(pixels[start : start + BLOCK])
+            np.clip(block, 0, 256, out=light[start : start + BLOCK])
+            # as a product, because NumPy's own mean over rows of four is ten times slower
+            total += (ONES[: len(block)] @ light[start : start + BLOCK])[:3]
+        return light, total / len(pixels) - 1
 
     def _hue_and_saturation(self) -> NDArray[np.float64]:
         """(3, 3): a turn about the grey axis of YIQ after a stretch away from it; greys stay as they are."""
@@ -177,6 +199,14 @@ class Augmentation:
         turn = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
         mixed: NDArray[np.float64] = np.linalg.inv(TO_YIQ) @ turn @ TO_YIQ
         return mixed
+
+
+NOTHING = Augmentation()
+
+
+def _middle(patch: RGB, rows: int, columns: int) -> RGB:
+    top, left = (patch.shape[0] - rows) // 2, (patch.shape[1] - columns) // 2
+    return patch[top : top + rows, left : left + columns]
 
 
 def draw(config: AugmentConfig, rng: np.random.Generator) -> Augmentation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ class Bundle:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     patients: tuple[str, ...] = ()
     """Hashes of the training patients, so that an evaluation can refuse to leak."""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    """What makes its scores probabilities at a site, and thresholds; empty where nothing does."""
     files: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
 
@@ -45,6 +48,8 @@ class Bundle:
         """One hash over everything that decides what the model says."""
         parts = [self.method, repr(sorted(self.config.items())), *self.classes, repr(self.mpp)]
         parts += [f"{name}={digest}" for name, digest in sorted(self.files.items())]
+        if self.calibration:
+            parts.append(json.dumps(self.calibration, sort_keys=True))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def file(self, name: str) -> Path:
@@ -115,6 +120,7 @@ def write_bundle(
         "metrics": dict(bundle.metrics),
         "provenance": {"lobule": __version__, **bundle.provenance},
         "patients": sorted(bundle.patients),
+        **({"calibration": dict(bundle.calibration)} if bundle.calibration else {}),
         "files": files,
         "research_use": "Research use only: not a medical device, not for diagnosis.",
     }
@@ -151,6 +157,7 @@ def read_bundle(path: str | Path) -> Bundle:
             metrics=facts["metrics"],
             provenance=facts["provenance"],
             patients=tuple(facts["patients"]),
+            calibration=facts.get("calibration", {}),
             files=facts["files"],
             path=root,
         )

@@ -103,10 +103,15 @@ def _transform(rgb: RGB, matrix: NDArray[np.float64], *, minus_one: bool, rounde
     return out.reshape(rgb.shape)
 
 
+def stain_change(hematoxylin: float, eosin: float) -> NDArray[np.float64]:
+    """(3, 3): from densities to densities with the two stains multiplied."""
+    change: NDArray[np.float64] = STAINS.T @ np.diag([hematoxylin, eosin, 1.0]) @ FORWARD
+    return change
+
+
 def augment_stains(rgb: RGB, hematoxylin: float, eosin: float) -> RGB:
     """Rakhlin's stain augmentation: the two stains multiplied, truncated to 8 bits as published."""
-    matrix = STAINS.T @ np.diag([hematoxylin, eosin, 1.0]) @ FORWARD
-    return _transform(rgb, matrix, minus_one=True, rounded=False)
+    return _transform(rgb, stain_change(hematoxylin, eosin), minus_one=True, rounded=False)
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,18 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def flush_all(root: str | Path) -> None:
+    """Ask the disk to have every file under a folder, and the folders."""
+    place = Path(root)
+    for item in sorted(place.rglob("*")) if place.is_dir() else ():
+        try:
+            _flush(item)
+        except FileNotFoundError:  # a leftover that its writer takes away now
+            continue
+        except OSError as error:
+            raise results_error(error, item) from error
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a whole file or nothing."""
     with write_atomic(path) as part:

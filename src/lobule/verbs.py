@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from lobule.errors import ConfigError
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
     from lobule.cohort import Cohort
-    from lobule.engines.scan import Progress, ScanReport
+    from lobule.engines.cases import Progress
+    from lobule.engines.scan import ScanReport
     from lobule.evaluation import Evaluation
 
 
@@ -64,7 +65,7 @@ def config_of(kind: type[Any], settings: Mapping[str, Any]) -> Any:
 
 def _converted(name: str, value: Any, default: Any) -> Any:
     """A value given as text, as its default's type has it."""
-    if not isinstance(value, str) or isinstance(default, str):
+    if not isinstance(value, str) or isinstance(default, str) or default is None:
         return value
     if isinstance(default, bool):
         known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -99,7 +100,7 @@ def scan(
     """Scan cases with a bundle into a results folder.
 
     `cases` is a cohort, a manifest, or slides. `options` are those of `ScanOptions` (stride, refine, budget,
-    upsample, mpp, tissue), `machine` those of `Machine` (device, precision, max_ram, …).
+    upsample, mpp, tissue, settings), `machine` those of `Machine` (device, precision, max_ram, …).
     """
     from lobule.bundles import read_bundle
     from lobule.engines.passes import ScanOptions
@@ -109,6 +110,8 @@ def scan(
     from lobule.methods import load
 
     opened = read_bundle(bundle)
+    if options.get("settings"):
+        options["settings"] = scan_settings(opened, options["settings"])
     facts = {"method": opened.method, "fingerprint": opened.fingerprint, "classes": list(opened.classes)}
     try:
         return run(
@@ -126,6 +129,73 @@ def scan(
     finally:
         # an evaluation must be able to refuse the training patients, of an interrupted scan too
         keep_training_patients(out, opened)
+
+
+def scan_settings(bundle: Bundle, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scan asks otherwise than the bundle's config, typed; only `SCAN_SETTINGS` of its method."""
+    from lobule.methods import method_module
+
+    module = method_module(bundle.method)
+    allowed: Collection[str] = getattr(module, "SCAN_SETTINGS", ())
+    known = {**module.Config().to_dict(), **bundle.config} if allowed else {}
+    if isinstance(allowed, Mapping):  # names with a value of their type, where a config has another or none
+        known |= allowed
+    for name in asked:
+        if name not in allowed:
+            raise ConfigError(
+                f"'{name}' cannot be set for a scan with {bundle.method}",
+                expected=", ".join(allowed) or "no settings: all of them belong to the bundle",
+            )
+    return {name: _converted(name, value, known[name]) for name, value in asked.items()}
+
+
+def extract_features(
+    cases: Cohort | str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    backbone: str = "resnet50",
+    weights: str | Path = "pretrained",
+    mpp: float = 0.5,
+    tile: int = 224,
+    input_px: int | None = None,
+    tissue: bool = True,
+    tissue_share: float = 0.1,
+    slide_mpp: float | None = None,
+    upsample: bool = False,
+    layout: str = "trident",
+    dtype: str | None = None,
+    keep_encoder: bool = True,
+    retry_failed: bool = False,
+    machine: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> ScanReport:
+    """Write the features of every tile of tissue, one HDF5 file a case, into the folder `out`.
+
+    `weights` is a file of plain weights, "pretrained" or "random"; `input_px` resizes tiles for the backbone,
+    which takes its own size where it has one alone. `slide_mpp` is the µm/px of slides that do not say it.
+    """
+    from lobule.bundles import plain_weights
+    from lobule.engines.passes import ScanOptions
+    from lobule.engines.scan import Machine
+    from lobule.engines.tile_features import Tiling
+    from lobule.methods.extraction import Extraction, extract
+    from lobule.nets.encoders import encoder
+    from lobule.tissue import TissueConfig
+
+    given: Any = weights if weights in ("pretrained", "random") else plain_weights(weights)
+    made = encoder(backbone, given)
+    tiling = Tiling(mpp, tile, input_px or made.input_px or tile, tissue_share)
+    stored = dtype or ("float32" if layout == "clam" else "float16")
+    return extract(
+        made,
+        as_cohort(cases),
+        out,
+        Extraction(tiling, stored, layout, keep_encoder),
+        ScanOptions(tissue=TissueConfig() if tissue else None, mpp=slide_mpp, upsample=upsample),
+        Machine(**(machine or {})),
+        retry_failed=retry_failed,
+        progress=progress,
+    )
 
 
 def evaluate(

@@ -16,9 +16,11 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 from torchvision.models import squeezenet1_1
 
+from lobule.bundles import read_bundle
 from lobule.cli import ABOUT, COMMANDS
 from lobule.cli.frame import LazyGroup, run
 from lobule.nets.four_view import ViewWise
+from lobule.nets.gmic import Gmic
 from lobule.phantoms.phantom import SlidePhantom
 from lobule.phantoms.slides import write_slide
 from lobule.phantoms.truth import Outline, SlideTruth, write_mask_tiff
@@ -57,13 +59,16 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_bundle(folder / "BUNDLE", mpp=2.0)
     _write_classifier(folder)
     torch.save({"model": ViewWise().state_dict()}, folder / "sample_image_model.p")
+    torch.save(Gmic().state_dict(), folder / "sample_model_1.p")
+    (folder / "sample_model_2.p").hardlink_to(folder / "sample_model_1.p")
     _write_evaluated(folder)
     return folder
 
 
 def _write_evaluated(folder: Path) -> None:
     """What `evaluate` reads: results with their cohort, a submission with masks, a reader study."""
-    results = begin(folder / "RESULTS", ["one", "two", "three"])
+    made_by = {"fingerprint": read_bundle(folder / "BUNDLE").fingerprint}
+    results = begin(folder / "RESULTS", ["one", "two", "three"], made_by)
     rows = []
     for index, name in enumerate(("one", "two", "three")):
         put(results, name, {"tumour": 0.9 - 0.3 * index}, [[0.9, 600, 600]], size=(2048, 1536), mpp=0.5)

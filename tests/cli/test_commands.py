@@ -16,7 +16,7 @@ from lobule.cli import ABOUT, COMMANDS
 from lobule.cli.frame import Command, LazyGroup
 from tests.cli.conftest import Lobule
 
-SMALLER = {"lobule demo": ["--side", "1536"]}
+SMALLER = {"lobule demo": ["--side", "1024"]}
 """What keeps an example short where its default is made for people."""
 
 

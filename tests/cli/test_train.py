@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lobule.cli.train import as_settings, line_of
+from lobule.cli.frame import as_settings
+from lobule.cli.train import line_of
 from lobule.cohort import write_cohort
 from lobule.engines.train import FitProgress
 from lobule.errors import ConfigError, UsageError

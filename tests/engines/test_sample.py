@@ -12,11 +12,12 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.augment import AugmentConfig
 from lobule.cohort import Case, Cohort
-from lobule.engines.places import NEITHER, NORMAL, TUMOUR, Outlined, Pool, Runs, find_places
+from lobule.engines.places import NEITHER, NORMAL, TUMOUR, Listed, Outlined, Pool, Runs, find_places
 from lobule.engines.sample import SampleConfig, Samples, SampleStream, gather, label_of
 from lobule.errors import CaseError, ConfigError
 from lobule.slides.slide import open_slide
@@ -154,6 +155,20 @@ def test_what_a_slide_cannot_give_is_said(tmp_path: Path) -> None:
     gather(Cohort((partly,)), None, need=(TUMOUR,))
 
 
+def test_a_mask_of_another_scale_is_laid_over_the_whole_slide(tmp_path: Path) -> None:
+    """1 normal and 2 tumour at a quarter of the slide's 1100 × 700 px."""
+    values = np.ones((175, 275), np.uint8)
+    values[50:100, 60:160] = 2
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    case = replace(made(tmp_path, "masked"), annotation=str(tmp_path / "mask.png"))
+    places, notes = find_places(case, None)
+    rng = np.random.default_rng(0)
+    points = np.array([places.draw(TUMOUR, rng) for _ in range(400)])
+    np.testing.assert_allclose(points.min(axis=0), (240, 200), atol=10)
+    np.testing.assert_allclose(points.max(axis=0), (640, 400), atol=10)
+    assert not notes
+
+
 def test_a_tumour_excluded_entirely_gives_no_places(tmp_path: Path) -> None:
     covered = (Polygon(square(200, 200, 300)), Polygon(square(150, 150, 400), "exclusion"))
     places, _ = find_places(made(tmp_path, "covered", *covered), None)
@@ -191,10 +206,18 @@ def test_a_restored_stream_goes_on(pool: Pool) -> None:
         wrong.restore(state)
 
 
-def test_ranks_share_the_batches_of_one_stream(pool: Pool) -> None:
-    whole = taken(pool, CONFIG, 6)
-    assert same(whole[0::2], taken(pool, CONFIG, 3, share=(0, 2)))
-    assert same(whole[1::2], taken(pool, CONFIG, 3, share=(1, 2)))
+def test_ranks_and_parts_share_each_batch_of_one_stream(pool: Pool) -> None:
+    whole = taken(pool, CONFIG, 3)
+    shares = [taken(pool, CONFIG, 3, share=(rank, 2)) for rank in range(2)]
+    halves = [batch.parts(2) for batch in whole]
+    for rank in range(2):
+        assert same([parts[rank] for parts in halves], shares[rank])
+        assert all(batch.labels.tolist() == [0, 1, 0, 1] for batch in shares[rank])
+    assert [part.index for part in whole[1].parts(3)] == [8, 10, 13]
+    assert np.array_equal(np.concatenate([part.pixels for part in whole[1].parts(3)]), whole[1].pixels)
+    assert len(whole[0].parts(20)) == 8
+    with pytest.raises(ConfigError, match="cannot be shared by 3"):
+        taken(pool, CONFIG, 1, share=(0, 3))
 
 
 def test_patches_are_the_pixels_of_the_slide_about_the_place(pool: Pool) -> None:
@@ -259,3 +282,23 @@ def test_a_slide_that_turns_unreadable_is_given_up_and_recorded(tmp_path: Path) 
     (tmp_path / "t.tif").unlink()
     with SampleStream(found, CONFIG, 8, seed=5) as stream, pytest.raises(CaseError, match="none of the"):
         next(stream)
+
+
+def test_listed_places_are_all_seen_once_an_epoch_in_another_order_each(pool: Pool) -> None:
+    points = np.array([[250.0 + 40 * k, 300.0] for k in range(5)] + [[600.0, 600.0], [90.0, 90.0]])
+    listed = Listed(np.array([0, 0, 0, 0, 1, 2, 2]), np.array([1, 1, 1, 1, 1, 0, 0]), points)
+    batches = taken(replace(pool, listed=listed), CONFIG, 6, size=7)
+    orders = [[(draw.slide, draw.l0_x) for draw in samples.draws] for samples in batches]
+    everything = sorted(zip(listed.slides.tolist(), points[:, 0].tolist(), strict=True))
+    assert all(sorted(order) == everything for order in orders)
+    assert len({tuple(order) for order in orders}) == 6
+    assert all(samples.labels.sum() == 5 for samples in batches)
+    assert same(batches, taken(replace(pool, listed=listed), CONFIG, 6, size=7, workers=3))
+
+
+def test_a_listed_place_that_cannot_be_read_is_replaced_by_one_of_its_class(pool: Pool) -> None:
+    listed = Listed(np.array([0, 1, 2]), np.array([1, 1, 0]), np.array([[400.0, 200], [550, 350], [90, 90]]))
+    with SampleStream(replace(pool, listed=listed), CONFIG, 3, seed=1) as stream:
+        stream.lost = {0: "gone"}
+        for samples in islice(stream, 4):
+            assert sorted((draw.slide, draw.label) for draw in samples.draws) == [(1, 1), (1, 1), (2, 0)]

@@ -12,8 +12,9 @@ import tifffile
 import torch
 
 from lobule.cohort import Case, Cohort
+from lobule.engines.cases import Progress
 from lobule.engines.passes import Batch, ScanOptions
-from lobule.engines.scan import Machine, Progress, scan
+from lobule.engines.scan import Machine, scan
 from lobule.errors import ResultsError
 from lobule.results import open_results
 from lobule.stitch import State
@@ -133,7 +134,7 @@ def test_a_region_is_scored_alone(slide: Path, tmp_path: Path) -> None:
     scores, states = reader.read()
     inside = np.zeros(states.shape, bool)
     inside[6:16, 10:30] = True
-    assert ((states == State.SCORED) == inside).all() and (states[~inside] == State.GLASS).all()
+    assert ((states == State.SCORED) == inside).all() and (states[~inside] == State.PENDING).all()
     want = mean_map(pixels_of(700, 451))
     np.testing.assert_allclose(scores[0][inside], want[inside], atol=1e-5)
     assert (scores[0][~inside] == 0).all()

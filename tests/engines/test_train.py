@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lobule.engines import training_log
 from lobule.engines.checkpoint import STATE, read_checkpoint
-from lobule.engines.train import FitOptions, FitReport, Group, fit
+from lobule.engines.train import FitOptions, FitReport, Group, TrainMachine, fit
 from lobule.errors import ConfigError, ModelError, ResultsError
 
 OPTIONS = FitOptions(steps=12, evaluate_every=4, checkpoint_every=3, log_every=2, patience=1, stop_after=9)
@@ -82,13 +83,21 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "dies_at"),
-    [("plateau", 1), ("plateau", 5), ("plateau", 8), ("plateau", 11), ("cosine", 7), ("step", 4)],
+    ("schedule", "dies_at", "optimiser"),
+    [
+        ("plateau", 1, "sgd"),
+        ("plateau", 5, "sgd"),
+        ("plateau", 8, "sgd"),
+        ("plateau", 11, "sgd"),
+        ("cosine", 7, "sgd"),
+        ("step", 4, "sgd"),
+        ("constant", 8, "adam"),
+    ],
 )
 def test_a_training_that_was_killed_ends_bit_for_bit_the_same(
-    tmp_path: Path, schedule: str, dies_at: int
+    tmp_path: Path, schedule: str, dies_at: int, optimiser: str
 ) -> None:
-    options = replace(OPTIONS, schedule=schedule)  # type: ignore[arg-type]
+    options = replace(OPTIONS, schedule=schedule, optimiser=optimiser)  # type: ignore[arg-type]
     whole, report = run(tmp_path / "whole", options)
     with pytest.raises(Killed):
         run(tmp_path / "broken", options, dies_at)
@@ -104,6 +113,68 @@ def test_a_training_that_was_killed_ends_bit_for_bit_the_same(
     assert all(torch.equal(value, other.tensors[name]) for name, value in one.tensors.items())
     # and once more, now that all is done
     assert same(whole, run(tmp_path / "whole", options)[0])
+
+
+class Halves(Numbers):
+    """The same batches, which can be computed in parts."""
+
+    def __next__(self) -> Any:
+        return _Divisible(*super().__next__())
+
+
+class _Divisible(tuple[Tensor, Tensor]):
+    def __new__(cls, x: Tensor, y: Tensor) -> _Divisible:
+        return super().__new__(cls, (x, y))
+
+    def __len__(self) -> int:
+        return len(self[0])
+
+    def parts(self, count: int) -> list[_Divisible]:
+        return [_Divisible(x, y) for x, y in zip(self[0].chunk(count), self[1].chunk(count), strict=True)]
+
+
+def test_parts_side_by_side_go_on_with_as_many_lanes_as_they_began(tmp_path: Path) -> None:
+    def divided(folder: Path, lanes: int, dies_at: int | None = None) -> nn.Module:
+        net = small_net()
+        groups = [Group(list(net.parameters()), 0.05)]
+        fit(net, loss_of, Halves(dies_at), replace(OPTIONS, lanes=lanes), folder, groups, validate=falling)
+        return net
+
+    two = divided(tmp_path / "two", 2)
+    assert not same(two, divided(tmp_path / "one", 1))
+    with pytest.raises(Killed):
+        divided(tmp_path / "broken", 2, dies_at=8)
+    # on a machine with other cores
+    assert same(two, divided(tmp_path / "broken", 1))
+    assert TrainMachine(lanes=4).lanes_for(64) == 4
+    assert TrainMachine(lanes=4).lanes_for(40) == 2
+    assert TrainMachine(lanes=4).lanes_for(8) == 1
+
+
+def test_events_for_tensorboard_hold_what_the_log_holds(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with pytest.raises(Killed):
+        run(tmp_path, dies_at=9)
+    run(tmp_path)
+    found = accumulator.EventAccumulator(str(tmp_path))
+    found.Reload()
+    rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()[1:]]
+    for column, name in ((1, "loss"), (2, "rate"), (3, "score")):
+        expected = {int(row[0]): float(row[column]) for row in rows if row[column]}
+        assert {event.step: event.value for event in found.Scalars(name)} == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_tensorboard_there_are_no_events_and_it_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(training_log, "find_spec", lambda name: None)
+    monkeypatch.setattr(training_log, "_told", [])
+    with caplog.at_level("INFO", "lobule.train"):
+        for _ in range(2):
+            assert training_log.EventFile.opened(tmp_path, 0) is None
+    assert [record.message for record in caplog.records] == [
+        "no TensorBoard events are written: install lobule[tensorboard] to have them"
+    ]
 
 
 def test_steps_are_those_of_sgd_written_out(tmp_path: Path) -> None:
@@ -139,6 +210,45 @@ def test_steps_are_those_of_sgd_written_out(tmp_path: Path) -> None:
             value -= rate * velocity[number]
     assert torch.allclose(net.weight, weight, atol=1e-12)
     assert torch.allclose(net.bias, bias, atol=1e-12)
+
+
+def test_steps_of_adam_are_torchs_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, xs = nn.Linear(3, 1).double(), torch.randn(4, 5, 3, dtype=torch.float64)
+    other = nn.Linear(3, 1).double()
+    other.load_state_dict(net.state_dict())
+
+    class Stream(Numbers):
+        def __next__(self) -> Any:
+            self.next += 1
+            return xs[self.next - 1]
+
+    how = {"optimiser": "adam", "momentum": 0.5, "second_beta": 0.9, "weight_decay": 0.0}
+    options = FitOptions(steps=4, schedule="constant", **how)  # type: ignore[arg-type]
+    fit(net, lambda m, x: (m(x) ** 2).mean(), Stream(), options, tmp_path, [Group([*net.parameters()], 0.1)])
+    adam = torch.optim.Adam(other.parameters(), lr=0.1, betas=(0.5, 0.9))
+    for x in xs:
+        adam.zero_grad()
+        (other(x) ** 2).mean().backward()
+        adam.step()
+    assert torch.equal(net.weight, other.weight)
+    with pytest.raises(ConfigError, match="no optimiser 'lion'"):
+        FitOptions(steps=1, optimiser="lion")  # type: ignore[arg-type]
+
+
+def test_a_gradient_that_is_too_long_is_shortened(tmp_path: Path) -> None:
+    """One step of plain SGD moves the weights by rate × the clipped norm."""
+    moved = []
+    for number, clip in enumerate((0.0, 0.01, 1e9)):
+        net = small_net()
+        before = torch.cat([value.detach().flatten() for value in net.parameters()])
+        options = FitOptions(steps=1, momentum=0.0, weight_decay=0.0, clip=clip)
+        groups = [Group(list(net.parameters()), 0.5)]
+        fit(net, loss_of, Numbers(), options, tmp_path / str(number), groups)
+        after = torch.cat([value.detach().flatten() for value in net.parameters()])
+        moved.append(float((after - before).norm()))
+    assert moved[0] == moved[2] > 0.05
+    assert moved[1] == pytest.approx(0.5 * 0.01, rel=1e-3)
 
 
 def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lobule.errors import ConfigError, ModelError
 from lobule.losses import distillation_loss, flat_cosine, focal_distillation_loss
 from lobule.nets import anomaly
 from lobule.nets.reverse_distillation import (
-    RESNET_BLOCKS,
+    STUDENT_BLOCKS,
     Maps,
     Student,
     StudentShape,
@@ -38,7 +38,7 @@ CASES = [
 def shape_of(arch: str, variant: str) -> StudentShape:
     e = 1 if arch in ("resnet18", "resnet34") else 4
     shortcut = 3 if variant == "fwrd" else 1
-    return StudentShape((64 * e, 128 * e, 256 * e), shortcut=shortcut, **RESNET_BLOCKS[arch])
+    return StudentShape((64 * e, 128 * e, 256 * e), shortcut=shortcut, **STUDENT_BLOCKS[arch])
 
 
 def golden_tensor(salt: str, key: str, like: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def test_names_and_shapes_are_those_of_the_public_checkpoints(goldens: Path, gol
         assert sum(p.numel() for p in student.decoder.parameters()) == case["params_decoder"]
 
 
-@pytest.mark.parametrize("arch", RESNET_BLOCKS)
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "wide_resnet50_2"])
 @pytest.mark.parametrize("variant", ["rd4ad", "fwrd"])
 def test_a_checkpoint_says_what_it_was_built_from(arch: str, variant: str) -> None:
     with torch.device("meta"):
@@ -293,6 +293,8 @@ def test_a_teacher_never_trains() -> None:
     ("name", "multiple", "signed"),
     [
         ("resnet18", 32, False),
+        ("squeezenet1_1", 32, False),
+        ("tiny", 32, False),
         ("timm:regnetx_002", 32, False),
         ("timm:mobilenetv3_small_100", 32, True),
         ("timm:convnext_atto", 32, True),
@@ -328,3 +330,58 @@ def test_backbones_that_cannot_teach_are_refused() -> None:
         teacher("convnext_tiny")
     with pytest.raises(ConfigError, match=r"cannot be a teacher.*strides \[4, 4, 8\]"):
         Teacher("odd", nn.Conv2d(3, 3, 1), (4, 4, 8), InputScaling())
+
+
+@pytest.mark.parametrize(("side", "step"), [(64, 16), (64, 32), (50, 25)])
+def test_window_means_are_the_means_of_smoothed_mosaics(side: int, step: int) -> None:
+    """Against upsampling and smoothing each patch, laying them side by side and averaging every window."""
+    filled, strides, patches = 64, (4, 8, 16), 3
+    cells = (patches - 1) * side // step
+    torch.manual_seed(0)
+    distances = [
+        torch.rand(2, patches, patches, filled // s, filled // s, dtype=torch.float64) for s in strides
+    ]
+    whole = np.zeros((2, patches * side, patches * side))
+    for row in range(patches):
+        for column in range(patches):
+            patch = anomaly.summed([d[:, row, column] for d in distances], (filled, filled))[:, :side, :side]
+            for b in range(2):
+                block = gaussian_filter(patch[b].numpy(), 4, mode="reflect")
+                whole[b, row * side : (row + 1) * side, column * side : (column + 1) * side] = block
+    mosaics = [d.transpose(2, 3).flatten(3).flatten(1, 2) for d in distances]
+    found = anomaly.window_means(mosaics, side, filled, step, cells, patches)
+    assert found.shape == (2, cells, cells)
+    for row in range(cells):
+        for column in range(cells):
+            y, x = row * step, column * step
+            expected = whole[:, y : y + side, x : x + side].mean(axis=(1, 2))
+            np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("side", [64, 50])
+def test_teacher_and_student_as_one_net_give_the_patch_score(side: int) -> None:
+    torch.manual_seed(1)
+    frozen = teacher("tiny")
+    student = Student(frozen.student_shape()).eval()
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        maps = frozen(images)
+        expected = anomaly.patch_scores(maps, student(maps), (side, side), (64, 64))["mean"]
+        found = anomaly.window_means(anomaly.Distances(frozen, student)(images), side, 64)
+    np.testing.assert_allclose(found[:, 0, 0], expected, rtol=1e-5)
+
+
+def test_squeezenet_is_torchvisions_features_of_an_image_with_its_edge_repeated() -> None:
+    import torchvision
+
+    net = torchvision.models.squeezenet1_1(weights=None).eval()
+    frozen = teacher("squeezenet1_1")
+    load_teacher_weights(frozen, net.state_dict())
+    images = torch.randn(1, 3, 64, 96)
+    wide = nn.functional.pad(images, (0, 1, 0, 1), mode="replicate")
+    with torch.no_grad():
+        for ours, end in zip(frozen(images), (5, 8, 13), strict=True):
+            np.testing.assert_allclose(ours, net.features[:end](wide), rtol=1e-5, atol=1e-6)
+    assert [m.shape[1:] for m in frozen(images)] == [(128, 16, 24), (256, 8, 12), (512, 4, 6)]
+    with pytest.raises(ConfigError, match="no published weights"):
+        teacher("tiny", pretrained=True)

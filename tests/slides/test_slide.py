@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +26,7 @@ from lobule.errors import (
 )
 from lobule.geometry import Box, Size, level_step
 from lobule.slides import READERS, RGB, FoundMpp, Level, Slide, open_slide
+from lobule.slides.slide import open_mask
 from lobule.units import Mpp
 from tests.slides.made import picture, pyramid, write_tiff
 
@@ -231,3 +234,18 @@ def test_opening_is_lazy_in_the_class_and_eager_in_the_function(tmp_path: Path) 
         slide.levels  # noqa: B018
     with pytest.raises(NotReadable):
         open_slide(tmp_path / "missing.svs")
+
+
+def test_tiles_that_a_mask_leaves_out_are_class_0_and_those_of_a_slide_white(tmp_path: Path) -> None:
+    values = np.zeros((512, 512), np.uint8)
+    values[40:80, 300:340] = 255
+    tiles = [values[y : y + 256, x : x + 256] for y in (0, 256) for x in (0, 256)]
+    path = tmp_path / "mask.tif"
+    with tifffile.TiffWriter(path) as out:
+        coded = (zlib.compress(tile.tobytes()) if tile.any() else b"" for tile in tiles)
+        out.write(coded, shape=(512, 512), dtype="uint8", tile=(256, 256), compression="zlib")
+    with open_mask(path) as mask:
+        assert np.array_equal(mask.read(Box(0, 0, 512, 512), level=0)[..., 0], values)
+    with open_slide(path) as slide:
+        white = slide.read(Box(0, 0, 512, 512), level=0)[..., 0]
+    assert (white[:, :256] == 255).all() and np.array_equal(white[:256, 256:], values[:256, 256:])

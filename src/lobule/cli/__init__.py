@@ -11,10 +11,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tissue": ("lobule.cli.tissue:command", "Tissue map, area and preview of a slide."),
     "phantom": ("lobule.cli.phantom:command", "Generated cohorts with exact truth, of any size."),
     "cohort": ("lobule.cli.cohort:command", "A manifest from a folder as the public data sets lay it out."),
+    "features": ("lobule.cli.features:command", "Tile features of slides, as TRIDENT and CLAM lay them out."),
     "train": (
         "lobule.cli.train:command",
         "Train a method on a cohort; goes on where it was stopped.",
     ),
+    "budget": ("lobule.cli.budget:command", "How few outlined slides are enough: a curve over budgets."),
     "scan": (
         "lobule.cli.scan:command",
         "Score every case and say where: maps, findings, a score; resumable.",

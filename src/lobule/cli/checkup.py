@@ -41,12 +41,12 @@ def check_cohort(path: str, report: dict[str, Any]) -> None:
 
 
 def is_mammogram(path: str) -> bool:
-    """Whether a file is DICOM that is no whole-slide image."""
-    from lobule.cli.dicom_cohort import MAMMOGRAPHY, look
+    """Whether a file is a DICOM mammogram."""
+    from lobule.mammograms.dicom_look import look
 
     place = Path(path)
     found = look(place) if place.is_file() else None
-    return found is not None and found.sop_class.startswith(MAMMOGRAPHY)
+    return found is not None and found.is_mammogram
 
 
 def check_mammogram(path: str, report: dict[str, Any]) -> None:

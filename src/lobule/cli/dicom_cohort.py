@@ -4,33 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
 from pathlib import Path
-
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
-from pydicom.uid import VLWholeSlideMicroscopyImageStorage
 
 from lobule.cohort import Case, Cohort
 from lobule.cohort.layouts import files_under
 from lobule.cohort.rows import ids_of_paths
 from lobule.errors import CohortError
-
-MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
-"""Storage classes of mammograms begin so: for presentation, and for processing (`.1`)."""
-
-TAGS = ["SOPClassUID", "PatientID", "SeriesInstanceUID", "ImageType"]
-
-
-@dataclass(frozen=True)
-class Found:
-    """What one DICOM file is."""
-
-    file: Path
-    sop_class: str
-    patient: str
-    series: str
-    is_level: bool
+from lobule.mammograms.dicom_look import FileFacts, look
 
 
 def dicom(folder: str | Path) -> tuple[Cohort, dict[str, str]]:
@@ -39,8 +19,8 @@ def dicom(folder: str | Path) -> tuple[Cohort, dict[str, str]]:
     Slides and exams together are two cohorts, so that is an error.
     """
     found = [facts for file in files_under(folder) if (facts := look(file))]
-    slides = [one for one in found if one.sop_class == VLWholeSlideMicroscopyImageStorage]
-    mammograms = {str(one.file) for one in found if one.sop_class.startswith(MAMMOGRAPHY)}
+    slides = [one for one in found if one.is_slide]
+    mammograms = {str(one.file) for one in found if one.is_mammogram}
     if slides and mammograms:
         raise CohortError(folder, ["slides and mammograms are mixed there; make one manifest of each folder"])
     left_out: dict[str, str] = {}
@@ -54,29 +34,10 @@ def dicom(folder: str | Path) -> tuple[Cohort, dict[str, str]]:
     return Cohort(tuple(cases)), left_out
 
 
-def look(file: Path) -> Found | None:
-    """The header of a DICOM file; None for any other file."""
-    try:
-        with file.open("rb") as stream:
-            if stream.read(132)[128:] != b"DICM":
-                return None
-        header = dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))
-    except (InvalidDicomError, OSError, ValueError):
-        return None
-    image_type = list(header.get("ImageType") or ())
-    return Found(
-        file,
-        str(header.get("SOPClassUID", "")),
-        str(header.get("PatientID", "")).strip(),
-        str(header.get("SeriesInstanceUID", "")),
-        image_type[2:3] == ["VOLUME"],
-    )
-
-
-def slide_cases(found: Sequence[Found]) -> list[Case]:
+def slide_cases(found: Sequence[FileFacts]) -> list[Case]:
     """One case for each series: its folder where it is alone there, else its first file."""
     series_in: dict[Path, set[str]] = {}
-    first: dict[str, Found] = {}
+    first: dict[str, FileFacts] = {}
     for one in found:
         series_in.setdefault(one.file.parent, set()).add(one.series)
         if one.is_level:

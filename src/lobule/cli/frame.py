@@ -256,3 +256,14 @@ def progress(what: str, total: float | None = None, unit: str = "") -> Iterator[
             shown.update(task, advance=amount, rate=f"{speed:.3g} {unit}/s" if speed else "")
 
         yield advance
+
+
+def as_settings(given: tuple[str, ...]) -> dict[str, Any]:
+    """`key=value` pairs by key; hyphens are underscores."""
+    pairs = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"not a setting: '{text}'", expected="--set key=value")
+        pairs[key.strip().replace("-", "_")] = value.strip()
+    return pairs

@@ -81,18 +81,18 @@ def draw_slide(
     height = top + whole.height + between + (side + 34 if zooms else 0) + 40
     page = Image.new("RGB", (WIDTH, height), PAPER)
     pen = ImageDraw.Draw(page)
-    pen.text((MARGIN, 16), title, INK, _font(26))
-    pen.text((MARGIN, 50), subtitle, FAINT, _font(16))
+    pen.text((MARGIN, 16), title, INK, font(26))
+    pen.text((MARGIN, 50), subtitle, FAINT, font(16))
     page.paste(whole, (MARGIN, top))
     y = top + whole.height
     _legend(pen, outlines, y + 12)
     y += between
     for index, zoom in enumerate(zooms):
         x = MARGIN + index * (side + GAP)
-        page.paste(_zoomed(slide, zoom, side, outlines), (x, y))
+        page.paste(zoomed(slide, zoom, side, outlines), (x, y))
         pen.rectangle((x, y, x + side - 1, y + side - 1), outline=FRAME, width=2)
-        pen.text((x, y + side + 8), f"{index + 1}   {zoom.caption}", INK, _font(16))
-    pen.text((MARGIN, height - 30), f"{footer} {RESEARCH_USE}".strip(), FAINT, _font(14))
+        pen.text((x, y + side + 8), f"{index + 1}   {zoom.caption}", INK, font(16))
+    pen.text((MARGIN, height - 30), f"{footer} {RESEARCH_USE}".strip(), FAINT, font(14))
     return page
 
 
@@ -118,7 +118,7 @@ def _whole(slide: Slide, width: int, outlines: Sequence[Outlines], zooms: Sequen
     return picture
 
 
-def _zoomed(slide: Slide, zoom: Zoom, side: int, outlines: Sequence[Outlines]) -> Image.Image:
+def zoomed(slide: Slide, zoom: Zoom, side: int, outlines: Sequence[Outlines]) -> Image.Image:
     box = zoom.l0_box
     steps = [float(slide.steps(index)[0]) for index in range(len(slide.levels))]
     level = max(index for index, step in enumerate(steps) if step <= max(1.0, box.width / side))
@@ -145,15 +145,15 @@ def _lines(
 def _tag(pen: ImageDraw.ImageDraw, text: str, x: float, y: float) -> None:
     size = 20 * SMOOTH
     pen.rectangle((x, y - size, x + size, y), fill=FRAME)
-    pen.text((x + size / 2, y - size / 2), text, (255, 255, 255), _font(15 * SMOOTH), anchor="mm")
+    pen.text((x + size / 2, y - size / 2), text, (255, 255, 255), font(15 * SMOOTH), anchor="mm")
 
 
 def _legend(pen: ImageDraw.ImageDraw, outlines: Sequence[Outlines], y: int) -> None:
     x = float(MARGIN)
     for group in outlines:
         pen.line((x, y + 10, x + 26, y + 10), group.colour, 4)
-        pen.text((x + 34, y), group.caption, INK, _font(16))
-        x += 34 + pen.textlength(group.caption, _font(16)) + 30
+        pen.text((x + 34, y), group.caption, INK, font(16))
+        x += 34 + pen.textlength(group.caption, font(16)) + 30
 
 
 def _scale_bar(pen: ImageDraw.ImageDraw, slide: Slide, scale: float, width: int, height: int) -> None:
@@ -168,10 +168,10 @@ def _scale_bar(pen: ImageDraw.ImageDraw, slide: Slide, scale: float, width: int,
     right, bottom, length = width - 16, height - 16, um / um_per_px
     pen.rectangle((right - length, bottom - 5, right, bottom), fill=INK, outline=(255, 255, 255))
     place = (right - length / 2, bottom - 10)
-    pen.text(place, text, INK, _font(15), anchor="mb", stroke_width=3, stroke_fill=(255, 255, 255))
+    pen.text(place, text, INK, font(15), anchor="mb", stroke_width=3, stroke_fill=(255, 255, 255))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font

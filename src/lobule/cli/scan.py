@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.frame import Answer, answers, facts
+from lobule.cli.frame import Answer, answers, as_settings, facts
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
-    from lobule.engines.scan import Progress, ScanReport
+    from lobule.engines.cases import Progress
+    from lobule.engines.scan import ScanReport
 
 
 @answers(
@@ -47,6 +48,13 @@ if TYPE_CHECKING:
 @click.option("--max-ram", default="2GiB", show_default=True, metavar="SIZE", help="Memory beyond the model.")
 @click.option("--readers", type=click.IntRange(1), help="Reading threads; one a core if not given.")
 @click.option("--batch", type=click.IntRange(1), help="Fields computed together.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting that a scan may change; repeatable.",
+)
 @click.option("--shard", metavar="I/N", help="Scan only every N-th case, starting with the I-th.")
 @click.option("--fresh", is_flag=True, help="Forget what is in the results folder.")
 @click.option("--retry-failed", is_flag=True, help="Try failed cases and fields again.")
@@ -74,12 +82,13 @@ def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **aske
 def _scan(
     bundle: str, cohort: Any, out: str, shard: tuple[int, int] | None, max_ram: int, asked: dict[str, Any]
 ) -> ScanReport:
-    from lobule.engines.scan import Progress
+    from lobule.engines.cases import Progress
     from lobule.verbs import scan
 
     options: dict[str, Any] = {
         name: asked[name] for name in ("stride", "refine", "budget", "mpp", "upsample")
     }
+    options["settings"] = as_settings(asked["settings"])
     if not asked["tissue"]:
         options["tissue"] = None
     progress = Progress()

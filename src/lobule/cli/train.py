@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.frame import Answer, answers, facts
+from lobule.cli.frame import Answer, answers, as_settings, facts
 from lobule.cli.scan import _duration, _terminated_like_interrupted
-from lobule.errors import UsageError
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
@@ -30,6 +29,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--val", default="val", show_default=True, metavar="SPLIT", help="Validated on: val, test or none."
+)
+@click.option(
+    "--recipe", metavar="NAME", help="full or quick, where a method has both; as --set recipe=NAME."
 )
 @click.option("--rounds", type=click.IntRange(0), help="Rounds of hard-negative mining; as --set rounds=N.")
 @click.option("--seed", default=0, show_default=True)
@@ -49,19 +51,22 @@ def command(
 
     Patients never straddle splits. Stopped at any instant, the same command with --resume goes on and ends
     with the same weights, bit for bit. --dry-run shows every setting there is.
+
+    On several GPUs or machines: torchrun --nproc-per-node 4 -m lobule train, and the rest as always; every
+    process must see the slides and the bundle's folder.
     """
     from lobule.verbs import train
 
     wanted = as_settings(settings)
-    if asked["rounds"] is not None:
-        wanted["rounds"] = asked["rounds"]
+    wanted |= {name: asked[name] for name in ("recipe", "rounds") if asked[name] is not None}
     val = None if asked["val"] == "none" else asked["val"]
     if dry_run:
         return plan(method, cohort, out, wanted, val, asked["seed"])
+    from lobule.engines.ranks import is_first_rank
     from lobule.engines.train import FitProgress
 
-    progress = FitProgress()
-    with _terminated_like_interrupted(), _shown(progress):
+    progress, speaks = FitProgress(), is_first_rank()
+    with _terminated_like_interrupted(), _shown(progress) if speaks else nullcontext():
         bundle = train(
             method,
             cohort,
@@ -72,18 +77,9 @@ def command(
             progress=progress,
             **{name: asked[name] for name in ("seed", "resume", "fresh")},
         )
+    if not speaks:
+        click.get_current_context().exit()
     return Answer(as_data(bundle), as_text(bundle))
-
-
-def as_settings(given: tuple[str, ...]) -> dict[str, Any]:
-    """`key=value` pairs by key; hyphens are underscores."""
-    pairs = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UsageError(f"not a setting: '{text}'", expected="--set key=value")
-        pairs[key.strip().replace("-", "_")] = value.strip()
-    return pairs
 
 
 def plan(method: str, cohort: str, out: str, wanted: dict[str, Any], val: str | None, seed: int) -> Answer:
@@ -92,8 +88,10 @@ def plan(method: str, cohort: str, out: str, wanted: dict[str, Any], val: str | 
     from lobule.methods import method_module
     from lobule.verbs import as_cohort, config_of
 
-    config = config_of(method_module(method).Config, wanted)
-    parts = parts_of(as_cohort(cohort), val, seed)
+    module = method_module(method)
+    config = config_of(module.Config, wanted)
+    divide = getattr(module, "parts", parts_of)
+    parts = divide(as_cohort(cohort), val, seed, getattr(module, "KINDS", ("slide", "region")))
     sides = {"train": parts.train, "val": parts.val}
     data = {
         "method": method,
@@ -167,7 +165,7 @@ def _shown(progress: FitProgress) -> Iterator[None]:
 def line_of(progress: FitProgress) -> str:
     """The progress line, as a person reads it."""
     parts = [progress.stage]
-    if progress.steps and progress.stage.startswith("round"):
+    if progress.steps and not progress.stage.startswith("mining"):
         parts.append(f"step {progress.step}/{progress.steps}")
         if progress.loss == progress.loss:
             parts.append(f"loss {progress.loss:.3f}")
@@ -175,5 +173,5 @@ def line_of(progress: FitProgress) -> str:
             parts.append(f"validation {progress.score:.4f}")
         if progress.steps_per_s > 0:
             left = (progress.steps - progress.step) / progress.steps_per_s
-            parts.append(f"{progress.steps_per_s:.2g} steps/s, about {_duration(left)} left in this round")
+            parts.append(f"{progress.steps_per_s:.2g} steps/s, about {_duration(left)} left in this stage")
     return "  ".join(part for part in parts if part)

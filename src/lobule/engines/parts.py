@@ -7,15 +7,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lobule.bundles import MODEL
-from lobule.cohort import Cohort
+from lobule.cohort import Cohort, Kind
 from lobule.errors import ConfigError, Leakage, ResultsError
 from lobule.files import make_folder, read_json, write_json
 from lobule.results.folder import hold
+
+if TYPE_CHECKING:
+    from lobule.engines.ranks import Ranks
 
 HELD_OUT = 0.2
 """Of the patients, where the cohort has no validation split."""
@@ -32,8 +35,10 @@ class Parts:
     notes: tuple[str, ...] = ()
 
 
-def parts_of(cohort: Cohort, val: str | None, seed: int) -> Parts:
-    """The training and the validation part; a patient in two splits is refused."""
+def parts_of(
+    cohort: Cohort, val: str | None, seed: int, kinds: tuple[Kind, ...] = ("slide", "region")
+) -> Parts:
+    """The training and the validation part; a patient in two splits is refused, and so are other kinds."""
     splits: dict[str, set[str | None]] = {}
     for case in cohort:
         splits.setdefault(case.patient, set()).add(case.split)
@@ -50,9 +55,13 @@ def parts_of(cohort: Cohort, val: str | None, seed: int) -> Parts:
     training = cohort.split("train") if cohort.splits() else cohort
     if not training:
         raise ConfigError("no case is in the split 'train'", subject=cohort.path)
-    wrong = next((case for case in training if case.kind not in ("slide", "region")), None)
+    wrong = next((case for case in training if case.kind not in kinds), None)
     if wrong is not None:
-        raise ConfigError("outlines are on slides", subject=wrong.id, found=f"a case of kind {wrong.kind}")
+        raise ConfigError(
+            f"this method learns from cases of kind {' or '.join(kinds)}",
+            subject=wrong.id,
+            found=f"a case of kind {wrong.kind}",
+        )
     if val is None:
         return Parts(training, Cohort(()), ("nothing is validated: the last weights are kept",))
     validating = cohort.split(val)
@@ -60,8 +69,10 @@ def parts_of(cohort: Cohort, val: str | None, seed: int) -> Parts:
 
 
 def _held_out(training: Cohort, seed: int) -> Parts:
-    """A fifth of the patients with outlines, and a fifth of those without, leave the training to validate."""
-    with_outlines = {case.patient for case in training if case.annotation is not None}
+    """A fifth of the patients with outlines (or a breast that has something), and a fifth of the others."""
+    with_outlines = {
+        case.patient for case in training if case.annotation is not None or any(case.breast_labels.values())
+    }
     rng = np.random.default_rng([seed, HOLDING_OUT])
     held: set[str] = set()
     for outlined in (True, False):
@@ -82,12 +93,27 @@ def _held_out(training: Cohort, seed: int) -> Parts:
 
 @contextmanager
 def begun_training(
-    out: str | Path, settings: Mapping[str, Any], parts: Parts, *, resume: bool, fresh: bool
+    out: str | Path,
+    settings: Mapping[str, Any],
+    parts: Parts,
+    *,
+    resume: bool,
+    fresh: bool,
+    ranks: Ranks | None = None,
 ) -> Iterator[Path]:
-    """The folder of a training, kept from others meanwhile; its settings are new or, on resume, the same."""
+    """The folder of a training, kept from others meanwhile; its settings are new or, on resume, the same.
+
+    Of several `ranks` the first begins it, and the others follow.
+    """
     folder = make_folder(Path(out) / "training")
+    if ranks is not None and not ranks.first:
+        ranks.wait()
+        yield folder
+        return
     with hold(folder):
         _begin(Path(out) / MODEL, folder, settings, parts, resume, fresh)
+        if ranks is not None:
+            ranks.wait()
         yield folder
 
 
@@ -134,4 +160,12 @@ def _clear(folder: Path) -> None:
 
 
 def _facts(cohort: Cohort) -> dict[str, list[str | None]]:
-    return {case.id: [case.path, case.annotation, case.label] for case in cohort}
+    return {
+        case.id: [
+            *case.paths,
+            case.annotation,
+            case.label,
+            *(f"{name}={int(value)}" for name, value in case.breast_labels.items()),
+        ]
+        for case in cohort
+    }

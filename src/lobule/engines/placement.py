@@ -6,19 +6,18 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from lobule.engines.passes import EngineSettings, Predictor, ScanOptions
 from lobule.errors import ConfigError, ModelError
+from lobule.nets.fused import can_fuse, fuse
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -75,15 +74,29 @@ def lanes_for(device: str, cores: int) -> tuple[int, int]:
     return lanes, max(1, cores // lanes)
 
 
-def placed(module: Module, engine: EngineSettings) -> Module:
-    """A copy of a module on its device in its precision, ready for inference."""
+SLICE = 8
+"""Tiles that a core computes at once: more no longer fit its cache, fewer leave its vectors unfilled."""
+
+
+def slices_of(pixels: torch.Tensor, engine: EngineSettings) -> Sequence[torch.Tensor]:
+    """A batch of tiles in the parts that are computed at once; on a GPU all of it is one."""
+    return pixels.split(SLICE) if engine.device == "cpu" else (pixels,)
+
+
+def placed(module: nn.Module, engine: EngineSettings) -> nn.Module:
+    """A copy of a module on its device in its precision, ready for inference.
+
+    On a CPU what is traced of it is fused, and the weights are laid out once.
+    """
     with torch.no_grad():  # without, the copy of a compiled module hangs on the original's gradients
         copied = copy.deepcopy(module).eval()
     for parameter in copied.parameters():  # a compiled module has no `requires_grad_` of its own
         parameter.requires_grad_(False)
     dtype = torch.bfloat16 if engine.precision == "bfloat16" else torch.float32
     memory = torch.channels_last if engine.channels_last else torch.contiguous_format
-    return copied.to(device=engine.device, dtype=dtype, memory_format=memory)  # type: ignore[call-overload,no-any-return]
+    ready: nn.Module = copied.to(device=engine.device, dtype=dtype, memory_format=memory)  # type: ignore[call-overload]
+    fusible = engine.device == "cpu" and engine.channels_last and dtype == torch.float32
+    return fuse(ready) if fusible and can_fuse() else ready
 
 
 def measure(

@@ -149,6 +149,19 @@ class SlidePlaces:
 
 
 @dataclass(frozen=True, eq=False)
+class Listed:
+    """Places chosen beforehand, for a training that sees each of them once an epoch."""
+
+    slides: NDArray[np.int64]
+    """The number of each place's slide in the pool."""
+    labels: NDArray[np.int64]
+    l0_points: Points
+
+    def __len__(self) -> int:
+        return len(self.slides)
+
+
+@dataclass(frozen=True, eq=False)
 class Pool:
     """All places of a cohort, and the places of normal tissue that a model took for tumour."""
 
@@ -157,6 +170,8 @@ class Pool:
     """Number of the slide → places on it."""
     notes: tuple[str, ...] = ()
     """What was left out, and why; one sentence each."""
+    listed: Listed | None = None
+    """The only places that are drawn, where there is such a list."""
 
     def usable(self, label: int) -> list[int]:
         """Numbers of the slides that have places of a class."""
@@ -181,7 +196,7 @@ def find_places(case: Case, tissue: TissueConfig | None) -> tuple[SlidePlaces, l
     notes: list[str] = []
     if not found.mask.any():
         notes.append("no tissue was found")
-    outlined = _outlined(case, notes)
+    outlined = _outlined(case, slide.size, notes)
     blank = np.zeros_like(found.mask)
     masks = (blank, blank)
     unsure = blank
@@ -213,11 +228,26 @@ def find_places(case: Case, tissue: TissueConfig | None) -> tuple[SlidePlaces, l
     return _probed(places), notes
 
 
-def _outlined(case: Case, notes: list[str]) -> Outlined | None:
+def _outlined(case: Case, l0_size: Size, notes: list[str]) -> Outlined | None:
     if case.annotation is None:
         return None
-    annotation = read_annotation(case.annotation)
-    if annotation.of_kind("tumour"):
+    annotation = read_annotation(case.annotation, l0_size=l0_size)
+    notes += annotation.warnings
+    if tumours := annotation.of_kind("tumour"):
+        whole = Box(0, 0, l0_size.width, l0_size.height)
+        beyond = [polygon for polygon in tumours if polygon.l0_box.intersect(whole).empty]
+        if len(beyond) == len(
+            tumours
+        ):  # of another slide or scale: taken for normal, tumour would be learned
+            raise AnnotationError(
+                "its outlines lie outside the slide",
+                subject=case.annotation,
+                expected=f"level-0 pixels of {l0_size.width} × {l0_size.height}",
+                found=f"tumour from x {tumours[0].l0_box.x}, y {tumours[0].l0_box.y}",
+                remedy="Check that it is this slide's, and in level-0 pixels",
+            )
+        if beyond:
+            notes.append(f"{len(beyond)} of {len(tumours)} outlines lie outside the slide")
         return Outlined.of(annotation)
     normal = case.label is None or case.label.lower() in NORMAL_LABELS
     if not normal:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import pairwise
 from multiprocessing import get_context
 from typing import Any
 
@@ -27,9 +28,9 @@ from lobule.augment import draw as draw_augmentation
 from lobule.cohort import Cohort
 from lobule.color import RGB
 from lobule.engines.loader import cause_of
-from lobule.engines.places import NORMAL, TUMOUR, Pool, SlidePlaces, find_places
+from lobule.engines.places import NORMAL, TUMOUR, Listed, Pool, SlidePlaces, find_places
 from lobule.errors import CaseError, ConfigError, DamagedTile, LobuleError, UsageError
-from lobule.geometry import Box
+from lobule.geometry import Box, Lattice
 from lobule.slides.slide import Slide
 from lobule.tissue import TissueConfig
 
@@ -38,6 +39,8 @@ MAX_OPEN = 128
 CACHE_BYTES = 2 << 20
 """Decoded tiles kept of an open slide: places are far apart, and tiles are rarely asked for again."""
 ATTEMPTS = 1000
+EPOCH = 0xE90C
+"""Sets the order of an epoch apart from other uses of the seed."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,15 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def parts(self, count: int) -> list[Samples]:
+        """The batch in so many parts of nearly one size, each with its share of the classes."""
+        edges = [number * len(self) // count for number in range(count + 1)]
+        return [
+            Samples(self.index + a, self.pixels[a:b], self.labels[a:b], self.draws[a:b])
+            for a, b in pairwise(edges)
+            if a < b
+        ]
 
 
 def gather(
@@ -142,6 +154,18 @@ def draw(pool: Pool, config: SampleConfig, label: int, rng: np.random.Generator)
     return Draw(number, label, float(x), float(y), hard=True)
 
 
+def draw_listed(listed: Listed, seed: int, index: int, attempt: int) -> Draw:
+    """The place of a sample in shuffled epochs; after an attempt in vain, any of the same class."""
+    epoch, turn = divmod(index, len(listed))
+    order = np.random.default_rng([seed, EPOCH, epoch]).permutation(len(listed))
+    number = order[turn]
+    if attempt:
+        same = np.flatnonzero(listed.labels == listed.labels[number])
+        number = np.random.default_rng([seed, EPOCH, epoch, turn, attempt]).choice(same)
+    x, y = listed.l0_points[number]
+    return Draw(int(listed.slides[number]), int(listed.labels[number]), float(x), float(y))
+
+
 class Sampler:
     """One worker: its own open slides, its own knowledge of which are lost."""
 
@@ -150,7 +174,7 @@ class Sampler:
     ) -> None:
         self.pool, self.config, self.seed, self.round = pool, config, seed, round_
         self.lost = dict(lost)
-        self._open: OrderedDict[int, Slide] = OrderedDict()
+        self._open: OrderedDict[int, tuple[Slide, Lattice]] = OrderedDict()
 
     def batch(self, first: int, size: int) -> Samples:
         made = [self.sample(index) for index in range(first, first + size)]
@@ -160,11 +184,9 @@ class Sampler:
 
     def sample(self, index: int) -> tuple[RGB, Draw]:
         """The patch of a sample, augmented, and what was drawn."""
-        label = label_of(index, self.config.tumour_share)
         for attempt in range(ATTEMPTS):
-            self._check_left(label)
             rng = np.random.default_rng([self.seed, self.round, index, attempt])
-            chosen = draw(self.pool, self.config, label, rng)
+            chosen = self._choose(index, attempt, rng)
             if chosen is None or chosen.slide in self.lost:
                 continue
             try:
@@ -181,11 +203,19 @@ class Sampler:
             f"{ATTEMPTS} places in a row could not be read", remedy="Check the slides with `lobule doctor`"
         )
 
+    def _choose(self, index: int, attempt: int, rng: np.random.Generator) -> Draw | None:
+        if self.pool.listed is not None:
+            chosen = draw_listed(self.pool.listed, self.seed, index, attempt)
+            self._check_left(chosen.label)
+            return chosen
+        label = label_of(index, self.config.tumour_share)
+        self._check_left(label)
+        return draw(self.pool, self.config, label, rng)
+
     def _lose(self, number: int, error: Exception) -> None:
         self.lost[number] = cause_of(error)
-        slide = self._open.pop(number, None)
-        if slide is not None:
-            slide.close()
+        if number in self._open:
+            self._open.pop(number)[0].close()
 
     def _check_left(self, label: int) -> None:
         usable = self.pool.usable(label)
@@ -198,27 +228,27 @@ class Sampler:
             )
 
     def _read(self, chosen: Draw, rng: np.random.Generator) -> RGB:
-        slide, config = self._slide(chosen.slide), self.config
-        lattice = slide.lattice(mpp=config.mpp, upsample=config.upsample)
+        config, (slide, lattice) = self.config, self._opened(chosen.slide)
         side = config.augment.source_side(config.side)
         x = round(chosen.l0_x / float(lattice.step_x) - side / 2)
         y = round(chosen.l0_y / float(lattice.step_y) - side / 2)
         pixels = slide.read_lattice(lattice, Box(x, y, side, side))
         return draw_augmentation(config.augment, rng).apply(pixels, config.side)
 
-    def _slide(self, number: int) -> Slide:
+    def _opened(self, number: int) -> tuple[Slide, Lattice]:
         """The worker's own handle, the least recently used closed where there are too many."""
         if number not in self._open:
             slide = copy.copy(self.pool.slides[number].slide)  # its path and µm/px; the file opens anew
             slide.use_cache(CACHE_BYTES)
-            self._open[number] = slide
+            lattice = slide.lattice(mpp=self.config.mpp, upsample=self.config.upsample)
+            self._open[number] = slide, lattice
             if len(self._open) > MAX_OPEN:
-                self._open.popitem(last=False)[1].close()
+                self._open.popitem(last=False)[1][0].close()
         self._open.move_to_end(number)
         return self._open[number]
 
     def close(self) -> None:
-        for slide in self._open.values():
+        for slide, _ in self._open.values():
             slide.close()
         self._open.clear()
 
@@ -229,7 +259,7 @@ class Sampler:
 class SampleStream:
     """Batches in order, made ahead by threads or by spawned processes, a bounded number of them.
 
-    `share` is (rank, ranks): of the batches of a round, each rank gets every `ranks`-th.
+    `share` is (rank, ranks): of each batch, a rank gets the part of its number.
     """
 
     def __init__(
@@ -249,6 +279,11 @@ class SampleStream:
         self.pool, self.config, self.batch = pool, config, batch
         self.seed, self.round, self.batches = seed, round_, batches
         self.workers, self.processes, self.ahead, self.share = workers, processes, ahead, share
+        if batch % share[1]:
+            raise ConfigError(
+                f"a batch of {batch} cannot be shared by {share[1]} processes",
+                expected=f"a multiple of {share[1]}",
+            )
         self.lost: dict[int, str] = {}
         """Numbers of slides that turned unreadable → why."""
         self._next = 0
@@ -315,8 +350,8 @@ class SampleStream:
             turn = self._next + len(self._waiting)
             if self.batches is not None and turn >= self.batches:
                 break
-            first = (turn * ranks + rank) * self.batch
-            self._waiting.append(self._executor.submit(work, first, self.batch))
+            part = self.batch // ranks
+            self._waiting.append(self._executor.submit(work, turn * self.batch + rank * part, part))
 
     def _start(self) -> None:
         make = (self.pool, self.config, self.seed, self.round, dict(self.lost))

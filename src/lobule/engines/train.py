@@ -1,8 +1,8 @@
 """Training: any module, loss and stream of batches; stopped at any instant and gone on with, bit for bit.
 
-A checkpoint holds the weights, the optimiser, the best weights so far, the state of torch's generators and of
-the stream, and takes its place by one rename. What is computed after it is computed again on resume, the same
-way: the loop draws no other random numbers.
+A checkpoint holds the weights, the optimiser, the best weights so far and the state of the stream, and takes
+its place by one rename. What is computed after it is computed again on resume, the same way: what is random
+about a step is drawn from a seed that is a function of the training's and the step.
 """
 
 from __future__ import annotations
@@ -13,21 +13,45 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from lobule.engines.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from lobule.engines.fit_options import (
+    FitOptions,
+    Group,
+    Optimiser,
+    Schedule,
+    differing,
+    lasting,
+    optimiser_of,
+    shape_of,
+)
+from lobule.engines.lanes import Lanes, Part, seed_of
 from lobule.engines.placement import available_cores, choose_device
+from lobule.engines.ranks import Ranks
+from lobule.engines.training_log import COLUMNS, LOG, EventFile
 from lobule.errors import ConfigError, ModelError, ResultsError
 from lobule.files import make_folder, write_text
 
-Schedule = Literal["plateau", "cosine", "step", "constant"]
+__all__ = [
+    "Batches",
+    "FitOptions",
+    "FitProgress",
+    "FitReport",
+    "Group",
+    "Optimiser",
+    "Schedule",
+    "TrainMachine",
+    "fit",
+]
+
 Item = TypeVar("Item")
 Item_co = TypeVar("Item_co", covariant=True)
-LOG = "log.csv"
-COLUMNS = "step,loss,rate,score\n"
+LEAST_PART = 16
+"""Samples of a part at least: fewer would make poor statistics for a batch norm."""
 
 
 class Batches(Protocol[Item_co]):
@@ -38,6 +62,15 @@ class Batches(Protocol[Item_co]):
     def state(self) -> dict[str, Any]: ...
 
     def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A batch that can be computed in parts."""
+
+    def __len__(self) -> int: ...
+
+    def parts(self, count: int) -> Sequence[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -53,63 +86,26 @@ class TrainMachine:
     """Workers are spawned processes, for machines with many cores a GPU."""
     max_ram: int = 2 << 30
     """Bytes beyond the model while mining."""
+    lanes: int | None = None
+    """Parts of a batch that a CPU computes side by side; None is one a core, where the batch has enough."""
 
-    def settled(self) -> TrainMachine:
-        device = choose_device(self.device)
+    def settled(self, ranks: Ranks | None = None) -> TrainMachine:
+        """With every choice made, for one of the processes of a machine."""
+        ranks = ranks or Ranks()
+        wanted = f"cuda:{ranks.local}" if ranks.count > 1 and torch.cuda.is_available() else "auto"
+        device = choose_device(wanted if self.device in ("auto", "cuda") else self.device)
         has = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
         auto = "bfloat16" if has else "float32"
         precision = auto if self.precision == "auto" else self.precision
         if precision not in ("float32", "bfloat16"):
             raise ConfigError(f"no precision '{precision}'", expected="auto, float32 or bfloat16")
-        return replace(self, device=device, precision=precision, workers=self.workers or available_cores())
+        cores = max(1, available_cores() // max(1, ranks.local_count))
+        lanes = self.lanes or (cores if device == "cpu" else 1)
+        return replace(self, device=device, precision=precision, workers=self.workers or cores, lanes=lanes)
 
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How a module is fitted."""
-
-    steps: int
-    schedule: Schedule = "plateau"
-    factor: float = 0.1
-    """The rate is multiplied by it: at a plateau, or after each third of the steps ("step")."""
-    patience: int = 5
-    """Evaluations without a better score before the rate falls ("plateau")."""
-    stop_after: int = 15
-    """Evaluations without a better score before the training ends."""
-    evaluate_every: int = 1000
-    checkpoint_every: int = 1000
-    log_every: int = 20
-    accumulate: int = 1
-    """Batches whose gradients are averaged into one step."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    precision: str = "float32"
-    """Or bfloat16: the forward pass under autocast."""
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        if self.schedule not in get_args(Schedule):
-            known = ", ".join(get_args(Schedule))
-            raise ConfigError(f"no schedule '{self.schedule}'", expected=f"one of {known}")
-        for name in (
-            "steps",
-            "patience",
-            "stop_after",
-            "evaluate_every",
-            "checkpoint_every",
-            "log_every",
-            "accumulate",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters that share a learning rate."""
-
-    parameters: Sequence[nn.Parameter]
-    rate: float
+    def lanes_for(self, batch: int) -> int:
+        """How many parts a batch of a rank is computed in."""
+        return max(1, min(self.lanes or 1, batch // LEAST_PART))
 
 
 @dataclass
@@ -160,16 +156,22 @@ def fit(
     *,
     validate: Callable[[nn.Module], float] | None = None,
     progress: FitProgress | None = None,
+    ranks: Ranks | None = None,
 ) -> FitReport:
-    """Fit a module by SGD, going on from the checkpoint in `folder` where there is one.
+    """Fit a module, going on from the checkpoint in `folder` where there is one.
 
-    `validate` gives a score, higher is better; the module is in evaluation mode while it runs.
+    `validate` gives a score, higher is better; the module is in evaluation mode while it runs. With `ranks`
+    each process has its share of every batch in `batches`, and their gradients are averaged.
     """
-    run = _Run(module, loss, batches, options, Path(folder), groups, validate, progress or FitProgress())
-    run.resume()
-    while not run.state.done:
-        run.advance()
-    return run.finish()
+    shown, among = progress or FitProgress(), ranks or Ranks()
+    run = _Run(module, loss, batches, options, Path(folder), groups, validate, shown, among)
+    try:
+        run.resume()
+        while not run.state.done:
+            run.advance()
+        return run.finish()
+    finally:
+        run.close()
 
 
 class _Run:
@@ -185,19 +187,19 @@ class _Run:
         groups: Sequence[Group],
         validate: Callable[[nn.Module], float] | None,
         progress: FitProgress,
+        ranks: Ranks,
     ) -> None:
         self.module, self.loss, self.batches, self.options = module, loss, batches, options
         self.folder, self.validate, self.progress = make_folder(folder), validate, progress
+        self.ranks = ranks
         self.rates = [group.rate for group in groups]
-        self.optimiser = torch.optim.SGD(
-            [{"params": list(group.parameters), "lr": group.rate} for group in groups],
-            lr=self.rates[0],
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-        )
+        self.optimiser = optimiser_of(options, groups)
         self.state = _State()
         self.best: dict[str, Tensor] = {}
         self.log: list[str] = []
+        self.lanes = options.lanes
+        self._lanes: Lanes | None = None
+        self._events: EventFile | None = None
         self._losses: list[Tensor] = []
         self._began, self._began_at = time.monotonic(), 0
         progress.steps = options.steps
@@ -209,13 +211,12 @@ class _Run:
         options, state = self.options, self.state
         self.module.train()
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * state.scale * _shape(options, state.step)
-        self.optimiser.zero_grad(set_to_none=True)
-        for _ in range(options.accumulate):
-            with self._precision():
-                value = self.loss(self.module, next(self.batches)) / options.accumulate
-            value.backward()
-            self._losses.append(value.detach())
+            group["lr"] = rate * state.scale * shape_of(options, state.step)
+        assert self._lanes is not None
+        self._losses.append(self._lanes.gradients(self._parts(), self._compute))
+        self.ranks.average([p.grad for p in self._parameters() if p.grad is not None])
+        if options.clip > 0:
+            nn.utils.clip_grad_norm_(self._parameters(), options.clip)
         self.optimiser.step()
         state.step += 1
         state.done = state.step >= options.steps
@@ -230,6 +231,24 @@ class _Run:
         self.progress.step = state.step
         self.progress.steps_per_s = (state.step - self._began_at) / (time.monotonic() - self._began + 1e-9)
 
+    def _parts(self) -> list[Part]:
+        """The batches of a step, divided where there are more lanes than batches."""
+        count = self.options.accumulate
+        pieces = -(-self.lanes // count)
+        items: list[tuple[Any, float]] = []
+        for _ in range(count):
+            batch = next(self.batches)
+            if pieces > 1 and isinstance(batch, Divisible):
+                items += [(part, len(part) / len(batch) / count) for part in batch.parts(pieces)]
+            else:
+                items.append((batch, 1 / count))
+        where = (self.options.seed, self.state.step, self.ranks.rank)
+        return [Part(item, weight, seed_of(*where, number)) for number, (item, weight) in enumerate(items)]
+
+    def _compute(self, module: nn.Module, item: Any) -> Tensor:
+        with self._precision():
+            return self.loss(module, item)
+
     def _precision(self) -> Any:
         if self.options.precision != "bfloat16":
             return nullcontext()
@@ -237,7 +256,9 @@ class _Run:
 
     def _note_losses(self) -> None:
         """Read the losses since the last time: reading each would make an accelerator wait at every step."""
-        mean = float(torch.stack(self._losses).float().sum()) / (len(self._losses) / self.options.accumulate)
+        total = torch.stack(self._losses).float().mean()
+        self.ranks.average([total])
+        mean = float(total)
         self._losses.clear()
         if not math.isfinite(mean):
             raise ModelError(
@@ -248,19 +269,23 @@ class _Run:
         rate = self.optimiser.param_groups[0]["lr"]
         self.log.append(f"{self.state.step},{mean:.6g},{rate:.6g},\n")
         self.progress.loss = mean
+        if self._events is not None:
+            self._events.add(self.state.step, loss=mean, rate=rate)
 
     def _evaluate(self) -> None:
         """Score the module; keep it where it is the best, else count down to a lower rate and to the end."""
-        assert self.validate is not None
-        state, options = self.state, self.options
+        validate, state, options = self.validate, self.state, self.options
+        assert validate is not None
         self.module.eval()
         with torch.no_grad():
-            score = float(self.validate(self.module))
+            score = self.ranks.from_first(lambda: float(validate(self.module)))
         if not math.isfinite(score):
             raise ModelError(f"the score is {score} at step {state.step}", subject=self.folder)
         state.scores.append((state.step, score))
         self.log[-1] = self.log[-1].rstrip("\n") + f"{score:.6g}\n"
         self.progress.score = score
+        if self._events is not None:
+            self._events.add(state.step, score=score)
         if state.best is None or score > state.best:
             state.best, state.best_step, state.waited, state.waited_rate = score, state.step, 0, 0
             self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
@@ -274,33 +299,37 @@ class _Run:
     # -- checkpoints --------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        if not self.ranks.first:
+            return
         write_text(self.folder / LOG, COLUMNS + "".join(self.log))
         tensors = {f"model/{name}": value for name, value in self.module.state_dict().items()}
         tensors |= {f"best/{name}": value for name, value in self.best.items()}
         for number, parameter in enumerate(self._parameters()):
             moments = self.optimiser.state[parameter]
-            tensors |= {f"sgd/{number}/{k}": v for k, v in moments.items() if isinstance(v, Tensor)}
-        tensors["random/cpu"] = torch.get_rng_state()
-        if self.options.device.startswith("cuda"):
-            tensors["random/cuda"] = torch.cuda.get_rng_state(self.options.device)
+            tensors |= {f"moments/{number}/{k}": v for k, v in moments.items() if isinstance(v, Tensor)}
         facts = {
-            "options": _lasting(self.options),
+            "options": lasting(self.options),
+            "lanes": self.lanes,
             "loop": asdict(self.state),
             "batches": self.batches.state(),
         }
         write_checkpoint(self.folder, Checkpoint(facts, tensors), f"step-{self.state.step:08d}")
 
     def resume(self) -> None:
-        """Take up the checkpoint in the folder, where there is one."""
+        """Take up the checkpoint in the folder, where there is one, and get ready to compute."""
         found = read_checkpoint(self.folder)
-        if found is None:
-            self.log = []
-            return
-        if found.facts["options"] != _lasting(self.options):
+        if found is not None:
+            self._take_up(found)
+        self._lanes = Lanes(self.module, self.lanes, max(1, available_cores() // self.lanes))
+        if self.ranks.first and not self.state.done:
+            self._events = EventFile.opened(self.folder, self.state.step)
+
+    def _take_up(self, found: Checkpoint) -> None:
+        if found.facts["options"] != lasting(self.options):
             raise ResultsError(
                 "this training began with other settings",
                 subject=self.folder,
-                expected=str(_differing(found.facts["options"], _lasting(self.options))),
+                expected=str(differing(found.facts["options"], lasting(self.options))),
                 remedy="Start over with --fresh, or write to another folder",
             )
         loop = found.facts["loop"]
@@ -308,12 +337,11 @@ class _Run:
         self.module.load_state_dict(found.of("model/"))
         self.best = {name: value.to(self.options.device) for name, value in found.of("best/").items()}
         for number, parameter in enumerate(self._parameters()):
-            for name, value in found.of(f"sgd/{number}/").items():
+            for name, value in found.of(f"moments/{number}/").items():
                 # laid out in memory as its parameter is, or sums would round in another order
-                self.optimiser.state[parameter][name] = torch.empty_like(parameter).copy_(value)
-        torch.set_rng_state(found.tensors["random/cpu"])
-        if "random/cuda" in found.tensors and self.options.device.startswith("cuda"):
-            torch.cuda.set_rng_state(found.tensors["random/cuda"], self.options.device)
+                own = value if name == "step" else torch.empty_like(parameter).copy_(value)
+                self.optimiser.state[parameter][name] = own
+        self.lanes = int(found.facts["lanes"])
         self.batches.restore(found.facts["batches"])
         lines = (self.folder / LOG).read_text("utf-8").splitlines(keepends=True)[1:]
         self.log = [line for line in lines if int(line.partition(",")[0]) <= self.state.step]
@@ -326,23 +354,11 @@ class _Run:
         state = self.state
         return FitReport(state.step, state.best, state.best_step, tuple(state.scores))
 
+    def close(self) -> None:
+        if self._lanes is not None:
+            self._lanes.close()
+        if self._events is not None:
+            self._events.close()
+
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
-
-
-def _shape(options: FitOptions, step: int) -> float:
-    """The share of the first rate that a schedule known beforehand allows at a step."""
-    if options.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * step / options.steps))
-    if options.schedule == "step":
-        return float(options.factor ** (3 * step // options.steps))
-    return 1.0
-
-
-def _lasting(options: FitOptions) -> dict[str, Any]:
-    """What must not change when a training goes on; where it runs may."""
-    return {name: value for name, value in asdict(options).items() if name != "device"}
-
-
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in before.items() if now.get(name) != value}

@@ -11,8 +11,9 @@ import numpy as np
 
 from lobule import __version__
 from lobule.cohort import SPLITS, Case, Cohort
+from lobule.cohort.labels import polarity
 from lobule.errors import UsageError
-from lobule.evaluation.labels import Plan, plan, polarity
+from lobule.evaluation.labels import Plan, plan
 from lobule.evaluation.leakage import check_overlap
 from lobule.evaluation.lesions import Matched, compare_lesions, match_slides, measure_lesions
 from lobule.evaluation.options import Options

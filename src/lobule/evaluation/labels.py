@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lobule.cohort.labels import plain, polarity
 from lobule.errors import UsageError
-
-POSITIVE = frozenset({
-    "1", "true", "yes", "positive", "pos", "tumour", "malignant", "cancer", "carcinoma", "metastasis",
-    "metastases", "metastatic", "macro", "micro", "insitu", "invasive",
-})  # fmt: skip
-NEGATIVE = frozenset({
-    "0", "false", "no", "negative", "neg", "normal", "benign", "healthy", "notumour", "nontumour",
-    "noncancer", "noncarcinoma", "notcancer", "nocancer",
-})  # fmt: skip
-"""What labels mean unless the caller says otherwise. Isolated tumour cells (itc) are left to the caller."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +26,6 @@ class Plan:
     rule: str
     classes: tuple[tuple[str, str], ...] = ()
     """(label, score) of every class, where each label has a score of its own."""
-
-
-def plain(word: str) -> str:
-    """A label or score name without what spelling varies: case, hyphens, `tumor` for `tumour`, 1.0 for 1."""
-    try:
-        return f"{float(word):g}"
-    except ValueError:
-        return re.sub(r"[\W_]+", "", word.lower()).replace("tumor", "tumour")
-
-
-def polarity(label: str) -> bool | None:
-    """Positive, negative, or unknown."""
-    word = plain(label)
-    return True if word in POSITIVE else False if word in NEGATIVE else None
 
 
 def plan(

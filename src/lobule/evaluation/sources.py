@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.cohort import Case
+from lobule.cohort.labels import polarity
 from lobule.errors import CaseError, ResultsError
-from lobule.evaluation.labels import polarity
 from lobule.evaluation.options import Options
 from lobule.files import open_url
 from lobule.findings import cell_centre, non_maximum_suppression, suppression_radius

@@ -18,7 +18,7 @@ from lobule.files import is_url
 from lobule.geometry import Box, Size, level_step
 from lobule.measures.camelyon16 import PIXEL_UM, STEP, EvaluationMask, evaluation_mask
 from lobule.measures.estimate import Floats
-from lobule.slides.slide import Slide, open_slide
+from lobule.slides.slide import Slide, open_mask, open_slide
 from lobule.units import Mpp
 
 NEAR = 0.1
@@ -130,7 +130,7 @@ def _of_mask(path: str, size: Size | None, steps: Steps, options: Options) -> ND
     if Path(path).suffix.lower() == ".png":
         values, page = read_class_mask(path).values, None
     else:
-        with open_slide(path) as slide:
+        with open_mask(path) as slide:
             values, page = _level_near(slide, size, steps, options)
     own = Size(values.shape[1], values.shape[0])
     whole = page or size

@@ -47,6 +47,8 @@ class Finding:
     """The longest distance between two of its points."""
     area_um2: float | None = None
     lesion_class: LesionClass | None = None
+    image: str = "slide"
+    """The image of the case that it lies on: a view, where the case is an exam."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; what is not known is left out."""
@@ -54,6 +56,8 @@ class Finding:
         for name in ("label", "cells", "size_um", "area_um2", "lesion_class"):
             if (value := getattr(self, name)) is not None:
                 plain[name] = value
+        if self.image != "slide":
+            plain["image"] = self.image
         if self.box is not None:
             plain["box"] = [self.box.x, self.box.y, self.box.width, self.box.height]
         if self.polygon:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -135,6 +136,15 @@ def fit_isotonic(labels: ArrayLike, scores: ArrayLike) -> Isotonic | None:
         return None
     fit = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(score, label.astype(np.float64))
     return Isotonic(tuple(fit.X_thresholds_.tolist()), tuple(fit.y_thresholds_.tolist()))
+
+
+def fit_of(facts: Mapping[str, Any]) -> Platt | Isotonic:
+    """A fit from what its `to_dict` gave."""
+    if facts["kind"] == "platt":
+        return Platt(float(facts["slope"]), float(facts["intercept"]))
+    if facts["kind"] == "isotonic":
+        return Isotonic(tuple(facts["scores"]), tuple(facts["probabilities"]))
+    raise ValueError(f"no fit of the kind {facts['kind']!r}")
 
 
 def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from lobule.nets.reverse_distillation import Maps
+from lobule.nets.reverse_distillation import Maps, Student
+from lobule.nets.teachers import Teacher
 
 SIGMA_PX = 4.0
 TRUNCATE = 4.0
@@ -19,18 +21,44 @@ SLIDE_THRESHOLD = 2.01
 """Set by hand in the paper: tune it again on validation slides."""
 
 
+class Distances(nn.Module):
+    """Teacher and student as one net: scaled images to three maps of 1 - cosine over the channels."""
+
+    def __init__(self, teacher: Teacher, student: Student) -> None:
+        super().__init__()
+        self.teacher, self.student = teacher, student
+
+    def forward(self, images: Tensor) -> Maps:
+        """(B, 3, H, W) to (B, h, w) of each stage, the finest first."""
+        maps = self.teacher(images)
+        first, second, third = (
+            1 - functional.cosine_similarity(ours.float(), theirs.float(), dim=1)
+            for ours, theirs in zip(maps, self.student(maps), strict=True)
+        )
+        return first, second, third
+
+
 def anomaly_map(teacher: Maps, student: Maps, size: tuple[int, int]) -> Tensor:
     """(B, H, W): the sum over the stages of 1 - cosine over the channels, brought to `size` (rows, columns).
 
     Corners are aligned with corners, as published. From 0 to 3 for maps that are never negative, else to 6.
     """
-    total: Tensor | None = None
-    for ours, theirs in zip(teacher, student, strict=True):
-        distance = 1 - functional.cosine_similarity(ours.float(), theirs.float(), dim=1)
-        layer = functional.interpolate(distance[:, None], size, mode="bilinear", align_corners=True)[:, 0]
-        total = layer if total is None else total + layer
-    assert total is not None
-    return total
+    return summed(
+        [
+            1 - functional.cosine_similarity(ours.float(), theirs.float(), dim=1)
+            for ours, theirs in zip(teacher, student, strict=True)
+        ],
+        size,
+    )
+
+
+def summed(distances: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """(B, H, W): maps of distances brought to `size`, corners on corners, and added."""
+    layers = [
+        functional.interpolate(distance[:, None], size, mode="bilinear", align_corners=True)[:, 0]
+        for distance in distances
+    ]
+    return torch.stack(layers).sum(dim=0)
 
 
 def smooth(maps: Tensor, sigma: float = SIGMA_PX) -> Tensor:
@@ -69,6 +97,43 @@ def patch_scores(
     rows, columns = size
     maps = smooth(anomaly_map(teacher, student, filled or size)[:, :rows, :columns])
     return {"anomaly": maps, "mean": maps.mean(dim=(1, 2)), "max": maps.amax(dim=(1, 2))}
+
+
+def window_means(
+    distances: Sequence[Tensor], side: int, filled: int, step: int = 1, cells: int = 1, patches: int = 1
+) -> Tensor:
+    """(B, cells, cells): means of the smoothed anomaly map over windows of a mosaic, without making the map.
+
+    `distances` are maps of mosaics of `patches` × `patches` patches; each patch is `side` pixels of the
+    `filled` ones that the teacher saw. Windows as large as a patch begin every `step` pixels. Upsampling and
+    smoothing are linear, so a mean is a weighted sum. With one patch it is that patch's score.
+    """
+    layers = []
+    for distance in distances:
+        window = distance.shape[-1] // patches
+        matrix = torch.from_numpy(window_matrix(window, side, filled, step, cells, patches)).to(distance)
+        layers.append(matrix @ distance @ matrix.T)
+    return torch.stack(layers).sum(dim=0)
+
+
+@lru_cache(maxsize=32)
+def window_matrix(
+    window: int, side: int, filled: int, step: int, cells: int, patches: int
+) -> NDArray[np.float64]:
+    """(cells, patches · window): row i holds the map cells' weights in the mean over window i.
+
+    A patch has `window` map cells, which are brought to `filled` pixels; its first `side` are smoothed.
+    """
+    place = np.arange(side) * (window - 1) / max(filled - 1, 1)
+    upsampled = np.maximum(1 - np.abs(place[:, None] - np.arange(window)), 0)
+    patch = gaussian_matrix(side, SIGMA_PX) @ upsampled
+    matrix = np.zeros((cells, patches, window))
+    for cell in range(cells):
+        for number in range(patches):
+            begins = cell * step - number * side
+            rows = patch[max(begins, 0) : max(begins + side, 0)]
+            matrix[cell, number] = rows.sum(axis=0) / side
+    return matrix.reshape(cells, patches * window)
 
 
 def slide_score(cells: NDArray[Any], threshold: float = SLIDE_THRESHOLD) -> float:

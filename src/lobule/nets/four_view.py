@@ -1,6 +1,7 @@
 """The networks of Wu et al. 2019 (arXiv 1903.08297), under the published parameter names.
 
 - `ViewWise` and `ImageWise`: a ResNet-22 for each angle and heads that score each breast or each view;
+- `SideWise` and `Joint`: the paper's other two ways to join the views, of which no weights were published;
 - `patch_densenet`: the DenseNet-121 that paints heatmaps, its padding as TensorFlow's "SAME".
 """
 
@@ -88,14 +89,14 @@ class Trunks(nn.Module):
 
 
 class OutputLayer(nn.Module):
-    """Two log-probabilities for each target: (N, features) to (N, 4, 2)."""
+    """Two log-probabilities for each target: (N, features) to (N, targets, 2)."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, targets: int = len(TARGETS)) -> None:
         super().__init__()
-        self.fc_layer = nn.Linear(features, 2 * len(TARGETS))
+        self.fc_layer = nn.Linear(features, 2 * targets)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.log_softmax(self.fc_layer(x).view(len(x), len(TARGETS), 2), dim=-1)
+        return F.log_softmax(self.fc_layer(x).view(len(x), -1, 2), dim=-1)
 
 
 class ViewWise(nn.Module):
@@ -110,14 +111,7 @@ class ViewWise(nn.Module):
 
     def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Views by name, each (N, C, H, W), to log-probabilities (N, 4, 2) by angle."""
-        missing = [view for view in VIEWS if view not in views]
-        if missing:
-            raise ModelError(
-                "the view-wise model needs all four views",
-                found=f"no {', '.join(missing)}",
-                remedy="Use the image-wise model for exams that lack a view",
-            )
-        pooled = {view: self.four_view_resnet(view, views[view]) for view in VIEWS}
+        pooled = _pooled(self.four_view_resnet, views)
         cc = torch.cat([pooled["L-CC"], pooled["R-CC"]], dim=1)
         mlo = torch.cat([pooled["L-MLO"], pooled["R-MLO"]], dim=1)
         return {
@@ -129,6 +123,73 @@ class ViewWise(nn.Module):
     def exam_scores(outputs: Mapping[str, Tensor]) -> Tensor:
         """(N, 4) probabilities of `TARGETS`: the mean of both angles."""
         return (outputs["CC"][..., 1].exp() + outputs["MLO"][..., 1].exp()) / 2
+
+
+class SideWise(nn.Module):
+    """Joins CC and MLO of each side, and scores each breast from its own two views.
+
+    As the paper describes it. Its sizes are those of `ViewWise`, and no reference was there to test against.
+    """
+
+    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__()
+        features = 2 * widths[-1]
+        self.four_view_resnet = Trunks(channels, widths)
+        self.fc1_left, self.fc1_right = nn.Linear(features, features), nn.Linear(features, features)
+        self.output_layer_left, self.output_layer_right = OutputLayer(features, 2), OutputLayer(features, 2)
+
+    def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Views by name to log-probabilities (N, 2, 2) by side: row 0 benign, row 1 malignant."""
+        pooled = _pooled(self.four_view_resnet, views)
+        left = torch.cat([pooled["L-CC"], pooled["L-MLO"]], dim=1)
+        right = torch.cat([pooled["R-CC"], pooled["R-MLO"]], dim=1)
+        return {
+            "left": self.output_layer_left(F.relu(self.fc1_left(left))),
+            "right": self.output_layer_right(F.relu(self.fc1_right(right))),
+        }
+
+    @staticmethod
+    def exam_scores(outputs: Mapping[str, Tensor]) -> Tensor:
+        """(N, 4) probabilities of `TARGETS`."""
+        sides = torch.stack([outputs["left"], outputs["right"]], dim=2)  # (N, grade, side, 2)
+        return sides[..., 1].exp().flatten(1)
+
+
+class Joint(nn.Module):
+    """Joins all four views at once.
+
+    As the paper describes it. Its sizes are ours, and no reference was there to test against.
+    """
+
+    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__()
+        features = len(VIEWS) * widths[-1]
+        self.four_view_resnet = Trunks(channels, widths)
+        self.fc1_joint = nn.Linear(features, features // 2)
+        self.output_layer_joint = OutputLayer(features // 2)
+
+    def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Views by name to log-probabilities (N, 4, 2)."""
+        pooled = _pooled(self.four_view_resnet, views)
+        together = torch.cat([pooled[view] for view in VIEWS], dim=1)
+        return {"joint": self.output_layer_joint(F.relu(self.fc1_joint(together)))}
+
+    @staticmethod
+    def exam_scores(outputs: Mapping[str, Tensor]) -> Tensor:
+        """(N, 4) probabilities of `TARGETS`."""
+        return outputs["joint"][..., 1].exp()
+
+
+def _pooled(trunks: nn.Module, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The features of all four views."""
+    missing = [view for view in VIEWS if view not in views]
+    if missing:
+        raise ModelError(
+            "a model that joins views needs all four",
+            found=f"no {', '.join(missing)}",
+            remedy="Use the image-wise model for exams that lack a view",
+        )
+    return {view: trunks(view, views[view]) for view in VIEWS}
 
 
 class ImageWise(nn.Module):
@@ -160,6 +221,9 @@ class ImageWise(nn.Module):
         hidden = F.relu(self.get_submodule(f"fc1_{name}")(self.four_view_resnet(view, x)))
         scored: Tensor = self.get_submodule(f"output_layer_{name}")(hidden)
         return scored
+
+
+Classifier = ViewWise | SideWise | Joint | ImageWise
 
 
 def _head_name(view: str) -> str:

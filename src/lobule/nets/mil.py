@@ -1,9 +1,11 @@
 """Slide classifiers over bags of tile features, all under one interface.
 
 `forward(features (B, N, d), mask (B, N) or None)` with mask True for padding returns a dictionary:
-`logit` (B,), NaN for a bag without a tile; `tile_scores` (B, N), 0 at padding; `tissue` (B,), False for
-such a bag; and whatever else a model has to show. Scores are computed in float32 at least, also under
-autocast.
+`logit` (B,), NaN for a bag without a tile; `tile_scores` (B, N), 0 at padding; `evidence` (B, N), what of a
+tile can be compared between bags; `tissue` (B,), False for such a bag; and whatever else a model has to
+show. Scores are computed in float32 at least, also under autocast.
+
+A bag that is too large to hold goes through in pieces: `of_tiles` of each piece, then `of_outputs` of all.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from lobule.nets.transmil import TransMilBody
 class BagModel(nn.Module, ABC):
     """The interface: what is common is the masking, the precision and the shape of the answer."""
 
+    in_pieces = True
+    """Whether `of_tiles` keeps little of each tile; where not, it keeps the features themselves."""
+
     def forward(self, features: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         if features.dtype in (torch.float16, torch.bfloat16):
             features = features.float()
@@ -30,15 +35,31 @@ class BagModel(nn.Module, ABC):
         # padding may hold anything, NaN included, and must not reach a gradient
         features = features.where(valid[..., None], features.new_zeros(()))
         with torch.autocast(features.device.type, enabled=False):
-            out = self.of_bags(features, valid)
+            return self._finished(self.of_bags(features, valid), valid)
+
+    def of_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
+        """What `forward` says of one bag (1, n, d), from what `of_tiles` made of its pieces (n, k)."""
+        valid = torch.ones((1, len(outputs)), dtype=torch.bool, device=outputs.device)
+        return self._finished(self.of_bag(outputs[None], valid), valid)
+
+    def _finished(self, out: dict[str, Tensor], valid: Tensor) -> dict[str, Tensor]:
         out["logit"] = unless_empty(out["logit"], valid)
         out["tile_scores"] = out["tile_scores"] * valid
+        out["evidence"] = out.get("evidence", out["tile_scores"]) * valid
         out["tissue"] = valid.any(dim=1)
         return out
 
-    @abstractmethod
     def of_bags(self, features: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """`logit` and `tile_scores`, from features whose padding is zero."""
+        return self.of_bag(self.of_tiles(features), valid)
+
+    @abstractmethod
+    def of_tiles(self, features: Tensor) -> Tensor:
+        """(…, d) to (…, k): all that the bag needs of each tile."""
+
+    @abstractmethod
+    def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """`logit` and `tile_scores` from (B, N, k)."""
 
     def penalty(self) -> Tensor:
         """The squared norm of what scores a tile; CHOWDER adds 0.5 of it to its loss. Biases are left out."""
@@ -81,8 +102,12 @@ class Chowder(BagModel):
         self.scorer = sigmoid_mlp([dim, *tile_hidden, 1])
         self.head = sigmoid_mlp([2 * r, *head_hidden, 1], dropout)
 
-    def of_bags(self, features: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        scores = self.scorer(features)[..., 0]
+    def of_tiles(self, features: Tensor) -> Tensor:
+        scores: Tensor = self.scorer(features)
+        return scores
+
+    def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        scores = outputs[..., 0]
         ends = extremes(scores, valid, self.r)
         # foreign weights may expect the bottom of one descending sort: its minimum last
         bottom = ends.bottom if self.bottom == "minimum first" else ends.bottom.flip(1)
@@ -121,8 +146,12 @@ class Weldon(BagModel):
         self.form = form
         self.scorer = nn.Linear(dim, 1)
 
-    def of_bags(self, features: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        scores = self.scorer(features)[..., 0]
+    def of_tiles(self, features: Tensor) -> Tensor:
+        scores: Tensor = self.scorer(features)
+        return scores
+
+    def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        scores = outputs[..., 0]
         ends = extremes(scores, valid, self.r)
         total = ends.top.sum(dim=1) + ends.bottom.sum(dim=1)
         return {
@@ -151,6 +180,14 @@ class MeanPool(BagModel):
             "pooled": pooled,
         }
 
+    def of_tiles(self, features: Tensor) -> Tensor:
+        scores: Tensor = self.scorer(features)
+        return scores
+
+    def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        # the unit is linear: the mean of its scores is its score of the mean
+        return {"logit": masked_mean(outputs, valid)[:, 0], "tile_scores": outputs[..., 0]}
+
     def tile_weights(self) -> Sequence[Tensor]:
         return [self.scorer.weight]
 
@@ -162,8 +199,12 @@ class MaxPool(BagModel):
         super().__init__()
         self.scorer = nn.Linear(dim, 1)
 
-    def of_bags(self, features: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        scores = self.scorer(features)[..., 0]
+    def of_tiles(self, features: Tensor) -> Tensor:
+        scores: Tensor = self.scorer(features)
+        return scores
+
+    def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        scores = outputs[..., 0]
         ends = extremes(scores, valid, 1)
         return {"logit": ends.top[:, 0], "tile_scores": scores, "top_index": ends.top_index}
 
@@ -184,33 +225,81 @@ class GatedAttention(BagModel):
 
     def of_bags(self, features: Tensor, valid: Tensor) -> dict[str, Tensor]:
         embedded = self.embed(features)
-        gated = torch.tanh(self.content(embedded)) * torch.sigmoid(self.gate(embedded))
-        attention = masked_softmax(self.attention(gated)[..., 0], valid)
+        raw = self._raw(embedded)
+        attention = masked_softmax(raw, valid)
         pooled = torch.einsum("bn,bnd->bd", attention, embedded)
-        return {"logit": self.head(pooled)[:, 0], "tile_scores": attention, "pooled": pooled}
+        logit = self.head(pooled)[:, 0]
+        return {"logit": logit, "tile_scores": attention, "evidence": raw, "pooled": pooled}
+
+    def of_tiles(self, features: Tensor) -> Tensor:
+        """The raw attention of each tile, and what the head would say of it alone."""
+        embedded = self.embed(features)
+        return torch.stack([self._raw(embedded), self.head(embedded)[..., 0]], dim=-1)
+
+    def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        raw = outputs[..., 0]
+        attention = masked_softmax(raw, valid)
+        # the head is linear: the mean of what it says is what it says of the mean
+        logit = (attention * outputs[..., 1]).sum(dim=1)
+        return {"logit": logit, "tile_scores": attention, "evidence": raw}
+
+    def _raw(self, embedded: Tensor) -> Tensor:
+        gated = torch.tanh(self.content(embedded)) * torch.sigmoid(self.gate(embedded))
+        attention: Tensor = self.attention(gated)[..., 0]
+        return attention
 
 
 class TransMil(BagModel):
     """TransMIL (Shao et al., NeurIPS 2021); a tile's score is the attention that the class token pays it.
 
     Each bag goes through by itself, without its padding: the tiles are laid out as a square, and a padded bag
-    would make another square.
+    would make another square. A bag goes through whole.
     """
+
+    in_pieces = False
 
     def __init__(self, dim: int, *, embed: int = 512, heads: int = 8, landmarks: int = 256) -> None:
         super().__init__()
         self.body = TransMilBody(dim, embed, heads, landmarks)
         self.head = nn.Linear(embed, 1)
 
-    def of_bags(self, features: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        logits = features.new_zeros(len(features))
-        tile_scores = features.new_zeros(valid.shape)
-        for row, (bag, real) in enumerate(zip(features, valid, strict=True)):
+    def of_tiles(self, features: Tensor) -> Tensor:
+        return features
+
+    def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        logits = outputs.new_zeros(len(outputs))
+        tile_scores = outputs.new_zeros(valid.shape)
+        for row, (bag, real) in enumerate(zip(outputs, valid, strict=True)):
             if real.any():
                 token, attention = self.body(bag[real])
                 logits = logits.index_put((torch.tensor([row], device=bag.device),), self.head(token))
                 tile_scores[row, real] = attention.detach()
-        return {"logit": logits, "tile_scores": tile_scores}
+        # attention sums to 1: times the tiles, 1 is what an even share would be
+        evidence = tile_scores * valid.sum(dim=1, keepdim=True)
+        return {"logit": logits, "tile_scores": tile_scores, "evidence": evidence}
+
+
+class Standardised(nn.Module):
+    """A bag model whose features are first brought to the mean and spread of the training tiles."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: BagModel, dim: int) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = self.model(self._scaled(features), mask)
+        return found
+
+    def of_tiles(self, features: Tensor) -> Tensor:
+        return self.model.of_tiles(self._scaled(features))
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        return (features.to(self.mean.dtype) - self.mean) / self.std
 
 
 BAG_MODELS: dict[str, Callable[..., BagModel]] = {

@@ -44,13 +44,14 @@ class StudentShape:
         return cls(**{**stored, **tuples})
 
 
-RESNET_BLOCKS: dict[str, dict[str, Any]] = {
+STUDENT_BLOCKS: dict[str, dict[str, Any]] = {
     "resnet18": {"ocbe_blocks": 2, "decoder_blocks": (2, 2, 2)},
     "resnet34": {"ocbe_blocks": 3, "decoder_blocks": (3, 4, 6)},
     "resnet50": {"block": "bottleneck", "ocbe_blocks": 3, "decoder_blocks": (3, 4, 6)},
     "wide_resnet50_2": {"block": "bottleneck", "width": 2, "ocbe_blocks": 3, "decoder_blocks": (3, 4, 6)},
+    "squeezenet1_1": {"block": "bottleneck", "ocbe_blocks": 2, "decoder_blocks": (2, 2, 2)},
 }
-"""The blocks of the published students; that of any other teacher is built like ResNet-18's."""
+"""The blocks of each teacher's student, for ResNets as published; any other is built like ResNet-18's."""
 
 
 def _conv(into: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lobule.errors import ConfigError, ModelError
-from lobule.nets.reverse_distillation import RESNET_BLOCKS, Maps, StudentShape
-from lobule.nets.scaling import InputScaling
+from lobule.nets.reverse_distillation import STUDENT_BLOCKS, Maps, StudentShape, initialise
+from lobule.nets.scaling import PLAIN_SCALING, InputScaling
 
 
 class Teacher(nn.Module):
@@ -79,7 +79,7 @@ class Teacher(nn.Module):
             channels=(c1, c2, c3),
             shortcut=3 if shortcut == 3 else 1,
             signed=any(bool((m < 0).any()) for m in maps),
-            **RESNET_BLOCKS.get(self.name, {}),
+            **STUDENT_BLOCKS.get(self.name, {}),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -113,6 +113,58 @@ class ResNetStages(nn.Module):
         return maps
 
 
+class SqueezeNetStages(nn.Module):
+    """torchvision's SqueezeNet 1.1 at strides 4, 8 and 16, without its classifier.
+
+    Its first convolution has no padding: a repeated column and row make the sides whole again.
+    """
+
+    ends = (4, 7, 12)
+
+    def __init__(self, squeezenet: nn.Module) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *list(squeezenet.get_submodule("features").children())[: 1 + self.ends[-1]]
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        x = nn.functional.pad(x, (0, 1, 0, 1), mode="replicate")
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in self.ends:
+                maps.append(x)
+        return maps
+
+
+class TinyStages(nn.Module):
+    """Three small stages at strides 4, 8 and 16, for machines without an accelerator; nobody trained them."""
+
+    def __init__(self, widths: Sequence[int] = (16, 32, 64)) -> None:
+        super().__init__()
+        self.stem = _convolved(3, widths[0])
+        self.stages = nn.ModuleList(
+            _convolved(into, out) for into, out in zip((widths[0], *widths), widths, strict=False)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps, x = [], self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+def _convolved(into: int, out: int) -> nn.Sequential:
+    """Half the side, twice convolved."""
+    layers: list[nn.Module] = []
+    for channels, stride in ((into, 2), (out, 1)):
+        layers += [nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+    stage = nn.Sequential(*layers)
+    initialise(stage)
+    return stage
+
+
 class TimmStages(nn.Module):
     """Three maps of a timm backbone; of one with a single stride (ViT), pooled to three."""
 
@@ -135,7 +187,17 @@ def _torchvision(name: str, pretrained: bool) -> Teacher:
     import torchvision
 
     net = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if pretrained else None)
-    return Teacher(name, ResNetStages(net), (4, 8, 16), InputScaling())
+    stages = SqueezeNetStages(net) if name.startswith("squeezenet") else ResNetStages(net)
+    return Teacher(name, stages, (4, 8, 16), InputScaling())
+
+
+def _tiny(pretrained: bool) -> Teacher:
+    if pretrained:
+        raise ConfigError(
+            "the teacher tiny has no published weights",
+            remedy="Give a file of weights, or say that its weights be random",
+        )
+    return Teacher("tiny", TinyStages(), (4, 8, 16), PLAIN_SCALING)
 
 
 def _timm(name: str, pretrained: bool) -> Teacher:
@@ -163,9 +225,13 @@ def _timm(name: str, pretrained: bool) -> Teacher:
 
 
 TEACHERS: dict[str, Callable[[bool], Teacher]] = {
-    name: partial(_torchvision, name) for name in ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
+    **{
+        name: partial(_torchvision, name)
+        for name in ("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "squeezenet1_1")
+    },
+    "tiny": _tiny,
 }
-"""The published teachers; any other is asked for as `timm:NAME`."""
+"""Teachers by name, those of the papers among them; any other is asked for as `timm:NAME`."""
 
 
 def teacher(name: str = "wide_resnet50_2", *, pretrained: bool = False) -> Teacher:

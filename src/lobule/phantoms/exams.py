@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.files import write_text
 from lobule.mammograms.views import VIEWS, View, is_mirrored, stored_pointing
 from lobule.phantoms import _breast, _lesions
@@ -183,11 +184,13 @@ def write_exams(
     """Write a cohort of generated exams; returns the path of its `cohort.csv`.
 
     `size` is (height, width). `malignant` and `benign` are the shares of breasts with such a lesion. Beside
-    the images go `masks/` (0 nothing, 1 benign, 2 malignant) and `truth.json` with every lesion's outline.
+    the images go `masks/` (0 nothing, 1 benign, 2 malignant), `outlines/` (each exam's lesions as GeoJSON,
+    named by view and classed benign or malignant) and `truth.json` with all that is known of every lesion.
     """
     folder = Path(out)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "masks").mkdir(exist_ok=True)
+    (folder / "outlines").mkdir(exist_ok=True)
     rows, truth = [], {}
     for number in range(exams):
         phantom = cohort_phantom(
@@ -196,7 +199,8 @@ def write_exams(
         case = f"exam{number:04d}"
         rendered = render_exam(phantom)
         paths = {view: _write_view(folder, case, number, view, rendered, form, dicom) for view in VIEWS}
-        rows.append(_manifest_row(case, number, exams, phantom, paths, sites, splits))
+        row = _manifest_row(case, number, exams, phantom, paths, sites, splits)
+        rows.append(row | {"annotation": _write_outlines(folder, case, rendered.outlines)})
         truth[case] = _truth(rendered)
     write_text(folder / "truth.json", json.dumps(truth, indent=1, sort_keys=True) + "\n")
     table = io.StringIO()
@@ -251,6 +255,19 @@ def _write_view(
             horizontal_flip=rendered.phantom.horizontal_flip,
         )
         write_dicom(folder / relative, rendered.images[view], view, rendered.mm_per_px, options)
+    return relative
+
+
+def _write_outlines(folder: Path, case: str, outlines: tuple[Outline, ...]) -> str:
+    """The lesions of an exam as one annotation; no file, and an empty name, where there are none."""
+    if not outlines:
+        return ""
+    polygons = tuple(
+        Polygon(o.polygon[:, ::-1], "other", o.view, "malignant" if o.malignant else "benign")
+        for o in outlines
+    )
+    relative = f"outlines/{case}.geojson"
+    write_annotation(folder / relative, Annotation(polygons))
     return relative
 
 

@@ -203,7 +203,11 @@ class MapWriter(MapReader):
                 remedy="Start over with --fresh, or use another results folder",
             )
         group = zarr.open_group(LocalStore(path), mode="r+")
-        self._score, self._state = group["score"], group["state"]
+        # zarr does not store this choice: without it a chunk of nothing but zeros would never be written
+        arrays: Any = group
+        self._score, self._state = (
+            arrays[name].with_config({"write_empty_chunks": True}) for name in ("score", "state")
+        )
 
     def write_chunk(self, chunk: tuple[int, int], scores: Scores | None, states: States) -> None:
         """Write one chunk; `scores` None where nothing in it is scored."""

@@ -28,6 +28,7 @@ COLUMNS: dict[str, Any] = {
     "cells": pa.int64(),
     "box": pa.list_(pa.int64()),
     "polygon": pa.string(),
+    "image": pa.string(),
 }
 """Columns of a findings table. `polygon` is JSON: polygons of rings of [x, y], the exterior first."""
 
@@ -36,6 +37,7 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
     """`findings.parquet` with everything and `findings.csv` without the outlines."""
     rows = [finding.to_dict() for finding in findings]
     for row in rows:
+        row.setdefault("image", "slide")
         if "polygon" in row:
             row["polygon"] = json.dumps(row["polygon"], separators=(",", ":"))
     table = pa.table(

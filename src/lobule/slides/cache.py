@@ -12,15 +12,19 @@ DEFAULT_BYTES = 64 << 20
 """Budget of one slide's cache: two rows of 512-px tiles of a slide 20,000 px wide."""
 
 
+PATIENCE = 16 << 20
+"""Bytes of tiles taken whole and not asked for again after which such tiles pass by."""
+
+
 class TileCache:
     """Least recently used decoded tiles within a budget of bytes.
 
     Two threads that ask for the same tile at once get it decoded once: the second waits for the first. An
     error is not kept; whoever asks next tries again.
 
-    A tile that a read took whole is wanted again only where reads overlap. Once a whole budget of such tiles
-    has come and none was asked for again, no more of them are kept, which spares their way through memory;
-    the first that would have been found again turns this off.
+    A tile that a read took whole is wanted again only where reads overlap. Once `PATIENCE` bytes of such
+    tiles have come and none was asked for again, no more of them are kept, which spares their way through
+    memory; the first that would have been found again turns this off.
     """
 
     def __init__(self, budget_bytes: int = DEFAULT_BYTES) -> None:
@@ -36,10 +40,17 @@ class TileCache:
         self._let_go: OrderedDict[Hashable, int] = OrderedDict()  # not kept, with their bytes
         self._let_go_bytes = 0
 
-    def get(self, key: Hashable, decode: Callable[[], RGB], whole: bool = False) -> RGB:
+    def get(
+        self,
+        key: Hashable,
+        decode: Callable[[], RGB],
+        whole: bool = False,
+        in_passing: Callable[[], RGB] | None = None,
+    ) -> RGB:
         """The tile of `key`, decoded now if need be; `whole` says that the read takes all of it.
 
-        What comes back is shared: do not write to it.
+        What comes back is shared: do not write to it. A tile that will not be kept is decoded by
+        `in_passing`, where that is given, which may use the same memory for each.
         """
         while True:
             with self._lock:
@@ -52,13 +63,18 @@ class TileCache:
                 if other is None:
                     mine = self._under_way[key] = threading.Lock()
                     mine.acquire()
+                    keep = self._keeps(key, whole)
                     break
             with other:  # until the other thread is done
                 pass
         try:
-            tile = decode()
+            tile = decode() if keep or in_passing is None else in_passing()
             with self._lock:
-                self._keep(key, tile, whole)
+                self.decodes += 1
+                if keep:
+                    self._keep(key, tile, whole)
+                else:
+                    self._remember(key, tile.nbytes)
             return tile
         finally:
             with self._lock:
@@ -80,15 +96,15 @@ class TileCache:
             self._taken_whole.discard(key)
             self._unasked_bytes = 0
 
-    def _keep(self, key: Hashable, tile: RGB, whole: bool) -> None:
-        self.decodes += 1
-        if self._let_go.pop(key, None) is not None:
-            self._let_go_bytes -= tile.nbytes
+    def _keeps(self, key: Hashable, whole: bool) -> bool:
+        came_back = self._let_go.pop(key, None)
+        if came_back is not None:
+            self._let_go_bytes -= came_back
             self._unasked_bytes = 0
+        return not whole or self._unasked_bytes < min(self.budget_bytes, PATIENCE)
+
+    def _keep(self, key: Hashable, tile: RGB, whole: bool) -> None:
         if whole:
-            if self._unasked_bytes >= self.budget_bytes:
-                self._remember(key, tile.nbytes)
-                return
             self._unasked_bytes += tile.nbytes
             self._taken_whole.add(key)
         self._tiles[key] = tile

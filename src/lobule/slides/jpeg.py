@@ -7,6 +7,7 @@ from typing import NamedTuple
 import imagecodecs
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
 from lobule.slides.backend import RGB
 
@@ -101,8 +102,12 @@ def _without(head: bytes, cuts: tuple[tuple[int, int], ...]) -> bytes:
     return b"".join([*pieces, head[at:]])
 
 
-def decode(stream: bytes, width: int, height: int, reduce: int = 1) -> RGB:
+def decode(
+    stream: bytes, width: int, height: int, reduce: int = 1, into: NDArray[np.uint8] | None = None
+) -> RGB:
     """RGB of a stream that declares width × height, 1/`reduce` of it on each side (rounded up).
+
+    `into` is memory that an unreduced image may lie in.
 
     Damage that libjpeg would paper over with grey raises `ValueError`.
     """
@@ -110,7 +115,7 @@ def decode(stream: bytes, width: int, height: int, reduce: int = 1) -> RGB:
     if stream[-2:] != EOI:
         stream = stream + EOI  # some writers leave it out, or pad after it
     try:
-        pixels = _strictly(stream, wanted, reduce)
+        pixels = _strictly(stream, wanted, reduce, into)
     except ValueError as error:
         pixels = _second_try(stream, wanted, reduce, str(error))
     if pixels.shape != wanted:
@@ -118,9 +123,13 @@ def decode(stream: bytes, width: int, height: int, reduce: int = 1) -> RGB:
     return pixels
 
 
-def _strictly(stream: bytes, wanted: tuple[int, int, int], reduce: int) -> RGB:
+def _strictly(
+    stream: bytes, wanted: tuple[int, int, int], reduce: int, into: NDArray[np.uint8] | None = None
+) -> RGB:
     if reduce == 1:
-        pixels: RGB = simplejpeg.decode_jpeg(stream)
+        height, width, samples = wanted
+        place = None if into is None else into[: height * width * samples]
+        pixels: RGB = simplejpeg.decode_jpeg(stream, buffer=place)
     else:
         pixels = simplejpeg.decode_jpeg(stream, min_height=wanted[0], min_width=wanted[1])
     return pixels

@@ -25,7 +25,7 @@ from lobule.files import is_url, not_readable, open_url
 from lobule.geometry import Box, Lattice, Size, level_step
 from lobule.slides.backend import RGB, Backend, FoundMpp, Level
 from lobule.slides.cache import TileCache
-from lobule.slides.resample import read_resampled
+from lobule.slides.resample import choose_source, read_resampled
 from lobule.units import Mpp
 
 READERS: dict[str, str] = {
@@ -59,6 +59,14 @@ def open_slide(path: str | Path, *, mpp: Mpp | float | None = None, backend: str
         raise ConfigError(f"µm/px must be positive, not {mpp}", subject=path)
     slide = Slide(str(path), mpp=given, backend=backend)
     slide.levels  # noqa: B018 - opens the file now, so that a bad path fails here
+    return slide
+
+
+def open_mask(path: str | Path) -> Slide:
+    """Open a class mask kept as a slide: tiles that its file leaves out hold class 0, and are not white."""
+    slide = open_slide(path)
+    if hasattr(slide.backend, "blank"):
+        slide.backend.blank = 0
     return slide
 
 
@@ -105,6 +113,15 @@ class Slide:
         cache = getattr(self.backend, "cache", None)
         if isinstance(cache, TileCache):
             cache.budget_bytes = budget_bytes
+
+    def row_bytes(self, lattice: Lattice, height: int) -> int:
+        """Bytes of decoded tiles under a row of boxes across the slide and where the next row begins."""
+        level, reduce, ratio = lattice.level, 1, Fraction(1)
+        if level is None:
+            source = choose_source(self, lattice)
+            level, reduce, ratio = source.level, source.reduce, source.ratio_y
+        size, tile = self.levels[level].size, self.levels[level].tile
+        return 3 * (size.width // reduce) * (int(height * ratio) + 3 * (tile.height // reduce))
 
     @property
     def tiles_decoded(self) -> int:

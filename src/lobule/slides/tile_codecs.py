@@ -72,27 +72,42 @@ class Coding:
         return jpeg.Completer(self.tables, transform=self.photometric == YCBCR)
 
 
-def decode_tile(coding: Coding, planes: list[bytes], tile: Size, valid: Size, reduce: int = 1) -> RGB:
+def decode_tile(
+    coding: Coding,
+    planes: list[bytes],
+    tile: Size,
+    valid: Size,
+    reduce: int = 1,
+    into: NDArray[np.uint8] | None = None,
+) -> RGB:
     """One tile as RGB, at least `valid` large, with 1/`reduce` of its pixels a side.
 
-    `planes` holds the compressed bytes: one item, or one for each sample where planes lie apart. Raises
-    `ValueError` with the cause where the bytes are damaged or declare another size.
+    `planes` holds the compressed bytes: one item, or one for each sample where planes lie apart. `into` is
+    memory for a whole tile that may be used. Raises `ValueError` with the cause where the bytes are damaged
+    or declare another size.
     """
     if reduce > 1:
         return _reduced_jpeg(coding, planes[0], tile, valid, reduce)
     if coding.compression == JPEG and len(planes) == 1 and coding.samples in (1, 3):
-        return _jpeg(coding, planes[0], tile, valid)
+        return _jpeg(coding, planes[0], tile, valid, into=into)
     parts = [_samples(coding, data, tile, valid) for data in planes]
     pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
     return to_rgb(coding, pixels)
 
 
-def _jpeg(coding: Coding, data: bytes, tile: Size, valid: Size, reduce: int = 1) -> RGB:
+def _jpeg(
+    coding: Coding,
+    data: bytes,
+    tile: Size,
+    valid: Size,
+    reduce: int = 1,
+    into: NDArray[np.uint8] | None = None,
+) -> RGB:
     stream, header = coding.completed(data)
     _check_declared(header.width, header.height, tile, valid)
     if header.samples != coding.samples:
         raise ValueError(f"the JPEG stream declares {header.samples} samples, the page {coding.samples}")
-    return jpeg.decode(stream, header.width, header.height, reduce)
+    return jpeg.decode(stream, header.width, header.height, reduce, into)
 
 
 def _reduced_jpeg(coding: Coding, data: bytes, tile: Size, valid: Size, reduce: int) -> RGB:

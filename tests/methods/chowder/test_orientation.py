@@ -101,3 +101,17 @@ def test_small_and_empty_slides() -> None:
         orient(slides, [1, 1, 1], 3)
     with pytest.raises(UsageError, match="normal slide"):
         Calibration.of([])
+
+
+def test_a_thinned_calibration_differs_by_less_than_its_steps() -> None:
+    rng = np.random.default_rng(5)
+    evidence = np.round(rng.normal(size=30_000), 3)  # with ties
+    whole, thin = Calibration.of([evidence], most=10**9), Calibration.of([evidence], most=2000)
+    assert len(thin.normal_evidence) < 2100 < len(whole.normal_evidence)
+    queries = rng.normal(size=5000)
+    difference = whole.value(queries) - thin.value(queries)
+    assert difference.min() >= 0
+    assert 0 < difference.max() < 1.5e-3
+    upper = queries > np.quantile(evidence, 0.99)
+    np.testing.assert_allclose(whole.value(queries)[upper], thin.value(queries)[upper], atol=1e-12)
+    assert thin.value(np.array([-9.0, 9.0])).tolist() == [0.0, 30_000 / 30_001]

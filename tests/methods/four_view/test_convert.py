@@ -57,7 +57,7 @@ def test_a_published_classifier(tmp_path: Path, variant: str) -> None:
         for key, tensor in trunk.state_dict().items():
             assert torch.equal(loaded.trunks[angle].state_dict()[key], tensor), key
     fc = "fc1_cc" if variant == "view_wise" else "fc1_rmlo"
-    assert torch.equal(getattr(loaded.heads.net, fc).weight.float(), getattr(net, fc).weight)
+    assert torch.equal(getattr(loaded.heads[0].net, fc).weight.float(), getattr(net, fc).weight)
 
 
 def test_a_classifier_with_heatmaps_needs_its_patch_network(tmp_path: Path) -> None:

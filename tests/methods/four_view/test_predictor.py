@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +20,12 @@ from lobule.errors import ConfigError
 from lobule.mammograms.exams import read_view
 from lobule.mammograms.views import VIEWS, right_pointing
 from lobule.methods.four_view import Config
-from lobule.methods.four_view.crop import Window
+from lobule.methods.four_view.crop import Window, crop_of
 from lobule.methods.four_view.images import Frame
+from lobule.methods.four_view.patches import heatmap_of
+from lobule.methods.four_view.plan import distinct
 from lobule.methods.four_view.predictor import weights_of
+from lobule.methods.four_view.streams import draw_grid
 from lobule.methods.four_view.windows import NO_AUGMENTATION, cut, plan_exam
 from lobule.nets.four_view import TARGETS
 from lobule.phantoms.exams import write_exams
@@ -157,9 +161,9 @@ def assert_map_kept(results: Path, case: str, view, heatmaps) -> None:
     np.testing.assert_array_equal(states == State.SCORED, count[0] > 0)
     assert reader.info.classes == ("benign", "malignant") and means.max() > 0.2
     found = folder.findings()
-    named = [i for i, label in enumerate(found["label"]) if label.startswith("R-MLO")]
+    named = [i for i, image in enumerate(found["image"]) if image == "R-MLO"]
     for index in named:
-        layer = means[0 if found["label"][index].endswith("benign") else 1]
+        layer = means[("benign", "malignant").index(found["label"][index])]
         cell = layer[found["l0_y"][index] // 8, found["l0_x"][index] // 8]
         assert cell > 0.3 and abs(cell - found["score"][index]) < 1e-5
     assert bool(named) == bool((means > 0.3).any())
@@ -330,9 +334,16 @@ def test_a_frame_leads_back_and_forth(crop, window, mirrored: bool) -> None:
 SALT = "four_view-visible-12"
 
 
-def real_scan(kit: Path, out: Path, classifier: str, patch: bool = False, **settings: object) -> dict:
+def real_scan(
+    kit: Path,
+    out: Path,
+    classifier: str,
+    patch: bool = False,
+    views: Sequence[str] = VIEWS,
+    **settings: object,
+) -> dict:
     """The real exam through the published networks with weights made from names."""
-    files = {view.lower().replace("-", "_"): (str(kit / f"0_{view}.png"),) for view in VIEWS}
+    files = {view.lower().replace("-", "_"): (str(kit / f"0_{view}.png"),) for view in views}
     config = Config(heatmaps=patch, **settings)  # type: ignore[arg-type]
     weights = weights_of(made_net(classifier, SALT), made_net("patch", SALT) if patch else None)
     write_bundle(out / "bundle", Bundle("four_view", config.to_dict(), TARGETS, None), weights)
@@ -350,7 +361,10 @@ def images(kit: Path) -> Path:
 def test_the_real_exam_without_augmentation(images: Path, tmp_path: Path) -> None:
     result = real_scan(images, tmp_path, "view-image", augmentation=False)
     wanted = [0.6386423, 0.3694731, 0.1391435, 0.3586272]
-    np.testing.assert_allclose([result["scores"][name] for name in TARGETS], wanted, **NEAR)
+    found = [result["scores"][name] for name in TARGETS]
+    np.testing.assert_allclose(found, wanted, **NEAR)
+    # as the published program writes it
+    assert ",".join(f"{score:.4f}" for score in found) == "0.6386,0.3695,0.1391,0.3586"
 
 
 @pytest.mark.campaign
@@ -379,3 +393,29 @@ def test_the_views_of_the_real_exam_one_by_one(images: Path, tmp_path: Path) -> 
     for view, pair in wanted.items():
         found = [result["views"][view][grade]["score"] for grade in ("benign", "malignant")]
         np.testing.assert_allclose(found, pair, **NEAR)
+
+
+@pytest.mark.campaign
+def test_a_single_right_view_with_heatmaps_as_published(images: Path, goldens: Path, tmp_path: Path) -> None:
+    """The published tool for single images cuts a right view into patches without mirroring it."""
+    facts = json.loads((goldens / "four_view" / "network.json").read_text())["end_to_end_image_wise"]["R-CC"]
+    result = real_scan(images, tmp_path, "image-heatmaps", True, ["R-CC"], variant="image_wise", epochs=1)
+    found = [result["views"]["R-CC"][grade]["score"] for grade in ("benign", "malignant")]
+    wanted = facts["quirk_single_image_heatmaps_1_epoch_prediction"]
+    np.testing.assert_allclose(found, [wanted["benign"], wanted["malignant"]], **NEAR)
+    quirk = facts["quirk_single_image_heatmaps"]
+    folder = open_results(tmp_path / "r").case_folder("0")
+    table = folder.tables["patches R-CC"].read()
+    np.testing.assert_allclose(table["scores"][0], quirk["first_patch_probs"], **NEAR)
+    np.testing.assert_allclose(table["scores"][-1], quirk["last_patch_probs"], **NEAR)
+    stored = read_view(images / "0_R-CC.png", view="R-CC")
+    pixels = crop_of(stored.pixels, stored.pointing).window.of(stored.pixels)
+    grid = draw_grid(pixels.shape, random.Random(0), Config())
+    assert len(grid) == quirk["n_patches"]
+    _, row_of = distinct(grid, pixels)
+    benign, malignant = (
+        heatmap_of(pixels.shape, grid, table["scores"][row_of][:, i])[:, ::-1] for i in (1, 0)
+    )
+    for row, column, value in quirk["right_facing_malignant"]["samples"]:
+        assert malignant[row, column] == pytest.approx(value, abs=1e-5)
+    assert benign.mean(dtype=np.float64) == pytest.approx(quirk["right_facing_benign"]["mean"], abs=1e-5)

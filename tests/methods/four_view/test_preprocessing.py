@@ -335,3 +335,14 @@ def test_quirks_of_the_single_image_tools():
     assert view_for_patches("R-CC", single_image=True) == "CC"
     assert view_for_patches("R-CC", single_image=True, compat="fixed") == "R-CC"
     assert view_for_patches("R-MLO", single_image=False) == "R-MLO"
+
+
+@pytest.mark.parametrize("filled", [(0, 40, 0, 30), (10, 33, 0, 17), (5, 6, 29, 30), (7, 7, 0, 30)])
+def test_what_is_blank_is_not_resized(filled) -> None:
+    image = np.zeros((40, 30), np.float32)
+    top, bottom, left, right = filled
+    part = image[top:bottom, left:right]
+    part[:] = np.random.default_rng(0).random(part.shape)
+    for size in ((40, 30), (37, 33), (44, 26)):
+        whole = resize_cubic(image, size)
+        np.testing.assert_array_equal(resize_cubic(image, size, filled), whole)

@@ -11,6 +11,10 @@ WEIGHTS: dict[str, tuple[str, str]] = {
         "Tensors, hash and origin of a file, of which nothing is run.",
     ),
     "convert": ("lobule.cli.weights.convert:command", "A model that you already have, as a bundle."),
+    "calibrate": (
+        "lobule.cli.weights.calibrate:command",
+        "A bundle's scores made probabilities on a site's labelled cases.",
+    ),
 }
 """Commands of the group, loaded when called."""
 

@@ -45,7 +45,8 @@ _GMIC = ("nyukat/GMIC, models/", "AGPL-3.0 (the repository)")
 
 
 def _published(name: str, file: str, home: tuple[str, str], git_blob: str) -> Weights:
-    return Weights(name, ("four_view",), file, home[0], home[1], git_blob=git_blob)
+    method = "gmic" if home is _GMIC else "four_view"
+    return Weights(name, (method,), file, home[0], home[1], git_blob=git_blob)
 
 
 CATALOG: tuple[Weights, ...] = (

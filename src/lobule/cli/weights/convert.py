@@ -10,6 +10,8 @@ from lobule.cli.frame import Answer, answers, facts
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lobule.bundles import Bundle
 
 
@@ -17,9 +19,16 @@ if TYPE_CHECKING:
     "lobule weights convert model.safetensors --config config.json --out bundle",
     "lobule weights convert torchscript_model.pt --config config.json --out bundle --trust",
     "lobule weights convert sample_image_model.p --method four-view --out four-view",
+    "lobule weights convert sample_model_1.p sample_model_2.p --method gmic --out gmic",
 )
-@click.argument("weights")
-@click.option("--method", type=click.Choice(["classifier", "four-view", "four_view"]), default="classifier")
+@click.argument("weights", nargs=-1, required=True, metavar="WEIGHTS...")
+@click.option(
+    "--method",
+    type=click.Choice(
+        ["classifier", "four-view", "four_view", "gmic", "reverse-distillation", "reverse_distillation"]
+    ),
+    default="classifier",
+)
 @click.option(
     "--config", metavar="FILE", help="classifier: WSInfer's config.json: class names, patch size, µm/px."
 )
@@ -27,18 +36,25 @@ if TYPE_CHECKING:
 @click.option(
     "--architecture",
     metavar="SOURCE:NAME",
-    help="classifier: timm:NAME or torchvision:NAME, where the configuration does not say it.",
+    help="classifier: timm:NAME or torchvision:NAME, where the configuration does not say it; "
+    "reverse-distillation: the teacher, where shapes leave it open.",
 )
 @click.option("--trust", is_flag=True, help="Allow a TorchScript file, which can run code when it is loaded.")
 @click.option("--patch", metavar="FILE", help="four-view: the patch network of a model that reads heatmaps.")
+@click.option(
+    "--teacher",
+    metavar="FILE",
+    help="reverse-distillation: the teacher's weights, where torchvision's are not meant.",
+)
 def command(
-    weights: str,
+    weights: tuple[str, ...],
     method: str,
     config: str | None,
     out: str,
     architecture: str | None,
     trust: bool,
     patch: str | None,
+    teacher: str | None,
 ) -> Answer:
     """Make a bundle of a published or home-made model, so that `lobule scan` can run it.
 
@@ -46,8 +62,17 @@ def command(
     or torchvision model, or a TorchScript file, with a configuration as WSInfer writes it.
 
     four-view: a checkpoint of NYU's four-view classifier, view-wise or image-wise; where it reads heatmaps,
-    the patch network's as well.
+    the patch network's as well. gmic: a checkpoint of NYU's GMIC.
+
+    reverse-distillation: a checkpoint of RD4AD or FW-RD, whose teacher is put beside it.
+
+    Of several mammography checkpoints, or finished bundles, one bundle is made that averages their scores;
+    image-wise four-view classifiers among others score the exams that lack a view.
     """
+    if method.startswith("reverse"):
+        _refuse(method, config=config, trust=trust or None, patch=patch)
+        return _reverse_distillation(weights, out, architecture, teacher)
+    _refuse(method, teacher=teacher)
     if method == "classifier":
         _refuse(method, patch=patch)
         if config is None:
@@ -56,9 +81,32 @@ def command(
                 expected="--config with class names, patch size and µm/px",
                 remedy="Or say --method four-view, if the weights are a mammography classifier's",
             )
-        return _classifier(weights, config, out, architecture, trust)
+        if len(weights) > 1:
+            raise UsageError("a tile classifier is one file of weights", found=", ".join(weights))
+        return _classifier(weights[0], config, out, architecture, trust)
     _refuse(method, config=config, architecture=architecture, trust=trust or None)
+    if method == "gmic":
+        _refuse(method, patch=patch)
+        return _gmic(weights, out)
     return _four_view(weights, out, patch)
+
+
+def _reverse_distillation(
+    weights: tuple[str, ...], out: str, architecture: str | None, teacher: str | None
+) -> Answer:
+    from lobule.methods.reverse_distillation import convert
+
+    if len(weights) > 1:
+        raise UsageError("a student is one file of weights", found=", ".join(weights))
+    bundle = convert(weights[0], out, teacher=architecture or "", teacher_weights=teacher or "")
+    data = {**_data(bundle, out), "teacher": bundle.config["teacher"], "form": bundle.provenance["form"]}
+    lines = [
+        ("bundle", out),
+        ("model", f"{data['form']} with the teacher {data['teacher']}"),
+        ("patches", f"{bundle.config['patch']} px at {bundle.mpp:g} µm/px"),
+        ("source", str(bundle.provenance["source_hash"])),
+    ]
+    return Answer(data, facts(lines + [("note", note) for note in bundle.provenance["notes"]]))
 
 
 def _refuse(method: str, **asked: object) -> None:
@@ -86,27 +134,48 @@ def _classifier(weights: str, config: str, out: str, architecture: str | None, t
     return Answer(data, facts(lines))
 
 
-def _four_view(weights: str, out: str, patch: str | None) -> Answer:
+def _four_view(weights: tuple[str, ...], out: str, patch: str | None) -> Answer:
     from lobule.methods.four_view import convert
 
     bundle = convert(weights, out, patch=patch)
-    sources = {name: bundle.provenance[name] for name in ("classifier", "patch") if name in bundle.provenance}
+    config, provenance = bundle.config, bundle.provenance
+    members = provenance.get("classifiers") or [provenance["classifier"]]
+    sources = {"classifier": members[0]} if len(members) == 1 else {"classifiers": members}
     data = {
         **_data(bundle, out),
-        "variant": bundle.config["variant"],
-        "heatmaps": bundle.config["heatmaps"],
-        "sources": sources,
+        "variant": config["variant"],
+        "heatmaps": config["heatmaps"],
+        "members": config["members"],
+        "alone": config["alone"],
+        "sources": sources | ({"patch": provenance["patch"]} if "patch" in provenance else {}),
     }
-    lines = [
-        ("bundle", out),
-        ("model", f"{data['variant']}, images {'with' if data['heatmaps'] else 'without'} heatmaps"),
-        ("scores", ", ".join(bundle.classes)),
-    ]
-    lines += [
-        (name, f"{source['source']}, git blob {source['git_blob']}: {source['published_as']}")
-        for name, source in sources.items()
-    ]
+    count = f"{config['members']} × " if config["members"] > 1 else ""
+    reads = "with" if config["heatmaps"] else "without"
+    lines = [("bundle", out), ("model", f"{count}{config['variant']}, images {reads} heatmaps")]
+    if config["alone"]:
+        lines.append(("exams that lack a view", f"{config['alone']} × image_wise"))
+    lines.append(("scores", ", ".join(bundle.classes)))
+    lines += [("classifier", _source(source)) for source in members]
+    if "patch" in provenance:
+        lines.append(("patch", _source(provenance["patch"])))
     return Answer(data, facts(lines))
+
+
+def _gmic(weights: tuple[str, ...], out: str) -> Answer:
+    from lobule.methods.four_view.gmic import convert
+
+    bundle = convert(weights, out)
+    sources = bundle.provenance["classifiers"]
+    data = {**_data(bundle, out), "members": len(sources), "sources": {"classifiers": sources}}
+    lines = [("bundle", out), ("model", f"{len(bundle.config['top_shares'])} × gmic")]
+    lines.append(("scores", ", ".join(bundle.classes)))
+    return Answer(data, facts([*lines, *(("classifier", _source(source)) for source in sources)]))
+
+
+def _source(source: Mapping[str, str]) -> str:
+    if "fingerprint" in source:
+        return f"{source['source']}, fingerprint {source['fingerprint'][:16]}"
+    return f"{source['source']}, git blob {source['git_blob']}: {source['published_as']}"
 
 
 def _data(bundle: Bundle, out: str) -> dict[str, object]:

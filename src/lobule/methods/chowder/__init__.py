@@ -12,4 +12,21 @@ Deliberate deviations
   has no prediction. Of equal scores the lower tile index is taken.
 - Scores are computed in float32 even where the rest runs in half precision.
 - A map is drawn only after its orientation is tested, because the sign of a tile score is arbitrary.
+- Tiles lie on a grid over all tissue; up to 1000 a slide are drawn for each member, all of them are scored.
+- With a validation split (or a fifth of the patients, held out) each member keeps the epoch that told it
+  best; the paper trains 30 epochs and keeps the last. `patience=0 --val none` is the paper's way.
+
+The models it is compared with learn by the same loop: WELDON, mean and max pooling, gated attention,
+TransMIL, and the later form of CHOWDER by its authors. Each is an entry of `METHODS`, or `--set model=NAME`
+of this one.
 """
+
+from lobule.engines.train import TrainMachine
+from lobule.methods.chowder.config import Config
+from lobule.methods.chowder.predictor import BagPredictor, load
+from lobule.methods.chowder.train import KINDS, train
+
+SCAN_SETTINGS = ("features",)
+"""What a scan may set: a folder of features to read in place of the slides."""
+
+__all__ = ["KINDS", "SCAN_SETTINGS", "BagPredictor", "Config", "TrainMachine", "load", "train"]

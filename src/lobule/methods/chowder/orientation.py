@@ -15,6 +15,9 @@ from lobule.errors import ModelError, UsageError
 LEAST_AUC = 0.6
 """Below this on validation slides, tile scores say nothing and no map is drawn."""
 
+MOST_KEPT = 20_000
+"""Evidences that a calibration keeps: between them a value is at most 0.0001 too low."""
+
 
 @dataclass(frozen=True)
 class Orientation:
@@ -55,25 +58,38 @@ def check_drawable(evidence_of_slides: Sequence[float], labels: Sequence[int]) -
     return auc
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
-    """The evidences of the tiles of normal training slides, sorted: what evidence is compared with."""
+    """The evidences of the tiles of normal training slides: what evidence is compared with."""
 
     normal_evidence: NDArray[np.float64]
+    """Sorted; all of them, or so many that the ranks between are known well enough."""
+    not_above: NDArray[np.int64]
+    """For each, how many of all normal tiles are not above it."""
+    tiles: int
+    """All normal tiles."""
 
     @classmethod
-    def of(cls, evidence_of_normal_slides: Sequence[NDArray[Any]]) -> Calibration:
+    def of(cls, evidence_of_normal_slides: Sequence[NDArray[Any]], most: int = MOST_KEPT) -> Calibration:
         if not evidence_of_normal_slides or not sum(len(e) for e in evidence_of_normal_slides):
             raise UsageError(
                 "no tile of a normal slide to calibrate with",
                 remedy="Train with normal slides among the cases",
             )
-        return cls(np.sort(np.concatenate(evidence_of_normal_slides).astype(np.float64)))
+        every = np.sort(np.concatenate(evidence_of_normal_slides).astype(np.float64))
+        kept = every
+        if len(every) > most:
+            # half of what is kept is the upper end, where findings are decided
+            spread = np.linspace(0, len(every) - 1, most - most // 2).astype(np.int64)
+            kept = every[np.union1d(spread, np.arange(len(every) - most // 2, len(every)))]
+        return cls(kept, np.searchsorted(every, kept, side="right"), len(every))
 
     def value(self, evidence: NDArray[Any]) -> NDArray[np.float64]:
         """The share of normal tiles that are not above: 0.99 is higher than 99 % of them."""
-        not_above = np.searchsorted(self.normal_evidence, evidence, side="right")
-        return not_above / (len(self.normal_evidence) + 1.0)
+        counts = np.concatenate([[0], self.not_above])
+        place = np.searchsorted(self.normal_evidence, evidence, side="right")
+        share: NDArray[np.float64] = counts[place] / (self.tiles + 1.0)
+        return share
 
 
 def mean_value(

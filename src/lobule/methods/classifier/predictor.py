@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Generator, Mapping
 from dataclasses import replace
@@ -24,15 +25,18 @@ from lobule.engines.passes import (
     Store,
     map_pass,
 )
-from lobule.engines.placement import activation_bytes, placed
+from lobule.engines.placement import SLICE, activation_bytes, placed, slices_of
 from lobule.errors import ConfigError, ModelError
 from lobule.findings import components
 from lobule.grid import MapGrid, share_in_cells
 from lobule.methods.classifier.config import Config
+from lobule.nets.inference import for_inference
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.slides.slide import open_slide
 from lobule.stitch import State
+
+log = logging.getLogger("lobule.scan")
 
 BATCH = 32
 HEADROOM = 2.0
@@ -45,7 +49,7 @@ class TilePredictor:
     """Any classifier of fixed-size tiles."""
 
     def __init__(self, config: Config, net: nn.Module) -> None:
-        self.config, self.net = config, net.eval()
+        self.config, self.net = config, _fastest(net.eval())
         self.classes = config.classes
         self._placed: nn.Module | None = None
         self._engine = EngineSettings()
@@ -60,6 +64,9 @@ class TilePredictor:
             one = 64 * 4 * side * side  # a compiled model does not say: 64 full-size layers are ample
         else:
             one = int(HEADROOM * activation_bytes(self.net, side, side))
+        if engine.device == "cpu":  # only a slice's activations exist at once
+            room -= SLICE * one
+            one = 0
         one += WAITING * 3 * self.config.tile**2
         return replace(engine, batch=max(1, min(BATCH, room // one)))
 
@@ -84,24 +91,28 @@ class TilePredictor:
         return self._result(store, lattice.mpp is not None)
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
+        logits = torch.cat([self._logits(part) for part in slices_of(batch.pixels, self._engine)])
+        if self.config.activation == "softmax":
+            logits = torch.softmax(logits, dim=1)
+        elif self.config.activation == "sigmoid":
+            logits = torch.sigmoid(logits)
+        return {"map": logits[:, :, None, None]}
+
+    def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
         assert self._placed is not None
         dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
-        x = self.config.scaling.apply(batch.pixels, torch.float32)  # resizing knows no bfloat16 on a CPU
+        x = self.config.scaling.apply(pixels, torch.float32)  # resizing knows no bfloat16 on a CPU
         if x.shape[-1] != self.config.input:
             size = (self.config.input, self.config.input)
             x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-        logits = self._placed(x.to(dtype)).float()
+        logits: torch.Tensor = self._placed(x.to(dtype)).float()
         if logits.ndim != 2 or logits.shape[1] != len(self.classes):
             raise ModelError(
                 "the model's output does not fit its class names",
                 expected=f"{len(self.classes)} numbers a tile",
                 found=f"an output of shape {tuple(logits.shape)}",
             )
-        if self.config.activation == "softmax":
-            logits = torch.softmax(logits, dim=1)
-        elif self.config.activation == "sigmoid":
-            logits = torch.sigmoid(logits)
-        return {"map": logits[:, :, None, None]}
+        return logits
 
     def _result(self, store: MapReader, has_mpp: bool) -> Result:
         scores, states = store.read()
@@ -117,6 +128,17 @@ class TilePredictor:
             slide_scores[name] = float(layer.max(initial=0.0))
             findings += components(layer, l0, mpp=mpp, threshold=0.5, label=name)
         return Result(slide_scores, tuple(sorted(findings, key=lambda finding: -finding.score)))
+
+
+def _fastest(net: nn.Module) -> nn.Module:
+    """The net with its norms folded, where it can be traced."""
+    if isinstance(net, torch.jit.ScriptModule):
+        return net
+    try:
+        return for_inference(net)
+    except Exception as error:  # a model of somebody else's may do anything; it runs as it is
+        log.debug("the net runs as it is: %s", error)
+        return net
 
 
 def build(config: Config) -> nn.Module:

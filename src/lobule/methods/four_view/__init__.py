@@ -14,6 +14,12 @@ of this model 0.7788 as others ran it.
 Windows and patch grids are random. As published, one stream runs through a whole list of exams, so that a
 score depends on the exams before it; that is `compat="nyu"`. By default every exam begins anew.
 
+Heatmaps are painted `exact`, patch by patch, or `fast`, from one look of the patch network at each view:
+cells in the middle then see their neighbours where a patch sees its own edge. A scan that paints fast scores
+some patches both ways and tells the difference. A bundle may hold several classifiers, whose scores are
+averaged, and image-wise ones for the exams that lack a view. The paper's side-wise and joint variants are
+here too; no code or weights of them were published, so nothing but their shape is tested.
+
 What differs from the published code besides, and only with `quirks="fixed"`; `quirks="reference"`, the
 default, keeps every number:
 - landmarks of left-pointing images are mirrored as `width - 1 - column`, not `width - column`;
@@ -22,11 +28,29 @@ default, keeps every number:
 - all epochs of a single image count, whatever the batch size.
 In either case a view without a breast, or one smaller than a patch, is an error of its case alone.
 
+Training (`train.py`) follows the paper's stages: patches of outlined lesions, heatmaps of every exam, BI-RADS
+categories, breast labels. Rates, steps, batches and the shares of what is drawn are ours. In the BI-RADS
+stage each view grades its own breast, so that every variant can begin with it.
+
 Research use only.
 """
 
-from lobule.methods.four_view.config import Config
+from lobule.engines.train import TrainMachine
+from lobule.methods.four_view.config import SETTABLE, Config
 from lobule.methods.four_view.convert import convert
-from lobule.methods.four_view.predictor import FourViewPredictor, load
+from lobule.methods.four_view.predictor import FourViewPredictor, load, save
+from lobule.methods.four_view.train import KINDS, train
 
-__all__ = ["Config", "FourViewPredictor", "convert", "load"]
+__all__ = [
+    "KINDS",
+    "SCAN_SETTINGS",
+    "Config",
+    "FourViewPredictor",
+    "TrainMachine",
+    "convert",
+    "load",
+    "save",
+    "train",
+]
+
+SCAN_SETTINGS = SETTABLE

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from lobule.engines.train import Optimiser, Schedule
 from lobule.errors import ConfigError
 from lobule.mammograms.dicom import Pixels
 from lobule.methods.four_view.centres import window_size
@@ -14,8 +15,9 @@ from lobule.methods.four_view.patches import PATCH, STRIDE
 from lobule.methods.four_view.windows import NO_AUGMENTATION, Augmentation
 from lobule.nets.four_view import WIDTHS
 
-Variant = Literal["view_wise", "image_wise"]
+Variant = Literal["view_wise", "image_wise", "side_wise", "joint"]
 Streams = Literal["nyu", "own"]
+Painting = Literal["exact", "fast"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,18 @@ class Config:
     """What decides the scores of an exam."""
 
     variant: Variant = "view_wise"
-    """`view_wise` joins both sides of an angle and needs all four views; `image_wise` scores each alone."""
+    """`view_wise` joins both sides of an angle, `side_wise` both angles of a side, `joint` all four views;
+    these need all of them. `image_wise` scores each view alone."""
+    members: int = 1
+    """Classifiers of this variant whose scores are averaged."""
+    alone: int = 0
+    """Image-wise classifiers that score the exams that lack a view, where `variant` needs all four."""
+    patch_of: tuple[int, ...] = ()
+    """Which patch network paints for each member, then for each of those alone; empty where one does."""
     heatmaps: bool = False
     """Whether the classifier reads heatmaps, which the patch network of the same bundle paints."""
+    painting: Painting = "exact"
+    """How heatmaps are painted: `exact` patch by patch as published, `fast` from one look at a whole view."""
     epochs: int = 10
     """Windows of each view whose scores are averaged; one without augmentation, where all are the same."""
     augmentation: bool = True
@@ -56,13 +67,57 @@ class Config:
     patch_growth: int = 32
     patch_blocks: tuple[int, int, int, int] = (6, 12, 24, 16)
     patch_first_width: int = 64
+    shrink: int = 1
+    """Pixels of a window, along each axis, that make one of the classifier's input; 1 as published. More
+    makes whole views fit a small machine."""
+
+    # how it is trained; rates, steps and batches are ours
+    weights: str = ""
+    """A four-view bundle to go on from; what its weights fix (variant, widths, window, …) comes with it."""
+    patch_weights: str = ""
+    """A bundle whose patch network is taken as it is, or DenseNet weights for it to start from."""
+    patch_steps: int = 50_000
+    patch_batch: int = 32
+    patch_rate: float = 1e-4
+    patch_shares: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
+    """Of the patches drawn: malignant, benign, outside the outlines of a view that has some, and of breasts
+    without a finding."""
+    val_patches: int = 2000
+    birads: str = "birads"
+    """The column with BI-RADS categories to learn first; `left_birads` and `right_birads` come before it."""
+    birads_steps: int = 50_000
+    birads_rate: float = 1e-5
+    steps: int = 50_000
+    batch: int = 4
+    """Exams of a step."""
+    rate: float = 1e-5
+    """Learning rate of what starts from fresh weights."""
+    trunk_rate: float = 1e-5
+    """Learning rate of trunks that come from other weights or from the BI-RADS stage."""
+    positive_share: float = 0.5
+    """Of the exams drawn, those with a benign or a malignant breast."""
+    malignant_share: float = 0.5
+    """Of those, the ones with a malignant breast."""
+    positive_weight: float = 1.0
+    """How much a positive breast counts in the loss against a negative one."""
+    optimiser: Optimiser = "adam"
+    schedule: Schedule = "plateau"
+    weight_decay: float = 3e-5
+    accumulate: int = 1
+    evaluate_every: int = 1000
+    """Steps between two looks at the validation exams, and between checkpoints."""
+    patience: int = 5
+    stop_after: int = 15
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("variant", get_args(Variant)),
+            ("painting", get_args(Painting)),
             ("compat", get_args(Streams)),
             ("quirks", get_args(Compat)),
             ("pixels", get_args(Pixels)),
+            ("optimiser", get_args(Optimiser)),
+            ("schedule", get_args(Schedule)),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(
@@ -70,6 +125,24 @@ class Config:
                 )
         if self.epochs < 1:
             raise ConfigError("four_view needs at least one window a view", found=f"epochs={self.epochs}")
+        if self.window and self.augmentation and 2 * self.resize >= min(self.window):
+            raise ConfigError(
+                "the edges of a window may move so far that nothing of it is left",
+                expected=f"resize below {min(self.window) // 2} for a window of {self.window}",
+                found=f"resize={self.resize}",
+            )
+        if self.shrink < 1:
+            raise ConfigError("shrink is a whole number of pixels, from 1", found=f"shrink={self.shrink}")
+
+    @property
+    def reads_exams(self) -> bool:
+        """Whether the variant reads all views of an exam together."""
+        return self.variant != "image_wise"
+
+    @property
+    def patch_nets(self) -> int:
+        """How many patch networks the bundle has."""
+        return 1 + max(self.patch_of, default=0) if self.heatmaps else 0
 
     @property
     def windows(self) -> int:
@@ -85,8 +158,13 @@ class Config:
         return 3 if self.heatmaps else 1
 
     def size(self, view: str) -> tuple[int, int]:
-        """Height and width of the classifier's input."""
+        """Height and width of the classifier's window, in pixels of the view."""
         return self.window or window_size(view)
+
+    def input_size(self, view: str) -> tuple[int, int]:
+        """Height and width of the classifier's input."""
+        height, width = self.size(view)
+        return height // self.shrink, width // self.shrink
 
     def set(self, settings: Mapping[str, Any]) -> Config:
         """With what a scan asks otherwise; what the weights fix cannot be asked."""
@@ -95,7 +173,18 @@ class Config:
                 raise ConfigError(
                     f"'{name}' cannot be set for a scan of four_view", expected=", ".join(SETTABLE)
                 )
-        return replace(self, **settings)
+        asked = dict(settings)
+        how = asked.pop("heatmaps", None)
+        if how is None:
+            return replace(self, **asked)
+        if how not in (HEATMAPS[1:] if self.heatmaps else HEATMAPS[:1]):
+            reads = "reads heatmaps" if self.heatmaps else "reads no heatmaps, and its bundle paints none"
+            raise ConfigError(
+                f"heatmaps = {how} does not fit a classifier that {reads}",
+                expected=", ".join(HEATMAPS[1:] if self.heatmaps else HEATMAPS[:1]),
+                remedy="Convert or train the classifier that fits",
+            )
+        return replace(self, **asked) if how == "none" else replace(self, painting=how, **asked)
 
     def to_dict(self) -> dict[str, Any]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
@@ -106,9 +195,32 @@ class Config:
         unknown = sorted(set(facts) - known)
         if unknown:
             raise ConfigError(f"no setting '{unknown[0]}' in four_view", expected=", ".join(sorted(known)))
-        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in facts.items()}
-        return cls(**values)
+        return cls(**{name: _typed(name, value) for name, value in facts.items()})
 
 
-SETTABLE = ("epochs", "augmentation", "seed", "compat", "quirks", "pixels", "finding_threshold")
-"""Settings that a scan may change; the others belong to the weights."""
+def _typed(name: str, value: Any) -> Any:
+    """Lists, and text that lists numbers, as the tuples that they are kept as."""
+    if name == "window" and isinstance(value, str):
+        value = value.replace("x", ",").split(",") if value else None
+    if not isinstance(value, list):
+        return value
+    kind = float if name == "patch_shares" else int
+    try:
+        return tuple(kind(part) for part in value)
+    except ValueError as error:
+        raise ConfigError(f"{name} of four_view lists numbers", found=str(value)) from error
+
+
+HEATMAPS = ("none", "exact", "fast")
+
+SETTABLE: dict[str, Any] = {
+    "heatmaps": "exact",
+    "epochs": 10,
+    "augmentation": True,
+    "seed": 0,
+    "compat": "own",
+    "quirks": "reference",
+    "pixels": "nyu-raw",
+    "finding_threshold": 0.5,
+}
+"""Settings that a scan may change, with a value of their type; the others belong to the weights."""

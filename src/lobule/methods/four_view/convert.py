@@ -1,55 +1,154 @@
-"""Published checkpoints as bundles: the classifier, and the patch network where it reads heatmaps."""
+"""Published checkpoints as bundles, and several of them, or several bundles, as one that averages them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from lobule.bundles import Bundle, write_bundle
+from lobule.bundles import MODEL, Bundle, read_bundle, write_bundle
 from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.methods.four_view.config import Config
-from lobule.methods.four_view.predictor import build, weights_of
-from lobule.nets.four_view import TARGETS
+from lobule.methods.four_view.members import Nets, build, build_all, fill, weights_of_all
+from lobule.nets.four_view import TARGETS, Classifier
 from lobule.nets.four_view_weights import GENUINE, git_blob_id, load_published, resolved
 
+SHARED = (
+    "heatmaps", "epochs", "augmentation", "quirks", "pixels", "window", "move", "resize", "crop_iterations",
+    "crop_buffer", "patch", "patch_stride", "heatmap_cell", "widths", "patch_growth", "patch_blocks",
+    "patch_first_width", "shrink",
+)  # fmt: skip
+"""Settings in which the members of one bundle agree: they read the same pixels."""
 
-def convert(
-    weights: str | Path, out: str | Path, *, patch: str | Path | None = None, **settings: Any
-) -> Bundle:
-    """Make a bundle of a published classifier; `patch` is the patch network's checkpoint.
+Paths = str | Path | Sequence[str | Path]
 
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One source of classifiers: a checkpoint or a bundle."""
+
+    path: str | Path
+    config: Config
+    nets: Nets
+    source: dict[str, Any]
+    patients: tuple[str, ...] = ()
+
+
+def convert(weights: Paths, out: str | Path, *, patch: str | Path | None = None, **settings: Any) -> Bundle:
+    """Make a bundle of published classifiers or finished bundles; `patch` is the patch network's checkpoint.
+
+    Of several the scores are averaged. Image-wise ones beside others score the exams that lack a view.
     Variant and channels are read off the tensors. `settings` are those of `Config`. Files are PyTorch
     checkpoints, of which nothing but tensors is read, or safetensors.
     """
-    checkpoint, source = _read(weights)
-    variant, heatmaps = _kind(checkpoint, weights)
-    config = Config(**{**settings, "variant": variant, "heatmaps": heatmaps})
-    net, patch_net = build(config)
-    _fill(net, checkpoint, weights)
-    provenance: dict[str, Any] = {"classifier": source}
-    if patch_net is None and patch is not None:
+    paths = [weights] if isinstance(weights, str | Path) else list(weights)
+    painter, painted = (None, None) if patch is None else read_checkpoint(patch)
+    parts = [_part(path, painter, patch, settings) for path in paths]
+    if patch is not None and not any(part.nets.patch_nets for part in parts):
         raise ConfigError(
             "this classifier reads no heatmaps, so it has no use for a patch network",
-            subject=weights,
+            subject=paths[0],
             remedy="Leave --patch out, or convert the checkpoint with heatmaps",
         )
+    config, nets = _joined(parts)
+    provenance: dict[str, Any] = {"classifier": parts[0].source}
+    if len(parts) > 1:
+        provenance = {"classifiers": [part.source for part in parts]}
+    if painted is not None:
+        provenance["patch"] = painted
+    patients = tuple(sorted({patient for part in parts for patient in part.patients}))
+    bundle = Bundle("four_view", config.to_dict(), TARGETS, None, provenance=provenance, patients=patients)
+    return write_bundle(out, bundle, weights_of_all(nets))
+
+
+def _part(
+    path: str | Path, painter: Mapping[str, Any] | None, patch: str | Path | None, settings: Mapping[str, Any]
+) -> _Part:
+    if (Path(path) / MODEL).is_file():
+        return _of_bundle(read_bundle(path))
+    checkpoint, source = read_checkpoint(path)
+    variant, heatmaps = _kind(checkpoint, path)
+    config = Config(**{**settings, "variant": variant, "heatmaps": heatmaps})
+    net, patch_net = build(config)
+    filled(net, checkpoint, path)
     if patch_net is not None:
-        if patch is None:
+        if painter is None or patch is None:
             raise ConfigError(
                 "this classifier reads heatmaps, which a patch network has to paint",
-                subject=weights,
+                subject=path,
                 remedy="Give the patch network's checkpoint with --patch",
             )
-        patch_checkpoint, provenance["patch"] = _read(patch)
-        _fill(patch_net, patch_checkpoint, patch)
-    bundle = Bundle("four_view", config.to_dict(), TARGETS, None, provenance=provenance)
-    return write_bundle(out, bundle, weights_of(net, patch_net))
+        filled(patch_net, painter, patch)
+    return _Part(path, config, Nets((net,), (), () if patch_net is None else (patch_net,)), source)
 
 
-def _read(path: str | Path) -> tuple[Mapping[str, Any], dict[str, str]]:
+def _of_bundle(bundle: Bundle) -> _Part:
+    if bundle.method != "four_view":
+        raise ConfigError(
+            "a bundle of another method", subject=bundle.path, expected="four_view", found=bundle.method
+        )
+    assert bundle.path is not None
+    config = Config.from_dict(bundle.config)
+    nets = build_all(config)
+    fill(nets, bundle.weights(), bundle, config)
+    source = {"source": bundle.path.name, "fingerprint": bundle.fingerprint}
+    return _Part(bundle.path, config, nets, source, bundle.patients)
+
+
+def _joined(parts: Sequence[_Part]) -> tuple[Config, Nets]:
+    """Everything in one bundle; patch networks that are equal are kept once."""
+    first = next((part.config for part in parts if part.config.reads_exams), parts[0].config)
+    members: list[tuple[Classifier, int]] = []
+    alone: list[tuple[Classifier, int]] = []
+    patch_nets: list[nn.Module] = []
+    for part in parts:
+        _agree(first, part)
+        places = [_place(net, patch_nets) for net in part.nets.patch_nets] or [0]
+        own = part.config.patch_of or (0,) * (len(part.nets.members) + len(part.nets.alone))
+        for number, net in enumerate((*part.nets.members, *part.nets.alone)):
+            is_member = number < len(part.nets.members) and part.config.variant == first.variant
+            (members if is_member else alone).append((net, places[own[number]]))
+    painters = tuple(place for _, place in (*members, *alone))
+    config = replace(
+        first, members=len(members), alone=len(alone), patch_of=painters if len(patch_nets) > 1 else ()
+    )
+    return config, Nets(tuple(n for n, _ in members), tuple(n for n, _ in alone), tuple(patch_nets))
+
+
+def _agree(first: Config, part: _Part) -> None:
+    if part.config.variant not in (first.variant, "image_wise"):
+        raise ConfigError(
+            "classifiers of several variants cannot be averaged",
+            subject=part.path,
+            expected=first.variant,
+            found=part.config.variant,
+        )
+    for name in SHARED:
+        expected, found = getattr(first, name), getattr(part.config, name)
+        if expected != found:
+            raise ConfigError(
+                f"the classifiers of one bundle agree in {name}",
+                subject=part.path,
+                expected=str(expected),
+                found=str(found),
+            )
+
+
+def _place(net: nn.Module, known: list[nn.Module]) -> int:
+    """Where a patch network is among those known; added where it is new."""
+    state = net.state_dict()
+    for place, other in enumerate(known):
+        theirs = other.state_dict()
+        if all(bool((theirs[name] == tensor).all()) for name, tensor in state.items()):
+            return place
+    known.append(net)
+    return len(known) - 1
+
+
+def read_checkpoint(path: str | Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     """A checkpoint, and what tells which file it came from."""
     import torch
     from safetensors.torch import load_file
@@ -91,7 +190,7 @@ def _kind(checkpoint: Mapping[str, Any], path: str | Path) -> tuple[str, bool]:
     return ("image_wise" if "fc1_lcc.weight" in checkpoint else "view_wise"), first.shape[1] == 3
 
 
-def _fill(net: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+def filled(net: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
     try:
         load_published(net, checkpoint)
     except ModelError as error:

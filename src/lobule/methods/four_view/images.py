@@ -8,21 +8,62 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lobule.errors import ConfigError
 from lobule.geometry import Box, Lattice, Size
+from lobule.mammograms.dicom import Pixels
 from lobule.mammograms.exams import read_view
 from lobule.mammograms.record import Mammogram
 from lobule.mammograms.views import View
 from lobule.methods.four_view.centres import best_centre
-from lobule.methods.four_view.config import Config
-from lobule.methods.four_view.crop import Window, crop_of
-from lobule.methods.four_view.windows import Draws, Padding, ViewImage, WindowPlan, network_input
+from lobule.methods.four_view.crop import Compat, Window, crop_of
+from lobule.methods.four_view.windows import (
+    Augmentation,
+    Draws,
+    Padding,
+    ViewImage,
+    WindowPlan,
+    network_input,
+    shrunk,
+)
 from lobule.units import Mpp
+
+
+class ViewConfig(Protocol):
+    """What decides how views are read, whichever model reads them."""
+
+    @property
+    def quirks(self) -> Compat: ...
+
+    @property
+    def pixels(self) -> Pixels: ...
+
+    @property
+    def crop_iterations(self) -> int: ...
+
+    @property
+    def crop_buffer(self) -> int: ...
+
+    @property
+    def reads_exams(self) -> bool: ...
+
+    @property
+    def windows(self) -> int: ...
+
+    @property
+    def variation(self) -> Augmentation: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    def size(self, view: str) -> tuple[int, int]: ...
+
+    def input_size(self, view: str) -> tuple[int, int]: ...
+
 
 Heatmaps = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Benign and malignant, (H, W), of the cropped view turned to point right."""
@@ -67,7 +108,7 @@ class _Source:
 class ExamView(_Source):
     """One image of an exam, decoded, its breast found."""
 
-    def __init__(self, view: View, mammogram: Mammogram, config: Config) -> None:
+    def __init__(self, view: View, mammogram: Mammogram, config: ViewConfig) -> None:
         stored = mammogram.pixels
         mm = mammogram.heading.mm_per_px
         super().__init__(
@@ -112,7 +153,7 @@ class ExamView(_Source):
 class BrokenView(_Source):
     """A view that cannot be read, where the others can do without it: whatever is read of it says why."""
 
-    def __init__(self, view: View, error: Exception, config: Config) -> None:
+    def __init__(self, view: View, error: Exception, config: ViewConfig) -> None:
         height, width = config.size(view)
         super().__init__(Size(width, height))
         self.view, self.error = view, error
@@ -124,16 +165,19 @@ class BrokenView(_Source):
 class InputView(_Source):
     """A view as the classifier's input: the box cut, brought to size and standardised, heatmaps beside it."""
 
-    def __init__(self, view: ExamView, size: tuple[int, int], heatmaps: Heatmaps | None) -> None:
+    def __init__(
+        self, view: ExamView, size: tuple[int, int], heatmaps: Heatmaps | None, shrink: int = 1
+    ) -> None:
         super().__init__(view.size, view.mpp)
-        self._view, self._wanted, self._heatmaps = view, size, heatmaps
+        self._view, self._wanted, self._heatmaps, self._shrink = view, size, heatmaps, shrink
 
     def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[np.float32]:
         """(h, w, 1 or 3) at the classifier's size, whatever the size of the box."""
         window = self._view.frame.of_l0(box)
         shape = self._view.pixels.shape
         plan = WindowPlan(self._wanted, Padding(), (shape[0], shape[1]), window, window, Draws(None, None))
-        return np.moveaxis(network_input(self._view.pixels, plan, self._heatmaps), 0, -1)
+        seen = network_input(self._view.pixels, plan, self._heatmaps)
+        return np.moveaxis(shrunk(seen, self._shrink), 0, -1)
 
 
 class PatchView(_Source):
@@ -158,19 +202,23 @@ class PatchView(_Source):
 class HeatmapView(_Source):
     """The heatmaps of a view laid over its stored image, and where they are."""
 
-    def __init__(self, view: ExamView, heatmaps: Heatmaps) -> None:
+    def __init__(self, view: ExamView, heatmaps: Heatmaps, inside: Window | None = None) -> None:
         super().__init__(view.size, view.mpp)
+        shape = heatmaps[0].shape
+        inside = inside or Window(0, shape[0], 0, shape[1])
         self._frame, self._heatmaps = view.frame, heatmaps
+        self._where = np.zeros(shape, np.float32)
+        inside.of(self._where)[:] = 1
+        self.l0_box = view.frame.to_l0(inside)
 
     def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[np.float32]:
-        """(height, width, 3): benign, malignant, and 1 inside the crop."""
+        """(height, width, 3): benign, malignant, and 1 where they are known."""
         window = self._frame.of_l0(box)
-        layers = (*self._heatmaps, np.ones_like(self._heatmaps[0]))
-        pixels = np.stack([_read(layer, window) for layer in layers], axis=-1)
+        pixels = np.stack([_read(layer, window) for layer in (*self._heatmaps, self._where)], axis=-1)
         return pixels[:, ::-1] if self._frame.mirrored else pixels
 
 
-def open_view(path: str, view: View, config: Config) -> ExamView:
+def open_view(path: str, view: View, config: ViewConfig) -> ExamView:
     return ExamView(view, read_view(path, view=view, pixels=config.pixels), config)
 
 

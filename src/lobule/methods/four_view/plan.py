@@ -15,7 +15,7 @@ from lobule.mammograms.exams import exam_of_files
 from lobule.mammograms.views import VIEWS, is_mirrored
 from lobule.methods.four_view.config import Config
 from lobule.methods.four_view.crop import Window
-from lobule.methods.four_view.images import BrokenView, ExamView, Frame, open_view
+from lobule.methods.four_view.images import BrokenView, ExamView, Frame, ViewConfig, open_view
 from lobule.methods.four_view.patches import PatchGrid, view_for_patches
 from lobule.methods.four_view.streams import Shapes, windows_stream
 from lobule.methods.four_view.windows import ViewImage, WindowPlan, plan_exam, plan_image
@@ -32,25 +32,25 @@ class Turn:
     """In the cropped view that points right."""
 
 
-def open_views(case: Case, config: Config) -> dict[str, ImageSource]:
+def open_views(case: Case, config: ViewConfig) -> dict[str, ImageSource]:
     files = {view: case.views.get(view.lower().replace("-", "_"), ()) for view in VIEWS}
     missing = [view for view in VIEWS if not files[view]]
-    if missing and config.variant == "view_wise":
+    if missing and config.reads_exams:
         raise NotAMammogram(
-            "the view-wise model needs all four views",
+            "a model that joins views needs all four",
             subject=case.id,
             found=f"an exam without {', '.join(missing)}",
-            remedy="Scan exams that lack a view with an image-wise bundle",
+            remedy="Scan exams that lack a view with an image-wise bundle, or convert one that has both",
         )
     images: dict[str, ImageSource] = {}
     errors: list[Exception] = []
     for view in VIEWS:
-        for index, path in enumerate(files[view] if config.variant == "view_wise" else files[view][:1]):
+        for index, path in enumerate(files[view] if config.reads_exams else files[view][:1]):
             name = view if index == 0 else f"{view} {index + 1}"
             try:
                 images[name] = open_view(path, view, config)
             except (LobuleError, OSError) as error:
-                if config.variant == "view_wise":
+                if config.reads_exams:
                     raise
                 images[name] = BrokenView(view, error, config)
                 errors.append(error)
@@ -68,30 +68,34 @@ def shapes(images: Mapping[str, ImageSource]) -> Shapes:
 
 def turns(case: OpenCase, config: Config) -> list[Turn]:
     """Every image of an exam with its windows, in the order in which patches are drawn."""
+    if not config.reads_exams:
+        return turns_alone(case, config)
     images = {name: i for name, i in case.images.items() if isinstance(i, ExamView | BrokenView)}
     plans: dict[str, list[tuple[int, WindowPlan]]] = {name: [] for name in images}
-    if config.variant == "view_wise":
-        rng = windows_stream(config, case.earlier())
-        names: dict[str, list[str]] = {view: [] for view in VIEWS}
-        for name, image in images.items():
-            names[image.view].append(name)
-        seen: dict[str, Sequence[ViewImage]] = {
-            view: [_readable(images[name]).for_windows for name in names[view]] for view in VIEWS
-        }
-        exam = plan_exam(seen, rng, epochs=config.windows, augmentation=config.variation, size=config.window)
-        for epoch, chosen in enumerate(exam):
-            for view in VIEWS:
-                index, plan = chosen[view]
-                plans[names[view][index]].append((epoch, plan))
-    else:
-        for name, image in images.items():
-            plans[name] = list(enumerate(_plan_alone(image, config)))
-    return [
-        Turn(
-            name, image, tuple(epoch for epoch, _ in plans[name]), tuple(_unpadded(p) for _, p in plans[name])
-        )
-        for name, image in images.items()
-    ]
+    rng = windows_stream(config, case.earlier())
+    names: dict[str, list[str]] = {view: [] for view in VIEWS}
+    for name, image in images.items():
+        names[image.view].append(name)
+    seen: dict[str, Sequence[ViewImage]] = {
+        view: [_readable(images[name]).for_windows for name in names[view]] for view in VIEWS
+    }
+    exam = plan_exam(seen, rng, epochs=config.windows, augmentation=config.variation, size=config.window)
+    for epoch, chosen in enumerate(exam):
+        for view in VIEWS:
+            index, plan = chosen[view]
+            plans[names[view][index]].append((epoch, plan))
+    return [_turn(name, image, plans[name]) for name, image in images.items()]
+
+
+def turns_alone(case: OpenCase, config: ViewConfig) -> list[Turn]:
+    """Every image of an exam with its windows, each drawn as if there were no other."""
+    images = {name: i for name, i in case.images.items() if isinstance(i, ExamView | BrokenView)}
+    return [_turn(name, i, list(enumerate(_plan_alone(i, config)))) for name, i in images.items()]
+
+
+def _turn(name: str, image: ExamView | BrokenView, plans: Sequence[tuple[int, WindowPlan]]) -> Turn:
+    epochs = tuple(epoch for epoch, _ in plans)
+    return Turn(name, image, epochs, tuple(_unpadded(plan) for _, plan in plans))
 
 
 def _readable(image: ExamView | BrokenView) -> ExamView:
@@ -99,7 +103,7 @@ def _readable(image: ExamView | BrokenView) -> ExamView:
     return image
 
 
-def _plan_alone(image: ExamView | BrokenView, config: Config) -> list[WindowPlan]:
+def _plan_alone(image: ExamView | BrokenView, config: ViewConfig) -> list[WindowPlan]:
     """The windows of an image by itself; of one that cannot be read, windows that will say so."""
     size = config.size(image.view)
     seen = image.for_windows if isinstance(image, ExamView) else ViewImage(size, (size[0] // 2, size[1] // 2))
@@ -119,7 +123,7 @@ def _unpadded(plan: WindowPlan) -> Window:
     return Window(window.top - top, window.bottom - top, window.left, window.right)
 
 
-def window_pass(turn: Turn, config: Config, sources: Mapping[str, ImageSource]) -> Pass:
+def window_pass(name: str, turn: Turn, config: ViewConfig, sources: Mapping[str, ImageSource]) -> Pass:
     boxes = np.empty((len(turn.windows), 4), np.int64)
     for index, window in enumerate(turn.windows):
         if isinstance(turn.image, ExamView):
@@ -127,12 +131,10 @@ def window_pass(turn: Turn, config: Config, sources: Mapping[str, ImageSource]) 
             boxes[index] = box.x, box.y, box.width, box.height
         else:
             boxes[index] = 0, 0, turn.image.size.width, turn.image.size.height
-    height, width = config.size(turn.image.view)
+    height, width = config.input_size(turn.image.view)
     sizes = np.tile(np.array([[width, height]], np.int64), (len(boxes), 1))
     # a window is dear, so each is kept as soon as it is computed
-    return Pass(
-        f"windows {turn.name}", fields_of(turn, boxes, sizes), TableSpec(part_rows=1), sources=sources
-    )
+    return Pass(name, fields_of(turn, boxes, sizes), TableSpec(part_rows=1), sources=sources)
 
 
 def fields_of(turn: Turn, boxes: NDArray[np.int64], sizes: NDArray[np.int64] | None = None) -> Fields:
@@ -142,7 +144,7 @@ def fields_of(turn: Turn, boxes: NDArray[np.int64], sizes: NDArray[np.int64] | N
 
 def patch_frame(image: ExamView, config: Config) -> Frame:
     """The frame that patches are cut in: right-pointing, but for the quirk of the tool for single images."""
-    alone = config.variant == "image_wise"
+    alone = not config.reads_exams
     view = view_for_patches(image.view, single_image=alone, compat=config.quirks)
     return Frame(image.crop.window, is_mirrored(view, image.mammogram.horizontal_flip))
 

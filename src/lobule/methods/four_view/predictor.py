@@ -2,76 +2,86 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Generator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lobule.bundles import Bundle
 from lobule.cohort import Case
-from lobule.engines.passes import (
-    Batch,
-    EngineSettings,
-    ImageSource,
-    OpenCase,
-    Pass,
-    ScanOptions,
-    Store,
-    TableSpec,
-    map_pass,
-)
+from lobule.engines.passes import Batch, EngineSettings, ImageSource, OpenCase, Pass, ScanOptions, Store
 from lobule.engines.placement import activation_bytes, largest_cells, placed
-from lobule.errors import CaseError, LobuleError, ModelError
-from lobule.findings import Finding, components
-from lobule.grid import MapGrid
-from lobule.mammograms.views import angle_of
+from lobule.errors import CaseError, LobuleError
+from lobule.findings import Finding
+from lobule.mammograms.views import VIEWS, angle_of
 from lobule.methods.four_view.config import Config
-from lobule.methods.four_view.crop import Window
-from lobule.methods.four_view.images import ExamView, Heatmaps, HeatmapView, InputView, PatchView
-from lobule.methods.four_view.patches import BENIGN, MALIGNANT, PatchGrid, heatmap_of
-from lobule.methods.four_view.plan import (
-    Turn,
-    distinct,
-    fields_of,
-    open_views,
-    patch_frame,
-    shapes,
-    turns,
-    window_pass,
+from lobule.methods.four_view.images import ExamView, Heatmaps, InputView
+from lobule.methods.four_view.members import (
+    PATCH_PREFIX,
+    Nets,
+    build,
+    build_all,
+    fill,
+    save,
+    weights_of,
 )
-from lobule.methods.four_view.scores import Features, Heads, exam_result, scored_rows
+from lobule.methods.four_view.painting import PATCHES, kept, paint, pass_name
+from lobule.methods.four_view.patches import PatchGrid
+from lobule.methods.four_view.plan import Turn, open_views, shapes, turns, window_pass
+from lobule.methods.four_view.scores import Features, Heads, exam_result
 from lobule.methods.four_view.streams import Shapes, draw_grid, patches_stream
-from lobule.nets.four_view import TARGETS, ImageWise, ResNet22, ViewWise, patch_densenet
-from lobule.results.maps import MapReader
+from lobule.nets.four_view import TARGETS, Classifier, ResNet22
+from lobule.nets.painter import CELL, Painter
+from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
 from lobule.results.tables import TableReader
-from lobule.stitch import State
 
-PATCH_PREFIX = "patch."
-"""Where a bundle's weights hold the patch network."""
-GRADES = ("benign", "malignant")
+__all__ = [
+    "PATCHES",
+    "PATCH_PREFIX",
+    "FourViewPredictor",
+    "build",
+    "load",
+    "save",
+    "weights_of",
+]
+
 HEADROOM = 2.0
-PATCHES = 8
-"""Patches in the time and room of a window."""
 BATCH_ON_GPU = 8
 SAMPLE_SIDE = 512
 """Pixels a side of the made-up window that the model is measured on."""
-HEATMAP_CELLS = 64
+LARGEST_LOOK, SMALLEST_LOOK = 128, 32
+"""Cells a side of what the patch network looks at in one go, where heatmaps are painted fast."""
+ALONE = "alone"
+"""Ends the names of passes of the classifiers for exams that lack a view."""
 
 
 class FourViewPredictor:
-    """Either variant of the classifier, with or without its patch network."""
+    """Any variant of the classifier, one or several, with or without patch networks."""
 
     classes = TARGETS
 
-    def __init__(self, config: Config, net: ViewWise | ImageWise, patch_net: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        net: Classifier,
+        patch_net: nn.Module | None = None,
+        nets: Nets | None = None,
+    ) -> None:
+        """`nets` are all of the bundle's, where it has more than the two."""
         self.config = config
-        self.trunks: dict[str, ResNet22] = {"CC": net.four_view_resnet.cc, "MLO": net.four_view_resnet.mlo}
+        self.nets = nets or Nets((net,), (), () if patch_net is None else (patch_net,))
         self.patch_net = patch_net
-        self.heads = Heads(net)
+        self.trunks = _trunks(net)
+        self.heads = [Heads(member) for member in self.nets.members]
+        self.heads_alone = [Heads(member) for member in self.nets.alone]
         self._placed: dict[str, nn.Module] = {}
         self._engine = EngineSettings()
         self._shapes: dict[tuple[str, ...], Shapes] = {}
@@ -80,7 +90,6 @@ class FourViewPredictor:
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         """The exam's images by view, alternates numbered; which are needed is up to the variant."""
-        config = self.config.set(options.settings)
         if case.kind != "exam":
             raise CaseError(
                 "this model reads exams",
@@ -88,75 +97,139 @@ class FourViewPredictor:
                 expected="files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
                 found=f"a case of kind {case.kind}",
             )
+        config = self._config_of(case, options)
         images = open_views(case, config)
-        self._shapes[case.paths] = shapes(images)
+        # an exam that is scored view by view draws nothing from the stream of the others
+        self._shapes[case.paths] = shapes(images) if config.reads_exams else []
         return images
 
     def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         """As many windows at once as fit; a CPU, whose lanes run at once, computes one by one."""
+        config = self.config.set(options.settings)
         one = 0
         for angle, trunk in self.trunks.items():
-            one = max(one, activation_bytes(trunk, *self.config.size(angle), self.config.channels))
+            one = max(one, activation_bytes(trunk, *config.input_size(angle), config.channels))
         preferred = 1 if engine.device == "cpu" else BATCH_ON_GPU
         batch = largest_cells(
             lambda windows: int(windows * HEADROOM * one), room, preferred=preferred, what="batch of windows"
         )
+        if config.heatmaps and config.painting == "fast":
+            cost = Painter(copy.deepcopy(self.nets.patch_nets[0])).bytes_per_px() * HEADROOM
+            cells = largest_cells(
+                lambda side: int(cost * (CELL * side) ** 2),
+                room,
+                preferred=LARGEST_LOOK,
+                smallest=SMALLEST_LOOK,
+                what="look at a view",
+            )
+            engine = replace(engine, cells=cells)
         return replace(engine, batch=batch)
 
     def place(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._engine = engine
-        self._placed = {angle: placed(trunk, engine) for angle, trunk in self.trunks.items()}
-        if self.patch_net is not None:
-            self._placed["patches"] = placed(self.patch_net, engine)
+        for kind, members in (("", self.nets.members), (ALONE, self.nets.alone)):
+            for number, member in enumerate(members):
+                for angle, trunk in _trunks(member).items():
+                    squeezed = placed(Squeezed(copy.deepcopy(trunk)), engine)
+                    self._placed[f"{angle}{kind}{number}"] = squeezed
+        for number, net in enumerate(self.nets.patch_nets):
+            self._placed[f"patches{number}"] = placed(Painter(copy.deepcopy(net)), engine)
 
     def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        height, width = (min(SAMPLE_SIDE, length) for length in self.config.size("L-CC"))
+        height, width = (min(SAMPLE_SIDE, length) for length in self.config.input_size("L-CC"))
         shape = (engine.batch, height, width, self.config.channels)
         pixels = np.random.default_rng(0).standard_normal(shape, np.float32)
         return "windows L-CC", Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
 
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        config = self.config.set(case.options.settings)
+        config = self._config_of(case.case, case.options)
         rng = self._patches_rng(case, config)
-        features = Features(config.windows)
+        features = Features(config.windows, config.members)
         findings: list[Finding] = []
+        far: list[NDArray[np.float64]] = []
         for turn in turns(case, config):
-            heatmaps: Heatmaps | None = None
-            sources: dict[str, ImageSource] = {}
-            if isinstance(turn.image, ExamView):
-                if config.heatmaps:
-                    # drawn for every image in turn, also where none of its windows is read
-                    grid = draw_grid(turn.image.crop.window.shape, rng or _anew(config), config)
-                if not turn.epochs:
-                    continue
-                if config.heatmaps:
-                    heatmaps = yield from self._heatmaps(turn, grid, case.engine, config)
-                    findings += yield from self._kept(turn, heatmaps, config)
-                sources[turn.name] = InputView(turn.image, config.size(turn.image.view), heatmaps)
-            store = yield window_pass(turn, config, sources)
-            assert isinstance(store, TableReader)
-            features.take(turn.image.view, turn.epochs, store)
-        return exam_result(config, self.heads, features, case.images, findings)
+            heatmaps: dict[int, Heatmaps] = {}
+            if isinstance(turn.image, ExamView) and config.heatmaps:
+                # drawn for every image in turn, also where none of its windows is read
+                grid = draw_grid(turn.image.crop.window.shape, rng or random.Random(config.seed), config)
+                if turn.epochs:
+                    heatmaps = yield from self._painted(turn, grid, case.engine, config, far)
+                    findings += yield from kept(turn, _mean(heatmaps), config)
+            if turn.epochs:
+                yield from self._windows(turn, config, heatmaps, features)
+        heads = self.heads if config.reads_exams == self.config.reads_exams else self.heads_alone
+        return exam_result(config, heads, features, case.images, findings, _painting_facts(config, far))
 
     def forward(self, name: str, batch: Batch) -> dict[str, Tensor]:
         kind, _, image = name.partition(" ")
         if kind == "heatmap":
-            means = nn.functional.avg_pool2d(batch.pixels.permute(0, 3, 1, 2), self.config.heatmap_cell)
-            # of a cell that hangs over the edge, what is inside counts
-            return {"map": means[:, :2] / means[:, 2:].clamp_min(1e-6)}
+            return cell_means(batch.pixels, self.config.heatmap_cell)
         dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
         x = batch.pixels.permute(0, 3, 1, 2).to(dtype)
+        image, _, by = image.partition(" by ")
+        number = int(by or 1) - 1
         if kind == "patches":
-            logits = self._placed["patches"](x.expand(-1, 3, -1, -1))
-            return {"scores": torch.softmax(logits.float(), dim=1)}
-        seen = self._placed[angle_of(image.partition(" ")[0])](x)
-        return {"features": seen.float().mean(dim=(2, 3))}
+            return {"scores": torch.softmax(self._placed[f"patches{number}"](x).float(), dim=1)}
+        if kind == "evidence":
+            painter = self._placed[f"patches{number}"]
+            assert isinstance(painter, Painter)
+            return {"evidence": painter.evidence(x).float().flatten(1)}
+        alone = image.endswith(ALONE)
+        angle = angle_of(image.partition(" ")[0]) + (ALONE if alone else "")
+        members = self._members_of(number, alone)
+        return {"features": torch.cat([self._placed[f"{angle}{m}"](x).float() for m in members], dim=1)}
 
-    # -- heatmaps -----------------------------------------------------------------------------------------
+    # -- one exam -----------------------------------------------------------------------------------------
+
+    def _config_of(self, case: Case, options: ScanOptions) -> Config:
+        """What decides this exam's scores: where it lacks a view, the classifiers for such exams."""
+        config = self.config.set(options.settings)
+        whole = all(case.views.get(view.lower().replace("-", "_")) for view in VIEWS)
+        if whole or not config.reads_exams or not config.alone:
+            return config
+        painters = config.patch_of[config.members :]
+        return replace(config, variant="image_wise", members=config.alone, alone=0, patch_of=painters)
+
+    def _members_of(self, number: int, alone: bool) -> list[int]:
+        """Which members read the heatmaps of a patch network."""
+        count = self.config.alone if alone else self.config.members
+        painters = self.config.patch_of or (0,) * (self.config.members + self.config.alone)
+        own = painters[self.config.members :] if alone else painters
+        return [member for member in range(count) if own[member] == number]
+
+    def _painted(
+        self,
+        turn: Turn,
+        grid: PatchGrid,
+        engine: EngineSettings,
+        config: Config,
+        far: list[NDArray[np.float64]],
+    ) -> Generator[Pass, Store, dict[int, Heatmaps]]:
+        """The heatmaps of every patch network that one of the members reads."""
+        heatmaps = {}
+        for number in sorted(set(config.patch_of or (0,))):
+            heatmaps[number], apart = yield from paint(turn, grid, engine, config, number)
+            far.append(apart)
+        return heatmaps
+
+    def _windows(
+        self, turn: Turn, config: Config, heatmaps: Mapping[int, Heatmaps], features: Features
+    ) -> Generator[Pass, Store, None]:
+        """The windows of an image through the trunks of every member."""
+        alone = config.reads_exams != self.config.reads_exams
+        size = config.size(turn.image.view)
+        for number in sorted(set(config.patch_of or (0,))):
+            sources: dict[str, ImageSource] = {}
+            if isinstance(turn.image, ExamView):
+                sources[turn.name] = InputView(turn.image, size, heatmaps.get(number), config.shrink)
+            name = pass_name("windows", turn.name + (f" {ALONE}" if alone else ""), number)
+            store = yield window_pass(name, turn, config, sources)
+            assert isinstance(store, TableReader)
+            features.take(turn.image.view, turn.epochs, store, self._members_of(number, alone))
 
     def _patches_rng(self, case: OpenCase, config: Config) -> random.Random | None:
         """The stream of an exam's patch grids; None where every image begins anew."""
-        if not config.heatmaps or config.variant == "image_wise":
+        if not config.heatmaps or not config.reads_exams:
             return None
         return patches_stream(config, case.earlier(), lambda other: self._shapes_of(other, config))
 
@@ -169,109 +242,44 @@ class FourViewPredictor:
                 self._shapes[case.paths] = []
         return self._shapes[case.paths]
 
-    def _heatmaps(
-        self, turn: Turn, grid: PatchGrid, engine: EngineSettings, config: Config
-    ) -> Generator[Pass, Store, Heatmaps]:
-        """The patch network over one image. Patches without any breast are all the same: one is computed."""
-        assert isinstance(turn.image, ExamView)
-        source = PatchView(turn.image, patch_frame(turn.image, config))
-        rows, row_of = distinct(grid, source.pixels)
-        corners = list(grid.corners())
-        boxes = np.empty((len(rows), 4), np.int64)
-        for index, row in enumerate(rows):
-            top, left = corners[row]
-            box = source.frame.to_l0(Window(top, top + grid.patch, left, left + grid.patch))
-            boxes[index] = box.x, box.y, box.width, box.height
-        store = yield Pass(
-            f"patches {turn.name}",
-            fields_of(turn, boxes),
-            TableSpec(part_rows=8 * PATCHES),
-            batch=engine.batch * PATCHES,
-            sources={turn.name: source},
-        )
-        assert isinstance(store, TableReader)
-        scored = scored_rows(store, "scores")
-        if len(scored) < len(rows):
-            raise ModelError(f"{len(rows) - len(scored)} patches of {turn.name} could not be scored")
-        scores = np.stack([scored[int(row)] for row in row_of])
-        benign, malignant = (
-            heatmap_of(turn.image.crop.window.shape, grid, scores[:, index]) for index in (BENIGN, MALIGNANT)
-        )
-        if source.frame.mirrored != turn.image.frame.mirrored:
-            benign, malignant = benign[:, ::-1], malignant[:, ::-1]
-        return benign, malignant
 
-    def _kept(self, turn: Turn, heatmaps: Heatmaps, config: Config) -> Generator[Pass, Store, list[Finding]]:
-        """The heatmaps as a map over the stored image, for viewers, and what stands out in them."""
-        assert isinstance(turn.image, ExamView)
-        lattice = turn.image.lattice()
-        grid = MapGrid(lattice, config.heatmap_cell, config.heatmap_cell, HEATMAP_CELLS)
-        window, cell = turn.image.crop.window, config.heatmap_cell
-        wanted = np.zeros((grid.rows, grid.columns), np.bool_)
-        wanted[
-            window.top // cell : -(-window.bottom // cell), window.left // cell : -(-window.right // cell)
-        ] = True
-        store = yield map_pass(
-            f"heatmap {turn.name}",
-            grid,
-            GRADES,
-            wanted,
-            ~wanted,
-            image=turn.name,
-            batch=1,
-            sources={turn.name: HeatmapView(turn.image, heatmaps)},
-        )
-        assert isinstance(store, MapReader)
-        scores, states = store.read()
-        found = []
-        for layer, grade in zip(scores, GRADES, strict=True):
-            scored = np.where(states == State.SCORED, layer, np.float32(0))
-            label = f"{turn.name} {grade}"
-            found += components(
-                scored, cell, mpp=lattice.mpp, threshold=config.finding_threshold, label=label
-            )
-        return found
+def cell_means(pixels: Tensor, cell: int) -> dict[str, Tensor]:
+    """Two layers and where they are, (N, H, W, 3), averaged over the cells of a map."""
+    means = F.avg_pool2d(pixels.permute(0, 3, 1, 2), cell)
+    # of a cell that hangs over the edge, what is inside counts
+    return {"map": means[:, :2] / means[:, 2:].clamp_min(1e-6)}
 
 
-def _anew(config: Config) -> random.Random:
-    return random.Random(config.seed)
+def _trunks(net: Classifier) -> dict[str, ResNet22]:
+    return {"CC": net.four_view_resnet.cc, "MLO": net.four_view_resnet.mlo}
 
 
-def build(config: Config) -> tuple[ViewWise | ImageWise, nn.Module | None]:
-    """The networks of a configuration, with fresh weights; the second paints heatmaps."""
-    net = (ViewWise if config.variant == "view_wise" else ImageWise)(config.channels, widths=config.widths)
+def _mean(heatmaps: Mapping[int, Heatmaps]) -> Heatmaps:
+    if len(heatmaps) == 1:
+        (only,) = heatmaps.values()
+        return only
+    benign, malignant = (np.mean([maps[layer] for maps in heatmaps.values()], axis=0) for layer in (0, 1))
+    return benign, malignant
+
+
+def _painting_facts(config: Config, far: list[NDArray[np.float64]]) -> dict[str, Any]:
+    """How heatmaps were painted, and what that cost where it was not exact."""
     if not config.heatmaps:
-        return net, None
-    patch_net = patch_densenet(
-        growth=config.patch_growth, blocks=config.patch_blocks, first_width=config.patch_first_width
-    )
-    return net, patch_net
+        return {}
+    facts: dict[str, Any] = {"painting": config.painting}
+    apart = np.concatenate(far) if far else np.zeros(0)
+    if len(apart):
+        facts |= {
+            "patches_compared": len(apart) // 2,
+            "mean_difference": float(apart.mean()),
+            "greatest_difference": float(apart.max()),
+        }
+    return {"heatmaps": facts}
 
 
 def load(bundle: Bundle, *, trust: bool = False) -> FourViewPredictor:
     """A four-view bundle as a predictor; its weights are plain tensors, so `trust` is not needed."""
     config = Config.from_dict(bundle.config)
-    net, patch_net = build(config)
-    weights = bundle.weights()
-    patch = {k.removeprefix(PATCH_PREFIX): v for k, v in weights.items() if k.startswith(PATCH_PREFIX)}
-    own = {k: v for k, v in weights.items() if not k.startswith(PATCH_PREFIX)}
-    try:
-        net.load_state_dict(own)
-        if patch_net is not None:
-            patch_net.load_state_dict(patch)
-    except RuntimeError as error:
-        raise ModelError(
-            "the weights do not fit the nets",
-            subject=bundle.path,
-            expected=f"those of a {config.variant} classifier of {config.channels} channels",
-            found=str(error),
-        ) from error
-    return FourViewPredictor(config, net.eval(), None if patch_net is None else patch_net.eval())
-
-
-def weights_of(net: nn.Module, patch_net: nn.Module | None) -> dict[str, Tensor]:
-    """The tensors of a bundle: the classifier's under its own names, the patch network's under a prefix."""
-    weights = dict(net.state_dict())
-    if patch_net is not None:
-        weights |= {PATCH_PREFIX + name: tensor for name, tensor in patch_net.state_dict().items()}
-    return weights
+    nets = build_all(config)
+    fill(nets, bundle.weights(), bundle, config)
+    return FourViewPredictor(config, nets.members[0], nets.patch_nets[0] if nets.patch_nets else None, nets)

@@ -12,12 +12,30 @@ from scipy import sparse
 A = -0.75
 
 
-def resize_cubic(image: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """(H, W) to (h, w) without smoothing first, so values may overshoot; computed in float64."""
-    rows = _matrix(image.shape[0], size[0]) @ image.astype(np.float64)
-    columns = _matrix(image.shape[1], size[1]) @ np.ascontiguousarray(rows.T)
-    resized: NDArray[np.float32] = columns.T.astype(np.float32, order="C")
+def resize_cubic(
+    image: NDArray[np.float32], size: tuple[int, int], filled: tuple[int, int, int, int] | None = None
+) -> NDArray[np.float32]:
+    """(H, W) to (h, w) without smoothing first, so values may overshoot; computed in float64.
+
+    `filled` is the top, bottom, left and right of the part outside of which all is 0, which stays 0.
+    """
+    top, bottom, left, right = filled or (0, image.shape[0], 0, image.shape[1])
+    resized = np.zeros(size, np.float32)
+    if top >= bottom or left >= right:
+        return resized
+    down, rows = _part(_matrix(image.shape[0], size[0]), top, bottom)
+    across, columns = _part(_matrix(image.shape[1], size[1]), left, right)
+    seen = down @ image[top:bottom, left:right].astype(np.float64)
+    resized[rows, columns] = (across @ np.ascontiguousarray(seen.T)).T
     return resized
+
+
+def _part(matrix: Any, start: int, end: int) -> tuple[Any, slice]:
+    """The matrix for a part of the old pixels, and the new pixels that it reaches."""
+    part = matrix[:, start:end]
+    reached = np.flatnonzero(np.diff(part.indptr))
+    new = slice(int(reached[0]), int(reached[-1]) + 1) if len(reached) else slice(0, 0)
+    return part[new], new
 
 
 def cubic_taps(length: int, new_length: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,38 +17,52 @@ from lobule.findings import Finding
 from lobule.mammograms.views import VIEWS
 from lobule.methods.four_view.config import Config
 from lobule.methods.four_view.images import BrokenView, ExamView
-from lobule.nets.four_view import TARGETS, ImageWise, ViewWise
+from lobule.nets.four_view import TARGETS, Classifier, ImageWise
 from lobule.results.result import Result
 from lobule.results.tables import TableReader
 from lobule.stitch import State
 
 SIDES = {"left": "L", "right": "R"}
+GRADES = ("benign", "malignant")
 
 
 class Features:
-    """The trunk's features of every view and epoch, as far as there are any."""
+    """The trunks' features of every view and epoch, of each classifier, as far as there are any."""
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-        self._of: dict[str, dict[int, NDArray[np.float32]]] = {}
+    def __init__(self, epochs: int, members: int = 1) -> None:
+        self.epochs, self.members = epochs, members
+        self._of: dict[tuple[int, str], dict[int, NDArray[np.float32]]] = {}
 
-    def take(self, view: str, epochs: Sequence[int], table: TableReader) -> None:
-        """The rows of a table, one an epoch; those that failed are left out."""
-        own = self._of.setdefault(view, {})
-        own |= {epochs[row]: values for row, values in scored_rows(table, "features").items()}
+    def take(
+        self, view: str, epochs: Sequence[int], table: TableReader, members: Sequence[int] = (0,)
+    ) -> None:
+        """The rows of a table, one an epoch, with some members' features side by side; failed rows are not
+        taken."""
+        rows = scored_rows(table, "features")
+        for place, member in enumerate(members):
+            own = self._of.setdefault((member, view), {})
+            own |= {epochs[row]: np.split(values, len(members))[place] for row, values in rows.items()}
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Views with at least one window."""
-        return tuple(view for view in VIEWS if self._of.get(view))
+        """Views of which every member has at least one window."""
+        return tuple(
+            view for view in VIEWS if all(self._of.get((member, view)) for member in range(self.members))
+        )
 
-    def of(self, views: Sequence[str]) -> dict[str, Tensor]:
+    def shared(self, views: Sequence[str]) -> list[int]:
+        """Epochs that all members have of all these views."""
+        wanted = [(member, view) for member in range(self.members) for view in views]
+        return [e for e in range(self.epochs) if all(e in self._of.get(key, {}) for key in wanted)]
+
+    def of(self, views: Sequence[str], member: int = 0) -> dict[str, Tensor]:
         """(epochs, features) of each view, of those epochs that all of them have."""
-        shared = [e for e in range(self.epochs) if all(e in self._of.get(view, {}) for view in views)]
+        shared = self.shared(views)
         if not shared:
             raise ModelError(f"no window of {', '.join(views)} could be scored")
         return {
-            view: torch.from_numpy(np.stack([self._of[view][epoch] for epoch in shared])) for view in views
+            view: torch.from_numpy(np.stack([self._of[member, view][epoch] for epoch in shared]))
+            for view in views
         }
 
 
@@ -72,7 +86,7 @@ class _Stored(nn.Module):
 class Heads:
     """What comes after the trunks, in float64: it costs nothing, and no thread count shows in the scores."""
 
-    def __init__(self, net: ViewWise | ImageWise) -> None:
+    def __init__(self, net: Classifier) -> None:
         trunks = net.four_view_resnet
         try:
             net.four_view_resnet = _Stored()  # type: ignore[assignment]
@@ -82,9 +96,9 @@ class Heads:
 
     def exam(self, features: Mapping[str, Tensor]) -> NDArray[np.float64]:
         """(epochs, 4) probabilities of `TARGETS`."""
-        assert isinstance(self.net, ViewWise)
+        assert not isinstance(self.net, ImageWise)
         outputs = self.net({view: x.double() for view, x in features.items()})
-        return np.asarray(ViewWise.exam_scores(outputs).numpy(), np.float64)
+        return np.asarray(self.net.exam_scores(outputs).numpy(), np.float64)
 
     def view(self, view: str, features: Tensor) -> NDArray[np.float64]:
         """(epochs, 2) probabilities of benign and malignant for one view."""
@@ -95,42 +109,82 @@ class Heads:
 
 def exam_result(
     config: Config,
-    heads: Heads,
+    heads: Sequence[Heads],
     features: Features,
     images: Mapping[str, ImageSource],
     findings: Sequence[Finding],
+    more: Mapping[str, Any],
 ) -> Result:
-    """Scores of both breasts with their spread over the windows."""
-    notes = []
-    facts: dict[str, Any] = {
-        "images": {name: image.facts() for name, image in images.items() if isinstance(image, ExamView)}
-    }
-    if config.variant == "view_wise":
-        of_epochs = heads.exam(features.of(VIEWS))
-        scores = dict(zip(TARGETS, of_epochs.mean(axis=0).tolist(), strict=True))
-        facts["windows"] = len(of_epochs)
-        facts["spread"] = {name: _spread(of_epochs[:, i]) for i, name in enumerate(TARGETS)}
+    """Scores of both breasts with their spread over the windows: the mean of all members."""
+    notes = [f"{name}: {image.error}" for name, image in images.items() if isinstance(image, BrokenView)]
+    if config.reads_exams:
+        scores, own = _of_exam(heads, features)
     else:
-        views = {view: heads.view(view, features.of([view])[view]) for view in features.views}
-        scores = breast_scores({view: each.mean(axis=0).tolist() for view, each in views.items()})
-        facts["windows"] = {view: len(each) for view, each in views.items()}
-        facts["views"] = {
-            view: {
-                grade: {"score": float(each[:, i].mean()), **_spread(each[:, i])}
-                for i, grade in enumerate(("benign", "malignant"))
-            }
-            for view, each in views.items()
-        }
-        notes.append(_views_note(views))
-    notes += [f"{name}: {image.error}" for name, image in images.items() if isinstance(image, BrokenView)]
+        scores, own = _of_views(heads, features)
+        notes.insert(0, views_note("the image-wise model", features.views))
+    facts = {"images": image_facts(images), "model": config.variant, **more, **own}
     ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
     return Result(scores, ordered, tuple(notes), facts)
+
+
+def _of_exam(heads: Sequence[Heads], features: Features) -> tuple[dict[str, float], dict[str, Any]]:
+    """Scores and facts of classifiers that join views."""
+    each = np.stack([head.exam(features.of(VIEWS, member)) for member, head in enumerate(heads)])
+    of_epochs = each.mean(axis=0)
+    facts: dict[str, Any] = {
+        "windows": len(of_epochs),
+        "spread": {name: _spread(of_epochs[:, i]) for i, name in enumerate(TARGETS)},
+    }
+    if len(heads) > 1:
+        facts["members"] = [dict(zip(TARGETS, own.mean(axis=0).tolist(), strict=True)) for own in each]
+    return dict(zip(TARGETS, of_epochs.mean(axis=0).tolist(), strict=True)), facts
+
+
+def _of_views(heads: Sequence[Heads], features: Features) -> tuple[dict[str, float], dict[str, Any]]:
+    """Scores and facts of image-wise classifiers."""
+    views: dict[str, NDArray[np.float64]] = {}
+    for view in features.views:
+        of_members = [head.view(view, features.of([view], member)[view]) for member, head in enumerate(heads)]
+        views[view] = np.mean(of_members, axis=0)
+    facts: dict[str, Any] = {
+        "windows": {view: len(each) for view, each in views.items()},
+        "views": {
+            view: {
+                grade: {"score": float(each[:, i].mean()), **_spread(each[:, i])}
+                for i, grade in enumerate(GRADES)
+            }
+            for view, each in views.items()
+        },
+        "spread": _breast_spread(views, features),
+    }
+    return breast_scores({view: each.mean(axis=0).tolist() for view, each in views.items()}), facts
+
+
+def image_facts(images: Mapping[str, ImageSource]) -> dict[str, Any]:
+    return {name: image.facts() for name, image in images.items() if isinstance(image, ExamView)}
+
+
+def _breast_spread(
+    views: Mapping[str, NDArray[np.float64]], features: Features
+) -> dict[str, dict[str, float]]:
+    """Of each breast's score over the windows that all of its views have."""
+    spread = {}
+    for index, grade in enumerate(GRADES):
+        for side, letter in SIDES.items():
+            own = [view for view in views if view.startswith(letter)]
+            shared = features.shared(own)
+            if not own or not shared:
+                continue
+            place = {view: {e: i for i, e in enumerate(features.shared([view]))} for view in own}
+            of_epochs = [np.mean([views[view][place[view][e], index] for view in own]) for e in shared]
+            spread[f"{side}_{grade}"] = _spread(np.array(of_epochs))
+    return spread
 
 
 def breast_scores(views: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """The mean of a breast's views that are there, (benign, malignant) each, in the order of `TARGETS`."""
     scores = {}
-    for index, grade in enumerate(("benign", "malignant")):
+    for index, grade in enumerate(GRADES):
         for side, letter in SIDES.items():
             of_side = [scored[index] for view, scored in views.items() if view.startswith(letter)]
             if of_side:
@@ -138,10 +192,10 @@ def breast_scores(views: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return scores
 
 
-def _views_note(views: Mapping[str, Any]) -> str:
+def views_note(model: str, views: Collection[str]) -> str:
     missing = [view for view in VIEWS if view not in views]
     gone = f", without {', '.join(missing)}" if missing else ""
-    return f"Scored view by view by the image-wise model from {', '.join(views)}{gone}."
+    return f"Scored view by view by {model} from {', '.join(views)}{gone}."
 
 
 def _spread(values: NDArray[np.float64]) -> dict[str, float]:

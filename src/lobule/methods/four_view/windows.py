@@ -192,7 +192,8 @@ def cut(image: NDArray[Any], plan: WindowPlan) -> Floats:
     source = image[max(0, top) : max(0, bottom), plan.window.left : plan.window.right]
     first = max(0, -top)
     piece[first : first + source.shape[0], : source.shape[1]] = source
-    return resize_cubic(piece, plan.size) if plan.is_resized else piece
+    filled = (first, first + source.shape[0], 0, source.shape[1])
+    return resize_cubic(piece, plan.size, filled) if plan.is_resized else piece
 
 
 def standardise(image: NDArray[Any], dtype: type[np.floating[Any]] = np.float32) -> NDArray[Any]:
@@ -214,6 +215,16 @@ def network_input(
     if heatmaps is not None:
         channels += [cut(heatmap, plan) for heatmap in heatmaps]
     return np.stack(channels)
+
+
+def shrunk(channels: Floats, factor: int) -> Floats:
+    """(C, h, w) averaged over squares of `factor` pixels a side; what is left over at the ends is dropped."""
+    if factor == 1:
+        return channels
+    count, height, width = len(channels), channels.shape[1] // factor, channels.shape[2] // factor
+    squares = channels[:, : height * factor, : width * factor]
+    means: Floats = squares.reshape(count, height, factor, width, factor).mean(axis=(2, 4), dtype=np.float32)
+    return means
 
 
 @dataclass(frozen=True)

@@ -24,5 +24,25 @@ Deliberate deviations
   images.
 - LightGBM runs deterministically.
 - The paper's text counts 600 models, with crops at full scale; its released code and results are the 300
-  at half scale, and so are these.
+  at half scale, and so are these unless `full_scale` is set.
+- ImageNet weights are torchvision's, with their own scaling; weights converted from Keras, its strides and
+  its BGR input are settings.
+- A slide is classified window by window (1536 px at 0.42 µm/px, the height of a training image), each
+  augmented once.
+
+Research use only.
 """
+
+from lobule.engines.train import TrainMachine
+from lobule.methods.rakhlin.bach import write_bach
+from lobule.methods.rakhlin.bundle import load, save
+from lobule.methods.rakhlin.config import Config
+from lobule.methods.rakhlin.predictor import RakhlinPredictor
+from lobule.methods.rakhlin.train import KINDS, parts, train
+
+SCAN_SETTINGS = ("scan_augmentations", "map_augmentations", "window", "stride", "tissue_share")
+
+__all__ = [
+    "KINDS", "SCAN_SETTINGS", "Config", "RakhlinPredictor", "TrainMachine", "load", "parts", "save", "train",
+    "write_bach",
+]  # fmt: skip

@@ -28,6 +28,15 @@ class BoostingConfig:
     bagging_fraction: float = 0.69
     bagging_freq: int = 0
     """0 switches bagging off, whatever `bagging_fraction` says."""
+    min_data_in_leaf: int = 20
+    early_stopping: int = 0
+    """Rounds without a better loss on the fold left out before a model ends; 0 never. The fold that is
+    predicted then has a say in its models, so that its predictions are a little too good."""
+
+    def __post_init__(self) -> None:
+        for name in ("folds", "seeds", "rounds"):
+            if getattr(self, name) < (2 if name == "folds" else 1):
+                raise ConfigError(f"boosting.{name} is too small", found=str(getattr(self, name)))
 
     def models(self) -> Iterator[tuple[int, int]]:
         """(seed, fold) of every model of a set."""
@@ -47,6 +56,7 @@ class BoostingConfig:
             "feature_fraction": self.feature_fraction,
             "bagging_fraction": self.bagging_fraction,
             "bagging_freq": self.bagging_freq,
+            "min_data_in_leaf": self.min_data_in_leaf,
             "feature_fraction_seed": stream,
             "bagging_seed": stream + 1,
             "num_threads": 1,
@@ -57,16 +67,33 @@ class BoostingConfig:
 
 
 def boost(
-    descriptors: NDArray[Any],
-    labels: NDArray[np.integer[Any]],
+    descriptors: NDArray[Any] | lightgbm.Dataset,
+    labels: NDArray[np.integer[Any]] | None,
     classes: int,
     config: BoostingConfig,
     seed: int,
     fold: int,
+    held_out: lightgbm.Dataset | None = None,
 ) -> lightgbm.Booster:
-    """One model. Every augmentation of an image is a row; the rounds are fixed, nothing stops early."""
+    """One model. Every augmentation of an image is a row; the rounds are fixed unless `early_stopping`.
+
+    A `Dataset` may stand in for descriptors and labels: the seeds of a fold share its bins.
+    """
+    data = (
+        descriptors
+        if isinstance(descriptors, lightgbm.Dataset)
+        else lightgbm.Dataset(descriptors, labels, params=data_parameters(config))
+    )
     parameters = config.parameters(classes, seed, fold)
-    return lightgbm.train(parameters, lightgbm.Dataset(descriptors, labels), config.rounds)
+    if not config.early_stopping or held_out is None:
+        return lightgbm.train(parameters, data, config.rounds)
+    stop = lightgbm.early_stopping(config.early_stopping, verbose=False)
+    return lightgbm.train(parameters, data, config.rounds, valid_sets=[held_out], callbacks=[stop])
+
+
+def data_parameters(config: BoostingConfig) -> dict[str, Any]:
+    """What of the parameters decides how descriptors are binned."""
+    return {"min_data_in_leaf": config.min_data_in_leaf, "num_threads": 1, "verbosity": -1}
 
 
 def stratified_folds(

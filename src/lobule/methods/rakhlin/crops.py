@@ -9,17 +9,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.color import RGB, Normalised, augment_stains, macenko_published
+from lobule.color import RGB, Normalised, augment_stains, macenko, macenko_published
 from lobule.errors import CaseError
-from lobule.resize import halve
+from lobule.resize import halve, resize_cubic
 
 STAIN_RANGE = (0.7, 1.3)
 CROPS = 20
 
 
-def prepared(rgb: RGB) -> Normalised:
-    """Halved as OpenCV does and Macenko-normalised: done once, before any augmentation."""
-    return macenko_published(halve(rgb))
+def prepared(rgb: RGB, scale: float = 0.5, stains: str = "published") -> Normalised:
+    """Resized as OpenCV does and Macenko-normalised: done once, before any augmentation."""
+    resized = rescaled(rgb, scale)
+    if stains == "none":
+        return Normalised(resized, None)
+    return macenko_published(resized) if stains == "published" else macenko(resized)
+
+
+def rescaled(rgb: RGB, scale: float) -> RGB:
+    """As `cv2.resize` with fx = fy = scale and INTER_CUBIC; sides are rounded half to even."""
+    if scale == 1:
+        return rgb
+    if scale == 0.5:
+        return halve(rgb)
+    height, width = rescaled_sides(rgb.shape[0], rgb.shape[1], scale)
+    resized: RGB = resize_cubic(rgb, height, width, step=(1 / scale, 1 / scale))
+    return resized
+
+
+def rescaled_sides(height: int, width: int, scale: float) -> tuple[int, int]:
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def generator_of(seed: int, image: str, set_name: str, augmentation: int) -> np.random.Generator:
@@ -28,9 +46,11 @@ def generator_of(seed: int, image: str, set_name: str, augmentation: int) -> np.
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=words)))
 
 
-def draw_stains(rng: np.random.Generator | np.random.RandomState) -> tuple[float, float]:
+def draw_stains(
+    rng: np.random.Generator | np.random.RandomState, stain_range: tuple[float, float] = STAIN_RANGE
+) -> tuple[float, float]:
     """The factors of hematoxylin and eosin, in this order."""
-    hematoxylin, eosin = rng.uniform(*STAIN_RANGE, 2)
+    hematoxylin, eosin = rng.uniform(*stain_range, 2)
     return float(hematoxylin), float(eosin)
 
 
@@ -59,8 +79,8 @@ def draw_crop(rng: np.random.Generator, height: int, width: int, size: int, subj
         raise CaseError(
             f"too small for crops of {size} px",
             subject=subject,
-            expected=f"more than {2 * size} px on both sides before halving",
-            found=f"{width} × {height} px after halving",
+            expected=f"more than {size} px on both sides after scaling",
+            found=f"{width} × {height} px after scaling",
             remedy="Use a smaller crop size, or images of a finer µm/px",
         )
     return Crop(

@@ -14,6 +14,9 @@ What differs from the paper, on purpose:
 - The trunk is any unpadded net of `nets.backbones`; the paper's VGG-16 is the default.
 - The paper leaves rates, batch, steps, augmentation strengths and the pool of hard negatives open; `Config`
   holds ours. Hard places are half of the normal patches in up to two further rounds.
+- The slide score is the highest cell, or (`slide_score=forest`) a random forest over 31 features of the map.
+  It learns from maps of the slides that trained the net, which are cleaner than those of new ones; the area
+  under the curve that is recorded comes from forests that saw none of a slide's patient.
 - Each sample has a generator of its own, not each worker, so that the number of workers changes nothing.
 """
 
@@ -22,4 +25,7 @@ from lobule.methods.scannet.config import Config
 from lobule.methods.scannet.predictor import DensePredictor, load, save
 from lobule.methods.scannet.train import train
 
-__all__ = ["Config", "DensePredictor", "TrainMachine", "load", "save", "train"]
+SCAN_SETTINGS = ("findings", "threshold", "opening", "min_cells", "nms_radius", "refine_above", "slide_score")
+"""How a map is read, which a scan may decide anew."""
+
+__all__ = ["SCAN_SETTINGS", "Config", "DensePredictor", "TrainMachine", "load", "save", "train"]

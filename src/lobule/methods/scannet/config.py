@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lobule.augment import AugmentConfig
 from lobule.engines.train import Schedule
 from lobule.errors import ConfigError
+
+FindingsBy = Literal["components", "nms"]
+SlideScore = Literal["max", "forest"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Config:
     """The first is what is not sought; the others become maps."""
     mpp: float = 0.25
     """µm/px of the training patches: Camelyon16's level 0 is 0.243."""
+    upsample: bool = False
+    """Enlarge training slides that are coarser than `mpp`; a scan of such slides asks for it by itself."""
     stride: int = 32
     """Lattice pixels a map cell, where a scan asks for no other."""
     refine_stride: int = 8
@@ -31,8 +36,18 @@ class Config:
     """Cells above it are findings."""
     cells: int = 83
     """Cells a side of a field, L_p of the paper, where memory allows."""
+    findings: FindingsBy = "components"
+    """"components": connected cells with outline and size; "nms": the maxima, as NCRF's code has them."""
+    opening: int = 0
+    """Components: what a square of 2 · opening + 1 cells does not fit into is cleared first."""
     min_cells: int = 1
-    """Findings of fewer cells are dropped."""
+    """Components of fewer cells are dropped."""
+    nms_radius: int = 768
+    """Maxima: level-0 pixels to each side within which only the highest counts."""
+    slide_score: SlideScore = "max"
+    """"max": the highest cell; "forest": a random forest over 31 features of the map, learned last."""
+    trees: int = 300
+    """Of the forest."""
 
     # how it is trained; the paper gives SGD and its momentum, and leaves most of the rest open
     weights: str = ""
@@ -45,6 +60,8 @@ class Config:
     """Learning rate of a pretrained trunk."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    clip: float = 0.0
+    """The largest norm of a step's gradient; 0 is any. Pretrained nets without batch norms may need one."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
     schedule: Schedule = "plateau"
@@ -68,6 +85,14 @@ class Config:
     by_site: bool = False
     """Draw the site first, then a slide of it."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("findings", FindingsBy), ("slide_score", SlideScore)):
+            if getattr(self, name) not in get_args(kinds):
+                known = ", ".join(get_args(kinds))
+                raise ConfigError(f"no {name} '{getattr(self, name)}' in scannet", expected=known)
+        if self.trees < 1 or self.opening < 0 or self.nms_radius < 1:
+            raise ConfigError("trees and nms_radius are at least 1, opening at least 0")
 
     def to_dict(self) -> dict[str, Any]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}

@@ -16,6 +16,7 @@ from lobule.engines.passes import ScanOptions
 from lobule.engines.places import NORMAL, Points, Pool, SlidePlaces
 from lobule.engines.scan import Machine, scan
 from lobule.files import read_json, write_json
+from lobule.methods.scannet.gallery import Mined, write_gallery
 from lobule.methods.scannet.predictor import DensePredictor
 from lobule.results.folder import CaseFolder, open_results
 from lobule.results.maps import MapReader
@@ -24,6 +25,7 @@ from lobule.tissue import TissueConfig
 
 FOOLED = 0.5
 """A normal cell with a score above it is a hard place."""
+GALLERY = "gallery.html"
 
 
 def mine(
@@ -37,6 +39,7 @@ def mine(
     """Scan the normal tissue of the training slides coarsely; the places that fooled the model, by slide.
 
     A slide that cannot be scanned gives no places and is said so. Done before, it is read from `folder`.
+    Beside the places lies a gallery of them, `gallery.html`.
     """
     kept = folder / "hard.json"
     number_of = {places.case.id: number for number, places in enumerate(pool.slides)}
@@ -47,13 +50,20 @@ def mine(
         results = folder / "scan"
         report = scan(predictor, facts, cohort, results, options, machine)
         opened = open_results(results)
-        found = {}
+        found: dict[str, Points] = {}
+        mined: list[Mined] = []
         for case in cohort:
             if case.id not in report.failed:
-                places = pool.slides[number_of[case.id]]
-                found[case.id] = hard_places(predictor, places, opened.case_folder(case.id)).tolist()
+                places, own = pool.slides[number_of[case.id]], opened.case_folder(case.id)
+                found[case.id] = hard_places(predictor, places, own)
+                number = number_of[case.id]
+                mined += [Mined(number, *place) for place in with_scores(own, found[case.id])]
+        window = predictor.geometry.extent
+        write_gallery(
+            folder / GALLERY, pool.slides, mined, name=folder.name, mpp=predictor.config.mpp, window=window
+        )
         notes = [f"{name}: not mined: {cause}" for name, cause in report.failed.items()]
-        write_json(kept, {"places": found, "notes": notes})
+        write_json(kept, {"places": {name: p.tolist() for name, p in found.items()}, "notes": notes})
         shutil.rmtree(results, ignore_errors=True)
     stored: Mapping[str, Any] = read_json(kept)
     hard = {number_of[name]: np.array(p, np.float64) for name, p in stored["places"].items() if p}
@@ -73,6 +83,15 @@ def hard_places(predictor: DensePredictor, places: SlidePlaces, folder: CaseFold
         cells = cells[places.classes(_centres(reader, cells)) == NORMAL]
     radius = config.hard_merge / predictor.geometry.stride
     return _centres(reader, _apart(cells, worst.shape, radius, config.hard_cap))
+
+
+def with_scores(folder: CaseFolder, places: Points) -> list[tuple[float, float, float]]:
+    """x, y and score of places that are centres of cells of a case's map."""
+    (reader,) = folder.maps.values()
+    scores, _ = reader.read()
+    columns, rows = (places // reader.info.l0_stride).astype(np.int64).T
+    values = scores.max(axis=0)[rows, columns]
+    return [(float(x), float(y), float(value)) for (x, y), value in zip(places, values, strict=True)]
 
 
 def _centres(reader: MapReader, cells: NDArray[np.int64]) -> Points:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from lobule.bundles import Bundle, patient_hash, write_bundle
@@ -25,9 +26,10 @@ from lobule.engines.passes import (
 )
 from lobule.engines.placement import activation_bytes, largest_cells, placed
 from lobule.errors import ConfigError, ModelError
-from lobule.findings import components
+from lobule.findings import Finding, cell_centre, components, non_maximum_suppression
 from lobule.grid import Cells, MapGrid, cells_by_centre
 from lobule.methods.scannet.config import Config
+from lobule.methods.scannet.forest import FOREST, Forest, map_features
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.dense import DenseNet, densify
 from lobule.nets.inference import for_inference
@@ -49,8 +51,10 @@ MAX_ANALYSED = 48_000_000
 class DensePredictor:
     """Any unpadded net as a dense scanner."""
 
-    def __init__(self, config: Config, net: nn.Module, scaling: InputScaling) -> None:
-        self.config, self.scaling = config, scaling
+    def __init__(
+        self, config: Config, net: nn.Module, scaling: InputScaling, forest: Forest | None = None
+    ) -> None:
+        self.config, self.scaling, self.forest = config, scaling, forest
         self.net = net.eval()
         self.geometry = geometry_of(net)
         self.classes = config.classes
@@ -65,7 +69,7 @@ class DensePredictor:
         return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
     def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        dense = self._dense(self._strides(options)[-1])
+        dense = self._dense(min(self._all_strides(options)))
 
         def needs(cells: int) -> int:
             side = dense.geometry.in_size(cells)
@@ -81,7 +85,7 @@ class DensePredictor:
     def place(self, engine: EngineSettings, options: ScanOptions) -> None:
         # made here and not in the lanes: tracing a net changes all modules of the process while it lasts
         self._engine = engine
-        self._placed = {stride: placed(self._dense(stride), engine) for stride in self._strides(options)}
+        self._placed = {stride: placed(self._dense(stride), engine) for stride in self._all_strides(options)}
 
     def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         stride = self._strides(options)[-1]
@@ -91,7 +95,8 @@ class DensePredictor:
         return _pass_name(stride), Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
 
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        lattice = case.images["slide"].lattice(mpp=self.config.mpp, upsample=case.options.upsample)
+        config = replace(self.config, **case.options.settings)
+        lattice = case.images["slide"].lattice(mpp=config.mpp, upsample=case.options.upsample)
         stride, *finer = self._strides(case.options)
         tissue = case.tissue()
 
@@ -103,10 +108,19 @@ class DensePredictor:
         coarse = yield map_pass(_pass_name(stride), grid, self.classes[1:], wanted, ~wanted)
         assert isinstance(coarse, MapReader)
         analysed, strides = analysed_map(coarse), {stride: int(wanted.sum())}
+        judged = analysed
+        forest = self._forest(case.options)
+        if forest is not None and stride != self._own_stride:
+            # features are only comparable at the stride that the forest learned them at
+            grid = self._grid(lattice, self._own_stride, case.engine)
+            wanted = on_tissue(grid)
+            uniform = yield map_pass(f"score-s{self._own_stride}", grid, self.classes[1:], wanted, ~wanted)
+            assert isinstance(uniform, MapReader)
+            judged = analysed_map(uniform)
         for fine_stride in finer:
             factor = stride // fine_stride
             grid = self._grid(lattice, fine_stride, case.engine)
-            hot = self._worth_refining(coarse)
+            hot = worth_refining(coarse, config.refine_above)
             wanted = hot.repeat(factor, 0).repeat(factor, 1)[: grid.rows, : grid.columns] & on_tissue(grid)
             promise = _promise(coarse.scores(), grid, factor)
             fine = yield map_pass(
@@ -121,7 +135,10 @@ class DensePredictor:
             assert isinstance(fine, MapReader)
             strides[fine_stride] = fine.counts()["scored"]
             analysed = analysed_map(coarse, fine)
-        return self._result(analysed, strides)
+        learned = None
+        if forest is not None:
+            learned = float(forest.probability(map_features(*judged[:2])[None])[0])
+        return self._result(config, analysed, strides, learned)
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
         net = self._placed[int(name.rpartition("-s")[2])]
@@ -154,30 +171,72 @@ class DensePredictor:
         fine = self.stride(replace(options, stride=options.stride or self.config.refine_stride))
         return tuple(dict.fromkeys((self.geometry.stride, fine)))
 
+    @property
+    def _own_stride(self) -> int:
+        """The stride that the method scans at where nobody asks for another."""
+        return self.stride(ScanOptions())
+
+    def _forest(self, options: ScanOptions) -> Forest | None:
+        """The forest that scores slides in this scan; None where the highest cell does."""
+        asked = options.settings.get("slide_score")
+        if asked == "forest" and self.forest is None:
+            raise ConfigError(
+                "this bundle has no forest to score slides by",
+                remedy="Train one with --set slide_score=forest",
+            )
+        return None if asked == "max" else self.forest
+
+    def _all_strides(self, options: ScanOptions) -> tuple[int, ...]:
+        """The strides of every pass that a scan may run."""
+        own = () if self._forest(options) is None else (self._own_stride,)
+        return tuple(dict.fromkeys((*self._strides(options), *own)))
+
     def _grid(self, lattice: Any, stride: int, engine: EngineSettings) -> MapGrid:
         dense = self.geometry.dense(self.geometry.stride // stride)
         cells = engine.cells * self.geometry.stride // stride
         return MapGrid(lattice, stride, dense.extent, cells, dense.first_centre)
 
-    def _worth_refining(self, coarse: MapReader) -> Cells:
-        """Coarse cells above the bar, and their neighbours, whose windows share their tissue."""
-        from scipy.ndimage import binary_dilation
-
-        scores, states = coarse.read()
-        hot = (scores.max(axis=0) >= self.config.refine_above) & (states == State.SCORED)
-        return np.asarray(binary_dilation(hot, np.ones((3, 3), np.bool_)), np.bool_)
-
-    def _result(self, analysed: Analysed, strides: Mapping[int, int]) -> Result:
+    def _result(
+        self, config: Config, analysed: Analysed, strides: Mapping[int, int], learned: float | None
+    ) -> Result:
         scores, states, l0_stride, mpp = analysed
-        findings = []
-        slide_scores = {}
+        findings: list[Finding] = []
+        highest = {}
         for index, name in enumerate(self.classes[1:]):
             layer = np.where(states == State.SCORED, scores[index], np.float32(0))
-            slide_scores[name] = float(layer.max(initial=0.0))
-            found = components(layer, l0_stride, mpp=mpp, threshold=self.config.threshold, label=name)
-            findings += [finding for finding in found if (finding.cells or 0) >= self.config.min_cells]
-        facts = {"strides": {str(stride): cells for stride, cells in sorted(strides.items())}}
+            highest[name] = float(layer.max(initial=0.0))
+            findings += findings_of(config, layer, l0_stride, mpp, name)
+        facts: dict[str, Any] = {"strides": {str(stride): cells for stride, cells in sorted(strides.items())}}
+        slide_scores = highest
+        if learned is not None:
+            slide_scores = {self.classes[1]: learned}
+            facts |= {"slide_score": "forest", "highest": highest}
         return Result(slide_scores, tuple(sorted(findings, key=lambda f: -f.score)), facts=facts)
+
+
+def worth_refining(coarse: MapReader, above: float) -> Cells:
+    """Coarse cells above the bar, and their neighbours, whose windows share their tissue."""
+    from scipy.ndimage import binary_dilation
+
+    scores, states = coarse.read()
+    hot = (scores.max(axis=0) >= above) & (states == State.SCORED)
+    return np.asarray(binary_dilation(hot, np.ones((3, 3), np.bool_)), np.bool_)
+
+
+def findings_of(
+    config: Config, layer: NDArray[np.float32], l0_stride: tuple[float, float], mpp: Mpp | None, name: str
+) -> list[Finding]:
+    """The findings of one class of a map, by the post-processing that the config names."""
+    if config.findings == "nms":
+        radius = max(1, round(config.nms_radius / l0_stride[0]))
+        maxima = non_maximum_suppression(layer, 1, radius=radius, threshold=config.threshold)
+        # found in cells, laid where the cells are: x and y need not have the same step
+        places = [cell_centre(found.l0_y, found.l0_x, l0_stride) for found in maxima]
+        return [Finding(*place, found.score, label=name) for place, found in zip(places, maxima, strict=True)]
+    regions = components(
+        layer, l0_stride, mpp=mpp, threshold=config.threshold, opening=config.opening, label=name
+    )
+    return [found for found in regions if (found.cells or 0) >= config.min_cells]
 
 
 Analysed = tuple[Scores, States, tuple[float, float], Mpp | None]
@@ -238,6 +297,7 @@ def save(
     patients: Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    forest: Forest | None = None,
 ) -> Bundle:
     """Write a ScanNet bundle; `patients` are those it was trained on."""
     bundle = Bundle(
@@ -249,7 +309,8 @@ def save(
         provenance or {},
         tuple(patient_hash(patient) for patient in patients),
     )
-    return write_bundle(path, bundle, net.state_dict())
+    texts = {} if forest is None else {FOREST: forest.to_text()}
+    return write_bundle(path, bundle, net.state_dict(), texts)
 
 
 def load(bundle: Bundle, *, trust: bool = False) -> DensePredictor:
@@ -266,4 +327,7 @@ def load(bundle: Bundle, *, trust: bool = False) -> DensePredictor:
         raise ModelError(
             "the weights do not fit the net", subject=bundle.path, expected=config.trunk, found=str(error)
         ) from error
-    return DensePredictor(config, net, scaling)
+    forest = None
+    if FOREST in bundle.files:
+        forest = Forest.of_text(bundle.file(FOREST).read_text("utf-8"))
+    return DensePredictor(config, net, scaling, forest)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from lobule.augment import NO_AUGMENTATION
-from lobule.bundles import Bundle, plain_weights
+from lobule.bundles import Bundle, plain_weights, read_bundle
 from lobule.cohort import Cohort
 from lobule.engines.parts import Parts, begun_training, parts_of
 from lobule.engines.places import NORMAL, TUMOUR, Points, Pool
+from lobule.engines.ranks import Ranks, joined_ranks
 from lobule.engines.sample import SampleConfig, Samples, SampleStream, gather
 from lobule.engines.scan import Machine
 from lobule.engines.train import FitOptions, FitProgress, FitReport, Group, TrainMachine, fit
@@ -28,6 +29,7 @@ from lobule.files import fingerprint, make_folder
 from lobule.methods.scannet.config import Config
 from lobule.methods.scannet.mining import joined, mine
 from lobule.methods.scannet.predictor import DensePredictor, save
+from lobule.methods.scannet.scoring import Learned, learn_slide_score
 from lobule.nets.backbones import BACKBONES, load_trunk
 from lobule.nets.receptive import geometry_of
 from lobule.nets.scaling import PLAIN_SCALING, InputScaling
@@ -57,14 +59,18 @@ def train(
     """Train on a cohort of outlined slides and write the bundle.
 
     `val` names the split that is validated on; without one in the cohort, a fifth of the patients is held
-    out, and with None nobody is. `resume` goes on with what is in `out`, `fresh` forgets it.
+    out, and with None nobody is. `resume` goes on with what is in `out`, `fresh` forgets it. Started by
+    torchrun, the processes share each batch; all of them see the slides and `out`.
     """
     _check(config)
-    machine, progress = (machine or TrainMachine()).settled(), progress or FitProgress()
     parts = parts_of(cohort, val, seed)
     settings = {"config": config.to_dict(), "seed": seed}
-    with begun_training(out, settings, parts, resume=resume, fresh=fresh) as folder:
-        training = _Training(config, parts, folder, seed, tissue or TissueConfig(), machine, progress)
+    with (
+        joined_ranks() as ranks,
+        begun_training(out, settings, parts, resume=resume, fresh=fresh, ranks=ranks) as folder,
+    ):
+        settled, shown = (machine or TrainMachine()).settled(ranks), progress or FitProgress()
+        training = _Training(config, parts, folder, seed, tissue or TissueConfig(), settled, shown, ranks)
         return training.run(Path(out))
 
 
@@ -91,7 +97,9 @@ class _Training:
         tissue: TissueConfig,
         machine: TrainMachine,
         progress: FitProgress,
+        ranks: Ranks,
     ) -> None:
+        self.ranks = ranks
         self.config, self.parts, self.folder, self.seed = config, parts, folder, seed
         self.tissue, self.machine, self.progress = tissue, machine, progress
         self.workers = machine.workers or 1
@@ -120,7 +128,9 @@ class _Training:
                         break
                     pool = pool.with_hard(hard)
                 reports.append(self._round(pool, held, round_))
-        return self._save(out, pool, reports, counts)
+        bundle = self._save(out, pool, held, reports, counts) if self.ranks.first else None
+        self.ranks.wait()
+        return bundle or read_bundle(out)
 
     def _pools(self) -> tuple[Pool, Pool | None]:
         """What is trained on and what is validated on; None where nothing can be."""
@@ -139,7 +149,6 @@ class _Training:
         """Train on patches of the pool; the first round from the start, later ones at the trunk's rate."""
         config, place = self.config, self.folder / f"round-{round_}"
         self.progress.stage = f"round {round_}"
-        torch.manual_seed(self.seed + 1000 * (round_ + 1))
         options = FitOptions(
             steps=config.round_steps if round_ else config.steps,
             schedule=config.schedule,
@@ -150,8 +159,11 @@ class _Training:
             accumulate=config.accumulate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            clip=config.clip,
             precision=self.machine.precision,
             device=self.machine.device,
+            lanes=self.machine.lanes_for(config.batch // self.ranks.count),
+            seed=self.seed + 1000 * (round_ + 1),
         )
         with self._stream(pool, round_) as stream:
             report = fit(
@@ -163,12 +175,14 @@ class _Training:
                 self._groups(round_),
                 validate=None if held is None else lambda net: self._validated(net, held),
                 progress=self.progress,
+                ranks=self.ranks,
             )
-            self.lost |= stream.state()["lost"]
+            for own in self.ranks.from_all(stream.state()["lost"]):
+                self.lost |= own
         return report
 
     def _stream(self, pool: Pool, round_: int, batches: int | None = None) -> SampleStream:
-        config = self.config
+        config, validating = self.config, round_ == VALIDATION
         return SampleStream(
             pool,
             SampleConfig(
@@ -176,7 +190,8 @@ class _Training:
                 self.side,
                 hard_share=config.hard_share,
                 by_site=config.by_site,
-                augment=NO_AUGMENTATION if round_ == VALIDATION else config.augment,
+                augment=NO_AUGMENTATION if validating else config.augment,
+                upsample=config.upsample,
             ),
             config.batch,
             seed=self.seed,
@@ -185,6 +200,7 @@ class _Training:
             workers=self.workers,
             processes=self.machine.processes,
             ahead=max(4, 2 * self.workers),
+            share=(0, 1) if validating else (self.ranks.rank, self.ranks.count),
         )
 
     def _groups(self, round_: int) -> list[Group]:
@@ -226,15 +242,11 @@ class _Training:
         """The hard places of all rounds so far, each slide's newest first and up to the cap."""
         self.progress.stage = f"mining for round {round_}"
         place = make_folder(self.folder / f"round-{round_}")
-        predictor = DensePredictor(self.config, self.net.cpu(), self.scaling)
-        machine = Machine(
-            device=self.machine.device,
-            precision=self.machine.precision,
-            max_ram=self.machine.max_ram,
-            channels_last=True,
-        )
+        predictor, machine = DensePredictor(self.config, self.net.cpu(), self.scaling), self._scanning()
         try:
-            found, notes = mine(predictor, _hash(self.net), pool, self.tissue, place, machine)
+            found, notes = self.ranks.from_first(
+                lambda: mine(predictor, _hash(self.net), pool, self.tissue, place, machine)
+            )
         finally:
             self.net.to(self.device)
         self._note(*notes)
@@ -249,8 +261,34 @@ class _Training:
             for number in sorted({*found, *pool.hard})
         }
 
-    def _save(self, out: Path, pool: Pool, reports: list[FitReport], counts: list[int]) -> Bundle:
-        final = reports[-1]
+    def _slide_score(self, pool: Pool, held: Pool | None) -> Learned:
+        """A forest of the slides that trained and of those that validated, where the config asks for one."""
+        if self.config.slide_score == "max":
+            return Learned(None)
+        self.progress.stage = "learning the slide score"
+        predictor = DensePredictor(self.config, self.net.cpu(), self.scaling)
+        slides = [*pool.slides, *(held.slides if held else ())]
+        place = make_folder(self.folder / "slide-score")
+        learned = learn_slide_score(
+            predictor, _hash(self.net), slides, self.tissue, place, self._scanning(),
+            trees=self.config.trees, seed=self.seed,
+        )  # fmt: skip
+        self._note(*learned.notes)
+        return learned
+
+    def _scanning(self) -> Machine:
+        """What a scan in between may use."""
+        return Machine(
+            device=self.machine.device,
+            precision=self.machine.precision,
+            max_ram=self.machine.max_ram,
+            channels_last=True,
+        )
+
+    def _save(
+        self, out: Path, pool: Pool, held: Pool | None, reports: list[FitReport], counts: list[int]
+    ) -> Bundle:
+        final, learned = reports[-1], self._slide_score(pool, held)
         metrics = {
             "val_auc": final.best,
             "rounds": [
@@ -258,6 +296,7 @@ class _Training:
                 for report in reports
             ],
             "hard_places": counts,
+            **learned.metrics(),
         }
         provenance = {
             "seed": self.seed,
@@ -267,15 +306,18 @@ class _Training:
             "lost": self.lost,
             "weights": fingerprint(self.config.weights, full=True) if self.config.weights else None,
         }
-        patients = sorted({places.case.patient for places in pool.slides})
-        net = self.net.cpu()
+        # a forest has learned from those who validated, too: nobody may be judged on them
+        slides = [*pool.slides, *(held.slides if held and learned.fitted else ())]
+        patients = sorted({places.case.patient for places in slides})
         return save(
-            out, self.config, net, self.scaling, patients=patients, metrics=metrics, provenance=provenance
-        )
+            out, self.config, self.net.cpu(), self.scaling, patients=patients, metrics=metrics,
+            provenance=provenance, forest=learned.fitted.forest if learned.fitted else None,
+        )  # fmt: skip
 
     def _note(self, *notes: str) -> None:
         for note in notes:
-            log.info(note)
+            if self.ranks.first:
+                log.info(note)
             self.notes.append(note)
 
 

@@ -1,0 +1,227 @@
+"""Extraction of features: against its own parts, and against a plain OpenSlide loop over the same tiles.
+
+A generated slide, tiles of 224 px, a ResNet-18 with seeded weights. In one process, in turns: the extraction
+in float32 and in bfloat16, its reading alone and its model alone (pixels in memory), and a plain loop:
+OpenSlide's `read_region` in a DataLoader, torchvision's model as it comes, the faster of no and of one worker
+a core.
+
+    efficiency        on a CPU (CPU seconds of reading alone + of the model alone) / (cores × wall of the
+                      case); on a GPU the slower of the two alone over the wall
+    of_bare_model     tiles/s of the whole extraction over those of the model alone
+    over_plain_fp32   seconds of the plain loop over those of the extraction, both float32
+    over_plain_bf16   the same with the extraction in bfloat16; without matrix units (AMX) a CPU emulates it
+    memory_growth     peak memory of extracting a slide four times as large, over that of this one
+
+Finding tissue and writing the feature file are in the extraction's time, and not in the plain loop's. The
+difference in features is printed: relative, over all tiles.
+
+    python benchmarks/features.py [--quick]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from measure import arguments, machine, peak_bytes, report
+from scan import Spent, batch_rows, compute_all, least, opened, read_all, spent
+
+TILE, MPP = 224, 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is extracted."""
+
+    side: int
+    tissue: float
+    rounds: int
+    workers: tuple[int, ...]
+    """Of the plain loop's DataLoader; the faster counts."""
+
+
+def full() -> Plan:
+    from lobule.engines.placement import available_cores
+
+    return Plan(8192, 0.5, 3, (0, available_cores()))
+
+
+QUICK = Plan(1792, 0.6, 1, (0,))
+
+
+def paint(path: Path, side: int, tissue: float) -> None:
+    from lobule.phantoms.slides import SlidePhantom, write_slide
+
+    write_slide(SlidePhantom(seed=13, width=side, height=side, mpp=MPP, tissue=tissue, sections=1), path)
+
+
+def made_encoder() -> Any:
+    """Seeded weights: what the features mean is of no matter here."""
+    from lobule.nets.encoders import encoder
+
+    return encoder("resnet18", "random")
+
+
+def extracted(slide: Path, out: Path, precision: str) -> float:
+    """Seconds of the one case, from opening it to its written features."""
+    from lobule.cohort import Case, Cohort
+    from lobule.engines.scan import Machine
+    from lobule.engines.tile_features import Tiling
+    from lobule.methods.extraction import Extraction, extract
+
+    cohort = Cohort((Case("slide", "patient", "slide", str(slide)),))
+    how = Extraction(Tiling(MPP, TILE, TILE), "float32", keep_encoder=False)
+    ended = extract(made_encoder(), cohort, out, how, machine=Machine(precision=precision))
+    if ended.counts != {"complete": 1}:
+        raise RuntimeError(f"the extraction ended with {ended.counts}: {ended.failed}")
+    return float(json.loads((out / "scan" / "cases" / "slide" / "run.json").read_text())["seconds"])
+
+
+def stored(out: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    from lobule.cohort import Case
+    from lobule.features import open_features
+
+    file = open_features(out).find(Case("slide", "patient", "slide", None))
+    return file.l0_coords(), file.read(slice(0, file.count))
+
+
+class PlainTiles:
+    """What people write: a dataset whose every item is one `read_region`."""
+
+    def __init__(self, slide: str, corners: NDArray[np.int64]) -> None:
+        self.slide, self.corners = slide, corners
+        self._opened: Any = None
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def __getitem__(self, index: int) -> Any:
+        import openslide
+        import torch
+
+        self._opened = self._opened or openslide.OpenSlide(self.slide)
+        x, y = (int(value) for value in self.corners[index])
+        pixels = np.asarray(self._opened.read_region((x, y), 0, (TILE, TILE)).convert("RGB"))
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        return (image - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+def plain(slide: Path, corners: NDArray[np.int64], workers: int) -> tuple[float, NDArray[np.float32]]:
+    """The plain loop: seconds and features."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    model = made_encoder().net
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    dataset: Any = PlainTiles(str(slide), corners)
+    began = time.perf_counter()
+    found = []
+    with torch.inference_mode():
+        for images in DataLoader(dataset, batch_size=32, num_workers=workers):
+            found.append(model(images.to(device)).cpu().numpy())
+    return time.perf_counter() - began, np.concatenate(found)
+
+
+def parts(slide: Path, engine: Any, tiles: int) -> tuple[Spent, Spent]:
+    """Reading alone and the model alone, as the extraction does them."""
+    from lobule.cohort import Case
+    from lobule.engines.loader import load_batch
+    from lobule.engines.passes import ScanOptions
+    from lobule.engines.placement import available_cores
+    from lobule.engines.scan import Machine
+    from lobule.engines.tile_features import TileEncoder, Tiling
+    from lobule.features import Encoding, FeatureManifest
+    from lobule.methods.extraction import ExtractionPredictor
+
+    made = made_encoder()
+    manifest = FeatureManifest(
+        Encoding(made.name, made.hash_at(TILE), made.dim), MPP, TILE, TILE, 0.1, "float32"
+    )
+    predictor = ExtractionPredictor(TileEncoder(made, Tiling(MPP, TILE, TILE)), manifest, Path("nowhere"))
+    options, case = ScanOptions(), Case("slide", "patient", "slide", str(slide))
+    predictor.place(engine, options)
+    with opened(predictor, case, engine, options, Machine()) as (images, pass_, _):
+        size = engine.batch
+        read = spent(lambda: read_all(pass_, images, size, available_cores()))
+        rows, batches = batch_rows(pass_, size)
+        batch = load_batch(pass_, images, rows, size)
+        if len(pass_.fields) != tiles:
+            raise RuntimeError(f"{len(pass_.fields)} tiles read, {tiles} extracted")
+    return read, spent(lambda: compute_all(predictor, engine, pass_.name, batch, batches))
+
+
+def difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+
+
+def measured(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
+    from lobule.engines.passes import EngineSettings
+    from lobule.engines.placement import available_cores, choose_device, lanes_for
+    from lobule.files import read_json
+
+    device, cores = choose_device(), available_cores()
+    walls: dict[str, list[float]] = {"float32": [], "bfloat16": [], "plain": []}
+    reads, models = [], []
+    features: dict[str, Any] = {}
+    for turn in range(plan.rounds):
+        for precision in ("float32", "bfloat16"):
+            out = folder / f"{precision}-{turn}"
+            walls[precision].append(extracted(slide, out, precision))
+            corners, features[precision] = stored(out)
+        settings = read_json(folder / f"float32-{turn}" / "scan" / "engine.json")
+        engine = EngineSettings(**{**settings, "device": device, "lanes": lanes_for(device, cores)[0]})
+        read, model = parts(slide, engine, len(corners))
+        reads.append(read)
+        models.append(model)
+        for workers in plan.workers:
+            seconds, features["plain"] = plain(slide, corners, workers)
+            walls["plain"].append(seconds)
+    wall, read, model = min(walls["float32"]), least(reads), least(models)
+    alone = (read.cpu + model.cpu) / cores if device == "cpu" else max(read.wall, model.wall)
+    print(f"{len(corners)} tiles on {device}; reading is {read.cpu / (read.cpu + model.cpu):.1%} of the CPU")
+    print(
+        f"features, float32 against the plain loop: {difference(features['float32'], features['plain']):.1e}"
+    )
+    print(f"features, bfloat16 against float32: {difference(features['bfloat16'], features['float32']):.1e}")
+    return {
+        "efficiency": alone / wall,
+        "of_bare_model": model.wall / wall,
+        "over_plain_fp32": min(walls["plain"]) / wall,
+        "over_plain_bf16": min(walls["plain"]) / min(walls["bfloat16"]),
+    }
+
+
+def main() -> None:
+    if len(sys.argv) == 4 and sys.argv[1] == "--extract":
+        extracted(Path(sys.argv[2]), Path(sys.argv[3]), "float32")
+        return
+    plan = QUICK if arguments(__doc__ or "").quick else full()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        slide, large = folder / "slide.tif", folder / "large.tif"
+        paint(slide, plan.side, plan.tissue)
+        ratios = measured(slide, folder, plan)
+        print(", ".join(f"{key} {value:.3f}" for key, value in ratios.items()), flush=True)
+        # as much tissue on four times the area in the quick form, four times the tissue in the full one
+        paint(large, 2 * plan.side, plan.tissue / (4 if plan is QUICK else 1))
+        peaks = [
+            peak_bytes([__file__, "--extract", str(path), str(folder / f"peak-{path.stem}")])
+            for path in (slide, large)
+        ]
+        ratios["memory_growth"] = peaks[1] / peaks[0]
+    print(machine())
+    report("features", ratios)
+
+
+if __name__ == "__main__":
+    main()

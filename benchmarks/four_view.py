@@ -1,0 +1,283 @@
+"""How much quicker a four-view exam is than the published way, at equal scores.
+
+A generated exam of four 2,600 × 1,900 views; networks of the published size with seeded random weights; all
+cores. The published way is the same networks as torchvision and PyTorch run them, patch by patch (the better
+of batch 1 and batch 100) and one window at a time. It is sampled and extrapolated to the exam, and so are the
+exact heatmaps; everything else runs whole. Keys:
+
+- `exact`: heatmaps patch by patch, to 1e-5 those of the published way (checked on the sample);
+- `fast`: heatmaps from one look at each view, with the comparison with exact patches that a scan makes;
+- `image_only`, `image_only_bf16`: an exam of 10 windows a view without heatmaps, in float32 and bfloat16;
+- `peak_gb`: peak memory of a scan with fast heatmaps and of one without, the greater.
+
+    python benchmarks/four_view.py [--quick]
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import measure
+from lobule.bundles import read_bundle
+from lobule.cohort import Case, read_cohort
+from lobule.engines.opened import Opened
+from lobule.engines.passes import EngineSettings, Pass, ScanOptions, TableSpec
+from lobule.engines.pipeline import Pipeline
+from lobule.engines.placement import available_cores, lanes_for
+from lobule.engines.sinks import open_sink
+from lobule.mammograms.views import VIEWS
+from lobule.methods.four_view import Config, FourViewPredictor, load, save
+from lobule.methods.four_view.crop import Window
+from lobule.methods.four_view.images import ExamView, PatchView
+from lobule.methods.four_view.members import build
+from lobule.methods.four_view.painting import PATCHES, paint
+from lobule.methods.four_view.patches import PATCH, cut_patch, patch_pixels
+from lobule.methods.four_view.plan import Turn, distinct, fields_of, patch_frame
+from lobule.methods.four_view.scores import scored_rows
+from lobule.methods.four_view.streams import draw_grid
+from lobule.methods.four_view.windows import network_input, plan_exam
+from lobule.nets.four_view import ViewWise
+from lobule.phantoms.exams import write_exams
+from lobule.results.folder import CaseFolder
+
+ROUNDS = 3
+EPOCHS = 10
+SAMPLED_EPOCHS = 2
+ROOM = 1 << 29
+EQUAL = 1e-5
+
+
+class Bench:
+    """An exam, its networks, and the scanner's pipeline to run passes in."""
+
+    def __init__(self, folder: Path, size: tuple[int, int], sample: int, batches: tuple[int, int]) -> None:
+        self.folder, self.sample, self.batches, self.runs = folder, sample, batches, 0
+        self.manifest = write_exams(folder / "exam", exams=1, size=size, seed=1)
+        self.case: Case = read_cohort(self.manifest).cases[0]
+        torch.manual_seed(0)
+        self.bundles = {}
+        for heatmaps in (False, True):
+            net, patch_net = build(Config(heatmaps=heatmaps))
+            self.bundles[heatmaps] = folder / f"bundle{int(heatmaps)}"
+            save(self.bundles[heatmaps], Config(heatmaps=heatmaps), net, patch_net)
+        self.predictors = {key: load(read_bundle(path)) for key, path in self.bundles.items()}
+        self.views: dict[str, ExamView] = dict(self.predictors[True].images(self.case, ScanOptions()))  # type: ignore[arg-type]
+        rng = random.Random(0)
+        self.grids = {v: draw_grid(i.crop.window.shape, rng, Config()) for v, i in self.views.items()}
+
+    def engine(self, predictor: FourViewPredictor, precision: str, **settings: Any) -> EngineSettings:
+        lanes, threads = lanes_for("cpu", available_cores())
+        engine = EngineSettings(precision=precision, lanes=lanes, lane_threads=threads)
+        options = ScanOptions(settings=settings)
+        engine = predictor.settle(engine, ROOM, options)
+        predictor.place(engine, options)
+        return engine
+
+    @contextmanager
+    def pipeline(self, predictor: FourViewPredictor, engine: EngineSettings) -> Iterator[Callable[..., Any]]:
+        """Runs one pass into a fresh folder and gives its store."""
+        self.runs += 1
+        folder = CaseFolder(self.folder / f"run{self.runs}")
+        with Pipeline(predictor, engine, available_cores()) as pipeline:
+
+            def run(pass_: Pass) -> Any:
+                sink = open_sink(pass_, folder)
+                pipeline.run_pass(0, pass_, {**self.views, **pass_.sources}, sink)
+                return sink.finish()
+
+            yield run
+
+    # -- heatmaps -----------------------------------------------------------------------------------------
+
+    def sampled(self, view: str) -> list[int]:
+        """Places in the grid, evenly over it: blank patches count as they come."""
+        count = min(self.sample // len(VIEWS), len(self.grids[view]))
+        return [int(i) for i in np.linspace(0, len(self.grids[view]) - 1, count)]
+
+    def published_patches(self, batch: int) -> tuple[float, dict[str, np.ndarray]]:
+        """Seconds a patch, and the scores of the sample."""
+        net = self.predictors[True].patch_net
+        assert net is not None
+        patches, seconds = 0, 0.0
+        scores: dict[str, list[np.ndarray]] = {}
+        for view, image in self.views.items():
+            pixels, corners = patch_pixels(image.pixels), list(self.grids[view].corners())
+            wanted = self.sampled(view)
+            scores[view] = []
+            began = time.perf_counter()
+            for start in range(0, len(wanted), batch):
+                some = np.stack([cut_patch(pixels, corners[i]) for i in wanted[start : start + batch]])
+                scores[view].append(net(torch.from_numpy(some)).softmax(dim=1).numpy())
+            seconds += time.perf_counter() - began
+            patches += len(wanted)
+        return seconds / patches, {view: np.concatenate(rows) for view, rows in scores.items()}
+
+    def exact_patches(self, engine: EngineSettings) -> tuple[float, dict[str, np.ndarray]]:
+        """Seconds a patch that is computed, and the scores of the sample."""
+        predictor, patches, seconds = self.predictors[True], 0, 0.0
+        scores: dict[str, np.ndarray] = {}
+        for view, image in self.views.items():
+            with self.pipeline(predictor, engine) as run:
+                began = time.perf_counter()
+                source = PatchView(image, patch_frame(image, Config()))
+                corners, wanted = list(self.grids[view].corners()), self.sampled(view)
+                boxes = np.empty((len(wanted), 4), np.int64)
+                for index, place in enumerate(wanted):
+                    top, left = corners[place]
+                    box = source.frame.to_l0(Window(top, top + PATCH, left, left + PATCH))
+                    boxes[index] = box.x, box.y, box.width, box.height
+                fields = fields_of(Turn(view, image, (), ()), boxes)
+                table = run(
+                    Pass(
+                        f"patches {view}",
+                        fields,
+                        TableSpec(part_rows=64),
+                        batch=engine.batch * PATCHES,
+                        sources={view: source},
+                    )
+                )
+                seconds += time.perf_counter() - began
+            rows = scored_rows(table, "scores")
+            scores[view] = np.stack([rows[i] for i in range(len(wanted))])
+            patches += len(wanted)
+        return seconds / patches, scores
+
+    def fast_heatmaps(self, engine: EngineSettings) -> float:
+        config = replace(Config(heatmaps=True), painting="fast")
+        apart = []
+        began = time.perf_counter()
+        with self.pipeline(self.predictors[True], engine) as run:
+            for view, image in self.views.items():
+                steps = paint(Turn(view, image, (0,), ()), self.grids[view], engine, config)
+                store = None
+                try:
+                    while True:
+                        store = run(next(steps) if store is None else steps.send(store))
+                except StopIteration as end:
+                    apart.append(end.value[1])
+        seconds = time.perf_counter() - began
+        far = np.concatenate(apart)
+        print(
+            f"fast heatmaps: scores of {len(far) // 2} patches differ from exact ones by {far.mean():.4f} on "
+            f"average, {far.max():.4f} at most (random weights)"
+        )
+        return seconds
+
+    # -- windows ------------------------------------------------------------------------------------------
+
+    def published_windows(self, epochs: int) -> float:
+        """Seconds of some epochs, one window at a time."""
+        net = self.predictors[False].nets.members[0]
+        assert isinstance(net, ViewWise)
+        began = time.perf_counter()
+        seen = {view: [image.for_windows] for view, image in self.views.items()}
+        for epoch in plan_exam(seen, np.random.RandomState(0), epochs=epochs):
+            inputs = {
+                view: torch.from_numpy(network_input(self.views[view].pixels, plan))[None]
+                for view, (_, plan) in epoch.items()
+            }
+            ViewWise.exam_scores(net(inputs))
+        return time.perf_counter() - began
+
+    def our_windows(self, engine: EngineSettings, epochs: int) -> tuple[float, dict[str, float]]:
+        predictor, options = self.predictors[False], ScanOptions(settings={"epochs": epochs})
+        began = time.perf_counter()
+        with self.pipeline(predictor, engine) as run:
+            steps = predictor.steps(Opened(self.case, self.views, options, engine))
+            store = None
+            try:
+                while True:
+                    store = run(next(steps) if store is None else steps.send(store))
+            except StopIteration as end:
+                scores = dict(end.value.scores)
+        return time.perf_counter() - began, scores
+
+
+def main() -> None:
+    asked = measure.arguments(__doc__ or "")
+    torch.set_num_threads(available_cores())
+    size, sample, batches, rounds, epochs = (2600, 1900), 400, (1, 100), ROUNDS, EPOCHS
+    if asked.quick:
+        size, sample, batches, rounds, epochs = (1300, 950), 8, (1, 4), 1, 1
+        print("Quick: an exam of 1,300 × 950 views, 8 patches in batches of 1 and 4, 1 window a view.")
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        bench = Bench(Path(folder), size, sample, batches)
+        ratios = heatmap_ratios(bench, rounds) | window_ratios(bench, rounds, epochs)
+        ratios["peak_gb"] = peak(bench, (True,) if asked.quick else (True, False))
+    for name, ratio in ratios.items():
+        print(f"{name:18s} {ratio:7.2f}")
+    measure.report("four_view", ratios)
+
+
+def heatmap_ratios(bench: Bench, rounds: int) -> dict[str, float]:
+    predictor = bench.predictors[True]
+    patches = sum(len(grid) for grid in bench.grids.values())
+    computed = 0
+    for view, image in bench.views.items():
+        computed += len(distinct(bench.grids[view], image.pixels)[0])
+    print(f"{patches} patches, of which {computed} differ from one another")
+    best = {"exact": float("inf"), "fast": float("inf"), **{str(b): float("inf") for b in bench.batches}}
+    for _ in range(rounds):
+        for batch in bench.batches:
+            torch.set_num_threads(available_cores())
+            seconds, theirs = bench.published_patches(batch)
+            best[str(batch)] = min(best[str(batch)], seconds * patches)
+        seconds, ours = bench.exact_patches(bench.engine(predictor, "float32"))
+        best["exact"] = min(best["exact"], seconds * computed)
+        apart = max(float(np.abs(ours[view] - theirs[view]).max()) for view in ours)
+        if apart > EQUAL:
+            raise SystemExit(f"exact heatmaps differ from the published way by {apart:.1e}")
+        best["fast"] = min(
+            best["fast"], bench.fast_heatmaps(bench.engine(predictor, "float32", heatmaps="fast"))
+        )
+    print(f"exact scores differ by at most {apart:.1e}")
+    published = min(best[str(batch)] for batch in bench.batches)
+    return {key: published / best[key] for key in ("exact", "fast")}
+
+
+def window_ratios(bench: Bench, rounds: int, epochs: int) -> dict[str, float]:
+    predictor = bench.predictors[False]
+    best = dict.fromkeys(("published", "float32", "bfloat16"), float("inf"))
+    scores: dict[str, dict[str, float]] = {}
+    for _ in range(rounds):
+        torch.set_num_threads(available_cores())
+        sampled = min(SAMPLED_EPOCHS, epochs)
+        best["published"] = min(best["published"], bench.published_windows(sampled) * epochs / sampled)
+        for precision in ("float32", "bfloat16"):
+            # a slow precision is sampled too
+            few = epochs if precision == "float32" else sampled
+            seconds, scores[precision] = bench.our_windows(bench.engine(predictor, precision), few)
+            best[precision] = min(best[precision], seconds * epochs / few)
+    _, scores["float32"] = bench.our_windows(bench.engine(predictor, "float32"), sampled)
+    apart = max(abs(scores["float32"][name] - value) for name, value in scores["bfloat16"].items())
+    print(f"scores in bfloat16 differ from float32 by at most {apart:.1e}")
+    return {
+        "image_only": best["published"] / best["float32"],
+        "image_only_bf16": best["published"] / best["bfloat16"],
+    }
+
+
+def peak(bench: Bench, with_heatmaps: Sequence[bool]) -> float:
+    """GB that a scan of the exam needs at most, the interpreter and all."""
+    found = 0
+    for heatmaps in with_heatmaps:
+        bundle = bench.bundles[heatmaps]
+        out = bench.folder / f"peak{int(heatmaps)}"
+        command = ["-m", "lobule", "scan", str(bundle), str(bench.manifest), "--out", str(out)]
+        command += ["--set", "epochs=1"] + (["--set", "heatmaps=fast"] if heatmaps else [])
+        found = max(found, measure.peak_bytes(command))
+    return found / 1e9
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""How far heatmaps painted fast are from exact ones, on the real exam.
+
+The published networks with weights made from names (no trained ones may be had), on the four real views of
+the reference kit. Exact patch scores are the recorded ones of the published code. Printed are, of each view,
+the differences of patch scores and of heatmaps, and of the exam the four scores by either. A net with such
+weights sees the edges of patches as much as what lies in them; a trained one need not.
+
+    LOBULE_REFERENCE=folder python -m experiments.four_view_fast [--out four_view_fast.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.bundles import Bundle, write_bundle
+from lobule.cohort import Case, Cohort
+from lobule.engines.passes import ScanOptions
+from lobule.mammograms.views import VIEWS
+from lobule.methods.four_view import Config, load
+from lobule.methods.four_view.images import ExamView, PatchView
+from lobule.methods.four_view.members import weights_of
+from lobule.methods.four_view.painting import Bands, pooled_scores
+from lobule.methods.four_view.patches import BENIGN, MALIGNANT, heatmap_of
+from lobule.methods.four_view.plan import patch_frame
+from lobule.methods.four_view.scores import scored_rows
+from lobule.methods.four_view.streams import draw_grid
+from lobule.nets.four_view import TARGETS
+from lobule.results import open_results
+from lobule.verbs import scan
+from tests.nets.four_view_recipe import made_net
+
+SALT = "four_view-visible-12"
+EXACT = (0.2852467, 0.4216548, 0.3568609, 0.5758981)
+"""The published code's scores of this exam with its own heatmaps, over 10 windows."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="four_view_fast.json")
+    asked = parser.parse_args()
+    reference = Path(os.environ["LOBULE_REFERENCE"])
+    images = reference / "kit" / "mammograms" / "nyu" / "images"
+    with np.load(reference / "goldens" / "four_view" / "heatmaps.npz") as arrays:
+        exact = arrays["exam_probs"]
+    files = {view.lower().replace("-", "_"): (str(images / f"0_{view}.png"),) for view in VIEWS}
+    case = Case("0", "p", "exam", views=files)
+    config = Config(heatmaps=True, compat="nyu")
+    with tempfile.TemporaryDirectory() as folder:
+        weights = weights_of(made_net("view-heatmaps", SALT), made_net("patch", SALT))
+        bundle = write_bundle(
+            Path(folder) / "bundle", Bundle("four_view", config.to_dict(), TARGETS, None), weights
+        )
+        settings = {"heatmaps": "fast"}
+        scan(Path(folder) / "bundle", Cohort((case,)), Path(folder) / "r", settings=settings)
+        done = open_results(Path(folder) / "r").case_folder("0")
+        predictor = load(bundle)
+        views = predictor.images(case, ScanOptions())
+        rng, first, rows = random.Random(0), 0, []
+        for view in VIEWS:
+            image = views[view]
+            assert isinstance(image, ExamView)
+            grid = draw_grid(image.crop.window.shape, rng, config)
+            source = PatchView(image, patch_frame(image, config))
+            engine = json.loads((Path(folder) / "r" / "engine.json").read_text())
+            bands = Bands.over(source.pixels.shape, engine["cells"] ** 2)
+            found = scored_rows(done.tables[f"evidence {view}"], "evidence")
+            scores = pooled_scores(bands.joined([found[i] for i in range(bands.count)]), grid)
+            rows.append(_row(view, exact[first : first + len(grid)], scores, image, grid))
+            first += len(grid)
+        result = done.result
+        assert result is not None
+        fast = [result["scores"][name] for name in TARGETS]
+    found_all = {"views": rows, "scores": {"exact": list(EXACT), "fast": fast}, "told": result["heatmaps"]}
+    _print(found_all)
+    Path(asked.out).write_text(json.dumps(found_all, indent=1))
+
+
+def _row(view: str, exact: NDArray[Any], fast: NDArray[Any], image: ExamView, grid: Any) -> dict[str, Any]:
+    both = [BENIGN, MALIGNANT]
+    patches = np.abs(exact[:, both] - fast[:, both])
+    maps = [heatmap_of(image.pixels.shape, grid, scores[:, MALIGNANT]) for scores in (exact, fast)]
+    apart = np.abs(maps[0] - maps[1])
+    return {
+        "view": view,
+        "patches": len(grid),
+        "patch_mean": float(patches.mean()),
+        "patch_greatest": float(patches.max()),
+        "malignant_map_mean": float(apart.mean()),
+        "malignant_map_greatest": float(apart.max()),
+        "malignant_map_correlation": float(np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1]),
+    }
+
+
+def _print(found: dict[str, Any]) -> None:
+    print("view    patches  patch mean  greatest  map mean  greatest  correlation")
+    for row in found["views"]:
+        print(
+            f"{row['view']:7s} {row['patches']:7d} {row['patch_mean']:11.4f} {row['patch_greatest']:9.4f} "
+            f"{row['malignant_map_mean']:9.4f} {row['malignant_map_greatest']:9.4f} "
+            f"{row['malignant_map_correlation']:12.3f}"
+        )
+    for way, scores in found["scores"].items():
+        print(f"scores with {way} heatmaps: " + "  ".join(f"{score:.4f}" for score in scores))
+    print(f"told by the scan: {found['told']}")
+
+
+if __name__ == "__main__":
+    main()

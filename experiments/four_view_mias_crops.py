@@ -1,0 +1,90 @@
+"""Film scans through reading and cropping: which crops hold the breast, on sheets for a person to look at.
+
+The mini-MIAS films have grey film, white borders and labels, which the published cropping was not made for.
+Each film is read (its background made exactly 0) and cropped; the sheets show the whole film with the breast
+that was found in colour and the crop's frame, to be judged by eye.
+
+    LOBULE_REFERENCE=... python experiments/four_view_mias_crops.py --to sheets
+
+The sheets show real films: keep them where the films are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from lobule.errors import CaseError
+from lobule.mammograms.png import read_png
+from lobule.methods.four_view.crop import crop_of
+
+ITERATIONS, BUFFER = 30, 15
+"""Erosions and margin: the published 100 and 50 are for images of 2.5 times the resolution."""
+ACROSS, DOWN, SIDE = 10, 4, 190
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--to", type=Path, default=Path("mias-crops"))
+    asked = parser.parse_args()
+    asked.to.mkdir(parents=True, exist_ok=True)
+    films = sorted((Path(os.environ["LOBULE_REFERENCE"]) / "kit/mammograms/mias").glob("*.png"))
+    tiles, facts, failed = [], {}, {}
+    for path in films:
+        try:
+            tile, found = judged(path)
+        except CaseError as error:
+            failed[path.name] = str(error)
+            continue
+        tiles.append(tile)
+        facts[path.name] = found
+    for start in range(0, len(tiles), ACROSS * DOWN):
+        sheet(tiles[start : start + ACROSS * DOWN]).save(asked.to / f"sheet-{start // (ACROSS * DOWN)}.png")
+    (asked.to / "crops.json").write_text(json.dumps({"crops": facts, "failed": failed}, indent=1))
+    widths = [found["width"] for found in facts.values()]
+    print(f"{len(films)} films: {len(facts)} cropped, {len(failed)} refused as cases, none crashed")
+    print(f"crops are {min(widths)} to {max(widths)} px wide; sheets and crops.json in {asked.to}")
+
+
+def judged(path: Path) -> tuple[Image.Image, dict[str, Any]]:
+    film = np.asarray(Image.open(path).convert("L"))
+    mammogram = read_png(path)
+    window = crop_of(mammogram.pixels, mammogram.pointing, iterations=ITERATIONS, buffer=BUFFER).window
+    shown = np.stack([film] * 3, axis=-1).astype(np.float32)
+    breast = mammogram.pixels > 0
+    shown[..., 0] = np.where(breast, shown[..., 0] * 0.75 + 60, shown[..., 0])
+    picture = Image.fromarray(shown.clip(0, 255).astype(np.uint8))
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle(
+        (window.left, window.top, window.right - 1, window.bottom - 1), outline=(0, 255, 90), width=8
+    )
+    picture.thumbnail((SIDE, SIDE - 14))
+    tile = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
+    tile.paste(picture, (0, 14))
+    ImageDraw.Draw(tile).text((2, 0), f"{path.stem} {mammogram.pointing}", (0, 0, 0))
+    return tile, {
+        "pointing": mammogram.pointing,
+        "window": list(window.edges()),
+        "height": window.height,
+        "width": window.width,
+        "share": float(breast.mean()),
+        "background": next(d.sentence for d in mammogram.decisions if d.rule == "background"),
+    }
+
+
+def sheet(tiles: list[Image.Image]) -> Image.Image:
+    rows = -(-len(tiles) // ACROSS)
+    page = Image.new("RGB", (ACROSS * SIDE, rows * SIDE), (255, 255, 255))
+    for number, tile in enumerate(tiles):
+        page.paste(tile, ((number % ACROSS) * SIDE, (number // ACROSS) * SIDE))
+    return page
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Generated slides: reverse distillation from ten outlined slides against its plain loss and against ScanNet.
+
+Each contender trains, scans the test split and is evaluated by the functions of the commands; the table gives
+slide AUC (DeLong) and FROC (bootstrap over patients). The teacher is SqueezeNet with ImageNet weights, read
+from LOBULE_REFERENCE and never committed. Contenders are run one by one and kept in the folder, so that a
+stopped run goes on.
+
+    LOBULE_REFERENCE=… python experiments/reverse_distillation_phantoms.py FOLDER [--only NAME …]
+    LOBULE_REFERENCE=… python experiments/reverse_distillation_phantoms.py FOLDER --budgets 1,2,5,10,20
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lobule
+from lobule.budget import budget_curve
+from lobule.bundles import read_bundle
+from lobule.cli.budget import as_counts
+from lobule.cohort import Cohort, read_cohort
+from lobule.files import write_json
+from lobule.phantoms.cohorts import write_slide_cohort
+from lobule.phantoms.phantom import SlidePhantom
+
+COUNT, SIDE, SEED = 84, 4096, 5
+SPLIT = (0.5, 0.12, 0.38)
+WEIGHTS = "kit/weights/squeezenet1_1-imagenet-rgb.safetensors"
+
+DISTILLED: dict[str, Any] = {
+    "teacher": "squeezenet1_1", "shortcut": 1, "mpp": 1.5, "patch": 64, "input": 64, "stride": 16,
+    "form": "shared", "tumour_patches": 250, "normal_patches": 750, "batch": 32, "epochs": 4, "rate": 1e-3,
+    "val_patches": 128,
+}  # fmt: skip
+SCANNET: dict[str, Any] = {
+    "trunk": "tiny", "mpp": 1.0, "stride": 16, "steps": 400, "batch": 32, "rate": 0.03,
+    "schedule": "cosine", "rounds": 0, "evaluate_every": 100, "val_patches": 128,
+}  # fmt: skip
+CONTENDERS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "focal, ten slides": ("reverse_distillation", DISTILLED, False),
+    "plain, ten slides": ("reverse_distillation", {**DISTILLED, "loss": "plain"}, False),
+    "scannet, the same ten": ("scannet", SCANNET, True),
+    "scannet, all slides": ("scannet", SCANNET, False),
+}
+"""Name: method, settings, and whether it trains on the ten slides of the first alone."""
+
+
+def cohort_in(folder: Path) -> Cohort:
+    """The generated cohort, made once."""
+    manifest = folder / "cohort" / "cohort.csv"
+    if not manifest.exists():
+        like = SlidePhantom(0, SIDE, SIDE, 0.5, tissue=0.5, mimics=3)
+        write_slide_cohort(
+            manifest.parent, slides=COUNT, normal=0.45, sites=3, split=SPLIT, seed=SEED, like=like, threads=1
+        )
+    return read_cohort(manifest)
+
+
+def run(name: str, folder: Path, cohort: Cohort, weights: Path) -> dict[str, Any]:
+    """Train, scan and evaluate one contender; what is done already is taken up."""
+    method, settings, same = CONTENDERS[name]
+    place = folder / name.replace(" ", "-").replace(",", "")
+    if (place / "evaluation.json").exists():
+        found: dict[str, Any] = json.loads((place / "evaluation.json").read_text())
+        return found
+    if same:
+        run("focal, ten slides", folder, cohort, weights)
+        cohort = only_slides_of(read_bundle(folder / "focal-ten-slides" / "bundle").provenance, cohort)
+    if method == "reverse_distillation":
+        settings = {**settings, "weights": str(weights)}
+    if not (place / "bundle" / "model.json").exists():
+        begun = (place / "bundle" / "training" / "settings.json").exists()
+        lobule.train(method, cohort, place / "bundle", settings=settings, machine=ONE, resume=begun)
+    lobule.scan(place / "bundle", cohort.split("test"), place / "results", machine={"readers": 1, "lanes": 1})
+    evaluation = lobule.evaluate(place / "results", cohort, split="test", plots=False)
+    write_json(place / "evaluation.json", evaluation.data)
+    return dict(evaluation.data)
+
+
+ONE = {"device": "cpu", "workers": 1}
+
+
+def only_slides_of(provenance: Mapping[str, Any], cohort: Cohort) -> Cohort:
+    """The cohort whose training part is what another model was trained on."""
+    kept = set(provenance["train_cases"])
+    return cohort.where(lambda case: case.split != "train" or case.id in kept)
+
+
+def row_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Slide AUC and FROC with their intervals, from an evaluation."""
+    (task,) = data["tasks"].values()
+    return {"auc": task["all"]["auroc_delong"], "froc": data["lesions"]["all"]["froc_score"]}
+
+
+def told(value: Mapping[str, Any]) -> str:
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--budgets", help="in place of the contenders, the label-budget curve: 1,2,5,10,20")
+    given = parser.parse_args(arguments)
+    weights = Path(os.environ["LOBULE_REFERENCE"]) / WEIGHTS
+    cohort = cohort_in(given.folder)
+    if given.budgets:
+        counts, settings = as_counts(given.budgets), {**DISTILLED, "weights": str(weights)}
+        for point in budget_curve(
+            "reverse_distillation", cohort, given.folder / "curve", counts, settings=settings, machine=ONE
+        ):
+            print(point, flush=True)
+        return
+    rows = {}
+    for name in given.only:
+        rows[name] = row_of(run(name, given.folder, cohort, weights))
+        print(f"{name:24s} AUC {told(rows[name]['auc'])}  FROC {told(rows[name]['froc'])}", flush=True)
+        write_json(given.folder / "table.json", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Whether mining hard negatives raises FROC on generated slides full of places that resemble tumour.
+
+For each seed: new slides of new hospitals, a first training, and from it ways on to the same number of steps.
+"mined": a round whose normal patches come half from mined places. "again": the same round without them.
+"longer": one training over all steps, with no second round. Each is scanned over unseen slides, half of them
+without tumour. The differences are paired by slide, over the slides of all seeds together.
+
+    python experiments/scannet_mining.py OUT --seed 0      (and 1, 2, …; each leaves OUT/seed-N.json)
+    python experiments/scannet_mining.py OUT --table       (of all that are there; writes OUT/table.json)
+
+A stopped run goes on. Research use only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lobule
+from lobule.cohort import Case, Cohort
+from lobule.evaluation.lesions import match_slides
+from lobule.evaluation.options import Options
+from lobule.evaluation.sources import open_results_source
+from lobule.files import make_folder
+from lobule.measures.camelyon16 import SlideMatch, bootstrap_froc
+from lobule.measures.compare import compare_froc
+from lobule.measures.estimate import Resampling
+from lobule.phantoms.noise import mixed
+from lobule.phantoms.phantom import SlidePhantom
+from lobule.phantoms.slides import truth_of, write_slide
+from lobule.phantoms.truth import write_annotation_files
+
+SIDE, MPP, MIMICS = 2560, 0.5, 6
+SPLITS = {"train": 8, "test": 16}
+"""Slides, every second without tumour."""
+STEPS, MORE = 240, 120
+ARMS = {
+    "longer": {"steps": STEPS + MORE, "rounds": 0},
+    "again": {"steps": STEPS, "rounds": 1, "hard_share": 0.0},
+    "mined": {"steps": STEPS, "rounds": 1, "hard_share": 0.5},
+}
+COMMON: dict[str, Any] = {
+    "trunk": "tiny", "mpp": MPP, "batch": 16, "rate": 0.03, "trunk_rate": 0.01, "schedule": "cosine",
+    "round_steps": MORE, "evaluate_every": 10_000, "val_patches": 16, "stride": 16,
+    "augment.hematoxylin": 0.2, "augment.eosin": 0.2, "augment.brightness": 0.1, "augment.contrast": 0.2,
+    "augment.saturation": 0.1, "augment.hue": 0.01,
+}  # fmt: skip
+
+
+def cohort_of(folder: Path, seed: int) -> Cohort:
+    """Slides with micrometastases, follicles, histiocyte sheets, dense tissue and folds."""
+    cases = []
+    for split, count in SPLITS.items():
+        for number in range(count):
+            name, tumour = f"{split}-{seed}-{number:02d}", number % 2 == 0
+            phantom = SlidePhantom(
+                mixed(seed, len(cases), 0x1417), SIDE, SIDE, MPP, site=f"{split}-{seed}-{number // 2 % 3}",
+                tissue=0.7, micro=2 * tumour, itc=int(tumour), mimics=MIMICS, artefacts=("fold",),
+            )  # fmt: skip
+            place = folder / f"{name}.tif"
+            truth = truth_of(phantom) if place.exists() else write_slide(phantom, place)
+            outlines = str(place.with_suffix(".xml")) if truth.outlines else None
+            if outlines:
+                write_annotation_files(truth, Path(outlines))
+            cases.append(
+                Case(
+                    name, f"patient-{name}", "slide", str(place), mpp=MPP, split=split,
+                    label="tumor" if tumour else "normal", annotation=outlines,
+                )
+            )  # fmt: skip
+    return Cohort(tuple(cases))
+
+
+def run(folder: Path, seed: int) -> dict[str, list[SlideMatch]]:
+    """Train each arm and match its findings on the unseen slides with the truth."""
+    cohort = cohort_of(make_folder(folder / "slides"), seed)
+    unseen = cohort.split("test")
+    found = {}
+    for arm, own in ARMS.items():
+        bundle = folder / arm
+        begun = (bundle / "training" / "settings.json").exists()
+        if (
+            arm == "mined" and not begun
+        ):  # it begins as "again" did: the same first training, the same places mined
+            for name in ("round-0", "round-1/hard.json"):
+                kept, place = folder / "again" / "training" / name, bundle / "training" / name
+                make_folder(place.parent)
+                shutil.copytree(kept, place) if kept.is_dir() else shutil.copyfile(kept, place)
+        settings = {**COMMON, **own}
+        trained = lobule.train(
+            "scannet", cohort, bundle, settings=settings, val=None, seed=seed, resume=begun
+        )
+        print(f"seed {seed}, {arm}: hard places {trained.metrics['hard_places']}", flush=True)
+        results = folder / f"{arm}-results"
+        lobule.scan(bundle, unseen, results)
+        source = open_results_source(results, Options())
+        told = [(case, source.said(case), case.label == "tumor") for case in unseen]
+        matched = match_slides(told, Options())
+        assert not matched.left_out, matched.left_out
+        found[arm] = list(matched.matches)
+        print(f"seed {seed}, {arm}: FROC {bootstrap_froc(found[arm], None, Resampling())}", flush=True)
+    return found
+
+
+def table(folder: Path) -> dict[str, Any]:
+    """Every arm and the paired differences, over the slides of all seeds."""
+    seeds = [pickle.loads(place.read_bytes()) for place in sorted(folder.glob("seed-*.matches"))]
+    pooled = {arm: [match for seed in seeds for match in seed[arm]] for arm in ARMS}
+    slides = len(pooled["mined"])
+    told: dict[str, Any] = {"seeds": len(seeds), "slides": slides, "arms": {}, "differences": {}}
+    for arm, matches in pooled.items():
+        one = bootstrap_froc(matches, None, Resampling())
+        each = [bootstrap_froc(seed[arm], None, Resampling()).value for seed in seeds]
+        told["arms"][arm] = {**one.to_dict(), "seeds": each}
+        print(f"{arm:8s} FROC {one}   by seed {', '.join(f'{value:.3f}' for value in each)}")
+    for arm in ("longer", "again"):
+        difference = compare_froc(pooled["mined"], pooled[arm]).difference
+        told["differences"][f"mined - {arm}"] = difference.to_dict()
+        print(f"mined - {arm:7s} {difference}")
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--table", action="store_true")
+    asked = parser.parse_args()
+    folder = make_folder(asked.out)
+    if asked.seed is not None:
+        found = run(folder / f"seed-{asked.seed}", asked.seed)
+        (folder / f"seed-{asked.seed}.matches").write_bytes(pickle.dumps(found))
+    if asked.table:
+        (folder / "table.json").write_text(json.dumps(table(folder), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Rakhlin's method on BACH (ICIAR 2018): from the data set as it is published to its tables and a submission.
+#
+#   BACH=/data/ICIAR2018_BACH_Challenge OUT=/data/bach runs/bach_rakhlin.sh
+#
+# BACH holds Photos/{Normal,Benign,InSitu,Invasive} (400 images, 8 GB), and if you have them the 100 images of the
+# test set in any folder below it (test0.tif and so on) and WSI/ with the slides. The full recipe describes each
+# image 50 times by 20 crops for each of six sets: hours on a GPU, weeks on a CPU; RECIPE=quick is 50 times less.
+# Stopped at any instant, the same command goes on. What can be chosen, by environment variables:
+#   RECIPE     full (the paper's, the default) or quick
+#   ENCODERS   the paper's resnet50,inception_v3,vgg16 if not given
+#   WEIGHTS    their files, one each, comma between; torchvision's ImageNet weights are fetched if not given
+#   KERAS=1    for weights converted from Keras: its nets, its BGR input
+#   FOLDS      the folds.csv of another training, to be compared with it
+#   SETTINGS   further settings of the training, as "key=value key=value" (`lobule train rakhlin … --dry-run`)
+#   SLIDES=1   maps of the slides in WSI/ too; MAP_SETTINGS for them, as "stride=1536"
+#   DEVICE     auto, cpu, cuda:0; SEED; RESAMPLES of the intervals
+# Research use only: not a medical device, not for diagnosis.
+set -euo pipefail
+
+: "${BACH:?the folder of the data set, e.g. BACH=/data/ICIAR2018_BACH_Challenge}"
+OUT=${OUT:-bach-rakhlin}
+PYTHON=${PYTHON:-python}
+RECIPE=${RECIPE:-full}
+ENCODERS=${ENCODERS:-}
+WEIGHTS=${WEIGHTS:-}
+KERAS=${KERAS:-0}
+FOLDS=${FOLDS:-}
+SETTINGS=${SETTINGS:-}
+SLIDES=${SLIDES:-0}
+MAP_SETTINGS=${MAP_SETTINGS:-}
+DEVICE=${DEVICE:-auto}
+SEED=${SEED:-0}
+RESAMPLES=${RESAMPLES:-2000}
+
+lobule() { "$PYTHON" -m lobule "$@"; }
+say() { printf '\n== %s\n' "$*"; }
+[ -d "$BACH" ] || { echo "BACH: no such folder: $BACH" >&2; exit 2; }
+mkdir -p "$OUT"
+
+say "cohort: class folders train, images without a class are the test set"
+[ -e "$OUT/cohort.csv" ] || lobule cohort "$BACH" --from bach --out "$OUT/cohort.csv"
+
+say "training: descriptors, then 10 folds by 5 seeds by set of boosted trees"
+if [ ! -e "$OUT/bundle/model.json" ]; then
+  settings=(recipe="$RECIPE")
+  [ -z "$ENCODERS" ] || settings+=(encoders="$ENCODERS")
+  [ -z "$WEIGHTS" ] || settings+=(weights="$WEIGHTS")
+  [ "$KERAS" = 0 ] || settings+=(keras=true)
+  [ -z "$FOLDS" ] || settings+=(folds_file="$FOLDS")
+  # shellcheck disable=SC2206 # each word is a setting
+  settings+=($SETTINGS)
+  arguments=()
+  for setting in "${settings[@]}"; do arguments+=(--set "$setting"); done
+  [ ! -e "$OUT/bundle/training" ] || arguments+=(--resume)
+  lobule train rakhlin "$OUT/cohort.csv" --out "$OUT/bundle" --device "$DEVICE" --seed "$SEED" "${arguments[@]}"
+fi
+
+say "cross-validation, beside what was published"
+"$PYTHON" - "$OUT/bundle" <<'PY'
+import sys
+
+from lobule.bundles import read_bundle
+
+published = {
+    "resnet50-400": "84.2 ± 4.2", "resnet50-650": "83.5 ± 5.2", "vgg16-400": "83.6 ± 2.9",
+    "vgg16-650": "83.4 ± 4.4", "inception_v3-400": "83.0 ± 6.5", "inception_v3-650": "82.5 ± 5.5",
+    "fusion": "87.2 ± 2.6",
+}
+metrics = read_bundle(sys.argv[1]).metrics
+rows = {name: facts["single_seed_folds"] for name, facts in metrics["sets"].items()}
+rows["fusion"] = metrics["fold_accuracy"]
+print(f"{'accuracy over folds, %':40s}{'here':>14s}{'published':>14s}")
+for name, facts in rows.items():
+    here = f"{100 * facts['mean']:.1f} ± {100 * facts['std']:.1f}"
+    print(f"{name:40s}{here:>14s}{published.get(name, ''):>14s}")
+interval = metrics["accuracy_interval"]
+print(f"fusion, all images: {interval['value']:.4f} ({interval['low']:.4f} to {interval['high']:.4f})")
+print(f"mean of the members: {metrics['mean_of_members']:.4f}")
+if two := metrics.get("carcinoma"):
+    print(f"two classes: accuracy {two['accuracy']['value']:.4f} (published 0.9375), AUC {two['auc']:.4f} (0.9734)")
+    known = {"0.33": "0.965, 0.880", "0.5": "0.930, 0.945"}
+    for point, facts in two["operating_points"].items():
+        here = f"{facts['sensitivity']['value']:.3f}, {facts['specificity']['value']:.3f}"
+        print(f"  at {point}: sensitivity and specificity {here} (published {known.get(point, '-')})")
+PY
+
+say "the test set: probabilities, and the challenge's form case,class"
+"$PYTHON" - "$OUT" <<'PY'
+import sys
+from pathlib import Path
+
+from lobule.cohort import read_cohort, write_cohort
+
+out = Path(sys.argv[1])
+test = read_cohort(out / "cohort.csv").split("test")
+print(f"{len(test)} images without a class")
+if len(test):
+    write_cohort(test, out / "test.csv")
+PY
+if [ -e "$OUT/test.csv" ]; then
+  lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" --device "$DEVICE"
+  "$PYTHON" -c "import sys; from lobule.methods.rakhlin import write_bach; \
+print(write_bach(sys.argv[1], sys.argv[2]), 'predictions in', sys.argv[2])" "$OUT/results" "$OUT/pred.csv"
+  if [ -e "$OUT/labelled-test.csv" ]; then # yours, where you know the answers
+    lobule evaluate "$OUT/results" "$OUT/labelled-test.csv" --to "$OUT/evaluation" --no-plots --resamples "$RESAMPLES"
+  fi
+fi
+
+if [ "$SLIDES" = 1 ]; then
+  say "slides: maps of class probabilities"
+  mapfile -t found < <(find -L "$BACH" -type f \( -ipath '*/WSI/*.svs' -o -ipath '*/WSI/*.tif' \) | sort)
+  arguments=()
+  for setting in $MAP_SETTINGS; do arguments+=(--set "$setting"); done
+  [ ${#found[@]} -eq 0 ] || lobule scan "$OUT/bundle" "${found[@]}" --out "$OUT/maps" --device "$DEVICE" "${arguments[@]}"
+  echo "${#found[@]} slides"
+fi

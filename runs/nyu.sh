@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# NYU's four-view classifier and GMIC on exams of yours, with the published weights: convert, scan, evaluate.
+#
+#   WEIGHTS=/data/nyu-weights EXAMS=/data/exams OUT=/data/nyu runs/nyu.sh
+#
+# WEIGHTS holds any of the published files, under their own names and in any folders below it:
+#   sample_image_model.p              the classifier of images alone
+#   sample_imageheatmaps_model.p      the classifier that reads heatmaps, with sample_patch_model.p
+#   ImageOnly__ModeImage_weights.p, ImageHeatmaps__ModeImage_weights.p    for exams that lack a view
+#   sample_model_1.p … _5.p           GMIC, which are averaged
+# EXAMS is a folder of DICOM files, a manifest (cohort.csv), or a published exam list (.pkl, .json) with the
+# PNG images beside it or in the folder IMAGES. Labels, where the manifest or the list has them, are evaluated.
+# Stopped at any instant, the same command goes on. What can be chosen, by environment variables:
+#   COMPAT     nyu: one random stream through all exams, as published; own: each exam by itself (the default)
+#   PAINTING   exact: heatmaps patch by patch, as published (the default); fast
+#   PIXELS     nyu-raw: stored values (the default); voi: through the file's first window
+#   SETTINGS   further settings of the scans, as "epochs=1 augmentation=false"
+#   DEVICE     auto, cpu, cuda:0; RESAMPLES of the intervals
+# Research use only: not a medical device, not for diagnosis.
+set -euo pipefail
+
+: "${WEIGHTS:?the folder of the published weights, e.g. WEIGHTS=/data/nyu-weights}"
+: "${EXAMS:?a folder of DICOM files, a manifest or an exam list, e.g. EXAMS=/data/exams}"
+OUT=${OUT:-nyu}
+IMAGES=${IMAGES:-}
+PYTHON=${PYTHON:-python}
+COMPAT=${COMPAT:-own}
+PAINTING=${PAINTING:-exact}
+PIXELS=${PIXELS:-nyu-raw}
+SETTINGS=${SETTINGS:-}
+DEVICE=${DEVICE:-auto}
+RESAMPLES=${RESAMPLES:-2000}
+
+lobule() { "$PYTHON" -m lobule "$@"; }
+say() { printf '\n== %s\n' "$*"; }
+file() { find -L "$WEIGHTS" -type f -name "$1" 2>/dev/null | sort | head -n 1; }
+accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; } # some exams failed, and are in the results with their cause
+[ -d "$WEIGHTS" ] || { echo "WEIGHTS: no such folder: $WEIGHTS" >&2; exit 2; }
+[ -e "$EXAMS" ] || { echo "EXAMS: no such folder or file: $EXAMS" >&2; exit 2; }
+mkdir -p "$OUT"
+
+say "cohort: the exams and their views"
+case "$EXAMS" in
+  *.csv | *.parquet) COHORT=$EXAMS ;;
+  *.pkl | *.json)
+    COHORT=$OUT/cohort.csv
+    [ -e "$COHORT" ] || "$PYTHON" - "$EXAMS" "${IMAGES:-$(dirname "$EXAMS")}" "$COHORT" <<'PY'
+import sys
+from pathlib import Path
+
+from lobule.cohort import Case, Cohort, write_cohort
+from lobule.mammograms.exam_list import read_exam_list
+
+listed, images, out = sys.argv[1:]
+files = {path.stem: str(path.absolute()) for path in sorted(Path(images).rglob("*.png"))}
+cases = []
+for number, exam in enumerate(read_exam_list(listed)):
+    missing = [name for names in exam.images.values() for name in names if Path(name).stem not in files]
+    if missing:
+        sys.exit(f"exam {number}: no image {missing[0]}.png below {images}")
+    views = {
+        view.lower().replace("-", "_"): tuple(files[Path(name).stem] for name in names)
+        for view, names in exam.images.items()
+    }
+    labels = {name: bool(value) for name, value in exam.labels.items() if name.count("_") == 1}
+    cases.append(Case(f"exam{number}", f"exam{number}", "exam", views=views, breast_labels=labels))
+write_cohort(Cohort(tuple(cases)), out)
+print(f"{len(cases)} exams")
+PY
+    ;;
+  *)
+    COHORT=$OUT/cohort.csv
+    [ -e "$COHORT" ] || lobule cohort "$EXAMS" --from dicom --out "$COHORT"
+    ;;
+esac
+
+MODELS=()
+convert() { # name method patch files…
+  local name=$1 method=$2 patch=$3
+  shift 3
+  local given=("$@")
+  if [ ! -e "$OUT/$name/model.json" ]; then
+    say "converting $name: ${given[*]}"
+    lobule weights convert "${given[@]}" --method "$method" ${patch:+--patch "$patch"} --out "$OUT/$name"
+  fi
+  MODELS+=("$name")
+}
+IMAGE=$(file sample_image_model.p) HEATMAPS=$(file sample_imageheatmaps_model.p) PATCH=$(file sample_patch_model.p)
+ALONE=$(file ImageOnly__ModeImage_weights.p) ALONE_HEATMAPS=$(file ImageHeatmaps__ModeImage_weights.p)
+if [ -n "$IMAGE" ]; then convert image four-view "" "$IMAGE" ${ALONE:+"$ALONE"}; fi
+if [ -n "$HEATMAPS" ]; then
+  [ -n "$PATCH" ] || { echo "the classifier with heatmaps needs sample_patch_model.p" >&2; exit 2; }
+  convert heatmaps four-view "$PATCH" "$HEATMAPS" ${ALONE_HEATMAPS:+"$ALONE_HEATMAPS"}
+fi
+GMIC=()
+for number in 1 2 3 4 5; do
+  found=$(file "sample_model_$number.p")
+  if [ -n "$found" ]; then GMIC+=("$found"); fi
+done
+if [ ${#GMIC[@]} -gt 0 ]; then convert gmic gmic "" "${GMIC[@]}"; fi
+[ ${#MODELS[@]} -gt 0 ] || { echo "WEIGHTS holds none of the published files" >&2; exit 2; }
+
+for name in "${MODELS[@]}"; do
+  say "scanning with $name"
+  settings=()
+  if [ "$name" != gmic ]; then
+    settings+=(--set "compat=$COMPAT" --set "pixels=$PIXELS")
+    for setting in $SETTINGS; do settings+=(--set "$setting"); done
+  fi
+  if [ "$name" = heatmaps ]; then settings+=(--set "heatmaps=$PAINTING"); fi
+  lobule scan "$OUT/$name" "$COHORT" --out "$OUT/$name-results" --device "$DEVICE" \
+    ${settings[@]+"${settings[@]}"} || accounted "$?" "$OUT/$name-results/results.csv"
+done
+
+say "predictions, as the published tools write them"
+"$PYTHON" - "$OUT" "$COHORT" "${MODELS[@]}" <<'PY'
+import sys
+from pathlib import Path
+
+from lobule.cohort import read_cohort
+from lobule.results import open_results
+
+out, cohort, *models = sys.argv[1:]
+columns = ("left_benign", "right_benign", "left_malignant", "right_malignant")
+for name in models:
+    results = open_results(Path(out) / f"{name}-results")
+    lines = [",".join(("case", *columns))]
+    for case in read_cohort(cohort, check_files=False):
+        scores = (results.case_folder(case.id).result or {}).get("scores", {})
+        lines.append(",".join([case.id, *(f"{scores[c]:.4f}" if c in scores else "" for c in columns)]))
+    (Path(out) / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    print(f"{name}:", *lines[:6], sep="\n")
+PY
+
+if "$PYTHON" - "$COHORT" <<'PY'
+import sys
+
+from lobule.cohort import read_cohort
+
+sys.exit(0 if any(case.breast_labels for case in read_cohort(sys.argv[1], check_files=False)) else 1)
+PY
+then
+  for name in "${MODELS[@]}"; do
+    say "evaluating $name"
+    against=()
+    if [ "$name" != "${MODELS[0]}" ]; then against=(--against "$OUT/${MODELS[0]}-results"); fi
+    lobule evaluate "$OUT/$name-results" "$COHORT" --to "$OUT/$name-evaluation" --no-plots \
+      --resamples "$RESAMPLES" ${against[@]+"${against[@]}"} || accounted "$?" "$OUT/$name-evaluation/table.csv"
+  done
+  say "to calibrate to your site: lobule weights calibrate $OUT/${MODELS[0]} $OUT/${MODELS[0]}-results $COHORT --out …"
+else
+  say "no labels, so nothing to evaluate: add left_benign … right_malignant to $COHORT"
+fi

@@ -1,0 +1,160 @@
+"""The label-budget curve: how well a method does with 1, 2, 5, 10 or 20 outlined slides, as one call.
+
+Each budget is trained, scanned and evaluated in a folder of its own, so that a stopped curve goes on.
+The slides of a smaller budget are among those of a larger one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lobule.errors import ConfigError, UsageError
+from lobule.files import make_folder, write_atomic, write_json, write_text
+
+if TYPE_CHECKING:
+    from lobule.cohort import Cohort
+
+SLIDES = (1, 2, 5, 10, 20)
+SETTING = "slides"
+"""The setting of a method that is its label budget."""
+CURVE = "budget"
+"""The name of the table and the plot."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one budget gave: slide AUC (DeLong's interval) and FROC (bootstrap over patients)."""
+
+    asked: int
+    slides: int
+    """Outlined slides that were there to learn from; fewer than asked where the cohort has no more."""
+    patches: int
+    """Tumour patches that were learned from."""
+    auc: float | None
+    auc_low: float | None
+    auc_high: float | None
+    froc: float | None
+    froc_low: float | None
+    froc_high: float | None
+
+
+def budget_curve(
+    method: str,
+    cohort: Cohort | str | Path,
+    out: str | Path,
+    slides: Sequence[int] = SLIDES,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    machine: Mapping[str, Any] | None = None,
+    val: str | None = "val",
+    split: str = "test",
+    seed: int = 0,
+) -> list[Point]:
+    """Train a method once for each number of outlined slides, and evaluate each on a split.
+
+    Writes `budget.json`, `budget.csv` and, where matplotlib is installed, `budget.svg` and `budget.png` to
+    `out`, beside a folder for each budget with its bundle and results.
+    """
+    from lobule.methods import method_module
+    from lobule.verbs import as_cohort
+
+    members = as_cohort(cohort)
+    known = method_module(method).Config().to_dict()
+    if SETTING not in known:
+        raise ConfigError(f"'{method}' has no label budget", expected="a method with the setting 'slides'")
+    if not members.split(split):
+        raise UsageError(f"no case is in the split '{split}', on which budgets are compared")
+    if not slides or min(slides) < 1:
+        raise UsageError("a budget is at least one slide", found=", ".join(map(str, slides)))
+    points = []
+    for count in sorted(set(slides)):
+        place = make_folder(Path(out) / f"slides-{count}")
+        wanted = {**(settings or {}), SETTING: count}
+        points.append(_point(method, members, place, count, wanted, dict(machine or {}), val, split, seed))
+        _write(points, Path(out))
+    return points
+
+
+def _point(
+    method: str,
+    cohort: Cohort,
+    place: Path,
+    count: int,
+    settings: Mapping[str, Any],
+    machine: dict[str, Any],
+    val: str | None,
+    split: str,
+    seed: int,
+) -> Point:
+    from lobule.bundles import MODEL, read_bundle
+    from lobule.verbs import evaluate, scan, train
+
+    bundle, results = place / "bundle", place / "results"
+    if not (bundle / MODEL).exists():
+        begun = (bundle / "training" / "settings.json").exists()
+        train(method, cohort, bundle, settings=settings, machine=machine, val=val, seed=seed, resume=begun)
+    runs = {name: value for name, value in machine.items() if name in ("device", "precision")}
+    scan(bundle, cohort.split(split), results, machine=runs)
+    told = evaluate(results, cohort, split=split, to=place / "evaluation", plots=False)
+    spent = read_bundle(bundle).provenance.get("budget", {})
+    (task,) = told.tasks.values()
+    auc = task["all"]["auroc"]
+    froc = told.lesions["all"]["froc_score"] if told.lesions else {}
+    return Point(
+        count,
+        int(spent.get("slides", count)),
+        int(spent.get("tumour_patches", 0)),
+        *(auc.get(name) for name in ("value", "low", "high")),
+        *(froc.get(name) for name in ("value", "low", "high")),
+    )
+
+
+def _write(points: Sequence[Point], out: Path) -> None:
+    rows = [asdict(point) for point in points]
+    write_json(out / f"{CURVE}.json", rows)
+    names = [entry.name for entry in fields(Point)]
+    lines = [",".join(names)]
+    lines += [",".join("" if row[name] is None else f"{row[name]:g}" for name in names) for row in rows]
+    write_text(out / f"{CURVE}.csv", "\n".join(lines) + "\n")
+    from lobule.errors import MissingExtra
+    from lobule.evaluation.plots import need_plots
+
+    try:
+        need_plots()
+    except MissingExtra:  # the numbers are there without it
+        return
+    _draw(points, out)
+
+
+def _draw(points: Sequence[Point], out: Path) -> None:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from lobule.evaluation.plots import COLOURS, DPI, SIDE_INCHES, STYLE
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(SIDE_INCHES, SIDE_INCHES * 0.8), layout="constrained")
+        axes = figure.add_subplot()
+        for name, title, colour in (("auc", "slide AUC", COLOURS[0]), ("froc", "FROC score", COLOURS[1])):
+            known = [asdict(p) for p in points if getattr(p, name) is not None]
+            x, y = [p["slides"] for p in known], [p[name] for p in known]
+            low = [p[name] - (p[f"{name}_low"] if p[f"{name}_low"] is not None else p[name]) for p in known]
+            high = [
+                (p[f"{name}_high"] if p[f"{name}_high"] is not None else p[name]) - p[name] for p in known
+            ]
+            axes.errorbar(x, y, yerr=[low, high], label=title, color=colour, marker="o", markersize=3,
+                          linewidth=1, capsize=2, elinewidth=0.7)  # fmt: skip
+        axes.set_xscale("log")
+        ticks = sorted({point.slides for point in points})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("outlined slides learned from")
+        axes.set_ylabel("with 95 % interval")
+        axes.legend(loc="lower right")
+        for suffix, metadata in ((".svg", {"Date": None}), (".png", None)):
+            with write_atomic(out / f"{CURVE}{suffix}") as part:
+                figure.savefig(part, dpi=DPI, metadata=metadata)

@@ -1,0 +1,93 @@
+"""The cohort of `lobule demo`: generated slides of nine hospitals, those of the test met nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from lobule.cohort import Case, Cohort, write_cohort
+from lobule.errors import ConfigError
+from lobule.files import make_folder
+from lobule.phantoms.noise import mixed
+from lobule.phantoms.phantom import SlidePhantom
+from lobule.phantoms.slides import truth_of, write_slide
+from lobule.phantoms.truth import SlideTruth, write_annotation_files
+
+UM_PER_PX = 0.5
+FULL_SIDE = 6144
+SLIDES = {"train": 12, "val": 4, "test": 12}
+"""Of the full size, half of them without tumour; a smaller demo has fewer."""
+HOSPITALS = {"train": "ABCD", "val": "EF", "test": "GHI"}
+"""Each has a stain and a scanner of its own."""
+LESIONS, MIMICS = 6, 3
+"""Micrometastases of a tumour slide, beside a group of isolated cells, and places that resemble them."""
+
+
+def share_of(side: int) -> float:
+    """How much of the full demo a smaller slide leaves: slides, lesions and steps shrink with the area."""
+    return min(1.0, (side / FULL_SIDE) ** 2)
+
+
+def slides_of(side: int) -> dict[str, int]:
+    """Slides of each split, an even number of two at least."""
+    return {split: max(2, 2 * round(count * share_of(side) / 2)) for split, count in SLIDES.items()}
+
+
+def write_demo_cohort(
+    folder: Path, seed: int, side: int, done: Callable[[int], None] = lambda slides: None
+) -> tuple[Cohort, dict[str, SlideTruth]]:
+    """Paint the slides with their outlines and manifest; gives the cohort and what is true of each case."""
+    make_folder(folder)
+    cases: list[Case] = []
+    truths: dict[str, SlideTruth] = {}
+    for split, count in slides_of(side).items():
+        letters = HOSPITALS[split]
+        for number in range(count):
+            case_id, site = f"{split}-{number + 1:02d}", f"hospital-{letters[number // 2 % len(letters)]}"
+            # the name of a hospital decides its look, so that another seed brings other hospitals
+            phantom = phantom_of(mixed(seed, len(cases), 0xDE), side, f"{site}-{seed}", number % 2 == 0)
+            path = folder / f"{case_id}.tif"
+            truth = truths[case_id] = write_slide(phantom, path)
+            outlines = path.with_suffix(".xml") if truth.outlines else None
+            if outlines is not None:
+                write_annotation_files(truth, outlines)
+            cases.append(
+                Case(
+                    case_id,
+                    f"patient-{len(cases) + 1:02d}",
+                    "slide",
+                    str(path),
+                    split=split,
+                    label=truth.label,
+                    site=site,
+                    mpp=UM_PER_PX,
+                    annotation=None if outlines is None else str(outlines),
+                    attributes={"exhaustive": "true"},
+                )
+            )
+            done(len(cases))
+    cohort = Cohort(tuple(cases))
+    write_cohort(cohort, folder / "cohort.csv")
+    return cohort, truths
+
+
+def phantom_of(seed: int, side: int, site: str, tumour: bool) -> SlidePhantom:
+    """A slide with as many of its lesions as find room."""
+    most = max(1, round(LESIONS * share_of(side))) if tumour else 0
+    for micro in range(most, -1, -1):
+        phantom = SlidePhantom(
+            seed,
+            side,
+            side * 2 // 3,
+            UM_PER_PX,
+            site=site,
+            tissue=0.6,
+            micro=micro,
+            itc=int(tumour),
+            mimics=MIMICS,
+        )
+        with suppress(ConfigError):
+            truth_of(phantom)
+            break
+    return phantom

@@ -1,0 +1,124 @@
+"""The pictures of `lobule demo`: maps over slides, lesions and findings larger, and all in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+from PIL import Image, ImageDraw
+
+from lobule.cli.picture import (
+    INK,
+    MARGIN,
+    PAPER,
+    TRUTH,
+    Outlines,
+    Zoom,
+    font,
+    zoomed,
+)
+from lobule.geometry import Box
+from lobule.phantoms.outlines import Points
+from lobule.phantoms.truth import SlideTruth
+
+if TYPE_CHECKING:
+    from lobule.results.maps import MapReader
+    from lobule.slides.slide import Slide
+
+REACH_UM = 37.5
+"""How far from a lesion a finding may lie and hit it, as the official measure has it."""
+SMALLEST_UM = 250.0
+"""Width of the tissue shown around the smallest lesion."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A lesion or a finding worth a look."""
+
+    case_id: str
+    l0_x: float
+    l0_y: float
+    size_um: float
+    score: float | None
+    """Of the finding; None for a lesion that was missed."""
+
+
+def sorted_out(
+    case_id: str, truth: SlideTruth, findings: Sequence[tuple[float, float, float]]
+) -> tuple[list[Place], list[Place], list[Place]]:
+    """Lesions found (each at its best finding), findings where there is none, and lesions missed.
+
+    `findings` are (x, y, score). Isolated cells are neither asked for nor held against who finds them.
+    """
+    zones = [shapely.Polygon(one.points).buffer(REACH_UM / truth.mpp) for one in truth.outlines]
+    best: dict[int, Place] = {}
+    wrong: list[Place] = []
+    for x, y, score in sorted(findings, key=lambda one: -one[2]):
+        hit = next((i for i, zone in enumerate(zones) if zone.covers(shapely.Point(x, y))), None)
+        if hit is None:
+            wrong.append(Place(case_id, x, y, SMALLEST_UM, score))
+        else:
+            best.setdefault(hit, Place(case_id, x, y, truth.outlines[hit].size_um, score))
+    wanted = [i for i, one in enumerate(truth.outlines) if one.lesion_class != "itc"]
+    lost = [truth.outlines[i] for i in wanted if i not in best]
+    missed = [Place(case_id, *_middle(one.points), one.size_um, None) for one in lost]
+    return [best[i] for i in wanted if i in best], wrong, missed
+
+
+def _middle(points: Points) -> tuple[float, float]:
+    x, y = points.mean(axis=0)
+    return float(x), float(y)
+
+
+def heat(reader: MapReader, thumbnail: Any, truth: SlideTruth, line: int = 2) -> Image.Image:
+    """A map over its slide, red where the model sees tumour, with the true outlines."""
+    scores, _ = reader.read()
+    height, width = thumbnail.shape[:2]
+    small = Image.fromarray((255 * scores[0]).astype(np.uint8)).resize((width, height))
+    share = np.asarray(small, np.float32)[..., None] / 255
+    grey = 0.35 * thumbnail.mean(axis=2, keepdims=True) + 160
+    red = np.array([200, 20, 40], np.float32)
+    picture = Image.fromarray((grey * (1 - share) + red * share).clip(0, 255).astype(np.uint8))
+    pen, scale = ImageDraw.Draw(picture), width / truth.width
+    for outline in truth.outlines:
+        points = np.asarray(outline.points) * scale
+        pen.line([(x, y) for x, y in [*points, points[0]]], TRUTH, line, joint="curve")
+    return picture
+
+
+def close_up(slide: Slide, place: Place, truth: SlideTruth, side: int) -> Image.Image:
+    """A place with its surroundings and the true outlines."""
+    width = int(np.clip(1.7 * place.size_um, 1.7 * SMALLEST_UM, 900) / truth.mpp)
+    x, y = int(place.l0_x) - width // 2, int(place.l0_y) - width // 2
+    outlines = [Outlines([one.points for one in truth.outlines], TRUTH, "tumour, as painted")]
+    return zoomed(slide, Zoom(Box(x, y, width, width), ""), side, outlines)
+
+
+def beside(page: Image.Image, below: Image.Image) -> Image.Image:
+    """The page with the map below the truth, at the same scale."""
+    both = Image.new("RGB", (page.width, page.height + below.height + 70), PAPER)
+    both.paste(page, (0, 0))
+    caption = "What the model found: the redder, the surer; outlined is what was painted"
+    ImageDraw.Draw(both).text((MARGIN, page.height + 4), caption, INK, font(18))
+    both.paste(below, (MARGIN, page.height + 36))
+    return both
+
+
+def zooms_of(truth: SlideTruth) -> list[Zoom]:
+    """Up to three lesions: the largest, a middling one, and the smallest."""
+    names = {"macro": "Macrometastasis", "micro": "Micrometastasis", "itc": "Isolated tumour cells"}
+    ordered = sorted(truth.outlines, key=lambda outline: -outline.size_um)
+    count = len(ordered)
+    zooms = []
+    for index in sorted({0, count // 2, count - 1} if count else set()):
+        points = np.asarray(ordered[index].points)
+        extent = float(np.ptp(points, axis=0).max())
+        side = min(int(np.clip(1.6 * extent, 400, 1600)), truth.width, truth.height)
+        x, y = (int(value) - side // 2 for value in (points.min(0) + points.max(0)) / 2)
+        x, y = max(0, min(x, truth.width - side)), max(0, min(y, truth.height - side))
+        name = names[ordered[index].lesion_class]
+        zooms.append(Zoom(Box(x, y, side, side), f"{name}, {ordered[index].size_um / 1000:.2f} mm"))
+    return zooms

@@ -1,0 +1,53 @@
+"""What the steps of `lobule demo` hand on to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lobule.cohort import Case, Cohort
+    from lobule.evaluation import Evaluation
+    from lobule.phantoms.truth import SlideTruth
+
+METHODS = {"scannet": "ScanNet, small net", "colour": "colour alone"}
+"""What is trained, scanned and judged on the same slides, and how the page calls it."""
+
+
+@dataclass
+class Story:
+    """What the steps of the demo made so far, each adding to it."""
+
+    folder: Path
+    side: int
+    seed: int
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    """What to tell, by step."""
+    data: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By step."""
+    cohort: Cohort | None = None
+    truths: Mapping[str, SlideTruth] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+
+    def bundle(self, method: str) -> Path:
+        return self.folder / f"bundle-{method}"
+
+    def results(self, method: str) -> Path:
+        return self.folder / f"results-{method}"
+
+    @property
+    def unseen(self) -> tuple[Case, ...]:
+        """The slides of the test."""
+        assert self.cohort is not None
+        return tuple(self.cohort.split("test"))
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "demo.html"
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / "demo.png"

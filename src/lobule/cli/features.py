@@ -1,0 +1,123 @@
+"""`lobule features`: tiles of a cohort through a backbone, into feature files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lobule.cli.frame import Answer, answers, facts
+from lobule.cli.scan import _shown, _terminated_like_interrupted, as_bytes
+from lobule.errors import UsageError
+
+if TYPE_CHECKING:
+    from lobule.engines.scan import ScanReport
+
+
+@answers(
+    "lobule features cohort.csv --backbone lobule:tiny --weights random --mpp 2 --out OUT",
+    "lobule features cohort.csv --backbone resnet50 --mpp 0.5 --out OUT --dry-run",
+)
+@click.argument("cases", nargs=-1, required=True, metavar="COHORT|SLIDE...")
+@click.option(
+    "--backbone",
+    default="resnet50",
+    show_default=True,
+    metavar="NAME",
+    help="torchvision's NAME, timm:NAME (also timm:hf-hub:OWNER/MODEL), or lobule:NAME.",
+)
+@click.option(
+    "--weights",
+    default="pretrained",
+    show_default=True,
+    metavar="FILE",
+    help="A safetensors or torch file of plain weights, `pretrained` (downloaded), or `random`.",
+)
+@click.option("--mpp", type=float, default=0.5, show_default=True, metavar="UM", help="µm/px of the tiles.")
+@click.option("--tile", type=click.IntRange(1), default=224, show_default=True, help="Pixels a side.")
+@click.option("--input", "input_px", type=click.IntRange(1), metavar="PX", help="Resize tiles to this size.")
+@click.option("--out", required=True, metavar="DIR", help="The folder of features; run again, it goes on.")
+@click.option("--slide-mpp", type=float, metavar="UM", help="µm per pixel of slides that do not say it.")
+@click.option("--upsample", is_flag=True, help="Allow a finer µm/px than the slide has.")
+@click.option("--tissue/--no-tissue", default=True, help="Look only at tissue, or everywhere.")
+@click.option(
+    "--tissue-share",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Least share of a tile.",
+)
+@click.option("--layout", type=click.Choice(["trident", "clam"]), default="trident", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["float16", "float32"]), help="Stored as; float16, for CLAM float32."
+)
+@click.option(
+    "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0, mps.")
+@click.option("--max-ram", default="2GiB", show_default=True, metavar="SIZE", help="Memory beyond the model.")
+@click.option("--readers", type=click.IntRange(1), help="Reading threads; one a core if not given.")
+@click.option("--batch", type=click.IntRange(1), help="Tiles computed together.")
+@click.option(
+    "--keep-encoder/--no-keep-encoder",
+    default=True,
+    help="Keep the weights with the features, so that a bundle trained on them scans slides.",
+)
+@click.option("--retry-failed", is_flag=True, help="Try failed cases and tiles again.")
+@click.option("--dry-run", is_flag=True, help="Say what would be extracted.")
+def command(cases: tuple[str, ...], out: str, dry_run: bool, **asked: Any) -> Answer:
+    """Write the features of every tile of tissue, one HDF5 file a case, resumable at any instant.
+
+    Readers made for TRIDENT's or CLAM's files take them, and `lobule train chowder --set features=DIR`.
+    """
+    from lobule.verbs import as_cohort
+
+    if not 0 < asked["mpp"] < float("inf"):
+        raise UsageError(f"--mpp {asked['mpp']:g} is no resolution", expected="µm per pixel, such as 0.5")
+    cohort = as_cohort(cases[0] if len(cases) == 1 else list(cases))
+    if dry_run:
+        data = {"backbone": asked["backbone"], "mpp": asked["mpp"], "tile": asked["tile"], "features": out}
+        text = [(name, str(value)) for name, value in data.items()]
+        return Answer(
+            {**data, "cases": [case.id for case in cohort]}, facts([*text, ("cases", str(len(cohort)))])
+        )
+    report = _extract(cohort, out, asked)
+    failed = len(report.failed) + len(report.partial)
+    return Answer(as_data(report, out), as_text(report, out), failed=failed)
+
+
+def _extract(cohort: Any, out: str, asked: dict[str, Any]) -> ScanReport:
+    from lobule.engines.cases import Progress
+    from lobule.verbs import extract_features
+
+    machine = {name: asked.pop(name) for name in ("device", "precision", "readers", "batch")}
+    machine["max_ram"] = as_bytes(asked.pop("max_ram"))
+    progress = Progress()
+    with _terminated_like_interrupted(), _shown(progress):
+        return extract_features(cohort, out, machine=machine, progress=progress, **asked)
+
+
+def as_data(report: ScanReport, out: str) -> dict[str, Any]:
+    return {
+        "features": out,
+        "cases": dict(report.counts),
+        "failed": dict(report.failed),
+        "partial": list(report.partial),
+        "seconds": round(report.seconds, 2),
+        "tiles": report.counters.fields_done,
+    }
+
+
+def as_text(report: ScanReport, out: str) -> str:
+    lines = [("features", out)]
+    lines.append(("cases", ", ".join(f"{count} {status}" for status, count in sorted(report.counts.items()))))
+    if tiles := report.counters.fields_done:
+        rate = tiles / max(report.seconds, 1e-9)
+        lines.append(("tiles", f"{tiles:,} in {report.seconds:,.1f} s ({rate:,.1f} tiles/s)"))
+    lines += [(f"failed {name}", cause) for name, cause in list(report.failed.items())[:20]]
+    if report.partial:
+        lines.append(("partial", ", ".join(report.partial[:20])))
+    if report.failed or report.partial:
+        lines.append(("again", "run the same command with --retry-failed"))
+    lines.append(("go on with", f"lobule train chowder COHORT --out BUNDLE --set features={out}"))
+    return facts(lines)

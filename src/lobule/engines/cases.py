@@ -1,0 +1,305 @@
+"""The cases of a scan: each opened, run through its method's passes, and written down with its result.
+
+A failure belongs to its case: recorded with its cause, while the next goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from lobule import __version__
+from lobule.cohort import Case, Cohort
+from lobule.engines.opened import Opened
+from lobule.engines.passes import EngineSettings, ImageSource, MapSpec, Pass, Predictor, ScanOptions
+from lobule.engines.pipeline import Counters, Pipeline, Stopped
+from lobule.engines.sinks import failed_in, open_sink
+from lobule.errors import CaseError, DamagedResults, LobuleError, ResultsError
+from lobule.files import flush_all, results_error, write_json
+from lobule.results.folder import PLAN, RESULT, CaseFolder, Results
+from lobule.results.plan import fingerprints, plan_of, same_plan
+from lobule.results.result import (
+    COMPLETE,
+    FAILED,
+    FORMAT,
+    PARTIAL,
+    RESEARCH_USE,
+    FailedField,
+    Result,
+    error_to_dict,
+)
+from lobule.results.writing import map_facts, write_findings
+from lobule.slides.slide import Slide
+
+log = logging.getLogger("lobule.scan")
+
+AHEAD = 2
+"""Cases open at once: while one ends in the model, the next finds its tissue and begins to read."""
+
+
+@dataclass
+class Progress:
+    """What a display may show while a scan runs; the scan never waits for it."""
+
+    cases: int = 0
+    finished: dict[str, str] = field(default_factory=dict)
+    """Case → complete, partial, failed or skipped."""
+    counters: Counters = field(default_factory=Counters)
+    active: dict[str, str] = field(default_factory=dict)
+    """Case → the pass it is in."""
+    precision: str = ""
+    began: float = field(default_factory=time.monotonic)
+
+
+class CaseRunner:
+    """Case threads over one pipeline."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        results: Results,
+        options: ScanOptions,
+        engine: EngineSettings,
+        bundle: Mapping[str, Any],
+        cohort: Cohort,
+        progress: Progress,
+        retry_failed: bool,
+    ) -> None:
+        self.predictor, self.results, self.options, self.engine = predictor, results, options, engine
+        self.bundle, self.cohort, self.progress = bundle, cohort, progress
+        self.retry_failed = retry_failed
+
+    def run(self, cases: Sequence[Case], readers: int, cache_bytes: int) -> None:
+        """Scan the cases with so many reading threads and bytes of decoded tiles."""
+        self.cache_bytes = cache_bytes // AHEAD
+        self.pipeline = Pipeline(self.predictor, self.engine, readers)
+        self.pipeline.counters = self.progress.counters
+        with self.pipeline, ThreadPoolExecutor(AHEAD, thread_name_prefix="case") as pool:
+            waiting: set[Future[None]] = set()
+            try:
+                for order, case in enumerate(cases):
+                    while len(waiting) >= AHEAD:
+                        waiting = self._settle_some(waiting)
+                    waiting.add(pool.submit(self._case, order, case))
+                while waiting:
+                    waiting = self._settle_some(waiting)
+            except BaseException:
+                self.pipeline.stop()
+                raise
+
+    def _settle_some(self, waiting: set[Future[None]]) -> set[Future[None]]:
+        # short waits, so that Ctrl-C is heard
+        done, left = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+        for future in done:
+            future.result()
+        return left
+
+    def _case(self, order: int, case: Case) -> None:
+        folder = self.results.case_folder(case.id)
+        began = time.monotonic()
+        self.progress.active[case.id] = "opening"
+        try:
+            try:
+                status = self._scan_case(order, case, folder)
+            except DamagedResults as error:  # what lies there cannot be gone on with: once from the start
+                log.warning("case %s is made again: %s", case.id, error)
+                folder.clear()
+                status = self._scan_case(order, case, folder)
+        except (Stopped, ResultsError):
+            raise
+        except Exception as error:  # a failure belongs to its case: recorded, and the next goes on
+            if self.pipeline.stopping:
+                raise Stopped from error
+            log.debug("case %s failed", case.id, exc_info=True)
+            status = FAILED
+            self._write(case, folder, FAILED, {}, error=error)
+        finally:
+            self.progress.active.pop(case.id, None)
+        self.progress.finished[case.id] = status
+        if status != "skipped":
+            _write_run(folder, time.monotonic() - began)
+
+    def _scan_case(self, order: int, case: Case, folder: CaseFolder) -> str:
+        try:
+            prints = fingerprints(case)
+        except LobuleError:
+            if _finished(folder):  # a disk that is not mounted now takes nothing back
+                log.warning("case %s: its files cannot be read now; its result is kept", case.id)
+                return "skipped"
+            raise
+        if self._already(case, folder, prints):
+            return "skipped"
+        # what is unfinished, or finished and now retried, is taken up where it stands
+        (folder.path / RESULT).unlink(missing_ok=True)
+        self._begin(case, folder, prints)
+        images = self.predictor.images(case, self.options)
+        opened = Opened(case, images, self.options, self.engine, self.cohort)
+        try:
+            failed: list[FailedField] = []
+            result = self._passes(order, opened, folder, failed)
+            scored = _scored(folder)
+            status = COMPLETE if not failed else PARTIAL if scored else FAILED
+            facts = self._facts(opened, images, failed, result)
+        finally:
+            opened.close()
+        error = None
+        if status == FAILED:
+            cause = f"none of its fields could be scored: {failed[0].cause}"
+            error = CaseError(cause, subject=", ".join(case.paths))
+        if result.findings or folder.maps:
+            write_findings(folder.path, result.findings)
+        self._write(case, folder, status, {"input": prints, **facts}, result=result, error=error)
+        return status
+
+    def _passes(self, order: int, opened: Opened, folder: CaseFolder, failed: list[FailedField]) -> Result:
+        steps = self.predictor.steps(opened)
+        store = None
+        seen: list[str] = []
+        while True:
+            try:
+                pass_ = next(steps) if store is None else steps.send(store)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            pass_ = _within_region(pass_, opened.case)
+            self.progress.active[opened.case.id] = pass_.name
+            seen.append(pass_.name)
+            if self.retry_failed and failed_in(pass_, folder):
+                folder.clear_stores(seen)  # what follows was chosen by what is now computed again
+            sink = open_sink(pass_, folder, self.retry_failed)
+            images: dict[str, ImageSource] = {**opened.images, **pass_.sources}
+            self._fit_caches(pass_, images)
+            self.pipeline.run_pass(order, pass_, images, sink)
+            store = sink.finish()
+            failed += sink.failures()
+
+    def _fit_caches(self, pass_: Pass, images: Mapping[str, ImageSource]) -> None:
+        """What a row of fields needs, under the ceiling: tiles further back are not asked for again."""
+        fields = pass_.fields
+        for index, name in enumerate(fields.images):
+            image, heights = images[name], fields.boxes[fields.image == index, 3]
+            if isinstance(image, Slide) and len(heights):
+                wanted = image.row_bytes(fields.lattices[index], int(heights.max()))
+                image.use_cache(min(wanted, self.cache_bytes))
+
+    def _already(self, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> bool:
+        """Whether the case is done with this very input; what belongs to another input is cleared."""
+        plan = folder.path / PLAN
+        if plan.exists() and not same_plan(plan, plan_of(case, prints)):
+            folder.clear()
+        try:
+            result = folder.result
+        except ResultsError:
+            return False  # damaged: the maps say what is done, and the result is written again
+        if result is None:
+            return False
+        if not plan.exists():
+            return (
+                result["status"] == FAILED and not self.retry_failed and result.get("input") == dict(prints)
+            )
+        if result["status"] == COMPLETE:
+            return True
+        return not self.retry_failed
+
+    def _begin(self, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> None:
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise results_error(error, folder.path) from error
+        for leftover in folder.path.glob(".*.part*"):
+            leftover.unlink(missing_ok=True)
+        write_json(folder.path / PLAN, plan_of(case, prints))
+
+    def _facts(
+        self, opened: Opened, images: Mapping[str, ImageSource], failed: list[FailedField], result: Result
+    ) -> dict[str, Any]:
+        slides = {name: image for name, image in images.items() if isinstance(image, Slide)}
+        decoded = sum(slide.tiles_decoded for slide in slides.values())
+        self.progress.counters.add(tiles_decoded=decoded)
+        return {
+            "images": {name: _image_facts(slide) for name, slide in slides.items()},
+            "failed": [entry.to_dict() for entry in failed],
+            **result.facts,
+        }
+
+    def _write(
+        self,
+        case: Case,
+        folder: CaseFolder,
+        status: str,
+        facts: Mapping[str, Any],
+        result: Result | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        body: dict[str, Any] = {
+            "format": FORMAT,
+            "case": case.id,
+            "patient": case.patient,
+            "status": status,
+            "scores": {name: float(value) for name, value in (result.scores if result else {}).items()},
+            "maps": map_facts(folder),
+            "tables": sorted(folder.tables),
+            "findings": {"count": len(result.findings) if result else 0},
+            "notes": list(result.notes) if result else [],
+            "error": None if error is None else error_to_dict(error),
+            "bundle": dict(self.bundle),
+            "engine": self.engine.deciding(),
+            "lobule": __version__,
+            "research_use": RESEARCH_USE,
+            **facts,
+        }
+        if "input" not in body:
+            body["input"] = fingerprints(case, careful=True)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise results_error(problem, folder.path) from problem
+        flush_all(folder.path / "maps")  # a result that is there after a power failure is there whole
+        write_json(folder.path / RESULT, body)
+
+
+def _within_region(pass_: Pass, case: Case) -> Pass:
+    """Outside a case's region nothing is looked at: what lies there is not known to be glass."""
+    spec, box = pass_.store, case.l0_box
+    if box is None or not isinstance(spec, MapSpec):
+        return pass_
+    step_x, step_y = spec.grid.l0_cell
+    x, y = (np.arange(spec.grid.columns) + 0.5) * step_x, (np.arange(spec.grid.rows) + 0.5) * step_y
+    inside = ((y >= box.y) & (y < box.bottom))[:, None] & ((x >= box.x) & (x < box.right))[None, :]
+    return replace(pass_, store=replace(spec, glass=spec.glass & inside))
+
+
+def _finished(folder: CaseFolder) -> bool:
+    try:
+        return folder.status in (COMPLETE, PARTIAL)
+    except ResultsError:
+        return False
+
+
+def _image_facts(slide: Slide) -> dict[str, Any]:
+    found = slide.found_mpp
+    return {
+        "path": slide.path,
+        "format": slide.format,
+        "size": list(slide.size),
+        "mpp": None if found is None else [found.mpp.x, found.mpp.y],
+        "mpp_source": None if found is None else found.source,
+        "bounds": [slide.bounds.x, slide.bounds.y, slide.bounds.width, slide.bounds.height],
+    }
+
+
+def _scored(folder: CaseFolder) -> bool:
+    return any(reader.counts()["scored"] for reader in folder.maps.values()) or any(
+        reader.written() for reader in folder.tables.values()
+    )
+
+
+def _write_run(folder: CaseFolder, seconds: float) -> None:
+    if folder.path.is_dir():
+        write_json(folder.path / "run.json", {"seconds": round(seconds, 3), "ended": time.time()})

@@ -1,0 +1,156 @@
+"""Lanes: the parts of a batch computed side by side, a core each, and their gradients summed in order.
+
+A net's own threads wait for one another in every layer, and threads that draw patches stall them all; lanes
+meet once a step. Each has a copy of the module that shares its weights. What comes out depends on the parts
+and not on who was faster: random numbers are drawn from a generator of each part's own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a step's samples, their share of the step, and the seed of what is random about them."""
+
+    item: Any
+    weight: float
+    seed: int
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed that is a function of some numbers, such as (seed, step, rank, part)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+Compute = Callable[[nn.Module, Any], Tensor]
+
+
+class Lanes:
+    """A module in training, computed by one thread, or by several with a copy each."""
+
+    def __init__(self, module: nn.Module, count: int, threads: int = 1) -> None:
+        self.module, self.count = module, count
+        self._copies = [_Copy(module) for _ in range(count)] if count > 1 else []
+        self._executor = ThreadPoolExecutor(
+            count, "lane", initializer=torch.set_num_threads, initargs=(threads,)
+        )
+        self._side_by_side = False
+
+    def gradients(self, parts: Sequence[Part], compute: Compute) -> Tensor:
+        """Put the gradient of the weighted losses into the module's parameters; the sum of those losses."""
+        self.module.zero_grad(set_to_none=True)
+        if not self._copies:
+            return _sum([_run(self.module, part, compute) for part in parts])
+        shares = [parts[number :: self.count] for number in range(self.count)]
+        for lane in self._copies:
+            lane.begin(self.module)
+        work = list(zip(self._copies, shares, strict=True))
+        if self._side_by_side:
+            tasks = [self._executor.submit(lane.run, share, compute) for lane, share in work]
+            losses = [task.result() for task in tasks]
+        else:
+            # whether a module draws from torch's own generator, which all threads share, shows when it runs
+            tried = [self._executor.submit(lane.run_alone, share, compute).result() for lane, share in work]
+            self._side_by_side = not any(drew for _, drew in tried)
+            losses = [loss for loss, _ in tried]
+        self._gather([lane for lane, share in work if share])
+        return _sum([loss for lane in losses for loss in lane])
+
+    def _gather(self, lanes: Sequence[_Copy]) -> None:
+        for parameter, *others in zip(
+            self.module.parameters(), *(lane.module.parameters() for lane in lanes), strict=True
+        ):
+            found = [other.grad for other in others if other.grad is not None]
+            if found:
+                parameter.grad = _sum(found)
+        for buffer, *others in zip(
+            self.module.buffers(), *(lane.module.buffers() for lane in lanes), strict=True
+        ):
+            buffer.copy_(_sum(others) / len(others) if buffer.is_floating_point() else others[0])
+
+    def close(self) -> None:
+        self._executor.shutdown()
+
+
+class _Copy:
+    """A lane's module: the weights are those of the original, gradients and statistics are its own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = copy.deepcopy(module)
+        self.generator = torch.Generator()
+        for mine, original in zip(self.module.parameters(), module.parameters(), strict=True):
+            mine.data = original.data
+        for parent in list(self.module.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, nn.Dropout | nn.Dropout2d):
+                    setattr(parent, name, _Dropout(child, self.generator))
+
+    def begin(self, module: nn.Module) -> None:
+        self.module.train(module.training)
+        self.module.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for mine, original in zip(self.module.buffers(), module.buffers(), strict=True):
+                mine.copy_(original)
+
+    def run(self, parts: Sequence[Part], compute: Compute) -> list[Tensor]:
+        losses = []
+        for part in parts:
+            self.generator.manual_seed(part.seed)
+            losses.append(_backward(self.module, part, compute))
+        return losses
+
+    def run_alone(self, parts: Sequence[Part], compute: Compute) -> tuple[list[Tensor], bool]:
+        """The same while no other lane runs, and whether random numbers of torch's own were drawn."""
+        losses, drew = [], False
+        for part in parts:
+            torch.manual_seed(part.seed)
+            before = torch.get_rng_state()
+            losses += self.run([part], compute)
+            drew |= not torch.equal(before, torch.get_rng_state())
+        return losses, drew
+
+
+class _Dropout(nn.Module):
+    """Dropout from a generator of one's own: torch's is shared by all threads."""
+
+    def __init__(self, like: nn.Dropout | nn.Dropout2d, generator: torch.Generator) -> None:
+        super().__init__()
+        self.p, self.whole_channels, self.generator = like.p, isinstance(like, nn.Dropout2d), generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        shape = x.shape[:2] + (1,) * (x.ndim - 2) if self.whole_channels else x.shape
+        kept = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(
+            1 - self.p, generator=self.generator
+        )
+        return x * kept.div_(max(1 - self.p, torch.finfo(x.dtype).tiny))
+
+
+def _run(module: nn.Module, part: Part, compute: Compute) -> Tensor:
+    torch.manual_seed(part.seed)
+    return _backward(module, part, compute)
+
+
+def _backward(module: nn.Module, part: Part, compute: Compute) -> Tensor:
+    loss = compute(module, part.item) * part.weight
+    loss.backward()
+    return loss.detach()
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum in the order given, which fixes its last bits."""
+    total = tensors[0].clone()
+    for tensor in tensors[1:]:
+        total += tensor
+    return total

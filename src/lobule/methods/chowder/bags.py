@@ -1,0 +1,151 @@
+"""Bags: the tiles of each case as features on disk, with the case's label; read in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lobule.cohort import Case, Cohort
+from lobule.cohort.labels import plain, polarity
+from lobule.errors import CaseError, ConfigError, DamagedFile, UsageError
+from lobule.features import FeatureFile, FeatureFolder
+
+BLOCK_ROWS = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Bag:
+    """One case's tiles. Nothing of them is held but where they lie."""
+
+    case: Case
+    file: FeatureFile
+    label: int
+    l0_coords: NDArray[np.int64]
+    rows: NDArray[np.int64] | None = None
+    """Rows of the file that belong to the case, where it is a region of a slide; None is all."""
+
+    def __len__(self) -> int:
+        return len(self.l0_coords)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The features in order, some tiles at a time."""
+        if self.rows is None:
+            for _, block in self.file.blocks(BLOCK_ROWS):
+                yield torch.from_numpy(block)
+            return
+        for start in range(0, len(self.rows), BLOCK_ROWS):
+            yield torch.from_numpy(self.file.take(self.rows[start : start + BLOCK_ROWS]))
+
+    def take(self, tiles: NDArray[np.int64]) -> Tensor:
+        """The features of some tiles, in their order."""
+        return torch.from_numpy(self.file.take(tiles if self.rows is None else self.rows[tiles]))
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Bags that can be trained on, and why the others cannot."""
+
+    bags: tuple[Bag, ...]
+    lost: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def gather(cohort: Cohort, folder: FeatureFolder, positive: Sequence[str] = ()) -> Gathered:
+    """The bag of every labelled case. What is missing, empty or half-written costs its case alone.
+
+    Features of another backbone, or of another length, are refused altogether.
+    """
+    bags, lost, unlabelled = [], {}, 0
+    for case in cohort:
+        if case.label is None:
+            unlabelled += 1
+            continue
+        label = label_of(case, positive)
+        try:
+            bag = bag_of(case, folder, label)
+        except CaseError as error:
+            lost[case.id] = str(error)
+            continue
+        if len(bag) == 0:
+            lost[case.id] = "no tissue: it has no tile"
+            continue
+        bags.append(bag)
+    refuse_mixed(bags)
+    notes = [f"{unlabelled} cases have no label and take no part"] if unlabelled else []
+    return Gathered(tuple(bags), lost, (*notes, *_both_labels(bags)))
+
+
+def bag_of(case: Case, folder: FeatureFolder, label: int = 0) -> Bag:
+    """The bag of a case; of a region, the tiles of its slide whose centre lies in it."""
+    file = folder.find(case)
+    coords = file.l0_coords(case.mpp)
+    if case.l0_box is None or not folder.of_slide_file(case, file):
+        return Bag(case, file, label, coords)
+    side = file.l0_side(case.mpp)
+    if side is None:
+        raise DamagedFile(
+            "the file does not say how large its tiles are, so no region can be cut out of it",
+            subject=file.path,
+            remedy="Keep the file of coordinates (`patches/`) beside it",
+        )
+    centre = coords + side / 2
+    box = case.l0_box
+    inside = (centre >= (box.x, box.y)).all(axis=1) & (centre < (box.right, box.bottom)).all(axis=1)
+    rows = np.flatnonzero(inside)
+    return Bag(case, file, label, coords[rows], rows)
+
+
+def label_of(case: Case, positive: Sequence[str] = ()) -> int:
+    """1 for a positive case, by the labels that were named or by what its label means."""
+    assert case.label is not None
+    if positive:
+        return int(plain(case.label) in set(map(plain, positive)))
+    meant = polarity(case.label)
+    if meant is None:
+        raise UsageError(
+            f"it is not plain whether the label '{case.label}' is positive",
+            subject=case.id,
+            remedy="Name the positive labels with --set positive=LABEL,LABEL",
+        )
+    return int(meant)
+
+
+def refuse_mixed(bags: Sequence[Bag]) -> None:
+    """Refuse features of more than one backbone: their numbers mean different things."""
+    kinds: dict[tuple[int, str | None, str | None], Bag] = {}
+    for bag in bags:
+        kinds.setdefault((bag.file.dim, bag.file.encoder, bag.file.hash), bag)
+    if len(kinds) > 1:
+        (first, one), (second, other) = list(kinds.items())[:2]
+        raise ConfigError(
+            "features of two kinds in one cohort",
+            subject=other.file.path,
+            expected=f"{first[0]} numbers of {first[1] or 'an unnamed encoder'}, as in {one.file.path.name}",
+            found=f"{second[0]} numbers of {second[1] or 'an unnamed encoder'}",
+            remedy="Extract all features with one backbone",
+        )
+
+
+def refuse_one_class(bags: Sequence[Bag], what: str) -> None:
+    labels = {bag.label for bag in bags}
+    if len(labels) < 2:
+        found = "no cases" if not labels else "positive cases alone" if 1 in labels else "normal cases alone"
+        raise UsageError(
+            f"{what} needs cases of both labels", found=found, remedy="Check the cohort's label column"
+        )
+
+
+def _both_labels(bags: Sequence[Bag]) -> list[str]:
+    labels: dict[str, set[int]] = {}
+    for bag in bags:
+        labels.setdefault(bag.case.patient, set()).add(bag.label)
+    both = sorted(patient for patient, found in labels.items() if len(found) > 1)
+    if not both:
+        return []
+    named = ", ".join(both[:5]) + (" …" if len(both) > 5 else "")
+    return [f"{len(both)} patients have cases of both labels ({named}); each stays on one side of a split"]

@@ -1,0 +1,18 @@
+"""Mean pooling with logistic regression: the baseline that knows no tile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lobule.engines.train import TrainMachine
+from lobule.methods.chowder import KINDS, SCAN_SETTINGS, load, train
+from lobule.methods.chowder import Config as BagConfig
+
+__all__ = ["KINDS", "SCAN_SETTINGS", "Config", "TrainMachine", "load", "train"]
+
+
+@dataclass(frozen=True)
+class Config(BagConfig):
+    """The settings of every bag model, with this one chosen."""
+
+    model: str = "mean"

@@ -1,0 +1,250 @@
+"""CHOWDER for the scanner: features of every tile, what the members say of each, a score and a map."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lobule.bundles import Bundle, plain_weights
+from lobule.cohort import Case
+from lobule.engines.passes import (
+    Batch,
+    EngineSettings,
+    Fields,
+    ImageSource,
+    OpenCase,
+    Pass,
+    ScanOptions,
+    Store,
+    TableSpec,
+    map_pass,
+)
+from lobule.engines.tile_features import PASS, TileEncoder, Tiling, features_pass, refuse_all_failed
+from lobule.errors import BundleError, ConfigError
+from lobule.features import FeatureFolder, open_features
+from lobule.findings import components
+from lobule.geometry import Lattice
+from lobule.grid import MapGrid
+from lobule.methods.chowder.bags import bag_of
+from lobule.methods.chowder.config import Config
+from lobule.methods.chowder.ensemble import Ensemble, Localisation, Told, localisation_of, members_of
+from lobule.methods.chowder.sources import FeaturePicture, TileSource, ValuePicture, of_table, stored
+from lobule.methods.chowder.train import ENCODER
+from lobule.nets.encoders import encoder
+from lobule.results.maps import MapReader
+from lobule.results.result import Result
+from lobule.results.tables import TableReader
+from lobule.slides.slide import open_slide
+from lobule.stitch import State
+from lobule.units import Mpp
+
+TILES, MAP = "tiles", "map"
+BATCH = 256
+"""Tiles that the members look at together, and cells of a map that are written together."""
+
+
+class BagPredictor:
+    """A bundle of bag models over slides, or over features made before."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        facts = dict(bundle.config)
+        self._bundle = bundle
+        try:
+            self._encoding: Mapping[str, Any] = facts.pop("encoding")
+            self._tiling: Mapping[str, Any] | None = facts.pop("tiling")
+            where = facts.pop("localisation")
+        except KeyError as error:
+            raise BundleError(
+                "the bundle lacks a part of its config", subject=bundle.path, found=repr(error)
+            ) from error
+        self.config = Config.from_dict(facts)
+        self.classes = self.config.classes
+        tensors = bundle.weights()
+        self.ensemble: Ensemble = members_of(self.config, int(self._encoding["dim"]), tensors)
+        self.localisation: Localisation = localisation_of(where, tensors)
+        self._folders: dict[str, FeatureFolder] = {}
+
+    # -- what the scanner asks ----------------------------------------------------------------------------
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        if case.path is None:
+            raise ConfigError("bags are made of slides", subject=case.id, found=f"a case of kind {case.kind}")
+        return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
+
+    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        if self._folder(options) is not None:
+            return replace(engine, batch=BATCH)
+        return self._encoder.settle(engine, room)
+
+    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+        for member in self.ensemble.members:
+            member.to(engine.device)
+        if self._folder(options) is None:
+            self._encoder.place(engine)
+
+    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+        if self._folder(options) is None:
+            return self._encoder.sample(engine)
+        pixels = np.random.default_rng(0).normal(size=(engine.batch, 1, 1, self.ensemble.dim))
+        return TILES, Batch(torch.from_numpy(pixels.astype(np.float32)).to(engine.device), {}, {})
+
+    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+        folder = self._folder(case.options)
+        if folder is None:
+            table = yield features_pass(case, self._encoder.tiling, self.ensemble.dim)
+            assert isinstance(table, TableReader)
+            refuse_all_failed(table)
+            source = of_table(table)
+        else:
+            bag = bag_of(replace(case.case, mpp=_l0_mpp(case)), folder)
+            source = stored(bag, self._encoding["hash"], self._encoding["name"], self.ensemble.dim)
+        if len(source) == 0:
+            return Result({}, notes=("no tissue: no tile, so no prediction",))
+        if self.ensemble.in_pieces:
+            found = yield self._tiles_pass(case, source)
+            assert isinstance(found, TableReader)
+            told = self._of_table(found)
+        else:
+            told = self.ensemble.tell(source.blocks())
+        result = self._result(told)
+        if (why := self._no_map(source)) is not None:
+            return replace(result, notes=(why,))
+        made = yield self._map_pass(case, source, self.localisation.values(told.evidence))
+        assert isinstance(made, MapReader)
+        return replace(result, findings=self._findings(made))
+
+    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
+        if name == PASS:
+            return self._encoder.forward(batch)
+        if name == MAP:
+            return {"map": batch.pixels.permute(0, 3, 1, 2)}
+        features = batch.pixels.flatten(1).float()
+        return {"outputs": torch.cat([one.of_tiles(features) for one in self.ensemble.members], dim=1)}
+
+    # -- how ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _encoder(self) -> TileEncoder:
+        """The encoder in the bundle; its weights are plain tensors."""
+        if self._tiling is None or ENCODER not in self._bundle.files:
+            raise ConfigError(
+                "this bundle holds no encoder, so it cannot scan slides alone",
+                subject=self._bundle.path,
+                remedy="Pass stored features with --set features=DIR",
+            )
+        made = encoder(str(self._encoding["name"]), plain_weights(self._bundle.file(ENCODER)))
+        tiling = Tiling(**self._tiling)
+        if made.hash_at(tiling.input_px) != self._encoding["hash"]:
+            raise BundleError(
+                "the encoder in the bundle is not the one its features came from",
+                subject=self._bundle.path,
+                expected=str(self._encoding["hash"]),
+                found=made.hash_at(tiling.input_px),
+            )
+        return TileEncoder(made, tiling)
+
+    def _folder(self, options: ScanOptions) -> FeatureFolder | None:
+        """The folder of features that the scan was given; None where it makes them."""
+        path = str(options.settings.get("features") or "")
+        if not path:
+            return None
+        if path not in self._folders:
+            self._folders[path] = open_features(path)
+        return self._folders[path]
+
+    def _tiles_pass(self, case: OpenCase, source: TileSource) -> Pass:
+        """Every tile's features to what each member needs of them."""
+        slide = case.images["slide"]
+        side = max(1, round(source.l0_side or 1))
+        boxes = np.concatenate([source.l0_coords, np.full_like(source.l0_coords, side)], axis=1)
+        count = len(boxes)
+        fields = Fields(
+            ("slide",),
+            (slide.lattice(level=0),),
+            np.zeros(count, np.int16),
+            boxes,
+            sizes=np.ones((count, 2), np.int64),
+        )
+        picture = FeaturePicture(slide.size, source)
+        return Pass(TILES, fields, TableSpec(4096), batch=BATCH, sources={"slide": picture})
+
+    def _of_table(self, table: TableReader) -> Told:
+        columns = table.read(["outputs", "state"])
+        outputs = torch.from_numpy(columns["outputs"][columns["state"] == State.SCORED])
+        width = outputs.shape[1] // len(self.ensemble.members)
+        return self.ensemble.of_outputs(list(outputs.split(width, dim=1)))
+
+    def _result(self, told: Told) -> Result:
+        each = 1 / (1 + np.exp(-told.logits))
+        facts = {
+            "tiles": int(told.evidence.shape[1]),
+            "members": {"scores": [round(float(p), 6) for p in each], "spread": float(each.std())},
+        }
+        return Result({self.classes[1]: told.probability}, facts=facts)
+
+    def _no_map(self, source: TileSource) -> str | None:
+        if self.localisation.refused is not None:
+            return f"no map is drawn: {self.localisation.refused}"
+        if source.l0_side is None:
+            return "no map is drawn: the feature file does not say how large its tiles are"
+        return None
+
+    def _grid(self, case: OpenCase, source: TileSource) -> MapGrid:
+        """Cells that are the tiles: on the lattice they were read on, or in whole level-0 pixels."""
+        slide = case.images["slide"]
+        if self._tiling is not None:
+            side = int(self._tiling["tile_px"])
+            return MapGrid(slide.lattice(mpp=self._tiling["mpp"], upsample=case.options.upsample), side, side)
+        lattice: Lattice = slide.lattice(level=0)
+        assert source.l0_side is not None
+        side = max(1, round(source.l0_side))
+        return MapGrid(lattice, side, side)
+
+    def _map_pass(self, case: OpenCase, source: TileSource, values: NDArray[np.float64]) -> Pass:
+        grid = self._grid(case, source)
+        side = source.l0_side or 1.0
+
+        def cells(corners: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+            x, y = ((corners + side / 2) / grid.l0_cell).T
+            return np.clip(y.astype(np.int64), 0, grid.rows - 1), np.clip(
+                x.astype(np.int64), 0, grid.columns - 1
+            )
+
+        layer = np.zeros((grid.rows, grid.columns), np.float32)
+        known = np.zeros(layer.shape, np.bool_)
+        # tiles of other tools need not lie on one grid: where several share a cell, the highest counts
+        np.maximum.at(layer, cells(source.l0_coords), values.astype(np.float32))
+        known[cells(source.l0_coords)] = True
+        failed = np.zeros(layer.shape, np.bool_)
+        failed[cells(source.failed)] = True
+        failed &= ~known
+        picture = ValuePicture(case.images["slide"].size, layer, failed, grid.stride)
+        wanted = known | failed
+        made = map_pass(MAP, grid, self.classes[1:], wanted, ~wanted, batch=BATCH, sources={"slide": picture})
+        sizes = np.ones((len(made.fields), 2), np.int64)
+        return replace(made, fields=replace(made.fields, sizes=sizes))
+
+    def _findings(self, made: MapReader) -> tuple[Any, ...]:
+        scores, states = made.read()
+        layer = np.where(states == State.SCORED, scores[0], np.float32(0))
+        l0, um = made.info.l0_stride, made.info.um_stride
+        mpp = None if um is None else Mpp(um[0] / l0[0], um[1] / l0[1])
+        found = components(layer, l0, mpp=mpp, threshold=self.localisation.cut, label=self.classes[1])
+        return tuple(sorted(found, key=lambda finding: -finding.score))
+
+
+def _l0_mpp(case: OpenCase) -> float | None:
+    """µm/px of level 0, for feature files that count in µm."""
+    mpp = case.images["slide"].lattice(level=0).mpp
+    return None if mpp is None else mpp.mean
+
+
+def load(bundle: Bundle, *, trust: bool = False) -> BagPredictor:
+    """A bundle as a predictor; its weights are plain tensors, so `trust` is not needed."""
+    return BagPredictor(bundle)

@@ -1,0 +1,153 @@
+"""Where a scan finds a bag's features: in the table that it just filled, or in files made before."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lobule.engines.passes import Pixels
+from lobule.engines.tile_features import COLUMN
+from lobule.errors import CaseError, ConfigError, DamagedFile
+from lobule.geometry import Box, Lattice, Size
+from lobule.methods.chowder.bags import Bag
+from lobule.results.tables import TableReader
+from lobule.stitch import State
+
+PIECE_ROWS = 1024
+HELD_PIECES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class TileSource:
+    """The tiles of one case: where they lie, and their features piece by piece."""
+
+    l0_coords: NDArray[np.int64]
+    l0_side: float | None
+    piece_of: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    """The row of each tile within its piece."""
+    piece: Callable[[int], NDArray[np.float32]]
+    failed: NDArray[np.int64]
+    """(n, 2) level-0 corners of tiles that could not be encoded."""
+
+    def __len__(self) -> int:
+        return len(self.l0_coords)
+
+    def blocks(self) -> Iterator[Tensor]:
+        for number in np.unique(self.piece_of):
+            rows = self.offset[self.piece_of == number]
+            yield torch.from_numpy(self.piece(int(number))[rows])
+
+
+def of_table(table: TableReader) -> TileSource:
+    """The tiles of a finished features pass; those that failed are known apart."""
+    places = table.read(["state", "l0_x", "l0_y", "l0_width", "l0_height"])
+    if not places:
+        nothing = np.empty(0, np.int64)
+        corners = np.empty((0, 2), np.int64)
+        return TileSource(corners, None, nothing, nothing, _nothing, corners)
+    scored = places["state"] == State.SCORED
+    corners = np.stack([places["l0_x"], places["l0_y"]], axis=1).astype(np.int64)
+    rows = np.flatnonzero(scored)
+    per_part = table.info.part_rows
+    side = float(np.sqrt(places["l0_width"][0] * places["l0_height"][0]))
+
+    def piece(number: int) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = table.read_part(number, [COLUMN])[COLUMN].astype(np.float32)
+        return found
+
+    return TileSource(corners[rows], side, rows // per_part, rows % per_part, piece, corners[~scored])
+
+
+def _nothing(number: int) -> NDArray[np.float32]:
+    return np.empty((0, 0), np.float32)
+
+
+def of_bag(bag: Bag) -> TileSource:
+    """The tiles of a feature file; of a region, its own."""
+    rows = np.arange(len(bag)) if bag.rows is None else bag.rows
+
+    def piece(number: int) -> NDArray[np.float32]:
+        start = number * PIECE_ROWS
+        where = slice(start, min(start + PIECE_ROWS, bag.file.count))
+        return np.asarray(bag.file.read(where), np.float32)
+
+    side = bag.file.l0_side(bag.case.mpp)
+    nothing = np.empty((0, 2), np.int64)
+    return TileSource(bag.l0_coords, side, rows // PIECE_ROWS, rows % PIECE_ROWS, piece, nothing)
+
+
+def stored(case_bag: Bag, hash_: str | None, name: str | None, dim: int) -> TileSource:
+    """A bag's tiles, refused where another backbone made them than the bundle was trained on."""
+    file = case_bag.file
+    other_hash = hash_ is not None and file.hash is not None and file.hash != hash_
+    other_name = file.hash is None and None not in (file.encoder, name) and file.encoder != name
+    if other_hash or other_name or file.dim != dim:
+        raise ConfigError(
+            "features of another backbone than the bundle was trained on",
+            subject=file.path,
+            expected=f"{dim} numbers of {name or 'the same encoder'}",
+            found=f"{file.dim} numbers of {file.encoder or 'an unnamed encoder'}",
+            remedy="Extract features with that backbone, or scan the slides themselves",
+        )
+    if len(np.unique(case_bag.l0_coords, axis=0)) < len(case_bag):
+        raise DamagedFile("a tile stands in it twice", subject=file.path, remedy="Extract it again")
+    return of_bag(case_bag)
+
+
+class _Picture:
+    """What is laid over a slide as an image of level-0 boxes, one value (or vector) a tile."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+
+    def lattice(
+        self, *, mpp: float | None = None, level: int | None = None, upsample: bool = False
+    ) -> Lattice:
+        raise ConfigError("this is read on the lattice of its slide")
+
+
+class FeaturePicture(_Picture):
+    """Features as an image whose every box is a tile, one pixel of as many channels as features."""
+
+    def __init__(self, size: Size, source: TileSource) -> None:
+        super().__init__(size)
+        self._source = source
+        self._row = {(int(x), int(y)): row for row, (x, y) in enumerate(source.l0_coords)}
+        self._held: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read_lattice(self, lattice: Lattice, box: Box) -> Pixels:
+        row = self._row[(box.x, box.y)]
+        piece = self._piece(int(self._source.piece_of[row]))
+        return np.asarray(piece[int(self._source.offset[row])][None, None, :])
+
+    def _piece(self, number: int) -> NDArray[np.float32]:
+        with self._lock:
+            if number not in self._held:
+                self._held[number] = self._source.piece(number)
+                if len(self._held) > HELD_PIECES:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(number)
+            return self._held[number]
+
+
+class ValuePicture(_Picture):
+    """The values of a map's cells, known already; a cell whose tile failed fails again."""
+
+    def __init__(self, size: Size, values: NDArray[np.float32], failed: NDArray[np.bool_], cell: int) -> None:
+        super().__init__(size)
+        self._values, self._failed, self._cell = values, failed, cell
+
+    def read_lattice(self, lattice: Lattice, box: Box) -> Pixels:
+        row, column = box.y // self._cell, box.x // self._cell
+        if self._failed[row, column]:
+            raise CaseError("the features of this tile could not be made")
+        return np.full((1, 1, 1), self._values[row, column])

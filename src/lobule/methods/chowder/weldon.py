@@ -1,0 +1,18 @@
+"""WELDON (Durand, Thome and Cord, CVPR 2016): the mean of the highest and of the lowest linear scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lobule.engines.train import TrainMachine
+from lobule.methods.chowder import KINDS, SCAN_SETTINGS, load, train
+from lobule.methods.chowder import Config as BagConfig
+
+__all__ = ["KINDS", "SCAN_SETTINGS", "Config", "TrainMachine", "load", "train"]
+
+
+@dataclass(frozen=True)
+class Config(BagConfig):
+    """The settings of every bag model, with this one chosen."""
+
+    model: str = "weldon"

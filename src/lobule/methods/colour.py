@@ -1,0 +1,245 @@
+"""Colour alone: mean and spread of red, green and blue in a window, and logistic regression.
+
+No published system: it is the least that a model of tissue must beat, scanned, judged and compared like any
+other. Where it does well on slides of another hospital, a data set is too easy to say anything of texture.
+
+Research use only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from lobule.bundles import Bundle, patient_hash, write_bundle
+from lobule.cohort import Case, Cohort
+from lobule.engines.parts import begun_training, parts_of
+from lobule.engines.passes import (
+    Batch,
+    EngineSettings,
+    ImageSource,
+    OpenCase,
+    Pass,
+    ScanOptions,
+    Store,
+    map_pass,
+)
+from lobule.engines.placement import largest_cells
+from lobule.engines.places import NORMAL, TUMOUR, Pool
+from lobule.engines.sample import SampleConfig, SampleStream, gather
+from lobule.engines.train import FitProgress, TrainMachine
+from lobule.errors import ConfigError, ModelError
+from lobule.findings import components
+from lobule.grid import MapGrid, cells_by_centre
+from lobule.results.maps import MapReader
+from lobule.results.result import Result
+from lobule.slides.slide import open_slide
+from lobule.stitch import State
+from lobule.tissue import TissueConfig
+from lobule.units import Mpp
+
+__all__ = ["ColourPredictor", "Config", "TrainMachine", "load", "train"]
+
+BATCH = 64
+HELD_ROUND = 1
+"""The round that patches of the validation split are drawn in."""
+MIDDLE = 128.0
+"""Taken from every pixel before squares are summed, so that single precision is enough."""
+BYTES_A_PIXEL = 64
+CELLS = 64
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured and how the map is read."""
+
+    classes: tuple[str, ...] = ("normal", "tumour")
+    mpp: float = 1.0
+    window: int = 64
+    """Pixels a side that a cell's colour is taken from."""
+    stride: int = 16
+    patches: int = 2000
+    """Windows that are learned from, half of each class."""
+    threshold: float = 0.5
+    """Cells above it are findings."""
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != 2 or self.window < 2 or self.stride < 1 or self.patches < 2 * BATCH:
+            raise ConfigError(
+                "settings of colour that cannot be",
+                expected=f"two classes, a window of 2 px, a stride of 1 and {2 * BATCH} patches at least",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Config:
+        known = {item.name for item in fields(cls)}
+        if unknown := sorted(set(facts) - known):
+            raise ConfigError(f"no setting '{unknown[0]}' in colour", expected=", ".join(sorted(known)))
+        return cls(**{**facts, "classes": tuple(facts.get("classes", cls.classes))})
+
+
+class ColourPredictor:
+    """A map of windows, each scored by six numbers."""
+
+    def __init__(self, config: Config, coefficients: torch.Tensor, intercept: torch.Tensor) -> None:
+        if coefficients.shape != (6,) or intercept.shape != (1,):
+            raise ModelError("these are not the weights of a colour model", expected="6 and 1 numbers")
+        self.config, self.classes = config, config.classes
+        self.coefficients, self.intercept = coefficients.double(), intercept.double()
+        self._on = torch.device("cpu")
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        assert case.path is not None, "colour is read from slides"
+        return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
+
+    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        stride = self._stride(options)
+
+        def needs(cells: int) -> int:
+            return BYTES_A_PIXEL * (self.config.window + stride * (cells - 1)) ** 2
+
+        return replace(engine, cells=largest_cells(needs, room, preferred=CELLS, what="field"), batch=1)
+
+    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+        self._on = torch.device(engine.device)
+
+    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+        stride = self._stride(options)
+        side = self.config.window + stride * (engine.cells - 1)
+        pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+        return f"map-s{stride}", Batch(torch.from_numpy(pixels).to(self._on), {}, {})
+
+    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+        lattice = case.images["slide"].lattice(mpp=self.config.mpp, upsample=case.options.upsample)
+        stride = self._stride(case.options)
+        grid = MapGrid(lattice, stride, self.config.window, case.engine.cells)
+        tissue = case.tissue()
+        wanted = cells_by_centre(grid, tissue.mask, tissue.l0_step)
+        store = yield map_pass(f"map-s{stride}", grid, self.classes[1:], wanted, ~wanted)
+        assert isinstance(store, MapReader)
+        scores, states = store.read()
+        layer = np.where(states == State.SCORED, scores[0], np.float32(0))
+        l0, um = store.info.l0_stride, store.info.um_stride
+        mpp = None if um is None else Mpp(um[0] / l0[0], um[1] / l0[1])
+        name = self.classes[1]
+        found = components(layer, l0, mpp=mpp, threshold=self.config.threshold, label=name)
+        findings = tuple(sorted(found, key=lambda finding: -finding.score))
+        return Result({name: float(layer.max(initial=0.0))}, findings)
+
+    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
+        rows = colour(batch.pixels, self.config.window, int(name.rpartition("-s")[2]))
+        weights = self.coefficients.to(rows)[None, :, None, None]
+        logits = (rows * weights).sum(1, keepdim=True) + self.intercept.to(rows)
+        return {"map": torch.sigmoid(logits)}
+
+    def _stride(self, options: ScanOptions) -> int:
+        return options.stride or self.config.stride
+
+
+def colour(pixels: torch.Tensor, window: int, stride: int) -> torch.Tensor:
+    """(n, height, width, 3) to (n, 6, rows, columns): means, then standard deviations, of each window."""
+    x = pixels.permute(0, 3, 1, 2).float() - MIDDLE
+    mean, square = _windowed(x, window, stride), _windowed(x * x, window, stride)
+    return torch.cat([mean + MIDDLE, (square - mean * mean).clamp(min=0).sqrt()], dim=1)
+
+
+def _windowed(x: torch.Tensor, window: int, stride: int) -> torch.Tensor:
+    """The mean of each window; by squares of a stride where these fill it, so that no pixel counts often."""
+    if window % stride:
+        return F.avg_pool2d(x, window, stride)
+    return F.avg_pool2d(F.avg_pool2d(x, stride), window // stride, 1)
+
+
+def train(
+    config: Config,
+    cohort: Cohort,
+    out: str | Path,
+    *,
+    val: str | None = "val",
+    seed: int = 0,
+    resume: bool = False,
+    fresh: bool = False,
+    tissue: TissueConfig | None = None,
+    machine: TrainMachine | None = None,
+    progress: FitProgress | None = None,
+) -> Bundle:
+    """Draw windows of both classes from outlined slides, fit the regression and write the bundle.
+
+    Interrupted, it begins anew: it takes seconds.
+    """
+    machine, progress = (machine or TrainMachine()).settled(), progress or FitProgress()
+    parts = parts_of(cohort, val, seed)
+    workers = machine.workers or 1
+    with begun_training(out, {"config": config.to_dict(), "seed": seed}, parts, resume=resume, fresh=fresh):
+        progress.stage = "drawing windows"
+        pool = gather(parts.train, tissue or TissueConfig(), workers=workers)
+        coefficients, intercept = _fitted(*_windows(config, pool, seed, 0, config.patches, workers))
+        notes = [*parts.notes, *pool.notes]
+        metrics: dict[str, Any] = {}
+        if parts.val:
+            held = gather(parts.val, tissue or TissueConfig(), workers=workers, need=())
+            notes += held.notes
+            if held.usable(NORMAL) and held.usable(TUMOUR):
+                from sklearn.metrics import roc_auc_score
+
+                rows, labels = _windows(config, held, seed, HELD_ROUND, config.patches // 4, workers)
+                metrics["val_auc"] = float(roc_auc_score(labels, rows @ coefficients + intercept))
+        bundle = Bundle(
+            "colour",
+            config.to_dict(),
+            config.classes,
+            config.mpp,
+            metrics,
+            {"seed": seed, "train_cases": [places.case.id for places in pool.slides], "notes": notes},
+            tuple(patient_hash(name) for name in sorted({places.case.patient for places in pool.slides})),
+        )
+        weights = {"coefficients": coefficients, "intercept": np.array([intercept])}
+        return write_bundle(out, bundle, {name: torch.from_numpy(value) for name, value in weights.items()})
+
+
+Rows = NDArray[np.float64]
+
+
+def _windows(
+    config: Config, pool: Pool, seed: int, round_: int, count: int, workers: int
+) -> tuple[Rows, NDArray[np.int64]]:
+    """The colours of so many windows, and their classes."""
+    rows, labels = [], []
+    asked = SampleConfig(config.mpp, config.window)
+    stream = SampleStream(
+        pool, asked, BATCH, seed=seed, round_=round_, batches=-(-count // BATCH), workers=workers
+    )
+    with stream:
+        for samples in stream:
+            found = colour(torch.from_numpy(samples.pixels), config.window, config.window)
+            rows.append(found[:, :, 0, 0].double().numpy())
+            labels.append(samples.labels)
+    return np.concatenate(rows), np.concatenate(labels)
+
+
+def _fitted(rows: Rows, labels: NDArray[np.int64]) -> tuple[Rows, float]:
+    """Coefficients and intercept on the colours themselves."""
+    from sklearn.linear_model import LogisticRegression
+
+    mean, spread = rows.mean(axis=0), np.maximum(rows.std(axis=0), 1e-6)
+    model = LogisticRegression(max_iter=2000).fit((rows - mean) / spread, labels)
+    coefficients = model.coef_[0] / spread
+    return coefficients, float(model.intercept_[0] - coefficients @ mean)
+
+
+def load(bundle: Bundle, *, trust: bool = False) -> ColourPredictor:
+    """A colour bundle as a predictor; its weights are plain tensors, so `trust` is not needed."""
+    weights = bundle.weights()
+    if set(weights) != {"coefficients", "intercept"}:
+        raise ModelError("the weights do not fit the method", subject=bundle.path, found=", ".join(weights))
+    return ColourPredictor(Config.from_dict(bundle.config), weights["coefficients"], weights["intercept"])

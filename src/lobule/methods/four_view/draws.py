@@ -1,0 +1,250 @@
+"""What training draws: windows of whole exams with the labels of their breasts, and patches by class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lobule.annotations import Polygon, inside
+from lobule.errors import CaseError, ConfigError
+from lobule.mammograms.views import VIEWS
+from lobule.methods.four_view.heatmap_store import HeatmapStore
+from lobule.methods.four_view.pool import GRADES, UNKNOWN, ExamPool, TrainExam, TrainView
+from lobule.methods.four_view.windows import NO_AUGMENTATION, network_input, plan_window, shrunk
+
+OUTSIDE, NEGATIVE = 2, 3
+"""Classes of patches beside malignant and benign: away from a view's outlines, and of healthy breasts."""
+PROBES = 200
+"""Places tried for one patch."""
+
+
+# -- exams --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ExamSample:
+    inputs: dict[str, NDArray[np.float32]]
+    """By view, (C, h, w)."""
+    labels: NDArray[np.int64]
+    """(4,) of `TARGETS`."""
+    grades: NDArray[np.int64]
+    """(2,): BI-RADS class of the left and the right breast, or `UNKNOWN`."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExamBatch:
+    """Exams as tensors; a view holds only the exams that have it, and says which."""
+
+    views: dict[str, Tensor]
+    rows: dict[str, Tensor]
+    labels: Tensor
+    grades: Tensor
+
+    def to(self, device: torch.device) -> ExamBatch:
+        return ExamBatch(
+            {view: x.to(device, non_blocking=True) for view, x in self.views.items()},
+            {view: rows.to(device) for view, rows in self.rows.items()},
+            self.labels.to(device),
+            self.grades.to(device),
+        )
+
+
+def as_batch(samples: Sequence[ExamSample]) -> ExamBatch:
+    views: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {}
+    for view in VIEWS:
+        having = [number for number, sample in enumerate(samples) if view in sample.inputs]
+        if having:
+            views[view] = torch.from_numpy(np.stack([samples[number].inputs[view] for number in having]))
+            rows[view] = torch.tensor(having)
+    return ExamBatch(
+        views,
+        rows,
+        torch.from_numpy(np.stack([sample.labels for sample in samples])),
+        torch.from_numpy(np.stack([sample.grades for sample in samples])),
+    )
+
+
+@dataclass(eq=False)
+class ExamDraws:
+    """Exams of a pool, drawn so that those with a finding are a fixed share however rare they are."""
+
+    pool: ExamPool
+    heatmaps: HeatmapStore | None = None
+    birads: tuple[str, str] | None = None
+    """Columns of the left and the right breast; the BI-RADS stage draws all exams alike."""
+    categories: tuple[str, ...] = ()
+    strata: tuple[tuple[float, list[int]], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        config, exams = self.pool.config, self.pool.exams
+        labels = np.stack([exam.labels for exam in exams])
+        if self.birads is not None:
+            known = [i for i, exam in enumerate(exams) if (self.grades(exam) != UNKNOWN).any()]
+            self.strata = ((1.0, known),)
+            return
+        positive = config.positive_share
+        malignant, benign = (labels[:, 2:] == 1).any(axis=1), (labels[:, :2] == 1).any(axis=1)
+        usable = (labels != UNKNOWN).any(axis=1)
+        parts = (
+            (positive * config.malignant_share, malignant),
+            (positive * (1 - config.malignant_share), benign & ~malignant),
+            (1 - positive, usable & ~malignant & ~benign),
+        )
+        found = [(share, np.flatnonzero(mask).tolist()) for share, mask in parts if share > 0 and mask.any()]
+        if not found:
+            raise ConfigError(
+                "no exam has a label to learn from", expected="the columns left_benign … right_malignant"
+            )
+        whole = sum(share for share, _ in found)
+        self.strata = tuple((share / whole, members) for share, members in found)
+
+    def draw(self, index: int, rng: np.random.Generator) -> ExamSample:
+        members = self.strata[stratum(index, [share for share, _ in self.strata])][1]
+        return self.sample(self.pool.exams[members[int(rng.integers(len(members)))]], rng)
+
+    def sample(self, exam: TrainExam, rng: np.random.Generator | None) -> ExamSample:
+        """An exam's windows; without a generator those at the best centres of each view's first image."""
+        inputs: dict[str, NDArray[np.float32]] = {}
+        for view in VIEWS:
+            images = exam.of_view(view)
+            if images:
+                image = images[int(rng.integers(len(images))) if rng is not None else 0]
+                inputs[view] = self._window(exam, image, rng)
+        return ExamSample(inputs, exam.labels, self.grades(exam))
+
+    def _window(
+        self, exam: TrainExam, image: TrainView, rng: np.random.Generator | None
+    ) -> NDArray[np.float32]:
+        config = self.pool.config
+        variation = NO_AUGMENTATION if rng is None else config.variation
+        numbers = None if rng is None else np.random.RandomState(int(rng.integers(2**32)))
+        size = config.size(image.view)
+        plan = plan_window(image.shape, image.view, size, image.centre, variation, numbers)
+        heatmaps = None if self.heatmaps is None else self.heatmaps.read(exam, image, self.pool)
+        return shrunk(network_input(self.pool.pixels(image), plan, heatmaps), config.shrink)
+
+    def grades(self, exam: TrainExam) -> NDArray[np.int64]:
+        if self.birads is None:
+            return np.full(2, UNKNOWN, np.int64)
+        said = (exam.case.value(column) for column in self.birads)
+        return np.array([self.categories.index(s) if s in self.categories else UNKNOWN for s in said])
+
+
+def stratum(index: int, shares: Sequence[float]) -> int:
+    """Which stratum a sample is of: the shares are kept by any run of samples, for they are spread evenly."""
+    # the golden ratio's multiples fill the unit interval evenly from any start
+    place = (index * (math.sqrt(5) - 1) / 2) % 1.0
+    for number, share in enumerate(shares):
+        place -= share
+        if place < 0:
+            return number
+    return len(shares) - 1
+
+
+# -- patches ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class PatchSample:
+    pixels: NDArray[np.float32]
+    """(1, patch, patch)."""
+    label: int
+
+
+def as_patches(samples: Sequence[PatchSample]) -> tuple[Tensor, Tensor]:
+    pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
+    return pixels, torch.tensor([sample.label for sample in samples])
+
+
+@dataclass(eq=False)
+class PatchDraws:
+    """Patches of outlined lesions and of what is none, each class in its share."""
+
+    pool: ExamPool
+    augmented: bool = True
+    strata: tuple[tuple[float, int, list[TrainView]], ...] = field(init=False)
+    """Share, class and the images that have it."""
+
+    def __post_init__(self) -> None:
+        images: dict[int, list[TrainView]] = {label: [] for label in range(4)}
+        for exam in self.pool.exams:
+            for image in exam.images.values():
+                grades = {grade for grade, _ in image.outlines}
+                for grade in grades:
+                    images[grade].append(image)
+                if grades:
+                    images[OUTSIDE].append(image)
+                elif exam.is_healthy(image.view):
+                    images[NEGATIVE].append(image)
+        shares = self.pool.config.patch_shares
+        found = [
+            (share, label, images[label]) for label, share in enumerate(shares) if share and images[label]
+        ]
+        if not images[0]:
+            raise ConfigError(
+                f"no view has a lesion outlined as {GRADES[0]}",
+                expected="GeoJSON in the column annotation: features named L-CC, R-CC, L-MLO or R-MLO and "
+                "classified malignant or benign",
+                remedy="Train without heatmaps, or name a trained patch network with patch_weights",
+            )
+        whole = sum(share for share, _, _ in found)
+        self.strata = tuple((share / whole, label, those) for share, label, those in found)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        return tuple(sorted({0, 1, 2, 3} - {label for _, label, _ in self.strata}))
+
+    def draw(self, index: int, rng: np.random.Generator) -> PatchSample:
+        _, label, images = self.strata[stratum(index, [share for share, _, _ in self.strata])]
+        image = images[int(rng.integers(len(images)))]
+        pixels = self.pool.pixels(image)
+        top, left = self._corner(image, label, pixels, rng)
+        patch = self.pool.config.patch
+        piece = np.zeros((patch, patch), np.float64)
+        seen = pixels[top : top + patch, left : left + patch]
+        piece[: seen.shape[0], : seen.shape[1]] = seen
+        piece = (piece - image.mean) / image.spread
+        if self.augmented:  # a lesion has no upright
+            turn = int(rng.integers(8))
+            piece = np.rot90(piece[:, ::-1] if turn & 4 else piece, turn & 3)
+        return PatchSample(np.ascontiguousarray(piece[None], np.float32), label)
+
+    def _corner(
+        self, image: TrainView, label: int, pixels: NDArray[np.uint16], rng: np.random.Generator
+    ) -> tuple[int, int]:
+        patch = self.pool.config.patch
+        last = tuple(max(0, length - patch) for length in image.shape)
+        if label < OUTSIDE:
+            own = [polygon for grade, polygon in image.outlines if grade == label]
+            column, row = _point_in(own[int(rng.integers(len(own)))], rng)
+            # the point comes to lie in the middle half of the patch
+            shift = patch / 2 + (rng.random(2) - 0.5) * patch / 2
+            place = np.rint((row, column) - shift).astype(int)
+            return int(np.clip(place[0], 0, last[0])), int(np.clip(place[1], 0, last[1]))
+        for _ in range(PROBES):
+            top, left = (int(rng.integers(end + 1)) for end in last)
+            lit = pixels[top : top + patch : 4, left : left + patch : 4].any()
+            if lit and not any(_meets(polygon, top, left, patch) for _, polygon in image.outlines):
+                return top, left
+        raise CaseError("no place outside the outlines was found", subject=image.path)
+
+
+def _point_in(polygon: Polygon, rng: np.random.Generator) -> NDArray[np.float64]:
+    low, high = polygon.points.min(axis=0), polygon.points.max(axis=0)
+    points = low + rng.random((PROBES, 2)) * (high - low)
+    hits = points[inside([polygon], points)]
+    chosen: NDArray[np.float64] = hits[0] if len(hits) else polygon.points.mean(axis=0)
+    return chosen
+
+
+def _meets(polygon: Polygon, top: int, left: int, patch: int) -> bool:
+    x, y = polygon.points.min(axis=0)
+    right, bottom = polygon.points.max(axis=0)
+    return bool(x < left + patch and right > left and y < top + patch and bottom > top)

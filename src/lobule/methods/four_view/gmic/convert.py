@@ -1,0 +1,74 @@
+"""Published GMIC checkpoints as a bundle; of several the scores are averaged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lobule.bundles import MODEL, Bundle, read_bundle, write_bundle
+from lobule.errors import ConfigError
+from lobule.methods.four_view.convert import filled, read_checkpoint
+from lobule.methods.four_view.gmic.config import Config
+from lobule.methods.four_view.gmic.predictor import build, fill, weights_of
+from lobule.nets.four_view import TARGETS
+from lobule.nets.gmic import TOP_SHARES, Gmic
+
+
+def convert(weights: str | Path | Sequence[str | Path], out: str | Path, **settings: Any) -> Bundle:
+    """Make a bundle of GMIC checkpoints or of finished bundles. `settings` are those of `Config`.
+
+    Which of the five published models a file is, and so the share of cells behind its global score, is told
+    by its hash, else by its name (`sample_model_3.p`), else it is taken for the first.
+    """
+    paths = [weights] if isinstance(weights, str | Path) else list(weights)
+    nets: list[Gmic] = []
+    sources: list[dict[str, Any]] = []
+    patients: set[str] = set()
+    config = Config(**settings)
+    for path in paths:
+        if (Path(path) / MODEL).is_file():
+            bundle = read_bundle(path)
+            config = _agreeing(config if nets else None, bundle)
+            own = build(Config.from_dict(bundle.config))
+            fill(own, bundle.weights(), bundle)
+            nets += own
+            patients |= set(bundle.patients)
+            sources.append({"source": Path(path).name, "fingerprint": bundle.fingerprint})
+            continue
+        checkpoint, source = read_checkpoint(path)
+        (net,) = build(replace(config, top_shares=(_top_share(source),)))
+        filled(net, checkpoint, path)
+        nets.append(net)
+        sources.append(source)
+    config = replace(config, top_shares=tuple(net.top_share for net in nets))
+    made = Bundle(
+        "gmic",
+        config.to_dict(),
+        TARGETS,
+        None,
+        provenance={"classifiers": sources},
+        patients=tuple(sorted(patients)),
+    )
+    return write_bundle(out, made, weights_of(nets))
+
+
+def _top_share(source: Mapping[str, Any]) -> float:
+    for name in (source["published_as"], source["source"]):
+        match = re.search(r"sample_model_([1-5])\.", name)
+        if match:
+            return TOP_SHARES[int(match[1]) - 1]
+    return TOP_SHARES[0]
+
+
+def _agreeing(before: Config | None, bundle: Bundle) -> Config:
+    if bundle.method != "gmic":
+        raise ConfigError(
+            "a bundle of another method", subject=bundle.path, expected="gmic", found=bundle.method
+        )
+    config = Config.from_dict(bundle.config)
+    if before is not None and replace(before, top_shares=config.top_shares) != config:
+        raise ConfigError("the models of one bundle agree in all settings", subject=bundle.path)
+    return config

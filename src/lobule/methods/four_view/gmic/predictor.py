@@ -1,0 +1,276 @@
+"""GMIC for the scanner: one window of each view, its saliency and regions, a score of each breast."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lobule.bundles import Bundle
+from lobule.cohort import Case
+from lobule.engines.passes import Batch, EngineSettings, ImageSource, OpenCase, Pass, ScanOptions, Store
+from lobule.engines.placement import activation_bytes, largest_cells, placed
+from lobule.errors import CaseError, ModelError
+from lobule.findings import Finding
+from lobule.geometry import Box
+from lobule.methods.four_view.crop import Window
+from lobule.methods.four_view.gmic.config import Config
+from lobule.methods.four_view.images import BrokenView, ExamView, Heatmaps, InputView
+from lobule.methods.four_view.painting import heatmap_pass
+from lobule.methods.four_view.plan import Turn, open_views, turns_alone, window_pass
+from lobule.methods.four_view.predictor import cell_means
+from lobule.methods.four_view.scores import GRADES, breast_scores, image_facts, scored_rows, views_note
+from lobule.nets.four_view import TARGETS
+from lobule.nets.gmic import Gmic
+from lobule.nets.squeezed import Squeezed
+from lobule.results.result import Result
+from lobule.results.tables import TableReader
+
+HEADROOM = 2.0
+BATCH_ON_GPU = 4
+SAMPLE_SIDE = 1024
+"""Pixels a side of the made-up window that the model is measured on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the models say of one view; arrays begin with the model."""
+
+    scores: NDArray[np.float32]
+    """(models, 2): benign and malignant, as in all that follows."""
+    global_scores: NDArray[np.float32]
+    local_scores: NDArray[np.float32]
+    attention: NDArray[np.float32]
+    """(models, regions)"""
+    corners: NDArray[np.int64]
+    """(models, regions, 2): row and column in the window."""
+    saliency: NDArray[np.float32]
+    """(models, 2, rows, columns)"""
+
+
+class GmicPredictor:
+    """One GMIC model, or several whose scores are averaged."""
+
+    classes = TARGETS
+
+    def __init__(self, config: Config, nets: Sequence[Gmic]) -> None:
+        self.config, self.nets = config, list(nets)
+        self._map_shape = _map_shape(self.nets[0], config.window)
+        self._placed: list[nn.Module] = []
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        """The first image of every view that is there."""
+        if case.kind != "exam":
+            raise CaseError(
+                "this model reads exams",
+                subject=case.path,
+                expected="files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
+                found=f"a case of kind {case.kind}",
+            )
+        return open_views(case, self.config.set(options.settings))
+
+    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        one = activation_bytes(self.nets[0].ds_net, *self.config.window, 1)
+        preferred = 1 if engine.device == "cpu" else BATCH_ON_GPU
+        batch = largest_cells(
+            lambda windows: int(windows * HEADROOM * one), room, preferred=preferred, what="batch of windows"
+        )
+        return replace(engine, batch=batch)
+
+    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+        exact = replace(engine, precision="float32")
+        quirks = self.config.set(options.settings).quirks
+        self._placed = []
+        for net in self.nets:
+            own = copy.deepcopy(net)
+            own.compat = quirks
+            own.ds_net = _WholeMap(own.ds_net)  # type: ignore[assignment]
+            self._placed.append(placed(own, exact))
+
+    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+        height, width = (min(SAMPLE_SIDE, length) for length in self.config.window)
+        pixels = np.random.default_rng(0).standard_normal((engine.batch, height, width, 1), np.float32)
+        return "windows L-CC", Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
+
+    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+        config = self.config.set(case.options.settings)
+        views: dict[str, Seen] = {}
+        findings: list[Finding] = []
+        for turn in turns_alone(case, config):
+            sources: dict[str, ImageSource] = {}
+            if isinstance(turn.image, ExamView):
+                sources[turn.name] = InputView(turn.image, config.window, None)
+            store = yield window_pass(f"windows {turn.name}", turn, config, sources)
+            assert isinstance(store, TableReader)
+            seen = self._seen(store)
+            if seen is None or not isinstance(turn.image, ExamView):
+                continue
+            views[turn.image.view] = seen
+            window = turn.windows[0]
+            layers, inside = saliency_layers(seen.saliency.mean(axis=0), window, turn.image.pixels.shape)
+            yield heatmap_pass(f"saliency {turn.name}", turn, layers, config.map_cell, inside)
+            findings += regions_of(seen, turn, config.region_px)
+        if not views:
+            raise ModelError("no view of the exam could be scored")
+        return result_of(views, case.images, findings)
+
+    def forward(self, name: str, batch: Batch) -> dict[str, Tensor]:
+        if name.startswith("saliency "):
+            return cell_means(batch.pixels, self.config.map_cell)
+        x = batch.pixels.permute(0, 3, 1, 2)
+        outputs = [net(x) for net in self._placed]
+        columns = ("scores", "global_scores", "local_scores", "attention", "corners", "saliency")
+        return {
+            column: torch.cat([getattr(output, column).float().flatten(1) for output in outputs], dim=1)
+            for column in columns
+        }
+
+    def _seen(self, table: TableReader) -> Seen | None:
+        """The one row of a view's table; None where it failed."""
+        columns = {}
+        shapes: dict[str, tuple[int, ...]] = {
+            "scores": (2,),
+            "global_scores": (2,),
+            "local_scores": (2,),
+            "attention": (self.config.regions,),
+            "corners": (self.config.regions, 2),
+            "saliency": (2, *self._map_shape),
+        }
+        for column, shape in shapes.items():
+            rows = scored_rows(table, column)
+            if 0 not in rows:
+                return None
+            columns[column] = rows[0].reshape(len(self.nets), *shape)
+        corners = np.rint(columns.pop("corners")).astype(np.int64)
+        return Seen(corners=corners, **columns)
+
+
+class _WholeMap(nn.Module):
+    """The trunk for running only, with its map in full."""
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.squeezed = Squeezed(trunk)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.squeezed.whole_map(x)
+
+
+def _map_shape(net: Gmic, window: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the saliency of a window."""
+    with torch.device("meta"):
+        found = copy.deepcopy(net.ds_net).to("meta")(torch.empty(1, 1, *window)).shape
+    return int(found[2]), int(found[3])
+
+
+def saliency_layers(
+    saliency: NDArray[np.float32], window: Window, shape: tuple[int, ...]
+) -> tuple[Heatmaps, Window]:
+    """Saliency (2, rows, columns) of a window as layers of the cropped view, and the part it covers."""
+    inside = Window(
+        max(0, window.top), min(shape[0], window.bottom), max(0, window.left), min(shape[1], window.right)
+    )
+    rows = (np.arange(inside.top, inside.bottom) - window.top) * saliency.shape[1] // window.height
+    columns = (np.arange(inside.left, inside.right) - window.left) * saliency.shape[2] // window.width
+    layers = np.zeros((2, *shape), np.float32)
+    layers[:, inside.top : inside.bottom, inside.left : inside.right] = saliency[:, rows][:, :, columns]
+    return (layers[0], layers[1]), inside
+
+
+def regions_of(seen: Seen, turn: Turn, side: int) -> list[Finding]:
+    """The regions in pixels of the stored image, scored by attention: those of a view sum to 1.
+
+    A region that several models chose is one finding; what lies wholly beside the image is none.
+    """
+    assert isinstance(turn.image, ExamView)
+    window = turn.windows[0]
+    attention: dict[tuple[int, int], float] = {}
+    for corners, weights in zip(seen.corners.tolist(), seen.attention.tolist(), strict=True):
+        for (row, column), weight in zip(corners, weights, strict=True):
+            attention[row, column] = attention.get((row, column), 0.0) + weight / len(seen.attention)
+    found = []
+    for (row, column), score in attention.items():
+        top, left = window.top + row, window.left + column
+        box = _clipped(turn.image.frame.to_l0(Window(top, top + side, left, left + side)), turn.image)
+        if box is not None:
+            x, y = box.x + box.width // 2, box.y + box.height // 2
+            found.append(Finding(x, y, score, "box", "region", box, image=turn.name))
+    return found
+
+
+def _clipped(box: Box, image: ExamView) -> Box | None:
+    left, top = max(0, box.x), max(0, box.y)
+    right, bottom = min(image.size.width, box.right), min(image.size.height, box.bottom)
+    return Box.of_edges(left, top, right, bottom) if right > left and bottom > top else None
+
+
+def result_of(
+    views: Mapping[str, Seen], images: Mapping[str, ImageSource], findings: Sequence[Finding]
+) -> Result:
+    """Scores of each breast: the mean of the models and of its views."""
+    means = {view: seen.scores.astype(np.float64).mean(axis=0) for view, seen in views.items()}
+    facts: dict[str, Any] = {
+        "images": image_facts(images),
+        "model": "gmic",
+        "views": {
+            view: {
+                grade: {
+                    "score": float(means[view][i]),
+                    "of_models": [float(value) for value in seen.scores[:, i]],
+                    "global": [float(value) for value in seen.global_scores[:, i]],
+                    "local": [float(value) for value in seen.local_scores[:, i]],
+                }
+                for i, grade in enumerate(GRADES)
+            }
+            for view, seen in views.items()
+        },
+    }
+    notes = [views_note("GMIC", views)]
+    notes += [f"{name}: {image.error}" for name, image in images.items() if isinstance(image, BrokenView)]
+    ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
+    return Result(breast_scores({v: m.tolist() for v, m in means.items()}), ordered, tuple(notes), facts)
+
+
+def build(config: Config) -> list[Gmic]:
+    """The models of a configuration, with fresh weights."""
+    return [
+        Gmic(
+            top_share=share,
+            regions=config.regions,
+            region_px=config.region_px,
+            widths=config.widths,
+            compat=config.quirks,
+        )
+        for share in config.top_shares
+    ]
+
+
+def weights_of(nets: Sequence[Gmic]) -> dict[str, Tensor]:
+    """The tensors of a bundle; each model's names begin with its number."""
+    return {f"{i}.{name}": t for i, net in enumerate(nets, start=1) for name, t in net.state_dict().items()}
+
+
+def fill(nets: Sequence[Gmic], weights: Mapping[str, Tensor], bundle: Bundle) -> None:
+    try:
+        for number, net in enumerate(nets, start=1):
+            start = f"{number}."
+            net.load_state_dict({k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)})
+            net.eval()
+    except RuntimeError as error:
+        raise ModelError(
+            "the weights do not fit the nets", subject=bundle.path, expected="those of GMIC", found=str(error)
+        ) from error
+
+
+def load(bundle: Bundle, *, trust: bool = False) -> GmicPredictor:
+    """A GMIC bundle as a predictor; its weights are plain tensors, so `trust` is not needed."""
+    config = Config.from_dict(bundle.config)
+    nets = build(config)
+    fill(nets, bundle.weights(), bundle)
+    return GmicPredictor(config, nets)

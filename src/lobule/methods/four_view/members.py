@@ -1,0 +1,125 @@
+"""The networks of a bundle: one classifier or several that are averaged, with their patch networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lobule.bundles import Bundle, patient_hash, write_bundle
+from lobule.errors import ModelError
+from lobule.methods.four_view.config import Config
+from lobule.nets.four_view import (
+    TARGETS,
+    Classifier,
+    ImageWise,
+    Joint,
+    SideWise,
+    ViewWise,
+    patch_densenet,
+)
+
+PATCH_PREFIX = "patch."
+"""Where a bundle's weights hold the patch network."""
+
+VARIANTS: dict[str, type[ViewWise] | type[SideWise] | type[Joint] | type[ImageWise]] = {
+    "view_wise": ViewWise,
+    "side_wise": SideWise,
+    "joint": Joint,
+    "image_wise": ImageWise,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Nets:
+    """Every network of a bundle."""
+
+    members: tuple[Classifier, ...]
+    alone: tuple[Classifier, ...] = ()
+    """Image-wise classifiers for the exams that lack a view."""
+    patch_nets: tuple[nn.Module, ...] = ()
+
+    def named(self) -> Iterator[tuple[str, nn.Module]]:
+        """Each net with what its tensors' names begin with; the first classifier's have no prefix."""
+        for kind, nets in (("member", self.members), ("alone", self.alone), ("patch", self.patch_nets)):
+            for number, net in enumerate(nets, start=1):
+                if kind == "member" and number == 1:
+                    yield "", net
+                else:
+                    yield (PATCH_PREFIX if (kind, number) == ("patch", 1) else f"{kind}{number}."), net
+
+
+def build(config: Config) -> tuple[Any, nn.Module | None]:
+    """The networks of a configuration, with fresh weights; the second paints heatmaps."""
+    net = VARIANTS[config.variant](config.channels, widths=config.widths)
+    if not config.heatmaps:
+        return net, None
+    patch_net = patch_densenet(
+        growth=config.patch_growth, blocks=config.patch_blocks, first_width=config.patch_first_width
+    )
+    return net, patch_net
+
+
+def build_all(config: Config) -> Nets:
+    """Every network of a configuration, with fresh weights."""
+    single = replace(config, variant="image_wise")
+    return Nets(
+        tuple(build(config)[0] for _ in range(config.members)),
+        tuple(build(single)[0] for _ in range(config.alone)),
+        tuple(net for _ in range(config.patch_nets) if (net := build(config)[1]) is not None),
+    )
+
+
+def fill(nets: Nets, weights: Mapping[str, Tensor], bundle: Bundle, config: Config) -> None:
+    """Load a bundle's tensors; each belongs to one of the nets."""
+    prefixes = [prefix for prefix, _ in nets.named() if prefix]
+    try:
+        for prefix, net in nets.named():
+            if prefix:
+                own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+            else:
+                own = {k: v for k, v in weights.items() if not k.startswith(tuple(prefixes))}
+            net.load_state_dict(own)
+            net.eval()
+    except RuntimeError as error:
+        raise ModelError(
+            "the weights do not fit the nets",
+            subject=bundle.path,
+            expected=f"those of a {config.variant} classifier of {config.channels} channels",
+            found=str(error),
+        ) from error
+
+
+def weights_of(net: nn.Module, patch_net: nn.Module | None) -> dict[str, Tensor]:
+    """The tensors of a bundle: the classifier's under its own names, the patch network's under a prefix."""
+    return weights_of_all(Nets((net,), (), () if patch_net is None else (patch_net,)))  # type: ignore[arg-type]
+
+
+def weights_of_all(nets: Nets) -> dict[str, Tensor]:
+    return {prefix + name: value for prefix, net in nets.named() for name, value in net.state_dict().items()}
+
+
+def save(
+    path: str | Path,
+    config: Config,
+    net: nn.Module,
+    patch_net: nn.Module | None = None,
+    *,
+    patients: Sequence[str] = (),
+    metrics: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Write a four-view bundle; `patients` are those it was trained on."""
+    bundle = Bundle(
+        "four_view",
+        config.to_dict(),
+        TARGETS,
+        None,
+        metrics or {},
+        provenance or {},
+        tuple(patient_hash(patient) for patient in patients),
+    )
+    return write_bundle(path, bundle, weights_of(net, patch_net))

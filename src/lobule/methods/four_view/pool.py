@@ -1,0 +1,182 @@
+"""Exams as training reads them: breasts found once, pixels kept while there is room, lesions outlined."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.annotations import Polygon, read_annotation
+from lobule.cohort import Case, Cohort
+from lobule.errors import ConfigError, LobuleError
+from lobule.mammograms.exams import read_view
+from lobule.mammograms.views import View
+from lobule.methods.four_view.config import Config
+from lobule.methods.four_view.images import ExamView, Frame
+from lobule.methods.four_view.plan import open_views, patch_frame
+from lobule.methods.four_view.windows import ViewImage
+from lobule.nets.four_view import TARGETS
+
+GRADES = ("malignant", "benign")
+"""Classes of outlines, as the patch network numbers them."""
+UNKNOWN = -1
+
+
+@dataclass(frozen=True, eq=False)
+class TrainView:
+    """One image of an exam whose breast was found: what is needed to read it again and to draw from it."""
+
+    name: str
+    """Of the image in its exam: the view, and a number where it is an alternate."""
+    view: View
+    path: str
+    frame: Frame
+    centre: tuple[int, int]
+    mean: float
+    spread: float
+    """Of the whole cropped view, by which patches are standardised."""
+    patches_mirrored: bool
+    """Whether a scan cuts this image's patches from the left-pointing view."""
+    outlines: tuple[tuple[int, Polygon], ...]
+    """Class and outline, in the cropped view that points right."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.frame.crop.shape
+
+    @property
+    def for_windows(self) -> ViewImage:
+        return ViewImage(self.shape, self.centre)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainExam:
+    """An exam with at least one readable image of each view that it has."""
+
+    case: Case
+    images: Mapping[str, TrainView]
+    """By name, in the order of the exam."""
+
+    def of_view(self, view: str) -> list[TrainView]:
+        return [image for image in self.images.values() if image.view == view]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(4,): what is known of `TARGETS`, 0, 1 or `UNKNOWN`."""
+        known = self.case.breast_labels
+        return np.array([int(known[name]) if name in known else UNKNOWN for name in TARGETS], np.int64)
+
+    def is_healthy(self, view: str) -> bool:
+        """Whether the breast of a view is known to have nothing."""
+        side = "left" if view.startswith("L") else "right"
+        return not any(self.case.breast_labels.get(f"{side}_{grade}", True) for grade in GRADES)
+
+
+class Kept:
+    """Arrays by what they are, the least recently used forgotten where there are too many bytes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most, self._held = most_bytes, 0
+        self._arrays: OrderedDict[Hashable, NDArray[Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        with self._lock:
+            if key in self._arrays:
+                self._arrays.move_to_end(key)
+                return self._arrays[key]
+        made = make()
+        with self._lock:
+            if key not in self._arrays and made.nbytes <= self._most:
+                self._arrays[key] = made
+                self._held += made.nbytes
+                while self._held > self._most:
+                    self._held -= self._arrays.popitem(last=False)[1].nbytes
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class ExamPool:
+    """Exams to draw from, and what could not be read."""
+
+    exams: tuple[TrainExam, ...]
+    config: Config
+    kept: Kept
+    notes: tuple[str, ...] = ()
+
+    def pixels(self, image: TrainView) -> NDArray[np.uint16]:
+        """(H, W): the cropped view, pointing right."""
+
+        def read() -> NDArray[np.uint16]:
+            stored = read_view(image.path, view=image.view, pixels=self.config.pixels).pixels
+            return np.ascontiguousarray(image.frame.of(stored))
+
+        return self.kept.get(("pixels", image.path), read)
+
+    def __len__(self) -> int:
+        return len(self.exams)
+
+
+def gather(cohort: Cohort, config: Config, kept: Kept, *, workers: int = 1) -> ExamPool:
+    """Find the breasts of every exam. An exam that cannot be read is left out, and said."""
+
+    def one(case: Case) -> TrainExam | str:
+        try:
+            return _exam_of(case, config, kept)
+        except (LobuleError, OSError) as error:
+            return f"{case.id}: left out: {error}"
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="exams") as threads:
+        found = list(threads.map(one, cohort))
+    exams = tuple(exam for exam in found if isinstance(exam, TrainExam))
+    notes = tuple(note for note in found if isinstance(note, str))
+    if not exams:
+        raise ConfigError(
+            "no exam of the training can be read", subject=cohort.path, found="; ".join(notes[:3]) or "none"
+        )
+    return ExamPool(exams, config, kept, notes)
+
+
+def _exam_of(case: Case, config: Config, kept: Kept) -> TrainExam:
+    outlines: Sequence[Polygon] = ()
+    if case.annotation is not None:
+        outlines = read_annotation(case.annotation).polygons
+    images: dict[str, TrainView] = {}
+    for name, image in open_views(case, config).items():
+        if isinstance(image, ExamView):
+            images[name] = _view_of(name, image, config, outlines)
+            pixels = np.ascontiguousarray(image.pixels)
+            kept.get(("pixels", images[name].path), lambda pixels=pixels: pixels)  # type: ignore[misc]
+    return TrainExam(case, images)
+
+
+def _view_of(name: str, image: ExamView, config: Config, outlines: Sequence[Polygon]) -> TrainView:
+    values = image.pixels.astype(np.float64)
+    return TrainView(
+        name,
+        image.view,
+        image.mammogram.heading.path,
+        image.frame,
+        image.centre,
+        float(values.mean()),
+        max(float(values.std()), 1e-5),
+        patch_frame(image, config).mirrored != image.frame.mirrored,
+        tuple(
+            (GRADES.index(grade), _turned(polygon, image.frame))
+            for polygon in outlines
+            if polygon.name.strip() == name and (grade := polygon.group.strip().lower()) in GRADES
+        ),
+    )
+
+
+def _turned(polygon: Polygon, frame: Frame) -> Polygon:
+    """An outline of the stored image, in the cropped view that points right."""
+    x, y = polygon.points.T
+    columns = frame.crop.right - x if frame.mirrored else x - frame.crop.left
+    return replace(polygon, points=np.stack([columns, y - frame.crop.top], axis=1), holes=())

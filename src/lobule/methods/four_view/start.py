@@ -1,0 +1,140 @@
+"""What a training starts from: fresh nets, or those of a bundle, with the settings that its weights fix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from lobule.bundles import Bundle, plain_weights, read_bundle
+from lobule.errors import BundleError, ConfigError
+from lobule.files import fingerprint
+from lobule.methods.four_view.config import Config
+from lobule.methods.four_view.members import PATCH_PREFIX, build
+from lobule.nets.four_view import Classifier
+from lobule.nets.four_view_weights import canonical
+
+PATCH_SETTINGS = ("patch", "patch_stride", "patch_growth", "patch_blocks", "patch_first_width")
+FIXED = (
+    "variant", "heatmaps", "quirks", "window", "move", "resize", "crop_iterations", "crop_buffer",
+    "heatmap_cell", "widths", "shrink", *PATCH_SETTINGS,
+)  # fmt: skip
+"""Settings that belong to weights, and come with them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    config: Config
+    net: Classifier
+    patch_net: nn.Module | None
+    is_pretrained: bool
+    """Whether the classifier goes on from other weights."""
+    patch_is_trained: bool
+    """Whether the patch network is taken as it is."""
+    sources: dict[str, str]
+    """What weights were taken, with their hashes."""
+
+
+def starting(config: Config) -> Start:
+    """The nets of a configuration, filled from the bundles and files that it names."""
+    sources = {}
+    weights: dict[str, Tensor] = {}
+    if config.weights:
+        bundle = _four_view(config.weights)
+        config = with_fixed(config, Config.from_dict(bundle.config), FIXED, config.weights)
+        weights, sources["weights"] = bundle.weights(), bundle.fingerprint
+    patch_weights: dict[str, Tensor] = {}
+    if config.patch_weights and config.heatmaps and _is_bundle(config.patch_weights):
+        bundle = _four_view(config.patch_weights)
+        config = with_fixed(config, Config.from_dict(bundle.config), PATCH_SETTINGS, config.patch_weights)
+        patch_weights, sources["patch_weights"] = bundle.weights(), bundle.fingerprint
+    net, patch_net = build(config)
+    if weights:
+        own = {name: value for name, value in weights.items() if not name.startswith(PATCH_PREFIX)}
+        _filled(net, own, config.weights)
+    if patch_net is None:
+        return Start(config, net, None, bool(weights), False, sources)
+    given = _patch_part(patch_weights or weights)
+    if given:
+        _filled(patch_net, given, config.patch_weights or config.weights)
+    elif patch_weights:
+        raise BundleError("the bundle has no patch network", subject=config.patch_weights)
+    elif config.patch_weights:
+        _begin_densenet(patch_net, config.patch_weights)
+        sources["patch_weights"] = fingerprint(config.patch_weights, full=True)
+    return Start(config, net, patch_net, bool(weights), bool(given), sources)
+
+
+def with_fixed(config: Config, theirs: Config, names: tuple[str, ...], source: str) -> Config:
+    """The config with what the weights fix; asking for something else is an error, not a surprise."""
+    default = {item.name: item.default for item in fields(Config)}
+    for name in names:
+        asked, fixed = getattr(config, name), getattr(theirs, name)
+        if asked not in (fixed, default[name]):
+            raise ConfigError(
+                f"{name} belongs to the weights and cannot be changed",
+                subject=source,
+                expected=str(fixed),
+                found=str(asked),
+                remedy=f"Leave {name} out, or train from fresh weights",
+            )
+    return replace(config, **{name: getattr(theirs, name) for name in names})
+
+
+def _is_bundle(path: str) -> bool:
+    return Path(path).is_dir()
+
+
+def _four_view(path: str) -> Bundle:
+    bundle = read_bundle(path)
+    if bundle.method != "four_view":
+        raise ConfigError(
+            "the weights are of another method", subject=path, expected="four_view", found=bundle.method
+        )
+    config = Config.from_dict(bundle.config)
+    if config.members > 1 or config.alone:
+        raise ConfigError(
+            "the bundle averages several classifiers, and a training goes on from one",
+            subject=path,
+            found=f"{config.members} and {config.alone} for exams that lack a view",
+            remedy="Name one of the bundles that it was made of",
+        )
+    return bundle
+
+
+def _patch_part(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(PATCH_PREFIX): value
+        for name, value in weights.items()
+        if name.startswith(PATCH_PREFIX)
+    }
+
+
+def _filled(net: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BundleError("the weights do not fit the net", subject=source, found=str(error)) from error
+
+
+def _begin_densenet(net: nn.Module, path: str) -> None:
+    """Weights of a DenseNet that learnt something else: all but its last layer."""
+    given = {canonical(name): value for name, value in plain_weights(path).items()}
+    wanted = net.state_dict()
+    kept = {name: value for name, value in given.items() if not name.startswith("classifier.")}
+    wrong = [
+        name
+        for name, value in wanted.items()
+        if not name.startswith("classifier.")
+        and not name.endswith("num_batches_tracked")
+        and (name not in kept or kept[name].shape != value.shape)
+    ]
+    if wrong:
+        raise BundleError(
+            "the weights do not fit the patch network",
+            subject=path,
+            expected="a DenseNet of the patch network's size",
+            found=f"{len(wrong)} tensors missing or of another shape, such as {wrong[0]}",
+        )
+    net.load_state_dict({name: kept.get(name, value) for name, value in wanted.items()})

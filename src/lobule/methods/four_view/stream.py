@@ -1,0 +1,93 @@
+"""Samples drawn by threads ahead of the training, each a function of its number alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from lobule.errors import CaseError, ConfigError, LobuleError, UsageError
+
+ATTEMPTS = 20
+"""Draws for one sample before the training gives up: each that cannot be read leads to the next."""
+
+Sample = TypeVar("Sample")
+Batch = TypeVar("Batch")
+
+
+class DrawnBatches(Generic[Sample, Batch]):
+    """Batches in order, a bounded number of them made ahead.
+
+    Sample `index` of a stage is `draw(index, rng)` with a generator seeded by (seed, stage, index, attempt),
+    so the stream is the same for any number of workers and goes on where it stood.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int, np.random.Generator], Sample],
+        collate: Callable[[Sequence[Sample]], Batch],
+        batch: int,
+        *,
+        seed: int,
+        stage: int,
+        workers: int = 1,
+        ahead: int = 4,
+    ) -> None:
+        self._draw, self._collate, self._batch = draw, collate, batch
+        self._seed, self._stage, self._ahead = seed, stage, max(ahead, 2 * workers)
+        self._next = 0
+        self._waiting: deque[Future[Batch]] = deque()
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="draw")
+
+    def __enter__(self) -> DrawnBatches[Sample, Batch]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._forget()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def __next__(self) -> Batch:
+        while len(self._waiting) < self._ahead:
+            first = (self._next + len(self._waiting)) * self._batch
+            self._waiting.append(self._threads.submit(self._made, first))
+        batch = self._waiting.popleft().result()
+        self._next += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        return {**self._own(), "next": self._next}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where another stream stood when it gave its `state`."""
+        own = self._own()
+        if (given := {name: state[name] for name in own}) != own:
+            raise ConfigError("the samples of another training", expected=str(own), found=str(given))
+        self._forget()
+        self._next = int(state["next"])
+
+    def _own(self) -> dict[str, Any]:
+        return {"seed": self._seed, "stage": self._stage, "batch": self._batch}
+
+    def _forget(self) -> None:
+        while self._waiting:
+            self._waiting.pop().cancel()
+
+    def _made(self, first: int) -> Batch:
+        return self._collate([self.sample(index) for index in range(first, first + self._batch)])
+
+    def sample(self, index: int) -> Sample:
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._draw(index, np.random.default_rng([self._seed, self._stage, index, attempt]))
+            except UsageError:
+                raise
+            except (LobuleError, OSError) as error:
+                last = error
+        raise CaseError(
+            f"{ATTEMPTS} draws in a row could not be read",
+            found=str(last),
+            remedy="Check the disk; training goes on from its last checkpoint with --resume",
+        )

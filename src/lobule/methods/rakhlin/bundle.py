@@ -1,0 +1,76 @@
+"""A trained model on disk and back: encoders as tensors, trees as LightGBM's own text, nothing pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lobule.bundles import Bundle, patient_hash, write_bundle
+from lobule.errors import BundleError
+from lobule.methods.rakhlin.config import Config
+from lobule.methods.rakhlin.encoders import Encoder, Plan, build, load_weights
+from lobule.methods.rakhlin.forests import Calibrator, Forests, read_forest, text_name
+from lobule.methods.rakhlin.predictor import RakhlinPredictor
+
+
+def save(
+    path: str | Path,
+    config: Config,
+    encoders: Sequence[Encoder],
+    texts: Mapping[str, str],
+    calibrator: Calibrator | None = None,
+    *,
+    patients: Sequence[str] = (),
+    metrics: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Bundle:
+    """Write a bundle; `texts` are the models by `text_name`, `patients` those it was trained on."""
+    calibration = None if calibrator is None else calibrator.to_list()
+    bundle = Bundle(
+        "rakhlin",
+        {**config.to_dict(), "calibration_curves": calibration, "seed": seed},
+        config.classes,
+        config.mpp or None,
+        metrics or {},
+        provenance or {},
+        tuple(patient_hash(patient) for patient in patients),
+    )
+    weights = {
+        f"{index}.{name}": tensor
+        for index, encoder in enumerate(encoders)
+        for name, tensor in encoder.trunk.state_dict().items()
+    }
+    return write_bundle(path, bundle, weights, texts)
+
+
+def load(bundle: Bundle, *, trust: bool = False) -> RakhlinPredictor:
+    """A bundle as a predictor; there is nothing in it that could run, so `trust` is not needed."""
+    facts = dict(bundle.config)
+    try:
+        curves, seed = facts.pop("calibration_curves"), int(facts.pop("seed"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError("model.json lacks a setting", subject=bundle.path, found=repr(error)) from error
+    config = Config.from_dict(facts)
+    weights = bundle.weights()
+    encoders = []
+    for index in range(len(config.encoders)):
+        encoder = build(Plan.of(config, index))
+        prefix = f"{index}."
+        own = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
+        load_weights(encoder, own, bundle.path)
+        encoders.append(encoder)
+    forests = {
+        set_.name: [
+            _forest(bundle, text_name(set_.name, model, fold)) for model, fold in config.boosting.models()
+        ]
+        for set_ in config.sets
+    }
+    calibrator = None if curves is None else Calibrator.from_list(curves)
+    return RakhlinPredictor(config, encoders, Forests(forests), calibrator, seed)
+
+
+def _forest(bundle: Bundle, name: str) -> Any:
+    place = bundle.file(name)
+    return read_forest(place.read_text(encoding="utf-8"), place)

@@ -1,0 +1,204 @@
+"""The settings of the method; the defaults are the paper's, and every ambiguity of it has a name here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+from lobule.errors import ConfigError
+from lobule.methods.rakhlin.boosting import BoostingConfig
+
+Recipe = Literal["full", "quick"]
+Stains = Literal["published", "corrected", "none"]
+Calibration = Literal["none", "platt", "isotonic"]
+Groups = Literal["patient", "site"]
+
+BACH = ("normal", "benign", "in situ", "invasive")
+"""The classes of the paper, in its order."""
+
+QUICK: Mapping[str, int] = {"augmentations": 4, "crops": 5}
+QUICK_BOOSTING: Mapping[str, int] = {"folds": 5, "seeds": 1}
+"""What the quick recipe has less of: 20 crops an image and set where the full one has 1,000."""
+
+
+@dataclass(frozen=True)
+class DescriptorSet:
+    """One set of descriptors: an encoder that sees crops of one size."""
+
+    name: str
+    """Names its column, its models and its scores."""
+    encoder: int
+    """Its place in `Config.encoders`."""
+    size: int
+    """Pixels a side of its crops."""
+    full: bool
+    """Crops of the image at twice the scale: the paper's text counts them, its code does not."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What decides a model."""
+
+    recipe: Recipe = "full"
+    """"quick" replaces what still has the full recipe's value: 4 augmentations, 5 crops, 5 folds, 1 seed."""
+    classes: tuple[str, ...] = ()
+    """Where empty, the labels of the cohort: the four of BACH in the paper's order, others sorted. The first
+    is what is not sought: on a slide it makes no findings."""
+    carcinoma: tuple[str, ...] = ("in situ", "invasive")
+    """Classes that are one side of the two-class reading, where the model has them all and others."""
+    operating_points: tuple[float, ...] = (0.33, 0.5)
+    """Thresholds on the carcinoma probability at which the report reads it: the published two."""
+
+    # images
+    mpp: float = 0.42
+    """µm/px at which images are taken, before `scale`; 0 takes them as they are, whatever their µm/px."""
+    scale: float = 0.5
+    """Images are resized by it, as OpenCV's INTER_CUBIC does; the paper halves."""
+    stains: Stains = "published"
+    """Macenko normalisation: byte for byte as published (truncated, the 1 once added left in), corrected
+    (rounded, taken off), or none."""
+    augmentations: int = 50
+    stain_range: tuple[float, float] = (0.7, 1.3)
+    """Hematoxylin and eosin are multiplied by uniform draws of this range; 1,1 leaves them alone."""
+    crops: int = 20
+    """Crops of each augmentation."""
+    sizes: tuple[int, ...] = (400, 650)
+    """Sides of the crops, in pixels after `scale`."""
+    full_scale: bool = False
+    """Also crops twice as large at twice the scale: 12 sets and 600 models, as the paper's text counts. Its
+    code and its results are the 6 sets and 300 models at half scale."""
+
+    # encoders
+    encoders: tuple[str, ...] = ("resnet50", "inception_v3", "vgg16")
+    """Nets of torchvision, `timm:NAME` or `tiny`; `NAME@layer+layer` names the layers that are pooled."""
+    weights: tuple[str, ...] = ("imagenet",)
+    """One an encoder, or one for all: "imagenet" (fetched), "random", or a file (safetensors or torch)."""
+    inputs: tuple[str, ...] = ()
+    """One an encoder: "torchvision", "caffe" (BGR less its means) or "tf" (-1..1). Where empty, "tf" for
+    inception_v3, and for others "torchvision", or "caffe" with `keras`."""
+    keras: bool = False
+    """Nets as the Keras of 2018 had them, for weights converted from it: in resnet50 other strides and first
+    pool, and a 7 × 7 average pool before the global one; in inception_v3 other borders of average pools."""
+    p_norm: int = 3
+    """Descriptors of the crops of an augmentation are pooled by this norm."""
+
+    # models
+    boosting: BoostingConfig = field(default_factory=BoostingConfig)
+    folds_by: Groups = "patient"
+    """What a fold keeps together: patients, or sites with all their patients."""
+    folds_file: str = ""
+    """Folds of an earlier training (its `folds.csv`) in place of new ones."""
+    calibration: Calibration = "none"
+    """Of the fused probabilities, each class against the rest, fitted on the out-of-fold predictions."""
+    attributions: int = 1
+    """Augmentations an image whose predictions are explained by encoder, layer and crop size; 0 for none."""
+    features: str = ""
+    """Folder of the feature cache; where empty, `features` beside the bundle."""
+
+    # scanning
+    scan_augmentations: int = 0
+    """Augmentations of a plain image when it is scanned; 0 is as many as in training."""
+    window: int = 1536
+    """Pixels a side, at `mpp`, of the square that one map cell of a slide is classified by."""
+    stride: int = 768
+    """Pixels between map cells."""
+    map_augmentations: int = 1
+    """Augmentations of each window of a slide."""
+    tissue_share: float = 0.1
+    """Cells with less tissue are not looked at."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("recipe", Recipe),
+            ("stains", Stains),
+            ("calibration", Calibration),
+            ("folds_by", Groups),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                expected = ", ".join(get_args(kind))
+                raise ConfigError(f"no {name} '{getattr(self, name)}'", expected=expected)
+        for name in ("augmentations", "crops", "p_norm", "window", "stride", "map_augmentations"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.scale <= 0 or self.mpp < 0 or not self.sizes or min(self.sizes) < 1 or not self.encoders:
+            raise ConfigError("scale, sizes and encoders must be positive and mpp not negative")
+        for name in ("weights", "inputs"):
+            if len(getattr(self, name)) not in (0, 1, len(self.encoders)):
+                raise ConfigError(
+                    f"{name} for {len(self.encoders)} encoders",
+                    expected=f"one, or {len(self.encoders)}",
+                    found=f"{len(getattr(self, name))}",
+                )
+        if len({set_.name for set_ in self.sets}) < len(self.sets):
+            raise ConfigError("two encoders, or two sizes, are the same", found=", ".join(self.encoders))
+
+    def settled(self) -> Config:
+        """The recipe's numbers in place."""
+        if self.recipe == "full":
+            return self
+        plain, plain_boosting = Config(), BoostingConfig()
+        quick = {name: n for name, n in QUICK.items() if getattr(self, name) == getattr(plain, name)}
+        fewer = {
+            name: n
+            for name, n in QUICK_BOOSTING.items()
+            if getattr(self.boosting, name) == getattr(plain_boosting, name)
+        }
+        return replace(self, **quick, boosting=replace(self.boosting, **fewer))  # type: ignore[arg-type]
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The scales at which an image is prepared."""
+        return (self.scale, 2 * self.scale) if self.full_scale else (self.scale,)
+
+    @property
+    def sets(self) -> tuple[DescriptorSet, ...]:
+        """Encoder by encoder, the smallest crops first."""
+        return tuple(
+            DescriptorSet(
+                f"{plain_name(encoder)}-{size * (1 + full)}{'-full' * full}", index, size * (1 + full), full
+            )
+            for index, encoder in enumerate(self.encoders)
+            for full in ((False, True) if self.full_scale else (False,))
+            for size in sorted(self.sizes)
+        )
+
+    def weights_of(self, encoder: int) -> str:
+        return (self.weights or ("imagenet",))[encoder if len(self.weights) > 1 else 0]
+
+    def input_of(self, encoder: int) -> str:
+        if self.inputs:
+            return self.inputs[encoder if len(self.inputs) > 1 else 0]
+        if self.encoders[encoder].partition("@")[0] == "inception_v3":
+            return "tf"
+        return "caffe" if self.keras else "torchvision"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Config:
+        known = {item.name for item in fields(cls)}
+        if unknown := sorted(set(facts) - known):
+            raise ConfigError(f"no setting '{unknown[0]}' in rakhlin", expected=", ".join(sorted(known)))
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in facts.items()}
+        try:
+            for name, number in (("sizes", int), ("stain_range", float), ("operating_points", float)):
+                if name in values:
+                    values[name] = tuple(number(value) for value in values[name])
+        except ValueError as error:
+            raise ConfigError(f"{name} must be numbers", found=str(error)) from None
+        if len(values.get("stain_range", (0, 0))) != 2:
+            raise ConfigError("stain_range is two numbers", found=str(values["stain_range"]))
+        if isinstance(given := values.get("boosting"), Mapping):
+            names = {item.name for item in fields(BoostingConfig)}
+            if strange := sorted(set(given) - names):
+                raise ConfigError(f"no setting 'boosting.{strange[0]}'", expected=", ".join(sorted(names)))
+            values["boosting"] = BoostingConfig(**given)
+        return cls(**values)
+
+
+def plain_name(encoder: str) -> str:
+    """An encoder's name as files and columns can have it."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", encoder).strip("_")

@@ -1,0 +1,227 @@
+"""From an image to its descriptors: prepared once while reading, then augmented, cropped and encoded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lobule.cohort import Case
+from lobule.color import DensityTables, augment_stains, stain_change
+from lobule.engines.passes import Batch, EngineSettings, Pixels
+from lobule.engines.placement import activation_bytes, placed
+from lobule.errors import ConfigError
+from lobule.files import fingerprint
+from lobule.geometry import Box, Lattice, Size
+from lobule.methods.rakhlin.config import Config, DescriptorSet
+from lobule.methods.rakhlin.crops import (
+    draw_crop,
+    draw_stains,
+    generator_of,
+    prepared,
+    rescaled_sides,
+)
+from lobule.methods.rakhlin.encoders import Encoder, faster, scaled
+from lobule.slides.slide import Slide
+
+HEADROOM = 2.0
+"""Bytes really taken over the bytes of the largest layer: a convolution's own scratch space."""
+MOST_PIXELS = {"cpu": 1 << 20}
+"""Pixels in a net at once, by device: more crops gain nothing on a CPU, and take memory."""
+MANY_PIXELS = 1 << 24
+
+
+class PreparedImage:
+    """An image as the encoders take it: each scale resized and normalised, pixels of all in one row.
+
+    With `keep` the last box stays: all augmentations of a plain image are made of one.
+    """
+
+    def __init__(self, slide: Slide, config: Config, *, keep: bool) -> None:
+        self._slide, self._config, self._keep = slide, config, keep
+        self._lock = threading.Lock()
+        self._kept: tuple[Box, Pixels, bool] | None = None
+
+    @property
+    def size(self) -> Size:
+        return self._slide.size
+
+    def lattice(
+        self, *, mpp: float | None = None, level: int | None = None, upsample: bool = False
+    ) -> Lattice:
+        return self._slide.lattice(mpp=mpp, level=level, upsample=upsample)
+
+    def read_lattice(self, lattice: Lattice, box: Box) -> Pixels:
+        return self.read(lattice, box)[0]
+
+    def read(self, lattice: Lattice, box: Box) -> tuple[Pixels, bool]:
+        """(1, pixels of all scales, 3), and whether the stains of any could not be normalised."""
+        if not self._keep:
+            return self._made(lattice, box)
+        with self._lock:
+            if self._kept is None or self._kept[0] != box:
+                self._kept = (box, *self._made(lattice, box))
+            return self._kept[1:]
+
+    def _made(self, lattice: Lattice, box: Box) -> tuple[Pixels, bool]:
+        rgb = self._slide.read_lattice(lattice, box)
+        made = [prepared(rgb, scale, self._config.stains) for scale in self._config.scales]
+        degenerate = self._config.stains != "none" and any(one.degenerate for one in made)
+        return np.concatenate([one.rgb.reshape(-1, 3) for one in made])[None], degenerate
+
+
+def sides_of(config: Config, box: Box) -> NDArray[np.int64]:
+    """(scales, 2): height and width of what a box becomes at each scale."""
+    return np.array([rescaled_sides(box.height, box.width, scale) for scale in config.scales], np.int64)
+
+
+def image_key(case: Case) -> str:
+    """What the random draws of an image hang on: its content, and the place where it is a region."""
+    assert case.path is not None, "images and slides have a file"
+    return f"{fingerprint(case.path)} {case.l0_box or ''}"
+
+
+def drawn(
+    config: Config,
+    sets: Sequence[DescriptorSet],
+    places: Sequence[tuple[str, int]],
+    sides: NDArray[np.int64],
+    seed: int,
+    subject: object,
+) -> dict[str, NDArray[np.generic]]:
+    """What chance decides of each field, for `forward`: stain factors, crops, and the sides of the image.
+
+    A field is a place, (key, augmentation); each set draws from a generator of its own.
+    """
+    stains = np.empty((len(places), len(sets), 2))
+    crops = np.empty((len(places), len(sets), config.crops, 5), np.int32)
+    for row, (key, augmentation) in enumerate(places):
+        for column, set_ in enumerate(sets):
+            rng = generator_of(seed, key, set_.name, augmentation)
+            stains[row, column] = draw_stains(rng, config.stain_range)
+            height, width = (int(side) for side in sides[int(set_.full)])
+            for number in range(config.crops):
+                crop = draw_crop(rng, height, width, set_.size, subject)
+                crops[row, column, number] = (
+                    crop.top, crop.left, crop.quarter_turns, crop.flip_vertical, crop.flip_horizontal,
+                )  # fmt: skip
+    return {"stains": stains, "crops": crops, "sides": np.repeat(sides[None], len(places), axis=0)}
+
+
+class Describer:
+    """Encoders on a device: batches of prepared images in, one descriptor a field and set out."""
+
+    def __init__(self, config: Config, encoders: Mapping[int, Encoder]) -> None:
+        self.config, self.encoders = config, dict(encoders)
+        self.sets = tuple(set_ for set_ in config.sets if set_.encoder in encoders)
+        self._plain = {index: faster(encoder) for index, encoder in encoders.items()}
+        self._placed: dict[int, nn.Module] = {}
+        self._engine = EngineSettings()
+        self._largest = max(set_.size for set_ in self.sets)
+
+    def settle(self, engine: EngineSettings, room: int) -> EngineSettings:
+        """As many crops at once as fit into `room` bytes; `engine.batch` counts crops of the largest size."""
+        need = max(HEADROOM * self._bytes_of(set_) for set_ in self.sets)
+        pixels = MOST_PIXELS.get(engine.device.partition(":")[0], MANY_PIXELS)
+        most = min(int(room / need), pixels // self._largest**2)
+        return replace(engine, batch=max(1, most))
+
+    def _bytes_of(self, set_: DescriptorSet) -> int:
+        encoder = self.encoders[set_.encoder]
+        try:
+            return activation_bytes(encoder, set_.size, set_.size)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{encoder.plan.name} cannot take crops of {set_.size} px",
+                found=str(error).splitlines()[0],
+                remedy="Choose other sizes: --set sizes=400,650",
+            ) from error
+
+    def place(self, engine: EngineSettings) -> None:
+        self._engine = engine
+        self._placed = {index: placed(net, engine) for index, net in self._plain.items()}
+
+    def sample(self, engine: EngineSettings) -> Batch:
+        """Crops of the largest size for every encoder, for measuring the nets alone."""
+        side = self._largest
+        pixels = np.random.default_rng(0).integers(0, 256, (engine.batch, side, side, 3), np.uint8)
+        return Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
+
+    def encode_sample(self, batch: Batch) -> dict[str, Tensor]:
+        return {str(index): self._encoded(index, batch.pixels) for index in self._placed}
+
+    def describe(self, batch: Batch) -> dict[str, Tensor]:
+        """Prepared images (fields, 1, pixels, 3) to descriptors (fields, d) of each set, on the CPU."""
+        fields = len(batch.pixels)
+        stains, crops = batch.params["stains"].tolist(), batch.params["crops"].tolist()
+        images = [_images(batch.pixels[n], batch.params["sides"][n].tolist()) for n in range(fields)]
+        found = {}
+        for column, set_ in enumerate(self.sets):
+            cut = [
+                cropped(image, set_.size, *crop)
+                for n in range(fields)
+                for image in [self._stained(images[n][int(set_.full)], stains[n][column])]
+                for crop in crops[n][column]
+            ]
+            features = self._encoded(set_.encoder, torch.stack(cut)).cpu().double()
+            of_fields = features.view(fields, -1, features.shape[1])
+            found[set_.name] = torch.stack([pooled(one, self.config.p_norm) for one in of_fields]).float()
+        return found
+
+    def _stained(self, image: Tensor, factors: Sequence[float]) -> Tensor:
+        if self.config.stain_range == (1.0, 1.0):
+            return image
+        return stained(image, *factors)
+
+    def _encoded(self, encoder: int, crops: Tensor) -> Tensor:
+        net, plan, engine = self._placed[encoder], self.encoders[encoder].plan, self._engine
+        dtype = torch.bfloat16 if engine.precision == "bfloat16" else torch.float32
+        at_once = int(engine.batch * (self._largest / crops.shape[1]) ** 2)
+        parts = [net(scaled(part, plan, dtype)).float() for part in crops.split(at_once)]
+        return torch.cat(parts)
+
+
+def _images(pixels: Tensor, sides: Sequence[Sequence[int]]) -> list[Tensor]:
+    """A row of pixels as the images, one a scale, that it holds."""
+    counts = [height * width for height, width in sides]
+    parts = pixels[0].split(counts)
+    return [part.view(height, width, 3) for part, (height, width) in zip(parts, sides, strict=True)]
+
+
+def stained(image: Tensor, hematoxylin: float, eosin: float) -> Tensor:
+    """`color.augment_stains` where the image is; the same bytes on any device."""
+    if image.device.type == "cpu":
+        return torch.from_numpy(augment_stains(image.numpy(), hematoxylin, eosin))
+    return stained_by_tables(image, hematoxylin, eosin)
+
+
+def stained_by_tables(image: Tensor, hematoxylin: float, eosin: float) -> Tensor:
+    """The same by tensors: the products of the same table entries in the same order."""
+    tables = DensityTables.of(stain_change(hematoxylin, eosin))
+    light: Tensor | None = None
+    for channel, table in enumerate((tables.red, tables.green, tables.blue)):
+        factors = torch.from_numpy(np.ascontiguousarray(table[:, :3])).to(image.device)
+        part = factors[image[..., channel].int()]
+        light = part if light is None else light.mul_(part)
+    assert light is not None
+    return light.sub_(1).clamp_(0, 255).to(torch.uint8)
+
+
+def cropped(
+    image: Tensor, size: int, top: int, left: int, quarter_turns: int, flip_down: int, flip_across: int
+) -> Tensor:
+    """`crops.Crop.of` of a tensor."""
+    crop = torch.rot90(image[top : top + size, left : left + size], quarter_turns, (0, 1))
+    axes = [axis for axis, flipped in enumerate((flip_down, flip_across)) if flipped]
+    return crop.flip(axes) if axes else crop
+
+
+def pooled(features: Tensor, p: int) -> Tensor:
+    """`crops.p_norm` of a tensor (crops, d), with the signed root."""
+    means = (features**p).mean(dim=0)
+    return means.sign() * means.abs() ** (1.0 / p)

@@ -1,0 +1,259 @@
+"""Encoders: nets without their heads, whose feature maps are averaged into one descriptor a crop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from lobule.bundles import plain_weights
+from lobule.errors import ConfigError, ModelError
+from lobule.methods.rakhlin.config import Config
+from lobule.nets.inference import for_inference
+from lobule.nets.scaling import InputScaling
+from lobule.nets.tiny import tiny
+from lobule.nets.vgg import he_normal
+
+TAPS: dict[str, tuple[str, ...]] = {
+    "resnet50": ("layer4",),
+    "inception_v3": ("Mixed_7c",),
+    "vgg16": ("features.8", "features.15", "features.22", "features.29"),
+    "squeezenet1_1": ("features.12",),
+}
+"""Encoder → the layers that are averaged and joined; of VGG-16 the last convolution of blocks 2 to 5."""
+
+INPUTS: dict[str, tuple[InputScaling, bool]] = {
+    "torchvision": (InputScaling(), False),
+    "caffe": (InputScaling((103.939 / 255, 116.779 / 255, 123.68 / 255), (1 / 255,) * 3), True),
+    "tf": (InputScaling((0.5,) * 3, (0.5,) * 3), False),
+}
+"""Name → how pixels become what the net takes, and whether that is BGR (the scaling then is in its order)."""
+
+KERAS_POOL = 7
+KERAS_EPSILON = 1e-3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an encoder is built of, apart from its weights."""
+
+    name: str
+    input: str = "torchvision"
+    keras: bool = False
+
+    @classmethod
+    def of(cls, config: Config, index: int) -> Plan:
+        return cls(config.encoders[index], config.input_of(index), config.keras)
+
+
+class Encoder(nn.Module):
+    """A trunk whose feature maps (one a tap) are averaged over places and joined."""
+
+    def __init__(self, trunk: nn.Module, plan: Plan, taps: Sequence[str]) -> None:
+        super().__init__()
+        self.trunk, self.plan, self.taps = trunk, plan, tuple(taps)
+        if plan.input not in INPUTS:
+            raise ConfigError(f"no input '{plan.input}'", expected=", ".join(INPUTS))
+        self.first_pool = KERAS_POOL if plan.keras and plan.name.startswith("resnet") else 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scaled pixels (N, 3, H, W) to descriptors (N, d)."""
+        return torch.cat([self._averaged(maps) for maps in self._maps(x)], dim=1)
+
+    def widths(self) -> tuple[int, ...]:
+        """How many numbers of a descriptor each tap gives, found without a crop that is large."""
+        device = next(self.parameters()).device
+        with torch.inference_mode():
+            maps = self.eval()._maps(torch.zeros(1, 3, 256, 256, device=device))
+        return tuple(int(one.shape[1]) for one in maps)
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        found = self.trunk(x)
+        return list(found.values()) if isinstance(found, Mapping) else [found]
+
+    def _averaged(self, maps: Tensor) -> Tensor:
+        if maps.ndim == 2:  # a net that pools by a rule of its own
+            return maps
+        if self.first_pool:
+            maps = F.avg_pool2d(maps, self.first_pool)
+        return maps.mean(dim=(2, 3))
+
+
+def scaled(pixels: Tensor, plan: Plan, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 RGB (N, H, W, 3) as an encoder takes it: (N, 3, H, W), channels last in memory."""
+    scaling, bgr = INPUTS[plan.input]
+    return scaling.apply(pixels.flip(-1) if bgr else pixels, dtype)
+
+
+def faster(encoder: Encoder) -> Encoder:
+    """The same encoder for running only: norms folded into convolutions, where it can be traced."""
+    try:
+        trunk: nn.Module = for_inference(encoder.trunk)
+    except (ModelError, RuntimeError, TypeError):
+        trunk = encoder.trunk
+    return Encoder(trunk, encoder.plan, encoder.taps).eval()
+
+
+# -- building -----------------------------------------------------------------------------------------------
+
+
+def build(plan: Plan, seed: int = 0) -> Encoder:
+    """An encoder with fresh weights."""
+    torch.manual_seed(seed)
+    name, _, named = plan.name.partition("@")
+    taps = tuple(named.split("+")) if named else TAPS.get(name, ())
+    if name == "tiny":
+        net: nn.Module = nn.Sequential(*list(tiny(2).children())[:-2])
+    elif name.startswith("timm:"):
+        net = _timm(name.removeprefix("timm:"))
+    else:
+        with torch.device("meta"):  # most of a VGG is a head that is about to be cut off
+            net = _torchvision(name)
+        if not _can_begin(net):
+            net = _torchvision(name)
+        taps = taps or tuple(part for part in ("layer4", "features") if hasattr(net, part))[:1]
+        if not taps:
+            raise ConfigError(
+                f"nobody knows which layer of {name} to take", remedy=f"Name it: {name}@LAYER, or {name}@A+B"
+            )
+    if plan.keras:
+        _as_keras_had_it(net, name)
+    trunk = _tapped(net, taps, name) if taps else net
+    if plan.keras and name == "inception_v3":
+        _leave_borders_out(trunk)
+    if next(trunk.parameters()).is_meta:
+        trunk.to_empty(device="cpu")
+        for module in trunk.modules():
+            begin: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+            if begin is not None:
+                begin()
+    return Encoder(trunk, plan, taps).eval()
+
+
+def _can_begin(net: nn.Module) -> bool:
+    """Whether every part of a net that has numbers of its own can set them itself."""
+    return all(
+        hasattr(module, "reset_parameters")
+        for module in net.modules()
+        if [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    )
+
+
+def _torchvision(name: str) -> nn.Module:
+    from torchvision.models import get_model, list_models
+
+    if name not in list_models():
+        raise ConfigError(f"no encoder '{name}'", expected="a net of torchvision, timm:NAME, or tiny")
+    more = {"aux_logits": False, "init_weights": False} if name in ("inception_v3", "googlenet") else {}
+    net: nn.Module = get_model(name, weights=None, **more)
+    return net
+
+
+def _timm(name: str) -> nn.Module:
+    from timm import create_model, is_model
+
+    if not is_model(name):
+        raise ConfigError(f"timm has no model '{name}'", remedy="See timm.list_models()")
+    net: nn.Module = create_model(name, pretrained=False, num_classes=0)
+    return net
+
+
+def _tapped(net: nn.Module, taps: Sequence[str], name: str) -> nn.Module:
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    try:
+        tapped: nn.Module = create_feature_extractor(net.eval(), {tap: tap for tap in taps})
+    except (ValueError, fx.proxy.TraceError) as error:
+        raise ConfigError(
+            f"{name} has not the layers {', '.join(taps)}", found=str(error).splitlines()[0]
+        ) from error
+    return tapped
+
+
+def _as_keras_had_it(net: nn.Module, name: str) -> None:
+    """Keras's ResNet-50 of 2018: its stages shrink in their first 1 × 1, its first pool has no border."""
+    if name in ("vgg16", "vgg19", "inception_v3"):
+        return
+    if name != "resnet50":
+        raise ConfigError(
+            f"the Keras conventions of {name} are not known", expected="resnet50, inception_v3, vgg16, vgg19"
+        )
+    parts: Any = net
+    for stage in (parts.layer2, parts.layer3, parts.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, (1, 1)
+    parts.maxpool.padding = 0
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = KERAS_EPSILON
+
+
+def _leave_borders_out(trunk: nn.Module) -> None:
+    """Average pools that do not count their zero borders, as TensorFlow's."""
+    assert isinstance(trunk, fx.GraphModule)
+    for node in trunk.graph.nodes:
+        if node.op == "call_function" and node.target is F.avg_pool2d:
+            node.kwargs = {**node.kwargs, "count_include_pad": False}
+    trunk.recompile()
+
+
+# -- weights ------------------------------------------------------------------------------------------------
+
+
+def pretrained(plan: Plan, weights: str, seed: int = 0) -> Encoder:
+    """An encoder with the weights that a setting names."""
+    encoder = build(plan, seed)
+    if weights == "random" or (weights == "imagenet" and plan.name == "tiny"):
+        he_normal(encoder)
+        return encoder
+    if weights == "imagenet":
+        if plan.keras:
+            raise ConfigError(
+                "the Keras conventions need weights converted from Keras",
+                remedy="Give their files: --set weights=resnet50.safetensors,…",
+            )
+        load_weights(encoder, _fetched(plan.name.partition("@")[0]), plan.name)
+    else:
+        load_weights(encoder, plain_weights(weights), weights)
+    return encoder
+
+
+def load_weights(encoder: Encoder, weights: Mapping[str, Tensor], source: object) -> None:
+    """Put a checkpoint of the whole net, or of its trunk, into an encoder; its head is not asked for."""
+    own = encoder.trunk.state_dict()
+    for name, tensor in own.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if name not in weights or weights[name].shape != tensor.shape:
+            found = tuple(weights[name].shape) if name in weights else "nothing"
+            raise ModelError(
+                f"these are not the weights of {encoder.plan.name}",
+                subject=source,
+                expected=f"{name} of shape {tuple(tensor.shape)}",
+                found=str(found),
+            )
+    encoder.trunk.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
+
+
+def _fetched(name: str) -> Mapping[str, Tensor]:
+    """ImageNet weights as torchvision and timm publish them; nothing in them is run."""
+    try:
+        if name.startswith("timm:"):
+            from timm import create_model
+
+            net: nn.Module = create_model(name.removeprefix("timm:"), pretrained=True, num_classes=0)
+            return net.state_dict()
+        from torchvision.models import get_model_weights
+
+        first = next(iter(get_model_weights(name)))
+        state: Mapping[str, Tensor] = first.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        return state
+    except Exception as error:  # what a download raises is not documented
+        raise ConfigError(
+            f"the ImageNet weights of {name} cannot be fetched",
+            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            remedy="Give their files, one an encoder: --set weights=A.safetensors,B.safetensors",
+        ) from error

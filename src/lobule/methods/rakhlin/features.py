@@ -1,0 +1,186 @@
+"""Descriptors of a whole cohort, made by the scanner: kept by content, taken up where they were left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lobule.cohort import Case, Cohort
+from lobule.engines.cases import Progress
+from lobule.engines.passes import Batch, EngineSettings, ImageSource, OpenCase, Pass, ScanOptions, Store
+from lobule.engines.scan import Machine, scan
+from lobule.engines.train import FitProgress
+from lobule.errors import LobuleError
+from lobule.methods.rakhlin.config import Config, plain_name
+from lobule.methods.rakhlin.describe import Describer, image_key
+from lobule.methods.rakhlin.encoders import Encoder
+from lobule.methods.rakhlin.predictor import SAMPLE, Framed, frame_of, open_image
+from lobule.results.folder import Results, open_results
+from lobule.results.result import Result
+from lobule.slides.slide import Slide
+
+FORMAT = 1
+"""Part of the key of every cache; raised whenever descriptors would come out otherwise."""
+TABLE = "descriptors"
+
+
+class FeaturePredictor:
+    """One encoder for the scanner: a table of descriptors an image, one row an augmentation."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, config: Config, index: int, encoder: Encoder, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self.describer = Describer(config, {index: encoder})
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        return {"slide": open_image(case, options)}
+
+    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        return self.describer.settle(engine, room)
+
+    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+        self.describer.place(engine)
+
+    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+        return SAMPLE, self.describer.sample(engine)
+
+    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+        slide = case.images["slide"]
+        assert isinstance(slide, Slide)
+        lattice, box = frame_of(slide, case.case, self.config, case.options.upsample)
+        framed = Framed(case.case, slide, lattice, box, self.config, self.seed)
+        pass_, degenerate = framed.image_pass(TABLE, self.describer, self.config.augmentations)
+        yield pass_
+        return Result({}, facts={"stains_normalised": not degenerate})
+
+    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
+        if name == SAMPLE:
+            return self.describer.encode_sample(batch)
+        return self.describer.describe(batch)
+
+
+@dataclass(frozen=True)
+class Described:
+    """Descriptors of a cohort by one encoder, on disk."""
+
+    results: Results
+    ids: Mapping[str, str]
+    """Case → its name in the cache."""
+    lost: Mapping[str, str]
+    """Case → why it has no descriptors."""
+
+    def of(self, case: str, set_name: str) -> NDArray[np.float32]:
+        """(augmentations, d)."""
+        table = self.results.case_folder(self.ids[case]).tables[TABLE]
+        found: NDArray[np.float32] = table.read([set_name])[set_name].astype(np.float32, copy=False)
+        return found
+
+    def normalised(self, case: str) -> bool:
+        """Whether the stains of a case could be normalised."""
+        result = self.results.case_folder(self.ids[case]).result
+        return result is None or bool(result.get("stains_normalised", True))
+
+
+def described(
+    config: Config,
+    index: int,
+    encoder: Encoder,
+    cohort: Cohort,
+    folder: Path,
+    machine: Machine,
+    seed: int,
+    progress: FitProgress,
+) -> Described:
+    """Descriptors of every image of a cohort; only what the cache does not hold is computed.
+
+    The cache is keyed by what makes descriptors (weights, images' content, augmentation, precision), so
+    neither new names nor other parameters of the boosting compute anything again.
+    """
+    ids, unreadable = _content_names(cohort)
+    by_id = {ids[case.id]: replace(case, id=ids[case.id]) for case in cohort if case.id in ids}
+    facts = what_makes(config, index, encoder, machine.precision, seed)
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    place = folder / f"{plain_name(config.encoders[index])}-{key[:16]}"
+    told = _Told(progress, config.encoders[index], len(by_id))
+    predictor = FeaturePredictor(config, index, encoder, seed)
+    bundle = {"method": "rakhlin features", "fingerprint": key, "makes": facts}
+    options = ScanOptions(tissue=None)
+    todo = Cohort(tuple(by_id.values()))
+    report = scan(predictor, bundle, todo, place, options, machine, retry_failed=True, progress=told)
+    partial = dict.fromkeys(report.partial, "some of its augmentations could not be computed")
+    causes = {**partial, **report.failed}
+    lost = unreadable | {case: causes[name] for case, name in ids.items() if name in causes}
+    return Described(open_results(place), ids, lost)
+
+
+def what_makes(config: Config, index: int, encoder: Encoder, precision: str, seed: int) -> dict[str, Any]:
+    """Everything beside the images that decides descriptors."""
+    return {
+        "format": FORMAT,
+        "encoder": config.encoders[index],
+        "weights": weights_hash(encoder),
+        "input": encoder.plan.input,
+        "keras": encoder.plan.keras,
+        "sets": [[s.name, s.size, s.full] for s in config.sets if s.encoder == index],
+        "precision": precision,
+        "seed": seed,
+        **{
+            name: getattr(config, name)
+            for name in ("mpp", "scale", "stains", "augmentations", "crops", "p_norm")
+        },
+        "stain_range": list(config.stain_range),
+    }
+
+
+def weights_hash(encoder: Encoder) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.trunk.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _content_names(cohort: Cohort) -> tuple[dict[str, str], dict[str, str]]:
+    """Case → a name made of its content; and of those whose file cannot be read, why."""
+    names, unreadable = {}, {}
+    for case in cohort:
+        try:
+            key = f"{image_key(case)} {case.mpp}"
+        except LobuleError as error:
+            unreadable[case.id] = str(error)
+            continue
+        names[case.id] = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return names, unreadable
+
+
+class _Told(Progress):
+    """A scan's progress, told as that of the training."""
+
+    def __init__(self, training: FitProgress, encoder: str, images: int) -> None:
+        super().__init__()
+        self._training, self._encoder, self._images = training, encoder, images
+        self.finished = _Noticed(self._tell)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._training.stage = f"{self._encoder}: {len(self.finished)} of {self._images} images described"
+
+
+class _Noticed(dict[str, str]):
+    """A dictionary that says when something is put in."""
+
+    def __init__(self, tell: Any) -> None:
+        super().__init__()
+        self._said = tell
+
+    def __setitem__(self, key: str, value: str) -> None:
+        super().__setitem__(key, value)
+        self._said()

@@ -1,0 +1,86 @@
+"""The boosted trees of every set, and the calibration that may follow their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightgbm
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.errors import BundleError
+from lobule.measures.calibration import Isotonic, Platt, fit_isotonic, fit_platt
+
+
+def text_name(set_name: str, seed: int, fold: int) -> str:
+    """The file of a model."""
+    return f"{set_name}-s{seed}-f{fold}.txt"
+
+
+def read_forest(text: str, subject: object) -> lightgbm.Booster:
+    """A model from its text. LightGBM ends the process, or reads nonsense, on a text that is cut short."""
+    if not text.startswith("tree") or "end of trees" not in text:
+        raise BundleError("not a whole LightGBM model", subject=subject)
+    try:
+        return lightgbm.Booster(model_str=text)
+    except lightgbm.basic.LightGBMError as error:
+        raise BundleError("LightGBM cannot read the model", subject=subject, found=str(error)) from error
+
+
+def predicted(forest: lightgbm.Booster, rows: NDArray[Any]) -> NDArray[np.float64]:
+    """(rows, classes) probabilities of one model."""
+    return np.asarray(forest.predict(rows, num_threads=1), np.float64)
+
+
+@dataclass(frozen=True)
+class Forests:
+    """Set → its models, all seeds and folds of it."""
+
+    of_set: Mapping[str, Sequence[lightgbm.Booster]]
+
+    def predict(self, set_name: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(rows, classes): the mean over the models of a set, as images that no fold held are read."""
+        said = [predicted(forest, rows) for forest in self.of_set[set_name]]
+        mean: NDArray[np.float32] = np.mean(said, axis=0).astype(np.float32)
+        return mean
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """Each class against the rest, then all over their sum."""
+
+    curves: tuple[Platt | Isotonic | None, ...]
+    """None leaves a class as it is: one that never occurred, or always."""
+
+    def __call__(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(..., classes) to (..., classes)."""
+        columns = [
+            probabilities[..., n] if curve is None else curve(probabilities[..., n])
+            for n, curve in enumerate(self.curves)
+        ]
+        found = np.clip(np.stack(columns, axis=-1), 1e-9, None)
+        return np.asarray(found / found.sum(axis=-1, keepdims=True))
+
+    def to_list(self) -> list[dict[str, Any] | None]:
+        return [None if curve is None else curve.to_dict() for curve in self.curves]
+
+    @classmethod
+    def from_list(cls, stored: Sequence[Mapping[str, Any] | None]) -> Calibrator:
+        try:
+            return cls(tuple(None if facts is None else _curve(facts) for facts in stored))
+        except (KeyError, TypeError) as error:
+            raise BundleError("a calibration that cannot be used", found=repr(stored)) from error
+
+
+def _curve(facts: Mapping[str, Any]) -> Platt | Isotonic:
+    if facts["kind"] == "platt":
+        return Platt(float(facts["slope"]), float(facts["intercept"]))
+    return Isotonic(tuple(facts["scores"]), tuple(facts["probabilities"]))
+
+
+def fit_calibrator(kind: str, labels: NDArray[np.intp], probabilities: NDArray[np.float64]) -> Calibrator:
+    """ "platt" or "isotonic", on probabilities (images, classes) that the images had no part in."""
+    fit = fit_platt if kind == "platt" else fit_isotonic
+    return Calibrator(tuple(fit(labels == n, probabilities[:, n]) for n in range(probabilities.shape[1])))

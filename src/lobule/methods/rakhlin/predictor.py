@@ -1,0 +1,260 @@
+"""The classifier for the scanner: class probabilities of images and regions, and their map over a slide."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lobule.cohort import Case
+from lobule.engines.passes import (
+    Batch,
+    EngineSettings,
+    Fields,
+    ImageSource,
+    OpenCase,
+    Pass,
+    ScanOptions,
+    Store,
+    TableSpec,
+    map_pass,
+)
+from lobule.errors import CaseError
+from lobule.findings import components
+from lobule.geometry import Box, Lattice
+from lobule.grid import MapGrid, share_in_cells
+from lobule.methods.rakhlin.config import Config
+from lobule.methods.rakhlin.describe import Describer, PreparedImage, drawn, image_key, sides_of
+from lobule.methods.rakhlin.encoders import Encoder
+from lobule.methods.rakhlin.forests import Calibrator, Forests
+from lobule.methods.rakhlin.fusion import merged
+from lobule.results.maps import MapReader
+from lobule.results.result import Result
+from lobule.results.tables import TableReader
+from lobule.slides.slide import Slide, open_slide
+from lobule.stitch import State
+from lobule.units import Mpp
+
+MAX_WHOLE = 1 << 25
+"""Pixels of an image (or region) that is classified as one; a larger one gets a map, as a slide."""
+FINDING = 0.5
+IMAGE, MAP, SAMPLE = "augmentations", "map", "sample"
+CARCINOMA = "carcinoma"
+UNNORMALISED = (
+    "hardly any tissue, or a single stain: its stains could not be normalised, and it is used as it is"
+)
+
+
+def open_image(case: Case, options: ScanOptions) -> Slide:
+    assert case.path is not None, "images and slides have a file"
+    return open_slide(case.path, mpp=case.mpp or options.mpp)
+
+
+def frame_of(slide: Slide, case: Case, config: Config, upsample: bool) -> tuple[Lattice, Box]:
+    """The lattice that a case is read on, and the box of it that is the case."""
+    lattice = slide.lattice(mpp=config.mpp, upsample=upsample) if config.mpp else slide.lattice(level=0)
+    box = Box(0, 0, *lattice.size) if case.l0_box is None else lattice.of_l0(case.l0_box)
+    return lattice, box
+
+
+@dataclass(frozen=True, eq=False)
+class Framed:
+    """A case with its pixels in reach and what its random draws hang on."""
+
+    case: Case
+    slide: Slide
+    lattice: Lattice
+    box: Box
+    config: Config
+    seed: int
+
+    def is_whole(self) -> bool:
+        """Whether it is classified as one image."""
+        if self.case.kind == "slide":
+            return max(self.box.width, self.box.height) <= 2 * self.config.window
+        return self.box.size.area <= MAX_WHOLE
+
+    def image_pass(self, name: str, describer: Describer, augmentations: int) -> tuple[Pass, bool]:
+        """One field an augmentation of the whole image, and whether its stains could not be normalised."""
+        if self.box.size.area > MAX_WHOLE:
+            raise CaseError(
+                f"an image of {self.box.size} is too large to be classified as one",
+                subject=self.case.path,
+                expected=f"at most {MAX_WHOLE >> 20} Mpixel",
+                remedy="Cut it into regions (x, y, w, h in the manifest)",
+            )
+        source = PreparedImage(self.slide, self.config, keep=True)
+        sides = sides_of(self.config, self.box)
+        key = image_key(self.case)
+        places = [(key, number) for number in range(augmentations)]
+        params = drawn(self.config, describer.sets, places, sides, self.seed, self.case.path)
+        _, degenerate = source.read(self.lattice, self.box)
+        row = [self.box.x, self.box.y, self.box.width, self.box.height]
+        fields = self._fields(np.array([row] * augmentations, np.int64), sides, params)
+        return Pass(name, fields, TableSpec(part_rows=5), batch=1, sources={"slide": source}), degenerate
+
+    def map_of(self, describer: Describer, grid: MapGrid, wanted: NDArray[np.bool_], batch: int) -> Pass:
+        """One field a window (and as many as it has augmentations, in one)."""
+        made = map_pass(MAP, grid, self.config.classes, wanted, ~wanted, batch=batch)
+        places = made.fields.places
+        assert places is not None
+        source = PreparedImage(self.slide, self.config, keep=False)
+        sides = sides_of(self.config, Box(0, 0, grid.window, grid.window))
+        key = image_key(self.case)
+        keyed = [
+            (f"{key} {row},{column}", number)
+            for row, column in places.tolist()
+            for number in range(self.config.map_augmentations)
+        ]
+        params = drawn(self.config, describer.sets, keyed, sides, self.seed, self.case.path)
+        count = self.config.map_augmentations
+        shaped = {name: values.reshape(-1, count, *values.shape[1:]) for name, values in params.items()}
+        fields = self._fields(made.fields.boxes, sides, shaped)
+        return replace(made, fields=replace(fields, places=places), sources={"slide": source})
+
+    def _fields(
+        self, boxes: NDArray[np.int64], sides: NDArray[np.int64], params: Mapping[str, NDArray[Any]]
+    ) -> Fields:
+        pixels = int(sides.prod(axis=1).sum())
+        sizes = np.tile(np.array([pixels, 1], np.int64), (len(boxes), 1))
+        image = np.zeros(len(boxes), np.int16)
+        return Fields(("slide",), (self.lattice,), image, boxes, params=params, sizes=sizes)
+
+
+class RakhlinPredictor:
+    """The whole model: encoders, the forests of every set, and what follows them."""
+
+    def __init__(
+        self,
+        config: Config,
+        encoders: Sequence[Encoder],
+        forests: Forests,
+        calibrator: Calibrator | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.config, self.forests, self.calibrator, self.seed = config, forests, calibrator, seed
+        self.classes = config.classes
+        self.describer = Describer(config, dict(enumerate(encoders)))
+
+    # -- what the scanner asks ----------------------------------------------------------------------------
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        return {"slide": open_image(case, options)}
+
+    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        return self.describer.settle(engine, room)
+
+    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+        self.describer.place(engine)
+
+    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+        return SAMPLE, self.describer.sample(engine)
+
+    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+        slide = case.images["slide"]
+        assert isinstance(slide, Slide)
+        config = replace(self.config, **case.options.settings)
+        lattice, box = frame_of(slide, case.case, config, case.options.upsample)
+        framed = Framed(case.case, slide, lattice, box, config, self.seed)
+        if framed.is_whole():
+            return (yield from self._image(framed))
+        return (yield from self._map(case, framed))
+
+    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
+        if name == SAMPLE:
+            return self.describer.encode_sample(batch)
+        if name == IMAGE:
+            described = self.describer.describe(batch)
+            said = {name: self.forests.predict(name, rows.numpy()) for name, rows in described.items()}
+            return {name: torch.from_numpy(values) for name, values in said.items()}
+        return {"map": torch.from_numpy(self._classified(batch))[:, :, None, None]}
+
+    # -- how ----------------------------------------------------------------------------------------------
+
+    def _image(self, framed: Framed) -> Generator[Pass, Store, Result]:
+        count = framed.config.scan_augmentations or framed.config.augmentations
+        pass_, degenerate = framed.image_pass(IMAGE, self.describer, count)
+        store = yield pass_
+        assert isinstance(store, TableReader)
+        names = [set_.name for set_ in self.config.sets]
+        columns = store.read(names)
+        if set(columns) != set(names):
+            raise CaseError("no augmentation of it could be scored", subject=framed.case.path)
+        of_sets = {name: np.nanmean(columns[name].astype(np.float64), axis=0) for name in names}
+        fused = self._calibrated(np.mean(list(of_sets.values()), axis=0))
+        facts = {
+            "prediction": self.classes[int(fused.argmax())],
+            "sets": {name: values.tolist() for name, values in of_sets.items()},
+            "augmentations": count,
+            "stains_normalised": not degenerate,
+        }
+        notes = (UNNORMALISED,) if degenerate else ()
+        return Result(self._scores(fused), notes=notes, facts=facts)
+
+    def _map(self, case: OpenCase, framed: Framed) -> Generator[Pass, Store, Result]:
+        config, lattice = framed.config, framed.lattice
+        grid = MapGrid(lattice, case.options.stride or config.stride, config.window)
+        tissue = case.tissue()
+        wanted = share_in_cells(grid, tissue.mask, tissue.l0_step) >= config.tissue_share
+        of_window = config.crops * config.map_augmentations
+        batch = max(1, case.engine.batch // of_window)
+        store = yield framed.map_of(self.describer, grid, np.asarray(wanted, np.bool_), batch)
+        assert isinstance(store, MapReader)
+        scores, states = store.read()
+        there = states == State.SCORED
+        info = store.info
+        um, l0 = info.um_stride, info.l0_stride
+        mpp = None if um is None else Mpp(um[0] / l0[0], um[1] / l0[1])
+        findings = []
+        for name, layer in zip(self.classes[1:], scores[1:], strict=True):
+            hot = np.where(there, layer, np.float32(0))
+            findings += components(hot, l0, mpp=mpp, threshold=FINDING, label=name)
+        cells = scores[:, there].T.astype(np.float64)
+        winners = np.bincount(cells.argmax(axis=1), minlength=len(self.classes)) if len(cells) else None
+        facts = {"shares": None if winners is None else (winners / len(cells)).tolist()}
+        ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
+        return Result(self._slide_scores(cells), ordered, facts=facts)
+
+    def _classified(self, batch: Batch) -> NDArray[np.float32]:
+        """(windows, classes): the fused and calibrated probabilities of each window."""
+        windows, augmentations = batch.params["stains"].shape[:2]
+        flat = {name: values.flatten(0, 1) for name, values in batch.params.items()}
+        pixels = batch.pixels.repeat_interleave(augmentations, dim=0)
+        described = self.describer.describe(Batch(pixels, flat, {}))
+        said = [self.forests.predict(name, rows.numpy()) for name, rows in described.items()]
+        fused = np.mean(said, axis=0, dtype=np.float64)
+        of_windows = fused.reshape(windows, augmentations, -1).mean(axis=1)
+        return self._calibrated(of_windows).astype(np.float32)
+
+    def _calibrated(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+        return probabilities if self.calibrator is None else self.calibrator(probabilities)
+
+    def _scores(self, fused: NDArray[np.float64]) -> dict[str, float]:
+        scores = {name: float(value) for name, value in zip(self.classes, fused, strict=True)}
+        if groups := carcinoma_groups(self.config):
+            scores[CARCINOMA] = float(merged(fused, groups)[1])
+        return scores
+
+    def _slide_scores(self, cells: NDArray[np.float64]) -> dict[str, float]:
+        """What is sought by its most suspicious cell; the first class, which is not sought, by its least."""
+        if len(cells) == 0:
+            return {name: float(index == 0) for index, name in enumerate(self.classes)}
+        worst = cells.max(axis=0)
+        worst[0] = cells[:, 0].min()
+        scores = {name: float(value) for name, value in zip(self.classes, worst, strict=True)}
+        if groups := carcinoma_groups(self.config):
+            scores[CARCINOMA] = float(merged(cells, groups)[:, 1].max())
+        return scores
+
+
+def carcinoma_groups(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Places of the other classes and of carcinoma; None where the model has not both."""
+    if not set(config.carcinoma) <= set(config.classes) or len(config.carcinoma) < 1:
+        return None
+    inside = tuple(n for n, name in enumerate(config.classes) if name in config.carcinoma)
+    others = tuple(n for n, name in enumerate(config.classes) if name not in config.carcinoma)
+    return (others, inside) if others and inside else None

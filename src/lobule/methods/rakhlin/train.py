@@ -1,0 +1,321 @@
+"""Training: descriptors of every image, then boosted trees by fold, seed and set, judged on what they left.
+
+In `out`: the bundle, which comes last; `features/`, a cache by content that any training may reuse; and
+`training/` with the folds, the models as they come (an interrupted training goes on after the last), the
+out-of-fold predictions and the report.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.bundles import Bundle
+from lobule.cohort import Cohort, Kind
+from lobule.engines.parts import Parts, begun_training, parts_of
+from lobule.engines.scan import Machine
+from lobule.engines.train import FitProgress, TrainMachine
+from lobule.errors import BundleError, CaseError, ConfigError
+from lobule.files import make_folder, write_json, write_text
+from lobule.methods.rakhlin.boosting import BoostingConfig, boost, data_parameters
+from lobule.methods.rakhlin.bundle import save
+from lobule.methods.rakhlin.config import BACH, Config, DescriptorSet
+from lobule.methods.rakhlin.encoders import Encoder, Plan, pretrained
+from lobule.methods.rakhlin.explain import Attributions, Explained, explain
+from lobule.methods.rakhlin.features import Described, described, weights_hash
+from lobule.methods.rakhlin.folds import folds_of, write_folds
+from lobule.methods.rakhlin.forests import predicted, read_forest, text_name
+from lobule.methods.rakhlin.report import HeldOut, calibrated, report, write_predictions
+from lobule.tissue import TissueConfig
+
+log = logging.getLogger("lobule.train")
+
+KINDS: tuple[Kind, ...] = ("image", "region", "slide")
+
+
+def parts(cohort: Cohort, val: str | None, seed: int, kinds: tuple[Kind, ...] = KINDS) -> Parts:
+    """Who trains: the labelled cases of the split 'train'. Nobody is held out: folds validate."""
+    training = parts_of(cohort, None, seed, kinds).train
+    labelled = training.where(lambda case: case.label is not None)
+    notes = ["cross-validation validates: no case is held out for it"]
+    if val is not None and cohort.splits() and len(cohort.split(val)):
+        notes.append(f"the split '{val}' is left alone: scan and evaluate it")
+    if len(labelled) < len(training):
+        notes.append(f"{len(training) - len(labelled)} cases without a label are left out")
+    if not len(labelled):
+        raise ConfigError("no case has a label", subject=cohort.path, expected="one label an image")
+    return Parts(labelled, Cohort(()), tuple(notes))
+
+
+def train(
+    config: Config,
+    cohort: Cohort,
+    out: str | Path,
+    *,
+    val: str | None = "val",
+    seed: int = 0,
+    resume: bool = False,
+    fresh: bool = False,
+    tissue: TissueConfig | None = None,
+    machine: TrainMachine | None = None,
+    progress: FitProgress | None = None,
+) -> Bundle:
+    """Train on a cohort of labelled images (or regions) and write the bundle.
+
+    Validation is by cross-validation, whatever `val` says. `resume` goes on with what is in `out`; `fresh`
+    forgets it, but not the descriptors, which hold for any parameters of the boosting.
+    """
+    machine, progress = (machine or TrainMachine()).settled(), progress or FitProgress()
+    who = parts(cohort, val, seed)
+    config = _with_classes(config.settled(), who.train)
+    settings = {"config": config.to_dict(), "seed": seed}
+    with begun_training(out, settings, who, resume=resume, fresh=fresh) as folder:
+        return _Training(config, who, Path(out), folder, seed, machine, progress).run()
+
+
+def _with_classes(config: Config, cohort: Cohort) -> Config:
+    labels = cohort.labels()
+    if not config.classes:
+        classes = BACH if set(labels) == set(BACH) else labels
+        config = replace(config, classes=classes)
+    elif strange := sorted(set(labels) - set(config.classes)):
+        raise ConfigError(
+            f"the label '{strange[0]}' is none of the classes", expected=", ".join(config.classes)
+        )
+    if len(config.classes) < 2:
+        raise ConfigError("nothing to tell apart", expected="two classes or more", found=", ".join(labels))
+    return config
+
+
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """The images that could be described, their classes and folds."""
+
+    cohort: Cohort
+    labels: NDArray[np.intp]
+    folds: NDArray[np.intp]
+
+
+class _Training:
+    """One training: its folds, its descriptors and its models."""
+
+    def __init__(
+        self,
+        config: Config,
+        who: Parts,
+        out: Path,
+        folder: Path,
+        seed: int,
+        machine: TrainMachine,
+        progress: FitProgress,
+    ) -> None:
+        self.config, self.who, self.out, self.folder, self.seed = config, who, out, folder, seed
+        self.machine, self.progress = machine, progress
+        self.models = make_folder(folder / "models")
+        self.notes: list[str] = []
+        self.lost: dict[str, str] = {}
+        self._note(*who.notes)
+
+    def run(self) -> Bundle:
+        cohort = self.who.train
+        labels = self._labels(cohort)
+        folds = folds_of(self.config, cohort, labels, self.seed)
+        write_folds(self.folder / "folds.csv", cohort, folds)
+        encoders = [
+            pretrained(Plan.of(self.config, n), self.config.weights_of(n), self.seed)
+            for n in range(len(self.config.encoders))
+        ]
+        found = [self._described(n, encoder, cohort) for n, encoder in enumerate(encoders)]
+        kept = np.array([case.id not in self.lost for case in cohort], np.bool_)
+        left = cohort.where(lambda case: case.id not in self.lost)
+        self._check_left(labels[kept], folds[kept])
+        self._note_stains(left, found[0])
+        data = _Data(left, labels[kept], folds[kept])
+        of_sets, attributions = {}, Attributions()
+        for set_ in self.config.sets:
+            self.progress.stage = f"boosting {set_.name}"
+            of_sets[set_.name] = self._boosted(set_, found[set_.encoder], data, attributions)
+        held = HeldOut(data.cohort, data.labels, data.folds, of_sets)
+        return self._finish(encoders, held, attributions)
+
+    def _labels(self, cohort: Cohort) -> NDArray[np.intp]:
+        place = {name: n for n, name in enumerate(self.config.classes)}
+        return np.array([place[case.label or ""] for case in cohort], np.intp)
+
+    def _described(self, index: int, encoder: Encoder, cohort: Cohort) -> Described:
+        machine = Machine(
+            device=self.machine.device,
+            precision=self.machine.precision,
+            max_ram=self.machine.max_ram,
+            readers=self.machine.workers,
+        )
+        place = Path(self.config.features) if self.config.features else self.out / "features"
+        found = described(
+            self.config, index, encoder, cohort, make_folder(place), machine, self.seed, self.progress
+        )
+        self.lost |= found.lost
+        return found
+
+    def _check_left(self, labels: NDArray[np.intp], folds: NDArray[np.intp]) -> None:
+        """What could not be described must not take a class, or a fold, with it."""
+        for fold in range(self.config.boosting.folds):
+            seen = np.unique(labels[folds != fold])
+            if not (folds == fold).any() or len(seen) < len(self.config.classes):
+                case, cause = next(iter(self.lost.items()))
+                raise CaseError(
+                    f"{len(self.lost)} images could not be described, and too few are left: {cause}",
+                    subject=case,
+                )
+        for case, cause in self.lost.items():
+            log.warning("case %s is left out: %s", case, cause)
+
+    def _note_stains(self, cohort: Cohort, found: Described) -> None:
+        raw = [case.id for case in cohort if not found.normalised(case.id)]
+        if raw:
+            listed = ", ".join(raw[:5]) + (", …" if len(raw) > 5 else "")
+            self._note(f"{len(raw)} images with hardly any tissue are used without normalisation: {listed}")
+
+    # -- boosting -----------------------------------------------------------------------------------------
+
+    def _boosted(
+        self, set_: DescriptorSet, found: Described, data: _Data, attributions: Attributions
+    ) -> NDArray[np.float64]:
+        """(seeds, images, classes): what the models of a set say of the images they left out."""
+        boosting, classes = self.config.boosting, len(self.config.classes)
+        descriptors = np.stack([found.of(case.id, set_.name) for case in data.cohort])
+        out = np.empty((boosting.seeds, len(data.labels), classes))
+        at_once = max(1, min(self.machine.workers or 1, self.machine.max_ram // (2 * descriptors.nbytes + 1)))
+
+        def one_fold(fold: int) -> tuple[NDArray[np.float64], Explained]:
+            return self._fold(set_, fold, descriptors, data)
+
+        with ThreadPoolExecutor(at_once) as pool:
+            for fold, (said, explained) in enumerate(pool.map(one_fold, range(boosting.folds))):
+                out[:, data.folds == fold] = said
+                attributions.add(set_.name, explained)
+        return out
+
+    def _fold(
+        self,
+        set_: DescriptorSet,
+        fold: int,
+        descriptors: NDArray[np.float32],
+        data: _Data,
+    ) -> tuple[NDArray[np.float64], Explained]:
+        """(seeds, images of the fold, classes), and what explains the first; models on disk are read."""
+        boosting = self.config.boosting
+        here = data.folds == fold
+        _, augmentations, width = descriptors.shape
+        rows = descriptors[here].reshape(-1, width)
+        shared = _FoldData(boosting, descriptors, data.labels, here)
+        said = []
+        explained = Explained(np.zeros(width), 0)
+        for seed in range(boosting.seeds):
+            place = self.models / text_name(set_.name, seed, fold)
+            forest = _kept_forest(place) or self._made(place, shared, seed, fold)
+            said.append(predicted(forest, rows).reshape(-1, augmentations, len(self.config.classes)))
+            if seed == 0 and (count := min(self.config.attributions, augmentations)):
+                shown = descriptors[here][:, :count].reshape(-1, width)
+                explained = explain(forest, shown, data.labels[here].repeat(count))
+        return np.stack([one.mean(axis=1) for one in said]), explained
+
+    def _made(self, place: Path, shared: _FoldData, seed: int, fold: int) -> lightgbm.Booster:
+        made = boost(
+            shared.training(), None, len(self.config.classes), self.config.boosting, seed, fold,
+            shared.held_out(),
+        )  # fmt: skip
+        text = made.model_to_string()
+        write_text(place, text)
+        return read_forest(text, place)
+
+    # -- the end ------------------------------------------------------------------------------------------
+
+    def _finish(self, encoders: Sequence[Encoder], held: HeldOut, attributions: Attributions) -> Bundle:
+        metrics = report(self.config, held)
+        calibrator, metrics["calibration"] = calibrated(self.config, held)
+        if attributions.sums:
+            metrics["attributions"] = attributions.facts(self.config, _layers(encoders))
+        write_predictions(self.folder / "out_of_fold.csv", self.config, held)
+        write_json(self.folder / "report.json", metrics)
+        provenance = {
+            "seed": self.seed,
+            "train_cases": [case.id for case in held.cohort],
+            "notes": self.notes,
+            "lost": self.lost,
+            "weights": {
+                name: weights_hash(one) for name, one in zip(self.config.encoders, encoders, strict=True)
+            },
+        }
+        texts = {
+            text_name(set_.name, seed, fold): (self.models / text_name(set_.name, seed, fold)).read_text()
+            for set_ in self.config.sets
+            for seed, fold in self.config.boosting.models()
+        }
+        return save(
+            self.out, self.config, encoders, texts, calibrator,
+            patients=held.cohort.patients(), metrics=metrics, provenance=provenance, seed=self.seed,
+        )  # fmt: skip
+
+    def _note(self, *notes: str) -> None:
+        for note in notes:
+            log.info(note)
+            self.notes.append(note)
+
+
+class _FoldData:
+    """What the seeds of a fold share: its descriptors, binned at the first need."""
+
+    def __init__(
+        self,
+        config: BoostingConfig,
+        descriptors: NDArray[np.float32],
+        labels: NDArray[np.intp],
+        here: NDArray[np.bool_],
+    ) -> None:
+        self._config, self._descriptors, self._labels, self._here = config, descriptors, labels, here
+        self._training: lightgbm.Dataset | None = None
+        self._held_out: lightgbm.Dataset | None = None
+
+    def training(self) -> lightgbm.Dataset:
+        if self._training is None:
+            self._training = lightgbm.Dataset(*self._rows(~self._here), params=data_parameters(self._config))
+        return self._training
+
+    def held_out(self) -> lightgbm.Dataset | None:
+        if self._config.early_stopping and self._held_out is None:
+            rows, labels = self._rows(self._here)
+            self._held_out = lightgbm.Dataset(rows, labels, reference=self.training())
+        return self._held_out
+
+    def _rows(self, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        """Every augmentation a row."""
+        _, augmentations, width = self._descriptors.shape
+        return self._descriptors[chosen].reshape(-1, width), self._labels[chosen].repeat(augmentations)
+
+
+def _kept_forest(place: Path) -> lightgbm.Booster | None:
+    """A model of this training that is there already; one that cannot be read is made again."""
+    if not place.exists():
+        return None
+    try:
+        return read_forest(place.read_text(), place)
+    except (BundleError, UnicodeDecodeError):
+        return None
+
+
+def _layers(encoders: Sequence[Encoder]) -> dict[int, list[tuple[str, int]]]:
+    """Of each encoder, the layers that its descriptor is joined of, and their widths."""
+    found: dict[int, list[tuple[str, int]]] = {}
+    for index, encoder in enumerate(encoders):
+        widths = encoder.widths()
+        names: Sequence[Any] = encoder.taps or ["last"]
+        found[index] = list(zip(names, widths, strict=True))
+    return found

@@ -1,0 +1,148 @@
+"""Convolutions of a CPU with what follows them in one go: ReLU, or adding another branch and ReLU.
+
+oneDNN, which computes torch's convolutions on a CPU, can do so without another trip through memory, on
+weights laid out once for it. torch reaches that only through its compiler, which needs one of C++ on the
+machine; the operator below is what its compiled code calls.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from lobule.nets.dense import Phases
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+_RELUS = (F.relu, torch.relu)
+
+
+def can_fuse() -> bool:
+    """Whether this build of torch has the operators."""
+    known = all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_reorder_convolution_weight")
+    )
+    return torch.backends.mkldnn.is_available() and known
+
+
+class FusedConv(nn.Module):
+    """A convolution, perhaps with ReLU; given a second tensor, their sum comes before the ReLU."""
+
+    def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
+        super().__init__()
+        self.place = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.relu = relu
+        # plain attributes: the weight's layout is oneDNN's own, and no module operation knows it
+        self.bias = None if conv.bias is None else conv.bias.detach()
+        weight = conv.weight.detach()
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.place)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        after = "relu" if self.relu else None
+        if other is None:
+            made: Tensor = torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, *self.place, after or "none", [], ""
+            )
+            return made
+        both: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, other, self.weight, self.bias, *self.place, "add", None, after, [], ""
+        )
+        return both
+
+
+def fuse(module: nn.Module) -> nn.Module:
+    """The module with every traced part in it fused, in place; what is not traced stays as it is.
+
+    For float32 on a CPU and inference alone: the result has no parameters and cannot be moved or copied.
+    """
+    if isinstance(module, fx.GraphModule):
+        _fuse_graph(module)
+    for name, child in list(module.named_children()):
+        if isinstance(child, Phases):
+            child.step = _fused_step(child.step)
+        elif isinstance(child, fx.GraphModule) or not isinstance(module, fx.GraphModule):
+            setattr(module, name, fuse(child))
+    return module
+
+
+def _fused_step(step: nn.Module) -> nn.Module:
+    return FusedConv(step, relu=False) if _fusible(step) else step
+
+
+def _fusible(conv: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
+def _fuse_graph(graph: fx.GraphModule) -> None:
+    order = {node: place for place, node in enumerate(graph.graph.nodes)}
+    for node in list(graph.graph.nodes):
+        conv = _module(graph, node)
+        if not _fusible(conv) or len(node.args) != 1:
+            continue
+        last, other = _what_follows(graph, node, order)
+        relu = _is_relu(graph, last)
+        _replace(graph, node, last, FusedConv(conv, relu), other, order)
+    graph.graph.lint()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
+def _what_follows(
+    graph: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]
+) -> tuple[fx.Node, fx.Node | None]:
+    """The last node that the convolution takes over, and what it adds, if anything."""
+    after = _only_user(node)
+    if after is None:
+        return node, None
+    if _is_relu(graph, after):
+        return after, None
+    operands = after.args
+    if after.target not in _ADDITIONS or after.kwargs or len(operands) != 2:
+        return node, None
+    first, second = operands
+    if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or first is second:
+        return node, None
+    other = second if first is node else first
+    if order[other] > order[node]:  # computed later: if that is a convolution, it does the adding
+        return node, None
+    user = _only_user(after)
+    return (user if user is not None and _is_relu(graph, user) else after), other
+
+
+def _replace(
+    graph: fx.GraphModule,
+    node: fx.Node,
+    last: fx.Node,
+    made: FusedConv,
+    other: fx.Node | None,
+    order: dict[fx.Node, int],
+) -> None:
+    name = f"{node.name}_fused"
+    graph.add_submodule(name, made)
+    with graph.graph.inserting_before(last):
+        new = graph.graph.call_module(name, (node.args[0],) if other is None else (node.args[0], other))
+    order[new] = order[last]
+    last.replace_all_uses_with(new)
+    while last is not node:
+        gone, last = last, next(n for n in last.all_input_nodes if n is not other)
+        graph.graph.erase_node(gone)
+    graph.graph.erase_node(node)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in ("relu", "relu_")
+    if node.op == "call_function":
+        return node.target in _RELUS
+    return isinstance(_module(graph, node), nn.ReLU)
+
+
+def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None

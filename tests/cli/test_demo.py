@@ -1,0 +1,122 @@
+"""The demo: a fair cohort, every step of the story, and a page that says what was measured."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lobule.cli.demo_cohort import FULL_SIDE, HOSPITALS, SLIDES, phantom_of, share_of, slides_of
+from lobule.cli.demo_picture import sorted_out, zooms_of
+from lobule.cli.picture import TISSUE, TRUTH
+from lobule.cohort import read_cohort
+from lobule.geometry import Box
+from lobule.phantoms.slides import truth_of
+from lobule.phantoms.truth import Outline, SlideTruth
+from tests.cli.conftest import Lobule
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("side", [1024, 2048, FULL_SIDE])
+def test_there_are_always_lesions_and_zooms_on_the_slide(seed: int, side: int) -> None:
+    truth = truth_of(phantom_of(seed, side, "hospital-X", tumour=True))
+    assert truth.outlines
+    zooms = zooms_of(truth)
+    assert 1 <= len(zooms) <= 3
+    for zoom in zooms:
+        assert Box(0, 0, truth.width, truth.height).contains(zoom.l0_box)
+        inside = [
+            (outline.points >= (zoom.l0_box.x, zoom.l0_box.y)).all(1)
+            & (outline.points < (zoom.l0_box.right, zoom.l0_box.bottom)).all(1)
+            for outline in truth.outlines
+        ]
+        assert any(some.any() for some in inside), "a zoom without a tumour in it"
+    assert not truth_of(phantom_of(seed, side, "hospital-X", tumour=False)).outlines
+
+
+def test_the_full_test_is_large_enough_and_its_hospitals_are_nobody_elses() -> None:
+    """Twelve unseen slides, half of them normal, with thirty lesions that count, whatever the seed."""
+    assert slides_of(FULL_SIDE) == SLIDES
+    assert SLIDES["test"] >= 12
+    assert not set(HOSPITALS["test"]) & {*HOSPITALS["train"], *HOSPITALS["val"]}
+    for seed in (1, 2, 3, 11):
+        micro = [truth_of(phantom_of(seed * 100 + n, FULL_SIDE, "h", tumour=True)).outlines for n in range(2)]
+        counts = [sum(one.lesion_class == "micro" for one in outlines) for outlines in micro]
+        assert min(counts) * SLIDES["test"] // 2 >= 30
+    sizes = [slides_of(side) for side in (1024, 2048, 4096, FULL_SIDE, 2 * FULL_SIDE)]
+    for smaller, larger in pairwise(sizes):
+        assert all(smaller[split] <= larger[split] for split in smaller)
+    assert share_of(2 * FULL_SIDE) == 1
+
+
+def square(x: float, y: float, side: float, kind: str, size_um: float) -> Outline:
+    points = np.array([[x, y], [x + side, y], [x + side, y + side], [x, y + side]])
+    return Outline(points, "tumour", kind, size_um)
+
+
+def test_findings_are_sorted_into_found_wrong_and_missed() -> None:
+    outlines = (
+        square(1000, 1000, 400, "micro", 283.0),
+        square(3000, 1000, 400, "micro", 283.0),
+        square(5000, 1000, 100, "itc", 71.0),
+    )
+    truth = SlideTruth(8000, 4000, 0.5, outlines, ())
+    findings = [
+        (1470.0, 1200.0, 0.6),  # 35 µm beside the first: found
+        (1100.0, 1100.0, 0.9),  # in the first, and better
+        (5050.0, 1050.0, 0.99),  # isolated cells count for nothing, and against nobody
+        (1480.0, 1200.0, 0.7),  # 40 µm beside
+        (7000.0, 3000.0, 0.8),
+    ]
+    found, wrong, missed = sorted_out("s", truth, findings)
+    assert [(one.l0_x, one.score) for one in found] == [(1100.0, 0.9)]
+    assert [one.score for one in wrong] == [0.8, 0.7]
+    assert [(one.l0_x, one.score) for one in missed] == [(3200.0, None)]
+
+
+def test_the_demo_tells_the_whole_story(lobule: Lobule, workspace: Path) -> None:
+    data = json.loads(lobule("demo", "--side", "1536", "--seed", "4", "--out", "small-demo", "--json").out)
+    folder = workspace / "small-demo"
+    assert data["tissue"]["found_mm2"] == pytest.approx(data["tissue"]["painted_mm2"], rel=0.15)
+    assert data["info"]["mpp_x"] == pytest.approx(0.5, rel=1e-3)
+    cohort = read_cohort(data["cohort"])
+    for split, count in data["slides"].items():
+        cases = cohort.split(split)
+        assert len(cases) == count
+        assert sum(case.label == "normal" for case in cases) == count // 2
+    for name, kept in (("scannet", "evaluation"), ("colour", "evaluation-colour")):
+        found = json.loads((folder / kept / "evaluation.json").read_text())
+        told = data["evaluation"][name]
+        assert told["froc"] == found["lesions"]["all"]["froc_score"]
+        (task,) = found["tasks"].values()
+        assert told["slide_auc"] == task["all"]["auroc"]
+        assert found["cases"]["complete"] == data["slides"]["test"]
+        assert found["overlap"]["patients"] == []
+    _check_page(data, (folder / "demo.html").read_text())
+    with Image.open(folder / "demo.png") as picture:
+        assert picture.width == 1200
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    for colour in (TISSUE, TRUTH):
+        assert (pixels == colour).all(axis=1).sum() > 100
+    assert lobule("demo", "--side", "10").status == 2
+
+
+def _check_page(data: dict[str, dict[str, dict[str, dict[str, float]]]], page: str) -> None:
+    """It stands alone, shows every unseen slide twice, and its numbers are the evaluation's."""
+    assert not re.findall(r"(?:src|href)='(?!data:)", page)
+    pictures = [base64.b64decode(text) for text in re.findall(r"data:image/jpeg;base64,([^']+)'", page)]
+    assert len(pictures) >= 2 * int(data["slides"]["test"])  # type: ignore[call-overload]
+    for picture in pictures:
+        with Image.open(io.BytesIO(picture)) as opened:
+            assert min(opened.size) > 100
+    for name in ("scannet", "colour"):
+        value = data["evaluation"][name]["froc"]["value"]
+        assert f"<td>{value:.2f} <small>" in page
+    assert "Research use only" in page

@@ -1,0 +1,239 @@
+"""Feature files: ours in other tools' eyes, theirs in ours, and those that cannot be used."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from lobule.cohort import Case
+from lobule.errors import ConfigError, DamagedFile, MissingMpp, NotReadable, ResultsError
+from lobule.features import (
+    Encoding,
+    FeatureManifest,
+    TileFrame,
+    begin_folder,
+    nominal_magnification,
+    open_features,
+    write_coords,
+    write_features,
+)
+from lobule.features.hdf5 import read_feature_file
+from lobule.geometry import Size
+from tests.features.foreign import (
+    COORDS,
+    FEATURES,
+    l0_patch,
+    read_as_clam,
+    read_as_trident,
+    write_clam,
+    write_stamp,
+    write_trident,
+)
+
+ENCODING = Encoding("resnet50", "sha256:1234", 6)
+LEVEL = TileFrame("s1", 256, 0.5, 512, Size(4096, 3072), 40.0, 1, (2.0, 2.0), Size(2048, 1536))
+RESAMPLED = replace(LEVEL, level=None, level_size=None, downsample=(1.9, 1.9))
+MANIFEST = FeatureManifest(ENCODING, 0.5, 256, 224, 0.1)
+
+
+def case(name: str = "s1", path: str | None = None, mpp: float | None = 0.25) -> Case:
+    return Case(name, "p", "slide", path or f"/slides/{name}.svs", mpp=mpp)
+
+
+def put(root: Path, frame: TileFrame = LEVEL, manifest: FeatureManifest = MANIFEST) -> tuple[Path, Path]:
+    begin_folder(root, manifest)
+    coords, path = manifest.places(root, frame)
+    for place in (coords, path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with write_features(
+        path, frame, manifest.encoding, source="sha256:slide", dtype=manifest.dtype,
+        coords_dtype="int32" if manifest.layout == "clam" else "int64",
+    ) as append:  # fmt: skip
+        append(FEATURES[:3], COORDS[:3])
+        append(FEATURES[3:], COORDS[3:])
+    write_coords(coords, frame, COORDS)
+    return coords, path
+
+
+def test_a_reader_of_tridents_files_takes_ours(tmp_path: Path) -> None:
+    coords, path = put(tmp_path)
+    assert path.relative_to(tmp_path).as_posix() == "20x_256px_0px_overlap/features_resnet50/s1.h5"
+    assert coords.relative_to(tmp_path).as_posix() == "20x_256px_0px_overlap/patches/s1_patches.h5"
+    found = read_as_trident(path)
+    np.testing.assert_array_equal(found["coords"], COORDS)
+    assert found["coords"].dtype == np.int64
+    np.testing.assert_array_equal(found["features"], FEATURES.astype(np.float16))
+    expected = {
+        "patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40, "target_magnification": 20,
+        "overlap": 0, "name": "s1", "level0_width": 4096, "level0_height": 3072,
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == expected
+    assert (found["features.name"], found["features.encoder"]) == ("s1", "resnet50")
+    with h5py.File(coords) as file:
+        assert dict(file["coords"].attrs)["patch_size_level0"] == 512
+        assert list(file) == ["coords"]
+
+
+def test_a_reader_of_clams_files_takes_ours(tmp_path: Path) -> None:
+    manifest = replace(MANIFEST, layout="clam", dtype="float32")
+    coords, path = put(tmp_path, manifest=manifest)
+    assert path == tmp_path / "h5_files" / "s1.h5"
+    assert coords == tmp_path / "patches" / "s1.h5"
+    found = read_as_clam(coords, path)
+    assert (found["patch_size"], found["patch_level"], found["name"]) == (256, 1, "s1")
+    assert tuple(found["level_dim"]) == tuple(found["downsampled_level_dim"]) == (2048, 1536)
+    assert l0_patch(found).tolist() == [512, 512]
+    assert found["features"].dtype == np.float32
+    assert found["coords"].dtype == np.int32
+    np.testing.assert_array_equal(found["features"], FEATURES)
+    np.testing.assert_array_equal(found["patches"], COORDS)
+
+
+def test_where_tiles_lie_on_no_level_a_clam_reader_fails_loudly(tmp_path: Path) -> None:
+    coords, path = put(tmp_path, RESAMPLED, replace(MANIFEST, layout="clam", dtype="float32"))
+    with pytest.raises(KeyError, match="patch_level"):
+        read_as_clam(coords, path)
+    assert read_as_trident(path)["patch_size_level0"] == 512
+
+
+def test_a_slide_without_tissue_is_a_file_without_rows(tmp_path: Path) -> None:
+    with write_features(tmp_path / "s.h5", LEVEL, ENCODING):
+        pass
+    found = read_as_trident(tmp_path / "s.h5")
+    assert found["features"].shape == (0, 6)
+    assert found["coords"].shape == (0, 2)
+    assert read_feature_file(tmp_path / "s.h5").count == 0
+
+
+@pytest.mark.parametrize("kind", ["trident", "trident without attributes", "clam", "stamp", "lobule"])
+def test_files_of_every_tool_are_read(tmp_path: Path, kind: str) -> None:
+    if kind == "lobule":
+        put(tmp_path)
+    elif kind == "clam":
+        write_clam(tmp_path, "s1")
+    elif kind == "stamp":
+        write_stamp(tmp_path, "s1")
+    else:
+        write_trident(tmp_path, "s1", attributes_in_features=kind == "trident")
+    file = open_features(tmp_path).find(case())
+    assert file.kind == kind.partition(" ")[0]
+    assert (file.count, file.dim) == (4, 6)
+    np.testing.assert_array_equal(file.l0_coords(0.25), COORDS)
+    assert file.l0_side(0.25) == 512
+    expected = FEATURES if kind.startswith(("trident", "clam")) else FEATURES.astype(np.float16)
+    np.testing.assert_array_equal(np.concatenate([block for _, block in file.blocks(3)]), expected)
+    np.testing.assert_array_equal(file.take(np.array([3, 0, 3])), expected[[3, 0, 3]])
+    encoder = {"trident": "uni", "clam": None, "stamp": "ctp", "lobule": "resnet50"}
+    assert file.encoder == encoder[file.kind]
+
+
+def test_what_a_file_does_not_say_is_not_guessed(tmp_path: Path) -> None:
+    write_clam(tmp_path / "clam", "s1", with_patches=False)
+    assert open_features(tmp_path / "clam").find(case()).l0_side() is None
+    write_stamp(tmp_path / "stamp", "s1")
+    file = open_features(tmp_path / "stamp").find(case())
+    with pytest.raises(MissingMpp):
+        file.l0_coords(None)
+    write_stamp(tmp_path / "feet", "s1", unit="ft")
+    with pytest.raises(DamagedFile, match="unknown unit"):
+        open_features(tmp_path / "feet").find(case())
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "s1.h5"
+    with pytest.raises(KeyboardInterrupt), write_features(path, LEVEL, ENCODING) as append:
+        append(FEATURES, COORDS)
+        assert not path.exists()
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_written_files_are_named(tmp_path: Path) -> None:
+    _, path = put(tmp_path / "cut")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DamagedFile, match=r"s1\.h5: half-written"):
+        open_features(tmp_path / "cut").find(case())
+    _, path = put(tmp_path / "fewer")
+    with h5py.File(path, "a") as file:
+        file["features"].resize(2, axis=0)
+    with pytest.raises(DamagedFile, match="2 features, 4 coordinates"):
+        open_features(tmp_path / "fewer").find(case())
+    _, path = put(tmp_path / "killed")
+    path.rename(path.with_name(".s1.0123456789ab.part.h5"))
+    with pytest.raises(DamagedFile, match="half-written: the extraction was stopped"):
+        open_features(tmp_path / "killed").find(case())
+    with pytest.raises(NotReadable, match="no features of the case 'other'"):
+        open_features(tmp_path / "killed").find(case("other"))
+    (tmp_path / "nothing").mkdir()
+    with h5py.File(tmp_path / "nothing" / "s1.h5", "w") as file:
+        file["coords"] = COORDS
+    with pytest.raises(DamagedFile, match="not a feature file"):
+        open_features(tmp_path / "nothing").find(case())
+
+
+def test_features_that_are_not_numbers_are_named(tmp_path: Path) -> None:
+    path = write_trident(tmp_path, "s1")
+    with h5py.File(path, "a") as file:
+        file["features"][2, 1] = np.nan
+    file_ = open_features(tmp_path).find(case())
+    with pytest.raises(DamagedFile, match=r"1 such rows from row 2 on"):
+        list(file_.blocks())
+    np.testing.assert_array_equal(file_.read(slice(0, 2)), FEATURES[:2])
+
+
+def test_what_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"fit into float16.*--dtype float32"),
+        write_features(tmp_path / "s.h5", LEVEL, ENCODING) as append,
+    ):
+        append(FEATURES * 1e6, COORDS)
+    assert not (tmp_path / "s.h5").exists()
+
+
+def test_features_of_two_backbones_cannot_share_a_folder(tmp_path: Path) -> None:
+    _, path = put(tmp_path)
+    assert begin_folder(tmp_path, MANIFEST) == tmp_path
+    with pytest.raises(ResultsError, match="another encoding"):
+        begin_folder(tmp_path, replace(MANIFEST, encoding=replace(ENCODING, hash="sha256:5678")))
+    with pytest.raises(ResultsError, match="another tile_px"):
+        begin_folder(tmp_path, replace(MANIFEST, tile_px=512))
+    frame = replace(LEVEL, name="s2")
+    with write_features(path.with_name("s2.h5"), frame, replace(ENCODING, hash="sha256:5678")) as append:
+        append(FEATURES, COORDS)
+    folder = open_features(tmp_path)
+    assert folder.find(case("s1")).count == 4
+    with pytest.raises(ConfigError, match="features of another backbone"):
+        folder.find(case("s2"))
+
+
+def test_a_folder_of_several_kinds_wants_a_choice(tmp_path: Path) -> None:
+    path = write_trident(tmp_path, "s1")
+    other = path.parent.parent / "features_ctp"
+    other.mkdir()
+    with pytest.raises(ConfigError, match="several kinds"):
+        open_features(tmp_path).find(case())
+    assert open_features(path.parent).find(case()).encoder == "uni"
+    with pytest.raises(NotReadable, match="no folder of features"):
+        open_features(tmp_path / "nowhere")
+
+
+def test_a_case_is_found_by_its_name_or_its_slides(tmp_path: Path) -> None:
+    write_trident(tmp_path, "slide_7")
+    found = open_features(tmp_path)
+    region = case("bag 1", "/slides/slide_7.svs")
+    assert found.of_slide_file(region, found.find(region))
+    alone = case("slide_7", "/slides/slide_7.svs")
+    assert not found.of_slide_file(alone, found.find(alone))
+
+
+@pytest.mark.parametrize(
+    ("mpp", "usual"),
+    [(0.5, 20), (0.4986, 20), (0.243, 40), (0.2277, 40), (1.0, 10), (4.0, 2.5), (0.65, 15.385)],
+)
+def test_magnifications_are_the_usual_numbers(mpp: float, usual: float) -> None:
+    assert nominal_magnification(mpp) == usual

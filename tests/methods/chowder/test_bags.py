@@ -1,0 +1,212 @@
+"""Bags from feature files: what is theirs, what costs a case, and what is refused altogether."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from lobule.cohort import Case, Cohort
+from lobule.errors import ConfigError, UsageError
+from lobule.features import open_features
+from lobule.geometry import Box
+from lobule.methods.chowder.bags import Bag, bag_of, gather, label_of, refuse_one_class
+from lobule.methods.chowder.fit import Drawn, collate, in_parts, moments_of
+from lobule.methods.chowder.splits import folds_of, hold_out
+from tests.features.foreign import FEATURES, write_clam, write_stamp, write_trident
+from tests.methods.chowder.support import ENCODING, SIDE, Made, made_cohort, made_slide, put
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, Path]:
+    return made_cohort(tmp_path_factory.mktemp("bags"), 10)
+
+
+def test_a_bag_holds_the_tiles_of_its_case(made: tuple[Cohort, Path]) -> None:
+    cohort, features = made
+    found = gather(cohort, open_features(features))
+    assert [bag.label for bag in found.bags] == [0, 1] * 5
+    assert not found.lost
+    slide = made_slide(3, True)
+    bag = found.bags[3]
+    np.testing.assert_array_equal(torch.cat(list(bag.blocks())), slide.features)
+    np.testing.assert_array_equal(bag.l0_coords, slide.coords)
+    picked = np.array([5, 2, 90])
+    np.testing.assert_array_equal(bag.take(picked), slide.features[picked])
+
+
+def test_a_region_holds_the_tiles_whose_centre_is_in_it(made: tuple[Cohort, Path]) -> None:
+    cohort, features = made
+    box = Box(SIDE, SIDE, 3 * SIDE, 2 * SIDE)
+    case = replace(cohort["tumor_003"], id="block", kind="region", l0_box=box)
+    bag = bag_of(case, open_features(features))
+    slide = made_slide(3, True)
+    x, y = slide.coords.T
+    rows = np.flatnonzero((x >= SIDE) & (x < 4 * SIDE) & (y >= SIDE) & (y < 3 * SIDE))
+    assert len(rows) == len(bag) == 6
+    np.testing.assert_array_equal(torch.cat(list(bag.blocks())), slide.features[rows])
+    np.testing.assert_array_equal(bag.take(np.array([4, 1])), slide.features[rows[[4, 1]]])
+
+
+@pytest.mark.parametrize("write", [write_trident, write_clam, write_stamp])
+def test_bags_of_other_tools(tmp_path: Path, write: object) -> None:
+    for name in ("a", "b"):
+        write(tmp_path, name)  # type: ignore[operator]
+    cases = [Case(n, n, "slide", f"/{n}.svs", mpp=0.25, label=str(k)) for k, n in enumerate("ab")]
+    found = gather(Cohort(tuple(cases)), open_features(tmp_path))
+    assert [len(bag) for bag in found.bags] == [4, 4]
+    np.testing.assert_allclose(torch.cat(list(found.bags[1].blocks())), FEATURES, atol=2e-3)
+
+
+def test_one_case_without_usable_features_is_lost_and_said(tmp_path: Path) -> None:
+    cohort, features = made_cohort(tmp_path, 8)
+    place = next(features.rglob("features_*"))
+    (place / "normal_000.h5").unlink()
+    whole = (place / "tumor_001.h5").read_bytes()
+    (place / "tumor_001.h5").write_bytes(whole[:700])
+    with h5py.File(place / "normal_002.h5", "a") as file:
+        file["coords"].resize(3, axis=0)
+    put(features, "tumor_003", Made(np.empty((0, 2), np.int64), np.empty((0, 12), np.float32), np.empty(0)))
+    found = gather(cohort, open_features(features))
+    assert {bag.case.id for bag in found.bags} == {"normal_004", "tumor_005", "normal_006", "tumor_007"}
+    assert "no features" in found.lost["normal_000"]
+    assert "half-written" in found.lost["tumor_001"]
+    assert "half-written" in found.lost["normal_002"]
+    assert "no tissue" in found.lost["tumor_003"]
+
+
+def test_features_of_another_length_or_encoder_are_refused(tmp_path: Path) -> None:
+    cases = [Case(n, n, "slide", f"/{n}.svs", mpp=0.25, label=str(k)) for k, n in enumerate("ab")]
+    write_stamp(tmp_path, "a")
+    with h5py.File(write_stamp(tmp_path, "b"), "a") as file:
+        del file["feats"]
+        file["feats"] = np.zeros((4, 9), np.float16)
+    with pytest.raises(ConfigError, match=r"two kinds.*Expected 6 numbers.*Found 9"):
+        gather(Cohort(tuple(cases)), open_features(tmp_path))
+    with h5py.File(write_stamp(tmp_path, "b"), "a") as file:
+        file.attrs["extractor"] = "uni"
+    with pytest.raises(ConfigError, match=r"two kinds.*ctp.*uni"):
+        gather(Cohort(tuple(cases)), open_features(tmp_path))
+    put(tmp_path / "own", "a", made_slide(0, False))
+    put(tmp_path / "own", "b", made_slide(1, True), replace(ENCODING, hash="sha256:other"))
+    place = next((tmp_path / "own").rglob("features_*"))
+    with pytest.raises(ConfigError, match="two kinds"):
+        gather(Cohort(tuple(cases)), open_features(place))
+
+
+def test_labels_by_meaning_or_by_name() -> None:
+    def case(label: str) -> Case:
+        return Case("a", "a", "slide", "/a.svs", label=label)
+
+    assert [label_of(case(label)) for label in ("tumor", "0", "Normal", "malignant")] == [1, 0, 0, 1]
+    assert [label_of(case(label), ["LUAD"]) for label in ("LUAD", "LUSC", "luad")] == [1, 0, 1]
+    with pytest.raises(UsageError, match=r"label 'LUAD' is positive.*positive=LABEL"):
+        label_of(case("LUAD"))
+
+
+def test_one_class_only_is_refused(made: tuple[Cohort, Path]) -> None:
+    cohort, features = made
+    normal = gather(cohort.where(lambda case: case.label == "normal"), open_features(features)).bags
+    with pytest.raises(UsageError, match="normal cases alone"):
+        refuse_one_class(normal, "training")
+    with pytest.raises(UsageError, match="no cases"):
+        refuse_one_class([], "training")
+
+
+def test_a_patient_with_both_labels_stays_whole_and_is_said(made: tuple[Cohort, Path]) -> None:
+    cohort, features = made
+    joined = Cohort(tuple(replace(case, patient=f"p{index // 2}") for index, case in enumerate(cohort)))
+    found = gather(joined, open_features(features))
+    assert found.notes[0].startswith("5 patients have cases of both labels (p0, p1")
+    folds = folds_of(found.bags, 5, seed=1)
+    assert all(folds[2 * n] == folds[2 * n + 1] for n in range(5))
+    assert sorted(np.bincount(folds)) == [2] * 5
+
+
+def bags_of(patients: list[str], labels: list[int], sites: list[str] | None = None) -> list[Bag]:
+    bags = []
+    for number, (patient, label) in enumerate(zip(patients, labels, strict=True)):
+        case = Case(f"c{number}", patient, "slide", "/a", site=sites[number] if sites else None)
+        bags.append(Bag(case, None, label, np.zeros((5, 2), np.int64)))  # type: ignore[arg-type]
+    return bags
+
+
+def test_folds_keep_patients_whole_and_labels_even() -> None:
+    rng = np.random.default_rng(0)
+    patients = [f"p{rng.integers(0, 40)}" for _ in range(100)]
+    labels = [int(patient[-1] in "0369") for patient in patients]
+    bags = bags_of(patients, labels)
+    folds = folds_of(bags, 5, seed=3)
+    for patient in set(patients):
+        assert len({int(fold) for fold, name in zip(folds, patients, strict=True) if name == patient}) == 1
+    counts = np.array([np.bincount(np.array(labels)[folds == fold], minlength=2) for fold in range(5)])
+    assert (np.ptp(counts, axis=0) <= 3).all(), counts
+    assert (folds_of(bags, 5, seed=3) == folds).all()
+    assert (folds_of(bags, 5, seed=4) != folds).any()
+    with pytest.raises(ConfigError, match="5 folds need as many patients"):
+        folds_of(bags_of(["a", "b"], [0, 1]), 5, 0)
+
+
+def test_whole_sites_can_be_held_out() -> None:
+    sites = ["x", "y", "z"] * 8
+    bags = bags_of([f"p{n}" for n in range(24)], [n % 2 for n in range(24)], sites)
+    folds = folds_of(bags, 3, seed=0, by_site=True)
+    assert all(len(set(folds[[s == site for s in sites]])) == 1 for site in "xyz")
+    assert set(folds) == {0, 1, 2}
+    with pytest.raises(ConfigError, match="has no site"):
+        folds_of(bags_of(["a", "b"], [0, 1]), 2, 0, by_site=True)
+
+
+def test_a_fifth_of_the_patients_validates_where_it_can() -> None:
+    train, val, note = hold_out(bags_of([f"p{n}" for n in range(20)], [n % 2 for n in range(20)]), 0)
+    assert (len(train), len(val)) == (16, 4)
+    assert [bag.label for bag in val].count(1) == 2
+    assert "4 patients are held out" in note
+    train, val, note = hold_out(bags_of(["a", "b"], [0, 1]), 0)
+    assert (len(train), val) == (2, [])
+    assert "too few patients" in note
+
+
+# -- what is read, and how much of it at once ----------------------------------------------------------------
+
+
+def test_draws_differ_between_members_and_are_the_same_at_every_use(made: tuple[Cohort, Path]) -> None:
+    cohort, features = made
+    bags = gather(cohort, open_features(features)).bags
+    one, other = (Drawn(bags, 20, seed, 10**9) for seed in (1, 2))
+    streamed = Drawn(bags, 20, 1, room=0)
+    assert one[3].shape == (20, 12)
+    assert torch.equal(one[3], one[3])
+    assert torch.equal(one[3], streamed[3])
+    assert not torch.equal(one[3], other[3])
+    whole = made_slide(3, True).features
+    assert all((whole == row.numpy()).all(axis=1).any() for row in one[3])
+    assert torch.equal(Drawn(bags, 0, 1, 0)[3], torch.from_numpy(whole))
+    assert streamed._held is None, "nothing is held beyond the room"
+
+
+def test_batches_are_cut_where_padding_would_not_fit() -> None:
+    numbers = np.arange(6)
+    sizes = [9_000, 9_000, 100, 30_000, 10, 10]
+    assert [list(part) for part in in_parts(numbers, sizes, 0)] == [[0, 1], [2], [3], [4, 5]]
+    assert [list(part) for part in in_parts(numbers, sizes, 1000)] == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_collate_masks_what_is_not_there() -> None:
+    features, mask = collate([torch.ones(2, 3).half(), torch.ones(1, 3).half()])
+    assert features.dtype == torch.float32
+    assert mask.tolist() == [[False, False], [False, True]]
+    assert features.sum() == 9
+
+
+def test_moments_are_those_of_all_training_tiles(made: tuple[Cohort, Path]) -> None:
+    cohort, features = made
+    bags = gather(cohort, open_features(features)).bags
+    every = np.concatenate([made_slide(n, n % 2 == 1).features for n in range(10)])
+    found = moments_of(bags)
+    np.testing.assert_allclose(found.mean, every.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(found.std, every.std(axis=0), atol=1e-5)

@@ -1,0 +1,101 @@
+"""Straight from slides: features by the command, a bundle that holds its encoder, a scan of slides alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lobule.bundles import Bundle, read_bundle
+from lobule.cohort import Case, Cohort
+from lobule.engines.train import TrainMachine
+from lobule.errors import BundleError
+from lobule.methods.chowder import Config, load, train
+from lobule.results.folder import open_results
+from lobule.stitch import State
+from lobule.verbs import extract_features, scan
+from tests.engines.support import write_slide
+
+TILE, MPP, SIDE = 64, 0.5, 256
+MACHINE = {"device": "cpu", "precision": "float32", "channels_last": True, "batch": 4, "lanes": 1}
+
+
+def painted(folder: Path, number: int) -> Case:
+    """Noise; on every other slide one tile of another colour."""
+    rng = np.random.default_rng(number)
+    pixels = rng.integers(120, 200, (SIDE, SIDE, 3)).astype(np.uint8)
+    tumour = number % 2 == 1
+    if tumour:
+        column, row = number // 2 % 4, number // 8 % 4
+        pixels[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE, 1] //= 3
+    path = write_slide(folder / f"s{number}.tif", pixels, tile=64)
+    return Case(f"s{number}", f"p{number}", "slide", str(path), mpp=MPP, label=str(int(tumour)))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    folder = tmp_path_factory.mktemp("slides")
+    return Cohort(tuple(painted(folder, number) for number in range(10)))
+
+
+@pytest.fixture(scope="module")
+def features(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("features")
+    extract_features(
+        cohort, place, backbone="lobule:tiny", weights="random", mpp=MPP, tile=TILE, input_px=224,
+        tissue=False, machine=MACHINE, dtype="float32",
+    )  # fmt: skip
+    return place
+
+
+@pytest.fixture(scope="module")
+def bundle(cohort: Cohort, features: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    config = Config(
+        model="max", members=2, epochs=40, rate=2e-2, standardise=True, features=str(features), r=1
+    )
+    machine = TrainMachine(device="cpu", precision="float32")
+    return train(config, cohort, tmp_path_factory.mktemp("bundle"), val=None, machine=machine)
+
+
+def test_slides_give_what_their_stored_features_give(
+    bundle: Bundle, cohort: Cohort, features: Path, tmp_path: Path
+) -> None:
+    some = Cohort(cohort.cases[:4])
+    ways = {"slides": {}, "stored": {"features": str(features)}}
+    for name, settings in ways.items():
+        report = scan(
+            bundle.path or "", some, tmp_path / name, machine=MACHINE, tissue=None, settings=settings
+        )
+        assert dict(report.counts) == {"complete": 4}, report.failed
+    for number, case in enumerate(some):
+        one, other = (open_results(tmp_path / name).case_folder(case.id) for name in ways)
+        assert one.result is not None
+        assert other.result is not None
+        score = one.result["scores"]["tumour"]
+        assert score == pytest.approx(other.result["scores"]["tumour"], abs=1e-4)
+        assert (score > 0.5) == (number % 2 == 1)
+        layer, states = one.maps["map"].read()
+        np.testing.assert_allclose(layer, other.maps["map"].read()[0], atol=0.02)
+        assert layer.shape == (1, 4, 4)
+        assert (states == State.SCORED).all()
+        if number % 2:
+            row, column = np.unravel_index(int(layer[0].argmax()), (4, 4))
+            assert (row, column) == (number // 8 % 4, number // 2 % 4)
+    assert set(open_results(tmp_path / "slides").case_folder("s0").tables) == {"features", "tiles"}
+    assert set(open_results(tmp_path / "stored").case_folder("s0").tables) == {"tiles"}
+
+
+def test_an_encoder_that_was_exchanged_is_noticed(bundle: Bundle, tmp_path: Path) -> None:
+    import shutil
+
+    assert bundle.path is not None
+    shutil.copytree(bundle.path, tmp_path / "b")
+    (tmp_path / "b" / "encoder.safetensors").write_bytes(b"other")
+    predictor = load(read_bundle(tmp_path / "b"))
+    with pytest.raises(BundleError, match="not the one the bundle was made with"):
+        _ = predictor._encoder
+    changed = {**bundle.config, "encoding": {**bundle.config["encoding"], "hash": "sha256:0"}}
+    with pytest.raises(BundleError, match="not the one its features came from"):
+        _ = load(replace(bundle, config=changed))._encoder

@@ -1,0 +1,239 @@
+"""What training draws: shares, labels, places in and outside outlines; and heatmaps kept as scores."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lobule.bundles import read_bundle
+from lobule.cohort import Cohort
+from lobule.engines.scan import Machine
+from lobule.methods.four_view import Config
+from lobule.methods.four_view.draws import NEGATIVE, OUTSIDE, ExamDraws, PatchDraws, as_batch, stratum
+from lobule.methods.four_view.heatmap_store import score_patches, summed
+from lobule.methods.four_view.objectives import areas, breast_loss, classifier_loss, exam_probabilities
+from lobule.methods.four_view.patches import PatchGrid, draw_strides, heatmap_of
+from lobule.methods.four_view.pool import UNKNOWN, ExamPool, Kept, gather
+from lobule.methods.four_view.predictor import FourViewPredictor, build
+from lobule.methods.four_view.stream import DrawnBatches
+from lobule.methods.four_view.windows import shrunk
+from lobule.nets.four_view import TARGETS
+from lobule.results import open_results
+from tests.methods.four_view.made_exams import exams
+from tests.methods.four_view.support import bundle_of, nets, run
+from tests.methods.four_view.test_train import CONFIG
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    return Cohort(tuple(exams(tmp_path_factory.mktemp("drawn"), 16, None)))
+
+
+@pytest.fixture(scope="module")
+def pool(cohort: Cohort) -> ExamPool:
+    return gather(cohort, CONFIG, Kept(1 << 28), workers=2)
+
+
+# -- shares -------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0.05, 1), min_size=1, max_size=5), st.integers(0, 10_000))
+def test_any_run_of_samples_keeps_the_shares(weights: list[float], first: int) -> None:
+    shares = [weight / sum(weights) for weight in weights]
+    counts = Counter(stratum(index, shares) for index in range(first, first + 200))
+    for number, share in enumerate(shares):
+        assert abs(counts[number] - 200 * share) < 8
+
+
+def test_exams_with_findings_are_drawn_in_their_share_however_rare(cohort: Cohort) -> None:
+    """One malignant exam of sixteen is still a quarter of what is drawn."""
+    healthy = dict.fromkeys(TARGETS, False)
+    rare = tuple(
+        replace(case, breast_labels={**healthy, "left_malignant": number == 5, "right_benign": number == 7})
+        for number, case in enumerate(cohort)
+    )
+    draws = ExamDraws(gather(Cohort(rare), CONFIG, Kept(1 << 28)))
+    labels = [draws.draw(index, np.random.default_rng(index)).labels for index in range(80)]
+    malignant = sum(label[2] == 1 for label in labels)
+    benign = sum(label[1] == 1 for label in labels)
+    assert (malignant, benign) == (pytest.approx(20, abs=1), pytest.approx(20, abs=1))
+
+
+# -- patches ------------------------------------------------------------------------------------------------
+
+
+def test_a_patch_holds_what_its_class_says(pool: ExamPool) -> None:
+    """Squares shine at 2300 and rings are drawn alike; the rest of the breast stays below 1200."""
+    draws = PatchDraws(pool, augmented=False)
+    assert draws.missing == ()
+    counts: Counter[int] = Counter()
+    for index in range(60):
+        sample = draws.draw(index, np.random.default_rng(index))
+        counts[sample.label] += 1
+        bright = (sample.pixels[0] > 3).sum()
+        assert sample.pixels.shape == (1, 32, 32)
+        if sample.label in (OUTSIDE, NEGATIVE):
+            assert bright < 12, "nothing of a lesion"
+        else:
+            assert bright > 12
+    assert all(count == pytest.approx(15, abs=2) for count in counts.values())
+
+
+def test_outlines_follow_the_view_into_the_right_pointing_frame(pool: ExamPool) -> None:
+    """Of stored left and right breasts alike, the outline's middle is on the bright square."""
+    seen = set()
+    for exam in pool.exams:
+        for image in exam.images.values():
+            pixels = pool.pixels(image)
+            for grade, polygon in image.outlines:
+                column, row = polygon.points.mean(axis=0)
+                if grade == 0:
+                    assert pixels[int(row), int(column)] > 1800
+                    seen.add(image.view)
+    assert seen == {"L-CC", "R-CC", "L-MLO", "R-MLO"}
+
+
+# -- losses -------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_weighted_mean_over_what_is_known() -> None:
+    p = torch.tensor([[0.9, 0.2, 0.5, 0.7]])
+    log_probabilities = torch.stack([(1 - p).log(), p.log()], dim=-1)
+    labels = torch.tensor([[1, 0, UNKNOWN, 0]])
+    plain = -(np.log(0.9) + np.log(0.8) + np.log(0.3)) / 3
+    weighted = -(3 * np.log(0.9) + np.log(0.8) + np.log(0.3)) / 5
+    assert float(breast_loss(log_probabilities, labels)) == pytest.approx(plain, rel=1e-5)
+    assert float(breast_loss(log_probabilities, labels, 3.0)) == pytest.approx(weighted, rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["view_wise", "image_wise", "side_wise", "joint"])
+def test_what_is_learnt_is_what_is_scored(pool: ExamPool, variant: str) -> None:
+    """The loss of every variant falls exactly where the exam's scores move towards its labels."""
+    torch.manual_seed(0)
+    net, _ = build(replace(CONFIG, variant=variant))
+    net.eval()
+    batch = as_batch([ExamDraws(pool).sample(exam, None) for exam in pool.exams[5:7]])
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
+    with torch.no_grad():
+        before = exam_probabilities(net, batch)
+    loss = classifier_loss(net, batch, 1.0)
+    loss.backward()
+    optimiser.step()
+    with torch.no_grad():
+        after = exam_probabilities(net, batch)
+        assert float(classifier_loss(net, batch, 1.0)) < float(loss)
+    labels = batch.labels.numpy()
+    assert (np.sign(after.mean(axis=0) - before.mean(axis=0))[labels.min(axis=0) == 1] > 0).all()
+    assert (np.sign(after.mean(axis=0) - before.mean(axis=0))[labels.max(axis=0) == 0] < 0).all()
+
+
+def test_areas_leave_out_what_is_unknown() -> None:
+    labels = np.array([[0, 0, 1, 0], [0, 0, UNKNOWN, 1]])
+    scores = np.array([[0.1, 0.1, 0.8, 0.3], [0.1, 0.1, 0.0, 0.2]])
+    assert areas(labels, scores) == {"malignant": 0.5}
+
+
+# -- the stream ---------------------------------------------------------------------------------------------
+
+
+def test_the_stream_is_the_same_for_any_workers_and_goes_on(tmp_path: Path) -> None:
+    def draw(index: int, rng: np.random.Generator) -> tuple[int, float]:
+        if index == 5 and rng.random() < 2:  # always: the sample costs every attempt
+            raise OSError("gone")
+        return index, float(rng.random())
+
+    def stream(workers: int) -> DrawnBatches[tuple[int, float], list[tuple[int, float]]]:
+        return DrawnBatches(draw, list, 2, seed=3, stage=1, workers=workers)
+
+    with stream(1) as one, stream(3) as other:
+        first = [next(one) for _ in range(2)]
+        assert first == [next(other) for _ in range(2)]
+        state = one.state()
+        with pytest.raises(Exception, match="20 draws in a row could not be read"):
+            next(one)
+    with stream(2) as again:
+        again.restore({**state, "next": 1})
+        assert next(again) == first[1]
+        with pytest.raises(Exception, match="samples of another training"):
+            again.restore({**state, "seed": 4})
+
+
+# -- heatmaps -----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 1000), st.integers(70, 150), st.integers(70, 130))
+def test_heatmaps_by_cumulative_sums_equal_those_patch_by_patch(seed: int, height: int, width: int) -> None:
+    rng = random.Random(seed)
+    rows, columns = (draw_strides(length, rng, patch=64, stride=30) for length in (height, width))
+    grid = PatchGrid.of_strides(rows, columns, 64)
+    scores = np.random.default_rng(seed).random((len(grid), 2)).astype(np.float32)
+    made = summed((height, width), grid, scores)
+    for layer in (0, 1):
+        np.testing.assert_allclose(
+            made[layer], heatmap_of((height, width), grid, scores[:, layer]), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("variant", ["view_wise", "image_wise"])
+def test_heatmaps_that_training_reads_are_those_of_a_scan(
+    cohort: Cohort, tmp_path: Path, variant: str
+) -> None:
+    """Also where a scan cuts the patches of single right views unmirrored, as published."""
+    settings = {"heatmaps": True, "variant": variant, "window": (96, 56), "patch": 32, "patch_stride": 20}
+    bundle = bundle_of(tmp_path / "bundle", epochs=1, augmentation=False, **settings)
+    few = Cohort(cohort.cases[9:10])
+    run(bundle, few, tmp_path / "results")
+    config = Config.from_dict(read_bundle(bundle).config)
+    predictor = FourViewPredictor(config, *nets(config))
+    machine = Machine(device="cpu", precision="float32", channels_last=True)
+    store, failed = score_patches(predictor, "f", few, tmp_path / "heatmaps", machine)
+    assert not failed
+    own = gather(few, config, Kept(1 << 28))
+    maps = open_results(tmp_path / "results").case_folder(few.cases[0].id).maps
+    (exam,) = own.exams
+    for name, image in exam.images.items():
+        made = np.stack(store.read(exam, image, own))
+        window, cell = image.frame.crop, config.heatmap_cell
+        stored = np.zeros((3, *(np.array(maps[f"heatmap {name}"].read()[0].shape[1:]) * cell)))
+        turned = made[:, :, ::-1] if image.frame.mirrored else made
+        stored[:2, window.top : window.bottom, window.left : window.right] = turned
+        stored[2, window.top : window.bottom, window.left : window.right] = 1
+        squares = stored.reshape(3, stored.shape[1] // cell, cell, stored.shape[2] // cell, cell).mean((2, 4))
+        wanted = squares[:2] / np.maximum(squares[2], 1e-6)
+        scores, _ = maps[f"heatmap {name}"].read()
+        inside = squares[2] > 0
+        np.testing.assert_allclose(scores[:, inside], wanted[:, inside], atol=1e-5)
+
+
+# -- smaller inputs -----------------------------------------------------------------------------------------
+
+
+def test_shrinking_averages_squares(tmp_path: Path) -> None:
+    channels = np.arange(2 * 7 * 9, dtype=np.float32).reshape(2, 7, 9)
+    small = shrunk(channels, 2)
+    assert small.shape == (2, 3, 4)
+    assert small[1, 2, 3] == channels[1, 4:6, 6:8].mean()
+    assert shrunk(channels, 1) is channels
+
+
+def test_a_scan_shrinks_as_training_does(cohort: Cohort, tmp_path: Path) -> None:
+    one = Cohort(cohort.cases[:1])
+    settings = {"epochs": 1, "augmentation": False, "window": (96, 56), "shrink": 2}
+    run(bundle_of(tmp_path / "bundle", **settings), one, tmp_path / "results")
+    config = replace(CONFIG, shrink=2, crop_iterations=4, crop_buffer=6)
+    drawn = ExamDraws(gather(one, config, Kept(1 << 28)))
+    batch = as_batch([drawn.sample(drawn.pool.exams[0], None)])
+    assert batch.views["L-CC"].shape == (1, 1, 48, 28)
+    net, _ = nets(replace(config, widths=(4, 4, 8, 8, 16)))
+    with torch.no_grad():
+        wanted = exam_probabilities(net, batch)[0]
+    scores = open_results(tmp_path / "results").case_folder(one.cases[0].id).result["scores"]
+    np.testing.assert_allclose([scores[name] for name in TARGETS], wanted, atol=1e-5)

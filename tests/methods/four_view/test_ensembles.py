@@ -1,0 +1,142 @@
+"""Several classifiers in one bundle: averaged, with an image-wise one for the exams that lack a view."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lobule.bundles import read_bundle, write_bundle
+from lobule.cohort import Case, Cohort, read_cohort
+from lobule.errors import ConfigError
+from lobule.methods.four_view import Config, convert, load, save
+from lobule.methods.four_view.members import build
+from lobule.nets.four_view import TARGETS, VIEWS, Joint, SideWise
+from lobule.phantoms.exams import write_exams
+from lobule.results import open_results
+from tests.methods.four_view.support import SMALL, bundle_of, run, seeded
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """A whole exam, one of the left side alone, and one without L-MLO."""
+    folder = tmp_path_factory.mktemp("exams")
+    (whole,) = read_cohort(write_exams(folder, exams=1, size=(300, 220), seed=5)).cases
+    left = {name: files for name, files in whole.views.items() if name.startswith("l_")}
+    without = {name: files for name, files in whole.views.items() if name != "l_mlo"}
+    return Cohort(
+        (whole, Case("left", "p1", "exam", views=left), Case("without", "p2", "exam", views=without))
+    )
+
+
+def member(path: Path, tag: str, **settings: object) -> Path:
+    """A bundle whose weights are made from another name; the patch network's too where it is named."""
+    patch_tag = str(settings.pop("patch_tag", "patch"))
+    config = replace(SMALL, **settings)
+    net, patch_net = build(config)
+    patch_net = None if patch_net is None else seeded(patch_net, patch_tag)
+    save(path, config, seeded(net, tag), patch_net, patients=[tag])
+    return path
+
+
+def scores_of(results: Path, case: str = "exam0000") -> np.ndarray:
+    result = open_results(results).case_folder(case).result
+    return np.array([result["scores"][name] for name in TARGETS if name in result["scores"]])
+
+
+def scanned(bundle: Path, cohort: Cohort, out: Path) -> Path:
+    run(bundle, cohort, out)
+    return out
+
+
+@pytest.mark.parametrize("patch_tags", [("patch", "patch"), ("patch", "other")])
+def test_scores_are_the_mean_of_the_members(cohort: Cohort, tmp_path: Path, patch_tags) -> None:
+    whole = cohort.where(lambda case: case.id == "exam0000")
+    paths = [
+        member(tmp_path / tag, tag, heatmaps=True, patch_tag=patch)
+        for tag, patch in zip(("one", "two"), patch_tags, strict=True)
+    ]
+    alone = [scores_of(scanned(path, whole, tmp_path / f"r{i}")) for i, path in enumerate(paths)]
+    assert np.abs(alone[0] - alone[1]).min() > 1e-4
+    bundle = convert(paths, tmp_path / "both")
+    assert bundle.config["members"] == 2 and len(bundle.patients) == 2
+    assert bundle.config["patch_of"] == ([] if patch_tags[0] == patch_tags[1] else [0, 1])
+    assert len(load(read_bundle(tmp_path / "both")).nets.patch_nets) == len(set(patch_tags))
+    results = scanned(tmp_path / "both", whole, tmp_path / "r")
+    np.testing.assert_allclose(scores_of(results), np.mean(alone, axis=0), atol=1e-5)
+    result = open_results(results).case_folder("exam0000").result
+    for own, told in zip(alone, result["members"], strict=True):
+        np.testing.assert_allclose([told[name] for name in TARGETS], own, atol=1e-5)
+
+
+def test_exams_that_lack_a_view_are_scored_view_by_view(cohort: Cohort, tmp_path: Path) -> None:
+    view_wise = member(tmp_path / "whole", "one")
+    singles = [member(tmp_path / tag, tag, variant="image_wise") for tag in ("two", "three")]
+    bundle = convert([singles[0], view_wise, singles[1]], tmp_path / "both")
+    assert (bundle.config["variant"], bundle.config["members"], bundle.config["alone"]) == ("view_wise", 1, 2)
+    results = scanned(tmp_path / "both", cohort, tmp_path / "r")
+    plain = scanned(view_wise, cohort.where(lambda case: case.id == "exam0000"), tmp_path / "r1")
+    np.testing.assert_array_equal(scores_of(results), scores_of(plain))
+    each = [scanned(single, cohort, tmp_path / f"s{i}") for i, single in enumerate(singles)]
+    for case in ("left", "without"):
+        wanted = np.mean([scores_of(folder, case) for folder in each], axis=0)
+        np.testing.assert_allclose(scores_of(results, case), wanted, atol=1e-6)
+    told = {c: open_results(results).case_folder(c).result for c in ("exam0000", "left", "without")}
+    assert [facts["model"] for facts in told.values()] == ["view_wise", "image_wise", "image_wise"]
+    assert set(told["left"]["scores"]) == {"left_benign", "left_malignant"} == set(told["left"]["spread"])
+    assert "without R-CC, R-MLO" in told["left"]["notes"][0]
+    assert not told["exam0000"]["notes"]
+
+
+def test_the_spread_of_a_breast_is_that_of_its_windows(cohort: Cohort, tmp_path: Path) -> None:
+    results = scanned(bundle_of(tmp_path / "b", variant="image_wise"), cohort, tmp_path / "r")
+    folder = open_results(results).case_folder("without")
+    spread, views = folder.result["spread"], folder.result["views"]
+    # a breast with one view spreads as that view does; one with two less than the wider of them
+    for name in ("std", "least", "greatest"):
+        assert spread["left_malignant"][name] == pytest.approx(views["L-CC"]["malignant"][name])
+    widest = max(views[view]["benign"]["std"] for view in ("R-CC", "R-MLO"))
+    assert 0 < spread["right_benign"]["std"] <= widest
+
+
+def test_members_must_read_the_same_pixels(tmp_path: Path) -> None:
+    one = member(tmp_path / "one", "one")
+    with pytest.raises(ConfigError, match="agree in window"):
+        convert([one, member(tmp_path / "two", "two", window=(160, 128))], tmp_path / "b")
+    with pytest.raises(ConfigError, match="several variants"):
+        convert([one, member(tmp_path / "three", "three", variant="joint")], tmp_path / "b")
+    other = read_bundle(one)
+    write_bundle(tmp_path / "four", replace(other, method="scannet"), other.weights())
+    with pytest.raises(ConfigError, match="another method"):
+        convert([one, tmp_path / "four"], tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("variant", ["side_wise", "joint"])
+def test_the_other_variants_of_the_paper_scan(cohort: Cohort, tmp_path: Path, variant: str) -> None:
+    results = scanned(bundle_of(tmp_path / "b", variant=variant), cohort, tmp_path / "r")
+    assert scores_of(results).std() > 1e-4
+    error = open_results(results).case_folder("left").result["error"]
+    assert "R-CC" in error["message"]
+
+
+def test_side_wise_sees_one_side_and_joint_all() -> None:
+    views = {
+        v: torch.randn(1, 1, 200, 160, generator=torch.Generator().manual_seed(i))
+        for i, v in enumerate(VIEWS)
+    }
+    changed = {**views, "R-CC": views["R-CC"] + 1}
+    for net, moved in ((SideWise(widths=(4,) * 5), [1, 3]), (Joint(widths=(4,) * 5), [0, 1, 2, 3])):
+        net = seeded(net, "view-image")
+        with torch.inference_mode():
+            before, after = (net.exam_scores(net(x))[0] for x in (views, changed))
+        assert (before != after).nonzero().flatten().tolist() == moved
+        assert ((before > 0) & (before < 1)).all()
+
+
+def test_a_config_with_members_survives_json() -> None:
+    config = Config(members=2, alone=1, patch_of=(0, 1, 0), heatmaps=True)
+    assert Config.from_dict(config.to_dict()) == config and config.patch_nets == 2

@@ -1,0 +1,138 @@
+"""Heatmaps painted fast: bands cover the view, pooling is exact for what is even, the difference is told."""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import softmax
+
+from lobule.cohort import Cohort, read_cohort
+from lobule.errors import ConfigError
+from lobule.mammograms.views import VIEWS
+from lobule.methods.four_view import Config
+from lobule.methods.four_view.painting import Bands, pooled_scores
+from lobule.methods.four_view.patches import PatchGrid, heatmap_of, patch_pixels
+from lobule.nets.four_view import TARGETS
+from lobule.nets.painter import Painter
+from lobule.phantoms.exams import write_exams
+from lobule.results import open_results
+from lobule.verbs import scan_settings
+from tests.methods.four_view.support import SMALL, bundle_of, exam_by_hand, nets, run, views_of
+
+NEAR = {"atol": 1e-5, "rtol": 0}
+
+
+@pytest.fixture(scope="module")
+def exams(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    folder = tmp_path_factory.mktemp("exams")
+    return read_cohort(write_exams(folder, exams=1, size=(300, 220), seed=5))
+
+
+@given(
+    rows=st.integers(1, 4000),
+    columns=st.integers(1, 3000),
+    cells=st.integers(200, 20_000),
+)
+def test_bands_cover_every_row_once_within_their_room(rows: int, columns: int, cells: int) -> None:
+    bands = Bands.over((rows, columns), cells)
+    windows = bands.windows()
+    assert len({window.shape for window in windows}) == 1
+    numbered = np.arange(bands.rows * bands.columns, dtype=np.float64).reshape(1, bands.rows, bands.columns)
+    around = np.pad(numbered, ((0, 0), (bands.halo + 999, 999 + 2 * bands.halo), (0, 0)))
+    pieces = [
+        around[:, window.top // 32 + bands.halo + 999 : window.bottom // 32 + bands.halo + 999].ravel()
+        for window in windows
+    ]
+    np.testing.assert_array_equal(bands.joined(pieces), numbered)
+    assert windows[-1].bottom >= rows and windows[0].width >= columns
+    room = cells if bands.columns * 9 <= cells else 9 * bands.columns
+    assert windows[0].height // 32 * bands.columns <= room
+
+
+def test_pooling_is_the_mean_over_the_footprint() -> None:
+    """Against evidence spread over pixels and averaged there."""
+    rng = np.random.default_rng(0)
+    evidence = rng.standard_normal((4, 9, 7))
+    grid = PatchGrid((0, 13, 32), (0, 5, 77), 192 - 64)
+    found = pooled_scores(evidence, grid)
+    pixels = evidence.repeat(32, axis=1).repeat(32, axis=2)
+    wanted = [
+        softmax(pixels[:, row : row + 128, column : column + 128].mean(axis=(1, 2)))
+        for row, column in grid.corners()
+    ]
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
+def by_hand(view, patch_net: torch.nn.Module, rng: random.Random):
+    """(benign, malignant) of one view, from one look at it with blank around."""
+    grid, pixels = view.grid(rng), patch_pixels(view.image)
+    height, width = (-(-length // 32) * 32 for length in pixels.shape)
+    wide = np.full((height, width), (0 - view.image.mean()) / view.image.std())
+    wide[: pixels.shape[0], : pixels.shape[1]] = pixels
+    with torch.inference_mode():
+        x = torch.from_numpy(wide.astype(np.float32))[None, None].expand(-1, 3, -1, -1)
+        features = torch.relu(patch_net.features(x))
+        evidence = torch.einsum("kc,nchw->khw", patch_net.classifier.weight, features)
+        evidence += patch_net.classifier.bias[:, None, None]
+    scores = pooled_scores(evidence.double().numpy(), grid)
+    return tuple(heatmap_of(view.image.shape, grid, scores[:, index]) for index in (1, 0))
+
+
+def test_scores_equal_those_by_hand_and_the_difference_is_told(exams: Cohort, tmp_path: Path) -> None:
+    run(
+        bundle_of(tmp_path / "bundle", heatmaps=True),
+        exams,
+        tmp_path / "r",
+        settings={"heatmaps": "fast"},
+    )
+    net, patch_net = nets(replace(SMALL, heatmaps=True))
+    views, rng = views_of(exams.cases[0]), random.Random(0)
+    heatmaps = {view: by_hand(views[view][0], patch_net, rng) for view in VIEWS}
+    wanted = exam_by_hand(exams.cases[0], net, np.random.RandomState(0), heatmaps).mean(axis=0)
+    folder = open_results(tmp_path / "r").case_folder("exam0000")
+    result = folder.result
+    np.testing.assert_allclose([result["scores"][name] for name in TARGETS], wanted, **NEAR)
+    told = result["heatmaps"]
+    assert told["painting"] == "fast" and told["patches_compared"] == 32
+    # the difference that is told is that of the patches that were scored both ways
+    table, view = folder.tables["patches L-CC"].read(), views["L-CC"][0]
+    fast = by_hand(view, patch_net, random.Random(0))
+    assert len(table["field"]) == 8 and 0 < told["mean_difference"] < told["greatest_difference"] < 1
+    exact = view.heatmaps(random.Random(0), patch_net)
+    apart = [np.abs(a - b).max() for a, b in zip(fast, exact, strict=True)]
+    assert max(apart) < 2 * told["greatest_difference"] + 0.05
+
+
+def test_a_classifier_takes_only_the_heatmaps_it_reads(tmp_path: Path) -> None:
+    image_only, with_heatmaps = Config(), Config(heatmaps=True)
+    assert image_only.set({"heatmaps": "none"}) == image_only
+    assert with_heatmaps.set({"heatmaps": "fast"}).painting == "fast"
+    for config, asked in ((image_only, "fast"), (with_heatmaps, "none"), (with_heatmaps, "true")):
+        with pytest.raises(ConfigError, match="heatmaps"):
+            config.set({"heatmaps": asked})
+
+
+def test_settings_of_a_scan_come_as_text(tmp_path: Path) -> None:
+    from lobule.bundles import read_bundle
+
+    bundle = read_bundle(bundle_of(tmp_path / "bundle", heatmaps=True))
+    asked = {"heatmaps": "fast", "epochs": "3", "augmentation": "no"}
+    assert scan_settings(bundle, asked) == {"heatmaps": "fast", "epochs": 3, "augmentation": False}
+
+
+def test_an_even_view_is_painted_as_its_patches_far_from_edges() -> None:
+    """Patches of an even view differ from one look only by what their edges show."""
+    _, patch_net = nets(replace(SMALL, heatmaps=True))
+    painter = Painter(copy.deepcopy(patch_net))
+    with torch.inference_mode():
+        evidence = painter.evidence(torch.full((1, 1, 1280, 1280), 0.7))[0].double().numpy()
+    scores = pooled_scores(evidence, PatchGrid((500, 512, 544), (500, 551), 64))
+    assert np.ptp(scores, axis=0).max() < 1e-5

@@ -1,0 +1,217 @@
+"""GMIC through the scanner: scores, saliency and regions equal those by hand, and the published ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lobule.bundles import read_bundle
+from lobule.cohort import Case, Cohort, read_cohort
+from lobule.errors import BundleError, ConfigError
+from lobule.mammograms.exams import read_view
+from lobule.mammograms.views import VIEWS, right_pointing
+from lobule.methods import load
+from lobule.methods.four_view.centres import best_centre
+from lobule.methods.four_view.crop import crop_of
+from lobule.methods.four_view.gmic import Config, convert
+from lobule.methods.four_view.gmic.predictor import build
+from lobule.methods.four_view.windows import NO_AUGMENTATION, ViewImage, network_input, plan_image
+from lobule.nets.gmic import TOP_SHARES
+from lobule.phantoms.exams import write_exams
+from lobule.results import open_results
+from lobule.stitch import State
+from lobule.verbs import scan
+from tests.nets.four_view_recipe import made_net, made_tensor
+
+SMALL = Config(
+    regions=3, region_px=64, window=(320, 256), crop_iterations=4, crop_buffer=6, widths=(2, 2, 4, 4, 4)
+)
+WINDOW, SMALLS = (320, 256), {"window": (320, 256), "region_px": 64, "regions": 3, "widths": (2, 2, 4, 4, 4)}
+CROP = {"crop_iterations": 4, "crop_buffer": 6}
+MACHINE = {"device": "cpu", "precision": "float32", "lanes": 2, "readers": 2, "channels_last": True}
+SALT = "four_view-visible-12"
+
+
+def small_net(tag: str, share: float):
+    (net,) = build(Config(**SMALLS, top_shares=(share,)))
+    state = net.state_dict()
+    for key, tensor in state.items():
+        if tensor.ndim:
+            state[key] = torch.from_numpy(made_tensor("gmic", tag, key, tuple(tensor.shape)))
+    net.load_state_dict(state)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def exams(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    folder = tmp_path_factory.mktemp("exams")
+    return read_cohort(write_exams(folder, exams=1, size=(400, 300), seed=5))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list, Path]:
+    """Two published-form checkpoints, one bundle."""
+    folder = tmp_path_factory.mktemp("gmic")
+    made_nets, files = [small_net("a", TOP_SHARES[0]), small_net("b", TOP_SHARES[3])], []
+    for number, net in ((1, made_nets[0]), (4, made_nets[1])):
+        state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+        files.append(folder / f"sample_model_{number}.p")
+        torch.save(state | {"shared_rep_filter.weight": torch.zeros(1)}, files[-1])
+    convert(files, folder / "bundle", **SMALLS, **CROP)
+    return made_nets, folder / "bundle"
+
+
+def by_hand(path: str, view: str):
+    """Network input (1, 1, h, w), the window in the crop, the crop and how it points."""
+    mammogram = read_view(path, view=view)
+    crop = crop_of(mammogram.pixels, mammogram.pointing, iterations=4, buffer=6)
+    image = np.ascontiguousarray(
+        right_pointing(crop.window.of(mammogram.pixels), view, mammogram.horizontal_flip)
+    )
+    centre = best_centre(image, view, crop.landmarks, WINDOW)
+    (plan,) = plan_image(
+        ViewImage(image.shape, centre), view, epochs=1, augmentation=NO_AUGMENTATION, size=WINDOW
+    )
+    return torch.from_numpy(network_input(image, plan))[None], plan, crop.window, mammogram
+
+
+def test_scores_are_the_mean_of_models_and_views(exams: Cohort, made, tmp_path: Path) -> None:
+    nets, bundle = made
+    case = exams.cases[0]
+    scan(bundle, exams, tmp_path / "r", machine=MACHINE)
+    folder = open_results(tmp_path / "r").case_folder(case.id)
+    result, of_views = folder.result, {}
+    for view in VIEWS:
+        x, *_ = by_hand(case.views[view.lower().replace("-", "_")][0], view)
+        with torch.inference_mode():
+            outputs = [net(x) for net in nets]
+        of_views[view] = np.mean([output.scores[0].numpy() for output in outputs], axis=0)
+        for index, grade in enumerate(("benign", "malignant")):
+            told = result["views"][view][grade]
+            for place, output in enumerate(outputs):
+                assert told["of_models"][place] == pytest.approx(output.scores[0, index].item(), abs=1e-5)
+                assert told["global"][place] == pytest.approx(output.global_scores[0, index].item(), abs=1e-5)
+            assert told["score"] == pytest.approx(of_views[view][index], abs=1e-5)
+    right = (of_views["R-CC"] + of_views["R-MLO"]) / 2
+    assert result["scores"]["right_malignant"] == pytest.approx(right[1], abs=1e-5)
+    assert result["scores"]["right_benign"] == pytest.approx(right[0], abs=1e-5)
+    assert len({round(score, 5) for score in result["scores"].values()}) == 4
+    assert_regions_and_saliency(folder, case, nets)
+
+
+def assert_regions_and_saliency(folder, case: Case, nets) -> None:
+    """In pixels of the stored image, of a view that is stored pointing left."""
+    x, plan, crop, mammogram = by_hand(case.views["r_cc"][0], "R-CC")
+    with torch.inference_mode():
+        outputs = [net(x) for net in nets]
+    found = folder.findings()
+    own = [i for i, image in enumerate(found["image"]) if image == "R-CC"]
+    boxes = {tuple(found["box"][i]): found["score"][i] for i in own}
+    wanted: dict[tuple[int, ...], float] = {}
+    height, width = mammogram.pixels.shape
+    for output in outputs:
+        for (row, column), weight in zip(
+            output.corners[0].tolist(), output.attention[0].tolist(), strict=True
+        ):
+            top = crop.top + plan.window.top - plan.padding.top + row
+            right = crop.right - (plan.window.left + column)
+            edges = max(0, right - 64), max(0, top), min(width, right), min(height, top + 64)
+            if edges[2] > edges[0] and edges[3] > edges[1]:
+                box = (edges[0], edges[1], edges[2] - edges[0], edges[3] - edges[1])
+                wanted[box] = wanted.get(box, 0) + weight / 2
+    assert boxes.keys() == wanted.keys() and mammogram.pointing == "left"
+    for box, weight in wanted.items():
+        assert boxes[box] == pytest.approx(weight, abs=1e-5)
+    # the map of the stored image, cell by cell
+    saliency = torch.stack([output.saliency[0] for output in outputs]).mean(dim=0).numpy()
+    layer = saliency.repeat(64, axis=1).repeat(64, axis=2)
+    scores, states = folder.maps["saliency R-CC"].read()
+    top, left = plan.window.top - plan.padding.top, plan.window.left
+    checked = 0
+    for row, column in np.argwhere(states == State.SCORED):
+        y, x0 = np.arange(16 * row, 16 * row + 16) - crop.top - top, np.arange(16 * column, 16 * column + 16)
+        columns = crop.right - 1 - x0 - left
+        inside = (columns >= 0) & (columns < 256) & (x0 >= crop.left) & (x0 < crop.right)
+        rows = y[(y >= 0) & (y < 320) & (y + top >= 0) & (y + top < crop.height)]
+        mean = layer[:, rows][:, :, columns[inside]].mean(axis=(1, 2))
+        np.testing.assert_allclose(scores[:, row, column], mean, atol=1e-5)
+        checked += 1
+    assert checked > 100 and np.ptp(scores[1][states == State.SCORED]) > 1e-4
+
+
+def test_one_side_alone_and_a_broken_view(exams: Cohort, made, tmp_path: Path) -> None:
+    _, bundle = made
+    whole = exams.cases[0]
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    left = {name: files for name, files in whole.views.items() if name.startswith("l_")}
+    broken = {**whole.views, "r_cc": (str(tmp_path / "bad.png"),)}
+    cohort = Cohort((Case("left", "p", "exam", views=left), Case("broken", "q", "exam", views=broken)))
+    report = scan(bundle, cohort, tmp_path / "r", machine=MACHINE)
+    assert dict(report.counts) == {"complete": 1, "partial": 1}
+    told = {c: open_results(tmp_path / "r").case_folder(c).result for c in ("left", "broken")}
+    assert set(told["left"]["scores"]) == {"left_benign", "left_malignant"}
+    assert "without R-CC, R-MLO" in told["left"]["notes"][0]
+    assert told["broken"]["scores"]["left_malignant"] == pytest.approx(
+        told["left"]["scores"]["left_malignant"]
+    )
+    shutil.copy(whole.views["r_cc"][0], tmp_path / "bad.png")
+    scan(bundle, cohort, tmp_path / "r", machine=MACHINE, retry_failed=True)
+    assert open_results(tmp_path / "r").case_folder("broken").status == "complete"
+
+
+def test_checkpoints_are_told_apart_and_every_tensor_accounted_for(made, tmp_path: Path) -> None:
+    nets, path = made
+    bundle = read_bundle(path)
+    assert bundle.method == "gmic" and bundle.config["top_shares"] == [TOP_SHARES[0], TOP_SHARES[3]]
+    loaded = load(bundle)
+    for own, net in zip(loaded.nets, nets, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(own.parameters(), net.parameters(), strict=True))
+    again = convert([path, path], tmp_path / "four")
+    assert len(again.config["top_shares"]) == 4
+    state = dict(nets[0].state_dict())
+    torch.save({k: v for k, v in state.items() if k != "fusion_dnn.bias"}, tmp_path / "lacking.p")
+    with pytest.raises(BundleError, match=r"missing: fusion_dnn\.bias"):
+        convert(tmp_path / "lacking.p", tmp_path / "b", **SMALLS)
+    torch.save({**state, "extra": torch.ones(1)}, tmp_path / "more.p")
+    with pytest.raises(BundleError, match="not of the network: extra"):
+        convert(tmp_path / "more.p", tmp_path / "b", **SMALLS)
+    with pytest.raises(ConfigError, match="quirk"):
+        SMALL.set({"quirks": "none"})
+    assert Config.from_dict(json.loads(json.dumps(SMALL.to_dict()))) == SMALL
+
+
+def real_scan(kit: Path, out: Path) -> dict:
+    torch.save(made_net("gmic", SALT).state_dict(), out / "model.p")
+    convert(out / "model.p", out / "bundle")
+    images = kit / "mammograms" / "nyu" / "images"
+    files = {view.lower().replace("-", "_"): (str(images / f"0_{view}.png"),) for view in VIEWS}
+    report = scan(out / "bundle", Cohort((Case("0", "p", "exam", views=files),)), out / "r", machine=MACHINE)
+    assert dict(report.counts) == {"complete": 1}, report.failed
+    folder = open_results(out / "r").case_folder("0")
+    return {**folder.result, "found": folder.findings()}
+
+
+@pytest.mark.campaign
+def test_the_published_numbers_of_the_real_exam(kit: Path, goldens: Path, tmp_path: Path) -> None:
+    facts = json.loads((goldens / "four_view" / "gmic.json").read_text())["images"]
+    result = real_scan(kit, tmp_path)
+    for view in VIEWS:
+        expected, told = facts[f"0_{view}"], result["views"][view]
+        assert told["benign"]["score"] == pytest.approx(expected["benign_pred"], abs=1e-5)
+        assert told["malignant"]["score"] == pytest.approx(expected["malignant_pred"], abs=1e-5)
+        for index, grade in enumerate(("benign", "malignant")):
+            assert told[grade]["local"][0] == pytest.approx(expected["y_local"][index], abs=1e-5)
+            y_global = expected["y_global_by_model_index"]["1"]["y_global"][index]
+            assert told[grade]["global"][0] == pytest.approx(y_global, abs=1e-5)
+        own = [i for i, image in enumerate(result["found"]["image"]) if image == view]
+        attention = sorted(result["found"]["score"][own].tolist())
+        published = sorted(expected["patch_attention"])
+        # regions wholly beside the image are no findings; the others have their attention
+        assert len(attention) >= 4
+        for weight in attention:
+            assert min(abs(weight - other) for other in published) < 1e-5

@@ -1,0 +1,364 @@
+"""Scanning by reverse distillation: every cell is the published patch score, and the forms agree as told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lobule.bundles import read_bundle
+from lobule.cohort import Cohort
+from lobule.engines.passes import EngineSettings, ScanOptions
+from lobule.engines.scan import Machine, scan
+from lobule.errors import ConfigError, LobuleError, ModelError
+from lobule.geometry import Box
+from lobule.measures.calibration import Platt
+from lobule.methods.reverse_distillation import AnomalyPredictor, Config, convert, load, save
+from lobule.methods.reverse_distillation.calibration import (
+    Calibration,
+    Shared,
+    half,
+    of_normal,
+    of_patches,
+    of_shared,
+    of_slides,
+)
+from lobule.nets import anomaly
+from lobule.nets.reverse_distillation import Student, StudentShape
+from lobule.nets.teachers import teacher
+from lobule.results import open_results
+from lobule.stitch import State
+from tests.engines.support import cohort_of, pixels_of, tree, write_slide
+from tests.methods.reverse_distillation.support import SMALL, TISSUE, painted
+
+MACHINE = Machine(device="cpu", precision="float32", readers=2, lanes=2, channels_last=True)
+FACTS = {"method": "reverse_distillation", "fingerprint": "f", "classes": ["normal", "tumour"]}
+WIDTH, HEIGHT = 229, 170
+CALIBRATION = Calibration(Platt(3.0, -4.0), 1.2, Platt(2.0, -1.0), Shared(0.9, 0.1, 50))
+EVERYWHERE = ScanOptions(tissue=None)
+
+
+def predictor_of(**settings: Any) -> AnomalyPredictor:
+    """A small predictor whose scores differ from place to place, though they mean nothing."""
+    torch.manual_seed(5)
+    config = Config(**{**SMALL, **settings})
+    frozen = teacher("tiny")
+    student = Student(frozen.student_shape(config.shortcut))
+    for module in (*frozen.modules(), *student.modules()):
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
+    return AnomalyPredictor(config, frozen, student, CALIBRATION)
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_slide(tmp_path_factory.mktemp("s") / "one.tif", pixels_of(WIDTH, HEIGHT))
+
+
+def scanned(predictor: AnomalyPredictor, slide: Path, out: Path, options: ScanOptions = EVERYWHERE) -> Any:
+    assert not scan(predictor, FACTS, cohort_of(slide), out, options, MACHINE).failed
+    return open_results(out).case_folder("one")
+
+
+def patch_by_patch(predictor: AnomalyPredictor, stride: int, name: str = "mean") -> np.ndarray:
+    """Every cell's patch cut out of the picture, white around it, and scored alone by the published steps."""
+    side, wide = predictor.config.patch, predictor.config.input
+    white = np.full((HEIGHT + 4 * side, WIDTH + 4 * side, 3), 255, np.uint8)
+    white[2 * side : 2 * side + HEIGHT, 2 * side : 2 * side + WIDTH] = pixels_of(WIDTH, HEIGHT)
+    start = 2 * side + stride // 2 - side // 2
+    out = np.zeros((-(-HEIGHT // stride), -(-WIDTH // stride)))
+    with torch.inference_mode():
+        for row, column in np.ndindex(*out.shape):
+            y, x = start + stride * row, start + stride * column
+            patch = torch.from_numpy(white[None, y : y + side, x : x + side].copy())
+            images = predictor.scaling.apply(patch)
+            if wide != side:
+                images = torch.nn.functional.interpolate(
+                    images, (wide, wide), mode="bilinear", antialias=True
+                )
+            maps = predictor.net.teacher(images)
+            full = (predictor.filled, predictor.filled)
+            out[row, column] = anomaly.patch_scores(maps, predictor.net.student(maps), (wide, wide), full)[
+                name
+            ]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("settings", "stride"),
+    [({}, 16), ({}, 24), ({"input": 64}, 32), ({"patch": 50, "input": 50}, 25), ({"score": "max"}, 32)],
+)
+def test_the_exact_map_is_the_published_score_of_every_patch(
+    slide: Path, tmp_path: Path, settings: dict[str, Any], stride: int
+) -> None:
+    predictor = predictor_of(**settings)
+    folder = scanned(predictor, slide, tmp_path / "r", replace(EVERYWHERE, stride=stride))
+    probability, raw = folder.maps[f"map-s{stride}"].read()[0]
+    expected = patch_by_patch(predictor, stride, settings.get("score", "mean"))
+    np.testing.assert_allclose(raw, expected, atol=2e-5)
+    np.testing.assert_allclose(probability, Platt(3.0, -4.0)(expected), atol=2e-5)
+    assert raw.std() > 0.002, "the patches must differ for this to say anything"
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"patch": 50, "input": 50, "stride": 25}, {"input": 64, "stride": 8}]
+)
+def test_the_shared_map_is_a_window_over_patches_side_by_side(
+    slide: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Against smoothed anomaly maps of patches laid side by side, made the long way."""
+    predictor = predictor_of(form="shared", **settings)
+    config = predictor.config
+    folder = scanned(predictor, slide, tmp_path / "r")
+    raw = folder.maps[f"map-s{config.stride}"].read()[0][1]
+    side, wide = config.patch, config.input
+    start = config.stride // 2 - side // 2
+    across = [-(-(length - start + side) // side) for length in (HEIGHT, WIDTH)]
+    white = np.full((across[0] * side, across[1] * side, 3), 255, np.uint8)
+    white[-start : HEIGHT - start, -start : WIDTH - start] = pixels_of(WIDTH, HEIGHT)
+    whole = np.zeros((across[0] * wide, across[1] * wide))
+    with torch.inference_mode():
+        for row, column in np.ndindex(*across):
+            patch = white[row * side : (row + 1) * side, column * side : (column + 1) * side]
+            maps = predictor.net.teacher(predictor.images_of(torch.from_numpy(patch[None].copy())))
+            full = (predictor.filled, predictor.filled)
+            found = anomaly.patch_scores(maps, predictor.net.student(maps), (wide, wide), full)["anomaly"]
+            whole[row * wide : (row + 1) * wide, column * wide : (column + 1) * wide] = found[0]
+    step = config.stride * wide // side
+    expected = [
+        [whole[r * step : r * step + wide, c * step : c * step + wide].mean() for c in range(raw.shape[1])]
+        for r in range(raw.shape[0])
+    ]
+    np.testing.assert_allclose(raw, expected, atol=2e-5)
+    result = folder.result
+    assert (result["form"], result["shared_rank"]) == ("shared", 0.9)
+
+
+def test_cells_on_the_patches_of_the_shared_form_are_exact(slide: Path, tmp_path: Path) -> None:
+    predictor = predictor_of()
+    exact = scanned(predictor, slide, tmp_path / "a").maps["map-s16"].read()[0]
+    asked = replace(EVERYWHERE, settings={"form": "shared"})
+    shared = scanned(predictor, slide, tmp_path / "b", asked).maps["map-s16"].read()[0]
+    np.testing.assert_allclose(shared[:, ::2, ::2], exact[:, ::2, ::2], atol=2e-5)
+    assert np.abs(shared - exact).max() > 1e-4
+
+
+@pytest.mark.parametrize("form", ["exact", "shared"])
+def test_only_tissue_is_computed_and_field_sizes_change_nothing(tmp_path: Path, form: str) -> None:
+    whole = painted(tmp_path, "one", None, 1, "test")
+    case = replace(whole, kind="region", l0_box=Box(150, 130, 330, 270))
+    predictor, asked = predictor_of(form=form), ScanOptions(tissue=TISSUE)
+    maps = {}
+    for cells in (8, 4):
+        machine = replace(MACHINE, cells=cells)
+        assert not scan(predictor, FACTS, Cohort((case,)), tmp_path / f"{cells}", asked, machine).failed
+        maps[cells], states = open_results(tmp_path / f"{cells}").case_folder("one").maps["map-s16"].read()
+        assert 0 < (states == State.SCORED).sum() < states.size
+    np.testing.assert_allclose(maps[4], maps[8], atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["exact", "shared"])
+def test_cells_that_nobody_wants_cost_nothing(form: str) -> None:
+    predictor = predictor_of(form=form)
+    counts: list[int] = []
+
+    def counted(patches: torch.Tensor) -> Any:
+        counts.append(len(patches))
+        return AnomalyPredictor.images_of(predictor, patches)
+
+    predictor.images_of = counted  # type: ignore[method-assign]
+    options = ScanOptions()
+    engine = replace(EngineSettings(), cells=4)
+    predictor.place(engine, options)
+    name, batch = predictor.sample(engine, options)
+    wanted = torch.zeros((1, 4, 4), dtype=torch.bool)
+    wanted[0, 0, :2] = True
+    with torch.inference_mode():
+        found = predictor.forward(name, replace(batch, params={"wanted": wanted}))["map"]
+        whole = predictor.forward(name, batch)["map"]
+    # the windows of two cells lie on two patches of the mosaic; the fields' other cells on all nine
+    assert counts == ([2, 16] if form == "exact" else [2, 9])
+    np.testing.assert_allclose(found[0, 1][wanted[0]], whole[0, 1][wanted[0]], atol=1e-5)
+
+
+def test_a_resumed_scan_has_the_same_bytes(slide: Path, tmp_path: Path) -> None:
+    predictor = predictor_of()
+    scanned(predictor, slide, tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    scanned(predictor, slide, tmp_path / "b")
+    case = open_results(tmp_path / "b").case_folder("one").path
+    (case / "result.json").unlink()
+    for chunk in sorted((case / "maps").rglob("state/c/*/*"))[:1]:
+        chunk.unlink()
+    scanned(predictor, slide, tmp_path / "b")
+    assert tree(tmp_path / "a").keys() == tree(tmp_path / "b").keys()
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+# -- scores of slides ---------------------------------------------------------------------------------------
+
+
+def test_the_papers_threshold_gives_the_papers_scores(slide: Path, tmp_path: Path) -> None:
+    predictor = predictor_of()
+    raw = scanned(predictor, slide, tmp_path / "a").maps["map-s16"].read()[0][1]
+    asked = replace(EVERYWHERE, settings={"threshold": "paper"})
+    folder = scanned(predictor, slide, tmp_path / "b", asked)
+    reader = folder.maps["map-s16"]
+    assert reader.info.classes == ("tumour",)
+    np.testing.assert_allclose(reader.read()[0][0], raw, atol=1e-6)
+    high = raw[raw >= 2.01]
+    expected = float(high.mean()) if len(high) else 0.0
+    assert folder.result["scores"] == {"tumour": pytest.approx(expected, abs=1e-5)}
+
+
+def test_the_calibrated_slide_score_is_the_tuned_one(slide: Path, tmp_path: Path) -> None:
+    predictor = predictor_of()
+    folder = scanned(predictor, slide, tmp_path / "a")
+    raw = folder.maps["map-s16"].read()[0][1]
+    high = raw[raw >= 1.2]
+    scores = folder.result["scores"]
+    mean = float(high.mean()) if len(high) else 0.0
+    assert scores["anomaly"] == pytest.approx(mean, abs=1e-5)
+    assert scores["tumour"] == pytest.approx(float(Platt(2.0, -1.0)([mean])[0]), abs=1e-5)
+
+
+def test_patches_are_calibrated_only_where_tumour_scores_higher() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(4000) % 2 == 1
+    raw = rng.normal(np.where(labels, 2.0, 1.0), 0.5)
+    fit = of_patches(labels, raw)
+    assert fit is not None
+    # two normal distributions of equal spread: log odds are linear, with slope 1 / 0.25 and middle 1.5
+    assert fit.slope == pytest.approx(4, rel=0.1)
+    assert half(fit) == pytest.approx(1.5, abs=0.05)
+    assert of_patches(labels, -raw) is None
+    assert of_patches(labels[:1], raw[:1]) is None
+    normal = of_normal(raw[~labels])
+    assert (raw[~labels] > half(normal)).mean() == pytest.approx(0.01, abs=0.002)
+    assert normal(np.median(raw[~labels])) == pytest.approx(0.01)
+
+
+def test_the_threshold_of_slides_is_the_one_that_tells_them_apart() -> None:
+    """Every slide has a floor of noise below 1; tumour slides have a few cells at 1.5."""
+    rng = np.random.default_rng(1)
+    cells = [rng.uniform(0, 1, 500) for _ in range(12)]
+    labels = [number % 2 == 0 for number in range(12)]
+    for number in range(0, 12, 2):
+        cells[number][:5] = 1.5
+    found = of_slides(labels, cells)
+    assert found is not None
+    threshold, fit, told = found
+    assert 1 < threshold <= 1.5
+    assert told["slide_auc"] == 1
+    calibration = Calibration(Platt(1.0, 0.0), threshold, fit)
+    assert calibration.slide_probability(cells[0]) > 0.5 > calibration.slide_probability(cells[1])
+    assert of_slides(labels[::2], cells[::2]) is None
+    assert Calibration.from_dict(calibration.to_dict()) == calibration
+
+
+def test_a_calibration_survives_the_disk_and_forms_are_compared() -> None:
+    assert Calibration.from_dict(CALIBRATION.to_dict()) == CALIBRATION
+    exact = np.array([1.0, 2.0, 3.0, 4.0])
+    told = of_shared(exact, np.array([1.1, 1.9, 3.2, 4.0]))
+    assert (told.rank, told.cells) == (1.0, 4)
+    assert told.error == pytest.approx(0.1)
+    assert of_shared(exact, -exact).rank == -1
+    assert of_shared(np.ones(3), exact[:3]).rank == 0
+
+
+# -- bundles and checkpoints --------------------------------------------------------------------------------
+
+
+def test_a_bundle_needs_nothing_from_elsewhere(slide: Path, tmp_path: Path) -> None:
+    predictor = predictor_of()
+    bundle = save(tmp_path / "bundle", predictor, patients=["p"])
+    again = load(read_bundle(tmp_path / "bundle"))
+    assert again.config == predictor.config
+    assert again.calibration == CALIBRATION
+    assert bundle.config["identity"]["weights_sha256"] == again.net.teacher.identity()["weights_sha256"]
+    one = scanned(predictor, slide, tmp_path / "a").maps["map-s16"].read()[0]
+    other = scanned(again, slide, tmp_path / "b").maps["map-s16"].read()[0]
+    np.testing.assert_array_equal(one, other)
+    model = tmp_path / "bundle" / "model.json"
+    model.write_text(model.read_text().replace('"tiny"', '"resnet18"'))
+    with pytest.raises(ModelError, match="do not fit"):
+        load(read_bundle(tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("shortcut", [1, 3])
+def test_a_published_checkpoint_becomes_a_bundle(tmp_path: Path, shortcut: int) -> None:
+    """In the original naming: RD4AD's or FW-RD's shortcut, an old memory bank, the prefix of several GPUs."""
+    torch.manual_seed(0)
+    frozen = teacher("squeezenet1_1")
+    shape = frozen.student_shape(shortcut)
+    student = Student(shape).eval()
+    checkpoint = {
+        "bn": {f"module.{name}": value for name, value in student.bn.state_dict().items()},
+        "decoder": {**student.decoder.state_dict(), "memory.units": torch.zeros(3)},
+    }
+    torch.save(checkpoint, tmp_path / "wres.pth")
+    torch.save(frozen.stages.state_dict(), tmp_path / "teacher.pth")
+    out = tmp_path / "bundle"
+    bundle = convert(tmp_path / "wres.pth", out, teacher_weights=str(tmp_path / "teacher.pth"))
+    assert bundle.config["teacher"] == "squeezenet1_1"
+    assert bundle.provenance["form"] == ("FW-RD" if shortcut == 3 else "RD4AD")
+    predictor = load(bundle)
+    assert (predictor.config.threshold, predictor.config.patch, predictor.config.stride) == ("paper", 256, 64)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        maps = frozen(images)
+        for ours, theirs in zip(predictor.net.student(maps), student(maps), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_checkpoints_that_are_none_are_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (print, ("run",))
+
+    torch.save({"bn": Evil(), "decoder": {}}, tmp_path / "evil.pth")
+    torch.save({"bn": {"a": torch.zeros(1)}, "decoder": {}}, tmp_path / "other.pth")
+    odd = Student(StudentShape((8, 16, 32)))
+    torch.save({"bn": odd.bn.state_dict(), "decoder": odd.decoder.state_dict()}, tmp_path / "odd.pth")
+    for name, told in (
+        ("evil.pth", "cannot be read"),
+        ("other.pth", "no reverse distillation checkpoint"),
+        ("odd.pth", "no known teacher"),
+        ("none.pth", "no such weights file"),
+    ):
+        with pytest.raises(LobuleError, match=told):
+            convert(tmp_path / name, tmp_path / "out")
+    with pytest.raises(ConfigError, match="another teacher"):
+        torch.save(teacher("tiny").stages.state_dict(), tmp_path / "tiny.pth")
+        weights = str(tmp_path / "tiny.pth")
+        convert(tmp_path / "odd.pth", tmp_path / "out", teacher="tiny", teacher_weights=weights)
+
+
+# -- what cannot be -----------------------------------------------------------------------------------------
+
+
+def test_strides_and_forms_that_cannot_be_are_refused(slide: Path, tmp_path: Path) -> None:
+    predictor = predictor_of()
+    shared = replace(EVERYWHERE, settings={"form": "shared"})
+    with pytest.raises(ConfigError, match="no map of stride 12"):
+        scan(predictor, FACTS, cohort_of(slide), tmp_path / "a", replace(shared, stride=12), MACHINE)
+    with pytest.raises(ConfigError, match="no maximum"):
+        scan(predictor_of(score="max"), FACTS, cohort_of(slide), tmp_path / "b", shared, MACHINE)
+    with pytest.raises(ConfigError, match="no whole patches"):
+        scan(predictor, FACTS, cohort_of(slide), tmp_path / "c", shared, replace(MACHINE, cells=3))
+
+
+def test_memory_decides_the_field() -> None:
+    predictor = predictor_of(patch=64, input=64)
+    for form in ("exact", "shared"):
+        options = ScanOptions(settings={"form": form})
+        large = predictor.settle(EngineSettings(), 2 << 30, options).cells
+        small = predictor.settle(EngineSettings(), 3 << 20, options).cells
+        assert 1 <= small < large
+        with pytest.raises(ConfigError, match="memory ceiling"):
+            predictor.settle(EngineSettings(), 1 << 16, options)

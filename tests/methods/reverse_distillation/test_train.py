@@ -1,0 +1,259 @@
+"""Training reverse distillation on painted slides: its budget, what it learns, and bad input said plainly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+import lobule
+from lobule.bundles import Bundle, patient_hash, read_bundle
+from lobule.cohort import Cohort
+from lobule.engines.places import NORMAL, TUMOUR
+from lobule.engines.sample import gather
+from lobule.engines.scan import Machine, scan
+from lobule.engines.train import FitProgress
+from lobule.errors import ConfigError, ModelError, ResultsError
+from lobule.losses import distillation_loss, focal_distillation_loss
+from lobule.methods.reverse_distillation import Config, load, train
+from lobule.methods.reverse_distillation.budget import spend
+from lobule.methods.reverse_distillation.config import RANDOM
+from lobule.methods.reverse_distillation.predictor import ANOMALY
+from lobule.nets.teachers import teacher
+from lobule.results.folder import open_results
+from lobule.stitch import State
+from tests.methods.reverse_distillation.support import CONFIG, HEIGHT, MACHINE, SMALL, TISSUE, WIDTH, painted
+
+SCANNER = Machine(device="cpu", precision="float32", channels_last=True, readers=1, lanes=1)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    folder = tmp_path_factory.mktemp("train")
+    return Cohort(
+        (
+            painted(folder, "a", (200, 200, 300), 1, "train"),
+            painted(folder, "b", (500, 300, 260), 2, "train"),
+            painted(folder, "c", None, 3, "train"),
+            painted(folder, "d", (300, 150, 280), 4, "val"),
+            painted(folder, "e", None, 5, "val"),
+            painted(folder, "f", (400, 220, 300), 6, "test"),
+            painted(folder, "g", None, 7, "test"),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return train(CONFIG, cohort, tmp_path_factory.mktemp("bundle"), tissue=TISSUE, machine=MACHINE)
+
+
+# -- what it learns -----------------------------------------------------------------------------------------
+
+
+def test_it_finds_the_tumour_of_an_unseen_slide_and_tells_slides_apart(
+    trained: Bundle, cohort: Cohort, tmp_path: Path
+) -> None:
+    assert trained.metrics["val_auc"] > 0.95
+    assert trained.path is not None
+    report = lobule.scan(trained.path, cohort.split("test"), tmp_path / "r", machine=SCANNER.__dict__)
+    assert not report.failed
+    found = open_results(tmp_path / "r")
+    reader = found.case_folder("f").maps["map-s16"]
+    assert reader.info.classes == ("tumour", ANOMALY)
+    scores, states = reader.read()
+    rows, columns = np.nonzero(states == State.SCORED)
+    x, y = 16 * columns + 8, 16 * rows + 8
+    inside = (x >= 400) & (x < 700) & (y >= 220) & (y < 520)
+    assert 300 < inside.sum() < 400
+    for layer in scores:
+        assert roc_auc_score(inside, layer[rows, columns]) > 0.95
+    probability, raw = scores[:, rows, columns]
+    assert raw.min() >= 0
+    fit = load(trained).calibration.patch
+    assert fit is not None
+    np.testing.assert_allclose(probability, fit(raw), atol=1e-5)
+    slide_scores = {case: found.case_folder(case).result["scores"] for case in "fg"}  # type: ignore[index]
+    assert slide_scores["f"]["tumour"] > 0.5 > slide_scores["g"]["tumour"]
+    findings = found.case_folder("f").findings()
+    best = findings["l0_x"][0], findings["l0_y"][0]
+    assert 380 < best[0] < 720 and 200 < best[1] < 540
+    told = lobule.evaluate(tmp_path / "r", cohort, split="test", plots=False).data
+    assert told["tasks"]["tumor"]["all"]["auroc"]["value"] == 1.0
+
+
+def test_the_bundle_says_what_was_learned_from(trained: Bundle) -> None:
+    budget = trained.provenance["budget"]
+    assert (budget["slides"], budget["normal_patches"], budget["tumour_patches"]) == (2, 60, 40)
+    assert budget["of"] == {"a": [30, 20], "b": [30, 20]}
+    assert trained.patients == tuple(sorted(patient_hash(f"patient {name}") for name in "ab"))
+    lines = trained.file("places.csv").read_text().splitlines()
+    assert len(lines) == 101
+    assert trained.config["identity"]["teacher"] == "tiny"
+    assert trained.metrics["slide_auc"] == 1.0
+    assert trained.metrics["shared_rank"] > 0.5
+    assert any("random" in note for note in trained.provenance["notes"])
+
+
+def test_a_killed_training_ends_with_the_same_bytes(trained: Bundle, cohort: Cohort, tmp_path: Path) -> None:
+    class Dies(FitProgress):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "step" and value == 7:
+                raise KeyboardInterrupt
+            super().__setattr__(name, value)
+
+    how: dict[str, Any] = {"tissue": TISSUE, "machine": MACHINE}
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, cohort, tmp_path, progress=Dies(), **how)
+    with pytest.raises(ResultsError, match="has begun here"):
+        train(CONFIG, cohort, tmp_path, **how)
+    torch.manual_seed(99)
+    resumed = train(CONFIG, cohort, tmp_path, resume=True, **how)
+    assert resumed.files == trained.files
+    assert resumed.config == trained.config
+
+
+def test_the_published_loss_and_shortcut_train_too(cohort: Cohort, tmp_path: Path) -> None:
+    config = replace(CONFIG, safe=False, shortcut=1, epochs=1, val_slides=0)
+    bundle = train(config, cohort, tmp_path, tissue=TISSUE, machine=MACHINE)
+    assert bundle.config["student"]["shortcut"] == 1
+    assert bundle.config["calibration"]["slide"] is None
+    assert load(bundle).config.safe is False
+
+
+# -- the budget ---------------------------------------------------------------------------------------------
+
+
+def test_a_budget_is_the_same_again_and_lies_within_a_larger_one(cohort: Cohort) -> None:
+    pool = gather(cohort, TISSUE)
+    small, again, large = (spend(replace(CONFIG, slides=n), pool, seed=3) for n in (1, 1, 3))
+    assert small.to_csv() == again.to_csv()
+    assert set(small.counts) < set(large.counts)
+    assert small.total(TUMOUR) == large.total(TUMOUR) == 40
+    assert spend(CONFIG, pool, seed=4).to_csv() != spend(CONFIG, pool, seed=3).to_csv()
+    assert max(tumour for _, tumour in large.counts.values()) == 14
+
+
+def test_patches_are_of_their_class_to_the_corners_and_apart(cohort: Cohort) -> None:
+    spent = spend(CONFIG, gather(cohort.split("train"), TISSUE), seed=0)
+    for number, places in enumerate(spent.pool.slides):
+        for label in (NORMAL, TUMOUR):
+            points = spent.listed.l0_points[(spent.listed.slides == number) & (spent.listed.labels == label)]
+            corners = points[:, None] + 16 * np.array([(-1, -1), (1, -1), (-1, 1), (1, 1)])
+            assert (places.classes(corners.reshape(-1, 2)) == label).all()
+            assert corners.min() > 0 and (corners < (WIDTH, HEIGHT)).all()
+            gaps = np.abs(points[:, None] - points[None]).max(axis=2) + 1e9 * np.eye(len(points))
+            assert gaps.min() >= 16
+
+
+def test_slides_that_are_not_exhaustive_are_filled_up_by_normal_ones(tmp_path: Path) -> None:
+    partly = painted(tmp_path, "p", (200, 200, 300), 1, "train", attributes={"exhaustive": "false"})
+    whole = painted(tmp_path, "n", None, 2, "train")
+    spent = spend(CONFIG, gather(Cohort((partly, whole)), TISSUE), seed=0)
+    assert spent.counts == {"p": (0, 40), "n": (60, 0)}
+    assert any("1 normal slides give the 60" in note for note in spent.notes)
+
+
+def test_a_lesion_smaller_than_a_patch_is_drawn_from_all_the_same(tmp_path: Path) -> None:
+    tiny = painted(tmp_path, "t", (300, 300, 20), 1, "train")
+    spent = spend(CONFIG, gather(Cohort((tiny,)), TISSUE), seed=0)
+    assert 1 <= spent.total(TUMOUR) <= 9
+    assert any("tumour patches were asked for" in note for note in spent.notes)
+
+
+# -- bad input ----------------------------------------------------------------------------------------------
+
+
+def test_no_tumour_at_all_learns_normal_tissue_and_says_so(tmp_path: Path) -> None:
+    cases = [painted(tmp_path, name, None, seed, "train") for seed, name in enumerate("abc")]
+    config = replace(CONFIG, epochs=1)
+    bundle = train(config, Cohort(tuple(cases)), tmp_path / "out", tissue=TISSUE, machine=MACHINE)
+    notes = " ".join(bundle.provenance["notes"])
+    assert "plain one-class loss" in notes
+    assert "no tumour is known" in notes
+    assert bundle.config["loss"] == "plain"
+    predictor = load(bundle)
+    assert predictor.calibration.patch is not None
+    assert predictor.calibration.slide is None
+    unseen = Cohort((painted(tmp_path, "u", (200, 200, 300), 9, "test"),))
+    assert not scan(predictor, _facts(bundle), unseen, tmp_path / "r", machine=SCANNER).failed
+
+
+def test_only_tumour_is_refused(tmp_path: Path) -> None:
+    case = painted(tmp_path, "t", (200, 200, 300), 1, "train", attributes={"exhaustive": "false"})
+    with pytest.raises(ConfigError, match="no slide has normal tissue"):
+        train(CONFIG, Cohort((case,)), tmp_path / "out", tissue=TISSUE, machine=MACHINE)
+
+
+def test_a_single_slide_trains_and_is_calibrated_on_itself(cohort: Cohort, tmp_path: Path) -> None:
+    alone = Cohort((cohort["a"],))
+    bundle = train(replace(CONFIG, epochs=1), alone, tmp_path, tissue=TISSUE, machine=MACHINE)
+    notes = " ".join(bundle.provenance["notes"])
+    assert "too few patients to hold any out" in notes
+    assert "1" in notes and "calibrated on the training patches themselves" in notes
+    assert bundle.metrics["val_auc"] is None
+    assert load(bundle).calibration.patch is not None
+
+
+@pytest.mark.parametrize("tumour", [False, True])
+def test_a_similarity_of_exactly_0_or_1_gives_no_nan(tumour: bool) -> None:
+    """A student that is its teacher, and one whose maps are all zero, through the gradient."""
+    frozen = teacher("tiny")
+    maps = frozen(torch.randn(3, 3, 64, 64))
+    normal = torch.full((3,), not tumour)
+    for factor in (1.0, 0.0):
+        rebuilt = [(factor * m).detach().requires_grad_() for m in maps]
+        for loss in (distillation_loss(maps, rebuilt), focal_distillation_loss(maps, rebuilt, normal)):
+            loss.backward(retain_graph=True)
+            assert loss.isfinite()
+            assert all(m.grad is not None and m.grad.isfinite().all() for m in rebuilt)
+
+
+def test_settings_are_read_strictly_and_follow_the_loss() -> None:
+    assert Config.from_dict(Config().to_dict()) == Config()
+    published = Config().of_loss("focal")
+    assert (published.rate, published.batch, published.epochs) == (1e-6, 32, 10)
+    assert (published.slides, published.tumour_patches, published.normal_patches) == (10, 1001, 5000)
+    plain = Config(loss="plain", epochs=3).of_loss("plain")
+    assert (plain.rate, plain.batch, plain.epochs, plain.tumour_patches) == (0.005, 16, 3, 0)
+    for wrong in ({"loss": "huber"}, {"form": "fast"}, {"threshold": "high"}, {"patch": 0}, {"tumours": 3}):
+        with pytest.raises(ConfigError):
+            Config.from_dict(wrong)
+
+
+def test_weights_that_cannot_be_had_are_an_error_with_a_remedy(cohort: Cohort, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no published weights"):
+        train(replace(CONFIG, weights=""), cohort, tmp_path / "a", tissue=TISSUE, machine=MACHINE)
+    torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="another backbone"):
+        config = replace(CONFIG, weights=str(tmp_path / "w.pth"))
+        train(config, cohort, tmp_path / "b", tissue=TISSUE, machine=MACHINE)
+
+
+@pytest.mark.campaign
+def test_the_command_trains_scans_and_evaluates(cohort: Cohort, tmp_path: Path) -> None:
+    from lobule.cli import ABOUT, COMMANDS
+    from lobule.cli.frame import LazyGroup, run
+    from lobule.cohort import write_cohort
+
+    write_cohort(cohort, tmp_path / "cohort.csv")
+
+    def go(*arguments: str) -> int:
+        return run(LazyGroup("lobule", COMMANDS, help=ABOUT, version=True), arguments)
+
+    settings = [f"--set={name}={value}" for name, value in {**SMALL, "epochs": 1}.items()]
+    manifest, bundle, results = (str(tmp_path / name) for name in ("cohort.csv", "b", "r"))
+    assert go("train", "reverse-distillation", manifest, "--out", bundle, *settings) == 0
+    assert read_bundle(bundle).method == "reverse_distillation"
+    assert go("scan", bundle, manifest, "--out", results, "--set", "threshold=paper") == 0
+    assert go("evaluate", results, manifest, "--allow-overlap", "--to", str(tmp_path / "e")) == 0
+    assert SMALL["weights"] == RANDOM
+
+
+def _facts(bundle: Bundle) -> dict[str, Any]:
+    return {"method": bundle.method, "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}

@@ -1,0 +1,110 @@
+"""The gallery of a mining round: the right crops at the right places, capped, and written by a training."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lobule.bundles import read_bundle
+from lobule.cohort import Case
+from lobule.engines.places import Pool, SlidePlaces, find_places
+from lobule.engines.scan import Machine
+from lobule.methods.scannet import DensePredictor, load
+from lobule.methods.scannet.gallery import MOST, SIDE, Mined, inline_jpeg, write_gallery
+from lobule.methods.scannet.mining import mine
+from lobule.tissue import TissueConfig
+from tests.methods.scannet.support import write_tiny_bundle
+from tests.methods.scannet.test_train import LOOKALIKE, MPP, painted
+
+TISSUE = TissueConfig(mpp=8.0)
+MACHINE = Machine(device="cpu", precision="float32", cells=8, channels_last=True)
+WINDOW = 100
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> SlidePlaces:
+    folder = tmp_path_factory.mktemp("g")
+    return find_places(painted(folder, "<a & b>", None, 3, "train", alike=(400, 250, 260)), TISSUE)[0]
+
+
+def pictures_of(page: str) -> list[np.ndarray]:
+    found = re.findall(r"data:image/jpeg;base64,([^']+)'", page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
+
+
+def test_a_picture_shows_its_place_and_the_caption_says_it(places: SlidePlaces, tmp_path: Path) -> None:
+    mined = [Mined(0, 530.0, 380.0, 0.71), Mined(0, 200.0, 120.0, 0.93)]
+    write_gallery(tmp_path / "g.html", [places], mined, name="round-1", mpp=MPP, window=WINDOW)
+    page = (tmp_path / "g.html").read_text()
+    plain, alike = pictures_of(page)
+    assert plain.shape == alike.shape == (SIDE, SIDE, 3)
+    # two windows of context: the lookalike, 260 px wide, fills the picture of its middle
+    np.testing.assert_allclose(alike.reshape(-1, 3).mean(axis=0), LOOKALIKE, atol=6)
+    assert abs(plain.reshape(-1, 3).mean(axis=0) - LOOKALIKE).max() > 30
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert captions[0] == "<b>0.930</b> &lt;a &amp; b&gt;<br>x 200, y 120 px"
+    assert captions[1].startswith("<b>0.710</b>")
+    assert "Research use only" in page
+    assert "2 places of normal tissue" in page
+    assert "<a & b>" not in page
+
+
+def test_a_page_is_capped_and_counts_all(places: SlidePlaces, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    mined = [Mined(i % 2, float(x), 200.0, float(s)) for i, (x, s) in enumerate(rng.random((MOST + 50, 2)))]
+    other = replace(places, case=Case("other", "p", "slide", places.case.path, mpp=MPP))
+    write_gallery(tmp_path / "g.html", [places, other], mined, name="round-2", mpp=MPP, window=WINDOW)
+    page = (tmp_path / "g.html").read_text()
+    assert page.count("<figcaption>") == MOST
+    assert f"{MOST + 50} places" in page
+    assert f"the {MOST} with the highest scores" in page
+    assert page.count("<details") == 1 + MOST // 60
+    assert page.count("<details open") == 1
+    assert len(page) < 4e6
+    shown = [float(text) for text in re.findall(r"<figcaption><b>([\d.]+)</b>", page)]
+    assert shown == sorted(shown, reverse=True)
+    assert min(shown) >= np.sort([one.score for one in mined])[50] - 1e-3
+
+
+def test_a_slide_that_cannot_be_read_any_more_costs_its_pictures(tmp_path: Path) -> None:
+    gone = find_places(painted(tmp_path, "gone", None, 5, "train"), TISSUE)[0]
+    Path(str(gone.case.path)).unlink()
+    write_gallery(
+        tmp_path / "g.html", [gone], [Mined(0, 300.0, 300.0, 0.8)], name="round-1", mpp=MPP, window=WINDOW
+    )
+    page = (tmp_path / "g.html").read_text()
+    assert "cannot be read" in page
+    assert not pictures_of(page)
+
+
+def test_nothing_mined_is_said(places: SlidePlaces, tmp_path: Path) -> None:
+    write_gallery(tmp_path / "g.html", [places], [], name="round-1", mpp=MPP, window=WINDOW)
+    assert "took no normal place for tumour" in (tmp_path / "g.html").read_text()
+
+
+def test_mining_leaves_a_gallery_of_what_it_found(places: SlidePlaces, tmp_path: Path) -> None:
+    predictor = load(read_bundle(write_tiny_bundle(tmp_path / "b", MPP)))
+    config = replace(predictor.config, hard_cap=4, hard_merge=100)
+    predictor.net[-1].bias.data[1] += 20  # type: ignore[index,union-attr,operator]
+    predictor = DensePredictor(config, predictor.net, predictor.scaling)
+    folder = tmp_path / "round-1"
+    found, _ = mine(predictor, "f", Pool((places,)), TISSUE, folder, MACHINE)
+    page = (folder / "gallery.html").read_text()
+    assert len(found[0]) == 4
+    for x, y in found[0]:
+        assert f"x {round(x):,}, y {round(y):,} px" in page
+    assert all(float(text) > 0.99 for text in re.findall(r"<figcaption><b>([\d.]+)</b>", page))
+    assert len(pictures_of(page)) == 4
+
+
+def test_a_picture_is_as_large_as_asked() -> None:
+    wide = np.zeros((30, 90, 3), np.uint8)
+    (picture,) = pictures_of(f"'{inline_jpeg(wide, 45)}'")
+    assert picture.shape == (15, 45, 3)

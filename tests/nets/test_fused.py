@@ -1,0 +1,87 @@
+"""Fused convolutions: the same numbers as the parts one after another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from lobule.nets.backbones import BACKBONES
+from lobule.nets.dense import densify
+from lobule.nets.fused import FusedConv, can_fuse, fuse
+from lobule.nets.inference import for_inference
+from lobule.nets.receptive import geometry_of
+
+pytestmark = pytest.mark.skipif(not can_fuse(), reason="this build of torch has no oneDNN operators")
+
+
+class Blocks(nn.Module):
+    """Every way in which a convolution may be followed, and some in which nothing may be fused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.dilated = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+        self.side = nn.Conv2d(8, 8, 1)
+        self.mirrored = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+        self.same = nn.Conv2d(8, 8, 3, padding="same")
+        self.last = nn.Conv2d(8, 4, 3, stride=2)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.first(x))
+        x = self.relu(self.grouped(x) + x)  # adds, then ReLU
+        x = self.dilated(x) + self.side(x)  # two convolutions: the later one adds
+        y = self.mirrored(x)
+        y = torch.relu(y + y)  # not a convolution and another branch
+        z = self.same(y)
+        z = z * 2 + z  # the convolution is used twice
+        return self.last(z).relu() + 1.5
+
+
+def traced(net: nn.Module) -> fx.GraphModule:
+    return fx.symbolic_trace(net.eval())
+
+
+@torch.inference_mode()
+def test_every_form_gives_what_its_parts_give() -> None:
+    torch.manual_seed(0)
+    net = Blocks()
+    x = torch.randn(3, 3, 21, 18).contiguous(memory_format=torch.channels_last)
+    expected = net(x)
+    made = fuse(traced(net))
+    torch.testing.assert_close(made(x), expected, rtol=1e-5, atol=1e-6)
+    assert sum(isinstance(part, FusedConv) for part in made.modules()) == 5
+    assert sum(type(part) is nn.Conv2d for part in made.modules()) == 2  # reflect and "same" stay
+    left = [node for node in made.graph.nodes if node.op == "call_module" and "relu" in str(node.target)]
+    assert not left
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_backbones_dense_or_not(name: str) -> None:
+    torch.manual_seed(0)
+    net = BACKBONES[name](2).eval()
+    plain = for_inference(net)
+    side = geometry_of(net).in_size(2) + 3
+    x = torch.randn(1, 3, side, side).contiguous(memory_format=torch.channels_last)
+    expected = plain(x)
+    dense = densify(plain, 4)
+    finer = dense(x) if name in ("tiny", "resnet18", "squeezenet1_1") else None
+    scale = float(expected.abs().max())
+    if finer is not None:
+        got = fuse(dense)(x)
+        torch.testing.assert_close(got, finer, rtol=1e-4, atol=1e-5 * scale)
+        plain = for_inference(net)  # the dense net shares its graph's parts
+    torch.testing.assert_close(fuse(plain)(x), expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+@torch.inference_mode()
+def test_other_sizes_than_the_first_and_strided_views() -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 5, 3, stride=2))
+    made = fuse(traced(net))
+    for height, width in ((32, 32), (9, 200), (5, 5)):
+        x = torch.randn(2, 3, height + 4, width)[:, :, 2:-2]
+        torch.testing.assert_close(made(x), net(x), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,64 @@
+"""The label-budget curve: one training a budget, gone on with, drawn; and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from lobule.budget import budget_curve
+from lobule.cli.budget import as_counts
+from lobule.cohort import Cohort
+from lobule.errors import ConfigError, UsageError
+from tests.methods.reverse_distillation.support import SMALL, painted
+
+SETTINGS = {**SMALL, "epochs": 1, "val_slides": 0, "tumour_patches": 10, "normal_patches": 20}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    folder = tmp_path_factory.mktemp("budget")
+    return Cohort(
+        (
+            painted(folder, "a", (200, 200, 300), 1, "train"),
+            painted(folder, "b", (500, 300, 260), 2, "train"),
+            painted(folder, "d", (300, 150, 280), 4, "val"),
+            painted(folder, "f", (400, 220, 300), 6, "test"),
+            painted(folder, "g", None, 7, "test"),
+        )
+    )
+
+
+def test_a_curve_has_a_point_for_each_budget_and_is_gone_on_with(cohort: Cohort, tmp_path: Path) -> None:
+    machine = {"device": "cpu", "workers": 1}
+    points = budget_curve(
+        "reverse-distillation", cohort, tmp_path, [2, 1], settings=SETTINGS, machine=machine
+    )
+    assert [(point.asked, point.slides, point.patches) for point in points] == [(1, 1, 10), (2, 2, 10)]
+    assert all(point.auc is not None and 0 <= point.auc <= 1 for point in points)
+    assert json.loads((tmp_path / "budget.json").read_text())[1]["slides"] == 2
+    with (tmp_path / "budget.csv").open() as lines:
+        assert [row["asked"] for row in csv.DictReader(lines)] == ["1", "2"]
+    assert "outlined slides learned from" in (tmp_path / "budget.svg").read_text()
+    one, two = ((tmp_path / f"slides-{n}/bundle/places.csv").read_text() for n in (1, 2))
+    assert {line.split(",")[0] for line in one.splitlines()} < {
+        line.split(",")[0] for line in two.splitlines()
+    }
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/bundle/model.json")}
+    again = budget_curve("reverse-distillation", cohort, tmp_path, [1, 2], settings=SETTINGS, machine=machine)
+    assert again == points
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_what_has_no_budget_is_refused(cohort: Cohort, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no label budget"):
+        budget_curve("scannet", cohort, tmp_path, [1])
+    with pytest.raises(UsageError, match="at least one slide"):
+        budget_curve("reverse-distillation", cohort, tmp_path, [])
+    with pytest.raises(UsageError, match="no case is in the split"):
+        budget_curve("reverse-distillation", cohort.split("train"), tmp_path, [1])
+    with pytest.raises(UsageError, match="not numbers of slides"):
+        as_counts("1,none")
+    assert as_counts("1,20") == [1, 20]
