@@ -28,7 +28,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -258,12 +258,14 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="make the peers' environments and stop")
     parser.add_argument("--small", action="store_true", help="few tiles, one round")
     parser.add_argument("--quick", action="store_true", help="few tiles, the plain loop only, under 45 s")
+    parser.add_argument("--rounds", type=int, help="rounds of the full comparison; two if not given")
     given = parser.parse_args()
     if given.prepare:
         prepare()
         return
     began = time.perf_counter()
-    ratios = compare(SMALL if given.quick or given.small else FULL, given.quick)
+    extent = SMALL if given.quick or given.small else FULL
+    ratios = compare(replace(extent, rounds=given.rounds or extent.rounds), given.quick)
     missing = [name for name in ENVIRONMENTS if given.quick or not prepared(name)]
     if missing:
         print(

@@ -1,6 +1,6 @@
 """The demo over three seeds: lesions and slides found at unseen hospitals, by the net and by colour alone.
 
-    OMP_NUM_THREADS=1 python experiments/demo_seeds.py --out /tmp/demo-seeds
+    OMP_NUM_THREADS=1 python experiments/demo_seeds.py --out OUT
 
 Every seed is a cohort of its own, with hospitals of its own, and a training of its own; nothing was chosen on
 them. Prints one row a seed and the means against their bars, and writes `demo_seeds.json`. A seed whose
