@@ -1,10 +1,7 @@
-"""TIFF by tile: equal to OpenSlide and tifffile, each tile decoded once, damage kept to its tile."""
+"""TIFF by tile: equal to OpenSlide and tifffile, each tile decoded once."""
 
 from __future__ import annotations
 
-import struct
-import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,71 +13,22 @@ import openslide
 import pytest
 import tifffile
 
-from lobule.errors import DamagedFile, DamagedTile, TooLarge, UnknownFormat
+from lobule.errors import UnknownFormat
 from lobule.geometry import Box, Size
 from lobule.slides import RGB, open_slide
 from lobule.slides.tiff import TiffBackend, open_backend
 from tests.slides.conformance import BackendConformance, KnownSlide, block_means
 from tests.slides.made import picture, pyramid, tile_frames, write_tiff
-
-SUBSAMPLINGS = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
-
-
-def write_jpeg(
-    path: Path, levels: Sequence[RGB], *, tile: int = 64, subsampling: str = "420", **more: Any
-) -> Path:
-    """A pyramid of JPEG tiles: YCbCr, or RGB without a word of it in the streams, as Aperio has it."""
-    rgb = subsampling == "rgb"
-    with tifffile.TiffWriter(path, bigtiff=more.pop("bigtiff", False)) as out:
-        for index, pixels in enumerate(levels):
-            streams = [
-                rgb_stream(t) if rgb else ycbcr_stream(t, subsampling) for t in tile_frames(pixels, tile)
-            ]
-            out.write(
-                iter(streams), shape=pixels.shape, dtype="uint8", tile=(tile, tile), compression="jpeg",
-                photometric="rgb" if rgb else "ycbcr", subfiletype=1 if index else 0, metadata=None,
-                subsampling=None if rgb else SUBSAMPLINGS[subsampling], **more,
-            )  # fmt: skip
-    return path
-
-
-def ycbcr_stream(pixels: RGB, subsampling: str) -> bytes:
-    return imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=85, subsampling=subsampling)
-
-
-def rgb_stream(pixels: RGB) -> bytes:
-    """RGB stored as it is, its components named 1, 2, 3 and no Adobe segment: only the TIFF says RGB."""
-    colours = {"colorspace": "RGB", "outcolorspace": "RGB"}
-    data = bytearray(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=90, **colours))
-    at = data.index(b"\xff\xee")
-    del data[at : at + 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]]
-    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
-    for k in range(3):
-        data[frame + 10 + 3 * k] = data[scan + 5 + 2 * k] = k + 1
-    return bytes(data)
-
-
-def decoded(path: Path) -> list[RGB]:
-    """The pages by tifffile: another program's way to the same pixels."""
-    with tifffile.TiffFile(path) as tif:
-        return [page.asarray() for page in tif.pages]
-
-
-def by_openslide(path: Path, level: int, box: Box) -> RGB:
-    with openslide.OpenSlide(path) as slide:
-        return np.asarray(slide.read_region((box.x, box.y), level, (box.width, box.height)).convert("RGB"))
-
-
-def backend_of(path: Path) -> TiffBackend:
-    backend = open_backend(str(path))
-    assert backend is not None
-    return backend
-
-
-def whole(path: Path, level: int = 0, reduce: int = 1) -> RGB:
-    with open_slide(path, backend="tiff") as slide:
-        return slide.read_level(level, Box(0, 0, *slide.reduced_size(level, reduce)), reduce)
-
+from tests.slides.tiffs import (
+    backend_of,
+    by_openslide,
+    decoded,
+    overwrite,
+    rgb_stream,
+    whole,
+    write_jpeg,
+    ycbcr_stream,
+)
 
 # -- conformance --------------------------------------------------------------------------------------------
 
@@ -494,126 +442,3 @@ def test_urls(tmp_path: Path) -> None:
         for y, got in enumerate(pool.map(lambda y: backend.read(0, Box(0, y, 200, 1)), range(150))):
             assert np.array_equal(got[0], pixels[y])
     backend.close()
-
-
-# -- damage -------------------------------------------------------------------------------------------------
-
-
-def overwrite(path: Path, tag: str, index: int, value: int) -> None:
-    """Change one number of a page's array."""
-    with tifffile.TiffFile(path) as tif:
-        entry = tif.pages[0].tags[tag]
-        at, code = entry.valueoffset, "H" if entry.dtype == 3 else "I"
-    data = bytearray(path.read_bytes())
-    struct.pack_into("<" + code, data, at + index * struct.calcsize(code), value)
-    path.write_bytes(data)
-
-
-def spoil(path: Path, index: int, by: Any) -> None:
-    """Change the bytes of one tile in place."""
-    with tifffile.TiffFile(path) as tif:
-        offset, length = tif.pages[0].dataoffsets[index], tif.pages[0].databytecounts[index]
-    data = path.read_bytes()
-    path.write_bytes(
-        data[:offset]
-        + by(data[offset : offset + length]).ljust(length, b"\0")[:length]
-        + data[offset + length :]
-    )
-
-
-def truncated(data: bytes) -> bytes:
-    return data[: len(data) // 2]
-
-
-def wider(data: bytes) -> bytes:
-    frame = data.index(b"\xff\xc0")
-    return data[: frame + 5] + struct.pack(">HH", 60000, 60000) + data[frame + 9 :]
-
-
-def grey_frame(data: bytes) -> bytes:
-    return imagecodecs.jpeg8_encode(np.full((64, 64), 9, np.uint8), level=50)
-
-
-@pytest.mark.parametrize(
-    "damage", [truncated, wider, grey_frame, lambda data: b"", lambda data: b"\xff\xd8" + bytes(90)]
-)
-def test_one_damaged_jpeg_tile_costs_that_tile(tmp_path: Path, damage: Any) -> None:
-    path = write_jpeg(tmp_path / "a.tif", pyramid(picture(300, 200), 2))
-    good = decoded(path)[0]
-    spoil(path, 6, damage)
-    with open_slide(path, backend="tiff") as slide:
-        with pytest.raises(DamagedTile) as caught:
-            slide.read_level(0, Box(60, 60, 100, 20))
-        assert (caught.value.level, caught.value.tile_index) == (0, (1, 1))
-        assert "(64, 64) 64 × 64" in str(caught.value) and "a.tif" in str(caught.value)
-        for box in (Box(0, 0, 300, 64), Box(0, 0, 64, 200), Box(128, 64, 172, 136)):
-            assert np.array_equal(slide.read_level(0, box), good[box.y : box.bottom, box.x : box.right])
-
-
-@pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd", "webp", "jpeg2000"])
-def test_other_codecs_say_so_too(tmp_path: Path, compression: str | None) -> None:
-    path = write_tiff(tmp_path / "a.tif", pyramid(picture(300, 200), 2), compression=compression)
-    if compression is None:
-        overwrite(path, "TileByteCounts", 6, 1000)
-    else:
-        spoil(path, 6, lambda data: data[:40])
-    with open_slide(path, backend="tiff") as slide:
-        with pytest.raises(DamagedTile):
-            slide.read_level(0, Box(70, 70, 1, 1))
-        assert slide.read_level(0, Box(0, 0, 300, 64)).std() > 1
-
-
-def test_a_tile_beyond_the_end_is_damaged(tmp_path: Path) -> None:
-    path = write_tiff(tmp_path / "a.tif", [picture(300, 200)], compression="deflate")
-    overwrite(path, "TileOffsets", 6, 1 << 30)
-    with open_slide(path, backend="tiff") as slide, pytest.raises(DamagedTile, match="beyond the file"):
-        slide.read_level(0, Box(70, 70, 1, 1))
-
-
-def test_looping_and_cut_directories_are_damage(tmp_path: Path) -> None:
-    path = write_tiff(tmp_path / "a.tif", pyramid(picture(300, 200), 3))
-    data = path.read_bytes()
-    with tifffile.TiffFile(path) as tif:
-        offsets = [page.offset for page in tif.pages]
-        links = [offset + 2 + 12 * len(page.tags) for offset, page in zip(offsets, tif.pages, strict=True)]
-    for target, said in (
-        (offsets[0], "twice"),
-        (offsets[2], "twice"),
-        (1 << 31, "outside"),
-        (len(data) - 3, "cut off"),
-    ):
-        broken = bytearray(data)
-        struct.pack_into("<I", broken, links[2], target)
-        path.write_bytes(broken)
-        with pytest.raises(DamagedFile, match=said):
-            open_backend(str(path))
-    path.write_bytes(data[: offsets[2] + 30])
-    with pytest.raises(DamagedFile):
-        open_backend(str(path))
-
-
-def test_too_few_tiles_are_damage(tmp_path: Path) -> None:
-    path = write_tiff(tmp_path / "a.tif", [picture(300, 200)])
-    with tifffile.TiffFile(path, mode="r+b") as tif:
-        tif.pages[0].tags["ImageLength"].overwrite(2000)
-    with pytest.raises(DamagedFile, match="Expected 160 tiles"):
-        open_backend(str(path))
-
-
-def test_a_huge_strip_is_refused_before_decoding(tmp_path: Path) -> None:
-    path = write_tiff(tmp_path / "a.tif", [picture(300, 30)], tile=None, compression="deflate")
-    with tifffile.TiffFile(path, mode="r+b") as tif:
-        for tag in ("ImageWidth", "ImageLength", "RowsPerStrip"):
-            tif.pages[0].tags[tag].overwrite(60_000)
-    with pytest.raises(TooLarge, match="60000"):
-        open_backend(str(path))
-
-
-def test_closing_releases_the_file(tmp_path: Path) -> None:
-    path = write_tiff(tmp_path / "a.tif", [picture(100, 80)])
-    before = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
-    for _ in range(5):
-        backend = backend_of(path)
-        backend.read(0, Box(0, 0, 10, 10))
-        backend.close()
-    assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lobule.errors import ConfigError, ModelError
+from lobule.nets.digest import weights_digest
 from lobule.nets.reverse_distillation import STUDENT_BLOCKS, Maps, StudentShape, initialise
 from lobule.nets.scaling import PLAIN_SCALING, InputScaling
 
@@ -84,15 +84,11 @@ class Teacher(nn.Module):
 
     def identity(self) -> dict[str, Any]:
         """What must be stored with a student: another teacher would move every threshold."""
-        return {"teacher": self.name, "strides": list(self.strides), "weights_sha256": _hash(self.stages)}
-
-
-def _hash(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        return {
+            "teacher": self.name,
+            "strides": list(self.strides),
+            "weights_sha256": weights_digest(self.stages),
+        }
 
 
 class ResNetStages(nn.Module):

@@ -7,7 +7,6 @@ bit for bit.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -49,6 +48,7 @@ from lobule.methods.four_view.predictor import FourViewPredictor
 from lobule.methods.four_view.start import Start, starting
 from lobule.methods.four_view.stream import DrawnBatches
 from lobule.nets.birads import BiradsNet
+from lobule.nets.digest import weights_digest
 
 log = logging.getLogger("lobule.train")
 
@@ -192,7 +192,7 @@ class _Training:
             channels_last=True,
         )  # fmt: skip
         store, failed = score_patches(
-            predictor, _hash(self.start.patch_net), cohort, self.folder / "heatmaps", machine
+            predictor, weights_digest(self.start.patch_net), cohort, self.folder / "heatmaps", machine
         )
         self._note(*(f"{case}: left out: {cause}" for case, cause in failed.items()))
 
@@ -384,10 +384,3 @@ def birads_columns(cohort: Cohort, name: str) -> tuple[str, str] | None:
         if any(case.value(column) is not None for case in cohort for column in columns):
             return columns
     return None
-
-
-def _hash(net: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

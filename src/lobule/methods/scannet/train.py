@@ -6,7 +6,6 @@ folder a round (checkpoint, log, hard places), from which an interrupted trainin
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,6 +30,7 @@ from lobule.methods.scannet.mining import joined, mine
 from lobule.methods.scannet.predictor import DensePredictor, save
 from lobule.methods.scannet.scoring import Learned, learn_slide_score
 from lobule.nets.backbones import BACKBONES, load_trunk
+from lobule.nets.digest import weights_digest
 from lobule.nets.receptive import geometry_of
 from lobule.nets.scaling import PLAIN_SCALING, InputScaling
 from lobule.tissue import TissueConfig
@@ -245,7 +245,7 @@ class _Training:
         predictor, machine = DensePredictor(self.config, self.net.cpu(), self.scaling), self._scanning()
         try:
             found, notes = self.ranks.from_first(
-                lambda: mine(predictor, _hash(self.net), pool, self.tissue, place, machine)
+                lambda: mine(predictor, weights_digest(self.net), pool, self.tissue, place, machine)
             )
         finally:
             self.net.to(self.device)
@@ -270,7 +270,7 @@ class _Training:
         slides = [*pool.slides, *(held.slides if held else ())]
         place = make_folder(self.folder / "slide-score")
         learned = learn_slide_score(
-            predictor, _hash(self.net), slides, self.tissue, place, self._scanning(),
+            predictor, weights_digest(self.net), slides, self.tissue, place, self._scanning(),
             trees=self.config.trees, seed=self.seed,
         )  # fmt: skip
         self._note(*learned.notes)
@@ -319,10 +319,3 @@ class _Training:
             if self.ranks.first:
                 log.info(note)
             self.notes.append(note)
-
-
-def _hash(net: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

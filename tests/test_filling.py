@@ -1,0 +1,103 @@
+"""Outlines filled exactly: every cell by its centre, whatever the box, and lesions as connected regions."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.measure import points_in_poly
+
+from lobule.annotations import (
+    Annotation,
+    Polygon,
+    area_um2,
+    fill,
+    in_tumour,
+    inside,
+    lesions,
+    rasterise,
+)
+from lobule.geometry import Box
+from lobule.units import Mpp
+from tests.shapes import SQUARE, STAR, mask_of
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-50, 150, width=16), st.floats(-50, 150, width=16)), min_size=3, max_size=9),
+    st.integers(1, 9),
+)
+def test_filling_agrees_with_a_point_test_at_every_centre(points: list, step: int) -> None:
+    box = Box(-3, -2, 40, 30)
+    assert np.array_equal(fill([Polygon(points)], step, box), mask_of(points, step, box))
+
+
+def test_points_follow_the_rule_of_scikit_image_off_the_outline() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        points, asked = rng.uniform(0, 100, (9, 2)), rng.uniform(-5, 105, (200, 2))
+        assert np.array_equal(inside([Polygon(points)], asked), points_in_poly(asked, points))
+        centres = np.floor(asked) + 0.5
+        mask = fill([Polygon(points)], 1, Box(-5, -5, 110, 110))
+        columns, rows = np.floor(asked).astype(int).T + 5
+        assert np.array_equal(inside([Polygon(points)], centres), mask[rows, columns])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.fractions(Fraction(1, 3), 7, max_denominator=12))
+def test_a_cell_does_not_depend_on_its_box(seed: int, step: Fraction) -> None:
+    polygon = Polygon(np.random.default_rng(seed).uniform(0, 100, (40, 2)))
+    whole = fill([polygon], (step, Fraction(2)), Box(0, 0, 60, 50))
+    part = fill([polygon], (step, Fraction(2)), Box(13, 7, 20, 31))
+    assert np.array_equal(part, whole[7:38, 13:33])
+
+
+def test_bands_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fill([Polygon(STAR)], 1, Box(0, 0, 100, 100))
+    monkeypatch.setattr("lobule.annotations.raster.BAND_CELLS", 700)
+    assert np.array_equal(fill([Polygon(STAR)], 1, Box(0, 0, 100, 100)), whole)
+
+
+def test_neighbours_share_no_cell_and_leave_none() -> None:
+    corner = [50.5, 50.5]
+    parts = [[corner, a, b] for a, b in zip(SQUARE, [*SQUARE[1:], SQUARE[0]], strict=True)]
+    masks = [fill([Polygon(part)], 1, Box(0, 0, 100, 100)) for part in parts]
+    assert (np.sum(masks, axis=0) == 1).all()
+
+
+def test_a_crossing_ring_follows_even_odd() -> None:
+    star = Annotation((Polygon(STAR),))
+    assert in_tumour(star, [[50, 10], [50, 50], [50, 99]]).tolist() == [True, False, False]
+    cells = int(rasterise(star, Fraction(1, 8), Box(0, 0, 800, 800)).sum())
+    assert area_um2(star.polygons, Mpp(0.5, 0.25)) == pytest.approx(cells / 64 * 0.125, rel=2e-3)
+
+
+def test_exclusions_are_cut_out_of_the_union() -> None:
+    shifted = [[x + 50, y] for x, y in SQUARE]
+    cut = [[x / 10 + 60, y / 10 + 20] for x, y in SQUARE]
+    annotation = Annotation(
+        (Polygon(SQUARE), Polygon(shifted), Polygon(cut, "exclusion"), Polygon(STAR, "other"))
+    )
+    assert rasterise(annotation, 1, Box(-10, -10, 300, 300)).sum() == 150 * 100 - 100
+    assert in_tumour(annotation, [[65, 25], [120, 50], [151, 50]]).tolist() == [False, True, False]
+
+
+def test_lesions_are_connected_regions_with_their_size() -> None:
+    ring = Polygon(
+        [[0, 0], [8000, 0], [8000, 6000], [0, 6000]], "tumour", holes=([[10, 10], [20, 10], [10, 20]],)
+    )
+    far = Polygon([[20_000, 0], [20_600, 0], [20_600, 800], [20_000, 800]])
+    cut = Polygon([[19_000, 350], [21_000, 350], [21_000, 450], [19_000, 450]], "exclusion")
+    found = sorted(
+        lesions(Annotation((ring, far, cut)), Mpp(0.25, 0.25)), key=lambda lesion: -lesion.area_um2
+    )
+    assert [lesion.lesion_class for lesion in found] == ["macro", "itc", "itc"]
+    assert found[0].extent_um == pytest.approx(2500) and len(found[0].outline.holes) == 1
+    assert found[0].area_um2 == pytest.approx((48e6 - 50) / 16)
+    assert found[1].extent_um == pytest.approx(np.hypot(150, 87.5))
+    assert lesions(Annotation(()), Mpp(1, 1)) == ()
+    bow = Polygon([[0, 0], [1000, 1000], [1000, 0], [0, 1000], [-4, 996]])
+    assert len(lesions(Annotation((bow,)), Mpp(0.25, 0.25))) == 2  # two triangles, and a sliver of no size
