@@ -34,9 +34,12 @@ from lobule.phantoms.phantom import SlidePhantom
 from lobule.phantoms.slides import truth_of, write_slide
 from lobule.phantoms.truth import write_annotation_files
 
-SIDE, MPP, MIMICS = 2560, 0.5, 6
-SPLITS = {"train": 8, "test": 16}
-"""Slides, every second without tumour."""
+MPP = 0.5
+SPLITS = {"train": (8, 4096, 4), "test": (16, 2560, 10)}
+"""Slides, every second without tumour; their side in px; and places on each that resemble tumour.
+
+In training such places are rare, as they are on real slides, so that chance alone seldom draws them.
+"""
 STEPS, MORE = 240, 120
 ARMS = {
     "longer": {"steps": STEPS + MORE, "rounds": 0},
@@ -54,12 +57,12 @@ COMMON: dict[str, Any] = {
 def cohort_of(folder: Path, seed: int) -> Cohort:
     """Slides with micrometastases, follicles, histiocyte sheets, dense tissue and folds."""
     cases = []
-    for split, count in SPLITS.items():
+    for split, (count, side, mimics) in SPLITS.items():
         for number in range(count):
             name, tumour = f"{split}-{seed}-{number:02d}", number % 2 == 0
             phantom = SlidePhantom(
-                mixed(seed, len(cases), 0x1417), SIDE, SIDE, MPP, site=f"{split}-{seed}-{number // 2 % 3}",
-                tissue=0.7, micro=2 * tumour, itc=int(tumour), mimics=MIMICS, artefacts=("fold",),
+                mixed(seed, len(cases), 0x1417), side, side, MPP, site=f"{split}-{seed}-{number // 2 % 3}",
+                tissue=0.7, micro=2 * tumour, itc=int(tumour), mimics=mimics, artefacts=("fold",),
             )  # fmt: skip
             place = folder / f"{name}.tif"
             truth = truth_of(phantom) if place.exists() else write_slide(phantom, place)

@@ -32,8 +32,9 @@ def fold_batch_norm(net: nn.Module) -> fx.GraphModule:
         before = node.all_input_nodes[0]
         conv = _module(graph, before)
         once = len(before.users) == 1 and _uses(graph, before.target) == 1
-        if isinstance(conv, nn.Conv2d) and once:
-            graph.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
+        if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) and once:
+            transposed = isinstance(conv, nn.ConvTranspose2d)
+            graph.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm, transposed))
             _skip(graph, node)
     graph.delete_all_unused_submodules()
     graph.recompile()

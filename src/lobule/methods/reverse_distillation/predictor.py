@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,13 +104,17 @@ class AnomalyPredictor:
                 f"{engine.cells} cells a side make no whole patches",
                 expected=f"a multiple of {self._ratio(self.stride(options))}",
             )
-        self._placed = placed(self.net, engine)
+        self._placed = placed(self.net.for_inference(), engine)
 
     def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        stride = self.stride(options)
-        side = self._grid_window(self.asked(options), stride, engine.cells)
+        config, stride = self.asked(options), self.stride(options)
+        # about as many patches as are computed at once: a whole field would take seconds to measure
+        block = math.isqrt(at_once(engine.device))
+        cells = (block - 1) * self._ratio(stride) if config.form == "shared" else block
+        cells = min(cells, engine.cells)
+        side = self._grid_window(config, stride, cells)
         pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
-        wanted = torch.ones((1, engine.cells, engine.cells), dtype=torch.bool, device=engine.device)
+        wanted = torch.ones((1, cells, cells), dtype=torch.bool, device=engine.device)
         batch = Batch(torch.from_numpy(pixels).to(engine.device), {"wanted": wanted}, {})
         return _pass_name(stride), batch
 
