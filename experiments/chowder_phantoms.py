@@ -1,7 +1,7 @@
 """Bag models on generated slides: one label a slide, features of a small net, judged on unseen slides.
 
-The features are those of Lobule's small net after a short ScanNet training on eight other generated slides
-with outlines (other seeds), or with `--random` of the same net with random weights. The bags know slide
+The features are those of Lobule's small net after a short ScanNet training on sixteen other generated slides
+of four other sites with outlines, or with `--random` of the same net with random weights. The bags know slide
 labels alone: two sites, normal places that resemble tumour on every slide, tiles of 224 px at 1 µm/px. Given
 are the slide AUC, and the tile AUC inside positive slides by the painted outlines.
 
@@ -23,22 +23,22 @@ from lobule.phantoms.cohorts import write_slide_cohort
 from lobule.phantoms.phantom import SlidePhantom
 from lobule.verbs import extract_features
 
-SIDE, MPP, TILE = 3072, 1.0, 224
-ENCODER_SLIDES, ENCODER_SEED = 8, 501
+SIDE, MPP, TILE = 2560, 1.0, 224
+ENCODER_SLIDES, ENCODER_SEED = 16, 501
 
 
 def trained_net(place: Path) -> Path:
-    """Weights of the small net, trained for a minute on outlined slides that no bag model sees."""
+    """Weights of the small net, trained for some minutes on outlined slides that no bag model sees."""
     from lobule.verbs import train
 
     if not (place / "bundle" / "model.json").exists():
         like = SlidePhantom(0, SIDE, SIDE, MPP, mimics=2)
         cohort = write_slide_cohort(
-            place / "slides", slides=ENCODER_SLIDES, sites=2, seed=ENCODER_SEED, like=like, split=(1, 0, 0)
+            place / "slides", slides=ENCODER_SLIDES, sites=4, seed=ENCODER_SEED, like=like, split=(1, 0, 0)
         )
         settings = {
-            "trunk": "tiny", "mpp": MPP, "steps": 150, "batch": 32, "rate": 0.03, "schedule": "cosine",
-            "evaluate_every": 150, "rounds": 0,
+            "trunk": "tiny", "mpp": MPP, "steps": 400, "batch": 32, "rate": 0.03, "schedule": "cosine",
+            "evaluate_every": 400, "rounds": 0,
         }  # fmt: skip
         train(
             "scannet",

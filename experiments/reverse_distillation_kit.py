@@ -38,7 +38,9 @@ MPP, TILE = 4.0, 50
 BLOCK = 5 * TILE
 SETTINGS: dict[str, Any] = {
     "teacher": "squeezenet1_1", "shortcut": 1, "mpp": MPP, "patch": TILE, "input": 96, "stride": TILE,
-    "slides": 1, "tumour_patches": 100, "normal_patches": 300, "batch": 16, "epochs": 5, "rate": 5e-4,
+    "slides": 1, "tumour_patches": 100, "normal_patches": 300, "batch": 16, "epochs": 10, "rate": 5e-4,
+    "augment.flips": True, "augment.quarter_turns": True, "augment.scale": 0.1, "augment.brightness": 0.12,
+    "augment.saturation": 0.25, "augment.hue": 0.03, "augment.contrast": 0.3,
 }  # fmt: skip
 LOSSES = ("focal", "plain")
 

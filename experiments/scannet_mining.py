@@ -35,12 +35,12 @@ from lobule.phantoms.slides import truth_of, write_slide
 from lobule.phantoms.truth import write_annotation_files
 
 MPP = 0.5
-SPLITS = {"train": (8, 4096, 4), "test": (16, 2560, 10)}
+SPLITS = {"train": (8, 8192, 8), "test": (20, 2560, 8)}
 """Slides, every second without tumour; their side in px; and places on each that resemble tumour.
 
 In training such places are rare, as they are on real slides, so that chance alone seldom draws them.
 """
-STEPS, MORE = 240, 120
+STEPS, MORE = 240, 160
 ARMS = {
     "longer": {"steps": STEPS + MORE, "rounds": 0},
     "again": {"steps": STEPS, "rounds": 1, "hard_share": 0.0},

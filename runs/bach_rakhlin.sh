@@ -35,6 +35,7 @@ RESAMPLES=${RESAMPLES:-2000}
 
 lobule() { "$PYTHON" -m lobule "$@"; }
 say() { printf '\n== %s\n' "$*"; }
+accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; } # some images failed, and are in the results with their cause
 [ -d "$BACH" ] || { echo "BACH: no such folder: $BACH" >&2; exit 2; }
 mkdir -p "$OUT"
 
@@ -99,11 +100,13 @@ if len(test):
     write_cohort(test, out / "test.csv")
 PY
 if [ -e "$OUT/test.csv" ]; then
-  lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" --device "$DEVICE"
+  lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" --device "$DEVICE" ||
+    accounted "$?" "$OUT/results/results.csv"
   "$PYTHON" -c "import sys; from lobule.methods.rakhlin import write_bach; \
 print(write_bach(sys.argv[1], sys.argv[2]), 'predictions in', sys.argv[2])" "$OUT/results" "$OUT/pred.csv"
   if [ -e "$OUT/labelled-test.csv" ]; then # yours, where you know the answers
-    lobule evaluate "$OUT/results" "$OUT/labelled-test.csv" --to "$OUT/evaluation" --no-plots --resamples "$RESAMPLES"
+    lobule evaluate "$OUT/results" "$OUT/labelled-test.csv" --to "$OUT/evaluation" --no-plots \
+      --resamples "$RESAMPLES" || accounted "$?" "$OUT/evaluation/table.csv"
   fi
 fi
 
@@ -112,6 +115,7 @@ if [ "$SLIDES" = 1 ]; then
   mapfile -t found < <(find -L "$BACH" -type f \( -ipath '*/WSI/*.svs' -o -ipath '*/WSI/*.tif' \) | sort)
   arguments=()
   for setting in $MAP_SETTINGS; do arguments+=(--set "$setting"); done
-  [ ${#found[@]} -eq 0 ] || lobule scan "$OUT/bundle" "${found[@]}" --out "$OUT/maps" --device "$DEVICE" "${arguments[@]}"
+  [ ${#found[@]} -eq 0 ] || lobule scan "$OUT/bundle" "${found[@]}" --out "$OUT/maps" --device "$DEVICE" \
+    ${arguments[@]+"${arguments[@]}"} || accounted "$?" "$OUT/maps/results.csv"
   echo "${#found[@]} slides"
 fi

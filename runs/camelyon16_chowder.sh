@@ -39,6 +39,7 @@ PLOTS=${PLOTS:-0}
 
 lobule() { "$PYTHON" -m lobule "$@"; }
 say() { printf '\n== %s\n' "$*"; }
+accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; } # some slides failed, and are in the results with their cause
 mkdir -p "$OUT"
 
 say "cohort: slides, annotations and masks by name; who is excluded, and why"
@@ -81,8 +82,10 @@ for model in $MODELS; do
       "${arguments[@]}"
   fi
   say "$model: scan of the test slides, from their features, and the official measures"
-  lobule scan "$place/bundle" "$OUT/test.csv" --out "$place/results" --device "$DEVICE" --set features="$FEATURES"
-  lobule evaluate "$place/results" "$OUT/test.csv" "${judge[@]}" $plots --to "$place/evaluation"
+  lobule scan "$place/bundle" "$OUT/test.csv" --out "$place/results" --device "$DEVICE" --set features="$FEATURES" ||
+    accounted "$?" "$place/results/results.csv"
+  lobule evaluate "$place/results" "$OUT/test.csv" "${judge[@]}" $plots --to "$place/evaluation" ||
+    accounted "$?" "$place/evaluation/table.csv"
 done
 
 "$PYTHON" - "$OUT" $MODELS <<'PY'

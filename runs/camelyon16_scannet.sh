@@ -36,6 +36,7 @@ PLOTS=${PLOTS:-0}
 
 lobule() { "$PYTHON" -m lobule "$@"; }
 say() { printf '\n== %s\n' "$*"; }
+accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; } # some slides failed, and are in the results with their cause
 mkdir -p "$OUT"
 
 say "cohort: slides, annotations and masks by name; who is excluded, and why"
@@ -72,15 +73,17 @@ for gallery in "$OUT"/bundle/training/round-*/gallery.html; do
 done
 
 say "scan of the test slides"
-lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" --device "$DEVICE"
+lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" --device "$DEVICE" ||
+  accounted "$?" "$OUT/results/results.csv"
 
 say "official measures: findings as stored, and by non-maximum suppression of the maps"
 plots=--no-plots
 [ "$PLOTS" = 1 ] && plots=--plots
 judge=(--lesion-scale official --resamples "$RESAMPLES")
-lobule evaluate "$OUT/results" "$OUT/test.csv" "${judge[@]}" $plots --to "$OUT/evaluation"
+lobule evaluate "$OUT/results" "$OUT/test.csv" "${judge[@]}" $plots --to "$OUT/evaluation" ||
+  accounted "$?" "$OUT/evaluation/table.csv"
 lobule evaluate "$OUT/results" "$OUT/test.csv" "${judge[@]}" $plots --findings nms --to "$OUT/evaluation-nms" \
-  --json >/dev/null
+  --json >/dev/null || accounted "$?" "$OUT/evaluation-nms/table.csv"
 
 say "the same as a submission: a CSV a slide, and one of all slides, judged again from these files"
 "$PYTHON" - "$OUT" <<'PY'
@@ -104,7 +107,8 @@ for case in read_cohort(out / "test.csv", check_files=False):
 write_text(out / "submission" / "slides.csv", "".join(rows))
 PY
 lobule evaluate --submission "$OUT/submission/detections" --submission "$OUT/submission/slides.csv" \
-  "$OUT/test.csv" "${judge[@]}" --no-plots --to "$OUT/evaluation-submission" --json >/dev/null
+  "$OUT/test.csv" "${judge[@]}" --no-plots --to "$OUT/evaluation-submission" --json >/dev/null ||
+  accounted "$?" "$OUT/evaluation-submission/table.csv"
 
 "$PYTHON" - "$OUT" <<'PY'
 import json

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lobule.budget import budget_curve
 from lobule.cli.budget import as_counts
 from lobule.cohort import Cohort
-from lobule.errors import ConfigError, UsageError
+from lobule.errors import ConfigError, ResultsError, UsageError
 from tests.methods.reverse_distillation.support import SMALL, painted
 
 SETTINGS = {**SMALL, "epochs": 1, "val_slides": 0, "tumour_patches": 10, "normal_patches": 20}
@@ -50,6 +51,10 @@ def test_a_curve_has_a_point_for_each_budget_and_is_gone_on_with(cohort: Cohort,
     again = budget_curve("reverse-distillation", cohort, tmp_path, [1, 2], settings=SETTINGS, machine=machine)
     assert again == points
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for change, told in (({"settings": {**SETTINGS, "epochs": 2}}, "settings"), ({"seed": 3}, "seed")):
+        asked: dict[str, Any] = {"settings": SETTINGS, "machine": machine, "seed": 0} | change
+        with pytest.raises(ResultsError, match=f"trained with another {told}"):
+            budget_curve("reverse_distillation", cohort, tmp_path, [1], **asked)
 
 
 def test_what_has_no_budget_is_refused(cohort: Cohort, tmp_path: Path) -> None:

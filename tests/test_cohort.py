@@ -311,6 +311,14 @@ def test_equal_stems_are_told_apart_by_their_folders() -> None:
     assert ids_of_paths(["/d/a.tif", "/d/a.svs"]) == ["d-a", "d-a-2"]
 
 
+def test_names_that_are_made_alike_are_told_apart_too() -> None:
+    assert ids_of_paths(["/d/.a.tif", "/d/a.tif"]) == ["a", "a-2"]
+    assert ids_of_paths(["/.d/a.tif", "/d/a.tif", "/d/d-a-2.tif"]) == ["d-a", "d-a-2", "d-a-2-3"]
+    deep = "/" + "/".join(["a folder with a long name"] * 12)
+    first, second = ids_of_paths([f"{deep}/a.tif", f"{deep}/a.svs"])
+    assert first != second and first.endswith("-a") and len(first.encode()) <= 200
+
+
 # -- layouts ------------------------------------------------------------------------------------------------
 
 

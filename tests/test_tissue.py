@@ -78,6 +78,12 @@ def test_glass_alone_has_no_tissue(glass: tuple[int, int, int]) -> None:
         assert find_tissue(image, 16.0).area_mm2 == 0
 
 
+def test_glass_smaller_than_a_hole_has_no_tissue() -> None:
+    small = Mpp(0.5, 0.5)
+    assert TissueConfig().hole_mm2 * 1e6 > 400 * 400 * 0.5**2
+    assert not find_tissue(picture((400, 400)).astype(np.uint8), small).mask.any()
+
+
 @pytest.mark.parametrize("stain", [(0.4, 0.3), (0.15, 0.1), (0.8, 0.1)])
 def test_tissue_alone_is_all_tissue(stain: tuple[float, float]) -> None:
     everywhere = np.ones(SHAPE, bool)

@@ -7,7 +7,7 @@ import pytest
 from lobule.bundles import Bundle
 from lobule.errors import ConfigError
 from lobule.methods.four_view import Config
-from lobule.verbs import scan_settings
+from lobule.verbs import _refuse_ignored, scan_settings
 
 
 def bundle(method: str, config: dict[str, object]) -> Bundle:
@@ -27,3 +27,13 @@ def test_what_the_weights_fix_is_refused() -> None:
         scan_settings(bundle("scannet", {}), {"epochs": "3"})
     with pytest.raises(ConfigError, match="epochs = 'many' is not a whole number"):
         scan_settings(bundle("four_view", Config().to_dict()), {"epochs": "many"})
+
+
+def test_an_option_that_would_not_be_heeded_is_refused() -> None:
+    for method in ("classifier", "four_view", "gmic", "colour"):
+        with pytest.raises(ConfigError, match=f"--refine means nothing to a scan with {method}"):
+            _refuse_ignored(bundle(method, {}), {"refine": True, "stride": None})
+    with pytest.raises(ConfigError, match="--stride"):
+        _refuse_ignored(bundle("four_view", {}), {"stride": 16, "refine": False})
+    _refuse_ignored(bundle("scannet", {}), {"refine": True, "stride": 16, "mpp": 0.5, "upsample": True})
+    _refuse_ignored(bundle("classifier", {}), {"refine": False, "stride": 16, "tissue": None})

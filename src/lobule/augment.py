@@ -8,8 +8,10 @@ its own without Python's lock, like zoom and turns; stains, where they change, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from math import ceil, cos, pi, sin
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -86,6 +88,13 @@ class AugmentConfig:
                 expected="1 to 95, or 0 for none",
                 found=str(self.jpeg_quality),
             )
+
+    def with_strengths(self, given: Mapping[str, Any]) -> AugmentConfig:
+        """These with others in place of some."""
+        known = {item.name for item in fields(self)}
+        if strange := sorted(set(given) - known):
+            raise ConfigError(f"no augmentation '{strange[0]}'", expected=", ".join(sorted(known)))
+        return replace(self, **given)
 
     def source_side(self, side: int) -> int:
         """The side to read, so that a patch of `side` zoomed out has real pixels to its very edge."""

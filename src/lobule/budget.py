@@ -6,13 +6,14 @@ The slides of a smaller budget are among those of a larger one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lobule.errors import ConfigError, UsageError
-from lobule.files import make_folder, write_atomic, write_json, write_text
+from lobule.errors import ConfigError, ResultsError, UsageError
+from lobule.files import make_folder, read_json, write_atomic, write_json, write_text
 
 if TYPE_CHECKING:
     from lobule.cohort import Cohort
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 SLIDES = (1, 2, 5, 10, 20)
 SETTING = "slides"
 """The setting of a method that is its label budget."""
+ASKED = "asked.json"
+"""Of a budget's folder: what it was asked for, so that a curve goes on with the same alone."""
 CURVE = "budget"
 """The name of the table and the plot."""
 
@@ -93,6 +96,17 @@ def _point(
     from lobule.verbs import evaluate, scan, train
 
     bundle, results = place / "bundle", place / "results"
+    learners = cohort.where(lambda case: case.split != split)
+    _refuse_other(
+        place,
+        {
+            "method": method.replace("-", "_"),
+            "settings": dict(settings),
+            "val": val,
+            "seed": seed,
+            "cases": [[case.id, case.patient, case.split, case.label] for case in learners],
+        },
+    )
     if not (bundle / MODEL).exists():
         begun = (bundle / "training" / "settings.json").exists()
         train(method, cohort, bundle, settings=settings, machine=machine, val=val, seed=seed, resume=begun)
@@ -100,6 +114,14 @@ def _point(
     scan(bundle, cohort.split(split), results, machine=runs)
     told = evaluate(results, cohort, split=split, to=place / "evaluation", plots=False)
     spent = read_bundle(bundle).provenance.get("budget", {})
+    if len(told.tasks) != 1:
+        raise ResultsError(
+            f"the cases of the split '{split}' give no slide AUC",
+            subject=results,
+            expected="labelled cases that could be scored",
+            found=f"{len(told.tasks)} tasks to evaluate",
+            remedy="See why with `lobule scan` of the same bundle, cohort and results: --retry-failed",
+        )
     (task,) = told.tasks.values()
     auc = task["all"]["auroc"]
     froc = told.lesions["all"]["froc_score"] if told.lesions else {}
@@ -110,6 +132,25 @@ def _point(
         *(auc.get(name) for name in ("value", "low", "high")),
         *(froc.get(name) for name in ("value", "low", "high")),
     )
+
+
+def _refuse_other(place: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse to take up a budget that was trained with other settings, as if it were the one asked for."""
+    wanted = json.loads(json.dumps(asked, default=str))
+    kept = place / ASKED
+    if not kept.exists():
+        write_json(kept, wanted)
+        return
+    before = read_json(kept)
+    if before != wanted:
+        key = next(key for key in wanted if before.get(key) != wanted[key])
+        raise ResultsError(
+            f"this budget was trained with another {key}",
+            subject=place,
+            expected=str(before.get(key))[:200],
+            found=str(wanted[key])[:200],
+            remedy="Write the curve to another folder",
+        )
 
 
 def _write(points: Sequence[Point], out: Path) -> None:

@@ -174,8 +174,11 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a whole UTF-8 file or nothing."""
-    write_bytes(path, text.encode())
+    """Write a whole UTF-8 file or nothing.
+
+    A file name need not be UTF-8: its odd bytes are written as escapes, which JSON reads back as they were.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -223,7 +223,8 @@ def _without_small(mask: Mask, least_mm2: float, mpp: Mpp) -> Mask:
 def _cleaned(mask: Mask, left_out: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
     """Gaps closed, small holes filled, debris and straight edges dropped."""
     mask = _closed(mask & ~left_out, mpp, config.closing_um)
-    mask = ~_without_small(~mask, config.hole_mm2, mpp)
+    if mask.any():  # without, all of a small picture would be one hole
+        mask = ~_without_small(~mask, config.hole_mm2, mpp)
     mask &= ~left_out
     mask = _without_small(mask, config.debris_mm2, mpp)
     return _without_lines(mask, mpp, config)

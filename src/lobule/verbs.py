@@ -110,6 +110,7 @@ def scan(
     from lobule.methods import load
 
     opened = read_bundle(bundle)
+    _refuse_ignored(opened, options)
     if options.get("settings"):
         options["settings"] = scan_settings(opened, options["settings"])
     facts = {"method": opened.method, "fingerprint": opened.fingerprint, "classes": list(opened.classes)}
@@ -129,6 +130,21 @@ def scan(
     finally:
         # an evaluation must be able to refuse the training patients, of an interrupted scan too
         keep_training_patients(out, opened)
+
+
+def _refuse_ignored(bundle: Bundle, options: Mapping[str, Any]) -> None:
+    """What a method would not heed is refused: results would not be those that were asked for."""
+    from lobule.methods import method_module
+
+    module = method_module(bundle.method)
+    ignored = set(getattr(module, "SCAN_IGNORES", ())) | (
+        set() if getattr(module, "REFINES", False) else {"refine"}
+    )
+    for name in sorted(ignored & options.keys()):
+        if options[name] not in (None, False):
+            raise ConfigError(
+                f"--{name} means nothing to a scan with {bundle.method}", remedy=f"Leave --{name} away"
+            )
 
 
 def scan_settings(bundle: Bundle, asked: Mapping[str, Any]) -> dict[str, Any]:

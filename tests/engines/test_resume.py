@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 from collections.abc import Generator
@@ -129,6 +130,17 @@ def test_fresh_settles_the_engine_anew(slide: Path, tmp_path: Path) -> None:
     again(cohort_of(slide), tmp_path / "r", machine=replace(SMALL, cells=2, batch=5), fresh=True)
     engine = read_json(tmp_path / "r" / "engine.json")
     assert (engine["cells"], engine["batch"]) == (2, 5)
+
+
+def test_a_lower_ceiling_that_comes_too_late_is_said(
+    slide: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    again(cohort_of(slide), tmp_path / "r")
+    with caplog.at_level(logging.WARNING, "lobule.scan"):
+        again(cohort_of(slide), tmp_path / "r")
+        assert not caplog.messages
+        again(cohort_of(slide), tmp_path / "r", machine=replace(SMALL, max_ram=1 << 20))
+    assert "may not hold (--fresh" in caplog.text
 
 
 def test_fresh_is_refused_for_one_shard_of_several(slide: Path, tmp_path: Path) -> None:

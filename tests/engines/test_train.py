@@ -265,6 +265,25 @@ def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(tmp_pat
     assert all(value.isfinite().all() for value in kept.tensors.values())
 
 
+def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path) -> None:
+    """A loss that is a number may have a gradient that is none."""
+
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        found = loss_of(module, batch)
+        calls.append(found)
+        # the root of nothing is 0, and its slope is not a number
+        return found + torch.sqrt(found - found) if len(calls) > 5 else found
+
+    calls: list[Tensor] = []
+    net = small_net()
+    options = FitOptions(steps=20, evaluate_every=2, checkpoint_every=2, log_every=100, lanes=1)
+    with pytest.raises(ModelError, match="no numbers after step 6"):
+        fit(net, loss, Numbers(), options, tmp_path, [Group(list(net.parameters()), 0.01)])
+    kept = read_checkpoint(tmp_path)
+    assert kept is not None and kept.facts["loop"]["step"] == 4
+    assert all(value.isfinite().all() for value in kept.tensors.values())
+
+
 def test_the_rate_falls_at_plateaus_and_the_training_ends_early(tmp_path: Path) -> None:
     scores = iter([0.5, 0.7, 0.6, 0.6, 0.7, 0.6, 0.6, 0.6])
     net, seen = small_net(), []

@@ -217,6 +217,23 @@ def test_a_coarse_map_holds_where_the_dense_one_was_not_reached(tmp_path: Path) 
     assert source.said(Case("a", "a", "slide")).status == "failed"
 
 
+@pytest.mark.parametrize("written", ["false", "FALSE", "0"])
+def test_slides_that_the_organisers_leave_out_are_left_out_however_it_is_written(
+    tmp_path: Path, written: str
+) -> None:
+    results = begin(tmp_path / "results", ["one", "two"])
+    for name in ("one", "two"):
+        put(results, name, {"tumour": 0.5}, [[0.9, 600, 600]], size=(1280, 1280), mpp=0.243)
+        write_mask(tmp_path / f"masks/{name}_Mask.tif", np.ones((40, 40), bool))
+    rows = [
+        {"case": name, "patient": name, "slide": f"{name}.tif", "label": "tumor", "froc": froc}
+        for name, froc in (("one", ""), ("two", written))
+    ]
+    cohort = write_csv(tmp_path / "cohort.csv", rows)
+    found = lobule.evaluate(results, cohort, masks=str(tmp_path / "masks"), resamples=5).data
+    assert list(found["lesions_left_out"]) == ["two"] and found["lesions"]["all"]["slides"] == 1
+
+
 # -- the official forms -------------------------------------------------------------------------------------
 
 
@@ -243,6 +260,14 @@ def test_bad_detections_are_said_and_cost_their_slide(tmp_path: Path, line: str)
     assert "Tumor_2" in found.data["cases"]["failed"]
     assert "line 1" in found.data["lesions_left_out"]["Tumor_2"]
     assert found.lesions is not None and found.lesions["all"]["slides"] == 2
+
+
+def test_detections_that_are_no_text_cost_their_slide(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe0")
+    (tmp_path / "b.csv").write_text("0.5,8,8\n")
+    source = open_source(tmp_path, Options())
+    assert source.said(Case("a", "a", "slide")).status == "failed"
+    assert source.said(Case("b", "b", "slide")).status == "complete"
 
 
 def test_slides_outside_and_without_masks_are_said(tmp_path: Path) -> None:

@@ -367,6 +367,13 @@ def test_the_scan_keeps_the_training_patients(tmp_path: Path) -> None:
     assert json.loads((results / "patients.json").read_text())["patients"] == ["a", "b"]
 
 
+def test_training_patients_of_another_bundle_prove_nothing(written: Written) -> None:
+    results, cohort, _ = written
+    (results / "patients.json").write_text(json.dumps({"fingerprint": "0" * 64, "patients": ["a"]}))
+    overlap = lobule.evaluate(results, cohort, resamples=5).data["overlap"]
+    assert not overlap["checked"] and "--bundle" in overlap["sentence"]
+
+
 def test_figures_are_drawn_of_many_sites(written: Written, tmp_path: Path) -> None:
     results, cohort, _ = written
     files = lobule.evaluate(results, cohort, by=("site",), resamples=20).write(tmp_path / "out")

@@ -75,6 +75,13 @@ def test_shards_keep_a_whole_scan_out_and_each_other_not(tmp_path: Path) -> None
             pass
         with pytest.raises(ResultsError, match="is writing here"), hold(tmp_path / "r", (2, 2)):
             pass
+        with (
+            pytest.raises(ResultsError, match=r"another division.*shards of 2"),
+            hold(tmp_path / "r", (3, 3)),
+        ):
+            pass
+    with hold(tmp_path / "r", (3, 3)):
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_said_so(slide: Path, tmp_path: Path) -> None:

@@ -131,6 +131,14 @@ def test_files_of_every_tool_are_read(tmp_path: Path, kind: str) -> None:
     assert file.encoder == encoder[file.kind]
 
 
+def test_a_name_alone_on_the_corners_does_not_hide_the_file_beside(tmp_path: Path) -> None:
+    path = write_trident(tmp_path, "s1", attributes_in_features=False)
+    with h5py.File(path, "r+") as opened:
+        opened["coords"].attrs.update({"name": "s1", "savetodir": "/elsewhere"})
+    file = open_features(tmp_path).find(case())
+    assert (file.kind, file.tile_l0) == ("trident", 512)
+
+
 def test_what_a_file_does_not_say_is_not_guessed(tmp_path: Path) -> None:
     write_clam(tmp_path / "clam", "s1", with_patches=False)
     assert open_features(tmp_path / "clam").find(case()).l0_side() is None
@@ -202,6 +210,8 @@ def test_features_of_two_backbones_cannot_share_a_folder(tmp_path: Path) -> None
         begin_folder(tmp_path, replace(MANIFEST, encoding=replace(ENCODING, hash="sha256:5678")))
     with pytest.raises(ResultsError, match="another tile_px"):
         begin_folder(tmp_path, replace(MANIFEST, tile_px=512))
+    with pytest.raises(ResultsError, match="another input_px"):  # which the hash is over as well
+        begin_folder(tmp_path, replace(MANIFEST, input_px=96, encoding=replace(ENCODING, hash="sha256:5678")))
     frame = replace(LEVEL, name="s2")
     with write_features(path.with_name("s2.h5"), frame, replace(ENCODING, hash="sha256:5678")) as append:
         append(FEATURES, COORDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,19 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[int, int]]
     yield broken
 
 
+def test_another_region_of_as_many_tiles_is_extracted_anew(
+    net: Encoder, cohort: Cohort, tmp_path: Path
+) -> None:
+    def corners(box: Box) -> list[list[int]]:
+        case = replace(cohort.cases[0], kind="region", l0_box=box)
+        run(net, Cohort((case,)), tmp_path / "f")
+        found: list[list[int]] = open_features(tmp_path / "f").find(case).l0_coords().tolist()
+        return found
+
+    assert corners(Box(0, 0, TILE, TILE)) == [[0, 0]]
+    assert corners(Box(TILE, 0, TILE, TILE)) == [[TILE, 0]]
+
+
 def test_a_tile_that_cannot_be_read_costs_itself_and_is_retried(
     net: Encoder, cohort: Cohort, tmp_path: Path, unreadable: set[tuple[int, int]]
 ) -> None:
@@ -149,6 +163,7 @@ def test_another_backbone_or_tile_cannot_join(net: Encoder, cohort: Cohort, tmp_
 def test_sizes_that_cannot_be_are_refused(net: Encoder, cohort: Cohort, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot take tiles of 64 px.*--input"):
         run(net, cohort, tmp_path / "small", Extraction(Tiling(MPP, TILE, TILE)))
+    assert not (tmp_path / "small").exists(), "so that the folder can be used with tiles that fit"
     fixed = encoder("timm:vit_tiny_patch16_224", "random")
     with pytest.raises(ConfigError, match=r"224 px alone.*--input 224"):
         run(fixed, cohort, tmp_path / "fixed", Extraction(Tiling(MPP, TILE, 128)))

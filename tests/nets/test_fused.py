@@ -85,3 +85,28 @@ def test_other_sizes_than_the_first_and_strided_views() -> None:
     for height, width in ((32, 32), (9, 200), (5, 5)):
         x = torch.randn(2, 3, height + 4, width)[:, :, 2:-2]
         torch.testing.assert_close(made(x), net(x), rtol=1e-5, atol=1e-6)
+
+
+class Broadcast(nn.Module):
+    """A convolution of a pooled map and the map itself added, either of them the smaller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.pooled = nn.Conv2d(3, 8, 3, stride=2, dilation=2), nn.Conv2d(8, 8, 1)
+        self.pool, self.late = nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.map(x)
+        x = torch.relu(self.pooled(self.pool(x)) + x)
+        context = self.pool(x)
+        return self.late(x) + context
+
+
+@torch.inference_mode()
+def test_what_is_broadcast_is_added_as_torch_adds_it() -> None:
+    torch.manual_seed(0)
+    net = Broadcast()
+    x = torch.randn(3, 3, 25, 19).contiguous(memory_format=torch.channels_last)
+    expected = net(x)
+    made = fuse(traced(net))
+    torch.testing.assert_close(made(x), expected, rtol=1e-5, atol=1e-6)

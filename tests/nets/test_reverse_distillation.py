@@ -385,3 +385,11 @@ def test_squeezenet_is_torchvisions_features_of_an_image_with_its_edge_repeated(
     assert [m.shape[1:] for m in frozen(images)] == [(128, 16, 24), (256, 8, 12), (512, 4, 6)]
     with pytest.raises(ConfigError, match="no published weights"):
         teacher("tiny", pretrained=True)
+
+
+def test_weights_of_the_same_names_in_other_shapes_are_refused() -> None:
+    into = teacher("tiny")
+    state = {name: value.clone() for name, value in into.stages.state_dict().items()}
+    state["stem.0.weight"] = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(ModelError, match=r"of another backbone.*stem\.0\.weight"):
+        load_teacher_weights(into, state)

@@ -260,7 +260,16 @@ def ids_of_paths(paths: Sequence[str]) -> list[str]:
             else name
             for name, own in zip(names, parts, strict=True)
         ]
+    names = [_as_id(name) for name in names]  # `.a` and `a` are alike from here on
     for index, name in enumerate(names):
-        if name in names[:index]:
-            names[index] = f"{name}-{index + 1}"
-    return [name.lstrip(".") or "case" for name in names]
+        number = index + 1
+        while names[index] in names[:index]:
+            names[index] = f"{name}-{number}"
+            number += 1
+    return names
+
+
+def _as_id(name: str) -> str:
+    """A name as a manifest may have it; of one too long, the end stays, which says most."""
+    odd_bytes_out = name.lstrip(".").encode(errors="replace")
+    return odd_bytes_out[-LONGEST_ID:].decode(errors="ignore") or "case"

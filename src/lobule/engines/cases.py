@@ -34,8 +34,9 @@ from lobule.results.result import (
     Result,
     error_to_dict,
 )
-from lobule.results.writing import map_facts, write_findings
+from lobule.results.writing import FINDINGS, map_facts, write_findings
 from lobule.slides.slide import Slide
+from lobule.stitch import State
 
 log = logging.getLogger("lobule.scan")
 
@@ -136,7 +137,8 @@ class CaseRunner:
         if self._already(case, folder, prints):
             return "skipped"
         # what is unfinished, or finished and now retried, is taken up where it stands
-        (folder.path / RESULT).unlink(missing_ok=True)
+        for name in (RESULT, *FINDINGS):
+            (folder.path / name).unlink(missing_ok=True)
         self._begin(case, folder, prints)
         images = self.predictor.images(case, self.options)
         opened = Opened(case, images, self.options, self.engine, self.cohort)
@@ -152,6 +154,7 @@ class CaseRunner:
         if status == FAILED:
             cause = f"none of its fields could be scored: {failed[0].cause}"
             error = CaseError(cause, subject=", ".join(case.paths))
+            result = Result({}, notes=result.notes)  # a 0 of nothing scored would read as no tumour
         if result.findings or folder.maps:
             write_findings(folder.path, result.findings)
         self._write(case, folder, status, {"input": prints, **facts}, result=result, error=error)
@@ -192,6 +195,11 @@ class CaseRunner:
         """Whether the case is done with this very input; what belongs to another input is cleared."""
         plan = folder.path / PLAN
         if plan.exists() and not same_plan(plan, plan_of(case, prints)):
+            if _finished(folder):
+                log.warning(
+                    "case %s: its files, its µm/px or its region are not those that its result is of; "
+                    "it is scanned anew", case.id,
+                )  # fmt: skip
             folder.clear()
         try:
             result = folder.result
@@ -295,8 +303,11 @@ def _image_facts(slide: Slide) -> dict[str, Any]:
 
 
 def _scored(folder: CaseFolder) -> bool:
+    """Whether any place was; a part of a table is written also where all its rows failed."""
     return any(reader.counts()["scored"] for reader in folder.maps.values()) or any(
-        reader.written() for reader in folder.tables.values()
+        (part["state"] == State.SCORED).any()
+        for reader in folder.tables.values()
+        for part in reader.iterate(["state"])
     )
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HELD_OUT = 0.2
 """Of the patients, where the cohort has no validation split."""
+SETTINGS = "settings.json"
+"""In a training's folder: what it began with."""
 HOLDING_OUT = 0x7A1
 """Sets the choice of held-out patients apart from other uses of the seed."""
 
@@ -120,10 +122,16 @@ def begun_training(
 def _begin(
     bundle: Path, folder: Path, settings: Mapping[str, Any], parts: Parts, resume: bool, fresh: bool
 ) -> None:
+    place = folder / SETTINGS
+    strange = next((item for item in sorted(folder.iterdir()) if not item.name.startswith(".")), None)
+    if strange is not None and not place.exists():
+        # data sets have a folder of this name, too
+        raise ResultsError(
+            "this is of no training of Lobule's", subject=strange, remedy="Write the bundle to another folder"
+        )
     if fresh:
         _clear(folder)
         bundle.unlink(missing_ok=True)
-    place = folder / "settings.json"
     wanted = {**settings, "train": _facts(parts.train), "val": _facts(parts.val)}
     if not place.exists():
         if bundle.exists():
@@ -152,7 +160,7 @@ def _begin(
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier training left, but not the lock that keeps others out."""
-    for item in folder.iterdir():
+    for item in sorted(folder.iterdir(), key=lambda item: item.name == SETTINGS):  # killed, it is still known
         if item.is_dir():
             shutil.rmtree(item)
         elif item.name != ".lock":

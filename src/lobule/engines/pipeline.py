@@ -186,7 +186,10 @@ class Pipeline:
 
     def _compute(self) -> None:
         torch.set_num_threads(self.engine.lane_threads)
-        stream: Any = torch.cuda.Stream(self.engine.device) if self.engine.device.startswith("cuda") else None
+        stream: Any = None
+        if self.engine.device.startswith("cuda"):
+            stream = torch.cuda.Stream(self.engine.device)
+            torch.cuda.synchronize(self.engine.device)  # weights are placed on another stream than a lane's
         while True:
             waited = time.perf_counter()
             item = self._take(self._ready)

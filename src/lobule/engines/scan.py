@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from lobule.engines.cases import CaseRunner, Progress
 from lobule.engines.passes import EngineSettings, Predictor, ScanOptions
 from lobule.engines.pipeline import Counters
 from lobule.engines.placement import available_cores, choose_device, lanes_for, measure
-from lobule.errors import ConfigError, ResultsError
+from lobule.errors import ConfigError, LobuleError, ResultsError
 from lobule.files import read_json, write_json
 from lobule.results.folder import ENGINE, Results, begin_results, hold, settling, write_summary
 from lobule.results.result import FAILED, PARTIAL
@@ -24,6 +25,7 @@ from lobule.results.result import FAILED, PARTIAL
 log = logging.getLogger("lobule.scan")
 
 GIB = 1 << 30
+RUN = "run.json"
 MODEL_SHARE, CACHE_SHARE = 0.55, 0.2
 """Of the memory ceiling: for activations, and for decoded tiles; the rest is for fields on their way."""
 
@@ -111,6 +113,9 @@ def options_to_dict(options: ScanOptions) -> dict[str, Any]:
 
 def _sharded(cohort: Cohort, shard: tuple[int, int] | None) -> list[Case]:
     cases = list(cohort)
+    twice = [name for name, count in Counter(case.id for case in cases).items() if count > 1]
+    if twice:  # they would write into one folder
+        raise ConfigError("cases of one name", subject=cohort.path, found=", ".join(twice[:5]))
     if shard is None:
         return cases
     index, count = shard
@@ -138,6 +143,7 @@ def _settle(
                 "not the engine settings of a scan", subject=place, found=str(error), remedy="Use --fresh"
             ) from error
         _say_what_stays(engine, machine, results.path)
+        _say_what_no_longer_fits(machine, results.path)
         predictor.place(engine, options)
         progress.precision = engine.precision
         return engine
@@ -151,8 +157,22 @@ def _settle(
     log.info("precision %s", measured.sentence())
     progress.precision = measured.sentence()
     write_json(place, engine.deciding())
-    write_json(results.path / "run.json", {"measured": asdict(measured), "machine": platform.processor()})
+    run = {"measured": asdict(measured), "machine": platform.processor(), "max_ram": machine.max_ram}
+    write_json(results.path / RUN, run)
     return engine
+
+
+def _say_what_no_longer_fits(machine: Machine, path: Path) -> None:
+    """The size of fields and batches stays, and was chosen for the ceiling that the scan began under."""
+    try:
+        began = int(read_json(path / RUN)["max_ram"])
+    except (LobuleError, KeyError, TypeError, ValueError):  # not known, and only to be told
+        return
+    if machine.max_ram < began:
+        log.warning(
+            "%s: fields and batches keep the size that was chosen for %.2g GiB; a ceiling of %.2g GiB may "
+            "not hold (--fresh starts over)", path, began / GIB, machine.max_ram / GIB,
+        )  # fmt: skip
 
 
 def _say_what_stays(engine: EngineSettings, machine: Machine, path: Path) -> None:

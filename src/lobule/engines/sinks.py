@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.engines.passes import MapSpec, Pass, Store, TableSpec
-from lobule.errors import ModelError
+from lobule.errors import DamagedResults, ModelError, ResultsError
 from lobule.files import read_json, results_error, write_json
 from lobule.results.folder import CaseFolder
 from lobule.results.maps import MapInfo, MapReader, MapWriter
@@ -50,12 +50,21 @@ def open_sink(pass_: Pass, folder: CaseFolder, retry_failed: bool = False) -> Si
 
 def failed_in(pass_: Pass, folder: CaseFolder) -> bool:
     """Whether fields of a pass are known to have failed."""
-    path = _failed_path(pass_, folder)
-    return path.exists() and bool(read_json(path))
+    return bool(_causes(_failed_path(pass_, folder)))
 
 
 def _failed_path(pass_: Pass, folder: CaseFolder) -> Path:
     return folder.path / "failed" / f"{folder.map_path(pass_.name).name}.json"
+
+
+def _causes(path: Path) -> dict[int, str]:
+    """Row → why it failed; a list that cannot be read is damage of its case."""
+    if not path.exists():
+        return {}
+    try:
+        return {int(row): str(cause) for row, cause in read_json(path).items()}
+    except (ResultsError, AttributeError, ValueError) as error:
+        raise DamagedResults("the list of what failed is damaged", subject=path, found=str(error)) from error
 
 
 class _FailureList:
@@ -63,9 +72,7 @@ class _FailureList:
 
     def __init__(self, path: Path, pass_: Pass) -> None:
         self._path, self._pass = path, pass_
-        self._on_disk: dict[int, str] = {}
-        if path.exists():
-            self._on_disk = {int(row): cause for row, cause in read_json(path).items()}
+        self._on_disk = _causes(path)
         self.causes = dict(self._on_disk)
 
     def keep(self, rows: NDArray[np.bool_]) -> None:

@@ -106,7 +106,8 @@ class TileEncoder:
         self._placed: nn.Module | None = None
         self._engine = EngineSettings()
 
-    def settle(self, engine: EngineSettings, room: int) -> EngineSettings:
+    def bytes_of_tile(self) -> int:
+        """What a tile takes while it is encoded; a tile that the encoder cannot take is a `ConfigError`."""
         side = self.tiling.input_px
         try:
             one = int(HEADROOM * activation_bytes(self.encoder.net, side, side))
@@ -116,9 +117,11 @@ class TileEncoder:
                 found=str(error).splitlines()[0],
                 remedy="Use larger tiles, or enlarge them with --input",
             ) from error
-        one += WAITING * 3 * self.tiling.tile_px**2
+        return one + WAITING * 3 * self.tiling.tile_px**2
+
+    def settle(self, engine: EngineSettings, room: int) -> EngineSettings:
         most = BATCH_ON_CPU if engine.device == "cpu" else BATCH
-        return replace(engine, batch=max(1, min(most, room // one)))
+        return replace(engine, batch=max(1, min(most, room // self.bytes_of_tile())))
 
     def place(self, engine: EngineSettings) -> None:
         self._engine = engine

@@ -224,6 +224,8 @@ class _Run:
         saved = evaluated or state.done or state.step % options.checkpoint_every == 0
         if saved or state.step % options.log_every == 0:
             self._note_losses()
+        if saved:
+            self._refuse_broken()
         if evaluated:
             self._evaluate()
         if saved:
@@ -271,6 +273,15 @@ class _Run:
         self.progress.loss = mean
         if self._events is not None:
             self._events.add(self.state.step, loss=mean, rate=rate)
+
+    def _refuse_broken(self) -> None:
+        """The loss of a step says nothing of what the step made of the weights."""
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters()):
+            raise ModelError(
+                f"the weights are no numbers after step {self.state.step}",
+                subject=self.folder,
+                remedy="The last good checkpoint is kept; start over with a lower rate",
+            )
 
     def _evaluate(self) -> None:
         """Score the module; keep it where it is the best, else count down to a lower rate and to the end."""

@@ -32,6 +32,8 @@ from lobule.results.result import RESEARCH_USE
 FORMAT = "lobule-evaluation/1"
 BLANK = "(blank)"
 FEW_PATIENTS = 10
+NO = ("false", "no", "0")
+"""As people and spreadsheets write it."""
 UNITS = {"slide": "slides", "region": "regions", "image": "images"}
 
 Told = list[tuple[Case, Said]]
@@ -226,7 +228,7 @@ def _matched(
     excluded = {
         case.id: case.attributes.get("note", "excluded from FROC")
         for case, _ in slides
-        if case.attributes.get("froc") == "false"
+        if case.attributes.get("froc", "").strip().lower() in NO
     }
     asked = [(case, said, _positive(case, how)) for case, said in slides if case.id not in excluded]
     classes = frozenset(name for target in (how.targets if how else ()) for name in target.scores)

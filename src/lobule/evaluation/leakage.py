@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,7 @@ from lobule.errors import BundleError, Leakage
 from lobule.evaluation.sources import FromResults, Source
 from lobule.files import read_json, write_json
 from lobule.results import Results
-
-PATIENTS = "patients.json"
-"""In a results folder: the hashes of the training patients of its bundle, so that they outlive the bundle."""
+from lobule.results.folder import PATIENTS
 
 
 @dataclass(frozen=True)
@@ -61,12 +58,13 @@ def _training_patients(source: Source, bundle: str | Path | None) -> tuple[froze
     if results is None:
         return frozenset(), "a submission does not say what it was trained on"
     place = results.path / PATIENTS
-    known: Sequence[str] | None = read_json(place)["patients"] if place.is_file() else None
-    if known is None:
+    known = read_json(place) if place.is_file() else None
+    made_by = results.settings.get("bundle", {}).get("fingerprint")
+    if known is None or known.get("fingerprint", made_by) != made_by:  # left by a scan with another bundle
         return frozenset(), "the results do not carry the training patients; --bundle names the bundle"
-    if not known:
+    if not known["patients"]:
         return frozenset(), "the bundle names no training patients"
-    return frozenset(known), str(results.path)
+    return frozenset(known["patients"]), str(results.path)
 
 
 def _of_bundle(path: str | Path, results: Results | None) -> tuple[frozenset[str], str]:

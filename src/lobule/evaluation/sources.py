@@ -238,7 +238,7 @@ class FromSubmission:
         if name in self.detections:
             try:
                 found = read_detections(self.detections[name])
-            except CaseError as error:
+            except (CaseError, ResultsError) as error:
                 return Said("failed", cause=str(error))
         if name in self.probabilities:
             return Said("complete", {"score": self.probabilities[name]}, found)

@@ -204,7 +204,9 @@ def read_feature_file(path: str | Path) -> FeatureFile:
         if name == "feats":
             return _of_stamp(facts, dict(file.attrs))
         marks = dict(file.attrs)
-        where = dict(coords.attrs) or _attributes_of_patches(path)
+        where = dict(coords.attrs)
+        if _l0_lengths(where)[0] is None:  # some say no more than a name there
+            where = _attributes_of_patches(path) | where
         return _of_corners(facts, marks, dict(features.attrs), where)
 
 

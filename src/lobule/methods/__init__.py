@@ -1,7 +1,8 @@
 """The five methods and their comparators, one file (or folder) each.
 
 `METHODS` names them; each module has `Config`, `train(config, cohort, out)` and `load(bundle) -> Predictor`,
-and where a scan may change some settings (`lobule scan --set`), `SCAN_SETTINGS`, their names.
+and where a scan may change some settings (`lobule scan --set`), `SCAN_SETTINGS`, their names. `REFINES` says
+that a scan may be refined, `SCAN_IGNORES` which options of a scan mean nothing to the method.
 """
 
 from __future__ import annotations

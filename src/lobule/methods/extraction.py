@@ -17,7 +17,16 @@ import torch
 
 from lobule.cohort import Case, Cohort
 from lobule.engines.cases import Progress
-from lobule.engines.passes import Batch, EngineSettings, ImageSource, OpenCase, Pass, ScanOptions, Store
+from lobule.engines.passes import (
+    Batch,
+    EngineSettings,
+    Fields,
+    ImageSource,
+    OpenCase,
+    Pass,
+    ScanOptions,
+    Store,
+)
 from lobule.engines.scan import Machine, ScanReport, scan
 from lobule.engines.tile_features import COLUMN, TileEncoder, Tiling, features_pass, refuse_all_failed
 from lobule.errors import ConfigError, LobuleError
@@ -78,7 +87,7 @@ class ExtractionPredictor:
         assert case.case.path is not None
         source = fingerprint(case.case.path)
         coords_path, features_path = self.manifest.places(self.root, frame)
-        if not self._stands(features_path, source, len(pass_.fields)):
+        if not self._stands(features_path, source, pass_.fields, frame):
             table = yield pass_
             assert isinstance(table, TableReader)
             refuse_all_failed(table)
@@ -91,8 +100,8 @@ class ExtractionPredictor:
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
         return self._encoder.forward(batch)
 
-    def _stands(self, path: Path, source: str, tiles: int) -> bool:
-        """Whether the file is there already, whole, of this very slide."""
+    def _stands(self, path: Path, source: str, fields: Fields, frame: TileFrame) -> bool:
+        """Whether the file is there already, whole, of these very tiles of this very slide."""
         if not path.exists():
             return False
         try:
@@ -100,7 +109,12 @@ class ExtractionPredictor:
         except LobuleError:
             return False
         wanted = self.manifest.encoding
-        return (found.source, found.hash, found.count) == (source, wanted.hash, tiles)
+        if (found.source, found.hash, found.count) != (source, wanted.hash, len(fields)):
+            return False
+        # another region of the slide, or another µm/px said of it, may have as many tiles
+        boxes = (fields.l0_box(row) for row in range(len(fields)))
+        corners = np.array([(box.x, box.y) for box in boxes], np.int64).reshape(-1, 2)
+        return found.tile_l0 == frame.l0_tile and np.array_equal(found.l0_coords(), corners)
 
     def _export(
         self, table: TableReader, frame: TileFrame, source: str, coords_path: Path, features_path: Path
@@ -154,6 +168,7 @@ def extract(
         encoder.scaling.as_dict(),
     )
     placed_encoder = TileEncoder(encoder, tiling)
+    placed_encoder.bytes_of_tile()  # a folder that says tiles are of a size that cannot be is of no use
     root = begin_folder(out, manifest)
     if extraction.keep_encoder and not (root / ENCODER).exists():
         keep_encoder(encoder, root / ENCODER)

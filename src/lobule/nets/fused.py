@@ -37,20 +37,37 @@ class FusedConv(nn.Module):
         self.relu = relu
         # plain attributes: the weight's layout is oneDNN's own, and no module operation knows it
         self.bias = None if conv.bias is None else conv.bias.detach()
+        self.kernel, self.channels = conv.kernel_size, conv.out_channels
         weight = conv.weight.detach()
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.place)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         after = "relu" if self.relu else None
         if other is None:
-            made: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, self.bias, *self.place, after or "none", [], ""
-            )
-            return made
+            return self._alone(x, after or "none")
+        if other.shape != self._shape(x):  # the operator knows no broadcasting, and does not complain
+            added = self._alone(x, "none") + other
+            return added.relu_() if self.relu else added
         both: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
             x, other, self.weight, self.bias, *self.place, "add", None, after, [], ""
         )
         return both
+
+    def _alone(self, x: Tensor, after: str) -> Tensor:
+        made: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, *self.place, after, [], ""
+        )
+        return made
+
+    def _shape(self, x: Tensor) -> tuple[int, ...]:
+        """Of what the convolution makes of a batch."""
+        padding, stride, dilation, _ = self.place
+        sides = [
+            (length + 2 * int(padding[axis]) - dilation[axis] * (self.kernel[axis] - 1) - 1) // stride[axis]
+            + 1
+            for axis, length in enumerate(x.shape[-2:])
+        ]
+        return (*x.shape[:-3], self.channels, *sides)
 
 
 def fuse(module: nn.Module) -> nn.Module:

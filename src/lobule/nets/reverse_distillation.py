@@ -198,7 +198,7 @@ def shape_of_checkpoint(checkpoint: Mapping[str, State]) -> StudentShape:
         bottleneck = "bn_layer.0.conv3.weight" in bn
         inner = bn["bn_layer.0.conv1.weight"].shape[0]
         deep, middle, shallow = (_count(decoder, f"layer{k}") for k in (1, 2, 3))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise ModelError(
             "this is no reverse distillation checkpoint",
             expected="the state dicts 'bn' and 'decoder' with the published names",

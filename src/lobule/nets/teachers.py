@@ -256,4 +256,11 @@ def load_teacher_weights(into: Teacher, state: dict[str, Tensor]) -> None:
             expected=f"{len(wanted)} tensors",
             found=f"{len(missing)} of them missing, the first {missing[0]}",
         )
-    target.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+    try:
+        target.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+    except RuntimeError as error:  # the same names in other shapes: a wider net of the kind
+        raise ModelError(
+            "these weights are of another backbone",
+            subject=into.name,
+            found=str(error).splitlines()[-1].strip(),
+        ) from error

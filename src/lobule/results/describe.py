@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lobule.errors import ResultsError
 from lobule.results.folder import CaseFolder, Results, open_results
 from lobule.results.result import COMPLETE, FAILED, PARTIAL
 
@@ -29,11 +30,14 @@ def describe(path: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def _case(case: CaseFolder) -> dict[str, Any]:
-    result = case.result
-    facts: dict[str, Any] = {"case": case.case_id, "status": case.status}
-    if result is None:
-        facts["maps"] = {name: reader.counts() for name, reader in case.maps.items()}
-        return facts
+    facts: dict[str, Any] = {"case": case.case_id, "status": case.status, "maps": {}}
+    try:
+        result = case.result
+        if result is None:
+            facts["maps"] = {name: reader.counts() for name, reader in case.maps.items()}
+            return facts
+    except ResultsError as error:  # what is damaged belongs to its case; the others are told all the same
+        return {**facts, "error": str(error)}
     facts["scores"] = result["scores"]
     facts["findings"] = result["findings"]["count"]
     facts["maps"] = {entry["name"]: entry["cells"] for entry in result["maps"]}

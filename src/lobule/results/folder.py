@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from lobule.errors import NotReadable, ResultsError
+from lobule.errors import DamagedResults, NotReadable, ResultsError
 from lobule.files import make_folder, read_json, results_error, write_json, write_text
 from lobule.results.maps import MAKING, MapReader
 from lobule.results.result import COMPLETE, FAILED, FORMAT, PARTIAL, RESEARCH_USE
@@ -26,6 +26,10 @@ PLAN = "plan.json"
 RESULT = "result.json"
 ENGINE = "engine.json"
 """Written once the model runs with the settings asked for; from then on they stay."""
+PATIENTS = "patients.json"
+"""The hashes of the training patients of the bundle, so that they outlive it."""
+GONE = ".gone"
+"""Where cases lie while they are removed: a case is whole or gone, never half there."""
 
 
 class CaseFolder:
@@ -47,14 +51,17 @@ class CaseFolder:
             if path.exists():
                 raise
             return None  # a scan took the case up again just now
-        if facts.get("format") != FORMAT:
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise ResultsError("not a result of this format", subject=path, expected=FORMAT)
         return facts
 
     @property
     def status(self) -> str:
-        """complete, partial, failed, or unfinished."""
-        result = self.result
+        """complete, partial, failed, or unfinished; what is damaged is made again by the next scan."""
+        try:
+            result = self.result
+        except ResultsError:
+            return "unfinished"
         return "unfinished" if result is None else str(result["status"])
 
     @property
@@ -71,12 +78,16 @@ class CaseFolder:
 
     def findings(self) -> Columns:
         """Findings as columns; empty columns where there are none."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = self.path / "findings.parquet"
         if not path.exists():
             return {}
-        return of_arrow(pq.read_table(path))
+        try:
+            return of_arrow(pq.read_table(path))
+        except (OSError, pa.ArrowException) as error:
+            raise DamagedResults("the findings are damaged", subject=path, found=str(error)) from error
 
     def map_path(self, name: str) -> Path:
         return self.path / "maps" / quote(name, safe="")
@@ -122,6 +133,8 @@ class Results:
     def settings(self) -> dict[str, Any]:
         """What was fixed when the scan began."""
         facts: dict[str, Any] = read_json(self.path / SCAN)
+        if not isinstance(facts, dict):
+            raise ResultsError("not the settings of a scan", subject=self.path / SCAN, remedy="Use --fresh")
         return facts
 
     def case_folder(self, case_id: str) -> CaseFolder:
@@ -150,7 +163,8 @@ class Results:
 
 def _folder_name(case_id: str) -> str:
     # letters of any script stay as they are: escaped, a long name would not fit a file system
-    return "".join(letter if ord(letter) > 127 else quote(letter, safe=" ") for letter in case_id)
+    name = "".join(letter if ord(letter) > 127 else quote(letter, safe=" ") for letter in case_id)
+    return f"%2E{name[1:]}" if name.startswith(".") else name  # `..` is a folder of nobody's
 
 
 def open_results(path: str | Path) -> Results:
@@ -177,9 +191,7 @@ def begin_results(path: str | Path, settings: Mapping[str, Any], *, fresh: bool 
     scan = root / SCAN
     wanted = {"format": FORMAT, "research_use": RESEARCH_USE, **settings}
     if fresh:
-        shutil.rmtree(root / "cases", ignore_errors=True)
-        for name in (ENGINE, SCAN, "results.csv", "run.json"):
-            (root / name).unlink(missing_ok=True)
+        _forget(root)
     elif scan.exists() and not (root / ENGINE).exists() and not any(root.glob("cases/*")):
         pass  # nothing was ever scanned: settings that turned out wrong bind nobody
     elif scan.exists():
@@ -194,14 +206,45 @@ def begin_results(path: str | Path, settings: Mapping[str, Any], *, fresh: bool 
     return Results(root)
 
 
+def _forget(root: Path) -> None:
+    """Remove an earlier scan and nothing else: the folder may be one that somebody keeps slides in."""
+    cases, gone = root / "cases", root / GONE
+    strange = next((p for p in sorted(cases.iterdir()) if not _is_case(p)), None) if cases.is_dir() else None
+    if strange is not None:
+        raise ResultsError(
+            "this is no result, and --fresh would delete it", subject=strange, remedy="Use another folder"
+        )
+    try:
+        if gone.exists():
+            shutil.rmtree(gone)
+        if cases.exists():
+            cases.rename(gone)
+        for name in (ENGINE, SCAN, PATIENTS, "results.csv", "run.json"):
+            (root / name).unlink(missing_ok=True)
+        if gone.exists():
+            shutil.rmtree(gone)
+    except OSError as error:
+        raise results_error(error, root) from error
+
+
+def _is_case(place: Path) -> bool:
+    """Whether a scan made this, perhaps killed at once; hidden files are the system's own."""
+    if not place.is_dir():
+        return place.name.startswith(".")
+    known = (place / PLAN).exists() or (place / RESULT).exists()
+    return known or all(item.name.startswith(".") for item in place.iterdir())
+
+
 def _refuse_other(root: Path, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for key, word in (("bundle", "another bundle"), ("options", "other options")):
-        if before.get(key) != wanted.get(key):
+        one, other = dict(before.get(key) or {}), dict(wanted.get(key) or {})
+        names = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+        if names:
             raise ResultsError(
                 f"this folder holds results of {word}",
                 subject=root,
-                expected=json.dumps(before.get(key), sort_keys=True),
-                found=json.dumps(wanted.get(key), sort_keys=True),
+                expected=", ".join(f"{name} {json.dumps(one.get(name))}" for name in names),
+                found=", ".join(f"{name} {json.dumps(other.get(name))}" for name in names),
                 remedy="Use another results folder, or start over with --fresh",
             )
 
@@ -213,8 +256,25 @@ def hold(root: str | Path, shard: tuple[int, int] | None = None) -> Iterator[Non
     with contextlib.ExitStack() as stack:
         stack.enter_context(_locked(folder / ".lock", shared=shard is not None))
         if shard is not None:
+            stack.enter_context(_locked(folder / f".lock-of{shard[1]}", shared=True))
+            _refuse_other_division(folder, shard[1])
             stack.enter_context(_locked(folder / f".lock-{shard[0]}of{shard[1]}", shared=False))
         yield
+
+
+def _refuse_other_division(folder: Path, count: int) -> None:
+    """Shards keep apart only where all divide by the same number: 1/2 and 1/3 have cases in common."""
+    for path in sorted(folder.glob(".lock-of*")):
+        if path.name != f".lock-of{count}":
+            with path.open("a+") as file:
+                if not _try_lock(file, shared=False):
+                    raise ResultsError(
+                        "shards of another division are writing here",
+                        subject=folder,
+                        expected=f"shards of {path.name.removeprefix('.lock-of')}",
+                        found=f"one of {count}",
+                        remedy="Divide by the same number, or wait for them to end",
+                    )
 
 
 @contextmanager
@@ -268,7 +328,11 @@ def write_summary(results: Results) -> Path:
     rows: list[dict[str, Any]] = []
     names: dict[str, None] = {}
     for case in results.cases():
-        facts = case.result
+        try:
+            facts = case.result
+        except ResultsError as error:
+            rows.append({"case": case.case_id, "status": "unfinished", "error": str(error)})
+            continue
         if facts is None:
             rows.append({"case": case.case_id, "status": "unfinished"})
             continue

@@ -112,8 +112,10 @@ class MapReader:
             group = zarr.open_group(LocalStore(path, read_only=True), mode="r")
             self.info = MapInfo.of_attributes(dict(group.attrs))
             self._score, self._state = group["score"], group["state"]
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except OSError as error:
             raise ResultsError("the map cannot be read", subject=path, found=str(error)) from error
+        except (KeyError, ValueError, TypeError) as error:
+            raise DamagedResults("the map cannot be read", subject=path, found=str(error)) from error
 
     def read(self, rows: slice | None = None, columns: slice | None = None) -> tuple[Scores, States]:
         """Scores (classes, rows, columns) and states (rows, columns) of a block, or of everything."""

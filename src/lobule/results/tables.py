@@ -44,8 +44,10 @@ class TableReader:
         try:
             facts = json.loads((path / "table.json").read_text())
             self.info = TableInfo(facts["name"], facts["rows"], facts["part_rows"])
-        except (OSError, ValueError, KeyError) as error:
+        except OSError as error:
             raise ResultsError("the table cannot be read", subject=path, found=str(error)) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedResults("the table cannot be read", subject=path, found=str(error)) from error
 
     def written(self) -> set[int]:
         return {int(path.stem.removeprefix("part-")) for path in self.path.glob("part-*.parquet")}

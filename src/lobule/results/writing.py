@@ -16,6 +16,8 @@ from lobule.files import write_atomic, write_text
 from lobule.findings import Finding
 from lobule.results.folder import CaseFolder
 
+FINDINGS = ("findings.parquet", "findings.csv")
+
 COLUMNS: dict[str, Any] = {
     "l0_x": pa.int64(),
     "l0_y": pa.int64(),
@@ -43,14 +45,14 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
     table = pa.table(
         {name: pa.array([row.get(name) for row in rows], kind) for name, kind in COLUMNS.items()}
     )
-    with write_atomic(folder / "findings.parquet") as part:
+    with write_atomic(folder / FINDINGS[0]) as part:
         pq.write_table(table, part, compression="zstd")
     out = io.StringIO()
     names = [name for name in COLUMNS if name not in ("box", "polygon")]
     writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(folder / "findings.csv", out.getvalue())
+    write_text(folder / FINDINGS[1], out.getvalue())
 
 
 def map_facts(folder: CaseFolder) -> list[dict[str, Any]]:

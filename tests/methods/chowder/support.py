@@ -45,12 +45,19 @@ def frame_of(name: str) -> TileFrame:
     return TileFrame(name, SIDE, MPP, SIDE, size, 20.0, 0, (1.0, 1.0), size)
 
 
-def put(folder: Path, name: str, made: Made, encoding: Encoding = ENCODING, dtype: str = "float32") -> Path:
+def put(
+    folder: Path,
+    name: str,
+    made: Made,
+    encoding: Encoding = ENCODING,
+    dtype: str = "float32",
+    source: str | None = None,
+) -> Path:
     frame = frame_of(name)
     coords, path = MANIFEST.places(folder, frame)
     for place in (coords, path):
         place.parent.mkdir(parents=True, exist_ok=True)
-    with write_features(path, frame, encoding, dtype=dtype) as append:
+    with write_features(path, frame, encoding, source=source, dtype=dtype) as append:
         for start in range(0, len(made.coords), 50):
             append(made.features[start : start + 50], made.coords[start : start + 50])
     write_coords(coords, frame, made.coords)

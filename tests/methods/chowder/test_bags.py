@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from lobule.cohort import Case, Cohort
-from lobule.errors import ConfigError, UsageError
+from lobule.errors import ConfigError, DamagedFile, UsageError
 from lobule.features import open_features
+from lobule.files import fingerprint
 from lobule.geometry import Box
 from lobule.methods.chowder.bags import Bag, bag_of, gather, label_of, refuse_one_class
 from lobule.methods.chowder.fit import Drawn, collate, in_parts, moments_of
-from lobule.methods.chowder.splits import folds_of, hold_out
+from lobule.methods.chowder.splits import folds_of, hold_out, refuse_lopsided
 from tests.features.foreign import FEATURES, write_clam, write_stamp, write_trident
 from tests.methods.chowder.support import ENCODING, SIDE, Made, made_cohort, made_slide, put
 
@@ -98,6 +99,28 @@ def test_features_of_another_length_or_encoder_are_refused(tmp_path: Path) -> No
         gather(Cohort(tuple(cases)), open_features(place))
 
 
+def test_features_of_another_slide_of_that_name_cost_the_case(tmp_path: Path) -> None:
+    cohort, features = made_cohort(tmp_path, 2)
+    case = cohort.cases[0]
+    assert case.path is not None
+    put(features, case.id, made_slide(1, False), source=fingerprint(case.path))
+    assert len(bag_of(case, open_features(features))) == len(made_slide(1, False).coords)
+    with Path(case.path).open("ab") as slide:
+        slide.write(b"another")
+    with pytest.raises(DamagedFile, match="features of another slide of that name"):
+        bag_of(case, open_features(features))
+    Path(case.path).unlink()  # where the slide is not at hand, nobody can ask
+    assert len(bag_of(case, open_features(features)))
+
+
+def test_a_region_with_the_name_of_its_slides_features_is_still_a_region(
+    made: tuple[Cohort, Path],
+) -> None:
+    cohort, features = made
+    case = replace(cohort.cases[0], kind="region", l0_box=Box(0, 0, 2 * SIDE, 3 * SIDE))
+    assert len(bag_of(case, open_features(features))) == 6
+
+
 def test_labels_by_meaning_or_by_name() -> None:
     def case(label: str) -> Case:
         return Case("a", "a", "slide", "/a.svs", label=label)
@@ -159,6 +182,30 @@ def test_whole_sites_can_be_held_out() -> None:
     assert set(folds) == {0, 1, 2}
     with pytest.raises(ConfigError, match="has no site"):
         folds_of(bags_of(["a", "b"], [0, 1]), 2, 0, by_site=True)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_patient_seen_at_two_sites_joins_them(seed: int) -> None:
+    sites = ["x", "y", "z", "v", "w"] * 4
+    patients = [f"p{n}" for n in range(20)]
+    patients[1] = patients[0]  # seen at x and at y
+    patients[7] = patients[3]  # at z and at v
+    folds = folds_of(bags_of(patients, [n % 2 for n in range(20)], sites), 3, seed, by_site=True)
+    assert folds[0] == folds[1]
+    assert folds[7] == folds[3]
+    assert all(len(set(folds[[s == site for s in sites]])) == 1 for site in "xyzvw")
+    with pytest.raises(ConfigError, match=r"sites that share no patient. Found 3"):
+        folds_of(bags_of(patients, [n % 2 for n in range(20)], sites), 4, seed, by_site=True)
+
+
+def test_folds_that_leave_one_label_alone_are_refused() -> None:
+    patients = [f"p{n // 2}" for n in range(12)]
+    labels = [1, 1] + [0] * 10  # a single positive patient
+    bags = bags_of(patients, labels)
+    with pytest.raises(ConfigError, match="all positive cases are in one fold"):
+        refuse_lopsided(bags, folds_of(bags, 3, 0), by_site=False)
+    even = bags_of(patients, [n // 2 % 2 for n in range(12)])
+    refuse_lopsided(even, folds_of(even, 3, 0), by_site=False)
 
 
 def test_a_fifth_of_the_patients_validates_where_it_can() -> None:

@@ -17,8 +17,8 @@ from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Cohort
 from lobule.engines.passes import ScanOptions
 from lobule.engines.scan import Machine, scan
-from lobule.engines.train import FitProgress, TrainMachine
-from lobule.errors import BundleError, ConfigError, Leakage, ResultsError, UsageError
+from lobule.engines.train import TrainMachine
+from lobule.errors import BundleError, ConfigError, Leakage, UsageError
 from lobule.features import open_features
 from lobule.methods import METHODS, method_module
 from lobule.methods.chowder import Config, load, train
@@ -234,37 +234,6 @@ def test_settings_given_as_text_are_typed() -> None:
 def test_settings_that_cannot_be_are_refused(change: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         Config.from_dict(change)
-
-
-class Stopping(FitProgress):
-    """Ends the training when a stage begins, as a kill would."""
-
-    def __init__(self, stage: str) -> None:
-        self.at = stage
-        super().__init__()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "stage" and value.startswith(getattr(self, "at", "never")):
-            raise KeyboardInterrupt
-
-
-def test_an_interrupted_training_ends_with_the_same_bundle(made: tuple[Cohort, Path], tmp_path: Path) -> None:
-    cohort, features = made
-    config = replace(QUICK, features=str(features), epochs=1, folds=2, members=2)
-    whole = train(config, cohort, tmp_path / "whole", machine=MACHINE)
-    for stage in ("fold 2", "member 2"):
-        with pytest.raises(KeyboardInterrupt):
-            train(config, cohort, tmp_path / "broken", machine=MACHINE, resume=True, progress=Stopping(stage))
-    with pytest.raises(ResultsError, match="a training has begun here"):
-        train(config, cohort, tmp_path / "broken", machine=MACHINE)
-    with pytest.raises(ResultsError, match="another config"):
-        train(replace(config, rate=1.0), cohort, tmp_path / "broken", machine=MACHINE, resume=True)
-    resumed = train(config, cohort, tmp_path / "broken", machine=MACHINE, resume=True)
-    assert whole.files == resumed.files
-    assert (tmp_path / "whole/model.json").read_bytes() == (tmp_path / "broken/model.json").read_bytes()
-    other = train(config, cohort, tmp_path / "broken", machine=MACHINE, seed=1, fresh=True)
-    assert other.files != whole.files
 
 
 def test_streaming_from_disk_gives_what_memory_gives(made: tuple[Cohort, Path]) -> None:

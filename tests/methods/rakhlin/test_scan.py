@@ -157,6 +157,15 @@ def test_only_tissue_is_looked_at_and_settings_of_a_scan_hold(
     np.testing.assert_allclose(scores[:, 1, 3], read_plainly(predictor, window, keys), atol=1e-5)
 
 
+def test_a_slide_of_glass_says_that_nothing_was_classified(
+    trained: Bundle, predictor: RakhlinPredictor, tmp_path: Path
+) -> None:
+    path = write_slide(tmp_path / "glass.tif", np.full((700, 900, 3), 244, np.uint8))
+    case = Case("glass", "p", "slide", str(path), mpp=1.0)
+    found = result_of(scanned(predictor, trained, tmp_path / "R", case), "glass")
+    assert any("no tissue was found" in note for note in found["notes"])
+
+
 def test_a_region_of_a_slide_is_scored_as_an_image(
     trained: Bundle, predictor: RakhlinPredictor, slide: Case, tmp_path: Path
 ) -> None:

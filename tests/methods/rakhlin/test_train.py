@@ -23,7 +23,7 @@ from lobule.methods.rakhlin.features import TABLE
 from lobule.methods.rakhlin.folds import folds_of, groups_of, read_folds
 from lobule.results.folder import open_results
 from tests.engines.support import tree
-from tests.methods.rakhlin.support import CONFIG, MACHINE, cohort_in
+from tests.methods.rakhlin.support import CONFIG, MACHINE, cohort_in, painted
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +169,19 @@ def test_an_interrupted_training_ends_with_the_same_bundle(cohort: Cohort, tmp_p
     assert bundle.fingerprint == whole.fingerprint
     found = [{n: b for n, b in tree(place).items() if "/" not in n} for place in (out, tmp_path / "whole")]
     assert found[0] == found[1]
+
+
+def test_models_of_images_that_were_exchanged_are_made_again(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    cohort = cohort_in(tmp_path / "images")
+    stop = Stopped("boosting squeezenet1_1_features_3-60")
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, cohort, tmp_path / "B", machine=MACHINE, progress=stop)
+    for number, case in enumerate(cohort):
+        assert case.path is not None
+        Image.fromarray(painted(case.label or "", 500 + number)).save(case.path)
+    bundle = train(CONFIG, cohort, tmp_path / "B", machine=MACHINE, resume=True)
+    assert bundle.fingerprint == train(CONFIG, cohort, tmp_path / "whole", machine=MACHINE).fingerprint
 
 
 def test_folds_of_an_earlier_training_are_taken(cohort: Cohort, trained: Bundle, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lobule.bundles import read_bundle
 from lobule.cohort import Cohort
 from lobule.engines.passes import EngineSettings, ScanOptions
 from lobule.engines.scan import Machine, scan
-from lobule.errors import ConfigError, LobuleError, ModelError
+from lobule.errors import BundleError, ConfigError, LobuleError, ModelError
 from lobule.geometry import Box
 from lobule.measures.calibration import Platt
 from lobule.methods.reverse_distillation import AnomalyPredictor, Config, convert, load, save
@@ -162,6 +163,12 @@ def test_only_tissue_is_computed_and_field_sizes_change_nothing(tmp_path: Path, 
     np.testing.assert_allclose(maps[4], maps[8], atol=1e-5)
 
 
+def test_a_slide_of_glass_says_that_nothing_was_scored(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "one.tif", np.full((700, 900, 3), 244, np.uint8))
+    found = scanned(predictor_of(), path, tmp_path / "R", ScanOptions(tissue=TISSUE, mpp=0.5)).result
+    assert any("no cell with tissue" in note for note in found["notes"])
+
+
 @pytest.mark.parametrize("form", ["exact", "shared"])
 def test_cells_that_nobody_wants_cost_nothing(form: str) -> None:
     predictor = predictor_of(form=form)
@@ -285,7 +292,13 @@ def test_a_bundle_needs_nothing_from_elsewhere(slide: Path, tmp_path: Path) -> N
     other = scanned(again, slide, tmp_path / "b").maps["map-s16"].read()[0]
     np.testing.assert_array_equal(one, other)
     model = tmp_path / "bundle" / "model.json"
-    model.write_text(model.read_text().replace('"tiny"', '"resnet18"'))
+    facts = json.loads(model.read_text())
+    for name, damage in (("student", None), ("scaling", None), ("calibration", {"patch": 3})):
+        damaged = {key: value for key, value in facts["config"].items() if key != name}
+        model.write_text(json.dumps(facts | {"config": damaged | ({name: damage} if damage else {})}))
+        with pytest.raises(BundleError, match="lacks a setting"):
+            load(read_bundle(tmp_path / "bundle"))
+    model.write_text(json.dumps(facts).replace('"tiny"', '"resnet18"'))
     with pytest.raises(ModelError, match="do not fit"):
         load(read_bundle(tmp_path / "bundle"))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from lobule.cohort import Case, Cohort
 from lobule.cohort.labels import plain, polarity
 from lobule.errors import CaseError, ConfigError, DamagedFile, UsageError
 from lobule.features import FeatureFile, FeatureFolder
+from lobule.files import fingerprint, is_url
+from lobule.geometry import Box
 
 BLOCK_ROWS = 2048
 
@@ -31,6 +35,11 @@ class Bag:
 
     def __len__(self) -> int:
         return len(self.l0_coords)
+
+    def identity(self) -> list[Any]:
+        """What changes when its features do: what Lobule's files were made of, the bytes of others."""
+        made_of = self.file.source or fingerprint(self.file.path)
+        return [self.file.hash, made_of, len(self)]
 
     def blocks(self) -> Iterator[Tensor]:
         """The features in order, some tiles at a time."""
@@ -83,10 +92,13 @@ def gather(cohort: Cohort, folder: FeatureFolder, positive: Sequence[str] = ()) 
 def bag_of(case: Case, folder: FeatureFolder, label: int = 0) -> Bag:
     """The bag of a case; of a region, the tiles of its slide whose centre lies in it."""
     file = folder.find(case)
+    _refuse_other_slide(case, file)
     coords = file.l0_coords(case.mpp)
-    if case.l0_box is None or not folder.of_slide_file(case, file):
+    if case.l0_box is None:
         return Bag(case, file, label, coords)
     side = file.l0_side(case.mpp)
+    if not folder.of_slide_file(case, file) and _all_touch(case.l0_box, coords, side):
+        return Bag(case, file, label, coords)
     if side is None:
         raise DamagedFile(
             "the file does not say how large its tiles are, so no region can be cut out of it",
@@ -98,6 +110,29 @@ def bag_of(case: Case, folder: FeatureFolder, label: int = 0) -> Bag:
     inside = (centre >= (box.x, box.y)).all(axis=1) & (centre < (box.right, box.bottom)).all(axis=1)
     rows = np.flatnonzero(inside)
     return Bag(case, file, label, coords[rows], rows)
+
+
+def _all_touch(box: Box, coords: NDArray[np.int64], side: float | None) -> bool:
+    """Whether a file under a region's name is the region's own: a slide's may have the same name."""
+    if side is None:
+        return True
+    return bool(((coords + side > (box.x, box.y)) & (coords < (box.right, box.bottom))).all())
+
+
+def _refuse_other_slide(case: Case, file: FeatureFile) -> None:
+    """Refuse features that were made of another slide of that name, where the slide is at hand to ask."""
+    path = case.path
+    if file.source is None or path is None or is_url(path) or not Path(path).exists():
+        return
+    found = fingerprint(path)
+    if found != file.source:
+        raise DamagedFile(
+            "features of another slide of that name, or of the slide before it was changed",
+            subject=file.path,
+            expected=f"those of {path}, {found[:23]}…",
+            found=f"those of a slide with {file.source[:23]}…",
+            remedy="Extract the features of this slide again, to a folder of its cohort",
+        )
 
 
 def label_of(case: Case, positive: Sequence[str] = ()) -> int:

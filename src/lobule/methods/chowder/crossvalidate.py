@@ -19,7 +19,7 @@ from lobule.methods.chowder.bags import Bag
 from lobule.methods.chowder.config import Config
 from lobule.methods.chowder.ensemble import Ensemble
 from lobule.methods.chowder.fit import Fitted
-from lobule.methods.chowder.splits import folds_of, hold_out
+from lobule.methods.chowder.splits import folds_of, hold_out, refuse_lopsided
 
 Fitter = Callable[[Config, Sequence[Bag], Sequence[Bag], int], Fitted]
 
@@ -55,6 +55,7 @@ def cross_validate(
     labels = {bag.case.id: bag.label for bag in bags}
     rows: list[list[Any]] = []
     pooled, within, choices = [], [], []
+    _check_folds(config, bags, seed)
     for repeat in range(config.repeats):
         folds = folds_of(bags, config.folds, seed + repeat, by_site=config.by_site)
         scores: dict[str, float] = {}
@@ -64,7 +65,7 @@ def cross_validate(
             if not kept.exists():
                 inside = [bag for bag, f in zip(bags, folds, strict=True) if f != fold]
                 outside = [bag for bag, f in zip(bags, folds, strict=True) if f == fold]
-                done = _fold(config, inside, outside, seed + 1000 * (repeat + 1) + fold, fitter)
+                done = _fold(config, inside, outside, _seed_of(seed, repeat, fold), fitter)
                 write_json(kept, {"scores": done.scores, "choice": done.choice})
             found = read_json(kept)
             scores |= found["scores"]
@@ -79,6 +80,21 @@ def cross_validate(
         _table(rows),
         chosen[0][0] if chosen else None,
     )
+
+
+def _seed_of(seed: int, repeat: int, fold: int) -> int:
+    return seed + 1000 * (repeat + 1) + fold
+
+
+def _check_folds(config: Config, bags: Sequence[Bag], seed: int) -> None:
+    """Refuse folds, and inner ones, that cannot be trained on: now, and not after hours of the others."""
+    for repeat in range(config.repeats):
+        folds = folds_of(bags, config.folds, seed + repeat, by_site=config.by_site)
+        refuse_lopsided(bags, folds, config.by_site)
+        for fold in range(config.folds if config.nested else 0):
+            inside = [bag for bag, f in zip(bags, folds, strict=True) if f != fold]
+            inner = folds_of(inside, config.inner_folds, _seed_of(seed, repeat, fold), by_site=config.by_site)
+            refuse_lopsided(inside, inner, config.by_site)
 
 
 def _fold(config: Config, inside: Sequence[Bag], outside: Sequence[Bag], seed: int, fitter: Fitter) -> _Fold:

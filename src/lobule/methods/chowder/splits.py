@@ -21,14 +21,13 @@ def folds_of(bags: Sequence[Bag], folds: int, seed: int, *, by_site: bool = Fals
     positive and in negative bags; ties fall by a seeded shuffle.
     """
     groups: dict[str, list[int]] = {}
-    for number, bag in enumerate(bags):
-        site = bag.case.site
-        if by_site and site is None:
-            raise ConfigError(f"the case '{bag.case.id}' has no site", remedy="Fill the cohort's site column")
-        groups.setdefault(site if by_site and site is not None else bag.case.patient, []).append(number)
+    for number, name in enumerate(_sites(bags) if by_site else [bag.case.patient for bag in bags]):
+        groups.setdefault(name, []).append(number)
     if len(groups) < folds:
         raise ConfigError(
-            f"{folds} folds need as many {'sites' if by_site else 'patients'}", found=f"{len(groups)}"
+            f"{folds} folds need as many {'sites that share no patient' if by_site else 'patients'}",
+            found=f"{len(groups)}",
+            remedy="Ask for fewer: --set folds=N, and of nested ones --set inner_folds=N",
         )
     rng = np.random.default_rng([seed, 0xF01D])
     order = [list(groups)[number] for number in rng.permutation(len(groups))]
@@ -44,6 +43,37 @@ def folds_of(bags: Sequence[Bag], folds: int, seed: int, *, by_site: bool = Fals
         filled[fold] += counts[name]
         found[groups[name]] = fold
     return found
+
+
+def _sites(bags: Sequence[Bag]) -> list[str]:
+    """The site of each bag; sites that share a patient go by one name, so that no patient is torn apart."""
+    above: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while above.get(name, name) != name:
+            name = above[name]
+        return name
+
+    first: dict[str, str] = {}
+    for bag in bags:
+        site = bag.case.site
+        if site is None:
+            raise ConfigError(f"the case '{bag.case.id}' has no site", remedy="Fill the cohort's site column")
+        above[root(site)] = root(first.setdefault(bag.case.patient, site))
+    return [root(bag.case.site or "") for bag in bags]
+
+
+def refuse_lopsided(bags: Sequence[Bag], folds: NDArray[np.int64], by_site: bool) -> None:
+    """Refuse folds of which one holds all cases of a label: what trains on the others would learn nothing."""
+    labels = np.array([bag.label for bag in bags])
+    for fold in np.unique(folds):
+        missing = {0, 1} - set(labels[folds != fold].tolist())
+        if missing:
+            raise ConfigError(
+                f"all {'positive' if 1 in missing else 'normal'} cases are in one fold",
+                expected=f"cases of both labels from two {'sites' if by_site else 'patients'} or more",
+                remedy="Add cases of others, or leave cross-validation out: --set folds=0",
+            )
 
 
 def hold_out(bags: Sequence[Bag], seed: int) -> tuple[list[Bag], list[Bag], str]:

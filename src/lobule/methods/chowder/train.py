@@ -21,9 +21,10 @@ from lobule.cohort.case import Kind
 from lobule.engines.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from lobule.engines.parts import begun_training, parts_of
 from lobule.engines.train import FitProgress, TrainMachine
-from lobule.errors import ConfigError
+from lobule.errors import ConfigError, ResultsError
 from lobule.features import FeatureFolder, open_features
 from lobule.features.frame import to_facts
+from lobule.files import read_json, write_json
 from lobule.methods.chowder.bags import Bag, gather, refuse_mixed, refuse_one_class
 from lobule.methods.chowder.checks import auc_of, counterfactual, localisation_metrics
 from lobule.methods.chowder.config import Config
@@ -37,6 +38,8 @@ log = logging.getLogger("lobule.train")
 KINDS: tuple[Kind, ...] = ("slide", "region")
 ENCODER = "encoder.safetensors"
 OUT_OF_FOLD = "out_of_fold.csv"
+LEARNED_FROM = "features.json"
+"""Of a training: what every bag's features were, so that one that goes on finds the same."""
 
 
 def train(
@@ -67,6 +70,7 @@ def train(
     settings = {"config": config.to_dict(), "seed": seed, "kind": _kind(folder, sides.train)}
     parts = parts_of(cohort, None, seed, KINDS)
     with begun_training(out, settings, parts, resume=resume, fresh=fresh) as place:
+        _refuse_other_features(place, sides, out)
         training = _Training(
             config,
             sides,
@@ -107,6 +111,24 @@ def _sides(cohort: Cohort, val: str | None, seed: int, folder: FeatureFolder, co
         note = "the validation split lacks a label: nothing is validated and the last weights are kept"
         return Sides(list(found.bags), [], False, lost, (*notes, note))
     return Sides(list(found.bags), list(other.bags), False, lost, notes)
+
+
+def _refuse_other_features(place: Path, sides: Sides, out: str | Path) -> None:
+    """Refuse to go on where features have changed since: members on disk were fitted to what was there."""
+    wanted = {bag.case.id: bag.identity() for bag in (*sides.train, *sides.val)}
+    kept = place / LEARNED_FROM
+    if not kept.exists():
+        write_json(kept, wanted)
+        return
+    before = read_json(kept)
+    changed = [name for name in {**wanted, **before} if wanted.get(name) != before.get(name)]
+    if changed:
+        raise ResultsError(
+            "features have changed since this training began",
+            subject=out,
+            found=", ".join(changed[:5]) + (" …" if len(changed) > 5 else ""),
+            remedy="Start over with --fresh",
+        )
 
 
 def _kind(folder: FeatureFolder, bags: Sequence[Bag]) -> dict[str, Any]:

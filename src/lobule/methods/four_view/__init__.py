@@ -43,6 +43,7 @@ from lobule.methods.four_view.train import KINDS, train
 
 __all__ = [
     "KINDS",
+    "SCAN_IGNORES",
     "SCAN_SETTINGS",
     "Config",
     "FourViewPredictor",
@@ -54,3 +55,5 @@ __all__ = [
 ]
 
 SCAN_SETTINGS = SETTABLE
+SCAN_IGNORES = ("stride", "mpp", "upsample")
+"""An exam's views are cropped and cut as the network wants them."""

@@ -47,6 +47,7 @@ CARCINOMA = "carcinoma"
 UNNORMALISED = (
     "hardly any tissue, or a single stain: its stains could not be normalised, and it is used as it is"
 )
+GLASS = "no tissue was found: nothing was classified, and the scores say no more than that"
 
 
 def open_image(case: Case, options: ScanOptions) -> Slide:
@@ -217,7 +218,8 @@ class RakhlinPredictor:
         winners = np.bincount(cells.argmax(axis=1), minlength=len(self.classes)) if len(cells) else None
         facts = {"shares": None if winners is None else (winners / len(cells)).tolist()}
         ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
-        return Result(self._slide_scores(cells), ordered, facts=facts)
+        notes = () if wanted.any() else (GLASS,)
+        return Result(self._slide_scores(cells), ordered, notes=notes, facts=facts)
 
     def _classified(self, batch: Batch) -> NDArray[np.float32]:
         """(windows, classes): the fused and calibrated probabilities of each window."""

@@ -8,6 +8,7 @@ out-of-fold predictions and the report.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from lobule.engines.parts import Parts, begun_training, parts_of
 from lobule.engines.scan import Machine
 from lobule.engines.train import FitProgress, TrainMachine
 from lobule.errors import BundleError, CaseError, ConfigError
-from lobule.files import make_folder, write_json, write_text
+from lobule.files import make_folder, read_json, write_json, write_text
 from lobule.methods.rakhlin.boosting import BoostingConfig, boost, data_parameters
 from lobule.methods.rakhlin.bundle import save
 from lobule.methods.rakhlin.config import BACH, Config, DescriptorSet
@@ -39,6 +40,8 @@ from lobule.tissue import TissueConfig
 log = logging.getLogger("lobule.train")
 
 KINDS: tuple[Kind, ...] = ("image", "region", "slide")
+LEARNED_FROM = "described.json"
+"""Of a training: the descriptors and the images (by content) that its models learn from."""
 
 
 def parts(cohort: Cohort, val: str | None, seed: int, kinds: tuple[Kind, ...] = KINDS) -> Parts:
@@ -138,6 +141,7 @@ class _Training:
         left = cohort.where(lambda case: case.id not in self.lost)
         self._check_left(labels[kept], folds[kept])
         self._note_stains(left, found[0])
+        self._forget_models_of_others(left, found)
         data = _Data(left, labels[kept], folds[kept])
         of_sets, attributions = {}, Attributions()
         for set_ in self.config.sets:
@@ -182,6 +186,19 @@ class _Training:
         if raw:
             listed = ", ".join(raw[:5]) + (", …" if len(raw) > 5 else "")
             self._note(f"{len(raw)} images with hardly any tissue are used without normalisation: {listed}")
+
+    def _forget_models_of_others(self, cohort: Cohort, found: Sequence[Described]) -> None:
+        """Models on disk learned from what was described then; where that has changed they are made again."""
+        facts = {
+            "descriptors": [one.results.path.name for one in found],
+            "images": {case.id: found[0].ids[case.id] for case in cohort},
+        }
+        kept = self.folder / LEARNED_FROM
+        if kept.exists() and read_json(kept) != facts:
+            log.warning("images or weights have changed since this training began: its models are made again")
+            shutil.rmtree(self.models)
+            make_folder(self.models)
+        write_json(kept, facts)
 
     # -- boosting -----------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from lobule.augment import NO_AUGMENTATION, AugmentConfig
 from lobule.errors import ConfigError
 
 Loss = Literal["focal", "plain"]
@@ -68,6 +69,8 @@ class Config:
     """1e-6 with the focal loss, 0.005 with the plain one."""
     batch: int = 0
     """32 and 16."""
+    augment: AugmentConfig = NO_AUGMENTATION
+    """None is published; with few slides, stains and turns that they lack help on others."""
     epochs: int = 0
     """10 and 200."""
     val_patches: int = 1000
@@ -118,4 +121,6 @@ class Config:
                 f"no setting '{unknown[0]}' in reverse_distillation", expected=", ".join(sorted(known))
             )
         values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in facts.items()}
+        if isinstance(given := values.get("augment"), Mapping):
+            values["augment"] = NO_AUGMENTATION.with_strengths(given)
         return cls(**values)

@@ -27,7 +27,7 @@ from lobule.engines.passes import (
     map_pass,
 )
 from lobule.engines.placement import activation_bytes, largest_cells, placed
-from lobule.errors import ConfigError, ModelError
+from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.findings import Finding, cell_centre, components, non_maximum_suppression
 from lobule.grid import Cells, MapGrid, cells_by_centre
 from lobule.methods.reverse_distillation.calibration import Calibration
@@ -54,6 +54,7 @@ PAPER_RADIUS_PX = 6 * 64
 """Pixels that a maximum suppresses to each side in the paper's way."""
 ANOMALY = "anomaly"
 """The raw score, beside the calibrated one."""
+GLASS = "no cell with tissue was scored: the scores say no more than that"
 
 
 class AnomalyPredictor:
@@ -250,16 +251,18 @@ class AnomalyPredictor:
         if config.form == "shared":
             measured = self.calibration.shared
             facts["shared_rank"] = None if measured is None else measured.rank
+        notes = () if scored.any() else (GLASS,)
         if len(info.classes) == 1:
             slide = slide_score(raw, SLIDE_THRESHOLD)
-            return Result({name: slide}, tuple(_maxima(layer, l0, stride, name)), facts=facts)
+            return Result({name: slide}, tuple(_maxima(layer, l0, stride, name)), notes=notes, facts=facts)
         found = components(layer, l0, mpp=mpp, threshold=0.5, label=name)
         kept = [finding for finding in found if (finding.cells or 0) >= config.min_cells]
         values = {
             name: self.calibration.slide_probability(raw),
             ANOMALY: slide_score(raw, self.calibration.threshold),
         }
-        return Result(values, tuple(sorted(kept, key=lambda finding: -finding.score)), facts=facts)
+        ordered = tuple(sorted(kept, key=lambda finding: -finding.score))
+        return Result(values, ordered, notes=notes, facts=facts)
 
 
 def _maxima(
@@ -333,10 +336,15 @@ def save(
 def load(bundle: Bundle, *, trust: bool = False) -> AnomalyPredictor:
     """A bundle as a predictor; its weights are plain tensors, so `trust` is not needed."""
     facts = dict(bundle.config)
-    scaling = InputScaling.from_dict(facts.pop("scaling"))
-    shape = StudentShape.from_dict(facts.pop("student"))
-    calibration = Calibration.from_dict(facts.pop("calibration"))
-    facts.pop("identity")
+    try:
+        scaling = InputScaling.from_dict(facts.pop("scaling"))
+        shape = StudentShape.from_dict(facts.pop("student"))
+        calibration = Calibration.from_dict(facts.pop("calibration"))
+        facts.pop("identity")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            "model.json lacks a setting, or one of it cannot be used", subject=bundle.path, found=repr(error)
+        ) from error
     config = Config.from_dict(facts)
     predictor = AnomalyPredictor(config, teacher(config.teacher), Student(shape), calibration, scaling)
     try:

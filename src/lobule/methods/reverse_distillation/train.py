@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lobule.augment import NO_AUGMENTATION
 from lobule.bundles import Bundle, plain_weights
 from lobule.cohort import Cohort
 from lobule.engines.parts import Parts, begun_training, parts_of
@@ -157,7 +158,11 @@ class _Training:
         config = self.config
         return SampleStream(
             pool,
-            SampleConfig(config.mpp, config.patch),
+            SampleConfig(
+                config.mpp,
+                config.patch,
+                augment=NO_AUGMENTATION if round_ == VALIDATION else config.augment,
+            ),
             config.batch,
             seed=self.seed,
             round_=round_,

@@ -28,4 +28,6 @@ from lobule.methods.scannet.train import train
 SCAN_SETTINGS = ("findings", "threshold", "opening", "min_cells", "nms_radius", "refine_above", "slide_score")
 """How a map is read, which a scan may decide anew."""
 
-__all__ = ["SCAN_SETTINGS", "Config", "DensePredictor", "TrainMachine", "load", "save", "train"]
+REFINES = True
+
+__all__ = ["REFINES", "SCAN_SETTINGS", "Config", "DensePredictor", "TrainMachine", "load", "save", "train"]

@@ -107,10 +107,5 @@ class Config:
         if "classes" in values:
             values["classes"] = tuple(values["classes"])
         if isinstance(given := values.get("augment"), Mapping):
-            strengths = {item.name for item in fields(AugmentConfig)}
-            if strange := sorted(set(given) - strengths):
-                raise ConfigError(
-                    f"no augmentation '{strange[0]}' in scannet", expected=", ".join(sorted(strengths))
-                )
-            values["augment"] = AugmentConfig(**given)
+            values["augment"] = AugmentConfig().with_strengths(given)
         return cls(**values)

@@ -19,6 +19,8 @@ from lobule.methods.four_view.gmic.config import SETTABLE, Config
 from lobule.methods.four_view.gmic.convert import convert
 from lobule.methods.four_view.gmic.predictor import GmicPredictor, load
 
-__all__ = ["SCAN_SETTINGS", "Config", "GmicPredictor", "convert", "load"]
+__all__ = ["SCAN_IGNORES", "SCAN_SETTINGS", "Config", "GmicPredictor", "convert", "load"]
 
 SCAN_SETTINGS = SETTABLE
+SCAN_IGNORES = ("stride", "mpp", "upsample")
+"""An exam's views are cropped and cut as the network wants them."""

@@ -1,0 +1,77 @@
+"""A training of bag models that was stopped: it goes on to the same bundle, or says why it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lobule.cohort import Cohort
+from lobule.engines.train import FitProgress, TrainMachine
+from lobule.errors import ConfigError, ResultsError
+from lobule.methods.chowder import Config, train
+from tests.methods.chowder.support import made_cohort, made_slide, put
+
+MACHINE = TrainMachine(device="cpu", precision="float32")
+QUICK = Config(model="modern", members=2, epochs=1, rate=5e-3, standardise=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, Path]:
+    return made_cohort(tmp_path_factory.mktemp("chowder"), 20)
+
+
+class Stopping(FitProgress):
+    """Ends the training when a stage begins, as a kill would."""
+
+    def __init__(self, stage: str) -> None:
+        self.at = stage
+        super().__init__()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "stage" and value.startswith(getattr(self, "at", "never")):
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_ends_with_the_same_bundle(made: tuple[Cohort, Path], tmp_path: Path) -> None:
+    cohort, features = made
+    config = replace(QUICK, features=str(features), epochs=1, folds=2, members=2)
+    whole = train(config, cohort, tmp_path / "whole", machine=MACHINE)
+    for stage in ("fold 2", "member 2"):
+        with pytest.raises(KeyboardInterrupt):
+            train(config, cohort, tmp_path / "broken", machine=MACHINE, resume=True, progress=Stopping(stage))
+    with pytest.raises(ResultsError, match="a training has begun here"):
+        train(config, cohort, tmp_path / "broken", machine=MACHINE)
+    with pytest.raises(ResultsError, match="another config"):
+        train(replace(config, rate=1.0), cohort, tmp_path / "broken", machine=MACHINE, resume=True)
+    resumed = train(config, cohort, tmp_path / "broken", machine=MACHINE, resume=True)
+    assert whole.files == resumed.files
+    assert (tmp_path / "whole/model.json").read_bytes() == (tmp_path / "broken/model.json").read_bytes()
+    other = train(config, cohort, tmp_path / "broken", machine=MACHINE, seed=1, fresh=True)
+    assert other.files != whole.files
+
+
+def test_it_does_not_go_on_with_other_features(tmp_path: Path) -> None:
+    cohort, features = made_cohort(tmp_path, 10)
+    config, out = replace(QUICK, features=str(features)), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        train(config, cohort, out, machine=MACHINE, progress=Stopping("member 2"))
+    put(features, "tumor_003", made_slide(77, True))
+    with pytest.raises(ResultsError, match=r"features have changed.* Found tumor_003\. .*--fresh"):
+        train(config, cohort, out, machine=MACHINE, resume=True)
+    assert train(config, cohort, out, machine=MACHINE, fresh=True).metrics["members"]
+
+
+def test_one_positive_patient_cannot_be_cross_validated(tmp_path: Path) -> None:
+    cohort, features = made_cohort(tmp_path, 8)
+    alone = Cohort(tuple(replace(case, label="normal") if n != 1 else case for n, case in enumerate(cohort)))
+    config = replace(QUICK, features=str(features), folds=3)
+    with pytest.raises(ConfigError, match="all positive cases are in one fold"):
+        train(config, alone, tmp_path / "out", machine=MACHINE)
+    few = replace(config, nested=True, inner_folds=7)
+    with pytest.raises(ConfigError, match=r"7 folds need as many patients.*inner_folds=N"):
+        train(few, cohort, tmp_path / "nested", machine=MACHINE)
+    assert not list(tmp_path.glob("*/training/fold-*")), "nothing was trained in vain"
