@@ -132,3 +132,13 @@ def test_what_is_no_student_or_of_another_teacher_is_refused(lobule: Lobule, tmp
         done = lobule("weights", "convert", whole, *more, *base)
         assert (done.status, told in done.err) == (2, True), done.err
     assert not (tmp_path / "B").exists()
+
+
+def test_a_random_teacher_is_no_file(lobule: Lobule, tmp_path: Path) -> None:
+    torch.save(published(1), tmp_path / "student.pth")
+    done = lobule(
+        "weights", "convert", str(tmp_path / "student.pth"), "--method", "reverse_distillation",
+        "--teacher", "random", "--out", str(tmp_path / "B"),
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    assert read_bundle(tmp_path / "B").provenance["weights"] == "random"

@@ -277,6 +277,9 @@ def test_a_resnet_teacher_is_torchvisions_first_three_layers() -> None:
     assert frozen.identity()["weights_sha256"] != identity["weights_sha256"]
     with pytest.raises(ModelError, match="another backbone"):
         load_teacher_weights(frozen, {"conv1.weight": torch.zeros(1)})
+    deeper = torchvision.models.resnet34(weights=None).state_dict()
+    with pytest.raises(ModelError, match="beyond"):  # it has all tensors of this one, and more blocks
+        load_teacher_weights(frozen, deeper)
 
 
 def test_a_teacher_never_trains() -> None:

@@ -249,12 +249,17 @@ def load_teacher_weights(into: Teacher, state: dict[str, Tensor]) -> None:
     target = into.stages.backbone if isinstance(into.stages, TimmStages) else into.stages
     wanted = target.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    if missing:
+    if isinstance(target, ResNetStages):  # ResNet-34 has every tensor of ResNet-18, and blocks beyond
+        stages = {key.split(".")[0] for key in wanted}
+        beyond = [key for key in state if key not in wanted and key.split(".")[0] in stages]
+    else:
+        beyond = []
+    if missing or beyond:
         raise ModelError(
             "these weights are of another backbone",
             subject=into.name,
             expected=f"{len(wanted)} tensors",
-            found=f"{len(missing)} of them missing, the first {missing[0]}",
+            found=f"{len(missing)} of them missing, {len(beyond)} beyond, the first {(missing + beyond)[0]}",
         )
     try:
         target.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)

@@ -66,6 +66,8 @@ def test_inputs_follow_the_weights() -> None:
         ({"weights": "a,b"}, "weights for 3 encoders"),
         ({"stain_range": "1"}, "two numbers"),
         ({"augmentations": "0"}, "at least 1"),
+        ({"attributions": "-1"}, "at least 0"),
+        ({"tissue_share": "-1"}, "from 0 to 1"),
         ({"encoders": "tiny,tiny"}, "are the same"),
         ({"boosting.folds": "1"}, "boosting.folds is too small"),
         ({"mp": "1"}, "Did you mean 'mpp'"),

@@ -122,6 +122,11 @@ class Config:
         for name in ("augmentations", "crops", "p_norm", "window", "stride", "map_augmentations"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("scan_augmentations", "attributions"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if not 0 <= self.tissue_share <= 1:
+            raise ConfigError(f"tissue_share must be from 0 to 1, not {self.tissue_share}")
         if self.scale <= 0 or self.mpp < 0 or not self.sizes or min(self.sizes) < 1 or not self.encoders:
             raise ConfigError("scale, sizes and encoders must be positive and mpp not negative")
         for name in ("weights", "inputs"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from lobule.bundles import Bundle
 from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.files import fingerprint
-from lobule.methods.reverse_distillation.config import Config
+from lobule.methods.reverse_distillation.config import RANDOM, Config
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, save
 from lobule.methods.reverse_distillation.train import frozen_teacher
 from lobule.nets.reverse_distillation import STUDENT_BLOCKS, StudentShape, student_of_checkpoint
@@ -47,13 +47,14 @@ def convert(
             found=", ".join(map(str, wanted.channels)),
             remedy="Say which with --architecture",
         )
+    given = teacher_weights not in ("", RANDOM)
     source = {"source": path.name, "source_hash": fingerprint(path, full=True)}
     kind = "FW-RD" if student.shape.shortcut == 3 else "RD4AD"
     provenance = {
         **source,
         "form": kind,
         "notes": ["scores are not calibrated: the paper's threshold is used"],
-        "weights": fingerprint(teacher_weights, full=True) if teacher_weights else "published",
+        "weights": fingerprint(teacher_weights, full=True) if given else teacher_weights or "published",
     }
     return save(out, AnomalyPredictor(config, frozen, student), provenance=provenance)
 
