@@ -78,6 +78,16 @@ def cohort_of(folder: Path, seed: int) -> Cohort:
     return Cohort(tuple(cases))
 
 
+def begin_as(other: Path, place: Path, own: dict[str, Any]) -> None:
+    """Begin a training as another began: the same first round, the same places mined, other settings."""
+    make_folder(place / "round-1")
+    asked = json.loads((other / "settings.json").read_text())
+    asked["config"].update(own)
+    (place / "settings.json").write_text(json.dumps(asked))
+    shutil.copytree(other / "round-0", place / "round-0")
+    shutil.copyfile(other / "round-1" / "hard.json", place / "round-1" / "hard.json")
+
+
 def run(folder: Path, seed: int) -> dict[str, list[SlideMatch]]:
     """Train each arm and match its findings on the unseen slides with the truth."""
     cohort = cohort_of(make_folder(folder / "slides"), seed)
@@ -86,13 +96,9 @@ def run(folder: Path, seed: int) -> dict[str, list[SlideMatch]]:
     for arm, own in ARMS.items():
         bundle = folder / arm
         begun = (bundle / "training" / "settings.json").exists()
-        if (
-            arm == "mined" and not begun
-        ):  # it begins as "again" did: the same first training, the same places mined
-            for name in ("round-0", "round-1/hard.json"):
-                kept, place = folder / "again" / "training" / name, bundle / "training" / name
-                make_folder(place.parent)
-                shutil.copytree(kept, place) if kept.is_dir() else shutil.copyfile(kept, place)
+        if arm == "mined" and not begun:
+            begin_as(folder / "again" / "training", bundle / "training", own)
+            begun = True
         settings = {**COMMON, **own}
         trained = lobule.train(
             "scannet", cohort, bundle, settings=settings, val=None, seed=seed, resume=begun

@@ -35,6 +35,7 @@ from lobule.nets.four_view import (
     ImageWise,
     ResNet22,
     ViewWise,
+    _projection,
     patch_densenet,
     same_padded,
 )
@@ -422,3 +423,18 @@ def test_git_blob_ids():
     assert git_blob_id(b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
     assert git_blob_id(b"what is up, doc?") == "bd9dbf5aae1a3862dd1526723246b20206e5fc37"
     assert len(GENUINE) == 10
+
+
+def test_a_strided_projection_of_few_channels_is_a_convolution() -> None:
+    thinned, plain = _projection(8, 12, 2), nn.Conv2d(8, 12, 1, 2, bias=False)
+    assert type(_projection(16, 32, 2)) is nn.Conv2d
+    plain.load_state_dict(thinned.state_dict())
+    x = torch.randn(2, 8, 9, 14)
+    weight = torch.randn(2, 12, 5, 7)
+    for conv in (thinned, plain):  # the plain one's channels do not lie last: oneDNN is right there
+        with torch.enable_grad():
+            (conv(x) * weight).sum().backward()
+    assert torch.allclose(thinned(x), plain(x), atol=1e-6)
+    assert thinned.weight.grad is not None
+    assert plain.weight.grad is not None
+    assert torch.allclose(thinned.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-5)

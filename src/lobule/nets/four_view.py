@@ -27,6 +27,23 @@ NOISE = 0.01
 """Spread of the noise added to the standardised input while training."""
 
 
+class _Thinned(nn.Conv2d):
+    """A strided 1×1 convolution that leaves pixels out first: the same, and safe with few channels.
+
+    oneDNN (3.13) writes beyond its memory in the gradients of such a one with fewer than 16 input channels
+    that lie last in memory.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        step_y, step_x = self.stride
+        return F.conv2d(x[:, :, ::step_y, ::step_x], self.weight)
+
+
+def _projection(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
+    kind = _Thinned if stride > 1 and inputs < 16 else nn.Conv2d
+    return kind(inputs, outputs, 1, stride, bias=False)
+
+
 class Block(nn.Module):
     """Two pre-activated 3×3 convolutions; a projected shortcut leaves after the first activation."""
 
@@ -36,9 +53,7 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.downsample = (
-            nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False)) if projected else None
-        )
+        self.downsample = nn.Sequential(_projection(inputs, outputs, stride)) if projected else None
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x))
