@@ -59,6 +59,7 @@ SQUEEZE: dict[str, Any] = {
 }  # fmt: skip
 ATTEMPTS: dict[str, dict[str, Any]] = {
     "tiny-2x": {**TINY, "enlarged": 2, "scan_stride": 8},
+    "tiny-2x-short": {**TINY, "enlarged": 2, "scan_stride": 8, "steps": 120},
     "tiny-2x-slide-only": {**TINY, "enlarged": 2, "scan_stride": 8, "patches": ()},
     "tiny-2x-slide-only-short": {**TINY, "enlarged": 2, "scan_stride": 8, "patches": (), "steps": 70},
     "tiny-4x": TINY,

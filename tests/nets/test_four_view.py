@@ -425,6 +425,8 @@ def test_git_blob_ids():
     assert len(GENUINE) == 10
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def test_a_strided_projection_of_few_channels_is_a_convolution() -> None:
     thinned, plain = _projection(8, 12, 2), nn.Conv2d(8, 12, 1, 2, bias=False)
     assert type(_projection(16, 32, 2)) is nn.Conv2d
@@ -432,8 +434,7 @@ def test_a_strided_projection_of_few_channels_is_a_convolution() -> None:
     x = torch.randn(2, 8, 9, 14)
     weight = torch.randn(2, 12, 5, 7)
     for conv in (thinned, plain):  # the plain one's channels do not lie last: oneDNN is right there
-        with torch.enable_grad():
-            (conv(x) * weight).sum().backward()
+        (conv(x) * weight).sum().backward()
     assert torch.allclose(thinned(x), plain(x), atol=1e-6)
     assert thinned.weight.grad is not None
     assert plain.weight.grad is not None
