@@ -5,7 +5,7 @@ For each seed: new slides of new hospitals, a first training, and from it ways o
 "longer": one training over all steps, with no second round. Each is scanned over unseen slides, half of them
 without tumour. The differences are paired by slide, over the slides of all seeds together.
 
-    python experiments/scannet_mining.py OUT --seed 0      (and 1, 2, …; each leaves OUT/seed-N.json)
+    python experiments/scannet_mining.py OUT --seed 0      (and 1, 2, …; --design small, rare or large)
     python experiments/scannet_mining.py OUT --table       (of all that are there; writes OUT/table.json)
 
 A stopped run goes on. Research use only.
@@ -17,6 +17,7 @@ import argparse
 import json
 import pickle
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,29 +36,49 @@ from lobule.phantoms.slides import truth_of, write_slide
 from lobule.phantoms.truth import write_annotation_files
 
 MPP = 0.5
-SPLITS = {"train": (8, 8192, 8), "test": (20, 2560, 8)}
-"""Slides, every second without tumour; their side in px; and places on each that resemble tumour.
 
-In training such places are rare, as they are on real slides, so that chance alone seldom draws them.
-"""
-STEPS, MORE = 240, 160
-ARMS = {
-    "longer": {"steps": STEPS + MORE, "rounds": 0},
-    "again": {"steps": STEPS, "rounds": 1, "hard_share": 0.0},
-    "mined": {"steps": STEPS, "rounds": 1, "hard_share": 0.5},
+
+@dataclass(frozen=True)
+class Design:
+    """Slides of a split (every second without tumour), their side in px, and places that resemble tumour on
+    each; steps of the first training and of the second round."""
+
+    train: tuple[int, int, int]
+    test: tuple[int, int, int]
+    steps: int
+    more: int
+
+
+DESIGNS = {
+    "small": Design((8, 2560, 6), (16, 2560, 6), 240, 120),
+    "rare": Design((8, 4096, 4), (16, 2560, 10), 240, 120),
+    "large": Design((8, 8192, 8), (20, 2560, 8), 240, 160),
 }
+"""In "small" the steps see each piece of normal tissue several times; in "large" a third of it, as on real
+slides."""
+
+
+def arms_of(design: Design) -> dict[str, dict[str, Any]]:
+    return {
+        "longer": {"steps": design.steps + design.more, "rounds": 0},
+        "again": {"steps": design.steps, "rounds": 1, "hard_share": 0.0},
+        "mined": {"steps": design.steps, "rounds": 1, "hard_share": 0.5},
+    }
+
+
+ARMS = ("longer", "again", "mined")
 COMMON: dict[str, Any] = {
     "trunk": "tiny", "mpp": MPP, "batch": 16, "rate": 0.03, "trunk_rate": 0.01, "schedule": "cosine",
-    "round_steps": MORE, "evaluate_every": 10_000, "val_patches": 16, "stride": 16,
+    "evaluate_every": 10_000, "val_patches": 16, "stride": 16,
     "augment.hematoxylin": 0.2, "augment.eosin": 0.2, "augment.brightness": 0.1, "augment.contrast": 0.2,
     "augment.saturation": 0.1, "augment.hue": 0.01,
 }  # fmt: skip
 
 
-def cohort_of(folder: Path, seed: int) -> Cohort:
+def cohort_of(folder: Path, seed: int, design: Design) -> Cohort:
     """Slides with micrometastases, follicles, histiocyte sheets, dense tissue and folds."""
     cases = []
-    for split, (count, side, mimics) in SPLITS.items():
+    for split, (count, side, mimics) in (("train", design.train), ("test", design.test)):
         for number in range(count):
             name, tumour = f"{split}-{seed}-{number:02d}", number % 2 == 0
             phantom = SlidePhantom(
@@ -88,18 +109,18 @@ def begin_as(other: Path, place: Path, own: dict[str, Any]) -> None:
     shutil.copyfile(other / "round-1" / "hard.json", place / "round-1" / "hard.json")
 
 
-def run(folder: Path, seed: int) -> dict[str, list[SlideMatch]]:
+def run(folder: Path, seed: int, design: Design) -> dict[str, list[SlideMatch]]:
     """Train each arm and match its findings on the unseen slides with the truth."""
-    cohort = cohort_of(make_folder(folder / "slides"), seed)
+    cohort = cohort_of(make_folder(folder / "slides"), seed, design)
     unseen = cohort.split("test")
     found = {}
-    for arm, own in ARMS.items():
+    for arm, own in arms_of(design).items():
         bundle = folder / arm
         begun = (bundle / "training" / "settings.json").exists()
         if arm == "mined" and not begun:
             begin_as(folder / "again" / "training", bundle / "training", own)
             begun = True
-        settings = {**COMMON, **own}
+        settings = {**COMMON, **own, "round_steps": design.more}
         trained = lobule.train(
             "scannet", cohort, bundle, settings=settings, val=None, seed=seed, resume=begun
         )
@@ -139,11 +160,12 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--design", choices=list(DESIGNS), default="large")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     folder = make_folder(asked.out)
     if asked.seed is not None:
-        found = run(folder / f"seed-{asked.seed}", asked.seed)
+        found = run(folder / f"seed-{asked.seed}", asked.seed, DESIGNS[asked.design])
         (folder / f"seed-{asked.seed}.matches").write_bytes(pickle.dumps(found))
     if asked.table:
         (folder / "table.json").write_text(json.dumps(table(folder), indent=1))

@@ -52,7 +52,11 @@ from lobule.cohort import Case, Cohort, write_cohort
 from lobule.mammograms.exam_list import read_exam_list
 
 listed, images, out = sys.argv[1:]
-files = {path.stem: str(path.absolute()) for path in sorted(Path(images).rglob("*.png"))}
+files: dict[str, str] = {}
+for path in sorted(Path(images).rglob("*.png")):
+    if path.stem in files:
+        sys.exit(f"two images are named {path.name}: {files[path.stem]} and {path}; say which with IMAGES=folder")
+    files[path.stem] = str(path.absolute())
 cases = []
 for number, exam in enumerate(read_exam_list(listed)):
     missing = [name for names in exam.images.values() for name in names if Path(name).stem not in files]

@@ -85,6 +85,8 @@ def test_every_step_runs_on_stand_ins(tmp_path: Path, form: str) -> None:
         manifest.unlink()
     out = tmp_path / "out"
     given = {"WEIGHTS": tmp_path / "weights", "EXAMS": exams, "OUT": out, "COMPAT": "nyu"}
+    if form == "list":
+        given["IMAGES"] = tmp_path / "made" / "images"
     done = run(**given, SETTINGS="epochs=1 augmentation=false")
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("image", "heatmaps"):
@@ -100,6 +102,8 @@ def test_every_step_runs_on_stand_ins(tmp_path: Path, form: str) -> None:
         assert json.loads((out / "heatmaps-evaluation" / "evaluation.json").read_text())["against"]
     else:
         assert "no labels, so nothing to evaluate" in done.stdout
+    written = {path: path.stat().st_mtime_ns for path in out.glob("*-results/cases/*/result.json")}
+    assert len(written) >= 4
     again = run(**given, SETTINGS="epochs=1 augmentation=false")
     assert again.returncode == 0, again.stderr
-    assert "2 skipped" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in written} == written  # nothing was scanned twice

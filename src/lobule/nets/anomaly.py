@@ -118,25 +118,33 @@ def patch_scores(
 
 
 def window_means(
-    distances: Sequence[Tensor], side: int, filled: int, step: int = 1, cells: int = 1, patches: int = 1
+    distances: Sequence[Tensor],
+    side: int,
+    filled: int,
+    step: int = 1,
+    cells: int = 1,
+    patches: int = 1,
+    first: int = 0,
 ) -> Tensor:
     """(B, cells, cells): means of the smoothed anomaly map over windows of a mosaic, without making the map.
 
     `distances` are maps of mosaics of `patches` × `patches` patches; each patch is `side` pixels of the
-    `filled` ones that the teacher saw. Windows as large as a patch begin every `step` pixels. Upsampling and
-    smoothing are linear, so a mean is a weighted sum. With one patch it is that patch's score.
+    `filled` ones that the teacher saw. Windows as large as a patch begin every `step` pixels, from `first`
+    on. Upsampling and smoothing are linear, so a mean is a weighted sum. With one patch it is its score.
     """
     layers = []
     for distance in distances:
         window = distance.shape[-1] // patches
-        matrix = torch.from_numpy(window_matrix(window, side, filled, step, cells, patches)).to(distance)
+        matrix = torch.from_numpy(window_matrix(window, side, filled, step, cells, patches, first)).to(
+            distance
+        )
         layers.append(matrix @ distance @ matrix.T)
     return torch.stack(layers).sum(dim=0)
 
 
 @lru_cache(maxsize=32)
 def window_matrix(
-    window: int, side: int, filled: int, step: int, cells: int, patches: int
+    window: int, side: int, filled: int, step: int, cells: int, patches: int, first: int = 0
 ) -> NDArray[np.float64]:
     """(cells, patches · window): row i holds the map cells' weights in the mean over window i.
 
@@ -148,7 +156,7 @@ def window_matrix(
     matrix = np.zeros((cells, patches, window))
     for cell in range(cells):
         for number in range(patches):
-            begins = cell * step - number * side
+            begins = first + cell * step - number * side
             rows = patch[max(begins, 0) : max(begins + side, 0)]
             matrix[cell, number] = rows.sum(axis=0) / side
     return matrix.reshape(cells, patches * window)

@@ -107,7 +107,14 @@ def test_the_exact_map_is_the_published_score_of_every_patch(
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"patch": 50, "input": 50, "stride": 25}, {"input": 64, "stride": 8}]
+    "settings",
+    [
+        {},
+        {"mosaics": 1},
+        {"mosaics": 1, "patch": 50, "input": 50, "stride": 25},
+        {"input": 64, "stride": 8},
+        {"mosaics": 4, "stride": 8},
+    ],
 )
 def test_the_shared_map_is_a_window_over_patches_side_by_side(
     slide: Path, tmp_path: Path, settings: dict[str, Any]
@@ -117,8 +124,18 @@ def test_the_shared_map_is_a_window_over_patches_side_by_side(
     config = predictor.config
     folder = scanned(predictor, slide, tmp_path / "r")
     raw = folder.maps[f"map-s{config.stride}"].read()[0][1]
+    layings = [number * config.patch // config.mosaics for number in range(config.mosaics)]
+    expected = np.mean([windows_of_a_mosaic(predictor, before, raw.shape) for before in layings], axis=0)
+    np.testing.assert_allclose(raw, expected, atol=2e-5)
+    result = folder.result
+    assert (result["form"], result["shared_rank"]) == ("shared", 0.9)
+
+
+def windows_of_a_mosaic(predictor: AnomalyPredictor, before: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Means over windows of a mosaic that begins some pixels before the first of them."""
+    config = predictor.config
     side, wide = config.patch, config.input
-    start = config.stride // 2 - side // 2
+    start = config.stride // 2 - side // 2 - before
     across = [-(-(length - start + side) // side) for length in (HEIGHT, WIDTH)]
     white = np.full((across[0] * side, across[1] * side, 3), 255, np.uint8)
     white[-start : HEIGHT - start, -start : WIDTH - start] = pixels_of(WIDTH, HEIGHT)
@@ -130,20 +147,15 @@ def test_the_shared_map_is_a_window_over_patches_side_by_side(
             full = (predictor.filled, predictor.filled)
             found = anomaly.patch_scores(maps, predictor.net.student(maps), (wide, wide), full)["anomaly"]
             whole[row * wide : (row + 1) * wide, column * wide : (column + 1) * wide] = found[0]
-    step = config.stride * wide // side
-    expected = [
-        [whole[r * step : r * step + wide, c * step : c * step + wide].mean() for c in range(raw.shape[1])]
-        for r in range(raw.shape[0])
-    ]
-    np.testing.assert_allclose(raw, expected, atol=2e-5)
-    result = folder.result
-    assert (result["form"], result["shared_rank"]) == ("shared", 0.9)
+    step, first = config.stride * wide // side, before * wide // side
+    rows, columns = (first + step * np.arange(count) for count in shape)
+    return np.array([[whole[r : r + wide, c : c + wide].mean() for c in columns] for r in rows])
 
 
 def test_cells_on_the_patches_of_the_shared_form_are_exact(slide: Path, tmp_path: Path) -> None:
     predictor = predictor_of()
     exact = scanned(predictor, slide, tmp_path / "a").maps["map-s16"].read()[0]
-    asked = replace(EVERYWHERE, settings={"form": "shared"})
+    asked = replace(EVERYWHERE, settings={"form": "shared", "mosaics": 1})
     shared = scanned(predictor, slide, tmp_path / "b", asked).maps["map-s16"].read()[0]
     np.testing.assert_allclose(shared[:, ::2, ::2], exact[:, ::2, ::2], atol=2e-5)
     assert np.abs(shared - exact).max() > 1e-4
@@ -171,7 +183,7 @@ def test_a_slide_of_glass_says_that_nothing_was_scored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["exact", "shared"])
 def test_cells_that_nobody_wants_cost_nothing(form: str) -> None:
-    predictor = predictor_of(form=form)
+    predictor = predictor_of(form=form, mosaics=1)
     counts: list[int] = []
 
     def counted(patches: torch.Tensor) -> Any:
@@ -371,7 +383,7 @@ def test_memory_decides_the_field() -> None:
     for form in ("exact", "shared"):
         options = ScanOptions(settings={"form": form})
         large = predictor.settle(EngineSettings(), 2 << 30, options).cells
-        small = predictor.settle(EngineSettings(), 3 << 20, options).cells
+        small = predictor.settle(EngineSettings(), 4 << 20, options).cells
         assert 1 <= small < large
         with pytest.raises(ConfigError, match="memory ceiling"):
             predictor.settle(EngineSettings(), 1 << 16, options)

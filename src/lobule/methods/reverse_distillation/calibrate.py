@@ -33,6 +33,7 @@ from lobule.methods.reverse_distillation.calibration import (
     of_shared,
     of_slides,
 )
+from lobule.methods.reverse_distillation.config import Config
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor
 from lobule.results.folder import open_results
 from lobule.stitch import State
@@ -106,9 +107,10 @@ def _patch_fit(labels: NDArray[np.int64], raw: Floats, of_training: bool) -> tup
 
 def compare_forms(predictor: AnomalyPredictor, pool: Pool) -> Shared | None:
     """Both forms of the same cells, on fields around places of either class; None where shared is none."""
-    config = predictor.config
+    config = replace(predictor.config, form="shared")
     try:
         predictor.stride(ScanOptions(settings={"form": "shared"}))
+        before = predictor.before(config)
     except ConfigError:
         return None
     rng = np.random.default_rng(0)
@@ -119,16 +121,17 @@ def compare_forms(predictor: AnomalyPredictor, pool: Pool) -> Shared | None:
         place = places.draw(turn % 2, rng) or places.draw(1 - turn % 2, rng)
         if place is None:
             continue
-        pixels, wanted = _field(predictor, places, place)
+        pixels, wanted = _field(predictor, config, places, place)
         device = next(predictor.net.parameters()).device
         one = torch.from_numpy(pixels[None]).to(device)
         with torch.inference_mode():
             asked = torch.from_numpy(wanted[None]).to(device)
             whole = predictor.shared(one, config.stride, asked)[0].cpu().numpy()
+            patches = one[:, before:, before:]
             for row in range(len(wanted)):  # a row at a time, so that memory stays small
                 mask = np.zeros_like(wanted)
                 mask[row] = wanted[row]
-                found = predictor.exact(one, config.stride, torch.from_numpy(mask[None]).to(device))
+                found = predictor.exact(patches, config.stride, torch.from_numpy(mask[None]).to(device))
                 exact.append(found[0].cpu().numpy()[mask])
                 shared.append(whole[mask])
     together = [np.concatenate([np.empty(0), *parts]).astype(np.float64) for parts in (exact, shared)]
@@ -136,21 +139,20 @@ def compare_forms(predictor: AnomalyPredictor, pool: Pool) -> Shared | None:
 
 
 def _field(
-    predictor: AnomalyPredictor, places: SlidePlaces, place: tuple[float, float]
+    predictor: AnomalyPredictor, config: Config, places: SlidePlaces, place: tuple[float, float]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """The pixels of a field around a place, and which of its cells lie on tissue."""
-    config = predictor.config
     slide = copy.copy(places.slide)
     try:
         lattice = slide.lattice(mpp=config.mpp)
         step = np.array([float(lattice.step_x), float(lattice.step_y)])
         cells = PATCHES * config.patch // config.stride
-        side = config.patch + config.stride * cells
+        side, before = predictor.field_side(config, config.stride, cells), predictor.before(config)
         corner = np.round(np.array(place) / step - side / 2).astype(np.int64)
         pixels = slide.read_lattice(lattice, Box(int(corner[0]), int(corner[1]), side, side))
     finally:
         slide.close()
-    along = config.patch / 2 + config.stride * np.arange(cells)
+    along = before + config.patch / 2 + config.stride * np.arange(cells)
     columns, rows = (
         np.floor((corner[k] + along) * step[k] / places.l0_cell[k]).astype(np.int64) for k in (0, 1)
     )

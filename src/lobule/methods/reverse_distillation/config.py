@@ -16,7 +16,7 @@ Threshold = Literal["calibrated", "paper"]
 PUBLISHED: dict[str, tuple[float, int, int]] = {"focal": (1e-6, 32, 10), "plain": (0.005, 16, 200)}
 """Rate, batch and epochs of FW-RD and of RD4AD: a shared default would ruin one of them."""
 
-SCAN_SETTINGS = ("form", "threshold")
+SCAN_SETTINGS = ("form", "mosaics", "threshold")
 """What a scan may ask otherwise than the bundle has it."""
 
 RANDOM = "random"
@@ -46,6 +46,8 @@ class Config:
     """Pixels a map cell, where a scan asks for no other."""
     form: Form = "exact"
     """exact: every patch by itself; shared: patches side by side, and windows over their maps."""
+    mosaics: int = 2
+    """Layings of patches that the shared form takes the mean of: each costs the same and brings it nearer."""
     score: Literal["mean", "max"] = "mean"
     """Of the patch's smoothed map: the mean (FW-RD), or the highest (RD4AD; the exact form only)."""
     threshold: Threshold = "calibrated"
@@ -90,7 +92,7 @@ class Config:
             raise ConfigError(f"no shortcut of kernel {self.shortcut}", expected="3 (FW-RD) or 1 (RD4AD)")
         if len(self.classes) != 2:
             raise ConfigError("outlines tell two classes", found=", ".join(self.classes))
-        for name in ("patch", "input", "stride", "slides", "normal_patches"):
+        for name in ("patch", "input", "stride", "mosaics", "slides", "normal_patches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("tumour_patches", "rate", "batch", "epochs", "val_patches", "val_slides", "apart"):

@@ -91,8 +91,8 @@ class AnomalyPredictor:
         ratio = self._ratio(stride) if config.form == "shared" else 1
 
         def needs(blocks: int) -> int:
-            patches = (blocks + 1) ** 2 if config.form == "shared" else blocks**2
-            pixels = 18 * self._grid_window(config, stride, ratio * blocks) ** 2
+            patches = (blocks + 2) ** 2 if config.form == "shared" else blocks**2
+            pixels = 18 * self.field_side(config, stride, ratio * blocks) ** 2
             return min(patches, at_once(engine.device)) * one + 6 * patches * config.patch**2 + pixels
 
         blocks = largest_cells(needs, room, preferred=BLOCKS, what="field of patches")
@@ -113,7 +113,7 @@ class AnomalyPredictor:
         block = math.isqrt(at_once(engine.device))
         cells = (block - 1) * self._ratio(stride) if config.form == "shared" else block
         cells = min(cells, engine.cells)
-        side = self._grid_window(config, stride, cells)
+        side = self.field_side(config, stride, cells)
         pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
         wanted = torch.ones((1, cells, cells), dtype=torch.bool, device=engine.device)
         batch = Batch(torch.from_numpy(pixels).to(engine.device), {"wanted": wanted}, {})
@@ -122,8 +122,8 @@ class AnomalyPredictor:
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
         config, stride = self.asked(case.options), self.stride(case.options)
         lattice = case.images["slide"].lattice(mpp=config.mpp, upsample=case.options.upsample)
-        window = self._grid_window(config, stride, 1)
-        grid = MapGrid(lattice, stride, window, case.engine.cells, config.patch / 2)
+        window, before = self.field_side(config, stride, 1), self.before(config)
+        grid = MapGrid(lattice, stride, window, case.engine.cells, before + config.patch / 2)
         tissue = case.tissue()
         wanted = cells_by_centre(grid, tissue.mask, tissue.l0_step)
         pass_ = map_pass(_pass_name(stride), grid, self.layers(config), wanted, ~wanted)
@@ -167,24 +167,33 @@ class AnomalyPredictor:
         return window_means(distances, size, self.filled)[:, 0, 0]
 
     def shared(self, pixels: Tensor, stride: int, wanted: Tensor) -> Tensor:
-        """(fields, cells, cells) raw scores of windows of a mosaic: each pixel is computed in one patch only.
+        """(fields, cells, cells) raw scores of windows of mosaics: each pixel is computed in one patch only.
 
         A window over several patches takes from each the part that lies in it. Whatever a patch's own edges
-        do to its map is in every window alike, since it has each part of a patch exactly once.
+        do to its map is in every window alike, since it has each part of a patch exactly once. What is left
+        is how patches lie by chance, and the mean over mosaics that lie otherwise has less of it.
         """
+        layings = self._layings(self._config)
+        means = []
+        for before in layings:
+            start = layings[-1] - before
+            means.append(self._of_mosaic(pixels[:, start:, start:], stride, wanted, before))
+        return torch.stack(means).mean(dim=0)
+
+    def _of_mosaic(self, pixels: Tensor, stride: int, wanted: Tensor, before: int) -> Tensor:
+        """The windows of one mosaic, which begins some pixels before the first of them."""
         side, cells, ratio = self.config.patch, wanted.shape[-1], self._ratio(stride)
-        across = cells // ratio + 1
-        over = _patches_of_cells(cells, ratio, pixels.device)
+        across = _across(side, stride, cells, before)
+        over = _patches_of_cells(side, stride, cells, before, pixels.device)
         needed = (over.T @ wanted.float() @ over) > 0
-        patches = pixels.unfold(1, side, side).unfold(2, side, side)
+        patches = pixels[:, : across * side, : across * side].unfold(1, side, side).unfold(2, side, side)
         mosaics = []
         for values in self._distances(patches[needed].permute(0, 2, 3, 1).contiguous()):
             mosaic = values.new_zeros(*needed.shape, *values.shape[-2:])
             mosaic[needed] = values
             mosaics.append(mosaic.transpose(2, 3).flatten(3).flatten(1, 2))
-        return window_means(
-            mosaics, self.config.input, self.filled, self.config.input // ratio, cells, across
-        )
+        size = self.config.input
+        return window_means(mosaics, size, self.filled, size // ratio, cells, across, before * size // side)
 
     def images_of(self, pixels: Tensor) -> Tensor:
         """What the teacher sees of patches: scaled, and resized to its side where that is another."""
@@ -233,10 +242,32 @@ class AnomalyPredictor:
             )
         return ratio
 
-    def _grid_window(self, config: Config, stride: int, cells: int) -> int:
+    def _layings(self, config: Config) -> list[int]:
+        """Pixels before the first window at which each mosaic begins."""
+        patch, size = config.patch, config.input
+        layings = [number * patch // config.mosaics for number in range(config.mosaics)]
+        if any(before * size % patch for before in layings):
+            raise ConfigError(
+                f"{config.mosaics} mosaics do not lie on the pixels of patches that are resized to {size} px",
+                remedy="Use --set mosaics=1",
+            )
+        return layings
+
+    def before(self, config: Config) -> int:
+        """Pixels of a field before its first window."""
+        return self._layings(config)[-1] if config.form == "shared" else 0
+
+    def field_side(self, config: Config, stride: int, cells: int) -> int:
         """Pixels a side of a field; that of the shared form is made of whole patches."""
-        side = config.patch + stride * (cells - 1)
-        return side + stride if config.form == "shared" else side
+        if config.form != "shared":
+            return config.patch + stride * (cells - 1)
+        most = self.before(config)
+        beyond = [
+            most - before + _across(config.patch, stride, self._ratio(stride), before) * config.patch
+            for before in self._layings(config)
+        ]
+        # for cells that fill whole patches; each more patch of them is one more of every mosaic
+        return stride * cells + max(beyond) - config.patch
 
     # -- results ------------------------------------------------------------------------------------------
 
@@ -286,10 +317,17 @@ def _wanted_of_fields(wanted: Cells, grid: MapGrid, places: NDArray[np.int32]) -
     return chosen
 
 
-def _patches_of_cells(cells: int, ratio: int, device: torch.device) -> Tensor:
+def _across(side: int, stride: int, cells: int, before: int) -> int:
+    """Patches a side of a mosaic that holds the windows of all cells."""
+    return -(-(before + stride * (cells - 1) + side) // side)
+
+
+def _patches_of_cells(side: int, stride: int, cells: int, before: int, device: torch.device) -> Tensor:
     """(cells, patches) of 0 and 1: on which patches of a mosaic the window of a cell lies, along a side."""
-    cell, patch = torch.arange(cells, device=device)[:, None], torch.arange(cells // ratio + 1, device=device)
-    return ((cell < (patch + 1) * ratio) & (cell > (patch - 1) * ratio)).float()
+    across = _across(side, stride, cells, before)
+    begins = before + stride * torch.arange(cells, device=device)[:, None]
+    patch = side * torch.arange(across, device=device)
+    return ((begins < patch + side) & (begins + side > patch)).float()
 
 
 def at_once(device: str) -> int:
