@@ -19,6 +19,11 @@ from tests.slides.made import tile_frames
 
 SUBSAMPLINGS = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
 
+APERIO = (
+    "Aperio Image Library v12\r\n400x300 [0,0 400x300] (64x64) JPEG/RGB Q=85"
+    "|AppMag = 40|MPP = 0.2520|Time = 1:2"
+)
+
 
 def write_jpeg(
     path: Path, levels: Sequence[RGB], *, tile: int = 64, subsampling: str = "420", **more: Any

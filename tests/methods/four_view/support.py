@@ -19,6 +19,7 @@ from lobule.methods.four_view.patches import PatchGrid, cut_patch, draw_strides,
 from lobule.methods.four_view.predictor import build, weights_of
 from lobule.methods.four_view.windows import Augmentation, ViewImage, network_input, plan_exam, plan_image
 from lobule.nets.four_view import TARGETS, ViewWise
+from lobule.results import open_results
 from lobule.verbs import scan
 from tests.nets.four_view_recipe import made_tensor
 
@@ -40,6 +41,7 @@ SMALL = Config(
 """A model for exams of 300 × 220 px."""
 MACHINE = {"device": "cpu", "precision": "float32", "lanes": 2, "readers": 2, "channels_last": True}
 AUGMENTATION = Augmentation(SMALL.move, SMALL.resize)
+NEAR = {"atol": 1e-5, "rtol": 0}
 
 
 def seeded(net: torch.nn.Module, tag: str) -> torch.nn.Module:
@@ -136,3 +138,9 @@ def view_by_hand(path: str, view: str, net, heatmaps=None):
         with torch.inference_mode():
             scores.append(net.single(view, x)[0, :, 1].exp().numpy())
     return np.array(scores)
+
+
+def result_of(folder: Path, case: str) -> dict:
+    result = open_results(folder).case_folder(case).result
+    assert result is not None
+    return result

@@ -110,7 +110,7 @@ def compare_forms(predictor: AnomalyPredictor, pool: Pool) -> Shared | None:
     config = replace(predictor.config, form="shared")
     try:
         predictor.stride(ScanOptions(settings={"form": "shared"}))
-        before = predictor.before(config)
+        margin = predictor.margin(config)
     except ConfigError:
         return None
     rng = np.random.default_rng(0)
@@ -127,7 +127,7 @@ def compare_forms(predictor: AnomalyPredictor, pool: Pool) -> Shared | None:
         with torch.inference_mode():
             asked = torch.from_numpy(wanted[None]).to(device)
             whole = predictor.shared(one, config.stride, asked)[0].cpu().numpy()
-            patches = one[:, before:, before:]
+            patches = one[:, margin:, margin:]
             for row in range(len(wanted)):  # a row at a time, so that memory stays small
                 mask = np.zeros_like(wanted)
                 mask[row] = wanted[row]
@@ -147,12 +147,12 @@ def _field(
         lattice = slide.lattice(mpp=config.mpp)
         step = np.array([float(lattice.step_x), float(lattice.step_y)])
         cells = PATCHES * config.patch // config.stride
-        side, before = predictor.field_side(config, config.stride, cells), predictor.before(config)
+        side, margin = predictor.field_side(config, config.stride, cells), predictor.margin(config)
         corner = np.round(np.array(place) / step - side / 2).astype(np.int64)
         pixels = slide.read_lattice(lattice, Box(int(corner[0]), int(corner[1]), side, side))
     finally:
         slide.close()
-    along = before + config.patch / 2 + config.stride * np.arange(cells)
+    along = margin + config.patch / 2 + config.stride * np.arange(cells)
     columns, rows = (
         np.floor((corner[k] + along) * step[k] / places.l0_cell[k]).astype(np.int64) for k in (0, 1)
     )

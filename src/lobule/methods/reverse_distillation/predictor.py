@@ -122,8 +122,8 @@ class AnomalyPredictor:
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
         config, stride = self.asked(case.options), self.stride(case.options)
         lattice = case.images["slide"].lattice(mpp=config.mpp, upsample=case.options.upsample)
-        window, before = self.field_side(config, stride, 1), self.before(config)
-        grid = MapGrid(lattice, stride, window, case.engine.cells, before + config.patch / 2)
+        window, margin = self.field_side(config, stride, 1), self.margin(config)
+        grid = MapGrid(lattice, stride, window, case.engine.cells, margin + config.patch / 2)
         tissue = case.tissue()
         wanted = cells_by_centre(grid, tissue.mask, tissue.l0_step)
         pass_ = map_pass(_pass_name(stride), grid, self.layers(config), wanted, ~wanted)
@@ -253,7 +253,7 @@ class AnomalyPredictor:
             )
         return layings
 
-    def before(self, config: Config) -> int:
+    def margin(self, config: Config) -> int:
         """Pixels of a field before its first window."""
         return self._layings(config)[-1] if config.form == "shared" else 0
 
@@ -261,7 +261,7 @@ class AnomalyPredictor:
         """Pixels a side of a field; that of the shared form is made of whole patches."""
         if config.form != "shared":
             return config.patch + stride * (cells - 1)
-        most = self.before(config)
+        most = self.margin(config)
         beyond = [
             most - before + _across(config.patch, stride, self._ratio(stride), before) * config.patch
             for before in self._layings(config)
