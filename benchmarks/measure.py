@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The options of a benchmark: `--quick` stays under 45 s."""
+def arguments(description: str, work: str | None = None) -> argparse.Namespace:
+    """The options of a benchmark: `--quick` stays under 45 s, `--work DIR` if `work` says what it keeps."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, under 45 s")
+    if work:
+        parser.add_argument("--work", metavar="DIR", help=work)
     return parser.parse_args()
 
 

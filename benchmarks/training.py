@@ -4,15 +4,20 @@ efficiency       (CPU seconds to draw a patch alone + to train on it alone) × p
 over_png_folder  patches/s drawn from slides over patches/s that torch's DataLoader reads from PNG files of
                  the same patches, as most training code stores them beforehand; as many workers each
 
-Also printed: CPU seconds that training takes over those of its two parts alone. On a busy machine that ratio
-still tells what the lanes and the drawing cost each other, when the efficiency no longer tells anything.
+The parts are measured alone before and after the training, since a shared machine drifts.
+
+Also printed: CPU seconds that training takes over those of its two parts alone, and, as a bound that no
+training can do anything about, how many times the CPU seconds of a plain step grow when every core runs a
+process of its own with nothing but that step (`beside`: cores share the way to memory).
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +82,25 @@ def loss_of(net: nn.Module, samples: Samples) -> Tensor:
 def small_net() -> nn.Module:
     torch.manual_seed(0)
     return BACKBONES["tiny"](2).to(memory_format=torch.channels_last)
+
+
+def step_alone(rounds: int) -> float:
+    """CPU seconds a patch of the plain step, in this process and on one thread."""
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8)
+    samples = Samples(0, pixels, np.arange(BATCH, dtype=np.int64) % 2, ())
+    step = trainer()
+    return cpu_seconds(lambda _: step(samples), rounds) / BATCH
+
+
+def step_beside(cores: int, rounds: int) -> float:
+    """CPU seconds a patch with a process a core over those of one process alone."""
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(step_alone, [1] * cores))  # starts them
+        alone = pool.submit(step_alone, rounds).result()
+        together = list(pool.map(step_alone, [rounds] * cores))
+        return sum(together) / cores / alone
 
 
 def trainer() -> Callable[[Samples], None]:
@@ -186,20 +210,28 @@ def main() -> None:
         pool = made(folder, 2 if quick else 6, 2048 if quick else 6144)
         over_png = png_over(pool, folder / "png", 4 if quick else 16, cores, 2 if quick else 4)
         augmented = SampleConfig(MPP, SIDE, augment=AugmentConfig())
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        step, sampler = trainer(), Sampler(pool, augmented, 0, 0, {})
-        batch = sampler.batch(0, BATCH)
         rounds = 3 if quick else 12
-        alone_train = cpu_seconds(lambda _: step(batch), rounds) / BATCH
-        alone_draw = cpu_seconds(lambda number: sampler.batch(number * BATCH, BATCH), rounds) / BATCH
-        sampler.close()
-        torch.set_num_threads(threads)
+
+        def alone() -> tuple[float, float]:
+            """CPU seconds of drawing a patch and of training on it, each with nothing beside it."""
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            step, sampler = trainer(), Sampler(pool, augmented, 0, 0, {})
+            batch = sampler.batch(0, BATCH)
+            train = cpu_seconds(lambda _: step(batch), rounds) / BATCH
+            draw = cpu_seconds(lambda number: sampler.batch(number * BATCH, BATCH), rounds) / BATCH
+            sampler.close()
+            torch.set_num_threads(threads)
+            return draw, train
+
+        before = alone()
         rate, cpu = rates(pool, augmented, folder / "fit", 8 if quick else 80)
-    alone = alone_train + alone_draw
-    print(f"draw {1e3 * alone_draw:.1f} ms, train {1e3 * alone_train:.1f} ms a patch; {rate:.0f} patches/s")
-    print(f"CPU seconds of training over those of its parts alone: {cpu / alone:.2f}")
-    report("training", {"efficiency": alone * rate / cores, "over_png_folder": over_png})
+        draw, train = ((one + two) / 2 for one, two in zip(before, alone(), strict=True))
+        beside = step_beside(cores, rounds)
+    print(f"draw {1e3 * draw:.1f} ms, train {1e3 * train:.1f} ms a patch; {rate:.0f} patches/s")
+    print(f"CPU seconds of training over those of its parts alone: {cpu / (draw + train):.2f}")
+    efficiency = (draw + train) * rate / cores
+    report("training", {"efficiency": efficiency, "beside": beside, "over_png_folder": over_png})
 
 
 if __name__ == "__main__":

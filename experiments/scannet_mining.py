@@ -5,7 +5,7 @@ For each seed: new slides of new hospitals, a first training, and from it ways o
 "longer": one training over all steps, with no second round. Each is scanned over unseen slides, half of them
 without tumour. The differences are paired by slide, over the slides of all seeds together.
 
-    python experiments/scannet_mining.py OUT --seed 0      (and 1, 2, …; --design small, rare or large)
+    python experiments/scannet_mining.py OUT --seed 0      (and 1, 2, …; --design small, rare, large, wide)
     python experiments/scannet_mining.py OUT --table       (of all that are there; writes OUT/table.json)
 
 A stopped run goes on. Research use only.
@@ -53,9 +53,11 @@ DESIGNS = {
     "small": Design((8, 2560, 6), (16, 2560, 6), 240, 120),
     "rare": Design((8, 4096, 4), (16, 2560, 10), 240, 120),
     "large": Design((8, 8192, 8), (20, 2560, 8), 240, 160),
+    "wide": Design((8, 2560, 6), (16, 5120, 24), 240, 120),
 }
 """In "small" the steps see each piece of normal tissue several times; in "large" a third of it, as on real
-slides."""
+slides. "wide" learns as "small" does, and is judged on slides of four times the area with as many lookalikes
+a square millimetre: a quarter of a false positive a slide is four times as strict."""
 
 
 def arms_of(design: Design) -> dict[str, dict[str, Any]]:

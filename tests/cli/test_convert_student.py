@@ -142,3 +142,16 @@ def test_a_random_teacher_is_no_file(lobule: Lobule, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.status == 0, done.err
     assert read_bundle(tmp_path / "B").provenance["weights"] == "random"
+
+
+def test_a_bundle_that_is_there_stays_unless_it_is_given_up(lobule: Lobule, tmp_path: Path) -> None:
+    torch.save(published(1), tmp_path / "one.pth")
+    torch.save(published(3), tmp_path / "three.pth")
+    more = ["--method", "reverse_distillation", "--teacher", "random", "--out", str(tmp_path / "B")]
+    assert lobule("weights", "convert", str(tmp_path / "one.pth"), *more).status == 0
+    before = (tmp_path / "B" / "model.json").read_bytes()
+    done = lobule("weights", "convert", str(tmp_path / "three.pth"), *more)
+    assert (done.status, "a bundle already" in done.err, "--fresh" in done.err) == (2, True, True), done.err
+    assert (tmp_path / "B" / "model.json").read_bytes() == before
+    assert lobule("weights", "convert", str(tmp_path / "three.pth"), *more, "--fresh").status == 0
+    assert read_bundle(tmp_path / "B").provenance["form"] != json.loads(before)["provenance"]["form"]

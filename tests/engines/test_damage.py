@@ -81,12 +81,21 @@ def test_a_case_of_which_nothing_was_scored_has_failed_and_has_no_score(
     assert "0.0" not in (tmp_path / "r" / "results.csv").read_text()
 
 
+CUT = '{"1":'
+SHORT = '{"format": "lobule-result/1", "status": "complete"}'
+
+
 @pytest.mark.parametrize(
-    ("name", "finished"),
-    [("result.json", True), ("maps/mean/zarr.json", False), ("failed/mean.json", False)],
+    ("name", "finished", "text"),
+    [
+        ("result.json", True, CUT),
+        ("result.json", True, SHORT),
+        ("maps/mean/zarr.json", False, CUT),
+        ("failed/mean.json", False, CUT),
+    ],
 )
 def test_a_damaged_file_costs_its_case_only(
-    slides: tuple[Path, Path], tmp_path: Path, name: str, finished: bool
+    slides: tuple[Path, Path], tmp_path: Path, name: str, finished: bool, text: str
 ) -> None:
     run(cohort_of(*slides), tmp_path / "r")
     before = tree(tmp_path / "r")
@@ -94,10 +103,10 @@ def test_a_damaged_file_costs_its_case_only(
     if not finished:
         (case / "result.json").unlink()
     (case / name).parent.mkdir(exist_ok=True)
-    (case / name).write_text('{"1":')
-    data, text = describe(tmp_path / "r")
+    (case / name).write_text(text)
+    data, told = describe(tmp_path / "r")
     assert data["counts"] == {"complete": 1, "unfinished": 1}
-    assert name.startswith("failed") or str(case) in text
+    assert name.startswith("failed") or str(case) in told
     assert dict(run(cohort_of(slides[1]), tmp_path / "r").counts) == {"complete": 1}
     assert dict(run(cohort_of(*slides), tmp_path / "r").counts) == {"complete": 2}
     assert tree(tmp_path / "r") == before

@@ -26,6 +26,8 @@ PLAN = "plan.json"
 RESULT = "result.json"
 ENGINE = "engine.json"
 """Written once the model runs with the settings asked for; from then on they stay."""
+REQUIRED = {"status": str, "scores": dict, "maps": list, "findings": dict, "notes": list}
+"""What every result has, and of what kind; others read it without a look."""
 PATIENTS = "patients.json"
 """The hashes of the training patients of the bundle, so that they outlive it."""
 GONE = ".gone"
@@ -53,6 +55,11 @@ class CaseFolder:
             return None  # a scan took the case up again just now
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise ResultsError("not a result of this format", subject=path, expected=FORMAT)
+        damaged = [name for name, kind in REQUIRED.items() if not isinstance(facts.get(name), kind)]
+        if damaged:
+            raise DamagedResults(
+                "the result is damaged", subject=path, found="nothing of use as " + ", ".join(damaged)
+            )
         return facts
 
     @property

@@ -1,6 +1,6 @@
 """Tiled and stripped TIFF, Aperio SVS and OME-TIFF, by tile: addresses from tifffile, each tile decoded once.
 
-The bytes of a tile are read in place (`pread`, or a range of a URL) and decoded by libjpeg-turbo or its like
+The bytes of a tile are read in place (`preadv`, or a range of a URL) and decoded by libjpeg-turbo or its like
 in the thread that asks. Decoded tiles stay in a bounded cache, so neighbouring reads do not decode again.
 """
 
@@ -16,13 +16,13 @@ from math import floor
 from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lobule.errors import DamagedFile, DamagedTile, TooLarge
 from lobule.files import is_url, not_readable, open_url
 from lobule.geometry import Box, Size, level_step, tiles_over
 from lobule.slides.backend import RGB, FoundMpp, Level
 from lobule.slides.cache import DEFAULT_BYTES, TileCache
+from lobule.slides.jpeg import Bytes, Workplace
 from lobule.slides.tiff_facts import Layer, TiffFacts, read_facts
 from lobule.slides.tile_codecs import JPEG, decode_tile
 
@@ -62,7 +62,7 @@ class TiffBackend:
         self._workplaces = threading.local()
         self._layers = facts.levels
         self._beside = facts.associated
-        self._bytes = Bytes(path)
+        self._file = Ranges(path)
 
     @property
     def decoded_tiles(self) -> int:
@@ -112,7 +112,7 @@ class TiffBackend:
         return out
 
     def close(self) -> None:
-        self._bytes.close()
+        self._file.close()
         self.cache.clear()
 
     # -- one tile -----------------------------------------------------------------------------------------
@@ -124,41 +124,48 @@ class TiffBackend:
         except ValueError as error:
             raise self._damaged(level, column, row, str(error)) from error
 
-    def _workplace(self, layer: Layer) -> NDArray[np.uint8]:
-        """Memory of this thread for one tile: fresh memory costs a tenth of a tile's decoding."""
-        size = 3 * layer.tile.area
-        place: NDArray[np.uint8] | None = getattr(self._workplaces, "place", None)
-        if place is None or len(place) < size:
-            place = self._workplaces.place = np.empty(size, np.uint8)
+    def _workplace(self, layer: Layer) -> Workplace | None:
+        """Memory of this thread for JPEG tiles of one plane; other codecs make their own."""
+        if layer.coding.compression != JPEG or len(layer.offsets) > 1:
+            return None
+        place: Workplace | None = getattr(self._workplaces, "place", None)
+        if place is None or len(place.pixels) < 3 * layer.tile.area:
+            place = self._workplaces.place = Workplace(layer.tile.area)
         return place
 
     def _pixels(
-        self, layer: Layer, column: int, row: int, reduce: int = 1, into: NDArray[np.uint8] | None = None
+        self, layer: Layer, column: int, row: int, reduce: int = 1, place: Workplace | None = None
     ) -> RGB:
         """One tile as RGB, at least as large as its part inside the layer. Raises `ValueError` if damaged.
 
-        With `into` its pixels may lie there.
+        With `place` its pixels may lie there, until the next tile's do.
         """
-        tile, index, planes = layer.tile, row * layer.columns + column, []
+        tile, index = layer.tile, row * layer.columns + column
+        planes: list[Bytes] = []
         for offsets, lengths in zip(layer.offsets, layer.lengths, strict=True):
             offset, length = int(offsets[index]), int(lengths[index])
             if offset == 0 or length == 0:
                 return np.full((tile.height // reduce, tile.width // reduce, 3), self.blank, np.uint8)
-            planes.append(self._fetch(offset, length))
+            planes.append(self._fetch(offset, length, place))
         valid = layer.valid(column, row)
         try:
-            return decode_tile(layer.coding, planes, tile, valid, reduce, into)
+            return decode_tile(layer.coding, planes, tile, valid, reduce, place)
         except (RuntimeError, TypeError, IndexError, OverflowError, MemoryError) as error:
             raise ValueError(
                 f"{type(error).__name__}: {error}"
             ) from error  # whatever a codec says of bad bytes
 
-    def _fetch(self, offset: int, length: int) -> bytes:
-        if offset + length > self._bytes.size:
-            raise ValueError(f"bytes {offset} to {offset + length} lie beyond the file's {self._bytes.size}")
-        data = self._bytes.read(offset, length)
-        if len(data) != length:
-            raise ValueError(f"{len(data)} bytes could be read where {length} are promised")
+    def _fetch(self, offset: int, length: int, place: Workplace | None) -> Bytes:
+        if offset + length > self._file.size:
+            raise ValueError(f"bytes {offset} to {offset + length} lie beyond the file's {self._file.size}")
+        if place is None:
+            data: Bytes = self._file.read(offset, length)
+            found = len(data)
+        else:
+            data = place.room_for(length)
+            found = self._file.read_into(offset, data)
+        if found != length:
+            raise ValueError(f"{found} bytes could be read where {length} are promised")
         return data
 
     def _damaged(self, level: int, column: int, row: int, cause: str) -> DamagedTile:
@@ -176,7 +183,7 @@ class TiffBackend:
 # -- bytes --------------------------------------------------------------------------------------------------
 
 
-class Bytes:
+class Ranges:
     """Ranges of a file or URL, for any number of threads.
 
     Closing lets go of the handle: reads under way in other threads end well, the last of them closes the
@@ -190,9 +197,14 @@ class Bytes:
         self.size = self._held().size()
 
     def read(self, offset: int, length: int) -> bytes:
+        data = bytearray(length)
+        return bytes(memoryview(data)[: self.read_into(offset, memoryview(data))])
+
+    def read_into(self, offset: int, place: memoryview) -> int:
+        """How many bytes there were to fill `place` with."""
         handle = self._handle or self._held()
         try:
-            return handle.read(offset, length)
+            return handle.read_into(offset, place)
         except OSError as error:
             raise not_readable(error, self.path) from error
 
@@ -213,15 +225,17 @@ class _Handle:
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._lock = threading.Lock()
-        self._pread = hasattr(os, "pread") and isinstance(stream, io.BufferedReader)
+        self._preadv = hasattr(os, "preadv") and isinstance(stream, io.BufferedReader)
         weakref.finalize(self, stream.close)
 
     def size(self) -> int:
         return self._stream.seek(0, os.SEEK_END)
 
-    def read(self, offset: int, length: int) -> bytes:
-        if self._pread:
-            return os.pread(self._stream.fileno(), length, offset)
+    def read_into(self, offset: int, place: memoryview) -> int:
+        if self._preadv:
+            return os.preadv(self._stream.fileno(), [place], offset)
         with self._lock:
             self._stream.seek(offset)
-            return self._stream.read(length)
+            data = self._stream.read(len(place))
+        place[: len(data)] = data
+        return len(data)

@@ -74,22 +74,22 @@ class Coding:
 
 def decode_tile(
     coding: Coding,
-    planes: list[bytes],
+    planes: list[jpeg.Bytes],
     tile: Size,
     valid: Size,
     reduce: int = 1,
-    into: NDArray[np.uint8] | None = None,
+    place: jpeg.Workplace | None = None,
 ) -> RGB:
     """One tile as RGB, at least `valid` large, with 1/`reduce` of its pixels a side.
 
-    `planes` holds the compressed bytes: one item, or one for each sample where planes lie apart. `into` is
-    memory for a whole tile that may be used. Raises `ValueError` with the cause where the bytes are damaged
-    or declare another size.
+    `planes` holds the compressed bytes: one item, or one for each sample where planes lie apart. `place` is
+    where those of a JPEG tile lie already, and where its pixels may come to lie. Raises `ValueError` with the
+    cause where the bytes are damaged or declare another size.
     """
     if reduce > 1:
         return _reduced_jpeg(coding, planes[0], tile, valid, reduce)
     if coding.compression == JPEG and len(planes) == 1 and coding.samples in (1, 3):
-        return _jpeg(coding, planes[0], tile, valid, into=into)
+        return _jpeg(coding, planes[0], tile, valid, place=place)
     parts = [_samples(coding, data, tile, valid) for data in planes]
     pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
     return to_rgb(coding, pixels)
@@ -97,20 +97,21 @@ def decode_tile(
 
 def _jpeg(
     coding: Coding,
-    data: bytes,
+    data: jpeg.Bytes,
     tile: Size,
     valid: Size,
     reduce: int = 1,
-    into: NDArray[np.uint8] | None = None,
+    place: jpeg.Workplace | None = None,
 ) -> RGB:
-    stream, header = coding.completed(data)
+    stream, header = coding.completed(data, place)
     _check_declared(header.width, header.height, tile, valid)
     if header.samples != coding.samples:
         raise ValueError(f"the JPEG stream declares {header.samples} samples, the page {coding.samples}")
+    into = None if place is None else place.pixels
     return jpeg.decode(stream, header.width, header.height, reduce, into)
 
 
-def _reduced_jpeg(coding: Coding, data: bytes, tile: Size, valid: Size, reduce: int) -> RGB:
+def _reduced_jpeg(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size, reduce: int) -> RGB:
     """Decoded at libjpeg's reduced size; tiles that reach past the level average white with what is inside.
 
     Beyond the level a tile holds whatever its writer liked, so libjpeg must not mix it in.
@@ -125,7 +126,7 @@ def _reduced_jpeg(coding: Coding, data: bytes, tile: Size, valid: Size, reduce: 
     return means
 
 
-def _samples(coding: Coding, data: bytes, tile: Size, valid: Size) -> NDArray[Any]:
+def _samples(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size) -> NDArray[Any]:
     """The samples of one compressed piece as stored: (rows, tile width, samples), 8 or 16 bits."""
     if coding.compression == JPEG:
         return _jpeg(coding, data, tile, valid)[..., : coding.samples]
@@ -144,11 +145,12 @@ def _samples(coding: Coding, data: bytes, tile: Size, valid: Size) -> NDArray[An
     return pixels
 
 
-def _image_codec(coding: Coding, data: bytes, tile: Size, valid: Size) -> NDArray[Any]:
+def _image_codec(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size) -> NDArray[Any]:
     webp = coding.compression in WEBP
     width, height = webp_size(data) if webp else jpeg2000_size(data)
     _check_declared(width, height, tile, valid)
-    pixels: NDArray[Any] = imagecodecs.webp_decode(data) if webp else imagecodecs.jpeg2k_decode(data)
+    decode = imagecodecs.webp_decode if webp else imagecodecs.jpeg2k_decode
+    pixels: NDArray[Any] = decode(bytes(data))
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[:2] != (height, width) or pixels.shape[2] < coding.samples:
         raise ValueError(f"decoded to {pixels.shape}, expected {(height, width, coding.samples)}")
@@ -193,16 +195,16 @@ def ycbcr_to_rgb(pixels: NDArray[Any]) -> RGB:
     return result
 
 
-def jpeg2000_size(data: bytes) -> tuple[int, int]:
+def jpeg2000_size(data: jpeg.Bytes) -> tuple[int, int]:
     """Width and height that a JPEG 2000 codestream (bare or in a JP2 box) declares."""
-    at = data.find(b"\xff\x4f\xff\x51", 0, 4096)
+    at = bytes(data[:4096]).find(b"\xff\x4f\xff\x51")
     if at < 0 or len(data) < at + 24:
         raise ValueError("no JPEG 2000 codestream")
     right, bottom, left, top = (int.from_bytes(data[at + k : at + k + 4], "big") for k in (8, 12, 16, 20))
     return right - left, bottom - top
 
 
-def webp_size(data: bytes) -> tuple[int, int]:
+def webp_size(data: jpeg.Bytes) -> tuple[int, int]:
     """Width and height that a WebP image declares."""
     kind = data[12:16]
     if data[:4] != b"RIFF" or len(data) < 30:

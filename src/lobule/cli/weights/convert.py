@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @answers(
     "lobule weights convert model.safetensors --config config.json --out bundle",
-    "lobule weights convert torchscript_model.pt --config config.json --out bundle --trust",
+    "lobule weights convert torchscript_model.pt --config config.json --out scripted --trust",
     "lobule weights convert sample_image_model.p --method four-view --out four-view",
     "lobule weights convert sample_model_1.p sample_model_2.p --method gmic --out gmic",
 )
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="reverse-distillation: the teacher's weights, where torchvision's are not meant.",
 )
+@click.option("--fresh", is_flag=True, help="Replace the bundle that is there.")
 def command(
     weights: tuple[str, ...],
     method: str,
@@ -55,6 +57,7 @@ def command(
     trust: bool,
     patch: str | None,
     teacher: str | None,
+    fresh: bool,
 ) -> Answer:
     """Make a bundle of a published or home-made model, so that `lobule scan` can run it.
 
@@ -69,6 +72,12 @@ def command(
     Of several mammography checkpoints, or finished bundles, one bundle is made that averages their scores;
     image-wise four-view classifiers among others score the exams that lack a view.
     """
+    from lobule.bundles import MODEL
+
+    if (Path(out) / MODEL).exists() and not fresh:
+        raise UsageError(
+            "there is a bundle already", subject=out, remedy="--fresh replaces it; or name another --out"
+        )
     if method.startswith("reverse"):
         _refuse(method, config=config, trust=trust or None, patch=patch)
         return _reverse_distillation(weights, out, architecture, teacher)
