@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import lobule
 from lobule.cohort import Case, Cohort
 from lobule.evaluation.lesions import match_slides
@@ -36,6 +39,7 @@ from lobule.phantoms.slides import truth_of, write_slide
 from lobule.phantoms.truth import write_annotation_files
 
 MPP = 0.5
+SURE = 0.9
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ COMMON: dict[str, Any] = {
 
 def cohort_of(folder: Path, seed: int, design: Design) -> Cohort:
     """Slides with micrometastases, follicles, histiocyte sheets, dense tissue and folds."""
-    cases = []
+    cases: list[Case] = []
     for split, (count, side, mimics) in (("train", design.train), ("test", design.test)):
         for number in range(count):
             name, tumour = f"{split}-{seed}-{number:02d}", number % 2 == 0
@@ -143,17 +147,33 @@ def table(folder: Path) -> dict[str, Any]:
     seeds = [pickle.loads(place.read_bytes()) for place in sorted(folder.glob("seed-*.matches"))]
     pooled = {arm: [match for seed in seeds for match in seed[arm]] for arm in ARMS}
     slides = len(pooled["mined"])
-    told: dict[str, Any] = {"seeds": len(seeds), "slides": slides, "arms": {}, "differences": {}}
+    told: dict[str, Any] = {"seeds": len(seeds), "slides": slides, "arms": {}, "differences": {}, "sure": {}}
     for arm, matches in pooled.items():
         one = bootstrap_froc(matches, None, Resampling())
         each = [bootstrap_froc(seed[arm], None, Resampling()).value for seed in seeds]
-        told["arms"][arm] = {**one.to_dict(), "seeds": each}
-        print(f"{arm:8s} FROC {one}   by seed {', '.join(f'{value:.3f}' for value in each)}")
+        told["arms"][arm] = {**one.to_dict(), "seeds": each, "sure": float(sure(matches).mean())}
+        print(
+            f"{arm:8s} FROC {one}   by seed {', '.join(f'{value:.3f}' for value in each)}; "
+            f"{sure(matches).mean():.2f} false positives above {SURE} a slide"
+        )
     for arm in ("longer", "again"):
         difference = compare_froc(pooled["mined"], pooled[arm]).difference
         told["differences"][f"mined - {arm}"] = difference.to_dict()
-        print(f"mined - {arm:7s} {difference}")
+        fewer = sure(pooled[arm]) - sure(pooled["mined"])
+        estimate = Resampling().estimate(
+            float(fewer.mean()),
+            np.arange(slides),
+            lambda weights, fewer=fewer: (weights @ fewer) / weights.sum(axis=1),  # type: ignore[misc]
+            "slide",
+        )
+        told["sure"][f"{arm} - mined"] = estimate.to_dict()
+        print(f"mined - {arm:7s} {difference}; {estimate} fewer false positives above {SURE} a slide")
     return told
+
+
+def sure(matches: list[SlideMatch]) -> NDArray[np.float64]:
+    """How many false positives of each slide are above `SURE`: what a reader would be shown for nothing."""
+    return np.array([float((match.false_positives > SURE).sum()) for match in matches])
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ Research use only.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from lobule.findings import components
 from lobule.grid import MapGrid, cells_by_centre
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
+from lobule.settings import as_json, only_known
 from lobule.slides.slide import open_slide
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
@@ -78,14 +79,11 @@ class Config:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return as_json(self)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Config:
-        known = {item.name for item in fields(cls)}
-        if unknown := sorted(set(facts) - known):
-            raise ConfigError(f"no setting '{unknown[0]}' in colour", expected=", ".join(sorted(known)))
-        return cls(**{**facts, "classes": tuple(facts.get("classes", cls.classes))})
+        return cls(**only_known(cls, facts, "colour"))
 
 
 class ColourPredictor:

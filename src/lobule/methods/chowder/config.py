@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lobule.errors import ConfigError
@@ -17,6 +17,7 @@ from lobule.nets.mil import (
     Weldon,
     chowder_modern,
 )
+from lobule.settings import as_json, only_known
 
 OWN: dict[str, dict[str, Any]] = {
     "chowder": {"r": 5, "epochs": 30, "batch": 10, "rate": 1e-3, "l2": 0.5, "decay": 0.0, "dropout": 0.5},
@@ -115,15 +116,12 @@ class Config:
         return OWN[self.model][name] if value is None else value
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return as_json(self)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Config:
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(set(facts) - known)
-        if unknown:
-            raise ConfigError(f"no setting '{unknown[0]}' in chowder", expected=", ".join(sorted(known)))
-        return cls(**{name: _typed(name, value) for name, value in facts.items()})
+        values = only_known(cls, facts, "chowder")
+        return cls(**{name: _typed(name, value) for name, value in values.items()})
 
 
 WHOLE, REAL = ("r", "epochs", "batch"), ("rate", "l2", "decay", "dropout", "grid_rates", "grid_decays")
@@ -138,7 +136,7 @@ def _typed(name: str, value: Any) -> Any:
             return int(value) if name in WHOLE else float(value)
     except ValueError:
         raise ConfigError(f"{name} = '{value}' is not a number") from None
-    return tuple(value) if isinstance(value, list) else value
+    return value
 
 
 def build(config: Config, dim: int) -> BagModel:

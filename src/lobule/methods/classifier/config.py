@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from lobule.errors import ConfigError
 from lobule.nets.scaling import InputScaling
+from lobule.settings import as_json, only_known
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,11 @@ class Config:
         return rest if rest and len(rest) < len(self.classes) else self.classes[-1:]
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return as_json(self)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Config:
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(set(facts) - known)
-        if unknown:
-            raise ConfigError(f"no setting '{unknown[0]}' in classifier", expected=", ".join(sorted(known)))
-        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in facts.items()}
+        values = only_known(cls, facts, "classifier")
         return cls(**values)
 
 

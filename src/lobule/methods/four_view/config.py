@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from lobule.engines.train import Optimiser, Schedule
@@ -14,6 +14,7 @@ from lobule.methods.four_view.crop import Compat
 from lobule.methods.four_view.patches import PATCH, STRIDE
 from lobule.methods.four_view.windows import NO_AUGMENTATION, Augmentation
 from lobule.nets.four_view import WIDTHS
+from lobule.settings import as_json, only_known
 
 Variant = Literal["view_wise", "image_wise", "side_wise", "joint"]
 Streams = Literal["nyu", "own"]
@@ -187,22 +188,19 @@ class Config:
         return replace(self, **asked) if how == "none" else replace(self, painting=how, **asked)
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return as_json(self)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Config:
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(set(facts) - known)
-        if unknown:
-            raise ConfigError(f"no setting '{unknown[0]}' in four_view", expected=", ".join(sorted(known)))
-        return cls(**{name: _typed(name, value) for name, value in facts.items()})
+        values = only_known(cls, facts, "four_view")
+        return cls(**{name: _typed(name, value) for name, value in values.items()})
 
 
 def _typed(name: str, value: Any) -> Any:
     """Lists, and text that lists numbers, as the tuples that they are kept as."""
     if name == "window" and isinstance(value, str):
         value = value.replace("x", ",").split(",") if value else None
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         return value
     kind = float if name == "patch_shares" else int
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from lobule.errors import ConfigError
 from lobule.methods.rakhlin.boosting import BoostingConfig
+from lobule.settings import as_json, only_known
 
 Recipe = Literal["full", "quick"]
 Stains = Literal["published", "corrected", "none"]
@@ -180,14 +181,11 @@ class Config:
         return "caffe" if self.keras else "torchvision"
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return as_json(self)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Config:
-        known = {item.name for item in fields(cls)}
-        if unknown := sorted(set(facts) - known):
-            raise ConfigError(f"no setting '{unknown[0]}' in rakhlin", expected=", ".join(sorted(known)))
-        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in facts.items()}
+        values = only_known(cls, facts, "rakhlin")
         try:
             for name, number in (("sizes", int), ("stain_range", float), ("operating_points", float)):
                 if name in values:

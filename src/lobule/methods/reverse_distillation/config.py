@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from lobule.augment import NO_AUGMENTATION, AugmentConfig
 from lobule.errors import ConfigError
+from lobule.settings import as_json, only_known
 
 Loss = Literal["focal", "plain"]
 Form = Literal["exact", "shared"]
@@ -112,17 +113,11 @@ class Config:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return as_json(self)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Config:
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(set(facts) - known)
-        if unknown:
-            raise ConfigError(
-                f"no setting '{unknown[0]}' in reverse_distillation", expected=", ".join(sorted(known))
-            )
-        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in facts.items()}
+        values = only_known(cls, facts, "reverse_distillation")
         if isinstance(given := values.get("augment"), Mapping):
             values["augment"] = NO_AUGMENTATION.with_strengths(given)
         return cls(**values)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from lobule.augment import AugmentConfig
 from lobule.engines.train import Schedule
 from lobule.errors import ConfigError
+from lobule.settings import as_json, only_known
 
 FindingsBy = Literal["components", "nms"]
 SlideScore = Literal["max", "forest"]
@@ -95,17 +96,11 @@ class Config:
             raise ConfigError("trees and nms_radius are at least 1, opening at least 0")
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return as_json(self)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Config:
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(set(facts) - known)
-        if unknown:
-            raise ConfigError(f"no setting '{unknown[0]}' in scannet", expected=", ".join(sorted(known)))
-        values = dict(facts)
-        if "classes" in values:
-            values["classes"] = tuple(values["classes"])
+        values = only_known(cls, facts, "scannet")
         if isinstance(given := values.get("augment"), Mapping):
             values["augment"] = AugmentConfig().with_strengths(given)
         return cls(**values)

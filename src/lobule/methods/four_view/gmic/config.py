@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from lobule.errors import ConfigError
@@ -13,6 +13,7 @@ from lobule.methods.four_view.crop import Compat
 from lobule.methods.four_view.windows import NO_AUGMENTATION, Augmentation
 from lobule.nets.four_view import WIDTHS
 from lobule.nets.gmic import REGION_PX, REGIONS, TOP_SHARES
+from lobule.settings import as_json, only_known
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,11 @@ class Config:
         return replace(self, **settings)
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return as_json(self)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Config:
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(set(facts) - known)
-        if unknown:
-            raise ConfigError(f"no setting '{unknown[0]}' in gmic", expected=", ".join(sorted(known)))
-        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in facts.items()}
+        values = only_known(cls, facts, "gmic")
         return cls(**values)
 
 
