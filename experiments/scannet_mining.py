@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lobule
+from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort
 from lobule.evaluation.lesions import match_slides
 from lobule.evaluation.options import Options
@@ -127,9 +128,12 @@ def run(folder: Path, seed: int, design: Design) -> dict[str, list[SlideMatch]]:
             begin_as(folder / "again" / "training", bundle / "training", own)
             begun = True
         settings = {**COMMON, **own, "round_steps": design.more}
-        trained = lobule.train(
-            "scannet", cohort, bundle, settings=settings, val=None, seed=seed, resume=begun
-        )
+        if (bundle / "model.json").exists():
+            trained = read_bundle(bundle)
+        else:
+            trained = lobule.train(
+                "scannet", cohort, bundle, settings=settings, val=None, seed=seed, resume=begun
+            )
         print(f"seed {seed}, {arm}: hard places {trained.metrics['hard_places']}", flush=True)
         results = folder / f"{arm}-results"
         lobule.scan(bundle, unseen, results)

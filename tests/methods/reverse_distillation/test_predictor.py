@@ -22,6 +22,7 @@ from lobule.methods.reverse_distillation import AnomalyPredictor, Config, conver
 from lobule.methods.reverse_distillation.calibration import (
     Calibration,
     Shared,
+    SlideFit,
     half,
     of_normal,
     of_patches,
@@ -39,7 +40,7 @@ from tests.methods.reverse_distillation.support import SMALL, TISSUE, painted
 MACHINE = Machine(device="cpu", precision="float32", readers=2, lanes=2, channels_last=True)
 FACTS = {"method": "reverse_distillation", "fingerprint": "f", "classes": ["normal", "tumour"]}
 WIDTH, HEIGHT = 229, 170
-CALIBRATION = Calibration(Platt(3.0, -4.0), 1.2, Platt(2.0, -1.0), Shared(0.9, 0.1, 50))
+CALIBRATION = Calibration(Platt(3.0, -4.0), {"exact": SlideFit(1.2, 2.0, -1.0)}, Shared(0.9, 0.1, 50))
 EVERYWHERE = ScanOptions(tissue=None)
 
 
@@ -271,13 +272,41 @@ def test_the_threshold_of_slides_is_the_one_that_tells_them_apart() -> None:
         cells[number][:5] = 1.5
     found = of_slides(labels, cells)
     assert found is not None
-    threshold, fit, told = found
-    assert 1 < threshold <= 1.5
+    fit, told = found
+    assert 1 < fit.threshold <= 1.5
     assert told["slide_auc"] == 1
-    calibration = Calibration(Platt(1.0, 0.0), threshold, fit)
-    assert calibration.slide_probability(cells[0]) > 0.5 > calibration.slide_probability(cells[1])
+    assert fit.probability(cells[0]) > 0.5 > fit.probability(cells[1])
     assert of_slides(labels[::2], cells[::2]) is None
-    assert Calibration.from_dict(calibration.to_dict()) == calibration
+
+
+def test_a_threshold_that_is_best_by_chance_is_not_taken() -> None:
+    """Tumour slides have more high cells; one normal slide has the highest cell of all but one."""
+    rng = np.random.default_rng(3)
+    cells = [rng.uniform(0, 1, 400) for _ in range(10)]
+    labels = [number < 5 for number in range(10)]
+    for number in range(5):
+        cells[number][:60] += 0.3
+    for number in range(5):
+        cells[number][0] = 1.9 + 0.01 * number
+    for number in range(5, 10):
+        cells[number][0] = 1.9 - 0.01 * number
+    found = of_slides(labels, cells)
+    assert found is not None
+    assert found[0].threshold < 1.4, "between the highest cells lies a threshold that tells all slides apart"
+    assert found[1]["slide_auc"] == 1
+
+
+def test_each_form_has_its_own_slide_score() -> None:
+    exact, shared = SlideFit(1.2, 2.0, -1.0), SlideFit(0.9, 4.0, -2.0)
+    raw = np.array([0.5, 1.0, 1.4])
+    both = Calibration(Platt(3.0, -4.0), {"exact": exact, "shared": shared})
+    assert (both.threshold("exact"), both.threshold("shared")) == (1.2, 0.9)
+    assert both.slide_probability(raw, "exact") == pytest.approx(1 / (1 + np.exp(-(2.0 * 1.4 - 1.0))))
+    assert both.slide_probability(raw, "shared") == pytest.approx(1 / (1 + np.exp(-(4.0 * 1.2 - 2.0))))
+    only = Calibration(Platt(3.0, -4.0), {"exact": exact})
+    assert only.slide_probability(raw, "shared") == only.slide_probability(raw, "exact")
+    assert Calibration(Platt(3.0, -4.0)).threshold("exact") == pytest.approx(4 / 3)
+    assert Calibration().threshold("shared") == anomaly.SLIDE_THRESHOLD
 
 
 def test_a_calibration_survives_the_disk_and_forms_are_compared() -> None:

@@ -122,7 +122,7 @@ def test_the_published_loss_and_shortcut_train_too(cohort: Cohort, tmp_path: Pat
     config = replace(CONFIG, safe=False, shortcut=1, epochs=1, val_slides=0)
     bundle = train(config, cohort, tmp_path, tissue=TISSUE, machine=MACHINE)
     assert bundle.config["student"]["shortcut"] == 1
-    assert bundle.config["calibration"]["slide"] is None
+    assert bundle.config["calibration"]["slides"] == {}
     assert load(bundle).config.safe is False
 
 
@@ -179,7 +179,7 @@ def test_no_tumour_at_all_learns_normal_tissue_and_says_so(tmp_path: Path) -> No
     assert bundle.config["loss"] == "plain"
     predictor = load(bundle)
     assert predictor.calibration.patch is not None
-    assert predictor.calibration.slide is None
+    assert predictor.calibration.slides == {}
     unseen = Cohort((painted(tmp_path, "u", (200, 200, 300), 9, "test"),))
     assert not scan(predictor, _facts(bundle), unseen, tmp_path / "r", machine=SCANNER).failed
 

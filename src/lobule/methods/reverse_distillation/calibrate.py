@@ -27,13 +27,13 @@ from lobule.methods.reverse_distillation.calibration import (
     Calibration,
     Floats,
     Shared,
-    half,
+    SlideFit,
     of_normal,
     of_patches,
     of_shared,
     of_slides,
 )
-from lobule.methods.reverse_distillation.config import Config
+from lobule.methods.reverse_distillation.config import Config, Form
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor
 from lobule.results.folder import open_results
 from lobule.stitch import State
@@ -66,18 +66,27 @@ def calibrate(
         labels, raw = raw_scores(predictor, samples, torch.device(machine.device))
     patch, notes = _patch_fit(labels, raw, held is None)
     shared = compare_forms(predictor, learned if held is None else held)
-    predictor.calibration = Calibration(patch, half(patch), shared=shared)
+    predictor.calibration = Calibration(patch, shared=shared)
     metrics: dict[str, Any] = {}
     if shared is not None:
         metrics |= {"shared_rank": shared.rank, "shared_error": shared.error}
     if held is None or not predictor.config.val_slides:
         return Told(predictor.calibration, metrics, notes)
-    found = _of_scans(predictor, held, tissue, folder / "calibration", machine)
-    if found is None:
-        notes += ("the validation slides do not tell slides apart: slide scores are not calibrated",)
-        return Told(predictor.calibration, metrics, notes)
-    threshold, fit, told = found
-    return Told(replace(predictor.calibration, threshold=threshold, slide=fit), metrics | told, notes)
+    slides: dict[str, SlideFit] = {}
+    for form in _forms(predictor.config, shared):
+        found = _of_scans(predictor, form, held, tissue, folder / "calibration", machine)
+        if found is None:
+            notes += (f"the validation slides do not tell slides apart ({form} form): not calibrated",)
+            continue
+        slides[form], told = found
+        own = "" if form == predictor.config.form else f"_{form}"
+        metrics |= {f"{name}{own}": value for name, value in told.items()}
+    return Told(replace(predictor.calibration, slides=slides), metrics, notes)
+
+
+def _forms(config: Config, shared: Shared | None) -> tuple[Form, ...]:
+    """The forms whose slide scores are worth fitting: that of the config, and shared, which costs little."""
+    return ("exact", "shared") if config.form == "exact" and shared is not None else (config.form,)
 
 
 def raw_scores(
@@ -169,13 +178,18 @@ def _field(
 
 
 def _of_scans(
-    predictor: AnomalyPredictor, held: Pool, tissue: TissueConfig | None, folder: Path, machine: TrainMachine
-) -> tuple[float, Platt, dict[str, float]] | None:
+    predictor: AnomalyPredictor,
+    form: Form,
+    held: Pool,
+    tissue: TissueConfig | None,
+    folder: Path,
+    machine: TrainMachine,
+) -> tuple[SlideFit, dict[str, float]] | None:
     """Threshold and fit of the slide score, from scans of validation slides of both kinds."""
     chosen = _of_both_kinds(held.slides, predictor.config.val_slides)
     cohort = Cohort(tuple(places.case for places in chosen))
     shutil.rmtree(folder, ignore_errors=True)
-    options = ScanOptions(tissue=tissue, settings={"threshold": "paper"})
+    options = ScanOptions(tissue=tissue, settings={"threshold": "paper", "form": form})
     facts = {"method": "reverse_distillation", "fingerprint": "calibration", "classes": []}
     # the layout is given: choosing the faster would choose other last bits another time
     runs = Machine(machine.device, machine.precision, machine.max_ram, channels_last=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,11 @@ from lobule.nets.anomaly import SLIDE_THRESHOLD, slide_score
 
 Floats = NDArray[np.float64]
 
-CANDIDATES = 60
-"""Thresholds tried for the slide score, beside the published one."""
+CANDIDATES, AROUND = 60, 4
+"""Thresholds tried for the slide score, from the middle of all cells to the highest one; and how many of its
+neighbours on either side count when one is judged."""
+NOTHING_KNOWN = float(np.log(2))
+"""The log loss of saying 1/2."""
 RARE = 0.01
 """Of normal patches, those that may count as tumour where no tumour patch is known."""
 
@@ -34,31 +37,55 @@ class Shared:
 
 
 @dataclass(frozen=True)
+class SlideFit:
+    """The slide score of one form: which cells count, and what their mean says."""
+
+    threshold: float
+    """Cells with at least this raw score count."""
+    slope: float
+    intercept: float
+
+    def probability(self, raw: NDArray[Any]) -> float:
+        """The slide score of its cells' raw scores."""
+        return float(Platt(self.slope, self.intercept)([slide_score(raw, self.threshold)])[0])
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What turns raw scores into those that are reported; without `patch`, the paper's threshold is all."""
 
     patch: Platt | None = None
-    threshold: float = SLIDE_THRESHOLD
-    """Cells with at least this raw score count for the slide score."""
-    slide: Platt | None = None
+    slides: Mapping[str, SlideFit] = field(default_factory=dict)
+    """By form, since shared cells reach neither as high nor as low; empty where slides were not judged."""
     shared: Shared | None = None
 
     def patch_probability(self, raw: ArrayLike) -> Floats:
         assert self.patch is not None
         return self.patch(raw)
 
-    def slide_probability(self, raw: NDArray[Any]) -> float:
+    def of_form(self, form: str) -> SlideFit | None:
+        """The fit of a form, or that of the other one where only it was judged."""
+        return self.slides.get(form) or next(iter(self.slides.values()), None)
+
+    def threshold(self, form: str) -> float:
+        """The raw score from which cells count for the slide score."""
+        fit = self.of_form(form)
+        if fit is not None:
+            return fit.threshold
+        return SLIDE_THRESHOLD if self.patch is None else half(self.patch)
+
+    def slide_probability(self, raw: NDArray[Any], form: str) -> float:
         """The slide score of its cells' raw scores."""
-        if self.slide is not None:
-            return float(self.slide([slide_score(raw, self.threshold)])[0])
-        score = slide_score(raw, self.threshold)
+        fit = self.of_form(form)
+        if fit is not None:
+            return fit.probability(raw)
+        score = slide_score(raw, self.threshold(form))
         return float(self.patch_probability([score])[0]) if score > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "patch": self.patch and asdict(self.patch),
-            "threshold": self.threshold,
-            "slide": self.slide and asdict(self.slide),
+            "slides": {form: asdict(fit) for form, fit in self.slides.items()},
             "shared": self.shared and asdict(self.shared),
         }
 
@@ -66,8 +93,7 @@ class Calibration:
     def from_dict(cls, facts: Mapping[str, Any]) -> Calibration:
         return cls(
             patch=Platt(**facts["patch"]) if facts["patch"] else None,
-            threshold=float(facts["threshold"]),
-            slide=Platt(**facts["slide"]) if facts["slide"] else None,
+            slides={form: SlideFit(**fit) for form, fit in facts["slides"].items()},
             shared=Shared(**facts["shared"]) if facts["shared"] else None,
         )
 
@@ -95,29 +121,41 @@ def half(fit: Platt) -> float:
 
 def of_slides(
     labels: Sequence[bool], cells: Sequence[NDArray[Any]]
-) -> tuple[float, Platt, dict[str, float]] | None:
-    """The threshold whose slide scores tell the slides apart best, the fit of these scores, and how well.
+) -> tuple[SlideFit, dict[str, float]] | None:
+    """The threshold whose slide scores tell the slides apart best, with the fit of them, and how well.
 
-    Best is the smallest log loss after the fit; of equals the lowest threshold. None without both classes.
+    Each threshold has the log loss of its fitted slide scores; best is the one whose neighbourhood is: on a
+    few slides a single threshold, mostly a very high one, can be best by chance. None without both classes.
     """
     if len(set(labels)) < 2:
         return None
     pooled = np.concatenate([np.asarray(own, np.float64).ravel() for own in cells])
-    tried = np.unique([*np.quantile(pooled, np.linspace(0.5, 1, CANDIDATES)), SLIDE_THRESHOLD])
-    best: tuple[float, float, Platt, Floats] | None = None
-    for threshold in tried:
-        scores = np.array([slide_score(own, threshold) for own in cells])
-        fit = fit_platt(labels, scores)
-        if fit is None or fit.slope <= 0:
-            continue
-        loss = log_loss(labels, fit(scores))
-        if loss is not None and (best is None or loss < best[0] - 1e-9):
-            best = (loss, float(threshold), fit, scores)
-    if best is None:
+    if not len(pooled):
         return None
-    loss, threshold, fit, scores = best
+    shares = np.geomspace(0.5, 1 / max(2, len(pooled)), CANDIDATES)  # lesions may be few of many cells
+    tried = np.sort([*np.quantile(pooled, 1 - shares), SLIDE_THRESHOLD])
+    fits = [_fit_slides(labels, cells, float(threshold)) for threshold in tried]
+    if not any(fits):
+        return None
+    losses = np.array([NOTHING_KNOWN if found is None else found[1]["slide_log_loss"] for found in fits])
+    padded = np.pad(losses, AROUND, constant_values=NOTHING_KNOWN)
+    nearby = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1).mean(axis=1)
+    usable = [index for index, found in enumerate(fits) if found is not None]
+    return fits[min(usable, key=lambda index: float(nearby[index]))]
+
+
+def _fit_slides(
+    labels: Sequence[bool], cells: Sequence[NDArray[Any]], threshold: float
+) -> tuple[SlideFit, dict[str, float]] | None:
+    scores = np.array([slide_score(own, threshold) for own in cells])
+    fit = fit_platt(labels, scores)
+    if fit is None or fit.slope <= 0:
+        return None
+    loss = log_loss(labels, fit(scores))
+    if loss is None:
+        return None
     told = {"slide_auc": float(roc_auc_score(labels, scores)), "slide_log_loss": loss}
-    return threshold, fit, told
+    return SlideFit(threshold, fit.slope, fit.intercept), told
 
 
 def of_shared(exact: Floats, shared: Floats) -> Shared:

@@ -31,7 +31,7 @@ from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.findings import Finding, cell_centre, components, non_maximum_suppression
 from lobule.grid import Cells, MapGrid, cells_by_centre
 from lobule.methods.reverse_distillation.calibration import Calibration
-from lobule.methods.reverse_distillation.config import Config
+from lobule.methods.reverse_distillation.config import Config, Form
 from lobule.nets.anomaly import SLIDE_THRESHOLD, Distances, slide_score, smooth, summed, window_means
 from lobule.nets.reverse_distillation import Student, StudentShape
 from lobule.nets.scaling import InputScaling
@@ -44,8 +44,9 @@ from lobule.units import Mpp
 
 HEADROOM = 2.0
 """Bytes really taken over the bytes of the largest layer."""
-BLOCKS = 8
-"""Patches (of the exact form, cells) a side of a field, where memory allows: its pixels are read once."""
+BLOCKS: dict[Form, int] = {"exact": 8, "shared": 12}
+"""Cells of the exact form, patches of the shared one, a side of a field where memory allows. The shared form
+computes the patches at the edges of a field again for the next one."""
 AT_ONCE = {"cpu": 16, "accelerator": 64}
 """Patches of a field that are computed together."""
 PAPER_FINDINGS = 2.0
@@ -95,7 +96,7 @@ class AnomalyPredictor:
             pixels = 18 * self.field_side(config, stride, ratio * blocks) ** 2
             return min(patches, at_once(engine.device)) * one + 6 * patches * config.patch**2 + pixels
 
-        blocks = largest_cells(needs, room, preferred=BLOCKS, what="field of patches")
+        blocks = largest_cells(needs, room, preferred=BLOCKS[config.form], what="field of patches")
         return replace(engine, cells=blocks * ratio, batch=1)
 
     def place(self, engine: EngineSettings, options: ScanOptions) -> None:
@@ -289,8 +290,8 @@ class AnomalyPredictor:
         found = components(layer, l0, mpp=mpp, threshold=0.5, label=name)
         kept = [finding for finding in found if (finding.cells or 0) >= config.min_cells]
         values = {
-            name: self.calibration.slide_probability(raw),
-            ANOMALY: slide_score(raw, self.calibration.threshold),
+            name: self.calibration.slide_probability(raw, config.form),
+            ANOMALY: slide_score(raw, self.calibration.threshold(config.form)),
         }
         ordered = tuple(sorted(kept, key=lambda finding: -finding.score))
         return Result(values, ordered, notes=notes, facts=facts)
