@@ -111,8 +111,11 @@ class AnomalyPredictor:
     def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         config, stride = self.asked(options), self.stride(options)
         # about as many patches as are computed at once: a whole field would take seconds to measure
-        block = math.isqrt(at_once(engine.device))
-        cells = (block - 1) * self._ratio(stride) if config.form == "shared" else block
+        most = at_once(engine.device)
+        if config.form == "shared":  # a mosaic for n patches of cells has up to n + 2 a side
+            cells = self._ratio(stride) * max(1, math.isqrt(most // config.mosaics) - 1)
+        else:
+            cells = math.isqrt(most)
         cells = min(cells, engine.cells)
         side = self.field_side(config, stride, cells)
         pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
