@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Generator
@@ -83,6 +84,17 @@ def test_a_case_of_which_nothing_was_scored_has_failed_and_has_no_score(
 
 CUT = '{"1":'
 SHORT = '{"format": "lobule-result/1", "status": "complete"}'
+WHOLE = {
+    "format": "lobule-result/1", "status": "complete", "scores": {}, "maps": [], "findings": {"count": 0},
+    "notes": [], "error": None,
+}  # fmt: skip
+STRANGE = [
+    json.dumps({**WHOLE, name: value})
+    for name, value in [
+        ("status", "weird"), ("scores", {"mean": None}), ("maps", [1]), ("findings", {}), ("error", "boom"),
+        ("failed", 3),
+    ]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -90,6 +102,7 @@ SHORT = '{"format": "lobule-result/1", "status": "complete"}'
     [
         ("result.json", True, CUT),
         ("result.json", True, SHORT),
+        *[("result.json", True, text) for text in STRANGE],
         ("maps/mean/zarr.json", False, CUT),
         ("failed/mean.json", False, CUT),
     ],

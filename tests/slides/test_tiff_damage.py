@@ -15,6 +15,7 @@ import tifffile
 from lobule.errors import DamagedFile, DamagedTile, TooLarge
 from lobule.geometry import Box
 from lobule.slides import open_slide
+from lobule.slides.cache import PATIENCE
 from lobule.slides.tiff import open_backend
 from tests.slides.made import picture, pyramid, write_tiff
 from tests.slides.tiffs import (
@@ -50,16 +51,27 @@ def grey_frame(data: bytes) -> bytes:
     return imagecodecs.jpeg8_encode(np.full((64, 64), 9, np.uint8), level=50)
 
 
+def without_end(data: bytes) -> bytes:
+    """A frame header that claims to be 4 KB long, so that no scan follows it."""
+    frame = data.index(b"\xff\xc0")
+    return data[: frame + 2] + b"\xff\x11" + data[frame + 4 :]
+
+
+@pytest.mark.parametrize("patience", [PATIENCE, 0])
 @pytest.mark.parametrize(
-    "damage", [truncated, wider, grey_frame, lambda data: b"", lambda data: b"\xff\xd8" + bytes(90)]
+    "damage",
+    [truncated, wider, grey_frame, without_end, lambda data: b"", lambda data: b"\xff\xd8" + bytes(90)],
 )
-def test_one_damaged_jpeg_tile_costs_that_tile(tmp_path: Path, damage: Any) -> None:
+def test_one_damaged_jpeg_tile_costs_that_tile(
+    tmp_path: Path, damage: Any, patience: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lobule.slides.cache.PATIENCE", patience)  # 0: tiles pass through a thread's memory
     path = write_jpeg(tmp_path / "a.tif", pyramid(picture(300, 200), 2))
     good = decoded(path)[0]
     spoil(path, 6, damage)
     with open_slide(path, backend="tiff") as slide:
         with pytest.raises(DamagedTile) as caught:
-            slide.read_level(0, Box(60, 60, 100, 20))
+            slide.read_level(0, Box(64, 64, 64, 64))
         assert (caught.value.level, caught.value.tile_index) == (0, (1, 1))
         assert "(64, 64) 64 × 64" in str(caught.value) and "a.tif" in str(caught.value)
         for box in (Box(0, 0, 300, 64), Box(0, 0, 64, 200), Box(128, 64, 172, 136)):

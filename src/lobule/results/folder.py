@@ -8,7 +8,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,27 @@ PLAN = "plan.json"
 RESULT = "result.json"
 ENGINE = "engine.json"
 """Written once the model runs with the settings asked for; from then on they stay."""
-REQUIRED = {"status": str, "scores": dict, "maps": list, "findings": dict, "notes": list}
-"""What every result has, and of what kind; others read it without a look."""
+SOUND: dict[str, Callable[[Any], bool]] = {
+    "status": lambda status: status in (COMPLETE, PARTIAL, FAILED),
+    "scores": lambda scores: all(isinstance(score, int | float) for score in scores.values()),
+    "maps": lambda maps: all({"name", "cells"} <= set(entry) for entry in maps),
+    "findings": lambda findings: isinstance(findings["count"], int),
+    "notes": lambda notes: isinstance(notes, list),
+    "error": lambda error: error is None or isinstance(error["message"], str),
+    "failed": lambda failed: isinstance(failed, list | None),
+}
+"""What every result says (but for fields that failed), and what it has to be for others to read it."""
 PATIENTS = "patients.json"
 """The hashes of the training patients of the bundle, so that they outlive it."""
 GONE = ".gone"
 """Where cases lie while they are removed: a case is whole or gone, never half there."""
+
+
+def _holds(sound: Callable[[Any], bool], value: object) -> bool:
+    try:
+        return sound(value)
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 class CaseFolder:
@@ -55,7 +70,7 @@ class CaseFolder:
             return None  # a scan took the case up again just now
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise ResultsError("not a result of this format", subject=path, expected=FORMAT)
-        damaged = [name for name, kind in REQUIRED.items() if not isinstance(facts.get(name), kind)]
+        damaged = [name for name, sound in SOUND.items() if not _holds(sound, facts.get(name))]
         if damaged:
             raise DamagedResults(
                 "the result is damaged", subject=path, found="nothing of use as " + ", ".join(damaged)

@@ -50,14 +50,15 @@ class Workplace:
 
     def room_for(self, length: int) -> memoryview:
         """Where the bytes of the next tile go; those of the last one are gone."""
-        if len(self._bytes) < ROOM + length:
+        most = ROOM + len(self.pixels) + length  # a damaged file may promise one huge tile
+        if not ROOM + length <= len(self._bytes) <= most:
             self._bytes = bytearray(ROOM + length)
         return memoryview(self._bytes)[ROOM : ROOM + length]
 
     def with_header(self, header: bytes, replaced: int, length: int) -> memoryview | None:
         """The bytes of the tile, `header` in place of the first `replaced`; None if there is no room."""
         start = ROOM + replaced - len(header)
-        if start < 0:
+        if start < 0 or replaced > length:
             return None
         self._bytes[start : ROOM + replaced] = header
         return memoryview(self._bytes)[start : ROOM + length]
@@ -91,6 +92,8 @@ def parse_header(data: Bytes) -> Header:
         at += 2 + length
     if frame is None:
         raise ValueError("the stream has no frame header")
+    if at > end:
+        raise ValueError("the stream ends before its first scan")
     return Header(*frame, at, tuple(cuts))
 
 

@@ -150,7 +150,7 @@ class TiffBackend:
         valid = layer.valid(column, row)
         try:
             return decode_tile(layer.coding, planes, tile, valid, reduce, place)
-        except (RuntimeError, TypeError, IndexError, OverflowError, MemoryError) as error:
+        except (RuntimeError, TypeError, IndexError, OverflowError, MemoryError, BufferError) as error:
             raise ValueError(
                 f"{type(error).__name__}: {error}"
             ) from error  # whatever a codec says of bad bytes

@@ -305,6 +305,9 @@ def test_each_form_has_its_own_slide_score() -> None:
     assert both.slide_probability(raw, "shared") == pytest.approx(1 / (1 + np.exp(-(4.0 * 1.2 - 2.0))))
     only = Calibration(Platt(3.0, -4.0), {"exact": exact})
     assert only.slide_probability(raw, "shared") == only.slide_probability(raw, "exact")
+    useless = Calibration(Platt(3.0, -4.0), {"exact": None, "shared": shared})
+    assert useless.threshold("exact") == pytest.approx(4 / 3), "judged, and found to tell nothing apart"
+    assert Calibration.from_dict(useless.to_dict()) == useless
     assert Calibration(Platt(3.0, -4.0)).threshold("exact") == pytest.approx(4 / 3)
     assert Calibration().threshold("shared") == anomaly.SLIDE_THRESHOLD
 

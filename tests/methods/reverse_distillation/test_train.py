@@ -20,7 +20,7 @@ from lobule.engines.scan import Machine, scan
 from lobule.engines.train import FitProgress
 from lobule.errors import ConfigError, ModelError, ResultsError
 from lobule.losses import distillation_loss, focal_distillation_loss
-from lobule.methods.reverse_distillation import Config, load, train
+from lobule.methods.reverse_distillation import AnomalyPredictor, Config, load, train
 from lobule.methods.reverse_distillation.budget import spend
 from lobule.methods.reverse_distillation.config import RANDOM
 from lobule.methods.reverse_distillation.predictor import ANOMALY
@@ -98,6 +98,23 @@ def test_the_bundle_says_what_was_learned_from(trained: Bundle) -> None:
     assert trained.metrics["slide_auc"] == 1.0
     assert trained.metrics["shared_rank"] > 0.5
     assert any("random" in note for note in trained.provenance["notes"])
+
+
+def test_a_form_that_cannot_be_scanned_costs_no_training(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fields of the shared form need more memory than those of the exact one."""
+    plain = AnomalyPredictor.settle
+
+    def settle(self: AnomalyPredictor, engine: Any, room: int, options: Any) -> Any:
+        if self.asked(options).form == "shared":
+            raise ConfigError("the smallest field of patches does not fit under the memory ceiling")
+        return plain(self, engine, room, options)
+
+    monkeypatch.setattr(AnomalyPredictor, "settle", settle)
+    bundle = train(replace(CONFIG, epochs=1), cohort, tmp_path, tissue=TISSUE, machine=MACHINE)
+    assert set(bundle.config["calibration"]["slides"]) == {"exact"}
+    assert "the shared form are not calibrated" in " ".join(bundle.provenance["notes"])
 
 
 def test_a_killed_training_ends_with_the_same_bytes(trained: Bundle, cohort: Cohort, tmp_path: Path) -> None:

@@ -72,10 +72,17 @@ def calibrate(
         metrics |= {"shared_rank": shared.rank, "shared_error": shared.error}
     if held is None or not predictor.config.val_slides:
         return Told(predictor.calibration, metrics, notes)
-    slides: dict[str, SlideFit] = {}
+    slides: dict[str, SlideFit | None] = {}
     for form in _forms(predictor.config, shared):
-        found = _of_scans(predictor, form, held, tissue, folder / "calibration", machine)
+        try:
+            found = _of_scans(predictor, form, held, tissue, folder / "calibration", machine)
+        except ConfigError as error:  # such as memory for its fields; what nobody asked for costs no training
+            if form == predictor.config.form:
+                raise
+            notes += (f"slide scores of the {form} form are not calibrated: {error}",)
+            continue
         if found is None:
+            slides[form] = None
             notes += (f"the validation slides do not tell slides apart ({form} form): not calibrated",)
             continue
         slides[form], told = found

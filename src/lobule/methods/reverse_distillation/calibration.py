@@ -55,8 +55,9 @@ class Calibration:
     """What turns raw scores into those that are reported; without `patch`, the paper's threshold is all."""
 
     patch: Platt | None = None
-    slides: Mapping[str, SlideFit] = field(default_factory=dict)
-    """By form, since shared cells reach neither as high nor as low; empty where slides were not judged."""
+    slides: Mapping[str, SlideFit | None] = field(default_factory=dict)
+    """By form, since shared cells reach neither as high nor as low; None for one whose scores do not tell the
+    validation slides apart, and empty where there were none."""
     shared: Shared | None = None
 
     def patch_probability(self, raw: ArrayLike) -> Floats:
@@ -65,7 +66,9 @@ class Calibration:
 
     def of_form(self, form: str) -> SlideFit | None:
         """The fit of a form, or that of the other one where only it was judged."""
-        return self.slides.get(form) or next(iter(self.slides.values()), None)
+        if form in self.slides:
+            return self.slides[form]
+        return next(iter(self.slides.values()), None)
 
     def threshold(self, form: str) -> float:
         """The raw score from which cells count for the slide score."""
@@ -85,7 +88,7 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         return {
             "patch": self.patch and asdict(self.patch),
-            "slides": {form: asdict(fit) for form, fit in self.slides.items()},
+            "slides": {form: fit and asdict(fit) for form, fit in self.slides.items()},
             "shared": self.shared and asdict(self.shared),
         }
 
@@ -93,7 +96,7 @@ class Calibration:
     def from_dict(cls, facts: Mapping[str, Any]) -> Calibration:
         return cls(
             patch=Platt(**facts["patch"]) if facts["patch"] else None,
-            slides={form: SlideFit(**fit) for form, fit in facts["slides"].items()},
+            slides={form: fit and SlideFit(**fit) for form, fit in facts["slides"].items()},
             shared=Shared(**facts["shared"]) if facts["shared"] else None,
         )
 
