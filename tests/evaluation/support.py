@@ -55,6 +55,7 @@ def put(
         {
             "format": FORMAT, "case": case, "status": status, "scores": dict(scores), "images": images,
             "failed": [{}] * failed, "error": None if error is None else {"message": error},
+            "maps": [], "findings": {"count": len(detections or ())}, "notes": [],
         },
     )  # fmt: skip
     if detections is not None:
