@@ -42,7 +42,7 @@ def _case(case: CaseFolder) -> dict[str, Any]:
     facts["findings"] = result["findings"]["count"]
     facts["maps"] = {entry["name"]: entry["cells"] for entry in result["maps"]}
     facts["failed_fields"] = len(result.get("failed", []))
-    if result["error"]:
+    if result.get("error"):
         facts["error"] = result["error"]["message"]
     return facts
 

@@ -10,7 +10,9 @@ import numpy as np
 from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.cohort import Case
 from lobule.engines.train import TrainMachine
+from lobule.measures.calibration import Platt
 from lobule.methods.reverse_distillation import Config
+from lobule.methods.reverse_distillation.calibration import Calibration, Shared, SlideFit
 from lobule.tissue import TissueConfig
 from tests.engines.support import write_slide
 
@@ -24,6 +26,7 @@ SMALL: dict[str, Any] = {
 CONFIG = Config(**SMALL)
 MACHINE = TrainMachine(device="cpu", precision="float32", workers=2)
 TISSUE = TissueConfig(mpp=8.0)
+CALIBRATION = Calibration(Platt(3.0, -4.0), {"exact": SlideFit(1.2, 2.0, -1.0)}, Shared(0.9, 0.1, 50))
 TUMOUR_COLOUR = (120, 60, 150)
 
 Square = tuple[int, int, int]

@@ -15,32 +15,21 @@ from lobule.bundles import read_bundle
 from lobule.cohort import Cohort
 from lobule.engines.passes import EngineSettings, ScanOptions
 from lobule.engines.scan import Machine, scan
-from lobule.errors import BundleError, ConfigError, LobuleError, ModelError
+from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.geometry import Box
 from lobule.measures.calibration import Platt
-from lobule.methods.reverse_distillation import AnomalyPredictor, Config, convert, load, save
-from lobule.methods.reverse_distillation.calibration import (
-    Calibration,
-    Shared,
-    SlideFit,
-    half,
-    of_normal,
-    of_patches,
-    of_shared,
-    of_slides,
-)
+from lobule.methods.reverse_distillation import AnomalyPredictor, Config, load, save
 from lobule.nets import anomaly
-from lobule.nets.reverse_distillation import Student, StudentShape
+from lobule.nets.reverse_distillation import Student
 from lobule.nets.teachers import teacher
 from lobule.results import open_results
 from lobule.stitch import State
 from tests.engines.support import cohort_of, pixels_of, tree, write_slide
-from tests.methods.reverse_distillation.support import SMALL, TISSUE, painted
+from tests.methods.reverse_distillation.support import CALIBRATION, SMALL, TISSUE, painted
 
 MACHINE = Machine(device="cpu", precision="float32", readers=2, lanes=2, channels_last=True)
 FACTS = {"method": "reverse_distillation", "fingerprint": "f", "classes": ["normal", "tumour"]}
 WIDTH, HEIGHT = 229, 170
-CALIBRATION = Calibration(Platt(3.0, -4.0), {"exact": SlideFit(1.2, 2.0, -1.0)}, Shared(0.9, 0.1, 50))
 EVERYWHERE = ScanOptions(tissue=None)
 
 
@@ -247,82 +236,7 @@ def test_the_calibrated_slide_score_is_the_tuned_one(slide: Path, tmp_path: Path
     assert scores["tumour"] == pytest.approx(float(Platt(2.0, -1.0)([mean])[0]), abs=1e-5)
 
 
-def test_patches_are_calibrated_only_where_tumour_scores_higher() -> None:
-    rng = np.random.default_rng(0)
-    labels = np.arange(4000) % 2 == 1
-    raw = rng.normal(np.where(labels, 2.0, 1.0), 0.5)
-    fit = of_patches(labels, raw)
-    assert fit is not None
-    # two normal distributions of equal spread: log odds are linear, with slope 1 / 0.25 and middle 1.5
-    assert fit.slope == pytest.approx(4, rel=0.1)
-    assert half(fit) == pytest.approx(1.5, abs=0.05)
-    assert of_patches(labels, -raw) is None
-    assert of_patches(labels[:1], raw[:1]) is None
-    normal = of_normal(raw[~labels])
-    assert (raw[~labels] > half(normal)).mean() == pytest.approx(0.01, abs=0.002)
-    assert normal(np.median(raw[~labels])) == pytest.approx(0.01)
-
-
-def test_the_threshold_of_slides_is_the_one_that_tells_them_apart() -> None:
-    """Every slide has a floor of noise below 1; tumour slides have a few cells at 1.5."""
-    rng = np.random.default_rng(1)
-    cells = [rng.uniform(0, 1, 500) for _ in range(12)]
-    labels = [number % 2 == 0 for number in range(12)]
-    for number in range(0, 12, 2):
-        cells[number][:5] = 1.5
-    found = of_slides(labels, cells)
-    assert found is not None
-    fit, told = found
-    assert 1 < fit.threshold <= 1.5
-    assert told["slide_auc"] == 1
-    assert fit.probability(cells[0]) > 0.5 > fit.probability(cells[1])
-    assert of_slides(labels[::2], cells[::2]) is None
-
-
-def test_a_threshold_that_is_best_by_chance_is_not_taken() -> None:
-    """Tumour slides have more high cells; one normal slide has the highest cell of all but one."""
-    rng = np.random.default_rng(3)
-    cells = [rng.uniform(0, 1, 400) for _ in range(10)]
-    labels = [number < 5 for number in range(10)]
-    for number in range(5):
-        cells[number][:60] += 0.3
-    for number in range(5):
-        cells[number][0] = 1.9 + 0.01 * number
-    for number in range(5, 10):
-        cells[number][0] = 1.9 - 0.01 * number
-    found = of_slides(labels, cells)
-    assert found is not None
-    assert found[0].threshold < 1.4, "between the highest cells lies a threshold that tells all slides apart"
-    assert found[1]["slide_auc"] == 1
-
-
-def test_each_form_has_its_own_slide_score() -> None:
-    exact, shared = SlideFit(1.2, 2.0, -1.0), SlideFit(0.9, 4.0, -2.0)
-    raw = np.array([0.5, 1.0, 1.4])
-    both = Calibration(Platt(3.0, -4.0), {"exact": exact, "shared": shared})
-    assert (both.threshold("exact"), both.threshold("shared")) == (1.2, 0.9)
-    assert both.slide_probability(raw, "exact") == pytest.approx(1 / (1 + np.exp(-(2.0 * 1.4 - 1.0))))
-    assert both.slide_probability(raw, "shared") == pytest.approx(1 / (1 + np.exp(-(4.0 * 1.2 - 2.0))))
-    only = Calibration(Platt(3.0, -4.0), {"exact": exact})
-    assert only.slide_probability(raw, "shared") == only.slide_probability(raw, "exact")
-    useless = Calibration(Platt(3.0, -4.0), {"exact": None, "shared": shared})
-    assert useless.threshold("exact") == pytest.approx(4 / 3), "judged, and found to tell nothing apart"
-    assert Calibration.from_dict(useless.to_dict()) == useless
-    assert Calibration(Platt(3.0, -4.0)).threshold("exact") == pytest.approx(4 / 3)
-    assert Calibration().threshold("shared") == anomaly.SLIDE_THRESHOLD
-
-
-def test_a_calibration_survives_the_disk_and_forms_are_compared() -> None:
-    assert Calibration.from_dict(CALIBRATION.to_dict()) == CALIBRATION
-    exact = np.array([1.0, 2.0, 3.0, 4.0])
-    told = of_shared(exact, np.array([1.1, 1.9, 3.2, 4.0]))
-    assert (told.rank, told.cells) == (1.0, 4)
-    assert told.error == pytest.approx(0.1)
-    assert of_shared(exact, -exact).rank == -1
-    assert of_shared(np.ones(3), exact[:3]).rank == 0
-
-
-# -- bundles and checkpoints --------------------------------------------------------------------------------
+# -- bundles ------------------------------------------------------------------------------------------------
 
 
 def test_a_bundle_needs_nothing_from_elsewhere(slide: Path, tmp_path: Path) -> None:
@@ -345,55 +259,6 @@ def test_a_bundle_needs_nothing_from_elsewhere(slide: Path, tmp_path: Path) -> N
     model.write_text(json.dumps(facts).replace('"tiny"', '"resnet18"'))
     with pytest.raises(ModelError, match="do not fit"):
         load(read_bundle(tmp_path / "bundle"))
-
-
-@pytest.mark.parametrize("shortcut", [1, 3])
-def test_a_published_checkpoint_becomes_a_bundle(tmp_path: Path, shortcut: int) -> None:
-    """In the original naming: RD4AD's or FW-RD's shortcut, an old memory bank, the prefix of several GPUs."""
-    torch.manual_seed(0)
-    frozen = teacher("squeezenet1_1")
-    shape = frozen.student_shape(shortcut)
-    student = Student(shape).eval()
-    checkpoint = {
-        "bn": {f"module.{name}": value for name, value in student.bn.state_dict().items()},
-        "decoder": {**student.decoder.state_dict(), "memory.units": torch.zeros(3)},
-    }
-    torch.save(checkpoint, tmp_path / "wres.pth")
-    torch.save(frozen.stages.state_dict(), tmp_path / "teacher.pth")
-    out = tmp_path / "bundle"
-    bundle = convert(tmp_path / "wres.pth", out, teacher_weights=str(tmp_path / "teacher.pth"))
-    assert bundle.config["teacher"] == "squeezenet1_1"
-    assert bundle.provenance["form"] == ("FW-RD" if shortcut == 3 else "RD4AD")
-    predictor = load(bundle)
-    assert (predictor.config.threshold, predictor.config.patch, predictor.config.stride) == ("paper", 256, 64)
-    images = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        maps = frozen(images)
-        for ours, theirs in zip(predictor.net.student(maps), student(maps), strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-6)
-
-
-def test_checkpoints_that_are_none_are_refused(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, ...]:
-            return (print, ("run",))
-
-    torch.save({"bn": Evil(), "decoder": {}}, tmp_path / "evil.pth")
-    torch.save({"bn": {"a": torch.zeros(1)}, "decoder": {}}, tmp_path / "other.pth")
-    odd = Student(StudentShape((8, 16, 32)))
-    torch.save({"bn": odd.bn.state_dict(), "decoder": odd.decoder.state_dict()}, tmp_path / "odd.pth")
-    for name, told in (
-        ("evil.pth", "cannot be read"),
-        ("other.pth", "no reverse distillation checkpoint"),
-        ("odd.pth", "no known teacher"),
-        ("none.pth", "no such weights file"),
-    ):
-        with pytest.raises(LobuleError, match=told):
-            convert(tmp_path / name, tmp_path / "out")
-    with pytest.raises(ConfigError, match="another teacher"):
-        torch.save(teacher("tiny").stages.state_dict(), tmp_path / "tiny.pth")
-        weights = str(tmp_path / "tiny.pth")
-        convert(tmp_path / "odd.pth", tmp_path / "out", teacher="tiny", teacher_weights=weights)
 
 
 # -- what cannot be -----------------------------------------------------------------------------------------
