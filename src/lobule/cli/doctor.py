@@ -86,6 +86,7 @@ def machine_report(ask_torch: bool) -> dict[str, Any]:
         "libraries": libraries(),
         "openslide_library": openslide_library(),
         "codecs": codecs(),
+        "libturbojpeg": libturbojpeg(),
         "cores": machine.cores(),
         "memory": machine.memory(),
         "disk": machine.disk(),
@@ -143,6 +144,15 @@ def codecs() -> dict[str, bool]:
     return {name: bool(getattr(imagecodecs, name).available) for name in CODECS}
 
 
+def libturbojpeg() -> str | None:
+    try:
+        from lobule.slides import libturbojpeg as turbo
+    except ImportError:
+        return None
+    found = turbo.library()
+    return None if found is None else found.path
+
+
 def machine_text(data: dict[str, Any]) -> str:
     wrong = [library for library in data["libraries"] if library["state"] != "ok"]
     right = len(data["libraries"]) - len(wrong)
@@ -154,6 +164,7 @@ def machine_text(data: dict[str, Any]) -> str:
     ]
     if missing := [name for name, there in data["codecs"].items() if not there]:
         lines.append(("", f"missing: {', '.join(missing)}"))
+    lines.append(("libturbojpeg", data["libturbojpeg"] or "none: JPEG tiles are read a little slower"))
     share = f" (container: {core['container']:g})" if core["container"] else ""
     lines.append(("cores", f"{core['usable']:g} usable of {core['machine']}{share}"))
     limit = f" (container: {_size(memory['container'])})" if memory["container"] else ""

@@ -12,7 +12,7 @@ DEFAULT_BYTES = 64 << 20
 """Budget of one slide's cache: two rows of 512-px tiles of a slide 20,000 px wide."""
 
 
-PATIENCE = 16 << 20
+PATIENCE = 4 << 20
 """Bytes of tiles taken whole and not asked for again after which such tiles pass by."""
 
 
@@ -67,18 +67,18 @@ class TileCache:
                     break
             with other:  # until the other thread is done
                 pass
+        tile = None
         try:
             tile = decode() if keep or in_passing is None else in_passing()
-            with self._lock:
-                self.decodes += 1
-                if keep:
-                    self._keep(key, tile, whole)
-                else:
-                    self._remember(key, tile.nbytes)
             return tile
         finally:
             with self._lock:
                 del self._under_way[key]
+                self.decodes += tile is not None
+                if tile is not None and keep:
+                    self._keep(key, tile, whole)
+                elif tile is not None:
+                    self._remember(key, tile.nbytes)
             mine.release()
 
     @property

@@ -20,15 +20,20 @@ import numpy as np
 from lobule.errors import DamagedFile, DamagedTile, TooLarge
 from lobule.files import is_url, not_readable, open_url
 from lobule.geometry import Box, Size, level_step, tiles_over
+from lobule.slides import libturbojpeg
 from lobule.slides.backend import RGB, FoundMpp, Level
 from lobule.slides.cache import DEFAULT_BYTES, TileCache
-from lobule.slides.jpeg import Bytes, Workplace
+from lobule.slides.jpeg import EOI, Bytes, Workplace
 from lobule.slides.tiff_facts import Layer, TiffFacts, read_facts
 from lobule.slides.tile_codecs import JPEG, decode_tile
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_ASSOCIATED_PIXELS = 1 << 28
 REDUCTIONS = (1, 2, 4, 8)
+REFUSALS = 8
+"""Tiles of a level that may be decoded twice since libturbojpeg would not have them; then it is not asked."""
+SPOILED = (ValueError, RuntimeError, TypeError, IndexError, OverflowError, MemoryError, BufferError)
+"""Whatever a codec says of bad bytes."""
 
 
 def open_backend(path: str) -> TiffBackend | None:
@@ -60,6 +65,8 @@ class TiffBackend:
         self.blank = 255
         """The value of tiles that the file leaves out."""
         self._workplaces = threading.local()
+        self._refused = [0] * len(facts.levels)
+        """Tiles of each level that seemed sound and could not be decoded straight into their place."""
         self._layers = facts.levels
         self._beside = facts.associated
         self._file = Ranges(path)
@@ -84,13 +91,15 @@ class TiffBackend:
             y, x = max(-top, 0), max(-left, 0)
             into = out[top + y : top + tile_height, left + x : left + tile_width]
             height, width = into.shape[:2]
-            # no name is kept for the tile: let go at once, its memory is still warm for the next
-            into[...] = self.cache.get(
+            tile = self.cache.get(
                 (level, reduce, column, row),
                 partial(self._decode, level, column, row, reduce),
                 whole=height == tile_height and width == tile_width,
-                in_passing=partial(self._decode, level, column, row, reduce, True),
-            )[y : y + height, x : x + width]
+                in_passing=partial(self._decode, level, column, row, reduce, into),
+            )
+            if tile is not into:
+                into[...] = tile[y : y + height, x : x + width]
+            del tile  # let go at once: its memory is still warm for the next
         return out
 
     def read_associated(self, name: str) -> RGB:
@@ -117,12 +126,41 @@ class TiffBackend:
 
     # -- one tile -----------------------------------------------------------------------------------------
 
-    def _decode(self, level: int, column: int, row: int, reduce: int, in_passing: bool = False) -> RGB:
+    def _decode(self, level: int, column: int, row: int, reduce: int, spot: RGB | None = None) -> RGB:
+        """One tile of a level.
+
+        `spot`, if given, is where all of it is wanted, and by nobody else: what comes back is that, with the
+        tile in it, or memory of this thread that holds the tile until the next.
+        """
         layer = self._layers[level]
+        if spot is not None and self._straight(level, column, row, spot):
+            return spot
         try:
-            return self._pixels(layer, column, row, reduce, self._workplace(layer) if in_passing else None)
+            return self._pixels(layer, column, row, reduce, None if spot is None else self._workplace(layer))
         except ValueError as error:
             raise self._damaged(level, column, row, str(error)) from error
+
+    def _straight(self, level: int, column: int, row: int, spot: RGB) -> bool:
+        """Whether a JPEG tile was decoded into its rows of a larger picture, reduced to the size of `spot`.
+
+        If not, `spot` may hold anything; the long way decodes the tile, or says what is wrong with it.
+        """
+        layer, turbo = self._layers[level], libturbojpeg.library()
+        coding, index = layer.coding, row * layer.columns + column
+        place = self._workplace(layer)
+        if turbo is None or place is None or coding.samples not in (1, 3) or self._refused[level] == REFUSALS:
+            return False
+        try:
+            data = self._fetch(int(layer.offsets[0, index]), int(layer.lengths[0, index]), place)
+            stream, header = coding.completed(data, place)
+        except SPOILED:
+            return False
+        declared = header.width, header.height, header.samples
+        if declared != (layer.tile.width, layer.tile.height, coding.samples) or stream[-2:] != EOI:
+            return False
+        done = isinstance(stream, memoryview) and turbo.decode_into(stream, spot)
+        self._refused[level] += not done
+        return done
 
     def _workplace(self, layer: Layer) -> Workplace | None:
         """Memory of this thread for JPEG tiles of one plane; other codecs make their own."""
@@ -150,10 +188,10 @@ class TiffBackend:
         valid = layer.valid(column, row)
         try:
             return decode_tile(layer.coding, planes, tile, valid, reduce, place)
-        except (RuntimeError, TypeError, IndexError, OverflowError, MemoryError, BufferError) as error:
-            raise ValueError(
-                f"{type(error).__name__}: {error}"
-            ) from error  # whatever a codec says of bad bytes
+        except ValueError:
+            raise
+        except SPOILED as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
 
     def _fetch(self, offset: int, length: int, place: Workplace | None) -> Bytes:
         if offset + length > self._file.size:

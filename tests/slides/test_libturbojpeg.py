@@ -1,0 +1,228 @@
+"""Tiles decoded straight into the box asked for: the same pixels, the same errors, nothing beyond."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import simplejpeg
+import tifffile
+
+from lobule.errors import DamagedTile
+from lobule.geometry import Box
+from lobule.slides import libturbojpeg, open_slide
+from lobule.slides.libturbojpeg import TurboJpeg
+from lobule.slides.tiff import REFUSALS
+from tests.slides.made import picture, pyramid
+from tests.slides.tiffs import backend_of, write_jpeg, ycbcr_stream
+
+
+@pytest.fixture
+def turbo() -> TurboJpeg:
+    found = libturbojpeg.library()
+    if found is None:
+        pytest.skip("no libturbojpeg here: the wheel `turbojpeg` has none for this platform, nor the system")
+    return found
+
+
+@pytest.fixture
+def tiles_pass_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tile that is taken whole stays in the cache, from the first one on."""
+    monkeypatch.setattr("lobule.slides.cache.PATIENCE", 0)
+
+
+@pytest.fixture
+def asked(turbo: TurboJpeg, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What the library answered, tile by tile."""
+    answers: list[bool] = []
+    decode_into = TurboJpeg.decode_into
+
+    def noted(self: TurboJpeg, *args: Any) -> bool:
+        answers.append(decode_into(self, *args))
+        return answers[-1]
+
+    monkeypatch.setattr(TurboJpeg, "decode_into", noted)
+    return answers
+
+
+@pytest.mark.usefixtures("tiles_pass_by")
+@pytest.mark.parametrize("reduce", [1, 2, 4, 8])
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "rgb"])
+def test_pixels_are_those_of_the_long_way(
+    tmp_path: Path, subsampling: str, reduce: int, asked: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jpeg(tmp_path / "a.tif", pyramid(picture(400, 300), 2), subsampling=subsampling)
+    with open_slide(path, backend="tiff") as slide:
+        straight = [slide.read_level(k, Box(0, 0, *slide.reduced_size(k, reduce)), reduce) for k in (0, 1)]
+    assert len(asked) == 6 * 4 + 3 * 2 and all(asked)  # those that lie inside their level
+    monkeypatch.setattr(libturbojpeg, "library", lambda: None)
+    with open_slide(path, backend="tiff") as slide:
+        for level, pixels in enumerate(straight):
+            box = Box(0, 0, *slide.reduced_size(level, reduce))
+            assert np.array_equal(slide.read_level(level, box, reduce), pixels)
+    assert len(asked) == 6 * 4 + 3 * 2
+
+
+@pytest.mark.usefixtures("tiles_pass_by")
+def test_grey_tiles_are_grey(tmp_path: Path, asked: list[bool]) -> None:
+    grey = picture(128, 128)[..., 0]
+    streams = [
+        imagecodecs.jpeg8_encode(np.ascontiguousarray(grey[y : y + 64, x : x + 64]), level=85)
+        for y in (0, 64)
+        for x in (0, 64)
+    ]
+    tifffile.imwrite(
+        tmp_path / "a.tif", iter(streams), shape=(128, 128), dtype="uint8", tile=(64, 64),
+        compression="jpeg", photometric="minisblack", metadata=None,
+    )  # fmt: skip
+    with open_slide(tmp_path / "a.tif", backend="tiff") as slide:
+        pixels = slide.read_level(0, Box(0, 0, 128, 128))
+    assert asked == [True] * 4
+    assert np.array_equal(pixels[..., 0], tifffile.imread(tmp_path / "a.tif"))
+    assert np.array_equal(pixels, np.repeat(pixels[..., :1], 3, axis=2))
+
+
+def test_nothing_is_written_beyond_the_place(turbo: TurboJpeg) -> None:
+    """Also not where the stream is larger than its place, or no reduction of it."""
+    for width, height in [(64, 64), (128, 64), (64, 128), (1000, 700), (67, 3)]:
+        stream = bytearray(ycbcr_stream(picture(width, height), "420"))
+        around = np.full((96, 100, 3), 77, np.uint8)
+        turbo.decode_into(memoryview(stream), around[16:80, 20:84])
+        around[16:80, 20:84] = 77
+        assert (around == 77).all(), (width, height)
+
+
+def test_places_that_are_no_rows_of_rgb_are_refused(turbo: TurboJpeg) -> None:
+    stream = memoryview(bytearray(ycbcr_stream(picture(64, 64), "420")))
+    sheet = np.zeros((64, 128, 3), np.uint8)
+    read_only = np.zeros((64, 64, 3), np.uint8)
+    read_only.flags.writeable = False
+    for place in (sheet[:, ::2], sheet[::-1, :64], sheet[..., ::-1][:, :64], np.zeros((64, 64, 4), np.uint8)):
+        with pytest.raises(ValueError, match="rows of RGB"):
+            turbo.decode_into(stream, place)
+    with pytest.raises(TypeError):
+        turbo.decode_into(stream, read_only)
+
+
+@pytest.mark.parametrize("cut", [3, 100, 700])
+def test_a_cut_stream_is_not_sound(turbo: TurboJpeg, cut: int) -> None:
+    whole = ycbcr_stream(picture(64, 64), "420")
+    place = np.zeros((64, 64, 3), np.uint8)
+    assert turbo.decode_into(memoryview(bytearray(whole)), place)
+    assert np.array_equal(place, simplejpeg.decode_jpeg(whole))
+    assert not turbo.decode_into(memoryview(bytearray(whole[:-cut])), place)
+
+
+@pytest.mark.parametrize("subsampling", ["444", "420"])
+def test_flipped_bits_stay_inside_the_place(turbo: TurboJpeg, subsampling: str) -> None:
+    rng = np.random.default_rng(3)
+    whole = ycbcr_stream(picture(64, 64), subsampling)
+    scan = whole.index(b"\xff\xda")  # what comes before is our own parser's affair
+    sound = 0
+    for _ in range(400):
+        stream = bytearray(whole)
+        places = rng.integers(0, len(stream), rng.integers(1, 5))
+        for at in places:
+            stream[at] ^= 1 << int(rng.integers(8))
+        around = np.full((96, 100, 3), 77, np.uint8)
+        done = turbo.decode_into(memoryview(stream), around[16:80, 20:84])
+        place = around[16:80, 20:84].copy()
+        around[16:80, 20:84] = 77
+        assert (around == 77).all()
+        if done and min(places) > scan + 14:
+            sound += 1
+            assert np.array_equal(place, simplejpeg.decode_jpeg(bytes(stream)))
+    assert sound > 20
+
+
+@pytest.mark.usefixtures("tiles_pass_by")
+def test_a_damaged_tile_is_named_and_its_neighbours_stay(tmp_path: Path, turbo: TurboJpeg) -> None:
+    path = write_jpeg(tmp_path / "a.tif", [picture(256, 192)])
+    with tifffile.TiffFile(path) as tif:
+        offset, length = tif.pages[0].dataoffsets[5], tif.pages[0].databytecounts[5]
+    data = bytearray(path.read_bytes())
+    data[offset + length // 2 : offset + length] = bytes(length - length // 2)
+    path.write_bytes(data)
+    with open_slide(path, backend="tiff") as slide:
+        with pytest.raises(DamagedTile) as caught:
+            slide.read_level(0, Box(0, 0, 256, 192))
+        assert caught.value.tile_index == (1, 1)
+        assert slide.read_level(0, Box(0, 128, 256, 64)).std() > 1
+
+
+@pytest.mark.usefixtures("tiles_pass_by")
+def test_missing_tiles_stay_white_and_are_no_refusals(tmp_path: Path, turbo: TurboJpeg) -> None:
+    path = write_jpeg(tmp_path / "a.tif", [picture(640, 64)])
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        counts = list(tif.pages[0].databytecounts)
+        for tag, values in (("TileByteCounts", [*[0] * 9, counts[9]]),):
+            tif.pages[0].tags[tag].overwrite(values)
+    backend = backend_of(path)
+    pixels = backend.read(0, Box(0, 0, 640, 64))
+    assert (pixels[:, :576] == 255).all() and pixels[:, 576:].std() > 1
+    assert backend._refused == [0]
+
+
+@pytest.mark.usefixtures("tiles_pass_by")
+def test_streams_that_it_will_not_have_are_asked_a_few_times_only(
+    tmp_path: Path, asked: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros between the last scan and the end are a warning to it; the long way takes them."""
+
+    def padded(pixels: Any, subsampling: str) -> bytes:
+        return ycbcr_stream(pixels, subsampling)[:-2] + bytes(8) + b"\xff\xd9"
+
+    monkeypatch.setattr("tests.slides.tiffs.ycbcr_stream", padded)
+    path = write_jpeg(tmp_path / "a.tif", [picture(640, 128)])
+    monkeypatch.undo()
+    monkeypatch.setattr("lobule.slides.cache.PATIENCE", 0)
+    good = write_jpeg(tmp_path / "b.tif", [picture(640, 128)])
+    backends = backend_of(path), backend_of(good)
+    pixels = [backend.read(0, Box(0, 0, 640, 128)) for backend in backends]
+    assert np.array_equal(*pixels)
+    assert [backend._refused for backend in backends] == [[REFUSALS], [0]]
+
+
+@pytest.mark.usefixtures("tiles_pass_by")
+def test_threads_decode_at_once(tmp_path: Path, turbo: TurboJpeg) -> None:
+    path = write_jpeg(tmp_path / "a.tif", [picture(640, 640)])
+    backend = backend_of(path)
+    boxes = [Box(x, y, 128, 128) for y in range(0, 640, 128) for x in range(0, 640, 128)] * 8
+    alone = {(box.x, box.y): backend.read(0, box) for box in boxes[:25]}
+    with ThreadPoolExecutor(8) as pool:
+        for box, pixels in zip(boxes, pool.map(lambda box: backend.read(0, box), boxes), strict=True):
+            assert np.array_equal(pixels, alone[box.x, box.y])
+
+
+def test_a_thread_takes_its_decompressor_with_it(turbo: TurboJpeg, monkeypatch: pytest.MonkeyPatch) -> None:
+    destroyed: list[int] = []
+    monkeypatch.setattr(turbo, "_destroy", destroyed.append)
+    handles: list[int] = []
+    thread = threading.Thread(target=lambda: handles.append(turbo._handle()))
+    thread.start()
+    thread.join()
+    assert destroyed == handles and handles[0] != turbo._handle()
+    TurboJpeg(turbo.path)._destroy(handles[0])
+
+
+def test_without_any_library_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: Any) -> Iterator[str]:
+        yield "libthatisnowhere.so"
+
+    monkeypatch.setattr(libturbojpeg, "_candidates", nothing)
+    assert libturbojpeg.library.__wrapped__() is None
+
+
+def test_the_systems_library_is_taken_where_the_wheel_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(name: str) -> None:
+        raise libturbojpeg.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(libturbojpeg.importlib.metadata, "files", gone)
+    monkeypatch.setattr(libturbojpeg, "find_library", lambda name: f"lib{name}.so.0")
+    assert list(libturbojpeg._candidates()) == ["libturbojpeg.so.0"]
