@@ -35,6 +35,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from lobule.allocator import keep_freed_memory
 from lobule.geometry import Box
 from measure import report
 
@@ -311,6 +312,7 @@ def main() -> None:
         paint(Path(given.paint), plan.tissue)
         return
     if given.one:
+        keep_freed_memory()  # as the command line does at its start
         kind, slide, folder = given.one
         print(json.dumps(one(kind, Path(slide), Path(folder), plan)))
         return

@@ -12,7 +12,7 @@ import lobule
 SOURCE = Path(lobule.__file__).parent
 
 ORDER: list[list[str]] = [
-    ["units", "errors", "geometry", "settings"],
+    ["units", "errors", "geometry", "settings", "allocator"],
     ["resize", "tissue", "color", "grid", "stitch", "findings", "augment", "nets", "losses", "measures"],
     ["files", "cohort", "slides", "mammograms", "annotations", "phantoms", "bundles", "results", "features"],
     ["engines"],
@@ -33,9 +33,9 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
 """File-reading libraries and the files that may import them; phantoms and exports write with them too."""
 
 NO_TORCH = {
-    "units", "errors", "geometry", "settings", "resize", "tissue", "color", "grid", "findings", "measures",
-    "files", "cohort", "slides", "mammograms", "annotations", "phantoms", "results", "features", "server",
-    "report", "exports", "evaluation", "cli",
+    "units", "errors", "geometry", "settings", "allocator", "resize", "tissue", "color", "grid", "findings",
+    "measures", "files", "cohort", "slides", "mammograms", "annotations", "phantoms", "results", "features",
+    "server", "report", "exports", "evaluation", "cli",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lobule import __version__
+from lobule.allocator import give_back, keep_freed_memory
 from lobule.cohort import Case, Cohort
 from lobule.engines.cases import CaseRunner, Progress
 from lobule.engines.passes import EngineSettings, Predictor, ScanOptions
@@ -99,7 +100,10 @@ def scan(
         begin_results(out, settings)  # a shard that began together with this one may have asked otherwise
         readers = machine.readers or available_cores()
         runner = CaseRunner(predictor, results, options, engine, bundle, cohort, progress, retry_failed)
-        runner.run(cases, readers, int(machine.max_ram * CACHE_SHARE))
+        try:
+            runner.run(cases, readers, int(machine.max_ram * CACHE_SHARE))
+        finally:
+            give_back()
         write_summary(results)
     return _report(results, cases, progress)
 
@@ -132,6 +136,8 @@ def _settle(
     Where the model runs and how many batches at once is the machine's affair, and changes no result.
     """
     device = choose_device(machine.device)
+    if device == "cpu":
+        keep_freed_memory()
     lanes, threads = lanes_for(device, available_cores())
     lanes = machine.lanes or lanes
     place = results.path / ENGINE

@@ -22,7 +22,7 @@ from lobule.stitch import State
 
 PASS = "features"
 COLUMN = "features"
-BATCH, BATCH_ON_CPU = 256, 16
+BATCH, BATCH_ON_CPU = 256, 8
 """The last batch of a case is padded: a CPU gains nothing from large ones, and would compute the padding."""
 HEADROOM = 2.0
 

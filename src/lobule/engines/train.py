@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from lobule.allocator import give_back, keep_freed_memory
 from lobule.engines.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from lobule.engines.fit_options import (
     FitOptions,
@@ -164,6 +165,8 @@ def fit(
     each process has its share of every batch in `batches`, and their gradients are averaged.
     """
     shown, among = progress or FitProgress(), ranks or Ranks()
+    if torch.device(options.device).type == "cpu":
+        keep_freed_memory()
     run = _Run(module, loss, batches, options, Path(folder), groups, validate, shown, among)
     try:
         run.resume()
@@ -172,6 +175,7 @@ def fit(
         return run.finish()
     finally:
         run.close()
+        give_back()
 
 
 class _Run:

@@ -13,7 +13,7 @@ DEFAULT_BYTES = 64 << 20
 
 
 PATIENCE = 4 << 20
-"""Bytes of tiles taken whole and not asked for again after which such tiles pass by."""
+"""Bytes of tiles taken whole and not asked for again after which such tiles pass by, to begin with."""
 
 
 class TileCache:
@@ -24,7 +24,7 @@ class TileCache:
 
     A tile that a read took whole is wanted again only where reads overlap. Once `PATIENCE` bytes of such
     tiles have come and none was asked for again, no more of them are kept, which spares their way through
-    memory; the first that would have been found again turns this off.
+    memory. Each that would have been found again makes this begin anew, with four times the patience.
     """
 
     def __init__(self, budget_bytes: int = DEFAULT_BYTES) -> None:
@@ -37,6 +37,7 @@ class TileCache:
         self._lock = threading.Lock()
         self._taken_whole: set[Hashable] = set()  # those kept, and not asked for again
         self._unasked_bytes = 0  # of tiles taken whole since one was asked for again
+        self._patience = PATIENCE
         self._let_go: OrderedDict[Hashable, int] = OrderedDict()  # not kept, with their bytes
         self._let_go_bytes = 0
 
@@ -101,7 +102,8 @@ class TileCache:
         if came_back is not None:
             self._let_go_bytes -= came_back
             self._unasked_bytes = 0
-        return not whole or self._unasked_bytes < min(self.budget_bytes, PATIENCE)
+            self._patience = min(4 * self._patience, self.budget_bytes)
+        return not whole or self._unasked_bytes < min(self.budget_bytes, self._patience)
 
     def _keep(self, key: Hashable, tile: RGB, whole: bool) -> None:
         if whole:

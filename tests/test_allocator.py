@@ -1,0 +1,70 @@
+"""Freed memory that stays with the process, and goes back at the end; each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc of glibc alone is asked")
+
+CHILD = """
+import json, resource, sys, threading
+from pathlib import Path
+keep = sys.argv[1] == "keep"
+from lobule.allocator import give_back, keep_freed_memory
+told = [keep_freed_memory(), keep_freed_memory()] if keep else []
+
+def pages():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+def work(times):
+    for _ in range(times):
+        [b"1" * (48 << 20) for _ in range(2)]
+
+def faults_of(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    thread = threading.Thread(target=work, args=(times,))
+    thread.start()
+    thread.join()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+at_first = pages()
+first, later, held = faults_of(1), faults_of(4), pages() - at_first
+give_back()
+print(json.dumps({"told": told, "first": first, "later": later, "held": held, "after": pages() - at_first}))
+"""
+
+
+def told_by(what: str, **environment: str) -> dict[str, Any]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC", "GLIBC"))}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, what],
+        env=clean | {"OPENBLAS_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_large_blocks_of_a_thread_are_used_again() -> None:
+    kept, plain = told_by("keep"), told_by("plain")
+    block = (48 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert kept["told"] == [True, True]
+    assert plain["later"] > 4 * block  # each round takes its pages anew
+    assert kept["later"] < block  # of three and more blocks a round
+    assert kept["first"] >= 2 * block  # the test would not see faults otherwise
+    assert kept["held"] > 2 * block > 4 * kept["after"]
+
+
+@pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_"])
+def test_what_the_user_says_stays(name: str) -> None:
+    value = "glibc.malloc.arena_max=4" if name == "GLIBC_TUNABLES" else "4"
+    assert told_by("keep", **{name: value})["told"] == [False, False]
