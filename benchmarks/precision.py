@@ -42,7 +42,7 @@ def main() -> None:
     torch.manual_seed(0)
     one, other = torch.randn(1024, 1024), torch.randn(1024, 1024)
     half_one, half_other = one.bfloat16(), other.bfloat16()
-    layer = torch.nn.Conv2d(128, 128, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layer = torch.nn.Conv2d(128, 128, 3, padding=1).to(memory_format=torch.channels_last)
     image = torch.randn(8, 128, 56, 56).to(memory_format=torch.channels_last)
     net = torchvision.models.resnet18().eval().to(memory_format=torch.channels_last)
     tiles = torch.randn(8, 3, 224, 224).to(memory_format=torch.channels_last)
