@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
+import sys
 from functools import cache
 from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 _LARGEST = 2**31 - 1
-_SAID = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+_SAID = (
+    "GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_",
+    "MALLOC_TRIM_THRESHOLD_",
+)  # fmt: skip
 
 
 @cache
@@ -40,7 +43,12 @@ def give_back() -> None:
 
 
 def _glibc() -> Any:
-    if platform.libc_ver()[0] != "glibc":
+    if sys.platform != "linux":
         return None
-    libc = ctypes.CDLL(None)
+    try:
+        if not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
+            return None
+        libc = ctypes.CDLL(None)
+    except (OSError, ValueError):  # another C library, which does not know the question
+        return None
     return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

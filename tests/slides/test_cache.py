@@ -122,3 +122,25 @@ def test_overlapping_reads_keep_what_they_take_whole() -> None:
             if wanted >= 0:
                 cache.get(wanted, lambda: tile(1), whole=True)
     assert cache.decodes == 400
+
+
+def test_who_waits_is_let_go_even_if_the_bookkeeping_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, inside, gate = TileCache(100 * TILE), threading.Event(), threading.Event()
+
+    def decode() -> RGB:
+        inside.set()
+        gate.wait(5)
+        return tile(7)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with ThreadPoolExecutor(2) as pool:
+        monkeypatch.setattr(cache, "_keep", fail)
+        first = pool.submit(cache.get, "a", decode)
+        inside.wait(5)
+        second = pool.submit(cache.get, "a", lambda: tile(8))
+        gate.set()
+        for future in (first, second):
+            with pytest.raises(MemoryError):
+                future.result(5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import importlib.metadata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +16,7 @@ import tifffile
 
 from lobule.errors import DamagedTile
 from lobule.geometry import Box
-from lobule.slides import libturbojpeg, open_slide
+from lobule.slides import RGB, libturbojpeg, open_slide
 from lobule.slides.libturbojpeg import TurboJpeg
 from lobule.slides.tiff import REFUSALS
 from tests.slides.made import picture, pyramid
@@ -69,6 +69,67 @@ def test_pixels_are_those_of_the_long_way(
     assert len(asked) == 6 * 4 + 3 * 2
 
 
+@pytest.mark.usefixtures("tiles_pass_by", "turbo")
+@pytest.mark.parametrize("reduce", [1, 2, 4, 8])
+def test_what_lies_beyond_the_level_is_not_averaged_in(
+    tmp_path: Path, reduce: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """441 px: reduced by 8 its last tile has all of its 8 columns, though they are not all of the level."""
+
+    def with_black(pixels: RGB, tile: int) -> list[RGB]:
+        height, width = (-(-length // tile) * tile for length in pixels.shape[:2])
+        padded = np.zeros((height, width, 3), np.uint8)
+        padded[: pixels.shape[0], : pixels.shape[1]] = pixels
+        return [
+            padded[y : y + tile, x : x + tile] for y in range(0, height, tile) for x in range(0, width, tile)
+        ]
+
+    monkeypatch.setattr("tests.slides.tiffs.tile_frames", with_black)
+    path = write_jpeg(tmp_path / "a.tif", [np.full((255, 441, 3), 230, np.uint8)])
+    with open_slide(path, backend="tiff") as slide:
+        size = slide.reduced_size(0, reduce)
+        whole = slide.read_level(0, Box(0, 0, *size), reduce)
+        corner = slide.read_level(0, Box(size.width - 3, size.height - 3, 3, 3), reduce)
+    assert whole.min() > 200
+    assert np.array_equal(whole[-3:, -3:], corner)
+
+
+def without_tables(pixels: RGB, subsampling: str) -> bytes:
+    """A stream that lacks its quantisation tables."""
+    stream = ycbcr_stream(pixels, subsampling)
+    kept, at = stream[:2], 2
+    while stream[at + 1] != 0xDA:
+        length = 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        kept += b"" if stream[at + 1] == 0xDB else stream[at : at + length]
+        at += length
+    return kept + stream[at:]
+
+
+def hiding_a_smaller_one(pixels: RGB, subsampling: str) -> bytes:
+    """A stream with a whole picture of 8 px in a segment of no known kind."""
+    small = ycbcr_stream(picture(8, 8), "444")[2:]
+    segment = b"\xff\x00" + (2 + len(small)).to_bytes(2, "big") + small
+    return b"\xff\xd8" + segment + ycbcr_stream(pixels, subsampling)[2:]
+
+
+@pytest.mark.usefixtures("tiles_pass_by")
+@pytest.mark.parametrize("spoilt", [without_tables, hiding_a_smaller_one])
+def test_a_spoilt_header_is_damage_also_after_a_sound_slide(
+    tmp_path: Path, spoilt: Any, asked: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = write_jpeg(tmp_path / "a.tif", [picture(128, 128)])
+    streams = [spoilt(picture(64, 64), "420") for _ in range(4)]
+    path = tmp_path / "b.tif"
+    tifffile.imwrite(
+        path, iter(streams), shape=(128, 128, 3), dtype="uint8", tile=(64, 64), compression="jpeg",
+        photometric="ycbcr", subsampling=(2, 2), metadata=None,
+    )  # fmt: skip
+    assert backend_of(sound).read(0, Box(0, 0, 128, 128)).std() > 1
+    assert asked == [True] * 4
+    with pytest.raises(DamagedTile):
+        backend_of(path).read(0, Box(0, 0, 128, 128))
+
+
 @pytest.mark.usefixtures("tiles_pass_by")
 def test_grey_tiles_are_grey(tmp_path: Path, asked: list[bool]) -> None:
     grey = picture(128, 128)[..., 0]
@@ -93,7 +154,7 @@ def test_nothing_is_written_beyond_the_place(turbo: TurboJpeg) -> None:
     for width, height in [(64, 64), (128, 64), (64, 128), (1000, 700), (67, 3)]:
         stream = bytearray(ycbcr_stream(picture(width, height), "420"))
         around = np.full((96, 100, 3), 77, np.uint8)
-        turbo.decode_into(memoryview(stream), around[16:80, 20:84])
+        turbo.decode_into(memoryview(stream), width, height, around[16:80, 20:84])
         around[16:80, 20:84] = 77
         assert (around == 77).all(), (width, height)
 
@@ -105,18 +166,18 @@ def test_places_that_are_no_rows_of_rgb_are_refused(turbo: TurboJpeg) -> None:
     read_only.flags.writeable = False
     for place in (sheet[:, ::2], sheet[::-1, :64], sheet[..., ::-1][:, :64], np.zeros((64, 64, 4), np.uint8)):
         with pytest.raises(ValueError, match="rows of RGB"):
-            turbo.decode_into(stream, place)
+            turbo.decode_into(stream, 64, 64, place)
     with pytest.raises(TypeError):
-        turbo.decode_into(stream, read_only)
+        turbo.decode_into(stream, 64, 64, read_only)
 
 
 @pytest.mark.parametrize("cut", [3, 100, 700])
 def test_a_cut_stream_is_not_sound(turbo: TurboJpeg, cut: int) -> None:
     whole = ycbcr_stream(picture(64, 64), "420")
     place = np.zeros((64, 64, 3), np.uint8)
-    assert turbo.decode_into(memoryview(bytearray(whole)), place)
+    assert turbo.decode_into(memoryview(bytearray(whole)), 64, 64, place)
     assert np.array_equal(place, simplejpeg.decode_jpeg(whole))
-    assert not turbo.decode_into(memoryview(bytearray(whole[:-cut])), place)
+    assert not turbo.decode_into(memoryview(bytearray(whole[:-cut])), 64, 64, place)
 
 
 @pytest.mark.parametrize("subsampling", ["444", "420"])
@@ -131,7 +192,7 @@ def test_flipped_bits_stay_inside_the_place(turbo: TurboJpeg, subsampling: str) 
         for at in places:
             stream[at] ^= 1 << int(rng.integers(8))
         around = np.full((96, 100, 3), 77, np.uint8)
-        done = turbo.decode_into(memoryview(stream), around[16:80, 20:84])
+        done = turbo.decode_into(memoryview(stream), 64, 64, around[16:80, 20:84])
         place = around[16:80, 20:84].copy()
         around[16:80, 20:84] = 77
         assert (around == 77).all()
@@ -169,16 +230,19 @@ def test_missing_tiles_stay_white_and_are_no_refusals(tmp_path: Path, turbo: Tur
     assert backend._refused == [0]
 
 
-@pytest.mark.usefixtures("tiles_pass_by")
+@pytest.mark.usefixtures("turbo")
+@pytest.mark.parametrize(
+    ("ending", "refused"), [(bytes(8) + b"\xff\xd9", REFUSALS), (b"", REFUSALS), (b"\xff\xd9\0", 0)]
+)
 def test_streams_that_it_will_not_have_are_asked_a_few_times_only(
-    tmp_path: Path, asked: list[bool], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ending: bytes, refused: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Zeros between the last scan and the end are a warning to it; the long way takes them."""
+    """Zeros before the end, or no end at all, are a warning to it; the long way takes them."""
 
-    def padded(pixels: Any, subsampling: str) -> bytes:
-        return ycbcr_stream(pixels, subsampling)[:-2] + bytes(8) + b"\xff\xd9"
+    def ended(pixels: Any, subsampling: str) -> bytes:
+        return ycbcr_stream(pixels, subsampling)[:-2] + ending
 
-    monkeypatch.setattr("tests.slides.tiffs.ycbcr_stream", padded)
+    monkeypatch.setattr("tests.slides.tiffs.ycbcr_stream", ended)
     path = write_jpeg(tmp_path / "a.tif", [picture(640, 128)])
     monkeypatch.undo()
     monkeypatch.setattr("lobule.slides.cache.PATIENCE", 0)
@@ -186,7 +250,7 @@ def test_streams_that_it_will_not_have_are_asked_a_few_times_only(
     backends = backend_of(path), backend_of(good)
     pixels = [backend.read(0, Box(0, 0, 640, 128)) for backend in backends]
     assert np.array_equal(*pixels)
-    assert [backend._refused for backend in backends] == [[REFUSALS], [0]]
+    assert [backend._refused for backend in backends] == [[refused], [0]]
 
 
 @pytest.mark.usefixtures("tiles_pass_by")
@@ -200,17 +264,6 @@ def test_threads_decode_at_once(tmp_path: Path, turbo: TurboJpeg) -> None:
             assert np.array_equal(pixels, alone[box.x, box.y])
 
 
-def test_a_thread_takes_its_decompressor_with_it(turbo: TurboJpeg, monkeypatch: pytest.MonkeyPatch) -> None:
-    destroyed: list[int] = []
-    monkeypatch.setattr(turbo, "_destroy", destroyed.append)
-    handles: list[int] = []
-    thread = threading.Thread(target=lambda: handles.append(turbo._handle()))
-    thread.start()
-    thread.join()
-    assert destroyed == handles and handles[0] != turbo._handle()
-    TurboJpeg(turbo.path)._destroy(handles[0])
-
-
 def test_without_any_library_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(*_: Any) -> Iterator[str]:
         yield "libthatisnowhere.so"
@@ -221,8 +274,8 @@ def test_without_any_library_there_is_none(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_systems_library_is_taken_where_the_wheel_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(name: str) -> None:
-        raise libturbojpeg.importlib.metadata.PackageNotFoundError(name)
+        raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(libturbojpeg.importlib.metadata, "files", gone)
+    monkeypatch.setattr("importlib.metadata.files", gone)
     monkeypatch.setattr(libturbojpeg, "find_library", lambda name: f"lib{name}.so.0")
     assert list(libturbojpeg._candidates()) == ["libturbojpeg.so.0"]

@@ -73,14 +73,16 @@ class TileCache:
             tile = decode() if keep or in_passing is None else in_passing()
             return tile
         finally:
-            with self._lock:
-                del self._under_way[key]
-                self.decodes += tile is not None
-                if tile is not None and keep:
-                    self._keep(key, tile, whole)
-                elif tile is not None:
-                    self._remember(key, tile.nbytes)
-            mine.release()
+            try:
+                with self._lock:
+                    del self._under_way[key]
+                    self.decodes += tile is not None
+                    if tile is not None and keep:
+                        self._keep(key, tile, whole)
+                    elif tile is not None:
+                        self._remember(key, tile.nbytes)
+            finally:
+                mine.release()
 
     @property
     def held_bytes(self) -> int:

@@ -10,12 +10,9 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import sys
-import threading
-import weakref
 from collections.abc import Iterator
 from ctypes.util import find_library
 from functools import cache
-from typing import Any
 
 from lobule.slides.backend import RGB
 
@@ -55,46 +52,40 @@ class TurboJpeg:
         self.path = path
         functions = ctypes.CDLL(path)
         self._init, self._destroy = functions.tjInitDecompress, functions.tjDestroy
-        self._decompress = functions.tjDecompress2
-        address, number = ctypes.c_void_p, ctypes.c_int
+        self._header, self._decompress = functions.tjDecompressHeader3, functions.tjDecompress2
+        address, number, answer = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int)
+        stream = address, ctypes.c_ulong
         self._init.restype, self._destroy.argtypes = address, [address]
-        self._decompress.argtypes = [
-            address, address, ctypes.c_ulong, address, number, number, number, number, number
-        ]  # fmt: skip
-        self._threads = threading.local()
+        self._header.argtypes = [address, *stream, answer, answer, answer, answer]
+        self._decompress.argtypes = [address, *stream, address, number, number, number, number, number]
 
-    def decode_into(self, stream: memoryview, spot: RGB) -> bool:
-        """Whether a sound stream now fills `spot`, reduced to its size; `stream` must be writable memory.
+    def decode_into(self, stream: memoryview, width: int, height: int, spot: RGB) -> bool:
+        """Whether a sound stream of `width` × `height` px now fills `spot`, reduced to its size.
 
-        False, also for what is a mere warning, leaves anything in `spot`. Nothing is written beyond it: what
-        does not fit is reduced or refused. A size that `spot` is no reduction of fills a part of it only, so
-        the caller must know what the stream declares.
+        `stream` must be writable memory. False, also for what is a mere warning, leaves anything in `spot`,
+        and nothing beyond it.
         """
-        height, width, samples = spot.shape
+        rows, columns, samples = spot.shape
         pitch, step, one = spot.strides
-        if (samples, step, one) != (3, 3, 1) or pitch < 3 * width:
+        if (samples, step, one) != (3, 3, 1) or pitch < 3 * columns:
             raise ValueError("the place of a picture must be rows of RGB bytes")
         data, pixels = ctypes.c_char.from_buffer(stream), ctypes.c_char.from_buffer(spot[0])
-        done: int = self._decompress(
-            self._handle(), ctypes.byref(data), len(stream), ctypes.byref(pixels),
-            width, pitch, height, _RGB, _ACCURATE_DCT,
-        )  # fmt: skip
-        return done == 0
-
-    def _handle(self) -> int:
-        """The decompressor of this thread."""
-        try:
-            mine: _Decompressor = self._threads.mine
-        except AttributeError:
-            mine = self._threads.mine = _Decompressor(self._init(), self._destroy)
-        return mine.handle
-
-
-class _Decompressor:
-    """One thread's; let go with the thread."""
-
-    def __init__(self, handle: int | None, destroy: Any) -> None:
+        # a decompressor keeps the tables of one stream, and would lend them to the next that lacks its own
+        handle = self._init()
         if not handle:
-            raise MemoryError("libturbojpeg has no memory for a decompressor")
-        self.handle = handle
-        weakref.finalize(self, destroy, handle)
+            return False
+        try:
+            # the library's own word on the size: a smaller picture would leave a part of `spot` as it was
+            answers = [ctypes.c_int() for _ in range(4)]
+            said = map(ctypes.byref, answers)
+            if self._header(handle, ctypes.byref(data), len(stream), *said):
+                return False
+            if (answers[0].value, answers[1].value) != (width, height):
+                return False
+            done: int = self._decompress(
+                handle, ctypes.byref(data), len(stream), ctypes.byref(pixels),
+                columns, pitch, rows, _RGB, _ACCURATE_DCT,
+            )  # fmt: skip
+            return done == 0
+        finally:
+            self._destroy(handle)

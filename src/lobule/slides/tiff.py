@@ -23,7 +23,7 @@ from lobule.geometry import Box, Size, level_step, tiles_over
 from lobule.slides import libturbojpeg
 from lobule.slides.backend import RGB, FoundMpp, Level
 from lobule.slides.cache import DEFAULT_BYTES, TileCache
-from lobule.slides.jpeg import EOI, Bytes, Workplace
+from lobule.slides.jpeg import Bytes, Workplace
 from lobule.slides.tiff_facts import Layer, TiffFacts, read_facts
 from lobule.slides.tile_codecs import JPEG, decode_tile
 
@@ -146,19 +146,25 @@ class TiffBackend:
         If not, `spot` may hold anything; the long way decodes the tile, or says what is wrong with it.
         """
         layer, turbo = self._layers[level], libturbojpeg.library()
-        coding, index = layer.coding, row * layer.columns + column
+        coding, tile, index = layer.coding, layer.tile, row * layer.columns + column
         place = self._workplace(layer)
-        if turbo is None or place is None or coding.samples not in (1, 3) or self._refused[level] == REFUSALS:
+        if turbo is None or place is None or coding.samples not in (1, 3) or self._refused[level] >= REFUSALS:
+            return False
+        if layer.valid(column, row) != tile:  # what lies beyond the level must not be averaged in
             return False
         try:
             data = self._fetch(int(layer.offsets[0, index]), int(layer.lengths[0, index]), place)
+            if not data:
+                return False
             stream, header = coding.completed(data, place)
         except SPOILED:
             return False
         declared = header.width, header.height, header.samples
-        if declared != (layer.tile.width, layer.tile.height, coding.samples) or stream[-2:] != EOI:
-            return False
-        done = isinstance(stream, memoryview) and turbo.decode_into(stream, spot)
+        done = (
+            declared == (tile.width, tile.height, coding.samples)
+            and isinstance(stream, memoryview)
+            and turbo.decode_into(stream, tile.width, tile.height, spot)
+        )
         self._refused[level] += not done
         return done
 
