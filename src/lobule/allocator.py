@@ -38,8 +38,8 @@ def keep_freed_memory() -> bool:
 
 def give_back() -> None:
     """Hand what was kept back to the system, at the end of the work that it was kept for."""
-    if keep_freed_memory.cache_info().currsize and (libc := _glibc()) is not None:
-        libc.malloc_trim(0)
+    if keep_freed_memory.cache_info().currsize and keep_freed_memory():
+        _glibc().malloc_trim(0)
 
 
 def _glibc() -> Any:

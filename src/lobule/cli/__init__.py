@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its status: 0 done, 1 some cases failed, 2 wrong use."""
     import sys
 
-    from lobule.allocator import keep_freed_memory
-
-    keep_freed_memory()  # before any library has threads, each with an arena of its own
     try:
+        from lobule.allocator import keep_freed_memory
+
+        keep_freed_memory()  # before any library has threads, each with an arena of its own
         from lobule.cli.frame import LazyGroup, run
 
         sys.exit(run(LazyGroup("lobule", COMMANDS, help=ABOUT, version=True), arguments))

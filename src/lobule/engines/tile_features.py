@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lobule.engines.passes import Batch, EngineSettings, Fields, OpenCase, Pass, TableSpec
-from lobule.engines.placement import activation_bytes, placed
+from lobule.engines.placement import SLICE, activation_bytes, placed
 from lobule.errors import CaseError, ConfigError
 from lobule.geometry import Lattice
 from lobule.grid import MapGrid, share_in_cells
@@ -22,8 +22,9 @@ from lobule.stitch import State
 
 PASS = "features"
 COLUMN = "features"
-BATCH, BATCH_ON_CPU = 256, 8
-"""The last batch of a case is padded: a CPU gains nothing from large ones, and would compute the padding."""
+BATCH = 256
+"""Tiles of a batch, but on a CPU: that gains nothing from more than it computes at once, and would compute
+what the last batch of a case is padded with."""
 HEADROOM = 2.0
 
 WAITING = 12
@@ -120,7 +121,7 @@ class TileEncoder:
         return one + WAITING * 3 * self.tiling.tile_px**2
 
     def settle(self, engine: EngineSettings, room: int) -> EngineSettings:
-        most = BATCH_ON_CPU if engine.device == "cpu" else BATCH
+        most = SLICE if engine.device == "cpu" else BATCH
         return replace(engine, batch=max(1, min(most, room // self.bytes_of_tile())))
 
     def place(self, engine: EngineSettings) -> None:
