@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lobule.methods.chowder.bags import Bag
 from lobule.methods.chowder.checks import auc_of, counterfactual, tile_auc
 from lobule.methods.chowder.config import Config
-from lobule.methods.chowder.ensemble import Ensemble, Told, localise
+from lobule.methods.chowder.ensemble import Ensemble, Localisation, Told, localise
 from lobule.methods.chowder.fit import fit, moments_of
 from lobule.methods.chowder.train import member_seed
 
@@ -65,10 +65,17 @@ class Trial:
     counterfactual: dict[str, Any] | None
 
 
-def trial(
-    row: Row, train: Sequence[Bag], test: Sequence[Bag], inside: dict[str, NDArray[np.bool_]], seed: int
-) -> Trial:
-    """Fit an ensemble with a seed and judge it on bags that it has not seen."""
+@dataclass(frozen=True, eq=False)
+class Unseen:
+    """Bags to judge on, and which of their tiles lie inside an outline."""
+
+    name: str
+    bags: Sequence[Bag]
+    inside: dict[str, NDArray[np.bool_]]
+
+
+def trial(row: Row, train: Sequence[Bag], tests: Sequence[Unseen], seed: int) -> list[Trial]:
+    """Fit an ensemble with a seed and judge it on each set of bags that it has not seen."""
     config = row.config.settled()
     moments = moments_of(train) if config.standardise else None
     members = [
@@ -77,12 +84,16 @@ def trial(
     ]
     ensemble = Ensemble(config, tuple(members))
     told_train = [(bag, ensemble.tell(bag.blocks())) for bag in train]
-    told: list[tuple[Bag, Told]] = [(bag, ensemble.tell(bag.blocks())) for bag in test]
     where = localise(config, told_train, told_train, "the training cases themselves")
+    return [judged(ensemble, where, unseen) for unseen in tests]
+
+
+def judged(ensemble: Ensemble, where: Localisation, unseen: Unseen) -> Trial:
+    told: list[tuple[Bag, Told]] = [(bag, ensemble.tell(bag.blocks())) for bag in unseen.bags]
     tile_aucs = []
     for bag, said in told:
-        if bag.label and bag.case.id in inside:
-            auc = tile_auc(where.values(said.evidence), inside[bag.case.id])
+        if bag.label and bag.case.id in unseen.inside:
+            auc = tile_auc(where.values(said.evidence), unseen.inside[bag.case.id])
             if auc is not None:
                 tile_aucs.append(auc)
     found = auc_of(told)
@@ -126,25 +137,26 @@ def summary(row: Row, trials: Sequence[Trial], labels: Sequence[int], seconds: f
 def fit_all(
     some: Sequence[Row],
     train: Sequence[Bag],
-    test: Sequence[Bag],
-    inside: dict[str, NDArray[np.bool_]],
+    tests: Sequence[Unseen],
     seeds: int = SEEDS,
     *,
     out: Path | None = None,
-    name: str = "",
 ) -> list[dict[str, Any]]:
-    """Every row with every seed; written to a file as they come."""
+    """Every row with every seed, on each set of unseen bags; written to a file as they come."""
     torch.set_num_threads(1)
     found = []
-    labels = [bag.label for bag in test]
     for row in some:
         began = time.perf_counter()
-        trials = [trial(row, train, test, inside, seed) for seed in range(seeds)]
-        found.append({"setting": name, **summary(row, trials, labels, time.perf_counter() - began)})
-        print(line(found[-1]), flush=True)
-        if out is not None:
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found[-1]) + "\n")
+        trials = [trial(row, train, tests, seed) for seed in range(seeds)]
+        seconds = time.perf_counter() - began
+        for number, unseen in enumerate(tests):
+            labels = [bag.label for bag in unseen.bags]
+            own = summary(row, [one[number] for one in trials], labels, seconds)
+            found.append({"setting": unseen.name, **own})
+            print(line(found[-1]), flush=True)
+            if out is not None:
+                with out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(found[-1]) + "\n")
     return found
 
 

@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from chowder_comparators import HEADER, SEEDS, fit_all, line, rows
+from chowder_comparators import HEADER, SEEDS, Unseen, fit_all, line, rows
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -112,12 +112,13 @@ def main() -> None:
     found = []
     for source, target in (patients, patients[::-1]):
         train = gather(Cohort(tuple(every[source])), folder).bags
+        tests = []
         for what, cases in (("four offsets", every[target]), ("plain bags", plain[target])):
-            test = gather(Cohort(tuple(cases)), folder).bags
-            inside = {bag.case.id: inside_of(kit, bag) for bag in test}
-            some = [row for row in rows(asked.members, transmil_epochs=4) if asked.models in row.name]
-            name = f"{source} → {target}, {what}"
-            found += fit_all(some, train, test, inside, asked.seeds, out=asked.out, name=name)
+            bags = gather(Cohort(tuple(cases)), folder).bags
+            inside = {bag.case.id: inside_of(kit, bag) for bag in bags}
+            tests.append(Unseen(f"{source} → {target}, {what}", bags, inside))
+        some = [row for row in rows(asked.members, transmil_epochs=4) if asked.models in row.name]
+        found += fit_all(some, train, tests, asked.seeds, out=asked.out)
     print("\n".join([HEADER, *map(line, found)]))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from chowder_comparators import HEADER, SEEDS, fit_all, line, rows
+from chowder_comparators import HEADER, SEEDS, Unseen, fit_all, line, rows
 
 from lobule.cohort import read_cohort
 from lobule.features import open_features
@@ -91,14 +91,13 @@ def main() -> None:
     print(f"{tiles['train']} and {tiles['test']} tiles; of those in positive test slides, tumour:")
     print(", ".join(f"{name} {found.mean():.2f}" for name, found in inside.items()))
     print(HEADER)
+    weights_said = "random" if asked.random else "trained"
     found = fit_all(
         [row for row in rows(asked.members, transmil_epochs=4) if asked.models in row.name],
         sides["train"],
-        sides["test"],
-        inside,
+        [Unseen(f"{asked.train} → {asked.test} phantoms, {weights_said} net", sides["test"], inside)],
         asked.seeds,
         out=asked.out,
-        name=f"{asked.train} → {asked.test} phantoms, {'random' if asked.random else 'trained'} net",
     )
     print("\n".join([HEADER, *map(line, found)]))
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lobule.allocator import keep_freed_memory
 from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort
 from lobule.engines.opened import Opened
@@ -126,6 +127,7 @@ def _maps(out: Path) -> Any:
 
 
 def main() -> None:
+    keep_freed_memory()  # as the command line does at its start
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     done = prepare(job) if job["do"] == "prepare" else timed_scan(job)
     print(json.dumps(done))

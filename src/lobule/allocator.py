@@ -10,6 +10,7 @@ this before a library has begun some (the command line does) has all of it, what
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from functools import cache
@@ -37,7 +38,11 @@ def keep_freed_memory() -> bool:
 
 
 def give_back() -> None:
-    """Hand what was kept back to the system, at the end of the work that it was kept for."""
+    """Hand what was kept back to the system, at the end of the work that it was kept for.
+
+    Traced nets hold themselves in circles, which only the collector of circles frees.
+    """
+    gc.collect()
     if keep_freed_memory.cache_info().currsize and keep_freed_memory():
         _glibc().malloc_trim(0)
 

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lobule.nets.four_view import ResNet22
+from lobule.nets.four_view import Pooling, ResNet22
 from lobule.nets.squeezed import Axis, Squeezed, axes_of
 from tests.nets.four_view_recipe import made_tensor
 
 WIDTHS = (2, 2, 3, 4, 4)
 
 
-def trunk(channels: int = 1, padding: int = 0) -> ResNet22:
-    net = ResNet22(channels, first_padding=padding, widths=WIDTHS).eval()
+def trunk(channels: int = 1, padding: int = 0, pool: Pooling = "mean") -> ResNet22:
+    net = ResNet22(channels, first_padding=padding, widths=WIDTHS, pool=pool).eval()
     state = {
         key: tensor if tensor.ndim == 0 else torch.from_numpy(made_tensor("t", "s", key, tuple(tensor.shape)))
         for key, tensor in net.state_dict().items()
@@ -45,9 +45,10 @@ def view(shape: tuple[int, int], breast: tuple[int, int, int, int], channels: in
     right=st.integers(0, 700),
     height=st.integers(40, 300),
     padding=st.sampled_from([0, 3]),
+    pool=st.sampled_from(["mean", "max"]),
 )
-def test_means_and_maps_equal_those_of_the_trunk(top, bottom, right, height, padding) -> None:
-    net = trunk(padding=padding)
+def test_pooled_maps_and_maps_equal_those_of_the_trunk(top, bottom, right, height, padding, pool) -> None:
+    net = trunk(padding=padding, pool=pool)
     x = view((top + height + bottom, 200 + right), (top, top + height, 0, 200))
     squeezed = Squeezed(copy.deepcopy(net)).to(memory_format=torch.channels_last)
     with torch.inference_mode():

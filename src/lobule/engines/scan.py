@@ -97,6 +97,7 @@ def scan(
         results = begin_results(out, settings, fresh=fresh)
         with settling(results.path, shard):
             engine = _settle(predictor, results, options, machine, progress)
+        give_back()  # the forms of the model that were tried and not chosen
         begin_results(out, settings)  # a shard that began together with this one may have asked otherwise
         readers = machine.readers or available_cores()
         runner = CaseRunner(predictor, results, options, engine, bundle, cohort, progress, retry_failed)

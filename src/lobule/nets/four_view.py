@@ -23,6 +23,7 @@ ANGLES: tuple[Literal["cc", "mlo"], ...] = ("cc", "mlo")
 VIEWS = ("L-CC", "R-CC", "L-MLO", "R-MLO")
 TARGETS = ("left_benign", "right_benign", "left_malignant", "right_malignant")
 """Rows of the four-view outputs; column 1 is the positive one."""
+Pooling = Literal["mean", "max"]
 NOISE = 0.01
 """Spread of the noise added to the standardised input while training."""
 
@@ -65,8 +66,16 @@ class Block(nn.Module):
 class ResNet22(nn.Module):
     """The trunk: (N, channels, H, W) to a map (N, 256, h, w) about 64 times smaller."""
 
-    def __init__(self, channels: int = 1, *, first_padding: int = 0, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(
+        self,
+        channels: int = 1,
+        *,
+        first_padding: int = 0,
+        widths: Sequence[int] = WIDTHS,
+        pool: Pooling = "mean",
+    ) -> None:
         super().__init__()
+        self.pool = pool
         self.first_conv = nn.Conv2d(channels, widths[0], 7, 2, padding=first_padding, bias=False)
         self.first_pool = nn.MaxPool2d(3, 2)
         inputs = [widths[0], *widths[:-1]]
@@ -83,18 +92,18 @@ class ResNet22(nn.Module):
         return F.relu(self.final_bn(z))
 
     def pooled(self, x: Tensor) -> Tensor:
-        """(N, 256): the mean of the map."""
+        """(N, 256): the mean of the map as published, or its maximum."""
         seen: Tensor = self(x)
-        return seen.mean(dim=(2, 3))
+        return seen.amax(dim=(2, 3)) if self.pool == "max" else seen.mean(dim=(2, 3))
 
 
 class Trunks(nn.Module):
     """One trunk for both CC views and one for both MLO views."""
 
-    def __init__(self, channels: int, widths: Sequence[int]) -> None:
+    def __init__(self, channels: int, widths: Sequence[int], pool: Pooling) -> None:
         super().__init__()
-        self.cc = ResNet22(channels, widths=widths)
-        self.mlo = ResNet22(channels, widths=widths)
+        self.cc = ResNet22(channels, widths=widths, pool=pool)
+        self.mlo = ResNet22(channels, widths=widths, pool=pool)
 
     def forward(self, view: str, x: Tensor) -> Tensor:
         trunk = self.mlo if view.endswith("MLO") else self.cc
@@ -117,10 +126,10 @@ class OutputLayer(nn.Module):
 class ViewWise(nn.Module):
     """Joins left and right of each angle; the best of the published models."""
 
-    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS, pool: Pooling = "mean") -> None:
         super().__init__()
         features = 2 * widths[-1]
-        self.four_view_resnet = Trunks(channels, widths)
+        self.four_view_resnet = Trunks(channels, widths, pool)
         self.fc1_cc, self.fc1_mlo = nn.Linear(features, features), nn.Linear(features, features)
         self.output_layer_cc, self.output_layer_mlo = OutputLayer(features), OutputLayer(features)
 
@@ -146,10 +155,10 @@ class SideWise(nn.Module):
     As the paper describes it. Its sizes are those of `ViewWise`, and no reference was there to test against.
     """
 
-    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS, pool: Pooling = "mean") -> None:
         super().__init__()
         features = 2 * widths[-1]
-        self.four_view_resnet = Trunks(channels, widths)
+        self.four_view_resnet = Trunks(channels, widths, pool)
         self.fc1_left, self.fc1_right = nn.Linear(features, features), nn.Linear(features, features)
         self.output_layer_left, self.output_layer_right = OutputLayer(features, 2), OutputLayer(features, 2)
 
@@ -176,10 +185,10 @@ class Joint(nn.Module):
     As the paper describes it. Its sizes are ours, and no reference was there to test against.
     """
 
-    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS, pool: Pooling = "mean") -> None:
         super().__init__()
         features = len(VIEWS) * widths[-1]
-        self.four_view_resnet = Trunks(channels, widths)
+        self.four_view_resnet = Trunks(channels, widths, pool)
         self.fc1_joint = nn.Linear(features, features // 2)
         self.output_layer_joint = OutputLayer(features // 2)
 
@@ -210,10 +219,10 @@ def _pooled(trunks: nn.Module, views: Mapping[str, Tensor]) -> dict[str, Tensor]
 class ImageWise(nn.Module):
     """Scores each view by itself, so a view may be missing."""
 
-    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS, pool: Pooling = "mean") -> None:
         super().__init__()
         features = widths[-1]
-        self.four_view_resnet = Trunks(channels, widths)
+        self.four_view_resnet = Trunks(channels, widths, pool)
         for view in VIEWS:
             name = _head_name(view)
             self.add_module(f"fc1_{name}", nn.Linear(features, features))

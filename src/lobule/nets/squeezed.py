@@ -131,11 +131,12 @@ class PlainBlock(nn.Module):
 
 
 class Squeezed(nn.Module):
-    """A trunk in evaluation mode: (N, channels, H, W) to the mean of its map (N, 256)."""
+    """A trunk in evaluation mode: (N, channels, H, W) to its pooled map (N, 256)."""
 
     def __init__(self, trunk: ResNet22) -> None:
         super().__init__()
         trunk = trunk.eval()
+        self.pool = trunk.pool
         self.first_conv, self.first_pool = trunk.first_conv, trunk.first_pool
         blocks = [block for stage in trunk.layer_list for block in stage]  # type: ignore[attr-defined]
         self.blocks = nn.ModuleList(PlainBlock(block) for block in blocks)
@@ -144,6 +145,8 @@ class Squeezed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z, axes = self._map(x)
+        if self.pool == "max":  # what was left out repeats what is there
+            return z.float().amax(dim=(2, 3))
         weights = [torch.from_numpy(axis.weights()).to(z.device) for axis in axes]
         area = axes[0].length * axes[1].length
         return torch.einsum("nchw,h,w->nc", z.float(), *weights) / area

@@ -17,7 +17,15 @@ from lobule.bundles import read_bundle
 from lobule.cohort import Cohort
 from lobule.engines.scan import Machine
 from lobule.methods.four_view import Config
-from lobule.methods.four_view.draws import NEGATIVE, OUTSIDE, ExamDraws, PatchDraws, as_batch, stratum
+from lobule.methods.four_view.draws import (
+    NEGATIVE,
+    OUTSIDE,
+    ExamDraws,
+    PatchDraws,
+    as_batch,
+    exchanged,
+    stratum,
+)
 from lobule.methods.four_view.heatmap_store import score_patches, summed
 from lobule.methods.four_view.objectives import areas, breast_loss, classifier_loss, exam_probabilities
 from lobule.methods.four_view.patches import PatchGrid, draw_strides, heatmap_of
@@ -51,6 +59,29 @@ def test_any_run_of_samples_keeps_the_shares(weights: list[float], first: int) -
     counts = Counter(stratum(index, shares) for index in range(first, first + 200))
     for number, share in enumerate(shares):
         assert abs(counts[number] - 200 * share) < 8
+
+
+def test_breasts_are_exchanged_with_their_labels(pool: ExamPool) -> None:
+    """What is learnt of a net that treats both sides alike does not change: its outputs are exchanged too."""
+    sample = ExamDraws(pool).sample(pool.exams[0], None)
+    other = exchanged(sample)
+    assert np.array_equal(other.inputs["R-CC"], sample.inputs["L-CC"])
+    assert np.array_equal(other.inputs["L-MLO"], sample.inputs["R-MLO"])
+    left_benign, right_benign, left_malignant, right_malignant = sample.labels
+    assert other.labels.tolist() == [right_benign, left_benign, right_malignant, left_malignant]
+    assert other.grades.tolist() == sample.grades[::-1].tolist()
+    again = exchanged(other)
+    assert np.array_equal(again.labels, sample.labels) and again.inputs.keys() == sample.inputs.keys()
+
+
+def test_half_of_the_exams_are_drawn_exchanged(cohort: Cohort) -> None:
+    """A cohort whose findings are all on the left gives as many on the right."""
+    left = {name: name.startswith("left") for name in TARGETS}
+    config = replace(CONFIG, swap_sides=True)
+    draws = ExamDraws(gather(Cohort((replace(cohort.cases[0], breast_labels=left),)), config, Kept(1 << 28)))
+    rng = np.random.default_rng(0)
+    sides = [int(draws.draw(index, rng).labels[2]) for index in range(60)]
+    assert 18 <= sum(sides) <= 42
 
 
 def test_exams_with_findings_are_drawn_in_their_share_however_rare(cohort: Cohort) -> None:

@@ -13,7 +13,7 @@ from lobule.methods.four_view.centres import window_size
 from lobule.methods.four_view.crop import Compat
 from lobule.methods.four_view.patches import PATCH, STRIDE
 from lobule.methods.four_view.windows import NO_AUGMENTATION, Augmentation
-from lobule.nets.four_view import WIDTHS
+from lobule.nets.four_view import WIDTHS, Pooling
 from lobule.settings import as_json, only_known
 
 Variant = Literal["view_wise", "image_wise", "side_wise", "joint"]
@@ -65,6 +65,9 @@ class Config:
     """Pixels a side of a cell of a heatmap as it is kept with the results; the classifier reads it whole."""
     widths: tuple[int, ...] = WIDTHS
     """Channels of the five stages of the classifier's trunk."""
+    pool: Pooling = "mean"
+    """What is read from the trunk's map of a view: its `mean` as published, or its `max`, which small lesions
+    in a large breast reach sooner."""
     patch_growth: int = 32
     patch_blocks: tuple[int, int, int, int] = (6, 12, 24, 16)
     patch_first_width: int = 64
@@ -99,6 +102,9 @@ class Config:
     """Of the exams drawn, those with a benign or a malignant breast."""
     malignant_share: float = 0.5
     """Of those, the ones with a malignant breast."""
+    swap_sides: bool = False
+    """Whether half of the exams are drawn with their breasts exchanged, labels and all: every view points
+    right, so it is as good an exam. Not published."""
     positive_weight: float = 1.0
     """How much a positive breast counts in the loss against a negative one."""
     optimiser: Optimiser = "adam"
@@ -116,6 +122,7 @@ class Config:
             ("painting", get_args(Painting)),
             ("compat", get_args(Streams)),
             ("quirks", get_args(Compat)),
+            ("pool", get_args(Pooling)),
             ("pixels", get_args(Pixels)),
             ("optimiser", get_args(Optimiser)),
             ("schedule", get_args(Schedule)),

@@ -107,7 +107,8 @@ class ExamDraws:
 
     def draw(self, index: int, rng: np.random.Generator) -> ExamSample:
         members = self.strata[stratum(index, [share for share, _ in self.strata])][1]
-        return self.sample(self.pool.exams[members[int(rng.integers(len(members)))]], rng)
+        sample = self.sample(self.pool.exams[members[int(rng.integers(len(members)))]], rng)
+        return exchanged(sample) if self.pool.config.swap_sides and rng.random() < 0.5 else sample
 
     def sample(self, exam: TrainExam, rng: np.random.Generator | None) -> ExamSample:
         """An exam's windows; without a generator those at the best centres of each view's first image."""
@@ -135,6 +136,16 @@ class ExamDraws:
             return np.full(2, UNKNOWN, np.int64)
         said = (exam.case.value(column) for column in self.birads)
         return np.array([self.categories.index(s) if s in self.categories else UNKNOWN for s in said])
+
+
+def exchanged(sample: ExamSample) -> ExamSample:
+    """The exam with its left breast as the right one, and the other way round."""
+    other = {view: ("R" if view.startswith("L") else "L") + view[1:] for view in sample.inputs}
+    return ExamSample(
+        {other[view]: x for view, x in sample.inputs.items()},
+        sample.labels[[1, 0, 3, 2]],
+        sample.grades[::-1].copy(),
+    )
 
 
 def stratum(index: int, shares: Sequence[float]) -> int:

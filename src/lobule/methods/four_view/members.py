@@ -54,7 +54,7 @@ class Nets:
 
 def build(config: Config) -> tuple[Any, nn.Module | None]:
     """The networks of a configuration, with fresh weights; the second paints heatmaps."""
-    net = VARIANTS[config.variant](config.channels, widths=config.widths)
+    net = VARIANTS[config.variant](config.channels, widths=config.widths, pool=config.pool)
     if not config.heatmaps:
         return net, None
     patch_net = patch_densenet(

@@ -18,7 +18,7 @@ from lobule.nets.four_view_weights import canonical
 PATCH_SETTINGS = ("patch", "patch_stride", "patch_growth", "patch_blocks", "patch_first_width")
 FIXED = (
     "variant", "heatmaps", "quirks", "window", "move", "resize", "crop_iterations", "crop_buffer",
-    "heatmap_cell", "widths", "shrink", *PATCH_SETTINGS,
+    "heatmap_cell", "widths", "pool", "shrink", *PATCH_SETTINGS,
 )  # fmt: skip
 """Settings that belong to weights, and come with them."""
 
