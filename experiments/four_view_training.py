@@ -24,12 +24,12 @@ from lobule.phantoms.exams import write_exams
 EXAMS, SIZE, SEED = 300, (1040, 760), 20
 SPLITS = (("train", 0.62), ("val", 0.10), ("test", 0.28))
 SMALL: dict[str, Any] = {
-    "window": "960x600", "move": "32,32", "resize": 0, "crop_iterations": 20, "crop_buffer": 10, "shrink": 4,
-    "widths": "8,8,16,16,32", "heatmap_cell": 16, "epochs": 3, "batch": 6, "steps": 1200, "rate": 0.004,
-    "trunk_rate": 0.004, "birads_steps": 0, "evaluate_every": 100, "schedule": "cosine", "stop_after": 99,
-    "positive_share": 0.7, "malignant_share": 0.8,
+    "window": "960x600", "move": "32,32", "resize": 0, "crop_iterations": 20, "crop_buffer": 10, "shrink": 8,
+    "widths": "16,16,32,32,64", "pool": "max", "swap_sides": True, "heatmap_cell": 16, "epochs": 3,
+    "batch": 6, "steps": 1200, "rate": 0.002, "trunk_rate": 0.002, "birads_steps": 0, "evaluate_every": 100,
+    "schedule": "cosine", "stop_after": 99, "positive_share": 0.7, "malignant_share": 0.8,
 }  # fmt: skip
-"""The classifiers see whole views at a quarter of their resolution; the patch network sees all of it."""
+"""The classifiers see whole views at an eighth of their resolution; the patch network sees all of it."""
 PATCHES: dict[str, Any] = {
     "heatmaps": True, "patch": 96, "patch_stride": 40, "patch_growth": 8, "patch_blocks": "2,2,2,2",
     "patch_first_width": 16, "patch_steps": 6000, "patch_batch": 24, "patch_rate": 0.01, "val_patches": 480,
