@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -330,6 +331,16 @@ def test_a_lost_case_is_in_the_bundle_with_its_cause(tmp_path: Path) -> None:
     bundle = train(replace(QUICK, features=str(features), epochs=1), cohort, tmp_path / "b", machine=MACHINE)
     assert set(bundle.provenance["lost"]) == {"normal_000"}
     assert "half-written" in bundle.provenance["lost"]["normal_000"]
+
+
+def test_a_slide_whose_features_are_no_numbers_leaves_the_training(tmp_path: Path) -> None:
+    cohort, features = made_cohort(tmp_path, 12)
+    with h5py.File(next(features.rglob("normal_000.h5")), "r+") as file:
+        file["features"][-1, 0] = np.nan
+    bundle = train(replace(QUICK, features=str(features), epochs=1), cohort, tmp_path / "b", machine=MACHINE)
+    assert set(bundle.provenance["lost"]) == {"normal_000"}
+    assert "not numbers" in bundle.provenance["lost"]["normal_000"]
+    assert "normal_000" not in bundle.provenance["train_cases"]
 
 
 # -- parts ---------------------------------------------------------------------------------------------------

@@ -65,11 +65,12 @@ class Gathered:
 
 
 def gather(cohort: Cohort, folder: FeatureFolder, positive: Sequence[str] = ()) -> Gathered:
-    """The bag of every labelled case. What is missing, empty or half-written costs its case alone.
+    """The bag of every labelled case. What is missing, empty, half-written or no number costs its case alone.
 
     Features of another backbone, or of another length, are refused altogether.
     """
     bags, lost, unlabelled = [], {}, 0
+    read: dict[Path, DamagedFile | None] = {}
     for case in cohort:
         if case.label is None:
             unlabelled += 1
@@ -77,6 +78,7 @@ def gather(cohort: Cohort, folder: FeatureFolder, positive: Sequence[str] = ()) 
         label = label_of(case, positive)
         try:
             bag = bag_of(case, folder, label)
+            _refuse_unreadable(bag.file, read)
         except CaseError as error:
             lost[case.id] = str(error)
             continue
@@ -87,6 +89,20 @@ def gather(cohort: Cohort, folder: FeatureFolder, positive: Sequence[str] = ()) 
     refuse_mixed(bags)
     notes = [f"{unlabelled} cases have no label and take no part"] if unlabelled else []
     return Gathered(tuple(bags), lost, (*notes, *_both_labels(bags)))
+
+
+def _refuse_unreadable(file: FeatureFile, read: dict[Path, DamagedFile | None]) -> None:
+    """Read a file through, once: better now than a training that ends in its last epoch."""
+    if file.path not in read:
+        read[file.path] = None
+        try:
+            for _ in file.blocks():
+                pass
+        except DamagedFile as error:
+            read[file.path] = error
+    damage = read[file.path]
+    if damage is not None:
+        raise damage
 
 
 def bag_of(case: Case, folder: FeatureFolder, label: int = 0) -> Bag:
