@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lobule.cli.frame import as_settings
+from lobule.cli.scan import as_bytes
 from lobule.cli.train import line_of
 from lobule.cohort import write_cohort
 from lobule.engines.train import FitProgress
@@ -58,6 +60,27 @@ def test_what_cannot_be_trained_is_told(lobule: Lobule) -> None:
     empty = lobule("train", "scannet", "cohort.csv", "--out", "T", "--set", "trunk=tiny", "--device", "cpu")
     assert empty.status == 2
     assert "no slide has normal tissue" in empty.err
+
+
+def test_sizes_of_memory_are_read_as_people_write_them() -> None:
+    given = {"2GiB": 2 << 30, "1.5g": 3 << 29, "500MB": 500_000_000, "4096": 4096}
+    assert {text: as_bytes(text) for text in given} == given
+    for wrong in ("0", "0GiB", "-1g", "much", ""):
+        with pytest.raises(UsageError):
+            as_bytes(wrong)
+
+
+def test_a_training_is_given_its_memory(lobule: Lobule, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def train(*_: object, machine: dict[str, Any], **__: object) -> None:
+        asked.update(machine)
+        raise ConfigError("enough is known")
+
+    monkeypatch.setattr("lobule.verbs.train", train)
+    assert lobule("train", "scannet", "cohort.csv", "--out", "T", "--max-ram", "3GiB").status == 2
+    assert asked["max_ram"] == 3 << 30
+    assert "no memory" in lobule("train", "scannet", "cohort.csv", "--out", "T", "--max-ram", "0").err
 
 
 def test_settings_take_the_type_of_their_default() -> None:

@@ -70,7 +70,7 @@ def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **aske
 
     cohort = as_cohort(cases[0] if len(cases) == 1 else list(cases))
     shard, max_ram = as_shard(asked["shard"]), as_bytes(asked["max_ram"])
-    _refuse_what_means_nothing(asked, max_ram)
+    _refuse_what_means_nothing(asked)
     opened = read_bundle(bundle)
     if dry_run:
         data = {"bundle": bundle, "method": opened.method, "mpp": opened.mpp, "cases": [c.id for c in cohort]}
@@ -113,13 +113,11 @@ def _scan(
         )
 
 
-def _refuse_what_means_nothing(asked: dict[str, Any], max_ram: int) -> None:
+def _refuse_what_means_nothing(asked: dict[str, Any]) -> None:
     if asked["budget"] is not None and not asked["refine"]:
         raise UsageError("--budget limits refining, and nothing is refined", remedy="Add --refine")
     if asked["mpp"] is not None and not 0 < asked["mpp"] < float("inf"):
         raise UsageError(f"--mpp {asked['mpp']:g} is no resolution", expected="µm per pixel, such as 0.25")
-    if max_ram <= 0:
-        raise UsageError("--max-ram leaves no memory at all", expected="such as 2GiB")
     if asked["fresh"] and asked["shard"]:
         raise UsageError(
             "--fresh with --shard would forget what the other shards did",
@@ -145,7 +143,10 @@ def as_bytes(text: str) -> int:
     except (AssertionError, ValueError):
         raise UsageError(f"not a size: '{text}'", expected="such as 2GiB or 1500MB") from None
     base = 1000 if match[2] and not match[3] and text.lower().rstrip().endswith("b") else 1024
-    return int(number * base ** " kmgt".index(match[2] or " "))
+    size = int(number * base ** " kmgt".index(match[2] or " "))
+    if size <= 0:
+        raise UsageError(f"'{text}' leaves no memory at all", expected="such as 2GiB")
+    return size
 
 
 def as_data(report: ScanReport) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lobule.cli.frame import Answer, answers, as_settings, facts
-from lobule.cli.scan import _duration, _terminated_like_interrupted
+from lobule.cli.scan import _duration, _terminated_like_interrupted, as_bytes
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
@@ -43,6 +43,13 @@ if TYPE_CHECKING:
 )
 @click.option("--workers", type=click.IntRange(1), help="Workers that draw patches; one a core if not given.")
 @click.option("--processes", is_flag=True, help="Workers are processes, for many cores a GPU.")
+@click.option(
+    "--max-ram",
+    default="2GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Memory beyond the model; holds what is drawn often.",
+)
 @click.option("--dry-run", is_flag=True, help="Say who would train and with which settings.")
 def command(
     method: str, cohort: str, out: str, settings: tuple[str, ...], dry_run: bool, **asked: Any
@@ -65,6 +72,8 @@ def command(
     from lobule.engines.ranks import is_first_rank
     from lobule.engines.train import FitProgress
 
+    machine = {name: asked[name] for name in ("device", "precision", "workers", "processes")}
+    machine["max_ram"] = as_bytes(asked["max_ram"])
     progress, speaks = FitProgress(), is_first_rank()
     with _terminated_like_interrupted(), _shown(progress) if speaks else nullcontext():
         bundle = train(
@@ -72,7 +81,7 @@ def command(
             cohort,
             out,
             settings=wanted,
-            machine={name: asked[name] for name in ("device", "precision", "workers", "processes")},
+            machine=machine,
             val=val,
             progress=progress,
             **{name: asked[name] for name in ("seed", "resume", "fresh")},

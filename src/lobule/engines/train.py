@@ -86,7 +86,7 @@ class TrainMachine:
     processes: bool = False
     """Workers are spawned processes, for machines with many cores a GPU."""
     max_ram: int = 2 << 30
-    """Bytes beyond the model while mining."""
+    """Bytes beyond the model: for scans within a training, and for what is drawn again and again."""
     lanes: int | None = None
     """Parts of a batch that a CPU computes side by side; None is one a core, where the batch has enough."""
 
