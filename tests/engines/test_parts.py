@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +17,42 @@ from lobule.errors import ResultsError
 NOBODY = Parts(Cohort(()), Cohort(()))
 
 
-def begin(out: Path, *, resume: bool = False, fresh: bool = False) -> Path:
-    with begun_training(out, {"seed": 0}, NOBODY, resume=resume, fresh=fresh) as folder:
+@dataclass(frozen=True)
+class Settings:
+    """A method's, of which an earlier version knew only the first."""
+
+    steps: int = 100
+    pool: str = "mean"
+    augment: dict[str, float] = field(default_factory=lambda: {"hue": 0.1, "turns": 1.0})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def begin(
+    out: Path, config: Settings = Settings(), *, resume: bool = False, fresh: bool = False, seed: int = 0
+) -> Path:
+    with begun_training(out, config, NOBODY, also={"seed": seed}, resume=resume, fresh=fresh) as folder:
         return folder
+
+
+def test_a_training_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """What that version did not write down is as it is by default; asked for otherwise, it is another one."""
+    place = begin(tmp_path, Settings(steps=7)) / "settings.json"
+    facts = json.loads(place.read_text())
+    del facts["config"]["pool"], facts["config"]["augment"]["turns"]
+    place.write_text(json.dumps(facts))
+    begin(tmp_path, Settings(steps=7), resume=True)
+    with pytest.raises(ResultsError, match="pool mean, now max"):
+        begin(tmp_path, Settings(steps=7, pool="max"), resume=True)
+
+
+def test_what_differs_is_said(tmp_path: Path) -> None:
+    begin(tmp_path)
+    with pytest.raises(ResultsError, match=r"another config.*steps 100, now 50"):
+        begin(tmp_path, Settings(steps=50), resume=True)
+    with pytest.raises(ResultsError, match="another seed"):
+        begin(tmp_path, resume=True, seed=1)
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -83,7 +83,12 @@ def test_a_killed_scan_resumes_to_the_same_bytes(
 
 @pytest.mark.campaign
 def test_fifty_kills(slides: list[Path], unbroken: tuple[dict[str, bytes], float], tmp_path: Path) -> None:
-    states = [kill_and_resume(100 + i, tmp_path / str(i), slides, unbroken) for i in range(50)]
-    killed = states.count("killed")
-    print(f"\n50 kills, {killed} in the middle of the scan: all resumed to the same bytes")
-    assert killed >= 35
+    """Fifty in the middle of a scan: one that was done before its kill came is resumed, and not counted."""
+    killed = late = 0
+    while killed < 50:
+        if kill_and_resume(100 + killed + late, tmp_path / str(killed + late), slides, unbroken) == "killed":
+            killed += 1
+        else:
+            late += 1
+        assert late < 100, f"of {killed + late} kills {late} came too late"
+    print(f"\n50 kills in the middle of a scan, {late} more too late: all resumed to the same bytes")

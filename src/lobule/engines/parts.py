@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -93,19 +93,27 @@ def _held_out(training: Cohort, seed: int) -> Parts:
     )
 
 
+class MethodConfig(Protocol):
+    """The settings of a method, all of which have a default."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 @contextmanager
 def begun_training(
     out: str | Path,
-    settings: Mapping[str, Any],
+    config: MethodConfig,
     parts: Parts,
     *,
+    also: Mapping[str, Any],
     resume: bool,
     fresh: bool,
     ranks: Ranks | None = None,
 ) -> Iterator[Path]:
     """The folder of a training, kept from others meanwhile; its settings are new or, on resume, the same.
 
-    Of several `ranks` the first begins it, and the others follow.
+    `also` is what must be the same beside the config, such as the seed. Of several `ranks` the first begins
+    it, and the others follow.
     """
     folder = make_folder(Path(out) / "training")
     if ranks is not None and not ranks.first:
@@ -113,14 +121,20 @@ def begun_training(
         yield folder
         return
     with hold(folder):
-        _begin(Path(out) / MODEL, folder, settings, parts, resume, fresh)
+        _begin(Path(out) / MODEL, folder, config, parts, also, resume, fresh)
         if ranks is not None:
             ranks.wait()
         yield folder
 
 
 def _begin(
-    bundle: Path, folder: Path, settings: Mapping[str, Any], parts: Parts, resume: bool, fresh: bool
+    bundle: Path,
+    folder: Path,
+    config: MethodConfig,
+    parts: Parts,
+    also: Mapping[str, Any],
+    resume: bool,
+    fresh: bool,
 ) -> None:
     place = folder / SETTINGS
     strange = next((item for item in sorted(folder.iterdir()) if not item.name.startswith(".")), None)
@@ -132,7 +146,7 @@ def _begin(
     if fresh:
         _clear(folder)
         bundle.unlink(missing_ok=True)
-    wanted = {**settings, "train": _facts(parts.train), "val": _facts(parts.val)}
+    wanted = {"config": config.to_dict(), **also, "train": _facts(parts.train), "val": _facts(parts.val)}
     if not place.exists():
         if bundle.exists():
             raise ResultsError(
@@ -148,14 +162,33 @@ def _begin(
             subject=bundle.parent,
             remedy="Go on with --resume, or start over with --fresh",
         )
-    before = read_json(place)
+    # what an earlier version did not know was as it is by default
+    before = completed(read_json(place), {"config": type(config)().to_dict()})
     if before != wanted:
-        key = next(key for key in wanted if before.get(key) != wanted[key])
+        key = next(key for key in {**wanted, **before} if before.get(key) != wanted.get(key))
         raise ResultsError(
             f"the training here began with another {key}",
             subject=bundle.parent,
+            found="; ".join(_differences(before.get(key), wanted.get(key))[:5]) or None,
             remedy="Use the same settings, or start over with --fresh",
         )
+
+
+def completed(facts: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`facts` with what they lack as it is by default, in the objects within them too."""
+    found = {**defaults, **facts}
+    for name, value in facts.items():
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict):
+            found[name] = completed(value, defaults[name])
+    return found
+
+
+def _differences(before: Any, wanted: Any) -> list[str]:
+    """What two objects of settings differ in; nothing of what is none."""
+    if not isinstance(before, dict) or not isinstance(wanted, dict):
+        return []
+    names = [name for name in {**before, **wanted} if before.get(name) != wanted.get(name)]
+    return [f"{name} {before.get(name, 'unknown')}, now {wanted.get(name, 'unknown')}" for name in names]
 
 
 def _clear(folder: Path) -> None:

@@ -178,7 +178,7 @@ def train(
     machine, progress = (machine or TrainMachine()).settled(), progress or FitProgress()
     parts = parts_of(cohort, val, seed)
     workers = machine.workers or 1
-    with begun_training(out, {"config": config.to_dict(), "seed": seed}, parts, resume=resume, fresh=fresh):
+    with begun_training(out, config, parts, also={"seed": seed}, resume=resume, fresh=fresh):
         progress.stage = "drawing windows"
         pool = gather(parts.train, tissue or TissueConfig(), workers=workers)
         coefficients, intercept = _fitted(*_windows(config, pool, seed, 0, config.patches, workers))

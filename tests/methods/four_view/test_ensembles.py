@@ -13,7 +13,9 @@ from lobule.bundles import read_bundle, write_bundle
 from lobule.cohort import Case, Cohort, read_cohort
 from lobule.errors import ConfigError
 from lobule.methods.four_view import Config, convert, load, save
+from lobule.methods.four_view.convert import SHARED
 from lobule.methods.four_view.members import build
+from lobule.methods.four_view.start import FIXED
 from lobule.nets.four_view import TARGETS, VIEWS, Joint, SideWise
 from lobule.phantoms.exams import write_exams
 from lobule.results import open_results
@@ -102,10 +104,26 @@ def test_the_spread_of_a_breast_is_that_of_its_windows(cohort: Cohort, tmp_path:
     assert 0 < spread["right_benign"]["std"] <= widest
 
 
+def test_members_agree_in_all_that_weights_fix() -> None:
+    """A bundle has one config for all of its classifiers."""
+    assert set(FIXED) - {"variant"} <= set(SHARED)
+
+
+def test_a_classifier_whose_scores_are_no_numbers_is_told(cohort: Cohort, tmp_path: Path) -> None:
+    config = replace(SMALL, heatmaps=False)
+    net, _ = build(config)
+    seeded(net, "one").fc1_cc.weight.data.fill_(float("nan"))
+    save(tmp_path / "b", config, net)
+    report = run(tmp_path / "b", cohort.where(lambda case: case.id == "exam0000"), tmp_path / "r")
+    assert "the classifier's scores are no numbers" in report.failed["exam0000"]
+
+
 def test_members_must_read_the_same_pixels(tmp_path: Path) -> None:
     one = member(tmp_path / "one", "one")
     with pytest.raises(ConfigError, match="agree in window"):
         convert([one, member(tmp_path / "two", "two", window=(160, 128))], tmp_path / "b")
+    with pytest.raises(ConfigError, match="agree in pool"):
+        convert([one, member(tmp_path / "maxima", "two", pool="max")], tmp_path / "b")
     with pytest.raises(ConfigError, match="several variants"):
         convert([one, member(tmp_path / "three", "three", variant="joint")], tmp_path / "b")
     other = read_bundle(one)

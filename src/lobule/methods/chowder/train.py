@@ -67,9 +67,9 @@ def train(
         )
     folder = open_features(config.features)
     sides = _sides(cohort, val, seed, folder, config)
-    settings = {"config": config.to_dict(), "seed": seed, "kind": _kind(folder, sides.train)}
+    also = {"seed": seed, "kind": _kind(folder, sides.train)}
     parts = parts_of(cohort, None, seed, KINDS)
-    with begun_training(out, settings, parts, resume=resume, fresh=fresh) as place:
+    with begun_training(out, config, parts, also=also, resume=resume, fresh=fresh) as place:
         _refuse_other_features(place, sides, out)
         training = _Training(
             config,

@@ -18,8 +18,8 @@ from lobule.nets.four_view_weights import GENUINE, git_blob_id, load_published, 
 
 SHARED = (
     "heatmaps", "epochs", "augmentation", "quirks", "pixels", "window", "move", "resize", "crop_iterations",
-    "crop_buffer", "patch", "patch_stride", "heatmap_cell", "widths", "patch_growth", "patch_blocks",
-    "patch_first_width", "shrink",
+    "crop_buffer", "patch", "patch_stride", "heatmap_cell", "widths", "pool", "patch_growth",
+    "patch_blocks", "patch_first_width", "shrink",
 )  # fmt: skip
 """Settings in which the members of one bundle agree: they read the same pixels."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -122,9 +123,20 @@ def exam_result(
     else:
         scores, own = _of_views(heads, features)
         notes.insert(0, views_note("the image-wise model", features.views))
+    _refuse_no_numbers(scores)
     facts = {"images": image_facts(images), "model": config.variant, **more, **own}
     ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
     return Result(scores, ordered, tuple(notes), facts)
+
+
+def _refuse_no_numbers(scores: Mapping[str, float]) -> None:
+    wrong = [f"{name} {score}" for name, score in scores.items() if not math.isfinite(score)]
+    if wrong:
+        raise ModelError(
+            "the classifier's scores are no numbers",
+            found=", ".join(wrong),
+            remedy="Its weights are damaged: convert or train them again",
+        )
 
 
 def _of_exam(heads: Sequence[Heads], features: Features) -> tuple[dict[str, float], dict[str, Any]]:

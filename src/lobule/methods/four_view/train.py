@@ -89,8 +89,8 @@ def train(
     start = starting(config)
     machine, progress = (machine or TrainMachine()).settled(), progress or FitProgress()
     parts = parts_of(cohort, val, seed, KINDS)
-    settings = {"config": start.config.to_dict(), "seed": seed, **start.sources}
-    with begun_training(out, settings, parts, resume=resume, fresh=fresh) as folder:
+    also = {"seed": seed, **start.sources}
+    with begun_training(out, start.config, parts, also=also, resume=resume, fresh=fresh) as folder:
         return _Training(start, parts, folder, seed, machine, progress).run(Path(out))
 
 

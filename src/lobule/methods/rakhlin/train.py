@@ -79,8 +79,7 @@ def train(
     machine, progress = (machine or TrainMachine()).settled(), progress or FitProgress()
     who = parts(cohort, val, seed)
     config = _with_classes(config.settled(), who.train)
-    settings = {"config": config.to_dict(), "seed": seed}
-    with begun_training(out, settings, who, resume=resume, fresh=fresh) as folder:
+    with begun_training(out, config, who, also={"seed": seed}, resume=resume, fresh=fresh) as folder:
         return _Training(config, who, Path(out), folder, seed, machine, progress).run()
 
 

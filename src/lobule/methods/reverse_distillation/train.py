@@ -61,8 +61,7 @@ def train(
     """
     machine, progress = (machine or TrainMachine()).settled(), progress or FitProgress()
     parts = parts_of(cohort, val, seed)
-    settings = {"config": config.to_dict(), "seed": seed}
-    with begun_training(out, settings, parts, resume=resume, fresh=fresh) as folder:
+    with begun_training(out, config, parts, also={"seed": seed}, resume=resume, fresh=fresh) as folder:
         training = _Training(config, parts, folder, seed, tissue or TissueConfig(), machine, progress)
         return training.run(Path(out))
 

@@ -64,10 +64,11 @@ def train(
     """
     _check(config)
     parts = parts_of(cohort, val, seed)
-    settings = {"config": config.to_dict(), "seed": seed}
     with (
         joined_ranks() as ranks,
-        begun_training(out, settings, parts, resume=resume, fresh=fresh, ranks=ranks) as folder,
+        begun_training(
+            out, config, parts, also={"seed": seed}, resume=resume, fresh=fresh, ranks=ranks
+        ) as folder,
     ):
         settled, shown = (machine or TrainMachine()).settled(ranks), progress or FitProgress()
         training = _Training(config, parts, folder, seed, tissue or TissueConfig(), settled, shown, ranks)
