@@ -50,7 +50,7 @@ from lobule.nets.four_view import ViewWise
 from lobule.phantoms.exams import write_exams
 from lobule.results.folder import CaseFolder
 
-ROUNDS = 3
+ROUNDS = 2
 EPOCHS = 10
 SAMPLED_EPOCHS = 2
 ROOM = 1 << 29

@@ -75,7 +75,9 @@ class TilePredictor:
         self._placed = placed(self.net, engine)
 
     def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        shape = (engine.batch, self.config.tile, self.config.tile, 3)
+        # as many tiles as are computed at once: whole batches would take seconds to choose a form
+        count = min(engine.batch, SLICE) if engine.device == "cpu" else engine.batch
+        shape = (count, self.config.tile, self.config.tile, 3)
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return "tiles", Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
 
