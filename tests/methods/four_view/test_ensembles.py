@@ -104,6 +104,12 @@ def test_the_spread_of_a_breast_is_that_of_its_windows(cohort: Cohort, tmp_path:
     assert 0 < spread["right_benign"]["std"] <= widest
 
 
+def test_settings_of_another_type_are_refused() -> None:
+    for wrong in ({"pool": "median"}, {"swap_sides": "maybe"}, {"heatmaps": 1}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            Config.from_dict({**Config().to_dict(), **wrong})
+
+
 def test_members_agree_in_all_that_weights_fix() -> None:
     """A bundle has one config for all of its classifiers."""
     assert set(FIXED) - {"variant"} <= set(SHARED)

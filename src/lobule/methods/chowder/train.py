@@ -66,6 +66,8 @@ def train(
             remedy="Make them with `lobule features COHORT --out DIR`, then pass --set features=DIR",
         )
     folder = open_features(config.features)
+    progress = progress or FitProgress()
+    progress.stage = "reading features"
     sides = _sides(cohort, val, seed, folder, config)
     also = {"seed": seed, "kind": _kind(folder, sides.train)}
     parts = parts_of(cohort, None, seed, KINDS)
@@ -78,7 +80,7 @@ def train(
             place,
             seed,
             (machine or TrainMachine()).settled(),
-            progress or FitProgress(),
+            progress,
         )
         return training.run(Path(out))
 

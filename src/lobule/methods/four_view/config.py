@@ -131,6 +131,9 @@ class Config:
                 raise ConfigError(
                     f"no {name} '{getattr(self, name)}' in four_view", expected=f"one of {', '.join(choices)}"
                 )
+        for name in ("heatmaps", "augmentation", "swap_sides"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} of four_view is true or false", found=str(getattr(self, name)))
         if self.epochs < 1:
             raise ConfigError("four_view needs at least one window a view", found=f"epochs={self.epochs}")
         if self.window and self.augmentation and 2 * self.resize >= min(self.window):
