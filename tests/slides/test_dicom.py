@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import openslide
 import pytest
+from wsidicom.codec.decoder import PydicomDecoder
 
 from lobule.errors import DamagedFile, DamagedTile, UnknownFormat
 from lobule.geometry import Box
@@ -65,6 +68,29 @@ class TestSparse(BackendConformance):
         pixels[0][128:192, 64:128] = 255
         pixels[0][:64, :64] = 255
         return KnownSlide(paths[0], pixels, mpp=None)
+
+
+def test_threads_never_share_pydicoms_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It decodes what was put into it last: two at once give one tile the pixels of another."""
+    path = write_dicom(tmp_path, LEVELS, coding="native")[0]
+    inside, decode = [], PydicomDecoder.decode
+    at_once: list[int] = []
+
+    def watched(self: PydicomDecoder, frame: bytes) -> np.ndarray:
+        inside.append(frame)
+        time.sleep(0.001)  # whoever waits for nothing is inside by now
+        at_once.append(len(inside))
+        try:
+            return decode(self, frame)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(PydicomDecoder, "decode", watched)
+    boxes = [Box(x, y, 64, 64) for y in range(0, 192, 64) for x in range(0, 256, 64)]
+    with open_slide(path) as slide, ThreadPoolExecutor(4) as threads:
+        for box, got in zip(boxes, threads.map(lambda box: slide.read_level(0, box), boxes), strict=True):
+            assert np.array_equal(got, LEVELS[0][box.y : box.bottom, box.x : box.right])
+    assert at_once and max(at_once) == 1
 
 
 def test_other_slides_in_the_folder_are_left_alone(tmp_path: Path) -> None:

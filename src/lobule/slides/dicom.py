@@ -14,12 +14,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lobule.errors import CaseError, DamagedTile, TooLarge
 from lobule.geometry import Box, Size, level_step, tiles_over
@@ -63,6 +64,8 @@ class _Plane:
     optical_path: str
     finding: threading.Lock = field(default_factory=threading.Lock, compare=False)
     """Held while a tile is looked up: wsidicom walks the file's index as it goes, and not by threads."""
+    decoding: threading.Lock = field(default_factory=threading.Lock, compare=False)
+    """Held where wsidicom has pydicom decode: it puts each frame into one and the same data set first."""
 
     @property
     def reductions(self) -> tuple[int, ...]:
@@ -104,13 +107,20 @@ class _Plane:
         declared = _declared_size(frame)
         if declared is not None and declared != self.tile:
             raise ValueError(f"the compressed tile declares {declared}, not {self.tile}")
-        tile = np.asarray(self.pixels.decoder.decode(frame))
+        tile = self._decode_other(frame)
         if tile.dtype != np.uint8:
             tile = (tile >> max(0, self.pixels.bits - 8)).astype(np.uint8)
         tile = tile if tile.ndim == 3 else np.repeat(tile[..., None], 3, axis=2)
         if tile.shape != wanted:
             raise ValueError(f"decodes to {tile.shape[1]} × {tile.shape[0]} px, not {self.tile}")
         return tile
+
+    def _decode_other(self, frame: bytes) -> NDArray[Any]:
+        from wsidicom.codec.decoder import PydicomDecoder
+
+        decoder = self.pixels.decoder
+        with self.decoding if isinstance(decoder, PydicomDecoder) else nullcontext():
+            return np.asarray(decoder.decode(frame))
 
     @cached_property
     def _completed(self) -> jpeg.Completer:
