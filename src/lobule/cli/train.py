@@ -43,13 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option("--workers", type=click.IntRange(1), help="Workers that draw patches; one a core if not given.")
 @click.option("--processes", is_flag=True, help="Workers are processes, for many cores a GPU.")
-@click.option(
-    "--max-ram",
-    default="2GiB",
-    show_default=True,
-    metavar="SIZE",
-    help="Memory beyond the model; holds what is drawn often.",
-)
+@click.option("--max-ram", default="2GiB", show_default=True, metavar="SIZE", help="Memory beyond the model.")
 @click.option("--dry-run", is_flag=True, help="Say who would train and with which settings.")
 def command(
     method: str, cohort: str, out: str, settings: tuple[str, ...], dry_run: bool, **asked: Any

@@ -163,7 +163,7 @@ def _begin(
             remedy="Go on with --resume, or start over with --fresh",
         )
     # what an earlier version did not know was as it is by default
-    before = completed(read_json(place), {"config": type(config)().to_dict()})
+    before = _completed(read_json(place), {"config": type(config)().to_dict()})
     if before != wanted:
         key = next(key for key in {**wanted, **before} if before.get(key) != wanted.get(key))
         raise ResultsError(
@@ -174,12 +174,12 @@ def _begin(
         )
 
 
-def completed(facts: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _completed(facts: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """`facts` with what they lack as it is by default, in the objects within them too."""
     found = {**defaults, **facts}
     for name, value in facts.items():
         if isinstance(value, dict) and isinstance(defaults.get(name), dict):
-            found[name] = completed(value, defaults[name])
+            found[name] = _completed(value, defaults[name])
     return found
 
 

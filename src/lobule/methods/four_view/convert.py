@@ -13,15 +13,12 @@ from lobule.bundles import MODEL, Bundle, read_bundle, write_bundle
 from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.methods.four_view.config import Config
 from lobule.methods.four_view.members import Nets, build, build_all, fill, weights_of_all
+from lobule.methods.four_view.start import FIXED
 from lobule.nets.four_view import TARGETS, Classifier
 from lobule.nets.four_view_weights import GENUINE, git_blob_id, load_published, resolved
 
-SHARED = (
-    "heatmaps", "epochs", "augmentation", "quirks", "pixels", "window", "move", "resize", "crop_iterations",
-    "crop_buffer", "patch", "patch_stride", "heatmap_cell", "widths", "pool", "patch_growth",
-    "patch_blocks", "patch_first_width", "shrink",
-)  # fmt: skip
-"""Settings in which the members of one bundle agree: they read the same pixels."""
+SHARED = (*(name for name in FIXED if name != "variant"), "epochs", "augmentation", "pixels")
+"""Settings in which the members of one bundle agree: it has one config for all of them."""
 
 Paths = str | Path | Sequence[str | Path]
 
