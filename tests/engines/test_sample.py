@@ -148,7 +148,7 @@ def test_what_a_slide_cannot_give_is_said(tmp_path: Path) -> None:
     assert found.usable(TUMOUR) == [0]
     told = " ".join(found.notes)
     assert "partly: not all its tumour is outlined" in told
-    assert "unknown: no annotation" in told
+    assert "unknown: its label 'tumor' means that it contains tumour, but no annotation outlines" in told
     assert "broken: left out" in told
     with pytest.raises(ConfigError, match="no slide has normal tissue"):
         gather(Cohort((partly,)), None)

@@ -10,6 +10,7 @@ import numpy as np
 
 from lobule.cli.demo_picture import Place, close_up, heat, sorted_out
 from lobule.cli.demo_story import METHODS, Story
+from lobule.cohort.labels import polarity
 from lobule.files import write_text
 
 if TYPE_CHECKING:
@@ -228,7 +229,11 @@ def _taking(story: Story, case: Case, place: Place) -> Callable[[], str]:
 
 def _card(case: Case, score: float, counts: Sequence[int], pictures: Sequence[str]) -> str:
     found, wrong, missed = counts
-    truth = "without tumour" if case.label == "normal" else f"{found} of {found + missed} metastases found"
+    truth = (
+        "without tumour"
+        if polarity(case.label or "") is False
+        else f"{found} of {found + missed} metastases found"
+    )
     images = "".join(f"<img src='{picture}' alt=''>" for picture in pictures)
     where = f"<b>{escape(case.id)}</b>, {escape(case.site or '')}"
     told = f"{where}: {truth}, {wrong} false, slide score {score:.3f}"

@@ -13,6 +13,7 @@ from scipy.ndimage import binary_dilation
 
 from lobule.annotations import Annotation, Polygon, fill, inside, read_annotation
 from lobule.cohort import Case
+from lobule.cohort.labels import is_false, polarity
 from lobule.engines.opened import Opened
 from lobule.engines.passes import EngineSettings, ScanOptions
 from lobule.errors import AnnotationError
@@ -23,8 +24,6 @@ from lobule.tissue import TissueConfig
 
 NORMAL, TUMOUR, NEITHER = 0, 1, -1
 """The class of a point; exclusions and what lies outside all knowledge are neither."""
-
-NORMAL_LABELS = ("normal", "negative")
 
 SMALL_CELLS = 3
 """A lesion that fits in so many cells a side is drawn from by itself: cells would mostly miss it."""
@@ -203,12 +202,10 @@ def find_places(case: Case, tissue: TissueConfig | None) -> tuple[SlidePlaces, l
     small: tuple[Polygon, ...] = ()
     if outlined is not None:
         masks, unsure, small = _by_outlines(case, outlined, found.mask, found.l0_step)
-    elif case.label is not None and case.label.lower() in NORMAL_LABELS:
+    elif case.label is not None and polarity(case.label) is False:
         masks = (found.mask, blank)
     else:
-        notes.append(
-            f"no annotation, and its label {case.label or '(blank)'} is not normal: nothing is known"
-        )
+        notes.append(_why_unusable(case))
     if outlined is not None and _not_exhaustive(case):
         masks = (blank, masks[1])
         notes.append("not all its tumour is outlined, so it gives no normal patches")
@@ -226,6 +223,21 @@ def find_places(case: Case, tissue: TissueConfig | None) -> tuple[SlidePlaces, l
     )
     slide.close()
     return _probed(places), notes
+
+
+def _why_unusable(case: Case) -> str:
+    """Why a slide without an annotation gives no patches."""
+    if case.label is None:
+        return "it has neither an annotation nor a label, so no patches are drawn from it"
+    if polarity(case.label):
+        return (
+            f"its label '{case.label}' means that it contains tumour, but no annotation outlines the tumour, "
+            "so no patches are drawn from it"
+        )
+    return (
+        f"it has no annotation, and Lobule does not know whether its label '{case.label}' means tumour or "
+        "normal tissue, so no patches are drawn from it; label it 'normal' or 'tumour', or outline its tumour"
+    )
 
 
 def _outlined(case: Case, l0_size: Size, notes: list[str]) -> Outlined | None:
@@ -248,18 +260,25 @@ def _outlined(case: Case, l0_size: Size, notes: list[str]) -> Outlined | None:
             )
         if beyond:
             notes.append(f"{len(beyond)} of {len(tumours)} outlines lie outside the slide")
+        if case.label is not None and polarity(case.label) is False:
+            notes.append(
+                f"its label '{case.label}' means no tumour, but its annotation outlines tumour: "
+                "the annotation is used"
+            )
         return Outlined.of(annotation)
-    normal = case.label is None or case.label.lower() in NORMAL_LABELS
-    if not normal:
+    if case.label is not None and polarity(case.label) is not False:
         raise AnnotationError(
-            "it outlines no tumour", subject=case.annotation, expected=f"what the label '{case.label}' says"
+            f"it outlines no tumour, but the case is labelled '{case.label}'",
+            subject=case.annotation,
+            expected="at least one tumour outline, or a label that means no tumour, such as 'normal' or '0'",
+            remedy="Correct the label, or outline the tumour",
         )
     notes.append("its annotation outlines no tumour: all its tissue is taken for normal")
     return Outlined.of(annotation)
 
 
 def _not_exhaustive(case: Case) -> bool:
-    return case.attributes.get("exhaustive", "true").strip().lower() in ("false", "no", "0")
+    return is_false(case.attributes.get("exhaustive", "true"))
 
 
 def _probed(places: SlidePlaces) -> SlidePlaces:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lobule import __version__
 from lobule.cohort import SPLITS, Case, Cohort
-from lobule.cohort.labels import polarity
+from lobule.cohort.labels import is_false, polarity
 from lobule.errors import UsageError
 from lobule.evaluation.labels import Plan, plan
 from lobule.evaluation.leakage import check_overlap
@@ -32,8 +32,6 @@ from lobule.results.result import RESEARCH_USE
 FORMAT = "lobule-evaluation/1"
 BLANK = "(blank)"
 FEW_PATIENTS = 10
-NO = ("false", "no", "0")
-"""As people and spreadsheets write it."""
 UNITS = {"slide": "slides", "region": "regions", "image": "images"}
 
 Told = list[tuple[Case, Said]]
@@ -228,7 +226,7 @@ def _matched(
     excluded = {
         case.id: case.attributes.get("note", "excluded from FROC")
         for case, _ in slides
-        if case.attributes.get("froc", "").strip().lower() in NO
+        if is_false(case.attributes.get("froc", ""))
     }
     asked = [(case, said, _positive(case, how)) for case, said in slides if case.id not in excluded]
     classes = frozenset(name for target in (how.targets if how else ()) for name in target.scores)

@@ -148,6 +148,8 @@ def test_the_classes_that_are_sought() -> None:
 
     assert sought("notumor", "tumor") == ("tumor",)
     assert sought("Other", "Tumor", "Necrosis") == ("Tumor", "Necrosis")
+    assert sought("No", "Yes") == ("Yes",), "every word of cohort/labels.py that means no tumour counts"
+    assert sought("healthy", "background", "1") == ("1",)
     assert sought("a", "b") == ("b",)
     assert sought("a", "b", background=("b",)) == ("a",)
 

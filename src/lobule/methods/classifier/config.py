@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lobule.cohort.labels import plain, polarity
 from lobule.errors import ConfigError
 from lobule.nets.scaling import InputScaling
 from lobule.settings import as_json, only_known
+
+NOT_SOUGHT = frozenset({"background", "other"})
+"""Class names that are not sought, beside those that mean no tumour."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,9 @@ class Config:
         """Classes that make findings and slide scores; by the usual names where none is called background."""
         if self.background:
             return tuple(name for name in self.classes if name not in self.background)
-        usual = {"normal", "notumor", "no_tumor", "non-tumor", "background", "benign", "other", "0"}
-        rest = tuple(name for name in self.classes if name.lower() not in usual)
+        rest = tuple(
+            name for name in self.classes if polarity(name) is not False and plain(name) not in NOT_SOUGHT
+        )
         return rest if rest and len(rest) < len(self.classes) else self.classes[-1:]
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from lobule.cohort import Cohort
+from lobule.cohort.labels import polarity
 from lobule.engines.passes import ScanOptions
-from lobule.engines.places import NORMAL, NORMAL_LABELS, TUMOUR, Pool, SlidePlaces
+from lobule.engines.places import NORMAL, TUMOUR, Pool, SlidePlaces
 from lobule.engines.sample import Samples, SampleStream
 from lobule.engines.scan import Machine, scan
 from lobule.engines.train import TrainMachine
@@ -218,9 +219,7 @@ def _of_both_kinds(slides: Sequence[SlidePlaces], most: int) -> list[SlidePlaces
     """Tumour slides and slides that are wholly normal, in turn, up to so many."""
     tumour = [places for places in slides if places.count(TUMOUR)]
     normal = [
-        places
-        for places in slides
-        if not places.count(TUMOUR) and (places.case.label or "").lower() in NORMAL_LABELS
+        places for places in slides if not places.count(TUMOUR) and polarity(places.case.label or "") is False
     ]
     mixed = chain.from_iterable(zip_longest(tumour, normal))
     return [places for places in mixed if places is not None][:most]

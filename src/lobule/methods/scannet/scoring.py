@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from lobule.cohort import Cohort
+from lobule.cohort.labels import polarity
 from lobule.engines.passes import ScanOptions
-from lobule.engines.places import NORMAL_LABELS, TUMOUR, SlidePlaces
+from lobule.engines.places import TUMOUR, SlidePlaces
 from lobule.engines.scan import Machine, scan
 from lobule.files import read_json, write_json
 from lobule.methods.scannet.forest import CrossFitted, Floats, cross_fitted, map_features, too_few
@@ -73,8 +74,9 @@ def learn_slide_score(
 
 def is_tumour(places: SlidePlaces) -> bool | None:
     """By the label, else by the outlines; None where neither says."""
-    if places.case.label is not None:
-        return places.case.label.lower() not in NORMAL_LABELS
+    meaning = None if places.case.label is None else polarity(places.case.label)
+    if meaning is not None:
+        return meaning
     return True if places.count(TUMOUR) else None
 
 
