@@ -99,38 +99,70 @@ def test_small_files_have_the_hash_that_sha256sum_prints(tmp_path: Path) -> None
     assert files.fingerprint(tmp_path / "abc") == expected
 
 
-@pytest.fixture(scope="module")
-def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("big") / "slide.svs"
-    with path.open("wb") as file:  # sparse: a gigabyte that takes no room
-        file.truncate(1 << 30)
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A file whose hash is stored: large, and unchanged for an hour."""
+    path = tmp_path / "slide.svs"
+    path.write_bytes(bytes(files.STORE_FROM))
     return path
 
 
-@pytest.mark.parametrize(
-    "place", [0, (1 << 20) - 1, (1 << 30) - 1, (1 << 30) - (1 << 20), 32 * ((1 << 30) - (64 << 10)) // 63]
-)
-def test_big_files_are_sampled_at_their_ends_and_between(big: Path, place: int) -> None:
-    before = files.fingerprint(big)
-    assert before.startswith("sampled-sha256:")
-    with big.open("r+b") as file:
-        file.seek(place)
-        file.write(b"\1")
-    changed = files.fingerprint(big)
-    with big.open("r+b") as file:
-        file.seek(place)
-        file.write(b"\0")
-    assert changed != before
-    assert files.fingerprint(big) == before
+def test_every_byte_of_a_large_file_counts(large: Path) -> None:
+    before = files.fingerprint(large)
+    data = bytearray(large.read_bytes())
+    assert before == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    for position in (1, len(data) // 3, len(data) - 1):
+        data[position] ^= 1
+        large.write_bytes(data)
+        assert files.fingerprint(large) == f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def test_the_size_of_a_big_file_counts(tmp_path: Path) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
-    for path, size in ((one, 9 << 20), (other, (9 << 20) + 4096)):
-        with path.open("wb") as file:
-            file.truncate(size)
-    assert files.fingerprint(one) != files.fingerprint(other)
-    assert files.fingerprint(one, full=True) == f"sha256:{hashlib.sha256(bytes(9 << 20)).hexdigest()}"
+def test_stored_hash_is_used_while_the_file_state_is_unchanged(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "SETTLED_S", -3600.0)
+    reads = []
+    digest = files._digest
+    monkeypatch.setattr(files, "_digest", lambda file: reads.append(file.name) or digest(file))
+    first = files.fingerprint(large)
+    assert files.fingerprint(large) == first
+    files._stored_hashes.clear()  # as in another process
+    assert files.fingerprint(large) == first
+    assert len(reads) == 1
+    assert files.fingerprint(large, full=True) == first
+    assert len(reads) == 2
+    os.utime(large, ns=(1, 1))
+    assert files.fingerprint(large) == first
+    assert len(reads) == 3, "another modification time: the file must be read again"
+
+
+@pytest.mark.parametrize("entry", ["", "{", "[]", '{"identity": 7}', "[" * 100_000])
+def test_damaged_stored_hash_is_ignored(entry: str, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "SETTLED_S", -3600.0)
+    expected = files.fingerprint(large)
+    files._stored_hashes.clear()
+    files._hash_path(str(large)).write_text(entry)
+    assert files.fingerprint(large) == expected
+
+
+def test_recently_changed_file_has_no_stored_hash(large: Path) -> None:
+    files.fingerprint(large)
+    assert not files._hash_path(str(large)).exists()
+
+
+def test_unwritable_cache_folder_is_done_without(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "SETTLED_S", -3600.0)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LOBULE_CACHE", str(tmp_path / "file"))
+    assert files.fingerprint(large).startswith("sha256:")
+
+
+def test_fifo_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "slide.tif")
+    with pytest.raises(NotReadable, match="not a regular file"):
+        files.fingerprint(tmp_path / "slide.tif")
 
 
 def test_folders_and_companions_count(tmp_path: Path) -> None:

@@ -8,22 +8,18 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 from uuid import uuid4
 
-from lobule.errors import NotReadable, ResultsError, UsageError
+from lobule.errors import LobuleError, NotReadable, ResultsError, UsageError
 
 MIB = 1 << 20
-WHOLE_BELOW = 8 * MIB
-"""Files smaller than this are hashed whole."""
-
-SAMPLES = 64
-SAMPLE_BYTES = 64 << 10
-
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
 
 
@@ -202,61 +198,148 @@ def read_json(path: str | Path) -> Any:
 
 
 def fingerprint(path: str | Path, full: bool = False) -> str:
-    """A hash that changes when the file does; what results carry of their input.
+    """The identity of a file's content; what results carry of their input.
 
-    Small files (and all with `full`) give `sha256:` of their bytes, as sha256sum prints it. Big ones give
-    `sampled-sha256:` of their size, first and last MiB and 64 evenly spaced pieces of 64 KiB: about 6 MiB
-    read of any slide. Folders, and slides with a companion folder (MRXS), hash names and fingerprints.
+    A file gives `sha256:` of all of its bytes, as sha256sum prints it. A folder, or a slide with a companion
+    folder (MRXS), hashes the names and the fingerprints of all of its files.
+
+    The hash of a large file is stored in the user's cache folder together with the file's size, modification
+    time and inode. While those are unchanged, the stored hash is returned without reading the file again.
+
+    Args:
+        path: A file, a folder or an fsspec URL.
+        full: Read everything, and trust no stored hash.
     """
     if is_url(path):
-        with open_url(path) as file:
-            return _hash_stream(file, file.seek(0, os.SEEK_END), full)
-    place = Path(path)
+        return _hash_url(str(path), full)
+    target = Path(path)
     try:
-        if place.is_dir():
-            return _hash_folder([place], full)
-        companion = place.with_suffix("")
-        if place.suffix.lower() == ".mrxs" and companion.is_dir():
-            return _hash_folder([place, companion], full)
-        return _hash_file(place, full)
+        if target.is_dir():
+            return _hash_folder([target], full)
+        companion = target.with_suffix("")
+        if target.suffix.lower() == ".mrxs" and companion.is_dir():
+            return _hash_folder([target, companion], full)
+        return _hash_file(target, full)
     except OSError as error:
         raise not_readable(error, path) from error
 
 
+def fingerprint_of_files(paths: Sequence[Path], full: bool = False) -> str:
+    """One identity of several files that belong together, by their names and contents."""
+    lines = [f"{path.name}\0{fingerprint(path, full)}\n" for path in sorted(paths)]
+    return f"files-sha256:{hashlib.sha256(''.join(lines).encode(errors='surrogateescape')).hexdigest()}"
+
+
 def _hash_file(path: Path, full: bool) -> str:
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
+        raise NotReadable("this is not a regular file", subject=path, expected="a file")
     with path.open("rb") as file:
-        return _hash_stream(file, os.fstat(file.fileno()).st_size, full)
+        state = _file_state(file)
+        key = str(path.absolute())
+        if not full and (stored := _stored_hash(key, state)) is not None:
+            return stored
+        identity = f"sha256:{_digest(file)}"
+        if _file_state(file) == state and _is_settled(state):
+            _store_hash(key, state, identity)
+    return identity
 
 
-def _hash_stream(file: IO[bytes], size: int, full: bool) -> str:
+def _digest(file: IO[bytes]) -> str:
     digest = hashlib.sha256()
-    if full or size < WHOLE_BELOW:
-        file.seek(0)
-        while block := file.read(MIB):
-            digest.update(block)
-        return f"sha256:{digest.hexdigest()}"
-    digest.update(size.to_bytes(8, "little"))
-    for start, length in _pieces(size):
-        file.seek(start)
-        digest.update(file.read(length))
-    return f"sampled-sha256:{digest.hexdigest()}"
+    while block := file.read(4 * MIB):
+        digest.update(block)
+    return digest.hexdigest()
 
 
-def _pieces(size: int) -> list[tuple[int, int]]:
-    """(start, length) of what is hashed of a big file."""
-    room = size - SAMPLE_BYTES
-    middle = [(index * room // (SAMPLES - 1), SAMPLE_BYTES) for index in range(SAMPLES)]
-    return [(0, MIB), *middle, (size - MIB, MIB)]
+def _hash_url(url: str, full: bool) -> str:
+    state = _url_state(url)
+    if not full and state is not None and (stored := _stored_hash(url, state)) is not None:
+        return stored
+    with open_url(url) as file:
+        identity = f"sha256:{_digest(file)}"
+    if state is not None and _url_state(url) == state:
+        _store_hash(url, state, identity)
+    return identity
 
 
-def _hash_folder(places: list[Path], full: bool) -> str:
+def _hash_folder(roots: list[Path], full: bool) -> str:
     digest = hashlib.sha256()
-    for place in places:
-        files = sorted(item for item in place.rglob("*") if item.is_file()) if place.is_dir() else [place]
+    for root in roots:
+        files = sorted(item for item in root.rglob("*") if item.is_file()) if root.is_dir() else [root]
         for item in files:
-            name = item.relative_to(place).as_posix() if place.is_dir() else "."
+            name = item.relative_to(root).as_posix() if root.is_dir() else "."
             digest.update(f"{name}\0{_hash_file(item, full)}\n".encode(errors="surrogateescape"))
     return f"folder-sha256:{digest.hexdigest()}"
+
+
+# -- stored hashes of large files ---------------------------------------------------------------------------
+
+STORE_FROM = 8 * MIB
+"""Hashes of smaller files are not stored: reading the file again takes no longer than looking them up."""
+SETTLED_S = 2.0
+"""A file changed more recently than this may change again without a new modification time."""
+
+_stored_hashes: dict[str, tuple[list[Any], str]] = {}
+
+
+def cache_folder() -> Path:
+    """The folder for what can be computed again: `$LOBULE_CACHE`, or `lobule` in the user's cache folder."""
+    if chosen := os.environ.get("LOBULE_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lobule"
+
+
+def _file_state(file: IO[bytes]) -> list[Any]:
+    """What changes when a file is written to: a stored hash is trusted while it stays the same."""
+    status = os.fstat(file.fileno())
+    return [status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns]
+
+
+def _is_settled(state: list[Any]) -> bool:
+    return bool(state[0] >= STORE_FROM and max(state[1], state[3]) / 1e9 < time.time() - SETTLED_S)
+
+
+def _url_state(url: str) -> list[Any] | None:
+    """Size and version of a remote file; None where its server tells no version."""
+    import fsspec
+
+    try:
+        file_system, remote_path = fsspec.core.url_to_fs(url)
+        info = file_system.info(remote_path)
+    except Exception:  # file systems raise their own types; opening the URL reports the error
+        return None
+    version = [
+        str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime", "created") if info.get(key)
+    ]
+    large = isinstance(info.get("size"), int) and info["size"] >= STORE_FROM
+    return [info["size"], *version] if version and large else None
+
+
+def _hash_path(key: str) -> Path:
+    name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+    return cache_folder() / "content-hashes" / name[:2] / f"{name}.json"
+
+
+def _stored_hash(key: str, state: list[Any]) -> str | None:
+    stored_state, identity = _stored_hashes.get(key, (None, ""))
+    if stored_state == state:
+        return identity
+    try:
+        entry = json.loads(_hash_path(key).read_bytes())
+        identity = entry["identity"]
+        if entry["state"] == state and re.fullmatch(r"sha256:[0-9a-f]{64}", identity):
+            return str(identity)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError):
+        pass  # nothing is stored, or there is no home folder
+    return None
+
+
+def _store_hash(key: str, state: list[Any], identity: str) -> None:
+    _stored_hashes[key] = (state, identity)
+    with suppress(OSError, LobuleError, RuntimeError):  # a cache that cannot be written is done without
+        path = _hash_path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"path": ascii(key), "state": state, "identity": identity})
 
 
 # -- what a folder has left ---------------------------------------------------------------------------------

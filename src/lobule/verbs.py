@@ -93,6 +93,7 @@ def scan(
     shard: tuple[int, int] | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
+    verify: str = "changed",
     progress: Progress | None = None,
     machine: dict[str, Any] | None = None,
     **options: Any,
@@ -101,6 +102,8 @@ def scan(
 
     `cases` is a cohort, a manifest, or slides. `options` are those of `ScanOptions` (stride, refine, budget,
     upsample, mpp, tissue, settings), `machine` those of `Machine` (device, precision, max_ram, …).
+    With `verify="full"` every input file is read again, and results whose input changed are computed anew;
+    by default a file is read again only if its size, modification time or inode changed.
     """
     from lobule.bundles import read_bundle
     from lobule.engines.passes import ScanOptions
@@ -125,6 +128,7 @@ def scan(
             shard=shard,
             fresh=fresh,
             retry_failed=retry_failed,
+            verify=verify,
             progress=progress,
         )
     finally:

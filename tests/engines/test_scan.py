@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lobule.cohort import Case, Cohort
 from lobule.engines.cases import Progress
 from lobule.engines.passes import Batch, ScanOptions
 from lobule.engines.scan import Machine, scan
-from lobule.errors import ResultsError
+from lobule.errors import ConfigError, ResultsError
 from lobule.results import open_results
 from lobule.stitch import State
 from tests.engines.support import (
@@ -100,6 +101,43 @@ def test_an_input_that_changed_is_scanned_anew(slide: Path, tmp_path: Path) -> N
     scan_small(cohort_of(slide), tmp_path / "r")
     reader = open_results(tmp_path / "r").case_folder("one").maps["mean"]
     np.testing.assert_allclose(reader.scores(), mean_map(pixels_of(700, 451, seed=5)), atol=1e-5)
+
+
+def test_large_slide_changed_between_samples_is_scanned_again(tmp_path: Path) -> None:
+    """Invert 44 % of the bytes where earlier versions did not look, and leave size and times as they were."""
+    slide = write_slide(tmp_path / "one.tif", pixels_of(2048, 1600), tile=512, compression=None)
+    data, times = bytearray(slide.read_bytes()), slide.stat()
+    assert len(data) > 9 << 20
+    scan_small(cohort_of(slide), tmp_path / "r")
+    gap = (len(data) - (64 << 10)) // 63
+    for start in range((64 << 10), len(data) - (2 << 20), gap):
+        if start > 1 << 20:
+            data[start : start + gap // 2] = bytes(255 - byte for byte in data[start : start + gap // 2])
+    slide.write_bytes(data)
+    os.utime(slide, ns=(times.st_atime_ns, times.st_mtime_ns))
+    progress = Progress()
+    scan_small(cohort_of(slide), tmp_path / "r", progress=progress, verify="full")
+    assert progress.finished == {"one": "complete"}
+    changed = tifffile.imread(slide)
+    assert (changed != pixels_of(2048, 1600)).mean() > 0.3
+    reader = open_results(tmp_path / "r").case_folder("one").maps["mean"]
+    np.testing.assert_allclose(reader.scores(), mean_map(changed), atol=1e-5)
+
+
+def test_result_is_kept_when_only_the_modification_time_changed(slide: Path, tmp_path: Path) -> None:
+    scan_small(cohort_of(slide), tmp_path / "r")
+    before = tree(tmp_path / "r")
+    os.utime(slide, ns=(1, 1))
+    for verify in ("changed", "full"):
+        progress = Progress()
+        scan_small(cohort_of(slide), tmp_path / "r", progress=progress, verify=verify)
+        assert progress.finished == {"one": "skipped"} and tree(tmp_path / "r") == before
+
+
+def test_unknown_verify_is_refused_before_scanning(slide: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"verify.*'all'.*changed or full"):
+        scan_small(cohort_of(slide), tmp_path / "r", verify="all")
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_map_feeds_a_second_pass(slide: Path, tmp_path: Path) -> None:

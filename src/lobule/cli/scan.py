@@ -58,6 +58,13 @@ if TYPE_CHECKING:
 @click.option("--shard", metavar="I/N", help="Scan only every N-th case, starting with the I-th.")
 @click.option("--fresh", is_flag=True, help="Forget what is in the results folder.")
 @click.option("--retry-failed", is_flag=True, help="Try failed cases and fields again.")
+@click.option(
+    "--verify",
+    type=click.Choice(["changed", "full"]),
+    default="changed",
+    show_default=True,
+    help="Which input files to hash again: those whose size, time or inode changed, or all.",
+)
 @click.option("--trust", is_flag=True, help="Allow a TorchScript bundle, which can run code.")
 @click.option("--dry-run", is_flag=True, help="Say what would be scanned.")
 def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **asked: Any) -> Answer:
@@ -101,6 +108,7 @@ def _scan(
             shard=shard,
             fresh=asked["fresh"],
             retry_failed=asked["retry_failed"],
+            verify=asked["verify"],
             progress=progress,
             machine={
                 "device": asked["device"],

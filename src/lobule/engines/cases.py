@@ -71,10 +71,12 @@ class CaseRunner:
         cohort: Cohort,
         progress: Progress,
         retry_failed: bool,
+        verify: str = "changed",
     ) -> None:
         self.predictor, self.results, self.options, self.engine = predictor, results, options, engine
         self.bundle, self.cohort, self.progress = bundle, cohort, progress
         self.retry_failed = retry_failed
+        self.verify = verify
 
     def run(self, cases: Sequence[Case], readers: int, cache_bytes: int) -> None:
         """Scan the cases with so many reading threads and bytes of decoded tiles."""
@@ -128,7 +130,7 @@ class CaseRunner:
 
     def _scan_case(self, order: int, case: Case, folder: CaseFolder) -> str:
         try:
-            prints = fingerprints(case)
+            prints = fingerprints(case, full=self.verify == "full")
         except LobuleError:
             if _finished(folder):  # a disk that is not mounted now takes nothing back
                 log.warning("case %s: its files cannot be read now; its result is kept", case.id)

@@ -27,6 +27,7 @@ log = logging.getLogger("lobule.scan")
 
 GIB = 1 << 30
 RUN = "run.json"
+VERIFY = ("changed", "full")
 MODEL_SHARE, CACHE_SHARE = 0.55, 0.2
 """Of the memory ceiling: for activations, and for decoded tiles; the rest is for fields on their way."""
 
@@ -72,12 +73,14 @@ def scan(
     shard: tuple[int, int] | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
+    verify: str = "changed",
     progress: Progress | None = None,
 ) -> ScanReport:
     """Scan every case into a results folder and say how it went.
 
     `bundle` identifies the model (method, fingerprint); a folder made by another is refused. What is
     already there is kept; `fresh` starts over and `retry_failed` tries failed cases and fields again.
+    `verify="full"` reads every input file again; `"changed"` reads those whose size or time changed.
     """
     options, machine, progress = options or ScanOptions(), machine or Machine(), progress or Progress()
     if fresh and shard is not None:
@@ -85,6 +88,8 @@ def scan(
             "--fresh with --shard would forget what the other shards did",
             remedy="Use another results folder, or delete this one before the shards begin",
         )
+    if verify not in VERIFY:
+        raise ConfigError(f"verify has no choice '{verify}'", expected=" or ".join(VERIFY))
     cases = _sharded(cohort, shard)
     progress.cases, progress.began = len(cases), time.monotonic()
     with hold(out, shard):
@@ -100,7 +105,9 @@ def scan(
         give_back()  # the forms of the model that were tried and not chosen
         begin_results(out, settings)  # a shard that began together with this one may have asked otherwise
         readers = machine.readers or available_cores()
-        runner = CaseRunner(predictor, results, options, engine, bundle, cohort, progress, retry_failed)
+        runner = CaseRunner(
+            predictor, results, options, engine, bundle, cohort, progress, retry_failed, verify
+        )
         try:
             runner.run(cases, readers, int(machine.max_ram * CACHE_SHARE))
         finally:

@@ -34,11 +34,12 @@ from lobule.features import FeatureManifest, TileFrame, begin_folder, write_coor
 from lobule.features.folder import ENCODER
 from lobule.features.frame import Encoding
 from lobule.features.hdf5 import read_feature_file
-from lobule.files import fingerprint, write_atomic
+from lobule.files import write_atomic
 from lobule.nets.encoders import Encoder
 from lobule.results.folder import CaseFolder, open_results
 from lobule.results.result import COMPLETE, Result
 from lobule.results.tables import TableReader
+from lobule.slides.identity import slide_fingerprint
 from lobule.slides.slide import open_slide
 from lobule.stitch import State
 
@@ -85,7 +86,7 @@ class ExtractionPredictor:
         lattice = pass_.fields.lattices[0]
         frame = TileFrame.of(case.case.id, lattice, tiling.tile_px, tiling.mpp)
         assert case.case.path is not None
-        source = fingerprint(case.case.path)
+        source = slide_fingerprint(case.case.path)
         coords_path, features_path = self.manifest.places(self.root, frame)
         if not self._stands(features_path, source, pass_.fields, frame):
             table = yield pass_

@@ -8,15 +8,19 @@ from typing import Any
 
 from lobule.cohort import Case
 from lobule.errors import LobuleError, ResultsError
-from lobule.files import fingerprint, read_json
+from lobule.files import read_json
+from lobule.slides.identity import slide_fingerprint
 
 
-def fingerprints(case: Case, careful: bool = False) -> dict[str, str]:
-    """Hashes of a case's files; with `careful`, a file that cannot be read is said so."""
+def fingerprints(case: Case, careful: bool = False, full: bool = False) -> dict[str, str]:
+    """Hashes of a case's files; with `careful`, a file that cannot be read is said so.
+
+    With `full`, every file is read and no stored hash is trusted.
+    """
     out = {}
     for path in case.paths:
         try:
-            out[path] = fingerprint(path)
+            out[path] = slide_fingerprint(path, full)
         except LobuleError:
             if not careful:
                 raise

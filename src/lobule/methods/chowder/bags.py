@@ -18,6 +18,7 @@ from lobule.errors import CaseError, ConfigError, DamagedFile, UsageError
 from lobule.features import FeatureFile, FeatureFolder
 from lobule.files import fingerprint, is_url
 from lobule.geometry import Box
+from lobule.slides.identity import same_slide, slide_fingerprint
 
 BLOCK_ROWS = 2048
 
@@ -140,12 +141,11 @@ def _refuse_other_slide(case: Case, file: FeatureFile) -> None:
     path = case.path
     if file.source is None or path is None or is_url(path) or not Path(path).exists():
         return
-    found = fingerprint(path)
-    if found != file.source:
+    if not same_slide(path, file.source):
         raise DamagedFile(
             "features of another slide of that name, or of the slide before it was changed",
             subject=file.path,
-            expected=f"those of {path}, {found[:23]}…",
+            expected=f"those of {path}, {slide_fingerprint(path)[:23]}…",
             found=f"those of a slide with {file.source[:23]}…",
             remedy="Extract the features of this slide again, to a folder of its cohort",
         )

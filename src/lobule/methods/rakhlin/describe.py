@@ -16,7 +16,6 @@ from lobule.color import DensityTables, augment_stains, stain_change
 from lobule.engines.passes import Batch, EngineSettings, Pixels
 from lobule.engines.placement import activation_bytes, placed
 from lobule.errors import ConfigError
-from lobule.files import fingerprint
 from lobule.geometry import Box, Lattice, Size
 from lobule.methods.rakhlin.config import Config, DescriptorSet
 from lobule.methods.rakhlin.crops import (
@@ -27,6 +26,7 @@ from lobule.methods.rakhlin.crops import (
     rescaled_sides,
 )
 from lobule.methods.rakhlin.encoders import Encoder, faster, scaled
+from lobule.slides.identity import slide_fingerprint
 from lobule.slides.slide import Slide
 
 HEADROOM = 2.0
@@ -83,7 +83,7 @@ def sides_of(config: Config, box: Box) -> NDArray[np.int64]:
 def image_key(case: Case) -> str:
     """What the random draws of an image hang on: its content, and the place where it is a region."""
     assert case.path is not None, "images and slides have a file"
-    return f"{fingerprint(case.path)} {case.l0_box or ''}"
+    return f"{slide_fingerprint(case.path)} {case.l0_box or ''}"
 
 
 def drawn(

@@ -1,0 +1,73 @@
+"""The identity of a slide: a hash of the content of every file that belongs to it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from lobule.errors import CaseError
+from lobule.files import MIB, fingerprint, fingerprint_of_files, is_url
+from lobule.slides.dicom_series import files_of_slide
+
+KEY_FILE_SUFFIXES = (".vms", ".vmu")
+"""Hamamatsu's key files: text that names the image files beside them."""
+LARGEST_KEY_FILE = MIB
+
+
+def slide_fingerprint(path: str, full: bool = False) -> str:
+    """The identity of a slide or image by all of its files.
+
+    Args:
+        path: What a case names: a file, a folder, one file of a DICOM series or a URL.
+        full: Read everything, and trust no stored hash.
+    """
+    if is_url(path) or Path(path).is_dir():
+        return fingerprint(path, full)
+    files = _files_with(Path(path))
+    return fingerprint(path, full) if len(files) < 2 else fingerprint_of_files(files, full)
+
+
+def same_slide(path: str, identity: str) -> bool:
+    """Whether a stored identity is that of this slide.
+
+    Earlier versions hashed samples of a large file, and one file of a DICOM series alone. What they stored is
+    compared with what they would have stored.
+    """
+    if identity.startswith("sampled-sha256:"):
+        return not is_url(path) and Path(path).is_file() and identity == _sampled_fingerprint(Path(path))
+    return identity in (slide_fingerprint(path), fingerprint(path))
+
+
+def _sampled_fingerprint(path: Path) -> str:
+    """What earlier versions stored of a file of 8 MiB or more."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(size.to_bytes(8, "little"))
+        samples = [(index * (size - (64 << 10)) // 63, 64 << 10) for index in range(64)]
+        for start, length in [(0, MIB), *samples, (size - MIB, MIB)]:
+            file.seek(max(start, 0))
+            digest.update(file.read(length))
+    return f"sampled-sha256:{digest.hexdigest()}"
+
+
+def _files_with(path: Path) -> list[Path]:
+    """The files of a slide that is stored as several files in one folder, `path` among them."""
+    if not path.is_file():
+        return [path]
+    if path.suffix.lower() in KEY_FILE_SUFFIXES:
+        return [path, *_files_named_in(path)]
+    try:
+        return [header.file for header in files_of_slide(str(path)) or ()] or [path]
+    except (CaseError, OSError):  # DICOM, but not a slide
+        return [path]
+
+
+def _files_named_in(key_file: Path) -> list[Path]:
+    """The files beside a key file that its lines `Name=file` name."""
+    with key_file.open("rb") as file:
+        text = file.read(LARGEST_KEY_FILE).decode("utf-8", errors="replace")
+    values = {line.partition("=")[2].strip() for line in text.splitlines()}
+    siblings = {item.name: item for item in key_file.parent.iterdir() if item.is_file()}
+    return sorted(siblings[name] for name in values if name in siblings and name != key_file.name)
