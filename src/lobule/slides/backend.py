@@ -38,7 +38,11 @@ class FoundMpp:
 
 
 class Backend(Protocol):
-    """One opened file. Every method may be called from several threads at once."""
+    """One opened file. Every method may be called from several threads at once.
+
+    Optional: `is_blank(level, box, reduce) -> bool` says that the file stores nothing under a box, which then
+    reads as white. Sparse files declare far more pixels than anyone can decode.
+    """
 
     @property
     def format(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil, floor
 from typing import Any, Protocol
 
 import numpy as np
@@ -110,11 +111,33 @@ def read_resampled(slide: Pyramid, lattice: Lattice, box: Box) -> RGB:
     out = np.empty((box.height, box.width, 3), np.uint8)
     width, height = _block_side(source.ratio_x), _block_side(source.ratio_y)
     for top in range(box.y, box.bottom, height):
+        row = Box(box.x, top, box.width, height).intersect(box)
+        if _is_blank(slide, source, row):  # sparse files can be far larger than what can be read
+            out[row.y - box.y : row.bottom - box.y] = 255
+            continue
         for left in range(box.x, box.right, width):
             block = Box(left, top, width, height).intersect(box)
             y, x = block.y - box.y, block.x - box.x
-            out[y : y + block.height, x : x + block.width] = _block(slide, source, block)
+            into = out[y : y + block.height, x : x + block.width]
+            into[:] = 255 if _is_blank(slide, source, block) else _block(slide, source, block)
     return out
+
+
+def _is_blank(slide: Pyramid, source: Source, block: Box) -> bool:
+    """Whether the file stores no tile under what a block of the result is computed from."""
+    is_blank = getattr(slide.backend, "is_blank", None)
+    if is_blank is None:
+        return False
+    margin = 2  # pixels that cubic interpolation takes from beyond the block
+    level = slide.levels[source.level].size
+    whole = Box(0, 0, -(-level.width // source.reduce), -(-level.height // source.reduce))
+    needed = Box.of_edges(
+        floor(block.x * source.ratio_x) - margin,
+        floor(block.y * source.ratio_y) - margin,
+        ceil(block.right * source.ratio_x) + margin,
+        ceil(block.bottom * source.ratio_y) + margin,
+    ).intersect(whole)
+    return needed.empty or bool(is_blank(source.level, needed, source.reduce))
 
 
 def choose_source(slide: Pyramid, lattice: Lattice) -> Source:

@@ -82,6 +82,17 @@ class TiffBackend:
             return (1,)
         return tuple(factor for factor in REDUCTIONS if not any(side % factor for side in layer.tile))
 
+    def is_blank(self, level: int, box: Box, reduce: int = 1) -> bool:
+        """Whether the file leaves out every tile under a box, and such tiles are white."""
+        layer = self._layers[level]
+        if self.blank != 255:
+            return False
+        width, height = layer.tile.width // reduce, layer.tile.height // reduce
+        tiles = np.s_[box.y // height : -(-box.bottom // height), box.x // width : -(-box.right // width)]
+        shape = len(layer.offsets), layer.rows, layer.columns
+        offsets, lengths = (table.reshape(shape)[:, *tiles] for table in (layer.offsets, layer.lengths))
+        return not bool(np.any((offsets != 0) & (lengths != 0)))
+
     def read(self, level: int, box: Box, reduce: int = 1) -> RGB:
         layer = self._layers[level]
         tile_width, tile_height = layer.tile.width // reduce, layer.tile.height // reduce

@@ -11,7 +11,6 @@ rounding; where some pages are marked as reduced images, only those are asked.
 from __future__ import annotations
 
 import logging
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -23,13 +22,15 @@ from tifffile import TiffFile, TiffPage
 from lobule.errors import DamagedFile, LobuleError, TooLarge, UnknownFormat
 from lobule.geometry import Size
 from lobule.slides.backend import FoundMpp
+from lobule.slides.tiff_channels import check_channels, check_samples, kind_of, several_channels
+from lobule.slides.tiff_directories import chain_error, check_limits
 from lobule.slides.tiff_mpp import OmeImage, aperio_fields, mpp_of_tiff, parse_ome
 from lobule.slides.tile_codecs import JPEG, MAX_TILE_PIXELS, Coding
 
-MAX_PAGES = 4096
-"""Pages looked at; a slide has about ten, a stack of focal planes some hundreds."""
-
 MAX_SIDE = 4_000_000
+MAX_ASSOCIATED = 64
+"""Images of an OME-TIFF that are looked at beside the slide."""
+
 ASSOCIATED_NAMES = ("label", "macro", "thumbnail", "overview")
 
 # tifffile tells the log of oddities that become typed errors here
@@ -48,6 +49,8 @@ class Layer:
     """(planes, tiles): bytes from the start of the file; 0 where a tile is missing."""
     lengths: NDArray[np.uint64]
     coding: Coding
+    kind: tuple[str, int, int]
+    """Colour, grey or palette; samples; bits. Levels of one pyramid agree in it."""
 
     def valid(self, column: int, row: int) -> Size:
         """The part of a tile that lies inside the layer."""
@@ -72,11 +75,13 @@ class TiffFacts:
 def read_facts(stream: IO[bytes], path: str) -> TiffFacts | None:
     """The facts of a TIFF, or None where another backend knows better."""
     try:
+        broken_chain = check_limits(stream, path)
         stream.seek(0)
         with TiffFile(stream, _multifile=False) as tif:
             if _foreign(tif):
                 return None
-            _check_chain(stream, path)
+            if broken_chain is not None:
+                raise chain_error(path, broken_chain)
             return _facts(tif, path)
     except LobuleError:
         raise
@@ -85,7 +90,7 @@ def read_facts(stream: IO[bytes], path: str) -> TiffFacts | None:
             "its TIFF directories cannot be read",
             subject=path,
             found=f"{type(error).__name__}: {error}",
-            remedy="Copy the file again from its source; `lobule doctor` says more",
+            remedy="Copy the file again from its source",
         ) from error
 
 
@@ -96,37 +101,6 @@ def _foreign(tif: TiffFile) -> bool:
     if first.software.startswith(("Philips", "MedScan")):
         return True
     return 700 in first.tags and b"<iScan" in bytes(first.tags[700].value)[:65536]
-
-
-def _check_chain(stream: IO[bytes], path: str) -> None:
-    """Follow the directories once: none may lie outside the file, and none may come twice."""
-    stream.seek(0)
-    head = stream.read(16)
-    order = "<" if head[:2] == b"II" else ">"
-    big = struct.unpack(order + "H", head[2:4])[0] == 43
-    count_format, entry, word = ("Q", 20, "Q") if big else ("H", 12, "I")
-    count_size, word_size = struct.calcsize(count_format), struct.calcsize(word)
-    end = stream.seek(0, 2)
-    at = struct.unpack(order + word, head[8:16] if big else head[4:8])[0]
-    seen: set[int] = set()
-    while at:
-        broken = "comes twice" if at in seen else "lies outside the file" if at + count_size > end else ""
-        if not broken:
-            stream.seek(at)
-            count = struct.unpack(order + count_format, stream.read(count_size))[0]
-            tail = at + count_size + count * entry
-            broken = "is cut off" if tail + word_size > end else ""
-        if broken or len(seen) >= MAX_PAGES:
-            raise DamagedFile(
-                "its TIFF directories cannot be followed",
-                subject=path,
-                expected=f"a chain of at most {MAX_PAGES} directories inside the file",
-                found=f"directory {len(seen)} at byte {at} {broken or 'and still no end'}",
-                remedy="Copy the file again from its source",
-            )
-        seen.add(at)
-        stream.seek(tail)
-        at = struct.unpack(order + word, stream.read(word_size))[0]
 
 
 def _facts(tif: TiffFile, path: str) -> TiffFacts | None:
@@ -161,6 +135,7 @@ Found = tuple[list[Layer], dict[str, Layer]]
 
 def _svs_layers(pages: list[TiffPage], path: str) -> Found | None:
     """Tiled pages are levels; the second page in strips is the thumbnail, others say what they are."""
+    check_channels(pages[0], pages, path)
     base = _layer([pages[0]], path)
     if base is None or not pages[0].is_tiled:
         return None
@@ -172,7 +147,7 @@ def _svs_layers(pages: list[TiffPage], path: str) -> Found | None:
             if layer is None:
                 return None
             if _is_level(layer, levels):
-                levels.append(layer)
+                levels.append(_of_same_kind(layer, levels, path))
         elif layer is not None:
             associated.setdefault(_svs_name(page, index), layer)
     if any(bool((layer.lengths == 0).any()) for layer in levels[1:]):
@@ -190,6 +165,7 @@ def _svs_name(page: TiffPage, index: int) -> str:
 
 def _generic_layers(pages: list[TiffPage], path: str) -> Found | None:
     base_page = max(pages, key=lambda page: page.imagewidth * page.imagelength)
+    check_channels(base_page, pages, path)
     base = _layer([base_page], path)
     if base is None:
         return None
@@ -201,7 +177,11 @@ def _generic_layers(pages: list[TiffPage], path: str) -> Found | None:
         others = [page for page in others if page.subfiletype & 1]
     for page in sorted(others, key=lambda page: -page.imagewidth):
         layer = _layer([page], path)
-        if layer is not None and _is_level(layer, levels):
+        if layer is None or not _is_level(layer, levels):
+            continue
+        if base_page.subifds:
+            levels.append(_of_same_kind(layer, levels, path))
+        elif layer.kind == base.kind:  # another kind is a thumbnail or a label of the same shape
             levels.append(layer)
     return levels, {}
 
@@ -210,13 +190,11 @@ def _ome_layers(tif: TiffFile, images: Sequence[OmeImage], path: str) -> Found |
     """The largest image is the slide; others are taken as images beside it, by name."""
     pages = list(_pages(tif))
     main = next(image for image in images if image.main)
-    if main.channels not in (1, 3) and main.channels != pages[main.ifd].samplesperpixel:
-        raise UnknownFormat(
-            f"an OME-TIFF of {main.channels} channels",
-            subject=path,
-            expected="a brightfield image: RGB, or one grey channel",
-            remedy="Export an RGB rendering of it",
-        )
+    samples = pages[main.ifd].samplesperpixel
+    apart = main.channels == 3 and samples == 1 and main.may_be_rgb
+    if main.channels not in (1, samples) and not apart:
+        raise several_channels(main.channels, path, kind="an OME-TIFF", names=main.channel_names)
+    check_samples(pages[main.ifd], path)
     top = _planes(pages, main)
     base = _layer(top, path)
     if base is None:
@@ -226,11 +204,11 @@ def _ome_layers(tif: TiffFile, images: Sequence[OmeImage], path: str) -> Found |
     for planes in zip(*below, strict=len({len(pages) for pages in below}) == 1):
         layer = _layer(list(planes), path)
         if layer is not None and _is_level(layer, levels):
-            levels.append(layer)
+            levels.append(_of_same_kind(layer, levels, path))
     if not any(below) and len(images) == 1 and len(top) == 1:
         return _generic_layers(pages, path)
     associated: dict[str, Layer] = {}
-    for index, image in enumerate(images):
+    for index, image in enumerate(images[:MAX_ASSOCIATED]):
         layer = None if image is main or image.ifd >= len(pages) else _layer(_planes(pages, image), path)
         if layer is not None:
             known = [name for name in ASSOCIATED_NAMES if name in image.name.lower()]
@@ -261,6 +239,20 @@ def _is_level(layer: Layer, levels: Sequence[Layer]) -> bool:
     return skew <= 2 * max(base.size.width, base.size.height)
 
 
+def _of_same_kind(layer: Layer, levels: Sequence[Layer], path: str) -> Layer:
+    """The layer, where it holds the same kind of pixels as level 0."""
+    if layer.kind == levels[0].kind:
+        return layer
+    described = ["{} with {} samples of {} bits".format(*each.kind) for each in (levels[0], layer)]
+    raise UnknownFormat(
+        f"level {len(levels)} holds other pixels than level 0",
+        subject=path,
+        expected=described[0],
+        found=described[1],
+        remedy="Convert it to a tiled, pyramidal TIFF: vips tiffsave --tile --pyramid",
+    )
+
+
 def _layer(pages: list[TiffPage], path: str) -> Layer | None:
     """One layer of a page (or of three that hold one plane each); None where its coding is not known here."""
     page = pages[0]
@@ -286,7 +278,7 @@ def _layer(pages: list[TiffPage], path: str) -> Layer | None:
     count = columns * rows
     offsets = np.concatenate([_places(other.dataoffsets, planes, count, path) for other in pages])
     lengths = np.concatenate([_places(other.databytecounts, planes, count, path) for other in pages])
-    return Layer(size, tile, columns, rows, offsets, lengths, coding)
+    return Layer(size, tile, columns, rows, offsets, lengths, coding, kind_of(page))
 
 
 def _shape(page: TiffPage) -> tuple[Any, ...]:

@@ -42,6 +42,9 @@ class OmeImage:
     mpp: Mpp | None
     objective: float | None
     main: bool = False
+    channel_names: tuple[str, ...] = ()
+    may_be_rgb: bool = True
+    """Whether nothing in the description says that its three channels are not red, green and blue."""
 
 
 def mpp_of_tiff(page: Any, ome: OmeImage | None) -> FoundMpp | None:
@@ -116,11 +119,15 @@ def parse_ome(description: str) -> tuple[OmeImage, ...]:
         root = ElementTree.fromstring(description)
     except ElementTree.ParseError:
         return ()
-    magnifications = {node.get("ID"): node.get("NominalMagnification") for node in _all(root, "Objective")}
+    magnifications = {
+        node.get("ID"): node.get("NominalMagnification")
+        for instrument in _children(root, "Instrument")
+        for node in _children(instrument, "Objective")
+    }
     images: list[OmeImage] = []
     next_ifd = 0
-    for node in _all(root, "Image"):
-        pixels = next(_all(node, "Pixels"), None)
+    for node in _children(root, "Image"):
+        pixels = next(_children(node, "Pixels"), None)
         if pixels is None:
             continue
         image, planes = _ome_image(node, pixels, next_ifd, magnifications)
@@ -137,17 +144,17 @@ def parse_ome(description: str) -> tuple[OmeImage, ...]:
 def _ome_image(node: Any, pixels: Any, next_ifd: int, magnifications: dict[Any, Any]) -> tuple[OmeImage, int]:
     said = pixels.attrib
     size = {axis: int(said.get(f"Size{axis}", 1)) for axis in "XYZCT"}
-    channels = list(_all(pixels, "Channel"))
+    channels = list(_children(pixels, "Channel"))
     samples = sum(int(channel.get("SamplesPerPixel", 1)) for channel in channels) or size["C"]
     together = max((int(channel.get("SamplesPerPixel", 1)) for channel in channels), default=1)
-    blocks = [int(block.get("IFD", next_ifd)) for block in _all(pixels, "TiffData")]
+    blocks = [int(block.get("IFD", next_ifd)) for block in _children(pixels, "TiffData")]
     order = said.get("DimensionOrder", "XYCZT")
     before = order[2 : order.index("C")] if "C" in order else ""
     stride = 1
     for axis in before:
         stride *= size.get(axis, 1)
     x, y = _physical(said, "X"), _physical(said, "Y")
-    settings = next(_all(node, "ObjectiveSettings"), None)
+    settings = next(_children(node, "ObjectiveSettings"), None)
     image = OmeImage(
         name=node.get("Name", ""),
         width=size["X"],
@@ -157,14 +164,42 @@ def _ome_image(node: Any, pixels: Any, next_ifd: int, magnifications: dict[Any, 
         channel_stride=stride,
         mpp=Mpp(x, y or x) if x else None,
         objective=_number(magnifications.get(settings.get("ID"))) if settings is not None else None,
+        channel_names=tuple(channel.get("Name") for channel in channels if channel.get("Name")),
+        may_be_rgb=_may_be_rgb(channels),
     )
     return image, max(1, size["Z"] * size["T"] * size["C"] // together)
 
 
-def _all(node: Any, name: str) -> Iterator[Any]:
-    return (
-        found for found in node.iter() if isinstance(found.tag, str) and found.tag.rpartition("}")[2] == name
-    )
+FLUORESCENCE = ("Fluor", "EmissionWavelength", "ExcitationWavelength")
+"""Attributes of a Channel that no red, green or blue of a brightfield image has."""
+
+RGB_NAMES = (("r", "red"), ("g", "green"), ("b", "blue"))
+RGB_COLOURS = (0xFF0000, 0x00FF00, 0x0000FF)
+WHITE = 0xFFFFFF
+
+
+def _may_be_rgb(channels: list[Any]) -> bool:
+    """Whether no name, colour or other attribute contradicts that three channels are red, green and blue."""
+    if any(channel.get(name) for channel in channels for name in FLUORESCENCE):
+        return False
+    if any(channel.get("ContrastMethod") == "Fluorescence" for channel in channels):
+        return False
+    for channel, names, colour in zip(channels, RGB_NAMES, RGB_COLOURS, strict=False):
+        name = (channel.get("Name") or "").strip().lower()
+        if name and name not in names:
+            return False
+        try:  # a signed 32-bit RGBA
+            stated = (int(channel.get("Color") or -1) & 0xFFFFFFFF) >> 8
+        except ValueError:
+            continue
+        if stated not in (WHITE, colour):
+            return False
+    return True
+
+
+def _children(node: Any, name: str) -> Iterator[Any]:
+    """Children of a node by their name without its namespace; deeper ones are none of this node's."""
+    return (child for child in node if isinstance(child.tag, str) and child.tag.rpartition("}")[2] == name)
 
 
 def _physical(said: Any, axis: str) -> float | None:
