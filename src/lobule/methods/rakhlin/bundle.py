@@ -10,8 +10,9 @@ from lobule.bundles import Bundle, patient_hash, write_bundle
 from lobule.errors import BundleError
 from lobule.methods.rakhlin.config import Config
 from lobule.methods.rakhlin.encoders import Encoder, Plan, build, load_weights
-from lobule.methods.rakhlin.forests import Calibrator, Forests, read_forest, text_name
+from lobule.methods.rakhlin.forests import Calibrator, Forests, read_forest_file, text_name
 from lobule.methods.rakhlin.predictor import RakhlinPredictor
+from lobule.methods.rakhlin.trees import BoostedTrees
 
 
 def save(
@@ -61,9 +62,16 @@ def load(bundle: Bundle, *, trust: bool = False) -> RakhlinPredictor:
         own = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
         load_weights(encoder, own, bundle.path)
         encoders.append(encoder)
+    widths = [sum(encoder.widths()) for encoder in encoders]
     forests = {
         set_.name: [
-            _forest(bundle, text_name(set_.name, model, fold)) for model, fold in config.boosting.models()
+            _forest(
+                bundle,
+                text_name(set_.name, model, fold),
+                len(config.classes),
+                widths[set_.encoder],
+            )
+            for model, fold in config.boosting.models()
         ]
         for set_ in config.sets
     }
@@ -71,6 +79,14 @@ def load(bundle: Bundle, *, trust: bool = False) -> RakhlinPredictor:
     return RakhlinPredictor(config, encoders, Forests(forests), calibrator, seed)
 
 
-def _forest(bundle: Bundle, name: str) -> Any:
-    place = bundle.file(name)
-    return read_forest(place.read_text(encoding="utf-8"), place)
+def _forest(bundle: Bundle, name: str, classes: int, features: int) -> BoostedTrees:
+    forest = read_forest_file(bundle.file(name))
+    if (forest.classes, forest.features) != (classes, features):
+        raise BundleError(
+            "the model does not fit the bundle",
+            subject=bundle.path and bundle.path / name,
+            expected=f"{classes} classes and {features} features",
+            found=f"{forest.classes} classes and {forest.features} features",
+            remedy="Copy the bundle again from where it came",
+        )
+    return forest

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.methods.rakhlin.config import Config, DescriptorSet
+from lobule.methods.rakhlin.trees import BoostedTrees
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +22,11 @@ class Explained:
     rows: int
 
 
-def explain(forest: lightgbm.Booster, rows: NDArray[np.float32], labels: NDArray[np.intp]) -> Explained:
+def explain(forest: BoostedTrees, rows: NDArray[np.float32], labels: NDArray[np.intp]) -> Explained:
     """The contributions, in log-odds, to the class that each row truly has."""
     width = rows.shape[1]
-    found = np.asarray(forest.predict(rows, pred_contrib=True, num_threads=1))
+    booster = lightgbm.Booster(model_str=forest.to_text())
+    found = np.asarray(booster.predict(rows, pred_contrib=True, num_threads=1))
     of_truth = found.reshape(len(rows), -1, width + 1)[np.arange(len(rows)), labels, :width]
     return Explained(np.abs(of_truth).sum(axis=0), len(rows))
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
 from lobule.errors import BundleError
 from lobule.measures.calibration import Isotonic, Platt, fit_isotonic, fit_platt
+from lobule.methods.rakhlin.trees import LARGEST_TEXT, BoostedTrees
 
 
 def text_name(set_name: str, seed: int, fold: int) -> str:
@@ -19,30 +20,32 @@ def text_name(set_name: str, seed: int, fold: int) -> str:
     return f"{set_name}-s{seed}-f{fold}.txt"
 
 
-def read_forest(text: str, subject: object) -> lightgbm.Booster:
-    """A model from its text. LightGBM ends the process, or reads nonsense, on a text that is cut short."""
-    if not text.startswith("tree") or "end of trees" not in text:
-        raise BundleError("not a whole LightGBM model", subject=subject)
+def read_forest(text: str, subject: object) -> BoostedTrees:
+    """A model from LightGBM's text, with everything checked that predictions depend on."""
+    return BoostedTrees.of_text(text, subject)
+
+
+def read_forest_file(path: Path) -> BoostedTrees:
+    """A model from a file of LightGBM's text."""
     try:
-        return lightgbm.Booster(model_str=text)
-    except lightgbm.basic.LightGBMError as error:
-        raise BundleError("LightGBM cannot read the model", subject=subject, found=str(error)) from error
-
-
-def predicted(forest: lightgbm.Booster, rows: NDArray[Any]) -> NDArray[np.float64]:
-    """(rows, classes) probabilities of one model."""
-    return np.asarray(forest.predict(rows, num_threads=1), np.float64)
+        if path.stat().st_size > LARGEST_TEXT:
+            raise BundleError(
+                "too large for a model", subject=path, expected=f"at most {LARGEST_TEXT >> 20} MiB"
+            )
+        return read_forest(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError("the model cannot be read", subject=path, found=str(error)[:200]) from error
 
 
 @dataclass(frozen=True)
 class Forests:
     """Set → its models, all seeds and folds of it."""
 
-    of_set: Mapping[str, Sequence[lightgbm.Booster]]
+    of_set: Mapping[str, Sequence[BoostedTrees]]
 
     def predict(self, set_name: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """(rows, classes): the mean over the models of a set, as images that no fold held are read."""
-        said = [predicted(forest, rows) for forest in self.of_set[set_name]]
+        said = [forest.predict(rows) for forest in self.of_set[set_name]]
         mean: NDArray[np.float32] = np.mean(said, axis=0).astype(np.float32)
         return mean
 

@@ -33,8 +33,9 @@ from lobule.methods.rakhlin.encoders import Encoder, Plan, pretrained
 from lobule.methods.rakhlin.explain import Attributions, Explained, explain
 from lobule.methods.rakhlin.features import Described, described, weights_hash
 from lobule.methods.rakhlin.folds import folds_of, write_folds
-from lobule.methods.rakhlin.forests import predicted, read_forest, text_name
+from lobule.methods.rakhlin.forests import read_forest, read_forest_file, text_name
 from lobule.methods.rakhlin.report import HeldOut, calibrated, report, write_predictions
+from lobule.methods.rakhlin.trees import BoostedTrees
 from lobule.tissue import TissueConfig
 
 log = logging.getLogger("lobule.train")
@@ -237,13 +238,13 @@ class _Training:
         for seed in range(boosting.seeds):
             place = self.models / text_name(set_.name, seed, fold)
             forest = _kept_forest(place) or self._made(place, shared, seed, fold)
-            said.append(predicted(forest, rows).reshape(-1, augmentations, len(self.config.classes)))
+            said.append(forest.predict(rows).reshape(-1, augmentations, len(self.config.classes)))
             if seed == 0 and (count := min(self.config.attributions, augmentations)):
                 shown = descriptors[here][:, :count].reshape(-1, width)
                 explained = explain(forest, shown, data.labels[here].repeat(count))
         return np.stack([one.mean(axis=1) for one in said]), explained
 
-    def _made(self, place: Path, shared: _FoldData, seed: int, fold: int) -> lightgbm.Booster:
+    def _made(self, place: Path, shared: _FoldData, seed: int, fold: int) -> BoostedTrees:
         made = boost(
             shared.training(), None, len(self.config.classes), self.config.boosting, seed, fold,
             shared.held_out(),
@@ -317,13 +318,13 @@ class _FoldData:
         return self._descriptors[chosen].reshape(-1, width), self._labels[chosen].repeat(augmentations)
 
 
-def _kept_forest(place: Path) -> lightgbm.Booster | None:
+def _kept_forest(place: Path) -> BoostedTrees | None:
     """A model of this training that is there already; one that cannot be read is made again."""
     if not place.exists():
         return None
     try:
-        return read_forest(place.read_text(), place)
-    except (BundleError, UnicodeDecodeError):
+        return read_forest_file(place)
+    except BundleError:
         return None
 
 
