@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from lobule.bundles import Bundle
+from lobule.cli.frame import as_settings
 from lobule.errors import ConfigError
+from lobule.methods import METHODS, method_module
 from lobule.methods.four_view import Config
-from lobule.verbs import _refuse_ignored, scan_settings
+from lobule.methods.reverse_distillation import Config as ReverseDistillationConfig
+from lobule.settings import converted
+from lobule.verbs import _refuse_ignored, config_of, scan_settings
 
 
 def bundle(method: str, config: dict[str, object]) -> Bundle:
@@ -37,3 +43,71 @@ def test_an_option_that_would_not_be_heeded_is_refused() -> None:
         _refuse_ignored(bundle("four_view", {}), {"stride": 16, "refine": False})
     _refuse_ignored(bundle("scannet", {}), {"refine": True, "stride": 16, "mpp": 0.5, "upsample": True})
     _refuse_ignored(bundle("classifier", {}), {"refine": False, "stride": 16, "tissue": None})
+
+
+def test_a_zero_default_accepts_fractions_where_the_annotation_is_float() -> None:
+    # the documented call of reverse distillation, whose augmentation is switched off by zeros
+    settings = as_settings(("augment.saturation=0.25", "augment.scale=0.1"))
+    config = config_of(ReverseDistillationConfig, settings)
+    assert (config.augment.saturation, config.augment.scale) == (0.25, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation", "value"),
+    [
+        ("3", int, 3),
+        ("1e3", int, 1000),
+        ("12345678901234567891", int, 12345678901234567891),
+        ("3", float, 3.0),
+        ("yes", bool, True),
+        ("none", int | None, None),
+        ("7", int | None, 7),
+        ("400,650", tuple[int, ...], (400, 650)),
+        ("", tuple[str, ...], ()),
+        ("1024x512", tuple[int, int] | None, (1024, 512)),
+        ("a, b", tuple[str, ...], ("a", "b")),
+        ("none", Literal["none", "platt"], "none"),
+        (0.5, int, 0.5),
+    ],
+)
+def test_text_is_converted_to_the_annotated_type(text: object, annotation: object, value: object) -> None:
+    result = converted("name", text, annotation)
+    assert result == value
+    assert type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation", "message"),
+    [
+        ("2.5", int, "name = '2.5' is not a whole number"),
+        ("2.5", int | None, "name = '2.5' is not a whole number"),
+        ("inf", int, "is not a whole number"),
+        ("fast", float, "name = 'fast' is not a number"),
+        ("1,2,3", tuple[float, float], r"name = '1,2,3' has the wrong length.*2 values"),
+        ("1,b", tuple[int, ...], "name = 'b' is not a whole number"),
+        ("maybe", bool, "neither true nor false"),
+    ],
+)
+def test_text_of_another_type_is_refused(text: str, annotation: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        converted("name", text, annotation)
+
+
+@pytest.mark.parametrize("method", sorted(name for name in METHODS if hasattr(method_module(name), "train")))
+def test_every_setting_of_every_method_accepts_its_default_as_text(method: str) -> None:
+    config_type = method_module(method).Config
+
+    def as_text(value: object) -> str:
+        return ",".join(map(str, value)) if isinstance(value, list) else str(value).lower()
+
+    values = config_type().to_dict()
+    texts = {name: as_text(value) for name, value in values.items() if not isinstance(value, dict)}
+    texts |= {
+        f"{group}.{name}": as_text(value)
+        for group, inner in values.items()
+        if isinstance(inner, dict)
+        for name, value in inner.items()
+    }
+    # text that is not lower case, such as a class name, keeps its case
+    texts |= {name: value for name, value in values.items() if isinstance(value, str)}
+    assert config_of(config_type, texts) == config_type()

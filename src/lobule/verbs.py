@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lobule.errors import ConfigError
+from lobule.settings import converted, setting_types
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
@@ -45,43 +46,24 @@ def train(
 
 
 def config_of(kind: type[Any], settings: Mapping[str, Any]) -> Any:
-    """A method's `Config` with some settings given, each converted to the type of its default."""
-    facts: dict[str, Any] = kind().to_dict()
+    """Create a method's `Config` with some settings changed; text is converted to the annotated types."""
+    values: dict[str, Any] = kind().to_dict()
     for name, value in settings.items():
-        inner = facts
+        inner, types = values, setting_types(kind)
         *outer, last = name.split(".")
-        for part in outer:
-            inner = inner.get(part, {}) if isinstance(inner.get(part, {}), dict) else {}
+        for level in outer:
+            is_group = isinstance(inner.get(level), dict)
+            inner = inner[level] if is_group else {}
+            types = setting_types(types[level]) if is_group else {}
         if last not in inner or isinstance(inner[last], dict):
-            near = get_close_matches(name, facts, 1)
+            near = get_close_matches(name, values, 1)
             raise ConfigError(
                 f"no setting '{name}'",
-                expected=", ".join(facts),
+                expected=", ".join(values),
                 remedy=f"Did you mean '{near[0]}'?" if near else None,
             )
-        inner[last] = _converted(name, value, inner[last])
-    return kind.from_dict(facts)
-
-
-def _converted(name: str, value: Any, default: Any) -> Any:
-    """A value given as text, as its default's type has it."""
-    if not isinstance(value, str) or isinstance(default, str) or default is None:
-        return value
-    if isinstance(default, bool):
-        known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if value.lower() not in known:
-            raise ConfigError(f"{name} = '{value}' is neither true nor false")
-        return known[value.lower()]
-    if isinstance(default, list):
-        return [part.strip() for part in value.split(",")]
-    try:
-        number = float(value)
-        if isinstance(default, int) and not number.is_integer():
-            raise ValueError
-    except ValueError:
-        what = "a whole number" if isinstance(default, int) else "a number"
-        raise ConfigError(f"{name} = '{value}' is not {what}") from None
-    return int(number) if isinstance(default, int) else number
+        inner[last] = converted(name, value, types[last])
+    return kind.from_dict(values)
 
 
 def scan(
@@ -157,16 +139,16 @@ def scan_settings(bundle: Bundle, asked: Mapping[str, Any]) -> dict[str, Any]:
 
     module = method_module(bundle.method)
     allowed: Collection[str] = getattr(module, "SCAN_SETTINGS", ())
-    known = {**module.Config().to_dict(), **bundle.config} if allowed else {}
+    types = setting_types(module.Config) if allowed else {}
     if isinstance(allowed, Mapping):  # names with a value of their type, where a config has another or none
-        known |= allowed
+        types |= {name: type(value) for name, value in allowed.items()}
     for name in asked:
         if name not in allowed:
             raise ConfigError(
                 f"'{name}' cannot be set for a scan with {bundle.method}",
                 expected=", ".join(allowed) or "no settings: all of them belong to the bundle",
             )
-    return {name: _converted(name, value, known[name]) for name, value in asked.items()}
+    return {name: converted(name, value, types[name]) for name, value in asked.items()}
 
 
 def extract_features(

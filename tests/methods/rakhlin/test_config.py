@@ -62,9 +62,9 @@ def test_inputs_follow_the_weights() -> None:
     [
         ({"recipe": "slow"}, "no recipe 'slow'"),
         ({"stains": "vahadane"}, "no stains 'vahadane'"),
-        ({"sizes": "four"}, "sizes must be numbers"),
+        ({"sizes": "four"}, "sizes = .four. is not a whole number"),
         ({"weights": "a,b"}, "weights for 3 encoders"),
-        ({"stain_range": "1"}, "two numbers"),
+        ({"stain_range": "1"}, "stain_range.* wrong length. Expected 2 values"),
         ({"augmentations": "0"}, "at least 1"),
         ({"attributions": "-1"}, "at least 0"),
         ({"tissue_share": "-1"}, "from 0 to 1"),
