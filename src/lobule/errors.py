@@ -9,6 +9,7 @@ LobuleError
 │   ├── FinerThanSlide      a resolution that the slide does not have, without `--upsample`
 │   └── Leakage             a patient on both sides of a split
 ├── CaseError               belongs to one case; the run goes on (exit status 1)
+│   ├── NothingToScore      readable, but empty; recorded as unscored and not as a failure
 │   ├── NotReadable         missing, not a file, no permission
 │   ├── UnknownFormat       no backend takes it
 │   ├── DamagedFile         the file as a whole cannot be used
@@ -16,6 +17,7 @@ LobuleError
 │   ├── TooLarge            declares sizes beyond what is sane; refused before decoding
 │   ├── AnnotationError     outlines that cannot be used
 │   └── NotAMammogram       a DICOM or PNG that is refused as a view of an exam
+│       └── BlankMammogram  an image without a breast
 ├── ResultsError            a results folder that does not fit: another bundle, locked, full disk
 │   └── DamagedResults      a chunk or part on disk that cannot be read; its case is made again
 ├── BundleError             a bundle that is damaged, tampered with or of another method
@@ -121,6 +123,13 @@ class CaseError(LobuleError):
     """Belongs to one case; a run records it and goes on."""
 
 
+class NothingToScore(CaseError):
+    """A case that is readable but contains nothing to score, such as an exam of blank views.
+
+    The scanner records the case as unscored, which is not a failure.
+    """
+
+
 class NotReadable(CaseError):
     """Missing, a directory, or not permitted."""
 
@@ -167,6 +176,10 @@ class AnnotationError(CaseError):
 
 class NotAMammogram(CaseError):
     """An image that is refused as a view of an exam."""
+
+
+class BlankMammogram(NotAMammogram):
+    """A view without a breast: the image is empty, or nothing in it is large and bright enough."""
 
 
 class ResultsError(LobuleError):

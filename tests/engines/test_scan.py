@@ -236,7 +236,8 @@ def test_a_case_that_fails_is_recorded_and_the_others_go_on(slide: Path, tmp_pat
     report = scan_small(cohort, tmp_path / "r")
     assert dict(report.counts) == {"complete": 2, "failed": 2}  # type: ignore[attr-defined]
     results = open_results(tmp_path / "r")
-    assert results.counts() == {"complete": 2, "partial": 0, "failed": 2, "unfinished": 0, "not started": 0}
+    expected = {"complete": 2, "partial": 0, "failed": 2, "unscored": 0, "unfinished": 0, "not started": 0}
+    assert results.counts() == expected
     gone = results.case_folder("gone").result
     assert (
         gone is not None and gone["error"]["type"] == "NotReadable" and "gone.tif" in gone["error"]["message"]

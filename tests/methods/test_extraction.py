@@ -147,8 +147,11 @@ def test_glass_alone_gives_an_empty_file(net: Encoder, tmp_path: Path) -> None:
     path = write_slide(tmp_path / "glass.tif", np.full((600, 600, 3), 244, np.uint8))
     glass = Cohort((Case("glass", "p", "slide", str(path), mpp=4.0),))
     report = extract(net, glass, tmp_path / "f", Extraction(Tiling(4.0, TILE, 224)), ScanOptions(), MACHINE)
-    assert dict(report.counts) == {"complete": 1}
+    assert dict(report.counts) == {"unscored": 1}
+    assert not report.failed
     assert open_features(tmp_path / "f").find(glass["glass"]).count == 0
+    again = extract(net, glass, tmp_path / "f", Extraction(Tiling(4.0, TILE, 224)), ScanOptions(), MACHINE)
+    assert dict(again.counts) == {"unscored": 1}
 
 
 def test_another_backbone_or_tile_cannot_join(net: Encoder, cohort: Cohort, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
 @click.option("--nms-map", metavar="NAME", help="The map to suppress; the densest if not given.")
 @click.option("--nms-radius", type=click.IntRange(1), metavar="CELLS", help="768 px if not given.")
 @click.option("--nms-threshold", type=float, default=0.5, show_default=True)
-@click.option("--missing-score", type=float, metavar="S", help="The score of cases without a result.")
+@click.option("--missing-score", type=float, metavar="S", help="The score of cases without a score.")
 @click.option("--bundle", metavar="BUNDLE", help="Whose training patients must not be in the cohort.")
 @click.option("--allow-overlap", is_flag=True, help="Go on with training patients; the report says so.")
 @click.option("--reader-study", metavar="FILE", help="A table of readers and models instead.")
@@ -56,9 +56,9 @@ RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
 def command(paths: tuple[str, ...], reader_study: str | None, **asked: Any) -> Answer:
     """FROC, AUC, precision and recall, and calibration, each with its interval, by site or any column.
 
-    Intervals resample patients. Cases that failed are counted and said. A cohort that shares a patient with
-    the model's training set is refused. A submission needs no COHORT where --masks says which slides have
-    tumours. Research use only.
+    Intervals resample patients. Cases without a score are counted and listed. A cohort that shares a patient
+    with the model's training set is refused. A submission needs no COHORT where --masks says which slides
+    have tumours. Research use only.
     """
     if reader_study is not None:
         return _readers(paths, reader_study, asked)

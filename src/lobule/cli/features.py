@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lobule.cli.frame import Answer, answers, facts
-from lobule.cli.scan import _shown, _terminated_like_interrupted, as_bytes
+from lobule.cli.scan import _shown, _terminated_like_interrupted, as_bytes, unscored_lines
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def as_data(report: ScanReport, out: str) -> dict[str, Any]:
         "cases": dict(report.counts),
         "failed": dict(report.failed),
         "partial": list(report.partial),
+        "unscored": dict(report.unscored),
         "seconds": round(report.seconds, 2),
         "tiles": report.counters.fields_done,
     }
@@ -117,6 +118,7 @@ def as_text(report: ScanReport, out: str) -> str:
     lines += [(f"failed {name}", cause) for name, cause in list(report.failed.items())[:20]]
     if report.partial:
         lines.append(("partial", ", ".join(report.partial[:20])))
+    lines += unscored_lines(report)
     if report.failed or report.partial:
         lines.append(("again", "run the same command with --retry-failed"))
     lines.append(("go on with", f"lobule train chowder COHORT --out BUNDLE --set features={out}"))

@@ -163,9 +163,11 @@ def as_data(report: ScanReport) -> dict[str, Any]:
         "cases": dict(report.counts),
         "failed": dict(report.failed),
         "partial": list(report.partial),
+        "unscored": dict(report.unscored),
         "seconds": round(report.seconds, 2),
         "fields": report.counters.fields_done,
         "pixels": report.counters.pixels_done,
+        "rows": report.counters.rows_done,
         "tiles_decoded": report.counters.tiles_decoded,
     }
 
@@ -179,14 +181,26 @@ def as_text(report: ScanReport) -> str:
         lines.append(
             ("scanned", f"{pixels / 1e6:,.0f} Mpixel in {report.seconds:,.1f} s ({rate:,.1f} Mpixel/s)")
         )
+    elif rows := report.counters.rows_done:
+        rate = rows / max(report.seconds, 1e-9)
+        lines.append(("scanned", f"{rows:,} rows in {report.seconds:,.1f} s ({rate:,.1f} rows/s)"))
     lines += [(f"failed {name}", cause) for name, cause in list(report.failed.items())[:20]]
     if len(report.failed) > 20:
         lines.append(("", f"and {len(report.failed) - 20} more, in results.csv"))
     if report.partial:
         lines.append(("partial", ", ".join(report.partial[:20])))
+    lines += unscored_lines(report)
     if report.failed or report.partial:
         lines.append(("again", "run the same command with --retry-failed"))
     return facts(lines)
+
+
+def unscored_lines(report: ScanReport, most: int = 20) -> list[tuple[str, str]]:
+    """One line for each case in which nothing was scored, with the reason."""
+    lines = [(f"unscored {name}", note) for name, note in list(report.unscored.items())[:most]]
+    if len(report.unscored) > most:
+        lines.append(("", f"and {len(report.unscored) - most} more, in results.csv"))
+    return lines
 
 
 @contextmanager
@@ -242,7 +256,8 @@ def line_of(progress: Progress) -> str:
         parts.append(", ".join(f"{name}: {stage}" for name, stage in list(progress.active.items())[:2]))
     if done:
         parts.append(f"{done}/{planned} fields, {done / seconds:.1f}/s")
-        parts.append(f"{counters.pixels_done / 1e6 / seconds:.1f} Mpixel/s")
+        if counters.pixels_done:
+            parts.append(f"{counters.pixels_done / 1e6 / seconds:.1f} Mpixel/s")
         cases_left = max(0, progress.cases - len(progress.finished) - len(progress.active))
         per_case = planned / max(1, len(progress.finished) + len(progress.active))
         left = (planned - done + cases_left * per_case) / (done / seconds)

@@ -20,7 +20,7 @@ from lobule.engines.opened import Opened
 from lobule.engines.passes import EngineSettings, ImageSource, MapSpec, Pass, Predictor, ScanOptions
 from lobule.engines.pipeline import Counters, Pipeline, Stopped
 from lobule.engines.sinks import failed_in, open_sink
-from lobule.errors import CaseError, DamagedResults, LobuleError, ResultsError
+from lobule.errors import CaseError, DamagedResults, LobuleError, NothingToScore, ResultsError
 from lobule.files import flush_all, results_error, write_json
 from lobule.results.folder import PLAN, RESULT, CaseFolder, Results
 from lobule.results.plan import fingerprints, plan_of, same_plan
@@ -30,6 +30,7 @@ from lobule.results.result import (
     FORMAT,
     PARTIAL,
     RESEARCH_USE,
+    UNSCORED,
     FailedField,
     Result,
     error_to_dict,
@@ -40,6 +41,7 @@ from lobule.stitch import State
 
 log = logging.getLogger("lobule.scan")
 
+NOTHING = "Nothing was scored: {}."
 AHEAD = 2
 """Cases open at once: while one ends in the model, the next finds its tissue and begins to read."""
 
@@ -50,7 +52,7 @@ class Progress:
 
     cases: int = 0
     finished: dict[str, str] = field(default_factory=dict)
-    """Case → complete, partial, failed or skipped."""
+    """Case → complete, partial, failed, unscored or skipped."""
     counters: Counters = field(default_factory=Counters)
     active: dict[str, str] = field(default_factory=dict)
     """Case → the pass it is in."""
@@ -142,13 +144,27 @@ class CaseRunner:
         for name in (RESULT, *FINDINGS):
             (folder.path / name).unlink(missing_ok=True)
         self._begin(case, folder, prints)
+        try:
+            return self._scan_images(order, case, folder, prints)
+        except NothingToScore as error:
+            result = Result({}, notes=(NOTHING.format(error.what),))
+            self._write(case, folder, UNSCORED, {"input": prints}, result=result)
+            return UNSCORED
+
+    def _scan_images(self, order: int, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> str:
+        """Open the images of a case, run its passes and write its result; returns the status."""
         images = self.predictor.images(case, self.options)
         opened = Opened(case, images, self.options, self.engine, self.cohort)
         try:
             failed: list[FailedField] = []
             result = self._passes(order, opened, folder, failed)
-            scored = _scored(folder)
-            status = COMPLETE if not failed else PARTIAL if scored else FAILED
+            scored = _scored(folder) if result.scored is None else result.scored
+            if not failed:
+                status = COMPLETE if scored else UNSCORED
+            else:
+                status = PARTIAL if scored else FAILED
+            if status == UNSCORED:
+                result = _without_scores(result, opened)
             facts = self._facts(opened, images, failed, result)
         finally:
             opened.close()
@@ -157,7 +173,7 @@ class CaseRunner:
             cause = f"none of its fields could be scored: {failed[0].cause}"
             error = CaseError(cause, subject=", ".join(case.paths))
             result = Result({}, notes=result.notes)  # a 0 of nothing scored would read as no tumour
-        if result.findings or folder.maps:
+        if status != UNSCORED and (result.findings or folder.maps):
             write_findings(folder.path, result.findings)
         self._write(case, folder, status, {"input": prints, **facts}, result=result, error=error)
         return status
@@ -213,7 +229,7 @@ class CaseRunner:
             return (
                 result["status"] == FAILED and not self.retry_failed and result.get("input") == dict(prints)
             )
-        if result["status"] == COMPLETE:
+        if result["status"] in (COMPLETE, UNSCORED):
             return True
         return not self.retry_failed
 
@@ -287,7 +303,7 @@ def _within_region(pass_: Pass, case: Case) -> Pass:
 
 def _finished(folder: CaseFolder) -> bool:
     try:
-        return folder.status in (COMPLETE, PARTIAL)
+        return folder.status in (COMPLETE, PARTIAL, UNSCORED)
     except ResultsError:
         return False
 
@@ -311,6 +327,16 @@ def _scored(folder: CaseFolder) -> bool:
         for reader in folder.tables.values()
         for part in reader.iterate(["state"])
     )
+
+
+def _without_scores(result: Result, opened: Opened) -> Result:
+    """The result of a case in which nothing was scored: a note that says why, and no score."""
+    reason = opened.why_nothing_scored
+    notes = result.notes if reason is None else (NOTHING.format(reason), *result.notes)
+    # Facts that come with default scores describe nothing. A method that says itself that nothing was
+    # scored returns facts that hold.
+    facts = result.facts if result.scored is False else {}
+    return Result({}, notes=notes or (NOTHING.format("no cell or row was computed"),), facts=facts)
 
 
 def _write_run(folder: CaseFolder, seconds: float) -> None:

@@ -31,6 +31,7 @@ class Opened:
         self.case, self.images, self.options, self.engine = case, images, options, engine
         self._cohort = cohort
         self._tissue: dict[str, Tissue] = {}
+        self._slide_has_tissue = False
         self._lock = threading.Lock()
         self._began = time.monotonic()
 
@@ -40,6 +41,17 @@ class Opened:
             if image not in self._tissue:
                 self._tissue[image] = self._find_tissue(image)
             return self._tissue[image]
+
+    @property
+    def why_nothing_scored(self) -> str | None:
+        """What the tissue says about a case in which nothing was scored; None if no tissue was needed."""
+        if not self._tissue:
+            return None
+        if any(tissue.mask.any() for tissue in self._tissue.values()):
+            return "the tissue is smaller than one cell or tile of the model"
+        if self._slide_has_tissue:
+            return "the region contains no tissue"
+        return "no tissue was found"
 
     def earlier(self) -> Iterator[Case]:
         return takewhile(lambda other: other.id != self.case.id, self._cohort)
@@ -59,6 +71,7 @@ class Opened:
             found = Tissue(np.ones(shape, np.bool_), (float(step), float(step)))
         else:
             found = tissue_of(slide, self.options.tissue)
+        self._slide_has_tissue |= bool(found.mask.any())
         if self.case.l0_box is None:
             return found
         mask = found.mask.copy()

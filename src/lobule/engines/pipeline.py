@@ -37,6 +37,8 @@ class Counters:
     tiles_decoded: int = 0
     fields_planned: int = 0
     pixels_done: int = 0
+    rows_done: int = 0
+    """Fields of a single value, such as a tile's stored features: they are counted here and not as pixels."""
     reading_s: float = 0.0
     """CPU seconds of the reading threads."""
     model_s: float = 0.0
@@ -239,7 +241,7 @@ class Pipeline:
             self.counters.add(
                 writing_s=time.perf_counter() - began,
                 fields_done=len(batch.rows),
-                pixels_done=len(batch.rows) * height * width,
+                **{"pixels_done" if height * width > 1 else "rows_done": len(batch.rows) * height * width},
             )
             with self._work:
                 run.left -= 1

@@ -21,7 +21,7 @@ from lobule.engines.placement import available_cores, choose_device, lanes_for, 
 from lobule.errors import ConfigError, LobuleError, ResultsError
 from lobule.files import read_json, write_json
 from lobule.results.folder import ENGINE, Results, begin_results, hold, settling, write_summary
-from lobule.results.result import FAILED, PARTIAL
+from lobule.results.result import FAILED, PARTIAL, UNSCORED
 
 log = logging.getLogger("lobule.scan")
 
@@ -60,6 +60,8 @@ class ScanReport:
     partial: tuple[str, ...]
     seconds: float
     counters: Counters
+    unscored: Mapping[str, str]
+    """Case → the note that says why, for the cases in which nothing was scored. They did not fail."""
 
 
 def scan(
@@ -202,7 +204,7 @@ def _say_what_stays(engine: EngineSettings, machine: Machine, path: Path) -> Non
 
 
 def _report(results: Results, cases: Sequence[Case], progress: Progress) -> ScanReport:
-    failed, partial = {}, []
+    failed, partial, unscored = {}, [], {}
     counts: dict[str, int] = {}
     for case in cases:
         folder = results.case_folder(case.id)
@@ -212,5 +214,7 @@ def _report(results: Results, cases: Sequence[Case], progress: Progress) -> Scan
             failed[case.id] = ((folder.result or {}).get("error") or {}).get("message", "")
         elif status == PARTIAL:
             partial.append(case.id)
+        elif status == UNSCORED:
+            unscored[case.id] = "; ".join((folder.result or {}).get("notes", []))
     seconds = time.monotonic() - progress.began
-    return ScanReport(results.path, counts, failed, tuple(partial), seconds, progress.counters)
+    return ScanReport(results.path, counts, failed, tuple(partial), seconds, progress.counters, unscored)

@@ -27,7 +27,7 @@ from lobule.evaluation.tasks import (
     measure_task,
 )
 from lobule.evaluation.truth import check_masks
-from lobule.results.result import RESEARCH_USE
+from lobule.results.result import RESEARCH_USE, UNSCORED
 
 FORMAT = "lobule-evaluation/1"
 BLANK = "(blank)"
@@ -89,7 +89,11 @@ def evaluate_source(
     rival = None if against is None else {case.id: _filled(against.said(case), options) for case in cohort}
     tasks, how, classes = _tasks(cohort, told, rival, options)
     matched = _matched(told, rival, how, options)
-    notes = [*_small_groups(tasks, options), *(matched.notes if matched else ())]
+    notes = [
+        *_unscored_note(told, options),
+        *_small_groups(tasks, options),
+        *(matched.notes if matched else ()),
+    ]
     data = {
         "format": FORMAT,
         "research_use": RESEARCH_USE,
@@ -140,6 +144,17 @@ def _filled(said: Said, options: Options) -> Said:
         return said
     nothing = np.zeros((0, 3))
     return replace(said, scores={ANY_SCORE: options.missing_score}, detections=nothing)
+
+
+def _unscored_note(told: Told, options: Options) -> list[str]:
+    """A sentence that says how many cases have a result without a score, and what is done with them."""
+    count = sum(said.status == UNSCORED for _, said in told)
+    if not count:
+        return []
+    cases = "1 case was" if count == 1 else f"{count} cases were"
+    if options.missing_score is None:
+        return [f"{cases} not scored and left out of every number below"]
+    return [f"{cases} not scored and counted with the score {options.missing_score:g} of --missing-score"]
 
 
 # -- the slide level ----------------------------------------------------------------------------------------
@@ -282,6 +297,7 @@ def _accounts(source: Source, cohort: Cohort, told: Told) -> dict[str, Any]:
         "complete": sum(said.status == "complete" for _, said in told),
         "partial": of(lambda said: said.status == "partial"),
         "failed": of(lambda said: said.status == "failed"),
+        "unscored": of(lambda said: said.status == UNSCORED),
         "unfinished": list(of(lambda said: said.status == "unfinished")),
         "not_scanned": list(of(lambda said: said.status == NOT_THERE)),
         "without_label": blank,

@@ -24,6 +24,7 @@ from lobule.measures.camelyon16 import (
 )
 from lobule.measures.compare import compare_froc
 from lobule.measures.estimate import Floats
+from lobule.results.result import UNSCORED
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ def match_slides(
     notes: dict[str, list[str]] = {}
     for case, said, positive in told:
         if said.detections is None:
-            if said.done or said.status == "failed":
+            if said.done or said.status in ("failed", UNSCORED):
                 left_out[case.id] = said.cause or "no findings were made"
             continue
         if case.l0_box is not None:

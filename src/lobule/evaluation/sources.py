@@ -22,6 +22,7 @@ from lobule.findings import cell_centre, non_maximum_suppression, suppression_ra
 from lobule.geometry import Size
 from lobule.measures.estimate import Floats
 from lobule.results import CaseFolder, MapReader, Results, open_results
+from lobule.results.result import UNSCORED
 from lobule.stitch import State
 from lobule.units import Mpp
 
@@ -37,7 +38,7 @@ class Said:
     """What a source says of one case. `detections` are rows of (confidence, l0_x, l0_y)."""
 
     status: str
-    """complete, partial, failed, unfinished, or not scanned."""
+    """complete, partial, failed, unscored, unfinished, or not scanned."""
     scores: Mapping[str, float] = field(default_factory=dict)
     detections: Floats | None = None
     size: Size | None = None
@@ -107,6 +108,8 @@ class FromResults:
         image: Mapping[str, Any] = next(iter(result.get("images", {}).values()), {})
         size = Size(*image["size"]) if "size" in image else None
         mpp = None if image.get("mpp") is None else Mpp(*image["mpp"])
+        if result["status"] == UNSCORED:
+            return Said(UNSCORED, size=size, mpp=mpp, cause="; ".join(map(str, result["notes"])))
         if result["status"] not in DONE:
             cause = (result.get("error") or {}).get("message", "no cause was recorded")
             return Said(result["status"], size=size, mpp=mpp, cause=cause)

@@ -221,7 +221,15 @@ def case_sentences(data: Data) -> list[tuple[str, str]]:
     """How every case is accounted for, as names and sentences."""
     cases = data["cases"]
     lines = [("cases", f"{cases['cohort']} of {cases['patients']} patients, {cases['complete']} complete")]
-    for name in ("partial", "failed", "unfinished", "not_scanned", "without_label", "not_in_cohort"):
+    for name in (
+        "partial",
+        "failed",
+        "unscored",
+        "unfinished",
+        "not_scanned",
+        "without_label",
+        "not_in_cohort",
+    ):
         if cases[name]:
             lines.append((name.replace("_", " "), f"{len(cases[name])}: {_some(cases[name])}"))
     if left_out := data["lesions_left_out"]:

@@ -54,7 +54,7 @@ def read_dicom(
     try:
         cleaned = with_black_background(values)
     except NotAMammogram as error:
-        raise NotAMammogram(error.what, subject=path, expected=error.expected, found=error.found) from error
+        raise type(error)(error.what, subject=path, expected=error.expected, found=error.found) from error
     pointing = pointing_of_pixels(cleaned.pixels)
     plain = Mammogram(heading, cleaned.pixels, heading.view, pointing, ())
     decisions = (*heading.decisions, *taken, cleaned.decision, *_direction_decisions(plain))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from lobule.errors import NotAMammogram
+from lobule.errors import BlankMammogram
 from lobule.mammograms.record import Decision
 
 GREY_SHARE = 0.10
@@ -35,7 +35,7 @@ def with_black_background(pixels: NDArray[np.uint16]) -> Cleaned:
     Cropping relies on "more than 0" meaning breast. Film scans have grey film, white borders and labels.
     """
     if pixels.size == 0 or pixels.max() == pixels.min():
-        raise NotAMammogram(
+        raise BlankMammogram(
             "the image is empty",
             expected="a breast brighter than its background",
             found=f"{pixels.shape[1]} × {pixels.shape[0]} px of one value" if pixels.size else "no pixels",

@@ -37,7 +37,7 @@ from lobule.features.hdf5 import read_feature_file
 from lobule.files import write_atomic
 from lobule.nets.encoders import Encoder
 from lobule.results.folder import CaseFolder, open_results
-from lobule.results.result import COMPLETE, Result
+from lobule.results.result import COMPLETE, UNSCORED, Result
 from lobule.results.tables import TableReader
 from lobule.slides.identity import slide_fingerprint
 from lobule.slides.slide import open_slide
@@ -95,8 +95,7 @@ class ExtractionPredictor:
             self._export(table, frame, source, coords_path, features_path)
         stored = read_feature_file(features_path)
         facts = {"tiles": stored.count, "features": str(features_path.relative_to(self.root))}
-        notes = () if stored.count else ("no tissue: the file holds no tile",)
-        return Result({}, notes=notes, facts=facts)
+        return Result({}, facts=facts, scored=stored.count > 0)
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
         return self._encoder.forward(batch)
@@ -216,4 +215,4 @@ def drop_tables(root: Path) -> None:
 def _complete(root: Path) -> list[CaseFolder]:
     if not (root / SCAN / "scan.json").exists():
         return []
-    return [case for case in open_results(root / SCAN).cases() if case.status == COMPLETE]
+    return [case for case in open_results(root / SCAN).cases() if case.status in (COMPLETE, UNSCORED)]

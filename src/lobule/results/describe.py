@@ -7,9 +7,9 @@ from typing import Any
 
 from lobule.errors import ResultsError
 from lobule.results.folder import CaseFolder, Results, open_results
-from lobule.results.result import COMPLETE, FAILED, PARTIAL
+from lobule.results.result import COMPLETE, FAILED, PARTIAL, UNSCORED
 
-ORDER = (COMPLETE, PARTIAL, FAILED, "unfinished", "not started")
+ORDER = (COMPLETE, PARTIAL, FAILED, UNSCORED, "unfinished", "not started")
 
 
 def describe(path: str | Path) -> tuple[dict[str, Any], str]:
@@ -42,6 +42,7 @@ def _case(case: CaseFolder) -> dict[str, Any]:
     facts["findings"] = result["findings"]["count"]
     facts["maps"] = {entry["name"]: entry["cells"] for entry in result["maps"]}
     facts["failed_fields"] = len(result.get("failed", []))
+    facts["notes"] = result["notes"]
     if result.get("error"):
         facts["error"] = result["error"]["message"]
     return facts
@@ -71,6 +72,8 @@ def _text(results: Results, data: dict[str, Any]) -> str:
 def _remark(case: dict[str, Any]) -> str:
     if "error" in case:
         return str(case["error"])
+    if case["status"] == UNSCORED:
+        return "; ".join(map(str, case["notes"]))
     parts = []
     if case.get("failed_fields"):
         parts.append(f"{case['failed_fields']} fields failed")

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 from lobule.errors import DamagedResults, NotReadable, ResultsError
 from lobule.files import make_folder, read_json, results_error, write_json, write_text
 from lobule.results.maps import MAKING, MapReader
-from lobule.results.result import COMPLETE, FAILED, FORMAT, PARTIAL, RESEARCH_USE
+from lobule.results.result import COMPLETE, FAILED, FORMAT, PARTIAL, RESEARCH_USE, UNSCORED
 from lobule.results.tables import Columns, TableReader, of_arrow
 
 SCAN = "scan.json"
@@ -27,7 +27,7 @@ RESULT = "result.json"
 ENGINE = "engine.json"
 """Written once the model runs with the settings asked for; from then on they stay."""
 SOUND: dict[str, Callable[[Any], bool]] = {
-    "status": lambda status: status in (COMPLETE, PARTIAL, FAILED),
+    "status": lambda status: status in (COMPLETE, PARTIAL, FAILED, UNSCORED),
     "scores": lambda scores: all(isinstance(score, int | float) for score in scores.values()),
     "maps": lambda maps: all({"name", "cells"} <= set(entry) for entry in maps),
     "findings": lambda findings: isinstance(findings["count"], int),
@@ -79,7 +79,7 @@ class CaseFolder:
 
     @property
     def status(self) -> str:
-        """complete, partial, failed, or unfinished; what is damaged is made again by the next scan."""
+        """complete, partial, failed, unscored or unfinished; a damaged result counts as unfinished."""
         try:
             result = self.result
         except ResultsError:
@@ -174,7 +174,7 @@ class Results:
 
     def counts(self) -> dict[str, int]:
         """Cases by status; every planned case is accounted for."""
-        totals = {COMPLETE: 0, PARTIAL: 0, FAILED: 0, "unfinished": 0, "not started": 0}
+        totals = dict.fromkeys((COMPLETE, PARTIAL, FAILED, UNSCORED, "unfinished", "not started"), 0)
         seen = set()
         for case in self.cases():
             totals[case.status] += 1
@@ -369,10 +369,11 @@ def write_summary(results: Results) -> Path:
                 **scores,
                 "findings": findings,
                 "error": cause,
+                "note": "; ".join(map(str, facts["notes"])) if facts["status"] == UNSCORED else "",
             }
         )
     out = io.StringIO()
-    writer = csv.DictWriter(out, ["case", "status", *names, "findings", "error"], lineterminator="\n")
+    writer = csv.DictWriter(out, ["case", "status", *names, "findings", "error", "note"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     path = results.path / "results.csv"

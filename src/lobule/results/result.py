@@ -12,7 +12,8 @@ from lobule.findings import Finding
 FORMAT = "lobule-result/1"
 RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
 
-COMPLETE, PARTIAL, FAILED = "complete", "partial", "failed"
+COMPLETE, PARTIAL, FAILED, UNSCORED = "complete", "partial", "failed", "unscored"
+"""An unscored case has no score because nothing in it could be scored, such as a slide without tissue."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Result:
     notes: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Anything more that belongs in `result.json`, such as spreads, thresholds or strides."""
+    scored: bool | None = None
+    """Whether anything was scored. None: the engine looks for scored cells and rows in the maps and tables.
+    A method sets it where its scores do not come from the maps and tables of this scan."""
 
 
 def error_to_dict(error: BaseException) -> dict[str, Any]:

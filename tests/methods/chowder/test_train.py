@@ -130,12 +130,14 @@ def test_bags_of_every_size_are_scanned(trained: Bundle, tmp_path: Path) -> None
     for case, count in zip(unseen, (0, 1, 10, 19, 20), strict=True):
         put(features, case.id, Made(whole.coords[:count], whole.features[:count], whole.inside[:count]))
     report, results = scanned(trained, unseen, tmp_path / "results", features)
-    assert dict(report.counts) == {"complete": 5}
+    assert dict(report.counts) == {"complete": 4, "unscored": 1}
+    assert "no tile" in report.unscored[unseen.cases[0].id]
     for case, count in zip(unseen, (0, 1, 10, 19, 20), strict=True):
         result = results.case_folder(case.id).result
         assert result is not None
         if count == 0:
             assert result["scores"] == {}
+            assert result["status"] == "unscored"
             assert "no tissue" in result["notes"][0]
         else:
             assert 0 < result["scores"]["tumour"] < 1

@@ -38,6 +38,7 @@ from tests.methods.four_view.support import (
     view_by_hand,
     views_of,
 )
+from tests.methods.gmic.test_gmic_scan import blank_exam
 
 
 @pytest.fixture(scope="module")
@@ -314,3 +315,13 @@ def test_a_frame_leads_back_and_forth(crop, window, mirrored: bool) -> None:
     box = frame.to_l0(cut)
     piece = stored[box.y : box.bottom, box.x : box.right]
     np.testing.assert_array_equal(cut.of(frame.of(stored)), piece[:, ::-1] if mirrored else piece)
+
+
+@pytest.mark.parametrize("variant", ["view_wise", "image_wise"])
+def test_exam_of_blank_views_has_no_score(tmp_path: Path, variant: str) -> None:
+    bundle = bundle_of(tmp_path / "bundle", variant=variant)
+    report = run(bundle, blank_exam(tmp_path), tmp_path / "r")
+    assert dict(report.counts) == {"unscored": 1}
+    result = result_of(tmp_path / "r", "blank")
+    assert result["scores"] == {}
+    assert "Nothing was scored: no view of the exam shows a breast" in result["notes"][0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort, read_cohort
 from lobule.errors import BundleError, ConfigError
 from lobule.mammograms.exams import read_view
+from lobule.mammograms.png import write_png
 from lobule.mammograms.views import VIEWS, right_pointing
 from lobule.methods import load
 from lobule.methods.four_view.centres import best_centre
@@ -215,3 +217,33 @@ def test_the_published_numbers_of_the_real_exam(kit: Path, goldens: Path, tmp_pa
         assert len(attention) >= 4
         for weight in attention:
             assert min(abs(weight - other) for other in published) < 1e-5
+
+
+def blank_exam(folder: Path, views: tuple[str, ...] = ("l_cc", "r_cc", "l_mlo", "r_mlo")) -> Cohort:
+    """Views that show nothing: one of zeros, the others with the specks of a detector."""
+    files = {}
+    for number, view in enumerate(views):
+        pixels = np.zeros((400, 300), np.uint16)
+        if number:
+            pixels[np.random.default_rng(number).random(pixels.shape) < 0.001] = 40
+        write_png(folder / f"{view}.png", pixels)
+        files[view] = (str(folder / f"{view}.png"),)
+    return Cohort((Case("blank", "p", "exam", views=files),))
+
+
+@pytest.mark.parametrize("views", [("l_cc", "r_cc", "l_mlo", "r_mlo"), ("l_cc",), ()])
+def test_exam_of_blank_views_has_no_score(made, tmp_path: Path, views: tuple[str, ...]) -> None:
+    _, bundle = made
+    report = scan(bundle, blank_exam(tmp_path, views), tmp_path / "r", machine=MACHINE)
+    assert dict(report.counts) == {"unscored": 1}
+    result = open_results(tmp_path / "r").case_folder("blank").result
+    assert result["scores"] == {}
+    assert "Nothing was scored: no view of the exam shows a breast" in result["notes"][0]
+
+
+def test_exam_with_one_blank_view_is_partial(exams: Cohort, made, tmp_path: Path) -> None:
+    _, bundle = made
+    blank = blank_exam(tmp_path, ("l_cc",)).cases[0]
+    case = replace(exams.cases[0], views={**exams.cases[0].views, **blank.views})
+    report = scan(bundle, Cohort((case,)), tmp_path / "r", machine=MACHINE)
+    assert dict(report.counts) == {"partial": 1}

@@ -163,7 +163,29 @@ def test_a_slide_of_glass_says_that_nothing_was_classified(
     path = write_slide(tmp_path / "glass.tif", np.full((700, 900, 3), 244, np.uint8))
     case = Case("glass", "p", "slide", str(path), mpp=1.0)
     found = result_of(scanned(predictor, trained, tmp_path / "R", case), "glass")
-    assert any("no tissue was found" in note for note in found["notes"])
+    assert found["status"] == "unscored"
+    assert found["scores"] == {}
+    assert found["notes"] == ["Nothing was scored: no tissue was found."]
+
+
+@pytest.mark.parametrize("noise", [0, 2])
+@pytest.mark.parametrize("mpp", [None, 1.0])
+def test_blank_image_has_no_score(
+    trained: Bundle, predictor: RakhlinPredictor, tmp_path: Path, noise: int, mpp: float | None
+) -> None:
+    pixels = np.random.default_rng(0).normal(244, noise, (160, 200, 3)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "blank.png")
+    blank = image(tmp_path / "blank.png", mpp)
+    mpp_of_model = predictor.config.mpp
+    found = result_of(scanned(predictor, trained, tmp_path / "R", blank), "blank")
+    if mpp is None and mpp_of_model is not None:
+        assert found["status"] == "failed"
+        return
+    assert found["status"] == "unscored"
+    assert found["scores"] == {}
+    assert "no tissue" in found["notes"][0]
+    anyway = result_of(scanned(predictor, trained, tmp_path / "A", blank, tissue=None), "blank")
+    assert anyway["status"] == "complete"
 
 
 def test_a_region_of_a_slide_is_scored_as_an_image(

@@ -45,6 +45,7 @@ from lobule.stitch import State
 from lobule.units import Mpp
 
 TILES, MAP = "tiles", "map"
+NO_TILE = "Nothing was scored: the feature file contains no tile of this case, so it had no tissue."
 BATCH = 256
 """Tiles that the members look at together, and cells of a map that are written together."""
 
@@ -105,7 +106,8 @@ class BagPredictor:
             bag = bag_of(replace(case.case, mpp=_l0_mpp(case)), folder)
             source = stored(bag, self._encoding["hash"], self._encoding["name"], self.ensemble.dim)
         if len(source) == 0:
-            return Result({}, notes=("no tissue: no tile, so no prediction",))
+            notes = () if folder is None else (NO_TILE,)
+            return Result({}, notes=notes, scored=False)
         if self.ensemble.in_pieces:
             found = yield self._tiles_pass(case, source)
             assert isinstance(found, TableReader)
@@ -186,7 +188,7 @@ class BagPredictor:
             "tiles": int(told.evidence.shape[1]),
             "members": {"scores": [round(float(p), 6) for p in each], "spread": float(each.std())},
         }
-        return Result({self.classes[1]: told.probability}, facts=facts)
+        return Result({self.classes[1]: told.probability}, facts=facts, scored=True)
 
     def _no_map(self, source: TileSource) -> str | None:
         if self.localisation.refused is not None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lobule.errors import NotAMammogram
+from lobule.errors import BlankMammogram
 from lobule.mammograms.views import Pointing
 
 Mask = NDArray[np.bool_]
@@ -99,7 +99,7 @@ def breast_of(mask: Mask, iterations: int = 100) -> Mask:
     """The breast among the non-zero pixels: erosion parts it from letters, dilation restores it."""
     core = largest_component(eroded(mask, iterations))
     if core is None:
-        raise NotAMammogram(
+        raise BlankMammogram(
             "no breast was found in the image",
             expected=f"a bright region that survives {iterations} erosions, on a background of exactly 0",
             found=f"{int(np.count_nonzero(mask))} non-zero pixels of {mask.size}",

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.errors import ConfigError
+from lobule.errors import BlankMammogram, ConfigError
 from lobule.geometry import Box, Lattice, Size
 from lobule.mammograms.dicom import Pixels
 from lobule.mammograms.exams import read_view
@@ -157,6 +157,11 @@ class BrokenView(_Source):
         height, width = config.size(view)
         super().__init__(Size(width, height))
         self.view, self.error = view, error
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether the view is readable and shows no breast."""
+        return isinstance(self.error, BlankMammogram)
 
     def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[Any]:
         raise self.error

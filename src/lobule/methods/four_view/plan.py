@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lobule.cohort import Case
 from lobule.engines.passes import Fields, ImageSource, OpenCase, Pass, TableSpec
-from lobule.errors import LobuleError, NotAMammogram
+from lobule.errors import BlankMammogram, LobuleError, NotAMammogram, NothingToScore
 from lobule.mammograms.exams import exam_of_files
 from lobule.mammograms.views import VIEWS, is_mirrored
 from lobule.methods.four_view.config import Config
@@ -34,14 +34,6 @@ class Turn:
 
 def open_views(case: Case, config: ViewConfig) -> dict[str, ImageSource]:
     files = {view: case.views.get(view.lower().replace("-", "_"), ()) for view in VIEWS}
-    missing = [view for view in VIEWS if not files[view]]
-    if missing and config.reads_exams:
-        raise NotAMammogram(
-            "a model that joins views needs all four",
-            subject=case.id,
-            found=f"an exam without {', '.join(missing)}",
-            remedy="Scan exams that lack a view with an image-wise bundle, or convert one that has both",
-        )
     images: dict[str, ImageSource] = {}
     errors: list[Exception] = []
     for view in VIEWS:
@@ -50,16 +42,34 @@ def open_views(case: Case, config: ViewConfig) -> dict[str, ImageSource]:
             try:
                 images[name] = open_view(path, view, config)
             except (LobuleError, OSError) as error:
-                if config.reads_exams:
-                    raise
                 images[name] = BrokenView(view, error, config)
                 errors.append(error)
-    if errors and len(errors) == len(images):
-        raise errors[0]
+    _refuse_views(case, images, errors, config)
     opened = [image for image in images.values() if isinstance(image, ExamView)]
     # several patients in one exam are refused here, whatever each file says
     exam_of_files({view: [o.mammogram.heading.path for o in opened if o.view == view] for view in VIEWS})
     return images
+
+
+def _refuse_views(
+    case: Case, images: Mapping[str, ImageSource], errors: Sequence[Exception], config: ViewConfig
+) -> None:
+    """Refuse an exam whose views are all blank, or one whose views the model cannot do without."""
+    absent = [view for view in VIEWS if view not in images]
+    if all(isinstance(image, BrokenView) and image.is_blank for image in images.values()):
+        reason = f"no view of the exam shows a breast (blank: {', '.join(images) or 'none'}"
+        raise NothingToScore(
+            reason + (f"; missing: {', '.join(absent)})" if absent else ")"), subject=case.id
+        )
+    if absent and config.reads_exams:
+        raise NotAMammogram(
+            "a model that joins views needs all four",
+            subject=case.id,
+            found=f"an exam without {', '.join(absent)}",
+            remedy="Scan exams that lack a view with an image-wise bundle, or convert one that has both",
+        )
+    if errors and (config.reads_exams or len(errors) == len(images)):
+        raise next((error for error in errors if not isinstance(error, BlankMammogram)), errors[0])
 
 
 def shapes(images: Mapping[str, ImageSource]) -> Shapes:

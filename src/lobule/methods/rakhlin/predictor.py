@@ -37,6 +37,7 @@ from lobule.results.result import Result
 from lobule.results.tables import TableReader
 from lobule.slides.slide import Slide, open_slide
 from lobule.stitch import State
+from lobule.tissue import TissueConfig, find_tissue
 from lobule.units import Mpp
 
 MAX_WHOLE = 1 << 25
@@ -47,7 +48,11 @@ CARCINOMA = "carcinoma"
 UNNORMALISED = (
     "hardly any tissue, or a single stain: its stains could not be normalised, and it is used as it is"
 )
-GLASS = "no tissue was found: nothing was classified, and the scores say no more than that"
+NO_TISSUE = "Nothing was scored: no tissue was found in the image. Scan with --no-tissue to score it anyway."
+ASSUMED_MPP = 0.5
+"""µm/px at which tissue is sought in an image that does not state its resolution."""
+PREVIEW_PX = 512
+"""Longest side in pixels of the reduced image in which tissue is sought."""
 
 
 def open_image(case: Case, options: ScanOptions) -> Slide:
@@ -97,6 +102,16 @@ class Framed:
         row = [self.box.x, self.box.y, self.box.width, self.box.height]
         fields = self._fields(np.array([row] * augmentations, np.int64), sides, params)
         return Pass(name, fields, TableSpec(part_rows=5), batch=1, sources={"slide": source}), degenerate
+
+    def has_tissue(self, config: TissueConfig) -> bool:
+        """Whether the tissue detection finds anything in the image."""
+        rgb = self.slide.read_lattice(self.lattice, self.box)
+        factor = min(-(-max(rgb.shape[:2]) // PREVIEW_PX), *rgb.shape[:2])
+        rows, columns = (side // factor for side in rgb.shape[:2])
+        blocks = rgb[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor, 3)
+        reduced = np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
+        mpp = self.lattice.mpp or Mpp.square(ASSUMED_MPP)
+        return bool(find_tissue(reduced, mpp.scaled(factor, factor), config).mask.any())
 
     def map_of(self, describer: Describer, grid: MapGrid, wanted: NDArray[np.bool_], batch: int) -> Pass:
         """One field a window (and as many as it has augmentations, in one)."""
@@ -162,7 +177,7 @@ class RakhlinPredictor:
         lattice, box = frame_of(slide, case.case, config, case.options.upsample)
         framed = Framed(case.case, slide, lattice, box, config, self.seed)
         if framed.is_whole():
-            return (yield from self._image(framed))
+            return (yield from self._image(framed, case.options.tissue))
         return (yield from self._map(case, framed))
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
@@ -176,9 +191,13 @@ class RakhlinPredictor:
 
     # -- how ----------------------------------------------------------------------------------------------
 
-    def _image(self, framed: Framed) -> Generator[Pass, Store, Result]:
+    def _image(self, framed: Framed, tissue: TissueConfig | None) -> Generator[Pass, Store, Result]:
         count = framed.config.scan_augmentations or framed.config.augmentations
         pass_, degenerate = framed.image_pass(IMAGE, self.describer, count)
+        # An image whose stains were normalised contains tissue; only the others can be blank.
+        may_be_blank = degenerate or framed.config.stains == "none"
+        if tissue is not None and may_be_blank and not framed.has_tissue(tissue):
+            return Result({}, notes=(NO_TISSUE,), scored=False)
         store = yield pass_
         assert isinstance(store, TableReader)
         names = [set_.name for set_ in self.config.sets]
@@ -218,8 +237,7 @@ class RakhlinPredictor:
         winners = np.bincount(cells.argmax(axis=1), minlength=len(self.classes)) if len(cells) else None
         facts = {"shares": None if winners is None else (winners / len(cells)).tolist()}
         ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
-        notes = () if wanted.any() else (GLASS,)
-        return Result(self._slide_scores(cells), ordered, notes=notes, facts=facts)
+        return Result(self._slide_scores(cells), ordered, facts=facts)
 
     def _classified(self, batch: Batch) -> NDArray[np.float32]:
         """(windows, classes): the fused and calibrated probabilities of each window."""

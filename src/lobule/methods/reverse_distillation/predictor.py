@@ -55,7 +55,6 @@ PAPER_RADIUS_PX = 6 * 64
 """Pixels that a maximum suppresses to each side in the paper's way."""
 ANOMALY = "anomaly"
 """The raw score, beside the calibrated one."""
-GLASS = "no cell with tissue was scored: the scores say no more than that"
 
 
 class AnomalyPredictor:
@@ -286,10 +285,9 @@ class AnomalyPredictor:
         if config.form == "shared":
             measured = self.calibration.shared
             facts["shared_rank"] = None if measured is None else measured.rank
-        notes = () if scored.any() else (GLASS,)
         if len(info.classes) == 1:
             slide = slide_score(raw, SLIDE_THRESHOLD)
-            return Result({name: slide}, tuple(_maxima(layer, l0, stride, name)), notes=notes, facts=facts)
+            return Result({name: slide}, tuple(_maxima(layer, l0, stride, name)), facts=facts)
         found = components(layer, l0, mpp=mpp, threshold=0.5, label=name)
         kept = [finding for finding in found if (finding.cells or 0) >= config.min_cells]
         values = {
@@ -297,7 +295,7 @@ class AnomalyPredictor:
             ANOMALY: slide_score(raw, self.calibration.threshold(config.form)),
         }
         ordered = tuple(sorted(kept, key=lambda finding: -finding.score))
-        return Result(values, ordered, notes=notes, facts=facts)
+        return Result(values, ordered, facts=facts)
 
 
 def _maxima(
