@@ -7,7 +7,7 @@ so any picture will do; around 16 µm/px is enough.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -45,15 +45,30 @@ class TissueConfig:
     """Gaps up to twice this are closed."""
     hole_mm2: float = 0.05
     """Holes up to this area are filled."""
+    hole_share: float = 0.05
+    """Holes are also not filled above this share of the picture, so that limits fit small pictures."""
     debris_mm2: float = 0.01
     """Pieces under this area are dropped."""
+    debris_share: float = 0.01
+    """Pieces of at least this share of the picture are never dropped; from 1 mm² on, `debris_mm2` decides."""
     pen_mm2: float = 0.05
     """Ink under this area is left alone: specks of margin ink lie on real tissue."""
+    pen_share: float = 0.5
+    """Ink that covers at least this share of the picture is never left alone."""
     pen_margin_um: float = 60.0
     """Left out around pen marks."""
     line_um: float = 3000.0
     """Straight pieces longer than this, and thinner than `line_width_um`, are edges and not tissue."""
     line_width_um: float = 120.0
+
+    pale_um: float = 50.0
+    """Scale of the texture of fat; pale areas that are thinner than twice this are not added. 0: none are."""
+    pale_absorbance: float = 0.015
+    """Mean absorbance of pale tissue, over all channels, is at least this."""
+    pale_texture: float = 0.008
+    """Standard deviation of the absorbance of pale tissue is at least this."""
+    pale_reach_um: float = 200.0
+    """Faintly stained areas without texture are added up to this distance from stained tissue."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -108,12 +123,24 @@ def find_tissue(rgb: RGB, mpp: Mpp | float, config: TissueConfig | None = None) 
     glass = _glass_colour(rgb)
     red, green, blue = (_absorbance(rgb[..., channel], glass[channel]) for channel in range(3))
     padding = _padding(rgb, config.darkest)
-    pen = _pen(red, green, blue, padding, scale, config)
+    limits = _fitted_to(config, np.count_nonzero(~padding) * _pixel_mm2(scale))
+    pen = _pen(red, green, blue, padding, scale, limits)
     stain = _smoothed(green - np.minimum(red, blue), scale, config.smoothing_um)
     threshold = _threshold(stain[~(pen | padding)], config)
-    mask = (stain > threshold) & ~padding
-    mask = _cleaned(mask, pen | _spread(padding, scale, config.smoothing_um), scale, config)
+    left_out = pen | _spread(padding, scale, config.smoothing_um)
+    mask = _cleaned((stain > threshold) & ~padding, left_out, scale, limits)
+    mask = _with_pale(mask, stain, (red + green + blue) / 3, left_out, scale, limits)
     return TissueMask(mask, scale, pen, threshold, glass, config)
+
+
+def _fitted_to(config: TissueConfig, picture_mm2: float) -> TissueConfig:
+    """The limits of area for a picture of this size: those of a slide would remove all of a small one."""
+    return replace(
+        config,
+        hole_mm2=min(config.hole_mm2, config.hole_share * picture_mm2),
+        debris_mm2=min(config.debris_mm2, config.debris_share * picture_mm2),
+        pen_mm2=min(config.pen_mm2, config.pen_share * picture_mm2),
+    )
 
 
 def camelyon_mask(rgb: RGB) -> Mask:
@@ -228,6 +255,38 @@ def _cleaned(mask: Mask, left_out: Mask, mpp: Mpp, config: TissueConfig) -> Mask
     mask &= ~left_out
     mask = _without_small(mask, config.debris_mm2, mpp)
     return _without_lines(mask, mpp, config)
+
+
+def _with_pale(mask: Mask, stain: Plane, grey: Plane, left_out: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
+    """Stained tissue with the pale tissue beside it: fat, whose thin membranes hardly take any stain.
+
+    Fat is slightly darker than glass and has a texture, whereas glass and shadows are smooth. Dust and edges
+    have a texture but are small or thin. Only pale areas that touch stained tissue are added.
+    """
+    if not mask.any() or config.pale_um <= 0:
+        return mask
+    # Statistics of what is not yet tissue: glass beside tissue must not look textured because of its edge.
+    weight = (~_spread(mask | left_out, mpp, 1.5 * mpp.mean)).astype(np.float32)
+    total = np.maximum(_smoothed(weight, mpp, config.pale_um / 2), np.float32(1e-6))
+
+    def mean_of(plane: Plane) -> Plane:
+        mean: Plane = _smoothed(plane * weight, mpp, config.pale_um / 2) / total
+        return mean
+
+    mean = mean_of(grey)
+    spread = np.sqrt(np.maximum(0, mean_of(grey * grey) - mean * mean))
+    textured = (mean > config.pale_absorbance) & (spread > config.pale_texture)
+    near = _spread(mask, mpp, config.pale_reach_um)
+    stained = (mean_of(stain) > config.lowest_threshold / 2) & near
+    pale = (mask | textured | stained) & ~left_out
+    # The statistics reach half their scale into the glass around pale tissue.
+    pale = ~_spread(~pale, mpp, config.pale_um / 2)
+    pale = _spread(~_spread(~pale, mpp, config.pale_um / 2), mpp, config.pale_um / 2) & pale
+    pieces, _ = ndimage.label(mask | pale, EIGHT)
+    touching = np.zeros(int(pieces.max()) + 1, dtype=bool)
+    touching[pieces[mask]] = True
+    joined = touching[pieces] & (pieces > 0)
+    return mask | _cleaned(joined, left_out, mpp, config)
 
 
 def _closed(mask: Mask, mpp: Mpp, um: float) -> Mask:
