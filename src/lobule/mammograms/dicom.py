@@ -10,7 +10,7 @@ from collections.abc import Collection
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from lobule.mammograms.mask import with_black_background
 from lobule.mammograms.png import MOST_PIXELS
 from lobule.mammograms.record import Decision, Heading, Mammogram
 from lobule.mammograms.views import View, pointing_of_pixels
+from lobule.slides.dicom_deflate import HEADER_BYTES, FileMeta, inflate, read_file_meta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,11 +92,37 @@ def _read(path: str | Path, *, pixels: bool) -> Dataset:
         raise MissingExtra("mammography", "Reading DICOM mammograms") from error
     with open_url(path) as file, _quiet():
         try:
+            meta = read_file_meta(file)
+            if meta is not None and meta.is_deflated:
+                file = _inflated(path, file, meta, pixels=pixels)
             return cast("Dataset", pydicom.dcmread(file, stop_before_pixels=not pixels))
+        except CaseError:
+            raise
         except pydicom.errors.InvalidDicomError as error:
             raise UnknownFormat("this is no DICOM file", subject=path) from error
         except Exception as error:  # damaged bytes make the parser fail in many ways
             raise DamagedFile(f"the DICOM file cannot be read: {error}", subject=path) from error
+
+
+def _inflated(path: str | Path, file: IO[bytes], meta: FileMeta, *, pixels: bool) -> IO[bytes]:
+    """A deflated file as an uncompressed one: its header, or all of it where its header allows no more."""
+    from pydicom import dcmread
+
+    header_file = inflate(file, meta, path, HEADER_BYTES, cut=True)
+    if not pixels:
+        return header_file
+    header = dcmread(header_file, stop_before_pixels=True)
+    count = _number(header, "Rows") * _number(header, "Columns")
+    samples = count * _number(header, "SamplesPerPixel", 1) * _number(header, "NumberOfFrames", 1)
+    if samples > MOST_PIXELS:
+        raise TooLarge(
+            "the image declares too many pixels",
+            subject=path,
+            expected=f"at most {MOST_PIXELS:,}",
+            found=f"{samples:,}",
+        )
+    sample_bytes = 2 if _number(header, "BitsAllocated", 16) <= 16 else 4
+    return inflate(file, meta, path, HEADER_BYTES + samples * sample_bytes)
 
 
 def _heading(path: str | Path, dataset: Dataset, allow: frozenset[Override]) -> Heading:

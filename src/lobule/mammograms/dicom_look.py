@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+
+from lobule.slides.dicom_deflate import HEADER_BYTES, FirstBytes, inflate, read_file_meta
 
 VL_WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """Storage class of whole-slide microscopy."""
@@ -35,14 +39,19 @@ class FileFacts:
 def look(file: Path) -> FileFacts | None:
     """The header of a DICOM file; None for any other file."""
     from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
 
     try:
-        with file.open("rb") as stream:
-            if stream.read(132)[128:] != b"DICM":
+        with file.open("rb") as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            meta = read_file_meta(stream)
+            if meta is None:
                 return None
-        header = dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))
-    except (InvalidDicomError, OSError, ValueError):
+            if meta.is_deflated:
+                header_file = inflate(stream, meta, file, HEADER_BYTES, cut=True)
+            else:
+                header_file = io.BufferedReader(FirstBytes(stream, HEADER_BYTES))
+            header = dcmread(header_file, stop_before_pixels=True, specific_tags=list(TAGS))
+    except Exception:  # damaged bytes make the parser fail in many ways
         return None
     image_type = list(header.get("ImageType") or ())
     return FileFacts(

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.errors import CaseError, DamagedTile, TooLarge
+from lobule.errors import CaseError, DamagedTile, TooLarge, UnknownFormat
 from lobule.geometry import Box, Size, level_step, tiles_over
 from lobule.slides import jpeg
 from lobule.slides.backend import RGB, FoundMpp, Level
 from lobule.slides.cache import TileCache
-from lobule.slides.dicom_series import Header, damaged, files_of_slide
+from lobule.slides.dicom_series import Header, damaged, files_of_slide, no_warnings
 from lobule.units import Mpp
 
 if TYPE_CHECKING:
@@ -238,6 +238,7 @@ class DicomBackend:
 
 def _open(path: str, headers: list[Header]) -> _Opened:
     from wsidicom.config import Settings, use_settings
+    from wsidicom.errors import WsiDicomNotFoundError
     from wsidicom.file import WsiDicomFileSource
 
     settings = Settings(
@@ -247,7 +248,7 @@ def _open(path: str, headers: list[Header]) -> _Opened:
     )
     source = None
     try:
-        with use_settings(settings):
+        with use_settings(settings), no_warnings():
             source = WsiDicomFileSource.open([header.file for header in headers])
             return _planes(path, headers, source)
     except Exception as error:  # the parser raises anything when fed damaged bytes
@@ -255,19 +256,17 @@ def _open(path: str, headers: list[Header]) -> _Opened:
             source.close()
         if isinstance(error, CaseError):
             raise
+        if isinstance(error, WsiDicomNotFoundError):  # it skips files that it cannot use
+            raise _unusable_levels(path, [header for header in headers if header.is_level]) from error
         raise damaged(path, "the DICOM slide cannot be read", error) from error
 
 
 def _planes(path: str, headers: list[Header], source: WsiDicomFileSource) -> _Opened:
     instances = list(source.level_instances)
     used = {file.name for instance in instances for file in instance.image_data.files}
-    lost = sorted(header.file.name for header in headers if header.is_level and header.file.name not in used)
+    lost = [header for header in headers if header.is_level and header.file.name not in used]
     if lost:
-        raise damaged(
-            path,
-            "a level of the DICOM slide cannot be used",
-            f"{', '.join(lost)}: damaged, or compressed in a way that is not supported",
-        )
+        raise _unusable_levels(path, lost)
     by_size: dict[Size, _Plane] = {}
     for instance in instances:
         plane = _plane(path, instance)
@@ -285,6 +284,24 @@ def _planes(path: str, headers: list[Header], source: WsiDicomFileSource) -> _Op
         for instance in list(found)[:1]
     }
     return _Opened(source, levels, associated, _spacing(instances))
+
+
+def _unusable_levels(path: str, headers: list[Header]) -> CaseError:
+    """The error of levels that wsidicom does not read: their compression is unknown, or they are damaged."""
+    from wsidicom.codec import Decoder
+
+    for header in headers:
+        syntax = header.transfer_syntax_uid
+        if all(Decoder.select_decoder(syntax, samples, 8) is None for samples in (1, 3)):
+            return UnknownFormat(
+                "a level of the DICOM slide is compressed in a way that is not supported",
+                subject=path,
+                expected="a transfer syntax of JPEG, JPEG 2000, JPEG-LS or no compression",
+                found=f"{syntax.name} in {header.file.name}",
+                remedy="Write it in another transfer syntax: gdcmconv --raw",
+            )
+    names = ", ".join(header.file.name for header in headers)
+    return damaged(path, "a level of the DICOM slide cannot be used", f"{names}: its header is damaged")
 
 
 def _plane(path: str, instance: Any) -> _Plane:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lobule.errors import CaseError, DamagedFile, UnknownFormat
+from lobule.errors import DamagedFile, LobuleError, UnknownFormat
 from lobule.files import is_url
+from lobule.slides.dicom_deflate import HEADER_BYTES, FirstBytes, read_file_meta
+
+if TYPE_CHECKING:
+    from pydicom.dataset import FileDataset
+    from pydicom.uid import UID
+
+# pydicom tells the log of oddities; those that matter become typed errors here
+logging.getLogger("pydicom").addHandler(logging.NullHandler())
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """VL Whole Slide Microscopy Image Storage."""
@@ -35,7 +51,7 @@ def files_of_slide(path: str) -> list[Header] | None:
         return None
     place = Path(path)
     if place.is_dir():
-        headers = [header for file in sorted(place.iterdir()) if (header := _sibling(file))]
+        headers = _neighbours(place)
         if not headers:
             return None
         series = _only_series(path, headers)
@@ -46,9 +62,10 @@ def files_of_slide(path: str) -> list[Header] | None:
         if not own.is_slide:
             raise _not_a_slide(path, own)
         series = own.series
-        others = (_sibling(file) for file in sorted(place.parent.iterdir()) if file.name != place.name)
-        headers = [own, *(header for header in others if header)]
-    return [header for header in headers if header.is_slide and header.series == series]
+        headers = [own, *(header for header in _neighbours(place.parent) if header.file.name != place.name)]
+    of_series = [header for header in headers if header.is_slide and header.series == series]
+    _check_levels(path, of_series)
+    return of_series
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,15 @@ class Header:
     series: str
     image_type: tuple[str, ...]
     facts: Mapping[str, str]
+    transfer_syntax: str
+
+    @property
+    def transfer_syntax_uid(self) -> UID:
+        """The transfer syntax as pydicom knows it; its name is that of the standard."""
+        from pydicom.uid import UID
+
+        with no_warnings():
+            return UID(self.transfer_syntax)
 
     @property
     def is_slide(self) -> bool:
@@ -73,23 +99,51 @@ class Header:
 def _header(file: Path) -> Header | None:
     """The header of a DICOM file; None where it is no DICOM file."""
     with file.open("rb") as stream:
-        if stream.read(132)[128:] != b"DICM":
+        meta = read_file_meta(stream)
+        if meta is None:
             return None
+        if meta.is_deflated:
+            raise UnknownFormat(
+                "a DICOM file that is deflated as a whole, so that no tile can be read by itself",
+                subject=file,
+                expected="a whole-slide image in another transfer syntax",
+                remedy="Write it without deflation, for example with: dcmconv +te in.dcm out.dcm",
+            )
         from pydicom.filereader import read_partial  # other formats need not wait for it
 
-        stream.seek(0)
+        first_bytes = io.BufferedReader(FirstBytes(stream, HEADER_BYTES))
         try:
-            dataset = read_partial(stream, stop_when=lambda tag, vr, length: tag > LAST_HEADER_TAG)
-            image_type = dataset.get("ImageType") or ""
-            return Header(
-                file,
-                str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", "")),
-                str(dataset.get("SeriesInstanceUID", "")),
-                tuple(_text(image_type).split("\\")),
-                {f"dicom.{key}": _text(dataset[key].value) for key in HEADER_FACTS if key in dataset},
-            )
+            with no_warnings():
+                dataset = read_partial(first_bytes, stop_when=lambda tag, vr, length: tag > LAST_HEADER_TAG)
+                return _header_of(file, dataset, meta.transfer_syntax)
         except Exception as error:  # the parser raises anything when fed damaged bytes
             raise damaged(file, "the DICOM header cannot be read", error) from error
+
+
+def _header_of(file: Path, dataset: FileDataset, transfer_syntax: str) -> Header:
+    image_type = dataset.get("ImageType") or ""
+    return Header(
+        file,
+        str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", "")),
+        str(dataset.get("SeriesInstanceUID", "")),
+        tuple(_text(image_type).split("\\")),
+        {f"dicom.{key}": _text(dataset[key].value) for key in HEADER_FACTS if key in dataset},
+        transfer_syntax,
+    )
+
+
+_quiet_lock = threading.RLock()
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Silence pydicom's warnings on values that bend the standard; what matters is checked here.
+
+    The filters of `warnings` belong to the whole process, so one thread at a time changes them.
+    """
+    with _quiet_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _text(value: object) -> str:
@@ -98,12 +152,47 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _sibling(file: Path) -> Header | None:
-    """The header of a neighbour; one that cannot be read is none of ours."""
+def _neighbours(folder: Path) -> list[Header]:
+    """Headers of the DICOM files in a folder, by name; a file that cannot be read is not one of them."""
+    headers = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            try:
+                if not entry.is_file():
+                    continue
+                state = entry.stat()
+            except OSError:
+                continue
+            header = _header_of_state(entry.path, state.st_size, state.st_mtime_ns, state.st_ino)
+            if header is not None:
+                headers.append(header)
+    return headers
+
+
+@lru_cache(maxsize=1 << 14)
+def _header_of_state(path: str, size: int, modified_ns: int, inode: int) -> Header | None:
+    """The header of a neighbour, read once while its size, time and inode stay the same."""
     try:
-        return _header(file) if file.is_file() else None
-    except (CaseError, OSError):
+        return _header(Path(path))
+    except (LobuleError, OSError):
         return None
+
+
+def _check_levels(path: str, headers: list[Header]) -> None:
+    """Refuse a series without a level, and say which value of which file would have made one."""
+    if any(header.is_level for header in headers):
+        return
+    header = headers[0]
+    stated = "\\".join(header.image_type)
+    raise UnknownFormat(
+        "none of the DICOM files of this slide is a level of it",
+        subject=path,
+        expected="at least one file whose ImageType has VOLUME as its third value",
+        found=f"ImageType '{stated}' in {header.file.name}"
+        if stated
+        else f"no ImageType in {header.file.name}",
+        remedy="Name a file of the series that holds a level, or correct ImageType where the file holds one",
+    )
 
 
 def _only_series(path: str, headers: list[Header]) -> str:

@@ -1,0 +1,156 @@
+"""DICOM files whose data set is deflated as a whole, inflated within a limit.
+
+pydicom inflates such a file in one go when it opens it: 8 MB can become more than 2 GiB. Here the
+file meta information, which is never compressed, is read first. A deflated data set is inflated up to a
+limit, and handed on as a file in Explicit VR Little Endian.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import IO
+
+from lobule.errors import DamagedFile, TooLarge
+
+DEFLATED = "1.2.840.10008.1.2.1.99"
+"""Deflated Explicit VR Little Endian."""
+
+EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+
+PREAMBLE_BYTES = 132
+"""128 free bytes and `DICM`."""
+
+MAX_META_BYTES = 1 << 16
+HEADER_BYTES = 4 << 20
+"""Bytes of a data set in which everything that is asked of a file before its pixels must stand."""
+
+CHUNK_BYTES = 1 << 20
+
+_TRANSFER_SYNTAX = (0x0002, 0x0010)
+_META_LENGTH = (0x0002, 0x0000)
+_LONG_LENGTHS = frozenset(
+    {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UT", b"UN", b"UC", b"UR", b"SV", b"UV"}
+)
+
+
+@dataclass(frozen=True)
+class FileMeta:
+    """The file meta information of a DICOM file."""
+
+    transfer_syntax: str
+    end: int
+    """Bytes from the start of the file to its data set."""
+    other_elements: bytes
+    """All elements but the transfer syntax and the length of the group."""
+
+    @property
+    def is_deflated(self) -> bool:
+        return self.transfer_syntax == DEFLATED
+
+
+def read_file_meta(stream: IO[bytes]) -> FileMeta | None:
+    """The file meta information; None where there is none. The stream is left at its start."""
+    stream.seek(0)
+    head = stream.read(PREAMBLE_BYTES + MAX_META_BYTES)
+    stream.seek(0)
+    if head[128:PREAMBLE_BYTES] != b"DICM":
+        return None
+    transfer_syntax, others, at = "", [], PREAMBLE_BYTES
+    while at + 8 <= len(head):
+        group, element, kind, length = struct.unpack_from("<HH2sH", head, at)
+        if group != 0x0002:
+            break
+        value_at = at + 8
+        if kind in _LONG_LENGTHS:
+            if at + 12 > len(head):
+                break
+            value_at, (length,) = at + 12, struct.unpack_from("<I", head, at + 8)
+        following = value_at + length
+        if (group, element) == _TRANSFER_SYNTAX:
+            transfer_syntax = head[value_at:following].rstrip(b"\0 ").decode("ascii", "replace")
+        elif (group, element) != _META_LENGTH:
+            others.append(head[at:following])
+        at = following
+    return FileMeta(transfer_syntax, at, b"".join(others))
+
+
+def inflate(
+    stream: IO[bytes], meta: FileMeta, path: object, limit_bytes: int, *, cut: bool = False
+) -> IO[bytes]:
+    """The same file with its data set inflated, at most `limit_bytes` of it.
+
+    Args:
+        stream: The deflated file.
+        meta: Its file meta information.
+        path: The file, for errors.
+        limit_bytes: Bytes of data set that may come out.
+        cut: Leave out what comes after the limit, which is enough to read a header.
+
+    Raises:
+        TooLarge: More than the limit would come out, and `cut` is false.
+        DamagedFile: The compressed bytes are damaged.
+    """
+    syntax = EXPLICIT_LITTLE_ENDIAN.encode()
+    syntax += b"\0" * (len(syntax) % 2)
+    out = io.BytesIO()
+    out.write(bytes(128) + b"DICM" + meta.other_elements)
+    out.write(struct.pack("<HH2sH", *_TRANSFER_SYNTAX, b"UI", len(syntax)) + syntax)
+    stream.seek(meta.end)
+    inflater, room = zlib.decompressobj(-zlib.MAX_WBITS), limit_bytes
+    try:
+        while not inflater.eof and room >= 0:
+            data = inflater.unconsumed_tail or stream.read(CHUNK_BYTES)
+            if not data and not inflater.unconsumed_tail:
+                if cut:
+                    break
+                raise zlib.error("the compressed data set is cut short")
+            inflated = inflater.decompress(data, min(CHUNK_BYTES, room + 1))
+            out.write(inflated[:room])
+            room -= len(inflated)
+    except zlib.error as error:
+        raise DamagedFile(
+            "the deflated DICOM data set cannot be inflated",
+            subject=path,
+            found=str(error),
+            remedy="Copy the file again from its source",
+        ) from error
+    if room < 0 and not cut:
+        raise TooLarge(
+            "the deflated DICOM data set becomes larger than its image",
+            subject=path,
+            expected=f"at most {limit_bytes >> 20} MiB",
+            remedy="Write it without deflation, for example with: dcmconv +te in.dcm out.dcm",
+        )
+    out.seek(0)
+    return out
+
+
+class FirstBytes(io.RawIOBase):
+    """The first bytes of a stream, as a stream of their own: a reader that goes wild stops at their end."""
+
+    def __init__(self, stream: IO[bytes], limit_bytes: int) -> None:
+        self._stream, self._limit = stream, limit_bytes
+        self.name = stream.name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        data = self._stream.read(max(0, min(len(view), self._limit - self._stream.tell())))
+        view[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            offset, whence = self._limit + offset, io.SEEK_SET
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
