@@ -222,9 +222,15 @@ def shrunk(channels: Floats, factor: int) -> Floats:
     if factor == 1:
         return channels
     count, height, width = len(channels), channels.shape[1] // factor, channels.shape[2] // factor
-    squares = channels[:, : height * factor, : width * factor]
-    means: Floats = squares.reshape(count, height, factor, width, factor).mean(axis=(2, 4), dtype=np.float32)
-    return means
+    whole = channels[:, : height * factor, : width * factor]
+    # Adding slices is several times faster than the mean over two axes of a five-dimensional view.
+    bands: Floats = np.zeros((count, height, width * factor), np.float32)
+    sums: Floats = np.zeros((count, height, width), np.float32)
+    for offset in range(factor):
+        bands += whole[:, offset::factor]
+    for offset in range(factor):
+        sums += bands[:, :, offset::factor]
+    return sums / np.float32(factor**2)
 
 
 @dataclass(frozen=True)
