@@ -163,7 +163,7 @@ def test_a_png_cohort_has_a_manifest_that_matches_its_truth(tmp_path):
         for column in ("l_cc", "r_cc", "l_mlo", "r_mlo"):
             with Image.open(manifest.parent / row[column]) as image:
                 assert (image.mode, image.size) == ("I;16", (142, 195))
-    write_exams(tmp_path / "b", exams=5, seed=3, size=(195, 142), malignant=0.5)
+    write_exams(tmp_path / "b", exams=5, seed=3, size=(195, 142), malignant=0.5, threads=3)
     assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
 
 

@@ -36,7 +36,7 @@ RESAMPLES = 2000
     "--side",
     default=FULL_SIDE,
     show_default=True,
-    help="Width of the slides in pixels; smaller and fewer, faster.",
+    help="Width of the slides in pixels. Smaller values make fewer and smaller slides, or fewer exams.",
 )
 @click.option("--seed", default=11, show_default=True, help="Another seed is another cohort.")
 def command(what: str, out: str, side: int, seed: int) -> Answer:
@@ -45,7 +45,8 @@ def command(what: str, out: str, side: int, seed: int) -> Answer:
     Everything is made on this machine in a few minutes; no patient's data and no network are needed. The
     slides of the test come from hospitals, and so have stains, that the training never met; what colour alone
     reaches on them stands in the same table. The net is small and its training short: this shows the way,
-    not what can be reached.
+    not what can be reached. Of exams, some are trained on and the others scored; their page shows how well
+    malignant and benign breasts are told from the rest, and whether the heatmaps point at the lesions.
     """
     from lobule.files import make_folder
 
@@ -54,7 +55,7 @@ def command(what: str, out: str, side: int, seed: int) -> Answer:
     if what == "exams":
         from lobule.cli.demo_exams import demo_exams
 
-        return demo_exams(out, min(1.0, side / FULL_SIDE), seed)
+        return demo_exams(out, min(1.0, (side / FULL_SIDE) ** 2), seed)
     story = Story(make_folder(out), side, seed)
     for title, step in STEPS_OF_STORY:
         note(f"{title} …")

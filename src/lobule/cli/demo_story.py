@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lobule.cli.demo_lesions import LesionRank
     from lobule.cohort import Case, Cohort
     from lobule.evaluation import Evaluation
     from lobule.phantoms.truth import SlideTruth
@@ -51,3 +52,32 @@ class Story:
     @property
     def picture(self) -> Path:
         return self.folder / "demo.png"
+
+
+@dataclass
+class ExamStory:
+    """What the steps of the demo have produced so far."""
+
+    folder: Path
+    share: float
+    """Size of the demo as a share of the full one, which has 1."""
+    seed: int
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By step."""
+    cohort: Cohort | None = None
+    ranks: list[LesionRank] = field(default_factory=list)
+
+    @property
+    def unseen(self) -> Cohort:
+        assert self.cohort is not None
+        return self.cohort.split("test")
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "demo.html"

@@ -1,0 +1,215 @@
+"""The page of `lobule demo exams`: one HTML file with its pictures inside, to be read from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from lobule.cli.demo_html import commands, estimate_cell, html_page, image, seconds_table
+from lobule.cli.demo_lesions import TOP_SHARE, read_heatmaps
+from lobule.cli.demo_story import ExamStory
+from lobule.cli.picture import TRUTH, Colour
+from lobule.files import write_text
+from lobule.phantoms.exams import FIELD_MM
+
+if TYPE_CHECKING:
+    from lobule.annotations import Polygon
+    from lobule.cohort import Case
+    from lobule.results.folder import CaseFolder
+
+VIEWS = ("R-CC", "L-CC", "R-MLO", "L-MLO")
+"""As a reader hangs them: the right breast on the left."""
+BENIGN: Colour = (95, 190, 255)
+HEAT: Colour = (235, 30, 40)
+VIEW_PX = 300
+"""Width of a view on the page."""
+SMOOTH = 3
+"""Outlines are drawn this many times larger and reduced, so that they are smooth."""
+
+STYLE = """
+.views { display: grid; grid-template-columns: repeat(4, 1fr); gap: .4rem; margin: .6rem 0; }
+.views img { width: 100%; } .views figcaption { margin: .1rem 0 .3rem; }
+.exam { margin: 0 0 2.6rem; } h3 { font-size: 1rem; margin: 0 0 .2rem; }
+.yes { font-weight: 600; }
+"""
+
+
+def write_page(story: ExamStory) -> None:
+    """Write the page after all steps are done."""
+    counts = story.data["exams"]
+    sections = [
+        "<p>Generated mammograms, no patient's pixels. Each exam has four views, two of each breast. A small "
+        f"four-view classifier was trained on {counts['train']} exams with outlined lesions and then scored "
+        f"{counts['test']} exams that it had never seen.</p>",
+        "<h2>How well it does</h2>",
+        _table(story),
+        f"<p class=note>{_explanation()}</p>",
+        "<h2>Some of the unseen exams</h2>",
+        "<p class=note>The first exams of the test with a malignant breast, with benign lesions only, and "
+        "without lesions; none was picked by its scores. Above: the views; below: the same under the "
+        "heatmap of malignancy, where red is suspicious. Outlines are the truth: "
+        f"<span style='color:{_css(TRUTH)};background:#333;padding:0 .3em'>malignant</span> "
+        f"<span style='color:{_css(BENIGN)};background:#333;padding:0 .3em'>benign</span>.</p>",
+        *_exams(story),
+        "<h2>Settings</h2>",
+        _settings(story),
+        "<h2>How long it took</h2>",
+        seconds_table(story.seconds),
+        "<h2>Go on</h2>",
+        commands([
+            f"lobule evaluate {story.results} {story.data['cohort']} --split test --by site",
+            f"lobule info {story.results}",
+            "lobule methods four_view",
+        ]),
+    ]  # fmt: skip
+    write_text(story.page, html_page("Lobule demo: exams", sections, STYLE))
+
+
+# -- numbers ------------------------------------------------------------------------------------------------
+
+
+def _table(story: ExamStory) -> str:
+    rows = []
+    for grade, area in story.data["auc"].items():
+        breasts, lesions = story.data["breasts"][grade], story.data["lesions"][grade]
+        share, chance = "–", "–"
+        if lesions["lesions"]:
+            share = f"{lesions['share']:.0%} <small>{lesions['pointed_at']} of {lesions['lesions']}</small>"
+            chance = f"{lesions['chance']:.0%}"
+        rows.append(
+            f"<tr><td>{grade}</td><td>{estimate_cell(area)}</td>"
+            f"<td>{breasts['positive']} of {breasts['breasts']}</td><td>{share}</td><td>{chance}</td></tr>"
+        )
+    return (
+        "<div class=scroll><table><tr><th>lesions</th><th>AUC over breasts</th><th>breasts with them</th>"
+        f"<th>heatmap points at them</th><th>by chance</th></tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _explanation() -> str:
+    return (
+        "AUC: the area under the ROC curve of breasts with such a lesion against all other breasts, where .5 "
+        "is chance; in small type its 95&nbsp;% interval, patients resampled. A heatmap points at a lesion "
+        f"if the lesion's centre lies in the highest {TOP_SHARE:.0%} of its view; each lesion is outlined in "
+        "both views of its breast and counts twice. By chance: how often a random position in the breast "
+        "would lie there."
+    )
+
+
+def _settings(story: ExamStory) -> str:
+    settings, counts = story.data["settings"], story.data["exams"]
+    height, width = story.data["size"]
+    rows = {
+        "views": f"{width} × {height} px of {FIELD_MM / height:.3g} mm",
+        "exams": f"{counts['train']} to train on, {counts['test']} to test; seed {story.seed}",
+        "patch classifier": f"{settings['patch_steps']:,} steps of {settings['patch_batch']} patches, "
+        f"{settings['patch']} px wide; a patch every {settings['patch_stride']} px for the heatmaps",
+        "exam classifier": f"{settings['steps']:,} steps of {settings['batch']} exams, views and heatmaps "
+        f"at 1/{settings['shrink']} of the resolution, the {settings['pool']}imum of each view's map",
+    }
+    cells = (f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows.items())
+    return f"<div class=scroll><table>{''.join(cells)}</table></div>"
+
+
+# -- pictures -----------------------------------------------------------------------------------------------
+
+
+def _exams(story: ExamStory) -> Iterator[str]:
+    from lobule.results import open_results
+
+    results = open_results(story.results)
+    for case in _examples(list(story.unseen)):
+        yield _exam(story, case, results.case_folder(case.id))
+
+
+def _examples(cases: list[Case]) -> list[Case]:
+    """The first two exams with a malignant breast, the first with benign lesions only, the first without."""
+
+    def has(case: Case, grade: str) -> bool:
+        return any(case.breast_labels.get(f"{side}_{grade}") for side in ("left", "right"))
+
+    kinds: tuple[tuple[int, Callable[[Case], bool]], ...] = (
+        (2, lambda case: has(case, "malignant")),
+        (1, lambda case: has(case, "benign") and not has(case, "malignant")),
+        (1, lambda case: not has(case, "benign") and not has(case, "malignant")),
+    )
+    return [case for count, fits in kinds for case in [one for one in cases if fits(one)][:count]]
+
+
+def _exam(story: ExamStory, case: Case, folder: CaseFolder) -> str:
+    result = folder.result
+    assert result is not None
+    plain, heated = [], []
+    for view in VIEWS:
+        picture, under_heat = _view_pictures(case, view, folder)
+        outlined = " and ".join(
+            f"a {polygon.group} lesion outlined" for polygon in _outlines(case) if polygon.name == view
+        )
+        description = f"{view} view of {case.id}, {outlined or 'no lesion'}"
+        plain.append(f"<figure>{image(picture, description)}<figcaption>{view}</figcaption></figure>")
+        heated.append(f"<figure>{image(under_heat, f'{description}, under its heatmap')}</figure>")
+    scores = "<br>".join(_scores(case, result["scores"], side) for side in ("right", "left"))
+    return (
+        f"<div class=exam><h3>{escape(case.id)}, {escape(case.site or '')}</h3>"
+        f"<div class=views>{''.join(plain)}{''.join(heated)}</div><p>{scores}</p></div>"
+    )
+
+
+def _scores(case: Case, scores: dict[str, float], side: str) -> str:
+    """What the classifier says of a breast, beside the truth."""
+    cells = []
+    for grade in ("malignant", "benign"):
+        name = f"{side}_{grade}"
+        present = bool(case.breast_labels.get(name))
+        truth = "<span class=yes>present</span>" if present else "absent"
+        cells.append(f"{grade} {scores[name]:.2f} (truth: {truth})")
+    return f"{side.capitalize()} breast: {', '.join(cells)}"
+
+
+def _outlines(case: Case) -> tuple[Polygon, ...]:
+    from lobule.annotations import read_annotation
+
+    return tuple(read_annotation(case.annotation).polygons) if case.annotation else ()
+
+
+def _view_pictures(case: Case, view: str, folder: CaseFolder) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A view with its outlined lesions, and the same under the heatmap of malignancy."""
+    from lobule.mammograms.exams import read_view, view_named
+
+    path = case.views[view.lower().replace("-", "_")][0]
+    pixels = read_view(path, view=view_named(view)).pixels
+    height, width = pixels.shape
+    grey = np.sqrt(pixels / max(int(pixels.max()), 1)).astype(np.float32) * 255
+    heat, cell = read_heatmaps(folder, view)
+    # Reduced to the page's size by Pillow, the cells of the heatmap become a smooth layer.
+    layer = Image.fromarray(heat[1]).resize(
+        (heat.shape[2] * cell, heat.shape[1] * cell), Image.Resampling.BILINEAR
+    )
+    strength = 0.75 * np.asarray(layer)[:height, :width, None] * (pixels > 0)[..., None]
+    plain = np.repeat(grey[..., None], 3, axis=2)
+    red = plain * (1 - strength) + np.asarray(HEAT, np.float32) * strength
+    lesions = [polygon for polygon in _outlines(case) if polygon.name == view]
+    return _outlined(plain, lesions), _outlined(red, lesions)
+
+
+def _outlined(pixels: NDArray[np.float32], lesions: list[Polygon]) -> NDArray[np.uint8]:
+    height, width = pixels.shape[:2]
+    size = VIEW_PX, round(VIEW_PX * height / width)
+    scale = SMOOTH * VIEW_PX / width
+    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).resize(
+        (SMOOTH * size[0], SMOOTH * size[1]), Image.Resampling.BILINEAR
+    )
+    pen = ImageDraw.Draw(picture)
+    for polygon in lesions:
+        ring = [(float(x) * scale, float(y) * scale) for x, y in [*polygon.points, *polygon.points[:2]]]
+        pen.line(ring, TRUTH if polygon.group == "malignant" else BENIGN, round(1.6 * SMOOTH), joint="curve")
+    return np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
+
+
+def _css(colour: Colour) -> str:
+    return "#" + "".join(f"{value:02x}" for value in colour)
