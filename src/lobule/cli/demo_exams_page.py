@@ -15,7 +15,7 @@ from lobule.cli.demo_lesions import TOP_SHARE, read_heatmaps
 from lobule.cli.demo_story import ExamStory
 from lobule.cli.picture import TRUTH, Colour
 from lobule.files import write_text
-from lobule.phantoms.exams import FIELD_MM
+from lobule.phantoms._breast import FIELD_MM
 
 if TYPE_CHECKING:
     from lobule.annotations import Polygon
@@ -190,7 +190,7 @@ def _view_pictures(case: Case, view: str, folder: CaseFolder) -> tuple[NDArray[n
     layer = Image.fromarray(heat[1]).resize(
         (heat.shape[2] * cell, heat.shape[1] * cell), Image.Resampling.BILINEAR
     )
-    strength = 0.75 * np.asarray(layer)[:height, :width, None] * (pixels > 0)[..., None]
+    strength = np.float32(0.75) * np.asarray(layer)[:height, :width, None] * (pixels > 0)[..., None]
     plain = np.repeat(grey[..., None], 3, axis=2)
     red = plain * (1 - strength) + np.asarray(HEAT, np.float32) * strength
     lesions = [polygon for polygon in _outlines(case) if polygon.name == view]
