@@ -178,7 +178,7 @@ def measured(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
             out = folder / f"{precision}-{turn}"
             walls[precision].append(extracted(slide, out, precision))
             corners, features[precision] = stored(out)
-        settings = read_json(folder / f"float32-{turn}" / "scan" / "engine.json")
+        settings = read_json(folder / f"float32-{turn}" / "scan" / "scan.json")["engine"]
         engine = EngineSettings(**{**settings, "device": device, "lanes": lanes_for(device, cores)[0]})
         read, model = parts(slide, engine, len(corners))
         reads.append(read)

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -185,9 +184,6 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     decoded = distinct = 0
     for turn in range(plan.rounds):
         out = folder / f"{kind}-{turn}"
-        if turn:  # settle as in the first round
-            out.mkdir()
-            shutil.copy(folder / f"{kind}-0" / "engine.json", out / "engine.json")
         cpu = time.process_time()
         ended = scan(predictor, facts, Cohort((case,)), out, options, machine)
         scans.append(time.process_time() - cpu)
@@ -196,6 +192,10 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
         walls.append(json.loads((out / "cases" / "slide" / "run.json").read_text())["seconds"])
         after = after or memory("VmHWM")
         engine = engines[-1]
+        machine = replace(  # the next rounds run as the first did
+            machine, precision=engine.precision, channels_last=engine.channels_last, batch=engine.batch,
+            cells=engine.cells,
+        )  # fmt: skip
         began = time.perf_counter()
         with opened(predictor, case, engine, options, machine) as (images, pass_, for_tissue):
             starts.append(time.perf_counter() - began)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,15 @@ settings.register_profile(
     "lobule", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("lobule")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Scans of tests, and of the commands that they start, leave the user's cache folder alone."""
+    os.environ["LOBULE_CACHE"] = tempfile.mkdtemp(prefix="lobule-tests-cache-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ.pop("LOBULE_CACHE", ""), ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -112,7 +112,7 @@ def timed_scan(job: dict[str, Any]) -> dict[str, Any]:
     if ended.counts != {"complete": 1}:
         raise RuntimeError(f"the scan ended with {ended.counts}: {ended.failed}")
     reader = next(iter(_maps(out).values()))
-    engine = json.loads((out / "engine.json").read_text(encoding="utf-8"))
+    engine = json.loads((out / "scan.json").read_text(encoding="utf-8"))["engine"]
     if job["do"] == "tiles":
         scores = reader.read()[0]
         np.save(job["scores"], scores[:, tiles[:, 1] // TILE, tiles[:, 0] // TILE].T)

@@ -128,7 +128,7 @@ def test_clearing_a_case_leaves_its_plan_for_last(
 def test_fresh_settles_the_engine_anew(slide: Path, tmp_path: Path) -> None:
     again(cohort_of(slide), tmp_path / "r")
     again(cohort_of(slide), tmp_path / "r", machine=replace(SMALL, cells=2, batch=5), fresh=True)
-    engine = read_json(tmp_path / "r" / "engine.json")
+    engine = read_json(tmp_path / "r" / "scan.json")["engine"]
     assert (engine["cells"], engine["batch"]) == (2, 5)
 
 
@@ -194,7 +194,7 @@ def test_shards_that_begin_together_share_one_engine(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(used) == 2 and set(used) == {read_json(tmp_path / "r" / "engine.json")["cells"]}
+    assert len(used) == 2 and set(used) == {read_json(tmp_path / "r" / "scan.json")["engine"]["cells"]}
 
 
 class Hot(MeanPredictor):

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its status: 0 done, 1 some cases failed, 2 wrong use."""
     import sys
 
+    _open_closed_streams()
     try:
         from lobule.allocator import keep_freed_memory
 
@@ -47,6 +48,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         sys.exit(130)
+
+
+def _open_closed_streams() -> None:
+    """Open the null device in place of a standard stream that is closed, as after `2>&-`.
+
+    The work goes on and its messages are lost. Otherwise the next file to be opened would get the number of
+    the stream, and messages of native libraries would be written into that file.
+    """
+    import os
+    import sys
+
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is that of the stream
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
 ABOUT = """Find breast cancer in tissue slides and mammograms, from whatever labels you have.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lobule.cli.frame import Answer, answers, facts
-from lobule.cli.scan import _shown, _terminated_like_interrupted, as_bytes, unscored_lines
+from lobule.cli.scan import LAYOUTS, _shown, _terminated_like_interrupted, as_bytes, unscored_lines
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,18 @@ if TYPE_CHECKING:
     "--dtype", type=click.Choice(["float16", "float32"]), help="Stored as; float16, for CLAM float32."
 )
 @click.option(
-    "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="auto measures once per machine and encoder, then follows the stored choice.",
+)
+@click.option(
+    "--memory-layout",
+    type=click.Choice(list(LAYOUTS)),
+    default="auto",
+    show_default=True,
+    help="Memory layout of the encoder, as --layout of `lobule scan`; auto is chosen as --precision is.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0, mps.")
 @click.option("--max-ram", default="2GiB", show_default=True, metavar="SIZE", help="Memory beyond the model.")
@@ -91,6 +102,7 @@ def _extract(cohort: Any, out: str, asked: dict[str, Any]) -> ScanReport:
     from lobule.verbs import extract_features
 
     machine = {name: asked.pop(name) for name in ("device", "precision", "readers", "batch")}
+    machine["channels_last"] = LAYOUTS[asked.pop("memory_layout")]
     machine["max_ram"] = as_bytes(asked.pop("max_ram"))
     progress = Progress()
     with _terminated_like_interrupted(), _shown(progress):

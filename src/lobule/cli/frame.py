@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -38,10 +38,14 @@ class Command(click.Command):
         ctx.obj.debug = ctx.params.pop("debug")
         ctx.obj.as_json = ctx.params.pop("as_json")
         answer: Answer = super().invoke(ctx)
+        text = answer.text
         if ctx.obj.as_json:
-            click.echo(json.dumps(answer.data, indent=1, ensure_ascii=False, allow_nan=False))
-        elif answer.text:
-            click.echo(answer.text)
+            text = json.dumps(answer.data, indent=1, ensure_ascii=False, allow_nan=False)
+        try:
+            if text:
+                click.echo(text)
+        except BrokenPipeError:  # the work is done, and the status says how, although nobody reads the text
+            _discard_output()
         return 1 if answer.failed else 0
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -155,7 +159,7 @@ def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
         return _fail("Interrupted.", wishes, 130)
     except BrokenPipeError:
         # whoever read our output has left; do not let Python complain about it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 141
     except LobuleError as error:
         if wishes.debug:
@@ -165,6 +169,11 @@ def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
         if wishes.debug:
             raise
         return _fail(_unforeseen(error), wishes, 1, error)
+
+
+def _discard_output() -> None:
+    """Send what is still to be written on stdout nowhere, so that Python does not complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unforeseen(error: Exception) -> str:
@@ -183,6 +192,14 @@ def _fail(
     *,
     usage: click.Context | None = None,
 ) -> int:
+    with suppress(BrokenPipeError):
+        _print_error(message, wishes, status, error, usage)
+    return status
+
+
+def _print_error(
+    message: str, wishes: Wishes, status: int, error: Exception | None, usage: click.Context | None
+) -> None:
     if wishes.as_json and status != 130:
         facts = {"kind": type(error).__name__ if error else "UsageError", "message": message}
         facts |= {
@@ -195,7 +212,6 @@ def _fail(
         message += f" See `{usage.command_path} --help`."
     plain = "NO_COLOR" in os.environ or status == 130
     click.echo(message if plain else click.style(message, fg="red"), err=True)
-    return status
 
 
 # -- printing -----------------------------------------------------------------------------------------------

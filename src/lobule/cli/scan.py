@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from lobule.engines.scan import ScanReport
 
 
+LAYOUTS = {"auto": None, "channels-last": True, "contiguous": False}
+"""Memory layout of a model → `channels_last` of `Machine`."""
+
+
 @answers(
     "lobule scan BUNDLE slide.tif --out results",
     "lobule scan BUNDLE cohort.csv --out finer --stride 16",
@@ -42,7 +46,18 @@ if TYPE_CHECKING:
 @click.option("--upsample", is_flag=True, help="Allow a finer µm/px than the slide has.")
 @click.option("--tissue/--no-tissue", default=True, help="Look only at tissue, or everywhere.")
 @click.option(
-    "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="auto measures once per machine and model, then follows the stored choice.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(list(LAYOUTS)),
+    default="auto",
+    show_default=True,
+    help="Memory layout of the model; auto is chosen as --precision is.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0, mps.")
 @click.option("--max-ram", default="2GiB", show_default=True, metavar="SIZE", help="Memory beyond the model.")
@@ -113,6 +128,7 @@ def _scan(
             machine={
                 "device": asked["device"],
                 "precision": asked["precision"],
+                "channels_last": LAYOUTS[asked["layout"]],
                 "max_ram": max_ram,
                 "readers": asked["readers"],
                 "batch": asked["batch"],

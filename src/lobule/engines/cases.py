@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from lobule import __version__
 from lobule.cohort import Case, Cohort
@@ -85,7 +86,7 @@ class CaseRunner:
         self.cache_bytes = cache_bytes // AHEAD
         self.pipeline = Pipeline(self.predictor, self.engine, readers)
         self.pipeline.counters = self.progress.counters
-        with self.pipeline, ThreadPoolExecutor(AHEAD, thread_name_prefix="case") as pool:
+        with self.pipeline, self._case_threads() as pool:
             waiting: set[Future[None]] = set()
             try:
                 for order, case in enumerate(cases):
@@ -97,6 +98,12 @@ class CaseRunner:
             except BaseException:
                 self.pipeline.stop()
                 raise
+
+    def _case_threads(self) -> ThreadPoolExecutor:
+        """Threads for `steps`. Their own sums use the recorded thread count, on which last bits depend."""
+        return ThreadPoolExecutor(
+            AHEAD, "case", initializer=torch.set_num_threads, initargs=(self.engine.lane_threads,)
+        )
 
     def _settle_some(self, waiting: set[Future[None]]) -> set[Future[None]]:
         # short waits, so that Ctrl-C is heard

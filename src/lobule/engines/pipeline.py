@@ -172,6 +172,7 @@ class Pipeline:
             run.fail(error)
 
     def _read(self) -> None:
+        torch.set_num_threads(self.engine.lane_threads)  # images that resize by tensors give the same bits
         while (job := self._next_job()) is not None:
             run, rows = job
             began = time.thread_time()

@@ -18,6 +18,8 @@ from lobule.errors import ConfigError, ModelError
 from lobule.nets.fused import can_fuse, fuse
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+MARGIN = 0.9
+"""Factor on the measured rate of every form but the default one, so that noise alone does not decide."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,11 @@ def measure(
     precision: str = "auto",
     channels_last: bool | None = None,
 ) -> tuple[EngineSettings, Measured]:
-    """Place the model in the fastest of the forms it may take, and say what that costs in score."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"no precision '{precision}'", expected=", ".join(PRECISIONS))
-    forms = [replace(engine, precision=p, channels_last=c) for p, c in _forms(engine, precision)]
-    if channels_last is not None:
-        forms = list(dict.fromkeys(replace(form, channels_last=channels_last) for form in forms))
+    """Place the model in the fastest of the forms it may take, and say what that costs in score.
+
+    float32 with channels last is the default: another form must be faster by a margin to be chosen.
+    """
+    forms = possible_forms(engine, precision, channels_last)
     threads = torch.get_num_threads()
     torch.set_num_threads(engine.lane_threads)
     rates: dict[str, float] = {}
@@ -131,7 +132,7 @@ def measure(
         torch.set_num_threads(threads)
     best = max(
         (form for form in forms if _name(form) in rates),
-        key=lambda form: rates[_name(form)] * (1.0 if form.precision == "float32" else 0.9),
+        key=lambda form: rates[_name(form)] * (1.0 if _is_default(form) else MARGIN),
     )
     if best is not forms[-1]:  # the last form tried is in its place
         predictor.place(best, options)
@@ -139,6 +140,22 @@ def measure(
     return best, Measured(
         rates, None if exact is None else _difference(exact, outputs[_name(best)]), _name(best)
     )
+
+
+def possible_forms(
+    engine: EngineSettings, precision: str = "auto", channels_last: bool | None = None
+) -> list[EngineSettings]:
+    """The engine settings in every precision and memory layout that the user and the device allow."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"no precision '{precision}'", expected=", ".join(PRECISIONS))
+    forms = [replace(engine, precision=p, channels_last=c) for p, c in _forms(engine, precision)]
+    if channels_last is not None:
+        forms = list(dict.fromkeys(replace(form, channels_last=channels_last) for form in forms))
+    return forms
+
+
+def _is_default(form: EngineSettings) -> bool:
+    return form.precision == "float32" and form.channels_last
 
 
 def _forms(engine: EngineSettings, precision: str) -> list[tuple[str, bool]]:

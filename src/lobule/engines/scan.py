@@ -15,12 +15,28 @@ from lobule import __version__
 from lobule.allocator import give_back, keep_freed_memory
 from lobule.cohort import Case, Cohort
 from lobule.engines.cases import CaseRunner, Progress
+from lobule.engines.form_cache import CachedForm, cache_key, cached_form, processor_model, store_form
 from lobule.engines.passes import EngineSettings, Predictor, ScanOptions
 from lobule.engines.pipeline import Counters
-from lobule.engines.placement import available_cores, choose_device, lanes_for, measure
+from lobule.engines.placement import (
+    Measured,
+    available_cores,
+    choose_device,
+    lanes_for,
+    measure,
+    possible_forms,
+)
 from lobule.errors import ConfigError, LobuleError, ResultsError
 from lobule.files import read_json, write_json
-from lobule.results.folder import ENGINE, Results, begin_results, hold, settling, write_summary
+from lobule.results.folder import (
+    SCAN,
+    Results,
+    begin_results,
+    hold,
+    record_engine,
+    settling,
+    write_summary,
+)
 from lobule.results.result import FAILED, PARTIAL, UNSCORED
 
 log = logging.getLogger("lobule.scan")
@@ -46,7 +62,7 @@ class Machine:
     batch: int | None = None
     lanes: int | None = None
     channels_last: bool | None = None
-    """Memory layout of the model; None takes the faster."""
+    """Memory layout of the model; None takes the faster one, measured once per machine and model."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +117,10 @@ def scan(
             "cases": [case.id for case in cohort],
             "lobule": __version__,
         }
-        results = begin_results(out, settings, fresh=fresh)
-        with settling(results.path, shard):
+        with settling(Path(out), shard):  # `scan.json` is read and written by one shard at a time
+            results = begin_results(out, settings, fresh=fresh)
             engine = _settle(predictor, results, options, machine, progress)
         give_back()  # the forms of the model that were tried and not chosen
-        begin_results(out, settings)  # a shard that began together with this one may have asked otherwise
         readers = machine.readers or available_cores()
         runner = CaseRunner(
             predictor, results, options, engine, bundle, cohort, progress, retry_failed, verify
@@ -141,7 +156,7 @@ def _sharded(cohort: Cohort, shard: tuple[int, int] | None) -> list[Case]:
 def _settle(
     predictor: Predictor, results: Results, options: ScanOptions, machine: Machine, progress: Progress
 ) -> EngineSettings:
-    """Engine settings: those on disk where a scan goes on, else chosen now and written down.
+    """Engine settings: those in `scan.json` where a scan goes on, else chosen now and written there.
 
     Where the model runs and how many batches at once is the machine's affair, and changes no result.
     """
@@ -150,14 +165,9 @@ def _settle(
         keep_freed_memory()
     lanes, threads = lanes_for(device, available_cores())
     lanes = machine.lanes or lanes
-    place = results.path / ENGINE
-    if place.exists():
-        try:
-            engine = replace(EngineSettings(**read_json(place)), device=device, lanes=lanes)
-        except TypeError as error:
-            raise ResultsError(
-                "not the engine settings of a scan", subject=place, found=str(error), remedy="Use --fresh"
-            ) from error
+    engine = _recorded_engine(results)
+    if engine is not None:
+        engine = replace(engine, device=device, lanes=lanes)
         _say_what_stays(engine, machine, results.path)
         _say_what_no_longer_fits(machine, results.path)
         predictor.place(engine, options)
@@ -169,13 +179,65 @@ def _settle(
         engine = replace(engine, cells=machine.cells)
     if machine.batch is not None:
         engine = replace(engine, batch=machine.batch)
-    engine, measured = measure(predictor, engine, options, machine.precision, machine.channels_last)
+    engine, measured = _choose_form(predictor, engine, results.settings["bundle"], options, machine)
     log.info("precision %s", measured.sentence())
     progress.precision = measured.sentence()
-    write_json(place, engine.deciding())
-    run = {"measured": asdict(measured), "machine": platform.processor(), "max_ram": machine.max_ram}
+    run = {
+        "measured": asdict(measured),
+        "host": platform.node(),
+        "processor": processor_model(),
+        "cores": available_cores(),
+        "device": device,
+        "lanes": lanes,
+        "max_ram": machine.max_ram,
+        "began": time.time(),
+    }
     write_json(results.path / RUN, run)
+    record_engine(results, engine.deciding())
     return engine
+
+
+def _recorded_engine(results: Results) -> EngineSettings | None:
+    """The engine settings in `scan.json`, or None where nothing was scanned yet."""
+    recorded = results.settings.get("engine")
+    path = results.path / SCAN
+    if recorded is None:
+        if next(results.cases(), None) is None:
+            return None
+        raise ResultsError(
+            "the results were created by an older version of Lobule",
+            subject=path,
+            expected="the engine settings that every case was scanned with",
+            remedy="Use another results folder, or start over with --fresh",
+        )
+    try:
+        return EngineSettings(**recorded)
+    except TypeError as error:
+        raise ResultsError(
+            "not the engine settings of a scan", subject=path, found=str(error), remedy="Use --fresh"
+        ) from error
+
+
+def _choose_form(
+    predictor: Predictor,
+    engine: EngineSettings,
+    bundle: Mapping[str, Any],
+    options: ScanOptions,
+    machine: Machine,
+) -> tuple[EngineSettings, Measured]:
+    """Place the model in its precision and layout: those in the cache, or measured now and then cached."""
+    precision, layout = machine.precision, machine.channels_last
+    if len(possible_forms(engine, precision, layout)) == 1:
+        return measure(predictor, engine, options, precision, layout)
+    key = cache_key(bundle, engine, options_to_dict(options), precision, layout)
+    form, placed = cached_form(key), None
+    if form is None:
+        placed, measured = measure(predictor, engine, options, precision, layout)
+        form = store_form(key, CachedForm(placed.precision, placed.channels_last, asdict(measured)))
+    engine = replace(engine, precision=form.precision, channels_last=form.channels_last)
+    if engine != placed:
+        predictor.place(engine, options)
+    return engine, Measured(**form.measurement)
 
 
 def _say_what_no_longer_fits(machine: Machine, path: Path) -> None:
@@ -193,7 +255,12 @@ def _say_what_no_longer_fits(machine: Machine, path: Path) -> None:
 
 def _say_what_stays(engine: EngineSettings, machine: Machine, path: Path) -> None:
     """A scan that goes on keeps what it began with; what is now asked otherwise is not silently dropped."""
-    asked = {"precision": machine.precision, "batch": machine.batch, "cells": machine.cells}
+    asked = {
+        "precision": machine.precision,
+        "batch": machine.batch,
+        "cells": machine.cells,
+        "channels_last": machine.channels_last,
+    }
     for name, wanted in asked.items():
         kept = getattr(engine, name)
         if wanted not in (None, "auto", kept):

@@ -24,8 +24,6 @@ from lobule.results.tables import Columns, TableReader, of_arrow
 SCAN = "scan.json"
 PLAN = "plan.json"
 RESULT = "result.json"
-ENGINE = "engine.json"
-"""Written once the model runs with the settings asked for; from then on they stay."""
 SOUND: dict[str, Callable[[Any], bool]] = {
     "status": lambda status: status in (COMPLETE, PARTIAL, FAILED, UNSCORED),
     "scores": lambda scores: all(isinstance(score, int | float) for score in scores.values()),
@@ -214,7 +212,7 @@ def begin_results(path: str | Path, settings: Mapping[str, Any], *, fresh: bool 
     wanted = {"format": FORMAT, "research_use": RESEARCH_USE, **settings}
     if fresh:
         _forget(root)
-    elif scan.exists() and not (root / ENGINE).exists() and not any(root.glob("cases/*")):
+    elif scan.exists() and not any(root.glob("cases/*")) and "engine" not in Results(root).settings:
         pass  # nothing was ever scanned: settings that turned out wrong bind nobody
     elif scan.exists():
         before = open_results(root).settings
@@ -226,6 +224,14 @@ def begin_results(path: str | Path, settings: Mapping[str, Any], *, fresh: bool 
     if not scan.exists() or read_json(scan) != wanted:
         write_json(scan, wanted)
     return Results(root)
+
+
+def record_engine(results: Results, engine: Mapping[str, Any]) -> None:
+    """Write the settings that the model runs with into `scan.json`; from then on they stay.
+
+    Only who holds the folder, or the lock of `settling`, may call this.
+    """
+    write_json(results.path / SCAN, {**results.settings, "engine": dict(engine)})
 
 
 def _forget(root: Path) -> None:
@@ -241,7 +247,7 @@ def _forget(root: Path) -> None:
             shutil.rmtree(gone)
         if cases.exists():
             cases.rename(gone)
-        for name in (ENGINE, SCAN, PATIENTS, "results.csv", "run.json"):
+        for name in ("engine.json", SCAN, PATIENTS, "results.csv", "run.json"):
             (root / name).unlink(missing_ok=True)
         if gone.exists():
             shutil.rmtree(gone)
@@ -301,7 +307,7 @@ def _refuse_other_division(folder: Path, count: int) -> None:
 
 @contextmanager
 def settling(root: Path, shard: tuple[int, int] | None) -> Iterator[None]:
-    """One at a time: of shards that begin together, the first settles the engine for all."""
+    """One at a time: of shards that begin together, the first writes `scan.json` and the engine for all."""
     if shard is None:
         yield
         return

@@ -132,6 +132,7 @@ def what_makes(config: Config, index: int, encoder: Encoder, precision: str, see
         "keras": encoder.plan.keras,
         "sets": [[s.name, s.size, s.full] for s in config.sets if s.encoder == index],
         "precision": precision,
+        "layout": "channels-last",
         "seed": seed,
         **{
             name: getattr(config, name)

@@ -160,6 +160,7 @@ class _Training:
             precision=self.machine.precision,
             max_ram=self.machine.max_ram,
             readers=self.machine.workers,
+            channels_last=True,
         )
         place = Path(self.config.features) if self.config.features else self.out / "features"
         found = described(

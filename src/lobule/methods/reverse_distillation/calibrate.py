@@ -199,7 +199,6 @@ def _of_scans(
     shutil.rmtree(folder, ignore_errors=True)
     options = ScanOptions(tissue=tissue, settings={"threshold": "paper", "form": form})
     facts = {"method": "reverse_distillation", "fingerprint": "calibration", "classes": []}
-    # the layout is given: choosing the faster would choose other last bits another time
     runs = Machine(machine.device, machine.precision, machine.max_ram, channels_last=True)
     report = scan(predictor, facts, cohort, folder, options, runs)
     results = open_results(folder)

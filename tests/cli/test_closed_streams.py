@@ -1,0 +1,55 @@
+"""Commands whose standard streams are closed, or read by somebody who leaves, do their work all the same."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lobule.results import open_results
+
+SCAN = "{python} -m lobule scan BUNDLE {slides} --precision float32 --layout channels-last --out {out}"
+
+
+def shell(
+    line: str, workspace: Path, out: Path, slides: str = "slide.tif"
+) -> subprocess.CompletedProcess[str]:
+    """Run a scan in bash; `line` follows the command, such as `2>&-`."""
+    command = SCAN.format(python=shlex.quote(sys.executable), slides=slides, out=shlex.quote(str(out)))
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} {line}"], cwd=workspace, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("line", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-", "--json >&-"])
+def test_a_scan_with_closed_streams_does_its_work(workspace: Path, tmp_path: Path, line: str) -> None:
+    done = shell(line, workspace, tmp_path / "r")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert open_results(tmp_path / "r").counts()["complete"] == 1
+    assert ("1 complete" in done.stdout) == (line == "2>&-")
+
+
+@pytest.mark.parametrize("reader", ["| head -1", "| true", "| sleep 0", "--json | head -1"])
+def test_a_reader_that_leaves_does_not_spoil_a_scan(workspace: Path, tmp_path: Path, reader: str) -> None:
+    done = shell(reader, workspace, tmp_path / "r")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert open_results(tmp_path / "r").counts()["complete"] == 1
+
+
+def test_failed_cases_are_status_1_also_without_streams(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.tif").write_bytes(b"II*\0")
+    slides = f"slide.tif {shlex.quote(str(tmp_path / 'broken.tif'))}"
+    for number, line in enumerate((">&- 2>&-", "| true")):
+        done = shell(line, workspace, tmp_path / f"{number}", slides)
+        assert (done.returncode, done.stderr) == (1, "")
+        counts = open_results(tmp_path / f"{number}").counts()
+        assert (counts["complete"], counts["failed"]) == (1, 1)
+
+
+def test_wrong_use_is_status_2_also_without_streams(workspace: Path, tmp_path: Path) -> None:
+    for line in (">&- 2>&-", "2> >(true)"):
+        assert shell(f"--shard 3/2 {line}", workspace, tmp_path / "r").returncode == 2
+    assert not (tmp_path / "r").exists()
