@@ -37,7 +37,7 @@ from tests.engines.support import (
 )
 from tests.methods.scannet.support import write_tiny_bundle
 
-AUTO = {"device": "cpu", "max_ram": 256 << 20}
+AUTO: dict[str, Any] = {"device": "cpu", "cells": 3, "batch": 2}
 TILE = 64
 
 
@@ -84,11 +84,16 @@ def measured_as(faster: bool) -> Callable[..., tuple[float, dict[str, torch.Tens
     return rate
 
 
-def run_with(monkeypatch: pytest.MonkeyPatch, faster: bool, bundle: Path, slide: Path, out: Path) -> None:
-    """A scan of the bundle during which one of the layouts measures faster."""
+def run_with(
+    monkeypatch: pytest.MonkeyPatch, faster: bool, bundle: Path | None, slide: Path, out: Path
+) -> None:
+    """A scan during which one of the layouts measures faster; without a bundle, by a quick predictor."""
     with monkeypatch.context() as patched:
         patched.setattr(placement, "_rate", measured_as(faster))
-        report = scan_bundle(bundle, str(slide), out, tissue=None, machine=dict(AUTO))
+        if bundle is None:
+            report = scan(MeanPredictor(), BUNDLE, cohort_of(slide), out, EVERYWHERE, Machine(**AUTO))
+        else:
+            report = scan_bundle(bundle, str(slide), out, tissue=None, machine=dict(AUTO))
     assert dict(report.counts) == {"complete": 1}
 
 
@@ -103,12 +108,12 @@ def test_opposite_measurements_give_the_same_bytes(
 
 
 def test_without_a_cache_the_recorded_layouts_differ(
-    bundle: Path, slide: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    slide: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check of the test above: the measurements really are opposite, and `scan.json` says so."""
     layouts = []
     for faster in (True, False):
-        run_with(monkeypatch, faster, bundle, slide, tmp_path / f"{faster}")
+        run_with(monkeypatch, faster, None, slide, tmp_path / f"{faster}")
         layouts.append(read_json(tmp_path / f"{faster}" / "scan.json")["engine"]["channels_last"])
         (entry,) = cache.glob("forms/*.json")
         entry.unlink()
@@ -116,21 +121,21 @@ def test_without_a_cache_the_recorded_layouts_differ(
 
 
 def test_a_resumed_scan_follows_scan_json_rather_than_the_cache(
-    bundle: Path, slide: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    slide: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_with(monkeypatch, False, bundle, slide, tmp_path / "r")
+    run_with(monkeypatch, False, None, slide, tmp_path / "r")
     before = tree(tmp_path / "r")
     (entry,) = cache.glob("forms/*.json")
     entry.unlink()
     for path in (tmp_path / "r" / "cases" / "one").rglob("*"):
         if path.is_file():
             path.unlink()
-    run_with(monkeypatch, True, bundle, slide, tmp_path / "r")
+    run_with(monkeypatch, True, None, slide, tmp_path / "r")
     assert tree(tmp_path / "r") == before
 
 
 def test_a_slightly_faster_layout_does_not_replace_the_default(
-    bundle: Path, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = placement._rate
 
@@ -138,13 +143,12 @@ def test_a_slightly_faster_layout_does_not_replace_the_default(
         return (100.0 if engine.channels_last else 105.0), original(predictor, engine, options, 0.0)[1]
 
     monkeypatch.setattr(placement, "_rate", nearly_equal)
-    scan_bundle(bundle, str(slide), tmp_path / "r", tissue=None, machine=dict(AUTO))
+    scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, Machine(**AUTO))
     assert read_json(tmp_path / "r" / "scan.json")["engine"]["channels_last"] is True
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"precision": "int3", "channels_last": 1}', "null"])
 def test_a_damaged_cache_is_ignored_with_a_note_and_replaced(
-    bundle: Path,
     slide: Path,
     tmp_path: Path,
     cache: Path,
@@ -152,23 +156,23 @@ def test_a_damaged_cache_is_ignored_with_a_note_and_replaced(
     caplog: pytest.LogCaptureFixture,
     content: str,
 ) -> None:
-    run_with(monkeypatch, True, bundle, slide, tmp_path / "a")
+    run_with(monkeypatch, True, None, slide, tmp_path / "a")
     (entry,) = cache.glob("forms/*.json")
     entry.write_text(content)
     with caplog.at_level(logging.WARNING, "lobule.scan"):
-        run_with(monkeypatch, False, bundle, slide, tmp_path / "b")
+        run_with(monkeypatch, False, None, slide, tmp_path / "b")
     assert "is ignored" in caplog.text and entry.name in caplog.text
     assert read_json(entry)["channels_last"] is False
-    run_with(monkeypatch, True, bundle, slide, tmp_path / "c")
+    run_with(monkeypatch, True, None, slide, tmp_path / "c")
     assert tree(tmp_path / "b") == tree(tmp_path / "c")
 
 
 def test_an_unwritable_cache_is_ignored_with_a_note(
-    bundle: Path, slide: Path, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+    slide: Path, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING, "lobule.scan"):
-        report = scan_bundle(bundle, str(slide), tmp_path / "r", tissue=None, machine=dict(AUTO))
+        report = scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, Machine(**AUTO))
     assert dict(report.counts) == {"complete": 1}
     assert "cannot be cached" in caplog.text and "--layout" in caplog.text
 
@@ -190,7 +194,7 @@ RACING = """
         return (3.0 if str(engine.channels_last) == faster else 1.0), outputs
 
     placement._rate = rate
-    scan(bundle, slide, out, tissue=None, machine={"device": "cpu", "max_ram": 256 << 20})
+    scan(bundle, slide, out, tissue=None, machine={"device": "cpu", "cells": 3, "batch": 2})
 """
 
 
@@ -200,7 +204,11 @@ def test_two_processes_that_start_together_choose_the_same(bundle: Path, slide: 
         marks = [str(tmp_path / f"{name}.began") for name in (mine, other)]
         arguments = [str(bundle), str(slide), str(tmp_path / mine), *marks, faster]
         running.append(subprocess.Popen([sys.executable, "-c", code, *arguments]))
-    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    try:
+        assert [process.wait(timeout=1800) for process in running] == [0, 0]
+    finally:
+        for process in running:
+            process.kill()
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
@@ -260,8 +268,8 @@ def test_the_steps_of_a_case_run_with_the_recorded_thread_count(tmp_path: Path) 
     assert predictor.thread_counts == [1, 1, 1]
 
 
-def test_no_time_rate_or_host_is_outside_run_json(bundle: Path, slide: Path, tmp_path: Path) -> None:
-    scan_bundle(bundle, str(slide), tmp_path / "r", tissue=None, machine=dict(AUTO))
+def test_no_time_rate_or_host_is_outside_run_json(slide: Path, tmp_path: Path) -> None:
+    scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, Machine(**AUTO))
     run = read_json(tmp_path / "r" / "run.json")
     assert {"measured", "host", "processor", "began"} <= run.keys()
     host = os.uname().nodename.encode()
@@ -271,11 +279,21 @@ def test_no_time_rate_or_host_is_outside_run_json(bundle: Path, slide: Path, tmp
             assert host not in content.split(b'"')
 
 
-def test_layout_and_precision_are_recorded(bundle: Path, slide: Path, tmp_path: Path, cache: Path) -> None:
+def test_layout_and_precision_are_recorded(slide: Path, tmp_path: Path, cache: Path) -> None:
     for layout in (True, False):
-        machine = Machine(device="cpu", precision="float32", channels_last=layout)
+        machine = Machine(**AUTO, precision="float32", channels_last=layout)
         out = tmp_path / f"{layout}"
-        scan_bundle(bundle, str(slide), out, tissue=None, machine=vars(machine))
+        scan(MeanPredictor(), BUNDLE, cohort_of(slide), out, EVERYWHERE, machine)
         for record in (read_json(out / "scan.json"), read_json(out / "cases" / "one" / "result.json")):
             assert record["engine"]["channels_last"] is layout and record["engine"]["precision"] == "float32"
     assert not cache.exists()  # nothing was left to choose
+
+
+def test_another_layout_for_a_scan_that_goes_on_is_not_followed_and_says_so(
+    slide: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for layout in (False, True):
+        machine = Machine(**AUTO, precision="float32", channels_last=layout)
+        scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, machine)
+        assert read_json(tmp_path / "r" / "scan.json")["engine"]["channels_last"] is False
+    assert "began with channels_last False and goes on with it, not with True" in caplog.text
