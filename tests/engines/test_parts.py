@@ -12,7 +12,7 @@ import pytest
 
 from lobule.cohort import Cohort
 from lobule.engines.parts import Parts, begun_training
-from lobule.errors import ResultsError
+from lobule.errors import ConfigError, ModelError, ResultsError
 
 NOBODY = Parts(Cohort(()), Cohort(()))
 
@@ -80,3 +80,50 @@ def test_a_training_that_was_killed_while_it_was_forgotten_is_still_known(
         begin(tmp_path, fresh=True)
     begin(tmp_path, fresh=True)
     assert sorted(item.name for item in folder.iterdir()) == [".lock", "settings.json"]
+
+
+def begin_and_fail(
+    out: Path, error: Exception, written: tuple[str, ...] = (), *, fresh: bool = False, resume: bool = False
+) -> None:
+    with begun_training(out, Settings(), NOBODY, also={}, resume=resume, fresh=fresh) as folder:
+        for name in written:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("x")
+        raise error
+
+
+@pytest.mark.parametrize("written", [(), ("features.json",)])
+def test_a_refused_training_leaves_nothing_behind(tmp_path: Path, written: tuple[str, ...]) -> None:
+    out = tmp_path / "models" / "first"
+    for fresh in (False, True):
+        with pytest.raises(ConfigError, match="no tissue"):
+            begin_and_fail(out, ConfigError("no tissue"), written, fresh=fresh)
+        assert list(tmp_path.iterdir()) == []
+    assert (begin(out) / "settings.json").exists(), "the next training may begin there"
+
+
+def test_a_refused_training_leaves_the_files_of_others(tmp_path: Path) -> None:
+    (tmp_path / "cohort.csv").write_text("case\n")
+    with pytest.raises(ConfigError):
+        begin_and_fail(tmp_path, ConfigError("no tissue"))
+    assert [path.name for path in tmp_path.iterdir()] == ["cohort.csv"]
+
+
+def test_a_training_that_fails_later_can_be_resumed(tmp_path: Path) -> None:
+    """Checkpoints are kept whatever ends the training, and so is what another error may leave."""
+    with pytest.raises(ConfigError):
+        begin_and_fail(tmp_path / "a", ConfigError("no tissue"), ("round-0/step-1/model.safetensors",))
+    assert (tmp_path / "a" / "training" / "settings.json").exists()
+    with pytest.raises(ModelError):
+        begin_and_fail(tmp_path / "b", ModelError("the loss is NaN"))
+    assert (tmp_path / "b" / "training" / "settings.json").exists()
+    with pytest.raises(ConfigError):
+        begin_and_fail(tmp_path / "b", ConfigError("no tissue"), resume=True)
+    assert (tmp_path / "b" / "training" / "settings.json").exists(), "a resumed training was there before"
+
+
+def test_a_training_refused_because_of_a_bundle_leaves_the_bundle_alone(tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(ResultsError, match="there is a bundle already"):
+        begin(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.json"]

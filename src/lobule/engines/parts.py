@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from lobule.bundles import MODEL
 from lobule.cohort import Cohort, Kind
-from lobule.errors import ConfigError, Leakage, ResultsError
+from lobule.errors import ConfigError, Leakage, LobuleError, ResultsError, UsageError
 from lobule.files import make_folder, read_json, write_json
 from lobule.results.folder import hold
 
@@ -24,6 +24,7 @@ HELD_OUT = 0.2
 """Of the patients, where the cohort has no validation split."""
 SETTINGS = "settings.json"
 """In a training's folder: what it began with."""
+LOCK = ".lock"
 HOLDING_OUT = 0x7A1
 """Sets the choice of held-out patients apart from other uses of the seed."""
 
@@ -115,16 +116,58 @@ def begun_training(
     `also` is what must be the same beside the config, such as the seed. Of several `ranks` the first begins
     it, and the others follow.
     """
-    folder = make_folder(Path(out) / "training")
+    folder = Path(out) / "training"
+    created = _missing_folders(folder)
+    make_folder(folder)
     if ranks is not None and not ranks.first:
         ranks.wait()
         yield folder
         return
-    with hold(folder):
-        _begin(Path(out) / MODEL, folder, config, parts, also, resume, fresh)
-        if ranks is not None:
-            ranks.wait()
-        yield folder
+    try:
+        with hold(folder):
+            is_new = not (folder / SETTINGS).exists()
+            _begin(Path(out) / MODEL, folder, config, parts, also, resume, fresh)
+            if ranks is not None:
+                ranks.wait()
+            try:
+                yield folder
+            except UsageError:
+                if is_new or fresh:
+                    _forget_refused(folder)
+                raise
+    except LobuleError:
+        _remove_empty(created)
+        raise
+
+
+def _missing_folders(folder: Path) -> list[Path]:
+    """Return the folders that `folder` needs and that do not exist yet, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _forget_refused(folder: Path) -> None:
+    """Remove what a training wrote before it was refused, so that the next one may begin in the folder.
+
+    A training that has checkpoints is kept: it can be resumed.
+    """
+    written = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LOCK]
+    if any(path.parent != folder for path in written):
+        return
+    for path in written:
+        path.unlink()
+    inner = [path for path in folder.rglob("*") if path.is_dir()]
+    _remove_empty(sorted(inner, key=lambda path: -len(path.parts)))
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove the folders, innermost first, as long as they hold nothing but a lock."""
+    for folder in folders:
+        try:
+            if [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
+            folder.rmdir()
+        except OSError:  # something else is in it, or somebody else has removed it
+            return
 
 
 def _begin(
@@ -196,7 +239,7 @@ def _clear(folder: Path) -> None:
     for item in sorted(folder.iterdir(), key=lambda item: item.name == SETTINGS):  # killed, it is still known
         if item.is_dir():
             shutil.rmtree(item)
-        elif item.name != ".lock":
+        elif item.name != LOCK:
             item.unlink()
 
 

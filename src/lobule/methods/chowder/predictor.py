@@ -31,6 +31,7 @@ from lobule.features import FeatureFolder, open_features
 from lobule.findings import components
 from lobule.geometry import Lattice
 from lobule.grid import MapGrid
+from lobule.methods.chowder.agreement import case_note, case_spread
 from lobule.methods.chowder.bags import bag_of
 from lobule.methods.chowder.config import Config
 from lobule.methods.chowder.ensemble import Ensemble, Localisation, Told, localisation_of, members_of
@@ -116,7 +117,7 @@ class BagPredictor:
             told = self.ensemble.tell(source.blocks())
         result = self._result(told)
         if (why := self._no_map(source)) is not None:
-            return replace(result, notes=(why,))
+            return replace(result, notes=(why, *result.notes))
         made = yield self._map_pass(case, source, self.localisation.values(told.evidence))
         assert isinstance(made, MapReader)
         return replace(result, findings=self._findings(made))
@@ -183,12 +184,11 @@ class BagPredictor:
         return self.ensemble.of_outputs(list(outputs.split(width, dim=1)))
 
     def _result(self, told: Told) -> Result:
-        each = 1 / (1 + np.exp(-told.logits))
-        facts = {
-            "tiles": int(told.evidence.shape[1]),
-            "members": {"scores": [round(float(p), 6) for p in each], "spread": float(each.std())},
-        }
-        return Result({self.classes[1]: told.probability}, facts=facts, scored=True)
+        facts = {"tiles": int(told.evidence.shape[1]), "members": case_spread(told.logits)}
+        agreement = self._bundle.metrics.get("agreement") or {}
+        note = case_note(told.logits, agreement.get("case_sd"))
+        notes = () if note is None else (note,)
+        return Result({self.classes[1]: told.probability}, facts=facts, notes=notes, scored=True)
 
     def _no_map(self, source: TileSource) -> str | None:
         if self.localisation.refused is not None:

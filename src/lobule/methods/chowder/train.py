@@ -25,6 +25,7 @@ from lobule.errors import ConfigError, ResultsError
 from lobule.features import FeatureFolder, open_features
 from lobule.features.frame import to_facts
 from lobule.files import read_json, write_json
+from lobule.methods.chowder.agreement import auc_spread, ensemble_agreement, training_notes
 from lobule.methods.chowder.bags import Bag, gather, refuse_mixed, refuse_one_class
 from lobule.methods.chowder.checks import auc_of, counterfactual, localisation_metrics
 from lobule.methods.chowder.config import Config
@@ -253,6 +254,12 @@ class _Training:
     ) -> dict[str, Any]:
         judged = told_val or told_train
         where = localisation_metrics(judged, localisation)
+        agreement = ensemble_agreement([scores.logits for _, scores in told_train])
+        spread = auc_spread([one["val_auc"] for one in members])
+        warnings = training_notes(agreement, spread, [bag.label for bag, _ in told_val], len(members))
+        for warning in warnings:
+            log.warning(warning)
+        self.notes += warnings
         return {
             "val_auc": auc_of(told_val),
             "train_auc": auc_of(told_train),
@@ -262,6 +269,8 @@ class _Training:
             "counterfactual": counterfactual(ensemble, localisation, judged, self.seed),
             "judged_on": localisation.judged_on,
             "members": members,
+            "member_val_auc": spread,
+            "agreement": agreement,
         }
 
     def _save(
