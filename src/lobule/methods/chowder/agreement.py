@@ -76,9 +76,9 @@ def ensemble_agreement(logits_of_cases: Sequence[NDArray[Any]]) -> dict[str, Any
         logits_of_cases: For each case the logits of all members.
 
     Returns:
-        `case_sd`, the standard deviation of the mean scores; `member_sd`, the typical standard deviation of the
-        members' scores within a case; `reliability`, the estimated share of the variance of the mean scores
-        that is not chance of the members, from 0 to 1. None where there are too few cases or members.
+        `case_sd`, the standard deviation of the mean scores; `member_sd`, the typical standard deviation of
+        the members' scores within a case; `reliability`, the estimated share of the variance of the mean
+        scores that is not chance of the members, from 0 to 1. None where there are too few cases or members.
     """
     scores = probabilities(np.stack(logits_of_cases))
     cases, members = scores.shape
@@ -118,8 +118,9 @@ def training_notes(
     reliability = agreement["reliability"]
     if reliability is not None and reliability < LEAST_RELIABILITY:
         notes.append(
-            f"the members disagree more than the cases differ: {reliability:.0%} of the variance of the scores "
-            f"lies between cases (at least {LEAST_RELIABILITY:.0%} expected). Train more members or longer"
+            f"the members disagree more than the cases differ: {reliability:.0%} of the variance of the "
+            f"scores lies between cases (at least {LEAST_RELIABILITY:.0%} expected). "
+            "Train more members or longer"
         )
     if spread is not None and spread["max"] - spread["min"] > WIDE_RANGE:
         notes.append(
@@ -130,8 +131,8 @@ def training_notes(
     if validation_labels and min(positive, normal) < LEAST_VALIDATED:
         error = chance_error(positive, normal)
         notes.append(
-            f"the validation set is too small to tell: {positive} positive and {normal} normal cases; an AUC of "
-            f"scores that say nothing has a standard error of {error:.2f} with so few"
+            f"the validation set is too small to tell: {positive} positive and {normal} normal cases; an AUC "
+            f"of scores that say nothing has a standard error of {error:.2f} with so few"
         )
     return notes
 
