@@ -182,16 +182,52 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read JSON; what is not JSON is a `ResultsError` that says where it breaks."""
+LARGEST_JSON = 256 * MIB
+MOST_NESTED = 100
+
+
+def read_json(path: str | Path, largest: int = LARGEST_JSON) -> Any:
+    """Read JSON; what is not JSON, or larger than `largest` bytes, is a `ResultsError`."""
+    if not is_url(path):
+        require_regular(path)
     with open_url(path) as file:
-        data = file.read()
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise ResultsError("too large for this file", subject=path, expected=f"at most {largest:,} bytes")
     try:
-        return json.loads(data)
-    except ValueError as error:
+        value = json.loads(data, parse_constant=_refuse_constant)
+        if _is_nested_deeper(value, MOST_NESTED):
+            raise ValueError(f"nested more than {MOST_NESTED} deep")
+        return value
+    except (ValueError, RecursionError, MemoryError) as error:
         raise ResultsError(
             f"not JSON: {error}", subject=path, remedy="The file is damaged; write it again"
         ) from error
+
+
+def _is_nested_deeper(value: Any, limit: int) -> bool:
+    """Whether lists and mappings hold one another in more than so many levels."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(limit):
+        if not level:
+            return False
+        items = (item for box in level for item in (box.values() if isinstance(box, dict) else box))
+        level = [item for item in items if isinstance(item, dict | list)]
+    return bool(level)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def require_regular(path: str | Path) -> None:
+    """Refuse a FIFO, a socket or a device, which a read could wait for without end."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return  # opening it says why it cannot be read
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise NotReadable("this is not a regular file", subject=path, expected="a file")
 
 
 # -- fingerprints -------------------------------------------------------------------------------------------
@@ -231,8 +267,7 @@ def fingerprint_of_files(paths: Sequence[Path], full: bool = False) -> str:
 
 
 def _hash_file(path: Path, full: bool) -> str:
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
-        raise NotReadable("this is not a regular file", subject=path, expected="a file")
+    require_regular(path)
     with path.open("rb") as file:
         state = _file_state(file)
         key = str(path.absolute())

@@ -136,9 +136,11 @@ def test_damaged_findings_are_said_so(slides: tuple[Path, Path], tmp_path: Path)
 def test_settings_that_are_none_are_said_so(slides: tuple[Path, Path], tmp_path: Path) -> None:
     run(cohort_of(slides[0]), tmp_path / "r")
     (tmp_path / "r" / "scan.json").write_text("[]")
-    for act in (lambda: describe(tmp_path / "r"), lambda: run(cohort_of(slides[0]), tmp_path / "r")):
-        with pytest.raises(ResultsError, match="not the settings of a scan"):
-            act()
+    data, text = describe(tmp_path / "r")
+    assert "scan.json: not the settings of a scan" in data["error"] and data["error"] in text
+    assert [case["case"] for case in data["cases"]] == ["a"]
+    with pytest.raises(ResultsError, match="not the settings of a scan"):
+        run(cohort_of(slides[0]), tmp_path / "r")
 
 
 def test_fresh_deletes_nothing_that_no_scan_wrote(slides: tuple[Path, Path], tmp_path: Path) -> None:

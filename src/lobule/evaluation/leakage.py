@@ -8,10 +8,11 @@ from typing import Any
 
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Cohort
-from lobule.errors import BundleError, Leakage
+from lobule.errors import BundleError, Leakage, ResultsError
 from lobule.evaluation.sources import FromResults, Source
 from lobule.files import read_json, write_json
 from lobule.results import Results
+from lobule.results.checks import is_text_list
 from lobule.results.folder import PATIENTS
 
 
@@ -59,6 +60,8 @@ def _training_patients(source: Source, bundle: str | Path | None) -> tuple[froze
         return frozenset(), "a submission does not say what it was trained on"
     place = results.path / PATIENTS
     known = read_json(place) if place.is_file() else None
+    if known is not None and not (isinstance(known, dict) and is_text_list(known.get("patients"))):
+        raise ResultsError("the training patients are damaged", subject=place, remedy="Name the --bundle")
     made_by = results.settings.get("bundle", {}).get("fingerprint")
     if known is None or known.get("fingerprint", made_by) != made_by:  # left by a scan with another bundle
         return frozenset(), "the results do not carry the training patients; --bundle names the bundle"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lobule.cohort import Case
 from lobule.cohort.labels import polarity
-from lobule.errors import CaseError, ResultsError
+from lobule.errors import CaseError, DamagedResults, NotReadable, ResultsError
 from lobule.evaluation.options import Options
 from lobule.files import open_url
 from lobule.findings import cell_centre, non_maximum_suppression, suppression_radius
@@ -98,7 +98,7 @@ class FromResults:
     def said(self, case: Case) -> Said:
         try:
             return self._said(self.results.case_folder(case.id))
-        except ResultsError as error:  # a damaged file belongs to its case
+        except (ResultsError, NotReadable) as error:  # a damaged file belongs to its case
             return Said("failed", cause=str(error))
 
     def _said(self, folder: CaseFolder) -> Said:
@@ -135,7 +135,17 @@ def _stored(folder: CaseFolder) -> Detections:
     if not (folder.path / "findings.parquet").exists():
         return None, ()
     columns = folder.findings()
-    rows = np.column_stack([columns["score"], columns["l0_x"], columns["l0_y"]]).astype(np.float64)
+    try:
+        rows = np.column_stack([columns["score"], columns["l0_x"], columns["l0_y"]]).astype(np.float64)
+        if not np.isfinite(rows).all():
+            raise ValueError("numbers that are not finite")
+    except (KeyError, ValueError, TypeError) as error:
+        raise DamagedResults(
+            "the findings are damaged",
+            subject=folder.path,
+            expected="numbers as score, l0_x and l0_y",
+            found=str(error),
+        ) from error
     return rows, tuple(columns["label"].tolist()) if "label" in columns else ()
 
 

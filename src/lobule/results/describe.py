@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from lobule.errors import ResultsError
+from lobule.errors import DamagedResults, LobuleError
 from lobule.results.folder import CaseFolder, Results, open_results
 from lobule.results.result import COMPLETE, FAILED, PARTIAL, UNSCORED
 
@@ -14,10 +15,14 @@ ORDER = (COMPLETE, PARTIAL, FAILED, UNSCORED, "unfinished", "not started")
 
 def describe(path: str | Path) -> tuple[dict[str, Any], str]:
     """Facts for machines and text for people; works while the scan still runs."""
-    results = open_results(path)
-    settings = results.settings
+    results, damage = Results(Path(path)), None
+    try:
+        settings = open_results(path).settings
+        counts = {status: count for status, count in results.counts().items() if count}
+    except DamagedResults as error:  # the cases are still shown
+        settings, damage = {}, f"damaged: {error}"
+        counts = dict(Counter(case.status for case in results.cases()))
     cases = [_case(case) for case in results.cases()]
-    counts = {status: count for status, count in results.counts().items() if count}
     data = {
         "path": str(results.path),
         "bundle": settings.get("bundle", {}),
@@ -25,8 +30,22 @@ def describe(path: str | Path) -> tuple[dict[str, Any], str]:
         "counts": counts,
         "cases": cases,
         "research_use": settings.get("research_use"),
+        **({} if damage is None else {"error": damage}),
     }
+    data = _printable(data)
     return data, _text(results, data)
+
+
+def _printable(value: Any) -> Any:
+    """Text without control characters and lone surrogates, which names from elsewhere may contain."""
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    escaped = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in value)
+    return "".join(escaped)
 
 
 def _case(case: CaseFolder) -> dict[str, Any]:
@@ -36,8 +55,10 @@ def _case(case: CaseFolder) -> dict[str, Any]:
         if result is None:
             facts["maps"] = {name: reader.counts() for name, reader in case.maps.items()}
             return facts
-    except ResultsError as error:  # what is damaged belongs to its case; the others are told all the same
-        return {**facts, "error": str(error)}
+    except LobuleError as error:  # damage belongs to its case; the others are shown all the same
+        return {**facts, "error": f"damaged: {error}"}
+    except Exception as error:  # whatever else is wrong with the files of one case
+        return {**facts, "error": f"damaged: {type(error).__name__}: {str(error)[:300]}"}
     facts["scores"] = result["scores"]
     facts["findings"] = result["findings"]["count"]
     facts["maps"] = {entry["name"]: entry["cells"] for entry in result["maps"]}
@@ -52,6 +73,8 @@ def _text(results: Results, data: dict[str, Any]) -> str:
     method = data["bundle"].get("method", "?")
     shares = ", ".join(f"{data['counts'][status]} {status}" for status in ORDER if status in data["counts"])
     lines = [f"results   {results.path}", f"method    {method}", f"cases     {shares or 'none'}"]
+    if "error" in data:
+        lines.append(f"settings  {data['error']}")
     rows = []
     for case in data["cases"]:
         scores = ", ".join(f"{name} {value:.3f}" for name, value in case.get("scores", {}).items())

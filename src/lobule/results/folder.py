@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from lobule.errors import DamagedResults, NotReadable, ResultsError
-from lobule.files import make_folder, read_json, results_error, write_json, write_text
+from lobule.files import make_folder, read_json, require_regular, results_error, write_json, write_text
+from lobule.results import checks
 from lobule.results.maps import MAKING, MapReader
 from lobule.results.result import COMPLETE, FAILED, FORMAT, PARTIAL, RESEARCH_USE, UNSCORED
 from lobule.results.tables import Columns, TableReader, of_arrow
@@ -26,10 +27,11 @@ PLAN = "plan.json"
 RESULT = "result.json"
 SOUND: dict[str, Callable[[Any], bool]] = {
     "status": lambda status: status in (COMPLETE, PARTIAL, FAILED, UNSCORED),
-    "scores": lambda scores: all(isinstance(score, int | float) for score in scores.values()),
-    "maps": lambda maps: all({"name", "cells"} <= set(entry) for entry in maps),
-    "findings": lambda findings: isinstance(findings["count"], int),
-    "notes": lambda notes: isinstance(notes, list),
+    "scores": checks.are_scores,
+    "maps": checks.are_maps,
+    "images": lambda images: images is None or checks.are_images(images),
+    "findings": lambda findings: checks.is_count(findings["count"]),
+    "notes": checks.is_text_list,
     "error": lambda error: error is None or isinstance(error["message"], str),
     "failed": lambda failed: isinstance(failed, list | None),
 }
@@ -61,10 +63,10 @@ class CaseFolder:
         if not path.exists():
             return None
         try:
-            facts: dict[str, Any] = read_json(path)
-        except NotReadable:
+            facts: dict[str, Any] = read_json(path, checks.LARGEST_JSON)
+        except NotReadable as error:
             if path.exists():
-                raise
+                raise DamagedResults("the result cannot be read", subject=path, found=error.what) from error
             return None  # a scan took the case up again just now
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise ResultsError("not a result of this format", subject=path, expected=FORMAT)
@@ -104,9 +106,13 @@ class CaseFolder:
         path = self.path / "findings.parquet"
         if not path.exists():
             return {}
+        require_regular(path)
         try:
+            rows = pq.read_metadata(path).num_rows
+            if rows > checks.MOST_ROWS:
+                raise DamagedResults("the findings are too many", subject=path, found=f"{rows:,} rows")
             return of_arrow(pq.read_table(path))
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
             raise DamagedResults("the findings are damaged", subject=path, found=str(error)) from error
 
     def map_path(self, name: str) -> Path:
@@ -152,9 +158,21 @@ class Results:
     @property
     def settings(self) -> dict[str, Any]:
         """What was fixed when the scan began."""
-        facts: dict[str, Any] = read_json(self.path / SCAN)
+        try:
+            facts: dict[str, Any] = read_json(self.path / SCAN, checks.LARGEST_JSON)
+        except ResultsError as error:
+            raise DamagedResults(
+                error.what, subject=self.path / SCAN, expected=error.expected, remedy="Use --fresh"
+            ) from error
         if not isinstance(facts, dict):
-            raise ResultsError("not the settings of a scan", subject=self.path / SCAN, remedy="Use --fresh")
+            raise DamagedResults("not the settings of a scan", subject=self.path / SCAN, remedy="Use --fresh")
+        if wrong := checks.wrong_settings(facts):
+            raise DamagedResults(
+                "the settings of the scan are damaged",
+                subject=self.path / SCAN,
+                found=f"nothing of use as {', '.join(wrong)}",
+                remedy="Scan into another folder, or use --fresh",
+            )
         return facts
 
     def case_folder(self, case_id: str) -> CaseFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
 from lobule.errors import DamagedResults, ResultsError
+from lobule.files import require_regular
 from lobule.geometry import Box, Size
 from lobule.grid import MapGrid
+from lobule.results.checks import LARGEST_JSON
 from lobule.stitch import Scores, State, States
 
 INNER = 512
@@ -23,6 +26,14 @@ INNER = 512
 
 MAKING = ".making"
 """Ends the name of a map's folder that is not whole yet, or no longer."""
+
+MOST_SIDE = 1 << 24
+MOST_CHUNK_CELLS = 1 << 26
+MOST_CHUNKS = 1 << 18
+MOST_BYTES = 8 << 30
+"""Sides of a map, cells of one chunk, chunks, and bytes read at once, beyond what any scan writes."""
+
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 COMPRESSOR = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
 
@@ -108,30 +119,51 @@ class MapReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        for metadata in (path / "zarr.json", path / "score/zarr.json", path / "state/zarr.json"):
+            require_regular(metadata)
+            if metadata.exists() and metadata.stat().st_size > LARGEST_JSON:
+                raise DamagedResults("the map cannot be read", subject=metadata, found="too large a file")
         try:
-            group = zarr.open_group(LocalStore(path, read_only=True), mode="r")
+            # one format, so that nothing but these three files is opened
+            store = LocalStore(path, read_only=True)
+            group = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
             self.info = MapInfo.of_attributes(dict(group.attrs))
             self._score, self._state = group["score"], group["state"]
+            _check(self.info, self._score, self._state)
         except OSError as error:
             raise ResultsError("the map cannot be read", subject=path, found=str(error)) from error
-        except (KeyError, ValueError, TypeError) as error:
+        except Exception as error:  # zarr raises anything when fed metadata that is not its own
             raise DamagedResults("the map cannot be read", subject=path, found=str(error)) from error
 
     def read(self, rows: slice | None = None, columns: slice | None = None) -> tuple[Scores, States]:
         """Scores (classes, rows, columns) and states (rows, columns) of a block, or of everything."""
         rows, columns = rows or slice(0, self.info.rows), columns or slice(0, self.info.columns)
+        cells = (rows.stop - rows.start) * (columns.stop - columns.start)
+        if cells * (4 * len(self.info.classes) + 1) > MOST_BYTES:
+            raise self._damaged(f"{cells:,} cells are more than a map has")
+        self._refuse_special_files(rows, columns)
         state = self._states(rows, columns)  # first: while a scan writes, scores are there before states
         try:
             score = np.asarray(self._score[:, rows, columns], np.float32)  # type: ignore[index]
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # zarr and its codecs raise anything when fed damaged bytes
             raise self._damaged(str(error)) from error
         self._refuse_missing(rows, columns, state)
         return score, state
 
+    def _refuse_special_files(self, rows: slice, columns: slice) -> None:
+        """Refuse chunks that are no regular files before zarr opens them and waits."""
+        height, width = self.info.chunk
+        for row in range(rows.start // height, -(-rows.stop // height)):
+            for column in range(columns.start // width, -(-columns.stop // width)):
+                for folder in ("score/c/0", "state/c"):
+                    path = self.path / folder / str(row) / str(column)
+                    if path.exists() and not path.is_file():
+                        raise self._damaged(f"chunk {row}, {column} is not a regular file")
+
     def _states(self, rows: slice, columns: slice) -> States:
         try:
             return np.asarray(self._state[rows, columns], np.uint8)  # type: ignore[index]
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # zarr and its codecs raise anything when fed damaged bytes
             raise self._damaged(str(error)) from error
 
     def _damaged(self, found: str) -> DamagedResults:
@@ -161,8 +193,8 @@ class MapReader:
 
     def written(self) -> set[tuple[int, int]]:
         """The chunks that are on disk, whole."""
-        states = _chunk_files(self.path / "state" / "c")
-        lone = states - _chunk_files(self.path / "score" / "c" / "0")
+        states = _chunk_files(self.path / "state" / "c", self.info)
+        lone = states - _chunk_files(self.path / "score" / "c" / "0", self.info)
         return states - {
             chunk for chunk in lone if (self._states(*self.info.chunk_cells(chunk)) == State.SCORED).any()
         }
@@ -170,23 +202,55 @@ class MapReader:
     def counts(self) -> dict[str, int]:
         """Cells by state, counted chunk by chunk so that memory stays flat."""
         totals = np.zeros(len(State), np.int64)
-        on_disk = self.written()
-        for chunk in self.info.chunks:
-            rows, columns = self.info.chunk_cells(chunk)
-            if chunk in on_disk:
-                states = self._states(rows, columns)
-                totals += np.bincount(states.ravel(), minlength=len(State))[: len(State)]
-            else:
-                totals[State.PENDING] += (rows.stop - rows.start) * (columns.stop - columns.start)
+        totals[State.PENDING] = self.info.rows * self.info.columns
+        for chunk in sorted(self.written()):
+            states = self._states(*self.info.chunk_cells(chunk))
+            totals += np.bincount(states.ravel(), minlength=len(State))[: len(State)]
+            totals[State.PENDING] -= states.size
         return {state.name.lower(): int(totals[state]) for state in State}
 
 
-def _chunk_files(folder: Path) -> set[tuple[int, int]]:
-    return {
-        (int(path.parent.name), int(path.name))
-        for path in folder.glob("*/*")
-        if path.name.isdigit() and path.parent.name.isdigit()
-    }
+def _chunk_files(folder: Path, info: MapInfo) -> set[tuple[int, int]]:
+    """The chunks in a folder. A chunk outside the map, or that is not a file, is damage."""
+    down, across = -(-info.rows // info.chunk[0]), -(-info.columns // info.chunk[1])
+    chunks = set()
+    for path in folder.glob("*/*"):
+        row, column = path.parent.name, path.name
+        if not (_NUMBER.fullmatch(row) and _NUMBER.fullmatch(column)):
+            continue  # a temporary file of a writer
+        if int(row) >= down or int(column) >= across or not path.is_file():
+            raise DamagedResults(
+                "a chunk of the map is damaged",
+                subject=path,
+                expected=f"a file within {down} × {across} chunks",
+                remedy="Delete the case's folder; the next scan makes it again",
+            )
+        chunks.add((int(row), int(column)))
+    return chunks
+
+
+def _check(info: MapInfo, score: Any, state: Any) -> None:
+    """Refuse shapes that no scan writes, before anything is allocated for them."""
+    shape = (info.rows, info.columns)
+    strides = (*info.l0_stride, *(info.um_stride or ()))
+    chunk_cells = info.chunk[0] * info.chunk[1]
+    if min(*shape, *info.chunk) < 1 or max(shape) > MOST_SIDE or chunk_cells > MOST_CHUNK_CELLS:
+        raise ValueError(f"a map of {shape} cells in chunks of {info.chunk}")
+    if (down := -(-shape[0] // info.chunk[0])) * (across := -(-shape[1] // info.chunk[1])) > MOST_CHUNKS:
+        raise ValueError(f"a map of {down} × {across} chunks")
+    if not all(0 < stride < np.inf for stride in strides):
+        raise ValueError(f"cells of {strides}")
+    if not info.classes or not all(isinstance(name, str) for name in (info.name, info.image, *info.classes)):
+        raise ValueError("names that are not text")
+    count = len(info.classes)
+    expected = (
+        (score, "float32", (count, *shape), (count, *info.chunk)),
+        (state, "uint8", shape, info.chunk),
+    )
+    for array, kind, whole, chunk in expected:
+        stored = array.shards or array.chunks
+        if (str(array.dtype), tuple(array.shape), tuple(stored)) != (kind, whole, tuple(chunk)):
+            raise ValueError(f"arrays of {array.dtype}, {array.shape} in {stored} do not fit the map")
 
 
 class MapWriter(MapReader):

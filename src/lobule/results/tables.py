@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lobule.errors import DamagedResults, ResultsError
-from lobule.files import write_atomic, write_json
+from lobule.errors import DamagedResults, NotReadable, ResultsError
+from lobule.files import read_json, require_regular, write_atomic, write_json
+from lobule.results.checks import LARGEST_JSON, MOST_ROWS
 
 Columns = dict[str, NDArray[Any]]
 """Equal first dimensions; a two-dimensional column holds one vector a row."""
@@ -42,15 +43,20 @@ class TableReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            facts = json.loads((path / "table.json").read_text())
-            self.info = TableInfo(facts["name"], facts["rows"], facts["part_rows"])
-        except OSError as error:
-            raise ResultsError("the table cannot be read", subject=path, found=str(error)) from error
-        except (ValueError, KeyError, TypeError) as error:
+            facts = read_json(path / "table.json", LARGEST_JSON)
+            self.info = TableInfo(str(facts["name"]), int(facts["rows"]), int(facts["part_rows"]))
+            if not 0 <= self.info.rows <= MOST_ROWS or self.info.part_rows < 1:
+                raise ValueError(f"{self.info.rows} rows in parts of {self.info.part_rows}")
+        except (ValueError, KeyError, TypeError, OverflowError, NotReadable, ResultsError) as error:
             raise DamagedResults("the table cannot be read", subject=path, found=str(error)) from error
 
     def written(self) -> set[int]:
-        return {int(path.stem.removeprefix("part-")) for path in self.path.glob("part-*.parquet")}
+        numbers = [path.stem.removeprefix("part-") for path in self.path.glob("part-*.parquet")]
+        if wrong := [number for number in numbers if not re.fullmatch(r"[0-9]{6,12}", number)]:
+            raise DamagedResults(
+                "a file that is no part of the table", subject=self.path, found=wrong[0][:80]
+            )
+        return set(map(int, numbers))
 
     def iterate(self, columns: Sequence[str] | None = None) -> Iterator[Columns]:
         """The written parts in order, one at a time."""
@@ -59,6 +65,7 @@ class TableReader:
 
     def read_part(self, part: int, columns: Sequence[str] | None = None) -> Columns:
         path = self.part_path(part)
+        require_regular(path)
         try:
             return of_arrow(pq.read_table(path, columns=None if columns is None else list(columns)))
         except (OSError, pa.ArrowException) as error:
