@@ -7,23 +7,37 @@ An interrupted campaign continues where it stopped: outcomes that are in the fil
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
+
+import pytest
 
 from tests.mutations.mutants import Mutant
 
 ROOT = Path(__file__).parents[2]
 TIME_LIMIT = 900.0
 """Seconds; a mutant whose tests take longer loops forever and counts as caught."""
+
+ALREADY_IMPORTED = "ignore::pytest.PytestAssertRewriteWarning"
+"""Some of the large libraries are pytest plugins, too."""
+
+LARGE_LIBRARIES = (
+    "torch", "torchvision", "timm", "scipy.stats", "scipy.ndimage", "skimage", "sklearn.linear_model",
+    "tifffile", "imagecodecs", "openslide", "wsidicom", "pydicom", "zarr", "h5py", "pyarrow.parquet",
+    "shapely", "hypothesis", "PIL.Image", "fsspec", "safetensors.torch",
+)  # fmt: skip
 
 RELATED_TESTS: dict[str, str] = {
     "measures": "measures evaluation",
@@ -109,7 +123,12 @@ def related_tests(module: str) -> tuple[str, ...]:
 def run_campaign(mutants: Sequence[Mutant], outcomes_path: Path) -> list[Outcome]:
     """Try every mutant that has no outcome yet, and return the outcomes of all of them."""
     finished = {outcome.name: outcome for outcome in read_outcomes(outcomes_path)}
+    import_large_libraries()
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with _copy_of_checkout() as copy:
+        caught, evidence, _ = _run_tests(("tests/test_grid.py",), copy)
+        if caught:
+            raise RuntimeError(f"the tests fail without any fault, so they prove nothing: {evidence}")
         for number, mutant in enumerate(mutants, start=1):
             if mutant.name in finished:
                 continue
@@ -144,25 +163,74 @@ def try_mutant(mutant: Mutant, copy: Path) -> Outcome:
 
 
 def _run_tests(tests: Sequence[str], copy: Path) -> tuple[bool, str, float]:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", "--tb=no", *tests]
-    environment = os.environ | {
-        "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
-    }  # fmt: skip
+    """Run tests in a forked child, which need not import the large libraries again."""
     began = time.monotonic()
-    process = subprocess.Popen(
-        command, cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=TIME_LIMIT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        process.communicate()
-        return True, f"stopped after {TIME_LIMIT:.0f} s", time.monotonic() - began
+    log = copy / "pytest.log"
+    process = os.fork()
+    if process == 0:
+        _become_pytest(tests, copy, log)
+    status = _wait(process, began + TIME_LIMIT)
     seconds = time.monotonic() - began
-    failures = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    evidence = failures[0] if failures else f"exit status {process.returncode}"
-    return process.returncode != 0, evidence, seconds
+    if status is None:
+        return True, f"stopped after {TIME_LIMIT:.0f} s", seconds
+    lines = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
+    failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return status != 0, failures[0] if failures else f"exit status {status}", seconds
+
+
+def _become_pytest(tests: Sequence[str], copy: Path, log: Path) -> NoReturn:
+    """Turn the forked child into a run of pytest over the copy of the checkout."""
+    status = 70
+    try:
+        os.setsid()
+        os.chdir(copy)
+        stream = log.open("wb")
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        os.environ |= {"PYTHONPATH": str(copy / "src")}
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("lobule", "tests")]:
+            del sys.modules[name]
+        sys.path[:] = [
+            str(copy / "src"),
+            str(copy),
+            *(path for path in sys.path if path not in ("", str(ROOT))),
+        ]
+        flags = [
+            "-x",
+            "-q",
+            "-n0",
+            "-p",
+            "no:cacheprovider",
+            "--tb=no",
+            f"--rootdir={copy}",
+            "-W",
+            ALREADY_IMPORTED,
+        ]
+        status = int(pytest.main([*flags, *tests]))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _wait(process: int, deadline: float) -> int | None:
+    """The exit status of a child; None where it had to be killed at the deadline."""
+    while time.monotonic() < deadline:
+        finished, status = os.waitpid(process, os.WNOHANG)
+        if finished:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return None
+
+
+def import_large_libraries() -> None:
+    """Import once what every run of the tests needs; it must not start threads."""
+    for name in LARGE_LIBRARIES:
+        importlib.import_module(name)
 
 
 @contextmanager
