@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,8 @@ def test_reduction_equals_a_loop(rows: int, columns: int, factor: int, seed: int
     scores = rng.random((2, rows, columns), dtype=np.float32)
     states = rng.integers(0, 4, (rows, columns)).astype(np.uint8)
     out, out_states = reduce_map(scores, states, factor, how)  # type: ignore[arg-type]
+    assert out.shape == (2, math.ceil(rows / factor), math.ceil(columns / factor))
+    assert out_states.shape == out.shape[1:]
     for row in range(out.shape[1]):
         for column in range(out.shape[2]):
             block = np.s_[row * factor : (row + 1) * factor, column * factor : (column + 1) * factor]

@@ -164,6 +164,24 @@ def test_holes_are_filled_up_to_a_size() -> None:
     assert not find_tissue(image, 16.0, smaller).mask[120, 130]
 
 
+@pytest.mark.parametrize("um_per_px", [4.0, 8.0, 16.0])
+@pytest.mark.parametrize(("gap_um", "closed"), [(32, True), (80, False)])
+def test_gaps_up_to_twice_the_closing_radius_are_closed_at_any_resolution(
+    um_per_px: float, gap_um: int, closed: bool
+) -> None:
+    """Two pieces of tissue with a gap between them; the radius is 24 µm, so gaps up to 48 µm are closed."""
+    side, gap = round(3200 / um_per_px), round(gap_um / um_per_px)
+    left = side // 2
+    tissue = np.zeros((side, side), bool)
+    tissue[side // 4 : -side // 4, side // 4 : -side // 4] = True
+    tissue[:, left : left + gap] = False
+    image = eight_bit(stained(picture((side, side)), tissue, 0.4, 0.3))
+    mask = find_tissue(image, um_per_px, TissueConfig(smoothing_um=0, pale_um=0)).mask
+    assert mask[side // 2, left - 1] and mask[side // 2, left + gap]
+    assert mask[side // 2, left : left + gap].all() == closed
+    assert mask[side // 2, left : left + gap].any() == closed
+
+
 def test_black_padding_alone_and_pictures_that_are_none() -> None:
     assert not find_tissue(np.zeros((*SHAPE, 3), np.uint8), 16.0).mask.any()
     assert find_tissue(np.zeros((0, 5, 3), np.uint8), 16.0).share == 0

@@ -20,6 +20,7 @@ from lobule.cohort import Case, Cohort
 from lobule.engines.places import NEITHER, NORMAL, TUMOUR, Listed, Outlined, Pool, Runs, find_places
 from lobule.engines.sample import SampleConfig, Samples, SampleStream, gather, label_of
 from lobule.errors import CaseError, ConfigError
+from lobule.geometry import Box
 from lobule.slides.slide import open_slide
 from lobule.tissue import TissueConfig
 from tests.engines.support import pixels_of, write_slide
@@ -106,6 +107,37 @@ def test_places_are_what_point_in_polygon_says_and_evenly_spread(pool: Pool, lab
     left = shapely.box(0, 0, 400, 700)
     expected = shapely.intersection(region, left).area / region.area
     assert (points[:, 0] < 400).mean() == pytest.approx(expected, abs=0.05)
+
+
+def test_a_region_gives_points_of_all_of_it_and_nothing_else(tmp_path: Path) -> None:
+    """Outlines and tissue are cut to the region; small lesions count where they lie in it completely."""
+    region = Box(150, 90, 500, 420)
+    small_inside, small_outside = square(300, 450, 2), square(900, 600, 2)
+    polygons = [Polygon(square(200, 100, 250)), Polygon(small_inside), Polygon(small_outside)]
+    whole = made(tmp_path, "region", *polygons)
+    places, _ = find_places(replace(whole, kind="region", l0_box=region), None)
+    assert [polygon.l0_box for polygon in places.small] == [Polygon(small_inside).l0_box]
+    cell = max(places.l0_cell)
+    rng = np.random.default_rng(4)
+    for label, area in ((NORMAL, region), (TUMOUR, Box(200, 100, 250, 250))):
+        x, y = np.array([places.draw(label, rng) for _ in range(4000)]).T
+        inner = y < 440  # without the small lesion
+        for values, start, stop in ((x, area.x, area.right), (y[inner], area.y, min(area.bottom, 440))):
+            assert start - cell <= values.min() <= start + 2 * cell
+            assert stop - 2 * cell <= values.max() <= stop + cell
+
+
+def test_an_excluded_box_gives_no_points_and_its_surroundings_do(tmp_path: Path) -> None:
+    excluded = square(400, 200, 200)
+    case = made(tmp_path, "excluded", Polygon(square(50, 50, 60)), Polygon(excluded, "exclusion"))
+    places, _ = find_places(case, None)
+    rng = np.random.default_rng(5)
+    points = np.array([places.draw(NORMAL, rng) for _ in range(6000)])
+    hole = shapely.Polygon(excluded)
+    assert not shapely.contains_xy(hole, *points.T).any()
+    for side in (shapely.box(370, 200, 400, 400), shapely.box(600, 200, 630, 400),
+                 shapely.box(400, 170, 600, 200), shapely.box(400, 400, 600, 430)):  # fmt: skip
+        assert shapely.contains_xy(side, *points.T).sum() > 15
 
 
 def test_exclusions_are_of_neither_class() -> None:
