@@ -172,6 +172,7 @@ class CaseRunner:
                 status = PARTIAL if scored else FAILED
             if status == UNSCORED:
                 result = _without_scores(result, opened)
+            result = replace(result, notes=(*result.notes, *opened.notes))
             facts = self._facts(opened, images, failed, result)
         finally:
             opened.close()

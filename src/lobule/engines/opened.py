@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import takewhile
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from lobule.cohort import Case
 from lobule.engines.passes import EngineSettings, ImageSource, ScanOptions, Tissue
 from lobule.errors import ConfigError
-from lobule.slides.overview import overview
+from lobule.slides.overview import read_overview
 from lobule.slides.slide import Slide
 from lobule.tissue import TissueConfig, find_tissue
 
@@ -53,6 +54,11 @@ class Opened:
             return "the region contains no tissue"
         return "no tissue was found"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the tissue detection has to say, such as damaged tiles that it met."""
+        return tuple(note for tissue in self._tissue.values() for note in tissue.notes)
+
     def earlier(self) -> Iterator[Case]:
         return takewhile(lambda other: other.id != self.case.id, self._cohort)
 
@@ -80,7 +86,7 @@ class Opened:
         y = (np.arange(mask.shape[0]) + 0.5) * step_y
         box = self.case.l0_box
         mask &= ((y >= box.y) & (y < box.bottom))[:, None] & ((x >= box.x) & (x < box.right))[None, :]
-        return Tissue(mask, found.l0_step)
+        return replace(found, mask=mask)
 
     def close(self) -> None:
         for image in self.images.values():
@@ -90,7 +96,10 @@ class Opened:
 
 def tissue_of(slide: Slide, config: TissueConfig) -> Tissue:
     """Find tissue near the µm/px that the finder works in, read from the best small level."""
-    pixels, lattice = overview(slide, config.mpp)
+    whole = read_overview(slide, config.mpp)
+    lattice = whole.lattice
     assert lattice.mpp is not None, "an overview of a slide without µm/px is refused before"
-    found = find_tissue(pixels, lattice.mpp, config)
-    return Tissue(found.mask, (float(lattice.step_x), float(lattice.step_y)))
+    found = find_tissue(whole.pixels, lattice.mpp, config)
+    # Nobody knows what lies in unreadable areas, so the scan looks there.
+    mask = found.mask | whole.unreadable
+    return Tissue(mask, (float(lattice.step_x), float(lattice.step_y)), whole.notes)

@@ -72,6 +72,8 @@ class Tissue:
 
     mask: Cells
     l0_step: tuple[float, float]
+    notes: tuple[str, ...] = ()
+    """Sentences for the result, such as that the detection met damaged tiles."""
 
 
 class OpenCase(Protocol):

@@ -192,7 +192,7 @@ def find_places(case: Case, tissue: TissueConfig | None) -> tuple[SlidePlaces, l
     slide = open_slide(case.path, mpp=case.mpp)
     opened = Opened(case, {"slide": slide}, ScanOptions(tissue=tissue), EngineSettings())
     found = opened.tissue()
-    notes: list[str] = []
+    notes: list[str] = list(found.notes)
     if not found.mask.any():
         notes.append("no tissue was found")
     outlined = _outlined(case, slide.size, notes)

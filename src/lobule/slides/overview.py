@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from math import log2
 
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.errors import DamagedTile
 from lobule.geometry import Box, Lattice
-from lobule.slides.backend import RGB
+from lobule.slides.backend import RGB, Backend, Level
+from lobule.slides.resample import choose_source, read_resampled
 from lobule.slides.slide import Slide
 
 MAX_PIXELS = 100_000_000
 """An overview has at most so many pixels; a larger slide is read coarser."""
+BLOCK_SIDES = (512, 64, 8)
+"""Pixels a side of the blocks into which the area around a damaged tile is divided, step by step."""
+MAX_REPAIR_PIXELS = 1 << 28
+"""Pixels of finer levels that are read at most to replace damaged tiles; the rest stays unreadable."""
+
+
+@dataclass(frozen=True, eq=False)
+class Overview:
+    """A whole slide at a small scale."""
+
+    pixels: RGB
+    """White where `unreadable` is set."""
+    lattice: Lattice
+    unreadable: NDArray[np.bool_]
+    """Pixels that no level of the file could supply."""
+    damaged_levels: tuple[int, ...] = ()
+    """Levels with damaged tiles that were met."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about damaged tiles; empty for a sound file."""
+        if not self.damaged_levels:
+            return ()
+        levels = ", ".join(map(str, self.damaged_levels))
+        start = f"Tissue detection met damaged tiles on level {levels}"
+        if not self.unreadable.any():
+            return (f"{start}; it read the same areas from a finer level.",)
+        share = f"{self.unreadable.mean():.2%}"
+        return (f"{start}; {share} of the slide could not be read from any level and counts as tissue.",)
 
 
 def overview_lattice(slide: Slide, mpp: float) -> Lattice:
@@ -25,6 +61,96 @@ def overview_lattice(slide: Slide, mpp: float) -> Lattice:
 
 
 def overview(slide: Slide, mpp: float) -> tuple[RGB, Lattice]:
-    """The whole slide near a µm/px, and the lattice it lies on."""
+    """The whole slide near a µm/px, and the lattice it lies on; areas that cannot be read are white."""
+    whole = read_overview(slide, mpp)
+    return whole.pixels, whole.lattice
+
+
+def read_overview(slide: Slide, mpp: float) -> Overview:
+    """Read the whole slide near a µm/px; damaged tiles are replaced by finer levels where possible."""
     lattice = overview_lattice(slide, mpp)
-    return slide.read_lattice(lattice, Box(0, 0, *lattice.size)), lattice
+    box = Box(0, 0, *lattice.size)
+    try:
+        pixels = slide.read_lattice(lattice, box)
+    except DamagedTile as error:
+        return _Repair(slide, lattice, {error.level}).overview(box)
+    return Overview(pixels, lattice, np.zeros(pixels.shape[:2], np.bool_))
+
+
+class _FinestLevels:
+    """The finest levels of a slide, as a source to resample from."""
+
+    def __init__(self, slide: Slide, count: int) -> None:
+        self._slide, self._count = slide, count
+        self.steps, self.read_level = slide.steps, slide.read_level
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return self._slide.levels[: self._count]
+
+    @property
+    def backend(self) -> Backend:
+        return self._slide.backend
+
+
+@dataclass
+class _Repair:
+    """Reads an overview block by block, and the blocks of damaged tiles from finer levels."""
+
+    slide: Slide
+    lattice: Lattice
+    damaged: set[int]
+    pixels_read: int = field(default=0)
+
+    def overview(self, box: Box) -> Overview:
+        pixels = np.full((box.height, box.width, 3), 255, np.uint8)
+        unreadable = np.zeros((box.height, box.width), np.bool_)
+        self._fill(box, BLOCK_SIDES, pixels, unreadable)
+        return Overview(pixels, self.lattice, unreadable, tuple(sorted(self.damaged)))
+
+    def _fill(self, box: Box, sides: tuple[int, ...], pixels: RGB, unreadable: NDArray[np.bool_]) -> None:
+        for block in _blocks(box, sides[0]):
+            inside = slice(block.y, block.bottom), slice(block.x, block.right)
+            found = self._read(block)
+            if found is None and sides[0] < BLOCK_SIDES[0]:
+                found = self._read_finer(block)
+            if found is not None:
+                pixels[inside] = found
+            elif len(sides) > 1:
+                self._fill(block, sides[1:], pixels, unreadable)
+            else:
+                unreadable[inside] = True
+
+    def _read(self, block: Box) -> RGB | None:
+        try:
+            return self.slide.read_lattice(self.lattice, block)
+        except DamagedTile as error:
+            self.damaged.add(error.level)
+            return None
+
+    def _read_finer(self, block: Box) -> RGB | None:
+        """The block from the coarsest level that is finer and sound, within the budget of pixels."""
+        level = self.lattice.level
+        if level is None:
+            level = choose_source(self.slide, self.lattice).level
+        free = replace(self.lattice, level=None)
+        while level > 0:
+            finer = _FinestLevels(self.slide, level)
+            source = choose_source(finer, free)
+            cost = int(block.size.area * source.ratio_x * source.ratio_y)
+            if self.pixels_read + cost > MAX_REPAIR_PIXELS:
+                return None
+            self.pixels_read += cost
+            try:
+                return read_resampled(finer, free, block)
+            except DamagedTile as error:
+                self.damaged.add(error.level)
+            level = source.level
+        return None
+
+
+def _blocks(box: Box, side: int) -> Iterator[Box]:
+    """The box in blocks of at most `side` pixels, row by row."""
+    for top in range(box.y, box.bottom, side):
+        for left in range(box.x, box.right, side):
+            yield Box(left, top, side, side).intersect(box)
