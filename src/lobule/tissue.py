@@ -129,7 +129,7 @@ def find_tissue(rgb: RGB, mpp: Mpp | float, config: TissueConfig | None = None) 
     threshold = _threshold(stain[~(pen | padding)], config)
     left_out = pen | _spread(padding, scale, config.smoothing_um)
     mask = _cleaned((stain > threshold) & ~padding, left_out, scale, limits)
-    mask = _with_pale(mask, stain, (red + green + blue) / 3, left_out, scale, limits)
+    mask = _with_pale(mask, stain, (red + green + blue) / np.float32(3), left_out, scale, limits)
     return TissueMask(mask, scale, pen, threshold, glass, config)
 
 
@@ -270,7 +270,7 @@ def _with_pale(mask: Mask, stain: Plane, grey: Plane, left_out: Mask, mpp: Mpp, 
     total = np.maximum(_smoothed(weight, mpp, config.pale_um / 2), np.float32(1e-6))
 
     def mean_of(plane: Plane) -> Plane:
-        mean: Plane = _smoothed(plane * weight, mpp, config.pale_um / 2) / total
+        mean: Plane = np.divide(_smoothed(plane * weight, mpp, config.pale_um / 2), total, dtype=np.float32)
         return mean
 
     mean = mean_of(grey)
