@@ -15,6 +15,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from lobule.bundles import Bundle, patient_hash, read_bundle
+from lobule.cli.scan import as_text
 from lobule.cohort import Cohort
 from lobule.engines.passes import ScanOptions
 from lobule.engines.scan import Machine, scan
@@ -132,6 +133,10 @@ def test_bags_of_every_size_are_scanned(trained: Bundle, tmp_path: Path) -> None
     report, results = scanned(trained, unseen, tmp_path / "results", features)
     assert dict(report.counts) == {"complete": 4, "unscored": 1}
     assert "no tile" in report.unscored[unseen.cases[0].id]
+    assert report.counters.pixels_done == 0
+    assert report.counters.rows_done >= 1 + 10 + 19 + 20
+    assert f"{report.counters.rows_done:,} rows" in as_text(report)
+    assert "Mpixel" not in as_text(report)
     for case, count in zip(unseen, (0, 1, 10, 19, 20), strict=True):
         result = results.case_folder(case.id).result
         assert result is not None
