@@ -111,7 +111,9 @@ class Framed:
         blocks = rgb[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor, 3)
         reduced = np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
         mpp = self.lattice.mpp or Mpp.square(ASSUMED_MPP)
-        return bool(find_tissue(reduced, mpp.scaled(factor, factor), config).mask.any())
+        # An image is scored whole, so that even a speck of tissue counts.
+        every_speck = replace(config, debris_mm2=0.0)
+        return bool(find_tissue(reduced, mpp.scaled(factor, factor), every_speck).mask.any())
 
     def map_of(self, describer: Describer, grid: MapGrid, wanted: NDArray[np.bool_], batch: int) -> Pass:
         """One field a window (and as many as it has augmentations, in one)."""
