@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from lobule import __version__
 from lobule.cohort import Case, Cohort
+from lobule.engines.memory import DecodingMemory
 from lobule.engines.opened import Opened
 from lobule.engines.passes import EngineSettings, ImageSource, MapSpec, Pass, Predictor, ScanOptions
 from lobule.engines.pipeline import Counters, Pipeline, Stopped
@@ -81,9 +83,13 @@ class CaseRunner:
         self.retry_failed = retry_failed
         self.verify = verify
 
-    def run(self, cases: Sequence[Case], readers: int, cache_bytes: int) -> None:
-        """Scan the cases with so many reading threads and bytes of decoded tiles."""
+    def run(self, cases: Sequence[Case], readers: int, cache_bytes: int, memory: DecodingMemory) -> None:
+        """Scan the cases with so many reading threads and bytes of decoded tiles.
+
+        `memory` is for slides that are decoded whole or in very large tiles.
+        """
         self.cache_bytes = cache_bytes // AHEAD
+        self.memory = memory
         self.pipeline = Pipeline(self.predictor, self.engine, readers)
         self.pipeline.counters = self.progress.counters
         with self.pipeline, self._case_threads() as pool:
@@ -162,7 +168,7 @@ class CaseRunner:
         """Open the images of a case, run its passes and write its result; returns the status."""
         images = self.predictor.images(case, self.options)
         opened = Opened(case, images, self.options, self.engine, self.cohort)
-        try:
+        with self._memory_for(opened):
             failed: list[FailedField] = []
             result = self._passes(order, opened, folder, failed)
             scored = _scored(folder) if result.scored is None else result.scored
@@ -174,8 +180,6 @@ class CaseRunner:
                 result = _without_scores(result, opened)
             result = replace(result, notes=(*result.notes, *opened.notes))
             facts = self._facts(opened, images, failed, result)
-        finally:
-            opened.close()
         error = None
         if status == FAILED:
             cause = f"none of its fields could be scored: {failed[0].cause}"
@@ -185,6 +189,24 @@ class CaseRunner:
             write_findings(folder.path, result.findings)
         self._write(case, folder, status, {"input": prints, **facts}, result=result, error=error)
         return status
+
+    @contextmanager
+    def _memory_for(self, opened: Opened) -> Iterator[None]:
+        """Hold the memory that decoding the images of a case takes; close them before it is given back."""
+        slides = {id(image): image for image in opened.images.values() if isinstance(image, Slide)}
+        nbytes = sum(slide.decoding_bytes for slide in slides.values())
+        try:
+            with self.memory.reserve(nbytes, ", ".join(opened.case.paths), self._raise_if_stopped):
+                try:
+                    yield
+                finally:
+                    opened.close()
+        finally:
+            opened.close()
+
+    def _raise_if_stopped(self) -> None:
+        if self.pipeline.stopping:
+            raise Stopped
 
     def _passes(self, order: int, opened: Opened, folder: CaseFolder, failed: list[FailedField]) -> Result:
         steps = self.predictor.steps(opened)

@@ -16,6 +16,7 @@ from lobule.allocator import give_back, keep_freed_memory
 from lobule.cohort import Case, Cohort
 from lobule.engines.cases import CaseRunner, Progress
 from lobule.engines.form_cache import CachedForm, cache_key, cached_form, processor_model, store_form
+from lobule.engines.memory import DecodingMemory
 from lobule.engines.passes import EngineSettings, Predictor, ScanOptions
 from lobule.engines.pipeline import Counters
 from lobule.engines.placement import (
@@ -45,7 +46,8 @@ GIB = 1 << 30
 RUN = "run.json"
 VERIFY = ("changed", "full")
 MODEL_SHARE, CACHE_SHARE = 0.55, 0.2
-"""Of the memory ceiling: for activations, and for decoded tiles; the rest is for fields on their way."""
+"""Of the memory ceiling: for activations, and for decoded tiles or whole images; the remainder covers queued
+fields."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ def scan(
             predictor, results, options, engine, bundle, cohort, progress, retry_failed, verify
         )
         try:
-            runner.run(cases, readers, int(machine.max_ram * CACHE_SHARE))
+            cache_bytes = int(machine.max_ram * CACHE_SHARE)
+            runner.run(cases, readers, cache_bytes, DecodingMemory(cache_bytes, machine.max_ram))
         finally:
             give_back()
         write_summary(results)

@@ -24,11 +24,14 @@ from lobule.mammograms.png import MOST_PIXELS
 from lobule.mammograms.record import Decision, Heading, Mammogram
 from lobule.mammograms.views import View, pointing_of_pixels
 from lobule.slides.dicom_deflate import HEADER_BYTES, FileMeta, inflate, read_file_meta
+from lobule.slides.tile_codecs import jpeg2000_components, jpeg2000_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pydicom.dataset import Dataset
+
+JPEG2000_START = b"\xff\x4f\xff\x51"
 
 Pixels = Literal["nyu-raw", "voi"]
 """`nyu-raw` takes stored values as the published exams do; `voi` applies the file's first window or table."""
@@ -392,6 +395,7 @@ def _stored(path: str | Path, dataset: Dataset) -> NDArray[Any]:
         raise UnknownFormat("the compression is not known", subject=path, found=str(syntax)) from error
     if not available:
         raise MissingExtra("mammography", f"Decoding {syntax} of {Path(str(path)).name}")
+    _check_codestream(path, dataset.PixelData, width, height)
     with _quiet():
         try:
             return np.asarray(dataset.pixel_array)
@@ -399,3 +403,20 @@ def _stored(path: str | Path, dataset: Dataset) -> NDArray[Any]:
             raise
         except Exception as error:  # each codec raises its own kinds
             raise DamagedFile(f"the pixels cannot be decoded: {error}", subject=path) from error
+
+
+def _check_codestream(path: str | Path, data: bytes, width: int, height: int) -> None:
+    """Refuse a JPEG 2000 codestream that declares another image than the header: decoders believe it."""
+    if data[:4096].find(JPEG2000_START) < 0:
+        return
+    try:
+        declared = (*jpeg2000_size(data), jpeg2000_components(data))
+    except ValueError as error:
+        raise DamagedFile(f"the pixels cannot be decoded: {error}", subject=path) from error
+    if declared != (width, height, 1):
+        raise DamagedFile(
+            "the compressed pixels are not those of the header",
+            subject=path,
+            expected=f"{width} × {height} px of one component",
+            found=f"{declared[0]} × {declared[1]} px of {declared[2]}",
+        )

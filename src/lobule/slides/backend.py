@@ -40,8 +40,11 @@ class FoundMpp:
 class Backend(Protocol):
     """One opened file. Every method may be called from several threads at once.
 
-    Optional: `is_blank(level, box, reduce) -> bool` says that the file stores nothing under a box, which then
-    reads as white. Sparse files declare far more pixels than anyone can decode.
+    Optional members:
+        `is_blank(level, box, reduce) -> bool`: the file stores nothing under a box, which reads as white.
+        Sparse files declare far more pixels than anyone can decode.
+        `decoding_bytes: int`: memory that decoding takes at its peak beside the cache of tiles, where that is
+        more than a few megabytes; known before anything is decoded.
     """
 
     @property

@@ -39,6 +39,13 @@ logging.getLogger("wsidicom").addHandler(logging.NullHandler())
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 MAX_TILE_SIDE = 16_384
 MAX_TILES = 20_000_000
+LARGE_TILE_PIXELS = 1 << 22
+"""Tiles with more pixels are decoded one at a time, so that reading threads do not multiply their memory."""
+
+LARGE_TILE_BYTES = 20
+"""Bytes that decoding takes for each pixel of a large tile: JPEG 2000 decodes to 32-bit samples."""
+
+MAX_COMPONENTS = 4
 SMALL_CACHE = 1 << 20
 """Bytes for wsidicom's own caches: decoded tiles are kept in a `TileCache`."""
 
@@ -71,6 +78,10 @@ class _Plane:
     def reductions(self) -> tuple[int, ...]:
         halves = self.is_jpeg and self.tile.width % 8 == 0 and self.tile.height % 8 == 0
         return (1, 2, 4, 8) if halves else (1,)
+
+    @property
+    def is_large(self) -> bool:
+        return self.tile.area > LARGE_TILE_PIXELS
 
     @property
     def is_jpeg(self) -> bool:
@@ -119,7 +130,8 @@ class _Plane:
         from wsidicom.codec.decoder import PydicomDecoder
 
         decoder = self.pixels.decoder
-        with self.decoding if isinstance(decoder, PydicomDecoder) else nullcontext():
+        one_at_a_time = self.is_large or isinstance(decoder, PydicomDecoder)
+        with self.decoding if one_at_a_time else nullcontext():
             return np.asarray(decoder.decode(frame))
 
     @cached_property
@@ -131,7 +143,8 @@ class _Plane:
         if (header.width, header.height) != (self.tile.width, self.tile.height):
             found = Size(header.width, header.height)
             raise ValueError(f"the compressed tile declares {found}, not {self.tile}")
-        return jpeg.decode(stream, header.width, header.height, reduce)
+        with self.decoding if self.is_large else nullcontext():
+            return jpeg.decode(stream, header.width, header.height, reduce)
 
 
 class _BadTile(Exception):
@@ -177,6 +190,12 @@ class DicomBackend:
             "dicom.PhotometricInterpretation": str(base.photometric_interpretation),
             "dicom.files": str(len(headers)),
         }
+
+    @property
+    def decoding_bytes(self) -> int:
+        """Memory that decoding the largest tile takes at its peak; 0 where all are small."""
+        largest = max(level.tile.area for level in self.levels)
+        return largest * LARGE_TILE_BYTES if largest > LARGE_TILE_PIXELS else 0
 
     @property
     def decoded_tiles(self) -> int:
@@ -343,6 +362,8 @@ def _declared_size(frame: bytes) -> Size | None:
     if frame[:4] == b"\xff\x4f\xff\x51" and len(frame) >= 24:  # JPEG 2000: the sizes follow at once
         if not frame.rstrip(b"\0").endswith(jpeg.EOI):  # it ends like a JPEG, and decoders do not mind
             raise ValueError("the compressed tile is cut short")
+        if (components := int.from_bytes(frame[40:42], "big")) > MAX_COMPONENTS:
+            raise ValueError(f"the compressed tile declares {components} components")
         right, bottom, left, top = (int.from_bytes(frame[at : at + 4], "big") for at in (8, 12, 16, 20))
         return Size(right - left, bottom - top)
     at = 2

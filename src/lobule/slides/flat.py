@@ -4,11 +4,12 @@
 - EXIF orientation is ignored: coordinates are those of the stored pixels, as in annotations.
 - Grey becomes RGB; 16-bit samples keep their high byte; transparent pixels lie on white.
 - The size is read from the header and checked before anything is decoded; the pixels are decoded at the first
-  read and held until the slide is closed.
+  read and held until the slide is closed. `decoding_bytes` says from the header how much memory that takes.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,10 +29,13 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "JPEG2000", "PPM", "TIFF")
 """Formats that Pillow decodes by itself; those that call other programs are not asked."""
 
 MAX_PIXELS = 1 << 28
-"""Pixels a plain image may declare: it is held in memory whole (0.8 GB, 1.9 GB while it is decoded)."""
+"""Pixels a plain image may declare: it is held in memory whole (0.8 GB as JPEG, 1.1 GB as PNG)."""
 
-STRIP_PIXELS = 1 << 22
+STRIP_PIXELS = 1 << 20
 """Pixels that are turned into RGB in one go, so that no second copy of the whole is needed."""
+
+STRIP_BYTES = 12 * STRIP_PIXELS
+"""Memory of a strip on its way from Pillow's storage to RGB."""
 
 LARGE_REMEDY = "Convert it to a tiled, pyramidal TIFF, which is read in parts: vips tiffsave --tile --pyramid"
 
@@ -56,11 +60,13 @@ class FlatBackend:
         self.format = f"flat-{format_name.lower()}"
         self._name = format_name
         self._lock = threading.Lock()
-        self._pixels: RGB | None = None
+        self._pixels: RGB | Image.Image | None = None
+        """A decoded JPEG, or what Pillow holds of any other format: RGB would be a second copy."""
         self._failure: LobuleError | None = None
         with _opened(path, format_name) as image:
             size = Size(*image.size)
             self._mode = image.mode
+            progressive = bool(image.info.get("progressive"))
         if size.area > MAX_PIXELS or size.area <= 0:
             raise TooLarge(
                 f"a plain image of {size}",
@@ -75,6 +81,12 @@ class FlatBackend:
                 expected="8 or 16 bits a sample, grey or colour",
                 remedy="Convert it to an 8-bit RGB image",
             )
+        with open_url(path) as stream:
+            file_bytes = stream.seek(0, os.SEEK_END)
+        pixel_bytes = bytes_per_pixel(format_name, self._mode, progressive)
+        read_whole = 2 * file_bytes if format_name in ("JPEG", "JPEG2000", "WEBP") else 0
+        self.decoding_bytes = size.area * pixel_bytes + read_whole + min(STRIP_BYTES, 12 * size.area)
+        """Memory that decoding takes at its peak; known before anything is decoded."""
         self.levels = (Level(size, size),)
         self.properties: Mapping[str, str] = {"flat.format": format_name, "flat.mode": self._mode}
         self.associated: Mapping[str, Size | None] = {}
@@ -93,7 +105,14 @@ class FlatBackend:
                     self._failure = error  # decoding again would take as long and end the same
                     raise
             pixels = self._pixels
-        return pixels[box.y : box.bottom, box.x : box.right].copy()
+        if not isinstance(pixels, Image.Image):
+            return pixels[box.y : box.bottom, box.x : box.right].copy()
+        out = np.empty((box.height, box.width, 3), np.uint8)
+        rows = max(1, STRIP_PIXELS // max(1, box.width))
+        for top in range(box.y, box.bottom, rows):
+            strip = pixels.crop((box.x, top, box.right, min(top + rows, box.bottom)))
+            out[top - box.y : top - box.y + rows] = to_rgb(strip)
+        return out
 
     def read_associated(self, name: str) -> RGB:
         raise ConfigError("a plain image has no associated images", subject=self.path)
@@ -102,7 +121,7 @@ class FlatBackend:
         with self._lock:
             self._pixels = None
 
-    def _decode(self) -> RGB:
+    def _decode(self) -> RGB | Image.Image:
         pixels = self._decode_jpeg() if self._name == "JPEG" else None
         return self._decode_by_pillow() if pixels is None else pixels
 
@@ -121,18 +140,32 @@ class FlatBackend:
                 remedy="Copy the file again from its source",
             ) from error
 
-    def _decode_by_pillow(self) -> RGB:
-        width, height = self.levels[0].size
-        out = np.empty((height, width, 3), np.uint8)
-        rows = max(1, STRIP_PIXELS // width)
+    def _decode_by_pillow(self) -> Image.Image:
         with _opened(self.path, self._name) as image:
             image.load()
-            if image.size != (width, height):
+            if image.size != tuple(self.levels[0].size):
                 raise DamagedFile("decodes to another size than it declares", subject=self.path)
-            for top in range(0, height, rows):
-                strip = image.crop((0, top, width, min(top + rows, height)))
-                out[top : top + rows] = to_rgb(strip)
-        return out
+            return image
+
+
+def bytes_per_pixel(format_name: str, mode: str, progressive: bool) -> int:
+    """Bytes that decoding an image whole takes for each of its pixels, at the peak.
+
+    Args:
+        format_name: Pillow's name of the format.
+        mode: Pillow's name of the pixel type.
+        progressive: Whether a JPEG is progressive; its coefficients are then held whole.
+    """
+    samples = Image.getmodebands(mode)
+    stored = 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4
+    if format_name == "JPEG":
+        return (4 if samples > 3 else 3) + (2 * samples if progressive else 0)
+    extra = {
+        "WEBP": 12,  # two canvases of the decoder and a copy
+        "JPEG2000": 4 * samples,  # OpenJPEG decodes to 32 bits a sample
+        "TIFF": 8,  # one strip, which may be the whole image, of at most four samples of 16 bits
+    }
+    return stored + extra.get(format_name, 0)
 
 
 def to_rgb(image: Image.Image) -> RGB:

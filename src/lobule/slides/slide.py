@@ -124,6 +124,11 @@ class Slide:
         return 3 * (size.width // reduce) * (int(height * ratio) + 3 * (tile.height // reduce))
 
     @property
+    def decoding_bytes(self) -> int:
+        """Memory that decoding takes at its peak, beside the cache of tiles; 0 where it is little."""
+        return int(getattr(self.backend, "decoding_bytes", 0))
+
+    @property
     def tiles_decoded(self) -> int:
         """Compressed tiles decoded since the file was opened; 0 where the backend does not count."""
         return int(getattr(self.backend, "decoded_tiles", 0))

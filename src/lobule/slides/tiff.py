@@ -32,6 +32,9 @@ MAX_ASSOCIATED_PIXELS = 1 << 28
 REDUCTIONS = (1, 2, 4, 8)
 REFUSALS = 8
 """Tiles of a level that may be decoded twice since libturbojpeg would not have them; then it is not asked."""
+LARGE_TILE_PIXELS = 1 << 22
+"""Tiles with more pixels are decoded one at a time, so that reading threads do not multiply their memory."""
+
 SPOILED = (ValueError, RuntimeError, TypeError, IndexError, OverflowError, MemoryError, BufferError)
 """Whatever a codec says of bad bytes."""
 
@@ -69,7 +72,16 @@ class TiffBackend:
         """Tiles of each level that seemed sound and could not be decoded straight into their place."""
         self._layers = facts.levels
         self._beside = facts.associated
+        self._large_tile = threading.Lock()
         self._file = Ranges(path)
+
+    @property
+    def decoding_bytes(self) -> int:
+        """Memory that decoding the largest tile takes at its peak; 0 where all are small."""
+        large = [layer for layer in self._layers if layer.tile.area > LARGE_TILE_PIXELS]
+        return max(
+            (layer.tile.area * layer.coding.decoding_bytes(len(layer.offsets)) for layer in large), default=0
+        )
 
     @property
     def decoded_tiles(self) -> int:
@@ -181,7 +193,7 @@ class TiffBackend:
 
     def _workplace(self, layer: Layer) -> Workplace | None:
         """Memory of this thread for JPEG tiles of one plane; other codecs make their own."""
-        if layer.coding.compression != JPEG or len(layer.offsets) > 1:
+        if layer.coding.compression != JPEG or len(layer.offsets) > 1 or layer.tile.area > LARGE_TILE_PIXELS:
             return None
         place: Workplace | None = getattr(self._workplaces, "place", None)
         if place is None or len(place.pixels) < 3 * layer.tile.area:
@@ -195,6 +207,12 @@ class TiffBackend:
 
         With `place` its pixels may lie there, until the next tile's do.
         """
+        if layer.tile.area > LARGE_TILE_PIXELS:
+            with self._large_tile:
+                return self._decoded(layer, column, row, reduce, place)
+        return self._decoded(layer, column, row, reduce, place)
+
+    def _decoded(self, layer: Layer, column: int, row: int, reduce: int, place: Workplace | None) -> RGB:
         tile, index = layer.tile, row * layer.columns + column
         planes: list[Bytes] = []
         for offsets, lengths in zip(layer.offsets, layer.lengths, strict=True):

@@ -18,6 +18,12 @@ from lobule.slides.backend import RGB
 MAX_TILE_PIXELS = 1 << 26
 """Pixels one compressed tile or strip may declare (8,192 px a side); more is refused before decoding."""
 
+STRIP_PIXELS = 1 << 18
+"""Pixels that are converted to RGB in one go."""
+
+MAX_JPEG2000_COMPONENTS = 4
+"""Components of a JPEG 2000 stream beyond those of its page; thousands of them would be decoded in full."""
+
 JPEG = 7
 JPEG2000 = frozenset({33003, 33004, 33005, 34712})
 APERIO_YCBCR = 33003
@@ -66,6 +72,16 @@ class Coding:
             (PALETTE,) if self.palette is not None else ()
         )
         return self.compression in BYTES and self.photometric in known
+
+    def decoding_bytes(self, planes: int) -> int:
+        """Bytes for each pixel of a tile that decoding takes at its peak, its RGB among them."""
+        samples = self.samples * planes
+        if self.compression == JPEG:
+            return 3 + 2 * samples  # a progressive stream is held as 16-bit coefficients
+        if self.compression in JPEG2000:
+            return 3 + samples * (4 + self.bits // 8)  # OpenJPEG decodes to 32 bits a sample
+        copies = 2 if planes > 1 or self.predictor == 2 or self.compression in WEBP else 1
+        return 3 + samples * self.bits // 8 * copies
 
     @cached_property
     def completed(self) -> jpeg.Completer:
@@ -148,6 +164,9 @@ def _samples(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size) -> NDArr
 def _image_codec(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size) -> NDArray[Any]:
     webp = coding.compression in WEBP
     width, height = webp_size(data) if webp else jpeg2000_size(data)
+    components = 4 if webp else jpeg2000_components(data)
+    if components > max(coding.samples, MAX_JPEG2000_COMPONENTS):
+        raise ValueError(f"its compressed bytes declare {components} components, the page {coding.samples}")
     _check_declared(width, height, tile, valid)
     decode = imagecodecs.webp_decode if webp else imagecodecs.jpeg2k_decode
     pixels: NDArray[Any] = decode(bytes(data))
@@ -167,7 +186,21 @@ def _check_declared(width: int, height: int, tile: Size, valid: Size) -> None:
 
 
 def to_rgb(coding: Coding, pixels: NDArray[Any]) -> RGB:
-    """Samples as stored to RGB: 16 bits are scaled by 255/65535 and rounded, alpha is laid on white."""
+    """Samples as stored to RGB: 16 bits are scaled by 255/65535 and rounded, alpha is laid on white.
+
+    Large tiles are converted in strips, so that the wide types of the arithmetic never cover a whole tile.
+    """
+    height, width = pixels.shape[:2]
+    rows = max(1, STRIP_PIXELS // max(1, width))
+    if rows >= height:
+        return _strip_to_rgb(coding, pixels)
+    out = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        out[top : top + rows] = _strip_to_rgb(coding, pixels[top : top + rows])
+    return out
+
+
+def _strip_to_rgb(coding: Coding, pixels: NDArray[Any]) -> RGB:
     if coding.photometric == PALETTE and coding.palette is not None:
         colours_of: RGB = coding.palette[pixels[..., 0]]
         return colours_of
@@ -202,6 +235,14 @@ def jpeg2000_size(data: jpeg.Bytes) -> tuple[int, int]:
         raise ValueError("no JPEG 2000 codestream")
     right, bottom, left, top = (int.from_bytes(data[at + k : at + k + 4], "big") for k in (8, 12, 16, 20))
     return right - left, bottom - top
+
+
+def jpeg2000_components(data: jpeg.Bytes) -> int:
+    """Components that a JPEG 2000 codestream declares."""
+    at = bytes(data[:4096]).find(b"\xff\x4f\xff\x51")
+    if at < 0 or len(data) < at + 42:
+        raise ValueError("no JPEG 2000 codestream")
+    return int.from_bytes(data[at + 40 : at + 42], "big")
 
 
 def webp_size(data: jpeg.Bytes) -> tuple[int, int]:
