@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lobule.cli.frame import Answer, answers, facts, table
+from lobule.cli.picture_file import check_picture_path
 
 if TYPE_CHECKING:
     from lobule.slides.slide import Slide
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
 @click.option("--backend", metavar="NAME", help="Read with this backend only.")
 @click.option("--thumbnail", metavar="FILE", help="Write a picture of the whole slide (.png or .jpg).")
 @click.option("--image", metavar="NAME", help="With --thumbnail: an associated image (label, macro) instead.")
-@click.option("--size", default=1024, show_default=True, help="Longest side of the thumbnail in pixels.")
+@click.option(
+    "--size",
+    type=click.IntRange(1, 30_000),
+    default=1024,
+    show_default=True,
+    help="Longest side of the thumbnail in pixels.",
+)
 @click.option("--tissue/--no-tissue", default=True, help="Measure the tissue area (reads a thumbnail).")
 def command(
     path: str,
@@ -41,6 +48,8 @@ def command(
         return Answer(data, text)
     from lobule.slides.slide import open_slide
 
+    if thumbnail is not None:
+        check_picture_path(thumbnail, path)
     with open_slide(path, mpp=mpp, backend=backend) as slide:
         data = slide_facts(slide)
         if tissue and slide.found_mpp is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lobule.cli.frame import Answer, answers, facts
+from lobule.cli.picture_file import check_picture_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,9 @@ def command(path: str, preview: str | None, mask: str | None, mpp: float | None)
     from lobule.files import write_atomic
     from lobule.slides.slide import open_slide
 
+    for target in (preview, mask):
+        if target is not None:
+            check_picture_path(target, path)
     with open_slide(path, mpp=mpp) as slide:
         found = measure(slide)
         if preview is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 
-from lobule.errors import DamagedFile, DamagedTile, TooLarge
+from lobule.errors import DamagedFile, DamagedTile, TooLarge, UnknownFormat
 from lobule.files import is_url
 from lobule.geometry import Box, Size, tiles_over
 from lobule.slides.backend import RGB, FoundMpp, Level
@@ -58,6 +58,12 @@ def open_backend(path: str) -> OpenSlideBackend | None:
     except openslide.OpenSlideUnsupportedFormatError:
         return None
     except openslide.OpenSlideError as error:
+        if "unsupported" in str(error).lower():
+            raise UnknownFormat(
+                f"OpenSlide does not support it: {error}",
+                subject=path,
+                remedy="Convert it to a tiled, pyramidal TIFF: vips tiffsave --tile --pyramid",
+            ) from error
         raise DamagedFile(
             f"OpenSlide cannot open it: {error}",
             subject=path,

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from importlib import import_module
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,9 @@ def open_slide(path: str | Path, *, mpp: Mpp | float | None = None, backend: str
     if backend is not None and backend not in READERS:
         raise ConfigError(f"no backend '{backend}'", expected=f"one of {', '.join(READERS)}")
     given = Mpp.square(mpp) if isinstance(mpp, int | float) else mpp
-    if given is not None and not (0 < given.x < inf and 0 < given.y < inf):
-        raise ConfigError(f"µm/px must be positive, not {mpp}", subject=path)
+    if given is not None:
+        for value in (given.x, given.y):
+            check_mpp(value, path)
     slide = Slide(str(path), mpp=given, backend=backend)
     slide.levels  # noqa: B018 - opens the file now, so that a bad path fails here
     return slide
@@ -202,8 +202,7 @@ class Slide:
             return self._level_lattice(level, known)
         base = self.mpp
         assert mpp is not None
-        if not 0 < mpp < inf:
-            raise ConfigError(f"µm/px must be positive, not {mpp}")
+        check_mpp(mpp, self.path)
         near = [
             (abs(own / mpp - 1), index)
             for index in range(len(self.levels))
@@ -269,9 +268,25 @@ class Slide:
 
     def thumbnail(self, longest: int = 1024) -> RGB:
         """The whole slide, its longest side at most `longest` pixels."""
+        if longest < 1:
+            raise ConfigError(f"a thumbnail needs a side of at least 1 px, not {longest}", subject=self.path)
         step = max(Fraction(1), Fraction(max(self.size), longest))
         lattice = Lattice(step, step, self.size, None)
         return read_resampled(self, lattice, Box(0, 0, *lattice.size))
+
+
+FINEST_MPP, COARSEST_MPP = 1e-3, 1e4
+"""Range of µm/px that a person may ask for: an atom's width to a slide in a few pixels."""
+
+
+def check_mpp(mpp: float, subject: object) -> None:
+    """Refuse a µm/px that is no length of a pixel: zero, negative, NaN, infinite or absurd."""
+    if not FINEST_MPP <= mpp <= COARSEST_MPP:
+        raise ConfigError(
+            f"µm/px must be between {FINEST_MPP:g} and {COARSEST_MPP:g}, not {mpp:g}",
+            subject=subject,
+            remedy="Scanners write 0.25 or 0.5 µm/px",
+        )
 
 
 def check_readable(path: str) -> None:
@@ -312,7 +327,7 @@ def _find_backend(path: str, wanted: str | None) -> Backend:
         else f"the backend '{wanted}' does not take this file",
         subject=path,
         expected="a tiled TIFF, SVS, NDPI, MRXS, SCN, BIF, DICOM or flat image",
-        remedy="Run `lobule doctor` on the file",
+        remedy="Convert it to a tiled, pyramidal TIFF in RGB: vips tiffsave --tile --pyramid",
     )
 
 
