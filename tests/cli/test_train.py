@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from lobule.cli.frame import as_settings
 from lobule.cli.scan import as_bytes
-from lobule.cli.train import line_of
+from lobule.cli.train import _printed, line_of
 from lobule.cohort import write_cohort
 from lobule.engines.train import FitProgress
 from lobule.errors import ConfigError, UsageError
@@ -102,3 +103,38 @@ def test_the_progress_line_says_how_long_it_takes() -> None:
     line = line_of(FitProgress("round 1", 30, 100, 0.25, 0.9, 2.0))
     assert "step 30/100" in line
     assert "about 35 s left" in line
+
+
+def test_a_training_in_a_pipe_prints_its_stages_and_info_says_how_far_it_is(
+    lobule: Lobule, manifest: Path
+) -> None:
+    out = str(manifest.parent / "piped")
+    arguments = ["train", "scannet", str(manifest), "--out", out, "--device", "cpu"]
+    arguments += [word for pair in SETTINGS for word in ("--set", pair)]
+    done = lobule(*arguments)
+    assert done.status == 0, done.err
+    assert "finding tissue" in done.err.splitlines()
+    described = lobule("info", out)
+    assert described.status == 0, described.err
+    assert "finished" in described.out
+    (Path(out) / "model.json").unlink()
+    told = json.loads(lobule("info", out, "--json").out)
+    assert (told["kind"], told["method"], told["is_finished"], told["is_running"]) == (
+        "training", "scannet", False, False,
+    )  # fmt: skip
+    assert (told["train_cases"], told["val_cases"]) == (2, 1)
+    assert max(stage["step"] for stage in told["stages"] if stage["step"] is not None) == 2
+    text = lobule("info", str(Path(out) / "training")).out
+    assert "interrupted" in text
+    assert "step 2 of 2" in text
+
+
+def test_every_stage_is_printed_once_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = FitProgress()
+    with _printed(progress, every_s=60.0):
+        for stage in ("reading", "reading", "member 1", "member 2", ""):
+            progress.stage = stage
+        logging.getLogger("lobule.train").info("a note")
+    progress.stage = "after"
+    logging.getLogger("lobule.train").info("not shown")
+    assert capsys.readouterr().err.splitlines() == ["reading", "member 1", "member 2", "a note"]

@@ -319,3 +319,12 @@ def test_other_settings_or_damage_are_refused(tmp_path: Path) -> None:
         FitOptions(steps=1, schedule="up")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="patience must be at least 1"):
         FitOptions(steps=1, patience=0)
+
+
+def test_the_log_grows_before_the_first_checkpoint(tmp_path: Path) -> None:
+    options = replace(OPTIONS, evaluate_every=100, checkpoint_every=100, steps=100)
+    with pytest.raises(Killed):
+        run(tmp_path, options, dies_at=5)
+    assert read_checkpoint(tmp_path) is None
+    rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "2", "4"]

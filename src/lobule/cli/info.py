@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from lobule.cli.frame import Answer, answers, facts, table
 from lobule.cli.picture_file import check_picture_path
 
 if TYPE_CHECKING:
+    from lobule.engines.training_status import TrainingStatus
     from lobule.slides.slide import Slide
 
 
@@ -39,13 +41,19 @@ def command(
 ) -> Answer:
     """Say what a file is: format, size, levels, µm/px and its source, associated images, tissue area.
 
-    A results folder is described by its results.
+    A results folder is described by its results, a training's folder by how far the training is.
     """
     if Path(path, "scan.json").is_file():
         from lobule.results.describe import describe
 
         data, text = describe(path)
         return Answer(data, text)
+    if Path(path).is_dir():
+        from lobule.engines.training_status import training_folder, training_status
+
+        training = training_folder(path)
+        if training is not None:
+            return training_answer(training_status(training))
     from lobule.slides.slide import open_slide
 
     if thumbnail is not None:
@@ -57,6 +65,33 @@ def command(
         if thumbnail is not None:
             data["thumbnail"] = write_thumbnail(slide, thumbnail, size, image)
     return Answer(data, as_text(data))
+
+
+def training_answer(status: TrainingStatus) -> Answer:
+    """Describe a training: finished, running or interrupted, and the last line of every stage's log."""
+    if status.is_finished:
+        state = "finished: the bundle is complete"
+    elif status.is_running:
+        state = "running"
+    else:
+        state = "interrupted; the same command with --resume goes on"
+    lines = [
+        ("training", status.path),
+        ("method", status.method or "unknown"),
+        ("state", state),
+        ("cases", f"{status.train_cases} train, {status.val_cases} validate"),
+    ]
+    total = status.config.get("steps")
+    for stage in status.stages:
+        if stage.step is None:
+            lines.append((stage.name, "no log"))
+            continue
+        of = f" of {total}" if isinstance(total, int) and total >= stage.step else ""
+        text = f"step {stage.step}{of}, loss {stage.loss:.4g}"
+        lines.append(
+            (stage.name, text + (f", validation {stage.score:.4f}" if stage.score is not None else ""))
+        )
+    return Answer({**asdict(status), "kind": "training"}, facts(lines))
 
 
 def slide_facts(slide: Slide) -> dict[str, Any]:

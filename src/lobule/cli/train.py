@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -16,6 +17,10 @@ from lobule.cli.scan import _duration, _terminated_like_interrupted, as_bytes
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
     from lobule.engines.train import FitProgress
+
+
+LINE_EVERY_S = 30.0
+"""Seconds between two lines of a training whose output goes to a pipe or a file."""
 
 
 @answers("lobule train scannet cohort.csv --out OUT --set trunk=tiny --set mpp=0.5 --dry-run")
@@ -141,9 +146,10 @@ def as_text(bundle: Bundle) -> str:
 
 @contextmanager
 def _shown(progress: FitProgress) -> Iterator[None]:
-    """One live line on a terminal."""
+    """One live line on a terminal; lines for every stage and every half minute in a pipe."""
     if not sys.stderr.isatty():
-        yield
+        with _printed(progress):
+            yield
         return
     from rich.console import Console
     from rich.live import Live
@@ -163,6 +169,48 @@ def _shown(progress: FitProgress) -> Iterator[None]:
         finally:
             stop.set()
             thread.join()
+
+
+@contextmanager
+def _printed(progress: FitProgress, every_s: float = LINE_EVERY_S) -> Iterator[None]:
+    """Print a line for every stage, every `every_s` seconds, and every message of the training's log."""
+    printer, stop = LinePrinter(sys.stderr), threading.Event()
+
+    def print_periodically() -> None:
+        while not stop.wait(every_s):
+            printer.write(line_of(progress))
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("lobule.train")
+    level = log.level
+    thread = threading.Thread(target=print_periodically, daemon=True)
+    progress.on_stage = lambda changed: printer.write(changed.stage)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        progress.on_stage = None
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+class LinePrinter:
+    """Prints whole lines at once, also where the stream is a pipe, and no line twice in a row."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._last, self._lock = stream, "", threading.Lock()
+
+    def write(self, line: str) -> None:
+        with self._lock:
+            if line and line != self._last:
+                self._last = line
+                self._stream.write(line + "\n")
+                self._stream.flush()
 
 
 def line_of(progress: FitProgress) -> str:

@@ -197,7 +197,7 @@ def _begin(
                 subject=bundle.parent,
                 remedy="Write to another folder, or replace it with --fresh",
             )
-        write_json(place, wanted)
+        write_json(place, {"method": _method_of(config), **wanted})
         return
     if not resume:
         raise ResultsError(
@@ -207,6 +207,7 @@ def _begin(
         )
     # what an earlier version did not know was as it is by default
     before = _completed(read_json(place), {"config": type(config)().to_dict()})
+    before.pop("method", None)
     if before != wanted:
         key = next(key for key in {**wanted, **before} if before.get(key) != wanted.get(key))
         raise ResultsError(
@@ -215,6 +216,12 @@ def _begin(
             found="; ".join(_differences(before.get(key), wanted.get(key))[:5]) or None,
             remedy="Use the same settings, or start over with --fresh",
         )
+
+
+def _method_of(config: MethodConfig) -> str:
+    """Return the method that a config belongs to, for `lobule info`: lobule.methods.NAME.config."""
+    package = type(config).__module__.split(".")
+    return package[2] if package[:2] == ["lobule", "methods"] and len(package) > 2 else package[-1]
 
 
 def _completed(facts: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,6 +119,15 @@ class FitProgress:
     loss: float = float("nan")
     score: float | None = None
     steps_per_s: float = 0.0
+    on_stage: Callable[[FitProgress], None] | None = field(default=None, repr=False, compare=False)
+    """Called whenever another stage begins."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_new_stage = name == "stage" and value and value != getattr(self, "stage", "")
+        super().__setattr__(name, value)
+        listener = getattr(self, "on_stage", None)
+        if is_new_stage and listener is not None:
+            listener(self)
 
 
 @dataclass
@@ -275,6 +284,8 @@ class _Run:
         rate = self.optimiser.param_groups[0]["lr"]
         self.log.append(f"{self.state.step},{mean:.6g},{rate:.6g},\n")
         self.progress.loss = mean
+        if self.ranks.first:  # not only with the checkpoint, which may be hours away
+            self._write_log()
         if self._events is not None:
             self._events.add(self.state.step, loss=mean, rate=rate)
 
@@ -316,7 +327,7 @@ class _Run:
     def save(self) -> None:
         if not self.ranks.first:
             return
-        write_text(self.folder / LOG, COLUMNS + "".join(self.log))
+        self._write_log()
         tensors = {f"model/{name}": value for name, value in self.module.state_dict().items()}
         tensors |= {f"best/{name}": value for name, value in self.best.items()}
         for number, parameter in enumerate(self._parameters()):
@@ -329,6 +340,9 @@ class _Run:
             "batches": self.batches.state(),
         }
         write_checkpoint(self.folder, Checkpoint(facts, tensors), f"step-{self.state.step:08d}")
+
+    def _write_log(self) -> None:
+        write_text(self.folder / LOG, COLUMNS + "".join(self.log))
 
     def resume(self) -> None:
         """Take up the checkpoint in the folder, where there is one, and get ready to compute."""

@@ -209,6 +209,7 @@ class _Training:
                 found = Checkpoint({"fitted": facts_of(fitted)}, fitted.model.state_dict())
                 write_checkpoint(place, found, "weights")
             facts.append(dict(found.facts["fitted"]))
+            log.info(_member_line(number, config.members, facts[-1]))
             tensors |= {f"member-{number}/{name}": value for name, value in found.tensors.items()}
         return members_of(config, self.dim, tensors), facts
 
@@ -309,6 +310,12 @@ class _Training:
 def member_seed(seed: int, number: int) -> int:
     """A seed of its own for each member."""
     return int(np.random.default_rng([seed, number, 0x3E3]).integers(2**31))
+
+
+def _member_line(number: int, members: int, outcome: Mapping[str, Any]) -> str:
+    line = f"member {number + 1} of {members}: {outcome['epochs']} epochs, loss {outcome['loss']:.4f}"
+    auc = outcome["val_auc"]
+    return line if auc is None else f"{line}, validation AUC {auc:.4f} at epoch {outcome['best_epoch']}"
 
 
 def facts_of(fitted: Fitted) -> dict[str, Any]:
