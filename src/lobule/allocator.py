@@ -43,6 +43,15 @@ def give_back() -> None:
     Traced nets hold themselves in circles, which only the collector of circles frees.
     """
     gc.collect()
+    return_free_pages()
+
+
+def return_free_pages() -> None:
+    """Hand the pages that hold nothing back to the system, in the midst of the work.
+
+    Blocks of ever other sizes (slides and their overviews differ) leave gaps that the next ones do not fit
+    in. Memory that is kept would therefore grow with the number of cases.
+    """
     if keep_freed_memory.cache_info().currsize and keep_freed_memory():
         _glibc().malloc_trim(0)
 

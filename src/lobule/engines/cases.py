@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from lobule import __version__
+from lobule.allocator import return_free_pages
 from lobule.cohort import Case, Cohort
 from lobule.engines.memory import DecodingMemory
 from lobule.engines.opened import Opened
@@ -45,6 +46,9 @@ from lobule.stitch import State
 log = logging.getLogger("lobule.scan")
 
 NOTHING = "Nothing was scored: {}."
+CASES_PER_TRIM = 20
+"""Cases after which free memory goes back to the system; the next layers must then take it anew."""
+
 AHEAD = 2
 """Cases open at once: while one ends in the model, the next finds its tissue and begins to read."""
 
@@ -140,6 +144,8 @@ class CaseRunner:
         finally:
             self.progress.active.pop(case.id, None)
         self.progress.finished[case.id] = status
+        if len(self.progress.finished) % CASES_PER_TRIM == 0:
+            return_free_pages()
         if status != "skipped":
             _write_run(folder, time.monotonic() - began)
 
