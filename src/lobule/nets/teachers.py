@@ -15,6 +15,9 @@ from lobule.nets.digest import weights_digest
 from lobule.nets.reverse_distillation import STUDENT_BLOCKS, Maps, StudentShape, initialise
 from lobule.nets.scaling import PLAIN_SCALING, InputScaling
 
+LEAST_SPREAD = 0.01
+"""The least spread of a channel, over the mean spread of its map."""
+
 
 class Teacher(nn.Module):
     """Three feature maps of scaled images, without gradient, its batch statistics frozen for good.
@@ -36,6 +39,7 @@ class Teacher(nn.Module):
         self.stages = stages
         self.strides = tuple(strides)
         self.scaling = scaling
+        self.standardised = False
         self.requires_grad_(False)
         super().train(False)
 
@@ -61,8 +65,29 @@ class Teacher(nn.Module):
         if (rows, columns) != (full_rows, full_columns):
             edges = (0, full_columns - columns, 0, full_rows - rows)
             images = nn.functional.pad(images, edges, mode="replicate")
-        first, second, third = self.stages(images)
+        maps = self.stages(images)
+        if self.standardised:
+            maps = [
+                (features - self.get_buffer(f"mean{stage}")) / self.get_buffer(f"spread{stage}")
+                for stage, features in enumerate(maps, start=1)
+            ]
+        first, second, third = maps
         return first, second, third
+
+    def standardise(self, means: Sequence[Tensor], spreads: Sequence[Tensor]) -> None:
+        """Standardise the maps from now on: subtract a mean and divide by a spread, for each channel.
+
+        The statistics are buffers of the teacher (`mean1` to `mean3`, `spread1` to `spread3`), so they are
+        stored with its weights.
+
+        Args:
+            means: For each of the three maps, (channels,).
+            spreads: For each of the three maps, (channels,), all above 0.
+        """
+        for stage, (mean, spread) in enumerate(zip(means, spreads, strict=True), start=1):
+            self.register_buffer(f"mean{stage}", mean.reshape(1, -1, 1, 1))
+            self.register_buffer(f"spread{stage}", spread.reshape(1, -1, 1, 1))
+        self.standardised = True
 
     def probe(self) -> Maps:
         """The maps of a fixed noise image of the smallest size."""
@@ -87,8 +112,45 @@ class Teacher(nn.Module):
         return {
             "teacher": self.name,
             "strides": list(self.strides),
-            "weights_sha256": weights_digest(self.stages),
+            "weights_sha256": weights_digest(self if self.standardised else self.stages),
         }
+
+
+class ChannelStatistics:
+    """Mean and standard deviation of each channel of the maps of many images, added up in float64."""
+
+    def __init__(self) -> None:
+        self._counts = [0, 0, 0]
+        self._sums: list[Tensor] = []
+        self._squares: list[Tensor] = []
+
+    def add(self, maps: Maps) -> None:
+        """Count the maps of a batch."""
+        wide = [features.to("cpu", torch.float64) for features in maps]
+        sums = [features.sum(dim=(0, 2, 3)) for features in wide]
+        squares = [features.square().sum(dim=(0, 2, 3)) for features in wide]
+        counts = [features[:, 0].numel() for features in wide]
+        if not self._sums:
+            self._sums, self._squares, self._counts = sums, squares, counts
+            return
+        self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)]
+        self._squares = [a + b for a, b in zip(self._squares, squares, strict=True)]
+        self._counts = [a + b for a, b in zip(self._counts, counts, strict=True)]
+
+    def result(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Means and spreads, in float32, of each map.
+
+        A spread is at least `LEAST_SPREAD` of the mean spread of its map: a channel that hardly changes on
+        normal tissue would otherwise outweigh all the others wherever it does change.
+        """
+        means, spreads = [], []
+        for total, square, count in zip(self._sums, self._squares, self._counts, strict=True):
+            mean = total / count
+            spread = (square / count - mean.square()).clamp(min=0).sqrt()
+            floor = max(float(spread.mean()) * LEAST_SPREAD, torch.finfo(torch.float32).tiny)
+            means.append(mean.float())
+            spreads.append(spread.clamp(min=floor).float())
+        return means, spreads
 
 
 class ResNetStages(nn.Module):

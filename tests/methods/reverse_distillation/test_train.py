@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,34 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import lobule
+from lobule.augment import NO_AUGMENTATION, AugmentConfig
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Cohort
 from lobule.engines.places import NORMAL, TUMOUR
-from lobule.engines.sample import gather
+from lobule.engines.sample import SampleConfig, SampleStream, gather
 from lobule.engines.scan import Machine, scan
 from lobule.engines.train import FitProgress
 from lobule.errors import ConfigError, ModelError, ResultsError
 from lobule.losses import distillation_loss, focal_distillation_loss
 from lobule.methods.reverse_distillation import AnomalyPredictor, Config, load, train
 from lobule.methods.reverse_distillation.budget import spend
-from lobule.methods.reverse_distillation.config import RANDOM
+from lobule.methods.reverse_distillation.config import RANDOM, STAIN_AUGMENTATION
 from lobule.methods.reverse_distillation.predictor import ANOMALY
+from lobule.methods.reverse_distillation.train import VALIDATION
 from lobule.nets.teachers import teacher
 from lobule.results.folder import open_results
+from lobule.slides.slide import open_slide
 from lobule.stitch import State
-from tests.methods.reverse_distillation.support import CONFIG, HEIGHT, MACHINE, SMALL, TISSUE, WIDTH, painted
+from tests.methods.reverse_distillation.support import (
+    CONFIG,
+    HEIGHT,
+    MACHINE,
+    MPP,
+    SMALL,
+    TISSUE,
+    WIDTH,
+    painted,
+)
 
 SCANNER = Machine(device="cpu", precision="float32", channels_last=True, readers=1, lanes=1)
 
@@ -143,6 +156,89 @@ def test_the_published_loss_and_shortcut_train_too(cohort: Cohort, tmp_path: Pat
     assert load(bundle).config.safe is False
 
 
+# -- settings of the few-label form --------------------------------------------------------------------------
+
+
+def test_training_patches_are_augmented_by_default_and_validation_patches_never(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[tuple[int, AugmentConfig]] = []
+
+    class RecordingStream(SampleStream):
+        def __init__(self, pool: Any, config: SampleConfig, *more: Any, **options: Any) -> None:
+            streams.append((options["round_"], config.augment))
+            super().__init__(pool, config, *more, **options)
+
+    # The package exports a function of the module's name, which hides the module from a dotted path.
+    module = import_module("lobule.methods.reverse_distillation.train")
+    monkeypatch.setattr(module, "SampleStream", RecordingStream)
+    quick = replace(CONFIG, epochs=1, val_slides=0)
+    train(quick, cohort, tmp_path / "default", tissue=TISSUE, machine=MACHINE)
+    assert {config for round_, config in streams if round_ == 0} == {STAIN_AUGMENTATION}
+    assert {config for round_, config in streams if round_ == VALIDATION} == {NO_AUGMENTATION}
+    assert STAIN_AUGMENTATION.hematoxylin > 0 and STAIN_AUGMENTATION.eosin > 0
+    streams.clear()
+    train(replace(quick, augmentation=False), cohort, tmp_path / "as-read", tissue=TISSUE, machine=MACHINE)
+    assert {config for _, config in streams} == {NO_AUGMENTATION}
+
+
+def test_teacher_statistics_are_those_of_the_normal_training_patches(cohort: Cohort, tmp_path: Path) -> None:
+    """Means and standard deviations by NumPy, from the listed patches cut out of the slides' pixels."""
+    config = replace(CONFIG, epochs=1, val_slides=0, standardise_teacher=True, augmentation=False)
+    bundle = train(config, cohort, tmp_path, tissue=TISSUE, machine=MACHINE)
+    predictor = load(bundle)
+    assert predictor.net.student.shape.signed
+    patches = []
+    for line in bundle.file("places.csv").read_text().splitlines()[1:]:
+        name, kind, x, y = line.split(",")
+        if kind == "normal":
+            left, top = round(float(x) - 16), round(float(y) - 16)
+            with open_slide(str(cohort[name].path), mpp=MPP) as slide:
+                pixels = slide.backend.read(0, slide.bounds, 1)
+            patches.append(pixels[top : top + 32, left : left + 32])
+    torch.manual_seed(0)
+    plain = teacher("tiny")
+    scaled = torch.from_numpy(np.stack(patches) / 255 * 2 - 1).float().permute(0, 3, 1, 2)
+    for stage, maps in enumerate(plain(scaled), start=1):
+        values = np.moveaxis(maps.numpy().astype(np.float64), 1, 0).reshape(maps.shape[1], -1)
+        spread = values.std(axis=1)
+        floor = 0.01 * spread.mean()
+        mean_buffer = predictor.net.teacher.get_buffer(f"mean{stage}")
+        spread_buffer = predictor.net.teacher.get_buffer(f"spread{stage}")
+        np.testing.assert_allclose(mean_buffer.flatten(), values.mean(axis=1), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(spread_buffer.flatten(), np.maximum(spread, floor), rtol=1e-3, atol=1e-4)
+
+
+def test_a_training_with_every_new_setting_resumes_to_the_same_bytes(cohort: Cohort, tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=2, val_slides=0, standardise_teacher=True, normal_slides=1)
+    options: dict[str, Any] = {"tissue": TISSUE, "machine": MACHINE}
+    whole = train(config, cohort, tmp_path / "whole", **options)
+
+    class StopsAtStep7(FitProgress):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "step" and value == 7:
+                raise KeyboardInterrupt
+            super().__setattr__(name, value)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, cohort, tmp_path / "stopped", progress=StopsAtStep7(), **options)
+    torch.manual_seed(99)
+    resumed = train(config, cohort, tmp_path / "stopped", resume=True, **options)
+    assert resumed.files == whole.files
+    assert resumed.provenance["budget"]["of"] == {"a": [20, 20], "b": [20, 20], "c": [20, 0]}
+
+
+def test_normal_slides_give_normal_patches_in_turn_with_the_outlined_ones(cohort: Cohort) -> None:
+    pool = gather(cohort, TISSUE)
+    without = spend(CONFIG, pool, seed=0)
+    assert sorted(without.counts.values()) == [(30, 20), (30, 20)]
+    spent = spend(replace(CONFIG, normal_slides=2), pool, seed=0)
+    assert sorted(spent.counts.values()) == [(15, 0), (15, 0), (15, 20), (15, 20)]
+    assert {name for name, (_, tumour) in spent.counts.items() if not tumour} < {"c", "e", "g"}
+    too_many = spend(replace(CONFIG, normal_slides=5), pool, seed=0)
+    assert any("only 3 slides are normal" in note for note in too_many.notes)
+
+
 # -- the budget ---------------------------------------------------------------------------------------------
 
 
@@ -238,7 +334,15 @@ def test_settings_are_read_strictly_and_follow_the_loss() -> None:
     assert (published.slides, published.tumour_patches, published.normal_patches) == (10, 1001, 5000)
     plain = Config(loss="plain", epochs=3).of_loss("plain")
     assert (plain.rate, plain.batch, plain.epochs, plain.tumour_patches) == (0.005, 16, 3, 0)
-    for wrong in ({"loss": "huber"}, {"form": "fast"}, {"threshold": "high"}, {"patch": 0}, {"tumours": 3}):
+    for wrong in (
+        {"loss": "huber"},
+        {"augmentation": "maybe"},
+        {"normal_slides": -1},
+        {"form": "fast"},
+        {"threshold": "high"},
+        {"patch": 0},
+        {"tumours": 3},
+    ):
         with pytest.raises(ConfigError):
             Config.from_dict(wrong)
 

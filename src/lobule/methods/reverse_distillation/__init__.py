@@ -15,6 +15,9 @@ to on normal tissue and, by the focal loss, not to on tumour: where the two diff
 What differs from the paper, on purpose:
 - Patches are drawn from the slides while training, never stored. Which ones is decided first, by the seed
   alone, and kept with the bundle; a smaller budget's slides are among a larger one's.
+- Training patches are augmented, stains included: from a few hundred patches of a few slides, the student
+  otherwise learns their stain. `augmentation=false` is as published. By choice, normal slides
+  give normal patches too (`normal_slides`), and the teacher's maps are standardised (`standardise_teacher`).
 - Exclusions inside outlines are honoured; slides that are not outlined exhaustively give no normal patches.
 - The focal loss is clamped, so that a similarity of exactly 0 or 1 is no NaN; `safe=false` is as published.
 - Scores are calibrated, and the threshold of the slide score is chosen, on validation slides; the published

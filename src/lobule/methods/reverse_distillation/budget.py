@@ -54,7 +54,8 @@ class Spent:
 def spend(config: Config, pool: Pool, seed: int) -> Spent:
     """Choose slides, then places: tumour evenly over them, and normal tissue of the same slides.
 
-    Where they have too little normal tissue (not exhaustively outlined, or none), normal slides fill up.
+    `config.normal_slides` normal slides give normal patches as well. Where all of them have too little normal
+    tissue (not exhaustively outlined, or none), further normal slides fill up.
     """
     notes: list[str] = []
     outlined = [pool.slides[number] for number in pool.usable(TUMOUR)]
@@ -63,7 +64,13 @@ def spend(config: Config, pool: Pool, seed: int) -> Spent:
     if len(outlined) < config.slides and outlined:
         notes.append(f"{config.slides} outlined slides were asked for, and there are {len(outlined)}")
     tumour = _places(chosen, TUMOUR, config.tumour_patches, config, seed) if outlined else {}
-    normal = _places(chosen, NORMAL, config.normal_patches, config, seed)
+    chosen_names = {places.case.id for places in chosen}
+    extra = _first(
+        [places for places in clean if places.case.id not in chosen_names], config.normal_slides, seed
+    )
+    if len(extra) < config.normal_slides:
+        notes.append(f"normal_slides is {config.normal_slides}, but only {len(extra)} slides are normal")
+    normal = _places([*chosen, *extra], NORMAL, config.normal_patches, config, seed)
     missing = config.normal_patches - _size(normal)
     others = [places for places in clean if places.case.id not in normal]
     if missing > 0 and others:

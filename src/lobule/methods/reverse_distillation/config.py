@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from lobule.augment import NO_AUGMENTATION, AugmentConfig
+from lobule.augment import AugmentConfig
 from lobule.errors import ConfigError
 from lobule.settings import as_json, only_known
 
@@ -16,6 +16,13 @@ Threshold = Literal["calibrated", "paper"]
 
 PUBLISHED: dict[str, tuple[float, int, int]] = {"focal": (1e-6, 32, 10), "plain": (0.005, 16, 200)}
 """Rate, batch and epochs of FW-RD and of RD4AD: a shared default would ruin one of them."""
+
+STAIN_AUGMENTATION = AugmentConfig(
+    flips=True, quarter_turns=True, scale=0.1, hematoxylin=0.25, eosin=0.25, brightness=0.1, saturation=0.15,
+    hue=0.02, contrast=0.2,
+)  # fmt: skip
+"""Turns, and changes of stain and colour that are mild enough to keep a patch looking like tissue. Without
+them, a student of a few hundred patches learns the stain of the slides that they come from."""
 
 SCAN_SETTINGS = ("form", "mosaics", "threshold")
 """What a scan may ask otherwise than the bundle has it."""
@@ -61,6 +68,9 @@ class Config:
     """Outlined tumour slides that are drawn from."""
     tumour_patches: int = 1001
     normal_patches: int = 5000
+    normal_slides: int = 0
+    """Slides without tumour that give normal patches in turn with the outlined ones: normal tissue of more
+    stains for no further outline. Published: 0, and then such slides only replace what is missing."""
     apart: float = 0.5
     """Two patches of a class are at least this share of a patch apart in x or y."""
 
@@ -72,8 +82,13 @@ class Config:
     """1e-6 with the focal loss, 0.005 with the plain one."""
     batch: int = 0
     """32 and 16."""
-    augment: AugmentConfig = NO_AUGMENTATION
-    """None is published; with few slides, stains and turns that they lack help on others."""
+    augmentation: bool = True
+    """Augment training patches by the strengths of `augment`. False is published: no augmentation."""
+    augment: AugmentConfig = STAIN_AUGMENTATION
+    """Strengths of the augmentation, of which those of the stains are the point."""
+    standardise_teacher: bool = False
+    """Standardise each channel of the teacher's maps by its mean and standard deviation over normal training
+    patches, so that a few strong channels do not decide the cosines. False is published."""
     epochs: int = 0
     """10 and 200."""
     val_patches: int = 1000
@@ -96,7 +111,11 @@ class Config:
         for name in ("patch", "input", "stride", "mosaics", "slides", "normal_patches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("tumour_patches", "rate", "batch", "epochs", "val_patches", "val_slides", "apart"):
+        for name in ("augmentation", "standardise_teacher"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        not_negative = ("tumour_patches", "normal_slides", "rate", "batch", "epochs", "apart")
+        for name in (*not_negative, "val_patches", "val_slides"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
 
@@ -119,5 +138,5 @@ class Config:
     def from_dict(cls, facts: Mapping[str, Any]) -> Config:
         values = only_known(cls, facts, "reverse_distillation")
         if isinstance(given := values.get("augment"), Mapping):
-            values["augment"] = NO_AUGMENTATION.with_strengths(given)
+            values["augment"] = STAIN_AUGMENTATION.with_strengths(given)
         return cls(**values)

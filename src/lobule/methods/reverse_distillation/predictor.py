@@ -200,11 +200,7 @@ class AnomalyPredictor:
 
     def images_of(self, pixels: Tensor) -> Tensor:
         """What the teacher sees of patches: scaled, and resized to its side where that is another."""
-        side = self.config.input
-        images = self.scaling.apply(pixels)
-        if images.shape[-1] != side:
-            images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        return images
+        return images_for(self.config, self.scaling, pixels)
 
     def _distances(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
@@ -332,6 +328,14 @@ def _patches_of_cells(side: int, stride: int, cells: int, before: int, device: t
     return ((begins < patch + side) & (begins + side > patch)).float()
 
 
+def images_for(config: Config, scaling: InputScaling, pixels: Tensor) -> Tensor:
+    """Scale patches (B, rows, columns, 3) for the teacher, and resize them to the side that it sees."""
+    images = scaling.apply(pixels)
+    if images.shape[-1] != config.input:
+        images = functional.interpolate(images, (config.input, config.input), mode="bilinear", antialias=True)
+    return images
+
+
 def at_once(device: str) -> int:
     return AT_ONCE["cpu" if device == "cpu" else "accelerator"]
 
@@ -386,7 +390,10 @@ def load(bundle: Bundle, *, trust: bool = False) -> AnomalyPredictor:
             "model.json lacks a setting, or one of it cannot be used", subject=bundle.path, found=repr(error)
         ) from error
     config = Config.from_dict(facts)
-    predictor = AnomalyPredictor(config, teacher(config.teacher), Student(shape), calibration, scaling)
+    frozen = teacher(config.teacher)
+    if config.standardise_teacher:  # the weights replace these values
+        frozen.standardise([torch.zeros(c) for c in shape.channels], [torch.ones(c) for c in shape.channels])
+    predictor = AnomalyPredictor(config, frozen, Student(shape), calibration, scaling)
     try:
         predictor.net.load_state_dict(bundle.weights())
     except RuntimeError as error:

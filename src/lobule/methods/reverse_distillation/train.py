@@ -26,15 +26,17 @@ from lobule.losses import distillation_loss, focal_distillation_loss
 from lobule.methods.reverse_distillation.budget import Spent, spend
 from lobule.methods.reverse_distillation.calibrate import calibrate, raw_scores
 from lobule.methods.reverse_distillation.config import RANDOM, Config, Loss
-from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, save
+from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, images_for, save
 from lobule.nets.reverse_distillation import Student
-from lobule.nets.teachers import Teacher, load_teacher_weights, teacher
+from lobule.nets.teachers import ChannelStatistics, Teacher, load_teacher_weights, teacher
 from lobule.tissue import TissueConfig
 
 log = logging.getLogger("lobule.train")
 
 BETAS = (0.5, 0.999)
 """Of Adam, as published."""
+STATISTICS, STATISTICS_PATCHES = 2_000_000, 512
+"""The round of the patches that standardise the teacher's maps, and how many are drawn at most."""
 VALIDATION = 1_000_000
 """The round that validation patches are drawn in: the same ones at every look."""
 PLACES = "places.csv"
@@ -111,8 +113,8 @@ class _Training:
         self.progress.stage = "finding tissue"
         spent = self._budget()
         held = self._held()
-        predictor = self._built()
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            predictor = self._built(spent)
             report = self._fitted(predictor, spent, held)
         self.progress.stage = "calibrating"
         told = calibrate(
@@ -160,7 +162,7 @@ class _Training:
             SampleConfig(
                 config.mpp,
                 config.patch,
-                augment=NO_AUGMENTATION if round_ == VALIDATION else config.augment,
+                augment=config.augment if config.augmentation and round_ != VALIDATION else NO_AUGMENTATION,
             ),
             config.batch,
             seed=self.seed,
@@ -173,16 +175,34 @@ class _Training:
 
     # -- fitting ------------------------------------------------------------------------------------------
 
-    def _built(self) -> AnomalyPredictor:
+    def _built(self, spent: Spent) -> AnomalyPredictor:
         config = self.config
         frozen = frozen_teacher(config.teacher, config.weights, self.seed)
         if config.weights == RANDOM:
             self._note("the teacher's weights are random: nobody trained it")
+        if config.standardise_teacher:
+            self._standardise(frozen, spent.pool)
         torch.manual_seed(self.seed)
         student = Student(frozen.student_shape(config.shortcut))
         predictor = AnomalyPredictor(config, frozen, student)
         predictor.net.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return predictor
+
+    def _standardise(self, frozen: Teacher, pool: Pool) -> None:
+        """Standardise the teacher's maps by those of normal training patches, augmented as in training."""
+        frozen.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        statistics = ChannelStatistics()
+        batches = -(-min(len(pool.listed or ()), STATISTICS_PATCHES) // self.config.batch)
+        with self._stream(pool, STATISTICS, batches) as stream:
+            for samples in stream:
+                normal = samples.pixels[samples.labels == NORMAL]
+                if len(normal):
+                    pixels = torch.from_numpy(normal).to(self.device)
+                    statistics.add(frozen(images_for(self.config, frozen.scaling, pixels)))
+        means, spreads = statistics.result()
+        frozen.standardise(
+            [mean.to(self.device) for mean in means], [spread.to(self.device) for spread in spreads]
+        )
 
     def _fitted(self, predictor: AnomalyPredictor, spent: Spent, held: Pool | None) -> FitReport:
         config, student = self.config, predictor.net.student
