@@ -188,17 +188,19 @@ def test_teacher_statistics_are_those_of_the_normal_training_patches(cohort: Coh
     bundle = train(config, cohort, tmp_path, tissue=TISSUE, machine=MACHINE)
     predictor = load(bundle)
     assert predictor.net.student.shape.signed
+    spent = spend(config, gather(cohort.split("train"), TISSUE), seed=0)
+    assert spent.to_csv() == bundle.file("places.csv").read_text()
     patches = []
-    for line in bundle.file("places.csv").read_text().splitlines()[1:]:
-        name, kind, x, y = line.split(",")
-        if kind == "normal":
-            left, top = round(float(x) - 16), round(float(y) - 16)
-            with open_slide(str(cohort[name].path), mpp=MPP) as slide:
-                pixels = slide.backend.read(0, slide.bounds, 1)
-            patches.append(pixels[top : top + 32, left : left + 32])
+    for number, point in zip(spent.listed.slides, spent.listed.l0_points, strict=True):
+        with open_slide(str(spent.pool.slides[number].case.path), mpp=MPP) as slide:
+            pixels = slide.backend.read(0, slide.bounds, 1)
+        left, top = round(point[0] - 16), round(point[1] - 16)
+        patches.append(pixels[top : top + 32, left : left + 32])
+    normal = spent.listed.labels == NORMAL
+    assert normal.sum() == 60
     torch.manual_seed(0)
     plain = teacher("tiny")
-    scaled = torch.from_numpy(np.stack(patches) / 255 * 2 - 1).float().permute(0, 3, 1, 2)
+    scaled = torch.from_numpy(np.stack(patches)[normal] / 255 * 2 - 1).float().permute(0, 3, 1, 2)
     for stage, maps in enumerate(plain(scaled), start=1):
         values = np.moveaxis(maps.numpy().astype(np.float64), 1, 0).reshape(maps.shape[1], -1)
         spread = values.std(axis=1)
