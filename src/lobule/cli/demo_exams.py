@@ -15,13 +15,13 @@ EXAMS, EXAMS_LEAST = 110, 10
 SIZE = (640, 468)
 """Height and width of a view in pixels of 0.375 mm; those of a hospital are four to six times as large."""
 SPLITS = (("train", 0.7), ("test", 0.3))
-"""Settings were chosen on other cohorts, and the last weights of a training are used: no exam validates."""
+"""The last weights of a training are used, so no exam is set aside to validate them."""
 RESAMPLES = 2000
 PATCH_STEPS, CLASSIFIER_STEPS, STEPS_LEAST = 4000, 800, 6
 SETTINGS: dict[str, Any] = {
     # The patch classifier sees squares of 24 mm and paints the heatmaps.
     "heatmaps": True, "patch": 64, "patch_stride": 28, "patch_growth": 8, "patch_blocks": (2, 2, 2, 2),
-    "patch_first_width": 16, "patch_batch": 24, "patch_rate": 0.01, "patch_shares": (0.3, 0.2, 0.25, 0.25),
+    "patch_first_width": 16, "patch_batch": 24, "patch_rate": 0.01, "patch_shares": (0.3, 0.2, 0.2, 0.3),
     # The exam classifier sees whole views and their heatmaps at an eighth of the resolution.
     "window": (592, 368), "shrink": 8, "widths": (16, 16, 32, 32, 64), "pool": "max", "swap_sides": True,
     "move": (16, 16), "resize": 0, "batch": 6, "rate": 0.003, "trunk_rate": 0.003, "positive_share": 0.7,

@@ -34,7 +34,7 @@ SMOOTH = 3
 STYLE = """
 .views { display: grid; grid-template-columns: repeat(4, 1fr); gap: .4rem; margin: .6rem 0; }
 .views img { width: 100%; } .views figcaption { margin: .1rem 0 .3rem; }
-.exam { margin: 0 0 2.6rem; } h3 { font-size: 1rem; margin: 0 0 .2rem; }
+.exam { margin: 1.6rem 0 2.6rem; } h3 { font-size: 1rem; margin: 0 0 .2rem; }
 .yes { font-weight: 600; }
 """
 
