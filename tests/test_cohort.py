@@ -154,7 +154,7 @@ c,,,,b.svs,0,1,2,3.5,4
         ("case,patient,slide\na,p\n", "row 2: 2 cells under 3 columns"),
         ("case,patient,slide\na,p,a.svs,more\n", "row 2: 4 cells under 3 columns"),
         ("case,patient,slide,\na,p,a.svs,more\n", "under a column without a name"),
-        ("case,patient,slide,image\na,p,a.svs,\nb,q,,one.png\n", "row 3: mixed kinds"),
+        ("case,patient,slide,l_cc\na,p,a.svs,\nb,q,,one.png\n", "row 3: mixed kinds"),
         ("case,patient,slide,image\na,p,a.svs,one.png\n", "this row gives slide and image"),
         ("case,patient,image,x,y,w,h\na,p,one.png,1,1,5,5\n", "belong to slides"),
         ("case,patient,slide,x,y,w,h\na,p,a.svs,-1,1,5,5\n", "begins inside its slide"),

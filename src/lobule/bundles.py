@@ -6,13 +6,13 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lobule import __version__
-from lobule.errors import BundleError, ConfigError, LobuleError, UsageError
+from lobule.errors import BundleError, ConfigError, LobuleError, ResultsError, UsageError
 from lobule.files import make_folder, read_json, write_atomic, write_json, write_text
 
 if TYPE_CHECKING:
@@ -21,6 +21,22 @@ if TYPE_CHECKING:
 FORMAT = "lobule-bundle/1"
 MODEL = "model.json"
 WEIGHTS = "weights.safetensors"
+
+SOUND: Mapping[str, Callable[[Any], bool]] = {
+    "method": lambda method: isinstance(method, str),
+    "classes": lambda classes: all(isinstance(name, str) for name in classes),
+    "mpp": lambda mpp: mpp is None or (_is_number(mpp) and mpp > 0),
+    "metrics": lambda metrics: isinstance(metrics, dict),
+    "provenance": lambda provenance: isinstance(provenance, dict),
+    "patients": lambda patients: all(isinstance(patient, str) for patient in patients),
+    "files": lambda files: all(isinstance(digest, str) for digest in files.values()),
+}
+"""What the fields of `model.json` have to be."""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -149,6 +165,13 @@ def read_bundle(path: str | Path) -> Bundle:
                 raise BundleError(f"{MODEL} is damaged: {part} is no {kind.__name__}", subject=path)
         for name in facts["files"]:
             _check_name(name, root)
+        if wrong := [name for name, holds in SOUND.items() if not holds(facts[name])]:
+            raise BundleError(
+                f"{MODEL} is damaged",
+                subject=path,
+                found=f"nothing of use as {', '.join(wrong)}",
+                remedy="Copy the bundle again from where it came",
+            )
         return Bundle(
             method=facts["method"],
             config=facts["config"],
@@ -157,12 +180,24 @@ def read_bundle(path: str | Path) -> Bundle:
             metrics=facts["metrics"],
             provenance=facts["provenance"],
             patients=tuple(facts["patients"]),
-            calibration=facts.get("calibration", {}),
+            calibration=_calibration(facts, root),
             files=facts["files"],
             path=root,
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{MODEL} is damaged: {error!r}", subject=path) from error
+    except (KeyError, TypeError, AttributeError, ResultsError) as error:
+        raise BundleError(f"{MODEL} is damaged: {error!s}", subject=path) from error
+
+
+def _calibration(facts: Mapping[str, Any], root: Path) -> Mapping[str, Any]:
+    calibration = facts.get("calibration", {})
+    if not isinstance(calibration, dict):
+        raise BundleError(f"{MODEL} is damaged", subject=root, found="nothing of use as calibration")
+    return calibration
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where the message is empty."""
+    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
 
 
 def plain_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -179,9 +214,7 @@ def plain_weights(path: str | Path) -> dict[str, torch.Tensor]:
             return dict(load_file(path))
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many undocumented types
-        raise ConfigError(
-            "the weights cannot be read", subject=path, found=str(error).splitlines()[0]
-        ) from error
+        raise ConfigError("the weights cannot be read", subject=path, found=first_line(error)) from error
     state = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ConfigError("these are not plain weights", subject=path, expected="names and tensors")

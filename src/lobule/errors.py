@@ -75,12 +75,17 @@ class UsageError(LobuleError):
     """The request is wrong; nothing was tried."""
 
 
+SHOWN_PROBLEMS = 100
+
+
 class CohortError(UsageError):
     """A manifest with problems. `problems` holds one sentence each, with its row."""
 
     def __init__(self, subject: object, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        listing = "\n".join(f"  - {problem}" for problem in self.problems)
+        listing = "\n".join(f"  - {problem}" for problem in self.problems[:SHOWN_PROBLEMS])
+        if len(self.problems) > SHOWN_PROBLEMS:
+            listing += f"\n  - and {len(self.problems) - SHOWN_PROBLEMS:,} more"
         count = f"{len(self.problems)} problem" + ("" if len(self.problems) == 1 else "s")
         super().__init__(f"{count} in the cohort\n{listing}", subject=subject)
 

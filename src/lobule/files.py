@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
+from urllib.parse import quote
 from uuid import uuid4
 
 from lobule.errors import LobuleError, NotReadable, ResultsError, UsageError
@@ -81,8 +82,31 @@ def results_error(error: OSError, path: str | Path) -> ResultsError:
     return ResultsError(what, subject=path, remedy=remedy)
 
 
+LONGEST_FOLDER_NAME = 240
+"""Bytes of a case's folder name; file systems allow 255, and writers add a suffix."""
+
+
+def case_folder_name(case_id: str) -> str:
+    """The name of a case's folder in the results."""
+    # letters of any script stay as they are: escaped, a long name would not fit a file system
+    name = "".join(letter if ord(letter) > 127 else quote(letter, safe=" ") for letter in case_id)
+    return f"%2E{name[1:]}" if name.startswith(".") else name  # `..` is a folder of nobody's
+
+
+def fits_folder_name(case_id: str) -> bool:
+    """Whether a file system takes a case's name as the name of a folder."""
+    return len(case_folder_name(case_id).encode(errors="surrogateescape")) <= LONGEST_FOLDER_NAME
+
+
 def make_folder(path: str | Path) -> Path:
     """Make a folder and its parents; a file in the way or a missing permission is a `ResultsError`."""
+    if is_url(path):
+        raise UsageError(
+            "cannot write a folder to a URL",
+            subject=path,
+            expected="a folder on this machine",
+            remedy="Write to a local folder, then copy it",
+        )
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:

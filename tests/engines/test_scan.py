@@ -16,7 +16,7 @@ from lobule.cohort import Case, Cohort
 from lobule.engines.cases import Progress
 from lobule.engines.passes import Batch, ScanOptions
 from lobule.engines.scan import Machine, scan
-from lobule.errors import ConfigError, ResultsError
+from lobule.errors import ConfigError, ResultsError, UsageError
 from lobule.results import open_results
 from lobule.stitch import State
 from tests.engines.support import (
@@ -138,6 +138,34 @@ def test_unknown_verify_is_refused_before_scanning(slide: Path, tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"verify.*'all'.*changed or full"):
         scan_small(cohort_of(slide), tmp_path / "r", verify="all")
     assert not (tmp_path / "r").exists()
+
+
+def test_results_folder_whose_name_looks_like_a_url(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = scan_small(cohort_of(slide), Path("results-12:30"), predictor=TwoPassPredictor())
+    assert dict(report.counts) == {"complete": 1}  # type: ignore[attr-defined]
+    folder = open_results("results-12:30").case_folder("one")
+    assert folder.findings().keys() and len(folder.tables["look"].read()["value"])
+    with pytest.raises(UsageError, match="cannot write a folder to a URL"):
+        scan_small(cohort_of(slide), "memory://results")  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.tif", "results-12:30"]
+
+
+def test_case_name_too_long_for_a_folder_is_refused_before_scanning(slide: Path, tmp_path: Path) -> None:
+    cohort = Cohort((Case("#" * 90, "p", "slide", path=str(slide)),))
+    with pytest.raises(ConfigError, match="too long for a folder name"):
+        scan_small(cohort, tmp_path / "r")
+
+
+def test_corrected_patient_is_taken_over_on_resume(slide: Path, tmp_path: Path) -> None:
+    for patient in ("wrong", "right"):
+        progress, case = Progress(), Case("one", patient, "slide", path=str(slide))
+        scan_small(Cohort((case,)), tmp_path / "r", progress=progress)
+    assert progress.finished == {"one": "skipped"}
+    result = open_results(tmp_path / "r").case_folder("one").result
+    assert result is not None and result["patient"] == "right"
 
 
 def test_a_map_feeds_a_second_pass(slide: Path, tmp_path: Path) -> None:

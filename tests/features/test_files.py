@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,3 +248,57 @@ def test_a_case_is_found_by_its_name_or_its_slides(tmp_path: Path) -> None:
 )
 def test_magnifications_are_the_usual_numbers(mpp: float, usual: float) -> None:
     assert nominal_magnification(mpp) == usual
+
+
+def tampered(path: Path, name: str, write: Callable[[h5py.File], object]) -> Path:
+    """A sound feature file in which one dataset is replaced."""
+    with h5py.File(path, "w") as file:
+        file["features"] = np.ones((3, 4), np.float32)
+        file["coords"] = np.zeros((3, 2), np.int64)
+        file["coords"].attrs["patch_size_level0"] = 256
+        del file[name]
+        write(file)
+    return path
+
+
+HOSTILE: dict[str, Callable[[h5py.File], object]] = {
+    "external storage": lambda file: file.create_dataset(
+        "features", (3, 4), np.float32, external=[("/etc/passwd", 0, 48)]
+    ),
+    "an external link": lambda file: file.__setitem__("features", h5py.ExternalLink("other.h5", "features")),
+    "a soft link": lambda file: file.__setitem__("features", h5py.SoftLink("/coords")),
+    "text": lambda file: file.create_dataset("features", data=[[b"a", b"b"]] * 3),
+    "references": lambda file: file.create_dataset("features", (3, 4), h5py.ref_dtype),
+    "compounds": lambda file: file.create_dataset("features", (3, 4), np.dtype([("x", "f4")])),
+    "a group": lambda file: file.create_group("features"),
+    "a number alone": lambda file: file.create_dataset("features", data=5.0),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_features_that_are_not_plain_numbers_are_refused(kind: str, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["features"] = np.ones((3, 4), np.float32)
+    path = tampered(tmp_path / "a.h5", "features", HOSTILE[kind])
+    with pytest.raises(DamagedFile, match=r"a\.h5"):
+        read_feature_file(path)
+
+
+def test_virtual_features_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["features"] = np.ones((3, 4), np.float32)
+    layout = h5py.VirtualLayout((3, 4), np.float32)
+    layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "features", (3, 4))
+    path = tampered(
+        tmp_path / "a.h5", "features", lambda file: file.create_virtual_dataset("features", layout)
+    )
+    with pytest.raises(DamagedFile, match="stored in other files"):
+        read_feature_file(path)
+
+
+def test_attributes_that_are_text_are_refused(tmp_path: Path) -> None:
+    path = tampered(tmp_path / "a.h5", "features", lambda file: file.__setitem__("features", np.ones((3, 4))))
+    with h5py.File(path, "a") as file:
+        file["coords"].attrs["patch_size_level0"] = "large"
+    with pytest.raises(DamagedFile, match=r"a\.h5"):
+        read_feature_file(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
@@ -19,6 +20,7 @@ COLUMNS_OF = {
 
 KNOWN = tuple(dict.fromkeys([*COMMON, *COLUMNS_OF["slide"], *COLUMNS_OF["image"], *COLUMNS_OF["exam"]]))
 
+LEAST_ALIKE = 0.6
 ALIKE = 0.8
 """Names at least this similar are one name misspelt; `mpp` is so short that two letters of it are enough."""
 
@@ -34,9 +36,10 @@ def family_of(columns: Sequence[str]) -> str | None:
 def column_problems(columns: Sequence[str]) -> list[str]:
     """One sentence for each column that is missing, twice there or misspelt."""
     problems = []
-    for name in dict.fromkeys(columns):
-        if name and columns.count(name) > 1:
-            problems.append(f"column '{name}' is there {columns.count(name)} times")
+    counts = Counter(columns)
+    for name in counts:
+        if name and counts[name] > 1:
+            problems.append(f"column '{name}' is there {counts[name]} times")
         meant = meant_column(name, columns)
         if meant:
             problems.append(f"column '{name}' is not known; '{meant}' is meant? Rename it")
@@ -64,13 +67,21 @@ def meant_column(name: str, columns: Sequence[str]) -> str | None:
             return known
     family = family_of(columns)
     could = [*COMMON, *(COLUMNS_OF[family] if family else KNOWN)]
-    absent = [known for known in could if known not in columns and len(known) > 2]
-    likeness = {known: SequenceMatcher(None, plain, _plain(known)).ratio() for known in absent}
+    present = set(columns)
+    absent = [known for known in could if known not in present and len(known) > 2]
+    likeness = {known: _likeness(plain, _plain(known)) for known in absent}
     best = max(likeness, key=lambda known: likeness[known], default=None)
     if best is None:
         return None
-    enough = 0.6 if len(best) == 3 else ALIKE
+    enough = LEAST_ALIKE if len(best) == 3 else ALIKE
     return best if likeness[best] >= enough or _swapped(plain, _plain(best)) else None
+
+
+def _likeness(one: str, other: str) -> float:
+    """How alike two names are; the exact ratio is computed only where it can matter."""
+    matcher = SequenceMatcher(None, one, other)
+    bound = min(matcher.real_quick_ratio(), matcher.quick_ratio())
+    return matcher.ratio() if bound >= LEAST_ALIKE else bound
 
 
 def _plain(name: str) -> str:

@@ -15,6 +15,9 @@ from lobule.cohort.rows import RowReader, ids_of_paths, straddling
 from lobule.errors import CohortError, NotReadable, UsageError
 from lobule.files import is_url, not_readable, open_url, write_atomic
 
+MOST_COLUMNS = 2_000
+MOST_ROWS = 1_000_000
+
 
 def read_cohort(path: str | Path, *, check_files: bool = True) -> Cohort:
     """Read a CSV or Parquet manifest. Raises `CohortError` with every problem at once.
@@ -98,12 +101,17 @@ def _csv_table(data: bytes) -> Table:
                 continue
             if not header_seen:
                 header_seen, columns = True, tuple(stripped)
+                if len(columns) > MOST_COLUMNS:
+                    found = f"{len(columns):,} columns; a manifest has at most {MOST_COLUMNS:,}"
+                    return Table((), (), (found,), unusable=True)
                 if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
                     return Table((), (), ("the columns are not separated by commas",), unusable=True)
                 continue
             if len(cells) < len(columns) or any(stripped[len(columns) :]):
                 problems.append(f"row {number}: {len(cells)} cells under {len(columns)} columns")
                 continue
+            if len(rows) >= MOST_ROWS:
+                return Table((), (), (f"more than {MOST_ROWS:,} rows",), unusable=True)
             rows.append((number, {name: cell for name, cell in zip(columns, stripped, strict=False) if name}))
             if any(cell for name, cell in zip(columns, stripped, strict=False) if not name):
                 problems.append(f"row {number}: a cell stands under a column without a name")
@@ -135,16 +143,29 @@ def _parquet_table(data: bytes, path: str | Path) -> Table:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(pyarrow.BufferReader(data))
-    except (pyarrow.ArrowException, OSError) as error:
+        file = parquet.ParquetFile(pyarrow.BufferReader(data))
+        columns = tuple(map(str, file.schema_arrow.names))
+        if problems := _size_problems(len(columns), file.metadata.num_rows) or column_problems(columns):
+            return Table(columns, (), tuple(problems), unusable=True)
+        table = file.read()
+    except (pyarrow.ArrowException, OSError, MemoryError) as error:
         return Table((), (), (f"the Parquet file cannot be read: {error}",), unusable=True)
-    columns = tuple(str(name) for name in table.column_names)
     values = [column.to_pylist() for column in table.columns]
     rows = tuple(
         (number, dict(zip(columns, map(_as_text, cells), strict=True)))
         for number, cells in enumerate(zip(*values, strict=True), start=2)
     )
     return Table(columns, rows)
+
+
+def _size_problems(columns: int, rows: int) -> list[str]:
+    """What is too large about a Parquet file, before its rows are read."""
+    problems = []
+    if columns > MOST_COLUMNS:
+        problems.append(f"{columns:,} columns; a manifest has at most {MOST_COLUMNS:,}")
+    if rows > MOST_ROWS:
+        problems.append(f"{rows:,} rows; a manifest has at most {MOST_ROWS:,}")
+    return problems
 
 
 def _as_text(value: object) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from lobule.cohort.case import BREAST_LABELS, SPLITS, VIEWS, Case, Kind
 from lobule.cohort.columns import BOX, KNOWN
-from lobule.files import is_url
+from lobule.files import LONGEST_FOLDER_NAME, fits_folder_name, is_url
 from lobule.geometry import Box
 
 _SPLIT_NAMES = {
@@ -21,26 +25,55 @@ _SPLIT_NAMES = {
 }
 """What people write for the three splits."""
 
+SHOWN_ROWS = 10
+"""Rows that a message names before it counts the rest."""
+
 LONGEST_ID = 200
 """Bytes of a case's name, which names its folder in the results."""
 
 
 @dataclass
 class Seen:
-    """Which rows a patient or a file was met in, by split."""
+    """Which rows a patient or a file was met in, by split; `same` gives what its spellings share."""
 
     what: str
+    same: Callable[[str], str]
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    spellings: dict[str, dict[str, None]] = field(default_factory=dict)
 
     def add(self, name: str, split: str | None, row: int) -> None:
         if split is not None:
-            self.splits.setdefault(name, {}).setdefault(split, row)
+            key = self.same(name)
+            self.splits.setdefault(key, {}).setdefault(split, row)
+            self.spellings.setdefault(key, {}).setdefault(name)
+
+
+def same_patient(name: str) -> str:
+    """What spellings of a patient share: letter case, spaces and a decimal zero are left out."""
+    plain = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
+    return re.sub(r"^([0-9]+)\.0+$", r"\1", plain)
+
+
+def same_file(path: str) -> str:
+    """What spellings of a path share: links are followed, `..` is resolved, `file://` is left out."""
+    local = local_path(path)
+    if is_url(local):
+        return local
+    try:
+        return os.path.realpath(local)
+    except (ValueError, OSError):
+        return local
+
+
+def local_path(path: str) -> str:
+    """The path that a `file://` URL names; anything else as it is."""
+    return unquote(urlsplit(path).path) if path.lower().startswith("file://") else path
 
 
 def straddling(seen: Sequence[Seen]) -> list[str]:
     """One sentence for each patient or file in more than one split: it would leak."""
     return [
-        f"{kind.what} '{name}' is in several splits: "
+        f"{kind.what} {_spelled(kind, name)} is in several splits: "
         + ", ".join(f"{split} (row {row})" for split, row in splits.items())
         for kind in seen
         for name, splits in kind.splits.items()
@@ -48,12 +81,18 @@ def straddling(seen: Sequence[Seen]) -> list[str]:
     ]
 
 
+def _spelled(kind: Seen, key: str) -> str:
+    first, *others = kind.spellings[key]
+    return f"'{first}'" + (f" (also written '{others[0]}')" if others else "")
+
+
 class RowReader:
     """Turns rows into cases and gathers every problem on the way."""
 
     def __init__(self, folder: str, columns: Sequence[str], check_files: bool) -> None:
-        self.problems: list[str] = []
-        self.seen = (Seen("patient"), Seen("file"))
+        self._rows_with: dict[str, list[int]] = {}
+        self._problem_count = 0
+        self.seen = (Seen("patient", same_patient), Seen("file", same_file))
         self._folder = folder
         self._columns = columns
         self._check_files = check_files
@@ -64,7 +103,7 @@ class RowReader:
     def read(self, row: int, cells: Mapping[str, str]) -> Case | None:
         """The case of a row; None where it has a problem."""
         self._row = row
-        before = len(self.problems)
+        before = self._problem_count
         case_id = self._case_id(cells.get("case", ""))
         patient = cells.get("patient", "")
         if not patient and "patient" in self._columns:
@@ -78,7 +117,7 @@ class RowReader:
         annotation = self._file(cells, "annotation")
         breast_labels = self._breast_labels(cells)
         self._remember(patient, split, path, views)
-        if len(self.problems) > before or kind is None:
+        if self._problem_count > before or kind is None:
             return None
         return Case(
             case_id,
@@ -96,8 +135,16 @@ class RowReader:
             attributes={name: cell for name, cell in cells.items() if name not in KNOWN and cell},
         )
 
+    @property
+    def problems(self) -> list[str]:
+        """One sentence for each problem, with all the rows that have it."""
+        return [f"{_rows(rows)}: {sentence}" for sentence, rows in self._rows_with.items()]
+
     def _problem(self, sentence: str) -> None:
-        self.problems.append(f"row {self._row}: {sentence}")
+        rows = self._rows_with.setdefault(sentence, [])
+        self._problem_count += 1
+        if rows[-1:] != [self._row]:
+            rows.append(self._row)
 
     def _case_id(self, name: str) -> str:
         if not name:
@@ -107,6 +154,11 @@ class RowReader:
             self._problem(f"case '{name}' names a folder in the results: no slashes, and no dot at its start")
         if len(name.encode()) > LONGEST_ID:
             self._problem(f"the case's name has {len(name.encode())} bytes; at most {LONGEST_ID}")
+        elif not fits_folder_name(name):
+            self._problem(
+                f"case '{name[:40]}…' is too long for the name of a folder: characters other than letters, "
+                f"digits and spaces count three bytes each, and at most {LONGEST_FOLDER_NAME} are allowed"
+            )
         if name in self._row_of:
             self._problem(f"case '{name}' is there already, in row {self._row_of[name]}")
         self._row_of.setdefault(name, self._row)
@@ -134,7 +186,7 @@ class RowReader:
         family = found[0]
         if self._family is None:
             self._family = (family, self._row)
-        elif self._family[0] != family:
+        elif "exam" in (family, self._family[0]) and self._family[0] != family:
             self._problem(
                 f"mixed kinds: this is of kind {family}, row {self._family[1]} of kind {self._family[0]}"
             )
@@ -222,6 +274,15 @@ class RowReader:
             files.add(file, split, self._row)
 
 
+def _rows(rows: Sequence[int]) -> str:
+    """`row 2`, `rows 2 and 5`, or the first few and how many more."""
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    if len(rows) <= SHOWN_ROWS:
+        return f"rows {', '.join(map(str, rows[:-1]))} and {rows[-1]}"
+    return f"rows {', '.join(map(str, rows[:SHOWN_ROWS]))} and {len(rows) - SHOWN_ROWS} more"
+
+
 def _number(cell: str) -> float | None:
     try:
         value = float(cell)
@@ -235,6 +296,7 @@ def resolve(cell: str, folder: str) -> str:
 
     Links inside the path are kept: stores that link `slide.svs` to a nameless file depend on the name.
     """
+    cell = local_path(cell)
     if is_url(cell):
         return cell
     if is_url(folder):
@@ -272,4 +334,7 @@ def ids_of_paths(paths: Sequence[str]) -> list[str]:
 def _as_id(name: str) -> str:
     """A name as a manifest may have it; of one too long, the end stays, which says most."""
     odd_bytes_out = name.lstrip(".").encode(errors="replace")
-    return odd_bytes_out[-LONGEST_ID:].decode(errors="ignore") or "case"
+    short = odd_bytes_out[-LONGEST_ID:].decode(errors="ignore") or "case"
+    while not fits_folder_name(short):
+        short = short[1:]
+    return short

@@ -158,6 +158,7 @@ class CaseRunner:
                 return "skipped"
             raise
         if self._already(case, folder, prints):
+            _correct_patient(case, folder)
             return "skipped"
         # what is unfinished, or finished and now retried, is taken up where it stands
         for name in (RESULT, *FINDINGS):
@@ -335,6 +336,13 @@ def _within_region(pass_: Pass, case: Case) -> Pass:
     x, y = (np.arange(spec.grid.columns) + 0.5) * step_x, (np.arange(spec.grid.rows) + 0.5) * step_y
     inside = ((y >= box.y) & (y < box.bottom))[:, None] & ((x >= box.x) & (x < box.right))[None, :]
     return replace(pass_, store=replace(spec, glass=spec.glass & inside))
+
+
+def _correct_patient(case: Case, folder: CaseFolder) -> None:
+    """Take over the patient of the cohort, where it was corrected after the case was scanned."""
+    result = folder.result
+    if result is not None and result.get("patient") != case.patient:
+        write_json(folder.path / RESULT, {**result, "patient": case.patient})
 
 
 def _finished(folder: CaseFolder) -> bool:

@@ -28,7 +28,7 @@ from lobule.engines.placement import (
     possible_forms,
 )
 from lobule.errors import ConfigError, LobuleError, ResultsError
-from lobule.files import read_json, write_json
+from lobule.files import LONGEST_FOLDER_NAME, fits_folder_name, read_json, write_json
 from lobule.results.folder import (
     SCAN,
     Results,
@@ -148,6 +148,14 @@ def _sharded(cohort: Cohort, shard: tuple[int, int] | None) -> list[Case]:
     twice = [name for name, count in Counter(case.id for case in cases).items() if count > 1]
     if twice:  # they would write into one folder
         raise ConfigError("cases of one name", subject=cohort.path, found=", ".join(twice[:5]))
+    if too_long := [case.id for case in cases if not fits_folder_name(case.id)]:
+        raise ConfigError(
+            "case names that are too long for a folder name",
+            subject=cohort.path,
+            expected=f"at most {LONGEST_FOLDER_NAME} bytes, escaped characters counted as three",
+            found=", ".join(name[:60] for name in too_long[:3]),
+            remedy="Use shorter names",
+        )
     if shard is None:
         return cases
     index, count = shard

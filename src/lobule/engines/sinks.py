@@ -80,7 +80,10 @@ class _FailureList:
         self.causes = {row: cause for row, cause in self.causes.items() if rows[row]}
 
     def save(self) -> None:
-        if self.causes != self._on_disk:
+        if not self.causes:  # nothing failed, or a retry computed all of it
+            self._path.unlink(missing_ok=True)
+            self._on_disk = {}
+        elif self.causes != self._on_disk:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._path, {str(row): self.causes[row] for row in sorted(self.causes)})
             self._on_disk = dict(self.causes)

@@ -189,8 +189,9 @@ def read_feature_file(path: str | Path) -> FeatureFile:
     """Open a feature file of any layout; one that is half-written or damaged is a `DamagedFile`."""
     path = Path(path)
     with _opened(path) as file:
-        name = "feats" if "feats" in file else "features"
-        if name not in file or "coords" not in file:
+        name = "feats" if "feats" in file.keys() else "features"  # noqa: SIM118 - follows no link
+        _check_storage(path, file, name)
+        if name not in file.keys() or "coords" not in file.keys():  # noqa: SIM118
             raise DamagedFile(
                 "not a feature file",
                 subject=path,
@@ -208,6 +209,38 @@ def read_feature_file(path: str | Path) -> FeatureFile:
         if _l0_lengths(where)[0] is None:  # some say no more than a name there
             where = _attributes_of_patches(path) | where
         return _of_corners(facts, marks, dict(features.attrs), where)
+
+
+def _check_storage(path: Path, file: h5py.File, name: str) -> None:
+    """Refuse datasets whose numbers are not plain numbers in this very file.
+
+    Links, external storage, virtual datasets and references would read other files as features.
+    """
+    for key in (name, "coords"):
+        if key not in file.keys():  # noqa: SIM118 - asking the file itself would follow links
+            continue
+        link = file.get(key, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise _refused(path, f"`{key}` is a link", "numbers in the file itself")
+        item = file[key]
+        if not isinstance(item, h5py.Dataset):
+            raise _refused(path, f"`{key}` is a group", "a dataset")
+        if item.external or item.is_virtual:
+            raise _refused(
+                path, f"the numbers of `{key}` are stored in other files", "numbers in the file itself"
+            )
+        if item.dtype.kind not in "fiu":
+            raise _refused(path, f"`{key}` is of type {item.dtype}", "numbers")
+
+
+def _refused(path: Path, found: str, expected: str) -> DamagedFile:
+    return DamagedFile(
+        "not a feature file",
+        subject=path,
+        expected=expected,
+        found=found,
+        remedy="Extract the features of this slide again",
+    )
 
 
 def _check_shapes(path: Path, features: tuple[int, ...], coords: tuple[int, ...]) -> None:
@@ -281,7 +314,8 @@ def _attributes_of_patches(path: Path) -> dict[str, Any]:
             beside = folder / "patches" / name
             if beside.is_file():
                 with _opened(beside) as file:
-                    return dict(file["coords"].attrs) if "coords" in file else {}
+                    _check_storage(beside, file, "coords")
+                    return dict(file["coords"].attrs) if "coords" in file.keys() else {}  # noqa: SIM118
     return {}
 
 
@@ -299,10 +333,10 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         raise DamagedFile(
             "half-written or damaged: HDF5 cannot read it",
             subject=path,
-            found=str(error).splitlines()[0],
+            found=(str(error).splitlines() or [type(error).__name__])[0],
             remedy="Extract the features of this slide again",
         ) from error

@@ -8,9 +8,10 @@ that a scan may be refined, `SCAN_IGNORES` which options of a scan mean nothing 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
-from lobule.errors import ConfigError
+from lobule.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
@@ -43,9 +44,58 @@ def method_module(name: str) -> Any:
     return import_module(METHODS[key])
 
 
+def _refuse_disagreement(bundle: Bundle) -> None:
+    """Refuse a bundle whose `mpp` or `classes` are not those of its settings, which are what a scan uses."""
+    for name, stored in (("mpp", bundle.mpp), ("classes", list(bundle.classes))):
+        if name in bundle.config and (bundle.config[name] or None) != stored:
+            raise BundleError(
+                f"model.json holds two different values of {name}",
+                subject=bundle.path,
+                expected=f"{bundle.config[name]} as in its config",
+                found=str(stored),
+                remedy="Change both, or convert the model again",
+            )
+
+
+def _refuse_wrong_types(bundle: Bundle, config_type: type) -> None:
+    """Refuse settings that are not of the plain type that the method's `Config` declares."""
+    for name, annotation in get_type_hints(config_type).items():
+        if name in bundle.config and not _has_type(bundle.config[name], annotation):
+            raise BundleError(
+                f"model.json holds a setting of a wrong type: {name}",
+                subject=bundle.path,
+                expected=getattr(annotation, "__name__", str(annotation)),
+                found=repr(bundle.config[name])[:100],
+                remedy="Copy the bundle again from where it came",
+            )
+
+
+def _has_type(value: object, annotation: Any) -> bool:
+    """Whether a JSON value fits a plain annotation; of others, the method's own checks decide."""
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_has_type(value, kind) for kind in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return isinstance(value, list | tuple)
+    if annotation in (int, float):
+        kinds = int if annotation is int else int | float
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 2**63
+    return not (annotation in (bool, str, NoneType) and not isinstance(value, annotation))
+
+
 def load(bundle: Bundle, *, trust: bool = False) -> Predictor:
     """A bundle as a predictor, ready for the scanner. `trust` allows one that can run code."""
-    predictor: Predictor = method_module(bundle.method).load(bundle, trust=trust)
+    module = method_module(bundle.method)
+    _refuse_disagreement(bundle)
+    _refuse_wrong_types(bundle, module.Config)
+    try:
+        predictor: Predictor = module.load(bundle, trust=trust)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise BundleError(
+            "the bundle cannot be loaded: model.json or a file beside it does not hold what the method needs",
+            subject=bundle.path,
+            found=f"{type(error).__name__}: {str(error)[:300]}",
+            remedy="Copy the bundle again from where it came",
+        ) from error
     if bundle.calibration:
         from lobule.engines.calibrated import CalibratedPredictor
 

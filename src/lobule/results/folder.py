@@ -16,7 +16,15 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from lobule.errors import DamagedResults, NotReadable, ResultsError
-from lobule.files import make_folder, read_json, require_regular, results_error, write_json, write_text
+from lobule.files import (
+    case_folder_name,
+    make_folder,
+    read_json,
+    require_regular,
+    results_error,
+    write_json,
+    write_text,
+)
 from lobule.results import checks
 from lobule.results.maps import MAKING, MapReader
 from lobule.results.result import COMPLETE, FAILED, FORMAT, PARTIAL, RESEARCH_USE, UNSCORED
@@ -108,10 +116,12 @@ class CaseFolder:
             return {}
         require_regular(path)
         try:
-            rows = pq.read_metadata(path).num_rows
-            if rows > checks.MOST_ROWS:
-                raise DamagedResults("the findings are too many", subject=path, found=f"{rows:,} rows")
-            return of_arrow(pq.read_table(path))
+            with path.open("rb") as file:  # pyarrow takes a path such as `a:b/c` for a URL
+                rows = pq.read_metadata(file).num_rows
+                if rows > checks.MOST_ROWS:
+                    raise DamagedResults("the findings are too many", subject=path, found=f"{rows:,} rows")
+                file.seek(0)
+                return of_arrow(pq.read_table(file))
         except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
             raise DamagedResults("the findings are damaged", subject=path, found=str(error)) from error
 
@@ -176,7 +186,7 @@ class Results:
         return facts
 
     def case_folder(self, case_id: str) -> CaseFolder:
-        return CaseFolder(self.path / "cases" / _folder_name(case_id))
+        return CaseFolder(self.path / "cases" / case_folder_name(case_id))
 
     def cases(self) -> Iterator[CaseFolder]:
         root = self.path / "cases"
@@ -197,12 +207,6 @@ class Results:
             seen.add(case.case_id)
         totals["not started"] = sum(1 for name in self.planned() if name not in seen)
         return totals
-
-
-def _folder_name(case_id: str) -> str:
-    # letters of any script stay as they are: escaped, a long name would not fit a file system
-    name = "".join(letter if ord(letter) > 127 else quote(letter, safe=" ") for letter in case_id)
-    return f"%2E{name[1:]}" if name.startswith(".") else name  # `..` is a folder of nobody's
 
 
 def open_results(path: str | Path) -> Results:

@@ -67,7 +67,8 @@ class TableReader:
         path = self.part_path(part)
         require_regular(path)
         try:
-            return of_arrow(pq.read_table(path, columns=None if columns is None else list(columns)))
+            with path.open("rb") as file:  # pyarrow takes a path such as `a:b/c` for a URL
+                return of_arrow(pq.read_table(file, columns=None if columns is None else list(columns)))
         except (OSError, pa.ArrowException) as error:
             raise DamagedResults("a part of the table is damaged", subject=path, found=str(error)) from error
 
@@ -123,8 +124,8 @@ def _blank(like: NDArray[Any], rows: int) -> NDArray[Any]:
 def write_parquet(path: Path, columns: Mapping[str, NDArray[Any] | Sequence[Any]]) -> None:
     """Arrays as a Parquet file, whole or absent; vectors become fixed-size lists."""
     table = pa.table({name: _to_arrow(values) for name, values in columns.items()})
-    with write_atomic(path) as part:
-        pq.write_table(table, part, compression="zstd")
+    with write_atomic(path) as part, part.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
 
 
 def _to_arrow(values: NDArray[Any] | Sequence[Any]) -> Any:

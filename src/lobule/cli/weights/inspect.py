@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
 from math import prod
@@ -11,13 +10,12 @@ from typing import Any
 
 import click
 
+from lobule.bundles import first_line
 from lobule.cli.frame import Answer, answers, facts, table
 from lobule.cli.weights.catalog import CATALOG, hashes
+from lobule.cli.weights.pickles import read_imports
 from lobule.errors import BundleError
 from lobule.files import not_readable
-
-BYTES = 1 << 20
-"""The beginning of a pickle in which its imports are looked for."""
 
 
 @answers("lobule weights inspect weights.safetensors", "lobule weights inspect checkpoint.pt --tensors 5")
@@ -49,8 +47,11 @@ def command(file: str, tensors: int) -> Answer:
     return Answer(data, as_text(data, tensors))
 
 
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl")
+
+
 def is_torch(path: Path, head: bytes) -> bool:
-    return zipfile.is_zipfile(path) or head[:1] == b"\x80"
+    return zipfile.is_zipfile(path) or head[:1] == b"\x80" or path.suffix in TORCH_SUFFIXES
 
 
 def safetensors_facts(path: Path) -> dict[str, Any]:
@@ -70,13 +71,20 @@ def safetensors_facts(path: Path) -> dict[str, Any]:
             subject=path,
             remedy="Give weights as .safetensors, .pt or .pth",
         ) from error
-    return {"format": "safetensors", "metadata": dict(metadata), "imports": [], "tensors": found}
+    return {
+        "format": "safetensors",
+        "metadata": dict(metadata),
+        "imports": [],
+        "imports_certain": True,
+        "tensors": found,
+    }
 
 
 def torch_facts(path: Path) -> dict[str, Any]:
-    imports = sorted(set(pickle_imports(path)))
+    found_imports = read_imports(path)
+    imports = {"imports": sorted(found_imports.names), "imports_certain": found_imports.certain}
     if zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
-        return {"format": "torchscript", "metadata": {}, "imports": imports, "tensors": []}
+        return {"format": "torchscript", "metadata": {}, "tensors": [], **imports}
     import torch
 
     try:
@@ -85,14 +93,14 @@ def torch_facts(path: Path) -> dict[str, Any]:
         raise BundleError(
             "cannot be loaded as weights only",
             subject=path,
-            found=f"{str(error).splitlines()[0][:200]}; its pickle imports {', '.join(imports) or 'nothing'}",
+            found=f"{first_line(error)}; its pickle imports {found_imports.sentence()}",
             remedy="Do not load it; ask its makers for safetensors",
         ) from error
     found = [
         {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
         for name, tensor in tensors_in(loaded)
     ]
-    return {"format": "torch", "metadata": {}, "imports": imports, "tensors": found}
+    return {"format": "torch", "metadata": {}, "tensors": found, **imports}
 
 
 def tensors_in(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -105,38 +113,6 @@ def tensors_in(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from tensors_in(part, f"{prefix}{index}.")
     elif hasattr(value, "shape") and hasattr(value, "dtype"):
         yield prefix.rstrip("."), value
-
-
-def pickle_imports(path: Path) -> Iterator[str]:
-    """What the pickles of a torch checkpoint would import, read from their opcodes without running them."""
-    for pickle in _pickles(path):
-        strings: list[str] = []
-        try:
-            for opcode, argument, _ in pickletools.genops(pickle):
-                if opcode.name == "GLOBAL" and isinstance(argument, str):
-                    yield argument.replace(" ", ".")
-                elif opcode.name == "STACK_GLOBAL":
-                    yield ".".join(strings[-2:])
-                elif isinstance(argument, str):
-                    strings.append(argument)
-        except ValueError:  # the beginning of a long pickle ends in the middle of an opcode
-            continue
-
-
-def _pickles(path: Path) -> Iterator[bytes]:
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            data = file.read(BYTES)
-        while data[:1] == b"\x80":  # old files are several pickles, one after another
-            yield data
-            end = data.find(b".\x80", 1)
-            data = data[end + 1 :] if end > 0 else b""
-        return
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith(".pkl"):
-                with archive.open(name) as file:
-                    yield file.read(64 * BYTES)
 
 
 def as_text(data: dict[str, Any], most: int) -> str:
@@ -154,6 +130,8 @@ def as_text(data: dict[str, Any], most: int) -> str:
         lines.append(("warning", "TorchScript can run code: trust its makers before you load it"))
     if data["imports"]:
         lines.append(("imports", ", ".join(data["imports"])))
+    if not data["imports_certain"]:
+        lines.append(("warning", "what else its pickle imports cannot be determined: do not load it"))
     lines += [(f"metadata {key}", value) for key, value in data["metadata"].items()]
     shown = found if most < 0 else found[:most]
     text = facts(lines)
