@@ -22,6 +22,7 @@ import tifffile
 from PIL import Image
 from pydicom.uid import generate_uid
 
+from tests.slides.bombs import write_bombs
 from tests.slides.damaged_structure import (
     HEIGHT,
     LONG,
@@ -253,7 +254,7 @@ def make_damaged(folder: Path) -> list[Path]:
         path.parent.mkdir()
         path.write_bytes(data)
         paths.append(path)
-    return paths + list(not_files(folder))
+    return [*paths, *not_files(folder), *write_bombs(folder)]
 
 
 def main() -> None:

@@ -27,9 +27,9 @@ def write_deflated_bomb(source: Path, target: Path, inflated_bytes: int = BOMB_B
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     zeros = bytes(1 << 24)
     with target.open("wb") as out:
-        out.write(whole[:start] + deflater.compress(inflated))
-        for _ in range(inflated_bytes // len(zeros)):
-            out.write(deflater.compress(zeros))
+        out.write(whole[:start] + deflater.compress(inflated) + deflater.flush(zlib.Z_FULL_FLUSH))
+        block = deflater.compress(zeros) + deflater.flush(zlib.Z_FULL_FLUSH)  # refers to nothing before it
+        out.write(block * (inflated_bytes // len(zeros)))
         out.write(deflater.flush())
     return target
 

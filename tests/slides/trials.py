@@ -17,6 +17,7 @@ from typing import Any
 from lobule.errors import CaseError, DamagedTile, LobuleError
 from lobule.geometry import Box
 from lobule.slides import Slide, open_slide
+from lobule.slides.tiff import TiffBackend
 
 SECONDS = 10.0
 """Processor time that one file may take."""
@@ -61,8 +62,14 @@ def everything(slide: Slide) -> Iterator[Callable[[], object]]:
             yield lambda index=index, box=box: slide.read_level(index, box)
     for name in slide.associated:
         yield lambda name=name: slide.read_associated(name)
-    if slide.size.area < MAX_THUMBNAIL_PIXELS:
+    if slide.size.area < MAX_THUMBNAIL_PIXELS or _is_sparse(slide):
         yield lambda: slide.thumbnail(256)
+
+
+def _is_sparse(slide: Slide) -> bool:
+    """Whether level 0 stores no tile at all, so that a thumbnail must be cheap whatever its size."""
+    backend = slide.backend
+    return isinstance(backend, TiffBackend) and backend.is_blank(0, Box(0, 0, *slide.size))
 
 
 def _well_told(error: LobuleError, path: Path) -> None:
