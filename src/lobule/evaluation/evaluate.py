@@ -13,6 +13,7 @@ from lobule import __version__
 from lobule.cohort import SPLITS, Case, Cohort
 from lobule.cohort.labels import is_false, polarity
 from lobule.errors import UsageError
+from lobule.evaluation.few_patients import FEW_PATIENTS, without_intervals
 from lobule.evaluation.labels import Plan, plan
 from lobule.evaluation.leakage import check_overlap
 from lobule.evaluation.lesions import Matched, compare_lesions, match_slides, measure_lesions
@@ -31,7 +32,6 @@ from lobule.results.result import RESEARCH_USE, UNSCORED
 
 FORMAT = "lobule-evaluation/1"
 BLANK = "(blank)"
-FEW_PATIENTS = 10
 UNITS = {"slide": "slides", "region": "regions", "image": "images"}
 
 Told = list[tuple[Case, Said]]
@@ -181,26 +181,28 @@ def _score_names(said: Iterable[Said]) -> list[str]:
 
 
 def _task_report(task: Task, options: Options, compared: bool) -> dict[str, Any]:
-    report: dict[str, Any] = {"unit": task.unit, "all": measure_task(task, options)}
-    report["by"] = {
-        column: {
-            value: measure_task(task.part(keep), options)
-            for value, keep in _groups(task.cases, column).items()
+    def measured(some: Task) -> dict[str, Any]:
+        return without_intervals(measure_task(some, options), _patients(some.cases))
+
+    def compared_with_rival(some: Task) -> dict[str, Any]:
+        assert some.rivals is not None
+        shared = some.part(np.isfinite(some.rivals))
+        return without_intervals(compare_task(some, options), _patients(shared.cases))
+
+    def by_column(function: Callable[[Task], dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+        return {
+            column: {value: function(task.part(keep)) for value, keep in _groups(task.cases, column).items()}
+            for column in options.by
         }
-        for column in options.by
-    }
+
+    report: dict[str, Any] = {"unit": task.unit, "all": measured(task), "by": by_column(measured)}
     if compared:
-        report["against"] = {
-            "all": compare_task(task, options),
-            "by": {
-                column: {
-                    value: compare_task(task.part(keep), options)
-                    for value, keep in _groups(task.cases, column).items()
-                }
-                for column in options.by
-            },
-        }
+        report["against"] = {"all": compared_with_rival(task), "by": by_column(compared_with_rival)}
     return report
+
+
+def _patients(cases: Sequence[Case]) -> int:
+    return len({case.patient for case in cases})
 
 
 def _small_groups(tasks: Sequence[Task], options: Options) -> Iterator[str]:
@@ -215,7 +217,7 @@ def _small_groups(tasks: Sequence[Task], options: Options) -> Iterator[str]:
             if patients < FEW_PATIENTS:
                 found[title] = patients
     for title, patients in found.items():
-        yield f"{title}: of {patients} patients, too few to trust an interval or a p"
+        yield f"{title}: of {patients} patients, too few for an interval or a p-value"
 
 
 def _groups(cases: Sequence[Case], column: str) -> dict[str, list[bool]]:
@@ -260,16 +262,21 @@ def _positive(case: Case, how: Plan | None) -> bool | None:
 
 
 def _lesion_report(matched: Matched, options: Options, compared: bool) -> dict[str, Any]:
-    report: dict[str, Any] = {"all": measure_lesions(matched.cases, matched.matches, options)}
+    def measured(keep: Sequence[bool]) -> dict[str, Any]:
+        cases = _kept(matched.cases, keep)
+        block = measure_lesions(cases, _kept(matched.matches, keep), options)
+        return without_intervals(block, _patients(cases))
+
+    report: dict[str, Any] = {"all": measured([True] * len(matched.cases))}
     report["by"] = {
-        column: {
-            value: measure_lesions(_kept(matched.cases, keep), _kept(matched.matches, keep), options)
-            for value, keep in _groups(matched.cases, column).items()
-        }
+        column: {value: measured(keep) for value, keep in _groups(matched.cases, column).items()}
         for column in options.by
     }
     if compared:
-        report["against"] = {"all": compare_lesions(matched, options)}
+        shared = [
+            case for case, rival in zip(matched.cases, matched.rivals, strict=True) if rival is not None
+        ]
+        report["against"] = {"all": without_intervals(compare_lesions(matched, options), _patients(shared))}
     return report
 
 
