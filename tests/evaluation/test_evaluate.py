@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -384,3 +385,20 @@ def test_figures_are_drawn_of_many_sites(written: Written, tmp_path: Path) -> No
     ])  # fmt: skip
     text = (tmp_path / "out/roc.svg").read_text()
     assert "site north" in text and "sensitivity" in text
+
+
+def test_nine_patients_are_measured_without_intervals(written: Written, tmp_path: Path) -> None:
+    results, cohort, truth = written
+    with cohort.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    few = write_csv(tmp_path / "few.csv", [dict(row) for row in rows[:18]])
+    found = lobule.evaluate(results, few, resamples=50)
+    area = found.tasks["tumor"]["all"]["auroc"]
+    assert area["value"] == pytest.approx(roc_auc_score(truth["labels"][:18], truth["scores"][:18]))
+    assert (area["low"], area["high"]) == (None, None)
+    assert area["reason"] == "no interval: 9 patients, and at least 10 are needed"
+    found.write(tmp_path / "report", plots=False)
+    with next((tmp_path / "report").glob("table.csv")).open(newline="") as file:
+        table = {row["measure"]: row for row in csv.DictReader(file)}
+    assert (table["auroc"]["low"], table["auroc"]["high"]) == ("", "")
+    assert "9 patients" in table["auroc"]["reason"]
