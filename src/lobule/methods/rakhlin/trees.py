@@ -254,7 +254,7 @@ def _counts(
 def _ranges(starts: Integers, lengths: Integers) -> Integers:
     """The numbers from each start on, as many as its length, one range after another."""
     before = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
+    return np.asarray(np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths), np.int64)
 
 
 def _depth(roots: Integers, sizes: Integers, nodes: Integers, left: Integers, right: Integers) -> int:
