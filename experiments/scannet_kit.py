@@ -1,13 +1,16 @@
 """ScanNet on the two real slides of the reference kit, against colour and frozen features, in pairs.
 
 A dense model is trained on one slide and the kit's patches of other patients (never the other slide's), then
-scanned over the other slide; the score of a 50-px tile is the mean of the map's cells in it. Baselines are
+scanned over the other slide; the score of a 50-px tile is the mean of the map's cells in it. Patient 8913, the
+only one beside the slides with normal tissue, trains with the left half of its patches; the right half and two
+patients with tumour are the validation split, on which the scores are calibrated and the threshold for
+findings is chosen. No tile of the scanned slide takes part in that. Baselines are
 those of the kit's BASELINES.md: logistic regression on colour, and on pooled SqueezeNet maps. Intervals
 resample blocks of 5 × 5 tiles (1 mm), since neighbouring tiles are alike. Research use only.
 
     LOBULE_REFERENCE=… python experiments/scannet_kit.py OUT [--attempt NAME] [--direction 8863] [--seed 0]
 
-prints a table and writes OUT/ATTEMPT-SEED.json; model and scans are kept in OUT.
+prints a table and writes OUT/ATTEMPT-SEED.json; model, scans and tile scores are kept in OUT.
 """
 
 from __future__ import annotations
@@ -37,6 +40,11 @@ from lobule.slides.slide import open_slide
 SLIDES = ("8863", "8865")
 MPP, TILE = 4.0, 50
 BLOCK = 5 * TILE
+TUMOUR_VALUE = 2
+"""Of the class masks; 1 is normal."""
+NORMAL_PATIENT, NORMAL_VAL = "8913", "8913-right"
+"""The left half of a patient's patches, and the right half as if it were another patient's."""
+VAL = (NORMAL_VAL, "8918", "8957")
 PATCHES = ("8913", "8917", "8918", "8950", "8951", "8955", "8956", "8957", "8959", "8974")
 
 STAINS = {"augment.hematoxylin": 0.25, "augment.eosin": 0.25}
@@ -77,7 +85,10 @@ ATTEMPTS: dict[str, dict[str, Any]] = {
 def mosaic(kit: Path, patient: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The patches of a patient put back to their places on white glass, and the classes of the pixels."""
     with (kit / "patches/idc/labels.csv").open(encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["patient"] == patient]
+        rows = [row for row in csv.DictReader(lines) if row["patient"] == patient.removesuffix("-right")]
+    if patient in (NORMAL_PATIENT, NORMAL_VAL):
+        middle = sum(sorted(int(row["x"]) for row in rows)[i] for i in (0, -1)) / 2
+        rows = [row for row in rows if (int(row["x"]) >= middle) == (patient == NORMAL_VAL)]
     left, top = (min(int(row[name]) for row in rows) - TILE for name in "xy")
     width, height = (max(int(row[name]) for row in rows) + 2 * TILE for name in "xy")
     pixels = np.full((height - top, width - left, 3), 255, np.uint8)
@@ -105,8 +116,9 @@ def enlarged_case(kit: Path, name: str, times: int, folder: Path) -> Case:
         write_tiff(
             place, np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)), MPP / times
         )
-    return Case(name, name, "slide", str(place), mpp=MPP / times, split="train", label="1",
-                annotation=str(mask_place))  # fmt: skip
+    has_tumour = bool((np.asarray(Image.open(mask_place)) == TUMOUR_VALUE).any())
+    return Case(name, name, "slide", str(place), mpp=MPP / times, split="val" if name in VAL else "train",
+                label="1" if has_tumour else "0", annotation=str(mask_place))  # fmt: skip
 
 
 def write_tiff(place: Path, pixels: NDArray[np.uint8], mpp: float, side: int = 256) -> None:
@@ -238,8 +250,11 @@ def attempt(kit: Path, folder: Path, name: str, train: str, test: str, seed: int
     store = make_folder(folder / "slides")
     bundle, results = folder / f"{name}-{train}-{seed}", folder / f"{name}-{train}-{seed}-scan"
     if not (bundle / "model.json").exists():
-        cases = tuple(enlarged_case(kit, one, times, store) for one in (train, *patients))
-        lobule.train("scannet", Cohort(cases), bundle, settings=settings, val=None, seed=seed, fresh=True)
+        names = (train, *patients, NORMAL_VAL) if patients else (train,)
+        cases = tuple(enlarged_case(kit, one, times, store) for one in names)
+        val = "val" if patients else None
+        resume = (bundle / "training").exists()
+        lobule.train("scannet", Cohort(cases), bundle, settings=settings, val=val, seed=seed, resume=resume)
     scanned = Cohort((enlarged_case(kit, test, times, store),))
     lobule.scan(bundle, scanned, results, stride=stride, tissue=None)
     corners, labels = tiles_of(kit, test)

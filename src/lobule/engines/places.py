@@ -60,6 +60,14 @@ class Runs:
         before = int(self.total[run - 1]) if run else 0
         return int(self.first[run]) + number - before
 
+    def contains(self, cells: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of many flat cell indices belong to the mask."""
+        if not len(self.first):
+            return np.zeros(len(cells), np.bool_)
+        run = np.searchsorted(self.first, cells, side="right") - 1
+        length = np.diff(self.total, prepend=0)
+        return np.asarray((run >= 0) & (cells < self.first[run] + length[run]), np.bool_)
+
     def __contains__(self, cell: int) -> bool:
         run = int(np.searchsorted(self.first, cell, side="right")) - 1
         before = int(self.total[run - 1]) if run > 0 else 0
@@ -123,6 +131,20 @@ class SlidePlaces:
         if self.outlined is None:
             return np.full(len(l0_points), NORMAL, np.int8)
         return self.outlined.classes(l0_points)
+
+    def certain_classes(self, l0_points: Points) -> NDArray[np.int8]:
+        """The classes of points that a patch of the class may be centred on and that lie at no outline.
+
+        All other points are NEITHER: glass, exclusions, and normal tissue of slides whose tumour is not
+        outlined exhaustively.
+        """
+        columns, rows = np.floor(l0_points / self.l0_cell).astype(np.int64).T
+        cells = np.where((columns >= 0) & (columns < self.columns), rows * self.columns + columns, -1)
+        classes = np.full(len(cells), NEITHER, np.int8)
+        for label in (NORMAL, TUMOUR):
+            classes[self.cells[label].contains(cells)] = label
+        classes[self.unsure.contains(cells)] = NEITHER
+        return classes
 
     def draw(self, label: int, rng: np.random.Generator) -> tuple[float, float] | None:
         """A point of a class, uniform over its area (each small lesion counts as a cell); None in vain."""

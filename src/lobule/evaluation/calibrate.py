@@ -60,7 +60,9 @@ def calibrate(
     told = [(case, _raw(source, case)) for case in chosen]
     tasks = _tasks(told, chosen)
     targets = {task.name: _target(task, scores, fit, sensitivities) for task, scores in tasks}
-    facts = {"targets": targets, "cohort": chosen.path, "split": split}
+    # The calibration of ScanNet's cells precedes that of its slide scores, and stays.
+    cells = {"cells": opened.calibration["cells"]} if "cells" in opened.calibration else {}
+    facts = {**cells, "targets": targets, "cohort": chosen.path, "split": split}
     used = {patient_hash(case.patient) for task, _ in tasks for case in task.cases}
     made = replace(
         opened, calibration=facts, patients=tuple(sorted({*opened.patients, *used})), files={}, path=None

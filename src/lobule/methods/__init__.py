@@ -96,7 +96,8 @@ def load(bundle: Bundle, *, trust: bool = False) -> Predictor:
             found=f"{type(error).__name__}: {str(error)[:300]}",
             remedy="Copy the bundle again from where it came",
         ) from error
-    if bundle.calibration:
+    # ScanNet applies the calibration of its cells by itself.
+    if bundle.calibration and set(bundle.calibration) != {"cells"}:
         from lobule.engines.calibrated import CalibratedPredictor
 
         return CalibratedPredictor(predictor, bundle.calibration)

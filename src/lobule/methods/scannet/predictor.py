@@ -28,6 +28,7 @@ from lobule.engines.placement import activation_bytes, largest_cells, placed
 from lobule.errors import ConfigError, ModelError
 from lobule.findings import Finding, cell_centre, components, non_maximum_suppression
 from lobule.grid import Cells, MapGrid, cells_by_centre
+from lobule.methods.scannet.calibration import CELLS, CellCalibration
 from lobule.methods.scannet.config import Config
 from lobule.methods.scannet.forest import FOREST, Forest, map_features
 from lobule.nets.backbones import BACKBONES
@@ -52,9 +53,20 @@ class DensePredictor:
     """Any unpadded net as a dense scanner."""
 
     def __init__(
-        self, config: Config, net: nn.Module, scaling: InputScaling, forest: Forest | None = None
+        self,
+        config: Config,
+        net: nn.Module,
+        scaling: InputScaling,
+        forest: Forest | None = None,
+        calibration: CellCalibration | None = None,
     ) -> None:
         self.config, self.scaling, self.forest = config, scaling, forest
+        self.calibration = calibration
+        if calibration is not None:
+            # Refine the cells that would be refined without a calibration, and all cells of findings.
+            refined = float(calibration.from_uncalibrated(config.refine_above))
+            threshold = calibration.threshold
+            self.config = replace(config, threshold=threshold, refine_above=min(refined, threshold))
         self.net = net.eval()
         self.geometry = geometry_of(net)
         self.classes = config.classes
@@ -137,13 +149,19 @@ class DensePredictor:
             analysed = analysed_map(coarse, fine)
         learned = None
         if forest is not None:
-            learned = float(forest.probability(map_features(*judged[:2])[None])[0])
+            scores, states = judged[:2]
+            if self.calibration is not None:
+                # The forest learned from uncalibrated maps.
+                scores = self.calibration.to_uncalibrated(scores).astype(np.float32)
+            learned = float(forest.probability(map_features(scores, states)[None])[0])
         return self._result(config, analysed, strides, learned)
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
         net = self._placed[int(name.rpartition("-s")[2])]
         dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
         logits = net(self.scaling.apply(batch.pixels, dtype)).float()
+        if self.calibration is not None:
+            return {"map": self.calibration.probabilities(logits)}
         return {"map": torch.softmax(logits, dim=1)[:, 1:]}
 
     # -- how ----------------------------------------------------------------------------------------------
@@ -207,6 +225,8 @@ class DensePredictor:
             highest[name] = float(layer.max(initial=0.0))
             findings += findings_of(config, layer, l0_stride, mpp, name)
         facts: dict[str, Any] = {"strides": {str(stride): cells for stride, cells in sorted(strides.items())}}
+        if self.calibration is not None:
+            facts["finding_threshold"] = config.threshold
         slide_scores = highest
         if learned is not None:
             slide_scores = {self.classes[1]: learned}
@@ -298,6 +318,7 @@ def save(
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     forest: Forest | None = None,
+    calibration: CellCalibration | None = None,
 ) -> Bundle:
     """Write a ScanNet bundle; `patients` are those it was trained on."""
     bundle = Bundle(
@@ -308,6 +329,7 @@ def save(
         metrics or {},
         provenance or {},
         tuple(patient_hash(patient) for patient in patients),
+        {} if calibration is None else {CELLS: calibration.to_dict()},
     )
     texts = {} if forest is None else {FOREST: forest.to_text()}
     return write_bundle(path, bundle, net.state_dict(), texts)
@@ -330,4 +352,7 @@ def load(bundle: Bundle, *, trust: bool = False) -> DensePredictor:
     forest = None
     if FOREST in bundle.files:
         forest = Forest.of_text(bundle.file(FOREST).read_text("utf-8"))
-    return DensePredictor(config, net, scaling, forest)
+    calibration = None
+    if CELLS in bundle.calibration:
+        calibration = CellCalibration.from_dict(bundle.calibration[CELLS])
+    return DensePredictor(config, net, scaling, forest, calibration)

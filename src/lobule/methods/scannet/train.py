@@ -25,6 +25,7 @@ from lobule.engines.scan import Machine
 from lobule.engines.train import FitOptions, FitProgress, FitReport, Group, TrainMachine, fit
 from lobule.errors import ConfigError
 from lobule.files import fingerprint, make_folder
+from lobule.methods.scannet.calibration import CellCalibration, calibrate_cells
 from lobule.methods.scannet.config import Config
 from lobule.methods.scannet.mining import joined, mine
 from lobule.methods.scannet.predictor import DensePredictor, save
@@ -262,6 +263,23 @@ class _Training:
             for number in sorted({*found, *pool.hard})
         }
 
+    def _calibration(self, held: Pool | None) -> CellCalibration | None:
+        """The calibration of the cells' scores on the validation slides, where there are any."""
+        if held is None:
+            self._note(
+                "without validation slides of both classes the scores are not calibrated, and the threshold "
+                f"for findings stays {self.config.threshold}"
+            )
+            return None
+        self.progress.stage = "calibrating on the validation slides"
+        predictor = DensePredictor(self.config, self.net.cpu(), self.scaling)
+        folder = make_folder(self.folder / "calibration")
+        calibration, notes = calibrate_cells(
+            predictor, weights_digest(self.net), held.slides, self.tissue, folder, self._scanning()
+        )
+        self._note(*notes)
+        return calibration
+
     def _slide_score(self, pool: Pool, held: Pool | None) -> Learned:
         """A forest of the slides that trained and of those that validated, where the config asks for one."""
         if self.config.slide_score == "max":
@@ -289,7 +307,8 @@ class _Training:
     def _save(
         self, out: Path, pool: Pool, held: Pool | None, reports: list[FitReport], counts: list[int]
     ) -> Bundle:
-        final, learned = reports[-1], self._slide_score(pool, held)
+        final, calibration = reports[-1], self._calibration(held)
+        learned = self._slide_score(pool, held)
         metrics = {
             "val_auc": final.best,
             "rounds": [
@@ -313,6 +332,7 @@ class _Training:
         return save(
             out, self.config, self.net.cpu(), self.scaling, patients=patients, metrics=metrics,
             provenance=provenance, forest=learned.fitted.forest if learned.fitted else None,
+            calibration=calibration,
         )  # fmt: skip
 
     def _note(self, *notes: str) -> None:

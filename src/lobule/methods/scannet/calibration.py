@@ -1,0 +1,232 @@
+"""Calibration of map cells on the validation slides, and the threshold above which cells become findings."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
+
+from lobule.cohort import Cohort
+from lobule.engines.passes import ScanOptions
+from lobule.engines.places import NEITHER, TUMOUR, SlidePlaces
+from lobule.engines.scan import Machine, scan
+from lobule.errors import BundleError
+from lobule.files import read_json, write_json
+from lobule.measures.calibration import Platt, fit_platt, reliability
+from lobule.results.folder import open_results
+from lobule.results.maps import MapReader
+from lobule.stitch import State
+from lobule.tissue import TissueConfig
+
+if TYPE_CHECKING:
+    from lobule.methods.scannet.predictor import DensePredictor
+
+Floats = NDArray[np.float64]
+
+CELLS = "cells"
+"""The key of the cell calibration in a bundle's `calibration`, beside the calibration of a site."""
+RECORD = "calibration.json"
+MAX_NORMAL_ABOVE = 0.05
+"""The largest share of normal cells above the threshold, in each validation slide by itself.
+
+Stains differ between patients and shift the scores of a whole slide. The validation slide with the highest
+normal scores therefore decides, not the average slide.
+"""
+MIN_NORMAL = 20
+"""Slides with fewer normal cells do not limit the threshold: 5 % of them is less than one cell."""
+MAX_CELLS = 20_000
+"""Cells of one slide that the fit sees, evenly spaced over the map."""
+FOLDS = 5
+EXTREME = 1e-7
+"""Softmax in float32 reaches 0 and 1; logits are computed from scores clipped to this distance."""
+
+
+@dataclass(frozen=True)
+class CellCalibration:
+    """How the scores of cells become probabilities, and the threshold for findings on that scale."""
+
+    fit: Platt
+    """Of the difference of the net's two outputs."""
+    threshold: float
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """Calibration errors and counts of the validation cells, for the record."""
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """The calibrated score map (n, 1, rows, columns) of the net's two outputs."""
+        margin = logits[:, 1:] - logits[:, :1]
+        return torch.sigmoid(margin * self.fit.slope + self.fit.intercept)
+
+    def from_uncalibrated(self, scores: ArrayLike) -> Floats:
+        """Calibrated scores of uncalibrated ones."""
+        return self.fit(_logits(scores))
+
+    def to_uncalibrated(self, scores: ArrayLike) -> Floats:
+        """The inverse of `from_uncalibrated`."""
+        return np.asarray(expit((_logits(scores) - self.fit.intercept) / self.fit.slope))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"fit": self.fit.to_dict(), "threshold": self.threshold, **self.report}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CellCalibration:
+        """The calibration that `to_dict` wrote; values that cannot be used raise `BundleError`."""
+        try:
+            fit = Platt(float(values["fit"]["slope"]), float(values["fit"]["intercept"]))
+            threshold = float(values["threshold"])
+            usable = values["fit"]["kind"] == "platt" and 0 < fit.slope < math.inf
+            usable = usable and math.isfinite(fit.intercept) and 0 <= threshold <= 1
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError("the cell calibration of the bundle is damaged", found=repr(error)) from error
+        if not usable:
+            raise BundleError(
+                "the cell calibration of the bundle is damaged",
+                expected="a Platt fit with a positive slope, and a threshold from 0 to 1",
+                found=str({name: values[name] for name in ("fit", "threshold")}),
+            )
+        report = {name: value for name, value in values.items() if name not in ("fit", "threshold")}
+        return cls(fit, threshold, report)
+
+
+@dataclass(frozen=True, eq=False)
+class ValidationCells:
+    """Uncalibrated scores of the labelled cells of validation slides."""
+
+    scores: Floats
+    tumour: NDArray[np.bool_]
+    slides: NDArray[np.int64]
+    """The index of each cell's slide."""
+    patients: tuple[str, ...]
+    """The patient of each slide."""
+
+
+def calibrate_cells(
+    predictor: DensePredictor,
+    fingerprint: str,
+    slides: Sequence[SlidePlaces],
+    tissue: TissueConfig | None,
+    folder: Path,
+    machine: Machine,
+) -> tuple[CellCalibration | None, list[str]]:
+    """Scan the validation slides with the trained net, and calibrate its scores on their cells.
+
+    An interrupted calibration continues with the maps in `folder`; a finished one is read from there.
+
+    Returns:
+        The calibration, or None where the slides do not allow one, and notes for the user.
+    """
+    record = folder / RECORD
+    if not record.exists():
+        cohort = Cohort(tuple(places.case for places in slides))
+        facts = {"method": "scannet", "fingerprint": fingerprint, "classes": list(predictor.classes)}
+        results = folder / "scan"
+        report = scan(predictor, facts, cohort, results, ScanOptions(tissue=tissue), machine)
+        notes = [f"{name}: not used for the calibration: {why}" for name, why in report.failed.items()]
+        opened = open_results(results)
+        usable = [places for places in slides if places.case.id not in report.failed]
+        readers = [next(iter(opened.case_folder(places.case.id).maps.values())) for places in usable]
+        calibration, why = fit_cells(validation_cells(usable, readers), predictor.config.threshold)
+        stored = None if calibration is None else calibration.to_dict()
+        write_json(record, {"calibration": stored, "notes": [*notes, *why]})
+        shutil.rmtree(results, ignore_errors=True)
+    stored_record: Mapping[str, Any] = read_json(record)
+    values = stored_record["calibration"]
+    return (None if values is None else CellCalibration.from_dict(values)), list(stored_record["notes"])
+
+
+def validation_cells(slides: Sequence[SlidePlaces], readers: Sequence[MapReader]) -> ValidationCells:
+    """The cells whose class is certain: normal or tumour, and not at an outline."""
+    scores: list[Floats] = []
+    labels: list[NDArray[np.int8]] = []
+    for places, reader in zip(slides, readers, strict=True):
+        layers, states = reader.read()
+        rows, columns = np.nonzero(states == State.SCORED)
+        step_x, step_y = reader.info.l0_stride
+        centres = np.stack([(columns + 0.5) * step_x, (rows + 0.5) * step_y], axis=1)
+        classes = places.certain_classes(centres)
+        labelled = np.flatnonzero(classes != NEITHER)
+        labelled = labelled[:: max(1, -(-len(labelled) // MAX_CELLS))]
+        scores.append(layers[0][rows, columns][labelled].astype(np.float64))
+        labels.append(classes[labelled])
+    sizes = [len(of_slide) for of_slide in scores]
+    return ValidationCells(
+        np.concatenate([*scores, np.empty(0)]),
+        np.concatenate([*labels, np.empty(0, np.int8)]) == TUMOUR,
+        np.repeat(np.arange(len(sizes)), sizes),
+        tuple(places.case.patient for places in slides),
+    )
+
+
+def fit_cells(cells: ValidationCells, threshold: float = 0.5) -> tuple[CellCalibration | None, list[str]]:
+    """Platt's fit of the cells, and the threshold for findings; any `threshold` but 0.5 is not changed."""
+    without = f"so the scores are not calibrated, and the threshold for findings stays {threshold}"
+    fit = fit_platt(cells.tumour, _logits(cells.scores)) if len(cells.scores) else None
+    if fit is None:
+        return None, [f"the validation slides lack cells of normal tissue or of tumour, {without}"]
+    if fit.slope <= 0:
+        reason = "tumour does not score higher than normal tissue on the validation slides"
+        return None, [f"{reason}, {without}"]
+    calibrated = fit(_logits(cells.scores))
+    chosen, notes = threshold, []
+    if threshold == 0.5:
+        chosen = choose_threshold(calibrated, cells)
+    else:
+        notes.append(f"the threshold for findings was set to {threshold}, so none was chosen")
+    above = calibrated > chosen
+    report = {
+        "expected_error": {
+            "before": reliability(cells.tumour, cells.scores).expected_error,
+            "after": reliability(cells.tumour, calibrated).expected_error,
+            "other_patients": _error_on_other_patients(cells),
+        },
+        "normal_above": float(above[~cells.tumour].mean()),
+        "tumour_above": float(above[cells.tumour].mean()),
+        "cells": len(cells.scores),
+        "tumour_cells": int(cells.tumour.sum()),
+        "slides": len(cells.patients),
+    }
+    return CellCalibration(fit, chosen, report), notes
+
+
+def choose_threshold(calibrated: Floats, cells: ValidationCells) -> float:
+    """The threshold with the best Dice coefficient among those that few normal cells exceed.
+
+    At most `MAX_NORMAL_ABOVE` of the normal cells of each validation slide may be above it.
+    """
+    normal = [calibrated[(cells.slides == n) & ~cells.tumour] for n in range(len(cells.patients))]
+    large = [of_slide for of_slide in normal if len(of_slide) >= MIN_NORMAL] or [calibrated[~cells.tumour]]
+    lowest = max(float(np.quantile(scores, 1 - MAX_NORMAL_ABOVE, method="higher")) for scores in large)
+    order = np.argsort(-calibrated, kind="stable")
+    ranked, hits = calibrated[order], np.cumsum(cells.tumour[order])
+    count = np.arange(1, len(ranked))
+    between = (ranked[:-1] + ranked[1:]) / 2
+    allowed = (ranked[:-1] > ranked[1:]) & (between >= lowest)
+    if not allowed.any():
+        return lowest
+    dice = np.where(allowed, 2 * hits[:-1] / (count + hits[-1]), -1.0)
+    return float(between[int(dice.argmax())])
+
+
+def _error_on_other_patients(cells: ValidationCells) -> float | None:
+    """The calibration error of fits that saw none of a cell's patient; None where no fit is possible."""
+    names = sorted(set(cells.patients))
+    fold_of_slide = np.array([names.index(patient) % FOLDS for patient in cells.patients])
+    folds = fold_of_slide[cells.slides]
+    logits, calibrated = _logits(cells.scores), np.full(len(cells.scores), np.nan)
+    for fold in np.unique(folds):
+        fit = fit_platt(cells.tumour[folds != fold], logits[folds != fold])
+        if fit is None:
+            return None
+        calibrated[folds == fold] = fit(logits[folds == fold])
+    return reliability(cells.tumour, calibrated).expected_error
+
+
+def _logits(scores: ArrayLike) -> Floats:
+    return np.asarray(logit(np.clip(np.asarray(scores, np.float64), EXTREME, 1 - EXTREME)))

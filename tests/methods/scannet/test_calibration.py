@@ -1,0 +1,219 @@
+"""Cell scores are calibrated on validation slides, and the threshold for findings is chosen there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+from lobule.bundles import Bundle, read_bundle, write_bundle
+from lobule.cohort import Cohort
+from lobule.engines.places import NEITHER, NORMAL, TUMOUR, Runs, find_places
+from lobule.engines.scan import Machine, scan
+from lobule.errors import BundleError
+from lobule.methods import load
+from lobule.methods.scannet import train
+from lobule.methods.scannet.calibration import (
+    MAX_NORMAL_ABOVE,
+    CellCalibration,
+    ValidationCells,
+    choose_threshold,
+    fit_cells,
+)
+from lobule.results.folder import CaseFolder, open_results
+from lobule.stitch import State
+from tests.methods.scannet.test_train import CONFIG, MACHINE, TISSUE, painted
+
+SETTINGS = replace(CONFIG, rounds=0)
+
+
+def simulated(
+    slope: float, intercept: float, shifts: tuple[float, ...], count: int = 3000
+) -> ValidationCells:
+    """Cells whose true probability is a logistic function of their score's logit, on slides that differ."""
+    rng = np.random.default_rng(4)
+    logits = np.concatenate([rng.normal(shift, 2, count) for shift in shifts])
+    tumour = rng.random(len(logits)) < expit(slope * logits + intercept)
+    slides = np.repeat(np.arange(len(shifts)), count)
+    return ValidationCells(expit(logits), tumour, slides, tuple(f"p{n}" for n in range(len(shifts))))
+
+
+# -- the fit ------------------------------------------------------------------------------------------------
+
+
+def test_the_fit_recovers_a_known_miscalibration() -> None:
+    cells = simulated(0.6, -1.2, (-1.0, 0.0, 1.0))
+    calibration, notes = fit_cells(cells)
+    assert calibration is not None
+    assert notes == []
+    assert calibration.fit.slope == pytest.approx(0.6, abs=0.05)
+    assert calibration.fit.intercept == pytest.approx(-1.2, abs=0.08)
+    error = calibration.report["expected_error"]
+    assert error["before"] > 0.1
+    assert error["after"] < 0.02
+    assert error["other_patients"] < 0.03
+    calibrated = calibration.from_uncalibrated(cells.scores)
+    assert (np.argsort(calibrated, kind="stable") == np.argsort(cells.scores, kind="stable")).all()
+    np.testing.assert_allclose(calibration.to_uncalibrated(calibrated), cells.scores, atol=1e-9)
+
+
+def test_the_threshold_has_the_best_dice_that_the_normal_cells_of_every_slide_allow() -> None:
+    """Against trying every score as the threshold."""
+    for slope in (0.5, 1.0, 6.0):
+        cells = simulated(slope, -0.5, (-2.0, 0.0, 2.0), count=150)
+
+        def dice(threshold: float, cells: ValidationCells = cells) -> float:
+            above = cells.scores > threshold
+            return float(2 * (above & cells.tumour).sum() / (above.sum() + cells.tumour.sum()))
+
+        def allowed(threshold: float, cells: ValidationCells = cells) -> bool:
+            shares = [
+                (cells.scores[(cells.slides == n) & ~cells.tumour] > threshold).mean() for n in range(3)
+            ]
+            return max(shares) <= MAX_NORMAL_ABOVE
+
+        chosen = choose_threshold(cells.scores, cells)
+        assert allowed(chosen)
+        assert dice(chosen) == pytest.approx(max(dice(t) for t in np.unique(cells.scores) if allowed(t)))
+
+
+def test_the_slide_with_the_highest_normal_scores_limits_the_threshold() -> None:
+    cells = simulated(1.0, -1.0, (-3.0, 2.0), count=2000)
+    chosen = choose_threshold(cells.scores, cells)
+    stained = cells.scores[(cells.slides == 1) & ~cells.tumour]
+    assert (stained > chosen).mean() <= 0.05
+    pooled = cells.scores[~cells.tumour]
+    assert chosen > np.quantile(pooled, 0.95)
+
+
+def test_cells_of_one_class_or_of_the_wrong_order_are_not_calibrated() -> None:
+    cells = simulated(1.0, 0.0, (0.0,), count=400)
+    for label in (True, False):
+        none, notes = fit_cells(replace(cells, tumour=np.full(400, label)))
+        assert none is None
+        assert "lack cells" in notes[0]
+        assert "stays 0.5" in notes[0]
+    none, notes = fit_cells(replace(cells, tumour=~cells.tumour))
+    assert none is None
+    assert "does not score higher" in notes[0]
+
+
+def test_a_threshold_that_the_user_set_is_not_replaced() -> None:
+    calibration, notes = fit_cells(simulated(1.0, 0.0, (0.0, 1.0)), threshold=0.83)
+    assert calibration is not None
+    assert calibration.threshold == 0.83
+    assert notes == ["the threshold for findings was set to 0.83, so none was chosen"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"fit": None}, {"fit": {"kind": "platt", "slope": -1, "intercept": 0}}, {"threshold": "high"},
+     {"threshold": float("nan")}, {"fit": {"kind": "isotonic", "slope": 1, "intercept": 0}}],
+)  # fmt: skip
+def test_a_damaged_calibration_is_an_error(damage: dict[str, Any]) -> None:
+    sound = {"fit": {"kind": "platt", "slope": 1.0, "intercept": 0.0}, "threshold": 0.5}
+    CellCalibration.from_dict(sound)
+    with pytest.raises(BundleError, match="cell calibration"):
+        CellCalibration.from_dict(sound | damage)
+
+
+# -- the cells ----------------------------------------------------------------------------------------------
+
+
+def test_many_cells_are_looked_up_as_one_by_one() -> None:
+    mask = np.random.default_rng(0).random((9, 11)) < 0.4
+    every = np.arange(-3, mask.size + 3)
+    for runs in (Runs.of(mask), Runs.of(np.zeros((2, 2), np.bool_))):
+        assert runs.contains(every).tolist() == [int(cell) in runs for cell in every]
+
+
+def test_certain_classes_are_those_of_the_outlines_and_leave_out_borders(tmp_path: Path) -> None:
+    case = painted(tmp_path, "s", (200, 200, 360), 1, "val")
+    places, _ = find_places(case, TISSUE)
+    points = np.stack(np.meshgrid(np.arange(5, 1100, 10), np.arange(5, 800, 10)), axis=-1).reshape(-1, 2)
+    classes = places.certain_classes(points.astype(np.float64))
+    inside = ((points > 200) & (points < 560)).all(axis=1)
+    assert inside[classes == TUMOUR].all()
+    assert not inside[classes == NORMAL].any()
+    assert (classes == TUMOUR).sum() > 0.6 * inside.sum()
+    assert (classes == NORMAL).sum() > 1000
+    borders = np.abs(points - 200).min(axis=1) < 4
+    assert (classes[borders & (points >= 200).all(axis=1) & (points < 560).all(axis=1)] == NEITHER).all()
+    outside = places.certain_classes(np.array([[1e6, 10.0], [-5.0, 10.0]]))
+    assert outside.tolist() == [NEITHER, NEITHER]
+    partly, _ = find_places(replace(case, attributes={"exhaustive": "false"}), TISSUE)
+    assert set(partly.certain_classes(points.astype(np.float64)).tolist()) == {NEITHER, TUMOUR}
+
+
+# -- training and scanning ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    folder = tmp_path_factory.mktemp("calibrated")
+    return Cohort(
+        (
+            painted(folder, "a", (200, 200, 360), 1, "train"),
+            painted(folder, "c", None, 3, "train", alike=(400, 250, 260)),
+            painted(folder, "d", (300, 150, 320), 4, "val"),
+            painted(folder, "e", (500, 220, 340), 5, "test", alike=(150, 200, 200)),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return train(SETTINGS, cohort, tmp_path_factory.mktemp("bundle"), tissue=TISSUE, machine=MACHINE)
+
+
+def scanned(bundle: Bundle, cohort: Cohort, folder: Path) -> CaseFolder:
+    metadata = {"method": "scannet", "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}
+    machine = Machine(device="cpu", precision="float32", cells=8, channels_last=True)
+    assert not scan(load(bundle), metadata, cohort.split("test"), folder, machine=machine).failed
+    return open_results(folder).case_folder("e")
+
+
+def test_a_training_records_the_calibration_the_threshold_and_its_error(bundle: Bundle) -> None:
+    cells = read_bundle(bundle.path or "").calibration["cells"]
+    assert cells["fit"]["kind"] == "platt"
+    assert cells["fit"]["slope"] > 0
+    assert 0 < cells["threshold"] < 1
+    assert cells["expected_error"]["after"] < 0.1
+    assert cells["slides"] == 1
+    assert 0 < cells["tumour_cells"] < cells["cells"]
+    assert cells["normal_above"] <= MAX_NORMAL_ABOVE
+
+
+def test_a_scan_uses_the_calibrated_scores_and_the_chosen_threshold(
+    bundle: Bundle, cohort: Cohort, tmp_path: Path
+) -> None:
+    plain = write_bundle(
+        tmp_path / "plain", replace(bundle, calibration={}, files={}, path=None), bundle.weights()
+    )
+    folders = [scanned(one, cohort, tmp_path / name) for one, name in ((plain, "p"), (bundle, "c"))]
+    (uncalibrated, states), (calibrated, _) = (next(iter(f.maps.values())).read() for f in folders)
+    cells = bundle.calibration["cells"]
+    raw = uncalibrated[0][states == State.SCORED].astype(np.float64)
+    middle = (raw > 1e-4) & (raw < 1 - 1e-4)
+    assert middle.sum() > 100
+    expected = expit(cells["fit"]["slope"] * logit(raw[middle]) + cells["fit"]["intercept"])
+    np.testing.assert_allclose(calibrated[0][states == State.SCORED][middle], expected, atol=2e-3)
+    for folder, threshold in zip(folders, (0.5, cells["threshold"]), strict=True):
+        scores, states = next(iter(folder.maps.values())).read()
+        above = (scores[0][states == State.SCORED] > threshold).sum()
+        assert folder.findings()["cells"].sum() == above > 0
+    results = [folder.result or {} for folder in folders]
+    assert "finding_threshold" not in results[0]
+    assert results[1]["finding_threshold"] == cells["threshold"]
+
+
+def test_without_validation_nothing_is_calibrated_and_a_note_says_so(cohort: Cohort, tmp_path: Path) -> None:
+    bundle = train(SETTINGS, cohort, tmp_path, tissue=TISSUE, machine=MACHINE, val=None)
+    assert bundle.calibration == {}
+    notes = [note for note in bundle.provenance["notes"] if "not calibrated" in note]
+    assert len(notes) == 1
+    assert notes[0].endswith("threshold for findings stays 0.5")
