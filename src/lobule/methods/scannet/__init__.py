@@ -17,6 +17,7 @@ What differs from the paper, on purpose:
 - The slide score is the highest cell, or (`slide_score=forest`) a random forest over 31 features of the map.
   It learns from maps of the slides that trained the net, which are cleaner than those of new ones; the area
   under the curve that is recorded comes from forests that saw none of a slide's patient.
+- Scores are calibrated on the validation slides, and the threshold for findings is chosen there.
 - Each sample has a generator of its own, not each worker, so that the number of workers changes nothing.
 """
 
