@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
 from lobule.cohort import Cohort
-from lobule.engines.passes import ScanOptions
+from lobule.engines.passes import Predictor, ScanOptions
 from lobule.engines.places import NEITHER, TUMOUR, SlidePlaces
 from lobule.engines.scan import Machine, scan
 from lobule.errors import BundleError
@@ -25,9 +25,6 @@ from lobule.results.folder import open_results
 from lobule.results.maps import MapReader
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
-
-if TYPE_CHECKING:
-    from lobule.methods.scannet.predictor import DensePredictor
 
 Floats = NDArray[np.float64]
 
@@ -108,12 +105,14 @@ class ValidationCells:
 
 
 def calibrate_cells(
-    predictor: DensePredictor,
+    predictor: Predictor,
     fingerprint: str,
     slides: Sequence[SlidePlaces],
     tissue: TissueConfig | None,
     folder: Path,
     machine: Machine,
+    *,
+    threshold: float = 0.5,
 ) -> tuple[CellCalibration | None, list[str]]:
     """Scan the validation slides with the trained net, and calibrate its scores on their cells.
 
@@ -130,9 +129,11 @@ def calibrate_cells(
         report = scan(predictor, facts, cohort, results, ScanOptions(tissue=tissue), machine)
         notes = [f"{name}: not used for the calibration: {why}" for name, why in report.failed.items()]
         opened = open_results(results)
-        usable = [places for places in slides if places.case.id not in report.failed]
-        readers = [next(iter(opened.case_folder(places.case.id).maps.values())) for places in usable]
-        calibration, why = fit_cells(validation_cells(usable, readers), predictor.config.threshold)
+        done = [places for places in slides if places.case.id not in report.failed]
+        maps = [
+            (places, reader) for places in done for reader in opened.case_folder(places.case.id).maps.values()
+        ]
+        calibration, why = fit_cells(validation_cells(maps), threshold)
         stored = None if calibration is None else calibration.to_dict()
         write_json(record, {"calibration": stored, "notes": [*notes, *why]})
         shutil.rmtree(results, ignore_errors=True)
@@ -141,11 +142,11 @@ def calibrate_cells(
     return (None if values is None else CellCalibration.from_dict(values)), list(stored_record["notes"])
 
 
-def validation_cells(slides: Sequence[SlidePlaces], readers: Sequence[MapReader]) -> ValidationCells:
+def validation_cells(maps: Sequence[tuple[SlidePlaces, MapReader]]) -> ValidationCells:
     """The cells whose class is certain: normal or tumour, and not at an outline."""
     scores: list[Floats] = []
     labels: list[NDArray[np.int8]] = []
-    for places, reader in zip(slides, readers, strict=True):
+    for places, reader in maps:
         layers, states = reader.read()
         rows, columns = np.nonzero(states == State.SCORED)
         step_x, step_y = reader.info.l0_stride
@@ -160,7 +161,7 @@ def validation_cells(slides: Sequence[SlidePlaces], readers: Sequence[MapReader]
         np.concatenate([*scores, np.empty(0)]),
         np.concatenate([*labels, np.empty(0, np.int8)]) == TUMOUR,
         np.repeat(np.arange(len(sizes)), sizes),
-        tuple(places.case.patient for places in slides),
+        tuple(places.case.patient for places, _ in maps),
     )
 
 

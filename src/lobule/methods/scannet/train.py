@@ -275,8 +275,9 @@ class _Training:
         predictor = DensePredictor(self.config, self.net.cpu(), self.scaling)
         folder = make_folder(self.folder / "calibration")
         calibration, notes = calibrate_cells(
-            predictor, weights_digest(self.net), held.slides, self.tissue, folder, self._scanning()
-        )
+            predictor, weights_digest(self.net), held.slides, self.tissue, folder, self._scanning(),
+            threshold=self.config.threshold,
+        )  # fmt: skip
         self._note(*notes)
         return calibration
 
