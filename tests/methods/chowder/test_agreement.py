@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from lobule.bundles import Bundle
@@ -29,9 +30,10 @@ MACHINE = TrainMachine(device="cpu", precision="float32")
 SCANNER = Machine(device="cpu", precision="float32", channels_last=True, lanes=1, readers=1)
 
 
-def logit(scores: list[float]) -> np.ndarray:
+def logit(scores: list[float]) -> NDArray[np.float64]:
     values = np.array(scores)
-    return np.log(values / (1 - values))
+    logits: NDArray[np.float64] = np.log(values / (1 - values))
+    return logits
 
 
 def test_case_spread_describes_the_members_scores() -> None:
