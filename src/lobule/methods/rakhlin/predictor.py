@@ -51,6 +51,8 @@ UNNORMALISED = (
 NO_TISSUE = "Nothing was scored: no tissue was found in the image. Scan with --no-tissue to score it anyway."
 ASSUMED_MPP = 0.5
 """µm/px at which tissue is sought in an image that does not state its resolution."""
+BLANK_SPREAD = 8.0
+"""Standard deviation of the grey levels that a blank image does not exceed; noise and shading are below."""
 PREVIEW_PX = 512
 """Longest side in pixels of the reduced image in which tissue is sought."""
 
@@ -104,13 +106,15 @@ class Framed:
         return Pass(name, fields, TableSpec(part_rows=5), batch=1, sources={"slide": source}), degenerate
 
     def has_tissue(self, config: TissueConfig) -> bool:
-        """Whether the tissue detection finds anything in the image."""
+        """Whether the image shows anything: structure, or a spot that tissue detection finds."""
         rgb = self.slide.read_lattice(self.lattice, self.box)
         factor = min(-(-max(rgb.shape[:2]) // PREVIEW_PX), *rgb.shape[:2])
         rows, columns = (side // factor for side in rgb.shape[:2])
         blocks = rgb[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor, 3)
         reduced = np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
         mpp = self.lattice.mpp or Mpp.square(ASSUMED_MPP)
+        if float(reduced.mean(axis=2).std()) > BLANK_SPREAD:
+            return True  # grey images show structure, but tissue detection needs colour
         # An image is scored whole, so that even a speck of tissue counts.
         every_speck = replace(config, debris_mm2=0.0)
         return bool(find_tissue(reduced, mpp.scaled(factor, factor), every_speck).mask.any())
