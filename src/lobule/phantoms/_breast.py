@@ -29,7 +29,7 @@ GLANDULAR_SHARE: dict[Density, float] = {"a": 0.10, "b": 0.30, "c": 0.55, "d": 0
 
 
 def stream(seed: int, *names: str) -> np.random.Generator:
-    """A random stream of its own for each named thing: adding one thing leaves the others as they were."""
+    """A separate random stream for each name, so that adding one structure leaves the others unchanged."""
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
 
 
@@ -89,7 +89,7 @@ class Layout:
         return rows, columns
 
     def clearance_mm(self, row_mm: float, column_mm: float) -> float:
-        """How far a place is from skin and muscle."""
+        """Distance of a position to the nearest of skin and muscle."""
         row = int(np.clip(row_mm / self.mm_per_px, 0, self.shape[0] - 1))
         column = int(np.clip(column_mm / self.mm_per_px, 0, self.shape[1] - 1))
         skin = float(self.inside_mm[row, column])
@@ -152,7 +152,7 @@ def _muscle(
     depth: float,
     rng: np.random.Generator,
 ) -> Floats:
-    """It narrows from the axilla to a point near the level of the nipple, its edge slightly convex."""
+    """The muscle narrows from the axilla to a point near the nipple's level; its edge is slightly convex."""
     top, end, bow = (
         depth * rng.uniform(0.34, 0.48),
         nipple_row * rng.uniform(0.82, 1.0),
@@ -257,8 +257,10 @@ def _threads(layout: Layout, rng: np.random.Generator) -> Floats:
     for spread, across, along in ((0.14, 700, 70), (0.20, 420, 40), (0.28, 240, 30)):
         blur = (SIGMA_AS_WAVELENGTH * 1200 / across, SIGMA_AS_WAVELENGTH * 160 / along)
         web = power_law(rng, (1200, 160), 1.0, beta=0, longest_mm=1, stretch=blur, shortest_mm=1)
-        places = np.stack(np.broadcast_arrays((angle / np.pi + 1) * 600, radius / (1.25 * FIELD_MM) * 160))
-        value = ndimage.map_coordinates(web, places, order=1, mode="grid-wrap")
+        grid_coordinates = np.stack(
+            np.broadcast_arrays((angle / np.pi + 1) * 600, radius / (1.25 * FIELD_MM) * 160)
+        )
+        value = ndimage.map_coordinates(web, grid_coordinates, order=1, mode="grid-wrap")
         webs += np.exp(-((value / spread) ** 2))
     fade = power_law(rng, layout.shape, layout.mm_per_px, beta=3.0, longest_mm=14)
     result: Floats = webs * np.clip(0.30 + 0.45 * fade, 0, 1)
@@ -267,7 +269,7 @@ def _threads(layout: Layout, rng: np.random.Generator) -> Floats:
 
 def _vessels(layout: Layout, rng: np.random.Generator) -> Floats:
     """A few vessels that wander from the chest wall towards the nipple."""
-    drawn = np.zeros(layout.shape, np.float32)
+    brightness = np.zeros(layout.shape, np.float32)
     mm = layout.mm_per_px
     nipple_row, nipple_column = layout.nipple_mm
     for _ in range(int(rng.integers(2, 6))):
@@ -279,14 +281,14 @@ def _vessels(layout: Layout, rng: np.random.Generator) -> Floats:
             rng.uniform(-4, 4) / k * np.sin(2 * np.pi * (k * t + rng.random())) for k in (1, 2, 3, 5)
         )
         row_px, column_px = ((start + pull + wander) / mm).astype(int), (end_column * t / mm).astype(int)
-        kept = (row_px >= 0) & (row_px < layout.shape[0]) & (column_px < layout.shape[1])
-        line = np.zeros_like(drawn)
-        line[row_px[kept], column_px[kept]] = 1
+        inside = (row_px >= 0) & (row_px < layout.shape[0]) & (column_px < layout.shape[1])
+        line = np.zeros_like(brightness)
+        line[row_px[inside], column_px[inside]] = 1
         sigma = max(0.6, rng.uniform(0.35, 0.75) / mm)
-        drawn += ndimage.gaussian_filter(line, sigma, truncate=3) * np.float32(
+        brightness += ndimage.gaussian_filter(line, sigma, truncate=3) * np.float32(
             sigma * 2.5 * rng.uniform(0.05, 0.11)
         )
-    return drawn
+    return brightness
 
 
 def finish(layout: Layout, picture: Floats, rng: np.random.Generator) -> Floats:

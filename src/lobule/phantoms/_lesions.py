@@ -42,7 +42,7 @@ class Lesion:
     radius_mm: float
     contrast: float
     grains: int
-    """How many calcifications it has, where it has any."""
+    """Number of calcifications, for lesions that have them."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator, *, malignant: bool) -> Lesion:
@@ -77,8 +77,8 @@ class Outline:
     polygon: NDArray[np.float64]
 
 
-def place(lesion: Lesion, layout: Layout) -> tuple[float, float]:
-    """Row and column in millimetres, drawn towards the middle where skin or muscle is too near."""
+def centre_mm(lesion: Lesion, layout: Layout) -> tuple[float, float]:
+    """Row and column in millimetres, moved towards the middle where skin or muscle is too near."""
     nipple_row, nipple_column = layout.nipple_mm
     half = layout.breast.half_height_mm if layout.is_mlo else layout.breast.half_width_mm
     offset = lesion.vertical if layout.is_mlo else lesion.lateral
@@ -93,7 +93,7 @@ def place(lesion: Lesion, layout: Layout) -> tuple[float, float]:
 
 def add(lesion: Lesion, layout: Layout, picture: Floats, rng: np.random.Generator) -> NDArray[np.float64]:
     """Draw the lesion into `picture`; returns its polygon, (N, 2) rows and columns in pixels."""
-    centre = place(lesion, layout)
+    centre = centre_mm(lesion, layout)
     draw = {
         "circumscribed mass": _circumscribed,
         "spiculated mass": _spiculated,
@@ -121,7 +121,7 @@ Window = tuple[slice, slice]
 def _around(
     layout: Layout, centre: tuple[float, float], reach_mm: float
 ) -> tuple[Window, NDArray[np.float64], NDArray[np.float64]]:
-    """The part of the image near a place: its slices, and radius (mm) and angle of its pixels."""
+    """The window of the image around a position: its slices, and radius (mm) and angle of its pixels."""
     mm, (height, width) = layout.mm_per_px, layout.shape
     top, bottom = max(0, int((centre[0] - reach_mm) / mm)), min(height, int((centre[0] + reach_mm) / mm) + 1)
     left, right = max(0, int((centre[1] - reach_mm) / mm)), min(width, int((centre[1] + reach_mm) / mm) + 1)
@@ -202,9 +202,9 @@ def _coarse(
     """A few large popcorn calcifications."""
     for _ in range(lesion.grains):
         away, turn = lesion.radius_mm * 0.8 * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
-        spot = (centre[0] + away * np.sin(turn), centre[1] + away * np.cos(turn))
+        grain_centre = (centre[0] + away * np.sin(turn), centre[1] + away * np.cos(turn))
         radii = rng.uniform(0.5, 1.5) * _wavy(rng, 0.12, range(2, 6))
-        window, radius, angle = _around(layout, spot, 4)
+        window, radius, angle = _around(layout, grain_centre, 4)
         grain = 1 / (1 + np.exp(np.clip((radius - _at(radii, angle)) / 0.15, -30, 30)))
         picture[window] += (rng.uniform(1.2, 2.1) * lesion.contrast * grain).astype(np.float32)
     return np.full(72, lesion.radius_mm + 1.0)
@@ -220,8 +220,8 @@ def _fine(
     mm = layout.mm_per_px
     for _ in range(lesion.grains):
         away, turn = lesion.radius_mm * rng.random() ** 0.6, rng.uniform(0, 2 * np.pi)
-        spot = (centre[0] + away * np.sin(turn), centre[1] + away * np.cos(turn))
-        window, radius, angle = _around(layout, spot, 1.5 + 2 * mm)
+        grain_centre = (centre[0] + away * np.sin(turn), centre[1] + away * np.cos(turn))
+        window, radius, angle = _around(layout, grain_centre, 1.5 + 2 * mm)
         half_width = rng.uniform(0.10, 0.22)
         half_length = half_width * rng.uniform(1.0, 3.0)
         along = radius * np.cos(angle - rng.uniform(0, np.pi))

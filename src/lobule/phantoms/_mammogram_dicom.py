@@ -1,4 +1,4 @@
-"""Writes one generated view as a DICOM file, complete for its class, or wrong in one chosen way for tests."""
+"""Write one generated view as a DICOM file: complete for its class, or wrong in one chosen way for tests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Code = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class DicomOptions:
-    """What the file says of itself; the defaults make a proper mammogram For Presentation."""
+    """Attributes of the file; the defaults give a valid mammogram For Presentation."""
 
     seed: int = 0
     patient: str = "PHANTOM"
@@ -72,9 +72,9 @@ class DicomOptions:
     transfer_syntax: Literal["explicit", "implicit", "rle", "jpeg2000"] = "explicit"
 
 
-def made_up_uid(*parts: object) -> str:
-    """A UID under the root for UUIDs, the same for the same parts."""
-    digest = hashlib.sha256("|".join(str(part) for part in parts).encode()).digest()
+def made_up_uid(*values: object) -> str:
+    """A UID under the root for UUIDs; the same values give the same UID."""
+    digest = hashlib.sha256("|".join(str(value) for value in values).encode()).digest()
     return f"2.25.{int.from_bytes(digest[:15], 'big')}"
 
 
@@ -108,7 +108,7 @@ def write_dicom(
 
 
 def _compress_jpeg2000(dataset: Dataset) -> None:
-    """Lossless; the codec is called directly, since pydicom reaches it only through a further package."""
+    """Compress losslessly; pydicom could call this codec only through a further package."""
     try:
         from openjpeg.utils import encode_array
     except ImportError as error:

@@ -20,7 +20,7 @@ PEN_INKS = ((40, 60, 160), (30, 110, 60), (20, 20, 25))
 
 
 OUTSIDE = -1e6
-"""Depth of what lies far from a stroke."""
+"""Depth of pixels that are far from a stroke."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Stroke:
     half_px: float
 
     def distance(self, left: int, top: int, size: int) -> Reals | None:
-        """Pixels inside the band's border for a box of pixels; None where it keeps away."""
+        """Depth of each pixel of a box inside the band; None where the band does not touch the box."""
         low, high = self.points.min(0) - self.half_px - 4, self.points.max(0) + self.half_px + 4
         if low[0] > left + size or high[0] < left or low[1] > top + size or high[1] < top:
             return None
@@ -59,22 +59,28 @@ class Stroke:
 
 
 class Artefacts:
-    """What is asked for, placed by the seed; changes the blocks that it touches."""
+    """The requested artefacts, placed by the seed. They change the blocks that they touch."""
 
     def __init__(self, phantom: SlidePhantom, layout: Layout, glass: int) -> None:
         self.phantom, self.glass = phantom, glass
         self.strokes: dict[str, list[Stroke]] = {}
         rng = generator(phantom.seed, 0xA47)
-        places = np.argwhere(layout.depth > 60.0).astype(np.float64) * (ZONE_UM / phantom.mpp)
+        tissue_points = np.argwhere(layout.depth > 60.0).astype(np.float64) * (ZONE_UM / phantom.mpp)
         for kind in ARTEFACTS:
-            drawn = rng.integers(1 << 31)
+            stroke_seed = rng.integers(1 << 31)
             if kind in phantom.artefacts:
-                self.strokes[kind] = self._drawn(kind, places, generator(int(drawn), 3))
+                self.strokes[kind] = self._strokes_of(kind, tissue_points, generator(int(stroke_seed), 3))
 
-    def _drawn(self, kind: str, places: NDArray[np.float64], rng: np.random.Generator) -> list[Stroke]:
+    def _strokes_of(
+        self, kind: str, tissue_points: NDArray[np.float64], rng: np.random.Generator
+    ) -> list[Stroke]:
         um = 1 / self.phantom.mpp
         w, h = float(self.phantom.width), float(self.phantom.height)
-        at = places[rng.integers(len(places))][::-1] if len(places) else np.array([w, h]) / 2
+        at = (
+            tissue_points[rng.integers(len(tissue_points))][::-1]
+            if len(tissue_points)
+            else np.array([w, h]) / 2
+        )
         turn = rng.uniform(0, 2 * np.pi)
         if kind == "fold":
             return [_curve(at, rng.uniform(500, 1500) * um, turn, rng.uniform(14, 34) * um, 0.25, rng)]
@@ -87,16 +93,23 @@ class Artefacts:
         if kind == "blur":
             return [_curve(at, rng.uniform(200, 700) * um, turn, rng.uniform(220, 500) * um, 0.1, rng)]
         if kind == "dust":
-            spots = rng.uniform([0, 0], [w, h], (24, 2))
+            dust_positions = rng.uniform([0, 0], [w, h], (24, 2))
             return [
-                _curve(spot, rng.uniform(3, 60) * um, rng.uniform(0, 6), rng.uniform(1.5, 6) * um, 0.12, rng)
-                for spot in spots
+                _curve(
+                    dust_position,
+                    rng.uniform(3, 60) * um,
+                    rng.uniform(0, 6),
+                    rng.uniform(1.5, 6) * um,
+                    0.12,
+                    rng,
+                )
+                for dust_position in dust_positions
             ]
         x = rng.uniform(0.015, 0.04) * w
         return [Stroke(np.array([[x, -10.0], [x + 0.01 * w, h + 10]]), 7 * um)]
 
     def meets(self, kinds: tuple[str, ...], left: int, top: int, size: int) -> bool:
-        """Whether any of some kinds touches a box."""
+        """Whether an artefact of one of these kinds touches a box."""
         return any(
             stroke.distance(left, top, size) is not None
             for kind in kinds
@@ -105,11 +118,11 @@ class Artefacts:
 
     @property
     def blur_radius(self) -> int:
-        """Pixels that the blur takes in about a place, a third of its rim."""
+        """Radius in pixels of one averaging; three of them make the blur."""
         return max(1, round(2.4 / self.phantom.mpp))
 
     def out_of_focus(self, pixels: Words, surround: Words, left: int, top: int) -> Words:
-        """A block with its blurred places, given the same block with a rim of 3 · `blur_radius` about it."""
+        """A block with its blurred areas; `surround` has a rim of 3 · `blur_radius` around the block."""
         for stroke in self.strokes.get("blur", ()):
             inside = stroke.distance(left, top, pixels.shape[0])
             if inside is not None:
@@ -137,7 +150,7 @@ class Artefacts:
         elif kind == "pen":
             ink = np.array(PEN_INKS[self.phantom.seed % len(PEN_INKS)], np.float32)
             new = rgb * (0.25 + 0.75 * ink / 255)
-        elif kind == "bubble":  # a dark rim about a pale, flat inside
+        elif kind == "bubble":  # a dark rim around a pale, flat inside
             rim = np.clip(1 - np.abs(inside - 5 * um) / (5 * um), 0, 1)[..., None]
             new = (rgb * 0.55 + white * 0.45) * (1 - 0.75 * rim)
         elif kind == "dust":
@@ -148,7 +161,7 @@ class Artefacts:
 
 
 def _words(pixels: Words, new: Reals, share: Reals) -> Words:
-    """Pixels moved so far towards new RGB."""
+    """Mix pixels with new RGB values by a share."""
     rgb = pixels.view(np.uint8).reshape(*pixels.shape, 4)[..., :3].astype(np.float32)
     mixed: Words = np.rint(rgb + (new - rgb) * share).clip(0, 255).astype(np.uint32)
     red, green, blue = (mixed[..., channel] for channel in range(3))
@@ -172,7 +185,7 @@ def _curve(
 
 
 def blurred(words: Words, radius: int) -> Reals:
-    """RGB after a running mean, three times over, less the rim of 3 · radius that it spoils."""
+    """RGB after three running means, without the incomplete rim of 3 · radius."""
     rgb = words.view(np.uint8).reshape(*words.shape, 4)[..., :3].astype(np.float32)
     for _ in range(3):
         rgb = ndimage.uniform_filter(rgb, (2 * radius + 1, 2 * radius + 1, 1), mode="nearest")

@@ -1,4 +1,4 @@
-"""Backgrounds of tissue on one patch of a block: textures laid over one another, each within its border."""
+"""Backgrounds of tissue on one patch of a block: layers of textures, each inside its border."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from lobule.phantoms.noise import I16, Reals, upsampled
 from lobule.phantoms.textures import U8
 
 PATCH = 256
-"""Pixels a side of what is laid in one go, so that it stays in the processor's cache; divides a block."""
+"""Side in pixels of the area that is painted at once. It fits the processor's cache and divides a block."""
 
 EDGE_UM = 8.0
-"""The most that a border between tissues strays."""
+"""Largest random shift of a border between tissues."""
 
 FULL = 64
-"""Weight of a layer that hides what lies under it."""
+"""Weight of a layer that hides everything below it."""
 
 Box = tuple[slice, slice]
 
 Layer = tuple[str, Reals, float]
 """Texture, distance inside on the lattice, width of the border in µm."""
 
-WHOLE: Box = (slice(0, PATCH), slice(0, PATCH))
+ENTIRE_PATCH: Box = (slice(0, PATCH), slice(0, PATCH))
 
 
 def visible(base: str, layers: list[Layer], cells: Box) -> tuple[str, list[Layer]]:
-    """The base and the layers that show on a part of the lattice, cut to it."""
+    """The base and the visible layers inside a window of the lattice, cut to that window."""
     shown: list[Layer] = []
-    for name, whole, width in layers:
-        distance = whole[cells]
+    for name, full_distance, width in layers:
+        distance = full_distance[cells]
         if float(distance.max()) > -width / 2 - EDGE_UM:
-            if float(distance.min()) > width / 2 + EDGE_UM:  # hides all that was laid before
+            if float(distance.min()) > width / 2 + EDGE_UM:  # this layer hides all earlier ones
                 base, shown = name, []
             else:
                 shown.append((name, distance, width))
@@ -47,12 +47,12 @@ class Ground:
         self.edge, self.step = edge, step
 
     def weight(self, distance: Reals, width: float) -> tuple[Box, I16] | None:
-        """Weight 0 to FULL from the distance inside a layer on the lattice, where it is not nothing."""
+        """The box in which a layer is visible and its weight there, 0 to FULL; None where it is invisible."""
         bound = width / 2 + EDGE_UM
-        found = bounds(distance > -bound)
-        if found is None:
+        cells = bounds(distance > -bound)
+        if cells is None:
             return None
-        rows, columns = found
+        rows, columns = cells
         scale = FULL / width
         near = distance[rows.start : rows.stop + 1, columns.start : columns.stop + 1]
         scaled = np.clip(near, -bound, bound) * np.float32(scale) + np.float32(FULL / 2)
@@ -62,40 +62,40 @@ class Ground:
         return box, limited(weight, FULL)
 
     def strayed(self, box: Box, scale: float) -> I16:
-        """How far borders stray, in units of which `scale` are a µm."""
+        """Random shift of the borders, in units of 1 / `scale` µm."""
         edge = self.edge[box] * np.int16(round(4 * scale))
         edge >>= 6
         return edge
 
     def lay(self, texture: tuple[U8, U8], box: Box, weight: I16, eosin: float = 1.0) -> None:
         for under, over in ((self.hematoxylin, texture[0]), (self.eosin, texture[1])):
-            part = under[box]
+            lower = under[box]
             upper = over[box]
             if eosin != 1.0 and under is self.eosin:
                 move = dyed(upper, eosin)
-                move -= part
+                move -= lower
             else:
-                move = upper - part
+                move = upper - lower
             move *= weight
             move >>= 6
-            part += move
+            lower += move
 
 
 def limited(values: I16, most: int) -> I16:
     """Values from 0 to `most`, in place."""
-    # bounds of the same type: plain integers are checked at length on every call
+    # bounds of the same type, because checking plain integers costs time on every call
     return np.clip(values, np.int16(0), np.int16(most), out=values)
 
 
 def dyed(eosin: U8, share: float) -> I16:
-    """An atlas's eosin made so much stronger or weaker."""
-    found = eosin * np.int16(round(64 * share))
-    found >>= 6
-    return found
+    """The eosin of an atlas multiplied by `share`."""
+    scaled = eosin * np.int16(round(64 * share))
+    scaled >>= 6
+    return scaled
 
 
 def softened(mask: NDArray[np.bool_], rim: int) -> I16:
-    """Share 0 to FULL of the inside about each pixel of a patch, given with `rim` more on each side.
+    """Share of marked pixels around each pixel of a patch, 0 to FULL. `mask` has a rim of `rim` pixels.
 
     `rim` is a power of two; the mean is over twice as many pixels a side.
     """
@@ -110,11 +110,11 @@ def softened(mask: NDArray[np.bool_], rim: int) -> I16:
     return total >> shift if shift >= 0 else total << -shift
 
 
-def bounds(found: NDArray[np.bool_]) -> Box | None:
+def bounds(marked: NDArray[np.bool_]) -> Box | None:
     """Cells of the lattice that touch a marked corner."""
     runs = []
     for axis in (1, 0):
-        line = np.atleast_1d(found.any(axis=axis))
+        line = np.atleast_1d(marked.any(axis=axis))
         first = int(line.argmax())
         if not line[first]:
             return None

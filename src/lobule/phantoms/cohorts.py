@@ -18,15 +18,15 @@ from lobule.phantoms.truth import SlideTruth, write_annotation_files, write_mask
 LAYOUTS = ("folder", "camelyon16")
 
 LESION_MIX: tuple[tuple[int, int, int], ...] = ((1, 1, 1), (0, 2, 2), (1, 0, 2), (0, 1, 3))
-"""Macro, micro and isolated-cell lesions of tumour slides, in turn."""
+"""Numbers of macro, micro and isolated-cell lesions; tumour slides take the entries in turn."""
 
 Progress = Callable[[int, int], None]
-"""Called with the slides done and the slides in all."""
+"""Called with the number of finished slides and the number of all slides."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One case of a generated cohort, before it is drawn."""
+    """One case of a generated cohort, before its slide is painted."""
 
     index: int
     patient: str
@@ -45,7 +45,7 @@ def members(
     seed: int,
     unseen_site: bool = False,
 ) -> list[Member]:
-    """Who is in a cohort: a patient has one site and one split; splits get both labels where they can.
+    """The cases of a cohort. A patient has one site and one split; splits get both labels if possible.
 
     With `unseen_site` the last site is in the test split alone, and the test split is that site.
     """
@@ -62,23 +62,25 @@ def members(
     positive = [
         (i * (count - negatives)) // count < ((i + 1) * (count - negatives)) // count for i in range(count)
     ]
-    found = []
+    cohort_members = []
     for index in range(count):
         patient = index % patients
-        place = (int(order[patient]) + 0.5) / patients
-        name = _split_of(place, split)
+        position = (int(order[patient]) + 0.5) / patients
+        split_name = _split_of(position, split)
         site = int(order[patient]) % sites
         if unseen_site and sites > 1:
-            site = sites - 1 if name == "test" else site % (sites - 1)
-        found.append(Member(index, f"patient-{patient + 1:03d}", name, f"site-{site}", positive[index]))
-    return found
+            site = sites - 1 if split_name == "test" else site % (sites - 1)
+        cohort_members.append(
+            Member(index, f"patient-{patient + 1:03d}", split_name, f"site-{site}", positive[index])
+        )
+    return cohort_members
 
 
-def _split_of(place: float, split: Sequence[float]) -> str:
+def _split_of(position: float, split: Sequence[float]) -> str:
     total, reached = sum(split), 0.0
     for name, share in zip(SPLITS, split, strict=True):
         reached += share / total
-        if place < reached:
+        if position < reached:
             return name
     return SPLITS[-1]
 
@@ -124,16 +126,16 @@ def write_slide_cohort(
         group = "test" if layout == "camelyon16" and member.split == "test" else label
         counts[group] += 1
         name = f"{group.capitalize() if layout == 'camelyon16' else group}_{counts[group]:03d}"
-        places = _Places.of(folder, layout, group, name, style)
-        truth = write_slide(phantom, places.slide, style=style, tile=tile, quality=quality, threads=threads)
-        annotation = _write_truth(truth, places, layout)
+        paths = _CasePaths.of(folder, layout, group, name, style)
+        truth = write_slide(phantom, paths.slide, style=style, tile=tile, quality=quality, threads=threads)
+        annotation = _write_truth(truth, paths, layout)
         if group == "test":
             reference.append(_reference_row(name, truth))
-        cases.append(_case(name, member, label, phantom, places.slide, annotation))
+        cases.append(_case(name, member, label, phantom, paths.slide, annotation))
         if progress is not None:
             progress(member.index + 1, slides)
     if layout == "camelyon16":
-        # the public set has it, even where no slide is held out
+        # the public data set always has this file
         write_text(make_folder(folder / "testing") / "reference.csv", "".join(reference))
     manifest = folder / "cohort.csv"
     write_cohort(Cohort(tuple(cases)), manifest)
@@ -143,7 +145,7 @@ def write_slide_cohort(
 def _with_lesions(
     phantom: SlidePhantom, lesions: Sequence[tuple[int, int, int]] | None, turn: int, positive: bool
 ) -> SlidePhantom:
-    """The slide with its counts of lesions: those asked for, or of the usual ones those that fit."""
+    """The slide with the requested numbers of lesions or, by default, with as many as fit."""
     mixes = lesions or LESION_MIX
     macro, micro, itc = mixes[turn % len(mixes)] if positive else (0, 0, 0)
     if lesions is None:
@@ -166,7 +168,7 @@ def _with_lesions(
 
 
 def _smaller(phantom: SlidePhantom) -> SlidePhantom | None:
-    """A macro lesion less for a micro one, else a micro one less for isolated cells, else fewer of these."""
+    """Replace one lesion by the next smaller class, or remove one lesion of isolated cells."""
     if phantom.macro:
         return replace(phantom, macro=phantom.macro - 1, micro=phantom.micro + 1)
     if phantom.micro:
@@ -175,42 +177,42 @@ def _smaller(phantom: SlidePhantom) -> SlidePhantom | None:
 
 
 @dataclass(frozen=True)
-class _Places:
+class _CasePaths:
     slide: Path
     annotation: Path
     mask: Path
-    facts: Path
+    lesions: Path
 
     @classmethod
-    def of(cls, folder: Path, layout: str, group: str, name: str, style: str) -> _Places:
+    def of(cls, folder: Path, layout: str, group: str, name: str, style: str) -> _CasePaths:
         suffix = {"svs": ".svs", "ome": ".ome.tif"}.get(style, ".tif")
         if layout == "camelyon16":
-            part = folder / ("testing" if group == "test" else "training")
-            slide = part / ("images" if group == "test" else group) / f"{name}.tif"
-            outline = part / "lesion_annotations" / f"{name}.xml"
-            mask = part / "masks" / f"{name}_Mask.tif"
+            root = folder / ("testing" if group == "test" else "training")
+            slide = root / ("images" if group == "test" else group) / f"{name}.tif"
+            outline = root / "lesion_annotations" / f"{name}.xml"
+            mask = root / "masks" / f"{name}_Mask.tif"
         else:
             slide = folder / "slides" / f"{name}{suffix}"
             outline = folder / "annotations" / f"{name}.xml"
             mask = folder / "masks" / f"{name}.png"
-        facts = folder / "lesions" / f"{name}.json"
-        for place in (slide, outline, mask, facts):
-            make_folder(place.parent)
-        return cls(slide, outline, mask, facts)
+        lesions = folder / "lesions" / f"{name}.json"
+        for path in (slide, outline, mask, lesions):
+            make_folder(path.parent)
+        return cls(slide, outline, mask, lesions)
 
 
-def _write_truth(truth: SlideTruth, places: _Places, layout: str) -> Path | None:
-    """Write what is known of a slide; the path of its outlines, or None where there is nothing to outline."""
-    write_text(places.facts, truth.lesions_json() + "\n")
+def _write_truth(truth: SlideTruth, paths: _CasePaths, layout: str) -> Path | None:
+    """Write lesions, mask and outlines of a slide. Return the path of the outlines, if it has any."""
+    write_text(paths.lesions, truth.lesions_json() + "\n")
     if layout == "camelyon16":
         if truth.outlines:
-            write_mask_tiff(truth, places.mask)
+            write_mask_tiff(truth, paths.mask)
     else:
-        truth.write_mask(places.mask)
+        truth.write_mask(paths.mask)
     if not truth.outlines:
         return None
-    write_annotation_files(truth, places.annotation)
-    return places.annotation
+    write_annotation_files(truth, paths.annotation)
+    return paths.annotation
 
 
 def _reference_row(name: str, truth: SlideTruth) -> str:

@@ -25,12 +25,12 @@ from lobule.phantoms._mammogram_dicom import DicomOptions, write_dicom
 LABELS = ("left_benign", "left_malignant", "right_benign", "right_malignant")
 WHITE = 4095
 TISSUE_ROWS = 1300
-"""Tissue has no detail finer than 0.2 mm and is made on at most this many rows; lesions and noise are not."""
+"""Tissue has no detail finer than 0.2 mm, so it is computed on at most this many rows."""
 
 
 @dataclass(frozen=True)
 class ExamPhantom:
-    """What makes one generated exam; equal phantoms give equal bytes."""
+    """All parameters of one generated exam; equal phantoms give equal bytes."""
 
     seed: int
     height: int = 2600
@@ -40,7 +40,7 @@ class ExamPhantom:
     right_benign: bool = False
     right_malignant: bool = False
     density: Density | None = None
-    """The density class of both breasts; None draws it."""
+    """The density class of both breasts; None chooses it at random."""
     horizontal_flip: Literal["NO", "YES"] = "NO"
     """NO stores left breasts pointing right, as the NYU exams do; YES the other way."""
     gain: float = 1.0
@@ -73,10 +73,10 @@ def render_exam(phantom: ExamPhantom) -> ExamImages:
     outlines: list[Outline] = []
     for view in VIEWS:
         breast = _one_breast(both, stream(phantom.seed, "breast", view[0]))
-        picture, found = _render_view(phantom, view, breast)
+        picture, view_outlines = _render_view(phantom, view, breast)
         images[view] = picture
-        masks[view] = _mask(found, picture.shape)
-        outlines += found
+        masks[view] = _mask(view_outlines, picture.shape)
+        outlines += view_outlines
     return ExamImages(phantom, images, masks, tuple(outlines), FIELD_MM / phantom.height)
 
 
@@ -86,7 +86,7 @@ def _draw_density(rng: np.random.Generator) -> Density:
 
 
 def _one_breast(both: Breast, rng: np.random.Generator) -> Breast:
-    """The two breasts of a person are alike, not equal."""
+    """One of the two breasts of a person, which are similar but not equal."""
     scale = rng.normal(1, 0.025)
     return replace(
         both,
@@ -99,12 +99,12 @@ def _one_breast(both: Breast, rng: np.random.Generator) -> Breast:
 def lesions_of(phantom: ExamPhantom, side: str) -> tuple[Lesion, ...]:
     """The lesions of a breast, the same for its two views."""
     name = {"L": "left", "R": "right"}[side]
-    found = []
+    lesions = []
     for malignant in (False, True):
         grade = "malignant" if malignant else "benign"
         if getattr(phantom, f"{name}_{grade}"):
-            found.append(Lesion.draw(stream(phantom.seed, "lesion", side, grade), malignant=malignant))
-    return tuple(found)
+            lesions.append(Lesion.draw(stream(phantom.seed, "lesion", side, grade), malignant=malignant))
+    return tuple(lesions)
 
 
 def _render_view(
@@ -160,9 +160,9 @@ def _burn_marker(image: NDArray[np.uint16], view: str, *, right: bool) -> None:
     canvas = Image.new("L", (width, 2 * size), 0)
     font = ImageFont.load_default(size)
     text = f"{view[0]}  {view[2:]}"
-    drawn = ImageDraw.Draw(canvas)
-    extent = drawn.textlength(text, font=font)
-    drawn.text((width - extent - size if right else size, size // 3), text, fill=255, font=font)
+    drawing = ImageDraw.Draw(canvas)
+    extent = drawing.textlength(text, font=font)
+    drawing.text((width - extent - size if right else size, size // 3), text, fill=255, font=font)
     letters = np.asarray(canvas, dtype=np.uint16) > 127
     corner = image[size : 3 * size]
     if not np.any(corner[letters]):
@@ -222,7 +222,7 @@ def write_exams(
 def cohort_phantom(
     number: int, *, seed: int, malignant: float, benign: float, sites: int, size: tuple[int, int]
 ) -> ExamPhantom:
-    """The phantom of one place in a cohort; gain and gamma vary by site and a little by exam."""
+    """The phantom of one exam of a cohort; gain and gamma vary by site and slightly by exam."""
     rng = stream(seed, "cohort", str(number))
     site = stream(seed, "site", str(number % sites))
     phantom = ExamPhantom(
@@ -266,7 +266,7 @@ def _write_view(
 
 
 def _write_outlines(folder: Path, case: str, outlines: tuple[Outline, ...]) -> str:
-    """The lesions of an exam as one annotation; no file, and an empty name, where there are none."""
+    """Write the lesions of an exam as one annotation. Return its path, or "" without a lesion."""
     if not outlines:
         return ""
     polygons = tuple(
@@ -298,11 +298,11 @@ def _manifest_row(
     return row
 
 
-def _split_of(place: float, splits: tuple[tuple[str, float], ...]) -> str:
+def _split_of(position: float, splits: tuple[tuple[str, float], ...]) -> str:
     total = sum(share for _, share in splits)
     for name, share in splits:
-        place -= share / total
-        if place < 0:
+        position -= share / total
+        if position < 0:
             return name
     return splits[-1][0]
 

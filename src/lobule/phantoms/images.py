@@ -54,7 +54,7 @@ def write_images(
         raise ConfigError(f"no image form '{form}'", expected="tif or png")
     folder = make_folder(out)
     count = per_class * len(CLASSES)
-    # a patient's images are of all classes in turn, so that no class is a patient
+    # each patient has images of all classes, so that the patient does not give the class away
     people = members(
         count, normal=0.25, patients=patients, sites=sites, split=split, seed=seed, unseen_site=unseen_site
     )
@@ -62,9 +62,9 @@ def write_images(
     with ThreadPoolExecutor(threads) as pool:
         for member in people:
             label = list(CLASSES)[(member.index + member.index // len(CLASSES)) % len(CLASSES)]
-            prefix, place, _ = CLASSES[label]
+            prefix, class_folder, _ = CLASSES[label]
             name = f"{prefix}{member.index // len(CLASSES) + 1:03d}"
-            path = make_folder(folder / "Photos" / place) / f"{name}.{form}"
+            path = make_folder(folder / "Photos" / class_folder) / f"{name}.{form}"
             _save(
                 image(
                     label,
@@ -105,7 +105,7 @@ def image(
     site: int | str = 0,
     pool: ThreadPoolExecutor | None = None,
 ) -> NDArray[np.uint8]:
-    """RGB of one image of a class."""
+    """RGB pixels of one image of a class."""
     if label not in CLASSES:
         raise ConfigError(f"no class '{label}'", expected=f"one of {', '.join(CLASSES)}")
     width, height = size
@@ -114,14 +114,14 @@ def image(
         seed, width, height, mpp, site, 1.0, lesions=lesions, organ="breast", scene=CLASSES[label][2]
     )
     painter = Painter(phantom)
-    places = [(column, row) for row in range(painter.rows) for column in range(painter.columns)]
+    positions = [(column, row) for row in range(painter.rows) for column in range(painter.columns)]
     blocks = list(
-        map(painter.block, *zip(*places, strict=True))
+        map(painter.block, *zip(*positions, strict=True))
         if pool is None
-        else pool.map(painter.block, *zip(*places, strict=True))
+        else pool.map(painter.block, *zip(*positions, strict=True))
     )
     out = np.full((painter.rows * BLOCK, painter.columns * BLOCK), painter.glass, np.uint32)
-    for (column, row), block in zip(places, blocks, strict=True):
+    for (column, row), block in zip(positions, blocks, strict=True):
         if block is not None:
             out[row * BLOCK : (row + 1) * BLOCK, column * BLOCK : (column + 1) * BLOCK] = block
     words = np.ascontiguousarray(out[:height, :width])
@@ -135,18 +135,18 @@ def _invasion(width: int, height: int, mpp: float, seed: int) -> Lesion:
     points = blob(rng, vertices=900, roughness=0.12, elongation=width / height, waves=40) * area**0.5
     points += np.array([width, height]) * rng.uniform(0.4, 0.6, 2)
     cut = shapely.Polygon(points).buffer(0).intersection(shapely.box(0, 0, width, height))
-    whole = max(shapely.get_parts(cut), key=shapely.area)
-    outline = np.asarray(whole.exterior.coords, np.float64)[:-1]
+    largest = max(shapely.get_parts(cut), key=shapely.area)
+    outline = np.asarray(largest.exterior.coords, np.float64)[:-1]
     return drawn_lesion(outline, mpp, rng)
 
 
 def _save(pixels: NDArray[np.uint8], path: Path, mpp: float) -> None:
-    with write_atomic(path) as part:
+    with write_atomic(path) as temporary:
         if path.suffix == ".png":
-            Image.fromarray(pixels).save(part)
+            Image.fromarray(pixels).save(temporary)
             return
         tifffile.imwrite(
-            part,
+            temporary,
             pixels,
             photometric="rgb",
             resolution=(1e4 / mpp, 1e4 / mpp),

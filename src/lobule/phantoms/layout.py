@@ -1,4 +1,4 @@
-"""What lies where on a generated slide, from the seed alone: sections, lesions, zones of tissue."""
+"""The layout of a generated slide, computed from its seed: sections, lesions and zones of tissue."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def layout_of(phantom: SlidePhantom) -> Layout:
 
 
 ROOM_UM = {"macro": 2900.0, "micro": 350.0, "itc": 60.0}
-"""Width of tissue in which a lesion of each class finds a place."""
+"""Width of tissue that a lesion of each class needs."""
 
 ATTEMPTS = 120
-"""Places that are tried for one lesion before it is given up."""
+"""Number of positions that are tried for one lesion before giving up."""
 
 _ZONES = (
     ("architecture", 900.0, 1),
@@ -77,7 +77,7 @@ def _sections(phantom: SlidePhantom) -> list[Points]:
     cell_w, cell_h = width / across, height / down
     share = phantom.tissue * width * height / count
     um = phantom.mpp
-    found = []
+    outlines = []
     for index in range(count):
         row, column = divmod(index, across)
         stretch = np.clip(cell_w / cell_h, 0.6, 1.7)
@@ -91,8 +91,8 @@ def _sections(phantom: SlidePhantom) -> list[Points]:
         low, high = points.min(0), points.max(0)
         slack = np.maximum(room - (high - low), 0)
         corner = np.array([column * cell_w, row * cell_h]) + np.array([cell_w, cell_h]) * 0.015
-        found.append(points - low + corner + slack * rng.uniform(0.2, 0.8, 2))
-    return found
+        outlines.append(points - low + corner + slack * rng.uniform(0.2, 0.8, 2))
+    return outlines
 
 
 def _usual_sections(phantom: SlidePhantom) -> int:
@@ -108,7 +108,7 @@ def _depth(phantom: SlidePhantom, sections: list[Points]) -> Reals:
         return np.full((rows, columns), 3000.0, np.float32)
     inside = np.zeros((rows, columns), bool)
     for points in sections:
-        # lattice points, not cells: the value at (i, j) belongs to the place (i, j) · step
+        # lattice points, not cells: the value at (i, j) belongs to the position (i, j) · step
         inside |= filled(points, -step / 2, -step / 2, columns, rows, step)
     depth = ndimage.distance_transform_edt(inside) * ZONE_UM
     smooth: Reals = ndimage.gaussian_filter(depth.astype(np.float32), 0.8)
@@ -120,11 +120,11 @@ def _depth(phantom: SlidePhantom, sections: list[Points]) -> Reals:
 
 def _lesions(phantom: SlidePhantom, sections: list[Points], depth: Reals) -> list[Lesion]:
     rng = generator(phantom.seed, 0x1E5)
-    found: list[Lesion] = []
+    lesions: list[Lesion] = []
     for name, count in (("macro", phantom.macro), ("micro", phantom.micro), ("itc", phantom.itc)):
         for _ in range(count):
-            found.append(_placed(phantom, name, sections, depth, found, rng))
-    return found
+            lesions.append(_placed(phantom, name, sections, depth, lesions, rng))
+    return lesions
 
 
 def _placed(
@@ -132,48 +132,48 @@ def _placed(
     name: str,
     sections: list[Points],
     depth: Reals,
-    found: list[Lesion],
+    earlier_lesions: list[Lesion],
     rng: np.random.Generator,
 ) -> Lesion:
     step = ZONE_UM / phantom.mpp
     most = 2 * float(depth.max(initial=0.0))
     tissue = shapely.MultiPolygon([shapely.Polygon(points).buffer(0) for points in sections]).buffer(0)
-    taken = [shapely.Polygon(lesion.outline).buffer(60 / phantom.mpp) for lesion in found]
+    occupied = [shapely.Polygon(lesion.outline).buffer(60 / phantom.mpp) for lesion in earlier_lesions]
     for attempt in range(ATTEMPTS):
-        # smaller and smaller, for the room that is left
-        wanted = _drawn_size(name, most * (1 - attempt / ATTEMPTS), rng)
-        # where the tissue is roomy, more or less strictly
-        room = depth >= min(wanted * 0.45, most / 2 - 1) * (1 - attempt / ATTEMPTS)
-        places = np.argwhere(room & (depth > 0))
-        if not len(places):
+        # each attempt is smaller, to fit the remaining room
+        size_um = _drawn_size(name, most * (1 - attempt / ATTEMPTS), rng)
+        # the distance to the border may shrink with each attempt, too
+        room = depth >= min(size_um * 0.45, most / 2 - 1) * (1 - attempt / ATTEMPTS)
+        candidates = np.argwhere(room & (depth > 0))
+        if not len(candidates):
             continue
-        row, column = places[rng.integers(len(places))] + rng.uniform(-0.5, 0.5, 2)
-        points = _shape(name, wanted / phantom.mpp, rng, phantom.mpp) + np.array([column, row]) * step
+        row, column = candidates[rng.integers(len(candidates))] + rng.uniform(-0.5, 0.5, 2)
+        points = _shape(name, size_um / phantom.mpp, rng, phantom.mpp) + np.array([column, row]) * step
         cut = shapely.Polygon(points).buffer(0).intersection(tissue)
-        whole = max(shapely.get_parts(cut), key=shapely.area, default=None)
-        if whole is None or whole.is_empty or any(whole.intersects(other) for other in taken):
+        largest = max(shapely.get_parts(cut), key=shapely.area, default=None)
+        if largest is None or largest.is_empty or any(largest.intersects(other) for other in occupied):
             continue
-        outline = np.asarray(whole.exterior.coords, np.float64)[:-1]
+        outline = np.asarray(largest.exterior.coords, np.float64)[:-1]
         size = extent(outline) * phantom.mpp
         if lesion_class(size) == name and area(outline) > 4:
             return drawn_lesion(outline, phantom.mpp, rng)
-    raise _no_room(phantom, name, min(most, *phantom.size_um), len(found))
+    raise _no_room(phantom, name, min(most, *phantom.size_um), len(earlier_lesions))
 
 
 def _no_room(phantom: SlidePhantom, name: str, widest_um: float, placed: int) -> ConfigError:
-    others = [kind for kind, um in ROOM_UM.items() if um <= widest_um and kind != name]
+    fitting_classes = [kind for kind, um in ROOM_UM.items() if um <= widest_um and kind != name]
     return ConfigError(
-        f"no place for a lesion of class '{name}' on a generated slide",
+        f"no room for a lesion of class '{name}' on a generated slide",
         expected=f"tissue about {ROOM_UM[name] / 1000:g} mm wide and free of other lesions",
         found=f"tissue {widest_um / 1000:.2g} mm wide, {placed} lesions already placed, on {phantom.width} × "
         f"{phantom.height} px of {phantom.mpp:g} µm, {phantom.tissue:.0%} of it tissue",
         remedy="Make the slide larger, ask for fewer lesions"
-        + (f", or for {' or '.join(others)} in its place: that fits" if others else ""),
+        + (f", or for {' or '.join(fitting_classes)} instead: that fits" if fitting_classes else ""),
     )
 
 
 def drawn_lesion(outline: Points, mpp: float, rng: np.random.Generator) -> Lesion:
-    """A lesion of a given outline whose looks are left to chance."""
+    """A lesion with this outline and a random appearance."""
     size_um = extent(outline) * mpp
     pattern = PATTERNS[int(rng.integers(len(PATTERNS)))]
     return Lesion(

@@ -1,4 +1,4 @@
-"""Randomness that depends on place alone: integer hashes of lattice cells, and periodic noise by Fourier."""
+"""Randomness that depends only on the position: hashes of lattice cells, and periodic noise."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from scipy import fft
 
 Reals = NDArray[np.floating]
-"""Numbers with fractions; 32 bits wide wherever there are many."""
+"""Floating-point numbers; 32 bits wide in large arrays."""
 U32 = NDArray[np.uint32]
 I16 = NDArray[np.int16]
 
 
 def mixed(*words: int) -> int:
-    """One 32-bit number out of several integers, the same on every machine."""
+    """Mix several integers into one 32-bit number, the same on every machine."""
     state = 0x9E3779B9
     for word in words:
         state ^= (word & 0xFFFFFFFF) * 0x85EBCA6B & 0xFFFFFFFF
@@ -37,7 +37,7 @@ def cell_hash(columns: NDArray[np.int64], rows: NDArray[np.int64], salt: int) ->
 
 
 def rehash(state: U32) -> U32:
-    """The next hash in a chain: independent of the one before for all that pixels care."""
+    """The next hash in a chain, independent enough of the one before for pixels."""
     state = (state ^ (state >> np.uint32(16))) * np.uint32(0x7FEB352D)
     state = (state ^ (state >> np.uint32(15))) * np.uint32(0x846CA68B)
     return state ^ (state >> np.uint32(16))
@@ -63,22 +63,22 @@ def band_noise(size: int, px_um: float, wavelength_um: float, seed: int, *, spre
 def streaks(size: int, px_um: float, count: int, seed: int) -> list[Reals]:
     """Periodic noise of fine and broad streaks along each of `count` directions over half a turn.
 
-    All come from the same white noise, so that a streak goes on where one direction fades into the next.
+    All come from the same white noise, so that streaks continue where one direction blends into the next.
     """
     spectrum = fft.rfft2(_white(size, seed), workers=1)
     fy = fft.fftfreq(size, px_um).astype(np.float32)[:, None]
     fx = fft.rfftfreq(size, px_um).astype(np.float32)[None, :]
-    found = []
+    fields = []
     for index in range(count):
         c, s = np.float32(np.cos(np.pi * index / count)), np.float32(np.sin(np.pi * index / count))
         along, across = (fx * c + fy * s) ** 2, (fy * c - fx * s) ** 2
         gain = np.zeros_like(along)
         for width, length, share in ((1.7, 26.0, 0.65), (6.0, 60.0, 0.75)):
             width = max(width, 1.3 * px_um)
-            part = np.exp(-0.5 * (along * length**2 + across * (2.2 * width) ** 2)) * np.sqrt(across + 1e-9)
-            gain += share * part / np.sqrt((part**2).mean())
-        found.append(_normal(fft.irfft2(spectrum * gain, s=(size, size), workers=1)))
-    return found
+            band = np.exp(-0.5 * (along * length**2 + across * (2.2 * width) ** 2)) * np.sqrt(across + 1e-9)
+            gain += share * band / np.sqrt((band**2).mean())
+        fields.append(_normal(fft.irfft2(spectrum * gain, s=(size, size), workers=1)))
+    return fields
 
 
 def _white(size: int, seed: int) -> Reals:
@@ -114,7 +114,7 @@ def _runs(start: int, length: int, period: int) -> Sequence[tuple[int, int]]:
 
 
 def bilinear(field: Reals, x: Reals, y: Reals) -> Reals:
-    """Values of a lattice field at places given in lattice units; the border value beyond the edge."""
+    """Values of a lattice field at positions in lattice units; beyond the edge the border value."""
     rows, columns = field.shape
     x = np.clip(x, 0, columns - 1.001).astype(np.float32)
     y = np.clip(y, 0, rows - 1.001).astype(np.float32)
@@ -135,10 +135,10 @@ def on_grid(field: Reals, x: Reals, y: Reals) -> Reals:
     y = np.clip(y, 0, rows - 1.001).astype(np.float32)
     i, j = x.astype(np.int32), y.astype(np.int32)
     fx, fy = x - i, (y - j)[:, None]
-    # columns first, on the few rows that matter; whole rows are quick to pick
-    part = field[j[0] : j[-1] + 2]
+    # interpolate the columns first, on the few rows that are needed
+    rows_needed = field[j[0] : j[-1] + 2]
     j = j - j[0]
-    wide = part[:, i] * (1 - fx) + part[:, i + 1] * fx
+    wide = rows_needed[:, i] * (1 - fx) + rows_needed[:, i + 1] * fx
     result: Reals = wide[j] * (1 - fy)
     result += wide[j + 1] * fy
     return result
@@ -150,7 +150,7 @@ def upsampled(field: I16, step: int) -> I16:
     Neighbours may differ by at most 960, for no product to overflow; `step` is a power of two up to 16.
     """
     if step == 1:
-        # a pixel's centre lies midway between its corners
+        # the centre of a pixel is midway between its corners
         tall = field[:-1] + field[1:]
         return (tall[:, :-1] + tall[:, 1:]) >> 2
     weight = ((2 * np.arange(step) + 1) * (16 // step)).astype(np.int16)

@@ -19,7 +19,7 @@ ORIENTATIONS = 16
 
 
 IN_ONE_GO = 96
-"""Sprites that are stamped together: so few that their pixels stay in the processor's cache."""
+"""Number of sprites stamped together; few enough for their pixels to stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ KINDS: dict[str, NucleusKind] = {
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Sprites of one kind, each as a run of its own pixels; sprite `shape · ORIENTATIONS + direction`."""
+    """Sprites of one kind, each a run of pixels, at index `shape · ORIENTATIONS + direction`."""
 
     half: int
     """Pixels from a sprite's centre to its farthest side."""
     shapes: int
     first: I64
-    """Where each sprite's run begins."""
+    """Start of the run of each sprite."""
     count: I64
     dx: I64
     dy: I64
@@ -80,7 +80,7 @@ class Bank:
 
 @lru_cache(maxsize=64)
 def bank(kind: str, mpp: float, softness_um: float) -> Bank:
-    """The bank of a kind at a resolution; the same for every slide, so it is kept."""
+    """The bank of a kind at a resolution. It is cached because it is the same for every slide."""
     look = KINDS[kind]
     rng = generator(*kind.encode(), 7)
     half = int(np.ceil((look.length[1] * 0.56 + softness_um) / mpp))
@@ -93,15 +93,15 @@ def bank(kind: str, mpp: float, softness_um: float) -> Bank:
     chromatin = _chromatin(look, rng)
     runs = []
     for _ in range(look.shapes):
-        form = _Form.drawn(look, rng, chromatin)
+        form = _Form.sampled(look, rng, chromatin)
         turned = form.density(x, y, angles, edge_um)
         small = turned.reshape(ORIENTATIONS, side, fine, side, fine).mean((2, 4))
         for pixels in np.clip(small, 0, 215).astype(np.uint8):
             dy, dx = np.nonzero(pixels > 1)
             runs.append((dx - half, dy - half, pixels[dy, dx]))
     count = np.array([len(run[0]) for run in runs])
-    parts = [np.concatenate([run[k] for run in runs]) for k in range(3)]
-    return Bank(half, look.shapes, np.cumsum(count) - count, count, *parts)
+    columns = [np.concatenate([run[k] for run in runs]) for k in range(3)]
+    return Bank(half, look.shapes, np.cumsum(count) - count, count, *columns)
 
 
 def _chromatin(look: NucleusKind, rng: np.random.Generator) -> Reals:
@@ -124,11 +124,11 @@ class _Form:
     phase: NDArray[np.float64]
     chromatin: Reals
     corner: tuple[int, int]
-    """The place in `chromatin` that is this nucleus's middle."""
+    """The position in `chromatin` of the middle of this nucleus."""
     nucleoli: NDArray[np.float64]
 
     @classmethod
-    def drawn(cls, look: NucleusKind, rng: np.random.Generator, chromatin: Reals) -> _Form:
+    def sampled(cls, look: NucleusKind, rng: np.random.Generator, chromatin: Reals) -> _Form:
         order = np.arange(2, 6)
         count = int(rng.random() < look.nucleoli) + int(rng.random() < look.nucleoli * 0.4)
         return cls(
@@ -145,7 +145,7 @@ class _Form:
         )
 
     def density(self, x: Reals, y: Reals, angle: Reals, edge_um: float) -> Reals:
-        """Density at places (µm from the middle), turned by each of some angles."""
+        """Density at positions (µm from the middle), rotated by each of the angles."""
         c, s = np.cos(angle), np.sin(angle)
         u, v = (x * c + y * s) / self.half_length, (y * c - x * s) / self.half_width
         v += self.bend * (u * u - 0.4) * self.half_length / self.half_width * 0.6
@@ -166,8 +166,8 @@ class _Form:
         level = 1 + self.look.chromatin * 0.6 * np.clip(self.chromatin[iv, iu], -1.4, 1.8)
         level += self.look.rim * (1.6 * np.exp(-(((depth - 0.45) / 0.55) ** 2)) - 0.4)
         for nu, nv in self.nucleoli.tolist():
-            spot = np.hypot((u - nu) * self.half_length, (v - nv) * self.half_width)
-            level += 0.75 * np.clip((1.1 - spot) / 0.5, 0, 1)
+            nucleolus_distance = np.hypot((u - nu) * self.half_length, (v - nv) * self.half_width)
+            level += 0.75 * np.clip((1.1 - nucleolus_distance) / 0.5, 0, 1)
         result: Reals = self.level * level * inside
         return result
 
@@ -194,14 +194,14 @@ def stamp(canvas: U8, kind: Bank, x: I64, y: I64, pick: U32, turn: Reals | None)
         ends = np.cumsum(count)
         run = np.arange(int(ends[-1]))
         run += np.repeat(kind.first[these] - (ends - count), count)
-        places = offsets[run]
-        places += np.repeat(centre[start : start + IN_ONE_GO], count)
-        np.maximum.at(flat, places, kind.density[run])
+        pixels = offsets[run]
+        pixels += np.repeat(centre[start : start + IN_ONE_GO], count)
+        np.maximum.at(flat, pixels, kind.density[run])
 
 
 @lru_cache(maxsize=64)
 def _offsets(kind: Bank, width: int) -> I64:
-    """From a sprite's centre to each of its pixels on a flat canvas so wide."""
+    """Offsets from the centre of a sprite to its pixels on a flattened canvas of this width."""
     return kind.dy * width + kind.dx
 
 
@@ -215,7 +215,7 @@ def jittered(
     salt: int,
     most: float = 1.0,
 ) -> tuple[Reals, Reals, U32]:
-    """Places (µm) of one candidate in each lattice cell that touches a box, with a hash each.
+    """Positions (µm) and hashes of one candidate in each lattice cell that touches a box.
 
     Only candidates whose hash is below `most` of all hashes are listed.
     """
@@ -224,10 +224,10 @@ def jittered(
     first = cell_hash(columns[None, :], rows[:, None], salt)
     second = rehash(first)
     chance = rehash(second)
-    kept = np.flatnonzero(unit(chance) < most)
-    j, i = np.divmod(kept, columns.size)
+    chosen = np.flatnonzero(unit(chance) < most)
+    j, i = np.divmod(chosen, columns.size)
     column, row = columns[i], rows[j]
-    # odd rows are shifted by half a cell: the denser packing of round things
-    x = (column + 0.5 * (row & 1) + 0.5 + jitter * (unit(first.take(kept)) - 0.5)) * pitch_um
-    y = (row + 0.5 + jitter * (unit(second.take(kept)) - 0.5)) * pitch_um
-    return x, y, chance.take(kept)
+    # odd rows are shifted by half a cell, which packs round shapes more densely
+    x = (column + 0.5 * (row & 1) + 0.5 + jitter * (unit(first.take(chosen)) - 0.5)) * pitch_um
+    y = (row + 0.5 + jitter * (unit(second.take(chosen)) - 0.5)) * pitch_um
+    return x, y, chance.take(chosen)

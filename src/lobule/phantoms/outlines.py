@@ -52,7 +52,7 @@ def filled(
     x2, y2 = np.roll(x, -1), np.roll(y, -1)
     near = (np.minimum(x, x2) < width) & (np.maximum(x, x2) > -1)
     near &= (np.minimum(y, y2) < height) & (np.maximum(y, y2) > -1)
-    if not near.any():  # no edge comes near: all cells are as the first one
+    if not near.any():  # no edge is near, so all cells are like the first one
         crossed = ((y > 0) != (y2 > 0)) & (y != y2)
         at = x[crossed] - y[crossed] * (x2[crossed] - x[crossed]) / (y2[crossed] - y[crossed])
         return np.full((height, width), bool(np.count_nonzero(at <= 0) & 1))

@@ -1,4 +1,4 @@
-"""Wobbly ovals: the shape of ducts, follicles and vessels, and how deep a place lies inside one."""
+"""Wobbly ovals: the shape of ducts, follicles and vessels, and the depth of a position inside one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Ovals:
     phase: NDArray[np.float64]
 
     @classmethod
-    def drawn(
+    def sampled(
         cls, rng: np.random.Generator, x: object, y: object, a: object, b: object, rough: float
     ) -> Ovals:
         xs = np.atleast_1d(np.asarray(x, np.float64))
@@ -41,9 +41,9 @@ class Ovals:
         )
 
     @classmethod
-    def joined(cls, parts: list[Ovals]) -> Ovals:
+    def joined(cls, groups: list[Ovals]) -> Ovals:
         names = ("x", "y", "a", "b", "turn", "wobble", "phase")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        return cls(*(np.concatenate([getattr(group, name) for group in groups]) for name in names))
 
     @cached_property
     def reach(self) -> NDArray[np.float64]:
@@ -51,7 +51,7 @@ class Ovals:
         return farthest
 
     def depth(self, index: int, x: Reals, y: Reals) -> Reals:
-        """Distance inside the border of one oval, about, in µm; negative outside."""
+        """Approximate distance inside the border of one oval in µm; negative outside."""
         c, s = (np.float32(f(self.turn[index])) for f in (np.cos, np.sin))
         a, b = np.float32(self.a[index]), np.float32(self.b[index])
         dx, dy = x - np.float32(self.x[index]), y - np.float32(self.y[index])

@@ -1,4 +1,4 @@
-"""Pixels of a generated slide: each block is a function of the phantom and its place alone."""
+"""Pixels of a generated slide. Each block depends only on the phantom and on its position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.phantoms.artefacts import Artefacts
-from lobule.phantoms.backgrounds import FULL, PATCH, WHOLE, Box, Ground, bounds, limited, softened, visible
+from lobule.phantoms.backgrounds import (
+    ENTIRE_PATCH,
+    FULL,
+    PATCH,
+    Box,
+    Ground,
+    bounds,
+    limited,
+    softened,
+    visible,
+)
 from lobule.phantoms.noise import I16, Reals, bilinear, mixed, unit
 from lobule.phantoms.nuclei import Bank, bank, jittered, stamp
 from lobule.phantoms.outlines import filled, touches
@@ -22,7 +32,7 @@ from lobule.phantoms.textures import U8, Texture, textures
 from lobule.phantoms.tissue_model import Fields, TissueModel
 
 BLOCK = 512
-"""Pixels a side of what is painted in one go."""
+"""Side in pixels of the area that is painted at once."""
 
 PITCH_UM = {
     "lymphocyte": 6.3,
@@ -35,13 +45,13 @@ PITCH_UM = {
     "mitosis": 11.0,
     "red-cell": 6.4,
 }
-"""Distance between candidate places of a kind of nucleus."""
+"""Distance between candidate positions for each kind of nucleus."""
 
 ON_GLASS = ("pen", "bubble", "dust", "edge")
-"""Artefacts that show where there is no tissue."""
+"""Artefacts that are visible on glass."""
 
 UNEVEN = {"hematoxylin": 0.22, "eosin": 0.36}
-"""Spread of a slide's staining from place to place."""
+"""Variation of the staining within a slide."""
 
 SENSORS = ("sensor-h", "sensor-e")
 """Noise of the two densities, from one atlas."""
@@ -69,8 +79,8 @@ class Painter:
         step = self.model.step
         self.pad = -(-2 * self.half // step) * step
         # a blurred block needs its neighbours, which need theirs
-        kept = 64 if "blur" in phantom.artefacts else 0
-        self._focused = lru_cache(maxsize=kept)(self._in_focus)
+        cached_blocks = 64 if "blur" in phantom.artefacts else 0
+        self._focused = lru_cache(maxsize=cached_blocks)(self._in_focus)
         self.artefacts = Artefacts(phantom, self.model.layout, self.glass)
         noise = self.textures.sensor * np.int16(self.look.noise) >> 4
         self._noise = noise.astype(np.int8)
@@ -91,16 +101,16 @@ class Painter:
         return -(-self.phantom.height // BLOCK)
 
     def tissue(self, left: int, top: int, size: int = BLOCK) -> NDArray[np.bool_] | None:
-        """Which pixels of a box are tissue; None where none is."""
-        found = None
+        """Mask of the tissue in a box; None without tissue."""
+        mask = None
         for outline in self.model.layout.sections:
             if touches(outline, left, top, left + size, top + size):
                 inside = filled(outline, left, top, size, size)
-                found = inside if found is None else found | inside
-        return found if found is not None and found.any() else None
+                mask = inside if mask is None else mask | inside
+        return mask if mask is not None and mask.any() else None
 
     def block(self, column: int, row: int) -> Pixels | None:
-        """The block at a place of the lattice of blocks; None where it is clear glass."""
+        """The block at a position of the lattice of blocks; None where it is clear glass."""
         left, top = column * BLOCK, row * BLOCK
         pixels = self._focused(column, row)
         if pixels is not None and self.artefacts.meets(("blur",), left, top, BLOCK):
@@ -112,21 +122,21 @@ class Painter:
         return self.artefacts.on_top(pixels, left, top)
 
     def _in_focus(self, column: int, row: int) -> Pixels | None:
-        """A block without artefacts; not to be changed."""
+        """A block without artefacts. The array is shared and must not be changed."""
         left, top = column * BLOCK, row * BLOCK
         tissue = self.tissue(left, top)
         return None if tissue is None else self._tissue_pixels(left, top, tissue)
 
     def _surround(self, column: int, row: int) -> Pixels:
-        """A block and the rim about it that its blur takes in."""
+        """A block with the rim around it that its blur needs."""
         rim = 3 * self.artefacts.blur_radius
-        whole = np.full((3 * BLOCK, 3 * BLOCK), self.glass, np.uint32)
+        neighbourhood = np.full((3 * BLOCK, 3 * BLOCK), self.glass, np.uint32)
         for j in range(3):
             for i in range(3):
-                part = self._focused(column + i - 1, row + j - 1)
-                if part is not None:
-                    whole[j * BLOCK : (j + 1) * BLOCK, i * BLOCK : (i + 1) * BLOCK] = part
-        return whole[BLOCK - rim : 2 * BLOCK + rim, BLOCK - rim : 2 * BLOCK + rim].copy()
+                block = self._focused(column + i - 1, row + j - 1)
+                if block is not None:
+                    neighbourhood[j * BLOCK : (j + 1) * BLOCK, i * BLOCK : (i + 1) * BLOCK] = block
+        return neighbourhood[BLOCK - rim : 2 * BLOCK + rim, BLOCK - rim : 2 * BLOCK + rim].copy()
 
     # -- densities ----------------------------------------------------------------------------------------
 
@@ -140,8 +150,8 @@ class Painter:
         gains = [self._gain(name, left, top) for name in ("hematoxylin", "eosin")]
         words = np.full((BLOCK, BLOCK), self.glass, np.uint32)
         for y, x in itertools.product(range(0, BLOCK, PATCH), repeat=2):
-            place = (slice(y, y + PATCH), slice(x, x + PATCH))
-            inside = tissue[place]
+            patch = (slice(y, y + PATCH), slice(x, x + PATCH))
+            inside = tissue[patch]
             if not inside.any():
                 continue
             padded = (slice(pad + y, pad + y + PATCH), slice(pad + x, pad + x + PATCH))
@@ -152,20 +162,20 @@ class Painter:
                 eosin += red[padded]
             for density, gain, noise in zip((hematoxylin, eosin), gains, SENSORS, strict=True):
                 _scaled(density, gain[y // step : (y + PATCH) // step, x : x + PATCH])
-                density += self._seen(noise, self._noise, left + x, top + y)
+                density += self._atlas_patch(noise, self._noise, left + x, top + y)
                 if not inside.all():
                     density *= inside
                 limited(density, 255)
             index = hematoxylin.view(np.uint16)
             index <<= 8
             index |= eosin.view(np.uint16)
-            words[place] = self.table.take(index, mode="wrap")  # no index is out of bounds; "wrap" is fast
+            words[patch] = self.table.take(index, mode="wrap")  # no index is out of bounds; "wrap" is fast
         return words
 
     def _gain(self, name: str, left: int, top: int) -> I16:
         """Uneven thickness and staining over millimetres, in 64ths: a row for each lattice cell.
 
-        It is so slow that a cell may have one value.
+        It changes so slowly that one value per cell is enough.
         """
         centre = (np.arange(BLOCK // self.model.step) + np.float32(0.5)) * np.float32(self.model.step_um)
         mpp = np.float32(self.phantom.mpp)
@@ -177,27 +187,29 @@ class Painter:
     def texture(self, name: str, left: int, top: int) -> tuple[U8, U8]:
         """A patch of a background."""
         kind: Texture = self.textures.kinds[name]
-        return self._seen(name, kind.hematoxylin, left, top), self._seen(name, kind.eosin, left, top)
+        return self._atlas_patch(name, kind.hematoxylin, left, top), self._atlas_patch(
+            name, kind.eosin, left, top
+        )
 
     def edge(self, left: int, top: int) -> NDArray[np.int8]:
-        return self._seen("edge", self.textures.edge, left, top)
+        return self._atlas_patch("edge", self.textures.edge, left, top)
 
-    def _seen(self, name: str, atlas: NDArray[Small], left: int, top: int) -> NDArray[Small]:
-        """A patch of an atlas, which is a view: a patch never crosses an atlas's edge."""
+    def _atlas_patch(self, name: str, atlas: NDArray[Small], left: int, top: int) -> NDArray[Small]:
+        """A patch of an atlas, as a view; a patch never crosses the edge of the atlas."""
         dx, dy = self._shift[name]
         i, j = (left + dx) % atlas.shape[1], (top + dy) % atlas.shape[0]
         return atlas[j : j + PATCH, i : i + PATCH]
 
 
 def _scaled(density: I16, gain: I16) -> None:
-    """Densities times their gain, of which each row holds for several rows of pixels."""
+    """Multiply densities by their gain; each row of gains covers several rows of pixels."""
     bands = density.reshape(gain.shape[0], -1, density.shape[1])
     bands *= gain[:, None, :]
     bands >>= 6
 
 
 class _Scene:
-    """One block while it is painted."""
+    """The state of one block while it is painted."""
 
     def __init__(self, painter: Painter, fields: Fields, left: int, top: int, column: int, row: int) -> None:
         self.painter, self.fields = painter, fields
@@ -205,27 +217,27 @@ class _Scene:
         self.step, self.pad = painter.model.step, painter.pad
         self.salt = painter.phantom.seed
         self.tumours = self._tumours()
-        # corners of the lattice on the block itself; most layers are not on it
+        # corners of the lattice inside the block; most layers do not reach it
         inner = slice(self.pad // self.step, -(self.pad // self.step))
         self.inner: Box = (inner, inner)
         self.layers = visible(fields.base, fields.layers, self.inner)
 
     def _tumours(self) -> list[tuple[Lesion, NDArray[np.bool_], Reals, Reals]]:
         """Lesions that meet the padded block: exact mask, nests and lumens."""
-        found = []
+        tumours = []
         left, top, size = self.left - self.pad, self.top - self.pad, BLOCK + 2 * self.pad
         for lesion in self.painter.model.layout.lesions:
             if touches(lesion.outline, left, top, left + size, top + size):
                 mask = filled(lesion.outline, left, top, size, size)
                 if mask.any():
                     shape = (self.fields.y_um.size, self.fields.x_um.size)
-                    found.append(
+                    tumours.append(
                         (lesion, mask, *self.painter.model.nests(lesion, self.column, self.row, shape))
                     )
-        return found
+        return tumours
 
     def background(self, x: int, y: int) -> Ground:
-        """The background of a patch, by its place in the block."""
+        """The background of the patch at (x, y) of the block."""
         left, top = self.left + x, self.top + y
         rows, columns = (slice(at // self.step, (at + PATCH) // self.step + 1) for at in (y, x))
         cells = rows, columns
@@ -238,9 +250,9 @@ class _Scene:
         def lay(
             name: str, distance: Reals, width: float, inside: I16 | None = None, dye: float = 1.0
         ) -> None:
-            found = ground.weight(distance, width)
-            if found is not None:
-                box, weight = found
+            weighted = ground.weight(distance, width)
+            if weighted is not None:
+                box, weight = weighted
                 if inside is not None:
                     weight *= inside[box]
                     weight >>= 6
@@ -250,15 +262,15 @@ class _Scene:
             lay(*layer)
         for lesion, inside, nest, lumen in tumours:
             if inside is not None:
-                inside += ground.strayed(WHOLE, 2.0) * ((inside > 0) & (inside < FULL))
+                inside += ground.strayed(ENTIRE_PATCH, 2.0) * ((inside > 0) & (inside < FULL))
                 limited(inside, FULL)
-                ground.lay(self.painter.texture("desmoplasia", left, top), WHOLE, inside)
+                ground.lay(self.painter.texture("desmoplasia", left, top), ENTIRE_PATCH, inside)
             lay("tumour", nest, 4.0, inside, lesion.eosin)
             lay("plasma", lumen, 2.0, inside)
         return ground
 
     def _borders(self, x: int, y: int, cells: Box) -> Iterator[tuple[Lesion, I16 | None, Reals, Reals]]:
-        """Lesions on a patch: share of the inside (None where it is all), nests and lumens."""
+        """Lesions on a patch: share of the patch inside each (None if all of it), nests and lumens."""
         about = min(self.pad, 2 ** max(0, round(math.log2(3.5 / self.painter.phantom.mpp))))
         rows, columns = (slice(self.pad + at - about, self.pad + at + PATCH + about) for at in (y, x))
         for lesion, mask, nest, lumen in self.tumours:
@@ -297,13 +309,18 @@ class _Scene:
         return canvas, red
 
     def _scatter(
-        self, canvas: NDArray[np.uint8], kind: str, share: Reals, mask: NDArray[np.bool_] | None, wanted: bool
+        self,
+        canvas: NDArray[np.uint8],
+        kind: str,
+        share: Reals,
+        mask: NDArray[np.bool_] | None,
+        inside_mask: bool,
     ) -> None:
         painter, mpp = self.painter, self.painter.phantom.mpp
         bank_, half = painter.banks[kind], painter.banks[kind].half
         salt = mixed(self.salt, *kind.encode())
-        found = bounds(share > 0)
-        if found is None:
+        marked_cells = bounds(share > 0)
+        if marked_cells is None:
             return
         step_um = painter.model.step_um
         (low_y, high_y), (low_x, high_x) = (
@@ -313,7 +330,7 @@ class _Scene:
                 min((corner + BLOCK + half) * mpp, (first + cells.stop) * step_um),
             )
             for corner, first, cells in zip(
-                (self.top, self.left), (self.row, self.column), found, strict=True
+                (self.top, self.left), (self.row, self.column), marked_cells, strict=True
             )
         )
         x, y, chance = jittered(low_x, low_y, high_x, high_y, PITCH_UM[kind], 0.62, salt, float(share.max()))
@@ -323,7 +340,7 @@ class _Scene:
         low, high = self.pad - half, self.pad + BLOCK + half
         keep = (unit(chance) < at) & (px > low) & (px < high) & (py > low) & (py < high)
         if mask is not None:
-            keep &= mask[np.clip(py, 0, len(mask) - 1), np.clip(px, 0, len(mask) - 1)] == wanted
+            keep &= mask[np.clip(py, 0, len(mask) - 1), np.clip(px, 0, len(mask) - 1)] == inside_mask
         px, py, chance, x, y = px[keep], py[keep], chance[keep], x[keep], y[keep]
         stamp(canvas, bank_, px, py, chance * np.uint32(0x9E3779B1), self._turn(kind, px, py, x, y))
 

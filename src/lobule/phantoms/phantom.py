@@ -1,4 +1,4 @@
-"""What a generated slide is asked to be, and what a lesion on it is."""
+"""Parameters of a generated slide and of the lesions on it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Lesion:
     dark: float
     """Share of dark nuclei, 0 to 1."""
     crowding: float
-    """Cells in place of the possible ones, about 0.7 to 1."""
+    """Share of the possible positions that hold a cell, about 0.7 to 1."""
     eosin: float = 1.0
     """Eosin of the cytoplasm, about 0.3 to 1.05."""
 
@@ -67,9 +67,9 @@ class SlidePhantom:
     itc: int = 0
     """How many lesions of each class are placed where `lesions` is None."""
     lesions: tuple[Lesion, ...] | None = None
-    """Given lesions, used as they are."""
+    """Lesions that are used unchanged."""
     mimics: int = 0
-    """Hard normal places: crowded follicles, histiocyte sheets, dense lymphoid tissue."""
+    """Number of normal structures that resemble tumour: follicles, histiocytes, dense lymph tissue."""
     artefacts: tuple[str, ...] = ()
     """Any of fold, pen, bubble, blur, dust and edge (of the cover glass)."""
     organ: str = "node"
@@ -87,14 +87,14 @@ class SlidePhantom:
             )
         if not 0 <= self.tissue <= 1:
             raise ConfigError("tissue is a share of the slide", expected="0 to 1", found=f"{self.tissue:g}")
-        for name, value, known in (
+        for name, value, choices in (
             ("organ", (self.organ,), ORGANS),
             ("scene", (self.scene,) if self.scene else (), SCENES),
             ("artefact", self.artefacts, ARTEFACTS),
         ):
             for one in value:
-                if one not in known:
-                    raise ConfigError(f"no {name} '{one}'", expected=f"one of {', '.join(known)}")
+                if one not in choices:
+                    raise ConfigError(f"no {name} '{one}'", expected=f"one of {', '.join(choices)}")
 
     @property
     def size_um(self) -> tuple[float, float]:

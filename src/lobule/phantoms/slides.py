@@ -1,4 +1,4 @@
-"""Generated H&E slides of any size with exact truth: `write_slide` makes the file, `render` a part."""
+"""Generated H&E slides of any size with exact truth: `write_slide` for files, `render` for regions."""
 
 from __future__ import annotations
 
@@ -63,18 +63,18 @@ def render(phantom: SlidePhantom, box: Box, factor: int = 1) -> NDArray[np.uint8
     for row in range(l0.y // BLOCK, -(-l0.bottom // BLOCK)):
         for column in range(l0.x // BLOCK, -(-l0.right // BLOCK)):
             block = painter.block(column, row)
-            place = Box(column * BLOCK, row * BLOCK, BLOCK, BLOCK).intersect(l0)
+            overlap = Box(column * BLOCK, row * BLOCK, BLOCK, BLOCK).intersect(l0)
             if block is not None:
-                inside = place.moved(-column * BLOCK, -row * BLOCK)
-                words[place.y - l0.y : place.bottom - l0.y, place.x - l0.x : place.right - l0.x] = block[
-                    inside.y : inside.bottom, inside.x : inside.right
-                ]
+                inside = overlap.moved(-column * BLOCK, -row * BLOCK)
+                words[overlap.y - l0.y : overlap.bottom - l0.y, overlap.x - l0.x : overlap.right - l0.x] = (
+                    block[inside.y : inside.bottom, inside.x : inside.right]
+                )
     small = reduced(words, factor)
     return np.ascontiguousarray(small.view(np.uint8).reshape(*small.shape, 4)[..., :3])
 
 
 def truth_of(phantom: SlidePhantom) -> SlideTruth:
-    """What is on a generated slide, without painting it."""
+    """The truth of a generated slide, without painting it."""
     return _truth(_painter(phantom))
 
 

@@ -15,12 +15,12 @@ EOSIN = np.array([0.11, 0.86, 0.48])
 
 
 SOFTNESS_UM = (0.35, 0.6, 0.85)
-"""Sharp, usual and soft optics; few, for each has sprites of its own."""
+"""Sharp, usual and soft optics. There are few because each needs separate sprites."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What differs from site to site."""
+    """Properties that differ between sites."""
 
     hematoxylin: tuple[float, float, float]
     eosin: tuple[float, float, float]
@@ -33,7 +33,7 @@ class Look:
     noise: int
     """Spread of the sensor's noise, in hundredths of optical density."""
     quality_step: int
-    """Added to the JPEG quality asked for."""
+    """Added to the requested JPEG quality."""
 
 
 def site_number(site: int | str) -> int:
@@ -41,30 +41,30 @@ def site_number(site: int | str) -> int:
 
 
 def look_of(site: int | str) -> Look:
-    """The look of a site; site 0 is the plain one, every other is drawn about it."""
+    """The look of a site. Site 0 is the plain one; all others vary randomly around it."""
     number = site_number(site)
     rng = generator(number, 0x51AE)
     far = 0.0 if number == 0 else 1.0
 
-    def drawn(spread: float, size: int | None = None) -> NDArray[np.float64]:
+    def deviation(spread: float, size: int | None = None) -> NDArray[np.float64]:
         spreads: NDArray[np.float64] = far * np.clip(rng.standard_normal(size), -1.8, 1.8) * spread
         return spreads
 
-    hematoxylin = HEMATOXYLIN + drawn(0.035, 3)
-    eosin = np.maximum(EOSIN + drawn(0.05, 3), 0.02)
+    hematoxylin = HEMATOXYLIN + deviation(0.035, 3)
+    eosin = np.maximum(EOSIN + deviation(0.05, 3), 0.02)
     hematoxylin /= np.linalg.norm(hematoxylin)
     eosin /= np.linalg.norm(eosin)
-    white = np.clip(np.array([242.0, 240.0, 243.0]) + drawn(4.0, 3), 225, 252)
+    white = np.clip(np.array([242.0, 240.0, 243.0]) + deviation(4.0, 3), 225, 252)
     return Look(
         tuple(hematoxylin.tolist()),
         tuple(eosin.tolist()),
-        float(np.exp(drawn(0.16))),
-        float(np.exp(drawn(0.16))),
+        float(np.exp(deviation(0.16))),
+        float(np.exp(deviation(0.16))),
         tuple(white.tolist()),
-        float(np.exp(drawn(0.07))),
+        float(np.exp(deviation(0.07))),
         SOFTNESS_UM[0 if number == 0 else int(rng.integers(len(SOFTNESS_UM)))],
-        round(2 + float(abs(drawn(1.5)))),
-        round(float(np.clip(drawn(4.0), -8, 6))),
+        round(2 + float(abs(deviation(1.5)))),
+        round(float(np.clip(deviation(4.0), -8, 6))),
     )
 
 

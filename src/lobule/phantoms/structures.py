@@ -18,16 +18,16 @@ A64 = NDArray[np.float64]
 def structures(phantom: SlidePhantom, depth: Reals, zones: dict[str, Reals]) -> dict[str, Ovals]:
     """Every oval of the slide by kind, in µm."""
     scatter = Scatter(phantom, depth, zones)
-    parts: dict[str, list[Ovals]] = {}
+    groups: dict[str, list[Ovals]] = {}
     makers = _node if phantom.organ == "node" else _breast
     for name, ovals in [*makers(scatter), *_vessels(scatter), *_mimics(scatter)]:
         if ovals.x.size:
-            parts.setdefault(name, []).append(ovals)
-    return {name: Ovals.joined(found) for name, found in parts.items()}
+            groups.setdefault(name, []).append(ovals)
+    return {name: Ovals.joined(ovals_of_kind) for name, ovals_of_kind in groups.items()}
 
 
 class Scatter:
-    """Places so far apart, jittered, where the tissue is deep enough."""
+    """Jittered positions at a given distance from each other, where the tissue is deep enough."""
 
     def __init__(self, phantom: SlidePhantom, depth: Reals, zones: dict[str, Reals]) -> None:
         self.phantom, self.depth, self.zones = phantom, depth, zones
@@ -35,7 +35,7 @@ class Scatter:
     def rng(self, salt: int) -> np.random.Generator:
         return generator(self.phantom.seed, 0x57C, salt)
 
-    def places(
+    def positions(
         self, salt: int, pitch_um: float, deep: tuple[float, float], share: float, jitter: float = 0.8
     ) -> tuple[A64, A64]:
         width, height = self.phantom.size_um
@@ -54,24 +54,24 @@ class Scatter:
         return bilinear(zone, x / ZONE_UM, y / ZONE_UM).astype(np.float64)
 
 
-Found = list[tuple[str, Ovals]]
+NamedOvals = list[tuple[str, Ovals]]
 
 
-def _node(scatter: Scatter) -> Found:
+def _node(scatter: Scatter) -> NamedOvals:
     rng = scatter.rng(1)
-    x, y = scatter.places(2, 560, (170, 1000), 0.75)
+    x, y = scatter.positions(2, 560, (170, 1000), 0.75)
     size = rng.uniform(110, 240, x.size)
-    follicles = Ovals.drawn(rng, x, y, size * rng.uniform(0.9, 1.3, x.size), size, 0.035)
+    follicles = Ovals.sampled(rng, x, y, size * rng.uniform(0.9, 1.3, x.size), size, 0.035)
     centred = rng.random(x.size) < 0.6
     inner = size * rng.uniform(0.45, 0.75, x.size)
-    centres = Ovals.drawn(rng, x[centred], y[centred], (inner * 1.1)[centred], inner[centred], 0.05)
+    centres = Ovals.sampled(rng, x[centred], y[centred], (inner * 1.1)[centred], inner[centred], 0.05)
     return [("follicle", follicles), ("centre", centres)]
 
 
-def _breast(scatter: Scatter) -> Found:
+def _breast(scatter: Scatter) -> NamedOvals:
     rng = scatter.rng(1)
     scene = scatter.phantom.scene
-    found: Found = []
+    ovals: NamedOvals = []
     if scene == "invasive":
         lobules, ducts = (0.12, 0.08)
     elif scene == "in-situ":
@@ -81,25 +81,25 @@ def _breast(scatter: Scatter) -> Found:
     else:
         lobules, ducts = (0.4, 0.3)
     crowd = 420.0 if scene == "benign" else 620.0
-    x, y = scatter.places(3, crowd, (80, 1e9), lobules)
-    found += [("acinus", one) for one in _acini(rng, x, y, 1.5 if scene == "benign" else 1.0)]
-    x, y = scatter.places(4, 700, (120, 1e9), ducts)
+    x, y = scatter.positions(3, crowd, (80, 1e9), lobules)
+    ovals += [("acinus", one) for one in _acini(rng, x, y, 1.5 if scene == "benign" else 1.0)]
+    x, y = scatter.positions(4, 700, (120, 1e9), ducts)
     b = rng.uniform(28, 65, x.size)
-    found.append(("duct", Ovals.drawn(rng, x, y, b * rng.uniform(1.1, 3.2, x.size), b, 0.07)))
+    ovals.append(("duct", Ovals.sampled(rng, x, y, b * rng.uniform(1.1, 3.2, x.size), b, 0.07)))
     if scene == "benign":
-        x, y = scatter.places(5, 640, (80, 1e9), 0.45)
+        x, y = scatter.positions(5, 640, (80, 1e9), 0.45)
         b = rng.uniform(55, 120, x.size)
-        found.append(("filled", Ovals.drawn(rng, x, y, b * rng.uniform(1, 1.8, x.size), b, 0.08)))
+        ovals.append(("filled", Ovals.sampled(rng, x, y, b * rng.uniform(1, 1.8, x.size), b, 0.08)))
     if scene == "in-situ":
-        x, y = scatter.places(6, 390, (80, 1e9), 0.75, 0.35)
+        x, y = scatter.positions(6, 390, (80, 1e9), 0.75, 0.35)
         b = rng.uniform(75, 165, x.size)
-        found.append(("in-situ", Ovals.drawn(rng, x, y, b * rng.uniform(1, 1.35, x.size), b, 0.035)))
-    return found
+        ovals.append(("in-situ", Ovals.sampled(rng, x, y, b * rng.uniform(1, 1.35, x.size), b, 0.035)))
+    return ovals
 
 
 def _acini(rng: np.random.Generator, x: A64, y: A64, crowd: float) -> list[Ovals]:
-    """A lobule about each place: a bunch of small rings."""
-    found = []
+    """A lobule at each position: a cluster of small rings."""
+    rings = []
     for cx, cy in zip(x, y, strict=True):
         radius = rng.uniform(80, 170) * crowd**0.5
         pitch = 48.0
@@ -109,32 +109,34 @@ def _acini(rng: np.random.Generator, x: A64, y: A64, crowd: float) -> list[Ovals
         py = (j + 0.45 * (rng.random(i.size) - 0.5)) * pitch * 0.9
         keep = np.hypot(px, py) < radius * (0.85 + 0.3 * rng.random(i.size))
         size = rng.uniform(15, 23, i.size)[keep]
-        found.append(
-            Ovals.drawn(rng, cx + px[keep], cy + py[keep], size * rng.uniform(1, 1.5, size.size), size, 0.06)
+        rings.append(
+            Ovals.sampled(
+                rng, cx + px[keep], cy + py[keep], size * rng.uniform(1, 1.5, size.size), size, 0.06
+            )
         )
-    return found
+    return rings
 
 
-def _vessels(scatter: Scatter) -> Found:
+def _vessels(scatter: Scatter) -> NamedOvals:
     rng = scatter.rng(20)
-    x, y = scatter.places(21, 420, (60, 1e9), 0.5)
+    x, y = scatter.positions(21, 420, (60, 1e9), 0.5)
     size = np.exp(rng.normal(np.log(13), 0.45, x.size))
-    return [("vessel", Ovals.drawn(rng, x, y, size * rng.uniform(1, 2.4, x.size), size, 0.08))]
+    return [("vessel", Ovals.sampled(rng, x, y, size * rng.uniform(1, 2.4, x.size), size, 0.08))]
 
 
-def _mimics(scatter: Scatter) -> Found:
+def _mimics(scatter: Scatter) -> NamedOvals:
     phantom = scatter.phantom
-    found: Found = []
+    ovals: NamedOvals = []
     rng = scatter.rng(30)
-    places = np.argwhere(scatter.depth > min(350.0, float(scatter.depth.max(initial=0)) * 0.6))
-    for index in range(phantom.mimics if len(places) else 0):
-        row, column = places[rng.integers(len(places))]
+    deep_cells = np.argwhere(scatter.depth > min(350.0, float(scatter.depth.max(initial=0)) * 0.6))
+    for index in range(phantom.mimics if len(deep_cells) else 0):
+        row, column = deep_cells[rng.integers(len(deep_cells))]
         x, y = column * ZONE_UM, row * ZONE_UM
         size = rng.uniform(180, 420)
-        oval = Ovals.drawn(rng, x, y, size * rng.uniform(1, 1.6), size, 0.06)
+        oval = Ovals.sampled(rng, x, y, size * rng.uniform(1, 1.6), size, 0.06)
         kind = ("centre", "histiocytes", "dense")[index % 3]
         if kind == "centre":
             ring = Ovals(oval.x, oval.y, oval.a + 70, oval.b + 70, oval.turn, oval.wobble, oval.phase)
-            found.append(("follicle", ring))
-        found.append((kind, oval))
-    return found
+            ovals.append(("follicle", ring))
+        ovals.append((kind, oval))
+    return ovals

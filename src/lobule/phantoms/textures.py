@@ -40,11 +40,11 @@ ATLAS = 1024
 
 @lru_cache(maxsize=4)
 def textures(mpp: float) -> Textures:
-    """Backgrounds for a resolution; the same for every slide of it, so they are kept."""
+    """Backgrounds for a resolution. They are cached because they are the same for every slide."""
     double = mpp < 0.4
     px = mpp * 2 if double else mpp
 
-    def kept(values: Reals) -> U8:
+    def as_bytes(values: Reals) -> U8:
         if double:
             values = _doubled(values)
         return np.clip(np.rint(values), 0, 120).astype(np.uint8)
@@ -55,7 +55,7 @@ def textures(mpp: float) -> Textures:
     broad = band_noise(ATLAS, px, 70.0, 4)
     fibres, turn = _fibres(px)
     kinds = {
-        name: Texture(kept(h), kept(e))
+        name: Texture(as_bytes(h), as_bytes(e))
         for name, (h, e) in {
             "stroma": _stroma(fibres, fine, broad),
             "desmoplasia": _desmoplasia(fibres, cells, broad),
@@ -88,14 +88,14 @@ def _doubled(values: Reals) -> Reals:
 
 
 def _fibres(px: float) -> tuple[Reals, Reals]:
-    """Streaks that turn from place to place, and their direction."""
+    """Streaks whose direction varies, and that direction."""
     count = 8
     a, b = band_noise(ATLAS, px, 260.0, 21), band_noise(ATLAS, px, 260.0, 22)
     turn = ((np.arctan2(b, a * 1.6 + 1.1) / (2 * np.pi)) % 1.0).astype(np.float32)
-    place = turn * count
-    nearer = place.astype(np.int8) % count
+    direction = turn * count
+    nearer = direction.astype(np.int8) % count
     farther = (nearer + 1) % count
-    share = place % 1.0
+    share = direction % 1.0
     result = np.zeros((ATLAS, ATLAS), np.float32)
     for index, along in enumerate(streaks(ATLAS, px, count, 30)):
         result += along * np.where(nearer == index, 1 - share, share * (farther == index))
@@ -137,7 +137,7 @@ def _fat(px: float, fine: Reals) -> tuple[Reals, Reals]:
 
 
 def _voronoi(px: float, pitch_um: float, seed: int) -> tuple[Reals, Reals]:
-    """Distances (µm) to the nearest and the second nearest of points scattered about so far apart."""
+    """Distances (µm) to the nearest and second nearest of randomly scattered points."""
     period = ATLAS * px
     count = max(2, round(period / pitch_um))
     rng = generator(seed, 5)

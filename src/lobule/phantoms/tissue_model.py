@@ -1,4 +1,4 @@
-"""The tissue at a place: which tissues lie there and which nuclei they hold, on a lattice of about 4 µm."""
+"""The tissues at each position and the nuclei in them, on a lattice of about 4 µm."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Fields:
     layers: list[tuple[str, Reals, float]] = field(default_factory=list)
     """Backgrounds in the order they are laid: texture, distance inside, width of the border in µm."""
     nuclei: dict[str, Reals] = field(default_factory=dict)
-    """Share of the candidate places of each kind of nucleus that are taken."""
+    """Share of the candidate positions that hold a nucleus, for each kind."""
     turn: Reals | None = None
     """Direction of epithelial nuclei in [0, 1) of half a turn."""
     base: str = "stroma"
@@ -69,7 +69,7 @@ class TissueModel:
         return on_grid(zone, x_um / np.float32(ZONE_UM), y_um / np.float32(ZONE_UM))
 
     def ovals(self, kind: str, fields: Fields) -> Reals | None:
-        """Depth inside the nearest oval of a kind; None where the window meets none."""
+        """Depth inside the nearest oval of a kind; None if no oval touches the window."""
         ovals = self.layout.ovals.get(kind)
         if ovals is None:
             return None
@@ -88,10 +88,10 @@ class TissueModel:
             i1 = int((ovals.x[index] + r - x0) / self.step_um) + 2
             j0 = max(0, int((ovals.y[index] - r - y0) / self.step_um))
             j1 = int((ovals.y[index] + r - y0) / self.step_um) + 2
-            part = depth[j0:j1, i0:i1]
-            if part.size:
+            window = depth[j0:j1, i0:i1]
+            if window.size:
                 one = ovals.depth(int(index), fields.x_um[None, i0:i1], fields.y_um[j0:j1, None])
-                np.maximum(part, one, out=part)
+                np.maximum(window, one, out=window)
         return depth
 
     def fields(self, column: int, row: int, columns: int, rows: int) -> Fields:
@@ -272,7 +272,7 @@ class TissueModel:
 
 
 def _share(distance: Reals, width: float) -> Reals:
-    """1 inside, 0 outside, and between over a border so wide."""
+    """1 inside, 0 outside, and linear across a border of this width."""
     share: Reals = distance * np.float32(1 / width)
     share += np.float32(0.5)
     return np.clip(share, np.float32(0), np.float32(1), out=share)

@@ -1,4 +1,4 @@
-"""What is where on a generated slide, exactly: outlines in level-0 pixels and class masks at any step."""
+"""Exact truth of a generated slide: outlines in level-0 pixels and class masks at any step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class SlideTruth:
-    """Everything that is known of a generated slide."""
+    """The complete truth of a generated slide."""
 
     width: int
     height: int
@@ -55,7 +55,7 @@ class SlideTruth:
 
     @property
     def label(self) -> str:
-        """What the slide is called: tumor where any lesion is larger than isolated cells, or any at all."""
+        """The label of the slide."""
         return "tumor" if self.outlines else "normal"
 
     def mask(self, step: int = 1, box: Box | None = None) -> NDArray[np.uint8]:
@@ -73,8 +73,8 @@ class SlideTruth:
     def write_mask(self, path: Path, step: int | None = None) -> None:
         """The class mask as a PNG whose longest side has at most 2,048 px, or of a given step."""
         step = step or max(1, -(-max(self.width, self.height) // 2048))
-        with write_atomic(path) as part:
-            Image.fromarray(self.mask(step)).save(part)
+        with write_atomic(path) as temporary:
+            Image.fromarray(self.mask(step)).save(temporary)
 
     def lesions_json(self) -> str:
         lesions = [
@@ -86,19 +86,19 @@ class SlideTruth:
             }
             for one in self.outlines
         ]
-        facts = {"width": self.width, "height": self.height, "mpp": self.mpp, "lesions": lesions}
-        return json.dumps(facts, indent=1)
+        description = {"width": self.width, "height": self.height, "mpp": self.mpp, "lesions": lesions}
+        return json.dumps(description, indent=1)
 
 
 def _fill(classes: NDArray[np.uint8], points: Points, box: Box, step: int, value: int) -> None:
     low = np.floor(points.min(0) / step).astype(int)
     high = np.ceil(points.max(0) / step).astype(int) + 1
-    part = Box.of_edges(int(low[0]), int(low[1]), int(high[0]), int(high[1])).intersect(box)
-    if part.empty or not touches(points, part.x * step, part.y * step, part.right * step, part.bottom * step):
+    area = Box.of_edges(int(low[0]), int(low[1]), int(high[0]), int(high[1])).intersect(box)
+    if area.empty or not touches(points, area.x * step, area.y * step, area.right * step, area.bottom * step):
         return
-    inside = filled(points, part.x * step, part.y * step, part.width, part.height, step)
-    rows = slice(part.y - box.y, part.bottom - box.y)
-    columns = slice(part.x - box.x, part.right - box.x)
+    inside = filled(points, area.x * step, area.y * step, area.width, area.height, step)
+    rows = slice(area.y - box.y, area.bottom - box.y)
+    columns = slice(area.x - box.x, area.right - box.x)
     classes[rows, columns][inside] = value
 
 
@@ -113,18 +113,18 @@ def annotation_of(truth: SlideTruth) -> Annotation:
 
 
 def write_annotation_files(truth: SlideTruth, path: Path) -> None:
-    """The outlines as ASAP XML and, beside it, as QuPath GeoJSON."""
+    """Write the outlines as ASAP XML and, next to it, as QuPath GeoJSON."""
     annotation = annotation_of(truth)
     write_annotation(path.with_suffix(".xml"), annotation)
     write_annotation(path.with_suffix(".geojson"), annotation)
 
 
 def write_mask_tiff(truth: SlideTruth, path: Path, tile: int = 512) -> None:
-    """The tumour as a pyramid of 0 and 255, level 0 first, each level exact for itself."""
+    """Write the tumour as a pyramid of 0 and 255, each level computed exactly from the outlines."""
     steps = [1]
     while max(truth.width, truth.height) // steps[-1] > 2 * tile or steps[-1] < 32:
         steps.append(steps[-1] * 2)
-    with write_atomic(path) as part, tifffile.TiffWriter(part, bigtiff=True) as writer:
+    with write_atomic(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True) as writer:
         for step in steps:
             columns, rows = -(-truth.width // step), -(-truth.height // step)
             per_cm = 1e4 / (truth.mpp * step)
