@@ -109,11 +109,8 @@ def _acini(rng: np.random.Generator, x: A64, y: A64, crowd: float) -> list[Ovals
         py = (j + 0.45 * (rng.random(i.size) - 0.5)) * pitch * 0.9
         keep = np.hypot(px, py) < radius * (0.85 + 0.3 * rng.random(i.size))
         size = rng.uniform(15, 23, i.size)[keep]
-        rings.append(
-            Ovals.sampled(
-                rng, cx + px[keep], cy + py[keep], size * rng.uniform(1, 1.5, size.size), size, 0.06
-            )
-        )
+        x_um, y_um = cx + px[keep], cy + py[keep]
+        rings.append(Ovals.sampled(rng, x_um, y_um, size * rng.uniform(1, 1.5, size.size), size, 0.06))
     return rings
 
 
