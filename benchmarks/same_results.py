@@ -88,7 +88,7 @@ STEPS = (
     command("phantom slides slides --count 6 --size 1536x1536 --mpp 1", output="slides"),
     command("phantom images images --count 12 --size 384x320", output="images", quick=False),
     command("phantom exams exams --count 8 --size 300x220", output="exams", quick=False),
-    command("tissue slides/slides/0001.tif --json"),
+    command("tissue slides/slides/normal_001.tif --json"),
     train("scannet", SLIDES),
     scan("scannet", SLIDES),
     command(f"evaluate scannet-results {SLIDES} --allow-overlap --json"),
