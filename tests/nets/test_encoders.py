@@ -106,7 +106,7 @@ def test_names_that_are_no_backbone(name: str, match: str) -> None:
 
 
 def test_weights_of_another_net_are_refused() -> None:
-    with pytest.raises(ModelError, match="of another backbone"):
+    with pytest.raises(ModelError, match="belong to another backbone"):
         encoder("resnet18", models.resnet34().state_dict())
     with pytest.raises(ConfigError, match=r"no published weights.*--weights"):
         encoder("lobule:tiny")

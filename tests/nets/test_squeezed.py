@@ -109,7 +109,7 @@ def test_slices_that_are_left_out_equal_ones_that_stay(length, start, layers) ->
     assert sum(squeezed.weights()) == length
     assert all(out >= 0 for out in squeezed.left_out)
     wanted = squeezed.after(layers)
-    assert len(wanted.places()) == wanted.length - sum(wanted.left_out)
+    assert len(wanted.remaining_slices()) == wanted.length - sum(wanted.left_out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

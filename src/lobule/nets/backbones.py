@@ -1,4 +1,4 @@
-"""Nets for dense maps, by name: each unpadded, ending in one logit a class and output cell."""
+"""Networks for dense maps, by name. Each is unpadded and gives one logit per class and output cell."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PatchNet(nn.Module):
 
 
 def channels_of(trunk: nn.Module) -> int:
-    """How many channels a trunk ends with, found without computing."""
+    """Number of output channels of a trunk, derived on the meta device."""
     side = geometry_of(trunk).extent
     shape = copy.deepcopy(trunk).to("meta").eval()(torch.empty(1, 3, side, side, device="meta")).shape
     return int(shape[1])
@@ -41,7 +41,7 @@ def channels_of(trunk: nn.Module) -> int:
 
 def unpadded_trunk(build: Callable[[], nn.Module]) -> nn.Module:
     """The unpadded trunk of a net, with fresh weights: He-normal convolutions, zero biases, neutral norms."""
-    with torch.device("meta"):  # most of a VGG is a classifier that is about to be cut off
+    with torch.device("meta"):  # most weights of a VGG belong to the classifier, which is removed
         trunk = unpad(build())
     trunk.to_empty(device="cpu")
     for module in trunk.modules():
@@ -81,20 +81,20 @@ BACKBONES: dict[str, Callable[[int], nn.Module]] = {
     "vgg19": partial(from_torchvision, "vgg19"),
     "vgg19_bn": partial(from_torchvision, "vgg19_bn"),
 }
-"""What `BACKBONES[name](classes)` builds, with fresh weights."""
+"""Builders by name; `BACKBONES[name](classes)` gives a network with fresh weights."""
 
 
 def load_trunk(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Puts a torchvision or timm checkpoint of the same backbone into a net's trunk, strictly."""
+    """Load a torchvision or timm checkpoint of the same backbone into the trunk of a net, strictly."""
     trunk = getattr(net, "trunk", None)
     if isinstance(trunk, nn.Module):
-        kept = {key: value for key, value in weights.items() if key.split(".")[0] not in HEADS}
+        trunk_weights = {key: value for key, value in weights.items() if key.split(".")[0] not in HEADS}
         try:
-            trunk.load_state_dict(kept, strict=True)
+            trunk.load_state_dict(trunk_weights, strict=True)
         except RuntimeError as error:
             raise ModelError(
-                "these weights are of another backbone",
-                expected="the trunk's own keys and shapes",
+                "these weights belong to another backbone",
+                expected="the keys and shapes of the trunk",
                 found=str(error),
             ) from error
     elif hasattr(net, "conv1_1"):

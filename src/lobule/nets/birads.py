@@ -11,7 +11,7 @@ from lobule.nets.four_view import ANGLES, Trunks
 
 
 class BiradsNet(nn.Module):
-    """Grades the breast of every view that is there; its trunks are what the classifier goes on with."""
+    """Grade the breast from every available view. The classifier continues with the trained trunks."""
 
     def __init__(self, trunks: Trunks, features: int, categories: int) -> None:
         super().__init__()

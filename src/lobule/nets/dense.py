@@ -5,8 +5,8 @@ the interleaved cells D[α·h + i, α·w + j] = P_ij[h, w] are the dense map at 
 repeated: before the last log2(α) strided steps all passes see the same cells. `densify` does it once, in one
 of two forms that share the net's weights and equal one another:
 
-- "phases": each of those steps is run on its shifted inputs, and the results go on side by side in the batch;
-- "dilated": those steps lose their stride and all that follows is dilated, the à-trous form of the papers.
+- "phases": each of those steps runs on its shifted inputs, and the results are stacked in the batch;
+- "dilated": those steps lose their stride and all later steps are dilated, the à-trous form of the papers.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Phases(nn.Module):
         height, width = (self._reach(length) for length in x.shape[-2:])
         last = (self.factor - 1) * self.shift
         short = (0, max(0, width + last - x.shape[-1]), 0, max(0, height + last - x.shape[-2]))
-        if any(short):  # what is filled in lies behind every true cell, and is cut off at the end
+        if any(short):  # the padding is behind every true cell and is removed at the end
             x = F.pad(x, short)
         shifts = range(0, last + 1, self.shift)
         return torch.cat([self.step(x[..., i : i + height, j : j + width]) for i in shifts for j in shifts])
 
     def _reach(self, length: int) -> int:
-        """How much of such a length the unshifted step looks at."""
+        """Number of input cells along a length that the unshifted step reads."""
         return (length - self.op.reach) // self.op.stride * self.op.stride + self.op.reach
 
 
@@ -72,8 +72,8 @@ def _interleaved(y: Tensor, factor: int) -> Tensor:
 def densify(net: nn.Module, alpha: int, form: Form = "phases") -> DenseNet:
     """The unpadded net with the last log2(alpha) of its strided steps made dense, on the same weights.
 
-    "phases" was never slower where it was measured; "dilated" consists of convolutions and pools alone, as
-    exports want it.
+    "phases" was at least as fast in every measurement. "dilated" contains only convolutions and pools, which
+    exports need.
     """
     if form not in get_args(Form):
         raise ConfigError("there is no such dense form", expected=" or ".join(get_args(Form)), found=form)
@@ -87,10 +87,10 @@ def densify(net: nn.Module, alpha: int, form: Form = "phases") -> DenseNet:
         before, after = cells[node.all_input_nodes[0]].stride, cells[node].stride
         plan = _Plan.of(before, after, geometry.stride)
         module = graph.get_submodule(str(node.target))
-        made = _in_phases(module, plan) if form == "phases" else _dilated(module, plan)
-        if made is not module:
+        dense_module = _in_phases(module, plan) if form == "phases" else _dilated(module, plan)
+        if dense_module is not module:
             node.target = f"{node.name}_{form}"
-            graph.add_submodule(node.target, made)
+            graph.add_submodule(node.target, dense_module)
         if form == "phases" and plan.factor > 1 and phases.setdefault(before, plan.factor) != plan.factor:
             raise ModelError("branches of the net take their strides differently", subject=node)
     graph.delete_all_unused_submodules()
@@ -100,7 +100,7 @@ def densify(net: nn.Module, alpha: int, form: Form = "phases") -> DenseNet:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How one step is made dense: the dilation it comes with, the stride it keeps, the factor it gives up."""
+    """How one step becomes dense: its dilation, the stride that remains and the factor that is removed."""
 
     dilation: int
     stride: int
@@ -126,10 +126,10 @@ def _dilated(module: nn.Module, plan: _Plan) -> nn.Module:
         return module
     if isinstance(module, nn.AvgPool2d):
         raise ModelError("an average pool cannot be dilated", remedy='Use densify(…, form="phases")')
-    made = copy.copy(module)  # shallow: the copy holds the very same parameters
+    dilated = copy.copy(module)  # a shallow copy shares the parameters
     dilation = op.dilation * plan.dilation
-    vars(made).update(dilation=(dilation, dilation), stride=(plan.stride, plan.stride))
-    return made
+    vars(dilated).update(dilation=(dilation, dilation), stride=(plan.stride, plan.stride))
+    return dilated
 
 
 def offset_passes(net: nn.Module, x: Tensor, alpha: int) -> Tensor:
@@ -137,17 +137,17 @@ def offset_passes(net: nn.Module, x: Tensor, alpha: int) -> Tensor:
     geometry = geometry_of(net)
     dense = geometry.dense(alpha)
     rows, columns = (dense.out_size(length) for length in x.shape[-2:])
-    made: Tensor | None = None
+    dense_map: Tensor | None = None
     for i in range(min(alpha, rows)):
         for j in range(min(alpha, columns)):
-            part = net(x[..., i * dense.stride :, j * dense.stride :])
-            if made is None:
-                made = part.new_empty((*part.shape[:2], rows, columns))
-            made[..., i::alpha, j::alpha] = part
-    if made is None:
+            pass_map = net(x[..., i * dense.stride :, j * dense.stride :])
+            if dense_map is None:
+                dense_map = pass_map.new_empty((*pass_map.shape[:2], rows, columns))
+            dense_map[..., i::alpha, j::alpha] = pass_map
+    if dense_map is None:
         raise ModelError(
             "the input is smaller than the net's window",
             expected=f"at least {geometry.extent} px a side",
             found=f"{x.shape[-1]} × {x.shape[-2]} px",
         )
-    return made
+    return dense_map

@@ -1,4 +1,4 @@
-"""Any backbone as a tile encoder, by name: its features are what stands before the classifier."""
+"""Any backbone as a tile encoder, by name; its features are the input of its classifier."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NO_NETWORK = "Fetch the file on a machine with a network and pass it with --weig
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """A backbone without its classifier, what its input must look like, and how long its features are."""
+    """A backbone without its classifier, with the scaling of its input and the length of its features."""
 
     name: str
     net: nn.Module
@@ -37,15 +37,15 @@ class Encoder:
     dim: int
     scaling: InputScaling
     input_px: int | None
-    """The one input size it takes, where it takes one alone."""
+    """The only input size that it accepts; None if any size works."""
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The backbone's own weights, as `encoder(name, weights)` takes them back."""
+        """The weights of the backbone, in the form that `encoder(name, weights)` accepts."""
         return {name.removeprefix("body."): value for name, value in self.net.state_dict().items()}
 
     def hash_at(self, input_px: int) -> str:
-        """A hash of everything that decides the features of a tile."""
+        """A hash of everything that determines the features of a tile."""
         digest = hashlib.sha256()
         for name, value in sorted(self.weights.items()):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
@@ -53,15 +53,15 @@ class Encoder:
         return f"sha256:{digest.hexdigest()}"
 
     def for_inference(self) -> nn.Module:
-        """The net in its fastest exact form; one that cannot be traced stays as it is."""
+        """The network in its fastest exact form; a network that cannot be traced stays unchanged."""
         try:
             return for_inference(self.net)
-        except Exception:  # torch.fx raises whatever the code of a net makes it stumble over
+        except Exception:  # torch.fx can raise any exception that the code of a network causes
             return self.net.eval()
 
 
 def encoder(name: str, weights: Weights = "pretrained") -> Encoder:
-    """A backbone by name with its published weights, plain tensors of its own layout, or random ones.
+    """A backbone by name with its published weights, with given tensors, or with random weights.
 
     `resnet50` or `torchvision:resnet50`, `timm:NAME` (also `timm:hf-hub:OWNER/MODEL`), or `lobule:NAME` for
     the unpadded nets of `nets.backbones`.
@@ -78,7 +78,7 @@ def encoder(name: str, weights: Weights = "pretrained") -> Encoder:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Source and short name; a name without a source is torchvision's."""
+    """Source and short name; a name without a source belongs to torchvision."""
     source, colon, short = name.partition(":")
     if not colon:
         source, short = "torchvision", name
@@ -94,7 +94,7 @@ def canonical(name: str) -> str:
     return short if source == "torchvision" else f"{source}:{short}"
 
 
-class _Pooled(nn.Module):
+class _PooledTrunk(nn.Module):
     """The convolutional part of a net, averaged over positions."""
 
     def __init__(self, body: nn.Module, rectified: bool) -> None:
@@ -106,8 +106,8 @@ class _Pooled(nn.Module):
         return (F.relu(features) if self.rectified else features).mean(dim=(2, 3))
 
 
-class _Whole(nn.Module):
-    """A net whose classifier was replaced by nothing."""
+class _WithoutClassifier(nn.Module):
+    """A network whose classifier was removed."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -125,23 +125,25 @@ def _of_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, InputScalin
         raise ConfigError(f"torchvision has no backbone '{name}'", remedy="Write timm:NAME for one of timm's")
     net = _fetched(name, lambda: get_model(name, weights="DEFAULT" if pretrained else None))
     if isinstance(features := getattr(net, "features", None), nn.Module) and not hasattr(net, "head"):
-        return _Pooled(features, rectified=name.startswith("densenet")), InputScaling(), None
+        return _PooledTrunk(features, rectified=name.startswith("densenet")), InputScaling(), None
     for head in ("fc", "heads", "head"):
         if hasattr(net, head):
             setattr(net, head, nn.Identity())
             fixed = getattr(net, "image_size", None)
-            return _Whole(net), InputScaling(), int(fixed) if fixed else None
-    raise ConfigError(f"'{name}' is no classifier, so it has no features before one")
+            return _WithoutClassifier(net), InputScaling(), int(fixed) if fixed else None
+    raise ConfigError(f"'{name}' is not a classifier, so there are no features before one")
 
 
 def _of_timm(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, int | None]:
     import timm
 
     net: Any = _fetched(name, lambda: timm.create_model(name, pretrained=pretrained, num_classes=0))
-    facts = net.pretrained_cfg
-    scaling = InputScaling(tuple(facts.get("mean", (0.5,) * 3)), tuple(facts.get("std", (0.5,) * 3)))
-    fixed = facts.get("fixed_input_size") or hasattr(net, "pos_embed")
-    return _Whole(net), scaling, int(facts["input_size"][-1]) if fixed else None
+    pretrained_config = net.pretrained_cfg
+    scaling = InputScaling(
+        tuple(pretrained_config.get("mean", (0.5,) * 3)), tuple(pretrained_config.get("std", (0.5,) * 3))
+    )
+    fixed = pretrained_config.get("fixed_input_size") or hasattr(net, "pos_embed")
+    return _WithoutClassifier(net), scaling, int(pretrained_config["input_size"][-1]) if fixed else None
 
 
 def _of_lobule(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, int | None]:
@@ -155,23 +157,23 @@ def _of_lobule(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, in
     net = BACKBONES[name](2)
     body = getattr(net, "trunk", None)
     if not isinstance(body, nn.Module):
-        kept = [(key, layer) for key, layer in net.named_children() if key not in ("drop", "head")]
+        trunk_layers = [(key, layer) for key, layer in net.named_children() if key not in ("drop", "head")]
         if not isinstance(net, nn.Sequential):
             raise ConfigError(f"'lobule:{name}' has no features before its classifier")
         body = nn.Sequential()
-        for key, layer in kept:
+        for key, layer in trunk_layers:
             body.add_module(key, layer)
-    return _Pooled(body, rectified=False), PLAIN_SCALING, None
+    return _PooledTrunk(body, rectified=False), PLAIN_SCALING, None
 
 
 def _fetched(name: str, build: Any) -> nn.Module:
-    """Build a net; where its weights cannot be downloaded, say what to do."""
+    """Build a network; if its weights cannot be downloaded, the error says what to do."""
     try:
         net: nn.Module = build()
         return net
     except ConfigError:
         raise
-    except Exception as error:  # both libraries and what they download with raise many types
+    except Exception as error:  # both libraries and their download code raise many types
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, OSError) or any(word in text.lower() for word in ("connect", "hub", "offline")):
             raise ConfigError(
@@ -181,30 +183,36 @@ def _fetched(name: str, build: Any) -> nn.Module:
 
 
 def _load(name: str, net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put a checkpoint of the same backbone in, strictly but for its classifier."""
+    """Load a checkpoint of the same backbone, strictly except for its classifier."""
     body = net.get_submodule("body")
-    own = set(body.state_dict())
-    given = dict(weights)
+    body_keys = set(body.state_dict())
+    renamed_weights = dict(weights)
     for prefix in ("features.", "trunk.", "module.", "backbone."):
-        if not own & set(given) and any(key.startswith(prefix) for key in given):
-            given = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
-    kept = {key: value for key, value in given.items() if key in own or key.split(".")[0] not in HEADS}
+        if not body_keys & set(renamed_weights) and any(key.startswith(prefix) for key in renamed_weights):
+            renamed_weights = {
+                k.removeprefix(prefix): v for k, v in renamed_weights.items() if k.startswith(prefix)
+            }
+    body_weights = {
+        key: value
+        for key, value in renamed_weights.items()
+        if key in body_keys or key.split(".")[0] not in HEADS
+    }
     try:
-        body.load_state_dict(kept, strict=True)
+        body.load_state_dict(body_weights, strict=True)
     except RuntimeError as error:
         raise ModelError(
-            "these weights are of another backbone",
+            "these weights belong to another backbone",
             expected=f"the names and shapes of '{name}'",
             found=str(error).splitlines()[-1].strip(),
         ) from error
 
 
 def _width(name: str, net: nn.Module, input_px: int | None) -> int:
-    """The length of the features, found without computing."""
+    """The length of the features, derived on the meta device."""
     body = net.get_submodule("body")
     side = input_px or 224
     if split_name(name)[0] == "lobule":
-        side = geometry_of(body).extent  # without padding, nothing smaller gives a feature
+        side = geometry_of(body).extent  # without padding, a smaller input gives no feature
     with torch.no_grad():
         shape = copy.deepcopy(net).to("meta")(torch.empty(1, 3, side, side, device="meta")).shape
     if len(shape) != 2:

@@ -29,10 +29,10 @@ NOISE = 0.01
 
 
 class _Thinned(nn.Conv2d):
-    """A strided 1×1 convolution that leaves pixels out first: the same, and safe with few channels.
+    """A strided 1×1 convolution that removes unused pixels first: the same result, safe with few channels.
 
-    oneDNN (3.13) writes beyond its memory in the gradients of such a one with fewer than 16 input channels
-    that lie last in memory.
+    oneDNN (3.13) writes beyond its memory in the gradient of a strided 1×1 convolution with fewer than 16
+    input channels in channels-last layout.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ class ResNet22(nn.Module):
 
     def pooled(self, x: Tensor) -> Tensor:
         """(N, 256): the mean of the map as published, or its maximum."""
-        seen: Tensor = self(x)
-        return seen.amax(dim=(2, 3)) if self.pool == "max" else seen.mean(dim=(2, 3))
+        feature_map: Tensor = self(x)
+        return feature_map.amax(dim=(2, 3)) if self.pool == "max" else feature_map.mean(dim=(2, 3))
 
 
 class Trunks(nn.Module):
@@ -152,7 +152,7 @@ class ViewWise(nn.Module):
 class SideWise(nn.Module):
     """Joins CC and MLO of each side, and scores each breast from its own two views.
 
-    As the paper describes it. Its sizes are those of `ViewWise`, and no reference was there to test against.
+    As the paper describes it. Its sizes are those of `ViewWise`. There was no reference to test against.
     """
 
     def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS, pool: Pooling = "mean") -> None:
@@ -182,7 +182,7 @@ class SideWise(nn.Module):
 class Joint(nn.Module):
     """Joins all four views at once.
 
-    As the paper describes it. Its sizes are ours, and no reference was there to test against.
+    As the paper describes it. Its sizes are ours. There was no reference to test against.
     """
 
     def __init__(self, channels: int = 1, *, widths: Sequence[int] = WIDTHS, pool: Pooling = "mean") -> None:
@@ -229,7 +229,7 @@ class ImageWise(nn.Module):
             self.add_module(f"output_layer_{name}", OutputLayer(features))
 
     def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Log-probabilities (N, 4, 2) of each view that is there, its rows as in `TARGETS`."""
+        """Log-probabilities (N, 4, 2) of each available view, with rows as in `TARGETS`."""
         return {view: self._one(view, x) for view, x in views.items()}
 
     def single(self, view: str, x: Tensor) -> Tensor:

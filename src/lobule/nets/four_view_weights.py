@@ -1,4 +1,4 @@
-"""Published weights of the mammography networks: their names made ours, and how to tell genuine files."""
+"""Published weights of the mammography networks: our names for them, and how to recognise genuine files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GENUINE: dict[str, str] = {
 """Git blob ids (their first eight digits) of the files as published."""
 
 EXPENDABLE = ("shared_rep_filter.weight",)
-"""Published GMIC files carry it, and nothing reads it."""
+"""Published GMIC files contain it, but the network does not use it."""
 
 
 def git_blob_id(content: bytes) -> str:
@@ -39,38 +39,40 @@ def git_blob_id(content: bytes) -> str:
 
 
 def load_published(net: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Load a published checkpoint, strictly: every tensor of the net, and nothing left over.
+    """Load a published checkpoint strictly: every tensor of the network, and no others.
 
     Accepts `{"model": state}`, the doubled trunks, names from before torchvision 0.4.1 and files from before
     batch norms counted their batches.
     """
     state = resolved(checkpoint)
-    wanted = net.state_dict()
-    for key, tensor in wanted.items():
+    network_state = net.state_dict()
+    for key, tensor in network_state.items():
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, torch.zeros_like(tensor))
     for key in EXPENDABLE:
         state.pop(key, None)
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    shapes = [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape]
+    missing, extra = sorted(network_state.keys() - state.keys()), sorted(state.keys() - network_state.keys())
+    shapes = [k for k in network_state.keys() & state.keys() if network_state[k].shape != state[k].shape]
     if missing or extra or shapes:
         raise ModelError(
             "the checkpoint does not fit the network",
-            expected=f"{len(wanted)} tensors",
-            found="; ".join(_listed(what, keys) for what, keys in _faults(missing, extra, shapes) if keys),
+            expected=f"{len(network_state)} tensors",
+            found="; ".join(
+                _fault_message(fault, keys) for fault, keys in _faults(missing, extra, shapes) if keys
+            ),
         )
     net.load_state_dict(state)
 
 
 def resolved(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state under our names, each tensor once; aliases that differ from one another are an error."""
+    """The state under our names, each tensor once. Aliases with different values are an error."""
     inner = checkpoint.get("model", checkpoint)
     state: dict[str, Tensor] = {}
     for key, tensor in inner.items():
         name = canonical(key)
         if name in state and not torch.equal(state[name], tensor):
             raise ModelError(
-                "two names of one trunk hold different tensors",
+                "two names of the same trunk have different tensors",
                 expected=name,
                 found=f"another value under {key}",
             )
@@ -92,6 +94,6 @@ def _faults(*keys: list[str]) -> list[tuple[str, list[str]]]:
     return list(zip(("missing", "not of the network", "of another shape"), keys, strict=True))
 
 
-def _listed(what: str, keys: list[str]) -> str:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return f"{what}: {', '.join(keys[:3])}{more}"
+def _fault_message(fault: str, keys: list[str]) -> str:
+    remainder = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"{fault}: {', '.join(keys[:3])}{remainder}"

@@ -21,11 +21,11 @@ _RELUS = (F.relu, torch.relu)
 
 
 def can_fuse() -> bool:
-    """Whether this build of torch has the operators."""
-    known = all(
+    """Whether this build of torch has the fused operators."""
+    has_operators = all(
         hasattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_reorder_convolution_weight")
     )
-    return torch.backends.mkldnn.is_available() and known
+    return torch.backends.mkldnn.is_available() and has_operators
 
 
 class FusedConv(nn.Module):
@@ -33,35 +33,35 @@ class FusedConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
         super().__init__()
-        self.place = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self.relu = relu
-        # plain attributes: the weight's layout is oneDNN's own, and no module operation knows it
+        # plain attributes, because module operations cannot handle oneDNN's weight layout
         self.bias = None if conv.bias is None else conv.bias.detach()
         self.kernel, self.channels = conv.kernel_size, conv.out_channels
         weight = conv.weight.detach()
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.place)
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         after = "relu" if self.relu else None
         if other is None:
             return self._alone(x, after or "none")
-        if other.shape != self._shape(x):  # the operator knows no broadcasting, and does not complain
+        if other.shape != self._shape(x):  # the operator does not broadcast, and does not report wrong shapes
             added = self._alone(x, "none") + other
             return added.relu_() if self.relu else added
         both: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, other, self.weight, self.bias, *self.place, "add", None, after, [], ""
+            x, other, self.weight, self.bias, *self.geometry, "add", None, after, [], ""
         )
         return both
 
     def _alone(self, x: Tensor, after: str) -> Tensor:
-        made: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, *self.place, after, [], ""
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, *self.geometry, after, [], ""
         )
-        return made
+        return output
 
     def _shape(self, x: Tensor) -> tuple[int, ...]:
-        """Of what the convolution makes of a batch."""
-        padding, stride, dilation, _ = self.place
+        """Shape of the output for a batch."""
+        padding, stride, dilation, _ = self.geometry
         sides = [
             (length + 2 * int(padding[axis]) - dilation[axis] * (self.kernel[axis] - 1) - 1) // stride[axis]
             + 1
@@ -94,7 +94,7 @@ def _fusible(conv: nn.Module | None) -> TypeGuard[nn.Conv2d]:
 
 
 def _fuse_graph(graph: fx.GraphModule) -> None:
-    order = {node: place for place, node in enumerate(graph.graph.nodes)}
+    order = {node: index for index, node in enumerate(graph.graph.nodes)}
     for node in list(graph.graph.nodes):
         conv = _module(graph, node)
         if not _fusible(conv) or len(node.args) != 1:
@@ -110,7 +110,7 @@ def _fuse_graph(graph: fx.GraphModule) -> None:
 def _what_follows(
     graph: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]
 ) -> tuple[fx.Node, fx.Node | None]:
-    """The last node that the convolution takes over, and what it adds, if anything."""
+    """The last node that the convolution replaces, and the tensor that it adds, if any."""
     after = _only_user(node)
     if after is None:
         return node, None
@@ -123,7 +123,9 @@ def _what_follows(
     if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or first is second:
         return node, None
     other = second if first is node else first
-    if order[other] > order[node]:  # computed later: if that is a convolution, it does the adding
+    if (
+        order[other] > order[node]
+    ):  # this input is computed later; if it is a convolution, it does the addition
         return node, None
     user = _only_user(after)
     return (user if user is not None and _is_relu(graph, user) else after), other
@@ -133,12 +135,12 @@ def _replace(
     graph: fx.GraphModule,
     node: fx.Node,
     last: fx.Node,
-    made: FusedConv,
+    fused_conv: FusedConv,
     other: fx.Node | None,
     order: dict[fx.Node, int],
 ) -> None:
     name = f"{node.name}_fused"
-    graph.add_submodule(name, made)
+    graph.add_submodule(name, fused_conv)
     with graph.graph.inserting_before(last):
         new = graph.graph.call_module(name, (node.args[0],) if other is None else (node.args[0], other))
     order[new] = order[last]

@@ -25,7 +25,7 @@ REGION_PX = 256
 
 @dataclass(frozen=True)
 class GmicOutput:
-    """What the network says of a batch of N views; columns of scores are benign and malignant."""
+    """The output of the network for a batch of N views; score columns are benign and malignant."""
 
     scores: Tensor
     """(N, 2)"""
@@ -78,12 +78,12 @@ class Gmic(nn.Module):
         self.fusion_dnn = nn.Linear(widths[-1] + features, 2)
 
     def forward(self, x: Tensor) -> GmicOutput:
-        seen = self.ds_net(x)
-        saliency = self.left_postprocess_net(seen)
+        global_map = self.ds_net(x)
+        saliency = self.left_postprocess_net(global_map)
         corners = self.region_corners(saliency.detach(), (x.shape[2], x.shape[3]))
         hidden = self.dn_resnet(cut_regions(x, corners, self.region_px)).view(len(x), self.regions, -1)
         joined, attention = self._attend(hidden)
-        together = torch.cat([seen.amax(dim=(2, 3)), joined], dim=1)
+        together = torch.cat([global_map.amax(dim=(2, 3)), joined], dim=1)
         return GmicOutput(
             scores=torch.sigmoid(self.fusion_dnn(together)),
             global_scores=top_mean(saliency, self.top_share),
@@ -94,13 +94,13 @@ class Gmic(nn.Module):
         )
 
     def region_corners(self, saliency: Tensor, shape: tuple[int, int]) -> Tensor:
-        """(N, regions, 2) pixels: regions lie on the saliency's own cells, so always inside the view."""
+        """(N, regions, 2) pixels: regions start at cells of the saliency map, so they are inside the view."""
         cells = tuple(
             round(self.region_px * n / length) for n, length in zip(saliency.shape[2:], shape, strict=True)
         )
         step = [length // n for n, length in zip(saliency.shape[2:], shape, strict=True)]
-        found = choose_cells(saliency, (cells[0], cells[1]), self.regions, compat=self.compat)
-        return found * torch.tensor(step, device=found.device)
+        corner_cells = choose_cells(saliency, (cells[0], cells[1]), self.regions, compat=self.compat)
+        return corner_cells * torch.tensor(step, device=corner_cells.device)
 
     def _attend(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Gated attention over the regions: (N, regions, features) to (N, features), and the weights."""
@@ -124,8 +124,8 @@ def choose_cells(
 ) -> Tensor:
     """(N, count, 2) upper-left cells of the most salient windows, one after the other, each then blanked.
 
-    Of equal windows the first in raster order is taken. A class whose map is constant says nothing; the
-    published code divides by its range of 0, `fixed` leaves it out.
+    Of equal windows the first in raster order is chosen. A class whose map is constant carries no
+    information; the published code divides by its range of 0, `fixed` leaves the class out.
     """
     low, high = saliency.amin(dim=(2, 3), keepdim=True), saliency.amax(dim=(2, 3), keepdim=True)
     spread = high - low
@@ -150,7 +150,7 @@ def cut_regions(x: Tensor, corners: Tensor, size: int) -> Tensor:
     """(N · regions, 3, size, size): the regions as they are in the view, in three equal channels."""
     pieces = [
         x[view, :, row : row + size, column : column + size].expand(3, -1, -1)
-        for view, places in enumerate(corners.tolist())
-        for row, column in places
+        for view, view_corners in enumerate(corners.tolist())
+        for row, column in view_corners
     ]
     return torch.stack(pieces)

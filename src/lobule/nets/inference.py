@@ -1,4 +1,4 @@
-"""A net rewritten for running only: the same outputs to float rounding, in less time."""
+"""A network rewritten for inference: the same outputs up to float rounding, in less time."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def fold_scaling(net: nn.Module, scaling: InputScaling) -> nn.Module:
 
     Exact but for float rounding, because an unpadded net sees no pixel that was not scaled.
     """
-    made = copy.deepcopy(net)
-    conv = next(module for module in made.modules() if isinstance(module, nn.Conv2d))
+    folded = copy.deepcopy(net)
+    conv = next(module for module in folded.modules() if isinstance(module, nn.Conv2d))
     with torch.no_grad():
         weight = conv.weight.double()
         mean, std = (
@@ -58,7 +58,7 @@ def fold_scaling(net: nn.Module, scaling: InputScaling) -> nn.Module:
             shift += conv.bias.double()
         conv.weight.copy_(weight / (std * 255).to(weight.device))
         conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
-    return made
+    return folded
 
 
 def _drop(graph: fx.GraphModule) -> None:
@@ -68,7 +68,7 @@ def _drop(graph: fx.GraphModule) -> None:
 
 
 def _relu_after_pool(graph: fx.GraphModule) -> None:
-    """ReLU and max-pool commute, and after the pool there is a quarter of the work."""
+    """Move ReLU behind the max-pool: they commute, and only a quarter of the values remain."""
     for node in list(graph.graph.nodes):
         before = node.all_input_nodes[0] if node.all_input_nodes else None
         if before is None or not isinstance(_module(graph, node), nn.MaxPool2d):

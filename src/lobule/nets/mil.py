@@ -23,22 +23,22 @@ from lobule.nets.transmil import TransMilBody
 
 
 class BagModel(nn.Module, ABC):
-    """The interface: what is common is the masking, the precision and the shape of the answer."""
+    """The interface of all bag models, with the shared masking and precision."""
 
     in_pieces = True
-    """Whether `of_tiles` keeps little of each tile; where not, it keeps the features themselves."""
+    """Whether `of_tiles` reduces each tile to a few numbers; otherwise it returns the features."""
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         if features.dtype in (torch.float16, torch.bfloat16):
             features = features.float()
         valid = valid_tiles(features, mask)
-        # padding may hold anything, NaN included, and must not reach a gradient
+        # padding may contain anything, even NaN, and must not reach a gradient
         features = features.where(valid[..., None], features.new_zeros(()))
         with torch.autocast(features.device.type, enabled=False):
             return self._finished(self.of_bags(features, valid), valid)
 
     def of_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
-        """What `forward` says of one bag (1, n, d), from what `of_tiles` made of its pieces (n, k)."""
+        """The result of `forward` for one bag (1, n, d), computed from the outputs (n, k) of `of_tiles`."""
         valid = torch.ones((1, len(outputs)), dtype=torch.bool, device=outputs.device)
         return self._finished(self.of_bag(outputs[None], valid), valid)
 
@@ -55,14 +55,14 @@ class BagModel(nn.Module, ABC):
 
     @abstractmethod
     def of_tiles(self, features: Tensor) -> Tensor:
-        """(…, d) to (…, k): all that the bag needs of each tile."""
+        """(…, d) to (…, k): everything that the bag needs from each tile."""
 
     @abstractmethod
     def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """`logit` and `tile_scores` from (B, N, k)."""
 
     def penalty(self) -> Tensor:
-        """The squared norm of what scores a tile; CHOWDER adds 0.5 of it to its loss. Biases are left out."""
+        """The squared norm of the tile scorer without biases; CHOWDER adds half of it to its loss."""
         return sum((w.square().sum() for w in self.tile_weights()), start=torch.zeros(()))
 
     def tile_weights(self) -> Sequence[Tensor]:
@@ -109,7 +109,7 @@ class Chowder(BagModel):
     def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
         scores = outputs[..., 0]
         ends = extremes(scores, valid, self.r)
-        # foreign weights may expect the bottom of one descending sort: its minimum last
+        # converted weights may expect descending order, with the minimum last
         bottom = ends.bottom if self.bottom == "minimum first" else ends.bottom.flip(1)
         z = torch.cat([ends.top, bottom], dim=1)
         return {
@@ -166,7 +166,7 @@ class Weldon(BagModel):
 
 
 class MeanPool(BagModel):
-    """A linear unit of the mean feature; tile scores are the unit of each tile, and average to the logit."""
+    """A linear unit of the mean feature. Tile scores are the unit of each tile; their mean is the logit."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -232,14 +232,14 @@ class GatedAttention(BagModel):
         return {"logit": logit, "tile_scores": attention, "evidence": raw, "pooled": pooled}
 
     def of_tiles(self, features: Tensor) -> Tensor:
-        """The raw attention of each tile, and what the head would say of it alone."""
+        """The raw attention of each tile, and the output of the head for that tile alone."""
         embedded = self.embed(features)
         return torch.stack([self._raw(embedded), self.head(embedded)[..., 0]], dim=-1)
 
     def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
         raw = outputs[..., 0]
         attention = masked_softmax(raw, valid)
-        # the head is linear: the mean of what it says is what it says of the mean
+        # the head is linear, so the mean of its outputs is its output for the mean
         logit = (attention * outputs[..., 1]).sum(dim=1)
         return {"logit": logit, "tile_scores": attention, "evidence": raw}
 
@@ -252,8 +252,8 @@ class GatedAttention(BagModel):
 class TransMil(BagModel):
     """TransMIL (Shao et al., NeurIPS 2021); a tile's score is the attention that the class token pays it.
 
-    Each bag goes through by itself, without its padding: the tiles are laid out as a square, and a padded bag
-    would make another square. A bag goes through whole.
+    Each bag is computed alone and without padding, because the tiles form a square and a padded bag would
+    form another square. A bag cannot be divided.
     """
 
     in_pieces = False
@@ -274,13 +274,13 @@ class TransMil(BagModel):
                 token, attention = self.body(bag[real])
                 logits = logits.index_put((torch.tensor([row], device=bag.device),), self.head(token))
                 tile_scores[row, real] = attention.detach()
-        # attention sums to 1: times the tiles, 1 is what an even share would be
+        # attention sums to 1; multiplied by the number of tiles, an even share is 1
         evidence = tile_scores * valid.sum(dim=1, keepdim=True)
         return {"logit": logits, "tile_scores": tile_scores, "evidence": evidence}
 
 
 class Standardised(nn.Module):
-    """A bag model whose features are first brought to the mean and spread of the training tiles."""
+    """A bag model whose features are standardised with the mean and spread of the training tiles."""
 
     mean: Tensor
     std: Tensor
@@ -292,8 +292,8 @@ class Standardised(nn.Module):
         self.register_buffer("std", torch.ones(dim))
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = self.model(self._scaled(features), mask)
-        return found
+        outputs: dict[str, Tensor] = self.model(self._scaled(features), mask)
+        return outputs
 
     def of_tiles(self, features: Tensor) -> Tensor:
         return self.model.of_tiles(self._scaled(features))

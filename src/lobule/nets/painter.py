@@ -1,4 +1,4 @@
-"""The patch DenseNet for running only: patch by patch, or over a whole view at once.
+"""The patch DenseNet for inference: patch by patch, or over a whole view at once.
 
 The three input channels are equal, so one convolution of their summed weights reads them. Norms are folded
 into the convolution before them, transitions pool before they mix, and every block writes into one map
@@ -19,7 +19,7 @@ from lobule.nets.four_view import same_padded
 from lobule.nets.squeezed import Affine
 
 CELL = 32
-"""Pixels a side of what one cell of the last map stands for."""
+"""Side in pixels of the area of one cell of the last map."""
 FLOAT_BYTES = 4
 
 
@@ -33,12 +33,12 @@ class _Layer(nn.Module):
         self.conv2: nn.Conv2d = layer.conv2
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.conv2(self.conv1(self.affine(x)).relu_())
-        return made
+        features: Tensor = self.conv2(self.conv1(self.affine(x)).relu_())
+        return features
 
 
 class _Block(nn.Module):
-    """A dense block and the transition behind it, where there is one."""
+    """A dense block and, except for the last block, the transition after it."""
 
     def __init__(self, block: nn.Module, transition: Any) -> None:
         super().__init__()
@@ -59,9 +59,9 @@ class _Block(nn.Module):
         )
         z[:, :channels] = x
         for layer in self.layers:
-            made = layer(z[:, :channels])
-            z[:, channels : channels + made.shape[1]] = made
-            channels += made.shape[1]
+            features = layer(z[:, :channels])
+            z[:, channels : channels + features.shape[1]] = features
+            channels += features.shape[1]
         if self.affine is None or self.mix is None:
             return z
         mixed: Tensor = self.mix(F.avg_pool2d(self.affine(z), 2, 2))
@@ -69,7 +69,7 @@ class _Block(nn.Module):
 
 
 class Painter(nn.Module):
-    """(N, 1, H, W) to logits (N, classes); `evidence` gives what each place contributes to them."""
+    """(N, 1, H, W) to logits (N, classes); `evidence` gives the contribution of each position."""
 
     def __init__(self, net: DenseNet) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Painter(nn.Module):
         return F.conv2d(z, self.classifier.weight[:, :, None, None], self.classifier.bias)
 
     def bytes_per_px(self) -> float:
-        """Of activations, for each pixel of the input, where they are most."""
+        """Bytes of activations per input pixel at the largest layer."""
         width = self.first_weight.shape[0]
         most, channels, cell = width / 4 * 2 + 1, width, 16
         for block in self.blocks:
@@ -113,7 +113,7 @@ class Painter(nn.Module):
 
     def _map(self, x: Tensor) -> Tensor:
         x = F.conv2d(same_padded(x, 7, 2), self.first_weight, self.first_bias, stride=2)
-        # ReLU and max-pool commute, the padding being 0
+        # ReLU and max-pool commute because the padding is 0
         z = F.max_pool2d(same_padded(x.relu_(), 3, 2), 3, 2)
         for block in self.blocks:
             z = block(z)

@@ -24,7 +24,7 @@ class Extremes:
     bottom: Tensor
     """(B, R), lowest first."""
     top_index: Tensor
-    """(B, R) places of the tiles in the bag; NO_TILE where there is none."""
+    """(B, R) indices of the tiles in the bag; NO_TILE for empty slots."""
     bottom_index: Tensor
 
 
@@ -44,7 +44,7 @@ def extremes(scores: Tensor, valid: Tensor, r: int) -> Extremes:
 
 def _first(scores: Tensor, valid: Tensor, r: int, *, descending: bool) -> tuple[Tensor, Tensor]:
     loser = float("-inf") if descending else float("inf")
-    # torch.topk promises no order of ties; a stable sort does
+    # torch.topk does not define the order of ties; a stable sort does
     order = scores.detach().masked_fill(~valid, loser).sort(dim=1, descending=descending, stable=True).indices
     order = order[:, :r]
     order = torch.nn.functional.pad(order, (0, r - order.shape[1]))
@@ -57,8 +57,8 @@ def _first(scores: Tensor, valid: Tensor, r: int, *, descending: bool) -> tuple[
 
 def masked_mean(features: Tensor, valid: Tensor) -> Tensor:
     """(B, N, d) to (B, d), over the real tiles only; zeros for an empty bag."""
-    kept = features.where(valid[..., None], features.new_zeros(()))
-    return kept.sum(dim=1) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+    real_features = features.where(valid[..., None], features.new_zeros(()))
+    return real_features.sum(dim=1) / valid.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def masked_softmax(scores: Tensor, valid: Tensor) -> Tensor:
@@ -68,5 +68,5 @@ def masked_softmax(scores: Tensor, valid: Tensor) -> Tensor:
 
 
 def unless_empty(logit: Tensor, valid: Tensor) -> Tensor:
-    """NaN for bags without a tile: no tissue, no prediction."""
+    """NaN for bags without a tile, because without tissue there is no prediction."""
     return logit.where(valid.any(dim=1), logit.new_full((), float("nan")))

@@ -21,7 +21,7 @@ from lobule.errors import ModelError
 
 @dataclass(frozen=True)
 class NetGeometry:
-    """Where the output cells of a net lie on its input, the same along x and y; all in input pixels.
+    """Positions of the output cells of a network on its input, the same along x and y, in input pixels.
 
     Output cell i sees pixels [start + i·stride, start + i·stride + receptive_field).
     """
@@ -42,18 +42,18 @@ class NetGeometry:
         return self.start + self.receptive_field / 2
 
     def out_size(self, in_px: int) -> int:
-        """Cells along an input of so many pixels; 0 where it is too small."""
+        """Number of cells along an input of this length; 0 if it is too small."""
         return max(0, (in_px - self.extent) // self.stride + 1)
 
     def in_size(self, cells: int) -> int:
-        """The smallest input that yields so many cells."""
+        """The smallest input that yields this number of cells."""
         return self.extent + self.stride * (cells - 1)
 
     def dense(self, alpha: int) -> NetGeometry:
         """The geometry of the dense map, whose stride is alpha times finer."""
         if alpha < 1 or self.stride % alpha or alpha & (alpha - 1):
             raise ModelError(
-                "the dense map cannot be made at this alpha",
+                "there is no dense map at this alpha",
                 expected=f"a power of two that divides the net's stride of {self.stride}",
                 found=str(alpha),
             )
@@ -61,7 +61,7 @@ class NetGeometry:
 
 
 class Crop(nn.Module):
-    """Cuts cells off every side, `before` at left and top, so that a branch lies exactly on another."""
+    """Remove cells on every side, `before` at left and top, so that one branch is aligned with another."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ MERGES: frozenset[Any] = frozenset(
 
 @dataclass(frozen=True)
 class Cells:
-    """How one step's cells lie on the input; `shift` is how far removed padding moved it."""
+    """Positions of the cells of one step on the input; `shift` is the offset caused by removed padding."""
 
     stride: int = 1
     start: int = 0
@@ -180,15 +180,15 @@ class Cells:
 
 
 class SpatialTracer(fx.Tracer):
-    """Traces a net down to the modules whose geometry is known, and does not look into `opaque` ones."""
+    """Trace a network down to the modules with known geometry; `opaque` modules are not entered."""
 
     def __init__(self, opaque: Sequence[str] = ()) -> None:
         super().__init__()
         self.opaque = frozenset(opaque)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, (Crop, *POINTWISE_MODULES)) or module_qualified_name in self.opaque
-        return known or super().is_leaf_module(m, module_qualified_name)
+        is_known = isinstance(m, (Crop, *POINTWISE_MODULES)) or module_qualified_name in self.opaque
+        return is_known or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(net: nn.Module, opaque: Sequence[str] = ()) -> fx.GraphModule:
@@ -208,36 +208,40 @@ def is_merge(node: fx.Node) -> bool:
 
 
 class OutOfLine(ModelError):
-    """Branches of a net that do not lie on one another where they meet; unpad() mends it by cropping."""
+    """Branches of a network that are not aligned where they meet; `unpad` repairs this by cropping."""
 
     def __init__(self, meeting: fx.Node, cells: dict[fx.Node, Cells]) -> None:
         self.meeting, self.cells = meeting, cells
-        super().__init__("branches of the net meet out of line", subject=meeting, remedy="Use unpad() first")
+        super().__init__(
+            "branches of the net are not aligned where they meet", subject=meeting, remedy="Use unpad() first"
+        )
 
 
 def cells_of(graph: fx.GraphModule, removed_padding: dict[str, int] | None = None) -> dict[fx.Node, Cells]:
     """The cells of every node; shifts are compared only where the removed padding is known."""
     removed = removed_padding or {}
-    found: dict[fx.Node, Cells] = {}
+    cells_of_node: dict[fx.Node, Cells] = {}
     for node in graph.graph.nodes:
-        operands = [found[other] for other in node.all_input_nodes if other in found]
+        operands = [cells_of_node[other] for other in node.all_input_nodes if other in cells_of_node]
         if node.op == "placeholder":
-            found[node] = Cells()
+            cells_of_node[node] = Cells()
         elif node.op == "call_module":
-            found[node] = _after_module(graph.get_submodule(str(node.target)), operands, removed, node)
+            cells_of_node[node] = _after_module(
+                graph.get_submodule(str(node.target)), operands, removed, node
+            )
         elif node.op == "output" or (node.op.startswith("call") and node.target in POINTWISE_CALLS):
-            found[node] = operands[0]
+            cells_of_node[node] = operands[0]
         elif is_merge(node):
             _check_channels(node)
             shifts = {cells.shift for cells in operands} if removed_padding is not None else {0}
             if len({(cells.stride, cells.extent) for cells in operands}) > 1 or len(shifts) > 1:
-                raise OutOfLine(node, found)
-            found[node] = reduce(Cells.union, operands)
+                raise OutOfLine(node, cells_of_node)
+            cells_of_node[node] = reduce(Cells.union, operands)
         elif node.op != "get_attr":
             raise ModelError(
                 "a step of the net whose geometry is not known", subject=f"{node.op} {node.target}"
             )
-    return found
+    return cells_of_node
 
 
 def _after_module(
@@ -268,9 +272,9 @@ def _check_channels(node: fx.Node) -> None:
 
 def geometry_of(net: nn.Module) -> NetGeometry:
     """Receptive field, stride and positions of an unpadded net's output cells, derived from its steps."""
-    known = getattr(net, "geometry", None)
-    if isinstance(known, NetGeometry):
-        return known
+    declared = getattr(net, "geometry", None)
+    if isinstance(declared, NetGeometry):
+        return declared
     graph = trace(net)
     cells = cells_of(graph)
     last = cells[next(node for node in graph.graph.nodes if node.op == "output")]

@@ -16,7 +16,7 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class InputScaling:
-    """RGB / 255, minus `mean`, over `std`; what torchvision's weights want unless told otherwise."""
+    """RGB / 255, minus `mean`, over `std`; the defaults are those of torchvision's weights."""
 
     mean: Triple = (0.485, 0.456, 0.406)
     std: Triple = (0.229, 0.224, 0.225)

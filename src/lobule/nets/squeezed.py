@@ -1,4 +1,4 @@
-"""The ResNet-22 for running only: norms folded, and rows and columns that repeat are computed once.
+"""The ResNet-22 for inference: norms are folded, and repeated rows and columns are computed once.
 
 A mammogram's background is one value, so that beside the breast whole columns are equal, and above and below
 it whole rows. Where neighbouring slices of a map are equal, so are those of the next layer, but for a margin
@@ -27,24 +27,26 @@ Layer = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a map: its length, which of its slices are equal, and how many of those are left out."""
+    """One axis of a map: its length, the runs of equal slices, and how many of each run are omitted."""
 
     length: int
     runs: tuple[Run, ...]
     left_out: tuple[int, ...]
 
     def after(self, layers: Sequence[Layer]) -> Axis:
-        """The axis of the map behind some layers; what is left out stays left out."""
+        """The axis of the map after some layers; omitted slices stay omitted."""
         length, runs, stride = self.length, list(self.runs), 1
         for kernel, step, padding in layers:
             length = (length + 2 * padding - kernel) // step + 1
             runs = [(-(-(a + padding) // step), (b + padding - kernel) // step + 1) for a, b in runs]
             stride *= step
-        kept = [(run, out // stride) for run, out in zip(runs, self.left_out, strict=True) if run[1] > run[0]]
-        return Axis(length, tuple(run for run, _ in kept), tuple(out for _, out in kept))
+        runs_after = [
+            (run, out // stride) for run, out in zip(runs, self.left_out, strict=True) if run[1] > run[0]
+        ]
+        return Axis(length, tuple(run for run, _ in runs_after), tuple(out for _, out in runs_after))
 
     def squeezed_for(self, layers: Sequence[Layer]) -> Axis:
-        """As much left out as still leaves one slice of every run behind these layers."""
+        """The axis with as many omitted slices as leave one slice of each run after these layers."""
         stride = 1
         for _, step, _ in layers:
             stride *= step
@@ -55,24 +57,24 @@ class Axis:
         return replace(self, left_out=tuple(left_out))
 
     def sources(self) -> NDArray[np.int64]:
-        """For every slice, the one that is there and equals it: of a run, its last ones are left out."""
-        found = np.arange(self.length)
+        """For every slice, the index of an equal remaining slice; the last slices of a run are omitted."""
+        source_slices = np.arange(self.length)
         for (_, end), out in zip(self.runs, self.left_out, strict=True):
-            found[end - out : end] = end - out - 1
-        return found
+            source_slices[end - out : end] = end - out - 1
+        return source_slices
 
-    def places(self) -> NDArray[np.int64]:
-        """The slices that are there, in order."""
+    def remaining_slices(self) -> NDArray[np.int64]:
+        """The remaining slices, in order."""
         return np.unique(self.sources())
 
-    def taken_from(self, other: Axis) -> NDArray[np.int64] | None:
-        """Where, in a map with what `other` has, the slices of this axis are found; None where it is all."""
-        there = other.places()
-        taken = np.searchsorted(there, other.sources()[self.places()])
-        return None if np.array_equal(taken, np.arange(len(there))) else taken
+    def indices_in(self, other: Axis) -> NDArray[np.int64] | None:
+        """Indices of the slices of this axis in a map that has those of `other`; None if all match."""
+        available = other.remaining_slices()
+        indices = np.searchsorted(available, other.sources()[self.remaining_slices()])
+        return None if np.array_equal(indices, np.arange(len(available))) else indices
 
     def weights(self) -> NDArray[np.float32]:
-        """How many slices each one that is there stands for."""
+        """Number of slices that each remaining slice represents."""
         counts = np.unique(self.sources(), return_counts=True)[1]
         return counts.astype(np.float32)
 
@@ -83,21 +85,21 @@ def axes_of(x: Tensor) -> tuple[Axis, Axis]:
 
 
 def _axis(x: Tensor, dim: int) -> Axis:
-    """Blank is a slice whose channels are each of one value, the edge's."""
-    length, others = x.shape[dim], (0, 5 - dim)
-    least, greatest = x.amin(others), x.amax(others)  # (C, length)
+    """A slice is blank if each of its channels has one value, that of the edge."""
+    length, reduced_dims = x.shape[dim], (0, 5 - dim)
+    least, greatest = x.amin(reduced_dims), x.amax(reduced_dims)  # (C, length)
     blank = (least == greatest).all(dim=0)
     first = blank & (greatest == greatest[:, :1]).all(dim=0)
     last = blank & (greatest == greatest[:, -1:]).all(dim=0)
     if bool(first.all()):
         return Axis(length, ((0, length),), (0,))
     leading, trailing = int((~first).int().argmax()), int((~last).flip(0).int().argmax())
-    kept = tuple(run for run in ((0, leading), (length - trailing, length)) if run[1] - run[0] > 1)
-    return Axis(length, kept, (0,) * len(kept))
+    runs = tuple(run for run in ((0, leading), (length - trailing, length)) if run[1] - run[0] > 1)
+    return Axis(length, runs, (0,) * len(runs))
 
 
 class Affine(nn.Module):
-    """What a batch norm does at inference, with the ReLU behind it."""
+    """A batch norm at inference, followed by ReLU."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -145,14 +147,14 @@ class Squeezed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z, axes = self._map(x)
-        if self.pool == "max":  # what was left out repeats what is there
+        if self.pool == "max":  # omitted slices repeat remaining ones
             return z.float().amax(dim=(2, 3))
         weights = [torch.from_numpy(axis.weights()).to(z.device) for axis in axes]
         area = axes[0].length * axes[1].length
         return torch.einsum("nchw,h,w->nc", z.float(), *weights) / area
 
     def whole_map(self, x: Tensor) -> Tensor:
-        """(N, 256, h, w), every slice in its place."""
+        """(N, 256, h, w), with every slice restored."""
         z, axes = self._map(x)
         full = tuple(replace(axis, left_out=(0,) * len(axis.runs)) for axis in axes)
         return _resqueezed(z, axes, (full[0], full[1]))
@@ -171,7 +173,7 @@ class Squeezed(nn.Module):
 
 
 def _without_edges(x: Tensor, axes: tuple[Axis, Axis]) -> Tensor:
-    """The input without what is left out: its runs lie at the edges, so a view will do."""
+    """The input without the omitted slices. Its runs are at the edges, so a view is enough."""
     for dim, axis in enumerate(axes, start=2):
         for (start, _), out in zip(axis.runs, axis.left_out, strict=True):
             x = x.narrow(dim, out if start == 0 else 0, x.shape[dim] - out)
@@ -181,14 +183,14 @@ def _without_edges(x: Tensor, axes: tuple[Axis, Axis]) -> Tensor:
 def _squeezed(
     z: Tensor, axes: tuple[Axis, Axis], layers: Sequence[Layer]
 ) -> tuple[Tensor, tuple[Axis, Axis]]:
-    wanted = (axes[0].squeezed_for(layers), axes[1].squeezed_for(layers))
-    return _resqueezed(z, axes, wanted), wanted
+    target_axes = (axes[0].squeezed_for(layers), axes[1].squeezed_for(layers))
+    return _resqueezed(z, axes, target_axes), target_axes
 
 
-def _resqueezed(z: Tensor, axes: tuple[Axis, Axis], wanted: tuple[Axis, Axis]) -> Tensor:
-    seen = z.permute(0, 2, 3, 1)  # whole pixels are moved, so that the map stays channels-last
-    for dim, (axis, target) in enumerate(zip(axes, wanted, strict=True), start=1):
-        taken = target.taken_from(axis)
-        if taken is not None:
-            seen = seen.index_select(dim, torch.from_numpy(taken).to(z.device))
-    return seen.permute(0, 3, 1, 2)
+def _resqueezed(z: Tensor, axes: tuple[Axis, Axis], target_axes: tuple[Axis, Axis]) -> Tensor:
+    pixels_first = z.permute(0, 2, 3, 1)  # indexing whole pixels keeps the map channels-last
+    for dim, (axis, target) in enumerate(zip(axes, target_axes, strict=True), start=1):
+        indices = target.indices_in(axis)
+        if indices is not None:
+            pixels_first = pixels_first.index_select(dim, torch.from_numpy(indices).to(z.device))
+    return pixels_first.permute(0, 3, 1, 2)

@@ -80,7 +80,7 @@ class PyramidPositionEncoding(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(1 + side², dim); the class token passes by."""
+        """(1 + side², dim); the class token is unchanged."""
         token, tiles = tokens[:1], tokens[1:]
         side = round(sqrt(len(tiles)))
         image = tiles.T.reshape(1, -1, side, side)

@@ -16,7 +16,7 @@ from lobule.errors import ModelError
 from lobule.nets.receptive import Cells, Crop, OutOfLine, cells_of, is_merge, spatial_op, trace
 
 HEADS = ("avgpool", "global_pool", "pre_logits", "classifier", "head", "fc")
-"""Top-level names at which torchvision's and timm's nets end being a trunk."""
+"""Top-level module names that follow the trunk in the networks of torchvision and timm."""
 
 
 def unpad(net: nn.Module, heads: Sequence[str] = HEADS) -> fx.GraphModule:
@@ -27,8 +27,8 @@ def unpad(net: nn.Module, heads: Sequence[str] = HEADS) -> fx.GraphModule:
     while True:
         try:
             cells_of(graph, removed)
-        except OutOfLine as found:
-            _crop_branches(graph, found.meeting, found.cells)
+        except OutOfLine as misalignment:
+            _crop_branches(graph, misalignment.meeting, misalignment.cells)
         else:
             graph.recompile()
             return graph
@@ -45,7 +45,7 @@ def _cut(graph: fx.GraphModule, heads: Sequence[str]) -> None:
 
 
 def _remove_padding(graph: fx.GraphModule) -> dict[str, int]:
-    """Takes the padding off every convolution and pool; what was taken, by module name."""
+    """Remove the padding of every convolution and pool; return the removed padding by module name."""
     removed = {}
     for name, module in graph.named_modules():
         op = spatial_op(module)
@@ -80,7 +80,7 @@ def _crop_branches(graph: fx.GraphModule, meeting: fx.Node, cells: dict[fx.Node,
 
 
 def _fork(operand: fx.Node, meeting: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """Where the branch ending in `operand` leaves the rest, and its first step: a crop is cheapest there."""
+    """The fork where the branch ending in `operand` starts, and its first step; a crop is cheapest there."""
     node, taker = operand, meeting
     while len(node.users) == 1 and node.op != "placeholder" and not is_merge(node):
         node, taker = node.all_input_nodes[0], node

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from lobule.errors import ModelError
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)
-"""How many convolutions each of VGG-16's five blocks has."""
+"""Number of convolutions in each of the five blocks of VGG-16."""
 WIDTHS = (64, 128, 256, 512, 512)
 HEAD_WIDTHS = (1024, 1024)
 TORCHVISION_INDEX = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-"""Where VGG-16's convolutions stand in torchvision's and timm's `features`."""
+"""Indices of VGG-16's convolutions in the `features` of torchvision and timm."""
 
 
 def scannet_vgg16(
@@ -60,19 +60,19 @@ def he_normal(net: nn.Module) -> None:
 
 
 def load_vgg16_trunk(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Puts torchvision's or timm's VGG-16 convolutions into ScanNet's; the head keeps its own weights."""
+    """Load the VGG-16 convolutions of torchvision or timm into ScanNet's network; the head is unchanged."""
     names = [f"conv{b}_{i}" for b, count in enumerate(CONVOLUTIONS, start=1) for i in range(1, count + 1)]
-    own = net.state_dict()
+    network_state = net.state_dict()
     for name, index in zip(names, TORCHVISION_INDEX, strict=True):
         for kind in ("weight", "bias"):
             key = f"features.{index}.{kind}"
-            target = own[f"{name}.{kind}"]
+            target = network_state[f"{name}.{kind}"]
             if key not in weights or weights[key].shape != target.shape:
-                found = tuple(weights[key].shape) if key in weights else "nothing"
+                actual_shape = tuple(weights[key].shape) if key in weights else "nothing"
                 raise ModelError(
                     "these are not VGG-16's weights",
                     expected=f"{key} of shape {tuple(target.shape)}",
-                    found=str(found),
+                    found=str(actual_shape),
                     remedy="Give the state dict of torchvision's vgg16 (without batch normalisation)",
                 )
             target.copy_(weights[key])
