@@ -108,8 +108,8 @@ def write_annotation(
     `l0_offset` is subtracted from every point (see `read_annotation`). A mask needs `l0_size`, and takes one
     pixel for `step` level-0 pixels. A name that ends in `.gz` is gzipped.
     """
-    place = Path(path)
-    plain = place.with_suffix("") if place.suffix == ".gz" else place
+    target = Path(path)
+    plain = target.with_suffix("") if target.suffix == ".gz" else target
     form = form or FORM_OF_SUFFIX.get(plain.suffix.lower())
     moved = annotation.moved(-l0_offset[0], -l0_offset[1]) if any(l0_offset) else annotation
     if form == "mask":
@@ -122,7 +122,7 @@ def write_annotation(
         raise ConfigError(
             "cannot tell which format to write", subject=path, expected=f"one of {', '.join(WRITERS)}, mask"
         )
-    if place.suffix == ".gz":
+    if target.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
     write_bytes(path, data)
 

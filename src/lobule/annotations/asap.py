@@ -16,7 +16,7 @@ COLOURS = {"tumour": "#64FE2E", "exclusion": "#FF0000", "normal": "#0080FF", "ot
 
 
 @dataclass
-class _Drawn:
+class _AnnotationElement:
     """One `Annotation` element as it stands in the file."""
 
     attributes: dict[str, str]
@@ -26,8 +26,8 @@ class _Drawn:
 def read_asap(data: bytes, source: str, groups: Mapping[str, Kind] | None = None) -> Annotation:
     """The annotation in the bytes of an ASAP XML file."""
     collector = Collector(source)
-    drawn, parents = _parse(data, collector)
-    for number, one in enumerate(drawn, 1):
+    elements, parents = _parse(data, collector)
+    for number, one in enumerate(elements, 1):
         name, group = one.attributes.get("Name", ""), one.attributes.get("PartOfGroup", "")
         where = f"annotation {number} ('{name}')"
         form = one.attributes.get("Type", "Polygon")
@@ -39,9 +39,9 @@ def read_asap(data: bytes, source: str, groups: Mapping[str, Kind] | None = None
     return collector.annotation()
 
 
-def _parse(data: bytes, collector: Collector) -> tuple[list[_Drawn], dict[str, str]]:
+def _parse(data: bytes, collector: Collector) -> tuple[list[_AnnotationElement], dict[str, str]]:
     """Every `Annotation` element, and the parent of each declared group."""
-    drawn: list[_Drawn] = []
+    elements: list[_AnnotationElement] = []
     parents: dict[str, str] = {}
     path: list[str] = []
 
@@ -57,9 +57,9 @@ def _parse(data: bytes, collector: Collector) -> tuple[list[_Drawn], dict[str, s
             raise collector.error("is not ASAP XML", expected="the root ASAP_Annotations", found=tag)
         path.append(tag)
         if tag == "Annotation":
-            drawn.append(_Drawn(attributes))
+            elements.append(_AnnotationElement(attributes))
         elif tag == "Coordinate" and "Annotation" in path:
-            drawn[-1].coordinates.append(attributes)
+            elements[-1].coordinates.append(attributes)
         elif tag == "Group":
             parents[attributes.get("Name", "")] = attributes.get("PartOfGroup", "None")
 
@@ -72,7 +72,7 @@ def _parse(data: bytes, collector: Collector) -> tuple[list[_Drawn], dict[str, s
         parser.Parse(data, True)
     except expat.ExpatError as error:
         raise collector.error("is damaged XML", found=str(error)) from None
-    return drawn, parents
+    return elements, parents
 
 
 def _points(coordinates: list[dict[str, str]], where: str, collector: Collector) -> list[tuple[float, float]]:
@@ -112,9 +112,9 @@ def _number(point: Mapping[str, str], axis: str, where: str, collector: Collecto
 
 def _kind(group: str, parents: Mapping[str, str], groups: Mapping[str, Kind] | None) -> Kind:
     """A group that stands for nothing by itself takes the kind of the group that it is part of."""
-    seen = set()
-    while (kind := kind_of_group(group, groups)) == "other" and group in parents and group not in seen:
-        seen.add(group)
+    visited = set()
+    while (kind := kind_of_group(group, groups)) == "other" and group in parents and group not in visited:
+        visited.add(group)
         group = parents[group]
     return kind
 

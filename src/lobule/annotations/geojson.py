@@ -62,16 +62,16 @@ def _polygons(geometry: Any, where: str, collector: Collector) -> Iterator[list[
     if not isinstance(geometry, dict):
         raise collector.error(f"{where} has no geometry")
     kind = geometry.get("type")
-    parts: Any = geometry.get("geometries" if kind == "GeometryCollection" else "coordinates")
+    members: Any = geometry.get("geometries" if kind == "GeometryCollection" else "coordinates")
     if kind not in ("Polygon", "MultiPolygon", "GeometryCollection"):
         collector.warn(f"{where} is a {kind}, which outlines no area, and is left out")
-    elif not isinstance(parts, list):
+    elif not isinstance(members, list):
         raise collector.error(f"{where} has no coordinates")
     elif kind == "GeometryCollection":
-        for part in parts:
-            yield from _polygons(part, where, collector)
+        for member in members:
+            yield from _polygons(member, where, collector)
     else:
-        for rings in [parts] if kind == "Polygon" else parts:
+        for rings in [members] if kind == "Polygon" else members:
             if not isinstance(rings, list) or not all(isinstance(ring, list) for ring in rings):
                 raise collector.error(f"{where} has rings that are not lists of points")
             yield rings

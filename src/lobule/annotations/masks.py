@@ -36,13 +36,13 @@ class ClassMask:
 
     def polygons(self, classes: Mapping[int, Kind]) -> list[Polygon]:
         """The exact outlines of every class, along the edges of its pixels."""
-        found = []
+        polygons = []
         for value, kind in classes.items():
             outlines, _ = mask_outlines(self.values == value)
             for outline in outlines:
                 scaled = outline.scaled(float(self.step_x), float(self.step_y))
-                found.append(Polygon(scaled.exterior, kind, f"class {value}", "", scaled.holes))
-        return found
+                polygons.append(Polygon(scaled.exterior, kind, f"class {value}", "", scaled.holes))
+        return polygons
 
 
 def read_mask(data: bytes, source: str, l0_size: Size | None = None) -> ClassMask:
@@ -126,15 +126,15 @@ def write_mask(
 ) -> bytes:
     """A PNG (or TIFF): 0 none, 1 normal, 2 tumour less exclusions; one pixel a cell whose centre counts."""
     columns, rows = (-(-side // Fraction(step)) for side in l0_size)
-    whole = Box(0, 0, int(columns), int(rows))
-    if whole.size.area > MAX_MASK_PIXELS:
+    mask_box = Box(0, 0, int(columns), int(rows))
+    if mask_box.size.area > MAX_MASK_PIXELS:
         raise AnnotationError(
-            f"a mask of {whole.size} would be too large", expected=f"at most {MAX_MASK_PIXELS} px",
+            f"a mask of {mask_box.size} would be too large", expected=f"at most {MAX_MASK_PIXELS} px",
             remedy="Write it with a larger step",
         )  # fmt: skip
-    values = np.zeros((whole.height, whole.width), dtype=np.uint8)
-    values[fill(annotation.of_kind("normal"), step, whole)] = NORMAL
-    values[rasterise(annotation, step, whole)] = TUMOUR
+    values = np.zeros((mask_box.height, mask_box.width), dtype=np.uint8)
+    values[fill(annotation.of_kind("normal"), step, mask_box)] = NORMAL
+    values[rasterise(annotation, step, mask_box)] = TUMOUR
     out = io.BytesIO()
     if tiff:
         Image.fromarray(values).save(out, "TIFF", compression="tiff_adobe_deflate")

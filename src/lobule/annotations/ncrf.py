@@ -22,15 +22,15 @@ def read_ncrf(document: Mapping[str, Any], source: str) -> Annotation:
     collector = Collector(source)
     positive, negative = document.get("positive") or [], document.get("negative") or []
     negative_kind: Kind = "exclusion" if positive else "normal"
-    parts: list[tuple[str, Any, Kind]] = [
+    groups: list[tuple[str, Any, Kind]] = [
         ("positive", positive, "tumour"),
         ("negative", negative, negative_kind),
     ]
-    for part, polygons, kind in parts:
+    for group, polygons, kind in groups:
         if not isinstance(polygons, list):
-            raise collector.error(f"'{part}' is not a list")
+            raise collector.error(f"'{group}' is not a list")
         for number, polygon in enumerate(polygons, 1):
-            where = f"{part} polygon {number}"
+            where = f"{group} polygon {number}"
             if not isinstance(polygon, dict) or not isinstance(polygon.get("vertices"), list):
                 raise collector.error(f"{where} has no list of vertices")
             collector.add([polygon["vertices"]], kind, str(polygon.get("name", "")), "", where)
@@ -45,11 +45,11 @@ def write_ncrf(annotation: Annotation) -> bytes:
     """
     positive = annotation.of_kind("tumour")
     negative = annotation.of_kind("exclusion") or (() if positive else annotation.of_kind("normal"))
-    document = {"positive": _listed(positive), "negative": _listed(negative)}
+    document = {"positive": _as_records(positive), "negative": _as_records(negative)}
     return json.dumps(document, indent=1).encode()
 
 
-def _listed(polygons: tuple[Polygon, ...]) -> list[dict[str, Any]]:
+def _as_records(polygons: tuple[Polygon, ...]) -> list[dict[str, Any]]:
     def order(polygon: Polygon) -> int:
         group = written_group(polygon)
         return GROUP_ORDER.index(group) if group in GROUP_ORDER else len(GROUP_ORDER)

@@ -89,10 +89,10 @@ class Polygon:
         By the even-odd rule a bridge cancels itself, so exactly the same points are inside.
         """
         start = self.points[:1]
-        parts = [self.points]
+        paths = [self.points]
         for hole in self.holes:
-            parts += [start, hole, hole[:1]]
-        return np.concatenate([*parts, start]) if self.holes else self.points
+            paths += [start, hole, hole[:1]]
+        return np.concatenate([*paths, start]) if self.holes else self.points
 
 
 @dataclass(frozen=True)
@@ -179,23 +179,23 @@ class Collector:
             )
         return None if len(np.unique(ring, axis=0)) < 3 else ring
 
-    def error(self, what: str, **rest: str | None) -> AnnotationError:
-        return AnnotationError(what, subject=self.source, **rest)
+    def error(self, problem: str, **rest: str | None) -> AnnotationError:
+        return AnnotationError(problem, subject=self.source, **rest)
 
     def warn(self, warning: str) -> None:
         self.warnings.append(warning)
 
-    def count(self, what: str) -> None:
+    def count(self, description: str) -> None:
         """A warning that may come once for each of many objects; told once, with their number."""
-        self.counted[what] = self.counted.get(what, 0) + 1
+        self.counted[description] = self.counted.get(description, 0) + 1
 
     def annotation(self) -> Annotation:
         polygons = _camelyon17_normal_as_exclusion(self.polygons)
         shapes = [shapely.Polygon(polygon.points, polygon.holes) for polygon in polygons]
         if crossing := int(np.count_nonzero(~shapely.is_valid(shapes))):
             self.warn(f"{crossing} polygons cross or touch themselves; the even-odd rule says what is inside")
-        told = tuple(f"{number} {what}" for what, number in self.counted.items())
-        return Annotation(tuple(polygons), (*self.warnings, *told), self.source)
+        warnings = tuple(f"{number} {description}" for description, number in self.counted.items())
+        return Annotation(tuple(polygons), (*self.warnings, *warnings), self.source)
 
 
 def _camelyon17_normal_as_exclusion(polygons: Iterable[Polygon]) -> list[Polygon]:

@@ -34,8 +34,8 @@ def inside(polygons: Sequence[Polygon], l0_points: ArrayLike) -> NDArray[np.bool
     x, y = points[order].T
     hit = np.zeros(len(points), dtype=bool)
     for polygon in polygons:
-        place, crossing = _crossings(polygon.rings, y)
-        left_of = place[crossing <= x[place]]
+        row_index, crossing = _crossings(polygon.rings, y)
+        left_of = row_index[crossing <= x[row_index]]
         hit |= np.bincount(left_of, minlength=len(points)) % 2 == 1
     out = np.empty_like(hit)
     out[order] = hit
@@ -80,11 +80,11 @@ def fill(
             int(left // step_x), int(top // step_y), int(right // step_x) + 1, int(bottom // step_y) + 1
         ).intersect(map_box)
         for band in _bands(touched):
-            place = (
+            window = (
                 slice(band.y - map_box.y, band.bottom - map_box.y),
                 slice(band.x - map_box.x, band.right - map_box.x),
             )
-            mask[place] |= _filled(polygon.rings, step_x, step_y, band)
+            mask[window] |= _filled(polygon.rings, step_x, step_y, band)
     return mask
 
 
@@ -143,18 +143,21 @@ def area_um2(polygons: Sequence[Polygon], mpp: Mpp) -> float:
 def lesions(annotation: Annotation, mpp: Mpp) -> tuple[Lesion, ...]:
     """The connected regions of union(tumour) minus union(exclusions), as outlines in level-0 pixels."""
     region = shapely.difference(_union(annotation.of_kind("tumour")), _union(annotation.of_kind("exclusion")))
-    found = []
-    for part in shapely.get_parts(region):
-        if part.area * mpp.x * mpp.y < LEAST_LESION_UM2:
+    polygons = []
+    for geometry in shapely.get_parts(region):
+        if geometry.area * mpp.x * mpp.y < LEAST_LESION_UM2:
             continue
-        rings = [shapely.get_coordinates(ring)[:-1] for ring in shapely.get_rings(part)]
+        rings = [shapely.get_coordinates(ring)[:-1] for ring in shapely.get_rings(geometry)]
         extent = longest_extent(rings[0] * (mpp.x, mpp.y))
-        found.append(
+        polygons.append(
             Lesion(
-                Outline(rings[0], tuple(rings[1:])), part.area * mpp.x * mpp.y, extent, lesion_class(extent)
+                Outline(rings[0], tuple(rings[1:])),
+                geometry.area * mpp.x * mpp.y,
+                extent,
+                lesion_class(extent),
             )
         )
-    return tuple(found)
+    return tuple(polygons)
 
 
 def _union(polygons: Sequence[Polygon]) -> shapely.Geometry:

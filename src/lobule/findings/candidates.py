@@ -55,17 +55,17 @@ def non_maximum_suppression(
     order = np.argsort(-scores[y, x], kind="stable")
     y, x = y[order], x[order]
     alive = np.ones(scores.shape, dtype=bool)
-    taken: list[tuple[int, int]] = []
+    chosen: list[tuple[int, int]] = []
     for start in range(0, len(x), SORTED_AT_ONCE):
         some_y, some_x = y[start : start + SORTED_AT_ONCE], x[start : start + SORTED_AT_ONCE]
         left = alive[some_y, some_x]
         for row, column in zip(some_y[left].tolist(), some_x[left].tolist(), strict=True):
             if alive[row, column]:
-                taken.append((row, column))
+                chosen.append((row, column))
                 alive[max(0, row - r) : row + r, max(0, column - r) : column + r] = False
     return [
         Finding(*cell_centre(row, column, stride, l0_origin), round(float(scores[row, column]), 5))
-        for row, column in taken
+        for row, column in chosen
     ]
 
 
@@ -108,13 +108,13 @@ def components(
     best = order[np.searchsorted(region[order], np.arange(1, count + 1))]
     cells = np.bincount(region, minlength=count + 1)[1:]
     step_x, step_y = map(float, _both(stride))
-    parts: list[list[Outline]] = [[] for _ in range(count)]
+    outlines: list[list[Outline]] = [[] for _ in range(count)]
     for outline, (row, column) in zip(*mask_outlines(mask), strict=True):
-        parts[regions[row, column] - 1].append(outline.scaled(step_x, step_y, *l0_origin))
+        outlines[regions[row, column] - 1].append(outline.scaled(step_x, step_y, *l0_origin))
     return [
         _region_finding(
             cell_centre(int(y[top]), int(x[top]), stride, l0_origin),
-            float(score[top]), int(cells[index]), tuple(parts[index]), stride, mpp, label,
+            float(score[top]), int(cells[index]), tuple(outlines[index]), stride, mpp, label,
         )
         for index, top in enumerate(best)
     ]  # fmt: skip
@@ -129,7 +129,7 @@ def _region_finding(
     mpp: Mpp | None,
     label: str | None,
 ) -> Finding:
-    corners = np.concatenate([part.exterior for part in polygon])
+    corners = np.concatenate([outline.exterior for outline in polygon])
     (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
     box = Box.of_edges(int(left), int(top), int(right), int(bottom))
     if mpp is None:

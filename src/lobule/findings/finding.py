@@ -62,7 +62,7 @@ class Finding:
             plain["box"] = [self.box.x, self.box.y, self.box.width, self.box.height]
         if self.polygon:
             plain["polygon"] = [
-                [ring.tolist() for ring in (part.exterior, *part.holes)] for part in self.polygon
+                [ring.tolist() for ring in (outline.exterior, *outline.holes)] for outline in self.polygon
             ]
         return plain
 
@@ -72,8 +72,10 @@ class Finding:
         if "box" in values:
             values["box"] = Box(*values["box"])
         if "polygon" in values:
-            parts = [[np.array(ring, dtype=np.float64) for ring in rings] for rings in values["polygon"]]
-            values["polygon"] = tuple(Outline(rings[0], tuple(rings[1:])) for rings in parts)
+            ring_groups = [
+                [np.array(ring, dtype=np.float64) for ring in rings] for rings in values["polygon"]
+            ]
+            values["polygon"] = tuple(Outline(rings[0], tuple(rings[1:])) for rings in ring_groups)
         return cls(**values)
 
 

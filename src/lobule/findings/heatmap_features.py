@@ -87,13 +87,13 @@ class _Shape:
 
 
 def _shapes(regions: NDArray[np.int32]) -> list[_Shape]:
-    known: dict[tuple[tuple[int, ...], bytes], _Shape] = {}
+    measured_shapes: dict[tuple[tuple[int, ...], bytes], _Shape] = {}
     shapes = []
     for region in regionprops(regions):
         # maps hold thousands of regions of a cell or two: each form is measured once
         form = (region.image.shape, np.packbits(region.image).tobytes())
-        if form not in known:
-            known[form] = _Shape(
+        if form not in measured_shapes:
+            measured_shapes[form] = _Shape(
                 area=float(region.area),
                 axis=float(max(region.axis_major_length, region.axis_minor_length)),
                 perimeter=float(region.perimeter),
@@ -101,7 +101,7 @@ def _shapes(regions: NDArray[np.int32]) -> list[_Shape]:
                 extent=float(region.extent),
                 solidity=float(region.solidity),
             )
-        shapes.append(known[form])
+        shapes.append(measured_shapes[form])
     return shapes
 
 

@@ -41,7 +41,7 @@ def mask_outlines(mask: NDArray[np.bool_]) -> tuple[list[Outline], NDArray[np.in
     Cells that touch by an edge share an outline; cells that touch by a corner alone do not, so that every
     outline is a valid polygon.
     """
-    parts, _ = ndimage.label(mask)
+    component_labels, _ = ndimage.label(mask)
     exteriors: dict[int, Ring] = {}
     holes: dict[int, list[Ring]] = {}
     seeds: dict[int, tuple[int, int]] = {}
@@ -51,13 +51,17 @@ def mask_outlines(mask: NDArray[np.bool_]) -> tuple[list[Outline], NDArray[np.in
         column = int(ring[ring[:, 1] == top, 0].min())
         row = int(top)
         if mask[row, column]:
-            part = int(parts[row, column])
-            exteriors[part], seeds[part] = ring.astype(np.float64), (row, column)
+            component = int(component_labels[row, column])
+            exteriors[component], seeds[component] = ring.astype(np.float64), (row, column)
         else:
-            holes.setdefault(int(parts[row - 1, column]), []).append(ring.astype(np.float64))
-    outlines = [Outline(exteriors[part], tuple(holes.get(part, ()))) for part in sorted(exteriors)]
-    places = np.array([seeds[part] for part in sorted(exteriors)], dtype=np.int64).reshape(-1, 2)
-    return outlines, places
+            holes.setdefault(int(component_labels[row - 1, column]), []).append(ring.astype(np.float64))
+    outlines = [
+        Outline(exteriors[component], tuple(holes.get(component, ()))) for component in sorted(exteriors)
+    ]
+    seed_points = np.array([seeds[component] for component in sorted(exteriors)], dtype=np.int64).reshape(
+        -1, 2
+    )
+    return outlines, seed_points
 
 
 def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
@@ -65,15 +69,15 @@ def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     points, along_row, along_column = _corners(mask)
     x, y = points.T.tolist()
     partner = [along_row.tolist(), along_column.tolist()]
-    seen = bytearray(len(x))
+    visited = bytearray(len(x))
     rings = []
     for first in range(len(x)):
-        if seen[first]:
+        if visited[first]:
             continue
         ring: list[tuple[int, int]] = []
         corner, axis = first, 0
-        while not seen[corner]:
-            seen[corner] = 1
+        while not visited[corner]:
+            visited[corner] = 1
             ring.append((x[corner], y[corner]))
             corner, axis = partner[axis][corner], 1 - axis
         rings += _simple(ring)
@@ -116,16 +120,16 @@ def _simple(ring: list[tuple[int, int]]) -> list[NDArray[np.int64]]:
         return [np.array(ring, dtype=np.int64)]
     rings: list[NDArray[np.int64]] = []
     trail: list[tuple[int, int]] = []
-    place: dict[tuple[int, int], int] = {}
+    index_of: dict[tuple[int, int], int] = {}
     for point in ring:
-        if point in place:
-            start = place[point]
+        if point in index_of:
+            start = index_of[point]
             rings.append(np.array(trail[start:], dtype=np.int64))
             for passed in trail[start + 1 :]:
-                del place[passed]
+                del index_of[passed]
             del trail[start + 1 :]
         else:
-            place[point] = len(trail)
+            index_of[point] = len(trail)
             trail.append(point)
     rings.append(np.array(trail, dtype=np.int64))
     return rings

@@ -108,8 +108,8 @@ def evaluation_mask(truth: NDArray[np.bool_] | NDArray[np.uint8]) -> EvaluationM
             (height, width), 0, 0, np.zeros((0, 0), np.int32), none.astype(np.int64), np.zeros((0, 2)), none
         )
     top, left = max(0, rows[0] - MARGIN), max(0, columns[0] - MARGIN)
-    part = tumour[top : rows[-1] + 1 + MARGIN, left : columns[-1] + 1 + MARGIN]
-    labels, count = ndimage.label(ndimage.binary_fill_holes(_dilated(part)), np.ones((3, 3)))
+    window = tumour[top : rows[-1] + 1 + MARGIN, left : columns[-1] + 1 + MARGIN]
+    labels, count = ndimage.label(ndimage.binary_fill_holes(_dilated(window)), np.ones((3, 3)))
     areas, centroids, axes = _measures(labels, count)
     return EvaluationMask(
         (height, width),
@@ -172,11 +172,11 @@ def match(name: str, detections: ArrayLike, mask: EvaluationMask | None) -> Slid
 
     A hit on isolated tumour cells counts neither way; a second hit on a lesion is free.
     """
-    found = np.asarray(detections, dtype=np.float64).reshape(-1, 3)
-    if not np.isfinite(found).all():
+    rows = np.asarray(detections, dtype=np.float64).reshape(-1, 3)
+    if not np.isfinite(rows).all():
         raise CaseError("a detection is not a number", subject=name, expected="confidence, x, y")
-    confidence, places = found[:, 0], found[:, 1:].astype(np.int64)
-    if (places != found[:, 1:]).any() or (places < 0).any():
+    confidence, positions = rows[:, 0], rows[:, 1:].astype(np.int64)
+    if (positions != rows[:, 1:]).any() or (positions < 0).any():
         raise CaseError(
             "a detection has impossible coordinates",
             subject=name,
@@ -187,7 +187,7 @@ def match(name: str, detections: ArrayLike, mask: EvaluationMask | None) -> Slid
     if mask is None:
         return SlideMatch(name, False, confidence, np.zeros(0, np.float32), np.zeros(0), (), 0, (), score)
     try:
-        label = mask.labels_at(*places.T)
+        label = mask.labels_at(*positions.T)
     except CaseError as error:
         raise CaseError(error.what, subject=name, expected=error.expected, found=error.found) from None
     best = np.zeros(len(mask.areas))
@@ -276,8 +276,10 @@ class _Pool:
         first = 0
         if self.skip_smallest and len(self.thresholds):
             # both are sorted, so the first that is drawn is the smallest
-            drawn: list[tuple[NDArray[Any], Floats]] = [(self.fp, fp_weight), (self.tp, tp_weight)]
-            firsts = [float(values[np.argmax(weight > 0)]) for values, weight in drawn if weight.any()]
+            weighted_scores: list[tuple[NDArray[Any], Floats]] = [(self.fp, fp_weight), (self.tp, tp_weight)]
+            firsts = [
+                float(values[np.argmax(weight > 0)]) for values, weight in weighted_scores if weight.any()
+            ]
             smallest = min(firsts, default=np.inf)
             first = int(np.searchsorted(self.thresholds, smallest, "right"))
         return np.append(reach_fp[first:], 0.0), np.append(reach_tp[first:], 0.0)
@@ -291,9 +293,9 @@ class _Pool:
         return np.interp(FALSE_POSITIVE_RATES, (fp / slides)[::-1], (tp / lesions)[::-1])
 
 
-def _pooled(parts: Sequence[NDArray[Any]], dtype: type) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    values: NDArray[Any] = np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)
-    slide = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+def _pooled(arrays: Sequence[NDArray[Any]], dtype: type) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    values: NDArray[Any] = np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype)
+    slide = np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])
     order = np.argsort(values, kind="stable")
     return values[order], slide[order]
 
@@ -334,9 +336,9 @@ def bootstrap_froc(
     if value is None:
         return undefined(NO_LESIONS)
     group, _ = group_of_cases(groups, len(matches))
-    how = resampling or Resampling()
-    return how.interval(
-        value, froc_resamples(matches, group, how, jama=jama), "slide" if groups is None else "patient"
+    options = resampling or Resampling()
+    return options.interval(
+        value, froc_resamples(matches, group, options, jama=jama), "slide" if groups is None else "patient"
     )
 
 
@@ -345,12 +347,12 @@ def froc_resamples(
 ) -> Floats:
     """The score in every resample; NaN where it is undefined."""
     pool = _Pool.of(matches, jama)
-    drawn = []
+    resamples = []
     for block in resampling.weights(groups):
         for weights in block:
             at = pool.sensitivities(weights)
-            drawn.append(np.nan if at is None else float(at.mean()))
-    return np.array(drawn)
+            resamples.append(np.nan if at is None else float(at.mean()))
+    return np.array(resamples)
 
 
 def sensitivity_by_class(matches: Sequence[SlideMatch]) -> dict[LesionClass, Mapping[str, Any]]:

@@ -43,20 +43,20 @@ def compare_scores(
     if reason := one_class(label):
         return Comparison(name, None, None, undefined(reason), None)
     group, unit = group_of_cases(groups, len(label))
-    how = resampling or Resampling()
-    drawn = np.concatenate(
+    options = resampling or Resampling()
+    differences = np.concatenate(
         [
             Counts.of(label, score_a, weights).measure(name)
             - Counts.of(label, score_b, weights).measure(name)
-            for weights in how.weights(group)
+            for weights in options.weights(group)
         ]
     )
     value_a, value_b = measure(label, score_a, name), measure(label, score_b, name)
     assert value_a is not None and value_b is not None
-    difference = how.interval(value_a - value_b, drawn, unit)
+    difference = options.interval(value_a - value_b, differences, unit)
     own_patient = len(np.unique(group)) == len(label)
     p = delong_test(label, score_a, score_b).p if name == "auroc" and own_patient else None
-    return Comparison(name, value_a, value_b, difference, _two_sided(drawn) if p is None else p)
+    return Comparison(name, value_a, value_b, difference, _two_sided(differences) if p is None else p)
 
 
 def compare_froc(
@@ -70,20 +70,20 @@ def compare_froc(
     """The difference in FROC score, both models judged on the same resampled patients (or slides)."""
     if [match.name for match in a] != [match.name for match in b]:
         raise ValueError("both models must be matched on the same slides, in one order")
-    what = "jama_froc" if jama else "froc"
+    measure = "jama_froc" if jama else "froc"
     score_a, score_b = ((jama_froc if jama else froc)(matches).score for matches in (a, b))
     if score_a is None or score_b is None:
-        return Comparison(what, score_a, score_b, undefined("no lesions or no normal slides"), None)
+        return Comparison(measure, score_a, score_b, undefined("no lesions or no normal slides"), None)
     group, _ = group_of_cases(groups, len(a))
-    how = resampling or Resampling()
-    drawn = froc_resamples(a, group, how, jama=jama) - froc_resamples(b, group, how, jama=jama)
-    difference = how.interval(score_a - score_b, drawn, "slide" if groups is None else "patient")
-    return Comparison(what, score_a, score_b, difference, _two_sided(drawn))
+    options = resampling or Resampling()
+    differences = froc_resamples(a, group, options, jama=jama) - froc_resamples(b, group, options, jama=jama)
+    difference = options.interval(score_a - score_b, differences, "slide" if groups is None else "patient")
+    return Comparison(measure, score_a, score_b, difference, _two_sided(differences))
 
 
-def _two_sided(drawn: ArrayLike) -> float | None:
+def _two_sided(differences: ArrayLike) -> float | None:
     """Twice the share of resamples on the rarer side of 0, never below one resample's worth."""
-    values = np.asarray(drawn, dtype=np.float64)
+    values = np.asarray(differences, dtype=np.float64)
     values = values[np.isfinite(values)]
     if len(values) == 0:
         return None

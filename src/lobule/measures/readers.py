@@ -88,19 +88,25 @@ class ReaderStudy:
         if reason := one_class(self.labels):
             nothing = undefined(reason)
             return Row(name, nothing, nothing, nothing)
-        own = {
+        reader_values = {
             measure: np.array([float(Counts.of(self.labels, scores).measure(measure)) for scores in raters])
             for measure in MEASURES
         }
-        drawn: dict[Measure, list[Floats]] = {measure: [] for measure in MEASURES}
+        resamples: dict[Measure, list[Floats]] = {measure: [] for measure in MEASURES}
         for weights in self.resampling.weights(self.patients):
             # one sorting and one count serve all three areas
             counted = [Counts.of(self.labels, scores, weights) for scores in raters]
             for measure in MEASURES:
-                drawn[measure].append(np.mean([counts.measure(measure) for counts in counted], axis=0))
+                resamples[measure].append(np.mean([counts.measure(measure) for counts in counted], axis=0))
         auroc, auprc, ap = (
-            self.resampling.interval(float(own[measure].mean()), np.concatenate(drawn[measure]), "patient")
+            self.resampling.interval(
+                float(reader_values[measure].mean()), np.concatenate(resamples[measure]), "patient"
+            )
             for measure in MEASURES
         )
-        spread = {measure: float(own[measure].std()) for measure in MEASURES} if len(raters) > 1 else None
+        spread = (
+            {measure: float(reader_values[measure].std()) for measure in MEASURES}
+            if len(raters) > 1
+            else None
+        )
         return Row(name, auroc, auprc, ap, spread)
