@@ -292,9 +292,9 @@ def test_a_class_mask_and_its_outlines_are_the_same_cells(tmp_path: Path) -> Non
     values = rng.choice([0, 1, 2], (23, 31), p=[0.3, 0.3, 0.4]).astype(np.uint8)
     Image.fromarray(values).save(tmp_path / "m.png")
     annotation = read_annotation(tmp_path / "m.png", l0_size=Size(31 * 16 - 5, 23 * 16 - 3))
-    whole = Box(0, 0, 31, 23)
-    assert np.array_equal(rasterise(annotation, 16, whole), values == 2)
-    assert np.array_equal(fill(annotation.of_kind("normal"), 16, whole), values == 1)
+    mask_box = Box(0, 0, 31, 23)
+    assert np.array_equal(rasterise(annotation, 16, mask_box), values == 2)
+    assert np.array_equal(fill(annotation.of_kind("normal"), 16, mask_box), values == 1)
     assert all(shapely.Polygon(p.points, p.holes).is_valid for p in annotation.polygons)
     write_annotation(tmp_path / "again.tif", annotation, l0_size=Size(31 * 16, 23 * 16), step=16)
     again = read_class_mask(tmp_path / "again.tif", Size(31 * 16, 23 * 16))
@@ -341,9 +341,11 @@ def test_goldens_of_the_small_files(goldens: Path, tmp_path: Path) -> None:
         write_annotation(tmp_path / f"{name}.json", annotation)
         written = json.loads((tmp_path / f"{name}.json").read_text())
         assert written["positive"] == case["ncrf_json"]["positive"]
-        kept = [polygon for polygon in written["negative"] if polygon in case["ncrf_json"]["negative"]]
+        listed_polygons = [
+            polygon for polygon in written["negative"] if polygon in case["ncrf_json"]["negative"]
+        ]
         assert (
-            kept == case["ncrf_json"]["negative"]
+            listed_polygons == case["ncrf_json"]["negative"]
         )  # the converter dropped the group Exclusion; ours is more
         assert len(written["negative"]) == len(annotation.of_kind("exclusion")) == 1
         ncrf = read_text(tmp_path, json.dumps(case["ncrf_json"]), "n.json")

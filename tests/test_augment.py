@@ -63,8 +63,8 @@ def test_flips_and_turns_are_numpys_and_undo_themselves(colour: dict[str, float]
 
 def test_the_eight_orientations_are_drawn_evenly() -> None:
     rng = np.random.default_rng(0)
-    drawn = [draw(AugmentConfig(), rng) for _ in range(4000)]
-    counts = np.bincount([a.turns + 4 * a.flip for a in drawn], minlength=8)
+    draws = [draw(AugmentConfig(), rng) for _ in range(4000)]
+    counts = np.bincount([a.turns + 4 * a.flip for a in draws], minlength=8)
     assert np.abs(counts - 500).max() < 110
 
 
@@ -187,7 +187,7 @@ def test_one_seed_one_stream_whatever_the_strengths() -> None:
 
 def test_draws_fill_their_ranges() -> None:
     rng = np.random.default_rng(1)
-    drawn = [draw(EVERYTHING, rng) for _ in range(3000)]
+    draws = [draw(EVERYTHING, rng) for _ in range(3000)]
     for name, low, high in (
         ("zoom", 1 / 1.1, 1.1),
         ("hematoxylin", 0.7, 1.3),
@@ -197,12 +197,12 @@ def test_draws_fill_their_ranges() -> None:
         ("hue", -0.04, 0.04),
         ("contrast", 0.25, 1.75),
     ):
-        values = np.array([getattr(a, name) for a in drawn])
+        values = np.array([getattr(a, name) for a in draws])
         assert low <= values.min() < low + 0.01 * (high - low)
         assert high - 0.01 * (high - low) < values.max() <= high
-    sigmas = np.array([a.blur_sigma for a in drawn])
+    sigmas = np.array([a.blur_sigma for a in draws])
     assert 0.45 < (sigmas > 0).mean() < 0.55
-    qualities = np.array([a.jpeg_quality for a in drawn if a.jpeg_quality])
+    qualities = np.array([a.jpeg_quality for a in draws if a.jpeg_quality])
     assert (qualities.min(), qualities.max()) == (40, 95)
 
 

@@ -38,11 +38,11 @@ def test_filling_agrees_with_a_point_test_at_every_centre(points: list, step: in
 def test_points_follow_the_rule_of_scikit_image_off_the_outline() -> None:
     rng = np.random.default_rng(3)
     for _ in range(50):
-        points, asked = rng.uniform(0, 100, (9, 2)), rng.uniform(-5, 105, (200, 2))
-        assert np.array_equal(inside([Polygon(points)], asked), points_in_poly(asked, points))
-        centres = np.floor(asked) + 0.5
+        points, queries = rng.uniform(0, 100, (9, 2)), rng.uniform(-5, 105, (200, 2))
+        assert np.array_equal(inside([Polygon(points)], queries), points_in_poly(queries, points))
+        centres = np.floor(queries) + 0.5
         mask = fill([Polygon(points)], 1, Box(-5, -5, 110, 110))
-        columns, rows = np.floor(asked).astype(int).T + 5
+        columns, rows = np.floor(queries).astype(int).T + 5
         assert np.array_equal(inside([Polygon(points)], centres), mask[rows, columns])
 
 
@@ -50,21 +50,21 @@ def test_points_follow_the_rule_of_scikit_image_off_the_outline() -> None:
 @given(st.integers(0, 2**32 - 1), st.fractions(Fraction(1, 3), 7, max_denominator=12))
 def test_a_cell_does_not_depend_on_its_box(seed: int, step: Fraction) -> None:
     polygon = Polygon(np.random.default_rng(seed).uniform(0, 100, (40, 2)))
-    whole = fill([polygon], (step, Fraction(2)), Box(0, 0, 60, 50))
-    part = fill([polygon], (step, Fraction(2)), Box(13, 7, 20, 31))
-    assert np.array_equal(part, whole[7:38, 13:33])
+    full_mask = fill([polygon], (step, Fraction(2)), Box(0, 0, 60, 50))
+    window = fill([polygon], (step, Fraction(2)), Box(13, 7, 20, 31))
+    assert np.array_equal(window, full_mask[7:38, 13:33])
 
 
 def test_bands_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = fill([Polygon(STAR)], 1, Box(0, 0, 100, 100))
+    full_mask = fill([Polygon(STAR)], 1, Box(0, 0, 100, 100))
     monkeypatch.setattr("lobule.annotations.raster.BAND_CELLS", 700)
-    assert np.array_equal(fill([Polygon(STAR)], 1, Box(0, 0, 100, 100)), whole)
+    assert np.array_equal(fill([Polygon(STAR)], 1, Box(0, 0, 100, 100)), full_mask)
 
 
 def test_neighbours_share_no_cell_and_leave_none() -> None:
     corner = [50.5, 50.5]
-    parts = [[corner, a, b] for a, b in zip(SQUARE, [*SQUARE[1:], SQUARE[0]], strict=True)]
-    masks = [fill([Polygon(part)], 1, Box(0, 0, 100, 100)) for part in parts]
+    triangles = [[corner, a, b] for a, b in zip(SQUARE, [*SQUARE[1:], SQUARE[0]], strict=True)]
+    masks = [fill([Polygon(triangle)], 1, Box(0, 0, 100, 100)) for triangle in triangles]
     assert (np.sum(masks, axis=0) == 1).all()
 
 
@@ -91,13 +91,13 @@ def test_lesions_are_connected_regions_with_their_size() -> None:
     )
     far = Polygon([[20_000, 0], [20_600, 0], [20_600, 800], [20_000, 800]])
     cut = Polygon([[19_000, 350], [21_000, 350], [21_000, 450], [19_000, 450]], "exclusion")
-    found = sorted(
+    regions = sorted(
         lesions(Annotation((ring, far, cut)), Mpp(0.25, 0.25)), key=lambda lesion: -lesion.area_um2
     )
-    assert [lesion.lesion_class for lesion in found] == ["macro", "itc", "itc"]
-    assert found[0].extent_um == pytest.approx(2500) and len(found[0].outline.holes) == 1
-    assert found[0].area_um2 == pytest.approx((48e6 - 50) / 16)
-    assert found[1].extent_um == pytest.approx(np.hypot(150, 87.5))
+    assert [lesion.lesion_class for lesion in regions] == ["macro", "itc", "itc"]
+    assert regions[0].extent_um == pytest.approx(2500) and len(regions[0].outline.holes) == 1
+    assert regions[0].area_um2 == pytest.approx((48e6 - 50) / 16)
+    assert regions[1].extent_um == pytest.approx(np.hypot(150, 87.5))
     assert lesions(Annotation(()), Mpp(1, 1)) == ()
     bow = Polygon([[0, 0], [1000, 1000], [1000, 0], [0, 1000], [-4, 996]])
     assert len(lesions(Annotation((bow,)), Mpp(0.25, 0.25))) == 2  # two triangles, and a sliver of no size

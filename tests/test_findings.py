@@ -50,15 +50,15 @@ def prob(goldens: Path) -> np.ndarray:
 
 def ncrf(xy_map: np.ndarray, radius: int, threshold: float, stride: int) -> list[tuple[float, int, int]]:
     """The published loop, on a map indexed [x, y]."""
-    xy_map, found = xy_map.copy(), []
+    xy_map, detections = xy_map.copy(), []
     while xy_map.max() > threshold:
         i, j = np.unravel_index(xy_map.argmax(), xy_map.shape)
-        found.append((round(float(xy_map[i, j]), 5), int((i + 0.5) * stride), int((j + 0.5) * stride)))
+        detections.append((round(float(xy_map[i, j]), 5), int((i + 0.5) * stride), int((j + 0.5) * stride)))
         xy_map[max(0, i - radius) : i + radius, max(0, j - radius) : j + radius] = 0
-    return found
+    return detections
 
 
-def places(findings: list[Finding]) -> list[tuple[float, int, int]]:
+def score_and_position(findings: list[Finding]) -> list[tuple[float, int, int]]:
     return [(finding.score, finding.l0_x, finding.l0_y) for finding in findings]
 
 
@@ -67,31 +67,39 @@ def places(findings: list[Finding]) -> list[tuple[float, int, int]]:
 def test_suppression_equals_the_published_loop(seed: int, radius: int, threshold: float, ties: bool) -> None:
     scores = np.random.default_rng(seed).random((23, 31))
     scores = np.round(scores, 1) if ties else scores
-    found = non_maximum_suppression(scores, 16, radius=radius, threshold=threshold)
-    assert places(found) == ncrf(scores.T, radius, threshold, 16)
+    findings = non_maximum_suppression(scores, 16, radius=radius, threshold=threshold)
+    assert score_and_position(findings) == ncrf(scores.T, radius, threshold, 16)
 
 
 def test_suppression_goldens(scannet: dict, prob: np.ndarray) -> None:
     for case in scannet["nms"]:
-        found = non_maximum_suppression(
+        findings = non_maximum_suppression(
             prob, 2 ** case["level"], radius=case["radius"], threshold=case["threshold"]
         )
-        assert [list(place) for place in places(found)] == case["detections_p_x_y"]
+        assert [list(row) for row in score_and_position(findings)] == case["detections_p_x_y"]
     case = scannet["nms_ties"]
     ties = np.zeros(case["map_xy_shape"][::-1])
     for x, y, p in case["entries_x_y_p"]:
         ties[y, x] = p
-    assert [list(place) for place in places(non_maximum_suppression(ties, 64))] == case["detections_p_x_y"]
+    assert [list(row) for row in score_and_position(non_maximum_suppression(ties, 64))] == case[
+        "detections_p_x_y"
+    ]
 
 
 def test_the_worked_example() -> None:
     scores = np.zeros((30, 40))
     for x, y, p in ((5, 7, 0.9), (20, 3, 0.9), (20, 15, 0.9), (32, 3, 0.9), (5, 19, 0.6)):
         scores[y, x] = p
-    kept = scores.copy()
-    found = places(non_maximum_suppression(scores, 64, radius=12))
-    assert found == [(0.9, 352, 480), (0.9, 1312, 224), (0.9, 1312, 992), (0.9, 2080, 224), (0.6, 352, 1248)]
-    assert np.array_equal(scores, kept)
+    original = scores.copy()
+    findings = score_and_position(non_maximum_suppression(scores, 64, radius=12))
+    assert findings == [
+        (0.9, 352, 480),
+        (0.9, 1312, 224),
+        (0.9, 1312, 992),
+        (0.9, 2080, 224),
+        (0.6, 352, 1248),
+    ]
+    assert np.array_equal(scores, original)
     moved = non_maximum_suppression(scores, 64, l0_origin=(1000, -70))
     assert (moved[0].l0_x, moved[0].l0_y) == (1352, 410)
 
@@ -105,7 +113,7 @@ def test_suppression_passes_over_what_was_not_scored() -> None:
     scores = np.full((20, 20), np.nan)
     assert non_maximum_suppression(scores, 64) == []
     scores[4, 6] = 0.7
-    assert places(non_maximum_suppression(scores, 64)) == [(0.7, 416, 288)]
+    assert score_and_position(non_maximum_suppression(scores, 64)) == [(0.7, 416, 288)]
     for wrong in ({"radius": 0}, {"threshold": -0.1}):
         with pytest.raises(ValueError, match="radius"):
             non_maximum_suppression(scores, 64, **wrong)
@@ -114,19 +122,19 @@ def test_suppression_passes_over_what_was_not_scored() -> None:
 def test_suppression_of_a_large_map_takes_a_moment() -> None:
     scores = np.random.default_rng(0).random((2000, 2000), dtype=np.float32)
     started = time.process_time()
-    found = non_maximum_suppression(scores, 16)
+    findings = non_maximum_suppression(scores, 16)
     assert time.process_time() - started < 6
-    cells = np.array([(finding.l0_y // 16, finding.l0_x // 16) for finding in found])
+    cells = np.array([(finding.l0_y // 16, finding.l0_x // 16) for finding in findings])
     apart = np.abs(cells[:200, None] - cells[None, :200]).max(axis=2) + 1000 * np.eye(200, dtype=int)
-    assert len(found) > 900 and apart.min() >= 48
+    assert len(findings) > 900 and apart.min() >= 48
 
 
 # -- regions ------------------------------------------------------------------------------------------------
 
 
 def test_component_goldens(scannet: dict, prob: np.ndarray) -> None:
-    found = components(prob, 64)
-    got = [[round(f.score, 5), f.l0_x, f.l0_y, f.cells] for f in found]
+    findings = components(prob, 64)
+    got = [[round(f.score, 5), f.l0_x, f.l0_y, f.cells] for f in findings]
     assert got == scannet["components"]["detections_p_x_y_cells"]
     assert slide_score_max(prob) == pytest.approx(scannet["slide_score_max"])
 
@@ -197,10 +205,13 @@ def test_the_longest_extent(points: list) -> None:
 def test_many_regions_lose_no_cell() -> None:
     rng = np.random.default_rng(1)
     scores = rng.random((300, 300)) * (rng.random((300, 300)) < 0.3)
-    found = components(scores, 32, mpp=Mpp.square(0.25))
-    assert len(found) > 3000 and sum(finding.cells for finding in found) == (scores > 0.5).sum()
-    assert sum(part.area for finding in found for part in finding.polygon) == (scores > 0.5).sum() * 32**2
-    assert max(finding.score for finding in found) == scores.max()
+    findings = components(scores, 32, mpp=Mpp.square(0.25))
+    assert len(findings) > 3000 and sum(finding.cells for finding in findings) == (scores > 0.5).sum()
+    assert (
+        sum(outline.area for finding in findings for outline in finding.polygon)
+        == (scores > 0.5).sum() * 32**2
+    )
+    assert max(finding.score for finding in findings) == scores.max()
 
 
 def test_a_finding_survives_json() -> None:
@@ -235,24 +246,24 @@ def test_features_of_a_plain_map() -> None:
     assert not heatmap_features(scores, tissue).any()
     scores[5:9, 5:9] = 0.95
     scores[20:26, 20:30] = 0.6
-    found = dict(zip(HEATMAP_FEATURES, heatmap_features(scores, tissue), strict=True))
-    assert (found["region_count"], found["pixels_gt_90"], found["avg_prediction"]) == (1, 16, 242)
-    assert found["ratio_tumor_tissue"] == 0.01 and found["largest_tumor_area"] == 60
-    assert found["longest_axis_largest_tumor"] == pytest.approx(4 * np.sqrt((10**2 - 1) / 12), abs=0.01)
-    assert (found["area_skew"], found["area_kurt"], found["extent_skew"]) == (0, -3, 0)
-    assert found["max_perimeter"] == 12 and found["max_extent"] == 1 and found["mean_solidity"] == 1
+    features = dict(zip(HEATMAP_FEATURES, heatmap_features(scores, tissue), strict=True))
+    assert (features["region_count"], features["pixels_gt_90"], features["avg_prediction"]) == (1, 16, 242)
+    assert features["ratio_tumor_tissue"] == 0.01 and features["largest_tumor_area"] == 60
+    assert features["longest_axis_largest_tumor"] == pytest.approx(4 * np.sqrt((10**2 - 1) / 12), abs=0.01)
+    assert (features["area_skew"], features["area_kurt"], features["extent_skew"]) == (0, -3, 0)
+    assert features["max_perimeter"] == 12 and features["max_extent"] == 1 and features["mean_solidity"] == 1
 
 
 def test_known_forms_are_measured_as_each_region_would_be() -> None:
     rng = np.random.default_rng(3)
     values = np.where(rng.random((60, 60)) < 0.25, 250, 0).astype(np.uint8)
-    found = dict(zip(HEATMAP_FEATURES, heatmap_features(values, np.ones((60, 60), bool)), strict=True))
+    features = dict(zip(HEATMAP_FEATURES, heatmap_features(values, np.ones((60, 60), bool)), strict=True))
     regions = regionprops(ndimage.label(values, np.ones((3, 3)))[0])
     for name, values_ in (("eccentricity", [r.eccentricity for r in regions]),
                           ("solidity", [r.solidity for r in regions]),
                           ("perimeter", [r.perimeter for r in regions])):  # fmt: skip
-        assert found[f"mean_{name}"] == pytest.approx(np.mean(values_), abs=0.006)
-        assert found[f"{name}_variance"] == pytest.approx(np.var(values_), abs=0.006)
+        assert features[f"mean_{name}"] == pytest.approx(np.mean(values_), abs=0.006)
+        assert features[f"{name}_variance"] == pytest.approx(np.var(values_), abs=0.006)
 
 
 def test_slide_score() -> None:

@@ -34,7 +34,7 @@ def test_fields_stitch_to_the_whole_map(grid: MapGrid) -> None:
     """A net that returns each cell's window start gives back the coordinates of every cell, once."""
     scores = np.full((2, grid.rows, grid.columns), np.nan, np.float32)
     states = np.zeros((grid.rows, grid.columns), np.uint8)
-    seen = np.zeros_like(states)
+    covered = np.zeros_like(states)
     for row, column in grid.fields_over(np.ones((grid.rows, grid.columns), np.bool_)):
         field = (int(row), int(column))
         box = grid.field_box(*field)
@@ -42,9 +42,9 @@ def test_fields_stitch_to_the_whole_map(grid: MapGrid) -> None:
         y = box.y + grid.stride * np.arange(grid.cells)
         values = np.stack(np.broadcast_arrays(x[None, :], y[:, None])).astype(np.float32)
         place(scores, states, grid, field, values)
-        seen[grid.field_cells(*field)] += 1
+        covered[grid.field_cells(*field)] += 1
         assert x[-1] + grid.window == box.right
-    assert (seen == 1).all() and (states == State.SCORED).all()
+    assert (covered == 1).all() and (states == State.SCORED).all()
     centre = scores + grid.window / 2
     want_x = grid.stride * np.arange(grid.columns) + grid.stride / 2
     want_y = grid.stride * np.arange(grid.rows) + grid.stride / 2
@@ -72,10 +72,10 @@ def test_neighbouring_fields_overlap_by_window_minus_stride() -> None:
 @given(grids, st.randoms(use_true_random=False))
 def test_only_fields_with_a_wanted_cell_are_listed(grid: MapGrid, random: object) -> None:
     rng = np.random.default_rng(random.randint(0, 2**32))  # type: ignore[attr-defined]
-    wanted = rng.random((grid.rows, grid.columns)) < 0.02
-    listed = {tuple(place) for place in grid.fields_over(wanted).tolist()}
-    direct = {(int(r) // grid.cells, int(c) // grid.cells) for r, c in np.argwhere(wanted)}
-    assert listed == direct
+    required = rng.random((grid.rows, grid.columns)) < 0.02
+    fields = {tuple(index) for index in grid.fields_over(required).tolist()}
+    direct = {(int(r) // grid.cells, int(c) // grid.cells) for r, c in np.argwhere(required)}
+    assert fields == direct
 
 
 def test_cells_of_another_shape_are_refused() -> None:

@@ -18,11 +18,11 @@ from lobule.stitch import State, overlay, reduce_map
     st.integers(0, 10**6),
     st.sampled_from(["max", "mean"]),
 )
-def test_reduction_equals_a_loop(rows: int, columns: int, factor: int, seed: int, how: str) -> None:
+def test_reduction_equals_a_loop(rows: int, columns: int, factor: int, seed: int, mode: str) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.random((2, rows, columns), dtype=np.float32)
     states = rng.integers(0, 4, (rows, columns)).astype(np.uint8)
-    out, out_states = reduce_map(scores, states, factor, how)  # type: ignore[arg-type]
+    out, out_states = reduce_map(scores, states, factor, mode)  # type: ignore[arg-type]
     assert out.shape == (2, math.ceil(rows / factor), math.ceil(columns / factor))
     assert out_states.shape == out.shape[1:]
     for row in range(out.shape[1]):
@@ -31,7 +31,7 @@ def test_reduction_equals_a_loop(rows: int, columns: int, factor: int, seed: int
             scored = states[block] == State.SCORED
             for layer in range(2):
                 values = scores[layer][block][scored]
-                want = 0.0 if not len(values) else values.max() if how == "max" else values.mean()
+                want = 0.0 if not len(values) else values.max() if mode == "max" else values.mean()
                 assert abs(out[layer, row, column] - want) < 1e-6
             for state in (State.SCORED, State.FAILED, State.PENDING, State.GLASS):
                 if (states[block] == state).any():

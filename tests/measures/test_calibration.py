@@ -14,12 +14,12 @@ from lobule.measures.calibration import fit_isotonic, fit_platt, log_loss, relia
 
 
 def test_reliability_by_hand() -> None:
-    found = reliability([0, 1, 1, 1, 0], [0.05, 0.15, 0.15, 1.0, 0.95], bins=10)
-    assert [bin.cases for bin in found.bins] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 2]
-    assert found.expected_error == pytest.approx((0.05 + 2 * 0.85 + 2 * 0.475) / 5)
-    assert found.largest_error == pytest.approx(0.85)
-    assert found.bins[2].mean_probability is None and found.bins[9].share_positive == 0.5
-    json.dumps(found.to_dict(), allow_nan=False)
+    result = reliability([0, 1, 1, 1, 0], [0.05, 0.15, 0.15, 1.0, 0.95], bins=10)
+    assert [bin.cases for bin in result.bins] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert result.expected_error == pytest.approx((0.05 + 2 * 0.85 + 2 * 0.475) / 5)
+    assert result.largest_error == pytest.approx(0.85)
+    assert result.bins[2].mean_probability is None and result.bins[9].share_positive == 0.5
+    json.dumps(result.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("by", ["width", "quantile"])
@@ -27,13 +27,13 @@ def test_brier_is_the_sum_of_its_parts(by: str) -> None:
     rng = np.random.default_rng(0)
     probability = rng.random(2000)
     label = rng.random(2000) < probability**2
-    found = reliability(label, probability, bins=10, by=by)
-    assert found.brier == pytest.approx(brier_score_loss(label, probability))
-    parts = found.reliability - found.resolution + found.uncertainty
-    assert found.within_bins == pytest.approx(found.brier - parts) and abs(found.within_bins) < 0.005
-    assert 0.1 < found.expected_error < 0.25  # the mean of p - p² over 0 to 1 is 1/6
+    result = reliability(label, probability, bins=10, by=by)
+    assert result.brier == pytest.approx(brier_score_loss(label, probability))
+    terms = result.reliability - result.resolution + result.uncertainty
+    assert result.within_bins == pytest.approx(result.brier - terms) and abs(result.within_bins) < 0.005
+    assert 0.1 < result.expected_error < 0.25  # the mean of p - p² over 0 to 1 is 1/6
     assert log_loss(label, probability) == pytest.approx(sk_log_loss(label, probability))
-    assert sum(bin.cases for bin in found.bins) == 2000
+    assert sum(bin.cases for bin in result.bins) == 2000
     # with one probability a bin nothing is left within bins
     rounded = np.floor(probability * 10) / 10 + 0.05
     assert reliability(label, rounded).within_bins == pytest.approx(0, abs=1e-12)

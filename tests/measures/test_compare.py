@@ -13,7 +13,7 @@ from lobule.measures.compare import compare_froc, compare_scores
 from lobule.measures.estimate import Resampling
 from lobule.measures.roc import bootstrap_measure, delong_test
 
-HOW = Resampling(400)
+RESAMPLING = Resampling(400)
 
 
 def slide(name: str, fp: list[float], tp: list[float]) -> SlideMatch:
@@ -29,13 +29,13 @@ def test_pairing_narrows_the_interval_of_similar_models() -> None:
     labels = rng.integers(0, 2, 300)
     a = rng.normal(labels, 1)
     b = a + rng.normal(0, 0.2, 300)
-    found = compare_scores(labels, a, b, resampling=HOW)
-    alone = bootstrap_measure(labels, a, resampling=HOW)
-    assert found.difference.high - found.difference.low < 0.5 * (alone.high - alone.low)
-    assert found.p == pytest.approx(delong_test(labels, a, b).p)
-    back = compare_scores(labels, b, a, resampling=HOW)
-    assert back.difference.low == pytest.approx(-found.difference.high, abs=1e-12)
-    json.dumps(found.to_dict(), allow_nan=False)
+    comparison = compare_scores(labels, a, b, resampling=RESAMPLING)
+    alone = bootstrap_measure(labels, a, resampling=RESAMPLING)
+    assert comparison.difference.high - comparison.difference.low < 0.5 * (alone.high - alone.low)
+    assert comparison.p == pytest.approx(delong_test(labels, a, b).p)
+    back = compare_scores(labels, b, a, resampling=RESAMPLING)
+    assert back.difference.low == pytest.approx(-comparison.difference.high, abs=1e-12)
+    json.dumps(comparison.to_dict(), allow_nan=False)
 
 
 def test_patients_with_several_cases_are_drawn_together() -> None:
@@ -44,7 +44,7 @@ def test_patients_with_several_cases_are_drawn_together() -> None:
     a = np.repeat(rng.normal(labels[::4] * 1.2, 1), 4)
     b = np.repeat(rng.normal(labels[::4] * 0.8, 1), 4)
     patients = np.repeat(np.arange(100), 4)
-    apart, together = (compare_scores(labels, a, b, groups, "ap", HOW) for groups in (None, patients))
+    apart, together = (compare_scores(labels, a, b, groups, "ap", RESAMPLING) for groups in (None, patients))
     ratio = (together.difference.high - together.difference.low) / (
         apart.difference.high - apart.difference.low
     )
@@ -58,11 +58,15 @@ def test_froc_difference() -> None:
     poor = [
         replace(one, false_positives=np.append(one.false_positives, rng.uniform(0, 1, 3))) for one in good
     ]
-    found = compare_froc(good, poor, resampling=HOW)
-    assert found.a > found.b and found.difference.low > 0 and found.p == pytest.approx(2 / 401)
-    same = compare_froc(good, good, resampling=HOW)
+    comparison = compare_froc(good, poor, resampling=RESAMPLING)
+    assert (
+        comparison.a > comparison.b
+        and comparison.difference.low > 0
+        and comparison.p == pytest.approx(2 / 401)
+    )
+    same = compare_froc(good, good, resampling=RESAMPLING)
     assert same.difference.value == same.difference.low == same.difference.high == 0 and same.p == 1
-    assert compare_froc(good, poor, resampling=HOW, jama=True).what == "jama_froc"
+    assert compare_froc(good, poor, resampling=RESAMPLING, jama=True).what == "jama_froc"
     with pytest.raises(ValueError, match="same slides"):
         compare_froc(good, poor[::-1])
     assert compare_froc(good[30:], poor[30:]).difference.value is None

@@ -34,15 +34,15 @@ CASES = ("synthetic_1", "synthetic_2", "synthetic_3", "real_1", "real_2")
 
 
 def matches_of(case: dict, masks: dict, name: str) -> list[SlideMatch]:
-    found = []
+    matches = []
     for slide in case["slides"]:
         mask = None
         if slide["has_mask"]:
             shape = masks[f"{name}/{slide['name']}/shape"]
             bits = masks[f"{name}/{slide['name']}/bits"]
             mask = evaluation_mask(np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool))
-        found.append(match(slide["name"], slide["detections"], mask))
-    return found
+        matches.append(match(slide["name"], slide["detections"], mask))
+    return matches
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -100,9 +100,9 @@ def test_worked_examples_of_the_mask() -> None:
     point[20, 30] = True
     mask = evaluation_mask(point)
     assert mask.areas.tolist() == [69] and mask.major_axes[0] == pytest.approx(9.3375, abs=1e-4)
-    for place, lesions in (((20, 39), 1), ((20, 40), 2), ((27, 37), 1), ((28, 38), 2)):
+    for position, lesions in (((20, 39), 1), ((20, 40), 2), ((27, 37), 1), ((28, 38), 2)):
         two = point.copy()
-        two[place] = True
+        two[position] = True
         assert len(evaluation_mask(two).areas) == lesions
     for radius, axis, itc in ((13, 34.765, True), (14, 36.692, False)):
         mask = evaluation_mask(disc(radius))
@@ -185,22 +185,24 @@ def naive_froc(slides: list[SlideMatch]) -> float:
 def cohort(slides: int, seed: int, detections: int = 40) -> list[SlideMatch]:
     rng = np.random.default_rng(seed)
     lesion = evaluation_mask(np.pad(disc(14), ((0, 0), (0, 60))) | np.pad(disc(16), ((0, 0), (60, 0))))
-    found = []
+    matches = []
     for index in range(slides):
-        places = rng.integers(0, 60 * 32, (rng.integers(0, detections), 2)) * (2, 1)
-        confidence = np.round(rng.random(len(places)) ** 2, 2)
+        positions = rng.integers(0, 60 * 32, (rng.integers(0, detections), 2)) * (2, 1)
+        confidence = np.round(rng.random(len(positions)) ** 2, 2)
         tumour = index % 2 == 0
-        found.append(match(f"{index}", np.column_stack([confidence, places]), lesion if tumour else None))
-    return found
+        matches.append(
+            match(f"{index}", np.column_stack([confidence, positions]), lesion if tumour else None)
+        )
+    return matches
 
 
 def test_a_resample_is_the_curve_of_the_drawn_slides() -> None:
     slides = cohort(12, 4, detections=6)
-    how = Resampling(resamples=40, seed=3)
-    weights = np.concatenate(list(how.weights(np.arange(12))))
+    resampling = Resampling(resamples=40, seed=3)
+    weights = np.concatenate(list(resampling.weights(np.arange(12))))
 
-    drawn = froc_resamples(slides, np.arange(12), how)
-    for row, value in zip(weights.astype(int), drawn, strict=True):
+    resamples = froc_resamples(slides, np.arange(12), resampling)
+    for row, value in zip(weights.astype(int), resamples, strict=True):
         again = [one for one, times in zip(slides, row, strict=True) for _ in range(times)]
         assert value == pytest.approx(naive_froc(again), abs=1e-12)
 
@@ -219,8 +221,8 @@ def test_the_interval_is_fast_and_holds_the_score() -> None:
 def test_patients_widen_the_interval() -> None:
     slides = cohort(40, 2) * 3
     patients = list(range(40)) * 3
-    how = Resampling(300)
-    alone, together = bootstrap_froc(slides, None, how), bootstrap_froc(slides, patients, how)
+    resampling = Resampling(300)
+    alone, together = bootstrap_froc(slides, None, resampling), bootstrap_froc(slides, patients, resampling)
     assert together.high - together.low > 1.3 * (alone.high - alone.low)
 
 

@@ -70,8 +70,10 @@ def test_a_hybrid_runs_from_the_readers_to_the_model() -> None:
     model = rng.normal(labels, 1)
     study = ReaderStudy.of(labels, readers, np.arange(200) // 2, Resampling(200))
     assert study.hybrid(model, 0).auroc == study.mean_of_readers().auroc
-    whole, alone = study.hybrid(model, 1).auroc, study.rater("m", model).auroc
-    assert (whole.value, whole.low, whole.high) == pytest.approx((alone.value, alone.low, alone.high))
+    full_weight, alone = study.hybrid(model, 1).auroc, study.rater("m", model).auroc
+    assert (full_weight.value, full_weight.low, full_weight.high) == pytest.approx(
+        (alone.value, alone.low, alone.high)
+    )
     mixed = study.hybrid(model, 0.6)
     assert mixed.auroc.value > max(study.mean_of_readers().auroc.value, study.rater("m", model).auroc.value)
     assert mixed.auroc.method == "bootstrap of patients, percentiles"

@@ -33,8 +33,8 @@ cases = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_si
 
 @settings(max_examples=40, deadline=None)
 @given(cases)
-def test_areas_agree_with_scikit_learn(drawn: list[tuple[bool, int]]) -> None:
-    labels, scores = (np.array(column) for column in zip(*drawn, strict=True))
+def test_areas_agree_with_scikit_learn(labelled_scores: list[tuple[bool, int]]) -> None:
+    labels, scores = (np.array(column) for column in zip(*labelled_scores, strict=True))
     assume(labels.any() and not labels.all())
     assert auc(labels, scores) == pytest.approx(metrics.roc_auc_score(labels, scores), abs=1e-12)
     assert measure(labels, scores, "ap") == pytest.approx(metrics.average_precision_score(labels, scores))
@@ -50,8 +50,8 @@ def test_areas_agree_with_scikit_learn(drawn: list[tuple[bool, int]]) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(cases, st.integers(0, 1000))
-def test_weights_are_the_same_as_repeating_cases(drawn: list[tuple[bool, int]], seed: int) -> None:
-    labels, scores = (np.array(column) for column in zip(*drawn, strict=True))
+def test_weights_are_the_same_as_repeating_cases(labelled_scores: list[tuple[bool, int]], seed: int) -> None:
+    labels, scores = (np.array(column) for column in zip(*labelled_scores, strict=True))
     times = np.random.default_rng(seed).integers(0, 4, len(labels))
     again_labels, again_scores = np.repeat(labels, times), np.repeat(scores.astype(float), times)
     assume(again_labels.any() and not again_labels.all())
@@ -126,14 +126,14 @@ def test_bootstrap_agrees_with_delong_on_independent_cases() -> None:
     labels = rng.integers(0, 2, 500)
     scores = rng.normal(labels, 1)
     started = time.process_time()
-    drawn, closed = bootstrap_measure(labels, scores), delong(labels, scores)
+    resampled, closed = bootstrap_measure(labels, scores), delong(labels, scores)
     assert time.process_time() - started < 3
-    assert (drawn.low, drawn.high) == pytest.approx((closed.low, closed.high), abs=0.008)
+    assert (resampled.low, resampled.high) == pytest.approx((closed.low, closed.high), abs=0.008)
     patients = np.arange(500) // 5
     clustered = np.repeat(labels[::5], 5), np.repeat(scores[::5], 5)
     wide, narrow = bootstrap_measure(*clustered, patients), bootstrap_measure(*clustered)
     assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(np.sqrt(5), rel=0.15)
-    assert drawn == bootstrap_measure(labels, scores) and drawn != bootstrap_measure(
+    assert resampled == bootstrap_measure(labels, scores) and resampled != bootstrap_measure(
         labels, scores, resampling=Resampling(seed=1)
     )
 

@@ -100,8 +100,8 @@ def test_tiny_learns_a_texture_in_a_few_steps() -> None:
         net(_stripes(12)[0])
     x, labels = _stripes(24)
     with torch.inference_mode():
-        found = net.eval()(x)[..., 0, 0].argmax(1)
-    assert float((found == labels).float().mean()) >= 0.9
+        predicted = net.eval()(x)[..., 0, 0].argmax(1)
+    assert float((predicted == labels).float().mean()) >= 0.9
 
 
 def _stripes(count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -90,12 +90,12 @@ def test_a_dense_net_follows_the_weights_it_shares() -> None:
     net = golden_net("one:")
     x = golden_image(260, 260, 1)
     with torch.inference_mode():
-        made = [densify(net, 4, "phases"), densify(net, 4, "dilated")]
-        before = made[0](x)
+        dense_nets = [densify(net, 4, "phases"), densify(net, 4, "dilated")]
+        before = dense_nets[0](x)
         net.load_state_dict(golden_net("another:").state_dict())
         after = offset_passes(net, x, 4)
         assert (after - before).abs().max() > 1e-3
-        for dense in made:
+        for dense in dense_nets:
             torch.testing.assert_close(dense(x), after)
 
 
@@ -134,8 +134,8 @@ def test_published_check_of_the_golden_network() -> None:
     with torch.inference_mode():
         tumour = net(golden_image(308, 308, 0)).softmax(1)[0, 1]
     assert tumour.shape == (3, 3)
-    found = [float(tumour[0, 0]), float(tumour[1, 0]), float(tumour[2, 2])]
-    assert found == pytest.approx([0.364010, 0.427331, 0.405844], abs=1e-5)
+    corners = [float(tumour[0, 0]), float(tumour[1, 0]), float(tumour[2, 2])]
+    assert corners == pytest.approx([0.364010, 0.427331, 0.405844], abs=1e-5)
 
 
 def test_golden_network(goldens: Path) -> None:
@@ -179,7 +179,7 @@ def _check_dense(net: nn.Module, alpha: int, shift: int, expected: dict) -> None
             _close(logits.softmax(1)[0, 1], expected["prob1"])
 
 
-def _close(found: Tensor, expected: list) -> None:
+def _close(actual: Tensor, expected: list) -> None:
     torch.testing.assert_close(
-        found.detach().double(), torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0
+        actual.detach().double(), torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0
     )

@@ -45,12 +45,12 @@ def test_gradients_reach_the_window_and_nothing_else(name: str) -> None:
     assert y.shape[-2:] == (2, 3)
     for row, column in ((0, 0), (1, 2)):
         (gradient,) = torch.autograd.grad(y[0, :, row, column].sum(), x, retain_graph=True)
-        seen = gradient[0].abs().sum(0) > 0
-        for along, cell in ((seen.any(1), row), (seen.any(0), column)):
-            places = along.nonzero().flatten()
+        has_gradient = gradient[0].abs().sum(0) > 0
+        for along, cell in ((has_gradient.any(1), row), (has_gradient.any(0), column)):
+            positions = along.nonzero().flatten()
             first = geometry.start + cell * geometry.stride
-            assert int(places[0]) == first
-            assert int(places[-1]) == first + geometry.receptive_field - 1
+            assert int(positions[0]) == first
+            assert int(positions[-1]) == first + geometry.receptive_field - 1
 
 
 def _without_dead_cells(net: nn.Module) -> nn.Module:

@@ -65,10 +65,10 @@ def test_scaling_by_the_formula() -> None:
     scaling = InputScaling((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
     expected = (images / 255 - np.array(scaling.mean)) / np.array(scaling.std)
-    found = scaling.apply(torch.from_numpy(images))
-    assert found.shape == (2, 3, 5, 7)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_allclose(found.permute(0, 2, 3, 1).numpy(), expected, atol=2e-6)
+    scaled = scaling.apply(torch.from_numpy(images))
+    assert scaled.shape == (2, 3, 5, 7)
+    assert scaled.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(scaled.permute(0, 2, 3, 1).numpy(), expected, atol=2e-6)
     assert scaling.apply(torch.from_numpy(images), torch.bfloat16).dtype == torch.bfloat16
 
 

@@ -16,12 +16,12 @@ from lobule.nets.tiny import tiny
 
 def features_before(module: nn.Module, of: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """What a layer of a plain net is given, caught on its way."""
-    seen = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     with torch.no_grad():
         of.eval()(images)
     handle.remove()
-    return seen[0]
+    return features[0]
 
 
 @pytest.fixture(scope="module")
@@ -32,54 +32,54 @@ def images() -> torch.Tensor:
 def test_features_of_resnet_are_those_before_its_classifier(images: torch.Tensor) -> None:
     torch.manual_seed(1)
     net = models.resnet18(num_classes=5)
-    made = encoder("resnet18", net.state_dict())
-    assert (made.name, made.dim, made.input_px, made.scaling) == ("resnet18", 512, None, InputScaling())
+    built = encoder("resnet18", net.state_dict())
+    assert (built.name, built.dim, built.input_px, built.scaling) == ("resnet18", 512, None, InputScaling())
     expected = features_before(net.fc, net, images)
-    np.testing.assert_allclose(made.net(images), expected, atol=1e-5)
-    np.testing.assert_allclose(made.for_inference()(images), expected, atol=1e-4)
+    np.testing.assert_allclose(built.net(images), expected, atol=1e-5)
+    np.testing.assert_allclose(built.for_inference()(images), expected, atol=1e-4)
 
 
 def test_features_of_squeezenet_are_the_mean_of_its_maps(images: torch.Tensor) -> None:
     torch.manual_seed(2)
     net = models.squeezenet1_1(num_classes=3)
-    made = encoder("torchvision:squeezenet1_1", net.state_dict())
-    assert (made.name, made.dim) == ("squeezenet1_1", 512)
+    built = encoder("torchvision:squeezenet1_1", net.state_dict())
+    assert (built.name, built.dim) == ("squeezenet1_1", 512)
     with torch.no_grad():
-        np.testing.assert_allclose(made.net(images), net.eval().features(images).mean((2, 3)), atol=1e-6)
+        np.testing.assert_allclose(built.net(images), net.eval().features(images).mean((2, 3)), atol=1e-6)
 
 
 def test_densenet_is_rectified_before_its_mean(images: torch.Tensor) -> None:
     torch.manual_seed(3)
     net = models.densenet121(num_classes=2)
-    made = encoder("densenet121", net.state_dict())
-    np.testing.assert_allclose(made.net(images), features_before(net.classifier, net, images), atol=1e-5)
+    built = encoder("densenet121", net.state_dict())
+    np.testing.assert_allclose(built.net(images), features_before(net.classifier, net, images), atol=1e-5)
 
 
 def test_timm_and_its_fixed_sizes() -> None:
-    made = encoder("timm:vit_tiny_patch16_224", "random")
-    assert (made.name, made.dim, made.input_px) == ("timm:vit_tiny_patch16_224", 192, 224)
-    assert made.scaling == PLAIN_SCALING
-    again = encoder("timm:vit_tiny_patch16_224", made.weights)
-    assert again.hash_at(224) == made.hash_at(224) != encoder("timm:resnet10t", "random").hash_at(224)
+    built = encoder("timm:vit_tiny_patch16_224", "random")
+    assert (built.name, built.dim, built.input_px) == ("timm:vit_tiny_patch16_224", 192, 224)
+    assert built.scaling == PLAIN_SCALING
+    again = encoder("timm:vit_tiny_patch16_224", built.weights)
+    assert again.hash_at(224) == built.hash_at(224) != encoder("timm:resnet10t", "random").hash_at(224)
 
 
 def test_lobules_own_nets_give_what_their_head_is_given() -> None:
     torch.manual_seed(4)
     net = tiny(2)
-    made = encoder("lobule:tiny", net.state_dict())
-    assert (made.name, made.dim, made.scaling) == ("lobule:tiny", 96, PLAIN_SCALING)
+    built = encoder("lobule:tiny", net.state_dict())
+    assert (built.name, built.dim, built.scaling) == ("lobule:tiny", 96, PLAIN_SCALING)
     tiles = torch.randn(1, 3, 235, 235)
     expected = features_before(net.get_submodule("head"), net, tiles).mean((2, 3))
-    np.testing.assert_allclose(made.net(tiles), expected, atol=1e-5)
+    np.testing.assert_allclose(built.net(tiles), expected, atol=1e-5)
 
 
 def test_the_hash_is_of_weights_scaling_and_size() -> None:
-    made = encoder("lobule:tiny", "random")
-    assert made.hash_at(224) == encoder("lobule:tiny", "random").hash_at(224)
-    assert made.hash_at(224) != made.hash_at(256)
-    weights = {name: value.clone() for name, value in made.weights.items()}
+    built = encoder("lobule:tiny", "random")
+    assert built.hash_at(224) == encoder("lobule:tiny", "random").hash_at(224)
+    assert built.hash_at(224) != built.hash_at(256)
+    weights = {name: value.clone() for name, value in built.weights.items()}
     weights["conv1.weight"][0, 0, 0, 0] += 1e-3
-    assert encoder("lobule:tiny", weights).hash_at(224) != made.hash_at(224)
+    assert encoder("lobule:tiny", weights).hash_at(224) != built.hash_at(224)
 
 
 def test_random_weights_disturb_nobodys_random_numbers() -> None:

@@ -59,12 +59,12 @@ def weights():
 
 @pytest.fixture(scope="module")
 def nets(weights):
-    made = {}
+    built = {}
 
     def get(tag):
-        if tag not in made:
-            made[tag] = made_net(tag, weights["salt"])
-        return made[tag]
+        if tag not in built:
+            built[tag] = made_net(tag, weights["salt"])
+        return built[tag]
 
     return get
 
@@ -81,14 +81,14 @@ def close(tensor, expected, tolerance):
 
 @pytest.mark.parametrize("tag", ["view-image", "view-heatmaps", "image-image", "image-heatmaps", "patch"])
 def test_names_shapes_and_made_weights(tag, nets, weights):
-    facts, net = weights["weights"][tag], nets(tag)
-    assert hash_of(net) == facts["sha256_sorted_unique_float_tensors"]
+    golden, net = weights["weights"][tag], nets(tag)
+    assert hash_of(net) == golden["sha256_sorted_unique_float_tensors"]
     state = net.state_dict()
     counters = [key for key in state if key.endswith("num_batches_tracked")]
-    assert len(state) - len(counters) == facts["n_unique_float_keys"]
+    assert len(state) - len(counters) == golden["n_unique_float_keys"]
     doubled = sum(".cc." in key or ".mlo." in key for key in state)
-    assert len(state) + 2 * doubled == facts["n_keys_total"]
-    for key, example in facts["examples"].items():
+    assert len(state) + 2 * doubled == golden["n_keys_total"]
+    for key, example in golden["examples"].items():
         assert list(state[key].shape) == example["shape"]
         close(state[key].flatten()[: len(example["first"])], example["first"], 1e-6)
 
@@ -114,14 +114,14 @@ def test_parameter_counts():
     ],
 )
 def test_view_wise_scores(key, tag, size, exam, nets, network):
-    facts, net = network[key][size], nets(tag)
+    golden, net = network[key][size], nets(tag)
     inputs = exam_inputs(exam, heatmaps="heatmaps" in key, small=size == "small")
     outputs = net(inputs)
     for angle in ("CC", "MLO"):
-        close(outputs[angle][0], facts["log_softmax"][angle], LOGIT)
-        close(outputs[angle][0, :, 1].exp(), facts["prob_positive"][angle], PROBABILITY)
-    close(ViewWise.exam_scores(outputs)[0], list(facts["exam_prediction"].values()), PROBABILITY)
-    for view, expected in facts["pooled"].items():
+        close(outputs[angle][0], golden["log_softmax"][angle], LOGIT)
+        close(outputs[angle][0, :, 1].exp(), golden["prob_positive"][angle], PROBABILITY)
+    close(ViewWise.exam_scores(outputs)[0], list(golden["exam_prediction"].values()), PROBABILITY)
+    for view, expected in golden["pooled"].items():
         pooled = net.four_view_resnet(view, inputs[view])[0].numpy()
         assert pooled[:8] == pytest.approx(expected["first8"], rel=1e-4, abs=2e-5)
         assert pooled.mean() == pytest.approx(expected["mean"], rel=1e-5)
@@ -193,11 +193,11 @@ def test_trunk_sizes_are_the_published_ones():
         trunk = ResNet22(1)
         with torch.device("meta"):
             z = trunk.to("meta").first_conv(torch.empty(1, 1, *shape))
-        found = [tuple(z.shape[2:])]
+        shapes = [tuple(z.shape[2:])]
         for step in (trunk.first_pool, *trunk.layer_list):
             z = step(z)
-            found.append(tuple(z.shape[2:]))
-        return found
+            shapes.append(tuple(z.shape[2:]))
+        return shapes
 
     assert sizes((2677, 1942)) == [
         (1336, 968), (667, 483), (667, 483), (334, 242), (167, 121), (84, 61), (42, 31),
@@ -231,35 +231,35 @@ def test_same_padding_of_odd_and_even_lengths():
 
 
 def patches_of(exam, network):
-    facts = network["patch_densenet"]
-    pixels = patch_pixels(exam.facing[facts["view"]])
-    return np.stack([cut_patch(pixels, tuple(corner)) for corner in facts["corners"]])
+    golden = network["patch_densenet"]
+    pixels = patch_pixels(exam.facing[golden["view"]])
+    return np.stack([cut_patch(pixels, tuple(corner)) for corner in golden["corners"]])
 
 
 def test_the_patch_network(exam, nets, network):
-    facts, net = network["patch_densenet"], nets("patch")
+    golden, net = network["patch_densenet"], nets("patch")
     patches = patches_of(exam, network)
     if np.__version__ == "2.4.6":
-        for patch, expected in zip(patches, facts["patch_float32_sha256"], strict=True):
+        for patch, expected in zip(patches, golden["patch_float32_sha256"], strict=True):
             hashes = {hashlib.sha256(patch[c].tobytes()).hexdigest() for c in (0, 1, 2)}
             hashes.add(hashlib.sha256(np.ascontiguousarray(patch).tobytes()).hexdigest())
             assert expected in hashes
-    seen = {}
+    activations = {}
     hooks = [
         net.features.get_submodule(stage["stage"]).register_forward_hook(
-            lambda _m, _i, output, name=stage["stage"]: seen.__setitem__(name, output.double())
+            lambda _m, _i, output, name=stage["stage"]: activations.__setitem__(name, output.double())
         )
-        for stage in facts["stages"]
+        for stage in golden["stages"]
         if stage["stage"] != "norm0"  # torchvision's ReLU after it works in place
     ]
     logits = net(torch.from_numpy(patches))
     for hook in hooks:
         hook.remove()
-    close(logits, facts["logits"], LOGIT)
-    close(logits.softmax(dim=1), facts["softmax"], PROBABILITY)
-    for stage in facts["stages"]:
-        if stage["stage"] in seen:
-            output = seen[stage["stage"]]
+    close(logits, golden["logits"], LOGIT)
+    close(logits.softmax(dim=1), golden["softmax"], PROBABILITY)
+    for stage in golden["stages"]:
+        if stage["stage"] in activations:
+            output = activations[stage["stage"]]
             assert list(output.shape) == stage["shape"]
             assert output.std(correction=0).item() == pytest.approx(stage["std"], rel=1e-5), stage["stage"]
             assert output.mean().item() == pytest.approx(stage["mean"], rel=1e-4, abs=1e-6)
@@ -284,12 +284,12 @@ def patch_scores(net, image, grid, count=None, batch=16):
 )
 def test_heatmaps_of_a_region(region, key, scored, goldens, nets, network):
     """By default a few patches are scored; the rest of their scores are the recorded ones."""
-    facts = network[key]
+    golden = network[key]
     with np.load(goldens / "four_view" / "heatmaps.npz") as arrays:
         stored = arrays[f"{region}_pixels_uint16"]
         scores = arrays[f"{region}_probs"]
         maps = {name: arrays[f"{region}_{name}_right_facing"] for name in ("malignant", "benign")}
-    image = stored if facts["view"].startswith("L") else stored[:, ::-1]
+    image = stored if golden["view"].startswith("L") else stored[:, ::-1]
     grid = patch_grid(image.shape, random.Random(0))
     mine = patch_scores(nets("patch"), image, grid, scored)
     close(mine, scores[:scored], PROBABILITY)
@@ -299,14 +299,14 @@ def test_heatmaps_of_a_region(region, key, scored, goldens, nets, network):
 
 
 def test_the_single_image_tool_forgets_to_mirror(exam, nets, network):
-    facts = network["end_to_end_image_wise"]["R-CC"]["quirk_single_image_heatmaps"]
+    golden = network["end_to_end_image_wise"]["R-CC"]["quirk_single_image_heatmaps"]
     view = view_for_patches("R-CC", single_image=True)
     stored = exam.facing["R-CC"][:, ::-1]
     image = right_pointing(stored, view, "NO")
     grid = patch_grid(image.shape, random.Random(0))
-    assert len(grid) == facts["n_patches"]
+    assert len(grid) == golden["n_patches"]
     (first,) = patch_scores(nets("patch"), image, grid, 1)
-    close(first, facts["first_patch_probs"], PROBABILITY)
+    close(first, golden["first_patch_probs"], PROBABILITY)
 
 
 @pytest.mark.campaign
@@ -321,9 +321,9 @@ def test_heatmaps_of_the_exam_and_scores_with_them(exam, nets, network, goldens)
         first, end = network["full_exam_heatmaps"][f"0_{view}"]["patch_rows"]
         close(scores, expected[first:end], PROBABILITY)
         heatmaps[view] = tuple(heatmap_of(image.shape, grid, scores[:, i]) for i in (BENIGN, MALIGNANT))
-    facts = network["end_to_end_view_wise"]["real_heatmaps_augmented_10_epochs"]
+    golden = network["end_to_end_view_wise"]["real_heatmaps_augmented_10_epochs"]
     predicted = view_wise_run(nets("view-heatmaps"), exam, heatmaps, epochs=10)
-    close(predicted, facts["predictions"][0], PROBABILITY)
+    close(predicted, golden["predictions"][0], PROBABILITY)
 
 
 def view_wise_run(net, exam, heatmaps, epochs):
@@ -342,19 +342,19 @@ def view_wise_run(net, exam, heatmaps, epochs):
 
 @pytest.mark.campaign
 def test_augmented_view_wise_runs(exam, nets, network):
-    facts = network["end_to_end_view_wise"]
+    golden = network["end_to_end_view_wise"]
     for key, epochs in (("image_only_augmented_1_epoch", 1), ("image_only_augmented_10_epochs", 10)):
         predicted = view_wise_run(nets("view-image"), exam, None, epochs)
-        close(predicted, facts[key]["predictions"][0], PROBABILITY)
+        close(predicted, golden[key]["predictions"][0], PROBABILITY)
     heatmaps = {view: exam.heatmaps(view) for view in VIEWS}
     predicted = view_wise_run(nets("view-heatmaps"), exam, heatmaps, 2)
-    close(predicted, facts["synthetic_heatmaps_augmented_2_epochs"]["predictions"][0], PROBABILITY)
+    close(predicted, golden["synthetic_heatmaps_augmented_2_epochs"]["predictions"][0], PROBABILITY)
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("view", VIEWS)
 def test_augmented_image_wise_runs(view, exam, nets, network):
-    facts = network["end_to_end_image_wise"][view]
+    golden = network["end_to_end_image_wise"][view]
 
     def run(tag, epochs, heatmaps=None):
         plans = plan_image(exam.image(view), view, epochs=epochs)
@@ -362,9 +362,9 @@ def test_augmented_image_wise_runs(view, exam, nets, network):
         return np.stack([nets(tag).single(view, x)[0, :, 1].exp().double().numpy() for x in inputs])
 
     scores = run("image-image", 10)
-    close(scores.mean(axis=0), list(facts["image_only_10_epochs"].values()), PROBABILITY)
-    if "quirk_batch_size_5_of_10_epochs_image_only" in facts:
-        kept = scores[epochs_averaged(10, 5)].mean(axis=0)
-        close(kept, list(facts["quirk_batch_size_5_of_10_epochs_image_only"].values()), PROBABILITY)
+    close(scores.mean(axis=0), list(golden["image_only_10_epochs"].values()), PROBABILITY)
+    if "quirk_batch_size_5_of_10_epochs_image_only" in golden:
+        averaged = scores[epochs_averaged(10, 5)].mean(axis=0)
+        close(averaged, list(golden["quirk_batch_size_5_of_10_epochs_image_only"].values()), PROBABILITY)
     with_heatmaps = run("image-heatmaps", 2, exam.heatmaps(view)).mean(axis=0)
-    close(with_heatmaps, list(facts["synthetic_heatmaps_2_epochs"].values()), PROBABILITY)
+    close(with_heatmaps, list(golden["synthetic_heatmaps_2_epochs"].values()), PROBABILITY)

@@ -28,9 +28,9 @@ def published_form(net: nn.Module) -> dict[str, torch.Tensor]:
     state = {}
     for key, tensor in net.state_dict().items():
         state[key] = tensor
-        for alias, own in (("l_cc", "cc"), ("r_cc", "cc"), ("l_mlo", "mlo"), ("r_mlo", "mlo")):
-            if key.startswith(f"four_view_resnet.{own}."):
-                state[key.replace(f".{own}.", f".{alias}.", 1)] = tensor.clone()
+        for alias, trunk in (("l_cc", "cc"), ("r_cc", "cc"), ("l_mlo", "mlo"), ("r_mlo", "mlo")):
+            if key.startswith(f"four_view_resnet.{trunk}."):
+                state[key.replace(f".{trunk}.", f".{alias}.", 1)] = tensor.clone()
     return state
 
 

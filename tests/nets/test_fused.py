@@ -50,11 +50,11 @@ def test_every_form_gives_what_its_parts_give() -> None:
     net = Blocks()
     x = torch.randn(3, 3, 21, 18).contiguous(memory_format=torch.channels_last)
     expected = net(x)
-    made = fuse(traced(net))
-    torch.testing.assert_close(made(x), expected, rtol=1e-5, atol=1e-6)
-    assert sum(isinstance(part, FusedConv) for part in made.modules()) == 5
-    assert sum(type(part) is nn.Conv2d for part in made.modules()) == 2  # reflect and "same" stay
-    left = [node for node in made.graph.nodes if node.op == "call_module" and "relu" in str(node.target)]
+    fused = fuse(traced(net))
+    torch.testing.assert_close(fused(x), expected, rtol=1e-5, atol=1e-6)
+    assert sum(isinstance(module, FusedConv) for module in fused.modules()) == 5
+    assert sum(type(module) is nn.Conv2d for module in fused.modules()) == 2  # reflect and "same" stay
+    left = [node for node in fused.graph.nodes if node.op == "call_module" and "relu" in str(node.target)]
     assert not left
 
 
@@ -81,10 +81,10 @@ def test_backbones_dense_or_not(name: str) -> None:
 def test_other_sizes_than_the_first_and_strided_views() -> None:
     torch.manual_seed(1)
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 5, 3, stride=2))
-    made = fuse(traced(net))
+    fused = fuse(traced(net))
     for height, width in ((32, 32), (9, 200), (5, 5)):
         x = torch.randn(2, 3, height + 4, width)[:, :, 2:-2]
-        torch.testing.assert_close(made(x), net(x), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(fused(x), net(x), rtol=1e-5, atol=1e-6)
 
 
 class Broadcast(nn.Module):
@@ -108,5 +108,5 @@ def test_what_is_broadcast_is_added_as_torch_adds_it() -> None:
     net = Broadcast()
     x = torch.randn(3, 3, 25, 19).contiguous(memory_format=torch.channels_last)
     expected = net(x)
-    made = fuse(traced(net))
-    torch.testing.assert_close(made(x), expected, rtol=1e-5, atol=1e-6)
+    fused = fuse(traced(net))
+    torch.testing.assert_close(fused(x), expected, rtol=1e-5, atol=1e-6)

@@ -19,7 +19,7 @@ LOGIT, PROBABILITY = 2e-5, 1e-5
 
 
 @pytest.fixture(scope="module")
-def facts(goldens):
+def golden(goldens):
     return json.loads((goldens / "four_view" / "gmic.json").read_text())
 
 
@@ -55,8 +55,8 @@ def test_names_and_made_weights(net, recorded):
     load_published(Gmic(), net.state_dict() | {"shared_rep_filter.weight": torch.zeros(1)})
 
 
-def test_regions_and_global_scores_of_stored_saliency(net, facts, saliencies):
-    for name, expected in facts["images"].items():
+def test_regions_and_global_scores_of_stored_saliency(net, golden, saliencies):
+    for name, expected in golden["images"].items():
         saliency = saliencies[name]
         corners = net.region_corners(saliency, (2944, 1920))
         assert corners[0].tolist() == expected["patch_locations"]
@@ -70,8 +70,8 @@ def test_regions_and_global_scores_of_stored_saliency(net, facts, saliencies):
     "name",
     ["0_L-CC", *(pytest.param(n, marks=pytest.mark.campaign) for n in ("0_R-CC", "0_L-MLO", "0_R-MLO"))],
 )
-def test_one_view_from_pixels_to_scores(name, kit, net, facts, saliencies):
-    expected = facts["images"][name]
+def test_one_view_from_pixels_to_scores(name, kit, net, golden, saliencies):
+    expected = golden["images"][name]
     exam = RealExam(kit)
     assert list(exam.image(expected["view"], (2944, 1920)).centre) == expected["best_center"]
     x = exam.input(expected["view"], gmic=True)
@@ -93,7 +93,7 @@ def slow_cells(saliency, window, count):
     """One window at a time, in plain loops."""
     spread = saliency.max(axis=(1, 2), keepdims=True) - saliency.min(axis=(1, 2), keepdims=True)
     total = ((saliency - saliency.min(axis=(1, 2), keepdims=True)) / spread).sum(axis=0)
-    found = []
+    cells = []
     for _ in range(count):
         best = max(
             (total[r : r + window[0], c : c + window[1]].mean(), -r, -c)
@@ -102,16 +102,16 @@ def slow_cells(saliency, window, count):
         )
         row, column = -best[1], -best[2]
         total[row : row + window[0], column : column + window[1]] = 0
-        found.append([row, column])
-    return found
+        cells.append([row, column])
+    return cells
 
 
 def test_cells_equal_a_plain_search():
     rng = np.random.default_rng(0)
     saliency = rng.random((3, 2, 17, 12))
-    found = choose_cells(torch.from_numpy(saliency), (4, 3), 5)
+    cells = choose_cells(torch.from_numpy(saliency), (4, 3), 5)
     for view in range(3):
-        assert found[view].tolist() == slow_cells(saliency[view].copy(), (4, 3), 5)
+        assert cells[view].tolist() == slow_cells(saliency[view].copy(), (4, 3), 5)
 
 
 def test_the_first_of_equal_windows_is_taken():

@@ -165,13 +165,13 @@ def test_selection_equals_a_plain_loop(data: st.DataObject, r: int) -> None:
         torch.tensor([values], dtype=torch.float32).view(1, n), torch.tensor([real]).view(1, n).bool(), r
     )
     tiles = [t for t in range(n) if real[t]]
-    for found, index, order in (
+    for selected, index, order in (
         (ends.top, ends.top_index, sorted(tiles, key=lambda t: (-values[t], t))),
         (ends.bottom, ends.bottom_index, sorted(tiles, key=lambda t: (values[t], t))),
     ):
         chosen = order[:r]
         assert index[0].tolist() == chosen + [NO_TILE] * (r - len(chosen))
-        assert found[0].tolist() == [float(values[t]) for t in chosen] + [0.0] * (r - len(chosen))
+        assert selected[0].tolist() == [float(values[t]) for t in chosen] + [0.0] * (r - len(chosen))
 
 
 def test_gradient_reaches_selected_tiles_only_and_twice_where_chosen_twice() -> None:

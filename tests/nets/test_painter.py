@@ -23,12 +23,12 @@ def test_logits_equal_those_of_the_net(net, memory, side) -> None:
     painter = Painter(copy.deepcopy(net)).to(memory_format=memory)
     x = torch.randn(3, 1, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        wanted = net(x.expand(-1, 3, -1, -1))
-        torch.testing.assert_close(painter(x), wanted, atol=2e-5, rtol=0)
-        assert wanted.std(dim=0).min() > 1e-3
+        expected = net(x.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(painter(x), expected, atol=2e-5, rtol=0)
+        assert expected.std(dim=0).min() > 1e-3
         evidence = painter.evidence(x)
     assert evidence.shape == (3, 4, side // 32, side // 32)
-    torch.testing.assert_close(evidence.mean(dim=(2, 3)), wanted, atol=2e-5, rtol=0)
+    torch.testing.assert_close(evidence.mean(dim=(2, 3)), expected, atol=2e-5, rtol=0)
 
 
 def test_evidence_far_from_edges_knows_no_patches(net) -> None:
@@ -36,11 +36,13 @@ def test_evidence_far_from_edges_knows_no_patches(net) -> None:
     painter = Painter(copy.deepcopy(net))
     x = torch.randn(1, 1, 1280, 1280, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        whole = painter.evidence(x)
-        part = painter.evidence(x[:, :, 64:-64, 96:-96])
+        full_evidence = painter.evidence(x)
+        inner_evidence = painter.evidence(x[:, :, 64:-64, 96:-96])
     inner = slice(15, 20)
-    torch.testing.assert_close(whole[:, :, 17:22, 18:23], part[:, :, inner, inner], atol=1e-4, rtol=0)
-    assert whole.std() > 1e-2
+    torch.testing.assert_close(
+        full_evidence[:, :, 17:22, 18:23], inner_evidence[:, :, inner, inner], atol=1e-4, rtol=0
+    )
+    assert full_evidence.std() > 1e-2
 
 
 def test_memory_is_foretold_from_the_widest_place() -> None:

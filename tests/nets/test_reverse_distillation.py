@@ -92,9 +92,9 @@ def case_of(golden: dict[str, Any], arch: str, variant: str) -> dict[str, Any]:
     return next(c for c in golden["cases"] if (c["arch"], c["variant"]) == (arch, variant))
 
 
-def check_statistics(found: Tensor, expected: dict[str, Any]) -> None:
-    assert list(found.shape) == expected["shape"]
-    values = found.detach().double().flatten()
+def check_statistics(actual: Tensor, expected: dict[str, Any]) -> None:
+    assert list(actual.shape) == expected["shape"]
+    values = actual.detach().double().flatten()
     assert values.mean().item() == pytest.approx(expected["mean"], rel=1e-4)
     assert values.std(correction=0).item() == pytest.approx(expected["std"], rel=1e-4)
     assert values.abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-4)
@@ -107,14 +107,14 @@ def check_statistics(found: Tensor, expected: dict[str, Any]) -> None:
 def test_recorded_forward_passes_losses_and_maps(golden: Any, arch: str, variant: str) -> None:
     case = case_of(golden, arch, variant)
     student, maps = golden_student(case), golden_maps(case)
-    for found, expected in zip(maps, case["input_stats"], strict=True):
-        check_statistics(found, expected)
+    for actual, expected in zip(maps, case["input_stats"], strict=True):
+        check_statistics(actual, expected)
     normal, expected = torch.tensor(case["normal_flags"]), case["eval"]
     with torch.no_grad():
         check_statistics(student.bn(maps), expected["ocbe"])
         rebuilt = student(maps)
-    for found, statistics in zip(rebuilt, expected["decoder"], strict=True):
-        check_statistics(found, statistics)
+    for actual, statistics in zip(rebuilt, expected["decoder"], strict=True):
+        check_statistics(actual, statistics)
     for ours, theirs, cosines in zip(maps, rebuilt, expected["flat_cosine"], strict=True):
         np.testing.assert_allclose(flat_cosine(ours, theirs), cosines, rtol=1e-4)
     assert distillation_loss(maps, rebuilt).item() == pytest.approx(expected["loss_plain"], rel=1e-4)
@@ -154,8 +154,8 @@ def test_recorded_gradients_and_a_step_of_adam(golden: Any, variant: str) -> Non
     optimiser = torch.optim.Adam(student.parameters(), lr=0.005, betas=(0.5, 0.999))
     distillation_loss(maps, student(maps)).backward()
 
-    def norm(part: nn.Module) -> float:
-        return sum(p.grad.square().sum().item() for p in part.parameters() if p.grad is not None) ** 0.5
+    def norm(module: nn.Module) -> float:
+        return sum(p.grad.square().sum().item() for p in module.parameters() if p.grad is not None) ** 0.5
 
     assert norm(student.bn) == pytest.approx(expected["grad_l2_ocbe"], rel=0.02)
     assert norm(student.decoder) == pytest.approx(expected["grad_l2_decoder"], rel=0.02)
@@ -177,8 +177,8 @@ def test_names_and_shapes_are_those_of_the_public_checkpoints(goldens: Path, gol
         if variant == "fwrd":
             expected |= names["ocbe_fwrd_differs_only_in"]
         assert {key: list(value.shape) for key, value in student.bn.state_dict().items()} == expected
-        found = {key: list(value.shape) for key, value in student.decoder.state_dict().items()}
-        assert found == names["decoder"]
+        shapes = {key: list(value.shape) for key, value in student.decoder.state_dict().items()}
+        assert shapes == names["decoder"]
         case = case_of(golden, arch, variant)
         assert sum(p.numel() for p in student.bn.parameters()) == case["params_ocbe"]
         assert sum(p.numel() for p in student.decoder.parameters()) == case["params_decoder"]
@@ -232,8 +232,8 @@ def test_upsampling_aligns_corners_and_smoothing_is_scipys(golden: Any) -> None:
 def test_smoothing_equals_scipys_for_every_map_of_a_batch(size: tuple[int, int]) -> None:
     maps = np.random.default_rng(0).normal(size=(3, *size))
     ours = anomaly.smooth(torch.from_numpy(maps))
-    for found, one in zip(ours, maps, strict=True):
-        np.testing.assert_allclose(found, gaussian_filter(one, 4, mode="reflect"), atol=1e-12)
+    for actual, one in zip(ours, maps, strict=True):
+        np.testing.assert_allclose(actual, gaussian_filter(one, 4, mode="reflect"), atol=1e-12)
 
 
 def test_the_anomaly_of_equal_maps_is_zero_and_of_opposite_ones_six() -> None:
@@ -380,21 +380,21 @@ def test_window_means_are_the_means_of_smoothed_mosaics(side: int, step: int) ->
     distances = [
         torch.rand(2, patches, patches, filled // s, filled // s, dtype=torch.float64) for s in strides
     ]
-    whole = np.zeros((2, patches * side, patches * side))
+    mosaic = np.zeros((2, patches * side, patches * side))
     for row in range(patches):
         for column in range(patches):
             patch = anomaly.summed([d[:, row, column] for d in distances], (filled, filled))[:, :side, :side]
             for b in range(2):
                 block = gaussian_filter(patch[b].numpy(), 4, mode="reflect")
-                whole[b, row * side : (row + 1) * side, column * side : (column + 1) * side] = block
+                mosaic[b, row * side : (row + 1) * side, column * side : (column + 1) * side] = block
     mosaics = [d.transpose(2, 3).flatten(3).flatten(1, 2) for d in distances]
-    found = anomaly.window_means(mosaics, side, filled, step, cells, patches)
-    assert found.shape == (2, cells, cells)
+    means = anomaly.window_means(mosaics, side, filled, step, cells, patches)
+    assert means.shape == (2, cells, cells)
     for row in range(cells):
         for column in range(cells):
             y, x = row * step, column * step
-            expected = whole[:, y : y + side, x : x + side].mean(axis=(1, 2))
-            np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-12)
+            expected = mosaic[:, y : y + side, x : x + side].mean(axis=(1, 2))
+            np.testing.assert_allclose(means[:, row, column], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("side", [64, 50])
@@ -406,8 +406,8 @@ def test_teacher_and_student_as_one_net_give_the_patch_score(side: int) -> None:
     with torch.no_grad():
         maps = frozen(images)
         expected = anomaly.patch_scores(maps, student(maps), (side, side), (64, 64))["mean"]
-        found = anomaly.window_means(anomaly.Distances(frozen, student)(images), side, 64)
-    np.testing.assert_allclose(found[:, 0, 0], expected, rtol=1e-5)
+        means = anomaly.window_means(anomaly.Distances(frozen, student)(images), side, 64)
+    np.testing.assert_allclose(means[:, 0, 0], expected, rtol=1e-5)
 
 
 def test_squeezenet_is_torchvisions_features_of_an_image_with_its_edge_repeated() -> None:

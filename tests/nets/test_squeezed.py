@@ -58,12 +58,12 @@ def test_pooled_maps_and_maps_equal_those_of_the_trunk(top, bottom, right, heigh
 
 def test_what_repeats_is_not_computed() -> None:
     """The first convolution sees the breast, the margin that its block needs, and little else."""
-    squeezed, seen = Squeezed(trunk()), []
-    squeezed.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    squeezed, shapes = Squeezed(trunk()), []
+    squeezed.blocks[0].register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
     with torch.inference_mode():
         squeezed(view((1600, 1400), (300, 900, 0, 500)))
         squeezed(view((1600, 1400), (0, 1600, 0, 1400)))
-    (_, _, height, width), (_, _, whole_height, whole_width) = seen
+    (_, _, height, width), (_, _, whole_height, whole_width) = shapes
     assert height < whole_height / 2 and width < whole_width / 2
     assert height > 600 // 4 and width > 500 // 4
 
@@ -108,8 +108,8 @@ def test_slices_that_are_left_out_equal_ones_that_stay(length, start, layers) ->
     squeezed = axis.squeezed_for(layers)
     assert sum(squeezed.weights()) == length
     assert all(out >= 0 for out in squeezed.left_out)
-    wanted = squeezed.after(layers)
-    assert len(wanted.remaining_slices()) == wanted.length - sum(wanted.left_out)
+    shortened = squeezed.after(layers)
+    assert len(shortened.remaining_slices()) == shortened.length - sum(shortened.left_out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -118,6 +118,6 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     x = view((600, 500), (100, 400, 0, 200))
     squeezed = Squeezed(copy.deepcopy(net)).to(dtype)
     with torch.inference_mode():
-        made = squeezed(x.to(dtype)).float()
-        wanted = net.pooled(x)
-    assert (made - wanted).abs().max() < (1e-5 if dtype == torch.float32 else 0.1) * wanted.abs().max()
+        actual = squeezed(x.to(dtype)).float()
+        expected = net.pooled(x)
+    assert (actual - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.1) * expected.abs().max()

@@ -12,9 +12,9 @@ def thinned(net: nn.Module, seed: int = 0) -> nn.Module:
     """The net at 1/16 width, in place, in evaluation mode, with random weights and batch-norm statistics."""
     torch.manual_seed(seed)
     for name, module in list(net.named_modules()):
-        made: nn.Module
+        thin_module: nn.Module
         if isinstance(module, nn.Conv2d):
-            made = nn.Conv2d(
+            thin_module = nn.Conv2d(
                 _thin(module.in_channels),
                 _thin(module.out_channels),
                 module.kernel_size,
@@ -23,19 +23,19 @@ def thinned(net: nn.Module, seed: int = 0) -> nn.Module:
                 module.dilation,
                 bias=module.bias is not None,
             )
-            nn.init.kaiming_normal_(made.weight, nonlinearity="relu")
+            nn.init.kaiming_normal_(thin_module.weight, nonlinearity="relu")
         elif isinstance(module, nn.BatchNorm2d):
-            made = nn.BatchNorm2d(_thin(module.num_features))
+            thin_module = nn.BatchNorm2d(_thin(module.num_features))
             for values, low, high in (
-                (made.weight.data, 0.6, 1.2),
-                (made.bias.data, -0.2, 0.4),
-                (made.running_mean, -0.3, 0.3),
-                (made.running_var, 0.7, 1.5),
+                (thin_module.weight.data, 0.6, 1.2),
+                (thin_module.bias.data, -0.2, 0.4),
+                (thin_module.running_mean, -0.3, 0.3),
+                (thin_module.running_var, 0.7, 1.5),
             ):
                 nn.init.uniform_(values, low, high)
         else:
             continue
-        net.set_submodule(name, made)
+        net.set_submodule(name, thin_module)
     return net.eval()
 
 

@@ -37,8 +37,8 @@ def test_a_cohort_reads_back(layout: str, tmp_path: Path) -> None:
     for one, other in zip(annotation.polygons, geo.polygons, strict=True):
         np.testing.assert_allclose(one.points, other.points, atol=0.01)
     if layout == "camelyon16":
-        found = {one.id: one.label for one in LAYOUTS["camelyon16"](tmp_path)}
-        assert found == {one.id: one.label for one in cohort}
+        labels = {one.id: one.label for one in LAYOUTS["camelyon16"](tmp_path)}
+        assert labels == {one.id: one.label for one in cohort}
         mask_file = Path(str(case.annotation)).parents[1] / "masks" / f"{case.id}_Mask.tif"
         mask = tifffile.imread(mask_file, level=0)
         assert set(np.unique(mask)) == {0, 255}
@@ -67,9 +67,9 @@ def test_the_usual_lesions_are_those_that_fit(tmp_path: Path) -> None:
     tiny = SlidePhantom(0, 400, 400, 1.0, tissue=0.3)
     manifest = write_slide_cohort(tmp_path / "tiny", slides=4, normal=0.0, sites=1, like=tiny)
     for case in read_cohort(manifest):
-        facts = json.loads((tmp_path / "tiny" / "lesions" / f"{case.id}.json").read_text())
-        assert {one["class"] for one in facts["lesions"]} <= {"micro", "itc"}
-        assert facts["lesions"]
+        description = json.loads((tmp_path / "tiny" / "lesions" / f"{case.id}.json").read_text())
+        assert {one["class"] for one in description["lesions"]} <= {"micro", "itc"}
+        assert description["lesions"]
     with pytest.raises(ConfigError, match=r"no place for a lesion of class 'macro'.*itc.*that fits"):
         write_slide_cohort(tmp_path / "asked", slides=1, normal=0.0, sites=1, like=tiny, lesions=[(1, 0, 0)])
 
@@ -82,10 +82,10 @@ def test_a_patient_has_one_split_and_one_site(patients: int | None, unseen: bool
     )
     assert sum(one.positive for one in people) == 20
     for key in ("split", "site"):
-        seen: dict[str, set[str]] = {}
+        values_of_patient: dict[str, set[str]] = {}
         for one in people:
-            seen.setdefault(one.patient, set()).add(getattr(one, key))
-        assert all(len(values) == 1 for values in seen.values())
+            values_of_patient.setdefault(one.patient, set()).add(getattr(one, key))
+        assert all(len(values) == 1 for values in values_of_patient.values())
     assert {one.split for one in people} == {"train", "val", "test"}
     assert {one.site for one in people} == {"site-0", "site-1", "site-2"}
     if unseen:

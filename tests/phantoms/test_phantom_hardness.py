@@ -29,10 +29,10 @@ def tiles_of(site: int, seed: int, side: int) -> Tiles:
     """Tiles of 64 µm from tissue with four or five lesions of all looks and the usual mimics."""
     rng = np.random.default_rng(seed)
     lesions = []
-    places = ((0.2, 0.2), (0.8, 0.2), (0.2, 0.8), (0.8, 0.8), (0.5, 0.5))
-    for place in places if side >= 1536 else places[:4]:
+    positions = ((0.2, 0.2), (0.8, 0.2), (0.2, 0.8), (0.8, 0.8), (0.5, 0.5))
+    for position in positions if side >= 1536 else positions[:4]:
         shape = blob(rng, vertices=160, roughness=0.15)
-        centre = np.array(place) * side
+        centre = np.array(position) * side
         lesions.append(drawn_lesion(shape * (380 / extent(shape)) + centre, 1.0, rng))
     phantom = SlidePhantom(seed, side, side, 1.0, site=site, tissue=1.0, lesions=tuple(lesions), mimics=3)
     mask = truth_of(phantom).mask(8).reshape(side // TILE, TILE // 8, side // TILE, TILE // 8)
@@ -62,23 +62,28 @@ def texture(tiles: NDArray[np.uint8]) -> Reals:
 
 def sites_of(sites: int, slides: int, side: int) -> list[Tiles]:
     """Tiles of several slides of each site."""
-    found = []
+    tables = []
     for site in range(1, sites + 1):
-        parts = [tiles_of(site, 40 + site + 100 * slide, side) for slide in range(slides)]
-        found.append((np.concatenate([one for one, _ in parts]), np.concatenate([one for _, one in parts])))
-    return found
+        slide_tables = [tiles_of(site, 40 + site + 100 * slide, side) for slide in range(slides)]
+        tables.append(
+            (
+                np.concatenate([one for one, _ in slide_tables]),
+                np.concatenate([one for _, one in slide_tables]),
+            )
+        )
+    return tables
 
 
 def unseen_auc(by_site: list[Tiles], features: Callable[[NDArray[np.uint8]], Reals]) -> list[float]:
     """Tile AUC on each site of a logistic regression that learned from the others."""
     values = [(features(tiles), labels) for tiles, labels in by_site]
-    found = []
+    areas = []
     for index, (scored, labels) in enumerate(values):
-        others = [one for other, one in enumerate(values) if other != index]
+        training = [one for other, one in enumerate(values) if other != index]
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        model.fit(*(np.concatenate(part) for part in zip(*others, strict=True)))
-        found.append(float(roc_auc_score(labels, model.decision_function(scored))))
-    return found
+        model.fit(*(np.concatenate(column) for column in zip(*training, strict=True)))
+        areas.append(float(roc_auc_score(labels, model.decision_function(scored))))
+    return areas
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ def test_filling_agrees_with_shapely(seed: int, step: float) -> None:
 @given(st.integers(0, 10_000))
 def test_a_part_of_a_filling_is_the_filling_of_the_part(seed: int) -> None:
     points = blob(generator(seed), vertices=80, roughness=0.15) * 50 + 40
-    whole = filled(points, 0, 0, 90, 90)
+    full_mask = filled(points, 0, 0, 90, 90)
     for x, y in ((0, 0), (30, 30), (60, 0), (35, 60)):
-        np.testing.assert_array_equal(filled(points, x, y, 30, 30), whole[y : y + 30, x : x + 30])
+        np.testing.assert_array_equal(filled(points, x, y, 30, 30), full_mask[y : y + 30, x : x + 30])
 
 
 def test_extent_and_area_of_a_known_shape() -> None:
@@ -64,8 +64,8 @@ def test_upsampled_is_linear_between_corners(step: int) -> None:
     field = np.random.default_rng(step).integers(-480, 481, (6, 9)).astype(np.int16)
     exact = interpolate.RegularGridInterpolator((np.arange(6), np.arange(9)), field.astype(float))
     y, x = np.mgrid[0 : 5 * step, 0 : 8 * step]
-    wanted = exact(np.stack([(y + 0.5) / step, (x + 0.5) / step], -1))
-    assert np.abs(upsampled(field, step) - wanted).max() <= 2.1  # two roundings down
+    expected = exact(np.stack([(y + 0.5) / step, (x + 0.5) / step], -1))
+    assert np.abs(upsampled(field, step) - expected).max() <= 2.1  # two roundings down
 
 
 def test_noise_is_periodic_and_has_its_wavelength() -> None:
@@ -79,10 +79,12 @@ def test_noise_is_periodic_and_has_its_wavelength() -> None:
 
 
 def test_candidates_depend_on_their_cell_alone() -> None:
-    whole = jittered(0, 0, 200, 200, 7.0, 0.6, 5)
-    part = jittered(70, 70, 120, 120, 7.0, 0.6, 5)
-    at = {(round(float(x), 3), round(float(y), 3), int(c)) for x, y, c in zip(*whole, strict=True)}
-    assert {(round(float(x), 3), round(float(y), 3), int(c)) for x, y, c in zip(*part, strict=True)} <= at
+    large_box = jittered(0, 0, 200, 200, 7.0, 0.6, 5)
+    small_box = jittered(70, 70, 120, 120, 7.0, 0.6, 5)
+    at = {(round(float(x), 3), round(float(y), 3), int(c)) for x, y, c in zip(*large_box, strict=True)}
+    assert {
+        (round(float(x), 3), round(float(y), 3), int(c)) for x, y, c in zip(*small_box, strict=True)
+    } <= at
 
 
 def test_stamping_is_the_same_in_any_order_and_for_a_part() -> None:
@@ -100,9 +102,9 @@ def test_stamping_is_the_same_in_any_order_and_for_a_part() -> None:
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("lymphocyte", 24, 46), ("tumour", 50, 150)])
 def test_nuclei_have_their_size(kind: str, low: float, high: float) -> None:
-    def areas(found: Bank, mpp: float) -> float:
-        threshold = 0.5 * float(np.median(found.density))
-        return float((found.density > threshold).sum() / found.count.size * mpp**2)
+    def areas(nuclei: Bank, mpp: float) -> float:
+        threshold = 0.5 * float(np.median(nuclei.density))
+        return float((nuclei.density > threshold).sum() / nuclei.count.size * mpp**2)
 
     fine, coarse = areas(bank(kind, 0.5, 0.35), 0.5), areas(bank(kind, 1.0, 0.35), 1.0)
     assert low < fine < high

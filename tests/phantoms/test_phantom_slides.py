@@ -52,8 +52,8 @@ def test_another_seed_gives_another_slide(pixels: np.ndarray) -> None:
 
 @pytest.mark.parametrize("box", [Box(0, 0, 40, 30), Box(500, 505, 90, 60), Box(730, 300, 600, 500)])
 def test_a_region_alone_is_that_part_of_the_whole(box: Box, pixels: np.ndarray) -> None:
-    part = render(PHANTOM, box)
-    np.testing.assert_array_equal(part, pixels[box.y : box.bottom, box.x : box.right])
+    region = render(PHANTOM, box)
+    np.testing.assert_array_equal(region, pixels[box.y : box.bottom, box.x : box.right])
 
 
 def test_a_region_alone_in_a_fresh_painter(pixels: np.ndarray) -> None:
@@ -100,8 +100,8 @@ def test_openslide_reads_it(written: tuple[Path, SlideTruth], pixels: np.ndarray
         assert slide.properties["openslide.vendor"] == "aperio"
         assert float(slide.properties["openslide.mpp-x"]) == 1.0
         assert slide.level_dimensions == ((1500, 1300), (750, 650))
-        part = np.asarray(slide.read_region((400, 300), 0, (500, 400)).convert("RGB")).astype(int)
-    assert np.abs(part - pixels[300:700, 400:900]).mean() < 4
+        region = np.asarray(slide.read_region((400, 300), 0, (500, 400)).convert("RGB")).astype(int)
+    assert np.abs(region - pixels[300:700, 400:900]).mean() < 4
 
 
 def test_a_generic_tiff_says_its_resolution(tmp_path: Path) -> None:
