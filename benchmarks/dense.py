@@ -69,8 +69,8 @@ def contestants(net: nn.Module, cells: int, batches: tuple[int, ...]) -> dict[st
 
 def _call(net: nn.Module, batch: int, side: int) -> Callable[[], Tensor]:
     def call() -> Tensor:
-        made: Tensor = net(x)
-        return made
+        output: Tensor = net(x)
+        return output
 
     x = torch.rand(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
     return call

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from measure import arguments, machine, peak_bytes, report
-from scan import Spent, batch_rows, compute_all, least, opened, read_all, spent
+from scan import TimeSpent, batch_rows, compute_all, least, opened, read_all, time_spent_by
 
 TILE, MPP = 224, 0.5
 
@@ -78,8 +78,8 @@ def extracted(slide: Path, out: Path, precision: str) -> float:
     from lobule.methods.extraction import Extraction, extract
 
     cohort = Cohort((Case("slide", "patient", "slide", str(slide)),))
-    how = Extraction(Tiling(MPP, TILE, TILE), "float32", keep_encoder=False)
-    ended = extract(made_encoder(), cohort, out, how, machine=Machine(precision=precision))
+    extraction = Extraction(Tiling(MPP, TILE, TILE), "float32", keep_encoder=False)
+    ended = extract(made_encoder(), cohort, out, extraction, machine=Machine(precision=precision))
     if ended.counts != {"complete": 1}:
         raise RuntimeError(f"the extraction ended with {ended.counts}: {ended.failed}")
     return float(json.loads((out / "scan" / "cases" / "slide" / "run.json").read_text())["seconds"])
@@ -125,14 +125,14 @@ def plain(slide: Path, corners: NDArray[np.int64], workers: int) -> tuple[float,
     model.to(device)
     dataset: Any = PlainTiles(str(slide), corners)
     began = time.perf_counter()
-    found = []
+    rows = []
     with torch.inference_mode():
         for images in DataLoader(dataset, batch_size=32, num_workers=workers):
-            found.append(model(images.to(device)).cpu().numpy())
-    return time.perf_counter() - began, np.concatenate(found)
+            rows.append(model(images.to(device)).cpu().numpy())
+    return time.perf_counter() - began, np.concatenate(rows)
 
 
-def parts(slide: Path, engine: Any, tiles: int) -> tuple[Spent, Spent]:
+def times_alone(slide: Path, engine: Any, tiles: int) -> tuple[TimeSpent, TimeSpent]:
     """Reading alone and the model alone, as the extraction does them."""
     from lobule.cohort import Case
     from lobule.engines.loader import load_batch
@@ -143,21 +143,28 @@ def parts(slide: Path, engine: Any, tiles: int) -> tuple[Spent, Spent]:
     from lobule.features import Encoding, FeatureManifest
     from lobule.methods.extraction import ExtractionPredictor
 
-    made = made_encoder()
+    encoder_bundle = made_encoder()
     manifest = FeatureManifest(
-        Encoding(made.name, made.hash_at(TILE), made.dim), MPP, TILE, TILE, 0.1, "float32"
+        Encoding(encoder_bundle.name, encoder_bundle.hash_at(TILE), encoder_bundle.dim),
+        MPP,
+        TILE,
+        TILE,
+        0.1,
+        "float32",
     )
-    predictor = ExtractionPredictor(TileEncoder(made, Tiling(MPP, TILE, TILE)), manifest, Path("nowhere"))
+    predictor = ExtractionPredictor(
+        TileEncoder(encoder_bundle, Tiling(MPP, TILE, TILE)), manifest, Path("nowhere")
+    )
     options, case = ScanOptions(), Case("slide", "patient", "slide", str(slide))
     predictor.place(engine, options)
     with opened(predictor, case, engine, options, Machine()) as (images, pass_, _):
         size = engine.batch
-        read = spent(lambda: read_all(pass_, images, size, available_cores()))
+        read = time_spent_by(lambda: read_all(pass_, images, size, available_cores()))
         rows, batches = batch_rows(pass_, size)
         batch = load_batch(pass_, images, rows, size)
         if len(pass_.fields) != tiles:
             raise RuntimeError(f"{len(pass_.fields)} tiles read, {tiles} extracted")
-    return read, spent(lambda: compute_all(predictor, engine, pass_.name, batch, batches))
+    return read, time_spent_by(lambda: compute_all(predictor, engine, pass_.name, batch, batches))
 
 
 def difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
@@ -180,7 +187,7 @@ def measured(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
             corners, features[precision] = stored(out)
         settings = read_json(folder / f"float32-{turn}" / "scan" / "scan.json")["engine"]
         engine = EngineSettings(**{**settings, "device": device, "lanes": lanes_for(device, cores)[0]})
-        read, model = parts(slide, engine, len(corners))
+        read, model = times_alone(slide, engine, len(corners))
         reads.append(read)
         models.append(model)
         for workers in plan.workers:
@@ -206,8 +213,8 @@ def main() -> None:
         extracted(Path(sys.argv[2]), Path(sys.argv[3]), "float32")
         return
     plan = QUICK if arguments(__doc__ or "").quick else full()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as temporary_folder:
+        folder = Path(temporary_folder)
         slide, large = folder / "slide.tif", folder / "large.tif"
         paint(slide, plan.side, plan.tissue)
         ratios = measured(slide, folder, plan)

@@ -112,14 +112,14 @@ class Bench:
         scores: dict[str, list[np.ndarray]] = {}
         for view, image in self.views.items():
             pixels, corners = patch_pixels(image.pixels), list(self.grids[view].corners())
-            wanted = self.sampled(view)
+            sampled = self.sampled(view)
             scores[view] = []
             began = time.perf_counter()
-            for start in range(0, len(wanted), batch):
-                some = np.stack([cut_patch(pixels, corners[i]) for i in wanted[start : start + batch]])
+            for start in range(0, len(sampled), batch):
+                some = np.stack([cut_patch(pixels, corners[i]) for i in sampled[start : start + batch]])
                 scores[view].append(net(torch.from_numpy(some)).softmax(dim=1).numpy())
             seconds += time.perf_counter() - began
-            patches += len(wanted)
+            patches += len(sampled)
         return seconds / patches, {view: np.concatenate(rows) for view, rows in scores.items()}
 
     def exact_patches(self, engine: EngineSettings) -> tuple[float, dict[str, np.ndarray]]:
@@ -130,10 +130,10 @@ class Bench:
             with self.pipeline(predictor, engine) as run:
                 began = time.perf_counter()
                 source = PatchView(image, patch_frame(image, Config()))
-                corners, wanted = list(self.grids[view].corners()), self.sampled(view)
-                boxes = np.empty((len(wanted), 4), np.int64)
-                for index, place in enumerate(wanted):
-                    top, left = corners[place]
+                corners, sampled = list(self.grids[view].corners()), self.sampled(view)
+                boxes = np.empty((len(sampled), 4), np.int64)
+                for index, position in enumerate(sampled):
+                    top, left = corners[position]
                     box = source.frame.to_l0(Window(top, top + PATCH, left, left + PATCH))
                     boxes[index] = box.x, box.y, box.width, box.height
                 fields = fields_of(Turn(view, image, (), ()), boxes)
@@ -148,8 +148,8 @@ class Bench:
                 )
                 seconds += time.perf_counter() - began
             rows = scored_rows(table, "scores")
-            scores[view] = np.stack([rows[i] for i in range(len(wanted))])
-            patches += len(wanted)
+            scores[view] = np.stack([rows[i] for i in range(len(sampled))])
+            patches += len(sampled)
         return seconds / patches, scores
 
     def fast_heatmaps(self, engine: EngineSettings) -> float:
@@ -180,8 +180,8 @@ class Bench:
         net = self.predictors[False].nets.members[0]
         assert isinstance(net, ViewWise)
         began = time.perf_counter()
-        seen = {view: [image.for_windows] for view, image in self.views.items()}
-        for epoch in plan_exam(seen, np.random.RandomState(0), epochs=epochs):
+        images_of_view = {view: [image.for_windows] for view, image in self.views.items()}
+        for epoch in plan_exam(images_of_view, np.random.RandomState(0), epochs=epochs):
             inputs = {
                 view: torch.from_numpy(network_input(self.views[view].pixels, plan))[None]
                 for view, (_, plan) in epoch.items()
@@ -204,16 +204,16 @@ class Bench:
 
 
 def main() -> None:
-    asked = measure.arguments(__doc__ or "")
+    options = measure.arguments(__doc__ or "")
     torch.set_num_threads(available_cores())
     size, sample, batches, rounds, epochs = (2600, 1900), 400, (1, 100), ROUNDS, EPOCHS
-    if asked.quick:
+    if options.quick:
         size, sample, batches, rounds, epochs = (1300, 950), 8, (1, 4), 1, 1
         print("Quick: an exam of 1,300 × 950 views, 8 patches in batches of 1 and 4, 1 window a view.")
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         bench = Bench(Path(folder), size, sample, batches)
         ratios = heatmap_ratios(bench, rounds) | window_ratios(bench, rounds, epochs)
-        ratios["peak_gb"] = peak(bench, (True,) if asked.quick else (True, False))
+        ratios["peak_gb"] = peak(bench, (True,) if options.quick else (True, False))
     for name, ratio in ratios.items():
         print(f"{name:18s} {ratio:7.2f}")
     measure.report("four_view", ratios)
@@ -269,14 +269,14 @@ def window_ratios(bench: Bench, rounds: int, epochs: int) -> dict[str, float]:
 
 def peak(bench: Bench, with_heatmaps: Sequence[bool]) -> float:
     """GB that a scan of the exam needs at most, the interpreter and all."""
-    found = 0
+    highest = 0
     for heatmaps in with_heatmaps:
         bundle = bench.bundles[heatmaps]
         out = bench.folder / f"peak{int(heatmaps)}"
         command = ["-m", "lobule", "scan", str(bundle), str(bench.manifest), "--out", str(out)]
         command += ["--set", "epochs=1"] + (["--set", "heatmaps=fast"] if heatmaps else [])
-        found = max(found, measure.peak_bytes(command))
-    return found / 1e9
+        highest = max(highest, measure.peak_bytes(command))
+    return highest / 1e9
 
 
 if __name__ == "__main__":

@@ -51,26 +51,26 @@ def main() -> None:
     parser.add_argument("--keep", metavar="DIR", help="where the slide is, or is left")
     parser.add_argument("--mpp", type=float, default=0.5, help="µm/px that the small net wants")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    side = 10_000 if given.quick else 100_000
-    if given.child:
-        task, slide, out = given.child
-        make(Path(slide), side) if task == "make" else scan(Path(slide), Path(out), given.mpp)
+    options = parser.parse_args()
+    side = 10_000 if options.quick else 100_000
+    if options.child:
+        task, slide, out = options.child
+        make(Path(slide), side) if task == "make" else scan(Path(slide), Path(out), options.mpp)
         return
     ratios = {}
-    with tempfile.TemporaryDirectory() as made:
-        slide = Path(given.keep or made) / f"{side}.tif"
-        common = ["--mpp", str(given.mpp), *(["--quick"] if given.quick else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        slide = Path(options.keep or folder) / f"{side}.tif"
+        common = ["--mpp", str(options.mpp), *(["--quick"] if options.quick else [])]
         if not slide.exists():
             began = time.perf_counter()
-            peak = peak_bytes([__file__, "--child", "make", str(slide), made, *common])
+            peak = peak_bytes([__file__, "--child", "make", str(slide), folder, *common])
             ratios["making_over_ceiling"] = peak / MAKING
             print(
                 f"made {side:,} px a side in {time.perf_counter() - began:,.0f} s, peak {peak / 1e9:.2f} GB"
             )
         began = time.perf_counter()
-        peak = peak_bytes([__file__, "--child", "scan", str(slide), made, *common])
-        before = int((Path(made) / "before").read_text())
+        peak = peak_bytes([__file__, "--child", "scan", str(slide), folder, *common])
+        before = int((Path(folder) / "before").read_text())
         ratios["scanning_over_ceiling"] = (peak - before) / SCANNING
         print(
             f"scanned in {time.perf_counter() - began:,.0f} s, peak {peak / 2**30:.2f} GiB, "

@@ -76,15 +76,15 @@ class Outcome:
     peak: int = 0
     count: int = 0
     scores: Any = None
-    said: dict[str, Any] = field(default_factory=dict)
+    output: dict[str, Any] = field(default_factory=dict)
 
     @property
     def each(self) -> float:
         return self.seconds / self.count
 
-    def add(self, said: dict[str, Any], peak: int, scores: Path) -> None:
-        self.seconds, self.peak = min(self.seconds, said["seconds"]), max(self.peak, peak)
-        self.count, self.said = said["count"], said
+    def add(self, output: dict[str, Any], peak: int, scores: Path) -> None:
+        self.seconds, self.peak = min(self.seconds, output["seconds"]), max(self.peak, peak)
+        self.count, self.output = output["count"], output
         if scores.exists():
             self.scores = np.load(scores)
 
@@ -124,8 +124,8 @@ def run(runner: str, python: Path | str, job: dict[str, Any], folder: Path) -> t
     path.write_text(json.dumps(job), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src"), "PYTHONWARNINGS": "ignore"}
     environment["CUDA_VISIBLE_DEVICES"] = ""
-    said = folder / "said.txt"
-    with said.open("w") as out, (folder / "errors.txt").open("w") as errors:
+    output_file = folder / "said.txt"
+    with output_file.open("w") as out, (folder / "errors.txt").open("w") as errors:
         process = subprocess.Popen(
             [str(python), str(HERE / "peers" / f"run_{runner}.py"), str(path)], stdout=out, stderr=errors,
             env=environment, cwd=folder,
@@ -136,7 +136,7 @@ def run(runner: str, python: Path | str, job: dict[str, Any], folder: Path) -> t
     if status:
         tail = (folder / "errors.txt").read_text(errors="replace")[-2000:]
         raise RuntimeError(f"{runner} ended with status {status}:\n{tail}")
-    *lines, last = said.read_text().strip().splitlines()
+    *lines, last = output_file.read_text().strip().splitlines()
     if runner == "openvino":
         print("\n".join(lines))
     answer: dict[str, Any] = json.loads(last)
@@ -185,14 +185,16 @@ def _bytes(process: Any) -> int:
 
 def contenders(extent: Extent, quick: bool) -> list[tuple[str, str, dict[str, Any]]]:
     """(name, runner, what differs) of each run over the tiles, in the order of a round."""
-    found: list[tuple[str, str, dict[str, Any]]] = [("lobule fp32", "lobule", {"precision": "float32"})]
+    contenders_to_run: list[tuple[str, str, dict[str, Any]]] = [
+        ("lobule fp32", "lobule", {"precision": "float32"})
+    ]
     if not quick:
-        found.append(("lobule", "lobule", {"precision": "auto"}))
+        contenders_to_run.append(("lobule", "lobule", {"precision": "auto"}))
     for workers in extent.workers:
         for peer in ("plain", "tiatoolbox", "wsinfer"):
             if peer == "plain" or (prepared(peer) and not quick):
-                found.append((f"{peer} {workers}", peer, {"workers": workers}))
-    return found
+                contenders_to_run.append((f"{peer} {workers}", peer, {"workers": workers}))
+    return contenders_to_run
 
 
 def compare(extent: Extent, quick: bool) -> dict[str, float]:
@@ -201,32 +203,32 @@ def compare(extent: Extent, quick: bool) -> dict[str, float]:
     base = {"root": str(root), "side": extent.side, "tissue": extent.tissue, "most": extent.most}
     base |= {"tile": 224, "mpp": 0.5, "batch": 32, "scores": str(root / "scores.npy"), "block": extent.block}
     slide = root / "slide" / "slide.svs"
-    made, _ = run("lobule", sys.executable, {**base, "do": "prepare"}, root)
-    print(f"{made['tiles']} tiles of {extent.side} x {extent.side} px")
+    preparation, _ = run("lobule", sys.executable, {**base, "do": "prepare"}, root)
+    print(f"{preparation['tiles']} tiles of {extent.side} x {extent.side} px")
     outcomes: dict[str, Outcome] = {}
 
-    def measured(name: str, runner: str, do: str, more: dict[str, Any]) -> None:
+    def measured(name: str, runner: str, do: str, options: dict[str, Any]) -> None:
         for leftover in (root / "out", root / "scores.npy"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         slide.read_bytes()
         python = python_of(runner) if runner in ENVIRONMENTS else sys.executable
-        said, peak = run(runner, python, {**base, **more, "do": do, "out": str(root / "out")}, root)
-        outcomes.setdefault(name, Outcome()).add(said, peak, root / "scores.npy")
-        print(f"{name}: {said['count']} in {said['seconds']:.1f} s", file=sys.stderr, flush=True)
+        output, peak = run(runner, python, {**base, **options, "do": do, "out": str(root / "out")}, root)
+        outcomes.setdefault(name, Outcome()).add(output, peak, root / "scores.npy")
+        print(f"{name}: {output['count']} in {output['seconds']:.1f} s", file=sys.stderr, flush=True)
 
     for _ in range(extent.rounds):
-        for name, runner, more in contenders(extent, quick):
-            measured(name, runner, "tiles", more)
+        for name, runner, options in contenders(extent, quick):
+            measured(name, runner, "tiles", options)
         if prepared("tiatoolbox") and not quick:
             measured("dense lobule", "lobule", "dense", {"precision": "float32"})
             measured("dense tiatoolbox", "tiatoolbox", "dense", {"workers": 0})
     ratios = ratios_of(outcomes)
     if prepared("openvino") and not quick:
         batches, rounds = extent.openvino
-        said, _ = run(
+        output, _ = run(
             "openvino", python_of("openvino"), {"batch": 32, "batches": batches, "rounds": rounds}, root
         )
-        ratios |= {f"openvino_over_torch_{cores}": value for cores, value in said["faster"].items()}
+        ratios |= {f"openvino_over_torch_{cores}": value for cores, value in output["faster"].items()}
     return ratios
 
 
@@ -237,7 +239,7 @@ def ratios_of(outcomes: dict[str, Outcome]) -> dict[str, float]:
         line = f"{name:18s} {one.count / one.seconds:8.1f} a second of {one.count}, peak {one.peak >> 20} MiB"
         if one.scores is not None and exact.scores is not None and one is not exact:
             line += f", scores differ by at most {np.abs(one.scores - exact.scores).max():.1e}"
-        versions = {key: value for key, value in one.said.items() if key not in ("seconds", "count")}
+        versions = {key: value for key, value in one.output.items() if key not in ("seconds", "count")}
         print(f"{line} {versions}")
     if exact.scores is not None:
         print(f"scores lie between {exact.scores.min():.3f} and {exact.scores.max():.3f}")
@@ -265,18 +267,18 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="few tiles, one round")
     parser.add_argument("--quick", action="store_true", help="few tiles, the plain loop only, under 45 s")
     parser.add_argument("--rounds", type=int, help="rounds of the full comparison; two if not given")
-    given = parser.parse_args()
-    if given.prepare:
+    options = parser.parse_args()
+    if options.prepare:
         prepare()
         return
     began = time.perf_counter()
-    extent = SMALL if given.quick or given.small else FULL
-    ratios = compare(replace(extent, rounds=given.rounds or extent.rounds), given.quick)
-    missing = [name for name in ENVIRONMENTS if given.quick or not prepared(name)]
+    extent = SMALL if options.quick or options.small else FULL
+    ratios = compare(replace(extent, rounds=options.rounds or extent.rounds), options.quick)
+    missing = [name for name in ENVIRONMENTS if options.quick or not prepared(name)]
     if missing:
         print(
             f"not measured: {', '.join(missing)} (their keys are missing). "
-            f"{'Leave out --quick, after' if given.quick else 'Run'} python benchmarks/peers.py --prepare"
+            f"{'Leave out --quick, after' if options.quick else 'Run'} python benchmarks/peers.py --prepare"
         )
     print(f"{time.perf_counter() - began:.0f} s in all")
     report("peers", ratios)

@@ -23,11 +23,11 @@ def phantom(side: int, tissue: float, mpp: float) -> SlidePhantom:
 
 def rate(mpp: float, side: int) -> float:
     """Mpixel of tissue a second of processor time, painting and encoding to the file."""
-    made = phantom(side, 0.6, mpp)
-    tissue = float((truth_of(made).mask(8) > 0).mean()) * side * side / 1e6
+    slide = phantom(side, 0.6, mpp)
+    tissue = float((truth_of(slide).mask(8) > 0).mean()) * side * side / 1e6
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
-        write_slide(made, Path(folder) / "slide.tif", style="generic", threads=1)
+        write_slide(slide, Path(folder) / "slide.tif", style="generic", threads=1)
         return tissue / (time.process_time() - start)
 
 
@@ -57,22 +57,22 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer sizes, under 45 s")
     parser.add_argument("--large", action="store_true", help="also a slide of 100,000 x 100,000 px")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        side, tissue, mpp, folder = given.one
+    options = parser.parse_args()
+    if options.one:
+        side, tissue, mpp, folder = options.one
         one(int(side), float(tissue), float(mpp), folder)
         return
     ratios: dict[str, float] = {}
-    for mpp in (0.5,) if given.quick else (0.25, 0.5, 1.0):
-        best = max(rate(mpp, 4096 if given.quick else 6144) for _ in range(3))
+    for mpp in (0.5,) if options.quick else (0.25, 0.5, 1.0):
+        best = max(rate(mpp, 4096 if options.quick else 6144) for _ in range(3))
         print(f"{mpp:g} um/px: {best:.1f} Mpixel of tissue a second and core")
         ratios[f"over_target_{mpp:g}um"] = best / TARGET
     # the default µm/px of a phantom; at 1 µm/px a pixel holds four times the nuclei
     ratios["over_target"] = ratios["over_target_0.5um"]
-    small, big = (4096, 8192) if given.quick else (8192, 32768)
+    small, big = (4096, 8192) if options.quick else (8192, 32768)
     ratios["memory_of_larger"] = peak(big, 0.08, 0.5) / peak(small, 0.08, 0.5)
     print(f"peak memory at {big} px a side over {small} px: {ratios['memory_of_larger']:.2f}")
-    if given.large:
+    if options.large:
         ratios |= large()
     report("phantoms", ratios)
 

@@ -105,8 +105,8 @@ class Ours:
 
     def _one(self, image: NDArray[np.uint8], augmentation: int) -> Descriptors:
         with torch.inference_mode():
-            found = self.describer.describe(self.batch(image, augmentation))
-        (rows,) = found.values()
+            descriptors = self.describer.describe(self.batch(image, augmentation))
+        (rows,) = descriptors.values()
         return rows[0].double().numpy()
 
     def augmenting(self, image: NDArray[np.uint8]) -> float:
@@ -126,8 +126,8 @@ class Ours:
 
 def timed(task: Callable[[], Descriptors]) -> tuple[float, Descriptors]:
     start = time.perf_counter()
-    found = task()
-    return time.perf_counter() - start, found
+    result = task()
+    return time.perf_counter() - start, result
 
 
 def main() -> None:
@@ -147,14 +147,14 @@ def main() -> None:
     at_once = kinds["float32"].lanes
     rounds = 1 if quick else 2
     seconds: dict[str, list[float]] = {"plain": [], **{kind: [] for kind in kinds}}
-    found: dict[str, Descriptors] = {}
+    descriptors: dict[str, Descriptors] = {}
     for round_ in range(rounds):
         numbers = [round_ * at_once + lane for lane in range(at_once)]
         torch.set_num_threads(cores)
-        took, found["plain"] = timed(lambda: np.stack([plain.describe(image, n) for n in numbers]))  # noqa: B023
+        took, descriptors["plain"] = timed(lambda: np.stack([plain.describe(image, n) for n in numbers]))  # noqa: B023
         seconds["plain"].append(took)
         for kind, ours in kinds.items():
-            took, found[kind] = timed(lambda: ours.describe(image, numbers))  # noqa: B023
+            took, descriptors[kind] = timed(lambda: ours.describe(image, numbers))  # noqa: B023
             seconds[kind].append(took)
     augmenting = kinds["float32"].augmenting(image) * at_once / (min(seconds["float32"]) * cores)
     best = {kind: min(values) for kind, values in seconds.items()}
@@ -162,13 +162,13 @@ def main() -> None:
         "over_plain_fp32": best["plain"] / best["float32"],
         "over_plain_bf16": best["plain"] / best["bfloat16"],
         "augmenting": augmenting,
-        "difference_fp32": difference(found["float32"], found["plain"]),
-        "difference_bf16": difference(found["bfloat16"], found["plain"]),
+        "difference_fp32": difference(descriptors["float32"], descriptors["plain"]),
+        "difference_bf16": difference(descriptors["bfloat16"], descriptors["plain"]),
     }
-    whole = {kind: value / at_once * config.augmentations / 60 for kind, value in best.items()}
+    minutes_in_full = {kind: value / at_once * config.augmentations / 60 for kind, value in best.items()}
     print(
         f"{name}, crops of 400 px: one set of one image in "
-        + ", ".join(f"{k} {v:.1f} min" for k, v in whole.items())
+        + ", ".join(f"{k} {v:.1f} min" for k, v in minutes_in_full.items())
     )
     report("rakhlin", ratios)
 

@@ -175,12 +175,14 @@ def reduced_ratio(slide: Slide, theirs: openslide.OpenSlide, level: int, factor:
 
     def openslides(_: int) -> None:
         best = theirs.get_best_level_for_downsample(float(step) + 1e-3)
-        more = step / Fraction(round(theirs.level_downsamples[best]))
+        resize_factor = step / Fraction(round(theirs.level_downsamples[best]))
         theirs.set_cache(openslide.OpenSlideCache(32 << 20))
         for box in boxes:
             l0_corner = (int(box.x * step), int(box.y * step))
-            image = theirs.read_region(l0_corner, best, (int(side * more), int(side * more))).convert("RGB")
-            np.asarray(image.reduce(int(more)) if more > 1 else image)
+            image = theirs.read_region(
+                l0_corner, best, (int(side * resize_factor), int(side * resize_factor))
+            ).convert("RGB")
+            np.asarray(image.reduce(int(resize_factor)) if resize_factor > 1 else image)
 
     seconds = side_by_side({"ours": ours, "theirs": openslides}, 1, 3)
     return seconds["theirs"] / seconds["ours"]
@@ -216,11 +218,14 @@ def main() -> None:
             tissue = np.mean([tile.mean() < 232 for tile in tile_means(slide)])
             print(f"{slide.size}, {len(slide.levels)} levels, {tissue:.0%} of the tiles are tissue")
             for name, factor in (("half", 2), ("quarter", 4)):
-                found = [
+                rounds_of_ratios = [
                     reduced_ratio(slide, theirs, level, factor, quick) for level in range(len(slide.levels))
                 ]
-                print(f"{name} resolution over OpenSlide, by level:", ", ".join(f"{r:.1f}" for r in found))
-                ratios[f"{name}_over_openslide"] = min(found)
+                print(
+                    f"{name} resolution over OpenSlide, by level:",
+                    ", ".join(f"{r:.1f}" for r in rounds_of_ratios),
+                )
+                ratios[f"{name}_over_openslide"] = min(rounds_of_ratios)
         small_peak, large_peak = (peak_bytes([__file__, "--read", str(p)]) for p in (path, large))
         print(f"peak memory {small_peak >> 20} MiB, of 4 times as large a slide {large_peak >> 20} MiB")
         ratios["memory_growth"] = large_peak / small_peak

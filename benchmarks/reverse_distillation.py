@@ -54,7 +54,7 @@ MPP, PATCH, STRIDE = 0.5, 256, 64
 
 
 def settings(quick: bool) -> dict[str, Any]:
-    tumour, normal, epochs, val, held = (10, 22, 1, 16, 0) if quick else (150, 450, 3, 64, 10)
+    tumour, normal, epochs, val, held_out = (10, 22, 1, 16, 0) if quick else (150, 450, 3, 64, 10)
     reference = os.environ.get("LOBULE_REFERENCE")
     if reference:
         trained = Path(reference) / "kit/weights/squeezenet1_1-imagenet-rgb.safetensors"
@@ -63,7 +63,7 @@ def settings(quick: bool) -> dict[str, Any]:
         teacher = {"teacher": "tiny", "weights": "random", "rate": 3e-3}
     return teacher | {
         "mpp": MPP, "patch": PATCH, "input": PATCH, "stride": STRIDE, "slides": 6, "tumour_patches": tumour,
-        "normal_patches": normal, "batch": 16, "epochs": epochs, "val_slides": held, "val_patches": val,
+        "normal_patches": normal, "batch": 16, "epochs": epochs, "val_slides": held_out, "val_patches": val,
         "augmentation": False,
     }  # fmt: skip
 
@@ -91,7 +91,7 @@ def slide_in(folder: Path, quick: bool) -> Cohort:
 
 def one_by_one(predictor: AnomalyPredictor, path: str, every: int) -> NDArray[np.float64]:
     """The scores of the tissue cells of some rows of the map, one patch a forward pass."""
-    net, config, found = predictor.net, predictor.config, []
+    net, config, scores = predictor.net, predictor.config, []
     with open_slide(path) as slide, torch.inference_mode():
         lattice = slide.lattice(mpp=config.mpp)
         tissue = tissue_of(slide, TissueConfig())
@@ -102,8 +102,8 @@ def one_by_one(predictor: AnomalyPredictor, path: str, every: int) -> NDArray[np
             box = grid.field_box(int(row), int(column))
             pixels = slide.read_lattice(lattice, Box(box.x, box.y, PATCH, PATCH))
             maps = net.teacher(predictor.images_of(torch.from_numpy(pixels[None])))
-            found.append(float(patch_scores(maps, net.student(maps), (PATCH, PATCH))["mean"]))
-    return np.array(found)
+            scores.append(float(patch_scores(maps, net.student(maps), (PATCH, PATCH))["mean"]))
+    return np.array(scores)
 
 
 def scanned(bundle: Path, cohort: Cohort, out: Path, form: str) -> dict[str, NDArray[np.float32]]:
@@ -111,11 +111,11 @@ def scanned(bundle: Path, cohort: Cohort, out: Path, form: str) -> dict[str, NDA
     lobule.scan(
         bundle, cohort, out, settings={"form": form}, machine={"precision": "float32", "device": "cpu"}
     )
-    found = {}
+    scores_of_case = {}
     for case in cohort:
         scores, states = open_results(out).case_folder(case.id).maps[f"map-s{STRIDE}"].read()
-        found[case.id] = scores[-1][states == State.SCORED]
-    return found
+        scores_of_case[case.id] = scores[-1][states == State.SCORED]
+    return scores_of_case
 
 
 def slide_scores(out: Path, cohort: Cohort) -> NDArray[np.float64]:
@@ -154,7 +154,10 @@ def main() -> None:
         cells = {form: scanned(bundle, test, folder / form, form) for form in ("exact", "shared")}
         labels = np.array([case.label == "tumor" for case in test])
         auc = {form: float(roc_auc_score(labels, slide_scores(folder / form, test))) for form in cells}
-        pooled = {form: np.concatenate([found[case.id] for case in test]) for form, found in cells.items()}
+        pooled = {
+            form: np.concatenate([scores_of_case[case.id] for case in test])
+            for form, scores_of_case in cells.items()
+        }
         rank = float(spearmanr(pooled["exact"], pooled["shared"]).statistic)
         first = next(iter(test))
         assert first.path is not None
@@ -169,18 +172,18 @@ def main() -> None:
             shutil.rmtree(one, ignore_errors=True)
             scans[form] = scanned(bundle, alone, one, form)["timed"]
 
-        found: list[int] = []
+        scores_of_case: list[int] = []
         seconds = best_of(
             1 if quick else 2,
             {
-                "one by one": lambda: found.append(len(one_by_one(predictor, path, every))),
+                "one by one": lambda: scores_of_case.append(len(one_by_one(predictor, path, every))),
                 "exact": lambda: scan("exact"),
                 "shared": lambda: scan("shared"),
             },
         )
-    count, sampled = len(scans["exact"]), found[0]
-    whole = seconds["one by one"] * count / sampled
-    ratios = {form: whole / seconds[form] for form in cells}
+    count, sampled = len(scans["exact"]), scores_of_case[0]
+    full_seconds = seconds["one by one"] * count / sampled
+    ratios = {form: full_seconds / seconds[form] for form in cells}
     print(f"{count} cells, {sampled} one by one: exact {ratios['exact']:.2f}, shared {ratios['shared']:.2f}")
     print(f"{len(test)} slides: rank {rank:.4f}; AUC {auc['exact']:.3f} exact, {auc['shared']:.3f} shared")
     change = abs(auc["exact"] - auc["shared"])

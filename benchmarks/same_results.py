@@ -77,9 +77,9 @@ def train(method: str, cohort: str) -> Step:
     return command(line, output=method, quick=method == "scannet")
 
 
-def scan(method: str, cohort: str, more: str = "") -> Step:
+def scan(method: str, cohort: str, options: str = "") -> Step:
     """A scan with the bundle of that training."""
-    line = f"scan {method} {cohort} --out {method}-results --device cpu --precision float32 {more}"
+    line = f"scan {method} {cohort} --out {method}-results --device cpu --precision float32 {options}"
     return command(line, output=f"{method}-results", quick=method == "scannet")
 
 

@@ -58,21 +58,21 @@ QUICK = Plan(0.08, 1, {"tiles": Box(4_480, 6_272, 4_032, 1_344), "dense": None})
 
 
 @dataclass(frozen=True)
-class Spent:
+class TimeSpent:
     """Seconds that something took."""
 
     wall: float
     cpu: float
 
 
-def spent(work: Callable[[], object]) -> Spent:
+def time_spent_by(work: Callable[[], object]) -> TimeSpent:
     cpu, wall = time.process_time(), time.perf_counter()
     work()
-    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
+    return TimeSpent(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def least(some: list[Spent]) -> Spent:
-    return Spent(min(one.wall for one in some), min(one.cpu for one in some))
+def least(some: list[TimeSpent]) -> TimeSpent:
+    return TimeSpent(min(one.wall for one in some), min(one.cpu for one in some))
 
 
 # -- what is scanned -----------------------------------------------------------------------------------------
@@ -103,11 +103,11 @@ def make_bundle(kind: str, folder: Path) -> Path:
 
     torch.save(resnet18(num_classes=2).state_dict(), folder / "weights.pt")
     transform = [{"name": "ToTensor"}]
-    facts = {
+    geometry_fields = {
         "class_names": ["normal", "tumour"], "patch_size_pixels": TILE, "spacing_um_px": MPP,
         "transform": transform,
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(facts), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(geometry_fields), encoding="utf-8")
     convert(folder / "weights.pt", folder / "config.json", out, architecture="torchvision:resnet18")
     return out
 
@@ -174,7 +174,11 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     bundle = read_bundle(make_bundle(kind, folder))
     predictor, machine, options = load(bundle), Machine(), ScanOptions()
     engines = noting_engine(predictor)
-    facts = {"method": bundle.method, "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}
+    bundle_fields = {
+        "method": bundle.method,
+        "fingerprint": bundle.fingerprint,
+        "classes": list(bundle.classes),
+    }
     box = plan.boxes[kind]
     case = Case("slide", "patient", "slide" if box is None else "region", str(slide), l0_box=box)
     slide.read_bytes()  # into the page cache, for all rounds alike
@@ -185,7 +189,7 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     for turn in range(plan.rounds):
         out = folder / f"{kind}-{turn}"
         cpu = time.process_time()
-        ended = scan(predictor, facts, Cohort((case,)), out, options, machine)
+        ended = scan(predictor, bundle_fields, Cohort((case,)), out, options, machine)
         scans.append(time.process_time() - cpu)
         if ended.counts != {"complete": 1}:
             raise RuntimeError(f"the scan ended with {ended.counts}: {ended.failed}")
@@ -201,12 +205,12 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
             starts.append(time.perf_counter() - began)
             size = pass_.batch or engine.batch
             readers = machine.readers or available_cores()
-            reads.append(spent(lambda: read_all(pass_, images, size, readers)))  # noqa: B023
+            reads.append(time_spent_by(lambda: read_all(pass_, images, size, readers)))  # noqa: B023
             rows, batches = batch_rows(pass_, size)
             batch = load_batch(pass_, images, rows, size)
             decoded, distinct = ended.counters.tiles_decoded - for_tissue, tiles_under(images["slide"], pass_)
             sizes = (len(pass_.fields), batches, size)
-        models.append(spent(lambda: compute_all(predictor, engine, pass_.name, batch, batches)))  # noqa: B023
+        models.append(time_spent_by(lambda: compute_all(predictor, engine, pass_.name, batch, batches)))  # noqa: B023
     read, model, wall, cores = least(reads), least(models), min(walls), available_cores()
     if engine.device == "cpu":
         efficiency = (read.cpu + model.cpu) / (cores * wall)
@@ -229,15 +233,15 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
 
 def noting_engine(predictor: Any) -> list[Any]:
     """Every engine settings that the scanner places the model with, the last being what it runs with."""
-    seen: list[Any] = []
-    place = predictor.place
+    engines: list[Any] = []
+    original_place = predictor.place
 
     def noting(engine: Any, options: Any) -> None:
-        seen.append(engine)
-        place(engine, options)
+        engines.append(engine)
+        original_place(engine, options)
 
     predictor.place = noting
-    return seen
+    return engines
 
 
 @contextlib.contextmanager
@@ -248,14 +252,14 @@ def opened(
     from lobule.engines.cases import AHEAD
     from lobule.engines.opened import Opened
 
-    made = Opened(case, predictor.images(case, options), options, engine)
+    open_case = Opened(case, predictor.images(case, options), options, engine)
     try:
-        for image in made.images.values():
+        for image in open_case.images.values():
             image.use_cache(int(machine.max_ram * 0.2) // AHEAD)  # type: ignore[attr-defined]
-        pass_ = next(predictor.steps(made))
-        yield made.images, pass_, made.images["slide"].tiles_decoded  # type: ignore[attr-defined]
+        pass_ = next(predictor.steps(open_case))
+        yield open_case.images, pass_, open_case.images["slide"].tiles_decoded  # type: ignore[attr-defined]
     finally:
-        made.close()
+        open_case.close()
 
 
 def batch_rows(pass_: Any, size: int) -> tuple[Any, int]:
@@ -274,21 +278,21 @@ def tiles_under(slide: Any, pass_: Any) -> int:
     if lattice.level is None:
         raise RuntimeError("this benchmark scans a level of the slide, and the fields are resampled")
     level = slide.levels[lattice.level]
-    whole = Box(0, 0, *level.size)
-    found: set[tuple[int, int]] = set()
+    level_box = Box(0, 0, *level.size)
+    tiles: set[tuple[int, int]] = set()
     for index in range(len(pass_.fields)):
-        found.update(tiles_over(pass_.fields.box(index).intersect(whole), level.tile))
-    return len(found)
+        tiles.update(tiles_over(pass_.fields.box(index).intersect(level_box), level.tile))
+    return len(tiles)
 
 
-def memory(what: str) -> int:
+def memory(field_name: str) -> int:
     """VmRSS (now) or VmHWM (peak) of this process in bytes. ru_maxrss would count its parent's too."""
     status = Path("/proc/self/status")
     if not status.exists():
         import psutil
 
         return int(psutil.Process().memory_info().rss)
-    line = next(line for line in status.read_text().splitlines() if line.startswith(what))
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field_name))
     return int(line.split()[1]) * 1024
 
 
@@ -306,28 +310,28 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="about a hundred tiles once, under 45 s")
     parser.add_argument("--paint", help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    plan = QUICK if given.quick else FULL
-    if given.paint:
-        paint(Path(given.paint), plan.tissue)
+    options = parser.parse_args()
+    plan = QUICK if options.quick else FULL
+    if options.paint:
+        paint(Path(options.paint), plan.tissue)
         return
-    if given.one:
+    if options.one:
         keep_freed_memory()  # as the command line does at its start
-        kind, slide, folder = given.one
+        kind, slide, folder = options.one
         print(json.dumps(one(kind, Path(slide), Path(folder), plan)))
         return
     with tempfile.TemporaryDirectory() as folder:
         slide = str(Path(folder) / "slide.tif")
-        quick = ["--quick"] if given.quick else []
+        quick = ["--quick"] if options.quick else []
         child(*quick, "--paint", slide)
-        found = {}
+        results = {}
         for kind in KINDS:
-            *said, last = child(*quick, "--one", kind, slide, folder).splitlines()
-            print("\n".join(said))
-            found[kind] = json.loads(last)
-    ratios = {f"efficiency_{kind}": found[kind]["efficiency"] for kind in KINDS}
-    ratios["decodes_per_tile"] = max(found[kind]["decodes"] for kind in KINDS)
-    ratios["memory_of_ceiling"] = max(found[kind]["memory"] for kind in KINDS)
+            *lines, last = child(*quick, "--one", kind, slide, folder).splitlines()
+            print("\n".join(lines))
+            results[kind] = json.loads(last)
+    ratios = {f"efficiency_{kind}": results[kind]["efficiency"] for kind in KINDS}
+    ratios["decodes_per_tile"] = max(results[kind]["decodes"] for kind in KINDS)
+    ratios["memory_of_ceiling"] = max(results[kind]["memory"] for kind in KINDS)
     report("scan", ratios)
 
 

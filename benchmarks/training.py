@@ -45,7 +45,7 @@ PAPER_SIDE = 244
 """Of the patches that are stored: those of the paper's net."""
 
 
-def made(folder: Path, slides: int, side: int) -> Pool:
+def make_pool(folder: Path, slides: int, side: int) -> Pool:
     """Generated tumour slides, outlined."""
     cases = []
     for number in range(slides):
@@ -63,12 +63,12 @@ def made(folder: Path, slides: int, side: int) -> Pool:
 def cpu_seconds(task: Callable[[int], object], rounds: int) -> float:
     """CPU seconds of one call on one thread: the median of some rounds, after one to warm up."""
     task(0)
-    taken = []
+    seconds = []
     for round_ in range(1, rounds + 1):
         start = time.process_time()
         task(round_)
-        taken.append(time.process_time() - start)
-    return float(np.median(taken))
+        seconds.append(time.process_time() - start)
+    return float(np.median(seconds))
 
 
 # -- training -----------------------------------------------------------------------------------------------
@@ -120,13 +120,13 @@ class Clocked:
     """A stream that notes when the first batch after a start was asked for, and the last."""
 
     def __init__(self, stream: SampleStream, warm: int) -> None:
-        self.stream, self.warm, self.taken = stream, warm, 0
+        self.stream, self.warm, self.batches_taken = stream, warm, 0
         self.began = self.cpu = 0.0
 
     def __next__(self) -> Samples:
-        if self.taken == self.warm:
+        if self.batches_taken == self.warm:
             self.began, self.cpu = time.perf_counter(), time.process_time()
-        self.taken += 1
+        self.batches_taken += 1
         return next(self.stream)
 
     def state(self) -> dict[str, Any]:
@@ -193,11 +193,11 @@ def png_over(pool: Pool, folder: Path, batches: int, cores: int, rounds: int) ->
         read = sum(len(labels) for _, labels in loader)
         middle = time.perf_counter()
         with stream:
-            drawn = sum(len(samples) for samples in stream)
+            samples_drawn = sum(len(samples) for samples in stream)
         end = time.perf_counter()
         if round_ > 0:  # the first starts the loader's workers
             best["png"] = min(best["png"], (middle - start) / read)
-            best["slides"] = min(best["slides"], (end - middle) / drawn)
+            best["slides"] = min(best["slides"], (end - middle) / samples_drawn)
     print(f"drawn from slides {1 / best['slides']:.0f}/s, read from PNG files {1 / best['png']:.0f}/s")
     return best["png"] / best["slides"]
 
@@ -207,7 +207,7 @@ def main() -> None:
     cores = available_cores()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pool = made(folder, 2 if quick else 6, 2048 if quick else 6144)
+        pool = make_pool(folder, 2 if quick else 6, 2048 if quick else 6144)
         over_png = png_over(pool, folder / "png", 4 if quick else 16, cores, 2 if quick else 4)
         augmented = SampleConfig(MPP, SIDE, augment=AugmentConfig())
         rounds = 3 if quick else 12

@@ -85,21 +85,23 @@ def trial(row: Row, train: Sequence[Bag], tests: Sequence[Unseen], seed: int) ->
     ensemble = Ensemble(config, tuple(members))
     told_train = [(bag, ensemble.tell(bag.blocks())) for bag in train]
     where = localise(config, told_train, told_train, "the training cases themselves")
-    return [judged(ensemble, where, unseen) for unseen in tests]
+    return [trial_on(ensemble, where, unseen) for unseen in tests]
 
 
-def judged(ensemble: Ensemble, where: Localisation, unseen: Unseen) -> Trial:
-    told: list[tuple[Bag, Told]] = [(bag, ensemble.tell(bag.blocks())) for bag in unseen.bags]
+def trial_on(ensemble: Ensemble, where: Localisation, unseen: Unseen) -> Trial:
+    scored_bags: list[tuple[Bag, Told]] = [(bag, ensemble.tell(bag.blocks())) for bag in unseen.bags]
     tile_aucs = []
-    for bag, said in told:
+    for bag, bag_scores in scored_bags:
         if bag.label and bag.case.id in unseen.inside:
-            auc = tile_auc(where.values(said.evidence), unseen.inside[bag.case.id])
+            auc = tile_auc(where.values(bag_scores.evidence), unseen.inside[bag.case.id])
             if auc is not None:
                 tile_aucs.append(auc)
-    found = auc_of(told)
-    assert found is not None, "the test bags have both labels"
-    scores = np.array([said.probability for _, said in told])
-    return Trial(found, tile_aucs, scores, where.refused is not None, counterfactual(ensemble, where, told))
+    auc_value = auc_of(scored_bags)
+    assert auc_value is not None, "the test bags have both labels"
+    scores = np.array([bag_scores.probability for _, bag_scores in scored_bags])
+    return Trial(
+        auc_value, tile_aucs, scores, where.refused is not None, counterfactual(ensemble, where, scored_bags)
+    )
 
 
 def interval(labels: Sequence[int], scores: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
@@ -107,12 +109,12 @@ def interval(labels: Sequence[int], scores: NDArray[np.float64], seed: int = 0) 
     from sklearn.metrics import roc_auc_score
 
     rng = np.random.default_rng(seed)
-    wanted, found = np.asarray(labels), []
-    while len(found) < 2000:
-        pick = rng.integers(0, len(wanted), len(wanted))
-        if len(set(wanted[pick])) == 2:
-            found.append(float(roc_auc_score(wanted[pick], scores[pick])))
-    return float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
+    label_array, areas = np.asarray(labels), []
+    while len(areas) < 2000:
+        pick = rng.integers(0, len(label_array), len(label_array))
+        if len(set(label_array[pick])) == 2:
+            areas.append(float(roc_auc_score(label_array[pick], scores[pick])))
+    return float(np.quantile(areas, 0.025)), float(np.quantile(areas, 0.975))
 
 
 def summary(row: Row, trials: Sequence[Trial], labels: Sequence[int], seconds: float) -> dict[str, Any]:
@@ -144,20 +146,20 @@ def fit_all(
 ) -> list[dict[str, Any]]:
     """Every row with every seed, on each set of unseen bags; written to a file as they come."""
     torch.set_num_threads(1)
-    found = []
+    all_trials = []
     for row in some:
         began = time.perf_counter()
         trials = [trial(row, train, tests, seed) for seed in range(seeds)]
         seconds = time.perf_counter() - began
         for number, unseen in enumerate(tests):
             labels = [bag.label for bag in unseen.bags]
-            own = summary(row, [one[number] for one in trials], labels, seconds)
-            found.append({"setting": unseen.name, **own})
-            print(line(found[-1]), flush=True)
+            row_summary = summary(row, [one[number] for one in trials], labels, seconds)
+            all_trials.append({"setting": unseen.name, **row_summary})
+            print(line(all_trials[-1]), flush=True)
             if out is not None:
                 with out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(found[-1]) + "\n")
-    return found
+                    file.write(json.dumps(all_trials[-1]) + "\n")
+    return all_trials
 
 
 HEADER = (

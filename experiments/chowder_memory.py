@@ -39,10 +39,10 @@ def make(folder: Path, bags: int, tiles: int, dim: int) -> None:
     root = begin_folder(folder, manifest)
     rng = np.random.default_rng(0)
     frame = TileFrame("bag", 224, 0.5, 224, Size(100_000, 100_000), 20.0)
-    place = manifest.places(root, frame)[1].parent
-    place.mkdir(parents=True)
+    frame_folder = manifest.places(root, frame)[1].parent
+    frame_folder.mkdir(parents=True)
     for number in range(FILES):
-        with write_features(place / f"bag_{number:04d}.h5", frame, manifest.encoding) as append:
+        with write_features(frame_folder / f"bag_{number:04d}.h5", frame, manifest.encoding) as append:
             for start in range(0, tiles, 1000):
                 rows = np.arange(start, min(start + 1000, tiles))
                 values = rng.normal(size=(len(rows), dim)).astype(np.float32)
@@ -50,7 +50,7 @@ def make(folder: Path, bags: int, tiles: int, dim: int) -> None:
                     values[:200, :50] += 2
                 append(values, np.stack([rows % 400, rows // 400], axis=1) * 224)
     for number in range(FILES, bags):
-        os.link(place / f"bag_{number % FILES:04d}.h5", place / f"bag_{number:04d}.h5")
+        os.link(frame_folder / f"bag_{number % FILES:04d}.h5", frame_folder / f"bag_{number:04d}.h5")
 
 
 def run(folder: Path, bags: int, kind: str) -> dict[str, float]:
@@ -94,26 +94,26 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=10_000)
     parser.add_argument("--dim", type=int, default=2048)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        print(json.dumps(run(Path(asked.one[0]), asked.bags, asked.one[1])))
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(run(Path(options.one[0]), options.bags, options.one[1])))
         return
-    found = {}
-    with tempfile.TemporaryDirectory() as place:
-        make(Path(place), asked.bags, asked.tiles, asked.dim)
-        size = asked.bags * asked.tiles * asked.dim * 2
+    peaks = {}
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), options.bags, options.tiles, options.dim)
+        size = options.bags * options.tiles * options.dim * 2
         for kind in KINDS:
-            command = [sys.executable, __file__, "--bags", str(asked.bags), "--one", place, kind]
-            said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            found[kind] = json.loads(said.splitlines()[-1])
-            rate = size / 1e9 / found[kind]["seconds"]
+            command = [sys.executable, __file__, "--bags", str(options.bags), "--one", folder, kind]
+            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            peaks[kind] = json.loads(output.splitlines()[-1])
+            rate = size / 1e9 / peaks[kind]["seconds"]
             print(
-                f"{kind}: {found[kind]['seconds']:.0f} s, peak {found[kind]['peak'] / 2**30:.2f} GiB; "
+                f"{kind}: {peaks[kind]['seconds']:.0f} s, peak {peaks[kind]['peak'] / 2**30:.2f} GiB; "
                 f"{size / 1e9:.1f} GB of features, {rate:.2f} GB/s",
                 flush=True,
             )
-            if asked.out:
-                asked.out.write_text(json.dumps(found, indent=1))
+            if options.out:
+                options.out.write_text(json.dumps(peaks, indent=1))
 
 
 if __name__ == "__main__":

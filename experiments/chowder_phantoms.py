@@ -27,14 +27,14 @@ SIDE, MPP, TILE = 2560, 1.0, 224
 ENCODER_SLIDES, ENCODER_SEED = 16, 501
 
 
-def trained_net(place: Path) -> Path:
+def trained_net(folder: Path) -> Path:
     """Weights of the small net, trained for some minutes on outlined slides that no bag model sees."""
     from lobule.verbs import train
 
-    if not (place / "bundle" / "model.json").exists():
+    if not (folder / "bundle" / "model.json").exists():
         like = SlidePhantom(0, SIDE, SIDE, MPP, mimics=2)
         cohort = write_slide_cohort(
-            place / "slides", slides=ENCODER_SLIDES, sites=4, seed=ENCODER_SEED, like=like, split=(1, 0, 0)
+            folder / "slides", slides=ENCODER_SLIDES, sites=4, seed=ENCODER_SEED, like=like, split=(1, 0, 0)
         )
         settings = {
             "trunk": "tiny", "mpp": MPP, "steps": 400, "batch": 32, "rate": 0.03, "schedule": "cosine",
@@ -43,13 +43,13 @@ def trained_net(place: Path) -> Path:
         train(
             "scannet",
             cohort,
-            place / "bundle",
+            folder / "bundle",
             settings=settings,
             machine={"device": "cpu"},
             val=None,
             fresh=True,
         )
-    return place / "bundle" / "weights.safetensors"
+    return folder / "bundle" / "weights.safetensors"
 
 
 def main() -> None:
@@ -65,19 +65,19 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=SIDE, help="pixels of a slide, at 1 µm/px")
     parser.add_argument("--models", default="", help="only models whose name holds this")
     parser.add_argument("--random", action="store_true", help="random weights in place of trained ones")
-    asked = parser.parse_args()
-    weights = "random" if asked.random else trained_net(asked.work / "encoder")
+    options = parser.parse_args()
+    weights = "random" if options.random else trained_net(options.work / "encoder")
     sides = {}
-    for name, count, seed in (("train", asked.train, 11), ("test", asked.test, 77)):
-        place = asked.work / f"{name}-{count}-{asked.side}"
-        manifest = place / "cohort.csv"
+    for name, count, seed in (("train", options.train, 11), ("test", options.test, 77)):
+        folder = options.work / f"{name}-{count}-{options.side}"
+        manifest = folder / "cohort.csv"
         if not manifest.exists():
-            like = SlidePhantom(0, asked.side, asked.side, MPP, mimics=2)
-            manifest = write_slide_cohort(place, slides=count, sites=2, seed=seed, like=like)
+            like = SlidePhantom(0, options.side, options.side, MPP, mimics=2)
+            manifest = write_slide_cohort(folder, slides=count, sites=2, seed=seed, like=like)
         cohort = read_cohort(manifest)
         report = extract_features(
             cohort,
-            place / f"features-{'random' if asked.random else 'trained'}",
+            folder / f"features-{'random' if options.random else 'trained'}",
             backbone="lobule:tiny",
             weights=weights,
             mpp=MPP,
@@ -86,20 +86,20 @@ def main() -> None:
         )
         assert not report.failed, report.failed
         sides[name] = gather(cohort, open_features(report.path.parent)).bags
-    inside = {bag.case.id: found for bag in sides["test"] if (found := tiles_in_outlines(bag)) is not None}
+    inside = {bag.case.id: flags for bag in sides["test"] if (flags := tiles_in_outlines(bag)) is not None}
     tiles = {name: sum(map(len, bags)) for name, bags in sides.items()}
     print(f"{tiles['train']} and {tiles['test']} tiles; of those in positive test slides, tumour:")
-    print(", ".join(f"{name} {found.mean():.2f}" for name, found in inside.items()))
+    print(", ".join(f"{name} {flags.mean():.2f}" for name, flags in inside.items()))
     print(HEADER)
-    weights_said = "random" if asked.random else "trained"
-    found = fit_all(
-        [row for row in rows(asked.members, transmil_epochs=4) if asked.models in row.name],
+    weights_said = "random" if options.random else "trained"
+    flags = fit_all(
+        [row for row in rows(options.members, transmil_epochs=4) if options.models in row.name],
         sides["train"],
-        [Unseen(f"{asked.train} → {asked.test} phantoms, {weights_said} net", sides["test"], inside)],
-        asked.seeds,
-        out=asked.out,
+        [Unseen(f"{options.train} → {options.test} phantoms, {weights_said} net", sides["test"], inside)],
+        options.seeds,
+        out=options.out,
     )
-    print("\n".join([HEADER, *map(line, found)]))
+    print("\n".join([HEADER, *map(line, flags)]))
 
 
 if __name__ == "__main__":

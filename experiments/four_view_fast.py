@@ -46,7 +46,7 @@ EXACT = (0.2852467, 0.4216548, 0.3568609, 0.5758981)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="four_view_fast.json")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     reference = Path(os.environ["LOBULE_REFERENCE"])
     images = reference / "kit" / "mammograms" / "nyu" / "images"
     with np.load(reference / "goldens" / "four_view" / "heatmaps.npz") as arrays:
@@ -72,8 +72,8 @@ def main() -> None:
             source = PatchView(image, patch_frame(image, config))
             engine = json.loads((Path(folder) / "r" / "engine.json").read_text())
             bands = Bands.over(source.pixels.shape, engine["cells"] ** 2)
-            found = scored_rows(done.tables[f"evidence {view}"], "evidence")
-            scores = pooled_scores(bands.joined([found[i] for i in range(bands.count)]), grid)
+            evidence = scored_rows(done.tables[f"evidence {view}"], "evidence")
+            scores = pooled_scores(bands.joined([evidence[i] for i in range(bands.count)]), grid)
             rows.append(_row(view, exact[first : first + len(grid)], scores, image, grid))
             first += len(grid)
         result = done.result
@@ -81,7 +81,7 @@ def main() -> None:
         fast = [result["scores"][name] for name in TARGETS]
     found_all = {"views": rows, "scores": {"exact": list(EXACT), "fast": fast}, "told": result["heatmaps"]}
     _print(found_all)
-    Path(asked.out).write_text(json.dumps(found_all, indent=1))
+    Path(options.out).write_text(json.dumps(found_all, indent=1))
 
 
 def _row(view: str, exact: NDArray[Any], fast: NDArray[Any], image: ExamView, grid: Any) -> dict[str, Any]:
@@ -100,17 +100,17 @@ def _row(view: str, exact: NDArray[Any], fast: NDArray[Any], image: ExamView, gr
     }
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(report: dict[str, Any]) -> None:
     print("view    patches  patch mean  greatest  map mean  greatest  correlation")
-    for row in found["views"]:
+    for row in report["views"]:
         print(
             f"{row['view']:7s} {row['patches']:7d} {row['patch_mean']:11.4f} {row['patch_greatest']:9.4f} "
             f"{row['malignant_map_mean']:9.4f} {row['malignant_map_greatest']:9.4f} "
             f"{row['malignant_map_correlation']:12.3f}"
         )
-    for way, scores in found["scores"].items():
-        print(f"scores with {way} heatmaps: " + "  ".join(f"{score:.4f}" for score in scores))
-    print(f"told by the scan: {found['told']}")
+    for method, scores in report["scores"].items():
+        print(f"scores with {method} heatmaps: " + "  ".join(f"{score:.4f}" for score in scores))
+    print(f"told by the scan: {report['told']}")
 
 
 if __name__ == "__main__":

@@ -32,27 +32,27 @@ ACROSS, DOWN, SIDE = 10, 4, 190
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, default=Path("mias-crops"))
-    asked = parser.parse_args()
-    asked.to.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    options.to.mkdir(parents=True, exist_ok=True)
     films = sorted((Path(os.environ["LOBULE_REFERENCE"]) / "kit/mammograms/mias").glob("*.png"))
-    tiles, facts, failed = [], {}, {}
+    tiles, checks, failed = [], {}, {}
     for path in films:
         try:
-            tile, found = judged(path)
+            tile, check = crop_and_check(path)
         except CaseError as error:
             failed[path.name] = str(error)
             continue
         tiles.append(tile)
-        facts[path.name] = found
+        checks[path.name] = check
     for start in range(0, len(tiles), ACROSS * DOWN):
-        sheet(tiles[start : start + ACROSS * DOWN]).save(asked.to / f"sheet-{start // (ACROSS * DOWN)}.png")
-    (asked.to / "crops.json").write_text(json.dumps({"crops": facts, "failed": failed}, indent=1))
-    widths = [found["width"] for found in facts.values()]
-    print(f"{len(films)} films: {len(facts)} cropped, {len(failed)} refused as cases, none crashed")
-    print(f"crops are {min(widths)} to {max(widths)} px wide; sheets and crops.json in {asked.to}")
+        sheet(tiles[start : start + ACROSS * DOWN]).save(options.to / f"sheet-{start // (ACROSS * DOWN)}.png")
+    (options.to / "crops.json").write_text(json.dumps({"crops": checks, "failed": failed}, indent=1))
+    widths = [check["width"] for check in checks.values()]
+    print(f"{len(films)} films: {len(checks)} cropped, {len(failed)} refused as cases, none crashed")
+    print(f"crops are {min(widths)} to {max(widths)} px wide; sheets and crops.json in {options.to}")
 
 
-def judged(path: Path) -> tuple[Image.Image, dict[str, Any]]:
+def crop_and_check(path: Path) -> tuple[Image.Image, dict[str, Any]]:
     film = np.asarray(Image.open(path).convert("L"))
     mammogram = read_png(path)
     window = crop_of(mammogram.pixels, mammogram.pointing, iterations=ITERATIONS, buffer=BUFFER).window

@@ -45,16 +45,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("exams-experiment"))
     parser.add_argument("--steps", default="exams,plain,heatmaps,compare")
     parser.add_argument("--exams", type=int, default=EXAMS)
-    asked = parser.parse_args()
-    steps = asked.steps.split(",")
-    manifest = asked.folder / "exams" / "cohort.csv"
+    options = parser.parse_args()
+    steps = options.steps.split(",")
+    manifest = options.folder / "exams" / "cohort.csv"
     if "exams" in steps and not manifest.exists():
-        write_exams(asked.folder / "exams", exams=asked.exams, size=SIZE, seed=SEED, splits=SPLITS)
+        write_exams(options.folder / "exams", exams=options.exams, size=SIZE, seed=SEED, splits=SPLITS)
     for name in ("plain", "heatmaps"):
         if name in steps:
-            learn_and_scan(name, manifest, asked.folder)
+            learn_and_scan(name, manifest, options.folder)
     if "compare" in steps:
-        compare(manifest, asked.folder)
+        compare(manifest, options.folder)
 
 
 def learn_and_scan(name: str, manifest: Path, folder: Path) -> None:
@@ -67,11 +67,11 @@ def learn_and_scan(name: str, manifest: Path, folder: Path) -> None:
 
 
 def compare(manifest: Path, folder: Path) -> None:
-    found = lobule.evaluate(
+    evaluation = lobule.evaluate(
         folder / "heatmaps-results", manifest, split="test", against=folder / "plain-results"
     )
     figures: dict[str, Any] = {}
-    for task, report in found.tasks.items():
+    for task, report in evaluation.tasks.items():
         block = report["against"]["all"]["auroc"]
         figures[task] = {
             "breasts": report["all"]["breasts"],

@@ -58,15 +58,15 @@ def images(out: Path, per_class: int, seed: int) -> Path:
 
 
 def trained(out: Path, name: str, manifest: Path, settings: dict[str, Any]) -> Bundle:
-    place = out / name
-    if (place / "model.json").exists():
+    bundle_folder = out / name
+    if (bundle_folder / "model.json").exists():
         from lobule.bundles import read_bundle
 
-        return read_bundle(place)
+        return read_bundle(bundle_folder)
     settings = {**COMMON, "weights": weights(), "features": str(out / "features"), **settings}
-    resume = (place / "training").exists()
+    resume = (bundle_folder / "training").exists()
     return lobule.train(
-        "rakhlin", manifest, place, settings=settings, resume=resume, machine={"device": "cpu"}
+        "rakhlin", manifest, bundle_folder, settings=settings, resume=resume, machine={"device": "cpu"}
     )
 
 
@@ -88,14 +88,14 @@ def fusion(out: Path, quick: bool) -> dict[str, Any]:
     bundle = trained(out, "fusion-quick" if quick else "fusion", manifest, settings)
     metrics = dict(bundle.metrics)
     print(f"fusion {metrics['accuracy']:.3f}, mean of members {metrics['mean_of_members']:.3f}")
-    for name, facts in metrics["sets"].items():
-        print(f"  {name:35s} {facts['accuracy']:.3f}")
+    for name, set_metrics in metrics["sets"].items():
+        print(f"  {name:35s} {set_metrics['accuracy']:.3f}")
     return metrics
 
 
 def recipes(out: Path, quick: bool) -> dict[str, Any]:
     manifest = images(out, 6 if quick else 15, 2)
-    found, right = {}, {}
+    areas, right = {}, {}
     for recipe in ("quick", "full"):
         bundle = trained(
             out,
@@ -104,15 +104,15 @@ def recipes(out: Path, quick: bool) -> dict[str, Any]:
             {"encoders": [BOTH_LAYERS], "sizes": [100], "recipe": recipe},
         )
         right[recipe], patients = hits(bundle)
-        found[recipe] = dict(bundle.metrics)
-        print(f"{recipe}: accuracy {found[recipe]['accuracy']:.3f}, log loss {found[recipe]['log_loss']:.3f}")
+        areas[recipe] = dict(bundle.metrics)
+        print(f"{recipe}: accuracy {areas[recipe]['accuracy']:.3f}, log loss {areas[recipe]['log_loss']:.3f}")
     gain = right["full"].astype(float) - right["quick"]
     value = float(gain.mean())
     estimate = Resampling().estimate(
         value, patients, lambda weights: (weights @ gain) / weights.sum(axis=1), "patient"
     )
     print(f"full less quick: {estimate}")
-    return {**found, "full_less_quick": estimate.to_dict()}
+    return {**areas, "full_less_quick": estimate.to_dict()}
 
 
 DESCRIBE = """
@@ -152,10 +152,10 @@ def main() -> None:
     parser.add_argument("what", choices=["fusion", "recipes", "memory"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--quick", action="store_true", help="fewer images, a minute or two")
-    asked = parser.parse_args()
-    out = make_folder(asked.out)
-    found = {"fusion": fusion, "recipes": recipes, "memory": memory}[asked.what](out, asked.quick)
-    write_json(out / f"{asked.what}{'-quick' * asked.quick}.json", json.loads(json.dumps(found)))
+    options = parser.parse_args()
+    out = make_folder(options.out)
+    report = {"fusion": fusion, "recipes": recipes, "memory": memory}[options.what](out, options.quick)
+    write_json(out / f"{options.what}{'-quick' * options.quick}.json", json.loads(json.dumps(report)))
 
 
 if __name__ == "__main__":

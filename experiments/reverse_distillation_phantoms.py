@@ -63,21 +63,28 @@ def cohort_in(folder: Path) -> Cohort:
 def run(name: str, folder: Path, cohort: Cohort, weights: Path) -> dict[str, Any]:
     """Train, scan and evaluate one contender; what is done already is taken up."""
     method, settings, same = CONTENDERS[name]
-    place = folder / name.replace(" ", "-").replace(",", "")
-    if (place / "evaluation.json").exists():
-        found: dict[str, Any] = json.loads((place / "evaluation.json").read_text())
-        return found
+    run_folder = folder / name.replace(" ", "-").replace(",", "")
+    if (run_folder / "evaluation.json").exists():
+        report: dict[str, Any] = json.loads((run_folder / "evaluation.json").read_text())
+        return report
     if same:
         run("focal, ten slides", folder, cohort, weights)
         cohort = only_slides_of(read_bundle(folder / "focal-ten-slides" / "bundle").provenance, cohort)
     if method == "reverse_distillation":
         settings = {**settings, "weights": str(weights)}
-    if not (place / "bundle" / "model.json").exists():
-        begun = (place / "bundle" / "training" / "settings.json").exists()
-        lobule.train(method, cohort, place / "bundle", settings=settings, machine=ONE, resume=begun)
-    lobule.scan(place / "bundle", cohort.split("test"), place / "results", machine={"readers": 1, "lanes": 1})
-    evaluation = lobule.evaluate(place / "results", cohort, split="test", plots=False)
-    write_json(place / "evaluation.json", evaluation.data)
+    if not (run_folder / "bundle" / "model.json").exists():
+        has_started = (run_folder / "bundle" / "training" / "settings.json").exists()
+        lobule.train(
+            method, cohort, run_folder / "bundle", settings=settings, machine=ONE, resume=has_started
+        )
+    lobule.scan(
+        run_folder / "bundle",
+        cohort.split("test"),
+        run_folder / "results",
+        machine={"readers": 1, "lanes": 1},
+    )
+    evaluation = lobule.evaluate(run_folder / "results", cohort, split="test", plots=False)
+    write_json(run_folder / "evaluation.json", evaluation.data)
     return dict(evaluation.data)
 
 
@@ -86,8 +93,8 @@ ONE = {"device": "cpu", "workers": 1}
 
 def only_slides_of(provenance: Mapping[str, Any], cohort: Cohort) -> Cohort:
     """The cohort whose training part is what another model was trained on."""
-    kept = set(provenance["train_cases"])
-    return cohort.where(lambda case: case.split != "train" or case.id in kept)
+    case_ids = set(provenance["train_cases"])
+    return cohort.where(lambda case: case.split != "train" or case.id in case_ids)
 
 
 def row_of(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +103,7 @@ def row_of(data: Mapping[str, Any]) -> dict[str, Any]:
     return {"auc": task["all"]["auroc_delong"], "froc": data["lesions"]["all"]["froc_score"]}
 
 
-def told(value: Mapping[str, Any]) -> str:
+def interval_text(value: Mapping[str, Any]) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
@@ -107,21 +114,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--budgets", help="in place of the contenders, the label-budget curve: 1,2,5,10,20")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     weights = Path(os.environ["LOBULE_REFERENCE"]) / WEIGHTS
-    cohort = cohort_in(given.folder)
-    if given.budgets:
-        counts, settings = as_counts(given.budgets), {**DISTILLED, "weights": str(weights)}
+    cohort = cohort_in(options.folder)
+    if options.budgets:
+        counts, settings = as_counts(options.budgets), {**DISTILLED, "weights": str(weights)}
         for point in budget_curve(
-            "reverse_distillation", cohort, given.folder / "curve", counts, settings=settings, machine=ONE
+            "reverse_distillation", cohort, options.folder / "curve", counts, settings=settings, machine=ONE
         ):
             print(point, flush=True)
         return
     rows = {}
-    for name in given.only:
-        rows[name] = row_of(run(name, given.folder, cohort, weights))
-        print(f"{name:24s} AUC {told(rows[name]['auc'])}  FROC {told(rows[name]['froc'])}", flush=True)
-        write_json(given.folder / "table.json", rows)
+    for name in options.only:
+        rows[name] = row_of(run(name, options.folder, cohort, weights))
+        print(
+            f"{name:24s} AUC {interval_text(rows[name]['auc'])}  FROC {interval_text(rows[name]['froc'])}",
+            flush=True,
+        )
+        write_json(options.folder / "table.json", rows)
 
 
 if __name__ == "__main__":

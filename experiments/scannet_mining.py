@@ -92,77 +92,85 @@ def cohort_of(folder: Path, seed: int, design: Design) -> Cohort:
                 mixed(seed, len(cases), 0x1417), side, side, MPP, site=f"{split}-{seed}-{number // 2 % 3}",
                 tissue=0.7, micro=2 * tumour, itc=int(tumour), mimics=mimics, artefacts=("fold",),
             )  # fmt: skip
-            place = folder / f"{name}.tif"
-            truth = truth_of(phantom) if place.exists() else write_slide(phantom, place)
-            outlines = str(place.with_suffix(".xml")) if truth.outlines else None
+            slide_path = folder / f"{name}.tif"
+            truth = truth_of(phantom) if slide_path.exists() else write_slide(phantom, slide_path)
+            outlines = str(slide_path.with_suffix(".xml")) if truth.outlines else None
             if outlines:
                 write_annotation_files(truth, Path(outlines))
             cases.append(
                 Case(
-                    name, f"patient-{name}", "slide", str(place), mpp=MPP, split=split,
+                    name, f"patient-{name}", "slide", str(slide_path), mpp=MPP, split=split,
                     label="tumor" if tumour else "normal", annotation=outlines,
                 )
             )  # fmt: skip
     return Cohort(tuple(cases))
 
 
-def begin_as(other: Path, place: Path, own: dict[str, Any]) -> None:
+def begin_as(other: Path, target: Path, overrides: dict[str, Any]) -> None:
     """Begin a training as another began: the same first round, the same places mined, other settings."""
-    make_folder(place / "round-1")
-    asked = json.loads((other / "settings.json").read_text())
-    asked["config"].update(own)
-    (place / "settings.json").write_text(json.dumps(asked))
-    shutil.copytree(other / "round-0", place / "round-0")
-    shutil.copyfile(other / "round-1" / "hard.json", place / "round-1" / "hard.json")
+    make_folder(target / "round-1")
+    settings = json.loads((other / "settings.json").read_text())
+    settings["config"].update(overrides)
+    (target / "settings.json").write_text(json.dumps(settings))
+    shutil.copytree(other / "round-0", target / "round-0")
+    shutil.copyfile(other / "round-1" / "hard.json", target / "round-1" / "hard.json")
 
 
 def run(folder: Path, seed: int, design: Design) -> dict[str, list[SlideMatch]]:
     """Train each arm and match its findings on the unseen slides with the truth."""
     cohort = cohort_of(make_folder(folder / "slides"), seed, design)
     unseen = cohort.split("test")
-    found = {}
-    for arm, own in arms_of(design).items():
+    results_of_arm = {}
+    for arm, overrides in arms_of(design).items():
         bundle = folder / arm
-        begun = (bundle / "training" / "settings.json").exists()
-        if arm == "mined" and not begun:
-            begin_as(folder / "again" / "training", bundle / "training", own)
-            begun = True
-        settings = {**COMMON, **own, "round_steps": design.more}
+        has_started = (bundle / "training" / "settings.json").exists()
+        if arm == "mined" and not has_started:
+            begin_as(folder / "again" / "training", bundle / "training", overrides)
+            has_started = True
+        settings = {**COMMON, **overrides, "round_steps": design.more}
         if (bundle / "model.json").exists():
             trained = read_bundle(bundle)
         else:
             trained = lobule.train(
-                "scannet", cohort, bundle, settings=settings, val=None, seed=seed, resume=begun
+                "scannet", cohort, bundle, settings=settings, val=None, seed=seed, resume=has_started
             )
         print(f"seed {seed}, {arm}: hard places {trained.metrics['hard_places']}", flush=True)
         results = folder / f"{arm}-results"
         lobule.scan(bundle, unseen, results)
         source = open_results_source(results, Options())
-        told = [(case, source.said(case), case.label == "tumor") for case in unseen]
-        matched = match_slides(told, Options())
+        judged_cases = [(case, source.said(case), case.label == "tumor") for case in unseen]
+        matched = match_slides(judged_cases, Options())
         assert not matched.left_out, matched.left_out
-        found[arm] = list(matched.matches)
-        print(f"seed {seed}, {arm}: FROC {bootstrap_froc(found[arm], None, Resampling())}", flush=True)
-    return found
+        results_of_arm[arm] = list(matched.matches)
+        print(
+            f"seed {seed}, {arm}: FROC {bootstrap_froc(results_of_arm[arm], None, Resampling())}", flush=True
+        )
+    return results_of_arm
 
 
 def table(folder: Path) -> dict[str, Any]:
     """Every arm and the paired differences, over the slides of all seeds."""
-    seeds = [pickle.loads(place.read_bytes()) for place in sorted(folder.glob("seed-*.matches"))]
+    seeds = [pickle.loads(path.read_bytes()) for path in sorted(folder.glob("seed-*.matches"))]
     pooled = {arm: [match for seed in seeds for match in seed[arm]] for arm in ARMS}
     slides = len(pooled["mined"])
-    told: dict[str, Any] = {"seeds": len(seeds), "slides": slides, "arms": {}, "differences": {}, "sure": {}}
+    report: dict[str, Any] = {
+        "seeds": len(seeds),
+        "slides": slides,
+        "arms": {},
+        "differences": {},
+        "sure": {},
+    }
     for arm, matches in pooled.items():
         one = bootstrap_froc(matches, None, Resampling())
         each = [bootstrap_froc(seed[arm], None, Resampling()).value for seed in seeds]
-        told["arms"][arm] = {**one.to_dict(), "seeds": each, "sure": float(sure(matches).mean())}
+        report["arms"][arm] = {**one.to_dict(), "seeds": each, "sure": float(sure(matches).mean())}
         print(
             f"{arm:8s} FROC {one}   by seed {', '.join(f'{value:.3f}' for value in each)}; "
             f"{sure(matches).mean():.2f} false positives above {SURE} a slide"
         )
     for arm in ("longer", "again"):
         difference = compare_froc(pooled["mined"], pooled[arm]).difference
-        told["differences"][f"mined - {arm}"] = difference.to_dict()
+        report["differences"][f"mined - {arm}"] = difference.to_dict()
         fewer = sure(pooled[arm]) - sure(pooled["mined"])
         estimate = Resampling().estimate(
             float(fewer.mean()),
@@ -170,9 +178,9 @@ def table(folder: Path) -> dict[str, Any]:
             lambda weights, fewer=fewer: (weights @ fewer) / weights.sum(axis=1),  # type: ignore[misc]
             "slide",
         )
-        told["sure"][f"{arm} - mined"] = estimate.to_dict()
+        report["sure"][f"{arm} - mined"] = estimate.to_dict()
         print(f"mined - {arm:7s} {difference}; {estimate} fewer false positives above {SURE} a slide")
-    return told
+    return report
 
 
 def sure(matches: list[SlideMatch]) -> NDArray[np.float64]:
@@ -188,12 +196,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--design", choices=list(DESIGNS), default="large")
     parser.add_argument("--table", action="store_true")
-    asked = parser.parse_args()
-    folder = make_folder(asked.out)
-    if asked.seed is not None:
-        found = run(folder / f"seed-{asked.seed}", asked.seed, DESIGNS[asked.design])
-        (folder / f"seed-{asked.seed}.matches").write_bytes(pickle.dumps(found))
-    if asked.table:
+    options = parser.parse_args()
+    folder = make_folder(options.out)
+    if options.seed is not None:
+        results = run(folder / f"seed-{options.seed}", options.seed, DESIGNS[options.design])
+        (folder / f"seed-{options.seed}.matches").write_bytes(pickle.dumps(results))
+    if options.table:
         (folder / "table.json").write_text(json.dumps(table(folder), indent=1))
 
 

@@ -32,14 +32,14 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
     root = Path(job["root"])
     slide = root / "slide" / "slide.svs"
     if not slide.exists():
-        part = root / "part.svs"
+        region = root / "part.svs"
         side = int(job["side"])
         write_slide(
-            SlidePhantom(seed=3, width=side, height=side, mpp=MPP, tissue=job["tissue"], sections=1), part,
+            SlidePhantom(seed=3, width=side, height=side, mpp=MPP, tissue=job["tissue"], sections=1), region,
             style="svs",
         )  # fmt: skip
         slide.parent.mkdir(parents=True, exist_ok=True)
-        part.rename(slide)
+        region.rename(slide)
     tiles_bundle(root)
     dense_bundle(root)
     case = Case("slide", "patient", "slide", str(slide))
@@ -93,8 +93,8 @@ def dense_bundle(root: Path) -> None:
     scaling = InputScaling((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     save(root / "bundle-dense", Config(trunk="tiny", classes=CLASSES, mpp=MPP), net, scaling)
     geometry = geometry_of(net)
-    facts = {"window": geometry.extent, "stride": geometry.stride}
-    (root / "tiny.json").write_text(json.dumps(facts), encoding="utf-8")
+    geometry_fields = {"window": geometry.extent, "stride": geometry.stride}
+    (root / "tiny.json").write_text(json.dumps(geometry_fields), encoding="utf-8")
 
 
 def timed_scan(job: dict[str, Any]) -> dict[str, Any]:
@@ -102,12 +102,16 @@ def timed_scan(job: dict[str, Any]) -> dict[str, Any]:
     root, out = Path(job["root"]), Path(job["out"])
     bundle = read_bundle(root / f"bundle-{job['do']}")
     predictor = load(bundle)
-    facts = {"method": bundle.method, "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}
+    bundle_fields = {
+        "method": bundle.method,
+        "fingerprint": bundle.fingerprint,
+        "classes": list(bundle.classes),
+    }
     tiles = np.load(root / "tiles.npy")
     case = Case("slide", "patient", "slide", str(root / "slide" / "slide.svs"))
     machine = Machine(precision=job["precision"], batch=job["batch"] if job["do"] == "tiles" else None)
     start = time.perf_counter()
-    ended = scan(predictor, facts, Cohort((case,)), out, ScanOptions(), machine)
+    ended = scan(predictor, bundle_fields, Cohort((case,)), out, ScanOptions(), machine)
     seconds = time.perf_counter() - start
     if ended.counts != {"complete": 1}:
         raise RuntimeError(f"the scan ended with {ended.counts}: {ended.failed}")

@@ -31,7 +31,7 @@ def main() -> None:
     pixels = torch.rand(batch, 3, 224, 224)
     converted = ov.convert_model(net, example_input=pixels)
     fast = for_inference(net)
-    found: dict[str, float] = {}
+    rate_by_precision: dict[str, float] = {}
     for cores in sorted({1, len(os.sched_getaffinity(0))}):
         tasks = {
             "torch": in_torch(fast, pixels, cores),
@@ -44,13 +44,13 @@ def main() -> None:
         for _ in range(rounds):
             for name, task in tasks.items():
                 start = time.perf_counter()
-                made = task(batches)
+                outputs = task(batches)
                 best[name] = min(best[name], time.perf_counter() - start)
-                difference = max(difference, float(np.abs(made - expected).max()))
+                difference = max(difference, float(np.abs(outputs - expected).max()))
         rates = ", ".join(f"{name} {batch * batches / seconds:.1f} tiles/s" for name, seconds in best.items())
         print(f"{cores} core(s): {rates}; largest difference of a logit {difference:.1e}")
-        found[str(cores)] = best["torch"] / best["openvino"]
-    print(json.dumps({"faster": found, "openvino": ov.__version__, "torch": torch.__version__}))
+        rate_by_precision[str(cores)] = best["torch"] / best["openvino"]
+    print(json.dumps({"faster": rate_by_precision, "openvino": ov.__version__, "torch": torch.__version__}))
 
 
 def in_torch(net: Any, pixels: torch.Tensor, lanes: int) -> Callable[[int], Any]:

@@ -39,7 +39,7 @@ class DenseOnPatches(CNNModel):  # type: ignore[misc]
 
 def resnet(root: Path) -> Any:
     state = torch.load(root / "resnet18.pt", weights_only=True)
-    names = {name: place for place, name in CHILDREN.items()}
+    names = {name: index for index, name in CHILDREN.items()}
     renamed = {}
     for key, tensor in state.items():
         head, _, rest = key.partition(".")
@@ -57,7 +57,7 @@ def dense(root: Path) -> Any:
     return DenseOnPatches(net)
 
 
-def places(job: dict[str, Any], corners: Any) -> tuple[int, int, Any]:
+def tile_layout(job: dict[str, Any], corners: Any) -> tuple[int, int, Any]:
     """Side and stride of the patches, and a mask with one pixel for each place of the grid."""
     side = int(job["side"])
     if job["do"] == "tiles":
@@ -65,19 +65,19 @@ def places(job: dict[str, Any], corners: Any) -> tuple[int, int, Any]:
         mask = np.zeros((side // tile, side // tile), np.uint8)
         mask[corners[:, 1] // tile, corners[:, 0] // tile] = 1
         return tile, tile, mask
-    facts = json.loads((Path(job["root"]) / "tiny.json").read_text(encoding="utf-8"))
-    stride = int(facts["stride"])
+    geometry = json.loads((Path(job["root"]) / "tiny.json").read_text(encoding="utf-8"))
+    stride = int(geometry["stride"])
     mask = np.zeros((side // stride, side // stride), np.uint8)
     x, y = (int(value) // stride for value in np.median(corners, axis=0))
     mask[y : y + int(job["block"]), x : x + int(job["block"])] = 1
-    return int(facts["window"]), stride, mask
+    return int(geometry["window"]), stride, mask
 
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     root = Path(job["root"])
     corners = np.load(root / "tiles.npy")
-    side, stride, mask = places(job, corners)
+    side, stride, mask = tile_layout(job, corners)
     model = resnet(root) if job["do"] == "tiles" else dense(root)
     model.preproc_func = predefined_preproc_func("kather100k")  # ToTensor
     predictor = PatchPredictor(
@@ -105,9 +105,9 @@ def main() -> None:
     import zarr
 
     group: Any = zarr.open(str(out[slide]), mode="r")
-    scores, found = np.asarray(group["probabilities"]), np.asarray(group["coordinates"])
+    scores, coordinates = np.asarray(group["probabilities"]), np.asarray(group["coordinates"])
     if job["do"] == "tiles":
-        at = {(int(x), int(y)): index for index, (x, y) in enumerate(found[:, :2])}
+        at = {(int(x), int(y)): index for index, (x, y) in enumerate(coordinates[:, :2])}
         np.save(job["scores"], scores[[at[int(x), int(y)] for x, y in corners]])
     versions = {"tiatoolbox": tiatoolbox.__version__, "torch": torch.__version__}
     print(json.dumps({"seconds": seconds, "count": len(scores), **versions}))

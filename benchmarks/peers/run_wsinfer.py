@@ -42,8 +42,8 @@ def main() -> None:
         coords.attrs["patch_size"] = job["tile"]
         coords.attrs["patch_level"] = 0
         coords.attrs["patch_spacing_um_px"] = job["mpp"]
-    facts = json.loads((root / "config.json").read_text(encoding="utf-8"))
-    model = LocalModelTorchScript(ModelConfiguration.from_dict(facts), str(torchscript(root)))
+    model_config = json.loads((root / "config.json").read_text(encoding="utf-8"))
+    model = LocalModelTorchScript(ModelConfiguration.from_dict(model_config), str(torchscript(root)))
     start = time.perf_counter()
     failed = run_inference(root / "slide", out, model, batch_size=job["batch"], num_workers=job["workers"])
     seconds = time.perf_counter() - start
@@ -51,7 +51,7 @@ def main() -> None:
         raise RuntimeError(f"WSInfer failed on {failed}")
     table = pd.read_csv(out / "model-outputs-csv" / "slide.csv")
     assert (table[["minx", "miny"]].to_numpy() == corners).all()
-    np.save(job["scores"], table[[f"prob_{name}" for name in facts["class_names"]]].to_numpy())
+    np.save(job["scores"], table[[f"prob_{name}" for name in model_config["class_names"]]].to_numpy())
     versions = {"wsinfer": version("wsinfer"), "torch": torch.__version__}
     print(json.dumps({"seconds": seconds, "count": len(table), **versions}))
 
