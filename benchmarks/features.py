@@ -49,7 +49,7 @@ class Plan:
 
 
 def full() -> Plan:
-    from lobule.engines.placement import available_cores
+    from lobule.scanning.device import available_cores
 
     return Plan(8192, 0.5, 3, (0, available_cores()))
 
@@ -73,9 +73,9 @@ def made_encoder() -> Any:
 def extracted(slide: Path, out: Path, precision: str) -> float:
     """Seconds of the one case, from opening it to its written features."""
     from lobule.cohort import Case, Cohort
-    from lobule.engines.scan import Machine
-    from lobule.engines.tile_features import Tiling
     from lobule.methods.extraction import Extraction, extract
+    from lobule.scanning.scan import Machine
+    from lobule.scanning.tile_features import Tiling
 
     cohort = Cohort((Case("slide", "patient", "slide", str(slide)),))
     extraction = Extraction(Tiling(MPP, TILE, TILE), "float32", keep_encoder=False)
@@ -135,13 +135,13 @@ def plain(slide: Path, corners: NDArray[np.int64], workers: int) -> tuple[float,
 def times_alone(slide: Path, engine: Any, tiles: int) -> tuple[TimeSpent, TimeSpent]:
     """Reading alone and the model alone, as the extraction does them."""
     from lobule.cohort import Case
-    from lobule.engines.loader import load_batch
-    from lobule.engines.passes import ScanOptions
-    from lobule.engines.placement import available_cores
-    from lobule.engines.scan import Machine
-    from lobule.engines.tile_features import TileEncoder, Tiling
     from lobule.features import Encoding, FeatureManifest
     from lobule.methods.extraction import ExtractionPredictor
+    from lobule.scanning.contract import ScanOptions
+    from lobule.scanning.device import available_cores
+    from lobule.scanning.loader import load_batch
+    from lobule.scanning.scan import Machine
+    from lobule.scanning.tile_features import TileEncoder, Tiling
 
     encoder_bundle = made_encoder()
     manifest = FeatureManifest(
@@ -172,9 +172,9 @@ def difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
 
 
 def measured(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
-    from lobule.engines.passes import EngineSettings
-    from lobule.engines.placement import available_cores, choose_device, lanes_for
     from lobule.files import read_json
+    from lobule.scanning.contract import EngineSettings
+    from lobule.scanning.device import available_cores, choose_device, lanes_for
 
     device, cores = choose_device(), available_cores()
     walls: dict[str, list[float]] = {"float32": [], "bfloat16": [], "plain": []}

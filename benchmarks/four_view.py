@@ -30,11 +30,6 @@ import torch
 import measure
 from lobule.bundles import read_bundle
 from lobule.cohort import Case, read_cohort
-from lobule.engines.opened import Opened
-from lobule.engines.passes import EngineSettings, Pass, ScanOptions, TableSpec
-from lobule.engines.pipeline import Pipeline
-from lobule.engines.placement import available_cores, lanes_for
-from lobule.engines.sinks import open_sink
 from lobule.mammograms.views import VIEWS
 from lobule.methods.four_view import Config, FourViewPredictor, load, save
 from lobule.methods.four_view.crop import Window
@@ -49,6 +44,11 @@ from lobule.methods.four_view.windows import network_input, plan_exam
 from lobule.nets.four_view import ViewWise
 from lobule.phantoms.exams import write_exams
 from lobule.results.folder import CaseFolder
+from lobule.scanning.contract import EngineSettings, Pass, ScanOptions, TableSpec
+from lobule.scanning.device import available_cores, lanes_for
+from lobule.scanning.open_case import Opened
+from lobule.scanning.pipeline import Pipeline
+from lobule.scanning.stores import open_sink
 
 ROUNDS = 2
 EPOCHS = 10

@@ -31,7 +31,7 @@ def scan(path: Path, out: Path, mpp: float) -> None:
     import torch
 
     import lobule
-    import lobule.engines.scan
+    import lobule.scanning.scan
     from lobule.methods.scannet import Config, save
     from lobule.nets.backbones import BACKBONES
     from lobule.nets.scaling import PLAIN_SCALING

@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lobule.color import FORWARD, STAINS
-from lobule.engines.passes import Batch, EngineSettings
-from lobule.engines.placement import available_cores, lanes_for
 from lobule.methods.rakhlin.config import Config
 from lobule.methods.rakhlin.crops import draw_crop, draw_stains, generator_of, p_norm, prepared
 from lobule.methods.rakhlin.describe import Describer, cropped, drawn
 from lobule.methods.rakhlin.encoders import Plan, pretrained
+from lobule.scanning.contract import Batch, EngineSettings
+from lobule.scanning.device import available_cores, lanes_for
 from measure import arguments, report
 
 SEED, KEY = 0, "image"

@@ -34,8 +34,6 @@ from sklearn.metrics import roc_auc_score
 import lobule
 from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort, read_cohort
-from lobule.engines.opened import tissue_of
-from lobule.engines.placement import available_cores
 from lobule.geometry import Box
 from lobule.grid import MapGrid, cells_by_centre
 from lobule.methods.reverse_distillation import AnomalyPredictor, load
@@ -44,6 +42,8 @@ from lobule.phantoms.cohorts import write_slide_cohort
 from lobule.phantoms.phantom import SlidePhantom
 from lobule.phantoms.slides import write_slide
 from lobule.results.folder import open_results
+from lobule.scanning.device import available_cores
+from lobule.scanning.open_case import tissue_of
 from lobule.slides.slide import open_slide
 from lobule.stitch import State
 from lobule.tissue import TissueConfig

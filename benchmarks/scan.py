@@ -117,7 +117,7 @@ def make_bundle(kind: str, folder: Path) -> Path:
 
 def read_all(pass_: Any, images: Any, size: int, readers: int) -> None:
     """Every batch of a pass through the scanner's own loader, on as many threads, and away with it."""
-    from lobule.engines.loader import batches_of, load_batch
+    from lobule.scanning.loader import batches_of, load_batch
 
     jobs = deque(batches_of(pass_.fields, size))
 
@@ -133,7 +133,7 @@ def compute_all(predictor: Any, engine: Any, name: str, batch: Any, batches: int
     """The model on as many batches, in the lanes and threads of the pipeline, pixels in memory."""
     import torch
 
-    from lobule.engines.pipeline import to_device
+    from lobule.scanning.pipeline import to_device
 
     numbers = count()
     on_gpu = engine.device.startswith("cuda")
@@ -165,11 +165,11 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     """Everything measured of one kind of scan; run as a child, so that its peak memory is its own."""
     from lobule.bundles import read_bundle
     from lobule.cohort import Case, Cohort
-    from lobule.engines.loader import load_batch
-    from lobule.engines.passes import ScanOptions
-    from lobule.engines.placement import available_cores
-    from lobule.engines.scan import Machine, scan
     from lobule.methods import load
+    from lobule.scanning.contract import ScanOptions
+    from lobule.scanning.device import available_cores
+    from lobule.scanning.loader import load_batch
+    from lobule.scanning.scan import Machine, scan
 
     bundle = read_bundle(make_bundle(kind, folder))
     predictor, machine, options = load(bundle), Machine(), ScanOptions()
@@ -249,8 +249,8 @@ def opened(
     predictor: Any, case: Any, engine: Any, options: Any, machine: Any
 ) -> Iterator[tuple[Any, Any, int]]:
     """The images of a case, its first pass, and how many tiles were decoded to find its tissue."""
-    from lobule.engines.cases import AHEAD
-    from lobule.engines.opened import Opened
+    from lobule.scanning.cases import AHEAD
+    from lobule.scanning.open_case import Opened
 
     open_case = Opened(case, predictor.images(case, options), options, engine)
     try:
@@ -264,7 +264,7 @@ def opened(
 
 def batch_rows(pass_: Any, size: int) -> tuple[Any, int]:
     """The rows of a batch from the middle of a pass, and how many batches it has."""
-    from lobule.engines.loader import batches_of
+    from lobule.scanning.loader import batches_of
 
     batches = batches_of(pass_.fields, size)
     return batches[len(batches) // 2], len(batches)

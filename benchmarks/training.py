@@ -30,14 +30,14 @@ from torch.utils.data import DataLoader, Dataset
 from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.augment import AugmentConfig
 from lobule.cohort import Case, Cohort
-from lobule.engines.placement import available_cores
-from lobule.engines.places import Pool
-from lobule.engines.sample import SampleConfig, Sampler, Samples, SampleStream, gather
-from lobule.engines.train import FitOptions, Group, TrainMachine, fit
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.scaling import PLAIN_SCALING
 from lobule.phantoms.slides import SlidePhantom, write_slide
+from lobule.scanning.device import available_cores
 from lobule.tissue import TissueConfig
+from lobule.training.fitting import FitOptions, Group, TrainMachine, fit
+from lobule.training.patch_sampling import Pool
+from lobule.training.sampling import SampleConfig, Sampler, Samples, SampleStream, gather
 from measure import arguments, report
 
 BATCH, SIDE, MPP = 32, 203, 0.5

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from lobule.cli import ABOUT, COMMANDS
-from lobule.cli.frame import LazyGroup
+from lobule.cli.base import LazyGroup
 
 PAGE = Path(__file__).parent / "cli.md"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from lobule.cli import ABOUT, COMMANDS
-from lobule.cli.frame import LazyGroup, run
+from lobule.cli.base import LazyGroup, run
 from lobule.cli.picture import FRAME, INK, PAPER, TISSUE, TRUTH
 
 TARGET = Path(__file__).parent / "img" / "demo.png"

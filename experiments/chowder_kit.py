@@ -20,11 +20,11 @@ from chowder_comparators import HEADER, SEEDS, Unseen, fit_all, line, rows
 from numpy.typing import NDArray
 from PIL import Image
 
+from lobule.api import extract_features
 from lobule.cohort import Case, Cohort, read_cohort
 from lobule.features import open_features
 from lobule.geometry import Box
 from lobule.methods.chowder.bags import Bag, gather
-from lobule.verbs import extract_features
 
 TILE, BLOCK = 50, 500
 TISSUE_TILES, TUMOUR_TILES = 30, 3

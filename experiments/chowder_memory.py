@@ -55,11 +55,11 @@ def make(folder: Path, bags: int, tiles: int, dim: int) -> None:
 
 def run(folder: Path, bags: int, kind: str) -> dict[str, float]:
     from lobule.cohort import Case, Cohort
-    from lobule.engines.train import TrainMachine
     from lobule.features import open_features
     from lobule.methods.chowder import Config, train
     from lobule.methods.chowder.bags import gather
     from lobule.methods.chowder.fit import fit
+    from lobule.training.fitting import TrainMachine
 
     cohort = Cohort(
         tuple(

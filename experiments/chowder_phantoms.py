@@ -15,13 +15,13 @@ from pathlib import Path
 
 from chowder_comparators import HEADER, SEEDS, Unseen, fit_all, line, rows
 
+from lobule.api import extract_features
 from lobule.cohort import read_cohort
 from lobule.features import open_features
 from lobule.methods.chowder.bags import gather
 from lobule.methods.chowder.checks import tiles_in_outlines
 from lobule.phantoms.cohorts import write_slide_cohort
 from lobule.phantoms.phantom import SlidePhantom
-from lobule.verbs import extract_features
 
 SIDE, MPP, TILE = 2560, 1.0, 224
 ENCODER_SLIDES, ENCODER_SEED = 16, 501
@@ -29,7 +29,7 @@ ENCODER_SLIDES, ENCODER_SEED = 16, 501
 
 def trained_net(folder: Path) -> Path:
     """Weights of the small net, trained for some minutes on outlined slides that no bag model sees."""
-    from lobule.verbs import train
+    from lobule.api import train
 
     if not (folder / "bundle" / "model.json").exists():
         like = SlidePhantom(0, SIDE, SIDE, MPP, mimics=2)

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lobule.api import scan
 from lobule.bundles import Bundle, write_bundle
 from lobule.cohort import Case, Cohort
-from lobule.engines.passes import ScanOptions
 from lobule.mammograms.views import VIEWS
 from lobule.methods.four_view import Config, load
 from lobule.methods.four_view.images import ExamView, PatchView
@@ -35,7 +35,7 @@ from lobule.methods.four_view.scores import scored_rows
 from lobule.methods.four_view.streams import draw_grid
 from lobule.nets.four_view import TARGETS
 from lobule.results import open_results
-from lobule.verbs import scan
+from lobule.scanning.contract import ScanOptions
 from tests.nets.four_view_recipe import made_net
 
 SALT = "four_view-visible-12"

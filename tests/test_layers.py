@@ -15,10 +15,10 @@ ORDER: list[list[str]] = [
     ["units", "errors", "geometry", "settings", "allocator"],
     ["resize", "tissue", "color", "grid", "stitch", "findings", "augment", "nets", "losses", "measures"],
     ["files", "cohort", "slides", "mammograms", "annotations", "phantoms", "bundles", "results", "features"],
-    ["engines"],
+    ["scanning", "training"],
     ["methods"],
     ["cluster", "exports", "report", "server", "evaluation"],
-    ["verbs", "budget", "cli"],
+    ["api", "budget", "cli"],
 ]
 """Rows from the words to the command line; within a row, only what is listed before may be imported."""
 

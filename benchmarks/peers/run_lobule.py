@@ -17,10 +17,10 @@ import torch
 from lobule.allocator import keep_freed_memory
 from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort
-from lobule.engines.opened import Opened
-from lobule.engines.passes import EngineSettings, ScanOptions
-from lobule.engines.scan import Machine, scan
 from lobule.methods import load
+from lobule.scanning.contract import EngineSettings, ScanOptions
+from lobule.scanning.open_case import Opened
+from lobule.scanning.scan import Machine, scan
 
 MPP, TILE, CLASSES = 0.5, 224, ("normal", "tumour")
 

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lobule.api import evaluate, extract_features, scan
     from lobule.cohort import Cohort, read_cohort
     from lobule.slides.slide import Slide, open_slide
-    from lobule.verbs import evaluate, extract_features, scan
 
 __version__ = "0.1.0"
 
@@ -20,10 +20,10 @@ _LAZY = {
     "Slide": "lobule.slides.slide",
     "read_cohort": "lobule.cohort",
     "Cohort": "lobule.cohort",
-    "scan": "lobule.verbs",
-    "train": "lobule.verbs",
-    "evaluate": "lobule.verbs",
-    "extract_features": "lobule.verbs",
+    "scan": "lobule.api",
+    "train": "lobule.api",
+    "evaluate": "lobule.api",
+    "extract_features": "lobule.api",
 }
 """The public verbs and where they live; loaded at first use, so that `import lobule` loads no torch."""
 

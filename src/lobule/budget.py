@@ -61,8 +61,8 @@ def budget_curve(
     Writes `budget.json`, `budget.csv` and, where matplotlib is installed, `budget.svg` and `budget.png` to
     `out`, beside a folder for each budget with its bundle and results.
     """
+    from lobule.api import as_cohort
     from lobule.methods import method_module
-    from lobule.verbs import as_cohort
 
     members = as_cohort(cohort)
     known = method_module(method).Config().to_dict()
@@ -92,8 +92,8 @@ def _point(
     split: str,
     seed: int,
 ) -> Point:
+    from lobule.api import evaluate, scan, train
     from lobule.bundles import MODEL, read_bundle
-    from lobule.verbs import evaluate, scan, train
 
     bundle, results = place / "bundle", place / "results"
     learners = cohort.where(lambda case: case.split != split)

@@ -18,7 +18,7 @@ from torchvision.models import squeezenet1_1
 
 from lobule.bundles import read_bundle
 from lobule.cli import ABOUT, COMMANDS
-from lobule.cli.frame import LazyGroup, run
+from lobule.cli.base import LazyGroup, run
 from lobule.nets.four_view import ViewWise
 from lobule.nets.gmic import Gmic
 from lobule.phantoms.phantom import SlidePhantom

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lobule.cli import ABOUT, COMMANDS
-from lobule.cli.frame import Command, LazyGroup
+from lobule.cli.base import Command, LazyGroup
 from tests.cli.conftest import Lobule
 
 SMALLER = {"lobule demo": ["--side", "1024"]}

@@ -15,7 +15,7 @@ from lobule.bundles import read_bundle
 from lobule.results import open_results
 from lobule.stitch import State
 from tests.cli.conftest import Lobule
-from tests.engines.support import write_slide
+from tests.scanning.support import write_slide
 
 Tensors = dict[str, Tensor]
 PUBLISHED_NUMBERS = {1: 12_205_312, 3: 15_351_040}

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from lobule.cli import COMMANDS
-from lobule.cli.frame import Answer, LazyGroup, answers, facts, run, table
+from lobule.cli.base import Answer, LazyGroup, answers, facts, run, table
 from lobule.errors import DamagedFile, MissingMpp
 from tests.cli.conftest import Lobule
 
@@ -28,7 +28,7 @@ def test_help_loads_neither_torch_nor_numpy_nor_any_command() -> None:
     code = (
         "import sys\nfrom lobule.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"
-        "wrong = {name for name in sys.modules if name.startswith('lobule.cli.')} - {'lobule.cli.frame'}\n"
+        "wrong = {name for name in sys.modules if name.startswith('lobule.cli.')} - {'lobule.cli.base'}\n"
         "wrong |= {'torch', 'numpy', 'rich', 'PIL'}\n"
         "assert not wrong & set(sys.modules), wrong & set(sys.modules)\n"
     )

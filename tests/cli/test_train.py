@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from lobule.cli.frame import as_settings
+from lobule.api import config_of
+from lobule.cli.base import as_settings
 from lobule.cli.scan import as_bytes
 from lobule.cli.train import _printed, line_of
 from lobule.cohort import write_cohort
-from lobule.engines.train import FitProgress
 from lobule.errors import ConfigError, UsageError
 from lobule.methods.scannet import Config
-from lobule.verbs import config_of
+from lobule.training.fitting import FitProgress
 from tests.cli.conftest import Lobule
 from tests.methods.scannet.test_train import Cohort, painted
 
@@ -78,7 +78,7 @@ def test_a_training_is_given_its_memory(lobule: Lobule, monkeypatch: pytest.Monk
         asked.update(machine)
         raise ConfigError("enough is known")
 
-    monkeypatch.setattr("lobule.verbs.train", train)
+    monkeypatch.setattr("lobule.api.train", train)
     assert lobule("train", "scannet", "cohort.csv", "--out", "T", "--max-ram", "3GiB").status == 2
     assert asked["max_ram"] == 3 << 30
     assert "no memory" in lobule("train", "scannet", "cohort.csv", "--out", "T", "--max-ram", "0").err

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from lobule.api import evaluate
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Cohort
-from lobule.engines.calibrated import calibrated
 from lobule.errors import BundleError, ConfigError, Leakage, UsageError
 from lobule.evaluation.calibrate import calibrate
 from lobule.measures.calibration import fit_of
 from lobule.methods import load
 from lobule.nets.four_view import TARGETS
 from lobule.results import open_results
-from lobule.verbs import evaluate
+from lobule.scanning.calibrated import calibrated
 from tests.methods.four_view.made_exams import exams
 from tests.methods.four_view.support import bundle_of, run
 

@@ -13,7 +13,7 @@ import pytest
 
 import lobule
 from lobule.cli import ABOUT, COMMANDS
-from lobule.cli.frame import LazyGroup, run
+from lobule.cli.base import LazyGroup, run
 from lobule.cohort import Case
 from lobule.errors import ResultsError, UsageError
 from lobule.evaluation import Options, open_source

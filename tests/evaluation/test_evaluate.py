@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 import lobule
 from lobule.bundles import FORMAT, Bundle, patient_hash, read_bundle
 from lobule.cli import ABOUT, COMMANDS
-from lobule.cli.frame import LazyGroup, run
+from lobule.cli.base import LazyGroup, run
 from lobule.errors import BundleError, ConfigError, Leakage, UsageError
 from lobule.evaluation import keep_training_patients
 from lobule.evaluation.labels import plan

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lobule.engines.scan import scan
 from lobule.errors import ResultsError
 from lobule.results import describe, open_results
 from lobule.results.folder import hold
 from lobule.results.maps import MapWriter
-from tests.engines.support import (
+from lobule.scanning.scan import scan
+from tests.scanning.support import (
     BUNDLE,
     EVERYWHERE,
     SMALL,

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lobule.engines.scan import scan
 from lobule.results import describe, open_results
-from tests.engines.support import (
+from lobule.scanning.scan import scan
+from tests.scanning.support import (
     BUNDLE,
     EVERYWHERE,
     SMALL,

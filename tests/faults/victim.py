@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from lobule.engines.passes import Batch
-from lobule.engines.scan import scan
-from tests.engines.support import BUNDLE, EVERYWHERE, SMALL, MeanPredictor, TwoPassPredictor, cohort_of
+from lobule.scanning.contract import Batch
+from lobule.scanning.scan import scan
+from tests.scanning.support import BUNDLE, EVERYWHERE, SMALL, MeanPredictor, TwoPassPredictor, cohort_of
 
 PAUSE_S = 0.004
 

@@ -13,14 +13,14 @@ from sklearn.preprocessing import StandardScaler
 
 from lobule.bundles import read_bundle
 from lobule.cohort import Cohort
-from lobule.engines.passes import ScanOptions
-from lobule.engines.scan import Machine, scan
 from lobule.errors import ConfigError, ModelError
 from lobule.methods.colour import ColourPredictor, Config, TrainMachine, _fitted, colour, load, train
 from lobule.results import open_results
+from lobule.scanning.contract import ScanOptions
+from lobule.scanning.scan import Machine, scan
 from lobule.tissue import TissueConfig
-from tests.engines.support import cohort_of, pixels_of, write_slide
 from tests.methods.scannet.test_train import painted
+from tests.scanning.support import cohort_of, pixels_of, write_slide
 
 MACHINE = Machine(device="cpu", precision="float32", cells=5, readers=2, lanes=2, channels_last=True)
 FACTS = {"method": "colour", "fingerprint": "f", "classes": ["normal", "tumour"]}

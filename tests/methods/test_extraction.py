@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from lobule.cohort import Case, Cohort
-from lobule.engines.passes import ScanOptions
-from lobule.engines.scan import Machine
-from lobule.engines.tile_features import Tiling
 from lobule.errors import ConfigError, DamagedTile, ResultsError
 from lobule.features import open_features
 from lobule.geometry import Box
 from lobule.methods.extraction import Extraction, extract
 from lobule.nets.encoders import Encoder, encoder
+from lobule.scanning.contract import ScanOptions
+from lobule.scanning.scan import Machine
+from lobule.scanning.tile_features import Tiling
 from lobule.slides.slide import Slide, open_slide
-from tests.engines.support import pixels_of, write_slide
 from tests.features.foreign import read_as_trident
+from tests.scanning.support import pixels_of, write_slide
 
 TILE, MPP = 64, 0.5
 MACHINE = Machine(device="cpu", precision="float32", batch=4, readers=2, lanes=2, channels_last=True)

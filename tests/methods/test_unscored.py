@@ -13,15 +13,15 @@ from torchvision.models import squeezenet1_1
 
 from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort
-from lobule.engines.passes import Predictor, ScanOptions
-from lobule.engines.scan import Machine, ScanReport, scan
 from lobule.methods import classifier, colour, scannet
 from lobule.phantoms.phantom import SlidePhantom
 from lobule.phantoms.slides import write_slide as write_phantom
 from lobule.results import open_results
-from tests.engines.support import write_slide
+from lobule.scanning.contract import Predictor, ScanOptions
+from lobule.scanning.scan import Machine, ScanReport, scan
 from tests.methods.reverse_distillation.test_predictor import predictor_of
 from tests.methods.scannet.support import write_tiny_bundle
+from tests.scanning.support import write_slide
 
 MACHINE = Machine(device="cpu", precision="float32", readers=1, lanes=1, channels_last=True)
 FACTS = {"method": "any", "fingerprint": "f", "classes": ["normal", "tumour"]}

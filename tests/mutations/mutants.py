@@ -15,7 +15,8 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src" / "lobule"
 
 MODULES = (
-    "measures", "grid.py", "stitch.py", "results", "findings", "cohort", "tissue.py", "slides", "engines",
+    "measures", "grid.py", "stitch.py", "results", "findings", "cohort", "tissue.py", "slides",
+    "scanning", "training",
     "nets", "bundles.py", "annotations",
 )  # fmt: skip
 """Files and folders of `src/lobule` that the campaign covers."""

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from lobule.phantoms.images import CLASSES, write_images
-from tests.engines.support import write_slide
 from tests.methods.rakhlin.support import painted
+from tests.scanning.support import write_slide
 
 SCRIPT = Path(__file__).parents[2] / "runs" / "bach_rakhlin.sh"
 SMALL = {

@@ -11,9 +11,9 @@ import pytest
 
 from lobule.phantoms.phantom import SlidePhantom
 from lobule.phantoms.slides import write_slide
-from tests.engines.support import tree
-from tests.engines.test_reproducible import write_resnet
 from tests.methods.scannet.support import write_tiny_bundle
+from tests.scanning.support import tree
+from tests.scanning.test_reproducible import write_resnet
 
 RUNS = 10
 """Scans with each of the two bundles: twenty in all."""

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from lobule.allocator import keep_freed_memory
 
         keep_freed_memory()  # before any library has threads, each with an arena of its own
-        from lobule.cli.frame import LazyGroup, run
+        from lobule.cli.base import LazyGroup, run
 
         sys.exit(run(LazyGroup("lobule", COMMANDS, help=ABOUT, version=True), arguments))
     except KeyboardInterrupt:

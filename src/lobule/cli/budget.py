@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lobule.cli.frame import Answer, answers, as_settings, facts, table
+from lobule.cli.base import Answer, answers, as_settings, facts, table
 from lobule.errors import UsageError
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lobule.cli.base import Answer, answers, facts, note, progress, table
 from lobule.cli.demo_story import METHODS, Story
-from lobule.cli.frame import Answer, answers, facts, note, progress, table
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lobule.cli.base import Answer, facts, note
 from lobule.cli.demo_story import ExamStory
-from lobule.cli.frame import Answer, facts, note
 from lobule.results.result import RESEARCH_USE
 
 EXAMS, EXAMS_LEAST = 110, 10
@@ -60,8 +60,8 @@ def demo_exams(out: str, share: float, seed: int) -> Answer:
 def generate(story: ExamStory) -> None:
     """Exams of four views with benign and malignant lesions, each outlined in both views of its breast."""
     from lobule.cohort import read_cohort
-    from lobule.engines.placement import available_cores
     from lobule.phantoms.exams import write_exams
+    from lobule.scanning.device import available_cores
 
     count = max(EXAMS_LEAST, round(EXAMS * story.share))
     manifest = write_exams(

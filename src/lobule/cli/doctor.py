@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lobule.cli.frame import Answer, answers, facts, note, table
+from lobule.cli.base import Answer, answers, facts, note, table
 
 
 @dataclass(frozen=True)

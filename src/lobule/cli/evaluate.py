@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lobule.cli.frame import Answer, answers, facts, note, table
+from lobule.cli.base import Answer, answers, facts, note, table
 from lobule.errors import UsageError
 
 RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
@@ -62,7 +62,7 @@ def command(paths: tuple[str, ...], reader_study: str | None, **asked: Any) -> A
     """
     if reader_study is not None:
         return _readers(paths, reader_study, asked)
-    from lobule.verbs import evaluate
+    from lobule.api import evaluate
 
     results, cohort = _places(paths, asked["submission"], asked["masks"])
     evaluation = evaluate(results, cohort, **asked)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.frame import Answer, answers, facts
+from lobule.cli.base import Answer, answers, facts
 from lobule.cli.scan import LAYOUTS, _shown, _terminated_like_interrupted, as_bytes, unscored_lines
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
-    from lobule.engines.scan import ScanReport
+    from lobule.scanning.scan import ScanReport
 
 
 @answers(
@@ -81,7 +81,7 @@ def command(cases: tuple[str, ...], out: str, dry_run: bool, **asked: Any) -> An
 
     Readers made for TRIDENT's or CLAM's files take them, and `lobule train chowder --set features=DIR`.
     """
-    from lobule.verbs import as_cohort
+    from lobule.api import as_cohort
 
     if not 0 < asked["mpp"] < float("inf"):
         raise UsageError(f"--mpp {asked['mpp']:g} is no resolution", expected="µm per pixel, such as 0.5")
@@ -98,8 +98,8 @@ def command(cases: tuple[str, ...], out: str, dry_run: bool, **asked: Any) -> An
 
 
 def _extract(cohort: Any, out: str, asked: dict[str, Any]) -> ScanReport:
-    from lobule.engines.cases import Progress
-    from lobule.verbs import extract_features
+    from lobule.api import extract_features
+    from lobule.scanning.cases import Progress
 
     machine = {name: asked.pop(name) for name in ("device", "precision", "readers", "batch")}
     machine["channels_last"] = LAYOUTS[asked.pop("memory_layout")]

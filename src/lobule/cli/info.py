@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.frame import Answer, answers, facts, table
+from lobule.cli.base import Answer, answers, facts, table
 from lobule.cli.picture_file import check_picture_path
 
 if TYPE_CHECKING:

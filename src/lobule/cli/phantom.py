@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from lobule.cli.base import Answer, LazyGroup, answers, progress
 from lobule.cli.cohort import describe, summary
-from lobule.cli.frame import Answer, LazyGroup, answers, progress
 from lobule.errors import UsageError
 
 PHANTOM: dict[str, tuple[str, str]] = {

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.frame import Answer, answers, as_settings, facts
+from lobule.cli.base import Answer, answers, as_settings, facts
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
-    from lobule.engines.cases import Progress
-    from lobule.engines.scan import ScanReport
+    from lobule.scanning.cases import Progress
+    from lobule.scanning.scan import ScanReport
 
 
 LAYOUTS = {"auto": None, "channels-last": True, "contiguous": False}
@@ -87,8 +87,8 @@ def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **aske
 
     Run the same command again after an interruption and it goes on where it stopped.
     """
+    from lobule.api import as_cohort
     from lobule.bundles import read_bundle
-    from lobule.verbs import as_cohort
 
     cohort = as_cohort(cases[0] if len(cases) == 1 else list(cases))
     shard, max_ram = as_shard(asked["shard"]), as_bytes(asked["max_ram"])
@@ -104,8 +104,8 @@ def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **aske
 def _scan(
     bundle: str, cohort: Any, out: str, shard: tuple[int, int] | None, max_ram: int, asked: dict[str, Any]
 ) -> ScanReport:
-    from lobule.engines.cases import Progress
-    from lobule.verbs import scan
+    from lobule.api import scan
+    from lobule.scanning.cases import Progress
 
     options: dict[str, Any] = {
         name: asked[name] for name in ("stride", "refine", "budget", "mpp", "upsample")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from lobule.cli.frame import Answer, answers, as_settings, facts
+from lobule.cli.base import Answer, answers, as_settings, facts
 from lobule.cli.scan import _duration, _terminated_like_interrupted, as_bytes
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
-    from lobule.engines.train import FitProgress
+    from lobule.training.fitting import FitProgress
 
 
 LINE_EVERY_S = 30.0
@@ -61,15 +61,15 @@ def command(
     On several GPUs or machines: torchrun --nproc-per-node 4 -m lobule train, and the rest as always; every
     process must see the slides and the bundle's folder.
     """
-    from lobule.verbs import train
+    from lobule.api import train
 
     wanted = as_settings(settings)
     wanted |= {name: asked[name] for name in ("recipe", "rounds") if asked[name] is not None}
     val = None if asked["val"] == "none" else asked["val"]
     if dry_run:
         return plan(method, cohort, out, wanted, val, asked["seed"])
-    from lobule.engines.ranks import is_first_rank
-    from lobule.engines.train import FitProgress
+    from lobule.training.distributed import is_first_rank
+    from lobule.training.fitting import FitProgress
 
     machine = {name: asked[name] for name in ("device", "precision", "workers", "processes")}
     machine["max_ram"] = as_bytes(asked["max_ram"])
@@ -92,9 +92,9 @@ def command(
 
 def plan(method: str, cohort: str, out: str, wanted: dict[str, Any], val: str | None, seed: int) -> Answer:
     """What a training would begin with; nothing is written."""
-    from lobule.engines.parts import parts_of
+    from lobule.api import as_cohort, config_of
     from lobule.methods import method_module
-    from lobule.verbs import as_cohort, config_of
+    from lobule.training.job import parts_of
 
     module = method_module(method)
     config = config_of(module.Config, wanted)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lobule.bundles import MODEL
-from lobule.engines.parts import SETTINGS
-from lobule.engines.training_log import LOG
 from lobule.errors import ResultsError
 from lobule.files import read_json
 from lobule.results.folder import hold
+from lobule.training.job import SETTINGS
+from lobule.training.training_log import LOG
 
 
 @dataclass(frozen=True)

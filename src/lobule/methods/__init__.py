@@ -15,7 +15,7 @@ from lobule.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
-    from lobule.engines.passes import Predictor
+    from lobule.scanning.contract import Predictor
 
 METHODS: dict[str, str] = {
     "scannet": "lobule.methods.scannet",
@@ -98,7 +98,7 @@ def load(bundle: Bundle, *, trust: bool = False) -> Predictor:
         ) from error
     # ScanNet applies the calibration of its cells by itself.
     if bundle.calibration and set(bundle.calibration) != {"cells"}:
-        from lobule.engines.calibrated import CalibratedPredictor
+        from lobule.scanning.calibrated import CalibratedPredictor
 
         return CalibratedPredictor(predictor, bundle.calibration)
     return predictor

@@ -20,8 +20,12 @@ from torch.nn import functional as F
 
 from lobule.bundles import Bundle, patient_hash, write_bundle
 from lobule.cohort import Case, Cohort
-from lobule.engines.parts import begun_training, parts_of
-from lobule.engines.passes import (
+from lobule.errors import ConfigError, ModelError
+from lobule.findings import components
+from lobule.grid import MapGrid, cells_by_centre
+from lobule.results.maps import MapReader
+from lobule.results.result import Result
+from lobule.scanning.contract import (
     Batch,
     EngineSettings,
     ImageSource,
@@ -31,19 +35,15 @@ from lobule.engines.passes import (
     Store,
     map_pass,
 )
-from lobule.engines.placement import largest_cells
-from lobule.engines.places import NORMAL, TUMOUR, Pool
-from lobule.engines.sample import SampleConfig, SampleStream, gather
-from lobule.engines.train import FitProgress, TrainMachine
-from lobule.errors import ConfigError, ModelError
-from lobule.findings import components
-from lobule.grid import MapGrid, cells_by_centre
-from lobule.results.maps import MapReader
-from lobule.results.result import Result
+from lobule.scanning.device import largest_cells
 from lobule.settings import as_json, only_known
 from lobule.slides.slide import open_slide
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
+from lobule.training.fitting import FitProgress, TrainMachine
+from lobule.training.job import begun_training, parts_of
+from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool
+from lobule.training.sampling import SampleConfig, SampleStream, gather
 from lobule.units import Mpp
 
 __all__ = ["ColourPredictor", "Config", "TrainMachine", "load", "train"]

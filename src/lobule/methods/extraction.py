@@ -16,19 +16,6 @@ import numpy as np
 import torch
 
 from lobule.cohort import Case, Cohort
-from lobule.engines.cases import Progress
-from lobule.engines.passes import (
-    Batch,
-    EngineSettings,
-    Fields,
-    ImageSource,
-    OpenCase,
-    Pass,
-    ScanOptions,
-    Store,
-)
-from lobule.engines.scan import Machine, ScanReport, scan
-from lobule.engines.tile_features import COLUMN, TileEncoder, Tiling, features_pass, refuse_all_failed
 from lobule.errors import ConfigError, LobuleError
 from lobule.features import FeatureManifest, TileFrame, begin_folder, write_coords, write_features
 from lobule.features.folder import ENCODER
@@ -39,6 +26,19 @@ from lobule.nets.encoders import Encoder
 from lobule.results.folder import CaseFolder, open_results
 from lobule.results.result import COMPLETE, UNSCORED, Result
 from lobule.results.tables import TableReader
+from lobule.scanning.cases import Progress
+from lobule.scanning.contract import (
+    Batch,
+    EngineSettings,
+    Fields,
+    ImageSource,
+    OpenCase,
+    Pass,
+    ScanOptions,
+    Store,
+)
+from lobule.scanning.scan import Machine, ScanReport, scan
+from lobule.scanning.tile_features import COLUMN, TileEncoder, Tiling, features_pass, refuse_all_failed
 from lobule.slides.identity import slide_fingerprint
 from lobule.slides.slide import open_slide
 from lobule.stitch import State

@@ -12,7 +12,7 @@ from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.cohort import Case, Cohort
 from lobule.features import Encoding, FeatureManifest, TileFrame, begin_folder, write_coords, write_features
 from lobule.geometry import Size
-from tests.engines.support import write_slide
+from tests.scanning.support import write_slide
 
 DIM, SIDE, MPP = 12, 16, 0.5
 COLUMNS, ROWS = 12, 8

@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from lobule.bundles import Bundle
-from lobule.engines.passes import ScanOptions
-from lobule.engines.scan import Machine, scan
-from lobule.engines.train import TrainMachine
 from lobule.methods.chowder import Config, load, train
 from lobule.methods.chowder.agreement import (
     case_note,
@@ -24,6 +21,9 @@ from lobule.methods.chowder.agreement import (
     training_notes,
 )
 from lobule.results.folder import open_results
+from lobule.scanning.contract import ScanOptions
+from lobule.scanning.scan import Machine, scan
+from lobule.training.fitting import TrainMachine
 from tests.methods.chowder.support import made_cohort
 
 MACHINE = TrainMachine(device="cpu", precision="float32")

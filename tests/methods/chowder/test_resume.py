@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lobule.cohort import Cohort
-from lobule.engines.train import FitProgress, TrainMachine
 from lobule.errors import ConfigError, ResultsError
 from lobule.methods.chowder import Config, train
+from lobule.training.fitting import FitProgress, TrainMachine
 from tests.methods.chowder.support import made_cohort, made_slide, put
 
 MACHINE = TrainMachine(device="cpu", precision="float32")

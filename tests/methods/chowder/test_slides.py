@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lobule.api import extract_features, scan
 from lobule.bundles import Bundle, read_bundle
 from lobule.cohort import Case, Cohort
-from lobule.engines.train import TrainMachine
 from lobule.errors import BundleError
 from lobule.methods.chowder import Config, load, train
 from lobule.results.folder import open_results
 from lobule.stitch import State
-from lobule.verbs import extract_features, scan
-from tests.engines.support import write_slide
+from lobule.training.fitting import TrainMachine
+from tests.scanning.support import write_slide
 
 TILE, MPP, SIDE = 64, 0.5, 256
 MACHINE = {"device": "cpu", "precision": "float32", "channels_last": True, "batch": 4, "lanes": 1}

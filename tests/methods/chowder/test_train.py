@@ -14,12 +14,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from lobule.api import config_of
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cli.scan import as_text
 from lobule.cohort import Cohort
-from lobule.engines.passes import ScanOptions
-from lobule.engines.scan import Machine, scan
-from lobule.engines.train import TrainMachine
 from lobule.errors import BundleError, ConfigError, Leakage, UsageError
 from lobule.features import open_features
 from lobule.methods import METHODS, method_module
@@ -31,8 +29,10 @@ from lobule.methods.chowder.ensemble import Ensemble, localisation_of, members_o
 from lobule.methods.chowder.fit import class_weights, fit
 from lobule.nets.mil import Chowder
 from lobule.results.folder import open_results
+from lobule.scanning.contract import ScanOptions
+from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
-from lobule.verbs import config_of
+from lobule.training.fitting import TrainMachine
 from tests.methods.chowder.support import COLUMNS, ROWS, SIDE, Made, made_cohort, made_slide, put
 
 MACHINE = TrainMachine(device="cpu", precision="float32")

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from torchvision.models import squeezenet1_1
 
 from lobule.bundles import read_bundle
-from lobule.engines.passes import ScanOptions
-from lobule.engines.scan import Machine, scan
 from lobule.errors import BundleError, ConfigError, LobuleError
 from lobule.methods.classifier import Config, convert, load, of_wsinfer
 from lobule.results import open_results
-from tests.engines.support import cohort_of, pixels_of, write_slide
+from lobule.scanning.contract import ScanOptions
+from lobule.scanning.scan import Machine, scan
+from tests.scanning.support import cohort_of, pixels_of, write_slide
 
 TILE = 80
 FACTS = {"method": "classifier", "fingerprint": "f", "classes": ["notumor", "tumor"]}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lobule.api import scan
 from lobule.bundles import Bundle, write_bundle
 from lobule.mammograms.exams import read_view
 from lobule.mammograms.views import VIEWS, right_pointing
@@ -20,7 +21,6 @@ from lobule.methods.four_view.predictor import build, weights_of
 from lobule.methods.four_view.windows import Augmentation, ViewImage, network_input, plan_exam, plan_image
 from lobule.nets.four_view import TARGETS, ViewWise
 from lobule.results import open_results
-from lobule.verbs import scan
 from tests.nets.four_view_recipe import made_tensor
 
 SMALL = Config(

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from lobule.bundles import read_bundle
 from lobule.cohort import Cohort
-from lobule.engines.scan import Machine
 from lobule.methods.four_view import Config
 from lobule.methods.four_view.draws import (
     NEGATIVE,
@@ -35,6 +34,7 @@ from lobule.methods.four_view.stream import DrawnBatches
 from lobule.methods.four_view.windows import shrunk
 from lobule.nets.four_view import TARGETS
 from lobule.results import open_results
+from lobule.scanning.scan import Machine
 from tests.methods.four_view.made_exams import exams
 from tests.methods.four_view.support import bundle_of, nets, run
 from tests.methods.four_view.test_train import CONFIG

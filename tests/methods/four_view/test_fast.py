@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
+from lobule.api import scan_settings
 from lobule.cohort import Cohort, read_cohort
 from lobule.errors import ConfigError
 from lobule.mammograms.views import VIEWS
@@ -24,7 +25,6 @@ from lobule.nets.four_view import TARGETS
 from lobule.nets.painter import Painter
 from lobule.phantoms.exams import write_exams
 from lobule.results import open_results
-from lobule.verbs import scan_settings
 from tests.methods.four_view.support import SMALL, bundle_of, exam_by_hand, nets, run, views_of
 
 NEAR = {"atol": 1e-5, "rtol": 0}

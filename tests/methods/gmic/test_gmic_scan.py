@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from lobule.api import scan
 from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort, read_cohort
 from lobule.errors import BundleError, ConfigError
@@ -27,7 +28,6 @@ from lobule.nets.gmic import TOP_SHARES
 from lobule.phantoms.exams import write_exams
 from lobule.results import open_results
 from lobule.stitch import State
-from lobule.verbs import scan
 from tests.nets.four_view_recipe import made_net, made_tensor
 
 SMALL = Config(

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from lobule.api import config_of
 from lobule.errors import ConfigError
 from lobule.methods.rakhlin import Config
-from lobule.verbs import config_of
 
 
 def models(config: Config) -> int:

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lobule.color import augment_stains
-from lobule.engines.passes import Batch, EngineSettings
 from lobule.errors import CaseError, ConfigError
 from lobule.methods.rakhlin import crops
 from lobule.methods.rakhlin.config import Config
 from lobule.methods.rakhlin.describe import Describer, cropped, drawn, pooled, stained_by_tables
 from lobule.methods.rakhlin.encoders import Plan, build, scaled
+from lobule.scanning.contract import Batch, EngineSettings
 
 CONFIG = Config(
     encoders=("squeezenet1_1@features.3", "resnet18@layer1"), inputs=("torchvision", "caffe"), sizes=(40, 56),

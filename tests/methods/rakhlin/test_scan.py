@@ -13,8 +13,6 @@ from PIL import Image
 
 from lobule.bundles import Bundle
 from lobule.cohort import Case, Cohort
-from lobule.engines.passes import EngineSettings, ScanOptions
-from lobule.engines.scan import Machine, scan
 from lobule.errors import BundleError, ResultsError
 from lobule.geometry import Box
 from lobule.methods.rakhlin import describe, load, train, write_bach
@@ -26,9 +24,11 @@ from lobule.methods.rakhlin.forests import read_forest
 from lobule.methods.rakhlin.fusion import merged
 from lobule.methods.rakhlin.predictor import MAP, UNNORMALISED, RakhlinPredictor
 from lobule.results.folder import Results, open_results
+from lobule.scanning.contract import EngineSettings, ScanOptions
+from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
-from tests.engines.support import tree, write_slide
 from tests.methods.rakhlin.support import CONFIG, MACHINE, cohort_in, painted
+from tests.scanning.support import tree, write_slide
 
 SCANNER = Machine(device="cpu", precision="float32", channels_last=True, readers=2, lanes=2)
 

@@ -14,7 +14,6 @@ from PIL import Image
 
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Case, Cohort
-from lobule.engines.train import FitProgress
 from lobule.errors import BundleError, CaseError, ConfigError, Leakage, ResultsError
 from lobule.methods.rakhlin import Config, describe, load, parts, train
 from lobule.methods.rakhlin.boosting import BoostingConfig
@@ -22,8 +21,9 @@ from lobule.methods.rakhlin.config import BACH
 from lobule.methods.rakhlin.features import TABLE
 from lobule.methods.rakhlin.folds import folds_of, groups_of, read_folds
 from lobule.results.folder import open_results
-from tests.engines.support import tree
+from lobule.training.fitting import FitProgress
 from tests.methods.rakhlin.support import CONFIG, MACHINE, cohort_in, painted
+from tests.scanning.support import tree
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import numpy as np
 
 from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.cohort import Case
-from lobule.engines.train import TrainMachine
 from lobule.measures.calibration import Platt
 from lobule.methods.reverse_distillation import Config
 from lobule.methods.reverse_distillation.calibration import Calibration, Shared, SlideFit
 from lobule.tissue import TissueConfig
-from tests.engines.support import write_slide
+from lobule.training.fitting import TrainMachine
+from tests.scanning.support import write_slide
 
 MPP = 0.5
 WIDTH, HEIGHT, MARGIN = 900, 700, 50

@@ -13,8 +13,6 @@ import torch
 
 from lobule.bundles import read_bundle
 from lobule.cohort import Cohort
-from lobule.engines.passes import EngineSettings, ScanOptions
-from lobule.engines.scan import Machine, scan
 from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.geometry import Box
 from lobule.measures.calibration import Platt
@@ -23,9 +21,11 @@ from lobule.nets import anomaly
 from lobule.nets.reverse_distillation import Student
 from lobule.nets.teachers import teacher
 from lobule.results import open_results
+from lobule.scanning.contract import EngineSettings, ScanOptions
+from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
-from tests.engines.support import cohort_of, pixels_of, tree, write_slide
 from tests.methods.reverse_distillation.support import CALIBRATION, SMALL, TISSUE, painted
+from tests.scanning.support import cohort_of, pixels_of, tree, write_slide
 
 MACHINE = Machine(device="cpu", precision="float32", readers=2, lanes=2, channels_last=True)
 FACTS = {"method": "reverse_distillation", "fingerprint": "f", "classes": ["normal", "tumour"]}

@@ -16,10 +16,6 @@ import lobule
 from lobule.augment import NO_AUGMENTATION, AugmentConfig
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Cohort
-from lobule.engines.places import NORMAL, TUMOUR
-from lobule.engines.sample import SampleConfig, SampleStream, gather
-from lobule.engines.scan import Machine, scan
-from lobule.engines.train import FitProgress
 from lobule.errors import ConfigError, ModelError, ResultsError
 from lobule.losses import distillation_loss, focal_distillation_loss
 from lobule.methods.reverse_distillation import AnomalyPredictor, Config, load, train
@@ -29,8 +25,12 @@ from lobule.methods.reverse_distillation.predictor import ANOMALY
 from lobule.methods.reverse_distillation.train import VALIDATION
 from lobule.nets.teachers import teacher
 from lobule.results.folder import open_results
+from lobule.scanning.scan import Machine, scan
 from lobule.slides.slide import open_slide
 from lobule.stitch import State
+from lobule.training.fitting import FitProgress
+from lobule.training.patch_sampling import NORMAL, TUMOUR
+from lobule.training.sampling import SampleConfig, SampleStream, gather
 from tests.methods.reverse_distillation.support import (
     CONFIG,
     HEIGHT,
@@ -361,7 +361,7 @@ def test_weights_that_cannot_be_had_are_an_error_with_a_remedy(cohort: Cohort, t
 @pytest.mark.campaign
 def test_the_command_trains_scans_and_evaluates(cohort: Cohort, tmp_path: Path) -> None:
     from lobule.cli import ABOUT, COMMANDS
-    from lobule.cli.frame import LazyGroup, run
+    from lobule.cli.base import LazyGroup, run
     from lobule.cohort import write_cohort
 
     write_cohort(cohort, tmp_path / "cohort.csv")

@@ -12,13 +12,13 @@ import pytest
 from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.bundles import Bundle
 from lobule.cohort import Case, Cohort
-from lobule.engines.places import NORMAL, TUMOUR, find_places
-from lobule.engines.sample import gather
-from lobule.engines.train import FitProgress
 from lobule.errors import AnnotationError, ConfigError, ModelError
 from lobule.methods.scannet import train
-from tests.engines.support import write_slide
+from lobule.training.fitting import FitProgress
+from lobule.training.patch_sampling import NORMAL, TUMOUR, find_places
+from lobule.training.sampling import gather
 from tests.methods.scannet.test_train import BRIEF, MACHINE, MPP, TISSUE, painted
+from tests.scanning.support import write_slide
 
 QUICK = replace(BRIEF, rounds=0, steps=4, evaluate_every=4)
 

@@ -12,8 +12,6 @@ from scipy.special import expit, logit
 
 from lobule.bundles import Bundle, read_bundle, write_bundle
 from lobule.cohort import Cohort
-from lobule.engines.places import NEITHER, NORMAL, TUMOUR, Runs, find_places
-from lobule.engines.scan import Machine, scan
 from lobule.errors import BundleError
 from lobule.methods import load
 from lobule.methods.scannet import train
@@ -25,7 +23,9 @@ from lobule.methods.scannet.calibration import (
     fit_cells,
 )
 from lobule.results.folder import CaseFolder, open_results
+from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
+from lobule.training.patch_sampling import NEITHER, NORMAL, TUMOUR, Runs, find_places
 from tests.methods.scannet.test_train import CONFIG, MACHINE, TISSUE, painted
 
 SETTINGS = replace(CONFIG, rounds=0)

@@ -14,12 +14,12 @@ from PIL import Image
 
 from lobule.bundles import read_bundle
 from lobule.cohort import Case
-from lobule.engines.places import Pool, SlidePlaces, find_places
-from lobule.engines.scan import Machine
 from lobule.methods.scannet import DensePredictor, load
 from lobule.methods.scannet.gallery import MOST, SIDE, Mined, inline_jpeg, write_gallery
 from lobule.methods.scannet.mining import mine
+from lobule.scanning.scan import Machine
 from lobule.tissue import TissueConfig
+from lobule.training.patch_sampling import Pool, SlidePlaces, find_places
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.methods.scannet.test_train import LOOKALIKE, MPP, painted
 

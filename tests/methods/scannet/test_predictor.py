@@ -11,8 +11,6 @@ import pytest
 import torch
 
 from lobule.bundles import read_bundle
-from lobule.engines.passes import ScanOptions
-from lobule.engines.scan import Machine, scan
 from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.geometry import Lattice, Size
 from lobule.grid import MapGrid
@@ -20,9 +18,11 @@ from lobule.methods.scannet import Config, DensePredictor, load
 from lobule.nets.receptive import geometry_of
 from lobule.nets.vgg import scannet_vgg16
 from lobule.results import open_results
+from lobule.scanning.contract import ScanOptions
+from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
-from tests.engines.support import cohort_of, pixels_of, write_slide
 from tests.methods.scannet.support import write_tiny_bundle
+from tests.scanning.support import cohort_of, pixels_of, write_slide
 
 MACHINE = Machine(device="cpu", precision="float32", cells=3, readers=2, lanes=2, channels_last=True)
 FACTS = {"method": "scannet", "fingerprint": "f", "classes": ["normal", "tumour"]}
@@ -161,7 +161,7 @@ def test_a_stride_the_net_has_not_is_refused(bundle: Path, slide: Path, tmp_path
 
 
 def test_memory_decides_the_field(bundle: Path) -> None:
-    from lobule.engines.passes import EngineSettings
+    from lobule.scanning.contract import EngineSettings
 
     predictor = load(read_bundle(bundle))
     large = predictor.settle(EngineSettings(), 2 << 30, ScanOptions()).cells

@@ -10,20 +10,20 @@ import pytest
 
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Case, Cohort
-from lobule.engines.passes import ScanOptions
-from lobule.engines.places import SlidePlaces, find_places
-from lobule.engines.scan import Machine, scan
 from lobule.errors import BundleError, ConfigError
 from lobule.findings import HEATMAP_FEATURES, cell_centre, heatmap_features, non_maximum_suppression
 from lobule.methods.scannet import Config, DensePredictor, TrainMachine, forest, load, save, scoring, train
 from lobule.methods.scannet.forest import FOREST, grown
 from lobule.methods.scannet.scoring import features_of, is_tumour, learn_slide_score
 from lobule.results.folder import open_results
+from lobule.scanning.contract import ScanOptions
+from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
-from tests.engines.support import cohort_of, pixels_of, write_slide
+from lobule.training.patch_sampling import SlidePlaces, find_places
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.methods.scannet.test_train import MPP, painted
+from tests.scanning.support import cohort_of, pixels_of, write_slide
 
 MACHINE = Machine(device="cpu", precision="float32", cells=8, readers=2, lanes=2, channels_last=True)
 FACTS = {"method": "scannet", "fingerprint": "f", "classes": ["normal", "tumour"]}

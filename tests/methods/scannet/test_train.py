@@ -14,19 +14,19 @@ from sklearn.metrics import roc_auc_score
 from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Case, Cohort
-from lobule.engines.parts import parts_of
-from lobule.engines.places import NORMAL, find_places
-from lobule.engines.scan import Machine, scan
-from lobule.engines.train import FitProgress
 from lobule.errors import ConfigError, Leakage, ModelError, ResultsError
 from lobule.methods.scannet import Config, DensePredictor, TrainMachine, load, train
 from lobule.methods.scannet.mining import _apart, hard_places, joined
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.scaling import PLAIN_SCALING
 from lobule.results.folder import open_results
+from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
-from tests.engines.support import write_slide
+from lobule.training.fitting import FitProgress
+from lobule.training.job import parts_of
+from lobule.training.patch_sampling import NORMAL, find_places
+from tests.scanning.support import write_slide
 
 MPP = 0.5
 WIDTH, HEIGHT, MARGIN = 1100, 800, 60

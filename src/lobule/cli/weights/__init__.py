@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lobule.cli.frame import LazyGroup
+from lobule.cli.base import LazyGroup
 
 WEIGHTS: dict[str, tuple[str, str]] = {
     "list": ("lobule.cli.weights.list:command", "Known weights: source, licence, hash, state."),

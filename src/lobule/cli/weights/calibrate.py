@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.frame import Answer, answers, facts, table
+from lobule.cli.base import Answer, answers, facts, table
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lobule.cli.frame import Answer, answers, facts
+from lobule.cli.base import Answer, answers, facts
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:

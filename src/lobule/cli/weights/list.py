@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lobule.cli.frame import Answer, answers, facts, table
+from lobule.cli.base import Answer, answers, facts, table
 from lobule.cli.machine import weight_caches
 from lobule.cli.weights.catalog import CATALOG
 

@@ -21,10 +21,10 @@ TransMIL, and the later form of CHOWDER by its authors. Each is an entry of `MET
 of this one.
 """
 
-from lobule.engines.train import TrainMachine
 from lobule.methods.chowder.config import Config
 from lobule.methods.chowder.predictor import BagPredictor, load
 from lobule.methods.chowder.train import KINDS, train
+from lobule.training.fitting import TrainMachine
 
 SCAN_SETTINGS = ("features",)
 """What a scan may set: a folder of features to read in place of the slides."""

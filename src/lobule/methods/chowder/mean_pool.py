@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lobule.engines.train import TrainMachine
 from lobule.methods.chowder import KINDS, SCAN_SETTINGS, load, train
 from lobule.methods.chowder import Config as BagConfig
+from lobule.training.fitting import TrainMachine
 
 __all__ = ["KINDS", "SCAN_SETTINGS", "Config", "TrainMachine", "load", "train"]
 

@@ -13,19 +13,6 @@ from numpy.typing import NDArray
 
 from lobule.bundles import Bundle, plain_weights
 from lobule.cohort import Case
-from lobule.engines.passes import (
-    Batch,
-    EngineSettings,
-    Fields,
-    ImageSource,
-    OpenCase,
-    Pass,
-    ScanOptions,
-    Store,
-    TableSpec,
-    map_pass,
-)
-from lobule.engines.tile_features import PASS, TileEncoder, Tiling, features_pass, refuse_all_failed
 from lobule.errors import BundleError, ConfigError
 from lobule.features import FeatureFolder, open_features
 from lobule.findings import components
@@ -41,6 +28,19 @@ from lobule.nets.encoders import encoder
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.results.tables import TableReader
+from lobule.scanning.contract import (
+    Batch,
+    EngineSettings,
+    Fields,
+    ImageSource,
+    OpenCase,
+    Pass,
+    ScanOptions,
+    Store,
+    TableSpec,
+    map_pass,
+)
+from lobule.scanning.tile_features import PASS, TileEncoder, Tiling, features_pass, refuse_all_failed
 from lobule.slides.slide import open_slide
 from lobule.stitch import State
 from lobule.units import Mpp

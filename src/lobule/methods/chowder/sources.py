@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lobule.engines.passes import Pixels
-from lobule.engines.tile_features import COLUMN
 from lobule.errors import CaseError, ConfigError, DamagedFile
 from lobule.geometry import Box, Lattice, Size
 from lobule.methods.chowder.bags import Bag
 from lobule.results.tables import TableReader
+from lobule.scanning.contract import Pixels
+from lobule.scanning.tile_features import COLUMN
 from lobule.stitch import State
 
 PIECE_ROWS = 1024

@@ -18,9 +18,6 @@ from torch import Tensor
 from lobule.bundles import Bundle, patient_hash, write_bundle
 from lobule.cohort import Cohort
 from lobule.cohort.case import Kind
-from lobule.engines.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from lobule.engines.parts import begun_training, parts_of
-from lobule.engines.train import FitProgress, TrainMachine
 from lobule.errors import ConfigError, ResultsError
 from lobule.features import FeatureFolder, open_features
 from lobule.features.frame import to_facts
@@ -33,6 +30,9 @@ from lobule.methods.chowder.crossvalidate import cross_validate
 from lobule.methods.chowder.ensemble import Ensemble, Localisation, Told, localise, members_of, to_tensors
 from lobule.methods.chowder.fit import Fitted, Moments, fit, moments_of
 from lobule.methods.chowder.splits import hold_out
+from lobule.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from lobule.training.fitting import FitProgress, TrainMachine
+from lobule.training.job import begun_training, parts_of
 
 log = logging.getLogger("lobule.train")
 

@@ -15,7 +15,14 @@ from torch.nn import functional as F
 
 from lobule.bundles import Bundle
 from lobule.cohort import Case
-from lobule.engines.passes import (
+from lobule.errors import ConfigError, ModelError
+from lobule.findings import components
+from lobule.grid import MapGrid, share_in_cells
+from lobule.methods.classifier.config import Config
+from lobule.nets.inference import for_inference
+from lobule.results.maps import MapReader
+from lobule.results.result import Result
+from lobule.scanning.contract import (
     Batch,
     EngineSettings,
     ImageSource,
@@ -25,14 +32,7 @@ from lobule.engines.passes import (
     Store,
     map_pass,
 )
-from lobule.engines.placement import SLICE, activation_bytes, placed, slices_of
-from lobule.errors import ConfigError, ModelError
-from lobule.findings import components
-from lobule.grid import MapGrid, share_in_cells
-from lobule.methods.classifier.config import Config
-from lobule.nets.inference import for_inference
-from lobule.results.maps import MapReader
-from lobule.results.result import Result
+from lobule.scanning.device import SLICE, activation_bytes, placed, slices_of
 from lobule.slides.slide import open_slide
 from lobule.stitch import State
 

@@ -35,11 +35,11 @@ stage each view grades its own breast, so that every variant can begin with it.
 Research use only.
 """
 
-from lobule.engines.train import TrainMachine
 from lobule.methods.four_view.config import SETTABLE, Config
 from lobule.methods.four_view.convert import convert
 from lobule.methods.four_view.predictor import FourViewPredictor, load, save
 from lobule.methods.four_view.train import KINDS, train
+from lobule.training.fitting import TrainMachine
 
 __all__ = [
     "KINDS",

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from lobule.engines.train import Optimiser, Schedule
 from lobule.errors import ConfigError
 from lobule.mammograms.dicom import Pixels
 from lobule.methods.four_view.centres import window_size
@@ -15,6 +14,7 @@ from lobule.methods.four_view.patches import PATCH, STRIDE
 from lobule.methods.four_view.windows import NO_AUGMENTATION, Augmentation
 from lobule.nets.four_view import WIDTHS, Pooling
 from lobule.settings import as_json, only_known
+from lobule.training.fitting import Optimiser, Schedule
 
 Variant = Literal["view_wise", "image_wise", "side_wise", "joint"]
 Streams = Literal["nyu", "own"]

@@ -16,17 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lobule.cohort import Case, Cohort
-from lobule.engines.passes import (
-    Batch,
-    EngineSettings,
-    ImageSource,
-    OpenCase,
-    Pass,
-    ScanOptions,
-    Store,
-    TableSpec,
-)
-from lobule.engines.scan import Machine, scan
 from lobule.errors import DamagedResults
 from lobule.methods.four_view.config import Config
 from lobule.methods.four_view.crop import Window
@@ -39,6 +28,17 @@ from lobule.methods.four_view.scores import scored_rows
 from lobule.methods.four_view.streams import draw_grid
 from lobule.results.folder import Results, open_results
 from lobule.results.result import Result
+from lobule.scanning.contract import (
+    Batch,
+    EngineSettings,
+    ImageSource,
+    OpenCase,
+    Pass,
+    ScanOptions,
+    Store,
+    TableSpec,
+)
+from lobule.scanning.scan import Machine, scan
 
 
 class PatchScorer:

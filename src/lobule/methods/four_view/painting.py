@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from lobule.engines.passes import EngineSettings, Pass, Store, TableSpec, map_pass
 from lobule.errors import ModelError
 from lobule.findings import Finding, components
 from lobule.grid import MapGrid
@@ -23,6 +22,7 @@ from lobule.methods.four_view.scores import GRADES, scored_rows
 from lobule.nets.painter import CELL
 from lobule.results.maps import MapReader
 from lobule.results.tables import TableReader
+from lobule.scanning.contract import EngineSettings, Pass, Store, TableSpec, map_pass
 from lobule.stitch import State
 
 PATCHES = 8

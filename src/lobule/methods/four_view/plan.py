@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.cohort import Case
-from lobule.engines.passes import Fields, ImageSource, OpenCase, Pass, TableSpec
 from lobule.errors import BlankMammogram, LobuleError, NotAMammogram, NothingToScore
 from lobule.mammograms.exams import exam_of_files
 from lobule.mammograms.views import VIEWS, is_mirrored
@@ -19,6 +18,7 @@ from lobule.methods.four_view.images import BrokenView, ExamView, Frame, ViewCon
 from lobule.methods.four_view.patches import PatchGrid, view_for_patches
 from lobule.methods.four_view.streams import Shapes, windows_stream
 from lobule.methods.four_view.windows import ViewImage, WindowPlan, plan_exam, plan_image
+from lobule.scanning.contract import Fields, ImageSource, OpenCase, Pass, TableSpec
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ from torch.nn import functional as F
 
 from lobule.bundles import Bundle
 from lobule.cohort import Case
-from lobule.engines.passes import Batch, EngineSettings, ImageSource, OpenCase, Pass, ScanOptions, Store
-from lobule.engines.placement import activation_bytes, largest_cells, placed
 from lobule.errors import CaseError, LobuleError
 from lobule.findings import Finding
 from lobule.mammograms.views import VIEWS, angle_of
@@ -42,6 +40,8 @@ from lobule.nets.painter import CELL, Painter
 from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
 from lobule.results.tables import TableReader
+from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, Pass, ScanOptions, Store
+from lobule.scanning.device import activation_bytes, largest_cells, placed
 
 __all__ = [
     "PATCHES",

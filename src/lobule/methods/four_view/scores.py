@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lobule.engines.passes import ImageSource
 from lobule.errors import ModelError
 from lobule.findings import Finding
 from lobule.mammograms.views import VIEWS
@@ -21,6 +20,7 @@ from lobule.methods.four_view.images import BrokenView, ExamView
 from lobule.nets.four_view import TARGETS, Classifier, ImageWise
 from lobule.results.result import Result
 from lobule.results.tables import TableReader
+from lobule.scanning.contract import ImageSource
 from lobule.stitch import State
 
 SIDES = {"left": "L", "right": "R"}

@@ -20,9 +20,6 @@ from torch import Tensor, nn
 
 from lobule.bundles import Bundle
 from lobule.cohort import Cohort, Kind
-from lobule.engines.parts import Parts, begun_training, parts_of
-from lobule.engines.scan import Machine
-from lobule.engines.train import FitOptions, FitProgress, FitReport, Group, TrainMachine, fit
 from lobule.errors import ConfigError
 from lobule.methods.four_view.config import Config
 from lobule.methods.four_view.draws import (
@@ -49,6 +46,9 @@ from lobule.methods.four_view.start import Start, starting
 from lobule.methods.four_view.stream import DrawnBatches
 from lobule.nets.birads import BiradsNet
 from lobule.nets.digest import weights_digest
+from lobule.scanning.scan import Machine
+from lobule.training.fitting import FitOptions, FitProgress, FitReport, Group, TrainMachine, fit
+from lobule.training.job import Parts, begun_training, parts_of
 
 log = logging.getLogger("lobule.train")
 

@@ -33,12 +33,12 @@ Deliberate deviations
 Research use only.
 """
 
-from lobule.engines.train import TrainMachine
 from lobule.methods.rakhlin.bach import write_bach
 from lobule.methods.rakhlin.bundle import load, save
 from lobule.methods.rakhlin.config import Config
 from lobule.methods.rakhlin.predictor import RakhlinPredictor
 from lobule.methods.rakhlin.train import KINDS, parts, train
+from lobule.training.fitting import TrainMachine
 
 SCAN_SETTINGS = ("scan_augmentations", "map_augmentations", "window", "stride", "tissue_share")
 

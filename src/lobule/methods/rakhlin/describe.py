@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from lobule.cohort import Case
 from lobule.color import DensityTables, augment_stains, stain_change
-from lobule.engines.passes import Batch, EngineSettings, Pixels
-from lobule.engines.placement import activation_bytes, placed
 from lobule.errors import ConfigError
 from lobule.geometry import Box, Lattice, Size
 from lobule.methods.rakhlin.config import Config, DescriptorSet
@@ -26,6 +24,8 @@ from lobule.methods.rakhlin.crops import (
     rescaled_sides,
 )
 from lobule.methods.rakhlin.encoders import Encoder, faster, scaled
+from lobule.scanning.contract import Batch, EngineSettings, Pixels
+from lobule.scanning.device import activation_bytes, placed
 from lobule.slides.identity import slide_fingerprint
 from lobule.slides.slide import Slide
 

@@ -14,10 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from lobule.cohort import Case, Cohort
-from lobule.engines.cases import Progress
-from lobule.engines.passes import Batch, EngineSettings, ImageSource, OpenCase, Pass, ScanOptions, Store
-from lobule.engines.scan import Machine, scan
-from lobule.engines.train import FitProgress
 from lobule.errors import LobuleError
 from lobule.methods.rakhlin.config import Config, plain_name
 from lobule.methods.rakhlin.describe import Describer, image_key
@@ -25,7 +21,11 @@ from lobule.methods.rakhlin.encoders import Encoder
 from lobule.methods.rakhlin.predictor import SAMPLE, Framed, frame_of, open_image
 from lobule.results.folder import Results, open_results
 from lobule.results.result import Result
+from lobule.scanning.cases import Progress
+from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, Pass, ScanOptions, Store
+from lobule.scanning.scan import Machine, scan
 from lobule.slides.slide import Slide
+from lobule.training.fitting import FitProgress
 
 FORMAT = 1
 """Part of the key of every cache; raised whenever descriptors would come out otherwise."""

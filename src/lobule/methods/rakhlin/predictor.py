@@ -11,18 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from lobule.cohort import Case
-from lobule.engines.passes import (
-    Batch,
-    EngineSettings,
-    Fields,
-    ImageSource,
-    OpenCase,
-    Pass,
-    ScanOptions,
-    Store,
-    TableSpec,
-    map_pass,
-)
 from lobule.errors import CaseError
 from lobule.findings import components
 from lobule.geometry import Box, Lattice
@@ -35,6 +23,18 @@ from lobule.methods.rakhlin.fusion import merged
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.results.tables import TableReader
+from lobule.scanning.contract import (
+    Batch,
+    EngineSettings,
+    Fields,
+    ImageSource,
+    OpenCase,
+    Pass,
+    ScanOptions,
+    Store,
+    TableSpec,
+    map_pass,
+)
 from lobule.slides.slide import Slide, open_slide
 from lobule.stitch import State
 from lobule.tissue import TissueConfig, find_tissue

@@ -21,9 +21,6 @@ from numpy.typing import NDArray
 
 from lobule.bundles import Bundle
 from lobule.cohort import Cohort, Kind
-from lobule.engines.parts import Parts, begun_training, parts_of
-from lobule.engines.scan import Machine
-from lobule.engines.train import FitProgress, TrainMachine
 from lobule.errors import BundleError, CaseError, ConfigError
 from lobule.files import make_folder, read_json, write_json, write_text
 from lobule.methods.rakhlin.boosting import BoostingConfig, boost, data_parameters
@@ -36,7 +33,10 @@ from lobule.methods.rakhlin.folds import folds_of, write_folds
 from lobule.methods.rakhlin.forests import read_forest, read_forest_file, text_name
 from lobule.methods.rakhlin.report import HeldOut, calibrated, report, write_predictions
 from lobule.methods.rakhlin.trees import BoostedTrees
+from lobule.scanning.scan import Machine
 from lobule.tissue import TissueConfig
+from lobule.training.fitting import FitProgress, TrainMachine
+from lobule.training.job import Parts, begun_training, parts_of
 
 log = logging.getLogger("lobule.train")
 

@@ -28,10 +28,10 @@ What differs from the paper, on purpose:
 - The last batch of an epoch runs on into the next.
 """
 
-from lobule.engines.train import TrainMachine
 from lobule.methods.reverse_distillation.config import SCAN_SETTINGS, Config
 from lobule.methods.reverse_distillation.convert import convert
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, load, save
 from lobule.methods.reverse_distillation.train import train
+from lobule.training.fitting import TrainMachine
 
 __all__ = ["SCAN_SETTINGS", "AnomalyPredictor", "Config", "TrainMachine", "convert", "load", "save", "train"]

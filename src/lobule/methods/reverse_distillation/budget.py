@@ -13,8 +13,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.engines.places import NORMAL, TUMOUR, Listed, Points, Pool, SlidePlaces
 from lobule.methods.reverse_distillation.config import Config
+from lobule.training.patch_sampling import NORMAL, TUMOUR, Listed, Points, Pool, SlidePlaces
 
 BUDGET = 0xB0D6E7
 """Sets the choice of slides and places apart from other uses of the seed."""

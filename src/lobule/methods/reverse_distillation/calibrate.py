@@ -16,11 +16,6 @@ from numpy.typing import NDArray
 
 from lobule.cohort import Cohort
 from lobule.cohort.labels import polarity
-from lobule.engines.passes import ScanOptions
-from lobule.engines.places import NORMAL, TUMOUR, Pool, SlidePlaces
-from lobule.engines.sample import Samples, SampleStream
-from lobule.engines.scan import Machine, scan
-from lobule.engines.train import TrainMachine
 from lobule.errors import ConfigError
 from lobule.geometry import Box
 from lobule.measures.calibration import Platt
@@ -37,8 +32,13 @@ from lobule.methods.reverse_distillation.calibration import (
 from lobule.methods.reverse_distillation.config import Config, Form
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor
 from lobule.results.folder import open_results
+from lobule.scanning.contract import ScanOptions
+from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
+from lobule.training.fitting import TrainMachine
+from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool, SlidePlaces
+from lobule.training.sampling import Samples, SampleStream
 
 FIELDS, PATCHES = 6, 2
 """Fields, and how many patches a side they hold, on which the shared form is compared with the exact one."""

@@ -16,17 +16,6 @@ from torch.nn import functional
 
 from lobule.bundles import Bundle, patient_hash, write_bundle
 from lobule.cohort import Case
-from lobule.engines.passes import (
-    Batch,
-    EngineSettings,
-    ImageSource,
-    OpenCase,
-    Pass,
-    ScanOptions,
-    Store,
-    map_pass,
-)
-from lobule.engines.placement import activation_bytes, largest_cells, placed
 from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.findings import Finding, cell_centre, components, non_maximum_suppression
 from lobule.grid import Cells, MapGrid, cells_by_centre
@@ -38,6 +27,17 @@ from lobule.nets.scaling import InputScaling
 from lobule.nets.teachers import Teacher, teacher
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
+from lobule.scanning.contract import (
+    Batch,
+    EngineSettings,
+    ImageSource,
+    OpenCase,
+    Pass,
+    ScanOptions,
+    Store,
+    map_pass,
+)
+from lobule.scanning.device import activation_bytes, largest_cells, placed
 from lobule.slides.slide import open_slide
 from lobule.stitch import State
 from lobule.units import Mpp

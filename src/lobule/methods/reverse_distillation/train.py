@@ -16,10 +16,6 @@ from torch import Tensor, nn
 from lobule.augment import NO_AUGMENTATION
 from lobule.bundles import Bundle, plain_weights
 from lobule.cohort import Cohort
-from lobule.engines.parts import Parts, begun_training, parts_of
-from lobule.engines.places import NORMAL, TUMOUR, Pool
-from lobule.engines.sample import SampleConfig, Samples, SampleStream, gather
-from lobule.engines.train import FitOptions, FitProgress, FitReport, Group, TrainMachine, fit
 from lobule.errors import ConfigError
 from lobule.files import fingerprint
 from lobule.losses import distillation_loss, focal_distillation_loss
@@ -30,6 +26,10 @@ from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, imag
 from lobule.nets.reverse_distillation import Student
 from lobule.nets.teachers import ChannelStatistics, Teacher, load_teacher_weights, teacher
 from lobule.tissue import TissueConfig
+from lobule.training.fitting import FitOptions, FitProgress, FitReport, Group, TrainMachine, fit
+from lobule.training.job import Parts, begun_training, parts_of
+from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool
+from lobule.training.sampling import SampleConfig, Samples, SampleStream, gather
 
 log = logging.getLogger("lobule.train")
 

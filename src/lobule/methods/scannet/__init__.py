@@ -21,10 +21,10 @@ What differs from the paper, on purpose:
 - Each sample has a generator of its own, not each worker, so that the number of workers changes nothing.
 """
 
-from lobule.engines.train import TrainMachine
 from lobule.methods.scannet.config import Config
 from lobule.methods.scannet.predictor import DensePredictor, load, save
 from lobule.methods.scannet.train import train
+from lobule.training.fitting import TrainMachine
 
 SCAN_SETTINGS = ("findings", "threshold", "opening", "min_cells", "nms_radius", "refine_above", "slide_score")
 """How a map is read, which a scan may decide anew."""

@@ -15,16 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
 from lobule.cohort import Cohort
-from lobule.engines.passes import Predictor, ScanOptions
-from lobule.engines.places import NEITHER, TUMOUR, SlidePlaces
-from lobule.engines.scan import Machine, scan
 from lobule.errors import BundleError
 from lobule.files import read_json, write_json
 from lobule.measures.calibration import Platt, fit_platt, reliability
 from lobule.results.folder import open_results
 from lobule.results.maps import MapReader
+from lobule.scanning.contract import Predictor, ScanOptions
+from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
+from lobule.training.patch_sampling import NEITHER, TUMOUR, SlidePlaces
 
 Floats = NDArray[np.float64]
 

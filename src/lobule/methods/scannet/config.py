@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from lobule.augment import AugmentConfig
-from lobule.engines.train import Schedule
 from lobule.errors import ConfigError
 from lobule.settings import as_json, only_known
+from lobule.training.fitting import Schedule
 
 FindingsBy = Literal["components", "nms"]
 SlideScore = Literal["max", "forest"]

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from lobule.color import RGB
-from lobule.engines.places import SlidePlaces
 from lobule.errors import LobuleError
 from lobule.files import write_text
 from lobule.geometry import Box
 from lobule.results.result import RESEARCH_USE
+from lobule.training.patch_sampling import SlidePlaces
 
 MOST = 240
 """Places shown, the highest scores first; a page of them is about two megabytes."""

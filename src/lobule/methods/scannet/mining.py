@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from lobule.cohort import Cohort
-from lobule.engines.passes import ScanOptions
-from lobule.engines.places import NORMAL, Points, Pool, SlidePlaces
-from lobule.engines.scan import Machine, scan
 from lobule.files import read_json, write_json
 from lobule.methods.scannet.gallery import Mined, write_gallery
 from lobule.methods.scannet.predictor import DensePredictor
 from lobule.results.folder import CaseFolder, open_results
 from lobule.results.maps import MapReader
+from lobule.scanning.contract import ScanOptions
+from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
+from lobule.training.patch_sampling import NORMAL, Points, Pool, SlidePlaces
 
 FOOLED = 0.5
 """A normal cell with a score above it is a hard place."""

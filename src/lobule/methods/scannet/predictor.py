@@ -14,17 +14,6 @@ from torch import nn
 
 from lobule.bundles import Bundle, patient_hash, write_bundle
 from lobule.cohort import Case
-from lobule.engines.passes import (
-    Batch,
-    EngineSettings,
-    ImageSource,
-    OpenCase,
-    Pass,
-    ScanOptions,
-    Store,
-    map_pass,
-)
-from lobule.engines.placement import activation_bytes, largest_cells, placed
 from lobule.errors import ConfigError, ModelError
 from lobule.findings import Finding, cell_centre, components, non_maximum_suppression
 from lobule.grid import Cells, MapGrid, cells_by_centre
@@ -38,6 +27,17 @@ from lobule.nets.receptive import geometry_of
 from lobule.nets.scaling import InputScaling
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
+from lobule.scanning.contract import (
+    Batch,
+    EngineSettings,
+    ImageSource,
+    OpenCase,
+    Pass,
+    ScanOptions,
+    Store,
+    map_pass,
+)
+from lobule.scanning.device import activation_bytes, largest_cells, placed
 from lobule.slides.slide import open_slide
 from lobule.stitch import Scores, State, States, overlay, reduce_map
 from lobule.units import Mpp

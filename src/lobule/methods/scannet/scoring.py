@@ -12,14 +12,14 @@ import numpy as np
 
 from lobule.cohort import Cohort
 from lobule.cohort.labels import polarity
-from lobule.engines.passes import ScanOptions
-from lobule.engines.places import TUMOUR, SlidePlaces
-from lobule.engines.scan import Machine, scan
 from lobule.files import read_json, write_json
 from lobule.methods.scannet.forest import CrossFitted, Floats, cross_fitted, map_features, too_few
 from lobule.methods.scannet.predictor import DensePredictor, analysed_map
 from lobule.results.folder import open_results
+from lobule.scanning.contract import ScanOptions
+from lobule.scanning.scan import Machine, scan
 from lobule.tissue import TissueConfig
+from lobule.training.patch_sampling import TUMOUR, SlidePlaces
 
 KEPT = "slide_score.json"
 

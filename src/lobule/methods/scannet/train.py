@@ -17,12 +17,6 @@ from torch import Tensor, nn
 from lobule.augment import NO_AUGMENTATION
 from lobule.bundles import Bundle, plain_weights, read_bundle
 from lobule.cohort import Cohort
-from lobule.engines.parts import Parts, begun_training, parts_of
-from lobule.engines.places import NORMAL, TUMOUR, Points, Pool
-from lobule.engines.ranks import Ranks, joined_ranks
-from lobule.engines.sample import SampleConfig, Samples, SampleStream, gather
-from lobule.engines.scan import Machine
-from lobule.engines.train import FitOptions, FitProgress, FitReport, Group, TrainMachine, fit
 from lobule.errors import ConfigError
 from lobule.files import fingerprint, make_folder
 from lobule.methods.scannet.calibration import CellCalibration, calibrate_cells
@@ -34,7 +28,13 @@ from lobule.nets.backbones import BACKBONES, load_trunk
 from lobule.nets.digest import weights_digest
 from lobule.nets.receptive import geometry_of
 from lobule.nets.scaling import PLAIN_SCALING, InputScaling
+from lobule.scanning.scan import Machine
 from lobule.tissue import TissueConfig
+from lobule.training.distributed import Ranks, joined_ranks
+from lobule.training.fitting import FitOptions, FitProgress, FitReport, Group, TrainMachine, fit
+from lobule.training.job import Parts, begun_training, parts_of
+from lobule.training.patch_sampling import NORMAL, TUMOUR, Points, Pool
+from lobule.training.sampling import SampleConfig, Samples, SampleStream, gather
 
 log = logging.getLogger("lobule.train")
 

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from lobule.bundles import Bundle
 from lobule.cohort import Case
-from lobule.engines.passes import Batch, EngineSettings, ImageSource, OpenCase, Pass, ScanOptions, Store
-from lobule.engines.placement import activation_bytes, largest_cells, placed
 from lobule.errors import CaseError, ModelError
 from lobule.findings import Finding
 from lobule.geometry import Box
@@ -31,6 +29,8 @@ from lobule.nets.gmic import Gmic
 from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
 from lobule.results.tables import TableReader
+from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, Pass, ScanOptions, Store
+from lobule.scanning.device import activation_bytes, largest_cells, placed
 
 HEADROOM = 2.0
 BATCH_ON_GPU = 4

@@ -1,1 +1,0 @@
-"""Engines: overlap reading, computing and writing, whatever the method."""

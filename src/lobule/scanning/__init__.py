@@ -1,0 +1,1 @@
+"""The scanner: the contract with methods, open cases, the pipeline, stores and devices."""

@@ -1,0 +1,251 @@
+"""Where and how the model runs: device, precision and lanes, chosen by a measurement at the start."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lobule.errors import ConfigError, ModelError
+from lobule.nets.fused import can_fuse, fuse
+from lobule.scanning.contract import EngineSettings, Predictor, ScanOptions
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+MARGIN = 0.9
+"""Factor on the measured rate of every form but the default one, so that noise alone does not decide."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the measurement at the start found; kept in `run.json`, since times are no result."""
+
+    fields_per_s: dict[str, float]
+    difference: float | None
+    """Largest difference of a score between the chosen precision and float32."""
+    chosen: str
+
+    def sentence(self) -> str:
+        rates = ", ".join(f"{name} {rate:.3g}" for name, rate in self.fields_per_s.items())
+        if self.difference is None or self.chosen.startswith("float32"):
+            return f"{self.chosen} (fields/s a lane: {rates})"
+        cost = f"scores differ from float32 by at most {self.difference:.1e}"
+        return f"{self.chosen}: {cost} (fields/s a lane: {rates})"
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:  # no such call on this system
+        return max(1, os.cpu_count() or 1)
+
+
+def choose_device(wanted: str = "auto") -> str:
+    """The device of a scan: CUDA, then Apple's, then the CPU; or the one that was asked for."""
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return "cuda:0"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"the device '{wanted}' cannot be used",
+            found=str(error).splitlines()[0],
+            remedy="See `lobule doctor`",
+        ) from error
+    return wanted
+
+
+def lanes_for(device: str, cores: int) -> tuple[int, int]:
+    """Batches in the model at once, and the threads of each.
+
+    On a CPU every core (up to eight lanes) works on a batch of its own, so none waits at a barrier; on a
+    GPU two lanes keep one batch computing while the next is copied.
+    """
+    if device != "cpu":
+        return 2, 1
+    lanes = min(cores, 8)
+    return lanes, max(1, cores // lanes)
+
+
+SLICE = 8
+"""Tiles that a core computes at once: more no longer fit its cache, fewer leave its vectors unfilled."""
+
+
+def slices_of(pixels: torch.Tensor, engine: EngineSettings) -> Sequence[torch.Tensor]:
+    """A batch of tiles in the parts that are computed at once; on a GPU all of it is one."""
+    return pixels.split(SLICE) if engine.device == "cpu" else (pixels,)
+
+
+def placed(module: nn.Module, engine: EngineSettings) -> nn.Module:
+    """A copy of a module on its device in its precision, ready for inference.
+
+    On a CPU what is traced of it is fused, and the weights are laid out once.
+    """
+    with torch.no_grad():  # without, the copy of a compiled module hangs on the original's gradients
+        copied = copy.deepcopy(module).eval()
+    for parameter in copied.parameters():  # a compiled module has no `requires_grad_` of its own
+        parameter.requires_grad_(False)
+    dtype = torch.bfloat16 if engine.precision == "bfloat16" else torch.float32
+    memory = torch.channels_last if engine.channels_last else torch.contiguous_format
+    ready: nn.Module = copied.to(device=engine.device, dtype=dtype, memory_format=memory)  # type: ignore[call-overload]
+    fusible = engine.device == "cpu" and engine.channels_last and dtype == torch.float32
+    return fuse(ready) if fusible and can_fuse() else ready
+
+
+def measure(
+    predictor: Predictor,
+    engine: EngineSettings,
+    options: ScanOptions,
+    precision: str = "auto",
+    channels_last: bool | None = None,
+) -> tuple[EngineSettings, Measured]:
+    """Place the model in the fastest of the forms it may take, and say what that costs in score.
+
+    float32 with channels last is the default: another form must be faster by a margin to be chosen.
+    """
+    forms = possible_forms(engine, precision, channels_last)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(engine.lane_threads)
+    rates: dict[str, float] = {}
+    outputs: dict[str, dict[str, torch.Tensor]] = {}
+    try:
+        for form in forms:
+            predictor.place(form, options)
+            try:
+                rates[_name(form)], outputs[_name(form)] = _rate(predictor, form, options)
+            except RuntimeError:
+                # a compiled model may know float32 alone; that is no failure where nobody asked for more
+                if precision != "auto" or form.precision == "float32":
+                    raise
+    except RuntimeError as error:
+        raise ModelError("the model cannot run at all", found=str(error)) from error
+    finally:
+        torch.set_num_threads(threads)
+    best = max(
+        (form for form in forms if _name(form) in rates),
+        key=lambda form: rates[_name(form)] * (1.0 if _is_default(form) else MARGIN),
+    )
+    if best is not forms[-1]:  # the last form tried is in its place
+        predictor.place(best, options)
+    exact = next((outputs[_name(f)] for f in forms if f.precision == "float32"), None)
+    return best, Measured(
+        rates, None if exact is None else _difference(exact, outputs[_name(best)]), _name(best)
+    )
+
+
+def possible_forms(
+    engine: EngineSettings, precision: str = "auto", channels_last: bool | None = None
+) -> list[EngineSettings]:
+    """The engine settings in every precision and memory layout that the user and the device allow."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"no precision '{precision}'", expected=", ".join(PRECISIONS))
+    forms = [replace(engine, precision=p, channels_last=c) for p, c in _forms(engine, precision)]
+    if channels_last is not None:
+        forms = list(dict.fromkeys(replace(form, channels_last=channels_last) for form in forms))
+    return forms
+
+
+def _is_default(form: EngineSettings) -> bool:
+    return form.precision == "float32" and form.channels_last
+
+
+def _forms(engine: EngineSettings, precision: str) -> list[tuple[str, bool]]:
+    forms = []
+    if precision in ("auto", "float32"):
+        forms += [("float32", True)] if engine.device != "cpu" else [("float32", False), ("float32", True)]
+    if precision == "bfloat16" or (precision == "auto" and _has_bfloat16(engine.device)):
+        forms.append(("bfloat16", True))
+    return forms
+
+
+def _has_bfloat16(device: str) -> bool:
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "cpu":
+        # without matrix units, bfloat16 on a CPU is emulated and slower than float32
+        check: Callable[[], bool] | None = getattr(torch.cpu, "_is_amx_tile_supported", None)
+        return bool(check and check())
+    return False
+
+
+def _name(engine: EngineSettings) -> str:
+    return engine.precision + (" channels-last" if engine.channels_last else "")
+
+
+def _rate(
+    predictor: Predictor, engine: EngineSettings, options: ScanOptions, seconds: float = 0.4
+) -> tuple[float, dict[str, torch.Tensor]]:
+    name, batch = predictor.sample(engine, options)
+    with torch.inference_mode():
+        outputs = predictor.forward(name, batch)
+        best, began = float("inf"), time.perf_counter()
+        while time.perf_counter() - began < seconds or best == float("inf"):
+            _wait(engine.device)
+            start = time.perf_counter()
+            predictor.forward(name, batch)
+            _wait(engine.device)
+            best = min(best, time.perf_counter() - start)
+    return len(batch.pixels) / best, {key: value.float().cpu() for key, value in outputs.items()}
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def _difference(exact: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float | None:
+    difference = max(float((exact[key] - other[key]).abs().max()) for key in exact)
+    return difference if math.isfinite(difference) else None
+
+
+def activation_bytes(module: nn.Module, height: int, width: int, channels: int = 3) -> int:
+    """Bytes of activations that one float32 field of a size needs at its largest moment.
+
+    Measured without computing: the module runs on the meta device, and for every leaf the inputs and
+    outputs alive at that moment are counted.
+    """
+    shadow = copy.deepcopy(module).to("meta").eval()
+    peak = 0
+
+    def count(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal peak
+        tensors = [t for t in (*inputs, output) if isinstance(t, torch.Tensor)]
+        peak = max(peak, sum(t.numel() * t.element_size() for t in tensors))
+
+    hooks = [leaf.register_forward_hook(count) for leaf in shadow.modules() if not list(leaf.children())]
+    try:
+        with torch.inference_mode():
+            shadow(torch.empty(1, channels, height, width, device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return peak
+
+
+def largest_cells(
+    needs: Callable[[int], int], room: int, *, preferred: int, smallest: int = 1, what: str = "field"
+) -> int:
+    """The most cells a side, up to `preferred`, whose field needs no more than `room` bytes."""
+    if needs(preferred) <= room:
+        return preferred
+    low, high = smallest, preferred
+    if needs(smallest) > room:
+        raise ConfigError(
+            f"the smallest {what} does not fit under the memory ceiling",
+            expected=f"at least {needs(smallest) / 2**30:.2g} GiB a lane",
+            found=f"{room / 2**30:.2g} GiB",
+            remedy="Raise --max-ram",
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if needs(middle) <= room else (low, middle)
+    return low

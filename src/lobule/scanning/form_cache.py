@@ -1,0 +1,165 @@
+"""The form in which a model runs fastest (precision and memory layout), remembered per machine and model.
+
+Measuring twice may give two answers, and the last bits of every score depend on the answer. The first answer
+is therefore stored in the user's cache folder, and later scans in fresh folders follow it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lobule import __version__
+from lobule.errors import LobuleError
+from lobule.files import read_json, write_json
+from lobule.scanning.contract import EngineSettings
+
+log = logging.getLogger("lobule.scan")
+
+FOLDER_VARIABLE = "LOBULE_CACHE"
+"""Environment variable that names the cache folder; without it, `lobule` in the user's cache folder."""
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CachedForm:
+    """A precision and a memory layout, with the measurement that chose them."""
+
+    precision: str
+    channels_last: bool
+    measurement: Mapping[str, Any]
+
+
+def cache_folder() -> Path:
+    """The folder of Lobule's caches: `$LOBULE_CACHE`, `$XDG_CACHE_HOME/lobule` or `~/.cache/lobule`."""
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "lobule"
+
+
+def cache_key(
+    bundle: Mapping[str, Any],
+    engine: EngineSettings,
+    options: Mapping[str, Any],
+    precision: str,
+    channels_last: bool | None,
+) -> dict[str, Any]:
+    """Everything that a choice depends on.
+
+    `engine` carries the batch, the field size and the threads; `precision` and `channels_last` are what the
+    user asked for.
+    """
+    return {
+        "format": FORMAT,
+        "bundle": {name: bundle.get(name) for name in ("method", "fingerprint")},
+        "options": {name: options.get(name) for name in ("stride", "refine", "settings")},
+        "precision": precision,
+        "channels_last": channels_last,
+        "batch": engine.batch,
+        "cells": engine.cells,
+        "lanes": engine.lanes,
+        "lane_threads": engine.lane_threads,
+        "processor": processor_model(),
+        "device": device_model(engine.device),
+        "lobule": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def processor_model() -> str:
+    """The processor's model, and the vector instructions that torch uses on it."""
+    model = platform.processor() or platform.machine()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def device_model(device: str) -> str:
+    """The kind of a device; cards of one model are the same."""
+    if device.startswith("cuda"):
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    return device
+
+
+def cached_form(key: Mapping[str, Any]) -> CachedForm | None:
+    """The form stored for a key. A damaged or unreadable entry counts as none, with a note in the log."""
+    try:
+        path = _path_of(key)
+        return _read(path) if path.exists() else None
+    except (OSError, LobuleError, RuntimeError, ValueError) as error:
+        log.warning("The cached choice of precision and layout cannot be used and is ignored: %s", error)
+        return None
+
+
+def store_form(key: Mapping[str, Any], form: CachedForm) -> CachedForm:
+    """Store a form and return the one to use: another process may have stored its own first."""
+    try:
+        path = _path_of(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_suffix(".lock")):
+            with suppress(OSError, LobuleError, ValueError):  # a damaged entry is replaced
+                if path.exists():
+                    return _read(path)
+            entry = {
+                "precision": form.precision,
+                "channels_last": form.channels_last,
+                "measurement": dict(form.measurement),
+                "key": dict(key),
+            }
+            write_json(path, entry)
+    except (OSError, LobuleError, RuntimeError) as error:
+        log.warning(
+            "The choice of precision and layout cannot be cached: %s. Give --precision and --layout to get "
+            "the same bytes from every run", error,
+        )  # fmt: skip
+    return form
+
+
+def _path_of(key: Mapping[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+    return cache_folder() / "forms" / f"{digest[:32]}.json"
+
+
+def _read(path: Path) -> CachedForm:
+    entry = read_json(path)
+    try:
+        form = CachedForm(entry["precision"], entry["channels_last"], dict(entry["measurement"]))
+        rates = form.measurement["fields_per_s"].values()
+        sound = (
+            form.precision in ("float32", "bfloat16")
+            and isinstance(form.channels_last, bool)
+            and all(math.isfinite(rate) for rate in rates)
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    if not sound:
+        raise ValueError(f"{path} is damaged: it names no precision and layout")
+    return form
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time, so that of two that choose together the second reads what the first wrote."""
+    with path.open("a") as file:
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system: the last writer wins
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

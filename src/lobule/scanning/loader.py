@@ -1,0 +1,87 @@
+"""Reading: the fields of a batch become arrays; a field that cannot be read costs itself only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.scanning.contract import Fields, ImageSource, Pass, Pixels
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedBatch:
+    """A batch as read: always `size` slots, of which the first `len(rows)` are fields of the pass."""
+
+    rows: NDArray[np.int64]
+    pixels: Pixels
+    """(size, height, width, channels)."""
+    channels: Mapping[str, Pixels]
+    params: Mapping[str, NDArray[np.generic]]
+    failures: Mapping[int, str]
+    """Row of the pass → why its field could not be read."""
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.pixels.nbytes + sum(array.nbytes for array in self.channels.values()))
+
+
+def batches_of(fields: Fields, size: int) -> list[NDArray[np.int64]]:
+    """Rows of a pass in batches of one shape each: fixed by the pass alone, whatever is already done."""
+    if len(fields) == 0:
+        return []
+    shapes, bucket = np.unique(fields.shapes(), axis=0, return_inverse=True)
+    first = [int(np.argmax(bucket.ravel() == index)) for index in range(len(shapes))]
+    out = []
+    for index in np.argsort(first):
+        rows = np.flatnonzero(bucket.ravel() == index)
+        out += [rows[start : start + size] for start in range(0, len(rows), size)]
+    return out
+
+
+def load_batch(
+    pass_: Pass, images: Mapping[str, ImageSource], rows: NDArray[np.int64], size: int
+) -> LoadedBatch:
+    """Read the fields of one batch; short batches are padded, so that every batch has one shape."""
+    fields = pass_.fields
+    failures: dict[int, str] = {}
+    pixels: Pixels | None = None
+    channels: dict[str, Pixels] = {}
+    for slot, row in enumerate(int(row) for row in rows):
+        try:
+            field_pixels = images[fields.image_of(row)].read_lattice(fields.lattice_of(row), fields.box(row))
+            extra = {
+                name: source.read_lattice(fields.lattice_of(row), fields.box(row))
+                for name, source in pass_.channels.items()
+            }
+        except Exception as error:  # whatever a reader raises, it costs this field and is recorded
+            failures[row] = cause_of(error)
+            continue
+        if pixels is None:
+            pixels = np.full((size, *field_pixels.shape), _blank(field_pixels), field_pixels.dtype)
+            channels = {name: np.zeros((size, *a.shape), a.dtype) for name, a in extra.items()}
+        pixels[slot] = field_pixels
+        for name, array in extra.items():
+            channels[name][slot] = array
+    if pixels is None:  # nothing of the batch could be read: there is nothing to compute
+        pixels = np.empty((0, 0, 0, 0), np.uint8)
+    params = {name: _padded(values[rows], size) for name, values in fields.params.items()}
+    return LoadedBatch(rows, pixels, channels, params, failures)
+
+
+def cause_of(error: BaseException) -> str:
+    text = str(error) or "no message"
+    return text if type(error).__module__.startswith("lobule.") else f"{type(error).__name__}: {text}"
+
+
+def _blank(pixels: Pixels) -> int:
+    return 255 if pixels.dtype == np.uint8 else 0
+
+
+def _padded(values: NDArray[np.generic], size: int) -> NDArray[np.generic]:
+    if len(values) == size:
+        return values
+    fill = np.repeat(values[-1:], size - len(values), axis=0)
+    return np.concatenate([values, fill])

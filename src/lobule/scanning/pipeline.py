@@ -1,0 +1,292 @@
+"""The pipeline: reading threads, model lanes and one writer, over bounded queues that flow across cases.
+
+Every thread of a lane runs its own batch with its own few cores: there is no barrier at which cores wait
+for each other, and reading fills whatever the model leaves. A pass that is ahead in line is read first, so
+a case ends before the next begins to matter.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lobule.errors import LobuleError, ModelError
+from lobule.scanning.contract import Batch, EngineSettings, ImageSource, Pass, Predictor
+from lobule.scanning.loader import LoadedBatch, batches_of, load_batch
+from lobule.scanning.stores import Sink
+
+
+class Stopped(Exception):
+    """The scan was asked to stop; what is written stays."""
+
+
+@dataclass
+class Counters:
+    """What the pipeline has done so far; read by the progress display, never by the computation."""
+
+    fields_done: int = 0
+    tiles_decoded: int = 0
+    fields_planned: int = 0
+    pixels_done: int = 0
+    rows_done: int = 0
+    """Fields of a single value, such as a tile's stored features: they are counted here and not as pixels."""
+    reading_s: float = 0.0
+    """CPU seconds of the reading threads."""
+    model_s: float = 0.0
+    """Wall seconds inside `forward`, summed over lanes."""
+    writing_s: float = 0.0
+    starved_s: float = 0.0
+    """Seconds that lanes waited for pixels."""
+    blocked_s: float = 0.0
+    """Seconds that readers waited for the model."""
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, **amounts: float) -> None:
+        with self.lock:
+            for name, amount in amounts.items():
+                setattr(self, name, getattr(self, name) + amount)
+
+    @property
+    def bottleneck(self) -> str:
+        """Who the others wait for."""
+        if self.starved_s > 1.5 * self.blocked_s:
+            return "reading"
+        return "the model"
+
+
+class PassRun:
+    """One pass of one case on its way through the pipeline."""
+
+    def __init__(
+        self, order: int, pass_: Pass, images: Mapping[str, ImageSource], sink: Sink, size: int
+    ) -> None:
+        self.order, self.pass_, self.images, self.sink, self.size = order, pass_, images, sink, size
+        jobs = [rows for rows in batches_of(pass_.fields, size) if sink.needed[rows].any()]
+        self.jobs: deque[NDArray[np.int64]] = deque(jobs)
+        self.left = len(jobs)
+        self.error: BaseException | None = None
+        self.done = threading.Event()
+        if not jobs:
+            self.done.set()
+
+    def skip_rest(self) -> None:
+        """Leave what was not yet read pending; what is on its way still arrives."""
+        self.left -= len(self.jobs)
+        self.jobs.clear()
+        if self.left == 0:
+            self.done.set()
+
+    def fail(self, error: BaseException) -> None:
+        if self.error is None:
+            self.error = error
+        self.jobs.clear()
+        self.done.set()
+
+
+class Pipeline:
+    """Runs passes. `run_pass` may be called from several case threads at once."""
+
+    def __init__(self, predictor: Predictor, engine: EngineSettings, readers: int) -> None:
+        self.predictor, self.engine = predictor, engine
+        self.counters = Counters()
+        self._runs: list[PassRun] = []
+        self._work = threading.Condition()
+        self._stop = threading.Event()
+        self._ready: queue.Queue[tuple[PassRun, LoadedBatch] | None] = queue.Queue(engine.lanes + 1)
+        self._computed: queue.Queue[tuple[PassRun, LoadedBatch, Mapping[str, Any]] | None] = queue.Queue(
+            2 * engine.lanes + 2
+        )
+        self._threads = [
+            threading.Thread(target=self._read, name=f"read-{i}", daemon=True) for i in range(readers)
+        ]
+        self._threads += [
+            threading.Thread(target=self._compute, name=f"lane-{i}", daemon=True) for i in range(engine.lanes)
+        ]
+        self._threads.append(threading.Thread(target=self._write, name="write", daemon=True))
+
+    def __enter__(self) -> Pipeline:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        for thread in self._threads:
+            thread.join(timeout=60)
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        """End every thread after what it is doing now; waiting passes raise `Stopped`."""
+        self._stop.set()
+        with self._work:
+            for run in self._runs:
+                run.fail(Stopped())
+            self._work.notify_all()
+
+    def run_pass(self, order: int, pass_: Pass, images: Mapping[str, ImageSource], sink: Sink) -> None:
+        """Compute what a pass still needs; returns when it is on disk."""
+        run = PassRun(order, pass_, images, sink, pass_.batch or self.engine.batch)
+        self.counters.add(fields_planned=sum(len(rows) for rows in run.jobs))
+        with self._work:
+            if self._stop.is_set():
+                raise Stopped
+            self._runs.append(run)
+            self._runs.sort(key=lambda other: other.order)
+            self._work.notify_all()
+        run.done.wait()
+        with self._work:
+            self._runs.remove(run)
+        if run.error is not None:
+            raise run.error
+
+    # -- the threads --------------------------------------------------------------------------------------
+
+    def _next_job(self) -> tuple[PassRun, NDArray[np.int64]] | None:
+        with self._work:
+            while not self._stop.is_set():
+                for run in self._runs:
+                    try:
+                        if run.jobs and run.pass_.go_on is not None and not run.pass_.go_on():
+                            run.skip_rest()
+                    except Exception as error:  # a method's own code; a reader must outlive it
+                        run.fail(error)
+                    if run.jobs:
+                        return run, run.jobs.popleft()
+                self._work.wait()
+        return None
+
+    def _fail(self, run: PassRun, error: BaseException) -> None:
+        with self._work:  # a reader may be about to take one of the jobs that this drops
+            run.fail(error)
+
+    def _read(self) -> None:
+        torch.set_num_threads(self.engine.lane_threads)  # images that resize by tensors give the same bits
+        while (job := self._next_job()) is not None:
+            run, rows = job
+            began = time.thread_time()
+            try:
+                batch = load_batch(run.pass_, run.images, rows, run.size)
+            except BaseException as error:
+                self._fail(run, error)
+                continue
+            waited = time.perf_counter()
+            self.counters.add(reading_s=time.thread_time() - began)
+            if not self._hand(self._ready, (run, batch)):
+                return
+            self.counters.add(blocked_s=time.perf_counter() - waited)
+
+    def _compute(self) -> None:
+        torch.set_num_threads(self.engine.lane_threads)
+        stream: Any = None
+        if self.engine.device.startswith("cuda"):
+            stream = torch.cuda.Stream(self.engine.device)
+            torch.cuda.synchronize(self.engine.device)  # weights are placed on another stream than a lane's
+        while True:
+            waited = time.perf_counter()
+            item = self._take(self._ready)
+            if item is None:
+                return
+            run, batch = item
+            began = time.perf_counter()
+            self.counters.add(starved_s=began - waited)
+            try:
+                outputs = self._forward(run, batch, stream)
+            except LobuleError as error:
+                self._fail(run, error)
+                continue
+            except Exception as error:  # whatever a model raises belongs to its case
+                what = f"the model failed in pass '{run.pass_.name}'"
+                self._fail(run, ModelError(what, found=f"{type(error).__name__}: {error}"))
+                continue
+            self.counters.add(model_s=time.perf_counter() - began)
+            if not self._hand(self._computed, (run, batch, outputs)):
+                return
+
+    def _forward(self, run: PassRun, batch: LoadedBatch, stream: Any) -> Mapping[str, Any]:
+        if run.error is not None or len(batch.pixels) == 0:
+            return {}
+        with torch.inference_mode():
+            if stream is None:
+                outputs = self.predictor.forward(run.pass_.name, to_device(batch, self.engine.device))
+                return {name: tensor.float().cpu().numpy() for name, tensor in outputs.items()}
+            with torch.cuda.stream(stream):
+                outputs = self.predictor.forward(run.pass_.name, to_device(batch, self.engine.device))
+                host = {name: tensor.float().to("cpu", non_blocking=True) for name, tensor in outputs.items()}
+                stream.synchronize()
+                return {name: tensor.numpy() for name, tensor in host.items()}
+
+    def _write(self) -> None:
+        while (item := self._take(self._computed)) is not None:
+            run, batch, outputs = item
+            if run.error is not None:
+                continue
+            began = time.perf_counter()
+            try:
+                self._deliver(run, batch, outputs)
+            except BaseException as error:
+                self._fail(run, error)
+                continue
+            height, width = batch.pixels.shape[1:3]
+            self.counters.add(
+                writing_s=time.perf_counter() - began,
+                fields_done=len(batch.rows),
+                **{"pixels_done" if height * width > 1 else "rows_done": len(batch.rows) * height * width},
+            )
+            with self._work:
+                run.left -= 1
+                if run.left == 0:
+                    run.done.set()
+
+    def _deliver(self, run: PassRun, batch: LoadedBatch, outputs: Mapping[str, Any]) -> None:
+        for slot, row in enumerate(int(row) for row in batch.rows):
+            if row in batch.failures:
+                run.sink.fail(row, batch.failures[row])
+            else:
+                run.sink.deliver(row, {name: values[slot] for name, values in outputs.items()})
+
+    # -- queues that notice a stop ------------------------------------------------------------------------
+
+    def _hand(self, line: queue.Queue[Any], item: Any) -> bool:
+        while not self._stop.is_set():
+            try:
+                line.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _take(self, line: queue.Queue[Any]) -> Any:
+        while not self._stop.is_set():
+            try:
+                return line.get(timeout=0.2)
+            except queue.Empty:
+                continue
+        return None
+
+
+def to_device(batch: LoadedBatch, device: str) -> Batch:
+    """A batch as tensors on the device; through pinned memory where that lets the copy overlap."""
+
+    def move(array: NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if device.startswith("cuda"):
+            return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.to(device)
+
+    return Batch(
+        move(batch.pixels),
+        {name: move(values) for name, values in batch.params.items()},
+        {name: move(values) for name, values in batch.channels.items()},
+    )

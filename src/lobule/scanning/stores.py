@@ -1,0 +1,275 @@
+"""Sinks: what a pass gave, assembled into chunks and parts, each written once and whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.errors import DamagedResults, ModelError, ResultsError
+from lobule.files import read_json, results_error, write_json
+from lobule.results.folder import CaseFolder
+from lobule.results.maps import MapInfo, MapReader, MapWriter
+from lobule.results.result import FailedField
+from lobule.results.tables import Columns, TableInfo, TableReader, TableWriter
+from lobule.scanning.contract import MapSpec, Pass, Store, TableSpec
+from lobule.stitch import Scores, State, States
+
+CHUNK_CELLS = 1024
+"""Cells along a chunk: large enough for few files, small enough that little is lost in a kill."""
+
+Outputs = Mapping[str, NDArray[Any]]
+"""One field's outputs by name."""
+
+
+class Sink(Protocol):
+    """Where the fields of one pass go."""
+
+    needed: NDArray[np.bool_]
+    """For each row of the pass, whether it is still to be computed."""
+
+    def deliver(self, row: int, outputs: Outputs) -> None: ...
+
+    def fail(self, row: int, cause: str) -> None: ...
+
+    def finish(self) -> Store: ...
+
+    def failures(self) -> list[FailedField]: ...
+
+
+def open_sink(pass_: Pass, folder: CaseFolder, retry_failed: bool = False) -> Sink:
+    """The sink that a pass's store asks for."""
+    failed = _FailureList(_failed_path(pass_, folder), pass_)
+    if isinstance(pass_.store, MapSpec):
+        return MapSink(pass_, pass_.store, folder.map_path(pass_.name), failed, retry_failed)
+    return TableSink(pass_, pass_.store, folder.table_path(pass_.name), failed, retry_failed)
+
+
+def failed_in(pass_: Pass, folder: CaseFolder) -> bool:
+    """Whether fields of a pass are known to have failed."""
+    return bool(_causes(_failed_path(pass_, folder)))
+
+
+def _failed_path(pass_: Pass, folder: CaseFolder) -> Path:
+    return folder.path / "failed" / f"{folder.map_path(pass_.name).name}.json"
+
+
+def _causes(path: Path) -> dict[int, str]:
+    """Row → why it failed; a list that cannot be read is damage of its case."""
+    if not path.exists():
+        return {}
+    try:
+        return {int(row): str(cause) for row, cause in read_json(path).items()}
+    except (ResultsError, AttributeError, ValueError) as error:
+        raise DamagedResults("the list of what failed is damaged", subject=path, found=str(error)) from error
+
+
+class _FailureList:
+    """Rows that failed and why, on disk before the chunk that holds them."""
+
+    def __init__(self, path: Path, pass_: Pass) -> None:
+        self._path, self._pass = path, pass_
+        self._on_disk = _causes(path)
+        self.causes = dict(self._on_disk)
+
+    def keep(self, rows: NDArray[np.bool_]) -> None:
+        """Forget failures of rows that will be computed again."""
+        self.causes = {row: cause for row, cause in self.causes.items() if rows[row]}
+
+    def save(self) -> None:
+        if not self.causes:  # nothing failed, or a retry computed all of it
+            self._path.unlink(missing_ok=True)
+            self._on_disk = {}
+        elif self.causes != self._on_disk:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, {str(row): self.causes[row] for row in sorted(self.causes)})
+            self._on_disk = dict(self.causes)
+
+    def listed(self) -> list[FailedField]:
+        fields = self._pass.fields
+        out = []
+        for row in sorted(self.causes):
+            box = fields.l0_box(row)
+            place = (box.x, box.y, box.width, box.height)
+            out.append(FailedField(self._pass.name, fields.image_of(row), place, self.causes[row]))
+        return out
+
+
+class MapSink:
+    """Assembles a map chunk by chunk; a chunk is written when its last field is in."""
+
+    def __init__(
+        self, pass_: Pass, spec: MapSpec, path: Path, failed: _FailureList, retry_failed: bool
+    ) -> None:
+        self._spec, self._failed = spec, failed
+        fields_wide = 1 if spec.scattered else max(1, CHUNK_CELLS // spec.grid.cells)
+        info = MapInfo.of_grid(pass_.name, spec.image, spec.classes, spec.grid, fields_wide)
+        self._writer = MapWriter(path, info)
+        assert pass_.fields.places is not None, "a map pass says which field is where"
+        self._places = pass_.fields.places
+        self._chunk_of_row = [
+            info.chunk_of(int(r) * spec.grid.cells, int(c) * spec.grid.cells) for r, c in self._places
+        ]
+        if retry_failed:
+            for row in failed.causes:
+                self._writer.forget(self._chunk_of_row[row])
+        written = self._writer.written()
+        self.needed = np.array([chunk not in written for chunk in self._chunk_of_row], np.bool_)
+        failed.keep(~self.needed)
+        self._missing: dict[tuple[int, int], int] = {}
+        for chunk, needed in zip(self._chunk_of_row, self.needed, strict=True):
+            if needed:
+                self._missing[chunk] = self._missing.get(chunk, 0) + 1
+        self._open: dict[tuple[int, int], tuple[Scores, States]] = {}
+        for chunk in () if spec.scattered else info.chunks:  # chunks without a field are done by saying so
+            if chunk not in written and chunk not in self._missing:
+                self._write(chunk, None, np.zeros(self._shape(chunk), np.uint8))
+
+    def deliver(self, row: int, outputs: Outputs) -> None:
+        values = outputs["map"]
+        grid = self._spec.grid
+        if values.shape != (len(self._spec.classes), grid.cells, grid.cells):
+            raise ModelError(
+                "the model's map does not fit",
+                expected=f"{len(self._spec.classes)} classes of {grid.cells} × {grid.cells} cells",
+                found=str(values.shape),
+            )
+        if np.isfinite(values).all():
+            self._put(row, values)
+        else:
+            self.fail(row, "the model returned a score that is not a number")
+
+    def fail(self, row: int, cause: str) -> None:
+        if self.needed[row]:
+            self._failed.causes[row] = cause
+        self._put(row, None)
+
+    def finish(self) -> Store:
+        return MapReader(self._writer.path)
+
+    def failures(self) -> list[FailedField]:
+        return self._failed.listed()
+
+    def _shape(self, chunk: tuple[int, int]) -> tuple[int, int]:
+        rows, columns = self._writer.info.chunk_cells(chunk)
+        return rows.stop - rows.start, columns.stop - columns.start
+
+    def _put(self, row: int, values: NDArray[Any] | None) -> None:
+        if not self.needed[row]:
+            return
+        chunk = self._chunk_of_row[row]
+        if chunk not in self._open:
+            height, width = self._shape(chunk)
+            scores = np.zeros((len(self._spec.classes), height, width), np.float32)
+            self._open[chunk] = (scores, np.zeros((height, width), np.uint8))
+        scores, states = self._open[chunk]
+        rows, columns = self._spec.grid.field_cells(*(int(v) for v in self._places[row]))
+        block = self._writer.info.chunk_cells(chunk)
+        inner = (_shifted(rows, block[0].start), _shifted(columns, block[1].start))
+        if values is None:
+            states[inner] = State.FAILED
+        else:
+            height, width = rows.stop - rows.start, columns.stop - columns.start
+            scores[:, inner[0], inner[1]] = values[:, :height, :width]
+            states[inner] = State.SCORED
+        self._missing[chunk] -= 1
+        if self._missing[chunk] == 0:
+            del self._missing[chunk], self._open[chunk]
+            self._failed.save()
+            self._write(chunk, scores, states)
+
+    def _write(self, chunk: tuple[int, int], scores: Scores | None, states: States) -> None:
+        rows, columns = self._writer.info.chunk_cells(chunk)
+        wanted, glass = self._spec.wanted[rows, columns], self._spec.glass[rows, columns]
+        states = np.where(wanted, states, np.where(glass, State.GLASS, State.PENDING)).astype(np.uint8)
+        if scores is not None:
+            scores = np.where(states == State.SCORED, scores, np.float32(0))
+        _guard(lambda: self._writer.write_chunk(chunk, scores, states), self._writer.path)
+
+
+class TableSink:
+    """Assembles a table part by part."""
+
+    def __init__(
+        self, pass_: Pass, spec: TableSpec, path: Path, failed: _FailureList, retry_failed: bool
+    ) -> None:
+        self._pass, self._failed = pass_, failed
+        info = TableInfo(pass_.name, len(pass_.fields), spec.part_rows)
+        self._writer = TableWriter(path, info)
+        if retry_failed:
+            for row in failed.causes:
+                self._writer.forget(row // spec.part_rows)
+        written = self._writer.written()
+        parts = np.arange(len(pass_.fields)) // spec.part_rows
+        self.needed = ~np.isin(parts, sorted(written))
+        failed.keep(~self.needed)
+        self._rows: dict[int, dict[int, Outputs | None]] = {}
+        self._part_rows = spec.part_rows
+
+    def deliver(self, row: int, outputs: Outputs) -> None:
+        bad = [name for name, values in outputs.items() if not np.isfinite(values).all()]
+        if bad:
+            self.fail(row, f"the model returned a {bad[0]} that is not a number")
+        else:
+            self._put(row, outputs)
+
+    def fail(self, row: int, cause: str) -> None:
+        if self.needed[row]:
+            self._failed.causes[row] = cause
+        self._put(row, None)
+
+    def finish(self) -> Store:
+        return TableReader(self._writer.path)
+
+    def failures(self) -> list[FailedField]:
+        return self._failed.listed()
+
+    def _put(self, row: int, outputs: Outputs | None) -> None:
+        if not self.needed[row]:
+            return
+        part = row // self._part_rows
+        rows = self._rows.setdefault(part, {})
+        rows[row] = outputs
+        block = self._writer.info.part_slice(part)
+        if len(rows) == block.stop - block.start:
+            del self._rows[part]
+            self._failed.save()
+            columns = self._columns(np.arange(block.start, block.stop), rows)
+            _guard(lambda: self._writer.write_part(part, columns), self._writer.path)
+
+    def _columns(self, index: NDArray[np.int64], rows: Mapping[int, Outputs | None]) -> Columns:
+        fields = self._pass.fields
+        l0 = np.array([_corners(fields.l0_box(int(row))) for row in index], np.int64).reshape(-1, 4)
+        columns: Columns = {
+            "field": index,
+            "image": np.array([fields.image_of(int(row)) for row in index]),
+            **{name: l0[:, place] for place, name in enumerate(("l0_x", "l0_y", "l0_width", "l0_height"))},
+            "state": np.array(
+                [State.FAILED if rows[int(row)] is None else State.SCORED for row in index], np.uint8
+            ),
+        }
+        scored = next((rows[int(row)] for row in index if rows[int(row)] is not None), None)
+        for name, example in (scored or {}).items():
+            blank = np.full_like(np.asarray(example, np.float32), np.nan)
+            values = [blank if (got := rows[int(row)]) is None else got[name] for row in index]
+            columns[name] = np.stack([np.asarray(value, np.float32) for value in values])
+        return columns
+
+
+def _shifted(cells: slice, origin: int) -> slice:
+    return slice(cells.start - origin, cells.stop - origin)
+
+
+def _corners(box: Any) -> tuple[int, int, int, int]:
+    return box.x, box.y, box.width, box.height
+
+
+def _guard(write: Callable[[], None], path: Path) -> None:
+    """Run a write; what the disk refuses ends the scan, since no later case would fare better."""
+    try:
+        write()
+    except OSError as error:
+        raise results_error(error, path) from error

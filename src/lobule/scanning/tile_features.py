@@ -1,0 +1,146 @@
+"""Tiles through an encoder: the pass that fills a table of features, for whichever method wants one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+
+from lobule.errors import CaseError, ConfigError
+from lobule.geometry import Lattice
+from lobule.grid import MapGrid, share_in_cells
+from lobule.nets.encoders import Encoder
+from lobule.results.tables import TableReader
+from lobule.scanning.contract import Batch, EngineSettings, Fields, OpenCase, Pass, TableSpec
+from lobule.scanning.device import SLICE, activation_bytes, placed
+from lobule.stitch import State
+
+PASS = "features"
+COLUMN = "features"
+BATCH = 256
+"""Tiles of a batch, but on a CPU: that gains nothing from more than it computes at once, and would compute
+what the last batch of a case is padded with."""
+HEADROOM = 2.0
+
+WAITING = 12
+"""Bytes of a pixel value of a tile, a lane: as read in up to four batches that wait, and twice as float32."""
+
+PART_BYTES = 16 << 20
+"""Of a part of the table: so much is held until it is written."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Which tiles of a slide are looked at."""
+
+    mpp: float
+    tile_px: int = 224
+    """Pixels a side of a tile, at that µm/px; tiles lie side by side from level-0 (0, 0)."""
+    input_px: int = 224
+    """Pixels a side that the encoder gets; tiles of another size are resized on the device."""
+    tissue_share: float = 0.1
+    """Tiles with less tissue than this share are not looked at."""
+
+    def __post_init__(self) -> None:
+        if self.tile_px < 1 or self.input_px < 1 or self.mpp <= 0 or not 0 <= self.tissue_share <= 1:
+            raise ConfigError(
+                f"no tiles of {self.tile_px} px at {self.mpp} µm/px, {self.input_px} px for the encoder, "
+                f"a tissue share of {self.tissue_share}"
+            )
+
+
+def tiles_of(case: OpenCase, tiling: Tiling) -> tuple[MapGrid, NDArray[np.bool_]]:
+    """The grid of a case's tiles, and which of them hold enough tissue."""
+    lattice = case.images["slide"].lattice(mpp=tiling.mpp, upsample=case.options.upsample)
+    grid = MapGrid(lattice, tiling.tile_px, tiling.tile_px)
+    tissue = case.tissue()
+    share = share_in_cells(grid, tissue.mask, tissue.l0_step)
+    return grid, np.asarray((share >= tiling.tissue_share) & (share > 0))
+
+
+def features_pass(case: OpenCase, tiling: Tiling, dim: int) -> Pass:
+    """The pass that encodes every tile of tissue, row by row."""
+    grid, wanted = tiles_of(case, tiling)
+    rows, columns = np.nonzero(wanted)
+    boxes = np.empty((len(rows), 4), np.int64)
+    boxes[:, 0], boxes[:, 1] = columns * tiling.tile_px, rows * tiling.tile_px
+    boxes[:, 2:] = tiling.tile_px
+    fields = Fields(("slide",), (grid.lattice,), np.zeros(len(rows), np.int16), boxes)
+    return Pass(PASS, fields, TableSpec(part_rows=int(np.clip(PART_BYTES // (4 * dim), 64, 4096))))
+
+
+def l0_corners(lattice: Lattice, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Level-0 corners (n, 2) of boxes of lattice pixels: whole pixels, at or before the exact place."""
+    out = np.empty((len(boxes), 2), np.int64)
+    for axis, step in enumerate((lattice.step_x, lattice.step_y)):
+        out[:, axis] = boxes[:, axis] * step.numerator // step.denominator
+    return out
+
+
+def refuse_all_failed(table: TableReader) -> None:
+    """Refuse a finished pass of which nothing could be read: it would look like a slide without tissue."""
+    states = [part["state"] for part in table.iterate(["state"])]
+    if states and not any((state == State.SCORED).any() for state in states):
+        raise CaseError(
+            f"none of its {sum(map(len, states))} tiles could be encoded",
+            remedy="Run `lobule doctor` on the slide",
+        )
+
+
+class TileEncoder:
+    """An encoder for the scanner: what a predictor's `settle`, `place`, `sample` and `forward` need."""
+
+    def __init__(self, encoder: Encoder, tiling: Tiling) -> None:
+        if encoder.input_px is not None and tiling.input_px != encoder.input_px:
+            raise ConfigError(
+                f"'{encoder.name}' takes tiles of {encoder.input_px} px alone",
+                found=f"{tiling.input_px} px",
+                remedy=f"Use --input {encoder.input_px}",
+            )
+        self.encoder, self.tiling = encoder, tiling
+        self._net = encoder.for_inference()
+        self._placed: nn.Module | None = None
+        self._engine = EngineSettings()
+
+    def bytes_of_tile(self) -> int:
+        """What a tile takes while it is encoded; a tile that the encoder cannot take is a `ConfigError`."""
+        side = self.tiling.input_px
+        try:
+            one = int(HEADROOM * activation_bytes(self.encoder.net, side, side))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"'{self.encoder.name}' cannot take tiles of {side} px",
+                found=str(error).splitlines()[0],
+                remedy="Use larger tiles, or enlarge them with --input",
+            ) from error
+        return one + WAITING * 3 * self.tiling.tile_px**2
+
+    def settle(self, engine: EngineSettings, room: int) -> EngineSettings:
+        most = SLICE if engine.device == "cpu" else BATCH
+        return replace(engine, batch=max(1, min(most, room // self.bytes_of_tile())))
+
+    def place(self, engine: EngineSettings) -> None:
+        self._engine = engine
+        self._placed = placed(self._net, engine)
+
+    def sample(self, engine: EngineSettings) -> tuple[str, Batch]:
+        shape = (engine.batch, self.tiling.tile_px, self.tiling.tile_px, 3)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        return PASS, Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        assert self._placed is not None
+        dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
+        size = (self.tiling.input_px, self.tiling.input_px)
+        resized = tuple(batch.pixels.shape[1:3]) != size
+        # resizing knows no bfloat16 on a CPU
+        x = self.encoder.scaling.apply(batch.pixels, torch.float32 if resized else dtype)
+        if resized:
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True).to(dtype)
+        features: Any = self._placed(x)
+        return {COLUMN: features.float()}

@@ -1,0 +1,1 @@
+"""The training loop: the job, patch sampling, fitting, replicas and checkpoints."""

@@ -1,0 +1,393 @@
+"""Training: any module, loss and stream of batches; stopped at any instant and gone on with, bit for bit.
+
+A checkpoint holds the weights, the optimiser, the best weights so far and the state of the stream, and takes
+its place by one rename. What is computed after it is computed again on resume, the same way: what is random
+about a step is drawn from a seed that is a function of the training's and the step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from lobule.allocator import give_back, keep_freed_memory
+from lobule.errors import ConfigError, ModelError, ResultsError
+from lobule.files import make_folder, write_text
+from lobule.scanning.device import available_cores, choose_device
+from lobule.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from lobule.training.distributed import Ranks
+from lobule.training.fit_options import (
+    FitOptions,
+    Group,
+    Optimiser,
+    Schedule,
+    differing,
+    lasting,
+    optimiser_of,
+    shape_of,
+)
+from lobule.training.replicas import Lanes, Part, seed_of
+from lobule.training.training_log import COLUMNS, LOG, EventFile
+
+__all__ = [
+    "Batches",
+    "FitOptions",
+    "FitProgress",
+    "FitReport",
+    "Group",
+    "Optimiser",
+    "Schedule",
+    "TrainMachine",
+    "fit",
+]
+
+Item = TypeVar("Item")
+Item_co = TypeVar("Item_co", covariant=True)
+LEAST_PART = 16
+"""Samples of a part at least: fewer would make poor statistics for a batch norm."""
+
+
+class Batches(Protocol[Item_co]):
+    """Batches without end, and where in them the training stands."""
+
+    def __next__(self) -> Item_co: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A batch that can be computed in parts."""
+
+    def __len__(self) -> int: ...
+
+    def parts(self, count: int) -> Sequence[Any]: ...
+
+
+@dataclass(frozen=True)
+class TrainMachine:
+    """What a training may use."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    """float32 or bfloat16; "auto" is bfloat16 on a GPU that has it."""
+    workers: int | None = None
+    """Workers that draw patches; None is one a core."""
+    processes: bool = False
+    """Workers are spawned processes, for machines with many cores a GPU."""
+    max_ram: int = 2 << 30
+    """Bytes beyond the model: for scans within a training, and for what is drawn again and again."""
+    lanes: int | None = None
+    """Parts of a batch that a CPU computes side by side; None is one a core, where the batch has enough."""
+
+    def settled(self, ranks: Ranks | None = None) -> TrainMachine:
+        """With every choice made, for one of the processes of a machine."""
+        ranks = ranks or Ranks()
+        wanted = f"cuda:{ranks.local}" if ranks.count > 1 and torch.cuda.is_available() else "auto"
+        device = choose_device(wanted if self.device in ("auto", "cuda") else self.device)
+        has = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+        auto = "bfloat16" if has else "float32"
+        precision = auto if self.precision == "auto" else self.precision
+        if precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"no precision '{precision}'", expected="auto, float32 or bfloat16")
+        cores = max(1, available_cores() // max(1, ranks.local_count))
+        lanes = self.lanes or (cores if device == "cpu" else 1)
+        return replace(self, device=device, precision=precision, workers=self.workers or cores, lanes=lanes)
+
+    def lanes_for(self, batch: int) -> int:
+        """How many parts a batch of a rank is computed in."""
+        return max(1, min(self.lanes or 1, batch // LEAST_PART))
+
+
+@dataclass
+class FitProgress:
+    """What a display may show; the training never waits for it."""
+
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    loss: float = float("nan")
+    score: float | None = None
+    steps_per_s: float = 0.0
+    on_stage: Callable[[FitProgress], None] | None = field(default=None, repr=False, compare=False)
+    """Called whenever another stage begins."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_new_stage = name == "stage" and value and value != getattr(self, "stage", "")
+        super().__setattr__(name, value)
+        listener = getattr(self, "on_stage", None)
+        if is_new_stage and listener is not None:
+            listener(self)
+
+
+@dataclass
+class _State:
+    """What of the loop is neither a tensor nor of the stream."""
+
+    step: int = 0
+    scale: float = 1.0
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0
+    """Evaluations since the best score."""
+    waited_rate: int = 0
+    """Evaluations since the best score or the last fall of the rate."""
+    done: bool = False
+    scores: list[tuple[int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """How it ended; the module holds the best weights, or the last where nothing was evaluated."""
+
+    steps: int
+    best: float | None
+    best_step: int
+    scores: tuple[tuple[int, float], ...]
+
+
+def fit(
+    module: nn.Module,
+    loss: Callable[[nn.Module, Item], Tensor],
+    batches: Batches[Item],
+    options: FitOptions,
+    folder: str | Path,
+    groups: Sequence[Group],
+    *,
+    validate: Callable[[nn.Module], float] | None = None,
+    progress: FitProgress | None = None,
+    ranks: Ranks | None = None,
+) -> FitReport:
+    """Fit a module, going on from the checkpoint in `folder` where there is one.
+
+    `validate` gives a score, higher is better; the module is in evaluation mode while it runs. With `ranks`
+    each process has its share of every batch in `batches`, and their gradients are averaged.
+    """
+    shown, among = progress or FitProgress(), ranks or Ranks()
+    if torch.device(options.device).type == "cpu":
+        keep_freed_memory()
+    run = _Run(module, loss, batches, options, Path(folder), groups, validate, shown, among)
+    try:
+        run.resume()
+        while not run.state.done:
+            run.advance()
+        return run.finish()
+    finally:
+        run.close()
+        give_back()
+
+
+class _Run:
+    """One fit: the loop's state and the steps that change it."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[[nn.Module, Any], Tensor],
+        batches: Batches[Any],
+        options: FitOptions,
+        folder: Path,
+        groups: Sequence[Group],
+        validate: Callable[[nn.Module], float] | None,
+        progress: FitProgress,
+        ranks: Ranks,
+    ) -> None:
+        self.module, self.loss, self.batches, self.options = module, loss, batches, options
+        self.folder, self.validate, self.progress = make_folder(folder), validate, progress
+        self.ranks = ranks
+        self.rates = [group.rate for group in groups]
+        self.optimiser = optimiser_of(options, groups)
+        self.state = _State()
+        self.best: dict[str, Tensor] = {}
+        self.log: list[str] = []
+        self.lanes = options.lanes
+        self._lanes: Lanes | None = None
+        self._events: EventFile | None = None
+        self._losses: list[Tensor] = []
+        self._began, self._began_at = time.monotonic(), 0
+        progress.steps = options.steps
+
+    # -- a step -------------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """One step of the optimiser, and what is due after it."""
+        options, state = self.options, self.state
+        self.module.train()
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * state.scale * shape_of(options, state.step)
+        assert self._lanes is not None
+        self._losses.append(self._lanes.gradients(self._parts(), self._compute))
+        self.ranks.average([p.grad for p in self._parameters() if p.grad is not None])
+        if options.clip > 0:
+            nn.utils.clip_grad_norm_(self._parameters(), options.clip)
+        self.optimiser.step()
+        state.step += 1
+        state.done = state.step >= options.steps
+        evaluated = self.validate is not None and (state.step % options.evaluate_every == 0 or state.done)
+        saved = evaluated or state.done or state.step % options.checkpoint_every == 0
+        if saved or state.step % options.log_every == 0:
+            self._note_losses()
+        if saved:
+            self._refuse_broken()
+        if evaluated:
+            self._evaluate()
+        if saved:
+            self.save()
+        self.progress.step = state.step
+        self.progress.steps_per_s = (state.step - self._began_at) / (time.monotonic() - self._began + 1e-9)
+
+    def _parts(self) -> list[Part]:
+        """The batches of a step, divided where there are more lanes than batches."""
+        count = self.options.accumulate
+        pieces = -(-self.lanes // count)
+        items: list[tuple[Any, float]] = []
+        for _ in range(count):
+            batch = next(self.batches)
+            if pieces > 1 and isinstance(batch, Divisible):
+                items += [(part, len(part) / len(batch) / count) for part in batch.parts(pieces)]
+            else:
+                items.append((batch, 1 / count))
+        where = (self.options.seed, self.state.step, self.ranks.rank)
+        return [Part(item, weight, seed_of(*where, number)) for number, (item, weight) in enumerate(items)]
+
+    def _compute(self, module: nn.Module, item: Any) -> Tensor:
+        with self._precision():
+            return self.loss(module, item)
+
+    def _precision(self) -> Any:
+        if self.options.precision != "bfloat16":
+            return nullcontext()
+        return torch.autocast(torch.device(self.options.device).type, torch.bfloat16)
+
+    def _note_losses(self) -> None:
+        """Read the losses since the last time: reading each would make an accelerator wait at every step."""
+        total = torch.stack(self._losses).float().mean()
+        self.ranks.average([total])
+        mean = float(total)
+        self._losses.clear()
+        if not math.isfinite(mean):
+            raise ModelError(
+                f"the loss is {mean} by step {self.state.step}",
+                subject=self.folder,
+                remedy="The last good checkpoint is kept; start over with a lower rate",
+            )
+        rate = self.optimiser.param_groups[0]["lr"]
+        self.log.append(f"{self.state.step},{mean:.6g},{rate:.6g},\n")
+        self.progress.loss = mean
+        if self.ranks.first:  # not only with the checkpoint, which may be hours away
+            self._write_log()
+        if self._events is not None:
+            self._events.add(self.state.step, loss=mean, rate=rate)
+
+    def _refuse_broken(self) -> None:
+        """The loss of a step says nothing of what the step made of the weights."""
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters()):
+            raise ModelError(
+                f"the weights are no numbers after step {self.state.step}",
+                subject=self.folder,
+                remedy="The last good checkpoint is kept; start over with a lower rate",
+            )
+
+    def _evaluate(self) -> None:
+        """Score the module; keep it where it is the best, else count down to a lower rate and to the end."""
+        validate, state, options = self.validate, self.state, self.options
+        assert validate is not None
+        self.module.eval()
+        with torch.no_grad():
+            score = self.ranks.from_first(lambda: float(validate(self.module)))
+        if not math.isfinite(score):
+            raise ModelError(f"the score is {score} at step {state.step}", subject=self.folder)
+        state.scores.append((state.step, score))
+        self.log[-1] = self.log[-1].rstrip("\n") + f"{score:.6g}\n"
+        self.progress.score = score
+        if self._events is not None:
+            self._events.add(state.step, score=score)
+        if state.best is None or score > state.best:
+            state.best, state.best_step, state.waited, state.waited_rate = score, state.step, 0, 0
+            self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+            return
+        state.waited += 1
+        state.waited_rate += 1
+        if options.schedule == "plateau" and state.waited_rate >= options.patience:
+            state.scale, state.waited_rate = state.scale * options.factor, 0
+        state.done = state.done or state.waited >= options.stop_after
+
+    # -- checkpoints --------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        if not self.ranks.first:
+            return
+        self._write_log()
+        tensors = {f"model/{name}": value for name, value in self.module.state_dict().items()}
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
+        for number, parameter in enumerate(self._parameters()):
+            moments = self.optimiser.state[parameter]
+            tensors |= {f"moments/{number}/{k}": v for k, v in moments.items() if isinstance(v, Tensor)}
+        facts = {
+            "options": lasting(self.options),
+            "lanes": self.lanes,
+            "loop": asdict(self.state),
+            "batches": self.batches.state(),
+        }
+        write_checkpoint(self.folder, Checkpoint(facts, tensors), f"step-{self.state.step:08d}")
+
+    def _write_log(self) -> None:
+        write_text(self.folder / LOG, COLUMNS + "".join(self.log))
+
+    def resume(self) -> None:
+        """Take up the checkpoint in the folder, where there is one, and get ready to compute."""
+        found = read_checkpoint(self.folder)
+        if found is not None:
+            self._take_up(found)
+        self._lanes = Lanes(self.module, self.lanes, max(1, available_cores() // self.lanes))
+        if self.ranks.first and not self.state.done:
+            self._events = EventFile.opened(self.folder, self.state.step)
+
+    def _take_up(self, found: Checkpoint) -> None:
+        if found.facts["options"] != lasting(self.options):
+            raise ResultsError(
+                "this training began with other settings",
+                subject=self.folder,
+                expected=str(differing(found.facts["options"], lasting(self.options))),
+                remedy="Start over with --fresh, or write to another folder",
+            )
+        loop = found.facts["loop"]
+        self.state = _State(**{**loop, "scores": [(int(s), float(v)) for s, v in loop["scores"]]})
+        self.module.load_state_dict(found.of("model/"))
+        self.best = {name: value.to(self.options.device) for name, value in found.of("best/").items()}
+        for number, parameter in enumerate(self._parameters()):
+            for name, value in found.of(f"moments/{number}/").items():
+                # laid out in memory as its parameter is, or sums would round in another order
+                own = value if name == "step" else torch.empty_like(parameter).copy_(value)
+                self.optimiser.state[parameter][name] = own
+        self.lanes = int(found.facts["lanes"])
+        self.batches.restore(found.facts["batches"])
+        lines = (self.folder / LOG).read_text("utf-8").splitlines(keepends=True)[1:]
+        self.log = [line for line in lines if int(line.partition(",")[0]) <= self.state.step]
+        self.progress.step = self._began_at = self.state.step
+        self.progress.score = self.state.scores[-1][1] if self.state.scores else None
+
+    def finish(self) -> FitReport:
+        if self.best:
+            self.module.load_state_dict(self.best)
+        state = self.state
+        return FitReport(state.step, state.best, state.best_step, tuple(state.scores))
+
+    def close(self) -> None:
+        if self._lanes is not None:
+            self._lanes.close()
+        if self._events is not None:
+            self._events.close()
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]

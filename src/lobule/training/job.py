@@ -1,0 +1,262 @@
+"""What every training begins with: who trains, who validates, and the folder it goes on in."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from lobule.bundles import MODEL
+from lobule.cohort import Cohort, Kind
+from lobule.errors import ConfigError, Leakage, LobuleError, ResultsError, UsageError
+from lobule.files import make_folder, read_json, write_json
+from lobule.results.folder import hold
+
+if TYPE_CHECKING:
+    from lobule.training.distributed import Ranks
+
+HELD_OUT = 0.2
+"""Of the patients, where the cohort has no validation split."""
+SETTINGS = "settings.json"
+"""In a training's folder: what it began with."""
+LOCK = ".lock"
+HOLDING_OUT = 0x7A1
+"""Sets the choice of held-out patients apart from other uses of the seed."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Who trains, who validates, and what there is to say of it."""
+
+    train: Cohort
+    val: Cohort
+    notes: tuple[str, ...] = ()
+
+
+def parts_of(
+    cohort: Cohort, val: str | None, seed: int, kinds: tuple[Kind, ...] = ("slide", "region")
+) -> Parts:
+    """The training and the validation part; a patient in two splits is refused, and so are other kinds."""
+    splits: dict[str, set[str | None]] = {}
+    for case in cohort:
+        splits.setdefault(case.patient, set()).add(case.split)
+    torn = sorted(patient for patient, found in splits.items() if len(found) > 1)
+    if torn:
+        raise Leakage(
+            f"{len(torn)} patients are in more than one split",
+            subject=cohort.path,
+            found=", ".join(torn[:5]),
+            remedy="Give all cases of a patient the same split",
+        )
+    if val == "train":
+        raise ConfigError("the training split cannot validate itself", expected="--val val, test or none")
+    training = cohort.split("train") if cohort.splits() else cohort
+    if not training:
+        raise ConfigError("no case is in the split 'train'", subject=cohort.path)
+    wrong = next((case for case in training if case.kind not in kinds), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"this method learns from cases of kind {' or '.join(kinds)}",
+            subject=wrong.id,
+            found=f"a case of kind {wrong.kind}",
+        )
+    if val is None:
+        return Parts(training, Cohort(()), ("nothing is validated: the last weights are kept",))
+    validating = cohort.split(val)
+    return Parts(training, validating) if validating else _held_out(training, seed)
+
+
+def _held_out(training: Cohort, seed: int) -> Parts:
+    """A fifth of the patients with outlines (or a breast that has something), and a fifth of the others."""
+    with_outlines = {
+        case.patient for case in training if case.annotation is not None or any(case.breast_labels.values())
+    }
+    rng = np.random.default_rng([seed, HOLDING_OUT])
+    held: set[str] = set()
+    for outlined in (True, False):
+        kind = [patient for patient in training.patients() if (patient in with_outlines) == outlined]
+        if len(kind) < 2 and outlined:
+            note = "too few patients to hold any out: nothing is validated and the last weights are kept"
+            return Parts(training, Cohort(()), (note,))
+        if len(kind) >= 2:
+            chosen = rng.permutation(len(kind))[: max(1, round(HELD_OUT * len(kind)))]
+            held |= {kind[number] for number in chosen}
+    note = f"the cohort has no validation split: {len(held)} patients are held out for it"
+    return Parts(
+        training.where(lambda case: case.patient not in held),
+        training.where(lambda case: case.patient in held),
+        (note,),
+    )
+
+
+class MethodConfig(Protocol):
+    """The settings of a method, all of which have a default."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@contextmanager
+def begun_training(
+    out: str | Path,
+    config: MethodConfig,
+    parts: Parts,
+    *,
+    also: Mapping[str, Any],
+    resume: bool,
+    fresh: bool,
+    ranks: Ranks | None = None,
+) -> Iterator[Path]:
+    """The folder of a training, kept from others meanwhile; its settings are new or, on resume, the same.
+
+    `also` is what must be the same beside the config, such as the seed. Of several `ranks` the first begins
+    it, and the others follow.
+    """
+    folder = Path(out) / "training"
+    created = _missing_folders(folder)
+    make_folder(folder)
+    if ranks is not None and not ranks.first:
+        ranks.wait()
+        yield folder
+        return
+    try:
+        with hold(folder):
+            is_new = not (folder / SETTINGS).exists()
+            _begin(Path(out) / MODEL, folder, config, parts, also, resume, fresh)
+            if ranks is not None:
+                ranks.wait()
+            try:
+                yield folder
+            except UsageError:
+                if is_new or fresh:
+                    _forget_refused(folder)
+                raise
+    except LobuleError:
+        _remove_empty(created)
+        raise
+
+
+def _missing_folders(folder: Path) -> list[Path]:
+    """Return the folders that `folder` needs and that do not exist yet, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _forget_refused(folder: Path) -> None:
+    """Remove what a training wrote before it was refused, so that the next one may begin in the folder.
+
+    A training that has checkpoints is kept: it can be resumed.
+    """
+    written = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LOCK]
+    if any(path.parent != folder for path in written):
+        return
+    for path in written:
+        path.unlink()
+    inner = [path for path in folder.rglob("*") if path.is_dir()]
+    _remove_empty(sorted(inner, key=lambda path: -len(path.parts)))
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove the folders, innermost first, as long as they hold nothing but a lock."""
+    for folder in folders:
+        try:
+            if [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
+            folder.rmdir()
+        except OSError:  # something else is in it, or somebody else has removed it
+            return
+
+
+def _begin(
+    bundle: Path,
+    folder: Path,
+    config: MethodConfig,
+    parts: Parts,
+    also: Mapping[str, Any],
+    resume: bool,
+    fresh: bool,
+) -> None:
+    place = folder / SETTINGS
+    strange = next((item for item in sorted(folder.iterdir()) if not item.name.startswith(".")), None)
+    if strange is not None and not place.exists():
+        # data sets have a folder of this name, too
+        raise ResultsError(
+            "this is of no training of Lobule's", subject=strange, remedy="Write the bundle to another folder"
+        )
+    if fresh:
+        _clear(folder)
+        bundle.unlink(missing_ok=True)
+    wanted = {"config": config.to_dict(), **also, "train": _facts(parts.train), "val": _facts(parts.val)}
+    if not place.exists():
+        if bundle.exists():
+            raise ResultsError(
+                "there is a bundle already",
+                subject=bundle.parent,
+                remedy="Write to another folder, or replace it with --fresh",
+            )
+        write_json(place, {"method": _method_of(config), **wanted})
+        return
+    if not resume:
+        raise ResultsError(
+            "a training has begun here",
+            subject=bundle.parent,
+            remedy="Go on with --resume, or start over with --fresh",
+        )
+    # what an earlier version did not know was as it is by default
+    before = _completed(read_json(place), {"config": type(config)().to_dict()})
+    before.pop("method", None)
+    if before != wanted:
+        key = next(key for key in {**wanted, **before} if before.get(key) != wanted.get(key))
+        raise ResultsError(
+            f"the training here began with another {key}",
+            subject=bundle.parent,
+            found="; ".join(_differences(before.get(key), wanted.get(key))[:5]) or None,
+            remedy="Use the same settings, or start over with --fresh",
+        )
+
+
+def _method_of(config: MethodConfig) -> str:
+    """Return the method that a config belongs to, for `lobule info`: lobule.methods.NAME.config."""
+    package = type(config).__module__.split(".")
+    return package[2] if package[:2] == ["lobule", "methods"] and len(package) > 2 else package[-1]
+
+
+def _completed(facts: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`facts` with what they lack as it is by default, in the objects within them too."""
+    found = {**defaults, **facts}
+    for name, value in facts.items():
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict):
+            found[name] = _completed(value, defaults[name])
+    return found
+
+
+def _differences(before: Any, wanted: Any) -> list[str]:
+    """What two objects of settings differ in; nothing of what is none."""
+    if not isinstance(before, dict) or not isinstance(wanted, dict):
+        return []
+    names = [name for name in {**before, **wanted} if before.get(name) != wanted.get(name)]
+    return [f"{name} {before.get(name, 'unknown')}, now {wanted.get(name, 'unknown')}" for name in names]
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier training left, but not the lock that keeps others out."""
+    for item in sorted(folder.iterdir(), key=lambda item: item.name == SETTINGS):  # killed, it is still known
+        if item.is_dir():
+            shutil.rmtree(item)
+        elif item.name != LOCK:
+            item.unlink()
+
+
+def _facts(cohort: Cohort) -> dict[str, list[str | None]]:
+    return {
+        case.id: [
+            *case.paths,
+            case.annotation,
+            case.label,
+            *(f"{name}={int(value)}" for name, value in case.breast_labels.items()),
+        ]
+        for case in cohort
+    }

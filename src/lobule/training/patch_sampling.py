@@ -1,0 +1,376 @@
+"""Where patches may be drawn: for each slide the places of each class, kept as runs of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
+
+from lobule.annotations import Annotation, Polygon, fill, inside, read_annotation
+from lobule.cohort import Case
+from lobule.cohort.labels import is_false, polarity
+from lobule.errors import AnnotationError
+from lobule.geometry import Box, Size
+from lobule.grid import Cells
+from lobule.scanning.contract import EngineSettings, ScanOptions
+from lobule.scanning.open_case import Opened
+from lobule.slides.slide import Slide, open_slide
+from lobule.tissue import TissueConfig
+
+NORMAL, TUMOUR, NEITHER = 0, 1, -1
+"""The class of a point; exclusions and what lies outside all knowledge are neither."""
+
+SMALL_CELLS = 3
+"""A lesion that fits in so many cells a side is drawn from by itself: cells would mostly miss it."""
+
+TRIES = 1000
+PROBES = 32
+
+Points = NDArray[np.float64]
+"""(n, 2): x and y in level-0 pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Cells of a mask as runs along its rows: a few bytes each, whatever the size of the slide."""
+
+    first: NDArray[np.int64]
+    """The flat index of the first cell of each run."""
+    total: NDArray[np.int64]
+    """Cells of this run and of all before it."""
+
+    @classmethod
+    def of(cls, mask: Cells) -> Runs:
+        flat = np.concatenate([[False], mask.ravel(), [False]]).astype(np.int8)
+        change = np.diff(flat)
+        first, stop = np.flatnonzero(change == 1), np.flatnonzero(change == -1)
+        return cls(first, np.cumsum(stop - first))
+
+    def __len__(self) -> int:
+        return int(self.total[-1]) if len(self.total) else 0
+
+    def pick(self, number: int) -> int:
+        """The flat index of the cell of a number."""
+        run = int(np.searchsorted(self.total, number, side="right"))
+        before = int(self.total[run - 1]) if run else 0
+        return int(self.first[run]) + number - before
+
+    def contains(self, cells: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of many flat cell indices belong to the mask."""
+        if not len(self.first):
+            return np.zeros(len(cells), np.bool_)
+        run = np.searchsorted(self.first, cells, side="right") - 1
+        length = np.diff(self.total, prepend=0)
+        return np.asarray((run >= 0) & (cells < self.first[run] + length[run]), np.bool_)
+
+    def __contains__(self, cell: int) -> bool:
+        run = int(np.searchsorted(self.first, cell, side="right")) - 1
+        before = int(self.total[run - 1]) if run > 0 else 0
+        return run >= 0 and cell < int(self.first[run]) + int(self.total[run]) - before
+
+
+@dataclass(frozen=True, eq=False)
+class Outlined:
+    """An annotation that says the class of any point, asking only the polygons near it."""
+
+    polygons: tuple[Polygon, ...]
+    boxes: NDArray[np.float64]
+    """(n, 4): left, top, right, bottom."""
+
+    @classmethod
+    def of(cls, annotation: Annotation) -> Outlined:
+        polygons = annotation.of_kind("tumour", "exclusion")
+        boxes = [
+            [*ring.min(axis=0), *ring.max(axis=0)] for p in polygons for ring in [np.concatenate(p.rings)]
+        ]
+        return cls(polygons, np.array(boxes, np.float64).reshape(-1, 4))
+
+    def of_kind(self, kind: str) -> tuple[Polygon, ...]:
+        return tuple(polygon for polygon in self.polygons if polygon.kind == kind)
+
+    def classes(self, l0_points: Points) -> NDArray[np.int8]:
+        """TUMOUR inside tumour and outside exclusions, NORMAL outside both, NEITHER in exclusions."""
+        low, high = l0_points.min(axis=0), l0_points.max(axis=0)
+        near = ((self.boxes[:, :2] <= high) & (self.boxes[:, 2:] >= low)).all(axis=1)
+        close = [polygon for polygon, is_near in zip(self.polygons, near, strict=True) if is_near]
+        tumour = inside([p for p in close if p.kind == "tumour"], l0_points)
+        excluded = inside([p for p in close if p.kind == "exclusion"], l0_points)
+        return np.where(excluded, NEITHER, np.where(tumour, TUMOUR, NORMAL)).astype(np.int8)
+
+
+@dataclass(frozen=True, eq=False)
+class SlidePlaces:
+    """Where patches of each class may be centred on one slide."""
+
+    case: Case
+    slide: Slide
+    """Closed; workers open copies of their own."""
+    l0_size: Size
+    mpp: float
+    """µm/px of level 0."""
+    l0_cell: tuple[float, float]
+    columns: int
+    cells: tuple[Runs, Runs]
+    """By class: cells that hold, or may hold, points of it."""
+    unsure: Runs
+    """Cells at an outline, where the point itself decides."""
+    small: tuple[Polygon, ...] = ()
+    """Lesions too small for cells; each counts as one cell."""
+    outlined: Outlined | None = None
+    """What outlines say; None where the whole slide is normal."""
+
+    def count(self, label: int) -> int:
+        return len(self.cells[label]) + (len(self.small) if label == TUMOUR else 0)
+
+    def classes(self, l0_points: Points) -> NDArray[np.int8]:
+        if self.outlined is None:
+            return np.full(len(l0_points), NORMAL, np.int8)
+        return self.outlined.classes(l0_points)
+
+    def certain_classes(self, l0_points: Points) -> NDArray[np.int8]:
+        """The classes of points that a patch of the class may be centred on and that lie at no outline.
+
+        All other points are NEITHER: glass, exclusions, and normal tissue of slides whose tumour is not
+        outlined exhaustively.
+        """
+        columns, rows = np.floor(l0_points / self.l0_cell).astype(np.int64).T
+        cells = np.where((columns >= 0) & (columns < self.columns), rows * self.columns + columns, -1)
+        classes = np.full(len(cells), NEITHER, np.int8)
+        for label in (NORMAL, TUMOUR):
+            classes[self.cells[label].contains(cells)] = label
+        classes[self.unsure.contains(cells)] = NEITHER
+        return classes
+
+    def draw(self, label: int, rng: np.random.Generator) -> tuple[float, float] | None:
+        """A point of a class, uniform over its area (each small lesion counts as a cell); None in vain."""
+        for _ in range(TRIES if self.count(label) else 0):
+            number = int(rng.integers(self.count(label)))
+            if number >= len(self.cells[label]):
+                points = _in_box(self.small[number - len(self.cells[label])].l0_box, rng)
+            else:
+                cell = self.cells[label].pick(number)
+                corner = np.array([cell % self.columns, cell // self.columns])
+                points = ((corner + rng.random(2)) * self.l0_cell)[None]
+                if cell not in self.unsure:
+                    return self._inside_slide(points[0])
+            right = self.classes(points) == label
+            if right.any():
+                return self._inside_slide(points[int(right.argmax())])
+        return None
+
+    def _inside_slide(self, point: NDArray[np.float64]) -> tuple[float, float]:
+        # the last cells hang over the edge of the slide
+        size = self.l0_size
+        return min(float(point[0]), size.width - 0.5), min(float(point[1]), size.height - 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Places chosen beforehand, for a training that sees each of them once an epoch."""
+
+    slides: NDArray[np.int64]
+    """The number of each place's slide in the pool."""
+    labels: NDArray[np.int64]
+    l0_points: Points
+
+    def __len__(self) -> int:
+        return len(self.slides)
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """All places of a cohort, and the places of normal tissue that a model took for tumour."""
+
+    slides: tuple[SlidePlaces, ...]
+    hard: Mapping[int, Points] = field(default_factory=dict)
+    """Number of the slide → places on it."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and why; one sentence each."""
+    listed: Listed | None = None
+    """The only places that are drawn, where there is such a list."""
+
+    def usable(self, label: int) -> list[int]:
+        """Numbers of the slides that have places of a class."""
+        return self._usable[label]
+
+    @cached_property
+    def _usable(self) -> tuple[list[int], list[int]]:
+        slides = list(enumerate(self.slides))
+        normal = [number for number, places in slides if places.count(NORMAL)]
+        return normal, [number for number, places in slides if places.count(TUMOUR)]
+
+    def with_hard(self, hard: Mapping[int, Points]) -> Pool:
+        return replace(self, hard=dict(hard))
+
+
+def find_places(case: Case, tissue: TissueConfig | None) -> tuple[SlidePlaces, list[str]]:
+    """The places of one slide, and what it lacks. A slide that cannot be used is a `CaseError`."""
+    assert case.path is not None, "patches are drawn from slides"
+    slide = open_slide(case.path, mpp=case.mpp)
+    opened = Opened(case, {"slide": slide}, ScanOptions(tissue=tissue), EngineSettings())
+    found = opened.tissue()
+    notes: list[str] = list(found.notes)
+    if not found.mask.any():
+        notes.append("no tissue was found")
+    outlined = _outlined(case, slide.size, notes)
+    blank = np.zeros_like(found.mask)
+    masks = (blank, blank)
+    unsure = blank
+    small: tuple[Polygon, ...] = ()
+    if outlined is not None:
+        masks, unsure, small = _by_outlines(case, outlined, found.mask, found.l0_step)
+    elif case.label is not None and polarity(case.label) is False:
+        masks = (found.mask, blank)
+    else:
+        notes.append(_why_unusable(case))
+    if outlined is not None and _not_exhaustive(case):
+        masks = (blank, masks[1])
+        notes.append("not all its tumour is outlined, so it gives no normal patches")
+    places = SlidePlaces(
+        case,
+        slide,
+        slide.size,
+        slide.mpp.mean,
+        found.l0_step,
+        found.mask.shape[1],
+        (Runs.of(masks[0]), Runs.of(masks[1])),
+        Runs.of(unsure),
+        small,
+        outlined,
+    )
+    slide.close()
+    return _probed(places), notes
+
+
+def _why_unusable(case: Case) -> str:
+    """Why a slide without an annotation gives no patches."""
+    if case.label is None:
+        return "it has neither an annotation nor a label, so no patches are drawn from it"
+    if polarity(case.label):
+        return (
+            f"its label '{case.label}' means that it contains tumour, but no annotation outlines the tumour, "
+            "so no patches are drawn from it"
+        )
+    return (
+        f"it has no annotation, and Lobule does not know whether its label '{case.label}' means tumour or "
+        "normal tissue, so no patches are drawn from it; label it 'normal' or 'tumour', or outline its tumour"
+    )
+
+
+def _outlined(case: Case, l0_size: Size, notes: list[str]) -> Outlined | None:
+    if case.annotation is None:
+        return None
+    annotation = read_annotation(case.annotation, l0_size=l0_size)
+    notes += annotation.warnings
+    if tumours := annotation.of_kind("tumour"):
+        whole = Box(0, 0, l0_size.width, l0_size.height)
+        beyond = [polygon for polygon in tumours if polygon.l0_box.intersect(whole).empty]
+        if len(beyond) == len(
+            tumours
+        ):  # of another slide or scale: taken for normal, tumour would be learned
+            raise AnnotationError(
+                "its outlines lie outside the slide",
+                subject=case.annotation,
+                expected=f"level-0 pixels of {l0_size.width} × {l0_size.height}",
+                found=f"tumour from x {tumours[0].l0_box.x}, y {tumours[0].l0_box.y}",
+                remedy="Check that it is this slide's, and in level-0 pixels",
+            )
+        if beyond:
+            notes.append(f"{len(beyond)} of {len(tumours)} outlines lie outside the slide")
+        if case.label is not None and polarity(case.label) is False:
+            notes.append(
+                f"its label '{case.label}' means no tumour, but its annotation outlines tumour: "
+                "the annotation is used"
+            )
+        return Outlined.of(annotation)
+    if case.label is not None and polarity(case.label) is not False:
+        raise AnnotationError(
+            f"it outlines no tumour, but the case is labelled '{case.label}'",
+            subject=case.annotation,
+            expected="at least one tumour outline, or a label that means no tumour, such as 'normal' or '0'",
+            remedy="Correct the label, or outline the tumour",
+        )
+    notes.append("its annotation outlines no tumour: all its tissue is taken for normal")
+    return Outlined.of(annotation)
+
+
+def _not_exhaustive(case: Case) -> bool:
+    return is_false(case.attributes.get("exhaustive", "true"))
+
+
+def _probed(places: SlidePlaces) -> SlidePlaces:
+    """Without the cells of a class that has no point after all, such as a tumour excluded entirely."""
+    rng = np.random.default_rng(0)
+    cells = list(places.cells)
+    for label in (NORMAL, TUMOUR):
+        if places.count(label) and places.draw(label, rng) is None:
+            cells[label] = Runs.of(np.zeros((1, 1), np.bool_))
+    return replace(places, cells=(cells[0], cells[1]))
+
+
+def _by_outlines(
+    case: Case, outlined: Outlined, tissue: Cells, l0_cell: tuple[float, float]
+) -> tuple[tuple[Cells, Cells], Cells, tuple[Polygon, ...]]:
+    """Cells of normal and of tumour, the cells where the point decides, and the small lesions."""
+    step = Fraction(l0_cell[0]), Fraction(l0_cell[1])
+    whole = Box(0, 0, tissue.shape[1], tissue.shape[0])
+    tumour, excluded = outlined.of_kind("tumour"), outlined.of_kind("exclusion")
+    small = [polygon for polygon in tumour if _is_small(polygon, l0_cell)]
+    large = [polygon for polygon in tumour if not _is_small(polygon, l0_cell)]
+    out = fill(excluded, step, whole)
+    lesion = fill(large, step, whole)
+    edge = _edges(large, tissue.shape, l0_cell)
+    unsure = edge | _edges([*excluded, *small], tissue.shape, l0_cell)
+    bare = [polygon for polygon in large if not (fill([polygon], step, whole) & tissue).any()]
+    allowed = tissue | (fill(bare, step, whole) | _edges(bare, tissue.shape, l0_cell))
+    if case.l0_box is not None:  # a region's tissue is cut to it, and lesions beyond it are not its own
+        allowed &= _edges_within(case.l0_box, tissue.shape, l0_cell)
+        small = [polygon for polygon in small if case.l0_box.contains(polygon.l0_box)]
+    is_tumour = ((lesion & (~out | unsure)) | edge) & allowed
+    is_normal = ((~lesion & ~out) | unsure) & tissue
+    kept = tuple(polygon for polygon in small if _has_points(outlined, polygon))
+    return (is_normal, is_tumour), unsure, kept
+
+
+def _is_small(polygon: Polygon, l0_cell: tuple[float, float]) -> bool:
+    box = polygon.l0_box
+    return box.width <= SMALL_CELLS * l0_cell[0] and box.height <= SMALL_CELLS * l0_cell[1]
+
+
+def _has_points(outlined: Outlined, polygon: Polygon) -> bool:
+    rng = np.random.default_rng(0)
+    return any((outlined.classes(_in_box(polygon.l0_box, rng)) == TUMOUR).any() for _ in range(16))
+
+
+def _in_box(box: Box, rng: np.random.Generator) -> Points:
+    points: Points = (box.x, box.y) + rng.random((PROBES, 2)) * (box.width, box.height)
+    return points
+
+
+def _edges(polygons: Sequence[Polygon], shape: tuple[int, ...], l0_cell: tuple[float, float]) -> Cells:
+    """Cells that an outline passes through, and their neighbours."""
+    mask = np.zeros(shape, np.bool_)
+    for polygon in polygons:
+        for ring in polygon.rings:
+            start = ring / l0_cell
+            reach = np.roll(start, -1, axis=0) - start
+            # two points a cell: with the neighbours added, no cell that the edge touches is missed
+            count = np.ceil(2 * np.abs(reach).max(axis=1)).astype(np.int64) + 1
+            edge = np.repeat(np.arange(len(start)), count)
+            part = (np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)) / count[edge]
+            x, y = np.floor(start[edge] + part[:, None] * reach[edge]).astype(np.int64).T
+            on = (x >= 0) & (y >= 0) & (x < shape[1]) & (y < shape[0])
+            mask[y[on], x[on]] = True
+    return np.asarray(binary_dilation(mask, np.ones((3, 3), np.bool_)), np.bool_)
+
+
+def _edges_within(box: Box, shape: tuple[int, ...], l0_cell: tuple[float, float]) -> Cells:
+    """Cells whose centre lies in a level-0 box."""
+    x, y = (np.arange(shape[1]) + 0.5) * l0_cell[0], (np.arange(shape[0]) + 0.5) * l0_cell[1]
+    rows, columns = (y >= box.y) & (y < box.bottom), (x >= box.x) & (x < box.right)
+    return np.asarray(rows[:, None] & columns[None, :], np.bool_)

@@ -1,0 +1,397 @@
+"""Sampling: patches drawn from slides while the model trains; nothing is stored, and no torch is loaded.
+
+Sample `index` of a round is a function of (seed, round, index) and the pool alone, so the stream is the same
+for any number of workers, and a training that goes on where it stopped sees what it would have seen. Each
+attempt at a sample has a generator of its own: a slide that cannot be read leads to the next attempt, and so
+does one that is already known to be lost, which makes the two the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import pairwise
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.augment import NO_AUGMENTATION, AugmentConfig
+from lobule.augment import draw as draw_augmentation
+from lobule.cohort import Cohort
+from lobule.color import RGB
+from lobule.errors import CaseError, ConfigError, DamagedTile, LobuleError, UsageError
+from lobule.geometry import Box, Lattice
+from lobule.scanning.loader import cause_of
+from lobule.slides.slide import Slide
+from lobule.tissue import TissueConfig
+from lobule.training.patch_sampling import NORMAL, TUMOUR, Listed, Pool, SlidePlaces, find_places
+
+MAX_OPEN = 128
+"""Slides that one worker keeps open."""
+CACHE_BYTES = 2 << 20
+"""Decoded tiles kept of an open slide: places are far apart, and tiles are rarely asked for again."""
+ATTEMPTS = 1000
+EPOCH = 0xE90C
+"""Sets the order of an epoch apart from other uses of the seed."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What is drawn and how it is read."""
+
+    mpp: float
+    side: int
+    """Pixels a side of a patch."""
+    tumour_share: float = 0.5
+    hard_share: float = 0.5
+    """Of the normal patches, those from hard places, once there are any."""
+    hard_jitter: float = 16.0
+    """Pixels by which a hard place may be missed in x and y: what fooled the model is not one pixel."""
+    by_site: bool = False
+    """Choose the site first, so that a site with few slides counts as much as one with many."""
+    augment: AugmentConfig = NO_AUGMENTATION
+    upsample: bool = False
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One choice: which slide, where on it, of which class."""
+
+    slide: int
+    label: int
+    l0_x: float
+    l0_y: float
+    hard: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """A batch as the workers made it."""
+
+    index: int
+    """Of its first sample in the round."""
+    pixels: NDArray[np.uint8]
+    """(n, side, side, 3)."""
+    labels: NDArray[np.int64]
+    draws: tuple[Draw, ...]
+    lost: Mapping[int, str] = field(default_factory=dict)
+    """Numbers of slides that turned unreadable → why."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def parts(self, count: int) -> list[Samples]:
+        """The batch in so many parts of nearly one size, each with its share of the classes."""
+        edges = [number * len(self) // count for number in range(count + 1)]
+        return [
+            Samples(self.index + a, self.pixels[a:b], self.labels[a:b], self.draws[a:b])
+            for a, b in pairwise(edges)
+            if a < b
+        ]
+
+
+def gather(
+    cohort: Cohort, tissue: TissueConfig | None = None, *, workers: int = 1, need: tuple[int, ...] = (0, 1)
+) -> Pool:
+    """The places of every slide. What a slide lacks is a note; a class that no slide has is an error."""
+
+    def one(case: Any) -> tuple[SlidePlaces | None, list[str]]:
+        try:
+            return find_places(case, tissue)
+        except UsageError:
+            raise
+        except (LobuleError, OSError) as error:
+            return None, [f"left out: {cause_of(error)}"]
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="places") as threads:
+        found = list(threads.map(one, cohort))
+    notes = [f"{case.id}: {note}" for case, (_, own) in zip(cohort, found, strict=True) for note in own]
+    pool = Pool(tuple(places for places, _ in found if places is not None), notes=tuple(notes))
+    for label, name in ((NORMAL, "normal tissue"), (TUMOUR, "tumour")):
+        if label in need and not pool.usable(label):
+            told = "; ".join(notes[:5]) + ("; …" if len(notes) > 5 else "")
+            raise ConfigError(
+                f"no slide has {name} to draw from",
+                subject=cohort.path,
+                expected="annotated tumour slides, and normal or exhaustively annotated ones",
+                found=told or f"{len(cohort)} slides",
+            )
+    return pool
+
+
+# -- drawing ------------------------------------------------------------------------------------------------
+
+
+def label_of(index: int, tumour_share: float) -> int:
+    """The class of a sample: spread evenly, so that any run of samples keeps the share."""
+    return int(math.floor((index + 1) * tumour_share) - math.floor(index * tumour_share))
+
+
+def draw(pool: Pool, config: SampleConfig, label: int, rng: np.random.Generator) -> Draw | None:
+    """First the slide, uniformly, so that large lesions do not dominate; then a place on it."""
+    hard = label == NORMAL and bool(pool.hard) and rng.random() < config.hard_share
+    slides = sorted(pool.hard) if hard else pool.usable(label)
+    if config.by_site:
+        sites = sorted({pool.slides[number].case.site or "" for number in slides})
+        site = sites[int(rng.integers(len(sites)))]
+        slides = [number for number in slides if (pool.slides[number].case.site or "") == site]
+    number = slides[int(rng.integers(len(slides)))]
+    places = pool.slides[number]
+    if not hard:
+        place = places.draw(label, rng)
+        return None if place is None else Draw(number, label, *place)
+    found = pool.hard[number][int(rng.integers(len(pool.hard[number])))]
+    near = found + (2 * rng.random(2) - 1) * config.hard_jitter * config.mpp / places.mpp
+    x, y = near if places.classes(near[None])[0] == NORMAL else found
+    return Draw(number, label, float(x), float(y), hard=True)
+
+
+def draw_listed(listed: Listed, seed: int, index: int, attempt: int) -> Draw:
+    """The place of a sample in shuffled epochs; after an attempt in vain, any of the same class."""
+    epoch, turn = divmod(index, len(listed))
+    order = np.random.default_rng([seed, EPOCH, epoch]).permutation(len(listed))
+    number = order[turn]
+    if attempt:
+        same = np.flatnonzero(listed.labels == listed.labels[number])
+        number = np.random.default_rng([seed, EPOCH, epoch, turn, attempt]).choice(same)
+    x, y = listed.l0_points[number]
+    return Draw(int(listed.slides[number]), int(listed.labels[number]), float(x), float(y))
+
+
+class Sampler:
+    """One worker: its own open slides, its own knowledge of which are lost."""
+
+    def __init__(
+        self, pool: Pool, config: SampleConfig, seed: int, round_: int, lost: Mapping[int, str]
+    ) -> None:
+        self.pool, self.config, self.seed, self.round = pool, config, seed, round_
+        self.lost = dict(lost)
+        self._open: OrderedDict[int, tuple[Slide, Lattice]] = OrderedDict()
+
+    def batch(self, first: int, size: int) -> Samples:
+        made = [self.sample(index) for index in range(first, first + size)]
+        labels = np.array([chosen.label for _, chosen in made], np.int64)
+        draws = tuple(chosen for _, chosen in made)
+        return Samples(first, np.stack([pixels for pixels, _ in made]), labels, draws, dict(self.lost))
+
+    def sample(self, index: int) -> tuple[RGB, Draw]:
+        """The patch of a sample, augmented, and what was drawn."""
+        for attempt in range(ATTEMPTS):
+            rng = np.random.default_rng([self.seed, self.round, index, attempt])
+            chosen = self._choose(index, attempt, rng)
+            if chosen is None or chosen.slide in self.lost:
+                continue
+            try:
+                return self._read(chosen, rng), chosen
+            except DamagedTile:  # costs this place only
+                continue
+            except UsageError:
+                raise
+            except (
+                Exception
+            ) as error:  # whatever a reader raises: the slide is given up, the training goes on
+                self._lose(chosen.slide, error)
+        raise CaseError(
+            f"{ATTEMPTS} places in a row could not be read", remedy="Check the slides with `lobule doctor`"
+        )
+
+    def _choose(self, index: int, attempt: int, rng: np.random.Generator) -> Draw | None:
+        if self.pool.listed is not None:
+            chosen = draw_listed(self.pool.listed, self.seed, index, attempt)
+            self._check_left(chosen.label)
+            return chosen
+        label = label_of(index, self.config.tumour_share)
+        self._check_left(label)
+        return draw(self.pool, self.config, label, rng)
+
+    def _lose(self, number: int, error: Exception) -> None:
+        self.lost[number] = cause_of(error)
+        if number in self._open:
+            self._open.pop(number)[0].close()
+
+    def _check_left(self, label: int) -> None:
+        usable = self.pool.usable(label)
+        if all(number in self.lost for number in usable):
+            raise CaseError(
+                f"none of the {len(usable)} slides of one class can be read any more",
+                subject=self.pool.slides[usable[0]].case.path,
+                found=self.lost[usable[0]],
+                remedy="Check the disk; training goes on from its last checkpoint with --resume",
+            )
+
+    def _read(self, chosen: Draw, rng: np.random.Generator) -> RGB:
+        config, (slide, lattice) = self.config, self._opened(chosen.slide)
+        side = config.augment.source_side(config.side)
+        x = round(chosen.l0_x / float(lattice.step_x) - side / 2)
+        y = round(chosen.l0_y / float(lattice.step_y) - side / 2)
+        pixels = slide.read_lattice(lattice, Box(x, y, side, side))
+        return draw_augmentation(config.augment, rng).apply(pixels, config.side)
+
+    def _opened(self, number: int) -> tuple[Slide, Lattice]:
+        """The worker's own handle, the least recently used closed where there are too many."""
+        if number not in self._open:
+            slide = copy.copy(self.pool.slides[number].slide)  # its path and µm/px; the file opens anew
+            slide.use_cache(CACHE_BYTES)
+            lattice = slide.lattice(mpp=self.config.mpp, upsample=self.config.upsample)
+            self._open[number] = slide, lattice
+            if len(self._open) > MAX_OPEN:
+                self._open.popitem(last=False)[1][0].close()
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def close(self) -> None:
+        for slide, _ in self._open.values():
+            slide.close()
+        self._open.clear()
+
+
+# -- the stream ---------------------------------------------------------------------------------------------
+
+
+class SampleStream:
+    """Batches in order, made ahead by threads or by spawned processes, a bounded number of them.
+
+    `share` is (rank, ranks): of each batch, a rank gets the part of its number.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        config: SampleConfig,
+        batch: int,
+        *,
+        seed: int,
+        round_: int = 0,
+        batches: int | None = None,
+        workers: int = 1,
+        processes: bool = False,
+        ahead: int = 4,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.pool, self.config, self.batch = pool, config, batch
+        self.seed, self.round, self.batches = seed, round_, batches
+        self.workers, self.processes, self.ahead, self.share = workers, processes, ahead, share
+        if batch % share[1]:
+            raise ConfigError(
+                f"a batch of {batch} cannot be shared by {share[1]} processes",
+                expected=f"a multiple of {share[1]}",
+            )
+        self.lost: dict[int, str] = {}
+        """Numbers of slides that turned unreadable → why."""
+        self._next = 0
+        self._waiting: deque[Future[Samples]] = deque()
+        self._executor: Executor | None = None
+        self._crew: _Crew | None = None
+
+    def __enter__(self) -> SampleStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Samples]:
+        return self
+
+    def __next__(self) -> Samples:
+        self._fill()
+        if not self._waiting:
+            raise StopIteration
+        try:
+            samples = self._waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise LobuleError(
+                "a worker that draws patches was killed",
+                remedy="Most often the memory ran out: use fewer workers, or --resume to go on",
+            ) from error
+        self._next += 1
+        self.lost |= {number: why for number, why in samples.lost.items() if number not in self.lost}
+        return samples
+
+    def state(self) -> dict[str, Any]:
+        """What is needed to go on after the last batch that was taken."""
+        lost = {self.pool.slides[number].case.id: why for number, why in sorted(self.lost.items())}
+        return {"seed": self.seed, "round": self.round, "batch": self.batch, "next": self._next, "lost": lost}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where another stream stood when it gave its `state`."""
+        own = {"seed": self.seed, "round": self.round, "batch": self.batch}
+        given = {name: state[name] for name in own}
+        if given != own:
+            raise ConfigError("the samples of another training", expected=str(own), found=str(given))
+        self.close()
+        number_of = {places.case.id: number for number, places in enumerate(self.pool.slides)}
+        self.lost = {number_of[name]: why for name, why in state["lost"].items() if name in number_of}
+        self._next = int(state["next"])
+
+    def close(self) -> None:
+        """Stop the workers; what they made ahead is dropped and can be made again."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+        if self._crew is not None:
+            self._crew.close()
+        self._waiting.clear()
+        self._executor = self._crew = None
+
+    def _fill(self) -> None:
+        if self._executor is None:
+            self._start()
+        assert self._executor is not None
+        work = _process_batch if self._crew is None else self._crew.batch
+        rank, ranks = self.share
+        while len(self._waiting) < max(1, self.ahead):
+            turn = self._next + len(self._waiting)
+            if self.batches is not None and turn >= self.batches:
+                break
+            part = self.batch // ranks
+            self._waiting.append(self._executor.submit(work, turn * self.batch + rank * part, part))
+
+    def _start(self) -> None:
+        make = (self.pool, self.config, self.seed, self.round, dict(self.lost))
+        if not self.processes:
+            self._crew = _Crew(make)
+            self._executor = ThreadPoolExecutor(self.workers, thread_name_prefix="sample")
+            return
+        # spawned, never forked: a fork would copy torch's threads half alive
+        self._executor = ProcessPoolExecutor(
+            self.workers, mp_context=get_context("spawn"), initializer=_begin_process, initargs=make
+        )
+
+
+class _Crew:
+    """The samplers of the threads, one each."""
+
+    def __init__(self, make: tuple[Any, ...]) -> None:
+        self._make = make
+        self._own = threading.local()
+        self._all: list[Sampler] = []
+
+    def batch(self, first: int, size: int) -> Samples:
+        sampler: Sampler | None = getattr(self._own, "sampler", None)
+        if sampler is None:
+            sampler = self._own.sampler = Sampler(*self._make)
+            self._all.append(sampler)
+        return sampler.batch(first, size)
+
+    def close(self) -> None:
+        for sampler in self._all:
+            sampler.close()
+
+
+_OF_PROCESS: list[Sampler] = []
+"""The sampler of a spawned process; empty in the process that trains."""
+
+
+def _begin_process(*make: Any) -> None:
+    _OF_PROCESS.append(Sampler(*make))
+
+
+def _process_batch(first: int, size: int) -> Samples:
+    return _OF_PROCESS[0].batch(first, size)

@@ -1,0 +1,216 @@
+"""What is damaged in a results folder, or not the scan's, or of nothing scored: never a score, never lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lobule.cohort import Case, Cohort, cohort_of_paths
+from lobule.errors import ConfigError, DamagedResults, ResultsError
+from lobule.results import Result, describe, open_results
+from lobule.scanning.contract import (
+    Batch,
+    EngineSettings,
+    Fields,
+    OpenCase,
+    Pass,
+    ScanOptions,
+    Store,
+    TableSpec,
+)
+from lobule.scanning.scan import ScanReport, scan
+from tests.scanning.support import (
+    BUNDLE,
+    EVERYWHERE,
+    SMALL,
+    MeanPredictor,
+    cohort_of,
+    pixels_of,
+    tree,
+    write_slide,
+)
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> tuple[Path, Path]:
+    return write_slide(tmp_path / "a.tif", pixels_of(300, 200)), write_slide(
+        tmp_path / "b.tif", pixels_of(300, 200, 1)
+    )
+
+
+def run(cohort: Cohort, out: Path, predictor: MeanPredictor | None = None, **how: bool) -> ScanReport:
+    return scan(predictor or MeanPredictor(), BUNDLE, cohort, out, EVERYWHERE, SMALL, **how)  # type: ignore[arg-type]
+
+
+class NoNumbers(MeanPredictor):
+    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"map": super().forward(name, batch)["map"] * float("nan")}
+
+
+class NoRows(MeanPredictor):
+    """A table none of whose rows has a number, and a score all the same."""
+
+    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+        return "rows", Batch(torch.zeros((engine.batch, 32, 32, 3), dtype=torch.uint8), {}, {})
+
+    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+        boxes = np.array([[x, 0, 32, 32] for x in range(0, 256, 32)])
+        lattice = case.images["slide"].lattice(level=0)
+        fields = Fields(("slide",), (lattice,), np.zeros(len(boxes), np.int16), boxes)
+        yield Pass("rows", fields, TableSpec(4))
+        return Result({"mean": 0.0})
+
+    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"value": batch.pixels.float().mean((1, 2, 3)) * float("nan")}
+
+
+@pytest.mark.parametrize("predictor", [NoNumbers(), NoRows()])
+def test_a_case_of_which_nothing_was_scored_has_failed_and_has_no_score(
+    slides: tuple[Path, Path], tmp_path: Path, predictor: MeanPredictor
+) -> None:
+    report = run(cohort_of(slides[0]), tmp_path / "r", predictor)
+    assert dict(report.counts) == {"failed": 1} and "not a number" in report.failed["a"]
+    result = open_results(tmp_path / "r").case_folder("a").result
+    assert result is not None and result["scores"] == {}
+    assert "0.0" not in (tmp_path / "r" / "results.csv").read_text()
+
+
+CUT = '{"1":'
+SHORT = '{"format": "lobule-result/1", "status": "complete"}'
+WHOLE = {
+    "format": "lobule-result/1", "status": "complete", "scores": {}, "maps": [], "findings": {"count": 0},
+    "notes": [], "error": None,
+}  # fmt: skip
+STRANGE = [
+    json.dumps({**WHOLE, name: value})
+    for name, value in [
+        ("status", "weird"), ("scores", {"mean": None}), ("maps", [1]), ("findings", {}), ("error", "boom"),
+        ("failed", 3),
+    ]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "finished", "text"),
+    [
+        ("result.json", True, CUT),
+        ("result.json", True, SHORT),
+        *[("result.json", True, text) for text in STRANGE],
+        ("maps/mean/zarr.json", False, CUT),
+        ("failed/mean.json", False, CUT),
+    ],
+)
+def test_a_damaged_file_costs_its_case_only(
+    slides: tuple[Path, Path], tmp_path: Path, name: str, finished: bool, text: str
+) -> None:
+    run(cohort_of(*slides), tmp_path / "r")
+    before = tree(tmp_path / "r")
+    case = open_results(tmp_path / "r").case_folder("a").path
+    if not finished:
+        (case / "result.json").unlink()
+    (case / name).parent.mkdir(exist_ok=True)
+    (case / name).write_text(text)
+    data, told = describe(tmp_path / "r")
+    assert data["counts"] == {"complete": 1, "unfinished": 1}
+    assert name.startswith("failed") or str(case) in told
+    assert dict(run(cohort_of(slides[1]), tmp_path / "r").counts) == {"complete": 1}
+    assert dict(run(cohort_of(*slides), tmp_path / "r").counts) == {"complete": 2}
+    assert tree(tmp_path / "r") == before
+
+
+def test_damaged_findings_are_said_so(slides: tuple[Path, Path], tmp_path: Path) -> None:
+    run(cohort_of(slides[0]), tmp_path / "r")
+    case = open_results(tmp_path / "r").case_folder("a")
+    (case.path / "findings.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DamagedResults, match="findings are damaged"):
+        case.findings()
+
+
+def test_settings_that_are_none_are_said_so(slides: tuple[Path, Path], tmp_path: Path) -> None:
+    run(cohort_of(slides[0]), tmp_path / "r")
+    (tmp_path / "r" / "scan.json").write_text("[]")
+    data, text = describe(tmp_path / "r")
+    assert "scan.json: not the settings of a scan" in data["error"] and data["error"] in text
+    assert [case["case"] for case in data["cases"]] == ["a"]
+    with pytest.raises(ResultsError, match="not the settings of a scan"):
+        run(cohort_of(slides[0]), tmp_path / "r")
+
+
+def test_fresh_deletes_nothing_that_no_scan_wrote(slides: tuple[Path, Path], tmp_path: Path) -> None:
+    precious = tmp_path / "mine" / "cases" / "precious.svs"
+    precious.parent.mkdir(parents=True)
+    precious.write_bytes(b"a slide")
+    (precious.parent / "patient 1").mkdir()
+    (precious.parent / "patient 1" / "x.svs").write_bytes(b"a slide")
+    for expected in ("patient 1", "precious.svs"):
+        with pytest.raises(ResultsError, match=rf"{expected}.*--fresh would delete it"):
+            run(cohort_of(slides[0]), tmp_path / "mine", fresh=True)
+        (precious.parent / "patient 1" / "x.svs").unlink(missing_ok=True)
+    assert precious.exists()
+
+
+def test_fresh_that_cannot_delete_keeps_no_old_result(
+    slides: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(cohort_of(*slides), tmp_path / "r")
+    (tmp_path / "r" / "patients.json").write_text("{}")
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched, pytest.raises(ResultsError, match="permission denied"):
+        patched.setattr("shutil.rmtree", refuse)
+        run(cohort_of(slides[0]), tmp_path / "r", fresh=True)
+    assert not (tmp_path / "r" / "cases").exists() and not (tmp_path / "r" / "patients.json").exists()
+    predictor = MeanPredictor()
+    run(cohort_of(slides[0]), tmp_path / "r", predictor, fresh=True)
+    assert predictor.forwards > 0
+    assert [case.case_id for case in open_results(tmp_path / "r").cases()] == ["a"]
+    assert not (tmp_path / "r" / ".gone").exists()
+
+
+def test_cases_of_one_name_are_refused(slides: tuple[Path, Path], tmp_path: Path) -> None:
+    twice = Cohort(
+        tuple(Case("x", name, "slide", str(path)) for name, path in zip("pq", slides, strict=True))
+    )
+    with pytest.raises(ConfigError, match=r"one name.*x"):
+        run(twice, tmp_path / "r")
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".hidden"])
+def test_no_name_leads_out_of_the_folder(slides: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    run(Cohort((Case(name, "p", "slide", str(slides[0]), mpp=0.5),)), tmp_path / "r")
+    (case,) = open_results(tmp_path / "r").cases()
+    assert case.case_id == name and case.status == "complete"
+    assert case.path.parent == tmp_path / "r" / "cases"
+
+
+def test_a_result_that_another_slide_replaces_is_said(
+    slides: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (Cohort((Case("x", "p", "slide", str(path), mpp=0.5),)) for path in slides)
+    run(first, tmp_path / "r")
+    with caplog.at_level(logging.WARNING, "lobule.scan"):
+        run(first, tmp_path / "r")
+        assert not caplog.messages
+        run(second, tmp_path / "r")
+    assert "case x" in caplog.text and "scanned anew" in caplog.text
+
+
+def test_a_file_name_that_is_no_utf_8_is_scanned_too(tmp_path: Path) -> None:
+    name = os.fsdecode(b"M\xfcller.tif")
+    slide = write_slide(tmp_path / "m.tif", pixels_of(300, 200)).rename(tmp_path / name)
+    report = run(cohort_of_paths([slide], mpp=0.5), tmp_path / "r")
+    assert dict(report.counts) == {"complete": 1}
+    case = open_results(tmp_path / "r").case_folder("M?ller")
+    assert case.result is not None and list(case.result["input"]) == [str(slide)]
+    slide.unlink()
+    report = run(cohort_of_paths([slide], mpp=0.5), tmp_path / "other")
+    assert dict(report.counts) == {"failed": 1} and (tmp_path / "other" / "results.csv").read_text()

@@ -1,0 +1,141 @@
+"""Lanes: the gradients that one thread gives, the same bits whoever is faster, dropout of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lobule.training.replicas import Lanes, Part, _Dropout, seed_of
+
+X = torch.randn((12, 3, 9, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def lanes_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    made: list[Lanes] = []
+    start = Lanes.__init__
+
+    def noted(self: Lanes, *arguments: object) -> None:
+        start(self, *arguments)  # type: ignore[arg-type]
+        made.append(self)
+
+    monkeypatch.setattr(Lanes, "__init__", noted)
+    yield
+    for lanes in made:
+        lanes.close()
+
+
+def net(*more: nn.Module) -> nn.Sequential:
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), *more, nn.Flatten(), nn.Linear(4 * 49, 2))
+
+
+def loss_of(module: nn.Module, x: Tensor) -> Tensor:
+    return (module(x) ** 2).mean()
+
+
+def parts(*edges: int, seed: int = 1) -> list[Part]:
+    return [
+        Part(X[a:b], (b - a) / 12, seed_of(seed, number)) for number, (a, b) in enumerate(pairwise(edges))
+    ]
+
+
+def gradients(module: nn.Module) -> list[Tensor]:
+    return [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize(
+    ("count", "edges"), [(1, (0, 12)), (2, (0, 6, 12)), (3, (0, 4, 8, 12)), (2, (0, 3, 6, 12))]
+)
+def test_gradients_are_those_of_the_whole_batch(count: int, edges: tuple[int, ...]) -> None:
+    whole = net(nn.ReLU())
+    loss_of(whole, X).backward()
+    expected = gradients(whole)
+    module = net(nn.ReLU())
+    lanes = Lanes(module, count)
+    for _ in range(3):  # the first step runs in turn, later ones side by side
+        loss = lanes.gradients(parts(*edges), loss_of)
+        torch.testing.assert_close(loss, loss_of(whole, X).detach())
+        torch.testing.assert_close(gradients(module), expected)
+    with torch.no_grad():  # a step on the module's weights is a step on the lanes'
+        for parameter in (*module.parameters(), *whole.parameters()):
+            parameter -= 0.1
+    torch.testing.assert_close(lanes.gradients(parts(*edges), loss_of), loss_of(whole, X).detach())
+
+
+def test_random_numbers_do_not_depend_on_who_is_faster() -> None:
+    def slowed(slow: int) -> list[Tensor]:
+        module, found = net(nn.Dropout(0.5)), []
+        lanes = Lanes(module, 2)
+
+        def loss(own: nn.Module, x: Tensor) -> Tensor:
+            if torch.equal(x, X[6 * slow : 6 * slow + 6]):
+                time.sleep(0.02)
+            return loss_of(own, x)
+
+        for step in range(3):
+            lanes.gradients(parts(0, 6, 12, seed=step), loss)
+            found += gradients(module)
+        return found
+
+    one, other = slowed(0), slowed(1)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not torch.equal(one[0], one[4])
+
+
+def test_a_net_that_draws_from_torchs_generator_runs_in_turn_and_repeats() -> None:
+    class Functional(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x, 0.5, self.training)
+
+    def run() -> list[Tensor]:
+        module = net(Functional())
+        lanes = Lanes(module, 2)
+        for _ in range(2):
+            lanes.gradients(parts(0, 6, 12), loss_of)
+        assert not lanes._side_by_side
+        return gradients(module)
+
+    first = run()
+    torch.manual_seed(77)
+    assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
+
+
+@pytest.mark.parametrize("like", [nn.Dropout(0.3), nn.Dropout2d(0.3)])
+def test_dropout_drops_its_share_and_keeps_the_mean(like: nn.Dropout | nn.Dropout2d) -> None:
+    own = _Dropout(like, torch.Generator().manual_seed(2))
+    y = own(torch.ones(200, 30, 4, 4))
+    assert (y == 0).float().mean() == pytest.approx(0.3, abs=0.02)
+    assert y.mean() == pytest.approx(1.0, abs=0.03)
+    alike = (y == y[..., :1, :1]).flatten(2).all(-1)
+    assert bool(alike.all()) == isinstance(like, nn.Dropout2d)
+    own.eval()
+    assert torch.equal(own(X), X)
+
+
+def test_a_batch_norm_keeps_the_mean_of_its_parts_statistics() -> None:
+    module = net(nn.BatchNorm2d(4))
+    Lanes(module, 2).gradients(parts(0, 6, 12), loss_of)
+    norm = module[1]
+    features = module[0](X).detach()
+    means = torch.stack([features[a:b].mean((0, 2, 3)) for a, b in ((0, 6), (6, 12))])
+    torch.testing.assert_close(norm.running_mean, 0.1 * means.mean(0))
+    assert int(norm.num_batches_tracked) == 1
+
+
+def test_what_goes_wrong_in_a_lane_reaches_the_trainer() -> None:
+    lanes = Lanes(net(), 2)
+    lanes.gradients(parts(0, 6, 12), loss_of)
+    with pytest.raises(RuntimeError, match="shapes"):
+        lanes.gradients([Part(X[:, :, :5], 1.0, 0)], loss_of)
+
+
+def test_seeds_differ_with_every_number() -> None:
+    assert len({seed_of(a, b, c) for a in range(4) for b in range(4) for c in range(4)}) == 64
+    assert seed_of(1, 2) == seed_of(1, 2) < 2**63
