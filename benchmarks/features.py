@@ -156,7 +156,7 @@ def times_alone(slide: Path, engine: Any, tiles: int) -> tuple[TimeSpent, TimeSp
         TileEncoder(encoder_bundle, Tiling(MPP, TILE, TILE)), manifest, Path("nowhere")
     )
     options, case = ScanOptions(), Case("slide", "patient", "slide", str(slide))
-    predictor.place(engine, options)
+    predictor.move_to_device(engine, options)
     with opened(predictor, case, engine, options, Machine()) as (images, pass_, _):
         size = engine.batch
         read = time_spent_by(lambda: read_all(pass_, images, size, available_cores()))

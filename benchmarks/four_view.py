@@ -46,7 +46,7 @@ from lobule.phantoms.exams import write_exams
 from lobule.results.folder import CaseFolder
 from lobule.scanning.contract import EngineSettings, Pass, ScanOptions, TableSpec
 from lobule.scanning.device import available_cores, lanes_for
-from lobule.scanning.open_case import Opened
+from lobule.scanning.open_case import OpenedCase
 from lobule.scanning.pipeline import Pipeline
 from lobule.scanning.stores import open_sink
 
@@ -79,8 +79,8 @@ class Bench:
         lanes, threads = lanes_for("cpu", available_cores())
         engine = EngineSettings(precision=precision, lanes=lanes, lane_threads=threads)
         options = ScanOptions(settings=settings)
-        engine = predictor.settle(engine, ROOM, options)
-        predictor.place(engine, options)
+        engine = predictor.choose_batch(engine, ROOM, options)
+        predictor.move_to_device(engine, options)
         return engine
 
     @contextmanager
@@ -193,7 +193,7 @@ class Bench:
         predictor, options = self.predictors[False], ScanOptions(settings={"epochs": epochs})
         began = time.perf_counter()
         with self.pipeline(predictor, engine) as run:
-            steps = predictor.steps(Opened(self.case, self.views, options, engine))
+            steps = predictor.steps(OpenedCase(self.case, self.views, options, engine))
             store = None
             try:
                 while True:

@@ -74,21 +74,23 @@ class Ours:
         self.config, self.describer = config, describer
         self.lanes, self.threads = lanes_for("cpu", available_cores())
         engine = replace(EngineSettings(), precision=precision, lanes=self.lanes, lane_threads=self.threads)
-        self.engine = describer.settle(engine, (1 << 30) // self.lanes)
+        self.engine = describer.choose_batch(engine, (1 << 30) // self.lanes)
         self.pool = ThreadPoolExecutor(
             self.lanes, initializer=torch.set_num_threads, initargs=(self.threads,)
         )
 
-    def place(self, layouts: Sequence[bool]) -> None:
+    def move_to_device(self, layouts: Sequence[bool]) -> None:
         """Place the net in the fastest of some memory layouts, as a scan does at its start."""
         rates = {}
         for channels_last in layouts:
-            self.describer.place(replace(self.engine, channels_last=channels_last))
+            self.describer.move_to_device(replace(self.engine, channels_last=channels_last))
             rates[channels_last] = min(self.pool.submit(self._sampled).result() for _ in range(3))
-        self.describer.place(replace(self.engine, channels_last=min(rates, key=lambda kind: rates[kind])))
+        self.describer.move_to_device(
+            replace(self.engine, channels_last=min(rates, key=lambda kind: rates[kind]))
+        )
 
     def _sampled(self) -> float:
-        batch = self.describer.sample(self.engine)
+        batch = self.describer.sample_batch(self.engine)
         with torch.inference_mode():
             start = time.perf_counter()
             self.describer.encode_sample(batch)
@@ -142,8 +144,8 @@ def main() -> None:
     torch.set_num_threads(cores)
     plain = Plain(config, plain_net(name, encoder.trunk.state_dict()))
     kinds = {kind: Ours(config, Describer(config, {0: encoder}), kind) for kind in ("float32", "bfloat16")}
-    kinds["float32"].place((True, False))
-    kinds["bfloat16"].place((True,))
+    kinds["float32"].move_to_device((True, False))
+    kinds["bfloat16"].move_to_device((True,))
     at_once = kinds["float32"].lanes
     rounds = 1 if quick else 2
     seconds: dict[str, list[float]] = {"plain": [], **{kind: [] for kind in kinds}}

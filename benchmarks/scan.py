@@ -234,13 +234,13 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
 def noting_engine(predictor: Any) -> list[Any]:
     """Every engine settings that the scanner places the model with, the last being what it runs with."""
     engines: list[Any] = []
-    original_place = predictor.place
+    original_place = predictor.move_to_device
 
     def noting(engine: Any, options: Any) -> None:
         engines.append(engine)
         original_place(engine, options)
 
-    predictor.place = noting
+    predictor.move_to_device = noting
     return engines
 
 
@@ -250,9 +250,9 @@ def opened(
 ) -> Iterator[tuple[Any, Any, int]]:
     """The images of a case, its first pass, and how many tiles were decoded to find its tissue."""
     from lobule.scanning.cases import AHEAD
-    from lobule.scanning.open_case import Opened
+    from lobule.scanning.open_case import OpenedCase
 
-    open_case = Opened(case, predictor.images(case, options), options, engine)
+    open_case = OpenedCase(case, predictor.images(case, options), options, engine)
     try:
         for image in open_case.images.values():
             image.use_cache(int(machine.max_ram * 0.2) // AHEAD)  # type: ignore[attr-defined]

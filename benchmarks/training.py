@@ -138,7 +138,7 @@ class Clocked:
 
 def rates(pool: Pool, config: SampleConfig, folder: Path, batches: int) -> tuple[float, float]:
     """Patches a second of wall time, and CPU seconds a patch, of a training as `lobule train` runs it."""
-    machine, warm = TrainMachine(device="cpu", precision="float32").settled(), 4
+    machine, warm = TrainMachine(device="cpu", precision="float32").resolved(), 4
     net = small_net()
     lanes = machine.lanes_for(BATCH)
     options = FitOptions(

@@ -76,7 +76,7 @@ class Unseen:
 
 def trial(row: Row, train: Sequence[Bag], tests: Sequence[Unseen], seed: int) -> list[Trial]:
     """Fit an ensemble with a seed and judge it on each set of bags that it has not seen."""
-    config = row.config.settled()
+    config = row.config.resolved()
     moments = moments_of(train) if config.standardise else None
     members = [
         fit(config, train, [], member_seed(seed, number), moments=moments).model

@@ -39,7 +39,7 @@ def make(folder: Path, bags: int, tiles: int, dim: int) -> None:
     root = begin_folder(folder, manifest)
     rng = np.random.default_rng(0)
     frame = TileFrame("bag", 224, 0.5, 224, Size(100_000, 100_000), 20.0)
-    frame_folder = manifest.places(root, frame)[1].parent
+    frame_folder = manifest.paths_of(root, frame)[1].parent
     frame_folder.mkdir(parents=True)
     for number in range(FILES):
         with write_features(frame_folder / f"bag_{number:04d}.h5", frame, manifest.encoding) as append:
@@ -83,7 +83,7 @@ def run(folder: Path, bags: int, kind: str) -> dict[str, float]:
     else:
         bags_of_all = gather(cohort, open_features(folder)).bags
         began = time.perf_counter()
-        fit(config.settled(), bags_of_all, [], seed=0)
+        fit(config.resolved(), bags_of_all, [], seed=0)
     return {"seconds": time.perf_counter() - began, "peak": memory_peak()}
 
 

@@ -19,7 +19,7 @@ from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort
 from lobule.methods import load
 from lobule.scanning.contract import EngineSettings, ScanOptions
-from lobule.scanning.open_case import Opened
+from lobule.scanning.open_case import OpenedCase
 from lobule.scanning.scan import Machine, scan
 
 MPP, TILE, CLASSES = 0.5, 224, ("normal", "tumour")
@@ -44,7 +44,7 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
     dense_bundle(root)
     case = Case("slide", "patient", "slide", str(slide))
     predictor = load(read_bundle(root / "bundle-tiles"))
-    opened = Opened(case, predictor.images(case, ScanOptions()), ScanOptions(), EngineSettings())
+    opened = OpenedCase(case, predictor.images(case, ScanOptions()), ScanOptions(), EngineSettings())
     try:
         boxes = next(predictor.steps(opened)).fields.boxes
     finally:

@@ -71,7 +71,7 @@ class AugmentConfig:
                     "an augmentation out of range",
                     subject=name,
                     expected="0 to 1",
-                    found=str(getattr(self, name)),
+                    actual=str(getattr(self, name)),
                 )
         for name in ("scale", "brightness", "hue", "blur_sigma"):
             if getattr(self, name) < 0:
@@ -79,14 +79,14 @@ class AugmentConfig:
                     "an augmentation out of range",
                     subject=name,
                     expected="0 or more",
-                    found=str(getattr(self, name)),
+                    actual=str(getattr(self, name)),
                 )
         if not 0 <= self.jpeg_quality <= 95:
             raise ConfigError(
                 "an augmentation out of range",
                 subject="jpeg_quality",
                 expected="1 to 95, or 0 for none",
-                found=str(self.jpeg_quality),
+                actual=str(self.jpeg_quality),
             )
 
     def with_strengths(self, given: Mapping[str, Any]) -> AugmentConfig:

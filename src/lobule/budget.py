@@ -71,7 +71,7 @@ def budget_curve(
     if not members.split(split):
         raise UsageError(f"no case is in the split '{split}', on which budgets are compared")
     if not slides or min(slides) < 1:
-        raise UsageError("a budget is at least one slide", found=", ".join(map(str, slides)))
+        raise UsageError("a budget is at least one slide", actual=", ".join(map(str, slides)))
     points = []
     for count in sorted(set(slides)):
         place = make_folder(Path(out) / f"slides-{count}")
@@ -119,7 +119,7 @@ def _point(
             f"the cases of the split '{split}' give no slide AUC",
             subject=results,
             expected="labelled cases that could be scored",
-            found=f"{len(told.tasks)} tasks to evaluate",
+            actual=f"{len(told.tasks)} tasks to evaluate",
             remedy="See why with `lobule scan` of the same bundle, cohort and results: --retry-failed",
         )
     (task,) = told.tasks.values()
@@ -148,7 +148,7 @@ def _refuse_other(place: Path, asked: Mapping[str, Any]) -> None:
             f"this budget was trained with another {key}",
             subject=place,
             expected=str(before.get(key))[:200],
-            found=str(wanted[key])[:200],
+            actual=str(wanted[key])[:200],
             remedy="Write the curve to another folder",
         )
 

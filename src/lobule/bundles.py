@@ -79,7 +79,7 @@ class Bundle:
                 "the file is not the one the bundle was made with",
                 subject=path,
                 expected=f"sha256 {self.files[name]}",
-                found=found,
+                actual=found,
                 remedy="Copy the bundle again from where it came",
             )
         return path
@@ -93,7 +93,7 @@ class Bundle:
         except LobuleError:
             raise
         except Exception as error:  # safetensors raises its own, undocumented types
-            raise BundleError("the weights cannot be read", subject=self.path, found=str(error)) from error
+            raise BundleError("the weights cannot be read", subject=self.path, actual=str(error)) from error
 
 
 def patient_hash(patient: str) -> str:
@@ -158,7 +158,7 @@ def read_bundle(path: str | Path) -> Bundle:
         facts = read_json(root / MODEL)
         if facts["format"] != FORMAT:
             raise BundleError(
-                "a bundle of another format", subject=path, expected=FORMAT, found=facts["format"]
+                "a bundle of another format", subject=path, expected=FORMAT, actual=facts["format"]
             )
         for part, kind in (("files", dict), ("config", dict), ("classes", list), ("patients", list)):
             if not isinstance(facts[part], kind):
@@ -169,7 +169,7 @@ def read_bundle(path: str | Path) -> Bundle:
             raise BundleError(
                 f"{MODEL} is damaged",
                 subject=path,
-                found=f"nothing of use as {', '.join(wrong)}",
+                actual=f"nothing of use as {', '.join(wrong)}",
                 remedy="Copy the bundle again from where it came",
             )
         return Bundle(
@@ -191,7 +191,7 @@ def read_bundle(path: str | Path) -> Bundle:
 def _calibration(facts: Mapping[str, Any], root: Path) -> Mapping[str, Any]:
     calibration = facts.get("calibration", {})
     if not isinstance(calibration, dict):
-        raise BundleError(f"{MODEL} is damaged", subject=root, found="nothing of use as calibration")
+        raise BundleError(f"{MODEL} is damaged", subject=root, actual="nothing of use as calibration")
     return calibration
 
 
@@ -214,7 +214,7 @@ def plain_weights(path: str | Path) -> dict[str, torch.Tensor]:
             return dict(load_file(path))
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many undocumented types
-        raise ConfigError("the weights cannot be read", subject=path, found=first_line(error)) from error
+        raise ConfigError("the weights cannot be read", subject=path, actual=first_line(error)) from error
     state = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ConfigError("these are not plain weights", subject=path, expected="names and tensors")
@@ -235,6 +235,6 @@ def _hash(path: Path) -> str:
                 digest.update(block)
     except OSError as error:
         raise BundleError(
-            "a file of the bundle cannot be read", subject=path, found=str(error.strerror)
+            "a file of the bundle cannot be read", subject=path, actual=str(error.strerror)
         ) from error
     return digest.hexdigest()

@@ -34,27 +34,27 @@ class LobuleError(Exception):
 
     def __init__(
         self,
-        what: str,
+        problem: str,
         *,
         subject: object | None = None,
         expected: str | None = None,
-        found: str | None = None,
+        actual: str | None = None,
         remedy: str | None = None,
     ) -> None:
-        self.what = what
+        self.problem = problem
         self.subject = None if subject is None else str(subject)
         self.expected = expected
-        self.found = found
+        self.actual = actual
         self.remedy = remedy
         super().__init__(self.message())
 
     def message(self) -> str:
-        head = f"{self.subject}: {self.what}" if self.subject else self.what
+        head = f"{self.subject}: {self.problem}" if self.subject else self.problem
         parts = [head if "\n" in head else head.rstrip(".") + "."]
         if self.expected:
             parts.append(f"Expected {self.expected.rstrip('.')}.")
-        if self.found:
-            parts.append(f"Found {self.found.rstrip('.')}.")
+        if self.actual:
+            parts.append(f"Found {self.actual.rstrip('.')}.")
         if self.remedy:
             parts.append(self.remedy.rstrip(".") + ".")
         return " ".join(parts)

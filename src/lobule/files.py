@@ -417,6 +417,6 @@ def need_space(folder: str | Path, size: int) -> None:
             "not enough space on the disk",
             subject=folder,
             expected=f"{size / 1e9:.1f} GB free",
-            found=f"{free / 1e9:.1f} GB",
+            actual=f"{free / 1e9:.1f} GB",
             remedy="Free some space, or write elsewhere",
         )

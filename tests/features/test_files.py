@@ -47,7 +47,7 @@ def case(name: str = "s1", path: str | None = None, mpp: float | None = 0.25) ->
 
 def put(root: Path, frame: TileFrame = LEVEL, manifest: FeatureManifest = MANIFEST) -> tuple[Path, Path]:
     begin_folder(root, manifest)
-    coords, path = manifest.places(root, frame)
+    coords, path = manifest.paths_of(root, frame)
     for place in (coords, path):
         place.parent.mkdir(parents=True, exist_ok=True)
     with write_features(

@@ -90,12 +90,12 @@ class MeanPredictor:
         assert case.path is not None
         return {"slide": open_slide(case.path, mpp=case.mpp)}
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         return replace(engine, cells=8, batch=2)
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None: ...
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None: ...
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         side = WINDOW + STRIDE * (engine.cells - 1)
         return "mean", Batch(torch.zeros((engine.batch, side, side, 3), dtype=torch.uint8), {}, {})
 

@@ -57,7 +57,7 @@ class NoNumbers(MeanPredictor):
 class NoRows(MeanPredictor):
     """A table none of whose rows has a number, and a score all the same."""
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         return "rows", Batch(torch.zeros((engine.batch, 32, 32, 3), dtype=torch.uint8), {}, {})
 
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:

@@ -151,10 +151,10 @@ def test_fresh_is_refused_for_one_shard_of_several(slide: Path, tmp_path: Path) 
 
 
 class Strict(MeanPredictor):
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         if options.stride == 7:
             raise ConfigError("no such stride")
-        return super().settle(engine, room, options)
+        return super().choose_batch(engine, room, options)
 
 
 def test_a_wrong_request_does_not_bind_the_next(slide: Path, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_shards_that_begin_together_share_one_engine(tmp_path: Path) -> None:
         def images(self, case: Case, options: ScanOptions):  # type: ignore[no-untyped-def]
             return super().images(case, options)
 
-        def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
             return replace(engine, cells=self.cells, batch=1)
 
         def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:

@@ -94,7 +94,7 @@ def test_tissue_smaller_than_a_cell_is_said(tmp_path: Path) -> None:
     class NoTileFits(MeanPredictor):
         def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
             case.tissue()
-            return Result({"mean": 0.0}, facts={"prediction": "normal"})
+            return Result({"mean": 0.0}, metadata={"prediction": "normal"})
             yield
 
     path = write_slide(tmp_path / "half.tif", half_tissue())

@@ -109,7 +109,7 @@ def test_a_training_that_was_killed_ends_bit_for_bit_the_same(
     one, other = (read_checkpoint(tmp_path / name) for name in ("whole", "broken"))
     assert one is not None
     assert other is not None
-    assert one.facts == other.facts
+    assert one.contents == other.contents
     assert all(torch.equal(value, other.tensors[name]) for name, value in one.tensors.items())
     # and once more, now that all is done
     assert same(whole, run(tmp_path / "whole", options)[0])
@@ -261,7 +261,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(tmp_pat
         fit(net, spoiled, numbers, OPTIONS, tmp_path, groups)
     kept = read_checkpoint(tmp_path)
     assert kept is not None
-    assert kept.facts["loop"]["step"] == 6
+    assert kept.contents["loop"]["step"] == 6
     assert all(value.isfinite().all() for value in kept.tensors.values())
 
 
@@ -280,7 +280,7 @@ def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no numbers after step 6"):
         fit(net, loss, Numbers(), options, tmp_path, [Group(list(net.parameters()), 0.01)])
     kept = read_checkpoint(tmp_path)
-    assert kept is not None and kept.facts["loop"]["step"] == 4
+    assert kept is not None and kept.contents["loop"]["step"] == 4
     assert all(value.isfinite().all() for value in kept.tensors.values())
 
 

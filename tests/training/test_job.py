@@ -12,9 +12,9 @@ import pytest
 
 from lobule.cohort import Cohort
 from lobule.errors import ConfigError, ModelError, ResultsError
-from lobule.training.job import Parts, begun_training
+from lobule.training.job import TrainingSplit, begun_training
 
-NOBODY = Parts(Cohort(()), Cohort(()))
+NOBODY = TrainingSplit(Cohort(()), Cohort(()))
 
 
 @dataclass(frozen=True)

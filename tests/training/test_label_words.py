@@ -14,7 +14,7 @@ from lobule.cohort.labels import NEGATIVE, POSITIVE, is_false, plain
 from lobule.errors import AnnotationError
 from lobule.methods.reverse_distillation.calibrate import _of_both_kinds
 from lobule.methods.scannet.scoring import is_tumour
-from lobule.training.patch_sampling import NORMAL, TUMOUR, find_places
+from lobule.training.patch_sampling import NORMAL, TUMOUR, find_positions
 from lobule.training.sampling import gather
 from tests.scanning.support import pixels_of, write_slide
 from tests.training.test_sampling import square
@@ -39,7 +39,7 @@ def empty_annotation(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("label", NORMAL_WORDS)
 def test_every_word_for_normal_makes_the_whole_slide_normal(slide: Case, label: str) -> None:
-    places, notes = find_places(replace(slide, label=label), None)
+    places, notes = find_positions(replace(slide, label=label), None)
     assert notes == []
     assert places.count(NORMAL) == places.columns * round(400 / places.l0_cell[1])
     assert places.count(TUMOUR) == 0
@@ -51,7 +51,7 @@ def test_every_word_for_normal_makes_the_whole_slide_normal(slide: Case, label: 
 def test_an_empty_annotation_agrees_with_every_word_for_normal(
     slide: Case, empty_annotation: str, label: str
 ) -> None:
-    places, notes = find_places(replace(slide, label=label, annotation=empty_annotation), None)
+    places, notes = find_positions(replace(slide, label=label, annotation=empty_annotation), None)
     assert places.count(NORMAL) > 0
     assert notes == ["its annotation outlines no tumour: all its tissue is taken for normal"]
 
@@ -61,7 +61,7 @@ def test_an_empty_annotation_of_a_slide_not_labelled_normal_is_an_error_that_nam
     slide: Case, empty_annotation: str, label: str
 ) -> None:
     with pytest.raises(AnnotationError) as error:
-        find_places(replace(slide, label=label, annotation=empty_annotation), None)
+        find_positions(replace(slide, label=label, annotation=empty_annotation), None)
     message = str(error.value)
     assert f"outlines no tumour, but the case is labelled '{label}'" in message
     assert "a label that means no tumour" in message
@@ -91,7 +91,7 @@ def test_the_note_about_an_unusable_slide_gives_the_right_reason(
 def test_a_normal_label_with_outlined_tumour_is_reported(slide: Case, tmp_path: Path) -> None:
     write_annotation(tmp_path / "a.geojson", Annotation((Polygon(square(100, 100, 200)),)))
     outlined = replace(slide, label="benign", annotation=str(tmp_path / "a.geojson"))
-    places, notes = find_places(outlined, None)
+    places, notes = find_positions(outlined, None)
     assert places.count(TUMOUR) > 0
     assert notes == [
         "its label 'benign' means no tumour, but its annotation outlines tumour: the annotation is used"

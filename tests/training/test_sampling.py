@@ -21,7 +21,16 @@ from lobule.errors import CaseError, ConfigError
 from lobule.geometry import Box
 from lobule.slides.slide import open_slide
 from lobule.tissue import TissueConfig
-from lobule.training.patch_sampling import NEITHER, NORMAL, TUMOUR, Listed, Outlined, Pool, Runs, find_places
+from lobule.training.patch_sampling import (
+    NEITHER,
+    NORMAL,
+    TUMOUR,
+    FixedPositions,
+    Outlined,
+    Pool,
+    Runs,
+    find_positions,
+)
 from lobule.training.sampling import SampleConfig, Samples, SampleStream, gather, label_of
 from tests.scanning.support import pixels_of, write_slide
 
@@ -115,7 +124,7 @@ def test_a_region_gives_points_of_all_of_it_and_nothing_else(tmp_path: Path) -> 
     small_inside, small_outside = square(300, 450, 2), square(900, 600, 2)
     polygons = [Polygon(square(200, 100, 250)), Polygon(small_inside), Polygon(small_outside)]
     whole = made(tmp_path, "region", *polygons)
-    places, _ = find_places(replace(whole, kind="region", l0_box=region), None)
+    places, _ = find_positions(replace(whole, kind="region", l0_box=region), None)
     assert [polygon.l0_box for polygon in places.small] == [Polygon(small_inside).l0_box]
     cell = max(places.l0_cell)
     rng = np.random.default_rng(4)
@@ -130,7 +139,7 @@ def test_a_region_gives_points_of_all_of_it_and_nothing_else(tmp_path: Path) -> 
 def test_an_excluded_box_gives_no_points_and_its_surroundings_do(tmp_path: Path) -> None:
     excluded = square(400, 200, 200)
     case = made(tmp_path, "excluded", Polygon(square(50, 50, 60)), Polygon(excluded, "exclusion"))
-    places, _ = find_places(case, None)
+    places, _ = find_positions(case, None)
     rng = np.random.default_rng(5)
     points = np.array([places.draw(NORMAL, rng) for _ in range(6000)])
     hole = shapely.Polygon(excluded)
@@ -154,7 +163,7 @@ def test_tissue_keeps_glass_out_and_a_tiny_lesion_stays_in(tmp_path: Path) -> No
     polygons = (Polygon(square(600, 600, 400)), Polygon(ring(TINY)))
     write_annotation(tmp_path / "glass.xml", Annotation(polygons))
     case = Case("g", "p", "slide", str(path), mpp=MPP, annotation=str(tmp_path / "glass.xml"))
-    places, notes = find_places(case, TissueConfig(mpp=8.0))
+    places, notes = find_positions(case, TissueConfig(mpp=8.0))
     rng = np.random.default_rng(0)
     points = np.array([places.draw(NORMAL, rng) for _ in range(300)])
     on = (points[:, 1] > 490) & (points[:, 1] < 1560)
@@ -193,7 +202,7 @@ def test_a_mask_of_another_scale_is_laid_over_the_whole_slide(tmp_path: Path) ->
     values[50:100, 60:160] = 2
     Image.fromarray(values).save(tmp_path / "mask.png")
     case = replace(made(tmp_path, "masked"), annotation=str(tmp_path / "mask.png"))
-    places, notes = find_places(case, None)
+    places, notes = find_positions(case, None)
     rng = np.random.default_rng(0)
     points = np.array([places.draw(TUMOUR, rng) for _ in range(400)])
     np.testing.assert_allclose(points.min(axis=0), (240, 200), atol=10)
@@ -203,7 +212,7 @@ def test_a_mask_of_another_scale_is_laid_over_the_whole_slide(tmp_path: Path) ->
 
 def test_a_tumour_excluded_entirely_gives_no_places(tmp_path: Path) -> None:
     covered = (Polygon(square(200, 200, 300)), Polygon(square(150, 150, 400), "exclusion"))
-    places, _ = find_places(made(tmp_path, "covered", *covered), None)
+    places, _ = find_positions(made(tmp_path, "covered", *covered), None)
     assert places.count(TUMOUR) == 0
     assert places.count(NORMAL) > 0
 
@@ -308,7 +317,7 @@ def test_a_slide_that_turns_unreadable_is_given_up_and_recorded(tmp_path: Path) 
     assert {chosen.slide for samples in one for chosen in samples.draws if chosen.label == NORMAL} <= {1, 2}
     with SampleStream(found, CONFIG, 8, seed=5) as stream:
         list(islice(stream, 4))
-        assert "no such file" in stream.lost[0]
+        assert "no such file" in stream.failures[0]
         state = stream.state()
         assert set(state["lost"]) == {"n0"}
     (tmp_path / "t.tif").unlink()
@@ -318,7 +327,7 @@ def test_a_slide_that_turns_unreadable_is_given_up_and_recorded(tmp_path: Path) 
 
 def test_listed_places_are_all_seen_once_an_epoch_in_another_order_each(pool: Pool) -> None:
     points = np.array([[250.0 + 40 * k, 300.0] for k in range(5)] + [[600.0, 600.0], [90.0, 90.0]])
-    listed = Listed(np.array([0, 0, 0, 0, 1, 2, 2]), np.array([1, 1, 1, 1, 1, 0, 0]), points)
+    listed = FixedPositions(np.array([0, 0, 0, 0, 1, 2, 2]), np.array([1, 1, 1, 1, 1, 0, 0]), points)
     batches = taken(replace(pool, listed=listed), CONFIG, 6, size=7)
     orders = [[(draw.slide, draw.l0_x) for draw in samples.draws] for samples in batches]
     everything = sorted(zip(listed.slides.tolist(), points[:, 0].tolist(), strict=True))
@@ -329,8 +338,10 @@ def test_listed_places_are_all_seen_once_an_epoch_in_another_order_each(pool: Po
 
 
 def test_a_listed_place_that_cannot_be_read_is_replaced_by_one_of_its_class(pool: Pool) -> None:
-    listed = Listed(np.array([0, 1, 2]), np.array([1, 1, 0]), np.array([[400.0, 200], [550, 350], [90, 90]]))
+    listed = FixedPositions(
+        np.array([0, 1, 2]), np.array([1, 1, 0]), np.array([[400.0, 200], [550, 350], [90, 90]])
+    )
     with SampleStream(replace(pool, listed=listed), CONFIG, 3, seed=1) as stream:
-        stream.lost = {0: "gone"}
+        stream.failures = {0: "gone"}
         for samples in islice(stream, 4):
             assert sorted((draw.slide, draw.label) for draw in samples.draws) == [(1, 1), (1, 1), (2, 0)]

@@ -135,7 +135,7 @@ def _read_bytes(path: str | Path) -> bytes:
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
                 data = packed.read(MAX_BYTES + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise AnnotationError("is damaged gzip", subject=path, found=str(error)) from None
+            raise AnnotationError("is damaged gzip", subject=path, actual=str(error)) from None
     if len(data) > MAX_BYTES:
         raise TooLarge("is too large for an annotation", subject=path, expected=f"at most {MAX_BYTES} bytes")
     if not data.strip():
@@ -151,7 +151,7 @@ def _parse_json(data: bytes, source: str) -> Any:
             "is not an annotation that Lobule can read",
             subject=source,
             expected="ASAP XML, QuPath GeoJSON, NCRF JSON, or a PNG or TIFF of classes",
-            found=str(error),
+            actual=str(error),
         ) from None
 
 

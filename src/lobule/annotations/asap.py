@@ -54,7 +54,7 @@ def _parse(data: bytes, collector: Collector) -> tuple[list[_AnnotationElement],
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         if not path and tag != "ASAP_Annotations":
-            raise collector.error("is not ASAP XML", expected="the root ASAP_Annotations", found=tag)
+            raise collector.error("is not ASAP XML", expected="the root ASAP_Annotations", actual=tag)
         path.append(tag)
         if tag == "Annotation":
             elements.append(_AnnotationElement(attributes))
@@ -71,7 +71,7 @@ def _parse(data: bytes, collector: Collector) -> tuple[list[_AnnotationElement],
     try:
         parser.Parse(data, True)
     except expat.ExpatError as error:
-        raise collector.error("is damaged XML", found=str(error)) from None
+        raise collector.error("is damaged XML", actual=str(error)) from None
     return elements, parents
 
 
@@ -99,14 +99,14 @@ def _number(point: Mapping[str, str], axis: str, where: str, collector: Collecto
         raise collector.error(
             f"{where} has a coordinate with a decimal comma",
             expected="decimal points, as in 1000.5",
-            found=f'{axis}="{text}"',
+            actual=f'{axis}="{text}"',
             remedy="Replace the commas by points, or save the file under an English locale",
         )
     try:
         return float(text.replace("_", "?"))
     except ValueError:
         raise collector.error(
-            f"{where} has a coordinate that is not a number", found=f'{axis}="{text}"'
+            f"{where} has a coordinate that is not a number", actual=f'{axis}="{text}"'
         ) from None
 
 

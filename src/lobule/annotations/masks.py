@@ -53,10 +53,10 @@ def read_mask(data: bytes, source: str, l0_size: Size | None = None) -> ClassMas
             values = _values(Image.open(io.BytesIO(data)), source)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise AnnotationError(
-            "is not a mask image that can be read", subject=source, found=str(error)
+            "is not a mask image that can be read", subject=source, actual=str(error)
         ) from None
     if values.dtype.kind not in "iu":
-        raise AnnotationError("is not a mask of whole numbers", subject=source, found=str(values.dtype))
+        raise AnnotationError("is not a mask of whole numbers", subject=source, actual=str(values.dtype))
     if values.ndim == 3:
         values = _single_channel(values, source)
     width, height = values.shape[1], values.shape[0]
@@ -68,7 +68,7 @@ def read_mask(data: bytes, source: str, l0_size: Size | None = None) -> ClassMas
             "has not the shape of its slide",
             subject=source,
             expected=f"a reduction of {l0_size}",
-            found=f"{width} × {height} px",
+            actual=f"{width} × {height} px",
             remedy="Check that the mask belongs to this slide and is not cropped",
         )
     return ClassMask(values, step_x, step_y)

@@ -175,7 +175,7 @@ class Collector:
             raise self.error(
                 f"{where} reaches far beyond any slide",
                 expected=f"level-0 pixels, at most {MAX_COORDINATE:.0f}",
-                found=f"{np.abs(ring).max():g}",
+                actual=f"{np.abs(ring).max():g}",
             )
         return None if len(np.unique(ring, axis=0)) < 3 else ring
 

@@ -80,7 +80,7 @@ def _places(
         if len(paths) > 1 or not (paths or masks):
             raise UsageError(
                 "a submission is judged on one cohort or on masks",
-                found=", ".join(paths) or "neither",
+                actual=", ".join(paths) or "neither",
                 remedy="Give COHORT, or --masks DIR",
             )
         return None, paths[0] if paths else None
@@ -88,7 +88,7 @@ def _places(
         raise UsageError(
             "say what to evaluate and on what",
             expected="RESULTS and COHORT",
-            found=", ".join(paths) or "neither",
+            actual=", ".join(paths) or "neither",
         )
     return paths[0], paths[1]
 
@@ -99,7 +99,7 @@ def _readers(paths: tuple[str, ...], file: str, asked: Mapping[str, Any]) -> Ans
     from lobule.evaluation.writing import write_reader_study
 
     if paths:
-        raise UsageError("--reader-study takes no results and no cohort", found=", ".join(paths))
+        raise UsageError("--reader-study takes no results and no cohort", actual=", ".join(paths))
     note(f"resampling patients {asked['resamples']} times for every reader and model …")
     data = evaluate_readers(file, Options(resamples=asked["resamples"], seed=asked["seed"]))
     if asked["to"]:

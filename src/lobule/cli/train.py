@@ -94,11 +94,11 @@ def plan(method: str, cohort: str, out: str, wanted: dict[str, Any], val: str | 
     """What a training would begin with; nothing is written."""
     from lobule.api import as_cohort, config_of
     from lobule.methods import method_module
-    from lobule.training.job import parts_of
+    from lobule.training.job import training_split
 
     module = method_module(method)
     config = config_of(module.Config, wanted)
-    divide = getattr(module, "parts", parts_of)
+    divide = getattr(module, "parts", training_split)
     parts = divide(as_cohort(cohort), val, seed, getattr(module, "KINDS", ("slide", "region")))
     sides = {"train": parts.train, "val": parts.val}
     data = {

@@ -43,7 +43,9 @@ def calibrate(
     if fit not in FITS:
         raise ConfigError(f"no fit '{fit}'", expected=" or ".join(FITS))
     if not sensitivities or not all(0 < wanted <= 1 for wanted in sensitivities):
-        raise ConfigError("a sensitivity is a share", expected="above 0, at most 1", found=str(sensitivities))
+        raise ConfigError(
+            "a sensitivity is a share", expected="above 0, at most 1", actual=str(sensitivities)
+        )
     opened = read_bundle(bundle)
     chosen = cohort if split is None else cohort.split(split)
     source = FromResults(open_results(results), Options())
@@ -53,7 +55,7 @@ def calibrate(
             "the results are of another bundle",
             subject=results,
             expected=f"fingerprint {opened.fingerprint[:16]}",
-            found=str(made_by)[:16],
+            actual=str(made_by)[:16],
             remedy="Scan the labelled cases with this bundle first",
         )
     check_overlap(chosen, source, bundle, allow_overlap)

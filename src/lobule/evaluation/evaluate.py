@@ -120,14 +120,14 @@ def _chosen(cohort: Cohort, options: Options) -> Cohort:
     for column in options.by:
         if all(case.value(column) is None for case in cohort):
             raise UsageError(
-                f"no case has anything in the column '{column}'", subject=cohort.path, found=_columns(cohort)
+                f"no case has anything in the column '{column}'", subject=cohort.path, actual=_columns(cohort)
             )
     if options.split is None:
         return cohort
     chosen = cohort.split(options.split)
     if not len(chosen):
         has = ", ".join(name for name in SPLITS if name in cohort.splits()) or "no splits"
-        raise UsageError(f"no case is in the split '{options.split}'", subject=cohort.path, found=has)
+        raise UsageError(f"no case is in the split '{options.split}'", subject=cohort.path, actual=has)
     return chosen
 
 

@@ -37,11 +37,11 @@ def plan(
     judged one against the rest, unless there are two whose meaning is known; else the meaning decides.
     """
     if score is not None and score not in scores:
-        raise UsageError(f"the results have no score '{score}'", found=", ".join(scores) or "no scores")
+        raise UsageError(f"the results have no score '{score}'", actual=", ".join(scores) or "no scores")
     if positive:
         if unknown := [label for label in positive if plain(label) not in set(map(plain, labels))]:
             raise UsageError(
-                f"no case has the label {', '.join(unknown)}", found=", ".join(labels) or "no labels"
+                f"no case has the label {', '.join(unknown)}", actual=", ".join(labels) or "no labels"
             )
         wanted = set(map(plain, positive))
         chosen = frozenset(label for label in labels if plain(label) in wanted)
@@ -56,7 +56,7 @@ def plan(
         unclear = ", ".join(label for label, what in zip(labels, known, strict=True) if what is None)
         raise UsageError(
             f"it is not plain which labels are positive: {unclear}",
-            found=", ".join(labels),
+            actual=", ".join(labels),
             remedy="Say it with --positive LABEL",
         )
     chosen = frozenset(label for label, what in zip(labels, known, strict=True) if what)
@@ -92,7 +92,7 @@ def _scores_of_positive(scores: Sequence[str], positive: frozenset[str]) -> tupl
         return meaning
     raise UsageError(
         "it is not plain which score is to be judged",
-        found=", ".join(scores) or "no scores",
+        actual=", ".join(scores) or "no scores",
         remedy="Say it with --score NAME",
     )
 

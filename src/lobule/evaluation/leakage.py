@@ -46,7 +46,7 @@ def check_overlap(
     raise Leakage(
         sentence,
         subject=where,
-        found=", ".join(shared[:5]) + (", …" if len(shared) > 5 else ""),
+        actual=", ".join(shared[:5]) + (", …" if len(shared) > 5 else ""),
         remedy="Evaluate other patients (--split test), or pass --allow-overlap and have the report say so",
     )
 
@@ -78,7 +78,7 @@ def _of_bundle(path: str | Path, results: Results | None) -> tuple[frozenset[str
             "this is not the bundle that made the results",
             subject=path,
             expected=f"fingerprint {made_by[:16]}",
-            found=opened.fingerprint[:16],
+            actual=opened.fingerprint[:16],
             remedy="Name the bundle that was scanned with",
         )
     if not opened.patients:

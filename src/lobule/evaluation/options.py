@@ -48,9 +48,9 @@ class Options:
                 )
         for name in ("by", "positive", "thresholds"):
             if isinstance(getattr(self, name), str):
-                raise ConfigError(f"{name} is a list", found=repr(getattr(self, name)))
+                raise ConfigError(f"{name} is a list", actual=repr(getattr(self, name)))
         if self.resamples < 2:
-            raise ConfigError("an interval needs at least 2 resamples", found=str(self.resamples))
+            raise ConfigError("an interval needs at least 2 resamples", actual=str(self.resamples))
 
     @classmethod
     def of(cls, **values: Any) -> Options:

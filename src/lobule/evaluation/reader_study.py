@@ -44,7 +44,7 @@ def evaluate_readers(path: str | Path, options: Options | None = None) -> dict[s
     }
     if not readers:
         raise UsageError(
-            "no column begins with 'reader'", subject=path, found=", ".join(columns), remedy="Rename them"
+            "no column begins with 'reader'", subject=path, actual=", ".join(columns), remedy="Rename them"
         )
     how = (options or Options()).resampling
     study = ReaderStudy.of(labels, readers, None if group is None else columns[group], how)
@@ -77,7 +77,7 @@ def _read(path: str | Path) -> Mapping[str, Sequence[str]]:
     try:
         rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError("not a CSV file", subject=path, found=str(error)) from error
+        raise UsageError("not a CSV file", subject=path, actual=str(error)) from error
     if len(rows) < 2:
         raise UsageError("no cases", subject=path, expected="a header and one row a case")
     header = [name.strip() for name in rows[0]]
@@ -93,7 +93,7 @@ def _column(columns: Mapping[str, Sequence[str]], names: Sequence[str], path: st
         if name in columns:
             return name
     raise UsageError(
-        f"no column {' or '.join(names)} says what is true", subject=path, found=", ".join(columns)
+        f"no column {' or '.join(names)} says what is true", subject=path, actual=", ".join(columns)
     )
 
 

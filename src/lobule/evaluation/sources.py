@@ -144,7 +144,7 @@ def _stored(folder: CaseFolder) -> Detections:
             "the findings are damaged",
             subject=folder.path,
             expected="numbers as score, l0_x and l0_y",
-            found=str(error),
+            actual=str(error),
         ) from error
     return rows, tuple(columns["label"].tolist()) if "label" in columns else ()
 
@@ -157,7 +157,7 @@ def _suppressed(folder: CaseFolder, options: Options) -> Detections:
     # the densest map says most; a coarse one beside it is where the scan began
     name = options.nms_map or min(maps, key=lambda key: maps[key].info.l0_stride)
     if name not in maps:
-        raise ResultsError(f"there is no map '{name}'", subject=folder.path, found=", ".join(maps))
+        raise ResultsError(f"there is no map '{name}'", subject=folder.path, actual=", ".join(maps))
     stride = maps[name].info.l0_stride
     layer, pending = _layer(maps[name], options)
     for reader in sorted(maps.values(), key=lambda other: other.info.l0_stride):
@@ -206,7 +206,7 @@ def _tumour_class(reader: MapReader, options: Options) -> int:
     raise ResultsError(
         "it is not plain which class of the map is tumour",
         subject=reader.path,
-        found=", ".join(classes),
+        actual=", ".join(classes),
         remedy="Say it with --score NAME",
     )
 
@@ -306,7 +306,7 @@ def read_detections(path: str | Path) -> Floats:
                 f"line {number} is not a detection",
                 subject=path,
                 expected="confidence,x,y with x and y as whole level-0 pixels, and no header",
-                found=",".join(cells),
+                actual=",".join(cells),
             )
         rows.append((confidence, int(cells[1]), int(cells[2])))
     return np.array(rows, dtype=np.float64).reshape(-1, 3)
@@ -323,7 +323,7 @@ def _rows(path: str | Path) -> list[tuple[int, list[str]]]:
             if any(cell.strip() for cell in cells)
         ]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ResultsError("not a CSV file", subject=path, found=str(error)) from error
+        raise ResultsError("not a CSV file", subject=path, actual=str(error)) from error
 
 
 def _number(cell: str) -> float | None:
@@ -335,7 +335,7 @@ def _number(cell: str) -> float | None:
 
 
 def _bad_line(path: str | Path, number: int, expected: str, cells: Sequence[str]) -> ResultsError:
-    return ResultsError(f"line {number}", subject=path, expected=expected, found=",".join(cells))
+    return ResultsError(f"line {number}", subject=path, expected=expected, actual=",".join(cells))
 
 
 # -- either -------------------------------------------------------------------------------------------------

@@ -52,9 +52,9 @@ class FeatureManifest:
             values = {name: facts[name] for name in cls.__dataclass_fields__}
             return cls(**{**values, "encoding": encoding_of(facts["encoding"])})
         except (KeyError, TypeError) as error:
-            raise ConfigError("not a manifest of features", found=repr(error)) from error
+            raise ConfigError("not a manifest of features", actual=repr(error)) from error
 
-    def places(self, root: Path, frame: TileFrame) -> tuple[Path, Path]:
+    def paths_of(self, root: Path, frame: TileFrame) -> tuple[Path, Path]:
         """Where a case's corners and its features go."""
         name = quote(frame.name, safe=" ")
         if self.layout == "clam":
@@ -79,7 +79,7 @@ def begin_folder(path: str | Path, manifest: FeatureManifest) -> Path:
                 f"this folder holds features of another {key}",
                 subject=root,
                 expected=str(before.get(key)),
-                found=str(wanted[key]),
+                actual=str(wanted[key]),
                 remedy="Write to another folder: features of two kinds must not be mixed",
             )
     else:
@@ -134,7 +134,7 @@ class FeatureFolder:
             raise ConfigError(
                 "this folder holds features of several kinds",
                 subject=self.path,
-                found=", ".join(str(kind.relative_to(self.path)) for kind in kinds),
+                actual=", ".join(str(kind.relative_to(self.path)) for kind in kinds),
                 remedy="Name the folder of one of them",
             )
         for path in sorted((kinds or [self.path])[0].glob("*.h5")):
@@ -150,7 +150,7 @@ class FeatureFolder:
                     "features of another backbone",
                     subject=file.path,
                     expected=f"{wanted.name}, {wanted.dim} numbers, {wanted.hash[:23]}",
-                    found=f"{file.encoder}, {file.dim} numbers, {(file.hash or 'unknown weights')[:23]}",
+                    actual=f"{file.encoder}, {file.dim} numbers, {(file.hash or 'unknown weights')[:23]}",
                     remedy="Extract them again with the folder's backbone",
                 )
         return file

@@ -120,7 +120,7 @@ def encoding_of(facts: Mapping[str, Any]) -> Encoding:
     try:
         return Encoding(str(facts["name"]), str(facts["hash"]), int(facts["dim"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError("not the description of an encoder", found=repr(dict(facts))) from error
+        raise ConfigError("not the description of an encoder", actual=repr(dict(facts))) from error
 
 
 def to_facts(encoding: Encoding) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class FeatureFile:
             raise DamagedFile(
                 "features that are not numbers",
                 subject=self.path,
-                found=f"{len(bad)} such rows from row {where.start + int(bad[0])} on",
+                actual=f"{len(bad)} such rows from row {where.start + int(bad[0])} on",
                 remedy="Extract the features of this slide again",
             )
         return block
@@ -149,7 +149,7 @@ def write_features(
                     "these features cannot be stored",
                     subject=path,
                     expected=f"{len(l0_coords)} rows of {encoding.dim} numbers that fit into {dtype}",
-                    found=f"shape {values.shape}, from {values.min():g} to {values.max():g}",
+                    actual=f"shape {values.shape}, from {values.min():g} to {values.max():g}",
                     remedy="Use --dtype float32" if dtype == "float16" else None,
                 )
             features.resize(before + len(stored), axis=0)
@@ -196,7 +196,7 @@ def read_feature_file(path: str | Path) -> FeatureFile:
                 "not a feature file",
                 subject=path,
                 expected="datasets `features` (or `feats`) and `coords`",
-                found=", ".join(file) or "nothing",
+                actual=", ".join(file) or "nothing",
                 remedy="It may be half-written: extract the features of this slide again",
             )
         features, coords = file[name], file["coords"]
@@ -238,7 +238,7 @@ def _refused(path: Path, found: str, expected: str) -> DamagedFile:
         "not a feature file",
         subject=path,
         expected=expected,
-        found=found,
+        actual=found,
         remedy="Extract the features of this slide again",
     )
 
@@ -249,13 +249,13 @@ def _check_shapes(path: Path, features: tuple[int, ...], coords: tuple[int, ...]
             "features of another shape",
             subject=path,
             expected="features (n, d) and coords (n, 2)",
-            found=f"{features} and {coords}",
+            actual=f"{features} and {coords}",
         )
     if features[0] != coords[0]:
         raise DamagedFile(
             "half-written: its features and coordinates are not as many",
             subject=path,
-            found=f"{features[0]} features, {coords[0]} coordinates",
+            actual=f"{features[0]} features, {coords[0]} coordinates",
             remedy="Extract the features of this slide again",
         )
 
@@ -263,7 +263,7 @@ def _check_shapes(path: Path, features: tuple[int, ...], coords: tuple[int, ...]
 def _of_stamp(facts: dict[str, Any], marks: Mapping[str, Any]) -> FeatureFile:
     unit = str(marks.get("unit", "um"))
     if unit != "um":
-        raise DamagedFile("coordinates of an unknown unit", subject=facts["path"], expected="um", found=unit)
+        raise DamagedFile("coordinates of an unknown unit", subject=facts["path"], expected="um", actual=unit)
     um = marks.get("tile_size_um")
     return FeatureFile(
         **facts,
@@ -337,6 +337,6 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         raise DamagedFile(
             "half-written or damaged: HDF5 cannot read it",
             subject=path,
-            found=(str(error).splitlines() or [type(error).__name__])[0],
+            actual=(str(error).splitlines() or [type(error).__name__])[0],
             remedy="Extract the features of this slide again",
         ) from error

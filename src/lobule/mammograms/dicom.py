@@ -52,13 +52,15 @@ def read_dicom(
         raise NotAMammogram(
             "the image is refused as a view of an exam",
             subject=path,
-            found=" ".join(decision.sentence for decision in heading.refusals),
+            actual=" ".join(decision.sentence for decision in heading.refusals),
         )
     values, taken = _values(path, dataset, pixels)
     try:
         cleaned = with_black_background(values)
     except NotAMammogram as error:
-        raise type(error)(error.what, subject=path, expected=error.expected, found=error.found) from error
+        raise type(error)(
+            error.problem, subject=path, expected=error.expected, actual=error.actual
+        ) from error
     pointing = pointing_of_pixels(cleaned.pixels)
     plain = Mammogram(heading, cleaned.pixels, heading.view, pointing, ())
     decisions = (*heading.decisions, *taken, cleaned.decision, *_direction_decisions(plain))
@@ -122,7 +124,7 @@ def _inflated(path: str | Path, file: IO[bytes], meta: FileMeta, *, pixels: bool
             "the image declares too many pixels",
             subject=path,
             expected=f"at most {MOST_PIXELS:,}",
-            found=f"{samples:,}",
+            actual=f"{samples:,}",
         )
     sample_bytes = 2 if _number(header, "BitsAllocated", 16) <= 16 else 4
     return inflate(file, meta, path, HEADER_BYTES + samples * sample_bytes)
@@ -383,7 +385,7 @@ def _stored(path: str | Path, dataset: Dataset) -> NDArray[Any]:
             "the image declares too many pixels",
             subject=path,
             expected=f"at most {MOST_PIXELS:,}",
-            found=f"{width} × {height}",
+            actual=f"{width} × {height}",
         )
     if not dataset.get("PixelData") or height * width == 0:
         raise DamagedFile("the file has no pixels", subject=path)
@@ -392,7 +394,7 @@ def _stored(path: str | Path, dataset: Dataset) -> NDArray[Any]:
     try:
         available = get_decoder(syntax).is_available if syntax else True
     except NotImplementedError as error:
-        raise UnknownFormat("the compression is not known", subject=path, found=str(syntax)) from error
+        raise UnknownFormat("the compression is not known", subject=path, actual=str(syntax)) from error
     if not available:
         raise MissingExtra("mammography", f"Decoding {syntax} of {Path(str(path)).name}")
     _check_codestream(path, dataset.PixelData, width, height)
@@ -418,5 +420,5 @@ def _check_codestream(path: str | Path, data: bytes, width: int, height: int) ->
             "the compressed pixels are not those of the header",
             subject=path,
             expected=f"{width} × {height} px of one component",
-            found=f"{declared[0]} × {declared[1]} px of {declared[2]}",
+            actual=f"{declared[0]} × {declared[1]} px of {declared[2]}",
         )

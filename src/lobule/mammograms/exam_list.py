@@ -50,7 +50,7 @@ def read_exam_list(path: str | Path) -> list[ListedExam]:
         entries = plain_pickle(content, path)
     if not isinstance(entries, list):
         raise DamagedFile(
-            "this is no exam list", subject=path, expected="a list", found=type(entries).__name__
+            "this is no exam list", subject=path, expected="a list", actual=type(entries).__name__
         )
     return [_listed(entry, number, path) for number, entry in enumerate(entries)]
 
@@ -75,7 +75,7 @@ def _listed(entry: object, number: int, path: str | Path) -> ListedExam:
             f"entry {number} of the list is no exam",
             subject=path,
             expected=f"a dictionary with {', '.join(VIEWS)}",
-            found=type(entry).__name__,
+            actual=type(entry).__name__,
         )
     labels = entry.get("cancer_label") or {}
     images: dict[View, tuple[str, ...]] = {}
@@ -83,7 +83,7 @@ def _listed(entry: object, number: int, path: str | Path) -> ListedExam:
         names = entry.get(view, ())
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise DamagedFile(
-                f"{view} of entry {number} is no list of names", subject=path, found=repr(names)[:60]
+                f"{view} of entry {number} is no list of names", subject=path, actual=repr(names)[:60]
             )
         if names:
             images[view] = tuple(names)
@@ -176,7 +176,7 @@ class _Reader:
             "the pickle holds more than plain data, and is not read",
             subject=self.path,
             expected="lists, dictionaries, strings and numbers",
-            found=what,
+            actual=what,
             remedy="Convert the list to JSON where it comes from",
         )
 

@@ -59,7 +59,7 @@ def view_named(name: str) -> View:
     for known in VIEWS:
         if known == view:
             return known
-    raise NotAMammogram("there is no such view", expected=", ".join(VIEWS), found=name)
+    raise NotAMammogram("there is no such view", expected=", ".join(VIEWS), actual=name)
 
 
 def read_view(
@@ -83,7 +83,7 @@ def _another_view(path: str | Path, expected: View, found: View | None) -> NotAM
         "the file is of another view",
         subject=path,
         expected=expected,
-        found=found or "no view",
+        actual=found or "no view",
         remedy="Check the columns of the manifest",
     )
 
@@ -116,7 +116,7 @@ def _expected(path: str | Path, view: View, allow: Collection[Override]) -> Head
     heading = examine_dicom(path, allow=allow)
     if heading.refusals:
         reasons = " ".join(decision.sentence for decision in heading.refusals)
-        raise NotAMammogram("the image is refused as a view of an exam", subject=path, found=reasons)
+        raise NotAMammogram("the image is refused as a view of an exam", subject=path, actual=reasons)
     if heading.view != view:
         raise _another_view(path, view, heading.view)
     return heading
@@ -128,7 +128,7 @@ def _same_patient(headings: Iterable[Heading]) -> None:
         raise NotAMammogram(
             "the files of one exam are of several patients",
             expected="one PatientID",
-            found=", ".join(patients),
+            actual=", ".join(patients),
             remedy="Sort the files by patient",
         )
 

@@ -38,7 +38,7 @@ def with_black_background(pixels: NDArray[np.uint16]) -> Cleaned:
         raise BlankMammogram(
             "the image is empty",
             expected="a breast brighter than its background",
-            found=f"{pixels.shape[1]} × {pixels.shape[0]} px of one value" if pixels.size else "no pixels",
+            actual=f"{pixels.shape[1]} × {pixels.shape[0]} px of one value" if pixels.size else "no pixels",
         )
     step = max(1, min(pixels.shape) // 400)
     small = ndimage.uniform_filter(pixels.astype(np.float32), step)[::step, ::step]

@@ -43,14 +43,14 @@ def _grey(path: str | Path) -> tuple[NDArray[np.uint16], Decision]:
                 "the image declares too many pixels",
                 subject=path,
                 expected=f"at most {MOST_PIXELS:,}",
-                found=f"{image.width} × {image.height}",
+                actual=f"{image.width} × {image.height}",
             )
         if image.mode not in GREY_MODES:
             raise NotAMammogram(
                 "the image is not grey",
                 subject=path,
                 expected="one channel of 8 to 16 bits",
-                found=image.mode,
+                actual=image.mode,
             )
         try:
             values = np.asarray(image)
@@ -74,7 +74,7 @@ def write_png(path: str | Path, pixels: NDArray[np.uint16], *, bits: int = 12) -
     white = 2**bits - 1
     if pixels.max(initial=0) > white:
         raise NotAMammogram(
-            "a value does not fit", subject=path, expected=f"at most {white}", found=str(int(pixels.max()))
+            "a value does not fit", subject=path, expected=f"at most {white}", actual=str(int(pixels.max()))
         )
     stretched = np.rint(pixels.astype(np.float64) * (65535 / white)).astype(np.uint16)
     chunks = PngImagePlugin.PngInfo()

@@ -74,7 +74,7 @@ class EvaluationMask:
             raise CaseError(
                 f"detection {first + 1} lies outside the slide",
                 expected=f"level-0 pixels within {self.shape[1] * STEP} × {self.shape[0] * STEP}",
-                found=f"({l0_x[first]}, {l0_y[first]})",
+                actual=f"({l0_x[first]}, {l0_y[first]})",
             )
         row, column = y - self.row, x - self.column
         near = (row >= 0) & (column >= 0) & (row < self.labels.shape[0]) & (column < self.labels.shape[1])
@@ -98,7 +98,7 @@ def evaluation_mask(truth: NDArray[np.bool_] | NDArray[np.uint8]) -> EvaluationM
         raise AnnotationError(
             "a ground-truth mask without tumour values",
             expected="tumour as exactly 255 (or a mask of bool)",
-            found=f"values up to {truth.max()}",
+            actual=f"values up to {truth.max()}",
         )
     height, width = tumour.shape
     rows, columns = np.nonzero(tumour.any(axis=1))[0], np.nonzero(tumour.any(axis=0))[0]
@@ -189,7 +189,7 @@ def match(name: str, detections: ArrayLike, mask: EvaluationMask | None) -> Slid
     try:
         label = mask.labels_at(*positions.T)
     except CaseError as error:
-        raise CaseError(error.what, subject=name, expected=error.expected, found=error.found) from None
+        raise CaseError(error.problem, subject=name, expected=error.expected, actual=error.actual) from None
     best = np.zeros(len(mask.areas))
     by: list[int | None] = [None] * len(best)
     for index in np.nonzero(label)[0].tolist():

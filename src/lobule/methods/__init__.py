@@ -52,7 +52,7 @@ def _refuse_disagreement(bundle: Bundle) -> None:
                 f"model.json holds two different values of {name}",
                 subject=bundle.path,
                 expected=f"{bundle.config[name]} as in its config",
-                found=str(stored),
+                actual=str(stored),
                 remedy="Change both, or convert the model again",
             )
 
@@ -65,7 +65,7 @@ def _refuse_wrong_types(bundle: Bundle, config_type: type) -> None:
                 f"model.json holds a setting of a wrong type: {name}",
                 subject=bundle.path,
                 expected=getattr(annotation, "__name__", str(annotation)),
-                found=repr(bundle.config[name])[:100],
+                actual=repr(bundle.config[name])[:100],
                 remedy="Copy the bundle again from where it came",
             )
 
@@ -93,7 +93,7 @@ def load(bundle: Bundle, *, trust: bool = False) -> Predictor:
         raise BundleError(
             "the bundle cannot be loaded: model.json or a file beside it does not hold what the method needs",
             subject=bundle.path,
-            found=f"{type(error).__name__}: {str(error)[:300]}",
+            actual=f"{type(error).__name__}: {str(error)[:300]}",
             remedy="Copy the bundle again from where it came",
         ) from error
     # ScanNet applies the calibration of its cells by itself.

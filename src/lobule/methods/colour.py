@@ -41,7 +41,7 @@ from lobule.slides.slide import open_slide
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
 from lobule.training.fitting import FitProgress, TrainMachine
-from lobule.training.job import begun_training, parts_of
+from lobule.training.job import begun_training, training_split
 from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool
 from lobule.training.sampling import SampleConfig, SampleStream, gather
 from lobule.units import Mpp
@@ -100,18 +100,18 @@ class ColourPredictor:
         assert case.path is not None, "colour is read from slides"
         return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         stride = self._stride(options)
 
         def needs(cells: int) -> int:
             return BYTES_A_PIXEL * (self.config.window + stride * (cells - 1)) ** 2
 
-        return replace(engine, cells=largest_cells(needs, room, preferred=CELLS, what="field"), batch=1)
+        return replace(engine, cells=largest_cells(needs, room, preferred=CELLS, purpose="field"), batch=1)
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._on = torch.device(engine.device)
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         stride = self._stride(options)
         side = self.config.window + stride * (engine.cells - 1)
         pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
@@ -175,8 +175,8 @@ def train(
 
     Interrupted, it begins anew: it takes seconds.
     """
-    machine, progress = (machine or TrainMachine()).settled(), progress or FitProgress()
-    parts = parts_of(cohort, val, seed)
+    machine, progress = (machine or TrainMachine()).resolved(), progress or FitProgress()
+    parts = training_split(cohort, val, seed)
     workers = machine.workers or 1
     with begun_training(out, config, parts, also={"seed": seed}, resume=resume, fresh=fresh):
         progress.stage = "drawing windows"
@@ -239,5 +239,5 @@ def load(bundle: Bundle, *, trust: bool = False) -> ColourPredictor:
     """A colour bundle as a predictor; its weights are plain tensors, so `trust` is not needed."""
     weights = bundle.weights()
     if set(weights) != {"coefficients", "intercept"}:
-        raise ModelError("the weights do not fit the method", subject=bundle.path, found=", ".join(weights))
+        raise ModelError("the weights do not fit the method", subject=bundle.path, actual=", ".join(weights))
     return ColourPredictor(Config.from_dict(bundle.config), weights["coefficients"], weights["intercept"])

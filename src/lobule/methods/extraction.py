@@ -68,17 +68,17 @@ class ExtractionPredictor:
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         if case.path is None:
-            raise ConfigError("features are made of slides", subject=case.id, found=f"an {case.kind}")
+            raise ConfigError("features are made of slides", subject=case.id, actual=f"an {case.kind}")
         return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        return self._encoder.settle(engine, room)
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        return self._encoder.choose_batch(engine, room)
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self._encoder.place(engine)
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
+        self._encoder.move_to_device(engine)
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        return self._encoder.sample(engine)
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+        return self._encoder.sample_batch(engine)
 
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
         tiling = self._encoder.tiling
@@ -87,7 +87,7 @@ class ExtractionPredictor:
         frame = TileFrame.of(case.case.id, lattice, tiling.tile_px, tiling.mpp)
         assert case.case.path is not None
         source = slide_fingerprint(case.case.path)
-        coords_path, features_path = self.manifest.places(self.root, frame)
+        coords_path, features_path = self.manifest.paths_of(self.root, frame)
         if not self._stands(features_path, source, pass_.fields, frame):
             table = yield pass_
             assert isinstance(table, TableReader)
@@ -95,7 +95,7 @@ class ExtractionPredictor:
             self._export(table, frame, source, coords_path, features_path)
         stored = read_feature_file(features_path)
         facts = {"tiles": stored.count, "features": str(features_path.relative_to(self.root))}
-        return Result({}, facts=facts, scored=stored.count > 0)
+        return Result({}, metadata=facts, scored=stored.count > 0)
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
         return self._encoder.forward(batch)

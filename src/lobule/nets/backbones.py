@@ -95,7 +95,7 @@ def load_trunk(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
             raise ModelError(
                 "these weights belong to another backbone",
                 expected="the keys and shapes of the trunk",
-                found=str(error),
+                actual=str(error),
             ) from error
     elif hasattr(net, "conv1_1"):
         load_vgg16_trunk(net, weights)

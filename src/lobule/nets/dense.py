@@ -76,7 +76,7 @@ def densify(net: nn.Module, alpha: int, form: Form = "phases") -> DenseNet:
     exports need.
     """
     if form not in get_args(Form):
-        raise ConfigError("there is no such dense form", expected=" or ".join(get_args(Form)), found=form)
+        raise ConfigError("there is no such dense form", expected=" or ".join(get_args(Form)), actual=form)
     geometry = geometry_of(net).dense(alpha)
     graph = trace(net)
     cells = cells_of(graph)
@@ -148,6 +148,6 @@ def offset_passes(net: nn.Module, x: Tensor, alpha: int) -> Tensor:
         raise ModelError(
             "the input is smaller than the net's window",
             expected=f"at least {geometry.extent} px a side",
-            found=f"{x.shape[-1]} × {x.shape[-2]} px",
+            actual=f"{x.shape[-1]} × {x.shape[-2]} px",
         )
     return dense_map

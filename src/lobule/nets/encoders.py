@@ -177,9 +177,9 @@ def _fetched(name: str, build: Any) -> nn.Module:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, OSError) or any(word in text.lower() for word in ("connect", "hub", "offline")):
             raise ConfigError(
-                f"the weights of '{name}' cannot be downloaded", found=text, remedy=NO_NETWORK
+                f"the weights of '{name}' cannot be downloaded", actual=text, remedy=NO_NETWORK
             ) from error
-        raise ConfigError(f"the backbone '{name}' cannot be made", found=text) from error
+        raise ConfigError(f"the backbone '{name}' cannot be made", actual=text) from error
 
 
 def _load(name: str, net: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -203,7 +203,7 @@ def _load(name: str, net: nn.Module, weights: Mapping[str, Tensor]) -> None:
         raise ModelError(
             "these weights belong to another backbone",
             expected=f"the names and shapes of '{name}'",
-            found=str(error).splitlines()[-1].strip(),
+            actual=str(error).splitlines()[-1].strip(),
         ) from error
 
 
@@ -217,6 +217,6 @@ def _width(name: str, net: nn.Module, input_px: int | None) -> int:
         shape = copy.deepcopy(net).to("meta")(torch.empty(1, 3, side, side, device="meta")).shape
     if len(shape) != 2:
         raise ConfigError(
-            f"'{name}' gives no features", expected="one row of numbers a tile", found=str(tuple(shape))
+            f"'{name}' gives no features", expected="one row of numbers a tile", actual=str(tuple(shape))
         )
     return int(shape[1])

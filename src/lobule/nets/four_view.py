@@ -210,7 +210,7 @@ def _pooled(trunks: nn.Module, views: Mapping[str, Tensor]) -> dict[str, Tensor]
     if missing:
         raise ModelError(
             "a model that joins views needs all four",
-            found=f"no {', '.join(missing)}",
+            actual=f"no {', '.join(missing)}",
             remedy="Use the image-wise model for exams that lack a view",
         )
     return {view: trunks(view, views[view]) for view in VIEWS}

@@ -57,7 +57,7 @@ def load_published(net: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         raise ModelError(
             "the checkpoint does not fit the network",
             expected=f"{len(network_state)} tensors",
-            found="; ".join(
+            actual="; ".join(
                 _fault_message(fault, keys) for fault, keys in _faults(missing, extra, shapes) if keys
             ),
         )
@@ -74,7 +74,7 @@ def resolved(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
             raise ModelError(
                 "two names of the same trunk have different tensors",
                 expected=name,
-                found=f"another value under {key}",
+                actual=f"another value under {key}",
             )
         state[name] = tensor
     return state

@@ -55,7 +55,7 @@ class NetGeometry:
             raise ModelError(
                 "there is no dense map at this alpha",
                 expected=f"a power of two that divides the net's stride of {self.stride}",
-                found=str(alpha),
+                actual=str(alpha),
             )
         return replace(self, stride=self.stride // alpha)
 
@@ -199,7 +199,7 @@ def trace(net: nn.Module, opaque: Sequence[str] = ()) -> fx.GraphModule:
         raise ModelError(
             "the steps of this net depend on its input, so its geometry cannot be derived",
             subject=type(net).__name__,
-            found=str(error),
+            actual=str(error),
         ) from error
 
 

@@ -202,7 +202,7 @@ def shape_of_checkpoint(checkpoint: Mapping[str, State]) -> StudentShape:
         raise ModelError(
             "this is no reverse distillation checkpoint",
             expected="the state dicts 'bn' and 'decoder' with the published names",
-            found=f"nothing at {error}",
+            actual=f"nothing at {error}",
         ) from error
     return StudentShape(
         channels=(c1, c2, c3),
@@ -222,7 +222,7 @@ def student_of_checkpoint(checkpoint: Mapping[str, State]) -> Student:
         student.bn.load_state_dict(_kept(checkpoint["bn"]), strict=True)
         student.decoder.load_state_dict(_kept(checkpoint["decoder"]), strict=True)
     except RuntimeError as error:
-        raise ModelError("a reverse distillation checkpoint that does not fit", found=str(error)) from error
+        raise ModelError("a reverse distillation checkpoint that does not fit", actual=str(error)) from error
     return student.eval()
 
 

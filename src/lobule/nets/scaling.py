@@ -27,7 +27,7 @@ class InputScaling:
             raise ModelError(
                 "these are not RGB images",
                 expected="uint8 of shape (N, H, W, 3)",
-                found=f"{images.dtype} of shape {tuple(images.shape)}",
+                actual=f"{images.dtype} of shape {tuple(images.shape)}",
             )
         batch, height, width, _ = images.shape
         # over whole rows, because a loop over three channels at a time is several times slower
@@ -50,7 +50,7 @@ class InputScaling:
             raise ModelError(
                 "an input scaling that cannot be used",
                 expected="mean and std, three numbers each",
-                found=repr(dict(stored)),
+                actual=repr(dict(stored)),
             ) from None
         return cls((m0, m1, m2), (s0, s1, s2))
 

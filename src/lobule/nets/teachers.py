@@ -33,7 +33,7 @@ class Teacher(nn.Module):
                 "this backbone cannot be a teacher",
                 subject=name,
                 expected="three maps with strides s, 2s and 4s",
-                found=f"strides {list(strides)}",
+                actual=f"strides {list(strides)}",
             )
         self.name = name
         self.stages = stages
@@ -321,7 +321,7 @@ def load_teacher_weights(into: Teacher, state: dict[str, Tensor]) -> None:
             "these weights are of another backbone",
             subject=into.name,
             expected=f"{len(wanted)} tensors",
-            found=f"{len(missing)} of them missing, {len(beyond)} beyond, the first {(missing + beyond)[0]}",
+            actual=f"{len(missing)} of them missing, {len(beyond)} beyond, the first {(missing + beyond)[0]}",
         )
     try:
         target.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
@@ -329,5 +329,5 @@ def load_teacher_weights(into: Teacher, state: dict[str, Tensor]) -> None:
         raise ModelError(
             "these weights are of another backbone",
             subject=into.name,
-            found=str(error).splitlines()[-1].strip(),
+            actual=str(error).splitlines()[-1].strip(),
         ) from error

@@ -72,7 +72,7 @@ def load_vgg16_trunk(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 raise ModelError(
                     "these are not VGG-16's weights",
                     expected=f"{key} of shape {tuple(target.shape)}",
-                    found=str(actual_shape),
+                    actual=str(actual_shape),
                     remedy="Give the state dict of torchvision's vgg16 (without batch normalisation)",
                 )
             target.copy_(weights[key])

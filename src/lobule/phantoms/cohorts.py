@@ -52,7 +52,7 @@ def members(
     if count < 1 or sites < 1 or not 0 <= normal <= 1 or len(split) != 3 or sum(split) <= 0:
         raise ConfigError(
             "a generated cohort needs cases, sites, a share of normal ones and three shares of splits",
-            found=f"{count} cases, {sites} sites, normal {normal:g}, split {tuple(split)}",
+            actual=f"{count} cases, {sites} sites, normal {normal:g}, split {tuple(split)}",
         )
     patients = min(count, patients or count)
     rng = generator(seed, 0xC0407)

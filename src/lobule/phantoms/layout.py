@@ -165,8 +165,8 @@ def _no_room(phantom: SlidePhantom, name: str, widest_um: float, placed: int) ->
     return ConfigError(
         f"no room for a lesion of class '{name}' on a generated slide",
         expected=f"tissue about {ROOM_UM[name] / 1000:g} mm wide and free of other lesions",
-        found=f"tissue {widest_um / 1000:.2g} mm wide, {placed} lesions already placed, on {phantom.width} × "
-        f"{phantom.height} px of {phantom.mpp:g} µm, {phantom.tissue:.0%} of it tissue",
+        actual=f"tissue {widest_um / 1000:.2g} mm wide, {placed} lesions already placed, on "
+        f"{phantom.width} × {phantom.height} px of {phantom.mpp:g} µm, {phantom.tissue:.0%} of it tissue",
         remedy="Make the slide larger, ask for fewer lesions"
         + (f", or for {' or '.join(fitting_classes)} instead: that fits" if fitting_classes else ""),
     )

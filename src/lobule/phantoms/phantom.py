@@ -83,10 +83,10 @@ class SlidePhantom:
             raise ConfigError(
                 "a generated slide needs a size and a resolution",
                 expected="at least 1 × 1 px at 0.05 to 8 µm/px",
-                found=f"{self.width} × {self.height} px at {self.mpp:g} µm/px",
+                actual=f"{self.width} × {self.height} px at {self.mpp:g} µm/px",
             )
         if not 0 <= self.tissue <= 1:
-            raise ConfigError("tissue is a share of the slide", expected="0 to 1", found=f"{self.tissue:g}")
+            raise ConfigError("tissue is a share of the slide", expected="0 to 1", actual=f"{self.tissue:g}")
         for name, value, choices in (
             ("organ", (self.organ,), ORGANS),
             ("scene", (self.scene,) if self.scene else (), SCENES),

@@ -74,14 +74,16 @@ class CaseFolder:
             facts: dict[str, Any] = read_json(path, checks.LARGEST_JSON)
         except NotReadable as error:
             if path.exists():
-                raise DamagedResults("the result cannot be read", subject=path, found=error.what) from error
+                raise DamagedResults(
+                    "the result cannot be read", subject=path, actual=error.problem
+                ) from error
             return None  # a scan took the case up again just now
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise ResultsError("not a result of this format", subject=path, expected=FORMAT)
         damaged = [name for name, sound in SOUND.items() if not _holds(sound, facts.get(name))]
         if damaged:
             raise DamagedResults(
-                "the result is damaged", subject=path, found="nothing of use as " + ", ".join(damaged)
+                "the result is damaged", subject=path, actual="nothing of use as " + ", ".join(damaged)
             )
         return facts
 
@@ -119,11 +121,11 @@ class CaseFolder:
             with path.open("rb") as file:  # pyarrow takes a path such as `a:b/c` for a URL
                 rows = pq.read_metadata(file).num_rows
                 if rows > checks.MOST_ROWS:
-                    raise DamagedResults("the findings are too many", subject=path, found=f"{rows:,} rows")
+                    raise DamagedResults("the findings are too many", subject=path, actual=f"{rows:,} rows")
                 file.seek(0)
                 return of_arrow(pq.read_table(file))
         except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-            raise DamagedResults("the findings are damaged", subject=path, found=str(error)) from error
+            raise DamagedResults("the findings are damaged", subject=path, actual=str(error)) from error
 
     def map_path(self, name: str) -> Path:
         return self.path / "maps" / quote(name, safe="")
@@ -172,7 +174,7 @@ class Results:
             facts: dict[str, Any] = read_json(self.path / SCAN, checks.LARGEST_JSON)
         except ResultsError as error:
             raise DamagedResults(
-                error.what, subject=self.path / SCAN, expected=error.expected, remedy="Use --fresh"
+                error.problem, subject=self.path / SCAN, expected=error.expected, remedy="Use --fresh"
             ) from error
         if not isinstance(facts, dict):
             raise DamagedResults("not the settings of a scan", subject=self.path / SCAN, remedy="Use --fresh")
@@ -180,7 +182,7 @@ class Results:
             raise DamagedResults(
                 "the settings of the scan are damaged",
                 subject=self.path / SCAN,
-                found=f"nothing of use as {', '.join(wrong)}",
+                actual=f"nothing of use as {', '.join(wrong)}",
                 remedy="Scan into another folder, or use --fresh",
             )
         return facts
@@ -294,7 +296,7 @@ def _refuse_other(root: Path, before: Mapping[str, Any], wanted: Mapping[str, An
                 f"this folder holds results of {word}",
                 subject=root,
                 expected=", ".join(f"{name} {json.dumps(one.get(name))}" for name in names),
-                found=", ".join(f"{name} {json.dumps(other.get(name))}" for name in names),
+                actual=", ".join(f"{name} {json.dumps(other.get(name))}" for name in names),
                 remedy="Use another results folder, or start over with --fresh",
             )
 
@@ -322,7 +324,7 @@ def _refuse_other_division(folder: Path, count: int) -> None:
                         "shards of another division are writing here",
                         subject=folder,
                         expected=f"shards of {path.name.removeprefix('.lock-of')}",
-                        found=f"one of {count}",
+                        actual=f"one of {count}",
                         remedy="Divide by the same number, or wait for them to end",
                     )
 

@@ -122,7 +122,7 @@ class MapReader:
         for metadata in (path / "zarr.json", path / "score/zarr.json", path / "state/zarr.json"):
             require_regular(metadata)
             if metadata.exists() and metadata.stat().st_size > LARGEST_JSON:
-                raise DamagedResults("the map cannot be read", subject=metadata, found="too large a file")
+                raise DamagedResults("the map cannot be read", subject=metadata, actual="too large a file")
         try:
             # one format, so that nothing but these three files is opened
             store = LocalStore(path, read_only=True)
@@ -131,9 +131,9 @@ class MapReader:
             self._score, self._state = group["score"], group["state"]
             _check(self.info, self._score, self._state)
         except OSError as error:
-            raise ResultsError("the map cannot be read", subject=path, found=str(error)) from error
+            raise ResultsError("the map cannot be read", subject=path, actual=str(error)) from error
         except Exception as error:  # zarr raises anything when fed metadata that is not its own
-            raise DamagedResults("the map cannot be read", subject=path, found=str(error)) from error
+            raise DamagedResults("the map cannot be read", subject=path, actual=str(error)) from error
 
     def read(self, rows: slice | None = None, columns: slice | None = None) -> tuple[Scores, States]:
         """Scores (classes, rows, columns) and states (rows, columns) of a block, or of everything."""
@@ -168,7 +168,7 @@ class MapReader:
 
     def _damaged(self, found: str) -> DamagedResults:
         remedy = "Delete the case's folder; the next scan makes it again"
-        return DamagedResults("a chunk of the map is damaged", subject=self.path, found=found, remedy=remedy)
+        return DamagedResults("a chunk of the map is damaged", subject=self.path, actual=found, remedy=remedy)
 
     def _refuse_missing(self, rows: slice, columns: slice, state: States) -> None:
         """Scores that are said to be there and are not would read as 0, which means no tumour."""

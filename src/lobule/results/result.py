@@ -36,7 +36,7 @@ class Result:
     scores: Mapping[str, float]
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     """Anything more that belongs in `result.json`, such as spreads, thresholds or strides."""
     scored: bool | None = None
     """Whether anything was scored. None: the engine looks for scored cells and rows in the maps and tables.

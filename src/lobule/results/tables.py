@@ -48,13 +48,13 @@ class TableReader:
             if not 0 <= self.info.rows <= MOST_ROWS or self.info.part_rows < 1:
                 raise ValueError(f"{self.info.rows} rows in parts of {self.info.part_rows}")
         except (ValueError, KeyError, TypeError, OverflowError, NotReadable, ResultsError) as error:
-            raise DamagedResults("the table cannot be read", subject=path, found=str(error)) from error
+            raise DamagedResults("the table cannot be read", subject=path, actual=str(error)) from error
 
     def written(self) -> set[int]:
         numbers = [path.stem.removeprefix("part-") for path in self.path.glob("part-*.parquet")]
         if wrong := [number for number in numbers if not re.fullmatch(r"[0-9]{6,12}", number)]:
             raise DamagedResults(
-                "a file that is no part of the table", subject=self.path, found=wrong[0][:80]
+                "a file that is no part of the table", subject=self.path, actual=wrong[0][:80]
             )
         return set(map(int, numbers))
 
@@ -70,7 +70,7 @@ class TableReader:
             with path.open("rb") as file:  # pyarrow takes a path such as `a:b/c` for a URL
                 return of_arrow(pq.read_table(file, columns=None if columns is None else list(columns)))
         except (OSError, pa.ArrowException) as error:
-            raise DamagedResults("a part of the table is damaged", subject=path, found=str(error)) from error
+            raise DamagedResults("a part of the table is damaged", subject=path, actual=str(error)) from error
 
     def read(self, columns: Sequence[str] | None = None) -> Columns:
         """Everything written so far, as arrays."""

@@ -39,14 +39,14 @@ class CalibratedPredictor:
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         return self.inner.images(case, options)
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        return self.inner.settle(engine, room, options)
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        return self.inner.choose_batch(engine, room, options)
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self.inner.place(engine, options)
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
+        self.inner.move_to_device(engine, options)
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        return self.inner.sample(engine, options)
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+        return self.inner.sample_batch(engine, options)
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
         return self.inner.forward(name, batch)
@@ -54,8 +54,8 @@ class CalibratedPredictor:
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
         result = yield from self.inner.steps(case)
         scores, above = calibrated(result.scores, self.calibration)
-        facts = {**result.facts, "raw_scores": dict(result.scores), "above_thresholds": above}
-        return replace(result, scores=scores, facts=facts)
+        facts = {**result.metadata, "raw_scores": dict(result.scores), "above_thresholds": above}
+        return replace(result, scores=scores, metadata=facts)
 
 
 def calibrated(
@@ -75,5 +75,5 @@ def calibrated(
                         for point in target["thresholds"]
                     }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError("the calibration of the bundle cannot be used", found=repr(error)) from error
+        raise BundleError("the calibration of the bundle cannot be used", actual=repr(error)) from error
     return found, above

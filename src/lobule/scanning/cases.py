@@ -37,7 +37,7 @@ from lobule.results.result import (
 )
 from lobule.results.writing import FINDINGS, map_facts, write_findings
 from lobule.scanning.contract import EngineSettings, ImageSource, MapSpec, Pass, Predictor, ScanOptions
-from lobule.scanning.open_case import Opened
+from lobule.scanning.open_case import OpenedCase
 from lobule.scanning.pipeline import Counters, Pipeline, Stopped
 from lobule.scanning.stores import failed_in, open_sink
 from lobule.slides.slide import Slide
@@ -167,14 +167,14 @@ class CaseRunner:
         try:
             return self._scan_images(order, case, folder, prints)
         except NothingToScore as error:
-            result = Result({}, notes=(NOTHING.format(error.what),))
+            result = Result({}, notes=(NOTHING.format(error.problem),))
             self._write(case, folder, UNSCORED, {"input": prints}, result=result)
             return UNSCORED
 
     def _scan_images(self, order: int, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> str:
         """Open the images of a case, run its passes and write its result; returns the status."""
         images = self.predictor.images(case, self.options)
-        opened = Opened(case, images, self.options, self.engine, self.cohort)
+        opened = OpenedCase(case, images, self.options, self.engine, self.cohort)
         with self._memory_for(opened):
             failed: list[FailedField] = []
             result = self._passes(order, opened, folder, failed)
@@ -198,7 +198,7 @@ class CaseRunner:
         return status
 
     @contextmanager
-    def _memory_for(self, opened: Opened) -> Iterator[None]:
+    def _memory_for(self, opened: OpenedCase) -> Iterator[None]:
         """Hold the memory that decoding the images of a case takes; close them before it is given back."""
         slides = {id(image): image for image in opened.images.values() if isinstance(image, Slide)}
         nbytes = sum(slide.decoding_bytes for slide in slides.values())
@@ -215,7 +215,9 @@ class CaseRunner:
         if self.pipeline.stopping:
             raise Stopped
 
-    def _passes(self, order: int, opened: Opened, folder: CaseFolder, failed: list[FailedField]) -> Result:
+    def _passes(
+        self, order: int, opened: OpenedCase, folder: CaseFolder, failed: list[FailedField]
+    ) -> Result:
         steps = self.predictor.steps(opened)
         store = None
         seen: list[str] = []
@@ -280,7 +282,7 @@ class CaseRunner:
         write_json(folder.path / PLAN, plan_of(case, prints))
 
     def _facts(
-        self, opened: Opened, images: Mapping[str, ImageSource], failed: list[FailedField], result: Result
+        self, opened: OpenedCase, images: Mapping[str, ImageSource], failed: list[FailedField], result: Result
     ) -> dict[str, Any]:
         slides = {name: image for name, image in images.items() if isinstance(image, Slide)}
         decoded = sum(slide.tiles_decoded for slide in slides.values())
@@ -288,7 +290,7 @@ class CaseRunner:
         return {
             "images": {name: _image_facts(slide) for name, slide in slides.items()},
             "failed": [entry.to_dict() for entry in failed],
-            **result.facts,
+            **result.metadata,
         }
 
     def _write(
@@ -373,14 +375,14 @@ def _scored(folder: CaseFolder) -> bool:
     )
 
 
-def _without_scores(result: Result, opened: Opened) -> Result:
+def _without_scores(result: Result, opened: OpenedCase) -> Result:
     """The result of a case in which nothing was scored: a note that says why, and no score."""
     reason = opened.why_nothing_scored
     notes = result.notes if reason is None else (NOTHING.format(reason), *result.notes)
     # Facts that come with default scores describe nothing. A method that says itself that nothing was
     # scored returns facts that hold.
-    facts = result.facts if result.scored is False else {}
-    return Result({}, notes=notes or (NOTHING.format("no cell or row was computed"),), facts=facts)
+    facts = result.metadata if result.scored is False else {}
+    return Result({}, notes=notes or (NOTHING.format("no cell or row was computed"),), metadata=facts)
 
 
 def _write_run(folder: CaseFolder, seconds: float) -> None:

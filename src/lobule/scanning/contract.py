@@ -133,7 +133,7 @@ class Fields:
     image: NDArray[np.int16]
     boxes: NDArray[np.int64]
     """(n, 4): x, y, width, height in pixels of the image's lattice."""
-    places: NDArray[np.int32] | None = None
+    grid_indices: NDArray[np.int32] | None = None
     """(n, 2): field row and column, for maps."""
     params: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Numbers that go to `forward` beside the pixels, one row a field."""
@@ -168,7 +168,7 @@ class MapSpec:
 
     grid: MapGrid
     classes: tuple[str, ...]
-    wanted: Cells
+    required: Cells
     glass: Cells
     """Cells known to hold no tissue; what is neither wanted nor glass stays pending."""
     image: str = "slide"
@@ -221,15 +221,15 @@ class Predictor(Protocol):
         """Open the images of a case in the frame that the method works in."""
         ...
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         """Choose field size and batch so that one lane's activations fit into `room` bytes."""
         ...
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         """Put everything that `forward` will need on its device in its precision, before lanes begin."""
         ...
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         """A pass name and a batch of made-up pixels, for measuring the model alone."""
         ...
 

@@ -58,7 +58,7 @@ def choose_device(wanted: str = "auto") -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             f"the device '{wanted}' cannot be used",
-            found=str(error).splitlines()[0],
+            actual=str(error).splitlines()[0],
             remedy="See `lobule doctor`",
         ) from error
     return wanted
@@ -119,7 +119,7 @@ def measure(
     outputs: dict[str, dict[str, torch.Tensor]] = {}
     try:
         for form in forms:
-            predictor.place(form, options)
+            predictor.move_to_device(form, options)
             try:
                 rates[_name(form)], outputs[_name(form)] = _rate(predictor, form, options)
             except RuntimeError:
@@ -127,7 +127,7 @@ def measure(
                 if precision != "auto" or form.precision == "float32":
                     raise
     except RuntimeError as error:
-        raise ModelError("the model cannot run at all", found=str(error)) from error
+        raise ModelError("the model cannot run at all", actual=str(error)) from error
     finally:
         torch.set_num_threads(threads)
     best = max(
@@ -135,7 +135,7 @@ def measure(
         key=lambda form: rates[_name(form)] * (1.0 if _is_default(form) else MARGIN),
     )
     if best is not forms[-1]:  # the last form tried is in its place
-        predictor.place(best, options)
+        predictor.move_to_device(best, options)
     exact = next((outputs[_name(f)] for f in forms if f.precision == "float32"), None)
     return best, Measured(
         rates, None if exact is None else _difference(exact, outputs[_name(best)]), _name(best)
@@ -184,7 +184,7 @@ def _name(engine: EngineSettings) -> str:
 def _rate(
     predictor: Predictor, engine: EngineSettings, options: ScanOptions, seconds: float = 0.4
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    name, batch = predictor.sample(engine, options)
+    name, batch = predictor.sample_batch(engine, options)
     with torch.inference_mode():
         outputs = predictor.forward(name, batch)
         best, began = float("inf"), time.perf_counter()
@@ -232,7 +232,7 @@ def activation_bytes(module: nn.Module, height: int, width: int, channels: int =
 
 
 def largest_cells(
-    needs: Callable[[int], int], room: int, *, preferred: int, smallest: int = 1, what: str = "field"
+    needs: Callable[[int], int], room: int, *, preferred: int, smallest: int = 1, purpose: str = "field"
 ) -> int:
     """The most cells a side, up to `preferred`, whose field needs no more than `room` bytes."""
     if needs(preferred) <= room:
@@ -240,9 +240,9 @@ def largest_cells(
     low, high = smallest, preferred
     if needs(smallest) > room:
         raise ConfigError(
-            f"the smallest {what} does not fit under the memory ceiling",
+            f"the smallest {purpose} does not fit under the memory ceiling",
             expected=f"at least {needs(smallest) / 2**30:.2g} GiB a lane",
-            found=f"{room / 2**30:.2g} GiB",
+            actual=f"{room / 2**30:.2g} GiB",
             remedy="Raise --max-ram",
         )
     while high - low > 1:

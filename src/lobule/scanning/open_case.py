@@ -18,7 +18,7 @@ from lobule.slides.slide import Slide
 from lobule.tissue import TissueConfig, find_tissue
 
 
-class Opened:
+class OpenedCase:
     """What `passes.OpenCase` promises, for slides, regions, plain images and exams."""
 
     def __init__(

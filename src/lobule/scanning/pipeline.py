@@ -208,7 +208,7 @@ class Pipeline:
                 continue
             except Exception as error:  # whatever a model raises belongs to its case
                 what = f"the model failed in pass '{run.pass_.name}'"
-                self._fail(run, ModelError(what, found=f"{type(error).__name__}: {error}"))
+                self._fail(run, ModelError(what, actual=f"{type(error).__name__}: {error}"))
                 continue
             self.counters.add(model_s=time.perf_counter() - began)
             if not self._hand(self._computed, (run, batch, outputs)):

@@ -147,13 +147,13 @@ def _sharded(cohort: Cohort, shard: tuple[int, int] | None) -> list[Case]:
     cases = list(cohort)
     twice = [name for name, count in Counter(case.id for case in cases).items() if count > 1]
     if twice:  # they would write into one folder
-        raise ConfigError("cases of one name", subject=cohort.path, found=", ".join(twice[:5]))
+        raise ConfigError("cases of one name", subject=cohort.path, actual=", ".join(twice[:5]))
     if too_long := [case.id for case in cases if not fits_folder_name(case.id)]:
         raise ConfigError(
             "case names that are too long for a folder name",
             subject=cohort.path,
             expected=f"at most {LONGEST_FOLDER_NAME} bytes, escaped characters counted as three",
-            found=", ".join(name[:60] for name in too_long[:3]),
+            actual=", ".join(name[:60] for name in too_long[:3]),
             remedy="Use shorter names",
         )
     if shard is None:
@@ -181,11 +181,11 @@ def _settle(
         engine = replace(engine, device=device, lanes=lanes)
         _say_what_stays(engine, machine, results.path)
         _say_what_no_longer_fits(machine, results.path)
-        predictor.place(engine, options)
+        predictor.move_to_device(engine, options)
         progress.precision = engine.precision
         return engine
     engine = EngineSettings(device=device, lanes=lanes, lane_threads=threads)
-    engine = predictor.settle(engine, int(machine.max_ram * MODEL_SHARE) // lanes, options)
+    engine = predictor.choose_batch(engine, int(machine.max_ram * MODEL_SHARE) // lanes, options)
     if machine.cells is not None:
         engine = replace(engine, cells=machine.cells)
     if machine.batch is not None:
@@ -225,7 +225,7 @@ def _recorded_engine(results: Results) -> EngineSettings | None:
         return EngineSettings(**recorded)
     except TypeError as error:
         raise ResultsError(
-            "not the engine settings of a scan", subject=path, found=str(error), remedy="Use --fresh"
+            "not the engine settings of a scan", subject=path, actual=str(error), remedy="Use --fresh"
         ) from error
 
 
@@ -247,7 +247,7 @@ def _choose_form(
         form = store_form(key, CachedForm(placed.precision, placed.channels_last, asdict(measured)))
     engine = replace(engine, precision=form.precision, channels_last=form.channels_last)
     if engine != placed:
-        predictor.place(engine, options)
+        predictor.move_to_device(engine, options)
     return engine, Measured(**form.measurement)
 
 

@@ -64,7 +64,7 @@ def _causes(path: Path) -> dict[int, str]:
     try:
         return {int(row): str(cause) for row, cause in read_json(path).items()}
     except (ResultsError, AttributeError, ValueError) as error:
-        raise DamagedResults("the list of what failed is damaged", subject=path, found=str(error)) from error
+        raise DamagedResults("the list of what failed is damaged", subject=path, actual=str(error)) from error
 
 
 class _FailureList:
@@ -108,8 +108,8 @@ class MapSink:
         fields_wide = 1 if spec.scattered else max(1, CHUNK_CELLS // spec.grid.cells)
         info = MapInfo.of_grid(pass_.name, spec.image, spec.classes, spec.grid, fields_wide)
         self._writer = MapWriter(path, info)
-        assert pass_.fields.places is not None, "a map pass says which field is where"
-        self._places = pass_.fields.places
+        assert pass_.fields.grid_indices is not None, "a map pass says which field is where"
+        self._places = pass_.fields.grid_indices
         self._chunk_of_row = [
             info.chunk_of(int(r) * spec.grid.cells, int(c) * spec.grid.cells) for r, c in self._places
         ]
@@ -135,7 +135,7 @@ class MapSink:
             raise ModelError(
                 "the model's map does not fit",
                 expected=f"{len(self._spec.classes)} classes of {grid.cells} × {grid.cells} cells",
-                found=str(values.shape),
+                actual=str(values.shape),
             )
         if np.isfinite(values).all():
             self._put(row, values)
@@ -183,7 +183,7 @@ class MapSink:
 
     def _write(self, chunk: tuple[int, int], scores: Scores | None, states: States) -> None:
         rows, columns = self._writer.info.chunk_cells(chunk)
-        wanted, glass = self._spec.wanted[rows, columns], self._spec.glass[rows, columns]
+        wanted, glass = self._spec.required[rows, columns], self._spec.glass[rows, columns]
         states = np.where(wanted, states, np.where(glass, State.GLASS, State.PENDING)).astype(np.uint8)
         if scores is not None:
             scores = np.where(states == State.SCORED, scores, np.float32(0))

@@ -99,7 +99,7 @@ class TileEncoder:
         if encoder.input_px is not None and tiling.input_px != encoder.input_px:
             raise ConfigError(
                 f"'{encoder.name}' takes tiles of {encoder.input_px} px alone",
-                found=f"{tiling.input_px} px",
+                actual=f"{tiling.input_px} px",
                 remedy=f"Use --input {encoder.input_px}",
             )
         self.encoder, self.tiling = encoder, tiling
@@ -115,20 +115,20 @@ class TileEncoder:
         except RuntimeError as error:
             raise ConfigError(
                 f"'{self.encoder.name}' cannot take tiles of {side} px",
-                found=str(error).splitlines()[0],
+                actual=str(error).splitlines()[0],
                 remedy="Use larger tiles, or enlarge them with --input",
             ) from error
         return one + WAITING * 3 * self.tiling.tile_px**2
 
-    def settle(self, engine: EngineSettings, room: int) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int) -> EngineSettings:
         most = SLICE if engine.device == "cpu" else BATCH
         return replace(engine, batch=max(1, min(most, room // self.bytes_of_tile())))
 
-    def place(self, engine: EngineSettings) -> None:
+    def move_to_device(self, engine: EngineSettings) -> None:
         self._engine = engine
         self._placed = placed(self._net, engine)
 
-    def sample(self, engine: EngineSettings) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings) -> tuple[str, Batch]:
         shape = (engine.batch, self.tiling.tile_px, self.tiling.tile_px, 3)
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return PASS, Batch(torch.from_numpy(pixels).to(engine.device), {}, {})

@@ -135,7 +135,7 @@ def check_level(slide: Slide, level: int, samples: int) -> LevelReport:
         try:
             blank += bool(slide.read_level(level, place).min() == 255)
         except CaseError as error:
-            cause = error.cause if isinstance(error, DamagedTile) else error.what
+            cause = error.cause if isinstance(error, DamagedTile) else error.problem
             failed.append(FailedTile(column, row, cause))
     return LevelReport(
         level,

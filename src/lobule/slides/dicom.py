@@ -316,7 +316,7 @@ def _unusable_levels(path: str, headers: list[Header]) -> CaseError:
                 "a level of the DICOM slide is compressed in a way that is not supported",
                 subject=path,
                 expected="a transfer syntax of JPEG, JPEG 2000, JPEG-LS or no compression",
-                found=f"{syntax.name} in {header.file.name}",
+                actual=f"{syntax.name} in {header.file.name}",
                 remedy="Write it in another transfer syntax: gdcmconv --raw",
             )
     names = ", ".join(header.file.name for header in headers)

@@ -114,7 +114,7 @@ def inflate(
         raise DamagedFile(
             "the deflated DICOM data set cannot be inflated",
             subject=path,
-            found=str(error),
+            actual=str(error),
             remedy="Copy the file again from its source",
         ) from error
     if room < 0 and not cut:

@@ -188,7 +188,7 @@ def _check_levels(path: str, headers: list[Header]) -> None:
         "none of the DICOM files of this slide is a level of it",
         subject=path,
         expected="at least one file whose ImageType has VOLUME as its third value",
-        found=f"ImageType '{stated}' in {header.file.name}"
+        actual=f"ImageType '{stated}' in {header.file.name}"
         if stated
         else f"no ImageType in {header.file.name}",
         remedy="Name a file of the series that holds a level, or correct ImageType where the file holds one",
@@ -221,7 +221,7 @@ def _not_a_slide(path: str, header: Header) -> UnknownFormat:
         "DICOM, but not a whole-slide image",
         subject=path,
         expected="VL Whole Slide Microscopy Image Storage",
-        found=what,
+        actual=what,
         remedy="Mammograms are read as exams: name them in the cohort's l_cc, r_cc, l_mlo and r_mlo columns"
         if breast
         else None,
@@ -230,4 +230,4 @@ def _not_a_slide(path: str, header: Header) -> UnknownFormat:
 
 def damaged(place: object, what: str, cause: object) -> DamagedFile:
     found = f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else str(cause)
-    return DamagedFile(what, subject=place, found=found, remedy="Copy the file again from its source")
+    return DamagedFile(what, subject=place, actual=found, remedy="Copy the file again from its source")

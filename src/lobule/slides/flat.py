@@ -136,7 +136,7 @@ class FlatBackend:
             raise DamagedFile(
                 "the JPEG image cannot be decoded",
                 subject=self.path,
-                found=str(error),
+                actual=str(error),
                 remedy="Copy the file again from its source",
             ) from error
 
@@ -214,6 +214,6 @@ def _opened(path: str, name: str) -> Iterator[Image.Image]:
         raise DamagedFile(
             f"the {name} image cannot be decoded",
             subject=path,
-            found=f"{type(error).__name__}: {error}",
+            actual=f"{type(error).__name__}: {error}",
             remedy="Copy the file again from its source",
         ) from error

@@ -197,7 +197,7 @@ class OpenSlideBackend:
                     f"level {index} is no smaller copy of level 0",
                     subject=self.path,
                     expected=f"the shape of {whole}",
-                    found=str(level.size),
+                    actual=str(level.size),
                 )
 
     # -- handles and properties ---------------------------------------------------------------------------

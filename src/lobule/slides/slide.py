@@ -179,7 +179,7 @@ class Slide:
     def read_associated(self, name: str) -> RGB:
         if name not in self.associated:
             have = ", ".join(self.associated) or "none"
-            raise ConfigError(f"no associated image '{name}'", subject=self.path, found=have)
+            raise ConfigError(f"no associated image '{name}'", subject=self.path, actual=have)
         return self.backend.read_associated(name)
 
     def steps(self, level: int) -> tuple[Fraction, Fraction]:
@@ -198,7 +198,7 @@ class Slide:
         known = self.found_mpp.mpp if self.found_mpp else None
         if level is not None:
             if not 0 <= level < len(self.levels):
-                raise ConfigError(f"no level {level}", subject=self.path, found=f"{len(self.levels)} levels")
+                raise ConfigError(f"no level {level}", subject=self.path, actual=f"{len(self.levels)} levels")
             return self._level_lattice(level, known)
         base = self.mpp
         assert mpp is not None
@@ -215,7 +215,7 @@ class Slide:
             raise FinerThanSlide(
                 f"{mpp:g} µm/px is finer than the slide",
                 subject=self.path,
-                found=f"{base} at level 0",
+                actual=f"{base} at level 0",
                 remedy="Pass --upsample to enlarge it, or use a model for a coarser resolution",
             )
         step_x = Fraction(mpp).limit_denominator(10**6) / Fraction(base.x).limit_denominator(10**6)

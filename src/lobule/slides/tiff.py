@@ -135,7 +135,7 @@ class TiffBackend:
                 tile = self._pixels(layer, column, row)
             except ValueError as error:
                 raise DamagedFile(
-                    f"associated image '{name}' cannot be decoded", subject=self.path, found=str(error)
+                    f"associated image '{name}' cannot be decoded", subject=self.path, actual=str(error)
                 ) from error
             spot = out[row * layer.tile.height :, column * layer.tile.width :][
                 : layer.tile.height, : layer.tile.width
@@ -197,7 +197,7 @@ class TiffBackend:
             return None
         place: Workplace | None = getattr(self._workplaces, "place", None)
         if place is None or len(place.pixels) < 3 * layer.tile.area:
-            place = self._workplaces.place = Workplace(layer.tile.area)
+            place = self._workplaces.move_to_device = Workplace(layer.tile.area)
         return place
 
     def _pixels(

@@ -96,7 +96,7 @@ def chain_error(path: str, problem: str) -> DamagedFile:
         "its TIFF directories cannot be followed",
         subject=path,
         expected=f"a chain of at most {MAX_DIRECTORIES} directories inside the file",
-        found=problem,
+        actual=problem,
         remedy="Copy the file again from its source",
     )
 

@@ -89,7 +89,7 @@ def read_facts(stream: IO[bytes], path: str) -> TiffFacts | None:
         raise DamagedFile(
             "its TIFF directories cannot be read",
             subject=path,
-            found=f"{type(error).__name__}: {error}",
+            actual=f"{type(error).__name__}: {error}",
             remedy="Copy the file again from its source",
         ) from error
 
@@ -248,7 +248,7 @@ def _of_same_kind(layer: Layer, levels: Sequence[Layer], path: str) -> Layer:
         f"level {len(levels)} holds other pixels than level 0",
         subject=path,
         expected=described[0],
-        found=described[1],
+        actual=described[1],
         remedy="Convert it to a tiled, pyramidal TIFF: vips tiffsave --tile --pyramid",
     )
 
@@ -298,7 +298,7 @@ def _places(values: Sequence[int], planes: int, tiles: int, path: str) -> NDArra
             "a page does not say where all its tiles lie",
             subject=path,
             expected=f"{planes * tiles} tiles",
-            found=f"{len(values)}",
+            actual=f"{len(values)}",
             remedy="Copy the file again from its source",
         )
     return np.array(values[: planes * tiles], np.uint64).reshape(planes, tiles)

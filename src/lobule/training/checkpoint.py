@@ -21,7 +21,7 @@ STATE = "state.json"
 class Checkpoint:
     """Where a training stands."""
 
-    facts: Mapping[str, Any]
+    contents: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
     def of(self, prefix: str) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, name: str) -> None:
     path = folder / f"{name}.safetensors"
     with write_atomic(path) as part:
         save_file(tensors, part)
-    facts = {"tensors": path.name, "hash": fingerprint(path), **checkpoint.facts}
+    facts = {"tensors": path.name, "hash": fingerprint(path), **checkpoint.contents}
     write_json(folder / STATE, facts)
     for other in folder.glob("*.safetensors"):
         if other != path:
@@ -56,7 +56,7 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
         whole = path.name == facts["tensors"] and fingerprint(path) == facts["hash"]
         tensors = load_file(path) if whole else {}
     except (OSError, KeyError, SafetensorError) as error:
-        raise ResultsError("the checkpoint is damaged", subject=path, found=str(error)) from error
+        raise ResultsError("the checkpoint is damaged", subject=path, actual=str(error)) from error
     if not whole:
         raise ResultsError(
             "the checkpoint is damaged", subject=path, remedy="Start the training over with --fresh"

@@ -90,7 +90,7 @@ class TrainMachine:
     lanes: int | None = None
     """Parts of a batch that a CPU computes side by side; None is one a core, where the batch has enough."""
 
-    def settled(self, ranks: Ranks | None = None) -> TrainMachine:
+    def resolved(self, ranks: Ranks | None = None) -> TrainMachine:
         """With every choice made, for one of the processes of a machine."""
         ranks = ranks or Ranks()
         wanted = f"cuda:{ranks.local}" if ranks.count > 1 and torch.cuda.is_available() else "auto"
@@ -354,14 +354,14 @@ class _Run:
             self._events = EventFile.opened(self.folder, self.state.step)
 
     def _take_up(self, found: Checkpoint) -> None:
-        if found.facts["options"] != lasting(self.options):
+        if found.contents["options"] != lasting(self.options):
             raise ResultsError(
                 "this training began with other settings",
                 subject=self.folder,
-                expected=str(differing(found.facts["options"], lasting(self.options))),
+                expected=str(differing(found.contents["options"], lasting(self.options))),
                 remedy="Start over with --fresh, or write to another folder",
             )
-        loop = found.facts["loop"]
+        loop = found.contents["loop"]
         self.state = _State(**{**loop, "scores": [(int(s), float(v)) for s, v in loop["scores"]]})
         self.module.load_state_dict(found.of("model/"))
         self.best = {name: value.to(self.options.device) for name, value in found.of("best/").items()}
@@ -370,8 +370,8 @@ class _Run:
                 # laid out in memory as its parameter is, or sums would round in another order
                 own = value if name == "step" else torch.empty_like(parameter).copy_(value)
                 self.optimiser.state[parameter][name] = own
-        self.lanes = int(found.facts["lanes"])
-        self.batches.restore(found.facts["batches"])
+        self.lanes = int(found.contents["lanes"])
+        self.batches.restore(found.contents["batches"])
         lines = (self.folder / LOG).read_text("utf-8").splitlines(keepends=True)[1:]
         self.log = [line for line in lines if int(line.partition(",")[0]) <= self.state.step]
         self.progress.step = self._began_at = self.state.step

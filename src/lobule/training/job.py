@@ -30,7 +30,7 @@ HOLDING_OUT = 0x7A1
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingSplit:
     """Who trains, who validates, and what there is to say of it."""
 
     train: Cohort
@@ -38,9 +38,9 @@ class Parts:
     notes: tuple[str, ...] = ()
 
 
-def parts_of(
+def training_split(
     cohort: Cohort, val: str | None, seed: int, kinds: tuple[Kind, ...] = ("slide", "region")
-) -> Parts:
+) -> TrainingSplit:
     """The training and the validation part; a patient in two splits is refused, and so are other kinds."""
     splits: dict[str, set[str | None]] = {}
     for case in cohort:
@@ -50,7 +50,7 @@ def parts_of(
         raise Leakage(
             f"{len(torn)} patients are in more than one split",
             subject=cohort.path,
-            found=", ".join(torn[:5]),
+            actual=", ".join(torn[:5]),
             remedy="Give all cases of a patient the same split",
         )
     if val == "train":
@@ -63,15 +63,15 @@ def parts_of(
         raise ConfigError(
             f"this method learns from cases of kind {' or '.join(kinds)}",
             subject=wrong.id,
-            found=f"a case of kind {wrong.kind}",
+            actual=f"a case of kind {wrong.kind}",
         )
     if val is None:
-        return Parts(training, Cohort(()), ("nothing is validated: the last weights are kept",))
+        return TrainingSplit(training, Cohort(()), ("nothing is validated: the last weights are kept",))
     validating = cohort.split(val)
-    return Parts(training, validating) if validating else _held_out(training, seed)
+    return TrainingSplit(training, validating) if validating else _held_out(training, seed)
 
 
-def _held_out(training: Cohort, seed: int) -> Parts:
+def _held_out(training: Cohort, seed: int) -> TrainingSplit:
     """A fifth of the patients with outlines (or a breast that has something), and a fifth of the others."""
     with_outlines = {
         case.patient for case in training if case.annotation is not None or any(case.breast_labels.values())
@@ -82,12 +82,12 @@ def _held_out(training: Cohort, seed: int) -> Parts:
         kind = [patient for patient in training.patients() if (patient in with_outlines) == outlined]
         if len(kind) < 2 and outlined:
             note = "too few patients to hold any out: nothing is validated and the last weights are kept"
-            return Parts(training, Cohort(()), (note,))
+            return TrainingSplit(training, Cohort(()), (note,))
         if len(kind) >= 2:
             chosen = rng.permutation(len(kind))[: max(1, round(HELD_OUT * len(kind)))]
             held |= {kind[number] for number in chosen}
     note = f"the cohort has no validation split: {len(held)} patients are held out for it"
-    return Parts(
+    return TrainingSplit(
         training.where(lambda case: case.patient not in held),
         training.where(lambda case: case.patient in held),
         (note,),
@@ -104,7 +104,7 @@ class MethodConfig(Protocol):
 def begun_training(
     out: str | Path,
     config: MethodConfig,
-    parts: Parts,
+    parts: TrainingSplit,
     *,
     also: Mapping[str, Any],
     resume: bool,
@@ -174,7 +174,7 @@ def _begin(
     bundle: Path,
     folder: Path,
     config: MethodConfig,
-    parts: Parts,
+    parts: TrainingSplit,
     also: Mapping[str, Any],
     resume: bool,
     fresh: bool,
@@ -213,7 +213,7 @@ def _begin(
         raise ResultsError(
             f"the training here began with another {key}",
             subject=bundle.parent,
-            found="; ".join(_differences(before.get(key), wanted.get(key))[:5]) or None,
+            actual="; ".join(_differences(before.get(key), wanted.get(key))[:5]) or None,
             remedy="Use the same settings, or start over with --fresh",
         )
 

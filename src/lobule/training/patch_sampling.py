@@ -18,7 +18,7 @@ from lobule.errors import AnnotationError
 from lobule.geometry import Box, Size
 from lobule.grid import Cells
 from lobule.scanning.contract import EngineSettings, ScanOptions
-from lobule.scanning.open_case import Opened
+from lobule.scanning.open_case import OpenedCase
 from lobule.slides.slide import Slide, open_slide
 from lobule.tissue import TissueConfig
 
@@ -104,7 +104,7 @@ class Outlined:
 
 
 @dataclass(frozen=True, eq=False)
-class SlidePlaces:
+class SlidePositions:
     """Where patches of each class may be centred on one slide."""
 
     case: Case
@@ -170,7 +170,7 @@ class SlidePlaces:
 
 
 @dataclass(frozen=True, eq=False)
-class Listed:
+class FixedPositions:
     """Places chosen beforehand, for a training that sees each of them once an epoch."""
 
     slides: NDArray[np.int64]
@@ -186,12 +186,12 @@ class Listed:
 class Pool:
     """All places of a cohort, and the places of normal tissue that a model took for tumour."""
 
-    slides: tuple[SlidePlaces, ...]
+    slides: tuple[SlidePositions, ...]
     hard: Mapping[int, Points] = field(default_factory=dict)
     """Number of the slide → places on it."""
     notes: tuple[str, ...] = ()
     """What was left out, and why; one sentence each."""
-    listed: Listed | None = None
+    fixed: FixedPositions | None = None
     """The only places that are drawn, where there is such a list."""
 
     def usable(self, label: int) -> list[int]:
@@ -208,11 +208,11 @@ class Pool:
         return replace(self, hard=dict(hard))
 
 
-def find_places(case: Case, tissue: TissueConfig | None) -> tuple[SlidePlaces, list[str]]:
+def find_positions(case: Case, tissue: TissueConfig | None) -> tuple[SlidePositions, list[str]]:
     """The places of one slide, and what it lacks. A slide that cannot be used is a `CaseError`."""
     assert case.path is not None, "patches are drawn from slides"
     slide = open_slide(case.path, mpp=case.mpp)
-    opened = Opened(case, {"slide": slide}, ScanOptions(tissue=tissue), EngineSettings())
+    opened = OpenedCase(case, {"slide": slide}, ScanOptions(tissue=tissue), EngineSettings())
     found = opened.tissue()
     notes: list[str] = list(found.notes)
     if not found.mask.any():
@@ -231,7 +231,7 @@ def find_places(case: Case, tissue: TissueConfig | None) -> tuple[SlidePlaces, l
     if outlined is not None and _not_exhaustive(case):
         masks = (blank, masks[1])
         notes.append("not all its tumour is outlined, so it gives no normal patches")
-    places = SlidePlaces(
+    places = SlidePositions(
         case,
         slide,
         slide.size,
@@ -277,7 +277,7 @@ def _outlined(case: Case, l0_size: Size, notes: list[str]) -> Outlined | None:
                 "its outlines lie outside the slide",
                 subject=case.annotation,
                 expected=f"level-0 pixels of {l0_size.width} × {l0_size.height}",
-                found=f"tumour from x {tumours[0].l0_box.x}, y {tumours[0].l0_box.y}",
+                actual=f"tumour from x {tumours[0].l0_box.x}, y {tumours[0].l0_box.y}",
                 remedy="Check that it is this slide's, and in level-0 pixels",
             )
         if beyond:
@@ -303,7 +303,7 @@ def _not_exhaustive(case: Case) -> bool:
     return is_false(case.attributes.get("exhaustive", "true"))
 
 
-def _probed(places: SlidePlaces) -> SlidePlaces:
+def _probed(places: SlidePositions) -> SlidePositions:
     """Without the cells of a class that has no point after all, such as a tumour excluded entirely."""
     rng = np.random.default_rng(0)
     cells = list(places.cells)

@@ -32,7 +32,14 @@ from lobule.geometry import Box, Lattice
 from lobule.scanning.loader import cause_of
 from lobule.slides.slide import Slide
 from lobule.tissue import TissueConfig
-from lobule.training.patch_sampling import NORMAL, TUMOUR, Listed, Pool, SlidePlaces, find_places
+from lobule.training.patch_sampling import (
+    NORMAL,
+    TUMOUR,
+    FixedPositions,
+    Pool,
+    SlidePositions,
+    find_positions,
+)
 
 MAX_OPEN = 128
 """Slides that one worker keeps open."""
@@ -82,7 +89,7 @@ class Samples:
     """(n, side, side, 3)."""
     labels: NDArray[np.int64]
     draws: tuple[Draw, ...]
-    lost: Mapping[int, str] = field(default_factory=dict)
+    failures: Mapping[int, str] = field(default_factory=dict)
     """Numbers of slides that turned unreadable → why."""
 
     def __len__(self) -> int:
@@ -103,9 +110,9 @@ def gather(
 ) -> Pool:
     """The places of every slide. What a slide lacks is a note; a class that no slide has is an error."""
 
-    def one(case: Any) -> tuple[SlidePlaces | None, list[str]]:
+    def one(case: Any) -> tuple[SlidePositions | None, list[str]]:
         try:
-            return find_places(case, tissue)
+            return find_positions(case, tissue)
         except UsageError:
             raise
         except (LobuleError, OSError) as error:
@@ -122,7 +129,7 @@ def gather(
                 f"no slide has {name} to draw from",
                 subject=cohort.path,
                 expected="annotated tumour slides, and normal or exhaustively annotated ones",
-                found=told or f"{len(cohort)} slides",
+                actual=told or f"{len(cohort)} slides",
             )
     return pool
 
@@ -154,7 +161,7 @@ def draw(pool: Pool, config: SampleConfig, label: int, rng: np.random.Generator)
     return Draw(number, label, float(x), float(y), hard=True)
 
 
-def draw_listed(listed: Listed, seed: int, index: int, attempt: int) -> Draw:
+def draw_listed(listed: FixedPositions, seed: int, index: int, attempt: int) -> Draw:
     """The place of a sample in shuffled epochs; after an attempt in vain, any of the same class."""
     epoch, turn = divmod(index, len(listed))
     order = np.random.default_rng([seed, EPOCH, epoch]).permutation(len(listed))
@@ -170,24 +177,24 @@ class Sampler:
     """One worker: its own open slides, its own knowledge of which are lost."""
 
     def __init__(
-        self, pool: Pool, config: SampleConfig, seed: int, round_: int, lost: Mapping[int, str]
+        self, pool: Pool, config: SampleConfig, seed: int, round_: int, failures: Mapping[int, str]
     ) -> None:
         self.pool, self.config, self.seed, self.round = pool, config, seed, round_
-        self.lost = dict(lost)
+        self.failures = dict(failures)
         self._open: OrderedDict[int, tuple[Slide, Lattice]] = OrderedDict()
 
     def batch(self, first: int, size: int) -> Samples:
         made = [self.sample(index) for index in range(first, first + size)]
         labels = np.array([chosen.label for _, chosen in made], np.int64)
         draws = tuple(chosen for _, chosen in made)
-        return Samples(first, np.stack([pixels for pixels, _ in made]), labels, draws, dict(self.lost))
+        return Samples(first, np.stack([pixels for pixels, _ in made]), labels, draws, dict(self.failures))
 
     def sample(self, index: int) -> tuple[RGB, Draw]:
         """The patch of a sample, augmented, and what was drawn."""
         for attempt in range(ATTEMPTS):
             rng = np.random.default_rng([self.seed, self.round, index, attempt])
             chosen = self._choose(index, attempt, rng)
-            if chosen is None or chosen.slide in self.lost:
+            if chosen is None or chosen.slide in self.failures:
                 continue
             try:
                 return self._read(chosen, rng), chosen
@@ -204,8 +211,8 @@ class Sampler:
         )
 
     def _choose(self, index: int, attempt: int, rng: np.random.Generator) -> Draw | None:
-        if self.pool.listed is not None:
-            chosen = draw_listed(self.pool.listed, self.seed, index, attempt)
+        if self.pool.fixed is not None:
+            chosen = draw_listed(self.pool.fixed, self.seed, index, attempt)
             self._check_left(chosen.label)
             return chosen
         label = label_of(index, self.config.tumour_share)
@@ -213,17 +220,17 @@ class Sampler:
         return draw(self.pool, self.config, label, rng)
 
     def _lose(self, number: int, error: Exception) -> None:
-        self.lost[number] = cause_of(error)
+        self.failures[number] = cause_of(error)
         if number in self._open:
             self._open.pop(number)[0].close()
 
     def _check_left(self, label: int) -> None:
         usable = self.pool.usable(label)
-        if all(number in self.lost for number in usable):
+        if all(number in self.failures for number in usable):
             raise CaseError(
                 f"none of the {len(usable)} slides of one class can be read any more",
                 subject=self.pool.slides[usable[0]].case.path,
-                found=self.lost[usable[0]],
+                actual=self.failures[usable[0]],
                 remedy="Check the disk; training goes on from its last checkpoint with --resume",
             )
 
@@ -284,7 +291,7 @@ class SampleStream:
                 f"a batch of {batch} cannot be shared by {share[1]} processes",
                 expected=f"a multiple of {share[1]}",
             )
-        self.lost: dict[int, str] = {}
+        self.failures: dict[int, str] = {}
         """Numbers of slides that turned unreadable → why."""
         self._next = 0
         self._waiting: deque[Future[Samples]] = deque()
@@ -312,12 +319,14 @@ class SampleStream:
                 remedy="Most often the memory ran out: use fewer workers, or --resume to go on",
             ) from error
         self._next += 1
-        self.lost |= {number: why for number, why in samples.lost.items() if number not in self.lost}
+        self.failures |= {
+            number: why for number, why in samples.failures.items() if number not in self.failures
+        }
         return samples
 
     def state(self) -> dict[str, Any]:
         """What is needed to go on after the last batch that was taken."""
-        lost = {self.pool.slides[number].case.id: why for number, why in sorted(self.lost.items())}
+        lost = {self.pool.slides[number].case.id: why for number, why in sorted(self.failures.items())}
         return {"seed": self.seed, "round": self.round, "batch": self.batch, "next": self._next, "lost": lost}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -325,10 +334,10 @@ class SampleStream:
         own = {"seed": self.seed, "round": self.round, "batch": self.batch}
         given = {name: state[name] for name in own}
         if given != own:
-            raise ConfigError("the samples of another training", expected=str(own), found=str(given))
+            raise ConfigError("the samples of another training", expected=str(own), actual=str(given))
         self.close()
         number_of = {places.case.id: number for number, places in enumerate(self.pool.slides)}
-        self.lost = {number_of[name]: why for name, why in state["lost"].items() if name in number_of}
+        self.failures = {number_of[name]: why for name, why in state["lost"].items() if name in number_of}
         self._next = int(state["next"])
 
     def close(self) -> None:
@@ -354,7 +363,7 @@ class SampleStream:
             self._waiting.append(self._executor.submit(work, turn * self.batch + rank * part, part))
 
     def _start(self) -> None:
-        make = (self.pool, self.config, self.seed, self.round, dict(self.lost))
+        make = (self.pool, self.config, self.seed, self.round, dict(self.failures))
         if not self.processes:
             self._crew = _Crew(make)
             self._executor = ThreadPoolExecutor(self.workers, thread_name_prefix="sample")

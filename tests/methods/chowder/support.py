@@ -54,7 +54,7 @@ def put(
     source: str | None = None,
 ) -> Path:
     frame = frame_of(name)
-    coords, path = MANIFEST.places(folder, frame)
+    coords, path = MANIFEST.paths_of(folder, frame)
     for place in (coords, path):
         place.parent.mkdir(parents=True, exist_ok=True)
     with write_features(path, frame, encoding, source=source, dtype=dtype) as append:

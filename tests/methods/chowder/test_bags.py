@@ -31,7 +31,7 @@ def test_a_bag_holds_the_tiles_of_its_case(made: tuple[Cohort, Path]) -> None:
     cohort, features = made
     found = gather(cohort, open_features(features))
     assert [bag.label for bag in found.bags] == [0, 1] * 5
-    assert not found.lost
+    assert not found.failures
     slide = made_slide(3, True)
     bag = found.bags[3]
     np.testing.assert_array_equal(torch.cat(list(bag.blocks())), slide.features)
@@ -74,10 +74,10 @@ def test_one_case_without_usable_features_is_lost_and_said(tmp_path: Path) -> No
     put(features, "tumor_003", Made(np.empty((0, 2), np.int64), np.empty((0, 12), np.float32), np.empty(0)))
     found = gather(cohort, open_features(features))
     assert {bag.case.id for bag in found.bags} == {"normal_004", "tumor_005", "normal_006", "tumor_007"}
-    assert "no features" in found.lost["normal_000"]
-    assert "half-written" in found.lost["tumor_001"]
-    assert "half-written" in found.lost["normal_002"]
-    assert "no tissue" in found.lost["tumor_003"]
+    assert "no features" in found.failures["normal_000"]
+    assert "half-written" in found.failures["tumor_001"]
+    assert "half-written" in found.failures["normal_002"]
+    assert "no tissue" in found.failures["tumor_003"]
 
 
 def test_features_of_another_length_or_encoder_are_refused(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_every_model_learns_under_the_one_loop(made: tuple[Cohort, Path], tmp_pa
     assert bundle.metrics["tile_auc"] > 0.75
     assert Config.from_dict(
         {k: v for k, v in bundle.config.items() if k not in ("encoding", "tiling", "localisation")}
-    ) == replace(config.settled(), features="")
+    ) == replace(config.resolved(), features="")
 
 
 def test_transmil_goes_whole_through_training_and_scan(made: tuple[Cohort, Path], tmp_path: Path) -> None:
@@ -203,19 +203,19 @@ def test_every_model_is_a_method_with_its_own_defaults() -> None:
         assert method in METHODS
         module = method_module(method)
         assert module.Config().model == model
-        assert module.Config().settled().r == OWN[model]["r"]
+        assert module.Config().resolved().r == OWN[model]["r"]
         assert module.SCAN_SETTINGS == ("features",)
     assert set(entries.values()) == set(OWN)
 
 
 def test_the_defaults_are_the_papers() -> None:
-    config = Config().settled()
+    config = Config().resolved()
     assert (config.model, config.r, config.epochs, config.batch, config.rate) == ("chowder", 5, 30, 10, 1e-3)
     assert (config.l2, config.dropout, config.members, config.tiles) == (0.5, 0.5, 10, 1000)
     model = build(config, 2048)
     assert isinstance(model, Chowder)
     assert [layer.out_features for layer in model.head if isinstance(layer, torch.nn.Linear)] == [200, 100, 1]
-    modern = Config(model="modern").settled()
+    modern = Config(model="modern").resolved()
     assert (modern.r, modern.epochs, modern.batch, modern.l2, modern.dropout) == (10, 50, 16, 0.0, 0.0)
 
 
@@ -368,7 +368,7 @@ def test_members_and_calibrations_survive_the_disk(trained: Bundle) -> None:
 @pytest.mark.parametrize("model", list(OWN))
 def test_a_bag_in_pieces_is_the_bag_as_a_whole(model: str) -> None:
     torch.manual_seed(0)
-    config = Config(model=model).settled()
+    config = Config(model=model).resolved()
     dim, tiles = 8, torch.randn(23, 8)
     from lobule.nets.mil import Standardised
 

@@ -33,10 +33,10 @@ def test_the_papers_text_counts_six_hundred_models() -> None:
 
 
 def test_the_quick_recipe_replaces_what_was_not_set() -> None:
-    quick = config_of(Config, {"recipe": "quick", "crops": "7", "boosting.rounds": "30"}).settled()
+    quick = config_of(Config, {"recipe": "quick", "crops": "7", "boosting.rounds": "30"}).resolved()
     assert (quick.augmentations, quick.crops, quick.boosting.folds, quick.boosting.seeds) == (4, 7, 5, 1)
     assert quick.boosting.rounds == 30
-    assert Config().settled() == Config()
+    assert Config().resolved() == Config()
 
 
 def test_settings_survive_as_text_and_as_json() -> None:

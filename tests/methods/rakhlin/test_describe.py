@@ -29,7 +29,7 @@ SEED = 7
 
 def describer() -> Describer:
     made = Describer(CONFIG, {n: build(Plan.of(CONFIG, n)) for n in range(2)})
-    made.place(replace(EngineSettings(), batch=2))
+    made.move_to_device(replace(EngineSettings(), batch=2))
     return made
 
 
@@ -94,7 +94,7 @@ def test_pooling_of_tensors_is_pooling() -> None:
 def test_crops_at_twice_the_scale_come_of_the_larger_image() -> None:
     config = replace(CONFIG, encoders=("squeezenet1_1@features.3",), inputs=(), full_scale=True, sizes=(40,))
     made = Describer(config, {0: build(Plan.of(config, 0))})
-    made.place(EngineSettings())
+    made.move_to_device(EngineSettings())
     small, large = np.full((50, 60, 3), 40, np.uint8), np.full((100, 120, 3), 210, np.uint8)
     params = drawn(config, made.sets, [("k", 0)], np.array([[50, 60], [100, 120]]), 0, "x")
     row = np.concatenate([small.reshape(-1, 3), large.reshape(-1, 3)])[None, None]
@@ -121,4 +121,4 @@ def test_crops_that_do_not_fit_are_refused() -> None:
         drawn(CONFIG, describer().sets, [("a", 0)], np.array([[56, 90]]), 0, "x.png")
     config = replace(CONFIG, encoders=("tiny",), inputs=(), sizes=(100,))
     with pytest.raises(ConfigError, match="tiny cannot take crops of 100 px"):
-        Describer(config, {0: build(Plan("tiny"))}).settle(EngineSettings(), 1 << 30)
+        Describer(config, {0: build(Plan("tiny"))}).choose_batch(EngineSettings(), 1 << 30)

@@ -296,8 +296,8 @@ def test_a_model_cut_short_is_refused() -> None:
 
 
 def test_the_nets_fit_into_the_room_they_are_given(predictor: RakhlinPredictor) -> None:
-    wide = predictor.settle(EngineSettings(), 1 << 30, ScanOptions())
-    narrow = predictor.settle(EngineSettings(), 1 << 20, ScanOptions())
+    wide = predictor.choose_batch(EngineSettings(), 1 << 30, ScanOptions())
+    narrow = predictor.choose_batch(EngineSettings(), 1 << 20, ScanOptions())
     assert narrow.batch < wide.batch
     assert wide.batch * 60**2 <= 1 << 20
 

@@ -183,8 +183,8 @@ def test_cells_that_nobody_wants_cost_nothing(form: str) -> None:
     predictor.images_of = counted  # type: ignore[method-assign]
     options = ScanOptions()
     engine = replace(EngineSettings(), cells=4)
-    predictor.place(engine, options)
-    name, batch = predictor.sample(engine, options)
+    predictor.move_to_device(engine, options)
+    name, batch = predictor.sample_batch(engine, options)
     wanted = torch.zeros((1, 4, 4), dtype=torch.bool)
     wanted[0, 0, :2] = True
     with torch.inference_mode():
@@ -279,8 +279,8 @@ def test_memory_decides_the_field() -> None:
     predictor = predictor_of(patch=64, input=64)
     for form in ("exact", "shared"):
         options = ScanOptions(settings={"form": form})
-        large = predictor.settle(EngineSettings(), 2 << 30, options).cells
-        small = predictor.settle(EngineSettings(), 4 << 20, options).cells
+        large = predictor.choose_batch(EngineSettings(), 2 << 30, options).cells
+        small = predictor.choose_batch(EngineSettings(), 4 << 20, options).cells
         assert 1 <= small < large
         with pytest.raises(ConfigError, match="memory ceiling"):
-            predictor.settle(EngineSettings(), 1 << 16, options)
+            predictor.choose_batch(EngineSettings(), 1 << 16, options)

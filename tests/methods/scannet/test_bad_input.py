@@ -15,7 +15,7 @@ from lobule.cohort import Case, Cohort
 from lobule.errors import AnnotationError, ConfigError, ModelError
 from lobule.methods.scannet import train
 from lobule.training.fitting import FitProgress
-from lobule.training.patch_sampling import NORMAL, TUMOUR, find_places
+from lobule.training.patch_sampling import NORMAL, TUMOUR, find_positions
 from lobule.training.sampling import gather
 from tests.methods.scannet.test_train import BRIEF, MACHINE, MPP, TISSUE, painted
 from tests.scanning.support import write_slide
@@ -60,13 +60,13 @@ def test_outlines_beyond_the_slide_are_no_licence_to_call_it_normal(tmp_path: Pa
     """Were they passed over, the whole slide, tumour and all, would be drawn from as normal."""
     away = outlined(tmp_path, "away", square(5000, 5000, 400))
     with pytest.raises(AnnotationError, match="outside the slide"):
-        find_places(away, TISSUE)
-    partly, notes = find_places(
+        find_positions(away, TISSUE)
+    partly, notes = find_positions(
         outlined(tmp_path, "partly", square(5000, 5000, 400), square(300, 300, 200)), TISSUE
     )
     assert notes == ["1 of 2 outlines lie outside the slide"]
     assert partly.count(TUMOUR) > 0
-    hanging, notes = find_places(outlined(tmp_path, "hanging", square(900, 600, 600)), TISSUE)
+    hanging, notes = find_positions(outlined(tmp_path, "hanging", square(900, 600, 600)), TISSUE)
     assert not notes
     points = np.array([hanging.draw(TUMOUR, np.random.default_rng(seed)) for seed in range(200)])
     assert (points >= (900, 600)).all()
@@ -75,7 +75,7 @@ def test_outlines_beyond_the_slide_are_no_licence_to_call_it_normal(tmp_path: Pa
 
 def test_an_outline_that_crosses_itself_is_used_by_the_even_odd_rule_and_said(tmp_path: Path) -> None:
     bow = outlined(tmp_path, "bow", [(200, 200), (600, 600), (600, 200), (200, 600)])
-    places, notes = find_places(bow, TISSUE)
+    places, notes = find_positions(bow, TISSUE)
     assert "cross or touch themselves" in notes[0]
     points = np.array([places.draw(TUMOUR, np.random.default_rng(seed)) for seed in range(300)])
     beside = np.abs(points[:, 0] - 400) >= np.abs(points[:, 1] - 400)
@@ -84,7 +84,7 @@ def test_an_outline_that_crosses_itself_is_used_by_the_even_odd_rule_and_said(tm
 
 
 def test_a_slide_of_glass_gives_nothing_and_is_said(tmp_path: Path) -> None:
-    places, notes = find_places(glass(tmp_path, "glass"), TISSUE)
+    places, notes = find_positions(glass(tmp_path, "glass"), TISSUE)
     assert notes == ["no tissue was found"]
     assert places.count(NORMAL) == places.count(TUMOUR) == 0
 

@@ -25,7 +25,7 @@ from lobule.methods.scannet.calibration import (
 from lobule.results.folder import CaseFolder, open_results
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
-from lobule.training.patch_sampling import NEITHER, NORMAL, TUMOUR, Runs, find_places
+from lobule.training.patch_sampling import NEITHER, NORMAL, TUMOUR, Runs, find_positions
 from tests.methods.scannet.test_train import CONFIG, MACHINE, TISSUE, painted
 
 SETTINGS = replace(CONFIG, rounds=0)
@@ -133,7 +133,7 @@ def test_many_cells_are_looked_up_as_one_by_one() -> None:
 
 def test_certain_classes_are_those_of_the_outlines_and_leave_out_borders(tmp_path: Path) -> None:
     case = painted(tmp_path, "s", (200, 200, 360), 1, "val")
-    places, _ = find_places(case, TISSUE)
+    places, _ = find_positions(case, TISSUE)
     points = np.stack(np.meshgrid(np.arange(5, 1100, 10), np.arange(5, 800, 10)), axis=-1).reshape(-1, 2)
     classes = places.certain_classes(points.astype(np.float64))
     inside = ((points > 200) & (points < 560)).all(axis=1)
@@ -145,7 +145,7 @@ def test_certain_classes_are_those_of_the_outlines_and_leave_out_borders(tmp_pat
     assert (classes[borders & (points >= 200).all(axis=1) & (points < 560).all(axis=1)] == NEITHER).all()
     outside = places.certain_classes(np.array([[1e6, 10.0], [-5.0, 10.0]]))
     assert outside.tolist() == [NEITHER, NEITHER]
-    partly, _ = find_places(replace(case, attributes={"exhaustive": "false"}), TISSUE)
+    partly, _ = find_positions(replace(case, attributes={"exhaustive": "false"}), TISSUE)
     assert set(partly.certain_classes(points.astype(np.float64)).tolist()) == {NEITHER, TUMOUR}
 
 

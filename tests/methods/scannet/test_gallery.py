@@ -19,7 +19,7 @@ from lobule.methods.scannet.gallery import MOST, SIDE, Mined, inline_jpeg, write
 from lobule.methods.scannet.mining import mine
 from lobule.scanning.scan import Machine
 from lobule.tissue import TissueConfig
-from lobule.training.patch_sampling import Pool, SlidePlaces, find_places
+from lobule.training.patch_sampling import Pool, SlidePositions, find_positions
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.methods.scannet.test_train import LOOKALIKE, MPP, painted
 
@@ -29,9 +29,9 @@ WINDOW = 100
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> SlidePlaces:
+def places(tmp_path_factory: pytest.TempPathFactory) -> SlidePositions:
     folder = tmp_path_factory.mktemp("g")
-    return find_places(painted(folder, "<a & b>", None, 3, "train", alike=(400, 250, 260)), TISSUE)[0]
+    return find_positions(painted(folder, "<a & b>", None, 3, "train", alike=(400, 250, 260)), TISSUE)[0]
 
 
 def pictures_of(page: str) -> list[np.ndarray]:
@@ -39,7 +39,7 @@ def pictures_of(page: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
 
 
-def test_a_picture_shows_its_place_and_the_caption_says_it(places: SlidePlaces, tmp_path: Path) -> None:
+def test_a_picture_shows_its_place_and_the_caption_says_it(places: SlidePositions, tmp_path: Path) -> None:
     mined = [Mined(0, 530.0, 380.0, 0.71), Mined(0, 200.0, 120.0, 0.93)]
     write_gallery(tmp_path / "g.html", [places], mined, name="round-1", mpp=MPP, window=WINDOW)
     page = (tmp_path / "g.html").read_text()
@@ -56,7 +56,7 @@ def test_a_picture_shows_its_place_and_the_caption_says_it(places: SlidePlaces, 
     assert "<a & b>" not in page
 
 
-def test_a_page_is_capped_and_counts_all(places: SlidePlaces, tmp_path: Path) -> None:
+def test_a_page_is_capped_and_counts_all(places: SlidePositions, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     mined = [Mined(i % 2, float(x), 200.0, float(s)) for i, (x, s) in enumerate(rng.random((MOST + 50, 2)))]
     other = replace(places, case=Case("other", "p", "slide", places.case.path, mpp=MPP))
@@ -74,7 +74,7 @@ def test_a_page_is_capped_and_counts_all(places: SlidePlaces, tmp_path: Path) ->
 
 
 def test_a_slide_that_cannot_be_read_any_more_costs_its_pictures(tmp_path: Path) -> None:
-    gone = find_places(painted(tmp_path, "gone", None, 5, "train"), TISSUE)[0]
+    gone = find_positions(painted(tmp_path, "gone", None, 5, "train"), TISSUE)[0]
     Path(str(gone.case.path)).unlink()
     write_gallery(
         tmp_path / "g.html", [gone], [Mined(0, 300.0, 300.0, 0.8)], name="round-1", mpp=MPP, window=WINDOW
@@ -84,12 +84,12 @@ def test_a_slide_that_cannot_be_read_any_more_costs_its_pictures(tmp_path: Path)
     assert not pictures_of(page)
 
 
-def test_nothing_mined_is_said(places: SlidePlaces, tmp_path: Path) -> None:
+def test_nothing_mined_is_said(places: SlidePositions, tmp_path: Path) -> None:
     write_gallery(tmp_path / "g.html", [places], [], name="round-1", mpp=MPP, window=WINDOW)
     assert "took no normal place for tumour" in (tmp_path / "g.html").read_text()
 
 
-def test_mining_leaves_a_gallery_of_what_it_found(places: SlidePlaces, tmp_path: Path) -> None:
+def test_mining_leaves_a_gallery_of_what_it_found(places: SlidePositions, tmp_path: Path) -> None:
     predictor = load(read_bundle(write_tiny_bundle(tmp_path / "b", MPP)))
     config = replace(predictor.config, hard_cap=4, hard_merge=100)
     predictor.net[-1].bias.data[1] += 20  # type: ignore[index,union-attr,operator]

@@ -164,11 +164,11 @@ def test_memory_decides_the_field(bundle: Path) -> None:
     from lobule.scanning.contract import EngineSettings
 
     predictor = load(read_bundle(bundle))
-    large = predictor.settle(EngineSettings(), 2 << 30, ScanOptions()).cells
-    small = predictor.settle(EngineSettings(), 64 << 20, ScanOptions()).cells
+    large = predictor.choose_batch(EngineSettings(), 2 << 30, ScanOptions()).cells
+    small = predictor.choose_batch(EngineSettings(), 64 << 20, ScanOptions()).cells
     assert 1 <= small < large <= predictor.config.cells
     with pytest.raises(ConfigError, match="memory ceiling"):
-        predictor.settle(EngineSettings(), 1 << 20, ScanOptions())
+        predictor.choose_batch(EngineSettings(), 1 << 20, ScanOptions())
 
 
 def test_a_bundle_that_was_tampered_with_is_refused(tmp_path: Path) -> None:

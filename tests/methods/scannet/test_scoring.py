@@ -20,7 +20,7 @@ from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
-from lobule.training.patch_sampling import SlidePlaces, find_places
+from lobule.training.patch_sampling import SlidePositions, find_positions
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.methods.scannet.test_train import MPP, painted
 from tests.scanning.support import cohort_of, pixels_of, write_slide
@@ -148,12 +148,12 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 
 @pytest.fixture(scope="module")
-def places(cohort: Cohort) -> list[SlidePlaces]:
-    return [find_places(case, TISSUE)[0] for case in cohort]
+def places(cohort: Cohort) -> list[SlidePositions]:
+    return [find_positions(case, TISSUE)[0] for case in cohort]
 
 
 def test_features_are_those_of_a_scan_at_the_own_stride(
-    places: list[SlidePlaces], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: list[SlidePositions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = load(read_bundle(write_tiny_bundle(tmp_path / "b", MPP, stride=16)))
     rows, notes = features_of(predictor, "f", places[:2], TISSUE, tmp_path, MACHINE)
@@ -171,11 +171,11 @@ def test_features_are_those_of_a_scan_at_the_own_stride(
 
 
 def test_what_is_learned_is_judged_on_patients_unseen(
-    places: list[SlidePlaces], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: list[SlidePositions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(1)
 
-    def made(predictor: object, fingerprint: str, slides: list[SlidePlaces], *_: object) -> object:
+    def made(predictor: object, fingerprint: str, slides: list[SlidePositions], *_: object) -> object:
         rows = {p.case.id: np.abs(rng.normal(5 + 50 * bool(is_tumour(p)), 3, 31)).round(2) for p in slides}
         rows.pop("s3")
         return rows, ["s3: not used for the slide score: it burned"]
@@ -196,8 +196,8 @@ def test_what_is_learned_is_judged_on_patients_unseen(
     assert "0 patients with tumour" in one_class.notes[-1]
 
 
-def test_the_label_decides_and_else_the_outlines(places: list[SlidePlaces]) -> None:
-    def told(places: SlidePlaces, label: str | None) -> bool | None:
+def test_the_label_decides_and_else_the_outlines(places: list[SlidePositions]) -> None:
+    def told(places: SlidePositions, label: str | None) -> bool | None:
         return is_tumour(replace(places, case=replace(places.case, label=label)))
 
     normal, tumour = places[0], places[1]

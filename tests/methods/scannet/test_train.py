@@ -24,8 +24,8 @@ from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
 from lobule.training.fitting import FitProgress
-from lobule.training.job import parts_of
-from lobule.training.patch_sampling import NORMAL, find_places
+from lobule.training.job import training_split
+from lobule.training.patch_sampling import NORMAL, find_positions
 from tests.scanning.support import write_slide
 
 MPP = 0.5
@@ -121,7 +121,7 @@ def test_places_that_fooled_the_model_are_normal_apart_and_capped(cohort: Cohort
     facts = {"method": "scannet", "fingerprint": "0", "classes": []}
     machine = Machine(device="cpu", precision="float32", cells=8, channels_last=True)
     scan(fooled, facts, Cohort((cohort["a"],)), tmp_path, machine=machine)
-    places, _ = find_places(cohort["a"], TISSUE)
+    places, _ = find_positions(cohort["a"], TISSUE)
     found = hard_places(fooled, places, open_results(tmp_path).case_folder("a"))
     assert len(found) == 9
     assert (places.classes(found) == NORMAL).all()
@@ -196,20 +196,20 @@ def case_of(name: str, patient: str, split: str | None = None, annotation: str |
 def test_a_patient_in_two_splits_is_refused() -> None:
     torn = Cohort((case_of("a", "p", "train"), case_of("b", "p", "test"), case_of("c", "q", "train")))
     with pytest.raises(Leakage, match="1 patients are in more than one split"):
-        parts_of(torn, "val", 0)
+        training_split(torn, "val", 0)
 
 
 def test_patients_are_held_out_where_there_is_no_validation_split() -> None:
     cases = [case_of(f"t{i}", f"p{i // 2}", annotation="x") for i in range(20)]
     cases += [case_of(f"n{i}", f"q{i}") for i in range(10)]
-    parts = parts_of(Cohort(tuple(cases)), "val", 0)
+    parts = training_split(Cohort(tuple(cases)), "val", 0)
     assert len(parts.train) + len(parts.val) == 30
     assert not set(parts.train.patients()) & set(parts.val.patients())
     outlined = [case for case in parts.val if case.annotation]
     assert (len(outlined), len(parts.val)) == (4, 6)
-    assert parts_of(Cohort(tuple(cases)), "val", 0) == parts
-    assert parts_of(Cohort(tuple(cases)), "val", 1) != parts
-    few = parts_of(Cohort(tuple(cases[:2])), "val", 0)
+    assert training_split(Cohort(tuple(cases)), "val", 0) == parts
+    assert training_split(Cohort(tuple(cases)), "val", 1) != parts
+    few = training_split(Cohort(tuple(cases[:2])), "val", 0)
     assert not few.val
     assert "too few patients" in few.notes[0]
 

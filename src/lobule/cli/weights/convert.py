@@ -91,7 +91,7 @@ def command(
                 remedy="Or say --method four-view, if the weights are a mammography classifier's",
             )
         if len(weights) > 1:
-            raise UsageError("a tile classifier is one file of weights", found=", ".join(weights))
+            raise UsageError("a tile classifier is one file of weights", actual=", ".join(weights))
         return _classifier(weights[0], config, out, architecture, trust)
     _refuse(method, config=config, architecture=architecture, trust=trust or None)
     if method == "gmic":
@@ -106,7 +106,7 @@ def _reverse_distillation(
     from lobule.methods.reverse_distillation import convert
 
     if len(weights) > 1:
-        raise UsageError("a student is one file of weights", found=", ".join(weights))
+        raise UsageError("a student is one file of weights", actual=", ".join(weights))
     bundle = convert(weights[0], out, teacher=architecture or "", teacher_weights=teacher or "")
     data = {**_data(bundle, out), "teacher": bundle.config["teacher"], "form": bundle.provenance["form"]}
     lines = [

@@ -93,7 +93,7 @@ def torch_facts(path: Path) -> dict[str, Any]:
         raise BundleError(
             "cannot be loaded as weights only",
             subject=path,
-            found=f"{first_line(error)}; its pickle imports {found_imports.sentence()}",
+            actual=f"{first_line(error)}; its pickle imports {found_imports.sentence()}",
             remedy="Do not load it; ask its makers for safetensors",
         ) from error
     found = [

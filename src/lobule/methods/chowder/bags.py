@@ -61,7 +61,7 @@ class Gathered:
     """Bags that can be trained on, and why the others cannot."""
 
     bags: tuple[Bag, ...]
-    lost: dict[str, str]
+    failures: dict[str, str]
     notes: tuple[str, ...]
 
 
@@ -146,7 +146,7 @@ def _refuse_other_slide(case: Case, file: FeatureFile) -> None:
             "features of another slide of that name, or of the slide before it was changed",
             subject=file.path,
             expected=f"those of {path}, {slide_fingerprint(path)[:23]}…",
-            found=f"those of a slide with {file.source[:23]}…",
+            actual=f"those of a slide with {file.source[:23]}…",
             remedy="Extract the features of this slide again, to a folder of its cohort",
         )
 
@@ -177,7 +177,7 @@ def refuse_mixed(bags: Sequence[Bag]) -> None:
             "features of two kinds in one cohort",
             subject=other.file.path,
             expected=f"{first[0]} numbers of {first[1] or 'an unnamed encoder'}, as in {one.file.path.name}",
-            found=f"{second[0]} numbers of {second[1] or 'an unnamed encoder'}",
+            actual=f"{second[0]} numbers of {second[1] or 'an unnamed encoder'}",
             remedy="Extract all features with one backbone",
         )
 
@@ -187,7 +187,7 @@ def refuse_one_class(bags: Sequence[Bag], what: str) -> None:
     if len(labels) < 2:
         found = "no cases" if not labels else "positive cases alone" if 1 in labels else "normal cases alone"
         raise UsageError(
-            f"{what} needs cases of both labels", found=found, remedy="Check the cohort's label column"
+            f"{what} needs cases of both labels", actual=found, remedy="Check the cohort's label column"
         )
 
 

@@ -88,7 +88,7 @@ class Config:
             raise ConfigError(f"no bag model '{self.model}'", expected=", ".join(OWN))
         if len(self.classes) != 2:
             raise ConfigError(
-                "one label a slide tells two classes", expected="two", found=", ".join(self.classes)
+                "one label a slide tells two classes", expected="two", actual=", ".join(self.classes)
             )
         if self.bottom not in ("minimum first", "descending"):
             raise ConfigError(f"no order '{self.bottom}'", expected="minimum first or descending")
@@ -105,7 +105,7 @@ class Config:
         if not 0 < self.threshold < 1:
             raise ConfigError(f"threshold {self.threshold} is no share", expected="between 0 and 1")
 
-    def settled(self) -> Config:
+    def resolved(self) -> Config:
         """The config with what was left to the model filled in."""
         own = {name: value for name, value in OWN[self.model].items() if getattr(self, name) is None}
         return replace(self, **own)

@@ -169,7 +169,7 @@ def members_of(config: Config, dim: int, tensors: Mapping[str, Tensor]) -> Ensem
         try:
             member.load_state_dict(_under(tensors, f"member-{number}/"))
         except RuntimeError as error:
-            raise BundleError("the weights do not fit the bag model", found=str(error)) from error
+            raise BundleError("the weights do not fit the bag model", actual=str(error)) from error
         members.append(member.eval().requires_grad_(False))
     if not members:
         raise BundleError("the bundle holds no member", expected="weights of at least one bag model")
@@ -199,7 +199,7 @@ def localisation_of(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     except LobuleError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise BundleError("the localisation in the bundle is damaged", found=repr(error)) from error
+        raise BundleError("the localisation in the bundle is damaged", actual=repr(error)) from error
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

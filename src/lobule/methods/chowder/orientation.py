@@ -52,7 +52,7 @@ def check_drawable(evidence_of_slides: Sequence[float], labels: Sequence[int]) -
         raise ModelError(
             "the tile scores do not tell tumour slides from normal ones, so a map of them would mislead",
             expected=f"an AUC of at least {LEAST_AUC} on validation slides, by their highest tile scores",
-            found=f"{auc:.3f}",
+            actual=f"{auc:.3f}",
             remedy="Use the slide scores alone, or train on more slides or better features",
         )
     return auc
@@ -116,6 +116,6 @@ def _auc(labels: Sequence[int], scores: Sequence[float]) -> float:
         raise UsageError(
             "slides of one label only cannot orient tile scores",
             expected="tumour and normal slides that have tiles",
-            found=f"{len(kept)} slides of one label",
+            actual=f"{len(kept)} slides of one label",
         )
     return float(roc_auc_score(kept, np.asarray(scores)[known]))

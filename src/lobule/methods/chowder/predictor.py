@@ -63,7 +63,7 @@ class BagPredictor:
             where = facts.pop("localisation")
         except KeyError as error:
             raise BundleError(
-                "the bundle lacks a part of its config", subject=bundle.path, found=repr(error)
+                "the bundle lacks a part of its config", subject=bundle.path, actual=repr(error)
             ) from error
         self.config = Config.from_dict(facts)
         self.classes = self.config.classes
@@ -76,23 +76,25 @@ class BagPredictor:
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         if case.path is None:
-            raise ConfigError("bags are made of slides", subject=case.id, found=f"a case of kind {case.kind}")
+            raise ConfigError(
+                "bags are made of slides", subject=case.id, actual=f"a case of kind {case.kind}"
+            )
         return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         if self._folder(options) is not None:
             return replace(engine, batch=BATCH)
-        return self._encoder.settle(engine, room)
+        return self._encoder.choose_batch(engine, room)
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         for member in self.ensemble.members:
             member.to(engine.device)
         if self._folder(options) is None:
-            self._encoder.place(engine)
+            self._encoder.move_to_device(engine)
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         if self._folder(options) is None:
-            return self._encoder.sample(engine)
+            return self._encoder.sample_batch(engine)
         pixels = np.random.default_rng(0).normal(size=(engine.batch, 1, 1, self.ensemble.dim))
         return TILES, Batch(torch.from_numpy(pixels.astype(np.float32)).to(engine.device), {}, {})
 
@@ -148,7 +150,7 @@ class BagPredictor:
                 "the encoder in the bundle is not the one its features came from",
                 subject=self._bundle.path,
                 expected=str(self._encoding["hash"]),
-                found=made.hash_at(tiling.input_px),
+                actual=made.hash_at(tiling.input_px),
             )
         return TileEncoder(made, tiling)
 
@@ -188,7 +190,7 @@ class BagPredictor:
         agreement = self._bundle.metrics.get("agreement") or {}
         note = case_note(told.logits, agreement.get("case_sd"))
         notes = () if note is None else (note,)
-        return Result({self.classes[1]: told.probability}, facts=facts, notes=notes, scored=True)
+        return Result({self.classes[1]: told.probability}, metadata=facts, notes=notes, scored=True)
 
     def _no_map(self, source: TileSource) -> str | None:
         if self.localisation.refused is not None:

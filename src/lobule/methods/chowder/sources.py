@@ -94,7 +94,7 @@ def stored(case_bag: Bag, hash_: str | None, name: str | None, dim: int) -> Tile
             "features of another backbone than the bundle was trained on",
             subject=file.path,
             expected=f"{dim} numbers of {name or 'the same encoder'}",
-            found=f"{file.dim} numbers of {file.encoder or 'an unnamed encoder'}",
+            actual=f"{file.dim} numbers of {file.encoder or 'an unnamed encoder'}",
             remedy="Extract features with that backbone, or scan the slides themselves",
         )
     if len(np.unique(case_bag.l0_coords, axis=0)) < len(case_bag):

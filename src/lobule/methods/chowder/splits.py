@@ -26,7 +26,7 @@ def folds_of(bags: Sequence[Bag], folds: int, seed: int, *, by_site: bool = Fals
     if len(groups) < folds:
         raise ConfigError(
             f"{folds} folds need as many {'sites that share no patient' if by_site else 'patients'}",
-            found=f"{len(groups)}",
+            actual=f"{len(groups)}",
             remedy="Ask for fewer: --set folds=N, and of nested ones --set inner_folds=N",
         )
     rng = np.random.default_rng([seed, 0xF01D])

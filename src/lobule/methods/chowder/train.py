@@ -32,7 +32,7 @@ from lobule.methods.chowder.fit import Fitted, Moments, fit, moments_of
 from lobule.methods.chowder.splits import hold_out
 from lobule.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from lobule.training.fitting import FitProgress, TrainMachine
-from lobule.training.job import begun_training, parts_of
+from lobule.training.job import begun_training, training_split
 
 log = logging.getLogger("lobule.train")
 
@@ -60,7 +60,7 @@ def train(
     `val` names the split that members stop by and that the map is judged on; without one in the cohort a
     fifth of the patients is held out, and with None nobody is.
     """
-    config = config.settled()
+    config = config.resolved()
     if not config.features:
         raise ConfigError(
             "a bag model is trained on stored features",
@@ -71,7 +71,7 @@ def train(
     progress.stage = "reading features"
     sides = _sides(cohort, val, seed, folder, config)
     also = {"seed": seed, "kind": _kind(folder, sides.train)}
-    parts = parts_of(cohort, None, seed, KINDS)
+    parts = training_split(cohort, None, seed, KINDS)
     with begun_training(out, config, parts, also=also, resume=resume, fresh=fresh) as place:
         _refuse_other_features(place, sides, out)
         training = _Training(
@@ -80,7 +80,7 @@ def train(
             folder,
             place,
             seed,
-            (machine or TrainMachine()).settled(),
+            (machine or TrainMachine()).resolved(),
             progress,
         )
         return training.run(Path(out))
@@ -93,23 +93,23 @@ class Sides:
     train: list[Bag]
     val: list[Bag]
     held_out: bool
-    lost: dict[str, str]
+    failures: dict[str, str]
     notes: tuple[str, ...]
 
 
 def _sides(cohort: Cohort, val: str | None, seed: int, folder: FeatureFolder, config: Config) -> Sides:
     own_split = bool(val and cohort.split(val))
-    parts = parts_of(cohort, val if own_split else None, seed, KINDS)
+    parts = training_split(cohort, val if own_split else None, seed, KINDS)
     found = gather(parts.train, folder, config.positive)
     refuse_one_class(found.bags, "training")
     if val is None:
-        return Sides(list(found.bags), [], False, found.lost, (*found.notes, *parts.notes))
+        return Sides(list(found.bags), [], False, found.failures, (*found.notes, *parts.notes))
     if not own_split:
         train_bags, val_bags, note = hold_out(found.bags, seed)
-        return Sides(train_bags, val_bags, bool(val_bags), found.lost, (*found.notes, note))
+        return Sides(train_bags, val_bags, bool(val_bags), found.failures, (*found.notes, note))
     other = gather(parts.val, folder, config.positive)
     refuse_mixed([*found.bags, *other.bags])
-    notes, lost = (*found.notes, *other.notes), found.lost | other.lost
+    notes, lost = (*found.notes, *other.notes), found.failures | other.failures
     if len({bag.label for bag in other.bags}) < 2:
         note = "the validation split lacks a label: nothing is validated and the last weights are kept"
         return Sides(list(found.bags), [], False, lost, (*notes, note))
@@ -129,7 +129,7 @@ def _refuse_other_features(place: Path, sides: Sides, out: str | Path) -> None:
         raise ResultsError(
             "features have changed since this training began",
             subject=out,
-            found=", ".join(changed[:5]) + (" …" if len(changed) > 5 else ""),
+            actual=", ".join(changed[:5]) + (" …" if len(changed) > 5 else ""),
             remedy="Start over with --fresh",
         )
 
@@ -160,7 +160,7 @@ class _Training:
         machine: TrainMachine,
         progress: FitProgress,
     ) -> None:
-        self.config, self.sides, self.folder, self.place = config, sides, folder, place
+        self.config, self.sides, self.folder, self.move_to_device = config, sides, folder, place
         self.seed, self.machine, self.progress = seed, machine, progress
         self.dim = sides.train[0].file.dim
         self.notes = list(sides.notes)
@@ -173,7 +173,9 @@ class _Training:
         config = self.config
         if config.folds:
             everyone = self.sides.train + (self.sides.val if self.sides.held_out else [])
-            checked = cross_validate(config, everyone, self.place, self.seed, self._fitted, self._stage)
+            checked = cross_validate(
+                config, everyone, self.move_to_device, self.seed, self._fitted, self._stage
+            )
             metrics |= checked.metrics
             texts[OUT_OF_FOLD] = checked.table
             if checked.chosen is not None:
@@ -197,7 +199,7 @@ class _Training:
         tensors: dict[str, Tensor] = {}
         facts: list[dict[str, Any]] = []
         for number in range(config.members):
-            place = self.place / f"member-{number:02d}"
+            place = self.move_to_device / f"member-{number:02d}"
             found = read_checkpoint(place)
             if found is None:
                 if config.standardise and moments is None:
@@ -208,7 +210,7 @@ class _Training:
                 place.mkdir(parents=True, exist_ok=True)
                 found = Checkpoint({"fitted": facts_of(fitted)}, fitted.model.state_dict())
                 write_checkpoint(place, found, "weights")
-            facts.append(dict(found.facts["fitted"]))
+            facts.append(dict(found.contents["fitted"]))
             log.info(_member_line(number, config.members, facts[-1]))
             tensors |= {f"member-{number}/{name}": value for name, value in found.tensors.items()}
         return members_of(config, self.dim, tensors), facts
@@ -290,7 +292,7 @@ class _Training:
             "train_cases": [bag.case.id for bag in self.sides.train],
             "val_cases": [bag.case.id for bag in self.sides.val],
             "notes": self.notes,
-            "lost": self.sides.lost,
+            "lost": self.sides.failures,
         }
         seen = [*self.sides.train, *(self.sides.val if self.sides.held_out else [])]
         facts = {**replace(ensemble.config, features="").to_dict(), **kind}

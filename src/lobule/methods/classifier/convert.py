@@ -52,7 +52,7 @@ def convert(
         net.load_state_dict(state)
     except RuntimeError as error:
         raise BundleError(
-            f"the weights are not those of {named}", subject=path, found=str(error).splitlines()[-1].strip()
+            f"the weights are not those of {named}", subject=path, actual=str(error).splitlines()[-1].strip()
         ) from error
     bundle = Bundle("classifier", settings.to_dict(), settings.classes, settings.mpp, provenance=provenance)
     return write_bundle(out, bundle, net.state_dict())
@@ -93,7 +93,7 @@ def load_state(path: Path) -> dict[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise types of their own
         raise BundleError(
-            "the weights cannot be read", subject=path, found=str(error).splitlines()[0]
+            "the weights cannot be read", subject=path, actual=str(error).splitlines()[0]
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):

@@ -58,7 +58,7 @@ class TilePredictor:
         assert case.path is not None, "tiles are read from slides"
         return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         side = self.config.input
         if isinstance(self.net, torch.jit.ScriptModule):
             one = 64 * 4 * side * side  # a compiled model does not say: 64 full-size layers are ample
@@ -70,11 +70,11 @@ class TilePredictor:
         one += WAITING * 3 * self.config.tile**2
         return replace(engine, batch=max(1, min(BATCH, room // one)))
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._engine = engine
         self._placed = placed(self.net, engine)
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         # as many tiles as are computed at once: whole batches would take seconds to choose a form
         count = min(engine.batch, SLICE) if engine.device == "cpu" else engine.batch
         shape = (count, self.config.tile, self.config.tile, 3)
@@ -112,7 +112,7 @@ class TilePredictor:
             raise ModelError(
                 "the model's output does not fit its class names",
                 expected=f"{len(self.classes)} numbers a tile",
-                found=f"an output of shape {tuple(logits.shape)}",
+                actual=f"an output of shape {tuple(logits.shape)}",
             )
         return logits
 
@@ -157,7 +157,7 @@ def build(config: Config) -> nn.Module:
         found: nn.Module = get_model(name, weights=None, num_classes=len(config.classes))
         return found
     except (RuntimeError, ValueError, KeyError) as error:
-        raise ConfigError(f"{source} has no model '{name}'", found=str(error).splitlines()[0]) from error
+        raise ConfigError(f"{source} has no model '{name}'", actual=str(error).splitlines()[0]) from error
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:
@@ -187,6 +187,6 @@ def load(bundle: Bundle, *, trust: bool = False) -> TilePredictor:
             "the weights do not fit the net",
             subject=bundle.path,
             expected=config.architecture,
-            found=str(error),
+            actual=str(error),
         ) from error
     return TilePredictor(config, net)

@@ -133,17 +133,17 @@ class Config:
                 )
         for name in ("heatmaps", "augmentation", "swap_sides"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} of four_view is true or false", found=str(getattr(self, name)))
+                raise ConfigError(f"{name} of four_view is true or false", actual=str(getattr(self, name)))
         if self.epochs < 1:
-            raise ConfigError("four_view needs at least one window a view", found=f"epochs={self.epochs}")
+            raise ConfigError("four_view needs at least one window a view", actual=f"epochs={self.epochs}")
         if self.window and self.augmentation and 2 * self.resize >= min(self.window):
             raise ConfigError(
                 "the edges of a window may move so far that nothing of it is left",
                 expected=f"resize below {min(self.window) // 2} for a window of {self.window}",
-                found=f"resize={self.resize}",
+                actual=f"resize={self.resize}",
             )
         if self.shrink < 1:
-            raise ConfigError("shrink is a whole number of pixels, from 1", found=f"shrink={self.shrink}")
+            raise ConfigError("shrink is a whole number of pixels, from 1", actual=f"shrink={self.shrink}")
 
     @property
     def reads_exams(self) -> bool:
@@ -216,7 +216,7 @@ def _typed(name: str, value: Any) -> Any:
     try:
         return tuple(kind(part) for part in value)
     except ValueError as error:
-        raise ConfigError(f"{name} of four_view lists numbers", found=str(value)) from error
+        raise ConfigError(f"{name} of four_view lists numbers", actual=str(value)) from error
 
 
 HEATMAPS = ("none", "exact", "fast")

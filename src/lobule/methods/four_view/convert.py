@@ -85,7 +85,7 @@ def _part(
 def _of_bundle(bundle: Bundle) -> _Part:
     if bundle.method != "four_view":
         raise ConfigError(
-            "a bundle of another method", subject=bundle.path, expected="four_view", found=bundle.method
+            "a bundle of another method", subject=bundle.path, expected="four_view", actual=bundle.method
         )
     assert bundle.path is not None
     config = Config.from_dict(bundle.config)
@@ -121,7 +121,7 @@ def _agree(first: Config, part: _Part) -> None:
             "classifiers of several variants cannot be averaged",
             subject=part.path,
             expected=first.variant,
-            found=part.config.variant,
+            actual=part.config.variant,
         )
     for name in SHARED:
         expected, found = getattr(first, name), getattr(part.config, name)
@@ -130,7 +130,7 @@ def _agree(first: Config, part: _Part) -> None:
                 f"the classifiers of one bundle agree in {name}",
                 subject=part.path,
                 expected=str(expected),
-                found=str(found),
+                actual=str(found),
             )
 
 
@@ -162,7 +162,7 @@ def read_checkpoint(path: str | Path) -> tuple[Mapping[str, Any], dict[str, str]
         )
     except Exception as error:  # both libraries raise types of their own
         raise BundleError(
-            "the weights cannot be read", subject=path, found=(str(error) or repr(error)).splitlines()[0]
+            "the weights cannot be read", subject=path, actual=(str(error) or repr(error)).splitlines()[0]
         ) from error
     inner = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
@@ -182,7 +182,7 @@ def _kind(checkpoint: Mapping[str, Any], path: str | Path) -> tuple[str, bool]:
             "not a four-view classifier",
             subject=path,
             expected="a trunk of 1 or 3 channels under four_view_resnet",
-            found=f"tensors such as {next(iter(checkpoint), 'none')}",
+            actual=f"tensors such as {next(iter(checkpoint), 'none')}",
         )
     return ("image_wise" if "fc1_lcc.weight" in checkpoint else "view_wise"), first.shape[1] == 3
 
@@ -195,4 +195,4 @@ def filled(net: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> N
 
 
 def _of_file(error: ModelError, path: str | Path) -> BundleError:
-    return BundleError(error.what, subject=path, expected=error.expected, found=error.found)
+    return BundleError(error.problem, subject=path, expected=error.expected, actual=error.actual)

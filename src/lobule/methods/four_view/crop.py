@@ -102,7 +102,7 @@ def breast_of(mask: Mask, iterations: int = 100) -> Mask:
         raise BlankMammogram(
             "no breast was found in the image",
             expected=f"a bright region that survives {iterations} erosions, on a background of exactly 0",
-            found=f"{int(np.count_nonzero(mask))} non-zero pixels of {mask.size}",
+            actual=f"{int(np.count_nonzero(mask))} non-zero pixels of {mask.size}",
             remedy="Check that the background is 0, or use fewer iterations for small images",
         )
     return dilated(core, iterations)

@@ -52,14 +52,14 @@ class PatchScorer:
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         return self._whole.images(case, options)
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        return self._whole.settle(engine, room, options)
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        return self._whole.choose_batch(engine, room, options)
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self._whole.place(engine, options)
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
+        self._whole.move_to_device(engine, options)
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        return self._whole.sample(engine, options)
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+        return self._whole.sample_batch(engine, options)
 
     def forward(self, name: str, batch: Batch) -> dict[str, Tensor]:
         return self._whole.forward(name, batch)

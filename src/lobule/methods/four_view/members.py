@@ -89,7 +89,7 @@ def fill(nets: Nets, weights: Mapping[str, Tensor], bundle: Bundle, config: Conf
             "the weights do not fit the nets",
             subject=bundle.path,
             expected=f"those of a {config.variant} classifier of {config.channels} channels",
-            found=str(error),
+            actual=str(error),
         ) from error
 
 

@@ -31,7 +31,7 @@ def draw_strides(length: int, rng: random.Random, *, patch: int = PATCH, stride:
         raise NotAMammogram(
             "the cropped view is smaller than a patch",
             expected=f"at least {patch} px on each side",
-            found=f"{length} px",
+            actual=f"{length} px",
         )
     whole, rest = (length - patch) // stride + 1, (length - patch) % stride
     if rest == 0:

@@ -65,7 +65,7 @@ def _refuse_views(
         raise NotAMammogram(
             "a model that joins views needs all four",
             subject=case.id,
-            found=f"an exam without {', '.join(absent)}",
+            actual=f"an exam without {', '.join(absent)}",
             remedy="Scan exams that lack a view with an image-wise bundle, or convert one that has both",
         )
     if errors and (config.reads_exams or len(errors) == len(images)):

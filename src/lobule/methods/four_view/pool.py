@@ -138,7 +138,7 @@ def gather(cohort: Cohort, config: Config, kept: Kept, *, workers: int = 1) -> E
     notes = tuple(note for note in found if isinstance(note, str))
     if not exams:
         raise ConfigError(
-            "no exam of the training can be read", subject=cohort.path, found="; ".join(notes[:3]) or "none"
+            "no exam of the training can be read", subject=cohort.path, actual="; ".join(notes[:3]) or "none"
         )
     return ExamPool(exams, config, kept, notes)
 

@@ -95,7 +95,7 @@ class FourViewPredictor:
                 "this model reads exams",
                 subject=case.path,
                 expected="files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
-                found=f"a case of kind {case.kind}",
+                actual=f"a case of kind {case.kind}",
             )
         config = self._config_of(case, options)
         images = open_views(case, config)
@@ -103,7 +103,7 @@ class FourViewPredictor:
         self._shapes[case.paths] = shapes(images) if config.reads_exams else []
         return images
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         """As many windows at once as fit; a CPU, whose lanes run at once, computes one by one."""
         config = self.config.set(options.settings)
         one = 0
@@ -111,7 +111,10 @@ class FourViewPredictor:
             one = max(one, activation_bytes(trunk, *config.input_size(angle), config.channels))
         preferred = 1 if engine.device == "cpu" else BATCH_ON_GPU
         batch = largest_cells(
-            lambda windows: int(windows * HEADROOM * one), room, preferred=preferred, what="batch of windows"
+            lambda windows: int(windows * HEADROOM * one),
+            room,
+            preferred=preferred,
+            purpose="batch of windows",
         )
         if config.heatmaps and config.painting == "fast":
             cost = Painter(copy.deepcopy(self.nets.patch_nets[0])).bytes_per_px() * HEADROOM
@@ -120,12 +123,12 @@ class FourViewPredictor:
                 room,
                 preferred=LARGEST_LOOK,
                 smallest=SMALLEST_LOOK,
-                what="look at a view",
+                purpose="look at a view",
             )
             engine = replace(engine, cells=cells)
         return replace(engine, batch=batch)
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._engine = engine
         for kind, members in (("", self.nets.members), (ALONE, self.nets.alone)):
             for number, member in enumerate(members):
@@ -135,7 +138,7 @@ class FourViewPredictor:
         for number, net in enumerate(self.nets.patch_nets):
             self._placed[f"patches{number}"] = placed(Painter(copy.deepcopy(net)), engine)
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         height, width = (min(SAMPLE_SIDE, length) for length in self.config.input_size("L-CC"))
         shape = (engine.batch, height, width, self.config.channels)
         pixels = np.random.default_rng(0).standard_normal(shape, np.float32)

@@ -134,7 +134,7 @@ def _refuse_no_numbers(scores: Mapping[str, float]) -> None:
     if wrong:
         raise ModelError(
             "the classifier's scores are no numbers",
-            found=", ".join(wrong),
+            actual=", ".join(wrong),
             remedy="Its weights are damaged: convert or train them again",
         )
 

@@ -76,7 +76,7 @@ def with_fixed(config: Config, theirs: Config, names: tuple[str, ...], source: s
                 f"{name} belongs to the weights and cannot be changed",
                 subject=source,
                 expected=str(fixed),
-                found=str(asked),
+                actual=str(asked),
                 remedy=f"Leave {name} out, or train from fresh weights",
             )
     return replace(config, **{name: getattr(theirs, name) for name in names})
@@ -90,14 +90,14 @@ def _four_view(path: str) -> Bundle:
     bundle = read_bundle(path)
     if bundle.method != "four_view":
         raise ConfigError(
-            "the weights are of another method", subject=path, expected="four_view", found=bundle.method
+            "the weights are of another method", subject=path, expected="four_view", actual=bundle.method
         )
     config = Config.from_dict(bundle.config)
     if config.members > 1 or config.alone:
         raise ConfigError(
             "the bundle averages several classifiers, and a training goes on from one",
             subject=path,
-            found=f"{config.members} and {config.alone} for exams that lack a view",
+            actual=f"{config.members} and {config.alone} for exams that lack a view",
             remedy="Name one of the bundles that it was made of",
         )
     return bundle
@@ -115,7 +115,7 @@ def _filled(net: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
-        raise BundleError("the weights do not fit the net", subject=source, found=str(error)) from error
+        raise BundleError("the weights do not fit the net", subject=source, actual=str(error)) from error
 
 
 def _begin_densenet(net: nn.Module, path: str) -> None:
@@ -135,6 +135,6 @@ def _begin_densenet(net: nn.Module, path: str) -> None:
             "the weights do not fit the patch network",
             subject=path,
             expected="a DenseNet of the patch network's size",
-            found=f"{len(wrong)} tensors missing or of another shape, such as {wrong[0]}",
+            actual=f"{len(wrong)} tensors missing or of another shape, such as {wrong[0]}",
         )
     net.load_state_dict({name: kept.get(name, value) for name, value in wanted.items()})

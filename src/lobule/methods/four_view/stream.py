@@ -64,7 +64,7 @@ class DrawnBatches(Generic[Sample, Batch]):
         """Go on where another stream stood when it gave its `state`."""
         own = self._own()
         if (given := {name: state[name] for name in own}) != own:
-            raise ConfigError("the samples of another training", expected=str(own), found=str(given))
+            raise ConfigError("the samples of another training", expected=str(own), actual=str(given))
         self._forget()
         self._next = int(state["next"])
 
@@ -88,6 +88,6 @@ class DrawnBatches(Generic[Sample, Batch]):
                 last = error
         raise CaseError(
             f"{ATTEMPTS} draws in a row could not be read",
-            found=str(last),
+            actual=str(last),
             remedy="Check the disk; training goes on from its last checkpoint with --resume",
         )

@@ -48,7 +48,7 @@ from lobule.nets.birads import BiradsNet
 from lobule.nets.digest import weights_digest
 from lobule.scanning.scan import Machine
 from lobule.training.fitting import FitOptions, FitProgress, FitReport, Group, TrainMachine, fit
-from lobule.training.job import Parts, begun_training, parts_of
+from lobule.training.job import TrainingSplit, begun_training, training_split
 
 log = logging.getLogger("lobule.train")
 
@@ -87,8 +87,8 @@ def train(
         )
     torch.manual_seed(seed)
     start = starting(config)
-    machine, progress = (machine or TrainMachine()).settled(), progress or FitProgress()
-    parts = parts_of(cohort, val, seed, KINDS)
+    machine, progress = (machine or TrainMachine()).resolved(), progress or FitProgress()
+    parts = training_split(cohort, val, seed, KINDS)
     also = {"seed": seed, **start.sources}
     with begun_training(out, start.config, parts, also=also, resume=resume, fresh=fresh) as folder:
         return _Training(start, parts, folder, seed, machine, progress).run(Path(out))
@@ -100,7 +100,7 @@ class _Training:
     def __init__(
         self,
         start: Start,
-        parts: Parts,
+        parts: TrainingSplit,
         folder: Path,
         seed: int,
         machine: TrainMachine,

@@ -36,7 +36,7 @@ class BoostingConfig:
     def __post_init__(self) -> None:
         for name in ("folds", "seeds", "rounds"):
             if getattr(self, name) < (2 if name == "folds" else 1):
-                raise ConfigError(f"boosting.{name} is too small", found=str(getattr(self, name)))
+                raise ConfigError(f"boosting.{name} is too small", actual=str(getattr(self, name)))
 
     def models(self) -> Iterator[tuple[int, int]]:
         """(seed, fold) of every model of a set."""
@@ -113,7 +113,7 @@ def stratified_folds(
         raise ConfigError(
             "too few patients for the folds",
             expected=f"at least {folds} patients",
-            found=f"{len(names)}",
+            actual=f"{len(names)}",
             remedy="Ask for fewer folds",
         )
     _, class_of = np.unique(labels, return_inverse=True)

@@ -52,7 +52,7 @@ def load(bundle: Bundle, *, trust: bool = False) -> RakhlinPredictor:
     try:
         curves, seed = facts.pop("calibration_curves"), int(facts.pop("seed"))
     except (KeyError, TypeError, ValueError) as error:
-        raise BundleError("model.json lacks a setting", subject=bundle.path, found=repr(error)) from error
+        raise BundleError("model.json lacks a setting", subject=bundle.path, actual=repr(error)) from error
     config = Config.from_dict(facts)
     weights = bundle.weights()
     encoders = []
@@ -86,7 +86,7 @@ def _forest(bundle: Bundle, name: str, classes: int, features: int) -> BoostedTr
             "the model does not fit the bundle",
             subject=bundle.path and bundle.path / name,
             expected=f"{classes} classes and {features} features",
-            found=f"{forest.classes} classes and {forest.features} features",
+            actual=f"{forest.classes} classes and {forest.features} features",
             remedy="Copy the bundle again from where it came",
         )
     return forest

@@ -135,12 +135,12 @@ class Config:
                 raise ConfigError(
                     f"{name} for {len(self.encoders)} encoders",
                     expected=f"one, or {len(self.encoders)}",
-                    found=f"{len(getattr(self, name))}",
+                    actual=f"{len(getattr(self, name))}",
                 )
         if len({set_.name for set_ in self.sets}) < len(self.sets):
-            raise ConfigError("two encoders, or two sizes, are the same", found=", ".join(self.encoders))
+            raise ConfigError("two encoders, or two sizes, are the same", actual=", ".join(self.encoders))
 
-    def settled(self) -> Config:
+    def resolved(self) -> Config:
         """The recipe's numbers in place."""
         if self.recipe == "full":
             return self
@@ -191,9 +191,9 @@ class Config:
                 if name in values:
                     values[name] = tuple(number(value) for value in values[name])
         except ValueError as error:
-            raise ConfigError(f"{name} must be numbers", found=str(error)) from None
+            raise ConfigError(f"{name} must be numbers", actual=str(error)) from None
         if len(values.get("stain_range", (0, 0))) != 2:
-            raise ConfigError("stain_range is two numbers", found=str(values["stain_range"]))
+            raise ConfigError("stain_range is two numbers", actual=str(values["stain_range"]))
         if isinstance(given := values.get("boosting"), Mapping):
             names = {item.name for item in fields(BoostingConfig)}
             if strange := sorted(set(given) - names):

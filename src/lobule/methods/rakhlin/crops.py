@@ -80,7 +80,7 @@ def draw_crop(rng: np.random.Generator, height: int, width: int, size: int, subj
             f"too small for crops of {size} px",
             subject=subject,
             expected=f"more than {size} px on both sides after scaling",
-            found=f"{width} × {height} px after scaling",
+            actual=f"{width} × {height} px after scaling",
             remedy="Use a smaller crop size, or images of a finer µm/px",
         )
     return Crop(

@@ -124,7 +124,7 @@ class Describer:
         self._engine = EngineSettings()
         self._largest = max(set_.size for set_ in self.sets)
 
-    def settle(self, engine: EngineSettings, room: int) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int) -> EngineSettings:
         """As many crops at once as fit into `room` bytes; `engine.batch` counts crops of the largest size."""
         need = max(HEADROOM * self._bytes_of(set_) for set_ in self.sets)
         pixels = MOST_PIXELS.get(engine.device.partition(":")[0], MANY_PIXELS)
@@ -138,15 +138,15 @@ class Describer:
         except RuntimeError as error:
             raise ConfigError(
                 f"{encoder.plan.name} cannot take crops of {set_.size} px",
-                found=str(error).splitlines()[0],
+                actual=str(error).splitlines()[0],
                 remedy="Choose other sizes: --set sizes=400,650",
             ) from error
 
-    def place(self, engine: EngineSettings) -> None:
+    def move_to_device(self, engine: EngineSettings) -> None:
         self._engine = engine
         self._placed = {index: placed(net, engine) for index, net in self._plain.items()}
 
-    def sample(self, engine: EngineSettings) -> Batch:
+    def sample_batch(self, engine: EngineSettings) -> Batch:
         """Crops of the largest size for every encoder, for measuring the nets alone."""
         side = self._largest
         pixels = np.random.default_rng(0).integers(0, 256, (engine.batch, side, side, 3), np.uint8)

@@ -169,7 +169,7 @@ def _tapped(net: nn.Module, taps: Sequence[str], name: str) -> nn.Module:
         tapped: nn.Module = create_feature_extractor(net.eval(), {tap: tap for tap in taps})
     except (ValueError, fx.proxy.TraceError) as error:
         raise ConfigError(
-            f"{name} has not the layers {', '.join(taps)}", found=str(error).splitlines()[0]
+            f"{name} has not the layers {', '.join(taps)}", actual=str(error).splitlines()[0]
         ) from error
     return tapped
 
@@ -233,7 +233,7 @@ def load_weights(encoder: Encoder, weights: Mapping[str, Tensor], source: object
                 f"these are not the weights of {encoder.plan.name}",
                 subject=source,
                 expected=f"{name} of shape {tuple(tensor.shape)}",
-                found=str(found),
+                actual=str(found),
             )
     encoder.trunk.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
 
@@ -254,6 +254,6 @@ def _fetched(name: str) -> Mapping[str, Tensor]:
     except Exception as error:  # what a download raises is not documented
         raise ConfigError(
             f"the ImageNet weights of {name} cannot be fetched",
-            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            actual=str(error).splitlines()[0] if str(error) else type(error).__name__,
             remedy="Give their files, one an encoder: --set weights=A.safetensors,B.safetensors",
         ) from error

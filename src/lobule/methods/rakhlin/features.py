@@ -44,14 +44,14 @@ class FeaturePredictor:
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         return {"slide": open_image(case, options)}
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        return self.describer.settle(engine, room)
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        return self.describer.choose_batch(engine, room)
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self.describer.place(engine)
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
+        self.describer.move_to_device(engine)
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        return SAMPLE, self.describer.sample(engine)
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+        return SAMPLE, self.describer.sample_batch(engine)
 
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
         slide = case.images["slide"]
@@ -60,7 +60,7 @@ class FeaturePredictor:
         framed = Framed(case.case, slide, lattice, box, self.config, self.seed)
         pass_, degenerate = framed.image_pass(TABLE, self.describer, self.config.augmentations)
         yield pass_
-        return Result({}, facts={"stains_normalised": not degenerate})
+        return Result({}, metadata={"stains_normalised": not degenerate})
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
         if name == SAMPLE:
@@ -75,7 +75,7 @@ class Described:
     results: Results
     ids: Mapping[str, str]
     """Case → its name in the cache."""
-    lost: Mapping[str, str]
+    failures: Mapping[str, str]
     """Case → why it has no descriptors."""
 
     def of(self, case: str, set_name: str) -> NDArray[np.float32]:

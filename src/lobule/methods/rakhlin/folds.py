@@ -67,7 +67,7 @@ def read_folds(path: str | Path, cohort: Cohort, count: int) -> NDArray[np.intp]
     missing = [case.id for case in cohort if case.id not in known]
     if missing:
         raise ConfigError(
-            f"{len(missing)} cases have no fold there", subject=path, found=", ".join(missing[:5])
+            f"{len(missing)} cases have no fold there", subject=path, actual=", ".join(missing[:5])
         )
     folds = np.array([known[case.id] for case in cohort], np.intp)
     if folds.min() < 0 or folds.max() >= count:
@@ -75,12 +75,12 @@ def read_folds(path: str | Path, cohort: Cohort, count: int) -> NDArray[np.intp]
             "folds beyond those asked for",
             subject=path,
             expected=f"0 to {count - 1}",
-            found=f"{folds.min()} to {folds.max()}",
+            actual=f"{folds.min()} to {folds.max()}",
             remedy=f"--set boosting.folds={folds.max() + 1}",
         )
     torn = _torn(cohort.cases, folds)
     if torn:
-        raise Leakage("patients are in several folds", subject=path, found=", ".join(torn[:5]))
+        raise Leakage("patients are in several folds", subject=path, actual=", ".join(torn[:5]))
     return folds
 
 
@@ -100,7 +100,7 @@ def _check_counts(config: Config, labels: NDArray[np.intp]) -> None:
         raise ConfigError(
             f"the class '{config.classes[fewest]}' has fewer images than there are folds",
             expected=f"at least {config.boosting.folds}",
-            found=f"{counts[fewest]}",
+            actual=f"{counts[fewest]}",
             remedy=f"Add images, or ask for fewer folds: --set boosting.folds={max(2, counts[fewest])}",
         )
 

@@ -34,7 +34,7 @@ def read_forest_file(path: Path) -> BoostedTrees:
             )
         return read_forest(path.read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleError("the model cannot be read", subject=path, found=str(error)[:200]) from error
+        raise BundleError("the model cannot be read", subject=path, actual=str(error)[:200]) from error
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Calibrator:
         try:
             return cls(tuple(None if facts is None else _curve(facts) for facts in stored))
         except (KeyError, TypeError) as error:
-            raise BundleError("a calibration that cannot be used", found=repr(stored)) from error
+            raise BundleError("a calibration that cannot be used", actual=repr(stored)) from error
 
 
 def _curve(facts: Mapping[str, Any]) -> Platt | Isotonic:

@@ -122,7 +122,7 @@ class Framed:
     def map_of(self, describer: Describer, grid: MapGrid, wanted: NDArray[np.bool_], batch: int) -> Pass:
         """One field a window (and as many as it has augmentations, in one)."""
         made = map_pass(MAP, grid, self.config.classes, wanted, ~wanted, batch=batch)
-        places = made.fields.places
+        places = made.fields.grid_indices
         assert places is not None
         source = PreparedImage(self.slide, self.config, keep=False)
         sides = sides_of(self.config, Box(0, 0, grid.window, grid.window))
@@ -136,7 +136,7 @@ class Framed:
         count = self.config.map_augmentations
         shaped = {name: values.reshape(-1, count, *values.shape[1:]) for name, values in params.items()}
         fields = self._fields(made.fields.boxes, sides, shaped)
-        return replace(made, fields=replace(fields, places=places), sources={"slide": source})
+        return replace(made, fields=replace(fields, grid_indices=places), sources={"slide": source})
 
     def _fields(
         self, boxes: NDArray[np.int64], sides: NDArray[np.int64], params: Mapping[str, NDArray[Any]]
@@ -167,14 +167,14 @@ class RakhlinPredictor:
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         return {"slide": open_image(case, options)}
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        return self.describer.settle(engine, room)
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        return self.describer.choose_batch(engine, room)
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self.describer.place(engine)
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
+        self.describer.move_to_device(engine)
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        return SAMPLE, self.describer.sample(engine)
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+        return SAMPLE, self.describer.sample_batch(engine)
 
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
         slide = case.images["slide"]
@@ -219,7 +219,7 @@ class RakhlinPredictor:
             "stains_normalised": not degenerate,
         }
         notes = (UNNORMALISED,) if degenerate else ()
-        return Result(self._scores(fused), notes=notes, facts=facts)
+        return Result(self._scores(fused), notes=notes, metadata=facts)
 
     def _map(self, case: OpenCase, framed: Framed) -> Generator[Pass, Store, Result]:
         config, lattice = framed.config, framed.lattice
@@ -243,7 +243,7 @@ class RakhlinPredictor:
         winners = np.bincount(cells.argmax(axis=1), minlength=len(self.classes)) if len(cells) else None
         facts = {"shares": None if winners is None else (winners / len(cells)).tolist()}
         ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
-        return Result(self._slide_scores(cells), ordered, facts=facts)
+        return Result(self._slide_scores(cells), ordered, metadata=facts)
 
     def _classified(self, batch: Batch) -> NDArray[np.float32]:
         """(windows, classes): the fused and calibrated probabilities of each window."""

@@ -36,7 +36,7 @@ from lobule.methods.rakhlin.trees import BoostedTrees
 from lobule.scanning.scan import Machine
 from lobule.tissue import TissueConfig
 from lobule.training.fitting import FitProgress, TrainMachine
-from lobule.training.job import Parts, begun_training, parts_of
+from lobule.training.job import TrainingSplit, begun_training, training_split
 
 log = logging.getLogger("lobule.train")
 
@@ -45,9 +45,9 @@ LEARNED_FROM = "described.json"
 """Of a training: the descriptors and the images (by content) that its models learn from."""
 
 
-def parts(cohort: Cohort, val: str | None, seed: int, kinds: tuple[Kind, ...] = KINDS) -> Parts:
+def parts(cohort: Cohort, val: str | None, seed: int, kinds: tuple[Kind, ...] = KINDS) -> TrainingSplit:
     """Who trains: the labelled cases of the split 'train'. Nobody is held out: folds validate."""
-    training = parts_of(cohort, None, seed, kinds).train
+    training = training_split(cohort, None, seed, kinds).train
     labelled = training.where(lambda case: case.label is not None)
     notes = ["cross-validation validates: no case is held out for it"]
     if val is not None and cohort.splits() and len(cohort.split(val)):
@@ -56,7 +56,7 @@ def parts(cohort: Cohort, val: str | None, seed: int, kinds: tuple[Kind, ...] = 
         notes.append(f"{len(training) - len(labelled)} cases without a label are left out")
     if not len(labelled):
         raise ConfigError("no case has a label", subject=cohort.path, expected="one label an image")
-    return Parts(labelled, Cohort(()), tuple(notes))
+    return TrainingSplit(labelled, Cohort(()), tuple(notes))
 
 
 def train(
@@ -77,9 +77,9 @@ def train(
     Validation is by cross-validation, whatever `val` says. `resume` goes on with what is in `out`; `fresh`
     forgets it, but not the descriptors, which hold for any parameters of the boosting.
     """
-    machine, progress = (machine or TrainMachine()).settled(), progress or FitProgress()
+    machine, progress = (machine or TrainMachine()).resolved(), progress or FitProgress()
     who = parts(cohort, val, seed)
-    config = _with_classes(config.settled(), who.train)
+    config = _with_classes(config.resolved(), who.train)
     with begun_training(out, config, who, also={"seed": seed}, resume=resume, fresh=fresh) as folder:
         return _Training(config, who, Path(out), folder, seed, machine, progress).run()
 
@@ -94,7 +94,7 @@ def _with_classes(config: Config, cohort: Cohort) -> Config:
             f"the label '{strange[0]}' is none of the classes", expected=", ".join(config.classes)
         )
     if len(config.classes) < 2:
-        raise ConfigError("nothing to tell apart", expected="two classes or more", found=", ".join(labels))
+        raise ConfigError("nothing to tell apart", expected="two classes or more", actual=", ".join(labels))
     return config
 
 
@@ -113,7 +113,7 @@ class _Training:
     def __init__(
         self,
         config: Config,
-        who: Parts,
+        who: TrainingSplit,
         out: Path,
         folder: Path,
         seed: int,
@@ -124,7 +124,7 @@ class _Training:
         self.machine, self.progress = machine, progress
         self.models = make_folder(folder / "models")
         self.notes: list[str] = []
-        self.lost: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
         self._note(*who.notes)
 
     def run(self) -> Bundle:
@@ -137,8 +137,8 @@ class _Training:
             for n in range(len(self.config.encoders))
         ]
         found = [self._described(n, encoder, cohort) for n, encoder in enumerate(encoders)]
-        kept = np.array([case.id not in self.lost for case in cohort], np.bool_)
-        left = cohort.where(lambda case: case.id not in self.lost)
+        kept = np.array([case.id not in self.failures for case in cohort], np.bool_)
+        left = cohort.where(lambda case: case.id not in self.failures)
         self._check_left(labels[kept], folds[kept])
         self._note_stains(left, found[0])
         self._forget_models_of_others(left, found)
@@ -166,7 +166,7 @@ class _Training:
         found = described(
             self.config, index, encoder, cohort, make_folder(place), machine, self.seed, self.progress
         )
-        self.lost |= found.lost
+        self.failures |= found.failures
         return found
 
     def _check_left(self, labels: NDArray[np.intp], folds: NDArray[np.intp]) -> None:
@@ -174,12 +174,12 @@ class _Training:
         for fold in range(self.config.boosting.folds):
             seen = np.unique(labels[folds != fold])
             if not (folds == fold).any() or len(seen) < len(self.config.classes):
-                case, cause = next(iter(self.lost.items()))
+                case, cause = next(iter(self.failures.items()))
                 raise CaseError(
-                    f"{len(self.lost)} images could not be described, and too few are left: {cause}",
+                    f"{len(self.failures)} images could not be described, and too few are left: {cause}",
                     subject=case,
                 )
-        for case, cause in self.lost.items():
+        for case, cause in self.failures.items():
             log.warning("case %s is left out: %s", case, cause)
 
     def _note_stains(self, cohort: Cohort, found: Described) -> None:
@@ -267,7 +267,7 @@ class _Training:
             "seed": self.seed,
             "train_cases": [case.id for case in held.cohort],
             "notes": self.notes,
-            "lost": self.lost,
+            "lost": self.failures,
             "weights": {
                 name: weights_hash(one) for name, one in zip(self.config.encoders, encoders, strict=True)
             },

@@ -64,7 +64,7 @@ class BoostedTrees:
             raise BundleError(
                 "the model's trees do not fit the descriptors",
                 expected=f"{self.features} numbers a row",
-                found=f"an array of shape {values.shape}",
+                actual=f"an array of shape {values.shape}",
             )
         out = np.empty((len(values), self.classes))
         step = max(1, CELLS_AT_ONCE // len(self.roots))
@@ -105,7 +105,7 @@ class BoostedTrees:
             raise BundleError(
                 "not a whole LightGBM model",
                 subject=subject,
-                found=found,
+                actual=found,
                 remedy="Copy the bundle again from where it came",
             ) from error
 

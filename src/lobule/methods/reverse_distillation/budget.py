@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.methods.reverse_distillation.config import Config
-from lobule.training.patch_sampling import NORMAL, TUMOUR, Listed, Points, Pool, SlidePlaces
+from lobule.training.patch_sampling import NORMAL, TUMOUR, FixedPositions, Points, Pool, SlidePositions
 
 BUDGET = 0xB0D6E7
 """Sets the choice of slides and places apart from other uses of the seed."""
@@ -33,9 +33,9 @@ class Spent:
     notes: tuple[str, ...] = ()
 
     @property
-    def listed(self) -> Listed:
-        assert self.pool.listed is not None
-        return self.pool.listed
+    def listed(self) -> FixedPositions:
+        assert self.pool.fixed is not None
+        return self.pool.fixed
 
     def total(self, label: int) -> int:
         return int((self.listed.labels == label).sum())
@@ -97,19 +97,19 @@ def _spent(
             numbers += [number_of[name]] * len(own)
             labels += [label] * len(own)
             points.append(own)
-    listed = Listed(
+    listed = FixedPositions(
         np.array(numbers, np.int64), np.array(labels, np.int64), np.concatenate([np.empty((0, 2)), *points])
     )
     counts = {name: (len(normal.get(name, ())), len(tumour.get(name, ()))) for name in names}
-    return Spent(replace(pool, slides=slides, hard={}, listed=listed), counts, tuple(notes))
+    return Spent(replace(pool, slides=slides, hard={}, fixed=listed), counts, tuple(notes))
 
 
-def _first(slides: Sequence[SlidePlaces], count: int, seed: int) -> list[SlidePlaces]:
+def _first(slides: Sequence[SlidePositions], count: int, seed: int) -> list[SlidePositions]:
     """The first of the slides in an order that the seed gives, whichever others there are."""
     return sorted(slides, key=lambda places: tuple(_generator(places, seed).random(2)))[:count]
 
 
-def _generator(places: SlidePlaces, seed: int, label: int = 2) -> np.random.Generator:
+def _generator(places: SlidePositions, seed: int, label: int = 2) -> np.random.Generator:
     return np.random.default_rng([seed, BUDGET, crc32(places.case.id.encode()), label])
 
 
@@ -118,7 +118,7 @@ def _size(found: Mapping[str, Points]) -> int:
 
 
 def _places(
-    slides: Sequence[SlidePlaces], label: int, total: int, config: Config, seed: int
+    slides: Sequence[SlidePositions], label: int, total: int, config: Config, seed: int
 ) -> dict[str, Points]:
     """So many places of a class, one from each slide in turn, until the slides have no more."""
     turns = {places.case.id: _usable(places, label, config, seed) for places in slides}
@@ -135,7 +135,7 @@ def _places(
     return {name: np.array(own, np.float64) for name, own in found.items() if own}
 
 
-def _usable(places: SlidePlaces, label: int, config: Config, seed: int) -> Iterator[tuple[float, float]]:
+def _usable(places: SlidePositions, label: int, config: Config, seed: int) -> Iterator[tuple[float, float]]:
     """Places apart from each other, their patch of the class to its corners; of small lesions only, any."""
     half = config.patch * config.mpp / places.mpp / 2
     rng = _generator(places, seed, label)
@@ -157,7 +157,7 @@ def _usable(places: SlidePlaces, label: int, config: Config, seed: int) -> Itera
             yield place
 
 
-def _whole(places: SlidePlaces, label: int, place: NDArray[np.float64], half: float) -> bool:
+def _whole(places: SlidePositions, label: int, place: NDArray[np.float64], half: float) -> bool:
     """Whether the corners of the patch are of the class too, and where that is normal, tissue."""
     corners = place + half * np.array([(-1, -1), (1, -1), (-1, 1), (1, 1)], np.float64)
     size = places.l0_size

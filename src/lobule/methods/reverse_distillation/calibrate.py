@@ -37,7 +37,7 @@ from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
 from lobule.training.fitting import TrainMachine
-from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool, SlidePlaces
+from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool, SlidePositions
 from lobule.training.sampling import Samples, SampleStream
 
 FIELDS, PATCHES = 6, 2
@@ -156,7 +156,7 @@ def compare_forms(predictor: AnomalyPredictor, pool: Pool) -> Shared | None:
 
 
 def _field(
-    predictor: AnomalyPredictor, config: Config, places: SlidePlaces, place: tuple[float, float]
+    predictor: AnomalyPredictor, config: Config, places: SlidePositions, place: tuple[float, float]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """The pixels of a field around a place, and which of its cells lie on tissue."""
     slide = copy.copy(places.slide)
@@ -214,7 +214,7 @@ def _of_scans(
     return of_slides(labels, cells)
 
 
-def _of_both_kinds(slides: Sequence[SlidePlaces], most: int) -> list[SlidePlaces]:
+def _of_both_kinds(slides: Sequence[SlidePositions], most: int) -> list[SlidePositions]:
     """Tumour slides and slides that are wholly normal, in turn, up to so many."""
     tumour = [places for places in slides if places.count(TUMOUR)]
     normal = [

@@ -107,7 +107,7 @@ class Config:
         if self.shortcut not in (1, 3):
             raise ConfigError(f"no shortcut of kernel {self.shortcut}", expected="3 (FW-RD) or 1 (RD4AD)")
         if len(self.classes) != 2:
-            raise ConfigError("outlines tell two classes", found=", ".join(self.classes))
+            raise ConfigError("outlines tell two classes", actual=", ".join(self.classes))
         for name in ("patch", "input", "stride", "mosaics", "slides", "normal_patches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

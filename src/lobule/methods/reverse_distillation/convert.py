@@ -32,7 +32,9 @@ def convert(
     try:
         student = student_of_checkpoint(read_checkpoint(path))
     except ModelError as error:
-        raise BundleError(error.what, subject=path, expected=error.expected, found=error.found) from error
+        raise BundleError(
+            error.problem, subject=path, expected=error.expected, actual=error.actual
+        ) from error
     name = teacher or teacher_of(student.shape)
     config = replace(
         Config(**settings), teacher=name, shortcut=student.shape.shortcut, threshold="paper", weights=""
@@ -44,7 +46,7 @@ def convert(
             "the checkpoint is of another teacher",
             subject=name,
             expected=f"maps of {', '.join(map(str, student.shape.channels))} channels",
-            found=", ".join(map(str, wanted.channels)),
+            actual=", ".join(map(str, wanted.channels)),
             remedy="Say which with --architecture",
         )
     given = teacher_weights not in ("", RANDOM)
@@ -70,7 +72,7 @@ def teacher_of(shape: StudentShape) -> str:
     raise ConfigError(
         "no known teacher has a student of this shape",
         expected=", ".join(STUDENT_BLOCKS),
-        found=f"maps of {', '.join(map(str, shape.channels))} channels",
+        actual=f"maps of {', '.join(map(str, shape.channels))} channels",
         remedy="Say which with --architecture",
     )
 
@@ -90,7 +92,7 @@ def read_checkpoint(path: Path) -> dict[str, Mapping[str, Tensor]]:
         )
     except Exception as error:  # both libraries raise types of their own
         raise BundleError(
-            "the weights cannot be read", subject=path, found=(str(error) or repr(error)).splitlines()[0]
+            "the weights cannot be read", subject=path, actual=(str(error) or repr(error)).splitlines()[0]
         ) from error
     if isinstance(loaded, Mapping) and not all(part in loaded for part in PARTS):
         loaded = {part: _under(loaded, part) for part in PARTS}

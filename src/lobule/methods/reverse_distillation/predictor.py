@@ -84,7 +84,7 @@ class AnomalyPredictor:
         assert case.path is not None, "patches are read from slides"
         return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         config, stride = self.asked(options), self.stride(options)
 
         one = int(HEADROOM * activation_bytes(self.net, config.input, config.input)) + 12 * config.patch**2
@@ -95,10 +95,10 @@ class AnomalyPredictor:
             pixels = 18 * self.field_side(config, stride, ratio * blocks) ** 2
             return min(patches, at_once(engine.device)) * one + 6 * patches * config.patch**2 + pixels
 
-        blocks = largest_cells(needs, room, preferred=BLOCKS[config.form], what="field of patches")
+        blocks = largest_cells(needs, room, preferred=BLOCKS[config.form], purpose="field of patches")
         return replace(engine, cells=blocks * ratio, batch=1)
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._config, self._engine = self.asked(options), engine
         if self._config.form == "shared" and engine.cells % self._ratio(self.stride(options)):
             raise ConfigError(
@@ -107,7 +107,7 @@ class AnomalyPredictor:
             )
         self._placed = placed(self.net.for_inference(), engine)
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         config, stride = self.asked(options), self.stride(options)
         # about as many patches as are computed at once: a whole field would take seconds to measure
         most = at_once(engine.device)
@@ -130,8 +130,8 @@ class AnomalyPredictor:
         tissue = case.tissue()
         wanted = cells_by_centre(grid, tissue.mask, tissue.l0_step)
         pass_ = map_pass(_pass_name(stride), grid, self.layers(config), wanted, ~wanted)
-        assert pass_.fields.places is not None
-        params = {"wanted": _wanted_of_fields(wanted, grid, pass_.fields.places)}
+        assert pass_.fields.grid_indices is not None
+        params = {"wanted": _wanted_of_fields(wanted, grid, pass_.fields.grid_indices)}
         store = yield replace(pass_, fields=replace(pass_.fields, params=params))
         assert isinstance(store, MapReader)
         return self._result(store, config, stride)
@@ -283,7 +283,7 @@ class AnomalyPredictor:
             facts["shared_rank"] = None if measured is None else measured.rank
         if len(info.classes) == 1:
             slide = slide_score(raw, SLIDE_THRESHOLD)
-            return Result({name: slide}, tuple(_maxima(layer, l0, stride, name)), facts=facts)
+            return Result({name: slide}, tuple(_maxima(layer, l0, stride, name)), metadata=facts)
         found = components(layer, l0, mpp=mpp, threshold=0.5, label=name)
         kept = [finding for finding in found if (finding.cells or 0) >= config.min_cells]
         values = {
@@ -291,7 +291,7 @@ class AnomalyPredictor:
             ANOMALY: slide_score(raw, self.calibration.threshold(config.form)),
         }
         ordered = tuple(sorted(kept, key=lambda finding: -finding.score))
-        return Result(values, ordered, facts=facts)
+        return Result(values, ordered, metadata=facts)
 
 
 def _maxima(
@@ -387,7 +387,7 @@ def load(bundle: Bundle, *, trust: bool = False) -> AnomalyPredictor:
         facts.pop("identity")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(
-            "model.json lacks a setting, or one of it cannot be used", subject=bundle.path, found=repr(error)
+            "model.json lacks a setting, or one of it cannot be used", subject=bundle.path, actual=repr(error)
         ) from error
     config = Config.from_dict(facts)
     frozen = teacher(config.teacher)
@@ -398,6 +398,6 @@ def load(bundle: Bundle, *, trust: bool = False) -> AnomalyPredictor:
         predictor.net.load_state_dict(bundle.weights())
     except RuntimeError as error:
         raise ModelError(
-            "the weights do not fit the net", subject=bundle.path, expected=config.teacher, found=str(error)
+            "the weights do not fit the net", subject=bundle.path, expected=config.teacher, actual=str(error)
         ) from error
     return predictor

@@ -27,7 +27,7 @@ from lobule.nets.reverse_distillation import Student
 from lobule.nets.teachers import ChannelStatistics, Teacher, load_teacher_weights, teacher
 from lobule.tissue import TissueConfig
 from lobule.training.fitting import FitOptions, FitProgress, FitReport, Group, TrainMachine, fit
-from lobule.training.job import Parts, begun_training, parts_of
+from lobule.training.job import TrainingSplit, begun_training, training_split
 from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool
 from lobule.training.sampling import SampleConfig, Samples, SampleStream, gather
 
@@ -61,8 +61,8 @@ def train(
     `val` names the split that is validated and calibrated on; without one in the cohort, a fifth of the
     patients is held out, and with None nobody is. `resume` goes on with what is in `out`, `fresh` forgets it.
     """
-    machine, progress = (machine or TrainMachine()).settled(), progress or FitProgress()
-    parts = parts_of(cohort, val, seed)
+    machine, progress = (machine or TrainMachine()).resolved(), progress or FitProgress()
+    parts = training_split(cohort, val, seed)
     with begun_training(out, config, parts, also={"seed": seed}, resume=resume, fresh=fresh) as folder:
         training = _Training(config, parts, folder, seed, tissue or TissueConfig(), machine, progress)
         return training.run(Path(out))
@@ -83,7 +83,7 @@ def frozen_teacher(name: str, weights: str, seed: int = 0) -> Teacher:
         raise ConfigError(
             "the teacher's published weights cannot be fetched",
             subject=name,
-            found=str(error),
+            actual=str(error),
             remedy="Give a file that you have with --set weights=FILE, or --teacher FILE when converting",
         ) from error
 
@@ -94,7 +94,7 @@ class _Training:
     def __init__(
         self,
         config: Config,
-        parts: Parts,
+        parts: TrainingSplit,
         folder: Path,
         seed: int,
         tissue: TissueConfig,
@@ -106,7 +106,7 @@ class _Training:
         self.workers = machine.workers or 1
         self.device = torch.device(machine.device)
         self.notes: list[str] = []
-        self.lost: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
         self.config = config
 
     def run(self, out: Path) -> Bundle:
@@ -192,7 +192,7 @@ class _Training:
         """Standardise the teacher's maps by those of normal training patches, augmented as in training."""
         frozen.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         statistics = ChannelStatistics()
-        batches = -(-min(len(pool.listed or ()), STATISTICS_PATCHES) // self.config.batch)
+        batches = -(-min(len(pool.fixed or ()), STATISTICS_PATCHES) // self.config.batch)
         with self._stream(pool, STATISTICS, batches) as stream:
             for samples in stream:
                 normal = samples.pixels[samples.labels == NORMAL]
@@ -232,7 +232,7 @@ class _Training:
                 validate=None if held is None else lambda _: self._validated(predictor, held),
                 progress=self.progress,
             )
-            self.lost |= stream.state()["lost"]
+            self.failures |= stream.state()["lost"]
         predictor.net.eval()
         return report
 
@@ -289,7 +289,7 @@ class _Training:
             "train_cases": list(spent.counts),
             "val_cases": [case.id for case in self.parts.val],
             "notes": self.notes,
-            "lost": self.lost,
+            "lost": self.failures,
             "weights": fingerprint(config.weights, full=True) if given else config.weights or "published",
         }
         patients = sorted({places.case.patient for places in spent.pool.slides})

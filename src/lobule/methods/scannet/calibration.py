@@ -24,7 +24,7 @@ from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
-from lobule.training.patch_sampling import NEITHER, TUMOUR, SlidePlaces
+from lobule.training.patch_sampling import NEITHER, TUMOUR, SlidePositions
 
 Floats = NDArray[np.float64]
 
@@ -81,12 +81,12 @@ class CellCalibration:
             usable = values["fit"]["kind"] == "platt" and 0 < fit.slope < math.inf
             usable = usable and math.isfinite(fit.intercept) and 0 <= threshold <= 1
         except (KeyError, TypeError, ValueError) as error:
-            raise BundleError("the cell calibration of the bundle is damaged", found=repr(error)) from error
+            raise BundleError("the cell calibration of the bundle is damaged", actual=repr(error)) from error
         if not usable:
             raise BundleError(
                 "the cell calibration of the bundle is damaged",
                 expected="a Platt fit with a positive slope, and a threshold from 0 to 1",
-                found=str({name: values[name] for name in ("fit", "threshold")}),
+                actual=str({name: values[name] for name in ("fit", "threshold")}),
             )
         report = {name: value for name, value in values.items() if name not in ("fit", "threshold")}
         return cls(fit, threshold, report)
@@ -107,7 +107,7 @@ class ValidationCells:
 def calibrate_cells(
     predictor: Predictor,
     fingerprint: str,
-    slides: Sequence[SlidePlaces],
+    slides: Sequence[SlidePositions],
     tissue: TissueConfig | None,
     folder: Path,
     machine: Machine,
@@ -142,7 +142,7 @@ def calibrate_cells(
     return (None if values is None else CellCalibration.from_dict(values)), list(stored_record["notes"])
 
 
-def validation_cells(maps: Sequence[tuple[SlidePlaces, MapReader]]) -> ValidationCells:
+def validation_cells(maps: Sequence[tuple[SlidePositions, MapReader]]) -> ValidationCells:
     """The cells whose class is certain: normal or tumour, and not at an outline."""
     scores: list[Floats] = []
     labels: list[NDArray[np.int8]] = []

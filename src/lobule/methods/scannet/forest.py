@@ -74,7 +74,7 @@ class Forest:
             )
             forest._check()
         except (KeyError, ValueError, TypeError, OverflowError) as error:
-            raise BundleError("the forest of the slide score cannot be used", found=str(error)) from error
+            raise BundleError("the forest of the slide score cannot be used", actual=str(error)) from error
         return forest
 
     def _check(self) -> None:

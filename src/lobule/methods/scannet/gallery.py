@@ -19,7 +19,7 @@ from lobule.errors import LobuleError
 from lobule.files import write_text
 from lobule.geometry import Box
 from lobule.results.result import RESEARCH_USE
-from lobule.training.patch_sampling import SlidePlaces
+from lobule.training.patch_sampling import SlidePositions
 
 MOST = 240
 """Places shown, the highest scores first; a page of them is about two megabytes."""
@@ -62,7 +62,7 @@ class Mined:
 
 def write_gallery(
     path: Path,
-    slides: Sequence[SlidePlaces],
+    slides: Sequence[SlidePositions],
     mined: Sequence[Mined],
     *,
     name: str,
@@ -115,7 +115,7 @@ def _figure(one: Mined, case: str, picture: str | None) -> str:
 
 
 def _pictures(
-    slides: Sequence[SlidePlaces], shown: Sequence[Mined], mpp: float, window: int
+    slides: Sequence[SlidePositions], shown: Sequence[Mined], mpp: float, window: int
 ) -> Iterator[tuple[Mined, str | None]]:
     """Each place's picture, slide by slide; None where the slide gives none any more."""
     for number in sorted({one.slide for one in shown}):

@@ -21,7 +21,7 @@ from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
-from lobule.training.patch_sampling import NORMAL, Points, Pool, SlidePlaces
+from lobule.training.patch_sampling import NORMAL, Points, Pool, SlidePositions
 
 FOOLED = 0.5
 """A normal cell with a score above it is a hard place."""
@@ -70,7 +70,7 @@ def mine(
     return hard, list(stored["notes"])
 
 
-def hard_places(predictor: DensePredictor, places: SlidePlaces, folder: CaseFolder) -> Points:
+def hard_places(predictor: DensePredictor, places: SlidePositions, folder: CaseFolder) -> Points:
     """Centres of normal cells taken for tumour, the worst first, none near another, so many at most."""
     config = predictor.config
     (reader,) = folder.maps.values()

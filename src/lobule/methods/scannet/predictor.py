@@ -80,7 +80,7 @@ class DensePredictor:
         assert case.path is not None, "dense maps are made of slides"
         return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         dense = self._dense(min(self._all_strides(options)))
 
         def needs(cells: int) -> int:
@@ -90,16 +90,16 @@ class DensePredictor:
         # fields are counted in cells of the net's own stride, so that every α fills the same area
         factor = self.geometry.stride // dense.geometry.stride
         cells = largest_cells(
-            lambda coarse: needs(coarse * factor), room, preferred=self.config.cells, what="field of a map"
+            lambda coarse: needs(coarse * factor), room, preferred=self.config.cells, purpose="field of a map"
         )
         return replace(engine, cells=cells, batch=1)
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         # made here and not in the lanes: tracing a net changes all modules of the process while it lasts
         self._engine = engine
         self._placed = {stride: placed(self._dense(stride), engine) for stride in self._all_strides(options)}
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         stride = self._strides(options)[-1]
         cells = min(engine.cells, 8) * self.geometry.stride // stride
         side = self._dense(stride).geometry.in_size(cells)
@@ -231,7 +231,7 @@ class DensePredictor:
         if learned is not None:
             slide_scores = {self.classes[1]: learned}
             facts |= {"slide_score": "forest", "highest": highest}
-        return Result(slide_scores, tuple(sorted(findings, key=lambda f: -f.score)), facts=facts)
+        return Result(slide_scores, tuple(sorted(findings, key=lambda f: -f.score)), metadata=facts)
 
 
 def worth_refining(coarse: MapReader, above: float) -> Cells:
@@ -347,7 +347,7 @@ def load(bundle: Bundle, *, trust: bool = False) -> DensePredictor:
         net.load_state_dict(bundle.weights())
     except RuntimeError as error:
         raise ModelError(
-            "the weights do not fit the net", subject=bundle.path, expected=config.trunk, found=str(error)
+            "the weights do not fit the net", subject=bundle.path, expected=config.trunk, actual=str(error)
         ) from error
     forest = None
     if FOREST in bundle.files:

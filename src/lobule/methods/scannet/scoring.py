@@ -19,7 +19,7 @@ from lobule.results.folder import open_results
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan
 from lobule.tissue import TissueConfig
-from lobule.training.patch_sampling import TUMOUR, SlidePlaces
+from lobule.training.patch_sampling import TUMOUR, SlidePositions
 
 KEPT = "slide_score.json"
 
@@ -44,7 +44,7 @@ class Learned:
 def learn_slide_score(
     predictor: DensePredictor,
     fingerprint: str,
-    slides: Sequence[SlidePlaces],
+    slides: Sequence[SlidePositions],
     tissue: TissueConfig | None,
     folder: Path,
     machine: Machine,
@@ -72,7 +72,7 @@ def learn_slide_score(
     return Learned(cross_fitted(table, positive, patients, trees=trees, seed=seed), names, tuple(notes))
 
 
-def is_tumour(places: SlidePlaces) -> bool | None:
+def is_tumour(places: SlidePositions) -> bool | None:
     """By the label, else by the outlines; None where neither says."""
     meaning = None if places.case.label is None else polarity(places.case.label)
     if meaning is not None:
@@ -83,7 +83,7 @@ def is_tumour(places: SlidePlaces) -> bool | None:
 def features_of(
     predictor: DensePredictor,
     fingerprint: str,
-    slides: Sequence[SlidePlaces],
+    slides: Sequence[SlidePositions],
     tissue: TissueConfig | None,
     folder: Path,
     machine: Machine,

@@ -32,7 +32,7 @@ from lobule.scanning.scan import Machine
 from lobule.tissue import TissueConfig
 from lobule.training.distributed import Ranks, joined_ranks
 from lobule.training.fitting import FitOptions, FitProgress, FitReport, Group, TrainMachine, fit
-from lobule.training.job import Parts, begun_training, parts_of
+from lobule.training.job import TrainingSplit, begun_training, training_split
 from lobule.training.patch_sampling import NORMAL, TUMOUR, Points, Pool
 from lobule.training.sampling import SampleConfig, Samples, SampleStream, gather
 
@@ -64,14 +64,14 @@ def train(
     torchrun, the processes share each batch; all of them see the slides and `out`.
     """
     _check(config)
-    parts = parts_of(cohort, val, seed)
+    parts = training_split(cohort, val, seed)
     with (
         joined_ranks() as ranks,
         begun_training(
             out, config, parts, also={"seed": seed}, resume=resume, fresh=fresh, ranks=ranks
         ) as folder,
     ):
-        settled, shown = (machine or TrainMachine()).settled(ranks), progress or FitProgress()
+        settled, shown = (machine or TrainMachine()).resolved(ranks), progress or FitProgress()
         training = _Training(config, parts, folder, seed, tissue or TissueConfig(), settled, shown, ranks)
         return training.run(Path(out))
 
@@ -81,7 +81,7 @@ def _check(config: Config) -> None:
         raise ConfigError(f"no trunk '{config.trunk}'", expected=", ".join(BACKBONES))
     if len(config.classes) != 2:
         raise ConfigError(
-            "outlines tell two classes", expected="two classes", found=", ".join(config.classes)
+            "outlines tell two classes", expected="two classes", actual=", ".join(config.classes)
         )
     if config.batch < 2 or config.rounds < 0:
         raise ConfigError(f"batch {config.batch} or rounds {config.rounds} is too small", expected="2 and 0")
@@ -93,7 +93,7 @@ class _Training:
     def __init__(
         self,
         config: Config,
-        parts: Parts,
+        parts: TrainingSplit,
         folder: Path,
         seed: int,
         tissue: TissueConfig,
@@ -107,7 +107,7 @@ class _Training:
         self.workers = machine.workers or 1
         self.device = torch.device(machine.device)
         self.notes: list[str] = []
-        self.lost: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
         torch.manual_seed(seed)
         net = BACKBONES[config.trunk](len(config.classes))
         if config.weights:
@@ -180,7 +180,7 @@ class _Training:
                 ranks=self.ranks,
             )
             for own in self.ranks.from_all(stream.state()["lost"]):
-                self.lost |= own
+                self.failures |= own
         return report
 
     def _stream(self, pool: Pool, round_: int, batches: int | None = None) -> SampleStream:
@@ -324,7 +324,7 @@ class _Training:
             "train_cases": [places.case.id for places in pool.slides],
             "val_cases": [case.id for case in self.parts.val],
             "notes": self.notes,
-            "lost": self.lost,
+            "lost": self.failures,
             "weights": fingerprint(self.config.weights, full=True) if self.config.weights else None,
         }
         # a forest has learned from those who validated, too: nobody may be judged on them

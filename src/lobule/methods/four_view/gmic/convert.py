@@ -66,7 +66,7 @@ def _top_share(source: Mapping[str, Any]) -> float:
 def _agreeing(before: Config | None, bundle: Bundle) -> Config:
     if bundle.method != "gmic":
         raise ConfigError(
-            "a bundle of another method", subject=bundle.path, expected="gmic", found=bundle.method
+            "a bundle of another method", subject=bundle.path, expected="gmic", actual=bundle.method
         )
     config = Config.from_dict(bundle.config)
     if before is not None and replace(before, top_shares=config.top_shares) != config:

@@ -71,19 +71,22 @@ class GmicPredictor:
                 "this model reads exams",
                 subject=case.path,
                 expected="files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
-                found=f"a case of kind {case.kind}",
+                actual=f"a case of kind {case.kind}",
             )
         return open_views(case, self.config.set(options.settings))
 
-    def settle(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         one = activation_bytes(self.nets[0].ds_net, *self.config.window, 1)
         preferred = 1 if engine.device == "cpu" else BATCH_ON_GPU
         batch = largest_cells(
-            lambda windows: int(windows * HEADROOM * one), room, preferred=preferred, what="batch of windows"
+            lambda windows: int(windows * HEADROOM * one),
+            room,
+            preferred=preferred,
+            purpose="batch of windows",
         )
         return replace(engine, batch=batch)
 
-    def place(self, engine: EngineSettings, options: ScanOptions) -> None:
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         exact = replace(engine, precision="float32")
         quirks = self.config.set(options.settings).quirks
         self._placed = []
@@ -93,7 +96,7 @@ class GmicPredictor:
             own.ds_net = _WholeMap(own.ds_net)  # type: ignore[assignment]
             self._placed.append(placed(own, exact))
 
-    def sample(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         height, width = (min(SAMPLE_SIDE, length) for length in self.config.window)
         pixels = np.random.default_rng(0).standard_normal((engine.batch, height, width, 1), np.float32)
         return "windows L-CC", Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
@@ -264,7 +267,10 @@ def fill(nets: Sequence[Gmic], weights: Mapping[str, Tensor], bundle: Bundle) ->
             net.eval()
     except RuntimeError as error:
         raise ModelError(
-            "the weights do not fit the nets", subject=bundle.path, expected="those of GMIC", found=str(error)
+            "the weights do not fit the nets",
+            subject=bundle.path,
+            expected="those of GMIC",
+            actual=str(error),
         ) from error
 
 
