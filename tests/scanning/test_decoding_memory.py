@@ -12,10 +12,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from lobule.engines.memory import DecodingMemory
 from lobule.errors import TooLarge
 from lobule.geometry import Box
 from lobule.results import open_results
+from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.scan import scan
 from lobule.slides import open_slide
 from tests.scanning.support import BUNDLE, EVERYWHERE, SMALL, MeanPredictor, cohort_of

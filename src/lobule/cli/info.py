@@ -12,8 +12,8 @@ from lobule.cli.base import Answer, answers, facts, table
 from lobule.cli.picture_file import check_picture_path
 
 if TYPE_CHECKING:
-    from lobule.engines.training_status import TrainingStatus
     from lobule.slides.slide import Slide
+    from lobule.training.training_status import TrainingStatus
 
 
 @answers("lobule info slide.tif", "lobule info slide.tif --thumbnail slide.png")
@@ -49,7 +49,7 @@ def command(
         data, text = describe(path)
         return Answer(data, text)
     if Path(path).is_dir():
-        from lobule.engines.training_status import training_folder, training_status
+        from lobule.training.training_status import training_folder, training_status
 
         training = training_folder(path)
         if training is not None:

@@ -19,7 +19,6 @@ import torch
 from lobule import __version__
 from lobule.allocator import return_free_pages
 from lobule.cohort import Case, Cohort
-from lobule.engines.memory import DecodingMemory
 from lobule.errors import CaseError, DamagedResults, LobuleError, NothingToScore, ResultsError
 from lobule.files import flush_all, results_error, write_json
 from lobule.results.folder import PLAN, RESULT, CaseFolder, Results
@@ -37,6 +36,7 @@ from lobule.results.result import (
 )
 from lobule.results.writing import FINDINGS, map_facts, write_findings
 from lobule.scanning.contract import EngineSettings, ImageSource, MapSpec, Pass, Predictor, ScanOptions
+from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.open_case import OpenedCase
 from lobule.scanning.pipeline import Counters, Pipeline, Stopped
 from lobule.scanning.stores import failed_in, open_sink

@@ -14,7 +14,6 @@ from typing import Any
 from lobule import __version__
 from lobule.allocator import give_back, keep_freed_memory
 from lobule.cohort import Case, Cohort
-from lobule.engines.memory import DecodingMemory
 from lobule.errors import ConfigError, LobuleError, ResultsError
 from lobule.files import LONGEST_FOLDER_NAME, fits_folder_name, read_json, write_json
 from lobule.results.folder import (
@@ -29,6 +28,7 @@ from lobule.results.folder import (
 from lobule.results.result import FAILED, PARTIAL, UNSCORED
 from lobule.scanning.cases import CaseRunner, Progress
 from lobule.scanning.contract import EngineSettings, Predictor, ScanOptions
+from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.device import (
     Measured,
     available_cores,
