@@ -205,7 +205,7 @@ def test_what_is_no_slide_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "empty.svs").write_bytes(b"")
     expect(tmp_path / "empty.svs", DamagedFile, "empty")
     (tmp_path / "text.svs").write_text("not a slide")
-    expect(tmp_path / "text.svs", UnknownFormat, "lobule doctor")
+    expect(tmp_path / "text.svs", UnknownFormat, r"can read\..*vips tiffsave")
     os.mkfifo(tmp_path / "pipe")
     expect(tmp_path / "pipe", NotReadable, "pipe")
 
