@@ -20,13 +20,13 @@ def bundle(method: str, config: dict[str, object]) -> Bundle:
     return Bundle(method=method, config=config, classes=("normal", "tumour"), mpp=None)
 
 
-def test_text_becomes_what_the_setting_is() -> None:
+def test_text_is_converted_to_the_type_of_the_setting() -> None:
     opened = bundle("four_view", Config().to_dict())
-    asked = {"epochs": "3", "augmentation": "no", "compat": "nyu"}
-    assert scan_settings(opened, asked) == {"epochs": 3, "augmentation": False, "compat": "nyu"}
+    requested = {"epochs": "3", "augmentation": "no", "compat": "nyu"}
+    assert scan_settings(opened, requested) == {"epochs": 3, "augmentation": False, "compat": "nyu"}
 
 
-def test_what_the_weights_fix_is_refused() -> None:
+def test_settings_fixed_by_the_weights_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"'variant'.*four_view"):
         scan_settings(bundle("four_view", Config().to_dict()), {"variant": "joint"})
     with pytest.raises(ConfigError, match="'epochs' cannot be set for a scan with scannet"):
@@ -35,7 +35,7 @@ def test_what_the_weights_fix_is_refused() -> None:
         scan_settings(bundle("four_view", Config().to_dict()), {"epochs": "many"})
 
 
-def test_an_option_that_would_not_be_heeded_is_refused() -> None:
+def test_unsupported_scan_options_are_refused() -> None:
     for method in ("classifier", "four_view", "gmic", "colour"):
         with pytest.raises(ConfigError, match=f"--refine means nothing to a scan with {method}"):
             _refuse_ignored(bundle(method, {}), {"refine": True, "stride": None})

@@ -17,8 +17,8 @@ from functools import cache
 from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
-_LARGEST = 2**31 - 1
-_SAID = (
+_LARGEST_THRESHOLD = 2**31 - 1
+_MALLOC_VARIABLES = (
     "GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_",
     "MALLOC_TRIM_THRESHOLD_",
 )  # fmt: skip
@@ -28,11 +28,11 @@ _SAID = (
 def keep_freed_memory() -> bool:
     """Whether freed memory now stays with this process; not without glibc, or where the user said how."""
     libc = _glibc()
-    if libc is None or any(name in os.environ for name in _SAID):
+    if libc is None or any(name in os.environ for name in _MALLOC_VARIABLES):
         return False
     libc.mallopt(_ARENA_MAX, 1)
     libc.mallopt(_TRIM_THRESHOLD, -1)
-    if not libc.mallopt(_MMAP_THRESHOLD, _LARGEST):  # an older one takes no large threshold
+    if not libc.mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD):  # an older one takes no large threshold
         libc.mallopt(_MMAP_MAX, 0)
     return True
 

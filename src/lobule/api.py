@@ -25,7 +25,7 @@ def train(
     *,
     settings: Mapping[str, Any] | None = None,
     machine: Mapping[str, Any] | None = None,
-    **how: Any,
+    **method_options: Any,
 ) -> Bundle:
     """Train a method on a cohort (or a manifest) and write the bundle to `out`.
 
@@ -40,7 +40,7 @@ def train(
         raise ConfigError(f"'{method}' is not trained by Lobule", remedy="Use `lobule weights convert`")
     config = config_of(module.Config, settings or {})
     bundle: Bundle = module.train(
-        config, as_cohort(cohort), out, machine=module.TrainMachine(**(machine or {})), **how
+        config, as_cohort(cohort), out, machine=module.TrainMachine(**(machine or {})), **method_options
     )
     return bundle
 
@@ -98,11 +98,15 @@ def scan(
     _refuse_ignored(opened, options)
     if options.get("settings"):
         options["settings"] = scan_settings(opened, options["settings"])
-    facts = {"method": opened.method, "fingerprint": opened.fingerprint, "classes": list(opened.classes)}
+    bundle_summary = {
+        "method": opened.method,
+        "fingerprint": opened.fingerprint,
+        "classes": list(opened.classes),
+    }
     try:
         return run(
             load(opened, trust=trust),
-            facts,
+            bundle_summary,
             as_cohort(cases),
             out,
             ScanOptions(**options),
@@ -133,7 +137,7 @@ def _refuse_ignored(bundle: Bundle, options: Mapping[str, Any]) -> None:
             )
 
 
-def scan_settings(bundle: Bundle, asked: Mapping[str, Any]) -> dict[str, Any]:
+def scan_settings(bundle: Bundle, requested: Mapping[str, Any]) -> dict[str, Any]:
     """What a scan asks otherwise than the bundle's config, typed; only `SCAN_SETTINGS` of its method."""
     from lobule.methods import method_module
 
@@ -142,13 +146,13 @@ def scan_settings(bundle: Bundle, asked: Mapping[str, Any]) -> dict[str, Any]:
     types = setting_types(module.Config) if allowed else {}
     if isinstance(allowed, Mapping):  # names with a value of their type, where a config has another or none
         types |= {name: type(value) for name, value in allowed.items()}
-    for name in asked:
+    for name in requested:
         if name not in allowed:
             raise ConfigError(
                 f"'{name}' cannot be set for a scan with {bundle.method}",
                 expected=", ".join(allowed) or "no settings: all of them belong to the bundle",
             )
-    return {name: converted(name, value, types[name]) for name, value in asked.items()}
+    return {name: converted(name, value, types[name]) for name, value in requested.items()}
 
 
 def extract_features(
@@ -184,12 +188,12 @@ def extract_features(
     from lobule.scanning.tile_features import Tiling
     from lobule.tissue import TissueConfig
 
-    given: Any = weights if weights in ("pretrained", "random") else plain_weights(weights)
-    made = encoder(backbone, given)
-    tiling = Tiling(mpp, tile, input_px or made.input_px or tile, tissue_share)
+    encoder_weights: Any = weights if weights in ("pretrained", "random") else plain_weights(weights)
+    network = encoder(backbone, encoder_weights)
+    tiling = Tiling(mpp, tile, input_px or network.input_px or tile, tissue_share)
     stored = dtype or ("float32" if layout == "clam" else "float16")
     return extract(
-        made,
+        network,
         as_cohort(cases),
         out,
         Extraction(tiling, stored, layout, keep_encoder),
@@ -224,7 +228,7 @@ def evaluate(
     from lobule.evaluation.plots import need_plots
     from lobule.evaluation.sources import Source, open_results_source
 
-    asked = Options.of(**options)
+    evaluation_options = Options.of(**options)
     if to is not None and plots:
         need_plots()
     submitted = [submission] if isinstance(submission, str | Path) else list(submission)
@@ -232,21 +236,21 @@ def evaluate(
     if submitted:
         source = read_submission(submitted)
     elif results is not None:
-        source = open_results_source(results, asked)
+        source = open_results_source(results, evaluation_options)
     else:
         raise UsageError("nothing to evaluate", expected="results or a submission")
     if cohort is None:
-        if not submitted or asked.masks is None:
+        if not submitted or evaluation_options.masks is None:
             raise UsageError("no cohort to evaluate on", remedy="Give a cohort, or a submission with masks")
-        judged = official_cohort(source, asked)
+        labelled_cohort = official_cohort(source, evaluation_options)
     else:
         # slides may be elsewhere by now: results carry what is needed of them
-        judged = cohort if isinstance(cohort, Cohort) else read_cohort(cohort, check_files=False)
-    other = None if against is None else open_source(against, asked)
-    found = evaluate_source(source, judged, asked, against=other, bundle=bundle)
+        labelled_cohort = cohort if isinstance(cohort, Cohort) else read_cohort(cohort, check_files=False)
+    other = None if against is None else open_source(against, evaluation_options)
+    evaluation = evaluate_source(source, labelled_cohort, evaluation_options, against=other, bundle=bundle)
     if to is not None:
-        found.write(to, plots=plots)
-    return found
+        evaluation.write(to, plots=plots)
+    return evaluation
 
 
 def as_cohort(cases: Cohort | str | Path | Sequence[str | Path]) -> Cohort:

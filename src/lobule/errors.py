@@ -49,15 +49,15 @@ class LobuleError(Exception):
         super().__init__(self.message())
 
     def message(self) -> str:
-        head = f"{self.subject}: {self.problem}" if self.subject else self.problem
-        parts = [head if "\n" in head else head.rstrip(".") + "."]
+        first = f"{self.subject}: {self.problem}" if self.subject else self.problem
+        sentences = [first if "\n" in first else first.rstrip(".") + "."]
         if self.expected:
-            parts.append(f"Expected {self.expected.rstrip('.')}.")
+            sentences.append(f"Expected {self.expected.rstrip('.')}.")
         if self.actual:
-            parts.append(f"Found {self.actual.rstrip('.')}.")
+            sentences.append(f"Found {self.actual.rstrip('.')}.")
         if self.remedy:
-            parts.append(self.remedy.rstrip(".") + ".")
-        return " ".join(parts)
+            sentences.append(self.remedy.rstrip(".") + ".")
+        return " ".join(sentences)
 
     def __reduce__(self) -> tuple[object, ...]:
         # keyword-only arguments do not survive the default pickling, and errors cross processes
@@ -163,9 +163,9 @@ class DamagedTile(CaseError):
         self.tile_index = tile_index
         self.cause = cause
         self.l0_box = l0_box
-        place = f", level-0 box {l0_box}" if l0_box is not None else ""
+        box_text = f", level-0 box {l0_box}" if l0_box is not None else ""
         super().__init__(
-            f"tile (column {tile_index[0]}, row {tile_index[1]}) of level {level}{place} "
+            f"tile (column {tile_index[0]}, row {tile_index[1]}) of level {level}{box_text} "
             f"cannot be decoded: {cause}",
             subject=subject,
         )

@@ -20,12 +20,12 @@ def as_json(settings: DataclassInstance) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
 
 
-def only_known(kind: type[DataclassInstance], facts: Mapping[str, Any], method: str) -> dict[str, Any]:
+def only_known(kind: type[DataclassInstance], values: Mapping[str, Any], method: str) -> dict[str, Any]:
     """`facts` with tuples where JSON has lists. Raises `ConfigError` for what is no setting of the method."""
-    known = {item.name for item in fields(kind)}
-    if unknown := sorted(set(facts) - known):
-        raise ConfigError(f"no setting '{unknown[0]}' in {method}", expected=", ".join(sorted(known)))
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+    names = {item.name for item in fields(kind)}
+    if unknown := sorted(set(values) - names):
+        raise ConfigError(f"no setting '{unknown[0]}' in {method}", expected=", ".join(sorted(names)))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def converted(name: str, value: Any, annotation: Any) -> Any:

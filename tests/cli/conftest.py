@@ -114,10 +114,10 @@ def lobule(workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     """Run a command line in the workspace."""
     monkeypatch.chdir(workspace)
 
-    def go(*arguments: str) -> Done:
+    def run_command(*arguments: str) -> Done:
         capfd.readouterr()
         status = run(LazyGroup("lobule", COMMANDS, help=ABOUT, version=True), arguments)
-        found = capfd.readouterr()
-        return Done(status, found.out, found.err)
+        captured = capfd.readouterr()
+        return Done(status, captured.out, captured.err)
 
-    return go
+    return run_command

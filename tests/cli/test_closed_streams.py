@@ -26,7 +26,7 @@ def shell(
 
 
 @pytest.mark.parametrize("line", ["2>&-", ">&-", "<&- >&- 2>&-"])
-def test_a_scan_with_closed_streams_does_its_work(workspace: Path, tmp_path: Path, line: str) -> None:
+def test_scan_with_closed_streams_completes(workspace: Path, tmp_path: Path, line: str) -> None:
     done = shell(line, workspace, tmp_path / "r")
     assert (done.returncode, done.stderr) == (0, "")
     assert open_results(tmp_path / "r").counts()["complete"] == 1
@@ -34,7 +34,7 @@ def test_a_scan_with_closed_streams_does_its_work(workspace: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("reader", ["| true", "--json | head -1"])
-def test_a_reader_that_leaves_does_not_spoil_a_scan(workspace: Path, tmp_path: Path, reader: str) -> None:
+def test_closed_output_pipe_does_not_stop_a_scan(workspace: Path, tmp_path: Path, reader: str) -> None:
     done = shell(reader, workspace, tmp_path / "r")
     assert (done.returncode, done.stderr) == (0, "")
     assert open_results(tmp_path / "r").counts()["complete"] == 1

@@ -43,7 +43,7 @@ def test_every_command_has_an_example_of_itself() -> None:
 
 @pytest.mark.parametrize("example", [example for _, example in EXAMPLES])
 def test_examples_run(lobule: Lobule, example: str, workspace: Path) -> None:
-    path = next(path for path, known in EXAMPLES if known == example)
+    path = next(path for path, documented in EXAMPLES if documented == example)
     arguments = [*shlex.split(example)[1:], *SMALLER.get(path, [])]
     if "BUNDLE" in arguments and not (workspace / "BUNDLE").exists():
         pytest.skip("the workspace holds no bundle")
@@ -71,8 +71,8 @@ def bad(workspace: Path) -> dict[str, str]:
     folder.mkdir(exist_ok=True)
     (folder / "noise.svs").write_bytes(np.random.default_rng(0).bytes(5000))
     (folder / "empty.tif").write_bytes(b"")
-    whole = (workspace / "slide.tif").read_bytes()
-    (folder / "cut.tif").write_bytes(whole[:2000])
+    slide_bytes = (workspace / "slide.tif").read_bytes()
+    (folder / "cut.tif").write_bytes(slide_bytes[:2000])
     return {
         "missing": "nowhere.svs",
         "folder": "photos",
@@ -84,13 +84,15 @@ def bad(workspace: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "noise", "empty", "cut"])
 @pytest.mark.parametrize("command", READS_A_FILE)
-def test_bad_files_are_told_plainly(lobule: Lobule, bad: dict[str, str], command: str, kind: str) -> None:
+def test_bad_file_gives_a_short_message_without_a_traceback(
+    lobule: Lobule, bad: dict[str, str], command: str, kind: str
+) -> None:
     done = lobule(*command.split(), bad[kind])
     assert done.status in (1, 2)
     assert "Traceback" not in done.err + done.out
     assert "bug" not in done.err, done.err
-    told = done.out if command == "doctor" else done.err
-    assert Path(bad[kind]).name in told
+    output = done.out if command == "doctor" else done.err
+    assert Path(bad[kind]).name in output
     if command != "doctor":
         assert done.err.strip().count("\n") == 0
         assert done.out == ""
@@ -99,7 +101,7 @@ def test_bad_files_are_told_plainly(lobule: Lobule, bad: dict[str, str], command
 # -- info ---------------------------------------------------------------------------------------------------
 
 
-def test_info_tells_what_was_written(lobule: Lobule) -> None:
+def test_info_reports_size_and_resolution(lobule: Lobule) -> None:
     data = json.loads(lobule("info", "slide.tif", "--json").out)
     assert (data["width"], data["height"]) == (2048, 1536)
     assert data["mpp_x"] == pytest.approx(0.5, rel=1e-3)
@@ -110,7 +112,7 @@ def test_info_tells_what_was_written(lobule: Lobule) -> None:
     assert "mm²" in text
 
 
-def test_info_says_that_mpp_is_unknown_and_takes_it(lobule: Lobule) -> None:
+def test_info_accepts_mpp_where_the_file_has_none(lobule: Lobule) -> None:
     text = lobule("info", "photos/benign/1.png").out
     assert "unknown" in text
     assert "--mpp" in text
@@ -130,7 +132,7 @@ def test_info_writes_a_thumbnail(lobule: Lobule, workspace: Path) -> None:
 # -- cohort and phantom -------------------------------------------------------------------------------------
 
 
-def test_phantom_makes_a_cohort_that_reads(lobule: Lobule, workspace: Path) -> None:
+def test_phantom_writes_a_readable_cohort(lobule: Lobule, workspace: Path) -> None:
     from lobule.cohort import read_cohort
 
     done = lobule(
@@ -144,7 +146,7 @@ def test_phantom_makes_a_cohort_that_reads(lobule: Lobule, workspace: Path) -> N
     assert "--force" in again.err
 
 
-def test_cohort_is_summed_up(lobule: Lobule) -> None:
+def test_cohort_command_summarises_the_manifest(lobule: Lobule) -> None:
     data = json.loads(
         lobule("cohort", "CAMELYON16", "--from", "camelyon16", "--out", "sum.csv", "--json").out
     )

@@ -23,8 +23,8 @@ PUBLISHED_NUMBERS = {1: 12_205_312, 3: 15_351_040}
 
 
 def tensor(*shape: int) -> Tensor:
-    made: Tensor = torch.randn(shape) * (2 / max(1, int(np.prod(shape[1:])))) ** 0.5
-    return made
+    weights: Tensor = torch.randn(shape) * (2 / max(1, int(np.prod(shape[1:])))) ** 0.5
+    return weights
 
 
 def norm(name: str, width: int) -> Tensors:
@@ -39,8 +39,11 @@ def norm(name: str, width: int) -> Tensors:
 
 def block(name: str, into: int, out: int) -> Tensors:
     """The two convolutions of a basic block and their norms."""
-    found = {f"{name}.conv1.weight": tensor(out, into, 3, 3), f"{name}.conv2.weight": tensor(out, out, 3, 3)}
-    return found | norm(f"{name}.bn1", out) | norm(f"{name}.bn2", out)
+    convolutions = {
+        f"{name}.conv1.weight": tensor(out, into, 3, 3),
+        f"{name}.conv2.weight": tensor(out, out, 3, 3),
+    }
+    return convolutions | norm(f"{name}.bn1", out) | norm(f"{name}.bn2", out)
 
 
 def published(kernel: int) -> dict[str, Tensors]:
@@ -65,7 +68,7 @@ def published(kernel: int) -> dict[str, Tensors]:
 
 
 @pytest.mark.parametrize(("kernel", "form"), [(1, "RD4AD"), (3, "FW-RD")])
-def test_a_published_student_is_converted_and_scans(
+def test_published_student_is_converted_and_scans(
     lobule: Lobule, tmp_path: Path, kernel: int, form: str
 ) -> None:
     checkpoint = published(kernel)
@@ -74,18 +77,22 @@ def test_a_published_student_is_converted_and_scans(
     teacher = resnet18(weights=None).state_dict()
     torch.save(checkpoint, tmp_path / "res18.pth")
     torch.save(teacher, tmp_path / "teacher.pth")
-    made = ["weights", "convert", str(tmp_path / "res18.pth"), "--method", "reverse-distillation"]
-    made += ["--teacher", str(tmp_path / "teacher.pth"), "--out", str(tmp_path / "B")]
-    done = lobule(*made, "--json")
+    command = ["weights", "convert", str(tmp_path / "res18.pth"), "--method", "reverse-distillation"]
+    command += ["--teacher", str(tmp_path / "teacher.pth"), "--out", str(tmp_path / "B")]
+    done = lobule(*command, "--json")
     assert done.status == 0, done.err
-    told = json.loads(done.out)
-    assert (told["form"], told["teacher"], told["mpp"]) == (form, "resnet18", 0.25)
+    answer = json.loads(done.out)
+    assert (answer["form"], answer["teacher"], answer["mpp"]) == (form, "resnet18", 0.25)
 
     weights = read_bundle(tmp_path / "B").weights()
-    kept = {name: tensors for name, tensors in weights.items() if name.startswith("student.")}
-    wanted = {f"student.{part}.{name}": t for part, state in checkpoint.items() for name, t in state.items()}
-    assert set(kept) == set(wanted)
-    assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
+    student_weights = {name: tensors for name, tensors in weights.items() if name.startswith("student.")}
+    expected = {
+        f"student.{component}.{name}": t
+        for component, state in checkpoint.items()
+        for name, t in state.items()
+    }
+    assert set(student_weights) == set(expected)
+    assert all(torch.equal(student_weights[name], expected[name]) for name in expected)
     frozen = {name for name in weights if name.startswith("teacher.stages.")}
     assert all(torch.equal(weights[name], teacher[name.removeprefix("teacher.stages.")]) for name in frozen)
     assert not any("layer4" in name or "fc." in name for name in frozen), "nothing reads them"
@@ -106,7 +113,7 @@ def test_a_published_student_is_converted_and_scans(
     assert case.result["scores"]["tumour"] == pytest.approx(high.mean() if len(high) else 0.0)
 
 
-def test_what_is_no_student_or_of_another_teacher_is_refused(lobule: Lobule, tmp_path: Path) -> None:
+def test_invalid_students_and_other_teachers_are_refused(lobule: Lobule, tmp_path: Path) -> None:
     checkpoint = published(1)
     cut = {"bn": checkpoint["bn"], "decoder": {**checkpoint["decoder"]}}
     del cut["decoder"]["layer3.1.bn2.weight"]
@@ -115,26 +122,29 @@ def test_what_is_no_student_or_of_another_teacher_is_refused(lobule: Lobule, tmp
     for name, content in files.items():
         torch.save(content, tmp_path / f"{name}.pth")
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "teacher.pth")
-    base = ["--method", "reverse_distillation", "--out", str(tmp_path / "B")]
-    base += ["--teacher", str(tmp_path / "teacher.pth")]
-    for name, told in (
+    common_arguments = ["--method", "reverse_distillation", "--out", str(tmp_path / "B")]
+    common_arguments += ["--teacher", str(tmp_path / "teacher.pth")]
+    for name, message in (
         ("cut", "layer3.1.bn2.weight"), ("half", "no reverse distillation checkpoint"),
         ("none", "no reverse distillation checkpoint"), ("flat", "no reverse distillation checkpoint"),
     ):  # fmt: skip
-        done = lobule("weights", "convert", str(tmp_path / f"{name}.pth"), *base)
+        done = lobule("weights", "convert", str(tmp_path / f"{name}.pth"), *common_arguments)
         assert done.status == 1, name
-        assert told in done.err, done.err
+        assert message in done.err, done.err
     torch.save(checkpoint, tmp_path / "whole.pth")
-    whole = str(tmp_path / "whole.pth")
-    done = lobule("weights", "convert", whole, *base, "--architecture", "wide_resnet50_2")
+    student_path = str(tmp_path / "whole.pth")
+    done = lobule("weights", "convert", student_path, *common_arguments, "--architecture", "wide_resnet50_2")
     assert (done.status, "another backbone" in done.err) == (1, True), done.err
-    for more, told in ((["--trust"], "--trust means nothing"), ([whole], "one file of weights")):
-        done = lobule("weights", "convert", whole, *more, *base)
-        assert (done.status, told in done.err) == (2, True), done.err
+    for extra_arguments, message in (
+        (["--trust"], "--trust means nothing"),
+        ([student_path], "one file of weights"),
+    ):
+        done = lobule("weights", "convert", student_path, *extra_arguments, *common_arguments)
+        assert (done.status, message in done.err) == (2, True), done.err
     assert not (tmp_path / "B").exists()
 
 
-def test_a_random_teacher_is_no_file(lobule: Lobule, tmp_path: Path) -> None:
+def test_random_teacher_needs_no_file(lobule: Lobule, tmp_path: Path) -> None:
     torch.save(published(1), tmp_path / "student.pth")
     done = lobule(
         "weights", "convert", str(tmp_path / "student.pth"), "--method", "reverse_distillation",
@@ -144,14 +154,14 @@ def test_a_random_teacher_is_no_file(lobule: Lobule, tmp_path: Path) -> None:
     assert read_bundle(tmp_path / "B").provenance["weights"] == "random"
 
 
-def test_a_bundle_that_is_there_stays_unless_it_is_given_up(lobule: Lobule, tmp_path: Path) -> None:
+def test_existing_bundle_is_replaced_only_with_fresh(lobule: Lobule, tmp_path: Path) -> None:
     torch.save(published(1), tmp_path / "one.pth")
     torch.save(published(3), tmp_path / "three.pth")
-    more = ["--method", "reverse_distillation", "--teacher", "random", "--out", str(tmp_path / "B")]
-    assert lobule("weights", "convert", str(tmp_path / "one.pth"), *more).status == 0
+    arguments = ["--method", "reverse_distillation", "--teacher", "random", "--out", str(tmp_path / "B")]
+    assert lobule("weights", "convert", str(tmp_path / "one.pth"), *arguments).status == 0
     before = (tmp_path / "B" / "model.json").read_bytes()
-    done = lobule("weights", "convert", str(tmp_path / "three.pth"), *more)
+    done = lobule("weights", "convert", str(tmp_path / "three.pth"), *arguments)
     assert (done.status, "a bundle already" in done.err, "--fresh" in done.err) == (2, True, True), done.err
     assert (tmp_path / "B" / "model.json").read_bytes() == before
-    assert lobule("weights", "convert", str(tmp_path / "three.pth"), *more, "--fresh").status == 0
+    assert lobule("weights", "convert", str(tmp_path / "three.pth"), *arguments, "--fresh").status == 0
     assert read_bundle(tmp_path / "B").provenance["form"] != json.loads(before)["provenance"]["form"]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lobule.cli.demo_cohort import FULL_SIDE, HOSPITALS, SLIDES, phantom_of, share_of, slides_of
-from lobule.cli.demo_picture import sorted_out, zooms_of
+from lobule.cli.demo_cohort import FULL_SIDE, HOSPITALS, SLIDES, phantom_of, share_of, slide_counts
+from lobule.cli.demo_picture import match_findings, zooms_of
 from lobule.cli.picture import TISSUE, TRUTH
 from lobule.cohort import read_cohort
 from lobule.geometry import Box
@@ -25,7 +25,7 @@ from tests.cli.conftest import Lobule
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("side", [1024, 2048, FULL_SIDE])
-def test_there_are_always_lesions_and_zooms_on_the_slide(seed: int, side: int) -> None:
+def test_tumour_slides_have_lesions_and_zooms(seed: int, side: int) -> None:
     truth = truth_of(phantom_of(seed, side, "hospital-X", tumour=True))
     assert truth.outlines
     zooms = zooms_of(truth)
@@ -41,16 +41,16 @@ def test_there_are_always_lesions_and_zooms_on_the_slide(seed: int, side: int) -
     assert not truth_of(phantom_of(seed, side, "hospital-X", tumour=False)).outlines
 
 
-def test_the_full_test_is_large_enough_and_its_hospitals_are_nobody_elses() -> None:
+def test_full_test_split_is_large_and_its_hospitals_are_unseen() -> None:
     """Twelve unseen slides, half of them normal, with thirty lesions that count, whatever the seed."""
-    assert slides_of(FULL_SIDE) == SLIDES
+    assert slide_counts(FULL_SIDE) == SLIDES
     assert SLIDES["test"] >= 12
     assert not set(HOSPITALS["test"]) & {*HOSPITALS["train"], *HOSPITALS["val"]}
     for seed in (1, 2, 3, 11):
         micro = [truth_of(phantom_of(seed * 100 + n, FULL_SIDE, "h", tumour=True)).outlines for n in range(2)]
-        counts = [sum(one.lesion_class == "micro" for one in outlines) for outlines in micro]
+        counts = [sum(outline.lesion_class == "micro" for outline in outlines) for outlines in micro]
         assert min(counts) * SLIDES["test"] // 2 >= 30
-    sizes = [slides_of(side) for side in (1024, 2048, 4096, FULL_SIDE, 2 * FULL_SIDE)]
+    sizes = [slide_counts(side) for side in (1024, 2048, 4096, FULL_SIDE, 2 * FULL_SIDE)]
     for smaller, larger in pairwise(sizes):
         assert all(smaller[split] <= larger[split] for split in smaller)
     assert share_of(2 * FULL_SIDE) == 1
@@ -61,7 +61,7 @@ def square(x: float, y: float, side: float, kind: str, size_um: float) -> Outlin
     return Outline(points, "tumour", kind, size_um)
 
 
-def test_findings_are_sorted_into_found_wrong_and_missed() -> None:
+def test_findings_are_matched_to_lesions() -> None:
     outlines = (
         square(1000, 1000, 400, "micro", 283.0),
         square(3000, 1000, 400, "micro", 283.0),
@@ -75,13 +75,13 @@ def test_findings_are_sorted_into_found_wrong_and_missed() -> None:
         (1480.0, 1200.0, 0.7),  # 40 µm beside
         (7000.0, 3000.0, 0.8),
     ]
-    found, wrong, missed = sorted_out("s", truth, findings)
-    assert [(one.l0_x, one.score) for one in found] == [(1100.0, 0.9)]
-    assert [one.score for one in wrong] == [0.8, 0.7]
-    assert [(one.l0_x, one.score) for one in missed] == [(3200.0, None)]
+    hits, false_positives, missed = match_findings("s", truth, findings)
+    assert [(location.l0_x, location.score) for location in hits] == [(1100.0, 0.9)]
+    assert [location.score for location in false_positives] == [0.8, 0.7]
+    assert [(location.l0_x, location.score) for location in missed] == [(3200.0, None)]
 
 
-def test_the_demo_tells_the_whole_story(lobule: Lobule, workspace: Path) -> None:
+def test_demo_numbers_and_page_agree_with_the_evaluation(lobule: Lobule, workspace: Path) -> None:
     data = json.loads(lobule("demo", "--side", "1536", "--seed", "4", "--out", "small-demo", "--json").out)
     folder = workspace / "small-demo"
     assert data["tissue"]["found_mm2"] == pytest.approx(data["tissue"]["painted_mm2"], rel=0.15)
@@ -91,14 +91,14 @@ def test_the_demo_tells_the_whole_story(lobule: Lobule, workspace: Path) -> None
         cases = cohort.split(split)
         assert len(cases) == count
         assert sum(case.label == "normal" for case in cases) == count // 2
-    for name, kept in (("scannet", "evaluation"), ("colour", "evaluation-colour")):
-        found = json.loads((folder / kept / "evaluation.json").read_text())
-        told = data["evaluation"][name]
-        assert told["froc"] == found["lesions"]["all"]["froc_score"]
-        (task,) = found["tasks"].values()
-        assert told["slide_auc"] == task["all"]["auroc"]
-        assert found["cases"]["complete"] == data["slides"]["test"]
-        assert found["overlap"]["patients"] == []
+    for name, folder_name in (("scannet", "evaluation"), ("colour", "evaluation-colour")):
+        evaluation = json.loads((folder / folder_name / "evaluation.json").read_text())
+        summary = data["evaluation"][name]
+        assert summary["froc"] == evaluation["lesions"]["all"]["froc_score"]
+        (task,) = evaluation["tasks"].values()
+        assert summary["slide_auc"] == task["all"]["auroc"]
+        assert evaluation["cases"]["complete"] == data["slides"]["test"]
+        assert evaluation["overlap"]["patients"] == []
     _check_page(data, (folder / "demo.html").read_text())
     with Image.open(folder / "demo.png") as picture:
         assert picture.width == 1200

@@ -13,18 +13,18 @@ from tests.cli.conftest import Lobule
 pytest.importorskip("gdcm", reason="mammograms need the extra")
 
 
-def test_exams_are_grouped_as_they_were_made(lobule: Lobule, workspace: Path) -> None:
-    made = lobule("phantom", "exams", "dicom", "--count", "2", "--size", "300x400", "--form", "dicom")
-    assert made.status == 0, made.err
+def test_exams_are_grouped_by_visit(lobule: Lobule, workspace: Path) -> None:
+    generated = lobule("phantom", "exams", "dicom", "--count", "2", "--size", "300x400", "--form", "dicom")
+    assert generated.status == 0, generated.err
     done = lobule("cohort", "dicom", "--from", "dicom", "--out", "found.csv", "--json")
     assert done.status == 0, done.err
-    found, truth = read_cohort(workspace / "found.csv"), read_cohort(workspace / "dicom" / "cohort.csv")
-    assert [case.views for case in found] == [case.views for case in truth]
+    cohort, truth = read_cohort(workspace / "found.csv"), read_cohort(workspace / "dicom" / "cohort.csv")
+    assert [case.views for case in cohort] == [case.views for case in truth]
     assert json.loads(done.out)["left_out"] == {}
-    assert "good (mammogram, L-CC" in lobule("doctor", found.cases[0].views["l_cc"][0]).out
+    assert "good (mammogram, L-CC" in lobule("doctor", cohort.cases[0].views["l_cc"][0]).out
 
 
-def test_slides_are_found_by_series(kit: Path, lobule: Lobule, workspace: Path) -> None:
+def test_slides_are_grouped_by_series(kit: Path, lobule: Lobule, workspace: Path) -> None:
     done = lobule("cohort", str(kit / "slides" / "fixtures"), "--from", "dicom", "--out", "series.csv")
     assert done.status == 0, done.err
     (case,) = read_cohort(workspace / "series.csv")
@@ -32,7 +32,7 @@ def test_slides_are_found_by_series(kit: Path, lobule: Lobule, workspace: Path) 
     assert case.path == str(kit / "slides" / "fixtures")
 
 
-def test_a_folder_without_dicom_says_so(lobule: Lobule) -> None:
+def test_folder_without_dicom_is_an_error(lobule: Lobule) -> None:
     done = lobule("cohort", "photos", "--from", "dicom", "--out", "none.csv")
     assert done.status == 2
     assert "no DICOM slides and no DICOM mammograms" in done.err

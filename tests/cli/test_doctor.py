@@ -31,13 +31,13 @@ def test_versions_compare_by_number(have: str, least: str, is_older: bool) -> No
     assert doctor.older(have, least) is is_older
 
 
-def test_floors_hold_what_the_package_asks_for() -> None:
+def test_floors_are_not_below_the_required_versions() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     lines = project["dependencies"] + project["optional-dependencies"]["mammography"]
-    asked = dict(line.split(">=") for line in lines)
+    required = dict(line.split(">=") for line in lines)
     for floor in doctor.FLOORS:
-        assert floor.name in asked
-        assert not doctor.older(floor.least, asked[floor.name]), floor
+        assert floor.name in required
+        assert not doctor.older(floor.least, required[floor.name]), floor
 
 
 def test_an_old_library_is_a_failure_with_its_remedy(monkeypatch: pytest.MonkeyPatch, lobule: Lobule) -> None:
@@ -49,28 +49,28 @@ def test_an_old_library_is_a_failure_with_its_remedy(monkeypatch: pytest.MonkeyP
 
 
 def test_cgroup_limits_of_both_versions(tmp_path: Path) -> None:
-    own = tmp_path / "docker" / "abc"
-    own.mkdir(parents=True)
+    group_folder = tmp_path / "docker" / "abc"
+    group_folder.mkdir(parents=True)
     (tmp_path / "cpu.max").write_text("max 100000\n")
     (tmp_path / "docker" / "cpu.max").write_text("150000 100000\n")
-    (own / "cpu.max").write_text("max 100000\n")
-    (own / "memory.max").write_text(f"{3 << 30}\n")
+    (group_folder / "cpu.max").write_text("max 100000\n")
+    (group_folder / "memory.max").write_text(f"{3 << 30}\n")
     groups = "0::/docker/abc\n"
     assert machine.cgroup_cores(tmp_path, groups) == 1.5
     assert machine.cgroup_memory(tmp_path, groups) == 3 << 30
-    old = tmp_path / "v1"
-    (old / "cpu").mkdir(parents=True)
-    (old / "memory").mkdir()
-    (old / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    (old / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    (old / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert machine.cgroup_cores(old, "3:cpu:/\n4:memory:/\n") is None
-    assert machine.cgroup_memory(old, "3:cpu:/\n4:memory:/\n") is None
-    (old / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
-    assert machine.cgroup_cores(old, "3:cpu:/\n") == 0.5
+    version_1 = tmp_path / "v1"
+    (version_1 / "cpu").mkdir(parents=True)
+    (version_1 / "memory").mkdir()
+    (version_1 / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    (version_1 / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    (version_1 / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert machine.cgroup_cores(version_1, "3:cpu:/\n4:memory:/\n") is None
+    assert machine.cgroup_memory(version_1, "3:cpu:/\n4:memory:/\n") is None
+    (version_1 / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
+    assert machine.cgroup_cores(version_1, "3:cpu:/\n") == 0.5
 
 
-def test_the_machine_is_told_without_torch_here(lobule: Lobule) -> None:
+def test_doctor_reports_the_machine_without_torch(lobule: Lobule) -> None:
     data = json.loads(lobule("doctor", "--no-accelerators", "--json").out)
     assert data["accelerators"] is None
     assert 0 < data["cores"]["usable"] <= data["cores"]["machine"]
@@ -78,7 +78,7 @@ def test_the_machine_is_told_without_torch_here(lobule: Lobule) -> None:
     assert data["codecs"]["JPEG8"]
 
 
-def test_a_torch_that_dies_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crashing_torch_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_ASK_TORCH", "import os; os.abort()")
     assert "error" in machine.accelerators()
     monkeypatch.setattr(machine, "_ASK_TORCH", "raise ImportError('no libcuda')")
@@ -88,7 +88,7 @@ def test_a_torch_that_dies_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None
     assert Path(sys.executable).exists()
 
 
-def test_files_are_judged(lobule: Lobule, workspace: Path) -> None:
+def test_doctor_checks_files(lobule: Lobule, workspace: Path) -> None:
     assert "slide.tif: good (generic-tiff, 2,048 × 1,536 px" in lobule("doctor", "slide.tif").out
     (workspace / "wrong.csv").write_text("case,patient,slide\na,,none.svs\n")
     done = lobule("doctor", "slide.tif", "wrong.csv", "photos/benign/1.png")
@@ -97,7 +97,7 @@ def test_files_are_judged(lobule: Lobule, workspace: Path) -> None:
     assert "does not say its µm/px" in done.out
 
 
-def test_a_damaged_tile_is_found_and_placed(lobule: Lobule, workspace: Path) -> None:
+def test_damaged_tiles_are_reported_with_their_position(lobule: Lobule, workspace: Path) -> None:
     from tifffile import TiffFile
 
     data = bytearray((workspace / "slide.tif").read_bytes())

@@ -10,11 +10,11 @@ from lobule.bundles import patient_hash
 from tests.cli.conftest import Lobule
 
 
-def test_a_scan_is_evaluated_and_its_training_patients_refused(lobule: Lobule, workspace: Path) -> None:
+def test_training_patients_are_refused_in_an_evaluation(lobule: Lobule, workspace: Path) -> None:
     shutil.copytree(workspace / "BUNDLE", workspace / "trained")
     model = workspace / "trained" / "model.json"
-    facts = json.loads(model.read_text())
-    model.write_text(json.dumps({**facts, "patients": [patient_hash("p1")]}))
+    description = json.loads(model.read_text())
+    model.write_text(json.dumps({**description, "patients": [patient_hash("p1")]}))
     (workspace / "labelled.csv").write_text(
         "case,patient,label,slide\none,p1,tumor,slide.tif\ntwo,p2,normal,slide.tif\n"
     )
@@ -32,7 +32,7 @@ def test_a_scan_is_evaluated_and_its_training_patients_refused(lobule: Lobule, w
     assert data["tasks"]["tumor"]["all"]["auroc"]["value"] == 0.5
 
 
-def test_nothing_of_a_run_without_both_is_a_traceback(lobule: Lobule) -> None:
+def test_missing_results_or_cohort_is_a_short_error(lobule: Lobule) -> None:
     for arguments in ([], ["RESULTS"], ["cohort.csv", "RESULTS"], ["photos", "cohort-scanned.csv"]):
         done = lobule("evaluate", *arguments)
         assert done.status in (1, 2)

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from lobule.cli import COMMANDS
-from lobule.cli.base import Answer, LazyGroup, answers, facts, run, table
+from lobule.cli.base import Answer, LazyGroup, lobule_command, format_fields, run, table
 from lobule.errors import DamagedFile, MissingMpp
 from tests.cli.conftest import Lobule
 
@@ -45,7 +45,7 @@ def test_version(lobule: Lobule) -> None:
     assert lobule("--version").out.strip() == f"lobule {__version__}"
 
 
-def test_no_command_is_wrong_use_and_shows_help(lobule: Lobule) -> None:
+def test_missing_command_shows_help_with_status_2(lobule: Lobule) -> None:
     done = lobule()
     assert done.status == 2
     assert "Commands:" in done.out + done.err
@@ -74,7 +74,7 @@ def test_wrong_use_is_one_line_and_status_2(lobule: Lobule, arguments: list[str]
 def probe(error: BaseException | None, failed: int = 0) -> LazyGroup:
     """A command line with one command that ends as asked."""
 
-    @answers("lobule probe")
+    @lobule_command("lobule probe")
     @click.option("--two-words", default="")
     def command(two_words: str) -> Answer:
         if error is not None:
@@ -101,11 +101,11 @@ def test_errors_are_one_line_without_a_traceback(
     capsys: pytest.CaptureFixture[str], error: BaseException, status: int, words: str
 ) -> None:
     assert run(probe(error), ["probe-it"]) == status
-    found = capsys.readouterr()
-    assert words in found.err
-    assert found.err.strip().count("\n") == 0
-    assert "Traceback" not in found.err
-    assert "\x1b" not in found.err  # colours are for terminals
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.err.strip().count("\n") == 0
+    assert "Traceback" not in captured.err
+    assert "\x1b" not in captured.err  # colours are for terminals
 
 
 def test_errors_are_json_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +143,7 @@ def test_control_c_is_one_line_and_status_130(workspace: Path) -> None:
     assert (running.returncode, err.strip(), out) == (130, "Interrupted.", "")
 
 
-def test_a_reader_that_leaves_is_no_error(workspace: Path) -> None:
+def test_closed_output_pipe_is_not_an_error(workspace: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -154,6 +154,6 @@ def test_a_reader_that_leaves_is_no_error(workspace: Path) -> None:
 
 
 def test_columns_align() -> None:
-    assert facts([("a", "1"), ("bcd", "2\n3")]) == "a    1\nbcd  2\n     3"
+    assert format_fields([("a", "1"), ("bcd", "2\n3")]) == "a    1\nbcd  2\n     3"
     lines = table(("name", "count"), [("x", "9"), ("yy", "10")]).splitlines()
     assert lines[1:] == ["x         9", "yy       10"]

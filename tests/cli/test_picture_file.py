@@ -48,7 +48,7 @@ def test_picture_onto_the_slide_is_refused(slide: Path, tmp_path: Path) -> None:
     [["--thumbnail", "SLIDE"], ["--thumbnail", "a.xyz"], ["--thumbnail", "a.png", "--size", "0"],
      ["--mpp", "1e-300"], ["--mpp", "0"], ["--mpp", "-1"], ["--mpp", "nan"], ["--mpp", "1e300"]],
 )  # fmt: skip
-def test_info_refuses_what_makes_no_sense(lobule: Lobule, slide: Path, options: list[str]) -> None:
+def test_info_refuses_invalid_options(lobule: Lobule, slide: Path, options: list[str]) -> None:
     before = slide.read_bytes()
     done = lobule("info", str(slide), *(str(slide) if option == "SLIDE" else option for option in options))
     assert done.status == 2

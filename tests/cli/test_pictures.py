@@ -13,7 +13,7 @@ from lobule.cli.picture import contours
 from tests.cli.conftest import Lobule
 
 
-def test_an_outline_has_the_area_and_place_of_its_mask() -> None:
+def test_outline_has_the_area_and_position_of_its_mask() -> None:
     rows, columns = np.mgrid[:90, :120]
     mask = (rows + 0.5 - 50) ** 2 + (columns + 0.5 - 70) ** 2 < 30**2
     (line,) = contours(mask, 8.0, 4.0)
@@ -41,7 +41,7 @@ def test_tissue_writes_its_mask(lobule: Lobule, workspace: Path) -> None:
     assert data["area_mm2"] == pytest.approx(share * mask.width * mask.height * cell_mm2, rel=1e-3)
 
 
-def test_a_slide_of_unknown_mpp_names_the_remedy(lobule: Lobule) -> None:
+def test_unknown_mpp_error_names_the_remedy(lobule: Lobule) -> None:
     done = lobule("tissue", "photos/benign/1.png")
     assert done.status == 2
     assert "--mpp" in done.err

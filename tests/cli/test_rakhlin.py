@@ -17,16 +17,16 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def test_images_are_learned_scored_and_judged(lobule: Lobule, tmp_path: Path) -> None:
+def test_images_are_trained_scanned_and_evaluated(lobule: Lobule, tmp_path: Path) -> None:
     manifest, unseen = tmp_path / "train.csv", tmp_path / "unseen.csv"
     images = cohort_in(tmp_path)
     write_cohort(images, manifest)
-    others = []
+    unseen_cases = []
     for number, case in enumerate(images.cases[:4]):
         path = tmp_path / f"new{number}.png"
         Image.fromarray(painted(case.label or "", 500 + number)).save(path)
-        others.append(type(case)(path.stem, path.stem, "image", str(path), label=case.label, mpp=1.0))
-    write_cohort(Cohort(tuple(others)), unseen)
+        unseen_cases.append(type(case)(path.stem, path.stem, "image", str(path), label=case.label, mpp=1.0))
+    write_cohort(Cohort(tuple(unseen_cases)), unseen)
     arguments = ["train", "rakhlin", str(manifest), "--out", str(tmp_path / "B"), "--device", "cpu"]
     arguments += ["--recipe", "quick", *(word for pair in SETTINGS for word in ("--set", pair))]
     plan = json.loads(lobule(*arguments, "--dry-run", "--json").out)
@@ -34,15 +34,15 @@ def test_images_are_learned_scored_and_judged(lobule: Lobule, tmp_path: Path) ->
     assert plan["val"] == []
     done = lobule(*arguments, "--json")
     assert done.status == 0, done.err
-    told = json.loads(done.out)
-    assert told["metrics"]["accuracy"] > 0.5
+    answer = json.loads(done.out)
+    assert answer["metrics"]["accuracy"] > 0.5
     results = str(tmp_path / "R")
     scan = lobule("scan", str(tmp_path / "B"), str(unseen), "--out", results, "--set", "scan_augmentations=2")
     assert scan.status == 0, scan.err
     assert "4 complete" in scan.out
-    judged = lobule("evaluate", results, str(unseen), "--json", "--no-plots")
-    assert judged.status == 0, judged.err
-    assert json.loads(judged.out)["classes"]["accuracy"]["value"] >= 0.5
+    evaluated = lobule("evaluate", results, str(unseen), "--json", "--no-plots")
+    assert evaluated.status == 0, evaluated.err
+    assert json.loads(evaluated.out)["classes"]["accuracy"]["value"] >= 0.5
     leak = lobule("evaluate", results, str(manifest))
     assert leak.status == 2
     wrong = lobule("scan", str(tmp_path / "B"), str(unseen), "--out", results, "--set", "crops=2")

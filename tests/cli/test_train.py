@@ -12,7 +12,7 @@ import pytest
 from lobule.api import config_of
 from lobule.cli.base import as_settings
 from lobule.cli.scan import as_bytes
-from lobule.cli.train import _printed, line_of
+from lobule.cli.train import _printed_progress, line_of
 from lobule.cohort import write_cohort
 from lobule.errors import ConfigError, UsageError
 from lobule.methods.scannet import Config
@@ -31,7 +31,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "train.csv"
 
 
-def test_a_training_ends_in_a_bundle_that_is_not_overwritten(lobule: Lobule, manifest: Path) -> None:
+def test_training_writes_a_bundle_that_is_not_overwritten(lobule: Lobule, manifest: Path) -> None:
     out = str(manifest.parent / "bundle")
     arguments = ["train", "scannet", str(manifest), "--out", out, "--device", "cpu"]
     arguments += [word for pair in SETTINGS for word in ("--set", pair)]
@@ -41,8 +41,8 @@ def test_a_training_ends_in_a_bundle_that_is_not_overwritten(lobule: Lobule, man
     assert not Path(out).exists()
     done = lobule(*arguments, "--json")
     assert done.status == 0, done.err
-    told = json.loads(done.out)
-    assert 0 <= told["metrics"]["val_auc"] <= 1
+    answer = json.loads(done.out)
+    assert 0 <= answer["metrics"]["val_auc"] <= 1
     again = lobule(*arguments)
     assert again.status == 1
     assert "--resume" in again.err
@@ -52,7 +52,7 @@ def test_a_training_ends_in_a_bundle_that_is_not_overwritten(lobule: Lobule, man
     assert lobule("info", str(manifest.parent / "a.tif")).status == 0
 
 
-def test_what_cannot_be_trained_is_told(lobule: Lobule) -> None:
+def test_invalid_training_requests_are_explained(lobule: Lobule) -> None:
     assert "no method 'magic'" in lobule("train", "magic", "cohort.csv", "--out", "T").err
     assert "not trained by Lobule" in lobule("train", "classifier", "cohort.csv", "--out", "T").err
     wrong = lobule("train", "scannet", "cohort.csv", "--out", "T", "--set", "stepz=3")
@@ -63,30 +63,32 @@ def test_what_cannot_be_trained_is_told(lobule: Lobule) -> None:
     assert "no slide has normal tissue" in empty.err
 
 
-def test_sizes_of_memory_are_read_as_people_write_them() -> None:
-    given = {"2GiB": 2 << 30, "1.5g": 3 << 29, "500MB": 500_000_000, "4096": 4096}
-    assert {text: as_bytes(text) for text in given} == given
+def test_memory_sizes_are_parsed() -> None:
+    sizes = {"2GiB": 2 << 30, "1.5g": 3 << 29, "500MB": 500_000_000, "4096": 4096}
+    assert {text: as_bytes(text) for text in sizes} == sizes
     for wrong in ("0", "0GiB", "-1g", "much", ""):
         with pytest.raises(UsageError):
             as_bytes(wrong)
 
 
-def test_a_training_is_given_its_memory(lobule: Lobule, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+def test_max_ram_reaches_the_training(lobule: Lobule, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: dict[str, Any] = {}
 
     def train(*_: object, machine: dict[str, Any], **__: object) -> None:
-        asked.update(machine)
+        received.update(machine)
         raise ConfigError("enough is known")
 
     monkeypatch.setattr("lobule.api.train", train)
     assert lobule("train", "scannet", "cohort.csv", "--out", "T", "--max-ram", "3GiB").status == 2
-    assert asked["max_ram"] == 3 << 30
+    assert received["max_ram"] == 3 << 30
     assert "no memory" in lobule("train", "scannet", "cohort.csv", "--out", "T", "--max-ram", "0").err
 
 
 def test_settings_take_the_type_of_their_default() -> None:
-    given = as_settings(("steps=5", "rate=1e-2", "by-site=yes", "classes=benign, cancer", "augment.flips=no"))
-    config = config_of(Config, given)
+    settings = as_settings(
+        ("steps=5", "rate=1e-2", "by-site=yes", "classes=benign, cancer", "augment.flips=no")
+    )
+    config = config_of(Config, settings)
     assert (config.steps, config.rate, config.by_site) == (5, 0.01, True)
     assert config.classes == ("benign", "cancer")
     assert config.augment.flips is False
@@ -98,16 +100,14 @@ def test_settings_take_the_type_of_their_default() -> None:
         as_settings(("steps",))
 
 
-def test_the_progress_line_says_how_long_it_takes() -> None:
+def test_progress_line_shows_the_time_left() -> None:
     assert line_of(FitProgress(stage="finding tissue")) == "finding tissue"
     line = line_of(FitProgress("round 1", 30, 100, 0.25, 0.9, 2.0))
     assert "step 30/100" in line
     assert "about 35 s left" in line
 
 
-def test_a_training_in_a_pipe_prints_its_stages_and_info_says_how_far_it_is(
-    lobule: Lobule, manifest: Path
-) -> None:
+def test_piped_training_prints_stages_and_info_reports_progress(lobule: Lobule, manifest: Path) -> None:
     out = str(manifest.parent / "piped")
     arguments = ["train", "scannet", str(manifest), "--out", out, "--device", "cpu"]
     arguments += [word for pair in SETTINGS for word in ("--set", pair)]
@@ -118,12 +118,12 @@ def test_a_training_in_a_pipe_prints_its_stages_and_info_says_how_far_it_is(
     assert described.status == 0, described.err
     assert "finished" in described.out
     (Path(out) / "model.json").unlink()
-    told = json.loads(lobule("info", out, "--json").out)
-    assert (told["kind"], told["method"], told["is_finished"], told["is_running"]) == (
+    status = json.loads(lobule("info", out, "--json").out)
+    assert (status["kind"], status["method"], status["is_finished"], status["is_running"]) == (
         "training", "scannet", False, False,
     )  # fmt: skip
-    assert (told["train_cases"], told["val_cases"]) == (2, 1)
-    assert max(stage["step"] for stage in told["stages"] if stage["step"] is not None) == 2
+    assert (status["train_cases"], status["val_cases"]) == (2, 1)
+    assert max(stage["step"] for stage in status["stages"] if stage["step"] is not None) == 2
     text = lobule("info", str(Path(out) / "training")).out
     assert "interrupted" in text
     assert "step 2 of 2" in text
@@ -131,7 +131,7 @@ def test_a_training_in_a_pipe_prints_its_stages_and_info_says_how_far_it_is(
 
 def test_every_stage_is_printed_once_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
     progress = FitProgress()
-    with _printed(progress, every_s=60.0):
+    with _printed_progress(progress, every_s=60.0):
         for stage in ("reading", "reading", "member 1", "member 2", ""):
             progress.stage = stage
         logging.getLogger("lobule.train").info("a note")

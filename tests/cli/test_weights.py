@@ -29,7 +29,7 @@ def test_hashes_are_those_of_sha256sum_and_git(tmp_path: Path) -> None:
     assert hashes(path)[0] == hashlib.sha256(b"hello\n").hexdigest()
 
 
-def test_a_genuine_file_is_told_by_its_hash() -> None:
+def test_published_file_is_recognised_by_its_hash() -> None:
     published = next(weights for weights in CATALOG if weights.git_blob)
     assert published.git_blob is not None
     assert published.genuine("0" * 64, published.git_blob + "0" * 32)
@@ -52,7 +52,7 @@ class Evil:
         return os.mkdir, ("evil-was-run",)
 
 
-def test_a_pickle_that_would_run_code_is_refused_and_named(lobule: Lobule, workspace: Path) -> None:
+def test_pickle_that_runs_code_is_refused_and_its_import_named(lobule: Lobule, workspace: Path) -> None:
     torch.save({"weight": Evil()}, workspace / "evil.pt")
     (workspace / "evil.pkl").write_bytes(pickle.dumps(Evil()))
     for name in ("evil.pt", "evil.pkl"):
@@ -117,7 +117,7 @@ UNCERTAIN = {
 
 
 @pytest.mark.parametrize("name", UNCERTAIN)
-def test_imports_that_cannot_be_determined_are_said_so(name: str, tmp_path: Path, lobule: Lobule) -> None:
+def test_uncertain_imports_are_reported(name: str, tmp_path: Path, lobule: Lobule) -> None:
     path = tmp_path / "evil.pt"
     path.write_bytes(UNCERTAIN[name])
     assert not read_imports(path).certain
@@ -139,7 +139,7 @@ def test_old_checkpoints_of_several_pickles_are_read(lobule: Lobule, workspace: 
     assert [tensor["shape"] for tensor in data["tensors"]] == [[4]]
 
 
-def test_git_agrees_where_it_is_here(workspace: Path) -> None:
+def test_blob_id_agrees_with_git(workspace: Path) -> None:
     done = subprocess.run(
         ["git", "hash-object", str(workspace / "checkpoint.pt")], capture_output=True, text=True, check=False
     )

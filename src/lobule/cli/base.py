@@ -54,40 +54,40 @@ class Command(click.Command):
                 formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
 
-def answers(*examples: str) -> Callable[[Callable[..., Answer]], Command]:
+def lobule_command(*examples: str) -> Callable[[Callable[..., Answer]], Command]:
     """Make a function that answers a command; the first paragraph of its docstring is its short help."""
 
-    def make(function: Callable[..., Answer]) -> Command:
-        made = click.command(cls=Command, examples=examples)(function)
-        assert isinstance(made, Command)
-        return made
+    def decorate(function: Callable[..., Answer]) -> Command:
+        command = click.command(cls=Command, examples=examples)(function)
+        assert isinstance(command, Command)
+        return command
 
-    return make
+    return decorate
 
 
 class LazyGroup(click.Group):
     """A group whose commands are loaded when called, and listed without loading any."""
 
     def __init__(
-        self, name: str, where: Mapping[str, tuple[str, str]], *, help: str, version: bool = False
+        self, name: str, entries: Mapping[str, tuple[str, str]], *, help: str, version: bool = False
     ) -> None:
         super().__init__(name, help=help, no_args_is_help=True, context_settings=_CONTEXT)
-        self.where = where
+        self.entries = entries
         if version:
             self.params.append(_version_option())
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.where)
+        return list(self.entries)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        known = {name.replace("_", "-"): name for name in self.where}
-        name = known.get(cmd_name.replace("_", "-"))
+        names = {name.replace("_", "-"): name for name in self.entries}
+        name = names.get(cmd_name.replace("_", "-"))
         if name is None:
             return None
-        module, _, attribute = self.where[name][0].partition(":")
-        found: click.Command = getattr(import_module(module), attribute)
-        found.name = name
-        return found
+        module, _, attribute = self.entries[name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        command.name = name
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -95,14 +95,14 @@ class LazyGroup(click.Group):
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], self.where, 1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(self.where)}."
+            near = get_close_matches(args[0], self.entries, 1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(self.entries)}."
             raise click.UsageError(f"There is no command '{args[0]}'. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in self.where.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in self.entries.items()])
 
 
 _CONTEXT: dict[str, Any] = {
@@ -135,7 +135,7 @@ def _version_option() -> click.Option:
 
 
 @dataclass
-class Wishes:
+class GlobalOptions:
     """What the person asked of any command, known once its options are parsed."""
 
     debug: bool = False
@@ -144,31 +144,31 @@ class Wishes:
 
 def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status; errors become one line on stderr."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    wishes = Wishes(debug="--debug" in given, as_json="--json" in given)
+    argument_list = list(sys.argv[1:] if arguments is None else arguments)
+    global_options = GlobalOptions(debug="--debug" in argument_list, as_json="--json" in argument_list)
     try:
-        status = root.main(given, prog_name="lobule", standalone_mode=False, obj=wishes)
+        status = root.main(argument_list, prog_name="lobule", standalone_mode=False, obj=global_options)
         sys.stdout.flush()
         return int(status or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return 2
     except click.ClickException as error:
-        return _fail(error.format_message(), wishes, 2, usage=getattr(error, "ctx", None))
+        return _fail(error.format_message(), global_options, 2, usage=getattr(error, "ctx", None))
     except (click.Abort, KeyboardInterrupt):
-        return _fail("Interrupted.", wishes, 130)
+        return _fail("Interrupted.", global_options, 130)
     except BrokenPipeError:
         # whoever read our output has left; do not let Python complain about it at exit
         _discard_output()
         return 141
     except LobuleError as error:
-        if wishes.debug:
+        if global_options.debug:
             raise
-        return _fail(str(error), wishes, 2 if isinstance(error, UsageError) else 1, error)
+        return _fail(str(error), global_options, 2 if isinstance(error, UsageError) else 1, error)
     except Exception as error:
-        if wishes.debug:
+        if global_options.debug:
             raise
-        return _fail(_unforeseen(error), wishes, 1, error)
+        return _fail(_describe_unexpected_error(error), global_options, 1, error)
 
 
 def _discard_output() -> None:
@@ -176,7 +176,7 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _unforeseen(error: Exception) -> str:
+def _describe_unexpected_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror or error}."
     if isinstance(error, MemoryError):
@@ -186,28 +186,32 @@ def _unforeseen(error: Exception) -> str:
 
 def _fail(
     message: str,
-    wishes: Wishes,
+    global_options: GlobalOptions,
     status: int,
     error: Exception | None = None,
     *,
     usage: click.Context | None = None,
 ) -> int:
     with suppress(BrokenPipeError):
-        _print_error(message, wishes, status, error, usage)
+        _print_error(message, global_options, status, error, usage)
     return status
 
 
 def _print_error(
-    message: str, wishes: Wishes, status: int, error: Exception | None, usage: click.Context | None
+    message: str,
+    global_options: GlobalOptions,
+    status: int,
+    error: Exception | None,
+    usage: click.Context | None,
 ) -> None:
-    if wishes.as_json and status != 130:
-        facts = {"kind": type(error).__name__ if error else "UsageError", "message": message}
-        facts |= {
+    if global_options.as_json and status != 130:
+        error_fields = {"kind": type(error).__name__ if error else "UsageError", "message": message}
+        error_fields |= {
             name: value
             for name in ("what", "subject", "expected", "found", "remedy")
             if (value := getattr(error, name, None)) is not None
         }
-        click.echo(json.dumps({"error": facts}, indent=1, ensure_ascii=False))
+        click.echo(json.dumps({"error": error_fields}, indent=1, ensure_ascii=False))
     if usage is not None:
         message += f" See `{usage.command_path} --help`."
     plain = "NO_COLOR" in os.environ or status == 130
@@ -217,7 +221,7 @@ def _print_error(
 # -- printing -----------------------------------------------------------------------------------------------
 
 
-def facts(pairs: Sequence[tuple[str, str]]) -> str:
+def format_fields(pairs: Sequence[tuple[str, str]]) -> str:
     """Names and values in two columns; a value of several lines stays in its column."""
     width = max((len(name) for name, _ in pairs), default=0)
     indent = "\n" + " " * (width + 2)
@@ -246,7 +250,9 @@ def note(message: str) -> None:
 
 
 @contextmanager
-def progress(what: str, total: float | None = None, unit: str = "") -> Iterator[Callable[[float], None]]:
+def progress(
+    description: str, total: float | None = None, unit: str = ""
+) -> Iterator[Callable[[float], None]]:
     """Progress with rate and time left on a terminal's stderr, nothing in a pipe; gives `advance(amount)`."""
     if not sys.stderr.isatty():
         yield lambda amount: None
@@ -255,7 +261,7 @@ def progress(what: str, total: float | None = None, unit: str = "") -> Iterator[
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     rate = TextColumn("{task.fields[rate]}")
-    shown = Progress(
+    display = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
@@ -264,22 +270,22 @@ def progress(what: str, total: float | None = None, unit: str = "") -> Iterator[
         console=Console(stderr=True),
         transient=True,
     )
-    with shown:
-        task = shown.add_task(what, total=total, rate="")
+    with display:
+        task = display.add_task(description, total=total, rate="")
 
         def advance(amount: float) -> None:
-            speed = shown.tasks[0].speed
-            shown.update(task, advance=amount, rate=f"{speed:.3g} {unit}/s" if speed else "")
+            speed = display.tasks[0].speed
+            display.update(task, advance=amount, rate=f"{speed:.3g} {unit}/s" if speed else "")
 
         yield advance
 
 
-def as_settings(given: tuple[str, ...]) -> dict[str, Any]:
+def as_settings(assignments: tuple[str, ...]) -> dict[str, Any]:
     """`key=value` pairs by key; hyphens are underscores."""
     pairs = {}
-    for text in given:
-        key, equals, value = text.partition("=")
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
         if not equals or not key:
-            raise UsageError(f"not a setting: '{text}'", expected="--set key=value")
+            raise UsageError(f"not a setting: '{assignment}'", expected="--set key=value")
         pairs[key.strip().replace("-", "_")] = value.strip()
     return pairs

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from lobule.cli.base import Answer, answers, as_settings, facts, table
+from lobule.cli.base import Answer, lobule_command, as_settings, format_fields, table
 from lobule.errors import UsageError
 
 
-@answers("lobule budget reverse-distillation cohort.csv --out OUT --slides 1,2,5,10,20 --dry-run")
+@lobule_command("lobule budget reverse-distillation cohort.csv --out OUT --slides 1,2,5,10,20 --dry-run")
 @click.argument("method")
 @click.argument("cohort", metavar="COHORT")
 @click.option("--out", required=True, metavar="DIR", help="The curve, and a folder for each budget.")
@@ -30,7 +30,7 @@ from lobule.errors import UsageError
 @click.option("--workers", type=click.IntRange(1), help="Workers that draw patches; one a core if not given.")
 @click.option("--dry-run", is_flag=True, help="Say which budgets would be tried.")
 def command(
-    method: str, cohort: str, out: str, slides: str, settings: tuple[str, ...], dry_run: bool, **asked: Any
+    method: str, cohort: str, out: str, slides: str, settings: tuple[str, ...], dry_run: bool, **options: Any
 ) -> Answer:
     """Train on 1, 2, 5, … outlined slides, and draw how well each does on slides that none of them saw.
 
@@ -38,11 +38,11 @@ def command(
     goes on. Writes budget.csv, budget.json and the plot (budget.svg, budget.png).
     """
     counts = as_counts(slides)
-    wanted = as_settings(settings)
+    setting_values = as_settings(settings)
     if dry_run:
-        data = {"method": method, "slides": counts, "settings": wanted}
+        data = {"method": method, "slides": counts, "settings": setting_values}
         lines = [("method", method), ("outlined slides", ", ".join(map(str, counts))), ("curve", out)]
-        return Answer(data, facts(lines))
+        return Answer(data, format_fields(lines))
     from lobule.budget import budget_curve
 
     points = budget_curve(
@@ -50,11 +50,11 @@ def command(
         cohort,
         out,
         counts,
-        settings=wanted,
-        machine={"device": asked["device"], "workers": asked["workers"]},
-        val=None if asked["val"] == "none" else asked["val"],
-        split=asked["split"],
-        seed=asked["seed"],
+        settings=setting_values,
+        machine={"device": options["device"], "workers": options["workers"]},
+        val=None if options["val"] == "none" else options["val"],
+        split=options["split"],
+        seed=options["seed"],
     )
     rows = [
         (
@@ -72,7 +72,7 @@ def command(
 def as_counts(text: str) -> list[int]:
     """`1,2,5` as numbers."""
     try:
-        counts = [int(part) for part in text.split(",")]
+        counts = [int(count) for count in text.split(",")]
     except ValueError:
         counts = [0]
     if min(counts) < 1:

@@ -44,9 +44,9 @@ def is_mammogram(path: str) -> bool:
     """Whether a file is a DICOM mammogram."""
     from lobule.mammograms.dicom_look import look
 
-    place = Path(path)
-    found = look(place) if place.is_file() else None
-    return found is not None and found.is_mammogram
+    file = Path(path)
+    header = look(file) if file.is_file() else None
+    return header is not None and header.is_mammogram
 
 
 def check_mammogram(path: str, report: dict[str, Any]) -> None:
@@ -61,14 +61,17 @@ def check_mammogram(path: str, report: dict[str, Any]) -> None:
 def check_slide(path: str, report: dict[str, Any]) -> None:
     from lobule.slides.check import check_slide
 
-    found = check_slide(path)
-    size = f"{found.levels[0].width:,} × {found.levels[0].height:,} px"
-    report["what"] = f"{found.format}, {size}, {len(found.levels)} levels"
-    report["slide"] = found.as_json()
-    problems = list(found.problems)
-    if found.mpp_x is None:  # nothing is broken, only to be supplied; it is said first
+    slide_report = check_slide(path)
+    size = f"{slide_report.levels[0].width:,} × {slide_report.levels[0].height:,} px"
+    report["what"] = f"{slide_report.format}, {size}, {len(slide_report.levels)} levels"
+    report["slide"] = slide_report.as_json()
+    problems = list(slide_report.problems)
+    if slide_report.mpp_x is None:  # nothing is broken, only to be supplied; it is said first
         report["remarks"].append(problems.pop(0))
-    if len(found.levels) == 1 and found.levels[0].width * found.levels[0].height > LARGE_PX:
+    if (
+        len(slide_report.levels) == 1
+        and slide_report.levels[0].width * slide_report.levels[0].height > LARGE_PX
+    ):
         report["remarks"].append("The slide has one level only: small views of it are slow.")
     report["problems"] += problems
 

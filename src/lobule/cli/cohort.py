@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lobule.cli.base import Answer, answers, facts
+from lobule.cli.base import Answer, lobule_command, format_fields
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LAYOUTS = ("camelyon16", "bach", "dicom", "folder")
 
 
-@answers(
+@lobule_command(
     "lobule cohort photos --from folder --out photos.csv",
     "lobule cohort CAMELYON16 --from camelyon16 --out camelyon16.csv",
 )
@@ -71,17 +71,17 @@ def summary(cohort: Cohort, manifest: str) -> dict[str, object]:
 
 
 def describe(cohort: Cohort, manifest: str) -> str:
-    found = summary(cohort, manifest)
-    patients = f"{found['patients']} patient" + ("" if found["patients"] == 1 else "s")
+    totals = summary(cohort, manifest)
+    patients = f"{totals['patients']} patient" + ("" if totals["patients"] == 1 else "s")
     lines = [("manifest", manifest), ("cases", f"{len(cohort)} ({cohort.kind or 'mixed'}) of {patients}")]
     for name in ("splits", "labels", "sites"):
-        counts = found[name]
+        counts = totals[name]
         assert isinstance(counts, dict)
         if counts:
             lines.append((name, ", ".join(f"{value} {count}" for value, count in sorted(counts.items()))))
-    if found["annotated"]:
-        lines.append(("annotated", str(found["annotated"])))
+    if totals["annotated"]:
+        lines.append(("annotated", str(totals["annotated"])))
     notes = Counter(case.attributes["note"] for case in cohort if "note" in case.attributes)
     if notes:
         lines.append(("notes", "\n".join(f"{count} × {text}" for text, count in notes.items())))
-    return facts(lines)
+    return format_fields(lines)

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, answers, facts, note, progress, table
+from lobule.cli.base import Answer, lobule_command, format_fields, note, progress, table
 from lobule.cli.demo_story import METHODS, Story
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
     from lobule.evaluation import Evaluation
 
-SMALLEST, LARGEST, FULL_SIDE = 1024, 65536, 6144
+SMALLEST_SIDE, LARGEST_SIDE, FULL_SIDE = 1024, 65536, 6144
 MODEL_MPP = 1.0
 STRIDE = 16
 BATCH = 32
 STEPS, STEPS_LEAST = 160, 8
-VALIDATED, VALIDATED_LEAST = 128, 32
+VALIDATION_PATCHES, VALIDATION_PATCHES_LEAST = 128, 32
 """Patches."""
-COLOURS, COLOURS_LEAST = 2000, 256
+COLOUR_WINDOWS, COLOUR_WINDOWS_LEAST = 2000, 256
 """Windows that colour alone is learned from."""
 RESAMPLES = 2000
 
 
-@answers("lobule demo", "lobule demo exams")
+@lobule_command("lobule demo", "lobule demo exams")
 @click.argument("what", type=click.Choice(["slides", "exams"]), default="slides", metavar="[slides|exams]")
 @click.option(
     "--out", default="lobule-demo", show_default=True, metavar="DIR", help="Where to put what it makes."
@@ -50,8 +50,10 @@ def command(what: str, out: str, side: int, seed: int) -> Answer:
     """
     from lobule.files import make_folder
 
-    if not SMALLEST <= side <= LARGEST:
-        raise UsageError(f"--side {side} is too small or too large", expected=f"{SMALLEST} to {LARGEST}")
+    if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
+        raise UsageError(
+            f"--side {side} is too small or too large", expected=f"{SMALLEST_SIDE} to {LARGEST_SIDE}"
+        )
     if what == "exams":
         from lobule.cli.demo_exams import demo_exams
 
@@ -71,8 +73,8 @@ def command(what: str, out: str, side: int, seed: int) -> Answer:
         ("go on with", f"lobule scan {story.bundle('scannet')} {first.path} --out finer --stride 8")
     )
     story.data |= {"seed": seed, "page": str(story.page), "picture": str(story.picture)}
-    story.data["seconds"] = {title: round(spent, 1) for title, spent in story.seconds.items()}
-    text = facts(story.lines) + "\n\n" + table(*summary(story))
+    story.data["seconds"] = {title: round(duration, 1) for title, duration in story.seconds.items()}
+    text = format_fields(story.lines) + "\n\n" + table(*summary(story))
     return Answer(story.data, text + "\n\nResearch use only: not a medical device, not for diagnosis.")
 
 
@@ -81,17 +83,17 @@ def command(what: str, out: str, side: int, seed: int) -> Answer:
 
 def generate(story: Story) -> None:
     """Lymph nodes of nine hospitals: metastases, and places that only look like them."""
-    from lobule.cli.demo_cohort import slides_of, write_demo_cohort
+    from lobule.cli.demo_cohort import slide_counts, write_demo_cohort
 
-    counts = slides_of(story.side)
+    counts = slide_counts(story.side)
     with progress("painting", sum(counts.values()), "slides") as advance:
         story.cohort, story.truths = write_demo_cohort(
             story.folder / "slides", story.seed, story.side, lambda slides: advance(1)
         )
-    lesions = [one for case in story.unseen for one in story.truths[case.id].outlines]
-    sizes = {name: sum(one.lesion_class == name for one in lesions) for name in ("micro", "itc")}
-    told = ", ".join(f"{count} to {split}" for split, count in counts.items())
-    story.lines.append(("slides", f"{story.side:,} px wide: {told}, half of each without tumour"))
+    lesions = [outline for case in story.unseen for outline in story.truths[case.id].outlines]
+    sizes = {name: sum(outline.lesion_class == name for outline in lesions) for name in ("micro", "itc")}
+    counts_text = ", ".join(f"{count} to {split}" for split, count in counts.items())
+    story.lines.append(("slides", f"{story.side:,} px wide: {counts_text}, half of each without tumour"))
     story.lines.append(
         ("in the test", f"metastases: {sizes['micro']}, groups of isolated cells: {sizes['itc']}")
     )
@@ -100,7 +102,7 @@ def generate(story: Story) -> None:
 
 def describe(story: Story) -> None:
     """What a file says of itself, and where its tissue is, compared with where it was painted."""
-    from lobule.cli.info import slide_facts
+    from lobule.cli.info import slide_summary
     from lobule.cli.tissue import measure
     from lobule.phantoms.truth import GLASS
     from lobule.slides.slide import open_slide
@@ -109,15 +111,17 @@ def describe(story: Story) -> None:
     assert case.path is not None
     truth = story.truths[case.id]
     with open_slide(case.path) as slide:
-        story.data["info"] = slide_facts(slide)
+        story.data["info"] = slide_summary(slide)
         story.lines.append(("read as", f"{slide.format}, {len(slide.levels)} levels, {slide.mpp}"))
-        found_mm2 = measure(slide).found.area_mm2
+        measured_mm2 = measure(slide).tissue.area_mm2
     painted_mm2 = float((truth.mask(16) != GLASS).sum()) * (16 * truth.mpp / 1000) ** 2
-    story.lines.append(("tissue", f"{found_mm2:.2f} mm² found on {case.id}, {painted_mm2:.2f} mm² painted"))
-    story.data["tissue"] = {"found_mm2": found_mm2, "painted_mm2": painted_mm2}
+    story.lines.append(
+        ("tissue", f"{measured_mm2:.2f} mm² found on {case.id}, {painted_mm2:.2f} mm² painted")
+    )
+    story.data["tissue"] = {"found_mm2": measured_mm2, "painted_mm2": painted_mm2}
 
 
-def teach(story: Story) -> None:
+def train_net(story: Story) -> None:
     """A small dense net, from the outlines of the training slides."""
     import lobule
     from lobule.cli.demo_cohort import share_of
@@ -125,7 +129,7 @@ def teach(story: Story) -> None:
     assert story.cohort is not None
     share = share_of(story.side)
     steps = max(STEPS_LEAST, round(STEPS * share))
-    validated = max(VALIDATED_LEAST, round(VALIDATED * share))
+    validated = max(VALIDATION_PATCHES_LEAST, round(VALIDATION_PATCHES * share))
     settings = {
         "trunk": "tiny", "mpp": MODEL_MPP, "stride": STRIDE, "batch": BATCH, "rate": 0.03, "steps": steps,
         "schedule": "cosine", "evaluate_every": steps, "val_patches": validated, "rounds": 0,
@@ -137,20 +141,20 @@ def teach(story: Story) -> None:
     story.data["training"] = {"bundle": str(bundle.path), "steps": steps, "metrics": dict(bundle.metrics)}
 
 
-def teach_colour(story: Story) -> None:
+def train_colour_model(story: Story) -> None:
     """What colour alone tells, for comparison."""
     import lobule
     from lobule.cli.demo_cohort import share_of
 
     assert story.cohort is not None
-    patches = max(COLOURS_LEAST, round(COLOURS * share_of(story.side)))
+    patches = max(COLOUR_WINDOWS_LEAST, round(COLOUR_WINDOWS * share_of(story.side)))
     settings = {"mpp": MODEL_MPP, "stride": STRIDE, "patches": patches}
     lobule.train(
         "colour", story.cohort, story.bundle("colour"), settings=settings, seed=story.seed, fresh=True
     )
 
 
-def look(story: Story) -> None:
+def scan_unseen_slides(story: Story) -> None:
     """Both models over the slides of hospitals that neither has met."""
     import lobule
 
@@ -161,26 +165,34 @@ def look(story: Story) -> None:
     story.data["results"] = {method: str(story.results(method)) for method in METHODS}
 
 
-def judge(story: Story) -> None:
+def evaluate_models(story: Story) -> None:
     """The official measures, and the difference to colour on the same slides."""
     import lobule
 
     assert story.cohort is not None
-    how: dict[str, Any] = {"split": "test", "resamples": RESAMPLES, "plots": False}
-    own, other = (story.results(method) for method in METHODS)
+    evaluation_options: dict[str, Any] = {"split": "test", "resamples": RESAMPLES, "plots": False}
+    net_results, colour_results = (story.results(method) for method in METHODS)
     story.evaluation = lobule.evaluate(
-        own, story.cohort, against=other, to=story.folder / "evaluation", by=["site"], **how
+        net_results,
+        story.cohort,
+        against=colour_results,
+        to=story.folder / "evaluation",
+        by=["site"],
+        **evaluation_options,
     )
-    colour = lobule.evaluate(other, story.cohort, to=story.folder / "evaluation-colour", **how)
+    colour = lobule.evaluate(
+        colour_results, story.cohort, to=story.folder / "evaluation-colour", **evaluation_options
+    )
     story.data["evaluation"] = {
-        method: measures(found) for method, found in zip(METHODS, (story.evaluation, colour), strict=True)
+        method: selected_measures(evaluation)
+        for method, evaluation in zip(METHODS, (story.evaluation, colour), strict=True)
     }
 
 
-def measures(found: Evaluation) -> dict[str, Any]:
+def selected_measures(evaluation: Evaluation) -> dict[str, Any]:
     """What the table shows of one model."""
-    assert found.lesions is not None
-    lesions, (task,) = found.lesions["all"], found.tasks.values()
+    assert evaluation.lesions is not None
+    lesions, (task,) = evaluation.lesions["all"], evaluation.tasks.values()
     return {
         "froc": lesions["froc_score"],
         "sensitivity_at": lesions["froc"]["sensitivity_at"],
@@ -199,11 +211,11 @@ def summary(story: Story) -> tuple[list[str], list[list[str]]]:
     header = ["on unseen hospitals", "FROC (95 % interval)", *[f"at {rate}" for rate in rates]]
     rows = []
     for method, name in METHODS.items():
-        found = story.data["evaluation"][method]
-        at = found["sensitivity_at"] or {}
+        selected = story.data["evaluation"][method]
+        at = selected["sensitivity_at"] or {}
         rows.append([
-            name, shown(found["froc"], digits=2), *[number(at.get(rate), 2) for rate in rates],
-            shown(found["slide_auc"], digits=2),
+            name, shown(selected["froc"], digits=2), *[number(at.get(rate), 2) for rate in rates],
+            shown(selected["slide_auc"], digits=2),
         ])  # fmt: skip
     return [*header, "slide AUC (95 % interval)"], rows
 
@@ -211,7 +223,7 @@ def summary(story: Story) -> tuple[list[str], list[list[str]]]:
 def draw(story: Story) -> None:
     """The picture: a whole slide with tissue and truth outlined, lesions larger, and the map of the net."""
     from lobule.cli import picture
-    from lobule.cli.demo_picture import beside, heat, zooms_of
+    from lobule.cli.demo_picture import append_map, draw_heatmap, zooms_of
     from lobule.cli.tissue import measure
     from lobule.results.folder import open_results
     from lobule.slides.slide import open_slide
@@ -227,23 +239,25 @@ def draw(story: Story) -> None:
             picture.Outlines(
                 picture.contours(measured.mask, *measured.l0_step), picture.TISSUE, "tissue found"
             ),
-            picture.Outlines([one.points for one in truth.outlines], picture.TRUTH, "tumour, as painted"),
+            picture.Outlines(
+                [outline.points for outline in truth.outlines], picture.TRUTH, "tumour, as painted"
+            ),
         ]
         zooms = zooms_of(truth)
         page = picture.draw_slide(
             slide, "lobule demo", subtitle, groups, zooms, "Generated pixels, no patient."
         )
-        page = beside(page, heat(reader, slide.thumbnail(1152), truth, 3))
+        page = append_map(page, draw_heatmap(reader, slide.thumbnail(1152), truth, 3))
     picture.save(page, story.picture)
 
 
 STEPS_OF_STORY: tuple[tuple[str, Callable[[Story], None]], ...] = (
     ("Painting the slides", generate),
     ("Reading one and finding its tissue", describe),
-    ("Training the net", teach),
-    ("Fitting colour alone", teach_colour),
-    ("Scanning slides of unseen hospitals", look),
-    ("Judging both", judge),
+    ("Training the net", train_net),
+    ("Fitting colour alone", train_colour_model),
+    ("Scanning slides of unseen hospitals", scan_unseen_slides),
+    ("Judging both", evaluate_models),
     ("Drawing", draw),
 )
 """Each step takes the story on; a new one is a function and a line here."""

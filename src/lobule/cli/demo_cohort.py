@@ -29,19 +29,19 @@ def share_of(side: int) -> float:
     return min(1.0, (side / FULL_SIDE) ** 2)
 
 
-def slides_of(side: int) -> dict[str, int]:
+def slide_counts(side: int) -> dict[str, int]:
     """Slides of each split, an even number of two at least."""
     return {split: max(2, 2 * round(count * share_of(side) / 2)) for split, count in SLIDES.items()}
 
 
 def write_demo_cohort(
-    folder: Path, seed: int, side: int, done: Callable[[int], None] = lambda slides: None
+    folder: Path, seed: int, side: int, report_progress: Callable[[int], None] = lambda slides: None
 ) -> tuple[Cohort, dict[str, SlideTruth]]:
     """Paint the slides with their outlines and manifest; gives the cohort and what is true of each case."""
     make_folder(folder)
     cases: list[Case] = []
     truths: dict[str, SlideTruth] = {}
-    for split, count in slides_of(side).items():
+    for split, count in slide_counts(side).items():
         letters = HOSPITALS[split]
         for number in range(count):
             case_id, site = f"{split}-{number + 1:02d}", f"hospital-{letters[number // 2 % len(letters)]}"
@@ -66,7 +66,7 @@ def write_demo_cohort(
                     attributes={"exhaustive": "true"},
                 )
             )
-            done(len(cases))
+            report_progress(len(cases))
     cohort = Cohort(tuple(cases))
     write_cohort(cohort, folder / "cohort.csv")
     return cohort, truths

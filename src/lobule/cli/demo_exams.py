@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lobule.cli.base import Answer, facts, note
+from lobule.cli.base import Answer, format_fields, note
 from lobule.cli.demo_story import ExamStory
 from lobule.results.result import RESEARCH_USE
 
@@ -49,9 +49,9 @@ def demo_exams(out: str, share: float, seed: int) -> Answer:
     story.data |= {
         "seed": seed,
         "page": str(story.page),
-        "seconds": {title: round(spent, 1) for title, spent in story.seconds.items()},
+        "seconds": {title: round(duration, 1) for title, duration in story.seconds.items()},
     }
-    return Answer(story.data, f"{facts(story.lines)}\n\n{RESEARCH_USE}")
+    return Answer(story.data, f"{format_fields(story.lines)}\n\n{RESEARCH_USE}")
 
 
 # -- the steps ----------------------------------------------------------------------------------------------

@@ -138,7 +138,11 @@ def _examples(cases: list[Case]) -> list[Case]:
         (1, lambda case: has(case, "benign") and not has(case, "malignant")),
         (1, lambda case: not has(case, "benign") and not has(case, "malignant")),
     )
-    return [case for count, fits in kinds for case in [one for one in cases if fits(one)][:count]]
+    return [
+        case
+        for count, fits in kinds
+        for case in [candidate for candidate in cases if fits(candidate)][:count]
+    ]
 
 
 def _exam(story: ExamStory, case: Case, folder: CaseFolder) -> str:

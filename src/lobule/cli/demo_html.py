@@ -68,7 +68,9 @@ def estimate_cell(estimate: Mapping[str, Any]) -> str:
 
 def seconds_table(seconds: Mapping[str, float]) -> str:
     """How long each step took, and all of them together."""
-    rows = [f"<tr><td>{escape(step)}</td><td>{spent:.0f} s</td></tr>" for step, spent in seconds.items()]
+    rows = [
+        f"<tr><td>{escape(step)}</td><td>{duration:.0f} s</td></tr>" for step, duration in seconds.items()
+    ]
     total = sum(seconds.values())
     return f"<table>{''.join(rows)}<tr><td><b>in all</b></td><td><b>{total:.0f} s</b></td></tr></table>"
 

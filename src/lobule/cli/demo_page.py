@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lobule.cli.demo_html import commands, estimate_cell, html_page, image, seconds_table
-from lobule.cli.demo_picture import Place, close_up, heat, sorted_out
+from lobule.cli.demo_picture import Location, close_up, draw_heatmap, match_findings
 from lobule.cli.demo_story import METHODS, Story
 from lobule.cohort.labels import polarity
 from lobule.files import write_text
@@ -34,7 +34,7 @@ STYLE = """
 
 def write_page(story: Story) -> None:
     """Write the page of a story that is told."""
-    cards, places = _cards(story)
+    cards, close_ups = _cards(story)
     counts, lesions = story.data["slides"], story.data["lesions"]
     sections = [
         "<p>Generated lymph-node slides, no patient's pixels. A small net learned metastases from the "
@@ -45,11 +45,11 @@ def write_page(story: Story) -> None:
         "<h2>How well it does</h2>",
         _table(story),
         f"<div class=close>{_curve(story)}</div>",
-        f"<p class=note>{_explained(story)}</p>",
+        f"<p class=note>{_explanation(story)}</p>",
         "<h2>Every unseen slide</h2>",
         "<p class=note>Left the slide, right the map: the redder, the surer. Yellow is what was painted.</p>",
         f"<div class=slides>{''.join(cards)}</div>",
-        *places,
+        *close_ups,
         "<h2>How long it took</h2>",
         seconds_table(story.seconds),
         "<h2>Go on</h2>",
@@ -67,12 +67,12 @@ def _table(story: Story) -> str:
     head = "".join(f"<th>at {rate}</th>" for rate in RATES)
     rows = []
     for method, name in METHODS.items():
-        found = story.data["evaluation"][method]
-        at = found["sensitivity_at"] or {}
+        measured = story.data["evaluation"][method]
+        at = measured["sensitivity_at"] or {}
         cells = "".join(f"<td>{number(at.get(rate), 2)}</td>" for rate in RATES)
         rows.append(
             f"<tr><td><span class=dot style='background:{COLOURS[method]}'></span>{escape(name)}</td>"
-            f"<td>{estimate_cell(found['froc'])}</td>{cells}<td>{estimate_cell(found['slide_auc'])}</td></tr>"
+            f"<td>{estimate_cell(measured['froc'])}</td>{cells}<td>{estimate_cell(measured['slide_auc'])}</td></tr>"
         )
     return (
         f"<div class=scroll><table><tr><th>model</th><th>FROC</th>{head}<th>slide AUC</th></tr>"
@@ -93,12 +93,12 @@ def _difference(story: Story) -> str:
     )
 
 
-def _explained(story: Story) -> str:
-    found = story.data["evaluation"]["scannet"]
+def _explanation(story: Story) -> str:
+    measured = story.data["evaluation"]["scannet"]
     return (
-        f"FROC is the official score of Camelyon16 over {found['lesions']} lesions: the mean of the "
+        f"FROC is the official score of Camelyon16 over {measured['lesions']} lesions: the mean of the "
         "sensitivities at 0.25 to 8 false positives a slide. Lesions within 75&nbsp;µm of one another count "
-        f"as one, and isolated cells ({found['isolated_tumour_cells']} groups here) do not count. "
+        f"as one, and isolated cells ({measured['isolated_tumour_cells']} groups here) do not count. "
         "Slide AUC: the area under the ROC curve of tumour against normal slides. In small type "
         "95&nbsp;% intervals, patients resampled. Colour alone is a logistic regression on mean and spread "
         "of red, green and blue in windows of "
@@ -126,11 +126,11 @@ def _curve(story: Story, width: int = 430, height: int = 250) -> str:
         curve = story.data["evaluation"][method]["curve"]
         if curve["sensitivity"] is None:
             continue
-        every = sorted(zip(curve["false_positives"], curve["sensitivity"], strict=True))
-        pairs = [pair for pair in every if pair[0] <= most]
+        points = sorted(zip(curve["false_positives"], curve["sensitivity"], strict=True))
+        pairs = [pair for pair in points if pair[0] <= most]
         # as the official score reads it: between points a line, beyond the last one nothing more is found
-        rates, found = np.array(every, np.float64).T
-        pairs.append((most, float(np.interp(most, rates, found))))
+        rates, sensitivities = np.array(points, np.float64).T
+        pairs.append((most, float(np.interp(most, rates, sensitivities))))
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*pair) for pair in pairs))
         marks.append(f"<polyline points='{line}' fill=none style='stroke:{colour}' stroke-width=2.5 />")
     middle = left + across / 2
@@ -161,70 +161,77 @@ def _cards(story: Story) -> tuple[list[str], list[str]]:
 
     results = open_results(story.results("scannet"))
     cards: list[str] = []
-    kinds: list[list[tuple[Place, Callable[[str], str]]]] = [[], [], []]
+    close_ups_by_kind: list[list[tuple[Location, Callable[[str], str]]]] = [[], [], []]
     for case in story.unseen:
         assert case.path is not None
         folder, truth = results.case_folder(case.id), story.truths[case.id]
         columns = folder.findings()
         findings = list(zip(columns["l0_x"], columns["l0_y"], columns["score"], strict=True))
-        sorted_places = sorted_out(case.id, truth, findings)
+        locations_by_kind = match_findings(case.id, truth, findings)
         (reader,) = folder.maps.values()
         with open_slide(case.path) as slide:
             thumbnail = slide.thumbnail(THUMBNAIL)
             pictures = [
                 image(thumbnail, f"Thumbnail of {case.id}"),
-                image(np.asarray(heat(reader, thumbnail, truth)), f"{case.id} under its tumour map"),
+                image(np.asarray(draw_heatmap(reader, thumbnail, truth)), f"{case.id} under its tumour map"),
             ]
         result = folder.result
         assert result is not None
-        cards.append(_card(case, result["scores"]["tumour"], [len(own) for own in sorted_places], pictures))
-        for kind, own in zip(kinds, sorted_places, strict=True):
-            kind += [(place, _taking(story, case, place)) for place in own]
-    return cards, list(_close_ups(kinds))
+        cards.append(
+            _card(
+                case,
+                result["scores"]["tumour"],
+                [len(locations) for locations in locations_by_kind],
+                pictures,
+            )
+        )
+        for close_ups, locations in zip(close_ups_by_kind, locations_by_kind, strict=True):
+            close_ups += [(location, _close_up_reader(story, case, location)) for location in locations]
+    return cards, list(_close_ups(close_ups_by_kind))
 
 
-def _taking(story: Story, case: Case, place: Place) -> Callable[[str], str]:
+def _close_up_reader(story: Story, case: Case, location: Location) -> Callable[[str], str]:
     """The close-up of a place as a function of its description, read only where it is shown."""
     from lobule.slides.slide import open_slide
 
-    def take(description: str) -> str:
+    def read_close_up(description: str) -> str:
         assert case.path is not None
         with open_slide(case.path) as slide:
-            return image(np.asarray(close_up(slide, place, story.truths[case.id], CLOSE_UP)), description)
+            return image(np.asarray(close_up(slide, location, story.truths[case.id], CLOSE_UP)), description)
 
-    return take
+    return read_close_up
 
 
 def _card(case: Case, score: float, counts: Sequence[int], pictures: Sequence[str]) -> str:
-    found, wrong, missed = counts
+    hits, false_positives, missed = counts
     truth = (
         "without tumour"
         if polarity(case.label or "") is False
-        else f"{found} of {found + missed} metastases found"
+        else f"{hits} of {hits + missed} metastases found"
     )
-    where = f"<b>{escape(case.id)}</b>, {escape(case.site or '')}"
-    told = f"{where}: {truth}, {wrong} false, slide score {score:.3f}"
-    return f"<figure><div class=pair>{''.join(pictures)}</div><figcaption>{told}</figcaption></figure>"
+    heading = f"<b>{escape(case.id)}</b>, {escape(case.site or '')}"
+    caption = f"{heading}: {truth}, {false_positives} false, slide score {score:.3f}"
+    return f"<figure><div class=pair>{''.join(pictures)}</div><figcaption>{caption}</figcaption></figure>"
 
 
-def _close_ups(kinds: Sequence[Sequence[tuple[Place, Callable[[str], str]]]]) -> Iterator[str]:
+def _close_ups(kinds: Sequence[Sequence[tuple[Location, Callable[[str], str]]]]) -> Iterator[str]:
     titles = ("Found", "Taken for tumour", "Missed")
-    for title, own in zip(titles, kinds, strict=True):
-        ordered = sorted(own, key=lambda item: -(item[0].score or item[0].size_um))
+    for title, items in zip(titles, kinds, strict=True):
+        ordered = sorted(items, key=lambda item: -(item[0].score or item[0].size_um))
         if title == "Found":
             ordered.sort(key=lambda item: item[0].size_um)
-        yield f"<h2>{title}: {len(own)}</h2>"
-        if not own:
+        yield f"<h2>{title}: {len(items)}</h2>"
+        if not items:
             yield "<p class=note>None.</p>"
             continue
         which = {"Found": "the smallest", "Taken for tumour": "the surest", "Missed": "the largest"}[title]
-        if len(own) > SHOWN:
+        if len(items) > SHOWN:
             yield f"<p class=note>Here are {which}.</p>"
         yield "<div class=close>"
-        for place, take in ordered[:SHOWN]:
-            size = "" if title == "Taken for tumour" else f", {place.size_um:.0f} µm"
-            score = "" if place.score is None else f", score {place.score:.3f}"
-            caption = f"{place.case_id}{size}{score}"
-            picture = take(f"{title}, enlarged: {caption}")
+        for location, read_close_up in ordered[:SHOWN]:
+            size = "" if title == "Taken for tumour" else f", {location.size_um:.0f} µm"
+            score = "" if location.score is None else f", score {location.score:.3f}"
+            caption = f"{location.case_id}{size}{score}"
+            picture = read_close_up(f"{title}, enlarged: {caption}")
             yield f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
         yield "</div>"

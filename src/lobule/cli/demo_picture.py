@@ -35,7 +35,7 @@ SMALLEST_UM = 250.0
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A lesion or a finding worth a look."""
 
     case_id: str
@@ -46,26 +46,28 @@ class Place:
     """Of the finding; None for a lesion that was missed."""
 
 
-def sorted_out(
+def match_findings(
     case_id: str, truth: SlideTruth, findings: Sequence[tuple[float, float, float]]
-) -> tuple[list[Place], list[Place], list[Place]]:
+) -> tuple[list[Location], list[Location], list[Location]]:
     """Lesions found (each at its best finding), findings where there is none, and lesions missed.
 
     `findings` are (x, y, score). Isolated cells are neither asked for nor held against who finds them.
     """
-    zones = [shapely.Polygon(one.points).buffer(REACH_UM / truth.mpp) for one in truth.outlines]
-    best: dict[int, Place] = {}
-    wrong: list[Place] = []
-    for x, y, score in sorted(findings, key=lambda one: -one[2]):
+    zones = [shapely.Polygon(outline.points).buffer(REACH_UM / truth.mpp) for outline in truth.outlines]
+    best: dict[int, Location] = {}
+    false_positives: list[Location] = []
+    for x, y, score in sorted(findings, key=lambda finding: -finding[2]):
         hit = next((i for i, zone in enumerate(zones) if zone.covers(shapely.Point(x, y))), None)
         if hit is None:
-            wrong.append(Place(case_id, x, y, SMALLEST_UM, score))
+            false_positives.append(Location(case_id, x, y, SMALLEST_UM, score))
         else:
-            best.setdefault(hit, Place(case_id, x, y, truth.outlines[hit].size_um, score))
-    wanted = [i for i, one in enumerate(truth.outlines) if one.lesion_class != "itc"]
-    lost = [truth.outlines[i] for i in wanted if i not in best]
-    missed = [Place(case_id, *_middle(one.points), one.size_um, None) for one in lost]
-    return [best[i] for i in wanted if i in best], wrong, missed
+            best.setdefault(hit, Location(case_id, x, y, truth.outlines[hit].size_um, score))
+    counted = [i for i, outline in enumerate(truth.outlines) if outline.lesion_class != "itc"]
+    missed_outlines = [truth.outlines[i] for i in counted if i not in best]
+    missed = [
+        Location(case_id, *_middle(outline.points), outline.size_um, None) for outline in missed_outlines
+    ]
+    return [best[i] for i in counted if i in best], false_positives, missed
 
 
 def _middle(points: Points) -> tuple[float, float]:
@@ -73,7 +75,7 @@ def _middle(points: Points) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def heat(reader: MapReader, thumbnail: Any, truth: SlideTruth, line: int = 2) -> Image.Image:
+def draw_heatmap(reader: MapReader, thumbnail: Any, truth: SlideTruth, line: int = 2) -> Image.Image:
     """A map over its slide, red where the model sees tumour, with the true outlines."""
     scores, _ = reader.read()
     height, width = thumbnail.shape[:2]
@@ -89,15 +91,15 @@ def heat(reader: MapReader, thumbnail: Any, truth: SlideTruth, line: int = 2) ->
     return picture
 
 
-def close_up(slide: Slide, place: Place, truth: SlideTruth, side: int) -> Image.Image:
+def close_up(slide: Slide, location: Location, truth: SlideTruth, side: int) -> Image.Image:
     """A place with its surroundings and the true outlines."""
-    width = int(np.clip(1.7 * place.size_um, 1.7 * SMALLEST_UM, 900) / truth.mpp)
-    x, y = int(place.l0_x) - width // 2, int(place.l0_y) - width // 2
-    outlines = [Outlines([one.points for one in truth.outlines], TRUTH, "tumour, as painted")]
+    width = int(np.clip(1.7 * location.size_um, 1.7 * SMALLEST_UM, 900) / truth.mpp)
+    x, y = int(location.l0_x) - width // 2, int(location.l0_y) - width // 2
+    outlines = [Outlines([outline.points for outline in truth.outlines], TRUTH, "tumour, as painted")]
     return zoomed(slide, Zoom(Box(x, y, width, width), ""), side, outlines)
 
 
-def beside(page: Image.Image, below: Image.Image) -> Image.Image:
+def append_map(page: Image.Image, below: Image.Image) -> Image.Image:
     """The page with the map below the truth, at the same scale."""
     both = Image.new("RGB", (page.width, page.height + below.height + 70), PAPER)
     both.paste(page, (0, 0))

@@ -18,9 +18,9 @@ def dicom(folder: str | Path) -> tuple[Cohort, dict[str, str]]:
 
     Slides and exams together are two cohorts, so that is an error.
     """
-    found = [facts for file in files_under(folder) if (facts := look(file))]
-    slides = [one for one in found if one.is_slide]
-    mammograms = {str(one.file) for one in found if one.is_mammogram}
+    headers = [header for file in files_under(folder) if (header := look(file))]
+    slides = [header for header in headers if header.is_slide]
+    mammograms = {str(header.file) for header in headers if header.is_mammogram}
     if slides and mammograms:
         raise CohortError(folder, ["slides and mammograms are mixed there; make one manifest of each folder"])
     left_out: dict[str, str] = {}
@@ -34,20 +34,21 @@ def dicom(folder: str | Path) -> tuple[Cohort, dict[str, str]]:
     return Cohort(tuple(cases)), left_out
 
 
-def slide_cases(found: Sequence[FileFacts]) -> list[Case]:
+def slide_cases(headers: Sequence[FileFacts]) -> list[Case]:
     """One case for each series: its folder where it is alone there, else its first file."""
     series_in: dict[Path, set[str]] = {}
     first: dict[str, FileFacts] = {}
-    for one in found:
-        series_in.setdefault(one.file.parent, set()).add(one.series)
-        if one.is_level:
-            first.setdefault(one.series, one)
+    for header in headers:
+        series_in.setdefault(header.file.parent, set()).add(header.series)
+        if header.is_level:
+            first.setdefault(header.series, header)
     paths = [
-        str(one.file.parent if len(series_in[one.file.parent]) == 1 else one.file) for one in first.values()
+        str(header.file.parent if len(series_in[header.file.parent]) == 1 else header.file)
+        for header in first.values()
     ]
     return [
-        Case(case_id, one.patient or case_id, "slide", path=path)
-        for case_id, one, path in zip(ids_of_paths(paths), first.values(), paths, strict=True)
+        Case(case_id, header.patient or case_id, "slide", path=path)
+        for case_id, header, path in zip(ids_of_paths(paths), first.values(), paths, strict=True)
     ]
 
 
@@ -55,9 +56,9 @@ def exam_cases(folder: Path, mammograms: Set[str]) -> tuple[list[Case], dict[str
     """One case for each visit, its views told by the headers, named after its patient."""
     from lobule.mammograms.exams import read_exams
 
-    found = read_exams(folder)
+    visits_report = read_exams(folder)
     cases: list[Case] = []
-    for number, exam in enumerate(found.exams, start=1):
+    for number, exam in enumerate(visits_report.exams, start=1):
         patient = (exam.patient or "").strip() or f"exam{number:04d}"
         name = re.sub(r"[^\w.-]+", "-", patient).strip(".-") or f"exam{number:04d}"
         visits = sum(case.patient == patient for case in cases)
@@ -66,6 +67,8 @@ def exam_cases(folder: Path, mammograms: Set[str]) -> tuple[list[Case], dict[str
             for view, headings in exam.views.items()
         }
         cases.append(Case(f"{name}-{visits + 1}" if visits else name, patient, "exam", views=views))
-    left_out = {heading.path: heading.refusals[0].sentence for heading in found.refused if heading.refusals}
-    left_out |= {place: str(error) for place, error in found.failed.items() if place in mammograms}
+    left_out = {
+        heading.path: heading.refusals[0].sentence for heading in visits_report.refused if heading.refusals
+    }
+    left_out |= {path: str(error) for path, error in visits_report.failed.items() if path in mammograms}
     return cases, left_out

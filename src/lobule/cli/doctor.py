@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lobule.cli.base import Answer, answers, facts, note, table
+from lobule.cli.base import Answer, lobule_command, format_fields, note, table
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ FLOORS = (
 CODECS = ("JPEG8", "LJPEG", "JPEGLS", "JPEG2K", "JPEGXL", "JPEGXR", "WEBP", "LZW", "DEFLATE", "ZSTD")
 
 
-@answers("lobule doctor", "lobule doctor slide.tif")
+@lobule_command("lobule doctor", "lobule doctor slide.tif")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.option(
     "--accelerators/--no-accelerators", default=True, help="Ask torch what it sees (takes seconds)."
@@ -96,33 +96,33 @@ def machine_report(ask_torch: bool) -> dict[str, Any]:
 
 
 def libraries(floors: Sequence[Floor] = FLOORS) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     for floor in floors:
         try:
-            have = version(floor.name)
+            installed = version(floor.name)
         except PackageNotFoundError:
-            have = None
-        state = "missing" if have is None else "old" if older(have, floor.least) else "ok"
-        found.append(
+            installed = None
+        state = "missing" if installed is None else "old" if older(installed, floor.least) else "ok"
+        entries.append(
             {
                 "name": floor.name,
-                "version": have,
+                "version": installed,
                 "least": floor.least,
                 "why": floor.why,
                 "extra": floor.extra,
                 "state": state,
             }
         )
-    return found
+    return entries
 
 
-def older(have: str, least: str) -> bool:
+def older(installed: str, least: str) -> bool:
     """Whether a version is below another, by the numbers that begin its parts."""
-    return _numbers(have) < _numbers(least)
+    return _numbers(installed) < _numbers(least)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    numbers = [int(part) for part in re.findall(r"\d+", re.split(r"[+a-z]", text, maxsplit=1)[0])]
+    numbers = [int(digits) for digits in re.findall(r"\d+", re.split(r"[+a-z]", text, maxsplit=1)[0])]
     while numbers and numbers[-1] == 0:
         numbers.pop()
     return tuple(numbers)
@@ -149,20 +149,23 @@ def libturbojpeg() -> str | None:
         from lobule.slides import libturbojpeg as turbo
     except ImportError:
         return None
-    found = turbo.library()
-    return None if found is None else found.path
+    library = turbo.library()
+    return None if library is None else library.path
 
 
 def machine_text(data: dict[str, Any]) -> str:
-    wrong = [library for library in data["libraries"] if library["state"] != "ok"]
-    right = len(data["libraries"]) - len(wrong)
+    faulty = [library for library in data["libraries"] if library["state"] != "ok"]
+    good = len(data["libraries"]) - len(faulty)
     core, memory, disk = data["cores"], data["memory"], data["disk"]
     lines = [
-        ("libraries", f"{right} of {len(data['libraries'])} as they should be"),
+        ("libraries", f"{good} of {len(data['libraries'])} as they should be"),
         ("OpenSlide", data["openslide_library"] or "its library does not load"),
-        ("codecs", ", ".join(name for name, there in data["codecs"].items() if there) or "none"),
+        (
+            "codecs",
+            ", ".join(name for name, is_available in data["codecs"].items() if is_available) or "none",
+        ),
     ]
-    if missing := [name for name, there in data["codecs"].items() if not there]:
+    if missing := [name for name, is_available in data["codecs"].items() if not is_available]:
         lines.append(("", f"missing: {', '.join(missing)}"))
     lines.append(("libturbojpeg", data["libturbojpeg"] or "none: JPEG tiles are read a little slower"))
     share = f" (container: {core['container']:g})" if core["container"] else ""
@@ -175,9 +178,9 @@ def machine_text(data: dict[str, Any]) -> str:
     lines.append(
         ("weights", "\n".join(f"{_size(c['bytes'])} of {c['of']} in {c['folder']}" for c in data["weights"]))
     )
-    text = facts(lines)
-    if wrong:
-        rows = [(w["name"], w["version"] or "missing", w["least"], remedy_of(w)) for w in wrong]
+    text = format_fields(lines)
+    if faulty:
+        rows = [(w["name"], w["version"] or "missing", w["least"], remedy_of(w)) for w in faulty]
         text += "\n\n" + table(("library", "here", "least", "why and what to do"), rows)
     return text
 
@@ -188,16 +191,16 @@ def remedy_of(library: dict[str, Any]) -> str:
     return f"{library['why']}; pip install -U {library['name']}"
 
 
-def accelerator_text(found: dict[str, Any]) -> str:
-    if "error" in found:
-        return f"torch does not work: {found['error']}"
+def accelerator_text(accelerators: dict[str, Any]) -> str:
+    if "error" in accelerators:
+        return f"torch does not work: {accelerators['error']}"
     devices = [
         device["name"]
         + (f", {_size(device['memory'])}" if device["memory"] else "")
         + (", bfloat16" if device["bf16"] else "")
-        for device in found["devices"]
+        for device in accelerators["devices"]
     ]
-    cpu = f"CPU ({found['cpu']}), {found['threads']} threads; torch {found['torch']}"
+    cpu = f"CPU ({accelerators['cpu']}), {accelerators['threads']} threads; torch {accelerators['torch']}"
     return "\n".join([*devices, cpu if devices else f"{cpu}; no accelerator"])
 
 

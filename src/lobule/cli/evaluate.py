@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from lobule.cli.base import Answer, answers, facts, note, table
+from lobule.cli.base import Answer, lobule_command, format_fields, note, table
 from lobule.errors import UsageError
 
 RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
 
 
-@answers(
+@lobule_command(
     "lobule evaluate RESULTS cohort-scanned.csv --by site --to evaluation",
     "lobule evaluate --submission detections --masks masks",
     "lobule evaluate --reader-study readers.csv",
@@ -53,7 +53,7 @@ RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
 @click.option("--reader-study", metavar="FILE", help="A table of readers and models instead.")
 @click.option("--resamples", type=click.IntRange(2), default=2000, show_default=True, help="For intervals.")
 @click.option("--seed", default=0, show_default=True)
-def command(paths: tuple[str, ...], reader_study: str | None, **asked: Any) -> Answer:
+def command(paths: tuple[str, ...], reader_study: str | None, **options: Any) -> Answer:
     """FROC, AUC, precision and recall, and calibration, each with its interval, by site or any column.
 
     Intervals resample patients. Cases without a score are counted and listed. A cohort that shares a patient
@@ -61,18 +61,18 @@ def command(paths: tuple[str, ...], reader_study: str | None, **asked: Any) -> A
     have tumours. Research use only.
     """
     if reader_study is not None:
-        return _readers(paths, reader_study, asked)
+        return _reader_study_answer(paths, reader_study, options)
     from lobule.api import evaluate
 
-    results, cohort = _places(paths, asked["submission"], asked["masks"])
-    evaluation = evaluate(results, cohort, **asked)
+    results, cohort = _results_and_cohort(paths, options["submission"], options["masks"])
+    evaluation = evaluate(results, cohort, **options)
     text = as_text(evaluation.data)
-    if asked["to"]:
-        text += f"\n\nwritten to {asked['to']}"
+    if options["to"]:
+        text += f"\n\nwritten to {options['to']}"
     return Answer(evaluation.data, text, failed=evaluation.failed)
 
 
-def _places(
+def _results_and_cohort(
     paths: tuple[str, ...], submission: tuple[str, ...], masks: str | None
 ) -> tuple[str | None, str | None]:
     """Results and cohort; a submission stands in for the results, and its masks for the cohort."""
@@ -93,19 +93,19 @@ def _places(
     return paths[0], paths[1]
 
 
-def _readers(paths: tuple[str, ...], file: str, asked: Mapping[str, Any]) -> Answer:
+def _reader_study_answer(paths: tuple[str, ...], file: str, options: Mapping[str, Any]) -> Answer:
     from lobule.evaluation import Options, evaluate_readers
     from lobule.evaluation.summary import reader_table
     from lobule.evaluation.writing import write_reader_study
 
     if paths:
         raise UsageError("--reader-study takes no results and no cohort", actual=", ".join(paths))
-    note(f"resampling patients {asked['resamples']} times for every reader and model …")
-    data = evaluate_readers(file, Options(resamples=asked["resamples"], seed=asked["seed"]))
-    if asked["to"]:
-        write_reader_study(data, asked["to"])
+    note(f"resampling patients {options['resamples']} times for every reader and model …")
+    data = evaluate_readers(file, Options(resamples=options["resamples"], seed=options["seed"]))
+    if options["to"]:
+        write_reader_study(data, options["to"])
     counts = f"{data['cases']} of {data['patients']} patients, {data['positive']} positive"
-    text = facts([("reader study", file), ("cases", counts)])
+    text = format_fields([("reader study", file), ("cases", counts)])
     return Answer(data, f"{text}\n\n{table(*reader_table(data))}\n\n{RESEARCH_USE}")
 
 
@@ -125,51 +125,51 @@ def as_text(data: Mapping[str, Any]) -> str:
     if data["overlap_against"]:
         head.append(("of the other", data["overlap_against"]["sentence"]))
     head += [("note", note) for note in data["notes"]]
-    parts = [facts(head), *_task_parts(data), *_lesion_parts(data)]
-    if len(parts) == 1:
-        parts.append(_nothing(data))
-    return "\n\n".join([*parts, RESEARCH_USE])
+    blocks = [format_fields(head), *_task_blocks(data), *_lesion_blocks(data)]
+    if len(blocks) == 1:
+        blocks.append(_nothing_to_measure(data))
+    return "\n\n".join([*blocks, RESEARCH_USE])
 
 
-def _task_parts(data: Mapping[str, Any]) -> list[str]:
+def _task_blocks(data: Mapping[str, Any]) -> list[str]:
     from lobule.evaluation.summary import difference_table, point_table, shown, task_table
 
-    parts = []
+    blocks = []
     for name, report in data["tasks"].items():
-        parts.append(click.style(f"{name}, {report['unit']}", bold=True))
-        parts.append(table(*task_table(report, name)))
+        blocks.append(click.style(f"{name}, {report['unit']}", bold=True))
+        blocks.append(table(*task_table(report, name)))
         if report["all"]["operating_points"]:
-            parts.append(table(*point_table(report["all"])))
+            blocks.append(table(*point_table(report["all"])))
         if "reason" in report["all"]["calibration"]:
-            parts.append(f"no calibration: {report['all']['calibration']['reason']}")
+            blocks.append(f"no calibration: {report['all']['calibration']['reason']}")
         if "against" in report:
-            parts.append(table(*difference_table(report)))
+            blocks.append(table(*difference_table(report)))
     if data["classes"] is not None:
         classes = data["classes"]
         rows = [
             [name, *map(str, row)] for name, row in zip(classes["classes"], classes["confusion"], strict=True)
         ]
-        parts.append(f"accuracy {shown(classes['accuracy'])}")
-        parts.append(table(["is, and is called", *classes["classes"]], rows))
-    return parts
+        blocks.append(f"accuracy {shown(classes['accuracy'])}")
+        blocks.append(table(["is, and is called", *classes["classes"]], rows))
+    return blocks
 
 
-def _lesion_parts(data: Mapping[str, Any]) -> list[str]:
+def _lesion_blocks(data: Mapping[str, Any]) -> list[str]:
     from lobule.evaluation.summary import class_table, difference_table, lesion_table
 
     report = data["lesions"]
     if report is None:
         return []
-    parts = [click.style("lesions", bold=True), table(*lesion_table(report))]
+    blocks = [click.style("lesions", bold=True), table(*lesion_table(report))]
     if reason := report["all"]["froc"].get("reason"):
-        parts.append(f"no FROC score: {reason}")
-    parts.append(table(*class_table(report["all"])))
+        blocks.append(f"no FROC score: {reason}")
+    blocks.append(table(*class_table(report["all"])))
     if "against" in report:
-        parts.append(table(*difference_table(report)))
-    return parts
+        blocks.append(table(*difference_table(report)))
+    return blocks
 
 
-def _nothing(data: Mapping[str, Any]) -> str:
+def _nothing_to_measure(data: Mapping[str, Any]) -> str:
     cases = data["cases"]
     if len(cases["without_label"]) == cases["cohort"]:
         return "Nothing to measure: no case of the cohort has a label."

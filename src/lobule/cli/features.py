@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, answers, facts
-from lobule.cli.scan import LAYOUTS, _shown, _terminated_like_interrupted, as_bytes, unscored_lines
+from lobule.cli.base import Answer, lobule_command, format_fields
+from lobule.cli.scan import LAYOUTS, _live_progress, _sigterm_as_interrupt, as_bytes, unscored_lines
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
     from lobule.scanning.scan import ScanReport
 
 
-@answers(
+@lobule_command(
     "lobule features cohort.csv --backbone lobule:tiny --weights random --mpp 2 --out OUT",
     "lobule features cohort.csv --backbone resnet50 --mpp 0.5 --out OUT --dry-run",
 )
@@ -76,37 +76,43 @@ if TYPE_CHECKING:
 )
 @click.option("--retry-failed", is_flag=True, help="Try failed cases and tiles again.")
 @click.option("--dry-run", is_flag=True, help="Say what would be extracted.")
-def command(cases: tuple[str, ...], out: str, dry_run: bool, **asked: Any) -> Answer:
+def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> Answer:
     """Write the features of every tile of tissue, one HDF5 file a case, resumable at any instant.
 
     Readers made for TRIDENT's or CLAM's files take them, and `lobule train chowder --set features=DIR`.
     """
     from lobule.api import as_cohort
 
-    if not 0 < asked["mpp"] < float("inf"):
-        raise UsageError(f"--mpp {asked['mpp']:g} is no resolution", expected="µm per pixel, such as 0.5")
+    if not 0 < options["mpp"] < float("inf"):
+        raise UsageError(f"--mpp {options['mpp']:g} is no resolution", expected="µm per pixel, such as 0.5")
     cohort = as_cohort(cases[0] if len(cases) == 1 else list(cases))
     if dry_run:
-        data = {"backbone": asked["backbone"], "mpp": asked["mpp"], "tile": asked["tile"], "features": out}
+        data = {
+            "backbone": options["backbone"],
+            "mpp": options["mpp"],
+            "tile": options["tile"],
+            "features": out,
+        }
         text = [(name, str(value)) for name, value in data.items()]
         return Answer(
-            {**data, "cases": [case.id for case in cohort]}, facts([*text, ("cases", str(len(cohort)))])
+            {**data, "cases": [case.id for case in cohort]},
+            format_fields([*text, ("cases", str(len(cohort)))]),
         )
-    report = _extract(cohort, out, asked)
+    report = _extract(cohort, out, options)
     failed = len(report.failed) + len(report.partial)
     return Answer(as_data(report, out), as_text(report, out), failed=failed)
 
 
-def _extract(cohort: Any, out: str, asked: dict[str, Any]) -> ScanReport:
+def _extract(cohort: Any, out: str, options: dict[str, Any]) -> ScanReport:
     from lobule.api import extract_features
     from lobule.scanning.cases import Progress
 
-    machine = {name: asked.pop(name) for name in ("device", "precision", "readers", "batch")}
-    machine["channels_last"] = LAYOUTS[asked.pop("memory_layout")]
-    machine["max_ram"] = as_bytes(asked.pop("max_ram"))
+    machine = {name: options.pop(name) for name in ("device", "precision", "readers", "batch")}
+    machine["channels_last"] = LAYOUTS[options.pop("memory_layout")]
+    machine["max_ram"] = as_bytes(options.pop("max_ram"))
     progress = Progress()
-    with _terminated_like_interrupted(), _shown(progress):
-        return extract_features(cohort, out, machine=machine, progress=progress, **asked)
+    with _sigterm_as_interrupt(), _live_progress(progress):
+        return extract_features(cohort, out, machine=machine, progress=progress, **options)
 
 
 def as_data(report: ScanReport, out: str) -> dict[str, Any]:
@@ -134,4 +140,4 @@ def as_text(report: ScanReport, out: str) -> str:
     if report.failed or report.partial:
         lines.append(("again", "run the same command with --retry-failed"))
     lines.append(("go on with", f"lobule train chowder COHORT --out BUNDLE --set features={out}"))
-    return facts(lines)
+    return format_fields(lines)

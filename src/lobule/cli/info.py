@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, answers, facts, table
+from lobule.cli.base import Answer, lobule_command, format_fields, table
 from lobule.cli.picture_file import check_picture_path
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lobule.training.training_status import TrainingStatus
 
 
-@answers("lobule info slide.tif", "lobule info slide.tif --thumbnail slide.png")
+@lobule_command("lobule info slide.tif", "lobule info slide.tif --thumbnail slide.png")
 @click.argument("path")
 @click.option("--mpp", type=float, metavar="UM", help="µm per pixel of level 0, where the file does not say.")
 @click.option("--backend", metavar="NAME", help="Read with this backend only.")
@@ -59,9 +59,9 @@ def command(
     if thumbnail is not None:
         check_picture_path(thumbnail, path)
     with open_slide(path, mpp=mpp, backend=backend) as slide:
-        data = slide_facts(slide)
+        data = slide_summary(slide)
         if tissue and slide.found_mpp is not None:
-            data["tissue"] = tissue_facts(slide)
+            data["tissue"] = tissue_summary(slide)
         if thumbnail is not None:
             data["thumbnail"] = write_thumbnail(slide, thumbnail, size, image)
     return Answer(data, as_text(data))
@@ -91,20 +91,20 @@ def training_answer(status: TrainingStatus) -> Answer:
         lines.append(
             (stage.name, text + (f", validation {stage.score:.4f}" if stage.score is not None else ""))
         )
-    return Answer({**asdict(status), "kind": "training"}, facts(lines))
+    return Answer({**asdict(status), "kind": "training"}, format_fields(lines))
 
 
-def slide_facts(slide: Slide) -> dict[str, Any]:
-    found = slide.found_mpp
+def slide_summary(slide: Slide) -> dict[str, Any]:
+    resolution = slide.found_mpp
     bounds = slide.bounds
     return {
         "path": slide.path,
         "format": slide.format,
         "width": slide.size.width,
         "height": slide.size.height,
-        "mpp_x": found.mpp.x if found else None,
-        "mpp_y": found.mpp.y if found else None,
-        "mpp_source": found.source if found else None,
+        "mpp_x": resolution.mpp.x if resolution else None,
+        "mpp_y": resolution.mpp.y if resolution else None,
+        "mpp_source": resolution.source if resolution else None,
         "bounds": [bounds.x, bounds.y, bounds.width, bounds.height],
         "levels": [_level(slide, index) for index in range(len(slide.levels))],
         "associated": {
@@ -118,23 +118,23 @@ def slide_facts(slide: Slide) -> dict[str, Any]:
 def _level(slide: Slide, index: int) -> dict[str, Any]:
     level = slide.levels[index]
     step_x, step_y = map(float, slide.steps(index))
-    found = slide.found_mpp
+    resolution = slide.found_mpp
     return {
         "width": level.size.width,
         "height": level.size.height,
         "tile_width": level.tile.width,
         "tile_height": level.tile.height,
         "downsample": step_x,
-        "mpp": found.mpp.scaled(step_x, step_y).mean if found else None,
+        "mpp": resolution.mpp.scaled(step_x, step_y).mean if resolution else None,
     }
 
 
-def tissue_facts(slide: Slide) -> dict[str, Any]:
+def tissue_summary(slide: Slide) -> dict[str, Any]:
     """Share of the slide that is tissue, and its area."""
     from lobule.cli.tissue import measure
 
-    found = measure(slide).found
-    return {"share": found.share, "area_mm2": found.area_mm2}
+    tissue = measure(slide).tissue
+    return {"share": tissue.share, "area_mm2": tissue.area_mm2}
 
 
 def write_thumbnail(slide: Slide, target: str, size: int, image: str | None) -> str:
@@ -145,8 +145,8 @@ def write_thumbnail(slide: Slide, target: str, size: int, image: str | None) -> 
     pixels = slide.thumbnail(size) if image is None else slide.read_associated(image)
     picture = Image.fromarray(pixels)
     picture.thumbnail((size, size))
-    with write_atomic(target) as part:
-        picture.save(part)
+    with write_atomic(target) as temporary:
+        picture.save(temporary)
     return target
 
 
@@ -181,7 +181,7 @@ def as_text(data: dict[str, Any]) -> str:
         )
         for index, level in enumerate(data["levels"])
     ]
-    return facts(lines) + "\n\n" + table(("level", "pixels", "downsample", "µm/px", "tile"), rows)
+    return format_fields(lines) + "\n\n" + table(("level", "pixels", "downsample", "µm/px", "tile"), rows)
 
 
 def _resolution(data: dict[str, Any]) -> str:

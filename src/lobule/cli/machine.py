@@ -39,26 +39,26 @@ def disk(folder: str | Path = ".") -> dict[str, Any]:
 
 def cgroup_cores(root: Path = CGROUP_ROOT, groups: str | None = None) -> float | None:
     """Cores' worth of time that control groups allow; None where they set no limit."""
-    found = []
+    limits = []
     for folder in _group_folders(root, groups):
-        new = _words(folder / "cpu.max")
-        if len(new) == 2 and new[0] != "max":
-            found.append(int(new[0]) / int(new[1]))
+        version_2 = _words(folder / "cpu.max")
+        if len(version_2) == 2 and version_2[0] != "max":
+            limits.append(int(version_2[0]) / int(version_2[1]))
         quota, period = _words(folder / "cpu.cfs_quota_us"), _words(folder / "cpu.cfs_period_us")
         if quota and period and int(quota[0]) > 0:
-            found.append(int(quota[0]) / int(period[0]))
-    return min(found, default=None)
+            limits.append(int(quota[0]) / int(period[0]))
+    return min(limits, default=None)
 
 
 def cgroup_memory(root: Path = CGROUP_ROOT, groups: str | None = None) -> int | None:
     """Bytes that control groups allow; None where they set no limit."""
-    found = []
+    limits = []
     for folder in _group_folders(root, groups):
         for name in ("memory.max", "memory.limit_in_bytes"):
             words = _words(folder / name)
             if words and words[0] != "max" and int(words[0]) < 1 << 60:  # older kernels write a huge number
-                found.append(int(words[0]))
-    return min(found, default=None)
+                limits.append(int(words[0]))
+    return min(limits, default=None)
 
 
 def _group_folders(root: Path, groups: str | None) -> list[Path]:
@@ -72,13 +72,13 @@ def _group_folders(root: Path, groups: str | None) -> list[Path]:
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         top = root / controllers if controllers else root
-        folders += [top / Path(*parts) for parts in _prefixes(path)]
+        folders += [top / Path(*names) for names in _prefixes(path)]
     return list(dict.fromkeys(folders))
 
 
 def _prefixes(path: str) -> list[tuple[str, ...]]:
-    parts = [part for part in path.split("/") if part and part != ".."]
-    return [tuple(parts[: index + 1]) for index in range(len(parts))]
+    names = [name for name in path.split("/") if name and name != ".."]
+    return [tuple(names[: index + 1]) for index in range(len(names))]
 
 
 def _words(file: Path) -> list[str]:
@@ -105,7 +105,7 @@ print(json.dumps(found))
 def accelerators(timeout: float = 120) -> dict[str, Any]:
     """What torch sees, asked in a process of its own: a driver that hangs or dies takes only that one."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", _ASK_TORCH],
             capture_output=True,
             text=True,
@@ -113,10 +113,10 @@ def accelerators(timeout: float = 120) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         return {"error": f"torch did not answer within {timeout:.0f} s"}
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
         return {"error": last}
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return answer
 
 

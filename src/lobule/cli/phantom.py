@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lobule.cli.base import Answer, LazyGroup, answers, progress
+from lobule.cli.base import Answer, LazyGroup, lobule_command, progress
 from lobule.cli.cohort import describe, summary
 from lobule.errors import UsageError
 
@@ -22,12 +22,12 @@ command = LazyGroup(
 )
 
 
-def pair(value: str) -> tuple[int, int]:
+def parse_size(value: str) -> tuple[int, int]:
     """Width and height of 6144x4096."""
-    found = re.fullmatch(r"(\d+)\s*[x×,]\s*(\d+)", value)
-    if not found:
+    match = re.fullmatch(r"(\d+)\s*[x×,]\s*(\d+)", value)
+    if not match:
         raise click.BadParameter(f"'{value}' is not a size such as 6144x4096.")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 SEED = click.option("--seed", default=0, show_default=True, help="The same seed gives the same bytes.")
@@ -39,11 +39,16 @@ UNSEEN = click.option("--unseen-site", is_flag=True, help="Keep the last site fo
 FORCE = click.option("--force", is_flag=True, help="Write into a folder that has a manifest.")
 
 
-@answers("lobule phantom slides OUT --count 2 --size 2048x1536")
+@lobule_command("lobule phantom slides OUT --count 2 --size 2048x1536")
 @click.argument("out")
 @click.option("--count", default=4, show_default=True, help="How many slides.")
 @click.option(
-    "--size", type=pair, default="6144x6144", show_default=True, metavar="WxH", help="Pixels of level 0."
+    "--size",
+    type=parse_size,
+    default="6144x6144",
+    show_default=True,
+    metavar="WxH",
+    help="Pixels of level 0.",
 )
 @click.option("--mpp", default=0.5, show_default=True, help="µm per pixel of level 0.")
 @click.option("--normal", default=0.5, show_default=True, help="Share of slides without tumour.")
@@ -64,24 +69,26 @@ def slides(
     layout: str, style: str, sites: int, patients: int | None, unseen_site: bool, seed: int, force: bool,
 ) -> Answer:  # fmt: skip
     """Write a cohort of generated slides: tiled pyramids, outlines, class masks and a manifest."""
-    refuse_full(out, force)
+    check_no_cohort(out, force)
     from lobule.phantoms.cohorts import write_slide_cohort
     from lobule.phantoms.phantom import SlidePhantom
 
-    like = SlidePhantom(0, *size, mpp, mimics=mimics, organ=organ)
+    template = SlidePhantom(0, *size, mpp, mimics=mimics, organ=organ)
     with progress("slides", count, "slides") as advance:
         manifest = write_slide_cohort(
             out, slides=count, normal=normal, patients=patients, sites=sites, seed=seed,
-            unseen_site=unseen_site, like=like, layout=layout, style=style,
+            unseen_site=unseen_site, like=template, layout=layout, style=style,
             progress=lambda done, total: advance(1),
         )  # fmt: skip
-    return written(manifest)
+    return cohort_answer(manifest)
 
 
-@answers("lobule phantom images OUT --count 4 --size 640x480")
+@lobule_command("lobule phantom images OUT --count 4 --size 640x480")
 @click.argument("out")
 @click.option("--count", default=40, show_default=True, help="How many images, over four classes.")
-@click.option("--size", type=pair, default="2048x1536", show_default=True, metavar="WxH", help="Pixels.")
+@click.option(
+    "--size", type=parse_size, default="2048x1536", show_default=True, metavar="WxH", help="Pixels."
+)
 @click.option("--mpp", default=0.42, show_default=True, help="µm per pixel.")
 @click.option("--form", type=click.Choice(["tif", "png"]), default="tif", show_default=True)
 @SITES
@@ -94,7 +101,7 @@ def images(
     unseen_site: bool, seed: int, force: bool,
 ) -> Answer:  # fmt: skip
     """Write labelled images (normal, benign, in situ, invasive), laid out as BACH, and a manifest."""
-    refuse_full(out, force)
+    check_no_cohort(out, force)
     from lobule.phantoms.images import write_images
 
     per_class = -(-count // 4)
@@ -103,14 +110,14 @@ def images(
             out, per_class, size=size, mpp=mpp, seed=seed, patients=patients, sites=sites,
             unseen_site=unseen_site, form=form, progress=lambda done, total: advance(1),
         )  # fmt: skip
-    return written(manifest)
+    return cohort_answer(manifest)
 
 
-@answers("lobule phantom exams OUT --count 1 --size 475x650")
+@lobule_command("lobule phantom exams OUT --count 1 --size 475x650")
 @click.argument("out")
 @click.option("--count", default=10, show_default=True, help="How many exams of four views.")
 @click.option(
-    "--size", type=pair, default="1900x2600", show_default=True, metavar="WxH", help="Pixels of a view."
+    "--size", type=parse_size, default="1900x2600", show_default=True, metavar="WxH", help="Pixels of a view."
 )
 @click.option("--form", type=click.Choice(["png", "dicom"]), default="png", show_default=True)
 @click.option("--malignant", default=0.4, show_default=True, help="Share of breasts with a malignant lesion.")
@@ -123,7 +130,7 @@ def exams(
     seed: int, force: bool,
 ) -> Answer:  # fmt: skip
     """Write generated four-view exams with breast labels, lesion outlines and a manifest."""
-    refuse_full(out, force)
+    check_no_cohort(out, force)
     from lobule.phantoms.exams import write_exams
 
     with progress("exams", None, "exams"):
@@ -131,16 +138,16 @@ def exams(
             out, exams=count, form="dicom" if form == "dicom" else "png", seed=seed, malignant=malignant,
             benign=benign, sites=sites, size=(size[1], size[0]),
         )  # fmt: skip
-    return written(manifest)
+    return cohort_answer(manifest)
 
 
-def refuse_full(out: str, force: bool) -> None:
+def check_no_cohort(out: str, force: bool) -> None:
     """A folder that holds a manifest is not written into by accident."""
     if (Path(out) / "cohort.csv").exists() and not force:
         raise UsageError("a cohort is there already", subject=out, remedy="Pass --force to write over it")
 
 
-def written(manifest: Path) -> Answer:
+def cohort_answer(manifest: Path) -> Answer:
     from lobule.cohort import read_cohort
 
     cohort = read_cohort(manifest)

@@ -75,16 +75,16 @@ def draw_slide(
 ) -> Image.Image:
     """The picture, 1200 pixels wide."""
     inner = WIDTH - 2 * MARGIN
-    whole = _whole(slide, inner, outlines, zooms)
+    overview = _draw_overview(slide, inner, outlines, zooms)
     side = (inner - GAP * (len(zooms) - 1)) // max(1, len(zooms))
     top, between = 84, 44
-    height = top + whole.height + between + (side + 34 if zooms else 0) + 40
+    height = top + overview.height + between + (side + 34 if zooms else 0) + 40
     page = Image.new("RGB", (WIDTH, height), PAPER)
     pen = ImageDraw.Draw(page)
     pen.text((MARGIN, 16), title, INK, font(26))
     pen.text((MARGIN, 50), subtitle, FAINT, font(16))
-    page.paste(whole, (MARGIN, top))
-    y = top + whole.height
+    page.paste(overview, (MARGIN, top))
+    y = top + overview.height
     _legend(pen, outlines, y + 12)
     y += between
     for index, zoom in enumerate(zooms):
@@ -97,11 +97,13 @@ def draw_slide(
 
 
 def save(picture: Image.Image, path: str | Path) -> None:
-    with write_atomic(path) as part:
-        picture.save(part, optimize=True)
+    with write_atomic(path) as temporary:
+        picture.save(temporary, optimize=True)
 
 
-def _whole(slide: Slide, width: int, outlines: Sequence[Outlines], zooms: Sequence[Zoom]) -> Image.Image:
+def _draw_overview(
+    slide: Slide, width: int, outlines: Sequence[Outlines], zooms: Sequence[Zoom]
+) -> Image.Image:
     scale = width / slide.size.width
     height = round(slide.size.height * scale)
     pixels = Image.fromarray(slide.thumbnail(max(width, height)))
@@ -161,14 +163,14 @@ def _scale_bar(pen: ImageDraw.ImageDraw, slide: Slide, scale: float, width: int,
     if slide.found_mpp is None:
         return
     um_per_px = slide.found_mpp.mpp.x / scale
-    wanted = um_per_px * width / 6
-    power = 10 ** np.floor(np.log10(wanted))
-    um = max(step * power for step in (1, 2, 5) if step * power <= wanted)
+    longest_um = um_per_px * width / 6
+    power = 10 ** np.floor(np.log10(longest_um))
+    um = max(step * power for step in (1, 2, 5) if step * power <= longest_um)
     text = f"{um / 1000:g} mm"  # the font that Pillow carries has no µ
     right, bottom, length = width - 16, height - 16, um / um_per_px
     pen.rectangle((right - length, bottom - 5, right, bottom), fill=INK, outline=(255, 255, 255))
-    place = (right - length / 2, bottom - 10)
-    pen.text(place, text, INK, font(15), anchor="mb", stroke_width=3, stroke_fill=(255, 255, 255))
+    text_position = (right - length / 2, bottom - 10)
+    pen.text(text_position, text, INK, font(15), anchor="mb", stroke_width=3, stroke_fill=(255, 255, 255))
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, answers, as_settings, facts
+from lobule.cli.base import Answer, lobule_command, as_settings, format_fields
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ LAYOUTS = {"auto": None, "channels-last": True, "contiguous": False}
 """Memory layout of a model → `channels_last` of `Machine`."""
 
 
-@answers(
+@lobule_command(
     "lobule scan BUNDLE slide.tif --out results",
     "lobule scan BUNDLE cohort.csv --out finer --stride 16",
     "lobule scan BUNDLE cohort.csv --out results --shard 3/40",
@@ -82,7 +82,7 @@ LAYOUTS = {"auto": None, "channels-last": True, "contiguous": False}
 )
 @click.option("--trust", is_flag=True, help="Allow a TorchScript bundle, which can run code.")
 @click.option("--dry-run", is_flag=True, help="Say what would be scanned.")
-def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **asked: Any) -> Answer:
+def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> Answer:
     """Score every case and say where: maps, findings and a score, resumable at any instant.
 
     Run the same command again after an interruption and it goes on where it stopped.
@@ -91,58 +91,60 @@ def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **aske
     from lobule.bundles import read_bundle
 
     cohort = as_cohort(cases[0] if len(cases) == 1 else list(cases))
-    shard, max_ram = as_shard(asked["shard"]), as_bytes(asked["max_ram"])
-    _refuse_what_means_nothing(asked)
+    shard, max_ram = as_shard(options["shard"]), as_bytes(options["max_ram"])
+    _check_option_combinations(options)
     opened = read_bundle(bundle)
     if dry_run:
         data = {"bundle": bundle, "method": opened.method, "mpp": opened.mpp, "cases": [c.id for c in cohort]}
-        return Answer(data, facts([("method", opened.method), ("cases", str(len(cohort))), ("results", out)]))
-    report = _scan(bundle, cohort, out, shard, max_ram, asked)
+        return Answer(
+            data, format_fields([("method", opened.method), ("cases", str(len(cohort))), ("results", out)])
+        )
+    report = _scan(bundle, cohort, out, shard, max_ram, options)
     return Answer(as_data(report), as_text(report), failed=len(report.failed) + len(report.partial))
 
 
 def _scan(
-    bundle: str, cohort: Any, out: str, shard: tuple[int, int] | None, max_ram: int, asked: dict[str, Any]
+    bundle: str, cohort: Any, out: str, shard: tuple[int, int] | None, max_ram: int, options: dict[str, Any]
 ) -> ScanReport:
     from lobule.api import scan
     from lobule.scanning.cases import Progress
 
-    options: dict[str, Any] = {
-        name: asked[name] for name in ("stride", "refine", "budget", "mpp", "upsample")
+    scan_options: dict[str, Any] = {
+        name: options[name] for name in ("stride", "refine", "budget", "mpp", "upsample")
     }
-    options["settings"] = as_settings(asked["settings"])
-    if not asked["tissue"]:
-        options["tissue"] = None
+    scan_options["settings"] = as_settings(options["settings"])
+    if not options["tissue"]:
+        scan_options["tissue"] = None
     progress = Progress()
-    with _terminated_like_interrupted(), _shown(progress):
+    with _sigterm_as_interrupt(), _live_progress(progress):
         return scan(
             bundle,
             cohort,
             out,
-            trust=asked["trust"],
+            trust=options["trust"],
             shard=shard,
-            fresh=asked["fresh"],
-            retry_failed=asked["retry_failed"],
-            verify=asked["verify"],
+            fresh=options["fresh"],
+            retry_failed=options["retry_failed"],
+            verify=options["verify"],
             progress=progress,
             machine={
-                "device": asked["device"],
-                "precision": asked["precision"],
-                "channels_last": LAYOUTS[asked["layout"]],
+                "device": options["device"],
+                "precision": options["precision"],
+                "channels_last": LAYOUTS[options["layout"]],
                 "max_ram": max_ram,
-                "readers": asked["readers"],
-                "batch": asked["batch"],
+                "readers": options["readers"],
+                "batch": options["batch"],
             },
-            **options,
+            **scan_options,
         )
 
 
-def _refuse_what_means_nothing(asked: dict[str, Any]) -> None:
-    if asked["budget"] is not None and not asked["refine"]:
+def _check_option_combinations(options: dict[str, Any]) -> None:
+    if options["budget"] is not None and not options["refine"]:
         raise UsageError("--budget limits refining, and nothing is refined", remedy="Add --refine")
-    if asked["mpp"] is not None and not 0 < asked["mpp"] < float("inf"):
-        raise UsageError(f"--mpp {asked['mpp']:g} is no resolution", expected="µm per pixel, such as 0.25")
-    if asked["fresh"] and asked["shard"]:
+    if options["mpp"] is not None and not 0 < options["mpp"] < float("inf"):
+        raise UsageError(f"--mpp {options['mpp']:g} is no resolution", expected="µm per pixel, such as 0.25")
+    if options["fresh"] and options["shard"]:
         raise UsageError(
             "--fresh with --shard would forget what the other shards did",
             remedy="Use another results folder, or delete this one before the shards begin",
@@ -208,7 +210,7 @@ def as_text(report: ScanReport) -> str:
     lines += unscored_lines(report)
     if report.failed or report.partial:
         lines.append(("again", "run the same command with --retry-failed"))
-    return facts(lines)
+    return format_fields(lines)
 
 
 def unscored_lines(report: ScanReport, most: int = 20) -> list[tuple[str, str]]:
@@ -220,7 +222,7 @@ def unscored_lines(report: ScanReport, most: int = 20) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def _sigterm_as_interrupt() -> Iterator[None]:
     """SIGTERM ends a scan as Ctrl-C does: what is written stays, the lock goes."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -229,15 +231,15 @@ def _terminated_like_interrupted() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    previous_handler = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
 @contextmanager
-def _shown(progress: Progress) -> Iterator[None]:
+def _live_progress(progress: Progress) -> Iterator[None]:
     """One live line on a terminal: cases, fields/s, Mpixel/s, time left, and what the rest waits for."""
     if not sys.stderr.isatty():
         yield
@@ -266,19 +268,19 @@ def line_of(progress: Progress) -> str:
     """The progress line, as a person reads it."""
     counters = progress.counters
     seconds = max(time.monotonic() - progress.began, 1e-9)
-    done, planned = counters.fields_done, counters.fields_planned
-    parts = [f"case {len(progress.finished)}/{progress.cases}"]
+    fields_done, fields_planned = counters.fields_done, counters.fields_planned
+    segments = [f"case {len(progress.finished)}/{progress.cases}"]
     if progress.active:
-        parts.append(", ".join(f"{name}: {stage}" for name, stage in list(progress.active.items())[:2]))
-    if done:
-        parts.append(f"{done}/{planned} fields, {done / seconds:.1f}/s")
+        segments.append(", ".join(f"{name}: {stage}" for name, stage in list(progress.active.items())[:2]))
+    if fields_done:
+        segments.append(f"{fields_done}/{fields_planned} fields, {fields_done / seconds:.1f}/s")
         if counters.pixels_done:
-            parts.append(f"{counters.pixels_done / 1e6 / seconds:.1f} Mpixel/s")
+            segments.append(f"{counters.pixels_done / 1e6 / seconds:.1f} Mpixel/s")
         cases_left = max(0, progress.cases - len(progress.finished) - len(progress.active))
-        per_case = planned / max(1, len(progress.finished) + len(progress.active))
-        left = (planned - done + cases_left * per_case) / (done / seconds)
-        parts.append(f"about {_duration(left)} left, waiting for {counters.bottleneck}")
-    return "  ".join(parts)
+        per_case = fields_planned / max(1, len(progress.finished) + len(progress.active))
+        seconds_left = (fields_planned - fields_done + cases_left * per_case) / (fields_done / seconds)
+        segments.append(f"about {_duration(seconds_left)} left, waiting for {counters.bottleneck}")
+    return "  ".join(segments)
 
 
 def _duration(seconds: float) -> str:

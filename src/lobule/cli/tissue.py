@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, answers, facts
+from lobule.cli.base import Answer, lobule_command, format_fields
 from lobule.cli.picture_file import check_picture_path
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lobule.tissue import TissueMask
 
 
-@answers("lobule tissue slide.tif --preview tissue.png --mask mask.png")
+@lobule_command("lobule tissue slide.tif --preview tissue.png --mask mask.png")
 @click.argument("path")
 @click.option("--preview", metavar="FILE", help="Write a picture with the tissue outlined.")
 @click.option("--mask", metavar="FILE", help="Write the mask: 255 is tissue, one pixel a cell.")
@@ -34,54 +34,54 @@ def command(path: str, preview: str | None, mask: str | None, mpp: float | None)
         if target is not None:
             check_picture_path(target, path)
     with open_slide(path, mpp=mpp) as slide:
-        found = measure(slide)
+        measured = measure(slide)
         if preview is not None:
-            save_preview(slide, found, preview)
+            save_preview(slide, measured, preview)
     if mask is not None:
-        with write_atomic(mask) as part:
-            Image.fromarray(found.mask.astype("uint8") * 255).save(part)
-    rows, columns = found.mask.shape
+        with write_atomic(mask) as temporary:
+            Image.fromarray(measured.mask.astype("uint8") * 255).save(temporary)
+    rows, columns = measured.mask.shape
     data: dict[str, Any] = {
         "path": path,
-        **found.found.to_dict(),
-        "mask": {"width": columns, "height": rows, "l0_step": list(found.l0_step), "file": mask},
+        **measured.tissue.to_dict(),
+        "mask": {"width": columns, "height": rows, "l0_step": list(measured.l0_step), "file": mask},
         "preview": preview,
     }
     return Answer(data, as_text(data))
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTissue:
     """Tissue found on a slide."""
 
-    found: TissueMask
+    tissue: TissueMask
     l0_step: tuple[float, float]
     """Level-0 pixels (x, y) of one cell of the mask."""
 
     @property
     def mask(self) -> NDArray[np.bool_]:
         """(rows, columns)."""
-        return self.found.mask
+        return self.tissue.mask
 
 
-def measure(slide: Slide) -> Measured:
+def measure(slide: Slide) -> MeasuredTissue:
     """Find the tissue of a slide as a scan does."""
     from lobule.slides.overview import overview
     from lobule.tissue import TissueConfig, find_tissue
 
     config = TissueConfig()
-    known = slide.mpp  # a slide that does not say it is refused before anything is read
+    slide_mpp = slide.mpp  # a slide that does not say it is refused before anything is read
     pixels, lattice = overview(slide, config.mpp)
-    found = find_tissue(pixels, lattice.mpp or known, config)
-    return Measured(found, (float(lattice.step_x), float(lattice.step_y)))
+    tissue = find_tissue(pixels, lattice.mpp or slide_mpp, config)
+    return MeasuredTissue(tissue, (float(lattice.step_x), float(lattice.step_y)))
 
 
-def save_preview(slide: Slide, found: Measured, target: str) -> None:
+def save_preview(slide: Slide, measured: MeasuredTissue, target: str) -> None:
     from lobule.cli import picture
 
-    groups = [picture.Outlines(picture.contours(found.mask, *found.l0_step), picture.TISSUE, "tissue")]
-    if found.found.pen.any():
-        pen = picture.contours(found.found.pen, *found.l0_step)
+    groups = [picture.Outlines(picture.contours(measured.mask, *measured.l0_step), picture.TISSUE, "tissue")]
+    if measured.tissue.pen.any():
+        pen = picture.contours(measured.tissue.pen, *measured.l0_step)
         groups.append(picture.Outlines(pen, picture.LEFT_OUT, "pen, left out"))
     name = slide.path.rpartition("/")[2]
     picture.save(picture.draw_slide(slide, name, "tissue found on the slide", groups), target)
@@ -103,4 +103,4 @@ def as_text(data: dict[str, Any]) -> str:
     lines += [
         (name, where) for name, where in (("preview", data["preview"]), ("mask file", size["file"])) if where
     ]
-    return facts(lines)
+    return format_fields(lines)

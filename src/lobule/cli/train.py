@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from lobule.cli.base import Answer, answers, as_settings, facts
-from lobule.cli.scan import _duration, _terminated_like_interrupted, as_bytes
+from lobule.cli.base import Answer, lobule_command, as_settings, format_fields
+from lobule.cli.scan import _duration, _sigterm_as_interrupt, as_bytes
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
@@ -23,7 +23,7 @@ LINE_EVERY_S = 30.0
 """Seconds between two lines of a training whose output goes to a pipe or a file."""
 
 
-@answers("lobule train scannet cohort.csv --out OUT --set trunk=tiny --set mpp=0.5 --dry-run")
+@lobule_command("lobule train scannet cohort.csv --out OUT --set trunk=tiny --set mpp=0.5 --dry-run")
 @click.argument("method")
 @click.argument("cohort", metavar="COHORT")
 @click.option(
@@ -51,7 +51,7 @@ LINE_EVERY_S = 30.0
 @click.option("--max-ram", default="2GiB", show_default=True, metavar="SIZE", help="Memory beyond the model.")
 @click.option("--dry-run", is_flag=True, help="Say who would train and with which settings.")
 def command(
-    method: str, cohort: str, out: str, settings: tuple[str, ...], dry_run: bool, **asked: Any
+    method: str, cohort: str, out: str, settings: tuple[str, ...], dry_run: bool, **options: Any
 ) -> Answer:
     """Train a method on a cohort and write the bundle.
 
@@ -63,57 +63,59 @@ def command(
     """
     from lobule.api import train
 
-    wanted = as_settings(settings)
-    wanted |= {name: asked[name] for name in ("recipe", "rounds") if asked[name] is not None}
-    val = None if asked["val"] == "none" else asked["val"]
+    setting_values = as_settings(settings)
+    setting_values |= {name: options[name] for name in ("recipe", "rounds") if options[name] is not None}
+    val = None if options["val"] == "none" else options["val"]
     if dry_run:
-        return plan(method, cohort, out, wanted, val, asked["seed"])
+        return plan(method, cohort, out, setting_values, val, options["seed"])
     from lobule.training.distributed import is_first_rank
     from lobule.training.fitting import FitProgress
 
-    machine = {name: asked[name] for name in ("device", "precision", "workers", "processes")}
-    machine["max_ram"] = as_bytes(asked["max_ram"])
-    progress, speaks = FitProgress(), is_first_rank()
-    with _terminated_like_interrupted(), _shown(progress) if speaks else nullcontext():
+    machine = {name: options[name] for name in ("device", "precision", "workers", "processes")}
+    machine["max_ram"] = as_bytes(options["max_ram"])
+    progress, is_first = FitProgress(), is_first_rank()
+    with _sigterm_as_interrupt(), _live_progress(progress) if is_first else nullcontext():
         bundle = train(
             method,
             cohort,
             out,
-            settings=wanted,
+            settings=setting_values,
             machine=machine,
             val=val,
             progress=progress,
-            **{name: asked[name] for name in ("seed", "resume", "fresh")},
+            **{name: options[name] for name in ("seed", "resume", "fresh")},
         )
-    if not speaks:
+    if not is_first:
         click.get_current_context().exit()
     return Answer(as_data(bundle), as_text(bundle))
 
 
-def plan(method: str, cohort: str, out: str, wanted: dict[str, Any], val: str | None, seed: int) -> Answer:
+def plan(
+    method: str, cohort: str, out: str, setting_values: dict[str, Any], val: str | None, seed: int
+) -> Answer:
     """What a training would begin with; nothing is written."""
     from lobule.api import as_cohort, config_of
     from lobule.methods import method_module
     from lobule.training.job import training_split
 
     module = method_module(method)
-    config = config_of(module.Config, wanted)
+    config = config_of(module.Config, setting_values)
     divide = getattr(module, "parts", training_split)
-    parts = divide(as_cohort(cohort), val, seed, getattr(module, "KINDS", ("slide", "region")))
-    sides = {"train": parts.train, "val": parts.val}
+    split = divide(as_cohort(cohort), val, seed, getattr(module, "KINDS", ("slide", "region")))
+    subsets = {"train": split.train, "val": split.val}
     data = {
         "method": method,
         "config": config.to_dict(),
-        **{name: [case.id for case in side] for name, side in sides.items()},
-        "notes": list(parts.notes),
+        **{name: [case.id for case in subset] for name, subset in subsets.items()},
+        "notes": list(split.notes),
     }
     counts = [
-        (name, f"{len(side)} cases of {len(side.patients())} patients, {_outlined(side)} outlined")
-        for name, side in sides.items()
+        (name, f"{len(subset)} cases of {len(subset.patients())} patients, {_outlined(subset)} outlined")
+        for name, subset in subsets.items()
     ]
-    lines = [("method", method), *counts, *(("note", note) for note in parts.notes), ("bundle", out)]
-    every = [(f"  {name}", str(value)) for name, value in config.to_dict().items()]
-    return Answer(data, facts([*lines, *every]))
+    lines = [("method", method), *counts, *(("note", note) for note in split.notes), ("bundle", out)]
+    all_settings = [(f"  {name}", str(value)) for name, value in config.to_dict().items()]
+    return Answer(data, format_fields([*lines, *all_settings]))
 
 
 def _outlined(cohort: Any) -> int:
@@ -141,14 +143,14 @@ def as_text(bundle: Bundle) -> str:
     lines += [("note", note) for note in bundle.provenance.get("notes", ())]
     lines += [(f"lost {case}", cause) for case, cause in bundle.provenance.get("lost", {}).items()]
     lines.append(("go on with", f"lobule scan {bundle.path} slide.tif --out results"))
-    return facts(lines)
+    return format_fields(lines)
 
 
 @contextmanager
-def _shown(progress: FitProgress) -> Iterator[None]:
+def _live_progress(progress: FitProgress) -> Iterator[None]:
     """One live line on a terminal; lines for every stage and every half minute in a pipe."""
     if not sys.stderr.isatty():
-        with _printed(progress):
+        with _printed_progress(progress):
             yield
         return
     from rich.console import Console
@@ -172,7 +174,7 @@ def _shown(progress: FitProgress) -> Iterator[None]:
 
 
 @contextmanager
-def _printed(progress: FitProgress, every_s: float = LINE_EVERY_S) -> Iterator[None]:
+def _printed_progress(progress: FitProgress, every_s: float = LINE_EVERY_S) -> Iterator[None]:
     """Print a line for every stage, every `every_s` seconds, and every message of the training's log."""
     printer, stop = LinePrinter(sys.stderr), threading.Event()
 
@@ -215,14 +217,16 @@ class LinePrinter:
 
 def line_of(progress: FitProgress) -> str:
     """The progress line, as a person reads it."""
-    parts = [progress.stage]
+    segments = [progress.stage]
     if progress.steps and not progress.stage.startswith("mining"):
-        parts.append(f"step {progress.step}/{progress.steps}")
+        segments.append(f"step {progress.step}/{progress.steps}")
         if progress.loss == progress.loss:
-            parts.append(f"loss {progress.loss:.3f}")
+            segments.append(f"loss {progress.loss:.3f}")
         if progress.score is not None:
-            parts.append(f"validation {progress.score:.4f}")
+            segments.append(f"validation {progress.score:.4f}")
         if progress.steps_per_s > 0:
-            left = (progress.steps - progress.step) / progress.steps_per_s
-            parts.append(f"{progress.steps_per_s:.2g} steps/s, about {_duration(left)} left in this stage")
-    return "  ".join(part for part in parts if part)
+            seconds_left = (progress.steps - progress.step) / progress.steps_per_s
+            segments.append(
+                f"{progress.steps_per_s:.2g} steps/s, about {_duration(seconds_left)} left in this stage"
+            )
+    return "  ".join(segment for segment in segments if segment)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, answers, facts, table
+from lobule.cli.base import Answer, lobule_command, format_fields, table
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
 
 
-@answers("lobule weights calibrate BUNDLE RESULTS cohort-scanned.csv --out OUT")
+@lobule_command("lobule weights calibrate BUNDLE RESULTS cohort-scanned.csv --out OUT")
 @click.argument("bundle")
 @click.argument("results")
 @click.argument("cohort")
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option("--split", metavar="NAME", help="Only the cases of this split.")
 @click.option("--allow-overlap", is_flag=True, help="Calibrate on training patients too, which is too kind.")
-def command(bundle: str, results: str, cohort: str, out: str, **asked: Any) -> Answer:
+def command(bundle: str, results: str, cohort: str, out: str, **options: Any) -> Answer:
     """Calibrate a bundle to a site: RESULTS are what BUNDLE said of the labelled cases of COHORT.
 
     Scans with the new bundle give calibrated scores, keep the raw ones beside them, and say which thresholds
@@ -42,19 +42,19 @@ def command(bundle: str, results: str, cohort: str, out: str, **asked: Any) -> A
     from lobule.cohort import read_cohort
     from lobule.evaluation.calibrate import SENSITIVITIES, calibrate
 
-    made = calibrate(
+    calibrated = calibrate(
         bundle,
         results,
         read_cohort(cohort, check_files=False),
         out,
-        fit=asked["fit"],
-        sensitivities=asked["sensitivities"] or SENSITIVITIES,
-        split=asked["split"],
-        allow_overlap=asked["allow_overlap"],
+        fit=options["fit"],
+        sensitivities=options["sensitivities"] or SENSITIVITIES,
+        split=options["split"],
+        allow_overlap=options["allow_overlap"],
     )
     return Answer(
-        {"bundle": out, "fingerprint": made.fingerprint, "calibration": dict(made.calibration)},
-        _text(made, out),
+        {"bundle": out, "fingerprint": calibrated.fingerprint, "calibration": dict(calibrated.calibration)},
+        _text(calibrated, out),
     )
 
 
@@ -84,4 +84,4 @@ def _text(bundle: Bundle, out: str) -> str:
             for p in target["thresholds"]
         ]
     header = ["target", "sensitivity wanted", "threshold", "sensitivity", "specificity"]
-    return f"{facts(lines)}\n\n{table(header, rows)}"
+    return f"{format_fields(lines)}\n\n{table(header, rows)}"

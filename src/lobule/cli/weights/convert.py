@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lobule.cli.base import Answer, answers, facts
+from lobule.cli.base import Answer, lobule_command, format_fields
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lobule.bundles import Bundle
 
 
-@answers(
+@lobule_command(
     "lobule weights convert model.safetensors --config config.json --out bundle",
     "lobule weights convert torchscript_model.pt --config config.json --out scripted --trust",
     "lobule weights convert sample_image_model.p --method four-view --out four-view",
@@ -115,11 +115,11 @@ def _reverse_distillation(
         ("patches", f"{bundle.config['patch']} px at {bundle.mpp:g} µm/px"),
         ("source", str(bundle.provenance["source_hash"])),
     ]
-    return Answer(data, facts(lines + [("note", note) for note in bundle.provenance["notes"]]))
+    return Answer(data, format_fields(lines + [("note", note) for note in bundle.provenance["notes"]]))
 
 
-def _refuse(method: str, **asked: object) -> None:
-    for name, value in asked.items():
+def _refuse(method: str, **options: object) -> None:
+    for name, value in options.items():
         if value is not None:
             raise UsageError(f"--{name} means nothing to {method}", remedy=f"Leave --{name} out")
 
@@ -140,7 +140,7 @@ def _classifier(weights: str, config: str, out: str, architecture: str | None, t
         ("tiles", f"{bundle.config['tile']} px at {bundle.mpp:g} µm/px"),
         ("source", str(data["source_hash"])),
     ]
-    return Answer(data, facts(lines))
+    return Answer(data, format_fields(lines))
 
 
 def _four_view(weights: tuple[str, ...], out: str, patch: str | None) -> Answer:
@@ -167,7 +167,7 @@ def _four_view(weights: tuple[str, ...], out: str, patch: str | None) -> Answer:
     lines += [("classifier", _source(source)) for source in members]
     if "patch" in provenance:
         lines.append(("patch", _source(provenance["patch"])))
-    return Answer(data, facts(lines))
+    return Answer(data, format_fields(lines))
 
 
 def _gmic(weights: tuple[str, ...], out: str) -> Answer:
@@ -178,7 +178,7 @@ def _gmic(weights: tuple[str, ...], out: str) -> Answer:
     data = {**_data(bundle, out), "members": len(sources), "sources": {"classifiers": sources}}
     lines = [("bundle", out), ("model", f"{len(bundle.config['top_shares'])} × gmic")]
     lines.append(("scores", ", ".join(bundle.classes)))
-    return Answer(data, facts([*lines, *(("classifier", _source(source)) for source in sources)]))
+    return Answer(data, format_fields([*lines, *(("classifier", _source(source)) for source in sources)]))
 
 
 def _source(source: Mapping[str, str]) -> str:

@@ -11,14 +11,16 @@ from typing import Any
 import click
 
 from lobule.bundles import first_line
-from lobule.cli.base import Answer, answers, facts, table
+from lobule.cli.base import Answer, lobule_command, format_fields, table
 from lobule.cli.weights.catalog import CATALOG, hashes
 from lobule.cli.weights.pickles import read_imports
 from lobule.errors import BundleError
 from lobule.files import not_readable
 
 
-@answers("lobule weights inspect weights.safetensors", "lobule weights inspect checkpoint.pt --tensors 5")
+@lobule_command(
+    "lobule weights inspect weights.safetensors", "lobule weights inspect checkpoint.pt --tensors 5"
+)
 @click.argument("file")
 @click.option(
     "--tensors", default=20, show_default=True, help="How many tensors to list; 0 lists none, -1 all."
@@ -43,7 +45,7 @@ def command(file: str, tensors: int) -> Answer:
         "git_blob": git_blob,
     }
     data["origin"] = next((w.name for w in CATALOG if w.genuine(sha256, git_blob)), None)
-    data |= torch_facts(path) if is_torch(path, head) else safetensors_facts(path)
+    data |= describe_torch(path) if is_torch(path, head) else describe_safetensors(path)
     return Answer(data, as_text(data, tensors))
 
 
@@ -54,15 +56,15 @@ def is_torch(path: Path, head: bytes) -> bool:
     return zipfile.is_zipfile(path) or head[:1] == b"\x80" or path.suffix in TORCH_SUFFIXES
 
 
-def safetensors_facts(path: Path) -> dict[str, Any]:
+def describe_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            found = [
-                {"name": name, "shape": list(part.get_shape()), "dtype": part.get_dtype()}
-                for name, part in slices.items()
+            tensors = [
+                {"name": name, "shape": list(tensor_slice.get_shape()), "dtype": tensor_slice.get_dtype()}
+                for name, tensor_slice in slices.items()
             ]
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
@@ -76,13 +78,13 @@ def safetensors_facts(path: Path) -> dict[str, Any]:
         "metadata": dict(metadata),
         "imports": [],
         "imports_certain": True,
-        "tensors": found,
+        "tensors": tensors,
     }
 
 
-def torch_facts(path: Path) -> dict[str, Any]:
-    found_imports = read_imports(path)
-    imports = {"imports": sorted(found_imports.names), "imports_certain": found_imports.certain}
+def describe_torch(path: Path) -> dict[str, Any]:
+    pickle_imports = read_imports(path)
+    imports = {"imports": sorted(pickle_imports.names), "imports_certain": pickle_imports.certain}
     if zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
         return {"format": "torchscript", "metadata": {}, "tensors": [], **imports}
     import torch
@@ -93,38 +95,38 @@ def torch_facts(path: Path) -> dict[str, Any]:
         raise BundleError(
             "cannot be loaded as weights only",
             subject=path,
-            actual=f"{first_line(error)}; its pickle imports {found_imports.sentence()}",
+            actual=f"{first_line(error)}; its pickle imports {pickle_imports.sentence()}",
             remedy="Do not load it; ask its makers for safetensors",
         ) from error
-    found = [
+    tensors = [
         {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
         for name, tensor in tensors_in(loaded)
     ]
-    return {"format": "torch", "metadata": {}, "tensors": found, **imports}
+    return {"format": "torch", "metadata": {}, "tensors": tensors, **imports}
 
 
 def tensors_in(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every tensor in nested mappings and lists, with its dotted name."""
     if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from tensors_in(part, f"{prefix}{key}.")
+        for key, item in value.items():
+            yield from tensors_in(item, f"{prefix}{key}.")
     elif isinstance(value, list | tuple):
-        for index, part in enumerate(value):
-            yield from tensors_in(part, f"{prefix}{index}.")
+        for index, item in enumerate(value):
+            yield from tensors_in(item, f"{prefix}{index}.")
     elif hasattr(value, "shape") and hasattr(value, "dtype"):
         yield prefix.rstrip("."), value
 
 
 def as_text(data: dict[str, Any], most: int) -> str:
-    found = data["tensors"]
-    parameters = sum(prod(tensor["shape"]) for tensor in found)
+    tensors = data["tensors"]
+    parameters = sum(prod(tensor["shape"]) for tensor in tensors)
     lines = [
         ("file", data["file"]),
         ("format", data["format"]),
         ("origin", data["origin"] or "not a published file that Lobule knows"),
         ("sha256", data["sha256"]),
         ("git blob", data["git_blob"]),
-        ("tensors", f"{len(found)} with {parameters:,} numbers"),
+        ("tensors", f"{len(tensors)} with {parameters:,} numbers"),
     ]
     if data["format"] == "torchscript":
         lines.append(("warning", "TorchScript can run code: trust its makers before you load it"))
@@ -133,11 +135,11 @@ def as_text(data: dict[str, Any], most: int) -> str:
     if not data["imports_certain"]:
         lines.append(("warning", "what else its pickle imports cannot be determined: do not load it"))
     lines += [(f"metadata {key}", value) for key, value in data["metadata"].items()]
-    shown = found if most < 0 else found[:most]
-    text = facts(lines)
+    shown = tensors if most < 0 else tensors[:most]
+    text = format_fields(lines)
     if shown:
         rows = [(t["name"], " × ".join(map(str, t["shape"])) or "scalar", t["dtype"]) for t in shown]
         text += "\n\n" + table(("tensor", "shape", "type"), rows)
-    if len(shown) < len(found) and shown:
-        text += f"\n… and {len(found) - len(shown)} more (--tensors -1 lists all)"
+    if len(shown) < len(tensors) and shown:
+        text += f"\n… and {len(tensors) - len(shown)} more (--tensors -1 lists all)"
     return text

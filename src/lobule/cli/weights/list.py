@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lobule.cli.base import Answer, answers, facts, table
+from lobule.cli.base import Answer, lobule_command, format_fields, table
 from lobule.cli.machine import weight_caches
 from lobule.cli.weights.catalog import CATALOG
 
 
-@answers("lobule weights list")
+@lobule_command("lobule weights list")
 def command() -> Answer:
     """List pretrained and published weights: what uses them, where they come from, licence, hash, place.
 
@@ -17,7 +17,7 @@ def command() -> Answer:
     file yourself under its licence, then look at it with `lobule weights inspect`.
     """
     caches = weight_caches()
-    places = {cache["of"]: Path(cache["folder"]) for cache in caches}
+    cache_folders = {cache["of"]: Path(cache["folder"]) for cache in caches}
     data = [
         {
             "name": weights.name,
@@ -28,7 +28,7 @@ def command() -> Answer:
             "sha256_prefix": weights.sha256,
             "git_blob_prefix": weights.git_blob,
             "fetched": weights.fetched,
-            "here": weights.fetched and (places["torchvision"] / weights.file).is_file(),
+            "here": weights.fetched and (cache_folders["torchvision"] / weights.file).is_file(),
         }
         for weights in CATALOG
     ]
@@ -44,6 +44,6 @@ def command() -> Answer:
     ]
     licences = dict.fromkeys((weights.source.partition(",")[0], weights.licence) for weights in CATALOG)
     text = table(("weights", "for", "source", "hash", "state"), rows)
-    text += "\n\n" + facts([(f"licence of {source}", licence) for source, licence in licences])
-    text += "\n" + facts([(f"{cache['of']} keeps its own in", cache["folder"]) for cache in caches])
+    text += "\n\n" + format_fields([(f"licence of {source}", licence) for source, licence in licences])
+    text += "\n" + format_fields([(f"{cache['of']} keeps its own in", cache["folder"]) for cache in caches])
     return Answer({"weights": data, "caches": caches}, text)

@@ -32,10 +32,10 @@ class Imports:
 
     def sentence(self) -> str:
         """The imports for a person."""
-        listed = ", ".join(sorted(self.names)) or "nothing"
+        names = ", ".join(sorted(self.names)) or "nothing"
         if self.certain:
-            return listed
-        return f"{listed}; what else it imports cannot be determined ({'; '.join(sorted(self.doubts))})"
+            return names
+        return f"{names}; what else it imports cannot be determined ({'; '.join(sorted(self.doubts))})"
 
 
 def read_imports(path: Path) -> Imports:
@@ -97,8 +97,8 @@ def _read_pickle(stream: _Limited, imports: Imports) -> bool:
                 return False
             machine.step(opcode, argument)
     except Exception as error:  # pickletools raises many types for bytes that are no pickle
-        long = "the pickle is too long" if stream.exhausted else f"the pickle is damaged: {str(error)[:80]}"
-        imports.doubts.add(long)
+        doubt = "the pickle is too long" if stream.exhausted else f"the pickle is damaged: {str(error)[:80]}"
+        imports.doubts.add(doubt)
         return False
     return bool(machine.last == LEGACY_MAGIC)
 
