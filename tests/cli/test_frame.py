@@ -13,7 +13,7 @@ import click
 import pytest
 
 from lobule.cli import COMMANDS
-from lobule.cli.base import Answer, LazyGroup, lobule_command, format_fields, run, table
+from lobule.cli.base import Answer, LazyGroup, format_fields, lobule_command, run, table
 from lobule.errors import DamagedFile, MissingMpp
 from tests.cli.conftest import Lobule
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lobule.cli.base import Answer, lobule_command, as_settings, format_fields, table
+from lobule.cli.base import Answer, as_settings, format_fields, lobule_command, table
 from lobule.errors import UsageError
 
 

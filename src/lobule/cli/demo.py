@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, lobule_command, format_fields, note, progress, table
+from lobule.cli.base import Answer, format_fields, lobule_command, note, progress, table
 from lobule.cli.demo_story import METHODS, Story
 from lobule.errors import UsageError
 

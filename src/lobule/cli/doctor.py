@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lobule.cli.base import Answer, lobule_command, format_fields, note, table
+from lobule.cli.base import Answer, format_fields, lobule_command, note, table
 
 
 @dataclass(frozen=True)

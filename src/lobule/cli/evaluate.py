@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lobule.cli.base import Answer, lobule_command, format_fields, note, table
+from lobule.cli.base import Answer, format_fields, lobule_command, note, table
 from lobule.errors import UsageError
 
 RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, lobule_command, format_fields
+from lobule.cli.base import Answer, format_fields, lobule_command
 from lobule.cli.scan import LAYOUTS, _live_progress, _sigterm_as_interrupt, as_bytes, unscored_lines
 from lobule.errors import UsageError
 

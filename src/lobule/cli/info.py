@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, lobule_command, format_fields, table
+from lobule.cli.base import Answer, format_fields, lobule_command, table
 from lobule.cli.picture_file import check_picture_path
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, lobule_command, as_settings, format_fields
+from lobule.cli.base import Answer, as_settings, format_fields, lobule_command
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from lobule.cli.base import Answer, lobule_command, as_settings, format_fields
+from lobule.cli.base import Answer, as_settings, format_fields, lobule_command
 from lobule.cli.scan import _duration, _sigterm_as_interrupt, as_bytes
 
 if TYPE_CHECKING:

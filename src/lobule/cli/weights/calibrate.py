@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, lobule_command, format_fields, table
+from lobule.cli.base import Answer, format_fields, lobule_command, table
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lobule.cli.base import Answer, lobule_command, format_fields
+from lobule.cli.base import Answer, format_fields, lobule_command
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from lobule.bundles import first_line
-from lobule.cli.base import Answer, lobule_command, format_fields, table
+from lobule.cli.base import Answer, format_fields, lobule_command, table
 from lobule.cli.weights.catalog import CATALOG, hashes
 from lobule.cli.weights.pickles import read_imports
 from lobule.errors import BundleError

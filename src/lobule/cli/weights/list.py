@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lobule.cli.base import Answer, lobule_command, format_fields, table
+from lobule.cli.base import Answer, format_fields, lobule_command, table
 from lobule.cli.machine import weight_caches
 from lobule.cli.weights.catalog import CATALOG
 
