@@ -37,7 +37,7 @@ from lobule.methods.four_view.images import ExamView, PatchView
 from lobule.methods.four_view.members import build
 from lobule.methods.four_view.painting import PATCHES, paint
 from lobule.methods.four_view.patches import PATCH, cut_patch, patch_pixels
-from lobule.methods.four_view.plan import Turn, distinct, fields_of, patch_frame
+from lobule.methods.four_view.plan import PlannedImage, distinct_patches, fields_of, patch_frame
 from lobule.methods.four_view.scores import scored_rows
 from lobule.methods.four_view.streams import draw_grid
 from lobule.methods.four_view.windows import network_input, plan_exam
@@ -136,7 +136,7 @@ class Bench:
                     top, left = corners[position]
                     box = source.frame.to_l0(Window(top, top + PATCH, left, left + PATCH))
                     boxes[index] = box.x, box.y, box.width, box.height
-                fields = fields_of(Turn(view, image, (), ()), boxes)
+                fields = fields_of(PlannedImage(view, image, (), ()), boxes)
                 table = run(
                     Pass(
                         f"patches {view}",
@@ -158,7 +158,7 @@ class Bench:
         began = time.perf_counter()
         with self.pipeline(self.predictors[True], engine) as run:
             for view, image in self.views.items():
-                steps = paint(Turn(view, image, (0,), ()), self.grids[view], engine, config)
+                steps = paint(PlannedImage(view, image, (0,), ()), self.grids[view], engine, config)
                 store = None
                 try:
                     while True:
@@ -224,7 +224,7 @@ def heatmap_ratios(bench: Bench, rounds: int) -> dict[str, float]:
     patches = sum(len(grid) for grid in bench.grids.values())
     computed = 0
     for view, image in bench.views.items():
-        computed += len(distinct(bench.grids[view], image.pixels)[0])
+        computed += len(distinct_patches(bench.grids[view], image.pixels)[0])
     print(f"{patches} patches, of which {computed} differ from one another")
     best = {"exact": float("inf"), "fast": float("inf"), **{str(b): float("inf") for b in bench.batches}}
     for _ in range(rounds):

@@ -19,18 +19,18 @@ from lobule.methods.four_view import Config
 from lobule.methods.four_view.draws import (
     NEGATIVE,
     OUTSIDE,
-    ExamDraws,
-    PatchDraws,
-    as_batch,
-    exchanged,
-    stratum,
+    ExamSampler,
+    PatchSampler,
+    choose_stratum,
+    collate_exams,
+    swap_breasts,
 )
-from lobule.methods.four_view.heatmap_store import score_patches, summed
+from lobule.methods.four_view.heatmap_store import average_patch_scores, score_patches
 from lobule.methods.four_view.objectives import areas, breast_loss, classifier_loss, exam_probabilities
 from lobule.methods.four_view.patches import PatchGrid, draw_strides, heatmap_of
-from lobule.methods.four_view.pool import UNKNOWN, ExamPool, Kept, gather
+from lobule.methods.four_view.pool import UNKNOWN, ArrayCache, ExamPool, gather_exams
 from lobule.methods.four_view.predictor import FourViewPredictor, build
-from lobule.methods.four_view.stream import DrawnBatches
+from lobule.methods.four_view.stream import BatchStream
 from lobule.methods.four_view.windows import shrunk
 from lobule.nets.four_view import TARGETS
 from lobule.results import open_results
@@ -47,7 +47,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 @pytest.fixture(scope="module")
 def pool(cohort: Cohort) -> ExamPool:
-    return gather(cohort, CONFIG, Kept(1 << 28), workers=2)
+    return gather_exams(cohort, CONFIG, ArrayCache(1 << 28), workers=2)
 
 
 # -- shares -------------------------------------------------------------------------------------------------
@@ -56,21 +56,21 @@ def pool(cohort: Cohort) -> ExamPool:
 @given(st.lists(st.floats(0.05, 1), min_size=1, max_size=5), st.integers(0, 10_000))
 def test_any_run_of_samples_keeps_the_shares(weights: list[float], first: int) -> None:
     shares = [weight / sum(weights) for weight in weights]
-    counts = Counter(stratum(index, shares) for index in range(first, first + 200))
+    counts = Counter(choose_stratum(index, shares) for index in range(first, first + 200))
     for number, share in enumerate(shares):
         assert abs(counts[number] - 200 * share) < 8
 
 
 def test_breasts_are_exchanged_with_their_labels(pool: ExamPool) -> None:
     """What is learnt of a net that treats both sides alike does not change: its outputs are exchanged too."""
-    sample = ExamDraws(pool).sample(pool.exams[0], None)
-    other = exchanged(sample)
+    sample = ExamSampler(pool).sample(pool.exams[0], None)
+    other = swap_breasts(sample)
     assert np.array_equal(other.inputs["R-CC"], sample.inputs["L-CC"])
     assert np.array_equal(other.inputs["L-MLO"], sample.inputs["R-MLO"])
     left_benign, right_benign, left_malignant, right_malignant = sample.labels
     assert other.labels.tolist() == [right_benign, left_benign, right_malignant, left_malignant]
     assert other.grades.tolist() == sample.grades[::-1].tolist()
-    again = exchanged(other)
+    again = swap_breasts(other)
     assert np.array_equal(again.labels, sample.labels) and again.inputs.keys() == sample.inputs.keys()
 
 
@@ -78,7 +78,9 @@ def test_half_of_the_exams_are_drawn_exchanged(cohort: Cohort) -> None:
     """A cohort whose findings are all on the left gives as many on the right."""
     left = {name: name.startswith("left") for name in TARGETS}
     config = replace(CONFIG, swap_sides=True)
-    draws = ExamDraws(gather(Cohort((replace(cohort.cases[0], breast_labels=left),)), config, Kept(1 << 28)))
+    draws = ExamSampler(
+        gather_exams(Cohort((replace(cohort.cases[0], breast_labels=left),)), config, ArrayCache(1 << 28))
+    )
     rng = np.random.default_rng(0)
     sides = [int(draws.draw(index, rng).labels[2]) for index in range(60)]
     assert 18 <= sum(sides) <= 42
@@ -91,7 +93,7 @@ def test_exams_with_findings_are_drawn_in_their_share_however_rare(cohort: Cohor
         replace(case, breast_labels={**healthy, "left_malignant": number == 5, "right_benign": number == 7})
         for number, case in enumerate(cohort)
     )
-    draws = ExamDraws(gather(Cohort(rare), CONFIG, Kept(1 << 28)))
+    draws = ExamSampler(gather_exams(Cohort(rare), CONFIG, ArrayCache(1 << 28)))
     labels = [draws.draw(index, np.random.default_rng(index)).labels for index in range(80)]
     malignant = sum(label[2] == 1 for label in labels)
     benign = sum(label[1] == 1 for label in labels)
@@ -103,7 +105,7 @@ def test_exams_with_findings_are_drawn_in_their_share_however_rare(cohort: Cohor
 
 def test_a_patch_holds_what_its_class_says(pool: ExamPool) -> None:
     """Squares shine at 2300 and rings are drawn alike; the rest of the breast stays below 1200."""
-    draws = PatchDraws(pool, augmented=False)
+    draws = PatchSampler(pool, augmented=False)
     assert draws.missing == ()
     counts: Counter[int] = Counter()
     for index in range(60):
@@ -151,7 +153,7 @@ def test_what_is_learnt_is_what_is_scored(pool: ExamPool, variant: str) -> None:
     torch.manual_seed(0)
     net, _ = build(replace(CONFIG, variant=variant))
     net.eval()
-    batch = as_batch([ExamDraws(pool).sample(exam, None) for exam in pool.exams[5:7]])
+    batch = collate_exams([ExamSampler(pool).sample(exam, None) for exam in pool.exams[5:7]])
     optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
     with torch.no_grad():
         before = exam_probabilities(net, batch)
@@ -181,8 +183,8 @@ def test_the_stream_is_the_same_for_any_workers_and_goes_on(tmp_path: Path) -> N
             raise OSError("gone")
         return index, float(rng.random())
 
-    def stream(workers: int) -> DrawnBatches[tuple[int, float], list[tuple[int, float]]]:
-        return DrawnBatches(draw, list, 2, seed=3, stage=1, workers=workers)
+    def stream(workers: int) -> BatchStream[tuple[int, float], list[tuple[int, float]]]:
+        return BatchStream(draw, list, 2, seed=3, stage=1, workers=workers)
 
     with stream(1) as one, stream(3) as other:
         first = [next(one) for _ in range(2)]
@@ -206,7 +208,7 @@ def test_heatmaps_by_cumulative_sums_equal_those_patch_by_patch(seed: int, heigh
     rows, columns = (draw_strides(length, rng, patch=64, stride=30) for length in (height, width))
     grid = PatchGrid.of_strides(rows, columns, 64)
     scores = np.random.default_rng(seed).random((len(grid), 2)).astype(np.float32)
-    made = summed((height, width), grid, scores)
+    made = average_patch_scores((height, width), grid, scores)
     for layer in (0, 1):
         np.testing.assert_allclose(
             made[layer], heatmap_of((height, width), grid, scores[:, layer]), atol=1e-6
@@ -227,7 +229,7 @@ def test_heatmaps_that_training_reads_are_those_of_a_scan(
     machine = Machine(device="cpu", precision="float32", channels_last=True)
     store, failed = score_patches(predictor, "f", few, tmp_path / "heatmaps", machine)
     assert not failed
-    own = gather(few, config, Kept(1 << 28))
+    own = gather_exams(few, config, ArrayCache(1 << 28))
     maps = open_results(tmp_path / "results").case_folder(few.cases[0].id).maps
     (exam,) = own.exams
     for name, image in exam.images.items():
@@ -260,8 +262,8 @@ def test_a_scan_shrinks_as_training_does(cohort: Cohort, tmp_path: Path) -> None
     settings = {"epochs": 1, "augmentation": False, "window": (96, 56), "shrink": 2}
     run(bundle_of(tmp_path / "bundle", **settings), one, tmp_path / "results")
     config = replace(CONFIG, shrink=2, crop_iterations=4, crop_buffer=6)
-    drawn = ExamDraws(gather(one, config, Kept(1 << 28)))
-    batch = as_batch([drawn.sample(drawn.pool.exams[0], None)])
+    drawn = ExamSampler(gather_exams(one, config, ArrayCache(1 << 28)))
+    batch = collate_exams([drawn.sample(drawn.pool.exams[0], None)])
     assert batch.views["L-CC"].shape == (1, 1, 48, 28)
     net, _ = nets(replace(config, widths=(4, 4, 8, 8, 16)))
     with torch.no_grad():

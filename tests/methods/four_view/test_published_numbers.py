@@ -17,7 +17,7 @@ from lobule.mammograms.views import VIEWS
 from lobule.methods.four_view import Config
 from lobule.methods.four_view.crop import crop_of
 from lobule.methods.four_view.patches import heatmap_of
-from lobule.methods.four_view.plan import distinct
+from lobule.methods.four_view.plan import distinct_patches
 from lobule.methods.four_view.predictor import weights_of
 from lobule.methods.four_view.streams import draw_grid
 from lobule.nets.four_view import TARGETS
@@ -110,7 +110,7 @@ def test_a_single_right_view_with_heatmaps_as_published(images: Path, goldens: P
     pixels = crop_of(stored.pixels, stored.pointing).window.of(stored.pixels)
     grid = draw_grid(pixels.shape, random.Random(0), Config())
     assert len(grid) == quirk["n_patches"]
-    _, row_of = distinct(grid, pixels)
+    _, row_of = distinct_patches(grid, pixels)
     benign, malignant = (
         heatmap_of(pixels.shape, grid, table["scores"][row_of][:, i])[:, ::-1] for i in (1, 0)
     )

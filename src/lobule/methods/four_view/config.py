@@ -184,25 +184,29 @@ class Config:
                 raise ConfigError(
                     f"'{name}' cannot be set for a scan of four_view", expected=", ".join(SETTABLE)
                 )
-        asked = dict(settings)
-        how = asked.pop("heatmaps", None)
-        if how is None:
-            return replace(self, **asked)
-        if how not in (HEATMAPS[1:] if self.heatmaps else HEATMAPS[:1]):
+        overrides = dict(settings)
+        heatmap_mode = overrides.pop("heatmaps", None)
+        if heatmap_mode is None:
+            return replace(self, **overrides)
+        if heatmap_mode not in (HEATMAPS[1:] if self.heatmaps else HEATMAPS[:1]):
             reads = "reads heatmaps" if self.heatmaps else "reads no heatmaps, and its bundle paints none"
             raise ConfigError(
-                f"heatmaps = {how} does not fit a classifier that {reads}",
+                f"heatmaps = {heatmap_mode} does not fit a classifier that {reads}",
                 expected=", ".join(HEATMAPS[1:] if self.heatmaps else HEATMAPS[:1]),
                 remedy="Convert or train the classifier that fits",
             )
-        return replace(self, **asked) if how == "none" else replace(self, painting=how, **asked)
+        return (
+            replace(self, **overrides)
+            if heatmap_mode == "none"
+            else replace(self, painting=heatmap_mode, **overrides)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return as_json(self)
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> Config:
-        values = only_known(cls, facts, "four_view")
+    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
+        values = only_known(cls, settings, "four_view")
         return cls(**{name: _typed(name, value) for name, value in values.items()})
 
 
@@ -214,7 +218,7 @@ def _typed(name: str, value: Any) -> Any:
         return value
     kind = float if name == "patch_shares" else int
     try:
-        return tuple(kind(part) for part in value)
+        return tuple(kind(number) for number in value)
     except ValueError as error:
         raise ConfigError(f"{name} of four_view lists numbers", actual=str(value)) from error
 

@@ -24,7 +24,7 @@ Paths = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _LoadedModel:
     """One source of classifiers: a checkpoint or a bundle."""
 
     path: str | Path
@@ -42,47 +42,50 @@ def convert(weights: Paths, out: str | Path, *, patch: str | Path | None = None,
     checkpoints, of which nothing but tensors is read, or safetensors.
     """
     paths = [weights] if isinstance(weights, str | Path) else list(weights)
-    painter, painted = (None, None) if patch is None else read_checkpoint(patch)
-    parts = [_part(path, painter, patch, settings) for path in paths]
-    if patch is not None and not any(part.nets.patch_nets for part in parts):
+    patch_checkpoint, patch_source = (None, None) if patch is None else read_checkpoint(patch)
+    models = [_load_model(path, patch_checkpoint, patch, settings) for path in paths]
+    if patch is not None and not any(model.nets.patch_nets for model in models):
         raise ConfigError(
             "this classifier reads no heatmaps, so it has no use for a patch network",
             subject=paths[0],
             remedy="Leave --patch out, or convert the checkpoint with heatmaps",
         )
-    config, nets = _joined(parts)
-    provenance: dict[str, Any] = {"classifier": parts[0].source}
-    if len(parts) > 1:
-        provenance = {"classifiers": [part.source for part in parts]}
-    if painted is not None:
-        provenance["patch"] = painted
-    patients = tuple(sorted({patient for part in parts for patient in part.patients}))
+    config, nets = _combine(models)
+    provenance: dict[str, Any] = {"classifier": models[0].source}
+    if len(models) > 1:
+        provenance = {"classifiers": [model.source for model in models]}
+    if patch_source is not None:
+        provenance["patch"] = patch_source
+    patients = tuple(sorted({patient for model in models for patient in model.patients}))
     bundle = Bundle("four_view", config.to_dict(), TARGETS, None, provenance=provenance, patients=patients)
     return write_bundle(out, bundle, weights_of_all(nets))
 
 
-def _part(
-    path: str | Path, painter: Mapping[str, Any] | None, patch: str | Path | None, settings: Mapping[str, Any]
-) -> _Part:
+def _load_model(
+    path: str | Path,
+    patch_checkpoint: Mapping[str, Any] | None,
+    patch: str | Path | None,
+    settings: Mapping[str, Any],
+) -> _LoadedModel:
     if (Path(path) / MODEL).is_file():
-        return _of_bundle(read_bundle(path))
+        return _load_bundle(read_bundle(path))
     checkpoint, source = read_checkpoint(path)
-    variant, heatmaps = _kind(checkpoint, path)
+    variant, heatmaps = _detect_variant(checkpoint, path)
     config = Config(**{**settings, "variant": variant, "heatmaps": heatmaps})
     net, patch_net = build(config)
-    filled(net, checkpoint, path)
+    load_tensors(net, checkpoint, path)
     if patch_net is not None:
-        if painter is None or patch is None:
+        if patch_checkpoint is None or patch is None:
             raise ConfigError(
                 "this classifier reads heatmaps, which a patch network has to paint",
                 subject=path,
                 remedy="Give the patch network's checkpoint with --patch",
             )
-        filled(patch_net, painter, patch)
-    return _Part(path, config, Nets((net,), (), () if patch_net is None else (patch_net,)), source)
+        load_tensors(patch_net, patch_checkpoint, patch)
+    return _LoadedModel(path, config, Nets((net,), (), () if patch_net is None else (patch_net,)), source)
 
 
-def _of_bundle(bundle: Bundle) -> _Part:
+def _load_bundle(bundle: Bundle) -> _LoadedModel:
     if bundle.method != "four_view":
         raise ConfigError(
             "a bundle of another method", subject=bundle.path, expected="four_view", actual=bundle.method
@@ -92,57 +95,57 @@ def _of_bundle(bundle: Bundle) -> _Part:
     nets = build_all(config)
     fill(nets, bundle.weights(), bundle, config)
     source = {"source": bundle.path.name, "fingerprint": bundle.fingerprint}
-    return _Part(bundle.path, config, nets, source, bundle.patients)
+    return _LoadedModel(bundle.path, config, nets, source, bundle.patients)
 
 
-def _joined(parts: Sequence[_Part]) -> tuple[Config, Nets]:
+def _combine(models: Sequence[_LoadedModel]) -> tuple[Config, Nets]:
     """Everything in one bundle; patch networks that are equal are kept once."""
-    first = next((part.config for part in parts if part.config.reads_exams), parts[0].config)
+    first = next((model.config for model in models if model.config.reads_exams), models[0].config)
     members: list[tuple[Classifier, int]] = []
     alone: list[tuple[Classifier, int]] = []
     patch_nets: list[nn.Module] = []
-    for part in parts:
-        _agree(first, part)
-        places = [_place(net, patch_nets) for net in part.nets.patch_nets] or [0]
-        own = part.config.patch_of or (0,) * (len(part.nets.members) + len(part.nets.alone))
-        for number, net in enumerate((*part.nets.members, *part.nets.alone)):
-            is_member = number < len(part.nets.members) and part.config.variant == first.variant
-            (members if is_member else alone).append((net, places[own[number]]))
-    painters = tuple(place for _, place in (*members, *alone))
+    for model in models:
+        _require_equal_settings(first, model)
+        patch_net_indices = [_index_of_patch_net(net, patch_nets) for net in model.nets.patch_nets] or [0]
+        model_patch_of = model.config.patch_of or (0,) * (len(model.nets.members) + len(model.nets.alone))
+        for number, net in enumerate((*model.nets.members, *model.nets.alone)):
+            is_member = number < len(model.nets.members) and model.config.variant == first.variant
+            (members if is_member else alone).append((net, patch_net_indices[model_patch_of[number]]))
+    patch_of = tuple(index for _, index in (*members, *alone))
     config = replace(
-        first, members=len(members), alone=len(alone), patch_of=painters if len(patch_nets) > 1 else ()
+        first, members=len(members), alone=len(alone), patch_of=patch_of if len(patch_nets) > 1 else ()
     )
     return config, Nets(tuple(n for n, _ in members), tuple(n for n, _ in alone), tuple(patch_nets))
 
 
-def _agree(first: Config, part: _Part) -> None:
-    if part.config.variant not in (first.variant, "image_wise"):
+def _require_equal_settings(first: Config, model: _LoadedModel) -> None:
+    if model.config.variant not in (first.variant, "image_wise"):
         raise ConfigError(
             "classifiers of several variants cannot be averaged",
-            subject=part.path,
+            subject=model.path,
             expected=first.variant,
-            actual=part.config.variant,
+            actual=model.config.variant,
         )
     for name in SHARED:
-        expected, found = getattr(first, name), getattr(part.config, name)
-        if expected != found:
+        expected, actual = getattr(first, name), getattr(model.config, name)
+        if expected != actual:
             raise ConfigError(
                 f"the classifiers of one bundle agree in {name}",
-                subject=part.path,
+                subject=model.path,
                 expected=str(expected),
-                actual=str(found),
+                actual=str(actual),
             )
 
 
-def _place(net: nn.Module, known: list[nn.Module]) -> int:
+def _index_of_patch_net(net: nn.Module, patch_nets: list[nn.Module]) -> int:
     """Where a patch network is among those known; added where it is new."""
     state = net.state_dict()
-    for place, other in enumerate(known):
+    for index, other in enumerate(patch_nets):
         theirs = other.state_dict()
         if all(bool((theirs[name] == tensor).all()) for name, tensor in state.items()):
-            return place
-    known.append(net)
-    return len(known) - 1
+            return index
+    patch_nets.append(net)
+    return len(patch_nets) - 1
 
 
 def read_checkpoint(path: str | Path) -> tuple[Mapping[str, Any], dict[str, str]]:
@@ -153,7 +156,7 @@ def read_checkpoint(path: str | Path) -> tuple[Mapping[str, Any], dict[str, str]
     file = Path(path)
     if not file.is_file():
         raise ConfigError("there is no such weights file", subject=path)
-    blob = git_blob_id(file.read_bytes())
+    git_blob = git_blob_id(file.read_bytes())
     try:
         loaded: Any = (
             load_file(file)
@@ -164,19 +167,19 @@ def read_checkpoint(path: str | Path) -> tuple[Mapping[str, Any], dict[str, str]
         raise BundleError(
             "the weights cannot be read", subject=path, actual=(str(error) or repr(error)).splitlines()[0]
         ) from error
-    inner = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
+    tensors = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise BundleError("not a checkpoint of tensors", subject=path)
-    genuine = GENUINE.get(blob[:8], "none of the published files")
-    return inner, {"source": file.name, "git_blob": blob, "published_as": genuine}
+    published_name = GENUINE.get(git_blob[:8], "none of the published files")
+    return tensors, {"source": file.name, "git_blob": git_blob, "published_as": published_name}
 
 
-def _kind(checkpoint: Mapping[str, Any], path: str | Path) -> tuple[str, bool]:
+def _detect_variant(checkpoint: Mapping[str, Any], path: str | Path) -> tuple[str, bool]:
     """Variant, and whether it reads heatmaps, from the tensors' names and shapes."""
     try:
         first = resolved(checkpoint).get("four_view_resnet.cc.first_conv.weight")
     except ModelError as error:
-        raise _of_file(error, path) from error
+        raise _name_file(error, path) from error
     if first is None or first.ndim != 4 or first.shape[1] not in (1, 3):
         raise BundleError(
             "not a four-view classifier",
@@ -187,12 +190,12 @@ def _kind(checkpoint: Mapping[str, Any], path: str | Path) -> tuple[str, bool]:
     return ("image_wise" if "fc1_lcc.weight" in checkpoint else "view_wise"), first.shape[1] == 3
 
 
-def filled(net: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+def load_tensors(net: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
     try:
         load_published(net, checkpoint)
     except ModelError as error:
-        raise _of_file(error, path) from error
+        raise _name_file(error, path) from error
 
 
-def _of_file(error: ModelError, path: str | Path) -> BundleError:
+def _name_file(error: ModelError, path: str | Path) -> BundleError:
     return BundleError(error.problem, subject=path, expected=error.expected, actual=error.actual)

@@ -72,8 +72,8 @@ def eroded(mask: Mask, iterations: int) -> Mask:
     What stays is whatever is more than `iterations` steps (L1) from the nearest False.
     """
     steps = ndimage.distance_transform_cdt(np.pad(mask, 1), metric="taxicab")
-    kept: Mask = steps[1:-1, 1:-1] > iterations
-    return kept
+    remaining: Mask = steps[1:-1, 1:-1] > iterations
+    return remaining
 
 
 def dilated(mask: Mask, iterations: int) -> Mask:

@@ -55,14 +55,14 @@ class ExamBatch:
         )
 
 
-def as_batch(samples: Sequence[ExamSample]) -> ExamBatch:
+def collate_exams(samples: Sequence[ExamSample]) -> ExamBatch:
     views: dict[str, Tensor] = {}
     rows: dict[str, Tensor] = {}
     for view in VIEWS:
-        having = [number for number, sample in enumerate(samples) if view in sample.inputs]
-        if having:
-            views[view] = torch.from_numpy(np.stack([samples[number].inputs[view] for number in having]))
-            rows[view] = torch.tensor(having)
+        exam_rows = [number for number, sample in enumerate(samples) if view in sample.inputs]
+        if exam_rows:
+            views[view] = torch.from_numpy(np.stack([samples[number].inputs[view] for number in exam_rows]))
+            rows[view] = torch.tensor(exam_rows)
     return ExamBatch(
         views,
         rows,
@@ -72,7 +72,7 @@ def as_batch(samples: Sequence[ExamSample]) -> ExamBatch:
 
 
 @dataclass(eq=False)
-class ExamDraws:
+class ExamSampler:
     """Exams of a pool, drawn so that those with a finding are a fixed share however rare they are."""
 
     pool: ExamPool
@@ -86,29 +86,31 @@ class ExamDraws:
         config, exams = self.pool.config, self.pool.exams
         labels = np.stack([exam.labels for exam in exams])
         if self.birads is not None:
-            known = [i for i, exam in enumerate(exams) if (self.grades(exam) != UNKNOWN).any()]
-            self.strata = ((1.0, known),)
+            graded = [i for i, exam in enumerate(exams) if (self.grades(exam) != UNKNOWN).any()]
+            self.strata = ((1.0, graded),)
             return
         positive = config.positive_share
         malignant, benign = (labels[:, 2:] == 1).any(axis=1), (labels[:, :2] == 1).any(axis=1)
         usable = (labels != UNKNOWN).any(axis=1)
-        parts = (
+        candidates = (
             (positive * config.malignant_share, malignant),
             (positive * (1 - config.malignant_share), benign & ~malignant),
             (1 - positive, usable & ~malignant & ~benign),
         )
-        found = [(share, np.flatnonzero(mask).tolist()) for share, mask in parts if share > 0 and mask.any()]
-        if not found:
+        present = [
+            (share, np.flatnonzero(mask).tolist()) for share, mask in candidates if share > 0 and mask.any()
+        ]
+        if not present:
             raise ConfigError(
                 "no exam has a label to learn from", expected="the columns left_benign … right_malignant"
             )
-        whole = sum(share for share, _ in found)
-        self.strata = tuple((share / whole, members) for share, members in found)
+        total = sum(share for share, _ in present)
+        self.strata = tuple((share / total, members) for share, members in present)
 
     def draw(self, index: int, rng: np.random.Generator) -> ExamSample:
-        members = self.strata[stratum(index, [share for share, _ in self.strata])][1]
+        members = self.strata[choose_stratum(index, [share for share, _ in self.strata])][1]
         sample = self.sample(self.pool.exams[members[int(rng.integers(len(members)))]], rng)
-        return exchanged(sample) if self.pool.config.swap_sides and rng.random() < 0.5 else sample
+        return swap_breasts(sample) if self.pool.config.swap_sides and rng.random() < 0.5 else sample
 
     def sample(self, exam: TrainExam, rng: np.random.Generator | None) -> ExamSample:
         """An exam's windows; without a generator those at the best centres of each view's first image."""
@@ -125,36 +127,38 @@ class ExamDraws:
     ) -> NDArray[np.float32]:
         config = self.pool.config
         variation = NO_AUGMENTATION if rng is None else config.variation
-        numbers = None if rng is None else np.random.RandomState(int(rng.integers(2**32)))
+        window_rng = None if rng is None else np.random.RandomState(int(rng.integers(2**32)))
         size = config.size(image.view)
-        plan = plan_window(image.shape, image.view, size, image.centre, variation, numbers)
+        plan = plan_window(image.shape, image.view, size, image.centre, variation, window_rng)
         heatmaps = None if self.heatmaps is None else self.heatmaps.read(exam, image, self.pool)
         return shrunk(network_input(self.pool.pixels(image), plan, heatmaps), config.shrink)
 
     def grades(self, exam: TrainExam) -> NDArray[np.int64]:
         if self.birads is None:
             return np.full(2, UNKNOWN, np.int64)
-        said = (exam.case.value(column) for column in self.birads)
-        return np.array([self.categories.index(s) if s in self.categories else UNKNOWN for s in said])
+        values = (exam.case.value(column) for column in self.birads)
+        return np.array(
+            [self.categories.index(value) if value in self.categories else UNKNOWN for value in values]
+        )
 
 
-def exchanged(sample: ExamSample) -> ExamSample:
+def swap_breasts(sample: ExamSample) -> ExamSample:
     """The exam with its left breast as the right one, and the other way round."""
-    other = {view: ("R" if view.startswith("L") else "L") + view[1:] for view in sample.inputs}
+    swapped_view = {view: ("R" if view.startswith("L") else "L") + view[1:] for view in sample.inputs}
     return ExamSample(
-        {other[view]: x for view, x in sample.inputs.items()},
+        {swapped_view[view]: x for view, x in sample.inputs.items()},
         sample.labels[[1, 0, 3, 2]],
         sample.grades[::-1].copy(),
     )
 
 
-def stratum(index: int, shares: Sequence[float]) -> int:
+def choose_stratum(index: int, shares: Sequence[float]) -> int:
     """Which stratum a sample is of: the shares are kept by any run of samples, for they are spread evenly."""
     # the golden ratio's multiples fill the unit interval evenly from any start
-    place = (index * (math.sqrt(5) - 1) / 2) % 1.0
+    position = (index * (math.sqrt(5) - 1) / 2) % 1.0
     for number, share in enumerate(shares):
-        place -= share
-        if place < 0:
+        position -= share
+        if position < 0:
             return number
     return len(shares) - 1
 
@@ -169,13 +173,13 @@ class PatchSample:
     label: int
 
 
-def as_patches(samples: Sequence[PatchSample]) -> tuple[Tensor, Tensor]:
+def collate_patches(samples: Sequence[PatchSample]) -> tuple[Tensor, Tensor]:
     pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
     return pixels, torch.tensor([sample.label for sample in samples])
 
 
 @dataclass(eq=False)
-class PatchDraws:
+class PatchSampler:
     """Patches of outlined lesions and of what is none, each class in its share."""
 
     pool: ExamPool
@@ -195,7 +199,7 @@ class PatchDraws:
                 elif exam.is_healthy(image.view):
                     images[NEGATIVE].append(image)
         shares = self.pool.config.patch_shares
-        found = [
+        present = [
             (share, label, images[label]) for label, share in enumerate(shares) if share and images[label]
         ]
         if not images[0]:
@@ -205,27 +209,27 @@ class PatchDraws:
                 "classified malignant or benign",
                 remedy="Train without heatmaps, or name a trained patch network with patch_weights",
             )
-        whole = sum(share for share, _, _ in found)
-        self.strata = tuple((share / whole, label, those) for share, label, those in found)
+        total = sum(share for share, _, _ in present)
+        self.strata = tuple((share / total, label, views) for share, label, views in present)
 
     @property
     def missing(self) -> tuple[int, ...]:
         return tuple(sorted({0, 1, 2, 3} - {label for _, label, _ in self.strata}))
 
     def draw(self, index: int, rng: np.random.Generator) -> PatchSample:
-        _, label, images = self.strata[stratum(index, [share for share, _, _ in self.strata])]
+        _, label, images = self.strata[choose_stratum(index, [share for share, _, _ in self.strata])]
         image = images[int(rng.integers(len(images)))]
         pixels = self.pool.pixels(image)
         top, left = self._corner(image, label, pixels, rng)
         patch = self.pool.config.patch
-        piece = np.zeros((patch, patch), np.float64)
-        seen = pixels[top : top + patch, left : left + patch]
-        piece[: seen.shape[0], : seen.shape[1]] = seen
-        piece = (piece - image.mean) / image.spread
+        patch_pixels = np.zeros((patch, patch), np.float64)
+        cropped = pixels[top : top + patch, left : left + patch]
+        patch_pixels[: cropped.shape[0], : cropped.shape[1]] = cropped
+        patch_pixels = (patch_pixels - image.mean) / image.spread
         if self.augmented:  # a lesion has no upright
             turn = int(rng.integers(8))
-            piece = np.rot90(piece[:, ::-1] if turn & 4 else piece, turn & 3)
-        return PatchSample(np.ascontiguousarray(piece[None], np.float32), label)
+            patch_pixels = np.rot90(patch_pixels[:, ::-1] if turn & 4 else patch_pixels, turn & 3)
+        return PatchSample(np.ascontiguousarray(patch_pixels[None], np.float32), label)
 
     def _corner(
         self, image: TrainView, label: int, pixels: NDArray[np.uint16], rng: np.random.Generator
@@ -233,16 +237,16 @@ class PatchDraws:
         patch = self.pool.config.patch
         last = tuple(max(0, length - patch) for length in image.shape)
         if label < OUTSIDE:
-            own = [polygon for grade, polygon in image.outlines if grade == label]
-            column, row = _point_in(own[int(rng.integers(len(own)))], rng)
+            outlines = [polygon for grade, polygon in image.outlines if grade == label]
+            column, row = _point_in(outlines[int(rng.integers(len(outlines)))], rng)
             # the point comes to lie in the middle half of the patch
             shift = patch / 2 + (rng.random(2) - 0.5) * patch / 2
-            place = np.rint((row, column) - shift).astype(int)
-            return int(np.clip(place[0], 0, last[0])), int(np.clip(place[1], 0, last[1]))
+            corner = np.rint((row, column) - shift).astype(int)
+            return int(np.clip(corner[0], 0, last[0])), int(np.clip(corner[1], 0, last[1]))
         for _ in range(PROBES):
             top, left = (int(rng.integers(end + 1)) for end in last)
             lit = pixels[top : top + patch : 4, left : left + patch : 4].any()
-            if lit and not any(_meets(polygon, top, left, patch) for _, polygon in image.outlines):
+            if lit and not any(_overlaps(polygon, top, left, patch) for _, polygon in image.outlines):
                 return top, left
         raise CaseError("no place outside the outlines was found", subject=image.path)
 
@@ -255,7 +259,7 @@ def _point_in(polygon: Polygon, rng: np.random.Generator) -> NDArray[np.float64]
     return chosen
 
 
-def _meets(polygon: Polygon, top: int, left: int, patch: int) -> bool:
+def _overlaps(polygon: Polygon, top: int, left: int, patch: int) -> bool:
     x, y = polygon.points.min(axis=0)
     right, bottom = polygon.points.max(axis=0)
     return bool(x < left + patch and right > left and y < top + patch and bottom > top)

@@ -21,7 +21,7 @@ from lobule.methods.four_view.config import Config
 from lobule.methods.four_view.crop import Window
 from lobule.methods.four_view.images import ExamView, Heatmaps, PatchView
 from lobule.methods.four_view.patches import BENIGN, MALIGNANT, PatchGrid
-from lobule.methods.four_view.plan import Turn, distinct, fields_of, patch_frame
+from lobule.methods.four_view.plan import PlannedImage, distinct_patches, fields_of, patch_frame
 from lobule.methods.four_view.pool import ExamPool, TrainExam, TrainView
 from lobule.methods.four_view.predictor import PATCHES, FourViewPredictor
 from lobule.methods.four_view.scores import scored_rows
@@ -47,33 +47,33 @@ class PatchScorer:
     classes = ("malignant", "benign", "outside", "negative")
 
     def __init__(self, predictor: FourViewPredictor) -> None:
-        self._whole = predictor
+        self._predictor = predictor
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return self._whole.images(case, options)
+        return self._predictor.images(case, options)
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        return self._whole.choose_batch(engine, room, options)
+        return self._predictor.choose_batch(engine, room, options)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self._whole.move_to_device(engine, options)
+        self._predictor.move_to_device(engine, options)
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        return self._whole.sample_batch(engine, options)
+        return self._predictor.sample_batch(engine, options)
 
     def forward(self, name: str, batch: Batch) -> dict[str, Tensor]:
-        return self._whole.forward(name, batch)
+        return self._predictor.forward(name, batch)
 
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        config = self._whole.config
+        config = self._predictor.config
         images = {name: image for name, image in case.images.items() if isinstance(image, ExamView)}
-        grids = grids_of({name: image.crop.window.shape for name, image in images.items()}, config)
+        grids = patch_grids({name: image.crop.window.shape for name, image in images.items()}, config)
         for name, image in images.items():
-            yield _patch_pass(Turn(name, image, (), ()), image, grids[name], config, case.engine)
+            yield _patch_pass(PlannedImage(name, image, (), ()), image, grids[name], config, case.engine)
         return Result({})
 
 
-def grids_of(shapes: Mapping[str, tuple[int, int]], config: Config) -> dict[str, PatchGrid]:
+def patch_grids(shapes: Mapping[str, tuple[int, int]], config: Config) -> dict[str, PatchGrid]:
     """The patches over each image of an exam: one stream for all, but for what is scored view by view."""
     rng = random.Random(config.seed)
     grids = {}
@@ -82,10 +82,12 @@ def grids_of(shapes: Mapping[str, tuple[int, int]], config: Config) -> dict[str,
     return grids
 
 
-def _patch_pass(turn: Turn, image: ExamView, grid: PatchGrid, config: Config, engine: EngineSettings) -> Pass:
+def _patch_pass(
+    planned: PlannedImage, image: ExamView, grid: PatchGrid, config: Config, engine: EngineSettings
+) -> Pass:
     """The patches of a grid that differ from one another."""
     source = PatchView(image, patch_frame(image, config))
-    rows, _ = distinct(grid, source.pixels)
+    rows, _ = distinct_patches(grid, source.pixels)
     corners = list(grid.corners())
     boxes = np.empty((len(rows), 4), np.int64)
     for index, row in enumerate(rows):
@@ -93,11 +95,11 @@ def _patch_pass(turn: Turn, image: ExamView, grid: PatchGrid, config: Config, en
         box = source.frame.to_l0(Window(top, top + grid.patch, left, left + grid.patch))
         boxes[index] = box.x, box.y, box.width, box.height
     return Pass(
-        f"patches {turn.name}",
-        fields_of(turn, boxes),
+        f"patches {planned.name}",
+        fields_of(planned, boxes),
         TableSpec(part_rows=8 * PATCHES),
         batch=engine.batch * PATCHES,
-        sources={turn.name: source},
+        sources={planned.name: source},
     )
 
 
@@ -109,14 +111,14 @@ class HeatmapStore:
 
     def read(self, exam: TrainExam, image: TrainView, pool: ExamPool) -> Heatmaps:
         """Benign and malignant, (H, W), of the cropped view that points right."""
-        kept = pool.kept.get(("heatmaps", image.path), lambda: self._made(exam, image, pool))
-        return kept[0], kept[1]
+        heatmaps = pool.cache.get(("heatmaps", image.path), lambda: self._compute(exam, image, pool))
+        return heatmaps[0], heatmaps[1]
 
-    def _made(self, exam: TrainExam, image: TrainView, pool: ExamPool) -> NDArray[np.float32]:
+    def _compute(self, exam: TrainExam, image: TrainView, pool: ExamPool) -> NDArray[np.float32]:
         shapes = {name: other.shape for name, other in exam.images.items()}
-        grid = grids_of(shapes, self._config)[image.name]
+        grid = patch_grids(shapes, self._config)[image.name]
         pixels = pool.pixels(image)
-        rows, row_of = distinct(grid, pixels[:, ::-1] if image.patches_mirrored else pixels)
+        rows, row_of = distinct_patches(grid, pixels[:, ::-1] if image.patches_mirrored else pixels)
         table = self._results.case_folder(exam.case.id).tables[f"patches {image.name}"]
         scored = scored_rows(table, "scores")
         if len(scored) < len(rows):
@@ -124,20 +126,22 @@ class HeatmapStore:
                 f"{len(rows) - len(scored)} patches of {image.name} have no score", subject=table.path
             )
         scores = np.stack([scored[int(row)] for row in row_of])[:, [BENIGN, MALIGNANT]]
-        maps = summed(image.shape, grid, scores)
+        maps = average_patch_scores(image.shape, grid, scores)
         return np.ascontiguousarray(maps[:, :, ::-1] if image.patches_mirrored else maps)
 
 
-def summed(shape: tuple[int, int], grid: PatchGrid, scores: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+def average_patch_scores(
+    shape: tuple[int, int], grid: PatchGrid, scores: NDArray[np.floating[Any]]
+) -> NDArray[np.float32]:
     """(classes, H, W) mean of the scores (patches, classes) over each pixel, by cumulative sums.
 
     To 1e-6 what `heatmap_of` gives patch by patch, in a time that the number of patches hardly changes.
     """
     classes = scores.shape[1]
     change = np.zeros((classes + 1, shape[0] + 1, shape[1] + 1))
-    for (row, column), own in zip(grid.corners(), scores, strict=True):
+    for (row, column), patch_scores in zip(grid.corners(), scores, strict=True):
         bottom, right = row + grid.patch, column + grid.patch
-        values = np.append(own, 1.0)
+        values = np.append(patch_scores, 1.0)
         change[:, row, column] += values
         change[:, bottom, right] += values
         change[:, row, right] -= values
@@ -151,6 +155,6 @@ def score_patches(
     predictor: FourViewPredictor, fingerprint: str, cohort: Cohort, folder: Path, machine: Machine
 ) -> tuple[HeatmapStore, dict[str, str]]:
     """Run the patch network over a cohort, going on where it stopped; gives the store and what failed."""
-    facts = {"method": "four_view", "fingerprint": fingerprint, "classes": list(PatchScorer.classes)}
-    report = scan(PatchScorer(predictor), facts, cohort, folder, ScanOptions(), machine)
+    bundle = {"method": "four_view", "fingerprint": fingerprint, "classes": list(PatchScorer.classes)}
+    report = scan(PatchScorer(predictor), bundle, cohort, folder, ScanOptions(), machine)
     return HeatmapStore(open_results(folder), predictor.config), dict(report.failed)

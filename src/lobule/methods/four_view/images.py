@@ -134,9 +134,9 @@ class ExamView(_Source):
 
     def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[np.uint16]:
         """(height, width, 1); zeros outside."""
-        return _read(self.stored, Window(box.y, box.bottom, box.x, box.right))[..., None]
+        return _read_padded(self.stored, Window(box.y, box.bottom, box.x, box.right))[..., None]
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What `result.json` says of the image."""
         heading, window = self.mammogram.heading, self.crop.window
         return {
@@ -174,15 +174,17 @@ class InputView(_Source):
         self, view: ExamView, size: tuple[int, int], heatmaps: Heatmaps | None, shrink: int = 1
     ) -> None:
         super().__init__(view.size, view.mpp)
-        self._view, self._wanted, self._heatmaps, self._shrink = view, size, heatmaps, shrink
+        self._view, self._input_size, self._heatmaps, self._shrink = view, size, heatmaps, shrink
 
     def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[np.float32]:
         """(h, w, 1 or 3) at the classifier's size, whatever the size of the box."""
         window = self._view.frame.of_l0(box)
         shape = self._view.pixels.shape
-        plan = WindowPlan(self._wanted, Padding(), (shape[0], shape[1]), window, window, Draws(None, None))
-        seen = network_input(self._view.pixels, plan, self._heatmaps)
-        return np.moveaxis(shrunk(seen, self._shrink), 0, -1)
+        plan = WindowPlan(
+            self._input_size, Padding(), (shape[0], shape[1]), window, window, Draws(None, None)
+        )
+        channels = network_input(self._view.pixels, plan, self._heatmaps)
+        return np.moveaxis(shrunk(channels, self._shrink), 0, -1)
 
 
 class PatchView(_Source):
@@ -198,7 +200,7 @@ class PatchView(_Source):
         self._spread = np.maximum(values.std(), 1e-5)
 
     def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[np.float32]:
-        values = _read(self.pixels, self.frame.of_l0(box)).astype(np.float64)
+        values = _read_padded(self.pixels, self.frame.of_l0(box)).astype(np.float64)
         values -= self._mean
         values /= self._spread
         return values.astype(np.float32)[..., None]
@@ -212,14 +214,16 @@ class HeatmapView(_Source):
         shape = heatmaps[0].shape
         inside = inside or Window(0, shape[0], 0, shape[1])
         self._frame, self._heatmaps = view.frame, heatmaps
-        self._where = np.zeros(shape, np.float32)
-        inside.of(self._where)[:] = 1
+        self._inside_mask = np.zeros(shape, np.float32)
+        inside.of(self._inside_mask)[:] = 1
         self.l0_box = view.frame.to_l0(inside)
 
     def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[np.float32]:
         """(height, width, 3): benign, malignant, and 1 where they are known."""
         window = self._frame.of_l0(box)
-        pixels = np.stack([_read(layer, window) for layer in (*self._heatmaps, self._where)], axis=-1)
+        pixels = np.stack(
+            [_read_padded(layer, window) for layer in (*self._heatmaps, self._inside_mask)], axis=-1
+        )
         return pixels[:, ::-1] if self._frame.mirrored else pixels
 
 
@@ -227,7 +231,7 @@ def open_view(path: str, view: View, config: ViewConfig) -> ExamView:
     return ExamView(view, read_view(path, view=view, pixels=config.pixels), config)
 
 
-def _read(image: NDArray[Any], window: Window) -> NDArray[Any]:
+def _read_padded(image: NDArray[Any], window: Window) -> NDArray[Any]:
     """The window of an image (H, W), zeros where it reaches past it."""
     out = np.zeros(window.shape, image.dtype)
     inside = Window(

@@ -79,10 +79,16 @@ def fill(nets: Nets, weights: Mapping[str, Tensor], bundle: Bundle, config: Conf
     try:
         for prefix, net in nets.named():
             if prefix:
-                own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+                tensors = {
+                    name.removeprefix(prefix): value
+                    for name, value in weights.items()
+                    if name.startswith(prefix)
+                }
             else:
-                own = {k: v for k, v in weights.items() if not k.startswith(tuple(prefixes))}
-            net.load_state_dict(own)
+                tensors = {
+                    name: value for name, value in weights.items() if not name.startswith(tuple(prefixes))
+                }
+            net.load_state_dict(tensors)
             net.eval()
     except RuntimeError as error:
         raise ModelError(

@@ -22,36 +22,40 @@ BENIGN_ROWS = tuple(i for i, name in enumerate(TARGETS) if name.endswith("benign
 
 def breast_loss(log_probabilities: Tensor, labels: Tensor, positive_weight: float = 1.0) -> Tensor:
     """Mean cross-entropy of (N, targets, 2) against labels (N, targets); unknown ones count nothing."""
-    known = labels != UNKNOWN
+    has_label = labels != UNKNOWN
     truth = labels.clamp(min=0)
     losses = -log_probabilities.float().gather(-1, truth[..., None])[..., 0]
-    weights = torch.where(truth == 1, positive_weight, 1.0) * known
+    weights = torch.where(truth == 1, positive_weight, 1.0) * has_label
     return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
 def classifier_loss(net: Classifier, batch: ExamBatch, positive_weight: float) -> Tensor:
     """Every head (of an angle, a side, a view) learns the labels on its own; their losses are averaged."""
     return torch.stack(
-        [breast_loss(said, labels, positive_weight) for said, labels in _told(net, batch)]
+        [breast_loss(outputs, labels, positive_weight) for outputs, labels in _outputs_and_labels(net, batch)]
     ).mean()
 
 
-def _told(net: Classifier, batch: ExamBatch) -> list[tuple[Tensor, Tensor]]:
+def _outputs_and_labels(net: Classifier, batch: ExamBatch) -> list[tuple[Tensor, Tensor]]:
     """Each head's log-probabilities and the labels they stand against."""
     outputs = net(batch.views)
     if isinstance(net, ImageWise):
         # a view's first two rows are benign and malignant of its own breast; the others are never read
         return [
-            (said[:, :2], batch.labels[batch.rows[view]][:, _own(view)]) for view, said in outputs.items()
+            (log_probabilities[:, :2], batch.labels[batch.rows[view]][:, _rows_of_breast(view)])
+            for view, log_probabilities in outputs.items()
         ]
     if isinstance(net, SideWise):
-        return [(said, batch.labels[:, _own(side)]) for side, said in outputs.items()]
-    return [(said, batch.labels) for said in outputs.values()]
+        return [
+            (log_probabilities, batch.labels[:, _rows_of_breast(side)])
+            for side, log_probabilities in outputs.items()
+        ]
+    return [(log_probabilities, batch.labels) for log_probabilities in outputs.values()]
 
 
-def _own(place: str) -> list[int]:
+def _rows_of_breast(view_or_side: str) -> list[int]:
     """Rows of `TARGETS` of the breast of a view or a side."""
-    side = 0 if place.upper().startswith("L") else 1
+    side = 0 if view_or_side.upper().startswith("L") else 1
     return [BENIGN_ROWS[side], MALIGNANT_ROWS[side]]
 
 
@@ -59,9 +63,9 @@ def birads_loss(net: BiradsNet, batch: ExamBatch) -> Tensor:
     losses = []
     for view, logits in net(batch.views).items():
         grades = batch.grades[batch.rows[view], 0 if view.startswith("L") else 1]
-        known = (grades != UNKNOWN).sum().clamp(min=1)
+        graded = (grades != UNKNOWN).sum().clamp(min=1)
         total = F.cross_entropy(logits.float(), grades, ignore_index=UNKNOWN, reduction="sum")
-        losses.append(total / known)
+        losses.append(total / graded)
     return torch.stack(losses).mean()
 
 
@@ -74,43 +78,45 @@ def exam_probabilities(net: Classifier, batch: ExamBatch) -> NDArray[np.float64]
     if not isinstance(net, ImageWise):
         return np.asarray(net.exam_scores(outputs).float().cpu().numpy(), np.float64)
     sums, counts = np.zeros((len(batch.labels), 4)), np.zeros((len(batch.labels), 4))
-    for view, said in outputs.items():
-        place = np.ix_(batch.rows[view].cpu().numpy(), np.array(_own(view)))
-        sums[place] += said[:, :2, 1].exp().float().cpu().numpy()
-        counts[place] += 1
+    for view, log_probabilities in outputs.items():
+        entries = np.ix_(batch.rows[view].cpu().numpy(), np.array(_rows_of_breast(view)))
+        sums[entries] += log_probabilities[:, :2, 1].exp().float().cpu().numpy()
+        counts[entries] += 1
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def areas(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> dict[str, float]:
     """The area under the ROC curve over breasts, of what has both classes."""
-    found = {}
+    areas_by_target = {}
     for name, rows in (("malignant", MALIGNANT_ROWS), ("benign", BENIGN_ROWS)):
         label, score = labels[:, rows].ravel(), scores[:, rows].ravel()
-        kept = (label != UNKNOWN) & np.isfinite(score)
-        area = auc(label[kept], score[kept])
+        usable = (label != UNKNOWN) & np.isfinite(score)
+        area = auc(label[usable], score[usable])
         if area is not None:
-            found[name] = area
-    return found
+            areas_by_target[name] = area
+    return areas_by_target
 
 
 def patch_areas(labels: NDArray[np.int64], scores: NDArray[np.float32]) -> dict[str, float]:
     """Of the patch network: malignant, and benign, against all else."""
-    found = {}
+    areas_by_class = {}
     for label, name in enumerate(("malignant", "benign")):
         area = auc((labels == label).astype(int), scores[:, label])
         if area is not None:
-            found[name] = area
-    return found
+            areas_by_class[name] = area
+    return areas_by_class
 
 
 def birads_area(grades: Sequence[NDArray[np.int64]], scores: Sequence[NDArray[np.float32]]) -> float:
     """One class against the rest, averaged over the classes that can be judged; 0.5 where none can."""
-    truth, said = np.concatenate(grades), np.concatenate(scores)
-    areas_of = [auc((truth == own).astype(int), said[:, own]) for own in range(said.shape[1])]
-    known = [area for area in areas_of if area is not None]
-    return float(np.mean(known)) if known else 0.5
+    truth, probabilities = np.concatenate(grades), np.concatenate(scores)
+    areas_by_grade = [
+        auc((truth == grade).astype(int), probabilities[:, grade]) for grade in range(probabilities.shape[1])
+    ]
+    defined = [area for area in areas_by_grade if area is not None]
+    return float(np.mean(defined)) if defined else 0.5
 
 
-def of_metrics(found: Mapping[str, float]) -> float:
+def selection_metric(areas_by_target: Mapping[str, float]) -> float:
     """The one number that decides which weights are kept: malignancy first, else what there is."""
-    return found.get("malignant", found.get("benign", 0.5))
+    return areas_by_target.get("malignant", areas_by_target.get("benign", 0.5))

@@ -17,7 +17,7 @@ from lobule.methods.four_view.config import Config
 from lobule.methods.four_view.crop import Window
 from lobule.methods.four_view.images import ExamView, Heatmaps, HeatmapView, PatchView
 from lobule.methods.four_view.patches import BENIGN, MALIGNANT, PatchGrid, heatmap_of
-from lobule.methods.four_view.plan import Turn, distinct, fields_of, patch_frame
+from lobule.methods.four_view.plan import PlannedImage, distinct_patches, fields_of, patch_frame
 from lobule.methods.four_view.scores import GRADES, scored_rows
 from lobule.nets.painter import CELL
 from lobule.results.maps import MapReader
@@ -29,7 +29,7 @@ PATCHES = 8
 """Patches in the time and room of a window."""
 HALO = 4
 """Cells above and below a band that are looked at with it, where a view is looked at in several."""
-COMPARED = 8
+COMPARED_PATCHES = 8
 """Patches of a view that are scored exactly too, where heatmaps are painted fast."""
 HEATMAP_CELLS = 64
 
@@ -37,21 +37,23 @@ Painted = Generator[Pass, Store, tuple[Heatmaps, NDArray[np.float64]]]
 """Passes, and in the end heatmaps with how far the scores of some patches are from the exact ones."""
 
 
-def paint(turn: Turn, grid: PatchGrid, engine: EngineSettings, config: Config, number: int = 0) -> Painted:
+def paint(
+    planned: PlannedImage, grid: PatchGrid, engine: EngineSettings, config: Config, number: int = 0
+) -> Painted:
     """The heatmaps of one image by one of the bundle's patch networks."""
-    assert isinstance(turn.image, ExamView)
-    source = PatchView(turn.image, patch_frame(turn.image, config))
+    assert isinstance(planned.image, ExamView)
+    source = PatchView(planned.image, patch_frame(planned.image, config))
     scores: NDArray[np.floating[Any]]
-    far = np.zeros(0)
+    differences = np.zeros(0)
     if config.painting == "exact":
-        scores = yield from _exact(turn, source, grid, engine, number)
+        scores = yield from _exact(planned, source, grid, engine, number)
     else:
-        scores, far = yield from _fast(turn, source, grid, engine, number)
-    shape = turn.image.crop.window.shape
+        scores, differences = yield from _fast(planned, source, grid, engine, number)
+    shape = planned.image.crop.window.shape
     benign, malignant = (heatmap_of(shape, grid, scores[:, index]) for index in (BENIGN, MALIGNANT))
-    if source.frame.mirrored != turn.image.frame.mirrored:
+    if source.frame.mirrored != planned.image.frame.mirrored:
         benign, malignant = benign[:, ::-1], malignant[:, ::-1]
-    return (benign, malignant), far
+    return (benign, malignant), differences
 
 
 def pass_name(kind: str, image: str, number: int) -> str:
@@ -60,16 +62,16 @@ def pass_name(kind: str, image: str, number: int) -> str:
 
 
 def _exact(
-    turn: Turn, source: PatchView, grid: PatchGrid, engine: EngineSettings, number: int
+    planned: PlannedImage, source: PatchView, grid: PatchGrid, engine: EngineSettings, number: int
 ) -> Generator[Pass, Store, NDArray[np.float32]]:
     """Every patch by itself. Patches without any breast are all the same: one is computed."""
-    rows, row_of = distinct(grid, source.pixels)
-    scored = yield from _patches(turn, source, grid, rows, engine, number)
+    rows, row_of = distinct_patches(grid, source.pixels)
+    scored = yield from _patches(planned, source, grid, rows, engine, number)
     return np.stack([scored[int(row)] for row in row_of])
 
 
 def _patches(
-    turn: Turn,
+    planned: PlannedImage,
     source: PatchView,
     grid: PatchGrid,
     rows: Sequence[int],
@@ -84,21 +86,21 @@ def _patches(
         box = source.frame.to_l0(Window(top, top + grid.patch, left, left + grid.patch))
         boxes[index] = box.x, box.y, box.width, box.height
     store = yield Pass(
-        pass_name("patches", turn.name, number),
-        fields_of(turn, boxes),
+        pass_name("patches", planned.name, number),
+        fields_of(planned, boxes),
         TableSpec(part_rows=8 * PATCHES),
         batch=engine.batch * PATCHES,
-        sources={turn.name: source},
+        sources={planned.name: source},
     )
     assert isinstance(store, TableReader)
     scored = scored_rows(store, "scores")
     if len(scored) < len(rows):
-        raise ModelError(f"{len(rows) - len(scored)} patches of {turn.name} could not be scored")
+        raise ModelError(f"{len(rows) - len(scored)} patches of {planned.name} could not be scored")
     return scored
 
 
 def _fast(
-    turn: Turn, source: PatchView, grid: PatchGrid, engine: EngineSettings, number: int
+    planned: PlannedImage, source: PatchView, grid: PatchGrid, engine: EngineSettings, number: int
 ) -> Generator[Pass, Store, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Every patch from the evidence under it, and the distance from the exact scores of a few."""
     bands = Bands.over(source.pixels.shape, engine.cells**2)
@@ -107,23 +109,23 @@ def _fast(
         box = source.frame.to_l0(window)
         boxes[index] = box.x, box.y, box.width, box.height
     store = yield Pass(
-        pass_name("evidence", turn.name, number),
-        fields_of(turn, boxes),
+        pass_name("evidence", planned.name, number),
+        fields_of(planned, boxes),
         TableSpec(part_rows=1),
         batch=1,
-        sources={turn.name: source},
+        sources={planned.name: source},
     )
     assert isinstance(store, TableReader)
-    found = scored_rows(store, "evidence")
-    if len(found) < bands.count:
-        raise ModelError(f"{turn.name} could not be looked at as a whole")
-    scores = pooled_scores(bands.joined([found[index] for index in range(bands.count)]), grid)
-    rows, _ = distinct(grid, source.pixels)
-    rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, COMPARED).round().astype(int))]
-    exact = yield from _patches(turn, source, grid, rows, engine, number)
-    both = [BENIGN, MALIGNANT]
-    far = np.abs(np.stack([exact[i][both] - scores[row][both] for i, row in enumerate(rows)]))
-    return scores, far.ravel().astype(np.float64)
+    evidence = scored_rows(store, "evidence")
+    if len(evidence) < bands.count:
+        raise ModelError(f"{planned.name} could not be looked at as a whole")
+    scores = pooled_scores(bands.joined([evidence[index] for index in range(bands.count)]), grid)
+    rows, _ = distinct_patches(grid, source.pixels)
+    rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, COMPARED_PATCHES).round().astype(int))]
+    exact = yield from _patches(planned, source, grid, rows, engine, number)
+    classes = [BENIGN, MALIGNANT]
+    differences = np.abs(np.stack([exact[i][classes] - scores[row][classes] for i, row in enumerate(rows)]))
+    return scores, differences.ravel().astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,10 @@ class Bands:
     def over(cls, shape: tuple[int, ...], cells: int) -> Bands:
         """As few bands as hold no more than so many cells each, as far as there is a choice."""
         rows, columns = -(-shape[0] // CELL), -(-shape[1] // CELL)
-        most = cells // columns
-        if most >= rows:
+        most_rows = cells // columns
+        if most_rows >= rows:
             return cls(rows, columns, rows, 0)
-        count = -(-rows // max(1, most - 2 * HALO))
+        count = -(-rows // max(1, most_rows - 2 * HALO))
         return cls(rows, columns, -(-rows // count), HALO)
 
     @property
@@ -160,8 +162,8 @@ class Bands:
         """(classes, rows, columns) from that of each band, as flat as tables keep it."""
         height = self.band_rows + 2 * self.halo
         bands = [np.asarray(flat, np.float64).reshape(-1, height, self.columns) for flat in evidence]
-        kept = [band[:, self.halo : self.halo + self.band_rows] for band in bands]
-        return np.concatenate(kept, axis=1)[:, : self.rows]
+        cropped = [band[:, self.halo : self.halo + self.band_rows] for band in bands]
+        return np.concatenate(cropped, axis=1)[:, : self.rows]
 
 
 def pooled_scores(evidence: NDArray[np.float64], grid: PatchGrid) -> NDArray[np.float64]:
@@ -182,28 +184,38 @@ def _shares(starts: Sequence[int], length: int, cells: int) -> NDArray[np.float6
     return shares
 
 
-def kept(turn: Turn, heatmaps: Heatmaps, config: Config) -> Generator[Pass, Store, list[Finding]]:
+def store_heatmaps(
+    planned: PlannedImage, heatmaps: Heatmaps, config: Config
+) -> Generator[Pass, Store, list[Finding]]:
     """The heatmaps as a map over the stored image, for viewers, and what stands out in them."""
-    assert isinstance(turn.image, ExamView)
-    reader = yield heatmap_pass(f"heatmap {turn.name}", turn, heatmaps, config.heatmap_cell)
+    assert isinstance(planned.image, ExamView)
+    reader = yield heatmap_pass(f"heatmap {planned.name}", planned, heatmaps, config.heatmap_cell)
     assert isinstance(reader, MapReader)
     scores, states = reader.read()
-    found = []
+    findings = []
     for layer, grade in zip(scores, GRADES, strict=True):
         scored = np.where(states == State.SCORED, layer, np.float32(0))
         above = components(
-            scored, config.heatmap_cell, mpp=turn.image.mpp, threshold=config.finding_threshold, label=grade
+            scored,
+            config.heatmap_cell,
+            mpp=planned.image.mpp,
+            threshold=config.finding_threshold,
+            label=grade,
         )
-        found += [replace(finding, image=turn.name) for finding in above]
-    return found
+        findings += [replace(finding, image=planned.name) for finding in above]
+    return findings
 
 
-def heatmap_pass(name: str, turn: Turn, heatmaps: Heatmaps, cell: int, inside: Window | None = None) -> Pass:
+def heatmap_pass(
+    name: str, planned: PlannedImage, heatmaps: Heatmaps, cell: int, inside: Window | None = None
+) -> Pass:
     """Two layers laid over the stored image, averaged over cells; of the cropped view, or what is inside."""
-    assert isinstance(turn.image, ExamView)
-    grid = MapGrid(turn.image.lattice(), cell, cell, HEATMAP_CELLS)
-    view = HeatmapView(turn.image, heatmaps, inside)
+    assert isinstance(planned.image, ExamView)
+    grid = MapGrid(planned.image.lattice(), cell, cell, HEATMAP_CELLS)
+    view = HeatmapView(planned.image, heatmaps, inside)
     box = view.l0_box
-    wanted = np.zeros((grid.rows, grid.columns), np.bool_)
-    wanted[box.y // cell : -(-box.bottom // cell), box.x // cell : -(-box.right // cell)] = True
-    return map_pass(name, grid, GRADES, wanted, ~wanted, image=turn.name, batch=1, sources={turn.name: view})
+    covered = np.zeros((grid.rows, grid.columns), np.bool_)
+    covered[box.y // cell : -(-box.bottom // cell), box.x // cell : -(-box.right // cell)] = True
+    return map_pass(
+        name, grid, GRADES, covered, ~covered, image=planned.name, batch=1, sources={planned.name: view}
+    )

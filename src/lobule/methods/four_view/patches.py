@@ -33,13 +33,13 @@ def draw_strides(length: int, rng: random.Random, *, patch: int = PATCH, stride:
             expected=f"at least {patch} px on each side",
             actual=f"{length} px",
         )
-    whole, rest = (length - patch) // stride + 1, (length - patch) % stride
-    if rest == 0:
-        return [stride] * (whole - 1)
-    excess = stride - rest
-    base = stride - excess // whole
-    strides = [base] * whole
-    for position in rng.sample(range(whole), excess % whole):
+    count, remainder = (length - patch) // stride + 1, (length - patch) % stride
+    if remainder == 0:
+        return [stride] * (count - 1)
+    excess = stride - remainder
+    base = stride - excess // count
+    strides = [base] * count
+    for position in rng.sample(range(count), excess % count):
         strides[position] = base - 1
     return strides
 

@@ -22,7 +22,7 @@ from lobule.scanning.contract import Fields, ImageSource, OpenCase, Pass, TableS
 
 
 @dataclass(frozen=True)
-class Turn:
+class PlannedImage:
     """One image of an exam and the windows that are read of it."""
 
     name: str
@@ -72,40 +72,46 @@ def _refuse_views(
         raise next((error for error in errors if not isinstance(error, BlankMammogram)), errors[0])
 
 
-def shapes(images: Mapping[str, ImageSource]) -> Shapes:
+def cropped_shapes(images: Mapping[str, ImageSource]) -> Shapes:
     return [image.crop.window.shape for image in images.values() if isinstance(image, ExamView)]
 
 
-def turns(case: OpenCase, config: Config) -> list[Turn]:
+def plan_images(case: OpenCase, config: Config) -> list[PlannedImage]:
     """Every image of an exam with its windows, in the order in which patches are drawn."""
     if not config.reads_exams:
-        return turns_alone(case, config)
+        return plan_images_separately(case, config)
     images = {name: i for name, i in case.images.items() if isinstance(i, ExamView | BrokenView)}
     plans: dict[str, list[tuple[int, WindowPlan]]] = {name: [] for name in images}
     rng = windows_stream(config, case.earlier())
     names: dict[str, list[str]] = {view: [] for view in VIEWS}
     for name, image in images.items():
         names[image.view].append(name)
-    seen: dict[str, Sequence[ViewImage]] = {
+    view_images: dict[str, Sequence[ViewImage]] = {
         view: [_readable(images[name]).for_windows for name in names[view]] for view in VIEWS
     }
-    exam = plan_exam(seen, rng, epochs=config.windows, augmentation=config.variation, size=config.window)
+    exam = plan_exam(
+        view_images, rng, epochs=config.windows, augmentation=config.variation, size=config.window
+    )
     for epoch, chosen in enumerate(exam):
         for view in VIEWS:
             index, plan = chosen[view]
             plans[names[view][index]].append((epoch, plan))
-    return [_turn(name, image, plans[name]) for name, image in images.items()]
+    return [_planned_image(name, image, plans[name]) for name, image in images.items()]
 
 
-def turns_alone(case: OpenCase, config: ViewConfig) -> list[Turn]:
+def plan_images_separately(case: OpenCase, config: ViewConfig) -> list[PlannedImage]:
     """Every image of an exam with its windows, each drawn as if there were no other."""
     images = {name: i for name, i in case.images.items() if isinstance(i, ExamView | BrokenView)}
-    return [_turn(name, i, list(enumerate(_plan_alone(i, config)))) for name, i in images.items()]
+    return [
+        _planned_image(name, i, list(enumerate(_plan_separately(i, config)))) for name, i in images.items()
+    ]
 
 
-def _turn(name: str, image: ExamView | BrokenView, plans: Sequence[tuple[int, WindowPlan]]) -> Turn:
+def _planned_image(
+    name: str, image: ExamView | BrokenView, plans: Sequence[tuple[int, WindowPlan]]
+) -> PlannedImage:
     epochs = tuple(epoch for epoch, _ in plans)
-    return Turn(name, image, epochs, tuple(_unpadded(plan) for _, plan in plans))
+    return PlannedImage(name, image, epochs, tuple(_unpadded(plan) for _, plan in plans))
 
 
 def _readable(image: ExamView | BrokenView) -> ExamView:
@@ -113,12 +119,14 @@ def _readable(image: ExamView | BrokenView) -> ExamView:
     return image
 
 
-def _plan_alone(image: ExamView | BrokenView, config: ViewConfig) -> list[WindowPlan]:
+def _plan_separately(image: ExamView | BrokenView, config: ViewConfig) -> list[WindowPlan]:
     """The windows of an image by itself; of one that cannot be read, windows that will say so."""
     size = config.size(image.view)
-    seen = image.for_windows if isinstance(image, ExamView) else ViewImage(size, (size[0] // 2, size[1] // 2))
+    view_image = (
+        image.for_windows if isinstance(image, ExamView) else ViewImage(size, (size[0] // 2, size[1] // 2))
+    )
     return plan_image(
-        seen,
+        view_image,
         image.view,
         epochs=config.windows,
         augmentation=config.variation,
@@ -133,23 +141,27 @@ def _unpadded(plan: WindowPlan) -> Window:
     return Window(window.top - top, window.bottom - top, window.left, window.right)
 
 
-def window_pass(name: str, turn: Turn, config: ViewConfig, sources: Mapping[str, ImageSource]) -> Pass:
-    boxes = np.empty((len(turn.windows), 4), np.int64)
-    for index, window in enumerate(turn.windows):
-        if isinstance(turn.image, ExamView):
-            box = turn.image.frame.to_l0(window)
+def window_pass(
+    name: str, planned: PlannedImage, config: ViewConfig, sources: Mapping[str, ImageSource]
+) -> Pass:
+    boxes = np.empty((len(planned.windows), 4), np.int64)
+    for index, window in enumerate(planned.windows):
+        if isinstance(planned.image, ExamView):
+            box = planned.image.frame.to_l0(window)
             boxes[index] = box.x, box.y, box.width, box.height
         else:
-            boxes[index] = 0, 0, turn.image.size.width, turn.image.size.height
-    height, width = config.input_size(turn.image.view)
+            boxes[index] = 0, 0, planned.image.size.width, planned.image.size.height
+    height, width = config.input_size(planned.image.view)
     sizes = np.tile(np.array([[width, height]], np.int64), (len(boxes), 1))
     # a window is dear, so each is kept as soon as it is computed
-    return Pass(name, fields_of(turn, boxes, sizes), TableSpec(part_rows=1), sources=sources)
+    return Pass(name, fields_of(planned, boxes, sizes), TableSpec(part_rows=1), sources=sources)
 
 
-def fields_of(turn: Turn, boxes: NDArray[np.int64], sizes: NDArray[np.int64] | None = None) -> Fields:
+def fields_of(
+    planned: PlannedImage, boxes: NDArray[np.int64], sizes: NDArray[np.int64] | None = None
+) -> Fields:
     images = np.zeros(len(boxes), np.int16)
-    return Fields((turn.name,), (turn.image.lattice(),), images, boxes, sizes=sizes)
+    return Fields((planned.name,), (planned.image.lattice(),), images, boxes, sizes=sizes)
 
 
 def patch_frame(image: ExamView, config: Config) -> Frame:
@@ -159,18 +171,18 @@ def patch_frame(image: ExamView, config: Config) -> Frame:
     return Frame(image.crop.window, is_mirrored(view, image.mammogram.horizontal_flip))
 
 
-def distinct(grid: PatchGrid, pixels: NDArray[np.uint16]) -> tuple[list[int], NDArray[np.int64]]:
+def distinct_patches(grid: PatchGrid, pixels: NDArray[np.uint16]) -> tuple[list[int], NDArray[np.int64]]:
     """Patches to compute, and for every patch of the grid which of them it equals."""
     rows: list[int] = []
     row_of = np.empty(len(grid), np.int64)
     blank = -1
-    for place, (top, left) in enumerate(grid.corners()):
+    for index, (top, left) in enumerate(grid.corners()):
         if pixels[top : top + grid.patch, left : left + grid.patch].any():
-            row_of[place] = len(rows)
-            rows.append(place)
+            row_of[index] = len(rows)
+            rows.append(index)
             continue
         if blank < 0:
             blank = len(rows)
-            rows.append(place)
-        row_of[place] = blank
+            rows.append(index)
+        row_of[index] = blank
     return rows, row_of

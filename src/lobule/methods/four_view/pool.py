@@ -69,8 +69,10 @@ class TrainExam:
     @property
     def labels(self) -> NDArray[np.int64]:
         """(4,): what is known of `TARGETS`, 0, 1 or `UNKNOWN`."""
-        known = self.case.breast_labels
-        return np.array([int(known[name]) if name in known else UNKNOWN for name in TARGETS], np.int64)
+        breast_labels = self.case.breast_labels
+        return np.array(
+            [int(breast_labels[name]) if name in breast_labels else UNKNOWN for name in TARGETS], np.int64
+        )
 
     def is_healthy(self, view: str) -> bool:
         """Whether the breast of a view is known to have nothing."""
@@ -78,11 +80,11 @@ class TrainExam:
         return not any(self.case.breast_labels.get(f"{side}_{grade}", True) for grade in GRADES)
 
 
-class Kept:
+class ArrayCache:
     """Arrays by what they are, the least recently used forgotten where there are too many bytes."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most, self._held = most_bytes, 0
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._used_bytes = max_bytes, 0
         self._arrays: OrderedDict[Hashable, NDArray[Any]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -91,14 +93,14 @@ class Kept:
             if key in self._arrays:
                 self._arrays.move_to_end(key)
                 return self._arrays[key]
-        made = make()
+        array = make()
         with self._lock:
-            if key not in self._arrays and made.nbytes <= self._most:
-                self._arrays[key] = made
-                self._held += made.nbytes
-                while self._held > self._most:
-                    self._held -= self._arrays.popitem(last=False)[1].nbytes
-        return made
+            if key not in self._arrays and array.nbytes <= self._max_bytes:
+                self._arrays[key] = array
+                self._used_bytes += array.nbytes
+                while self._used_bytes > self._max_bytes:
+                    self._used_bytes -= self._arrays.popitem(last=False)[1].nbytes
+        return array
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,7 @@ class ExamPool:
 
     exams: tuple[TrainExam, ...]
     config: Config
-    kept: Kept
+    cache: ArrayCache
     notes: tuple[str, ...] = ()
 
     def pixels(self, image: TrainView) -> NDArray[np.uint16]:
@@ -117,46 +119,46 @@ class ExamPool:
             stored = read_view(image.path, view=image.view, pixels=self.config.pixels).pixels
             return np.ascontiguousarray(image.frame.of(stored))
 
-        return self.kept.get(("pixels", image.path), read)
+        return self.cache.get(("pixels", image.path), read)
 
     def __len__(self) -> int:
         return len(self.exams)
 
 
-def gather(cohort: Cohort, config: Config, kept: Kept, *, workers: int = 1) -> ExamPool:
+def gather_exams(cohort: Cohort, config: Config, cache: ArrayCache, *, workers: int = 1) -> ExamPool:
     """Find the breasts of every exam. An exam that cannot be read is left out, and said."""
 
-    def one(case: Case) -> TrainExam | str:
+    def read_exam(case: Case) -> TrainExam | str:
         try:
-            return _exam_of(case, config, kept)
+            return _read_exam(case, config, cache)
         except (LobuleError, OSError) as error:
             return f"{case.id}: left out: {error}"
 
     with ThreadPoolExecutor(workers, thread_name_prefix="exams") as threads:
-        found = list(threads.map(one, cohort))
-    exams = tuple(exam for exam in found if isinstance(exam, TrainExam))
-    notes = tuple(note for note in found if isinstance(note, str))
+        outcomes = list(threads.map(read_exam, cohort))
+    exams = tuple(exam for exam in outcomes if isinstance(exam, TrainExam))
+    notes = tuple(note for note in outcomes if isinstance(note, str))
     if not exams:
         raise ConfigError(
             "no exam of the training can be read", subject=cohort.path, actual="; ".join(notes[:3]) or "none"
         )
-    return ExamPool(exams, config, kept, notes)
+    return ExamPool(exams, config, cache, notes)
 
 
-def _exam_of(case: Case, config: Config, kept: Kept) -> TrainExam:
+def _read_exam(case: Case, config: Config, cache: ArrayCache) -> TrainExam:
     outlines: Sequence[Polygon] = ()
     if case.annotation is not None:
         outlines = read_annotation(case.annotation).polygons
     images: dict[str, TrainView] = {}
     for name, image in open_views(case, config).items():
         if isinstance(image, ExamView):
-            images[name] = _view_of(name, image, config, outlines)
+            images[name] = _train_view(name, image, config, outlines)
             pixels = np.ascontiguousarray(image.pixels)
-            kept.get(("pixels", images[name].path), lambda pixels=pixels: pixels)  # type: ignore[misc]
+            cache.get(("pixels", images[name].path), lambda pixels=pixels: pixels)  # type: ignore[misc]
     return TrainExam(case, images)
 
 
-def _view_of(name: str, image: ExamView, config: Config, outlines: Sequence[Polygon]) -> TrainView:
+def _train_view(name: str, image: ExamView, config: Config, outlines: Sequence[Polygon]) -> TrainView:
     values = image.pixels.astype(np.float64)
     return TrainView(
         name,
@@ -168,14 +170,14 @@ def _view_of(name: str, image: ExamView, config: Config, outlines: Sequence[Poly
         max(float(values.std()), 1e-5),
         patch_frame(image, config).mirrored != image.frame.mirrored,
         tuple(
-            (GRADES.index(grade), _turned(polygon, image.frame))
+            (GRADES.index(grade), _to_view_frame(polygon, image.frame))
             for polygon in outlines
             if polygon.name.strip() == name and (grade := polygon.group.strip().lower()) in GRADES
         ),
     )
 
 
-def _turned(polygon: Polygon, frame: Frame) -> Polygon:
+def _to_view_frame(polygon: Polygon, frame: Frame) -> Polygon:
     """An outline of the stored image, in the cropped view that points right."""
     x, y = polygon.points.T
     columns = frame.crop.right - x if frame.mirrored else x - frame.crop.left

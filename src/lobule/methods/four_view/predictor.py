@@ -30,9 +30,9 @@ from lobule.methods.four_view.members import (
     save,
     weights_of,
 )
-from lobule.methods.four_view.painting import PATCHES, kept, paint, pass_name
+from lobule.methods.four_view.painting import PATCHES, paint, pass_name, store_heatmaps
 from lobule.methods.four_view.patches import PatchGrid
-from lobule.methods.four_view.plan import Turn, open_views, shapes, turns, window_pass
+from lobule.methods.four_view.plan import PlannedImage, cropped_shapes, open_views, plan_images, window_pass
 from lobule.methods.four_view.scores import Features, Heads, exam_result
 from lobule.methods.four_view.streams import Shapes, draw_grid, patches_stream
 from lobule.nets.four_view import TARGETS, Classifier, ResNet22
@@ -100,18 +100,20 @@ class FourViewPredictor:
         config = self._config_of(case, options)
         images = open_views(case, config)
         # an exam that is scored view by view draws nothing from the stream of the others
-        self._shapes[case.paths] = shapes(images) if config.reads_exams else []
+        self._shapes[case.paths] = cropped_shapes(images) if config.reads_exams else []
         return images
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         """As many windows at once as fit; a CPU, whose lanes run at once, computes one by one."""
         config = self.config.set(options.settings)
-        one = 0
+        window_bytes = 0
         for angle, trunk in self.trunks.items():
-            one = max(one, activation_bytes(trunk, *config.input_size(angle), config.channels))
+            window_bytes = max(
+                window_bytes, activation_bytes(trunk, *config.input_size(angle), config.channels)
+            )
         preferred = 1 if engine.device == "cpu" else BATCH_ON_GPU
         batch = largest_cells(
-            lambda windows: int(windows * HEADROOM * one),
+            lambda windows: int(windows * HEADROOM * window_bytes),
             room,
             preferred=preferred,
             purpose="batch of windows",
@@ -149,19 +151,23 @@ class FourViewPredictor:
         rng = self._patches_rng(case, config)
         features = Features(config.windows, config.members)
         findings: list[Finding] = []
-        far: list[NDArray[np.float64]] = []
-        for turn in turns(case, config):
+        differences: list[NDArray[np.float64]] = []
+        for planned in plan_images(case, config):
             heatmaps: dict[int, Heatmaps] = {}
-            if isinstance(turn.image, ExamView) and config.heatmaps:
+            if isinstance(planned.image, ExamView) and config.heatmaps:
                 # drawn for every image in turn, also where none of its windows is read
-                grid = draw_grid(turn.image.crop.window.shape, rng or random.Random(config.seed), config)
-                if turn.epochs:
-                    heatmaps = yield from self._painted(turn, grid, case.engine, config, far)
-                    findings += yield from kept(turn, _mean(heatmaps), config)
-            if turn.epochs:
-                yield from self._windows(turn, config, heatmaps, features)
+                grid = draw_grid(planned.image.crop.window.shape, rng or random.Random(config.seed), config)
+                if planned.epochs:
+                    heatmaps = yield from self._paint_heatmaps(
+                        planned, grid, case.engine, config, differences
+                    )
+                    findings += yield from store_heatmaps(planned, _mean(heatmaps), config)
+            if planned.epochs:
+                yield from self._read_windows(planned, config, heatmaps, features)
         heads = self.heads if config.reads_exams == self.config.reads_exams else self.heads_alone
-        return exam_result(config, heads, features, case.images, findings, _painting_facts(config, far))
+        return exam_result(
+            config, heads, features, case.images, findings, _painting_metadata(config, differences)
+        )
 
     def forward(self, name: str, batch: Batch) -> dict[str, Tensor]:
         kind, _, image = name.partition(" ")
@@ -187,48 +193,48 @@ class FourViewPredictor:
     def _config_of(self, case: Case, options: ScanOptions) -> Config:
         """What decides this exam's scores: where it lacks a view, the classifiers for such exams."""
         config = self.config.set(options.settings)
-        whole = all(case.views.get(view.lower().replace("-", "_")) for view in VIEWS)
-        if whole or not config.reads_exams or not config.alone:
+        has_all_views = all(case.views.get(view.lower().replace("-", "_")) for view in VIEWS)
+        if has_all_views or not config.reads_exams or not config.alone:
             return config
-        painters = config.patch_of[config.members :]
-        return replace(config, variant="image_wise", members=config.alone, alone=0, patch_of=painters)
+        patch_of = config.patch_of[config.members :]
+        return replace(config, variant="image_wise", members=config.alone, alone=0, patch_of=patch_of)
 
     def _members_of(self, number: int, alone: bool) -> list[int]:
         """Which members read the heatmaps of a patch network."""
         count = self.config.alone if alone else self.config.members
-        painters = self.config.patch_of or (0,) * (self.config.members + self.config.alone)
-        own = painters[self.config.members :] if alone else painters
-        return [member for member in range(count) if own[member] == number]
+        patch_of = self.config.patch_of or (0,) * (self.config.members + self.config.alone)
+        net_of_member = patch_of[self.config.members :] if alone else patch_of
+        return [member for member in range(count) if net_of_member[member] == number]
 
-    def _painted(
+    def _paint_heatmaps(
         self,
-        turn: Turn,
+        planned: PlannedImage,
         grid: PatchGrid,
         engine: EngineSettings,
         config: Config,
-        far: list[NDArray[np.float64]],
+        differences: list[NDArray[np.float64]],
     ) -> Generator[Pass, Store, dict[int, Heatmaps]]:
         """The heatmaps of every patch network that one of the members reads."""
         heatmaps = {}
         for number in sorted(set(config.patch_of or (0,))):
-            heatmaps[number], apart = yield from paint(turn, grid, engine, config, number)
-            far.append(apart)
+            heatmaps[number], image_differences = yield from paint(planned, grid, engine, config, number)
+            differences.append(image_differences)
         return heatmaps
 
-    def _windows(
-        self, turn: Turn, config: Config, heatmaps: Mapping[int, Heatmaps], features: Features
+    def _read_windows(
+        self, planned: PlannedImage, config: Config, heatmaps: Mapping[int, Heatmaps], features: Features
     ) -> Generator[Pass, Store, None]:
         """The windows of an image through the trunks of every member."""
         alone = config.reads_exams != self.config.reads_exams
-        size = config.size(turn.image.view)
+        size = config.size(planned.image.view)
         for number in sorted(set(config.patch_of or (0,))):
             sources: dict[str, ImageSource] = {}
-            if isinstance(turn.image, ExamView):
-                sources[turn.name] = InputView(turn.image, size, heatmaps.get(number), config.shrink)
-            name = pass_name("windows", turn.name + (f" {ALONE}" if alone else ""), number)
-            store = yield window_pass(name, turn, config, sources)
+            if isinstance(planned.image, ExamView):
+                sources[planned.name] = InputView(planned.image, size, heatmaps.get(number), config.shrink)
+            name = pass_name("windows", planned.name + (f" {ALONE}" if alone else ""), number)
+            store = yield window_pass(name, planned, config, sources)
             assert isinstance(store, TableReader)
-            features.take(turn.image.view, turn.epochs, store, self._members_of(number, alone))
+            features.add(planned.image.view, planned.epochs, store, self._members_of(number, alone))
 
     def _patches_rng(self, case: OpenCase, config: Config) -> random.Random | None:
         """The stream of an exam's patch grids; None where every image begins anew."""
@@ -240,7 +246,7 @@ class FourViewPredictor:
         """Sizes of an earlier exam's cropped images; read again only where this process has not seen it."""
         if case.paths not in self._shapes:
             try:
-                self._shapes[case.paths] = shapes(open_views(case, config))
+                self._shapes[case.paths] = cropped_shapes(open_views(case, config))
             except (LobuleError, OSError):
                 self._shapes[case.paths] = []
         return self._shapes[case.paths]
@@ -265,19 +271,19 @@ def _mean(heatmaps: Mapping[int, Heatmaps]) -> Heatmaps:
     return benign, malignant
 
 
-def _painting_facts(config: Config, far: list[NDArray[np.float64]]) -> dict[str, Any]:
+def _painting_metadata(config: Config, differences: list[NDArray[np.float64]]) -> dict[str, Any]:
     """How heatmaps were painted, and what that cost where it was not exact."""
     if not config.heatmaps:
         return {}
-    facts: dict[str, Any] = {"painting": config.painting}
-    apart = np.concatenate(far) if far else np.zeros(0)
-    if len(apart):
-        facts |= {
-            "patches_compared": len(apart) // 2,
-            "mean_difference": float(apart.mean()),
-            "greatest_difference": float(apart.max()),
+    metadata: dict[str, Any] = {"painting": config.painting}
+    all_differences = np.concatenate(differences) if differences else np.zeros(0)
+    if len(all_differences):
+        metadata |= {
+            "patches_compared": len(all_differences) // 2,
+            "mean_difference": float(all_differences.mean()),
+            "greatest_difference": float(all_differences.max()),
         }
-    return {"heatmaps": facts}
+    return {"heatmaps": metadata}
 
 
 def load(bundle: Bundle, *, trust: bool = False) -> FourViewPredictor:

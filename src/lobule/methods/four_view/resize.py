@@ -23,26 +23,26 @@ def resize_cubic(
     resized = np.zeros(size, np.float32)
     if top >= bottom or left >= right:
         return resized
-    down, rows = _part(_matrix(image.shape[0], size[0]), top, bottom)
-    across, columns = _part(_matrix(image.shape[1], size[1]), left, right)
-    seen = down @ image[top:bottom, left:right].astype(np.float64)
-    resized[rows, columns] = (across @ np.ascontiguousarray(seen.T)).T
+    down, rows = _submatrix(_matrix(image.shape[0], size[0]), top, bottom)
+    across, columns = _submatrix(_matrix(image.shape[1], size[1]), left, right)
+    resized_down = down @ image[top:bottom, left:right].astype(np.float64)
+    resized[rows, columns] = (across @ np.ascontiguousarray(resized_down.T)).T
     return resized
 
 
-def _part(matrix: Any, start: int, end: int) -> tuple[Any, slice]:
+def _submatrix(matrix: Any, start: int, end: int) -> tuple[Any, slice]:
     """The matrix for a part of the old pixels, and the new pixels that it reaches."""
-    part = matrix[:, start:end]
-    reached = np.flatnonzero(np.diff(part.indptr))
-    new = slice(int(reached[0]), int(reached[-1]) + 1) if len(reached) else slice(0, 0)
-    return part[new], new
+    columns = matrix[:, start:end]
+    reached = np.flatnonzero(np.diff(columns.indptr))
+    new_range = slice(int(reached[0]), int(reached[-1]) + 1) if len(reached) else slice(0, 0)
+    return columns[new_range], new_range
 
 
 def cubic_taps(length: int, new_length: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """For each new pixel, the four old pixels it is made of and their weights, (new_length, 4) both."""
-    places = (np.arange(new_length) + 0.5) * (length / new_length) - 0.5
-    first = np.floor(places).astype(np.intp)
-    t = places - first
+    positions = (np.arange(new_length) + 0.5) * (length / new_length) - 0.5
+    first = np.floor(positions).astype(np.intp)
+    t = positions - first
     outer_before = ((A * (t + 1) - 5 * A) * (t + 1) + 8 * A) * (t + 1) - 4 * A
     inner_before = ((A + 2) * t - (A + 3)) * t * t + 1
     inner_after = ((A + 2) * (1 - t) - (A + 3)) * (1 - t) * (1 - t) + 1

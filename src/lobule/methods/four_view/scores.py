@@ -32,37 +32,39 @@ class Features:
 
     def __init__(self, epochs: int, members: int = 1) -> None:
         self.epochs, self.members = epochs, members
-        self._of: dict[tuple[int, str], dict[int, NDArray[np.float32]]] = {}
+        self._features: dict[tuple[int, str], dict[int, NDArray[np.float32]]] = {}
 
-    def take(
+    def add(
         self, view: str, epochs: Sequence[int], table: TableReader, members: Sequence[int] = (0,)
     ) -> None:
         """The rows of a table, one an epoch, with some members' features side by side; failed rows are not
         taken."""
         rows = scored_rows(table, "features")
-        for place, member in enumerate(members):
-            own = self._of.setdefault((member, view), {})
-            own |= {epochs[row]: np.split(values, len(members))[place] for row, values in rows.items()}
+        for index, member in enumerate(members):
+            by_epoch = self._features.setdefault((member, view), {})
+            by_epoch |= {epochs[row]: np.split(values, len(members))[index] for row, values in rows.items()}
 
     @property
     def views(self) -> tuple[str, ...]:
         """Views of which every member has at least one window."""
         return tuple(
-            view for view in VIEWS if all(self._of.get((member, view)) for member in range(self.members))
+            view
+            for view in VIEWS
+            if all(self._features.get((member, view)) for member in range(self.members))
         )
 
-    def shared(self, views: Sequence[str]) -> list[int]:
+    def shared_epochs(self, views: Sequence[str]) -> list[int]:
         """Epochs that all members have of all these views."""
-        wanted = [(member, view) for member in range(self.members) for view in views]
-        return [e for e in range(self.epochs) if all(e in self._of.get(key, {}) for key in wanted)]
+        required = [(member, view) for member in range(self.members) for view in views]
+        return [e for e in range(self.epochs) if all(e in self._features.get(key, {}) for key in required)]
 
     def of(self, views: Sequence[str], member: int = 0) -> dict[str, Tensor]:
         """(epochs, features) of each view, of those epochs that all of them have."""
-        shared = self.shared(views)
-        if not shared:
+        shared_epochs = self.shared_epochs(views)
+        if not shared_epochs:
             raise ModelError(f"no window of {', '.join(views)} could be scored")
         return {
-            view: torch.from_numpy(np.stack([self._of[member, view][epoch] for epoch in shared]))
+            view: torch.from_numpy(np.stack([self._features[member, view][epoch] for epoch in shared_epochs]))
             for view in views
         }
 
@@ -70,14 +72,14 @@ class Features:
 def scored_rows(table: TableReader, column: str) -> dict[int, NDArray[np.float32]]:
     """A column of those rows that have it: a part of failed rows alone has no column of the model's."""
     rows = {}
-    for part in table.iterate():
-        for field, state, values in zip(part["field"], part["state"], part.get(column, ()), strict=False):
+    for chunk in table.iterate():
+        for field, state, values in zip(chunk["field"], chunk["state"], chunk.get(column, ()), strict=False):
             if state == State.SCORED:
                 rows[int(field)] = values
     return rows
 
 
-class _Stored(nn.Module):
+class _PassThrough(nn.Module):
     """Stands for the trunks where their features are already there."""
 
     def forward(self, view: str, x: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ class Heads:
     def __init__(self, net: Classifier) -> None:
         trunks = net.four_view_resnet
         try:
-            net.four_view_resnet = _Stored()  # type: ignore[assignment]
+            net.four_view_resnet = _PassThrough()  # type: ignore[assignment]
             self.net = copy.deepcopy(net).double().eval().requires_grad_(False)
         finally:
             net.four_view_resnet = trunks
@@ -114,22 +116,27 @@ def exam_result(
     features: Features,
     images: Mapping[str, ImageSource],
     findings: Sequence[Finding],
-    more: Mapping[str, Any],
+    painting_metadata: Mapping[str, Any],
 ) -> Result:
     """Scores of both breasts with their spread over the windows: the mean of all members."""
     notes = [f"{name}: {image.error}" for name, image in images.items() if isinstance(image, BrokenView)]
     if config.reads_exams:
-        scores, own = _of_exam(heads, features)
+        scores, score_metadata = _score_exam(heads, features)
     else:
-        scores, own = _of_views(heads, features)
+        scores, score_metadata = _score_views(heads, features)
         notes.insert(0, views_note("the image-wise model", features.views))
-    _refuse_no_numbers(scores)
-    facts = {"images": image_facts(images), "model": config.variant, **more, **own}
+    _require_finite(scores)
+    metadata = {
+        "images": image_metadata(images),
+        "model": config.variant,
+        **painting_metadata,
+        **score_metadata,
+    }
     ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
-    return Result(scores, ordered, tuple(notes), facts)
+    return Result(scores, ordered, tuple(notes), metadata)
 
 
-def _refuse_no_numbers(scores: Mapping[str, float]) -> None:
+def _require_finite(scores: Mapping[str, float]) -> None:
     wrong = [f"{name} {score}" for name, score in scores.items() if not math.isfinite(score)]
     if wrong:
         raise ModelError(
@@ -139,41 +146,45 @@ def _refuse_no_numbers(scores: Mapping[str, float]) -> None:
         )
 
 
-def _of_exam(heads: Sequence[Heads], features: Features) -> tuple[dict[str, float], dict[str, Any]]:
+def _score_exam(heads: Sequence[Heads], features: Features) -> tuple[dict[str, float], dict[str, Any]]:
     """Scores and facts of classifiers that join views."""
-    each = np.stack([head.exam(features.of(VIEWS, member)) for member, head in enumerate(heads)])
-    of_epochs = each.mean(axis=0)
-    facts: dict[str, Any] = {
+    probabilities = np.stack([head.exam(features.of(VIEWS, member)) for member, head in enumerate(heads)])
+    of_epochs = probabilities.mean(axis=0)
+    metadata: dict[str, Any] = {
         "windows": len(of_epochs),
         "spread": {name: _spread(of_epochs[:, i]) for i, name in enumerate(TARGETS)},
     }
     if len(heads) > 1:
-        facts["members"] = [dict(zip(TARGETS, own.mean(axis=0).tolist(), strict=True)) for own in each]
-    return dict(zip(TARGETS, of_epochs.mean(axis=0).tolist(), strict=True)), facts
+        metadata["members"] = [
+            dict(zip(TARGETS, member.mean(axis=0).tolist(), strict=True)) for member in probabilities
+        ]
+    return dict(zip(TARGETS, of_epochs.mean(axis=0).tolist(), strict=True)), metadata
 
 
-def _of_views(heads: Sequence[Heads], features: Features) -> tuple[dict[str, float], dict[str, Any]]:
+def _score_views(heads: Sequence[Heads], features: Features) -> tuple[dict[str, float], dict[str, Any]]:
     """Scores and facts of image-wise classifiers."""
     views: dict[str, NDArray[np.float64]] = {}
     for view in features.views:
         of_members = [head.view(view, features.of([view], member)[view]) for member, head in enumerate(heads)]
         views[view] = np.mean(of_members, axis=0)
-    facts: dict[str, Any] = {
-        "windows": {view: len(each) for view, each in views.items()},
+    metadata: dict[str, Any] = {
+        "windows": {view: len(probabilities) for view, probabilities in views.items()},
         "views": {
             view: {
-                grade: {"score": float(each[:, i].mean()), **_spread(each[:, i])}
+                grade: {"score": float(probabilities[:, i].mean()), **_spread(probabilities[:, i])}
                 for i, grade in enumerate(GRADES)
             }
-            for view, each in views.items()
+            for view, probabilities in views.items()
         },
         "spread": _breast_spread(views, features),
     }
-    return breast_scores({view: each.mean(axis=0).tolist() for view, each in views.items()}), facts
+    return breast_scores(
+        {view: probabilities.mean(axis=0).tolist() for view, probabilities in views.items()}
+    ), metadata
 
 
-def image_facts(images: Mapping[str, ImageSource]) -> dict[str, Any]:
-    return {name: image.facts() for name, image in images.items() if isinstance(image, ExamView)}
+def image_metadata(images: Mapping[str, ImageSource]) -> dict[str, Any]:
+    return {name: image.metadata() for name, image in images.items() if isinstance(image, ExamView)}
 
 
 def _breast_spread(
@@ -183,12 +194,17 @@ def _breast_spread(
     spread = {}
     for index, grade in enumerate(GRADES):
         for side, letter in SIDES.items():
-            own = [view for view in views if view.startswith(letter)]
-            shared = features.shared(own)
-            if not own or not shared:
+            side_views = [view for view in views if view.startswith(letter)]
+            shared_epochs = features.shared_epochs(side_views)
+            if not side_views or not shared_epochs:
                 continue
-            place = {view: {e: i for i, e in enumerate(features.shared([view]))} for view in own}
-            of_epochs = [np.mean([views[view][place[view][e], index] for view in own]) for e in shared]
+            row_of_epoch = {
+                view: {e: i for i, e in enumerate(features.shared_epochs([view]))} for view in side_views
+            }
+            of_epochs = [
+                np.mean([views[view][row_of_epoch[view][e], index] for view in side_views])
+                for e in shared_epochs
+            ]
             spread[f"{side}_{grade}"] = _spread(np.array(of_epochs))
     return spread
 
@@ -206,8 +222,8 @@ def breast_scores(views: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 def views_note(model: str, views: Collection[str]) -> str:
     missing = [view for view in VIEWS if view not in views]
-    gone = f", without {', '.join(missing)}" if missing else ""
-    return f"Scored view by view by {model} from {', '.join(views)}{gone}."
+    suffix = f", without {', '.join(missing)}" if missing else ""
+    return f"Scored view by view by {model} from {', '.join(views)}{suffix}."
 
 
 def _spread(values: NDArray[np.float64]) -> dict[str, float]:

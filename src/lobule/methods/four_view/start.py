@@ -36,57 +36,61 @@ class Start:
     """What weights were taken, with their hashes."""
 
 
-def starting(config: Config) -> Start:
+def build_start(config: Config) -> Start:
     """The nets of a configuration, filled from the bundles and files that it names."""
     sources = {}
     weights: dict[str, Tensor] = {}
     if config.weights:
-        bundle = _four_view(config.weights)
-        config = with_fixed(config, Config.from_dict(bundle.config), FIXED, config.weights)
+        bundle = _read_four_view_bundle(config.weights)
+        config = with_fixed_settings(config, Config.from_dict(bundle.config), FIXED, config.weights)
         weights, sources["weights"] = bundle.weights(), bundle.fingerprint
     patch_weights: dict[str, Tensor] = {}
     if config.patch_weights and config.heatmaps and _is_bundle(config.patch_weights):
-        bundle = _four_view(config.patch_weights)
-        config = with_fixed(config, Config.from_dict(bundle.config), PATCH_SETTINGS, config.patch_weights)
+        bundle = _read_four_view_bundle(config.patch_weights)
+        config = with_fixed_settings(
+            config, Config.from_dict(bundle.config), PATCH_SETTINGS, config.patch_weights
+        )
         patch_weights, sources["patch_weights"] = bundle.weights(), bundle.fingerprint
     net, patch_net = build(config)
     if weights:
-        own = {name: value for name, value in weights.items() if not name.startswith(PATCH_PREFIX)}
-        _filled(net, own, config.weights)
+        classifier_tensors = {
+            name: value for name, value in weights.items() if not name.startswith(PATCH_PREFIX)
+        }
+        _load_tensors(net, classifier_tensors, config.weights)
     if patch_net is None:
         return Start(config, net, None, bool(weights), False, sources)
-    given = _patch_part(patch_weights or weights)
-    if given:
-        _filled(patch_net, given, config.patch_weights or config.weights)
+    patch_tensors = _patch_tensors(patch_weights or weights)
+    if patch_tensors:
+        _load_tensors(patch_net, patch_tensors, config.patch_weights or config.weights)
     elif patch_weights:
         raise BundleError("the bundle has no patch network", subject=config.patch_weights)
     elif config.patch_weights:
-        _begin_densenet(patch_net, config.patch_weights)
+        _load_densenet(patch_net, config.patch_weights)
         sources["patch_weights"] = fingerprint(config.patch_weights, full=True)
-    return Start(config, net, patch_net, bool(weights), bool(given), sources)
+    return Start(config, net, patch_net, bool(weights), bool(patch_tensors), sources)
 
 
-def with_fixed(config: Config, theirs: Config, names: tuple[str, ...], source: str) -> Config:
+def with_fixed_settings(config: Config, source_config: Config, names: tuple[str, ...], source: str) -> Config:
     """The config with what the weights fix; asking for something else is an error, not a surprise."""
     default = {item.name: item.default for item in fields(Config)}
     for name in names:
-        asked, fixed = getattr(config, name), getattr(theirs, name)
-        if asked not in (fixed, default[name]):
+        requested, fixed = getattr(config, name), getattr(source_config, name)
+        if requested not in (fixed, default[name]):
             raise ConfigError(
                 f"{name} belongs to the weights and cannot be changed",
                 subject=source,
                 expected=str(fixed),
-                actual=str(asked),
+                actual=str(requested),
                 remedy=f"Leave {name} out, or train from fresh weights",
             )
-    return replace(config, **{name: getattr(theirs, name) for name in names})
+    return replace(config, **{name: getattr(source_config, name) for name in names})
 
 
 def _is_bundle(path: str) -> bool:
     return Path(path).is_dir()
 
 
-def _four_view(path: str) -> Bundle:
+def _read_four_view_bundle(path: str) -> Bundle:
     bundle = read_bundle(path)
     if bundle.method != "four_view":
         raise ConfigError(
@@ -103,7 +107,7 @@ def _four_view(path: str) -> Bundle:
     return bundle
 
 
-def _patch_part(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _patch_tensors(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         name.removeprefix(PATCH_PREFIX): value
         for name, value in weights.items()
@@ -111,30 +115,30 @@ def _patch_part(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _filled(net: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+def _load_tensors(net: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
         raise BundleError("the weights do not fit the net", subject=source, actual=str(error)) from error
 
 
-def _begin_densenet(net: nn.Module, path: str) -> None:
+def _load_densenet(net: nn.Module, path: str) -> None:
     """Weights of a DenseNet that learnt something else: all but its last layer."""
-    given = {canonical(name): value for name, value in plain_weights(path).items()}
-    wanted = net.state_dict()
-    kept = {name: value for name, value in given.items() if not name.startswith("classifier.")}
-    wrong = [
+    tensors = {canonical(name): value for name, value in plain_weights(path).items()}
+    expected = net.state_dict()
+    usable = {name: value for name, value in tensors.items() if not name.startswith("classifier.")}
+    mismatched = [
         name
-        for name, value in wanted.items()
+        for name, value in expected.items()
         if not name.startswith("classifier.")
         and not name.endswith("num_batches_tracked")
-        and (name not in kept or kept[name].shape != value.shape)
+        and (name not in usable or usable[name].shape != value.shape)
     ]
-    if wrong:
+    if mismatched:
         raise BundleError(
             "the weights do not fit the patch network",
             subject=path,
             expected="a DenseNet of the patch network's size",
-            actual=f"{len(wrong)} tensors missing or of another shape, such as {wrong[0]}",
+            actual=f"{len(mismatched)} tensors missing or of another shape, such as {mismatched[0]}",
         )
-    net.load_state_dict({name: kept.get(name, value) for name, value in wanted.items()})
+    net.load_state_dict({name: usable.get(name, value) for name, value in expected.items()})

@@ -18,7 +18,7 @@ Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
 
 
-class DrawnBatches(Generic[Sample, Batch]):
+class BatchStream(Generic[Sample, Batch]):
     """Batches in order, a bounded number of them made ahead.
 
     Sample `index` of a stage is `draw(index, rng)` with a generator seeded by (seed, stage, index, attempt),
@@ -39,43 +39,43 @@ class DrawnBatches(Generic[Sample, Batch]):
         self._draw, self._collate, self._batch = draw, collate, batch
         self._seed, self._stage, self._ahead = seed, stage, max(ahead, 2 * workers)
         self._next = 0
-        self._waiting: deque[Future[Batch]] = deque()
+        self._pending: deque[Future[Batch]] = deque()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="draw")
 
-    def __enter__(self) -> DrawnBatches[Sample, Batch]:
+    def __enter__(self) -> BatchStream[Sample, Batch]:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._forget()
+        self._cancel_pending()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def __next__(self) -> Batch:
-        while len(self._waiting) < self._ahead:
-            first = (self._next + len(self._waiting)) * self._batch
-            self._waiting.append(self._threads.submit(self._made, first))
-        batch = self._waiting.popleft().result()
+        while len(self._pending) < self._ahead:
+            first = (self._next + len(self._pending)) * self._batch
+            self._pending.append(self._threads.submit(self._make_batch, first))
+        batch = self._pending.popleft().result()
         self._next += 1
         return batch
 
     def state(self) -> dict[str, Any]:
-        return {**self._own(), "next": self._next}
+        return {**self._identity(), "next": self._next}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where another stream stood when it gave its `state`."""
-        own = self._own()
-        if (given := {name: state[name] for name in own}) != own:
-            raise ConfigError("the samples of another training", expected=str(own), actual=str(given))
-        self._forget()
+        identity = self._identity()
+        if (saved := {name: state[name] for name in identity}) != identity:
+            raise ConfigError("the samples of another training", expected=str(identity), actual=str(saved))
+        self._cancel_pending()
         self._next = int(state["next"])
 
-    def _own(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         return {"seed": self._seed, "stage": self._stage, "batch": self._batch}
 
-    def _forget(self) -> None:
-        while self._waiting:
-            self._waiting.pop().cancel()
+    def _cancel_pending(self) -> None:
+        while self._pending:
+            self._pending.pop().cancel()
 
-    def _made(self, first: int) -> Batch:
+    def _make_batch(self, first: int) -> Batch:
         return self._collate([self.sample(index) for index in range(first, first + self._batch)])
 
     def sample(self, index: int) -> Sample:

@@ -24,10 +24,10 @@ from lobule.errors import ConfigError
 from lobule.methods.four_view.config import Config
 from lobule.methods.four_view.draws import (
     ExamBatch,
-    ExamDraws,
-    PatchDraws,
-    as_batch,
-    as_patches,
+    ExamSampler,
+    PatchSampler,
+    collate_exams,
+    collate_patches,
 )
 from lobule.methods.four_view.heatmap_store import HeatmapStore, score_patches
 from lobule.methods.four_view.members import save
@@ -37,13 +37,13 @@ from lobule.methods.four_view.objectives import (
     birads_loss,
     classifier_loss,
     exam_probabilities,
-    of_metrics,
     patch_areas,
+    selection_metric,
 )
-from lobule.methods.four_view.pool import GRADES, UNKNOWN, ExamPool, Kept, gather
+from lobule.methods.four_view.pool import GRADES, UNKNOWN, ArrayCache, ExamPool, gather_exams
 from lobule.methods.four_view.predictor import FourViewPredictor
-from lobule.methods.four_view.start import Start, starting
-from lobule.methods.four_view.stream import DrawnBatches
+from lobule.methods.four_view.start import Start, build_start
+from lobule.methods.four_view.stream import BatchStream
 from lobule.nets.birads import BiradsNet
 from lobule.nets.digest import weights_digest
 from lobule.scanning.scan import Machine
@@ -56,7 +56,7 @@ KINDS: tuple[Kind, ...] = ("exam",)
 """What it learns from."""
 PATCHES, BIRADS, BREASTS, VALIDATION = 1, 2, 3, 1_000_000
 """Numbers of the random streams."""
-KEPT_SHARE = 0.5
+CACHE_SHARE = 0.5
 """Of the memory ceiling, for decoded views and heatmaps."""
 CLASSES = (*GRADES, "outside", "negative")
 
@@ -86,12 +86,12 @@ def train(
             expected="batch from 1, patch_batch from 2, and a share of " + ", ".join(CLASSES),
         )
     torch.manual_seed(seed)
-    start = starting(config)
+    start = build_start(config)
     machine, progress = (machine or TrainMachine()).resolved(), progress or FitProgress()
-    parts = training_split(cohort, val, seed, KINDS)
-    also = {"seed": seed, **start.sources}
-    with begun_training(out, start.config, parts, also=also, resume=resume, fresh=fresh) as folder:
-        return _Training(start, parts, folder, seed, machine, progress).run(Path(out))
+    split = training_split(cohort, val, seed, KINDS)
+    identity = {"seed": seed, **start.sources}
+    with begun_training(out, start.config, split, also=identity, resume=resume, fresh=fresh) as folder:
+        return _Training(start, split, folder, seed, machine, progress).run(Path(out))
 
 
 class _Training:
@@ -100,92 +100,94 @@ class _Training:
     def __init__(
         self,
         start: Start,
-        parts: TrainingSplit,
+        split: TrainingSplit,
         folder: Path,
         seed: int,
         machine: TrainMachine,
         progress: FitProgress,
     ) -> None:
-        self.start, self.config, self.parts, self.folder = start, start.config, parts, folder
+        self.start, self.config, self.split, self.folder = start, start.config, split, folder
         self.seed, self.machine, self.progress = seed, machine, progress
         self.workers, self.device = machine.workers or 1, torch.device(machine.device)
-        self.kept = Kept(int(machine.max_ram * KEPT_SHARE))
+        self.cache = ArrayCache(int(machine.max_ram * CACHE_SHARE))
         self.notes: list[str] = []
         self.metrics: dict[str, Any] = {}
 
     def run(self, out: Path) -> Bundle:
-        self._stage("finding breasts")
-        pool = gather(self.parts.train, self.config, self.kept, workers=self.workers)
-        held = None
-        if self.parts.val:
-            held = gather(self.parts.val, self.config, self.kept, workers=self.workers)
-        self._note(*self.parts.notes, *pool.notes, *(held.notes if held else ()))
+        self._start_stage("finding breasts")
+        pool = gather_exams(self.split.train, self.config, self.cache, workers=self.workers)
+        val_pool = None
+        if self.split.val:
+            val_pool = gather_exams(self.split.val, self.config, self.cache, workers=self.workers)
+        self._note(*self.split.notes, *pool.notes, *(val_pool.notes if val_pool else ()))
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             store = None
             if self.start.patch_net is not None:
                 if not self.start.patch_is_trained:
-                    self._patches(self.start.patch_net, pool, held)
-                store, pool, held = self._heatmaps(pool, held)
+                    self._train_patches(self.start.patch_net, pool, val_pool)
+                store, pool, val_pool = self._paint_heatmaps(pool, val_pool)
             if not self.start.is_pretrained:
-                from_birads = self._birads(pool, held, store)
+                from_birads = self._train_birads(pool, val_pool, store)
             else:
                 from_birads = False
-            self._breasts(pool, held, store, pretrained=from_birads or self.start.is_pretrained)
+            self._train_breasts(pool, val_pool, store, pretrained=from_birads or self.start.is_pretrained)
         return self._save(out, pool)
 
     # -- stages -------------------------------------------------------------------------------------------
 
-    def _patches(self, net: nn.Module, pool: ExamPool, held: ExamPool | None) -> None:
+    def _train_patches(self, net: nn.Module, pool: ExamPool, val_pool: ExamPool | None) -> None:
         """The patch classifier, from outlined lesions."""
         config = self.config
-        draws = PatchDraws(pool)
-        if draws.missing:
-            self._note("no patches of the class " + ", ".join(CLASSES[label] for label in draws.missing))
-        judged: PatchDraws | None = None
-        if held is not None:
+        sampler = PatchSampler(pool)
+        if sampler.missing:
+            self._note("no patches of the class " + ", ".join(CLASSES[label] for label in sampler.missing))
+        val_sampler: PatchSampler | None = None
+        if val_pool is not None:
             try:
-                judged = PatchDraws(held, augmented=False)
+                val_sampler = PatchSampler(val_pool, augmented=False)
             except ConfigError:
                 self._note("nothing malignant is outlined to validate patches on: the last weights are kept")
 
         def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-            pixels, labels = (part.to(self.device) for part in batch)
+            pixels, labels = (tensor.to(self.device) for tensor in batch)
             return nn.functional.cross_entropy(self._patch_logits(module, pixels), labels)
 
         def score(module: nn.Module) -> float:
-            assert judged is not None
-            return of_metrics(self._judge_patches(module, judged))
+            assert val_sampler is not None
+            return selection_metric(self._evaluate_patches(module, val_sampler))
 
-        with self._drawn(draws.draw, as_patches, config.patch_batch, PATCHES) as batches:
+        with self._batch_stream(sampler.draw, collate_patches, config.patch_batch, PATCHES) as batches:
             report = self._fit(
                 net, loss, batches, "patches", PATCHES, config.patch_steps,
-                [Group(list(net.parameters()), config.patch_rate)], score if judged else None,
+                [Group(list(net.parameters()), config.patch_rate)], score if val_sampler else None,
             )  # fmt: skip
-        self.metrics["patches"] = self._told(report)
+        self.metrics["patches"] = self._summary(report)
 
     def _patch_logits(self, net: nn.Module, pixels: Tensor) -> Tensor:
         logits: Tensor = net(pixels.expand(-1, 3, -1, -1)).float()
         return logits
 
-    def _judge_patches(self, net: nn.Module, draws: PatchDraws) -> dict[str, float]:
+    def _evaluate_patches(self, net: nn.Module, sampler: PatchSampler) -> dict[str, float]:
         labels, scores = [], []
-        with self._drawn(draws.draw, as_patches, self.config.patch_batch, VALIDATION) as batches:
+        with self._batch_stream(
+            sampler.draw, collate_patches, self.config.patch_batch, VALIDATION
+        ) as batches:
             for _ in range(-(-self.config.val_patches // self.config.patch_batch)):
-                pixels, own = next(batches)
+                pixels, batch_labels = next(batches)
                 with self._precision():
-                    said = torch.softmax(self._patch_logits(net, pixels.to(self.device)), dim=1)
-                labels.append(own.numpy())
-                scores.append(said.cpu().numpy())
+                    probabilities = torch.softmax(self._patch_logits(net, pixels.to(self.device)), dim=1)
+                labels.append(batch_labels.numpy())
+                scores.append(probabilities.cpu().numpy())
         return patch_areas(np.concatenate(labels), np.concatenate(scores))
 
-    def _heatmaps(
-        self, pool: ExamPool, held: ExamPool | None
+    def _paint_heatmaps(
+        self, pool: ExamPool, val_pool: ExamPool | None
     ) -> tuple[HeatmapStore, ExamPool, ExamPool | None]:
         """Every exam once through the patch network; exams that fail leave the pools."""
-        self._stage("heatmaps")
+        self._start_stage("heatmaps")
         assert self.start.patch_net is not None
         predictor = FourViewPredictor(self.config, self.start.net.cpu(), self.start.patch_net.cpu().eval())
-        exams = [*pool.exams, *(held.exams if held else ())]
+        exams = [*pool.exams, *(val_pool.exams if val_pool else ())]
         cohort = Cohort(tuple(exam.case for exam in exams))
         machine = Machine(
             device=self.machine.device, precision=self.machine.precision, max_ram=self.machine.max_ram,
@@ -196,94 +198,98 @@ class _Training:
         )
         self._note(*(f"{case}: left out: {cause}" for case, cause in failed.items()))
 
-        def left(of: ExamPool) -> ExamPool:
-            return replace(of, exams=tuple(exam for exam in of.exams if exam.case.id not in failed))
+        def without_failed(scored_pool: ExamPool) -> ExamPool:
+            return replace(
+                scored_pool, exams=tuple(exam for exam in scored_pool.exams if exam.case.id not in failed)
+            )
 
-        return store, left(pool), None if held is None else left(held)
+        return store, without_failed(pool), None if val_pool is None else without_failed(val_pool)
 
-    def _birads(self, pool: ExamPool, held: ExamPool | None, store: HeatmapStore | None) -> bool:
+    def _train_birads(self, pool: ExamPool, val_pool: ExamPool | None, store: HeatmapStore | None) -> bool:
         """The trunks learn BI-RADS categories first, where the cohort has them."""
-        columns = birads_columns(self.parts.train, self.config.birads)
+        columns = birads_columns(self.split.train, self.config.birads)
         if columns is None or self.config.birads_steps == 0:
             if self.config.birads_steps:
                 self._note(f"the cohort has no column '{self.config.birads}': no BI-RADS stage")
             return False
-        said = [exam.case.value(column) for exam in pool.exams for column in columns]
-        categories = tuple(sorted({one for one in said if one}))
+        values = [exam.case.value(column) for exam in pool.exams for column in columns]
+        categories = tuple(sorted({value for value in values if value}))
         if len(categories) < 2:
             self._note("all exams have one BI-RADS category: no BI-RADS stage")
             return False
-        draws = ExamDraws(pool, store, columns, categories)
+        sampler = ExamSampler(pool, store, columns, categories)
         torch.manual_seed(self.seed + BIRADS)
         net = BiradsNet(self.start.net.four_view_resnet, self.config.widths[-1], len(categories))
-        judged = None if held is None else ExamDraws(held, store, columns, categories)
-        score = None if judged is None or not judged.strata[0][1] else self._birads_score(judged)
-        with self._drawn(draws.draw, as_batch, self.config.batch, BIRADS) as batches:
+        val_sampler = None if val_pool is None else ExamSampler(val_pool, store, columns, categories)
+        score = (
+            None if val_sampler is None or not val_sampler.strata[0][1] else self._birads_score(val_sampler)
+        )
+        with self._batch_stream(sampler.draw, collate_exams, self.config.batch, BIRADS) as batches:
             report = self._fit(
                 net, lambda module, batch: birads_loss(module, batch.to(self.device)), batches,
                 "BI-RADS", BIRADS, self.config.birads_steps,
                 [Group(list(net.parameters()), self.config.birads_rate)], score,
             )  # fmt: skip
-        self.metrics["birads"] = {"categories": list(categories), **self._told(report)}
+        self.metrics["birads"] = {"categories": list(categories), **self._summary(report)}
         return True
 
-    def _birads_score(self, draws: ExamDraws) -> Callable[[nn.Module], float]:
+    def _birads_score(self, sampler: ExamSampler) -> Callable[[nn.Module], float]:
         def score(net: nn.Module) -> float:
             grades, scores = [], []
-            for batch in self._in_order(draws):
+            for batch in self._in_order(sampler):
                 with self._precision():
                     outputs = net(batch.views)
                 for view, logits in outputs.items():
-                    own = batch.grades[batch.rows[view], 0 if view.startswith("L") else 1]
-                    kept = own != UNKNOWN
-                    grades.append(own[kept].cpu().numpy())
-                    scores.append(torch.softmax(logits.float(), dim=1)[kept].cpu().numpy())
+                    view_grades = batch.grades[batch.rows[view], 0 if view.startswith("L") else 1]
+                    graded = view_grades != UNKNOWN
+                    grades.append(view_grades[graded].cpu().numpy())
+                    scores.append(torch.softmax(logits.float(), dim=1)[graded].cpu().numpy())
             return birads_area(grades, scores)
 
         return score
 
-    def _breasts(
-        self, pool: ExamPool, held: ExamPool | None, store: HeatmapStore | None, *, pretrained: bool
+    def _train_breasts(
+        self, pool: ExamPool, val_pool: ExamPool | None, store: HeatmapStore | None, *, pretrained: bool
     ) -> None:
         """The classifier itself, from breast labels."""
         config, net = self.config, self.start.net
-        draws = ExamDraws(pool, store)
+        sampler = ExamSampler(pool, store)
         trunk_rate = config.trunk_rate if pretrained else config.rate
         named = list(net.named_parameters())
         groups = [
             Group([p for name, p in named if not name.startswith("four_view_resnet.")], config.rate),
             Group([p for name, p in named if name.startswith("four_view_resnet.")], trunk_rate),
         ]
-        judged = None if held is None else ExamDraws(held, store)
-        if judged is not None and not self._can_judge(judged):
+        val_sampler = None if val_pool is None else ExamSampler(val_pool, store)
+        if val_sampler is not None and not self._can_evaluate(val_sampler):
             self._note(
                 "the validation exams lack a class: nothing is validated and the last weights are kept"
             )
-            judged = None
+            val_sampler = None
 
         def score(module: nn.Module) -> float:
-            assert judged is not None
-            return of_metrics(self._judge(module, judged))
+            assert val_sampler is not None
+            return selection_metric(self._evaluate(module, val_sampler))
 
-        with self._drawn(draws.draw, as_batch, config.batch, BREASTS) as batches:
+        with self._batch_stream(sampler.draw, collate_exams, config.batch, BREASTS) as batches:
             report = self._fit(
                 net,
                 lambda module, batch: classifier_loss(module, batch.to(self.device), config.positive_weight),
-                batches, "breasts", BREASTS, config.steps, groups, score if judged else None,
+                batches, "breasts", BREASTS, config.steps, groups, score if val_sampler else None,
             )  # fmt: skip
-        self.metrics["breasts"] = self._told(report)
-        if judged is not None:
+        self.metrics["breasts"] = self._summary(report)
+        if val_sampler is not None:
             with torch.no_grad():
-                found = self._judge(net.eval(), judged)
-            self.metrics |= {f"val_auc_{name}": value for name, value in found.items()}
+                val_areas = self._evaluate(net.eval(), val_sampler)
+            self.metrics |= {f"val_auc_{name}": value for name, value in val_areas.items()}
 
-    def _can_judge(self, draws: ExamDraws) -> bool:
-        labels = np.stack([exam.labels for exam in draws.pool.exams])
+    def _can_evaluate(self, sampler: ExamSampler) -> bool:
+        labels = np.stack([exam.labels for exam in sampler.pool.exams])
         return bool(areas(labels, np.random.default_rng(0).random(labels.shape)))
 
-    def _judge(self, net: nn.Module, draws: ExamDraws) -> dict[str, float]:
+    def _evaluate(self, net: nn.Module, sampler: ExamSampler) -> dict[str, float]:
         labels, scores = [], []
-        for batch in self._in_order(draws):
+        for batch in self._in_order(sampler):
             with self._precision():
                 scores.append(exam_probabilities(net, batch))  # type: ignore[arg-type]
             labels.append(batch.labels.cpu().numpy())
@@ -291,21 +297,21 @@ class _Training:
 
     # -- what stages share --------------------------------------------------------------------------------
 
-    def _in_order(self, draws: ExamDraws) -> Iterator[ExamBatch]:
+    def _in_order(self, sampler: ExamSampler) -> Iterator[ExamBatch]:
         """Every exam of the pool once, in the windows at its best centres."""
-        exams = draws.pool.exams
+        exams = sampler.pool.exams
         for first in range(0, len(exams), self.config.batch):
-            samples = [draws.sample(exam, None) for exam in exams[first : first + self.config.batch]]
-            yield as_batch(samples).to(self.device)
+            samples = [sampler.sample(exam, None) for exam in exams[first : first + self.config.batch]]
+            yield collate_exams(samples).to(self.device)
 
-    def _drawn(
+    def _batch_stream(
         self,
         draw: Callable[[int, np.random.Generator], Any],
         collate: Callable[[Sequence[Any]], Item],
         batch: int,
         stage: int,
-    ) -> DrawnBatches[Any, Item]:
-        return DrawnBatches(draw, collate, batch, seed=self.seed, stage=stage, workers=self.workers)
+    ) -> BatchStream[Any, Item]:
+        return BatchStream(draw, collate, batch, seed=self.seed, stage=stage, workers=self.workers)
 
     def _fit(
         self,
@@ -319,7 +325,7 @@ class _Training:
         validate: Callable[[nn.Module], float] | None,
     ) -> FitReport:
         config = self.config
-        self._stage(name)
+        self._start_stage(name)
         torch.manual_seed(self.seed + 1000 * stage)
         net.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         options = FitOptions(
@@ -347,7 +353,7 @@ class _Training:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def _told(self, report: FitReport) -> dict[str, Any]:
+    def _summary(self, report: FitReport) -> dict[str, Any]:
         return {"steps": report.steps, "val_auc": report.best, "best_step": report.best_step}
 
     def _save(self, out: Path, pool: ExamPool) -> Bundle:
@@ -363,13 +369,13 @@ class _Training:
             provenance={
                 "seed": self.seed,
                 "train_cases": [exam.case.id for exam in pool.exams],
-                "val_cases": [case.id for case in self.parts.val],
+                "val_cases": [case.id for case in self.split.val],
                 "notes": self.notes,
                 **self.start.sources,
             },
         )
 
-    def _stage(self, name: str) -> None:
+    def _start_stage(self, name: str) -> None:
         self.progress.stage, self.progress.step, self.progress.steps = name, 0, 0
 
     def _note(self, *notes: str) -> None:

@@ -222,12 +222,12 @@ def shrunk(channels: Floats, factor: int) -> Floats:
     if factor == 1:
         return channels
     count, height, width = len(channels), channels.shape[1] // factor, channels.shape[2] // factor
-    whole = channels[:, : height * factor, : width * factor]
+    divisible = channels[:, : height * factor, : width * factor]
     # Adding slices is several times faster than the mean over two axes of a five-dimensional view.
     bands: Floats = np.zeros((count, height, width * factor), np.float32)
     sums: Floats = np.zeros((count, height, width), np.float32)
     for offset in range(factor):
-        bands += whole[:, offset::factor]
+        bands += divisible[:, offset::factor]
     for offset in range(factor):
         sums += bands[:, :, offset::factor]
     return sums / np.float32(factor**2)
@@ -263,10 +263,10 @@ def plan_exam(
                 continue
             index = int(rng.randint(0, len(images))) if augmentation != NO_AUGMENTATION else 0
             chosen = images[index]
-            wanted = size or window_size(view)
+            target_size = size or window_size(view)
             epoch[view] = (
                 index,
-                plan_window(chosen.shape, view, wanted, chosen.centre, augmentation, rng),
+                plan_window(chosen.shape, view, target_size, chosen.centre, augmentation, rng),
             )
         plans.append(epoch)
     return plans
@@ -283,11 +283,13 @@ def plan_image(
 ) -> list[WindowPlan]:
     """The windows of a single image: a fresh stream for every image, and no draw for which image."""
     rng = np.random.RandomState(seed)
-    wanted = size or window_size(view)
-    return [plan_window(image.shape, view, wanted, image.centre, augmentation, rng) for _ in range(epochs)]
+    target_size = size or window_size(view)
+    return [
+        plan_window(image.shape, view, target_size, image.centre, augmentation, rng) for _ in range(epochs)
+    ]
 
 
 def epochs_averaged(epochs: int, batch: int, compat: Compat = "reference") -> list[int]:
     """Which epochs of a single image count: the published code keeps the first two of every batch."""
-    kept = 2 if compat == "reference" else batch
-    return [epoch for epoch in range(epochs) if epoch % batch < kept]
+    per_batch = 2 if compat == "reference" else batch
+    return [epoch for epoch in range(epochs) if epoch % batch < per_batch]

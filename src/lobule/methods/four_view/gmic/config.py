@@ -81,8 +81,8 @@ class Config:
         return as_json(self)
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> Config:
-        values = only_known(cls, facts, "gmic")
+    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
+        values = only_known(cls, settings, "gmic")
         return cls(**values)
 
 

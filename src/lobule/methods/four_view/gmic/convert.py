@@ -10,7 +10,7 @@ from typing import Any
 
 from lobule.bundles import MODEL, Bundle, read_bundle, write_bundle
 from lobule.errors import ConfigError
-from lobule.methods.four_view.convert import filled, read_checkpoint
+from lobule.methods.four_view.convert import load_tensors, read_checkpoint
 from lobule.methods.four_view.gmic.config import Config
 from lobule.methods.four_view.gmic.predictor import build, fill, weights_of
 from lobule.nets.four_view import TARGETS
@@ -31,20 +31,20 @@ def convert(weights: str | Path | Sequence[str | Path], out: str | Path, **setti
     for path in paths:
         if (Path(path) / MODEL).is_file():
             bundle = read_bundle(path)
-            config = _agreeing(config if nets else None, bundle)
-            own = build(Config.from_dict(bundle.config))
-            fill(own, bundle.weights(), bundle)
-            nets += own
+            config = _check_bundle(config if nets else None, bundle)
+            bundle_nets = build(Config.from_dict(bundle.config))
+            fill(bundle_nets, bundle.weights(), bundle)
+            nets += bundle_nets
             patients |= set(bundle.patients)
             sources.append({"source": Path(path).name, "fingerprint": bundle.fingerprint})
             continue
         checkpoint, source = read_checkpoint(path)
         (net,) = build(replace(config, top_shares=(_top_share(source),)))
-        filled(net, checkpoint, path)
+        load_tensors(net, checkpoint, path)
         nets.append(net)
         sources.append(source)
     config = replace(config, top_shares=tuple(net.top_share for net in nets))
-    made = Bundle(
+    combined = Bundle(
         "gmic",
         config.to_dict(),
         TARGETS,
@@ -52,7 +52,7 @@ def convert(weights: str | Path | Sequence[str | Path], out: str | Path, **setti
         provenance={"classifiers": sources},
         patients=tuple(sorted(patients)),
     )
-    return write_bundle(out, made, weights_of(nets))
+    return write_bundle(out, combined, weights_of(nets))
 
 
 def _top_share(source: Mapping[str, Any]) -> float:
@@ -63,12 +63,12 @@ def _top_share(source: Mapping[str, Any]) -> float:
     return TOP_SHARES[0]
 
 
-def _agreeing(before: Config | None, bundle: Bundle) -> Config:
+def _check_bundle(previous: Config | None, bundle: Bundle) -> Config:
     if bundle.method != "gmic":
         raise ConfigError(
             "a bundle of another method", subject=bundle.path, expected="gmic", actual=bundle.method
         )
     config = Config.from_dict(bundle.config)
-    if before is not None and replace(before, top_shares=config.top_shares) != config:
+    if previous is not None and replace(previous, top_shares=config.top_shares) != config:
         raise ConfigError("the models of one bundle agree in all settings", subject=bundle.path)
     return config

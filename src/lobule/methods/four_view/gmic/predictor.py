@@ -21,9 +21,9 @@ from lobule.methods.four_view.crop import Window
 from lobule.methods.four_view.gmic.config import Config
 from lobule.methods.four_view.images import BrokenView, ExamView, Heatmaps, InputView
 from lobule.methods.four_view.painting import heatmap_pass
-from lobule.methods.four_view.plan import Turn, open_views, turns_alone, window_pass
+from lobule.methods.four_view.plan import PlannedImage, open_views, plan_images_separately, window_pass
 from lobule.methods.four_view.predictor import cell_means
-from lobule.methods.four_view.scores import GRADES, breast_scores, image_facts, scored_rows, views_note
+from lobule.methods.four_view.scores import GRADES, breast_scores, image_metadata, scored_rows, views_note
 from lobule.nets.four_view import TARGETS
 from lobule.nets.gmic import Gmic
 from lobule.nets.squeezed import Squeezed
@@ -39,7 +39,7 @@ SAMPLE_SIDE = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ViewOutputs:
     """What the models say of one view; arrays begin with the model."""
 
     scores: NDArray[np.float32]
@@ -76,10 +76,10 @@ class GmicPredictor:
         return open_views(case, self.config.set(options.settings))
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        one = activation_bytes(self.nets[0].ds_net, *self.config.window, 1)
+        window_bytes = activation_bytes(self.nets[0].ds_net, *self.config.window, 1)
         preferred = 1 if engine.device == "cpu" else BATCH_ON_GPU
         batch = largest_cells(
-            lambda windows: int(windows * HEADROOM * one),
+            lambda windows: int(windows * HEADROOM * window_bytes),
             room,
             preferred=preferred,
             purpose="batch of windows",
@@ -91,10 +91,10 @@ class GmicPredictor:
         quirks = self.config.set(options.settings).quirks
         self._placed = []
         for net in self.nets:
-            own = copy.deepcopy(net)
-            own.compat = quirks
-            own.ds_net = _WholeMap(own.ds_net)  # type: ignore[assignment]
-            self._placed.append(placed(own, exact))
+            model = copy.deepcopy(net)
+            model.compat = quirks
+            model.ds_net = _WholeMap(model.ds_net)  # type: ignore[assignment]
+            self._placed.append(placed(model, exact))
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         height, width = (min(SAMPLE_SIDE, length) for length in self.config.window)
@@ -103,25 +103,27 @@ class GmicPredictor:
 
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
         config = self.config.set(case.options.settings)
-        views: dict[str, Seen] = {}
+        views: dict[str, ViewOutputs] = {}
         findings: list[Finding] = []
-        for turn in turns_alone(case, config):
+        for planned in plan_images_separately(case, config):
             sources: dict[str, ImageSource] = {}
-            if isinstance(turn.image, ExamView):
-                sources[turn.name] = InputView(turn.image, config.window, None)
-            store = yield window_pass(f"windows {turn.name}", turn, config, sources)
+            if isinstance(planned.image, ExamView):
+                sources[planned.name] = InputView(planned.image, config.window, None)
+            store = yield window_pass(f"windows {planned.name}", planned, config, sources)
             assert isinstance(store, TableReader)
-            seen = self._seen(store)
-            if seen is None or not isinstance(turn.image, ExamView):
+            outputs = self._read_outputs(store)
+            if outputs is None or not isinstance(planned.image, ExamView):
                 continue
-            views[turn.image.view] = seen
-            window = turn.windows[0]
-            layers, inside = saliency_layers(seen.saliency.mean(axis=0), window, turn.image.pixels.shape)
-            yield heatmap_pass(f"saliency {turn.name}", turn, layers, config.map_cell, inside)
-            findings += regions_of(seen, turn, config.region_px)
+            views[planned.image.view] = outputs
+            window = planned.windows[0]
+            layers, inside = saliency_layers(
+                outputs.saliency.mean(axis=0), window, planned.image.pixels.shape
+            )
+            yield heatmap_pass(f"saliency {planned.name}", planned, layers, config.map_cell, inside)
+            findings += region_findings(outputs, planned, config.region_px)
         if not views:
             raise ModelError("no view of the exam could be scored")
-        return result_of(views, case.images, findings)
+        return build_result(views, case.images, findings)
 
     def forward(self, name: str, batch: Batch) -> dict[str, Tensor]:
         if name.startswith("saliency "):
@@ -134,7 +136,7 @@ class GmicPredictor:
             for column in columns
         }
 
-    def _seen(self, table: TableReader) -> Seen | None:
+    def _read_outputs(self, table: TableReader) -> ViewOutputs | None:
         """The one row of a view's table; None where it failed."""
         columns = {}
         shapes: dict[str, tuple[int, ...]] = {
@@ -151,7 +153,7 @@ class GmicPredictor:
                 return None
             columns[column] = rows[0].reshape(len(self.nets), *shape)
         corners = np.rint(columns.pop("corners")).astype(np.int64)
-        return Seen(corners=corners, **columns)
+        return ViewOutputs(corners=corners, **columns)
 
 
 class _WholeMap(nn.Module):
@@ -168,8 +170,8 @@ class _WholeMap(nn.Module):
 def _map_shape(net: Gmic, window: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of the saliency of a window."""
     with torch.device("meta"):
-        found = copy.deepcopy(net.ds_net).to("meta")(torch.empty(1, 1, *window)).shape
-    return int(found[2]), int(found[3])
+        shape = copy.deepcopy(net.ds_net).to("meta")(torch.empty(1, 1, *window)).shape
+    return int(shape[2]), int(shape[3])
 
 
 def saliency_layers(
@@ -186,25 +188,25 @@ def saliency_layers(
     return (layers[0], layers[1]), inside
 
 
-def regions_of(seen: Seen, turn: Turn, side: int) -> list[Finding]:
+def region_findings(outputs: ViewOutputs, planned: PlannedImage, side: int) -> list[Finding]:
     """The regions in pixels of the stored image, scored by attention: those of a view sum to 1.
 
     A region that several models chose is one finding; what lies wholly beside the image is none.
     """
-    assert isinstance(turn.image, ExamView)
-    window = turn.windows[0]
+    assert isinstance(planned.image, ExamView)
+    window = planned.windows[0]
     attention: dict[tuple[int, int], float] = {}
-    for corners, weights in zip(seen.corners.tolist(), seen.attention.tolist(), strict=True):
+    for corners, weights in zip(outputs.corners.tolist(), outputs.attention.tolist(), strict=True):
         for (row, column), weight in zip(corners, weights, strict=True):
-            attention[row, column] = attention.get((row, column), 0.0) + weight / len(seen.attention)
-    found = []
+            attention[row, column] = attention.get((row, column), 0.0) + weight / len(outputs.attention)
+    findings = []
     for (row, column), score in attention.items():
         top, left = window.top + row, window.left + column
-        box = _clipped(turn.image.frame.to_l0(Window(top, top + side, left, left + side)), turn.image)
+        box = _clipped(planned.image.frame.to_l0(Window(top, top + side, left, left + side)), planned.image)
         if box is not None:
             x, y = box.x + box.width // 2, box.y + box.height // 2
-            found.append(Finding(x, y, score, "box", "region", box, image=turn.name))
-    return found
+            findings.append(Finding(x, y, score, "box", "region", box, image=planned.name))
+    return findings
 
 
 def _clipped(box: Box, image: ExamView) -> Box | None:
@@ -213,31 +215,31 @@ def _clipped(box: Box, image: ExamView) -> Box | None:
     return Box.of_edges(left, top, right, bottom) if right > left and bottom > top else None
 
 
-def result_of(
-    views: Mapping[str, Seen], images: Mapping[str, ImageSource], findings: Sequence[Finding]
+def build_result(
+    views: Mapping[str, ViewOutputs], images: Mapping[str, ImageSource], findings: Sequence[Finding]
 ) -> Result:
     """Scores of each breast: the mean of the models and of its views."""
-    means = {view: seen.scores.astype(np.float64).mean(axis=0) for view, seen in views.items()}
-    facts: dict[str, Any] = {
-        "images": image_facts(images),
+    means = {view: outputs.scores.astype(np.float64).mean(axis=0) for view, outputs in views.items()}
+    metadata: dict[str, Any] = {
+        "images": image_metadata(images),
         "model": "gmic",
         "views": {
             view: {
                 grade: {
                     "score": float(means[view][i]),
-                    "of_models": [float(value) for value in seen.scores[:, i]],
-                    "global": [float(value) for value in seen.global_scores[:, i]],
-                    "local": [float(value) for value in seen.local_scores[:, i]],
+                    "of_models": [float(value) for value in outputs.scores[:, i]],
+                    "global": [float(value) for value in outputs.global_scores[:, i]],
+                    "local": [float(value) for value in outputs.local_scores[:, i]],
                 }
                 for i, grade in enumerate(GRADES)
             }
-            for view, seen in views.items()
+            for view, outputs in views.items()
         },
     }
     notes = [views_note("GMIC", views)]
     notes += [f"{name}: {image.error}" for name, image in images.items() if isinstance(image, BrokenView)]
     ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
-    return Result(breast_scores({v: m.tolist() for v, m in means.items()}), ordered, tuple(notes), facts)
+    return Result(breast_scores({v: m.tolist() for v, m in means.items()}), ordered, tuple(notes), metadata)
 
 
 def build(config: Config) -> list[Gmic]:
