@@ -87,7 +87,7 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="not of the network: extra"):
         convert(saved(tmp_path / "b.p", {**state, "extra": torch.ones(1)}), tmp_path / "b", **WIDTHS)
     key = "four_view_resnet.l_cc.final_bn.bias"
-    with pytest.raises(BundleError, match="two names of one trunk"):
+    with pytest.raises(BundleError, match="two names of the same trunk"):
         convert(saved(tmp_path / "c.p", {**state, key: state[key] + 1}), tmp_path / "b", **WIDTHS)
     with pytest.raises(BundleError, match="not a four-view classifier"):
         convert(saved(tmp_path / "d.p", {"fc.weight": torch.ones(2, 2)}), tmp_path / "b")

@@ -121,7 +121,7 @@ def test_a_classifier_whose_scores_are_no_numbers_is_told(cohort: Cohort, tmp_pa
     seeded(net, "one").fc1_cc.weight.data.fill_(float("nan"))
     save(tmp_path / "b", config, net)
     report = run(tmp_path / "b", cohort.where(lambda case: case.id == "exam0000"), tmp_path / "r")
-    assert "the classifier's scores are no numbers" in report.failed["exam0000"]
+    assert "the classifier's scores are not finite" in report.failed["exam0000"]
 
 
 def test_members_must_read_the_same_pixels(tmp_path: Path) -> None:

@@ -1,36 +1,41 @@
 """Breast-cancer screening from four mammographic views (Wu et al. 2019, arXiv 1903.08297).
 
 "Deep Neural Networks Improve Radiologists' Performance in Breast Cancer Screening", IEEE TMI 39(4), 2020.
-A patch network paints a benign and a malignant heatmap over each view; a four-view network reads the views
-with their heatmaps and scores each breast.
+A patch network computes a benign and a malignant heatmap of each view. A four-view network reads the views
+together with their heatmaps and scores each breast.
 
 | on the screening population (published)                      | AUC of malignancy, by breast |
 |---------------------------------------------------------------|------------------------------|
 | images with heatmaps, five models averaged                    | 0.895                        |
 
-In the published reader study (1,440 breasts) the mean of 14 readers is AUROC 0.7788, and the image-only form
-of this model 0.7788 as others ran it.
+In the published reader study (1,440 breasts) the mean AUROC of the 14 readers is 0.7788. The image-only form
+of this model also reached 0.7788 there, in a run by other authors.
 
-Windows and patch grids are random. As published, one stream runs through a whole list of exams, so that a
-score depends on the exams before it; that is `compat="nyu"`. By default every exam begins anew.
+Windows and patch grids are random. In the published code one random stream runs through a whole list of
+exams, so a score depends on the exams before it; `compat="nyu"` does the same. By default every exam starts
+a new stream.
 
-Heatmaps are painted `exact`, patch by patch, or `fast`, from one look of the patch network at each view:
-cells in the middle then see their neighbours where a patch sees its own edge. A scan that paints fast scores
-some patches both ways and tells the difference. A bundle may hold several classifiers, whose scores are
-averaged, and image-wise ones for the exams that lack a view. The paper's side-wise and joint variants are
-here too; no code or weights of them were published, so nothing but their shape is tested.
+Heatmaps are computed in one of two ways. `exact` runs the patch network on every patch, as published. `fast`
+runs it once over the whole view; a pixel then sees its real neighbours where a patch would end in padding. A
+scan with `fast` also scores some patches exactly and reports the difference.
 
-What differs from the published code besides, and only with `quirks="fixed"`; `quirks="reference"`, the
-default, keeps every number:
+A bundle can contain several classifiers, whose scores are averaged, and image-wise classifiers for exams
+that lack a view. The paper's side-wise and joint variants are included. Neither code nor weights of them were
+published, so the tests check only their shapes.
+
+`quirks="reference"`, the default, reproduces every number of the published code. `quirks="fixed"` repairs
+four errors in it:
 - landmarks of left-pointing images are mirrored as `width - 1 - column`, not `width - column`;
-- the window's right edge keeps the outermost column of the breast instead of cutting it;
-- single images are brought into the right-pointing frame before they are cut into patches;
+- the window's right edge includes the outermost column of the breast;
+- single images are mirrored to point right before they are cut into patches;
 - all epochs of a single image count, whatever the batch size.
-In either case a view without a breast, or one smaller than a patch, is an error of its case alone.
+In both modes, a view that shows no breast, or is smaller than a patch, is an error of its own case and does
+not stop the scan.
 
 Training (`train.py`) follows the paper's stages: patches of outlined lesions, heatmaps of every exam, BI-RADS
-categories, breast labels. Rates, steps, batches and the shares of what is drawn are ours. In the BI-RADS
-stage each view grades its own breast, so that every variant can begin with it.
+categories, breast labels. Learning rates, steps, batch sizes and sampling shares are not published; they are
+ours. In the BI-RADS stage each view predicts the category of its own breast, so every variant can start from
+this stage.
 
 Research use only.
 """
@@ -56,4 +61,4 @@ __all__ = [
 
 SCAN_SETTINGS = SETTABLE
 SCAN_IGNORES = ("stride", "mpp", "upsample")
-"""An exam's views are cropped and cut as the network wants them."""
+"""Scan options that do not apply: the method itself decides how the views of an exam are cropped and cut."""

@@ -1,4 +1,4 @@
-"""Where the network's window belongs in a cropped view: its best centre."""
+"""The best centre of the network's window in a cropped view."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lobule.mammograms.views import angle_of
 from lobule.methods.four_view.crop import Compat, Landmarks
 
 WINDOW_SIZES = {"CC": (2677, 1942), "MLO": (2974, 1748)}
-"""Height and width that the four-view network reads, by angle."""
+"""Height and width of the four-view network's window, by angle."""
 GMIC_WINDOW_SIZE = (2944, 1920)
 
 
@@ -27,10 +27,11 @@ def best_centre(
     *,
     compat: Compat = "reference",
 ) -> tuple[int, int]:
-    """Row and column of the window's centre in a cropped, right-pointing view (H, W); may be negative.
+    """Return row and column of the window's centre in a cropped, right-pointing view (H, W).
 
-    The window's right edge follows the breast's tip. In an MLO view its lower edge follows the breast's lower
-    end; in a CC view its rows are those that catch most of the breast.
+    The right edge of the window is at the tip of the breast. In an MLO view the lower edge is at the lower
+    end of the breast; in a CC view the window has the rows that contain most of the breast. Row and column
+    can be negative.
     """
     x = _centre_column(landmarks.rightmost_x, size[1], compat)
     if angle_of(view) == "MLO":
@@ -53,7 +54,10 @@ def _mlo_row(image: NDArray[Any], bottommost_y: int, size: tuple[int, int]) -> i
 
 
 def _cc_row(image: NDArray[Any], x: int, size: tuple[int, int]) -> int:
-    """The row with most of the breast in the window; of equals the nearest to the middle, then the upper."""
+    """Return the row that puts most of the breast into the window.
+
+    Of equally good rows it is the one nearest to the middle, then the upper one.
+    """
     (height, width), above = size, size[0] // 2
     middle, last = image.shape[0] // 2, image.shape[0] - (height - above)
     if above >= last:

@@ -1,4 +1,4 @@
-"""What decides a four-view classifier; the defaults are the published ones but for `compat`."""
+"""Settings of the four-view classifier. The defaults are the published values, except `compat`."""
 
 from __future__ import annotations
 
@@ -23,96 +23,104 @@ Painting = Literal["exact", "fast"]
 
 @dataclass(frozen=True)
 class Config:
-    """What decides the scores of an exam."""
+    """Settings of the classifier, its scans and its training."""
 
     variant: Variant = "view_wise"
-    """`view_wise` joins both sides of an angle, `side_wise` both angles of a side, `joint` all four views;
-    these need all of them. `image_wise` scores each view alone."""
+    """`view_wise` joins both sides of an angle, `side_wise` both angles of a side, `joint` all four views.
+    These three need all four views. `image_wise` scores each view alone."""
     members: int = 1
-    """Classifiers of this variant whose scores are averaged."""
+    """Number of classifiers of this variant whose scores are averaged."""
     alone: int = 0
-    """Image-wise classifiers that score the exams that lack a view, where `variant` needs all four."""
+    """Number of image-wise classifiers for exams that lack a view, where `variant` needs all four."""
     patch_of: tuple[int, ...] = ()
-    """Which patch network paints for each member, then for each of those alone; empty where one does."""
+    """Index of the patch network of each member, then of each classifier in `alone`; empty if there is only
+    one."""
     heatmaps: bool = False
-    """Whether the classifier reads heatmaps, which the patch network of the same bundle paints."""
+    """Whether the classifier reads heatmaps. The patch network of the same bundle computes them."""
     painting: Painting = "exact"
-    """How heatmaps are painted: `exact` patch by patch as published, `fast` from one look at a whole view."""
+    """How heatmaps are computed: `exact` patch by patch as published, `fast` from one run over a whole
+    view."""
     epochs: int = 10
-    """Windows of each view whose scores are averaged; one without augmentation, where all are the same."""
+    """Number of windows of each view whose scores are averaged. Without augmentation all windows are equal,
+    so only one is computed."""
     augmentation: bool = True
     seed: int = 0
     compat: Streams = "own"
-    """`nyu` draws all exams of a cohort from one random stream, as published, so that a score depends on the
-    exams before it; `own` begins anew for every exam. The first exam of a cohort is the same in both."""
+    """`nyu` uses one random stream for all exams of a cohort, as published, so a score depends on the exams
+    before it. `own` starts a new stream for every exam. The first exam of a cohort is the same in both."""
     quirks: Compat = "reference"
-    """`fixed` repairs the off-by-one landmarks and centres, and single right views cut unmirrored."""
+    """`reference` keeps the errors of the published code. `fixed` repairs the off-by-one landmarks and
+    centres, and the missing mirroring of single right views."""
     pixels: Pixels = "nyu-raw"
-    """Which values of a DICOM file are read."""
+    """Which pixel values of a DICOM file are read."""
     finding_threshold: float = 0.5
-    """Regions of a heatmap above it become findings."""
+    """Regions of a heatmap above this score become findings."""
     window: tuple[int, int] | None = None
-    """Height and width that the classifier reads; None is the published size of each angle."""
+    """Height and width of the classifier's window; None means the published size of each angle."""
     move: tuple[int, int] = (100, 100)
-    """Rows and columns by which augmentation may move a window."""
+    """Largest shift of a window by augmentation, in rows and columns."""
     resize: int = 100
-    """Pixels by which augmentation may move each edge of a window."""
+    """Largest shift of each edge of a window by augmentation, in pixels."""
     crop_iterations: int = 100
     crop_buffer: int = 50
     patch: int = PATCH
     patch_stride: int = STRIDE
     heatmap_cell: int = 16
-    """Pixels a side of a cell of a heatmap as it is kept with the results; the classifier reads it whole."""
+    """Side in pixels of a cell of the heatmap stored with the results. The classifier reads the heatmap at
+    full resolution."""
     widths: tuple[int, ...] = WIDTHS
     """Channels of the five stages of the classifier's trunk."""
     pool: Pooling = "mean"
-    """What is read from the trunk's map of a view: its `mean` as published, or its `max`, which small lesions
-    in a large breast reach sooner."""
+    """How the trunk's feature map of a view is pooled: by its `mean`, as published, or by its `max`, which is
+    more sensitive to a small lesion in a large breast."""
     patch_growth: int = 32
     patch_blocks: tuple[int, int, int, int] = (6, 12, 24, 16)
     patch_first_width: int = 64
     shrink: int = 1
-    """Pixels of a window, along each axis, that make one of the classifier's input; 1 as published. More
-    makes whole views fit a small machine."""
+    """Factor by which a window is reduced along each axis before the classifier reads it; 1 as published. A
+    larger factor lets whole views fit on a small machine."""
 
-    # how it is trained; rates, steps and batches are ours
+    # Training. Learning rates, steps and batch sizes are not published; these are ours.
     weights: str = ""
-    """A four-view bundle to go on from; what its weights fix (variant, widths, window, …) comes with it."""
+    """A four-view bundle whose weights training starts from. Settings that the weights determine (variant,
+    widths, window, …) are read from the bundle."""
     patch_weights: str = ""
-    """A bundle whose patch network is taken as it is, or DenseNet weights for it to start from."""
+    """A bundle whose patch network is used without further training, or DenseNet weights from which the patch
+    network is trained."""
     patch_steps: int = 50_000
     patch_batch: int = 32
     patch_rate: float = 1e-4
     patch_shares: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
-    """Of the patches drawn: malignant, benign, outside the outlines of a view that has some, and of breasts
-    without a finding."""
+    """Shares of the sampled patches: malignant, benign, outside the outlines of a view that has outlines, and
+    from breasts without a finding."""
     val_patches: int = 2000
     birads: str = "birads"
-    """The column with BI-RADS categories to learn first; `left_birads` and `right_birads` come before it."""
+    """Column with the BI-RADS categories that are learned first. `left_birads` and `right_birads` are
+    preferred where the cohort has them."""
     birads_steps: int = 50_000
     birads_rate: float = 1e-5
     steps: int = 50_000
     batch: int = 4
-    """Exams of a step."""
+    """Number of exams per step."""
     rate: float = 1e-5
-    """Learning rate of what starts from fresh weights."""
+    """Learning rate of layers that start from random weights."""
     trunk_rate: float = 1e-5
     """Learning rate of trunks that come from other weights or from the BI-RADS stage."""
     positive_share: float = 0.5
-    """Of the exams drawn, those with a benign or a malignant breast."""
+    """Share of the sampled exams that have a benign or a malignant breast."""
     malignant_share: float = 0.5
-    """Of those, the ones with a malignant breast."""
+    """Share of those positive exams that have a malignant breast."""
     swap_sides: bool = False
-    """Whether half of the exams are drawn with their breasts exchanged, labels and all: every view points
-    right, so it is as good an exam. Not published."""
+    """Whether half of the exams are sampled with left and right breast exchanged, including the labels. This
+    gives a valid exam, because every view is mirrored to point right. Not published."""
     positive_weight: float = 1.0
-    """How much a positive breast counts in the loss against a negative one."""
+    """Weight of a positive breast in the loss, relative to a negative one."""
     optimiser: Optimiser = "adam"
     schedule: Schedule = "plateau"
     weight_decay: float = 3e-5
     accumulate: int = 1
     evaluate_every: int = 1000
-    """Steps between two looks at the validation exams, and between checkpoints."""
+    """Steps between two evaluations of the validation exams, and between checkpoints."""
     patience: int = 5
     stop_after: int = 15
 
@@ -135,15 +143,15 @@ class Config:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} of four_view is true or false", actual=str(getattr(self, name)))
         if self.epochs < 1:
-            raise ConfigError("four_view needs at least one window a view", actual=f"epochs={self.epochs}")
+            raise ConfigError("four_view needs at least one window per view", actual=f"epochs={self.epochs}")
         if self.window and self.augmentation and 2 * self.resize >= min(self.window):
             raise ConfigError(
-                "the edges of a window may move so far that nothing of it is left",
+                "augmentation can shrink a window to nothing",
                 expected=f"resize below {min(self.window) // 2} for a window of {self.window}",
                 actual=f"resize={self.resize}",
             )
         if self.shrink < 1:
-            raise ConfigError("shrink is a whole number of pixels, from 1", actual=f"shrink={self.shrink}")
+            raise ConfigError("shrink must be a whole number of at least 1", actual=f"shrink={self.shrink}")
 
     @property
     def reads_exams(self) -> bool:
@@ -152,12 +160,12 @@ class Config:
 
     @property
     def patch_nets(self) -> int:
-        """How many patch networks the bundle has."""
+        """Number of patch networks in the bundle."""
         return 1 + max(self.patch_of, default=0) if self.heatmaps else 0
 
     @property
     def windows(self) -> int:
-        """Windows of each view that are really computed."""
+        """Number of windows of each view that are computed."""
         return self.epochs if self.augmentation else 1
 
     @property
@@ -178,22 +186,30 @@ class Config:
         return height // self.shrink, width // self.shrink
 
     def set(self, settings: Mapping[str, Any]) -> Config:
-        """With what a scan asks otherwise; what the weights fix cannot be asked."""
+        """Return the config changed by the settings of a scan.
+
+        Raises:
+            ConfigError: if a scan cannot change one of the settings, because the weights determine it.
+        """
         for name in settings:
             if name not in SETTABLE:
                 raise ConfigError(
-                    f"'{name}' cannot be set for a scan of four_view", expected=", ".join(SETTABLE)
+                    f"'{name}' cannot be set for a scan with four_view", expected=", ".join(SETTABLE)
                 )
         overrides = dict(settings)
         heatmap_mode = overrides.pop("heatmaps", None)
         if heatmap_mode is None:
             return replace(self, **overrides)
         if heatmap_mode not in (HEATMAPS[1:] if self.heatmaps else HEATMAPS[:1]):
-            reads = "reads heatmaps" if self.heatmaps else "reads no heatmaps, and its bundle paints none"
+            reads = (
+                "reads heatmaps"
+                if self.heatmaps
+                else "reads no heatmaps, and its bundle has no patch network"
+            )
             raise ConfigError(
                 f"heatmaps = {heatmap_mode} does not fit a classifier that {reads}",
                 expected=", ".join(HEATMAPS[1:] if self.heatmaps else HEATMAPS[:1]),
-                remedy="Convert or train the classifier that fits",
+                remedy="Set heatmaps to an expected value, or use another bundle",
             )
         return (
             replace(self, **overrides)
@@ -211,7 +227,7 @@ class Config:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """Lists, and text that lists numbers, as the tuples that they are kept as."""
+    """Convert a list, or a window written as text such as `2677x1942`, to a tuple."""
     if name == "window" and isinstance(value, str):
         value = value.replace("x", ",").split(",") if value else None
     if not isinstance(value, list | tuple):
@@ -220,7 +236,7 @@ def _typed(name: str, value: Any) -> Any:
     try:
         return tuple(kind(number) for number in value)
     except ValueError as error:
-        raise ConfigError(f"{name} of four_view lists numbers", actual=str(value)) from error
+        raise ConfigError(f"{name} of four_view must be a list of numbers", actual=str(value)) from error
 
 
 HEATMAPS = ("none", "exact", "fast")
@@ -235,4 +251,5 @@ SETTABLE: dict[str, Any] = {
     "pixels": "nyu-raw",
     "finding_threshold": 0.5,
 }
-"""Settings that a scan may change, with a value of their type; the others belong to the weights."""
+"""Settings that a scan can change, each with an example value of its type. The weights determine the
+others."""

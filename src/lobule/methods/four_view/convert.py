@@ -1,4 +1,4 @@
-"""Published checkpoints as bundles, and several of them, or several bundles, as one that averages them."""
+"""Conversion of published checkpoints to bundles, and combination of several models in one bundle."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lobule.nets.four_view import TARGETS, Classifier
 from lobule.nets.four_view_weights import GENUINE, git_blob_id, load_published, resolved
 
 SHARED = (*(name for name in FIXED if name != "variant"), "epochs", "augmentation", "pixels")
-"""Settings in which the members of one bundle agree: it has one config for all of them."""
+"""Settings that must be equal for all members of a bundle, because a bundle has only one config."""
 
 Paths = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True, eq=False)
 class _LoadedModel:
-    """One source of classifiers: a checkpoint or a bundle."""
+    """The classifiers read from one checkpoint or bundle."""
 
     path: str | Path
     config: Config
@@ -35,20 +35,34 @@ class _LoadedModel:
 
 
 def convert(weights: Paths, out: str | Path, *, patch: str | Path | None = None, **settings: Any) -> Bundle:
-    """Make a bundle of published classifiers or finished bundles; `patch` is the patch network's checkpoint.
+    """Convert published checkpoints, or combine existing bundles, into one bundle.
 
-    Of several the scores are averaged. Image-wise ones beside others score the exams that lack a view.
-    Variant and channels are read off the tensors. `settings` are those of `Config`. Files are PyTorch
-    checkpoints, of which nothing but tensors is read, or safetensors.
+    The scores of several classifiers are averaged. Image-wise classifiers next to classifiers of another
+    variant score the exams that lack a view. The variant and the number of input channels are read from the
+    tensors.
+
+    Args:
+        weights: One or several PyTorch checkpoints, safetensors files or four-view bundles. Only tensors are
+            read from a checkpoint.
+        out: Folder of the new bundle.
+        patch: Checkpoint of the patch network, for classifiers that read heatmaps.
+        **settings: Other fields of `Config`.
+
+    Returns:
+        The bundle that was written.
+
+    Raises:
+        ConfigError: if the classifiers do not fit together, or if `patch` is missing or not needed.
+        BundleError: if a file is not a four-view checkpoint.
     """
     paths = [weights] if isinstance(weights, str | Path) else list(weights)
     patch_checkpoint, patch_source = (None, None) if patch is None else read_checkpoint(patch)
     models = [_load_model(path, patch_checkpoint, patch, settings) for path in paths]
     if patch is not None and not any(model.nets.patch_nets for model in models):
         raise ConfigError(
-            "this classifier reads no heatmaps, so it has no use for a patch network",
+            "a patch network was given, but the classifier reads no heatmaps",
             subject=paths[0],
-            remedy="Leave --patch out, or convert the checkpoint with heatmaps",
+            remedy="Remove --patch, or convert a checkpoint that reads heatmaps",
         )
     config, nets = _combine(models)
     provenance: dict[str, Any] = {"classifier": models[0].source}
@@ -77,9 +91,9 @@ def _load_model(
     if patch_net is not None:
         if patch_checkpoint is None or patch is None:
             raise ConfigError(
-                "this classifier reads heatmaps, which a patch network has to paint",
+                "this classifier reads heatmaps and needs the patch network that computes them",
                 subject=path,
-                remedy="Give the patch network's checkpoint with --patch",
+                remedy="Pass the patch network's checkpoint with --patch",
             )
         load_tensors(patch_net, patch_checkpoint, patch)
     return _LoadedModel(path, config, Nets((net,), (), () if patch_net is None else (patch_net,)), source)
@@ -88,7 +102,7 @@ def _load_model(
 def _load_bundle(bundle: Bundle) -> _LoadedModel:
     if bundle.method != "four_view":
         raise ConfigError(
-            "a bundle of another method", subject=bundle.path, expected="four_view", actual=bundle.method
+            "the bundle is of another method", subject=bundle.path, expected="four_view", actual=bundle.method
         )
     assert bundle.path is not None
     config = Config.from_dict(bundle.config)
@@ -99,7 +113,7 @@ def _load_bundle(bundle: Bundle) -> _LoadedModel:
 
 
 def _combine(models: Sequence[_LoadedModel]) -> tuple[Config, Nets]:
-    """Everything in one bundle; patch networks that are equal are kept once."""
+    """Put all classifiers into one bundle. Equal patch networks are stored once."""
     first = next((model.config for model in models if model.config.reads_exams), models[0].config)
     members: list[tuple[Classifier, int]] = []
     alone: list[tuple[Classifier, int]] = []
@@ -130,7 +144,7 @@ def _require_equal_settings(first: Config, model: _LoadedModel) -> None:
         expected, actual = getattr(first, name), getattr(model.config, name)
         if expected != actual:
             raise ConfigError(
-                f"the classifiers of one bundle agree in {name}",
+                f"the classifiers of one bundle must agree in {name}",
                 subject=model.path,
                 expected=str(expected),
                 actual=str(actual),
@@ -138,7 +152,7 @@ def _require_equal_settings(first: Config, model: _LoadedModel) -> None:
 
 
 def _index_of_patch_net(net: nn.Module, patch_nets: list[nn.Module]) -> int:
-    """Where a patch network is among those known; added where it is new."""
+    """Return the index of a patch network in `patch_nets`, and append it if it is new."""
     state = net.state_dict()
     for index, other in enumerate(patch_nets):
         theirs = other.state_dict()
@@ -149,7 +163,7 @@ def _index_of_patch_net(net: nn.Module, patch_nets: list[nn.Module]) -> int:
 
 
 def read_checkpoint(path: str | Path) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """A checkpoint, and what tells which file it came from."""
+    """Read the tensors of a checkpoint, and the file name and hashes that identify it."""
     import torch
     from safetensors.torch import load_file
 
@@ -163,28 +177,28 @@ def read_checkpoint(path: str | Path) -> tuple[Mapping[str, Any], dict[str, str]
             if file.suffix == ".safetensors"
             else torch.load(file, map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # both libraries raise types of their own
+    except Exception as error:  # both libraries raise their own error types
         raise BundleError(
             "the weights cannot be read", subject=path, actual=(str(error) or repr(error)).splitlines()[0]
         ) from error
     tensors = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise BundleError("not a checkpoint of tensors", subject=path)
+        raise BundleError("the file is not a checkpoint of tensors", subject=path)
     published_name = GENUINE.get(git_blob[:8], "none of the published files")
     return tensors, {"source": file.name, "git_blob": git_blob, "published_as": published_name}
 
 
 def _detect_variant(checkpoint: Mapping[str, Any], path: str | Path) -> tuple[str, bool]:
-    """Variant, and whether it reads heatmaps, from the tensors' names and shapes."""
+    """Detect the variant, and whether it reads heatmaps, from the names and shapes of the tensors."""
     try:
         first = resolved(checkpoint).get("four_view_resnet.cc.first_conv.weight")
     except ModelError as error:
         raise _name_file(error, path) from error
     if first is None or first.ndim != 4 or first.shape[1] not in (1, 3):
         raise BundleError(
-            "not a four-view classifier",
+            "the file is not a four-view classifier",
             subject=path,
-            expected="a trunk of 1 or 3 channels under four_view_resnet",
+            expected="a trunk with 1 or 3 input channels under four_view_resnet",
             actual=f"tensors such as {next(iter(checkpoint), 'none')}",
         )
     return ("image_wise" if "fc1_lcc.weight" in checkpoint else "view_wise"), first.shape[1] == 3

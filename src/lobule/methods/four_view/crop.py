@@ -1,4 +1,4 @@
-"""Finds the breast in a stored view: the window to crop to, and the landmarks that place later windows."""
+"""Detection of the breast in a stored view: the window to crop to, and the landmarks for later windows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lobule.mammograms.views import Pointing
 
 Mask = NDArray[np.bool_]
 Compat = Literal["reference", "fixed"]
-"""`reference` keeps the published code's quirks, number for number; `fixed` repairs them."""
+"""`reference` reproduces the errors of the published code exactly; `fixed` repairs them."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Half-open rows and columns of some image; may reach past it where that is said."""
+    """Half-open range of rows and columns of an image. Some functions allow it to extend past the image."""
 
     top: int
     bottom: int
@@ -47,10 +47,10 @@ class Window:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Two extremes of the breast, in the cropped image turned to point right."""
+    """The rightmost and the lowest point of the breast, in the cropped image mirrored to point right."""
 
     rightmost_rows: tuple[int, int]
-    """First and last row that reach furthest from the chest wall, in the lower two thirds."""
+    """First and last row of the breast's rightmost column, in the lower two thirds of the image."""
     rightmost_x: int
     bottommost_y: int
     bottommost_columns: tuple[int, int]
@@ -58,18 +58,19 @@ class Landmarks:
 
 @dataclass(frozen=True)
 class Crop:
-    """Where the breast is in the stored image."""
+    """The position of the breast in the stored image."""
 
     window: Window
     landmarks: Landmarks
     distance_from_starting_side: int
-    """Columns between the breast and the edge it should start from; recorded, never a reason to refuse."""
+    """Number of columns between the breast and the edge that it should touch. It is only recorded: a large
+    distance is not an error."""
 
 
 def eroded(mask: Mask, iterations: int) -> Mask:
-    """Erosion by the 4-neighbour cross, `iterations` times, everything outside the image being False.
+    """Erode `iterations` times by the 4-neighbour cross. Pixels outside the image count as False.
 
-    What stays is whatever is more than `iterations` steps (L1) from the nearest False.
+    The pixels that remain are those more than `iterations` steps (L1 distance) from the nearest False.
     """
     steps = ndimage.distance_transform_cdt(np.pad(mask, 1), metric="taxicab")
     remaining: Mask = steps[1:-1, 1:-1] > iterations
@@ -77,7 +78,7 @@ def eroded(mask: Mask, iterations: int) -> Mask:
 
 
 def dilated(mask: Mask, iterations: int) -> Mask:
-    """Dilation by the 4-neighbour cross, `iterations` times, clipped at the image."""
+    """Dilate `iterations` times by the 4-neighbour cross, within the image."""
     if not mask.any():
         return mask.copy()
     steps = ndimage.distance_transform_cdt(~mask, metric="taxicab")
@@ -86,7 +87,10 @@ def dilated(mask: Mask, iterations: int) -> Mask:
 
 
 def largest_component(mask: Mask) -> Mask | None:
-    """The 4-connected component with most pixels, of equals the first in raster order; None without any."""
+    """Return the 4-connected component with the most pixels, or None if there is none.
+
+    Of components of equal size, the first in raster order is returned.
+    """
     labels, count = ndimage.label(mask)
     if count == 0:
         return None
@@ -96,7 +100,7 @@ def largest_component(mask: Mask) -> Mask | None:
 
 
 def breast_of(mask: Mask, iterations: int = 100) -> Mask:
-    """The breast among the non-zero pixels: erosion parts it from letters, dilation restores it."""
+    """Return the mask of the breast: erosion separates it from letters, and dilation restores it."""
     core = largest_component(eroded(mask, iterations))
     if core is None:
         raise BlankMammogram(
@@ -116,7 +120,10 @@ def crop_of(
     buffer: int = 50,
     compat: Compat = "reference",
 ) -> Crop:
-    """Crop of a stored view (H, W) whose breast points as said; `.window.of(image)` is the cropped image."""
+    """Compute the crop of a stored view (H, W) whose breast points to `pointing`.
+
+    `crop_of(image, …).window.of(image)` is the cropped image.
+    """
     breast = breast_of(image > 0, iterations)
     height, width = breast.shape
     rows = np.flatnonzero(breast.any(axis=1))
@@ -141,7 +148,7 @@ def crop_of(
 def _from_chest_wall(
     first: int, last: int, left: int, right: int, pointing: Pointing, compat: Compat
 ) -> tuple[int, int]:
-    """Two columns as seen from the chest wall's edge of the breast."""
+    """Convert two columns to distances from the chest wall's edge of the breast."""
     if pointing == "right":
         return first - left, last - left
     edge = right if compat == "reference" else right - 1
@@ -149,7 +156,10 @@ def _from_chest_wall(
 
 
 def _rightmost(breast: Mask, pointing: Pointing, compat: Compat) -> tuple[tuple[int, int], int]:
-    """Rows and column furthest from the chest wall, leaving out the upper third, where the arm may be."""
+    """Return the rows and the column furthest from the chest wall, ignoring the upper third.
+
+    The upper third may show the arm.
+    """
     skipped = breast.shape[0] // 3
     lower = breast[skipped:]
     columns = np.flatnonzero(lower.any(axis=0))

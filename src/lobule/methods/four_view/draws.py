@@ -1,4 +1,4 @@
-"""What training draws: windows of whole exams with the labels of their breasts, and patches by class."""
+"""Samplers for training: windows of whole exams with the labels of their breasts, and patches by class."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lobule.methods.four_view.pool import GRADES, UNKNOWN, ExamPool, TrainExam, 
 from lobule.methods.four_view.windows import NO_AUGMENTATION, network_input, plan_window, shrunk
 
 OUTSIDE, NEGATIVE = 2, 3
-"""Classes of patches beside malignant and benign: away from a view's outlines, and of healthy breasts."""
+"""Patch classes besides malignant and benign: outside the outlines of a view, and from healthy breasts."""
 PROBES = 200
-"""Places tried for one patch."""
+"""Number of random positions that are tried for one patch."""
 
 
 # -- exams --------------------------------------------------------------------------------------------------
@@ -30,16 +30,19 @@ PROBES = 200
 @dataclass(frozen=True, eq=False)
 class ExamSample:
     inputs: dict[str, NDArray[np.float32]]
-    """By view, (C, h, w)."""
+    """Network input (C, h, w) of each view."""
     labels: NDArray[np.int64]
-    """(4,) of `TARGETS`."""
+    """(4,) in the order of `TARGETS`."""
     grades: NDArray[np.int64]
-    """(2,): BI-RADS class of the left and the right breast, or `UNKNOWN`."""
+    """(2,) BI-RADS class of the left and the right breast, or `UNKNOWN`."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExamBatch:
-    """Exams as tensors; a view holds only the exams that have it, and says which."""
+    """Exams as tensors.
+
+    A view contains only the exams that have it; `rows` gives their indices in the batch.
+    """
 
     views: dict[str, Tensor]
     rows: dict[str, Tensor]
@@ -73,12 +76,13 @@ def collate_exams(samples: Sequence[ExamSample]) -> ExamBatch:
 
 @dataclass(eq=False)
 class ExamSampler:
-    """Exams of a pool, drawn so that those with a finding are a fixed share however rare they are."""
+    """Samples exams from a pool so that exams with a finding are a fixed share, however rare they are."""
 
     pool: ExamPool
     heatmaps: HeatmapStore | None = None
     birads: tuple[str, str] | None = None
-    """Columns of the left and the right breast; the BI-RADS stage draws all exams alike."""
+    """Columns of the left and the right breast. With them, all graded exams are sampled with equal
+    probability."""
     categories: tuple[str, ...] = ()
     strata: tuple[tuple[float, list[int]], ...] = field(init=False)
 
@@ -113,7 +117,10 @@ class ExamSampler:
         return swap_breasts(sample) if self.pool.config.swap_sides and rng.random() < 0.5 else sample
 
     def sample(self, exam: TrainExam, rng: np.random.Generator | None) -> ExamSample:
-        """An exam's windows; without a generator those at the best centres of each view's first image."""
+        """Return the windows of an exam.
+
+        Without `rng` they are at the best centre of each view's first image.
+        """
         inputs: dict[str, NDArray[np.float32]] = {}
         for view in VIEWS:
             images = exam.of_view(view)
@@ -143,7 +150,7 @@ class ExamSampler:
 
 
 def swap_breasts(sample: ExamSample) -> ExamSample:
-    """The exam with its left breast as the right one, and the other way round."""
+    """Exchange the left and the right breast of an exam."""
     swapped_view = {view: ("R" if view.startswith("L") else "L") + view[1:] for view in sample.inputs}
     return ExamSample(
         {swapped_view[view]: x for view, x in sample.inputs.items()},
@@ -153,8 +160,8 @@ def swap_breasts(sample: ExamSample) -> ExamSample:
 
 
 def choose_stratum(index: int, shares: Sequence[float]) -> int:
-    """Which stratum a sample is of: the shares are kept by any run of samples, for they are spread evenly."""
-    # the golden ratio's multiples fill the unit interval evenly from any start
+    """Return the stratum of a sample. Any run of consecutive samples has close to the given shares."""
+    # Multiples of the golden ratio fill the unit interval evenly, whatever the first index.
     position = (index * (math.sqrt(5) - 1) / 2) % 1.0
     for number, share in enumerate(shares):
         position -= share
@@ -180,12 +187,12 @@ def collate_patches(samples: Sequence[PatchSample]) -> tuple[Tensor, Tensor]:
 
 @dataclass(eq=False)
 class PatchSampler:
-    """Patches of outlined lesions and of what is none, each class in its share."""
+    """Samples patches of outlined lesions and of other tissue, each class with its share."""
 
     pool: ExamPool
     augmented: bool = True
     strata: tuple[tuple[float, int, list[TrainView]], ...] = field(init=False)
-    """Share, class and the images that have it."""
+    """Share, class and the images that contain the class."""
 
     def __post_init__(self) -> None:
         images: dict[int, list[TrainView]] = {label: [] for label in range(4)}
@@ -226,7 +233,7 @@ class PatchSampler:
         cropped = pixels[top : top + patch, left : left + patch]
         patch_pixels[: cropped.shape[0], : cropped.shape[1]] = cropped
         patch_pixels = (patch_pixels - image.mean) / image.spread
-        if self.augmented:  # a lesion has no upright
+        if self.augmented:  # a lesion has no preferred orientation
             turn = int(rng.integers(8))
             patch_pixels = np.rot90(patch_pixels[:, ::-1] if turn & 4 else patch_pixels, turn & 3)
         return PatchSample(np.ascontiguousarray(patch_pixels[None], np.float32), label)
@@ -239,7 +246,7 @@ class PatchSampler:
         if label < OUTSIDE:
             outlines = [polygon for grade, polygon in image.outlines if grade == label]
             column, row = _point_in(outlines[int(rng.integers(len(outlines)))], rng)
-            # the point comes to lie in the middle half of the patch
+            # Choose the patch so that the point lies in its middle half.
             shift = patch / 2 + (rng.random(2) - 0.5) * patch / 2
             corner = np.rint((row, column) - shift).astype(int)
             return int(np.clip(corner[0], 0, last[0])), int(np.clip(corner[1], 0, last[1]))
@@ -248,7 +255,7 @@ class PatchSampler:
             lit = pixels[top : top + patch : 4, left : left + patch : 4].any()
             if lit and not any(_overlaps(polygon, top, left, patch) for _, polygon in image.outlines):
                 return top, left
-        raise CaseError("no place outside the outlines was found", subject=image.path)
+        raise CaseError("no patch with tissue was found outside the outlines", subject=image.path)
 
 
 def _point_in(polygon: Polygon, rng: np.random.Generator) -> NDArray[np.float64]:

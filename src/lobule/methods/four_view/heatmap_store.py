@@ -1,7 +1,6 @@
-"""Heatmaps for training: the patch network runs over every exam once, by the scanner, and is kept as scores.
+"""Heatmaps for training. The scanner runs the patch network over every exam once and stores the patch scores.
 
-What is kept of a view are its patches' scores, a few kilobytes; the heatmaps are summed up from them when
-they are read.
+The scores of a view take a few kilobytes. Its heatmaps are computed from them when they are read.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from lobule.scanning.scan import Machine, scan
 
 
 class PatchScorer:
-    """The patch network alone, for the scanner: one table of scores for every image of an exam."""
+    """Predictor that runs only the patch network: it fills one table of scores per image of an exam."""
 
     classes = ("malignant", "benign", "outside", "negative")
 
@@ -74,7 +73,10 @@ class PatchScorer:
 
 
 def patch_grids(shapes: Mapping[str, tuple[int, int]], config: Config) -> dict[str, PatchGrid]:
-    """The patches over each image of an exam: one stream for all, but for what is scored view by view."""
+    """Draw the patch grid of each image of an exam.
+
+    All images share one random stream, except in variants that score each view alone.
+    """
     rng = random.Random(config.seed)
     grids = {}
     for name, shape in shapes.items():
@@ -85,7 +87,7 @@ def patch_grids(shapes: Mapping[str, tuple[int, int]], config: Config) -> dict[s
 def _patch_pass(
     planned: PlannedImage, image: ExamView, grid: PatchGrid, config: Config, engine: EngineSettings
 ) -> Pass:
-    """The patches of a grid that differ from one another."""
+    """Return the pass over the distinct patches of a grid."""
     source = PatchView(image, patch_frame(image, config))
     rows, _ = distinct_patches(grid, source.pixels)
     corners = list(grid.corners())
@@ -104,13 +106,13 @@ def _patch_pass(
 
 
 class HeatmapStore:
-    """Heatmaps of exams that the patch network has seen, summed up from its scores."""
+    """Heatmaps of exams, computed from the stored scores of their patches."""
 
     def __init__(self, results: Results, config: Config) -> None:
         self._results, self._config = results, config
 
     def read(self, exam: TrainExam, image: TrainView, pool: ExamPool) -> Heatmaps:
-        """Benign and malignant, (H, W), of the cropped view that points right."""
+        """Return the benign and the malignant heatmap (H, W) of the cropped, right-pointing view."""
         heatmaps = pool.cache.get(("heatmaps", image.path), lambda: self._compute(exam, image, pool))
         return heatmaps[0], heatmaps[1]
 
@@ -133,9 +135,10 @@ class HeatmapStore:
 def average_patch_scores(
     shape: tuple[int, int], grid: PatchGrid, scores: NDArray[np.floating[Any]]
 ) -> NDArray[np.float32]:
-    """(classes, H, W) mean of the scores (patches, classes) over each pixel, by cumulative sums.
+    """Average the scores (patches, classes) of the patches over each pixel to maps (classes, H, W).
 
-    To 1e-6 what `heatmap_of` gives patch by patch, in a time that the number of patches hardly changes.
+    Cumulative sums make the time almost independent of the number of patches. The result equals that of
+    `heatmap_of`, which adds patch by patch, to within 1e-6.
     """
     classes = scores.shape[1]
     change = np.zeros((classes + 1, shape[0] + 1, shape[1] + 1))
@@ -154,7 +157,11 @@ def average_patch_scores(
 def score_patches(
     predictor: FourViewPredictor, fingerprint: str, cohort: Cohort, folder: Path, machine: Machine
 ) -> tuple[HeatmapStore, dict[str, str]]:
-    """Run the patch network over a cohort, going on where it stopped; gives the store and what failed."""
+    """Run the patch network over a cohort, or continue an interrupted run.
+
+    Returns:
+        The store of heatmaps, and the cause of failure by case for the cases that failed.
+    """
     bundle = {"method": "four_view", "fingerprint": fingerprint, "classes": list(PatchScorer.classes)}
     report = scan(PatchScorer(predictor), bundle, cohort, folder, ScanOptions(), machine)
     return HeatmapStore(open_results(folder), predictor.config), dict(report.failed)

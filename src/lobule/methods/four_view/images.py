@@ -1,7 +1,7 @@
 """The views of an exam as the scanner reads them: stored pixels, network inputs, patches and heatmaps.
 
-Boxes are in pixels of the stored image, everywhere. Networks see the cropped view turned to point right; a
-`Frame` leads from one to the other and back.
+All boxes are in pixels of the stored image. Networks see the cropped view, mirrored to point right. A `Frame`
+converts between the two.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lobule.units import Mpp
 
 
 class ViewConfig(Protocol):
-    """What decides how views are read, whichever model reads them."""
+    """The settings that decide how views are read, for any model that reads them."""
 
     @property
     def quirks(self) -> Compat: ...
@@ -66,12 +66,12 @@ class ViewConfig(Protocol):
 
 
 Heatmaps = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Benign and malignant, (H, W), of the cropped view turned to point right."""
+"""Benign and malignant heatmap, (H, W), of the cropped view mirrored to point right."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a frame lies in the stored image: cut to `crop`, then perhaps mirrored."""
+    """A cropped and optionally mirrored image, in terms of the stored image."""
 
     crop: Window
     mirrored: bool
@@ -86,13 +86,13 @@ class Frame:
         return Window(top, top + l0_box.height, left, left + l0_box.width)
 
     def of(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """The image (H, W) as this frame has it; a view of the stored one."""
+        """Return the image (H, W) in this frame, as a NumPy view of the stored one."""
         cropped = self.crop.of(stored)
         return cropped[:, ::-1] if self.mirrored else cropped
 
 
 class _Source:
-    """What every image over a view shares: its size and its only lattice."""
+    """Base of all images of a view: its size and its only lattice."""
 
     def __init__(self, size: Size, mpp: Mpp | None = None) -> None:
         self.size, self.mpp = size, mpp
@@ -101,12 +101,12 @@ class _Source:
         self, *, mpp: float | None = None, level: int | None = None, upsample: bool = False
     ) -> Lattice:
         if mpp is not None or level not in (None, 0):
-            raise ConfigError("a mammogram is read at its own resolution only")
+            raise ConfigError("a mammogram can only be read at its own resolution")
         return Lattice(Fraction(1), Fraction(1), self.size, self.mpp, 0)
 
 
 class ExamView(_Source):
-    """One image of an exam, decoded, its breast found."""
+    """One decoded image of an exam, with its breast located."""
 
     def __init__(self, view: View, mammogram: Mammogram, config: ViewConfig) -> None:
         stored = mammogram.pixels
@@ -124,7 +124,7 @@ class ExamView(_Source):
         )
         self.frame = Frame(self.crop.window, mammogram.pointing == "left")
         self.pixels = self.frame.of(stored)
-        """(H, W): cropped, pointing right."""
+        """(H, W), cropped and pointing right."""
         size = config.size(view)
         self.centre = best_centre(self.pixels, view, self.crop.landmarks, size, compat=config.quirks)
 
@@ -133,11 +133,11 @@ class ExamView(_Source):
         return ViewImage(self.crop.window.shape, self.centre)
 
     def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[np.uint16]:
-        """(height, width, 1); zeros outside."""
+        """Return (height, width, 1) pixels, with zeros outside the image."""
         return _read_padded(self.stored, Window(box.y, box.bottom, box.x, box.right))[..., None]
 
     def metadata(self) -> dict[str, Any]:
-        """What `result.json` says of the image."""
+        """Return the entry of the image in `result.json`."""
         heading, window = self.mammogram.heading, self.crop.window
         return {
             "path": heading.path,
@@ -151,7 +151,10 @@ class ExamView(_Source):
 
 
 class BrokenView(_Source):
-    """A view that cannot be read, where the others can do without it: whatever is read of it says why."""
+    """Stands for a view that cannot be read, in an exam that is scored without it.
+
+    Reading it raises the cause.
+    """
 
     def __init__(self, view: View, error: Exception, config: ViewConfig) -> None:
         height, width = config.size(view)
@@ -160,7 +163,7 @@ class BrokenView(_Source):
 
     @property
     def is_blank(self) -> bool:
-        """Whether the view is readable and shows no breast."""
+        """Whether the view is readable but shows no breast."""
         return isinstance(self.error, BlankMammogram)
 
     def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[Any]:
@@ -168,7 +171,7 @@ class BrokenView(_Source):
 
 
 class InputView(_Source):
-    """A view as the classifier's input: the box cut, brought to size and standardised, heatmaps beside it."""
+    """A view as the classifier reads it: cut, resized and standardised, with heatmaps as further channels."""
 
     def __init__(
         self, view: ExamView, size: tuple[int, int], heatmaps: Heatmaps | None, shrink: int = 1
@@ -177,7 +180,7 @@ class InputView(_Source):
         self._view, self._input_size, self._heatmaps, self._shrink = view, size, heatmaps, shrink
 
     def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[np.float32]:
-        """(h, w, 1 or 3) at the classifier's size, whatever the size of the box."""
+        """Return (h, w, 1 or 3) at the size of the classifier's input, whatever the size of the box."""
         window = self._view.frame.of_l0(box)
         shape = self._view.pixels.shape
         plan = WindowPlan(
@@ -188,12 +191,12 @@ class InputView(_Source):
 
 
 class PatchView(_Source):
-    """A view as the patch network sees it: standardised as a whole in float64, then cut."""
+    """A view as the patch network reads it: standardised as a whole in float64, then cut into patches."""
 
     def __init__(self, view: ExamView, frame: Frame) -> None:
         super().__init__(view.size, view.mpp)
         self.frame, self.pixels = frame, frame.of(view.stored)
-        # what `standardise` does, without keeping a float64 copy of every view
+        # This computes the same as `standardise`, without keeping a float64 copy of every view.
         values = np.array(self.pixels, np.float64, order="C")
         self._mean = values.mean()
         values -= self._mean
@@ -207,7 +210,7 @@ class PatchView(_Source):
 
 
 class HeatmapView(_Source):
-    """The heatmaps of a view laid over its stored image, and where they are."""
+    """The heatmaps of a view laid over its stored image, with a mask of the pixels that they cover."""
 
     def __init__(self, view: ExamView, heatmaps: Heatmaps, inside: Window | None = None) -> None:
         super().__init__(view.size, view.mpp)
@@ -219,7 +222,7 @@ class HeatmapView(_Source):
         self.l0_box = view.frame.to_l0(inside)
 
     def read_lattice(self, lattice: Lattice, box: Box) -> NDArray[np.float32]:
-        """(height, width, 3): benign, malignant, and 1 where they are known."""
+        """Return (height, width, 3): benign, malignant, and 1 where the heatmaps cover the pixel."""
         window = self._frame.of_l0(box)
         pixels = np.stack(
             [_read_padded(layer, window) for layer in (*self._heatmaps, self._inside_mask)], axis=-1
@@ -232,7 +235,7 @@ def open_view(path: str, view: View, config: ViewConfig) -> ExamView:
 
 
 def _read_padded(image: NDArray[Any], window: Window) -> NDArray[Any]:
-    """The window of an image (H, W), zeros where it reaches past it."""
+    """Return the window of an image (H, W), with zeros outside the image."""
     out = np.zeros(window.shape, image.dtype)
     inside = Window(
         max(0, window.top),

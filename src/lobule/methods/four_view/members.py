@@ -1,4 +1,4 @@
-"""The networks of a bundle: one classifier or several that are averaged, with their patch networks."""
+"""The networks of a bundle: one or several classifiers, which are averaged, and their patch networks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lobule.nets.four_view import (
 )
 
 PATCH_PREFIX = "patch."
-"""Where a bundle's weights hold the patch network."""
+"""Prefix of the first patch network's tensors in a bundle."""
 
 VARIANTS: dict[str, type[ViewWise] | type[SideWise] | type[Joint] | type[ImageWise]] = {
     "view_wise": ViewWise,
@@ -43,7 +43,7 @@ class Nets:
     patch_nets: tuple[nn.Module, ...] = ()
 
     def named(self) -> Iterator[tuple[str, nn.Module]]:
-        """Each net with what its tensors' names begin with; the first classifier's have no prefix."""
+        """Yield each network with the prefix of its tensors' names. The first classifier has no prefix."""
         for kind, nets in (("member", self.members), ("alone", self.alone), ("patch", self.patch_nets)):
             for number, net in enumerate(nets, start=1):
                 if kind == "member" and number == 1:
@@ -53,7 +53,7 @@ class Nets:
 
 
 def build(config: Config) -> tuple[Any, nn.Module | None]:
-    """The networks of a configuration, with fresh weights; the second paints heatmaps."""
+    """Build the classifier of a configuration with random weights, and the patch network if it needs one."""
     net = VARIANTS[config.variant](config.channels, widths=config.widths, pool=config.pool)
     if not config.heatmaps:
         return net, None
@@ -64,7 +64,7 @@ def build(config: Config) -> tuple[Any, nn.Module | None]:
 
 
 def build_all(config: Config) -> Nets:
-    """Every network of a configuration, with fresh weights."""
+    """Build every network of a configuration, with random weights."""
     single = replace(config, variant="image_wise")
     return Nets(
         tuple(build(config)[0] for _ in range(config.members)),
@@ -74,7 +74,7 @@ def build_all(config: Config) -> Nets:
 
 
 def fill(nets: Nets, weights: Mapping[str, Tensor], bundle: Bundle, config: Config) -> None:
-    """Load a bundle's tensors; each belongs to one of the nets."""
+    """Load the tensors of a bundle into its networks."""
     prefixes = [prefix for prefix, _ in nets.named() if prefix]
     try:
         for prefix, net in nets.named():
@@ -92,15 +92,15 @@ def fill(nets: Nets, weights: Mapping[str, Tensor], bundle: Bundle, config: Conf
             net.eval()
     except RuntimeError as error:
         raise ModelError(
-            "the weights do not fit the nets",
+            "the weights do not fit the networks",
             subject=bundle.path,
-            expected=f"those of a {config.variant} classifier of {config.channels} channels",
+            expected=f"the weights of a {config.variant} classifier with {config.channels} input channels",
             actual=str(error),
         ) from error
 
 
 def weights_of(net: nn.Module, patch_net: nn.Module | None) -> dict[str, Tensor]:
-    """The tensors of a bundle: the classifier's under its own names, the patch network's under a prefix."""
+    """Return the tensors of a bundle. Those of the patch network have a prefix."""
     return weights_of_all(Nets((net,), (), () if patch_net is None else (patch_net,)))  # type: ignore[arg-type]
 
 
@@ -118,7 +118,10 @@ def save(
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Bundle:
-    """Write a four-view bundle; `patients` are those it was trained on."""
+    """Write a bundle of one classifier and its patch network.
+
+    `patients` are the patients in the training exams; the bundle stores only their hashes.
+    """
     bundle = Bundle(
         "four_view",
         config.to_dict(),

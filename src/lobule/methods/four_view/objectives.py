@@ -1,4 +1,4 @@
-"""What each stage of training minimises, and how its nets are judged on exams set aside."""
+"""The loss of each training stage, and its measures on the validation exams."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BENIGN_ROWS = tuple(i for i, name in enumerate(TARGETS) if name.endswith("benign
 
 
 def breast_loss(log_probabilities: Tensor, labels: Tensor, positive_weight: float = 1.0) -> Tensor:
-    """Mean cross-entropy of (N, targets, 2) against labels (N, targets); unknown ones count nothing."""
+    """Return the mean cross-entropy of (N, targets, 2) and labels (N, targets), ignoring unknown labels."""
     has_label = labels != UNKNOWN
     truth = labels.clamp(min=0)
     losses = -log_probabilities.float().gather(-1, truth[..., None])[..., 0]
@@ -30,17 +30,20 @@ def breast_loss(log_probabilities: Tensor, labels: Tensor, positive_weight: floa
 
 
 def classifier_loss(net: Classifier, batch: ExamBatch, positive_weight: float) -> Tensor:
-    """Every head (of an angle, a side, a view) learns the labels on its own; their losses are averaged."""
+    """Average the losses of all heads.
+
+    Each head (of an angle, a side or a view) predicts the labels alone.
+    """
     return torch.stack(
         [breast_loss(outputs, labels, positive_weight) for outputs, labels in _outputs_and_labels(net, batch)]
     ).mean()
 
 
 def _outputs_and_labels(net: Classifier, batch: ExamBatch) -> list[tuple[Tensor, Tensor]]:
-    """Each head's log-probabilities and the labels they stand against."""
+    """Return the log-probabilities of each head and the labels that they are compared with."""
     outputs = net(batch.views)
     if isinstance(net, ImageWise):
-        # a view's first two rows are benign and malignant of its own breast; the others are never read
+        # The first two rows of a view are benign and malignant of its breast. The others are not used.
         return [
             (log_probabilities[:, :2], batch.labels[batch.rows[view]][:, _rows_of_breast(view)])
             for view, log_probabilities in outputs.items()
@@ -54,7 +57,7 @@ def _outputs_and_labels(net: Classifier, batch: ExamBatch) -> list[tuple[Tensor,
 
 
 def _rows_of_breast(view_or_side: str) -> list[int]:
-    """Rows of `TARGETS` of the breast of a view or a side."""
+    """Return the rows of `TARGETS` for the breast of a view or a side."""
     side = 0 if view_or_side.upper().startswith("L") else 1
     return [BENIGN_ROWS[side], MALIGNANT_ROWS[side]]
 
@@ -69,11 +72,11 @@ def birads_loss(net: BiradsNet, batch: ExamBatch) -> Tensor:
     return torch.stack(losses).mean()
 
 
-# -- on exams set aside -------------------------------------------------------------------------------------
+# -- on the validation exams --------------------------------------------------------------------------------
 
 
 def exam_probabilities(net: Classifier, batch: ExamBatch) -> NDArray[np.float64]:
-    """(N, 4) of `TARGETS`; NaN where a breast has no view."""
+    """Return probabilities (N, 4) in the order of `TARGETS`; NaN where a breast has no view."""
     outputs = net(batch.views)
     if not isinstance(net, ImageWise):
         return np.asarray(net.exam_scores(outputs).float().cpu().numpy(), np.float64)
@@ -86,7 +89,7 @@ def exam_probabilities(net: Classifier, batch: ExamBatch) -> NDArray[np.float64]
 
 
 def areas(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> dict[str, float]:
-    """The area under the ROC curve over breasts, of what has both classes."""
+    """Return the area under the ROC curve over breasts, for each target that has both classes."""
     areas_by_target = {}
     for name, rows in (("malignant", MALIGNANT_ROWS), ("benign", BENIGN_ROWS)):
         label, score = labels[:, rows].ravel(), scores[:, rows].ravel()
@@ -98,7 +101,7 @@ def areas(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> dict[str, f
 
 
 def patch_areas(labels: NDArray[np.int64], scores: NDArray[np.float32]) -> dict[str, float]:
-    """Of the patch network: malignant, and benign, against all else."""
+    """Return the areas of the patch network's malignant and benign class, each against all other classes."""
     areas_by_class = {}
     for label, name in enumerate(("malignant", "benign")):
         area = auc((labels == label).astype(int), scores[:, label])
@@ -108,7 +111,7 @@ def patch_areas(labels: NDArray[np.int64], scores: NDArray[np.float32]) -> dict[
 
 
 def birads_area(grades: Sequence[NDArray[np.int64]], scores: Sequence[NDArray[np.float32]]) -> float:
-    """One class against the rest, averaged over the classes that can be judged; 0.5 where none can."""
+    """Average the areas of each class against the rest, over the classes where it is defined; 0.5 if none."""
     truth, probabilities = np.concatenate(grades), np.concatenate(scores)
     areas_by_grade = [
         auc((truth == grade).astype(int), probabilities[:, grade]) for grade in range(probabilities.shape[1])
@@ -118,5 +121,5 @@ def birads_area(grades: Sequence[NDArray[np.int64]], scores: Sequence[NDArray[np
 
 
 def selection_metric(areas_by_target: Mapping[str, float]) -> float:
-    """The one number that decides which weights are kept: malignancy first, else what there is."""
+    """Return the number that selects the best weights: the area of malignancy, else of benign, else 0.5."""
     return areas_by_target.get("malignant", areas_by_target.get("benign", 0.5))

@@ -1,4 +1,4 @@
-"""Heatmaps of a view: patch by patch as published, or from one look at the whole view."""
+"""Heatmaps of a view, computed patch by patch as published, or from one run over the whole view."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from lobule.scanning.contract import EngineSettings, Pass, Store, TableSpec, map
 from lobule.stitch import State
 
 PATCHES = 8
-"""Patches in the time and room of a window."""
+"""Number of patches that take the time and memory of one window."""
 HALO = 4
-"""Cells above and below a band that are looked at with it, where a view is looked at in several."""
+"""Cells above and below a band that are processed with it, if a view is processed in several bands."""
 COMPARED_PATCHES = 8
-"""Patches of a view that are scored exactly too, where heatmaps are painted fast."""
+"""Number of patches of a view that are also scored exactly, with `painting="fast"`."""
 HEATMAP_CELLS = 64
 
 Painted = Generator[Pass, Store, tuple[Heatmaps, NDArray[np.float64]]]
-"""Passes, and in the end heatmaps with how far the scores of some patches are from the exact ones."""
+"""Yields passes; returns the heatmaps, and the differences of some patches' scores from the exact ones."""
 
 
 def paint(
     planned: PlannedImage, grid: PatchGrid, engine: EngineSettings, config: Config, number: int = 0
 ) -> Painted:
-    """The heatmaps of one image by one of the bundle's patch networks."""
+    """Compute the heatmaps of one image with one of the bundle's patch networks."""
     assert isinstance(planned.image, ExamView)
     source = PatchView(planned.image, patch_frame(planned.image, config))
     scores: NDArray[np.floating[Any]]
@@ -57,14 +57,14 @@ def paint(
 
 
 def pass_name(kind: str, image: str, number: int) -> str:
-    """The name of a pass, which says by which of several patch networks it is."""
+    """Return the name of a pass; it contains the number of the patch network, if that is not the first."""
     return f"{kind} {image}" + (f" by {number + 1}" if number else "")
 
 
 def _exact(
     planned: PlannedImage, source: PatchView, grid: PatchGrid, engine: EngineSettings, number: int
 ) -> Generator[Pass, Store, NDArray[np.float32]]:
-    """Every patch by itself. Patches without any breast are all the same: one is computed."""
+    """Score every patch separately. Patches without breast are all equal, so only one is computed."""
     rows, row_of = distinct_patches(grid, source.pixels)
     scored = yield from _patches(planned, source, grid, rows, engine, number)
     return np.stack([scored[int(row)] for row in row_of])
@@ -78,7 +78,7 @@ def _patches(
     engine: EngineSettings,
     number: int,
 ) -> Generator[Pass, Store, dict[int, NDArray[np.float32]]]:
-    """Scores of some patches of the grid, by their place in `rows`."""
+    """Return the scores of some patches of the grid, by their index in `rows`."""
     corners = list(grid.corners())
     boxes = np.empty((len(rows), 4), np.int64)
     for index, row in enumerate(rows):
@@ -102,7 +102,7 @@ def _patches(
 def _fast(
     planned: PlannedImage, source: PatchView, grid: PatchGrid, engine: EngineSettings, number: int
 ) -> Generator[Pass, Store, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Every patch from the evidence under it, and the distance from the exact scores of a few."""
+    """Score every patch from the evidence under it, and compare a few patches with their exact scores."""
     bands = Bands.over(source.pixels.shape, engine.cells**2)
     boxes = np.empty((bands.count, 4), np.int64)
     for index, window in enumerate(bands.windows()):
@@ -118,7 +118,7 @@ def _fast(
     assert isinstance(store, TableReader)
     evidence = scored_rows(store, "evidence")
     if len(evidence) < bands.count:
-        raise ModelError(f"{planned.name} could not be looked at as a whole")
+        raise ModelError(f"{planned.name} could not be scored as a whole")
     scores = pooled_scores(bands.joined([evidence[index] for index in range(bands.count)]), grid)
     rows, _ = distinct_patches(grid, source.pixels)
     rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, COMPARED_PATCHES).round().astype(int))]
@@ -130,7 +130,7 @@ def _fast(
 
 @dataclass(frozen=True)
 class Bands:
-    """A view cut into bands of whole rows of cells, each as wide as the view."""
+    """A view divided into bands of whole rows of cells, each as wide as the view."""
 
     rows: int
     """Rows of cells of the view."""
@@ -140,7 +140,7 @@ class Bands:
 
     @classmethod
     def over(cls, shape: tuple[int, ...], cells: int) -> Bands:
-        """As few bands as hold no more than so many cells each, as far as there is a choice."""
+        """Divide a view into as few bands as possible with at most `cells` cells each, where possible."""
         rows, columns = -(-shape[0] // CELL), -(-shape[1] // CELL)
         most_rows = cells // columns
         if most_rows >= rows:
@@ -153,13 +153,16 @@ class Bands:
         return -(-self.rows // self.band_rows)
 
     def windows(self) -> list[Window]:
-        """What is looked at for each band; it may reach out of the view, where all is blank."""
+        """Return the window that is read for each band.
+
+        It may extend past the view, where pixels are blank.
+        """
         tops = [CELL * (band * self.band_rows - self.halo) for band in range(self.count)]
         height = CELL * (self.band_rows + 2 * self.halo)
         return [Window(top, top + height, 0, CELL * self.columns) for top in tops]
 
     def joined(self, evidence: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
-        """(classes, rows, columns) from that of each band, as flat as tables keep it."""
+        """Join the flattened evidence of the bands to (classes, rows, columns)."""
         height = self.band_rows + 2 * self.halo
         bands = [np.asarray(flat, np.float64).reshape(-1, height, self.columns) for flat in evidence]
         cropped = [band[:, self.halo : self.halo + self.band_rows] for band in bands]
@@ -167,7 +170,7 @@ class Bands:
 
 
 def pooled_scores(evidence: NDArray[np.float64], grid: PatchGrid) -> NDArray[np.float64]:
-    """(patches, classes) probabilities in the grid's order: of each patch, the mean of what lies under it."""
+    """Return probabilities (patches, classes) in the grid's order, from the mean evidence in each patch."""
     rows = _shares(grid.row_starts, grid.patch, evidence.shape[1])
     columns = _shares(grid.column_starts, grid.patch, evidence.shape[2])
     logits = np.einsum("pr,krc,qc->qpk", rows, evidence, columns, optimize=True)
@@ -176,7 +179,7 @@ def pooled_scores(evidence: NDArray[np.float64], grid: PatchGrid) -> NDArray[np.
 
 
 def _shares(starts: Sequence[int], length: int, cells: int) -> NDArray[np.float64]:
-    """(starts, cells): which share of each span lies on each cell."""
+    """Return (starts, cells): the share of each span that lies on each cell."""
     first = np.asarray(starts, np.float64)[:, None]
     edges = CELL * np.arange(cells, dtype=np.float64)[None, :]
     over = np.minimum(first + length, edges + CELL) - np.maximum(first, edges)
@@ -187,7 +190,7 @@ def _shares(starts: Sequence[int], length: int, cells: int) -> NDArray[np.float6
 def store_heatmaps(
     planned: PlannedImage, heatmaps: Heatmaps, config: Config
 ) -> Generator[Pass, Store, list[Finding]]:
-    """The heatmaps as a map over the stored image, for viewers, and what stands out in them."""
+    """Store the heatmaps as a map over the stored image, and return their high regions as findings."""
     assert isinstance(planned.image, ExamView)
     reader = yield heatmap_pass(f"heatmap {planned.name}", planned, heatmaps, config.heatmap_cell)
     assert isinstance(reader, MapReader)
@@ -209,7 +212,10 @@ def store_heatmaps(
 def heatmap_pass(
     name: str, planned: PlannedImage, heatmaps: Heatmaps, cell: int, inside: Window | None = None
 ) -> Pass:
-    """Two layers laid over the stored image, averaged over cells; of the cropped view, or what is inside."""
+    """Return the pass that averages two layers over the cells of a map of the stored image.
+
+    `inside` is the window of the cropped view that the layers cover; by default, the whole view.
+    """
     assert isinstance(planned.image, ExamView)
     grid = MapGrid(planned.image.lattice(), cell, cell, HEATMAP_CELLS)
     view = HeatmapView(planned.image, heatmaps, inside)

@@ -1,4 +1,4 @@
-"""The grid of patches over a view, and the heatmaps that their scores are averaged into."""
+"""The grid of patches over a view, and the heatmaps computed from the patch scores."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lobule.methods.four_view.windows import standardise
 PATCH = 256
 STRIDE = 70
 MALIGNANT, BENIGN = 0, 1
-"""Which of the patch network's four classes is which; the other two are not used."""
+"""Indices of these classes among the patch network's four; the other two are not used."""
 
 
 def draw_strides(length: int, rng: random.Random, *, patch: int = PATCH, stride: int = STRIDE) -> list[int]:
-    """Steps from patch to patch that cover an axis exactly: as near to `stride` as an even spread allows.
+    """Return the steps from patch to patch that cover an axis exactly, as near to `stride` as possible.
 
-    Which steps are one pixel shorter is drawn from Python's own generator.
+    `rng` chooses which steps are one pixel shorter than the others.
     """
     if length < patch:
         raise NotAMammogram(
@@ -56,7 +56,7 @@ class PatchGrid:
         return len(self.row_starts) * len(self.column_starts)
 
     def corners(self) -> Iterator[tuple[int, int]]:
-        """(row, column) of each patch in the order they are scored: down each column of the grid in turn."""
+        """Yield (row, column) of each patch in the order of scoring: down each column of the grid in turn."""
         for column in self.column_starts:
             for row in self.row_starts:
                 yield row, column
@@ -67,20 +67,20 @@ class PatchGrid:
 
 
 def patch_grid(shape: tuple[int, int], rng: random.Random) -> PatchGrid:
-    """The grid over a cropped view; rows are drawn first. One stream serves a whole list of exams."""
+    """Draw the grid of a cropped view, rows first. The published code uses one stream for a list of exams."""
     rows = draw_strides(shape[0], rng)
     return PatchGrid.of_strides(rows, draw_strides(shape[1], rng))
 
 
 def patch_pixels(image: NDArray[Any]) -> NDArray[np.float64]:
-    """The whole view standardised in float64; patches are cut from it and cast to float32."""
+    """Standardise the whole view in float64. Patches are cut from it and cast to float32."""
     return standardise(image, np.float64)
 
 
 def cut_patch(
     standardised: NDArray[np.float64], corner: tuple[int, int], patch: int = PATCH
 ) -> NDArray[np.float32]:
-    """(3, patch, patch): three equal channels."""
+    """Cut a patch (3, patch, patch) with three equal channels."""
     row, column = corner
     grey = standardised[row : row + patch, column : column + patch].astype(np.float32)
     return np.broadcast_to(grey, (3, patch, patch))
@@ -89,9 +89,10 @@ def cut_patch(
 def heatmap_of(
     shape: tuple[int, int], grid: PatchGrid, scores: NDArray[np.floating[Any]]
 ) -> NDArray[np.float32]:
-    """(H, W) mean of the scores of the patches over each pixel. `scores` is one class in the grid's order.
+    """Average the scores of the patches over each pixel to a map (H, W).
 
-    Sums and counts are float32, added in that order, so that the map's every bit is determined.
+    `scores` has one class, in the order of the grid. Sums and counts are float32 and are added in that order,
+    so the map is reproducible bit for bit.
     """
     sums, counts = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for (row, column), score in zip(grid.corners(), scores, strict=True):
@@ -102,5 +103,5 @@ def heatmap_of(
 
 
 def view_for_patches(view: str, *, single_image: bool, compat: Compat = "reference") -> str:
-    """The view that decides mirroring: the published tool for a single image forgets the side."""
+    """Return the view that decides mirroring. The published tool for single images ignores the side."""
     return angle_of(view) if single_image and compat == "reference" else view

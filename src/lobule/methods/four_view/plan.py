@@ -1,4 +1,4 @@
-"""What is read of an exam: its images opened, their windows drawn, and the passes over them."""
+"""Opening the images of an exam, drawing their windows, and the passes over them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from lobule.scanning.contract import Fields, ImageSource, OpenCase, Pass, TableS
 
 @dataclass(frozen=True)
 class PlannedImage:
-    """One image of an exam and the windows that are read of it."""
+    """One image of an exam and the windows that are read from it."""
 
     name: str
     image: ExamView | BrokenView
     epochs: tuple[int, ...]
     windows: tuple[Window, ...]
-    """In the cropped view that points right."""
+    """In the cropped, right-pointing view."""
 
 
 def open_views(case: Case, config: ViewConfig) -> dict[str, ImageSource]:
@@ -46,7 +46,7 @@ def open_views(case: Case, config: ViewConfig) -> dict[str, ImageSource]:
                 errors.append(error)
     _refuse_views(case, images, errors, config)
     opened = [image for image in images.values() if isinstance(image, ExamView)]
-    # several patients in one exam are refused here, whatever each file says
+    # This raises an error if the files of one exam belong to several patients.
     exam_of_files({view: [o.mammogram.heading.path for o in opened if o.view == view] for view in VIEWS})
     return images
 
@@ -54,7 +54,7 @@ def open_views(case: Case, config: ViewConfig) -> dict[str, ImageSource]:
 def _refuse_views(
     case: Case, images: Mapping[str, ImageSource], errors: Sequence[Exception], config: ViewConfig
 ) -> None:
-    """Refuse an exam whose views are all blank, or one whose views the model cannot do without."""
+    """Raise an error if all views are blank, or if a view that the model needs is missing or unreadable."""
     absent = [view for view in VIEWS if view not in images]
     if all(isinstance(image, BrokenView) and image.is_blank for image in images.values()):
         reason = f"no view of the exam shows a breast (blank: {', '.join(images) or 'none'}"
@@ -63,7 +63,7 @@ def _refuse_views(
         )
     if absent and config.reads_exams:
         raise NotAMammogram(
-            "a model that joins views needs all four",
+            "a model that joins views needs all four of them",
             subject=case.id,
             actual=f"an exam without {', '.join(absent)}",
             remedy="Scan exams that lack a view with an image-wise bundle, or convert one that has both",
@@ -77,7 +77,7 @@ def cropped_shapes(images: Mapping[str, ImageSource]) -> Shapes:
 
 
 def plan_images(case: OpenCase, config: Config) -> list[PlannedImage]:
-    """Every image of an exam with its windows, in the order in which patches are drawn."""
+    """Return every image of an exam with its windows, in the order in which patch grids are drawn."""
     if not config.reads_exams:
         return plan_images_separately(case, config)
     images = {name: i for name, i in case.images.items() if isinstance(i, ExamView | BrokenView)}
@@ -100,7 +100,7 @@ def plan_images(case: OpenCase, config: Config) -> list[PlannedImage]:
 
 
 def plan_images_separately(case: OpenCase, config: ViewConfig) -> list[PlannedImage]:
-    """Every image of an exam with its windows, each drawn as if there were no other."""
+    """Return every image of an exam with its windows, each drawn independently of the other images."""
     images = {name: i for name, i in case.images.items() if isinstance(i, ExamView | BrokenView)}
     return [
         _planned_image(name, i, list(enumerate(_plan_separately(i, config)))) for name, i in images.items()
@@ -120,7 +120,7 @@ def _readable(image: ExamView | BrokenView) -> ExamView:
 
 
 def _plan_separately(image: ExamView | BrokenView, config: ViewConfig) -> list[WindowPlan]:
-    """The windows of an image by itself; of one that cannot be read, windows that will say so."""
+    """Plan the windows of one image. Reading a window of a broken view raises the cause."""
     size = config.size(image.view)
     view_image = (
         image.for_windows if isinstance(image, ExamView) else ViewImage(size, (size[0] // 2, size[1] // 2))
@@ -136,7 +136,7 @@ def _plan_separately(image: ExamView | BrokenView, config: ViewConfig) -> list[W
 
 
 def _unpadded(plan: WindowPlan) -> Window:
-    """The window in the image before padding; it may reach out of it."""
+    """Return the window in the image before padding; it may extend past the image."""
     window, top = plan.window, plan.padding.top
     return Window(window.top - top, window.bottom - top, window.left, window.right)
 
@@ -153,7 +153,7 @@ def window_pass(
             boxes[index] = 0, 0, planned.image.size.width, planned.image.size.height
     height, width = config.input_size(planned.image.view)
     sizes = np.tile(np.array([[width, height]], np.int64), (len(boxes), 1))
-    # a window is dear, so each is kept as soon as it is computed
+    # A window is expensive, so each is stored as soon as it is computed.
     return Pass(name, fields_of(planned, boxes, sizes), TableSpec(part_rows=1), sources=sources)
 
 
@@ -165,14 +165,20 @@ def fields_of(
 
 
 def patch_frame(image: ExamView, config: Config) -> Frame:
-    """The frame that patches are cut in: right-pointing, but for the quirk of the tool for single images."""
+    """Return the frame in which patches are cut.
+
+    It points right, except for single right views with `quirks="reference"`.
+    """
     alone = not config.reads_exams
     view = view_for_patches(image.view, single_image=alone, compat=config.quirks)
     return Frame(image.crop.window, is_mirrored(view, image.mammogram.horizontal_flip))
 
 
 def distinct_patches(grid: PatchGrid, pixels: NDArray[np.uint16]) -> tuple[list[int], NDArray[np.int64]]:
-    """Patches to compute, and for every patch of the grid which of them it equals."""
+    """Return the patches to compute, and for every patch of the grid the index of the one that it equals.
+
+    Blank patches are all equal, so only one of them is computed.
+    """
     rows: list[int] = []
     row_of = np.empty(len(grid), np.int64)
     blank = -1

@@ -1,4 +1,4 @@
-"""Exams as training reads them: breasts found once, pixels kept while there is room, lesions outlined."""
+"""Exams as training reads them: breasts are located once, pixels are cached, outlines are converted."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from lobule.methods.four_view.windows import ViewImage
 from lobule.nets.four_view import TARGETS
 
 GRADES = ("malignant", "benign")
-"""Classes of outlines, as the patch network numbers them."""
+"""Classes of outlines, in the order of the patch network's classes."""
 UNKNOWN = -1
 
 
 @dataclass(frozen=True, eq=False)
 class TrainView:
-    """One image of an exam whose breast was found: what is needed to read it again and to draw from it."""
+    """One image of an exam, with the data needed to read its breast again and to sample from it."""
 
     name: str
-    """Of the image in its exam: the view, and a number where it is an alternate."""
+    """The view, followed by a number if the exam has several images of it."""
     view: View
     path: str
     frame: Frame
     centre: tuple[int, int]
     mean: float
     spread: float
-    """Of the whole cropped view, by which patches are standardised."""
+    """Mean and standard deviation of the whole cropped view; patches are standardised with them."""
     patches_mirrored: bool
-    """Whether a scan cuts this image's patches from the left-pointing view."""
+    """Whether a scan cuts the patches of this image from the left-pointing view."""
     outlines: tuple[tuple[int, Polygon], ...]
-    """Class and outline, in the cropped view that points right."""
+    """Class and outline, in the cropped, right-pointing view."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,20 +68,20 @@ class TrainExam:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(4,): what is known of `TARGETS`, 0, 1 or `UNKNOWN`."""
+        """(4,) labels in the order of `TARGETS`: 0, 1 or `UNKNOWN`."""
         breast_labels = self.case.breast_labels
         return np.array(
             [int(breast_labels[name]) if name in breast_labels else UNKNOWN for name in TARGETS], np.int64
         )
 
     def is_healthy(self, view: str) -> bool:
-        """Whether the breast of a view is known to have nothing."""
+        """Whether the breast of a view is labelled neither malignant nor benign."""
         side = "left" if view.startswith("L") else "right"
         return not any(self.case.breast_labels.get(f"{side}_{grade}", True) for grade in GRADES)
 
 
 class ArrayCache:
-    """Arrays by what they are, the least recently used forgotten where there are too many bytes."""
+    """Arrays by key. The least recently used ones are dropped when the cache exceeds its size in bytes."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._used_bytes = max_bytes, 0
@@ -105,7 +105,7 @@ class ArrayCache:
 
 @dataclass(frozen=True, eq=False)
 class ExamPool:
-    """Exams to draw from, and what could not be read."""
+    """Exams to sample from, with notes on the exams that could not be read."""
 
     exams: tuple[TrainExam, ...]
     config: Config
@@ -113,7 +113,7 @@ class ExamPool:
     notes: tuple[str, ...] = ()
 
     def pixels(self, image: TrainView) -> NDArray[np.uint16]:
-        """(H, W): the cropped view, pointing right."""
+        """Return the cropped, right-pointing view (H, W)."""
 
         def read() -> NDArray[np.uint16]:
             stored = read_view(image.path, view=image.view, pixels=self.config.pixels).pixels
@@ -126,7 +126,10 @@ class ExamPool:
 
 
 def gather_exams(cohort: Cohort, config: Config, cache: ArrayCache, *, workers: int = 1) -> ExamPool:
-    """Find the breasts of every exam. An exam that cannot be read is left out, and said."""
+    """Open all exams and locate their breasts.
+
+    Exams that cannot be read are left out and listed in the notes.
+    """
 
     def read_exam(case: Case) -> TrainExam | str:
         try:
@@ -140,7 +143,9 @@ def gather_exams(cohort: Cohort, config: Config, cache: ArrayCache, *, workers: 
     notes = tuple(note for note in outcomes if isinstance(note, str))
     if not exams:
         raise ConfigError(
-            "no exam of the training can be read", subject=cohort.path, actual="; ".join(notes[:3]) or "none"
+            "none of the training exams can be read",
+            subject=cohort.path,
+            actual="; ".join(notes[:3]) or "none",
         )
     return ExamPool(exams, config, cache, notes)
 
@@ -178,7 +183,7 @@ def _train_view(name: str, image: ExamView, config: Config, outlines: Sequence[P
 
 
 def _to_view_frame(polygon: Polygon, frame: Frame) -> Polygon:
-    """An outline of the stored image, in the cropped view that points right."""
+    """Convert an outline from the stored image to the cropped, right-pointing view."""
     x, y = polygon.points.T
     columns = frame.crop.right - x if frame.mirrored else x - frame.crop.left
     return replace(polygon, points=np.stack([columns, y - frame.crop.top], axis=1), holes=())

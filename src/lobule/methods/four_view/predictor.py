@@ -1,4 +1,4 @@
-"""The four-view classifier for the scanner: patches make heatmaps, windows features, heads scores."""
+"""The four-view classifier for the scanner: heatmaps of patches, features of windows, scores of exams."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ __all__ = [
 HEADROOM = 2.0
 BATCH_ON_GPU = 8
 SAMPLE_SIDE = 512
-"""Pixels a side of the made-up window that the model is measured on."""
+"""Side in pixels of the random sample window on which the model is measured."""
 LARGEST_LOOK, SMALLEST_LOOK = 128, 32
-"""Cells a side of what the patch network looks at in one go, where heatmaps are painted fast."""
+"""Side in cells of the area that the patch network processes in one run, with `painting="fast"`."""
 ALONE = "alone"
-"""Ends the names of passes of the classifiers for exams that lack a view."""
+"""Suffix of the names of passes of the classifiers for exams that lack a view."""
 
 
 class FourViewPredictor:
-    """Any variant of the classifier, one or several, with or without patch networks."""
+    """Predictor of one or several classifiers of any variant, with or without patch networks."""
 
     classes = TARGETS
 
@@ -75,7 +75,7 @@ class FourViewPredictor:
         patch_net: nn.Module | None = None,
         nets: Nets | None = None,
     ) -> None:
-        """`nets` are all of the bundle's, where it has more than the two."""
+        """`nets` are all networks of the bundle, if it has more than `net` and `patch_net`."""
         self.config = config
         self.nets = nets or Nets((net,), (), () if patch_net is None else (patch_net,))
         self.patch_net = patch_net
@@ -86,25 +86,28 @@ class FourViewPredictor:
         self._engine = EngineSettings()
         self._shapes: dict[tuple[str, ...], Shapes] = {}
 
-    # -- what the scanner asks ----------------------------------------------------------------------------
+    # -- the interface of the scanner ---------------------------------------------------------------------
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        """The exam's images by view, alternates numbered; which are needed is up to the variant."""
+        """Open the exam's images, by view; further images of a view are numbered."""
         if case.kind != "exam":
             raise CaseError(
-                "this model reads exams",
+                "this model reads exams only",
                 subject=case.path,
-                expected="files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
+                expected="a case with files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
                 actual=f"a case of kind {case.kind}",
             )
         config = self._config_of(case, options)
         images = open_views(case, config)
-        # an exam that is scored view by view draws nothing from the stream of the others
+        # An exam that is scored view by view uses no numbers of the cohort's random stream.
         self._shapes[case.paths] = cropped_shapes(images) if config.reads_exams else []
         return images
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        """As many windows at once as fit; a CPU, whose lanes run at once, computes one by one."""
+        """Choose the number of windows per batch that fits into memory.
+
+        On a CPU the batch is one window, because several replicas run at the same time.
+        """
         config = self.config.set(options.settings)
         window_bytes = 0
         for angle, trunk in self.trunks.items():
@@ -155,7 +158,7 @@ class FourViewPredictor:
         for planned in plan_images(case, config):
             heatmaps: dict[int, Heatmaps] = {}
             if isinstance(planned.image, ExamView) and config.heatmaps:
-                # drawn for every image in turn, also where none of its windows is read
+                # The grid is drawn even if no window of the image is read, to keep the random stream in step.
                 grid = draw_grid(planned.image.crop.window.shape, rng or random.Random(config.seed), config)
                 if planned.epochs:
                     heatmaps = yield from self._paint_heatmaps(
@@ -191,7 +194,7 @@ class FourViewPredictor:
     # -- one exam -----------------------------------------------------------------------------------------
 
     def _config_of(self, case: Case, options: ScanOptions) -> Config:
-        """What decides this exam's scores: where it lacks a view, the classifiers for such exams."""
+        """Return the config for this exam: that of the image-wise classifiers if the exam lacks a view."""
         config = self.config.set(options.settings)
         has_all_views = all(case.views.get(view.lower().replace("-", "_")) for view in VIEWS)
         if has_all_views or not config.reads_exams or not config.alone:
@@ -200,7 +203,7 @@ class FourViewPredictor:
         return replace(config, variant="image_wise", members=config.alone, alone=0, patch_of=patch_of)
 
     def _members_of(self, number: int, alone: bool) -> list[int]:
-        """Which members read the heatmaps of a patch network."""
+        """Return the members that read the heatmaps of a patch network."""
         count = self.config.alone if alone else self.config.members
         patch_of = self.config.patch_of or (0,) * (self.config.members + self.config.alone)
         net_of_member = patch_of[self.config.members :] if alone else patch_of
@@ -214,7 +217,7 @@ class FourViewPredictor:
         config: Config,
         differences: list[NDArray[np.float64]],
     ) -> Generator[Pass, Store, dict[int, Heatmaps]]:
-        """The heatmaps of every patch network that one of the members reads."""
+        """Compute the heatmaps of every patch network that a member reads."""
         heatmaps = {}
         for number in sorted(set(config.patch_of or (0,))):
             heatmaps[number], image_differences = yield from paint(planned, grid, engine, config, number)
@@ -224,7 +227,7 @@ class FourViewPredictor:
     def _read_windows(
         self, planned: PlannedImage, config: Config, heatmaps: Mapping[int, Heatmaps], features: Features
     ) -> Generator[Pass, Store, None]:
-        """The windows of an image through the trunks of every member."""
+        """Compute the features of an image's windows with the trunks of every member."""
         alone = config.reads_exams != self.config.reads_exams
         size = config.size(planned.image.view)
         for number in sorted(set(config.patch_of or (0,))):
@@ -237,13 +240,13 @@ class FourViewPredictor:
             features.add(planned.image.view, planned.epochs, store, self._members_of(number, alone))
 
     def _patches_rng(self, case: OpenCase, config: Config) -> random.Random | None:
-        """The stream of an exam's patch grids; None where every image begins anew."""
+        """Return the random stream of an exam's patch grids; None if every image starts a new stream."""
         if not config.heatmaps or not config.reads_exams:
             return None
         return patches_stream(config, case.earlier(), lambda other: self._shapes_of(other, config))
 
     def _shapes_of(self, case: Case, config: Config) -> Shapes:
-        """Sizes of an earlier exam's cropped images; read again only where this process has not seen it."""
+        """Return the sizes of an earlier exam's cropped images, from this process's cache if possible."""
         if case.paths not in self._shapes:
             try:
                 self._shapes[case.paths] = cropped_shapes(open_views(case, config))
@@ -253,9 +256,12 @@ class FourViewPredictor:
 
 
 def cell_means(pixels: Tensor, cell: int) -> dict[str, Tensor]:
-    """Two layers and where they are, (N, H, W, 3), averaged over the cells of a map."""
+    """Average two layers over the cells of a map.
+
+    The third channel of `pixels` (N, H, W, 3) is their mask.
+    """
     means = F.avg_pool2d(pixels.permute(0, 3, 1, 2), cell)
-    # of a cell that hangs over the edge, what is inside counts
+    # A cell that crosses the edge is averaged over its pixels inside the mask.
     return {"map": means[:, :2] / means[:, 2:].clamp_min(1e-6)}
 
 
@@ -272,7 +278,7 @@ def _mean(heatmaps: Mapping[int, Heatmaps]) -> Heatmaps:
 
 
 def _painting_metadata(config: Config, differences: list[NDArray[np.float64]]) -> dict[str, Any]:
-    """How heatmaps were painted, and what that cost where it was not exact."""
+    """Describe how heatmaps were computed and, for `fast`, how far the scores are from the exact ones."""
     if not config.heatmaps:
         return {}
     metadata: dict[str, Any] = {"painting": config.painting}
@@ -287,7 +293,7 @@ def _painting_metadata(config: Config, differences: list[NDArray[np.float64]]) -
 
 
 def load(bundle: Bundle, *, trust: bool = False) -> FourViewPredictor:
-    """A four-view bundle as a predictor; its weights are plain tensors, so `trust` is not needed."""
+    """Load a four-view bundle as a predictor. Its weights are plain tensors, so `trust` has no effect."""
     config = Config.from_dict(bundle.config)
     nets = build_all(config)
     fill(nets, bundle.weights(), bundle, config)

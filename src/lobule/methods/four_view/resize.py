@@ -1,4 +1,4 @@
-"""Cubic resizing as the published pipeline has it: a = -0.75, pixel centres at halves, edges repeated."""
+"""Cubic resizing as in the published pipeline: a = -0.75, pixel centres at halves, edge pixels repeated."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ A = -0.75
 def resize_cubic(
     image: NDArray[np.float32], size: tuple[int, int], filled: tuple[int, int, int, int] | None = None
 ) -> NDArray[np.float32]:
-    """(H, W) to (h, w) without smoothing first, so values may overshoot; computed in float64.
+    """Resize (H, W) to (h, w), computed in float64.
 
-    `filled` is the top, bottom, left and right of the part outside of which all is 0, which stays 0.
+    There is no smoothing before downsampling. Cubic interpolation can overshoot the range of the input.
+
+    Args:
+        image: Image (H, W).
+        size: The new height and width.
+        filled: Top, bottom, left and right of the region that contains all non-zero pixels. Pixels outside
+            it are not computed and stay 0.
     """
     top, bottom, left, right = filled or (0, image.shape[0], 0, image.shape[1])
     resized = np.zeros(size, np.float32)
@@ -31,7 +37,7 @@ def resize_cubic(
 
 
 def _submatrix(matrix: Any, start: int, end: int) -> tuple[Any, slice]:
-    """The matrix for a part of the old pixels, and the new pixels that it reaches."""
+    """Return the matrix restricted to a range of old pixels, and the range of new pixels that they affect."""
     columns = matrix[:, start:end]
     reached = np.flatnonzero(np.diff(columns.indptr))
     new_range = slice(int(reached[0]), int(reached[-1]) + 1) if len(reached) else slice(0, 0)
@@ -39,7 +45,7 @@ def _submatrix(matrix: Any, start: int, end: int) -> tuple[Any, slice]:
 
 
 def cubic_taps(length: int, new_length: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """For each new pixel, the four old pixels it is made of and their weights, (new_length, 4) both."""
+    """Return the four old pixels that each new pixel depends on, and their weights, both (new_length, 4)."""
     positions = (np.arange(new_length) + 0.5) * (length / new_length) - 0.5
     first = np.floor(positions).astype(np.intp)
     t = positions - first
@@ -53,7 +59,7 @@ def cubic_taps(length: int, new_length: int) -> tuple[NDArray[np.intp], NDArray[
 
 @lru_cache(maxsize=64)
 def _matrix(length: int, new_length: int) -> Any:
-    """The resize of one axis as a sparse (new_length, length) matrix."""
+    """Return the resizing of one axis as a sparse matrix (new_length, length)."""
     if length == new_length:
         return sparse.eye_array(length, format="csr")
     taps, weights = cubic_taps(length, new_length)

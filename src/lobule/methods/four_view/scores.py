@@ -1,4 +1,4 @@
-"""From the trunk's features to the scores of each breast, and to what a result says of them."""
+"""Scores of each breast, computed from the trunks' features, and the result of an exam."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GRADES = ("benign", "malignant")
 
 
 class Features:
-    """The trunks' features of every view and epoch, of each classifier, as far as there are any."""
+    """The trunks' features by classifier, view and epoch, for the windows that were computed."""
 
     def __init__(self, epochs: int, members: int = 1) -> None:
         self.epochs, self.members = epochs, members
@@ -37,8 +37,10 @@ class Features:
     def add(
         self, view: str, epochs: Sequence[int], table: TableReader, members: Sequence[int] = (0,)
     ) -> None:
-        """The rows of a table, one an epoch, with some members' features side by side; failed rows are not
-        taken."""
+        """Add the rows of a table, one per epoch, with the features of `members` side by side.
+
+        Failed rows are skipped.
+        """
         rows = scored_rows(table, "features")
         for index, member in enumerate(members):
             by_epoch = self._features.setdefault((member, view), {})
@@ -46,7 +48,7 @@ class Features:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Views of which every member has at least one window."""
+        """Views for which every member has at least one window."""
         return tuple(
             view
             for view in VIEWS
@@ -54,12 +56,12 @@ class Features:
         )
 
     def shared_epochs(self, views: Sequence[str]) -> list[int]:
-        """Epochs that all members have of all these views."""
+        """Return the epochs for which all members have all these views."""
         required = [(member, view) for member in range(self.members) for view in views]
         return [e for e in range(self.epochs) if all(e in self._features.get(key, {}) for key in required)]
 
     def of(self, views: Sequence[str], member: int = 0) -> dict[str, Tensor]:
-        """(epochs, features) of each view, of those epochs that all of them have."""
+        """Return (epochs, features) of each view, for the epochs that `shared_epochs` returns."""
         shared_epochs = self.shared_epochs(views)
         if not shared_epochs:
             raise ModelError(f"no window of {', '.join(views)} could be scored")
@@ -70,7 +72,10 @@ class Features:
 
 
 def scored_rows(table: TableReader, column: str) -> dict[int, NDArray[np.float32]]:
-    """A column of those rows that have it: a part of failed rows alone has no column of the model's."""
+    """Return a column of the scored rows, by field.
+
+    A chunk in which all rows failed has none of the model's columns.
+    """
     rows = {}
     for chunk in table.iterate():
         for field, state, values in zip(chunk["field"], chunk["state"], chunk.get(column, ()), strict=False):
@@ -80,14 +85,17 @@ def scored_rows(table: TableReader, column: str) -> dict[int, NDArray[np.float32
 
 
 class _PassThrough(nn.Module):
-    """Stands for the trunks where their features are already there."""
+    """Replaces the trunks where their features are already computed."""
 
     def forward(self, view: str, x: Tensor) -> Tensor:
         return x
 
 
 class Heads:
-    """What comes after the trunks, in float64: it costs nothing, and no thread count shows in the scores."""
+    """The layers after the trunks, in float64.
+
+    Their cost is negligible, and in float64 the scores do not depend on the number of threads.
+    """
 
     def __init__(self, net: Classifier) -> None:
         trunks = net.four_view_resnet
@@ -98,13 +106,13 @@ class Heads:
             net.four_view_resnet = trunks
 
     def exam(self, features: Mapping[str, Tensor]) -> NDArray[np.float64]:
-        """(epochs, 4) probabilities of `TARGETS`."""
+        """Return probabilities (epochs, 4) in the order of `TARGETS`."""
         assert not isinstance(self.net, ImageWise)
         outputs = self.net({view: x.double() for view, x in features.items()})
         return np.asarray(self.net.exam_scores(outputs).numpy(), np.float64)
 
     def view(self, view: str, features: Tensor) -> NDArray[np.float64]:
-        """(epochs, 2) probabilities of benign and malignant for one view."""
+        """Return probabilities (epochs, 2) of benign and malignant for one view."""
         assert isinstance(self.net, ImageWise)
         outputs = self.net.single(view, features.double())
         return np.asarray(outputs[..., 1].exp().numpy(), np.float64)
@@ -118,7 +126,7 @@ def exam_result(
     findings: Sequence[Finding],
     painting_metadata: Mapping[str, Any],
 ) -> Result:
-    """Scores of both breasts with their spread over the windows: the mean of all members."""
+    """Average the members' scores of both breasts, and record their spread over the windows."""
     notes = [f"{name}: {image.error}" for name, image in images.items() if isinstance(image, BrokenView)]
     if config.reads_exams:
         scores, score_metadata = _score_exam(heads, features)
@@ -140,14 +148,14 @@ def _require_finite(scores: Mapping[str, float]) -> None:
     wrong = [f"{name} {score}" for name, score in scores.items() if not math.isfinite(score)]
     if wrong:
         raise ModelError(
-            "the classifier's scores are no numbers",
+            "the classifier's scores are not finite",
             actual=", ".join(wrong),
-            remedy="Its weights are damaged: convert or train them again",
+            remedy="The weights are damaged: convert or train the bundle again",
         )
 
 
 def _score_exam(heads: Sequence[Heads], features: Features) -> tuple[dict[str, float], dict[str, Any]]:
-    """Scores and facts of classifiers that join views."""
+    """Return scores and metadata of classifiers that join views."""
     probabilities = np.stack([head.exam(features.of(VIEWS, member)) for member, head in enumerate(heads)])
     of_epochs = probabilities.mean(axis=0)
     metadata: dict[str, Any] = {
@@ -162,7 +170,7 @@ def _score_exam(heads: Sequence[Heads], features: Features) -> tuple[dict[str, f
 
 
 def _score_views(heads: Sequence[Heads], features: Features) -> tuple[dict[str, float], dict[str, Any]]:
-    """Scores and facts of image-wise classifiers."""
+    """Return scores and metadata of image-wise classifiers."""
     views: dict[str, NDArray[np.float64]] = {}
     for view in features.views:
         of_members = [head.view(view, features.of([view], member)[view]) for member, head in enumerate(heads)]
@@ -190,7 +198,7 @@ def image_metadata(images: Mapping[str, ImageSource]) -> dict[str, Any]:
 def _breast_spread(
     views: Mapping[str, NDArray[np.float64]], features: Features
 ) -> dict[str, dict[str, float]]:
-    """Of each breast's score over the windows that all of its views have."""
+    """Return the spread of each breast's score over the epochs that all of its views have."""
     spread = {}
     for index, grade in enumerate(GRADES):
         for side, letter in SIDES.items():
@@ -210,7 +218,7 @@ def _breast_spread(
 
 
 def breast_scores(views: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The mean of a breast's views that are there, (benign, malignant) each, in the order of `TARGETS`."""
+    """Average the scores (benign, malignant) of the available views of each breast, in `TARGETS` order."""
     scores = {}
     for index, grade in enumerate(GRADES):
         for side, letter in SIDES.items():

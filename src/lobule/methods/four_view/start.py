@@ -1,4 +1,4 @@
-"""What a training starts from: fresh nets, or those of a bundle, with the settings that its weights fix."""
+"""The networks that training starts from: new ones or those of a bundle, with the settings of its weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIXED = (
     "variant", "heatmaps", "quirks", "window", "move", "resize", "crop_iterations", "crop_buffer",
     "heatmap_cell", "widths", "pool", "shrink", *PATCH_SETTINGS,
 )  # fmt: skip
-"""Settings that belong to weights, and come with them."""
+"""Settings that the weights determine, and that are read from their bundle."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +29,15 @@ class Start:
     net: Classifier
     patch_net: nn.Module | None
     is_pretrained: bool
-    """Whether the classifier goes on from other weights."""
+    """Whether the classifier starts from trained weights."""
     patch_is_trained: bool
-    """Whether the patch network is taken as it is."""
+    """Whether the patch network is already trained and is used unchanged."""
     sources: dict[str, str]
-    """What weights were taken, with their hashes."""
+    """Hashes of the weights that were loaded, by setting."""
 
 
 def build_start(config: Config) -> Start:
-    """The nets of a configuration, filled from the bundles and files that it names."""
+    """Build the networks of a configuration and load the bundles and files that it names."""
     sources = {}
     weights: dict[str, Tensor] = {}
     if config.weights:
@@ -71,7 +71,11 @@ def build_start(config: Config) -> Start:
 
 
 def with_fixed_settings(config: Config, source_config: Config, names: tuple[str, ...], source: str) -> Config:
-    """The config with what the weights fix; asking for something else is an error, not a surprise."""
+    """Return the config with the settings that the weights determine.
+
+    Raises:
+        ConfigError: if the config sets one of them to another value.
+    """
     default = {item.name: item.default for item in fields(Config)}
     for name in names:
         requested, fixed = getattr(config, name), getattr(source_config, name)
@@ -99,10 +103,10 @@ def _read_four_view_bundle(path: str) -> Bundle:
     config = Config.from_dict(bundle.config)
     if config.members > 1 or config.alone:
         raise ConfigError(
-            "the bundle averages several classifiers, and a training goes on from one",
+            "the bundle averages several classifiers, but training starts from a single one",
             subject=path,
-            actual=f"{config.members} and {config.alone} for exams that lack a view",
-            remedy="Name one of the bundles that it was made of",
+            actual=f"{config.members} classifiers, and {config.alone} for exams that lack a view",
+            remedy="Name one of the bundles that it was combined from",
         )
     return bundle
 
@@ -119,11 +123,11 @@ def _load_tensors(net: nn.Module, weights: dict[str, Tensor], source: str) -> No
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
-        raise BundleError("the weights do not fit the net", subject=source, actual=str(error)) from error
+        raise BundleError("the weights do not fit the network", subject=source, actual=str(error)) from error
 
 
 def _load_densenet(net: nn.Module, path: str) -> None:
-    """Weights of a DenseNet that learnt something else: all but its last layer."""
+    """Load the weights of a DenseNet trained for another task, except its last layer."""
     tensors = {canonical(name): value for name, value in plain_weights(path).items()}
     expected = net.state_dict()
     usable = {name: value for name, value in tensors.items() if not name.startswith("classifier.")}

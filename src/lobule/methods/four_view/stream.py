@@ -1,4 +1,4 @@
-"""Samples drawn by threads ahead of the training, each a function of its number alone."""
+"""Batches that threads prepare ahead of the training. Each sample depends only on its index."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import numpy as np
 from lobule.errors import CaseError, ConfigError, LobuleError, UsageError
 
 ATTEMPTS = 20
-"""Draws for one sample before the training gives up: each that cannot be read leads to the next."""
+"""Attempts for one sample before training stops. An attempt whose file cannot be read is followed by
+another."""
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
 
 
 class BatchStream(Generic[Sample, Batch]):
-    """Batches in order, a bounded number of them made ahead.
+    """Batches in order, with a bounded number of them prepared ahead.
 
-    Sample `index` of a stage is `draw(index, rng)` with a generator seeded by (seed, stage, index, attempt),
-    so the stream is the same for any number of workers and goes on where it stood.
+    Sample `index` of a stage is `draw(index, rng)` with a generator seeded by (seed, stage, index, attempt).
+    The stream is therefore the same for any number of workers, and can continue from any batch.
     """
 
     def __init__(
@@ -61,10 +62,14 @@ class BatchStream(Generic[Sample, Batch]):
         return {**self._identity(), "next": self._next}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where another stream stood when it gave its `state`."""
+        """Continue where another stream was when it returned `state`."""
         identity = self._identity()
         if (saved := {name: state[name] for name in identity}) != identity:
-            raise ConfigError("the samples of another training", expected=str(identity), actual=str(saved))
+            raise ConfigError(
+                "the state belongs to the samples of another training",
+                expected=str(identity),
+                actual=str(saved),
+            )
         self._cancel_pending()
         self._next = int(state["next"])
 
@@ -89,5 +94,5 @@ class BatchStream(Generic[Sample, Batch]):
         raise CaseError(
             f"{ATTEMPTS} draws in a row could not be read",
             actual=str(last),
-            remedy="Check the disk; training goes on from its last checkpoint with --resume",
+            remedy="Check the disk, then continue from the last checkpoint with --resume",
         )

@@ -1,6 +1,6 @@
-"""Where the random numbers of an exam begin: anew for each, or in one stream through the cohort as published.
+"""The random streams of an exam: a new stream for each exam, or one stream for the whole cohort as published.
 
-Windows are drawn from NumPy's legacy generator and patch grids from Python's own; the two never mix.
+Windows use NumPy's legacy generator and patch grids use Python's `random`; the two are independent.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from lobule.methods.four_view.patches import PatchGrid, draw_strides
 from lobule.methods.four_view.windows import draw
 
 Shapes = list[tuple[int, int]]
-"""Height and width of every cropped image of an exam, in the order of views."""
+"""Height and width of every cropped image of an exam, in the order of its views."""
 
 
 def windows_stream(config: Config, earlier: Iterable[Case]) -> np.random.RandomState:
-    """The stream at the first window of an exam; what an exam draws depends on its files' number alone."""
+    """Return the stream at the first window of an exam.
+
+    How many numbers an earlier exam consumed depends only on its number of files.
+    """
     rng = np.random.RandomState(config.seed)
     if config.compat == "own":
         return rng
     for case in earlier:
         files = [len(case.views.get(view.lower().replace("-", "_"), ())) for view in VIEWS]
-        if not all(files):  # refused, so it draws nothing
+        if not all(files):  # The scan refuses this exam, so it consumes no random numbers.
             continue
         for _ in range(config.windows):
             for count in files:
@@ -40,7 +43,7 @@ def windows_stream(config: Config, earlier: Iterable[Case]) -> np.random.RandomS
 def patches_stream(
     config: Config, earlier: Iterable[Case], shapes_of: Callable[[Case], Shapes]
 ) -> random.Random:
-    """The stream at the first patch grid of an exam; an exam that cannot be read has drawn nothing."""
+    """Return the stream at the first patch grid of an exam. Exams that cannot be read consume no numbers."""
     rng = random.Random(config.seed)
     if config.compat == "nyu":
         for case in earlier:
@@ -50,7 +53,7 @@ def patches_stream(
 
 
 def draw_grid(shape: tuple[int, int], rng: random.Random, config: Config) -> PatchGrid:
-    """The patches over a cropped image; rows are drawn first."""
+    """Draw the patch grid of a cropped image. Rows are drawn first."""
     rows, columns = (
         draw_strides(length, rng, patch=config.patch, stride=config.patch_stride) for length in shape
     )

@@ -1,8 +1,8 @@
-"""Training of the four-view classifier: patches, heatmaps, BI-RADS, breasts, one stage after the other.
+"""Training of the four-view classifier, in the stages patches, heatmaps, BI-RADS and breasts.
 
-Everything that a training leaves behind lies in `out`: the bundle, which comes last, and `training/` with a
-folder a stage (checkpoint and log, or the scores of every patch), from which an interrupted training goes on
-bit for bit.
+All files are in `out`: `training/` has a folder per stage with its checkpoint and log, or with the scores of
+every patch, and the bundle is written last. An interrupted training continues from these files and gives the
+same bundle, bit for bit.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ from lobule.training.job import TrainingSplit, begun_training, training_split
 log = logging.getLogger("lobule.train")
 
 KINDS: tuple[Kind, ...] = ("exam",)
-"""What it learns from."""
+"""Kinds of cases that the method can be trained on."""
 PATCHES, BIRADS, BREASTS, VALIDATION = 1, 2, 3, 1_000_000
-"""Numbers of the random streams."""
+"""Numbers of the random streams of each stage."""
 CACHE_SHARE = 0.5
-"""Of the memory ceiling, for decoded views and heatmaps."""
+"""Share of the memory limit that is used to cache decoded views and heatmaps."""
 CLASSES = (*GRADES, "outside", "negative")
 
 Item = TypeVar("Item")
@@ -77,13 +77,28 @@ def train(
 ) -> Bundle:
     """Train on a cohort of exams and write the bundle.
 
-    `val` names the split that is validated on; without one in the cohort, a fifth of the patients is held
-    out, and with None nobody is. `resume` goes on with what is in `out`, `fresh` forgets it.
+    Args:
+        config: Settings of the classifier and its training.
+        cohort: Training and validation exams.
+        out: Folder of the bundle and the files of the training.
+        val: Split used for validation. If the cohort has no such split, a fifth of the patients is used.
+            With None there is no validation.
+        seed: Seed of all random numbers.
+        resume: Continue the training in `out`.
+        fresh: Delete the training in `out` and start again.
+        machine: Device, precision, memory limit and number of workers.
+        progress: Object that is updated with the current stage and step.
+
+    Returns:
+        The bundle that was written.
+
+    Raises:
+        ConfigError: if the settings or the labels of the cohort do not allow the training.
     """
     if config.batch < 1 or config.patch_batch < 2 or len(config.patch_shares) != len(CLASSES):
         raise ConfigError(
-            "a batch is too small, or patch_shares are not four",
-            expected="batch from 1, patch_batch from 2, and a share of " + ", ".join(CLASSES),
+            "batch or patch_batch is too small, or patch_shares does not have four values",
+            expected="batch of at least 1, patch_batch of at least 2, and a share of " + ", ".join(CLASSES),
         )
     torch.manual_seed(seed)
     start = build_start(config)
@@ -95,7 +110,7 @@ def train(
 
 
 class _Training:
-    """One training: its pools, its nets and its stages."""
+    """One run of the training, with its exams, networks and stages."""
 
     def __init__(
         self,
@@ -136,7 +151,7 @@ class _Training:
     # -- stages -------------------------------------------------------------------------------------------
 
     def _train_patches(self, net: nn.Module, pool: ExamPool, val_pool: ExamPool | None) -> None:
-        """The patch classifier, from outlined lesions."""
+        """Train the patch network on outlined lesions."""
         config = self.config
         sampler = PatchSampler(pool)
         if sampler.missing:
@@ -146,7 +161,9 @@ class _Training:
             try:
                 val_sampler = PatchSampler(val_pool, augmented=False)
             except ConfigError:
-                self._note("nothing malignant is outlined to validate patches on: the last weights are kept")
+                self._note(
+                    "no validation exam has a malignant outline: the patch network keeps its last weights"
+                )
 
         def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
             pixels, labels = (tensor.to(self.device) for tensor in batch)
@@ -183,7 +200,7 @@ class _Training:
     def _paint_heatmaps(
         self, pool: ExamPool, val_pool: ExamPool | None
     ) -> tuple[HeatmapStore, ExamPool, ExamPool | None]:
-        """Every exam once through the patch network; exams that fail leave the pools."""
+        """Run the patch network over every exam once. Exams that fail are removed from the pools."""
         self._start_stage("heatmaps")
         assert self.start.patch_net is not None
         predictor = FourViewPredictor(self.config, self.start.net.cpu(), self.start.patch_net.cpu().eval())
@@ -206,7 +223,7 @@ class _Training:
         return store, without_failed(pool), None if val_pool is None else without_failed(val_pool)
 
     def _train_birads(self, pool: ExamPool, val_pool: ExamPool | None, store: HeatmapStore | None) -> bool:
-        """The trunks learn BI-RADS categories first, where the cohort has them."""
+        """Train the trunks on BI-RADS categories, if the cohort has them."""
         columns = birads_columns(self.split.train, self.config.birads)
         if columns is None or self.config.birads_steps == 0:
             if self.config.birads_steps:
@@ -251,7 +268,7 @@ class _Training:
     def _train_breasts(
         self, pool: ExamPool, val_pool: ExamPool | None, store: HeatmapStore | None, *, pretrained: bool
     ) -> None:
-        """The classifier itself, from breast labels."""
+        """Train the classifier on breast labels."""
         config, net = self.config, self.start.net
         sampler = ExamSampler(pool, store)
         trunk_rate = config.trunk_rate if pretrained else config.rate
@@ -263,7 +280,7 @@ class _Training:
         val_sampler = None if val_pool is None else ExamSampler(val_pool, store)
         if val_sampler is not None and not self._can_evaluate(val_sampler):
             self._note(
-                "the validation exams lack a class: nothing is validated and the last weights are kept"
+                "the validation exams lack a class: there is no validation, and the last weights are used"
             )
             val_sampler = None
 
@@ -295,10 +312,10 @@ class _Training:
             labels.append(batch.labels.cpu().numpy())
         return areas(np.concatenate(labels), np.concatenate(scores))
 
-    # -- what stages share --------------------------------------------------------------------------------
+    # -- shared by the stages -----------------------------------------------------------------------------
 
     def _in_order(self, sampler: ExamSampler) -> Iterator[ExamBatch]:
-        """Every exam of the pool once, in the windows at its best centres."""
+        """Yield every exam of the pool once, with the windows at the best centres."""
         exams = sampler.pool.exams
         for first in range(0, len(exams), self.config.batch):
             samples = [sampler.sample(exam, None) for exam in exams[first : first + self.config.batch]]
@@ -385,7 +402,7 @@ class _Training:
 
 
 def birads_columns(cohort: Cohort, name: str) -> tuple[str, str] | None:
-    """The columns of the left and the right breast: their own where there are such, else the exam's."""
+    """Return the BI-RADS columns of the left and the right breast, or twice the column of the whole exam."""
     for columns in ((f"left_{name}", f"right_{name}"), (name, name)):
         if any(case.value(column) is not None for case in cohort for column in columns):
             return columns

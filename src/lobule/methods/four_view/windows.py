@@ -1,7 +1,7 @@
-"""The windows that a network reads at test time: where they lie, how they vary, how they become its input.
+"""The windows that a network reads: their positions, random variation and conversion to its input.
 
-Every random number comes from NumPy's legacy `RandomState` in the order of the published code, so that the
-same seed gives the published windows.
+Every random number comes from NumPy's legacy `RandomState`, in the order of the published code. The same seed
+therefore gives the published windows.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a window may move (rows, columns) and by how much each of its edges may, in pixels."""
+    """Largest shift of a window (rows, columns) and of each of its edges, in pixels."""
 
     position: tuple[int, int] = (100, 100)
     size: int = 100
 
     @property
     def margins(self) -> tuple[int, int]:
-        """Rows and columns that must be free around a window for it to vary."""
+        """Free rows and columns that a window needs around it to move by the largest shifts."""
         return self.position[0] + self.size, self.position[1] + self.size
 
 
@@ -51,14 +51,14 @@ class Draws:
     """The random numbers of one window, all between -1 and 1."""
 
     position: tuple[float, float] | None
-    """Down and right; None without augmentation of the position."""
+    """Shift down and right; None if the position is not augmented."""
     edges: tuple[float, float, float, float] | None
     """Top, bottom, left, right."""
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """One window of one image: what to pad, what to cut and the size to bring it to."""
+    """One window of one image: the padding, the pixels to cut and the size to resize them to."""
 
     size: tuple[int, int]
     padding: Padding
@@ -74,7 +74,11 @@ class WindowPlan:
 
 
 def draw(rng: np.random.RandomState | None, augmentation: Augmentation) -> Draws:
-    """The draws of one window; those of the edges are made, and lost, without augmentation too."""
+    """Draw the random numbers of one window.
+
+    Those of the edges are drawn even without augmentation, because the published code does so and the later
+    windows depend on it.
+    """
     position = None
     if augmentation.position != (0, 0):
         if rng is None:
@@ -95,7 +99,7 @@ def plan_window(
     augmentation: Augmentation = NO_AUGMENTATION,
     rng: np.random.RandomState | None = None,
 ) -> WindowPlan:
-    """The window for an image of `shape` (cropped, right-pointing) around its best centre."""
+    """Plan the window of an image of `shape` (cropped, right-pointing) around its best centre."""
     draws = draw(rng, augmentation)
     rows, columns = _around(centre[0], size[0]), _around(centre[1], size[1])
     padding, padded, rows, columns = _padded(shape, view, size, augmentation, rows, columns)
@@ -123,9 +127,9 @@ def _padded(
     rows: tuple[int, int],
     columns: tuple[int, int],
 ) -> tuple[Padding, tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Pads an axis that is too short for the window to vary; on a padded axis the centre no longer matters.
+    """Pad an axis that is too short for the window to move. On a padded axis the centre has no effect.
 
-    A CC view is padded above and below, an MLO view below only, and every view at its right.
+    A CC view is padded above and below, an MLO view only below, and every view on the right.
     """
     margin_rows, margin_columns = augmentation.margins
     top = bottom = right = 0
@@ -154,7 +158,10 @@ def _inside(span: tuple[int, int], extent: int) -> tuple[int, int]:
 
 
 def _moved(span: tuple[int, int], extent: int, limit: int, amount: float) -> tuple[int, int]:
-    """Moves a span by a share of the room it has; at an edge it only ever moves away from it."""
+    """Move a span by a fraction of its free room.
+
+    A span at an edge of the image moves away from that edge.
+    """
     start, end = span
     if start == 0:
         amount = abs(amount)
@@ -172,7 +179,7 @@ def _edges_moved(
     limit: int,
     amounts: tuple[float, float, float, float],
 ) -> Window:
-    """Moves each edge on its own, by no more than any edge has room for."""
+    """Move each edge independently, by at most the smallest free room of all edges."""
     top, bottom, left, right = window.edges()
     vertical = min(limit, top, padded[0] - bottom, left, padded[1] - right)
     horizontal = round(vertical * (size[1] / size[0]))
@@ -185,7 +192,7 @@ def _edges_moved(
 
 
 def cut(image: NDArray[Any], plan: WindowPlan) -> Floats:
-    """The window of an image (H, W) as float32, at the plan's size and not yet standardised."""
+    """Cut the window from an image (H, W): float32, at the plan's size, not yet standardised."""
     piece = np.zeros(plan.window.shape, np.float32)
     shift = plan.padding.top
     top, bottom = plan.window.top - shift, plan.window.bottom - shift
@@ -197,7 +204,10 @@ def cut(image: NDArray[Any], plan: WindowPlan) -> Floats:
 
 
 def standardise(image: NDArray[Any], dtype: type[np.floating[Any]] = np.float32) -> NDArray[Any]:
-    """A copy with mean 0 and spread 1, computed in `dtype`: float32 for classifiers, float64 for patches."""
+    """Return a copy with mean 0 and standard deviation 1.
+
+    It is computed in `dtype`: float32 for classifiers, float64 for patches.
+    """
     result = np.array(image, dtype=dtype, order="C")
     result -= result.mean()
     result /= np.maximum(result.std(), dtype(1e-5))
@@ -207,9 +217,10 @@ def standardise(image: NDArray[Any], dtype: type[np.floating[Any]] = np.float32)
 def network_input(
     image: NDArray[Any], plan: WindowPlan, heatmaps: tuple[NDArray[Any], NDArray[Any]] | None = None
 ) -> Floats:
-    """(C, h, w) input: the standardised window, then the benign and the malignant heatmap, cut alike.
+    """Return the input (C, h, w): the standardised window, then the same window of both heatmaps.
 
-    All are in the cropped, right-pointing frame; heatmaps are resized with the image but not standardised.
+    The order of the heatmaps is benign, malignant. All are in the cropped, right-pointing frame. Heatmaps are
+    resized like the image but not standardised.
     """
     channels = [standardise(cut(image, plan))]
     if heatmaps is not None:
@@ -218,7 +229,10 @@ def network_input(
 
 
 def shrunk(channels: Floats, factor: int) -> Floats:
-    """(C, h, w) averaged over squares of `factor` pixels a side; what is left over at the ends is dropped."""
+    """Average (C, h, w) over squares of `factor` × `factor` pixels.
+
+    Incomplete squares at the end are dropped.
+    """
     if factor == 1:
         return channels
     count, height, width = len(channels), channels.shape[1] // factor, channels.shape[2] // factor
@@ -235,7 +249,7 @@ def shrunk(channels: Floats, factor: int) -> Floats:
 
 @dataclass(frozen=True)
 class ViewImage:
-    """What the windows of an image depend on."""
+    """The properties of an image that determine its windows."""
 
     shape: tuple[int, int]
     centre: tuple[int, int]
@@ -249,10 +263,13 @@ def plan_exam(
     augmentation: Augmentation = Augmentation(),
     size: tuple[int, int] | None = None,
 ) -> list[dict[str, tuple[int, WindowPlan]]]:
-    """For each epoch and view, which of the view's images is read and in which window.
+    """For each epoch and view, choose one of the view's images and plan its window.
 
-    One stream serves a whole list of exams, one after the other: windows depend on the order of the list.
-    Views that the exam lacks draw nothing.
+    In the published code one stream serves a whole list of exams, so the windows depend on the order of the
+    list. Views that the exam lacks consume no random numbers.
+
+    Returns:
+        For each epoch, the index of the image and its window, by view.
     """
     plans = []
     for _ in range(epochs):
@@ -281,7 +298,7 @@ def plan_image(
     seed: int = 0,
     size: tuple[int, int] | None = None,
 ) -> list[WindowPlan]:
-    """The windows of a single image: a fresh stream for every image, and no draw for which image."""
+    """Plan the windows of a single image. Every image has a new stream, and no image index is drawn."""
     rng = np.random.RandomState(seed)
     target_size = size or window_size(view)
     return [
@@ -290,6 +307,9 @@ def plan_image(
 
 
 def epochs_averaged(epochs: int, batch: int, compat: Compat = "reference") -> list[int]:
-    """Which epochs of a single image count: the published code keeps the first two of every batch."""
+    """Return the epochs of a single image that count.
+
+    The published code uses only the first two of every batch.
+    """
     per_batch = 2 if compat == "reference" else batch
     return [epoch for epoch in range(epochs) if epoch % batch < per_batch]

@@ -1,16 +1,16 @@
-"""GMIC: each view alone, first as a whole, then where the first look points (Shen et al. 2020).
+"""GMIC: scores each view alone, first as a whole, then in its most salient regions (Shen et al. 2020).
 
 "An interpretable classifier for high-resolution breast cancer screening images utilizing weakly supervised
-localization", Medical Image Analysis 68, 2021, arXiv 2002.07613. A coarse network makes a saliency map of
-each class, the six most salient regions are looked at closely, attention weighs them, and both looks are
-joined.
+localization", Medical Image Analysis 68, 2021, arXiv 2002.07613. A global network computes a saliency
+map of each class. A local network reads the six most salient regions at full resolution, attention weights
+them, and both results are combined.
 
 Published on the screening population: AUC 0.93 of malignancy by breast. In the published reader study (1,440
 breasts) five models averaged reach AUROC 0.8812, one 0.8567.
 
-It stands beside the four-view classifier because it reads the same exams in the same way: crop, centre and
-window are shared. Regions are found by comparing saliencies, so this model runs in float32 on every machine.
-A breast's score is the mean of its views'; the publication scores images.
+It is part of the four-view package because it reads the same exams in the same way: crop, centre and window
+are shared. Regions are chosen by comparing saliencies, which rounding could change, so this model always runs
+in float32. The score of a breast is the mean of the scores of its views; the publication scores images.
 
 Research use only.
 """
@@ -23,4 +23,4 @@ __all__ = ["SCAN_IGNORES", "SCAN_SETTINGS", "Config", "GmicPredictor", "convert"
 
 SCAN_SETTINGS = SETTABLE
 SCAN_IGNORES = ("stride", "mpp", "upsample")
-"""An exam's views are cropped and cut as the network wants them."""
+"""Scan options that do not apply: the method itself decides how the views of an exam are cropped and cut."""

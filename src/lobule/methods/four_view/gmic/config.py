@@ -1,4 +1,4 @@
-"""What decides a GMIC model; the defaults are the published ones."""
+"""Settings of a GMIC model. The defaults are the published values."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from lobule.settings import as_json, only_known
 
 @dataclass(frozen=True)
 class Config:
-    """What decides the scores of a view."""
+    """Settings of the model and its scans."""
 
     top_shares: tuple[float, ...] = TOP_SHARES[:1]
-    """For each model whose scores are averaged, the share of saliency cells behind its global score."""
+    """For each model whose scores are averaged, the share of saliency cells that its global score
+    averages."""
     regions: int = REGIONS
     region_px: int = REGION_PX
     window: tuple[int, int] = GMIC_WINDOW_SIZE
     quirks: Compat = "reference"
-    """`fixed` repairs the off-by-one landmarks and centres, and leaves a constant saliency map out."""
+    """`reference` keeps the errors of the published code. `fixed` repairs the off-by-one landmarks and
+    centres, and ignores a constant saliency map."""
     pixels: Pixels = "nyu-raw"
-    """Which values of a DICOM file are read."""
+    """Which pixel values of a DICOM file are read."""
     crop_iterations: int = 100
     crop_buffer: int = 50
     map_cell: int = 16
-    """Pixels a side of a cell of the saliency as it is laid over the stored image."""
+    """Side in pixels of a cell of the stored saliency map."""
     widths: tuple[int, ...] = WIDTHS
 
     def __post_init__(self) -> None:
@@ -46,7 +48,7 @@ class Config:
     def members(self) -> int:
         return len(self.top_shares)
 
-    # -- how its views are read: each alone, in one window ------------------------------------------------
+    # -- how views are read: each alone, in one window ----------------------------------------------------
 
     @property
     def reads_exams(self) -> bool:
@@ -71,10 +73,16 @@ class Config:
         return self.window
 
     def set(self, settings: Mapping[str, Any]) -> Config:
-        """With what a scan asks otherwise; what the weights fix cannot be asked."""
+        """Return the config changed by the settings of a scan.
+
+        Raises:
+            ConfigError: if a scan cannot change one of the settings, because the weights determine it.
+        """
         for name in settings:
             if name not in SETTABLE:
-                raise ConfigError(f"'{name}' cannot be set for a scan of gmic", expected=", ".join(SETTABLE))
+                raise ConfigError(
+                    f"'{name}' cannot be set for a scan with gmic", expected=", ".join(SETTABLE)
+                )
         return replace(self, **settings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,4 +95,4 @@ class Config:
 
 
 SETTABLE = ("quirks", "pixels")
-"""Settings that a scan may change; the others belong to the weights."""
+"""Settings that a scan can change. The weights determine the others."""

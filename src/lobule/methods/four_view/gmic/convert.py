@@ -1,4 +1,4 @@
-"""Published GMIC checkpoints as a bundle; of several the scores are averaged."""
+"""Conversion of published GMIC checkpoints to a bundle. The scores of several models are averaged."""
 
 from __future__ import annotations
 
@@ -18,10 +18,23 @@ from lobule.nets.gmic import TOP_SHARES, Gmic
 
 
 def convert(weights: str | Path | Sequence[str | Path], out: str | Path, **settings: Any) -> Bundle:
-    """Make a bundle of GMIC checkpoints or of finished bundles. `settings` are those of `Config`.
+    """Convert GMIC checkpoints, or combine existing bundles, into one bundle.
 
-    Which of the five published models a file is, and so the share of cells behind its global score, is told
-    by its hash, else by its name (`sample_model_3.p`), else it is taken for the first.
+    The five published models differ in the share of saliency cells that the global score averages. A
+    checkpoint is identified by its hash, else by its name (`sample_model_3.p`). Any other checkpoint gets the
+    share of the first model.
+
+    Args:
+        weights: One or several checkpoints or GMIC bundles.
+        out: Folder of the new bundle.
+        **settings: Fields of `Config`.
+
+    Returns:
+        The bundle that was written.
+
+    Raises:
+        ConfigError: if a bundle is of another method or has other settings than the previous ones.
+        BundleError: if a file is not a GMIC checkpoint.
     """
     paths = [weights] if isinstance(weights, str | Path) else list(weights)
     nets: list[Gmic] = []
@@ -66,9 +79,9 @@ def _top_share(source: Mapping[str, Any]) -> float:
 def _check_bundle(previous: Config | None, bundle: Bundle) -> Config:
     if bundle.method != "gmic":
         raise ConfigError(
-            "a bundle of another method", subject=bundle.path, expected="gmic", actual=bundle.method
+            "the bundle is of another method", subject=bundle.path, expected="gmic", actual=bundle.method
         )
     config = Config.from_dict(bundle.config)
     if previous is not None and replace(previous, top_shares=config.top_shares) != config:
-        raise ConfigError("the models of one bundle agree in all settings", subject=bundle.path)
+        raise ConfigError("the models of one bundle must agree in all settings", subject=bundle.path)
     return config

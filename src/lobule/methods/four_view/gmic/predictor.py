@@ -1,4 +1,4 @@
-"""GMIC for the scanner: one window of each view, its saliency and regions, a score of each breast."""
+"""GMIC for the scanner: saliency and regions from one window of each view, and a score of each breast."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from lobule.scanning.device import activation_bytes, largest_cells, placed
 HEADROOM = 2.0
 BATCH_ON_GPU = 4
 SAMPLE_SIDE = 1024
-"""Pixels a side of the made-up window that the model is measured on."""
+"""Side in pixels of the random sample window on which the model is measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class ViewOutputs:
-    """What the models say of one view; arrays begin with the model."""
+    """Outputs of the models for one view. The first axis of every array is the model."""
 
     scores: NDArray[np.float32]
-    """(models, 2): benign and malignant, as in all that follows."""
+    """(models, 2): benign and malignant, also in the arrays below."""
     global_scores: NDArray[np.float32]
     local_scores: NDArray[np.float32]
     attention: NDArray[np.float32]
@@ -55,7 +55,7 @@ class ViewOutputs:
 
 
 class GmicPredictor:
-    """One GMIC model, or several whose scores are averaged."""
+    """Predictor of one GMIC model, or of several whose scores are averaged."""
 
     classes = TARGETS
 
@@ -65,12 +65,12 @@ class GmicPredictor:
         self._placed: list[nn.Module] = []
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        """The first image of every view that is there."""
+        """Open the first image of every view that the exam has."""
         if case.kind != "exam":
             raise CaseError(
-                "this model reads exams",
+                "this model reads exams only",
                 subject=case.path,
-                expected="files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
+                expected="a case with files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
                 actual=f"a case of kind {case.kind}",
             )
         return open_views(case, self.config.set(options.settings))
@@ -137,7 +137,7 @@ class GmicPredictor:
         }
 
     def _read_outputs(self, table: TableReader) -> ViewOutputs | None:
-        """The one row of a view's table; None where it failed."""
+        """Read the only row of a view's table; None if the view failed."""
         columns = {}
         shapes: dict[str, tuple[int, ...]] = {
             "scores": (2,),
@@ -157,7 +157,7 @@ class GmicPredictor:
 
 
 class _WholeMap(nn.Module):
-    """The trunk for running only, with its map in full."""
+    """The trunk for inference only, returning its whole feature map."""
 
     def __init__(self, trunk: Any) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class _WholeMap(nn.Module):
 
 
 def _map_shape(net: Gmic, window: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the saliency of a window."""
+    """Return the rows and columns of the saliency map of a window."""
     with torch.device("meta"):
         shape = copy.deepcopy(net.ds_net).to("meta")(torch.empty(1, 1, *window)).shape
     return int(shape[2]), int(shape[3])
@@ -177,7 +177,11 @@ def _map_shape(net: Gmic, window: tuple[int, int]) -> tuple[int, int]:
 def saliency_layers(
     saliency: NDArray[np.float32], window: Window, shape: tuple[int, ...]
 ) -> tuple[Heatmaps, Window]:
-    """Saliency (2, rows, columns) of a window as layers of the cropped view, and the part it covers."""
+    """Convert the saliency (2, rows, columns) of a window to layers of the cropped view.
+
+    Returns:
+        The layers, and the window of the view that they cover.
+    """
     inside = Window(
         max(0, window.top), min(shape[0], window.bottom), max(0, window.left), min(shape[1], window.right)
     )
@@ -189,9 +193,10 @@ def saliency_layers(
 
 
 def region_findings(outputs: ViewOutputs, planned: PlannedImage, side: int) -> list[Finding]:
-    """The regions in pixels of the stored image, scored by attention: those of a view sum to 1.
+    """Return the regions in pixels of the stored image, scored by attention.
 
-    A region that several models chose is one finding; what lies wholly beside the image is none.
+    The attention of the regions of a view sums to 1. A region that several models chose is one finding.
+    Regions entirely outside the image are dropped.
     """
     assert isinstance(planned.image, ExamView)
     window = planned.windows[0]
@@ -218,7 +223,7 @@ def _clipped(box: Box, image: ExamView) -> Box | None:
 def build_result(
     views: Mapping[str, ViewOutputs], images: Mapping[str, ImageSource], findings: Sequence[Finding]
 ) -> Result:
-    """Scores of each breast: the mean of the models and of its views."""
+    """Average the scores of the models and of the views of each breast."""
     means = {view: outputs.scores.astype(np.float64).mean(axis=0) for view, outputs in views.items()}
     metadata: dict[str, Any] = {
         "images": image_metadata(images),
@@ -243,7 +248,7 @@ def build_result(
 
 
 def build(config: Config) -> list[Gmic]:
-    """The models of a configuration, with fresh weights."""
+    """Build the models of a configuration, with random weights."""
     return [
         Gmic(
             top_share=share,
@@ -257,7 +262,7 @@ def build(config: Config) -> list[Gmic]:
 
 
 def weights_of(nets: Sequence[Gmic]) -> dict[str, Tensor]:
-    """The tensors of a bundle; each model's names begin with its number."""
+    """Return the tensors of a bundle. The names of each model start with its number."""
     return {f"{i}.{name}": t for i, net in enumerate(nets, start=1) for name, t in net.state_dict().items()}
 
 
@@ -269,15 +274,15 @@ def fill(nets: Sequence[Gmic], weights: Mapping[str, Tensor], bundle: Bundle) ->
             net.eval()
     except RuntimeError as error:
         raise ModelError(
-            "the weights do not fit the nets",
+            "the weights do not fit the networks",
             subject=bundle.path,
-            expected="those of GMIC",
+            expected="the weights of GMIC models",
             actual=str(error),
         ) from error
 
 
 def load(bundle: Bundle, *, trust: bool = False) -> GmicPredictor:
-    """A GMIC bundle as a predictor; its weights are plain tensors, so `trust` is not needed."""
+    """Load a GMIC bundle as a predictor. Its weights are plain tensors, so `trust` has no effect."""
     config = Config.from_dict(bundle.config)
     nets = build(config)
     fill(nets, bundle.weights(), bundle)
