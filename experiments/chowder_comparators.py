@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lobule.methods.chowder.bags import Bag
 from lobule.methods.chowder.checks import auc_of, counterfactual, tile_auc
 from lobule.methods.chowder.config import Config
-from lobule.methods.chowder.ensemble import Ensemble, Localisation, Told, localise
+from lobule.methods.chowder.ensemble import BagScores, Ensemble, Localisation, localise
 from lobule.methods.chowder.fit import fit, moments_of
 from lobule.methods.chowder.train import member_seed
 
@@ -37,7 +37,7 @@ class Row:
 
 
 def rows(members: int, transmil_epochs: int, epochs: int = 100) -> list[Row]:
-    """Every model. The published settings are for hundreds of slides; the others say what was changed."""
+    """All models. The published settings are meant for hundreds of slides; other rows name their changes."""
     small = Config(standardise=True, members=members, epochs=epochs, rate=1e-3, patience=0)
     return [
         Row("chowder, as published", replace(Config(), members=members, patience=0)),
@@ -56,7 +56,7 @@ def rows(members: int, transmil_epochs: int, epochs: int = 100) -> list[Row]:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What one seed gave on the test bags."""
+    """The results of one seed on the test bags."""
 
     bag_auc: float
     tile_aucs: list[float]
@@ -67,7 +67,7 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Unseen:
-    """Bags to judge on, and which of their tiles lie inside an outline."""
+    """Test bags, and which of their tiles lie inside an outline."""
 
     name: str
     bags: Sequence[Bag]
@@ -75,7 +75,7 @@ class Unseen:
 
 
 def trial(row: Row, train: Sequence[Bag], tests: Sequence[Unseen], seed: int) -> list[Trial]:
-    """Fit an ensemble with a seed and judge it on each set of bags that it has not seen."""
+    """Train an ensemble with one seed and evaluate it on each set of test bags."""
     config = row.config.resolved()
     moments = moments_of(train) if config.standardise else None
     members = [
@@ -83,29 +83,35 @@ def trial(row: Row, train: Sequence[Bag], tests: Sequence[Unseen], seed: int) ->
         for number in range(config.members)
     ]
     ensemble = Ensemble(config, tuple(members))
-    told_train = [(bag, ensemble.tell(bag.blocks())) for bag in train]
-    where = localise(config, told_train, told_train, "the training cases themselves")
-    return [trial_on(ensemble, where, unseen) for unseen in tests]
+    scored_train = [(bag, ensemble.score_bag(bag.blocks())) for bag in train]
+    localisation = localise(config, scored_train, scored_train, "the training cases themselves")
+    return [trial_on(ensemble, localisation, unseen) for unseen in tests]
 
 
-def trial_on(ensemble: Ensemble, where: Localisation, unseen: Unseen) -> Trial:
-    scored_bags: list[tuple[Bag, Told]] = [(bag, ensemble.tell(bag.blocks())) for bag in unseen.bags]
+def trial_on(ensemble: Ensemble, localisation: Localisation, unseen: Unseen) -> Trial:
+    scored_bags: list[tuple[Bag, BagScores]] = [
+        (bag, ensemble.score_bag(bag.blocks())) for bag in unseen.bags
+    ]
     tile_aucs = []
     for bag, bag_scores in scored_bags:
         if bag.label and bag.case.id in unseen.inside:
-            auc = tile_auc(where.values(bag_scores.evidence), unseen.inside[bag.case.id])
+            auc = tile_auc(localisation.values(bag_scores.evidence), unseen.inside[bag.case.id])
             if auc is not None:
                 tile_aucs.append(auc)
     auc_value = auc_of(scored_bags)
     assert auc_value is not None, "the test bags have both labels"
     scores = np.array([bag_scores.probability for _, bag_scores in scored_bags])
     return Trial(
-        auc_value, tile_aucs, scores, where.refused is not None, counterfactual(ensemble, where, scored_bags)
+        auc_value,
+        tile_aucs,
+        scores,
+        localisation.refused is not None,
+        counterfactual(ensemble, localisation, scored_bags),
     )
 
 
 def interval(labels: Sequence[int], scores: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """95 % by resampling cases; resamples of one label are drawn again."""
+    """95 % bootstrap interval over cases; resamples with one label only are discarded."""
     from sklearn.metrics import roc_auc_score
 
     rng = np.random.default_rng(seed)
@@ -118,18 +124,18 @@ def interval(labels: Sequence[int], scores: NDArray[np.float64], seed: int = 0) 
 
 
 def summary(row: Row, trials: Sequence[Trial], labels: Sequence[int], seconds: float) -> dict[str, Any]:
-    bag = [one.bag_auc for one in trials]
-    tile = [float(np.mean(one.tile_aucs)) for one in trials if one.tile_aucs]
-    low, high = interval(labels, np.mean([one.scores for one in trials], axis=0))
-    checks = [one.counterfactual for one in trials if one.counterfactual]
+    bag_aucs = [trial_result.bag_auc for trial_result in trials]
+    tile_aucs = [float(np.mean(trial_result.tile_aucs)) for trial_result in trials if trial_result.tile_aucs]
+    low, high = interval(labels, np.mean([trial_result.scores for trial_result in trials], axis=0))
+    checks = [trial_result.counterfactual for trial_result in trials if trial_result.counterfactual]
     return {
         "model": row.name,
-        "bag_auc": float(np.mean(bag)),
-        "bag_auc_seeds": bag,
+        "bag_auc": float(np.mean(bag_aucs)),
+        "bag_auc_seeds": bag_aucs,
         "interval_of_cases": [low, high],
-        "tile_auc": float(np.mean(tile)) if tile else None,
-        "tile_auc_seeds": tile,
-        "maps_refused": sum(one.refused for one in trials),
+        "tile_auc": float(np.mean(tile_aucs)) if tile_aucs else None,
+        "tile_auc_seeds": tile_aucs,
+        "maps_refused": sum(trial_result.refused for trial_result in trials),
         "fell": float(np.mean([check["removed"]["fell"] for check in checks])) if checks else None,
         "rose": float(np.mean([check["inserted"]["rose"] for check in checks])) if checks else None,
         "seconds": round(seconds, 1),
@@ -137,29 +143,29 @@ def summary(row: Row, trials: Sequence[Trial], labels: Sequence[int], seconds: f
 
 
 def fit_all(
-    some: Sequence[Row],
+    rows_to_fit: Sequence[Row],
     train: Sequence[Bag],
     tests: Sequence[Unseen],
     seeds: int = SEEDS,
     *,
     out: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Every row with every seed, on each set of unseen bags; written to a file as they come."""
+    """Run every row with every seed on each set of test bags; append each result to the file at once."""
     torch.set_num_threads(1)
-    all_trials = []
-    for row in some:
+    summaries = []
+    for row in rows_to_fit:
         began = time.perf_counter()
         trials = [trial(row, train, tests, seed) for seed in range(seeds)]
         seconds = time.perf_counter() - began
         for number, unseen in enumerate(tests):
             labels = [bag.label for bag in unseen.bags]
-            row_summary = summary(row, [one[number] for one in trials], labels, seconds)
-            all_trials.append({"setting": unseen.name, **row_summary})
-            print(line(all_trials[-1]), flush=True)
+            row_summary = summary(row, [trials_of_seed[number] for trials_of_seed in trials], labels, seconds)
+            summaries.append({"setting": unseen.name, **row_summary})
+            print(line(summaries[-1]), flush=True)
             if out is not None:
                 with out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(all_trials[-1]) + "\n")
-    return all_trials
+                    file.write(json.dumps(summaries[-1]) + "\n")
+    return summaries
 
 
 HEADER = (
@@ -168,14 +174,17 @@ HEADER = (
 )
 
 
-def line(one: dict[str, Any]) -> str:
-    bag, tile = one["bag_auc_seeds"], one["tile_auc_seeds"]
-    low, high = one["interval_of_cases"]
-    where = f"{one['tile_auc']:.3f} ({min(tile):.3f} to {max(tile):.3f})" if tile else "none"
-    if one["maps_refused"]:
-        where += f", {one['maps_refused']} refused"
-    changed = [f"{one[key]:.2f}" if one[key] is not None else "none" for key in ("fell", "rose")]
+def line(result: dict[str, Any]) -> str:
+    bag_aucs, tile_aucs = result["bag_auc_seeds"], result["tile_auc_seeds"]
+    low, high = result["interval_of_cases"]
+    tile_text = (
+        f"{result['tile_auc']:.3f} ({min(tile_aucs):.3f} to {max(tile_aucs):.3f})" if tile_aucs else "none"
+    )
+    if result["maps_refused"]:
+        tile_text += f", {result['maps_refused']} refused"
+    changes = [f"{result[key]:.2f}" if result[key] is not None else "none" for key in ("fell", "rose")]
     return (
-        f"| {one['setting']} | {one['model']} | {one['bag_auc']:.3f} ({min(bag):.3f} to {max(bag):.3f}) "
-        f"| {low:.2f} to {high:.2f} | {where} | {' | '.join(changed)} |"
+        f"| {result['setting']} | {result['model']} | {result['bag_auc']:.3f} "
+        f"({min(bag_aucs):.3f} to {max(bag_aucs):.3f}) "
+        f"| {low:.2f} to {high:.2f} | {tile_text} | {' | '.join(changes)} |"
     )

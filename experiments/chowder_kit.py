@@ -39,11 +39,11 @@ def classes_of(kit: Path, patient: str) -> NDArray[np.uint8]:
 
 
 def blocks(kit: Path, patient: str, offset: tuple[int, int]) -> list[Case]:
-    """Bags by the kit's rule, on a grid that begins at an offset."""
+    """Bags by the rule of the kit, on a grid that starts at an offset."""
     tiles = classes_of(kit, patient)
     left, top = offset[0] // TILE, offset[1] // TILE
     side = BLOCK // TILE
-    found = []
+    block_bags = []
     for row in range(top, tiles.shape[0], side):
         for column in range(left, tiles.shape[1], side):
             block = tiles[row : row + side, column : column + side]
@@ -52,13 +52,13 @@ def blocks(kit: Path, patient: str, offset: tuple[int, int]) -> list[Case]:
                 continue
             box = Box(column * TILE, row * TILE, block.shape[1] * TILE, block.shape[0] * TILE)
             name = f"bag_{patient}_{offset[0]}_{offset[1]}_r{row:02d}c{column:02d}"
-            found.append(
+            block_bags.append(
                 Case(
                     name, patient, "region", str(kit / "slides" / f"idc_{patient}.tif"),
                     label=str(int(tumour > 0)), mpp=4.0, l0_box=box,
                 )
             )  # fmt: skip
-    return found
+    return block_bags
 
 
 def inside_of(kit: Path, bag: Bag) -> NDArray[np.bool_]:
@@ -69,12 +69,12 @@ def inside_of(kit: Path, bag: Bag) -> NDArray[np.bool_]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--work", type=Path, required=True, help="where features are made, and kept")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines, one a model")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the features")
+    parser.add_argument("--out", type=Path, required=True, help="output file: one JSON line per model")
     parser.add_argument("--members", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--models", default="", help="only models whose name holds this")
-    asked = parser.parse_args()
+    parser.add_argument("--models", default="", help="only models whose name contains this text")
+    options = parser.parse_args()
     kit = Path(os.environ["LOBULE_REFERENCE"]) / "kit"
     patients = ("8863", "8865")
     slides = Cohort(
@@ -85,7 +85,7 @@ def main() -> None:
     )
     report = extract_features(
         slides,
-        asked.work,
+        options.work,
         backbone="squeezenet1_1",
         weights=kit / "weights" / "squeezenet1_1-imagenet-rgb.safetensors",
         mpp=4.0,
@@ -95,31 +95,36 @@ def main() -> None:
         machine={"device": "cpu", "precision": "float32"},
     )
     assert not report.failed, report.failed
-    folder = open_features(asked.work)
-    plain = {name: blocks(kit, name, (0, 0)) for name in patients}
-    listed = read_cohort(kit / "cohorts" / "idc_bags.csv")
-    rule = sorted((case.patient, case.label, str(case.l0_box)) for name in patients for case in plain[name])
-    assert rule == sorted((case.patient, case.label, str(case.l0_box)) for case in listed), (
-        "not the kit's bags"
+    folder = open_features(options.work)
+    plain_cases = {name: blocks(kit, name, (0, 0)) for name in patients}
+    cohort = read_cohort(kit / "cohorts" / "idc_bags.csv")
+    bags_by_rule = sorted(
+        (case.patient, case.label, str(case.l0_box)) for name in patients for case in plain_cases[name]
     )
-    every = {name: [case for offset in OFFSETS for case in blocks(kit, name, offset)] for name in patients}
+    assert bags_by_rule == sorted((case.patient, case.label, str(case.l0_box)) for case in cohort), (
+        "the bags differ from those of the kit"
+    )
+    offset_cases = {
+        name: [case for offset in OFFSETS for case in blocks(kit, name, offset)] for name in patients
+    }
     print(
         ", ".join(
-            f"{name}: {len(every[name])} bags with offsets, {len(plain[name])} plain" for name in patients
+            f"{name}: {len(offset_cases[name])} bags with offsets, {len(plain_cases[name])} plain"
+            for name in patients
         )
     )
     print(HEADER)
-    found = []
+    summaries = []
     for source, target in (patients, patients[::-1]):
-        train = gather(Cohort(tuple(every[source])), folder).bags
+        train = gather(Cohort(tuple(offset_cases[source])), folder).bags
         tests = []
-        for what, cases in (("four offsets", every[target]), ("plain bags", plain[target])):
+        for setting, cases in (("four offsets", offset_cases[target]), ("plain bags", plain_cases[target])):
             bags = gather(Cohort(tuple(cases)), folder).bags
             inside = {bag.case.id: inside_of(kit, bag) for bag in bags}
-            tests.append(Unseen(f"{source} → {target}, {what}", bags, inside))
-        some = [row for row in rows(asked.members, transmil_epochs=4) if asked.models in row.name]
-        found += fit_all(some, train, tests, asked.seeds, out=asked.out)
-    print("\n".join([HEADER, *map(line, found)]))
+            tests.append(Unseen(f"{source} → {target}, {setting}", bags, inside))
+        chosen_rows = [row for row in rows(options.members, transmil_epochs=4) if options.models in row.name]
+        summaries += fit_all(chosen_rows, train, tests, options.seeds, out=options.out)
+    print("\n".join([HEADER, *map(line, summaries)]))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Training on bags that do not fit in memory: 400 bags of 10,000 tiles with 2,048 half-precision features.
 
-Sixteen GB of features as a few files linked under many names. Every file read through once, as a training
-begins; one epoch of CHOWDER on 1,000 tiles a bag; one on whole bags; and the whole of `train` (one member,
-one epoch, with its localisation and checks); each in a process of its own, whose peak memory is printed. The
-ceiling for what is held is 2 GiB; what does not fit is read again.
+The 16 GB of features are a few files that are linked under many names. Four steps are measured: reading
+every file once, as at the start of a training; one epoch of CHOWDER on 1,000 tiles per bag; one epoch on
+whole bags; and the whole of `train` (one member, one epoch, localisation and checks). Each step runs in a
+separate process, whose peak memory is printed. At most 2 GiB of tiles are cached; the others are read again.
 
     python experiments/chowder_memory.py --out FILE [--bags 400] [--tiles 10000] [--dim 2048]
 """
@@ -31,7 +31,7 @@ def memory_peak() -> int:
 
 
 def make(folder: Path, bags: int, tiles: int, dim: int) -> None:
-    """A few files; every second bag is one whose first tiles differ."""
+    """Write a few files; the first tiles of every second file differ from the others."""
     from lobule.features import Encoding, FeatureManifest, TileFrame, begin_folder, write_features
     from lobule.geometry import Size
 

@@ -1,4 +1,4 @@
-"""Agreement of an ensemble's members: closed forms, and the notes of trainings and scans."""
+"""Tests of the agreement measures against closed forms, and of the notes they add."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lobule.results.folder import open_results
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan
 from lobule.training.fitting import TrainMachine
-from tests.methods.chowder.support import made_cohort
+from tests.methods.chowder.support import make_cohort
 
 MACHINE = TrainMachine(device="cpu", precision="float32")
 SCANNER = Machine(device="cpu", precision="float32", channels_last=True, lanes=1, readers=1)
@@ -56,7 +56,7 @@ def test_case_spread_describes_the_members_scores() -> None:
         ([0.5], 0.001, None),
     ],
 )
-def test_a_score_whose_members_disagree_gets_a_note(
+def test_score_gets_a_note_if_members_disagree(
     scores: list[float], case_sd: float | None, message: str | None
 ) -> None:
     note = case_note(logit(scores), case_sd)
@@ -71,13 +71,13 @@ def test_reliability_estimates_the_share_of_variance_between_cases() -> None:
     # scores = case effect + member noise with known variances, simulated many times
     rng = np.random.default_rng(0)
     case_sd, noise_sd, members = 0.05, 0.1, 4
-    found = []
+    reliabilities = []
     for _ in range(200):
         scores = 0.5 + rng.normal(0, case_sd, (60, 1)) + rng.normal(0, noise_sd, (60, members))
         agreement = ensemble_agreement([logit(list(row)) for row in scores.clip(0.01, 0.99)])
-        found.append(agreement["reliability"])
+        reliabilities.append(agreement["reliability"])
     expected = case_sd**2 / (case_sd**2 + noise_sd**2 / members)
-    assert np.mean(found) == pytest.approx(expected, abs=0.02)
+    assert np.mean(reliabilities) == pytest.approx(expected, abs=0.02)
 
 
 def test_members_that_differ_by_a_constant_agree() -> None:
@@ -115,12 +115,12 @@ def test_chance_error_is_the_spread_of_the_auc_over_all_orders() -> None:
 @pytest.fixture(scope="module")
 def short_training(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
     folder = tmp_path_factory.mktemp("agreement")
-    cohort, features = made_cohort(folder, 20, strength=0.0)
+    cohort, features = make_cohort(folder, 20, strength=0.0)
     config = Config(model="modern", members=4, epochs=1, rate=1e-6, features=str(features))
     return train(config, cohort, folder / "bundle", machine=MACHINE), features
 
 
-def test_a_training_reports_its_members_and_a_small_validation_set(
+def test_training_reports_member_aucs_and_a_small_validation_set(
     short_training: tuple[Bundle, Path],
 ) -> None:
     bundle, _ = short_training
@@ -132,22 +132,22 @@ def test_a_training_reports_its_members_and_a_small_validation_set(
         "max": max(aucs),
     }
     notes = "\n".join(bundle.provenance["notes"])
-    assert "too small to tell: 2 positive and 2 normal cases" in notes
+    assert "too small: with 2 positive and 2 normal cases" in notes
     assert "standard error of 0.32" in notes, "sqrt(5 / 48)"
 
 
-def test_a_scan_notes_scores_that_the_members_disagree_about(
+def test_scan_adds_a_note_to_scores_with_disagreeing_members(
     short_training: tuple[Bundle, Path], tmp_path: Path
 ) -> None:
-    """Fresh weights score by chance: what they disagree about is far more than what the cases differ in."""
+    """Untrained members score at random, so they disagree by far more than the cases differ."""
     bundle, _ = short_training
     assert bundle.metrics["agreement"]["case_sd"] < 0.01
-    cohort, _ = made_cohort(tmp_path, 4)
-    facts = {"method": "chowder", "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}
+    cohort, _ = make_cohort(tmp_path, 4)
+    model_info = {"method": "chowder", "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}
     options = ScanOptions(settings={"features": str(tmp_path / "features")})
     for name, metrics in (("as trained", bundle.metrics), ("earlier", {})):
         predictor = load(replace(bundle, metrics=metrics))
-        scan(predictor, facts, cohort, tmp_path / name, options, SCANNER)
+        scan(predictor, model_info, cohort, tmp_path / name, options, SCANNER)
         result = open_results(tmp_path / name).case_folder("normal_000").result
         assert result is not None
         members = result["members"]

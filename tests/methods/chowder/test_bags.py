@@ -1,4 +1,4 @@
-"""Bags from feature files: what is theirs, what costs a case, and what is refused altogether."""
+"""Tests of bags: tiles of a case, cases without usable features, cohorts that are refused, and splits."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from lobule.features import open_features
 from lobule.files import fingerprint
 from lobule.geometry import Box
 from lobule.methods.chowder.bags import Bag, bag_of, gather, label_of, refuse_one_class
-from lobule.methods.chowder.fit import Drawn, collate, in_parts, moments_of
+from lobule.methods.chowder.fit import SampledTiles, collate, moments_of, split_batch
 from lobule.methods.chowder.splits import folds_of, hold_out, refuse_lopsided
 from tests.features.foreign import FEATURES, write_clam, write_stamp, write_trident
-from tests.methods.chowder.support import ENCODING, SIDE, Made, made_cohort, made_slide, put
+from tests.methods.chowder.support import ENCODING, SIDE, SlideTiles, make_cohort, make_slide, write_tiles
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, Path]:
-    return made_cohort(tmp_path_factory.mktemp("bags"), 10)
+def stored_cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, Path]:
+    return make_cohort(tmp_path_factory.mktemp("bags"), 10)
 
 
-def test_a_bag_holds_the_tiles_of_its_case(made: tuple[Cohort, Path]) -> None:
-    cohort, features = made
-    found = gather(cohort, open_features(features))
-    assert [bag.label for bag in found.bags] == [0, 1] * 5
-    assert not found.failures
-    slide = made_slide(3, True)
-    bag = found.bags[3]
+def test_a_bag_holds_the_tiles_of_its_case(stored_cohort: tuple[Cohort, Path]) -> None:
+    cohort, features = stored_cohort
+    labelled_bags = gather(cohort, open_features(features))
+    assert [bag.label for bag in labelled_bags.bags] == [0, 1] * 5
+    assert not labelled_bags.failures
+    slide = make_slide(3, True)
+    bag = labelled_bags.bags[3]
     np.testing.assert_array_equal(torch.cat(list(bag.blocks())), slide.features)
     np.testing.assert_array_equal(bag.l0_coords, slide.coords)
     picked = np.array([5, 2, 90])
     np.testing.assert_array_equal(bag.take(picked), slide.features[picked])
 
 
-def test_a_region_holds_the_tiles_whose_centre_is_in_it(made: tuple[Cohort, Path]) -> None:
-    cohort, features = made
+def test_a_region_holds_the_tiles_whose_centre_is_in_it(stored_cohort: tuple[Cohort, Path]) -> None:
+    cohort, features = stored_cohort
     box = Box(SIDE, SIDE, 3 * SIDE, 2 * SIDE)
     case = replace(cohort["tumor_003"], id="block", kind="region", l0_box=box)
     bag = bag_of(case, open_features(features))
-    slide = made_slide(3, True)
+    slide = make_slide(3, True)
     x, y = slide.coords.T
     rows = np.flatnonzero((x >= SIDE) & (x < 4 * SIDE) & (y >= SIDE) & (y < 3 * SIDE))
     assert len(rows) == len(bag) == 6
@@ -54,30 +54,39 @@ def test_a_region_holds_the_tiles_whose_centre_is_in_it(made: tuple[Cohort, Path
 
 
 @pytest.mark.parametrize("write", [write_trident, write_clam, write_stamp])
-def test_bags_of_other_tools(tmp_path: Path, write: object) -> None:
+def test_bags_of_feature_files_from_other_tools(tmp_path: Path, write: object) -> None:
     for name in ("a", "b"):
         write(tmp_path, name)  # type: ignore[operator]
     cases = [Case(n, n, "slide", f"/{n}.svs", mpp=0.25, label=str(k)) for k, n in enumerate("ab")]
-    found = gather(Cohort(tuple(cases)), open_features(tmp_path))
-    assert [len(bag) for bag in found.bags] == [4, 4]
-    np.testing.assert_allclose(torch.cat(list(found.bags[1].blocks())), FEATURES, atol=2e-3)
+    labelled_bags = gather(Cohort(tuple(cases)), open_features(tmp_path))
+    assert [len(bag) for bag in labelled_bags.bags] == [4, 4]
+    np.testing.assert_allclose(torch.cat(list(labelled_bags.bags[1].blocks())), FEATURES, atol=2e-3)
 
 
-def test_one_case_without_usable_features_is_lost_and_said(tmp_path: Path) -> None:
-    cohort, features = made_cohort(tmp_path, 8)
-    place = next(features.rglob("features_*"))
-    (place / "normal_000.h5").unlink()
-    whole = (place / "tumor_001.h5").read_bytes()
-    (place / "tumor_001.h5").write_bytes(whole[:700])
-    with h5py.File(place / "normal_002.h5", "a") as file:
+def test_case_without_usable_features_is_left_out_with_a_reason(tmp_path: Path) -> None:
+    cohort, features = make_cohort(tmp_path, 8)
+    features_folder = next(features.rglob("features_*"))
+    (features_folder / "normal_000.h5").unlink()
+    content = (features_folder / "tumor_001.h5").read_bytes()
+    (features_folder / "tumor_001.h5").write_bytes(content[:700])
+    with h5py.File(features_folder / "normal_002.h5", "a") as file:
         file["coords"].resize(3, axis=0)
-    put(features, "tumor_003", Made(np.empty((0, 2), np.int64), np.empty((0, 12), np.float32), np.empty(0)))
-    found = gather(cohort, open_features(features))
-    assert {bag.case.id for bag in found.bags} == {"normal_004", "tumor_005", "normal_006", "tumor_007"}
-    assert "no features" in found.failures["normal_000"]
-    assert "half-written" in found.failures["tumor_001"]
-    assert "half-written" in found.failures["normal_002"]
-    assert "no tissue" in found.failures["tumor_003"]
+    write_tiles(
+        features,
+        "tumor_003",
+        SlideTiles(np.empty((0, 2), np.int64), np.empty((0, 12), np.float32), np.empty(0)),
+    )
+    labelled_bags = gather(cohort, open_features(features))
+    assert {bag.case.id for bag in labelled_bags.bags} == {
+        "normal_004",
+        "tumor_005",
+        "normal_006",
+        "tumor_007",
+    }
+    assert "no features" in labelled_bags.failures["normal_000"]
+    assert "half-written" in labelled_bags.failures["tumor_001"]
+    assert "half-written" in labelled_bags.failures["normal_002"]
+    assert "no tissue" in labelled_bags.failures["tumor_003"]
 
 
 def test_features_of_another_length_or_encoder_are_refused(tmp_path: Path) -> None:
@@ -92,36 +101,36 @@ def test_features_of_another_length_or_encoder_are_refused(tmp_path: Path) -> No
         file.attrs["extractor"] = "uni"
     with pytest.raises(ConfigError, match=r"two kinds.*ctp.*uni"):
         gather(Cohort(tuple(cases)), open_features(tmp_path))
-    put(tmp_path / "own", "a", made_slide(0, False))
-    put(tmp_path / "own", "b", made_slide(1, True), replace(ENCODING, hash="sha256:other"))
-    place = next((tmp_path / "own").rglob("features_*"))
+    write_tiles(tmp_path / "own", "a", make_slide(0, False))
+    write_tiles(tmp_path / "own", "b", make_slide(1, True), replace(ENCODING, hash="sha256:other"))
+    features_folder = next((tmp_path / "own").rglob("features_*"))
     with pytest.raises(ConfigError, match="two kinds"):
-        gather(Cohort(tuple(cases)), open_features(place))
+        gather(Cohort(tuple(cases)), open_features(features_folder))
 
 
-def test_features_of_another_slide_of_that_name_cost_the_case(tmp_path: Path) -> None:
-    cohort, features = made_cohort(tmp_path, 2)
+def test_features_of_another_slide_with_the_same_name_are_refused(tmp_path: Path) -> None:
+    cohort, features = make_cohort(tmp_path, 2)
     case = cohort.cases[0]
     assert case.path is not None
-    put(features, case.id, made_slide(1, False), source=fingerprint(case.path))
-    assert len(bag_of(case, open_features(features))) == len(made_slide(1, False).coords)
+    write_tiles(features, case.id, make_slide(1, False), source=fingerprint(case.path))
+    assert len(bag_of(case, open_features(features))) == len(make_slide(1, False).coords)
     with Path(case.path).open("ab") as slide:
         slide.write(b"another")
-    with pytest.raises(DamagedFile, match="features of another slide of that name"):
+    with pytest.raises(DamagedFile, match="features of another slide with this name"):
         bag_of(case, open_features(features))
-    Path(case.path).unlink()  # where the slide is not at hand, nobody can ask
+    Path(case.path).unlink()  # without the slide on this machine, the check is skipped
     assert len(bag_of(case, open_features(features)))
 
 
-def test_a_region_with_the_name_of_its_slides_features_is_still_a_region(
-    made: tuple[Cohort, Path],
+def test_region_named_like_its_slide_gets_only_its_tiles(
+    stored_cohort: tuple[Cohort, Path],
 ) -> None:
-    cohort, features = made
+    cohort, features = stored_cohort
     case = replace(cohort.cases[0], kind="region", l0_box=Box(0, 0, 2 * SIDE, 3 * SIDE))
     assert len(bag_of(case, open_features(features))) == 6
 
 
-def test_labels_by_meaning_or_by_name() -> None:
+def test_positive_labels_by_meaning_or_by_list() -> None:
     def case(label: str) -> Case:
         return Case("a", "a", "slide", "/a.svs", label=label)
 
@@ -131,21 +140,21 @@ def test_labels_by_meaning_or_by_name() -> None:
         label_of(case("LUAD"))
 
 
-def test_one_class_only_is_refused(made: tuple[Cohort, Path]) -> None:
-    cohort, features = made
+def test_cohort_with_one_label_is_refused(stored_cohort: tuple[Cohort, Path]) -> None:
+    cohort, features = stored_cohort
     normal = gather(cohort.where(lambda case: case.label == "normal"), open_features(features)).bags
-    with pytest.raises(UsageError, match="normal cases alone"):
+    with pytest.raises(UsageError, match="only normal cases"):
         refuse_one_class(normal, "training")
     with pytest.raises(UsageError, match="no cases"):
         refuse_one_class([], "training")
 
 
-def test_a_patient_with_both_labels_stays_whole_and_is_said(made: tuple[Cohort, Path]) -> None:
-    cohort, features = made
+def test_patient_with_both_labels_stays_in_one_fold_and_is_noted(stored_cohort: tuple[Cohort, Path]) -> None:
+    cohort, features = stored_cohort
     joined = Cohort(tuple(replace(case, patient=f"p{index // 2}") for index, case in enumerate(cohort)))
-    found = gather(joined, open_features(features))
-    assert found.notes[0].startswith("5 patients have cases of both labels (p0, p1")
-    folds = folds_of(found.bags, 5, seed=1)
+    labelled_bags = gather(joined, open_features(features))
+    assert labelled_bags.notes[0].startswith("5 patients have cases of both labels (p0, p1")
+    folds = folds_of(labelled_bags.bags, 5, seed=1)
     assert all(folds[2 * n] == folds[2 * n + 1] for n in range(5))
     assert sorted(np.bincount(folds)) == [2] * 5
 
@@ -185,7 +194,7 @@ def test_whole_sites_can_be_held_out() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_patient_seen_at_two_sites_joins_them(seed: int) -> None:
+def test_sites_that_share_a_patient_are_in_one_fold(seed: int) -> None:
     sites = ["x", "y", "z", "v", "w"] * 4
     patients = [f"p{n}" for n in range(20)]
     patients[1] = patients[0]  # seen at x and at y
@@ -198,7 +207,7 @@ def test_a_patient_seen_at_two_sites_joins_them(seed: int) -> None:
         folds_of(bags_of(patients, [n % 2 for n in range(20)], sites), 4, seed, by_site=True)
 
 
-def test_folds_that_leave_one_label_alone_are_refused() -> None:
+def test_folds_that_would_train_on_one_label_are_refused() -> None:
     patients = [f"p{n // 2}" for n in range(12)]
     labels = [1, 1] + [0] * 10  # a single positive patient
     bags = bags_of(patients, labels)
@@ -208,7 +217,7 @@ def test_folds_that_leave_one_label_alone_are_refused() -> None:
     refuse_lopsided(even, folds_of(even, 3, 0), by_site=False)
 
 
-def test_a_fifth_of_the_patients_validates_where_it_can() -> None:
+def test_a_fifth_of_the_patients_is_held_out_if_possible() -> None:
     train, val, note = hold_out(bags_of([f"p{n}" for n in range(20)], [n % 2 for n in range(20)]), 0)
     assert (len(train), len(val)) == (16, 4)
     assert [bag.label for bag in val].count(1) == 2
@@ -218,42 +227,44 @@ def test_a_fifth_of_the_patients_validates_where_it_can() -> None:
     assert "too few patients" in note
 
 
-# -- what is read, and how much of it at once ----------------------------------------------------------------
+# -- sampling and memory -------------------------------------------------------------------------------------
 
 
-def test_draws_differ_between_members_and_are_the_same_at_every_use(made: tuple[Cohort, Path]) -> None:
-    cohort, features = made
+def test_sampled_tiles_differ_between_seeds_and_are_repeatable(
+    stored_cohort: tuple[Cohort, Path],
+) -> None:
+    cohort, features = stored_cohort
     bags = gather(cohort, open_features(features)).bags
-    one, other = (Drawn(bags, 20, seed, 10**9) for seed in (1, 2))
-    streamed = Drawn(bags, 20, 1, room=0)
-    assert one[3].shape == (20, 12)
-    assert torch.equal(one[3], one[3])
-    assert torch.equal(one[3], streamed[3])
-    assert not torch.equal(one[3], other[3])
-    whole = made_slide(3, True).features
-    assert all((whole == row.numpy()).all(axis=1).any() for row in one[3])
-    assert torch.equal(Drawn(bags, 0, 1, 0)[3], torch.from_numpy(whole))
-    assert streamed._held is None, "nothing is held beyond the room"
+    first_sample, second_sample = (SampledTiles(bags, 20, seed, 10**9) for seed in (1, 2))
+    streamed = SampledTiles(bags, 20, 1, cache_bytes=0)
+    assert first_sample[3].shape == (20, 12)
+    assert torch.equal(first_sample[3], first_sample[3])
+    assert torch.equal(first_sample[3], streamed[3])
+    assert not torch.equal(first_sample[3], second_sample[3])
+    all_features = make_slide(3, True).features
+    assert all((all_features == row.numpy()).all(axis=1).any() for row in first_sample[3])
+    assert torch.equal(SampledTiles(bags, 0, 1, 0)[3], torch.from_numpy(all_features))
+    assert streamed._cache is None, "tiles are not cached if they do not fit"
 
 
-def test_batches_are_cut_where_padding_would_not_fit() -> None:
+def test_batch_is_split_if_padded_tiles_do_not_fit() -> None:
     numbers = np.arange(6)
     sizes = [9_000, 9_000, 100, 30_000, 10, 10]
-    assert [list(part) for part in in_parts(numbers, sizes, 0)] == [[0, 1], [2], [3], [4, 5]]
-    assert [list(part) for part in in_parts(numbers, sizes, 1000)] == [[0, 1, 2, 3, 4, 5]]
+    assert [list(chunk) for chunk in split_batch(numbers, sizes, 0)] == [[0, 1], [2], [3], [4, 5]]
+    assert [list(chunk) for chunk in split_batch(numbers, sizes, 1000)] == [[0, 1, 2, 3, 4, 5]]
 
 
-def test_collate_masks_what_is_not_there() -> None:
+def test_collate_masks_padding() -> None:
     features, mask = collate([torch.ones(2, 3).half(), torch.ones(1, 3).half()])
     assert features.dtype == torch.float32
     assert mask.tolist() == [[False, False], [False, True]]
     assert features.sum() == 9
 
 
-def test_moments_are_those_of_all_training_tiles(made: tuple[Cohort, Path]) -> None:
-    cohort, features = made
+def test_moments_are_those_of_all_training_tiles(stored_cohort: tuple[Cohort, Path]) -> None:
+    cohort, features = stored_cohort
     bags = gather(cohort, open_features(features)).bags
-    every = np.concatenate([made_slide(n, n % 2 == 1).features for n in range(10)])
-    found = moments_of(bags)
-    np.testing.assert_allclose(found.mean, every.mean(axis=0), atol=1e-5)
-    np.testing.assert_allclose(found.std, every.std(axis=0), atol=1e-5)
+    all_features = np.concatenate([make_slide(n, n % 2 == 1).features for n in range(10)])
+    moments = moments_of(bags)
+    np.testing.assert_allclose(moments.mean, all_features.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(moments.std, all_features.std(axis=0), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Orientation and calibration against the recorded numbers and hand-made slides."""
+"""Tests of orientation and calibration with recorded values and generated slides."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def test_recorded_orientation_and_calibration(goldens: Path) -> None:
     golden: dict[str, Any] = json.loads((goldens / "chowder/goldens.json").read_text())
     expected = golden["orientation"]
     slides, labels = golden_slides(golden["S"])
-    found = orient(slides, labels, R)
-    assert found.auc_top == pytest.approx(expected["auc_mean_top"])
-    assert found.auc_bottom == pytest.approx(expected["auc_minus_mean_bottom"])
-    assert found.sign == expected["sign"]
-    normal = [found.evidence(s) for s, label in zip(slides, labels, strict=True) if not label]
+    orientation = orient(slides, labels, R)
+    assert orientation.auc_top == pytest.approx(expected["auc_mean_top"])
+    assert orientation.auc_bottom == pytest.approx(expected["auc_minus_mean_bottom"])
+    assert orientation.sign == expected["sign"]
+    normal = [orientation.evidence(s) for s, label in zip(slides, labels, strict=True) if not label]
     calibration = Calibration.of(normal)
     assert len(calibration.normal_evidence) == expected["reference_tiles"]
-    queries = found.evidence(np.array(expected["calibration_queries_raw_score"]))
+    queries = orientation.evidence(np.array(expected["calibration_queries_raw_score"]))
     np.testing.assert_allclose(calibration.value(queries), expected["calibrated"], rtol=1e-12)
-    evidence = [slide_evidence(found.evidence(s), R) for s in slides]
+    evidence = [slide_evidence(orientation.evidence(s), R) for s in slides]
     np.testing.assert_allclose(evidence, expected["slide_evidence_mean_top5"], rtol=1e-12)
 
 
@@ -56,16 +56,16 @@ def slides_with_tumour_low(seed: int = 0) -> tuple[list[np.ndarray], list[int]]:
     return slides, labels
 
 
-def test_tumour_at_the_low_end_turns_the_sign() -> None:
+def test_sign_is_negative_if_tumour_tiles_have_low_scores() -> None:
     slides, labels = slides_with_tumour_low()
-    found = orient(slides, labels, R)
-    assert found.sign == -1
-    assert found.auc_bottom == 1.0
-    assert found.evidence(slides[1])[:8].mean() > 3
+    orientation = orient(slides, labels, R)
+    assert orientation.sign == -1
+    assert orientation.auc_bottom == 1.0
+    assert orientation.evidence(slides[1])[:8].mean() > 3
     assert orient([-s for s in slides], labels, R).sign == 1
 
 
-def test_the_mean_of_an_ensemble_does_not_care_for_signs_and_scales() -> None:
+def test_mean_value_is_independent_of_sign_and_scale_of_members() -> None:
     slides, labels = slides_with_tumour_low()
     members = [slides, [-50.0 * s for s in slides]]
     orientations = [orient(member, labels, R) for member in members]
@@ -80,13 +80,13 @@ def test_the_mean_of_an_ensemble_does_not_care_for_signs_and_scales() -> None:
     assert values.max() < 1
 
 
-def test_calibrated_values_of_the_reference_are_even() -> None:
+def test_calibrated_values_of_the_normal_tiles_are_uniform() -> None:
     rng = np.random.default_rng(3)
     calibration = Calibration.of([rng.normal(size=500), rng.normal(size=499)])
     np.testing.assert_allclose(calibration.value(calibration.normal_evidence), np.arange(1, 1000) / 1000)
 
 
-def test_scores_that_say_nothing_are_not_drawn() -> None:
+def test_map_is_refused_if_tile_scores_do_not_separate_slides() -> None:
     assert check_drawable([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]) == 1.0
     with pytest.raises(ModelError, match=r"at least 0\.6.*Found 0\.500"):
         check_drawable([0.1, 0.9, 0.1, 0.9], [0, 0, 1, 1])
@@ -99,19 +99,19 @@ def test_small_and_empty_slides() -> None:
     assert orient(slides, [0, 0, 1], 3) == Orientation(1, 1.0, 0.0)
     with pytest.raises(UsageError, match="one label"):
         orient(slides, [1, 1, 1], 3)
-    with pytest.raises(UsageError, match="normal slide"):
+    with pytest.raises(UsageError, match="normal slides have no tiles"):
         Calibration.of([])
 
 
-def test_a_thinned_calibration_differs_by_less_than_its_steps() -> None:
+def test_reduced_calibration_differs_by_less_than_its_step() -> None:
     rng = np.random.default_rng(5)
     evidence = np.round(rng.normal(size=30_000), 3)  # with ties
-    whole, thin = Calibration.of([evidence], most=10**9), Calibration.of([evidence], most=2000)
-    assert len(thin.normal_evidence) < 2100 < len(whole.normal_evidence)
+    full, thinned = Calibration.of([evidence], max_stored=10**9), Calibration.of([evidence], max_stored=2000)
+    assert len(thinned.normal_evidence) < 2100 < len(full.normal_evidence)
     queries = rng.normal(size=5000)
-    difference = whole.value(queries) - thin.value(queries)
+    difference = full.value(queries) - thinned.value(queries)
     assert difference.min() >= 0
     assert 0 < difference.max() < 1.5e-3
     upper = queries > np.quantile(evidence, 0.99)
-    np.testing.assert_allclose(whole.value(queries)[upper], thin.value(queries)[upper], atol=1e-12)
-    assert thin.value(np.array([-9.0, 9.0])).tolist() == [0.0, 30_000 / 30_001]
+    np.testing.assert_allclose(full.value(queries)[upper], thinned.value(queries)[upper], atol=1e-12)
+    assert thinned.value(np.array([-9.0, 9.0])).tolist() == [0.0, 30_000 / 30_001]

@@ -1,4 +1,4 @@
-"""A training of bag models that was stopped: it goes on to the same bundle, or says why it cannot."""
+"""Tests of resuming: an interrupted training gives the same bundle, or an error if it cannot continue."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from lobule.cohort import Cohort
 from lobule.errors import ConfigError, ResultsError
 from lobule.methods.chowder import Config, train
 from lobule.training.fitting import FitProgress, TrainMachine
-from tests.methods.chowder.support import made_cohort, made_slide, put
+from tests.methods.chowder.support import make_cohort, make_slide, write_tiles
 
 MACHINE = TrainMachine(device="cpu", precision="float32")
 QUICK = Config(model="modern", members=2, epochs=1, rate=5e-3, standardise=True)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, Path]:
-    return made_cohort(tmp_path_factory.mktemp("chowder"), 20)
+def stored_cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, Path]:
+    return make_cohort(tmp_path_factory.mktemp("chowder"), 20)
 
 
 class Stopping(FitProgress):
-    """Ends the training when a stage begins, as a kill would."""
+    """Interrupt the training when a given stage starts."""
 
     def __init__(self, stage: str) -> None:
         self.at = stage
@@ -36,10 +36,12 @@ class Stopping(FitProgress):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_training_ends_with_the_same_bundle(made: tuple[Cohort, Path], tmp_path: Path) -> None:
-    cohort, features = made
+def test_an_interrupted_training_ends_with_the_same_bundle(
+    stored_cohort: tuple[Cohort, Path], tmp_path: Path
+) -> None:
+    cohort, features = stored_cohort
     config = replace(QUICK, features=str(features), epochs=1, folds=2, members=2)
-    whole = train(config, cohort, tmp_path / "whole", machine=MACHINE)
+    uninterrupted = train(config, cohort, tmp_path / "whole", machine=MACHINE)
     for stage in ("fold 2", "member 2"):
         with pytest.raises(KeyboardInterrupt):
             train(config, cohort, tmp_path / "broken", machine=MACHINE, resume=True, progress=Stopping(stage))
@@ -48,25 +50,25 @@ def test_an_interrupted_training_ends_with_the_same_bundle(made: tuple[Cohort, P
     with pytest.raises(ResultsError, match="another config"):
         train(replace(config, rate=1.0), cohort, tmp_path / "broken", machine=MACHINE, resume=True)
     resumed = train(config, cohort, tmp_path / "broken", machine=MACHINE, resume=True)
-    assert whole.files == resumed.files
+    assert uninterrupted.files == resumed.files
     assert (tmp_path / "whole/model.json").read_bytes() == (tmp_path / "broken/model.json").read_bytes()
     other = train(config, cohort, tmp_path / "broken", machine=MACHINE, seed=1, fresh=True)
-    assert other.files != whole.files
+    assert other.files != uninterrupted.files
 
 
-def test_it_does_not_go_on_with_other_features(tmp_path: Path) -> None:
-    cohort, features = made_cohort(tmp_path, 10)
+def test_training_does_not_resume_with_changed_features(tmp_path: Path) -> None:
+    cohort, features = make_cohort(tmp_path, 10)
     config, out = replace(QUICK, features=str(features)), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         train(config, cohort, out, machine=MACHINE, progress=Stopping("member 2"))
-    put(features, "tumor_003", made_slide(77, True))
-    with pytest.raises(ResultsError, match=r"features have changed.* Found tumor_003\. .*--fresh"):
+    write_tiles(features, "tumor_003", make_slide(77, True))
+    with pytest.raises(ResultsError, match=r"the features have changed.* Found tumor_003\. .*--fresh"):
         train(config, cohort, out, machine=MACHINE, resume=True)
     assert train(config, cohort, out, machine=MACHINE, fresh=True).metrics["members"]
 
 
 def test_one_positive_patient_cannot_be_cross_validated(tmp_path: Path) -> None:
-    cohort, features = made_cohort(tmp_path, 8)
+    cohort, features = make_cohort(tmp_path, 8)
     alone = Cohort(tuple(replace(case, label="normal") if n != 1 else case for n, case in enumerate(cohort)))
     config = replace(QUICK, features=str(features), folds=3)
     with pytest.raises(ConfigError, match="all positive cases are in one fold"):
@@ -74,4 +76,4 @@ def test_one_positive_patient_cannot_be_cross_validated(tmp_path: Path) -> None:
     few = replace(config, nested=True, inner_folds=7)
     with pytest.raises(ConfigError, match=r"7 folds need as many patients.*inner_folds=N"):
         train(few, cohort, tmp_path / "nested", machine=MACHINE)
-    assert not list(tmp_path.glob("*/training/fold-*")), "nothing was trained in vain"
+    assert not list(tmp_path.glob("*/training/fold-*")), "no fold was trained before the error"

@@ -1,4 +1,4 @@
-"""Straight from slides: features by the command, a bundle that holds its encoder, a scan of slides alone."""
+"""Tests with slides: extract features, train a bundle that contains its encoder, and scan the slides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MACHINE = {"device": "cpu", "precision": "float32", "channels_last": True, "batc
 
 
 def painted(folder: Path, number: int) -> Case:
-    """Noise; on every other slide one tile of another colour."""
+    """A slide of noise; every second slide has one tile with another colour."""
     rng = np.random.default_rng(number)
     pixels = rng.integers(120, 200, (SIDE, SIDE, 3)).astype(np.uint8)
     tumour = number % 2 == 1
@@ -42,12 +42,12 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 @pytest.fixture(scope="module")
 def features(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("features")
+    folder = tmp_path_factory.mktemp("features")
     extract_features(
-        cohort, place, backbone="lobule:tiny", weights="random", mpp=MPP, tile=TILE, input_px=224,
+        cohort, folder, backbone="lobule:tiny", weights="random", mpp=MPP, tile=TILE, input_px=224,
         tissue=False, machine=MACHINE, dtype="float32",
     )  # fmt: skip
-    return place
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +59,27 @@ def bundle(cohort: Cohort, features: Path, tmp_path_factory: pytest.TempPathFact
     return train(config, cohort, tmp_path_factory.mktemp("bundle"), val=None, machine=machine)
 
 
-def test_slides_give_what_their_stored_features_give(
+def test_scan_of_slides_equals_scan_of_their_stored_features(
     bundle: Bundle, cohort: Cohort, features: Path, tmp_path: Path
 ) -> None:
-    some = Cohort(cohort.cases[:4])
-    ways = {"slides": {}, "stored": {"features": str(features)}}
-    for name, settings in ways.items():
+    subset = Cohort(cohort.cases[:4])
+    settings_by_source = {"slides": {}, "stored": {"features": str(features)}}
+    for name, settings in settings_by_source.items():
         report = scan(
-            bundle.path or "", some, tmp_path / name, machine=MACHINE, tissue=None, settings=settings
+            bundle.path or "", subset, tmp_path / name, machine=MACHINE, tissue=None, settings=settings
         )
         assert dict(report.counts) == {"complete": 4}, report.failed
-    for number, case in enumerate(some):
-        one, other = (open_results(tmp_path / name).case_folder(case.id) for name in ways)
-        assert one.result is not None
-        assert other.result is not None
-        score = one.result["scores"]["tumour"]
-        assert score == pytest.approx(other.result["scores"]["tumour"], abs=1e-4)
+    for number, case in enumerate(subset):
+        scanned, from_features = (
+            open_results(tmp_path / name).case_folder(case.id) for name in settings_by_source
+        )
+        assert scanned.result is not None
+        assert from_features.result is not None
+        score = scanned.result["scores"]["tumour"]
+        assert score == pytest.approx(from_features.result["scores"]["tumour"], abs=1e-4)
         assert (score > 0.5) == (number % 2 == 1)
-        layer, states = one.maps["map"].read()
-        np.testing.assert_allclose(layer, other.maps["map"].read()[0], atol=0.02)
+        layer, states = scanned.maps["map"].read()
+        np.testing.assert_allclose(layer, from_features.maps["map"].read()[0], atol=0.02)
         assert layer.shape == (1, 4, 4)
         assert (states == State.SCORED).all()
         if number % 2:
@@ -87,7 +89,7 @@ def test_slides_give_what_their_stored_features_give(
     assert set(open_results(tmp_path / "stored").case_folder("s0").tables) == {"tiles"}
 
 
-def test_an_encoder_that_was_exchanged_is_noticed(bundle: Bundle, tmp_path: Path) -> None:
+def test_replaced_encoder_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     import shutil
 
     assert bundle.path is not None
@@ -97,5 +99,5 @@ def test_an_encoder_that_was_exchanged_is_noticed(bundle: Bundle, tmp_path: Path
     with pytest.raises(BundleError, match="not the one the bundle was made with"):
         _ = predictor._encoder
     changed = {**bundle.config, "encoding": {**bundle.config["encoding"], "hash": "sha256:0"}}
-    with pytest.raises(BundleError, match="not the one its features came from"):
+    with pytest.raises(BundleError, match="not the one that computed its training features"):
         _ = load(replace(bundle, config=changed))._encoder

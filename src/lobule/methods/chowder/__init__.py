@@ -6,19 +6,20 @@ reaches an AUC of 0.858 on the competition's test slides and 0.903 in cross-vali
 same features land between 0.80 and 0.86, with a spread of about 0.05 between seeds.
 
 Deliberate deviations
-- The bottom scores stand minimum first; published code keeps one descending sort. `bottom="descending"` for
-  weights that expect it.
-- Padding never competes; a bag of fewer than R tiles fills its empty slots with zeros; a bag without tiles
-  has no prediction. Of equal scores the lower tile index is taken.
+- The lowest R scores are sorted in ascending order; published code uses one descending sort. Set
+  `bottom="descending"` for weights that were trained with it.
+- Padding is never selected. A bag of fewer than R tiles fills its empty slots with zeros. A bag without tiles
+  has no prediction. Of equal scores, the tile with the lower index is selected.
 - Scores are computed in float32 even where the rest runs in half precision.
 - A map is drawn only after its orientation is tested, because the sign of a tile score is arbitrary.
-- Tiles lie on a grid over all tissue; up to 1000 a slide are drawn for each member, all of them are scored.
-- With a validation split (or a fifth of the patients, held out) each member keeps the epoch that told it
-  best; the paper trains 30 epochs and keeps the last. `patience=0 --val none` is the paper's way.
+- Tiles form a grid over all tissue. Each member is trained on up to 1000 randomly chosen tiles per slide; a
+  scan scores all tiles.
+- With a validation split (or a held-out fifth of the patients) each member keeps the weights of its best
+  epoch. The paper trains 30 epochs and keeps the last; `patience=0 --val none` does the same.
 
-The models it is compared with learn by the same loop: WELDON, mean and max pooling, gated attention,
-TransMIL, and the later form of CHOWDER by its authors. Each is an entry of `METHODS`, or `--set model=NAME`
-of this one.
+The comparison models are trained by the same loop: WELDON, mean and max pooling, gated attention, TransMIL,
+and the later version of CHOWDER by its authors. Each is an entry of `METHODS`; `--set model=NAME` with the
+method chowder selects the same models.
 """
 
 from lobule.methods.chowder.config import Config
@@ -27,6 +28,6 @@ from lobule.methods.chowder.train import KINDS, train
 from lobule.training.fitting import TrainMachine
 
 SCAN_SETTINGS = ("features",)
-"""What a scan may set: a folder of features to read in place of the slides."""
+"""Settings that a scan accepts. `features` is a folder of stored features, read instead of the slides."""
 
 __all__ = ["KINDS", "SCAN_SETTINGS", "BagPredictor", "Config", "TrainMachine", "load", "train"]

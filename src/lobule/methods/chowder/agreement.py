@@ -1,12 +1,13 @@
-"""How far the members of an ensemble agree, and when their mean says nothing.
+"""How far the members of an ensemble agree, and when their mean score is unreliable.
 
-Members differ only in their seed and their draw of tiles, so what they disagree about is chance. The rules:
+Members differ only in their seed and their random sample of tiles, so their disagreement is chance.
+The rules:
 
 - A score is unstable where the standard deviation of the members' scores is above `UNSTABLE_SD`, or where the
   standard error of their mean is above the standard deviation of the mean scores of the training cases: the
-  case could then be anywhere among them.
+  error is then larger than the differences between cases.
 - An ensemble is unreliable where less than `LEAST_RELIABILITY` of the variance of its scores lies between
-  cases; the rest is chance of the members.
+  cases; the rest is disagreement of the members.
 - A validation set is small where a label has fewer than `LEAST_VALIDATED` cases.
 """
 
@@ -47,11 +48,11 @@ def case_spread(logits: NDArray[Any]) -> dict[str, Any]:
 
 
 def case_note(logits: NDArray[Any], case_sd: float | None) -> str | None:
-    """Say why the mean score of a case says little, or return None where it can be used.
+    """Explain why the mean score of a case is unstable, or return None if it can be used.
 
     Args:
         logits: One logit for each member.
-        case_sd: Standard deviation of the mean scores of the training cases; None where it was not stored.
+        case_sd: Standard deviation of the mean scores of the training cases; None if the bundle lacks it.
     """
     scores = probabilities(logits)
     if len(scores) < 2:
@@ -78,13 +79,15 @@ def ensemble_agreement(logits_of_cases: Sequence[NDArray[Any]]) -> dict[str, Any
     Returns:
         `case_sd`, the standard deviation of the mean scores; `member_sd`, the typical standard deviation of
         the members' scores within a case; `reliability`, the estimated share of the variance of the mean
-        scores that is not chance of the members, from 0 to 1. None where there are too few cases or members.
+        scores that is not disagreement of the members, from 0 to 1. The values are None if there are fewer
+        than two cases or members.
     """
     scores = probabilities(np.stack(logits_of_cases))
     cases, members = scores.shape
     if cases < 2 or members < 2:
         return {"case_sd": None, "member_sd": None, "reliability": None}
-    # a member that scores every case higher changes no ranking, so its own level is no disagreement
+    # A member that scores every case higher does not change the ranking of cases. Therefore the mean level of
+    # each member is removed before the disagreement is measured.
     centred = scores - scores.mean(axis=0)
     between = float(centred.mean(axis=1).var(ddof=1))
     residual = centred - centred.mean(axis=1, keepdims=True)
@@ -98,7 +101,7 @@ def ensemble_agreement(logits_of_cases: Sequence[NDArray[Any]]) -> dict[str, Any
 
 
 def auc_spread(aucs: Sequence[float | None]) -> dict[str, Any] | None:
-    """Summarise the members' validation AUCs; None where nothing was validated."""
+    """Summarise the members' validation AUCs; None if there was no validation."""
     values = np.array([auc for auc in aucs if auc is not None])
     if len(values) == 0:
         return None
@@ -109,11 +112,12 @@ def auc_spread(aucs: Sequence[float | None]) -> dict[str, Any] | None:
 def training_notes(
     agreement: dict[str, Any], spread: dict[str, Any] | None, validation_labels: Sequence[int], members: int
 ) -> list[str]:
-    """Warn about an ensemble whose numbers say little, and about a validation set too small to tell."""
+    """Warn about an unreliable ensemble, and about a validation set that is too small."""
     notes = []
     if members == 1:
         notes.append(
-            "one member: its scores depend on the seed, and by how much is unknown; use --set members=10"
+            "the ensemble has one member: its scores depend on the seed by an unknown amount. "
+            "Use --set members=10"
         )
     reliability = agreement["reliability"]
     if reliability is not None and reliability < LEAST_RELIABILITY:
@@ -131,8 +135,8 @@ def training_notes(
     if validation_labels and min(positive, normal) < LEAST_VALIDATED:
         error = chance_error(positive, normal)
         notes.append(
-            f"the validation set is too small to tell: {positive} positive and {normal} normal cases; an AUC "
-            f"of scores that say nothing has a standard error of {error:.2f} with so few"
+            f"the validation set is too small: with {positive} positive and {normal} normal cases, the AUC "
+            f"of random scores has a standard error of {error:.2f}"
         )
     return notes
 

@@ -1,4 +1,4 @@
-"""Bags: the tiles of each case as features on disk, with the case's label; read in pieces."""
+"""Bags: the stored features of each case's tiles, with the label of the case; read block by block."""
 
 from __future__ import annotations
 
@@ -25,25 +25,28 @@ BLOCK_ROWS = 2048
 
 @dataclass(frozen=True, eq=False)
 class Bag:
-    """One case's tiles. Nothing of them is held but where they lie."""
+    """The tiles of one case. Only their coordinates are in memory; the features are read from disk."""
 
     case: Case
     file: FeatureFile
     label: int
     l0_coords: NDArray[np.int64]
     rows: NDArray[np.int64] | None = None
-    """Rows of the file that belong to the case, where it is a region of a slide; None is all."""
+    """Rows of the file that belong to the case if it is a region of a slide; None means all rows."""
 
     def __len__(self) -> int:
         return len(self.l0_coords)
 
     def identity(self) -> list[Any]:
-        """What changes when its features do: what Lobule's files were made of, the bytes of others."""
-        made_of = self.file.source or fingerprint(self.file.path)
-        return [self.file.hash, made_of, len(self)]
+        """Values that change when the features change.
+
+        Files of Lobule store the fingerprint of their slide; of other files, the content is fingerprinted.
+        """
+        content_fingerprint = self.file.source or fingerprint(self.file.path)
+        return [self.file.hash, content_fingerprint, len(self)]
 
     def blocks(self) -> Iterator[Tensor]:
-        """The features in order, some tiles at a time."""
+        """Yield the features in the order of the tiles, block by block."""
         if self.rows is None:
             for _, block in self.file.blocks(BLOCK_ROWS):
                 yield torch.from_numpy(block)
@@ -52,26 +55,29 @@ class Bag:
             yield torch.from_numpy(self.file.take(self.rows[start : start + BLOCK_ROWS]))
 
     def take(self, tiles: NDArray[np.int64]) -> Tensor:
-        """The features of some tiles, in their order."""
+        """The features of the tiles with these indices, in the order of the indices."""
         return torch.from_numpy(self.file.take(tiles if self.rows is None else self.rows[tiles]))
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """Bags that can be trained on, and why the others cannot."""
+class LabelledBags:
+    """Bags with labels, and the reasons why other cases have none."""
 
     bags: tuple[Bag, ...]
     failures: dict[str, str]
     notes: tuple[str, ...]
 
 
-def gather(cohort: Cohort, folder: FeatureFolder, positive: Sequence[str] = ()) -> Gathered:
-    """The bag of every labelled case. What is missing, empty, half-written or no number costs its case alone.
+def gather(cohort: Cohort, folder: FeatureFolder, positive: Sequence[str] = ()) -> LabelledBags:
+    """Return the bag of every labelled case.
 
-    Features of another backbone, or of another length, are refused altogether.
+    A case whose features are missing, empty, incomplete or not finite is left out and listed in `failures`.
+
+    Raises:
+        ConfigError: The features come from several encoders or have different lengths.
     """
-    bags, lost, unlabelled = [], {}, 0
-    read: dict[Path, DamagedFile | None] = {}
+    bags, failures, unlabelled = [], {}, 0
+    damage_by_path: dict[Path, DamagedFile | None] = {}
     for case in cohort:
         if case.label is None:
             unlabelled += 1
@@ -79,35 +85,35 @@ def gather(cohort: Cohort, folder: FeatureFolder, positive: Sequence[str] = ()) 
         label = label_of(case, positive)
         try:
             bag = bag_of(case, folder, label)
-            _refuse_unreadable(bag.file, read)
+            _refuse_unreadable(bag.file, damage_by_path)
         except CaseError as error:
-            lost[case.id] = str(error)
+            failures[case.id] = str(error)
             continue
         if len(bag) == 0:
-            lost[case.id] = "no tissue: it has no tile"
+            failures[case.id] = "no tissue: its feature file contains no tile"
             continue
         bags.append(bag)
     refuse_mixed(bags)
-    notes = [f"{unlabelled} cases have no label and take no part"] if unlabelled else []
-    return Gathered(tuple(bags), lost, (*notes, *_both_labels(bags)))
+    notes = [f"{unlabelled} cases have no label and are not used"] if unlabelled else []
+    return LabelledBags(tuple(bags), failures, (*notes, *_both_labels(bags)))
 
 
-def _refuse_unreadable(file: FeatureFile, read: dict[Path, DamagedFile | None]) -> None:
-    """Read a file through, once: better now than a training that ends in its last epoch."""
-    if file.path not in read:
-        read[file.path] = None
+def _refuse_unreadable(file: FeatureFile, damage_by_path: dict[Path, DamagedFile | None]) -> None:
+    """Read a whole file once, so that damage is reported before the training and not in its last epoch."""
+    if file.path not in damage_by_path:
+        damage_by_path[file.path] = None
         try:
             for _ in file.blocks():
                 pass
         except DamagedFile as error:
-            read[file.path] = error
-    damage = read[file.path]
+            damage_by_path[file.path] = error
+    damage = damage_by_path[file.path]
     if damage is not None:
         raise damage
 
 
 def bag_of(case: Case, folder: FeatureFolder, label: int = 0) -> Bag:
-    """The bag of a case; of a region, the tiles of its slide whose centre lies in it."""
+    """The bag of a case; for a region, the tiles of its slide whose centre lies in the region."""
     file = folder.find(case)
     _refuse_other_slide(case, file)
     coords = file.l0_coords(case.mpp)
@@ -118,9 +124,9 @@ def bag_of(case: Case, folder: FeatureFolder, label: int = 0) -> Bag:
         return Bag(case, file, label, coords)
     if side is None:
         raise DamagedFile(
-            "the file does not say how large its tiles are, so no region can be cut out of it",
+            "the feature file does not state the size of its tiles, so the tiles of a region are unknown",
             subject=file.path,
-            remedy="Keep the file of coordinates (`patches/`) beside it",
+            remedy="Keep the folder `patches/` with the coordinates file beside it",
         )
     centre = coords + side / 2
     box = case.l0_box
@@ -130,64 +136,65 @@ def bag_of(case: Case, folder: FeatureFolder, label: int = 0) -> Bag:
 
 
 def _all_touch(box: Box, coords: NDArray[np.int64], side: float | None) -> bool:
-    """Whether a file under a region's name is the region's own: a slide's may have the same name."""
+    """Whether all tiles of a file touch the region: if so, the file is of the region, not of a slide."""
     if side is None:
         return True
     return bool(((coords + side > (box.x, box.y)) & (coords < (box.right, box.bottom))).all())
 
 
 def _refuse_other_slide(case: Case, file: FeatureFile) -> None:
-    """Refuse features that were made of another slide of that name, where the slide is at hand to ask."""
+    """Refuse features of another slide with the same name; skipped if the slide is not on this machine."""
     path = case.path
     if file.source is None or path is None or is_url(path) or not Path(path).exists():
         return
     if not same_slide(path, file.source):
         raise DamagedFile(
-            "features of another slide of that name, or of the slide before it was changed",
+            "features of another slide with this name, or of an earlier version of the slide",
             subject=file.path,
-            expected=f"those of {path}, {slide_fingerprint(path)[:23]}…",
-            actual=f"those of a slide with {file.source[:23]}…",
-            remedy="Extract the features of this slide again, to a folder of its cohort",
+            expected=f"features of {path} with fingerprint {slide_fingerprint(path)[:23]}…",
+            actual=f"features of a slide with fingerprint {file.source[:23]}…",
+            remedy="Extract the features of this slide again, to a separate folder for this cohort",
         )
 
 
 def label_of(case: Case, positive: Sequence[str] = ()) -> int:
-    """1 for a positive case, by the labels that were named or by what its label means."""
+    """1 for a positive case and 0 otherwise, by the list `positive` or else by the meaning of the label."""
     assert case.label is not None
     if positive:
         return int(plain(case.label) in set(map(plain, positive)))
-    meant = polarity(case.label)
-    if meant is None:
+    is_positive = polarity(case.label)
+    if is_positive is None:
         raise UsageError(
-            f"it is not plain whether the label '{case.label}' is positive",
+            f"cannot tell whether the label '{case.label}' is positive",
             subject=case.id,
             remedy="Name the positive labels with --set positive=LABEL,LABEL",
         )
-    return int(meant)
+    return int(is_positive)
 
 
 def refuse_mixed(bags: Sequence[Bag]) -> None:
-    """Refuse features of more than one backbone: their numbers mean different things."""
+    """Refuse features of more than one encoder, because their features are not comparable."""
     kinds: dict[tuple[int, str | None, str | None], Bag] = {}
     for bag in bags:
         kinds.setdefault((bag.file.dim, bag.file.encoder, bag.file.hash), bag)
     if len(kinds) > 1:
-        (first, one), (second, other) = list(kinds.items())[:2]
+        (first_kind, first_bag), (second_kind, second_bag) = list(kinds.items())[:2]
         raise ConfigError(
-            "features of two kinds in one cohort",
-            subject=other.file.path,
-            expected=f"{first[0]} numbers of {first[1] or 'an unnamed encoder'}, as in {one.file.path.name}",
-            actual=f"{second[0]} numbers of {second[1] or 'an unnamed encoder'}",
+            "the cohort has features of two kinds",
+            subject=second_bag.file.path,
+            expected=f"{first_kind[0]} numbers of {first_kind[1] or 'an unnamed encoder'}, "
+            f"as in {first_bag.file.path.name}",
+            actual=f"{second_kind[0]} numbers of {second_kind[1] or 'an unnamed encoder'}",
             remedy="Extract all features with one backbone",
         )
 
 
-def refuse_one_class(bags: Sequence[Bag], what: str) -> None:
+def refuse_one_class(bags: Sequence[Bag], purpose: str) -> None:
     labels = {bag.label for bag in bags}
     if len(labels) < 2:
-        found = "no cases" if not labels else "positive cases alone" if 1 in labels else "normal cases alone"
+        actual = "no cases" if not labels else "only positive cases" if 1 in labels else "only normal cases"
         raise UsageError(
-            f"{what} needs cases of both labels", actual=found, remedy="Check the cohort's label column"
+            f"{purpose} needs cases of both labels", actual=actual, remedy="Check the cohort's label column"
         )
 
 
@@ -195,8 +202,10 @@ def _both_labels(bags: Sequence[Bag]) -> list[str]:
     labels: dict[str, set[int]] = {}
     for bag in bags:
         labels.setdefault(bag.case.patient, set()).add(bag.label)
-    both = sorted(patient for patient, found in labels.items() if len(found) > 1)
+    both = sorted(patient for patient, patient_labels in labels.items() if len(patient_labels) > 1)
     if not both:
         return []
-    named = ", ".join(both[:5]) + (" …" if len(both) > 5 else "")
-    return [f"{len(both)} patients have cases of both labels ({named}); each stays on one side of a split"]
+    names = ", ".join(both[:5]) + (" …" if len(both) > 5 else "")
+    return [
+        f"{len(both)} patients have cases of both labels ({names}); all cases of a patient stay in one split"
+    ]

@@ -1,4 +1,4 @@
-"""What is reported with every model: its AUC, where its tiles are right, and whether they decide."""
+"""Checks reported with every model: slide AUC, tile AUC, and whether the highest tiles decide the score."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from torch import Tensor
 from lobule.annotations import in_tumour, read_annotation
 from lobule.errors import LobuleError
 from lobule.methods.chowder.bags import Bag
-from lobule.methods.chowder.ensemble import Ensemble, Localisation, Told
+from lobule.methods.chowder.ensemble import BagScores, Ensemble, Localisation
 
 REMOVED_SHARE = 0.1
-"""Of a bag's tiles: what the counterfactual check takes away, the highest first; at least R."""
-CHECKED = 20
-"""Positive bags at most that the counterfactual check looks at."""
+"""Share of a bag's tiles that the counterfactual check removes, highest first; at least R tiles."""
+MAX_CHECKED_BAGS = 20
+"""The counterfactual check uses at most this many positive bags."""
 
 
-def auc_of(judged: Sequence[tuple[Bag, Told]]) -> float | None:
-    """The area under the ROC curve of the slides' probabilities; None with one label alone."""
-    labels = [bag.label for bag, _ in judged]
+def auc_of(scored_bags: Sequence[tuple[Bag, BagScores]]) -> float | None:
+    """The area under the ROC curve of the slides' probabilities; None if all slides have the same label."""
+    labels = [bag.label for bag, _ in scored_bags]
     if len(set(labels)) < 2:
         return None
-    return float(roc_auc_score(labels, [told.probability for _, told in judged]))
+    return float(roc_auc_score(labels, [scores.probability for _, scores in scored_bags]))
 
 
 def tile_auc(values: NDArray[Any], inside: NDArray[np.bool_]) -> float | None:
-    """How well values tell the tiles inside the outlines from the others of the same slide."""
+    """How well the values separate the tiles inside the outlines from the other tiles of the slide."""
     if inside.all() or not inside.any():
         return None
     return float(roc_auc_score(inside, values))
 
 
 def tiles_in_outlines(bag: Bag) -> NDArray[np.bool_] | None:
-    """Which tiles have their centre in a tumour outline; None where the case has none that can be used."""
+    """Which tiles have their centre in a tumour outline; None without an annotation or a known tile size."""
     side = bag.file.l0_side(bag.case.mpp)
     if bag.case.annotation is None or side is None:
         return None
@@ -47,11 +47,11 @@ def tiles_in_outlines(bag: Bag) -> NDArray[np.bool_] | None:
 
 
 def localisation_metrics(
-    judged: Sequence[tuple[Bag, Told]], localisation: Localisation
+    scored_bags: Sequence[tuple[Bag, BagScores]], localisation: Localisation
 ) -> dict[str, Any] | None:
-    """Tile AUC inside the positive slides that have outlines; None where there are none."""
-    found, skipped = [], 0
-    for bag, told in judged:
+    """Tile AUC within the positive slides that have outlines; None if no slide has any."""
+    tile_aucs, skipped = [], 0
+    for bag, scores in scored_bags:
         if not bag.label:
             continue
         try:
@@ -59,41 +59,53 @@ def localisation_metrics(
         except LobuleError:
             skipped += 1
             continue
-        auc = None if inside is None else tile_auc(localisation.values(told.evidence), inside)
+        auc = None if inside is None else tile_auc(localisation.values(scores.evidence), inside)
         if auc is not None:
-            found.append(auc)
-    if not found:
+            tile_aucs.append(auc)
+    if not tile_aucs:
         return None
-    return {"tile_auc": float(np.mean(found)), "slides": len(found), "lowest": min(found), "skipped": skipped}
+    return {
+        "tile_auc": float(np.mean(tile_aucs)),
+        "slides": len(tile_aucs),
+        "lowest": min(tile_aucs),
+        "skipped": skipped,
+    }
 
 
 def counterfactual(
-    ensemble: Ensemble, localisation: Localisation, judged: Sequence[tuple[Bag, Told]], seed: int = 0
+    ensemble: Ensemble,
+    localisation: Localisation,
+    scored_bags: Sequence[tuple[Bag, BagScores]],
+    seed: int = 0,
 ) -> dict[str, Any] | None:
-    """Does the score fall without the highest tiles, and rise where they are put into a normal bag?
+    """Test whether the score falls without the highest tiles, and rises if they are added to a normal bag.
 
-    Changes are of the mean logit. `random` takes away as many tiles by lot, for comparison.
+    The changes are those of the mean logit. For comparison, `random` removes as many tiles at random.
     """
-    positive = [(bag, told) for bag, told in judged if bag.label == 1][:CHECKED]
-    normal = [(bag, told) for bag, told in judged if bag.label == 0]
+    positive = [(bag, scores) for bag, scores in scored_bags if bag.label == 1][:MAX_CHECKED_BAGS]
+    normal = [(bag, scores) for bag, scores in scored_bags if bag.label == 0]
     if not positive or not normal:
         return None
     rng = np.random.default_rng([seed, 0xC0F])
     removed, random, inserted = [], [], []
-    for number, (bag, told) in enumerate(positive):
-        values = localisation.values(told.evidence)
-        count = min(len(bag) - 1, max(ensemble.config.own("r"), round(REMOVED_SHARE * len(bag))))
+    for number, (bag, scores) in enumerate(positive):
+        values = localisation.values(scores.evidence)
+        count = min(len(bag) - 1, max(ensemble.config.setting("r"), round(REMOVED_SHARE * len(bag))))
         if count < 1:
             continue
         order = np.argsort(-values, kind="stable")
         outputs = ensemble.outputs(bag.blocks())
-        before = told.logits.mean()
-        removed.append(_mean_logit(ensemble, _kept(outputs, order[count:])) - before)
-        random.append(_mean_logit(ensemble, _kept(outputs, rng.permutation(len(bag))[count:])) - before)
-        host, said = normal[number % len(normal)]
-        top = _kept(outputs, order[:count])
-        both = [torch.cat(pair) for pair in zip(ensemble.outputs(host.blocks()), top, strict=True)]
-        inserted.append(_mean_logit(ensemble, both) - said.logits.mean())
+        before = scores.logits.mean()
+        removed.append(_mean_logit(ensemble, _select_tiles(outputs, order[count:])) - before)
+        random.append(
+            _mean_logit(ensemble, _select_tiles(outputs, rng.permutation(len(bag))[count:])) - before
+        )
+        normal_bag, normal_scores = normal[number % len(normal)]
+        top_outputs = _select_tiles(outputs, order[:count])
+        combined = [
+            torch.cat(pair) for pair in zip(ensemble.outputs(normal_bag.blocks()), top_outputs, strict=True)
+        ]
+        inserted.append(_mean_logit(ensemble, combined) - normal_scores.logits.mean())
     if not removed:
         return None
     return {
@@ -104,10 +116,10 @@ def counterfactual(
     }
 
 
-def _kept(outputs: Sequence[Tensor], tiles: NDArray[np.int64]) -> list[Tensor]:
+def _select_tiles(outputs: Sequence[Tensor], tiles: NDArray[np.int64]) -> list[Tensor]:
     index = torch.from_numpy(np.sort(tiles))
-    return [one[index] for one in outputs]
+    return [output[index] for output in outputs]
 
 
 def _mean_logit(ensemble: Ensemble, outputs: Sequence[Tensor]) -> float:
-    return float(ensemble.of_outputs(outputs).logits.mean())
+    return float(ensemble.score_outputs(outputs).logits.mean())

@@ -1,4 +1,4 @@
-"""The later form of CHOWDER by its authors (2023): a tile scorer with a hidden layer, ten of each end."""
+"""The later form of CHOWDER by its authors (2023): a hidden layer for tile scores, and R = 10."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ __all__ = ["KINDS", "SCAN_SETTINGS", "Config", "TrainMachine", "load", "train"]
 
 @dataclass(frozen=True)
 class Config(BagConfig):
-    """The settings of every bag model, with this one chosen."""
+    """The settings shared by all bag models, with this model as the default."""
 
     model: str = "modern"

@@ -1,4 +1,4 @@
-"""An ensemble of bag models: what its members say of a bag, oriented, calibrated and averaged."""
+"""An ensemble of bag models: it scores bags; tile scores are oriented, calibrated and averaged."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
-    """What every member says of one bag."""
+class BagScores:
+    """The scores of one bag by every member."""
 
     logits: Floats
-    """(members,); NaN for a bag without a tile."""
+    """Shape (members,); NaN for a bag without tiles."""
     evidence: NDArray[np.float32]
-    """(members, tiles), not yet oriented."""
+    """Tile scores of shape (members, tiles), not yet oriented."""
 
     @property
     def probability(self) -> float:
@@ -44,27 +44,27 @@ class Told:
 
 @dataclass(frozen=True, eq=False)
 class Localisation:
-    """How evidence becomes a map."""
+    """How tile scores are converted to a map."""
 
     orientations: tuple[Orientation, ...]
     calibrations: tuple[Calibration, ...]
     cut: float
-    """The value above which a tile is a finding."""
+    """A tile with a value above this is part of a finding."""
     auc: float | None
-    """Of the slides' highest evidence, on the slides named by `judged_on`."""
+    """AUC of the slides' highest tile scores, on the slides named by `judged_on`."""
     judged_on: str
     refused: str | None = None
-    """Why no map is drawn."""
+    """The reason why no map is drawn; None if maps are drawn."""
 
     def values(self, evidence: NDArray[np.float32]) -> Floats:
-        """The value of each tile: the share of normal tiles that are not above it, averaged over members."""
+        """The share of normal tiles that do not score higher than each tile, averaged over members."""
         return mean_value(list(evidence), self.orientations, self.calibrations)
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {
-            "signs": [one.sign for one in self.orientations],
-            "auc_top": [round(one.auc_top, 4) for one in self.orientations],
-            "auc_bottom": [round(one.auc_bottom, 4) for one in self.orientations],
+            "signs": [orientation.sign for orientation in self.orientations],
+            "auc_top": [round(orientation.auc_top, 4) for orientation in self.orientations],
+            "auc_bottom": [round(orientation.auc_bottom, 4) for orientation in self.orientations],
             "cut": self.cut,
             "auc": self.auc,
             "judged_on": self.judged_on,
@@ -74,7 +74,7 @@ class Localisation:
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """The fitted members of one config."""
+    """The trained members of one config."""
 
     config: Config
     members: tuple[Standardised, ...]
@@ -88,57 +88,72 @@ class Ensemble:
         return self.members[0].model.in_pieces
 
     def outputs(self, blocks: Iterable[Tensor]) -> list[Tensor]:
-        """What each member's bag needs of every tile, (tiles, k), the tiles read in pieces."""
-        found: list[list[Tensor]] = [[] for _ in self.members]
+        """The outputs of each member for every tile, shape (tiles, k), computed block by block."""
+        outputs_of_members: list[list[Tensor]] = [[] for _ in self.members]
         with torch.inference_mode():
             for block in blocks:
-                for member, outputs in zip(self.members, found, strict=True):
+                for member, outputs in zip(self.members, outputs_of_members, strict=True):
                     outputs.append(member.of_tiles(block.to(member.mean)))
             width = self.dim if not self.in_pieces else 1
-            return [torch.cat(parts) if parts else torch.zeros(0, width) for parts in found]
+            return [torch.cat(chunks) if chunks else torch.zeros(0, width) for chunks in outputs_of_members]
 
-    def of_outputs(self, outputs: Sequence[Tensor]) -> Told:
+    def score_outputs(self, outputs: Sequence[Tensor]) -> BagScores:
         logits, evidence = [], []
         with torch.inference_mode():
             for member, tiles in zip(self.members, outputs, strict=True):
-                found = member.model.of_outputs(tiles.to(member.mean.device))
-                logits.append(float(found["logit"][0]))
-                evidence.append(found["evidence"][0].float().cpu().numpy())
-        return Told(np.array(logits), np.stack(evidence).astype(np.float32))
+                result = member.model.of_outputs(tiles.to(member.mean.device))
+                logits.append(float(result["logit"][0]))
+                evidence.append(result["evidence"][0].float().cpu().numpy())
+        return BagScores(np.array(logits), np.stack(evidence).astype(np.float32))
 
-    def tell(self, blocks: Iterable[Tensor]) -> Told:
-        """What the members say of a bag, whatever its size."""
+    def score_bag(self, blocks: Iterable[Tensor]) -> BagScores:
+        """Score a bag of any size with every member."""
         if self.in_pieces:
-            return self.of_outputs(self.outputs(blocks))
-        whole = torch.cat([block.float() for block in blocks])
-        one_by_one = (Ensemble(self.config, (member,)) for member in self.members)
-        told = [one.of_outputs(one.outputs([whole])) for one in one_by_one]
-        return Told(np.concatenate([t.logits for t in told]), np.concatenate([t.evidence for t in told]))
+            return self.score_outputs(self.outputs(blocks))
+        features = torch.cat([block.float() for block in blocks])
+        single_ensembles = (Ensemble(self.config, (member,)) for member in self.members)
+        scores_of_members = [
+            ensemble.score_outputs(ensemble.outputs([features])) for ensemble in single_ensembles
+        ]
+        return BagScores(
+            np.concatenate([scores.logits for scores in scores_of_members]),
+            np.concatenate([scores.evidence for scores in scores_of_members]),
+        )
 
 
 def localise(
-    config: Config, train: Sequence[tuple[Bag, Told]], judged: Sequence[tuple[Bag, Told]], judged_on: str
+    config: Config,
+    train_bags: Sequence[tuple[Bag, BagScores]],
+    check_bags: Sequence[tuple[Bag, BagScores]],
+    judged_on: str,
 ) -> Localisation:
-    """Orient and calibrate each member on the training bags; judge on others whether a map may be drawn."""
-    r = config.own("r")
-    labels = [bag.label for bag, _ in train]
+    """Orient and calibrate each member on the training bags; decide on `check_bags` if maps may be drawn."""
+    r = config.setting("r")
+    labels = [bag.label for bag, _ in train_bags]
     orientations, calibrations = [], []
-    for member in range(len(train[0][1].evidence)):
-        scores = [told.evidence[member] for _, told in train]
-        orientation = orient(scores, labels, r)
-        normal = [orientation.evidence(s) for s, label in zip(scores, labels, strict=True) if not label]
+    for member in range(len(train_bags[0][1].evidence)):
+        tile_scores = [scores.evidence[member] for _, scores in train_bags]
+        orientation = orient(tile_scores, labels, r)
+        normal = [
+            orientation.evidence(slide_scores)
+            for slide_scores, label in zip(tile_scores, labels, strict=True)
+            if not label
+        ]
         orientations.append(orientation)
         calibrations.append(Calibration.of(normal))
-    made = Localisation(tuple(orientations), tuple(calibrations), 1.0, None, judged_on)
-    normal_values = np.concatenate([made.values(told.evidence) for bag, told in train if not bag.label])
+    localisation = Localisation(tuple(orientations), tuple(calibrations), 1.0, None, judged_on)
+    normal_values = np.concatenate(
+        [localisation.values(scores.evidence) for bag, scores in train_bags if not bag.label]
+    )
     cut = float(np.quantile(normal_values, config.threshold, method="higher"))
-    # a map holds float32, and where many normal tiles share the highest value a tile must be able to be above
+    # A map stores float32. If many normal tiles share the highest value, the cut must stay below the highest
+    # value that a tile can reach.
     top = np.float32(calibrations[0].tiles / (calibrations[0].tiles + 1.0))
     cut = float(min(np.float32(cut), np.nextafter(top, np.float32(0))))
     auc, refused = None, None
     try:
-        evidence = [slide_evidence(made.values(told.evidence), r) for _, told in judged]
-        auc = check_drawable(evidence, [bag.label for bag, _ in judged])
+        evidence = [slide_evidence(localisation.values(scores.evidence), r) for _, scores in check_bags]
+        auc = check_drawable(evidence, [bag.label for bag, _ in check_bags])
     except (ModelError, UsageError) as error:
         refused = str(error)
     return Localisation(tuple(orientations), tuple(calibrations), cut, auc, judged_on, refused)
@@ -148,17 +163,17 @@ def localise(
 
 
 def to_tensors(ensemble: Ensemble, localisation: Localisation | None) -> dict[str, Tensor]:
-    """Everything that is numbers, by names that `of_tensors` takes back."""
-    found = {
+    """All tensors of a bundle, with the names that `members_of` and `localisation_of` read."""
+    tensors = {
         f"member-{number}/{name}": value
         for number, member in enumerate(ensemble.members)
         for name, value in member.state_dict().items()
     }
-    for number, one in enumerate(() if localisation is None else localisation.calibrations):
-        found[f"calibration-{number}/evidence"] = torch.from_numpy(one.normal_evidence)
-        found[f"calibration-{number}/not_above"] = torch.from_numpy(one.not_above)
-        found[f"calibration-{number}/tiles"] = torch.tensor(one.tiles)
-    return found
+    for number, calibration in enumerate(() if localisation is None else localisation.calibrations):
+        tensors[f"calibration-{number}/evidence"] = torch.from_numpy(calibration.normal_evidence)
+        tensors[f"calibration-{number}/not_above"] = torch.from_numpy(calibration.not_above)
+        tensors[f"calibration-{number}/tiles"] = torch.tensor(calibration.tiles)
+    return tensors
 
 
 def members_of(config: Config, dim: int, tensors: Mapping[str, Tensor]) -> Ensemble:
@@ -169,32 +184,36 @@ def members_of(config: Config, dim: int, tensors: Mapping[str, Tensor]) -> Ensem
         try:
             member.load_state_dict(_under(tensors, f"member-{number}/"))
         except RuntimeError as error:
-            raise BundleError("the weights do not fit the bag model", actual=str(error)) from error
+            raise BundleError(
+                "the weights do not fit the bag model of the config", actual=str(error)
+            ) from error
         members.append(member.eval().requires_grad_(False))
     if not members:
-        raise BundleError("the bundle holds no member", expected="weights of at least one bag model")
+        raise BundleError("the bundle contains no member", expected="weights of at least one bag model")
     return Ensemble(config, tuple(members))
 
 
-def localisation_of(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Localisation:
+def localisation_of(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Localisation:
     try:
         orientations = tuple(
             Orientation(int(sign), float(top), float(bottom))
-            for sign, top, bottom in zip(facts["signs"], facts["auc_top"], facts["auc_bottom"], strict=True)
+            for sign, top, bottom in zip(
+                description["signs"], description["auc_top"], description["auc_bottom"], strict=True
+            )
         )
         calibrations = []
         for number in range(len(orientations)):
-            one = _under(tensors, f"calibration-{number}/")
+            arrays = _under(tensors, f"calibration-{number}/")
             calibrations.append(
-                Calibration(one["evidence"].numpy(), one["not_above"].numpy(), int(one["tiles"]))
+                Calibration(arrays["evidence"].numpy(), arrays["not_above"].numpy(), int(arrays["tiles"]))
             )
         return Localisation(
             orientations,
             tuple(calibrations),
-            facts["cut"],
-            facts["auc"],
-            facts["judged_on"],
-            facts["refused"],
+            description["cut"],
+            description["auc"],
+            description["judged_on"],
+            description["refused"],
         )
     except LobuleError:
         raise

@@ -1,4 +1,4 @@
-"""Max pooling: a slide is its highest tile."""
+"""Max pooling: the score of a slide is the highest score of its tiles."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ __all__ = ["KINDS", "SCAN_SETTINGS", "Config", "TrainMachine", "load", "train"]
 
 @dataclass(frozen=True)
 class Config(BagConfig):
-    """The settings of every bag model, with this one chosen."""
+    """The settings shared by all bag models, with this model as the default."""
 
     model: str = "max"

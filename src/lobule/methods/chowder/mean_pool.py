@@ -1,4 +1,4 @@
-"""Mean pooling with logistic regression: the baseline that knows no tile."""
+"""Mean pooling with logistic regression: a baseline that does not look at single tiles."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ __all__ = ["KINDS", "SCAN_SETTINGS", "Config", "TrainMachine", "load", "train"]
 
 @dataclass(frozen=True)
 class Config(BagConfig):
-    """The settings of every bag model, with this one chosen."""
+    """The settings shared by all bag models, with this model as the default."""
 
     model: str = "mean"

@@ -1,4 +1,4 @@
-"""Which end of the tile scores is tumour, and what a score is worth: before any map is drawn."""
+"""Orientation and calibration of tile scores: which sign means tumour, and how unusual a score is."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sklearn.metrics import roc_auc_score
 from lobule.errors import ModelError, UsageError
 
 LEAST_AUC = 0.6
-"""Below this on validation slides, tile scores say nothing and no map is drawn."""
+"""If the AUC on validation slides is lower than this, no map is drawn."""
 
-MOST_KEPT = 20_000
-"""Evidences that a calibration keeps: between them a value is at most 0.0001 too low."""
+MAX_STORED = 20_000
+"""Number of normal tile scores that a calibration stores; a value is then at most 0.0001 too low."""
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """The sign that turns tile scores into evidence of tumour, and the two AUCs that decided it."""
+    """The sign that converts tile scores to evidence of tumour, and the two AUCs that decided it."""
 
     sign: int
     auc_top: float
@@ -32,63 +32,65 @@ class Orientation:
 
 
 def orient(scores_of_slides: Sequence[NDArray[Any]], labels: Sequence[int], r: int) -> Orientation:
-    """Compares the mean of the R highest scores with that of the R lowest, by how they tell tumour slides."""
+    """Choose the sign by comparing how well the R highest and the R lowest scores separate tumour slides."""
     auc_top = _auc(labels, [slide_evidence(scores, r) for scores in scores_of_slides])
     auc_bottom = _auc(labels, [slide_evidence(-scores, r) for scores in scores_of_slides])
     return Orientation(1 if auc_top >= auc_bottom else -1, auc_top, auc_bottom)
 
 
 def slide_evidence(evidence: NDArray[Any], r: int) -> float:
-    """The mean of the R highest tile evidences, or of all where there are fewer; NaN without tiles."""
+    """The mean evidence of the R highest tiles, or of all tiles if there are fewer; NaN without tiles."""
     if evidence.size == 0:
         return float("nan")
     return float(np.sort(evidence.astype(np.float64))[::-1][:r].mean())
 
 
 def check_drawable(evidence_of_slides: Sequence[float], labels: Sequence[int]) -> float:
-    """The validation AUC of the slide evidence; an error where it is too low to draw a map."""
+    """Return the validation AUC of the slide evidence; raise an error if it is too low to draw a map."""
     auc = _auc(labels, evidence_of_slides)
     if auc < LEAST_AUC:
         raise ModelError(
-            "the tile scores do not tell tumour slides from normal ones, so a map of them would mislead",
+            "the tile scores do not separate tumour slides from normal ones, so a map would mislead",
             expected=f"an AUC of at least {LEAST_AUC} on validation slides, by their highest tile scores",
             actual=f"{auc:.3f}",
-            remedy="Use the slide scores alone, or train on more slides or better features",
+            remedy="Use only the slide scores, or train on more slides or better features",
         )
     return auc
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """The evidences of the tiles of normal training slides: what evidence is compared with."""
+    """The evidence of the tiles of normal training slides, with which other tiles are compared."""
 
     normal_evidence: NDArray[np.float64]
-    """Sorted; all of them, or so many that the ranks between are known well enough."""
+    """Sorted evidence of all normal tiles, or of a subset if there are too many."""
     not_above: NDArray[np.int64]
-    """For each, how many of all normal tiles are not above it."""
+    """For each stored value, the number of normal tiles with at most this evidence."""
     tiles: int
-    """All normal tiles."""
+    """The number of all normal tiles."""
 
     @classmethod
-    def of(cls, evidence_of_normal_slides: Sequence[NDArray[Any]], most: int = MOST_KEPT) -> Calibration:
+    def of(
+        cls, evidence_of_normal_slides: Sequence[NDArray[Any]], max_stored: int = MAX_STORED
+    ) -> Calibration:
         if not evidence_of_normal_slides or not sum(len(e) for e in evidence_of_normal_slides):
             raise UsageError(
-                "no tile of a normal slide to calibrate with",
-                remedy="Train with normal slides among the cases",
+                "the normal slides have no tiles, so tile scores cannot be calibrated",
+                remedy="Add normal slides with tissue to the training cases",
             )
-        every = np.sort(np.concatenate(evidence_of_normal_slides).astype(np.float64))
-        kept = every
-        if len(every) > most:
-            # half of what is kept is the upper end, where findings are decided
-            spread = np.linspace(0, len(every) - 1, most - most // 2).astype(np.int64)
-            kept = every[np.union1d(spread, np.arange(len(every) - most // 2, len(every)))]
-        return cls(kept, np.searchsorted(every, kept, side="right"), len(every))
+        evidence = np.sort(np.concatenate(evidence_of_normal_slides).astype(np.float64))
+        stored = evidence
+        if len(evidence) > max_stored:
+            # Half of the stored values are the highest ones, because findings depend on them.
+            spread = np.linspace(0, len(evidence) - 1, max_stored - max_stored // 2).astype(np.int64)
+            stored = evidence[np.union1d(spread, np.arange(len(evidence) - max_stored // 2, len(evidence)))]
+        return cls(stored, np.searchsorted(evidence, stored, side="right"), len(evidence))
 
     def value(self, evidence: NDArray[Any]) -> NDArray[np.float64]:
-        """The share of normal tiles that are not above: 0.99 is higher than 99 % of them."""
+        """The share of normal tiles that do not score higher; at 0.99, 99 % of the normal tiles do not."""
         counts = np.concatenate([[0], self.not_above])
-        place = np.searchsorted(self.normal_evidence, evidence, side="right")
-        share: NDArray[np.float64] = counts[place] / (self.tiles + 1.0)
+        ranks = np.searchsorted(self.normal_evidence, evidence, side="right")
+        share: NDArray[np.float64] = counts[ranks] / (self.tiles + 1.0)
         return share
 
 
@@ -97,7 +99,7 @@ def mean_value(
     orientations: Sequence[Orientation],
     calibrations: Sequence[Calibration],
 ) -> NDArray[np.float64]:
-    """An ensemble's value of each tile: every member oriented and calibrated by itself, then the mean."""
+    """The mean value of each tile over the members, each of which is oriented and calibrated separately."""
     values = [
         calibration.value(orientation.evidence(scores))
         for scores, orientation, calibration in zip(
@@ -110,12 +112,12 @@ def mean_value(
 
 def _auc(labels: Sequence[int], scores: Sequence[float]) -> float:
     """AUC over the slides that have a score."""
-    known = ~np.isnan(scores)
-    kept = np.asarray(labels)[known]
-    if len(np.unique(kept)) < 2:
+    has_score = ~np.isnan(scores)
+    scored_labels = np.asarray(labels)[has_score]
+    if len(np.unique(scored_labels)) < 2:
         raise UsageError(
-            "slides of one label only cannot orient tile scores",
+            "tile scores cannot be oriented with slides of one label",
             expected="tumour and normal slides that have tiles",
-            actual=f"{len(kept)} slides of one label",
+            actual=f"{len(scored_labels)} slides with tiles, all of one label",
         )
-    return float(roc_auc_score(kept, np.asarray(scores)[known]))
+    return float(roc_auc_score(scored_labels, np.asarray(scores)[has_score]))

@@ -1,4 +1,4 @@
-"""CHOWDER for the scanner: features of every tile, what the members say of each, a score and a map."""
+"""The predictor of bag models for the scanner: tile features, tile scores, a slide score and a map."""
 
 from __future__ import annotations
 
@@ -21,8 +21,14 @@ from lobule.grid import MapGrid
 from lobule.methods.chowder.agreement import case_note, case_spread
 from lobule.methods.chowder.bags import bag_of
 from lobule.methods.chowder.config import Config
-from lobule.methods.chowder.ensemble import Ensemble, Localisation, Told, localisation_of, members_of
-from lobule.methods.chowder.sources import FeaturePicture, TileSource, ValuePicture, of_table, stored
+from lobule.methods.chowder.ensemble import BagScores, Ensemble, Localisation, localisation_of, members_of
+from lobule.methods.chowder.sources import (
+    FeaturePicture,
+    TileSource,
+    ValuePicture,
+    stored_tiles,
+    tiles_of_table,
+)
 from lobule.methods.chowder.train import ENCODER
 from lobule.nets.encoders import encoder
 from lobule.results.maps import MapReader
@@ -48,37 +54,35 @@ from lobule.units import Mpp
 TILES, MAP = "tiles", "map"
 NO_TILE = "Nothing was scored: the feature file contains no tile of this case, so it had no tissue."
 BATCH = 256
-"""Tiles that the members look at together, and cells of a map that are written together."""
+"""Number of tiles that the members score at once, and of map cells that are written at once."""
 
 
 class BagPredictor:
-    """A bundle of bag models over slides, or over features made before."""
+    """Scans slides, or features stored before, with a bundle of bag models."""
 
     def __init__(self, bundle: Bundle) -> None:
-        facts = dict(bundle.config)
+        config = dict(bundle.config)
         self._bundle = bundle
         try:
-            self._encoding: Mapping[str, Any] = facts.pop("encoding")
-            self._tiling: Mapping[str, Any] | None = facts.pop("tiling")
-            where = facts.pop("localisation")
+            self._encoding: Mapping[str, Any] = config.pop("encoding")
+            self._tiling: Mapping[str, Any] | None = config.pop("tiling")
+            localisation = config.pop("localisation")
         except KeyError as error:
             raise BundleError(
-                "the bundle lacks a part of its config", subject=bundle.path, actual=repr(error)
+                "the config of the bundle is incomplete", subject=bundle.path, actual=repr(error)
             ) from error
-        self.config = Config.from_dict(facts)
+        self.config = Config.from_dict(config)
         self.classes = self.config.classes
         tensors = bundle.weights()
         self.ensemble: Ensemble = members_of(self.config, int(self._encoding["dim"]), tensors)
-        self.localisation: Localisation = localisation_of(where, tensors)
+        self.localisation: Localisation = localisation_of(localisation, tensors)
         self._folders: dict[str, FeatureFolder] = {}
 
-    # -- what the scanner asks ----------------------------------------------------------------------------
+    # -- the interface of the scanner ---------------------------------------------------------------------
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         if case.path is None:
-            raise ConfigError(
-                "bags are made of slides", subject=case.id, actual=f"a case of kind {case.kind}"
-            )
+            raise ConfigError("bag models scan slides", subject=case.id, actual=f"a case of kind {case.kind}")
         return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
@@ -104,25 +108,25 @@ class BagPredictor:
             table = yield features_pass(case, self._encoder.tiling, self.ensemble.dim)
             assert isinstance(table, TableReader)
             refuse_all_failed(table)
-            source = of_table(table)
+            source = tiles_of_table(table)
         else:
             bag = bag_of(replace(case.case, mpp=_l0_mpp(case)), folder)
-            source = stored(bag, self._encoding["hash"], self._encoding["name"], self.ensemble.dim)
+            source = stored_tiles(bag, self._encoding["hash"], self._encoding["name"], self.ensemble.dim)
         if len(source) == 0:
             notes = () if folder is None else (NO_TILE,)
             return Result({}, notes=notes, scored=False)
         if self.ensemble.in_pieces:
-            found = yield self._tiles_pass(case, source)
-            assert isinstance(found, TableReader)
-            told = self._of_table(found)
+            outputs_table = yield self._tiles_pass(case, source)
+            assert isinstance(outputs_table, TableReader)
+            scores = self._score_table(outputs_table)
         else:
-            told = self.ensemble.tell(source.blocks())
-        result = self._result(told)
-        if (why := self._no_map(source)) is not None:
-            return replace(result, notes=(why, *result.notes))
-        made = yield self._map_pass(case, source, self.localisation.values(told.evidence))
-        assert isinstance(made, MapReader)
-        return replace(result, findings=self._findings(made))
+            scores = self.ensemble.score_bag(source.blocks())
+        result = self._result(scores)
+        if (no_map_reason := self._no_map(source)) is not None:
+            return replace(result, notes=(no_map_reason, *result.notes))
+        map_reader = yield self._map_pass(case, source, self.localisation.values(scores.evidence))
+        assert isinstance(map_reader, MapReader)
+        return replace(result, findings=self._findings(map_reader))
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
         if name == PASS:
@@ -130,32 +134,32 @@ class BagPredictor:
         if name == MAP:
             return {"map": batch.pixels.permute(0, 3, 1, 2)}
         features = batch.pixels.flatten(1).float()
-        return {"outputs": torch.cat([one.of_tiles(features) for one in self.ensemble.members], dim=1)}
+        return {"outputs": torch.cat([member.of_tiles(features) for member in self.ensemble.members], dim=1)}
 
-    # -- how ----------------------------------------------------------------------------------------------
+    # -- implementation -----------------------------------------------------------------------------------
 
     @cached_property
     def _encoder(self) -> TileEncoder:
-        """The encoder in the bundle; its weights are plain tensors."""
+        """The encoder of the bundle; its weights file contains only tensors."""
         if self._tiling is None or ENCODER not in self._bundle.files:
             raise ConfigError(
-                "this bundle holds no encoder, so it cannot scan slides alone",
+                "this bundle contains no encoder, so it cannot scan slides directly",
                 subject=self._bundle.path,
                 remedy="Pass stored features with --set features=DIR",
             )
-        made = encoder(str(self._encoding["name"]), plain_weights(self._bundle.file(ENCODER)))
+        loaded_encoder = encoder(str(self._encoding["name"]), plain_weights(self._bundle.file(ENCODER)))
         tiling = Tiling(**self._tiling)
-        if made.hash_at(tiling.input_px) != self._encoding["hash"]:
+        if loaded_encoder.hash_at(tiling.input_px) != self._encoding["hash"]:
             raise BundleError(
-                "the encoder in the bundle is not the one its features came from",
+                "the encoder in the bundle is not the one that computed its training features",
                 subject=self._bundle.path,
                 expected=str(self._encoding["hash"]),
-                actual=made.hash_at(tiling.input_px),
+                actual=loaded_encoder.hash_at(tiling.input_px),
             )
-        return TileEncoder(made, tiling)
+        return TileEncoder(loaded_encoder, tiling)
 
     def _folder(self, options: ScanOptions) -> FeatureFolder | None:
-        """The folder of features that the scan was given; None where it makes them."""
+        """The folder of features set for the scan; None if the scan computes the features."""
         path = str(options.settings.get("features") or "")
         if not path:
             return None
@@ -164,7 +168,7 @@ class BagPredictor:
         return self._folders[path]
 
     def _tiles_pass(self, case: OpenCase, source: TileSource) -> Pass:
-        """Every tile's features to what each member needs of them."""
+        """The pass that computes the outputs of each member from the features of every tile."""
         slide = case.images["slide"]
         side = max(1, round(source.l0_side or 1))
         boxes = np.concatenate([source.l0_coords, np.full_like(source.l0_coords, side)], axis=1)
@@ -179,28 +183,28 @@ class BagPredictor:
         picture = FeaturePicture(slide.size, source)
         return Pass(TILES, fields, TableSpec(4096), batch=BATCH, sources={"slide": picture})
 
-    def _of_table(self, table: TableReader) -> Told:
+    def _score_table(self, table: TableReader) -> BagScores:
         columns = table.read(["outputs", "state"])
         outputs = torch.from_numpy(columns["outputs"][columns["state"] == State.SCORED])
         width = outputs.shape[1] // len(self.ensemble.members)
-        return self.ensemble.of_outputs(list(outputs.split(width, dim=1)))
+        return self.ensemble.score_outputs(list(outputs.split(width, dim=1)))
 
-    def _result(self, told: Told) -> Result:
-        facts = {"tiles": int(told.evidence.shape[1]), "members": case_spread(told.logits)}
+    def _result(self, scores: BagScores) -> Result:
+        metadata = {"tiles": int(scores.evidence.shape[1]), "members": case_spread(scores.logits)}
         agreement = self._bundle.metrics.get("agreement") or {}
-        note = case_note(told.logits, agreement.get("case_sd"))
+        note = case_note(scores.logits, agreement.get("case_sd"))
         notes = () if note is None else (note,)
-        return Result({self.classes[1]: told.probability}, metadata=facts, notes=notes, scored=True)
+        return Result({self.classes[1]: scores.probability}, metadata=metadata, notes=notes, scored=True)
 
     def _no_map(self, source: TileSource) -> str | None:
         if self.localisation.refused is not None:
             return f"no map is drawn: {self.localisation.refused}"
         if source.l0_side is None:
-            return "no map is drawn: the feature file does not say how large its tiles are"
+            return "no map is drawn: the feature file does not state the size of its tiles"
         return None
 
     def _grid(self, case: OpenCase, source: TileSource) -> MapGrid:
-        """Cells that are the tiles: on the lattice they were read on, or in whole level-0 pixels."""
+        """A grid with one cell per tile, on the lattice of the tiles or else in whole level-0 pixels."""
         slide = case.images["slide"]
         if self._tiling is not None:
             side = int(self._tiling["tile_px"])
@@ -221,34 +225,36 @@ class BagPredictor:
             )
 
         layer = np.zeros((grid.rows, grid.columns), np.float32)
-        known = np.zeros(layer.shape, np.bool_)
-        # tiles of other tools need not lie on one grid: where several share a cell, the highest counts
+        has_tile = np.zeros(layer.shape, np.bool_)
+        # Tiles of other tools may not form a grid. If several share a cell, the highest value is used.
         np.maximum.at(layer, cells(source.l0_coords), values.astype(np.float32))
-        known[cells(source.l0_coords)] = True
+        has_tile[cells(source.l0_coords)] = True
         failed = np.zeros(layer.shape, np.bool_)
         failed[cells(source.failed)] = True
-        failed &= ~known
+        failed &= ~has_tile
         picture = ValuePicture(case.images["slide"].size, layer, failed, grid.stride)
-        wanted = known | failed
-        made = map_pass(MAP, grid, self.classes[1:], wanted, ~wanted, batch=BATCH, sources={"slide": picture})
-        sizes = np.ones((len(made.fields), 2), np.int64)
-        return replace(made, fields=replace(made.fields, sizes=sizes))
+        covered = has_tile | failed
+        values_pass = map_pass(
+            MAP, grid, self.classes[1:], covered, ~covered, batch=BATCH, sources={"slide": picture}
+        )
+        sizes = np.ones((len(values_pass.fields), 2), np.int64)
+        return replace(values_pass, fields=replace(values_pass.fields, sizes=sizes))
 
-    def _findings(self, made: MapReader) -> tuple[Any, ...]:
-        scores, states = made.read()
+    def _findings(self, map_reader: MapReader) -> tuple[Any, ...]:
+        scores, states = map_reader.read()
         layer = np.where(states == State.SCORED, scores[0], np.float32(0))
-        l0, um = made.info.l0_stride, made.info.um_stride
+        l0, um = map_reader.info.l0_stride, map_reader.info.um_stride
         mpp = None if um is None else Mpp(um[0] / l0[0], um[1] / l0[1])
-        found = components(layer, l0, mpp=mpp, threshold=self.localisation.cut, label=self.classes[1])
-        return tuple(sorted(found, key=lambda finding: -finding.score))
+        findings = components(layer, l0, mpp=mpp, threshold=self.localisation.cut, label=self.classes[1])
+        return tuple(sorted(findings, key=lambda finding: -finding.score))
 
 
 def _l0_mpp(case: OpenCase) -> float | None:
-    """µm/px of level 0, for feature files that count in µm."""
+    """µm/px of level 0, for feature files whose coordinates are in µm."""
     mpp = case.images["slide"].lattice(level=0).mpp
     return None if mpp is None else mpp.mean
 
 
 def load(bundle: Bundle, *, trust: bool = False) -> BagPredictor:
-    """A bundle as a predictor; its weights are plain tensors, so `trust` is not needed."""
+    """Load a bundle as a predictor. The weights file contains only tensors, so `trust` has no effect."""
     return BagPredictor(bundle)

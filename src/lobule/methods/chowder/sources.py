@@ -1,4 +1,4 @@
-"""Where a scan finds a bag's features: in the table that it just filled, or in files made before."""
+"""Where a scan reads the features of a bag: from the table of its features pass, or from stored files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from lobule.scanning.tile_features import COLUMN
 from lobule.stitch import State
 
 PIECE_ROWS = 1024
-HELD_PIECES = 4
+CACHED_PIECES = 4
 
 
 @dataclass(frozen=True, eq=False)
 class TileSource:
-    """The tiles of one case: where they lie, and their features piece by piece."""
+    """The tiles of one case: their coordinates, and their features in pieces."""
 
     l0_coords: NDArray[np.int64]
     l0_side: float | None
@@ -46,22 +46,22 @@ class TileSource:
             yield torch.from_numpy(self.piece(int(number))[rows])
 
 
-def of_table(table: TableReader) -> TileSource:
-    """The tiles of a finished features pass; those that failed are known apart."""
-    places = table.read(["state", "l0_x", "l0_y", "l0_width", "l0_height"])
-    if not places:
-        nothing = np.empty(0, np.int64)
+def tiles_of_table(table: TableReader) -> TileSource:
+    """The tiles of a finished features pass; failed tiles are listed separately."""
+    columns = table.read(["state", "l0_x", "l0_y", "l0_width", "l0_height"])
+    if not columns:
+        no_rows = np.empty(0, np.int64)
         corners = np.empty((0, 2), np.int64)
-        return TileSource(corners, None, nothing, nothing, _nothing, corners)
-    scored = places["state"] == State.SCORED
-    corners = np.stack([places["l0_x"], places["l0_y"]], axis=1).astype(np.int64)
+        return TileSource(corners, None, no_rows, no_rows, _nothing, corners)
+    scored = columns["state"] == State.SCORED
+    corners = np.stack([columns["l0_x"], columns["l0_y"]], axis=1).astype(np.int64)
     rows = np.flatnonzero(scored)
     per_part = table.info.part_rows
-    side = float(np.sqrt(places["l0_width"][0] * places["l0_height"][0]))
+    side = float(np.sqrt(columns["l0_width"][0] * columns["l0_height"][0]))
 
     def piece(number: int) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = table.read_part(number, [COLUMN])[COLUMN].astype(np.float32)
-        return found
+        features: NDArray[np.float32] = table.read_part(number, [COLUMN])[COLUMN].astype(np.float32)
+        return features
 
     return TileSource(corners[rows], side, rows // per_part, rows % per_part, piece, corners[~scored])
 
@@ -70,22 +70,22 @@ def _nothing(number: int) -> NDArray[np.float32]:
     return np.empty((0, 0), np.float32)
 
 
-def of_bag(bag: Bag) -> TileSource:
-    """The tiles of a feature file; of a region, its own."""
+def tiles_of_bag(bag: Bag) -> TileSource:
+    """The tiles of a bag, read from its feature file."""
     rows = np.arange(len(bag)) if bag.rows is None else bag.rows
 
     def piece(number: int) -> NDArray[np.float32]:
         start = number * PIECE_ROWS
-        where = slice(start, min(start + PIECE_ROWS, bag.file.count))
-        return np.asarray(bag.file.read(where), np.float32)
+        piece_rows = slice(start, min(start + PIECE_ROWS, bag.file.count))
+        return np.asarray(bag.file.read(piece_rows), np.float32)
 
     side = bag.file.l0_side(bag.case.mpp)
-    nothing = np.empty((0, 2), np.int64)
-    return TileSource(bag.l0_coords, side, rows // PIECE_ROWS, rows % PIECE_ROWS, piece, nothing)
+    no_corners = np.empty((0, 2), np.int64)
+    return TileSource(bag.l0_coords, side, rows // PIECE_ROWS, rows % PIECE_ROWS, piece, no_corners)
 
 
-def stored(case_bag: Bag, hash_: str | None, name: str | None, dim: int) -> TileSource:
-    """A bag's tiles, refused where another backbone made them than the bundle was trained on."""
+def stored_tiles(case_bag: Bag, hash_: str | None, name: str | None, dim: int) -> TileSource:
+    """The tiles of a bag; refused if its features are not from the encoder that the bundle was trained on."""
     file = case_bag.file
     other_hash = hash_ is not None and file.hash is not None and file.hash != hash_
     other_name = file.hash is None and None not in (file.encoder, name) and file.encoder != name
@@ -98,12 +98,16 @@ def stored(case_bag: Bag, hash_: str | None, name: str | None, dim: int) -> Tile
             remedy="Extract features with that backbone, or scan the slides themselves",
         )
     if len(np.unique(case_bag.l0_coords, axis=0)) < len(case_bag):
-        raise DamagedFile("a tile stands in it twice", subject=file.path, remedy="Extract it again")
-    return of_bag(case_bag)
+        raise DamagedFile(
+            "the feature file contains duplicate tile coordinates",
+            subject=file.path,
+            remedy="Extract the features of this slide again",
+        )
+    return tiles_of_bag(case_bag)
 
 
 class _Picture:
-    """What is laid over a slide as an image of level-0 boxes, one value (or vector) a tile."""
+    """Values of tiles, presented to the scanner as an image in the level-0 frame of the slide."""
 
     def __init__(self, size: Size) -> None:
         self.size = size
@@ -111,17 +115,17 @@ class _Picture:
     def lattice(
         self, *, mpp: float | None = None, level: int | None = None, upsample: bool = False
     ) -> Lattice:
-        raise ConfigError("this is read on the lattice of its slide")
+        raise ConfigError("stored tile values have no lattice of their own; use the lattice of the slide")
 
 
 class FeaturePicture(_Picture):
-    """Features as an image whose every box is a tile, one pixel of as many channels as features."""
+    """Features as an image: the box of a tile is one pixel with one channel per feature."""
 
     def __init__(self, size: Size, source: TileSource) -> None:
         super().__init__(size)
         self._source = source
         self._row = {(int(x), int(y)): row for row, (x, y) in enumerate(source.l0_coords)}
-        self._held: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
+        self._cache: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
 
     def read_lattice(self, lattice: Lattice, box: Box) -> Pixels:
@@ -131,16 +135,16 @@ class FeaturePicture(_Picture):
 
     def _piece(self, number: int) -> NDArray[np.float32]:
         with self._lock:
-            if number not in self._held:
-                self._held[number] = self._source.piece(number)
-                if len(self._held) > HELD_PIECES:
-                    self._held.popitem(last=False)
-            self._held.move_to_end(number)
-            return self._held[number]
+            if number not in self._cache:
+                self._cache[number] = self._source.piece(number)
+                if len(self._cache) > CACHED_PIECES:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(number)
+            return self._cache[number]
 
 
 class ValuePicture(_Picture):
-    """The values of a map's cells, known already; a cell whose tile failed fails again."""
+    """The precomputed values of a map's cells; reading a cell whose tile failed raises an error."""
 
     def __init__(self, size: Size, values: NDArray[np.float32], failed: NDArray[np.bool_], cell: int) -> None:
         super().__init__(size)
@@ -149,5 +153,5 @@ class ValuePicture(_Picture):
     def read_lattice(self, lattice: Lattice, box: Box) -> Pixels:
         row, column = box.y // self._cell, box.x // self._cell
         if self._failed[row, column]:
-            raise CaseError("the features of this tile could not be made")
+            raise CaseError("the features of this tile could not be computed")
         return np.full((1, 1, 1), self._values[row, column])

@@ -1,7 +1,7 @@
-"""Training of a bag model on stored features: cross-validation where asked, an ensemble, its localisation.
+"""Training of a bag model on stored features: optional cross-validation, an ensemble, and its localisation.
 
-Everything that a training leaves behind lies in `out`: the bundle, which comes last, and `training/` with a
-folder a member and a file a fold, from which an interrupted training goes on.
+All files are written to `out`. `training/` contains a folder per member and a file per fold, from which an
+interrupted training is resumed. The bundle is written last.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ from lobule.methods.chowder.bags import Bag, gather, refuse_mixed, refuse_one_cl
 from lobule.methods.chowder.checks import auc_of, counterfactual, localisation_metrics
 from lobule.methods.chowder.config import Config
 from lobule.methods.chowder.crossvalidate import cross_validate
-from lobule.methods.chowder.ensemble import Ensemble, Localisation, Told, localise, members_of, to_tensors
+from lobule.methods.chowder.ensemble import (
+    BagScores,
+    Ensemble,
+    Localisation,
+    localise,
+    members_of,
+    to_tensors,
+)
 from lobule.methods.chowder.fit import Fitted, Moments, fit, moments_of
 from lobule.methods.chowder.splits import hold_out
 from lobule.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -39,8 +46,8 @@ log = logging.getLogger("lobule.train")
 KINDS: tuple[Kind, ...] = ("slide", "region")
 ENCODER = "encoder.safetensors"
 OUT_OF_FOLD = "out_of_fold.csv"
-LEARNED_FROM = "features.json"
-"""Of a training: what every bag's features were, so that one that goes on finds the same."""
+FEATURE_IDENTITIES = "features.json"
+"""File in the training folder that identifies the features of every bag; a resumed training compares it."""
 
 
 def train(
@@ -55,30 +62,46 @@ def train(
     machine: TrainMachine | None = None,
     progress: FitProgress | None = None,
 ) -> Bundle:
-    """Train on the stored features of a cohort with one label a case, and write the bundle.
+    """Train on the stored features of a cohort with one label per case, and write the bundle.
 
-    `val` names the split that members stop by and that the map is judged on; without one in the cohort a
-    fifth of the patients is held out, and with None nobody is.
+    Args:
+        config: The settings; `features` is required.
+        cohort: The cases with their labels.
+        out: The folder of the bundle.
+        val: The split for early stopping and for judging the map. If the cohort has no such split, a fifth
+            of the patients is held out; with None there is no validation.
+        seed: Seed of the folds, of the weights and of the sampled tiles.
+        resume: Continue an interrupted training in `out`.
+        fresh: Delete an earlier training in `out` and start again.
+        machine: The device and the limits of this machine.
+        progress: Receives the progress of the training.
+
+    Returns:
+        The bundle as written.
+
+    Raises:
+        ConfigError: No features are set, or the features do not fit together.
+        ResultsError: The features have changed since the interrupted training.
     """
     config = config.resolved()
     if not config.features:
         raise ConfigError(
-            "a bag model is trained on stored features",
-            remedy="Make them with `lobule features COHORT --out DIR`, then pass --set features=DIR",
+            "a bag model is trained on stored features, and none are set",
+            remedy="Extract them with `lobule features COHORT --out DIR`, then pass --set features=DIR",
         )
     folder = open_features(config.features)
     progress = progress or FitProgress()
     progress.stage = "reading features"
-    sides = _sides(cohort, val, seed, folder, config)
-    also = {"seed": seed, "kind": _kind(folder, sides.train)}
-    parts = training_split(cohort, None, seed, KINDS)
-    with begun_training(out, config, parts, also=also, resume=resume, fresh=fresh) as place:
-        _refuse_other_features(place, sides, out)
+    bags = _training_bags(cohort, val, seed, folder, config)
+    identity = {"seed": seed, "kind": _kind(folder, bags.train)}
+    split = training_split(cohort, None, seed, KINDS)
+    with begun_training(out, config, split, also=identity, resume=resume, fresh=fresh) as training_folder:
+        _refuse_other_features(training_folder, bags, out)
         training = _Training(
             config,
-            sides,
+            bags,
             folder,
-            place,
+            training_folder,
             seed,
             (machine or TrainMachine()).resolved(),
             progress,
@@ -87,8 +110,8 @@ def train(
 
 
 @dataclass(frozen=True)
-class Sides:
-    """Who trains, who validates, who left the training for it, and what there is to say."""
+class TrainingBags:
+    """The training and validation bags, the cases without usable features, and notes for the user."""
 
     train: list[Bag]
     val: list[Bag]
@@ -97,37 +120,47 @@ class Sides:
     notes: tuple[str, ...]
 
 
-def _sides(cohort: Cohort, val: str | None, seed: int, folder: FeatureFolder, config: Config) -> Sides:
+def _training_bags(
+    cohort: Cohort, val: str | None, seed: int, folder: FeatureFolder, config: Config
+) -> TrainingBags:
     own_split = bool(val and cohort.split(val))
-    parts = training_split(cohort, val if own_split else None, seed, KINDS)
-    found = gather(parts.train, folder, config.positive)
-    refuse_one_class(found.bags, "training")
+    split = training_split(cohort, val if own_split else None, seed, KINDS)
+    train_cases = gather(split.train, folder, config.positive)
+    refuse_one_class(train_cases.bags, "training")
     if val is None:
-        return Sides(list(found.bags), [], False, found.failures, (*found.notes, *parts.notes))
+        return TrainingBags(
+            list(train_cases.bags), [], False, train_cases.failures, (*train_cases.notes, *split.notes)
+        )
     if not own_split:
-        train_bags, val_bags, note = hold_out(found.bags, seed)
-        return Sides(train_bags, val_bags, bool(val_bags), found.failures, (*found.notes, note))
-    other = gather(parts.val, folder, config.positive)
-    refuse_mixed([*found.bags, *other.bags])
-    notes, lost = (*found.notes, *other.notes), found.failures | other.failures
-    if len({bag.label for bag in other.bags}) < 2:
-        note = "the validation split lacks a label: nothing is validated and the last weights are kept"
-        return Sides(list(found.bags), [], False, lost, (*notes, note))
-    return Sides(list(found.bags), list(other.bags), False, lost, notes)
+        train_bags, val_bags, note = hold_out(train_cases.bags, seed)
+        return TrainingBags(
+            train_bags, val_bags, bool(val_bags), train_cases.failures, (*train_cases.notes, note)
+        )
+    val_cases = gather(split.val, folder, config.positive)
+    refuse_mixed([*train_cases.bags, *val_cases.bags])
+    notes, failures = (*train_cases.notes, *val_cases.notes), train_cases.failures | val_cases.failures
+    if len({bag.label for bag in val_cases.bags}) < 2:
+        note = "the validation split has only one label: there is no validation and the last weights are used"
+        return TrainingBags(list(train_cases.bags), [], False, failures, (*notes, note))
+    return TrainingBags(list(train_cases.bags), list(val_cases.bags), False, failures, notes)
 
 
-def _refuse_other_features(place: Path, sides: Sides, out: str | Path) -> None:
-    """Refuse to go on where features have changed since: members on disk were fitted to what was there."""
-    wanted = {bag.case.id: bag.identity() for bag in (*sides.train, *sides.val)}
-    kept = place / LEARNED_FROM
-    if not kept.exists():
-        write_json(kept, wanted)
+def _refuse_other_features(training_folder: Path, bags: TrainingBags, out: str | Path) -> None:
+    """Refuse to resume if the features have changed: existing members were trained on the old ones."""
+    identities = {bag.case.id: bag.identity() for bag in (*bags.train, *bags.val)}
+    identities_path = training_folder / FEATURE_IDENTITIES
+    if not identities_path.exists():
+        write_json(identities_path, identities)
         return
-    before = read_json(kept)
-    changed = [name for name in {**wanted, **before} if wanted.get(name) != before.get(name)]
+    stored_identities = read_json(identities_path)
+    changed = [
+        name
+        for name in {**identities, **stored_identities}
+        if identities.get(name) != stored_identities.get(name)
+    ]
     if changed:
         raise ResultsError(
-            "features have changed since this training began",
+            "the features have changed since this training started",
             subject=out,
             actual=", ".join(changed[:5]) + (" …" if len(changed) > 5 else ""),
             remedy="Start over with --fresh",
@@ -135,7 +168,7 @@ def _refuse_other_features(place: Path, sides: Sides, out: str | Path) -> None:
 
 
 def _kind(folder: FeatureFolder, bags: Sequence[Bag]) -> dict[str, Any]:
-    """What the features are of, as the bundle and a resumed training must find them again."""
+    """The encoder and the tiling of the features, for the bundle and for comparison at resume."""
     file = bags[0].file
     if folder.manifest is None:
         return {"encoding": {"name": file.encoder, "hash": None, "dim": file.dim}, "tiling": None}
@@ -148,22 +181,27 @@ def _kind(folder: FeatureFolder, bags: Sequence[Bag]) -> dict[str, Any]:
 
 
 class _Training:
-    """One training: its bags, its members and what is found out about them."""
+    """One training: its bags, its members and their metrics."""
 
     def __init__(
         self,
         config: Config,
-        sides: Sides,
+        bags: TrainingBags,
         folder: FeatureFolder,
-        place: Path,
+        training_folder: Path,
         seed: int,
         machine: TrainMachine,
         progress: FitProgress,
     ) -> None:
-        self.config, self.sides, self.folder, self.move_to_device = config, sides, folder, place
+        self.config, self.training_bags, self.folder, self.training_folder = (
+            config,
+            bags,
+            folder,
+            training_folder,
+        )
         self.seed, self.machine, self.progress = seed, machine, progress
-        self.dim = sides.train[0].file.dim
-        self.notes = list(sides.notes)
+        self.dim = bags.train[0].file.dim
+        self.notes = list(bags.notes)
 
     def run(self, out: Path) -> Bundle:
         for note in self.notes:
@@ -172,50 +210,56 @@ class _Training:
         texts: dict[str, str] = {}
         config = self.config
         if config.folds:
-            everyone = self.sides.train + (self.sides.val if self.sides.held_out else [])
-            checked = cross_validate(
-                config, everyone, self.move_to_device, self.seed, self._fitted, self._stage
+            all_bags = self.training_bags.train + (
+                self.training_bags.val if self.training_bags.held_out else []
             )
-            metrics |= checked.metrics
-            texts[OUT_OF_FOLD] = checked.table
-            if checked.chosen is not None:
-                config = replace(config, rate=checked.chosen[0], decay=checked.chosen[1])
+            cross_validation = cross_validate(
+                config, all_bags, self.training_folder, self.seed, self._fit_member, self._stage
+            )
+            metrics |= cross_validation.metrics
+            texts[OUT_OF_FOLD] = cross_validation.table
+            if cross_validation.chosen is not None:
+                config = replace(config, rate=cross_validation.chosen[0], decay=cross_validation.chosen[1])
         ensemble, members = self._members(config)
         self._stage("reading whole bags")
-        told_train = self._told(ensemble, self.sides.train)
-        told_val = self._told(ensemble, self.sides.val)
-        judged, on = (
-            (told_val, "validation cases") if told_val else (told_train, "the training cases themselves")
+        scored_train = self._scored(ensemble, self.training_bags.train)
+        scored_val = self._scored(ensemble, self.training_bags.val)
+        check_bags, check_name = (
+            (scored_val, "validation cases")
+            if scored_val
+            else (scored_train, "the training cases themselves")
         )
-        localisation = localise(config, told_train, judged, on)
+        localisation = localise(config, scored_train, check_bags, check_name)
         if localisation.refused:
             self.notes.append(f"no map will be drawn: {localisation.refused}")
-        metrics |= self._metrics(ensemble, localisation, told_train, told_val, members)
+        metrics |= self._metrics(ensemble, localisation, scored_train, scored_val, members)
         return self._save(out, ensemble, localisation, metrics, texts)
 
     def _members(self, config: Config) -> tuple[Ensemble, list[dict[str, Any]]]:
-        """The members, each from disk where it was fitted before."""
+        """The trained members; those already on disk are loaded."""
         moments: Moments | None = None
         tensors: dict[str, Tensor] = {}
-        facts: list[dict[str, Any]] = []
+        summaries: list[dict[str, Any]] = []
         for number in range(config.members):
-            place = self.move_to_device / f"member-{number:02d}"
-            found = read_checkpoint(place)
-            if found is None:
+            member_folder = self.training_folder / f"member-{number:02d}"
+            checkpoint = read_checkpoint(member_folder)
+            if checkpoint is None:
                 if config.standardise and moments is None:
-                    moments = moments_of(self.sides.train)
+                    moments = moments_of(self.training_bags.train)
                 self._stage(f"member {number + 1} of {config.members}")
                 seed = member_seed(self.seed, number)
-                fitted = self._fitted(config, self.sides.train, self.sides.val, seed, moments)
-                place.mkdir(parents=True, exist_ok=True)
-                found = Checkpoint({"fitted": facts_of(fitted)}, fitted.model.state_dict())
-                write_checkpoint(place, found, "weights")
-            facts.append(dict(found.contents["fitted"]))
-            log.info(_member_line(number, config.members, facts[-1]))
-            tensors |= {f"member-{number}/{name}": value for name, value in found.tensors.items()}
-        return members_of(config, self.dim, tensors), facts
+                fitted = self._fit_member(
+                    config, self.training_bags.train, self.training_bags.val, seed, moments
+                )
+                member_folder.mkdir(parents=True, exist_ok=True)
+                checkpoint = Checkpoint({"fitted": fit_summary(fitted)}, fitted.model.state_dict())
+                write_checkpoint(member_folder, checkpoint, "weights")
+            summaries.append(dict(checkpoint.contents["fitted"]))
+            log.info(_member_line(number, config.members, summaries[-1]))
+            tensors |= {f"member-{number}/{name}": value for name, value in checkpoint.tensors.items()}
+        return members_of(config, self.dim, tensors), summaries
 
-    def _fitted(
+    def _fit_member(
         self,
         config: Config,
         train_bags: Sequence[Bag],
@@ -225,7 +269,7 @@ class _Training:
     ) -> Fitted:
         if config.standardise and moments is None:
             moments = moments_of(train_bags)
-        self.progress.steps = config.own("epochs")
+        self.progress.steps = config.setting("epochs")
         return fit(
             config,
             train_bags,
@@ -234,42 +278,42 @@ class _Training:
             device=self.machine.device,
             max_ram=self.machine.max_ram,
             moments=moments,
-            tell=self._tell,
+            on_epoch=self._report_epoch,
         )
 
-    def _tell(self, epoch: int, loss: float) -> None:
+    def _report_epoch(self, epoch: int, loss: float) -> None:
         self.progress.loss = loss
         self.progress.step = epoch
 
     def _stage(self, stage: str) -> None:
         self.progress.stage = stage
 
-    def _told(self, ensemble: Ensemble, bags: Sequence[Bag]) -> list[tuple[Bag, Told]]:
-        return [(bag, ensemble.tell(bag.blocks())) for bag in bags]
+    def _scored(self, ensemble: Ensemble, bags: Sequence[Bag]) -> list[tuple[Bag, BagScores]]:
+        return [(bag, ensemble.score_bag(bag.blocks())) for bag in bags]
 
     def _metrics(
         self,
         ensemble: Ensemble,
         localisation: Localisation,
-        told_train: Sequence[tuple[Bag, Told]],
-        told_val: Sequence[tuple[Bag, Told]],
+        scored_train: Sequence[tuple[Bag, BagScores]],
+        scored_val: Sequence[tuple[Bag, BagScores]],
         members: list[dict[str, Any]],
     ) -> dict[str, Any]:
-        judged = told_val or told_train
-        where = localisation_metrics(judged, localisation)
-        agreement = ensemble_agreement([scores.logits for _, scores in told_train])
-        spread = auc_spread([one["val_auc"] for one in members])
-        warnings = training_notes(agreement, spread, [bag.label for bag, _ in told_val], len(members))
+        check_bags = scored_val or scored_train
+        localisation_checks = localisation_metrics(check_bags, localisation)
+        agreement = ensemble_agreement([scores.logits for _, scores in scored_train])
+        spread = auc_spread([member["val_auc"] for member in members])
+        warnings = training_notes(agreement, spread, [bag.label for bag, _ in scored_val], len(members))
         for warning in warnings:
             log.warning(warning)
         self.notes += warnings
         return {
-            "val_auc": auc_of(told_val),
-            "train_auc": auc_of(told_train),
+            "val_auc": auc_of(scored_val),
+            "train_auc": auc_of(scored_train),
             "evidence_auc": localisation.auc,
-            "tile_auc": None if where is None else where["tile_auc"],
-            "localisation": where,
-            "counterfactual": counterfactual(ensemble, localisation, judged, self.seed),
+            "tile_auc": None if localisation_checks is None else localisation_checks["tile_auc"],
+            "localisation": localisation_checks,
+            "counterfactual": counterfactual(ensemble, localisation, check_bags, self.seed),
             "judged_on": localisation.judged_on,
             "members": members,
             "member_val_auc": spread,
@@ -284,33 +328,36 @@ class _Training:
         metrics: Mapping[str, Any],
         texts: Mapping[str, str],
     ) -> Bundle:
-        kind = _kind(self.folder, self.sides.train)
+        kind = _kind(self.folder, self.training_bags.train)
         weights = self.folder.encoder_weights
         provenance = {
             "seed": self.seed,
             "features": self.config.features,
-            "train_cases": [bag.case.id for bag in self.sides.train],
-            "val_cases": [bag.case.id for bag in self.sides.val],
+            "train_cases": [bag.case.id for bag in self.training_bags.train],
+            "val_cases": [bag.case.id for bag in self.training_bags.val],
             "notes": self.notes,
-            "lost": self.sides.failures,
+            "lost": self.training_bags.failures,
         }
-        seen = [*self.sides.train, *(self.sides.val if self.sides.held_out else [])]
-        facts = {**replace(ensemble.config, features="").to_dict(), **kind}
+        used_bags = [
+            *self.training_bags.train,
+            *(self.training_bags.val if self.training_bags.held_out else []),
+        ]
+        config = {**replace(ensemble.config, features="").to_dict(), **kind}
         bundle = Bundle(
             "chowder",
-            {**facts, "localisation": localisation.facts()},
+            {**config, "localisation": localisation.describe()},
             ensemble.config.classes,
             None if kind["tiling"] is None else kind["tiling"]["mpp"],
             metrics,
             provenance,
-            tuple(sorted({patient_hash(bag.case.patient) for bag in seen})),
+            tuple(sorted({patient_hash(bag.case.patient) for bag in used_bags})),
         )
         copies = {ENCODER: weights} if weights is not None else None
         return write_bundle(out, bundle, to_tensors(ensemble, localisation), texts, copies)
 
 
 def member_seed(seed: int, number: int) -> int:
-    """A seed of its own for each member."""
+    """The seed of one member, different for each member."""
     return int(np.random.default_rng([seed, number, 0x3E3]).integers(2**31))
 
 
@@ -320,7 +367,7 @@ def _member_line(number: int, members: int, outcome: Mapping[str, Any]) -> str:
     return line if auc is None else f"{line}, validation AUC {auc:.4f} at epoch {outcome['best_epoch']}"
 
 
-def facts_of(fitted: Fitted) -> dict[str, Any]:
+def fit_summary(fitted: Fitted) -> dict[str, Any]:
     return {
         "epochs": fitted.epochs,
         "best_epoch": fitted.best_epoch,

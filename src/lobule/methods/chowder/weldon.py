@@ -13,6 +13,6 @@ __all__ = ["KINDS", "SCAN_SETTINGS", "Config", "TrainMachine", "load", "train"]
 
 @dataclass(frozen=True)
 class Config(BagConfig):
-    """The settings of every bag model, with this one chosen."""
+    """The settings shared by all bag models, with this model as the default."""
 
     model: str = "weldon"
