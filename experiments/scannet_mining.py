@@ -138,7 +138,7 @@ def run(folder: Path, seed: int, design: Design) -> dict[str, list[SlideMatch]]:
         results = folder / f"{arm}-results"
         lobule.scan(bundle, unseen, results)
         source = open_results_source(results, Options())
-        judged_cases = [(case, source.said(case), case.label == "tumor") for case in unseen]
+        judged_cases = [(case, source.case_result(case), case.label == "tumor") for case in unseen]
         matched = match_slides(judged_cases, Options())
         assert not matched.left_out, matched.left_out
         results_of_arm[arm] = list(matched.matches)

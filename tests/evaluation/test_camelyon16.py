@@ -209,12 +209,12 @@ def test_a_coarse_map_holds_where_the_dense_one_was_not_reached(tmp_path: Path) 
             states[:36] = State.PENDING
         MapWriter(maps / name, info).write_chunk((0, 0), scores, states)
     source = open_source(results, Options(findings="nms", nms_radius=4))
-    found = source.said(Case("a", "a", "slide")).detections
+    found = source.case_result(Case("a", "a", "slide")).detections
     # the first fine cell of the coarse one, and the fine one: their centres
     assert found is not None
     assert found.tolist() == [[0.875, 24 * 32 + 16, 20 * 32 + 16], [0.75, 41 * 32 + 16, 40 * 32 + 16]]
     (results / "cases/a/result.json").write_text("{")
-    assert source.said(Case("a", "a", "slide")).status == "failed"
+    assert source.case_result(Case("a", "a", "slide")).status == "failed"
 
 
 @pytest.mark.parametrize("written", ["false", "FALSE", "0"])
@@ -266,8 +266,8 @@ def test_detections_that_are_no_text_cost_their_slide(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe0")
     (tmp_path / "b.csv").write_text("0.5,8,8\n")
     source = open_source(tmp_path, Options())
-    assert source.said(Case("a", "a", "slide")).status == "failed"
-    assert source.said(Case("b", "b", "slide")).status == "complete"
+    assert source.case_result(Case("a", "a", "slide")).status == "failed"
+    assert source.case_result(Case("b", "b", "slide")).status == "complete"
 
 
 def test_slides_outside_and_without_masks_are_said(tmp_path: Path) -> None:

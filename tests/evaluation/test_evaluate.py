@@ -18,7 +18,7 @@ from lobule.cli import ABOUT, COMMANDS
 from lobule.cli.base import LazyGroup, run
 from lobule.errors import BundleError, ConfigError, Leakage, UsageError
 from lobule.evaluation import keep_training_patients
-from lobule.evaluation.labels import plan
+from lobule.evaluation.labels import plan_targets
 from lobule.files import write_json
 from tests.evaluation.support import begin, put, write_csv
 
@@ -169,13 +169,15 @@ def test_labels_by_their_usual_meaning() -> None:
         (["Benign", "Malignant", "Normal"], {"Malignant"}), (["macro", "negative"], {"macro"}),
         (["Non-Tumour", "Tumour"], {"Tumour"}), (["normal"], set()),
     ):  # fmt: skip
-        found = plan(labels, ["slide"])
+        found = plan_targets(labels, ["slide"])
         assert found.targets[0].positive == positive
         assert found.targets[0].scores == ("slide",)
-    assert plan(["normal", "tumor"], ["normal", "tumour"]).targets[0].scores == ("tumour",)
-    both = plan(["benign", "insitu", "invasive"], ["benign", "in situ", "invasive"], ["insitu", "invasive"])
+    assert plan_targets(["normal", "tumor"], ["normal", "tumour"]).targets[0].scores == ("tumour",)
+    both = plan_targets(
+        ["benign", "insitu", "invasive"], ["benign", "in situ", "invasive"], ["insitu", "invasive"]
+    )
     assert both.targets[0].scores == ("in situ", "invasive")
-    rest = plan(["benign", "insitu", "normal"], ["normal", "benign", "in situ"])
+    rest = plan_targets(["benign", "insitu", "normal"], ["normal", "benign", "in situ"])
     assert [(target.name, target.scores) for target in rest.targets] == [
         ("benign", ("benign",)), ("insitu", ("in situ",)), ("normal", ("normal",)),
     ]  # fmt: skip
@@ -193,7 +195,7 @@ def test_labels_by_their_usual_meaning() -> None:
 )
 def test_what_is_not_plain_is_asked(labels: list, scores: list, more: dict, remedy: str) -> None:
     with pytest.raises(UsageError, match=remedy):
-        plan(labels, scores, **more)
+        plan_targets(labels, scores, **more)
 
 
 def test_wrong_options_are_said(written: Written) -> None:

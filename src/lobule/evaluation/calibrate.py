@@ -10,10 +10,10 @@ from typing import Any, Literal
 from lobule.bundles import Bundle, patient_hash, read_bundle, write_bundle
 from lobule.cohort import Case, Cohort
 from lobule.errors import BundleError, ConfigError, UsageError
-from lobule.evaluation.labels import plan
+from lobule.evaluation.labels import plan_targets
 from lobule.evaluation.leakage import check_overlap
 from lobule.evaluation.options import Options
-from lobule.evaluation.sources import FromResults, Said
+from lobule.evaluation.sources import ResultsSource, CaseResult
 from lobule.evaluation.tasks import Task, breast_tasks, case_tasks
 from lobule.measures.calibration import Isotonic, Platt, fit_isotonic, fit_platt, log_loss, reliability
 from lobule.measures.roc import operating_point
@@ -42,66 +42,73 @@ def calibrate(
     """
     if fit not in FITS:
         raise ConfigError(f"no fit '{fit}'", expected=" or ".join(FITS))
-    if not sensitivities or not all(0 < wanted <= 1 for wanted in sensitivities):
+    if not sensitivities or not all(0 < sensitivity <= 1 for sensitivity in sensitivities):
         raise ConfigError(
             "a sensitivity is a share", expected="above 0, at most 1", actual=str(sensitivities)
         )
-    opened = read_bundle(bundle)
+    original = read_bundle(bundle)
     chosen = cohort if split is None else cohort.split(split)
-    source = FromResults(open_results(results), Options())
-    made_by = (source.bundle or {}).get("fingerprint")
-    if made_by != opened.fingerprint:
+    source = ResultsSource(open_results(results), Options())
+    scan_fingerprint = (source.bundle or {}).get("fingerprint")
+    if scan_fingerprint != original.fingerprint:
         raise BundleError(
             "the results are of another bundle",
             subject=results,
-            expected=f"fingerprint {opened.fingerprint[:16]}",
-            actual=str(made_by)[:16],
+            expected=f"fingerprint {original.fingerprint[:16]}",
+            actual=str(scan_fingerprint)[:16],
             remedy="Scan the labelled cases with this bundle first",
         )
     check_overlap(chosen, source, bundle, allow_overlap)
-    told = [(case, _raw(source, case)) for case in chosen]
-    tasks = _tasks(told, chosen)
+    case_results = [(case, _raw_result(source, case)) for case in chosen]
+    tasks = _tasks(case_results, chosen)
     targets = {task.name: _target(task, scores, fit, sensitivities) for task, scores in tasks}
     # The calibration of ScanNet's cells precedes that of its slide scores, and stays.
-    cells = {"cells": opened.calibration["cells"]} if "cells" in opened.calibration else {}
-    facts = {**cells, "targets": targets, "cohort": chosen.path, "split": split}
-    used = {patient_hash(case.patient) for task, _ in tasks for case in task.cases}
-    made = replace(
-        opened, calibration=facts, patients=tuple(sorted({*opened.patients, *used})), files={}, path=None
+    cells = {"cells": original.calibration["cells"]} if "cells" in original.calibration else {}
+    calibration = {**cells, "targets": targets, "cohort": chosen.path, "split": split}
+    used_patients = {patient_hash(case.patient) for task, _ in tasks for case in task.cases}
+    calibrated = replace(
+        original,
+        calibration=calibration,
+        patients=tuple(sorted({*original.patients, *used_patients})),
+        files={},
+        path=None,
     )
-    return write_bundle(out, made, copies={name: opened.file(name) for name in opened.files})
+    return write_bundle(out, calibrated, copies={name: original.file(name) for name in original.files})
 
 
-def _raw(source: FromResults, case: Case) -> Said:
-    said = source.said(case)
-    if not said.done:
-        return said
-    result = source.results.case_folder(case.id).result or {}
-    return replace(said, scores=result.get("raw_scores", said.scores))
+def _raw_result(source: ResultsSource, case: Case) -> CaseResult:
+    result = source.case_result(case)
+    if not result.has_result:
+        return result
+    stored = source.results.case_folder(case.id).result or {}
+    return replace(result, scores=stored.get("raw_scores", result.scores))
 
 
-def _tasks(told: list[tuple[Case, Said]], cohort: Cohort) -> list[tuple[Task, tuple[str, ...]]]:
+def _tasks(case_results: list[tuple[Case, CaseResult]], cohort: Cohort) -> list[tuple[Task, tuple[str, ...]]]:
     """The questions that can be calibrated, each with the scores that answer it."""
-    done = [(case, said) for case, said in told if said.done]
-    if not done:
+    with_result = [(case, result) for case, result in case_results if result.has_result]
+    if not with_result:
         raise UsageError("the results have no score for any case of the cohort", subject=cohort.path)
-    exams = [(case, said) for case, said in done if case.kind == "exam"]
-    found: list[tuple[Task, tuple[str, ...]]]
+    exams = [(case, result) for case, result in with_result if case.kind == "exam"]
+    tasks: list[tuple[Task, tuple[str, ...]]]
     if exams:
-        found = [(task, (f"left_{task.name}", f"right_{task.name}")) for task in breast_tasks(exams, None)]
+        tasks = [(task, (f"left_{task.name}", f"right_{task.name}")) for task in breast_tasks(exams, None)]
     else:
-        labels = sorted({case.label for case, _ in done if case.label is not None})
-        names = list(dict.fromkeys(name for _, said in done for name in said.scores))
-        how = plan(labels, names) if labels else None
-        made = case_tasks(done, how, None, "cases") if how else []
-        found = [(task, target.scores) for task, target in zip(made, how.targets if how else (), strict=True)]
-        if any(len(scores) != 1 for _, scores in found):
+        labels = sorted({case.label for case, _ in with_result if case.label is not None})
+        names = list(dict.fromkeys(name for _, result in with_result for name in result.scores))
+        plan = plan_targets(labels, names) if labels else None
+        tasks_of_cases = case_tasks(with_result, plan, None, "cases") if plan else []
+        tasks = [
+            (task, target.scores)
+            for task, target in zip(tasks_of_cases, plan.targets if plan else (), strict=True)
+        ]
+        if any(len(scores) != 1 for _, scores in tasks):
             raise UsageError(
                 "a question is answered by the sum of several scores, which cannot be calibrated"
             )
-    if not found:
+    if not tasks:
         raise UsageError("no case of the cohort has a label", subject=cohort.path)
-    return found
+    return tasks
 
 
 def _target(task: Task, scores: tuple[str, ...], kind: Fit, sensitivities: Sequence[float]) -> dict[str, Any]:
@@ -114,16 +121,16 @@ def _target(task: Task, scores: tuple[str, ...], kind: Fit, sensitivities: Seque
         )
     after = fitted(task.scores)
     points = []
-    for wanted in sensitivities:
-        point = operating_point(task.labels, after, sensitivity=wanted)
+    for sensitivity in sensitivities:
+        point = operating_point(task.labels, after, sensitivity=sensitivity)
         assert point is not None
-        facts = point.to_dict()
+        values = point.to_dict()
         points.append(
             {
-                "wanted": wanted,
+                "wanted": sensitivity,
                 "threshold": point.threshold,
-                "sensitivity": facts["sensitivity"]["value"],
-                "specificity": facts["specificity"]["value"],
+                "sensitivity": values["sensitivity"]["value"],
+                "specificity": values["specificity"]["value"],
             }
         )
     return {
@@ -140,7 +147,7 @@ def _target(task: Task, scores: tuple[str, ...], kind: Fit, sensitivities: Seque
 def _agreement(task: Task, probabilities: Any) -> dict[str, float | None]:
     if len(probabilities) == 0 or probabilities.min() < 0 or probabilities.max() > 1:
         return {"expected_error": None, "brier": None, "log_loss": None}
-    how = reliability(task.labels, probabilities)
+    agreement = reliability(task.labels, probabilities)
     loss = log_loss(task.labels, probabilities)
     finite = loss if loss is not None and loss < float("inf") else None
-    return {"expected_error": how.expected_error, "brier": how.brier, "log_loss": finite}
+    return {"expected_error": agreement.expected_error, "brier": agreement.brier, "log_loss": finite}

@@ -14,11 +14,11 @@ from lobule.cohort import SPLITS, Case, Cohort
 from lobule.cohort.labels import is_false, polarity
 from lobule.errors import UsageError
 from lobule.evaluation.few_patients import FEW_PATIENTS, without_intervals
-from lobule.evaluation.labels import Plan, plan
+from lobule.evaluation.labels import TargetPlan, plan_targets
 from lobule.evaluation.leakage import check_overlap
-from lobule.evaluation.lesions import Matched, compare_lesions, match_slides, measure_lesions
+from lobule.evaluation.lesions import MatchedSlides, compare_lesions, match_slides, measure_lesions
 from lobule.evaluation.options import Options
-from lobule.evaluation.sources import ANY_SCORE, NOT_THERE, Said, Source
+from lobule.evaluation.sources import ANY_SCORE, NOT_SCANNED, CaseResult, Source
 from lobule.evaluation.tasks import (
     Task,
     breast_tasks,
@@ -34,7 +34,7 @@ FORMAT = "lobule-evaluation/1"
 BLANK = "(blank)"
 UNITS = {"slide": "slides", "region": "regions", "image": "images"}
 
-Told = list[tuple[Case, Said]]
+CaseResults = list[tuple[Case, CaseResult]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +46,14 @@ class Evaluation:
     @property
     def tasks(self) -> Mapping[str, Any]:
         """By target: `all`, `by` column and value, and `against`."""
-        found: Mapping[str, Any] = self.data["tasks"]
-        return found
+        tasks: Mapping[str, Any] = self.data["tasks"]
+        return tasks
 
     @property
     def lesions(self) -> Mapping[str, Any] | None:
         """The lesion level, laid out alike; None where no slide has known lesions and findings."""
-        found: Mapping[str, Any] | None = self.data["lesions"]
-        return found
+        lesions: Mapping[str, Any] | None = self.data["lesions"]
+        return lesions
 
     @property
     def failed(self) -> int:
@@ -78,19 +78,23 @@ def evaluate_source(
 ) -> Evaluation:
     """Measure a source on a cohort, and where another is given, the difference on what both have."""
     check_masks(options)
-    cohort = _chosen(cohort, options)
+    cohort = _choose_cases(cohort, options)
     overlap = check_overlap(cohort, source, bundle, options.allow_overlap)
-    other = (
+    other_overlap = (
         None
         if against is None
         else check_overlap(cohort, against, None, options.allow_overlap, "the other model")
     )
-    told = [(case, _filled(source.said(case), options)) for case in cohort]
-    rival = None if against is None else {case.id: _filled(against.said(case), options) for case in cohort}
-    tasks, how, classes = _tasks(cohort, told, rival, options)
-    matched = _matched(told, rival, how, options)
+    case_results = [(case, _with_missing_score(source.case_result(case), options)) for case in cohort]
+    other_results = (
+        None
+        if against is None
+        else {case.id: _with_missing_score(against.case_result(case), options) for case in cohort}
+    )
+    tasks, plan, classes = _tasks(cohort, case_results, other_results, options)
+    matched = _match_lesions(case_results, other_results, plan, options)
     notes = [
-        *_unscored_note(told, options),
+        *_unscored_note(case_results, options),
         *_small_groups(tasks, options),
         *(matched.notes if matched else ()),
     ]
@@ -104,9 +108,9 @@ def evaluate_source(
         "against": None if against is None else against.name,
         "options": options.to_dict(),
         "overlap": overlap.to_dict(),
-        "overlap_against": None if other is None else other.to_dict(),
-        "labels": None if how is None else how.rule,
-        "cases": _accounts(source, cohort, told),
+        "overlap_against": None if other_overlap is None else other_overlap.to_dict(),
+        "labels": None if plan is None else plan.rule,
+        "cases": _account_for_cases(source, cohort, case_results),
         "tasks": {task.name: _task_report(task, options, against is not None) for task in tasks},
         "classes": classes,
         "lesions": None if matched is None else _lesion_report(matched, options, against is not None),
@@ -116,7 +120,7 @@ def evaluate_source(
     return Evaluation(data)
 
 
-def _chosen(cohort: Cohort, options: Options) -> Cohort:
+def _choose_cases(cohort: Cohort, options: Options) -> Cohort:
     for column in options.by:
         if all(case.value(column) is None for case in cohort):
             raise UsageError(
@@ -132,23 +136,26 @@ def _chosen(cohort: Cohort, options: Options) -> Cohort:
 
 
 def _columns(cohort: Cohort) -> str:
-    known = [
+    standard_columns = [
         name for name in ("split", "label", "site") if any(case.value(name) is not None for case in cohort)
     ]
-    return ", ".join([*known, *dict.fromkeys(name for case in cohort for name in case.attributes)]) or "none"
+    return (
+        ", ".join([*standard_columns, *dict.fromkeys(name for case in cohort for name in case.attributes)])
+        or "none"
+    )
 
 
-def _filled(said: Said, options: Options) -> Said:
+def _with_missing_score(result: CaseResult, options: Options) -> CaseResult:
     """A case without a result takes the score that the caller gives such cases, and no findings."""
-    if said.done or options.missing_score is None:
-        return said
-    nothing = np.zeros((0, 3))
-    return replace(said, scores={ANY_SCORE: options.missing_score}, detections=nothing)
+    if result.has_result or options.missing_score is None:
+        return result
+    no_detections = np.zeros((0, 3))
+    return replace(result, scores={ANY_SCORE: options.missing_score}, detections=no_detections)
 
 
-def _unscored_note(told: Told, options: Options) -> list[str]:
+def _unscored_note(case_results: CaseResults, options: Options) -> list[str]:
     """A sentence that says how many cases have a result without a score, and what is done with them."""
-    count = sum(said.status == UNSCORED for _, said in told)
+    count = sum(result.status == UNSCORED for _, result in case_results)
     if not count:
         return []
     cases = "1 case was" if count == 1 else f"{count} cases were"
@@ -161,43 +168,50 @@ def _unscored_note(told: Told, options: Options) -> list[str]:
 
 
 def _tasks(
-    cohort: Cohort, told: Told, rival: Mapping[str, Said] | None, options: Options
-) -> tuple[list[Task], Plan | None, dict[str, Any] | None]:
+    cohort: Cohort,
+    case_results: CaseResults,
+    other_results: Mapping[str, CaseResult] | None,
+    options: Options,
+) -> tuple[list[Task], TargetPlan | None, dict[str, Any] | None]:
     """What is asked of cases: of exams their breasts, else the label."""
-    exams = [(case, said) for case, said in told if case.kind == "exam"]
-    tasks = breast_tasks(exams, rival) if exams else []
-    others = [(case, said) for case, said in told if case.kind != "exam" or case.label is not None]
-    labels = sorted({case.label for case, _ in others if case.label is not None})
-    names = _score_names(said for _, said in others)
+    exams = [(case, result) for case, result in case_results if case.kind == "exam"]
+    tasks = breast_tasks(exams, other_results) if exams else []
+    labelled_as_whole = [
+        (case, result) for case, result in case_results if case.kind != "exam" or case.label is not None
+    ]
+    labels = sorted({case.label for case, _ in labelled_as_whole if case.label is not None})
+    names = _score_names(result for _, result in labelled_as_whole)
     if not labels or not names or (exams and tasks):
         return tasks, None, None
-    how = plan(labels, names, options.positive, options.score)
-    tasks += case_tasks(others, how, rival, UNITS.get(cohort.kind or "", "cases"))
-    return tasks, how, measure_classes(others, how) if how.classes else None
+    plan = plan_targets(labels, names, options.positive, options.score)
+    tasks += case_tasks(labelled_as_whole, plan, other_results, UNITS.get(cohort.kind or "", "cases"))
+    return tasks, plan, measure_classes(labelled_as_whole, plan) if plan.classes else None
 
 
-def _score_names(said: Iterable[Said]) -> list[str]:
-    return list(dict.fromkeys(name for one in said for name in one.scores if name != ANY_SCORE))
+def _score_names(results: Iterable[CaseResult]) -> list[str]:
+    return list(dict.fromkeys(name for result in results for name in result.scores if name != ANY_SCORE))
 
 
 def _task_report(task: Task, options: Options, compared: bool) -> dict[str, Any]:
-    def measured(some: Task) -> dict[str, Any]:
-        return without_intervals(measure_task(some, options), _patients(some.cases))
+    def measured(subset: Task) -> dict[str, Any]:
+        return without_intervals(measure_task(subset, options), _patients(subset.cases))
 
-    def compared_with_rival(some: Task) -> dict[str, Any]:
-        assert some.rivals is not None
-        shared = some.part(np.isfinite(some.rivals))
-        return without_intervals(compare_task(some, options), _patients(shared.cases))
+    def compared_with_other(subset: Task) -> dict[str, Any]:
+        assert subset.other_scores is not None
+        shared = subset.subset(np.isfinite(subset.other_scores))
+        return without_intervals(compare_task(subset, options), _patients(shared.cases))
 
     def by_column(function: Callable[[Task], dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
         return {
-            column: {value: function(task.part(keep)) for value, keep in _groups(task.cases, column).items()}
+            column: {
+                value: function(task.subset(keep)) for value, keep in _groups(task.cases, column).items()
+            }
             for column in options.by
         }
 
     report: dict[str, Any] = {"unit": task.unit, "all": measured(task), "by": by_column(measured)}
     if compared:
-        report["against"] = {"all": compared_with_rival(task), "by": by_column(compared_with_rival)}
+        report["against"] = {"all": compared_with_other(task), "by": by_column(compared_with_other)}
     return report
 
 
@@ -207,64 +221,70 @@ def _patients(cases: Sequence[Case]) -> int:
 
 def _small_groups(tasks: Sequence[Task], options: Options) -> Iterator[str]:
     """Groups of so few patients that resampling them says little."""
-    found: dict[str, int] = {}
+    small_groups: dict[str, int] = {}
     for task in tasks:
         groups = {"all": [True] * len(task.cases)} if task.cases else {}
         for column in options.by:
             groups |= {f"{column} = {value}": keep for value, keep in _groups(task.cases, column).items()}
         for title, keep in groups.items():
-            patients = len(np.unique(task.part(keep).patients))
+            patients = len(np.unique(task.subset(keep).patients))
             if patients < FEW_PATIENTS:
-                found[title] = patients
-    for title, patients in found.items():
+                small_groups[title] = patients
+    for title, patients in small_groups.items():
         yield f"{title}: of {patients} patients, too few for an interval or a p-value"
 
 
 def _groups(cases: Sequence[Case], column: str) -> dict[str, list[bool]]:
     values = [BLANK if (value := case.value(column)) is None else value for case in cases]
-    return {value: [own == value for own in values] for value in sorted(set(values), key=_in_order)}
+    return {
+        value: [case_value == value for case_value in values]
+        for value in sorted(set(values), key=_blank_last)
+    }
 
 
-def _in_order(value: str) -> tuple[bool, str]:
+def _blank_last(value: str) -> tuple[bool, str]:
     return value == BLANK, value
 
 
 # -- the lesion level ---------------------------------------------------------------------------------------
 
 
-def _matched(
-    told: Told, rival: Mapping[str, Said] | None, how: Plan | None, options: Options
-) -> Matched | None:
+def _match_lesions(
+    case_results: CaseResults,
+    other_results: Mapping[str, CaseResult] | None,
+    plan: TargetPlan | None,
+    options: Options,
+) -> MatchedSlides | None:
     """The slides of the lesion level; None where none of the cohort has known lesions and findings."""
-    slides = [(case, said) for case, said in told if case.kind in ("slide", "region")]
-    known = [case for case, _ in slides if case.annotation is not None] or options.masks
-    if not known or all(said.detections is None for _, said in slides):
+    slides = [(case, result) for case, result in case_results if case.kind in ("slide", "region")]
+    has_lesion_truth = [case for case, _ in slides if case.annotation is not None] or options.masks
+    if not has_lesion_truth or all(result.detections is None for _, result in slides):
         return None
     excluded = {
         case.id: case.attributes.get("note", "excluded from FROC")
         for case, _ in slides
         if is_false(case.attributes.get("froc", ""))
     }
-    asked = [(case, said, _positive(case, how)) for case, said in slides if case.id not in excluded]
-    classes = frozenset(name for target in (how.targets if how else ()) for name in target.scores)
-    matched = match_slides(asked, options, rival, classes)
-    return Matched(
-        matched.cases, matched.matches, {**excluded, **matched.left_out}, matched.notes, matched.rivals
+    included = [(case, result, _positive(case, plan)) for case, result in slides if case.id not in excluded]
+    classes = frozenset(name for target in (plan.targets if plan else ()) for name in target.scores)
+    matched = match_slides(included, options, other_results, classes)
+    return MatchedSlides(
+        matched.cases, matched.matches, {**excluded, **matched.left_out}, matched.notes, matched.other_matches
     )
 
 
-def _positive(case: Case, how: Plan | None) -> bool | None:
+def _positive(case: Case, plan: TargetPlan | None) -> bool | None:
     if case.label is None:
         return None
-    if how is not None and len(how.targets) == 1:
-        return case.label in how.targets[0].positive
+    if plan is not None and len(plan.targets) == 1:
+        return case.label in plan.targets[0].positive
     return polarity(case.label)
 
 
-def _lesion_report(matched: Matched, options: Options, compared: bool) -> dict[str, Any]:
+def _lesion_report(matched: MatchedSlides, options: Options, compared: bool) -> dict[str, Any]:
     def measured(keep: Sequence[bool]) -> dict[str, Any]:
-        cases = _kept(matched.cases, keep)
-        block = measure_lesions(cases, _kept(matched.matches, keep), options)
+        cases = _select(matched.cases, keep)
+        block = measure_lesions(cases, _select(matched.matches, keep), options)
         return without_intervals(block, _patients(cases))
 
     report: dict[str, Any] = {"all": measured([True] * len(matched.cases))}
@@ -274,7 +294,9 @@ def _lesion_report(matched: Matched, options: Options, compared: bool) -> dict[s
     }
     if compared:
         shared = [
-            case for case, rival in zip(matched.cases, matched.rivals, strict=True) if rival is not None
+            case
+            for case, other_results in zip(matched.cases, matched.other_matches, strict=True)
+            if other_results is not None
         ]
         report["against"] = {"all": without_intervals(compare_lesions(matched, options), _patients(shared))}
     return report
@@ -283,30 +305,30 @@ def _lesion_report(matched: Matched, options: Options, compared: bool) -> dict[s
 T = TypeVar("T")
 
 
-def _kept(items: Sequence[T], keep: Sequence[bool]) -> list[T]:
-    return [item for item, kept in zip(items, keep, strict=True) if kept]
+def _select(items: Sequence[T], keep: Sequence[bool]) -> list[T]:
+    return [item for item, is_selected in zip(items, keep, strict=True) if is_selected]
 
 
 # -- accounts -----------------------------------------------------------------------------------------------
 
 
-def _accounts(source: Source, cohort: Cohort, told: Told) -> dict[str, Any]:
+def _account_for_cases(source: Source, cohort: Cohort, case_results: CaseResults) -> dict[str, Any]:
     """Every case of the cohort once by its status, and what else there is."""
 
-    def of(wanted: Callable[[Said], bool]) -> dict[str, str]:
-        return {case.id: said.cause or said.status for case, said in told if wanted(said)}
+    def causes(condition: Callable[[CaseResult], bool]) -> dict[str, str]:
+        return {case.id: result.cause or result.status for case, result in case_results if condition(result)}
 
-    known = {case.id for case in cohort} | {Path(case.path).stem for case in cohort if case.path}
-    blank = [case.id for case in cohort if case.label is None and not case.breast_labels]
+    cohort_names = {case.id for case in cohort} | {Path(case.path).stem for case in cohort if case.path}
+    without_label = [case.id for case in cohort if case.label is None and not case.breast_labels]
     return {
         "cohort": len(cohort),
         "patients": len(cohort.patients()),
-        "complete": sum(said.status == "complete" for _, said in told),
-        "partial": of(lambda said: said.status == "partial"),
-        "failed": of(lambda said: said.status == "failed"),
-        "unscored": of(lambda said: said.status == UNSCORED),
-        "unfinished": list(of(lambda said: said.status == "unfinished")),
-        "not_scanned": list(of(lambda said: said.status == NOT_THERE)),
-        "without_label": blank,
-        "not_in_cohort": [name for name in source.names() if name not in known],
+        "complete": sum(result.status == "complete" for _, result in case_results),
+        "partial": causes(lambda result: result.status == "partial"),
+        "failed": causes(lambda result: result.status == "failed"),
+        "unscored": causes(lambda result: result.status == UNSCORED),
+        "unfinished": list(causes(lambda result: result.status == "unfinished")),
+        "not_scanned": list(causes(lambda result: result.status == NOT_SCANNED)),
+        "without_label": without_label,
+        "not_in_cohort": [name for name in source.names() if name not in cohort_names],
     }

@@ -19,7 +19,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TargetPlan:
     """The questions put to a cohort, and by which rule."""
 
     targets: tuple[Target, ...]
@@ -28,9 +28,9 @@ class Plan:
     """(label, score) of every class, where each label has a score of its own."""
 
 
-def plan(
+def plan_targets(
     labels: Sequence[str], scores: Sequence[str], positive: Sequence[str] = (), score: str | None = None
-) -> Plan:
+) -> TargetPlan:
     """The targets for a cohort's labels and a result's scores.
 
     Labels named positive stand against all others. Otherwise labels that each have a score of their own are
@@ -43,53 +43,53 @@ def plan(
             raise UsageError(
                 f"no case has the label {', '.join(unknown)}", actual=", ".join(labels) or "no labels"
             )
-        wanted = set(map(plain, positive))
-        chosen = frozenset(label for label in labels if plain(label) in wanted)
+        positive_words = set(map(plain, positive))
+        chosen = frozenset(label for label in labels if plain(label) in positive_words)
         return _binary(labels, scores, chosen, score, "as asked")
-    known = [polarity(label) for label in labels]
-    own = _scores_of_classes(labels, scores)
-    if own and score is None and not (len(labels) == 2 and set(known) == {True, False}):
-        targets = tuple(Target(label, frozenset([label]), (name,)) for label, name in own)
+    meanings = [polarity(label) for label in labels]
+    class_scores = _scores_of_classes(labels, scores)
+    if class_scores and score is None and not (len(labels) == 2 and set(meanings) == {True, False}):
+        targets = tuple(Target(label, frozenset([label]), (name,)) for label, name in class_scores)
         rule = "each label has a score of its own: one against the rest"
-        return Plan(targets, rule, own)
-    if None in known:
-        unclear = ", ".join(label for label, what in zip(labels, known, strict=True) if what is None)
+        return TargetPlan(targets, rule, class_scores)
+    if None in meanings:
+        unclear = ", ".join(label for label, meaning in zip(labels, meanings, strict=True) if meaning is None)
         raise UsageError(
             f"it is not plain which labels are positive: {unclear}",
             actual=", ".join(labels),
             remedy="Say it with --positive LABEL",
         )
-    chosen = frozenset(label for label, what in zip(labels, known, strict=True) if what)
+    chosen = frozenset(label for label, meaning in zip(labels, meanings, strict=True) if meaning)
     return _binary(labels, scores, chosen, score, "by their usual meaning")
 
 
 def _binary(
-    labels: Sequence[str], scores: Sequence[str], positive: frozenset[str], score: str | None, why: str
-) -> Plan:
+    labels: Sequence[str], scores: Sequence[str], positive: frozenset[str], score: str | None, reason: str
+) -> TargetPlan:
     negative = [label for label in labels if label not in positive]
-    rule = f"{why}: positive {_listed(sorted(positive))}, negative {_listed(negative)}"
-    answered = (score,) if score is not None else _scores_of_positive(scores, positive)
+    rule = f"{reason}: positive {_join_labels(sorted(positive))}, negative {_join_labels(negative)}"
+    target_scores = (score,) if score is not None else _scores_of_positive(scores, positive)
     name = next(iter(positive)) if len(positive) == 1 else "positive"
-    return Plan((Target("positive" if plain(name) == "1" else name, positive, answered),), rule)
+    return TargetPlan((Target("positive" if plain(name) == "1" else name, positive, target_scores),), rule)
 
 
 def _scores_of_classes(labels: Sequence[str], scores: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Each label with its score; empty unless every label has one."""
     by_word = {plain(name): name for name in scores}
-    found = tuple((label, by_word[plain(label)]) for label in labels if plain(label) in by_word)
-    return found if len(labels) > 1 and len(found) == len(labels) else ()
+    pairs = tuple((label, by_word[plain(label)]) for label in labels if plain(label) in by_word)
+    return pairs if len(labels) > 1 and len(pairs) == len(labels) else ()
 
 
 def _scores_of_positive(scores: Sequence[str], positive: frozenset[str]) -> tuple[str, ...]:
     if len(scores) == 1:
         return (scores[0],)
-    wanted = set(map(plain, positive))
-    named = tuple(name for name in scores if plain(name) in wanted)
-    if named and len(named) == len(wanted):
+    positive_words = set(map(plain, positive))
+    named = tuple(name for name in scores if plain(name) in positive_words)
+    if named and len(named) == len(positive_words):
         return named
-    meaning = tuple(name for name in scores if polarity(name))
-    if len(meaning) == 1:
-        return meaning
+    positive_by_meaning = tuple(name for name in scores if polarity(name))
+    if len(positive_by_meaning) == 1:
+        return positive_by_meaning
     raise UsageError(
         "it is not plain which score is to be judged",
         actual=", ".join(scores) or "no scores",
@@ -97,5 +97,5 @@ def _scores_of_positive(scores: Sequence[str], positive: frozenset[str]) -> tupl
     )
 
 
-def _listed(labels: Sequence[str]) -> str:
+def _join_labels(labels: Sequence[str]) -> str:
     return ", ".join(labels) or "none"

@@ -9,7 +9,7 @@ from typing import Any
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Cohort
 from lobule.errors import BundleError, Leakage, ResultsError
-from lobule.evaluation.sources import FromResults, Source
+from lobule.evaluation.sources import ResultsSource, Source
 from lobule.files import read_json, write_json
 from lobule.results import Results
 from lobule.results.checks import is_text_list
@@ -30,22 +30,22 @@ class Overlap:
 
 
 def check_overlap(
-    cohort: Cohort, source: Source, bundle: str | Path | None, allow_overlap: bool, whose: str = ""
+    cohort: Cohort, source: Source, bundle: str | Path | None, allow_overlap: bool, model_name: str = ""
 ) -> Overlap:
     """Raise `Leakage` where a patient of the cohort is a training patient, unless that is allowed."""
-    hashes, where = _training_patients(source, bundle)
+    hashes, location = _training_patients(source, bundle)
     if not hashes:
-        return Overlap(False, f"not checked: {where}")
+        return Overlap(False, f"not checked: {location}")
     shared = tuple(patient for patient in cohort.patients() if patient_hash(patient) in hashes)
     total = len(cohort.patients())
     if not shared:
         return Overlap(True, f"none of the {total} patients is one of the {len(hashes)} of the training set")
-    sentence = f"{len(shared)} of the {total} patients are in the training set of {whose or 'the model'}"
+    sentence = f"{len(shared)} of the {total} patients are in the training set of {model_name or 'the model'}"
     if allow_overlap:
         return Overlap(True, f"{sentence}, which was allowed: the numbers are too good", shared)
     raise Leakage(
         sentence,
-        subject=where,
+        subject=location,
         actual=", ".join(shared[:5]) + (", …" if len(shared) > 5 else ""),
         remedy="Evaluate other patients (--split test), or pass --allow-overlap and have the report say so",
     )
@@ -53,37 +53,39 @@ def check_overlap(
 
 def _training_patients(source: Source, bundle: str | Path | None) -> tuple[frozenset[str], str]:
     """The hashes of the training patients and where they were found, or none and why."""
-    results = source.results if isinstance(source, FromResults) else None
+    results = source.results if isinstance(source, ResultsSource) else None
     if bundle is not None:
-        return _of_bundle(bundle, results)
+        return _patients_of_bundle(bundle, results)
     if results is None:
         return frozenset(), "a submission does not say what it was trained on"
-    place = results.path / PATIENTS
-    known = read_json(place) if place.is_file() else None
-    if known is not None and not (isinstance(known, dict) and is_text_list(known.get("patients"))):
-        raise ResultsError("the training patients are damaged", subject=place, remedy="Name the --bundle")
-    made_by = results.settings.get("bundle", {}).get("fingerprint")
-    if known is None or known.get("fingerprint", made_by) != made_by:  # left by a scan with another bundle
+    path = results.path / PATIENTS
+    stored = read_json(path) if path.is_file() else None
+    if stored is not None and not (isinstance(stored, dict) and is_text_list(stored.get("patients"))):
+        raise ResultsError("the training patients are damaged", subject=path, remedy="Name the --bundle")
+    scan_fingerprint = results.settings.get("bundle", {}).get("fingerprint")
+    if (
+        stored is None or stored.get("fingerprint", scan_fingerprint) != scan_fingerprint
+    ):  # left by a scan with another bundle
         return frozenset(), "the results do not carry the training patients; --bundle names the bundle"
-    if not known["patients"]:
+    if not stored["patients"]:
         return frozenset(), "the bundle names no training patients"
-    return frozenset(known["patients"]), str(results.path)
+    return frozenset(stored["patients"]), str(results.path)
 
 
-def _of_bundle(path: str | Path, results: Results | None) -> tuple[frozenset[str], str]:
-    opened = read_bundle(path)
-    made_by = None if results is None else results.settings.get("bundle", {}).get("fingerprint")
-    if made_by is not None and made_by != opened.fingerprint:
+def _patients_of_bundle(path: str | Path, results: Results | None) -> tuple[frozenset[str], str]:
+    loaded_bundle = read_bundle(path)
+    scan_fingerprint = None if results is None else results.settings.get("bundle", {}).get("fingerprint")
+    if scan_fingerprint is not None and scan_fingerprint != loaded_bundle.fingerprint:
         raise BundleError(
             "this is not the bundle that made the results",
             subject=path,
-            expected=f"fingerprint {made_by[:16]}",
-            actual=opened.fingerprint[:16],
+            expected=f"fingerprint {scan_fingerprint[:16]}",
+            actual=loaded_bundle.fingerprint[:16],
             remedy="Name the bundle that was scanned with",
         )
-    if not opened.patients:
+    if not loaded_bundle.patients:
         return frozenset(), "the bundle names no training patients"
-    return frozenset(opened.patients), str(path)
+    return frozenset(loaded_bundle.patients), str(path)
 
 
 def keep_training_patients(results: str | Path, bundle: Bundle) -> None:

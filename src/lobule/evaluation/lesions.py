@@ -11,8 +11,8 @@ import numpy as np
 from lobule.cohort import Case
 from lobule.errors import LobuleError
 from lobule.evaluation.options import Options
-from lobule.evaluation.sources import Said
-from lobule.evaluation.truth import Truth, truth_of
+from lobule.evaluation.sources import CaseResult
+from lobule.evaluation.truth import Truth, read_truth
 from lobule.measures.camelyon16 import (
     SlideMatch,
     bootstrap_froc,
@@ -28,114 +28,118 @@ from lobule.results.result import UNSCORED
 
 
 @dataclass(frozen=True, eq=False)
-class Matched:
+class MatchedSlides:
     """Slides whose lesions and detections are both known, and why the others are not here."""
 
     cases: tuple[Case, ...]
     matches: tuple[SlideMatch, ...]
     left_out: Mapping[str, str]
     notes: tuple[str, ...]
-    rivals: tuple[SlideMatch | None, ...] = ()
+    other_matches: tuple[SlideMatch | None, ...] = ()
     """The same slides matched with the other source; None where it says nothing."""
 
 
 def match_slides(
-    told: Sequence[tuple[Case, Said, bool | None]],
+    slides: Sequence[tuple[Case, CaseResult, bool | None]],
     options: Options,
-    rival: Mapping[str, Said] | None = None,
+    other_results: Mapping[str, CaseResult] | None = None,
     classes: frozenset[str] = frozenset(),
-) -> Matched:
+) -> MatchedSlides:
     """Match the detections of every slide; a slide that cannot be is left out and said why."""
-    cases, matches, rivals = [], [], []
+    cases, matches, other_matches = [], [], []
     left_out: dict[str, str] = {}
     notes: dict[str, list[str]] = {}
-    for case, said, positive in told:
-        if said.detections is None:
-            if said.done or said.status in ("failed", UNSCORED):
-                left_out[case.id] = said.cause or "no findings were made"
+    for case, result, positive in slides:
+        if result.detections is None:
+            if result.has_result or result.status in ("failed", UNSCORED):
+                left_out[case.id] = result.cause or "no findings were made"
             continue
         if case.l0_box is not None:
             left_out[case.id] = "a region, not a whole slide"
             continue
         try:
-            truth = truth_of(case, said, positive, options)
+            truth = read_truth(case, result, positive, options)
             if isinstance(truth, str):
                 left_out[case.id] = truth
                 continue
-            matches.append(_matched(case, said, truth, classes))
-            other = None if rival is None else rival.get(case.id)
-            rivals.append(_rival(case, other, truth, classes))
+            matches.append(_match_slide(case, result, truth, classes))
+            other_result = None if other_results is None else other_results.get(case.id)
+            other_matches.append(_match_other(case, other_result, truth, classes))
         except LobuleError as error:
             left_out[case.id] = str(error)
             continue
         cases.append(case)
         for note in truth.notes:
             notes.setdefault(note, []).append(case.id)
-    told_notes = tuple(f"{_named(names)}: {note}" for note, names in notes.items())
-    return Matched(tuple(cases), tuple(matches), left_out, told_notes, tuple(rivals))
+    slide_notes = tuple(f"{_join_names(names)}: {note}" for note, names in notes.items())
+    return MatchedSlides(tuple(cases), tuple(matches), left_out, slide_notes, tuple(other_matches))
 
 
-def _matched(case: Case, said: Said, truth: Truth, classes: frozenset[str]) -> SlideMatch:
-    assert said.detections is not None
-    found = _of_classes(said.detections, said.labels, classes)
-    return match(case.id, truth.on_cells(found), truth.mask)
+def _match_slide(case: Case, result: CaseResult, truth: Truth, classes: frozenset[str]) -> SlideMatch:
+    assert result.detections is not None
+    detections = _select_classes(result.detections, result.labels, classes)
+    return match(case.id, truth.on_cells(detections), truth.mask)
 
 
-def _rival(case: Case, said: Said | None, truth: Truth, classes: frozenset[str]) -> SlideMatch | None:
-    if said is None or said.detections is None:
+def _match_other(
+    case: Case, result: CaseResult | None, truth: Truth, classes: frozenset[str]
+) -> SlideMatch | None:
+    if result is None or result.detections is None:
         return None
     try:
-        return _matched(case, said, truth, classes)
+        return _match_slide(case, result, truth, classes)
     except LobuleError:
         return None
 
 
-def _of_classes(found: Floats, labels: Sequence[str | None], classes: frozenset[str]) -> Floats:
+def _select_classes(detections: Floats, labels: Sequence[str | None], classes: frozenset[str]) -> Floats:
     """The detections of the classes in question, where detections have several."""
     if len(set(labels)) < 2:
-        return found
+        return detections
     keep = np.array([label in classes for label in labels], dtype=bool)
-    return found[keep] if keep.any() else found
+    return detections[keep] if keep.any() else detections
 
 
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+def _join_names(names: Sequence[str]) -> str:
+    remainder = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + remainder
 
 
 def measure_lesions(cases: Sequence[Case], matches: Sequence[SlideMatch], options: Options) -> dict[str, Any]:
     """Everything of the lesion level for some slides."""
     patients = [case.patient for case in cases]
     official, jama = froc(matches), jama_froc(matches)
-    how = options.resampling
+    resampling = options.resampling
     return {
         "slides": len(matches),
-        "tumour_slides": sum(one.tumour for one in matches),
-        "normal_slides": sum(not one.tumour for one in matches),
+        "tumour_slides": sum(slide_match.tumour for slide_match in matches),
+        "normal_slides": sum(not slide_match.tumour for slide_match in matches),
         "lesions": official.lesions,
-        "isolated_tumour_cells": sum(one.lesion_classes.count("itc") for one in matches),
+        "isolated_tumour_cells": sum(slide_match.lesion_classes.count("itc") for slide_match in matches),
         "patients": len(set(patients)),
-        "froc_score": bootstrap_froc(matches, patients, how).to_dict(),
+        "froc_score": bootstrap_froc(matches, patients, resampling).to_dict(),
         "froc": official.to_dict(),
-        "jama_score": bootstrap_froc(matches, patients, how, jama=True).to_dict(),
+        "jama_score": bootstrap_froc(matches, patients, resampling, jama=True).to_dict(),
         "jama": jama.to_dict(),
         "sensitivity_by_class": sensitivity_by_class(matches),
         "highest_confidence_auc": slide_auc(matches),
     }
 
 
-def compare_lesions(matched: Matched, options: Options) -> dict[str, Any]:
+def compare_lesions(matched: MatchedSlides, options: Options) -> dict[str, Any]:
     """This source less the other on the slides that both have."""
     pairs = [
-        (case, mine, theirs)
-        for case, mine, theirs in zip(matched.cases, matched.matches, matched.rivals, strict=True)
-        if theirs is not None
+        (case, matches, other_matches)
+        for case, matches, other_matches in zip(
+            matched.cases, matched.matches, matched.other_matches, strict=True
+        )
+        if other_matches is not None
     ]
-    mine = [pair[1] for pair in pairs]
-    theirs = [pair[2] for pair in pairs]
+    matches = [pair[1] for pair in pairs]
+    other_matches = [pair[2] for pair in pairs]
     patients = [pair[0].patient for pair in pairs]
-    found = {
-        name: compare_froc(mine, theirs, patients, options.resampling, jama=jama).to_dict()
+    differences = {
+        name: compare_froc(matches, other_matches, patients, options.resampling, jama=jama).to_dict()
         for name, jama in (("froc", False), ("jama_froc", True))
     }
-    return {"slides": len(pairs), **found}
+    return {"slides": len(pairs), **differences}

@@ -59,10 +59,10 @@ class Options:
             raise ConfigError(
                 f"no option {', '.join(unknown)}", expected=", ".join(entry.name for entry in fields(cls))
             )
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
-        return cls(**given)
+        return cls(**arguments)
 
     @property
     def resampling(self) -> Resampling:

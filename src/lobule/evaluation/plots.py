@@ -67,23 +67,23 @@ def draw_evaluation(data: Data, folder: Path) -> list[Path]:
 def _figures(data: Data) -> Iterator[tuple[str, Drawing]]:
     many = len(data["tasks"]) > 1
     for target, report in data["tasks"].items():
-        ending = f"-{_plain(target)}" if many else ""
-        drawn = _drawn(report, target)
+        ending = f"-{_slug(target)}" if many else ""
+        plotted_groups = _choose_groups(report, target)
         if report["all"]["roc"] is not None:
-            yield f"roc{ending}", partial(draw_roc, drawn=drawn)
-            yield f"precision-recall{ending}", partial(draw_precision_recall, drawn=drawn)
+            yield f"roc{ending}", partial(draw_roc, plotted_groups=plotted_groups)
+            yield f"precision-recall{ending}", partial(draw_precision_recall, plotted_groups=plotted_groups)
         if report["all"]["calibration"].get("bins"):
             yield f"reliability{ending}", partial(draw_reliability, block=report["all"])
     lesions = data["lesions"]
     if lesions is not None and lesions["all"]["froc"]["sensitivity"] is not None:
-        yield "froc", partial(draw_froc, drawn=_drawn(lesions, "lesions"))
+        yield "froc", partial(draw_froc, plotted_groups=_choose_groups(lesions, "lesions"))
 
 
-def _drawn(report: Data, target: str) -> list[Group]:
+def _choose_groups(report: Data, target: str) -> list[Group]:
     """All cases, and the values of the first column where they are few enough to be told apart."""
-    first = next(iter(report["by"]), None)
-    found = [group for group in groups(report, target) if group.column in ("", first)]
-    return found if len(found) <= 1 + MOST_GROUPS else found[:1]
+    first_column = next(iter(report["by"]), None)
+    candidates = [group for group in groups(report, target) if group.column in ("", first_column)]
+    return candidates if len(candidates) <= 1 + MOST_GROUPS else candidates[:1]
 
 
 def _title(group: Group) -> str:
@@ -93,9 +93,9 @@ def _title(group: Group) -> str:
 # -- each plot ----------------------------------------------------------------------------------------------
 
 
-def draw_roc(axes: Axes, drawn: Sequence[Group]) -> None:
+def draw_roc(axes: Axes, plotted_groups: Sequence[Group]) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, linestyle=(0, (4, 3)))
-    for index, group in reversed(list(enumerate(drawn))):
+    for index, group in reversed(list(enumerate(plotted_groups))):
         curve = group.block["roc"]
         if curve is not None:
             label = f"{_title(group)}: {_interval(group.block['auroc'])}"
@@ -104,8 +104,8 @@ def draw_roc(axes: Axes, drawn: Sequence[Group]) -> None:
     _legend(axes, "AUROC (95 % interval)", "lower right")
 
 
-def draw_precision_recall(axes: Axes, drawn: Sequence[Group]) -> None:
-    for index, group in reversed(list(enumerate(drawn))):
+def draw_precision_recall(axes: Axes, plotted_groups: Sequence[Group]) -> None:
+    for index, group in reversed(list(enumerate(plotted_groups))):
         curve = group.block["precision_recall"]
         if curve is None:
             continue
@@ -141,9 +141,9 @@ def draw_reliability(axes: Axes, block: Data) -> None:
     )
 
 
-def draw_froc(axes: Axes, drawn: Sequence[Group]) -> None:
-    rates = [float(rate) for rate in drawn[0].block["froc"]["sensitivity_at"]]
-    for index, group in reversed(list(enumerate(drawn))):
+def draw_froc(axes: Axes, plotted_groups: Sequence[Group]) -> None:
+    rates = [float(rate) for rate in plotted_groups[0].block["froc"]["sensitivity_at"]]
+    for index, group in reversed(list(enumerate(plotted_groups))):
         block = group.block
         if block["froc"]["sensitivity"] is None:
             continue
@@ -162,10 +162,14 @@ def draw_froc(axes: Axes, drawn: Sequence[Group]) -> None:
     axes.set_ylim(0, 1.01)
     axes.set_xlabel("mean false positives per slide")
     axes.set_ylabel("lesion sensitivity")
-    _legend(axes, "FROC score (95 % interval)", "upper left" if _low(drawn[0]) else "lower right")
+    _legend(
+        axes,
+        "FROC score (95 % interval)",
+        "upper left" if _upper_left_is_free(plotted_groups[0]) else "lower right",
+    )
 
 
-def _low(group: Group) -> bool:
+def _upper_left_is_free(group: Group) -> bool:
     """Whether the curve leaves the upper left corner free."""
     at = list(group.block["froc"]["sensitivity_at"].values())
     return bool(max(at[:3]) < 0.5)
@@ -198,10 +202,10 @@ def _square(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
 
 
-def _legend(axes: Axes, title: str, place: str) -> None:
+def _legend(axes: Axes, title: str, location: str) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(handles[::-1], labels[::-1], title=title, loc=place, title_fontsize=6.5)
+        axes.legend(handles[::-1], labels[::-1], title=title, loc=location, title_fontsize=6.5)
 
 
 def _interval(estimate: Data) -> str:
@@ -212,15 +216,15 @@ def _interval(estimate: Data) -> str:
     return f"{estimate['value']:.3f} ({estimate['low']:.3f}–{estimate['high']:.3f})"
 
 
-def _plain(name: str) -> str:
+def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "target"
 
 
-def _save(figure: Figure, place: Path) -> list[Path]:
+def _save(figure: Figure, base_path: Path) -> list[Path]:
     files = []
     for suffix, metadata in ((".svg", {"Date": None}), (".png", None)):
-        path = place.with_suffix(suffix)
-        with write_atomic(path) as part:
-            figure.savefig(part, dpi=DPI, metadata=metadata)
+        path = base_path.with_suffix(suffix)
+        with write_atomic(path) as temporary_path:
+            figure.savefig(temporary_path, dpi=DPI, metadata=metadata)
         files.append(path)
     return files

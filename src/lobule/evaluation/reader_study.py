@@ -46,8 +46,8 @@ def evaluate_readers(path: str | Path, options: Options | None = None) -> dict[s
         raise UsageError(
             "no column begins with 'reader'", subject=path, actual=", ".join(columns), remedy="Rename them"
         )
-    how = (options or Options()).resampling
-    study = ReaderStudy.of(labels, readers, None if group is None else columns[group], how)
+    resampling = (options or Options()).resampling
+    study = ReaderStudy.of(labels, readers, None if group is None else columns[group], resampling)
     rows = [_row(row, "reader") for row in study.each_reader()]
     rows += [_row(study.rater(name, scores), "model") for name, scores in models.items()]
     rows.append(_row(study.mean_of_readers(), "mean"))
@@ -85,7 +85,7 @@ def _read(path: str | Path) -> Mapping[str, Sequence[str]]:
     for number, row in enumerate(body, start=2):
         if len(row) != len(header):
             raise UsageError(f"row {number} has {len(row)} cells under {len(header)} columns", subject=path)
-    return {name: [row[place].strip() for row in body] for place, name in enumerate(header)}
+    return {name: [row[index].strip() for row in body] for index, name in enumerate(header)}
 
 
 def _column(columns: Mapping[str, Sequence[str]], names: Sequence[str], path: str | Path) -> str:

@@ -26,15 +26,15 @@ from lobule.results.result import UNSCORED
 from lobule.stitch import State
 from lobule.units import Mpp
 
-DONE = ("complete", "partial")
-NOT_THERE = "not scanned"
+WITH_SCORES = ("complete", "partial")
+NOT_SCANNED = "not scanned"
 ANY_SCORE = "*"
 """Under this name a case without a result has the score that the caller gave such cases."""
 MAX_CSV_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
+class CaseResult:
     """What a source says of one case. `detections` are rows of (confidence, l0_x, l0_y)."""
 
     status: str
@@ -49,8 +49,8 @@ class Said:
     """The class of each detection, where a model has several."""
 
     @property
-    def done(self) -> bool:
-        return self.status in DONE
+    def has_result(self) -> bool:
+        return self.status in WITH_SCORES
 
 
 class Source(Protocol):
@@ -68,14 +68,14 @@ class Source(Protocol):
         """Every case that it says anything of."""
         ...
 
-    def said(self, case: Case) -> Said: ...
+    def case_result(self, case: Case) -> CaseResult: ...
 
 
 # -- results ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class FromResults:
+class ResultsSource:
     """A results folder."""
 
     results: Results
@@ -87,42 +87,42 @@ class FromResults:
 
     @property
     def bundle(self) -> Mapping[str, Any] | None:
-        facts: Mapping[str, Any] = self.results.settings.get("bundle", {})
-        return facts
+        bundle_metadata: Mapping[str, Any] = self.results.settings.get("bundle", {})
+        return bundle_metadata
 
     def names(self) -> Sequence[str]:
         return list(
             dict.fromkeys([*self.results.planned(), *(case.case_id for case in self.results.cases())])
         )
 
-    def said(self, case: Case) -> Said:
+    def case_result(self, case: Case) -> CaseResult:
         try:
-            return self._said(self.results.case_folder(case.id))
+            return self._read_case(self.results.case_folder(case.id))
         except (ResultsError, NotReadable) as error:  # a damaged file belongs to its case
-            return Said("failed", cause=str(error))
+            return CaseResult("failed", cause=str(error))
 
-    def _said(self, folder: CaseFolder) -> Said:
-        result = folder.result
-        if result is None:
-            return Said("unfinished" if folder.path.is_dir() else NOT_THERE)
-        image: Mapping[str, Any] = next(iter(result.get("images", {}).values()), {})
+    def _read_case(self, folder: CaseFolder) -> CaseResult:
+        stored = folder.result
+        if stored is None:
+            return CaseResult("unfinished" if folder.path.is_dir() else NOT_SCANNED)
+        image: Mapping[str, Any] = next(iter(stored.get("images", {}).values()), {})
         size = Size(*image["size"]) if "size" in image else None
         mpp = None if image.get("mpp") is None else Mpp(*image["mpp"])
-        if result["status"] == UNSCORED:
-            return Said(UNSCORED, size=size, mpp=mpp, cause="; ".join(map(str, result["notes"])))
-        if result["status"] not in DONE:
-            cause = (result.get("error") or {}).get("message", "no cause was recorded")
-            return Said(result["status"], size=size, mpp=mpp, cause=cause)
-        scores = {name: float(value) for name, value in result["scores"].items()}
+        if stored["status"] == UNSCORED:
+            return CaseResult(UNSCORED, size=size, mpp=mpp, cause="; ".join(map(str, stored["notes"])))
+        if stored["status"] not in WITH_SCORES:
+            cause = (stored.get("error") or {}).get("message", "no cause was recorded")
+            return CaseResult(stored["status"], size=size, mpp=mpp, cause=cause)
+        scores = {name: float(value) for name, value in stored["scores"].items()}
         if self.options.findings == "nms":
-            found, labels = _suppressed(folder, self.options)
+            detections, labels = _suppress_map(folder, self.options)
         else:
-            found, labels = _stored(folder)
-        kept, cause = _inside(found, size), _partial(result)
-        return Said(result["status"], scores, kept, size, mpp, cause, labels)
+            detections, labels = _stored_detections(folder)
+        clipped, cause = _clip_to_slide(detections, size), _failed_fields(stored)
+        return CaseResult(stored["status"], scores, clipped, size, mpp, cause, labels)
 
 
-def _partial(result: Mapping[str, Any]) -> str | None:
+def _failed_fields(result: Mapping[str, Any]) -> str | None:
     failed = len(result.get("failed", []))
     return f"{failed} fields failed" if failed else None
 
@@ -131,7 +131,7 @@ Detections = tuple[Floats | None, tuple[str | None, ...]]
 """Rows of (confidence, l0_x, l0_y), and their classes where a model has several."""
 
 
-def _stored(folder: CaseFolder) -> Detections:
+def _stored_detections(folder: CaseFolder) -> Detections:
     if not (folder.path / "findings.parquet").exists():
         return None, ()
     columns = folder.findings()
@@ -149,7 +149,7 @@ def _stored(folder: CaseFolder) -> Detections:
     return rows, tuple(columns["label"].tolist()) if "label" in columns else ()
 
 
-def _suppressed(folder: CaseFolder, options: Options) -> Detections:
+def _suppress_map(folder: CaseFolder, options: Options) -> Detections:
     """NCRF's non-maximum suppression of a map, of the class that means tumour."""
     maps = folder.maps
     if not maps:
@@ -159,26 +159,26 @@ def _suppressed(folder: CaseFolder, options: Options) -> Detections:
     if name not in maps:
         raise ResultsError(f"there is no map '{name}'", subject=folder.path, actual=", ".join(maps))
     stride = maps[name].info.l0_stride
-    layer, pending = _layer(maps[name], options)
+    layer, pending = _tumour_layer(maps[name], options)
     for reader in sorted(maps.values(), key=lambda other: other.info.l0_stride):
         # where a dense map was never reached, the coarse one holds
         if options.nms_map is None and pending.any() and reader.info.l0_stride > stride:
-            layer, pending = _filled_up(layer, pending, stride, reader, options)
+            layer, pending = _fill_pending(layer, pending, stride, reader, options)
     radius = options.nms_radius or suppression_radius(max(1, round(stride[0])))
-    found = non_maximum_suppression(layer, 1, radius=radius, threshold=options.nms_threshold)
-    places = [cell_centre(finding.l0_y, finding.l0_x, stride) for finding in found]
-    rows = [(finding.score, *place) for finding, place in zip(found, places, strict=True)]
+    maxima = non_maximum_suppression(layer, 1, radius=radius, threshold=options.nms_threshold)
+    centres = [cell_centre(finding.l0_y, finding.l0_x, stride) for finding in maxima]
+    rows = [(finding.score, *centre) for finding, centre in zip(maxima, centres, strict=True)]
     return np.array(rows, dtype=np.float64).reshape(-1, 3), ()
 
 
-def _layer(reader: MapReader, options: Options) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _tumour_layer(reader: MapReader, options: Options) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The scores of tumour, 0 where nothing was scored, and which cells were not reached."""
     scores, states = reader.read()
     layer = np.where(states == State.SCORED, scores[_tumour_class(reader, options)], np.float32(0))
     return layer, states == State.PENDING
 
 
-def _filled_up(
+def _fill_pending(
     layer: NDArray[np.float32],
     pending: NDArray[np.bool_],
     stride: tuple[float, float],
@@ -186,14 +186,19 @@ def _filled_up(
     options: Options,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """A layer whose pending cells take the score of the coarse cell that they lie in."""
-    own, unreached = _layer(coarse, options)
+    coarse_layer, unreached = _tumour_layer(coarse, options)
     row, column = np.nonzero(pending)
     coarse_x, coarse_y = coarse.info.l0_stride
-    at_row = np.minimum(((row + 0.5) * stride[1] / coarse_y).astype(np.int64), own.shape[0] - 1)
-    at_column = np.minimum(((column + 0.5) * stride[0] / coarse_x).astype(np.int64), own.shape[1] - 1)
-    out, left = layer.copy(), pending.copy()
-    out[row, column], left[row, column] = own[at_row, at_column], unreached[at_row, at_column]
-    return out, left
+    at_row = np.minimum(((row + 0.5) * stride[1] / coarse_y).astype(np.int64), coarse_layer.shape[0] - 1)
+    at_column = np.minimum(
+        ((column + 0.5) * stride[0] / coarse_x).astype(np.int64), coarse_layer.shape[1] - 1
+    )
+    filled, still_pending = layer.copy(), pending.copy()
+    filled[row, column], still_pending[row, column] = (
+        coarse_layer[at_row, at_column],
+        unreached[at_row, at_column],
+    )
+    return filled, still_pending
 
 
 def _tumour_class(reader: MapReader, options: Options) -> int:
@@ -211,12 +216,16 @@ def _tumour_class(reader: MapReader, options: Options) -> int:
     )
 
 
-def _inside(found: Floats | None, size: Size | None) -> Floats | None:
+def _clip_to_slide(detections: Floats | None, size: Size | None) -> Floats | None:
     """Cells that reach past the edge of a slide have their centre outside; their finding is at the edge."""
-    if found is None or size is None:
-        return found
+    if detections is None or size is None:
+        return detections
     return np.column_stack(
-        [found[:, 0], np.clip(found[:, 1], 0, size.width - 1), np.clip(found[:, 2], 0, size.height - 1)]
+        [
+            detections[:, 0],
+            np.clip(detections[:, 1], 0, size.width - 1),
+            np.clip(detections[:, 2], 0, size.height - 1),
+        ]
     )
 
 
@@ -224,7 +233,7 @@ def _inside(found: Floats | None, size: Size | None) -> Floats | None:
 
 
 @dataclass(frozen=True, eq=False)
-class FromSubmission:
+class SubmissionSource:
     """Camelyon16's official forms: a CSV of `name,probability`, and a folder of a detections CSV a slide."""
 
     paths: tuple[str, ...]
@@ -242,25 +251,25 @@ class FromSubmission:
     def names(self) -> Sequence[str]:
         return sorted({*self.probabilities, *self.detections})
 
-    def said(self, case: Case) -> Said:
+    def case_result(self, case: Case) -> CaseResult:
         names = [case.id, *([Path(case.path).stem] if case.path else [])]
         name = next((name for name in names if name in self.probabilities or name in self.detections), None)
         if name is None:
-            return Said(NOT_THERE)
-        found = None
+            return CaseResult(NOT_SCANNED)
+        detections = None
         if name in self.detections:
             try:
-                found = read_detections(self.detections[name])
+                detections = read_detections(self.detections[name])
             except (CaseError, ResultsError) as error:
-                return Said("failed", cause=str(error))
+                return CaseResult("failed", cause=str(error))
         if name in self.probabilities:
-            return Said("complete", {"score": self.probabilities[name]}, found)
-        if self.probabilities or found is None:
-            return Said("failed", detections=found, cause="the slide CSV has no probability of it")
-        return Said("complete", {"score": float(found[:, 0].max(initial=0.0))}, found)
+            return CaseResult("complete", {"score": self.probabilities[name]}, detections)
+        if self.probabilities or detections is None:
+            return CaseResult("failed", detections=detections, cause="the slide CSV has no probability of it")
+        return CaseResult("complete", {"score": float(detections[:, 0].max(initial=0.0))}, detections)
 
 
-def read_submission(paths: Sequence[str | Path]) -> FromSubmission:
+def read_submission(paths: Sequence[str | Path]) -> SubmissionSource:
     """A submission of any of the official forms: the slide CSV, the folder of detections, or both."""
     probabilities: dict[str, float] = {}
     detections: dict[str, Path] = {}
@@ -274,25 +283,25 @@ def read_submission(paths: Sequence[str | Path]) -> FromSubmission:
             detections |= {file.stem: file for file in files}
         else:
             probabilities |= read_probabilities(path)
-    return FromSubmission(tuple(map(str, paths)), probabilities, detections)
+    return SubmissionSource(tuple(map(str, paths)), probabilities, detections)
 
 
 def read_probabilities(path: str | Path) -> dict[str, float]:
     """`name,probability` a line; a header is allowed."""
-    found: dict[str, float] = {}
+    probabilities: dict[str, float] = {}
     for number, cells in _rows(path):
         if len(cells) != 2:
             raise _bad_line(path, number, "name,probability", cells)
         value = _number(cells[1])
-        if value is None and not found and number == 1:
+        if value is None and not probabilities and number == 1:
             continue
         if value is None:
             raise _bad_line(path, number, "a probability", cells)
         name = cells[0].removesuffix(".tif")
-        if name in found:
+        if name in probabilities:
             raise _bad_line(path, number, "each slide once", cells)
-        found[name] = value
-    return found
+        probabilities[name] = value
+    return probabilities
 
 
 def read_detections(path: str | Path) -> Floats:
@@ -300,8 +309,8 @@ def read_detections(path: str | Path) -> Floats:
     rows = []
     for number, cells in _rows(path):
         confidence = _number(cells[0]) if len(cells) == 3 else None
-        whole = all(cell.isascii() and cell.removeprefix("-").isdigit() for cell in cells[1:])
-        if confidence is None or not whole:
+        whole_coordinates = all(cell.isascii() and cell.removeprefix("-").isdigit() for cell in cells[1:])
+        if confidence is None or not whole_coordinates:
             raise CaseError(
                 f"line {number} is not a detection",
                 subject=path,
@@ -345,10 +354,10 @@ def open_source(path: str | Path | Sequence[str | Path], options: Options) -> So
     """A results folder, or else a submission."""
     paths = [path] if isinstance(path, str | Path) else list(path)
     if len(paths) == 1 and (Path(paths[0]) / "scan.json").is_file():
-        return FromResults(open_results(paths[0]), options)
+        return ResultsSource(open_results(paths[0]), options)
     return read_submission(paths)
 
 
 def open_results_source(path: str | Path, options: Options) -> Source:
     """A results folder and nothing else."""
-    return FromResults(open_results(path), options)
+    return ResultsSource(open_results(path), options)

@@ -40,7 +40,7 @@ def measure_rows(data: Data) -> list[dict[str, Any]]:
     for name, report in data["tasks"].items():
         for group in groups(report, name):
             rows += _task_rows(group, report["unit"])
-        for column, value, block in _compared(report):
+        for column, value, block in _difference_blocks(report):
             rows += [
                 _row("difference", name, column, value, measure, block[measure]["difference"])
                 | {"cases": block[report["unit"]]}
@@ -49,7 +49,7 @@ def measure_rows(data: Data) -> list[dict[str, Any]]:
     if data["lesions"] is not None:
         for group in groups(data["lesions"], "lesions"):
             rows += _lesion_rows(group)
-        for column, value, block in _compared(data["lesions"]):
+        for column, value, block in _difference_blocks(data["lesions"]):
             rows += [
                 _row("difference", "lesions", column, value, measure, block[measure]["difference"])
                 | {"cases": block["slides"]}
@@ -58,7 +58,7 @@ def measure_rows(data: Data) -> list[dict[str, Any]]:
     return rows
 
 
-def _compared(report: Data) -> Iterator[tuple[str, str, Data]]:
+def _difference_blocks(report: Data) -> Iterator[tuple[str, str, Data]]:
     if "against" not in report:
         return
     yield "", "all", report["against"]["all"]
@@ -67,8 +67,8 @@ def _compared(report: Data) -> Iterator[tuple[str, str, Data]]:
             yield column, value, block
 
 
-def _row(level: str, target: str, column: str, value: str, measure: str, found: Any) -> dict[str, Any]:
-    estimate = found if isinstance(found, Mapping) else {"value": found}
+def _row(level: str, target: str, column: str, value: str, measure: str, entry: Any) -> dict[str, Any]:
+    estimate = entry if isinstance(entry, Mapping) else {"value": entry}
     return {
         "level": level,
         "target": target,
@@ -86,33 +86,39 @@ def _row(level: str, target: str, column: str, value: str, measure: str, found: 
 def _task_rows(group: Group, unit: str) -> list[dict[str, Any]]:
     block, level = group.block, unit.removesuffix("s")
     counts = {"cases": block[unit], "positive": block["positive"], "patients": block["patients"]}
-    found: list[tuple[str, Any]] = [(name, block[name]) for name in AREAS]
-    found += [(name, block["calibration"].get(name)) for name in CALIBRATION]
+    measures: list[tuple[str, Any]] = [(name, block[name]) for name in AREAS]
+    measures += [(name, block["calibration"].get(name)) for name in CALIBRATION]
     for point in block["operating_points"]:
         at = f"{point['chosen']} (threshold {point['threshold']:.6g})"
-        found += [(f"sensitivity, {at}", point["sensitivity"]), (f"specificity, {at}", point["specificity"])]
+        measures += [
+            (f"sensitivity, {at}", point["sensitivity"]),
+            (f"specificity, {at}", point["specificity"]),
+        ]
     return [
         _row(level, group.target, group.column, group.value, measure, value) | counts
-        for measure, value in found
+        for measure, value in measures
     ]
 
 
 def _lesion_rows(group: Group) -> list[dict[str, Any]]:
     block = group.block
     counts = {"cases": block["slides"], "positive": block["lesions"], "patients": block["patients"]}
-    found: list[tuple[str, Any]] = [("froc_score", block["froc_score"]), ("jama_score", block["jama_score"])]
+    measures: list[tuple[str, Any]] = [
+        ("froc_score", block["froc_score"]),
+        ("jama_score", block["jama_score"]),
+    ]
     for name in ("froc", "jama"):
         at = block[name]["sensitivity_at"]
-        found += [(f"{name} sensitivity at {rate} false positives", value) for rate, value in at.items()]
+        measures += [(f"{name} sensitivity at {rate} false positives", value) for rate, value in at.items()]
     for size, entry in block["sensitivity_by_class"].items():
-        found += [
+        measures += [
             (f"{size} sensitivity at {rate} false positives", value)
             for rate, value in entry["sensitivity_at"].items()
         ]
-    found.append(("auroc of the highest confidence", block["highest_confidence_auc"]))
+    measures.append(("auroc of the highest confidence", block["highest_confidence_auc"]))
     return [
         _row("lesion", group.target, group.column, group.value, measure, value) | counts
-        for measure, value in found
+        for measure, value in measures
     ]
 
 
@@ -175,7 +181,7 @@ def difference_table(report: Data) -> tuple[list[str], list[list[str]]]:
     """This source less the other, for all and for each group."""
     header = ["group", "measure", "this", "other", "difference (95 % interval)", "p"]
     rows = []
-    for column, value, block in _compared(report):
+    for column, value, block in _difference_blocks(report):
         for measure, entry in block.items():
             if isinstance(entry, Mapping):
                 rows.append([
@@ -210,11 +216,11 @@ def shown(estimate: Data, *, value: bool = True, digits: int = 4) -> str:
     """0.9123 (0.8801 to 0.9402), or the interval alone; a dash where it is undefined."""
     if estimate["value"] is None:
         return "–"
-    own = number(estimate["value"], digits)
+    text = number(estimate["value"], digits)
     if estimate.get("low") is None:
-        return own if value else "–"
+        return text if value else "–"
     interval = f"{number(estimate['low'], digits)} to {number(estimate['high'], digits)}"
-    return f"{own} ({interval})" if value else interval
+    return f"{text} ({interval})" if value else interval
 
 
 def case_sentences(data: Data) -> list[tuple[str, str]]:
@@ -231,16 +237,16 @@ def case_sentences(data: Data) -> list[tuple[str, str]]:
         "not_in_cohort",
     ):
         if cases[name]:
-            lines.append((name.replace("_", " "), f"{len(cases[name])}: {_some(cases[name])}"))
+            lines.append((name.replace("_", " "), f"{len(cases[name])}: {_first_few(cases[name])}"))
     if left_out := data["lesions_left_out"]:
-        lines.append(("no lesion level", f"{len(left_out)}: {_some(left_out)}"))
+        lines.append(("no lesion level", f"{len(left_out)}: {_first_few(left_out)}"))
     return lines
 
 
-def _some(names: Mapping[str, str] | Sequence[str], most: int = 4) -> str:
+def _first_few(names: Mapping[str, str] | Sequence[str], limit: int = 4) -> str:
     if isinstance(names, Mapping):
-        listed = [name if why == name else f"{name} ({why})" for name, why in names.items()]
+        entries = [name if cause == name else f"{name} ({cause})" for name, cause in names.items()]
     else:
-        listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
+        entries = list(names)
+    remainder = f" and {len(entries) - limit} more" if len(entries) > limit else ""
+    return ", ".join(entries[:limit]) + remainder

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.cohort import Case
-from lobule.evaluation.labels import Plan, Target
+from lobule.evaluation.labels import TargetPlan, Target
 from lobule.evaluation.options import Options
-from lobule.evaluation.sources import ANY_SCORE, Said
+from lobule.evaluation.sources import ANY_SCORE, CaseResult
 from lobule.measures.calibration import log_loss, reliability
 from lobule.measures.compare import compare_scores
 from lobule.measures.estimate import Floats, one_class
@@ -41,14 +41,14 @@ class Task:
     cases: tuple[Case, ...]
     labels: NDArray[np.bool_]
     scores: Floats
-    rivals: Floats | None = None
+    other_scores: Floats | None = None
     """The scores of the other source; NaN where it has none."""
 
-    def part(self, keep: Sequence[bool] | NDArray[np.bool_]) -> Task:
+    def subset(self, keep: Sequence[bool] | NDArray[np.bool_]) -> Task:
         chosen = np.asarray(keep, dtype=bool)
-        cases = tuple(case for case, kept in zip(self.cases, chosen, strict=True) if kept)
-        rivals = None if self.rivals is None else self.rivals[chosen]
-        return Task(self.name, self.unit, cases, self.labels[chosen], self.scores[chosen], rivals)
+        cases = tuple(case for case, is_chosen in zip(self.cases, chosen, strict=True) if is_chosen)
+        other_scores = None if self.other_scores is None else self.other_scores[chosen]
+        return Task(self.name, self.unit, cases, self.labels[chosen], self.scores[chosen], other_scores)
 
     @property
     def patients(self) -> NDArray[np.str_]:
@@ -59,26 +59,36 @@ class Task:
 
 
 def case_tasks(
-    told: Sequence[tuple[Case, Said]], plan: Plan, rival: Mapping[str, Said] | None, unit: str
+    case_results: Sequence[tuple[Case, CaseResult]],
+    plan: TargetPlan,
+    other_results: Mapping[str, CaseResult] | None,
+    unit: str,
 ) -> list[Task]:
     """A task for each target, over the cases with a label and a score."""
-    return [_case_task(told, target, rival, unit) for target in plan.targets]
+    return [_case_task(case_results, target, other_results, unit) for target in plan.targets]
 
 
 def _case_task(
-    told: Sequence[tuple[Case, Said]], target: Target, rival: Mapping[str, Said] | None, unit: str
+    case_results: Sequence[tuple[Case, CaseResult]],
+    target: Target,
+    other_results: Mapping[str, CaseResult] | None,
+    unit: str,
 ) -> Task:
-    cases, labels, scores, rivals = [], [], [], []
-    for case, said in told:
-        score = total(said.scores, target.scores)
+    cases, labels, scores, other_scores = [], [], [], []
+    for case, result in case_results:
+        score = total(result.scores, target.scores)
         if case.label is None or score is None:
             continue
         cases.append(case)
         labels.append(case.label in target.positive)
         scores.append(score)
-        other = None if rival is None or case.id not in rival else rival[case.id].scores
-        rivals.append(np.nan if other is None else _rival_score(other, target))
-    return _task(target.name, unit, cases, labels, scores, None if rival is None else rivals)
+        other = (
+            None if other_results is None or case.id not in other_results else other_results[case.id].scores
+        )
+        other_scores.append(np.nan if other is None else _other_score(other, target))
+    return _make_task(
+        target.name, unit, cases, labels, scores, None if other_results is None else other_scores
+    )
 
 
 def total(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
@@ -90,46 +100,61 @@ def total(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
     return float(sum(scores[name] for name in names))
 
 
-def _rival_score(scores: Mapping[str, float], target: Target) -> float:
+def _other_score(scores: Mapping[str, float], target: Target) -> float:
     """The other source may name its one score otherwise."""
-    found = total(scores, target.scores)
-    if found is None and len(scores) == 1:
+    score = total(scores, target.scores)
+    if score is None and len(scores) == 1:
         return float(next(iter(scores.values())))
-    return np.nan if found is None else found
+    return np.nan if score is None else score
 
 
-def breast_tasks(told: Sequence[tuple[Case, Said]], rival: Mapping[str, Said] | None) -> list[Task]:
+def breast_tasks(
+    case_results: Sequence[tuple[Case, CaseResult]], other_results: Mapping[str, CaseResult] | None
+) -> list[Task]:
     """Benign and malignant, each over every breast with a label and a score."""
     tasks = []
-    for what in ("malignant", "benign"):
-        cases, labels, scores, rivals = [], [], [], []
-        for case, said in told:
-            for name in (f"{side}_{what}" for side in SIDES):
-                score = total(said.scores, (name,))
+    for question in ("malignant", "benign"):
+        cases, labels, scores, other_scores = [], [], [], []
+        for case, result in case_results:
+            for name in (f"{side}_{question}" for side in SIDES):
+                score = total(result.scores, (name,))
                 if name not in case.breast_labels or score is None:
                     continue
                 cases.append(case)
                 labels.append(case.breast_labels[name])
                 scores.append(score)
-                other = {} if rival is None or case.id not in rival else rival[case.id].scores
+                other = (
+                    {}
+                    if other_results is None or case.id not in other_results
+                    else other_results[case.id].scores
+                )
                 theirs = total(other, (name,))
-                rivals.append(np.nan if theirs is None else theirs)
+                other_scores.append(np.nan if theirs is None else theirs)
         if cases:
-            tasks.append(_task(what, "breasts", cases, labels, scores, None if rival is None else rivals))
+            tasks.append(
+                _make_task(
+                    question,
+                    "breasts",
+                    cases,
+                    labels,
+                    scores,
+                    None if other_results is None else other_scores,
+                )
+            )
     return tasks
 
 
-def _task(
+def _make_task(
     name: str,
     unit: str,
     cases: Sequence[Case],
     labels: Sequence[bool],
     scores: Sequence[float],
-    rivals: Sequence[float] | None,
+    other_values: Sequence[float] | None,
 ) -> Task:
-    others = None if rivals is None else np.array(rivals, dtype=np.float64)
+    other_scores = None if other_values is None else np.array(other_values, dtype=np.float64)
     label, score = np.array(labels, dtype=bool), np.array(scores, dtype=np.float64)
-    return Task(name, unit, tuple(cases), label, score, others)
+    return Task(name, unit, tuple(cases), label, score, other_scores)
 
 
 # -- measuring ----------------------------------------------------------------------------------------------
@@ -138,24 +163,24 @@ def _task(
 def measure_task(task: Task, options: Options, *, curves: bool = True) -> dict[str, Any]:
     """Areas with intervals, calibration and operating points of a task."""
     label, score, patients = task.labels, task.scores, task.patients
-    how = options.resampling
-    found: dict[str, Any] = {
+    resampling = options.resampling
+    measures: dict[str, Any] = {
         task.unit: len(label),
         "positive": int(label.sum()),
         "negative": int((~label).sum()),
         "patients": len(np.unique(patients)),
     }
     for name in MEASURES:
-        found[name] = bootstrap_measure(label, score, patients, name, how).to_dict()
-    found["auroc_delong"] = delong(label, score).to_dict()
-    found["prevalence"] = float(label.mean()) if len(label) else None
-    found["calibration"] = _calibration(label, score)
-    found["operating_points"] = _operating_points(label, score, options)
+        measures[name] = bootstrap_measure(label, score, patients, name, resampling).to_dict()
+    measures["auroc_delong"] = delong(label, score).to_dict()
+    measures["prevalence"] = float(label.mean()) if len(label) else None
+    measures["calibration"] = _calibration(label, score)
+    measures["operating_points"] = _operating_points(label, score, options)
     if curves:
         roc, recall = roc_curve(label, score), precision_recall_curve(label, score)
-        found["roc"] = None if roc is None else roc.to_dict()
-        found["precision_recall"] = None if recall is None else recall.to_dict()
-    return found
+        measures["roc"] = None if roc is None else roc.to_dict()
+        measures["precision_recall"] = None if recall is None else recall.to_dict()
+    return measures
 
 
 def _calibration(label: NDArray[np.bool_], score: Floats) -> dict[str, Any]:
@@ -169,47 +194,47 @@ def _calibration(label: NDArray[np.bool_], score: Floats) -> dict[str, Any]:
 
 
 def _operating_points(label: NDArray[np.bool_], score: Floats, options: Options) -> list[dict[str, Any]]:
-    fixed = [
+    points = [
         {"chosen": f"threshold {value:g}, given"} | at_threshold(label, score, value).to_dict()
         for value in options.thresholds
         if len(label)
     ]
     if one_class(label):
-        return fixed
-    wanted = [("sensitivity", value) for value in SENSITIVITIES]
-    wanted += [("specificity", value) for value in SPECIFICITIES]
-    for name, value in wanted:
+        return points
+    requirements = [("sensitivity", value) for value in SENSITIVITIES]
+    requirements += [("specificity", value) for value in SPECIFICITIES]
+    for name, value in requirements:
         point = operating_point(label, score, **{name: value})
         assert point is not None
-        fixed.append({"chosen": f"{name} at least {value:g}, on these very cases"} | point.to_dict())
-    return fixed
+        points.append({"chosen": f"{name} at least {value:g}, on these very cases"} | point.to_dict())
+    return points
 
 
 def compare_task(task: Task, options: Options) -> dict[str, Any]:
     """This source less the other, on the cases that both have."""
-    assert task.rivals is not None
-    shared = task.part(np.isfinite(task.rivals))
-    assert shared.rivals is not None
-    found: dict[str, Any] = {
+    assert task.other_scores is not None
+    shared = task.subset(np.isfinite(task.other_scores))
+    assert shared.other_scores is not None
+    differences: dict[str, Any] = {
         name: compare_scores(
-            shared.labels, shared.scores, shared.rivals, shared.patients, name, options.resampling
+            shared.labels, shared.scores, shared.other_scores, shared.patients, name, options.resampling
         ).to_dict()
         for name in MEASURES
     }
-    return {task.unit: len(shared.cases), **found}
+    return {task.unit: len(shared.cases), **differences}
 
 
-def measure_classes(told: Sequence[tuple[Case, Said]], plan: Plan) -> dict[str, Any]:
+def measure_classes(case_results: Sequence[tuple[Case, CaseResult]], plan: TargetPlan) -> dict[str, Any]:
     """Accuracy and confusion where each class has a score: the highest score is the answer."""
     names = [label for label, _ in plan.classes]
-    index = {label: place for place, label in enumerate(names)}
+    class_index = {label: number for number, label in enumerate(names)}
     counts = np.zeros((len(names), len(names)), dtype=np.int64)
-    for case, said in told:
-        values = [said.scores.get(score) for _, score in plan.classes]
-        if case.label in index and None not in values:
-            counts[index[case.label], int(np.argmax(np.array(values, dtype=np.float64)))] += 1
-    held = counts.sum(axis=1)
-    recall = [float(counts[i, i] / held[i]) for i in range(len(names)) if held[i]]
+    for case, result in case_results:
+        values = [result.scores.get(score) for _, score in plan.classes]
+        if case.label in class_index and None not in values:
+            counts[class_index[case.label], int(np.argmax(np.array(values, dtype=np.float64)))] += 1
+    class_cases = counts.sum(axis=1)
+    recall = [float(counts[i, i] / class_cases[i]) for i in range(len(names)) if class_cases[i]]
     return {
         "classes": names,
         "confusion": counts.tolist(),

@@ -13,7 +13,7 @@ from lobule.annotations import rasterise, read_annotation, read_class_mask
 from lobule.cohort import Case
 from lobule.errors import CaseError, TooLarge, UsageError
 from lobule.evaluation.options import Options
-from lobule.evaluation.sources import Said
+from lobule.evaluation.sources import CaseResult
 from lobule.files import is_url
 from lobule.geometry import Box, Size, level_step
 from lobule.measures.camelyon16 import PIXEL_UM, STEP, EvaluationMask, evaluation_mask
@@ -50,37 +50,37 @@ class Truth:
         return np.column_stack([detections[:, 0], x, y])
 
 
-def truth_of(case: Case, said: Said, positive: bool | None, options: Options) -> Truth | str:
+def read_truth(case: Case, result: CaseResult, positive: bool | None, options: Options) -> Truth | str:
     """The truth of a slide, or the sentence that says why it is not known."""
-    mpp = Mpp.square(case.mpp) if case.mpp is not None else said.mpp
-    steps, notes = steps_of(mpp, options)
-    place = mask_file(case, options) or case.annotation
+    mpp = Mpp.square(case.mpp) if case.mpp is not None else result.mpp
+    steps, notes = choose_steps(mpp, options)
+    path = mask_file(case, options) or case.annotation
     if positive is False:
         return Truth(None, steps, notes)
-    if place is None:
+    if path is None:
         return "positive, but without annotation" if positive else "neither label nor annotation"
-    truth, found = _raster(case, place, said.size, steps, options)
+    truth, source_path = _rasterise_truth(case, path, result.size, steps, options)
     if truth.size and not truth.any():
-        notes = (*notes, f"{found} holds no tumour, so no lesion of the slide counts")
+        notes = (*notes, f"{source_path} holds no tumour, so no lesion of the slide counts")
     elif truth.size and truth.mean() > MUCH_TUMOUR:
         # tiles that a TIFF leaves out read as white, which in a mask is tumour
-        notes = (*notes, f"more than half of {found} is tumour: see that the file has all its tiles")
+        notes = (*notes, f"more than half of {source_path} is tumour: see that the file has all its tiles")
     return Truth(evaluation_mask(truth), steps, notes)
 
 
-def steps_of(mpp: Mpp | None, options: Options) -> tuple[Steps, tuple[str, ...]]:
+def choose_steps(mpp: Mpp | None, options: Options) -> tuple[Steps, tuple[str, ...]]:
     """Level-0 pixels a cell: 32 by the official numbers, or as many as make 7.776 µm."""
     official = (Fraction(STEP), Fraction(STEP))
     if options.lesion_scale == "official":
         return official, ()
     if mpp is None:
         return official, ("its µm/px is not known, so it counts as 0.243",)
-    near = all(abs(own / PIXEL_UM - 1) <= NEAR for own in (mpp.x, mpp.y))
+    near = all(abs(axis_um / PIXEL_UM - 1) <= NEAR for axis_um in (mpp.x, mpp.y))
     if near and options.lesion_scale == "auto":
         return official, ()
     x, y = (
-        Fraction(PIXEL_UM * STEP).limit_denominator(10**6) / Fraction(own).limit_denominator(10**6)
-        for own in (mpp.x, mpp.y)
+        Fraction(PIXEL_UM * STEP).limit_denominator(10**6) / Fraction(axis_um).limit_denominator(10**6)
+        for axis_um in (mpp.x, mpp.y)
     )
     return (x, y), ()
 
@@ -96,16 +96,16 @@ def mask_file(case: Case, options: Options) -> str | None:
     if options.masks is None:
         return None
     names = [case.id, *([Path(case.path).stem] if case.path else [])]
-    places = [Path(options.masks) / pattern.format(name) for name in names for pattern in MASK_NAMES]
-    return next((str(place) for place in places if place.is_file()), None)
+    candidates = [Path(options.masks) / pattern.format(name) for name in names for pattern in MASK_NAMES]
+    return next((str(candidate) for candidate in candidates if candidate.is_file()), None)
 
 
-def _raster(
-    case: Case, place: str, size: Size | None, steps: Steps, options: Options
+def _rasterise_truth(
+    case: Case, path: str, size: Size | None, steps: Steps, options: Options
 ) -> tuple[NDArray[np.bool_] | NDArray[np.uint8], str]:
     size = size or _size_of_slide(case)
-    if Path(place).suffix.lower() in MASK_SUFFIXES:
-        return _of_mask(place, size, steps, options), place
+    if Path(path).suffix.lower() in MASK_SUFFIXES:
+        return _read_mask(path, size, steps, options), path
     if size is None:
         raise CaseError(
             "the size of the slide is not known, so its outlines cannot be laid out",
@@ -115,7 +115,7 @@ def _raster(
     columns, rows = (-(-side // step) for side, step in zip(size, steps, strict=True))
     if columns * rows > MAX_CELLS:
         raise TooLarge(f"declares {size}", subject=case.id, expected=f"at most {MAX_CELLS} cells")
-    return rasterise(read_annotation(place), steps, Box(0, 0, int(columns), int(rows))), place
+    return rasterise(read_annotation(path), steps, Box(0, 0, int(columns), int(rows))), path
 
 
 def _size_of_slide(case: Case) -> Size | None:
@@ -125,16 +125,16 @@ def _size_of_slide(case: Case) -> Size | None:
         return slide.size
 
 
-def _of_mask(path: str, size: Size | None, steps: Steps, options: Options) -> NDArray[np.bool_]:
+def _read_mask(path: str, size: Size | None, steps: Steps, options: Options) -> NDArray[np.bool_]:
     """The mask at the cells' centres: the level of the file that has the cells, where it has one."""
     if Path(path).suffix.lower() == ".png":
-        values, page = read_class_mask(path).values, None
+        values, level_0_size = read_class_mask(path).values, None
     else:
         with open_mask(path) as slide:
-            values, page = _level_near(slide, size, steps, options)
-    own = Size(values.shape[1], values.shape[0])
-    whole = page or size
-    if whole is None:
+            values, level_0_size = _read_nearest_level(slide, size, steps, options)
+    mask_size = Size(values.shape[1], values.shape[0])
+    slide_size = level_0_size or size
+    if slide_size is None:
         if options.mask_step is None:
             raise CaseError(
                 "the scale of the mask is not known",
@@ -142,34 +142,39 @@ def _of_mask(path: str, size: Size | None, steps: Steps, options: Options) -> ND
                 expected="a pyramid, or the size of its slide",
                 remedy="Say how many level-0 pixels a mask pixel has with --mask-step",
             )
-        whole = Size(round(own.width * options.mask_step), round(own.height * options.mask_step))
+        slide_size = Size(
+            round(mask_size.width * options.mask_step), round(mask_size.height * options.mask_step)
+        )
     tumour = np.asarray(values == 255) if (values == 255).any() else np.asarray(values == 2)
     if values.any() and not tumour.any():
         evaluation_mask(values.astype(np.uint8))  # raises, and says which values there are
-    own_steps = (level_step(whole.width, own.width), level_step(whole.height, own.height))
-    if own_steps == steps:
+    mask_steps = (
+        level_step(slide_size.width, mask_size.width),
+        level_step(slide_size.height, mask_size.height),
+    )
+    if mask_steps == steps:
         return tumour
-    columns, rows = (max(1, -(-side // step)) for side, step in zip(whole, steps, strict=True))
+    columns, rows = (max(1, -(-side // step)) for side, step in zip(slide_size, steps, strict=True))
     at_x, at_y = (
-        np.minimum((np.arange(int(count)) + 0.5) * float(step / mine), side - 1).astype(np.int64)
-        for count, step, mine, side in zip((columns, rows), steps, own_steps, own, strict=True)
+        np.minimum((np.arange(int(count)) + 0.5) * float(step / mask_step), side - 1).astype(np.int64)
+        for count, step, mask_step, side in zip((columns, rows), steps, mask_steps, mask_size, strict=True)
     )
     return np.asarray(tumour[at_y[:, None], at_x[None, :]])
 
 
-def _level_near(
+def _read_nearest_level(
     slide: Slide, size: Size | None, steps: Steps, options: Options
 ) -> tuple[NDArray[np.uint8], Size | None]:
     """The coarsest level that is not coarser than the cells, and the size of level 0 where known."""
-    alone = len(slide.levels) == 1
-    whole = size or (None if alone else slide.size)
-    if whole is None and options.mask_step is None:
+    has_one_level = len(slide.levels) == 1
+    slide_size = size or (None if has_one_level else slide.size)
+    if slide_size is None and options.mask_step is None:
         return _first_channel(slide, 0), None
     chosen = 0
     for index, level in enumerate(slide.levels):
-        if whole is not None and whole.width / level.size.width <= float(steps[0]) * 1.01:
+        if slide_size is not None and slide_size.width / level.size.width <= float(steps[0]) * 1.01:
             chosen = index
-    return _first_channel(slide, chosen), whole
+    return _first_channel(slide, chosen), slide_size
 
 
 def _first_channel(slide: Slide, level: int) -> NDArray[np.uint8]:
