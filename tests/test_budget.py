@@ -32,7 +32,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     )
 
 
-def test_a_curve_has_a_point_for_each_budget_and_is_gone_on_with(cohort: Cohort, tmp_path: Path) -> None:
+def test_curve_has_one_point_per_budget_and_can_be_continued(cohort: Cohort, tmp_path: Path) -> None:
     machine = {"device": "cpu", "workers": 1}
     points = budget_curve(
         "reverse-distillation", cohort, tmp_path, [2, 1], settings=SETTINGS, machine=machine
@@ -43,21 +43,24 @@ def test_a_curve_has_a_point_for_each_budget_and_is_gone_on_with(cohort: Cohort,
     with (tmp_path / "budget.csv").open() as lines:
         assert [row["asked"] for row in csv.DictReader(lines)] == ["1", "2"]
     assert "outlined slides learned from" in (tmp_path / "budget.svg").read_text()
-    one, two = ((tmp_path / f"slides-{n}/bundle/places.csv").read_text() for n in (1, 2))
-    assert {line.split(",")[0] for line in one.splitlines()} < {
-        line.split(",")[0] for line in two.splitlines()
+    one_slide, two_slides = ((tmp_path / f"slides-{n}/bundle/places.csv").read_text() for n in (1, 2))
+    assert {line.split(",")[0] for line in one_slide.splitlines()} < {
+        line.split(",")[0] for line in two_slides.splitlines()
     }
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/bundle/model.json")}
+    modified = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/bundle/model.json")}
     again = budget_curve("reverse-distillation", cohort, tmp_path, [1, 2], settings=SETTINGS, machine=machine)
     assert again == points
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    for change, told in (({"settings": {**SETTINGS, "epochs": 2}}, "settings"), ({"seed": 3}, "seed")):
-        asked: dict[str, Any] = {"settings": SETTINGS, "machine": machine, "seed": 0} | change
-        with pytest.raises(ResultsError, match=f"trained with another {told}"):
-            budget_curve("reverse_distillation", cohort, tmp_path, [1], **asked)
+    assert {path: path.stat().st_mtime_ns for path in modified} == modified
+    for change, setting_name in (
+        ({"settings": {**SETTINGS, "epochs": 2}}, "settings"),
+        ({"seed": 3}, "seed"),
+    ):
+        arguments: dict[str, Any] = {"settings": SETTINGS, "machine": machine, "seed": 0} | change
+        with pytest.raises(ResultsError, match=f"trained with another {setting_name}"):
+            budget_curve("reverse_distillation", cohort, tmp_path, [1], **arguments)
 
 
-def test_what_has_no_budget_is_refused(cohort: Cohort, tmp_path: Path) -> None:
+def test_invalid_budgets_are_rejected(cohort: Cohort, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no label budget"):
         budget_curve("scannet", cohort, tmp_path, [1])
     with pytest.raises(UsageError, match="at least one slide"):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SLIDES = (1, 2, 5, 10, 20)
 SETTING = "slides"
 """The setting of a method that is its label budget."""
-ASKED = "asked.json"
+REQUEST_FILE = "asked.json"
 """Of a budget's folder: what it was asked for, so that a curve goes on with the same alone."""
 CURVE = "budget"
 """The name of the table and the plot."""
@@ -64,27 +64,31 @@ def budget_curve(
     from lobule.api import as_cohort
     from lobule.methods import method_module
 
-    members = as_cohort(cohort)
-    known = method_module(method).Config().to_dict()
-    if SETTING not in known:
+    cases = as_cohort(cohort)
+    default_settings = method_module(method).Config().to_dict()
+    if SETTING not in default_settings:
         raise ConfigError(f"'{method}' has no label budget", expected="a method with the setting 'slides'")
-    if not members.split(split):
+    if not cases.split(split):
         raise UsageError(f"no case is in the split '{split}', on which budgets are compared")
     if not slides or min(slides) < 1:
         raise UsageError("a budget is at least one slide", actual=", ".join(map(str, slides)))
     points = []
     for count in sorted(set(slides)):
-        place = make_folder(Path(out) / f"slides-{count}")
-        wanted = {**(settings or {}), SETTING: count}
-        points.append(_point(method, members, place, count, wanted, dict(machine or {}), val, split, seed))
-        _write(points, Path(out))
+        folder = make_folder(Path(out) / f"slides-{count}")
+        budget_settings = {**(settings or {}), SETTING: count}
+        points.append(
+            _measure_budget(
+                method, cases, folder, count, budget_settings, dict(machine or {}), val, split, seed
+            )
+        )
+        _write_curve(points, Path(out))
     return points
 
 
-def _point(
+def _measure_budget(
     method: str,
     cohort: Cohort,
-    place: Path,
+    folder: Path,
     count: int,
     settings: Mapping[str, Any],
     machine: dict[str, Any],
@@ -95,65 +99,67 @@ def _point(
     from lobule.api import evaluate, scan, train
     from lobule.bundles import MODEL, read_bundle
 
-    bundle, results = place / "bundle", place / "results"
-    learners = cohort.where(lambda case: case.split != split)
-    _refuse_other(
-        place,
+    bundle, results = folder / "bundle", folder / "results"
+    training_cases = cohort.where(lambda case: case.split != split)
+    _check_request(
+        folder,
         {
             "method": method.replace("-", "_"),
             "settings": dict(settings),
             "val": val,
             "seed": seed,
-            "cases": [[case.id, case.patient, case.split, case.label] for case in learners],
+            "cases": [[case.id, case.patient, case.split, case.label] for case in training_cases],
         },
     )
     if not (bundle / MODEL).exists():
-        begun = (bundle / "training" / "settings.json").exists()
-        train(method, cohort, bundle, settings=settings, machine=machine, val=val, seed=seed, resume=begun)
-    runs = {name: value for name, value in machine.items() if name in ("device", "precision")}
-    scan(bundle, cohort.split(split), results, machine=runs)
-    told = evaluate(results, cohort, split=split, to=place / "evaluation", plots=False)
-    spent = read_bundle(bundle).provenance.get("budget", {})
-    if len(told.tasks) != 1:
+        has_started = (bundle / "training" / "settings.json").exists()
+        train(
+            method, cohort, bundle, settings=settings, machine=machine, val=val, seed=seed, resume=has_started
+        )
+    scan_machine = {name: value for name, value in machine.items() if name in ("device", "precision")}
+    scan(bundle, cohort.split(split), results, machine=scan_machine)
+    evaluation = evaluate(results, cohort, split=split, to=folder / "evaluation", plots=False)
+    budget = read_bundle(bundle).provenance.get("budget", {})
+    if len(evaluation.tasks) != 1:
         raise ResultsError(
             f"the cases of the split '{split}' give no slide AUC",
             subject=results,
             expected="labelled cases that could be scored",
-            actual=f"{len(told.tasks)} tasks to evaluate",
+            actual=f"{len(evaluation.tasks)} tasks to evaluate",
             remedy="See why with `lobule scan` of the same bundle, cohort and results: --retry-failed",
         )
-    (task,) = told.tasks.values()
+    (task,) = evaluation.tasks.values()
     auc = task["all"]["auroc"]
-    froc = told.lesions["all"]["froc_score"] if told.lesions else {}
+    froc = evaluation.lesions["all"]["froc_score"] if evaluation.lesions else {}
     return Point(
         count,
-        int(spent.get("slides", count)),
-        int(spent.get("tumour_patches", 0)),
+        int(budget.get("slides", count)),
+        int(budget.get("tumour_patches", 0)),
         *(auc.get(name) for name in ("value", "low", "high")),
         *(froc.get(name) for name in ("value", "low", "high")),
     )
 
 
-def _refuse_other(place: Path, asked: Mapping[str, Any]) -> None:
+def _check_request(folder: Path, request: Mapping[str, Any]) -> None:
     """Refuse to take up a budget that was trained with other settings, as if it were the one asked for."""
-    wanted = json.loads(json.dumps(asked, default=str))
-    kept = place / ASKED
-    if not kept.exists():
-        write_json(kept, wanted)
+    request_values = json.loads(json.dumps(request, default=str))
+    request_path = folder / REQUEST_FILE
+    if not request_path.exists():
+        write_json(request_path, request_values)
         return
-    before = read_json(kept)
-    if before != wanted:
-        key = next(key for key in wanted if before.get(key) != wanted[key])
+    earlier_request = read_json(request_path)
+    if earlier_request != request_values:
+        key = next(key for key in request_values if earlier_request.get(key) != request_values[key])
         raise ResultsError(
             f"this budget was trained with another {key}",
-            subject=place,
-            expected=str(before.get(key))[:200],
-            actual=str(wanted[key])[:200],
+            subject=folder,
+            expected=str(earlier_request.get(key))[:200],
+            actual=str(request_values[key])[:200],
             remedy="Write the curve to another folder",
         )
 
 
-def _write(points: Sequence[Point], out: Path) -> None:
+def _write_curve(points: Sequence[Point], out: Path) -> None:
     rows = [asdict(point) for point in points]
     write_json(out / f"{CURVE}.json", rows)
     names = [entry.name for entry in fields(Point)]
@@ -167,10 +173,10 @@ def _write(points: Sequence[Point], out: Path) -> None:
         need_plots()
     except MissingExtra:  # the numbers are there without it
         return
-    _draw(points, out)
+    _draw_curve(points, out)
 
 
-def _draw(points: Sequence[Point], out: Path) -> None:
+def _draw_curve(points: Sequence[Point], out: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -180,11 +186,11 @@ def _draw(points: Sequence[Point], out: Path) -> None:
         figure = Figure(figsize=(SIDE_INCHES, SIDE_INCHES * 0.8), layout="constrained")
         axes = figure.add_subplot()
         for name, title, colour in (("auc", "slide AUC", COLOURS[0]), ("froc", "FROC score", COLOURS[1])):
-            known = [asdict(p) for p in points if getattr(p, name) is not None]
-            x, y = [p["slides"] for p in known], [p[name] for p in known]
-            low = [p[name] - (p[f"{name}_low"] if p[f"{name}_low"] is not None else p[name]) for p in known]
+            defined = [asdict(p) for p in points if getattr(p, name) is not None]
+            x, y = [p["slides"] for p in defined], [p[name] for p in defined]
+            low = [p[name] - (p[f"{name}_low"] if p[f"{name}_low"] is not None else p[name]) for p in defined]
             high = [
-                (p[f"{name}_high"] if p[f"{name}_high"] is not None else p[name]) - p[name] for p in known
+                (p[f"{name}_high"] if p[f"{name}_high"] is not None else p[name]) - p[name] for p in defined
             ]
             axes.errorbar(x, y, yerr=[low, high], label=title, color=colour, marker="o", markersize=3,
                           linewidth=1, capsize=2, elinewidth=0.7)  # fmt: skip
@@ -197,5 +203,5 @@ def _draw(points: Sequence[Point], out: Path) -> None:
         axes.set_ylabel("with 95 % interval")
         axes.legend(loc="lower right")
         for suffix, metadata in ((".svg", {"Date": None}), (".png", None)):
-            with write_atomic(out / f"{CURVE}{suffix}") as part:
-                figure.savefig(part, dpi=DPI, metadata=metadata)
+            with write_atomic(out / f"{CURVE}{suffix}") as temporary_path:
+                figure.savefig(temporary_path, dpi=DPI, metadata=metadata)

@@ -25,10 +25,10 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 
 
 def begin(folder: Path, cases: Sequence[str], bundle: Mapping[str, Any] | None = None) -> Path:
-    facts = {"method": "scannet", "fingerprint": "f" * 64, "classes": ["normal", "tumour"]}
+    metadata = {"method": "scannet", "fingerprint": "f" * 64, "classes": ["normal", "tumour"]}
     write_json(
-        _made(folder) / "scan.json",
-        {"format": FORMAT, "bundle": {**facts, **(bundle or {})}, "options": {}, "cases": list(cases)},
+        _make_folder(folder) / "scan.json",
+        {"format": FORMAT, "bundle": {**metadata, **(bundle or {})}, "options": {}, "cases": list(cases)},
     )
     return folder
 
@@ -46,12 +46,12 @@ def put(
     failed: int = 0,
 ) -> None:
     """One finished case of a results folder."""
-    place = _made(folder / "cases" / case)
+    case_folder = _make_folder(folder / "cases" / case)
     images = {}
     if size is not None:
         images["slide"] = {"size": list(size), "mpp": None if mpp is None else [mpp, mpp]}
     write_json(
-        place / "result.json",
+        case_folder / "result.json",
         {
             "format": FORMAT, "case": case, "status": status, "scores": dict(scores), "images": images,
             "failed": [{}] * failed, "error": None if error is None else {"message": error},
@@ -59,17 +59,17 @@ def put(
         },
     )  # fmt: skip
     if detections is not None:
-        write_findings(place, [Finding(int(x), int(y), float(score)) for score, x, y in detections])
+        write_findings(case_folder, [Finding(int(x), int(y), float(score)) for score, x, y in detections])
 
 
-def _made(folder: Path) -> Path:
+def _make_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
     """A mask as it is, 0 and 255, one level."""
-    _made(path.parent)
+    _make_folder(path.parent)
     Image.fromarray(mask.astype(np.uint8) * 255).save(path, compression="tiff_lzw")
 
 
@@ -83,5 +83,5 @@ def write_submission(folder: Path, slides: Sequence[Mapping[str, Any]]) -> Path:
     """The official folder: a headerless CSV a slide, empty where nothing was found."""
     for slide in slides:
         lines = [f"{confidence!r},{x},{y}\n" for confidence, x, y in slide["detections"]]
-        (_made(folder) / f"{slide['name']}.csv").write_text("".join(lines))
+        (_make_folder(folder) / f"{slide['name']}.csv").write_text("".join(lines))
     return folder

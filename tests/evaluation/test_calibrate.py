@@ -14,7 +14,7 @@ from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Cohort
 from lobule.errors import BundleError, ConfigError, Leakage, UsageError
 from lobule.evaluation.calibrate import calibrate
-from lobule.measures.calibration import fit_of
+from lobule.measures.calibration import fit_from_dict
 from lobule.methods import load
 from lobule.nets.four_view import TARGETS
 from lobule.results import open_results
@@ -29,10 +29,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cohort, Cohort
     folder = tmp_path_factory.mktemp("site")
     bundle = bundle_of(folder / "bundle", epochs=1, augmentation=False, window=(96, 56))
     labelled = Cohort(tuple(exams(folder / "exams", 14, None, 1)))
-    others = Cohort(tuple(exams(folder / "exams", 2, None, 40)))
+    other_exams = Cohort(tuple(exams(folder / "exams", 2, None, 40)))
     run(bundle, labelled, folder / "results")
-    run(bundle, others, folder / "others")
-    return folder, labelled, others
+    run(bundle, other_exams, folder / "others")
+    return folder, labelled, other_exams
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,9 @@ def platt(site: tuple[Path, Cohort, Cohort]) -> Bundle:
     return calibrate(folder / "bundle", folder / "results", labelled, folder / "platt", sensitivities=(0.8,))
 
 
-def of_breasts(folder: Path, cohort: Cohort, key: str = "scores") -> tuple[np.ndarray, np.ndarray]:
+def breast_labels_and_scores(
+    folder: Path, cohort: Cohort, key: str = "scores"
+) -> tuple[np.ndarray, np.ndarray]:
     """Labels and malignant scores of every breast."""
     opened, labels, scores = open_results(folder), [], []
     for case in cohort:
@@ -51,68 +53,73 @@ def of_breasts(folder: Path, cohort: Cohort, key: str = "scores") -> tuple[np.nd
     return np.array(labels), np.array(scores)
 
 
-def test_the_fit_agrees_with_logistic_regression_on_platts_targets(
+def test_fit_agrees_with_logistic_regression_on_platts_targets(
     site: tuple[Path, Cohort, Cohort], platt: Bundle
 ) -> None:
     folder, labelled, _ = site
-    labels, scores = of_breasts(folder / "results", labelled)
+    labels, scores = breast_labels_and_scores(folder / "results", labelled)
     positive, negative = labels.sum(), (~labels).sum()
     # each breast twice, weighted as Platt's smoothed targets ask
     target = np.where(labels, (positive + 1) / (positive + 2), 1 / (negative + 2))
     z = (scores - scores.mean()) / scores.std()
-    other = LogisticRegression(C=np.inf, tol=1e-10).fit(
+    regression = LogisticRegression(C=np.inf, tol=1e-10).fit(
         np.tile(z, 2)[:, None], np.repeat([1, 0], len(z)), sample_weight=np.concatenate([target, 1 - target])
     )
-    fit = fit_of(platt.calibration["targets"]["malignant"]["fit"])
-    np.testing.assert_allclose(fit(scores), other.predict_proba(z[:, None])[:, 1], atol=1e-4)
+    fit = fit_from_dict(platt.calibration["targets"]["malignant"]["fit"])
+    np.testing.assert_allclose(fit(scores), regression.predict_proba(z[:, None])[:, 1], atol=1e-4)
 
 
-def test_a_scan_with_it_gives_calibrated_scores_and_keeps_the_raw(
+def test_scan_with_calibrated_bundle_writes_calibrated_and_raw_scores(
     site: tuple[Path, Cohort, Cohort], platt: Bundle
 ) -> None:
-    folder, _, others = site
-    run(platt.path, others, folder / "calibrated")
-    fit = fit_of(platt.calibration["targets"]["malignant"]["fit"])
-    _, before = of_breasts(folder / "others", others)
-    _, raw = of_breasts(folder / "calibrated", others, "raw_scores")
-    _, after = of_breasts(folder / "calibrated", others)
+    folder, _, other_exams = site
+    run(platt.path, other_exams, folder / "calibrated")
+    fit = fit_from_dict(platt.calibration["targets"]["malignant"]["fit"])
+    _, before = breast_labels_and_scores(folder / "others", other_exams)
+    _, raw = breast_labels_and_scores(folder / "calibrated", other_exams, "raw_scores")
+    _, after = breast_labels_and_scores(folder / "calibrated", other_exams)
     np.testing.assert_allclose(raw, before, atol=1e-7)
     np.testing.assert_allclose(after, fit(before), atol=1e-7)
     assert np.abs(after - before).max() > 0.01
     threshold = platt.calibration["targets"]["malignant"]["thresholds"][0]["threshold"]
-    said = open_results(folder / "calibrated").case_folder(others.cases[0].id).result
-    reached = said["above_thresholds"]["left_malignant"]["sensitivity 0.8"]
-    assert reached == (said["scores"]["left_malignant"] >= threshold)
+    result = open_results(folder / "calibrated").case_folder(other_exams.cases[0].id).result
+    reached = result["above_thresholds"]["left_malignant"]["sensitivity 0.8"]
+    assert reached == (result["scores"]["left_malignant"] >= threshold)
 
 
-def test_thresholds_reach_their_sensitivity_on_the_cases_they_were_chosen_on(
+def test_thresholds_reach_their_sensitivity_on_the_calibration_cases(
     site: tuple[Path, Cohort, Cohort], platt: Bundle
 ) -> None:
     folder, labelled, _ = site
-    labels, scores = of_breasts(folder / "results", labelled)
+    labels, scores = breast_labels_and_scores(folder / "results", labelled)
     target = platt.calibration["targets"]["malignant"]
     (point,) = target["thresholds"]
-    called = fit_of(target["fit"])(scores) >= point["threshold"]
+    called = fit_from_dict(target["fit"])(scores) >= point["threshold"]
     assert called[labels].mean() == pytest.approx(point["sensitivity"])
     assert (~called[~labels]).mean() == pytest.approx(point["specificity"])
     assert point["sensitivity"] >= 0.8
     assert (target["breasts"], target["positive"]) == (28, labels.sum())
 
 
-def test_the_mean_of_calibrated_scores_is_the_share_of_positives(
+def test_mean_of_isotonic_scores_equals_share_of_positives(
     site: tuple[Path, Cohort, Cohort],
 ) -> None:
     """An isotonic fit keeps the mean exactly, and rises."""
     folder, labelled, _ = site
-    made = calibrate(folder / "bundle", folder / "results", labelled, folder / "isotonic", fit="isotonic")
-    labels, scores = of_breasts(folder / "results", labelled)
-    fit = fit_of(made.calibration["targets"]["malignant"]["fit"])
+    calibrated_bundle = calibrate(
+        folder / "bundle", folder / "results", labelled, folder / "isotonic", fit="isotonic"
+    )
+    labels, scores = breast_labels_and_scores(folder / "results", labelled)
+    fit = fit_from_dict(calibrated_bundle.calibration["targets"]["malignant"]["fit"])
     assert fit(scores).mean() == pytest.approx(labels.mean(), abs=1e-9)
     assert (np.diff(fit(np.linspace(0, 1, 99))) >= 0).all()
-    assert [p["wanted"] for p in made.calibration["targets"]["benign"]["thresholds"]] == [0.9, 0.95]
+    assert [p["wanted"] for p in calibrated_bundle.calibration["targets"]["benign"]["thresholds"]] == [
+        0.9,
+        0.95,
+    ]
 
 
-def test_the_bundle_is_another_and_its_evaluation_refuses_who_calibrated_it(
+def test_calibrated_bundle_is_new_and_cannot_be_evaluated_on_calibration_patients(
     site: tuple[Path, Cohort, Cohort], platt: Bundle
 ) -> None:
     folder, labelled, _ = site
@@ -138,12 +145,12 @@ def test_calibrating_again_starts_from_the_raw_scores(
         platt.path, folder / "again-results", labelled, folder / "again", sensitivities=(0.8,),
         allow_overlap=True,
     )  # fmt: skip
-    one, other = (bundle.calibration["targets"]["malignant"]["fit"] for bundle in (platt, again))
-    assert one == pytest.approx(other)
+    first_fit, second_fit = (bundle.calibration["targets"]["malignant"]["fit"] for bundle in (platt, again))
+    assert first_fit == pytest.approx(second_fit)
 
 
-def test_what_cannot_be_calibrated_is_refused(site: tuple[Path, Cohort, Cohort], tmp_path: Path) -> None:
-    folder, labelled, others = site
+def test_invalid_calibrations_are_rejected(site: tuple[Path, Cohort, Cohort], tmp_path: Path) -> None:
+    folder, labelled, other_exams = site
     with pytest.raises(BundleError, match="results are of another bundle"):
         calibrate(bundle_of(tmp_path / "other", seed=3), folder / "results", labelled, tmp_path / "out")
     healthy = labelled.where(lambda case: not any(case.breast_labels.values()))
@@ -152,7 +159,7 @@ def test_what_cannot_be_calibrated_is_refused(site: tuple[Path, Cohort, Cohort],
     with pytest.raises(UsageError, match="of one class"):
         calibrate(folder / "bundle", folder / "results", one_class, tmp_path / "out")
     with pytest.raises(UsageError, match="no score for any case"):
-        calibrate(folder / "bundle", folder / "results", others, tmp_path / "out")
+        calibrate(folder / "bundle", folder / "results", other_exams, tmp_path / "out")
     with pytest.raises(ConfigError, match="no fit 'linear'"):
         calibrate(folder / "bundle", folder / "results", labelled, tmp_path / "out", fit="linear")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="sensitivity is a share"):
@@ -160,8 +167,8 @@ def test_what_cannot_be_calibrated_is_refused(site: tuple[Path, Cohort, Cohort],
     assert not (tmp_path / "out").exists()
 
 
-def test_a_calibration_that_makes_no_sense_is_an_error_of_the_bundle(platt: Bundle, tmp_path: Path) -> None:
+def test_damaged_calibration_raises_bundle_error(platt: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="calibration of the bundle cannot be used"):
         calibrated({}, {"targets": {"malignant": {"scores": ["a"], "fit": {"kind": "spline"}}}})
-    facts = json.loads((platt.path / "model.json").read_text())
-    assert facts["calibration"] == platt.calibration
+    model_json = json.loads((platt.path / "model.json").read_text())
+    assert model_json["calibration"] == platt.calibration

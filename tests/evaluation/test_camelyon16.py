@@ -32,9 +32,9 @@ def answer(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run `lobule evaluate … --json` and give what it printed."""
 
     def go(*arguments: str, status: int = 0) -> dict[str, Any]:
-        found = run(LazyGroup("lobule", COMMANDS, help=ABOUT), ["evaluate", *arguments, "--json"])
+        exit_status = run(LazyGroup("lobule", COMMANDS, help=ABOUT), ["evaluate", *arguments, "--json"])
         printed = capsys.readouterr()
-        assert found == status, printed.err
+        assert exit_status == status, printed.err
         return json.loads(printed.out)
 
     return go
@@ -57,7 +57,9 @@ def assert_official(lesions: Mapping[str, Any], expected: Mapping[str, Any]) -> 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_submission_with_masks(goldens: Path, tmp_path: Path, answer: Run, name: str) -> None:
+def test_submission_with_masks_reproduces_official_numbers(
+    goldens: Path, tmp_path: Path, answer: Run, name: str
+) -> None:
     case, masks = golden(goldens, name)
     submission = write_submission(tmp_path / "detections", case["slides"])
     for slide in case["slides"]:
@@ -76,7 +78,9 @@ def test_a_submission_with_masks(goldens: Path, tmp_path: Path, answer: Run, nam
 
 
 @pytest.mark.parametrize("name", ["synthetic_3", "real_1"])
-def test_results_with_a_cohort(goldens: Path, tmp_path: Path, answer: Run, name: str) -> None:
+def test_results_with_cohort_reproduce_official_numbers(
+    goldens: Path, tmp_path: Path, answer: Run, name: str
+) -> None:
     case, masks = golden(goldens, name)
     results = begin(tmp_path / "results", [slide["name"] for slide in case["slides"]])
     rows = []
@@ -89,7 +93,7 @@ def test_results_with_a_cohort(goldens: Path, tmp_path: Path, answer: Run, name:
             size = (32 * mask.shape[1], 32 * mask.shape[0])
             row |= {"annotation": f"{slide['name']}_mask.tif"}
         rows.append(row | {"label": "tumor" if slide["has_mask"] else "normal"})
-        best = max((found[0] for found in slide["detections"]), default=0.0)
+        best = max((detection[0] for detection in slide["detections"]), default=0.0)
         put(results, slide["name"], {"tumour": best}, slide["detections"], size=size, mpp=0.226)
     cohort = write_csv(tmp_path / "cohort.csv", rows)
     data = answer(str(results), str(cohort), "--resamples", "20")
@@ -98,7 +102,9 @@ def test_results_with_a_cohort(goldens: Path, tmp_path: Path, answer: Run, name:
     assert data["lesions"]["all"]["patients"] == -(-len(rows) // 2)
 
 
-def test_polygons_are_laid_out_as_the_goldens_are(goldens: Path, tmp_path: Path, answer: Run) -> None:
+def test_polygons_give_the_same_lesions_at_both_resolutions(
+    goldens: Path, tmp_path: Path, answer: Run
+) -> None:
     """A square of 32 px cells as GeoJSON, in µm twice as coarse: the same lesions at half the pixels."""
     square = np.zeros((64, 96), bool)
     square[10:40, 20:50] = True
@@ -117,8 +123,8 @@ def test_polygons_are_laid_out_as_the_goldens_are(goldens: Path, tmp_path: Path,
         (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
         results = begin(tmp_path / f"results-{step}", ["a", "b"])
         # 4 cells beside the square is within the dilation, 6 cells is not
-        found = [[0.9, 16 * step, 20 * step], [0.8, 14 * step, 20 * step]]
-        put(results, "a", {"tumour": 0.9}, found, size=(96 * step, 64 * step), mpp=mpp)
+        detections = [[0.9, 16 * step, 20 * step], [0.8, 14 * step, 20 * step]]
+        put(results, "a", {"tumour": 0.9}, detections, size=(96 * step, 64 * step), mpp=mpp)
         put(results, "b", {"tumour": 0.1}, [], size=(96 * step, 64 * step), mpp=mpp)
         cohort = write_csv(
             tmp_path / "cohort.csv",
@@ -141,7 +147,7 @@ def disc(x: float, y: float, diameter_um: float, name: str, mpp: float) -> Outli
     return Outline(points, "tumour", name, diameter_um)
 
 
-def test_a_mask_and_outlines_give_one_truth(tmp_path: Path) -> None:
+def test_mask_and_outlines_give_the_same_truth(tmp_path: Path) -> None:
     """A pyramid of 0 and 255, GeoJSON and ASAP XML of the same discs, at four times Camelyon16's µm/px."""
     mpp = 0.972
     discs = (
@@ -157,9 +163,9 @@ def test_a_mask_and_outlines_give_one_truth(tmp_path: Path) -> None:
     blocks = []
     for annotation in ("one_mask.tif", "one.geojson", "one.xml"):
         row = {"case": "one", "patient": "p", "label": "tumor", "slide": "one.tif", "annotation": annotation}
-        found = lobule.evaluate(results, write_csv(tmp_path / "cohort.csv", [row]), resamples=5)
-        assert found.lesions is not None
-        blocks.append(found.lesions["all"])
+        evaluation = lobule.evaluate(results, write_csv(tmp_path / "cohort.csv", [row]), resamples=5)
+        assert evaluation.lesions is not None
+        blocks.append(evaluation.lesions["all"])
     assert blocks[0] == blocks[1] == blocks[2]
     by_class = blocks[0]["sensitivity_by_class"]
     assert {name: entry["lesions"] for name, entry in by_class.items()} == {"macro": 1, "micro": 2, "itc": 1}
@@ -167,7 +173,7 @@ def test_a_mask_and_outlines_give_one_truth(tmp_path: Path) -> None:
     assert blocks[0]["froc"]["score"] == 1.0
 
 
-def test_maxima_of_the_map_instead_of_findings(tmp_path: Path) -> None:
+def test_nms_findings_are_read_from_the_map(tmp_path: Path) -> None:
     results = begin(tmp_path / "results", ["a", "b"])
     mask = np.zeros((64, 64), bool)
     mask[5:40, 5:40] = True
@@ -188,15 +194,15 @@ def test_maxima_of_the_map_instead_of_findings(tmp_path: Path) -> None:
         ],
     )
     stored = lobule.evaluate(results, cohort, masks=str(tmp_path), resamples=5).lesions
-    found = lobule.evaluate(results, cohort, masks=str(tmp_path), resamples=5, findings="nms").lesions
-    assert stored is not None and found is not None
+    from_map = lobule.evaluate(results, cohort, masks=str(tmp_path), resamples=5, findings="nms").lesions
+    assert stored is not None and from_map is not None
     assert stored["all"]["froc"]["sensitivity_at"]["8"] == 0.0
     # hit at 0.875; the false positives at 0.625, one a slide, are the smallest threshold and skipped
-    assert found["all"]["froc"]["sensitivity_at"]["0.25"] == 1.0
-    assert found["all"]["jama"]["false_positives"] == [1.0, 0.0, 0.0]
+    assert from_map["all"]["froc"]["sensitivity_at"]["0.25"] == 1.0
+    assert from_map["all"]["jama"]["false_positives"] == [1.0, 0.0, 0.0]
 
 
-def test_a_coarse_map_holds_where_the_dense_one_was_not_reached(tmp_path: Path) -> None:
+def test_coarse_map_fills_cells_that_the_dense_map_did_not_reach(tmp_path: Path) -> None:
     results = begin(tmp_path / "results", ["a"])
     put(results, "a", {"tumour": 0.9}, [], size=(2048, 2048))
     maps = results / "cases/a/maps"
@@ -209,18 +215,16 @@ def test_a_coarse_map_holds_where_the_dense_one_was_not_reached(tmp_path: Path) 
             states[:36] = State.PENDING
         MapWriter(maps / name, info).write_chunk((0, 0), scores, states)
     source = open_source(results, Options(findings="nms", nms_radius=4))
-    found = source.case_result(Case("a", "a", "slide")).detections
+    detections = source.case_result(Case("a", "a", "slide")).detections
     # the first fine cell of the coarse one, and the fine one: their centres
-    assert found is not None
-    assert found.tolist() == [[0.875, 24 * 32 + 16, 20 * 32 + 16], [0.75, 41 * 32 + 16, 40 * 32 + 16]]
+    assert detections is not None
+    assert detections.tolist() == [[0.875, 24 * 32 + 16, 20 * 32 + 16], [0.75, 41 * 32 + 16, 40 * 32 + 16]]
     (results / "cases/a/result.json").write_text("{")
     assert source.case_result(Case("a", "a", "slide")).status == "failed"
 
 
 @pytest.mark.parametrize("written", ["false", "FALSE", "0"])
-def test_slides_that_the_organisers_leave_out_are_left_out_however_it_is_written(
-    tmp_path: Path, written: str
-) -> None:
+def test_slides_excluded_from_froc_are_listed(tmp_path: Path, written: str) -> None:
     results = begin(tmp_path / "results", ["one", "two"])
     for name in ("one", "two"):
         put(results, name, {"tumour": 0.5}, [[0.9, 600, 600]], size=(1280, 1280), mpp=0.243)
@@ -230,14 +234,14 @@ def test_slides_that_the_organisers_leave_out_are_left_out_however_it_is_written
         for name, froc in (("one", ""), ("two", written))
     ]
     cohort = write_csv(tmp_path / "cohort.csv", rows)
-    found = lobule.evaluate(results, cohort, masks=str(tmp_path / "masks"), resamples=5).data
-    assert list(found["lesions_left_out"]) == ["two"] and found["lesions"]["all"]["slides"] == 1
+    report = lobule.evaluate(results, cohort, masks=str(tmp_path / "masks"), resamples=5).data
+    assert list(report["lesions_left_out"]) == ["two"] and report["lesions"]["all"]["slides"] == 1
 
 
 # -- the official forms -------------------------------------------------------------------------------------
 
 
-def test_forms_are_read_as_they_are_defined(tmp_path: Path) -> None:
+def test_official_csv_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("0.5,10,20\n\n1e-3,0,7\n")
     assert read_detections(path).tolist() == [[0.5, 10, 20], [0.001, 0, 7]]
@@ -248,21 +252,21 @@ def test_forms_are_read_as_they_are_defined(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["0.5,10.0,20", "p,x,y", "0.5,10", "nan,1,2", "0.5,1,2,3"])
-def test_bad_detections_are_said_and_cost_their_slide(tmp_path: Path, line: str) -> None:
+def test_invalid_detections_fail_only_their_slide(tmp_path: Path, line: str) -> None:
     write_mask(tmp_path / "masks/Tumor_1_Mask.tif", np.ones((40, 40), bool))
     for name, text in (("Tumor_1", "0.5,8,8\n"), ("Tumor_2", line + "\n"), ("Normal_1", "")):
         (tmp_path / "found").mkdir(exist_ok=True)
         (tmp_path / f"found/{name}.csv").write_text(text)
-    found = lobule.evaluate(
+    evaluation = lobule.evaluate(
         None, submission=tmp_path / "found", masks=str(tmp_path / "masks"), mask_step=32, resamples=5
     )
-    assert found.failed == 1
-    assert "Tumor_2" in found.data["cases"]["failed"]
-    assert "line 1" in found.data["lesions_left_out"]["Tumor_2"]
-    assert found.lesions is not None and found.lesions["all"]["slides"] == 2
+    assert evaluation.failed == 1
+    assert "Tumor_2" in evaluation.data["cases"]["failed"]
+    assert "line 1" in evaluation.data["lesions_left_out"]["Tumor_2"]
+    assert evaluation.lesions is not None and evaluation.lesions["all"]["slides"] == 2
 
 
-def test_detections_that_are_no_text_cost_their_slide(tmp_path: Path) -> None:
+def test_detections_that_are_not_text_fail_only_their_slide(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe0")
     (tmp_path / "b.csv").write_text("0.5,8,8\n")
     source = open_source(tmp_path, Options())
@@ -270,30 +274,32 @@ def test_detections_that_are_no_text_cost_their_slide(tmp_path: Path) -> None:
     assert source.case_result(Case("b", "b", "slide")).status == "complete"
 
 
-def test_slides_outside_and_without_masks_are_said(tmp_path: Path) -> None:
+def test_slides_with_detections_outside_or_without_mask_are_listed(tmp_path: Path) -> None:
     write_mask(tmp_path / "masks/Tumor_1_Mask.tif", np.ones((40, 40), bool))
     (tmp_path / "found").mkdir()
     (tmp_path / "found/Tumor_1.csv").write_text("0.5,99999,8\n")
     (tmp_path / "found/Tumor_2.csv").write_text("")
     (tmp_path / "found/Normal_1.csv").write_text("0.1,5,5\n")
-    found = lobule.evaluate(
+    evaluation = lobule.evaluate(
         None, submission=tmp_path / "found", masks=str(tmp_path / "masks"), mask_step=32, resamples=5
     )
-    left_out = found.data["lesions_left_out"]
+    left_out = evaluation.data["lesions_left_out"]
     assert "outside the slide" in left_out["Tumor_1"]
     assert left_out["Tumor_2"] == "positive, but without annotation"
-    assert found.lesions is not None and found.lesions["all"]["froc"]["score"] is None
+    assert evaluation.lesions is not None and evaluation.lesions["all"]["froc"]["score"] is None
 
 
-def test_a_mask_without_scale_names_the_remedy(tmp_path: Path) -> None:
+def test_mask_without_scale_names_the_remedy(tmp_path: Path) -> None:
     write_mask(tmp_path / "masks/Tumor_1_Mask.tif", np.ones((40, 40), bool))
     (tmp_path / "found").mkdir()
     (tmp_path / "found/Tumor_1.csv").write_text("0.5,8,8\n")
-    found = lobule.evaluate(None, submission=tmp_path / "found", masks=str(tmp_path / "masks"), resamples=5)
-    assert "--mask-step" in found.data["lesions_left_out"]["Tumor_1"]
+    evaluation = lobule.evaluate(
+        None, submission=tmp_path / "found", masks=str(tmp_path / "masks"), resamples=5
+    )
+    assert "--mask-step" in evaluation.data["lesions_left_out"]["Tumor_1"]
 
 
-def test_wrong_use_is_said(tmp_path: Path) -> None:
+def test_invalid_submissions_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no cohort"):
         (tmp_path / "x.csv").write_text("a,0.5\n")
         lobule.evaluate(None, submission=tmp_path / "x.csv")
@@ -307,7 +313,7 @@ def test_wrong_use_is_said(tmp_path: Path) -> None:
         read_probabilities(tmp_path / "twice.csv")
 
 
-def test_both_forms_together(tmp_path: Path, answer: Run) -> None:
+def test_slide_scores_and_detections_can_be_combined(tmp_path: Path, answer: Run) -> None:
     """The slide CSV gives the slide score, the folder the detections; the CSV's scores win."""
     write_mask(tmp_path / "masks/Tumor_1_Mask.tif", np.ones((40, 40), bool))
     (tmp_path / "found").mkdir()
@@ -323,9 +329,9 @@ def test_both_forms_together(tmp_path: Path, answer: Run) -> None:
     assert data["lesions"]["all"]["highest_confidence_auc"] == 0.0
     assert json.loads((out / "evaluation.json").read_text()) == data
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
-    found = {row["measure"]: row["estimate"] for row in rows if row["column"] == ""}
-    assert float(found["auroc"]) == 1.0
-    assert float(found["froc_score"]) == data["lesions"]["all"]["froc"]["score"]
+    estimates = {row["measure"]: row["estimate"] for row in rows if row["column"] == ""}
+    assert float(estimates["auroc"]) == 1.0
+    assert float(estimates["froc_score"]) == data["lesions"]["all"]["froc"]["score"]
     assert {file.name for file in out.glob("*.svg")} == {
         "roc.svg", "precision-recall.svg", "reliability.svg", "froc.svg",
     }  # fmt: skip

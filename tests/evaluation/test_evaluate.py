@@ -47,10 +47,10 @@ def written(tmp_path: Path) -> Written:
     return results, cohort, {"labels": labels, "scores": scores, "sites": sites}
 
 
-def test_areas_are_those_of_another_library_by_site_too(written: Written) -> None:
+def test_areas_agree_with_scikit_learn_for_each_site(written: Written) -> None:
     results, cohort, truth = written
-    found = lobule.evaluate(results, cohort, by=("site",), thresholds=[0.5], resamples=200)
-    task = found.tasks["tumor"]
+    evaluation = lobule.evaluate(results, cohort, by=("site",), thresholds=[0.5], resamples=200)
+    task = evaluation.tasks["tumor"]
     for value, keep in [("all", truth["labels"] == truth["labels"])] + [
         (site, truth["sites"] == site) for site in ("north", "south")
     ]:
@@ -67,10 +67,10 @@ def test_areas_are_those_of_another_library_by_site_too(written: Written) -> Non
         assert point["sensitivity"]["value"] == pytest.approx(((score >= 0.5) & label).sum() / label.sum())
     by = task["by"]["site"]
     assert by["north"]["auroc"]["value"] > by["south"]["auroc"]["value"]
-    assert found.failed == 0
+    assert evaluation.failed == 0
 
 
-def test_every_case_is_accounted_for(written: Written) -> None:
+def test_every_case_is_listed_with_its_status(written: Written) -> None:
     results, cohort, _ = written
     put(results, "c0", {}, status="failed", error="c0.tif: the file cannot be read")
     put(results, "c1", {"normal": 0.2, "tumour": 0.8}, status="partial", failed=3)
@@ -79,28 +79,28 @@ def test_every_case_is_accounted_for(written: Written) -> None:
         file.unlink()
     (results / "cases/c3").rmdir()
     put(results, "stranger", {"tumour": 0.5})
-    found = lobule.evaluate(results, cohort, resamples=5)
-    cases = found.data["cases"]
+    evaluation = lobule.evaluate(results, cohort, resamples=5)
+    cases = evaluation.data["cases"]
     assert cases["failed"] == {"c0": "c0.tif: the file cannot be read"}
     assert cases["partial"] == {"c1": "3 fields failed"}
     assert (cases["unfinished"], cases["not_scanned"]) == (["c2"], ["c3"])
     assert cases["not_in_cohort"] == ["stranger"]
     assert cases["complete"] + 4 == cases["cohort"] == 80
-    assert found.failed == 3
-    assert found.tasks["tumor"]["all"]["slides"] == 77
+    assert evaluation.failed == 3
+    assert evaluation.tasks["tumor"]["all"]["slides"] == 77
     filled = lobule.evaluate(results, cohort, resamples=5, missing_score=0.0)
     assert filled.tasks["tumor"]["all"]["slides"] == 80
     assert filled.failed == 3
 
 
-def test_two_results_are_compared_on_what_both_have(written: Written, tmp_path: Path) -> None:
+def test_two_results_are_compared_on_their_common_cases(written: Written, tmp_path: Path) -> None:
     results, cohort, truth = written
     other = begin(tmp_path / "other", [])
     rng = np.random.default_rng(2)
     for i in range(70):
         put(other, f"c{i}", {"normal": 0.0, "tumour": float(rng.uniform())})
-    found = lobule.evaluate(results, cohort, against=other, by=("site",), resamples=100)
-    compared = found.tasks["tumor"]["against"]
+    evaluation = lobule.evaluate(results, cohort, against=other, by=("site",), resamples=100)
+    compared = evaluation.tasks["tumor"]["against"]
     assert compared["all"]["slides"] == 70
     area = compared["all"]["auroc"]
     assert area["a"] == pytest.approx(roc_auc_score(truth["labels"][:70], truth["scores"][:70]), abs=1e-12)
@@ -122,12 +122,12 @@ def test_two_results_are_compared_on_what_both_have(written: Written, tmp_path: 
 def model(path: Path, patients: tuple[str, ...]) -> Bundle:
     """A bundle's `model.json`; nobody needs its weights here."""
     path.mkdir()
-    facts = {"method": "scannet", "config": {}, "classes": [], "mpp": 0.5, "metrics": {}, "provenance": {}}
-    write_json(path / "model.json", {"format": FORMAT, **facts, "patients": list(patients), "files": {}})
+    metadata = {"method": "scannet", "config": {}, "classes": [], "mpp": 0.5, "metrics": {}, "provenance": {}}
+    write_json(path / "model.json", {"format": FORMAT, **metadata, "patients": list(patients), "files": {}})
     return read_bundle(path)
 
 
-def test_training_patients_are_refused(written: Written, tmp_path: Path) -> None:
+def test_training_patients_are_rejected(written: Written, tmp_path: Path) -> None:
     results, cohort, _ = written
     trained = tuple(patient_hash(f"p{i}") for i in range(30, 40))
     bundle = model(tmp_path / "bundle", trained)
@@ -151,7 +151,7 @@ def test_training_patients_are_refused(written: Written, tmp_path: Path) -> None
     assert apart.tasks["tumor"]["all"]["slides"] == 60
 
 
-def test_another_bundle_than_the_results_own_is_refused(written: Written, tmp_path: Path) -> None:
+def test_bundle_that_did_not_produce_the_results_is_rejected(written: Written, tmp_path: Path) -> None:
     results, cohort, _ = written
     model(tmp_path / "bundle", ("x",))
     with pytest.raises(BundleError, match="not the bundle"):
@@ -169,9 +169,9 @@ def test_labels_by_their_usual_meaning() -> None:
         (["Benign", "Malignant", "Normal"], {"Malignant"}), (["macro", "negative"], {"macro"}),
         (["Non-Tumour", "Tumour"], {"Tumour"}), (["normal"], set()),
     ):  # fmt: skip
-        found = plan_targets(labels, ["slide"])
-        assert found.targets[0].positive == positive
-        assert found.targets[0].scores == ("slide",)
+        plan = plan_targets(labels, ["slide"])
+        assert plan.targets[0].positive == positive
+        assert plan.targets[0].scores == ("slide",)
     assert plan_targets(["normal", "tumor"], ["normal", "tumour"]).targets[0].scores == ("tumour",)
     both = plan_targets(
         ["benign", "insitu", "invasive"], ["benign", "in situ", "invasive"], ["insitu", "invasive"]
@@ -193,12 +193,14 @@ def test_labels_by_their_usual_meaning() -> None:
         (["0", "1"], ["mean"], {"positive": ["2"]}, "no case has the label 2"),
     ],
 )
-def test_what_is_not_plain_is_asked(labels: list, scores: list, more: dict, remedy: str) -> None:
+def test_ambiguous_labels_and_scores_name_the_option_to_use(
+    labels: list, scores: list, more: dict, remedy: str
+) -> None:
     with pytest.raises(UsageError, match=remedy):
         plan_targets(labels, scores, **more)
 
 
-def test_wrong_options_are_said(written: Written) -> None:
+def test_invalid_options_are_rejected(written: Written) -> None:
     results, cohort, _ = written
     with pytest.raises(UsageError, match="column 'stain'"):
         lobule.evaluate(results, cohort, by=("stain",))
@@ -210,7 +212,7 @@ def test_wrong_options_are_said(written: Written) -> None:
         lobule.evaluate(results, cohort, by="site")
 
 
-def test_scores_that_are_no_probabilities_have_no_calibration(written: Written) -> None:
+def test_scores_outside_0_to_1_have_no_calibration(written: Written) -> None:
     results, cohort, truth = written
     for i in range(80):
         put(results, f"c{i}", {"tumour": 10 * float(truth["scores"][i])})
@@ -219,7 +221,7 @@ def test_scores_that_are_no_probabilities_have_no_calibration(written: Written) 
     assert block["auroc"]["value"] == pytest.approx(roc_auc_score(truth["labels"], truth["scores"]))
 
 
-def test_several_classes_one_against_the_rest(tmp_path: Path) -> None:
+def test_each_class_is_evaluated_against_the_rest(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     names = ["normal", "benign", "insitu", "invasive"]
     truth = np.arange(60) % 4
@@ -230,17 +232,17 @@ def test_several_classes_one_against_the_rest(tmp_path: Path) -> None:
     for i in range(60):
         rows.append({"case": f"i{i}", "patient": f"p{i}", "label": names[truth[i]], "image": f"{i}.png"})
         put(results, f"i{i}", dict(zip(names, scores[i].tolist(), strict=True)))
-    found = lobule.evaluate(results, write_csv(tmp_path / "cohort.csv", rows), resamples=5)
+    evaluation = lobule.evaluate(results, write_csv(tmp_path / "cohort.csv", rows), resamples=5)
     for index, name in enumerate(names):
-        block = found.tasks[name]["all"]
+        block = evaluation.tasks[name]["all"]
         assert block["images"] == 60
         assert block["auroc"]["value"] == pytest.approx(roc_auc_score(truth == index, scores[:, index]))
     called = scores.argmax(1)
     # classes are listed as labels are sorted
-    order = [names.index(name) for name in found.data["classes"]["classes"]]
+    order = [names.index(name) for name in evaluation.data["classes"]["classes"]]
     expected = [[int(((truth == a) & (called == b)).sum()) for b in order] for a in order]
-    assert found.data["classes"]["confusion"] == expected
-    assert found.data["classes"]["accuracy"]["value"] == pytest.approx((truth == called).mean())
+    assert evaluation.data["classes"]["confusion"] == expected
+    assert evaluation.data["classes"]["accuracy"]["value"] == pytest.approx((truth == called).mean())
     two = lobule.evaluate(
         results, tmp_path / "cohort.csv", positive=("insitu", "invasive"), resamples=5
     ).tasks["positive"]["all"]
@@ -250,35 +252,35 @@ def test_several_classes_one_against_the_rest(tmp_path: Path) -> None:
 # -- exams and readers --------------------------------------------------------------------------------------
 
 
-def test_exams_are_judged_by_breast(tmp_path: Path) -> None:
+def test_exams_are_evaluated_per_breast(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     results = begin(tmp_path / "results", [])
     rows, labels, scores = [], [], []
     for i in range(40):
         row: dict[str, object] = {"case": f"e{i}", "patient": f"p{i // 2}", "site": "ab"[i % 2]}
         row |= {view: f"{view}.png" for view in ("l_cc", "r_cc", "l_mlo", "r_mlo")}
-        told = {}
+        exam_scores = {}
         for side in ("left", "right"):
             label, score = bool(rng.uniform() < 0.3), float(rng.uniform())
             # an unknown label leaves its breast out
             row[f"{side}_malignant"] = "" if i == 0 and side == "left" else int(label)
             row[f"{side}_benign"] = 0
-            told |= {f"{side}_malignant": score, f"{side}_benign": 0.5}
+            exam_scores |= {f"{side}_malignant": score, f"{side}_benign": 0.5}
             if not (i == 0 and side == "left"):
                 labels.append(label)
                 scores.append(score)
         rows.append(row)
-        put(results, f"e{i}", told)
+        put(results, f"e{i}", exam_scores)
     cohort = write_csv(tmp_path / "cohort.csv", rows)
-    found = lobule.evaluate(results, cohort, by=("site",), resamples=20)
-    block = found.tasks["malignant"]["all"]
+    evaluation = lobule.evaluate(results, cohort, by=("site",), resamples=20)
+    block = evaluation.tasks["malignant"]["all"]
     assert (block["breasts"], block["patients"]) == (79, 20)
     assert block["auroc"]["value"] == pytest.approx(roc_auc_score(labels, scores))
-    assert found.tasks["malignant"]["by"]["site"]["a"]["breasts"] == 39
-    assert found.tasks["benign"]["all"]["auroc"] == {
-        **found.tasks["benign"]["all"]["auroc"], "value": None, "reason": "no positive cases",
+    assert evaluation.tasks["malignant"]["by"]["site"]["a"]["breasts"] == 39
+    assert evaluation.tasks["benign"]["all"]["auroc"] == {
+        **evaluation.tasks["benign"]["all"]["auroc"], "value": None, "reason": "no positive cases",
     }  # fmt: skip
-    assert found.lesions is None
+    assert evaluation.lesions is None
 
 
 Answer = Callable[..., tuple[int, str, str]]
@@ -294,7 +296,7 @@ def lobule_evaluate(capsys: pytest.CaptureFixture[str]) -> Answer:
     return go
 
 
-def test_the_published_reader_study(kit: Path, lobule_evaluate: Answer, tmp_path: Path) -> None:
+def test_published_reader_study_is_reproduced(kit: Path, lobule_evaluate: Answer, tmp_path: Path) -> None:
     table = str(kit / "reader_study/reader_study.csv")
     status, out, _ = lobule_evaluate("--reader-study", table, "--resamples", "4", "--json", "--to", tmp_path)
     assert status == 0
@@ -318,8 +320,8 @@ def test_the_published_reader_study(kit: Path, lobule_evaluate: Answer, tmp_path
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + len(data["rows"])
 
 
-def test_reader_studies_that_are_none(tmp_path: Path, lobule_evaluate: Answer) -> None:
-    for text, told in (
+def test_invalid_reader_studies_are_rejected(tmp_path: Path, lobule_evaluate: Answer) -> None:
+    for text, message in (
         ("exam,malignant,ai_a\n1,0,0.5\n", "no column begins with 'reader'"),
         ("exam,reader1\n1,0.5\n", "no column malignant"),
         ("malignant,reader1\n0,much\n", "must hold numbers"),
@@ -329,13 +331,15 @@ def test_reader_studies_that_are_none(tmp_path: Path, lobule_evaluate: Answer) -
         (tmp_path / "study.csv").write_text(text)
         status, _, err = lobule_evaluate("--reader-study", tmp_path / "study.csv")
         assert status == 2
-        assert told in err
+        assert message in err
 
 
 # -- the command --------------------------------------------------------------------------------------------
 
 
-def test_the_terminal_says_all_of_it(written: Written, lobule_evaluate: Answer, tmp_path: Path) -> None:
+def test_terminal_output_lists_failures_areas_and_sites(
+    written: Written, lobule_evaluate: Answer, tmp_path: Path
+) -> None:
     results, cohort, truth = written
     put(results, "c0", {}, status="failed", error="broken")
     status, out, err = lobule_evaluate(results, cohort, "--by", "site", "--resamples", "20")
@@ -352,7 +356,9 @@ def test_the_terminal_says_all_of_it(written: Written, lobule_evaluate: Answer, 
     assert status == 2 and "stain" in err
 
 
-def test_nothing_in_common_is_said(written: Written, lobule_evaluate: Answer, tmp_path: Path) -> None:
+def test_results_and_cohort_without_common_cases_are_reported(
+    written: Written, lobule_evaluate: Answer, tmp_path: Path
+) -> None:
     _, cohort, _ = written
     other = begin(tmp_path / "other", ["x"])
     put(other, "x", {"tumour": 0.5})
@@ -361,7 +367,7 @@ def test_nothing_in_common_is_said(written: Written, lobule_evaluate: Answer, tm
     assert "Nothing to measure" in out and "80: c0, c1" in out
 
 
-def test_the_scan_keeps_the_training_patients(tmp_path: Path) -> None:
+def test_training_patients_are_stored_with_the_results_of_their_bundle(tmp_path: Path) -> None:
     bundle = Bundle("scannet", {}, (), 0.5, patients=("b", "a"))
     results = begin(tmp_path / "results", [], {"fingerprint": bundle.fingerprint})
     keep_training_patients(results, bundle)
@@ -370,14 +376,14 @@ def test_the_scan_keeps_the_training_patients(tmp_path: Path) -> None:
     assert json.loads((results / "patients.json").read_text())["patients"] == ["a", "b"]
 
 
-def test_training_patients_of_another_bundle_prove_nothing(written: Written) -> None:
+def test_training_patients_of_another_bundle_are_ignored(written: Written) -> None:
     results, cohort, _ = written
     (results / "patients.json").write_text(json.dumps({"fingerprint": "0" * 64, "patients": ["a"]}))
     overlap = lobule.evaluate(results, cohort, resamples=5).data["overlap"]
     assert not overlap["checked"] and "--bundle" in overlap["sentence"]
 
 
-def test_figures_are_drawn_of_many_sites(written: Written, tmp_path: Path) -> None:
+def test_figures_are_drawn_for_several_sites(written: Written, tmp_path: Path) -> None:
     results, cohort, _ = written
     files = lobule.evaluate(results, cohort, by=("site",), resamples=20).write(tmp_path / "out")
     names = sorted(file.name for file in files)
@@ -394,12 +400,12 @@ def test_nine_patients_are_measured_without_intervals(written: Written, tmp_path
     with cohort.open(newline="") as file:
         rows = list(csv.DictReader(file))
     few = write_csv(tmp_path / "few.csv", [dict(row) for row in rows[:18]])
-    found = lobule.evaluate(results, few, resamples=50)
-    area = found.tasks["tumor"]["all"]["auroc"]
+    evaluation = lobule.evaluate(results, few, resamples=50)
+    area = evaluation.tasks["tumor"]["all"]["auroc"]
     assert area["value"] == pytest.approx(roc_auc_score(truth["labels"][:18], truth["scores"][:18]))
     assert (area["low"], area["high"]) == (None, None)
     assert area["reason"] == "no interval: 9 patients, and at least 10 are needed"
-    found.write(tmp_path / "report", plots=False)
+    evaluation.write(tmp_path / "report", plots=False)
     with next((tmp_path / "report").glob("table.csv")).open(newline="") as file:
         table = {row["measure"]: row for row in csv.DictReader(file)}
     assert (table["auroc"]["low"], table["auroc"]["high"]) == ("", "")

@@ -56,7 +56,8 @@ def test_froc_difference() -> None:
     good = [slide(str(i), [0.3], [0.9, 0.8] if rng.random() < 0.9 else [0.0, 0.9]) for i in range(30)]
     good += [slide(str(i), rng.uniform(0, 0.6, 2).tolist(), []) for i in range(30, 60)]
     poor = [
-        replace(one, false_positives=np.append(one.false_positives, rng.uniform(0, 1, 3))) for one in good
+        replace(match, false_positives=np.append(match.false_positives, rng.uniform(0, 1, 3)))
+        for match in good
     ]
     comparison = compare_froc(good, poor, resampling=RESAMPLING)
     assert (

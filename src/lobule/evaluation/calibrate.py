@@ -13,7 +13,7 @@ from lobule.errors import BundleError, ConfigError, UsageError
 from lobule.evaluation.labels import plan_targets
 from lobule.evaluation.leakage import check_overlap
 from lobule.evaluation.options import Options
-from lobule.evaluation.sources import ResultsSource, CaseResult
+from lobule.evaluation.sources import CaseResult, ResultsSource
 from lobule.evaluation.tasks import Task, breast_tasks, case_tasks
 from lobule.measures.calibration import Isotonic, Platt, fit_isotonic, fit_platt, log_loss, reliability
 from lobule.measures.roc import operating_point
@@ -78,7 +78,7 @@ def calibrate(
 
 def _raw_result(source: ResultsSource, case: Case) -> CaseResult:
     result = source.case_result(case)
-    if not result.has_result:
+    if not result.is_scored:
         return result
     stored = source.results.case_folder(case.id).result or {}
     return replace(result, scores=stored.get("raw_scores", result.scores))
@@ -86,18 +86,18 @@ def _raw_result(source: ResultsSource, case: Case) -> CaseResult:
 
 def _tasks(case_results: list[tuple[Case, CaseResult]], cohort: Cohort) -> list[tuple[Task, tuple[str, ...]]]:
     """The questions that can be calibrated, each with the scores that answer it."""
-    with_result = [(case, result) for case, result in case_results if result.has_result]
-    if not with_result:
+    scored = [(case, result) for case, result in case_results if result.is_scored]
+    if not scored:
         raise UsageError("the results have no score for any case of the cohort", subject=cohort.path)
-    exams = [(case, result) for case, result in with_result if case.kind == "exam"]
+    exams = [(case, result) for case, result in scored if case.kind == "exam"]
     tasks: list[tuple[Task, tuple[str, ...]]]
     if exams:
         tasks = [(task, (f"left_{task.name}", f"right_{task.name}")) for task in breast_tasks(exams, None)]
     else:
-        labels = sorted({case.label for case, _ in with_result if case.label is not None})
-        names = list(dict.fromkeys(name for _, result in with_result for name in result.scores))
+        labels = sorted({case.label for case, _ in scored if case.label is not None})
+        names = list(dict.fromkeys(name for _, result in scored for name in result.scores))
         plan = plan_targets(labels, names) if labels else None
-        tasks_of_cases = case_tasks(with_result, plan, None, "cases") if plan else []
+        tasks_of_cases = case_tasks(scored, plan, None, "cases") if plan else []
         tasks = [
             (task, target.scores)
             for task, target in zip(tasks_of_cases, plan.targets if plan else (), strict=True)

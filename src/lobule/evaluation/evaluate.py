@@ -147,7 +147,7 @@ def _columns(cohort: Cohort) -> str:
 
 def _with_missing_score(result: CaseResult, options: Options) -> CaseResult:
     """A case without a result takes the score that the caller gives such cases, and no findings."""
-    if result.has_result or options.missing_score is None:
+    if result.is_scored or options.missing_score is None:
         return result
     no_detections = np.zeros((0, 3))
     return replace(result, scores={ANY_SCORE: options.missing_score}, detections=no_detections)
@@ -193,13 +193,13 @@ def _score_names(results: Iterable[CaseResult]) -> list[str]:
 
 
 def _task_report(task: Task, options: Options, compared: bool) -> dict[str, Any]:
-    def measured(subset: Task) -> dict[str, Any]:
-        return without_intervals(measure_task(subset, options), _patients(subset.cases))
+    def measured(selected: Task) -> dict[str, Any]:
+        return without_intervals(measure_task(selected, options), _patients(selected.cases))
 
-    def compared_with_other(subset: Task) -> dict[str, Any]:
-        assert subset.other_scores is not None
-        shared = subset.subset(np.isfinite(subset.other_scores))
-        return without_intervals(compare_task(subset, options), _patients(shared.cases))
+    def compared_with_other(selected: Task) -> dict[str, Any]:
+        assert selected.other_scores is not None
+        shared = selected.subset(np.isfinite(selected.other_scores))
+        return without_intervals(compare_task(selected, options), _patients(shared.cases))
 
     def by_column(function: Callable[[Task], dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
         return {
@@ -295,8 +295,8 @@ def _lesion_report(matched: MatchedSlides, options: Options, compared: bool) -> 
     if compared:
         shared = [
             case
-            for case, other_results in zip(matched.cases, matched.other_matches, strict=True)
-            if other_results is not None
+            for case, other_match in zip(matched.cases, matched.other_matches, strict=True)
+            if other_match is not None
         ]
         report["against"] = {"all": without_intervals(compare_lesions(matched, options), _patients(shared))}
     return report

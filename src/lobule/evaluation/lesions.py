@@ -51,7 +51,7 @@ def match_slides(
     notes: dict[str, list[str]] = {}
     for case, result, positive in slides:
         if result.detections is None:
-            if result.has_result or result.status in ("failed", UNSCORED):
+            if result.is_scored or result.status in ("failed", UNSCORED):
                 left_out[case.id] = result.cause or "no findings were made"
             continue
         if case.l0_box is not None:

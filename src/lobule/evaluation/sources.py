@@ -26,7 +26,7 @@ from lobule.results.result import UNSCORED
 from lobule.stitch import State
 from lobule.units import Mpp
 
-WITH_SCORES = ("complete", "partial")
+SCORED_STATUSES = ("complete", "partial")
 NOT_SCANNED = "not scanned"
 ANY_SCORE = "*"
 """Under this name a case without a result has the score that the caller gave such cases."""
@@ -49,8 +49,8 @@ class CaseResult:
     """The class of each detection, where a model has several."""
 
     @property
-    def has_result(self) -> bool:
-        return self.status in WITH_SCORES
+    def is_scored(self) -> bool:
+        return self.status in SCORED_STATUSES
 
 
 class Source(Protocol):
@@ -110,7 +110,7 @@ class ResultsSource:
         mpp = None if image.get("mpp") is None else Mpp(*image["mpp"])
         if stored["status"] == UNSCORED:
             return CaseResult(UNSCORED, size=size, mpp=mpp, cause="; ".join(map(str, stored["notes"])))
-        if stored["status"] not in WITH_SCORES:
+        if stored["status"] not in SCORED_STATUSES:
             cause = (stored.get("error") or {}).get("message", "no cause was recorded")
             return CaseResult(stored["status"], size=size, mpp=mpp, cause=cause)
         scores = {name: float(value) for name, value in stored["scores"].items()}

@@ -42,7 +42,7 @@ def measure_rows(data: Data) -> list[dict[str, Any]]:
             rows += _task_rows(group, report["unit"])
         for column, value, block in _difference_blocks(report):
             rows += [
-                _row("difference", name, column, value, measure, block[measure]["difference"])
+                _table_row("difference", name, column, value, measure, block[measure]["difference"])
                 | {"cases": block[report["unit"]]}
                 for measure in ("auroc", "auprc", "ap")
             ]
@@ -51,7 +51,7 @@ def measure_rows(data: Data) -> list[dict[str, Any]]:
             rows += _lesion_rows(group)
         for column, value, block in _difference_blocks(data["lesions"]):
             rows += [
-                _row("difference", "lesions", column, value, measure, block[measure]["difference"])
+                _table_row("difference", "lesions", column, value, measure, block[measure]["difference"])
                 | {"cases": block["slides"]}
                 for measure in ("froc", "jama_froc")
             ]
@@ -67,7 +67,7 @@ def _difference_blocks(report: Data) -> Iterator[tuple[str, str, Data]]:
             yield column, value, block
 
 
-def _row(level: str, target: str, column: str, value: str, measure: str, entry: Any) -> dict[str, Any]:
+def _table_row(level: str, target: str, column: str, value: str, measure: str, entry: Any) -> dict[str, Any]:
     estimate = entry if isinstance(entry, Mapping) else {"value": entry}
     return {
         "level": level,
@@ -95,7 +95,7 @@ def _task_rows(group: Group, unit: str) -> list[dict[str, Any]]:
             (f"specificity, {at}", point["specificity"]),
         ]
     return [
-        _row(level, group.target, group.column, group.value, measure, value) | counts
+        _table_row(level, group.target, group.column, group.value, measure, value) | counts
         for measure, value in measures
     ]
 
@@ -117,7 +117,7 @@ def _lesion_rows(group: Group) -> list[dict[str, Any]]:
         ]
     measures.append(("auroc of the highest confidence", block["highest_confidence_auc"]))
     return [
-        _row("lesion", group.target, group.column, group.value, measure, value) | counts
+        _table_row("lesion", group.target, group.column, group.value, measure, value) | counts
         for measure, value in measures
     ]
 

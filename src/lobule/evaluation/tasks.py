@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.cohort import Case
-from lobule.evaluation.labels import TargetPlan, Target
+from lobule.evaluation.labels import Target, TargetPlan
 from lobule.evaluation.options import Options
 from lobule.evaluation.sources import ANY_SCORE, CaseResult
 from lobule.measures.calibration import log_loss, reliability
@@ -82,10 +82,10 @@ def _case_task(
         cases.append(case)
         labels.append(case.label in target.positive)
         scores.append(score)
-        other = (
+        other_case_scores = (
             None if other_results is None or case.id not in other_results else other_results[case.id].scores
         )
-        other_scores.append(np.nan if other is None else _other_score(other, target))
+        other_scores.append(np.nan if other_case_scores is None else _other_score(other_case_scores, target))
     return _make_task(
         target.name, unit, cases, labels, scores, None if other_results is None else other_scores
     )
@@ -113,27 +113,27 @@ def breast_tasks(
 ) -> list[Task]:
     """Benign and malignant, each over every breast with a label and a score."""
     tasks = []
-    for question in ("malignant", "benign"):
+    for diagnosis in ("malignant", "benign"):
         cases, labels, scores, other_scores = [], [], [], []
         for case, result in case_results:
-            for name in (f"{side}_{question}" for side in SIDES):
+            for name in (f"{side}_{diagnosis}" for side in SIDES):
                 score = total(result.scores, (name,))
                 if name not in case.breast_labels or score is None:
                     continue
                 cases.append(case)
                 labels.append(case.breast_labels[name])
                 scores.append(score)
-                other = (
+                other_case_scores = (
                     {}
                     if other_results is None or case.id not in other_results
                     else other_results[case.id].scores
                 )
-                theirs = total(other, (name,))
-                other_scores.append(np.nan if theirs is None else theirs)
+                other_score = total(other_case_scores, (name,))
+                other_scores.append(np.nan if other_score is None else other_score)
         if cases:
             tasks.append(
                 _make_task(
-                    question,
+                    diagnosis,
                     "breasts",
                     cases,
                     labels,

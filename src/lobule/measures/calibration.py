@@ -58,22 +58,22 @@ def reliability(
     if by == "quantile":
         edges = np.unique(np.quantile(probability, edges))
         edges = edges if len(edges) > 1 else np.array([edges[0], edges[0]])
-    place = np.clip(np.searchsorted(edges, probability, "right") - 1, 0, len(edges) - 2)
-    cases = np.bincount(place, minlength=len(edges) - 1)
-    held = np.maximum(cases, 1)
-    mean = np.bincount(place, probability, len(edges) - 1) / held
-    share = np.bincount(place, label, len(edges) - 1) / held
+    bin_index = np.clip(np.searchsorted(edges, probability, "right") - 1, 0, len(edges) - 2)
+    cases = np.bincount(bin_index, minlength=len(edges) - 1)
+    divisor = np.maximum(cases, 1)
+    mean = np.bincount(bin_index, probability, len(edges) - 1) / divisor
+    share = np.bincount(bin_index, label, len(edges) - 1) / divisor
     weight, gap, rate = cases / len(label), np.abs(mean - share), float(label.mean())
     brier = float(((probability - label) ** 2).mean())
     calibration, resolution = float(weight @ gap**2), float(weight @ (share - rate) ** 2)
     uncertainty = rate * (1 - rate)
-    listed = tuple(
+    all_bins = tuple(
         Bin(float(low), float(high), int(n), float(m) if n else None, float(s) if n else None)
         for low, high, n, m, s in zip(edges, edges[1:], cases, mean, share, strict=False)
     )
     return Reliability(
-        listed, float(weight @ gap), float(gap[cases > 0].max()), brier, calibration, resolution, uncertainty,
-        within_bins=brier - (calibration - resolution + uncertainty),
+        all_bins, float(weight @ gap), float(gap[cases > 0].max()), brier,
+        calibration, resolution, uncertainty, within_bins=brier - (calibration - resolution + uncertainty),
     )  # fmt: skip
 
 
@@ -138,13 +138,13 @@ def fit_isotonic(labels: ArrayLike, scores: ArrayLike) -> Isotonic | None:
     return Isotonic(tuple(fit.X_thresholds_.tolist()), tuple(fit.y_thresholds_.tolist()))
 
 
-def fit_of(facts: Mapping[str, Any]) -> Platt | Isotonic:
+def fit_from_dict(values: Mapping[str, Any]) -> Platt | Isotonic:
     """A fit from what its `to_dict` gave."""
-    if facts["kind"] == "platt":
-        return Platt(float(facts["slope"]), float(facts["intercept"]))
-    if facts["kind"] == "isotonic":
-        return Isotonic(tuple(facts["scores"]), tuple(facts["probabilities"]))
-    raise ValueError(f"no fit of the kind {facts['kind']!r}")
+    if values["kind"] == "platt":
+        return Platt(float(values["slope"]), float(values["intercept"]))
+    if values["kind"] == "isotonic":
+        return Isotonic(tuple(values["scores"]), tuple(values["probabilities"]))
+    raise ValueError(f"no fit of the kind {values['kind']!r}")
 
 
 def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float | None:

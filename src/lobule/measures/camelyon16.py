@@ -78,17 +78,17 @@ class EvaluationMask:
             )
         row, column = y - self.row, x - self.column
         near = (row >= 0) & (column >= 0) & (row < self.labels.shape[0]) & (column < self.labels.shape[1])
-        found = np.zeros(len(x), dtype=np.int64)
-        found[near] = self.labels[row[near], column[near]]
-        return found
+        point_labels = np.zeros(len(x), dtype=np.int64)
+        point_labels[near] = self.labels[row[near], column[near]]
+        return point_labels
 
     def full(self) -> NDArray[np.int32]:
         """The labels of the whole level-5 image."""
-        out = np.zeros(self.shape, dtype=np.int32)
-        out[self.row : self.row + self.labels.shape[0], self.column : self.column + self.labels.shape[1]] = (
-            self.labels
-        )
-        return out
+        labels = np.zeros(self.shape, dtype=np.int32)
+        labels[
+            self.row : self.row + self.labels.shape[0], self.column : self.column + self.labels.shape[1]
+        ] = self.labels
+        return labels
 
 
 def evaluation_mask(truth: NDArray[np.bool_] | NDArray[np.uint8]) -> EvaluationMask:
@@ -125,12 +125,12 @@ def evaluation_mask(truth: NDArray[np.bool_] | NDArray[np.uint8]) -> EvaluationM
 def _dilated(tumour: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Pixels with a squared distance to tumour of at most 20: a disc of rows, each a run of pixels."""
     padded = np.pad(tumour.astype(np.uint8), ((4, 4), (0, 0)))
-    out = np.zeros_like(padded)
+    dilated = np.zeros_like(padded)
     for half_width, offsets in ((4, (0, 1, 2)), (3, (3,)), (2, (4,))):
         run = ndimage.maximum_filter1d(padded, 2 * half_width + 1, axis=1, mode="constant")
         for offset in offsets:
-            out |= np.roll(run, offset, axis=0) | np.roll(run, -offset, axis=0)
-    return out[4:-4].astype(bool)
+            dilated |= np.roll(run, offset, axis=0) | np.roll(run, -offset, axis=0)
+    return dilated[4:-4].astype(bool)
 
 
 def _measures(labels: NDArray[np.integer], count: int) -> tuple[NDArray[np.int64], Floats, Floats]:
@@ -190,15 +190,15 @@ def match(name: str, detections: ArrayLike, mask: EvaluationMask | None) -> Slid
         label = mask.labels_at(*positions.T)
     except CaseError as error:
         raise CaseError(error.problem, subject=name, expected=error.expected, actual=error.actual) from None
-    best = np.zeros(len(mask.areas))
-    by: list[int | None] = [None] * len(best)
+    best_hits = np.zeros(len(mask.areas))
+    best_detections: list[int | None] = [None] * len(best_hits)
     for index in np.nonzero(label)[0].tolist():
-        if confidence[index] > best[label[index] - 1]:
-            best[label[index] - 1] = confidence[index]
-            by[label[index] - 1] = index
-    official = np.where(mask.itc, 0.0, best).astype(np.float32)
+        if confidence[index] > best_hits[label[index] - 1]:
+            best_hits[label[index] - 1] = confidence[index]
+            best_detections[label[index] - 1] = index
+    official = np.where(mask.itc, 0.0, best_hits).astype(np.float32)
     return SlideMatch(
-        name, True, confidence[label == 0], official, best, tuple(by), mask.lesions,
+        name, True, confidence[label == 0], official, best_hits, tuple(best_detections), mask.lesions,
         tuple(mask.lesion_classes()), score,
     )  # fmt: skip
 
@@ -364,15 +364,15 @@ def sensitivity_by_class(matches: Sequence[SlideMatch]) -> dict[LesionClass, Map
     pool = _Pool.of(matches, jama=False)
     fp, _ = pool.counts(np.ones(pool.slides))
     thresholds = pool.thresholds[len(pool.thresholds) - len(fp) + 1 :].astype(np.float32)
-    out: dict[LesionClass, Mapping[str, Any]] = {}
+    classes: dict[LesionClass, Mapping[str, Any]] = {}
     names: tuple[LesionClass, ...] = ("macro", "micro", "itc")
     for name in names:
         hits = np.array(
             [
                 hit
                 for m in matches
-                for hit, its in zip(m.best_hits, m.lesion_classes, strict=True)
-                if its == name
+                for hit, lesion_class in zip(m.best_hits, m.lesion_classes, strict=True)
+                if lesion_class == name
             ],
             dtype=np.float32,
         )
@@ -381,8 +381,8 @@ def sensitivity_by_class(matches: Sequence[SlideMatch]) -> dict[LesionClass, Map
             reach = np.append((hits[None, :] >= thresholds[:, None]).sum(axis=1), 0) / len(hits)
             values = np.interp(FALSE_POSITIVE_RATES, fp[::-1] / pool.slides, reach[::-1])
             at = dict(zip(at, values.tolist(), strict=True))
-        out[name] = {"lesions": len(hits), "sensitivity_at": at}
-    return out
+        classes[name] = {"lesions": len(hits), "sensitivity_at": at}
+    return classes
 
 
 def slide_auc(matches: Sequence[SlideMatch], scores: Mapping[str, float] | None = None) -> float | None:

@@ -73,12 +73,12 @@ class Resampling:
         """The interval of a statistic; `statistic` takes weights (resamples, cases), NaN is undefined."""
         if value is None:
             return undefined("undefined in the sample itself")
-        drawn = np.concatenate([statistic(weights) for weights in self.weights(groups)])
-        return self.interval(value, drawn, unit)
+        resampled = np.concatenate([statistic(weights) for weights in self.weights(groups)])
+        return self.interval(value, resampled, unit)
 
-    def interval(self, value: float, drawn: Sequence[float] | Floats, unit: str) -> Estimate:
+    def interval(self, value: float, resampled: Sequence[float] | Floats, unit: str) -> Estimate:
         """The percentile interval of resampled values."""
-        values = np.asarray(drawn, dtype=np.float64)
+        values = np.asarray(resampled, dtype=np.float64)
         defined = values[np.isfinite(values)]
         method = f"bootstrap of {unit}s, percentiles"
         if len(defined) < max(2, len(values) // 2):

@@ -290,9 +290,9 @@ class OperatingPoint:
 def at_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> OperatingPoint:
     """The operating point of a given threshold."""
     label, score = checked(labels, scores)
-    called = score >= threshold
-    tp, fp = int((called & label).sum()), int((called & ~label).sum())
-    fn, tn = int((~called & label).sum()), int((~called & ~label).sum())
+    called_positive = score >= threshold
+    tp, fp = int((called_positive & label).sum()), int((called_positive & ~label).sum())
+    fn, tn = int((~called_positive & label).sum()), int((~called_positive & ~label).sum())
     return OperatingPoint(
         float(threshold), tp, fp, tn, fn,
         sensitivity=wilson(tp, tp + fn),
@@ -325,8 +325,8 @@ def operating_point(
         reached = counts.true_positives >= sensitivity * label.sum() - 1e-9
         return at_threshold(label, score, float(counts.thresholds[np.argmax(reached)]))
     assert specificity is not None
-    spared = (~label).sum() - counts.false_positives
-    allowed = np.nonzero(spared >= specificity * (~label).sum() - 1e-9)[0]
+    true_negatives = (~label).sum() - counts.false_positives
+    allowed = np.nonzero(true_negatives >= specificity * (~label).sum() - 1e-9)[0]
     if len(allowed) == 0:
         return at_threshold(label, score, float(np.nextafter(counts.thresholds[0], np.inf)))
     return at_threshold(label, score, float(counts.thresholds[allowed[-1]]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lobule.cohort import Case
 from lobule.errors import BundleError
-from lobule.measures.calibration import fit_of
+from lobule.measures.calibration import fit_from_dict
 from lobule.results.result import Result
 from lobule.scanning.contract import (
     Batch,
@@ -66,7 +66,7 @@ def calibrated(
     above: dict[str, dict[str, bool]] = {}
     try:
         for target in calibration["targets"].values():
-            fit = fit_of(target["fit"])
+            fit = fit_from_dict(target["fit"])
             for name in target["scores"]:
                 if name in found:
                     found[name] = float(fit([found[name]])[0])
