@@ -1,4 +1,4 @@
-"""The verbs: settings that a scan may change are typed and the others refused."""
+"""The Python API: settings that a scan may change are converted, and all others are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_settings_fixed_by_the_weights_are_refused() -> None:
 
 def test_unsupported_scan_options_are_refused() -> None:
     for method in ("classifier", "four_view", "gmic", "colour"):
-        with pytest.raises(ConfigError, match=f"--refine means nothing to a scan with {method}"):
+        with pytest.raises(ConfigError, match=f"{method} does not support --refine"):
             _refuse_ignored(bundle(method, {}), {"refine": True, "stride": None})
     with pytest.raises(ConfigError, match="--stride"):
         _refuse_ignored(bundle("four_view", {}), {"stride": 16, "refine": False})
@@ -46,7 +46,7 @@ def test_unsupported_scan_options_are_refused() -> None:
 
 
 def test_a_zero_default_accepts_fractions_where_the_annotation_is_float() -> None:
-    # the documented call of reverse distillation, whose augmentation is switched off by zeros
+    # This is the documented call of reverse distillation, whose augmentation is off (zero) by default.
     settings = as_settings(("augment.saturation=0.25", "augment.scale=0.1"))
     config = config_of(ReverseDistillationConfig, settings)
     assert (config.augment.saturation, config.augment.scale) == (0.25, 0.1)
@@ -108,6 +108,6 @@ def test_every_setting_of_every_method_accepts_its_default_as_text(method: str) 
         if isinstance(inner, dict)
         for name, value in inner.items()
     }
-    # text that is not lower case, such as a class name, keeps its case
+    # Text such as a class name keeps its case.
     texts |= {name: value for name, value in values.items() if isinstance(value, str)}
     assert config_of(config_type, texts) == config_type()

@@ -25,7 +25,8 @@ _LAZY = {
     "evaluate": "lobule.api",
     "extract_features": "lobule.api",
 }
-"""The public verbs and where they live; loaded at first use, so that `import lobule` loads no torch."""
+"""Each public name and the module that defines it. Modules are imported at first use, so that
+`import lobule` does not import torch."""
 
 __all__ = [
     "Cohort",

@@ -1,10 +1,11 @@
-"""Memory of tensors on a CPU: what one layer lets go of is kept for the next.
+"""Keep freed tensor memory in the process, so that the next layer can reuse it.
 
-By default glibc hands large blocks back to the system as soon as they are freed, and the next layer takes
-every page of its own anew, one fault each. Of a dense net on two cores that is a third of the time.
+By default glibc returns large blocks to the system as soon as they are freed. The next layer then requests
+new pages, and each page costs a page fault. For a dense network on two cores this takes a third of the time.
 
-Only the arena of the main thread can hold large blocks, so threads must have none of their own: what calls
-this before a library has begun some (the command line does) has all of it, what calls later a part.
+Only the arena of the main thread can hold large blocks, so other threads must use that arena as well. Call
+`keep_freed_memory` before any library starts threads, as the command line does. Threads that already
+run keep their arenas, and a later call has no effect on them.
 """
 
 from __future__ import annotations
@@ -26,31 +27,38 @@ _MALLOC_VARIABLES = (
 
 @cache
 def keep_freed_memory() -> bool:
-    """Whether freed memory now stays with this process; not without glibc, or where the user said how."""
+    """Tell glibc to keep freed memory in this process.
+
+    Returns:
+        Whether the setting was applied. It is not applied without glibc, or if an environment variable
+        already configures malloc.
+    """
     libc = _glibc()
     if libc is None or any(name in os.environ for name in _MALLOC_VARIABLES):
         return False
     libc.mallopt(_ARENA_MAX, 1)
     libc.mallopt(_TRIM_THRESHOLD, -1)
-    if not libc.mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD):  # an older one takes no large threshold
+    if not libc.mallopt(
+        _MMAP_THRESHOLD, _LARGEST_THRESHOLD
+    ):  # older versions of glibc refuse a large threshold
         libc.mallopt(_MMAP_MAX, 0)
     return True
 
 
 def give_back() -> None:
-    """Hand what was kept back to the system, at the end of the work that it was kept for.
+    """Return all freed memory to the system; called at the end of a scan or a training.
 
-    Traced nets hold themselves in circles, which only the collector of circles frees.
+    Traced networks contain reference cycles, so garbage is collected first.
     """
     gc.collect()
     return_free_pages()
 
 
 def return_free_pages() -> None:
-    """Hand the pages that hold nothing back to the system, in the midst of the work.
+    """Return empty pages to the system while work continues.
 
-    Blocks of ever other sizes (slides and their overviews differ) leave gaps that the next ones do not fit
-    in. Memory that is kept would therefore grow with the number of cases.
+    Slides and their overviews differ in size, so freed blocks leave gaps that the next blocks do not fit.
+    Without this call the memory of the process would grow with the number of cases.
     """
     if keep_freed_memory.cache_info().currsize and keep_freed_memory():
         _glibc().malloc_trim(0)
@@ -63,6 +71,6 @@ def _glibc() -> Any:
         if not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
             return None
         libc = ctypes.CDLL(None)
-    except (OSError, ValueError):  # another C library, which does not know the question
+    except (OSError, ValueError):  # another C library does not define this name
         return None
     return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

@@ -1,4 +1,4 @@
-"""The verbs of the Python API; the command line calls the same."""
+"""The functions of the Python API, which the command line calls too."""
 
 from __future__ import annotations
 
@@ -27,17 +27,34 @@ def train(
     machine: Mapping[str, Any] | None = None,
     **method_options: Any,
 ) -> Bundle:
-    """Train a method on a cohort (or a manifest) and write the bundle to `out`.
+    """Train a method on a cohort and write the trained model as a bundle.
 
-    `settings` are those of the method's `Config`, by name ("augment.hue" for what is nested); text is
-    converted. `machine` are those of its `TrainMachine` (device, precision, workers, …). `how` goes to the
-    method's `train`: val, seed, resume, fresh.
+    Args:
+        method: Name of the method, such as "scannet".
+        cohort: A cohort, or the path of its manifest.
+        out: Folder for the bundle and the checkpoints of the training.
+        settings: Changed fields of the method's `Config`, by name. A nested field is written with a dot,
+            such as "augment.hue". Text is converted to the type of the field.
+        machine: Fields of the method's `TrainMachine`, such as device, precision or workers.
+        **method_options: Further arguments of the method's `train` function: val, seed, resume, fresh.
+
+    Returns:
+        The trained bundle.
+
+    Raises:
+        ConfigError: The method cannot be trained, or a setting is unknown or invalid.
+
+    Examples:
+        >>> bundle = train("scannet", "cohort.csv", "model", settings={"mpp": 0.5})  # doctest: +SKIP
     """
     from lobule.methods import method_module
 
     module = method_module(method)
     if not hasattr(module, "train"):
-        raise ConfigError(f"'{method}' is not trained by Lobule", remedy="Use `lobule weights convert`")
+        raise ConfigError(
+            f"'{method}' is not trained by Lobule",
+            remedy="Convert existing weights with `lobule weights convert`",
+        )
     config = config_of(module.Config, settings or {})
     bundle: Bundle = module.train(
         config, as_cohort(cohort), out, machine=module.TrainMachine(**(machine or {})), **method_options
@@ -46,7 +63,16 @@ def train(
 
 
 def config_of(kind: type[Any], settings: Mapping[str, Any]) -> Any:
-    """Create a method's `Config` with some settings changed; text is converted to the annotated types."""
+    """Create a method's `Config` with some settings changed.
+
+    Args:
+        kind: The `Config` class of the method.
+        settings: Changed settings by name. A nested one is written with a dot. Text is converted to the
+            annotated type.
+
+    Raises:
+        ConfigError: A setting is unknown, or a value does not have the type of its setting.
+    """
     values: dict[str, Any] = kind().to_dict()
     for name, value in settings.items():
         inner, types = values, setting_types(kind)
@@ -80,12 +106,31 @@ def scan(
     machine: dict[str, Any] | None = None,
     **options: Any,
 ) -> ScanReport:
-    """Scan cases with a bundle into a results folder.
+    """Scan cases with a bundle and write maps, findings and scores to a results folder.
 
-    `cases` is a cohort, a manifest, or slides. `options` are those of `ScanOptions` (stride, refine, budget,
-    upsample, mpp, tissue, settings), `machine` those of `Machine` (device, precision, max_ram, …).
-    With `verify="full"` every input file is read again, and results whose input changed are computed anew;
-    by default a file is read again only if its size, modification time or inode changed.
+    An interrupted scan resumes when it is called again with the same arguments.
+
+    Args:
+        bundle: Folder of the trained model.
+        cases: A cohort, the path of a manifest, or the paths of slides.
+        out: The results folder.
+        trust: Allow a TorchScript bundle, which can run code.
+        shard: (i, n) scans every n-th case, starting with the i-th.
+        fresh: Delete existing results first.
+        retry_failed: Scan failed cases and fields again.
+        verify: "full" hashes every input file again; "changed" hashes only files whose size, modification
+            time or inode changed. Cases whose input changed are scanned again.
+        progress: Receives the progress of the scan.
+        machine: Fields of `Machine`, such as device, precision or max_ram.
+        **options: Fields of `ScanOptions`: stride, refine, budget, upsample, mpp, tissue, settings.
+
+    Returns:
+        A report with the number of cases by status, and the reason for each failed case.
+
+    Raises:
+        ConfigError: The method does not support an option, or a setting cannot be changed for a scan.
+        BundleError: The bundle is damaged.
+        ResultsError: The results folder belongs to another bundle or is in use.
     """
     from lobule.bundles import read_bundle
     from lobule.evaluation.leakage import keep_training_patients
@@ -118,12 +163,12 @@ def scan(
             progress=progress,
         )
     finally:
-        # an evaluation must be able to refuse the training patients, of an interrupted scan too
+        # An evaluation must be able to refuse training patients, also after an interrupted scan.
         keep_training_patients(out, opened)
 
 
 def _refuse_ignored(bundle: Bundle, options: Mapping[str, Any]) -> None:
-    """What a method would not heed is refused: results would not be those that were asked for."""
+    """Raise an error for an option that the method would ignore, since results would not be as requested."""
     from lobule.methods import method_module
 
     module = method_module(bundle.method)
@@ -133,24 +178,36 @@ def _refuse_ignored(bundle: Bundle, options: Mapping[str, Any]) -> None:
     for name in sorted(ignored & options.keys()):
         if options[name] not in (None, False):
             raise ConfigError(
-                f"--{name} means nothing to a scan with {bundle.method}", remedy=f"Leave --{name} away"
+                f"{bundle.method} does not support --{name}", remedy=f"Remove the option --{name}"
             )
 
 
 def scan_settings(bundle: Bundle, requested: Mapping[str, Any]) -> dict[str, Any]:
-    """What a scan asks otherwise than the bundle's config, typed; only `SCAN_SETTINGS` of its method."""
+    """Convert the settings that a scan changes to their types.
+
+    Only settings that the method lists in `SCAN_SETTINGS` may be changed. The bundle fixes all others.
+
+    Args:
+        bundle: The bundle that scans.
+        requested: Settings by name, as text or as values.
+
+    Raises:
+        ConfigError: A setting may not be changed, or a value does not have its type.
+    """
     from lobule.methods import method_module
 
     module = method_module(bundle.method)
     allowed: Collection[str] = getattr(module, "SCAN_SETTINGS", ())
     types = setting_types(module.Config) if allowed else {}
-    if isinstance(allowed, Mapping):  # names with a value of their type, where a config has another or none
+    if isinstance(
+        allowed, Mapping
+    ):  # A mapping gives an example value for each name, whose type replaces that of the config.
         types |= {name: type(value) for name, value in allowed.items()}
     for name in requested:
         if name not in allowed:
             raise ConfigError(
                 f"'{name}' cannot be set for a scan with {bundle.method}",
-                expected=", ".join(allowed) or "no settings: all of them belong to the bundle",
+                expected=", ".join(allowed) or "no settings, because all of them are fixed by the bundle",
             )
     return {name: converted(name, value, types[name]) for name, value in requested.items()}
 
@@ -175,10 +232,30 @@ def extract_features(
     machine: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> ScanReport:
-    """Write the features of every tile of tissue, one HDF5 file a case, into the folder `out`.
+    """Compute features of every tissue tile and write one HDF5 file per case.
 
-    `weights` is a file of plain weights, "pretrained" or "random"; `input_px` resizes tiles for the backbone,
-    which takes its own size where it has one alone. `slide_mpp` is the µm/px of slides that do not say it.
+    Args:
+        cases: A cohort, the path of a manifest, or the paths of slides.
+        out: Folder for the feature files.
+        backbone: Name of the network, such as "resnet50", "timm:NAME" or "lobule:NAME".
+        weights: "pretrained", "random", or a file that contains only weights.
+        mpp: Resolution of the tiles in µm/px.
+        tile: Width of a tile in pixels.
+        input_px: Tiles are resized to this width. By default the width that the backbone requires, if it
+            requires one, and otherwise that of the tile.
+        tissue: Use only tiles with tissue.
+        tissue_share: Smallest share of a tile that must be tissue.
+        slide_mpp: The µm/px of slides that do not state it.
+        upsample: Allow a resolution finer than that of the slide.
+        layout: Layout of the files, "trident" or "clam".
+        dtype: Type of the stored features; float16 by default, and float32 for the layout "clam".
+        keep_encoder: Store the weights with the features, so that a bundle trained on them can scan slides.
+        retry_failed: Try failed cases and tiles again.
+        machine: Fields of `Machine`, such as device, precision or max_ram.
+        progress: Receives the progress.
+
+    Returns:
+        A report with the number of cases by status, and the reason for each failed case.
     """
     from lobule.bundles import plain_weights
     from lobule.methods.extraction import Extraction, extract
@@ -215,12 +292,24 @@ def evaluate(
     plots: bool = True,
     **options: Any,
 ) -> Evaluation:
-    """Measure a results folder on a cohort; with `to`, write the numbers, the table and the plots there.
+    """Evaluate results on a labelled cohort.
 
-    `submission` (Camelyon16's official forms) stands in for `results`, which then is None; with `masks` it
-    needs no cohort. `against` is another results folder or submission; `bundle` names the training
-    patients where the results do not carry them. `options` are those of `evaluation.Options` (by, split,
-    positive, score, …).
+    Args:
+        results: A results folder, or None if a submission is evaluated.
+        cohort: A cohort or the path of its manifest. Only a submission with the option `masks` needs none.
+        submission: Files or folders in the official forms of Camelyon16, instead of `results`.
+        against: Another results folder or submission to compare with on the same cases.
+        bundle: The bundle that made the results. It names the training patients if the results do not.
+        to: Folder for the numbers, the table and the plots. By default nothing is written.
+        plots: Also draw the plots in `to`.
+        **options: Fields of `evaluation.Options`, such as by, split, positive or score.
+
+    Returns:
+        The evaluation, with an interval for each measure.
+
+    Raises:
+        UsageError: Results or cohort are missing.
+        Leakage: The cohort shares patients with the training set.
     """
     from lobule.cohort import Cohort, read_cohort
     from lobule.errors import UsageError
@@ -238,13 +327,15 @@ def evaluate(
     elif results is not None:
         source = open_results_source(results, evaluation_options)
     else:
-        raise UsageError("nothing to evaluate", expected="results or a submission")
+        raise UsageError("there is nothing to evaluate", expected="a results folder or a submission")
     if cohort is None:
         if not submitted or evaluation_options.masks is None:
-            raise UsageError("no cohort to evaluate on", remedy="Give a cohort, or a submission with masks")
+            raise UsageError(
+                "there is no cohort to evaluate on", remedy="Pass a cohort, or a submission with masks"
+            )
         labelled_cohort = official_cohort(source, evaluation_options)
     else:
-        # slides may be elsewhere by now: results carry what is needed of them
+        # The slides may have been moved since the scan; the results contain everything that is needed.
         labelled_cohort = cohort if isinstance(cohort, Cohort) else read_cohort(cohort, check_files=False)
     other = None if against is None else open_source(against, evaluation_options)
     evaluation = evaluate_source(source, labelled_cohort, evaluation_options, against=other, bundle=bundle)
@@ -254,7 +345,7 @@ def evaluate(
 
 
 def as_cohort(cases: Cohort | str | Path | Sequence[str | Path]) -> Cohort:
-    """A cohort from a cohort, a manifest's path, a slide's path, or several slides' paths."""
+    """Return a cohort for a cohort, the path of a manifest, or the paths of one or several slides."""
     from lobule.cohort import Cohort, cohort_of_paths, read_cohort
 
     if isinstance(cases, Cohort):

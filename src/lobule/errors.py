@@ -1,27 +1,27 @@
-"""The tree of errors. Each names what failed, what was expected, what was found and the remedy.
+"""The tree of exceptions. Each message says what failed, what was expected, what was there and how to fix it.
 
 LobuleError
-├── UsageError              the request is wrong; nothing was tried (exit status 2)
-│   ├── CohortError         a manifest with problems; lists every one with its row
-│   ├── ConfigError         an option or a `--set key=value` that does not fit
-│   ├── MissingExtra        a part of Lobule that is not installed
-│   ├── MissingMpp          a slide that does not say its µm/px, and nobody supplied it
-│   ├── FinerThanSlide      a resolution that the slide does not have, without `--upsample`
-│   └── Leakage             a patient on both sides of a split
-├── CaseError               belongs to one case; the run goes on (exit status 1)
-│   ├── NothingToScore      readable, but empty; recorded as unscored and not as a failure
-│   ├── NotReadable         missing, not a file, no permission
-│   ├── UnknownFormat       no backend takes it
-│   ├── DamagedFile         the file as a whole cannot be used
-│   ├── DamagedTile         one tile of it cannot; names the level and the place
-│   ├── TooLarge            declares sizes beyond what is sane; refused before decoding
-│   ├── AnnotationError     outlines that cannot be used
-│   └── NotAMammogram       a DICOM or PNG that is refused as a view of an exam
-│       └── BlankMammogram  an image without a breast
-├── ResultsError            a results folder that does not fit: another bundle, locked, full disk
-│   └── DamagedResults      a chunk or part on disk that cannot be read; its case is made again
-├── BundleError             a bundle that is damaged, tampered with or of another method
-└── ModelError              the model itself failed: NaN scores, a shape that does not fit
+├── UsageError              the request is invalid and no work was started (exit status 2)
+│   ├── CohortError         the manifest has problems; each is listed with its row
+│   ├── ConfigError         an option or a setting (`--set key=value`) is unknown or invalid
+│   ├── MissingExtra        an optional dependency is not installed
+│   ├── MissingMpp          the slide does not state its µm/px and none was supplied
+│   ├── FinerThanSlide      the resolution is finer than that of the slide, and `--upsample` is not set
+│   └── Leakage             a patient appears on both sides of a split
+├── CaseError               one case failed; the run continues with the others (exit status 1)
+│   ├── NothingToScore      the case is readable but empty; it is recorded as unscored, not as failed
+│   ├── NotReadable         the file is missing, is not a file or may not be read
+│   ├── UnknownFormat       no backend can read the file
+│   ├── DamagedFile         the whole file is unusable
+│   ├── DamagedTile         one tile is unusable; the message names its level and position
+│   ├── TooLarge            the declared size is implausible; the file is refused before decoding
+│   ├── AnnotationError     the outlines are unusable
+│   └── NotAMammogram       a DICOM or PNG file is not accepted as a view of an exam
+│       └── BlankMammogram  the image shows no breast
+├── ResultsError            the results folder is unusable: another bundle, locked, disk full
+│   └── DamagedResults      a stored chunk cannot be read; its case is scanned again
+├── BundleError             the bundle is damaged, was modified or belongs to another method
+└── ModelError              the model failed: NaN scores or an unexpected shape
 """
 
 from __future__ import annotations
@@ -30,7 +30,15 @@ from collections.abc import Sequence
 
 
 class LobuleError(Exception):
-    """Base of all. `subject` is the file or thing; the rest are plain sentences or None."""
+    """Base class of all exceptions of Lobule.
+
+    Args:
+        problem: What failed, as a sentence without a full stop.
+        subject: The file, case or setting that the error is about.
+        expected: What was expected.
+        actual: What was there instead.
+        remedy: What the user can do about it.
+    """
 
     def __init__(
         self,
@@ -60,7 +68,7 @@ class LobuleError(Exception):
         return " ".join(sentences)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # keyword-only arguments do not survive the default pickling, and errors cross processes
+        # Errors are sent between processes, and the default pickling loses keyword-only arguments.
         return (_rebuild, (type(self), dict(self.__dict__), self.args))
 
 
@@ -72,14 +80,14 @@ def _rebuild(cls: type[LobuleError], state: dict[str, object], args: tuple[objec
 
 
 class UsageError(LobuleError):
-    """The request is wrong; nothing was tried."""
+    """The request is invalid and no work was started."""
 
 
 SHOWN_PROBLEMS = 100
 
 
 class CohortError(UsageError):
-    """A manifest with problems. `problems` holds one sentence each, with its row."""
+    """The manifest has problems; `problems` has one sentence for each, with its row."""
 
     def __init__(self, subject: object, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -91,11 +99,11 @@ class CohortError(UsageError):
 
 
 class ConfigError(UsageError):
-    """An option that does not exist or does not fit."""
+    """An option or a setting is unknown or invalid."""
 
 
 class MissingExtra(UsageError):
-    """A part of Lobule that is not installed."""
+    """An optional dependency is not installed."""
 
     def __init__(self, extra: str, needed_for: str) -> None:
         self.extra = extra
@@ -106,7 +114,7 @@ class MissingExtra(UsageError):
 
 
 class MissingMpp(UsageError):
-    """A slide that does not say its µm/px."""
+    """The slide does not state its µm/px and none was supplied."""
 
     def __init__(self, subject: object) -> None:
         super().__init__(
@@ -117,15 +125,15 @@ class MissingMpp(UsageError):
 
 
 class FinerThanSlide(UsageError):
-    """A resolution that the slide does not have."""
+    """The requested resolution is finer than that of the slide."""
 
 
 class Leakage(UsageError):
-    """A patient on both sides of a split."""
+    """A patient appears on both sides of a split."""
 
 
 class CaseError(LobuleError):
-    """Belongs to one case; a run records it and goes on."""
+    """One case failed; a run records the error and continues with the other cases."""
 
 
 class NothingToScore(CaseError):
@@ -136,19 +144,19 @@ class NothingToScore(CaseError):
 
 
 class NotReadable(CaseError):
-    """Missing, a directory, or not permitted."""
+    """The file is missing, is a directory or may not be read."""
 
 
 class UnknownFormat(CaseError):
-    """No backend takes the file."""
+    """No backend can read the file."""
 
 
 class DamagedFile(CaseError):
-    """The file as a whole cannot be used."""
+    """The whole file is unusable."""
 
 
 class DamagedTile(CaseError):
-    """One compressed tile cannot be decoded; `level` and `tile_index` (column, row) say which."""
+    """One compressed tile cannot be decoded; `level` and `tile_index` (column, row) identify it."""
 
     def __init__(
         self,
@@ -172,32 +180,32 @@ class DamagedTile(CaseError):
 
 
 class TooLarge(CaseError):
-    """Declared sizes beyond what is sane."""
+    """The file declares an implausible size; it is refused before decoding."""
 
 
 class AnnotationError(CaseError):
-    """Outlines that cannot be used."""
+    """The outlines of an annotation are unusable."""
 
 
 class NotAMammogram(CaseError):
-    """An image that is refused as a view of an exam."""
+    """The image is not accepted as a view of an exam."""
 
 
 class BlankMammogram(NotAMammogram):
-    """A view without a breast: the image is empty, or nothing in it is large and bright enough."""
+    """The view shows no breast: no region of the image is large and bright enough."""
 
 
 class ResultsError(LobuleError):
-    """A results folder that does not fit."""
+    """The results folder is unusable: it belongs to another bundle, is locked or the disk is full."""
 
 
 class DamagedResults(ResultsError):
-    """A chunk of a map or a part of a table that cannot be read."""
+    """A stored chunk of a map or a table cannot be read."""
 
 
 class BundleError(LobuleError):
-    """A bundle that cannot be trusted or does not fit."""
+    """The bundle is damaged, was modified or belongs to another method."""
 
 
 class ModelError(LobuleError):
-    """The model itself failed."""
+    """The model failed: it produced NaN scores or an unexpected shape."""

@@ -1,4 +1,4 @@
-"""Settings of a method: a frozen dataclass in memory, an object of JSON in its bundle."""
+"""Convert the settings of a method between a frozen dataclass, JSON and text."""
 
 from __future__ import annotations
 
@@ -16,15 +16,26 @@ BOOLEAN_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": Fal
 
 
 def as_json(settings: DataclassInstance) -> dict[str, Any]:
-    """Every setting by its name; tuples become lists."""
+    """Return every setting by name, with tuples as lists."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
 
 
 def only_known(kind: type[DataclassInstance], values: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """`facts` with tuples where JSON has lists. Raises `ConfigError` for what is no setting of the method."""
+    """Check that settings read from JSON belong to a method, and convert lists to tuples.
+
+    Args:
+        kind: The dataclass of the settings.
+        values: Settings by name.
+        method: Name of the method, for the error message.
+
+    Raises:
+        ConfigError: A name is not a setting of the method.
+    """
     names = {item.name for item in fields(kind)}
     if unknown := sorted(set(values) - names):
-        raise ConfigError(f"no setting '{unknown[0]}' in {method}", expected=", ".join(sorted(names)))
+        raise ConfigError(
+            f"no setting '{unknown[0]}' in the method {method}", expected=", ".join(sorted(names))
+        )
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
@@ -65,7 +76,7 @@ def converted(name: str, value: Any, annotation: Any) -> Any:
 
 def _converted_tuple(name: str, value: str, item_types: tuple[Any, ...]) -> tuple[Any, ...]:
     if any(kind in (int, float) for kind in item_types):
-        value = value.replace("x", ",")  # sizes are often written as 1024x2048
+        value = value.replace("x", ",")  # Sizes are often written as 1024x2048.
     texts = [text.strip() for text in value.split(",")] if value.strip() else []
     if item_types[-1] is Ellipsis:
         return tuple(converted(name, text, item_types[0]) for text in texts)
