@@ -1,9 +1,10 @@
-"""How far heatmaps painted fast are from exact ones, on the real exam.
+"""Compare heatmaps with `painting="fast"` to exact ones, on the real exam.
 
-The published networks with weights made from names (no trained ones may be had), on the four real views of
-the reference kit. Exact patch scores are the recorded ones of the published code. Printed are, of each view,
-the differences of patch scores and of heatmaps, and of the exam the four scores by either. A net with such
-weights sees the edges of patches as much as what lies in them; a trained one need not.
+The networks have the published architectures and random weights, because trained weights are not
+available. They read the four real views of the reference kit. The exact patch scores are the recorded ones of
+the published code. The script prints the differences of patch scores and heatmaps for each view, and the
+scores of the exam with both kinds of heatmaps. A network with random weights reacts strongly to the edges of
+patches, so the differences of a trained network may be smaller.
 
     LOBULE_REFERENCE=folder python -m experiments.four_view_fast [--out four_view_fast.json]
 """
@@ -40,7 +41,7 @@ from tests.nets.four_view_recipe import made_net
 
 SALT = "four_view-visible-12"
 EXACT = (0.2852467, 0.4216548, 0.3568609, 0.5758981)
-"""The published code's scores of this exam with its own heatmaps, over 10 windows."""
+"""Scores of this exam by the published code with exact heatmaps, over 10 windows."""
 
 
 def main() -> None:
@@ -110,7 +111,7 @@ def _print(report: dict[str, Any]) -> None:
         )
     for method, scores in report["scores"].items():
         print(f"scores with {method} heatmaps: " + "  ".join(f"{score:.4f}" for score in scores))
-    print(f"told by the scan: {report['told']}")
+    print(f"reported by the scan: {report['told']}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Film scans through reading and cropping: which crops hold the breast, on sheets for a person to look at.
+"""Read and crop scanned films, and draw contact sheets to check by eye that the crops contain the breast.
 
-The mini-MIAS films have grey film, white borders and labels, which the published cropping was not made for.
-Each film is read (its background made exactly 0) and cropped; the sheets show the whole film with the breast
-that was found in colour and the crop's frame, to be judged by eye.
+The mini-MIAS films have a grey background, white borders and labels, for which the published cropping was not
+designed. Each film is read, which sets its background to 0, and cropped. The sheets show the whole film with
+the detected breast in colour and the frame of the crop.
 
     LOBULE_REFERENCE=... python experiments/four_view_mias_crops.py --to sheets
 
-The sheets show real films: keep them where the films are kept.
+The sheets show real films: store them only where the films may be stored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lobule.mammograms.png import read_png
 from lobule.methods.four_view.crop import crop_of
 
 ITERATIONS, BUFFER = 30, 15
-"""Erosions and margin: the published 100 and 50 are for images of 2.5 times the resolution."""
+"""Number of erosions and margin. The published 100 and 50 are for images of 2.5 times the resolution."""
 ACROSS, DOWN, SIDE = 10, 4, 190
 
 
@@ -48,7 +48,7 @@ def main() -> None:
         sheet(tiles[start : start + ACROSS * DOWN]).save(options.to / f"sheet-{start // (ACROSS * DOWN)}.png")
     (options.to / "crops.json").write_text(json.dumps({"crops": checks, "failed": failed}, indent=1))
     widths = [check["width"] for check in checks.values()]
-    print(f"{len(films)} films: {len(checks)} cropped, {len(failed)} refused as cases, none crashed")
+    print(f"{len(films)} films: {len(checks)} cropped, {len(failed)} failed with a case error, none crashed")
     print(f"crops are {min(widths)} to {max(widths)} px wide; sheets and crops.json in {options.to}")
 
 

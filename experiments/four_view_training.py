@@ -1,13 +1,13 @@
-"""Training on generated exams: how well malignancy is found in unseen ones, without and with heatmaps.
+"""Train on generated exams, and measure malignancy detection in test exams without and with heatmaps.
 
-Two four-view classifiers of the same small size learn from the same exams: one from the images and the breast
-labels alone, one that also reads heatmaps, whose patch network learnt from the outlined lesions. Both score
-the same unseen exams, and the difference of their areas has an interval that resamples exams.
+Two small four-view classifiers of equal size are trained on the same exams. One reads only the images. The
+other also reads heatmaps, whose patch network is trained on the outlined lesions. Both score the same test
+exams. The confidence interval of the difference of their areas comes from resampling exams.
 
     python experiments/four_view_training.py --folder exams-experiment
 
-Minutes on one core: `--steps` says which parts run (exams, plain, heatmaps, compare), so that they may be
-run one by one; each goes on where it stopped. Everything is generated; no patient's data.
+The script takes some minutes on one core. `--steps` selects the steps to run (exams, plain, heatmaps,
+compare), and an interrupted step continues from its last checkpoint. All exams are generated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ SMALL: dict[str, Any] = {
     "batch": 6, "steps": 1200, "rate": 0.002, "trunk_rate": 0.002, "birads_steps": 0, "evaluate_every": 100,
     "schedule": "cosine", "stop_after": 99, "positive_share": 0.7, "malignant_share": 0.8,
 }  # fmt: skip
-"""The classifiers see whole views at an eighth of their resolution; the patch network sees all of it."""
+"""The classifiers read whole views at an eighth of the resolution; the patch network reads full
+resolution."""
 PATCHES: dict[str, Any] = {
     "heatmaps": True, "patch": 96, "patch_stride": 40, "patch_growth": 8, "patch_blocks": "2,2,2,2",
     "patch_first_width": 16, "patch_steps": 6000, "patch_batch": 24, "patch_rate": 0.01, "val_patches": 480,
@@ -37,7 +38,7 @@ PATCHES: dict[str, Any] = {
 }  # fmt: skip
 RUNS = {"plain": SMALL, "heatmaps": {**SMALL, **PATCHES}}
 MACHINE = {"device": "cpu", "precision": "float32", "workers": 1, "max_ram": 20 << 30}
-"""Room for all views and heatmaps, so that each is read and painted once."""
+"""The memory limit has room for all views and heatmaps, so that each is read or computed only once."""
 
 
 def main() -> None:

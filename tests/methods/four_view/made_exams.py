@@ -1,4 +1,4 @@
-"""Exams painted in a moment: half a disc for a breast, a bright square if malignant, a ring if benign."""
+"""Small synthetic exams: half a disc as breast, with a bright square if malignant and a ring if benign."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ REACH = 9
 def exam(
     folder: Path, number: int, split: str | None, *, seed: int = 0, without: tuple[str, ...] = ()
 ) -> Case:
-    """One exam with its labels, its outlines and a BI-RADS column that follows from them."""
+    """Write one exam with its labels, its outlines and BI-RADS columns derived from the labels."""
     rng = np.random.default_rng([seed, number])
-    # the four findings in turn, so that few exams hold every kind
-    labels = {name: bool((number >> place) & 1) for place, name in enumerate(TARGETS)}
+    # The bits of the number give the four labels, so that a few exams contain every kind.
+    labels = {name: bool((number >> bit) & 1) for bit, name in enumerate(TARGETS)}
     name, views, polygons = f"e{number:03d}", {}, []
     for view in VIEWS:
         if view in without:
@@ -70,14 +70,14 @@ def draw(pixels: np.ndarray, row: int, column: int, grade: str) -> None:
 
 
 def exams(
-    folder: Path, count: int, split: str | None = "train", first: int = 0, **more: object
+    folder: Path, count: int, split: str | None = "train", first: int = 0, **options: object
 ) -> list[Case]:
     folder.mkdir(parents=True, exist_ok=True)
-    return [exam(folder, number, split, **more) for number in range(first, first + count)]
+    return [exam(folder, number, split, **options) for number in range(first, first + count)]
 
 
 def cohort(folder: Path, train: int = 16, val: int = 8, test: int = 0) -> Cohort:
-    """Numbers run on, so that no patient is in two splits."""
+    """Write a cohort. Each split has its own range of numbers, so that no patient is in two splits."""
     return Cohort(
         tuple(
             exams(folder, train)

@@ -1,4 +1,4 @@
-"""Small exams and small four-view models, and their scores computed by hand, without the scanner."""
+"""Small exams and small four-view models, and their scores computed step by step, without the scanner."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NEAR = {"atol": 1e-5, "rtol": 0}
 
 
 def seeded(net: torch.nn.Module, tag: str) -> torch.nn.Module:
-    """Weights made from names alone."""
+    """Fill a network with weights that depend only on the names of its tensors."""
     state = {
         key: tensor if tensor.ndim == 0 else torch.from_numpy(made_tensor(tag, "s", key, tuple(tensor.shape)))
         for key, tensor in net.state_dict().items()
@@ -65,13 +65,13 @@ def bundle_of(path: Path, **settings: object) -> Path:
     return path
 
 
-def run(bundle: Path, cohort: object, out: Path, **more: object):
-    """Scan quietly on two cores; more are options of the scan."""
-    return scan(bundle, cohort, out, machine=MACHINE, **more)
+def run(bundle: Path, cohort: object, out: Path, **options: object):
+    """Scan on two cores. `options` are passed to `scan`."""
+    return scan(bundle, cohort, out, machine=MACHINE, **options)
 
 
 class ByHand:
-    """One view, prepared step by step as the published pipeline does."""
+    """One view, prepared step by step like in the published pipeline."""
 
     def __init__(self, path: str, view: str) -> None:
         mammogram = read_view(path, view=view)
@@ -82,10 +82,10 @@ class ByHand:
             right_pointing(crop.window.of(mammogram.pixels), view, mammogram.horizontal_flip)
         )
         self.centre = best_centre(self.image, view, crop.landmarks, SMALL.window)
-        self.seen = ViewImage(self.image.shape, self.centre)
+        self.view_image = ViewImage(self.image.shape, self.centre)
 
     def heatmaps(self, rng: random.Random, patch_net: torch.nn.Module):
-        """Every patch of the grid, one by one, blank or not; (benign, malignant)."""
+        """Return the benign and the malignant heatmap, scoring every patch of the grid, even blank ones."""
         grid = self.grid(rng)
         pixels = patch_pixels(self.image)
         with torch.inference_mode():
@@ -109,10 +109,13 @@ def views_of(case: object) -> dict[str, list[ByHand]]:
 
 
 def exam_by_hand(case, net: ViewWise, windows, heatmaps=None, augmentation=AUGMENTATION, epochs=3):
-    """(epochs, 4) scores of the view-wise net; `windows` is the stream, `heatmaps` those of each view."""
+    """Return the scores (epochs, 4) of the view-wise net.
+
+    `windows` is the random stream and `heatmaps` contains the heatmaps of each view.
+    """
     views = views_of(case)
     plans = plan_exam(
-        {view: [image.seen for image in images] for view, images in views.items()},
+        {view: [image.view_image for image in images] for view, images in views.items()},
         windows,
         epochs=epochs,
         augmentation=augmentation,
@@ -130,10 +133,10 @@ def exam_by_hand(case, net: ViewWise, windows, heatmaps=None, augmentation=AUGME
 
 
 def view_by_hand(path: str, view: str, net, heatmaps=None):
-    """(epochs, 2) scores of one view by the image-wise net."""
+    """Return the scores (epochs, 2) of one view by the image-wise net."""
     image = ByHand(path, view)
     scores = []
-    for window in plan_image(image.seen, view, epochs=3, augmentation=AUGMENTATION, size=SMALL.window):
+    for window in plan_image(image.view_image, view, epochs=3, augmentation=AUGMENTATION, size=SMALL.window):
         x = torch.from_numpy(network_input(image.image, window, heatmaps))[None]
         with torch.inference_mode():
             scores.append(net.single(view, x)[0, :, 1].exp().numpy())

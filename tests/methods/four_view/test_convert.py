@@ -1,4 +1,4 @@
-"""Published checkpoints as bundles: every tensor accounted for, nothing run, the file's identity kept."""
+"""Conversion of published checkpoints: all tensors are checked, code is not executed, hashes are recorded."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ PATCH = {name: getattr(SMALL, name) for name in ("patch_growth", "patch_blocks",
 
 
 def published(net: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A classifier's state as its files hold it: each trunk under three names, no counters."""
+    """Return a state dict like that of the published files: each trunk has three names, without counters."""
     state = {}
     for key, tensor in net.state_dict().items():
         if key.endswith("num_batches_tracked"):
             continue
         state[key] = tensor
-        for own, aliases in (("cc", ("l_cc", "r_cc")), ("mlo", ("l_mlo", "r_mlo"))):
-            if key.startswith(f"four_view_resnet.{own}."):
+        for angle, aliases in (("cc", ("l_cc", "r_cc")), ("mlo", ("l_mlo", "r_mlo"))):
+            if key.startswith(f"four_view_resnet.{angle}."):
                 for alias in aliases:
-                    state[key.replace(f".{own}.", f".{alias}.", 1)] = tensor.clone()
+                    state[key.replace(f".{angle}.", f".{alias}.", 1)] = tensor.clone()
     return state
 
 
-def saved(path: Path, content: object, **how: object) -> Path:
-    torch.save(content, path, **how)
+def saved(path: Path, content: object, **options: object) -> Path:
+    torch.save(content, path, **options)
     return path
 
 
 @pytest.mark.parametrize("variant", ["view_wise", "image_wise"])
-def test_a_published_classifier(tmp_path: Path, variant: str) -> None:
+def test_published_classifier_is_converted(tmp_path: Path, variant: str) -> None:
     net, _ = nets(replace(SMALL, variant=variant))
     file = saved(tmp_path / "model.p", {"model": published(net)}, _use_new_zipfile_serialization=False)
     bundle = convert(file, tmp_path / "bundle", **WIDTHS)
@@ -60,7 +60,7 @@ def test_a_published_classifier(tmp_path: Path, variant: str) -> None:
     assert torch.equal(getattr(loaded.heads[0].net, fc).weight.float(), getattr(net, fc).weight)
 
 
-def test_a_classifier_with_heatmaps_needs_its_patch_network(tmp_path: Path) -> None:
+def test_classifier_with_heatmaps_needs_its_patch_network(tmp_path: Path) -> None:
     net, patch_net = nets(replace(SMALL, heatmaps=True))
     assert patch_net is not None
     file = saved(tmp_path / "model.p", {"model": published(net)})
@@ -78,12 +78,12 @@ def test_a_classifier_with_heatmaps_needs_its_patch_network(tmp_path: Path) -> N
         convert(saved(tmp_path / "plain.p", published(plain)), tmp_path / "b", patch=patch, **WIDTHS)
 
 
-def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
+def test_missing_extra_and_conflicting_tensors_are_errors(tmp_path: Path) -> None:
     net, _ = nets(SMALL)
     state = published(net)
-    lacking = {key: tensor for key, tensor in state.items() if key != "fc1_mlo.bias"}
+    incomplete = {key: tensor for key, tensor in state.items() if key != "fc1_mlo.bias"}
     with pytest.raises(BundleError, match=r"missing: fc1_mlo\.bias"):
-        convert(saved(tmp_path / "a.p", lacking), tmp_path / "b", **WIDTHS)
+        convert(saved(tmp_path / "a.p", incomplete), tmp_path / "b", **WIDTHS)
     with pytest.raises(BundleError, match="not of the network: extra"):
         convert(saved(tmp_path / "b.p", {**state, "extra": torch.ones(1)}), tmp_path / "b", **WIDTHS)
     key = "four_view_resnet.l_cc.final_bn.bias"
@@ -106,7 +106,7 @@ class Evil:
         return os.mkdir, (str(self.mark),)
 
 
-def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     file = saved(tmp_path / "evil.p", {"model": Evil(tmp_path / "was-run")})
     with pytest.raises(BundleError, match="cannot be read"):
         convert(file, tmp_path / "bundle")

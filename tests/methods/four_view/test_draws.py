@@ -1,4 +1,4 @@
-"""What training draws: shares, labels, places in and outside outlines; and heatmaps kept as scores."""
+"""The samplers of the training: shares, labels, patch positions and losses; and heatmaps stored as scores."""
 
 from __future__ import annotations
 
@@ -54,47 +54,50 @@ def pool(cohort: Cohort) -> ExamPool:
 
 
 @given(st.lists(st.floats(0.05, 1), min_size=1, max_size=5), st.integers(0, 10_000))
-def test_any_run_of_samples_keeps_the_shares(weights: list[float], first: int) -> None:
+def test_any_run_of_samples_has_the_given_shares(weights: list[float], first: int) -> None:
     shares = [weight / sum(weights) for weight in weights]
     counts = Counter(choose_stratum(index, shares) for index in range(first, first + 200))
     for number, share in enumerate(shares):
         assert abs(counts[number] - 200 * share) < 8
 
 
-def test_breasts_are_exchanged_with_their_labels(pool: ExamPool) -> None:
-    """What is learnt of a net that treats both sides alike does not change: its outputs are exchanged too."""
+def test_swap_breasts_exchanges_inputs_and_labels(pool: ExamPool) -> None:
+    """Inputs, labels and grades are exchanged, and a second exchange restores the sample."""
     sample = ExamSampler(pool).sample(pool.exams[0], None)
-    other = swap_breasts(sample)
-    assert np.array_equal(other.inputs["R-CC"], sample.inputs["L-CC"])
-    assert np.array_equal(other.inputs["L-MLO"], sample.inputs["R-MLO"])
+    swapped = swap_breasts(sample)
+    assert np.array_equal(swapped.inputs["R-CC"], sample.inputs["L-CC"])
+    assert np.array_equal(swapped.inputs["L-MLO"], sample.inputs["R-MLO"])
     left_benign, right_benign, left_malignant, right_malignant = sample.labels
-    assert other.labels.tolist() == [right_benign, left_benign, right_malignant, left_malignant]
-    assert other.grades.tolist() == sample.grades[::-1].tolist()
-    again = swap_breasts(other)
-    assert np.array_equal(again.labels, sample.labels) and again.inputs.keys() == sample.inputs.keys()
+    assert swapped.labels.tolist() == [right_benign, left_benign, right_malignant, left_malignant]
+    assert swapped.grades.tolist() == sample.grades[::-1].tolist()
+    swapped_twice = swap_breasts(swapped)
+    assert (
+        np.array_equal(swapped_twice.labels, sample.labels)
+        and swapped_twice.inputs.keys() == sample.inputs.keys()
+    )
 
 
-def test_half_of_the_exams_are_drawn_exchanged(cohort: Cohort) -> None:
-    """A cohort whose findings are all on the left gives as many on the right."""
+def test_swap_sides_exchanges_half_of_the_sampled_exams(cohort: Cohort) -> None:
+    """From an exam with findings on the left, about half of the samples have them on the right."""
     left = {name: name.startswith("left") for name in TARGETS}
     config = replace(CONFIG, swap_sides=True)
-    draws = ExamSampler(
+    sampler = ExamSampler(
         gather_exams(Cohort((replace(cohort.cases[0], breast_labels=left),)), config, ArrayCache(1 << 28))
     )
     rng = np.random.default_rng(0)
-    sides = [int(draws.draw(index, rng).labels[2]) for index in range(60)]
+    sides = [int(sampler.draw(index, rng).labels[2]) for index in range(60)]
     assert 18 <= sum(sides) <= 42
 
 
-def test_exams_with_findings_are_drawn_in_their_share_however_rare(cohort: Cohort) -> None:
-    """One malignant exam of sixteen is still a quarter of what is drawn."""
+def test_rare_exams_with_findings_are_sampled_with_their_share(cohort: Cohort) -> None:
+    """One malignant exam of sixteen is still a quarter of the samples."""
     healthy = dict.fromkeys(TARGETS, False)
     rare = tuple(
         replace(case, breast_labels={**healthy, "left_malignant": number == 5, "right_benign": number == 7})
         for number, case in enumerate(cohort)
     )
-    draws = ExamSampler(gather_exams(Cohort(rare), CONFIG, ArrayCache(1 << 28)))
-    labels = [draws.draw(index, np.random.default_rng(index)).labels for index in range(80)]
+    sampler = ExamSampler(gather_exams(Cohort(rare), CONFIG, ArrayCache(1 << 28)))
+    labels = [sampler.draw(index, np.random.default_rng(index)).labels for index in range(80)]
     malignant = sum(label[2] == 1 for label in labels)
     benign = sum(label[1] == 1 for label in labels)
     assert (malignant, benign) == (pytest.approx(20, abs=1), pytest.approx(20, abs=1))
@@ -103,26 +106,26 @@ def test_exams_with_findings_are_drawn_in_their_share_however_rare(cohort: Cohor
 # -- patches ------------------------------------------------------------------------------------------------
 
 
-def test_a_patch_holds_what_its_class_says(pool: ExamPool) -> None:
-    """Squares shine at 2300 and rings are drawn alike; the rest of the breast stays below 1200."""
-    draws = PatchSampler(pool, augmented=False)
-    assert draws.missing == ()
+def test_patches_show_their_class(pool: ExamPool) -> None:
+    """Squares and rings have values of about 2300; the rest of the breast is below 1200."""
+    sampler = PatchSampler(pool, augmented=False)
+    assert sampler.missing == ()
     counts: Counter[int] = Counter()
     for index in range(60):
-        sample = draws.draw(index, np.random.default_rng(index))
+        sample = sampler.draw(index, np.random.default_rng(index))
         counts[sample.label] += 1
         bright = (sample.pixels[0] > 3).sum()
         assert sample.pixels.shape == (1, 32, 32)
         if sample.label in (OUTSIDE, NEGATIVE):
-            assert bright < 12, "nothing of a lesion"
+            assert bright < 12, "the patch contains a lesion"
         else:
             assert bright > 12
     assert all(count == pytest.approx(15, abs=2) for count in counts.values())
 
 
-def test_outlines_follow_the_view_into_the_right_pointing_frame(pool: ExamPool) -> None:
-    """Of stored left and right breasts alike, the outline's middle is on the bright square."""
-    seen = set()
+def test_outlines_are_converted_to_the_right_pointing_view(pool: ExamPool) -> None:
+    """The centre of each malignant outline is on the bright square, for left and right breasts."""
+    views_with_lesions = set()
     for exam in pool.exams:
         for image in exam.images.values():
             pixels = pool.pixels(image)
@@ -130,14 +133,14 @@ def test_outlines_follow_the_view_into_the_right_pointing_frame(pool: ExamPool) 
                 column, row = polygon.points.mean(axis=0)
                 if grade == 0:
                     assert pixels[int(row), int(column)] > 1800
-                    seen.add(image.view)
-    assert seen == {"L-CC", "R-CC", "L-MLO", "R-MLO"}
+                    views_with_lesions.add(image.view)
+    assert views_with_lesions == {"L-CC", "R-CC", "L-MLO", "R-MLO"}
 
 
 # -- losses -------------------------------------------------------------------------------------------------
 
 
-def test_the_loss_is_the_weighted_mean_over_what_is_known() -> None:
+def test_loss_is_the_weighted_mean_over_known_labels() -> None:
     p = torch.tensor([[0.9, 0.2, 0.5, 0.7]])
     log_probabilities = torch.stack([(1 - p).log(), p.log()], dim=-1)
     labels = torch.tensor([[1, 0, UNKNOWN, 0]])
@@ -148,8 +151,8 @@ def test_the_loss_is_the_weighted_mean_over_what_is_known() -> None:
 
 
 @pytest.mark.parametrize("variant", ["view_wise", "image_wise", "side_wise", "joint"])
-def test_what_is_learnt_is_what_is_scored(pool: ExamPool, variant: str) -> None:
-    """The loss of every variant falls exactly where the exam's scores move towards its labels."""
+def test_a_training_step_moves_scores_towards_their_labels(pool: ExamPool, variant: str) -> None:
+    """A step on the loss of any variant moves the exam's scores towards its labels."""
     torch.manual_seed(0)
     net, _ = build(replace(CONFIG, variant=variant))
     net.eval()
@@ -168,7 +171,7 @@ def test_what_is_learnt_is_what_is_scored(pool: ExamPool, variant: str) -> None:
     assert (np.sign(after.mean(axis=0) - before.mean(axis=0))[labels.max(axis=0) == 0] < 0).all()
 
 
-def test_areas_leave_out_what_is_unknown() -> None:
+def test_areas_ignore_unknown_labels() -> None:
     labels = np.array([[0, 0, 1, 0], [0, 0, UNKNOWN, 1]])
     scores = np.array([[0.1, 0.1, 0.8, 0.3], [0.1, 0.1, 0.0, 0.2]])
     assert areas(labels, scores) == {"malignant": 0.5}
@@ -177,26 +180,26 @@ def test_areas_leave_out_what_is_unknown() -> None:
 # -- the stream ---------------------------------------------------------------------------------------------
 
 
-def test_the_stream_is_the_same_for_any_workers_and_goes_on(tmp_path: Path) -> None:
+def test_batch_stream_is_independent_of_workers_and_can_be_restored(tmp_path: Path) -> None:
     def draw(index: int, rng: np.random.Generator) -> tuple[int, float]:
-        if index == 5 and rng.random() < 2:  # always: the sample costs every attempt
+        if index == 5 and rng.random() < 2:  # always true: every attempt for this sample fails
             raise OSError("gone")
         return index, float(rng.random())
 
     def stream(workers: int) -> BatchStream[tuple[int, float], list[tuple[int, float]]]:
         return BatchStream(draw, list, 2, seed=3, stage=1, workers=workers)
 
-    with stream(1) as one, stream(3) as other:
-        first = [next(one) for _ in range(2)]
-        assert first == [next(other) for _ in range(2)]
-        state = one.state()
+    with stream(1) as single_worker, stream(3) as three_workers:
+        first = [next(single_worker) for _ in range(2)]
+        assert first == [next(three_workers) for _ in range(2)]
+        state = single_worker.state()
         with pytest.raises(Exception, match="20 draws in a row could not be read"):
-            next(one)
-    with stream(2) as again:
-        again.restore({**state, "next": 1})
-        assert next(again) == first[1]
+            next(single_worker)
+    with stream(2) as restored:
+        restored.restore({**state, "next": 1})
+        assert next(restored) == first[1]
         with pytest.raises(Exception, match="samples of another training"):
-            again.restore({**state, "seed": 4})
+            restored.restore({**state, "seed": 4})
 
 
 # -- heatmaps -----------------------------------------------------------------------------------------------
@@ -208,42 +211,40 @@ def test_heatmaps_by_cumulative_sums_equal_those_patch_by_patch(seed: int, heigh
     rows, columns = (draw_strides(length, rng, patch=64, stride=30) for length in (height, width))
     grid = PatchGrid.of_strides(rows, columns, 64)
     scores = np.random.default_rng(seed).random((len(grid), 2)).astype(np.float32)
-    made = average_patch_scores((height, width), grid, scores)
+    heatmaps = average_patch_scores((height, width), grid, scores)
     for layer in (0, 1):
         np.testing.assert_allclose(
-            made[layer], heatmap_of((height, width), grid, scores[:, layer]), atol=1e-6
+            heatmaps[layer], heatmap_of((height, width), grid, scores[:, layer]), atol=1e-6
         )
 
 
 @pytest.mark.parametrize("variant", ["view_wise", "image_wise"])
-def test_heatmaps_that_training_reads_are_those_of_a_scan(
-    cohort: Cohort, tmp_path: Path, variant: str
-) -> None:
-    """Also where a scan cuts the patches of single right views unmirrored, as published."""
+def test_training_heatmaps_equal_those_of_a_scan(cohort: Cohort, tmp_path: Path, variant: str) -> None:
+    """This includes single right views, which a scan cuts into patches without mirroring, as published."""
     settings = {"heatmaps": True, "variant": variant, "window": (96, 56), "patch": 32, "patch_stride": 20}
     bundle = bundle_of(tmp_path / "bundle", epochs=1, augmentation=False, **settings)
-    few = Cohort(cohort.cases[9:10])
-    run(bundle, few, tmp_path / "results")
+    one_exam = Cohort(cohort.cases[9:10])
+    run(bundle, one_exam, tmp_path / "results")
     config = Config.from_dict(read_bundle(bundle).config)
     predictor = FourViewPredictor(config, *nets(config))
     machine = Machine(device="cpu", precision="float32", channels_last=True)
-    store, failed = score_patches(predictor, "f", few, tmp_path / "heatmaps", machine)
+    store, failed = score_patches(predictor, "f", one_exam, tmp_path / "heatmaps", machine)
     assert not failed
-    own = gather_exams(few, config, ArrayCache(1 << 28))
-    maps = open_results(tmp_path / "results").case_folder(few.cases[0].id).maps
-    (exam,) = own.exams
+    pool = gather_exams(one_exam, config, ArrayCache(1 << 28))
+    maps = open_results(tmp_path / "results").case_folder(one_exam.cases[0].id).maps
+    (exam,) = pool.exams
     for name, image in exam.images.items():
-        made = np.stack(store.read(exam, image, own))
+        heatmaps = np.stack(store.read(exam, image, pool))
         window, cell = image.frame.crop, config.heatmap_cell
         stored = np.zeros((3, *(np.array(maps[f"heatmap {name}"].read()[0].shape[1:]) * cell)))
-        turned = made[:, :, ::-1] if image.frame.mirrored else made
+        turned = heatmaps[:, :, ::-1] if image.frame.mirrored else heatmaps
         stored[:2, window.top : window.bottom, window.left : window.right] = turned
         stored[2, window.top : window.bottom, window.left : window.right] = 1
         squares = stored.reshape(3, stored.shape[1] // cell, cell, stored.shape[2] // cell, cell).mean((2, 4))
-        wanted = squares[:2] / np.maximum(squares[2], 1e-6)
+        expected = squares[:2] / np.maximum(squares[2], 1e-6)
         scores, _ = maps[f"heatmap {name}"].read()
         inside = squares[2] > 0
-        np.testing.assert_allclose(scores[:, inside], wanted[:, inside], atol=1e-5)
+        np.testing.assert_allclose(scores[:, inside], expected[:, inside], atol=1e-5)
 
 
 # -- smaller inputs -----------------------------------------------------------------------------------------
@@ -257,16 +258,16 @@ def test_shrinking_averages_squares(tmp_path: Path) -> None:
     assert shrunk(channels, 1) is channels
 
 
-def test_a_scan_shrinks_as_training_does(cohort: Cohort, tmp_path: Path) -> None:
-    one = Cohort(cohort.cases[:1])
+def test_scan_and_training_shrink_views_alike(cohort: Cohort, tmp_path: Path) -> None:
+    one_exam = Cohort(cohort.cases[:1])
     settings = {"epochs": 1, "augmentation": False, "window": (96, 56), "shrink": 2}
-    run(bundle_of(tmp_path / "bundle", **settings), one, tmp_path / "results")
+    run(bundle_of(tmp_path / "bundle", **settings), one_exam, tmp_path / "results")
     config = replace(CONFIG, shrink=2, crop_iterations=4, crop_buffer=6)
-    drawn = ExamSampler(gather_exams(one, config, ArrayCache(1 << 28)))
-    batch = collate_exams([drawn.sample(drawn.pool.exams[0], None)])
+    sampler = ExamSampler(gather_exams(one_exam, config, ArrayCache(1 << 28)))
+    batch = collate_exams([sampler.sample(sampler.pool.exams[0], None)])
     assert batch.views["L-CC"].shape == (1, 1, 48, 28)
     net, _ = nets(replace(config, widths=(4, 4, 8, 8, 16)))
     with torch.no_grad():
-        wanted = exam_probabilities(net, batch)[0]
-    scores = open_results(tmp_path / "results").case_folder(one.cases[0].id).result["scores"]
-    np.testing.assert_allclose([scores[name] for name in TARGETS], wanted, atol=1e-5)
+        expected = exam_probabilities(net, batch)[0]
+    scores = open_results(tmp_path / "results").case_folder(one_exam.cases[0].id).result["scores"]
+    np.testing.assert_allclose([scores[name] for name in TARGETS], expected, atol=1e-5)

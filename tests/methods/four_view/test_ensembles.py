@@ -1,4 +1,4 @@
-"""Several classifiers in one bundle: averaged, with an image-wise one for the exams that lack a view."""
+"""Bundles of several classifiers: averaged scores, and image-wise members for exams that lack a view."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tests.methods.four_view.support import SMALL, bundle_of, run, seeded
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
-    """A whole exam, one of the left side alone, and one without L-MLO."""
+    """A complete exam, one with only the left side, and one without L-MLO."""
     folder = tmp_path_factory.mktemp("exams")
-    (whole,) = read_cohort(write_exams(folder, exams=1, size=(300, 220), seed=5)).cases
-    left = {name: files for name, files in whole.views.items() if name.startswith("l_")}
-    without = {name: files for name, files in whole.views.items() if name != "l_mlo"}
+    (complete_exam,) = read_cohort(write_exams(folder, exams=1, size=(300, 220), seed=5)).cases
+    left = {name: files for name, files in complete_exam.views.items() if name.startswith("l_")}
+    without = {name: files for name, files in complete_exam.views.items() if name != "l_mlo"}
     return Cohort(
-        (whole, Case("left", "p1", "exam", views=left), Case("without", "p2", "exam", views=without))
+        (complete_exam, Case("left", "p1", "exam", views=left), Case("without", "p2", "exam", views=without))
     )
 
 
 def member(path: Path, tag: str, **settings: object) -> Path:
-    """A bundle whose weights are made from another name; the patch network's too where it is named."""
+    """Write a bundle with weights derived from `tag`, and a patch network derived from `patch_tag`."""
     patch_tag = str(settings.pop("patch_tag", "patch"))
     config = replace(SMALL, **settings)
     net, patch_net = build(config)
@@ -56,25 +56,25 @@ def scanned(bundle: Path, cohort: Cohort, out: Path) -> Path:
 
 @pytest.mark.parametrize("patch_tags", [("patch", "patch"), ("patch", "other")])
 def test_scores_are_the_mean_of_the_members(cohort: Cohort, tmp_path: Path, patch_tags) -> None:
-    whole = cohort.where(lambda case: case.id == "exam0000")
+    complete_exam = cohort.where(lambda case: case.id == "exam0000")
     paths = [
         member(tmp_path / tag, tag, heatmaps=True, patch_tag=patch)
         for tag, patch in zip(("one", "two"), patch_tags, strict=True)
     ]
-    alone = [scores_of(scanned(path, whole, tmp_path / f"r{i}")) for i, path in enumerate(paths)]
+    alone = [scores_of(scanned(path, complete_exam, tmp_path / f"r{i}")) for i, path in enumerate(paths)]
     assert np.abs(alone[0] - alone[1]).min() > 1e-4
     bundle = convert(paths, tmp_path / "both")
     assert bundle.config["members"] == 2 and len(bundle.patients) == 2
     assert bundle.config["patch_of"] == ([] if patch_tags[0] == patch_tags[1] else [0, 1])
     assert len(load(read_bundle(tmp_path / "both")).nets.patch_nets) == len(set(patch_tags))
-    results = scanned(tmp_path / "both", whole, tmp_path / "r")
+    results = scanned(tmp_path / "both", complete_exam, tmp_path / "r")
     np.testing.assert_allclose(scores_of(results), np.mean(alone, axis=0), atol=1e-5)
     result = open_results(results).case_folder("exam0000").result
-    for own, told in zip(alone, result["members"], strict=True):
-        np.testing.assert_allclose([told[name] for name in TARGETS], own, atol=1e-5)
+    for member_scores, reported in zip(alone, result["members"], strict=True):
+        np.testing.assert_allclose([reported[name] for name in TARGETS], member_scores, atol=1e-5)
 
 
-def test_exams_that_lack_a_view_are_scored_view_by_view(cohort: Cohort, tmp_path: Path) -> None:
+def test_exams_that_lack_a_view_are_scored_by_image_wise_members(cohort: Cohort, tmp_path: Path) -> None:
     view_wise = member(tmp_path / "whole", "one")
     singles = [member(tmp_path / tag, tag, variant="image_wise") for tag in ("two", "three")]
     bundle = convert([singles[0], view_wise, singles[1]], tmp_path / "both")
@@ -84,38 +84,49 @@ def test_exams_that_lack_a_view_are_scored_view_by_view(cohort: Cohort, tmp_path
     np.testing.assert_array_equal(scores_of(results), scores_of(plain))
     each = [scanned(single, cohort, tmp_path / f"s{i}") for i, single in enumerate(singles)]
     for case in ("left", "without"):
-        wanted = np.mean([scores_of(folder, case) for folder in each], axis=0)
-        np.testing.assert_allclose(scores_of(results, case), wanted, atol=1e-6)
-    told = {c: open_results(results).case_folder(c).result for c in ("exam0000", "left", "without")}
-    assert [facts["model"] for facts in told.values()] == ["view_wise", "image_wise", "image_wise"]
-    assert set(told["left"]["scores"]) == {"left_benign", "left_malignant"} == set(told["left"]["spread"])
-    assert "without R-CC, R-MLO" in told["left"]["notes"][0]
-    assert not told["exam0000"]["notes"]
+        expected = np.mean([scores_of(folder, case) for folder in each], axis=0)
+        np.testing.assert_allclose(scores_of(results, case), expected, atol=1e-6)
+    results_by_case = {
+        c: open_results(results).case_folder(c).result for c in ("exam0000", "left", "without")
+    }
+    assert [case_result["model"] for case_result in results_by_case.values()] == [
+        "view_wise",
+        "image_wise",
+        "image_wise",
+    ]
+    assert (
+        set(results_by_case["left"]["scores"])
+        == {"left_benign", "left_malignant"}
+        == set(results_by_case["left"]["spread"])
+    )
+    assert "without R-CC, R-MLO" in results_by_case["left"]["notes"][0]
+    assert not results_by_case["exam0000"]["notes"]
 
 
-def test_the_spread_of_a_breast_is_that_of_its_windows(cohort: Cohort, tmp_path: Path) -> None:
+def test_spread_of_a_breast_is_computed_over_its_windows(cohort: Cohort, tmp_path: Path) -> None:
     results = scanned(bundle_of(tmp_path / "b", variant="image_wise"), cohort, tmp_path / "r")
     folder = open_results(results).case_folder("without")
     spread, views = folder.result["spread"], folder.result["views"]
-    # a breast with one view spreads as that view does; one with two less than the wider of them
+    # The left breast has one view, so both spreads are equal. The right breast averages two views, so its
+    # spread is at most the larger one.
     for name in ("std", "least", "greatest"):
         assert spread["left_malignant"][name] == pytest.approx(views["L-CC"]["malignant"][name])
     widest = max(views[view]["benign"]["std"] for view in ("R-CC", "R-MLO"))
     assert 0 < spread["right_benign"]["std"] <= widest
 
 
-def test_settings_of_another_type_are_refused() -> None:
+def test_settings_with_wrong_values_are_errors() -> None:
     for wrong in ({"pool": "median"}, {"swap_sides": "maybe"}, {"heatmaps": 1}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             Config.from_dict({**Config().to_dict(), **wrong})
 
 
-def test_members_agree_in_all_that_weights_fix() -> None:
-    """A bundle has one config for all of its classifiers."""
+def test_members_must_agree_in_all_settings_of_the_weights() -> None:
+    """A bundle has only one config for all of its classifiers."""
     assert set(FIXED) - {"variant"} <= set(SHARED)
 
 
-def test_a_classifier_whose_scores_are_no_numbers_is_told(cohort: Cohort, tmp_path: Path) -> None:
+def test_scores_that_are_not_finite_fail_the_case(cohort: Cohort, tmp_path: Path) -> None:
     config = replace(SMALL, heatmaps=False)
     net, _ = build(config)
     seeded(net, "one").fc1_cc.weight.data.fill_(float("nan"))
@@ -124,18 +135,18 @@ def test_a_classifier_whose_scores_are_no_numbers_is_told(cohort: Cohort, tmp_pa
     assert "the classifier's scores are not finite" in report.failed["exam0000"]
 
 
-def test_members_must_read_the_same_pixels(tmp_path: Path) -> None:
-    one = member(tmp_path / "one", "one")
+def test_bundles_that_do_not_fit_together_are_errors(tmp_path: Path) -> None:
+    first = member(tmp_path / "one", "one")
     with pytest.raises(ConfigError, match="agree in window"):
-        convert([one, member(tmp_path / "two", "two", window=(160, 128))], tmp_path / "b")
+        convert([first, member(tmp_path / "two", "two", window=(160, 128))], tmp_path / "b")
     with pytest.raises(ConfigError, match="agree in pool"):
-        convert([one, member(tmp_path / "maxima", "two", pool="max")], tmp_path / "b")
+        convert([first, member(tmp_path / "maxima", "two", pool="max")], tmp_path / "b")
     with pytest.raises(ConfigError, match="several variants"):
-        convert([one, member(tmp_path / "three", "three", variant="joint")], tmp_path / "b")
-    other = read_bundle(one)
-    write_bundle(tmp_path / "four", replace(other, method="scannet"), other.weights())
+        convert([first, member(tmp_path / "three", "three", variant="joint")], tmp_path / "b")
+    first_bundle = read_bundle(first)
+    write_bundle(tmp_path / "four", replace(first_bundle, method="scannet"), first_bundle.weights())
     with pytest.raises(ConfigError, match="another method"):
-        convert([one, tmp_path / "four"], tmp_path / "b")
+        convert([first, tmp_path / "four"], tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
@@ -147,7 +158,7 @@ def test_the_other_variants_of_the_paper_scan(cohort: Cohort, tmp_path: Path, va
     assert "R-CC" in error["message"]
 
 
-def test_side_wise_sees_one_side_and_joint_all() -> None:
+def test_side_wise_reads_one_side_and_joint_reads_all_views() -> None:
     views = {
         v: torch.randn(1, 1, 200, 160, generator=torch.Generator().manual_seed(i))
         for i, v in enumerate(VIEWS)
@@ -161,6 +172,6 @@ def test_side_wise_sees_one_side_and_joint_all() -> None:
         assert ((before > 0) & (before < 1)).all()
 
 
-def test_a_config_with_members_survives_json() -> None:
+def test_config_with_members_survives_json() -> None:
     config = Config(members=2, alone=1, patch_of=(0, 1, 0), heatmaps=True)
     assert Config.from_dict(config.to_dict()) == config and config.patch_nets == 2

@@ -1,4 +1,4 @@
-"""Heatmaps painted fast: bands cover the view, pooling is exact for what is even, the difference is told."""
+"""Heatmaps with `painting="fast"`: bands cover the view, pooling is exact, the difference is reported."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def exams(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     columns=st.integers(1, 3000),
     cells=st.integers(200, 20_000),
 )
-def test_bands_cover_every_row_once_within_their_room(rows: int, columns: int, cells: int) -> None:
+def test_bands_cover_every_row_once_and_respect_the_cell_limit(rows: int, columns: int, cells: int) -> None:
     bands = Bands.over((rows, columns), cells)
     windows = bands.windows()
     assert len({window.shape for window in windows}) == 1
@@ -58,21 +58,21 @@ def test_bands_cover_every_row_once_within_their_room(rows: int, columns: int, c
 
 
 def test_pooling_is_the_mean_over_the_footprint() -> None:
-    """Against evidence spread over pixels and averaged there."""
+    """Compare with evidence repeated for every pixel and averaged over the patch."""
     rng = np.random.default_rng(0)
     evidence = rng.standard_normal((4, 9, 7))
     grid = PatchGrid((0, 13, 32), (0, 5, 77), 192 - 64)
-    found = pooled_scores(evidence, grid)
+    actual = pooled_scores(evidence, grid)
     pixels = evidence.repeat(32, axis=1).repeat(32, axis=2)
-    wanted = [
+    expected = [
         softmax(pixels[:, row : row + 128, column : column + 128].mean(axis=(1, 2)))
         for row, column in grid.corners()
     ]
-    np.testing.assert_allclose(found, wanted, atol=1e-12)
+    np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 
 def by_hand(view, patch_net: torch.nn.Module, rng: random.Random):
-    """(benign, malignant) of one view, from one look at it with blank around."""
+    """Return the benign and the malignant heatmap of a view, from one run over the view padded with zeros."""
     grid, pixels = view.grid(rng), patch_pixels(view.image)
     height, width = (-(-length // 32) * 32 for length in pixels.shape)
     wide = np.full((height, width), (0 - view.image.mean()) / view.image.std())
@@ -86,7 +86,7 @@ def by_hand(view, patch_net: torch.nn.Module, rng: random.Random):
     return tuple(heatmap_of(view.image.shape, grid, scores[:, index]) for index in (1, 0))
 
 
-def test_scores_equal_those_by_hand_and_the_difference_is_told(exams: Cohort, tmp_path: Path) -> None:
+def test_scores_equal_those_by_hand_and_the_difference_is_reported(exams: Cohort, tmp_path: Path) -> None:
     run(
         bundle_of(tmp_path / "bundle", heatmaps=True),
         exams,
@@ -96,40 +96,40 @@ def test_scores_equal_those_by_hand_and_the_difference_is_told(exams: Cohort, tm
     net, patch_net = nets(replace(SMALL, heatmaps=True))
     views, rng = views_of(exams.cases[0]), random.Random(0)
     heatmaps = {view: by_hand(views[view][0], patch_net, rng) for view in VIEWS}
-    wanted = exam_by_hand(exams.cases[0], net, np.random.RandomState(0), heatmaps).mean(axis=0)
+    expected = exam_by_hand(exams.cases[0], net, np.random.RandomState(0), heatmaps).mean(axis=0)
     folder = open_results(tmp_path / "r").case_folder("exam0000")
     result = folder.result
-    np.testing.assert_allclose([result["scores"][name] for name in TARGETS], wanted, **NEAR)
-    told = result["heatmaps"]
-    assert told["painting"] == "fast" and told["patches_compared"] == 32
-    # the difference that is told is that of the patches that were scored both ways
+    np.testing.assert_allclose([result["scores"][name] for name in TARGETS], expected, **NEAR)
+    report = result["heatmaps"]
+    assert report["painting"] == "fast" and report["patches_compared"] == 32
+    # The reported difference is that of the eight patches per view that were scored both ways.
     table, view = folder.tables["patches L-CC"].read(), views["L-CC"][0]
     fast = by_hand(view, patch_net, random.Random(0))
-    assert len(table["field"]) == 8 and 0 < told["mean_difference"] < told["greatest_difference"] < 1
+    assert len(table["field"]) == 8 and 0 < report["mean_difference"] < report["greatest_difference"] < 1
     exact = view.heatmaps(random.Random(0), patch_net)
-    apart = [np.abs(a - b).max() for a, b in zip(fast, exact, strict=True)]
-    assert max(apart) < 2 * told["greatest_difference"] + 0.05
+    differences = [np.abs(a - b).max() for a, b in zip(fast, exact, strict=True)]
+    assert max(differences) < 2 * report["greatest_difference"] + 0.05
 
 
-def test_a_classifier_takes_only_the_heatmaps_it_reads(tmp_path: Path) -> None:
+def test_heatmaps_setting_must_fit_the_classifier(tmp_path: Path) -> None:
     image_only, with_heatmaps = Config(), Config(heatmaps=True)
     assert image_only.set({"heatmaps": "none"}) == image_only
     assert with_heatmaps.set({"heatmaps": "fast"}).painting == "fast"
-    for config, asked in ((image_only, "fast"), (with_heatmaps, "none"), (with_heatmaps, "true")):
+    for config, mode in ((image_only, "fast"), (with_heatmaps, "none"), (with_heatmaps, "true")):
         with pytest.raises(ConfigError, match="heatmaps"):
-            config.set({"heatmaps": asked})
+            config.set({"heatmaps": mode})
 
 
-def test_settings_of_a_scan_come_as_text(tmp_path: Path) -> None:
+def test_scan_settings_are_parsed_from_text(tmp_path: Path) -> None:
     from lobule.bundles import read_bundle
 
     bundle = read_bundle(bundle_of(tmp_path / "bundle", heatmaps=True))
-    asked = {"heatmaps": "fast", "epochs": "3", "augmentation": "no"}
-    assert scan_settings(bundle, asked) == {"heatmaps": "fast", "epochs": 3, "augmentation": False}
+    texts = {"heatmaps": "fast", "epochs": "3", "augmentation": "no"}
+    assert scan_settings(bundle, texts) == {"heatmaps": "fast", "epochs": 3, "augmentation": False}
 
 
-def test_an_even_view_is_painted_as_its_patches_far_from_edges() -> None:
-    """Patches of an even view differ from one look only by what their edges show."""
+def test_uniform_view_gives_equal_scores_far_from_its_edges() -> None:
+    """In a uniform view, patches far from its edges all have the same evidence under them."""
     _, patch_net = nets(replace(SMALL, heatmaps=True))
     painter = Painter(copy.deepcopy(patch_net))
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Every number of the published preprocessing of a real exam: crops, centres, windows, strides, heatmaps."""
+"""All published preprocessing numbers of a real exam: crops, centres, windows, strides, heatmaps."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ def cases():
 def masks():
     with np.load(NUMBERS / "masks.npz") as stored:
         shapes, bits, offsets = stored["shapes"], stored["bits"], stored["offsets"]
-    found = []
+    masks = []
     for i, shape in enumerate(shapes):
         flat = np.unpackbits(bits[offsets[i] : offsets[i + 1]])[: shape[0] * shape[1]]
-        found.append(flat.reshape(shape).astype(bool))
-    return found
+        masks.append(flat.reshape(shape).astype(bool))
+    return masks
 
 
 @pytest.fixture(scope="module")
 def stored(kit, preprocess):
     images = {}
-    for name, facts in preprocess["images"].items():
-        with Image.open(kit / "mammograms" / "nyu" / "images" / facts["file"]) as image:
+    for name, image_metadata in preprocess["images"].items():
+        with Image.open(kit / "mammograms" / "nyu" / "images" / image_metadata["file"]) as image:
             images[name] = np.array(image).astype(np.uint16)
     return images
 
@@ -77,8 +77,10 @@ def stored(kit, preprocess):
 @pytest.fixture(scope="module")
 def crops(stored, preprocess):
     return {
-        name: crop_of(stored[name], stored_pointing(facts["view"], facts["horizontal_flip"]))
-        for name, facts in preprocess["images"].items()
+        name: crop_of(
+            stored[name], stored_pointing(image_metadata["view"], image_metadata["horizontal_flip"])
+        )
+        for name, image_metadata in preprocess["images"].items()
     }
 
 
@@ -86,43 +88,45 @@ def crops(stored, preprocess):
 def facing(stored, crops, preprocess):
     return {
         name: np.ascontiguousarray(
-            right_pointing(crops[name].window.of(stored[name]), facts["view"], facts["horizontal_flip"])
+            right_pointing(
+                crops[name].window.of(stored[name]), image_metadata["view"], image_metadata["horizontal_flip"]
+            )
         )
-        for name, facts in preprocess["images"].items()
+        for name, image_metadata in preprocess["images"].items()
     }
 
 
 def test_crops_of_the_real_exam(stored, crops, facing, preprocess):
-    for name, facts in preprocess["images"].items():
-        assert sha(stored[name]) == facts["pixel_sha256"]
-        assert stored_pointing(facts["view"], facts["horizontal_flip"]) == facts["mode"]
+    for name, expected in preprocess["images"].items():
+        assert sha(stored[name]) == expected["pixel_sha256"]
+        assert stored_pointing(expected["view"], expected["horizontal_flip"]) == expected["mode"]
         crop = crops[name]
-        assert list(crop.window.edges()) == facts["window_location"]
-        assert_landmarks(crop, facts)
-        assert sha(crop.window.of(stored[name])) == facts["cropped_pixel_sha256"]
-        assert sha(facing[name]) == facts["right_facing_cropped_pixel_sha256"]
+        assert list(crop.window.edges()) == expected["window_location"]
+        assert_landmarks(crop, expected)
+        assert sha(crop.window.of(stored[name])) == expected["cropped_pixel_sha256"]
+        assert sha(facing[name]) == expected["right_facing_cropped_pixel_sha256"]
 
 
-def assert_landmarks(crop, facts):
+def assert_landmarks(crop, expected):
     marks = crop.landmarks
-    assert [list(marks.rightmost_rows), marks.rightmost_x] == facts["rightmost_points"]
-    assert [marks.bottommost_y, list(marks.bottommost_columns)] == facts["bottommost_points"]
-    assert crop.distance_from_starting_side == facts["distance_from_starting_side"]
+    assert [list(marks.rightmost_rows), marks.rightmost_x] == expected["rightmost_points"]
+    assert [marks.bottommost_y, list(marks.bottommost_columns)] == expected["bottommost_points"]
+    assert crop.distance_from_starting_side == expected["distance_from_starting_side"]
 
 
-def test_erosion_and_dilation_count_the_same_pixels(stored, preprocess):
+def test_erosion_and_dilation_give_the_published_pixel_counts(stored, preprocess):
     for name in ("0_L-CC", "0_R-MLO"):
-        facts, mask = preprocess["images"][name], stored[name] > 0
+        expected, mask = preprocess["images"][name], stored[name] > 0
         small = eroded(mask, 100)
-        assert small.sum() == facts["eroded_pixels"]
-        assert largest_component(small).sum() == facts["largest_component_pixels"]
-        assert breast_of(mask).sum() == facts["dilated_pixels"]
+        assert small.sum() == expected["eroded_pixels"]
+        assert largest_component(small).sum() == expected["largest_component_pixels"]
+        assert breast_of(mask).sum() == expected["dilated_pixels"]
 
 
-def test_a_mirrored_exam_stored_the_other_way(stored, preprocess):
-    for name, facts in preprocess["images"].items():
-        expected = facts["mirrored_with_horizontal_flip_YES"]
-        pointing = stored_pointing(facts["view"], "YES")
+def test_crops_of_the_exam_stored_mirrored(stored, preprocess):
+    for name, expected_image in preprocess["images"].items():
+        expected = expected_image["mirrored_with_horizontal_flip_YES"]
+        pointing = stored_pointing(expected_image["view"], "YES")
         assert pointing == expected["mode"]
         crop = crop_of(stored[name][:, ::-1], pointing)
         assert list(crop.window.edges()) == expected["window_location"]
@@ -130,8 +134,8 @@ def test_a_mirrored_exam_stored_the_other_way(stored, preprocess):
 
 
 def test_best_centres_of_the_real_exam(crops, facing, preprocess):
-    for name, facts in preprocess["images"].items():
-        for view, expected in facts["best_center"].items():
+    for name, expected_image in preprocess["images"].items():
+        for view, expected in expected_image["best_center"].items():
             size = WINDOW_SIZES[view[2:]]
             assert list(best_centre(facing[name], view, crops[name].landmarks, size)) == expected["nyu"]
             gmic = best_centre(facing[name], view, crops[name].landmarks, GMIC_WINDOW_SIZE)
@@ -196,7 +200,7 @@ def test_windows_and_strides_of_the_published_example(cases):
 
 
 def test_published_centres_follow_from_the_published_landmarks(cases):
-    """README arithmetic: the rows of MLO centres and the columns of all centres need no pixels."""
+    """The rows of MLO centres and the columns of all centres follow from the landmarks alone."""
     published = cases["readme_exam0"]["published"]
     for view in VIEWS:
         rows, x = published["rightmost_points"][view]
@@ -217,16 +221,19 @@ def test_random_strides(cases):
 
 def views_of(crops, facing, preprocess):
     images = {}
-    for name, facts in preprocess["images"].items():
+    for name, image_metadata in preprocess["images"].items():
         centre = best_centre(
-            facing[name], facts["view"], crops[name].landmarks, WINDOW_SIZES[facts["view"][2:]]
+            facing[name],
+            image_metadata["view"],
+            crops[name].landmarks,
+            WINDOW_SIZES[image_metadata["view"][2:]],
         )
-        images[facts["view"]] = [ViewImage(facing[name].shape, centre)]
+        images[image_metadata["view"]] = [ViewImage(facing[name].shape, centre)]
     return images
 
 
 def test_every_window_of_the_real_exam(crops, facing, preprocess):
-    """Two exams share one stream; single images start a fresh one each."""
+    """Two exams share one stream. Each single image starts a new one."""
     images = views_of(crops, facing, preprocess)
     rng = np.random.RandomState(0)
     plans = {exam: plan_exam(images, rng, epochs=10) for exam in ("exam0", "exam0_again")}
@@ -243,12 +250,12 @@ def test_every_window_of_the_real_exam(crops, facing, preprocess):
         assert_plan(plain[case["view"]][1], case)
 
 
-def test_streams_with_several_images_a_view(preprocess):
+def test_random_numbers_with_several_images_per_view(preprocess):
     counts = dict(zip(VIEWS, (2, 1, 3, 1), strict=True))
     images = {view: [ViewImage((3000, 2200), (1500, 900))] * count for view, count in counts.items()}
     plans = plan_exam(images, np.random.RandomState(0), epochs=3)
-    drawn = [epoch[view] for epoch in plans for view in VIEWS]
-    for (index, plan), expected in zip(drawn, preprocess["rng_multi_image_lengths_2_1_3_1"], strict=True):
+    chosen = [epoch[view] for epoch in plans for view in VIEWS]
+    for (index, plan), expected in zip(chosen, preprocess["rng_multi_image_lengths_2_1_3_1"], strict=True):
         assert index == expected["index"]
         assert list(plan.draws.position) == expected["crop"]
         assert list(plan.draws.edges) == expected["size"]
@@ -279,8 +286,8 @@ def pixel_cases(preprocess, every):
     exam = [c for c in preprocess["windows"]["exam_level_10_epochs_RandomState0"] if "raw_mean" in c]
     single = [
         (name, epoch, case)
-        for name, found in preprocess["windows"]["single_image_10_epochs_fresh_RandomState0"].items()
-        for epoch, case in enumerate(found)
+        for name, epoch_cases in preprocess["windows"]["single_image_10_epochs_fresh_RandomState0"].items()
+        for epoch, case in enumerate(epoch_cases)
         if "raw_mean" in case
     ]
     return exam[::every], single[::every]
@@ -342,7 +349,7 @@ def test_patch_grids_and_pixels_of_the_real_exam(facing, stored, preprocess):
                 assert sha(pixels.astype(np.float32)) == case["standardised_as_float32_sha256"]
 
 
-def test_the_accumulation_toy(cases):
+def test_heatmap_of_a_small_example(cases):
     toy = cases["accumulation_toy"]
     grid = PatchGrid.of_strides(toy["row_strides"], toy["col_strides"], toy["patch"])
     assert len(grid) == toy["patches_used"]
@@ -375,15 +382,15 @@ def test_heatmaps_rebuilt_from_stored_patch_scores(goldens, preprocess):
 @pytest.mark.parametrize("region", ["region700x600", "regionR400x500"])
 def test_heatmaps_of_regions(goldens, region):
     network = json.loads((goldens / "four_view" / "network.json").read_text())
-    facts = network["heatmap_" + {"region700x600": "region_700x600"}.get(region, "region_R_view_400x500")]
+    expected = network["heatmap_" + {"region700x600": "region_700x600"}.get(region, "region_R_view_400x500")]
     with np.load(goldens / "four_view" / "heatmaps.npz") as arrays:
         shape = arrays[f"{region}_pixels_uint16"].shape
         scores = arrays[f"{region}_probs"]
         stored = {n: arrays[f"{region}_{n}_right_facing"] for n in ("malignant", "benign")}
     rng = random.Random(0)
     grid = patch_grid(shape, rng)
-    assert len(grid) == facts["n_patches"]
+    assert len(grid) == expected["n_patches"]
     for index, name in ((MALIGNANT, "malignant"), (BENIGN, "benign")):
         heatmap = heatmap_of(shape, grid, scores[:, index])
-        assert sha(heatmap) == facts[name]["sha256_from_npz_probs"]
+        assert sha(heatmap) == expected[name]["sha256_from_npz_probs"]
         assert np.abs(heatmap - stored[name]).max() < 1e-6

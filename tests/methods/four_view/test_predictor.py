@@ -1,4 +1,4 @@
-"""Exams through the scanner: scores equal those computed by hand, and failures stay with their view."""
+"""Scans of exams: scores equal those computed step by step, and a broken view fails only its own exam."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def exams(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 @pytest.fixture(scope="module")
 def scanned(exams: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both exams through the view-wise model without heatmaps."""
+    """Both exams, scanned with the view-wise model without heatmaps."""
     folder = tmp_path_factory.mktemp("scanned")
     report = run(bundle_of(folder / "bundle"), exams, folder / "results")
     assert dict(report.counts) == {"complete": 2}
@@ -68,44 +68,44 @@ def scores_of(folder: Path, case: str) -> list[float]:
 def test_scores_equal_those_by_hand(exams: Cohort, scanned: Path) -> None:
     net, _ = nets(SMALL)
     for case in exams:
-        wanted = exam_by_hand(case, net, np.random.RandomState(0))
+        expected = exam_by_hand(case, net, np.random.RandomState(0))
         result = result_of(scanned / "results", case.id)
-        np.testing.assert_allclose(scores_of(scanned / "results", case.id), wanted.mean(axis=0), **NEAR)
+        np.testing.assert_allclose(scores_of(scanned / "results", case.id), expected.mean(axis=0), **NEAR)
         for index, name in enumerate(TARGETS):
             spread = result["spread"][name]
-            np.testing.assert_allclose(spread["std"], wanted[:, index].std(), **NEAR)
-            np.testing.assert_allclose(spread["greatest"], wanted[:, index].max(), **NEAR)
+            np.testing.assert_allclose(spread["std"], expected[:, index].std(), **NEAR)
+            np.testing.assert_allclose(spread["greatest"], expected[:, index].max(), **NEAR)
         assert len({round(score, 4) for score in scores_of(scanned / "results", case.id)}) == 4
 
 
-def test_windows_are_kept_in_pixels_of_the_stored_image(exams: Cohort, scanned: Path) -> None:
+def test_windows_are_stored_in_pixels_of_the_stored_image(exams: Cohort, scanned: Path) -> None:
     folder = open_results(scanned / "results").case_folder("exam0000")
     assert folder.result["images"]["R-CC"]["pointing"] == "left"
     table = folder.tables["windows R-CC"].read()
     views = views_of(exams["exam0000"])
-    seen = {view: [image.seen for image in images] for view, images in views.items()}
+    view_images = {view: [image.view_image for image in images] for view, images in views.items()}
     stream = np.random.RandomState(0)
-    plans = plan_exam(seen, stream, epochs=3, augmentation=AUGMENTATION, size=SMALL.window)
+    plans = plan_exam(view_images, stream, epochs=3, augmentation=AUGMENTATION, size=SMALL.window)
     stored = read_view(exams["exam0000"].views["r_cc"][0], view="R-CC").pixels
     for row, plan in enumerate(plans):
         _, window = plan["R-CC"]
-        # the box on the file, turned, is what the published pipeline cuts
+        # The box in the stored image, mirrored, is the window that the published pipeline cuts.
         padded = np.pad(stored, 300)
         top, left = table["l0_y"][row] + 300, table["l0_x"][row] + 300
         piece = padded[top : top + table["l0_height"][row], left : left + table["l0_width"][row]]
-        wanted = cut(views["R-CC"][0].image, replace(window, size=window.window.shape))
-        np.testing.assert_array_equal(piece[:, ::-1], wanted)
+        expected = cut(views["R-CC"][0].image, replace(window, size=window.window.shape))
+        np.testing.assert_array_equal(piece[:, ::-1], expected)
 
 
-def test_one_stream_through_the_cohort_as_published(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
+def test_compat_nyu_uses_one_stream_for_the_cohort(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
     report = run(scanned / "bundle", exams, tmp_path / "whole", settings={"compat": "nyu"})
     assert dict(report.counts) == {"complete": 2}
     net, _ = nets(SMALL)
     stream = np.random.RandomState(0)
     for case in exams:
-        wanted = exam_by_hand(case, net, stream).mean(axis=0)
-        np.testing.assert_allclose(scores_of(tmp_path / "whole", case.id), wanted, **NEAR)
-    # a shard draws what the whole cohort would have drawn
+        expected = exam_by_hand(case, net, stream).mean(axis=0)
+        np.testing.assert_allclose(scores_of(tmp_path / "whole", case.id), expected, **NEAR)
+    # A shard draws the same random numbers as the scan of the whole cohort.
     run(scanned / "bundle", exams, tmp_path / "shard", settings={"compat": "nyu"}, shard=(2, 2))
     assert scores_of(tmp_path / "shard", "exam0001") == scores_of(tmp_path / "whole", "exam0001")
     assert scores_of(tmp_path / "whole", "exam0001") != scores_of(scanned / "results", "exam0001")
@@ -129,13 +129,13 @@ def test_heatmaps_are_channels_of_the_classifier(exams: Cohort, tmp_path: Path, 
             windows, patches = np.random.RandomState(0), random.Random(0)
         views = views_of(case)
         heatmaps = {view: views[view][0].heatmaps(patches, patch_net) for view in VIEWS}
-        wanted = exam_by_hand(case, net, windows, heatmaps).mean(axis=0)
-        np.testing.assert_allclose(scores_of(tmp_path / "r", case.id), wanted, **NEAR)
-        assert_map_kept(tmp_path / "r", case.id, views["R-MLO"][0], heatmaps["R-MLO"])
+        expected = exam_by_hand(case, net, windows, heatmaps).mean(axis=0)
+        np.testing.assert_allclose(scores_of(tmp_path / "r", case.id), expected, **NEAR)
+        assert_heatmap_and_findings(tmp_path / "r", case.id, views["R-MLO"][0], heatmaps["R-MLO"])
 
 
-def assert_map_kept(results: Path, case: str, view, heatmaps) -> None:
-    """The map holds the mean of each cell, laid over the stored image; findings lie where it is high."""
+def assert_heatmap_and_findings(results: Path, case: str, view, heatmaps) -> None:
+    """Check that the map has the mean of each cell of the stored image, and that findings are in it."""
     folder = open_results(results).case_folder(case)
     reader = folder.maps["heatmap R-MLO"]
     stored = np.full((2, -(-300 // 8) * 8, -(-220 // 8) * 8), np.nan, np.float32)
@@ -148,13 +148,13 @@ def assert_map_kept(results: Path, case: str, view, heatmaps) -> None:
     np.testing.assert_allclose(scores, means, atol=1e-5)
     np.testing.assert_array_equal(states == State.SCORED, count[0] > 0)
     assert reader.info.classes == ("benign", "malignant") and means.max() > 0.2
-    found = folder.findings()
-    named = [i for i, image in enumerate(found["image"]) if image == "R-MLO"]
-    for index in named:
-        layer = means[("benign", "malignant").index(found["label"][index])]
-        cell = layer[found["l0_y"][index] // 8, found["l0_x"][index] // 8]
-        assert cell > 0.3 and abs(cell - found["score"][index]) < 1e-5
-    assert bool(named) == bool((means > 0.3).any())
+    findings = folder.findings()
+    rows = [i for i, image in enumerate(findings["image"]) if image == "R-MLO"]
+    for index in rows:
+        layer = means[("benign", "malignant").index(findings["label"][index])]
+        cell = layer[findings["l0_y"][index] // 8, findings["l0_x"][index] // 8]
+        assert cell > 0.3 and abs(cell - findings["score"][index]) < 1e-5
+    assert bool(rows) == bool((means > 0.3).any())
 
 
 def test_blank_patches_are_computed_once(exams: Cohort, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_blank_patches_are_computed_once(exams: Cohort, tmp_path: Path) -> None:
     assert folder.tables["patches L-CC"].info.rows == len(grid) - max(0, blank - 1)
 
 
-def test_a_resumed_scan_equals_an_unbroken_one(exams: Cohort, tmp_path: Path) -> None:
+def test_resumed_scan_equals_an_uninterrupted_one(exams: Cohort, tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path / "bundle", heatmaps=True)
     run(bundle, exams, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
@@ -179,17 +179,17 @@ def test_a_resumed_scan_equals_an_unbroken_one(exams: Cohort, tmp_path: Path) ->
     shutil.rmtree(folder / "tables" / "windows%20R-MLO")
     shutil.rmtree(folder / "maps" / "heatmap%20R-MLO")
     (folder / "tables" / "windows%20L-CC" / "part-000001.parquet").unlink()
-    kept = folder / "tables" / "patches%20L-CC" / "part-000000.parquet"
-    before = kept.stat().st_mtime_ns
+    finished_chunk = folder / "tables" / "patches%20L-CC" / "part-000000.parquet"
+    before = finished_chunk.stat().st_mtime_ns
     run(bundle, exams, tmp_path / "broken")
-    assert kept.stat().st_mtime_ns == before
+    assert finished_chunk.stat().st_mtime_ns == before
     for path in sorted((tmp_path / "whole" / "cases").rglob("*")):
         if path.is_file() and path.name != "run.json":
             twin = tmp_path / "broken" / path.relative_to(tmp_path / "whole")
             assert path.read_bytes() == twin.read_bytes(), path
 
 
-def test_dicom_exams_score_as_their_png(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
+def test_dicom_and_png_give_equal_scores(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
     pytest.importorskip("pydicom")
     dicom = read_cohort(write_exams(tmp_path / "d", exams=2, size=(300, 220), seed=5, form="dicom"))
     run(scanned / "bundle", dicom, tmp_path / "r")
@@ -204,42 +204,42 @@ def test_without_augmentation_there_is_one_window(exams: Cohort, scanned: Path, 
     run(scanned / "bundle", exams, tmp_path / "r", settings={"augmentation": False})
     net, _ = nets(SMALL)
     case = exams["exam0001"]
-    wanted = exam_by_hand(case, net, np.random.RandomState(0), augmentation=NO_AUGMENTATION, epochs=1)
-    np.testing.assert_allclose(scores_of(tmp_path / "r", case.id), wanted[0], **NEAR)
+    expected = exam_by_hand(case, net, np.random.RandomState(0), augmentation=NO_AUGMENTATION, epochs=1)
+    np.testing.assert_allclose(scores_of(tmp_path / "r", case.id), expected[0], **NEAR)
     assert result_of(tmp_path / "r", case.id)["windows"] == 1
 
 
-def test_several_images_of_a_view_are_drawn_from(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
+def test_one_of_several_images_of_a_view_is_drawn(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
     first, second = exams
     views = {**first.views, "l_cc": (*first.views["l_cc"], *second.views["l_cc"])}
     case = Case("two", "p", "exam", views=views)
     run(scanned / "bundle", Cohort((case,)), tmp_path / "r")
     net, _ = nets(SMALL)
-    wanted = exam_by_hand(case, net, np.random.RandomState(0)).mean(axis=0)
-    np.testing.assert_allclose(scores_of(tmp_path / "r", "two"), wanted, **NEAR)
+    expected = exam_by_hand(case, net, np.random.RandomState(0)).mean(axis=0)
+    np.testing.assert_allclose(scores_of(tmp_path / "r", "two"), expected, **NEAR)
     tables = open_results(tmp_path / "r").case_folder("two").tables
     rows = [tables[name].info.rows for name in ("windows L-CC", "windows L-CC 2") if name in tables]
     assert sum(rows) == 3 and "windows L-CC 2" in tables
 
 
-# -- what is missing or broken ------------------------------------------------------------------------------
+# -- missing and broken views -------------------------------------------------------------------------------
 
 
 def with_faults(exams: Cohort, folder: Path) -> Cohort:
-    """A whole exam, one without R-MLO, one whose L-CC is no image."""
+    """A complete exam, one without R-MLO, and one whose L-CC is not an image."""
     folder.mkdir(exist_ok=True)
     (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    whole = exams.cases[0]
-    without = {name: files for name, files in whole.views.items() if name != "r_mlo"}
-    broken = {**whole.views, "l_cc": (str(folder / "bad.png"),)}
+    complete_exam = exams.cases[0]
+    without = {name: files for name, files in complete_exam.views.items() if name != "r_mlo"}
+    broken = {**complete_exam.views, "l_cc": (str(folder / "bad.png"),)}
     return Cohort((
-        whole,
+        complete_exam,
         Case("without", "p1", "exam", views=without),
         Case("broken", "p2", "exam", views=broken),
     ))  # fmt: skip
 
 
-def test_the_view_wise_model_refuses_a_partial_exam(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
+def test_view_wise_model_fails_an_incomplete_exam(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
     report = run(scanned / "bundle", with_faults(exams, tmp_path / "f"), tmp_path / "r")
     assert dict(report.counts) == {"complete": 1, "failed": 2}
     error = result_of(tmp_path / "r", "without")["error"]
@@ -249,27 +249,27 @@ def test_the_view_wise_model_refuses_a_partial_exam(exams: Cohort, scanned: Path
     assert scores_of(tmp_path / "r", "exam0000") == scores_of(scanned / "results", "exam0000")
 
 
-def test_the_image_wise_model_scores_what_is_there(exams: Cohort, tmp_path: Path) -> None:
+def test_image_wise_model_scores_the_available_views(exams: Cohort, tmp_path: Path) -> None:
     cohort = with_faults(exams, tmp_path / "f")
     bundle = bundle_of(tmp_path / "bundle", variant="image_wise")
     report = run(bundle, cohort, tmp_path / "r")
     assert dict(report.counts) == {"complete": 2, "partial": 1}
     net, _ = nets(replace(SMALL, variant="image_wise"))
     files = {view: exams.cases[0].views[view.lower().replace("-", "_")][0] for view in VIEWS}
-    wanted = {view: view_by_hand(files[view], view, net).mean(axis=0) for view in VIEWS}
-    whole, without, broken = (result_of(tmp_path / "r", case.id) for case in cohort)
-    both = (wanted["R-CC"] + wanted["R-MLO"]) / 2
-    assert whole["scores"]["right_malignant"] == about(both[1])
-    assert without["scores"]["right_malignant"] == about(wanted["R-CC"][1])
-    assert broken["scores"]["left_benign"] == about(wanted["L-MLO"][0])
+    expected = {view: view_by_hand(files[view], view, net).mean(axis=0) for view in VIEWS}
+    complete, without, broken = (result_of(tmp_path / "r", case.id) for case in cohort)
+    both = (expected["R-CC"] + expected["R-MLO"]) / 2
+    assert complete["scores"]["right_malignant"] == about(both[1])
+    assert without["scores"]["right_malignant"] == about(expected["R-CC"][1])
+    assert broken["scores"]["left_benign"] == about(expected["L-MLO"][0])
     assert broken["scores"]["right_benign"] == about(both[0])
     assert "without R-MLO" in without["notes"][0] and "image-wise" in without["notes"][0]
     assert {failed["image"] for failed in broken["failed"]} == {"L-CC"}
     assert any("bad.png" in note for note in broken["notes"])
-    # once the file is there, a retry scores it
+    # When the file is repaired, a retry scores the view.
     shutil.copy(files["L-CC"], tmp_path / "f" / "bad.png")
     run(bundle, cohort, tmp_path / "r", retry_failed=True)
-    assert result_of(tmp_path / "r", "broken")["scores"] == pytest.approx(whole["scores"])
+    assert result_of(tmp_path / "r", "broken")["scores"] == pytest.approx(complete["scores"])
 
 
 def test_single_right_views_are_cut_unmirrored_as_published(exams: Cohort, tmp_path: Path) -> None:
@@ -280,18 +280,20 @@ def test_single_right_views_are_cut_unmirrored_as_published(exams: Cohort, tmp_p
     view.image = np.ascontiguousarray(view.image[:, ::-1])
     stored_way = view.heatmaps(random.Random(0), patch_net)
     heatmaps = tuple(heatmap[:, ::-1] for heatmap in stored_way)
-    wanted = view_by_hand(path, "R-CC", net, heatmaps).mean(axis=0)
-    found = result_of(tmp_path / "r", "exam0000")["views"]["R-CC"]
-    assert [found["benign"]["score"], found["malignant"]["score"]] == [about(value) for value in wanted]
+    expected = view_by_hand(path, "R-CC", net, heatmaps).mean(axis=0)
+    view_result = result_of(tmp_path / "r", "exam0000")["views"]["R-CC"]
+    assert [view_result["benign"]["score"], view_result["malignant"]["score"]] == [
+        about(value) for value in expected
+    ]
 
 
-def test_a_slide_is_no_exam(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
+def test_a_slide_is_an_error(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
     case = Case("slide", "p", "slide", path=exams.cases[0].paths[0])
     report = run(scanned / "bundle", Cohort((case,)), tmp_path / "r")
     assert "this model reads exams" in report.failed["slide"]
 
 
-def test_settings_that_belong_to_the_weights_are_refused() -> None:
+def test_settings_of_the_weights_cannot_be_changed() -> None:
     with pytest.raises(ConfigError, match="widths"):
         SMALL.set({"widths": (1, 2)})
     with pytest.raises(ConfigError, match="view_wise, image_wise"):
@@ -304,7 +306,7 @@ def test_settings_that_belong_to_the_weights_are_refused() -> None:
     window=st.tuples(*[st.integers(-30, 60)] * 4),
     mirrored=st.booleans(),
 )
-def test_a_frame_leads_back_and_forth(crop, window, mirrored: bool) -> None:
+def test_frame_conversions_are_inverse(crop, window, mirrored: bool) -> None:
     t, h, left, w = crop
     frame = Frame(Window(t, t + h + 1, left, left + w + 1), mirrored)
     y, x = sorted(window[:2]), sorted(window[2:])

@@ -1,4 +1,4 @@
-"""Preprocessing against slow twins, closed forms and the small examples of its description."""
+"""Preprocessing compared with slow implementations, closed forms and small published examples."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def random_mask(seed):
 
 @settings(max_examples=60, deadline=None)
 @given(seeds, st.integers(0, 12))
-def test_erosion_and_dilation_equal_repeated_steps_of_the_cross(seed, n):
+def test_erosion_and_dilation_equal_repeated_single_steps(seed, n):
     mask = random_mask(seed)
     slow_small, slow_big = mask.copy(), mask.copy()
     for _ in range(n):
@@ -62,7 +62,7 @@ def test_erosion_and_dilation_equal_repeated_steps_of_the_cross(seed, n):
     assert np.array_equal(dilated(eroded(mask, n), n) & ~mask, np.zeros_like(mask))
 
 
-def test_of_two_equal_components_the_upper_is_kept():
+def test_upper_of_two_equal_components_is_the_breast():
     frame = np.zeros((100, 80), np.uint16)
     frame[10:30, 0:25] = frame[60:80, 0:25] = 7
     crop = crop_of(frame, "right", iterations=5, buffer=4)
@@ -72,7 +72,7 @@ def test_of_two_equal_components_the_upper_is_kept():
     assert largest_component(np.zeros((3, 3), bool)) is None
 
 
-def test_a_left_pointing_breast_and_both_readings_of_its_landmarks():
+def test_landmarks_of_a_left_pointing_breast_in_both_modes():
     frame = np.zeros((100, 80), np.uint16)
     frame[20:70, 5:40] = 1
     crop = crop_of(frame, "left", iterations=3, buffer=9)
@@ -85,7 +85,7 @@ def test_a_left_pointing_breast_and_both_readings_of_its_landmarks():
 
 @settings(max_examples=30, deadline=None)
 @given(seeds)
-def test_fixed_landmarks_do_not_depend_on_which_way_the_image_is_stored(seed):
+def test_fixed_landmarks_do_not_depend_on_mirroring(seed):
     mask = random_mask(seed).astype(np.uint16)
     try:
         rightward = crop_of(mask, "right", iterations=2, buffer=3, compat="fixed")
@@ -93,14 +93,14 @@ def test_fixed_landmarks_do_not_depend_on_which_way_the_image_is_stored(seed):
         return
     sizes = np.sort(np.bincount(ndimage.label(eroded(mask > 0, 2))[0].ravel())[1:])
     if len(sizes) > 1 and sizes[-1] == sizes[-2]:
-        return  # which of two equal components comes first depends on the direction
+        return  # The first of two equal components depends on the direction.
     leftward = crop_of(mask[:, ::-1], "left", iterations=2, buffer=3, compat="fixed")
     assert leftward.landmarks == rightward.landmarks
     assert leftward.distance_from_starting_side == rightward.distance_from_starting_side
     assert np.array_equal(leftward.window.of(mask[:, ::-1])[:, ::-1], rightward.window.of(mask))
 
 
-def test_an_image_without_a_breast_is_refused_with_its_reason():
+def test_image_without_a_breast_is_an_error():
     with pytest.raises(NotAMammogram, match=r"survives 100 erosions.*300 non-zero pixels"):
         breast_of(np.pad(np.ones((10, 30), bool), 200))
 
@@ -120,7 +120,7 @@ def slow_centre_row(image, x, size):
 
 @settings(max_examples=60, deadline=None)
 @given(seeds, st.integers(2, 70), st.integers(2, 70))
-def test_the_cc_centre_is_the_best_of_all_rows(seed, h, w):
+def test_cc_centre_is_the_best_of_all_rows(seed, h, w):
     image = random_mask(seed)
     rx = int(np.random.default_rng(seed).integers(0, image.shape[1]))
     y, x = best_centre(image, "CC", Landmarks((0, 0), rx, 0, (0, 0)), (h, w))
@@ -128,7 +128,7 @@ def test_the_cc_centre_is_the_best_of_all_rows(seed, h, w):
     assert y == slow_centre_row(image, x, (h, w))
 
 
-def test_the_fixed_centre_keeps_the_outermost_column():
+def test_fixed_centre_includes_the_outermost_column():
     image = np.ones((40, 30), np.uint8)
     for width in (20, 21):
         for compat, last in (("reference", 28), ("fixed", 29)):
@@ -154,7 +154,7 @@ def test_mlo_rows_end_where_the_outer_columns_do():
     st.tuples(st.integers(1, 80), st.integers(1, 80)),
     st.tuples(st.integers(-20, 90), st.integers(-20, 90)),
 )
-def test_windows_lie_inside_and_equal_a_padded_copy(seed, view, shape, centre):
+def test_windows_are_inside_and_equal_those_of_a_padded_copy(seed, view, shape, centre):
     augmentation = Augmentation((6, 6), 5)
     plan = plan_window(shape, view, (30, 24), centre, augmentation, np.random.RandomState(seed))
     top, bottom, left, right = plan.window.edges()
@@ -185,7 +185,7 @@ def test_a_window_that_touches_an_edge_keeps_its_size():
     assert (vertical == 0) == (plan.window == moved)
 
 
-def test_the_stream_is_the_published_one():
+def test_draws_equal_the_published_ones():
     rng = np.random.RandomState(0)
     first = draw(rng, Augmentation())
     assert first.position == pytest.approx((0.0976270, 0.4303787), abs=1e-7)
@@ -196,7 +196,7 @@ def test_the_stream_is_the_published_one():
     assert draw(None, NO_AUGMENTATION).edges is None
 
 
-def test_exams_share_a_stream_and_images_do_not():
+def test_exams_share_a_stream_but_single_images_do_not():
     image = ViewImage((3000, 2200), (1500, 900))
     exam = {view: [image] for view in VIEWS}
     shared = np.random.RandomState(0)
@@ -213,15 +213,15 @@ def test_exams_share_a_stream_and_images_do_not():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40))
-def test_cubic_weights_sum_to_one_and_reproduce_straight_lines(old, new):
+def test_cubic_weights_sum_to_one_and_bend_lines_as_computed(old, new):
     taps, weights = cubic_taps(old, new)
     assert weights.sum(axis=1) == pytest.approx(1)
     inner = (np.diff(taps, axis=1) == 1).all(axis=1)
-    places = (np.arange(new) + 0.5) * old / new - 0.5
-    # the kernel with a = -0.75 does not reproduce a line: it is off by this closed form
-    t = places - np.floor(places)
+    positions = (np.arange(new) + 0.5) * old / new - 0.5
+    # The kernel with a = -0.75 does not reproduce a line exactly; the deviation has this closed form.
+    t = positions - np.floor(positions)
     bend = (0.75 - 0.5) * 2 * t * (1 - t) * (1 - 2 * t)
-    assert (taps * weights).sum(axis=1)[inner] == pytest.approx((places + bend)[inner], abs=1e-9)
+    assert (taps * weights).sum(axis=1)[inner] == pytest.approx((positions + bend)[inner], abs=1e-9)
 
 
 def test_cubic_resizing_equals_torchs(torch_cubic):
@@ -253,7 +253,7 @@ def test_standardising():
     assert np.array_equal(standardise(np.full((9, 9), 7, np.uint16)), np.zeros((9, 9)))
 
 
-def test_network_input_leaves_heatmaps_as_they_are():
+def test_network_input_does_not_change_heatmaps():
     image = np.random.default_rng(0).integers(0, 4096, (40, 30)).astype(np.uint16)
     benign, malignant = np.full((40, 30), 0.25, np.float32), np.full((40, 30), 0.75, np.float32)
     plan = plan_window((40, 30), "L-CC", (20, 20), (20, 15))
@@ -273,7 +273,7 @@ def test_strides_cover_the_axis_evenly(length, seed):
     assert not strides or max(strides) - min(strides) <= 1
 
 
-def test_strides_of_the_example_and_whole_multiples_draw_nothing():
+def test_strides_of_the_example_and_of_exact_multiples():
     assert sorted(draw_strides(2023, random.Random(0))) == [67] + [68] * 25
     assert sorted(draw_strides(801, random.Random(0))) == [68] * 7 + [69]
     rng = random.Random(5)
@@ -338,11 +338,11 @@ def test_quirks_of_the_single_image_tools():
 
 
 @pytest.mark.parametrize("filled", [(0, 40, 0, 30), (10, 33, 0, 17), (5, 6, 29, 30), (7, 7, 0, 30)])
-def test_what_is_blank_is_not_resized(filled) -> None:
+def test_resizing_only_the_filled_region_gives_the_same_image(filled) -> None:
     image = np.zeros((40, 30), np.float32)
     top, bottom, left, right = filled
-    part = image[top:bottom, left:right]
-    part[:] = np.random.default_rng(0).random(part.shape)
+    region = image[top:bottom, left:right]
+    region[:] = np.random.default_rng(0).random(region.shape)
     for size in ((40, 30), (37, 33), (44, 26)):
-        whole = resize_cubic(image, size)
-        np.testing.assert_array_equal(resize_cubic(image, size, filled), whole)
+        expected = resize_cubic(image, size)
+        np.testing.assert_array_equal(resize_cubic(image, size, filled), expected)

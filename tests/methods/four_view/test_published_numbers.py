@@ -1,4 +1,4 @@
-"""The real exam through the scanner gives the numbers that the published code gave."""
+"""A scan of the real exam gives the numbers of the published code."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def real_scan(
     views: Sequence[str] = VIEWS,
     **settings: object,
 ) -> dict:
-    """The real exam through the published networks with weights made from names."""
+    """Scan the real exam with the published architectures and weights derived from tensor names."""
     files = {view.lower().replace("-", "_"): (str(kit / f"0_{view}.png"),) for view in views}
     config = Config(heatmaps=patch, **settings)  # type: ignore[arg-type]
     weights = weights_of(made_net(classifier, SALT), made_net("patch", SALT) if patch else None)
@@ -56,52 +56,54 @@ def images(kit: Path) -> Path:
     return kit / "mammograms" / "nyu" / "images"
 
 
-def test_the_real_exam_without_augmentation(images: Path, tmp_path: Path) -> None:
+def test_real_exam_without_augmentation(images: Path, tmp_path: Path) -> None:
     result = real_scan(images, tmp_path, "view-image", augmentation=False)
-    wanted = [0.6386423, 0.3694731, 0.1391435, 0.3586272]
-    found = [result["scores"][name] for name in TARGETS]
-    np.testing.assert_allclose(found, wanted, **NEAR)
-    # as the published program writes it
-    assert ",".join(f"{score:.4f}" for score in found) == "0.6386,0.3695,0.1391,0.3586"
+    expected = [0.6386423, 0.3694731, 0.1391435, 0.3586272]
+    actual = [result["scores"][name] for name in TARGETS]
+    np.testing.assert_allclose(actual, expected, **NEAR)
+    # The published program prints four decimals.
+    assert ",".join(f"{score:.4f}" for score in actual) == "0.6386,0.3695,0.1391,0.3586"
 
 
 @pytest.mark.campaign
-def test_the_real_exam_over_ten_windows(images: Path, tmp_path: Path) -> None:
+def test_real_exam_with_ten_windows(images: Path, tmp_path: Path) -> None:
     result = real_scan(images, tmp_path, "view-image", compat="nyu")
-    wanted = [0.6373349, 0.3769582, 0.1425985, 0.3634894]
-    np.testing.assert_allclose([result["scores"][name] for name in TARGETS], wanted, **NEAR)
+    expected = [0.6373349, 0.3769582, 0.1425985, 0.3634894]
+    np.testing.assert_allclose([result["scores"][name] for name in TARGETS], expected, **NEAR)
 
 
 @pytest.mark.campaign
-def test_the_real_exam_with_heatmaps(images: Path, tmp_path: Path) -> None:
+def test_real_exam_with_heatmaps(images: Path, tmp_path: Path) -> None:
     result = real_scan(images, tmp_path, "view-heatmaps", patch=True, compat="nyu")
-    wanted = [0.2852467, 0.4216548, 0.3568609, 0.5758981]
-    np.testing.assert_allclose([result["scores"][name] for name in TARGETS], wanted, **NEAR)
+    expected = [0.2852467, 0.4216548, 0.3568609, 0.5758981]
+    np.testing.assert_allclose([result["scores"][name] for name in TARGETS], expected, **NEAR)
 
 
 @pytest.mark.campaign
-def test_the_views_of_the_real_exam_one_by_one(images: Path, tmp_path: Path) -> None:
+def test_single_views_of_the_real_exam(images: Path, tmp_path: Path) -> None:
     result = real_scan(images, tmp_path, "image-image", variant="image_wise")
-    wanted = {
+    expected = {
         "L-CC": (0.5374609, 0.7544019),
         "R-CC": (0.4429651, 0.6504307),
         "L-MLO": (0.388155, 0.7294227),
         "R-MLO": (0.6710556, 0.4156977),
     }
-    for view, pair in wanted.items():
-        found = [result["views"][view][grade]["score"] for grade in ("benign", "malignant")]
-        np.testing.assert_allclose(found, pair, **NEAR)
+    for view, pair in expected.items():
+        actual = [result["views"][view][grade]["score"] for grade in ("benign", "malignant")]
+        np.testing.assert_allclose(actual, pair, **NEAR)
 
 
 @pytest.mark.campaign
-def test_a_single_right_view_with_heatmaps_as_published(images: Path, goldens: Path, tmp_path: Path) -> None:
+def test_single_right_view_with_heatmaps(images: Path, goldens: Path, tmp_path: Path) -> None:
     """The published tool for single images cuts a right view into patches without mirroring it."""
-    facts = json.loads((goldens / "four_view" / "network.json").read_text())["end_to_end_image_wise"]["R-CC"]
+    published = json.loads((goldens / "four_view" / "network.json").read_text())["end_to_end_image_wise"][
+        "R-CC"
+    ]
     result = real_scan(images, tmp_path, "image-heatmaps", True, ["R-CC"], variant="image_wise", epochs=1)
-    found = [result["views"]["R-CC"][grade]["score"] for grade in ("benign", "malignant")]
-    wanted = facts["quirk_single_image_heatmaps_1_epoch_prediction"]
-    np.testing.assert_allclose(found, [wanted["benign"], wanted["malignant"]], **NEAR)
-    quirk = facts["quirk_single_image_heatmaps"]
+    actual = [result["views"]["R-CC"][grade]["score"] for grade in ("benign", "malignant")]
+    expected = published["quirk_single_image_heatmaps_1_epoch_prediction"]
+    np.testing.assert_allclose(actual, [expected["benign"], expected["malignant"]], **NEAR)
+    quirk = published["quirk_single_image_heatmaps"]
     folder = open_results(tmp_path / "r").case_folder("0")
     table = folder.tables["patches R-CC"].read()
     np.testing.assert_allclose(table["scores"][0], quirk["first_patch_probs"], **NEAR)

@@ -1,4 +1,4 @@
-"""Training on painted exams: it learns, goes on bit for bit, starts from other weights, refuses the rest."""
+"""Training on synthetic exams: learning, resuming bit for bit, starting from other weights, and errors."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ BRIEF = replace(CONFIG, steps=4, patch_steps=4, birads_steps=4, evaluate_every=2
 MACHINE = TrainMachine(device="cpu", precision="float32", workers=2)
 
 
-def few(painted: Cohort) -> Cohort:
-    """Six exams to train on, of every kind."""
+def six_exams(painted: Cohort) -> Cohort:
+    """Six training exams that include every kind of finding."""
     return painted.where(lambda case: case.id in ("e001", "e002", "e004", "e008", "e013", "e000"))
 
 
@@ -45,10 +45,10 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 @pytest.fixture(scope="module")
 def with_heatmaps(painted: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle that has gone through every stage but BI-RADS, shortly."""
+    """A bundle trained for a few steps in every stage except BI-RADS."""
     config = replace(BRIEF, heatmaps=True, birads_steps=0)
-    some = painted.where(lambda case: case in few(painted).cases or case.split == "val")
-    return train(config, some, tmp_path_factory.mktemp("bundle"), machine=MACHINE)
+    subset = painted.where(lambda case: case in six_exams(painted).cases or case.split == "val")
+    return train(config, subset, tmp_path_factory.mktemp("bundle"), machine=MACHINE)
 
 
 def area(cases: Cohort, results: Path, grade: str) -> float:
@@ -61,7 +61,7 @@ def area(cases: Cohort, results: Path, grade: str) -> float:
 
 
 @pytest.mark.campaign
-def test_patches_then_heatmaps_then_breasts_find_malignancy_in_unseen_exams(tmp_path: Path) -> None:
+def test_all_stages_detect_malignancy_in_test_exams(tmp_path: Path) -> None:
     exams_of_all = cohort(tmp_path / "painted", train=32, val=16, test=32)
     bundle = train(replace(CONFIG, heatmaps=True), exams_of_all, tmp_path / "bundle", machine=MACHINE)
     assert bundle.metrics["patches"]["val_auc"] > 0.9
@@ -72,16 +72,16 @@ def test_patches_then_heatmaps_then_breasts_find_malignancy_in_unseen_exams(tmp_
     assert area(unseen, tmp_path / "results", "malignant") > 0.7
 
 
-def test_images_alone_are_learnt_by_heart(painted: Cohort, tmp_path: Path) -> None:
-    """Six exams without augmentation, seen again and again."""
+def test_training_on_images_alone_fits_six_exams(painted: Cohort, tmp_path: Path) -> None:
+    """The training set has six exams and no augmentation, so the classifier can memorise it."""
     settings = replace(CONFIG, steps=40, batch=6, evaluate_every=40)
-    bundle = train(settings, few(painted), tmp_path / "bundle", val=None, machine=MACHINE)
-    run(bundle.path, few(painted), tmp_path / "results")
-    assert area(few(painted), tmp_path / "results", "malignant") > 0.9
+    bundle = train(settings, six_exams(painted), tmp_path / "bundle", val=None, machine=MACHINE)
+    run(bundle.path, six_exams(painted), tmp_path / "results")
+    assert area(six_exams(painted), tmp_path / "results", "malignant") > 0.9
 
 
-def test_the_bundle_says_who_trained_it_and_how_well(with_heatmaps: Bundle, painted: Cohort) -> None:
-    assert with_heatmaps.patients == tuple(sorted(patient_hash(c.patient) for c in few(painted)))
+def test_bundle_records_patients_metrics_and_config(with_heatmaps: Bundle, painted: Cohort) -> None:
+    assert with_heatmaps.patients == tuple(sorted(patient_hash(c.patient) for c in six_exams(painted)))
     assert 0 <= with_heatmaps.metrics["patches"]["val_auc"] <= 1
     assert with_heatmaps.metrics["val_auc_malignant"] == with_heatmaps.metrics["breasts"]["val_auc"]
     assert with_heatmaps.metrics["breasts"]["steps"] == 4
@@ -90,7 +90,7 @@ def test_the_bundle_says_who_trained_it_and_how_well(with_heatmaps: Bundle, pain
 
 
 class Stopping(FitProgress):
-    """Ends the training at a step of a stage, as a kill would."""
+    """Interrupts the training at a step of a stage."""
 
     def __init__(self, stage: str, step: int) -> None:
         self.at = (stage, step)
@@ -102,44 +102,44 @@ class Stopping(FitProgress):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_training_ends_with_the_same_bundle(painted: Cohort, tmp_path: Path) -> None:
+def test_interrupted_training_gives_the_same_bundle(painted: Cohort, tmp_path: Path) -> None:
     config = replace(BRIEF, heatmaps=True)
-    some = painted.where(lambda case: int(case.id[1:]) % 100 in (3, 6, 8, 13) and case.split != "test")
-    whole = train(config, some, tmp_path / "whole", machine=MACHINE, seed=4)
-    assert [whole.metrics[stage]["steps"] for stage in ("patches", "birads", "breasts")] == [4, 4, 4]
-    assert whole.metrics["birads"]["categories"] == ["0", "1"]
+    subset = painted.where(lambda case: int(case.id[1:]) % 100 in (3, 6, 8, 13) and case.split != "test")
+    uninterrupted = train(config, subset, tmp_path / "whole", machine=MACHINE, seed=4)
+    assert [uninterrupted.metrics[stage]["steps"] for stage in ("patches", "birads", "breasts")] == [4, 4, 4]
+    assert uninterrupted.metrics["birads"]["categories"] == ["0", "1"]
     for stage, step in (("patches", 3), ("BI-RADS", 3), ("breasts", 1)):
         with pytest.raises(KeyboardInterrupt):
             train(
-                config, some, tmp_path / "broken", machine=MACHINE, seed=4, resume=True,
+                config, subset, tmp_path / "broken", machine=MACHINE, seed=4, resume=True,
                 progress=Stopping(stage, step),
             )  # fmt: skip
     with pytest.raises(ResultsError, match="a training has begun here"):
-        train(config, some, tmp_path / "broken", machine=MACHINE, seed=4)
+        train(config, subset, tmp_path / "broken", machine=MACHINE, seed=4)
     with pytest.raises(ResultsError, match="another config"):
-        train(replace(config, rate=0.5), some, tmp_path / "broken", machine=MACHINE, seed=4, resume=True)
+        train(replace(config, rate=0.5), subset, tmp_path / "broken", machine=MACHINE, seed=4, resume=True)
     resumed = train(
-        config, some, tmp_path / "broken", machine=replace(MACHINE, workers=1), seed=4, resume=True
+        config, subset, tmp_path / "broken", machine=replace(MACHINE, workers=1), seed=4, resume=True
     )
-    assert whole.files == resumed.files
+    assert uninterrupted.files == resumed.files
     for name in ("model.json", *(f"training/{stage}/log.csv" for stage in ("patches", "bi-rads", "breasts"))):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
-    other = train(config, some, tmp_path / "broken", machine=MACHINE, seed=5, fresh=True)
-    assert other.files != whole.files
+    other_seed = train(config, subset, tmp_path / "broken", machine=MACHINE, seed=5, fresh=True)
+    assert other_seed.files != uninterrupted.files
 
 
-def test_the_birads_stage_hands_its_trunks_on(painted: Cohort, tmp_path: Path) -> None:
-    still = replace(BRIEF, rate=0.0, trunk_rate=0.0, birads_rate=0.01)
-    (moved,) = (train(still, painted, tmp_path / "with", val=None, machine=MACHINE),)
-    fresh = train(replace(still, birads_steps=0), painted, tmp_path / "without", val=None, machine=MACHINE)
-    one, other = moved.weights(), fresh.weights()
+def test_classifier_starts_from_the_trunks_of_the_birads_stage(painted: Cohort, tmp_path: Path) -> None:
+    frozen = replace(BRIEF, rate=0.0, trunk_rate=0.0, birads_rate=0.01)
+    (moved,) = (train(frozen, painted, tmp_path / "with", val=None, machine=MACHINE),)
+    fresh = train(replace(frozen, birads_steps=0), painted, tmp_path / "without", val=None, machine=MACHINE)
+    moved_weights, fresh_weights = moved.weights(), fresh.weights()
     trunk = "four_view_resnet.cc.first_conv.weight"
-    assert not torch.equal(one[trunk], other[trunk])
-    assert torch.equal(one["fc1_cc.weight"], other["fc1_cc.weight"])
+    assert not torch.equal(moved_weights[trunk], fresh_weights[trunk])
+    assert torch.equal(moved_weights["fc1_cc.weight"], fresh_weights["fc1_cc.weight"])
     assert "birads" not in fresh.metrics
 
 
-def test_without_a_birads_column_the_stage_is_left_out_and_said(painted: Cohort, tmp_path: Path) -> None:
+def test_without_a_birads_column_the_stage_is_skipped_with_a_note(painted: Cohort, tmp_path: Path) -> None:
     plain = Cohort(tuple(replace(case, attributes={}) for case in painted.split("train")))
     bundle = train(replace(BRIEF, steps=1), plain, tmp_path, val=None, machine=MACHINE)
     assert "the cohort has no column 'birads': no BI-RADS stage" in bundle.provenance["notes"]
@@ -148,8 +148,10 @@ def test_without_a_birads_column_the_stage_is_left_out_and_said(painted: Cohort,
 # -- from other weights -------------------------------------------------------------------------------------
 
 
-def test_going_on_from_a_bundle(with_heatmaps: Bundle, painted: Cohort, tmp_path: Path) -> None:
-    """Small settings come with the weights; the patch network is taken as it is; at rate 0 nothing learns."""
+def test_training_starts_from_the_weights_of_a_bundle(
+    with_heatmaps: Bundle, painted: Cohort, tmp_path: Path
+) -> None:
+    """Settings come from the bundle, the patch network is unchanged, and a rate of 0 changes no parameter."""
     config = Config(
         weights=str(with_heatmaps.path), rate=0.0, trunk_rate=0.0, steps=2, batch=2, optimiser="sgd"
     )
@@ -170,7 +172,7 @@ def test_going_on_from_a_bundle(with_heatmaps: Bundle, painted: Cohort, tmp_path
     assert not torch.equal(before["fc1_mlo.weight"], after["fc1_mlo.weight"])
 
 
-def test_what_the_weights_fix_cannot_be_asked_otherwise(
+def test_settings_of_the_weights_cannot_be_changed(
     with_heatmaps: Bundle, painted: Cohort, tmp_path: Path
 ) -> None:
     config = Config(weights=str(with_heatmaps.path), widths=(4, 4, 4, 4, 4))
@@ -180,24 +182,24 @@ def test_what_the_weights_fix_cannot_be_asked_otherwise(
         train(replace(config, widths=CONFIG.widths, variant="image_wise"), painted, tmp_path, machine=MACHINE)
 
 
-def test_a_trained_patch_network_serves_another_classifier(
+def test_trained_patch_network_is_used_for_another_classifier(
     with_heatmaps: Bundle, painted: Cohort, tmp_path: Path
 ) -> None:
     config = replace(BRIEF, heatmaps=True, variant="image_wise", birads_steps=0, steps=1)
     config = replace(config, patch_weights=str(with_heatmaps.path))
-    bundle = train(config, few(painted), tmp_path / "one", val=None, machine=MACHINE)
+    bundle = train(config, six_exams(painted), tmp_path / "one", val=None, machine=MACHINE)
     before, after = with_heatmaps.weights(), bundle.weights()
     for name in before:
         if name.startswith(PATCH_PREFIX):
             assert torch.equal(before[name], after[name]), name
     assert "patches" not in bundle.metrics
-    plain = train(replace(BRIEF, birads_steps=0, steps=1), few(painted), tmp_path / "two", val=None,
+    plain = train(replace(BRIEF, birads_steps=0, steps=1), six_exams(painted), tmp_path / "two", val=None,
                   machine=MACHINE)  # fmt: skip
     with pytest.raises(BundleError, match="no patch network"):
         train(replace(config, patch_weights=str(plain.path)), painted, tmp_path / "three", machine=MACHINE)
 
 
-def test_a_densenet_of_another_task_begins_the_patch_network(painted: Cohort, tmp_path: Path) -> None:
+def test_patch_network_starts_from_a_densenet_of_another_task(painted: Cohort, tmp_path: Path) -> None:
     from lobule.nets.four_view import patch_densenet
 
     torch.manual_seed(3)
@@ -207,7 +209,7 @@ def test_a_densenet_of_another_task_begins_the_patch_network(painted: Cohort, tm
         BRIEF, heatmaps=True, patch_weights=str(tmp_path / "densenet.pth"), patch_rate=0.0, patch_steps=1,
         steps=1, birads_steps=0,
     )  # fmt: skip
-    bundle = train(config, few(painted), tmp_path / "out", val=None, machine=MACHINE)
+    bundle = train(config, six_exams(painted), tmp_path / "out", val=None, machine=MACHINE)
     name = "features.denseblock2.denselayer1.conv1.weight"
     assert torch.equal(bundle.weights()[PATCH_PREFIX + name], other.state_dict()[name])
     torch.save({"features.conv0.weight": torch.ones(2)}, tmp_path / "wrong.pth")
@@ -215,26 +217,28 @@ def test_a_densenet_of_another_task_begins_the_patch_network(painted: Cohort, tm
         train(replace(config, patch_weights=str(tmp_path / "wrong.pth")), painted, tmp_path / "no")
 
 
-# -- who trains ---------------------------------------------------------------------------------------------
+# -- cohorts ------------------------------------------------------------------------------------------------
 
 
-def test_exams_that_lack_a_view_train_the_image_wise_model_only(tmp_path: Path) -> None:
-    whole = exams(tmp_path, 4, None, first=1)
-    lacking = exams(tmp_path, 2, None, first=9, without=("R-MLO",))
-    both = Cohort((*whole, *lacking))
+def test_only_the_image_wise_variant_trains_on_incomplete_exams(tmp_path: Path) -> None:
+    complete = exams(tmp_path, 4, None, first=1)
+    incomplete = exams(tmp_path, 2, None, first=9, without=("R-MLO",))
+    both = Cohort((*complete, *incomplete))
     settings = replace(BRIEF, birads_steps=0, steps=2)
     joined = train(settings, both, tmp_path / "view", val=None, machine=MACHINE)
-    assert joined.provenance["train_cases"] == [case.id for case in whole]
-    assert [note.split(":")[0] for note in joined.provenance["notes"][1:3]] == [case.id for case in lacking]
+    assert joined.provenance["train_cases"] == [case.id for case in complete]
+    assert [note.split(":")[0] for note in joined.provenance["notes"][1:3]] == [
+        case.id for case in incomplete
+    ]
     alone = train(
         replace(settings, variant="image_wise"), both, tmp_path / "image", val=None, machine=MACHINE
     )
     assert len(alone.provenance["train_cases"]) == 6
-    report = run(alone.path, Cohort(tuple(lacking)), tmp_path / "results")
+    report = run(alone.path, Cohort(tuple(incomplete)), tmp_path / "results")
     assert dict(report.counts) == {"complete": 2}
 
 
-def test_an_exam_that_cannot_be_read_is_left_out_and_said(tmp_path: Path) -> None:
+def test_unreadable_exam_is_left_out_with_a_note(tmp_path: Path) -> None:
     cases = exams(tmp_path, 4, None)
     Path(cases[1].views["l_cc"][0]).write_bytes(b"no image")
     bundle = train(
@@ -248,18 +252,18 @@ def test_an_exam_that_cannot_be_read_is_left_out_and_said(tmp_path: Path) -> Non
     assert any(note.startswith("e001: left out: ") for note in bundle.provenance["notes"])
 
 
-def test_patients_are_held_out_where_there_is_no_validation_split(tmp_path: Path) -> None:
+def test_validation_patients_are_chosen_if_there_is_no_validation_split(tmp_path: Path) -> None:
     cases = Cohort(tuple(exams(tmp_path, 10, None)))
     bundle = train(replace(BRIEF, birads_steps=0, steps=1), cases, tmp_path / "out", machine=MACHINE)
     trained, validated = bundle.provenance["train_cases"], bundle.provenance["val_cases"]
     assert len(validated) == 2
     assert sorted([*trained, *validated]) == sorted(case.id for case in cases)
-    torn = Cohort((*cases.cases, replace(cases.cases[0], id="again", split="test")))
+    leaking = Cohort((*cases.cases, replace(cases.cases[0], id="again", split="test")))
     with pytest.raises(Leakage):
-        train(BRIEF, torn, tmp_path / "torn", machine=MACHINE)
+        train(BRIEF, leaking, tmp_path / "torn", machine=MACHINE)
 
 
-def test_what_cannot_be_learnt_from_is_refused(tmp_path: Path) -> None:
+def test_unusable_cohorts_and_settings_are_errors(tmp_path: Path) -> None:
     cases = exams(tmp_path, 3, None)
     slide = Cohort((Case("s", "p", "slide", path="/s.tif"),))
     with pytest.raises(ConfigError, match="cases of kind exam"):
@@ -274,7 +278,7 @@ def test_what_cannot_be_learnt_from_is_refused(tmp_path: Path) -> None:
         train(replace(BRIEF, patch_shares=(1.0,)), Cohort(tuple(cases)), tmp_path / "d", machine=MACHINE)
 
 
-def test_the_classes_of_a_trained_bundle_are_the_targets(with_heatmaps: Bundle) -> None:
+def test_classes_of_a_trained_bundle_are_the_targets(with_heatmaps: Bundle) -> None:
     predictor = load(with_heatmaps)
     assert predictor.classes == with_heatmaps.classes == TARGETS
     assert predictor.patch_net is not None
@@ -282,8 +286,8 @@ def test_the_classes_of_a_trained_bundle_are_the_targets(with_heatmaps: Bundle) 
 
 
 @pytest.mark.parametrize("variant", ["side_wise", "joint"])
-def test_the_other_ways_to_join_views_train_and_scan(painted: Cohort, tmp_path: Path, variant: str) -> None:
+def test_side_wise_and_joint_variants_train_and_scan(painted: Cohort, tmp_path: Path, variant: str) -> None:
     settings = replace(BRIEF, variant=variant, birads_steps=0, steps=2)
-    bundle = train(settings, few(painted), tmp_path / "bundle", val=None, machine=MACHINE)
+    bundle = train(settings, six_exams(painted), tmp_path / "bundle", val=None, machine=MACHINE)
     report = run(bundle.path, Cohort(painted.split("test").cases[:1]), tmp_path / "results")
     assert dict(report.counts) == {"complete": 1}

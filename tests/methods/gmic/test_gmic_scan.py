@@ -1,4 +1,4 @@
-"""GMIC through the scanner: scores, saliency and regions equal those by hand, and the published ones."""
+"""Scans with GMIC: scores, saliency and regions equal those computed step by step and the published ones."""
 
 from __future__ import annotations
 
@@ -33,14 +33,17 @@ from tests.nets.four_view_recipe import made_net, made_tensor
 SMALL = Config(
     regions=3, region_px=64, window=(320, 256), crop_iterations=4, crop_buffer=6, widths=(2, 2, 4, 4, 4)
 )
-WINDOW, SMALLS = (320, 256), {"window": (320, 256), "region_px": 64, "regions": 3, "widths": (2, 2, 4, 4, 4)}
+WINDOW, SMALL_SETTINGS = (
+    (320, 256),
+    {"window": (320, 256), "region_px": 64, "regions": 3, "widths": (2, 2, 4, 4, 4)},
+)
 CROP = {"crop_iterations": 4, "crop_buffer": 6}
 MACHINE = {"device": "cpu", "precision": "float32", "lanes": 2, "readers": 2, "channels_last": True}
 SALT = "four_view-visible-12"
 
 
 def small_net(tag: str, share: float):
-    (net,) = build(Config(**SMALLS, top_shares=(share,)))
+    (net,) = build(Config(**SMALL_SETTINGS, top_shares=(share,)))
     state = net.state_dict()
     for key, tensor in state.items():
         if tensor.ndim:
@@ -56,20 +59,20 @@ def exams(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list, Path]:
-    """Two published-form checkpoints, one bundle."""
+def nets_and_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[list, Path]:
+    """Two networks, and a bundle converted from their checkpoints in the published form."""
     folder = tmp_path_factory.mktemp("gmic")
-    made_nets, files = [small_net("a", TOP_SHARES[0]), small_net("b", TOP_SHARES[3])], []
-    for number, net in ((1, made_nets[0]), (4, made_nets[1])):
+    nets, files = [small_net("a", TOP_SHARES[0]), small_net("b", TOP_SHARES[3])], []
+    for number, net in ((1, nets[0]), (4, nets[1])):
         state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
         files.append(folder / f"sample_model_{number}.p")
         torch.save(state | {"shared_rep_filter.weight": torch.zeros(1)}, files[-1])
-    convert(files, folder / "bundle", **SMALLS, **CROP)
-    return made_nets, folder / "bundle"
+    convert(files, folder / "bundle", **SMALL_SETTINGS, **CROP)
+    return nets, folder / "bundle"
 
 
 def by_hand(path: str, view: str):
-    """Network input (1, 1, h, w), the window in the crop, the crop and how it points."""
+    """Return the network input (1, 1, h, w), the window in the crop, the crop and the mammogram."""
     mammogram = read_view(path, view=view)
     crop = crop_of(mammogram.pixels, mammogram.pointing, iterations=4, buffer=6)
     image = np.ascontiguousarray(
@@ -82,8 +85,8 @@ def by_hand(path: str, view: str):
     return torch.from_numpy(network_input(image, plan))[None], plan, crop.window, mammogram
 
 
-def test_scores_are_the_mean_of_models_and_views(exams: Cohort, made, tmp_path: Path) -> None:
-    nets, bundle = made
+def test_scores_are_the_mean_of_models_and_views(exams: Cohort, nets_and_bundle, tmp_path: Path) -> None:
+    nets, bundle = nets_and_bundle
     case = exams.cases[0]
     scan(bundle, exams, tmp_path / "r", machine=MACHINE)
     folder = open_results(tmp_path / "r").case_folder(case.id)
@@ -93,12 +96,16 @@ def test_scores_are_the_mean_of_models_and_views(exams: Cohort, made, tmp_path: 
         with torch.inference_mode():
             outputs = [net(x) for net in nets]
         of_views[view] = np.mean([output.scores[0].numpy() for output in outputs], axis=0)
-        for index, grade in enumerate(("benign", "malignant")):
-            told = result["views"][view][grade]
-            for place, output in enumerate(outputs):
-                assert told["of_models"][place] == pytest.approx(output.scores[0, index].item(), abs=1e-5)
-                assert told["global"][place] == pytest.approx(output.global_scores[0, index].item(), abs=1e-5)
-            assert told["score"] == pytest.approx(of_views[view][index], abs=1e-5)
+        for grade_index, grade in enumerate(("benign", "malignant")):
+            reported = result["views"][view][grade]
+            for index, output in enumerate(outputs):
+                assert reported["of_models"][index] == pytest.approx(
+                    output.scores[0, grade_index].item(), abs=1e-5
+                )
+                assert reported["global"][index] == pytest.approx(
+                    output.global_scores[0, grade_index].item(), abs=1e-5
+                )
+            assert reported["score"] == pytest.approx(of_views[view][grade_index], abs=1e-5)
     right = (of_views["R-CC"] + of_views["R-MLO"]) / 2
     assert result["scores"]["right_malignant"] == pytest.approx(right[1], abs=1e-5)
     assert result["scores"]["right_benign"] == pytest.approx(right[0], abs=1e-5)
@@ -107,14 +114,14 @@ def test_scores_are_the_mean_of_models_and_views(exams: Cohort, made, tmp_path: 
 
 
 def assert_regions_and_saliency(folder, case: Case, nets) -> None:
-    """In pixels of the stored image, of a view that is stored pointing left."""
+    """Check the findings and the saliency map in stored pixels, for a view that is stored pointing left."""
     x, plan, crop, mammogram = by_hand(case.views["r_cc"][0], "R-CC")
     with torch.inference_mode():
         outputs = [net(x) for net in nets]
-    found = folder.findings()
-    own = [i for i, image in enumerate(found["image"]) if image == "R-CC"]
-    boxes = {tuple(found["box"][i]): found["score"][i] for i in own}
-    wanted: dict[tuple[int, ...], float] = {}
+    findings = folder.findings()
+    view_rows = [i for i, image in enumerate(findings["image"]) if image == "R-CC"]
+    boxes = {tuple(findings["box"][i]): findings["score"][i] for i in view_rows}
+    expected: dict[tuple[int, ...], float] = {}
     height, width = mammogram.pixels.shape
     for output in outputs:
         for (row, column), weight in zip(
@@ -125,11 +132,11 @@ def assert_regions_and_saliency(folder, case: Case, nets) -> None:
             edges = max(0, right - 64), max(0, top), min(width, right), min(height, top + 64)
             if edges[2] > edges[0] and edges[3] > edges[1]:
                 box = (edges[0], edges[1], edges[2] - edges[0], edges[3] - edges[1])
-                wanted[box] = wanted.get(box, 0) + weight / 2
-    assert boxes.keys() == wanted.keys() and mammogram.pointing == "left"
-    for box, weight in wanted.items():
+                expected[box] = expected.get(box, 0) + weight / 2
+    assert boxes.keys() == expected.keys() and mammogram.pointing == "left"
+    for box, weight in expected.items():
         assert boxes[box] == pytest.approx(weight, abs=1e-5)
-    # the map of the stored image, cell by cell
+    # Check the map of the stored image cell by cell.
     saliency = torch.stack([output.saliency[0] for output in outputs]).mean(dim=0).numpy()
     layer = saliency.repeat(64, axis=1).repeat(64, axis=2)
     scores, states = folder.maps["saliency R-CC"].read()
@@ -146,42 +153,42 @@ def assert_regions_and_saliency(folder, case: Case, nets) -> None:
     assert checked > 100 and np.ptp(scores[1][states == State.SCORED]) > 1e-4
 
 
-def test_one_side_alone_and_a_broken_view(exams: Cohort, made, tmp_path: Path) -> None:
-    _, bundle = made
-    whole = exams.cases[0]
+def test_exam_of_one_side_and_exam_with_a_broken_view(exams: Cohort, nets_and_bundle, tmp_path: Path) -> None:
+    _, bundle = nets_and_bundle
+    complete_exam = exams.cases[0]
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    left = {name: files for name, files in whole.views.items() if name.startswith("l_")}
-    broken = {**whole.views, "r_cc": (str(tmp_path / "bad.png"),)}
+    left = {name: files for name, files in complete_exam.views.items() if name.startswith("l_")}
+    broken = {**complete_exam.views, "r_cc": (str(tmp_path / "bad.png"),)}
     cohort = Cohort((Case("left", "p", "exam", views=left), Case("broken", "q", "exam", views=broken)))
     report = scan(bundle, cohort, tmp_path / "r", machine=MACHINE)
     assert dict(report.counts) == {"complete": 1, "partial": 1}
-    told = {c: open_results(tmp_path / "r").case_folder(c).result for c in ("left", "broken")}
-    assert set(told["left"]["scores"]) == {"left_benign", "left_malignant"}
-    assert "without R-CC, R-MLO" in told["left"]["notes"][0]
-    assert told["broken"]["scores"]["left_malignant"] == pytest.approx(
-        told["left"]["scores"]["left_malignant"]
+    results = {c: open_results(tmp_path / "r").case_folder(c).result for c in ("left", "broken")}
+    assert set(results["left"]["scores"]) == {"left_benign", "left_malignant"}
+    assert "without R-CC, R-MLO" in results["left"]["notes"][0]
+    assert results["broken"]["scores"]["left_malignant"] == pytest.approx(
+        results["left"]["scores"]["left_malignant"]
     )
-    shutil.copy(whole.views["r_cc"][0], tmp_path / "bad.png")
+    shutil.copy(complete_exam.views["r_cc"][0], tmp_path / "bad.png")
     scan(bundle, cohort, tmp_path / "r", machine=MACHINE, retry_failed=True)
     assert open_results(tmp_path / "r").case_folder("broken").status == "complete"
 
 
-def test_checkpoints_are_told_apart_and_every_tensor_accounted_for(made, tmp_path: Path) -> None:
-    nets, path = made
+def test_checkpoints_are_identified_and_their_tensors_checked(nets_and_bundle, tmp_path: Path) -> None:
+    nets, path = nets_and_bundle
     bundle = read_bundle(path)
     assert bundle.method == "gmic" and bundle.config["top_shares"] == [TOP_SHARES[0], TOP_SHARES[3]]
     loaded = load(bundle)
-    for own, net in zip(loaded.nets, nets, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(own.parameters(), net.parameters(), strict=True))
-    again = convert([path, path], tmp_path / "four")
-    assert len(again.config["top_shares"]) == 4
+    for loaded_net, net in zip(loaded.nets, nets, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(loaded_net.parameters(), net.parameters(), strict=True))
+    combined = convert([path, path], tmp_path / "four")
+    assert len(combined.config["top_shares"]) == 4
     state = dict(nets[0].state_dict())
     torch.save({k: v for k, v in state.items() if k != "fusion_dnn.bias"}, tmp_path / "lacking.p")
     with pytest.raises(BundleError, match=r"missing: fusion_dnn\.bias"):
-        convert(tmp_path / "lacking.p", tmp_path / "b", **SMALLS)
+        convert(tmp_path / "lacking.p", tmp_path / "b", **SMALL_SETTINGS)
     torch.save({**state, "extra": torch.ones(1)}, tmp_path / "more.p")
     with pytest.raises(BundleError, match="not of the network: extra"):
-        convert(tmp_path / "more.p", tmp_path / "b", **SMALLS)
+        convert(tmp_path / "more.p", tmp_path / "b", **SMALL_SETTINGS)
     with pytest.raises(ConfigError, match="quirk"):
         SMALL.set({"quirks": "none"})
     assert Config.from_dict(json.loads(json.dumps(SMALL.to_dict()))) == SMALL
@@ -199,28 +206,28 @@ def real_scan(kit: Path, out: Path) -> dict:
 
 
 @pytest.mark.campaign
-def test_the_published_numbers_of_the_real_exam(kit: Path, goldens: Path, tmp_path: Path) -> None:
-    facts = json.loads((goldens / "four_view" / "gmic.json").read_text())["images"]
+def test_published_scores_of_the_real_exam(kit: Path, goldens: Path, tmp_path: Path) -> None:
+    published_images = json.loads((goldens / "four_view" / "gmic.json").read_text())["images"]
     result = real_scan(kit, tmp_path)
     for view in VIEWS:
-        expected, told = facts[f"0_{view}"], result["views"][view]
-        assert told["benign"]["score"] == pytest.approx(expected["benign_pred"], abs=1e-5)
-        assert told["malignant"]["score"] == pytest.approx(expected["malignant_pred"], abs=1e-5)
+        expected, reported = published_images[f"0_{view}"], result["views"][view]
+        assert reported["benign"]["score"] == pytest.approx(expected["benign_pred"], abs=1e-5)
+        assert reported["malignant"]["score"] == pytest.approx(expected["malignant_pred"], abs=1e-5)
         for index, grade in enumerate(("benign", "malignant")):
-            assert told[grade]["local"][0] == pytest.approx(expected["y_local"][index], abs=1e-5)
+            assert reported[grade]["local"][0] == pytest.approx(expected["y_local"][index], abs=1e-5)
             y_global = expected["y_global_by_model_index"]["1"]["y_global"][index]
-            assert told[grade]["global"][0] == pytest.approx(y_global, abs=1e-5)
-        own = [i for i, image in enumerate(result["found"]["image"]) if image == view]
-        attention = sorted(result["found"]["score"][own].tolist())
+            assert reported[grade]["global"][0] == pytest.approx(y_global, abs=1e-5)
+        view_rows = [i for i, image in enumerate(result["found"]["image"]) if image == view]
+        attention = sorted(result["found"]["score"][view_rows].tolist())
         published = sorted(expected["patch_attention"])
-        # regions wholly beside the image are no findings; the others have their attention
+        # Regions entirely outside the image are not findings. The scores of the others are their attention.
         assert len(attention) >= 4
         for weight in attention:
             assert min(abs(weight - other) for other in published) < 1e-5
 
 
 def blank_exam(folder: Path, views: tuple[str, ...] = ("l_cc", "r_cc", "l_mlo", "r_mlo")) -> Cohort:
-    """Views that show nothing: one of zeros, the others with the specks of a detector."""
+    """Write views without a breast: the first has only zeros, the others have isolated noise pixels."""
     files = {}
     for number, view in enumerate(views):
         pixels = np.zeros((400, 300), np.uint16)
@@ -232,8 +239,8 @@ def blank_exam(folder: Path, views: tuple[str, ...] = ("l_cc", "r_cc", "l_mlo", 
 
 
 @pytest.mark.parametrize("views", [("l_cc", "r_cc", "l_mlo", "r_mlo"), ("l_cc",), ()])
-def test_exam_of_blank_views_has_no_score(made, tmp_path: Path, views: tuple[str, ...]) -> None:
-    _, bundle = made
+def test_exam_of_blank_views_has_no_score(nets_and_bundle, tmp_path: Path, views: tuple[str, ...]) -> None:
+    _, bundle = nets_and_bundle
     report = scan(bundle, blank_exam(tmp_path, views), tmp_path / "r", machine=MACHINE)
     assert dict(report.counts) == {"unscored": 1}
     result = open_results(tmp_path / "r").case_folder("blank").result
@@ -241,8 +248,8 @@ def test_exam_of_blank_views_has_no_score(made, tmp_path: Path, views: tuple[str
     assert "Nothing was scored: no view of the exam shows a breast" in result["notes"][0]
 
 
-def test_exam_with_one_blank_view_is_partial(exams: Cohort, made, tmp_path: Path) -> None:
-    _, bundle = made
+def test_exam_with_one_blank_view_is_partial(exams: Cohort, nets_and_bundle, tmp_path: Path) -> None:
+    _, bundle = nets_and_bundle
     blank = blank_exam(tmp_path, ("l_cc",)).cases[0]
     case = replace(exams.cases[0], views={**exams.cases[0].views, **blank.views})
     report = scan(bundle, Cohort((case,)), tmp_path / "r", machine=MACHINE)

@@ -29,13 +29,12 @@ four errors in it:
 - the window's right edge includes the outermost column of the breast;
 - single images are mirrored to point right before they are cut into patches;
 - all epochs of a single image count, whatever the batch size.
-In both modes, a view that shows no breast, or is smaller than a patch, is an error of its own case and does
-not stop the scan.
+In both modes, a view that shows no breast or is smaller than a patch fails its case, and the scan continues.
 
 Training (`train.py`) follows the paper's stages: patches of outlined lesions, heatmaps of every exam, BI-RADS
 categories, breast labels. Learning rates, steps, batch sizes and sampling shares are not published; they are
-ours. In the BI-RADS stage each view predicts the category of its own breast, so every variant can start from
-this stage.
+ours. In the BI-RADS stage each view predicts the category of the breast that it shows, so this stage can
+precede every variant.
 
 Research use only.
 """

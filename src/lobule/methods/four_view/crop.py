@@ -87,7 +87,7 @@ def dilated(mask: Mask, iterations: int) -> Mask:
 
 
 def largest_component(mask: Mask) -> Mask | None:
-    """Return the 4-connected component with the most pixels, or None if there is none.
+    """Return the 4-connected component with the most pixels, or None for an empty mask.
 
     Of components of equal size, the first in raster order is returned.
     """

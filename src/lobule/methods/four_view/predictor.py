@@ -99,7 +99,7 @@ class FourViewPredictor:
             )
         config = self._config_of(case, options)
         images = open_views(case, config)
-        # An exam that is scored view by view uses no numbers of the cohort's random stream.
+        # An exam that is scored view by view does not advance the cohort's random stream.
         self._shapes[case.paths] = cropped_shapes(images) if config.reads_exams else []
         return images
 

@@ -43,7 +43,7 @@ def windows_stream(config: Config, earlier: Iterable[Case]) -> np.random.RandomS
 def patches_stream(
     config: Config, earlier: Iterable[Case], shapes_of: Callable[[Case], Shapes]
 ) -> random.Random:
-    """Return the stream at the first patch grid of an exam. Exams that cannot be read consume no numbers."""
+    """Return the stream at the first patch grid of an exam. Exams that cannot be read do not advance it."""
     rng = random.Random(config.seed)
     if config.compat == "nyu":
         for case in earlier:
