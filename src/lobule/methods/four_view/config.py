@@ -201,13 +201,13 @@ class Config:
         if heatmap_mode is None:
             return replace(self, **overrides)
         if heatmap_mode not in (HEATMAPS[1:] if self.heatmaps else HEATMAPS[:1]):
-            reads = (
+            description = (
                 "reads heatmaps"
                 if self.heatmaps
                 else "reads no heatmaps, and its bundle has no patch network"
             )
             raise ConfigError(
-                f"heatmaps = {heatmap_mode} does not fit a classifier that {reads}",
+                f"heatmaps = {heatmap_mode} does not fit a classifier that {description}",
                 expected=", ".join(HEATMAPS[1:] if self.heatmaps else HEATMAPS[:1]),
                 remedy="Set heatmaps to an expected value, or use another bundle",
             )

@@ -155,8 +155,8 @@ def _index_of_patch_net(net: nn.Module, patch_nets: list[nn.Module]) -> int:
     """Return the index of a patch network in `patch_nets`, and append it if it is new."""
     state = net.state_dict()
     for index, other in enumerate(patch_nets):
-        theirs = other.state_dict()
-        if all(bool((theirs[name] == tensor).all()) for name, tensor in state.items()):
+        other_state = other.state_dict()
+        if all(bool((other_state[name] == tensor).all()) for name, tensor in state.items()):
             return index
     patch_nets.append(net)
     return len(patch_nets) - 1

@@ -234,26 +234,26 @@ class PatchSampler:
         patch_pixels[: cropped.shape[0], : cropped.shape[1]] = cropped
         patch_pixels = (patch_pixels - image.mean) / image.spread
         if self.augmented:  # a lesion has no preferred orientation
-            turn = int(rng.integers(8))
-            patch_pixels = np.rot90(patch_pixels[:, ::-1] if turn & 4 else patch_pixels, turn & 3)
+            symmetry = int(rng.integers(8))
+            patch_pixels = np.rot90(patch_pixels[:, ::-1] if symmetry & 4 else patch_pixels, symmetry & 3)
         return PatchSample(np.ascontiguousarray(patch_pixels[None], np.float32), label)
 
     def _corner(
         self, image: TrainView, label: int, pixels: NDArray[np.uint16], rng: np.random.Generator
     ) -> tuple[int, int]:
         patch = self.pool.config.patch
-        last = tuple(max(0, length - patch) for length in image.shape)
+        last_corner = tuple(max(0, length - patch) for length in image.shape)
         if label < OUTSIDE:
             outlines = [polygon for grade, polygon in image.outlines if grade == label]
             column, row = _point_in(outlines[int(rng.integers(len(outlines)))], rng)
             # Choose the patch so that the point lies in its middle half.
             shift = patch / 2 + (rng.random(2) - 0.5) * patch / 2
             corner = np.rint((row, column) - shift).astype(int)
-            return int(np.clip(corner[0], 0, last[0])), int(np.clip(corner[1], 0, last[1]))
+            return int(np.clip(corner[0], 0, last_corner[0])), int(np.clip(corner[1], 0, last_corner[1]))
         for _ in range(PROBES):
-            top, left = (int(rng.integers(end + 1)) for end in last)
-            lit = pixels[top : top + patch : 4, left : left + patch : 4].any()
-            if lit and not any(_overlaps(polygon, top, left, patch) for _, polygon in image.outlines):
+            top, left = (int(rng.integers(end + 1)) for end in last_corner)
+            has_tissue = pixels[top : top + patch : 4, left : left + patch : 4].any()
+            if has_tissue and not any(_overlaps(polygon, top, left, patch) for _, polygon in image.outlines):
                 return top, left
         raise CaseError("no patch with tissue was found outside the outlines", subject=image.path)
 

@@ -110,9 +110,10 @@ class ExamView(_Source):
 
     def __init__(self, view: View, mammogram: Mammogram, config: ViewConfig) -> None:
         stored = mammogram.pixels
-        mm = mammogram.heading.mm_per_px
+        mm_per_px = mammogram.heading.mm_per_px
         super().__init__(
-            Size(stored.shape[1], stored.shape[0]), None if mm is None else Mpp.square(1000 * mm)
+            Size(stored.shape[1], stored.shape[0]),
+            None if mm_per_px is None else Mpp.square(1000 * mm_per_px),
         )
         self.view, self.stored, self.mammogram = view, stored, mammogram
         self.crop = crop_of(
@@ -236,7 +237,7 @@ def open_view(path: str, view: View, config: ViewConfig) -> ExamView:
 
 def _read_padded(image: NDArray[Any], window: Window) -> NDArray[Any]:
     """Return the window of an image (H, W), with zeros outside the image."""
-    out = np.zeros(window.shape, image.dtype)
+    pixels = np.zeros(window.shape, image.dtype)
     inside = Window(
         max(0, window.top),
         min(image.shape[0], window.bottom),
@@ -245,5 +246,5 @@ def _read_padded(image: NDArray[Any], window: Window) -> NDArray[Any]:
     )
     if inside.height > 0 and inside.width > 0:
         top, left = inside.top - window.top, inside.left - window.left
-        out[top : top + inside.height, left : left + inside.width] = inside.of(image)
-    return out
+        pixels[top : top + inside.height, left : left + inside.width] = inside.of(image)
+    return pixels

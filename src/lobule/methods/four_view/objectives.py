@@ -23,9 +23,9 @@ BENIGN_ROWS = tuple(i for i, name in enumerate(TARGETS) if name.endswith("benign
 def breast_loss(log_probabilities: Tensor, labels: Tensor, positive_weight: float = 1.0) -> Tensor:
     """Return the mean cross-entropy of (N, targets, 2) and labels (N, targets), ignoring unknown labels."""
     has_label = labels != UNKNOWN
-    truth = labels.clamp(min=0)
-    losses = -log_probabilities.float().gather(-1, truth[..., None])[..., 0]
-    weights = torch.where(truth == 1, positive_weight, 1.0) * has_label
+    targets = labels.clamp(min=0)
+    losses = -log_probabilities.float().gather(-1, targets[..., None])[..., 0]
+    weights = torch.where(targets == 1, positive_weight, 1.0) * has_label
     return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
 
 

@@ -142,10 +142,10 @@ class Bands:
     def over(cls, shape: tuple[int, ...], cells: int) -> Bands:
         """Divide a view into as few bands as possible with at most `cells` cells each, where possible."""
         rows, columns = -(-shape[0] // CELL), -(-shape[1] // CELL)
-        most_rows = cells // columns
-        if most_rows >= rows:
+        max_rows = cells // columns
+        if max_rows >= rows:
             return cls(rows, columns, rows, 0)
-        count = -(-rows // max(1, most_rows - 2 * HALO))
+        count = -(-rows // max(1, max_rows - 2 * HALO))
         return cls(rows, columns, -(-rows // count), HALO)
 
     @property

@@ -44,28 +44,33 @@ def open_views(case: Case, config: ViewConfig) -> dict[str, ImageSource]:
             except (LobuleError, OSError) as error:
                 images[name] = BrokenView(view, error, config)
                 errors.append(error)
-    _refuse_views(case, images, errors, config)
-    opened = [image for image in images.values() if isinstance(image, ExamView)]
+    _check_views(case, images, errors, config)
+    exam_views = [image for image in images.values() if isinstance(image, ExamView)]
     # This raises an error if the files of one exam belong to several patients.
-    exam_of_files({view: [o.mammogram.heading.path for o in opened if o.view == view] for view in VIEWS})
+    exam_of_files(
+        {
+            view: [view_image.mammogram.heading.path for view_image in exam_views if view_image.view == view]
+            for view in VIEWS
+        }
+    )
     return images
 
 
-def _refuse_views(
+def _check_views(
     case: Case, images: Mapping[str, ImageSource], errors: Sequence[Exception], config: ViewConfig
 ) -> None:
     """Raise an error if all views are blank, or if a view that the model needs is missing or unreadable."""
-    absent = [view for view in VIEWS if view not in images]
+    missing = [view for view in VIEWS if view not in images]
     if all(isinstance(image, BrokenView) and image.is_blank for image in images.values()):
         reason = f"no view of the exam shows a breast (blank: {', '.join(images) or 'none'}"
         raise NothingToScore(
-            reason + (f"; missing: {', '.join(absent)})" if absent else ")"), subject=case.id
+            reason + (f"; missing: {', '.join(missing)})" if missing else ")"), subject=case.id
         )
-    if absent and config.reads_exams:
+    if missing and config.reads_exams:
         raise NotAMammogram(
             "a model that joins views needs all four of them",
             subject=case.id,
-            actual=f"an exam without {', '.join(absent)}",
+            actual=f"an exam without {', '.join(missing)}",
             remedy="Scan exams that lack a view with an image-wise bundle, or convert one that has both",
         )
     if errors and (config.reads_exams or len(errors) == len(images)):

@@ -178,8 +178,8 @@ class FourViewPredictor:
             return cell_means(batch.pixels, self.config.heatmap_cell)
         dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
         x = batch.pixels.permute(0, 3, 1, 2).to(dtype)
-        image, _, by = image.partition(" by ")
-        number = int(by or 1) - 1
+        image, _, net_number = image.partition(" by ")
+        number = int(net_number or 1) - 1
         if kind == "patches":
             return {"scores": torch.softmax(self._placed[f"patches{number}"](x).float(), dim=1)}
         if kind == "evidence":
@@ -189,7 +189,9 @@ class FourViewPredictor:
         alone = image.endswith(ALONE)
         angle = angle_of(image.partition(" ")[0]) + (ALONE if alone else "")
         members = self._members_of(number, alone)
-        return {"features": torch.cat([self._placed[f"{angle}{m}"](x).float() for m in members], dim=1)}
+        return {
+            "features": torch.cat([self._placed[f"{angle}{member}"](x).float() for member in members], dim=1)
+        }
 
     # -- one exam -----------------------------------------------------------------------------------------
 

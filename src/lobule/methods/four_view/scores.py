@@ -145,11 +145,11 @@ def exam_result(
 
 
 def _require_finite(scores: Mapping[str, float]) -> None:
-    wrong = [f"{name} {score}" for name, score in scores.items() if not math.isfinite(score)]
-    if wrong:
+    not_finite = [f"{name} {score}" for name, score in scores.items() if not math.isfinite(score)]
+    if not_finite:
         raise ModelError(
             "the classifier's scores are not finite",
-            actual=", ".join(wrong),
+            actual=", ".join(not_finite),
             remedy="The weights are damaged: convert or train the bundle again",
         )
 
@@ -157,24 +157,26 @@ def _require_finite(scores: Mapping[str, float]) -> None:
 def _score_exam(heads: Sequence[Heads], features: Features) -> tuple[dict[str, float], dict[str, Any]]:
     """Return scores and metadata of classifiers that join views."""
     probabilities = np.stack([head.exam(features.of(VIEWS, member)) for member, head in enumerate(heads)])
-    of_epochs = probabilities.mean(axis=0)
+    epoch_scores = probabilities.mean(axis=0)
     metadata: dict[str, Any] = {
-        "windows": len(of_epochs),
-        "spread": {name: _spread(of_epochs[:, i]) for i, name in enumerate(TARGETS)},
+        "windows": len(epoch_scores),
+        "spread": {name: _spread(epoch_scores[:, i]) for i, name in enumerate(TARGETS)},
     }
     if len(heads) > 1:
         metadata["members"] = [
             dict(zip(TARGETS, member.mean(axis=0).tolist(), strict=True)) for member in probabilities
         ]
-    return dict(zip(TARGETS, of_epochs.mean(axis=0).tolist(), strict=True)), metadata
+    return dict(zip(TARGETS, epoch_scores.mean(axis=0).tolist(), strict=True)), metadata
 
 
 def _score_views(heads: Sequence[Heads], features: Features) -> tuple[dict[str, float], dict[str, Any]]:
     """Return scores and metadata of image-wise classifiers."""
     views: dict[str, NDArray[np.float64]] = {}
     for view in features.views:
-        of_members = [head.view(view, features.of([view], member)[view]) for member, head in enumerate(heads)]
-        views[view] = np.mean(of_members, axis=0)
+        member_scores = [
+            head.view(view, features.of([view], member)[view]) for member, head in enumerate(heads)
+        ]
+        views[view] = np.mean(member_scores, axis=0)
     metadata: dict[str, Any] = {
         "windows": {view: len(probabilities) for view, probabilities in views.items()},
         "views": {
@@ -209,11 +211,11 @@ def _breast_spread(
             row_of_epoch = {
                 view: {e: i for i, e in enumerate(features.shared_epochs([view]))} for view in side_views
             }
-            of_epochs = [
+            epoch_scores = [
                 np.mean([views[view][row_of_epoch[view][e], index] for view in side_views])
                 for e in shared_epochs
             ]
-            spread[f"{side}_{grade}"] = _spread(np.array(of_epochs))
+            spread[f"{side}_{grade}"] = _spread(np.array(epoch_scores))
     return spread
 
 
@@ -222,9 +224,9 @@ def breast_scores(views: Mapping[str, Sequence[float]]) -> dict[str, float]:
     scores = {}
     for index, grade in enumerate(GRADES):
         for side, letter in SIDES.items():
-            of_side = [scored[index] for view, scored in views.items() if view.startswith(letter)]
-            if of_side:
-                scores[f"{side}_{grade}"] = float(np.mean(of_side))
+            side_scores = [scored[index] for view, scored in views.items() if view.startswith(letter)]
+            if side_scores:
+                scores[f"{side}_{grade}"] = float(np.mean(side_scores))
     return scores
 
 

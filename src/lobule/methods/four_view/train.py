@@ -272,10 +272,20 @@ class _Training:
         config, net = self.config, self.start.net
         sampler = ExamSampler(pool, store)
         trunk_rate = config.trunk_rate if pretrained else config.rate
-        named = list(net.named_parameters())
+        named_parameters = list(net.named_parameters())
         groups = [
-            Group([p for name, p in named if not name.startswith("four_view_resnet.")], config.rate),
-            Group([p for name, p in named if name.startswith("four_view_resnet.")], trunk_rate),
+            Group(
+                [
+                    parameter
+                    for name, parameter in named_parameters
+                    if not name.startswith("four_view_resnet.")
+                ],
+                config.rate,
+            ),
+            Group(
+                [parameter for name, parameter in named_parameters if name.startswith("four_view_resnet.")],
+                trunk_rate,
+            ),
         ]
         val_sampler = None if val_pool is None else ExamSampler(val_pool, store)
         if val_sampler is not None and not self._can_evaluate(val_sampler):

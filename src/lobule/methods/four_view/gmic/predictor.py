@@ -87,14 +87,14 @@ class GmicPredictor:
         return replace(engine, batch=batch)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        exact = replace(engine, precision="float32")
+        float32_engine = replace(engine, precision="float32")
         quirks = self.config.set(options.settings).quirks
         self._placed = []
         for net in self.nets:
             model = copy.deepcopy(net)
             model.compat = quirks
             model.ds_net = _WholeMap(model.ds_net)  # type: ignore[assignment]
-            self._placed.append(placed(model, exact))
+            self._placed.append(placed(model, float32_engine))
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         height, width = (min(SAMPLE_SIDE, length) for length in self.config.window)
@@ -269,8 +269,14 @@ def weights_of(nets: Sequence[Gmic]) -> dict[str, Tensor]:
 def fill(nets: Sequence[Gmic], weights: Mapping[str, Tensor], bundle: Bundle) -> None:
     try:
         for number, net in enumerate(nets, start=1):
-            start = f"{number}."
-            net.load_state_dict({k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)})
+            prefix = f"{number}."
+            net.load_state_dict(
+                {
+                    name.removeprefix(prefix): value
+                    for name, value in weights.items()
+                    if name.startswith(prefix)
+                }
+            )
             net.eval()
     except RuntimeError as error:
         raise ModelError(
