@@ -12,7 +12,7 @@ from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.cohort import Case, Cohort
 from lobule.cohort.labels import NEGATIVE, POSITIVE, is_false, plain
 from lobule.errors import AnnotationError
-from lobule.methods.reverse_distillation.calibrate import _of_both_kinds
+from lobule.methods.reverse_distillation.calibrate import _alternate_classes
 from lobule.methods.scannet.scoring import is_tumour
 from lobule.training.patch_sampling import NORMAL, TUMOUR, find_positions
 from lobule.training.sampling import gather
@@ -44,7 +44,7 @@ def test_every_word_for_normal_makes_the_whole_slide_normal(slide: Case, label: 
     assert places.count(NORMAL) == places.columns * round(400 / places.l0_cell[1])
     assert places.count(TUMOUR) == 0
     assert is_tumour(places) is False
-    assert _of_both_kinds([places], 5) == [places]
+    assert _alternate_classes([places], 5) == [places]
 
 
 @pytest.mark.parametrize("label", NORMAL_WORDS)

@@ -11,7 +11,7 @@ from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.cohort import Case
 from lobule.measures.calibration import Platt
 from lobule.methods.reverse_distillation import Config
-from lobule.methods.reverse_distillation.calibration import Calibration, Shared, SlideFit
+from lobule.methods.reverse_distillation.calibration import Calibration, FormAgreement, SlideFit
 from lobule.tissue import TissueConfig
 from lobule.training.fitting import TrainMachine
 from tests.scanning.support import write_slide
@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
 CONFIG = Config(**SMALL)
 MACHINE = TrainMachine(device="cpu", precision="float32", workers=2)
 TISSUE = TissueConfig(mpp=8.0)
-CALIBRATION = Calibration(Platt(3.0, -4.0), {"exact": SlideFit(1.2, 2.0, -1.0)}, Shared(0.9, 0.1, 50))
+CALIBRATION = Calibration(Platt(3.0, -4.0), {"exact": SlideFit(1.2, 2.0, -1.0)}, FormAgreement(0.9, 0.1, 50))
 TUMOUR_COLOUR = (120, 60, 150)
 
 Square = tuple[int, int, int]

@@ -9,11 +9,11 @@ from lobule.measures.calibration import Platt
 from lobule.methods.reverse_distillation.calibration import (
     Calibration,
     SlideFit,
-    half,
-    of_normal,
-    of_patches,
-    of_shared,
-    of_slides,
+    fit_normal_patches,
+    fit_patches,
+    fit_slide_score,
+    form_agreement,
+    half_probability_score,
 )
 from lobule.nets import anomaly
 from tests.methods.reverse_distillation.support import CALIBRATION
@@ -23,15 +23,15 @@ def test_patches_are_calibrated_only_where_tumour_scores_higher() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(4000) % 2 == 1
     raw = rng.normal(np.where(labels, 2.0, 1.0), 0.5)
-    fit = of_patches(labels, raw)
+    fit = fit_patches(labels, raw)
     assert fit is not None
     # two normal distributions of equal spread: log odds are linear, with slope 1 / 0.25 and middle 1.5
     assert fit.slope == pytest.approx(4, rel=0.1)
-    assert half(fit) == pytest.approx(1.5, abs=0.05)
-    assert of_patches(labels, -raw) is None
-    assert of_patches(labels[:1], raw[:1]) is None
-    normal = of_normal(raw[~labels])
-    assert (raw[~labels] > half(normal)).mean() == pytest.approx(0.01, abs=0.002)
+    assert half_probability_score(fit) == pytest.approx(1.5, abs=0.05)
+    assert fit_patches(labels, -raw) is None
+    assert fit_patches(labels[:1], raw[:1]) is None
+    normal = fit_normal_patches(raw[~labels])
+    assert (raw[~labels] > half_probability_score(normal)).mean() == pytest.approx(0.01, abs=0.002)
     assert normal(np.median(raw[~labels])) == pytest.approx(0.01)
 
 
@@ -42,13 +42,13 @@ def test_the_threshold_of_slides_is_the_one_that_tells_them_apart() -> None:
     labels = [number % 2 == 0 for number in range(12)]
     for number in range(0, 12, 2):
         cells[number][:5] = 1.5
-    found = of_slides(labels, cells)
+    found = fit_slide_score(labels, cells)
     assert found is not None
     fit, told = found
     assert 1 < fit.threshold <= 1.5
     assert told["slide_auc"] == 1
     assert fit.probability(cells[0]) > 0.5 > fit.probability(cells[1])
-    assert of_slides(labels[::2], cells[::2]) is None
+    assert fit_slide_score(labels[::2], cells[::2]) is None
 
 
 def test_a_threshold_that_is_best_by_chance_is_not_taken() -> None:
@@ -62,7 +62,7 @@ def test_a_threshold_that_is_best_by_chance_is_not_taken() -> None:
         cells[number][0] = 1.9 + 0.01 * number
     for number in range(5, 10):
         cells[number][0] = 1.9 - 0.01 * number
-    found = of_slides(labels, cells)
+    found = fit_slide_score(labels, cells)
     assert found is not None
     assert found[0].threshold < 1.4, "between the highest cells lies a threshold that tells all slides apart"
     assert found[1]["slide_auc"] == 1
@@ -87,8 +87,8 @@ def test_each_form_has_its_own_slide_score() -> None:
 def test_a_calibration_survives_the_disk_and_forms_are_compared() -> None:
     assert Calibration.from_dict(CALIBRATION.to_dict()) == CALIBRATION
     exact = np.array([1.0, 2.0, 3.0, 4.0])
-    told = of_shared(exact, np.array([1.1, 1.9, 3.2, 4.0]))
+    told = form_agreement(exact, np.array([1.1, 1.9, 3.2, 4.0]))
     assert (told.rank, told.cells) == (1.0, 4)
     assert told.error == pytest.approx(0.1)
-    assert of_shared(exact, -exact).rank == -1
-    assert of_shared(np.ones(3), exact[:3]).rank == 0
+    assert form_agreement(exact, -exact).rank == -1
+    assert form_agreement(np.ones(3), exact[:3]).rank == 0

@@ -53,7 +53,7 @@ def test_checkpoints_that_are_none_are_refused(tmp_path: Path) -> None:
         ("evil.pth", "cannot be read"),
         ("other.pth", "no reverse distillation checkpoint"),
         ("odd.pth", "no known teacher"),
-        ("none.pth", "no such weights file"),
+        ("none.pth", "weights file does not exist"),
     ):
         with pytest.raises(LobuleError, match=told):
             convert(tmp_path / name, tmp_path / "out")

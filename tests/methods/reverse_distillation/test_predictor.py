@@ -267,7 +267,7 @@ def test_a_bundle_needs_nothing_from_elsewhere(slide: Path, tmp_path: Path) -> N
 def test_strides_and_forms_that_cannot_be_are_refused(slide: Path, tmp_path: Path) -> None:
     predictor = predictor_of()
     shared = replace(EVERYWHERE, settings={"form": "shared"})
-    with pytest.raises(ConfigError, match="no map of stride 12"):
+    with pytest.raises(ConfigError, match="does not support stride 12"):
         scan(predictor, FACTS, cohort_of(slide), tmp_path / "a", replace(shared, stride=12), MACHINE)
     with pytest.raises(ConfigError, match="no maximum"):
         scan(predictor_of(score="max"), FACTS, cohort_of(slide), tmp_path / "b", shared, MACHINE)

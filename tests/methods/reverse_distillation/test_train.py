@@ -19,7 +19,7 @@ from lobule.cohort import Cohort
 from lobule.errors import ConfigError, ModelError, ResultsError
 from lobule.losses import distillation_loss, focal_distillation_loss
 from lobule.methods.reverse_distillation import AnomalyPredictor, Config, load, train
-from lobule.methods.reverse_distillation.budget import spend
+from lobule.methods.reverse_distillation.budget import choose_patches
 from lobule.methods.reverse_distillation.config import RANDOM, STAIN_AUGMENTATION
 from lobule.methods.reverse_distillation.predictor import ANOMALY
 from lobule.methods.reverse_distillation.train import VALIDATION
@@ -120,7 +120,7 @@ def test_a_form_that_cannot_be_scanned_costs_no_training(
     plain = AnomalyPredictor.settle
 
     def settle(self: AnomalyPredictor, engine: Any, room: int, options: Any) -> Any:
-        if self.asked(options).form == "shared":
+        if self.scan_config(options).form == "shared":
             raise ConfigError("the smallest field of patches does not fit under the memory ceiling")
         return plain(self, engine, room, options)
 
@@ -188,15 +188,15 @@ def test_teacher_statistics_are_those_of_the_normal_training_patches(cohort: Coh
     bundle = train(config, cohort, tmp_path, tissue=TISSUE, machine=MACHINE)
     predictor = load(bundle)
     assert predictor.net.student.shape.signed
-    spent = spend(config, gather(cohort.split("train"), TISSUE), seed=0)
+    spent = choose_patches(config, gather(cohort.split("train"), TISSUE), seed=0)
     assert spent.to_csv() == bundle.file("places.csv").read_text()
     patches = []
-    for number, point in zip(spent.listed.slides, spent.listed.l0_points, strict=True):
+    for number, point in zip(spent.positions.slides, spent.positions.l0_points, strict=True):
         with open_slide(str(spent.pool.slides[number].case.path), mpp=MPP) as slide:
             pixels = slide.backend.read(0, slide.bounds, 1)
         left, top = round(point[0] - 16), round(point[1] - 16)
         patches.append(pixels[top : top + 32, left : left + 32])
-    normal = spent.listed.labels == NORMAL
+    normal = spent.positions.labels == NORMAL
     assert normal.sum() == 60
     torch.manual_seed(0)
     plain = teacher("tiny")
@@ -232,12 +232,12 @@ def test_a_training_with_every_new_setting_resumes_to_the_same_bytes(cohort: Coh
 
 def test_normal_slides_give_normal_patches_in_turn_with_the_outlined_ones(cohort: Cohort) -> None:
     pool = gather(cohort, TISSUE)
-    without = spend(CONFIG, pool, seed=0)
+    without = choose_patches(CONFIG, pool, seed=0)
     assert sorted(without.counts.values()) == [(30, 20), (30, 20)]
-    spent = spend(replace(CONFIG, normal_slides=2), pool, seed=0)
+    spent = choose_patches(replace(CONFIG, normal_slides=2), pool, seed=0)
     assert sorted(spent.counts.values()) == [(15, 0), (15, 0), (15, 20), (15, 20)]
     assert {name for name, (_, tumour) in spent.counts.items() if not tumour} < {"c", "e", "g"}
-    too_many = spend(replace(CONFIG, normal_slides=5), pool, seed=0)
+    too_many = choose_patches(replace(CONFIG, normal_slides=5), pool, seed=0)
     assert any("only 3 slides are normal" in note for note in too_many.notes)
 
 
@@ -246,19 +246,21 @@ def test_normal_slides_give_normal_patches_in_turn_with_the_outlined_ones(cohort
 
 def test_a_budget_is_the_same_again_and_lies_within_a_larger_one(cohort: Cohort) -> None:
     pool = gather(cohort, TISSUE)
-    small, again, large = (spend(replace(CONFIG, slides=n), pool, seed=3) for n in (1, 1, 3))
+    small, again, large = (choose_patches(replace(CONFIG, slides=n), pool, seed=3) for n in (1, 1, 3))
     assert small.to_csv() == again.to_csv()
     assert set(small.counts) < set(large.counts)
     assert small.total(TUMOUR) == large.total(TUMOUR) == 40
-    assert spend(CONFIG, pool, seed=4).to_csv() != spend(CONFIG, pool, seed=3).to_csv()
+    assert choose_patches(CONFIG, pool, seed=4).to_csv() != choose_patches(CONFIG, pool, seed=3).to_csv()
     assert max(tumour for _, tumour in large.counts.values()) == 14
 
 
 def test_patches_are_of_their_class_to_the_corners_and_apart(cohort: Cohort) -> None:
-    spent = spend(CONFIG, gather(cohort.split("train"), TISSUE), seed=0)
+    spent = choose_patches(CONFIG, gather(cohort.split("train"), TISSUE), seed=0)
     for number, places in enumerate(spent.pool.slides):
         for label in (NORMAL, TUMOUR):
-            points = spent.listed.l0_points[(spent.listed.slides == number) & (spent.listed.labels == label)]
+            points = spent.positions.l0_points[
+                (spent.positions.slides == number) & (spent.positions.labels == label)
+            ]
             corners = points[:, None] + 16 * np.array([(-1, -1), (1, -1), (-1, 1), (1, 1)])
             assert (places.classes(corners.reshape(-1, 2)) == label).all()
             assert corners.min() > 0 and (corners < (WIDTH, HEIGHT)).all()
@@ -269,16 +271,16 @@ def test_patches_are_of_their_class_to_the_corners_and_apart(cohort: Cohort) -> 
 def test_slides_that_are_not_exhaustive_are_filled_up_by_normal_ones(tmp_path: Path) -> None:
     partly = painted(tmp_path, "p", (200, 200, 300), 1, "train", attributes={"exhaustive": "false"})
     whole = painted(tmp_path, "n", None, 2, "train")
-    spent = spend(CONFIG, gather(Cohort((partly, whole)), TISSUE), seed=0)
+    spent = choose_patches(CONFIG, gather(Cohort((partly, whole)), TISSUE), seed=0)
     assert spent.counts == {"p": (0, 40), "n": (60, 0)}
     assert any("1 normal slides give the 60" in note for note in spent.notes)
 
 
 def test_a_lesion_smaller_than_a_patch_is_drawn_from_all_the_same(tmp_path: Path) -> None:
     tiny = painted(tmp_path, "t", (300, 300, 20), 1, "train")
-    spent = spend(CONFIG, gather(Cohort((tiny,)), TISSUE), seed=0)
+    spent = choose_patches(CONFIG, gather(Cohort((tiny,)), TISSUE), seed=0)
     assert 1 <= spent.total(TUMOUR) <= 9
-    assert any("tumour patches were asked for" in note for note in spent.notes)
+    assert any("tumour patches were requested" in note for note in spent.notes)
 
 
 # -- bad input ----------------------------------------------------------------------------------------------
@@ -290,7 +292,7 @@ def test_no_tumour_at_all_learns_normal_tissue_and_says_so(tmp_path: Path) -> No
     bundle = train(config, Cohort(tuple(cases)), tmp_path / "out", tissue=TISSUE, machine=MACHINE)
     notes = " ".join(bundle.provenance["notes"])
     assert "plain one-class loss" in notes
-    assert "no tumour is known" in notes
+    assert "there are no tumour patches" in notes
     assert bundle.config["loss"] == "plain"
     predictor = load(bundle)
     assert predictor.calibration.patch is not None

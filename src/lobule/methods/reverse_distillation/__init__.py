@@ -1,4 +1,4 @@
-"""Reverse distillation: tumour as what a student cannot copy, learned from about ten outlined slides.
+"""Reverse distillation: tumour detection learned from about ten outlined slides.
 
 He and Li: Whole-slide-imaging Cancer Metastases Detection and Localization with Limited Tumorous Data.
 MIDL 2023, arXiv 2303.10342 (FW-RD). After Deng and Li: Anomaly Detection via Reverse Distillation from
@@ -9,23 +9,28 @@ One-Class Embedding. CVPR 2022, arXiv 2201.10703 (RD4AD).
     plain reverse distillation             0.6068
     TCBB, SLFCD, HMS & MIT II (all slides) 0.8832, 0.9784, 0.9924
 
-A frozen teacher gives three feature maps, and a student rebuilds them through a narrow bottleneck. It learns
-to on normal tissue and, by the focal loss, not to on tumour: where the two differ, the score is high.
+A frozen teacher computes three feature maps, and a student rebuilds them through a narrow bottleneck. The
+student learns to copy the teacher on normal tissue and, through the focal loss, not to copy it on tumour. The
+score is high where the two differ.
 
-What differs from the paper, on purpose:
-- Patches are drawn from the slides while training, never stored. Which ones is decided first, by the seed
-  alone, and kept with the bundle; a smaller budget's slides are among a larger one's.
-- Training patches are augmented, stains included: from a few hundred patches of a few slides, the student
-  otherwise learns their stain. `augmentation=false` is as published. By choice, normal slides
-  give normal patches too (`normal_slides`), and the teacher's maps are standardised (`standardise_teacher`).
-- Exclusions inside outlines are honoured; slides that are not outlined exhaustively give no normal patches.
-- The focal loss is clamped, so that a similarity of exactly 0 or 1 is no NaN; `safe=false` is as published.
-- Scores are calibrated, and the threshold of the slide score is chosen, on validation slides; the published
-  2.01 is `threshold=paper`.
-- Patches of a neighbourhood are read once. `form=exact` evaluates every overlapping patch, as published;
-  `form=shared` evaluates patches side by side and averages their maps over windows; the bundle says how near
-  that comes.
-- The last batch of an epoch runs on into the next.
+Intentional differences from the paper:
+- Patches are read from the slides during training and never stored. They are chosen before the training, from
+  the seed alone, and listed in the bundle. The slides of a smaller budget are a subset of those of a larger
+  one.
+- Training patches are augmented, including their stains. Without that, a student that sees a few hundred
+  patches of a few slides learns the stain of these slides. `augmentation=false` is the published form.
+  Two options: normal slides also provide normal patches (`normal_slides`), and the teacher's maps are
+  standardised (`standardise_teacher`).
+- Excluded regions inside outlines are respected. Slides whose outlines are not exhaustive provide no normal
+  patches.
+- The focal loss is clamped, so that a similarity of exactly 0 or 1 does not give NaN. `safe=false` is the
+  published form.
+- Scores are calibrated, and the threshold of the slide score is chosen, on validation slides.
+  `threshold=paper` uses the published 2.01.
+- Overlapping patches are read once. `form=exact` evaluates every overlapping patch, as published.
+  `form=shared` evaluates adjacent patches and averages their maps over windows. The bundle records how well
+  the two agree.
+- The last batch of an epoch continues into the next epoch.
 """
 
 from lobule.methods.reverse_distillation.config import SCAN_SETTINGS, Config

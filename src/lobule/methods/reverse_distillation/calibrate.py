@@ -1,4 +1,4 @@
-"""Calibration at the end of a training: of patches, of the shared form, and of slides."""
+"""Calibration at the end of a training: patch scores, the shared form, and slide scores."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from lobule.measures.calibration import Platt
 from lobule.methods.reverse_distillation.calibration import (
     Calibration,
     Floats,
-    Shared,
+    FormAgreement,
     SlideFit,
-    of_normal,
-    of_patches,
-    of_shared,
-    of_slides,
+    fit_normal_patches,
+    fit_patches,
+    fit_slide_score,
+    form_agreement,
 )
 from lobule.methods.reverse_distillation.config import Config, Form
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor
@@ -40,13 +40,14 @@ from lobule.training.fitting import TrainMachine
 from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool, SlidePositions
 from lobule.training.sampling import Samples, SampleStream
 
-FIELDS, PATCHES = 6, 2
-"""Fields, and how many patches a side they hold, on which the shared form is compared with the exact one."""
+FIELD_COUNT, PATCHES_PER_SIDE = 6, 2
+"""Number of fields on which the shared form is compared with the exact one, and patches along a side of a
+field."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """A calibration, how good it is, and what there is to say of it."""
+class CalibrationOutcome:
+    """A calibration with its quality metrics and notes for the user."""
 
     calibration: Calibration
     metrics: dict[str, Any]
@@ -56,51 +57,56 @@ class Told:
 def calibrate(
     predictor: AnomalyPredictor,
     learned: Pool,
-    held: Pool | None,
+    validation: Pool | None,
     stream: Callable[[Pool], SampleStream],
     tissue: TissueConfig | None,
     folder: Path,
     machine: TrainMachine,
-) -> Told:
-    """Calibrate on what was held out, or where nothing was, on the patches that were learned from."""
-    with stream(learned if held is None else held) as samples:
+) -> CalibrationOutcome:
+    """Calibrate on the validation slides, or on the training patches without a validation pool."""
+    with stream(learned if validation is None else validation) as samples:
         labels, raw = raw_scores(predictor, samples, torch.device(machine.device))
-    patch, notes = _patch_fit(labels, raw, held is None)
-    shared = compare_forms(predictor, learned if held is None else held)
+    patch, notes = _patch_fit(labels, raw, validation is None)
+    shared = compare_forms(predictor, learned if validation is None else validation)
     predictor.calibration = Calibration(patch, shared=shared)
     metrics: dict[str, Any] = {}
     if shared is not None:
         metrics |= {"shared_rank": shared.rank, "shared_error": shared.error}
-    if held is None or not predictor.config.val_slides:
-        return Told(predictor.calibration, metrics, notes)
+    if validation is None or not predictor.config.val_slides:
+        return CalibrationOutcome(predictor.calibration, metrics, notes)
     slides: dict[str, SlideFit | None] = {}
     for form in _forms(predictor.config, shared):
         try:
-            found = _of_scans(predictor, form, held, tissue, folder / "calibration", machine)
-        except ConfigError as error:  # such as memory for its fields; what nobody asked for costs no training
+            slide_fit = _calibrate_slides(
+                predictor, form, validation, tissue, folder / "calibration", machine
+            )
+        except ConfigError as error:  # such as too little memory; only the configured form may fail
             if form == predictor.config.form:
                 raise
-            notes += (f"slide scores of the {form} form are not calibrated: {error}",)
+            notes += (f"The slide scores of the {form} form are not calibrated: {error}",)
             continue
-        if found is None:
+        if slide_fit is None:
             slides[form] = None
-            notes += (f"the validation slides do not tell slides apart ({form} form): not calibrated",)
+            notes += (
+                f"The slide scores of the {form} form are not calibrated: they do not separate the "
+                "validation slides by class.",
+            )
             continue
-        slides[form], told = found
-        own = "" if form == predictor.config.form else f"_{form}"
-        metrics |= {f"{name}{own}": value for name, value in told.items()}
-    return Told(replace(predictor.calibration, slides=slides), metrics, notes)
+        slides[form], slide_metrics = slide_fit
+        suffix = "" if form == predictor.config.form else f"_{form}"
+        metrics |= {f"{name}{suffix}": value for name, value in slide_metrics.items()}
+    return CalibrationOutcome(replace(predictor.calibration, slides=slides), metrics, notes)
 
 
-def _forms(config: Config, shared: Shared | None) -> tuple[Form, ...]:
-    """The forms whose slide scores are worth fitting: that of the config, and shared, which costs little."""
+def _forms(config: Config, shared: FormAgreement | None) -> tuple[Form, ...]:
+    """The forms whose slide scores are calibrated: the configured form, and shared, which is cheap."""
     return ("exact", "shared") if config.form == "exact" and shared is not None else (config.form,)
 
 
 def raw_scores(
     predictor: AnomalyPredictor, samples: Iterable[Samples], device: torch.device
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Labels and raw scores of drawn patches."""
+    """Labels and raw scores of sampled patches."""
     labels, scores = [], []
     with torch.inference_mode():
         for batch in samples:
@@ -110,20 +116,27 @@ def raw_scores(
 
 
 def _patch_fit(labels: NDArray[np.int64], raw: Floats, of_training: bool) -> tuple[Platt, tuple[str, ...]]:
-    fit = of_patches(labels == TUMOUR, raw)
+    fit = fit_patches(labels == TUMOUR, raw)
     if fit is not None:
-        note = "calibrated on the training patches themselves, for want of others: scores are too sure"
+        note = (
+            "Calibrated on the training patches because there are no validation patches: the scores are "
+            "overconfident."
+        )
         return fit, (note,) if of_training else ()
-    why = "tumour scores no higher than normal tissue" if (labels == TUMOUR).any() else "no tumour is known"
-    note = f"{why}: scores are no probabilities; above 1/2 lies one normal patch in a hundred"
-    return of_normal(raw[labels == NORMAL]), (note,)
+    reason = (
+        "tumour scores no higher than normal tissue"
+        if (labels == TUMOUR).any()
+        else "there are no tumour patches"
+    )
+    note = f"Scores are not probabilities, because {reason}; one normal patch in a hundred scores above 1/2."
+    return fit_normal_patches(raw[labels == NORMAL]), (note,)
 
 
 # -- the shared form ----------------------------------------------------------------------------------------
 
 
-def compare_forms(predictor: AnomalyPredictor, pool: Pool) -> Shared | None:
-    """Both forms of the same cells, on fields around places of either class; None where shared is none."""
+def compare_forms(predictor: AnomalyPredictor, pool: Pool) -> FormAgreement | None:
+    """Compare both forms on fields around points of both classes; None if there is no shared form."""
     config = replace(predictor.config, form="shared")
     try:
         predictor.stride(ScanOptions(settings={"form": "shared"}))
@@ -132,93 +145,95 @@ def compare_forms(predictor: AnomalyPredictor, pool: Pool) -> Shared | None:
         return None
     rng = np.random.default_rng(0)
     exact, shared = [], []
-    for turn in range(FIELDS):
+    for turn in range(FIELD_COUNT):
         usable = pool.usable(turn % 2) or pool.usable(1 - turn % 2)
-        places = pool.slides[usable[turn // 2 % len(usable)]]
-        place = places.draw(turn % 2, rng) or places.draw(1 - turn % 2, rng)
-        if place is None:
+        slide = pool.slides[usable[turn // 2 % len(usable)]]
+        point = slide.draw(turn % 2, rng) or slide.draw(1 - turn % 2, rng)
+        if point is None:
             continue
-        pixels, wanted = _field(predictor, config, places, place)
+        pixels, required = _read_field(predictor, config, slide, point)
         device = next(predictor.net.parameters()).device
-        one = torch.from_numpy(pixels[None]).to(device)
+        field = torch.from_numpy(pixels[None]).to(device)
         with torch.inference_mode():
-            asked = torch.from_numpy(wanted[None]).to(device)
-            whole = predictor.shared(one, config.stride, asked)[0].cpu().numpy()
-            patches = one[:, margin:, margin:]
-            for row in range(len(wanted)):  # a row at a time, so that memory stays small
-                mask = np.zeros_like(wanted)
-                mask[row] = wanted[row]
-                found = predictor.exact(patches, config.stride, torch.from_numpy(mask[None]).to(device))
-                exact.append(found[0].cpu().numpy()[mask])
-                shared.append(whole[mask])
-    together = [np.concatenate([np.empty(0), *parts]).astype(np.float64) for parts in (exact, shared)]
-    return of_shared(*together) if len(together[0]) > 2 else None
+            mask_tensor = torch.from_numpy(required[None]).to(device)
+            shared_scores = predictor.shared(field, config.stride, mask_tensor)[0].cpu().numpy()
+            patches = field[:, margin:, margin:]
+            for row in range(len(required)):  # one row at a time, to save memory
+                mask = np.zeros_like(required)
+                mask[row] = required[row]
+                exact_scores = predictor.exact(
+                    patches, config.stride, torch.from_numpy(mask[None]).to(device)
+                )
+                exact.append(exact_scores[0].cpu().numpy()[mask])
+                shared.append(shared_scores[mask])
+    scores = [np.concatenate([np.empty(0), *chunks]).astype(np.float64) for chunks in (exact, shared)]
+    return form_agreement(*scores) if len(scores[0]) > 2 else None
 
 
-def _field(
-    predictor: AnomalyPredictor, config: Config, places: SlidePositions, place: tuple[float, float]
+def _read_field(
+    predictor: AnomalyPredictor, config: Config, positions: SlidePositions, point: tuple[float, float]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """The pixels of a field around a place, and which of its cells lie on tissue."""
-    slide = copy.copy(places.slide)
+    """The pixels of a field around a point, and a mask of its cells on tissue."""
+    slide = copy.copy(positions.slide)
     try:
         lattice = slide.lattice(mpp=config.mpp)
         step = np.array([float(lattice.step_x), float(lattice.step_y)])
-        cells = PATCHES * config.patch // config.stride
+        cells = PATCHES_PER_SIDE * config.patch // config.stride
         side, margin = predictor.field_side(config, config.stride, cells), predictor.margin(config)
-        corner = np.round(np.array(place) / step - side / 2).astype(np.int64)
+        corner = np.round(np.array(point) / step - side / 2).astype(np.int64)
         pixels = slide.read_lattice(lattice, Box(int(corner[0]), int(corner[1]), side, side))
     finally:
         slide.close()
     along = margin + config.patch / 2 + config.stride * np.arange(cells)
     columns, rows = (
-        np.floor((corner[k] + along) * step[k] / places.l0_cell[k]).astype(np.int64) for k in (0, 1)
+        np.floor((corner[k] + along) * step[k] / positions.l0_cell[k]).astype(np.int64) for k in (0, 1)
     )
-    wanted = np.zeros((cells, cells), np.bool_)
+    on_tissue = np.zeros((cells, cells), np.bool_)
     for r, row in enumerate(rows.tolist()):
         for c, column in enumerate(columns.tolist()):
-            inside = row >= 0 and 0 <= column < places.columns
-            cell = row * places.columns + column
-            wanted[r, c] = inside and (cell in places.cells[NORMAL] or cell in places.cells[TUMOUR])
-    return pixels, wanted
+            inside = row >= 0 and 0 <= column < positions.columns
+            cell = row * positions.columns + column
+            on_tissue[r, c] = inside and (cell in positions.cells[NORMAL] or cell in positions.cells[TUMOUR])
+    return pixels, on_tissue
 
 
 # -- slides -------------------------------------------------------------------------------------------------
 
 
-def _of_scans(
+def _calibrate_slides(
     predictor: AnomalyPredictor,
     form: Form,
-    held: Pool,
+    validation: Pool,
     tissue: TissueConfig | None,
     folder: Path,
     machine: TrainMachine,
 ) -> tuple[SlideFit, dict[str, float]] | None:
-    """Threshold and fit of the slide score, from scans of validation slides of both kinds."""
-    chosen = _of_both_kinds(held.slides, predictor.config.val_slides)
-    cohort = Cohort(tuple(places.case for places in chosen))
+    """Fit the slide score on scans of validation slides with and without tumour."""
+    chosen = _alternate_classes(validation.slides, predictor.config.val_slides)
+    cohort = Cohort(tuple(slide.case for slide in chosen))
     shutil.rmtree(folder, ignore_errors=True)
     options = ScanOptions(tissue=tissue, settings={"threshold": "paper", "form": form})
-    facts = {"method": "reverse_distillation", "fingerprint": "calibration", "classes": []}
-    runs = Machine(machine.device, machine.precision, machine.max_ram, channels_last=True)
-    report = scan(predictor, facts, cohort, folder, options, runs)
+    bundle_metadata = {"method": "reverse_distillation", "fingerprint": "calibration", "classes": []}
+    scan_machine = Machine(machine.device, machine.precision, machine.max_ram, channels_last=True)
+    report = scan(predictor, bundle_metadata, cohort, folder, options, scan_machine)
     results = open_results(folder)
     labels, cells = [], []
-    for places in chosen:
-        if places.case.id in report.failed:
+    for slide in chosen:
+        if slide.case.id in report.failed:
             continue
-        (reader,) = results.case_folder(places.case.id).maps.values()
+        (reader,) = results.case_folder(slide.case.id).maps.values()
         scores, states = reader.read()
-        labels.append(places.count(TUMOUR) > 0)
+        labels.append(slide.count(TUMOUR) > 0)
         cells.append(scores[-1][states == State.SCORED])
     shutil.rmtree(folder, ignore_errors=True)
-    return of_slides(labels, cells)
+    return fit_slide_score(labels, cells)
 
 
-def _of_both_kinds(slides: Sequence[SlidePositions], most: int) -> list[SlidePositions]:
-    """Tumour slides and slides that are wholly normal, in turn, up to so many."""
-    tumour = [places for places in slides if places.count(TUMOUR)]
+def _alternate_classes(slides: Sequence[SlidePositions], limit: int) -> list[SlidePositions]:
+    """Up to `limit` slides, alternating between tumour slides and completely normal slides."""
+    tumour = [slide for slide in slides if slide.count(TUMOUR)]
     normal = [
-        places for places in slides if not places.count(TUMOUR) and polarity(places.case.label or "") is False
+        slide for slide in slides if not slide.count(TUMOUR) and polarity(slide.case.label or "") is False
     ]
-    mixed = chain.from_iterable(zip_longest(tumour, normal))
-    return [places for places in mixed if places is not None][:most]
+    alternating = chain.from_iterable(zip_longest(tumour, normal))
+    return [slide for slide in alternating if slide is not None][:limit]

@@ -1,4 +1,4 @@
-"""From raw scores to probabilities: of patches, and of slides by a threshold tuned on validation slides."""
+"""Conversion of raw scores to probabilities, for patches and for slides."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from lobule.nets.anomaly import SLIDE_THRESHOLD, slide_score
 
 Floats = NDArray[np.float64]
 
-CANDIDATES, AROUND = 60, 4
-"""Thresholds tried for the slide score, from the middle of all cells to the highest one; and how many of its
-neighbours on either side count when one is judged."""
-NOTHING_KNOWN = float(np.log(2))
-"""The log loss of saying 1/2."""
-RARE = 0.01
-"""Of normal patches, those that may count as tumour where no tumour patch is known."""
+CANDIDATES, NEIGHBOURS = 60, 4
+"""Number of thresholds that are tried for the slide score, from the median of all cells to the maximum, and
+number of neighbouring thresholds on either side that are averaged when one is evaluated."""
+CHANCE_LOG_LOSS = float(np.log(2))
+"""The log loss of always predicting 1/2."""
+RARE_SHARE = 0.01
+"""Share of the normal patches that may score above 1/2 when there are no tumour patches."""
 
 
 @dataclass(frozen=True)
-class Shared:
-    """How near the shared form comes to the exact one, measured on fields of the training's slides."""
+class FormAgreement:
+    """Agreement of the shared form with the exact one, measured on fields of the training's slides."""
 
     rank: float
-    """Rank correlation of the scores of the same cells."""
+    """Rank correlation of the two scores of each cell."""
     error: float
-    """The mean distance of the two, in raw scores."""
+    """Mean absolute difference of the raw scores."""
     cells: int
 
 
 @dataclass(frozen=True)
 class SlideFit:
-    """The slide score of one form: which cells count, and what their mean says."""
+    """Slide score of one form: the threshold for cells, and the calibration of their mean."""
 
     threshold: float
-    """Cells with at least this raw score count."""
+    """Cells with at least this raw score are averaged."""
     slope: float
     intercept: float
 
@@ -52,30 +52,30 @@ class SlideFit:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns raw scores into those that are reported; without `patch`, the paper's threshold is all."""
+    """Conversion of raw scores to reported scores; without `patch`, only the paper's threshold is used."""
 
     patch: Platt | None = None
     slides: Mapping[str, SlideFit | None] = field(default_factory=dict)
-    """By form, since shared cells reach neither as high nor as low; None for one whose scores do not tell the
-    validation slides apart, and empty where there were none."""
-    shared: Shared | None = None
+    """Fit for each form, because the scores of the shared form have a smaller range. None for a form whose
+    scores do not separate the validation slides; empty if there were no validation slides."""
+    shared: FormAgreement | None = None
 
     def patch_probability(self, raw: ArrayLike) -> Floats:
         assert self.patch is not None
         return self.patch(raw)
 
     def of_form(self, form: str) -> SlideFit | None:
-        """The fit of a form, or that of the other one where only it was judged."""
+        """The fit of a form, or of the other form if only that one was fitted."""
         if form in self.slides:
             return self.slides[form]
         return next(iter(self.slides.values()), None)
 
     def threshold(self, form: str) -> float:
-        """The raw score from which cells count for the slide score."""
+        """The lowest raw score of the cells that the slide score averages."""
         fit = self.of_form(form)
         if fit is not None:
             return fit.threshold
-        return SLIDE_THRESHOLD if self.patch is None else half(self.patch)
+        return SLIDE_THRESHOLD if self.patch is None else half_probability_score(self.patch)
 
     def slide_probability(self, raw: NDArray[Any], form: str) -> float:
         """The slide score of its cells' raw scores."""
@@ -93,77 +93,83 @@ class Calibration:
         }
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> Calibration:
+    def from_dict(cls, stored: Mapping[str, Any]) -> Calibration:
         return cls(
-            patch=Platt(**facts["patch"]) if facts["patch"] else None,
-            slides={form: fit and SlideFit(**fit) for form, fit in facts["slides"].items()},
-            shared=Shared(**facts["shared"]) if facts["shared"] else None,
+            patch=Platt(**stored["patch"]) if stored["patch"] else None,
+            slides={form: fit and SlideFit(**fit) for form, fit in stored["slides"].items()},
+            shared=FormAgreement(**stored["shared"]) if stored["shared"] else None,
         )
 
 
-def of_patches(labels: ArrayLike, raw: ArrayLike) -> Platt | None:
-    """Raw score to probability, from patches of both classes; None where tumour does not score higher."""
+def fit_patches(labels: ArrayLike, raw: ArrayLike) -> Platt | None:
+    """Fit probabilities on patches of both classes; None if tumour does not score higher."""
     fit = fit_platt(labels, raw)
     return fit if fit is not None and fit.slope > 0 else None
 
 
-def of_normal(raw: Floats) -> Platt:
-    """Where no tumour patch is known: one normal patch in a hundred counts as tumour.
+def fit_normal_patches(raw: Floats) -> Platt:
+    """Scale the scores of normal patches when there are no tumour patches.
 
-    The score that so many exceed becomes 1/2, the middle patch 1/100: a scale, and no probability.
+    The score that one normal patch in a hundred exceeds becomes 1/2, and the median becomes 1/100. The result
+    is a scale from 0 to 1, not a probability.
     """
-    middle, rare = np.quantile(raw, [0.5, 1 - RARE])
-    slope = float(-logit(RARE) / max(rare - middle, 1e-6))
+    middle, rare = np.quantile(raw, [0.5, 1 - RARE_SHARE])
+    slope = float(-logit(RARE_SHARE) / max(rare - middle, 1e-6))
     return Platt(slope, float(-slope * rare))
 
 
-def half(fit: Platt) -> float:
+def half_probability_score(fit: Platt) -> float:
     """The raw score of probability 1/2."""
     return -fit.intercept / fit.slope
 
 
-def of_slides(
+def fit_slide_score(
     labels: Sequence[bool], cells: Sequence[NDArray[Any]]
 ) -> tuple[SlideFit, dict[str, float]] | None:
-    """The threshold whose slide scores tell the slides apart best, with the fit of them, and how well.
+    """Choose the threshold whose slide scores separate the slides best.
 
-    Each threshold has the log loss of its fitted slide scores; best is the one whose neighbourhood is: on a
-    few slides a single threshold, mostly a very high one, can be best by chance. None without both classes.
+    Each threshold is evaluated by the log loss of its fitted slide scores, averaged over neighbouring
+    thresholds: on a few slides a single threshold, mostly a very high one, can be the best by chance.
+
+    Returns:
+        The fit and its metrics, or None if one class is missing or no threshold separates the slides.
     """
     if len(set(labels)) < 2:
         return None
-    pooled = np.concatenate([np.asarray(own, np.float64).ravel() for own in cells])
+    pooled = np.concatenate([np.asarray(slide_cells, np.float64).ravel() for slide_cells in cells])
     if not len(pooled):
         return None
-    shares = np.geomspace(0.5, 1 / max(2, len(pooled)), CANDIDATES)  # lesions may be few of many cells
-    tried = np.sort([*np.quantile(pooled, 1 - shares), SLIDE_THRESHOLD])
-    fits = [_fit_slides(labels, cells, float(threshold)) for threshold in tried]
+    shares = np.geomspace(
+        0.5, 1 / max(2, len(pooled)), CANDIDATES
+    )  # a lesion may cover only a few of very many cells
+    thresholds = np.sort([*np.quantile(pooled, 1 - shares), SLIDE_THRESHOLD])
+    fits = [_fit_at_threshold(labels, cells, float(threshold)) for threshold in thresholds]
     if not any(fits):
         return None
-    losses = np.array([NOTHING_KNOWN if found is None else found[1]["slide_log_loss"] for found in fits])
-    padded = np.pad(losses, AROUND, constant_values=NOTHING_KNOWN)
-    nearby = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1).mean(axis=1)
-    usable = [index for index, found in enumerate(fits) if found is not None]
-    return fits[min(usable, key=lambda index: float(nearby[index]))]
+    losses = np.array([CHANCE_LOG_LOSS if fit is None else fit[1]["slide_log_loss"] for fit in fits])
+    padded = np.pad(losses, NEIGHBOURS, constant_values=CHANCE_LOG_LOSS)
+    nearby_loss = np.lib.stride_tricks.sliding_window_view(padded, 2 * NEIGHBOURS + 1).mean(axis=1)
+    usable = [index for index, fit in enumerate(fits) if fit is not None]
+    return fits[min(usable, key=lambda index: float(nearby_loss[index]))]
 
 
-def _fit_slides(
+def _fit_at_threshold(
     labels: Sequence[bool], cells: Sequence[NDArray[Any]], threshold: float
 ) -> tuple[SlideFit, dict[str, float]] | None:
-    scores = np.array([slide_score(own, threshold) for own in cells])
+    scores = np.array([slide_score(slide_cells, threshold) for slide_cells in cells])
     fit = fit_platt(labels, scores)
     if fit is None or fit.slope <= 0:
         return None
     loss = log_loss(labels, fit(scores))
     if loss is None:
         return None
-    told = {"slide_auc": float(roc_auc_score(labels, scores)), "slide_log_loss": loss}
-    return SlideFit(threshold, fit.slope, fit.intercept), told
+    metrics = {"slide_auc": float(roc_auc_score(labels, scores)), "slide_log_loss": loss}
+    return SlideFit(threshold, fit.slope, fit.intercept), metrics
 
 
-def of_shared(exact: Floats, shared: Floats) -> Shared:
-    """How well the scores of both forms agree."""
+def form_agreement(exact: Floats, shared: Floats) -> FormAgreement:
+    """Measure how well the scores of both forms agree."""
     from scipy.stats import spearmanr
 
     rank = float(spearmanr(exact, shared).statistic) if exact.std() > 0 and shared.std() > 0 else 0.0
-    return Shared(rank, float(np.abs(shared - exact).mean()), len(exact))
+    return FormAgreement(rank, float(np.abs(shared - exact).mean()), len(exact))

@@ -1,4 +1,4 @@
-"""Published checkpoints of RD4AD and FW-RD, in their own naming, as bundles with their teacher."""
+"""Conversion of published RD4AD and FW-RD checkpoints to bundles that include the teacher."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, save
 from lobule.methods.reverse_distillation.train import frozen_teacher
 from lobule.nets.reverse_distillation import STUDENT_BLOCKS, StudentShape, student_of_checkpoint
 
-PARTS = ("bn", "decoder")
+COMPONENTS = ("bn", "decoder")
 
 
 def convert(
     weights: str | Path, out: str | Path, *, teacher: str = "", teacher_weights: str = "", **settings: Any
 ) -> Bundle:
-    """Make a bundle of a checkpoint `{"bn": …, "decoder": …}`; nothing but tensors is read of the file.
+    """Convert a checkpoint `{"bn": …, "decoder": …}` to a bundle. Only tensors are read from the file.
 
-    The teacher is not in such a file. Its name is found by the shapes unless given; its weights are those of
-    a file, or those that torchvision publishes. `settings` are those of `Config`. Scores are not calibrated.
+    The checkpoint does not contain the teacher. The scores of the bundle are not calibrated.
+
+    Args:
+        weights: The checkpoint, a torch file or safetensors.
+        out: The folder of the new bundle.
+        teacher: Name of the teacher; by default it is derived from the shapes in the checkpoint.
+        teacher_weights: File with the teacher's weights; by default those published by torchvision.
+        settings: Fields of `Config`.
     """
     path = Path(weights)
     try:
@@ -40,23 +46,23 @@ def convert(
         Config(**settings), teacher=name, shortcut=student.shape.shortcut, threshold="paper", weights=""
     )
     frozen = frozen_teacher(name, teacher_weights)
-    wanted = frozen.student_shape(student.shape.shortcut)
-    if wanted.channels != student.shape.channels:
+    teacher_shape = frozen.student_shape(student.shape.shortcut)
+    if teacher_shape.channels != student.shape.channels:
         raise ConfigError(
-            "the checkpoint is of another teacher",
+            "the checkpoint was trained with another teacher",
             subject=name,
             expected=f"maps of {', '.join(map(str, student.shape.channels))} channels",
-            actual=", ".join(map(str, wanted.channels)),
-            remedy="Say which with --architecture",
+            actual=", ".join(map(str, teacher_shape.channels)),
+            remedy="Name the teacher with --architecture",
         )
-    given = teacher_weights not in ("", RANDOM)
+    from_file = teacher_weights not in ("", RANDOM)
     source = {"source": path.name, "source_hash": fingerprint(path, full=True)}
     kind = "FW-RD" if student.shape.shortcut == 3 else "RD4AD"
     provenance = {
         **source,
         "form": kind,
-        "notes": ["scores are not calibrated: the paper's threshold is used"],
-        "weights": fingerprint(teacher_weights, full=True) if given else teacher_weights or "published",
+        "notes": ["The scores are not calibrated; the paper's threshold is used."],
+        "weights": fingerprint(teacher_weights, full=True) if from_file else teacher_weights or "published",
     }
     return save(out, AnomalyPredictor(config, frozen, student), provenance=provenance)
 
@@ -70,17 +76,17 @@ def teacher_of(shape: StudentShape) -> str:
         if same == shape:
             return name
     raise ConfigError(
-        "no known teacher has a student of this shape",
+        "cannot derive the teacher: no known teacher has a student of this shape",
         expected=", ".join(STUDENT_BLOCKS),
         actual=f"maps of {', '.join(map(str, shape.channels))} channels",
-        remedy="Say which with --architecture",
+        remedy="Name the teacher with --architecture",
     )
 
 
 def read_checkpoint(path: Path) -> dict[str, Mapping[str, Tensor]]:
-    """The state dicts `bn` and `decoder` of a torch file, or of safetensors whose names begin so."""
+    """Read the state dicts `bn` and `decoder` of a torch file, or of safetensors with these prefixes."""
     if not path.is_file():
-        raise ConfigError("there is no such weights file", subject=path)
+        raise ConfigError("the weights file does not exist", subject=path)
     import torch
     from safetensors.torch import load_file
 
@@ -90,23 +96,23 @@ def read_checkpoint(path: Path) -> dict[str, Mapping[str, Tensor]]:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # both libraries raise types of their own
+    except Exception as error:  # each library raises its own exception types
         raise BundleError(
             "the weights cannot be read", subject=path, actual=(str(error) or repr(error)).splitlines()[0]
         ) from error
-    if isinstance(loaded, Mapping) and not all(part in loaded for part in PARTS):
-        loaded = {part: _under(loaded, part) for part in PARTS}
-    if not isinstance(loaded, Mapping) or not all(_is_state(loaded[part]) for part in PARTS):
+    if isinstance(loaded, Mapping) and not all(component in loaded for component in COMPONENTS):
+        loaded = {component: _with_prefix(loaded, component) for component in COMPONENTS}
+    if not isinstance(loaded, Mapping) or not all(_is_state(loaded[component]) for component in COMPONENTS):
         raise BundleError(
-            "not a checkpoint of reverse distillation",
+            "the file is not a reverse distillation checkpoint",
             subject=path,
             expected="state dicts 'bn' and 'decoder'",
         )
-    return {part: _plain(loaded[part]) for part in PARTS}
+    return {component: _without_module_prefix(loaded[component]) for component in COMPONENTS}
 
 
-def _under(state: Mapping[str, Any], part: str) -> dict[str, Any]:
-    prefix = f"{part}."
+def _with_prefix(state: Mapping[str, Any], component: str) -> dict[str, Any]:
+    prefix = f"{component}."
     return {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
 
 
@@ -114,6 +120,6 @@ def _is_state(state: Any) -> bool:
     return isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())
 
 
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix that training on several GPUs leaves."""
+def _without_module_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without the prefix that training on several GPUs adds."""
     return {name.removeprefix("module."): value for name, value in state.items()}

@@ -1,7 +1,7 @@
-"""Training of reverse distillation: a listed budget of patches, the student fitted to the frozen teacher.
+"""Training of reverse distillation: the student is fitted to the frozen teacher on a fixed set of patches.
 
-What a training leaves behind lies in `out`: the bundle, which comes last, and `training/` with its checkpoint
-and log, from which an interrupted training goes on bit for bit.
+A training writes to `out`: `training/` with the checkpoint and the log, and the bundle at the end. An
+interrupted training continues from `training/` with bit-identical results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lobule.cohort import Cohort
 from lobule.errors import ConfigError
 from lobule.files import fingerprint
 from lobule.losses import distillation_loss, focal_distillation_loss
-from lobule.methods.reverse_distillation.budget import Spent, spend
+from lobule.methods.reverse_distillation.budget import PatchBudget, choose_patches
 from lobule.methods.reverse_distillation.calibrate import calibrate, raw_scores
 from lobule.methods.reverse_distillation.config import RANDOM, Config, Loss
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, images_for, save
@@ -34,13 +34,13 @@ from lobule.training.sampling import SampleConfig, Samples, SampleStream, gather
 log = logging.getLogger("lobule.train")
 
 BETAS = (0.5, 0.999)
-"""Of Adam, as published."""
+"""Adam's betas, as published."""
 STATISTICS, STATISTICS_PATCHES = 2_000_000, 512
-"""The round of the patches that standardise the teacher's maps, and how many are drawn at most."""
+"""Random stream (round) of the patches that standardise the teacher's maps, and their maximum number."""
 VALIDATION = 1_000_000
-"""The round that validation patches are drawn in: the same ones at every look."""
-PLACES = "places.csv"
-"""The file of a bundle that lists every place that was learned from."""
+"""Random stream (round) of the validation patches, so that every evaluation uses the same patches."""
+POSITIONS_FILE = "places.csv"
+"""File in the bundle that lists the positions of all training patches."""
 
 
 def train(
@@ -58,18 +58,28 @@ def train(
 ) -> Bundle:
     """Train on a few outlined slides of a cohort and write the bundle.
 
-    `val` names the split that is validated and calibrated on; without one in the cohort, a fifth of the
-    patients is held out, and with None nobody is. `resume` goes on with what is in `out`, `fresh` forgets it.
+    Args:
+        config: Settings of the model and of the training.
+        cohort: Cases with outlines.
+        out: Folder for the bundle and the state of the training.
+        val: Name of the split for validation and calibration. If the cohort has no such split, a fifth of the
+            patients is held out. With None there is no validation.
+        seed: Seed of the choice of patches, of the initial weights and of the augmentation.
+        resume: Continue the training that was interrupted in `out`.
+        fresh: Discard an earlier training in `out`.
+        tissue: Settings of the tissue detection.
+        machine: Device, precision and number of workers.
+        progress: Receives the progress of the training.
     """
     machine, progress = (machine or TrainMachine()).resolved(), progress or FitProgress()
-    parts = training_split(cohort, val, seed)
-    with begun_training(out, config, parts, also={"seed": seed}, resume=resume, fresh=fresh) as folder:
-        training = _Training(config, parts, folder, seed, tissue or TissueConfig(), machine, progress)
+    splits = training_split(cohort, val, seed)
+    with begun_training(out, config, splits, also={"seed": seed}, resume=resume, fresh=fresh) as folder:
+        training = _Training(config, splits, folder, seed, tissue or TissueConfig(), machine, progress)
         return training.run(Path(out))
 
 
 def frozen_teacher(name: str, weights: str, seed: int = 0) -> Teacher:
-    """A teacher with the weights of a file, published ones, or fresh ones where `random` is said."""
+    """Build a teacher with weights from a file, published weights ("") or random weights (`random`)."""
     if weights and weights != RANDOM:
         frozen = teacher(name)
         load_teacher_weights(frozen, plain_weights(weights))
@@ -79,29 +89,29 @@ def frozen_teacher(name: str, weights: str, seed: int = 0) -> Teacher:
         return teacher(name)
     try:
         return teacher(name, pretrained=True)
-    except OSError as error:  # urllib's and the hub's errors are of this kind
+    except OSError as error:  # errors of urllib and of the hub are subclasses of OSError
         raise ConfigError(
-            "the teacher's published weights cannot be fetched",
+            "cannot download the teacher's published weights",
             subject=name,
             actual=str(error),
-            remedy="Give a file that you have with --set weights=FILE, or --teacher FILE when converting",
+            remedy="Use a local file: --set weights=FILE when training, --teacher FILE when converting",
         ) from error
 
 
 class _Training:
-    """One training: its budget, its teacher and student."""
+    """State of one training."""
 
     def __init__(
         self,
         config: Config,
-        parts: TrainingSplit,
+        splits: TrainingSplit,
         folder: Path,
         seed: int,
         tissue: TissueConfig,
         machine: TrainMachine,
         progress: FitProgress,
     ) -> None:
-        self.asked, self.parts, self.folder, self.seed = config, parts, folder, seed
+        self.requested_config, self.splits, self.folder, self.seed = config, splits, folder, seed
         self.tissue, self.machine, self.progress = tissue, machine, progress
         self.workers = machine.workers or 1
         self.device = torch.device(machine.device)
@@ -111,48 +121,53 @@ class _Training:
 
     def run(self, out: Path) -> Bundle:
         self.progress.stage = "finding tissue"
-        spent = self._budget()
-        held = self._held()
+        patch_budget = self._choose_patches()
+        validation = self._validation_pool()
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            predictor = self._built(spent)
-            report = self._fitted(predictor, spent, held)
+            predictor = self._build_predictor(patch_budget)
+            report = self._fit_student(predictor, patch_budget, validation)
         self.progress.stage = "calibrating"
-        told = calibrate(
-            predictor, spent.pool, held, self._val_stream, self.tissue, self.folder, self.machine
+        outcome = calibrate(
+            predictor, patch_budget.pool, validation, self._val_stream, self.tissue, self.folder, self.machine
         )
-        predictor.calibration = told.calibration
-        self._note(*told.notes)
-        return self._save(out, predictor, spent, report, told.metrics)
+        predictor.calibration = outcome.calibration
+        self._note(*outcome.notes)
+        return self._save(out, predictor, patch_budget, report, outcome.metrics)
 
-    # -- what is learned from -----------------------------------------------------------------------------
+    # -- training and validation data ---------------------------------------------------------------------
 
-    def _budget(self) -> Spent:
-        pool = gather(self.parts.train, self.tissue, workers=self.workers, need=(NORMAL,))
-        self._note(*self.parts.notes, *pool.notes)
-        loss: Loss = self.asked.loss
-        if loss == "focal" and not (pool.usable(TUMOUR) and self.asked.tumour_patches):
-            self._note("there are no tumour patches: the plain one-class loss learns normal tissue alone")
+    def _choose_patches(self) -> PatchBudget:
+        pool = gather(self.splits.train, self.tissue, workers=self.workers, need=(NORMAL,))
+        self._note(*self.splits.notes, *pool.notes)
+        loss: Loss = self.requested_config.loss
+        if loss == "focal" and not (pool.usable(TUMOUR) and self.requested_config.tumour_patches):
+            self._note(
+                "There are no tumour patches; the plain one-class loss is used, which learns from "
+                "normal tissue only."
+            )
             loss = "plain"
-        self.config = self.asked.of_loss(loss)
-        spent = spend(self.config, pool, self.seed)
-        self._note(*spent.notes)
-        if not spent.total(NORMAL):
+        self.config = self.requested_config.of_loss(loss)
+        patch_budget = choose_patches(self.config, pool, self.seed)
+        self._note(*patch_budget.notes)
+        if not patch_budget.total(NORMAL):
             raise ConfigError(
-                "no slide has a place for a whole normal patch",
-                subject=self.parts.train.path,
+                "no slide contains a complete patch of normal tissue",
+                subject=self.splits.train.path,
                 remedy="Use smaller patches, or slides with more normal tissue",
             )
-        return spent
+        return patch_budget
 
-    def _held(self) -> Pool | None:
-        """What is validated and calibrated on; None where nothing can be."""
-        if not self.parts.val:
+    def _validation_pool(self) -> Pool | None:
+        """The slides for validation and calibration; None if a class is missing."""
+        if not self.splits.val:
             return None
-        held = gather(self.parts.val, self.tissue, workers=self.workers, need=())
-        self._note(*held.notes)
-        if held.usable(NORMAL) and held.usable(TUMOUR):
-            return held
-        self._note("the validation split lacks a class: nothing is validated and the last weights are kept")
+        validation = gather(self.splits.val, self.tissue, workers=self.workers, need=())
+        self._note(*validation.notes)
+        if validation.usable(NORMAL) and validation.usable(TUMOUR):
+            return validation
+        self._note(
+            "The validation split lacks a class; there is no validation and the last weights are used."
+        )
         return None
 
     def _stream(self, pool: Pool, round_: int = 0, batches: int | None = None) -> SampleStream:
@@ -175,13 +190,13 @@ class _Training:
 
     # -- fitting ------------------------------------------------------------------------------------------
 
-    def _built(self, spent: Spent) -> AnomalyPredictor:
+    def _build_predictor(self, patch_budget: PatchBudget) -> AnomalyPredictor:
         config = self.config
         frozen = frozen_teacher(config.teacher, config.weights, self.seed)
         if config.weights == RANDOM:
-            self._note("the teacher's weights are random: nobody trained it")
+            self._note("The teacher's weights are random, so the model is only useful for tests.")
         if config.standardise_teacher:
-            self._standardise(frozen, spent.pool)
+            self._standardise(frozen, patch_budget.pool)
         torch.manual_seed(self.seed)
         student = Student(frozen.student_shape(config.shortcut))
         predictor = AnomalyPredictor(config, frozen, student)
@@ -189,7 +204,7 @@ class _Training:
         return predictor
 
     def _standardise(self, frozen: Teacher, pool: Pool) -> None:
-        """Standardise the teacher's maps by those of normal training patches, augmented as in training."""
+        """Standardise the teacher's maps by their statistics over augmented normal training patches."""
         frozen.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         statistics = ChannelStatistics()
         batches = -(-min(len(pool.fixed or ()), STATISTICS_PATCHES) // self.config.batch)
@@ -204,9 +219,11 @@ class _Training:
             [mean.to(self.device) for mean in means], [spread.to(self.device) for spread in spreads]
         )
 
-    def _fitted(self, predictor: AnomalyPredictor, spent: Spent, held: Pool | None) -> FitReport:
+    def _fit_student(
+        self, predictor: AnomalyPredictor, patch_budget: PatchBudget, validation: Pool | None
+    ) -> FitReport:
         config, student = self.config, predictor.net.student
-        epoch = max(1, -(-len(spent.listed) // config.batch))
+        epoch = max(1, -(-len(patch_budget.positions) // config.batch))
         self.progress.stage = "round 0"
         options = FitOptions(
             steps=config.epochs * epoch,
@@ -221,7 +238,7 @@ class _Training:
             precision=self.machine.precision,
             device=self.machine.device,
         )
-        with self._stream(spent.pool) as stream:
+        with self._stream(patch_budget.pool) as stream:
             report = fit(
                 student,
                 lambda net, samples: self._loss(predictor, net, samples),
@@ -229,7 +246,9 @@ class _Training:
                 options,
                 self.folder / "fit",
                 [Group([value for value in student.parameters() if value.requires_grad], config.rate)],
-                validate=None if held is None else lambda _: self._validated(predictor, held),
+                validate=None
+                if validation is None
+                else lambda _: self._validation_auc(predictor, validation),
                 progress=self.progress,
             )
             self.failures |= stream.state()["lost"]
@@ -250,11 +269,11 @@ class _Training:
     def _val_stream(self, pool: Pool) -> SampleStream:
         return self._stream(pool, VALIDATION, max(1, -(-self.config.val_patches // self.config.batch)))
 
-    def _validated(self, predictor: AnomalyPredictor, held: Pool) -> float:
-        """The area under the ROC curve of the validation patches."""
+    def _validation_auc(self, predictor: AnomalyPredictor, validation: Pool) -> float:
+        """Area under the ROC curve of the validation patches."""
         from sklearn.metrics import roc_auc_score
 
-        with self._val_stream(held) as stream:
+        with self._val_stream(validation) as stream:
             labels, raw = raw_scores(predictor, stream, self.device)
         return float(roc_auc_score(labels, raw))
 
@@ -264,9 +283,9 @@ class _Training:
         self,
         out: Path,
         predictor: AnomalyPredictor,
-        spent: Spent,
+        patch_budget: PatchBudget,
         report: FitReport,
-        told: dict[str, Any],
+        calibration_metrics: dict[str, Any],
     ) -> Bundle:
         config = self.config
         metrics = {
@@ -274,25 +293,25 @@ class _Training:
             "steps": report.steps,
             "best_step": report.best_step,
             "epochs": [[step, score] for step, score in report.scores],
-            **told,
+            **calibration_metrics,
         }
         budget = {
-            "slides": sum(1 for _, tumour in spent.counts.values() if tumour),
-            "normal_patches": spent.total(NORMAL),
-            "tumour_patches": spent.total(TUMOUR),
-            "of": {name: list(counts) for name, counts in spent.counts.items()},
+            "slides": sum(1 for _, tumour in patch_budget.counts.values() if tumour),
+            "normal_patches": patch_budget.total(NORMAL),
+            "tumour_patches": patch_budget.total(TUMOUR),
+            "of": {name: list(counts) for name, counts in patch_budget.counts.items()},
         }
-        given = config.weights and config.weights != RANDOM
+        from_file = config.weights and config.weights != RANDOM
         provenance = {
             "seed": self.seed,
             "budget": budget,
-            "train_cases": list(spent.counts),
-            "val_cases": [case.id for case in self.parts.val],
+            "train_cases": list(patch_budget.counts),
+            "val_cases": [case.id for case in self.splits.val],
             "notes": self.notes,
             "lost": self.failures,
-            "weights": fingerprint(config.weights, full=True) if given else config.weights or "published",
+            "weights": fingerprint(config.weights, full=True) if from_file else config.weights or "published",
         }
-        patients = sorted({places.case.patient for places in spent.pool.slides})
+        patients = sorted({slide.case.patient for slide in patch_budget.pool.slides})
         predictor.net.cpu()
         return save(
             out,
@@ -300,7 +319,7 @@ class _Training:
             patients=patients,
             metrics=metrics,
             provenance=provenance,
-            texts={PLACES: spent.to_csv()},
+            texts={POSITIONS_FILE: patch_budget.to_csv()},
         )
 
     def _note(self, *notes: str) -> None:
