@@ -1,9 +1,10 @@
 """Training-time augmentation of RGB patches: geometry, stains, colour, blur and JPEG, on uint8 arrays.
 
-What is drawn and what is done are apart: `draw` takes the same number of random values whatever the
+Drawing and applying an augmentation are separate: `draw` takes the same number of random values whatever the
 strengths, so a stream is a function of its generator's seed alone, and `Augmentation.apply` is deterministic.
-Brightness, saturation, hue and contrast together are one affine map of RGB, which Pillow takes in one step of
-its own without Python's lock, like zoom and turns; stains, where they change, are a product of table rows.
+Brightness, saturation, hue and contrast together are one affine map of RGB. Pillow applies it in a single
+call that releases Python's lock, as it does for zoom and rotations. Changes of stains are products of table
+rows.
 """
 
 from __future__ import annotations
@@ -25,50 +26,51 @@ LUMA = np.array([0.299, 0.587, 0.114])
 TO_YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 BLOCK = 8192
-"""Pixels coloured at once: they stay in the second-level cache, and NumPy's matrix products stay on the
-thread that asks, where threads of their own would fight those of the model."""
+"""Number of pixels per block. Such a block fits into the second-level cache, and NumPy computes its matrix
+products on the calling thread; further threads would compete with those of the model."""
 ONES = np.ones(BLOCK, np.float32)
 
 TURNED = (None, *(getattr(Image.Transpose, f"ROTATE_{degrees}") for degrees in (90, 180, 270)))
-"""By quarter turns counter-clockwise."""
+"""Operation of Pillow for each number of counter-clockwise quarter turns."""
 TURNED_AND_FLIPPED = tuple(
     getattr(Image.Transpose, name)
     for name in ("FLIP_LEFT_RIGHT", "TRANSVERSE", "FLIP_TOP_BOTTOM", "TRANSPOSE")
 )
-"""The same, with left and right flipped afterwards."""
+"""The same, followed by a flip of left and right."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Strengths; 0 (or False) switches a kind off. The colour ranges are those of ScanNet's training."""
+    """Strengths of the augmentations; 0 or False disables one. The colour ranges are those of ScanNet."""
 
     flips: bool = True
     quarter_turns: bool = True
     scale: float = 0.1
     """Zoom between 1 / (1 + scale) and 1 + scale."""
     hematoxylin: float = 0.0
-    """The stain's amount is multiplied by 1 ± this."""
+    """The amount of the stain is multiplied by up to 1 ± this."""
     eosin: float = 0.0
     brightness: float = 64 / 255
-    """Added to all channels: ± this, of the full range."""
+    """Up to ± this share of the full range is added to all channels."""
     saturation: float = 0.25
-    """The distance from grey is multiplied by 1 ± this."""
+    """The distance from grey is multiplied by up to 1 ± this."""
     hue: float = 0.04
-    """Hues are turned by ± this, of the full circle."""
+    """Hues are rotated by up to ± this share of the full circle."""
     contrast: float = 0.75
-    """The distance from a channel's mean is multiplied by 1 ± this."""
+    """The distance from a channel's mean is multiplied by up to 1 ± this."""
     blur_sigma: float = 0.0
-    """The largest sigma in pixels, for `blur_chance` of the patches."""
+    """Largest sigma in pixels. A share `blur_chance` of the patches is blurred."""
     blur_chance: float = 0.2
     jpeg_quality: int = 0
-    """The lowest quality, up to 95, of a JPEG that `jpeg_chance` of the patches pass through; 0 is off."""
+    """Lowest JPEG quality (highest: 95). A share `jpeg_chance` of the patches is compressed; 0 disables
+    it."""
     jpeg_chance: float = 0.2
 
     def __post_init__(self) -> None:
         for name in ("hematoxylin", "eosin", "saturation", "contrast", "blur_chance", "jpeg_chance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(
-                    "an augmentation out of range",
+                    "an augmentation strength is out of range",
                     subject=name,
                     expected="0 to 1",
                     actual=str(getattr(self, name)),
@@ -76,28 +78,28 @@ class AugmentConfig:
         for name in ("scale", "brightness", "hue", "blur_sigma"):
             if getattr(self, name) < 0:
                 raise ConfigError(
-                    "an augmentation out of range",
+                    "an augmentation strength is out of range",
                     subject=name,
                     expected="0 or more",
                     actual=str(getattr(self, name)),
                 )
         if not 0 <= self.jpeg_quality <= 95:
             raise ConfigError(
-                "an augmentation out of range",
+                "an augmentation strength is out of range",
                 subject="jpeg_quality",
                 expected="1 to 95, or 0 for none",
                 actual=str(self.jpeg_quality),
             )
 
-    def with_strengths(self, given: Mapping[str, Any]) -> AugmentConfig:
-        """These with others in place of some."""
-        known = {item.name for item in fields(self)}
-        if strange := sorted(set(given) - known):
-            raise ConfigError(f"no augmentation '{strange[0]}'", expected=", ".join(sorted(known)))
-        return replace(self, **given)
+    def with_strengths(self, strengths: Mapping[str, Any]) -> AugmentConfig:
+        """A copy with some strengths replaced."""
+        allowed = {item.name for item in fields(self)}
+        if unknown := sorted(set(strengths) - allowed):
+            raise ConfigError(f"unknown augmentation '{unknown[0]}'", expected=", ".join(sorted(allowed)))
+        return replace(self, **strengths)
 
     def source_side(self, side: int) -> int:
-        """The side to read, so that a patch of `side` zoomed out has real pixels to its very edge."""
+        """Side to read for a patch of `side`, so that zooming out shows real pixels up to the edges."""
         return 2 * ceil((side * (1 + self.scale) - side) / 2) + side
 
 
@@ -108,7 +110,7 @@ NO_AUGMENTATION = AugmentConfig(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to one patch; the defaults do nothing."""
+    """The augmentation of one patch; the defaults change nothing."""
 
     flip: bool = False
     turns: int = 0
@@ -123,7 +125,7 @@ class Augmentation:
     jpeg_quality: int = 0
 
     def apply(self, patch: RGB, side: int | None = None) -> RGB:
-        """(H, W, 3) uint8 to (side, side, 3) about its centre, or to its own size without `side`."""
+        """Augment a patch (H, W, 3) and crop its centre to (side, side, 3), or keep its size."""
         rows, columns = patch.shape[:2] if side is None else (side, side)
         if self == NOTHING and rows <= patch.shape[0] and columns <= patch.shape[1]:
             return np.array(_middle(patch, rows, columns))
@@ -138,12 +140,12 @@ class Augmentation:
         return out
 
     def _turned(self, image: Image.Image) -> Image.Image:
-        """Quarter turns counter-clockwise, then the flip of left and right."""
-        how = TURNED_AND_FLIPPED[self.turns] if self.flip else TURNED[self.turns]
-        return image if how is None else image.transpose(how)
+        """Counter-clockwise quarter turns, followed by a flip of left and right."""
+        transposition = TURNED_AND_FLIPPED[self.turns] if self.flip else TURNED[self.turns]
+        return image if transposition is None else image.transpose(transposition)
 
     def _zoomed(self, patch: RGB, rows: int, columns: int) -> Image.Image:
-        """The window about the centre that shows as (rows, columns), its edges mirrored where they lack."""
+        """Resize the central window to (rows, columns); pixels outside the patch are mirrored."""
         height, width = rows / self.zoom, columns / self.zoom
         above, before = (patch.shape[0] - height) / 2, (patch.shape[1] - width) / 2
         if self.zoom == 1 and above >= 0 and before >= 0:
@@ -152,14 +154,14 @@ class Augmentation:
         if margin:
             patch = np.pad(patch, ((margin, margin), (margin, margin), (0, 0)), mode="symmetric")
         top, left = above + margin, before + margin
-        # it widens as it shrinks, an area mean, and blurs less than a linear filter of the same speed; a
-        # cubic one takes half as long again
+        # The Hamming filter averages areas when it shrinks, and blurs less than the bilinear filter at the
+        # same speed. The bicubic filter takes 1.5 times as long.
         image = Image.fromarray(np.ascontiguousarray(patch))
         right, bottom = min(left + width, image.width), min(top + height, image.height)
         return image.resize((columns, rows), Image.Resampling.HAMMING, box=(left, top, right, bottom))
 
     def _coloured(self, image: Image.Image) -> Image.Image:
-        """Stains, saturation, hue, brightness and contrast; all but stains are one affine map of RGB."""
+        """Change stains and colours; all colour changes together are one affine map of RGB."""
         stretch = self._hue_and_saturation()
         linear = self.contrast * stretch
         stained = (self.hematoxylin, self.eosin) != (1.0, 1.0)
@@ -175,18 +177,18 @@ class Augmentation:
             return image.convert("RGB", tuple(matrix.ravel().tolist()))
         affine = np.zeros((4, 4), np.float32)
         affine[:3, :3] = linear.T
-        # light is I + 1; half a level makes the cut at the end a rounding
+        # Light is I + 1. Adding half a level turns the truncation at the end into rounding.
         affine[3, :3] = offset + 0.5 - linear.sum(axis=1)
         out = np.empty((len(light), 3), np.uint8)
         for start in range(0, len(light), BLOCK):
             coloured = light[start : start + BLOCK] @ affine
             np.clip(coloured, 0, 255, out=coloured)
-            for channel in range(3):  # plane by plane: three times faster than casting rows of three
+            for channel in range(3):  # three times faster than casting rows of three
                 out[start : start + BLOCK, channel] = coloured[:, channel]
         return Image.fromarray(out.reshape(image.height, image.width, 3))
 
     def _stained(self, pixels: RGB) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """(N, 4) light of the pixels with the stains changed, 1 too high and 1 itself; and its mean."""
+        """The changed light of the pixels, as rows (R + 1, G + 1, B + 1, 1), and the mean of R, G and B."""
         stains = STAINS.T @ np.diag([self.hematoxylin, self.eosin, 1.0]) @ np.linalg.inv(STAINS.T)
         tables = DensityTables.of(stains, np.float32)
         pixels = pixels.reshape(-1, 3)
@@ -195,12 +197,12 @@ class Augmentation:
         for start in range(0, len(pixels), BLOCK):
             block = tables.light(pixels[start : start + BLOCK])
             np.clip(block, 0, 256, out=light[start : start + BLOCK])
-            # as a product, because NumPy's own mean over rows of four is ten times slower
+            # A product is ten times faster than NumPy's mean over rows of four.
             total += (ONES[: len(block)] @ light[start : start + BLOCK])[:3]
         return light, total / len(pixels) - 1
 
     def _hue_and_saturation(self) -> NDArray[np.float64]:
-        """(3, 3): a turn about the grey axis of YIQ after a stretch away from it; greys stay as they are."""
+        """Matrix (3, 3) that stretches colours away from the grey axis of YIQ and rotates them around it."""
         if not self.hue and self.saturation == 1:
             return np.eye(3)
         angle = 2 * pi * self.hue
@@ -219,7 +221,7 @@ def _middle(patch: RGB, rows: int, columns: int) -> RGB:
 
 
 def draw(config: AugmentConfig, rng: np.random.Generator) -> Augmentation:
-    """What happens to the next patch."""
+    """Draw the augmentation of the next patch."""
     u = rng.random(13)
     swing = 2 * u - 1
     blurred = u[9] < config.blur_chance
@@ -240,5 +242,5 @@ def draw(config: AugmentConfig, rng: np.random.Generator) -> Augmentation:
 
 
 def augment(patch: RGB, config: AugmentConfig, rng: np.random.Generator, side: int | None = None) -> RGB:
-    """A patch as training sees it; read it `config.source_side(side)` wide for real pixels at its edges."""
+    """Augment a training patch. Read it with side `config.source_side(side)` to avoid mirrored edges."""
     return draw(config, rng).apply(patch, side)

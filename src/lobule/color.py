@@ -1,8 +1,8 @@
 """Colours of stained tissue: optical density, H&E stains, Macenko normalisation and stain augmentation.
 
-Optical density here is -log((I + 1) / 240), so it is negative for I = 240 to 255. Every change of stains is
-linear in it, and then 240 · exp(-(A · OD)) is a product of three table entries, one for each channel: no
-logarithm or exponential is taken of a pixel.
+Optical density is defined as -log((I + 1) / 240), so it is negative for I = 240 to 255. Changes of stains are
+linear in the density. The new intensity 240 · exp(-(A · OD)) is therefore a product of three table entries,
+one for each channel, and no logarithm or exponential has to be computed per pixel.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 RGB = NDArray[np.uint8]
-"""(..., 3) uint8, red first."""
+"""Array (..., 3) of uint8 in the order red, green, blue."""
 
 IO = 240.0
-"""The intensity that counts as clear glass."""
+"""Intensity of clear glass."""
 
 HE_REF = np.array([[0.5626, 0.2159], [0.7201, 0.8012], [0.4062, 0.5581]])
 """Macenko's reference stains: rows R, G, B; columns hematoxylin, eosin."""
 MAX_C_REF = np.array([1.9705, 1.0308])
 
 FORWARD = np.array([[1.88, -0.07, -0.60], [-1.02, 1.13, -0.48], [-0.55, -0.13, 1.57]])
-"""Densities to stains as published: a rounded inverse, so that forth and back is not quite the identity."""
+"""Published matrix from densities to stains. It is rounded, so it is not the exact inverse of `STAINS`."""
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 """Ruifrok and Johnston's stains: rows hematoxylin, eosin, residual; columns R, G, B."""
 
 LEAST_TISSUE_PIXELS = 100
 _BLOCK = 1 << 15
-"""Pixels worked on at once: the intermediate float64 rows stay in the second-level cache."""
+"""Number of pixels per block; the intermediate float64 rows fit into the second-level cache."""
 
 
 def optical_density(rgb: RGB, log: Literal["natural", "10"] = "natural") -> NDArray[np.float64]:
-    """-log((I + 1) / 240) of every value, in the shape of `rgb`."""
+    """-log((I + 1) / 240) of each value, in the shape of `rgb`."""
     levels = np.arange(1, 257) / IO
     return (-np.log(levels) if log == "natural" else -np.log10(levels))[rgb]
 
@@ -59,10 +59,10 @@ def mix_stains(stains: NDArray[np.floating[Any]]) -> RGB:
 
 @dataclass(frozen=True)
 class DensityTables:
-    """240 · exp(-(A · OD)) as one table (256, 4) for each channel; `light` multiplies a row of each.
+    """Tables (256, 4) for each channel, whose rows multiplied give 240 · exp(-(A · OD)).
 
-    The fourth column is 1: it makes a row 32 or 16 bytes, which NumPy gathers fastest, and is the constant of
-    an affine map that may follow.
+    The fourth column is 1. It makes a row 32 or 16 bytes, which NumPy gathers fastest, and serves as the
+    constant of a following affine map.
     """
 
     red: NDArray[np.floating[Any]]
@@ -73,7 +73,7 @@ class DensityTables:
     def of(cls, matrix: NDArray[np.float64], dtype: type[np.floating[Any]] = np.float64) -> DensityTables:
         density = -np.log(np.arange(1, 257) / IO)
         exponents = -density[None, :, None] * matrix.T[:, None, :]
-        # a third of the range for each factor: a product of three never overflows, however wild the matrix
+        # Each factor gets a third of the range of exponents, so that a product of three cannot overflow.
         most = np.log(np.finfo(dtype).max) / 3 - 2
         tables = np.ones((3, 256, 4))
         tables[..., :3] = np.exp(np.clip(exponents, -most, most))
@@ -81,7 +81,7 @@ class DensityTables:
         return cls(*tables.astype(dtype))
 
     def light(self, pixels: RGB) -> NDArray[np.floating[Any]]:
-        """Pixels (N, 3) to (N, 4): the light in R, G, B on the scale of I + 1, and 1."""
+        """The light (N, 4) of pixels (N, 3): R + 1, G + 1, B + 1 and 1."""
         light = self.red.take(pixels[:, 0], axis=0)
         light *= self.green.take(pixels[:, 1], axis=0)
         light *= self.blue.take(pixels[:, 2], axis=0)
@@ -89,7 +89,7 @@ class DensityTables:
 
 
 def _transform(rgb: RGB, matrix: NDArray[np.float64], *, minus_one: bool, rounded: bool) -> RGB:
-    """A linear change of densities, pixel by pixel, back to 8 bits."""
+    """Apply a linear change of densities to each pixel and convert the result to 8 bits."""
     tables = DensityTables.of(matrix)
     pixels = np.ascontiguousarray(rgb).reshape(-1, 3)
     out = np.empty_like(pixels)
@@ -104,40 +104,42 @@ def _transform(rgb: RGB, matrix: NDArray[np.float64], *, minus_one: bool, rounde
 
 
 def stain_change(hematoxylin: float, eosin: float) -> NDArray[np.float64]:
-    """(3, 3): from densities to densities with the two stains multiplied."""
+    """Matrix (3, 3) on densities that multiplies the amounts of the two stains."""
     change: NDArray[np.float64] = STAINS.T @ np.diag([hematoxylin, eosin, 1.0]) @ FORWARD
     return change
 
 
 def augment_stains(rgb: RGB, hematoxylin: float, eosin: float) -> RGB:
-    """Rakhlin's stain augmentation: the two stains multiplied, truncated to 8 bits as published."""
+    """Rakhlin's stain augmentation: multiply the two stains and truncate to 8 bits, as published."""
     return _transform(rgb, stain_change(hematoxylin, eosin), minus_one=True, rounded=False)
 
 
 @dataclass(frozen=True)
 class StainFit:
-    """What Macenko's method finds in an image."""
+    """Stain directions and amounts that Macenko's method estimates from an image."""
 
     he: NDArray[np.float64]
-    """(3, 2): rows R, G, B; columns hematoxylin, eosin; unit length."""
+    """Stain directions (3, 2): rows R, G, B; unit columns hematoxylin, eosin."""
     max_c: NDArray[np.float64]
-    """(2,): the 99th percentile of each stain's amount over all pixels."""
+    """The 99th percentile (2,) of each stain's amount over all pixels."""
     eigenvalues: NDArray[np.float64]
-    """(3,): of the covariance of tissue densities, largest first."""
+    """Eigenvalues (3,) of the covariance of tissue densities, in descending order."""
     tissue_pixels: int
 
     def matrix(self) -> NDArray[np.float64]:
-        """(3, 3): from the densities of the image to those of the reference."""
+        """Matrix (3, 3) from the densities of the image to those of the reference."""
         scale = np.diag(MAX_C_REF / self.max_c)
         to_reference: NDArray[np.float64] = HE_REF @ scale @ np.linalg.pinv(self.he)
         return to_reference
 
 
 def fit_macenko(rgb: RGB, *, beta: float = 0.15, alpha: float = 1.0) -> StainFit | None:
-    """Macenko's stain directions; None where the image is degenerate: hardly any tissue, or a single stain.
+    """Estimate stain directions by Macenko's method; None for images with too little tissue or a single
+    stain.
 
-    The published code takes the first two eigenvectors that a general solver happens to return; this sorts
-    them and fixes their signs, which gives the same bytes wherever the solver happens to be in order.
+    The published code uses the first two eigenvectors of a general solver, which returns them in no
+    particular order. Here they are sorted and their signs are fixed. Whenever the solver happens to return
+    that order, the result is identical to the byte.
     """
     density = optical_density(rgb).reshape(-1, 3)
     tissue = density[(density >= beta).all(axis=1)]
@@ -162,9 +164,10 @@ def fit_macenko(rgb: RGB, *, beta: float = 0.15, alpha: float = 1.0) -> StainFit
 
 
 def _signs(vectors: NDArray[np.float64], tissue: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Signs that keep the cloud away from ±π: it lies on the positive side of the first vector.
+    """Signs of the eigenvectors that keep the angles of the tissue densities away from ±π.
 
-    Tissue densities are positive, so this is the published "first component positive" wherever that is safe.
+    The mean density lies on the positive side of the first vector. Because tissue densities are positive,
+    this agrees with the published rule "first component positive" wherever that rule is safe.
     """
     first = 1.0 if tissue.mean(axis=0) @ vectors[:, 0] >= 0 else -1.0
     second = 1.0 if vectors[np.abs(vectors[:, 1]).argmax(), 1] >= 0 else -1.0
@@ -173,7 +176,7 @@ def _signs(vectors: NDArray[np.float64], tissue: NDArray[np.float64]) -> NDArray
 
 @dataclass(frozen=True)
 class Normalised:
-    """A normalised image; where `fit` is None the image was degenerate and is returned unchanged."""
+    """A normalised image. If `fit` is None, the stains could not be estimated and the image is unchanged."""
 
     rgb: RGB
     fit: StainFit | None
@@ -184,7 +187,7 @@ class Normalised:
 
 
 def macenko_published(rgb: RGB, fit: StainFit | None = None) -> Normalised:
-    """Macenko normalisation byte for byte as published: truncated, and the 1 once added is not taken off."""
+    """Macenko normalisation exactly as published: truncated, and without subtracting the added 1."""
     fit = fit or fit_macenko(rgb)
     if fit is None:
         return Normalised(rgb, None)
@@ -192,9 +195,10 @@ def macenko_published(rgb: RGB, fit: StainFit | None = None) -> Normalised:
 
 
 def macenko(rgb: RGB, fit: StainFit | None = None) -> Normalised:
-    """Macenko normalisation put right: rounded, and the 1 of the density taken off again.
+    """Corrected Macenko normalisation: values are rounded, and the 1 in the density is subtracted again.
 
-    With the `fit` of another image (a whole slide, say) the colours of many patches change alike.
+    Pass the `fit` of another image, such as the whole slide, to change the colours of all patches in the same
+    way.
     """
     fit = fit or fit_macenko(rgb)
     if fit is None:

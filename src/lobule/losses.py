@@ -1,4 +1,4 @@
-"""Losses that torch lacks: the cosine losses of reverse distillation, plain and focal."""
+"""The cosine losses of reverse distillation, plain and focal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLOOR = 1e-6
 
 
 def flat_cosine(teacher: Tensor, student: Tensor) -> Tensor:
-    """(B,): the cosine of each image's maps (C, H, W), flattened to one vector; in float32 at least."""
+    """Cosines (B,) of the flattened maps (C, H, W) of each image, computed at least in float32."""
     return functional.cosine_similarity(_flat(teacher), _flat(student), dim=1, eps=1e-8)
 
 
@@ -24,7 +24,7 @@ def _flat(maps: Tensor) -> Tensor:
 
 
 def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    """RD4AD as its code has it: one cosine an image and stage, where the paper's text has one a position."""
+    """RD4AD's loss as in its code: one cosine per image and stage (the paper's text has one per position)."""
     cosines = (flat_cosine(ours, theirs) for ours, theirs in zip(teacher, student, strict=True))
     return torch.stack([(1 - c).mean() for c in cosines]).sum()
 
@@ -32,19 +32,23 @@ def distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> T
 def focal_distillation_loss(
     teacher: Sequence[Tensor], student: Sequence[Tensor], normal: Tensor, *, floor: float | None = FLOOR
 ) -> Tensor:
-    """FW-RD: the student is drawn to the teacher on normal patches, and pushed away on tumour.
+    """FW-RD's loss: the student imitates the teacher on normal patches and differs from it on tumour patches.
 
-    `normal` is (B,), true (or 1) for normal patches. `floor=None` is the published form, without the clamp.
+    Args:
+        teacher: Maps of the teacher, one tensor per stage.
+        student: Maps of the student, one tensor per stage.
+        normal: (B,), true or 1 for normal patches.
+        floor: Lower bound of the clamp; None is the published form without a clamp.
     """
     cosines = (flat_cosine(ours, theirs) for ours, theirs in zip(teacher, student, strict=True))
     return torch.stack([focal_terms(c, normal, floor=floor).mean() for c in cosines]).sum()
 
 
 def focal_terms(cosine: Tensor, normal: Tensor, *, floor: float | None = FLOOR) -> Tensor:
-    """-α (1 - p)² ln p with p the cosine of a normal patch and 1 - cosine of a tumour patch.
+    """The loss -α (1 - p)² ln p, where p is the cosine for normal patches and 1 - cosine for tumour patches.
 
-    p is clamped to [floor, 1]: a cosine may reach 1 + rounding, or fall below 0 where features are signed,
-    and the logarithm would be NaN or infinite.
+    p is clamped to [floor, 1], because the logarithm would otherwise become NaN or infinite: rounding can
+    move a cosine above 1, and features with signs can make it negative.
     """
     is_normal = normal.bool()
     p = torch.where(is_normal, cosine, 1 - cosine)

@@ -1,4 +1,4 @@
-"""From teacher and student maps to anomaly maps and scores."""
+"""Anomaly maps and scores from the maps of teacher and student."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from lobule.nets.teachers import Teacher
 SIGMA_PX = 4.0
 TRUNCATE = 4.0
 SLIDE_THRESHOLD = 2.01
-"""Set by hand in the paper: tune it again on validation slides."""
+"""Chosen by hand in the paper; tune it on validation slides instead."""
 
 
 class Distances(nn.Module):
-    """Teacher and student as one net: scaled images to three maps of 1 - cosine over the channels."""
+    """Teacher and student as one net that computes three maps of cosine distances over the channels."""
 
     def __init__(self, teacher: Teacher, student: Student) -> None:
         super().__init__()
         self.teacher, self.student = teacher, student
 
     def forward(self, images: Tensor) -> Maps:
-        """(B, 3, H, W) to (B, h, w) of each stage, the finest first."""
+        """Distances (B, h, w) of each stage, the finest first, for scaled images (B, 3, H, W)."""
         maps = self.teacher(images)
         first, second, third = (
             1 - functional.cosine_similarity(ours.float(), theirs.float(), dim=1)
@@ -41,25 +41,26 @@ class Distances(nn.Module):
         return first, second, third
 
     def for_inference(self) -> Distances:
-        """A copy for running only: the same to float rounding, in less time, where it can be traced."""
-        made = copy.deepcopy(self).eval()
-        made.teacher.add_module("stages", _quicker(made.teacher.stages))
-        for name, part in list(made.student.named_children()):
-            made.student.add_module(name, _quicker(part))
-        return made
+        """A faster copy for inference, with the same results up to float rounding."""
+        optimised = copy.deepcopy(self).eval()
+        optimised.teacher.add_module("stages", _traced_if_possible(optimised.teacher.stages))
+        for name, module in list(optimised.student.named_children()):
+            optimised.student.add_module(name, _traced_if_possible(module))
+        return optimised
 
 
-def _quicker(net: nn.Module) -> nn.Module:
+def _traced_if_possible(net: nn.Module) -> nn.Module:
     try:
         return for_inference(net)
-    except (ModelError, TypeError, ValueError):  # its steps depend on its input: some of timm's do
+    except (ModelError, TypeError, ValueError):  # the net cannot be traced, such as some nets of timm
         return net
 
 
 def anomaly_map(teacher: Maps, student: Maps, size: tuple[int, int]) -> Tensor:
-    """(B, H, W): the sum over the stages of 1 - cosine over the channels, brought to `size` (rows, columns).
+    """Anomaly maps (B, H, W): the sum over the stages of 1 - cosine, resized to `size` (rows, columns).
 
-    Corners are aligned with corners, as published. From 0 to 3 for maps that are never negative, else to 6.
+    Resizing aligns the corners, as published. The values are from 0 to 3 if no map has negative values,
+    otherwise from 0 to 6.
     """
     return summed(
         [
@@ -71,7 +72,7 @@ def anomaly_map(teacher: Maps, student: Maps, size: tuple[int, int]) -> Tensor:
 
 
 def summed(distances: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """(B, H, W): maps of distances brought to `size`, corners on corners, and added."""
+    """Sum (B, H, W) of maps of distances that are resized to `size` with aligned corners."""
     layers = [
         functional.interpolate(distance[:, None], size, mode="bilinear", align_corners=True)[:, 0]
         for distance in distances
@@ -80,9 +81,9 @@ def summed(distances: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def smooth(maps: Tensor, sigma: float = SIGMA_PX) -> Tensor:
-    """A Gaussian over the last two axes, mirrored at the edges with the edge pixel repeated, cut at 4 sigma.
+    """Smooth the last two axes with a Gaussian that is truncated at 4 sigma.
 
-    The same as SciPy's `gaussian_filter` of each map by itself; never across the batch.
+    Edges are mirrored with the edge pixel repeated, as in SciPy's `gaussian_filter` of each map.
     """
     rows, columns = (
         torch.from_numpy(gaussian_matrix(side, sigma)).to(maps.device, maps.dtype) for side in maps.shape[-2:]
@@ -92,25 +93,25 @@ def smooth(maps: Tensor, sigma: float = SIGMA_PX) -> Tensor:
 
 @lru_cache(maxsize=16)
 def gaussian_matrix(side: int, sigma: float) -> NDArray[np.float64]:
-    """(side, side): row i holds the weights of the pixels that pixel i becomes the mean of."""
+    """Matrix (side, side) of the smoothing along one axis; row i has the input weights of output pixel i."""
     radius = int(TRUNCATE * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
     weights /= weights.sum()
-    # mirroring has period 2·side: 0 … side-1, side-1 … 0
-    places = (np.arange(side)[:, None] + offsets) % (2 * side)
-    places = np.where(places < side, places, 2 * side - 1 - places)
+    # Mirroring has period 2·side: 0 … side-1, side-1 … 0.
+    sources = (np.arange(side)[:, None] + offsets) % (2 * side)
+    sources = np.where(sources < side, sources, 2 * side - 1 - sources)
     matrix = np.zeros((side, side))
-    np.add.at(matrix, (np.arange(side)[:, None], places), weights)
+    np.add.at(matrix, (np.arange(side)[:, None], sources), weights)
     return matrix
 
 
 def patch_scores(
     teacher: Maps, student: Maps, size: tuple[int, int], filled: tuple[int, int] | None = None
 ) -> dict[str, Tensor]:
-    """The smoothed map of each patch with its mean (FW-RD's score) and maximum (RD4AD's).
+    """The smoothed map of each patch with its mean (FW-RD's score) and its maximum (RD4AD's score).
 
-    `filled` is the size the teacher saw, where it had to fill up edges; they are cut off before smoothing.
+    `filled` is the size of the teacher's padded input; the padding is removed before smoothing.
     """
     rows, columns = size
     maps = smooth(anomaly_map(teacher, student, filled or size)[:, :rows, :columns])
@@ -126,11 +127,21 @@ def window_means(
     patches: int = 1,
     first: int = 0,
 ) -> Tensor:
-    """(B, cells, cells): means of the smoothed anomaly map over windows of a mosaic, without making the map.
+    """Means (B, cells, cells) of the smoothed anomaly map over windows of a mosaic, without computing the
+    map.
 
-    `distances` are maps of mosaics of `patches` × `patches` patches; each patch is `side` pixels of the
-    `filled` ones that the teacher saw. Windows as large as a patch begin every `step` pixels, from `first`
-    on. Upsampling and smoothing are linear, so a mean is a weighted sum. With one patch it is its score.
+    Upsampling and smoothing are linear, so each mean is a weighted sum of `distances`. With a single patch,
+    the mean is the score of the patch.
+
+    Args:
+        distances: Maps of mosaics of `patches` × `patches` patches.
+        side: Side of a patch and of a window in pixels.
+        filled: Side of the teacher's padded input.
+        step: Distance between windows in pixels.
+        cells: Number of windows along a side.
+        patches: Number of patches along a side of the mosaic.
+        first: Start of the first window in pixels.
+
     """
     layers = []
     for distance in distances:
@@ -146,12 +157,13 @@ def window_means(
 def window_matrix(
     window: int, side: int, filled: int, step: int, cells: int, patches: int, first: int = 0
 ) -> NDArray[np.float64]:
-    """(cells, patches · window): row i holds the map cells' weights in the mean over window i.
+    """Matrix (cells, patches · window): row i holds the weights of the map cells in the mean of window i.
 
-    A patch has `window` map cells, which are brought to `filled` pixels; its first `side` are smoothed.
+    A patch has `window` map cells, which are upsampled to `filled` pixels; the first `side` of them are
+    smoothed.
     """
-    place = np.arange(side) * (window - 1) / max(filled - 1, 1)
-    upsampled = np.maximum(1 - np.abs(place[:, None] - np.arange(window)), 0)
+    positions = np.arange(side) * (window - 1) / max(filled - 1, 1)
+    upsampled = np.maximum(1 - np.abs(positions[:, None] - np.arange(window)), 0)
     patch = gaussian_matrix(side, SIGMA_PX) @ upsampled
     matrix = np.zeros((cells, patches, window))
     for cell in range(cells):
@@ -163,6 +175,6 @@ def window_matrix(
 
 
 def slide_score(cells: NDArray[Any], threshold: float = SLIDE_THRESHOLD) -> float:
-    """The mean of the cells at or above the threshold, 0 where there is none."""
+    """The mean of the cells at or above the threshold; 0 if all cells are below it."""
     high = cells[cells >= threshold]
     return float(high.mean(dtype=np.float64)) if high.size else 0.0

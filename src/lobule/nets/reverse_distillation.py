@@ -1,4 +1,4 @@
-"""The two trained parts of reverse distillation: the bottleneck (OCBE) and the mirrored decoder.
+"""The student of reverse distillation: the bottleneck (OCBE) and the mirrored decoder.
 
 Names inside the state dicts are those of the published checkpoints, {"bn": bottleneck, "decoder": decoder};
 the frozen teacher is in `lobule.nets.teachers` and is not stored with them.
@@ -21,17 +21,17 @@ Maps = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class StudentShape:
-    """What bottleneck and decoder are built from: the channels of the teacher's maps, and the blocks."""
+    """Architecture of bottleneck and decoder: the channels of the teacher's maps, and the blocks."""
 
     channels: tuple[int, int, int]
     block: Literal["basic", "bottleneck"] = "basic"
     width: int = 1
-    """Inner channels of a bottleneck over its planes: 2 for WideResNet-50-2."""
+    """Width factor of the inner channels of bottleneck blocks: 2 for WideResNet-50-2."""
     ocbe_blocks: int = 2
     decoder_blocks: tuple[int, int, int] = (2, 2, 2)
     """From the deepest stage to the shallowest."""
     shortcut: Literal[1, 3] = 1
-    """The kernel of the bottleneck's first shortcut: 1 in RD4AD, 3 in FW-RD."""
+    """Kernel size of the bottleneck's first shortcut: 1 in RD4AD, 3 in FW-RD."""
     signed: bool = False
     """Whether the teacher's maps can be negative: then each output ends in a linear 1×1 convolution."""
 
@@ -51,19 +51,20 @@ STUDENT_BLOCKS: dict[str, dict[str, Any]] = {
     "wide_resnet50_2": {"block": "bottleneck", "width": 2, "ocbe_blocks": 3, "decoder_blocks": (3, 4, 6)},
     "squeezenet1_1": {"block": "bottleneck", "ocbe_blocks": 2, "decoder_blocks": (2, 2, 2)},
 }
-"""The blocks of each teacher's student, for ResNets as published; any other is built like ResNet-18's."""
+"""Blocks of the student of each teacher, as published for ResNets; unlisted teachers use those of
+ResNet-18."""
 
 
 def _conv(into: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(into, out, kernel, stride, padding=kernel // 2, bias=False)
 
 
-def _doubling(into: int, out: int) -> nn.ConvTranspose2d:
+def _upsampling_conv(into: int, out: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(into, out, 2, 2, bias=False)
 
 
 class Residual(nn.Module):
-    """conv{i} and bn{i} in turn with ReLUs between, plus a shortcut by its name in the checkpoints."""
+    """Alternating conv{i} and bn{i} with ReLUs in between, and a shortcut named as in the checkpoints."""
 
     def __init__(self, convolutions: list[nn.Module], channels: list[int], shortcut: str = "") -> None:
         super().__init__()
@@ -88,10 +89,10 @@ class Residual(nn.Module):
 
 
 def _block(shape: StudentShape, into: int, out: int, change: Literal["", "down", "up"]) -> Residual:
-    """A residual block; `change` is what its 3×3 (in a basic block, first) convolution does to the side."""
+    """A residual block; `change` says how its (first) 3×3 convolution resizes the map."""
 
     def resampling(a: int, b: int) -> nn.Module:
-        return _doubling(a, b) if change == "up" else _conv(a, b, 3, 2 if change == "down" else 1)
+        return _upsampling_conv(a, b) if change == "up" else _conv(a, b, 3, 2 if change == "down" else 1)
 
     if shape.block == "basic":
         convolutions: list[nn.Module] = [resampling(into, out), _conv(out, out, 3)]
@@ -104,7 +105,7 @@ def _block(shape: StudentShape, into: int, out: int, change: Literal["", "down",
         shortcut = _conv(into, out, shape.shortcut, 2)
         return Residual(convolutions, channels, "downsample").add_shortcut(shortcut, out)
     if change == "up":
-        return Residual(convolutions, channels, "upsample").add_shortcut(_doubling(into, out), out)
+        return Residual(convolutions, channels, "upsample").add_shortcut(_upsampling_conv(into, out), out)
     return Residual(convolutions, channels)
 
 
@@ -116,7 +117,7 @@ def _layer(
 
 
 class Bottleneck(nn.Module):
-    """OCBE: three maps to one of twice the deepest one's channels and half its side."""
+    """OCBE: fuses three maps to one with twice the channels and half the side of the deepest map."""
 
     def __init__(self, shape: StudentShape) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class Bottleneck(nn.Module):
         self.conv1, self.bn1 = _conv(c1, c2, 3, 2), nn.BatchNorm2d(c2)
         self.conv2, self.bn2 = _conv(c2, c3, 3, 2), nn.BatchNorm2d(c3)
         self.conv3, self.bn3 = _conv(c2, c3, 3, 2), nn.BatchNorm2d(c3)
-        # never used, by the authors neither; here so that their checkpoints load strictly and ours in theirs
+        # Unused here and by the authors; it exists so that checkpoints can be exchanged with their code.
         self.conv4, self.bn4 = _conv(4 * c3, 2 * c3, 1), nn.BatchNorm2d(2 * c3)
         self.bn_layer = _layer(shape, 3 * c3, 2 * c3, shape.ocbe_blocks, "down")
         initialise(self)
@@ -139,7 +140,7 @@ class Bottleneck(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The bottleneck's map back to three maps of the teacher's shapes, in the teacher's order."""
+    """Expands the bottleneck's map to three maps with the shapes and the order of the teacher's maps."""
 
     def __init__(self, shape: StudentShape) -> None:
         super().__init__()
@@ -163,7 +164,7 @@ class Decoder(nn.Module):
 
 
 def initialise(net: nn.Module) -> None:
-    """As published: Kaiming normal over the outputs; transposed convolutions keep torch's default."""
+    """Initialise as published: Kaiming normal (fan-out); transposed convolutions keep torch's default."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -172,7 +173,7 @@ def initialise(net: nn.Module) -> None:
 
 
 class Student(nn.Module):
-    """Bottleneck and decoder; the state dict of each has the names of a published checkpoint."""
+    """Bottleneck and decoder; their state dicts use the names of the published checkpoints."""
 
     def __init__(self, shape: StudentShape) -> None:
         super().__init__()
@@ -189,9 +190,9 @@ State = Mapping[str, Tensor]
 
 
 def shape_of_checkpoint(checkpoint: Mapping[str, State]) -> StudentShape:
-    """What a {"bn": …, "decoder": …} checkpoint was built from, RD4AD's or FW-RD's shortcut included."""
+    """Derive the architecture from a {"bn": …, "decoder": …} checkpoint of RD4AD or FW-RD."""
     try:
-        bn, decoder = _kept(checkpoint["bn"]), _kept(checkpoint["decoder"])
+        bn, decoder = _without_memory_banks(checkpoint["bn"]), _without_memory_banks(checkpoint["decoder"])
         c3, c2 = bn["conv3.weight"].shape[:2]
         c1 = bn["conv1.weight"].shape[1]
         shortcut = bn["bn_layer.0.downsample.0.weight"].shape[-1]
@@ -200,9 +201,9 @@ def shape_of_checkpoint(checkpoint: Mapping[str, State]) -> StudentShape:
         deep, middle, shallow = (_count(decoder, f"layer{k}") for k in (1, 2, 3))
     except (KeyError, ValueError, IndexError) as error:
         raise ModelError(
-            "this is no reverse distillation checkpoint",
+            "this is not a reverse distillation checkpoint",
             expected="the state dicts 'bn' and 'decoder' with the published names",
-            actual=f"nothing at {error}",
+            actual=f"missing or unusable: {error}",
         ) from error
     return StudentShape(
         channels=(c1, c2, c3),
@@ -216,18 +217,24 @@ def shape_of_checkpoint(checkpoint: Mapping[str, State]) -> StudentShape:
 
 
 def student_of_checkpoint(checkpoint: Mapping[str, State]) -> Student:
-    """The student with a checkpoint's weights, in eval mode; anything missing or surplus is an error."""
+    """Build the student with a checkpoint's weights, in eval mode.
+
+    Raises:
+        ModelError: If a tensor is missing, surplus or of the wrong shape.
+    """
     student = Student(shape_of_checkpoint(checkpoint))
     try:
-        student.bn.load_state_dict(_kept(checkpoint["bn"]), strict=True)
-        student.decoder.load_state_dict(_kept(checkpoint["decoder"]), strict=True)
+        student.bn.load_state_dict(_without_memory_banks(checkpoint["bn"]), strict=True)
+        student.decoder.load_state_dict(_without_memory_banks(checkpoint["decoder"]), strict=True)
     except RuntimeError as error:
-        raise ModelError("a reverse distillation checkpoint that does not fit", actual=str(error)) from error
+        raise ModelError(
+            "the reverse distillation checkpoint does not fit the student", actual=str(error)
+        ) from error
     return student.eval()
 
 
-def _kept(state: State) -> dict[str, Tensor]:
-    """Without the memory banks of old files."""
+def _without_memory_banks(state: State) -> dict[str, Tensor]:
+    """The state dict without the memory banks of old checkpoints."""
     return {key: value for key, value in state.items() if "memory" not in key}
 
 

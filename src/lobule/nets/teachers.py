@@ -1,4 +1,5 @@
-"""Frozen teachers for reverse distillation: any backbone that gives three maps, each of half the side."""
+"""Frozen teachers for reverse distillation: backbones with three maps, each half as large as the one
+before."""
 
 from __future__ import annotations
 
@@ -16,14 +17,15 @@ from lobule.nets.reverse_distillation import STUDENT_BLOCKS, Maps, StudentShape,
 from lobule.nets.scaling import PLAIN_SCALING, InputScaling
 
 LEAST_SPREAD = 0.01
-"""The least spread of a channel, over the mean spread of its map."""
+"""Minimum spread of a channel, relative to the mean spread of its map."""
 
 
 class Teacher(nn.Module):
-    """Three feature maps of scaled images, without gradient, its batch statistics frozen for good.
+    """A frozen backbone that computes three feature maps of scaled images.
 
-    `stages` gives maps of strides s, 2s, 4s. An image whose sides are no multiples of 8s is filled up at
-    its right and lower edges by repeating them, so that bottleneck and decoder halve and double exactly.
+    `stages` computes maps with strides s, 2s and 4s. An image whose sides are not multiples of 8s is padded
+    by repeating its right and lower edges, so that bottleneck and decoder can halve and double the sides
+    exactly.
     """
 
     def __init__(self, name: str, stages: nn.Module, strides: Sequence[int], scaling: InputScaling) -> None:
@@ -45,21 +47,21 @@ class Teacher(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """Sides that are multiples of this need no filling up."""
+        """Images whose sides are multiples of this are not padded."""
         return 8 * self.strides[0]
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stays in eval mode: a teacher whose batch statistics drift is another teacher."""
+        """Do nothing: the teacher stays in eval mode, because its batch statistics must not change."""
         del mode
         return self
 
     def filled(self, rows: int, columns: int) -> tuple[int, int]:
-        """The size that an image has after filling up."""
+        """The size of an image after padding."""
         return rows + -rows % self.multiple, columns + -columns % self.multiple
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Maps:
-        """Scaled images (B, 3, H, W) to maps of the filled sides over the strides."""
+        """Three maps of scaled images (B, 3, H, W); their sides are the padded sides over the strides."""
         rows, columns = images.shape[-2:]
         full_rows, full_columns = self.filled(rows, columns)
         if (rows, columns) != (full_rows, full_columns):
@@ -75,7 +77,7 @@ class Teacher(nn.Module):
         return first, second, third
 
     def standardise(self, means: Sequence[Tensor], spreads: Sequence[Tensor]) -> None:
-        """Standardise the maps from now on: subtract a mean and divide by a spread, for each channel.
+        """From now on, subtract a mean from each channel of the maps and divide it by a spread.
 
         The statistics are buffers of the teacher (`mean1` to `mean3`, `spread1` to `spread3`), so they are
         stored with its weights.
@@ -90,14 +92,14 @@ class Teacher(nn.Module):
         self.standardised = True
 
     def probe(self) -> Maps:
-        """The maps of a fixed noise image of the smallest size."""
+        """The maps of a fixed noise image of the smallest unpadded size."""
         noise = torch.randn(1, 3, self.multiple, self.multiple, generator=torch.Generator().manual_seed(0))
         device = next(self.stages.parameters()).device
         maps: Maps = self(noise.to(device))
         return maps
 
     def student_shape(self, shortcut: int = 1) -> StudentShape:
-        """The student that fits: published blocks for ResNets, linear ends where a map can be negative."""
+        """Architecture of the matching student, with linear ends if a map has negative values."""
         maps = self.probe()
         c1, c2, c3 = (m.shape[1] for m in maps)
         return StudentShape(
@@ -108,7 +110,7 @@ class Teacher(nn.Module):
         )
 
     def identity(self) -> dict[str, Any]:
-        """What must be stored with a student: another teacher would move every threshold."""
+        """Identity of the teacher, stored with a student, whose thresholds hold for this teacher only."""
         return {
             "teacher": self.name,
             "strides": list(self.strides),
@@ -117,7 +119,7 @@ class Teacher(nn.Module):
 
 
 class ChannelStatistics:
-    """Mean and standard deviation of each channel of the maps of many images, added up in float64."""
+    """Mean and standard deviation of each channel over the maps of many images, accumulated in float64."""
 
     def __init__(self) -> None:
         self._counts = [0, 0, 0]
@@ -125,7 +127,7 @@ class ChannelStatistics:
         self._squares: list[Tensor] = []
 
     def add(self, maps: Maps) -> None:
-        """Count the maps of a batch."""
+        """Add the maps of a batch."""
         wide = [features.to("cpu", torch.float64) for features in maps]
         sums = [features.sum(dim=(0, 2, 3)) for features in wide]
         squares = [features.square().sum(dim=(0, 2, 3)) for features in wide]
@@ -138,7 +140,7 @@ class ChannelStatistics:
         self._counts = [a + b for a, b in zip(self._counts, counts, strict=True)]
 
     def result(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Means and spreads, in float32, of each map.
+        """Means and spreads of each map in float32.
 
         A spread is at least `LEAST_SPREAD` of the mean spread of its map: a channel that hardly changes on
         normal tissue would otherwise outweigh all the others wherever it does change.
@@ -154,7 +156,7 @@ class ChannelStatistics:
 
 
 class ResNetStages(nn.Module):
-    """torchvision's ResNet up to layer3; layer4 is dropped, since nothing reads it."""
+    """torchvision's ResNet up to layer3; layer4 is not used."""
 
     def __init__(self, resnet: nn.Module) -> None:
         super().__init__()
@@ -174,7 +176,7 @@ class ResNetStages(nn.Module):
 class SqueezeNetStages(nn.Module):
     """torchvision's SqueezeNet 1.1 at strides 4, 8 and 16, without its classifier.
 
-    Its first convolution has no padding: a repeated column and row make the sides whole again.
+    Its first convolution has no padding, so the last column and row are repeated to get the full sides.
     """
 
     ends = (4, 7, 12)
@@ -196,7 +198,7 @@ class SqueezeNetStages(nn.Module):
 
 
 class TinyStages(nn.Module):
-    """Three small stages at strides 4, 8 and 16, for machines without an accelerator; nobody trained them."""
+    """Three small untrained stages at strides 4, 8 and 16, for machines without an accelerator."""
 
     def __init__(self, widths: Sequence[int] = (16, 32, 64)) -> None:
         super().__init__()
@@ -214,7 +216,7 @@ class TinyStages(nn.Module):
 
 
 def _convolved(into: int, out: int) -> nn.Sequential:
-    """Half the side, twice convolved."""
+    """Two convolutions, of which the first halves the side."""
     layers: list[nn.Module] = []
     for channels, stride in ((into, 2), (out, 1)):
         layers += [nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
@@ -224,7 +226,7 @@ def _convolved(into: int, out: int) -> nn.Sequential:
 
 
 class TimmStages(nn.Module):
-    """Three maps of a timm backbone; of one with a single stride (ViT), pooled to three."""
+    """Three maps of a timm backbone; a backbone with a single stride (ViT) is pooled to three strides."""
 
     def __init__(self, backbone: nn.Module, channels: Sequence[int], pools: Sequence[int]) -> None:
         super().__init__()
@@ -235,7 +237,7 @@ class TimmStages(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = []
         for m, channels, pool in zip(self.backbone(x), self.channels, self.pools, strict=True):
-            # some transformers of timm answer with the channels last
+            # Some transformers of timm return channels-last maps.
             m = m if m.shape[1] == channels else m.permute(0, 3, 1, 2)
             maps.append(nn.functional.avg_pool2d(m, pool) if pool > 1 else m)
         return maps
@@ -252,8 +254,8 @@ def _torchvision(name: str, pretrained: bool) -> Teacher:
 def _tiny(pretrained: bool) -> Teacher:
     if pretrained:
         raise ConfigError(
-            "the teacher tiny has no published weights",
-            remedy="Give a file of weights, or say that its weights be random",
+            "the teacher 'tiny' has no published weights",
+            remedy="Use a weights file, or random weights (weights=random)",
         )
     return Teacher("tiny", TinyStages(), (4, 8, 16), PLAIN_SCALING)
 
@@ -289,11 +291,11 @@ TEACHERS: dict[str, Callable[[bool], Teacher]] = {
     },
     "tiny": _tiny,
 }
-"""Teachers by name, those of the papers among them; any other is asked for as `timm:NAME`."""
+"""Teachers by name, including those of the papers; backbones of timm are available as `timm:NAME`."""
 
 
 def teacher(name: str = "wide_resnet50_2", *, pretrained: bool = False) -> Teacher:
-    """A teacher by name; `pretrained` loads what torchvision or timm publish, else load weights yourself."""
+    """Build a teacher by name. `pretrained` loads the weights that torchvision or timm publish."""
     if name in TEACHERS:
         return TEACHERS[name](pretrained)
     if name.startswith("timm:"):
@@ -302,32 +304,32 @@ def teacher(name: str = "wide_resnet50_2", *, pretrained: bool = False) -> Teach
         "no such teacher",
         subject=name,
         expected=f"{', '.join(TEACHERS)}, or timm:NAME",
-        remedy="For a backbone of timm write timm: before its name",
+        remedy="For a backbone of timm, use the prefix timm:",
     )
 
 
 def load_teacher_weights(into: Teacher, state: dict[str, Tensor]) -> None:
-    """A whole backbone's weights into a teacher; what lies past its last stage is left out."""
+    """Load the weights of a complete backbone into a teacher, without the layers after the last stage."""
     target = into.stages.backbone if isinstance(into.stages, TimmStages) else into.stages
-    wanted = target.state_dict()
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    if isinstance(target, ResNetStages):  # ResNet-34 has every tensor of ResNet-18, and blocks beyond
-        stages = {key.split(".")[0] for key in wanted}
-        beyond = [key for key in state if key not in wanted and key.split(".")[0] in stages]
+    expected = target.state_dict()
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    if isinstance(target, ResNetStages):  # ResNet-34 has all tensors of ResNet-18 and more
+        stages = {key.split(".")[0] for key in expected}
+        surplus = [key for key in state if key not in expected and key.split(".")[0] in stages]
     else:
-        beyond = []
-    if missing or beyond:
+        surplus = []
+    if missing or surplus:
         raise ModelError(
-            "these weights are of another backbone",
+            "the weights belong to another backbone",
             subject=into.name,
-            expected=f"{len(wanted)} tensors",
-            actual=f"{len(missing)} of them missing, {len(beyond)} beyond, the first {(missing + beyond)[0]}",
+            expected=f"{len(expected)} tensors",
+            actual=f"{len(missing)} missing, {len(surplus)} surplus, the first is {(missing + surplus)[0]}",
         )
     try:
-        target.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
-    except RuntimeError as error:  # the same names in other shapes: a wider net of the kind
+        target.load_state_dict({key: state[key] for key in expected if key in state}, strict=False)
+    except RuntimeError as error:  # same names, other shapes: a wider net
         raise ModelError(
-            "these weights are of another backbone",
+            "the weights belong to another backbone",
             subject=into.name,
             actual=str(error).splitlines()[-1].strip(),
         ) from error

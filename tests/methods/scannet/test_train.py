@@ -248,5 +248,5 @@ def test_pretrained_trunks_are_taken_and_others_refused(cohort: Cohort, tmp_path
 
 def test_config_is_read_strictly() -> None:
     assert Config.from_dict(Config().to_dict()) == Config()
-    with pytest.raises(ConfigError, match="no augmentation 'hues'"):
+    with pytest.raises(ConfigError, match="unknown augmentation 'hues'"):
         Config.from_dict({"augment": {"hues": 1}})
