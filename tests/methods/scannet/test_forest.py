@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from lobule.errors import BundleError
 from lobule.findings import HEATMAP_FEATURES
-from lobule.methods.scannet.forest import Forest, cross_fitted, grown, too_few
+from lobule.methods.scannet.forest import Forest, cross_fit, grow_forest, too_few
 from tests.test_findings import TEST_TUMOURS
 
 WIDTH = len(HEATMAP_FEATURES)
@@ -33,7 +33,7 @@ def test_the_walk_equals_scikit_learn() -> None:
     rows, positive = slides(80, 1)
     reference = RandomForestClassifier(25, class_weight="balanced", random_state=3, n_jobs=1)
     reference.fit(rows.astype(np.float32), positive.astype(int))
-    forest = grown(rows, positive, 25, 3)
+    forest = grow_forest(rows, positive, 25, 3)
     others = np.concatenate([rows, slides(200, 2)[0], np.zeros((1, WIDTH))])
     expected = reference.predict_proba(others)[:, 1]
     assert expected.std() > 0.1
@@ -45,7 +45,7 @@ def test_the_walk_equals_scikit_learn() -> None:
 
 def test_a_forest_reads_back_to_the_last_bit() -> None:
     rows, positive = slides(60, 4)
-    forest = grown(rows, positive, 10, 0)
+    forest = grow_forest(rows, positive, 10, 0)
     again = Forest.of_text(forest.to_text())
     assert again.to_text() == forest.to_text()
     assert (again.probability(rows) == forest.probability(rows)).all()
@@ -82,13 +82,13 @@ def test_a_forest_that_is_none_is_refused(damage: dict[str, object]) -> None:
 def test_no_slide_is_scored_by_a_forest_that_saw_its_patient() -> None:
     rows, positive = slides(90, 5)
     patients = [f"p{number // 2}" for number in range(90)]
-    fitted = cross_fitted(rows, positive, patients, trees=15, seed=7)
+    fitted = cross_fit(rows, positive, patients, trees=15, seed=7)
     assert set(fitted.folds) == set(range(5))
     for patient in set(patients):
         assert len({fold for fold, own in zip(fitted.folds, patients, strict=True) if own == patient}) == 1
     for fold in range(5):
         own = fitted.folds == fold
-        alone = grown(rows[~own], positive[~own], 15, 7)
+        alone = grow_forest(rows[~own], positive[~own], 15, 7)
         assert (alone.probability(rows[own]) == fitted.scores[own]).all()
     assert fitted.auc == roc_auc_score(positive, fitted.scores)
 
@@ -99,7 +99,7 @@ def test_labels_that_mean_nothing_are_not_learned() -> None:
     rows = rng.normal(0, 1, (120, WIDTH)).round(2)
     positive = rng.permutation(np.arange(120) % 2 == 0)
     patients = [f"p{number}" for number in range(120)]
-    fitted = cross_fitted(rows, positive, patients, trees=40, seed=0)
+    fitted = cross_fit(rows, positive, patients, trees=40, seed=0)
     assert roc_auc_score(positive, fitted.forest.probability(rows)) > 0.99
     assert 0.35 < fitted.auc < 0.65
 
@@ -124,5 +124,7 @@ def test_published_features_give_the_published_score(kit: Path) -> None:
     rows, others = (np.array([[float(row[n]) for n in HEATMAP_FEATURES] for row in t]) for t in (train, test))
     positive = np.array([row["label"] == "1" for row in train])
     labels = np.isin(np.arange(1, 131), TEST_TUMOURS)
-    areas = [roc_auc_score(labels, grown(rows, positive, 200, seed).probability(others)) for seed in range(2)]
+    areas = [
+        roc_auc_score(labels, grow_forest(rows, positive, 200, seed).probability(others)) for seed in range(2)
+    ]
     assert all(0.88 < area < 0.92 for area in areas), areas

@@ -15,7 +15,13 @@ from PIL import Image
 from lobule.bundles import read_bundle
 from lobule.cohort import Case
 from lobule.methods.scannet import DensePredictor, load
-from lobule.methods.scannet.gallery import MOST, SIDE, Mined, inline_jpeg, write_gallery
+from lobule.methods.scannet.gallery import (
+    MAX_PICTURES,
+    PICTURE_SIDE,
+    HardNegative,
+    inline_jpeg,
+    write_gallery,
+)
 from lobule.methods.scannet.mining import mine
 from lobule.scanning.scan import Machine
 from lobule.tissue import TissueConfig
@@ -40,11 +46,11 @@ def pictures_of(page: str) -> list[np.ndarray]:
 
 
 def test_a_picture_shows_its_place_and_the_caption_says_it(places: SlidePositions, tmp_path: Path) -> None:
-    mined = [Mined(0, 530.0, 380.0, 0.71), Mined(0, 200.0, 120.0, 0.93)]
+    mined = [HardNegative(0, 530.0, 380.0, 0.71), HardNegative(0, 200.0, 120.0, 0.93)]
     write_gallery(tmp_path / "g.html", [places], mined, name="round-1", mpp=MPP, window=WINDOW)
     page = (tmp_path / "g.html").read_text()
     plain, alike = pictures_of(page)
-    assert plain.shape == alike.shape == (SIDE, SIDE, 3)
+    assert plain.shape == alike.shape == (PICTURE_SIDE, PICTURE_SIDE, 3)
     # two windows of context: the lookalike, 260 px wide, fills the picture of its middle
     np.testing.assert_allclose(alike.reshape(-1, 3).mean(axis=0), LOOKALIKE, atol=6)
     assert abs(plain.reshape(-1, 3).mean(axis=0) - LOOKALIKE).max() > 30
@@ -58,14 +64,17 @@ def test_a_picture_shows_its_place_and_the_caption_says_it(places: SlidePosition
 
 def test_a_page_is_capped_and_counts_all(places: SlidePositions, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    mined = [Mined(i % 2, float(x), 200.0, float(s)) for i, (x, s) in enumerate(rng.random((MOST + 50, 2)))]
+    mined = [
+        HardNegative(i % 2, float(x), 200.0, float(s))
+        for i, (x, s) in enumerate(rng.random((MAX_PICTURES + 50, 2)))
+    ]
     other = replace(places, case=Case("other", "p", "slide", places.case.path, mpp=MPP))
     write_gallery(tmp_path / "g.html", [places, other], mined, name="round-2", mpp=MPP, window=WINDOW)
     page = (tmp_path / "g.html").read_text()
-    assert page.count("<figcaption>") == MOST
-    assert f"{MOST + 50} places" in page
-    assert f"the {MOST} with the highest scores" in page
-    assert page.count("<details") == 1 + MOST // 60
+    assert page.count("<figcaption>") == MAX_PICTURES
+    assert f"{MAX_PICTURES + 50} positions" in page
+    assert f"the {MAX_PICTURES} with the highest scores" in page
+    assert page.count("<details") == 1 + MAX_PICTURES // 60
     assert page.count("<details open") == 1
     assert len(page) < 4e6
     shown = [float(text) for text in re.findall(r"<figcaption><b>([\d.]+)</b>", page)]
@@ -77,7 +86,12 @@ def test_a_slide_that_cannot_be_read_any_more_costs_its_pictures(tmp_path: Path)
     gone = find_positions(painted(tmp_path, "gone", None, 5, "train"), TISSUE)[0]
     Path(str(gone.case.path)).unlink()
     write_gallery(
-        tmp_path / "g.html", [gone], [Mined(0, 300.0, 300.0, 0.8)], name="round-1", mpp=MPP, window=WINDOW
+        tmp_path / "g.html",
+        [gone],
+        [HardNegative(0, 300.0, 300.0, 0.8)],
+        name="round-1",
+        mpp=MPP,
+        window=WINDOW,
     )
     page = (tmp_path / "g.html").read_text()
     assert "cannot be read" in page
@@ -86,7 +100,7 @@ def test_a_slide_that_cannot_be_read_any_more_costs_its_pictures(tmp_path: Path)
 
 def test_nothing_mined_is_said(places: SlidePositions, tmp_path: Path) -> None:
     write_gallery(tmp_path / "g.html", [places], [], name="round-1", mpp=MPP, window=WINDOW)
-    assert "took no normal place for tumour" in (tmp_path / "g.html").read_text()
+    assert "did not score any normal tissue as tumour" in (tmp_path / "g.html").read_text()
 
 
 def test_mining_leaves_a_gallery_of_what_it_found(places: SlidePositions, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lobule.cohort import Case, Cohort
 from lobule.errors import BundleError, ConfigError
 from lobule.findings import HEATMAP_FEATURES, cell_centre, heatmap_features, non_maximum_suppression
 from lobule.methods.scannet import Config, DensePredictor, TrainMachine, forest, load, save, scoring, train
-from lobule.methods.scannet.forest import FOREST, grown
+from lobule.methods.scannet.forest import FOREST, grow_forest
 from lobule.methods.scannet.scoring import features_of, is_tumour, learn_slide_score
 from lobule.results.folder import open_results
 from lobule.scanning.contract import ScanOptions
@@ -43,7 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     rng = np.random.default_rng(0)
     rows = np.abs(rng.normal(0, 60, (60, len(HEATMAP_FEATURES)))).round(2)
     config = replace(plain.config, slide_score="forest")
-    trees = grown(rows, rows[:, 0] > 40, 12, 0)
+    trees = grow_forest(rows, rows[:, 0] > 40, 12, 0)
     return save(folder / "forest", config, plain.net, plain.scaling, forest=trees)
 
 

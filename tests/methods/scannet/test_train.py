@@ -16,7 +16,7 @@ from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, Leakage, ModelError, ResultsError
 from lobule.methods.scannet import Config, DensePredictor, TrainMachine, load, train
-from lobule.methods.scannet.mining import _apart, hard_places, joined
+from lobule.methods.scannet.mining import _spaced_cells, hard_negatives, merge_points
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.scaling import PLAIN_SCALING
 from lobule.results.folder import open_results
@@ -122,7 +122,7 @@ def test_places_that_fooled_the_model_are_normal_apart_and_capped(cohort: Cohort
     machine = Machine(device="cpu", precision="float32", cells=8, channels_last=True)
     scan(fooled, facts, Cohort((cohort["a"],)), tmp_path, machine=machine)
     places, _ = find_positions(cohort["a"], TISSUE)
-    found = hard_places(fooled, places, open_results(tmp_path).case_folder("a"))
+    found = hard_negatives(fooled, places, open_results(tmp_path).case_folder("a"))
     assert len(found) == 9
     assert (places.classes(found) == NORMAL).all()
     gaps = np.hypot(*(found[:, None] - found[None]).transpose(2, 0, 1)) + 1e9 * np.eye(9)
@@ -131,11 +131,11 @@ def test_places_that_fooled_the_model_are_normal_apart_and_capped(cohort: Cohort
 
 def test_places_near_a_better_one_are_merged() -> None:
     cells = np.array([[5, 5], [5, 6], [6, 6], [5, 7], [9, 9]])
-    assert _apart(cells, (12, 12), 2.0, 10).tolist() == [[5, 5], [5, 7], [9, 9]]
-    assert _apart(cells, (12, 12), 2.0, 2).tolist() == [[5, 5], [5, 7]]
+    assert _spaced_cells(cells, (12, 12), 2.0, 10).tolist() == [[5, 5], [5, 7], [9, 9]]
+    assert _spaced_cells(cells, (12, 12), 2.0, 2).tolist() == [[5, 5], [5, 7]]
     old, new = np.array([[0.0, 0.0], [100.0, 0.0]]), np.array([[30.0, 0.0]])
-    assert joined(new, old, 64).tolist() == [[30, 0], [100, 0]]
-    assert joined(new, old[:0], 64).tolist() == new.tolist()
+    assert merge_points(new, old, 64).tolist() == [[30, 0], [100, 0]]
+    assert merge_points(new, old[:0], 64).tolist() == new.tolist()
 
 
 class Stopping(FitProgress):
@@ -217,7 +217,7 @@ def test_patients_are_held_out_where_there_is_no_validation_split() -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"trunk": "huge"}, "no trunk 'huge'"),
+        ({"trunk": "huge"}, "unknown trunk 'huge'"),
         ({"classes": ("a", "b", "c")}, "two classes"),
         ({"batch": 1}, "too small"),
         ({"weights": "nowhere.pt"}, "no such weights file"),

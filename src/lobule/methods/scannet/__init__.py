@@ -7,18 +7,20 @@ Detection from Whole-Slide Images. WACV 2018, arXiv 1707.09597; Fast ScanNet, IE
     CULab III, the group's challenge entry     0.703    0.940    (JAMA 2017, table 2)
     Fast ScanNet-16, as later papers quote it  0.853    0.988    (second hand)
 
-What differs from the paper, on purpose:
-- The dense map is not made of α² offset passes but of one pass of a net whose last strides are spread over
-  phases; the two are equal to float rounding, and the tests say so.
-- A map cell is scored by the window centred on it, so a cell (r, c) is where it says it is.
+Intentional differences from the paper:
+- The dense map is computed in one pass of a net whose last strides are distributed over phases, instead of α²
+  passes with offsets. Tests verify that both give the same map up to float rounding.
+- A map cell is scored by the window that is centred on it, so that scores and positions agree.
 - The trunk is any unpadded net of `nets.backbones`; the paper's VGG-16 is the default.
-- The paper leaves rates, batch, steps, augmentation strengths and the pool of hard negatives open; `Config`
-  holds ours. Hard places are half of the normal patches in up to two further rounds.
-- The slide score is the highest cell, or (`slide_score=forest`) a random forest over 31 features of the map.
-  It learns from maps of the slides that trained the net, which are cleaner than those of new ones; the area
-  under the curve that is recorded comes from forests that saw none of a slide's patient.
+- The paper does not state learning rates, batch size, steps, augmentation strengths and the pool of hard
+  negatives; see the defaults of `Config`. In up to two further rounds, half of the normal patches are hard
+  negatives.
+- The slide score is the highest cell or, with `slide_score=forest`, a random forest on 31 features of the
+  map. The forest is trained on maps of the net's training slides, which are cleaner than those of new slides.
+  The recorded area under the curve comes from forests that were trained without the slide's patient.
 - Scores are calibrated on the validation slides, and the threshold for findings is chosen there.
-- Each sample has a generator of its own, not each worker, so that the number of workers changes nothing.
+- Each sample, not each worker, has a separate random generator, so that results do not depend on the number
+  of workers.
 """
 
 from lobule.methods.scannet.config import Config
@@ -27,7 +29,7 @@ from lobule.methods.scannet.train import train
 from lobule.training.fitting import TrainMachine
 
 SCAN_SETTINGS = ("findings", "threshold", "opening", "min_cells", "nms_radius", "refine_above", "slide_score")
-"""How a map is read, which a scan may decide anew."""
+"""Settings of the bundle that a scan may override."""
 
 REFINES = True
 

@@ -29,7 +29,7 @@ from lobule.training.patch_sampling import NEITHER, TUMOUR, SlidePositions
 Floats = NDArray[np.float64]
 
 CELLS = "cells"
-"""The key of the cell calibration in a bundle's `calibration`, beside the calibration of a site."""
+"""Key of the cell calibration in a bundle's `calibration`, next to the calibration of a site."""
 RECORD = "calibration.json"
 MAX_NORMAL_ABOVE = 0.05
 """The largest share of normal cells above the threshold, in each validation slide by itself.
@@ -40,7 +40,7 @@ normal scores therefore decides, not the average slide.
 MIN_NORMAL = 20
 """Slides with fewer normal cells do not limit the threshold: 5 % of them is less than one cell."""
 MAX_CELLS = 20_000
-"""Cells of one slide that the fit sees, evenly spaced over the map."""
+"""Maximum number of cells of one slide that are used in the fit, evenly spaced over the map."""
 FOLDS = 5
 EXTREME = 1e-7
 """Softmax in float32 reaches 0 and 1; logits are computed from scores clipped to this distance."""
@@ -51,7 +51,7 @@ class CellCalibration:
     """How the scores of cells become probabilities, and the threshold for findings on that scale."""
 
     fit: Platt
-    """Of the difference of the net's two outputs."""
+    """Fit of the difference of the net's two outputs."""
     threshold: float
     report: Mapping[str, Any] = field(default_factory=dict)
     """Calibration errors and counts of the validation cells, for the record."""
@@ -62,7 +62,7 @@ class CellCalibration:
         return torch.sigmoid(margin * self.fit.slope + self.fit.intercept)
 
     def from_uncalibrated(self, scores: ArrayLike) -> Floats:
-        """Calibrated scores of uncalibrated ones."""
+        """Convert uncalibrated scores to calibrated ones."""
         return self.fit(_logits(scores))
 
     def to_uncalibrated(self, scores: ArrayLike) -> Floats:
@@ -123,15 +123,21 @@ def calibrate_cells(
     """
     record = folder / RECORD
     if not record.exists():
-        cohort = Cohort(tuple(places.case for places in slides))
-        facts = {"method": "scannet", "fingerprint": fingerprint, "classes": list(predictor.classes)}
+        cohort = Cohort(tuple(slide.case for slide in slides))
+        bundle_metadata = {
+            "method": "scannet",
+            "fingerprint": fingerprint,
+            "classes": list(predictor.classes),
+        }
         results = folder / "scan"
-        report = scan(predictor, facts, cohort, results, ScanOptions(tissue=tissue), machine)
+        report = scan(predictor, bundle_metadata, cohort, results, ScanOptions(tissue=tissue), machine)
         notes = [f"{name}: not used for the calibration: {why}" for name, why in report.failed.items()]
-        opened = open_results(results)
-        done = [places for places in slides if places.case.id not in report.failed]
+        stored_results = open_results(results)
+        scanned = [slide for slide in slides if slide.case.id not in report.failed]
         maps = [
-            (places, reader) for places in done for reader in opened.case_folder(places.case.id).maps.values()
+            (slide, reader)
+            for slide in scanned
+            for reader in stored_results.case_folder(slide.case.id).maps.values()
         ]
         calibration, why = fit_cells(validation_cells(maps), threshold)
         stored = None if calibration is None else calibration.to_dict()
@@ -146,12 +152,12 @@ def validation_cells(maps: Sequence[tuple[SlidePositions, MapReader]]) -> Valida
     """The cells whose class is certain: normal or tumour, and not at an outline."""
     scores: list[Floats] = []
     labels: list[NDArray[np.int8]] = []
-    for places, reader in maps:
+    for slide, reader in maps:
         layers, states = reader.read()
         rows, columns = np.nonzero(states == State.SCORED)
         step_x, step_y = reader.info.l0_stride
         centres = np.stack([(columns + 0.5) * step_x, (rows + 0.5) * step_y], axis=1)
-        classes = places.certain_classes(centres)
+        classes = slide.certain_classes(centres)
         labelled = np.flatnonzero(classes != NEITHER)
         labelled = labelled[:: max(1, -(-len(labelled) // MAX_CELLS))]
         scores.append(layers[0][rows, columns][labelled].astype(np.float64))
@@ -161,12 +167,15 @@ def validation_cells(maps: Sequence[tuple[SlidePositions, MapReader]]) -> Valida
         np.concatenate([*scores, np.empty(0)]),
         np.concatenate([*labels, np.empty(0, np.int8)]) == TUMOUR,
         np.repeat(np.arange(len(sizes)), sizes),
-        tuple(places.case.patient for places, _ in maps),
+        tuple(slide.case.patient for slide, _ in maps),
     )
 
 
 def fit_cells(cells: ValidationCells, threshold: float = 0.5) -> tuple[CellCalibration | None, list[str]]:
-    """Platt's fit of the cells, and the threshold for findings; any `threshold` but 0.5 is not changed."""
+    """Fit the cells by Platt's method and choose the threshold for findings.
+
+    A `threshold` other than 0.5 was set by the user and is not changed.
+    """
     without = f"so the scores are not calibrated, and the threshold for findings stays {threshold}"
     fit = fit_platt(cells.tumour, _logits(cells.scores)) if len(cells.scores) else None
     if fit is None:
@@ -216,7 +225,7 @@ def choose_threshold(calibrated: Floats, cells: ValidationCells) -> float:
 
 
 def _error_on_other_patients(cells: ValidationCells) -> float | None:
-    """The calibration error of fits that saw none of a cell's patient; None where no fit is possible."""
+    """Calibration error of fits without the patient of a cell; None if a fit is not possible."""
     names = sorted(set(cells.patients))
     fold_of_slide = np.array([names.index(patient) % FOLDS for patient in cells.patients])
     folds = fold_of_slide[cells.slides]

@@ -1,4 +1,4 @@
-"""The random forest that scores a slide by 31 features of its map: grown by folds, kept as plain arrays."""
+"""The random forest that scores a slide by 31 features of its map, stored as plain arrays."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 FOREST = "slide_forest.json"
-"""The forest's file in a bundle."""
+"""File of the forest in a bundle."""
 FORMAT = "lobule-forest/1"
 FOLDS = 5
 FEWEST = 5
-"""Patients of each kind below which there is nothing to learn a forest from."""
+"""Minimum number of patients with tumour, and of patients without, for training a forest."""
 LEAF = -1
 
 
 @dataclass(frozen=True, eq=False)
 class Forest:
-    """Binary classification trees, one after another in common arrays; children come after their parent."""
+    """Binary classification trees, concatenated in common arrays; children come after their parent."""
 
     roots: Integers
-    """The node that each tree begins at."""
+    """Index of the root node of each tree."""
     feature: Integers
-    """The column that a node asks about; -1 at a leaf."""
+    """Column that a node compares; -1 at a leaf."""
     threshold: Floats
-    """A node goes left where the column is at most this."""
+    """The left child is chosen if the column is at most this."""
     left: Integers
     right: Integers
     share: Floats
-    """Of the training slides at a node, by weight, those with tumour."""
+    """Weighted share of the training slides at a node that have tumour."""
 
     def probability(self, rows: Floats) -> Floats:
-        """(slides,) of (slides, columns): the mean over the trees of the share at the leaf reached."""
-        values = np.asarray(rows, np.float32)  # columns are compared as they were when the trees grew
+        """Probabilities (slides,) for rows (slides, columns): the mean over the trees of the leaf's share."""
+        values = np.asarray(rows, np.float32)  # scikit-learn grew the trees on float32 columns
         slide = np.arange(len(values))[:, None]
         node = np.tile(self.roots, (len(values), 1))
         while (inner := self.feature[node] != LEAF).any():
@@ -53,24 +53,28 @@ class Forest:
         return mean
 
     def to_text(self) -> str:
-        """JSON whose numbers read back to the last bit."""
+        """The forest as JSON, without loss of precision."""
         arrays = {item.name: getattr(self, item.name).tolist() for item in fields(self)}
         return json.dumps({"format": FORMAT, "columns": list(HEATMAP_FEATURES), **arrays})
 
     @classmethod
     def of_text(cls, text: str) -> Forest:
-        """A forest from its file; one that would not end, or asks for a column there is not, is refused."""
+        """Read a forest from the text of its file.
+
+        Raises:
+            BundleError: If the file is damaged, for example if its nodes form a cycle.
+        """
         try:
-            facts: Mapping[str, Any] = json.loads(text)
-            if facts["format"] != FORMAT or list(facts["columns"]) != list(HEATMAP_FEATURES):
-                raise ValueError("it is of another format, or of other features")
+            stored: Mapping[str, Any] = json.loads(text)
+            if stored["format"] != FORMAT or list(stored["columns"]) != list(HEATMAP_FEATURES):
+                raise ValueError("the file has another format or other features")
             forest = cls(
-                roots=np.array(facts["roots"], np.int64),
-                feature=np.array(facts["feature"], np.int64),
-                threshold=np.array(facts["threshold"], np.float64),
-                left=np.array(facts["left"], np.int64),
-                right=np.array(facts["right"], np.int64),
-                share=np.array(facts["share"], np.float64),
+                roots=np.array(stored["roots"], np.int64),
+                feature=np.array(stored["feature"], np.int64),
+                threshold=np.array(stored["threshold"], np.float64),
+                left=np.array(stored["left"], np.int64),
+                right=np.array(stored["right"], np.int64),
+                share=np.array(stored["share"], np.float64),
             )
             forest._check()
         except (KeyError, ValueError, TypeError, OverflowError) as error:
@@ -78,10 +82,10 @@ class Forest:
         return forest
 
     def _check(self) -> None:
-        nodes, own = len(self.feature), np.arange(len(self.feature))
+        nodes, indices = len(self.feature), np.arange(len(self.feature))
         arrays = [self.feature, self.threshold, self.left, self.right, self.share]
         if any(array.shape != (nodes,) for array in arrays) or self.roots.ndim != 1 or not len(self.roots):
-            raise ValueError("its arrays do not fit one another")
+            raise ValueError("the arrays have inconsistent shapes")
         if not (np.isfinite(self.threshold).all() and ((self.share >= 0) & (self.share <= 1)).all()):
             raise ValueError("a threshold or a share is out of range")
         inner = self.feature != LEAF
@@ -89,31 +93,33 @@ class Forest:
         if (
             ((self.feature < LEAF) | (self.feature >= len(HEATMAP_FEATURES))).any()
             or ((self.roots < 0) | (self.roots >= nodes)).any()
-            or ((children <= own[inner]) | (children >= nodes)).any()
+            or ((children <= indices[inner]) | (children >= nodes)).any()
         ):
-            raise ValueError("a node points to what is not there")
+            raise ValueError("a node refers to a missing column or node")
 
 
-def grown(rows: Floats, positive: NDArray[np.bool_], trees: int, seed: int) -> Forest:
-    """A forest of so many trees, by scikit-learn."""
+def grow_forest(rows: Floats, positive: NDArray[np.bool_], trees: int, seed: int) -> Forest:
+    """Train a forest with scikit-learn and convert it to arrays."""
     from sklearn.ensemble import RandomForestClassifier
 
     model = RandomForestClassifier(trees, class_weight="balanced", random_state=seed, n_jobs=1)
     model.fit(rows.astype(np.float32), positive.astype(np.int64))
-    parts = [one.tree_ for one in model.estimators_]
-    starts = np.cumsum([0, *(part.node_count for part in parts)])[:-1]
-    inner = np.concatenate([part.children_left != LEAF for part in parts])
-    shift = np.repeat(starts, [part.node_count for part in parts])
-    own = np.arange(len(inner))
+    fitted_trees = [estimator.tree_ for estimator in model.estimators_]
+    starts = np.cumsum([0, *(tree.node_count for tree in fitted_trees)])[:-1]
+    inner = np.concatenate([tree.children_left != LEAF for tree in fitted_trees])
+    shift = np.repeat(starts, [tree.node_count for tree in fitted_trees])
+    indices = np.arange(len(inner))
 
     def child(name: str) -> Integers:
-        return np.where(inner, np.concatenate([getattr(part, name) for part in parts]) + shift, own)
+        return np.where(
+            inner, np.concatenate([getattr(tree, name) for tree in fitted_trees]) + shift, indices
+        )
 
-    weights = np.concatenate([part.value[:, 0, :] for part in parts])
+    weights = np.concatenate([tree.value[:, 0, :] for tree in fitted_trees])
     return Forest(
         starts.astype(np.int64),
-        np.where(inner, np.concatenate([part.feature for part in parts]), LEAF).astype(np.int64),
-        np.where(inner, np.concatenate([part.threshold for part in parts]), 0.0),
+        np.where(inner, np.concatenate([tree.feature for tree in fitted_trees]), LEAF).astype(np.int64),
+        np.where(inner, np.concatenate([tree.threshold for tree in fitted_trees]), 0.0),
         child("children_left"),
         child("children_right"),
         weights[:, 1] / weights.sum(axis=1),
@@ -121,7 +127,7 @@ def grown(rows: Floats, positive: NDArray[np.bool_], trees: int, seed: int) -> F
 
 
 def map_features(scores: Scores, states: States) -> Floats:
-    """The 31 features of a map of one class, (1, rows, columns); what was not scored is no tissue."""
+    """The 31 features of a map (1, rows, columns) of one class; cells that were not scored are not tissue."""
     scored = states == State.SCORED
     return heatmap_features(np.where(scored, scores[0], np.float32(0)), scored)
 
@@ -131,7 +137,7 @@ def map_features(scores: Scores, states: States) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class CrossFitted:
-    """A forest of all slides, and of each slide the score of one that saw none of its patient."""
+    """A forest of all slides, and out-of-fold scores that do not depend on the slide's patient."""
 
     forest: Forest
     scores: Floats
@@ -143,9 +149,9 @@ class CrossFitted:
 
 
 def too_few(positive: NDArray[np.bool_], patients: Sequence[str]) -> str | None:
-    """Why no forest can be learned from these slides; None where one can."""
+    """The reason why a forest cannot be trained on these slides; None if it can."""
     pairs = set(zip(positive.tolist(), patients, strict=True))
-    counts = [sum(kind == wanted for kind, _ in pairs) for wanted in (True, False)]
+    counts = [sum(label == has_tumour for label, _ in pairs) for has_tumour in (True, False)]
     if min(counts) >= FEWEST:
         return None
     return (
@@ -154,10 +160,10 @@ def too_few(positive: NDArray[np.bool_], patients: Sequence[str]) -> str | None:
     )
 
 
-def cross_fitted(
+def cross_fit(
     rows: Floats, positive: NDArray[np.bool_], patients: Sequence[str], *, trees: int, seed: int
 ) -> CrossFitted:
-    """Forests by folds of patients, for scores that no forest learned from, and then one of all slides."""
+    """Train one forest per fold of patients for out-of-fold scores, and then a forest on all slides."""
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -165,8 +171,8 @@ def cross_fitted(
     groups = np.array([number[name] for name in patients])
     splits = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     scores, folds = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
-    for fold, (others, own) in enumerate(splits.split(rows, positive, groups)):
-        forest = grown(rows[others], positive[others], trees, seed)
-        scores[own], folds[own] = forest.probability(rows[own]), fold
+    for fold, (train_rows, test_rows) in enumerate(splits.split(rows, positive, groups)):
+        forest = grow_forest(rows[train_rows], positive[train_rows], trees, seed)
+        scores[test_rows], folds[test_rows] = forest.probability(rows[test_rows]), fold
     auc = float(roc_auc_score(positive, scores))
-    return CrossFitted(grown(rows, positive, trees, seed), scores, folds, auc)
+    return CrossFitted(grow_forest(rows, positive, trees, seed), scores, folds, auc)

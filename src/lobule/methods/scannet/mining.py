@@ -1,4 +1,4 @@
-"""Hard negatives: normal places of the training slides that the model takes for tumour."""
+"""Hard negatives: normal tissue of the training slides that the model scores as tumour."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from lobule.cohort import Cohort
 from lobule.files import read_json, write_json
-from lobule.methods.scannet.gallery import Mined, write_gallery
+from lobule.methods.scannet.gallery import HardNegative, write_gallery
 from lobule.methods.scannet.predictor import DensePredictor
 from lobule.results.folder import CaseFolder, open_results
 from lobule.results.maps import MapReader
@@ -23,8 +23,8 @@ from lobule.stitch import State
 from lobule.tissue import TissueConfig
 from lobule.training.patch_sampling import NORMAL, Points, Pool, SlidePositions
 
-FOOLED = 0.5
-"""A normal cell with a score above it is a hard place."""
+MIN_SCORE = 0.5
+"""A normal cell with a higher score is a hard negative."""
 GALLERY = "gallery.html"
 
 
@@ -36,62 +36,81 @@ def mine(
     folder: Path,
     machine: Machine,
 ) -> tuple[dict[int, Points], list[str]]:
-    """Scan the normal tissue of the training slides coarsely; the places that fooled the model, by slide.
+    """Scan the normal tissue of the training slides coarsely and collect hard negatives.
 
-    A slide that cannot be scanned gives no places and is said so. Done before, it is read from `folder`.
-    Beside the places lies a gallery of them, `gallery.html`.
+    A gallery of them is written to `gallery.html` in `folder`. If `folder` already contains a finished
+    mining, its result is read.
+
+    Returns:
+        The hard negatives by the index of the slide, and notes about slides that could not be scanned.
     """
-    kept = folder / "hard.json"
-    number_of = {places.case.id: number for number, places in enumerate(pool.slides)}
-    if not kept.exists():
-        cohort = Cohort(tuple(pool.slides[number].case for number in pool.usable(NORMAL)))
-        facts = {"method": "scannet", "fingerprint": fingerprint, "classes": list(predictor.classes)}
+    record = folder / "hard.json"
+    index_of = {slide.case.id: index for index, slide in enumerate(pool.slides)}
+    if not record.exists():
+        cohort = Cohort(tuple(pool.slides[index].case for index in pool.usable(NORMAL)))
+        bundle_metadata = {
+            "method": "scannet",
+            "fingerprint": fingerprint,
+            "classes": list(predictor.classes),
+        }
         options = ScanOptions(stride=predictor.geometry.stride, tissue=tissue)
         results = folder / "scan"
-        report = scan(predictor, facts, cohort, results, options, machine)
-        opened = open_results(results)
-        found: dict[str, Points] = {}
-        mined: list[Mined] = []
+        report = scan(predictor, bundle_metadata, cohort, results, options, machine)
+        stored_results = open_results(results)
+        points_by_case: dict[str, Points] = {}
+        negatives: list[HardNegative] = []
         for case in cohort:
             if case.id not in report.failed:
-                places, own = pool.slides[number_of[case.id]], opened.case_folder(case.id)
-                found[case.id] = hard_places(predictor, places, own)
-                number = number_of[case.id]
-                mined += [Mined(number, *place) for place in with_scores(own, found[case.id])]
+                slide, case_folder = pool.slides[index_of[case.id]], stored_results.case_folder(case.id)
+                points_by_case[case.id] = hard_negatives(predictor, slide, case_folder)
+                index = index_of[case.id]
+                negatives += [
+                    HardNegative(index, *scored_point)
+                    for scored_point in with_scores(case_folder, points_by_case[case.id])
+                ]
         window = predictor.geometry.extent
         write_gallery(
-            folder / GALLERY, pool.slides, mined, name=folder.name, mpp=predictor.config.mpp, window=window
+            folder / GALLERY,
+            pool.slides,
+            negatives,
+            name=folder.name,
+            mpp=predictor.config.mpp,
+            window=window,
         )
-        notes = [f"{name}: not mined: {cause}" for name, cause in report.failed.items()]
-        write_json(kept, {"places": {name: p.tolist() for name, p in found.items()}, "notes": notes})
+        notes = [
+            f"{name} was not searched for hard negatives: {cause}" for name, cause in report.failed.items()
+        ]
+        write_json(
+            record, {"places": {name: p.tolist() for name, p in points_by_case.items()}, "notes": notes}
+        )
         shutil.rmtree(results, ignore_errors=True)
-    stored: Mapping[str, Any] = read_json(kept)
-    hard = {number_of[name]: np.array(p, np.float64) for name, p in stored["places"].items() if p}
+    stored: Mapping[str, Any] = read_json(record)
+    hard = {index_of[name]: np.array(p, np.float64) for name, p in stored["places"].items() if p}
     return hard, list(stored["notes"])
 
 
-def hard_places(predictor: DensePredictor, places: SlidePositions, folder: CaseFolder) -> Points:
-    """Centres of normal cells taken for tumour, the worst first, none near another, so many at most."""
+def hard_negatives(predictor: DensePredictor, slide: SlidePositions, folder: CaseFolder) -> Points:
+    """Centres of normal cells that were scored as tumour, in descending order and not close to each other."""
     config = predictor.config
     (reader,) = folder.maps.values()
     scores, states = reader.read()
     worst = np.where(states == State.SCORED, scores.max(axis=0), np.float32(0))
-    rows, columns = np.nonzero(worst > FOOLED)
+    rows, columns = np.nonzero(worst > MIN_SCORE)
     order = np.argsort(-worst[rows, columns], kind="stable")
     cells = np.stack([rows, columns], axis=1)[order]
     if len(cells):
-        cells = cells[places.classes(_centres(reader, cells)) == NORMAL]
+        cells = cells[slide.classes(_centres(reader, cells)) == NORMAL]
     radius = config.hard_merge / predictor.geometry.stride
-    return _centres(reader, _apart(cells, worst.shape, radius, config.hard_cap))
+    return _centres(reader, _spaced_cells(cells, worst.shape, radius, config.hard_cap))
 
 
-def with_scores(folder: CaseFolder, places: Points) -> list[tuple[float, float, float]]:
-    """x, y and score of places that are centres of cells of a case's map."""
+def with_scores(folder: CaseFolder, points: Points) -> list[tuple[float, float, float]]:
+    """x, y and score of points that are centres of cells of a case's map."""
     (reader,) = folder.maps.values()
     scores, _ = reader.read()
-    columns, rows = (places // reader.info.l0_stride).astype(np.int64).T
+    columns, rows = (points // reader.info.l0_stride).astype(np.int64).T
     values = scores.max(axis=0)[rows, columns]
-    return [(float(x), float(y), float(value)) for (x, y), value in zip(places, values, strict=True)]
+    return [(float(x), float(y), float(value)) for (x, y), value in zip(points, values, strict=True)]
 
 
 def _centres(reader: MapReader, cells: NDArray[np.int64]) -> Points:
@@ -99,24 +118,26 @@ def _centres(reader: MapReader, cells: NDArray[np.int64]) -> Points:
     return np.stack([(cells[:, 1] + 0.5) * step_x, (cells[:, 0] + 0.5) * step_y], axis=1)
 
 
-def _apart(cells: NDArray[np.int64], shape: tuple[int, ...], radius: float, most: int) -> NDArray[np.int64]:
-    """The first cells, in order, of which none is closer than `radius` cells to one before it."""
+def _spaced_cells(
+    cells: NDArray[np.int64], shape: tuple[int, ...], radius: float, limit: int
+) -> NDArray[np.int64]:
+    """Keep the first cells, and drop each that is closer than `radius` cells to one that was kept."""
     reach = int(np.ceil(radius))
     offsets = np.arange(-reach, reach + 1)
     disc = np.hypot(offsets[:, None], offsets[None, :]) < radius
-    taken = np.zeros((shape[0] + 2 * reach, shape[1] + 2 * reach), np.bool_)
-    kept = []
+    blocked = np.zeros((shape[0] + 2 * reach, shape[1] + 2 * reach), np.bool_)
+    chosen = []
     for row, column in cells:
-        if not taken[row + reach, column + reach]:
-            kept.append((row, column))
-            taken[row : row + 2 * reach + 1, column : column + 2 * reach + 1] |= disc
-            if len(kept) == most:
+        if not blocked[row + reach, column + reach]:
+            chosen.append((row, column))
+            blocked[row : row + 2 * reach + 1, column : column + 2 * reach + 1] |= disc
+            if len(chosen) == limit:
                 break
-    return np.array(kept, np.int64).reshape(-1, 2)
+    return np.array(chosen, np.int64).reshape(-1, 2)
 
 
-def joined(new: Points, old: Points, distance: float) -> Points:
-    """The new places, and those of the old that are not near a new one."""
+def merge_points(new: Points, old: Points, distance: float) -> Points:
+    """The new points, and the old points that are not close to a new one."""
     if len(new) and len(old):
         nearest, _ = cKDTree(new).query(old)
         old = old[nearest >= distance]

@@ -1,4 +1,4 @@
-"""ScanNet for the scanner: a uniform dense map, or a coarse one refined where it may matter."""
+"""The ScanNet predictor: a uniform dense map, or a coarse map that is refined at suspicious cells."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from lobule.stitch import Scores, State, States, overlay, reduce_map
 from lobule.units import Mpp
 
 HEADROOM = 2.0
-"""Bytes really taken over the bytes of the largest layer: a convolution's own scratch space."""
+"""Ratio of the actual peak memory to the size of the largest layer; convolutions need scratch space."""
 
 MAX_ANALYSED = 48_000_000
-"""Cells of a map that findings are sought in at once; larger maps are reduced by maximum first."""
+"""Maximum number of cells of a map in the search for findings; larger maps are first reduced by maximum."""
 
 
 class DensePredictor:
-    """Any unpadded net as a dense scanner."""
+    """Scans slides densely with an unpadded net."""
 
     def __init__(
         self,
@@ -70,11 +70,11 @@ class DensePredictor:
         self.net = net.eval()
         self.geometry = geometry_of(net)
         self.classes = config.classes
-        self._plain = for_inference(net)
-        self._placed: dict[int, nn.Module] = {}
+        self._inference_net = for_inference(net)
+        self._device_nets: dict[int, nn.Module] = {}
         self._engine = EngineSettings()
 
-    # -- what the scanner asks ----------------------------------------------------------------------------
+    # -- the Predictor interface --------------------------------------------------------------------------
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         assert case.path is not None, "dense maps are made of slides"
@@ -87,7 +87,7 @@ class DensePredictor:
             side = dense.geometry.in_size(cells)
             return int(HEADROOM * activation_bytes(dense, side, side)) + 2 * 3 * side * side
 
-        # fields are counted in cells of the net's own stride, so that every α fills the same area
+        # Fields are measured in cells of the net's stride, so that they have the same area for every α.
         factor = self.geometry.stride // dense.geometry.stride
         cells = largest_cells(
             lambda coarse: needs(coarse * factor), room, preferred=self.config.cells, purpose="field of a map"
@@ -95,9 +95,12 @@ class DensePredictor:
         return replace(engine, cells=cells, batch=1)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        # made here and not in the lanes: tracing a net changes all modules of the process while it lasts
+        # Built here and not in the lanes, because tracing a net temporarily changes all modules of the
+        # process.
         self._engine = engine
-        self._placed = {stride: placed(self._dense(stride), engine) for stride in self._all_strides(options)}
+        self._device_nets = {
+            stride: placed(self._dense(stride), engine) for stride in self._all_strides(options)
+        }
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         stride = self._strides(options)[-1]
@@ -116,30 +119,32 @@ class DensePredictor:
             return cells_by_centre(grid, tissue.mask, tissue.l0_step)
 
         grid = self._grid(lattice, stride, case.engine)
-        wanted = on_tissue(grid)
-        coarse = yield map_pass(_pass_name(stride), grid, self.classes[1:], wanted, ~wanted)
+        required = on_tissue(grid)
+        coarse = yield map_pass(_pass_name(stride), grid, self.classes[1:], required, ~required)
         assert isinstance(coarse, MapReader)
-        analysed, strides = analysed_map(coarse), {stride: int(wanted.sum())}
-        judged = analysed
+        analysed, strides = analysed_map(coarse), {stride: int(required.sum())}
+        forest_map = analysed
         forest = self._forest(case.options)
-        if forest is not None and stride != self._own_stride:
-            # features are only comparable at the stride that the forest learned them at
-            grid = self._grid(lattice, self._own_stride, case.engine)
-            wanted = on_tissue(grid)
-            uniform = yield map_pass(f"score-s{self._own_stride}", grid, self.classes[1:], wanted, ~wanted)
+        if forest is not None and stride != self._default_stride:
+            # The features are only comparable at the stride at which the forest was trained.
+            grid = self._grid(lattice, self._default_stride, case.engine)
+            required = on_tissue(grid)
+            uniform = yield map_pass(
+                f"score-s{self._default_stride}", grid, self.classes[1:], required, ~required
+            )
             assert isinstance(uniform, MapReader)
-            judged = analysed_map(uniform)
+            forest_map = analysed_map(uniform)
         for fine_stride in finer:
             factor = stride // fine_stride
             grid = self._grid(lattice, fine_stride, case.engine)
             hot = worth_refining(coarse, config.refine_above)
-            wanted = hot.repeat(factor, 0).repeat(factor, 1)[: grid.rows, : grid.columns] & on_tissue(grid)
+            required = hot.repeat(factor, 0).repeat(factor, 1)[: grid.rows, : grid.columns] & on_tissue(grid)
             promise = _promise(coarse.scores(), grid, factor)
             fine = yield map_pass(
                 _pass_name(fine_stride),
                 grid,
                 self.classes[1:],
-                wanted,
+                required,
                 ~on_tissue(grid),
                 promise=promise,
                 go_on=lambda: case.seconds_left() > 0,
@@ -147,67 +152,67 @@ class DensePredictor:
             assert isinstance(fine, MapReader)
             strides[fine_stride] = fine.counts()["scored"]
             analysed = analysed_map(coarse, fine)
-        learned = None
+        forest_score = None
         if forest is not None:
-            scores, states = judged[:2]
+            scores, states = forest_map[:2]
             if self.calibration is not None:
                 # The forest learned from uncalibrated maps.
                 scores = self.calibration.to_uncalibrated(scores).astype(np.float32)
-            learned = float(forest.probability(map_features(scores, states)[None])[0])
-        return self._result(config, analysed, strides, learned)
+            forest_score = float(forest.probability(map_features(scores, states)[None])[0])
+        return self._result(config, analysed, strides, forest_score)
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        net = self._placed[int(name.rpartition("-s")[2])]
+        net = self._device_nets[int(name.rpartition("-s")[2])]
         dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
         logits = net(self.scaling.apply(batch.pixels, dtype)).float()
         if self.calibration is not None:
             return {"map": self.calibration.probabilities(logits)}
         return {"map": torch.softmax(logits, dim=1)[:, 1:]}
 
-    # -- how ----------------------------------------------------------------------------------------------
+    # -- strides and results ------------------------------------------------------------------------------
 
     def stride(self, options: ScanOptions) -> int:
-        """The stride of a uniform map; a power-of-two share of the net's own."""
+        """The stride of a uniform map: the net's stride divided by a power of two."""
         stride = options.stride or self.config.stride
-        own = self.geometry.stride
-        if stride > own or own % stride or (own // stride) & (own // stride - 1):
-            choices = [own >> k for k in range(own.bit_length()) if own % (1 << k) == 0]
+        net_stride = self.geometry.stride
+        if stride > net_stride or net_stride % stride or (net_stride // stride) & (net_stride // stride - 1):
+            choices = [net_stride >> k for k in range(net_stride.bit_length()) if net_stride % (1 << k) == 0]
             raise ConfigError(
-                f"this net has no map of stride {stride}",
+                f"this net does not support stride {stride}",
                 expected=f"one of {', '.join(map(str, choices))}",
                 remedy="Choose another --stride",
             )
         return stride
 
     def _dense(self, stride: int) -> DenseNet:
-        return densify(self._plain, self.geometry.stride // stride)
+        return densify(self._inference_net, self.geometry.stride // stride)
 
     def _strides(self, options: ScanOptions) -> tuple[int, ...]:
-        """The strides that a scan will run, coarse first."""
+        """The strides of the passes of a scan, coarsest first."""
         if not options.refine:
             return (self.stride(options),)
         fine = self.stride(replace(options, stride=options.stride or self.config.refine_stride))
         return tuple(dict.fromkeys((self.geometry.stride, fine)))
 
     @property
-    def _own_stride(self) -> int:
-        """The stride that the method scans at where nobody asks for another."""
+    def _default_stride(self) -> int:
+        """The stride of a scan without options."""
         return self.stride(ScanOptions())
 
     def _forest(self, options: ScanOptions) -> Forest | None:
-        """The forest that scores slides in this scan; None where the highest cell does."""
-        asked = options.settings.get("slide_score")
-        if asked == "forest" and self.forest is None:
+        """The forest that scores slides in this scan; None if the highest cell is the score."""
+        requested = options.settings.get("slide_score")
+        if requested == "forest" and self.forest is None:
             raise ConfigError(
-                "this bundle has no forest to score slides by",
+                "this bundle does not contain a forest for slide scores",
                 remedy="Train one with --set slide_score=forest",
             )
-        return None if asked == "max" else self.forest
+        return None if requested == "max" else self.forest
 
     def _all_strides(self, options: ScanOptions) -> tuple[int, ...]:
         """The strides of every pass that a scan may run."""
-        own = () if self._forest(options) is None else (self._own_stride,)
-        return tuple(dict.fromkeys((*self._strides(options), *own)))
+        forest_strides = () if self._forest(options) is None else (self._default_stride,)
+        return tuple(dict.fromkeys((*self._strides(options), *forest_strides)))
 
     def _grid(self, lattice: Any, stride: int, engine: EngineSettings) -> MapGrid:
         dense = self.geometry.dense(self.geometry.stride // stride)
@@ -215,7 +220,7 @@ class DensePredictor:
         return MapGrid(lattice, stride, dense.extent, cells, dense.first_centre)
 
     def _result(
-        self, config: Config, analysed: Analysed, strides: Mapping[int, int], learned: float | None
+        self, config: Config, analysed: Analysed, strides: Mapping[int, int], forest_score: float | None
     ) -> Result:
         scores, states, l0_stride, mpp = analysed
         findings: list[Finding] = []
@@ -224,18 +229,20 @@ class DensePredictor:
             layer = np.where(states == State.SCORED, scores[index], np.float32(0))
             highest[name] = float(layer.max(initial=0.0))
             findings += findings_of(config, layer, l0_stride, mpp, name)
-        facts: dict[str, Any] = {"strides": {str(stride): cells for stride, cells in sorted(strides.items())}}
+        metadata: dict[str, Any] = {
+            "strides": {str(stride): cells for stride, cells in sorted(strides.items())}
+        }
         if self.calibration is not None:
-            facts["finding_threshold"] = config.threshold
+            metadata["finding_threshold"] = config.threshold
         slide_scores = highest
-        if learned is not None:
-            slide_scores = {self.classes[1]: learned}
-            facts |= {"slide_score": "forest", "highest": highest}
-        return Result(slide_scores, tuple(sorted(findings, key=lambda f: -f.score)), metadata=facts)
+        if forest_score is not None:
+            slide_scores = {self.classes[1]: forest_score}
+            metadata |= {"slide_score": "forest", "highest": highest}
+        return Result(slide_scores, tuple(sorted(findings, key=lambda f: -f.score)), metadata=metadata)
 
 
 def worth_refining(coarse: MapReader, above: float) -> Cells:
-    """Coarse cells above the bar, and their neighbours, whose windows share their tissue."""
+    """Coarse cells with at least this score, and their neighbours, whose windows overlap with theirs."""
     from scipy.ndimage import binary_dilation
 
     scores, states = coarse.read()
@@ -246,25 +253,28 @@ def worth_refining(coarse: MapReader, above: float) -> Cells:
 def findings_of(
     config: Config, layer: NDArray[np.float32], l0_stride: tuple[float, float], mpp: Mpp | None, name: str
 ) -> list[Finding]:
-    """The findings of one class of a map, by the post-processing that the config names."""
+    """The findings of one class of a map, by the method that the config selects."""
     if config.findings == "nms":
         radius = max(1, round(config.nms_radius / l0_stride[0]))
         maxima = non_maximum_suppression(layer, 1, radius=radius, threshold=config.threshold)
-        # found in cells, laid where the cells are: x and y need not have the same step
-        places = [cell_centre(found.l0_y, found.l0_x, l0_stride) for found in maxima]
-        return [Finding(*place, found.score, label=name) for place, found in zip(places, maxima, strict=True)]
+        # Convert from cells to level-0 pixels; x and y may have different steps.
+        positions = [cell_centre(candidate.l0_y, candidate.l0_x, l0_stride) for candidate in maxima]
+        return [
+            Finding(*position, candidate.score, label=name)
+            for position, candidate in zip(positions, maxima, strict=True)
+        ]
     regions = components(
         layer, l0_stride, mpp=mpp, threshold=config.threshold, opening=config.opening, label=name
     )
-    return [found for found in regions if (found.cells or 0) >= config.min_cells]
+    return [candidate for candidate in regions if (candidate.cells or 0) >= config.min_cells]
 
 
 Analysed = tuple[Scores, States, tuple[float, float], Mpp | None]
-"""Scores, states, level-0 pixels a cell, and µm/px of level 0."""
+"""Scores, states, level-0 pixels per cell, and µm/px of level 0."""
 
 
 def analysed_map(coarse: MapReader, fine: MapReader | None = None) -> Analysed:
-    """The finest map that can be analysed at once: refined where it was refined, reduced where too large."""
+    """The finest available scores as one map, reduced by maximum if it is too large."""
     reader = fine or coarse
     info = reader.info
     factor = 1
@@ -285,12 +295,14 @@ def _read_reduced(reader: MapReader, factor: int) -> tuple[Scores, States]:
     if factor == 1:
         return reader.read()
     info = reader.info
-    band = 1024 * factor
-    parts = [
-        reduce_map(*reader.read(slice(top, min(top + band, info.rows))), factor)
-        for top in range(0, info.rows, band)
+    band_rows = 1024 * factor
+    bands = [
+        reduce_map(*reader.read(slice(top, min(top + band_rows, info.rows))), factor)
+        for top in range(0, info.rows, band_rows)
     ]
-    return np.concatenate([p[0] for p in parts], axis=1), np.concatenate([p[1] for p in parts])
+    return np.concatenate([reduced[0] for reduced in bands], axis=1), np.concatenate(
+        [reduced[1] for reduced in bands]
+    )
 
 
 def _promise(coarse: np.ndarray[Any, Any], grid: MapGrid, factor: int) -> np.ndarray[Any, Any]:
@@ -320,7 +332,7 @@ def save(
     forest: Forest | None = None,
     calibration: CellCalibration | None = None,
 ) -> Bundle:
-    """Write a ScanNet bundle; `patients` are those it was trained on."""
+    """Write a ScanNet bundle; `patients` are the patients of the training."""
     bundle = Bundle(
         "scannet",
         {**config.to_dict(), "scaling": scaling.as_dict()},
@@ -336,12 +348,12 @@ def save(
 
 
 def load(bundle: Bundle, *, trust: bool = False) -> DensePredictor:
-    """A ScanNet bundle as a predictor; its weights are plain tensors, so `trust` is not needed."""
-    facts = dict(bundle.config)
-    scaling = InputScaling.from_dict(facts.pop("scaling"))
-    config = Config.from_dict(facts)
+    """Load a predictor from a ScanNet bundle. The weights are plain tensors, so `trust` is not needed."""
+    settings = dict(bundle.config)
+    scaling = InputScaling.from_dict(settings.pop("scaling"))
+    config = Config.from_dict(settings)
     if config.trunk not in BACKBONES:
-        raise ConfigError(f"no trunk '{config.trunk}'", expected=", ".join(BACKBONES))
+        raise ConfigError(f"unknown trunk '{config.trunk}'", expected=", ".join(BACKBONES))
     net = BACKBONES[config.trunk](len(config.classes))
     try:
         net.load_state_dict(bundle.weights())

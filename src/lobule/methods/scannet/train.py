@@ -1,7 +1,7 @@
-"""Training of ScanNet: patches drawn from outlined slides, then rounds of hard-negative mining.
+"""Training of ScanNet: patches sampled from outlined slides, then rounds of hard-negative mining.
 
-Everything that a training leaves behind lies in `out`: the bundle, which comes last, and `training/` with a
-folder a round (checkpoint, log, hard places), from which an interrupted training goes on bit for bit.
+A training writes to `out`: `training/` with a folder for each round (checkpoint, log, hard negatives), and
+the bundle at the end. An interrupted training continues from `training/` with bit-identical results.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lobule.errors import ConfigError
 from lobule.files import fingerprint, make_folder
 from lobule.methods.scannet.calibration import CellCalibration, calibrate_cells
 from lobule.methods.scannet.config import Config
-from lobule.methods.scannet.mining import joined, mine
+from lobule.methods.scannet.mining import merge_points, mine
 from lobule.methods.scannet.predictor import DensePredictor, save
-from lobule.methods.scannet.scoring import Learned, learn_slide_score
+from lobule.methods.scannet.scoring import LearnedSlideScore, learn_slide_score
 from lobule.nets.backbones import BACKBONES, load_trunk
 from lobule.nets.digest import weights_digest
 from lobule.nets.receptive import geometry_of
@@ -39,9 +39,9 @@ from lobule.training.sampling import SampleConfig, Samples, SampleStream, gather
 log = logging.getLogger("lobule.train")
 
 VALIDATION = 1_000_000
-"""The round that validation patches are drawn in: the same ones at every look."""
+"""Random stream (round) of the validation patches, so that every evaluation uses the same patches."""
 GROWTH = 0.05
-"""Mining ends when it adds a smaller share of hard places than this."""
+"""Mining ends when the number of hard negatives grows by less than this share."""
 
 
 def train(
@@ -59,41 +59,60 @@ def train(
 ) -> Bundle:
     """Train on a cohort of outlined slides and write the bundle.
 
-    `val` names the split that is validated on; without one in the cohort, a fifth of the patients is held
-    out, and with None nobody is. `resume` goes on with what is in `out`, `fresh` forgets it. Started by
-    torchrun, the processes share each batch; all of them see the slides and `out`.
+    If the training is started by torchrun, the processes share each batch; all of them need access to the
+    slides and to `out`.
+
+    Args:
+        config: Settings of the model and of the training.
+        cohort: Cases with outlines.
+        out: Folder for the bundle and the state of the training.
+        val: Name of the split for validation. If the cohort has no such split, a fifth of the patients is
+        held out. With None there is no validation.
+        seed: Seed of the initial weights, the sampling and the augmentation.
+        resume: Continue the training that was interrupted in `out`.
+        fresh: Discard an earlier training in `out`.
+        tissue: Settings of the tissue detection.
+        machine: Device, precision and number of workers.
+        progress: Receives the progress of the training.
     """
     _check(config)
-    parts = training_split(cohort, val, seed)
+    splits = training_split(cohort, val, seed)
     with (
         joined_ranks() as ranks,
         begun_training(
-            out, config, parts, also={"seed": seed}, resume=resume, fresh=fresh, ranks=ranks
+            out, config, splits, also={"seed": seed}, resume=resume, fresh=fresh, ranks=ranks
         ) as folder,
     ):
-        settled, shown = (machine or TrainMachine()).resolved(ranks), progress or FitProgress()
-        training = _Training(config, parts, folder, seed, tissue or TissueConfig(), settled, shown, ranks)
+        resolved_machine, fit_progress = (
+            (machine or TrainMachine()).resolved(ranks),
+            progress or FitProgress(),
+        )
+        training = _Training(
+            config, splits, folder, seed, tissue or TissueConfig(), resolved_machine, fit_progress, ranks
+        )
         return training.run(Path(out))
 
 
 def _check(config: Config) -> None:
     if config.trunk not in BACKBONES:
-        raise ConfigError(f"no trunk '{config.trunk}'", expected=", ".join(BACKBONES))
+        raise ConfigError(f"unknown trunk '{config.trunk}'", expected=", ".join(BACKBONES))
     if len(config.classes) != 2:
         raise ConfigError(
-            "outlines tell two classes", expected="two classes", actual=", ".join(config.classes)
+            "outlines distinguish exactly two classes",
+            expected="two classes",
+            actual=", ".join(config.classes),
         )
     if config.batch < 2 or config.rounds < 0:
         raise ConfigError(f"batch {config.batch} or rounds {config.rounds} is too small", expected="2 and 0")
 
 
 class _Training:
-    """One training: its pools, its net and its rounds."""
+    """State of one training."""
 
     def __init__(
         self,
         config: Config,
-        parts: TrainingSplit,
+        splits: TrainingSplit,
         folder: Path,
         seed: int,
         tissue: TissueConfig,
@@ -102,7 +121,7 @@ class _Training:
         ranks: Ranks,
     ) -> None:
         self.ranks = ranks
-        self.config, self.parts, self.folder, self.seed = config, parts, folder, seed
+        self.config, self.splits, self.folder, self.seed = config, splits, folder, seed
         self.tissue, self.machine, self.progress = tissue, machine, progress
         self.workers = machine.workers or 1
         self.device = torch.device(machine.device)
@@ -118,38 +137,40 @@ class _Training:
 
     def run(self, out: Path) -> Bundle:
         self.progress.stage = "finding tissue"
-        pool, held = self._pools()
+        pool, validation = self._pools()
         reports: list[FitReport] = []
         counts: list[int] = []
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             for round_ in range(self.config.rounds + 1):
                 if round_ > 0:
-                    hard = self._mined(pool, round_)
+                    hard = self._mine(pool, round_)
                     counts.append(sum(map(len, hard.values())))
                     if counts[-1] < (1 + GROWTH) * sum(counts[-2:-1]) or not hard:
                         break
                     pool = pool.with_hard(hard)
-                reports.append(self._round(pool, held, round_))
-        bundle = self._save(out, pool, held, reports, counts) if self.ranks.first else None
+                reports.append(self._round(pool, validation, round_))
+        bundle = self._save(out, pool, validation, reports, counts) if self.ranks.first else None
         self.ranks.wait()
         return bundle or read_bundle(out)
 
     def _pools(self) -> tuple[Pool, Pool | None]:
-        """What is trained on and what is validated on; None where nothing can be."""
-        pool = gather(self.parts.train, self.tissue, workers=self.workers)
-        self._note(*self.parts.notes, *pool.notes)
-        if not self.parts.val:
+        """The slides for training and for validation; None instead of the latter if a class is missing."""
+        pool = gather(self.splits.train, self.tissue, workers=self.workers)
+        self._note(*self.splits.notes, *pool.notes)
+        if not self.splits.val:
             return pool, None
-        held = gather(self.parts.val, self.tissue, workers=self.workers, need=())
-        self._note(*held.notes)
-        if held.usable(NORMAL) and held.usable(TUMOUR):
-            return pool, held
-        self._note("the validation split lacks a class: nothing is validated and the last weights are kept")
+        validation = gather(self.splits.val, self.tissue, workers=self.workers, need=())
+        self._note(*validation.notes)
+        if validation.usable(NORMAL) and validation.usable(TUMOUR):
+            return pool, validation
+        self._note(
+            "The validation split lacks a class; there is no validation and the last weights are used."
+        )
         return pool, None
 
-    def _round(self, pool: Pool, held: Pool | None, round_: int) -> FitReport:
-        """Train on patches of the pool; the first round from the start, later ones at the trunk's rate."""
-        config, place = self.config, self.folder / f"round-{round_}"
+    def _round(self, pool: Pool, validation: Pool | None, round_: int) -> FitReport:
+        """Train on patches of the pool. Later rounds continue with the learning rate of the trunk."""
+        config, folder = self.config, self.folder / f"round-{round_}"
         self.progress.stage = f"round {round_}"
         options = FitOptions(
             steps=config.round_steps if round_ else config.steps,
@@ -173,14 +194,14 @@ class _Training:
                 self._loss,
                 stream,
                 options,
-                place,
+                folder,
                 self._groups(round_),
-                validate=None if held is None else lambda net: self._validated(net, held),
+                validate=None if validation is None else lambda net: self._validation_auc(net, validation),
                 progress=self.progress,
                 ranks=self.ranks,
             )
-            for own in self.ranks.from_all(stream.state()["lost"]):
-                self.failures |= own
+            for failures in self.ranks.from_all(stream.state()["lost"]):
+                self.failures |= failures
         return report
 
     def _stream(self, pool: Pool, round_: int, batches: int | None = None) -> SampleStream:
@@ -225,14 +246,14 @@ class _Training:
         logits: Tensor = net(self.scaling.apply(pixels)).flatten(1).float()
         return logits
 
-    def _validated(self, net: nn.Module, held: Pool) -> float:
-        """The area under the ROC curve of the validation patches."""
+    def _validation_auc(self, net: nn.Module, validation: Pool) -> float:
+        """Area under the ROC curve of the validation patches."""
         from sklearn.metrics import roc_auc_score
 
         scores, labels = [], []
         batches = -(-self.config.val_patches // self.config.batch)
         bfloat16 = self.machine.precision == "bfloat16"
-        with self._stream(held, VALIDATION, batches) as stream:
+        with self._stream(validation, VALIDATION, batches) as stream:
             for samples in stream:
                 with torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext():
                     logits = self._logits(net, samples)
@@ -240,14 +261,14 @@ class _Training:
                 labels.append(samples.labels)
         return float(roc_auc_score(np.concatenate(labels), torch.cat(scores).numpy()))
 
-    def _mined(self, pool: Pool, round_: int) -> dict[int, Points]:
-        """The hard places of all rounds so far, each slide's newest first and up to the cap."""
+    def _mine(self, pool: Pool, round_: int) -> dict[int, Points]:
+        """The hard negatives of all rounds so far, up to the limit of each slide, the newest first."""
         self.progress.stage = f"mining for round {round_}"
-        place = make_folder(self.folder / f"round-{round_}")
+        folder = make_folder(self.folder / f"round-{round_}")
         predictor, machine = DensePredictor(self.config, self.net.cpu(), self.scaling), self._scanning()
         try:
-            found, notes = self.ranks.from_first(
-                lambda: mine(predictor, weights_digest(self.net), pool, self.tissue, place, machine)
+            mined, notes = self.ranks.from_first(
+                lambda: mine(predictor, weights_digest(self.net), pool, self.tissue, folder, machine)
             )
         finally:
             self.net.to(self.device)
@@ -255,49 +276,49 @@ class _Training:
         cap = self.config.hard_cap
         nothing = np.empty((0, 2))
         return {
-            number: joined(
-                found.get(number, nothing),
+            number: merge_points(
+                mined.get(number, nothing),
                 pool.hard.get(number, nothing),
                 self.config.hard_merge * self.config.mpp / pool.slides[number].mpp,
             )[:cap]
-            for number in sorted({*found, *pool.hard})
+            for number in sorted({*mined, *pool.hard})
         }
 
-    def _calibration(self, held: Pool | None) -> CellCalibration | None:
-        """The calibration of the cells' scores on the validation slides, where there are any."""
-        if held is None:
+    def _calibration(self, validation: Pool | None) -> CellCalibration | None:
+        """Calibrate the scores of cells on the validation slides, if there are any."""
+        if validation is None:
             self._note(
-                "without validation slides of both classes the scores are not calibrated, and the threshold "
-                f"for findings stays {self.config.threshold}"
+                "Without validation slides of both classes the scores are not calibrated, and the threshold "
+                f"for findings stays {self.config.threshold}."
             )
             return None
         self.progress.stage = "calibrating on the validation slides"
         predictor = DensePredictor(self.config, self.net.cpu(), self.scaling)
         folder = make_folder(self.folder / "calibration")
         calibration, notes = calibrate_cells(
-            predictor, weights_digest(self.net), held.slides, self.tissue, folder, self._scanning(),
+            predictor, weights_digest(self.net), validation.slides, self.tissue, folder, self._scanning(),
             threshold=self.config.threshold,
         )  # fmt: skip
         self._note(*notes)
         return calibration
 
-    def _slide_score(self, pool: Pool, held: Pool | None) -> Learned:
-        """A forest of the slides that trained and of those that validated, where the config asks for one."""
+    def _slide_score(self, pool: Pool, validation: Pool | None) -> LearnedSlideScore:
+        """Train a forest on the training and validation slides, if the config asks for one."""
         if self.config.slide_score == "max":
-            return Learned(None)
+            return LearnedSlideScore(None)
         self.progress.stage = "learning the slide score"
         predictor = DensePredictor(self.config, self.net.cpu(), self.scaling)
-        slides = [*pool.slides, *(held.slides if held else ())]
-        place = make_folder(self.folder / "slide-score")
+        slides = [*pool.slides, *(validation.slides if validation else ())]
+        folder = make_folder(self.folder / "slide-score")
         learned = learn_slide_score(
-            predictor, weights_digest(self.net), slides, self.tissue, place, self._scanning(),
+            predictor, weights_digest(self.net), slides, self.tissue, folder, self._scanning(),
             trees=self.config.trees, seed=self.seed,
         )  # fmt: skip
         self._note(*learned.notes)
         return learned
 
     def _scanning(self) -> Machine:
-        """What a scan in between may use."""
+        """Resources for scans during the training."""
         return Machine(
             device=self.machine.device,
             precision=self.machine.precision,
@@ -306,10 +327,10 @@ class _Training:
         )
 
     def _save(
-        self, out: Path, pool: Pool, held: Pool | None, reports: list[FitReport], counts: list[int]
+        self, out: Path, pool: Pool, validation: Pool | None, reports: list[FitReport], counts: list[int]
     ) -> Bundle:
-        final, calibration = reports[-1], self._calibration(held)
-        learned = self._slide_score(pool, held)
+        final, calibration = reports[-1], self._calibration(validation)
+        learned = self._slide_score(pool, validation)
         metrics = {
             "val_auc": final.best,
             "rounds": [
@@ -321,15 +342,15 @@ class _Training:
         }
         provenance = {
             "seed": self.seed,
-            "train_cases": [places.case.id for places in pool.slides],
-            "val_cases": [case.id for case in self.parts.val],
+            "train_cases": [slide.case.id for slide in pool.slides],
+            "val_cases": [case.id for case in self.splits.val],
             "notes": self.notes,
             "lost": self.failures,
             "weights": fingerprint(self.config.weights, full=True) if self.config.weights else None,
         }
-        # a forest has learned from those who validated, too: nobody may be judged on them
-        slides = [*pool.slides, *(held.slides if held and learned.fitted else ())]
-        patients = sorted({places.case.patient for places in slides})
+        # A forest has also learned from the validation slides, so their patients count as training patients.
+        slides = [*pool.slides, *(validation.slides if validation and learned.fitted else ())]
+        patients = sorted({slide.case.patient for slide in slides})
         return save(
             out, self.config, self.net.cpu(), self.scaling, patients=patients, metrics=metrics,
             provenance=provenance, forest=learned.fitted.forest if learned.fitted else None,
