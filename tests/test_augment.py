@@ -1,4 +1,4 @@
-"""Augmentation: nothing at zero strength, exact geometry, plain formulas of colour, one seed one stream."""
+"""Augmentation: zero strengths, geometry, colour formulas and reproducible random streams."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def noise(rows: int = 40, columns: int = 40, seed: int = 0, low: int = 0, high: 
 
 
 def ramp(side: int = 64) -> np.ndarray:
-    """Smooth, so that resampling it has a known answer: 1.5 levels a column, 2 a row."""
+    """A ramp of 1.5 levels per column and 2 per row, for which resampling has a known result."""
     y, x = np.mgrid[:side, :side]
     return np.stack([20 + 1.5 * x, 30 + 2.0 * y, 100 + 0 * x], axis=-1).round().astype(np.uint8)
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_no_strength_changes_nothing(seed: int) -> None:
+def test_zero_strengths_change_nothing(seed: int) -> None:
     patch = noise(9, 9, seed % 1000)
     np.testing.assert_array_equal(augment(patch, NO_AUGMENTATION, np.random.default_rng(seed)), patch)
     same = Augmentation().apply(patch)
@@ -42,14 +42,14 @@ def test_no_strength_changes_nothing(seed: int) -> None:
 
 
 @pytest.mark.parametrize("change", [{"brightness": 1e-9}, {"hematoxylin": 1 + 1e-9}, {"contrast": 1 + 1e-9}])
-def test_the_way_through_the_tables_is_exact(change: dict[str, float]) -> None:
+def test_the_table_lookup_is_exact(change: dict[str, float]) -> None:
     every_level = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     for patch in (every_level, noise(50, 50)):
         np.testing.assert_array_equal(Augmentation(**change).apply(patch), patch)
 
 
 @pytest.mark.parametrize("colour", [{}, {"brightness": 1e-9}], ids=["bytes moved", "through colour"])
-def test_flips_and_turns_are_numpys_and_undo_themselves(colour: dict[str, float]) -> None:
+def test_flips_and_rotations_equal_numpy_and_are_reversible(colour: dict[str, float]) -> None:
     patch = noise(12, 17)
     for turns in range(4):
         turned = Augmentation(turns=turns, **colour).apply(patch)
@@ -97,7 +97,7 @@ def test_the_source_side_gives_real_pixels_to_the_edge() -> None:
     np.testing.assert_allclose(mirrored[32, 10:-10, 0], 20 + 1.5 * offset[10:-10], atol=1.1)
 
 
-def test_stain_jitter_is_deconvolution_with_the_exact_inverse() -> None:
+def test_stain_changes_equal_colour_deconvolution() -> None:
     patch = noise(60, 60, low=60, high=250)
     stains = color.separate_stains(patch) * [1.2, 0.85, 1.0]
     expected = color.mix_stains(stains)
@@ -107,7 +107,7 @@ def test_stain_jitter_is_deconvolution_with_the_exact_inverse() -> None:
 
 
 def plain_colour(patch: np.ndarray, a: Augmentation) -> np.ndarray:
-    """Saturation and hue in YIQ, brightness, then contrast about the means: step by step, in float64."""
+    """Reference in float64: saturation and hue in YIQ, brightness, then contrast around the means."""
     yiq = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     y, i, q = np.moveaxis(patch.astype(float) @ yiq.T, -1, 0)
     chroma = (i + 1j * q) * a.saturation * np.exp(2j * np.pi * a.hue)
@@ -124,7 +124,7 @@ def plain_colour(patch: np.ndarray, a: Augmentation) -> np.ndarray:
     st.floats(-0.1, 0.1),
     st.floats(0, 1.75),
 )
-def test_colour_is_the_plain_formulas(seed: int, b: float, s: float, h: float, c: float) -> None:
+def test_colour_changes_follow_the_formulas(seed: int, b: float, s: float, h: float, c: float) -> None:
     a = Augmentation(brightness=b, saturation=s, hue=h, contrast=c)
     patch = noise(24, 24, seed)
     difference = np.abs(a.apply(patch) - plain_colour(patch, a))
@@ -132,7 +132,7 @@ def test_colour_is_the_plain_formulas(seed: int, b: float, s: float, h: float, c
     assert (difference > 0).mean() < 0.01
 
 
-def test_what_each_colour_change_leaves_alone() -> None:
+def test_invariants_of_each_colour_change() -> None:
     patch = noise(30, 30, low=60, high=190)
     grey = np.repeat(patch[..., :1], 3, axis=2)
     np.testing.assert_array_equal(Augmentation(saturation=0.6, hue=0.04).apply(grey), grey)
@@ -150,7 +150,7 @@ def test_what_each_colour_change_leaves_alone() -> None:
     assert 0.01 < min(hue, 1 - hue) < 0.09
 
 
-def test_blur_is_nearly_the_gaussian() -> None:
+def test_blur_approximates_a_gaussian() -> None:
     patch = noise(64, 64)
     for sigma in (0.8, 1.5):
         ours = Augmentation(blur_sigma=sigma).apply(patch).astype(float)
@@ -160,14 +160,14 @@ def test_blur_is_nearly_the_gaussian() -> None:
         assert error < 6
 
 
-def test_jpeg_of_lower_quality_is_further_off() -> None:
+def test_lower_jpeg_quality_has_a_larger_error() -> None:
     patch = ramp(64)
     patch[::3, ::2] //= 2
     off = [np.abs(Augmentation(jpeg_quality=q).apply(patch).astype(int) - patch).mean() for q in (95, 60, 20)]
     assert 0 < off[0] < off[1] < off[2] < 40
 
 
-def test_one_seed_one_stream_whatever_the_strengths() -> None:
+def test_the_random_stream_does_not_depend_on_the_strengths() -> None:
     patch = noise(44, 44)
 
     def stream(seed: int) -> list[bytes]:
@@ -185,7 +185,7 @@ def test_one_seed_one_stream_whatever_the_strengths() -> None:
         assert (a.turns, a.zoom, a.hue) == (b.turns, b.zoom, b.hue)
 
 
-def test_draws_fill_their_ranges() -> None:
+def test_drawn_values_cover_their_ranges() -> None:
     rng = np.random.default_rng(1)
     draws = [draw(EVERYTHING, rng) for _ in range(3000)]
     for name, low, high in (
@@ -208,7 +208,7 @@ def test_draws_fill_their_ranges() -> None:
 
 @given(st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
-def test_any_draw_gives_a_patch_of_bytes(seed: int) -> None:
+def test_every_augmentation_returns_uint8_of_the_right_shape(seed: int) -> None:
     patch = noise(33, 33, seed)
     before = patch.copy()
     out = augment(patch, EVERYTHING, np.random.default_rng(seed), 30)
@@ -221,13 +221,13 @@ def test_any_draw_gives_a_patch_of_bytes(seed: int) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"contrast": 1.5}, {"scale": -0.1}, {"jpeg_quality": 96}, {"blur_chance": 2.0}, {"eosin": -1.0}]
 )
-def test_strengths_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+def test_strengths_out_of_range_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         AugmentConfig(**wrong)
 
 
-def test_every_strength_can_be_seen_in_a_drawn_augmentation() -> None:
-    """A strength that is added and forgotten in `draw` would change nothing."""
+def test_every_strength_affects_the_drawn_augmentation() -> None:
+    """Fails if a strength is added to the config but not used in `draw`."""
     strengths = {f.name for f in fields(AugmentConfig)} - {"blur_chance", "jpeg_chance"}
     for name in strengths:
         value = True if name in ("flips", "quarter_turns") else 40 if name == "jpeg_quality" else 0.3

@@ -1,4 +1,4 @@
-"""Stains and Macenko normalisation against the authors' recorded bytes, the naive formulas and properties."""
+"""Stains and Macenko normalisation compared with the authors' recorded bytes and with the formulas."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_macenko_of_a_whole_halved_image(expected: Any, kit: Path, index: int) -
     image = expected["images"][index]
     rgb = np.asarray(Image.open(next(kit.rglob(Path(image["file"]).name))).convert("RGB"))
     if sha256(rgb) != image["decoded_rgb"]["sha256"]:
-        pytest.skip("this machine's JPEG decoder gives other bytes")
+        pytest.skip("the JPEG decoder of this machine returns different bytes")
     check_normalised(color.macenko_published(halve(rgb)), image["macenko_half"])
 
 
@@ -90,7 +90,7 @@ def test_golden_pixels(expected: Any) -> None:
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.7, 1.3), st.floats(0.7, 1.3))
 def test_tables_agree_with_the_formula(seed: int, h: float, e: float) -> None:
-    """The formula of the paper, a logarithm and a power a pixel, may differ in a last bit only."""
+    """The formula of the paper, computed per pixel, may differ by one level only."""
     pixels = np.random.default_rng(seed).integers(0, 256, (5000, 3), dtype=np.uint8)
     stains = (-np.log10((pixels + 1.0) / 240)) @ color.FORWARD.T * [h, e, 1.0]
     naive = np.clip(240 * 10.0 ** -(stains @ color.STAINS) - 1, 0, 255).astype(np.uint8)
@@ -100,7 +100,7 @@ def test_tables_agree_with_the_formula(seed: int, h: float, e: float) -> None:
 
 
 def stained(seed: int, he: np.ndarray, shape: tuple[int, int] = (96, 96)) -> np.ndarray:
-    """An image of two stains only, in known directions, with clear glass between."""
+    """An image of exactly two stains in known directions, with clear glass in between."""
     rng = np.random.default_rng(seed)
     nuclei, stroma = rng.random(shape) < 0.4, rng.random(shape) < 0.8
     amounts = np.stack(
@@ -118,8 +118,8 @@ def test_fit_recovers_known_stains() -> None:
     assert fit.he[0, 0] > fit.he[0, 1], "hematoxylin is the first column"
 
 
-def test_corrected_macenko_leaves_an_image_of_the_reference_colours_alone() -> None:
-    """Fitted as what it is, an image comes back as it was; the published form is lighter by 1."""
+def test_corrected_macenko_does_not_change_reference_colours() -> None:
+    """With its own fit, an image of the reference colours is unchanged; the published form adds 1."""
     rgb = stained(2, color.HE_REF)
     fit = color.StainFit(color.HE_REF, color.MAX_C_REF, np.ones(3), 1000)
     corrected = color.macenko(rgb, fit).rgb.astype(int)
@@ -147,14 +147,14 @@ def test_corrected_macenko_is_nearly_idempotent() -> None:
     ],
     ids=["glass", "one colour", "black", "nothing", "grey"],
 )
-def test_a_degenerate_image_comes_back_unchanged_and_flagged(rgb: np.ndarray) -> None:
+def test_a_degenerate_image_is_unchanged_and_flagged(rgb: np.ndarray) -> None:
     for normalise in (color.macenko, color.macenko_published):
         result = normalise(rgb)
         assert result.degenerate
         np.testing.assert_array_equal(result.rgb, rgb)
 
 
-def test_noise_of_any_colour_neither_warns_nor_fails() -> None:
+def test_noise_of_any_colour_causes_no_warnings() -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
         rgb = np.clip(rng.normal(rng.uniform(0, 255, 3), rng.uniform(1, 80), (48, 48, 3)), 0, 255)

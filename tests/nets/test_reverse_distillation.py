@@ -1,4 +1,4 @@
-"""Student, teachers and anomaly maps against recorded numbers, SciPy and properties."""
+"""Student, teachers and anomaly maps compared with recorded values, SciPy and known properties."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_names_and_shapes_are_those_of_the_public_checkpoints(goldens: Path, gol
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "wide_resnet50_2"])
 @pytest.mark.parametrize("variant", ["rd4ad", "fwrd"])
-def test_a_checkpoint_says_what_it_was_built_from(arch: str, variant: str) -> None:
+def test_the_architecture_is_derived_from_a_checkpoint(arch: str, variant: str) -> None:
     with torch.device("meta"):
         student = Student(shape_of(arch, variant))
     checkpoint = {"bn": student.bn.state_dict(), "decoder": student.decoder.state_dict()}
@@ -195,7 +195,7 @@ def test_a_checkpoint_says_what_it_was_built_from(arch: str, variant: str) -> No
     assert StudentShape.from_dict(json.loads(json.dumps(shape.as_dict()))) == shape
 
 
-def test_a_checkpoint_comes_back_and_a_wrong_one_is_refused() -> None:
+def test_a_checkpoint_round_trips_and_invalid_ones_are_rejected() -> None:
     shape = StudentShape((4, 8, 16), shortcut=3, signed=True)
     student = Student(shape).eval()
     checkpoint: dict[str, Any] = {"bn": student.bn.state_dict(), "decoder": student.decoder.state_dict()}
@@ -204,7 +204,7 @@ def test_a_checkpoint_comes_back_and_a_wrong_one_is_refused() -> None:
     maps = (torch.rand(1, 4, 16, 16), torch.rand(1, 8, 8, 8), torch.rand(1, 16, 4, 4))
     for ours, theirs in zip(student(maps), again(maps), strict=True):
         np.testing.assert_array_equal(ours.detach(), theirs.detach())
-    with pytest.raises(ModelError, match="no reverse distillation checkpoint"):
+    with pytest.raises(ModelError, match="not a reverse distillation checkpoint"):
         shape_of_checkpoint({"bn": {}, "decoder": {}})
     del checkpoint["bn"]["conv2.weight"]
     with pytest.raises(ModelError, match=r"(?s)does not fit.*conv2\.weight"):
@@ -236,7 +236,7 @@ def test_smoothing_equals_scipys_for_every_map_of_a_batch(size: tuple[int, int])
         np.testing.assert_allclose(actual, gaussian_filter(one, 4, mode="reflect"), atol=1e-12)
 
 
-def test_the_anomaly_of_equal_maps_is_zero_and_of_opposite_ones_six() -> None:
+def test_the_anomaly_is_zero_for_equal_maps_and_six_for_opposite_maps() -> None:
     maps = (torch.rand(2, 3, 8, 8) + 0.1, torch.rand(2, 4, 4, 4) + 0.1, torch.rand(2, 5, 2, 2) + 0.1)
     opposite = (-maps[0], -maps[1], -maps[2])
     np.testing.assert_allclose(anomaly.anomaly_map(maps, maps, (32, 32)), 0, atol=1e-5)
@@ -278,7 +278,7 @@ def test_a_resnet_teacher_is_torchvisions_first_three_layers() -> None:
     with pytest.raises(ModelError, match="another backbone"):
         load_teacher_weights(frozen, {"conv1.weight": torch.zeros(1)})
     deeper = torchvision.models.resnet34(weights=None).state_dict()
-    with pytest.raises(ModelError, match="beyond"):  # it has all tensors of this one, and more blocks
+    with pytest.raises(ModelError, match="surplus"):  # more blocks than ResNet-18
         load_teacher_weights(frozen, deeper)
 
 
@@ -293,7 +293,7 @@ def test_a_teacher_never_trains() -> None:
 
 
 def test_standardised_maps_have_mean_0_and_spread_1_in_every_channel() -> None:
-    """Statistics of two batches of different sizes, against NumPy over both together."""
+    """Statistics of two batches of different sizes, compared with NumPy over both."""
     torch.manual_seed(0)
     frozen = teacher("resnet18")
     published = frozen.identity()
@@ -343,7 +343,7 @@ def test_a_constant_channel_is_divided_by_a_share_of_the_mean_spread() -> None:
         pytest.param("wide_resnet50_2", 32, False, marks=pytest.mark.campaign),
     ],
 )
-def test_any_backbone_gets_a_student_that_fits_also_at_odd_sides(
+def test_every_backbone_has_a_matching_student_even_for_odd_sides(
     name: str, multiple: int, signed: bool
 ) -> None:
     frozen = teacher(name)
@@ -364,7 +364,7 @@ def test_any_backbone_gets_a_student_that_fits_also_at_odd_sides(
     assert scores["mean"].isfinite().all()
 
 
-def test_backbones_that_cannot_teach_are_refused() -> None:
+def test_unsuitable_backbones_are_rejected() -> None:
     with pytest.raises(ConfigError, match="no such teacher"):
         teacher("convnext_tiny")
     with pytest.raises(ConfigError, match=r"cannot be a teacher.*strides \[4, 4, 8\]"):
@@ -373,7 +373,7 @@ def test_backbones_that_cannot_teach_are_refused() -> None:
 
 @pytest.mark.parametrize(("side", "step"), [(64, 16), (64, 32), (50, 25)])
 def test_window_means_are_the_means_of_smoothed_mosaics(side: int, step: int) -> None:
-    """Against upsampling and smoothing each patch, laying them side by side and averaging every window."""
+    """Compared with upsampling and smoothing each patch, joining the patches and averaging each window."""
     filled, strides, patches = 64, (4, 8, 16), 3
     cells = (patches - 1) * side // step
     torch.manual_seed(0)
@@ -398,7 +398,7 @@ def test_window_means_are_the_means_of_smoothed_mosaics(side: int, step: int) ->
 
 
 @pytest.mark.parametrize("side", [64, 50])
-def test_teacher_and_student_as_one_net_give_the_patch_score(side: int) -> None:
+def test_the_combined_net_gives_the_patch_score(side: int) -> None:
     torch.manual_seed(1)
     frozen = teacher("tiny")
     student = Student(frozen.student_shape()).eval()
@@ -426,9 +426,9 @@ def test_squeezenet_is_torchvisions_features_of_an_image_with_its_edge_repeated(
         teacher("tiny", pretrained=True)
 
 
-def test_weights_of_the_same_names_in_other_shapes_are_refused() -> None:
+def test_weights_with_other_shapes_are_rejected() -> None:
     into = teacher("tiny")
     state = {name: value.clone() for name, value in into.stages.state_dict().items()}
     state["stem.0.weight"] = torch.zeros(1, 1, 1, 1)
-    with pytest.raises(ModelError, match=r"of another backbone.*stem\.0\.weight"):
+    with pytest.raises(ModelError, match=r"to another backbone.*stem\.0\.weight"):
         load_teacher_weights(into, state)

@@ -1,4 +1,4 @@
-"""Painted slides for reverse distillation, and settings small enough to learn them in seconds."""
+"""Painted slides for reverse distillation, and settings for a training that takes seconds."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ Square = tuple[int, int, int]
 """Left, top and side, in level-0 pixels."""
 
 
-def painted(folder: Path, name: str, tumour: Square | None, seed: int, split: str, **more: Any) -> Case:
-    """Pink tissue on glass, and a square of striped purple tumour, outlined."""
+def painted(folder: Path, name: str, tumour: Square | None, seed: int, split: str, **overrides: Any) -> Case:
+    """A slide with pink tissue and, optionally, an outlined square of striped purple tumour."""
     rng = np.random.default_rng(seed)
     pixels = np.full((HEIGHT, WIDTH, 3), 244.0)
     inner = (slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
@@ -51,5 +51,5 @@ def painted(folder: Path, name: str, tumour: Square | None, seed: int, split: st
         x, y, side = tumour
         ring = np.array([(x, y), (x + side, y), (x + side, y + side), (x, y + side)], np.float64)
         write_annotation(Path(annotation), Annotation((Polygon(ring),)))
-    facts: dict[str, Any] = {"label": "tumor" if tumour else "normal", "annotation": annotation} | more
-    return Case(name, f"patient {name}", "slide", str(path), mpp=MPP, split=split, **facts)
+    fields: dict[str, Any] = {"label": "tumor" if tumour else "normal", "annotation": annotation} | overrides
+    return Case(name, f"patient {name}", "slide", str(path), mpp=MPP, split=split, **fields)

@@ -1,4 +1,4 @@
-"""Published checkpoints of students become bundles; what is none is refused."""
+"""Conversion of published checkpoints to bundles; invalid checkpoints are rejected."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lobule.nets.teachers import teacher
 
 
 @pytest.mark.parametrize("shortcut", [1, 3])
-def test_a_published_checkpoint_becomes_a_bundle(tmp_path: Path, shortcut: int) -> None:
-    """In the original naming: RD4AD's or FW-RD's shortcut, an old memory bank, the prefix of several GPUs."""
+def test_a_published_checkpoint_is_converted_to_a_bundle(tmp_path: Path, shortcut: int) -> None:
+    """Checkpoints with original names, either shortcut, an old memory bank and the prefix of several GPUs."""
     torch.manual_seed(0)
     frozen = teacher("squeezenet1_1")
     shape = frozen.student_shape(shortcut)
@@ -40,7 +40,7 @@ def test_a_published_checkpoint_becomes_a_bundle(tmp_path: Path, shortcut: int) 
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
-def test_checkpoints_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_invalid_checkpoints_are_rejected(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
             return (print, ("run",))
@@ -49,13 +49,13 @@ def test_checkpoints_that_are_none_are_refused(tmp_path: Path) -> None:
     torch.save({"bn": {"a": torch.zeros(1)}, "decoder": {}}, tmp_path / "other.pth")
     odd = Student(StudentShape((8, 16, 32)))
     torch.save({"bn": odd.bn.state_dict(), "decoder": odd.decoder.state_dict()}, tmp_path / "odd.pth")
-    for name, told in (
+    for name, message in (
         ("evil.pth", "cannot be read"),
-        ("other.pth", "no reverse distillation checkpoint"),
+        ("other.pth", "not a reverse distillation checkpoint"),
         ("odd.pth", "no known teacher"),
         ("none.pth", "weights file does not exist"),
     ):
-        with pytest.raises(LobuleError, match=told):
+        with pytest.raises(LobuleError, match=message):
             convert(tmp_path / name, tmp_path / "out")
     with pytest.raises(ConfigError, match="another teacher"):
         torch.save(teacher("tiny").stages.state_dict(), tmp_path / "tiny.pth")

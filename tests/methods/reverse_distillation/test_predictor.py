@@ -1,4 +1,4 @@
-"""Scanning by reverse distillation: every cell is the published patch score, and the forms agree as told."""
+"""Scanning with reverse distillation: cells have the published patch scores, in both forms."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tests.methods.reverse_distillation.support import CALIBRATION, SMALL, TISSU
 from tests.scanning.support import cohort_of, pixels_of, tree, write_slide
 
 MACHINE = Machine(device="cpu", precision="float32", readers=2, lanes=2, channels_last=True)
-FACTS = {"method": "reverse_distillation", "fingerprint": "f", "classes": ["normal", "tumour"]}
+METADATA = {"method": "reverse_distillation", "fingerprint": "f", "classes": ["normal", "tumour"]}
 WIDTH, HEIGHT = 229, 170
-EVERYWHERE = ScanOptions(tissue=None)
+ALL_CELLS = ScanOptions(tissue=None)
 
 
 def predictor_of(**settings: Any) -> AnomalyPredictor:
-    """A small predictor whose scores differ from place to place, though they mean nothing."""
+    """A small untrained predictor whose scores vary over the slide."""
     torch.manual_seed(5)
     config = Config(**{**SMALL, **settings})
     frozen = teacher("tiny")
@@ -51,13 +51,13 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_slide(tmp_path_factory.mktemp("s") / "one.tif", pixels_of(WIDTH, HEIGHT))
 
 
-def scanned(predictor: AnomalyPredictor, slide: Path, out: Path, options: ScanOptions = EVERYWHERE) -> Any:
-    assert not scan(predictor, FACTS, cohort_of(slide), out, options, MACHINE).failed
+def scanned(predictor: AnomalyPredictor, slide: Path, out: Path, options: ScanOptions = ALL_CELLS) -> Any:
+    assert not scan(predictor, METADATA, cohort_of(slide), out, options, MACHINE).failed
     return open_results(out).case_folder("one")
 
 
 def patch_by_patch(predictor: AnomalyPredictor, stride: int, name: str = "mean") -> np.ndarray:
-    """Every cell's patch cut out of the picture, white around it, and scored alone by the published steps."""
+    """Reference: each cell's patch is cut from the picture, padded with white and scored separately."""
     side, wide = predictor.config.patch, predictor.config.input
     white = np.full((HEIGHT + 4 * side, WIDTH + 4 * side, 3), 255, np.uint8)
     white[2 * side : 2 * side + HEIGHT, 2 * side : 2 * side + WIDTH] = pixels_of(WIDTH, HEIGHT)
@@ -84,16 +84,16 @@ def patch_by_patch(predictor: AnomalyPredictor, stride: int, name: str = "mean")
     ("settings", "stride"),
     [({}, 16), ({}, 24), ({"input": 64}, 32), ({"patch": 50, "input": 50}, 25), ({"score": "max"}, 32)],
 )
-def test_the_exact_map_is_the_published_score_of_every_patch(
+def test_the_exact_map_has_the_published_score_of_each_patch(
     slide: Path, tmp_path: Path, settings: dict[str, Any], stride: int
 ) -> None:
     predictor = predictor_of(**settings)
-    folder = scanned(predictor, slide, tmp_path / "r", replace(EVERYWHERE, stride=stride))
+    folder = scanned(predictor, slide, tmp_path / "r", replace(ALL_CELLS, stride=stride))
     probability, raw = folder.maps[f"map-s{stride}"].read()[0]
     expected = patch_by_patch(predictor, stride, settings.get("score", "mean"))
     np.testing.assert_allclose(raw, expected, atol=2e-5)
     np.testing.assert_allclose(probability, Platt(3.0, -4.0)(expected), atol=2e-5)
-    assert raw.std() > 0.002, "the patches must differ for this to say anything"
+    assert raw.std() > 0.002, "the comparison needs patches with different scores"
 
 
 @pytest.mark.parametrize(
@@ -106,10 +106,10 @@ def test_the_exact_map_is_the_published_score_of_every_patch(
         {"mosaics": 4, "stride": 8},
     ],
 )
-def test_the_shared_map_is_a_window_over_patches_side_by_side(
+def test_the_shared_map_averages_windows_over_adjacent_patches(
     slide: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    """Against smoothed anomaly maps of patches laid side by side, made the long way."""
+    """Compared with smoothed anomaly maps of adjacent patches, computed step by step."""
     predictor = predictor_of(form="shared", **settings)
     config = predictor.config
     folder = scanned(predictor, slide, tmp_path / "r")
@@ -121,58 +121,60 @@ def test_the_shared_map_is_a_window_over_patches_side_by_side(
     assert (result["form"], result["shared_rank"]) == ("shared", 0.9)
 
 
-def windows_of_a_mosaic(predictor: AnomalyPredictor, before: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Means over windows of a mosaic that begins some pixels before the first of them."""
+def windows_of_a_mosaic(predictor: AnomalyPredictor, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Means over windows of a mosaic that starts `offset` pixels before the first window."""
     config = predictor.config
     side, wide = config.patch, config.input
-    start = config.stride // 2 - side // 2 - before
+    start = config.stride // 2 - side // 2 - offset
     across = [-(-(length - start + side) // side) for length in (HEIGHT, WIDTH)]
     white = np.full((across[0] * side, across[1] * side, 3), 255, np.uint8)
     white[-start : HEIGHT - start, -start : WIDTH - start] = pixels_of(WIDTH, HEIGHT)
-    whole = np.zeros((across[0] * wide, across[1] * wide))
+    mosaic = np.zeros((across[0] * wide, across[1] * wide))
     with torch.inference_mode():
         for row, column in np.ndindex(*across):
             patch = white[row * side : (row + 1) * side, column * side : (column + 1) * side]
             maps = predictor.net.teacher(predictor.images_of(torch.from_numpy(patch[None].copy())))
             full = (predictor.filled, predictor.filled)
-            found = anomaly.patch_scores(maps, predictor.net.student(maps), (wide, wide), full)["anomaly"]
-            whole[row * wide : (row + 1) * wide, column * wide : (column + 1) * wide] = found[0]
-    step, first = config.stride * wide // side, before * wide // side
+            maps_of_patch = anomaly.patch_scores(maps, predictor.net.student(maps), (wide, wide), full)[
+                "anomaly"
+            ]
+            mosaic[row * wide : (row + 1) * wide, column * wide : (column + 1) * wide] = maps_of_patch[0]
+    step, first = config.stride * wide // side, offset * wide // side
     rows, columns = (first + step * np.arange(count) for count in shape)
-    return np.array([[whole[r : r + wide, c : c + wide].mean() for c in columns] for r in rows])
+    return np.array([[mosaic[r : r + wide, c : c + wide].mean() for c in columns] for r in rows])
 
 
-def test_cells_on_the_patches_of_the_shared_form_are_exact(slide: Path, tmp_path: Path) -> None:
+def test_shared_cells_that_coincide_with_patches_are_exact(slide: Path, tmp_path: Path) -> None:
     predictor = predictor_of()
     exact = scanned(predictor, slide, tmp_path / "a").maps["map-s16"].read()[0]
-    asked = replace(EVERYWHERE, settings={"form": "shared", "mosaics": 1})
-    shared = scanned(predictor, slide, tmp_path / "b", asked).maps["map-s16"].read()[0]
+    options = replace(ALL_CELLS, settings={"form": "shared", "mosaics": 1})
+    shared = scanned(predictor, slide, tmp_path / "b", options).maps["map-s16"].read()[0]
     np.testing.assert_allclose(shared[:, ::2, ::2], exact[:, ::2, ::2], atol=2e-5)
     assert np.abs(shared - exact).max() > 1e-4
 
 
 @pytest.mark.parametrize("form", ["exact", "shared"])
-def test_only_tissue_is_computed_and_field_sizes_change_nothing(tmp_path: Path, form: str) -> None:
-    whole = painted(tmp_path, "one", None, 1, "test")
-    case = replace(whole, kind="region", l0_box=Box(150, 130, 330, 270))
-    predictor, asked = predictor_of(form=form), ScanOptions(tissue=TISSUE)
+def test_only_tissue_is_computed_and_the_field_size_does_not_matter(tmp_path: Path, form: str) -> None:
+    full_slide = painted(tmp_path, "one", None, 1, "test")
+    case = replace(full_slide, kind="region", l0_box=Box(150, 130, 330, 270))
+    predictor, options = predictor_of(form=form), ScanOptions(tissue=TISSUE)
     maps = {}
     for cells in (8, 4):
         machine = replace(MACHINE, cells=cells)
-        assert not scan(predictor, FACTS, Cohort((case,)), tmp_path / f"{cells}", asked, machine).failed
+        assert not scan(predictor, METADATA, Cohort((case,)), tmp_path / f"{cells}", options, machine).failed
         maps[cells], states = open_results(tmp_path / f"{cells}").case_folder("one").maps["map-s16"].read()
         assert 0 < (states == State.SCORED).sum() < states.size
     np.testing.assert_allclose(maps[4], maps[8], atol=1e-5)
 
 
-def test_a_slide_of_glass_says_that_nothing_was_scored(tmp_path: Path) -> None:
+def test_a_blank_slide_has_a_note_that_nothing_was_scored(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "one.tif", np.full((700, 900, 3), 244, np.uint8))
-    found = scanned(predictor_of(), path, tmp_path / "R", ScanOptions(tissue=TISSUE, mpp=0.5)).result
-    assert any("no cell with tissue" in note for note in found["notes"])
+    result = scanned(predictor_of(), path, tmp_path / "R", ScanOptions(tissue=TISSUE, mpp=0.5)).result
+    assert any("no cell with tissue" in note for note in result["notes"])
 
 
 @pytest.mark.parametrize("form", ["exact", "shared"])
-def test_cells_that_nobody_wants_cost_nothing(form: str) -> None:
+def test_cells_that_are_not_required_are_not_computed(form: str) -> None:
     predictor = predictor_of(form=form, mosaics=1)
     counts: list[int] = []
 
@@ -185,14 +187,14 @@ def test_cells_that_nobody_wants_cost_nothing(form: str) -> None:
     engine = replace(EngineSettings(), cells=4)
     predictor.move_to_device(engine, options)
     name, batch = predictor.sample_batch(engine, options)
-    wanted = torch.zeros((1, 4, 4), dtype=torch.bool)
-    wanted[0, 0, :2] = True
+    required = torch.zeros((1, 4, 4), dtype=torch.bool)
+    required[0, 0, :2] = True
     with torch.inference_mode():
-        found = predictor.forward(name, replace(batch, params={"wanted": wanted}))["map"]
-        whole = predictor.forward(name, batch)["map"]
-    # the windows of two cells lie on two patches of the mosaic; the fields' other cells on all nine
+        partial_map = predictor.forward(name, replace(batch, params={"wanted": required}))["map"]
+        full_map = predictor.forward(name, batch)["map"]
+    # The windows of two cells overlap two patches of the mosaic; those of all cells overlap nine.
     assert counts == ([2, 16] if form == "exact" else [2, 9])
-    np.testing.assert_allclose(found[0, 1][wanted[0]], whole[0, 1][wanted[0]], atol=1e-5)
+    np.testing.assert_allclose(partial_map[0, 1][required[0]], full_map[0, 1][required[0]], atol=1e-5)
 
 
 def test_a_resumed_scan_has_the_same_bytes(slide: Path, tmp_path: Path) -> None:
@@ -212,11 +214,11 @@ def test_a_resumed_scan_has_the_same_bytes(slide: Path, tmp_path: Path) -> None:
 # -- scores of slides ---------------------------------------------------------------------------------------
 
 
-def test_the_papers_threshold_gives_the_papers_scores(slide: Path, tmp_path: Path) -> None:
+def test_the_threshold_of_the_paper_gives_the_scores_of_the_paper(slide: Path, tmp_path: Path) -> None:
     predictor = predictor_of()
     raw = scanned(predictor, slide, tmp_path / "a").maps["map-s16"].read()[0][1]
-    asked = replace(EVERYWHERE, settings={"threshold": "paper"})
-    folder = scanned(predictor, slide, tmp_path / "b", asked)
+    options = replace(ALL_CELLS, settings={"threshold": "paper"})
+    folder = scanned(predictor, slide, tmp_path / "b", options)
     reader = folder.maps["map-s16"]
     assert reader.info.classes == ("tumour",)
     np.testing.assert_allclose(reader.read()[0][0], raw, atol=1e-6)
@@ -225,7 +227,7 @@ def test_the_papers_threshold_gives_the_papers_scores(slide: Path, tmp_path: Pat
     assert folder.result["scores"] == {"tumour": pytest.approx(expected, abs=1e-5)}
 
 
-def test_the_calibrated_slide_score_is_the_tuned_one(slide: Path, tmp_path: Path) -> None:
+def test_the_calibrated_slide_score_uses_the_tuned_threshold(slide: Path, tmp_path: Path) -> None:
     predictor = predictor_of()
     folder = scanned(predictor, slide, tmp_path / "a")
     raw = folder.maps["map-s16"].read()[0][1]
@@ -239,43 +241,43 @@ def test_the_calibrated_slide_score_is_the_tuned_one(slide: Path, tmp_path: Path
 # -- bundles ------------------------------------------------------------------------------------------------
 
 
-def test_a_bundle_needs_nothing_from_elsewhere(slide: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_self_contained(slide: Path, tmp_path: Path) -> None:
     predictor = predictor_of()
     bundle = save(tmp_path / "bundle", predictor, patients=["p"])
-    again = load(read_bundle(tmp_path / "bundle"))
-    assert again.config == predictor.config
-    assert again.calibration == CALIBRATION
-    assert bundle.config["identity"]["weights_sha256"] == again.net.teacher.identity()["weights_sha256"]
-    one = scanned(predictor, slide, tmp_path / "a").maps["map-s16"].read()[0]
-    other = scanned(again, slide, tmp_path / "b").maps["map-s16"].read()[0]
-    np.testing.assert_array_equal(one, other)
+    loaded = load(read_bundle(tmp_path / "bundle"))
+    assert loaded.config == predictor.config
+    assert loaded.calibration == CALIBRATION
+    assert bundle.config["identity"]["weights_sha256"] == loaded.net.teacher.identity()["weights_sha256"]
+    original = scanned(predictor, slide, tmp_path / "a").maps["map-s16"].read()[0]
+    reloaded = scanned(loaded, slide, tmp_path / "b").maps["map-s16"].read()[0]
+    np.testing.assert_array_equal(original, reloaded)
     model = tmp_path / "bundle" / "model.json"
-    facts = json.loads(model.read_text())
+    stored = json.loads(model.read_text())
     for name, damage in (("student", None), ("scaling", None), ("calibration", {"patch": 3})):
-        damaged = {key: value for key, value in facts["config"].items() if key != name}
-        model.write_text(json.dumps(facts | {"config": damaged | ({name: damage} if damage else {})}))
+        damaged = {key: value for key, value in stored["config"].items() if key != name}
+        model.write_text(json.dumps(stored | {"config": damaged | ({name: damage} if damage else {})}))
         with pytest.raises(BundleError, match="lacks a setting"):
             load(read_bundle(tmp_path / "bundle"))
-    model.write_text(json.dumps(facts).replace('"tiny"', '"resnet18"'))
+    model.write_text(json.dumps(stored).replace('"tiny"', '"resnet18"'))
     with pytest.raises(ModelError, match="do not fit"):
         load(read_bundle(tmp_path / "bundle"))
 
 
-# -- what cannot be -----------------------------------------------------------------------------------------
+# -- invalid options ----------------------------------------------------------------------------------------
 
 
-def test_strides_and_forms_that_cannot_be_are_refused(slide: Path, tmp_path: Path) -> None:
+def test_unsupported_strides_and_forms_are_rejected(slide: Path, tmp_path: Path) -> None:
     predictor = predictor_of()
-    shared = replace(EVERYWHERE, settings={"form": "shared"})
+    shared = replace(ALL_CELLS, settings={"form": "shared"})
     with pytest.raises(ConfigError, match="does not support stride 12"):
-        scan(predictor, FACTS, cohort_of(slide), tmp_path / "a", replace(shared, stride=12), MACHINE)
-    with pytest.raises(ConfigError, match="no maximum"):
-        scan(predictor_of(score="max"), FACTS, cohort_of(slide), tmp_path / "b", shared, MACHINE)
-    with pytest.raises(ConfigError, match="no whole patches"):
-        scan(predictor, FACTS, cohort_of(slide), tmp_path / "c", shared, replace(MACHINE, cells=3))
+        scan(predictor, METADATA, cohort_of(slide), tmp_path / "a", replace(shared, stride=12), MACHINE)
+    with pytest.raises(ConfigError, match="does not support score=max"):
+        scan(predictor_of(score="max"), METADATA, cohort_of(slide), tmp_path / "b", shared, MACHINE)
+    with pytest.raises(ConfigError, match="not a whole number of patches"):
+        scan(predictor, METADATA, cohort_of(slide), tmp_path / "c", shared, replace(MACHINE, cells=3))
 
 
-def test_memory_decides_the_field() -> None:
+def test_the_field_size_depends_on_the_memory() -> None:
     predictor = predictor_of(patch=64, input=64)
     for form in ("exact", "shared"):
         options = ScanOptions(settings={"form": form})

@@ -66,18 +66,18 @@ def trained(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return train(CONFIG, cohort, tmp_path_factory.mktemp("bundle"), tissue=TISSUE, machine=MACHINE)
 
 
-# -- what it learns -----------------------------------------------------------------------------------------
+# -- training -----------------------------------------------------------------------------------------------
 
 
-def test_it_finds_the_tumour_of_an_unseen_slide_and_tells_slides_apart(
+def test_tumour_is_found_on_an_unseen_slide_and_slides_are_separated(
     trained: Bundle, cohort: Cohort, tmp_path: Path
 ) -> None:
     assert trained.metrics["val_auc"] > 0.95
     assert trained.path is not None
     report = lobule.scan(trained.path, cohort.split("test"), tmp_path / "r", machine=SCANNER.__dict__)
     assert not report.failed
-    found = open_results(tmp_path / "r")
-    reader = found.case_folder("f").maps["map-s16"]
+    results = open_results(tmp_path / "r")
+    reader = results.case_folder("f").maps["map-s16"]
     assert reader.info.classes == ("tumour", ANOMALY)
     scores, states = reader.read()
     rows, columns = np.nonzero(states == State.SCORED)
@@ -91,16 +91,16 @@ def test_it_finds_the_tumour_of_an_unseen_slide_and_tells_slides_apart(
     fit = load(trained).calibration.patch
     assert fit is not None
     np.testing.assert_allclose(probability, fit(raw), atol=1e-5)
-    slide_scores = {case: found.case_folder(case).result["scores"] for case in "fg"}  # type: ignore[index]
+    slide_scores = {case: results.case_folder(case).result["scores"] for case in "fg"}  # type: ignore[index]
     assert slide_scores["f"]["tumour"] > 0.5 > slide_scores["g"]["tumour"]
-    findings = found.case_folder("f").findings()
+    findings = results.case_folder("f").findings()
     best = findings["l0_x"][0], findings["l0_y"][0]
     assert 380 < best[0] < 720 and 200 < best[1] < 540
-    told = lobule.evaluate(tmp_path / "r", cohort, split="test", plots=False).data
-    assert told["tasks"]["tumor"]["all"]["auroc"]["value"] == 1.0
+    evaluation = lobule.evaluate(tmp_path / "r", cohort, split="test", plots=False).data
+    assert evaluation["tasks"]["tumor"]["all"]["auroc"]["value"] == 1.0
 
 
-def test_the_bundle_says_what_was_learned_from(trained: Bundle) -> None:
+def test_the_bundle_records_the_training_patches(trained: Bundle) -> None:
     budget = trained.provenance["budget"]
     assert (budget["slides"], budget["normal_patches"], budget["tumour_patches"]) == (2, 60, 40)
     assert budget["of"] == {"a": [30, 20], "b": [30, 20]}
@@ -113,10 +113,10 @@ def test_the_bundle_says_what_was_learned_from(trained: Bundle) -> None:
     assert any("random" in note for note in trained.provenance["notes"])
 
 
-def test_a_form_that_cannot_be_scanned_costs_no_training(
+def test_a_form_that_cannot_be_scanned_does_not_fail_the_training(
     cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fields of the shared form need more memory than those of the exact one."""
+    """Fields of the shared form need more memory than those of the exact form."""
     plain = AnomalyPredictor.settle
 
     def settle(self: AnomalyPredictor, engine: Any, room: int, options: Any) -> Any:
@@ -130,25 +130,27 @@ def test_a_form_that_cannot_be_scanned_costs_no_training(
     assert "the shared form are not calibrated" in " ".join(bundle.provenance["notes"])
 
 
-def test_a_killed_training_ends_with_the_same_bytes(trained: Bundle, cohort: Cohort, tmp_path: Path) -> None:
+def test_an_interrupted_training_resumes_to_the_same_bytes(
+    trained: Bundle, cohort: Cohort, tmp_path: Path
+) -> None:
     class Dies(FitProgress):
         def __setattr__(self, name: str, value: Any) -> None:
             if name == "step" and value == 7:
                 raise KeyboardInterrupt
             super().__setattr__(name, value)
 
-    how: dict[str, Any] = {"tissue": TISSUE, "machine": MACHINE}
+    options: dict[str, Any] = {"tissue": TISSUE, "machine": MACHINE}
     with pytest.raises(KeyboardInterrupt):
-        train(CONFIG, cohort, tmp_path, progress=Dies(), **how)
+        train(CONFIG, cohort, tmp_path, progress=Dies(), **options)
     with pytest.raises(ResultsError, match="has begun here"):
-        train(CONFIG, cohort, tmp_path, **how)
+        train(CONFIG, cohort, tmp_path, **options)
     torch.manual_seed(99)
-    resumed = train(CONFIG, cohort, tmp_path, resume=True, **how)
+    resumed = train(CONFIG, cohort, tmp_path, resume=True, **options)
     assert resumed.files == trained.files
     assert resumed.config == trained.config
 
 
-def test_the_published_loss_and_shortcut_train_too(cohort: Cohort, tmp_path: Path) -> None:
+def test_training_with_the_published_loss_and_shortcut(cohort: Cohort, tmp_path: Path) -> None:
     config = replace(CONFIG, safe=False, shortcut=1, epochs=1, val_slides=0)
     bundle = train(config, cohort, tmp_path, tissue=TISSUE, machine=MACHINE)
     assert bundle.config["student"]["shortcut"] == 1
@@ -165,9 +167,9 @@ def test_training_patches_are_augmented_by_default_and_validation_patches_never(
     streams: list[tuple[int, AugmentConfig]] = []
 
     class RecordingStream(SampleStream):
-        def __init__(self, pool: Any, config: SampleConfig, *more: Any, **options: Any) -> None:
+        def __init__(self, pool: Any, config: SampleConfig, *arguments: Any, **options: Any) -> None:
             streams.append((options["round_"], config.augment))
-            super().__init__(pool, config, *more, **options)
+            super().__init__(pool, config, *arguments, **options)
 
     # The package exports a function of the module's name, which hides the module from a dotted path.
     module = import_module("lobule.methods.reverse_distillation.train")
@@ -183,20 +185,20 @@ def test_training_patches_are_augmented_by_default_and_validation_patches_never(
 
 
 def test_teacher_statistics_are_those_of_the_normal_training_patches(cohort: Cohort, tmp_path: Path) -> None:
-    """Means and standard deviations by NumPy, from the listed patches cut out of the slides' pixels."""
+    """Compared with means and standard deviations by NumPy over the listed patches."""
     config = replace(CONFIG, epochs=1, val_slides=0, standardise_teacher=True, augmentation=False)
     bundle = train(config, cohort, tmp_path, tissue=TISSUE, machine=MACHINE)
     predictor = load(bundle)
     assert predictor.net.student.shape.signed
-    spent = choose_patches(config, gather(cohort.split("train"), TISSUE), seed=0)
-    assert spent.to_csv() == bundle.file("places.csv").read_text()
+    patch_budget = choose_patches(config, gather(cohort.split("train"), TISSUE), seed=0)
+    assert patch_budget.to_csv() == bundle.file("places.csv").read_text()
     patches = []
-    for number, point in zip(spent.positions.slides, spent.positions.l0_points, strict=True):
-        with open_slide(str(spent.pool.slides[number].case.path), mpp=MPP) as slide:
+    for number, point in zip(patch_budget.positions.slides, patch_budget.positions.l0_points, strict=True):
+        with open_slide(str(patch_budget.pool.slides[number].case.path), mpp=MPP) as slide:
             pixels = slide.backend.read(0, slide.bounds, 1)
         left, top = round(point[0] - 16), round(point[1] - 16)
         patches.append(pixels[top : top + 32, left : left + 32])
-    normal = spent.positions.labels == NORMAL
+    normal = patch_budget.positions.labels == NORMAL
     assert normal.sum() == 60
     torch.manual_seed(0)
     plain = teacher("tiny")
@@ -214,7 +216,7 @@ def test_teacher_statistics_are_those_of_the_normal_training_patches(cohort: Coh
 def test_a_training_with_every_new_setting_resumes_to_the_same_bytes(cohort: Cohort, tmp_path: Path) -> None:
     config = replace(CONFIG, epochs=2, val_slides=0, standardise_teacher=True, normal_slides=1)
     options: dict[str, Any] = {"tissue": TISSUE, "machine": MACHINE}
-    whole = train(config, cohort, tmp_path / "whole", **options)
+    uninterrupted = train(config, cohort, tmp_path / "whole", **options)
 
     class StopsAtStep7(FitProgress):
         def __setattr__(self, name: str, value: Any) -> None:
@@ -226,17 +228,17 @@ def test_a_training_with_every_new_setting_resumes_to_the_same_bytes(cohort: Coh
         train(config, cohort, tmp_path / "stopped", progress=StopsAtStep7(), **options)
     torch.manual_seed(99)
     resumed = train(config, cohort, tmp_path / "stopped", resume=True, **options)
-    assert resumed.files == whole.files
+    assert resumed.files == uninterrupted.files
     assert resumed.provenance["budget"]["of"] == {"a": [20, 20], "b": [20, 20], "c": [20, 0]}
 
 
-def test_normal_slides_give_normal_patches_in_turn_with_the_outlined_ones(cohort: Cohort) -> None:
+def test_normal_slides_provide_normal_patches_in_turn_with_outlined_slides(cohort: Cohort) -> None:
     pool = gather(cohort, TISSUE)
     without = choose_patches(CONFIG, pool, seed=0)
     assert sorted(without.counts.values()) == [(30, 20), (30, 20)]
-    spent = choose_patches(replace(CONFIG, normal_slides=2), pool, seed=0)
-    assert sorted(spent.counts.values()) == [(15, 0), (15, 0), (15, 20), (15, 20)]
-    assert {name for name, (_, tumour) in spent.counts.items() if not tumour} < {"c", "e", "g"}
+    patch_budget = choose_patches(replace(CONFIG, normal_slides=2), pool, seed=0)
+    assert sorted(patch_budget.counts.values()) == [(15, 0), (15, 0), (15, 20), (15, 20)]
+    assert {name for name, (_, tumour) in patch_budget.counts.items() if not tumour} < {"c", "e", "g"}
     too_many = choose_patches(replace(CONFIG, normal_slides=5), pool, seed=0)
     assert any("only 3 slides are normal" in note for note in too_many.notes)
 
@@ -244,7 +246,7 @@ def test_normal_slides_give_normal_patches_in_turn_with_the_outlined_ones(cohort
 # -- the budget ---------------------------------------------------------------------------------------------
 
 
-def test_a_budget_is_the_same_again_and_lies_within_a_larger_one(cohort: Cohort) -> None:
+def test_a_budget_is_reproducible_and_a_subset_of_a_larger_one(cohort: Cohort) -> None:
     pool = gather(cohort, TISSUE)
     small, again, large = (choose_patches(replace(CONFIG, slides=n), pool, seed=3) for n in (1, 1, 3))
     assert small.to_csv() == again.to_csv()
@@ -254,39 +256,39 @@ def test_a_budget_is_the_same_again_and_lies_within_a_larger_one(cohort: Cohort)
     assert max(tumour for _, tumour in large.counts.values()) == 14
 
 
-def test_patches_are_of_their_class_to_the_corners_and_apart(cohort: Cohort) -> None:
-    spent = choose_patches(CONFIG, gather(cohort.split("train"), TISSUE), seed=0)
-    for number, places in enumerate(spent.pool.slides):
+def test_patches_have_one_class_up_to_the_corners_and_keep_their_distance(cohort: Cohort) -> None:
+    patch_budget = choose_patches(CONFIG, gather(cohort.split("train"), TISSUE), seed=0)
+    for index, slide in enumerate(patch_budget.pool.slides):
         for label in (NORMAL, TUMOUR):
-            points = spent.positions.l0_points[
-                (spent.positions.slides == number) & (spent.positions.labels == label)
+            points = patch_budget.positions.l0_points[
+                (patch_budget.positions.slides == index) & (patch_budget.positions.labels == label)
             ]
             corners = points[:, None] + 16 * np.array([(-1, -1), (1, -1), (-1, 1), (1, 1)])
-            assert (places.classes(corners.reshape(-1, 2)) == label).all()
+            assert (slide.classes(corners.reshape(-1, 2)) == label).all()
             assert corners.min() > 0 and (corners < (WIDTH, HEIGHT)).all()
             gaps = np.abs(points[:, None] - points[None]).max(axis=2) + 1e9 * np.eye(len(points))
             assert gaps.min() >= 16
 
 
-def test_slides_that_are_not_exhaustive_are_filled_up_by_normal_ones(tmp_path: Path) -> None:
+def test_normal_slides_replace_missing_normal_patches(tmp_path: Path) -> None:
     partly = painted(tmp_path, "p", (200, 200, 300), 1, "train", attributes={"exhaustive": "false"})
-    whole = painted(tmp_path, "n", None, 2, "train")
-    spent = choose_patches(CONFIG, gather(Cohort((partly, whole)), TISSUE), seed=0)
-    assert spent.counts == {"p": (0, 40), "n": (60, 0)}
-    assert any("1 normal slides give the 60" in note for note in spent.notes)
+    normal_slide = painted(tmp_path, "n", None, 2, "train")
+    patch_budget = choose_patches(CONFIG, gather(Cohort((partly, normal_slide)), TISSUE), seed=0)
+    assert patch_budget.counts == {"p": (0, 40), "n": (60, 0)}
+    assert any("1 additional normal slides provide the 60" in note for note in patch_budget.notes)
 
 
-def test_a_lesion_smaller_than_a_patch_is_drawn_from_all_the_same(tmp_path: Path) -> None:
+def test_lesions_smaller_than_a_patch_are_used(tmp_path: Path) -> None:
     tiny = painted(tmp_path, "t", (300, 300, 20), 1, "train")
-    spent = choose_patches(CONFIG, gather(Cohort((tiny,)), TISSUE), seed=0)
-    assert 1 <= spent.total(TUMOUR) <= 9
-    assert any("tumour patches were requested" in note for note in spent.notes)
+    patch_budget = choose_patches(CONFIG, gather(Cohort((tiny,)), TISSUE), seed=0)
+    assert 1 <= patch_budget.total(TUMOUR) <= 9
+    assert any("tumour patches were requested" in note for note in patch_budget.notes)
 
 
 # -- bad input ----------------------------------------------------------------------------------------------
 
 
-def test_no_tumour_at_all_learns_normal_tissue_and_says_so(tmp_path: Path) -> None:
+def test_training_without_tumour_learns_normal_tissue_with_a_note(tmp_path: Path) -> None:
     cases = [painted(tmp_path, name, None, seed, "train") for seed, name in enumerate("abc")]
     config = replace(CONFIG, epochs=1)
     bundle = train(config, Cohort(tuple(cases)), tmp_path / "out", tissue=TISSUE, machine=MACHINE)
@@ -298,10 +300,10 @@ def test_no_tumour_at_all_learns_normal_tissue_and_says_so(tmp_path: Path) -> No
     assert predictor.calibration.patch is not None
     assert predictor.calibration.slides == {}
     unseen = Cohort((painted(tmp_path, "u", (200, 200, 300), 9, "test"),))
-    assert not scan(predictor, _facts(bundle), unseen, tmp_path / "r", machine=SCANNER).failed
+    assert not scan(predictor, _metadata_of(bundle), unseen, tmp_path / "r", machine=SCANNER).failed
 
 
-def test_only_tumour_is_refused(tmp_path: Path) -> None:
+def test_training_without_normal_tissue_is_rejected(tmp_path: Path) -> None:
     case = painted(tmp_path, "t", (200, 200, 300), 1, "train", attributes={"exhaustive": "false"})
     with pytest.raises(ConfigError, match="no slide has normal tissue"):
         train(CONFIG, Cohort((case,)), tmp_path / "out", tissue=TISSUE, machine=MACHINE)
@@ -312,14 +314,14 @@ def test_a_single_slide_trains_and_is_calibrated_on_itself(cohort: Cohort, tmp_p
     bundle = train(replace(CONFIG, epochs=1), alone, tmp_path, tissue=TISSUE, machine=MACHINE)
     notes = " ".join(bundle.provenance["notes"])
     assert "too few patients to hold any out" in notes
-    assert "1" in notes and "calibrated on the training patches themselves" in notes
+    assert "1" in notes and "Calibrated on the training patches" in notes
     assert bundle.metrics["val_auc"] is None
     assert load(bundle).calibration.patch is not None
 
 
 @pytest.mark.parametrize("tumour", [False, True])
 def test_a_similarity_of_exactly_0_or_1_gives_no_nan(tumour: bool) -> None:
-    """A student that is its teacher, and one whose maps are all zero, through the gradient."""
+    """The losses and gradients of a student equal to its teacher, and of one whose maps are all zero."""
     frozen = teacher("tiny")
     maps = frozen(torch.randn(3, 3, 64, 64))
     normal = torch.full((3,), not tumour)
@@ -351,7 +353,7 @@ def test_settings_are_read_strictly_and_follow_the_loss() -> None:
             Config.from_dict(wrong)
 
 
-def test_weights_that_cannot_be_had_are_an_error_with_a_remedy(cohort: Cohort, tmp_path: Path) -> None:
+def test_unavailable_weights_are_an_error_with_a_remedy(cohort: Cohort, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no published weights"):
         train(replace(CONFIG, weights=""), cohort, tmp_path / "a", tissue=TISSUE, machine=MACHINE)
     torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
@@ -380,5 +382,5 @@ def test_the_command_trains_scans_and_evaluates(cohort: Cohort, tmp_path: Path) 
     assert SMALL["weights"] == RANDOM
 
 
-def _facts(bundle: Bundle) -> dict[str, Any]:
+def _metadata_of(bundle: Bundle) -> dict[str, Any]:
     return {"method": bundle.method, "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}

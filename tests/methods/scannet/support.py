@@ -11,10 +11,10 @@ from lobule.nets.backbones import BACKBONES
 from lobule.nets.scaling import PLAIN_SCALING
 
 
-def write_tiny_bundle(path: Path, mpp: float, trunk: str = "tiny", **more: object) -> Path:
-    """A bundle whose scores are spread over 0 to 1, though they mean nothing."""
+def write_tiny_bundle(path: Path, mpp: float, trunk: str = "tiny", **settings: object) -> Path:
+    """Write an untrained bundle whose scores vary between 0 and 1."""
     torch.manual_seed(7)
-    config = Config(trunk=trunk, mpp=mpp, **more)  # type: ignore[arg-type]
+    config = Config(trunk=trunk, mpp=mpp, **settings)  # type: ignore[arg-type]
     net = BACKBONES[trunk](len(config.classes)).eval()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

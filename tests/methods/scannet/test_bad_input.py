@@ -1,4 +1,4 @@
-"""What a training does with slides, outlines and splits that are not as they should be: it says so."""
+"""Training with unusable slides, outlines and splits leaves notes or raises errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUICK = replace(BRIEF, rounds=0, steps=4, evaluate_every=4)
 
 
 def outlined(folder: Path, name: str, *rings: Any, split: str = "train") -> Case:
-    """A tumour slide whose outlines are these."""
+    """A tumour slide with the given outlines."""
     case = painted(folder, name, (200, 200, 300), sum(map(ord, name)), split)
     polygons = tuple(Polygon(np.array(ring, np.float64)) for ring in rings)
     write_annotation(folder / f"{name}-own.xml", Annotation(polygons))
@@ -42,7 +42,7 @@ def glass(folder: Path, name: str, split: str = "train") -> Case:
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, ...]:
-    """One slide of each kind to train on, and one of each to validate."""
+    """One slide with tumour and one without, both for training and for validation."""
     folder = tmp_path_factory.mktemp("sound")
     return (
         painted(folder, "t", (200, 200, 360), 1, "train"),
@@ -52,12 +52,12 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, ...]:
     )
 
 
-def trained(cases: tuple[Case, ...], out: Path, **more: Any) -> Bundle:
-    return train(QUICK, Cohort(cases), out, tissue=TISSUE, machine=MACHINE, **more)
+def trained(cases: tuple[Case, ...], out: Path, **options: Any) -> Bundle:
+    return train(QUICK, Cohort(cases), out, tissue=TISSUE, machine=MACHINE, **options)
 
 
-def test_outlines_beyond_the_slide_are_no_licence_to_call_it_normal(tmp_path: Path) -> None:
-    """Were they passed over, the whole slide, tumour and all, would be drawn from as normal."""
+def test_outlines_outside_the_slide_do_not_make_it_normal(tmp_path: Path) -> None:
+    """If the outlines were ignored, the tumour would be sampled as normal tissue."""
     away = outlined(tmp_path, "away", square(5000, 5000, 400))
     with pytest.raises(AnnotationError, match="outside the slide"):
         find_positions(away, TISSUE)
@@ -73,33 +73,33 @@ def test_outlines_beyond_the_slide_are_no_licence_to_call_it_normal(tmp_path: Pa
     assert (points < (1100, 800)).all()
 
 
-def test_an_outline_that_crosses_itself_is_used_by_the_even_odd_rule_and_said(tmp_path: Path) -> None:
+def test_self_intersecting_outlines_use_the_even_odd_rule_with_a_note(tmp_path: Path) -> None:
     bow = outlined(tmp_path, "bow", [(200, 200), (600, 600), (600, 200), (200, 600)])
-    places, notes = find_positions(bow, TISSUE)
+    positions, notes = find_positions(bow, TISSUE)
     assert "cross or touch themselves" in notes[0]
-    points = np.array([places.draw(TUMOUR, np.random.default_rng(seed)) for seed in range(300)])
+    points = np.array([positions.draw(TUMOUR, np.random.default_rng(seed)) for seed in range(300)])
     beside = np.abs(points[:, 0] - 400) >= np.abs(points[:, 1] - 400)
-    assert beside.all(), "the two triangles left and right of the crossing, and nothing else"
+    assert beside.all(), "all points are in the triangles left and right of the crossing"
     assert {True, False} == set((points[:, 0] > 400).tolist())
 
 
-def test_a_slide_of_glass_gives_nothing_and_is_said(tmp_path: Path) -> None:
-    places, notes = find_positions(glass(tmp_path, "glass"), TISSUE)
+def test_a_blank_slide_yields_no_patches_and_a_note(tmp_path: Path) -> None:
+    positions, notes = find_positions(glass(tmp_path, "glass"), TISSUE)
     assert notes == ["no tissue was found"]
-    assert places.count(NORMAL) == places.count(TUMOUR) == 0
+    assert positions.count(NORMAL) == positions.count(TUMOUR) == 0
 
 
-def test_an_annotation_without_tumour_on_a_tumour_slide_is_left_out(tmp_path: Path) -> None:
+def test_a_tumour_slide_without_tumour_outlines_is_left_out(tmp_path: Path) -> None:
     empty = painted(tmp_path, "empty", (200, 200, 300), 5, "train")
     write_annotation(tmp_path / "none.geojson", Annotation(()))
     empty = replace(empty, annotation=str(tmp_path / "none.geojson"))
     other = painted(tmp_path, "other", (200, 200, 300), 6, "train")
     pool = gather(Cohort((empty, other)), TISSUE)
-    assert [places.case.id for places in pool.slides] == ["other"]
+    assert [slide.case.id for slide in pool.slides] == ["other"]
     assert "it outlines no tumour" in pool.notes[0]
 
 
-def test_a_training_goes_on_without_what_it_cannot_use_and_says_so(
+def test_training_continues_without_unusable_slides_and_notes_them(
     sound: tuple[Case, ...], tmp_path: Path
 ) -> None:
     bad = (
@@ -110,33 +110,33 @@ def test_a_training_goes_on_without_what_it_cannot_use_and_says_so(
     )
     bundle = trained((*sound, *bad), tmp_path / "b")
     notes = " ".join(bundle.provenance["notes"])
-    for told in ("glass: no tissue", "away: left out", "bow: 1 polygons cross", "gone: left out"):
-        assert told in notes, notes
+    for note in ("glass: no tissue", "away: left out", "bow: 1 polygons cross", "gone: left out"):
+        assert note in notes, notes
     assert bundle.provenance["train_cases"] == ["t", "n", "glass", "bow"]
     assert bundle.metrics["val_auc"] is not None
 
 
 @pytest.mark.parametrize("kind", ["tumour", "normal"])
-def test_a_class_absent_from_validation_is_said_and_the_last_weights_kept(
+def test_without_a_validation_class_the_last_weights_are_used_with_a_note(
     sound: tuple[Case, ...], tmp_path: Path, kind: str
 ) -> None:
     tumour, normal, with_tumour, without = sound
-    # an exhaustively outlined slide has normal tissue, too; one that is not has none to give
-    held = replace(with_tumour, attributes={"exhaustive": "false"}) if kind == "tumour" else without
-    bundle = trained((tumour, normal, held), tmp_path / "b")
+    # An exhaustively outlined slide also provides normal tissue; other outlined slides do not.
+    validation = replace(with_tumour, attributes={"exhaustive": "false"}) if kind == "tumour" else without
+    bundle = trained((tumour, normal, validation), tmp_path / "b")
     assert any("lacks a class" in note for note in bundle.provenance["notes"])
     assert bundle.metrics["val_auc"] is None
     assert bundle.metrics["rounds"][0]["steps"] == QUICK.steps
 
 
-def test_a_class_absent_from_training_is_refused(sound: tuple[Case, ...], tmp_path: Path) -> None:
-    _, normal, *held = sound
+def test_training_without_one_class_is_rejected(sound: tuple[Case, ...], tmp_path: Path) -> None:
+    _, normal, *validation = sound
     with pytest.raises(ConfigError, match="no slide has tumour to draw from"):
-        trained((normal, *held), tmp_path / "b")
+        trained((normal, *validation), tmp_path / "b")
 
 
-class Losing(FitProgress):
-    """Takes a file away once the first round begins, when its places are known."""
+class DeletingProgress(FitProgress):
+    """Deletes a file when the first round starts, after its patch positions were chosen."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -148,19 +148,17 @@ class Losing(FitProgress):
             self.path.unlink()
 
 
-def test_a_slide_lost_during_the_training_is_given_up_and_recorded(
+def test_a_slide_that_disappears_during_the_training_is_recorded(
     sound: tuple[Case, ...], tmp_path: Path
 ) -> None:
-    lost = painted(tmp_path, "lost", None, 7, "train")
-    bundle = trained((*sound, lost), tmp_path / "b", progress=Losing(Path(str(lost.path))))
+    deleted = painted(tmp_path, "lost", None, 7, "train")
+    bundle = trained((*sound, deleted), tmp_path / "b", progress=DeletingProgress(Path(str(deleted.path))))
     assert set(bundle.provenance["lost"]) == {"lost"}
     assert "no such file" in bundle.provenance["lost"]["lost"]
     assert bundle.metrics["rounds"][0]["steps"] == QUICK.steps
 
 
-def test_a_loss_that_is_not_a_number_ends_the_training_without_a_bundle(
-    sound: tuple[Case, ...], tmp_path: Path
-) -> None:
+def test_a_nan_loss_ends_the_training_without_a_bundle(sound: tuple[Case, ...], tmp_path: Path) -> None:
     wild = replace(QUICK, rate=1e30, steps=30, evaluate_every=30, weight_decay=1e4)
     with pytest.raises(ModelError, match=r"the loss is (nan|inf)"):
         train(wild, Cohort(sound), tmp_path / "b", val=None, tissue=TISSUE, machine=MACHINE)

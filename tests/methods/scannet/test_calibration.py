@@ -133,9 +133,9 @@ def test_many_cells_are_looked_up_as_one_by_one() -> None:
 
 def test_certain_classes_are_those_of_the_outlines_and_leave_out_borders(tmp_path: Path) -> None:
     case = painted(tmp_path, "s", (200, 200, 360), 1, "val")
-    places, _ = find_positions(case, TISSUE)
+    positions, _ = find_positions(case, TISSUE)
     points = np.stack(np.meshgrid(np.arange(5, 1100, 10), np.arange(5, 800, 10)), axis=-1).reshape(-1, 2)
-    classes = places.certain_classes(points.astype(np.float64))
+    classes = positions.certain_classes(points.astype(np.float64))
     inside = ((points > 200) & (points < 560)).all(axis=1)
     assert inside[classes == TUMOUR].all()
     assert not inside[classes == NORMAL].any()
@@ -143,7 +143,7 @@ def test_certain_classes_are_those_of_the_outlines_and_leave_out_borders(tmp_pat
     assert (classes == NORMAL).sum() > 1000
     borders = np.abs(points - 200).min(axis=1) < 4
     assert (classes[borders & (points >= 200).all(axis=1) & (points < 560).all(axis=1)] == NEITHER).all()
-    outside = places.certain_classes(np.array([[1e6, 10.0], [-5.0, 10.0]]))
+    outside = positions.certain_classes(np.array([[1e6, 10.0], [-5.0, 10.0]]))
     assert outside.tolist() == [NEITHER, NEITHER]
     partly, _ = find_positions(replace(case, attributes={"exhaustive": "false"}), TISSUE)
     assert set(partly.certain_classes(points.astype(np.float64)).tolist()) == {NEITHER, TUMOUR}

@@ -35,41 +35,43 @@ WINDOW = 100
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> SlidePositions:
+def positions(tmp_path_factory: pytest.TempPathFactory) -> SlidePositions:
     folder = tmp_path_factory.mktemp("g")
     return find_positions(painted(folder, "<a & b>", None, 3, "train", alike=(400, 250, 260)), TISSUE)[0]
 
 
 def pictures_of(page: str) -> list[np.ndarray]:
-    found = re.findall(r"data:image/jpeg;base64,([^']+)'", page)
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
+    encoded = re.findall(r"data:image/jpeg;base64,([^']+)'", page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in encoded]
 
 
-def test_a_picture_shows_its_place_and_the_caption_says_it(places: SlidePositions, tmp_path: Path) -> None:
-    mined = [HardNegative(0, 530.0, 380.0, 0.71), HardNegative(0, 200.0, 120.0, 0.93)]
-    write_gallery(tmp_path / "g.html", [places], mined, name="round-1", mpp=MPP, window=WINDOW)
+def test_each_picture_shows_the_position_in_its_caption(positions: SlidePositions, tmp_path: Path) -> None:
+    negatives = [HardNegative(0, 530.0, 380.0, 0.71), HardNegative(0, 200.0, 120.0, 0.93)]
+    write_gallery(tmp_path / "g.html", [positions], negatives, name="round-1", mpp=MPP, window=WINDOW)
     page = (tmp_path / "g.html").read_text()
     plain, alike = pictures_of(page)
     assert plain.shape == alike.shape == (PICTURE_SIDE, PICTURE_SIDE, 3)
-    # two windows of context: the lookalike, 260 px wide, fills the picture of its middle
+    # A picture is two windows wide, so the lookalike of 260 px fills the picture at its centre.
     np.testing.assert_allclose(alike.reshape(-1, 3).mean(axis=0), LOOKALIKE, atol=6)
     assert abs(plain.reshape(-1, 3).mean(axis=0) - LOOKALIKE).max() > 30
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
     assert captions[0] == "<b>0.930</b> &lt;a &amp; b&gt;<br>x 200, y 120 px"
     assert captions[1].startswith("<b>0.710</b>")
     assert "Research use only" in page
-    assert "2 places of normal tissue" in page
+    assert "2 positions of normal tissue" in page
     assert "<a & b>" not in page
 
 
-def test_a_page_is_capped_and_counts_all(places: SlidePositions, tmp_path: Path) -> None:
+def test_a_page_has_a_limited_number_of_pictures_and_the_total_count(
+    positions: SlidePositions, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
-    mined = [
+    negatives = [
         HardNegative(i % 2, float(x), 200.0, float(s))
         for i, (x, s) in enumerate(rng.random((MAX_PICTURES + 50, 2)))
     ]
-    other = replace(places, case=Case("other", "p", "slide", places.case.path, mpp=MPP))
-    write_gallery(tmp_path / "g.html", [places, other], mined, name="round-2", mpp=MPP, window=WINDOW)
+    other = replace(positions, case=Case("other", "p", "slide", positions.case.path, mpp=MPP))
+    write_gallery(tmp_path / "g.html", [positions, other], negatives, name="round-2", mpp=MPP, window=WINDOW)
     page = (tmp_path / "g.html").read_text()
     assert page.count("<figcaption>") == MAX_PICTURES
     assert f"{MAX_PICTURES + 50} positions" in page
@@ -79,10 +81,10 @@ def test_a_page_is_capped_and_counts_all(places: SlidePositions, tmp_path: Path)
     assert len(page) < 4e6
     shown = [float(text) for text in re.findall(r"<figcaption><b>([\d.]+)</b>", page)]
     assert shown == sorted(shown, reverse=True)
-    assert min(shown) >= np.sort([one.score for one in mined])[50] - 1e-3
+    assert min(shown) >= np.sort([negative.score for negative in negatives])[50] - 1e-3
 
 
-def test_a_slide_that_cannot_be_read_any_more_costs_its_pictures(tmp_path: Path) -> None:
+def test_a_missing_slide_has_no_pictures(tmp_path: Path) -> None:
     gone = find_positions(painted(tmp_path, "gone", None, 5, "train"), TISSUE)[0]
     Path(str(gone.case.path)).unlink()
     write_gallery(
@@ -98,27 +100,27 @@ def test_a_slide_that_cannot_be_read_any_more_costs_its_pictures(tmp_path: Path)
     assert not pictures_of(page)
 
 
-def test_nothing_mined_is_said(places: SlidePositions, tmp_path: Path) -> None:
-    write_gallery(tmp_path / "g.html", [places], [], name="round-1", mpp=MPP, window=WINDOW)
+def test_an_empty_gallery_has_a_message(positions: SlidePositions, tmp_path: Path) -> None:
+    write_gallery(tmp_path / "g.html", [positions], [], name="round-1", mpp=MPP, window=WINDOW)
     assert "did not score any normal tissue as tumour" in (tmp_path / "g.html").read_text()
 
 
-def test_mining_leaves_a_gallery_of_what_it_found(places: SlidePositions, tmp_path: Path) -> None:
+def test_mining_writes_a_gallery_of_the_hard_negatives(positions: SlidePositions, tmp_path: Path) -> None:
     predictor = load(read_bundle(write_tiny_bundle(tmp_path / "b", MPP)))
     config = replace(predictor.config, hard_cap=4, hard_merge=100)
     predictor.net[-1].bias.data[1] += 20  # type: ignore[index,union-attr,operator]
     predictor = DensePredictor(config, predictor.net, predictor.scaling)
     folder = tmp_path / "round-1"
-    found, _ = mine(predictor, "f", Pool((places,)), TISSUE, folder, MACHINE)
+    points_by_slide, _ = mine(predictor, "f", Pool((positions,)), TISSUE, folder, MACHINE)
     page = (folder / "gallery.html").read_text()
-    assert len(found[0]) == 4
-    for x, y in found[0]:
+    assert len(points_by_slide[0]) == 4
+    for x, y in points_by_slide[0]:
         assert f"x {round(x):,}, y {round(y):,} px" in page
     assert all(float(text) > 0.99 for text in re.findall(r"<figcaption><b>([\d.]+)</b>", page))
     assert len(pictures_of(page)) == 4
 
 
-def test_a_picture_is_as_large_as_asked() -> None:
+def test_a_picture_has_the_requested_size() -> None:
     wide = np.zeros((30, 90, 3), np.uint8)
     (picture,) = pictures_of(f"'{inline_jpeg(wide, 45)}'")
     assert picture.shape == (15, 45, 3)

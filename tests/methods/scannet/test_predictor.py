@@ -1,4 +1,4 @@
-"""ScanNet through the scanner: its map is the net's, wherever fields, tissue and refinement cut it."""
+"""Scanning with ScanNet: the map equals that of the net for any fields, tissue and refinement."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.methods.scannet.support import write_tiny_bundle
 from tests.scanning.support import cohort_of, pixels_of, write_slide
 
 MACHINE = Machine(device="cpu", precision="float32", cells=3, readers=2, lanes=2, channels_last=True)
-FACTS = {"method": "scannet", "fingerprint": "f", "classes": ["normal", "tumour"]}
+METADATA = {"method": "scannet", "fingerprint": "f", "classes": ["normal", "tumour"]}
 
 
 def test_tiling_plans(goldens: Path) -> None:
-    """The published plans of blocks: where they start, their side and how many there are."""
+    """The published block plans: the starts, the side and the number of blocks."""
     geometry = geometry_of(scannet_vgg16(2, widths=(4, 4, 4, 4, 4), head_widths=(4, 4)))
     for plan in json.loads((goldens / "scannet" / "goldens.json").read_text())["tiling"]:
         lattice = Lattice(Fraction(1), Fraction(1), Size(*plan["slide_wh"]), None, 0)
@@ -48,7 +48,7 @@ def test_tiling_plans(goldens: Path) -> None:
 def scores_by_patch(
     predictor: DensePredictor, pixels: np.ndarray, stride: int, cells: np.ndarray
 ) -> np.ndarray:
-    """Each cell from its own window, cut from the picture with white around it."""
+    """Reference: each cell's window is cut from the picture, padded with white and scored separately."""
     window = predictor.geometry.extent
     padded = np.full((pixels.shape[0] + 4 * window, pixels.shape[1] + 4 * window, 3), 255, np.uint8)
     padded[2 * window : 2 * window + pixels.shape[0], 2 * window : 2 * window + pixels.shape[1]] = pixels
@@ -77,7 +77,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_map_equals_patch_by_patch(bundle: Path, slide: Path, tmp_path: Path, stride: int) -> None:
     predictor = load(read_bundle(bundle))
     options = ScanOptions(tissue=None, stride=stride)
-    scan(predictor, FACTS, cohort_of(slide), tmp_path / "r", options, MACHINE)
+    scan(predictor, METADATA, cohort_of(slide), tmp_path / "r", options, MACHINE)
     reader = open_results(tmp_path / "r").case_folder("one").maps[f"map-s{stride}"]
     scores, states = reader.read()
     assert scores.shape == (1, -(-740 // stride), -(-901 // stride)) and (states == State.SCORED).all()
@@ -87,18 +87,18 @@ def test_the_map_equals_patch_by_patch(bundle: Path, slide: Path, tmp_path: Path
     cells %= states.shape
     want = scores_by_patch(predictor, pixels_of(901, 740), stride, cells)
     np.testing.assert_allclose(scores[0][tuple(cells.T)], want, atol=1e-5)
-    assert want.std() > 0.01, "the patches must differ for this to say anything"
+    assert want.std() > 0.01, "the comparison needs patches with different scores"
 
 
-def test_refining_densifies_what_matters_and_nothing_else(bundle: Path, slide: Path, tmp_path: Path) -> None:
+def test_only_suspicious_cells_are_refined(bundle: Path, slide: Path, tmp_path: Path) -> None:
     predictor = load(read_bundle(bundle))
     everything = ScanOptions(tissue=None, stride=8)
-    scan(predictor, FACTS, cohort_of(slide), tmp_path / "uniform", everything, MACHINE)
+    scan(predictor, METADATA, cohort_of(slide), tmp_path / "uniform", everything, MACHINE)
     uniform = open_results(tmp_path / "uniform").case_folder("one").maps["map-s8"].scores()
     bar = float(np.quantile(uniform, 0.99))
     config = Config.from_dict({**predictor.config.to_dict(), "refine_above": bar})
     refining = DensePredictor(config, predictor.net, predictor.scaling)
-    scan(refining, FACTS, cohort_of(slide), tmp_path / "r", ScanOptions(tissue=None, refine=True), MACHINE)
+    scan(refining, METADATA, cohort_of(slide), tmp_path / "r", ScanOptions(tissue=None, refine=True), MACHINE)
     folder = open_results(tmp_path / "r").case_folder("one")
     coarse, coarse_states = folder.maps["map-s32"].read()
     fine, states = folder.maps["map-s8"].read()
@@ -113,9 +113,9 @@ def test_refining_densifies_what_matters_and_nothing_else(bundle: Path, slide: P
     assert result["strides"] == {"32": coarse_states.size, "8": int(scored.sum())}
 
 
-def test_a_budget_of_nothing_refines_nothing(bundle: Path, slide: Path, tmp_path: Path) -> None:
+def test_nothing_is_refined_without_a_time_budget(bundle: Path, slide: Path, tmp_path: Path) -> None:
     options = ScanOptions(tissue=None, refine=True, budget=0.0)
-    report = scan(load(read_bundle(bundle)), FACTS, cohort_of(slide), tmp_path / "r", options, MACHINE)
+    report = scan(load(read_bundle(bundle)), METADATA, cohort_of(slide), tmp_path / "r", options, MACHINE)
     assert dict(report.counts) == {"complete": 1}
     folder = open_results(tmp_path / "r").case_folder("one")
     assert folder.maps["map-s8"].counts()["scored"] == 0
@@ -124,13 +124,13 @@ def test_a_budget_of_nothing_refines_nothing(bundle: Path, slide: Path, tmp_path
 
 def test_findings_lie_where_the_map_is_high(bundle: Path, slide: Path, tmp_path: Path) -> None:
     predictor = load(read_bundle(bundle))
-    scan(predictor, FACTS, cohort_of(slide), tmp_path / "a", ScanOptions(tissue=None), MACHINE)
+    scan(predictor, METADATA, cohort_of(slide), tmp_path / "a", ScanOptions(tissue=None), MACHINE)
     scores = open_results(tmp_path / "a").case_folder("one").maps["map-s32"].scores()
     bar = float(np.quantile(scores, 0.9))
     config = Config.from_dict({**predictor.config.to_dict(), "threshold": bar})
     scan(
         DensePredictor(config, predictor.net, predictor.scaling),
-        FACTS,
+        METADATA,
         cohort_of(slide),
         tmp_path / "b",
         ScanOptions(tissue=None),
@@ -148,11 +148,11 @@ def test_findings_lie_where_the_map_is_high(bundle: Path, slide: Path, tmp_path:
 
 
 @pytest.mark.parametrize("refine", [False, True])
-def test_a_stride_the_net_has_not_is_refused(bundle: Path, slide: Path, tmp_path: Path, refine: bool) -> None:
+def test_unsupported_strides_are_rejected(bundle: Path, slide: Path, tmp_path: Path, refine: bool) -> None:
     with pytest.raises(ConfigError, match="does not support stride 24"):
         scan(
             load(read_bundle(bundle)),
-            FACTS,
+            METADATA,
             cohort_of(slide),
             tmp_path / "r",
             ScanOptions(tissue=None, stride=24, refine=refine),
@@ -160,7 +160,7 @@ def test_a_stride_the_net_has_not_is_refused(bundle: Path, slide: Path, tmp_path
         )
 
 
-def test_memory_decides_the_field(bundle: Path) -> None:
+def test_the_field_size_depends_on_the_memory(bundle: Path) -> None:
     from lobule.scanning.contract import EngineSettings
 
     predictor = load(read_bundle(bundle))
@@ -171,7 +171,7 @@ def test_memory_decides_the_field(bundle: Path) -> None:
         predictor.choose_batch(EngineSettings(), 1 << 20, ScanOptions())
 
 
-def test_a_bundle_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
+def test_a_modified_bundle_is_rejected(tmp_path: Path) -> None:
     path = write_tiny_bundle(tmp_path / "bundle", mpp=0.5)
     weights = path / "weights.safetensors"
     data = bytearray(weights.read_bytes())
@@ -181,7 +181,7 @@ def test_a_bundle_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
         load(read_bundle(path))
 
 
-def test_weights_of_another_net_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_net_are_rejected(tmp_path: Path) -> None:
     path = write_tiny_bundle(tmp_path / "bundle", mpp=0.5)
     model = path / "model.json"
     model.write_text(model.read_text().replace('"tiny"', '"vgg11"'))

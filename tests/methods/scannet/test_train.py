@@ -1,4 +1,4 @@
-"""Training ScanNet on painted slides: it learns, goes on bit for bit, mines what fooled it."""
+"""Training ScanNet on painted slides: accuracy, resuming and hard-negative mining."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TUMOUR_COLOUR, LOOKALIKE = (120, 60, 150), (150, 70, 120)
 def painted(
     folder: Path, name: str, tumour: tuple[int, int, int] | None, seed: int, split: str, alike: Any = None
 ) -> Case:
-    """Pink tissue on glass; a square of tumour (x, y, side), and one that only looks like it."""
+    """A slide with pink tissue, optionally with a square (x, y, side) of tumour and a lookalike."""
     rng = np.random.default_rng(seed)
     pixels = np.full((HEIGHT, WIDTH, 3), 244.0)
     pixels[MARGIN:-MARGIN, MARGIN:-MARGIN] = (205, 140, 190)
@@ -84,14 +84,12 @@ def trained(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return train(CONFIG, cohort, tmp_path_factory.mktemp("bundle"), tissue=TISSUE, machine=MACHINE)
 
 
-def test_it_learns_and_finds_the_tumour_of_an_unseen_slide(
-    trained: Bundle, cohort: Cohort, tmp_path: Path
-) -> None:
+def test_tumour_is_found_on_an_unseen_slide(trained: Bundle, cohort: Cohort, tmp_path: Path) -> None:
     predictor = load(trained)
-    facts = {"method": "scannet", "fingerprint": trained.fingerprint, "classes": list(trained.classes)}
+    metadata = {"method": "scannet", "fingerprint": trained.fingerprint, "classes": list(trained.classes)}
     unseen = cohort.split("test")
     machine = Machine(device="cpu", precision="float32", cells=8, channels_last=True)
-    assert not scan(predictor, facts, unseen, tmp_path, machine=machine).failed
+    assert not scan(predictor, metadata, unseen, tmp_path, machine=machine).failed
     (reader,) = open_results(tmp_path).case_folder("e").maps.values()
     scores, states = reader.read()
     rows, columns = np.nonzero(states == State.SCORED)
@@ -102,7 +100,7 @@ def test_it_learns_and_finds_the_tumour_of_an_unseen_slide(
     assert roc_auc_score(inside, scores[0][rows, columns]) > 0.95
 
 
-def test_the_bundle_says_who_trained_it_and_how_well(trained: Bundle) -> None:
+def test_the_bundle_records_patients_and_metrics(trained: Bundle) -> None:
     assert trained.patients == tuple(sorted(patient_hash(f"patient {name}") for name in "abc"))
     assert trained.metrics["val_auc"] > 0.95
     assert trained.metrics["rounds"][0]["steps"] == 24
@@ -111,25 +109,25 @@ def test_the_bundle_says_who_trained_it_and_how_well(trained: Bundle) -> None:
     assert Config.from_dict({k: v for k, v in trained.config.items() if k != "scaling"}) == CONFIG
 
 
-def test_places_that_fooled_the_model_are_normal_apart_and_capped(cohort: Cohort, tmp_path: Path) -> None:
-    """A model that calls everything tumour: every normal cell is hard."""
+def test_hard_negatives_are_normal_spaced_and_limited(cohort: Cohort, tmp_path: Path) -> None:
+    """For a model that scores everything as tumour, every normal cell is a hard negative."""
     net = BACKBONES["tiny"](2)
     head = net[-1]  # type: ignore[index]
     torch.nn.init.zeros_(head.weight)
     head.bias.data = torch.tensor([0.0, 3.0])
-    fooled = DensePredictor(replace(CONFIG, hard_cap=9, hard_merge=200), net, PLAIN_SCALING)
-    facts = {"method": "scannet", "fingerprint": "0", "classes": []}
+    predictor = DensePredictor(replace(CONFIG, hard_cap=9, hard_merge=200), net, PLAIN_SCALING)
+    metadata = {"method": "scannet", "fingerprint": "0", "classes": []}
     machine = Machine(device="cpu", precision="float32", cells=8, channels_last=True)
-    scan(fooled, facts, Cohort((cohort["a"],)), tmp_path, machine=machine)
-    places, _ = find_positions(cohort["a"], TISSUE)
-    found = hard_negatives(fooled, places, open_results(tmp_path).case_folder("a"))
-    assert len(found) == 9
-    assert (places.classes(found) == NORMAL).all()
-    gaps = np.hypot(*(found[:, None] - found[None]).transpose(2, 0, 1)) + 1e9 * np.eye(9)
+    scan(predictor, metadata, Cohort((cohort["a"],)), tmp_path, machine=machine)
+    positions, _ = find_positions(cohort["a"], TISSUE)
+    points = hard_negatives(predictor, positions, open_results(tmp_path).case_folder("a"))
+    assert len(points) == 9
+    assert (positions.classes(points) == NORMAL).all()
+    gaps = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1)) + 1e9 * np.eye(9)
     assert gaps.min() >= 200
 
 
-def test_places_near_a_better_one_are_merged() -> None:
+def test_close_hard_negatives_are_merged() -> None:
     cells = np.array([[5, 5], [5, 6], [6, 6], [5, 7], [9, 9]])
     assert _spaced_cells(cells, (12, 12), 2.0, 10).tolist() == [[5, 5], [5, 7], [9, 9]]
     assert _spaced_cells(cells, (12, 12), 2.0, 2).tolist() == [[5, 5], [5, 7]]
@@ -138,8 +136,8 @@ def test_places_near_a_better_one_are_merged() -> None:
     assert merge_points(new, old[:0], 64).tolist() == new.tolist()
 
 
-class Stopping(FitProgress):
-    """Ends the training at a step of a round, as a kill would."""
+class InterruptingProgress(FitProgress):
+    """Interrupts the training at a step of a round."""
 
     def __init__(self, stage: str, step: int) -> None:
         self.at = (stage, step)
@@ -152,14 +150,14 @@ class Stopping(FitProgress):
 
 
 def test_an_interrupted_training_ends_with_the_same_bundle(cohort: Cohort, tmp_path: Path) -> None:
-    whole = train(BRIEF, cohort, tmp_path / "whole", tissue=TISSUE, machine=MACHINE, seed=4)
-    assert 0 < whole.metrics["hard_places"][0] <= 3 * BRIEF.hard_cap
-    assert [entry["steps"] for entry in whole.metrics["rounds"]] == [6, 3]
+    uninterrupted = train(BRIEF, cohort, tmp_path / "whole", tissue=TISSUE, machine=MACHINE, seed=4)
+    assert 0 < uninterrupted.metrics["hard_places"][0] <= 3 * BRIEF.hard_cap
+    assert [entry["steps"] for entry in uninterrupted.metrics["rounds"]] == [6, 3]
     for stage, step in (("round 0", 5), ("round 1", 1)):
         with pytest.raises(KeyboardInterrupt):
             train(
                 BRIEF, cohort, tmp_path / "broken", tissue=TISSUE, machine=MACHINE, seed=4, resume=True,
-                progress=Stopping(stage, step),
+                progress=InterruptingProgress(stage, step),
             )  # fmt: skip
     with pytest.raises(ResultsError, match="a training has begun here"):
         train(BRIEF, cohort, tmp_path / "broken", tissue=TISSUE, machine=MACHINE, seed=4)
@@ -168,12 +166,14 @@ def test_an_interrupted_training_ends_with_the_same_bundle(cohort: Cohort, tmp_p
             replace(BRIEF, rate=0.5), cohort, tmp_path / "broken", tissue=TISSUE, machine=MACHINE, seed=4,
             resume=True,
         )  # fmt: skip
-    alone = replace(MACHINE, workers=1)
-    resumed = train(BRIEF, cohort, tmp_path / "broken", tissue=TISSUE, machine=alone, seed=4, resume=True)
-    assert whole.files == resumed.files
+    one_worker = replace(MACHINE, workers=1)
+    resumed = train(
+        BRIEF, cohort, tmp_path / "broken", tissue=TISSUE, machine=one_worker, seed=4, resume=True
+    )
+    assert uninterrupted.files == resumed.files
     for name in ("model.json", "training/round-0/log.csv", "training/round-1/log.csv"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
-    again = train(
+    restarted = train(
         replace(BRIEF, rounds=0),
         cohort,
         tmp_path / "broken",
@@ -182,33 +182,33 @@ def test_an_interrupted_training_ends_with_the_same_bundle(cohort: Cohort, tmp_p
         seed=5,
         fresh=True,
     )
-    assert again.files != whole.files
-    assert read_bundle(tmp_path / "broken").files == again.files
+    assert restarted.files != uninterrupted.files
+    assert read_bundle(tmp_path / "broken").files == restarted.files
 
 
-# -- who trains ---------------------------------------------------------------------------------------------
+# -- splits and settings ------------------------------------------------------------------------------------
 
 
 def case_of(name: str, patient: str, split: str | None = None, annotation: str | None = None) -> Case:
     return Case(name, patient, "slide", f"/{name}.tif", split=split, annotation=annotation)
 
 
-def test_a_patient_in_two_splits_is_refused() -> None:
+def test_a_patient_in_two_splits_is_rejected() -> None:
     torn = Cohort((case_of("a", "p", "train"), case_of("b", "p", "test"), case_of("c", "q", "train")))
     with pytest.raises(Leakage, match="1 patients are in more than one split"):
         training_split(torn, "val", 0)
 
 
-def test_patients_are_held_out_where_there_is_no_validation_split() -> None:
+def test_patients_are_held_out_if_there_is_no_validation_split() -> None:
     cases = [case_of(f"t{i}", f"p{i // 2}", annotation="x") for i in range(20)]
     cases += [case_of(f"n{i}", f"q{i}") for i in range(10)]
-    parts = training_split(Cohort(tuple(cases)), "val", 0)
-    assert len(parts.train) + len(parts.val) == 30
-    assert not set(parts.train.patients()) & set(parts.val.patients())
-    outlined = [case for case in parts.val if case.annotation]
-    assert (len(outlined), len(parts.val)) == (4, 6)
-    assert training_split(Cohort(tuple(cases)), "val", 0) == parts
-    assert training_split(Cohort(tuple(cases)), "val", 1) != parts
+    splits = training_split(Cohort(tuple(cases)), "val", 0)
+    assert len(splits.train) + len(splits.val) == 30
+    assert not set(splits.train.patients()) & set(splits.val.patients())
+    outlined = [case for case in splits.val if case.annotation]
+    assert (len(outlined), len(splits.val)) == (4, 6)
+    assert training_split(Cohort(tuple(cases)), "val", 0) == splits
+    assert training_split(Cohort(tuple(cases)), "val", 1) != splits
     few = training_split(Cohort(tuple(cases[:2])), "val", 0)
     assert not few.val
     assert "too few patients" in few.notes[0]
@@ -223,14 +223,14 @@ def test_patients_are_held_out_where_there_is_no_validation_split() -> None:
         ({"weights": "nowhere.pt"}, "no such weights file"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(
+def test_invalid_settings_are_rejected(
     cohort: Cohort, tmp_path: Path, change: dict[str, Any], match: str
 ) -> None:
     with pytest.raises(ConfigError, match=match):
         train(replace(BRIEF, **change), cohort, tmp_path, tissue=TISSUE, machine=MACHINE)
 
 
-def test_pretrained_trunks_are_taken_and_others_refused(cohort: Cohort, tmp_path: Path) -> None:
+def test_pretrained_trunks_are_loaded_and_other_weights_rejected(cohort: Cohort, tmp_path: Path) -> None:
     from torchvision.models import squeezenet1_1
 
     torch.save(squeezenet1_1(weights=None, num_classes=3).state_dict(), tmp_path / "w.pth")
