@@ -1,17 +1,17 @@
-"""Slide-wide reverse distillation against one patch a forward pass, at the same stride in the same run.
+"""Speed of a reverse distillation scan, compared with one forward pass per patch at the same stride.
 
-A student learns on generated slides. The teacher is SqueezeNet with ImageNet weights, read from
-LOBULE_REFERENCE, and without that folder the small one with random weights, whose scores mean less. Then one
-slide is scanned three times: patch by patch as the paper does (read, forward, upsample, smooth, mean), some
-rows of the map and extrapolated, and by `lobule scan` in the exact and in the shared form, starting up
-included. Rounds alternate, and each keeps its best. `exact` and `shared` are how many times faster the two
-are than patch by patch. On all test slides, `rank` is the rank correlation of the two forms' cells and
-`auc_change` the change of the slide AUC.
+A student is trained on generated slides. The teacher is SqueezeNet with ImageNet weights from
+LOBULE_REFERENCE; without that folder, it is the small teacher with random weights, whose scores are less
+meaningful. Then one slide is scanned in three ways: patch by patch as in the paper (read, forward, upsample,
+smooth, mean) on some rows of the map, extrapolated to all rows; and by `lobule scan` in the exact and in the
+shared form, including start-up. The rounds alternate, and the best time of each is used. `exact` and `shared`
+are the speed-ups over patch by patch. On all test slides, `rank` is the rank correlation of the cells of both
+forms, and `auc_change` the difference of their slide AUC.
 
     LOBULE_REFERENCE=… python benchmarks/reverse_distillation.py [--quick] [--work DIR]
 
-With `--work` the slides, the trained student and the scans of the test slides are kept in DIR, and a second
-run times the scans alone.
+With `--work`, the slides, the trained student and the scans of the test slides are stored in DIR, and a
+second run only measures the scans.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def settings(quick: bool) -> dict[str, Any]:
 
 
 def cohort_in(folder: Path, quick: bool) -> Cohort:
-    """Slides to learn from and to compare the forms on, of one hospital: new stains are not the question."""
+    """Slides of one hospital for training and for the comparison of the forms."""
     if (folder / "cohort.csv").exists():
         return read_cohort(folder / "cohort.csv")
     side, count, split = (1280, 4, (0.5, 0.0, 0.5)) if quick else (2048, 48, (0.3, 0.2, 0.5))
@@ -89,8 +89,8 @@ def slide_in(folder: Path, quick: bool) -> Cohort:
     return Cohort((Case("timed", "timed", "slide", str(folder / "timed.tif"), mpp=MPP),))
 
 
-def one_by_one(predictor: AnomalyPredictor, path: str, every: int) -> NDArray[np.float64]:
-    """The scores of the tissue cells of some rows of the map, one patch a forward pass."""
+def patch_by_patch(predictor: AnomalyPredictor, path: str, every: int) -> NDArray[np.float64]:
+    """Scores of the tissue cells of some rows of the map, with one forward pass per patch."""
     net, config, scores = predictor.net, predictor.config, []
     with open_slide(path) as slide, torch.inference_mode():
         lattice = slide.lattice(mpp=config.mpp)
@@ -106,8 +106,8 @@ def one_by_one(predictor: AnomalyPredictor, path: str, every: int) -> NDArray[np
     return np.array(scores)
 
 
-def scanned(bundle: Path, cohort: Cohort, out: Path, form: str) -> dict[str, NDArray[np.float32]]:
-    """Raw scores of the scored cells of every slide, through the scanner; what is scanned already stays."""
+def scan_scores(bundle: Path, cohort: Cohort, out: Path, form: str) -> dict[str, NDArray[np.float32]]:
+    """Raw scores of the scored cells of every slide by `lobule scan`; existing results are reused."""
     lobule.scan(
         bundle, cohort, out, settings={"form": form}, machine={"precision": "float32", "device": "cpu"}
     )
@@ -133,16 +133,18 @@ def best_of(rounds: int, tasks: dict[str, Callable[[], object]]) -> dict[str, fl
     return best
 
 
-def place_of(work: str | None) -> contextlib.AbstractContextManager[str]:
-    """The folder to work in: one that stays, or one that goes with the run."""
+def working_folder(work: str | None) -> contextlib.AbstractContextManager[str]:
+    """The working folder: the given one, or a temporary one."""
     return contextlib.nullcontext(work) if work else tempfile.TemporaryDirectory()
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", work="keep slides, student and scans here; a second run times alone")
+    options = arguments(
+        __doc__ or "", work="folder for slides, student and scans; a second run only measures times"
+    )
     quick: bool = options.quick
     torch.set_num_threads(available_cores())
-    with place_of(options.work) as name:
+    with working_folder(options.work) as name:
         folder = Path(name)
         cohort = cohort_in(folder / "cohort", quick)
         bundle = folder / "bundle"
@@ -151,7 +153,7 @@ def main() -> None:
             lobule.train("reverse_distillation", cohort, bundle, **training)
         predictor = load(read_bundle(bundle))
         test = cohort.split("test")
-        cells = {form: scanned(bundle, test, folder / form, form) for form in ("exact", "shared")}
+        cells = {form: scan_scores(bundle, test, folder / form, form) for form in ("exact", "shared")}
         labels = np.array([case.label == "tumor" for case in test])
         auc = {form: float(roc_auc_score(labels, slide_scores(folder / form, test))) for form in cells}
         pooled = {
@@ -162,29 +164,31 @@ def main() -> None:
         first = next(iter(test))
         assert first.path is not None
         every = 1 if quick else 8
-        alone, path = slide_in(folder, quick), str(folder / "timed.tif")
+        timed_cohort, path = slide_in(folder, quick), str(folder / "timed.tif")
         np.testing.assert_allclose(
-            one_by_one(predictor, first.path, 1), cells["exact"][first.id], rtol=1e-4, atol=1e-4
+            patch_by_patch(predictor, first.path, 1), cells["exact"][first.id], rtol=1e-4, atol=1e-4
         )
-        one, scans = folder / "one", {}
+        timed_results, scans = folder / "one", {}
 
         def scan(form: str) -> None:
-            shutil.rmtree(one, ignore_errors=True)
-            scans[form] = scanned(bundle, alone, one, form)["timed"]
+            shutil.rmtree(timed_results, ignore_errors=True)
+            scans[form] = scan_scores(bundle, timed_cohort, timed_results, form)["timed"]
 
-        scores_of_case: list[int] = []
+        patch_counts: list[int] = []
         seconds = best_of(
             1 if quick else 2,
             {
-                "one by one": lambda: scores_of_case.append(len(one_by_one(predictor, path, every))),
+                "one by one": lambda: patch_counts.append(len(patch_by_patch(predictor, path, every))),
                 "exact": lambda: scan("exact"),
                 "shared": lambda: scan("shared"),
             },
         )
-    count, sampled = len(scans["exact"]), scores_of_case[0]
+    count, sampled = len(scans["exact"]), patch_counts[0]
     full_seconds = seconds["one by one"] * count / sampled
     ratios = {form: full_seconds / seconds[form] for form in cells}
-    print(f"{count} cells, {sampled} one by one: exact {ratios['exact']:.2f}, shared {ratios['shared']:.2f}")
+    print(
+        f"{count} cells, {sampled} patch by patch: exact {ratios['exact']:.2f}, shared {ratios['shared']:.2f}"
+    )
     print(f"{len(test)} slides: rank {rank:.4f}; AUC {auc['exact']:.3f} exact, {auc['shared']:.3f} shared")
     change = abs(auc["exact"] - auc["shared"])
     report("reverse_distillation", {**ratios, "rank": rank, "auc_change": change})

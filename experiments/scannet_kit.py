@@ -1,16 +1,16 @@
-"""ScanNet on the two real slides of the reference kit, against colour and frozen features, in pairs.
+"""ScanNet on the two real slides of the reference kit, compared with colour and with frozen features.
 
-A dense model is trained on one slide and the kit's patches of other patients (never the other slide's), then
-scanned over the other slide; the score of a 50-px tile is the mean of the map's cells in it. Three of these
+A dense model is trained on one slide and on the kit's patches of other patients (never the other slide's),
+and then scans the other slide. The score of a 50-px tile is the mean of the map's cells in it. Three of these
 patients are the validation split, on which scores are calibrated and the threshold for findings is chosen:
-two with tumour, and 8913, the only one beside the slides with normal tissue. It does not train, because the
-normal tissue of a patient that the net has learned scores much lower than that of an unseen patient.
-Baselines are those of the kit's BASELINES.md: logistic regression on colour, and on pooled SqueezeNet maps.
-Intervals resample blocks of 5 × 5 tiles (1 mm), since neighbouring tiles are alike. Research use only.
+two with tumour, and 8913, the only other patient with normal tissue. Patient 8913 is not used for training,
+because the normal tissue of training patients scores much lower than that of unseen patients. The baselines
+are those of the kit's BASELINES.md: logistic regression on colour, and on pooled SqueezeNet maps. Intervals
+resample blocks of 5 × 5 tiles (1 mm), because neighbouring tiles are similar. Research use only.
 
     LOBULE_REFERENCE=… python experiments/scannet_kit.py OUT [--attempt NAME] [--direction 8863] [--seed 0]
 
-prints a table and writes OUT/ATTEMPT-SEED.json; model, scans and tile scores are kept in OUT.
+prints a table and writes OUT/ATTEMPT-SEED.json. OUT also contains the model, the scans and the tile scores.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SLIDES = ("8863", "8865")
 MPP, TILE = 4.0, 50
 BLOCK = 5 * TILE
 TUMOUR_VALUE = 2
-"""Of the class masks; 1 is normal."""
+"""Value of tumour in the class masks; 1 is normal."""
 VAL = ("8913", "8918", "8957")
 PATCHES = ("8913", "8917", "8918", "8950", "8951", "8955", "8956", "8957", "8959", "8974")
 
@@ -74,15 +74,15 @@ ATTEMPTS: dict[str, dict[str, Any]] = {
     "squeezenet-2x": {**SQUEEZE, "scan_stride": 8},
     "squeezenet-4x": {**SQUEEZE, "enlarged": 4},
 }
-"""Settings of `lobule train scannet`; "enlarged" is how many times slides and patches are enlarged before,
-"patches" are the patients whose patches train besides the slide."""
+"""Settings of `lobule train scannet`. "enlarged" is the factor by which slides and patches are enlarged
+first, and "patches" are the patients whose patches are used for training in addition to the slide."""
 
 
 # -- the cohort ---------------------------------------------------------------------------------------------
 
 
 def mosaic(kit: Path, patient: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The patches of a patient put back to their places on white glass, and the classes of the pixels."""
+    """The patches of a patient at their original positions on white, and the classes of the pixels."""
     with (kit / "patches/idc/labels.csv").open(encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row["patient"] == patient]
     left, top = (min(int(row[name]) for row in rows) - TILE for name in "xy")
@@ -98,9 +98,9 @@ def mosaic(kit: Path, patient: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8
 
 
 def enlarged_case(kit: Path, name: str, times: int, folder: Path) -> Case:
-    """A slide of the kit, or a patient's mosaic, enlarged: both through the same JPEG path."""
-    place, mask_place = folder / f"{name}-{times}x.tif", folder / f"{name}_mask.png"
-    if not place.exists():
+    """An enlarged slide of the kit, or a patient's mosaic, both stored with the same JPEG compression."""
+    slide_path, mask_path = folder / f"{name}-{times}x.tif", folder / f"{name}_mask.png"
+    if not slide_path.exists():
         if name in SLIDES:
             with open_slide(kit / f"slides/idc_{name}.tif", mpp=MPP) as slide:
                 pixels = slide.backend.read(0, slide.bounds, 1)
@@ -108,17 +108,20 @@ def enlarged_case(kit: Path, name: str, times: int, folder: Path) -> Case:
         else:
             pixels, mask = mosaic(kit, name)
         size = (pixels.shape[1] * times, pixels.shape[0] * times)
-        Image.fromarray(mask).save(mask_place)
+        Image.fromarray(mask).save(mask_path)
         write_tiff(
-            place, np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)), MPP / times
+            slide_path,
+            np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)),
+            MPP / times,
         )
-    has_tumour = bool((np.asarray(Image.open(mask_place)) == TUMOUR_VALUE).any())
-    return Case(name, name, "slide", str(place), mpp=MPP / times, split="val" if name in VAL else "train",
-                label="1" if has_tumour else "0", annotation=str(mask_place))  # fmt: skip
+    has_tumour = bool((np.asarray(Image.open(mask_path)) == TUMOUR_VALUE).any())
+    return Case(name, name, "slide", str(slide_path), mpp=MPP / times,
+                split="val" if name in VAL else "train",
+                label="1" if has_tumour else "0", annotation=str(mask_path))  # fmt: skip
 
 
-def write_tiff(place: Path, pixels: NDArray[np.uint8], mpp: float, side: int = 256) -> None:
-    """A tiled JPEG TIFF of the quality of the kit's slides."""
+def write_tiff(path: Path, pixels: NDArray[np.uint8], mpp: float, side: int = 256) -> None:
+    """Write a tiled JPEG TIFF with the quality of the kit's slides."""
     rows, columns = -(-pixels.shape[0] // side), -(-pixels.shape[1] // side)
     padded = np.full((rows * side, columns * side, 3), 255, np.uint8)
     padded[: pixels.shape[0], : pixels.shape[1]] = pixels
@@ -130,7 +133,7 @@ def write_tiff(place: Path, pixels: NDArray[np.uint8], mpp: float, side: int = 2
         for x in range(0, padded.shape[1], side)
     )
     tifffile.imwrite(
-        place, tiles, shape=pixels.shape, dtype=np.uint8, tile=(side, side), photometric="ycbcr",
+        path, tiles, shape=pixels.shape, dtype=np.uint8, tile=(side, side), photometric="ycbcr",
         subsampling=(2, 2), compression="jpeg", resolution=(1e4 / mpp,) * 2, resolutionunit="CENTIMETER",
     )  # fmt: skip
 
@@ -141,13 +144,13 @@ def write_tiff(place: Path, pixels: NDArray[np.uint8], mpp: float, side: int = 2
 def tiles_of(kit: Path, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Corners (n, 2) and labels of the labelled tiles of a slide."""
     mask = np.asarray(Image.open(kit / f"slides/idc_{name}_mask.png"))
-    found = [
+    tiles = [
         (x, y, int(mask[y + TILE // 2, x + TILE // 2]) - 1)
         for y in range(0, mask.shape[0] - TILE + 1, TILE)
         for x in range(0, mask.shape[1] - TILE + 1, TILE)
         if mask[y + TILE // 2, x + TILE // 2]
     ]
-    table = np.array(found, np.int64)
+    table = np.array(tiles, np.int64)
     return table[:, :2], table[:, 2]
 
 
@@ -166,8 +169,8 @@ def tile_scores(results: Path, name: str, corners: NDArray[np.int64], times: int
 
 def pixels_of(slide_path: Path, corners: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
     with open_slide(slide_path, mpp=MPP) as slide:
-        whole = slide.backend.read(0, slide.bounds, 1)
-    return [whole[y : y + TILE, x : x + TILE] for x, y in corners]
+        pixels = slide.backend.read(0, slide.bounds, 1)
+    return [pixels[y : y + TILE, x : x + TILE] for x, y in corners]
 
 
 def colour_features(tiles: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
@@ -183,28 +186,28 @@ def frozen_features(kit: Path, tiles: Sequence[NDArray[np.uint8]]) -> NDArray[np
     net.load_state_dict(load_file(kit / "weights/squeezenet1_1-imagenet-rgb.safetensors"))
     net.eval()
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    found = []
+    features = []
     with torch.inference_mode():
         for start in range(0, len(tiles), 32):
             enlarged = [
                 np.asarray(Image.fromarray(tile).resize((224, 224), Image.Resampling.BICUBIC))
                 for tile in tiles[start : start + 32]
             ]
-            x = ((torch.from_numpy(np.stack(enlarged)) / 255 - mean) / std).permute(0, 3, 1, 2)
-            middle = net.features[:8](x)
-            found.append(torch.cat([y.mean((2, 3)) for y in (middle, net.features[8:](middle))], dim=1))
-    return torch.cat(found).double().numpy()
+            images = ((torch.from_numpy(np.stack(enlarged)) / 255 - mean) / std).permute(0, 3, 1, 2)
+            fire5 = net.features[:8](images)
+            features.append(torch.cat([y.mean((2, 3)) for y in (fire5, net.features[8:](fire5))], dim=1))
+    return torch.cat(features).double().numpy()
 
 
 def baselines(kit: Path, folder: Path, train: str, test: str) -> dict[str, NDArray[np.float64]]:
-    """Scores of the test slide's tiles by logistic regression, trained as in BASELINES.md."""
+    """Scores of the test slide's tiles by logistic regressions, trained as in BASELINES.md."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     store = folder / "features.npz"
     if not store.exists():
-        found: dict[str, Any] = {}
+        stored: dict[str, Any] = {}
         for name in (*SLIDES, *PATCHES):
             if name in SLIDES:
                 corners, labels = tiles_of(kit, name)
@@ -216,26 +219,26 @@ def baselines(kit: Path, folder: Path, train: str, test: str) -> dict[str, NDArr
                 tiles = [
                     np.asarray(Image.open(kit / "patches/idc" / row["file"]).convert("RGB")) for row in rows
                 ]
-            found[f"{name}/label"] = labels
-            found[f"{name}/colour"] = colour_features(tiles)
-            found[f"{name}/frozen"] = frozen_features(kit, tiles)
-        np.savez(store, **found)
-    kept = np.load(store)
-    made = {}
+            stored[f"{name}/label"] = labels
+            stored[f"{name}/colour"] = colour_features(tiles)
+            stored[f"{name}/frozen"] = frozen_features(kit, tiles)
+        np.savez(store, **stored)
+    features = np.load(store)
+    scores = {}
     for kind in ("colour", "frozen"):
         for source, names in (("other slide", (train,)), ("all other patients", (train, *PATCHES))):
             model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
-            x = np.concatenate([kept[f"{name}/{kind}"] for name in names])
-            model.fit(x, np.concatenate([kept[f"{name}/label"] for name in names]))
-            made[f"{kind}, {source}"] = model.decision_function(kept[f"{test}/{kind}"])
-    return made
+            x = np.concatenate([features[f"{name}/{kind}"] for name in names])
+            model.fit(x, np.concatenate([features[f"{name}/label"] for name in names]))
+            scores[f"{kind}, {source}"] = model.decision_function(features[f"{test}/{kind}"])
+    return scores
 
 
 # -- an attempt ---------------------------------------------------------------------------------------------
 
 
 def attempt(kit: Path, folder: Path, name: str, train: str, test: str, seed: int) -> dict[str, Any]:
-    """Train on one slide and patches, scan the other, and compare with every baseline."""
+    """Train on one slide and patches, scan the other slide, and compare with every baseline."""
     settings = {**COMMON, **ATTEMPTS[name]}
     patients = settings.pop("patches", PATCHES)
     stride = settings.pop("scan_stride", 16)
@@ -246,7 +249,7 @@ def attempt(kit: Path, folder: Path, name: str, train: str, test: str, seed: int
     store = make_folder(folder / "slides")
     bundle, results = folder / f"{name}-{train}-{seed}", folder / f"{name}-{train}-{seed}-scan"
     if not (bundle / "model.json").exists():
-        cases = tuple(enlarged_case(kit, one, times, store) for one in (train, *patients))
+        cases = tuple(enlarged_case(kit, case_name, times, store) for case_name in (train, *patients))
         val = "val" if patients else None
         resume = (bundle / "training").exists()
         lobule.train("scannet", Cohort(cases), bundle, settings=settings, val=val, seed=seed, resume=resume)
@@ -256,18 +259,19 @@ def attempt(kit: Path, folder: Path, name: str, train: str, test: str, seed: int
     scores = tile_scores(results, test, corners, times)
     blocks = [f"{x // BLOCK},{y // BLOCK}" for x, y in corners]
     against = {}
-    for other, theirs in baselines(kit, folder, train, test).items():
-        found = compare_scores(labels, scores, theirs, blocks)
-        against[other] = {"auc": found.b, "difference": found.difference.to_dict()}
+    for baseline, baseline_scores in baselines(kit, folder, train, test).items():
+        comparison = compare_scores(labels, scores, baseline_scores, blocks)
+        against[baseline] = {"auc": comparison.b, "difference": comparison.difference.to_dict()}
         print(
-            f"  {test}: {name} {found.a:.3f}, {other} {found.b:.3f}, difference {found.difference}",
+            f"  {test}: {name} {comparison.a:.3f}, {baseline} {comparison.b:.3f}, difference "
+            f"{comparison.difference}",
             flush=True,
         )
     np.savez(folder / f"{name}-{train}-{seed}-tiles.npz", corners=corners, labels=labels, scores=scores)
     return {
         "train": train,
         "test": test,
-        "auc": found.a,
+        "auc": comparison.a,
         "against": against,
         "above_threshold": above_threshold(bundle, scores, labels),
     }
@@ -286,21 +290,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--attempt", default="tiny-2x", choices=list(ATTEMPTS))
-    parser.add_argument("--direction", choices=SLIDES, help="the slide that trains; both if not given")
+    parser.add_argument(
+        "--direction", choices=SLIDES, help="the slide for training (default: both, one after the other)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    kit, folder = Path(os.environ["LOBULE_REFERENCE"]) / "kit", make_folder(asked.out)
-    pairs = [(a, b) for a, b in (SLIDES, SLIDES[::-1]) if asked.direction in (None, a)]
-    found = [attempt(kit, folder, asked.attempt, train, test, asked.seed) for train, test in pairs]
+    options = parser.parse_args()
+    kit, folder = Path(os.environ["LOBULE_REFERENCE"]) / "kit", make_folder(options.out)
+    pairs = [(a, b) for a, b in (SLIDES, SLIDES[::-1]) if options.direction in (None, a)]
+    directions = [attempt(kit, folder, options.attempt, train, test, options.seed) for train, test in pairs]
     report = {
-        "attempt": asked.attempt,
-        "seed": asked.seed,
-        "settings": ATTEMPTS[asked.attempt],
-        "found": found,
+        "attempt": options.attempt,
+        "seed": options.seed,
+        "settings": ATTEMPTS[options.attempt],
+        "found": directions,
     }
-    suffix = f"-{asked.direction}" if asked.direction else ""
-    (folder / f"{asked.attempt}-{asked.seed}{suffix}.json").write_text(json.dumps(report, indent=1))
-    print(f"mean AUC {np.mean([one['auc'] for one in found]):.3f}")
+    suffix = f"-{options.direction}" if options.direction else ""
+    (folder / f"{options.attempt}-{options.seed}{suffix}.json").write_text(json.dumps(report, indent=1))
+    print(f"mean AUC {np.mean([direction['auc'] for direction in directions]):.3f}")
 
 
 if __name__ == "__main__":

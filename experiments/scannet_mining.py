@@ -1,14 +1,14 @@
-"""Whether mining hard negatives raises FROC on generated slides full of places that resemble tumour.
+"""The effect of hard-negative mining on FROC, on generated slides with many structures that resemble tumour.
 
-For each seed: new slides of new hospitals, a first training, and from it ways on to the same number of steps.
-"mined": a round whose normal patches come half from mined places. "again": the same round without them.
-"longer": one training over all steps, with no second round. Each is scanned over unseen slides, half of them
-without tumour. The differences are paired by slide, over the slides of all seeds together.
+For each seed, slides of new hospitals are generated and three models are trained for the same number of
+steps. "mined": a second round in which half of the normal patches are hard negatives. "again": a second round
+without them. "longer": a single round. Each model scans unseen slides, half of them without tumour. The
+differences are paired by slide, over the slides of all seeds.
 
     python experiments/scannet_mining.py OUT --seed 0      (and 1, 2, …; --design small, rare, large, wide)
-    python experiments/scannet_mining.py OUT --table       (of all that are there; writes OUT/table.json)
+    python experiments/scannet_mining.py OUT --table       (of all finished seeds; writes OUT/table.json)
 
-A stopped run goes on. Research use only.
+An interrupted run continues when it is started again. Research use only.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from lobule.phantoms.slides import truth_of, write_slide
 from lobule.phantoms.truth import write_annotation_files
 
 MPP = 0.5
-SURE = 0.9
+CONFIDENT = 0.9
 
 
 @dataclass(frozen=True)
 class Design:
-    """Slides of a split (every second without tumour), their side in px, and places that resemble tumour on
-    each; steps of the first training and of the second round."""
+    """For each split the number of slides (half of them without tumour), their side in px and the structures
+    that resemble tumour on each; steps of the first training and of the second round."""
 
     train: tuple[int, int, int]
     test: tuple[int, int, int]
     steps: int
-    more: int
+    second_steps: int
 
 
 DESIGNS = {
@@ -60,14 +60,14 @@ DESIGNS = {
     "large": Design((8, 8192, 8), (20, 2560, 8), 240, 160),
     "wide": Design((8, 2560, 6), (16, 5120, 24), 240, 120),
 }
-"""In "small" the steps see each piece of normal tissue several times; in "large" a third of it, as on real
-slides. "wide" learns as "small" does, and is judged on slides of four times the area with as many lookalikes
-a square millimetre: a quarter of a false positive a slide is four times as strict."""
+"""In "small" the training samples all normal tissue several times; in "large" a third of it, as on real
+slides. "wide" is trained like "small", but tested on slides of four times the area with the same density of
+lookalikes, so that a given number of false positives per slide is four times as strict."""
 
 
 def arms_of(design: Design) -> dict[str, dict[str, Any]]:
     return {
-        "longer": {"steps": design.steps + design.more, "rounds": 0},
+        "longer": {"steps": design.steps + design.second_steps, "rounds": 0},
         "again": {"steps": design.steps, "rounds": 1, "hard_share": 0.0},
         "mined": {"steps": design.steps, "rounds": 1, "hard_share": 0.5},
     }
@@ -106,8 +106,8 @@ def cohort_of(folder: Path, seed: int, design: Design) -> Cohort:
     return Cohort(tuple(cases))
 
 
-def begin_as(other: Path, target: Path, overrides: dict[str, Any]) -> None:
-    """Begin a training as another began: the same first round, the same places mined, other settings."""
+def copy_first_round(other: Path, target: Path, overrides: dict[str, Any]) -> None:
+    """Start a training from the first round and the hard negatives of another one."""
     make_folder(target / "round-1")
     settings = json.loads((other / "settings.json").read_text())
     settings["config"].update(overrides)
@@ -117,7 +117,7 @@ def begin_as(other: Path, target: Path, overrides: dict[str, Any]) -> None:
 
 
 def run(folder: Path, seed: int, design: Design) -> dict[str, list[SlideMatch]]:
-    """Train each arm and match its findings on the unseen slides with the truth."""
+    """Train each arm and match its findings on the unseen slides with the ground truth."""
     cohort = cohort_of(make_folder(folder / "slides"), seed, design)
     unseen = cohort.split("test")
     results_of_arm = {}
@@ -125,9 +125,9 @@ def run(folder: Path, seed: int, design: Design) -> dict[str, list[SlideMatch]]:
         bundle = folder / arm
         has_started = (bundle / "training" / "settings.json").exists()
         if arm == "mined" and not has_started:
-            begin_as(folder / "again" / "training", bundle / "training", overrides)
+            copy_first_round(folder / "again" / "training", bundle / "training", overrides)
             has_started = True
-        settings = {**COMMON, **overrides, "round_steps": design.more}
+        settings = {**COMMON, **overrides, "round_steps": design.second_steps}
         if (bundle / "model.json").exists():
             trained = read_bundle(bundle)
         else:
@@ -161,17 +161,22 @@ def table(folder: Path) -> dict[str, Any]:
         "sure": {},
     }
     for arm, matches in pooled.items():
-        one = bootstrap_froc(matches, None, Resampling())
-        each = [bootstrap_froc(seed[arm], None, Resampling()).value for seed in seeds]
-        report["arms"][arm] = {**one.to_dict(), "seeds": each, "sure": float(sure(matches).mean())}
+        estimate_of_arm = bootstrap_froc(matches, None, Resampling())
+        values_by_seed = [bootstrap_froc(seed[arm], None, Resampling()).value for seed in seeds]
+        report["arms"][arm] = {
+            **estimate_of_arm.to_dict(),
+            "seeds": values_by_seed,
+            "sure": float(confident_false_positives(matches).mean()),
+        }
         print(
-            f"{arm:8s} FROC {one}   by seed {', '.join(f'{value:.3f}' for value in each)}; "
-            f"{sure(matches).mean():.2f} false positives above {SURE} a slide"
+            f"{arm:8s} FROC {estimate_of_arm}   by seed "
+            f"{', '.join(f'{value:.3f}' for value in values_by_seed)}; "
+            f"{confident_false_positives(matches).mean():.2f} false positives above {CONFIDENT} a slide"
         )
     for arm in ("longer", "again"):
         difference = compare_froc(pooled["mined"], pooled[arm]).difference
         report["differences"][f"mined - {arm}"] = difference.to_dict()
-        fewer = sure(pooled[arm]) - sure(pooled["mined"])
+        fewer = confident_false_positives(pooled[arm]) - confident_false_positives(pooled["mined"])
         estimate = Resampling().estimate(
             float(fewer.mean()),
             np.arange(slides),
@@ -179,13 +184,13 @@ def table(folder: Path) -> dict[str, Any]:
             "slide",
         )
         report["sure"][f"{arm} - mined"] = estimate.to_dict()
-        print(f"mined - {arm:7s} {difference}; {estimate} fewer false positives above {SURE} a slide")
+        print(f"mined - {arm:7s} {difference}; {estimate} fewer false positives above {CONFIDENT} a slide")
     return report
 
 
-def sure(matches: list[SlideMatch]) -> NDArray[np.float64]:
-    """How many false positives of each slide are above `SURE`: what a reader would be shown for nothing."""
-    return np.array([float((match.false_positives > SURE).sum()) for match in matches])
+def confident_false_positives(matches: list[SlideMatch]) -> NDArray[np.float64]:
+    """For each slide, the number of false positives with a score above `CONFIDENT`."""
+    return np.array([float((match.false_positives > CONFIDENT).sum()) for match in matches])
 
 
 def main() -> None:
