@@ -170,7 +170,7 @@ def test_only_tissue_is_computed_and_the_field_size_does_not_matter(tmp_path: Pa
 def test_a_blank_slide_has_a_note_that_nothing_was_scored(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "one.tif", np.full((700, 900, 3), 244, np.uint8))
     result = scanned(predictor_of(), path, tmp_path / "R", ScanOptions(tissue=TISSUE, mpp=0.5)).result
-    assert any("no cell with tissue" in note for note in result["notes"])
+    assert any("no tissue was found" in note for note in result["notes"])
 
 
 @pytest.mark.parametrize("form", ["exact", "shared"])

@@ -84,7 +84,7 @@ def test_scan_option_for_the_slide_score(bundle: Bundle, slide: Path, tmp_path: 
     assert result["scores"] == {"tumour": pytest.approx(highest)}
     assert 0.45 < folder.findings()["score"].min() < 0.5
     plain = load(read_bundle(write_tiny_bundle(tmp_path / "b", MPP)))
-    with pytest.raises(ConfigError, match="no forest"):
+    with pytest.raises(ConfigError, match="does not contain a forest"):
         forest_options = ScanOptions(tissue=None, settings={"slide_score": "forest"})
         scan(plain, METADATA, cohort_of(slide), tmp_path / "p", forest_options, MACHINE)
 

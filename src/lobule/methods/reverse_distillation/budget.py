@@ -164,9 +164,8 @@ def _usable_points(
     rng = _generator(slide, seed, label)
     chosen = np.empty((0, 2))
     for strict in (True, False):
-        if not strict and len(
-            chosen
-        ):  # the second round is only for slides without any patch inside one class
+        # The second round is only for slides without any patch inside one class.
+        if not strict and len(chosen):
             return
         failed_draws = 0
         while failed_draws < MAX_FAILED_DRAWS:

@@ -38,8 +38,8 @@ def mine(
 ) -> tuple[dict[int, Points], list[str]]:
     """Scan the normal tissue of the training slides coarsely and collect hard negatives.
 
-    A gallery of them is written to `gallery.html` in `folder`. If `folder` already contains a finished
-    mining, its result is read.
+    A gallery of them is written to `gallery.html` in `folder`. A finished result in `folder` is
+    reused.
 
     Returns:
         The hard negatives by the index of the slide, and notes about slides that could not be scanned.
