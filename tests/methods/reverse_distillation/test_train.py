@@ -117,14 +117,14 @@ def test_a_form_that_cannot_be_scanned_does_not_fail_the_training(
     cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fields of the shared form need more memory than those of the exact form."""
-    plain = AnomalyPredictor.settle
+    plain = AnomalyPredictor.choose_batch
 
-    def settle(self: AnomalyPredictor, engine: Any, room: int, options: Any) -> Any:
+    def choose_batch(self: AnomalyPredictor, engine: Any, room: int, options: Any) -> Any:
         if self.scan_config(options).form == "shared":
             raise ConfigError("the smallest field of patches does not fit under the memory ceiling")
         return plain(self, engine, room, options)
 
-    monkeypatch.setattr(AnomalyPredictor, "settle", settle)
+    monkeypatch.setattr(AnomalyPredictor, "choose_batch", choose_batch)
     bundle = train(replace(CONFIG, epochs=1), cohort, tmp_path, tissue=TISSUE, machine=MACHINE)
     assert set(bundle.config["calibration"]["slides"]) == {"exact"}
     assert "the shared form are not calibrated" in " ".join(bundle.provenance["notes"])
