@@ -15,7 +15,7 @@ import pytest
 
 from lobule.errors import ResultsError
 from lobule.results import describe, open_results
-from lobule.results.folder import hold
+from lobule.results.folder import lock_folder
 from lobule.results.maps import MapWriter
 from lobule.scanning.scan import scan
 from tests.scanning.support import (
@@ -64,23 +64,23 @@ def test_a_full_disk_ends_the_scan_and_a_rerun_completes_it(
 
 
 def test_a_second_scan_of_the_same_folder_is_kept_out(slide: Path, tmp_path: Path) -> None:
-    with hold(tmp_path / "r"), pytest.raises(ResultsError, match="is writing here"):
+    with lock_folder(tmp_path / "r"), pytest.raises(ResultsError, match="is writing here"):
         scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, SMALL)
     scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, SMALL)
 
 
 def test_shards_keep_a_whole_scan_out_and_each_other_not(tmp_path: Path) -> None:
-    with hold(tmp_path / "r", (1, 2)), hold(tmp_path / "r", (2, 2)):
-        with pytest.raises(ResultsError, match="is writing here"), hold(tmp_path / "r"):
+    with lock_folder(tmp_path / "r", (1, 2)), lock_folder(tmp_path / "r", (2, 2)):
+        with pytest.raises(ResultsError, match="is writing here"), lock_folder(tmp_path / "r"):
             pass
-        with pytest.raises(ResultsError, match="is writing here"), hold(tmp_path / "r", (2, 2)):
+        with pytest.raises(ResultsError, match="is writing here"), lock_folder(tmp_path / "r", (2, 2)):
             pass
         with (
             pytest.raises(ResultsError, match=r"another division.*shards of 2"),
-            hold(tmp_path / "r", (3, 3)),
+            lock_folder(tmp_path / "r", (3, 3)),
         ):
             pass
-    with hold(tmp_path / "r", (3, 3)):
+    with lock_folder(tmp_path / "r", (3, 3)):
         pass
 
 

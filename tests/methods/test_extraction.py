@@ -164,7 +164,7 @@ def test_another_backbone_or_tile_cannot_join(net: Encoder, cohort: Cohort, tmp_
 
 
 def test_sizes_that_cannot_be_are_refused(net: Encoder, cohort: Cohort, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot take tiles of 64 px.*--input"):
+    with pytest.raises(ConfigError, match=r"does not accept tiles of 64 px.*--input"):
         run(net, cohort, tmp_path / "small", Extraction(Tiling(MPP, TILE, TILE)))
     assert not (tmp_path / "small").exists(), "so that the folder can be used with tiles that fit"
     fixed = encoder("timm:vit_tiny_patch16_224", "random")

@@ -76,7 +76,7 @@ def test_a_case_of_which_nothing_was_scored_has_failed_and_has_no_score(
     slides: tuple[Path, Path], tmp_path: Path, predictor: MeanPredictor
 ) -> None:
     report = run(cohort_of(slides[0]), tmp_path / "r", predictor)
-    assert dict(report.counts) == {"failed": 1} and "not a number" in report.failed["a"]
+    assert dict(report.counts) == {"failed": 1} and "NaN or infini" in report.failed["a"]
     result = open_results(tmp_path / "r").case_folder("a").result
     assert result is not None and result["scores"] == {}
     assert "0.0" not in (tmp_path / "r" / "results.csv").read_text()
@@ -201,7 +201,7 @@ def test_a_result_that_another_slide_replaces_is_said(
         run(first, tmp_path / "r")
         assert not caplog.messages
         run(second, tmp_path / "r")
-    assert "case x" in caplog.text and "scanned anew" in caplog.text
+    assert "Case x" in caplog.text and "scanning it again" in caplog.text
 
 
 def test_a_file_name_that_is_no_utf_8_is_scanned_too(tmp_path: Path) -> None:

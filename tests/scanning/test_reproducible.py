@@ -295,4 +295,4 @@ def test_another_layout_for_a_scan_that_goes_on_is_not_followed_and_says_so(
         machine = Machine(**AUTO, precision="float32", channels_last=layout)
         scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, machine)
         assert read_json(tmp_path / "r" / "scan.json")["engine"]["channels_last"] is False
-    assert "began with channels_last False and goes on with it, not with True" in caplog.text
+    assert "began with channels_last False and continues with it; True is ignored" in caplog.text

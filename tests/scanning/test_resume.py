@@ -140,7 +140,7 @@ def test_a_lower_ceiling_that_comes_too_late_is_said(
         again(cohort_of(slide), tmp_path / "r")
         assert not caplog.messages
         again(cohort_of(slide), tmp_path / "r", machine=replace(SMALL, max_ram=1 << 20))
-    assert "may not hold (--fresh" in caplog.text
+    assert "may exceed the limit of" in caplog.text
 
 
 def test_fresh_is_refused_for_one_shard_of_several(slide: Path, tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def test_scores_that_are_no_numbers_fail_their_fields(slide: Path, tmp_path: Pat
     folder = open_results(tmp_path / "r").case_folder("one")
     scores, states = folder.maps["mean"].read()
     assert np.isfinite(scores).all() and (states == State.FAILED).any()
-    assert "not a number" in folder.result["failed"][0]["cause"]  # type: ignore[index]
+    assert "NaN or infini" in folder.result["failed"][0]["cause"]  # type: ignore[index]
 
 
 class BrokenPredictor(MeanPredictor):

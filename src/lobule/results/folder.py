@@ -253,7 +253,7 @@ def begin_results(path: str | Path, settings: Mapping[str, Any], *, fresh: bool 
 def record_engine(results: Results, engine: Mapping[str, Any]) -> None:
     """Write the settings that the model runs with into `scan.json`; from then on they stay.
 
-    Only who holds the folder, or the lock of `settling`, may call this.
+    Only who holds the folder, or the lock of `lock_settings`, may call this.
     """
     write_json(results.path / SCAN, {**results.settings, "engine": dict(engine)})
 
@@ -302,7 +302,7 @@ def _refuse_other(root: Path, before: Mapping[str, Any], wanted: Mapping[str, An
 
 
 @contextmanager
-def hold(root: str | Path, shard: tuple[int, int] | None = None) -> Iterator[None]:
+def lock_folder(root: str | Path, shard: tuple[int, int] | None = None) -> Iterator[None]:
     """Keep a second scan out of the same folder. Shards share it, each with a lock of its own."""
     folder = make_folder(root)
     with contextlib.ExitStack() as stack:
@@ -330,7 +330,7 @@ def _refuse_other_division(folder: Path, count: int) -> None:
 
 
 @contextmanager
-def settling(root: Path, shard: tuple[int, int] | None) -> Iterator[None]:
+def lock_settings(root: Path, shard: tuple[int, int] | None) -> Iterator[None]:
     """One at a time: of shards that begin together, the first writes `scan.json` and the engine for all."""
     if shard is None:
         yield

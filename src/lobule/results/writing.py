@@ -55,7 +55,7 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
     write_text(folder / FINDINGS[1], out.getvalue())
 
 
-def map_facts(folder: CaseFolder) -> list[dict[str, Any]]:
+def map_summaries(folder: CaseFolder) -> list[dict[str, Any]]:
     """What `result.json` says of each map."""
     out = []
     for name, reader in folder.maps.items():

@@ -1,1 +1,1 @@
-"""The scanner: the contract with methods, open cases, the pipeline, stores and devices."""
+"""Scanning of cases: the interface to methods, opened cases, the pipeline, output stores and devices."""

@@ -1,6 +1,6 @@
-"""The cases of a scan: each opened, run through its method's passes, and written down with its result.
+"""Runs the cases of a scan: opens each case, runs the passes of the method and writes the result.
 
-A failure belongs to its case: recorded with its cause, while the next goes on.
+An error in one case is recorded in the result of that case and does not stop the other cases.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lobule.results.result import (
     Result,
     error_to_dict,
 )
-from lobule.results.writing import FINDINGS, map_facts, write_findings
+from lobule.results.writing import FINDINGS, map_summaries, write_findings
 from lobule.scanning.contract import EngineSettings, ImageSource, MapSpec, Pass, Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.open_case import OpenedCase
@@ -45,30 +45,32 @@ from lobule.stitch import State
 
 log = logging.getLogger("lobule.scan")
 
-NOTHING = "Nothing was scored: {}."
+NOTHING_SCORED = "Nothing was scored: {}."
 CASES_PER_TRIM = 20
-"""Cases after which free memory goes back to the system; the next layers must then take it anew."""
+"""Freed memory is returned to the system after this many cases. More often would cost time, because the
+following computations have to allocate it again."""
 
-AHEAD = 2
-"""Cases open at once: while one ends in the model, the next finds its tissue and begins to read."""
+MAX_OPEN_CASES = 2
+"""Cases that are open at once: while the model finishes one, tissue detection and reading start on the
+next."""
 
 
 @dataclass
 class Progress:
-    """What a display may show while a scan runs; the scan never waits for it."""
+    """The progress of a running scan, for a display. The scan never waits for the display."""
 
     cases: int = 0
     finished: dict[str, str] = field(default_factory=dict)
-    """Case → complete, partial, failed, unscored or skipped."""
+    """Status of each finished case: complete, partial, failed, unscored or skipped."""
     counters: Counters = field(default_factory=Counters)
     active: dict[str, str] = field(default_factory=dict)
-    """Case → the pass it is in."""
+    """The current pass of each open case."""
     precision: str = ""
     began: float = field(default_factory=time.monotonic)
 
 
 class CaseRunner:
-    """Case threads over one pipeline."""
+    """Runs cases in threads that share one pipeline."""
 
     def __init__(
         self,
@@ -88,59 +90,71 @@ class CaseRunner:
         self.verify = verify
 
     def run(self, cases: Sequence[Case], readers: int, cache_bytes: int, memory: DecodingMemory) -> None:
-        """Scan the cases with so many reading threads and bytes of decoded tiles.
+        """Scan the cases.
 
-        `memory` is for slides that are decoded whole or in very large tiles.
+        Args:
+            cases: The cases to scan, in this order.
+            readers: Number of reading threads.
+            cache_bytes: Bytes of decoded tiles to cache, shared by the open cases.
+            memory: Memory for slides that are decoded whole or in very large tiles.
         """
-        self.cache_bytes = cache_bytes // AHEAD
+        self.cache_bytes = cache_bytes // MAX_OPEN_CASES
         self.memory = memory
         self.pipeline = Pipeline(self.predictor, self.engine, readers)
         self.pipeline.counters = self.progress.counters
         with self.pipeline, self._case_threads() as pool:
-            waiting: set[Future[None]] = set()
+            running: set[Future[None]] = set()
             try:
                 for order, case in enumerate(cases):
-                    while len(waiting) >= AHEAD:
-                        waiting = self._settle_some(waiting)
-                    waiting.add(pool.submit(self._case, order, case))
-                while waiting:
-                    waiting = self._settle_some(waiting)
+                    while len(running) >= MAX_OPEN_CASES:
+                        running = self._wait_for_any_case(running)
+                    running.add(pool.submit(self._run_case, order, case))
+                while running:
+                    running = self._wait_for_any_case(running)
             except BaseException:
                 self.pipeline.stop()
                 raise
 
     def _case_threads(self) -> ThreadPoolExecutor:
-        """Threads for `steps`. Their own sums use the recorded thread count, on which last bits depend."""
+        """Return the threads that run `steps`.
+
+        They use the recorded number of torch threads, because the last bits of a sum depend on it.
+        """
         return ThreadPoolExecutor(
-            AHEAD, "case", initializer=torch.set_num_threads, initargs=(self.engine.lane_threads,)
+            MAX_OPEN_CASES, "case", initializer=torch.set_num_threads, initargs=(self.engine.lane_threads,)
         )
 
-    def _settle_some(self, waiting: set[Future[None]]) -> set[Future[None]]:
-        # short waits, so that Ctrl-C is heard
-        done, left = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-        for future in done:
-            future.result()
-        return left
+    def _wait_for_any_case(self, running: set[Future[None]]) -> set[Future[None]]:
+        """Wait until a case finishes, raise its error if it failed, and return the cases still running."""
+        # A short timeout keeps the main thread responsive to Ctrl-C.
+        finished, still_running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+        for case_future in finished:
+            case_future.result()
+        return still_running
 
-    def _case(self, order: int, case: Case) -> None:
+    def _run_case(self, order: int, case: Case) -> None:
         folder = self.results.case_folder(case.id)
         began = time.monotonic()
         self.progress.active[case.id] = "opening"
         try:
             try:
                 status = self._scan_case(order, case, folder)
-            except DamagedResults as error:  # what lies there cannot be gone on with: once from the start
-                log.warning("case %s is made again: %s", case.id, error)
+            except DamagedResults as error:
+                log.warning(
+                    "Case %s: the existing results are damaged; scanning it again from the start (%s)",
+                    case.id,
+                    error,
+                )
                 folder.clear()
                 status = self._scan_case(order, case, folder)
         except (Stopped, ResultsError):
             raise
-        except Exception as error:  # a failure belongs to its case: recorded, and the next goes on
+        except Exception as error:  # The error is recorded in the case's result; the other cases continue.
             if self.pipeline.stopping:
                 raise Stopped from error
             log.debug("case %s failed", case.id, exc_info=True)
             status = FAILED
-            self._write(case, folder, FAILED, {}, error=error)
+            self._write_result(case, folder, FAILED, {}, error=error)
         finally:
             self.progress.active.pop(case.id, None)
         self.progress.finished[case.id] = status
@@ -153,32 +167,32 @@ class CaseRunner:
         try:
             prints = fingerprints(case, full=self.verify == "full")
         except LobuleError:
-            if _finished(folder):  # a disk that is not mounted now takes nothing back
-                log.warning("case %s: its files cannot be read now; its result is kept", case.id)
+            if _is_finished(folder):  # The disk with the slides may not be mounted at the moment.
+                log.warning("Case %s: its files cannot be read now; keeping the existing result", case.id)
                 return "skipped"
             raise
-        if self._already(case, folder, prints):
+        if self._is_done(case, folder, prints):
             _correct_patient(case, folder)
             return "skipped"
-        # what is unfinished, or finished and now retried, is taken up where it stands
+        # An unfinished or retried case continues from the maps and tables that it already has.
         for name in (RESULT, *FINDINGS):
             (folder.path / name).unlink(missing_ok=True)
-        self._begin(case, folder, prints)
+        self._write_plan(case, folder, prints)
         try:
             return self._scan_images(order, case, folder, prints)
         except NothingToScore as error:
-            result = Result({}, notes=(NOTHING.format(error.problem),))
-            self._write(case, folder, UNSCORED, {"input": prints}, result=result)
+            result = Result({}, notes=(NOTHING_SCORED.format(error.problem),))
+            self._write_result(case, folder, UNSCORED, {"input": prints}, result=result)
             return UNSCORED
 
     def _scan_images(self, order: int, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> str:
-        """Open the images of a case, run its passes and write its result; returns the status."""
+        """Open the images of a case, run its passes, write its result and return the status."""
         images = self.predictor.images(case, self.options)
         opened = OpenedCase(case, images, self.options, self.engine, self.cohort)
         with self._memory_for(opened):
             failed: list[FailedField] = []
-            result = self._passes(order, opened, folder, failed)
-            scored = _scored(folder) if result.scored is None else result.scored
+            result = self._run_passes(order, opened, folder, failed)
+            scored = _any_scored(folder) if result.scored is None else result.scored
             if not failed:
                 status = COMPLETE if scored else UNSCORED
             else:
@@ -186,20 +200,20 @@ class CaseRunner:
             if status == UNSCORED:
                 result = _without_scores(result, opened)
             result = replace(result, notes=(*result.notes, *opened.notes))
-            facts = self._facts(opened, images, failed, result)
+            metadata = self._result_metadata(opened, images, failed, result)
         error = None
         if status == FAILED:
             cause = f"none of its fields could be scored: {failed[0].cause}"
             error = CaseError(cause, subject=", ".join(case.paths))
-            result = Result({}, notes=result.notes)  # a 0 of nothing scored would read as no tumour
+            result = Result({}, notes=result.notes)  # A score of 0 would read as "no tumour".
         if status != UNSCORED and (result.findings or folder.maps):
             write_findings(folder.path, result.findings)
-        self._write(case, folder, status, {"input": prints, **facts}, result=result, error=error)
+        self._write_result(case, folder, status, {"input": prints, **metadata}, result=result, error=error)
         return status
 
     @contextmanager
     def _memory_for(self, opened: OpenedCase) -> Iterator[None]:
-        """Hold the memory that decoding the images of a case takes; close them before it is given back."""
+        """Reserve the memory for decoding a case's images. The images are closed before it is released."""
         slides = {id(image): image for image in opened.images.values() if isinstance(image, Slide)}
         nbytes = sum(slide.decoding_bytes for slide in slides.values())
         try:
@@ -215,12 +229,12 @@ class CaseRunner:
         if self.pipeline.stopping:
             raise Stopped
 
-    def _passes(
+    def _run_passes(
         self, order: int, opened: OpenedCase, folder: CaseFolder, failed: list[FailedField]
     ) -> Result:
         steps = self.predictor.steps(opened)
         store = None
-        seen: list[str] = []
+        pass_names: list[str] = []
         while True:
             try:
                 pass_ = next(steps) if store is None else steps.send(store)
@@ -229,39 +243,42 @@ class CaseRunner:
                 return result
             pass_ = _within_region(pass_, opened.case)
             self.progress.active[opened.case.id] = pass_.name
-            seen.append(pass_.name)
+            pass_names.append(pass_.name)
             if self.retry_failed and failed_in(pass_, folder):
-                folder.clear_stores(seen)  # what follows was chosen by what is now computed again
+                folder.clear_stores(pass_names)  # Later passes depend on the recomputed one.
             sink = open_sink(pass_, folder, self.retry_failed)
             images: dict[str, ImageSource] = {**opened.images, **pass_.sources}
-            self._fit_caches(pass_, images)
+            self._size_caches(pass_, images)
             self.pipeline.run_pass(order, pass_, images, sink)
             store = sink.finish()
             failed += sink.failures()
 
-    def _fit_caches(self, pass_: Pass, images: Mapping[str, ImageSource]) -> None:
-        """What a row of fields needs, under the ceiling: tiles further back are not asked for again."""
+    def _size_caches(self, pass_: Pass, images: Mapping[str, ImageSource]) -> None:
+        """Let each slide cache the tiles under one row of fields, as far as the limit allows.
+
+        Fields are read row by row, so tiles of earlier rows are not needed again.
+        """
         fields = pass_.fields
         for index, name in enumerate(fields.images):
             image, heights = images[name], fields.boxes[fields.image == index, 3]
             if isinstance(image, Slide) and len(heights):
-                wanted = image.row_bytes(fields.lattices[index], int(heights.max()))
-                image.use_cache(min(wanted, self.cache_bytes))
+                row_bytes = image.row_bytes(fields.lattices[index], int(heights.max()))
+                image.use_cache(min(row_bytes, self.cache_bytes))
 
-    def _already(self, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> bool:
-        """Whether the case is done with this very input; what belongs to another input is cleared."""
+    def _is_done(self, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> bool:
+        """Whether the case is already done with the same input. Results of a different input are deleted."""
         plan = folder.path / PLAN
         if plan.exists() and not same_plan(plan, plan_of(case, prints)):
-            if _finished(folder):
+            if _is_finished(folder):
                 log.warning(
-                    "case %s: its files, its µm/px or its region are not those that its result is of; "
-                    "it is scanned anew", case.id,
+                    "Case %s: its files, its µm/px or its region have changed since it was scanned; "
+                    "scanning it again", case.id,
                 )  # fmt: skip
             folder.clear()
         try:
             result = folder.result
         except ResultsError:
-            return False  # damaged: the maps say what is done, and the result is written again
+            return False  # The result is damaged: it is written again from the maps that exist.
         if result is None:
             return False
         if not plan.exists():
@@ -272,7 +289,7 @@ class CaseRunner:
             return True
         return not self.retry_failed
 
-    def _begin(self, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> None:
+    def _write_plan(self, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> None:
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -281,24 +298,24 @@ class CaseRunner:
             leftover.unlink(missing_ok=True)
         write_json(folder.path / PLAN, plan_of(case, prints))
 
-    def _facts(
+    def _result_metadata(
         self, opened: OpenedCase, images: Mapping[str, ImageSource], failed: list[FailedField], result: Result
     ) -> dict[str, Any]:
         slides = {name: image for name, image in images.items() if isinstance(image, Slide)}
         decoded = sum(slide.tiles_decoded for slide in slides.values())
         self.progress.counters.add(tiles_decoded=decoded)
         return {
-            "images": {name: _image_facts(slide) for name, slide in slides.items()},
+            "images": {name: _image_metadata(slide) for name, slide in slides.items()},
             "failed": [entry.to_dict() for entry in failed],
             **result.metadata,
         }
 
-    def _write(
+    def _write_result(
         self,
         case: Case,
         folder: CaseFolder,
         status: str,
-        facts: Mapping[str, Any],
+        extra_fields: Mapping[str, Any],
         result: Result | None = None,
         error: BaseException | None = None,
     ) -> None:
@@ -308,7 +325,7 @@ class CaseRunner:
             "patient": case.patient,
             "status": status,
             "scores": {name: float(value) for name, value in (result.scores if result else {}).items()},
-            "maps": map_facts(folder),
+            "maps": map_summaries(folder),
             "tables": sorted(folder.tables),
             "findings": {"count": len(result.findings) if result else 0},
             "notes": list(result.notes) if result else [],
@@ -317,7 +334,7 @@ class CaseRunner:
             "engine": self.engine.deciding(),
             "lobule": __version__,
             "research_use": RESEARCH_USE,
-            **facts,
+            **extra_fields,
         }
         if "input" not in body:
             body["input"] = fingerprints(case, careful=True)
@@ -325,12 +342,13 @@ class CaseRunner:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise results_error(problem, folder.path) from problem
-        flush_all(folder.path / "maps")  # a result that is there after a power failure is there whole
+        # After a power failure, a case that has a result must also have its complete maps.
+        flush_all(folder.path / "maps")
         write_json(folder.path / RESULT, body)
 
 
 def _within_region(pass_: Pass, case: Case) -> Pass:
-    """Outside a case's region nothing is looked at: what lies there is not known to be glass."""
+    """Leave cells outside the case's region pending: nobody checked whether they are glass."""
     spec, box = pass_.store, case.l0_box
     if box is None or not isinstance(spec, MapSpec):
         return pass_
@@ -341,48 +359,50 @@ def _within_region(pass_: Pass, case: Case) -> Pass:
 
 
 def _correct_patient(case: Case, folder: CaseFolder) -> None:
-    """Take over the patient of the cohort, where it was corrected after the case was scanned."""
+    """Update the patient in the result if the cohort was corrected after the case was scanned."""
     result = folder.result
     if result is not None and result.get("patient") != case.patient:
         write_json(folder.path / RESULT, {**result, "patient": case.patient})
 
 
-def _finished(folder: CaseFolder) -> bool:
+def _is_finished(folder: CaseFolder) -> bool:
     try:
         return folder.status in (COMPLETE, PARTIAL, UNSCORED)
     except ResultsError:
         return False
 
 
-def _image_facts(slide: Slide) -> dict[str, Any]:
-    found = slide.found_mpp
+def _image_metadata(slide: Slide) -> dict[str, Any]:
+    resolution = slide.found_mpp
     return {
         "path": slide.path,
         "format": slide.format,
         "size": list(slide.size),
-        "mpp": None if found is None else [found.mpp.x, found.mpp.y],
-        "mpp_source": None if found is None else found.source,
+        "mpp": None if resolution is None else [resolution.mpp.x, resolution.mpp.y],
+        "mpp_source": None if resolution is None else resolution.source,
         "bounds": [slide.bounds.x, slide.bounds.y, slide.bounds.width, slide.bounds.height],
     }
 
 
-def _scored(folder: CaseFolder) -> bool:
-    """Whether any place was; a part of a table is written also where all its rows failed."""
+def _any_scored(folder: CaseFolder) -> bool:
+    """Whether any cell or row was scored. A chunk of a table is written even if all of its rows failed."""
     return any(reader.counts()["scored"] for reader in folder.maps.values()) or any(
-        (part["state"] == State.SCORED).any()
+        (chunk["state"] == State.SCORED).any()
         for reader in folder.tables.values()
-        for part in reader.iterate(["state"])
+        for chunk in reader.iterate(["state"])
     )
 
 
 def _without_scores(result: Result, opened: OpenedCase) -> Result:
-    """The result of a case in which nothing was scored: a note that says why, and no score."""
+    """Return the result of a case in which nothing was scored: no scores, and a note with the reason."""
     reason = opened.why_nothing_scored
-    notes = result.notes if reason is None else (NOTHING.format(reason), *result.notes)
-    # Facts that come with default scores describe nothing. A method that says itself that nothing was
-    # scored returns facts that hold.
-    facts = result.metadata if result.scored is False else {}
-    return Result({}, notes=notes or (NOTHING.format("no cell or row was computed"),), metadata=facts)
+    notes = result.notes if reason is None else (NOTHING_SCORED.format(reason), *result.notes)
+    # Metadata that accompanies default scores has no meaning. A method that itself reports that nothing was
+    # scored returns valid metadata.
+    metadata = result.metadata if result.scored is False else {}
+    return Result(
+        {}, notes=notes or (NOTHING_SCORED.format("no cell or row was computed"),), metadata=metadata
+    )
 
 
 def _write_run(folder: CaseFolder, seconds: float) -> None:

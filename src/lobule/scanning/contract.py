@@ -1,8 +1,9 @@
-"""The contract between a method and the scanner.
+"""The interface between a method and the scanner.
 
-A method's `steps` yields passes and receives what each gave; a pass is a list of fields and the kind of
-store it fills. The engine buckets fields by shape, reads them, runs `forward`, stores, and skips what is
-already stored. `steps` must be deterministic: it is replayed on resume.
+The `steps` generator of a method yields passes and receives the store that each pass filled. A pass is a list
+of fields and a specification of the store. The scanner groups fields by shape, reads them, runs `forward` and
+stores the outputs; fields that are already stored are skipped. `steps` must be deterministic, because it is
+replayed when a scan is resumed.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ Pixels = NDArray[Any]
 """(height, width, channels): uint8 RGB of a slide, or float32 of an exam's view."""
 
 Store = MapReader | TableReader
-"""What a pass filled, given back to `steps`."""
+"""The map or table that a pass filled; it is sent back to `steps`."""
 
 
 class ImageSource(Protocol):
-    """An image of a case, or anything laid over it, that fields are read from. `Slide` is one."""
+    """An image that fields are read from, such as a `Slide` or a map in the frame of a slide."""
 
     @property
     def size(self) -> Size: ...
@@ -48,36 +49,36 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """What a user may ask of a scan. Everything here but `budget` may change the result."""
+    """Options of a scan. All of them except `budget` may change the result."""
 
     stride: int | None = None
-    """Lattice pixels between cells of a map; None is the method's own."""
+    """Lattice pixels between cells of a map; None uses the default of the method."""
     refine: bool = False
-    """Scan coarsely first, then densify where it may matter."""
+    """Scan with a coarse stride first, then with a finer one where it may matter."""
     budget: float | None = None
-    """Seconds a case may take for refining."""
+    """Seconds per case for refining."""
     upsample: bool = False
     """Allow a finer µm/px than the slide has."""
     tissue: TissueConfig | None = field(default_factory=TissueConfig)
-    """How tissue is found; None looks everywhere."""
+    """Settings of the tissue detection; None scans the whole slide."""
     mpp: float | None = None
-    """µm/px of cases that do not say it."""
+    """µm/px of cases whose files do not state it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Options of one method, as `--set key=value` gives them."""
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """Where tissue is: a mask and the level-0 pixels of one of its pixels."""
+    """A tissue mask, and the size of one mask pixel in level-0 pixels (x, y)."""
 
     mask: Cells
     l0_step: tuple[float, float]
     notes: tuple[str, ...] = ()
-    """Sentences for the result, such as that the detection met damaged tiles."""
+    """Sentences for the result, for example that the detection met damaged tiles."""
 
 
 class OpenCase(Protocol):
-    """A case as `steps` sees it: its images, its tissue and what was asked."""
+    """A case as `steps` sees it: its images, its tissue, and the options of the scan."""
 
     @property
     def case(self) -> Case: ...
@@ -94,52 +95,52 @@ class OpenCase(Protocol):
     def tissue(self, image: str = "slide") -> Tissue: ...
 
     def earlier(self) -> Iterator[Case]:
-        """The cases before this one in the cohort, whichever shard scans them."""
+        """Return the cases before this one in the cohort, regardless of which shard scans them."""
         ...
 
     def seconds_left(self) -> float:
-        """What remains of the budget; infinite without one."""
+        """Return the remaining seconds of the budget; infinity if there is none."""
         ...
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Fixed when a scan begins, recorded, and reused on resume."""
+    """Settings that are chosen when a scan begins, recorded, and reused when it is resumed."""
 
     precision: str = "float32"
     device: str = "cpu"
     batch: int = 16
     """Fields that are computed together; short batches are padded to it."""
     cells: int = 1
-    """Cells a side that a field of a dense map computes."""
+    """Cells per side that one field of a dense map computes."""
     lanes: int = 1
-    """Batches in the model at once."""
+    """Batches that the model computes at the same time."""
     lane_threads: int = 1
     channels_last: bool = True
 
     def deciding(self) -> dict[str, Any]:
-        """The settings on which the last bits of a score depend; kept with results and reused on resume."""
+        """Return the settings that the last bits of a score depend on. They are stored with the results."""
         return {name: value for name, value in self.__dict__.items() if name not in ("device", "lanes")}
 
 
 @dataclass(frozen=True, eq=False)
 class Fields:
-    """A list of fields as columns, in the order they are computed."""
+    """A list of fields, stored as columns, in the order in which they are computed."""
 
     images: tuple[str, ...]
     """Names of the images that fields are read from; `image` indexes them."""
     lattices: tuple[Lattice, ...]
-    """One an image."""
+    """One lattice per image."""
     image: NDArray[np.int16]
     boxes: NDArray[np.int64]
     """(n, 4): x, y, width, height in pixels of the image's lattice."""
     grid_indices: NDArray[np.int32] | None = None
     """(n, 2): field row and column, for maps."""
     params: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    """Numbers that go to `forward` beside the pixels, one row a field."""
+    """Numbers that `forward` receives along with the pixels, one row per field."""
     sizes: NDArray[np.int64] | None = None
-    """(n, 2): width and height of a field as its image gives it, where the image resizes what lies in the
-    box; None is the box's own."""
+    """(n, 2): width and height of the pixels that the image returns, if it resizes the contents of the box;
+    None if it does not."""
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -158,27 +159,28 @@ class Fields:
         return self.lattice_of(index).to_l0(self.box(index))
 
     def shapes(self) -> NDArray[np.int64]:
-        """(n, 2) heights and widths: fields of one batch share them."""
+        """Return the heights and widths (n, 2). All fields of a batch have the same shape."""
         return self.boxes[:, [3, 2]] if self.sizes is None else self.sizes[:, [1, 0]]
 
 
 @dataclass(frozen=True, eq=False)
 class MapSpec:
-    """A map to fill: its geometry, its classes and which cells are wanted."""
+    """Specification of a map to fill: its geometry, its classes and the required cells."""
 
     grid: MapGrid
     classes: tuple[str, ...]
     required: Cells
     glass: Cells
-    """Cells known to hold no tissue; what is neither wanted nor glass stays pending."""
+    """Cells known to contain no tissue. Cells that are neither required nor glass stay pending."""
     image: str = "slide"
     scattered: bool = False
-    """Every field is a chunk of its own, in any order; chunks without a field are never written."""
+    """Whether fields come in any order. Then each field is a separate chunk, and chunks without a field are
+    never written."""
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A table to fill: one row a field, with the columns that `forward` returns."""
+    """Specification of a table to fill: one row per field, with the columns that `forward` returns."""
 
     part_rows: int = 1024
 
@@ -191,19 +193,20 @@ class Pass:
     fields: Fields
     store: MapSpec | TableSpec
     batch: int | None = None
-    """Fields computed together, where the pass needs another number than the engine's."""
+    """Fields per batch; None uses the number in the engine settings."""
     channels: Mapping[str, ImageSource] = field(default_factory=dict)
-    """Further images read at each field's box and given to `forward` by name, such as an earlier map."""
+    """Further images, such as an earlier map. They are read at the box of each field and passed to `forward`
+    by name."""
     sources: Mapping[str, ImageSource] = field(default_factory=dict)
-    """What this pass reads in place of the case's image of the same name: that image prepared for the model,
-    perhaps with what earlier passes gave. Boxes stay in the image's frame."""
+    """Images that replace the case's images of the same name in this pass, for example an image prepared for
+    the model with the output of an earlier pass. Boxes stay in the frame of the original image."""
     go_on: Callable[[], bool] | None = None
-    """Asked before each batch is read; once it says no, the rest of the pass stays pending."""
+    """Called before each batch is read. Once it returns False, the remaining fields stay pending."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What `forward` gets: pixels on the device, and each field's numbers."""
+    """The input of `forward`: pixels on the device, and the numbers that belong to each field."""
 
     pixels: torch.Tensor
     """(fields, height, width, channels), uint8 or float32."""
@@ -218,27 +221,32 @@ class Predictor(Protocol):
     def classes(self) -> tuple[str, ...]: ...
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        """Open the images of a case in the frame that the method works in."""
+        """Open the images of a case in the coordinate frame that the method works in."""
         ...
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        """Choose field size and batch so that one lane's activations fit into `room` bytes."""
+        """Choose the field size and the batch size so that the activations of a lane fit in `room` bytes."""
         ...
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        """Put everything that `forward` will need on its device in its precision, before lanes begin."""
+        """Move everything that `forward` needs to the device, in its precision. Called before lanes start."""
         ...
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        """A pass name and a batch of made-up pixels, for measuring the model alone."""
+        """Return a pass name and a batch of random pixels, for measuring the speed of the model alone."""
         ...
 
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        """What to run next, given what came back."""
+        """Yield each pass to run, receive the store that it filled, and finally return the result."""
         ...
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        """The model. A map pass returns `map` (fields, classes, cells, cells); a table pass its columns."""
+        """Run the model on a batch of the pass `name`.
+
+        Returns:
+            For a map pass, `map` with the shape (fields, classes, cells, cells). For a table pass, the
+            columns.
+        """
         ...
 
 
@@ -246,34 +254,47 @@ def map_pass(
     name: str,
     grid: MapGrid,
     classes: tuple[str, ...],
-    wanted: Cells,
+    required: Cells,
     glass: Cells,
     *,
     image: str = "slide",
     promise: NDArray[np.float32] | None = None,
-    **more: Any,
+    **pass_options: Any,
 ) -> Pass:
-    """A pass that fills a map: fields row by row, wherever a cell is wanted.
+    """Return a pass that fills a map, with every field that contains a required cell.
 
-    With `promise` (one number a field of the grid) fields come by descending promise instead.
+    Args:
+        name: Name of the pass and of the map.
+        grid: Geometry of the map and of its fields.
+        classes: Names of the classes.
+        required: Cells that have to be scored.
+        glass: Cells known to contain no tissue.
+        image: Name of the image that fields are read from.
+        promise: One number per field of the grid. Fields are computed in descending order of it; without it,
+            they are computed row by row.
+        **pass_options: Further fields of `Pass`.
     """
-    places = grid.fields_over(wanted)
+    field_indices = grid.fields_over(required)
     if promise is not None:
-        places = places[np.argsort(-promise[places[:, 0], places[:, 1]], kind="stable")]
+        field_indices = field_indices[
+            np.argsort(-promise[field_indices[:, 0], field_indices[:, 1]], kind="stable")
+        ]
     side = grid.field_side
     step = grid.stride * grid.cells
     start = grid.first_start
-    boxes = np.empty((len(places), 4), np.int64)
-    boxes[:, 0] = start + step * places[:, 1].astype(np.int64)
-    boxes[:, 1] = start + step * places[:, 0].astype(np.int64)
+    boxes = np.empty((len(field_indices), 4), np.int64)
+    boxes[:, 0] = start + step * field_indices[:, 1].astype(np.int64)
+    boxes[:, 1] = start + step * field_indices[:, 0].astype(np.int64)
     boxes[:, 2:] = side
-    fields = Fields((image,), (grid.lattice,), np.zeros(len(places), np.int16), boxes, places)
-    return Pass(name, fields, MapSpec(grid, classes, wanted, glass, image, promise is not None), **more)
+    fields = Fields((image,), (grid.lattice,), np.zeros(len(field_indices), np.int16), boxes, field_indices)
+    return Pass(
+        name, fields, MapSpec(grid, classes, required, glass, image, promise is not None), **pass_options
+    )
 
 
 @dataclass(frozen=True)
 class MapChannel:
-    """A finished map read as an image: each pixel takes the score of the cell that holds its centre."""
+    """A finished map that is read like an image: each pixel has the score of the cell under its centre."""
 
     reader: MapReader
     class_name: str | None = None
@@ -286,7 +307,7 @@ class MapChannel:
     def lattice(
         self, *, mpp: float | None = None, level: int | None = None, upsample: bool = False
     ) -> Lattice:
-        raise ConfigError("a map has no lattice of its own: it is read on that of its image")
+        raise ConfigError("a map does not define a lattice: read it on the lattice of its image")
 
     def read_lattice(self, lattice: Lattice, box: Box) -> Pixels:
         info = self.reader.info

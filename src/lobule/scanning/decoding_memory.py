@@ -1,4 +1,4 @@
-"""Memory for slides that are decoded whole or in very large tiles, shared by the cases that are open."""
+"""Memory for slides that are decoded whole or in very large tiles, shared by all open cases."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from lobule.errors import TooLarge
 GIB = 1 << 30
 
 POLL_SECONDS = 0.2
-"""Interval at which a waiting case looks whether the scan is being stopped."""
+"""Interval at which a waiting case checks whether the scan is being stopped."""
 
 
 class DecodingMemory:
-    """A number of bytes that cases reserve before they read, and give back when they are closed.
+    """A number of bytes that cases reserve before they read, and release when they are closed.
 
-    A case that does not fit beside the others waits until they are done. Reserving happens in the thread of
-    the case, never in a reading thread, so that the cases that hold memory can always finish.
+    A case that does not fit waits until other cases are done. The thread of the case reserves the memory,
+    never a reading thread, so that cases that have reserved memory can always finish.
 
     Args:
-        total_bytes: What all cases together may reserve.
-        max_ram: The ceiling of the scan that `total_bytes` is a share of; for the error.
+        total_bytes: Bytes that all cases together may reserve.
+        max_ram: The memory limit of the scan, of which `total_bytes` is a share. Used in the error message.
     """
 
     def __init__(self, total_bytes: int, max_ram: int) -> None:
@@ -33,10 +33,10 @@ class DecodingMemory:
 
     @contextmanager
     def reserve(self, nbytes: int, subject: str, raise_if_stopped: Callable[[], None]) -> Iterator[None]:
-        """Hold `nbytes` for the duration of a block; wait until they are free.
+        """Reserve `nbytes` for the duration of a `with` block, after waiting until they are available.
 
         Raises:
-            TooLarge: The bytes would not fit even alone.
+            TooLarge: `nbytes` is more than the total.
         """
         if nbytes > self.total_bytes:
             needed = nbytes * self.max_ram / self.total_bytes / GIB

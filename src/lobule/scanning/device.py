@@ -1,4 +1,4 @@
-"""Where and how the model runs: device, precision and lanes, chosen by a measurement at the start."""
+"""The device, precision, memory layout and number of lanes of a model, partly chosen by a measurement."""
 
 from __future__ import annotations
 
@@ -19,56 +19,56 @@ from lobule.scanning.contract import EngineSettings, Predictor, ScanOptions
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 MARGIN = 0.9
-"""Factor on the measured rate of every form but the default one, so that noise alone does not decide."""
+"""Factor applied to the measured speed of every form except the default, so that noise does not decide."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the measurement at the start found; kept in `run.json`, since times are no result."""
+    """The speed measurement at the start of a scan. It is stored in `run.json`, apart from the results."""
 
     fields_per_s: dict[str, float]
     difference: float | None
-    """Largest difference of a score between the chosen precision and float32."""
+    """Largest difference between the scores in the chosen precision and in float32."""
     chosen: str
 
     def sentence(self) -> str:
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in self.fields_per_s.items())
         if self.difference is None or self.chosen.startswith("float32"):
-            return f"{self.chosen} (fields/s a lane: {rates})"
+            return f"{self.chosen} (fields/s per lane: {rates})"
         cost = f"scores differ from float32 by at most {self.difference:.1e}"
-        return f"{self.chosen}: {cost} (fields/s a lane: {rates})"
+        return f"{self.chosen}: {cost} (fields/s per lane: {rates})"
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     try:
         return max(1, len(os.sched_getaffinity(0)))
-    except AttributeError:  # no such call on this system
+    except AttributeError:  # The call exists only on Linux.
         return max(1, os.cpu_count() or 1)
 
 
-def choose_device(wanted: str = "auto") -> str:
-    """The device of a scan: CUDA, then Apple's, then the CPU; or the one that was asked for."""
-    if wanted == "auto":
+def choose_device(requested: str = "auto") -> str:
+    """Return the requested device; "auto" prefers CUDA, then the GPU of an Apple computer, then the CPU."""
+    if requested == "auto":
         if torch.cuda.is_available():
             return "cuda:0"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(1, device=wanted)
+        torch.empty(1, device=requested)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
-            f"the device '{wanted}' cannot be used",
+            f"the device '{requested}' cannot be used",
             actual=str(error).splitlines()[0],
             remedy="See `lobule doctor`",
         ) from error
-    return wanted
+    return requested
 
 
 def lanes_for(device: str, cores: int) -> tuple[int, int]:
-    """Batches in the model at once, and the threads of each.
+    """Return the number of lanes (batches computed at the same time) and the threads of each lane.
 
-    On a CPU every core (up to eight lanes) works on a batch of its own, so none waits at a barrier; on a
-    GPU two lanes keep one batch computing while the next is copied.
+    On a CPU, each core computes a separate batch (up to eight lanes), so that cores never wait for each
+    other. On a GPU, one of two lanes computes while the other copies its batch.
     """
     if device != "cpu":
         return 2, 1
@@ -77,22 +77,23 @@ def lanes_for(device: str, cores: int) -> tuple[int, int]:
 
 
 SLICE = 8
-"""Tiles that a core computes at once: more no longer fit its cache, fewer leave its vectors unfilled."""
+"""Tiles that a core computes at once: more would not fit in its cache, fewer would not fill its vector
+units."""
 
 
 def slices_of(pixels: torch.Tensor, engine: EngineSettings) -> Sequence[torch.Tensor]:
-    """A batch of tiles in the parts that are computed at once; on a GPU all of it is one."""
+    """Split a batch of tiles into the slices that are computed at once; on a GPU, the whole batch."""
     return pixels.split(SLICE) if engine.device == "cpu" else (pixels,)
 
 
 def placed(module: nn.Module, engine: EngineSettings) -> nn.Module:
-    """A copy of a module on its device in its precision, ready for inference.
+    """Return a copy of a module for inference, on the device and in the precision of the engine settings.
 
-    On a CPU what is traced of it is fused, and the weights are laid out once.
+    On a CPU, layers that can be traced are fused.
     """
-    with torch.no_grad():  # without, the copy of a compiled module hangs on the original's gradients
+    with torch.no_grad():  # Otherwise the copy of a compiled module refers to the gradients of the original.
         copied = copy.deepcopy(module).eval()
-    for parameter in copied.parameters():  # a compiled module has no `requires_grad_` of its own
+    for parameter in copied.parameters():  # A compiled module lacks the method `requires_grad_`.
         parameter.requires_grad_(False)
     dtype = torch.bfloat16 if engine.precision == "bfloat16" else torch.float32
     memory = torch.channels_last if engine.channels_last else torch.contiguous_format
@@ -108,9 +109,15 @@ def measure(
     precision: str = "auto",
     channels_last: bool | None = None,
 ) -> tuple[EngineSettings, Measured]:
-    """Place the model in the fastest of the forms it may take, and say what that costs in score.
+    """Measure the allowed forms (precision and memory layout), choose the fastest and move the model to it.
 
-    float32 with channels last is the default: another form must be faster by a margin to be chosen.
+    float32 with channels last is the default; another form is chosen only if it is clearly faster.
+
+    Returns:
+        The engine settings with the chosen form, and the measurement.
+
+    Raises:
+        ModelError: The model does not run in any allowed form.
     """
     forms = possible_forms(engine, precision, channels_last)
     threads = torch.get_num_threads()
@@ -123,18 +130,19 @@ def measure(
             try:
                 rates[_name(form)], outputs[_name(form)] = _rate(predictor, form, options)
             except RuntimeError:
-                # a compiled model may know float32 alone; that is no failure where nobody asked for more
+                # A compiled model may support only float32, which is an error only if the user chose
+                # bfloat16.
                 if precision != "auto" or form.precision == "float32":
                     raise
     except RuntimeError as error:
-        raise ModelError("the model cannot run at all", actual=str(error)) from error
+        raise ModelError("the model does not run on this device", actual=str(error)) from error
     finally:
         torch.set_num_threads(threads)
     best = max(
         (form for form in forms if _name(form) in rates),
         key=lambda form: rates[_name(form)] * (1.0 if _is_default(form) else MARGIN),
     )
-    if best is not forms[-1]:  # the last form tried is in its place
+    if best is not forms[-1]:  # The model is already in the last form.
         predictor.move_to_device(best, options)
     exact = next((outputs[_name(f)] for f in forms if f.precision == "float32"), None)
     return best, Measured(
@@ -145,9 +153,9 @@ def measure(
 def possible_forms(
     engine: EngineSettings, precision: str = "auto", channels_last: bool | None = None
 ) -> list[EngineSettings]:
-    """The engine settings in every precision and memory layout that the user and the device allow."""
+    """Return the engine settings with each precision and memory layout that the user and device allow."""
     if precision not in PRECISIONS:
-        raise ConfigError(f"no precision '{precision}'", expected=", ".join(PRECISIONS))
+        raise ConfigError(f"unknown precision '{precision}'", expected=", ".join(PRECISIONS))
     forms = [replace(engine, precision=p, channels_last=c) for p, c in _forms(engine, precision)]
     if channels_last is not None:
         forms = list(dict.fromkeys(replace(form, channels_last=channels_last) for form in forms))
@@ -171,7 +179,7 @@ def _has_bfloat16(device: str) -> bool:
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu":
-        # without matrix units, bfloat16 on a CPU is emulated and slower than float32
+        # On a CPU without matrix units, bfloat16 is emulated and slower than float32.
         check: Callable[[], bool] | None = getattr(torch.cpu, "_is_amx_tile_supported", None)
         return bool(check and check())
     return False
@@ -208,10 +216,10 @@ def _difference(exact: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) 
 
 
 def activation_bytes(module: nn.Module, height: int, width: int, channels: int = 3) -> int:
-    """Bytes of activations that one float32 field of a size needs at its largest moment.
+    """Return the peak memory of the activations for one float32 field, in bytes.
 
-    Measured without computing: the module runs on the meta device, and for every leaf the inputs and
-    outputs alive at that moment are counted.
+    Nothing is computed: the module runs on the meta device, and the inputs and outputs of each leaf module
+    are counted.
     """
     shadow = copy.deepcopy(module).to("meta").eval()
     peak = 0
@@ -234,14 +242,25 @@ def activation_bytes(module: nn.Module, height: int, width: int, channels: int =
 def largest_cells(
     needs: Callable[[int], int], room: int, *, preferred: int, smallest: int = 1, purpose: str = "field"
 ) -> int:
-    """The most cells a side, up to `preferred`, whose field needs no more than `room` bytes."""
+    """Return the largest number of cells per side, up to `preferred`, whose field fits in `room` bytes.
+
+    Args:
+        needs: Bytes that a field with this many cells per side needs.
+        room: Available bytes.
+        preferred: The largest number to return.
+        smallest: The smallest number to return.
+        purpose: What a field is called in the error message.
+
+    Raises:
+        ConfigError: Even the smallest field does not fit.
+    """
     if needs(preferred) <= room:
         return preferred
     low, high = smallest, preferred
     if needs(smallest) > room:
         raise ConfigError(
             f"the smallest {purpose} does not fit under the memory ceiling",
-            expected=f"at least {needs(smallest) / 2**30:.2g} GiB a lane",
+            expected=f"at least {needs(smallest) / 2**30:.2g} GiB per lane",
             actual=f"{room / 2**30:.2g} GiB",
             remedy="Raise --max-ram",
         )

@@ -1,7 +1,7 @@
-"""The form in which a model runs fastest (precision and memory layout), remembered per machine and model.
+"""A cache of the fastest form (precision and memory layout) of each model on this machine.
 
-Measuring twice may give two answers, and the last bits of every score depend on the answer. The first answer
-is therefore stored in the user's cache folder, and later scans in fresh folders follow it.
+Two measurements may choose different forms, and the last bits of every score depend on the form. The first
+choice is therefore stored in the user's cache folder, and later scans use it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from lobule.scanning.contract import EngineSettings
 log = logging.getLogger("lobule.scan")
 
 FOLDER_VARIABLE = "LOBULE_CACHE"
-"""Environment variable that names the cache folder; without it, `lobule` in the user's cache folder."""
+"""Environment variable with the path of the cache folder. Without it, the folder is `lobule` in the user's
+cache folder."""
 FORMAT = 1
 
 
@@ -42,7 +43,7 @@ class CachedForm:
 
 
 def cache_folder() -> Path:
-    """The folder of Lobule's caches: `$LOBULE_CACHE`, `$XDG_CACHE_HOME/lobule` or `~/.cache/lobule`."""
+    """Return the folder of the caches: `$LOBULE_CACHE`, `$XDG_CACHE_HOME/lobule` or `~/.cache/lobule`."""
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -56,10 +57,14 @@ def cache_key(
     precision: str,
     channels_last: bool | None,
 ) -> dict[str, Any]:
-    """Everything that a choice depends on.
+    """Return everything that the choice of the form depends on.
 
-    `engine` carries the batch, the field size and the threads; `precision` and `channels_last` are what the
-    user asked for.
+    Args:
+        bundle: Method and fingerprint of the model.
+        engine: Engine settings with the batch size, the field size and the numbers of lanes and threads.
+        options: Options of the scan.
+        precision: The precision that the user requested, or "auto".
+        channels_last: The memory layout that the user requested, or None.
     """
     return {
         "format": FORMAT,
@@ -79,7 +84,7 @@ def cache_key(
 
 
 def processor_model() -> str:
-    """The processor's model, and the vector instructions that torch uses on it."""
+    """Return the model of the processor, and the vector instructions that torch uses on it."""
     model = platform.processor() or platform.machine()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -90,14 +95,14 @@ def processor_model() -> str:
 
 
 def device_model(device: str) -> str:
-    """The kind of a device; cards of one model are the same."""
+    """Return the kind of a device. Cards of the same model are considered the same device."""
     if device.startswith("cuda"):
         return f"cuda {torch.cuda.get_device_name(device)}"
     return device
 
 
 def cached_form(key: Mapping[str, Any]) -> CachedForm | None:
-    """The form stored for a key. A damaged or unreadable entry counts as none, with a note in the log."""
+    """Return the form stored for a key, or None. A damaged or unreadable entry is ignored with a warning."""
     try:
         path = _path_of(key)
         return _read(path) if path.exists() else None
@@ -107,12 +112,12 @@ def cached_form(key: Mapping[str, Any]) -> CachedForm | None:
 
 
 def store_form(key: Mapping[str, Any], form: CachedForm) -> CachedForm:
-    """Store a form and return the one to use: another process may have stored its own first."""
+    """Store a form and return the form to use, which is another one if another process stored it earlier."""
     try:
         path = _path_of(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock")):
-            with suppress(OSError, LobuleError, ValueError):  # a damaged entry is replaced
+            with suppress(OSError, LobuleError, ValueError):  # A damaged entry is replaced.
                 if path.exists():
                     return _read(path)
             entry = {
@@ -124,7 +129,7 @@ def store_form(key: Mapping[str, Any], form: CachedForm) -> CachedForm:
             write_json(path, entry)
     except (OSError, LobuleError, RuntimeError) as error:
         log.warning(
-            "The choice of precision and layout cannot be cached: %s. Give --precision and --layout to get "
+            "The choice of precision and layout cannot be cached: %s. Use --precision and --layout to get "
             "the same bytes from every run", error,
         )  # fmt: skip
     return form
@@ -148,17 +153,17 @@ def _read(path: Path) -> CachedForm:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if not sound:
-        raise ValueError(f"{path} is damaged: it names no precision and layout")
+        raise ValueError(f"{path} is damaged: it contains no valid precision and layout")
     return form
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time, so that of two that choose together the second reads what the first wrote."""
+    """Lock the entry for one process at a time, so that a second process reads what the first one stored."""
     with path.open("a") as file:
         try:
             import fcntl
-        except ImportError:  # no such locks on this system: the last writer wins
+        except ImportError:  # Windows has no such locks: the last writer wins.
             yield
             return
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Reading: the fields of a batch become arrays; a field that cannot be read costs itself only."""
+"""Reads the fields of a batch into arrays. If a field cannot be read, only this field fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lobule.scanning.contract import Fields, ImageSource, Pass, Pixels
 
 @dataclass(frozen=True, eq=False)
 class LoadedBatch:
-    """A batch as read: always `size` slots, of which the first `len(rows)` are fields of the pass."""
+    """The arrays of a batch, with `size` slots, of which the first `len(rows)` are fields of the pass."""
 
     rows: NDArray[np.int64]
     pixels: Pixels
@@ -21,7 +21,7 @@ class LoadedBatch:
     channels: Mapping[str, Pixels]
     params: Mapping[str, NDArray[np.generic]]
     failures: Mapping[int, str]
-    """Row of the pass → why its field could not be read."""
+    """For rows of the pass whose field could not be read, the cause."""
 
     @property
     def nbytes(self) -> int:
@@ -29,7 +29,10 @@ class LoadedBatch:
 
 
 def batches_of(fields: Fields, size: int) -> list[NDArray[np.int64]]:
-    """Rows of a pass in batches of one shape each: fixed by the pass alone, whatever is already done."""
+    """Divide the rows of a pass into batches of fields of the same shape.
+
+    The division depends only on the pass, not on what is already stored.
+    """
     if len(fields) == 0:
         return []
     shapes, bucket = np.unique(fields.shapes(), axis=0, return_inverse=True)
@@ -44,7 +47,7 @@ def batches_of(fields: Fields, size: int) -> list[NDArray[np.int64]]:
 def load_batch(
     pass_: Pass, images: Mapping[str, ImageSource], rows: NDArray[np.int64], size: int
 ) -> LoadedBatch:
-    """Read the fields of one batch; short batches are padded, so that every batch has one shape."""
+    """Read the fields of one batch. A short batch is padded, so that all batches have the same shape."""
     fields = pass_.fields
     failures: dict[int, str] = {}
     pixels: Pixels | None = None
@@ -56,7 +59,7 @@ def load_batch(
                 name: source.read_lattice(fields.lattice_of(row), fields.box(row))
                 for name, source in pass_.channels.items()
             }
-        except Exception as error:  # whatever a reader raises, it costs this field and is recorded
+        except Exception as error:  # Any error of a reader fails only this field, and is recorded.
             failures[row] = cause_of(error)
             continue
         if pixels is None:
@@ -65,7 +68,7 @@ def load_batch(
         pixels[slot] = field_pixels
         for name, array in extra.items():
             channels[name][slot] = array
-    if pixels is None:  # nothing of the batch could be read: there is nothing to compute
+    if pixels is None:  # No field could be read, so there is nothing to compute.
         pixels = np.empty((0, 0, 0, 0), np.uint8)
     params = {name: _padded(values[rows], size) for name, values in fields.params.items()}
     return LoadedBatch(rows, pixels, channels, params, failures)

@@ -1,4 +1,4 @@
-"""A case as `steps` sees it: images opened, tissue found once, the budget's clock."""
+"""An opened case as `steps` sees it: its images, its tissue (detected once) and the remaining time budget."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lobule.tissue import TissueConfig, find_tissue
 
 
 class OpenedCase:
-    """What `passes.OpenCase` promises, for slides, regions, plain images and exams."""
+    """Implements `OpenCase` for slides, regions, plain images and exams."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class OpenedCase:
         self._began = time.monotonic()
 
     def tissue(self, image: str = "slide") -> Tissue:
-        """Where tissue is, cut to the case's region; everywhere where the options look everywhere."""
+        """Return the tissue within the case's region; if detection is switched off, the whole region."""
         with self._lock:
             if image not in self._tissue:
                 self._tissue[image] = self._find_tissue(image)
@@ -45,7 +45,7 @@ class OpenedCase:
 
     @property
     def why_nothing_scored(self) -> str | None:
-        """What the tissue says about a case in which nothing was scored; None if no tissue was needed."""
+        """The reason in the tissue why nothing was scored in this case; None if tissue was not used."""
         if not self._tissue:
             return None
         if any(tissue.mask.any() for tissue in self._tissue.values()):
@@ -56,7 +56,7 @@ class OpenedCase:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the tissue detection has to say, such as damaged tiles that it met."""
+        """Notes of the tissue detection, for example about damaged tiles."""
         return tuple(note for tissue in self._tissue.values() for note in tissue.notes)
 
     def earlier(self) -> Iterator[Case]:
@@ -70,23 +70,23 @@ class OpenedCase:
     def _find_tissue(self, image: str) -> Tissue:
         slide = self.images[image]
         if not isinstance(slide, Slide):
-            raise ConfigError(f"tissue is found on slides, and '{image}' is none")
+            raise ConfigError(f"cannot detect tissue on '{image}': it is not a slide")
         if self.options.tissue is None:
             step = max(1, max(slide.size) // 4096)
             shape = -(-slide.size.height // step), -(-slide.size.width // step)
-            found = Tissue(np.ones(shape, np.bool_), (float(step), float(step)))
+            tissue = Tissue(np.ones(shape, np.bool_), (float(step), float(step)))
         else:
-            found = tissue_of(slide, self.options.tissue)
-        self._slide_has_tissue |= bool(found.mask.any())
+            tissue = tissue_of(slide, self.options.tissue)
+        self._slide_has_tissue |= bool(tissue.mask.any())
         if self.case.l0_box is None:
-            return found
-        mask = found.mask.copy()
-        step_x, step_y = found.l0_step
+            return tissue
+        mask = tissue.mask.copy()
+        step_x, step_y = tissue.l0_step
         x = (np.arange(mask.shape[1]) + 0.5) * step_x
         y = (np.arange(mask.shape[0]) + 0.5) * step_y
         box = self.case.l0_box
         mask &= ((y >= box.y) & (y < box.bottom))[:, None] & ((x >= box.x) & (x < box.right))[None, :]
-        return replace(found, mask=mask)
+        return replace(tissue, mask=mask)
 
     def close(self) -> None:
         for image in self.images.values():
@@ -95,11 +95,11 @@ class OpenedCase:
 
 
 def tissue_of(slide: Slide, config: TissueConfig) -> Tissue:
-    """Find tissue near the µm/px that the finder works in, read from the best small level."""
-    whole = read_overview(slide, config.mpp)
-    lattice = whole.lattice
-    assert lattice.mpp is not None, "an overview of a slide without µm/px is refused before"
-    found = find_tissue(whole.pixels, lattice.mpp, config)
-    # Nobody knows what lies in unreadable areas, so the scan looks there.
-    mask = found.mask | whole.unreadable
-    return Tissue(mask, (float(lattice.step_x), float(lattice.step_y)), whole.notes)
+    """Detect the tissue of a slide on an overview with about the µm/px that the detection uses."""
+    overview = read_overview(slide, config.mpp)
+    lattice = overview.lattice
+    assert lattice.mpp is not None, "a slide without µm/px was refused earlier"
+    detected = find_tissue(overview.pixels, lattice.mpp, config)
+    # Unreadable areas of the overview may contain tissue, so they are scanned.
+    mask = detected.mask | overview.unreadable
+    return Tissue(mask, (float(lattice.step_x), float(lattice.step_y)), overview.notes)

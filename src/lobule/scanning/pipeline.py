@@ -1,8 +1,7 @@
-"""The pipeline: reading threads, model lanes and one writer, over bounded queues that flow across cases.
+"""The pipeline of a scan: reading threads, model lanes and a writing thread, connected by bounded queues.
 
-Every thread of a lane runs its own batch with its own few cores: there is no barrier at which cores wait
-for each other, and reading fills whatever the model leaves. A pass that is ahead in line is read first, so
-a case ends before the next begins to matter.
+Each lane computes a separate batch with a few cores, so that cores do not wait for each other. All open cases
+share the pipeline. The fields of the earliest case are read first, so that cases finish in order.
 """
 
 from __future__ import annotations
@@ -26,19 +25,20 @@ from lobule.scanning.stores import Sink
 
 
 class Stopped(Exception):
-    """The scan was asked to stop; what is written stays."""
+    """The scan was stopped. Everything that was already written stays on disk."""
 
 
 @dataclass
 class Counters:
-    """What the pipeline has done so far; read by the progress display, never by the computation."""
+    """Counts and times of the pipeline, for the progress display. The computation never reads them."""
 
     fields_done: int = 0
     tiles_decoded: int = 0
     fields_planned: int = 0
     pixels_done: int = 0
     rows_done: int = 0
-    """Fields of a single value, such as a tile's stored features: they are counted here and not as pixels."""
+    """Fields of a single pixel, such as the stored features of a tile; `pixels_done` does not include
+    them."""
     reading_s: float = 0.0
     """CPU seconds of the reading threads."""
     model_s: float = 0.0
@@ -57,14 +57,14 @@ class Counters:
 
     @property
     def bottleneck(self) -> str:
-        """Who the others wait for."""
+        """The slower of reading and the model."""
         if self.starved_s > 1.5 * self.blocked_s:
             return "reading"
         return "the model"
 
 
 class PassRun:
-    """One pass of one case on its way through the pipeline."""
+    """The state of one pass of one case in the pipeline."""
 
     def __init__(
         self, order: int, pass_: Pass, images: Mapping[str, ImageSource], sink: Sink, size: int
@@ -79,7 +79,7 @@ class PassRun:
             self.done.set()
 
     def skip_rest(self) -> None:
-        """Leave what was not yet read pending; what is on its way still arrives."""
+        """Leave fields that were not yet read pending. Fields that are in the queues are completed."""
         self.left -= len(self.jobs)
         self.jobs.clear()
         if self.left == 0:
@@ -93,7 +93,7 @@ class PassRun:
 
 
 class Pipeline:
-    """Runs passes. `run_pass` may be called from several case threads at once."""
+    """Runs passes. Several threads may call `run_pass` at the same time."""
 
     def __init__(self, predictor: Predictor, engine: EngineSettings, readers: int) -> None:
         self.predictor, self.engine = predictor, engine
@@ -128,7 +128,7 @@ class Pipeline:
         return self._stop.is_set()
 
     def stop(self) -> None:
-        """End every thread after what it is doing now; waiting passes raise `Stopped`."""
+        """End every thread after its current batch. Passes that are still running raise `Stopped`."""
         self._stop.set()
         with self._work:
             for run in self._runs:
@@ -136,7 +136,7 @@ class Pipeline:
             self._work.notify_all()
 
     def run_pass(self, order: int, pass_: Pass, images: Mapping[str, ImageSource], sink: Sink) -> None:
-        """Compute what a pass still needs; returns when it is on disk."""
+        """Compute the fields that a pass still needs, and return when their outputs are on disk."""
         run = PassRun(order, pass_, images, sink, pass_.batch or self.engine.batch)
         self.counters.add(fields_planned=sum(len(rows) for rows in run.jobs))
         with self._work:
@@ -160,7 +160,7 @@ class Pipeline:
                     try:
                         if run.jobs and run.pass_.go_on is not None and not run.pass_.go_on():
                             run.skip_rest()
-                    except Exception as error:  # a method's own code; a reader must outlive it
+                    except Exception as error:  # An error in code of the method must not end this thread.
                         run.fail(error)
                     if run.jobs:
                         return run, run.jobs.popleft()
@@ -168,11 +168,12 @@ class Pipeline:
         return None
 
     def _fail(self, run: PassRun, error: BaseException) -> None:
-        with self._work:  # a reader may be about to take one of the jobs that this drops
+        with self._work:  # A reading thread may be about to take one of the jobs that `fail` removes.
             run.fail(error)
 
     def _read(self) -> None:
-        torch.set_num_threads(self.engine.lane_threads)  # images that resize by tensors give the same bits
+        # Images that torch resizes have the same bits only with the same number of threads.
+        torch.set_num_threads(self.engine.lane_threads)
         while (job := self._next_job()) is not None:
             run, rows = job
             began = time.thread_time()
@@ -192,7 +193,7 @@ class Pipeline:
         stream: Any = None
         if self.engine.device.startswith("cuda"):
             stream = torch.cuda.Stream(self.engine.device)
-            torch.cuda.synchronize(self.engine.device)  # weights are placed on another stream than a lane's
+            torch.cuda.synchronize(self.engine.device)  # Another stream moved the weights to the device.
         while True:
             waited = time.perf_counter()
             item = self._take(self._ready)
@@ -206,9 +207,9 @@ class Pipeline:
             except LobuleError as error:
                 self._fail(run, error)
                 continue
-            except Exception as error:  # whatever a model raises belongs to its case
-                what = f"the model failed in pass '{run.pass_.name}'"
-                self._fail(run, ModelError(what, actual=f"{type(error).__name__}: {error}"))
+            except Exception as error:  # Any error of the model fails only its case.
+                problem = f"the model failed in pass '{run.pass_.name}'"
+                self._fail(run, ModelError(problem, actual=f"{type(error).__name__}: {error}"))
                 continue
             self.counters.add(model_s=time.perf_counter() - began)
             if not self._hand(self._computed, (run, batch, outputs)):
@@ -256,7 +257,7 @@ class Pipeline:
             else:
                 run.sink.deliver(row, {name: values[slot] for name, values in outputs.items()})
 
-    # -- queues that notice a stop ------------------------------------------------------------------------
+    # -- queue operations that end when the pipeline stops ------------------------------------------------
 
     def _hand(self, line: queue.Queue[Any], item: Any) -> bool:
         while not self._stop.is_set():
@@ -277,7 +278,7 @@ class Pipeline:
 
 
 def to_device(batch: LoadedBatch, device: str) -> Batch:
-    """A batch as tensors on the device; through pinned memory where that lets the copy overlap."""
+    """Return a batch as tensors on the device. On a GPU, pinned memory lets the copy overlap computation."""
 
     def move(array: NDArray[Any]) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))

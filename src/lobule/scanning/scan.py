@@ -1,4 +1,4 @@
-"""Scanning: every case of a cohort through a predictor, resumable at any instant, nothing lost."""
+"""Scans every case of a cohort with a predictor. A scan that is stopped at any time can be resumed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from lobule.results.folder import (
     SCAN,
     Results,
     begin_results,
-    hold,
+    lock_folder,
+    lock_settings,
     record_engine,
-    settling,
     write_summary,
 )
 from lobule.results.result import FAILED, PARTIAL, UNSCORED
@@ -46,40 +46,40 @@ GIB = 1 << 30
 RUN = "run.json"
 VERIFY = ("changed", "full")
 MODEL_SHARE, CACHE_SHARE = 0.55, 0.2
-"""Of the memory ceiling: for activations, and for decoded tiles or whole images; the remainder covers queued
-fields."""
+"""Shares of the memory limit for activations, and for decoded tiles or whole images. The remainder covers
+queued fields."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a scan may use; nothing here changes a result beyond float noise."""
+    """The resources that a scan may use. They change results at most by rounding errors."""
 
     device: str = "auto"
     precision: str = "auto"
     max_ram: int = 2 * GIB
-    """Bytes beyond the model that hold for any slide."""
+    """Limit of the memory besides the model, in bytes; it holds for slides of any size."""
     readers: int | None = None
-    """Reading threads; None is one a core."""
+    """Reading threads; None uses one per core."""
     cells: int | None = None
     batch: int | None = None
     lanes: int | None = None
     channels_last: bool | None = None
-    """Memory layout of the model; None takes the faster one, measured once per machine and model."""
+    """Memory layout of the model; None uses the faster one, measured once per machine and model."""
 
 
 @dataclass(frozen=True)
 class ScanReport:
-    """How a scan ended; every case is accounted for."""
+    """The outcome of a scan. It covers every case."""
 
     path: Path
     counts: Mapping[str, int]
     failed: Mapping[str, str]
-    """Case → its error, for the cases that failed."""
+    """The error of each case that failed."""
     partial: tuple[str, ...]
     seconds: float
     counters: Counters
     unscored: Mapping[str, str]
-    """Case → the note that says why, for the cases in which nothing was scored. They did not fail."""
+    """The reason for each case in which nothing was scored. These cases did not fail."""
 
 
 def scan(
@@ -96,33 +96,52 @@ def scan(
     verify: str = "changed",
     progress: Progress | None = None,
 ) -> ScanReport:
-    """Scan every case into a results folder and say how it went.
+    """Scan every case of a cohort into a results folder.
 
-    `bundle` identifies the model (method, fingerprint); a folder made by another is refused. What is
-    already there is kept; `fresh` starts over and `retry_failed` tries failed cases and fields again.
-    `verify="full"` reads every input file again; `"changed"` reads those whose size or time changed.
+    If the folder contains results of an earlier scan with the same model and options, the scan continues it.
+
+    Args:
+        predictor: The model.
+        bundle: Identifies the model (method and fingerprint).
+        cohort: The cases to scan.
+        out: The results folder.
+        options: Options that may change the results.
+        machine: Resources that the scan may use.
+        shard: (i, n) scans only part i of n, counted from 1.
+        fresh: Delete the results of an earlier scan first.
+        retry_failed: Scan failed cases and fields again.
+        verify: "changed" reads input files again if their size or modification time changed; "full" reads
+            all of them again.
+        progress: Updated while the scan runs.
+
+    Returns:
+        The status of every case.
+
+    Raises:
+        ConfigError: An argument or the cohort is invalid.
+        ResultsError: The folder contains other results, cannot be written to, or another process uses it.
     """
     options, machine, progress = options or ScanOptions(), machine or Machine(), progress or Progress()
     if fresh and shard is not None:
         raise ConfigError(
-            "--fresh with --shard would forget what the other shards did",
-            remedy="Use another results folder, or delete this one before the shards begin",
+            "--fresh with --shard would delete the results of the other shards",
+            remedy="Use another results folder, or delete this one before starting the shards",
         )
     if verify not in VERIFY:
-        raise ConfigError(f"verify has no choice '{verify}'", expected=" or ".join(VERIFY))
+        raise ConfigError(f"unknown value '{verify}' of verify", expected=" or ".join(VERIFY))
     cases = _sharded(cohort, shard)
     progress.cases, progress.began = len(cases), time.monotonic()
-    with hold(out, shard):
+    with lock_folder(out, shard):
         settings = {
             "bundle": dict(bundle),
             "options": options_to_dict(options),
             "cases": [case.id for case in cohort],
             "lobule": __version__,
         }
-        with settling(Path(out), shard):  # `scan.json` is read and written by one shard at a time
+        with lock_settings(Path(out), shard):  # Only one shard at a time reads and writes `scan.json`.
             results = begin_results(out, settings, fresh=fresh)
-            engine = _settle(predictor, results, options, machine, progress)
-        give_back()  # the forms of the model that were tried and not chosen
+            engine = _choose_engine(predictor, results, options, machine, progress)
+        give_back()  # Memory of the forms of the model that were measured but not chosen.
         readers = machine.readers or available_cores()
         runner = CaseRunner(
             predictor, results, options, engine, bundle, cohort, progress, retry_failed, verify
@@ -137,17 +156,19 @@ def scan(
 
 
 def options_to_dict(options: ScanOptions) -> dict[str, Any]:
-    """The options that decide a result, as `scan.json` keeps them."""
-    facts = asdict(options)
-    facts.pop("budget")
-    return facts
+    """Return the options that influence results, as stored in `scan.json`."""
+    values = asdict(options)
+    values.pop("budget")
+    return values
 
 
 def _sharded(cohort: Cohort, shard: tuple[int, int] | None) -> list[Case]:
     cases = list(cohort)
-    twice = [name for name, count in Counter(case.id for case in cases).items() if count > 1]
-    if twice:  # they would write into one folder
-        raise ConfigError("cases of one name", subject=cohort.path, actual=", ".join(twice[:5]))
+    duplicates = [name for name, count in Counter(case.id for case in cases).items() if count > 1]
+    if duplicates:  # They would share a folder.
+        raise ConfigError(
+            "several cases have the same name", subject=cohort.path, actual=", ".join(duplicates[:5])
+        )
     if too_long := [case.id for case in cases if not fits_folder_name(case.id)]:
         raise ConfigError(
             "case names that are too long for a folder name",
@@ -160,16 +181,17 @@ def _sharded(cohort: Cohort, shard: tuple[int, int] | None) -> list[Case]:
         return cases
     index, count = shard
     if not 1 <= index <= count:
-        raise ConfigError(f"no shard {index} of {count}", expected="i/n with i from 1 to n")
+        raise ConfigError(f"there is no shard {index} of {count}", expected="i/n with i from 1 to n")
     return cases[index - 1 :: count]
 
 
-def _settle(
+def _choose_engine(
     predictor: Predictor, results: Results, options: ScanOptions, machine: Machine, progress: Progress
 ) -> EngineSettings:
-    """Engine settings: those in `scan.json` where a scan goes on, else chosen now and written there.
+    """Return the engine settings and move the model to the device.
 
-    Where the model runs and how many batches at once is the machine's affair, and changes no result.
+    A resumed scan uses the settings in `scan.json`, except for the device and the number of lanes, which do
+    not change results. A new scan chooses settings and writes them to `scan.json`.
     """
     device = choose_device(machine.device)
     if device == "cpu":
@@ -179,8 +201,8 @@ def _settle(
     engine = _recorded_engine(results)
     if engine is not None:
         engine = replace(engine, device=device, lanes=lanes)
-        _say_what_stays(engine, machine, results.path)
-        _say_what_no_longer_fits(machine, results.path)
+        _warn_about_fixed_settings(engine, machine, results.path)
+        _warn_about_lower_memory(machine, results.path)
         predictor.move_to_device(engine, options)
         progress.precision = engine.precision
         return engine
@@ -209,7 +231,7 @@ def _settle(
 
 
 def _recorded_engine(results: Results) -> EngineSettings | None:
-    """The engine settings in `scan.json`, or None where nothing was scanned yet."""
+    """Return the engine settings in `scan.json`, or None if nothing was scanned yet."""
     recorded = results.settings.get("engine")
     path = results.path / SCAN
     if recorded is None:
@@ -218,14 +240,14 @@ def _recorded_engine(results: Results) -> EngineSettings | None:
         raise ResultsError(
             "the results were created by an older version of Lobule",
             subject=path,
-            expected="the engine settings that every case was scanned with",
+            expected=f"the engine settings in {SCAN}",
             remedy="Use another results folder, or start over with --fresh",
         )
     try:
         return EngineSettings(**recorded)
     except TypeError as error:
         raise ResultsError(
-            "not the engine settings of a scan", subject=path, actual=str(error), remedy="Use --fresh"
+            "the engine settings are invalid", subject=path, actual=str(error), remedy="Use --fresh"
         ) from error
 
 
@@ -236,7 +258,7 @@ def _choose_form(
     options: ScanOptions,
     machine: Machine,
 ) -> tuple[EngineSettings, Measured]:
-    """Place the model in its precision and layout: those in the cache, or measured now and then cached."""
+    """Move the model to the device in the cached precision and layout, or measure and cache them first."""
     precision, layout = machine.precision, machine.channels_last
     if len(possible_forms(engine, precision, layout)) == 1:
         return measure(predictor, engine, options, precision, layout)
@@ -251,33 +273,33 @@ def _choose_form(
     return engine, Measured(**form.measurement)
 
 
-def _say_what_no_longer_fits(machine: Machine, path: Path) -> None:
-    """The size of fields and batches stays, and was chosen for the ceiling that the scan began under."""
+def _warn_about_lower_memory(machine: Machine, path: Path) -> None:
+    """Warn if the memory limit is now lower: fields and batches keep the size chosen for the first limit."""
     try:
-        began = int(read_json(path / RUN)["max_ram"])
-    except (LobuleError, KeyError, TypeError, ValueError):  # not known, and only to be told
+        first_max_ram = int(read_json(path / RUN)["max_ram"])
+    except (LobuleError, KeyError, TypeError, ValueError):  # The limit is only needed for this warning.
         return
-    if machine.max_ram < began:
+    if machine.max_ram < first_max_ram:
         log.warning(
-            "%s: fields and batches keep the size that was chosen for %.2g GiB; a ceiling of %.2g GiB may "
-            "not hold (--fresh starts over)", path, began / GIB, machine.max_ram / GIB,
+            "%s: fields and batches keep the size that was chosen for %.2g GiB, so the scan may exceed the "
+            "limit of %.2g GiB (--fresh starts over)", path, first_max_ram / GIB, machine.max_ram / GIB,
         )  # fmt: skip
 
 
-def _say_what_stays(engine: EngineSettings, machine: Machine, path: Path) -> None:
-    """A scan that goes on keeps what it began with; what is now asked otherwise is not silently dropped."""
-    asked = {
+def _warn_about_fixed_settings(engine: EngineSettings, machine: Machine, path: Path) -> None:
+    """Warn if the user requests settings other than those that the scan began with and still uses."""
+    requested_settings = {
         "precision": machine.precision,
         "batch": machine.batch,
         "cells": machine.cells,
         "channels_last": machine.channels_last,
     }
-    for name, wanted in asked.items():
-        kept = getattr(engine, name)
-        if wanted not in (None, "auto", kept):
+    for name, requested in requested_settings.items():
+        recorded = getattr(engine, name)
+        if requested not in (None, "auto", recorded):
             log.warning(
-                "%s: this scan began with %s %s and goes on with it, not with %s (--fresh starts over)",
-                path, name, kept, wanted,
+                "%s: this scan began with %s %s and continues with it; %s is ignored (--fresh starts over)",
+                path, name, recorded, requested,
             )  # fmt: skip
 
 

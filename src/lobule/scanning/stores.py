@@ -1,4 +1,4 @@
-"""Sinks: what a pass gave, assembled into chunks and parts, each written once and whole."""
+"""Sinks collect the outputs of a pass into chunks of a map or table, and write each chunk once, complete."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from lobule.scanning.contract import MapSpec, Pass, Store, TableSpec
 from lobule.stitch import Scores, State, States
 
 CHUNK_CELLS = 1024
-"""Cells along a chunk: large enough for few files, small enough that little is lost in a kill."""
+"""Cells per side of a chunk. Larger chunks make fewer files; smaller ones lose less work if a scan is
+killed."""
 
 Outputs = Mapping[str, NDArray[Any]]
-"""One field's outputs by name."""
+"""The outputs of one field by name."""
 
 
 class Sink(Protocol):
-    """Where the fields of one pass go."""
+    """Receives the outputs of the fields of one pass."""
 
     needed: NDArray[np.bool_]
-    """For each row of the pass, whether it is still to be computed."""
+    """For each row of the pass, whether it still has to be computed."""
 
     def deliver(self, row: int, outputs: Outputs) -> None: ...
 
@@ -41,7 +42,7 @@ class Sink(Protocol):
 
 
 def open_sink(pass_: Pass, folder: CaseFolder, retry_failed: bool = False) -> Sink:
-    """The sink that a pass's store asks for."""
+    """Return the sink for the kind of store that a pass fills."""
     failed = _FailureList(_failed_path(pass_, folder), pass_)
     if isinstance(pass_.store, MapSpec):
         return MapSink(pass_, pass_.store, folder.map_path(pass_.name), failed, retry_failed)
@@ -49,7 +50,7 @@ def open_sink(pass_: Pass, folder: CaseFolder, retry_failed: bool = False) -> Si
 
 
 def failed_in(pass_: Pass, folder: CaseFolder) -> bool:
-    """Whether fields of a pass are known to have failed."""
+    """Whether the failure list of a pass on disk has entries."""
     return bool(_causes(_failed_path(pass_, folder)))
 
 
@@ -58,17 +59,19 @@ def _failed_path(pass_: Pass, folder: CaseFolder) -> Path:
 
 
 def _causes(path: Path) -> dict[int, str]:
-    """Row → why it failed; a list that cannot be read is damage of its case."""
+    """Read the causes of failed rows. An unreadable list is a `DamagedResults` error."""
     if not path.exists():
         return {}
     try:
         return {int(row): str(cause) for row, cause in read_json(path).items()}
     except (ResultsError, AttributeError, ValueError) as error:
-        raise DamagedResults("the list of what failed is damaged", subject=path, actual=str(error)) from error
+        raise DamagedResults(
+            "the list of failed fields is damaged", subject=path, actual=str(error)
+        ) from error
 
 
 class _FailureList:
-    """Rows that failed and why, on disk before the chunk that holds them."""
+    """The rows that failed, with causes. It is written to disk before the chunk that contains the rows."""
 
     def __init__(self, path: Path, pass_: Pass) -> None:
         self._path, self._pass = path, pass_
@@ -76,11 +79,11 @@ class _FailureList:
         self.causes = dict(self._on_disk)
 
     def keep(self, rows: NDArray[np.bool_]) -> None:
-        """Forget failures of rows that will be computed again."""
+        """Keep only the failures of the selected rows; the other rows will be computed again."""
         self.causes = {row: cause for row, cause in self.causes.items() if rows[row]}
 
     def save(self) -> None:
-        if not self.causes:  # nothing failed, or a retry computed all of it
+        if not self.causes:  # Nothing failed, or a retry was successful.
             self._path.unlink(missing_ok=True)
             self._on_disk = {}
         elif self.causes != self._on_disk:
@@ -88,30 +91,30 @@ class _FailureList:
             write_json(self._path, {str(row): self.causes[row] for row in sorted(self.causes)})
             self._on_disk = dict(self.causes)
 
-    def listed(self) -> list[FailedField]:
+    def failed_fields(self) -> list[FailedField]:
         fields = self._pass.fields
-        out = []
+        entries = []
         for row in sorted(self.causes):
             box = fields.l0_box(row)
-            place = (box.x, box.y, box.width, box.height)
-            out.append(FailedField(self._pass.name, fields.image_of(row), place, self.causes[row]))
-        return out
+            l0_box = (box.x, box.y, box.width, box.height)
+            entries.append(FailedField(self._pass.name, fields.image_of(row), l0_box, self.causes[row]))
+        return entries
 
 
 class MapSink:
-    """Assembles a map chunk by chunk; a chunk is written when its last field is in."""
+    """Assembles a map. A chunk is written when all of its fields have arrived."""
 
     def __init__(
         self, pass_: Pass, spec: MapSpec, path: Path, failed: _FailureList, retry_failed: bool
     ) -> None:
-        self._spec, self._failed = spec, failed
+        self._spec, self._failures = spec, failed
         fields_wide = 1 if spec.scattered else max(1, CHUNK_CELLS // spec.grid.cells)
         info = MapInfo.of_grid(pass_.name, spec.image, spec.classes, spec.grid, fields_wide)
         self._writer = MapWriter(path, info)
-        assert pass_.fields.grid_indices is not None, "a map pass says which field is where"
-        self._places = pass_.fields.grid_indices
+        assert pass_.fields.grid_indices is not None, "a map pass states the grid position of each field"
+        self._field_indices = pass_.fields.grid_indices
         self._chunk_of_row = [
-            info.chunk_of(int(r) * spec.grid.cells, int(c) * spec.grid.cells) for r, c in self._places
+            info.chunk_of(int(r) * spec.grid.cells, int(c) * spec.grid.cells) for r, c in self._field_indices
         ]
         if retry_failed:
             for row in failed.causes:
@@ -124,7 +127,8 @@ class MapSink:
             if needed:
                 self._missing[chunk] = self._missing.get(chunk, 0) + 1
         self._open: dict[tuple[int, int], tuple[Scores, States]] = {}
-        for chunk in () if spec.scattered else info.chunks:  # chunks without a field are done by saying so
+        # Chunks without a field contain only states, which are written now.
+        for chunk in () if spec.scattered else info.chunks:
             if chunk not in written and chunk not in self._missing:
                 self._write(chunk, None, np.zeros(self._shape(chunk), np.uint8))
 
@@ -133,31 +137,31 @@ class MapSink:
         grid = self._spec.grid
         if values.shape != (len(self._spec.classes), grid.cells, grid.cells):
             raise ModelError(
-                "the model's map does not fit",
+                "the map returned by the model has the wrong shape",
                 expected=f"{len(self._spec.classes)} classes of {grid.cells} × {grid.cells} cells",
                 actual=str(values.shape),
             )
         if np.isfinite(values).all():
-            self._put(row, values)
+            self._store(row, values)
         else:
-            self.fail(row, "the model returned a score that is not a number")
+            self.fail(row, "the model returned a score that is NaN or infinite")
 
     def fail(self, row: int, cause: str) -> None:
         if self.needed[row]:
-            self._failed.causes[row] = cause
-        self._put(row, None)
+            self._failures.causes[row] = cause
+        self._store(row, None)
 
     def finish(self) -> Store:
         return MapReader(self._writer.path)
 
     def failures(self) -> list[FailedField]:
-        return self._failed.listed()
+        return self._failures.failed_fields()
 
     def _shape(self, chunk: tuple[int, int]) -> tuple[int, int]:
         rows, columns = self._writer.info.chunk_cells(chunk)
         return rows.stop - rows.start, columns.stop - columns.start
 
-    def _put(self, row: int, values: NDArray[Any] | None) -> None:
+    def _store(self, row: int, values: NDArray[Any] | None) -> None:
         if not self.needed[row]:
             return
         chunk = self._chunk_of_row[row]
@@ -166,7 +170,7 @@ class MapSink:
             scores = np.zeros((len(self._spec.classes), height, width), np.float32)
             self._open[chunk] = (scores, np.zeros((height, width), np.uint8))
         scores, states = self._open[chunk]
-        rows, columns = self._spec.grid.field_cells(*(int(v) for v in self._places[row]))
+        rows, columns = self._spec.grid.field_cells(*(int(v) for v in self._field_indices[row]))
         block = self._writer.info.chunk_cells(chunk)
         inner = (_shifted(rows, block[0].start), _shifted(columns, block[1].start))
         if values is None:
@@ -178,33 +182,33 @@ class MapSink:
         self._missing[chunk] -= 1
         if self._missing[chunk] == 0:
             del self._missing[chunk], self._open[chunk]
-            self._failed.save()
+            self._failures.save()
             self._write(chunk, scores, states)
 
     def _write(self, chunk: tuple[int, int], scores: Scores | None, states: States) -> None:
         rows, columns = self._writer.info.chunk_cells(chunk)
-        wanted, glass = self._spec.required[rows, columns], self._spec.glass[rows, columns]
-        states = np.where(wanted, states, np.where(glass, State.GLASS, State.PENDING)).astype(np.uint8)
+        required, glass = self._spec.required[rows, columns], self._spec.glass[rows, columns]
+        states = np.where(required, states, np.where(glass, State.GLASS, State.PENDING)).astype(np.uint8)
         if scores is not None:
             scores = np.where(states == State.SCORED, scores, np.float32(0))
         _guard(lambda: self._writer.write_chunk(chunk, scores, states), self._writer.path)
 
 
 class TableSink:
-    """Assembles a table part by part."""
+    """Assembles a table. A chunk of rows is written when all of its fields have arrived."""
 
     def __init__(
         self, pass_: Pass, spec: TableSpec, path: Path, failed: _FailureList, retry_failed: bool
     ) -> None:
-        self._pass, self._failed = pass_, failed
+        self._pass, self._failures = pass_, failed
         info = TableInfo(pass_.name, len(pass_.fields), spec.part_rows)
         self._writer = TableWriter(path, info)
         if retry_failed:
             for row in failed.causes:
                 self._writer.forget(row // spec.part_rows)
         written = self._writer.written()
-        parts = np.arange(len(pass_.fields)) // spec.part_rows
-        self.needed = ~np.isin(parts, sorted(written))
+        chunk_of_row = np.arange(len(pass_.fields)) // spec.part_rows
+        self.needed = ~np.isin(chunk_of_row, sorted(written))
         failed.keep(~self.needed)
         self._rows: dict[int, dict[int, Outputs | None]] = {}
         self._part_rows = spec.part_rows
@@ -212,33 +216,33 @@ class TableSink:
     def deliver(self, row: int, outputs: Outputs) -> None:
         bad = [name for name, values in outputs.items() if not np.isfinite(values).all()]
         if bad:
-            self.fail(row, f"the model returned a {bad[0]} that is not a number")
+            self.fail(row, f"the model returned NaN or infinity in '{bad[0]}'")
         else:
-            self._put(row, outputs)
+            self._store(row, outputs)
 
     def fail(self, row: int, cause: str) -> None:
         if self.needed[row]:
-            self._failed.causes[row] = cause
-        self._put(row, None)
+            self._failures.causes[row] = cause
+        self._store(row, None)
 
     def finish(self) -> Store:
         return TableReader(self._writer.path)
 
     def failures(self) -> list[FailedField]:
-        return self._failed.listed()
+        return self._failures.failed_fields()
 
-    def _put(self, row: int, outputs: Outputs | None) -> None:
+    def _store(self, row: int, outputs: Outputs | None) -> None:
         if not self.needed[row]:
             return
-        part = row // self._part_rows
-        rows = self._rows.setdefault(part, {})
+        chunk = row // self._part_rows
+        rows = self._rows.setdefault(chunk, {})
         rows[row] = outputs
-        block = self._writer.info.part_slice(part)
+        block = self._writer.info.part_slice(chunk)
         if len(rows) == block.stop - block.start:
-            del self._rows[part]
-            self._failed.save()
+            del self._rows[chunk]
+            self._failures.save()
             columns = self._columns(np.arange(block.start, block.stop), rows)
-            _guard(lambda: self._writer.write_part(part, columns), self._writer.path)
+            _guard(lambda: self._writer.write_part(chunk, columns), self._writer.path)
 
     def _columns(self, index: NDArray[np.int64], rows: Mapping[int, Outputs | None]) -> Columns:
         fields = self._pass.fields
@@ -246,7 +250,7 @@ class TableSink:
         columns: Columns = {
             "field": index,
             "image": np.array([fields.image_of(int(row)) for row in index]),
-            **{name: l0[:, place] for place, name in enumerate(("l0_x", "l0_y", "l0_width", "l0_height"))},
+            **{name: l0[:, column] for column, name in enumerate(("l0_x", "l0_y", "l0_width", "l0_height"))},
             "state": np.array(
                 [State.FAILED if rows[int(row)] is None else State.SCORED for row in index], np.uint8
             ),
@@ -268,7 +272,7 @@ def _corners(box: Any) -> tuple[int, int, int, int]:
 
 
 def _guard(write: Callable[[], None], path: Path) -> None:
-    """Run a write; what the disk refuses ends the scan, since no later case would fare better."""
+    """Write, and convert an error of the disk. It ends the scan, because later cases would fail as well."""
     try:
         write()
     except OSError as error:

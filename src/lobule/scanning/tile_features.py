@@ -1,4 +1,4 @@
-"""Tiles through an encoder: the pass that fills a table of features, for whichever method wants one."""
+"""Encodes the tiles of a slide: the pass that fills a table of features, shared by several methods."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from lobule.stitch import State
 PASS = "features"
 COLUMN = "features"
 BATCH = 256
-"""Tiles of a batch, but on a CPU: that gains nothing from more than it computes at once, and would compute
-what the last batch of a case is padded with."""
+"""Tiles per batch on a GPU. A CPU uses smaller batches: it gains nothing from larger ones, and would have to
+compute the padding of the last batch of a case."""
 HEADROOM = 2.0
 
 WAITING = 12
-"""Bytes of a pixel value of a tile, a lane: as read in up to four batches that wait, and twice as float32."""
+"""Bytes per pixel value of a tile and lane: uint8 in up to four queued batches, and float32 twice."""
 
 PART_BYTES = 16 << 20
-"""Of a part of the table: so much is held until it is written."""
+"""Size of a chunk of the table, which stays in memory until it is written."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Which tiles of a slide are looked at."""
+    """The tiles of a slide that are encoded."""
 
     mpp: float
     tile_px: int = 224
-    """Pixels a side of a tile, at that µm/px; tiles lie side by side from level-0 (0, 0)."""
+    """Pixels per side of a tile at `mpp`. Tiles lie side by side, starting at level-0 (0, 0)."""
     input_px: int = 224
-    """Pixels a side that the encoder gets; tiles of another size are resized on the device."""
+    """Pixels per side of the encoder's input. Tiles of another size are resized on the device."""
     tissue_share: float = 0.1
-    """Tiles with less tissue than this share are not looked at."""
+    """Tiles with a smaller share of tissue are skipped."""
 
     def __post_init__(self) -> None:
         if self.tile_px < 1 or self.input_px < 1 or self.mpp <= 0 or not 0 <= self.tissue_share <= 1:
             raise ConfigError(
-                f"no tiles of {self.tile_px} px at {self.mpp} µm/px, {self.input_px} px for the encoder, "
+                f"invalid tiles: {self.tile_px} px at {self.mpp} µm/px, {self.input_px} px for the encoder, "
                 f"a tissue share of {self.tissue_share}"
             )
 
 
 def tiles_of(case: OpenCase, tiling: Tiling) -> tuple[MapGrid, NDArray[np.bool_]]:
-    """The grid of a case's tiles, and which of them hold enough tissue."""
+    """Return the grid of a case's tiles, and a mask of the tiles with enough tissue."""
     lattice = case.images["slide"].lattice(mpp=tiling.mpp, upsample=case.options.upsample)
     grid = MapGrid(lattice, tiling.tile_px, tiling.tile_px)
     tissue = case.tissue()
@@ -64,9 +64,9 @@ def tiles_of(case: OpenCase, tiling: Tiling) -> tuple[MapGrid, NDArray[np.bool_]
 
 
 def features_pass(case: OpenCase, tiling: Tiling, dim: int) -> Pass:
-    """The pass that encodes every tile of tissue, row by row."""
-    grid, wanted = tiles_of(case, tiling)
-    rows, columns = np.nonzero(wanted)
+    """Return the pass that encodes every tile with tissue, row by row."""
+    grid, has_tissue = tiles_of(case, tiling)
+    rows, columns = np.nonzero(has_tissue)
     boxes = np.empty((len(rows), 4), np.int64)
     boxes[:, 0], boxes[:, 1] = columns * tiling.tile_px, rows * tiling.tile_px
     boxes[:, 2:] = tiling.tile_px
@@ -75,7 +75,7 @@ def features_pass(case: OpenCase, tiling: Tiling, dim: int) -> Pass:
 
 
 def l0_corners(lattice: Lattice, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Level-0 corners (n, 2) of boxes of lattice pixels: whole pixels, at or before the exact place."""
+    """Return the level-0 corners (n, 2) of boxes in lattice pixels, rounded down to whole pixels."""
     out = np.empty((len(boxes), 2), np.int64)
     for axis, step in enumerate((lattice.step_x, lattice.step_y)):
         out[:, axis] = boxes[:, axis] * step.numerator // step.denominator
@@ -83,8 +83,8 @@ def l0_corners(lattice: Lattice, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def refuse_all_failed(table: TableReader) -> None:
-    """Refuse a finished pass of which nothing could be read: it would look like a slide without tissue."""
-    states = [part["state"] for part in table.iterate(["state"])]
+    """Raise an error if every tile failed, since the empty result would look like a slide without tissue."""
+    states = [chunk["state"] for chunk in table.iterate(["state"])]
     if states and not any((state == State.SCORED).any() for state in states):
         raise CaseError(
             f"none of its {sum(map(len, states))} tiles could be encoded",
@@ -93,12 +93,12 @@ def refuse_all_failed(table: TableReader) -> None:
 
 
 class TileEncoder:
-    """An encoder for the scanner: what a predictor's `settle`, `place`, `sample` and `forward` need."""
+    """Runs an encoder for predictors that encode tiles: implements everything but their `steps`."""
 
     def __init__(self, encoder: Encoder, tiling: Tiling) -> None:
         if encoder.input_px is not None and tiling.input_px != encoder.input_px:
             raise ConfigError(
-                f"'{encoder.name}' takes tiles of {encoder.input_px} px alone",
+                f"'{encoder.name}' accepts only tiles of {encoder.input_px} px",
                 actual=f"{tiling.input_px} px",
                 remedy=f"Use --input {encoder.input_px}",
             )
@@ -108,17 +108,17 @@ class TileEncoder:
         self._engine = EngineSettings()
 
     def bytes_of_tile(self) -> int:
-        """What a tile takes while it is encoded; a tile that the encoder cannot take is a `ConfigError`."""
+        """Return the bytes for encoding one tile. Raises `ConfigError` if the encoder rejects its size."""
         side = self.tiling.input_px
         try:
-            one = int(HEADROOM * activation_bytes(self.encoder.net, side, side))
+            encoding_bytes = int(HEADROOM * activation_bytes(self.encoder.net, side, side))
         except RuntimeError as error:
             raise ConfigError(
-                f"'{self.encoder.name}' cannot take tiles of {side} px",
+                f"'{self.encoder.name}' does not accept tiles of {side} px",
                 actual=str(error).splitlines()[0],
                 remedy="Use larger tiles, or enlarge them with --input",
             ) from error
-        return one + WAITING * 3 * self.tiling.tile_px**2
+        return encoding_bytes + WAITING * 3 * self.tiling.tile_px**2
 
     def choose_batch(self, engine: EngineSettings, room: int) -> EngineSettings:
         most = SLICE if engine.device == "cpu" else BATCH
@@ -138,7 +138,7 @@ class TileEncoder:
         dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
         size = (self.tiling.input_px, self.tiling.input_px)
         resized = tuple(batch.pixels.shape[1:3]) != size
-        # resizing knows no bfloat16 on a CPU
+        # torch cannot resize bfloat16 tensors on a CPU.
         x = self.encoder.scaling.apply(batch.pixels, torch.float32 if resized else dtype)
         if resized:
             x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True).to(dtype)

@@ -15,7 +15,7 @@ from lobule.bundles import MODEL
 from lobule.cohort import Cohort, Kind
 from lobule.errors import ConfigError, Leakage, LobuleError, ResultsError, UsageError
 from lobule.files import make_folder, read_json, write_json
-from lobule.results.folder import hold
+from lobule.results.folder import lock_folder
 
 if TYPE_CHECKING:
     from lobule.training.distributed import Ranks
@@ -124,7 +124,7 @@ def begun_training(
         yield folder
         return
     try:
-        with hold(folder):
+        with lock_folder(folder):
             is_new = not (folder / SETTINGS).exists()
             _begin(Path(out) / MODEL, folder, config, parts, also, resume, fresh)
             if ranks is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from lobule.bundles import MODEL
 from lobule.errors import ResultsError
 from lobule.files import read_json
-from lobule.results.folder import hold
+from lobule.results.folder import lock_folder
 from lobule.training.job import SETTINGS
 from lobule.training.training_log import LOG
 
@@ -73,7 +73,7 @@ def training_status(folder: Path) -> TrainingStatus:
 
 def _is_locked(folder: Path) -> bool:
     try:
-        with hold(folder):
+        with lock_folder(folder):
             return False
     except ResultsError:
         return True
