@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands' help; with --check, say whether it is in step and change nothing."""
+"""Write docs/cli.md from the help of the commands; with --check, only check that it is up to date."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ HEAD = """# Commands
 
 This page is generated from `--help` by `docs/generate_cli.py`; change the help, not the page.
 
-Every command takes `--json` for machines and `--debug` for tracebacks. Names and options may be written with
-hyphens or underscores. Exit status: 0 done, 1 some cases failed, 2 wrong use, 130 interrupted. Progress shows
-on a terminal and is quiet in a pipe.
+Every command has the options `--json`, which prints JSON, and `--debug`, which shows tracebacks. Commands and
+options may be written with hyphens or underscores. The exit status is 0 for success, 1 if some cases failed,
+2 for invalid use and 130 after an interruption. Progress is shown only on a terminal.
 """
 
 
@@ -28,7 +28,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
             return 0
-        print("docs/cli.md is out of step with --help: run docs/generate_cli.py", file=sys.stderr)
+        print("docs/cli.md is out of date: run docs/generate_cli.py", file=sys.stderr)
         return 1
     PAGE.write_text(text, encoding="utf-8")
     return 0
@@ -40,7 +40,7 @@ def page() -> str:
 
 
 def walk(command: click.Command, path: str, parent: click.Context | None) -> Iterator[tuple[str, str]]:
-    """The path and the help of a command and of every command below it."""
+    """Yield the path and the help text of a command and of all its subcommands."""
     context = click.Context(
         command, info_name=path.rpartition(" ")[2], parent=parent, terminal_width=96, max_content_width=96
     )

@@ -1,47 +1,56 @@
-"""The command line: `main`, and the dictionary of commands. Each command parses, calls and prints."""
+"""The command line: `main` and the table of commands."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("lobule.cli.demo:command", "Generated slides: train on some, scan another, look at it."),
-    "doctor": ("lobule.cli.doctor:command", "What this machine can do; what is wrong with these files."),
-    "info": ("lobule.cli.info:command", "Format, size, levels, µm/px, associated images and tissue area."),
-    "tissue": ("lobule.cli.tissue:command", "Tissue map, area and preview of a slide."),
-    "phantom": ("lobule.cli.phantom:command", "Generated cohorts with exact truth, of any size."),
-    "cohort": ("lobule.cli.cohort:command", "A manifest from a folder as the public data sets lay it out."),
-    "features": ("lobule.cli.features:command", "Tile features of slides, as TRIDENT and CLAM lay them out."),
+    "demo": (
+        "lobule.cli.demo:command",
+        "Train and evaluate on generated slides or exams, and write one page about it.",
+    ),
+    "doctor": ("lobule.cli.doctor:command", "Check this machine and its libraries, or check files."),
+    "info": ("lobule.cli.info:command", "Describe a slide, a results folder or a training."),
+    "tissue": ("lobule.cli.tissue:command", "Detect the tissue of a slide: area, mask and preview."),
+    "phantom": ("lobule.cli.phantom:command", "Generate cohorts of any size with exact ground truth."),
+    "cohort": ("lobule.cli.cohort:command", "Write a manifest for a folder of slides, images or exams."),
+    "features": (
+        "lobule.cli.features:command",
+        "Compute tile features of slides, in the layout of TRIDENT or CLAM.",
+    ),
     "train": (
         "lobule.cli.train:command",
-        "Train a method on a cohort; goes on where it was stopped.",
+        "Train a method on a cohort; resumable.",
     ),
-    "budget": ("lobule.cli.budget:command", "How few outlined slides are enough: a curve over budgets."),
+    "budget": (
+        "lobule.cli.budget:command",
+        "Train on different numbers of outlined slides and compare the models.",
+    ),
     "scan": (
         "lobule.cli.scan:command",
-        "Score every case and say where: maps, findings, a score; resumable.",
+        "Scan cases with a model: maps, findings and scores; resumable.",
     ),
     "evaluate": (
         "lobule.cli.evaluate:command",
-        "FROC, AUC, precision and recall, calibration, with intervals, by site or any column.",
+        "Evaluate results: FROC, AUC, precision, recall and calibration with intervals.",
     ),
     "weights": (
         "lobule.cli.weights:command",
-        "Pretrained and published weights: where they are, what a file is.",
+        "List, inspect, convert and calibrate weights.",
     ),
 }
-"""Name: (where its click command is, one line of help), in the order of the help; loaded when called."""
+"""The location of each click command and its line of help; a command is imported when it is called."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its status: 0 done, 1 some cases failed, 2 wrong use."""
+    """Run the command line and exit with its status: 0 done, 1 some cases failed, 2 invalid use."""
     import sys
 
     _open_closed_streams()
     try:
         from lobule.allocator import keep_freed_memory
 
-        keep_freed_memory()  # before any library has threads, each with an arena of its own
+        keep_freed_memory()  # before any library starts threads, which would get separate arenas
         from lobule.cli.base import LazyGroup, run
 
         sys.exit(run(LazyGroup("lobule", COMMANDS, help=ABOUT, version=True), arguments))
@@ -51,17 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _open_closed_streams() -> None:
-    """Open the null device in place of a standard stream that is closed, as after `2>&-`.
+    """Replace each closed standard stream, as after `2>&-`, by the null device.
 
-    The work goes on and its messages are lost. Otherwise the next file to be opened would get the number of
-    the stream, and messages of native libraries would be written into that file.
+    Otherwise the next opened file would get the number of the stream, and native libraries would write
+    their messages into that file.
     """
     import os
     import sys
 
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            number = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is that of the stream
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which the stream had
             os.set_inheritable(number, True)
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 

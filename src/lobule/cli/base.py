@@ -1,4 +1,4 @@
-"""What every command shares: lazy loading, `--json`, `--debug`, errors as one line, progress, exit status."""
+"""Shared by all commands: lazy loading, `--json`, `--debug`, one-line errors, progress and exit status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lobule.errors import LobuleError, UsageError
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command found: data for `--json`, text for people, and how many cases failed."""
+    """The output of a command: data for `--json`, text for people, and the number of failed cases."""
 
     data: Mapping[str, Any]
     text: str
@@ -26,13 +26,15 @@ class Answer:
 
 
 class Command(click.Command):
-    """A command that returns an `Answer`; its help ends with examples that run."""
+    """A command that returns an `Answer`. Its help ends with examples, which the tests run."""
 
     def __init__(self, *arguments: Any, examples: Sequence[str] = (), **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.examples = tuple(examples)
-        self.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON for machines."))
-        self.params.append(click.Option(["--debug"], is_flag=True, help="Show tracebacks of errors."))
+        self.params.append(
+            click.Option(["--json", "as_json"], is_flag=True, help="Print JSON instead of text.")
+        )
+        self.params.append(click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."))
 
     def invoke(self, ctx: click.Context) -> int:
         ctx.obj.debug = ctx.params.pop("debug")
@@ -44,7 +46,7 @@ class Command(click.Command):
         try:
             if text:
                 click.echo(text)
-        except BrokenPipeError:  # the work is done, and the status says how, although nobody reads the text
+        except BrokenPipeError:  # the command has finished, so the exit status still reports its outcome
             _discard_output()
         return 1 if answer.failed else 0
 
@@ -55,7 +57,7 @@ class Command(click.Command):
 
 
 def lobule_command(*examples: str) -> Callable[[Callable[..., Answer]], Command]:
-    """Make a function that answers a command; the first paragraph of its docstring is its short help."""
+    """Turn a function into a command with these examples; the docstring of the function is the help text."""
 
     def decorate(function: Callable[..., Answer]) -> Command:
         command = click.command(cls=Command, examples=examples)(function)
@@ -66,7 +68,7 @@ def lobule_command(*examples: str) -> Callable[[Callable[..., Answer]], Command]
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are loaded when called, and listed without loading any."""
+    """A group of commands that are imported only when called. The list of commands imports none."""
 
     def __init__(
         self, name: str, entries: Mapping[str, tuple[str, str]], *, help: str, version: bool = False
@@ -110,7 +112,7 @@ _CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 100,
 }
-"""Names and options are taken with hyphens or underscores."""
+"""Commands and options may be written with hyphens or underscores."""
 
 
 def _version_option() -> click.Option:
@@ -136,14 +138,14 @@ def _version_option() -> click.Option:
 
 @dataclass
 class GlobalOptions:
-    """What the person asked of any command, known once its options are parsed."""
+    """The options that every command has."""
 
     debug: bool = False
     as_json: bool = False
 
 
 def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit status; errors become one line on stderr."""
+    """Run a command and return its exit status. An error is printed as one line on stderr."""
     argument_list = list(sys.argv[1:] if arguments is None else arguments)
     global_options = GlobalOptions(debug="--debug" in argument_list, as_json="--json" in argument_list)
     try:
@@ -158,7 +160,7 @@ def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _fail("Interrupted.", global_options, 130)
     except BrokenPipeError:
-        # whoever read our output has left; do not let Python complain about it at exit
+        # The reader of the output has closed the pipe; Python must not report this at exit.
         _discard_output()
         return 141
     except LobuleError as error:
@@ -172,7 +174,7 @@ def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
 
 
 def _discard_output() -> None:
-    """Send what is still to be written on stdout nowhere, so that Python does not complain at exit."""
+    """Redirect stdout to the null device, so that Python reports no error when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -180,8 +182,8 @@ def _describe_unexpected_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror or error}."
     if isinstance(error, MemoryError):
-        return "Out of memory. Give less work at once, or a smaller --max-ram."
-    return f"Lobule broke: {type(error).__name__}: {error}. This is a bug; --debug shows where."
+        return "Out of memory. Reduce --max-ram or --batch, or process fewer cases at a time."
+    return f"Something broke in Lobule: {type(error).__name__}: {error}. This is a bug; --debug shows where."
 
 
 def _fail(
@@ -222,14 +224,14 @@ def _print_error(
 
 
 def format_fields(pairs: Sequence[tuple[str, str]]) -> str:
-    """Names and values in two columns; a value of several lines stays in its column."""
+    """Format names and values in two columns; the lines of a value are aligned in its column."""
     width = max((len(name) for name, _ in pairs), default=0)
     indent = "\n" + " " * (width + 2)
     return "\n".join(f"{name:<{width}}  {value.replace(chr(10), indent)}".rstrip() for name, value in pairs)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An aligned table; columns whose cells all begin with a digit stand to the right."""
+    """Format an aligned table; a column is right-aligned if all its cells begin with a digit."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     right = [bool(rows) and all(row[i][:1].isdigit() for row in rows) for i in range(len(header))]
 
@@ -244,7 +246,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def note(message: str) -> None:
-    """A line for the person who waits: on stderr, and only where that is a terminal."""
+    """Print a message on stderr if that is a terminal."""
     if sys.stderr.isatty():
         click.echo(click.style(message, dim=True), err=True)
 
@@ -253,7 +255,11 @@ def note(message: str) -> None:
 def progress(
     description: str, total: float | None = None, unit: str = ""
 ) -> Iterator[Callable[[float], None]]:
-    """Progress with rate and time left on a terminal's stderr, nothing in a pipe; gives `advance(amount)`."""
+    """Show a progress bar on stderr if that is a terminal.
+
+    Yields:
+        A function `advance(amount)` that moves the bar.
+    """
     if not sys.stderr.isatty():
         yield lambda amount: None
         return
@@ -281,11 +287,11 @@ def progress(
 
 
 def as_settings(assignments: tuple[str, ...]) -> dict[str, Any]:
-    """`key=value` pairs by key; hyphens are underscores."""
+    """Parse `key=value` texts into a dictionary; hyphens in keys become underscores."""
     pairs = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not key:
-            raise UsageError(f"not a setting: '{assignment}'", expected="--set key=value")
+            raise UsageError(f"cannot parse the setting '{assignment}'", expected="--set key=value")
         pairs[key.strip().replace("-", "_")] = value.strip()
     return pairs

@@ -1,4 +1,4 @@
-"""`lobule budget`: how few outlined slides are enough."""
+"""`lobule budget`: compare models that were trained on different numbers of outlined slides."""
 
 from __future__ import annotations
 
@@ -14,28 +14,47 @@ from lobule.errors import UsageError
 @lobule_command("lobule budget reverse-distillation cohort.csv --out OUT --slides 1,2,5,10,20 --dry-run")
 @click.argument("method")
 @click.argument("cohort", metavar="COHORT")
-@click.option("--out", required=True, metavar="DIR", help="The curve, and a folder for each budget.")
 @click.option(
-    "--slides", default="1,2,5,10,20", show_default=True, metavar="N,N,…", help="Numbers of outlined slides."
+    "--out",
+    required=True,
+    metavar="DIR",
+    help="Folder for the results; each number of slides has a subfolder.",
 )
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method; repeatable."
+    "--slides",
+    default="1,2,5,10,20",
+    show_default=True,
+    metavar="N,N,…",
+    help="Numbers of outlined slides to train on.",
 )
 @click.option(
-    "--val", default="val", show_default=True, metavar="SPLIT", help="Validated on: val, test or none."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting of the method; repeatable.",
 )
-@click.option("--split", default="test", show_default=True, help="The split on which budgets are compared.")
+@click.option(
+    "--val",
+    default="val",
+    show_default=True,
+    metavar="SPLIT",
+    help="Split for validation: val, test or none.",
+)
+@click.option("--split", default="test", show_default=True, help="Split on which the models are compared.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0, mps.")
-@click.option("--workers", type=click.IntRange(1), help="Workers that draw patches; one a core if not given.")
-@click.option("--dry-run", is_flag=True, help="Say which budgets would be tried.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Workers that sample patches; by default one per core."
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be trained and stop.")
 def command(
     method: str, cohort: str, out: str, slides: str, settings: tuple[str, ...], dry_run: bool, **options: Any
 ) -> Answer:
-    """Train on 1, 2, 5, … outlined slides, and draw how well each does on slides that none of them saw.
+    """Train on 1, 2, 5, … outlined slides and compare the models on unseen slides.
 
-    The slides of a smaller budget are among those of a larger one. Stopped at any instant, the same command
-    goes on. Writes budget.csv, budget.json and the plot (budget.svg, budget.png).
+    Each larger set of slides contains the smaller ones. After an interruption, run the same command to
+    continue. Writes budget.csv, budget.json and a plot (budget.svg, budget.png).
     """
     counts = as_counts(slides)
     setting_values = as_settings(settings)
@@ -70,13 +89,15 @@ def command(
 
 
 def as_counts(text: str) -> list[int]:
-    """`1,2,5` as numbers."""
+    """Parse a list of numbers such as `1,2,5`."""
     try:
         counts = [int(count) for count in text.split(",")]
     except ValueError:
         counts = [0]
     if min(counts) < 1:
-        raise UsageError(f"not numbers of slides: '{text}'", expected="such as 1,2,5,10,20")
+        raise UsageError(
+            f"--slides '{text}' is not a list of positive numbers", expected="such as 1,2,5,10,20"
+        )
     return counts
 
 

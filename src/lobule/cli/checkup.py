@@ -1,4 +1,4 @@
-"""What is wrong with one file: a slide, a mammogram or a cohort, looked at as a scan would."""
+"""Check one file, which is a slide, a mammogram or a manifest, in the way that a scan reads it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Any
 from lobule.errors import CohortError, LobuleError
 
 LARGE_PX = 50_000_000
-"""A slide of one level beyond this many pixels is slow to look at small."""
+"""Overviews of a slide with a single level and more pixels than this are slow."""
 
 
 def check_file(path: str) -> dict[str, Any]:
-    """`ok`, `what` it is, its `problems` (which stop work) and `remarks` (which do not)."""
+    """Check a file.
+
+    Returns:
+        A dictionary with `ok`, `what` the file is, `problems` that prevent its use, and `remarks`.
+    """
     report: dict[str, Any] = {"path": path, "ok": False, "what": None, "problems": [], "remarks": []}
     try:
         if path.lower().endswith((".csv", ".parquet", ".pq")):
@@ -41,7 +45,7 @@ def check_cohort(path: str, report: dict[str, Any]) -> None:
 
 
 def is_mammogram(path: str) -> bool:
-    """Whether a file is a DICOM mammogram."""
+    """Return whether a file is a DICOM mammogram."""
     from lobule.mammograms.dicom_look import look
 
     file = Path(path)
@@ -66,13 +70,15 @@ def check_slide(path: str, report: dict[str, Any]) -> None:
     report["what"] = f"{slide_report.format}, {size}, {len(slide_report.levels)} levels"
     report["slide"] = slide_report.as_json()
     problems = list(slide_report.problems)
-    if slide_report.mpp_x is None:  # nothing is broken, only to be supplied; it is said first
+    if (
+        slide_report.mpp_x is None
+    ):  # The first problem is then the missing µm/px. The user can supply it, so it is only a remark.
         report["remarks"].append(problems.pop(0))
     if (
         len(slide_report.levels) == 1
         and slide_report.levels[0].width * slide_report.levels[0].height > LARGE_PX
     ):
-        report["remarks"].append("The slide has one level only: small views of it are slow.")
+        report["remarks"].append("The slide has only one level, so overviews of it are slow.")
     report["problems"] += problems
 
 

@@ -1,4 +1,4 @@
-"""`lobule cohort`: a manifest from a folder as the public data sets lay it out."""
+"""`lobule cohort`: write a manifest for a folder, such as a public data set."""
 
 from __future__ import annotations
 
@@ -22,26 +22,25 @@ LAYOUTS = ("camelyon16", "bach", "dicom", "folder")
     "lobule cohort CAMELYON16 --from camelyon16 --out camelyon16.csv",
 )
 @click.argument("folder", metavar="DIR")
+@click.option("--from", "layout", type=click.Choice(LAYOUTS), required=True, help="Layout of the folder.")
 @click.option(
-    "--from", "layout", type=click.Choice(LAYOUTS), required=True, help="How the folder is laid out."
+    "--out", metavar="FILE", help="Manifest to write (.csv or .parquet); by default DIR/cohort.csv."
 )
-@click.option(
-    "--out", metavar="FILE", help="The manifest to write (.csv or .parquet); DIR/cohort.csv if not given."
-)
-@click.option("--force", is_flag=True, help="Replace a manifest that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing manifest.")
 def command(folder: str, layout: str, out: str | None, force: bool) -> Answer:
-    """Make a cohort manifest from a folder.
+    """Write a cohort manifest for a folder.
 
-    camelyon16 finds slides, annotations, masks and the reference in any published layout, and notes the
-    slides that the organisers exclude or that are annotated in part. bach takes the photographs. dicom groups
-    slides, or the views of mammography exams, by what the files say. folder takes each sub-folder as a label.
+    camelyon16 reads slides, annotations, masks and the reference in any published layout, and adds a note to
+    slides that the organisers exclude or that are only partly annotated. bach reads the photographs of BACH.
+    dicom groups slides, or the views of mammography exams, by their DICOM headers. folder uses the name of
+    each subfolder as a label.
     """
     from lobule.cohort import LAYOUTS as BUILDERS
     from lobule.cohort import write_cohort
 
     target = Path(out) if out else Path(folder) / "cohort.csv"
     if target.exists() and not force:
-        raise UsageError("the manifest is there already", subject=target, remedy="Pass --force to replace it")
+        raise UsageError("the manifest already exists", subject=target, remedy="Pass --force to replace it")
     left_out: dict[str, str] = {}
     if layout == "dicom":
         from lobule.cli.dicom_cohort import dicom

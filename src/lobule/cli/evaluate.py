@@ -1,4 +1,4 @@
-"""`lobule evaluate`: results against what is true of a cohort, with intervals, by site or any column."""
+"""`lobule evaluate`: compare results with the labels and annotations of a cohort."""
 
 from __future__ import annotations
 
@@ -19,46 +19,85 @@ RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
     "lobule evaluate --reader-study readers.csv",
 )
 @click.argument("paths", nargs=-1, metavar="[RESULTS] [COHORT]")
-@click.option("--by", multiple=True, metavar="COL", help="Every number also by this column; repeatable.")
-@click.option("--to", metavar="DIR", help="Write evaluation.json, table.csv and plots (SVG and PNG) there.")
-@click.option("--plots/--no-plots", default=True, help="Draw plots with --to.")
-@click.option("--split", metavar="NAME", help="Only the cases of this split.")
-@click.option("--positive", multiple=True, metavar="LABEL", help="Labels that are positive; repeatable.")
-@click.option("--score", metavar="NAME", help="The score to judge, where results have several.")
-@click.option("--threshold", "thresholds", multiple=True, type=float, help="An operating point fixed before.")
-@click.option("--against", metavar="RESULTS", help="Other results (or a submission) on the same cases.")
-@click.option("--submission", multiple=True, metavar="DIR|CSV", help="Judge a submission to Camelyon16.")
-@click.option("--masks", metavar="DIR", help="Ground-truth masks as Camelyon16 names them: NAME_Mask.tif.")
-@click.option("--mask-step", type=click.FloatRange(1), metavar="PX", help="Level-0 pixels a mask pixel.")
+@click.option(
+    "--by",
+    multiple=True,
+    metavar="COL",
+    help="Also report each measure by this column of the manifest; repeatable.",
+)
+@click.option("--to", metavar="DIR", help="Folder for evaluation.json, table.csv and plots (SVG and PNG).")
+@click.option("--plots/--no-plots", default=True, help="Draw plots when --to is set.")
+@click.option("--split", metavar="NAME", help="Evaluate only the cases of this split.")
+@click.option(
+    "--positive", multiple=True, metavar="LABEL", help="A label that counts as positive; repeatable."
+)
+@click.option("--score", metavar="NAME", help="The score to evaluate, if results have several.")
+@click.option(
+    "--threshold",
+    "thresholds",
+    multiple=True,
+    type=float,
+    help="A threshold that was fixed in advance; repeatable.",
+)
+@click.option(
+    "--against", metavar="RESULTS", help="Other results, or a submission, to compare with on the same cases."
+)
+@click.option(
+    "--submission",
+    multiple=True,
+    metavar="DIR|CSV",
+    help="Evaluate a submission to Camelyon16 instead of RESULTS.",
+)
+@click.option(
+    "--masks", metavar="DIR", help="Folder of ground-truth masks, named NAME_Mask.tif as in Camelyon16."
+)
+@click.option("--mask-step", type=click.FloatRange(1), metavar="PX", help="Level-0 pixels per mask pixel.")
 @click.option(
     "--lesion-scale",
     type=click.Choice(["auto", "official", "um"]),
     default="auto",
     show_default=True,
-    help="A cell of 32 px as the organisers have it, or of 7.776 µm.",
+    help="Cell size of the lesion measure: 32 px as the organisers use, or 7.776 µm.",
 )
 @click.option(
     "--findings",
     type=click.Choice(["stored", "nms"]),
     default="stored",
     show_default=True,
-    help="Detections: as stored, or non-maximum suppression of the map.",
+    help="Use the stored findings, or derive them from the map by non-maximum suppression.",
 )
-@click.option("--nms-map", metavar="NAME", help="The map to suppress; the densest if not given.")
-@click.option("--nms-radius", type=click.IntRange(1), metavar="CELLS", help="768 px if not given.")
+@click.option("--nms-map", metavar="NAME", help="Map for non-maximum suppression; by default the densest.")
+@click.option(
+    "--nms-radius",
+    type=click.IntRange(1),
+    metavar="CELLS",
+    help="Radius of the suppression; by default 768 px.",
+)
 @click.option("--nms-threshold", type=float, default=0.5, show_default=True)
-@click.option("--missing-score", type=float, metavar="S", help="The score of cases without a score.")
-@click.option("--bundle", metavar="BUNDLE", help="Whose training patients must not be in the cohort.")
-@click.option("--allow-overlap", is_flag=True, help="Go on with training patients; the report says so.")
-@click.option("--reader-study", metavar="FILE", help="A table of readers and models instead.")
-@click.option("--resamples", type=click.IntRange(2), default=2000, show_default=True, help="For intervals.")
+@click.option("--missing-score", type=float, metavar="S", help="Score to assume for cases without a score.")
+@click.option(
+    "--bundle", metavar="BUNDLE", help="The bundle whose training patients must not be in the cohort."
+)
+@click.option(
+    "--allow-overlap", is_flag=True, help="Allow training patients in the cohort; the report mentions them."
+)
+@click.option(
+    "--reader-study", metavar="FILE", help="Evaluate a table of readers and models instead of results."
+)
+@click.option(
+    "--resamples",
+    type=click.IntRange(2),
+    default=2000,
+    show_default=True,
+    help="Number of bootstrap resamples for the intervals.",
+)
 @click.option("--seed", default=0, show_default=True)
 def command(paths: tuple[str, ...], reader_study: str | None, **options: Any) -> Answer:
-    """FROC, AUC, precision and recall, and calibration, each with its interval, by site or any column.
+    """Evaluate results on a labelled cohort: FROC, AUC, precision, recall and calibration with intervals.
 
-    Intervals resample patients. Cases without a score are counted and listed. A cohort that shares a patient
-    with the model's training set is refused. A submission needs no COHORT where --masks says which slides
-    have tumours. Research use only.
+    Intervals are computed by resampling patients. Cases without a score are counted and listed. It is an
+    error if the cohort contains patients of the model's training set. A submission needs no COHORT if --masks
+    contains the tumours of its slides. Research use only.
     """
     if reader_study is not None:
         return _reader_study_answer(paths, reader_study, options)
@@ -68,25 +107,25 @@ def command(paths: tuple[str, ...], reader_study: str | None, **options: Any) ->
     evaluation = evaluate(results, cohort, **options)
     text = as_text(evaluation.data)
     if options["to"]:
-        text += f"\n\nwritten to {options['to']}"
+        text += f"\n\nThe evaluation was written to {options['to']}."
     return Answer(evaluation.data, text, failed=evaluation.failed)
 
 
 def _results_and_cohort(
     paths: tuple[str, ...], submission: tuple[str, ...], masks: str | None
 ) -> tuple[str | None, str | None]:
-    """Results and cohort; a submission stands in for the results, and its masks for the cohort."""
+    """Return the paths of results and cohort; a submission replaces the results, its masks the cohort."""
     if submission:
         if len(paths) > 1 or not (paths or masks):
             raise UsageError(
-                "a submission is judged on one cohort or on masks",
+                "a submission needs one cohort or masks",
                 actual=", ".join(paths) or "neither",
-                remedy="Give COHORT, or --masks DIR",
+                remedy="Pass COHORT or --masks DIR",
             )
         return None, paths[0] if paths else None
     if len(paths) != 2:
         raise UsageError(
-            "say what to evaluate and on what",
+            "two paths are required",
             expected="RESULTS and COHORT",
             actual=", ".join(paths) or "neither",
         )
@@ -99,7 +138,9 @@ def _reader_study_answer(paths: tuple[str, ...], file: str, options: Mapping[str
     from lobule.evaluation.writing import write_reader_study
 
     if paths:
-        raise UsageError("--reader-study takes no results and no cohort", actual=", ".join(paths))
+        raise UsageError(
+            "--reader-study cannot be combined with results or a cohort", actual=", ".join(paths)
+        )
     note(f"resampling patients {options['resamples']} times for every reader and model …")
     data = evaluate_readers(file, Options(resamples=options["resamples"], seed=options["seed"]))
     if options["to"]:
@@ -113,7 +154,7 @@ def _reader_study_answer(paths: tuple[str, ...], file: str, options: Mapping[str
 
 
 def as_text(data: Mapping[str, Any]) -> str:
-    """The whole evaluation as a person reads it in a terminal."""
+    """Format the evaluation for a terminal."""
     from lobule.evaluation.summary import case_sentences
 
     head = [("source", data["source"]), *case_sentences(data)]
@@ -150,7 +191,7 @@ def _task_blocks(data: Mapping[str, Any]) -> list[str]:
             [name, *map(str, row)] for name, row in zip(classes["classes"], classes["confusion"], strict=True)
         ]
         blocks.append(f"accuracy {shown(classes['accuracy'])}")
-        blocks.append(table(["is, and is called", *classes["classes"]], rows))
+        blocks.append(table(["true class, predicted as", *classes["classes"]], rows))
     return blocks
 
 
@@ -175,5 +216,5 @@ def _nothing_to_measure(data: Mapping[str, Any]) -> str:
         return "Nothing to measure: no case of the cohort has a label."
     return (
         "Nothing to measure: no case has both a label and a score. "
-        "Check that results and cohort name the same cases."
+        "Check that the results and the cohort contain the same cases."
     )

@@ -1,4 +1,4 @@
-"""`lobule features`: tiles of a cohort through a backbone, into feature files."""
+"""`lobule features`: compute tile features of a cohort with a backbone."""
 
 from __future__ import annotations
 
@@ -24,67 +24,89 @@ if TYPE_CHECKING:
     default="resnet50",
     show_default=True,
     metavar="NAME",
-    help="torchvision's NAME, timm:NAME (also timm:hf-hub:OWNER/MODEL), or lobule:NAME.",
+    help="A torchvision model, timm:NAME (also timm:hf-hub:OWNER/MODEL), or lobule:NAME.",
 )
 @click.option(
     "--weights",
     default="pretrained",
     show_default=True,
     metavar="FILE",
-    help="A safetensors or torch file of plain weights, `pretrained` (downloaded), or `random`.",
+    help="A safetensors or torch file that contains only weights, `pretrained` (downloaded), or `random`.",
 )
-@click.option("--mpp", type=float, default=0.5, show_default=True, metavar="UM", help="µm/px of the tiles.")
-@click.option("--tile", type=click.IntRange(1), default=224, show_default=True, help="Pixels a side.")
+@click.option(
+    "--mpp",
+    type=float,
+    default=0.5,
+    show_default=True,
+    metavar="UM",
+    help="Resolution of the tiles in µm/px.",
+)
+@click.option(
+    "--tile", type=click.IntRange(1), default=224, show_default=True, help="Width of a tile in pixels."
+)
 @click.option("--input", "input_px", type=click.IntRange(1), metavar="PX", help="Resize tiles to this size.")
-@click.option("--out", required=True, metavar="DIR", help="The folder of features; run again, it goes on.")
-@click.option("--slide-mpp", type=float, metavar="UM", help="µm per pixel of slides that do not say it.")
-@click.option("--upsample", is_flag=True, help="Allow a finer µm/px than the slide has.")
-@click.option("--tissue/--no-tissue", default=True, help="Look only at tissue, or everywhere.")
+@click.option(
+    "--out", required=True, metavar="DIR", help="Folder for the features; an interrupted run resumes there."
+)
+@click.option("--slide-mpp", type=float, metavar="UM", help="µm/px of slides that do not state it.")
+@click.option("--upsample", is_flag=True, help="Allow a resolution finer than that of the slide.")
+@click.option("--tissue/--no-tissue", default=True, help="Use only tissue, or the whole slide.")
 @click.option(
     "--tissue-share",
     type=click.FloatRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Least share of a tile.",
+    help="Smallest share of a tile that must be tissue.",
 )
 @click.option("--layout", type=click.Choice(["trident", "clam"]), default="trident", show_default=True)
 @click.option(
-    "--dtype", type=click.Choice(["float16", "float32"]), help="Stored as; float16, for CLAM float32."
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    help="Type of the stored features; by default float16, and float32 for CLAM.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
     show_default=True,
-    help="auto measures once per machine and encoder, then follows the stored choice.",
+    help="auto measures the fastest choice once per machine and encoder, and stores it.",
 )
 @click.option(
     "--memory-layout",
     type=click.Choice(list(LAYOUTS)),
     default="auto",
     show_default=True,
-    help="Memory layout of the encoder, as --layout of `lobule scan`; auto is chosen as --precision is.",
+    help="Memory layout of the encoder, like --layout of `lobule scan`; auto works as for --precision.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0, mps.")
-@click.option("--max-ram", default="2GiB", show_default=True, metavar="SIZE", help="Memory beyond the model.")
-@click.option("--readers", type=click.IntRange(1), help="Reading threads; one a core if not given.")
-@click.option("--batch", type=click.IntRange(1), help="Tiles computed together.")
+@click.option(
+    "--max-ram",
+    default="2GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Memory to use in addition to the model.",
+)
+@click.option("--readers", type=click.IntRange(1), help="Reading threads; by default one per core.")
+@click.option("--batch", type=click.IntRange(1), help="Number of tiles per batch.")
 @click.option(
     "--keep-encoder/--no-keep-encoder",
     default=True,
-    help="Keep the weights with the features, so that a bundle trained on them scans slides.",
+    help="Store the weights with the features, so that a bundle trained on them can scan slides.",
 )
 @click.option("--retry-failed", is_flag=True, help="Try failed cases and tiles again.")
-@click.option("--dry-run", is_flag=True, help="Say what would be extracted.")
+@click.option("--dry-run", is_flag=True, help="Print what would be computed and stop.")
 def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> Answer:
-    """Write the features of every tile of tissue, one HDF5 file a case, resumable at any instant.
+    """Compute features of every tissue tile and write one HDF5 file per case; resumable.
 
-    Readers made for TRIDENT's or CLAM's files take them, and `lobule train chowder --set features=DIR`.
+    The files can be read by `lobule train chowder --set features=DIR` and by tools for files of TRIDENT or
+    CLAM.
     """
     from lobule.api import as_cohort
 
     if not 0 < options["mpp"] < float("inf"):
-        raise UsageError(f"--mpp {options['mpp']:g} is no resolution", expected="µm per pixel, such as 0.5")
+        raise UsageError(
+            f"--mpp {options['mpp']:g} is not a valid resolution", expected="µm per pixel, such as 0.5"
+        )
     cohort = as_cohort(cases[0] if len(cases) == 1 else list(cases))
     if dry_run:
         data = {
@@ -139,5 +161,5 @@ def as_text(report: ScanReport, out: str) -> str:
     lines += unscored_lines(report)
     if report.failed or report.partial:
         lines.append(("again", "run the same command with --retry-failed"))
-    lines.append(("go on with", f"lobule train chowder COHORT --out BUNDLE --set features={out}"))
+    lines.append(("next step", f"lobule train chowder COHORT --out BUNDLE --set features={out}"))
     return format_fields(lines)

@@ -1,4 +1,4 @@
-"""`lobule info`: what a slide, an exam's view or a results folder is."""
+"""`lobule info`: describe a slide, a mammogram, a results folder or a training."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 @lobule_command("lobule info slide.tif", "lobule info slide.tif --thumbnail slide.png")
 @click.argument("path")
-@click.option("--mpp", type=float, metavar="UM", help="µm per pixel of level 0, where the file does not say.")
-@click.option("--backend", metavar="NAME", help="Read with this backend only.")
-@click.option("--thumbnail", metavar="FILE", help="Write a picture of the whole slide (.png or .jpg).")
-@click.option("--image", metavar="NAME", help="With --thumbnail: an associated image (label, macro) instead.")
+@click.option("--mpp", type=float, metavar="UM", help="µm/px of level 0, if the file does not state it.")
+@click.option("--backend", metavar="NAME", help="Use only this backend.")
+@click.option("--thumbnail", metavar="FILE", help="Write a thumbnail of the slide (.png or .jpg).")
+@click.option(
+    "--image", metavar="NAME", help="With --thumbnail, write this associated image instead (label, macro)."
+)
 @click.option(
     "--size",
     type=click.IntRange(1, 30_000),
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Longest side of the thumbnail in pixels.",
 )
-@click.option("--tissue/--no-tissue", default=True, help="Measure the tissue area (reads a thumbnail).")
+@click.option("--tissue/--no-tissue", default=True, help="Measure the tissue area on a thumbnail.")
 def command(
     path: str,
     mpp: float | None,
@@ -39,9 +41,9 @@ def command(
     size: int,
     tissue: bool,
 ) -> Answer:
-    """Say what a file is: format, size, levels, µm/px and its source, associated images, tissue area.
+    """Describe a slide: format, size, levels, µm/px and its source, associated images and tissue area.
 
-    A results folder is described by its results, a training's folder by how far the training is.
+    For a results folder, show its results. For the folder of a training, show its progress.
     """
     if Path(path, "scan.json").is_file():
         from lobule.results.describe import describe
@@ -74,12 +76,12 @@ def training_answer(status: TrainingStatus) -> Answer:
     elif status.is_running:
         state = "running"
     else:
-        state = "interrupted; the same command with --resume goes on"
+        state = "interrupted; run the same command with --resume to continue"
     lines = [
         ("training", status.path),
         ("method", status.method or "unknown"),
         ("state", state),
-        ("cases", f"{status.train_cases} train, {status.val_cases} validate"),
+        ("cases", f"{status.train_cases} for training, {status.val_cases} for validation"),
     ]
     total = status.config.get("steps")
     for stage in status.stages:
@@ -130,7 +132,7 @@ def _level(slide: Slide, index: int) -> dict[str, Any]:
 
 
 def tissue_summary(slide: Slide) -> dict[str, Any]:
-    """Share of the slide that is tissue, and its area."""
+    """Return the share of the slide that is tissue, and its area."""
     from lobule.cli.tissue import measure
 
     tissue = measure(slide).tissue
@@ -188,5 +190,5 @@ def _resolution(data: dict[str, Any]) -> str:
     from lobule.units import Mpp
 
     if data["mpp_x"] is None:
-        return "unknown: the file does not say its µm/px (give it with --mpp)"
+        return "unknown: the file does not state its µm/px (pass it with --mpp)"
     return f"{Mpp(data['mpp_x'], data['mpp_y'])} ({data['mpp_source']})"

@@ -1,4 +1,4 @@
-"""`lobule scan`: a bundle over slides or a cohort, into a results folder."""
+"""`lobule scan`: scan slides or a cohort with a bundle and write a results folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 LAYOUTS = {"auto": None, "channels-last": True, "contiguous": False}
-"""Memory layout of a model → `channels_last` of `Machine`."""
+"""The value of `Machine.channels_last` for each memory layout."""
 
 
 @lobule_command(
@@ -33,59 +33,68 @@ LAYOUTS = {"auto": None, "channels-last": True, "contiguous": False}
 @click.argument("bundle")
 @click.argument("cases", nargs=-1, required=True, metavar="CASE...|COHORT")
 @click.option(
-    "--out", required=True, metavar="DIR", help="The results folder; a scan that stopped goes on there."
+    "--out", required=True, metavar="DIR", help="The results folder; an interrupted scan resumes there."
 )
 @click.option(
-    "--stride", type=click.IntRange(1), metavar="PX", help="Pixels a map cell, at the model's µm/px."
+    "--stride",
+    type=click.IntRange(1),
+    metavar="PX",
+    help="Pixels per map cell, at the resolution of the model.",
 )
-@click.option("--refine", is_flag=True, help="Scan coarsely first, then densify where it may matter.")
+@click.option("--refine", is_flag=True, help="Scan coarsely first, then refine where tumour is likely.")
 @click.option(
-    "--budget", type=click.FloatRange(0), metavar="S", help="Seconds a case may take with --refine."
+    "--budget", type=click.FloatRange(0), metavar="S", help="Time limit per case in seconds, with --refine."
 )
-@click.option("--mpp", type=float, metavar="UM", help="µm per pixel of slides that do not say it.")
-@click.option("--upsample", is_flag=True, help="Allow a finer µm/px than the slide has.")
-@click.option("--tissue/--no-tissue", default=True, help="Look only at tissue, or everywhere.")
+@click.option("--mpp", type=float, metavar="UM", help="µm/px of slides that do not state it.")
+@click.option("--upsample", is_flag=True, help="Allow a resolution finer than that of the slide.")
+@click.option("--tissue/--no-tissue", default=True, help="Scan only tissue, or the whole slide.")
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
     show_default=True,
-    help="auto measures once per machine and model, then follows the stored choice.",
+    help="auto measures the fastest choice once per machine and model, and stores it.",
 )
 @click.option(
     "--layout",
     type=click.Choice(list(LAYOUTS)),
     default="auto",
     show_default=True,
-    help="Memory layout of the model; auto is chosen as --precision is.",
+    help="Memory layout of the model; auto works as for --precision.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0, mps.")
-@click.option("--max-ram", default="2GiB", show_default=True, metavar="SIZE", help="Memory beyond the model.")
-@click.option("--readers", type=click.IntRange(1), help="Reading threads; one a core if not given.")
-@click.option("--batch", type=click.IntRange(1), help="Fields computed together.")
+@click.option(
+    "--max-ram",
+    default="2GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Memory to use in addition to the model.",
+)
+@click.option("--readers", type=click.IntRange(1), help="Reading threads; by default one per core.")
+@click.option("--batch", type=click.IntRange(1), help="Number of fields per batch.")
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A setting that a scan may change; repeatable.",
+    help="Change a setting for this scan; repeatable.",
 )
 @click.option("--shard", metavar="I/N", help="Scan only every N-th case, starting with the I-th.")
-@click.option("--fresh", is_flag=True, help="Forget what is in the results folder.")
+@click.option("--fresh", is_flag=True, help="Delete the existing results first.")
 @click.option("--retry-failed", is_flag=True, help="Try failed cases and fields again.")
 @click.option(
     "--verify",
     type=click.Choice(["changed", "full"]),
     default="changed",
     show_default=True,
-    help="Which input files to hash again: those whose size, time or inode changed, or all.",
+    help="Input files to hash again: those whose size, time or inode changed, or all.",
 )
 @click.option("--trust", is_flag=True, help="Allow a TorchScript bundle, which can run code.")
-@click.option("--dry-run", is_flag=True, help="Say what would be scanned.")
+@click.option("--dry-run", is_flag=True, help="Print what would be scanned and stop.")
 def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> Answer:
-    """Score every case and say where: maps, findings and a score, resumable at any instant.
+    """Scan cases with a bundle and write maps, findings and scores.
 
-    Run the same command again after an interruption and it goes on where it stopped.
+    After an interruption, run the same command to continue.
     """
     from lobule.api import as_cohort
     from lobule.bundles import read_bundle
@@ -141,13 +150,15 @@ def _scan(
 
 def _check_option_combinations(options: dict[str, Any]) -> None:
     if options["budget"] is not None and not options["refine"]:
-        raise UsageError("--budget limits refining, and nothing is refined", remedy="Add --refine")
+        raise UsageError("--budget has an effect only with --refine", remedy="Add --refine")
     if options["mpp"] is not None and not 0 < options["mpp"] < float("inf"):
-        raise UsageError(f"--mpp {options['mpp']:g} is no resolution", expected="µm per pixel, such as 0.25")
+        raise UsageError(
+            f"--mpp {options['mpp']:g} is not a valid resolution", expected="µm per pixel, such as 0.25"
+        )
     if options["fresh"] and options["shard"]:
         raise UsageError(
-            "--fresh with --shard would forget what the other shards did",
-            remedy="Use another results folder, or delete this one before the shards begin",
+            "--fresh with --shard would delete the results of the other shards",
+            remedy="Use another results folder, or delete this one before the first shard starts",
         )
 
 
@@ -156,22 +167,22 @@ def as_shard(text: str | None) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"no shard '{text}'", expected="I/N with I from 1 to N, such as 3/40")
+        raise UsageError(f"--shard '{text}' is not valid", expected="I/N with I from 1 to N, such as 3/40")
     return int(match[1]), int(match[2])
 
 
 def as_bytes(text: str) -> int:
-    """2GiB, 500MB, 1.5g or plain bytes."""
+    """Parse a size such as 2GiB, 500MB, 1.5g or a number of bytes."""
     match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?)b?\s*", text.lower())
     try:
         assert match is not None
         number = float(match[1])
     except (AssertionError, ValueError):
-        raise UsageError(f"not a size: '{text}'", expected="such as 2GiB or 1500MB") from None
+        raise UsageError(f"--max-ram '{text}' is not a size", expected="such as 2GiB or 1500MB") from None
     base = 1000 if match[2] and not match[3] and text.lower().rstrip().endswith("b") else 1024
     size = int(number * base ** " kmgt".index(match[2] or " "))
     if size <= 0:
-        raise UsageError(f"'{text}' leaves no memory at all", expected="such as 2GiB")
+        raise UsageError(f"--max-ram '{text}' leaves no memory", expected="such as 2GiB")
     return size
 
 
@@ -214,7 +225,7 @@ def as_text(report: ScanReport) -> str:
 
 
 def unscored_lines(report: ScanReport, most: int = 20) -> list[tuple[str, str]]:
-    """One line for each case in which nothing was scored, with the reason."""
+    """Return a line with the reason for each case in which nothing was scored."""
     lines = [(f"unscored {name}", note) for name, note in list(report.unscored.items())[:most]]
     if len(report.unscored) > most:
         lines.append(("", f"and {len(report.unscored) - most} more, in results.csv"))
@@ -223,7 +234,7 @@ def unscored_lines(report: ScanReport, most: int = 20) -> list[tuple[str, str]]:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a scan as Ctrl-C does: what is written stays, the lock goes."""
+    """Treat SIGTERM like Ctrl-C: written results stay valid and the lock is released."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -240,7 +251,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def _live_progress(progress: Progress) -> Iterator[None]:
-    """One live line on a terminal: cases, fields/s, Mpixel/s, time left, and what the rest waits for."""
+    """Show a live progress line on a terminal: cases, fields/s, Mpixel/s, time left and the bottleneck."""
     if not sys.stderr.isatty():
         yield
         return
@@ -265,7 +276,7 @@ def _live_progress(progress: Progress) -> Iterator[None]:
 
 
 def line_of(progress: Progress) -> str:
-    """The progress line, as a person reads it."""
+    """Format the progress line."""
     counters = progress.counters
     seconds = max(time.monotonic() - progress.began, 1e-9)
     fields_done, fields_planned = counters.fields_done, counters.fields_planned

@@ -1,4 +1,4 @@
-"""`lobule tissue`: where the tissue of a slide is, its area, and a preview to judge it by."""
+"""`lobule tissue`: detect the tissue of a slide, measure its area and draw a preview."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @lobule_command("lobule tissue slide.tif --preview tissue.png --mask mask.png")
 @click.argument("path")
-@click.option("--preview", metavar="FILE", help="Write a picture with the tissue outlined.")
-@click.option("--mask", metavar="FILE", help="Write the mask: 255 is tissue, one pixel a cell.")
-@click.option("--mpp", type=float, metavar="UM", help="µm per pixel of level 0, where the file does not say.")
+@click.option("--preview", metavar="FILE", help="Write a picture of the slide with the tissue outlined.")
+@click.option("--mask", metavar="FILE", help="Write the mask, with one pixel per cell and 255 for tissue.")
+@click.option("--mpp", type=float, metavar="UM", help="µm/px of level 0, if the file does not state it.")
 def command(path: str, preview: str | None, mask: str | None, mpp: float | None) -> Answer:
-    """Find the tissue of a slide; print its area and the parameters, write a preview and the mask."""
+    """Detect the tissue of a slide, print its area and the parameters, and write a preview and the mask."""
     from PIL import Image
 
     from lobule.files import write_atomic
@@ -52,25 +52,25 @@ def command(path: str, preview: str | None, mask: str | None, mpp: float | None)
 
 @dataclass(frozen=True)
 class MeasuredTissue:
-    """Tissue found on a slide."""
+    """The tissue of a slide."""
 
     tissue: TissueMask
     l0_step: tuple[float, float]
-    """Level-0 pixels (x, y) of one cell of the mask."""
+    """Width and height of a mask cell in level-0 pixels."""
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """(rows, columns)."""
+        """Tissue cells, as an array of rows and columns."""
         return self.tissue.mask
 
 
 def measure(slide: Slide) -> MeasuredTissue:
-    """Find the tissue of a slide as a scan does."""
+    """Detect the tissue of a slide in the same way as a scan."""
     from lobule.slides.overview import overview
     from lobule.tissue import TissueConfig, find_tissue
 
     config = TissueConfig()
-    slide_mpp = slide.mpp  # a slide that does not say it is refused before anything is read
+    slide_mpp = slide.mpp  # raises an error for a slide without µm/px before any pixels are read
     pixels, lattice = overview(slide, config.mpp)
     tissue = find_tissue(pixels, lattice.mpp or slide_mpp, config)
     return MeasuredTissue(tissue, (float(lattice.step_x), float(lattice.step_y)))
@@ -82,9 +82,9 @@ def save_preview(slide: Slide, measured: MeasuredTissue, target: str) -> None:
     groups = [picture.Outlines(picture.contours(measured.mask, *measured.l0_step), picture.TISSUE, "tissue")]
     if measured.tissue.pen.any():
         pen = picture.contours(measured.tissue.pen, *measured.l0_step)
-        groups.append(picture.Outlines(pen, picture.LEFT_OUT, "pen, left out"))
+        groups.append(picture.Outlines(pen, picture.LEFT_OUT, "pen marks, excluded"))
     name = slide.path.rpartition("/")[2]
-    picture.save(picture.draw_slide(slide, name, "tissue found on the slide", groups), target)
+    picture.save(picture.draw_slide(slide, name, "detected tissue", groups), target)
 
 
 def as_text(data: dict[str, Any]) -> str:
@@ -95,7 +95,7 @@ def as_text(data: dict[str, Any]) -> str:
         ("share", f"{data['share']:.1%} of the slide"),
     ]
     if data["pen_mm2"]:
-        lines.append(("pen", f"{data['pen_mm2']:.4g} mm² left out"))
+        lines.append(("pen", f"{data['pen_mm2']:.4g} mm² excluded"))
     lines += [
         ("mask", f"{size['width']} × {size['height']} cells of {step} level-0 px"),
         ("parameters", "\n".join(f"{name} {value}" for name, value in data["config"].items())),

@@ -1,4 +1,4 @@
-"""`lobule train`: a method and a cohort into a bundle."""
+"""`lobule train`: train a method on a cohort and write a bundle."""
 
 from __future__ import annotations
 
@@ -20,46 +20,72 @@ if TYPE_CHECKING:
 
 
 LINE_EVERY_S = 30.0
-"""Seconds between two lines of a training whose output goes to a pipe or a file."""
+"""Seconds between two progress lines if the output goes to a pipe or a file."""
 
 
 @lobule_command("lobule train scannet cohort.csv --out OUT --set trunk=tiny --set mpp=0.5 --dry-run")
 @click.argument("method")
 @click.argument("cohort", metavar="COHORT")
 @click.option(
-    "--out", required=True, metavar="BUNDLE", help="Where the bundle goes, and the training's checkpoints."
+    "--out",
+    required=True,
+    metavar="BUNDLE",
+    help="Folder for the bundle and the checkpoints of the training.",
 )
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method; repeatable."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting of the method; repeatable.",
 )
 @click.option(
-    "--val", default="val", show_default=True, metavar="SPLIT", help="Validated on: val, test or none."
+    "--val",
+    default="val",
+    show_default=True,
+    metavar="SPLIT",
+    help="Split for validation: val, test or none.",
 )
 @click.option(
-    "--recipe", metavar="NAME", help="full or quick, where a method has both; as --set recipe=NAME."
+    "--recipe", metavar="NAME", help="full or quick, if the method has both; same as --set recipe=NAME."
 )
-@click.option("--rounds", type=click.IntRange(0), help="Rounds of hard-negative mining; as --set rounds=N.")
+@click.option(
+    "--rounds", type=click.IntRange(0), help="Rounds of hard-negative mining; same as --set rounds=N."
+)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--resume", is_flag=True, help="Go on where a training in this folder was stopped.")
-@click.option("--fresh", is_flag=True, help="Forget what is in the folder.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted training in this folder.")
+@click.option("--fresh", is_flag=True, help="Delete an existing training in this folder first.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0, mps.")
 @click.option(
     "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
 )
-@click.option("--workers", type=click.IntRange(1), help="Workers that draw patches; one a core if not given.")
-@click.option("--processes", is_flag=True, help="Workers are processes, for many cores a GPU.")
-@click.option("--max-ram", default="2GiB", show_default=True, metavar="SIZE", help="Memory beyond the model.")
-@click.option("--dry-run", is_flag=True, help="Say who would train and with which settings.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Workers that sample patches; by default one per core."
+)
+@click.option(
+    "--processes",
+    is_flag=True,
+    help="Use processes instead of threads as workers, for machines with many cores per GPU.",
+)
+@click.option(
+    "--max-ram",
+    default="2GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Memory to use in addition to the model.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the cases and all settings, and stop.")
 def command(
     method: str, cohort: str, out: str, settings: tuple[str, ...], dry_run: bool, **options: Any
 ) -> Answer:
     """Train a method on a cohort and write the bundle.
 
-    Patients never straddle splits. Stopped at any instant, the same command with --resume goes on and ends
-    with the same weights, bit for bit. --dry-run shows every setting there is.
+    All cases of a patient are in the same split. After an interruption, the same command with --resume
+    continues and produces exactly the same weights as an uninterrupted training. --dry-run shows all
+    settings.
 
-    On several GPUs or machines: torchrun --nproc-per-node 4 -m lobule train, and the rest as always; every
-    process must see the slides and the bundle's folder.
+    On several GPUs or machines, start it with torchrun --nproc-per-node 4 -m lobule train and the usual
+    arguments. Every process must be able to read the slides and the folder of the bundle.
     """
     from lobule.api import train
 
@@ -93,7 +119,7 @@ def command(
 def plan(
     method: str, cohort: str, out: str, setting_values: dict[str, Any], val: str | None, seed: int
 ) -> Answer:
-    """What a training would begin with; nothing is written."""
+    """Describe a training without starting it: the cases of each split and all settings."""
     from lobule.api import as_cohort, config_of
     from lobule.methods import method_module
     from lobule.training.job import training_split
@@ -142,13 +168,13 @@ def as_text(bundle: Bundle) -> str:
     ]
     lines += [("note", note) for note in bundle.provenance.get("notes", ())]
     lines += [(f"lost {case}", cause) for case, cause in bundle.provenance.get("lost", {}).items()]
-    lines.append(("go on with", f"lobule scan {bundle.path} slide.tif --out results"))
+    lines.append(("next step", f"lobule scan {bundle.path} slide.tif --out results"))
     return format_fields(lines)
 
 
 @contextmanager
 def _live_progress(progress: FitProgress) -> Iterator[None]:
-    """One live line on a terminal; lines for every stage and every half minute in a pipe."""
+    """Show a live progress line on a terminal; in a pipe, print a line per stage and every half minute."""
     if not sys.stderr.isatty():
         with _printed_progress(progress):
             yield
@@ -175,7 +201,7 @@ def _live_progress(progress: FitProgress) -> Iterator[None]:
 
 @contextmanager
 def _printed_progress(progress: FitProgress, every_s: float = LINE_EVERY_S) -> Iterator[None]:
-    """Print a line for every stage, every `every_s` seconds, and every message of the training's log."""
+    """Print a line for every stage, a line every `every_s` seconds, and the training's log messages."""
     printer, stop = LinePrinter(sys.stderr), threading.Event()
 
     def print_periodically() -> None:
@@ -202,7 +228,7 @@ def _printed_progress(progress: FitProgress, every_s: float = LINE_EVERY_S) -> I
 
 
 class LinePrinter:
-    """Prints whole lines at once, also where the stream is a pipe, and no line twice in a row."""
+    """Print whole lines and flush them at once; repeated lines are printed once."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._last, self._lock = stream, "", threading.Lock()
@@ -216,7 +242,7 @@ class LinePrinter:
 
 
 def line_of(progress: FitProgress) -> str:
-    """The progress line, as a person reads it."""
+    """Format the progress line."""
     segments = [progress.stage]
     if progress.steps and not progress.stage.startswith("mining"):
         segments.append(f"step {progress.step}/{progress.steps}")
