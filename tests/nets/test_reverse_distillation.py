@@ -352,14 +352,14 @@ def test_every_backbone_has_a_matching_student_even_for_odd_sides(
     assert shape.signed == signed
     student = Student(shape).eval()
     rows, columns = multiple + 7, multiple
-    assert frozen.filled(rows, columns) == (2 * multiple, multiple)
+    assert frozen.padded_size(rows, columns) == (2 * multiple, multiple)
     with torch.no_grad():
         maps = frozen(torch.randn(1, 3, rows, columns))
         rebuilt = student(maps)
     assert [m.shape for m in maps] == [m.shape for m in rebuilt]
     if signed:
         assert any(bool((m < 0).any()) for m in rebuilt)
-    scores = anomaly.patch_scores(maps, rebuilt, (rows, columns), frozen.filled(rows, columns))
+    scores = anomaly.patch_scores(maps, rebuilt, (rows, columns), frozen.padded_size(rows, columns))
     assert scores["anomaly"].shape == (1, rows, columns)
     assert scores["mean"].isfinite().all()
 
@@ -374,21 +374,24 @@ def test_unsuitable_backbones_are_rejected() -> None:
 @pytest.mark.parametrize(("side", "step"), [(64, 16), (64, 32), (50, 25)])
 def test_window_means_are_the_means_of_smoothed_mosaics(side: int, step: int) -> None:
     """Compared with upsampling and smoothing each patch, joining the patches and averaging each window."""
-    filled, strides, patches = 64, (4, 8, 16), 3
+    padded_size, strides, patches = 64, (4, 8, 16), 3
     cells = (patches - 1) * side // step
     torch.manual_seed(0)
     distances = [
-        torch.rand(2, patches, patches, filled // s, filled // s, dtype=torch.float64) for s in strides
+        torch.rand(2, patches, patches, padded_size // s, padded_size // s, dtype=torch.float64)
+        for s in strides
     ]
     mosaic = np.zeros((2, patches * side, patches * side))
     for row in range(patches):
         for column in range(patches):
-            patch = anomaly.summed([d[:, row, column] for d in distances], (filled, filled))[:, :side, :side]
+            patch = anomaly.summed([d[:, row, column] for d in distances], (padded_size, padded_size))[
+                :, :side, :side
+            ]
             for b in range(2):
                 block = gaussian_filter(patch[b].numpy(), 4, mode="reflect")
                 mosaic[b, row * side : (row + 1) * side, column * side : (column + 1) * side] = block
     mosaics = [d.transpose(2, 3).flatten(3).flatten(1, 2) for d in distances]
-    means = anomaly.window_means(mosaics, side, filled, step, cells, patches)
+    means = anomaly.window_means(mosaics, side, padded_size, step, cells, patches)
     assert means.shape == (2, cells, cells)
     for row in range(cells):
         for column in range(cells):

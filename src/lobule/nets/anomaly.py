@@ -107,21 +107,21 @@ def gaussian_matrix(side: int, sigma: float) -> NDArray[np.float64]:
 
 
 def patch_scores(
-    teacher: Maps, student: Maps, size: tuple[int, int], filled: tuple[int, int] | None = None
+    teacher: Maps, student: Maps, size: tuple[int, int], padded_size: tuple[int, int] | None = None
 ) -> dict[str, Tensor]:
     """The smoothed map of each patch with its mean (FW-RD's score) and its maximum (RD4AD's score).
 
-    `filled` is the size of the teacher's padded input; the padding is removed before smoothing.
+    `padded_size` is the size of the teacher's padded input; the padding is removed before smoothing.
     """
     rows, columns = size
-    maps = smooth(anomaly_map(teacher, student, filled or size)[:, :rows, :columns])
+    maps = smooth(anomaly_map(teacher, student, padded_size or size)[:, :rows, :columns])
     return {"anomaly": maps, "mean": maps.mean(dim=(1, 2)), "max": maps.amax(dim=(1, 2))}
 
 
 def window_means(
     distances: Sequence[Tensor],
     side: int,
-    filled: int,
+    padded_size: int,
     step: int = 1,
     cells: int = 1,
     patches: int = 1,
@@ -136,7 +136,7 @@ def window_means(
     Args:
         distances: Maps of mosaics of `patches` × `patches` patches.
         side: Side of a patch and of a window in pixels.
-        filled: Side of the teacher's padded input.
+        padded_size: Side of the teacher's padded input.
         step: Distance between windows in pixels.
         cells: Number of windows along a side.
         patches: Number of patches along a side of the mosaic.
@@ -146,7 +146,7 @@ def window_means(
     layers = []
     for distance in distances:
         window = distance.shape[-1] // patches
-        matrix = torch.from_numpy(window_matrix(window, side, filled, step, cells, patches, first)).to(
+        matrix = torch.from_numpy(window_matrix(window, side, padded_size, step, cells, patches, first)).to(
             distance
         )
         layers.append(matrix @ distance @ matrix.T)
@@ -155,14 +155,14 @@ def window_means(
 
 @lru_cache(maxsize=32)
 def window_matrix(
-    window: int, side: int, filled: int, step: int, cells: int, patches: int, first: int = 0
+    window: int, side: int, padded_size: int, step: int, cells: int, patches: int, first: int = 0
 ) -> NDArray[np.float64]:
     """Matrix (cells, patches · window): row i holds the weights of the map cells in the mean of window i.
 
-    A patch has `window` map cells, which are upsampled to `filled` pixels; the first `side` of them are
+    A patch has `window` map cells, which are upsampled to `padded_size` pixels; the first `side` of them are
     smoothed.
     """
-    positions = np.arange(side) * (window - 1) / max(filled - 1, 1)
+    positions = np.arange(side) * (window - 1) / max(padded_size - 1, 1)
     upsampled = np.maximum(1 - np.abs(positions[:, None] - np.arange(window)), 0)
     patch = gaussian_matrix(side, SIGMA_PX) @ upsampled
     matrix = np.zeros((cells, patches, window))

@@ -55,7 +55,7 @@ class Teacher(nn.Module):
         del mode
         return self
 
-    def filled(self, rows: int, columns: int) -> tuple[int, int]:
+    def padded_size(self, rows: int, columns: int) -> tuple[int, int]:
         """The size of an image after padding."""
         return rows + -rows % self.multiple, columns + -columns % self.multiple
 
@@ -63,7 +63,7 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor) -> Maps:
         """Three maps of scaled images (B, 3, H, W); their sides are the padded sides over the strides."""
         rows, columns = images.shape[-2:]
-        full_rows, full_columns = self.filled(rows, columns)
+        full_rows, full_columns = self.padded_size(rows, columns)
         if (rows, columns) != (full_rows, full_columns):
             edges = (0, full_columns - columns, 0, full_rows - rows)
             images = nn.functional.pad(images, edges, mode="replicate")

@@ -73,7 +73,7 @@ def patch_by_patch(predictor: AnomalyPredictor, stride: int, name: str = "mean")
                     images, (wide, wide), mode="bilinear", antialias=True
                 )
             maps = predictor.net.teacher(images)
-            full = (predictor.filled, predictor.filled)
+            full = (predictor.padded_size, predictor.padded_size)
             out[row, column] = anomaly.patch_scores(maps, predictor.net.student(maps), (wide, wide), full)[
                 name
             ]
@@ -134,7 +134,7 @@ def windows_of_a_mosaic(predictor: AnomalyPredictor, offset: int, shape: tuple[i
         for row, column in np.ndindex(*across):
             patch = white[row * side : (row + 1) * side, column * side : (column + 1) * side]
             maps = predictor.net.teacher(predictor.images_of(torch.from_numpy(patch[None].copy())))
-            full = (predictor.filled, predictor.filled)
+            full = (predictor.padded_size, predictor.padded_size)
             maps_of_patch = anomaly.patch_scores(maps, predictor.net.student(maps), (wide, wide), full)[
                 "anomaly"
             ]

@@ -75,7 +75,7 @@ class AnomalyPredictor:
         self.net = Distances(frozen, student).eval()
         self.classes = config.classes
         self.strides, self.multiple = frozen.strides, frozen.multiple
-        self.filled = frozen.filled(config.input, config.input)[0]
+        self.padded_size = frozen.padded_size(config.input, config.input)[0]
         self._device_net: nn.Module = self.net
         self._engine = EngineSettings()
         self._config = config
@@ -175,9 +175,9 @@ class AnomalyPredictor:
         distances = self._distances(patches)
         size = self.config.input
         if self.config.score == "max":
-            maps = smooth(summed(distances, (self.filled, self.filled))[:, :size, :size])
+            maps = smooth(summed(distances, (self.padded_size, self.padded_size))[:, :size, :size])
             return maps.amax(dim=(1, 2))
-        return window_means(distances, size, self.filled)[:, 0, 0]
+        return window_means(distances, size, self.padded_size)[:, 0, 0]
 
     def shared(self, pixels: Tensor, stride: int, required: Tensor) -> Tensor:
         """Raw scores (fields, cells, cells) of windows over mosaics of adjacent patches.
@@ -207,7 +207,9 @@ class AnomalyPredictor:
             mosaic[needed] = values
             mosaics.append(mosaic.transpose(2, 3).flatten(3).flatten(1, 2))
         size = self.config.input
-        return window_means(mosaics, size, self.filled, size // ratio, cells, across, offset * size // side)
+        return window_means(
+            mosaics, size, self.padded_size, size // ratio, cells, across, offset * size // side
+        )
 
     def images_of(self, pixels: Tensor) -> Tensor:
         """The teacher's input for patches: scaled, and resized if necessary."""
