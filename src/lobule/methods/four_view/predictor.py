@@ -128,7 +128,7 @@ class FourViewPredictor:
                 room,
                 preferred=LARGEST_LOOK,
                 smallest=SMALLEST_LOOK,
-                purpose="look at a view",
+                purpose="band of a view",
             )
             engine = replace(engine, cells=cells)
         return replace(engine, batch=batch)
