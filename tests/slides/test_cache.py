@@ -99,18 +99,18 @@ def test_tiles_taken_whole_are_no_longer_kept_when_none_comes_back() -> None:
     """Ten fit. After ten came for once, tiles taken whole pass by; tiles taken in part are still kept."""
     cache = TileCache(10 * TILE)
     for key in range(30):
-        cache.get(key, lambda: tile(1), whole=True)
+        cache.get(key, lambda: tile(1), whole_tile=True)
     assert cache.held_bytes == 10 * TILE
     cache.get("part", lambda: tile(2))
-    cache.get("whole", lambda: tile(3), whole=True)
+    cache.get("whole", lambda: tile(3), whole_tile=True)
     before = cache.decodes
     cache.get("part", lambda: tile(2))
     assert cache.decodes == before
-    cache.get("whole", lambda: tile(3), whole=True)  # let go, so decoded again, and the lesson is learned:
+    cache.get("whole", lambda: tile(3), whole_tile=True)  # let go, so decoded again, and the lesson is learned:
     assert cache.decodes == before + 1
     for key in range(100, 108):
-        cache.get(key, lambda: tile(1), whole=True)
-    cache.get("whole", lambda: tile(3), whole=True)
+        cache.get(key, lambda: tile(1), whole_tile=True)
+    cache.get("whole", lambda: tile(3), whole_tile=True)
     assert cache.decodes == before + 1 + 8
 
 
@@ -120,7 +120,7 @@ def test_overlapping_reads_keep_what_they_take_whole() -> None:
     for key in range(0, 400, 2):
         for wanted in (key, key + 1, key - 1):
             if wanted >= 0:
-                cache.get(wanted, lambda: tile(1), whole=True)
+                cache.get(wanted, lambda: tile(1), whole_tile=True)
     assert cache.decodes == 400
 
 
@@ -136,7 +136,7 @@ def test_who_waits_is_let_go_even_if_the_bookkeeping_fails(monkeypatch: pytest.M
         raise MemoryError
 
     with ThreadPoolExecutor(2) as pool:
-        monkeypatch.setattr(cache, "_keep", fail)
+        monkeypatch.setattr(cache, "_store", fail)
         first = pool.submit(cache.get, "a", decode)
         inside.wait(5)
         second = pool.submit(cache.get, "a", lambda: tile(8))

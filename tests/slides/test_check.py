@@ -41,7 +41,7 @@ def test_a_shifted_level_is_found_with_its_shift(tmp_path: Path, right: int, dow
     found = report.alignments[0]
     assert (found.shift_x, found.shift_y) == pytest.approx((right, down), abs=0.3)
     assert found.aligned is False
-    assert any("Level 1 lies" in problem for problem in report.problems)
+    assert any("Level 1 is shifted" in problem for problem in report.problems)
 
 
 def test_damaged_and_missing_tiles_are_counted(tmp_path: Path) -> None:

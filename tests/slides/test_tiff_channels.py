@@ -144,5 +144,5 @@ def test_sub_ifds_of_another_kind_are_refused(tmp_path: Path, level: Any) -> Non
         out.write(LEVELS[0], photometric="rgb", tile=(64, 64), subifds=1, metadata=None)
         out.write(level, photometric="rgb" if level.ndim == 3 else "minisblack", tile=(64, 64),
                   subfiletype=1, metadata=None)  # fmt: skip
-    with pytest.raises(UnknownFormat, match="level 1 holds other pixels than level 0"):
+    with pytest.raises(UnknownFormat, match="level 1 has another pixel type than level 0"):
         open_slide(tmp_path / "a.tif")

@@ -1,7 +1,7 @@
-"""What a backend gives: levels, facts, and pixels of one level. Everything else is `Slide`'s.
+"""The interface of a slide backend: levels, metadata, and the pixels of one level. `Slide` does the rest.
 
-A backend is one file with one function, `open_backend(path) -> Backend`; it is named in
-`slides.slide.READERS` and inherits the conformance suite of `tests/slides/conformance.py`.
+A backend is one module with one function, `open_backend(path) -> Backend`. It is listed in
+`slides.slide.READERS`, and its tests inherit the conformance suite of `tests/slides/conformance.py`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Level:
 
     size: Size
     tile: Size
-    """Size of one compressed tile; the strip or the whole level where the file is not tiled."""
+    """Size of one compressed tile. If the file is not tiled, the size of a strip or of the whole level."""
 
 
 @dataclass(frozen=True)
 class FoundMpp:
-    """µm/px of level 0 and the place in the file that said so."""
+    """µm/px of level 0 and the field of the file that states it."""
 
     mpp: Mpp
     source: str
@@ -41,15 +41,15 @@ class Backend(Protocol):
     """One opened file. Every method may be called from several threads at once.
 
     Optional members:
-        `is_blank(level, box, reduce) -> bool`: the file stores nothing under a box, which reads as white.
-        Sparse files declare far more pixels than anyone can decode.
-        `decoding_bytes: int`: memory that decoding takes at its peak beside the cache of tiles, where that is
-        more than a few megabytes; known before anything is decoded.
+        `is_blank(level, box, reduce) -> bool`: whether the file stores no tile in a box, which then reads as
+        white. Sparse files declare far more pixels than can be decoded.
+        `decoding_bytes: int`: peak memory of decoding in addition to the tile cache, if it is more than a few
+        megabytes. It is known before anything is decoded.
     """
 
     @property
     def format(self) -> str:
-        """A short name of what the file is, such as `aperio-svs`."""
+        """A short name of the file format, such as `aperio-svs`."""
         ...
 
     @property
@@ -65,20 +65,20 @@ class Backend(Protocol):
 
     @property
     def bounds(self) -> Box | None:
-        """The level-0 box that holds pixels, where the file declares one."""
+        """The level-0 box that contains pixels, if the file declares one."""
         ...
 
     @property
     def associated(self) -> Mapping[str, Size | None]:
-        """Names of the images beside the pyramid (label, macro, thumbnail) with their sizes."""
+        """Names and sizes of the associated images (label, macro, thumbnail)."""
         ...
 
     def reductions(self, level: int) -> tuple[int, ...]:
-        """Factors at which this level decodes directly smaller; always contains 1."""
+        """Factors by which this level can be reduced while it is decoded; always contains 1."""
         ...
 
     def read(self, level: int, box: Box, reduce: int = 1) -> RGB:
-        """Pixels of `box`, which lies inside the level as reduced, in its (reduced) pixels.
+        """Pixels of `box`, which is in reduced pixels and lies inside the reduced level.
 
         Missing tiles and transparent pixels are white. Raises `DamagedTile`.
         """

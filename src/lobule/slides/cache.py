@@ -1,4 +1,4 @@
-"""A bounded cache of decoded tiles that threads share; each tile is decoded by one of them."""
+"""A bounded cache of decoded tiles, shared by threads. Each tile is decoded by only one thread."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ DEFAULT_BYTES = 64 << 20
 
 
 PATIENCE = 4 << 20
-"""Bytes of tiles taken whole and not asked for again after which such tiles pass by, to begin with."""
+"""Initial limit on bytes of fully read, never reused tiles; beyond it such tiles are not stored."""
 
 
 class TileCache:
-    """Least recently used decoded tiles within a budget of bytes.
+    """A least-recently-used cache of decoded tiles, limited to a number of bytes.
 
-    Two threads that ask for the same tile at once get it decoded once: the second waits for the first. An
-    error is not kept; whoever asks next tries again.
+    If two threads request the same tile at once, it is decoded once and the second thread waits. Errors are
+    not cached: the next request decodes the tile again.
 
-    A tile that a read took whole is wanted again only where reads overlap. Once `PATIENCE` bytes of such
-    tiles have come and none was asked for again, no more of them are kept, which spares their way through
-    memory. Each that would have been found again makes this begin anew, with four times the patience.
+    A tile that one read covers completely is requested again only if reads overlap. After `PATIENCE` bytes
+    of such tiles without a repeated request, they are no longer stored, which saves copying them through
+    memory. When a tile that was not stored is requested again, storing resumes with four times the limit.
     """
 
     def __init__(self, budget_bytes: int = DEFAULT_BYTES) -> None:
@@ -33,56 +33,63 @@ class TileCache:
         """Tiles decoded so far."""
         self._tiles: OrderedDict[Hashable, RGB] = OrderedDict()
         self._bytes = 0
-        self._under_way: dict[Hashable, threading.Lock] = {}  # each held by the thread that decodes
+        self._being_decoded: dict[
+            Hashable, threading.Lock
+        ] = {}  # each lock is held by the thread that decodes
         self._lock = threading.Lock()
-        self._taken_whole: set[Hashable] = set()  # those kept, and not asked for again
-        self._unasked_bytes = 0  # of tiles taken whole since one was asked for again
+        self._read_whole: set[Hashable] = set()  # stored tiles that one read covered and no read reused
+        self._unused_bytes = 0  # bytes of such tiles since the last reuse
         self._patience = PATIENCE
-        self._let_go: OrderedDict[Hashable, int] = OrderedDict()  # not kept, with their bytes
-        self._let_go_bytes = 0
+        self._passed_by: OrderedDict[Hashable, int] = OrderedDict()  # tiles not stored, with their bytes
+        self._passed_by_bytes = 0
 
     def get(
         self,
         key: Hashable,
         decode: Callable[[], RGB],
-        whole: bool = False,
-        in_passing: Callable[[], RGB] | None = None,
+        whole_tile: bool = False,
+        decode_uncached: Callable[[], RGB] | None = None,
     ) -> RGB:
-        """The tile of `key`, decoded now if need be; `whole` says that the read takes all of it.
+        """Return the tile of `key`, decoding it if it is not cached.
 
-        What comes back is shared: do not write to it. A tile that will not be kept is decoded by
-        `in_passing`, where that is given, which may use the same memory for each.
+        The returned array is shared: do not write to it.
+
+        Args:
+            key: The identity of the tile.
+            decode: Decodes the tile into memory that the cache may store.
+            whole_tile: Whether the read covers the complete tile.
+            decode_uncached: Decodes a tile that will not be stored; it may reuse the same memory each time.
         """
         while True:
             with self._lock:
                 tile = self._tiles.get(key)
                 if tile is not None:
                     self._tiles.move_to_end(key)
-                    self._asked_again(key)
+                    self._mark_reused(key)
                     return tile
-                other = self._under_way.get(key)
-                if other is None:
-                    mine = self._under_way[key] = threading.Lock()
-                    mine.acquire()
-                    keep = self._keeps(key, whole)
+                other_lock = self._being_decoded.get(key)
+                if other_lock is None:
+                    my_lock = self._being_decoded[key] = threading.Lock()
+                    my_lock.acquire()
+                    keep = self._should_keep(key, whole_tile)
                     break
-            with other:  # until the other thread is done
+            with other_lock:  # wait until the other thread has decoded the tile
                 pass
         tile = None
         try:
-            tile = decode() if keep or in_passing is None else in_passing()
+            tile = decode() if keep or decode_uncached is None else decode_uncached()
             return tile
         finally:
             try:
                 with self._lock:
-                    del self._under_way[key]
+                    del self._being_decoded[key]
                     self.decodes += tile is not None
                     if tile is not None and keep:
-                        self._keep(key, tile, whole)
+                        self._store(key, tile, whole_tile)
                     elif tile is not None:
-                        self._remember(key, tile.nbytes)
+                        self._remember_passed_by(key, tile.nbytes)
             finally:
-                mine.release()
+                my_lock.release()
 
     @property
     def held_bytes(self) -> int:
@@ -91,36 +98,36 @@ class TileCache:
     def clear(self) -> None:
         with self._lock:
             self._tiles.clear()
-            self._taken_whole.clear()
+            self._read_whole.clear()
             self._bytes = 0
 
-    def _asked_again(self, key: Hashable) -> None:
-        if key in self._taken_whole:
-            self._taken_whole.discard(key)
-            self._unasked_bytes = 0
+    def _mark_reused(self, key: Hashable) -> None:
+        if key in self._read_whole:
+            self._read_whole.discard(key)
+            self._unused_bytes = 0
 
-    def _keeps(self, key: Hashable, whole: bool) -> bool:
-        came_back = self._let_go.pop(key, None)
-        if came_back is not None:
-            self._let_go_bytes -= came_back
-            self._unasked_bytes = 0
+    def _should_keep(self, key: Hashable, whole_tile: bool) -> bool:
+        returning_bytes = self._passed_by.pop(key, None)
+        if returning_bytes is not None:
+            self._passed_by_bytes -= returning_bytes
+            self._unused_bytes = 0
             self._patience = min(4 * self._patience, self.budget_bytes)
-        return not whole or self._unasked_bytes < min(self.budget_bytes, self._patience)
+        return not whole_tile or self._unused_bytes < min(self.budget_bytes, self._patience)
 
-    def _keep(self, key: Hashable, tile: RGB, whole: bool) -> None:
-        if whole:
-            self._unasked_bytes += tile.nbytes
-            self._taken_whole.add(key)
+    def _store(self, key: Hashable, tile: RGB, whole_tile: bool) -> None:
+        if whole_tile:
+            self._unused_bytes += tile.nbytes
+            self._read_whole.add(key)
         self._tiles[key] = tile
         self._bytes += tile.nbytes
         while self._bytes > self.budget_bytes:
-            oldest, gone = self._tiles.popitem(last=False)
-            self._bytes -= gone.nbytes
-            self._taken_whole.discard(oldest)
+            oldest, evicted = self._tiles.popitem(last=False)
+            self._bytes -= evicted.nbytes
+            self._read_whole.discard(oldest)
 
-    def _remember(self, key: Hashable, nbytes: int) -> None:
-        """A budget's worth of tiles that the cache could have held, to know one that comes back."""
-        self._let_go[key] = nbytes
-        self._let_go_bytes += nbytes
-        while self._let_go_bytes > self.budget_bytes:
-            self._let_go_bytes -= self._let_go.popitem(last=False)[1]
+    def _remember_passed_by(self, key: Hashable, nbytes: int) -> None:
+        """Remember the key of a tile that is not stored, to notice when it is requested again."""
+        self._passed_by[key] = nbytes
+        self._passed_by_bytes += nbytes
+        while self._passed_by_bytes > self.budget_bytes:
+            self._passed_by_bytes -= self._passed_by.popitem(last=False)[1]

@@ -1,4 +1,4 @@
-"""What is wrong with a slide: its µm/px, sampled tiles of every level, and how the levels lie."""
+"""Check a slide for problems: its µm/px, sampled tiles of every level, and the alignment of the levels."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from lobule.geometry import Box, Size
 from lobule.slides.slide import READERS, Slide, open_slide
 
 WINDOW = 128
-"""Pixels a side, of the coarser level, of a place where two levels are compared."""
+"""Side, in pixels of the coarser level, of a window in which two levels are compared."""
 
 CANDIDATES = 48
-PLACES = 5
-"""Of this many candidate places, the ones with most structure are compared."""
+WINDOWS_COMPARED = 5
+"""Of `CANDIDATES` windows, the `WINDOWS_COMPARED` with the most structure are compared."""
 
 LEAST_CONTRAST = 4.0
-"""Standard deviation of grey below which a place shows too little to compare."""
+"""A window whose grey values have a smaller standard deviation shows too little structure to compare."""
 
 MAX_SHIFT = 1.0
-"""Pixels of the coarser level by which two levels may lie apart."""
+"""Largest acceptable shift between two levels, in pixels of the coarser level."""
 
 MAX_TILE_READ = Size(2048, 2048)
-"""Tiles larger than this (untiled images) are sampled in pieces of it."""
+"""Larger tiles (untiled images) are sampled in pieces of this size."""
 
 
 @dataclass(frozen=True)
 class FailedTile:
-    """A tile that could not be read, and why."""
+    """A tile that could not be read, and the cause."""
 
     column: int
     row: int
@@ -43,7 +43,7 @@ class FailedTile:
 
 @dataclass(frozen=True)
 class LevelReport:
-    """One level and what sampling its tiles showed."""
+    """One level and the result of reading a sample of its tiles."""
 
     level: int
     width: int
@@ -53,13 +53,13 @@ class LevelReport:
     tiles: int
     tried: int
     blank: int
-    """Of those tried, pure white ones: missing from the file, or erased. Scanned glass is never that even."""
+    """Pure white tiles among those tried: missing or erased. Scanned glass is never perfectly uniform."""
     failed: tuple[FailedTile, ...]
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """How a level lies on the next finer one, in pixels of the coarser; None where too little is seen."""
+    """Shift of a level against the next finer one, in its own pixels; None without enough structure."""
 
     level: int
     places: int
@@ -75,7 +75,7 @@ class Alignment:
 
 @dataclass(frozen=True)
 class SlideReport:
-    """All that `lobule doctor` tells of a slide. `problems` holds a sentence each."""
+    """The report of `lobule doctor` on a slide. `problems` contains one sentence per problem."""
 
     path: str
     backend: str
@@ -84,33 +84,39 @@ class SlideReport:
     mpp_y: float | None
     mpp_source: str | None
     bounds: tuple[int, int, int, int] | None
-    """x, y, width, height at level 0, where the file declares them."""
+    """x, y, width and height at level 0, if the file declares them."""
     associated: dict[str, tuple[int, int] | None]
     levels: tuple[LevelReport, ...]
     alignments: tuple[Alignment, ...]
     problems: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
-        """Plain dictionaries, lists and numbers."""
+        """The report as plain dictionaries, lists and numbers."""
         return asdict(self)
 
 
 def check_slide(path: str, samples: int = 64, *, mpp: float | None = None) -> SlideReport:
-    """Open a slide and look at up to `samples` tiles of each level, spread evenly over it.
+    """Open a slide and check up to `samples` tiles of each level, spread evenly over the level.
 
-    Raises the `LobuleError` of a file that cannot be opened at all.
+    Args:
+        path: The slide.
+        samples: Number of tiles to read per level.
+        mpp: µm/px of level 0, which replaces the value in the file.
+
+    Raises:
+        LobuleError: The file cannot be opened at all.
     """
     with open_slide(path, mpp=mpp) as slide:
-        found, declared = slide.found_mpp, slide.backend.bounds
+        stated_mpp, declared = slide.found_mpp, slide.backend.bounds
         levels = tuple(check_level(slide, level, samples) for level in range(len(slide.levels)))
         alignments = tuple(check_alignment(slide, level) for level in range(1, len(slide.levels)))
         return SlideReport(
             path=str(path),
             backend=_backend_name(slide),
             format=slide.format,
-            mpp_x=found.mpp.x if found else None,
-            mpp_y=found.mpp.y if found else None,
-            mpp_source=found.source if found else None,
+            mpp_x=stated_mpp.mpp.x if stated_mpp else None,
+            mpp_y=stated_mpp.mpp.y if stated_mpp else None,
+            mpp_source=stated_mpp.source if stated_mpp else None,
             bounds=(declared.x, declared.y, declared.width, declared.height) if declared else None,
             associated={n: (s.width, s.height) if s else None for n, s in slide.associated.items()},
             levels=levels,
@@ -123,7 +129,7 @@ def check_slide(path: str, samples: int = 64, *, mpp: float | None = None) -> Sl
 
 
 def check_level(slide: Slide, level: int, samples: int) -> LevelReport:
-    """Read tiles spread evenly over a level: all of them where there are at most `samples`."""
+    """Read `samples` tiles spread evenly over a level, or all of them if there are fewer."""
     size, tile = slide.levels[level].size, slide.levels[level].tile
     side = Size(min(tile.width, MAX_TILE_READ.width), min(tile.height, MAX_TILE_READ.height))
     columns, rows = -(-size.width // side.width), -(-size.height // side.height)
@@ -131,9 +137,9 @@ def check_level(slide: Slide, level: int, samples: int) -> LevelReport:
     blank, failed = 0, []
     for index in np.linspace(0, columns * rows - 1, count).round().astype(np.int64).tolist():
         column, row = index % columns, index // columns
-        place = Box(column * side.width, row * side.height, *side).intersect(Box(0, 0, *size))
+        tile_box = Box(column * side.width, row * side.height, *side).intersect(Box(0, 0, *size))
         try:
-            blank += bool(slide.read_level(level, place).min() == 255)
+            blank += bool(slide.read_level(level, tile_box).min() == 255)
         except CaseError as error:
             cause = error.cause if isinstance(error, DamagedTile) else error.problem
             failed.append(FailedTile(column, row, cause))
@@ -150,16 +156,16 @@ def check_level(slide: Slide, level: int, samples: int) -> LevelReport:
     )
 
 
-# -- levels on one another --------------------------------------------------------------------------------
+# -- alignment of levels ----------------------------------------------------------------------------------
 
 
 def check_alignment(slide: Slide, level: int) -> Alignment:
-    """The median shift of a level against the next finer one over several places with structure."""
+    """The median shift of a level against the next finer one over several windows with structure."""
     shifts = []
-    for box in _places(slide, level):
+    for box in _windows_with_structure(slide, level):
         try:
             coarse, fine = _grey(slide.read_level(level, box)), _finer(slide, level, box)
-        except CaseError:  # damaged tiles are counted elsewhere
+        except CaseError:  # `check_level` counts damaged tiles
             continue
         window = np.outer(np.hanning(box.height), np.hanning(box.width))
         shift, _, _ = phase_cross_correlation(
@@ -175,8 +181,8 @@ def check_alignment(slide: Slide, level: int) -> Alignment:
     return Alignment(level, len(shifts), shift_x, shift_y)
 
 
-def _places(slide: Slide, level: int) -> list[Box]:
-    """Windows of a level that show most, best first."""
+def _windows_with_structure(slide: Slide, level: int) -> list[Box]:
+    """The windows of a level with the highest contrast, best first."""
     size = slide.levels[level].size
     side = Size(min(WINDOW, size.width), min(WINDOW, size.height))
     across = max(1, min(size.width // side.width, round((CANDIDATES * size.width / size.height) ** 0.5)))
@@ -191,13 +197,13 @@ def _places(slide: Slide, level: int) -> list[Box]:
                 continue
             if contrast >= LEAST_CONTRAST:
                 ranked.append((-contrast, box))
-    return [box for _, box in sorted(ranked)[:PLACES]]
+    return [box for _, box in sorted(ranked)[:WINDOWS_COMPARED]]
 
 
 def _finer(slide: Slide, level: int, box: Box) -> NDArray[np.float64]:
-    """The next finer level, averaged down to the pixels of a box of this one."""
-    own, below = slide.steps(level), slide.steps(level - 1)
-    ratio_x, ratio_y = own[0] / below[0], own[1] / below[1]
+    """The next finer level, averaged to the pixel grid of a box of this level."""
+    step, finer_step = slide.steps(level), slide.steps(level - 1)
+    ratio_x, ratio_y = step[0] / finer_step[0], step[1] / finer_step[1]
     margin = int(max(ratio_x, ratio_y)) + 2
     left, top = int(box.x * ratio_x) - margin, int(box.y * ratio_y) - margin
     right, bottom = int(box.right * ratio_x) + margin, int(box.bottom * ratio_y) + margin
@@ -205,14 +211,14 @@ def _finer(slide: Slide, level: int, box: Box) -> NDArray[np.float64]:
     smooth = uniform_filter(pixels, (max(1, round(ratio_y)), max(1, round(ratio_x))))
     y = _centres(box.y, box.height, ratio_y, top)
     x = _centres(box.x, box.width, ratio_x, left)
-    found: NDArray[np.float64] = map_coordinates(smooth, np.meshgrid(y, x, indexing="ij"), order=1)
-    return found
+    averaged: NDArray[np.float64] = map_coordinates(smooth, np.meshgrid(y, x, indexing="ij"), order=1)
+    return averaged
 
 
 def _centres(start: int, count: int, ratio: Fraction, origin: int) -> NDArray[np.float64]:
-    """Where the centres of pixels lie among those of the finer level.
+    """Positions of pixel centres in pixels of the finer level.
 
-    An average over an even number of pixels lies half a pixel before the centre of its window.
+    The average of an even number of pixels is centred half a pixel before the middle of its window.
     """
     even = 0.5 if max(1, round(ratio)) % 2 == 0 else 0.0
     index = np.arange(start, start + count, dtype=np.float64)
@@ -224,31 +230,31 @@ def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     return grey
 
 
-# -- in words ---------------------------------------------------------------------------------------------
+# -- sentences --------------------------------------------------------------------------------------------
 
 
 def _problems(slide: Slide, levels: tuple[LevelReport, ...], alignments: tuple[Alignment, ...]) -> list[str]:
-    out = []
+    problems = []
     if slide.found_mpp is None:
-        out.append("The file does not say its µm/px: give it with --mpp, or in the cohort's mpp column.")
+        problems.append("The file does not say its µm/px: give it with --mpp, or in the cohort's mpp column.")
     for level in levels:
         if level.failed:
             first = level.failed[0]
-            out.append(
-                f"Level {level.level}: {len(level.failed)} of {level.tried} tiles tried cannot be read, "
-                f"first column {first.column}, row {first.row}: {first.cause}."
+            problems.append(
+                f"Level {level.level}: {len(level.failed)} of {level.tried} sampled tiles cannot be read; "
+                f"the first is at column {first.column}, row {first.row}: {first.cause}."
             )
         if level.tried > 1 and level.blank == level.tried:
-            out.append(f"Level {level.level}: all {level.tried} tiles tried are blank.")
-    for found in alignments:
-        if found.aligned is False:
-            out.append(
-                f"Level {found.level} lies ({found.shift_x:+.1f}, {found.shift_y:+.1f}) px beside the next "
-                "finer level: results of the two will not fall on the same place."
+            problems.append(f"Level {level.level}: all {level.tried} sampled tiles are blank.")
+    for alignment in alignments:
+        if alignment.aligned is False:
+            problems.append(
+                f"Level {alignment.level} is shifted by ({alignment.shift_x:+.1f}, {alignment.shift_y:+.1f}) "
+                "px against the next finer level: results of the two levels will not match in position."
             )
-    return out
+    return problems
 
 
 def _backend_name(slide: Slide) -> str:
     module = type(slide.backend).__module__
-    return next((name for name, where in READERS.items() if where == module), module)
+    return next((name for name, reader in READERS.items() if reader == module), module)

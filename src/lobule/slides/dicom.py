@@ -1,12 +1,13 @@
-"""Whole-slide images in DICOM (VL Whole Slide Microscopy), by wsidicom.
+"""Whole-slide images in DICOM (VL Whole Slide Microscopy), read with wsidicom.
 
-A slide is a series: one file for each level (or several), and for the label and the overview. Given one of
-the files, the others of its series are looked for in the same folder; given a folder, it must hold one slide.
-A level whose file is there but cannot be used makes the slide unusable: without it, the coordinates of the
-others would quietly mean something else. The overview is called `macro`, as in other formats.
+A slide is a series: one or several files per level, and files for the label and the overview. If the path is
+one of the files, the rest of its series is searched in the same folder; if it is a folder, the folder must
+contain exactly one slide. If the file of a level exists but cannot be used, the slide is refused: without
+that level, the coordinates of the others would silently change their meaning. The overview is called
+`macro`, as in other formats.
 
-wsidicom is imported when the first DICOM file is met: slides of other formats are asked about here as well,
-and need not wait for it.
+wsidicom is imported when the first DICOM file is opened. This module also examines files of other formats,
+which should not pay for the import.
 """
 
 from __future__ import annotations
@@ -33,25 +34,25 @@ from lobule.units import Mpp
 if TYPE_CHECKING:
     from wsidicom.file import WsiDicomFileSource
 
-# it logs a traceback for each file it skips; what is wrong is told here, once
+# wsidicom logs a traceback for each file it skips. The error raised here already names the problem.
 logging.getLogger("wsidicom").addHandler(logging.NullHandler())
 
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 MAX_TILE_SIDE = 16_384
 MAX_TILES = 20_000_000
 LARGE_TILE_PIXELS = 1 << 22
-"""Tiles with more pixels are decoded one at a time, so that reading threads do not multiply their memory."""
+"""Larger tiles are decoded one at a time, so that several threads do not multiply the memory."""
 
 LARGE_TILE_BYTES = 20
-"""Bytes that decoding takes for each pixel of a large tile: JPEG 2000 decodes to 32-bit samples."""
+"""Bytes per pixel that decoding a large tile needs: JPEG 2000 decodes to 32-bit samples."""
 
 MAX_COMPONENTS = 4
 SMALL_CACHE = 1 << 20
-"""Bytes for wsidicom's own caches: decoded tiles are kept in a `TileCache`."""
+"""Size of wsidicom's caches in bytes. They stay small because decoded tiles are in a `TileCache`."""
 
 
 def open_backend(path: str) -> DicomBackend | None:
-    """The slide that a DICOM file or folder belongs to, or None where it is no DICOM."""
+    """The slide that a DICOM file or folder belongs to, or None if the path is not DICOM."""
     headers = files_of_slide(path)
     return None if headers is None else DicomBackend(path, headers)
 
@@ -69,10 +70,10 @@ class _Plane:
     tile: Size
     z: float
     optical_path: str
-    finding: threading.Lock = field(default_factory=threading.Lock, compare=False)
-    """Held while a tile is looked up: wsidicom walks the file's index as it goes, and not by threads."""
-    decoding: threading.Lock = field(default_factory=threading.Lock, compare=False)
-    """Held where wsidicom has pydicom decode: it puts each frame into one and the same data set first."""
+    lookup_lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
+    """Held during the lookup of a tile: wsidicom's index of the file is not thread-safe."""
+    decode_lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
+    """Held while pydicom decodes for wsidicom: every frame passes through the same data set."""
 
     @property
     def reductions(self) -> tuple[int, ...]:
@@ -92,26 +93,27 @@ class _Plane:
         out = np.empty((box.height, box.width, 3), np.uint8)
         side = Size(self.tile.width // reduce, self.tile.height // reduce)
         for column, row in tiles_over(box, side):
-            place = Box(column * side.width, row * side.height, *side)
-            part = place.intersect(box)
+            tile_box = Box(column * side.width, row * side.height, *side)
+            overlap = tile_box.intersect(box)
             try:
                 tile = cache.get((key, reduce, column, row), partial(self.decode, column, row, reduce))
-            except Exception as error:  # decoders raise anything when fed damaged bytes
+            except Exception as error:  # decoders raise any exception on damaged bytes
                 raise _BadTile((column, row), str(error) or type(error).__name__) from error
-            out[part.y - box.y : part.bottom - box.y, part.x - box.x : part.right - box.x] = tile[
-                part.y - place.y : part.bottom - place.y, part.x - place.x : part.right - place.x
+            out[overlap.y - box.y : overlap.bottom - box.y, overlap.x - box.x : overlap.right - box.x] = tile[
+                overlap.y - tile_box.y : overlap.bottom - tile_box.y,
+                overlap.x - tile_box.x : overlap.right - tile_box.x,
             ]
         return out
 
     def decode(self, column: int, row: int, reduce: int) -> RGB:
-        """One tile, white where the file has none."""
+        """One tile; white if the file does not store it."""
         from wsidicom.geometry import Point
 
-        wanted = (self.tile.height // reduce, self.tile.width // reduce, 3)
+        expected_shape = (self.tile.height // reduce, self.tile.width // reduce, 3)
         point = Point(column, row)
-        with self.finding:
+        with self.lookup_lock:
             if self.pixels.is_sparse(point, self.z, self.optical_path):
-                return np.full(wanted, 255, np.uint8)
+                return np.full(expected_shape, 255, np.uint8)
             frame = self.pixels.get_encoded_tile(point, self.z, self.optical_path)
         if self.is_jpeg:
             return self._decode_jpeg(frame, reduce)
@@ -122,7 +124,7 @@ class _Plane:
         if tile.dtype != np.uint8:
             tile = (tile >> max(0, self.pixels.bits - 8)).astype(np.uint8)
         tile = tile if tile.ndim == 3 else np.repeat(tile[..., None], 3, axis=2)
-        if tile.shape != wanted:
+        if tile.shape != expected_shape:
             raise ValueError(f"decodes to {tile.shape[1]} × {tile.shape[0]} px, not {self.tile}")
         return tile
 
@@ -131,7 +133,7 @@ class _Plane:
 
         decoder = self.pixels.decoder
         one_at_a_time = self.is_large or isinstance(decoder, PydicomDecoder)
-        with self.decoding if one_at_a_time else nullcontext():
+        with self.decode_lock if one_at_a_time else nullcontext():
             return np.asarray(decoder.decode(frame))
 
     @cached_property
@@ -141,9 +143,9 @@ class _Plane:
     def _decode_jpeg(self, frame: bytes, reduce: int) -> RGB:
         stream, header = self._completed(frame)
         if (header.width, header.height) != (self.tile.width, self.tile.height):
-            found = Size(header.width, header.height)
-            raise ValueError(f"the compressed tile declares {found}, not {self.tile}")
-        with self.decoding if self.is_large else nullcontext():
+            declared = Size(header.width, header.height)
+            raise ValueError(f"the compressed tile declares {declared}, not {self.tile}")
+        with self.decode_lock if self.is_large else nullcontext():
             return jpeg.decode(stream, header.width, header.height, reduce)
 
 
@@ -156,7 +158,7 @@ class _BadTile(Exception):
 
 @dataclass
 class _Opened:
-    """Open files of a series. Closed by whoever leaves last."""
+    """Open files of a series. The last user closes them."""
 
     source: WsiDicomFileSource
     levels: tuple[_Plane, ...]
@@ -185,7 +187,7 @@ class DicomBackend:
         self.found_mpp = opened.spacing
         base = opened.levels[0].pixels
         self.properties: Mapping[str, str] = {
-            **headers[0].facts,
+            **headers[0].header_properties,
             "dicom.TransferSyntax": base.transfer_syntax.name,
             "dicom.PhotometricInterpretation": str(base.photometric_interpretation),
             "dicom.files": str(len(headers)),
@@ -193,13 +195,13 @@ class DicomBackend:
 
     @property
     def decoding_bytes(self) -> int:
-        """Memory that decoding the largest tile takes at its peak; 0 where all are small."""
+        """Peak memory of decoding the largest tile; 0 if all tiles are small."""
         largest = max(level.tile.area for level in self.levels)
         return largest * LARGE_TILE_BYTES if largest > LARGE_TILE_PIXELS else 0
 
     @property
     def decoded_tiles(self) -> int:
-        """Compressed tiles decoded so far; reduced and missing ones count too."""
+        """Number of compressed tiles decoded so far, including reduced and missing ones."""
         return self.cache.decodes
 
     def reductions(self, level: int) -> tuple[int, ...]:
@@ -215,9 +217,12 @@ class DicomBackend:
                 raise DamagedTile(self.path, level, bad.tile_index, bad.cause, l0_box=l0_box) from bad
 
     def _l0_box(self, level: int, tile_index: tuple[int, int]) -> Box:
-        whole, own = self.levels[0].size, self.levels[level]
-        step_x, step_y = level_step(whole.width, own.size.width), level_step(whole.height, own.size.height)
-        width, height = own.tile.width * step_x, own.tile.height * step_y
+        l0_size, this_level = self.levels[0].size, self.levels[level]
+        step_x, step_y = (
+            level_step(l0_size.width, this_level.size.width),
+            level_step(l0_size.height, this_level.size.height),
+        )
+        width, height = this_level.tile.width * step_x, this_level.tile.height * step_y
         return Box(int(tile_index[0] * width), int(tile_index[1] * height), int(width), int(height))
 
     def read_associated(self, name: str) -> RGB:
@@ -237,7 +242,7 @@ class DicomBackend:
 
     @contextmanager
     def _reading(self) -> Iterator[_Opened]:
-        """The open files, kept open meanwhile even where another thread closes the slide."""
+        """The open files, which stay open during the block even if another thread closes the slide."""
         with self._lock:
             if self._opened is None:
                 self._opened = _open(self.path, self._headers)
@@ -270,12 +275,12 @@ def _open(path: str, headers: list[Header]) -> _Opened:
         with use_settings(settings), no_warnings():
             source = WsiDicomFileSource.open([header.file for header in headers])
             return _planes(path, headers, source)
-    except Exception as error:  # the parser raises anything when fed damaged bytes
+    except Exception as error:  # the parser raises any exception on damaged bytes
         if source is not None:
             source.close()
         if isinstance(error, CaseError):
             raise
-        if isinstance(error, WsiDicomNotFoundError):  # it skips files that it cannot use
+        if isinstance(error, WsiDicomNotFoundError):  # wsidicom skips files that it cannot use
             raise _unusable_levels(path, [header for header in headers if header.is_level]) from error
         raise damaged(path, "the DICOM slide cannot be read", error) from error
 
@@ -283,30 +288,30 @@ def _open(path: str, headers: list[Header]) -> _Opened:
 def _planes(path: str, headers: list[Header], source: WsiDicomFileSource) -> _Opened:
     instances = list(source.level_instances)
     used = {file.name for instance in instances for file in instance.image_data.files}
-    lost = [header for header in headers if header.is_level and header.file.name not in used]
-    if lost:
-        raise _unusable_levels(path, lost)
+    unread = [header for header in headers if header.is_level and header.file.name not in used]
+    if unread:
+        raise _unusable_levels(path, unread)
     by_size: dict[Size, _Plane] = {}
     for instance in instances:
         plane = _plane(path, instance)
-        known = by_size.get(plane.size)
-        if known is None or abs(plane.z) < abs(known.z):
+        previous = by_size.get(plane.size)
+        if previous is None or abs(plane.z) < abs(previous.z):
             by_size[plane.size] = plane
     levels = tuple(sorted(by_size.values(), key=lambda plane: plane.size, reverse=True))
     associated = {
         name: _plane(path, instance)
-        for name, found in (
+        for name, candidates in (
             ("label", source.label_instances),
             ("macro", source.overview_instances),
             ("thumbnail", source.thumbnail_instances),
         )
-        for instance in list(found)[:1]
+        for instance in list(candidates)[:1]
     }
     return _Opened(source, levels, associated, _spacing(instances))
 
 
 def _unusable_levels(path: str, headers: list[Header]) -> CaseError:
-    """The error of levels that wsidicom does not read: their compression is unknown, or they are damaged."""
+    """The error for levels that wsidicom does not read: unknown compression, or a damaged header."""
     from wsidicom.codec import Decoder
 
     for header in headers:
@@ -329,7 +334,7 @@ def _plane(path: str, instance: Any) -> _Plane:
     sane = min(*tile, *size) > 0 and max(tile) <= MAX_TILE_SIDE
     if not sane or (-(-size.width // tile.width)) * (-(-size.height // tile.height)) > MAX_TILES:
         raise TooLarge(
-            f"declares {size} in tiles of {tile}",
+            f"the DICOM slide declares {size} in tiles of {tile}",
             subject=path,
             expected=f"tiles of 1 to {MAX_TILE_SIDE} px a side, at most {MAX_TILES // 10**6} million of them",
         )
@@ -337,7 +342,7 @@ def _plane(path: str, instance: Any) -> _Plane:
 
 
 def _spacing(instances: Iterable[Any]) -> FoundMpp | None:
-    """µm/px of the largest level: PixelSpacing, or the stated width of the imaged volume over its pixels."""
+    """µm/px of the largest level: PixelSpacing, or the size of the imaged volume divided by the pixels."""
     base = max(instances, key=lambda instance: (instance.size.width, instance.size.height))
     if base.pixel_spacing is not None:
         x, y = float(base.pixel_spacing.width) * 1000, float(base.pixel_spacing.height) * 1000
@@ -358,9 +363,9 @@ def _spacing(instances: Iterable[Any]) -> FoundMpp | None:
 
 
 def _declared_size(frame: bytes) -> Size | None:
-    """Size in the header of a JPEG 2000, JPEG-LS or lossless JPEG stream; None for anything else."""
-    if frame[:4] == b"\xff\x4f\xff\x51" and len(frame) >= 24:  # JPEG 2000: the sizes follow at once
-        if not frame.rstrip(b"\0").endswith(jpeg.EOI):  # it ends like a JPEG, and decoders do not mind
+    """Size in the header of a JPEG 2000, JPEG-LS or lossless JPEG stream; None for other streams."""
+    if frame[:4] == b"\xff\x4f\xff\x51" and len(frame) >= 24:  # JPEG 2000: the sizes follow immediately
+        if not frame.rstrip(b"\0").endswith(jpeg.EOI):  # decoders accept a stream without its end marker
             raise ValueError("the compressed tile is cut short")
         if (components := int.from_bytes(frame[40:42], "big")) > MAX_COMPONENTS:
             raise ValueError(f"the compressed tile declares {components} components")

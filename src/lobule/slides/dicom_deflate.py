@@ -1,8 +1,8 @@
-"""DICOM files whose data set is deflated as a whole, inflated within a limit.
+"""Inflate DICOM files whose whole data set is deflated, up to a size limit.
 
-pydicom inflates such a file in one go when it opens it: 8 MB can become more than 2 GiB. Here the
-file meta information, which is never compressed, is read first. A deflated data set is inflated up to a
-limit, and handed on as a file in Explicit VR Little Endian.
+pydicom inflates such a file at once when it opens it: 8 MB can become more than 2 GiB. This module first
+reads the file meta information, which is never compressed. It then inflates the data set up to a limit and
+returns it as a file in Explicit VR Little Endian.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 
 PREAMBLE_BYTES = 132
-"""128 free bytes and `DICM`."""
+"""128 unused bytes followed by `DICM`."""
 
 MAX_META_BYTES = 1 << 16
 HEADER_BYTES = 4 << 20
-"""Bytes of a data set in which everything that is asked of a file before its pixels must stand."""
+"""The elements needed before the pixels must lie within this many bytes of the data set."""
 
 CHUNK_BYTES = 1 << 20
 
@@ -44,7 +44,7 @@ class FileMeta:
     end: int
     """Bytes from the start of the file to its data set."""
     other_elements: bytes
-    """All elements but the transfer syntax and the length of the group."""
+    """All elements except the transfer syntax and the length of the group."""
 
     @property
     def is_deflated(self) -> bool:
@@ -52,13 +52,13 @@ class FileMeta:
 
 
 def read_file_meta(stream: IO[bytes]) -> FileMeta | None:
-    """The file meta information; None where there is none. The stream is left at its start."""
+    """The file meta information, or None if the file has none. Leaves the stream at its start."""
     stream.seek(0)
     head = stream.read(PREAMBLE_BYTES + MAX_META_BYTES)
     stream.seek(0)
     if head[128:PREAMBLE_BYTES] != b"DICM":
         return None
-    transfer_syntax, others, at = "", [], PREAMBLE_BYTES
+    transfer_syntax, other_elements, at = "", [], PREAMBLE_BYTES
     while at + 8 <= len(head):
         group, element, kind, length = struct.unpack_from("<HH2sH", head, at)
         if group != 0x0002:
@@ -72,25 +72,25 @@ def read_file_meta(stream: IO[bytes]) -> FileMeta | None:
         if (group, element) == _TRANSFER_SYNTAX:
             transfer_syntax = head[value_at:following].rstrip(b"\0 ").decode("ascii", "replace")
         elif (group, element) != _META_LENGTH:
-            others.append(head[at:following])
+            other_elements.append(head[at:following])
         at = following
-    return FileMeta(transfer_syntax, at, b"".join(others))
+    return FileMeta(transfer_syntax, at, b"".join(other_elements))
 
 
 def inflate(
     stream: IO[bytes], meta: FileMeta, path: object, limit_bytes: int, *, cut: bool = False
 ) -> IO[bytes]:
-    """The same file with its data set inflated, at most `limit_bytes` of it.
+    """The same file with at most `limit_bytes` of its data set inflated.
 
     Args:
         stream: The deflated file.
         meta: Its file meta information.
         path: The file, for errors.
-        limit_bytes: Bytes of data set that may come out.
-        cut: Leave out what comes after the limit, which is enough to read a header.
+        limit_bytes: Largest size of the inflated data set in bytes.
+        cut: Stop at the limit instead of raising, which is enough to read a header.
 
     Raises:
-        TooLarge: More than the limit would come out, and `cut` is false.
+        TooLarge: The data set exceeds the limit, and `cut` is false.
         DamagedFile: The compressed bytes are damaged.
     """
     syntax = EXPLICIT_LITTLE_ENDIAN.encode()
@@ -129,7 +129,7 @@ def inflate(
 
 
 class FirstBytes(io.RawIOBase):
-    """The first bytes of a stream, as a stream of their own: a reader that goes wild stops at their end."""
+    """The first bytes of a stream as a separate stream, which limits how far a parser can read."""
 
     def __init__(self, stream: IO[bytes], limit_bytes: int) -> None:
         self._stream, self._limit = stream, limit_bytes

@@ -1,4 +1,4 @@
-"""Which DICOM files make up one slide: found by the first part of their headers."""
+"""Find the DICOM files that make up one slide, using the first part of their headers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
     from pydicom.uid import UID
 
-# pydicom tells the log of oddities; those that matter become typed errors here
+# pydicom logs deviations from the standard; the ones that matter become typed errors here.
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """VL Whole Slide Microscopy Image Storage."""
 
 LAST_HEADER_TAG = 0x0020000E
-"""Series Instance UID: all that is needed to sort files into series stands before it."""
+"""Series Instance UID: the elements needed to sort files into series do not come after it."""
 
-HEADER_FACTS = (
+HEADER_PROPERTIES = (
     "Manufacturer",
     "ManufacturerModelName",
     "SoftwareVersions",
@@ -42,27 +42,34 @@ HEADER_FACTS = (
 
 
 def files_of_slide(path: str) -> list[Header] | None:
-    """Headers of the series that a file or folder belongs to; None where it is no DICOM.
+    """Headers of the series that a file or folder belongs to, or None if the path is not DICOM.
 
-    DICOM that is something else (a mammogram, say) is an error that names what it is: no other backend of
-    slides could do better.
+    A DICOM file that is not a slide, such as a mammogram, is an error that names its kind, because no other
+    slide backend could read it.
     """
-    if is_url(path):  # a series is looked for in a folder, and folders are of this machine
+    if is_url(path):  # a series is searched in a local folder
         return None
-    place = Path(path)
-    if place.is_dir():
-        headers = _neighbours(place)
+    file_or_folder = Path(path)
+    if file_or_folder.is_dir():
+        headers = _neighbours(file_or_folder)
         if not headers:
             return None
         series = _only_series(path, headers)
     else:
-        own = _header(place)
-        if own is None:
+        named_header = _header(file_or_folder)
+        if named_header is None:
             return None
-        if not own.is_slide:
-            raise _not_a_slide(path, own)
-        series = own.series
-        headers = [own, *(header for header in _neighbours(place.parent) if header.file.name != place.name)]
+        if not named_header.is_slide:
+            raise _not_a_slide(path, named_header)
+        series = named_header.series
+        headers = [
+            named_header,
+            *(
+                header
+                for header in _neighbours(file_or_folder.parent)
+                if header.file.name != file_or_folder.name
+            ),
+        ]
     of_series = [header for header in headers if header.is_slide and header.series == series]
     _check_levels(path, of_series)
     return of_series
@@ -70,18 +77,18 @@ def files_of_slide(path: str) -> list[Header] | None:
 
 @dataclass(frozen=True)
 class Header:
-    """What the first part of a DICOM file says."""
+    """The fields read from the first part of a DICOM file."""
 
     file: Path
     sop_class: str
     series: str
     image_type: tuple[str, ...]
-    facts: Mapping[str, str]
+    header_properties: Mapping[str, str]
     transfer_syntax: str
 
     @property
     def transfer_syntax_uid(self) -> UID:
-        """The transfer syntax as pydicom knows it; its name is that of the standard."""
+        """The transfer syntax as a pydicom UID, which has the name used in the standard."""
         from pydicom.uid import UID
 
         with no_warnings():
@@ -97,26 +104,26 @@ class Header:
 
 
 def _header(file: Path) -> Header | None:
-    """The header of a DICOM file; None where it is no DICOM file."""
+    """The header of a DICOM file, or None if the file is not DICOM."""
     with file.open("rb") as stream:
         meta = read_file_meta(stream)
         if meta is None:
             return None
         if meta.is_deflated:
             raise UnknownFormat(
-                "a DICOM file that is deflated as a whole, so that no tile can be read by itself",
+                "the DICOM file is deflated as a whole, so single tiles cannot be read",
                 subject=file,
                 expected="a whole-slide image in another transfer syntax",
                 remedy="Write it without deflation, for example with: dcmconv +te in.dcm out.dcm",
             )
-        from pydicom.filereader import read_partial  # other formats need not wait for it
+        from pydicom.filereader import read_partial  # imported here so that other formats do not pay for it
 
         first_bytes = io.BufferedReader(FirstBytes(stream, HEADER_BYTES))
         try:
             with no_warnings():
                 dataset = read_partial(first_bytes, stop_when=lambda tag, vr, length: tag > LAST_HEADER_TAG)
                 return _header_of(file, dataset, meta.transfer_syntax)
-        except Exception as error:  # the parser raises anything when fed damaged bytes
+        except Exception as error:  # the parser raises any exception on damaged bytes
             raise damaged(file, "the DICOM header cannot be read", error) from error
 
 
@@ -127,7 +134,7 @@ def _header_of(file: Path, dataset: FileDataset, transfer_syntax: str) -> Header
         str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", "")),
         str(dataset.get("SeriesInstanceUID", "")),
         tuple(_text(image_type).split("\\")),
-        {f"dicom.{key}": _text(dataset[key].value) for key in HEADER_FACTS if key in dataset},
+        {f"dicom.{key}": _text(dataset[key].value) for key in HEADER_PROPERTIES if key in dataset},
         transfer_syntax,
     )
 
@@ -137,9 +144,9 @@ _quiet_lock = threading.RLock()
 
 @contextmanager
 def no_warnings() -> Iterator[None]:
-    """Silence pydicom's warnings on values that bend the standard; what matters is checked here.
+    """Silence pydicom's warnings about values that deviate from the standard; important values are checked.
 
-    The filters of `warnings` belong to the whole process, so one thread at a time changes them.
+    The filters of `warnings` are global to the process, so only one thread at a time changes them.
     """
     with _quiet_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -153,7 +160,7 @@ def _text(value: object) -> str:
 
 
 def _neighbours(folder: Path) -> list[Header]:
-    """Headers of the DICOM files in a folder, by name; a file that cannot be read is not one of them."""
+    """Headers of the DICOM files in a folder, sorted by name. Files that cannot be read are left out."""
     headers = []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -171,7 +178,7 @@ def _neighbours(folder: Path) -> list[Header]:
 
 @lru_cache(maxsize=1 << 14)
 def _header_of_state(path: str, size: int, modified_ns: int, inode: int) -> Header | None:
-    """The header of a neighbour, read once while its size, time and inode stay the same."""
+    """The header of a neighbouring file, cached as long as its size, time and inode stay the same."""
     try:
         return _header(Path(path))
     except (LobuleError, OSError):
@@ -179,13 +186,13 @@ def _header_of_state(path: str, size: int, modified_ns: int, inode: int) -> Head
 
 
 def _check_levels(path: str, headers: list[Header]) -> None:
-    """Refuse a series without a level, and say which value of which file would have made one."""
+    """Refuse a series without a level, and name the value and the file that were expected to mark one."""
     if any(header.is_level for header in headers):
         return
     header = headers[0]
     stated = "\\".join(header.image_type)
     raise UnknownFormat(
-        "none of the DICOM files of this slide is a level of it",
+        "no DICOM file of this slide contains a level",
         subject=path,
         expected="at least one file whose ImageType has VOLUME as its third value",
         actual=f"ImageType '{stated}' in {header.file.name}"
@@ -196,7 +203,7 @@ def _check_levels(path: str, headers: list[Header]) -> None:
 
 
 def _only_series(path: str, headers: list[Header]) -> str:
-    """The one series of a folder that has levels."""
+    """The only series of a folder that has levels."""
     slides = [header for header in headers if header.is_slide]
     if not slides:
         raise _not_a_slide(path, headers[0])
@@ -204,10 +211,10 @@ def _only_series(path: str, headers: list[Header]) -> str:
     if len(first) != 1:
         names = ", ".join(sorted(file.name for file in first.values())[:5])
         raise UnknownFormat(
-            f"a folder with {len(first)} DICOM slides",
+            f"the folder contains {len(first)} DICOM slides",
             subject=path,
             expected="one",
-            remedy=f"Name a file of the one that you mean, such as {names}" if first else None,
+            remedy=f"Give one file of the slide to read, such as {names}" if first else None,
         )
     return next(iter(first))
 
@@ -215,19 +222,19 @@ def _only_series(path: str, headers: list[Header]) -> str:
 def _not_a_slide(path: str, header: Header) -> UnknownFormat:
     from pydicom.uid import UID
 
-    what = UID(header.sop_class).name or "DICOM of no stated kind"
-    breast = "Mammography" in what or "Tomosynthesis" in what
+    kind = UID(header.sop_class).name or "DICOM without a stated class"
+    breast = "Mammography" in kind or "Tomosynthesis" in kind
     return UnknownFormat(
-        "DICOM, but not a whole-slide image",
+        "the DICOM file is not a whole-slide image",
         subject=path,
         expected="VL Whole Slide Microscopy Image Storage",
-        actual=what,
+        actual=kind,
         remedy="Mammograms are read as exams: name them in the cohort's l_cc, r_cc, l_mlo and r_mlo columns"
         if breast
         else None,
     )
 
 
-def damaged(place: object, what: str, cause: object) -> DamagedFile:
-    found = f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else str(cause)
-    return DamagedFile(what, subject=place, actual=found, remedy="Copy the file again from its source")
+def damaged(subject: object, problem: str, cause: object) -> DamagedFile:
+    actual = f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else str(cause)
+    return DamagedFile(problem, subject=subject, actual=actual, remedy="Copy the file again from its source")

@@ -1,10 +1,11 @@
-"""Plain images as slides of one level: PNG, JPEG, BMP, WebP, JPEG 2000, PNM and TIFF, by Pillow.
+"""Plain images as slides with one level: PNG, JPEG, BMP, WebP, JPEG 2000, PNM and TIFF, read with Pillow.
 
-- They state no µm/px: a PNG's pHYs and a JPEG's density are printing resolutions. Give it (`--mpp`).
-- EXIF orientation is ignored: coordinates are those of the stored pixels, as in annotations.
-- Grey becomes RGB; 16-bit samples keep their high byte; transparent pixels lie on white.
-- The size is read from the header and checked before anything is decoded; the pixels are decoded at the first
-  read and held until the slide is closed. `decoding_bytes` says from the header how much memory that takes.
+- Plain images do not state their µm/px: the pHYs chunk of a PNG and the density of a JPEG are printing
+  resolutions. The user gives the µm/px (`--mpp`).
+- EXIF orientation is ignored: coordinates refer to the stored pixels, as in annotations.
+- Grey becomes RGB; 16-bit samples are reduced to their high byte; transparent pixels are blended with white.
+- The size is read from the header and checked before anything is decoded. The pixels are decoded at the first
+  read and stay in memory until the slide is closed; `decoding_bytes` estimates that memory from the header.
 """
 
 from __future__ import annotations
@@ -26,22 +27,24 @@ from lobule.slides import jpeg
 from lobule.slides.backend import RGB, FoundMpp, Level
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "JPEG2000", "PPM", "TIFF")
-"""Formats that Pillow decodes by itself; those that call other programs are not asked."""
+"""Formats that Pillow decodes by itself, without calling other programs."""
 
 MAX_PIXELS = 1 << 28
-"""Pixels a plain image may declare: it is held in memory whole (0.8 GB as JPEG, 1.1 GB as PNG)."""
+"""Largest number of pixels of a plain image, which stays in memory (0.8 GB as JPEG, 1.1 GB as PNG)."""
 
 STRIP_PIXELS = 1 << 20
-"""Pixels that are turned into RGB in one go, so that no second copy of the whole is needed."""
+"""Number of pixels converted to RGB at once, so that no second copy of the image is needed."""
 
 STRIP_BYTES = 12 * STRIP_PIXELS
-"""Memory of a strip on its way from Pillow's storage to RGB."""
+"""Memory needed to convert one strip from Pillow's storage to RGB."""
 
-LARGE_REMEDY = "Convert it to a tiled, pyramidal TIFF, which is read in parts: vips tiffsave --tile --pyramid"
+LARGE_REMEDY = (
+    "Convert it to a tiled, pyramidal TIFF, which is read tile by tile: vips tiffsave --tile --pyramid"
+)
 
 
 def open_backend(path: str) -> FlatBackend | None:
-    """The image, or None where it is of no format known here."""
+    """The image, or None if its format is not supported."""
     if not is_url(path) and Path(path).is_dir():
         return None
     with open_url(path) as stream:
@@ -50,7 +53,7 @@ def open_backend(path: str) -> FlatBackend | None:
 
 
 class FlatBackend:
-    """One image, decoded whole at the first read."""
+    """One image, which is decoded completely at the first read."""
 
     bounds: Box | None = None
     found_mpp: FoundMpp | None = None
@@ -61,7 +64,7 @@ class FlatBackend:
         self._name = format_name
         self._lock = threading.Lock()
         self._pixels: RGB | Image.Image | None = None
-        """A decoded JPEG, or what Pillow holds of any other format: RGB would be a second copy."""
+        """A decoded JPEG as RGB; any other format as Pillow's image, because RGB would be a second copy."""
         self._failure: LobuleError | None = None
         with _opened(path, format_name) as image:
             size = Size(*image.size)
@@ -69,14 +72,14 @@ class FlatBackend:
             progressive = bool(image.info.get("progressive"))
         if size.area > MAX_PIXELS or size.area <= 0:
             raise TooLarge(
-                f"a plain image of {size}",
+                f"the plain image declares {size}",
                 subject=path,
-                expected=f"at most {MAX_PIXELS >> 20} Mpixel, for it must be held in memory whole",
+                expected=f"at most {MAX_PIXELS >> 20} Mpixel, because the image must fit in memory",
                 remedy=LARGE_REMEDY,
             )
         if self._mode in ("I", "F", "LAB", "HSV"):
             raise UnknownFormat(
-                f"an image of pixel type '{self._mode}', whose range is not known",
+                f"the image has the pixel type '{self._mode}', whose value range is unknown",
                 subject=path,
                 expected="8 or 16 bits a sample, grey or colour",
                 remedy="Convert it to an 8-bit RGB image",
@@ -86,7 +89,7 @@ class FlatBackend:
         pixel_bytes = bytes_per_pixel(format_name, self._mode, progressive)
         read_whole = 2 * file_bytes if format_name in ("JPEG", "JPEG2000", "WEBP") else 0
         self.decoding_bytes = size.area * pixel_bytes + read_whole + min(STRIP_BYTES, 12 * size.area)
-        """Memory that decoding takes at its peak; known before anything is decoded."""
+        """Peak memory of decoding, estimated before anything is decoded."""
         self.levels = (Level(size, size),)
         self.properties: Mapping[str, str] = {"flat.format": format_name, "flat.mode": self._mode}
         self.associated: Mapping[str, Size | None] = {}
@@ -102,7 +105,7 @@ class FlatBackend:
                 try:
                     self._pixels = self._decode()
                 except LobuleError as error:
-                    self._failure = error  # decoding again would take as long and end the same
+                    self._failure = error  # decoding again would take as long and fail again
                     raise
             pixels = self._pixels
         if not isinstance(pixels, Image.Image):
@@ -115,7 +118,7 @@ class FlatBackend:
         return out
 
     def read_associated(self, name: str) -> RGB:
-        raise ConfigError("a plain image has no associated images", subject=self.path)
+        raise ConfigError("a plain image does not have associated images", subject=self.path)
 
     def close(self) -> None:
         with self._lock:
@@ -126,7 +129,7 @@ class FlatBackend:
         return self._decode_by_pillow() if pixels is None else pixels
 
     def _decode_jpeg(self) -> RGB | None:
-        """A JPEG, strictly: Pillow fills what is damaged with grey. None where it has four samples (CMYK)."""
+        """Decode a JPEG strictly, as Pillow fills damaged areas with grey. None for four samples (CMYK)."""
         with open_url(self.path) as stream:
             data = stream.read()
         try:
@@ -144,17 +147,17 @@ class FlatBackend:
         with _opened(self.path, self._name) as image:
             image.load()
             if image.size != tuple(self.levels[0].size):
-                raise DamagedFile("decodes to another size than it declares", subject=self.path)
+                raise DamagedFile("the image decodes to another size than it declares", subject=self.path)
             return image
 
 
 def bytes_per_pixel(format_name: str, mode: str, progressive: bool) -> int:
-    """Bytes that decoding an image whole takes for each of its pixels, at the peak.
+    """Peak memory of decoding an image completely, in bytes per pixel.
 
     Args:
         format_name: Pillow's name of the format.
         mode: Pillow's name of the pixel type.
-        progressive: Whether a JPEG is progressive; its coefficients are then held whole.
+        progressive: Whether a JPEG is progressive; then all its coefficients are in memory.
     """
     samples = Image.getmodebands(mode)
     stored = 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4
@@ -169,7 +172,7 @@ def bytes_per_pixel(format_name: str, mode: str, progressive: bool) -> int:
 
 
 def to_rgb(image: Image.Image) -> RGB:
-    """Pixels of any mode that is taken, as 8-bit RGB on white."""
+    """Pixels of any accepted mode as 8-bit RGB, blended with white."""
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
@@ -179,7 +182,7 @@ def to_rgb(image: Image.Image) -> RGB:
 
 
 def on_white(rgba: np.ndarray[Any, np.dtype[np.uint8]]) -> RGB:
-    """RGBA on a white ground."""
+    """Blend RGBA with white."""
     if rgba[..., 3].min(initial=255) == 255:
         return np.ascontiguousarray(rgba[..., :3])
     alpha = rgba[..., 3:].astype(np.uint16)
@@ -188,7 +191,7 @@ def on_white(rgba: np.ndarray[Any, np.dtype[np.uint8]]) -> RGB:
 
 
 def _format_of(head: bytes) -> str | None:
-    """The first format whose signature fits."""
+    """The first format whose signature matches."""
     Image.init()
     for name in FORMATS:
         accept = Image.OPEN[name][1] if name in Image.OPEN else None
@@ -199,9 +202,9 @@ def _format_of(head: bytes) -> str | None:
 
 @contextmanager
 def _opened(path: str, name: str) -> Iterator[Image.Image]:
-    """The image with its header read; whatever Pillow raises inside becomes a typed error.
+    """The image with its header read. Any error that Pillow raises inside becomes a typed error.
 
-    The format's own class is called, not `Image.open`, whose limit on pixels is one for the whole process.
+    This calls the class of the format instead of `Image.open`, whose pixel limit is global to the process.
     """
     try:
         with open_url(path) as stream:
@@ -210,7 +213,7 @@ def _opened(path: str, name: str) -> Iterator[Image.Image]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise TooLarge(f"{name} image: {error}", subject=path, remedy=LARGE_REMEDY) from error
-    except Exception as error:  # decoders raise anything when fed damaged bytes
+    except Exception as error:  # decoders raise any exception on damaged bytes
         raise DamagedFile(
             f"the {name} image cannot be decoded",
             subject=path,

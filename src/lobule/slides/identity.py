@@ -1,4 +1,4 @@
-"""The identity of a slide: a hash of the content of every file that belongs to it."""
+"""The identity of a slide: a hash of the contents of all its files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lobule.files import MIB, fingerprint, fingerprint_of_files, is_url
 from lobule.slides.dicom_series import files_of_slide
 
 KEY_FILE_SUFFIXES = (".vms", ".vmu")
-"""Hamamatsu's key files: text that names the image files beside them."""
+"""Suffixes of Hamamatsu's key files: text files that name the image files next to them."""
 LARGEST_KEY_FILE = MIB
 
 
 def slide_fingerprint(path: str, full: bool = False) -> str:
-    """The identity of a slide or image by all of its files.
+    """The identity of a slide or image, computed from all of its files.
 
     Args:
-        path: What a case names: a file, a folder, one file of a DICOM series or a URL.
-        full: Read everything, and trust no stored hash.
+        path: The path of a case: a file, a folder, one file of a DICOM series or a URL.
+        full: Read the complete files instead of trusting a stored hash.
     """
     if is_url(path) or Path(path).is_dir():
         return fingerprint(path, full)
@@ -29,10 +29,10 @@ def slide_fingerprint(path: str, full: bool = False) -> str:
 
 
 def same_slide(path: str, identity: str) -> bool:
-    """Whether a stored identity is that of this slide.
+    """Whether a stored identity belongs to this slide.
 
-    Earlier versions hashed samples of a large file, and one file of a DICOM series alone. What they stored is
-    compared with what they would have stored.
+    Earlier versions hashed samples of a large file, or a single file of a DICOM series. An identity stored by
+    such a version is compared with the identity that the version would compute now.
     """
     if identity.startswith("sampled-sha256:"):
         return not is_url(path) and Path(path).is_file() and identity == _sampled_fingerprint(Path(path))
@@ -40,7 +40,7 @@ def same_slide(path: str, identity: str) -> bool:
 
 
 def _sampled_fingerprint(path: Path) -> str:
-    """What earlier versions stored of a file of 8 MiB or more."""
+    """The identity that earlier versions stored for a file of 8 MiB or more."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -53,7 +53,7 @@ def _sampled_fingerprint(path: Path) -> str:
 
 
 def _files_with(path: Path) -> list[Path]:
-    """The files of a slide that is stored as several files in one folder, `path` among them."""
+    """All files of a slide that is stored as several files in one folder, including `path`."""
     if not path.is_file():
         return [path]
     if path.suffix.lower() in KEY_FILE_SUFFIXES:
@@ -65,7 +65,7 @@ def _files_with(path: Path) -> list[Path]:
 
 
 def _files_named_in(key_file: Path) -> list[Path]:
-    """The files beside a key file that its lines `Name=file` name."""
+    """The files that the lines `Name=file` of a key file name, in its folder."""
     with key_file.open("rb") as file:
         text = file.read(LARGEST_KEY_FILE).decode("utf-8", errors="replace")
     values = {line.partition("=")[2].strip() for line in text.splitlines()}

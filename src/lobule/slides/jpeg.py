@@ -1,4 +1,4 @@
-"""Decoding one JPEG tile: header checked first, colours as the container says, reduced on wish."""
+"""Decode one JPEG tile: check its header, use the colours of the container, reduce it if requested."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
 class Header(NamedTuple):
-    """What a JPEG stream declares, and where the segments lie that decide on its colours."""
+    """The values that a JPEG stream declares, and the positions of the segments that define its colours."""
 
     width: int
     height: int
     samples: int
     length: int
-    """Bytes up to the first scan."""
+    """Number of bytes before the first scan."""
     cuts: tuple[tuple[int, int], ...]
     """Byte ranges of the JFIF and Adobe segments."""
 
 
 ROOM = 1 << 12
-"""Bytes left free before those of a tile in a thread's workplace, for a header longer than its own."""
+"""Free bytes in front of a tile's bytes in a `TileBuffer`, for a header longer than the tile's own."""
 
 Bytes = bytes | memoryview
 
 
-class Workplace:
-    """Memory of one thread for one tile on its way: its compressed bytes, and its pixels.
+class TileBuffer:
+    """Reusable memory of one thread for the compressed bytes and the pixels of one tile.
 
-    Fresh memory for each would cost a tenth of a tile's decoding.
+    Allocating memory for each tile would cost a tenth of the decoding time.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -49,14 +49,14 @@ class Workplace:
         self._bytes = bytearray()
 
     def room_for(self, length: int) -> memoryview:
-        """Where the bytes of the next tile go; those of the last one are gone."""
-        most = ROOM + len(self.pixels) + length  # a damaged file may promise one huge tile
+        """Memory for the compressed bytes of the next tile. It overwrites the previous tile."""
+        most = ROOM + len(self.pixels) + length  # a damaged file may declare one huge tile
         if not ROOM + length <= len(self._bytes) <= most:
             self._bytes = bytearray(ROOM + length)
         return memoryview(self._bytes)[ROOM : ROOM + length]
 
     def with_header(self, header: bytes, replaced: int, length: int) -> memoryview | None:
-        """The bytes of the tile, `header` in place of the first `replaced`; None if there is no room."""
+        """The tile's bytes with the first `replaced` bytes replaced by `header`; None if it does not fit."""
         start = ROOM + replaced - len(header)
         if start < 0 or replaced > length:
             return None
@@ -65,7 +65,7 @@ class Workplace:
 
 
 def parse_header(data: Bytes) -> Header:
-    """Walk the segments up to the first scan. Raises `ValueError` with what is wrong."""
+    """Parse the segments up to the first scan. Raises `ValueError` with the problem."""
     if data[:2] != SOI:
         raise ValueError("not a JPEG stream")
     frame: tuple[int, int, int] | None = None
@@ -73,7 +73,7 @@ def parse_header(data: Bytes) -> Header:
     at, end = 2, len(data) - 4
     while at <= end:
         if data[at] != 0xFF:
-            raise ValueError(f"byte {at} is not the marker that its segments promise")
+            raise ValueError(f"byte {at} is not a marker, although the previous segment ends there")
         marker = data[at + 1]
         if marker == 0xFF or marker in _BARE:
             at += 1 if marker == 0xFF else 2
@@ -98,10 +98,10 @@ def parse_header(data: Bytes) -> Header:
 
 
 def prologue(tables: bytes, transform: bool) -> bytes:
-    """The start of every stream of a page: its shared tables, and an Adobe segment that fixes the colours.
+    """The start of every stream of a page: its shared tables, and an Adobe segment that defines the colours.
 
-    The container's photometric interpretation decides whether YCbCr is turned into RGB, as it does for
-    OpenSlide; the streams of some scanners carry no word of it, or the wrong one.
+    The container's photometric interpretation decides whether YCbCr is converted to RGB, as in OpenSlide. The
+    streams of some scanners do not state their colour space, or state the wrong one.
     """
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if transform else b"\x00")
     body = tables[2:] if tables[:2] == SOI else tables
@@ -109,31 +109,31 @@ def prologue(tables: bytes, transform: bool) -> bytes:
 
 
 class Completer:
-    """Makes the tiles of one page into streams that stand alone.
+    """Turns the tiles of one page into complete JPEG streams.
 
-    All tiles of a page mostly begin with the same bytes, so the last header is remembered.
+    Most tiles of a page begin with the same bytes, so the last header is cached.
     """
 
     def __init__(self, tables: bytes, transform: bool) -> None:
         self._start = prologue(tables, transform)
         self._last: tuple[bytes, bytes, Header] = (b"\0", b"", Header(0, 0, 0, 0, ()))
 
-    def __call__(self, data: Bytes, place: Workplace | None = None) -> tuple[Bytes, Header]:
-        """The whole stream of a tile, and what it declares. Raises `ValueError` if that is damaged.
+    def __call__(self, data: Bytes, buffer: TileBuffer | None = None) -> tuple[Bytes, Header]:
+        """The complete stream of a tile and its header. Raises `ValueError` if the header is damaged.
 
-        `place` is the workplace that `data` lies in; the stream then is made there.
+        `buffer` is the buffer that contains `data`, if any; the stream is then built inside it.
         """
-        said, whole, header = self._last
-        if data[: len(said)] != said:
+        head, completed_head, header = self._last
+        if data[: len(head)] != head:
             header = parse_header(data)
-            said = bytes(data[: header.length])
-            whole = self._start + _without(said, header.cuts)
-            self._last = (said, whole, header)
-        stream = None if place is None else place.with_header(whole, header.length, len(data))
-        return stream or whole + memoryview(data)[header.length :], header
+            head = bytes(data[: header.length])
+            completed_head = self._start + _without_segments(head, header.cuts)
+            self._last = (head, completed_head, header)
+        stream = None if buffer is None else buffer.with_header(completed_head, header.length, len(data))
+        return stream or completed_head + memoryview(data)[header.length :], header
 
 
-def _without(head: bytes, cuts: tuple[tuple[int, int], ...]) -> bytes:
+def _without_segments(head: bytes, cuts: tuple[tuple[int, int], ...]) -> bytes:
     pieces, at = [], 2
     for left, right in cuts:
         pieces.append(head[at:left])
@@ -144,44 +144,52 @@ def _without(head: bytes, cuts: tuple[tuple[int, int], ...]) -> bytes:
 def decode(
     stream: Bytes, width: int, height: int, reduce: int = 1, into: NDArray[np.uint8] | None = None
 ) -> RGB:
-    """RGB of a stream that declares width × height, 1/`reduce` of it on each side (rounded up).
+    """Decode a stream that declares width × height to RGB.
 
-    `into` is memory that an unreduced image may lie in.
+    Args:
+        stream: A complete JPEG stream.
+        width: Declared width in pixels.
+        height: Declared height in pixels.
+        reduce: Each side of the result is 1/`reduce` of the declared side, rounded up.
+        into: Memory that may be used for an unreduced image.
 
-    Damage that libjpeg would paper over with grey raises `ValueError`.
+    Raises:
+        ValueError: The stream is damaged, including damage that libjpeg would fill with grey.
     """
-    wanted = (-(-height // reduce), -(-width // reduce), 3)
+    expected_shape = (-(-height // reduce), -(-width // reduce), 3)
     if stream[-2:] != EOI:
-        stream = bytes(stream) + EOI  # some writers leave it out, or pad after it
+        stream = bytes(stream) + EOI  # some writers omit the end marker, or pad after it
     try:
-        pixels = _strictly(stream, wanted, reduce, into)
+        pixels = _decode_strictly(stream, expected_shape, reduce, into)
     except ValueError as error:
-        pixels = _second_try(bytes(stream), wanted, reduce, str(error))
-    if pixels.shape != wanted:
-        raise ValueError(f"decoded to {pixels.shape}, expected {wanted}")
+        pixels = _decode_leniently(bytes(stream), expected_shape, reduce, str(error))
+    if pixels.shape != expected_shape:
+        raise ValueError(f"decoded to {pixels.shape}, expected {expected_shape}")
     return pixels
 
 
-def _strictly(
-    stream: Bytes, wanted: tuple[int, int, int], reduce: int, into: NDArray[np.uint8] | None = None
+def _decode_strictly(
+    stream: Bytes, expected_shape: tuple[int, int, int], reduce: int, into: NDArray[np.uint8] | None = None
 ) -> RGB:
     if reduce == 1:
-        height, width, samples = wanted
-        place = None if into is None else into[: height * width * samples]
-        pixels: RGB = simplejpeg.decode_jpeg(stream, buffer=place)
+        height, width, samples = expected_shape
+        output = None if into is None else into[: height * width * samples]
+        pixels: RGB = simplejpeg.decode_jpeg(stream, buffer=output)
     else:
-        pixels = simplejpeg.decode_jpeg(stream, min_height=wanted[0], min_width=wanted[1])
+        pixels = simplejpeg.decode_jpeg(stream, min_height=expected_shape[0], min_width=expected_shape[1])
     return pixels
 
 
-def _second_try(stream: bytes, wanted: tuple[int, int, int], reduce: int, complaint: str) -> RGB:
-    """For streams that are sound though TurboJPEG's strict front end refuses them."""
-    if "extraneous bytes before marker 0xd9" in complaint:  # zeros that fill the tile up to a word
-        return _strictly(stream.removesuffix(EOI).rstrip(b"\0") + EOI, wanted, reduce)
-    if "subsampling" not in complaint or reduce != 1:
-        raise ValueError(complaint)
+def _decode_leniently(
+    stream: bytes, expected_shape: tuple[int, int, int], reduce: int, first_error: str
+) -> RGB:
+    """Decode valid streams that TurboJPEG's strict interface refuses."""
+    if "extraneous bytes before marker 0xd9" in first_error:  # zero padding to a whole word
+        return _decode_strictly(stream.removesuffix(EOI).rstrip(b"\0") + EOI, expected_shape, reduce)
+    if "subsampling" not in first_error or reduce != 1:
+        raise ValueError(first_error)
     try:
         pixels: RGB = imagecodecs.jpeg8_decode(stream)
-    except Exception as error:  # imagecodecs has one error class a codec
+    except Exception as error:  # imagecodecs has one error class per codec
         raise ValueError(str(error)) from error
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)

@@ -1,8 +1,8 @@
-"""libjpeg-turbo's own library, where one is at hand: JPEG decoded into the rows of a larger picture.
+"""Decode JPEG tiles directly into the rows of a larger picture, if the libjpeg-turbo library is installed.
 
-The Python front ends of libjpeg-turbo write to contiguous memory alone. What they decode must be copied into
-the box that was asked for, through caches that both do not fit in, at a tenth to a sixth of the decoding. The
-library itself takes the distance between rows. Without it everything works, a little slower.
+The Python interfaces of libjpeg-turbo write only to contiguous memory. Copying a decoded tile into the
+requested box costs a tenth to a sixth of the decoding time, because tile and box do not both fit in the CPU
+caches. The C library accepts a distance between rows. Without it everything works, only slightly slower.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SUFFIXES = {"darwin": ".dylib", "win32": ".dll"}
 
 @cache
 def library() -> TurboJpeg | None:
-    """The first that loads: that of the `turbojpeg` wheel, then the system's."""
+    """The first library that loads: that of the `turbojpeg` wheel, then the system's; None without either."""
     for path in _candidates():
         try:
             return TurboJpeg(path)
-        except (OSError, AttributeError):  # not to be loaded, or another library of that name
+        except (OSError, AttributeError):  # it cannot be loaded, or another library has that name
             continue
     return None
 
@@ -38,15 +38,15 @@ def _candidates() -> Iterator[str]:
         files = []
     suffix = _SUFFIXES.get(sys.platform, ".so")
     for file in files:
-        # not the extension module beside it, which is named after Python
+        # The wheel also contains an extension module, whose name contains "cpython".
         if "turbojpeg" in file.name and suffix in file.name and "cpython" not in file.name:
             yield str(file.locate())
-    if found := find_library("turbojpeg"):
-        yield found
+    if system_library := find_library("turbojpeg"):
+        yield system_library
 
 
 class TurboJpeg:
-    """The functions that every version since 1.4 has. Any number of threads may decode at once."""
+    """The functions that every version since 1.4 has. Several threads may decode at once."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -59,33 +59,33 @@ class TurboJpeg:
         self._header.argtypes = [address, *stream, answer, answer, answer, answer]
         self._decompress.argtypes = [address, *stream, address, number, number, number, number, number]
 
-    def decode_into(self, stream: memoryview, width: int, height: int, spot: RGB) -> bool:
-        """Whether a sound stream of `width` × `height` px now fills `spot`, reduced to its size.
+    def decode_into(self, stream: memoryview, width: int, height: int, out: RGB) -> bool:
+        """Decode a stream of `width` × `height` px into `out`, reduced to the size of `out`.
 
-        `stream` must be writable memory. False, also for what is a mere warning, leaves anything in `spot`,
-        and nothing beyond it.
+        `stream` must be writable memory. Returns False on any error or warning; `out` may then contain
+        anything, but nothing outside it is written.
         """
-        rows, columns, samples = spot.shape
-        pitch, step, one = spot.strides
+        rows, columns, samples = out.shape
+        pitch, step, one = out.strides
         if (samples, step, one) != (3, 3, 1) or pitch < 3 * columns:
-            raise ValueError("the place of a picture must be rows of RGB bytes")
-        data, pixels = ctypes.c_char.from_buffer(stream), ctypes.c_char.from_buffer(spot[0])
-        # a decompressor keeps the tables of one stream, and would lend them to the next that lacks its own
+            raise ValueError("the output must consist of rows of RGB bytes")
+        data, pixels = ctypes.c_char.from_buffer(stream), ctypes.c_char.from_buffer(out[0])
+        # A decompressor would reuse the tables of one stream for a later stream that lacks them.
         handle = self._init()
         if not handle:
             return False
         try:
-            # the library's own word on the size: a smaller picture would leave a part of `spot` as it was
+            # Check the size that the library reads: a smaller picture would leave some of `out` unwritten.
             answers = [ctypes.c_int() for _ in range(4)]
-            said = map(ctypes.byref, answers)
-            if self._header(handle, ctypes.byref(data), len(stream), *said):
+            answer_pointers = map(ctypes.byref, answers)
+            if self._header(handle, ctypes.byref(data), len(stream), *answer_pointers):
                 return False
             if (answers[0].value, answers[1].value) != (width, height):
                 return False
-            done: int = self._decompress(
+            status: int = self._decompress(
                 handle, ctypes.byref(data), len(stream), ctypes.byref(pixels),
                 columns, pitch, rows, _RGB, _ACCURATE_DCT,
             )  # fmt: skip
-            return done == 0
+            return status == 0
         finally:
             self._destroy(handle)

@@ -1,9 +1,9 @@
-"""Slides by OpenSlide: MRXS, NDPI, SCN, BIF, VMS, Trestle, Sakura, Philips, CZI and whatever else it knows.
+"""Slides read with OpenSlide: MRXS, NDPI, SCN, BIF, VMS, Trestle, Sakura, Philips, CZI and its other formats.
 
-OpenSlide addresses a level by level-0 positions and its own downsample, the average of the two ratios of
-lengths. Where that is no whole number, most level-0 positions fall between pixels of the level, and OpenSlide
-then interpolates. Reads here start where a level-0 position meets a level pixel (`aligned_start`), in blocks
-that lie the same for every read: what comes back are the pixels of the file, and the same ones for any box.
+OpenSlide addresses a level by level-0 positions and a downsample factor, the average of the width ratio and
+the height ratio. If the factor is not an integer, most level-0 positions fall between pixels of the level,
+and OpenSlide interpolates. Therefore reads start where a level-0 position coincides with a level pixel
+(`aligned_start`), in a fixed grid of blocks: the result is the stored pixels, and the same for every box.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from lobule.slides.flat import on_white
 from lobule.units import Mpp
 
 BLOCK = Size(1024, 1024)
-"""Level pixels that are read in one go: bounds memory, and fixes where aligned reads start."""
+"""Level pixels read at once. The block size bounds memory and determines where aligned reads start."""
 
 UNTILED = 512
-"""Tile size to name for a level whose tiles OpenSlide does not describe."""
+"""Tile size to report for a level whose tiles OpenSlide does not describe."""
 
 MAX_TILE_SIDE = 16_384
 MAX_ASSOCIATED_PIXELS = 400_000_000
-"""Declared sizes beyond these are refused: OpenSlide ends the process when memory runs out."""
+"""Larger declared sizes are refused, because OpenSlide aborts the process when memory runs out."""
 
 COARSEST_PLAUSIBLE_UM = 20.0
-"""Plain TIFFs often carry a printing resolution (72 dpi is 353 µm/px); it says nothing of a slide."""
+"""Plain TIFFs often contain a printing resolution (72 dpi is 353 µm/px), which is not a scan resolution."""
 
 MPP_KEYS = (
     ("openslide.mpp-x", "openslide.mpp-y"),
@@ -44,11 +44,11 @@ MPP_KEYS = (
         "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_Y",
     ),
 )
-"""Properties that state µm/px. Objective power is not among them: it is a name, not a measurement."""
+"""Properties that state µm/px. Objective power is not used: it is a nominal value, not a measurement."""
 
 
 def open_backend(path: str) -> OpenSlideBackend | None:
-    """The slide, or None where OpenSlide does not know the format."""
+    """The slide, or None if OpenSlide does not know the format."""
     if is_url(path) or Path(path).is_dir():
         return None
     try:
@@ -60,19 +60,19 @@ def open_backend(path: str) -> OpenSlideBackend | None:
     except openslide.OpenSlideError as error:
         if "unsupported" in str(error).lower():
             raise UnknownFormat(
-                f"OpenSlide does not support it: {error}",
+                f"OpenSlide does not support this slide: {error}",
                 subject=path,
                 remedy="Convert it to a tiled, pyramidal TIFF: vips tiffsave --tile --pyramid",
             ) from error
         raise DamagedFile(
-            f"OpenSlide cannot open it: {error}",
+            f"OpenSlide cannot open this slide: {error}",
             subject=path,
-            remedy="Copy the file again from its source, with the folder beside it if the format has one",
+            remedy="Copy the file again from its source, together with its data folder if the format has one",
         ) from error
 
 
 class OpenSlideBackend:
-    """One slide by OpenSlide. One handle serves all threads; a handle that failed is replaced."""
+    """One slide read with OpenSlide. All threads share one handle, which is replaced after an error."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -101,12 +101,12 @@ class OpenSlideBackend:
 
     @property
     def bounds(self) -> Box | None:
-        parts = [
-            _number(self.properties.get(f"openslide.bounds-{part}")) for part in ("x", "y", "width", "height")
+        edges = [
+            _number(self.properties.get(f"openslide.bounds-{name}")) for name in ("x", "y", "width", "height")
         ]
-        if any(part is None for part in parts):
+        if any(edge is None for edge in edges):
             return None
-        declared = Box(*(int(part) for part in parts if part is not None))
+        declared = Box(*(int(edge) for edge in edges if edge is not None))
         box = declared.intersect(Box(0, 0, *self.levels[0].size))
         return None if box.empty else box
 
@@ -117,9 +117,9 @@ class OpenSlideBackend:
         out = np.empty((box.height, box.width, 3), np.uint8)
         for column, row in tiles_over(box, BLOCK):
             block = Box(column * BLOCK.width, row * BLOCK.height, *BLOCK)
-            part = block.intersect(box)
-            x, y = part.x - box.x, part.y - box.y
-            out[y : y + part.height, x : x + part.width] = self._read_block(level, block, part)
+            region = block.intersect(box)
+            x, y = region.x - box.x, region.y - box.y
+            out[y : y + region.height, x : x + region.width] = self._read_block(level, block, region)
         return out
 
     def read_associated(self, name: str) -> RGB:
@@ -136,67 +136,67 @@ class OpenSlideBackend:
             ) from error
 
     def close(self) -> None:
-        # the library closes the file when the last thread that still reads lets go of the handle
+        # OpenSlide closes the file when the last reading thread releases the handle.
         with self._lock:
             self._handle = None
 
     # -- one block ----------------------------------------------------------------------------------------
 
-    def _read_block(self, level: int, block: Box, part: Box) -> RGB:
+    def _read_block(self, level: int, block: Box, region: Box) -> RGB:
         handle = self._shared()
         try:
-            return self._pixels(handle, level, block, part)
+            return self._pixels(handle, level, block, region)
         except openslide.OpenSlideError:
             self._renew(handle)
-        # another thread's failure spoils a shared handle, so only a failure on a fresh one is our own
+        # A shared handle also fails after another thread's error. Only an error of a new handle counts.
         try:
-            return self._pixels(self._reopen(), level, block, part)
+            return self._pixels(self._reopen(), level, block, region)
         except openslide.OpenSlideError as error:
-            raise self._locate(level, part, str(error)) from error
+            raise self._locate(level, region, str(error)) from error
 
-    def _pixels(self, handle: openslide.OpenSlide, level: int, block: Box, part: Box) -> RGB:
+    def _pixels(self, handle: openslide.OpenSlide, level: int, block: Box, region: Box) -> RGB:
         downsample = self._downsamples[level]
-        start = part if downsample.is_integer() else block
+        start = region if downsample.is_integer() else block
         left, l0_x = aligned_start(start.x, downsample)
         top, l0_y = aligned_start(start.y, downsample)
-        image = handle.read_region((l0_x, l0_y), level, (part.right - left, part.bottom - top))
-        return on_white(np.asarray(image))[part.y - top :, part.x - left :]
+        image = handle.read_region((l0_x, l0_y), level, (region.right - left, region.bottom - top))
+        return on_white(np.asarray(image))[region.y - top :, region.x - left :]
 
-    def _locate(self, level: int, part: Box, cause: str) -> DamagedTile:
-        """Which tile of a part fails: they are tried one by one until the first failure."""
+    def _locate(self, level: int, region: Box, cause: str) -> DamagedTile:
+        """Find the tile of a region that fails, by reading its tiles one by one."""
         tile, scale = self.levels[level].tile, self._downsamples[level]
-        bad = (part.x // tile.width, part.y // tile.height)
+        bad_tile = (region.x // tile.width, region.y // tile.height)
         handle = self._reopen()
-        for column, row in tiles_over(part, tile):
-            spot = Box(column * tile.width, row * tile.height, *tile).intersect(part)
+        for column, row in tiles_over(region, tile):
+            tile_box = Box(column * tile.width, row * tile.height, *tile).intersect(region)
             try:
-                l0_place = int(spot.x * scale), int(spot.y * scale)
-                handle.read_region(l0_place, level, (spot.width, spot.height))
+                l0_position = int(tile_box.x * scale), int(tile_box.y * scale)
+                handle.read_region(l0_position, level, (tile_box.width, tile_box.height))
             except openslide.OpenSlideError as error:
-                bad, cause = (column, row), str(error)
+                bad_tile, cause = (column, row), str(error)
                 break
-        corner = Box(bad[0] * tile.width, bad[1] * tile.height, *tile)
+        corner = Box(bad_tile[0] * tile.width, bad_tile[1] * tile.height, *tile)
         l0_box = Box.of_edges(
             *(int(edge * scale) for edge in (corner.x, corner.y, corner.right, corner.bottom))
         )
-        return DamagedTile(self.path, level, bad, cause, l0_box=l0_box)
+        return DamagedTile(self.path, level, bad_tile, cause, l0_box=l0_box)
 
     def _check_levels(self) -> None:
-        whole = self.levels[0].size
+        l0_size = self.levels[0].size
         for index, level in enumerate(self.levels):
             if max(level.tile) > MAX_TILE_SIDE:
                 raise TooLarge(
                     f"level {index} declares tiles of {level.tile}",
                     subject=self.path,
                     expected=f"at most {MAX_TILE_SIDE} px a side",
-                    remedy="The file is damaged, or must be converted to a tiled TIFF",
+                    remedy="The file is damaged, or needs to be converted to a tiled TIFF",
                 )
-            across, down = whole.width / level.size.width, whole.height / level.size.height
+            across, down = l0_size.width / level.size.width, l0_size.height / level.size.height
             if min(level.size) >= 64 and max(across, down) > 2 * min(across, down):
                 raise DamagedFile(
-                    f"level {index} is no smaller copy of level 0",
+                    f"level {index} does not have the shape of level 0",
                     subject=self.path,
-                    expected=f"the shape of {whole}",
+                    expected=f"the shape of {l0_size}",
                     actual=str(level.size),
                 )
 
@@ -209,7 +209,7 @@ class OpenSlideBackend:
             return self._handle
 
     def _renew(self, failed: openslide.OpenSlide) -> None:
-        """Let go of a handle that an error has spoilt, unless another thread already did."""
+        """Discard a handle that became unusable through an error, unless another thread already did."""
         with self._lock:
             if self._handle is failed:
                 self._handle = None
@@ -218,7 +218,7 @@ class OpenSlideBackend:
         try:
             return openslide.OpenSlide(self.path)
         except (openslide.OpenSlideError, OSError) as error:
-            raise DamagedFile(f"cannot be opened again: {error}", subject=self.path) from error
+            raise DamagedFile(f"the slide cannot be opened again: {error}", subject=self.path) from error
 
     def _tile_size(self, level: int, size: Size) -> Size:
         width = _number(self.properties.get(f"openslide.level[{level}].tile-width"))
@@ -234,19 +234,20 @@ class OpenSlideBackend:
 
 
 @lru_cache(maxsize=4096)
-def aligned_start(wanted: int, downsample: float) -> tuple[int, int]:
-    """The nearest level pixel at or before `wanted` that a whole level-0 position hits, and that position.
+def aligned_start(requested: int, downsample: float) -> tuple[int, int]:
+    """The last level pixel up to `requested` that lies at an integer level-0 position, and that position.
 
-    Cairo treats a start within 1/512 px of a whole pixel as whole; half of that is asked for here. Where no
-    pixel of the last 512 is hit so well, the best of the last 16 is taken, at most 0.5 / downsample px off.
+    Cairo treats a start within 1/512 px of an integer as an integer; this function requires half of that.
+    If none of the last 512 pixels is that close, the best of the last 16 is used, which is at most
+    0.5 / downsample px off.
     """
     starts = []
-    for level_x in range(wanted, max(wanted - 512, 0) - 1, -1):
+    for level_x in range(requested, max(requested - 512, 0) - 1, -1):
         l0_x = round(level_x * downsample)
-        miss = abs(l0_x / downsample - level_x)
-        if miss < 1 / 1024:
+        error = abs(l0_x / downsample - level_x)
+        if error < 1 / 1024:
             return level_x, l0_x
-        starts.append((miss, level_x, l0_x))
+        starts.append((error, level_x, l0_x))
     return min(starts[:16])[1:]
 
 

@@ -1,4 +1,4 @@
-"""A slide at a small scale, read from the best level: what tissue finding and pictures start from."""
+"""A slide at a small scale, read from the best level. Tissue detection and pictures start from it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lobule.slides.resample import choose_source, read_resampled
 from lobule.slides.slide import Slide
 
 MAX_PIXELS = 100_000_000
-"""An overview has at most so many pixels; a larger slide is read coarser."""
+"""Largest number of pixels of an overview. Larger slides are read at a coarser resolution."""
 BLOCK_SIDES = (512, 64, 8)
-"""Pixels a side of the blocks into which the area around a damaged tile is divided, step by step."""
+"""Sides, in pixels, of the successively smaller blocks into which the area of a damaged tile is divided."""
 MAX_REPAIR_PIXELS = 1 << 28
-"""Pixels of finer levels that are read at most to replace damaged tiles; the rest stays unreadable."""
+"""At most this many pixels of finer levels are read to replace damaged tiles; the rest stays unreadable."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +33,11 @@ class Overview:
     unreadable: NDArray[np.bool_]
     """Pixels that no level of the file could supply."""
     damaged_levels: tuple[int, ...] = ()
-    """Levels with damaged tiles that were met."""
+    """Levels on which damaged tiles were encountered."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences about damaged tiles; empty for a sound file."""
+        """Sentences about damaged tiles; empty if the file is undamaged."""
         if not self.damaged_levels:
             return ()
         levels = ", ".join(map(str, self.damaged_levels))
@@ -49,7 +49,7 @@ class Overview:
 
 
 def overview_lattice(slide: Slide, mpp: float) -> Lattice:
-    """The lattice of an overview near a µm/px: a level's own where one lies within a factor of two."""
+    """The lattice of an overview near a µm/px: that of a level if one lies within a factor of two."""
     base = slide.mpp.mean
     while slide.size.area * (base / max(mpp, base)) ** 2 > MAX_PIXELS:
         mpp = max(mpp, base) * 2
@@ -61,13 +61,13 @@ def overview_lattice(slide: Slide, mpp: float) -> Lattice:
 
 
 def overview(slide: Slide, mpp: float) -> tuple[RGB, Lattice]:
-    """The whole slide near a µm/px, and the lattice it lies on; areas that cannot be read are white."""
-    whole = read_overview(slide, mpp)
-    return whole.pixels, whole.lattice
+    """The whole slide near a µm/px, and its lattice. Areas that cannot be read are white."""
+    result = read_overview(slide, mpp)
+    return result.pixels, result.lattice
 
 
 def read_overview(slide: Slide, mpp: float) -> Overview:
-    """Read the whole slide near a µm/px; damaged tiles are replaced by finer levels where possible."""
+    """Read the whole slide near a µm/px. Damaged tiles are replaced from finer levels if possible."""
     lattice = overview_lattice(slide, mpp)
     box = Box(0, 0, *lattice.size)
     try:
@@ -78,7 +78,7 @@ def read_overview(slide: Slide, mpp: float) -> Overview:
 
 
 class _FinestLevels:
-    """The finest levels of a slide, as a source to resample from."""
+    """A view of a slide with only its finest levels, to resample from."""
 
     def __init__(self, slide: Slide, count: int) -> None:
         self._slide, self._count = slide, count
@@ -95,7 +95,7 @@ class _FinestLevels:
 
 @dataclass
 class _Repair:
-    """Reads an overview block by block, and the blocks of damaged tiles from finer levels."""
+    """Reads an overview block by block, and blocks with damaged tiles from finer levels."""
 
     slide: Slide
     lattice: Lattice
@@ -111,11 +111,11 @@ class _Repair:
     def _fill(self, box: Box, sides: tuple[int, ...], pixels: RGB, unreadable: NDArray[np.bool_]) -> None:
         for block in _blocks(box, sides[0]):
             inside = slice(block.y, block.bottom), slice(block.x, block.right)
-            found = self._read(block)
-            if found is None and sides[0] < BLOCK_SIDES[0]:
-                found = self._read_finer(block)
-            if found is not None:
-                pixels[inside] = found
+            block_pixels = self._read(block)
+            if block_pixels is None and sides[0] < BLOCK_SIDES[0]:
+                block_pixels = self._read_finer(block)
+            if block_pixels is not None:
+                pixels[inside] = block_pixels
             elif len(sides) > 1:
                 self._fill(block, sides[1:], pixels, unreadable)
             else:
@@ -129,7 +129,7 @@ class _Repair:
             return None
 
     def _read_finer(self, block: Box) -> RGB | None:
-        """The block from the coarsest level that is finer and sound, within the budget of pixels."""
+        """The block from the coarsest finer level that is undamaged there, within the pixel budget."""
         level = self.lattice.level
         if level is None:
             level = choose_source(self.slide, self.lattice).level
@@ -150,7 +150,7 @@ class _Repair:
 
 
 def _blocks(box: Box, side: int) -> Iterator[Box]:
-    """The box in blocks of at most `side` pixels, row by row."""
+    """Divide the box into blocks with sides of at most `side` pixels, row by row."""
     for top in range(box.y, box.bottom, side):
         for left in range(box.x, box.right, side):
             yield Box(left, top, side, side).intersect(box)

@@ -1,9 +1,9 @@
-"""Reading a lattice that no level has: area averages on the way down, cubic interpolation on the way up.
+"""Read a lattice that matches no stored level: area averages to shrink, cubic interpolation to enlarge.
 
-The source is the coarsest level, decoded at libjpeg's reduced size where that exists, which is still at least
-as fine as the lattice. A lattice pixel is the average of what it covers of the source, weighted by exact
-fractions of the two steps. Weights and intermediate sums are whole numbers that the floating-point type holds
-exactly, so a sum has one value in whatever order it is taken, and a pixel does not depend on its box.
+The source is the coarsest level that is at least as fine as the lattice, decoded at libjpeg's reduced size if
+possible. A lattice pixel is the average of the source area it covers, weighted by exact fractions of the two
+steps. Weights and intermediate sums are integers that the floating-point type represents exactly. Therefore
+a sum does not depend on the order of its terms, and a pixel does not depend on the box it is read in.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from lobule.geometry import Box, Lattice
 from lobule.slides.backend import RGB, Backend, Level
 
 SOURCE_SIDE = 2048
-"""Source pixels a side that are read for one block of the result: this bounds memory for any box."""
+"""Side, in source pixels, of the area that is read for one block of the result. It bounds memory."""
 BAND = 16
-"""Result rows (columns) that one matrix product makes."""
+"""Number of result rows (or columns) that one matrix product computes."""
 
 
 class Pyramid(Protocol):
-    """What is asked of a slide here."""
+    """The members of a slide that resampling uses."""
 
     @property
     def levels(self) -> tuple[Level, ...]: ...
@@ -42,7 +42,7 @@ class Pyramid(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """What is read for a lattice: a level, how it is decoded, and its pixels per lattice pixel."""
+    """The source of a lattice: a level, its reduction while decoding, and source pixels per lattice pixel."""
 
     level: int
     reduce: int
@@ -52,17 +52,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Precision:
-    """Whole-number arithmetic in a floating-point type whose mantissa holds the sums of both passes."""
+    """Integer arithmetic in a floating-point type whose mantissa can represent the sums of both passes."""
 
     dtype: Any
     one: int
     """The weight 1."""
     fraction: int
-    """Steps of one grey level between the passes."""
+    """Number of steps per grey level in the values between the passes."""
 
     @staticmethod
     def for_ratio(ratio: Fraction) -> Precision:
-        # where many pixels share the weight 1, each needs more digits
+        # The more pixels share the weight 1, the more digits each of their weights needs.
         return _FEW if ratio <= 4 else _MANY
 
 
@@ -73,7 +73,7 @@ _MANY = Precision(np.float64, 1 << 20, 1 << 16)
 
 @dataclass(frozen=True)
 class Taps:
-    """For each of a run of result pixels: the first source pixel it takes from, and whole-number weights."""
+    """For each result pixel of a run: its first source pixel and the integer weights of its source pixels."""
 
     first: NDArray[np.int64]
     """(pixels,)"""
@@ -89,9 +89,9 @@ class Taps:
         return int(self.first[-1]) + int(self.weights.shape[1])
 
     def bands(self, dtype: Any, scale: float) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
-        """Result pixels, the source pixels they need (from `start`), and the matrix between them.
+        """Yield slices of result pixels, of their source pixels (relative to `start`), and the weight matrix.
 
-        `scale` is a power of two: it shifts the whole numbers and keeps them exact.
+        `scale` is a power of two, so that the scaled integers stay exact.
         """
         taps = self.weights.shape[1]
         for at in range(0, len(self.first), BAND):
@@ -104,7 +104,7 @@ class Taps:
 
 
 def read_resampled(slide: Pyramid, lattice: Lattice, box: Box) -> RGB:
-    """Pixels of a box of lattice pixels, made from the source that `choose_source` names; white outside."""
+    """Pixels of a box of lattice pixels, computed from the source of `choose_source`; white outside."""
     source = choose_source(slide, lattice)
     if source.ratio_x == source.ratio_y == 1:
         return slide.read_level(source.level, box, source.reduce)
@@ -112,7 +112,7 @@ def read_resampled(slide: Pyramid, lattice: Lattice, box: Box) -> RGB:
     width, height = _block_side(source.ratio_x), _block_side(source.ratio_y)
     for top in range(box.y, box.bottom, height):
         row = Box(box.x, top, box.width, height).intersect(box)
-        if _is_blank(slide, source, row):  # sparse files can be far larger than what can be read
+        if _is_blank(slide, source, row):  # sparse files can declare far more pixels than can be read
             out[row.y - box.y : row.bottom - box.y] = 255
             continue
         for left in range(box.x, box.right, width):
@@ -124,26 +124,26 @@ def read_resampled(slide: Pyramid, lattice: Lattice, box: Box) -> RGB:
 
 
 def _is_blank(slide: Pyramid, source: Source, block: Box) -> bool:
-    """Whether the file stores no tile under what a block of the result is computed from."""
+    """Whether the file stores no tile in the source area of a block of the result."""
     is_blank = getattr(slide.backend, "is_blank", None)
     if is_blank is None:
         return False
-    margin = 2  # pixels that cubic interpolation takes from beyond the block
+    margin = 2  # source pixels that cubic interpolation needs beyond the block
     level = slide.levels[source.level].size
-    whole = Box(0, 0, -(-level.width // source.reduce), -(-level.height // source.reduce))
+    level_box = Box(0, 0, -(-level.width // source.reduce), -(-level.height // source.reduce))
     needed = Box.of_edges(
         floor(block.x * source.ratio_x) - margin,
         floor(block.y * source.ratio_y) - margin,
         ceil(block.right * source.ratio_x) + margin,
         ceil(block.bottom * source.ratio_y) + margin,
-    ).intersect(whole)
+    ).intersect(level_box)
     return needed.empty or bool(is_blank(source.level, needed, source.reduce))
 
 
 def choose_source(slide: Pyramid, lattice: Lattice) -> Source:
-    """The coarsest level, as reduced, that is at least as fine as the lattice; level 0 where none is.
+    """The coarsest level (or reduction) that is at least as fine as the lattice; level 0 if all are coarser.
 
-    Of two that are equally fine the stored level is taken, not the reduced one: it has fewer tiles.
+    If a stored level and a reduced one are equally fine, the stored one is chosen, as it has fewer tiles.
     """
     best = Source(0, 1, lattice.step_x, lattice.step_y)
     for level in range(len(slide.levels)):
@@ -168,25 +168,25 @@ def _block(slide: Pyramid, source: Source, block: Box) -> RGB:
 
 
 def _filtered(pixels: RGB, across: Taps, down: Taps, precision: Precision) -> RGB:
-    """Rows first, then columns; both as products with narrow bands of the weight matrix."""
+    """Filter along y, then along x, as products with narrow bands of the weight matrix."""
     height, width = len(down.first), len(across.first)
     dtype, one, fraction = precision.dtype, precision.one, precision.fraction
     rows = pixels.reshape(len(pixels), -1)
     middle = np.empty((height, rows.shape[1]), dtype)
-    for made, taken, matrix in down.bands(dtype, fraction / one):
-        np.matmul(matrix, rows[taken].astype(dtype), out=middle[made])
-        _round_within(middle[made], 255 * fraction)
+    for out_slice, source_slice, matrix in down.bands(dtype, fraction / one):
+        np.matmul(matrix, rows[source_slice].astype(dtype), out=middle[out_slice])
+        _round_within(middle[out_slice], 255 * fraction)
     out = np.empty((height, width, 3), np.uint8)
-    for made, taken, matrix in across.bands(dtype, 1 / (one * fraction)):
+    for out_slice, source_slice, matrix in across.bands(dtype, 1 / (one * fraction)):
         colours_apart = np.kron(matrix.T, np.eye(3, dtype=dtype))
-        sums = middle[:, 3 * taken.start : 3 * taken.stop] @ colours_apart
+        sums = middle[:, 3 * source_slice.start : 3 * source_slice.stop] @ colours_apart
         _round_within(sums, 255)
-        out[:, made] = sums.reshape(height, -1, 3)
+        out[:, out_slice] = sums.reshape(height, -1, 3)
     return out
 
 
 def _round_within(values: NDArray[Any], most: int) -> None:
-    """Round half up and stay within 0 and `most`, in place."""
+    """Round half up and clip to 0..`most`, in place."""
     values += 0.5
     np.floor(values, out=values)
     np.clip(values, 0, most, out=values)
@@ -201,12 +201,12 @@ def taps_of(ratio: Fraction, start: int, count: int, one: int) -> Taps:
 
 
 def _area_taps(ratio: Fraction, start: int, count: int, one: int) -> Taps:
-    """Shares of the source pixels in each result pixel, rounded cumulatively so that they add up to `one`."""
+    """Shares of source pixels in each result pixel, rounded cumulatively so that they add up to `one`."""
     length, unit = ratio.numerator, ratio.denominator
     left = _whole_numbers(start, count, max((abs(start) + count) * length, 4 * one * length)) * length
     first = left // unit
     taps = -(-(length + unit - 1) // unit)
-    # how much of the result pixel lies left of the end of each of its source pixels, in 1/unit
+    # the length of the result pixel up to the end of each of its source pixels, in 1/unit
     ends = (first[:, None] + np.arange(1, taps + 1)) * unit - left[:, None]
     covered = np.minimum(np.maximum(ends, 0), length)
     cumulative = (2 * covered * one + length) // (2 * length)
@@ -217,7 +217,7 @@ def _area_taps(ratio: Fraction, start: int, count: int, one: int) -> Taps:
 def _cubic_taps(ratio: Fraction, start: int, count: int, one: int) -> Taps:
     """Catmull-Rom weights of the four source pixels around the centre of each result pixel."""
     length, unit = ratio.numerator, ratio.denominator
-    # twice the centre, less half a source pixel, in 1/(2·unit)
+    # twice the centre minus half a source pixel, in 1/(2·unit)
     centre = (2 * _whole_numbers(start, count, 4 * (abs(start) + count) * length) + 1) * length - unit
     first = centre // (2 * unit)
     t = ((centre - first * 2 * unit) / (2 * unit)).astype(np.float64)
@@ -229,6 +229,6 @@ def _cubic_taps(ratio: Fraction, start: int, count: int, one: int) -> Taps:
 
 
 def _whole_numbers(start: int, count: int, largest: int) -> NDArray[Any]:
-    """From `start` on, as int64, or as Python's own integers where products up to `largest` overflow."""
+    """`count` integers from `start`, as int64, or as Python integers if products up to `largest` overflow."""
     numbers = np.arange(start, start + count, dtype=np.int64)
     return numbers if largest < 1 << 62 else numbers.astype(object)

@@ -1,4 +1,4 @@
-"""`open_slide` and `Slide`: one way to read any slide, whichever library knows its format."""
+"""`open_slide` and `Slide`: the same interface for every slide format, whichever library reads it."""
 
 from __future__ import annotations
 
@@ -33,37 +33,51 @@ READERS: dict[str, str] = {
     "openslide": "lobule.slides.openslide",
     "flat": "lobule.slides.flat",
 }
-"""Backends in the order they are asked; each module has `open_backend(path) -> Backend | None`.
+"""Backends in the order in which they are tried; each module has `open_backend(path) -> Backend | None`.
 
-None means "not mine"; an error means "mine, and broken". A value may also be the function itself.
+None means that the file is for another backend; an error means that it is for this one and is damaged.
+A value may also be the function itself.
 """
 
 NEAR = 0.10
-"""A level whose µm/px is within this share of what is wanted is read unscaled."""
+"""A level whose µm/px differs from the requested one by at most this share is read unscaled."""
 
 MAX_READ_PIXELS = 1 << 30
-"""Pixels one `read` may ask for; more is a mistake or a bomb."""
+"""Largest number of pixels of one read. A larger request is a mistake or an attack."""
 
 
 def open_slide(path: str | Path, *, mpp: Mpp | float | None = None, backend: str | None = None) -> Slide:
-    """Open a whole-slide image (or a flat image) of any supported format.
+    """Open a whole-slide image (or a plain image) of any supported format.
 
-    `mpp` overrides what the file says of its µm/px. `backend` names one of `READERS`; by default they are
-    asked in order. The file is touched at the first use, and pickling carries the path, not the pixels.
+    Pickling a slide stores its path, not its pixels.
+
+    Args:
+        path: The slide: a file, a folder with the DICOM files of one slide, or a URL.
+        mpp: µm/px of level 0, which replaces the value in the file.
+        backend: A name in `READERS`. By default the backends are tried in order.
+
+    Returns:
+        The opened slide, which is also a context manager.
+
+    Raises:
+        UnknownFormat: No backend reads this format.
+        DamagedFile: The file is empty or damaged.
+        NotReadable: The file does not exist or cannot be read.
+        ConfigError: `backend` is not in `READERS`, or `mpp` is not a plausible length.
     """
     if backend is not None and backend not in READERS:
-        raise ConfigError(f"no backend '{backend}'", expected=f"one of {', '.join(READERS)}")
-    given = Mpp.square(mpp) if isinstance(mpp, int | float) else mpp
-    if given is not None:
-        for value in (given.x, given.y):
+        raise ConfigError(f"there is no backend '{backend}'", expected=f"one of {', '.join(READERS)}")
+    override = Mpp.square(mpp) if isinstance(mpp, int | float) else mpp
+    if override is not None:
+        for value in (override.x, override.y):
             check_mpp(value, path)
-    slide = Slide(str(path), mpp=given, backend=backend)
+    slide = Slide(str(path), mpp=override, backend=backend)
     slide.levels  # noqa: B018 - opens the file now, so that a bad path fails here
     return slide
 
 
 def open_mask(path: str | Path) -> Slide:
-    """Open a class mask kept as a slide: tiles that its file leaves out hold class 0, and are not white."""
+    """Open a class mask stored as a slide. Tiles that the file does not store are 0 instead of white."""
     slide = open_slide(path)
     if hasattr(slide.backend, "blank"):
         slide.backend.blank = 0
@@ -75,13 +89,13 @@ class Slide:
 
     def __init__(self, path: str, *, mpp: Mpp | None = None, backend: str | None = None) -> None:
         self.path = path
-        self._given_mpp = mpp
-        self._wanted_backend = backend
+        self._mpp_override = mpp
+        self._requested_backend = backend
         self._backend: Backend | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "mpp": self._given_mpp, "backend": self._wanted_backend}
+        return {"path": self.path, "mpp": self._mpp_override, "backend": self._requested_backend}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Slide.__init__(self, state["path"], mpp=state["mpp"], backend=state["backend"])
@@ -105,17 +119,17 @@ class Slide:
     def backend(self) -> Backend:
         with self._lock:
             if self._backend is None:
-                self._backend = _find_backend(self.path, self._wanted_backend)
+                self._backend = _find_backend(self.path, self._requested_backend)
             return self._backend
 
     def use_cache(self, budget_bytes: int) -> None:
-        """Let the backend keep so many bytes of decoded tiles, where it keeps any."""
+        """Set the size of the backend's cache of decoded tiles, if it has one."""
         cache = getattr(self.backend, "cache", None)
         if isinstance(cache, TileCache):
             cache.budget_bytes = budget_bytes
 
     def row_bytes(self, lattice: Lattice, height: int) -> int:
-        """Bytes of decoded tiles under a row of boxes across the slide and where the next row begins."""
+        """Bytes of decoded tiles under a row of boxes across the slide and the start of the next row."""
         level, reduce, ratio = lattice.level, 1, Fraction(1)
         if level is None:
             source = choose_source(self, lattice)
@@ -125,15 +139,15 @@ class Slide:
 
     @property
     def decoding_bytes(self) -> int:
-        """Memory that decoding takes at its peak, beside the cache of tiles; 0 where it is little."""
+        """Peak memory of decoding in addition to the tile cache; 0 if it is small."""
         return int(getattr(self.backend, "decoding_bytes", 0))
 
     @property
     def tiles_decoded(self) -> int:
-        """Compressed tiles decoded since the file was opened; 0 where the backend does not count."""
+        """Number of compressed tiles decoded since the file was opened; 0 if the backend does not count."""
         return int(getattr(self.backend, "decoded_tiles", 0))
 
-    # -- facts --------------------------------------------------------------------------------------------
+    # -- metadata -----------------------------------------------------------------------------------------
 
     @property
     def format(self) -> str:
@@ -154,23 +168,23 @@ class Slide:
 
     @property
     def bounds(self) -> Box:
-        """The level-0 box that holds pixels; the whole slide where the file declares none."""
+        """The level-0 box that contains pixels; the whole slide if the file does not declare one."""
         return self.backend.bounds or Box(0, 0, *self.size)
 
     @property
     def found_mpp(self) -> FoundMpp | None:
-        """µm/px of level 0 with its provenance; what was given overrides what the file says."""
-        if self._given_mpp is not None:
-            return FoundMpp(self._given_mpp, "given by the user")
+        """µm/px of level 0 and its source. A value given by the user overrides the file."""
+        if self._mpp_override is not None:
+            return FoundMpp(self._mpp_override, "given by the user")
         return self.backend.found_mpp
 
     @property
     def mpp(self) -> Mpp:
-        """µm/px of level 0. Raises `MissingMpp` where nobody knows it."""
-        found = self.found_mpp
-        if found is None:
+        """µm/px of level 0. Raises `MissingMpp` if neither the user nor the file states it."""
+        stated = self.found_mpp
+        if stated is None:
             raise MissingMpp(self.path)
-        return found.mpp
+        return stated.mpp
 
     @property
     def associated(self) -> Mapping[str, Size | None]:
@@ -179,7 +193,7 @@ class Slide:
     def read_associated(self, name: str) -> RGB:
         if name not in self.associated:
             have = ", ".join(self.associated) or "none"
-            raise ConfigError(f"no associated image '{name}'", subject=self.path, actual=have)
+            raise ConfigError(f"there is no associated image '{name}'", subject=self.path, actual=have)
         return self.backend.read_associated(name)
 
     def steps(self, level: int) -> tuple[Fraction, Fraction]:
@@ -192,25 +206,38 @@ class Slide:
     def lattice(
         self, *, mpp: float | None = None, level: int | None = None, upsample: bool = False
     ) -> Lattice:
-        """The lattice for a wanted µm/px (or a level): where a level is near enough, that level's own."""
+        """The lattice for a µm/px or a level.
+
+        Args:
+            mpp: Requested µm/px. If a level is within 10 % of it, the lattice of that level is returned.
+            level: A level of the file, instead of `mpp`.
+            upsample: Allow a µm/px finer than the slide.
+
+        Raises:
+            ConfigError: Not exactly one of `mpp` and `level` is given, or there is no such level.
+            MissingMpp: The µm/px of the slide is unknown.
+            FinerThanSlide: `mpp` is finer than the slide and `upsample` is false.
+        """
         if (mpp is None) == (level is None):
-            raise ConfigError("say which resolution: exactly one of mpp and level")
-        known = self.found_mpp.mpp if self.found_mpp else None
+            raise ConfigError("give the resolution as exactly one of mpp and level")
+        l0_mpp = self.found_mpp.mpp if self.found_mpp else None
         if level is not None:
             if not 0 <= level < len(self.levels):
-                raise ConfigError(f"no level {level}", subject=self.path, actual=f"{len(self.levels)} levels")
-            return self._level_lattice(level, known)
+                raise ConfigError(
+                    f"there is no level {level}", subject=self.path, actual=f"{len(self.levels)} levels"
+                )
+            return self._level_lattice(level, l0_mpp)
         base = self.mpp
         assert mpp is not None
         check_mpp(mpp, self.path)
         near = [
-            (abs(own / mpp - 1), index)
+            (abs(level_mpp / mpp - 1), index)
             for index in range(len(self.levels))
-            for own in [base.scaled(*map(float, self.steps(index))).mean]
-            if abs(own / mpp - 1) <= NEAR
+            for level_mpp in [base.scaled(*map(float, self.steps(index))).mean]
+            if abs(level_mpp / mpp - 1) <= NEAR
         ]
         if near:
-            return self._level_lattice(min(near)[1], known)
+            return self._level_lattice(min(near)[1], l0_mpp)
         if mpp < base.mean and not upsample:
             raise FinerThanSlide(
                 f"{mpp:g} µm/px is finer than the slide",
@@ -234,14 +261,17 @@ class Slide:
     ) -> RGB:
         """Pixels of a level-0 box at a µm/px or a level; white outside the slide.
 
-        The box is moved to the nearest pixels of the lattice (`Lattice.of_l0` says how), so neighbouring
-        reads meet without a seam.
+        The box is moved to the nearest pixels of the lattice (see `Lattice.of_l0`), so neighbouring reads
+        join without a seam. The arguments `mpp`, `level` and `upsample` are those of `lattice`.
+
+        Returns:
+            An array (height, width, 3) of uint8.
         """
         lattice = self.lattice(mpp=mpp, level=level, upsample=upsample)
         return self.read_lattice(lattice, lattice.of_l0(l0_box))
 
     def read_lattice(self, lattice: Lattice, box: Box) -> RGB:
-        """Pixels of a box of lattice pixels. A pixel does not depend on the box it was read in."""
+        """Pixels of a box of lattice pixels. A pixel does not depend on the box it is read in."""
         if box.empty or box.size.area > MAX_READ_PIXELS:
             raise ConfigError(f"cannot read a box of {box.size}", subject=self.path)
         if lattice.level is None:
@@ -249,7 +279,7 @@ class Slide:
         return self.read_level(lattice.level, box)
 
     def read_level(self, level: int, box: Box, reduce: int = 1) -> RGB:
-        """Pixels of a box of one level as the file stores it (or decodes it reduced); white outside."""
+        """Pixels of a box of one level as stored, or as reduced while decoding; white outside."""
         size = self.reduced_size(level, reduce)
         inside = box.intersect(Box(0, 0, *size))
         if inside == box:
@@ -276,11 +306,11 @@ class Slide:
 
 
 FINEST_MPP, COARSEST_MPP = 1e-3, 1e4
-"""Range of µm/px that a person may ask for: an atom's width to a slide in a few pixels."""
+"""Range of µm/px that a user may request: from the width of an atom to a slide in a few pixels."""
 
 
 def check_mpp(mpp: float, subject: object) -> None:
-    """Refuse a µm/px that is no length of a pixel: zero, negative, NaN, infinite or absurd."""
+    """Refuse a µm/px that cannot be the size of a pixel: zero, negative, NaN, infinite or absurd."""
     if not FINEST_MPP <= mpp <= COARSEST_MPP:
         raise ConfigError(
             f"µm/px must be between {FINEST_MPP:g} and {COARSEST_MPP:g}, not {mpp:g}",
@@ -290,14 +320,14 @@ def check_mpp(mpp: float, subject: object) -> None:
 
 
 def check_readable(path: str) -> None:
-    """Refuse what no backend could read, before any is asked: missing, not a file, forbidden, empty."""
+    """Refuse a path that no backend can read: missing, not a file, without permission, or empty."""
     if is_url(path):
         return
     try:
-        place = Path(path)
-        if place.is_dir():
+        file_or_folder = Path(path)
+        if file_or_folder.is_dir():
             return
-        if place.exists() and not place.is_file():
+        if file_or_folder.exists() and not file_or_folder.is_file():
             raise NotReadable("this is a device or a pipe", subject=path, expected="a file")
     except OSError as error:
         raise not_readable(error, path) from error
@@ -306,40 +336,40 @@ def check_readable(path: str) -> None:
             raise DamagedFile("the file is empty", subject=path, remedy="Copy it again from its source")
 
 
-def _find_backend(path: str, wanted: str | None) -> Backend:
+def _find_backend(path: str, requested: str | None) -> Backend:
     check_readable(path)
-    for name, where in READERS.items():
-        if wanted is not None and name != wanted:
+    for name, reader in READERS.items():
+        if requested is not None and name != requested:
             continue
-        backend = _opener(where)(path)
+        backend = _opener(reader)(path)
         if backend is not None:
             return _checked(backend, path)
     if not is_url(path) and Path(path).is_dir():
         raise NotReadable(
-            "a folder, not a slide",
+            "the path is a folder, not a slide",
             subject=path,
             expected="a slide file, or a folder with the DICOM files of one slide",
-            remedy="Name the file itself (for MRXS the .mrxs file beside its folder)",
+            remedy="Give the file itself (for MRXS the .mrxs file next to its folder)",
         )
     raise UnknownFormat(
-        "not a slide that Lobule can read"
-        if wanted is None
-        else f"the backend '{wanted}' does not take this file",
+        "the file is not a slide that Lobule can read"
+        if requested is None
+        else f"the backend '{requested}' cannot read this file",
         subject=path,
         expected="a tiled TIFF, SVS, NDPI, MRXS, SCN, BIF, DICOM or flat image",
         remedy="Convert it to a tiled, pyramidal TIFF in RGB: vips tiffsave --tile --pyramid",
     )
 
 
-def _opener(where: str | Callable[[str], Backend | None]) -> Callable[[str], Backend | None]:
-    if not isinstance(where, str):
-        return where
-    opener: Callable[[str], Backend | None] = import_module(where).open_backend
+def _opener(reader: str | Callable[[str], Backend | None]) -> Callable[[str], Backend | None]:
+    if not isinstance(reader, str):
+        return reader
+    opener: Callable[[str], Backend | None] = import_module(reader).open_backend
     return opener
 
 
 MAX_SIDE = 4_000_000
-"""Pixels a side that a slide may declare; the largest real ones have about 300,000."""
+"""Largest declared side of a slide in pixels; the largest real slides have about 300,000."""
 
 
 def _checked(backend: Backend, path: str) -> Backend:

@@ -1,7 +1,7 @@
-"""Tiled and stripped TIFF, Aperio SVS and OME-TIFF, by tile: addresses from tifffile, each tile decoded once.
+"""Tiled and stripped TIFF, Aperio SVS and OME-TIFF, read tile by tile with the tile positions from tifffile.
 
-The bytes of a tile are read in place (`preadv`, or a range of a URL) and decoded by libjpeg-turbo or its like
-in the thread that asks. Decoded tiles stay in a bounded cache, so neighbouring reads do not decode again.
+The bytes of a tile are read directly (`preadv`, or a range of a URL) and decoded by libjpeg-turbo or another
+codec in the calling thread. Decoded tiles stay in a bounded cache, so neighbouring reads do not decode again.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from lobule.geometry import Box, Size, level_step, tiles_over
 from lobule.slides import libturbojpeg
 from lobule.slides.backend import RGB, FoundMpp, Level
 from lobule.slides.cache import DEFAULT_BYTES, TileCache
-from lobule.slides.jpeg import Bytes, Workplace
-from lobule.slides.tiff_facts import Layer, TiffFacts, read_facts
+from lobule.slides.jpeg import Bytes, TileBuffer
+from lobule.slides.tiff_facts import Layer, TiffMetadata, read_metadata
 from lobule.slides.tile_codecs import JPEG, decode_tile
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_ASSOCIATED_PIXELS = 1 << 28
 REDUCTIONS = (1, 2, 4, 8)
 REFUSALS = 8
-"""Tiles of a level that may be decoded twice since libturbojpeg would not have them; then it is not asked."""
+"""After libturbojpeg refused this many tiles of a level, it is no longer used for that level."""
 LARGE_TILE_PIXELS = 1 << 22
-"""Tiles with more pixels are decoded one at a time, so that reading threads do not multiply their memory."""
+"""Larger tiles are decoded one at a time, so that several threads do not multiply the memory."""
 
 SPOILED = (ValueError, RuntimeError, TypeError, IndexError, OverflowError, MemoryError, BufferError)
-"""Whatever a codec says of bad bytes."""
+"""The exceptions that codecs raise for damaged bytes."""
 
 
 def open_backend(path: str) -> TiffBackend | None:
-    """The slide, or None where the file is no TIFF or one that OpenSlide knows better."""
-    if not is_url(path) and os.path.isdir(path):  # noqa: PTH112 - may be any string that a person typed
+    """The slide, or None if the file is not a TIFF or is of a kind that OpenSlide reads."""
+    if not is_url(path) and os.path.isdir(path):  # noqa: PTH112 - may be any string that a user typed
         return None
     with open_url(path) as stream:
         if stream.read(4) not in MAGIC:
             return None
-        facts = read_facts(stream, path)
-    return None if facts is None else TiffBackend(path, facts)
+        metadata = read_metadata(stream, path)
+    return None if metadata is None else TiffBackend(path, metadata)
 
 
 class TiffBackend:
@@ -55,29 +55,29 @@ class TiffBackend:
 
     bounds: Box | None = None
 
-    def __init__(self, path: str, facts: TiffFacts, cache_bytes: int = DEFAULT_BYTES) -> None:
+    def __init__(self, path: str, metadata: TiffMetadata, cache_bytes: int = DEFAULT_BYTES) -> None:
         self.path = path
-        self.format = facts.format
-        self.properties: Mapping[str, str] = facts.properties
-        self.found_mpp: FoundMpp | None = facts.found_mpp
-        self.levels = tuple(Level(layer.size, layer.tile) for layer in facts.levels)
+        self.format = metadata.format
+        self.properties: Mapping[str, str] = metadata.properties
+        self.found_mpp: FoundMpp | None = metadata.found_mpp
+        self.levels = tuple(Level(layer.size, layer.tile) for layer in metadata.levels)
         self.associated: Mapping[str, Size | None] = {
-            name: layer.size for name, layer in facts.associated.items()
+            name: layer.size for name, layer in metadata.associated.items()
         }
         self.cache = TileCache(cache_bytes)
         self.blank = 255
-        """The value of tiles that the file leaves out."""
-        self._workplaces = threading.local()
-        self._refused = [0] * len(facts.levels)
-        """Tiles of each level that seemed sound and could not be decoded straight into their place."""
-        self._layers = facts.levels
-        self._beside = facts.associated
+        """The value of tiles that the file does not store."""
+        self._tile_buffers = threading.local()
+        self._refused = [0] * len(metadata.levels)
+        """Number of tiles of each level that libturbojpeg refused although they seemed valid."""
+        self._layers = metadata.levels
+        self._associated_layers = metadata.associated
         self._large_tile = threading.Lock()
         self._file = Ranges(path)
 
     @property
     def decoding_bytes(self) -> int:
-        """Memory that decoding the largest tile takes at its peak; 0 where all are small."""
+        """Peak memory of decoding the largest tile; 0 if all tiles are small."""
         large = [layer for layer in self._layers if layer.tile.area > LARGE_TILE_PIXELS]
         return max(
             (layer.tile.area * layer.coding.decoding_bytes(len(layer.offsets)) for layer in large), default=0
@@ -85,7 +85,7 @@ class TiffBackend:
 
     @property
     def decoded_tiles(self) -> int:
-        """Compressed tiles decoded so far; reduced and missing ones count too."""
+        """Number of compressed tiles decoded so far, including reduced and missing ones."""
         return self.cache.decodes
 
     def reductions(self, level: int) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ class TiffBackend:
         return tuple(factor for factor in REDUCTIONS if not any(side % factor for side in layer.tile))
 
     def is_blank(self, level: int, box: Box, reduce: int = 1) -> bool:
-        """Whether the file leaves out every tile under a box, and such tiles are white."""
+        """Whether the file stores no tile under a box and missing tiles are white."""
         layer = self._layers[level]
         if self.blank != 255:
             return False
@@ -112,21 +112,21 @@ class TiffBackend:
         for column, row in tiles_over(box, Size(tile_width, tile_height)):
             left, top = column * tile_width - box.x, row * tile_height - box.y
             y, x = max(-top, 0), max(-left, 0)
-            into = out[top + y : top + tile_height, left + x : left + tile_width]
-            height, width = into.shape[:2]
+            target = out[top + y : top + tile_height, left + x : left + tile_width]
+            height, width = target.shape[:2]
             tile = self.cache.get(
                 (level, reduce, column, row),
                 partial(self._decode, level, column, row, reduce),
-                whole=height == tile_height and width == tile_width,
-                in_passing=partial(self._decode, level, column, row, reduce, into),
+                whole_tile=height == tile_height and width == tile_width,
+                decode_uncached=partial(self._decode, level, column, row, reduce, target),
             )
-            if tile is not into:
-                into[...] = tile[y : y + height, x : x + width]
-            del tile  # let go at once: its memory is still warm for the next
+            if tile is not target:
+                target[...] = tile[y : y + height, x : x + width]
+            del tile  # release it now: the next tile can reuse its memory while it is in the CPU cache
         return out
 
     def read_associated(self, name: str) -> RGB:
-        layer = self._beside[name]
+        layer = self._associated_layers[name]
         if layer.size.area > MAX_ASSOCIATED_PIXELS:
             raise TooLarge(f"associated image '{name}' declares {layer.size}", subject=self.path)
         out = np.empty((layer.size.height, layer.size.width, 3), np.uint8)
@@ -137,10 +137,10 @@ class TiffBackend:
                 raise DamagedFile(
                     f"associated image '{name}' cannot be decoded", subject=self.path, actual=str(error)
                 ) from error
-            spot = out[row * layer.tile.height :, column * layer.tile.width :][
+            target = out[row * layer.tile.height :, column * layer.tile.width :][
                 : layer.tile.height, : layer.tile.width
             ]
-            spot[:] = tile[: spot.shape[0], : spot.shape[1]]
+            target[:] = tile[: target.shape[0], : target.shape[1]]
         return out
 
     def close(self) -> None:
@@ -149,96 +149,106 @@ class TiffBackend:
 
     # -- one tile -----------------------------------------------------------------------------------------
 
-    def _decode(self, level: int, column: int, row: int, reduce: int, spot: RGB | None = None) -> RGB:
-        """One tile of a level.
+    def _decode(self, level: int, column: int, row: int, reduce: int, out: RGB | None = None) -> RGB:
+        """Decode one tile of a level.
 
-        `spot`, if given, is where all of it is wanted, and by nobody else: what comes back is that, with the
-        tile in it, or memory of this thread that holds the tile until the next.
+        If `out` is given, it has the size of the complete tile, and the tile will not be cached. The result
+        is then `out` itself, or memory of this thread that is overwritten by the next tile.
         """
         layer = self._layers[level]
-        if spot is not None and self._straight(level, column, row, spot):
-            return spot
+        if out is not None and self._decode_into(level, column, row, out):
+            return out
         try:
-            return self._pixels(layer, column, row, reduce, None if spot is None else self._workplace(layer))
+            return self._pixels(layer, column, row, reduce, None if out is None else self._tile_buffer(layer))
         except ValueError as error:
             raise self._damaged(level, column, row, str(error)) from error
 
-    def _straight(self, level: int, column: int, row: int, spot: RGB) -> bool:
-        """Whether a JPEG tile was decoded into its rows of a larger picture, reduced to the size of `spot`.
+    def _decode_into(self, level: int, column: int, row: int, out: RGB) -> bool:
+        """Decode a JPEG tile directly into its rows of a larger picture, reduced to the size of `out`.
 
-        If not, `spot` may hold anything; the long way decodes the tile, or says what is wrong with it.
+        Returns False if that fails. `out` may then contain anything; the caller decodes the tile in the usual
+        way, which also reports damage.
         """
         layer, turbo = self._layers[level], libturbojpeg.library()
         coding, tile, index = layer.coding, layer.tile, row * layer.columns + column
-        place = self._workplace(layer)
-        if turbo is None or place is None or coding.samples not in (1, 3) or self._refused[level] >= REFUSALS:
+        buffer = self._tile_buffer(layer)
+        if (
+            turbo is None
+            or buffer is None
+            or coding.samples not in (1, 3)
+            or self._refused[level] >= REFUSALS
+        ):
             return False
-        if layer.valid(column, row) != tile:  # what lies beyond the level must not be averaged in
+        if layer.valid(column, row) != tile:  # pixels beyond the level must not be averaged in
             return False
         try:
-            data = self._fetch(int(layer.offsets[0, index]), int(layer.lengths[0, index]), place)
+            data = self._fetch(int(layer.offsets[0, index]), int(layer.lengths[0, index]), buffer)
             if not data:
                 return False
-            stream, header = coding.completed(data, place)
+            stream, header = coding.completed(data, buffer)
         except SPOILED:
             return False
         declared = header.width, header.height, header.samples
         done = (
             declared == (tile.width, tile.height, coding.samples)
             and isinstance(stream, memoryview)
-            and turbo.decode_into(stream, tile.width, tile.height, spot)
+            and turbo.decode_into(stream, tile.width, tile.height, out)
         )
         self._refused[level] += not done
         return done
 
-    def _workplace(self, layer: Layer) -> Workplace | None:
-        """Memory of this thread for JPEG tiles of one plane; other codecs make their own."""
+    def _tile_buffer(self, layer: Layer) -> TileBuffer | None:
+        """Reusable memory of this thread for JPEG tiles of one plane; None for other codecs."""
         if layer.coding.compression != JPEG or len(layer.offsets) > 1 or layer.tile.area > LARGE_TILE_PIXELS:
             return None
-        place: Workplace | None = getattr(self._workplaces, "place", None)
-        if place is None or len(place.pixels) < 3 * layer.tile.area:
-            place = self._workplaces.move_to_device = Workplace(layer.tile.area)
-        return place
+        buffer: TileBuffer | None = getattr(self._tile_buffers, "place", None)
+        if buffer is None or len(buffer.pixels) < 3 * layer.tile.area:
+            buffer = self._tile_buffers.move_to_device = TileBuffer(layer.tile.area)
+        return buffer
 
     def _pixels(
-        self, layer: Layer, column: int, row: int, reduce: int = 1, place: Workplace | None = None
+        self, layer: Layer, column: int, row: int, reduce: int = 1, buffer: TileBuffer | None = None
     ) -> RGB:
-        """One tile as RGB, at least as large as its part inside the layer. Raises `ValueError` if damaged.
+        """One tile as RGB, at least as large as its area inside the layer. Raises `ValueError` if damaged.
 
-        With `place` its pixels may lie there, until the next tile's do.
+        If `buffer` is given, the result may use its memory until the next tile overwrites it.
         """
         if layer.tile.area > LARGE_TILE_PIXELS:
             with self._large_tile:
-                return self._decoded(layer, column, row, reduce, place)
-        return self._decoded(layer, column, row, reduce, place)
+                return self._decode_planes(layer, column, row, reduce, buffer)
+        return self._decode_planes(layer, column, row, reduce, buffer)
 
-    def _decoded(self, layer: Layer, column: int, row: int, reduce: int, place: Workplace | None) -> RGB:
+    def _decode_planes(
+        self, layer: Layer, column: int, row: int, reduce: int, buffer: TileBuffer | None
+    ) -> RGB:
         tile, index = layer.tile, row * layer.columns + column
         planes: list[Bytes] = []
         for offsets, lengths in zip(layer.offsets, layer.lengths, strict=True):
             offset, length = int(offsets[index]), int(lengths[index])
             if offset == 0 or length == 0:
                 return np.full((tile.height // reduce, tile.width // reduce, 3), self.blank, np.uint8)
-            planes.append(self._fetch(offset, length, place))
+            planes.append(self._fetch(offset, length, buffer))
         valid = layer.valid(column, row)
         try:
-            return decode_tile(layer.coding, planes, tile, valid, reduce, place)
+            return decode_tile(layer.coding, planes, tile, valid, reduce, buffer)
         except ValueError:
             raise
         except SPOILED as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
-    def _fetch(self, offset: int, length: int, place: Workplace | None) -> Bytes:
+    def _fetch(self, offset: int, length: int, buffer: TileBuffer | None) -> Bytes:
         if offset + length > self._file.size:
-            raise ValueError(f"bytes {offset} to {offset + length} lie beyond the file's {self._file.size}")
-        if place is None:
+            raise ValueError(
+                f"bytes {offset} to {offset + length} lie beyond the end of the file at {self._file.size}"
+            )
+        if buffer is None:
             data: Bytes = self._file.read(offset, length)
-            found = len(data)
+            bytes_read = len(data)
         else:
-            data = place.room_for(length)
-            found = self._file.read_into(offset, data)
-        if found != length:
-            raise ValueError(f"{found} bytes could be read where {length} are promised")
+            data = buffer.room_for(length)
+            bytes_read = self._file.read_into(offset, data)
+        if bytes_read != length:
+            raise ValueError(f"only {bytes_read} of {length} bytes could be read")
         return data
 
     def _damaged(self, level: int, column: int, row: int, cause: str) -> DamagedTile:
@@ -257,9 +267,9 @@ class TiffBackend:
 
 
 class Ranges:
-    """Ranges of a file or URL, for any number of threads.
+    """Reads byte ranges of a file or URL from several threads.
 
-    Closing lets go of the handle: reads under way in other threads end well, the last of them closes the
+    Closing releases the handle: running reads of other threads finish normally, the last of them closes the
     file, and a later read opens it again.
     """
 
@@ -267,17 +277,17 @@ class Ranges:
         self.path = path
         self._lock = threading.Lock()
         self._handle: _Handle | None = None
-        self.size = self._held().size()
+        self.size = self._open_handle().size()
 
     def read(self, offset: int, length: int) -> bytes:
         data = bytearray(length)
         return bytes(memoryview(data)[: self.read_into(offset, memoryview(data))])
 
-    def read_into(self, offset: int, place: memoryview) -> int:
-        """How many bytes there were to fill `place` with."""
-        handle = self._handle or self._held()
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Read bytes from `offset` into `buffer`. Returns the number of bytes read."""
+        handle = self._handle or self._open_handle()
         try:
-            return handle.read_into(offset, place)
+            return handle.read_into(offset, buffer)
         except OSError as error:
             raise not_readable(error, self.path) from error
 
@@ -285,7 +295,7 @@ class Ranges:
         with self._lock:
             self._handle = None
 
-    def _held(self) -> _Handle:
+    def _open_handle(self) -> _Handle:
         with self._lock:
             if self._handle is None:
                 self._handle = _Handle(open_url(self.path))
@@ -293,7 +303,7 @@ class Ranges:
 
 
 class _Handle:
-    """An open stream that closes when nobody holds it; a local file is read without moving its position."""
+    """An open stream that closes with its last reference. Local files are read without a file position."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -304,11 +314,11 @@ class _Handle:
     def size(self) -> int:
         return self._stream.seek(0, os.SEEK_END)
 
-    def read_into(self, offset: int, place: memoryview) -> int:
+    def read_into(self, offset: int, buffer: memoryview) -> int:
         if self._preadv:
-            return os.preadv(self._stream.fileno(), [place], offset)
+            return os.preadv(self._stream.fileno(), [buffer], offset)
         with self._lock:
             self._stream.seek(offset)
-            data = self._stream.read(len(place))
-        place[: len(data)] = data
+            data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
         return len(data)

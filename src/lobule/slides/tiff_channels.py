@@ -1,4 +1,4 @@
-"""Files with several channels are refused: read as brightfield, they would lose most of their channels."""
+"""Refuse files with several channels: read as brightfield images, they would lose most of their channels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lobule.errors import UnknownFormat
 
 PHOTOMETRIC_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 6: 3}
-"""Samples that a photometric interpretation means: grey and palette 1, RGB and YCbCr 3."""
+"""Samples per photometric interpretation: 1 for grey and palette, 3 for RGB and YCbCr."""
 
 ALPHA = (1, 2)
 """ExtraSamples values that mark transparency."""
@@ -21,10 +21,10 @@ _IMAGEJ_CHANNELS = re.compile(r"^channels=(\d{1,9})$", re.MULTILINE)
 def several_channels(
     count: int, path: str, *, kind: str = "a file", names: Sequence[str] = ()
 ) -> UnknownFormat:
-    """The error of a file whose pixels have channels that no picture shows."""
+    """The error for a file whose pixels have more channels than an RGB image can show."""
     listing = f" ({', '.join(names[:6])}{', …' if len(names) > 6 else ''})" if names else ""
     return UnknownFormat(
-        f"{kind} of {count} channels{listing}",
+        f"this is {kind} of {count} channels{listing}",
         subject=path,
         expected="a brightfield image: RGB, or one grey channel",
         remedy="Export an RGB rendering of it, or one channel",
@@ -39,8 +39,8 @@ def check_channels(base: Any, pages: Sequence[Any], path: str) -> None:
         pages: All pages of the file.
         path: The file, for the error.
 
-    Channels are samples of one pixel that its photometric interpretation does not explain, grey pages of one
-    size (as in fluorescence QPTIFF), or planes that ImageJ describes.
+    Channels are: samples of a pixel beyond those of its photometric interpretation, several grey pages of the
+    same size (as in fluorescence QPTIFF), or planes that an ImageJ description declares.
     """
     check_samples(base, path)
     imagej = _IMAGEJ_CHANNELS.search(base.description) if base.is_imagej else None
@@ -64,18 +64,18 @@ def check_channels(base: Any, pages: Sequence[Any], path: str) -> None:
 
 
 def check_samples(page: Any, path: str) -> None:
-    """Refuse a page with more samples than its photometric interpretation and transparency explain."""
+    """Refuse a page with more samples than its photometric interpretation and transparency require."""
     colours = PHOTOMETRIC_COLOURS.get(int(page.photometric))
     if colours is None:
         return
     channels = page.samplesperpixel - sum(int(extra) in ALPHA for extra in page.extrasamples)
-    unexplained = 1 if colours == 3 else 0  # RGB with one sample of no stated meaning: mostly transparency
+    unexplained = 1 if colours == 3 else 0  # an undeclared fourth sample of RGB is usually transparency
     if channels > colours + unexplained:
         raise several_channels(channels, path)
 
 
 def kind_of(page: Any) -> tuple[str, int, int]:
-    """What the pixels of a page are: colour, grey or palette; samples; bits. Levels must agree in it."""
+    """Pixel type of a page: colour, grey or palette; samples; bits. All levels must have the same."""
     photometric = int(page.photometric)
     family = {0: "grey", 1: "grey", 2: "colour", 3: "palette", 6: "colour"}.get(photometric, str(photometric))
     return family, int(page.samplesperpixel), int(page.bitspersample)

@@ -1,7 +1,7 @@
-"""Limits on the directories of a TIFF, checked on the raw bytes before any of them is parsed.
+"""Limits on the directories of a TIFF, checked on the raw bytes before any directory is parsed.
 
-A small file can declare very much: hundreds of thousands of SubIFDs, directories that share one table of
-tiles, or a table that lies in a hole of a sparse file. Parsing that takes minutes and gigabytes.
+A small file can declare a very large structure: hundreds of thousands of SubIFDs, directories that share one
+table of tiles, or a table inside a hole of a sparse file. Parsing it would take minutes and gigabytes.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import IO
 from lobule.errors import DamagedFile, TooLarge
 
 MAX_DIRECTORIES = 4096
-"""Directories of the main chain: a slide has about ten, a stack of focal planes some hundreds."""
+"""Limit of directories in the main chain: a slide has about ten, a stack of focal planes some hundreds."""
 
 MAX_SUB_DIRECTORIES = 64
-"""SubIFDs of one directory: each holds a level, and 64 halvings of any size are more than enough."""
+"""Limit of SubIFDs in one directory: each contains a level, and no image can be halved 64 times."""
 
 MAX_ENTRIES = 400_000
-"""Entries over all directories; a directory of a slide has 15 to 60."""
+"""Limit of entries over all directories; a directory of a slide has 15 to 60."""
 
 MAX_TILES = 16_000_000
-"""Tiles over all directories: ten times those of a slide of 300,000 px a side in tiles of 256."""
+"""Limit of tiles over all directories: ten times a slide of 300,000 px a side in tiles of 256 px."""
 
 SUB_IFDS = 330
 TILE_TABLES = frozenset({273, 324})
 """StripOffsets and TileOffsets."""
 
 OFFSET_FORMATS = {4: "I", 13: "I", 16: "Q", 18: "Q"}
-"""TIFF types that can hold the address of a directory: LONG, IFD, LONG8 and IFD8."""
+"""TIFF types of the address of a directory: LONG, IFD, LONG8 and IFD8."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class _Layout:
     count_format: str
     entry_format: str
     link_format: str
-    """Of an address of the next directory."""
+    """Format of the address of the next directory."""
 
     @classmethod
     def of(cls, header: bytes, path: str) -> _Layout:
         order = "<" if header[:2] == b"II" else ">"
         if struct.unpack(order + "H", header[2:4])[0] == 43:
             return cls(order, "Q", "HHQQ", "Q")
-        # Hamamatsu's files have 64-bit addresses of directories in an otherwise classic TIFF
+        # Hamamatsu's files have 64-bit directory addresses in an otherwise classic TIFF.
         link = "Q" if path.lower().endswith(".ndpi") and order == "<" else "I"
         return cls(order, "H", "HHII", link)
 
@@ -62,11 +62,11 @@ class _Totals:
 
 
 def check_limits(stream: IO[bytes], path: str) -> str | None:
-    """Raise `TooLarge` where the directories declare too much; return what is wrong with their chain.
+    """Raise `TooLarge` if the directories declare too much, and describe a broken chain of directories.
 
     Returns:
-        A description of the first directory of the main chain that lies outside the file, is cut off or comes
-        twice; None where the chain is sound.
+        A description of the first directory of the main chain that lies outside the file, is cut off or
+        occurs twice; None if the chain is intact.
     """
     stream.seek(0)
     header = stream.read(16).ljust(16, b"\0")
@@ -76,9 +76,9 @@ def check_limits(stream: IO[bytes], path: str) -> str | None:
     (at,) = struct.unpack_from(layout.order + layout.link_format, header, start)
     totals = _Totals()
     while at:
-        broken = "comes twice" if at in totals.chain else ""
+        broken = "occurs twice" if at in totals.chain else ""
         if len(totals.chain) >= MAX_DIRECTORIES:
-            broken = "and still no end"
+            broken = "is one more than the limit"
         following = None if broken else _check_directory(stream, at, end, layout, totals, path)
         if following is None:
             broken = broken or "lies outside the file or is cut off"
@@ -91,9 +91,9 @@ def check_limits(stream: IO[bytes], path: str) -> str | None:
 
 
 def chain_error(path: str, problem: str) -> DamagedFile:
-    """The error of a file whose chain of directories is broken."""
+    """The error for a file whose chain of directories is broken."""
     return DamagedFile(
-        "its TIFF directories cannot be followed",
+        "the chain of TIFF directories is broken",
         subject=path,
         expected=f"a chain of at most {MAX_DIRECTORIES} directories inside the file",
         actual=problem,
@@ -110,7 +110,7 @@ def _check_directory(
     path: str,
     follow_sub_ifds: bool = True,
 ) -> int | None:
-    """Count what one directory declares; return the address of the next, None where it is cut off."""
+    """Count the contents of one directory. Returns the address of the next one, or None if it is cut off."""
     count_size, link_size = struct.calcsize(layout.count_format), struct.calcsize(layout.link_format)
     entry_size = struct.calcsize(layout.order + layout.entry_format)
     if at + count_size > end:
@@ -140,7 +140,7 @@ def _check_directory(
 def _addresses(
     stream: IO[bytes], field_at: int, kind: int, count: int, end: int, layout: _Layout
 ) -> Iterator[int]:
-    """The addresses that a SubIFDs entry holds; none where they lie outside the file."""
+    """The addresses in a SubIFDs entry; empty if they lie outside the file."""
     form = OFFSET_FORMATS.get(kind)
     if form is None:
         return

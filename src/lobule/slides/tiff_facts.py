@@ -1,11 +1,11 @@
-"""What a TIFF is: which pages are levels and which are images beside them, where their tiles lie, its µm/px.
+"""The structure of a TIFF slide: which pages are levels or associated images, where tiles lie, and the µm/px.
 
-Taken: tiled or stripped RGB, grey and palette pages of 8 or 16 bits as a pyramid of pages (Aperio SVS and
-generic), of SubIFDs (OME-TIFF and others), or as a single level. Left to OpenSlide, which knows their
-layouts: NDPI, SCN, Ventana (BIF and TIFF), Philips, Trestle, and whatever codec is not known here.
+Supported: tiled or stripped RGB, grey and palette pages of 8 or 16 bits, as a pyramid of pages (Aperio SVS
+and generic), a pyramid of SubIFDs (OME-TIFF and others), or a single level. Left to OpenSlide, which knows
+their layouts: NDPI, SCN, Ventana (BIF and TIFF), Philips, Trestle, and all codecs not supported here.
 
-A page is a level when its width and height are those of level 0 divided by one factor, to within 2 px of
-rounding; where some pages are marked as reduced images, only those are asked.
+A page is a level if its width and height are those of level 0 divided by the same factor, except for rounding
+of up to 2 px. If some pages are marked as reduced images, only those are considered.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from lobule.slides.tile_codecs import JPEG, MAX_TILE_PIXELS, Coding
 
 MAX_SIDE = 4_000_000
 MAX_ASSOCIATED = 64
-"""Images of an OME-TIFF that are looked at beside the slide."""
+"""Largest number of images of an OME-TIFF that are examined as associated images."""
 
 ASSOCIATED_NAMES = ("label", "macro", "thumbnail", "overview")
 
-# tifffile tells the log of oddities that become typed errors here
+# tifffile logs problems that become typed errors here.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One image of the file: its size, its tiles and where they lie."""
+    """One image of the file: its size, its tiles and their positions in the file."""
 
     size: Size
     tile: Size
     columns: int
     rows: int
     offsets: NDArray[np.uint64]
-    """(planes, tiles): bytes from the start of the file; 0 where a tile is missing."""
+    """(planes, tiles): bytes from the start of the file; 0 for a missing tile."""
     lengths: NDArray[np.uint64]
     coding: Coding
     kind: tuple[str, int, int]
-    """Colour, grey or palette; samples; bits. Levels of one pyramid agree in it."""
+    """Colour, grey or palette; samples; bits. It is the same for all levels of a pyramid."""
 
     def valid(self, column: int, row: int) -> Size:
-        """The part of a tile that lies inside the layer."""
+        """Size of the area of a tile that lies inside the layer."""
         width = self.size.width - column * self.tile.width
         height = self.size.height - row * self.tile.height
         if width >= self.tile.width and height >= self.tile.height:
@@ -62,8 +62,8 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class TiffFacts:
-    """All that is needed to read the file once its directories are parsed."""
+class TiffMetadata:
+    """Everything needed to read the file after its directories are parsed."""
 
     format: str
     levels: tuple[Layer, ...]
@@ -72,8 +72,8 @@ class TiffFacts:
     found_mpp: FoundMpp | None
 
 
-def read_facts(stream: IO[bytes], path: str) -> TiffFacts | None:
-    """The facts of a TIFF, or None where another backend knows better."""
+def read_metadata(stream: IO[bytes], path: str) -> TiffMetadata | None:
+    """The metadata of a TIFF, or None if another backend should read the file."""
     try:
         broken_chain = check_limits(stream, path)
         stream.seek(0)
@@ -82,12 +82,12 @@ def read_facts(stream: IO[bytes], path: str) -> TiffFacts | None:
                 return None
             if broken_chain is not None:
                 raise chain_error(path, broken_chain)
-            return _facts(tif, path)
+            return _read_pages(tif, path)
     except LobuleError:
         raise
-    except Exception as error:  # a parser fed damaged bytes raises anything
+    except Exception as error:  # the parser raises any exception on damaged bytes
         raise DamagedFile(
-            "its TIFF directories cannot be read",
+            "the TIFF directories cannot be read",
             subject=path,
             actual=f"{type(error).__name__}: {error}",
             remedy="Copy the file again from its source",
@@ -103,24 +103,24 @@ def _foreign(tif: TiffFile) -> bool:
     return 700 in first.tags and b"<iScan" in bytes(first.tags[700].value)[:65536]
 
 
-def _facts(tif: TiffFile, path: str) -> TiffFacts | None:
+def _read_pages(tif: TiffFile, path: str) -> TiffMetadata | None:
     first = tif.pages.first
     description = first.description
     ome = parse_ome(description) if tif.is_ome else ()
     if ome:
-        found = _ome_layers(tif, ome, path)
+        layers = _ome_layers(tif, ome, path)
     elif first.is_svs:
-        found = _svs_layers(list(_pages(tif)), path)
+        layers = _svs_layers(list(_pages(tif)), path)
     else:
-        found = _generic_layers(list(_pages(tif)), path)
-    if found is None:
+        layers = _generic_layers(list(_pages(tif)), path)
+    if layers is None:
         return None
-    levels, associated = found
+    levels, associated = layers
     main = next((image for image in ome if image.main), None)
     found_mpp = mpp_of_tiff(first, main)
     kind = "ome-tiff" if ome else "aperio-svs" if first.is_svs else "generic-tiff"
     properties = _properties(first, kind, found_mpp, main)
-    return TiffFacts(kind, tuple(levels), associated, properties, found_mpp)
+    return TiffMetadata(kind, tuple(levels), associated, properties, found_mpp)
 
 
 def _pages(tif: TiffFile) -> Iterator[TiffPage]:
@@ -130,11 +130,11 @@ def _pages(tif: TiffFile) -> Iterator[TiffPage]:
         yield page
 
 
-Found = tuple[list[Layer], dict[str, Layer]]
+Layers = tuple[list[Layer], dict[str, Layer]]
 
 
-def _svs_layers(pages: list[TiffPage], path: str) -> Found | None:
-    """Tiled pages are levels; the second page in strips is the thumbnail, others say what they are."""
+def _svs_layers(pages: list[TiffPage], path: str) -> Layers | None:
+    """Layers of an SVS: tiled pages are levels; pages in strips are associated images."""
     check_channels(pages[0], pages, path)
     base = _layer([pages[0]], path)
     if base is None or not pages[0].is_tiled:
@@ -151,7 +151,7 @@ def _svs_layers(pages: list[TiffPage], path: str) -> Found | None:
         elif layer is not None:
             associated.setdefault(_svs_name(page, index), layer)
     if any(bool((layer.lengths == 0).any()) for layer in levels[1:]):
-        return None  # Aperio's writer leaves holes in coarse levels; OpenSlide fills them from the finer one
+        return None  # Aperio omits tiles of coarse levels; OpenSlide fills them from the finer level
     return levels, associated
 
 
@@ -163,36 +163,36 @@ def _svs_name(page: TiffPage, index: int) -> str:
     return word if word in ASSOCIATED_NAMES else "macro" if page.subfiletype == 9 else "label"
 
 
-def _generic_layers(pages: list[TiffPage], path: str) -> Found | None:
+def _generic_layers(pages: list[TiffPage], path: str) -> Layers | None:
     base_page = max(pages, key=lambda page: page.imagewidth * page.imagelength)
     check_channels(base_page, pages, path)
     base = _layer([base_page], path)
     if base is None:
         return None
     levels = [base]
-    others = [page for page in pages if page is not base_page]
+    candidates = [page for page in pages if page is not base_page]
     if base_page.subifds:
-        others = _sub_pages(base_page)
-    elif any(page.subfiletype & 1 for page in others):
-        others = [page for page in others if page.subfiletype & 1]
-    for page in sorted(others, key=lambda page: -page.imagewidth):
+        candidates = _sub_pages(base_page)
+    elif any(page.subfiletype & 1 for page in candidates):
+        candidates = [page for page in candidates if page.subfiletype & 1]
+    for page in sorted(candidates, key=lambda page: -page.imagewidth):
         layer = _layer([page], path)
         if layer is None or not _is_level(layer, levels):
             continue
         if base_page.subifds:
             levels.append(_of_same_kind(layer, levels, path))
-        elif layer.kind == base.kind:  # another kind is a thumbnail or a label of the same shape
+        elif layer.kind == base.kind:  # other pixel types are thumbnails or labels of the same shape
             levels.append(layer)
     return levels, {}
 
 
-def _ome_layers(tif: TiffFile, images: Sequence[OmeImage], path: str) -> Found | None:
-    """The largest image is the slide; others are taken as images beside it, by name."""
+def _ome_layers(tif: TiffFile, images: Sequence[OmeImage], path: str) -> Layers | None:
+    """Layers of an OME-TIFF: the largest image is the slide; others are associated images, by their names."""
     pages = list(_pages(tif))
     main = next(image for image in images if image.main)
     samples = pages[main.ifd].samplesperpixel
-    apart = main.channels == 3 and samples == 1 and main.may_be_rgb
-    if main.channels not in (1, samples) and not apart:
+    separate_planes = main.channels == 3 and samples == 1 and main.may_be_rgb
+    if main.channels not in (1, samples) and not separate_planes:
         raise several_channels(main.channels, path, kind="an OME-TIFF", names=main.channel_names)
     check_samples(pages[main.ifd], path)
     top = _planes(pages, main)
@@ -211,16 +211,16 @@ def _ome_layers(tif: TiffFile, images: Sequence[OmeImage], path: str) -> Found |
     for index, image in enumerate(images[:MAX_ASSOCIATED]):
         layer = None if image is main or image.ifd >= len(pages) else _layer(_planes(pages, image), path)
         if layer is not None:
-            known = [name for name in ASSOCIATED_NAMES if name in image.name.lower()]
-            associated.setdefault(known[0] if known else f"image {index}", layer)
+            matching_names = [name for name in ASSOCIATED_NAMES if name in image.name.lower()]
+            associated.setdefault(matching_names[0] if matching_names else f"image {index}", layer)
     return levels, associated
 
 
 def _planes(pages: list[TiffPage], image: OmeImage) -> list[TiffPage]:
-    """The page of an image, or its three where red, green and blue are pages of their own."""
-    apart = image.channels == 3 and pages[image.ifd].samplesperpixel == 1
-    found = [image.ifd + plane * image.channel_stride for plane in range(3 if apart else 1)]
-    return [pages[index] for index in found]
+    """The page of an image, or its three pages if red, green and blue are stored as separate pages."""
+    separate_planes = image.channels == 3 and pages[image.ifd].samplesperpixel == 1
+    indices = [image.ifd + plane * image.channel_stride for plane in range(3 if separate_planes else 1)]
+    return [pages[index] for index in indices]
 
 
 def _sub_pages(page: TiffPage) -> list[TiffPage]:
@@ -231,7 +231,7 @@ def _sub_pages(page: TiffPage) -> list[TiffPage]:
 
 
 def _is_level(layer: Layer, levels: Sequence[Layer]) -> bool:
-    """Whether a layer continues the pyramid: smaller than the last, and of level 0's shape."""
+    """Whether a layer continues the pyramid: smaller than the last level, with the shape of level 0."""
     base, last = levels[0], levels[-1]
     if not (layer.size.width < last.size.width and layer.size.height < last.size.height):
         return False
@@ -240,12 +240,12 @@ def _is_level(layer: Layer, levels: Sequence[Layer]) -> bool:
 
 
 def _of_same_kind(layer: Layer, levels: Sequence[Layer], path: str) -> Layer:
-    """The layer, where it holds the same kind of pixels as level 0."""
+    """Return the layer, or raise an error if its pixel type differs from that of level 0."""
     if layer.kind == levels[0].kind:
         return layer
     described = ["{} with {} samples of {} bits".format(*each.kind) for each in (levels[0], layer)]
     raise UnknownFormat(
-        f"level {len(levels)} holds other pixels than level 0",
+        f"level {len(levels)} has another pixel type than level 0",
         subject=path,
         expected=described[0],
         actual=described[1],
@@ -254,7 +254,7 @@ def _of_same_kind(layer: Layer, levels: Sequence[Layer], path: str) -> Layer:
 
 
 def _layer(pages: list[TiffPage], path: str) -> Layer | None:
-    """One layer of a page (or of three that hold one plane each); None where its coding is not known here."""
+    """The layer of a page, or of three pages with one plane each; None if its coding is not supported."""
     page = pages[0]
     coding = _coding(page, apart=len(pages) > 1)
     if coding is None or any(_shape(other) != _shape(page) for other in pages):
@@ -268,7 +268,7 @@ def _layer(pages: list[TiffPage], path: str) -> Layer | None:
         raise TooLarge(f"a page declares {size}", subject=path, expected=f"1 to {MAX_SIDE} px a side")
     if tile.area > MAX_TILE_PIXELS:
         raise TooLarge(
-            f"a page of {size} is compressed in pieces of {tile}",
+            f"a page of {size} has tiles or strips of {tile}",
             subject=path,
             expected=f"tiles of at most {MAX_TILE_PIXELS >> 20} Mpixel",
             remedy="Convert it to a tiled, pyramidal TIFF: vips tiffsave --tile --pyramid",
@@ -276,8 +276,8 @@ def _layer(pages: list[TiffPage], path: str) -> Layer | None:
     columns, rows = -(-size.width // tile.width), -(-size.height // tile.height)
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
     count = columns * rows
-    offsets = np.concatenate([_places(other.dataoffsets, planes, count, path) for other in pages])
-    lengths = np.concatenate([_places(other.databytecounts, planes, count, path) for other in pages])
+    offsets = np.concatenate([_tile_table(other.dataoffsets, planes, count, path) for other in pages])
+    lengths = np.concatenate([_tile_table(other.databytecounts, planes, count, path) for other in pages])
     return Layer(size, tile, columns, rows, offsets, lengths, coding, kind_of(page))
 
 
@@ -292,10 +292,10 @@ def _shape(page: TiffPage) -> tuple[Any, ...]:
     )
 
 
-def _places(values: Sequence[int], planes: int, tiles: int, path: str) -> NDArray[np.uint64]:
+def _tile_table(values: Sequence[int], planes: int, tiles: int, path: str) -> NDArray[np.uint64]:
     if len(values) < planes * tiles:
         raise DamagedFile(
-            "a page does not say where all its tiles lie",
+            "a page does not list the positions of all its tiles",
             subject=path,
             expected=f"{planes * tiles} tiles",
             actual=f"{len(values)}",
@@ -340,27 +340,32 @@ _TAGS = {
 }  # fmt: skip
 
 
-def _properties(page: TiffPage, kind: str, found: FoundMpp | None, ome: OmeImage | None) -> Mapping[str, str]:
-    """Names as OpenSlide gives them, where it has one."""
-    out: dict[str, str] = {} if ome else {"openslide.vendor": kind.removesuffix("-svs")}
+def _properties(
+    page: TiffPage, kind: str, stated_mpp: FoundMpp | None, ome: OmeImage | None
+) -> Mapping[str, str]:
+    """Properties of the file, under OpenSlide's names if it has one."""
+    properties: dict[str, str] = {} if ome else {"openslide.vendor": kind.removesuffix("-svs")}
     for code, name in _TAGS.items():
         if code in page.tags:
-            out[f"tiff.{name}"] = _text(page.tags[code].value)
+            properties[f"tiff.{name}"] = _text(page.tags[code].value)
     unit = {1: "none", 2: "inch", 3: "centimeter"}.get(int(page.resolutionunit))
     if unit is not None and 282 in page.tags:
-        out["tiff.ResolutionUnit"] = unit
+        properties["tiff.ResolutionUnit"] = unit
     if page.description:
-        out["openslide.comment"] = page.description
+        properties["openslide.comment"] = page.description
     if kind == "aperio-svs":
         fields = aperio_fields(page.description)
-        out.update({f"aperio.{name}": value for name, value in fields.items()})
+        properties.update({f"aperio.{name}": value for name, value in fields.items()})
         if fields.get("AppMag"):
-            out["openslide.objective-power"] = fields["AppMag"]
+            properties["openslide.objective-power"] = fields["AppMag"]
     if ome is not None and ome.objective is not None:
-        out["openslide.objective-power"] = f"{ome.objective:g}"
-    if found is not None:
-        out["openslide.mpp-x"], out["openslide.mpp-y"] = f"{found.mpp.x:.17g}", f"{found.mpp.y:.17g}"
-    return out
+        properties["openslide.objective-power"] = f"{ome.objective:g}"
+    if stated_mpp is not None:
+        properties["openslide.mpp-x"], properties["openslide.mpp-y"] = (
+            f"{stated_mpp.mpp.x:.17g}",
+            f"{stated_mpp.mpp.y:.17g}",
+        )
+    return properties
 
 
 def _text(value: Any) -> str:

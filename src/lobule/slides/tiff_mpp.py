@@ -1,7 +1,7 @@
-"""µm/px of a TIFF, with the place that says so: Aperio, OME-XML, ImageJ, JSON, or the resolution tags.
+"""µm/px of a TIFF and its source: Aperio, OME-XML, ImageJ, JSON, or the resolution tags.
 
-The resolution tags are believed only between 0.01 and 20 µm/px: image programs fill them with 72, 96 or 300
-dots an inch (353, 265 and 85 µm/px), which says how to print the picture and nothing of the slide.
+The resolution tags are used only between 0.01 and 20 µm/px: image programs fill them with 72, 96 or 300 dots
+per inch (353, 265 and 85 µm/px), which is a printing resolution and unrelated to the slide.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lobule.slides.backend import FoundMpp
 from lobule.units import Mpp
 
 FINEST_UM, COARSEST_UM = 0.01, 20.0
-"""What a tag or description may claim of a slide."""
+"""Range of µm/px that is accepted from a tag or description."""
 
 UM_OF_UNIT = {
     "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
@@ -28,47 +28,47 @@ UM_OF_UNIT = {
 
 @dataclass(frozen=True)
 class OmeImage:
-    """What OME-XML says of one image."""
+    """The OME-XML description of one image."""
 
     name: str
     width: int
     height: int
     channels: int
-    """Samples of one pixel, over all its channels."""
+    """Number of samples of one pixel, over all its channels."""
     ifd: int
-    """The directory of its first plane."""
+    """Index of the directory of its first plane."""
     channel_stride: int
-    """Directories from one channel's plane to the next's."""
+    """Number of directories from the plane of one channel to that of the next."""
     mpp: Mpp | None
     objective: float | None
     main: bool = False
     channel_names: tuple[str, ...] = ()
     may_be_rgb: bool = True
-    """Whether nothing in the description says that its three channels are not red, green and blue."""
+    """False if the description shows that its three channels are not red, green and blue."""
 
 
 def mpp_of_tiff(page: Any, ome: OmeImage | None) -> FoundMpp | None:
-    """µm/px of level 0, from the most specific place to the least."""
+    """µm/px of level 0, from the most specific source that states it."""
     description = page.description
     if page.is_svs:
         value = _number(aperio_fields(description).get("MPP"))
-        return _found(value, value, "Aperio MPP")
+        return _plausible_mpp(value, value, "Aperio MPP")
     if ome is not None:
         if ome.mpp is not None:
-            return _found(ome.mpp.x, ome.mpp.y, "OME PhysicalSizeX and PhysicalSizeY")
+            return _plausible_mpp(ome.mpp.x, ome.mpp.y, "OME PhysicalSizeX and PhysicalSizeY")
     elif page.is_imagej:
         return _imagej(page)
     elif description[:1] == "{":
-        found = _json(description)
-        if found is not None:
-            return found
+        stated = _json(description)
+        if stated is not None:
+            return stated
     unit = {2: 25400.0, 3: 10000.0}.get(int(page.resolutionunit))
     return None if unit is None else _of_density(page, unit, "TIFF XResolution and YResolution")
 
 
 def _of_density(page: Any, unit_um: float, source: str) -> FoundMpp | None:
     x, y = (_ratio(page.tags[code].value) if code in page.tags else None for code in (282, 283))
-    return _found(unit_um / x if x else None, unit_um / y if y else None, source)
+    return _plausible_mpp(unit_um / x if x else None, unit_um / y if y else None, source)
 
 
 def _imagej(page: Any) -> FoundMpp | None:
@@ -78,31 +78,31 @@ def _imagej(page: Any) -> FoundMpp | None:
 
 
 def _json(description: str) -> FoundMpp | None:
-    """The JSON that tifffile and others write: `PhysicalSizeX` with its unit, or `mpp`."""
+    """µm/px from a JSON description, as tifffile and others write it: `PhysicalSizeX` with unit, or `mpp`."""
     try:
-        said = json.loads(description)
+        fields = json.loads(description)
     except ValueError:
         return None
-    if not isinstance(said, dict):
+    if not isinstance(fields, dict):
         return None
-    if "PhysicalSizeX" in said:
-        x, y = (_physical(said, axis) for axis in "XY")
-        return _found(x, y or x, "PhysicalSizeX of the image description")
-    value = _number(said.get("mpp"))
-    return _found(value, value, "mpp of the image description")
+    if "PhysicalSizeX" in fields:
+        x, y = (_physical(fields, axis) for axis in "XY")
+        return _plausible_mpp(x, y or x, "PhysicalSizeX of the image description")
+    value = _number(fields.get("mpp"))
+    return _plausible_mpp(value, value, "mpp of the image description")
 
 
-def _found(x: float | None, y: float | None, source: str) -> FoundMpp | None:
+def _plausible_mpp(x: float | None, y: float | None, source: str) -> FoundMpp | None:
     if x is None or y is None or not all(FINEST_UM <= value <= COARSEST_UM for value in (x, y)):
         return None
     return FoundMpp(Mpp(x, y), source)
 
 
 def aperio_fields(description: str) -> dict[str, str]:
-    """`key = value` pairs between bars; the last of a name counts, as for OpenSlide."""
+    """The `key = value` pairs between bars. If a key is repeated, the last one counts, as in OpenSlide."""
     fields = {}
-    for part in description.split("|")[1:]:
-        key, equals, value = part.partition("=")
+    for pair in description.split("|")[1:]:
+        key, equals, value = pair.partition("=")
         if equals:
             fields[key.strip()] = value.strip()
     return fields
@@ -112,7 +112,7 @@ def aperio_fields(description: str) -> dict[str, str]:
 
 
 def parse_ome(description: str) -> tuple[OmeImage, ...]:
-    """The images of an OME-XML description, the largest marked; empty where it is none that can be used."""
+    """The images of an OME-XML description, the largest one marked; empty if it cannot be used."""
     if "<!DOCTYPE" in description or "<!ENTITY" in description:
         return ()
     try:
@@ -142,18 +142,18 @@ def parse_ome(description: str) -> tuple[OmeImage, ...]:
 
 
 def _ome_image(node: Any, pixels: Any, next_ifd: int, magnifications: dict[Any, Any]) -> tuple[OmeImage, int]:
-    said = pixels.attrib
-    size = {axis: int(said.get(f"Size{axis}", 1)) for axis in "XYZCT"}
+    attributes = pixels.attrib
+    size = {axis: int(attributes.get(f"Size{axis}", 1)) for axis in "XYZCT"}
     channels = list(_children(pixels, "Channel"))
     samples = sum(int(channel.get("SamplesPerPixel", 1)) for channel in channels) or size["C"]
     together = max((int(channel.get("SamplesPerPixel", 1)) for channel in channels), default=1)
     blocks = [int(block.get("IFD", next_ifd)) for block in _children(pixels, "TiffData")]
-    order = said.get("DimensionOrder", "XYCZT")
+    order = attributes.get("DimensionOrder", "XYCZT")
     before = order[2 : order.index("C")] if "C" in order else ""
     stride = 1
     for axis in before:
         stride *= size.get(axis, 1)
-    x, y = _physical(said, "X"), _physical(said, "Y")
+    x, y = _physical(attributes, "X"), _physical(attributes, "Y")
     settings = next(_children(node, "ObjectiveSettings"), None)
     image = OmeImage(
         name=node.get("Name", ""),
@@ -171,7 +171,7 @@ def _ome_image(node: Any, pixels: Any, next_ifd: int, magnifications: dict[Any, 
 
 
 FLUORESCENCE = ("Fluor", "EmissionWavelength", "ExcitationWavelength")
-"""Attributes of a Channel that no red, green or blue of a brightfield image has."""
+"""Attributes of a Channel that the channels of a brightfield image do not have."""
 
 RGB_NAMES = (("r", "red"), ("g", "green"), ("b", "blue"))
 RGB_COLOURS = (0xFF0000, 0x00FF00, 0x0000FF)
@@ -179,7 +179,7 @@ WHITE = 0xFFFFFF
 
 
 def _may_be_rgb(channels: list[Any]) -> bool:
-    """Whether no name, colour or other attribute contradicts that three channels are red, green and blue."""
+    """Whether the names, colours and attributes of three channels are compatible with red, green and blue."""
     if any(channel.get(name) for channel in channels for name in FLUORESCENCE):
         return False
     if any(channel.get("ContrastMethod") == "Fluorescence" for channel in channels):
@@ -198,13 +198,13 @@ def _may_be_rgb(channels: list[Any]) -> bool:
 
 
 def _children(node: Any, name: str) -> Iterator[Any]:
-    """Children of a node by their name without its namespace; deeper ones are none of this node's."""
+    """Direct children of a node with the given name, ignoring the XML namespace."""
     return (child for child in node if isinstance(child.tag, str) and child.tag.rpartition("}")[2] == name)
 
 
-def _physical(said: Any, axis: str) -> float | None:
-    value = _number(said.get(f"PhysicalSize{axis}"))
-    unit = UM_OF_UNIT.get(str(said.get(f"PhysicalSize{axis}Unit", "µm")))
+def _physical(attributes: Any, axis: str) -> float | None:
+    value = _number(attributes.get(f"PhysicalSize{axis}"))
+    unit = UM_OF_UNIT.get(str(attributes.get(f"PhysicalSize{axis}Unit", "µm")))
     return None if value is None or unit is None else value * unit
 
 

@@ -1,4 +1,4 @@
-"""Turning one compressed tile of a TIFF into RGB: codecs, predictors, photometric interpretations."""
+"""Convert one compressed tile of a TIFF to RGB: codecs, predictors, photometric interpretations."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lobule.slides import jpeg
 from lobule.slides.backend import RGB
 
 MAX_TILE_PIXELS = 1 << 26
-"""Pixels one compressed tile or strip may declare (8,192 px a side); more is refused before decoding."""
+"""Largest number of pixels of a compressed tile or strip (8,192 px a side), checked before decoding."""
 
 STRIP_PIXELS = 1 << 18
-"""Pixels that are converted to RGB in one go."""
+"""Number of pixels converted to RGB at once."""
 
 MAX_JPEG2000_COMPONENTS = 4
-"""Components of a JPEG 2000 stream beyond those of its page; thousands of them would be decoded in full."""
+"""Components that a JPEG 2000 stream may have if its page has fewer; the decoder decodes all of them."""
 
 JPEG = 7
 JPEG2000 = frozenset({33003, 33004, 33005, 34712})
@@ -39,19 +39,19 @@ BYTES: dict[int, Callable[..., Any]] = {
     34926: imagecodecs.zstd_decode,
     50000: imagecodecs.zstd_decode,
 }
-"""Codecs that know nothing of pixels; `out` bounds what they may write."""
+"""Codecs of plain bytes; `out` limits the size of their output."""
 
 MIN_IS_WHITE, MIN_IS_BLACK, PHOTOMETRIC_RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 
 
 @dataclass(frozen=True)
 class Coding:
-    """How the tiles of one page are compressed and what their samples mean."""
+    """The compression of the tiles of one page and the meaning of their samples."""
 
     compression: int
     photometric: int
     samples: int
-    """Samples in one compressed tile: those of the page, or 1 where planes lie apart."""
+    """Samples in one compressed tile: those of the page, or 1 if planes are stored separately."""
     bits: int = 8
     byteorder: str = "<"
     predictor: int = 1
@@ -68,18 +68,18 @@ class Coding:
             return self.bits == 8 and self.photometric in (MIN_IS_BLACK, PHOTOMETRIC_RGB, YCBCR)
         if self.compression in JPEG2000 or self.compression in WEBP:
             return True
-        known = (MIN_IS_WHITE, MIN_IS_BLACK, PHOTOMETRIC_RGB) + (
+        photometrics = (MIN_IS_WHITE, MIN_IS_BLACK, PHOTOMETRIC_RGB) + (
             (PALETTE,) if self.palette is not None else ()
         )
-        return self.compression in BYTES and self.photometric in known
+        return self.compression in BYTES and self.photometric in photometrics
 
     def decoding_bytes(self, planes: int) -> int:
-        """Bytes for each pixel of a tile that decoding takes at its peak, its RGB among them."""
+        """Peak memory of decoding a tile in bytes per pixel, including the RGB result."""
         samples = self.samples * planes
         if self.compression == JPEG:
-            return 3 + 2 * samples  # a progressive stream is held as 16-bit coefficients
+            return 3 + 2 * samples  # all coefficients of a progressive stream are in memory, as 16 bits
         if self.compression in JPEG2000:
-            return 3 + samples * (4 + self.bits // 8)  # OpenJPEG decodes to 32 bits a sample
+            return 3 + samples * (4 + self.bits // 8)  # OpenJPEG decodes to 32 bits per sample
         copies = 2 if planes > 1 or self.predictor == 2 or self.compression in WEBP else 1
         return 3 + samples * self.bits // 8 * copies
 
@@ -94,20 +94,27 @@ def decode_tile(
     tile: Size,
     valid: Size,
     reduce: int = 1,
-    place: jpeg.Workplace | None = None,
+    buffer: jpeg.TileBuffer | None = None,
 ) -> RGB:
-    """One tile as RGB, at least `valid` large, with 1/`reduce` of its pixels a side.
+    """Decode one tile to RGB.
 
-    `planes` holds the compressed bytes: one item, or one for each sample where planes lie apart. `place` is
-    where those of a JPEG tile lie already, and where its pixels may come to lie. Raises `ValueError` with the
-    cause where the bytes are damaged or declare another size.
+    Args:
+        coding: The coding of the page.
+        planes: The compressed bytes: one item, or one per sample if planes are stored separately.
+        tile: Size of a tile of the page.
+        valid: Size of the area inside the level; the result has at least this size.
+        reduce: Each side of the result is 1/`reduce` of that of the tile.
+        buffer: The buffer that contains the bytes of a JPEG tile and may be used for its pixels.
+
+    Raises:
+        ValueError: The bytes are damaged or declare another size.
     """
     if reduce > 1:
         return _reduced_jpeg(coding, planes[0], tile, valid, reduce)
     if coding.compression == JPEG and len(planes) == 1 and coding.samples in (1, 3):
-        return _jpeg(coding, planes[0], tile, valid, place=place)
-    parts = [_samples(coding, data, tile, valid) for data in planes]
-    pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+        return _jpeg(coding, planes[0], tile, valid, buffer=buffer)
+    plane_samples = [_samples(coding, data, tile, valid) for data in planes]
+    pixels = plane_samples[0] if len(plane_samples) == 1 else np.concatenate(plane_samples, axis=2)
     return to_rgb(coding, pixels)
 
 
@@ -117,33 +124,33 @@ def _jpeg(
     tile: Size,
     valid: Size,
     reduce: int = 1,
-    place: jpeg.Workplace | None = None,
+    buffer: jpeg.TileBuffer | None = None,
 ) -> RGB:
-    stream, header = coding.completed(data, place)
+    stream, header = coding.completed(data, buffer)
     _check_declared(header.width, header.height, tile, valid)
     if header.samples != coding.samples:
         raise ValueError(f"the JPEG stream declares {header.samples} samples, the page {coding.samples}")
-    into = None if place is None else place.pixels
+    into = None if buffer is None else buffer.pixels
     return jpeg.decode(stream, header.width, header.height, reduce, into)
 
 
 def _reduced_jpeg(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size, reduce: int) -> RGB:
-    """Decoded at libjpeg's reduced size; tiles that reach past the level average white with what is inside.
+    """Decode at libjpeg's reduced size. A tile that extends beyond the level is averaged with white instead.
 
-    Beyond the level a tile holds whatever its writer liked, so libjpeg must not mix it in.
+    The content of a tile outside the level is undefined, so libjpeg must not average it in.
     """
     if valid == tile:
         return _jpeg(coding, data, tile, valid, reduce)
-    whole = np.full((tile.height, tile.width, 3), 255, np.uint16)
-    whole[: valid.height, : valid.width] = _jpeg(coding, data, tile, valid)[: valid.height, : valid.width]
-    blocks = whole.reshape(tile.height // reduce, reduce, tile.width // reduce, reduce, 3)
+    padded = np.full((tile.height, tile.width, 3), 255, np.uint16)
+    padded[: valid.height, : valid.width] = _jpeg(coding, data, tile, valid)[: valid.height, : valid.width]
+    blocks = padded.reshape(tile.height // reduce, reduce, tile.width // reduce, reduce, 3)
     count = reduce * reduce
     means: RGB = ((blocks.sum(axis=(1, 3), dtype=np.uint32) + count // 2) // count).astype(np.uint8)
     return means
 
 
 def _samples(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size) -> NDArray[Any]:
-    """The samples of one compressed piece as stored: (rows, tile width, samples), 8 or 16 bits."""
+    """The samples of one compressed tile or plane as stored: (rows, tile width, samples), 8 or 16 bits."""
     if coding.compression == JPEG:
         return _jpeg(coding, data, tile, valid)[..., : coding.samples]
     if coding.compression in JPEG2000 or coding.compression in WEBP:
@@ -166,7 +173,7 @@ def _image_codec(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size) -> N
     width, height = webp_size(data) if webp else jpeg2000_size(data)
     components = 4 if webp else jpeg2000_components(data)
     if components > max(coding.samples, MAX_JPEG2000_COMPONENTS):
-        raise ValueError(f"its compressed bytes declare {components} components, the page {coding.samples}")
+        raise ValueError(f"the compressed tile declares {components} components, the page {coding.samples}")
     _check_declared(width, height, tile, valid)
     decode = imagecodecs.webp_decode if webp else imagecodecs.jpeg2k_decode
     pixels: NDArray[Any] = decode(bytes(data))
@@ -180,15 +187,15 @@ def _image_codec(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size) -> N
 
 
 def _check_declared(width: int, height: int, tile: Size, valid: Size) -> None:
-    # the last tiles of some writers are cut to what is inside the level, so smaller is allowed down to that
+    # Some writers crop the last tiles to the area inside the level, so sizes down to that are allowed.
     if not (valid.width <= width <= tile.width and valid.height <= height <= tile.height):
-        raise ValueError(f"its compressed bytes declare {width} × {height} px, the tile has {tile}")
+        raise ValueError(f"the compressed tile declares {width} × {height} px, the page has tiles of {tile}")
 
 
 def to_rgb(coding: Coding, pixels: NDArray[Any]) -> RGB:
-    """Samples as stored to RGB: 16 bits are scaled by 255/65535 and rounded, alpha is laid on white.
+    """Convert stored samples to RGB: 16 bits are scaled to 8 and rounded, alpha is blended with white.
 
-    Large tiles are converted in strips, so that the wide types of the arithmetic never cover a whole tile.
+    Large tiles are converted in strips, so that the wide types of the arithmetic never cover a complete tile.
     """
     height, width = pixels.shape[:2]
     rows = max(1, STRIP_PIXELS // max(1, width))
@@ -220,7 +227,7 @@ def _strip_to_rgb(coding: Coding, pixels: NDArray[Any]) -> RGB:
 
 
 def ycbcr_to_rgb(pixels: NDArray[Any]) -> RGB:
-    """Full-range BT.601, as JFIF has it; Aperio's JPEG 2000 of the kind 33003 leaves it to the reader."""
+    """Full-range BT.601 as in JFIF. Aperio's JPEG 2000 with compression 33003 needs this conversion."""
     y, cb, cr = (pixels[..., index].astype(np.float32) for index in range(3))
     cb, cr = cb - 128, cr - 128
     rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
@@ -232,7 +239,7 @@ def jpeg2000_size(data: jpeg.Bytes) -> tuple[int, int]:
     """Width and height that a JPEG 2000 codestream (bare or in a JP2 box) declares."""
     at = bytes(data[:4096]).find(b"\xff\x4f\xff\x51")
     if at < 0 or len(data) < at + 24:
-        raise ValueError("no JPEG 2000 codestream")
+        raise ValueError("the bytes contain no JPEG 2000 codestream")
     right, bottom, left, top = (int.from_bytes(data[at + k : at + k + 4], "big") for k in (8, 12, 16, 20))
     return right - left, bottom - top
 
@@ -241,7 +248,7 @@ def jpeg2000_components(data: jpeg.Bytes) -> int:
     """Components that a JPEG 2000 codestream declares."""
     at = bytes(data[:4096]).find(b"\xff\x4f\xff\x51")
     if at < 0 or len(data) < at + 42:
-        raise ValueError("no JPEG 2000 codestream")
+        raise ValueError("the bytes contain no JPEG 2000 codestream")
     return int.from_bytes(data[at + 40 : at + 42], "big")
 
 
@@ -249,7 +256,7 @@ def webp_size(data: jpeg.Bytes) -> tuple[int, int]:
     """Width and height that a WebP image declares."""
     kind = data[12:16]
     if data[:4] != b"RIFF" or len(data) < 30:
-        raise ValueError("not a WebP image")
+        raise ValueError("the bytes are not a WebP image")
     if kind == b"VP8X":
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
     if kind == b"VP8L":
@@ -258,4 +265,4 @@ def webp_size(data: jpeg.Bytes) -> tuple[int, int]:
     if kind == b"VP8 ":
         width, height = (int.from_bytes(data[k : k + 2], "little") & 0x3FFF for k in (26, 28))
         return width, height
-    raise ValueError("not a WebP image")
+    raise ValueError("the bytes are not a WebP image")
