@@ -201,9 +201,9 @@ class TiffBackend:
         """Reusable memory of this thread for JPEG tiles of one plane; None for other codecs."""
         if layer.coding.compression != JPEG or len(layer.offsets) > 1 or layer.tile.area > LARGE_TILE_PIXELS:
             return None
-        buffer: TileBuffer | None = getattr(self._tile_buffers, "place", None)
+        buffer: TileBuffer | None = getattr(self._tile_buffers, "buffer", None)
         if buffer is None or len(buffer.pixels) < 3 * layer.tile.area:
-            buffer = self._tile_buffers.move_to_device = TileBuffer(layer.tile.area)
+            buffer = self._tile_buffers.buffer = TileBuffer(layer.tile.area)
         return buffer
 
     def _pixels(
