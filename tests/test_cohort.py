@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from lobule.cohort import LAYOUTS, Case, Cohort, cohort_of_paths, read_cohort, write_cohort
-from lobule.cohort.columns import meant_column
+from lobule.cohort.columns import intended_column
 from lobule.cohort.rows import ids_of_paths, resolve
 from lobule.errors import CohortError, ConfigError, NotReadable, UsageError
 from lobule.geometry import Box
@@ -128,7 +128,7 @@ c,,,,b.svs,0,1,2,3.5,4
         "row 4: no split 'tuning'",
         "row 4: no file is given",
         "row 5: the case is blank",
-        "row 5: a region has a positive size, not w = -3, h = 4",
+        "row 5: a region must have a positive size, not w = -3, h = 4",
         "row 5: mpp = 'nan'",
         "row 6: the patient is blank",
         "row 6: w = '3.5' is not a whole number",
@@ -157,7 +157,7 @@ c,,,,b.svs,0,1,2,3.5,4
         ("case,patient,slide,l_cc\na,p,a.svs,\nb,q,,one.png\n", "row 3: mixed kinds"),
         ("case,patient,slide,image\na,p,a.svs,one.png\n", "this row gives slide and image"),
         ("case,patient,image,x,y,w,h\na,p,one.png,1,1,5,5\n", "belong to slides"),
-        ("case,patient,slide,x,y,w,h\na,p,a.svs,-1,1,5,5\n", "begins inside its slide"),
+        ("case,patient,slide,x,y,w,h\na,p,a.svs,-1,1,5,5\n", "must begin inside its slide"),
         ("case,patient,slide,x,y,w,h\na,p,a.svs,1e400,1,5,5\n", "x = '1e400'"),
         ("case,patient,l_cc,left_benign\na,p,l1.dcm,2\n", "neither 0 nor 1"),
         ("case,patient,l_cc,r_cc\na,p,,\n", "row 2: no file is given"),
@@ -223,7 +223,7 @@ def test_other_spellings_of_splits_are_taken(folder: Path) -> None:
     ],
 )
 def test_misspelt_columns_are_told_from_attributes(name: str, columns: list[str], meant: str | None) -> None:
-    assert meant_column(name, [*columns, name]) == meant
+    assert intended_column(name, [*columns, name]) == meant
 
 
 def test_paths_are_relative_to_the_real_folder_and_keep_their_links(tmp_path: Path) -> None:

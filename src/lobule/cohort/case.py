@@ -1,4 +1,4 @@
-"""`Case` and `Cohort`: what gets a result, and the table of them."""
+"""`Case`, the unit that gets a result, and `Cohort`, a table of cases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ BREAST_LABELS = ("left_benign", "left_malignant", "right_benign", "right_maligna
 class Case:
     """A slide, a region of one, a plain image or an exam, with its patient, labels and annotation.
 
-    Paths are absolute or URLs. What a manifest leaves blank is None (or absent from a mapping): unknown.
+    Paths are absolute or URLs. A blank cell of the manifest is None, or absent from a mapping: its value is
+    unknown.
     """
 
     id: str
@@ -31,16 +32,16 @@ class Case:
     path: str | None = None
     """The slide or image; None for an exam."""
     views: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
-    """Files of each view of an exam, by the names of `VIEWS`; a view without files is absent."""
+    """Files of each view of an exam, keyed by the names in `VIEWS`; a view without files is absent."""
     split: str | None = None
     label: str | None = None
     site: str | None = None
     mpp: float | None = None
     annotation: str | None = None
     l0_box: Box | None = None
-    """The region, where the case is one."""
+    """The region; None if the case is not a region."""
     breast_labels: Mapping[str, bool] = field(default_factory=dict, hash=False)
-    """Known labels of an exam's breasts, by the names of `BREAST_LABELS`."""
+    """Labels of the breasts of an exam, keyed by the names in `BREAST_LABELS`; unknown ones are absent."""
     attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Every other column of the manifest, as text; blank cells are absent."""
 
@@ -52,10 +53,10 @@ class Case:
         return tuple(file for view in VIEWS for file in self.views.get(view, ()))
 
     def value(self, column: str) -> str | None:
-        """What a column of the manifest says of this case; None where blank or absent."""
+        """Value of this case in a column of the manifest; None if the cell is blank or missing."""
         if column in ("split", "label", "site", "patient", "kind"):
-            found: str | None = getattr(self, column)
-            return found
+            field_value: str | None = getattr(self, column)
+            return field_value
         if column == "case":
             return self.id
         if column in self.breast_labels:
@@ -69,7 +70,7 @@ class Cohort:
 
     cases: tuple[Case, ...]
     path: str | None = None
-    """The manifest; None where the cohort was made in memory."""
+    """The manifest; None if the cohort was created in memory."""
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -87,20 +88,20 @@ class Cohort:
         return Cohort(tuple(case for case in self.cases if keep(case)), self.path)
 
     def split(self, name: str) -> Cohort:
-        """The cases of one split; a name that is no split is an error, a split without cases is not."""
+        """The cases of one split, which may be empty. Raises `ConfigError` for a name not in `SPLITS`."""
         if name not in SPLITS:
-            raise ConfigError(f"no split '{name}'", expected=f"one of {', '.join(SPLITS)}")
+            raise ConfigError(f"there is no split '{name}'", expected=f"one of {', '.join(SPLITS)}")
         return self.where(lambda case: case.split == name)
 
     def site(self, name: str) -> Cohort:
         return self.where(lambda case: case.site == name)
 
     def by(self, column: str) -> dict[str | None, Cohort]:
-        """Sub-cohorts by what a column says, in the order first met; None holds the blank ones."""
-        found: dict[str | None, list[Case]] = {}
+        """Group the cases by the value in a column, in order of first occurrence; blank cells give None."""
+        groups: dict[str | None, list[Case]] = {}
         for case in self.cases:
-            found.setdefault(case.value(column), []).append(case)
-        return {value: Cohort(tuple(cases), self.path) for value, cases in found.items()}
+            groups.setdefault(case.value(column), []).append(case)
+        return {value: Cohort(tuple(cases), self.path) for value, cases in groups.items()}
 
     def patients(self) -> tuple[str, ...]:
         """Every patient once, sorted."""
@@ -121,6 +122,6 @@ class Cohort:
 
     @property
     def kind(self) -> Kind | None:
-        """What the cases are, where they are all of one kind."""
+        """The kind of all cases; None if they are of several kinds."""
         kinds = {case.kind for case in self.cases}
         return next(iter(kinds)) if len(kinds) == 1 else None

@@ -1,4 +1,4 @@
-"""The known columns of a manifest, and how a misspelt one is told from an attribute."""
+"""The standard columns of a manifest, and how a misspelt column is distinguished from an attribute."""
 
 from __future__ import annotations
 
@@ -16,33 +16,35 @@ COLUMNS_OF = {
     "image": ("image", "mpp", "annotation"),
     "exam": (*VIEWS, "annotation", *BREAST_LABELS),
 }
-"""The columns of each kind of manifest beside the common ones."""
+"""The columns of each kind of manifest, in addition to the common ones."""
 
-KNOWN = tuple(dict.fromkeys([*COMMON, *COLUMNS_OF["slide"], *COLUMNS_OF["image"], *COLUMNS_OF["exam"]]))
+STANDARD_COLUMNS = tuple(
+    dict.fromkeys([*COMMON, *COLUMNS_OF["slide"], *COLUMNS_OF["image"], *COLUMNS_OF["exam"]])
+)
 
 LEAST_ALIKE = 0.6
 ALIKE = 0.8
-"""Names at least this similar are one name misspelt; `mpp` is so short that two letters of it are enough."""
+"""Names at least this similar count as misspellings; for the short `mpp`, two matching letters suffice."""
 
 
 def family_of(columns: Sequence[str]) -> str | None:
-    """slide, image or exam, by the columns that are there; None where none or several are."""
-    found = [name for name in ("slide", "image") if name in columns]
+    """slide, image or exam, depending on the columns; None if none or several of them match."""
+    families = [name for name in ("slide", "image") if name in columns]
     if any(view in columns for view in VIEWS):
-        found.append("exam")
-    return found[0] if len(found) == 1 else None
+        families.append("exam")
+    return families[0] if len(families) == 1 else None
 
 
 def column_problems(columns: Sequence[str]) -> list[str]:
-    """One sentence for each column that is missing, twice there or misspelt."""
+    """One sentence for each column that is missing, duplicated or misspelt."""
     problems = []
     counts = Counter(columns)
     for name in counts:
         if name and counts[name] > 1:
             problems.append(f"column '{name}' is there {counts[name]} times")
-        meant = meant_column(name, columns)
-        if meant:
-            problems.append(f"column '{name}' is not known; '{meant}' is meant? Rename it")
+        intended = intended_column(name, columns)
+        if intended:
+            problems.append(f"column '{name}' is not known; '{intended}' is meant? Rename it")
     for name in ("case", "patient"):
         if name not in columns:
             problems.append(f"column '{name}' is missing")
@@ -53,48 +55,49 @@ def column_problems(columns: Sequence[str]) -> list[str]:
     return problems
 
 
-def meant_column(name: str, columns: Sequence[str]) -> str | None:
-    """The known column that `name` misspells; None where it is known, or an attribute.
+def intended_column(name: str, columns: Sequence[str]) -> str | None:
+    """The standard column that `name` misspells; None if `name` is a standard column or an attribute.
 
-    Other case, hyphens and spaces are always a misspelling. Beyond that, only a name that resembles a column
-    which this manifest lacks and could have: beside `slide`, `side` is an attribute.
+    A different letter case, hyphens and spaces always count as a misspelling. Otherwise the name must be
+    similar to a column that this kind of manifest can have and this one lacks: next to `slide`, `side` is an
+    attribute.
     """
-    if name in KNOWN or not name:
+    if name in STANDARD_COLUMNS or not name:
         return None
-    plain = _plain(name)
-    for known in KNOWN:
-        if plain == _plain(known):
-            return known
+    normalised = _normalised(name)
+    for standard in STANDARD_COLUMNS:
+        if normalised == _normalised(standard):
+            return standard
     family = family_of(columns)
-    could = [*COMMON, *(COLUMNS_OF[family] if family else KNOWN)]
+    possible = [*COMMON, *(COLUMNS_OF[family] if family else STANDARD_COLUMNS)]
     present = set(columns)
-    absent = [known for known in could if known not in present and len(known) > 2]
-    likeness = {known: _likeness(plain, _plain(known)) for known in absent}
-    best = max(likeness, key=lambda known: likeness[known], default=None)
+    absent = [standard for standard in possible if standard not in present and len(standard) > 2]
+    likeness = {standard: _likeness(normalised, _normalised(standard)) for standard in absent}
+    best = max(likeness, key=lambda standard: likeness[standard], default=None)
     if best is None:
         return None
     enough = LEAST_ALIKE if len(best) == 3 else ALIKE
-    return best if likeness[best] >= enough or _swapped(plain, _plain(best)) else None
+    return best if likeness[best] >= enough or _swapped(normalised, _normalised(best)) else None
 
 
-def _likeness(one: str, other: str) -> float:
-    """How alike two names are; the exact ratio is computed only where it can matter."""
-    matcher = SequenceMatcher(None, one, other)
+def _likeness(first: str, second: str) -> float:
+    """Similarity of two names. The exact ratio is computed only if it can reach the threshold."""
+    matcher = SequenceMatcher(None, first, second)
     bound = min(matcher.real_quick_ratio(), matcher.quick_ratio())
     return matcher.ratio() if bound >= LEAST_ALIKE else bound
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.lower())
 
 
-def _swapped(one: str, other: str) -> bool:
-    """Whether two neighbouring letters are swapped, the commonest slip that likeness undervalues."""
-    differ = [index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]]
+def _swapped(first: str, second: str) -> bool:
+    """Whether two neighbouring letters are swapped, a common mistake that the similarity underestimates."""
+    differ = [index for index, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]]
     return (
-        len(one) == len(other)
+        len(first) == len(second)
         and len(differ) == 2
         and differ[1] == differ[0] + 1
-        and one[differ[0]] == other[differ[1]]
-        and one[differ[1]] == other[differ[0]]
+        and first[differ[0]] == second[differ[1]]
+        and first[differ[1]] == second[differ[0]]
     )

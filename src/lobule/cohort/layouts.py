@@ -1,4 +1,4 @@
-"""Manifests from folders as the public data sets lay them out."""
+"""Create cohorts from folders in the layouts of public data sets."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lobule.files import open_url
 
 
 def files_under(folder: str | Path) -> Iterator[Path]:
-    """Every file below a folder in a fixed order; links are followed, circles of links are not."""
+    """Every file below a folder in a fixed order. Links are followed, except cycles."""
     top = Path(folder).absolute()
     if not top.is_dir():
         raise NotReadable("there is no such folder", subject=folder, remedy="Check the path")
-    seen: set[str] = set()
-    for place, folders, names in os.walk(top, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            seen.add(real)
-            yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
+    visited: set[str] = set()
+    for directory, folders, names in os.walk(top, followlinks=True):
+        real = os.path.realpath(directory)
+        folders[:] = [] if real in visited else sorted(name for name in folders if not name.startswith("."))
+        if real not in visited:
+            visited.add(real)
+            yield from (Path(directory, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _cohort(folder: str | Path, cases: list[Case], expected: str) -> Cohort:
@@ -48,10 +48,10 @@ _RUMC = {"normal": 100, "tumor": 70}
 
 
 def camelyon16(folder: str | Path) -> Cohort:
-    """Camelyon16 in any of its published layouts: slides, annotations, masks and reference are found by name.
+    """Camelyon16 in any of its published layouts. Slides, annotations, masks and reference match by name.
 
-    Attributes: `exhaustive` is false where parts of the tumour are not annotated (draw no negatives there),
-    `froc` is false where the organisers leave the slide out of the lesion score, and `note` says why.
+    Attributes: `exhaustive` is false if some tumour is not annotated (do not sample negatives there), `froc`
+    is false if the organisers exclude the slide from the lesion score, and `note` gives the reason.
     """
     slides: dict[str, Path] = {}
     annotations: dict[str, Path] = {}
@@ -80,12 +80,12 @@ def _camelyon16_reference(file: Path) -> dict[str, list[str]]:
     """Rows of the test set's reference by slide: `test_001,Tumor,IDC,Macro`, in any order of columns."""
     with open_url(file, "r") as text:
         rows = [[cell.strip() for cell in row] for row in csv.reader(text) if row]
-    found = {}
+    reference = {}
     for row in rows:
         name = Path(row[0]).stem.lower()
         if _SLIDE.fullmatch(name) and {cell.lower() for cell in row[1:]} & {"tumor", "normal"}:
-            found[name] = row[1:]
-    return found
+            reference[name] = row[1:]
+    return reference
 
 
 def _camelyon16_case(name: str, file: Path, outline: Path | None, reference: list[str] | None) -> Case:
@@ -95,9 +95,11 @@ def _camelyon16_case(name: str, file: Path, outline: Path | None, reference: lis
     label: str | None = group
     attributes: dict[str, str] = {}
     if group == "test":
-        facts = [cell.lower() for cell in reference or ()]
-        label = next((cell for cell in facts if cell in ("tumor", "normal")), "tumor" if outline else None)
-        size = next((cell for cell in facts if cell in ("macro", "micro")), None)
+        reference_cells = [cell.lower() for cell in reference or ()]
+        label = next(
+            (cell for cell in reference_cells if cell in ("tumor", "normal")), "tumor" if outline else None
+        )
+        size = next((cell for cell in reference_cells if cell in ("macro", "micro")), None)
         attributes |= {"metastasis": size} if size else {}
     else:
         attributes["exhaustive"] = "true"
@@ -119,7 +121,7 @@ def _camelyon16_case(name: str, file: Path, outline: Path | None, reference: lis
     site = None if group == "test" else "RUMC" if number <= _RUMC[group] else "UMCU"
     return Case(
         file.stem,
-        file.stem,  # one slide a patient
+        file.stem,  # one slide per patient
         "slide",
         path=str(file),
         split=split,
@@ -139,8 +141,8 @@ BACH_MPP = 0.42
 def bach(folder: str | Path) -> Cohort:
     """The BACH (ICIAR 2018) photographs: class folders, or `microscopy_ground_truth.csv`, or both.
 
-    The photographs do not say whose they are, so each is a patient of its own; a `patient` that the ground
-    truth does not give cannot be made up. Images without a class are the test set.
+    The patients of the photographs are not published, so each photograph counts as a separate patient. Images
+    without a class are the test set.
     """
     truth: dict[str, str] = {}
     images: list[Path] = []
@@ -167,17 +169,17 @@ def _bach_class(text: str) -> str:
 
 
 def _is_whole_slide(file: Path) -> bool:
-    return any(part.lower() == "wsi" for part in file.parts)
+    return any(folder.lower() == "wsi" for folder in file.parts)
 
 
 # -- a folder -----------------------------------------------------------------------------------------------
 
 
 def plain_folder(folder: str | Path) -> Cohort:
-    """Slides and images of a folder: each sub-folder is a label; files in the folder itself have none."""
+    """Slides and images of a folder. Each sub-folder is a label; files in the folder itself have no label."""
     top = Path(folder).absolute()
-    wanted = SLIDE_SUFFIXES + IMAGE_SUFFIXES
-    files = [file for file in files_under(top) if file.suffix.lower() in wanted]
+    suffixes = SLIDE_SUFFIXES + IMAGE_SUFFIXES
+    files = [file for file in files_under(top) if file.suffix.lower() in suffixes]
     kinds: set[Kind] = {_kind_of(file) for file in files}
     if len(kinds) > 1:
         raise CohortError(
@@ -201,4 +203,4 @@ LAYOUTS: Mapping[str, Callable[[str | Path], Cohort]] = {
     "bach": bach,
     "folder": plain_folder,
 }
-"""Layouts that are told by file names alone; DICOM, whose files must be opened, is the command's."""
+"""Layouts that are recognised by file names. `lobule cohort` handles DICOM, whose files need to be opened."""

@@ -1,4 +1,4 @@
-"""Read and write cohort manifests; one error lists every problem with its row."""
+"""Read and write cohort manifests. One error lists all problems with their rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lobule.cohort.case import BREAST_LABELS, VIEWS, Case, Cohort, Kind
-from lobule.cohort.columns import BOX, KNOWN, column_problems, meant_column
-from lobule.cohort.rows import RowReader, ids_of_paths, straddling
+from lobule.cohort.columns import BOX, STANDARD_COLUMNS, column_problems, intended_column
+from lobule.cohort.rows import RowReader, ids_of_paths, used_in_several_splits
 from lobule.errors import CohortError, NotReadable, UsageError
 from lobule.files import is_url, not_readable, open_url, write_atomic
 
@@ -20,14 +20,22 @@ MOST_ROWS = 1_000_000
 
 
 def read_cohort(path: str | Path, *, check_files: bool = True) -> Cohort:
-    """Read a CSV or Parquet manifest. Raises `CohortError` with every problem at once.
+    """Read a CSV or Parquet manifest.
 
-    Paths are relative to the manifest's folder. Files are asked for unless `check_files` is False; URLs
-    never are.
+    Args:
+        path: The manifest. Relative paths in it start at its folder.
+        check_files: Check that the files of the cases exist. URLs are never checked.
+
+    Returns:
+        The cases in the order of the manifest.
+
+    Raises:
+        CohortError: The manifest has problems. The error lists all of them.
+        NotReadable: The manifest cannot be read.
     """
     table = _read_table(path)
     problems = [*table.problems, *([] if table.unusable else column_problems(table.columns))]
-    table = _as_meant(table)
+    table = _with_intended_names(table)
     cases: list[Case] = []
     if "case" in table.columns and not table.unusable:
         reader = RowReader(_folder_of(path), table.columns, check_files)
@@ -35,7 +43,7 @@ def read_cohort(path: str | Path, *, check_files: bool = True) -> Cohort:
             case = reader.read(row, cells)
             if case is not None:
                 cases.append(case)
-        problems += reader.problems + straddling(reader.seen)
+        problems += reader.problems + used_in_several_splits(reader.split_usage)
         if not table.rows and not table.problems:
             problems.append("there are no cases, only the header")
     if problems:
@@ -45,7 +53,7 @@ def read_cohort(path: str | Path, *, check_files: bool = True) -> Cohort:
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a manifest as text, and the row numbers that a spreadsheet shows (the header is row 1)."""
+    """The cells of a manifest as text, with row numbers as in a spreadsheet (the header is row 1)."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[int, Mapping[str, str]], ...]
@@ -53,13 +61,13 @@ class Table:
     unusable: bool = False
 
 
-def _as_meant(table: Table) -> Table:
-    """The table under the names that misspelt columns mean, so that their cells are checked in one go too."""
-    meant = {name: meant_column(name, table.columns) or name for name in table.columns}
-    if len(set(meant.values())) < len(meant):
+def _with_intended_names(table: Table) -> Table:
+    """The table with corrected column names, so that cells of misspelt columns are checked as well."""
+    intended = {name: intended_column(name, table.columns) or name for name in table.columns}
+    if len(set(intended.values())) < len(intended):
         return table
-    rows = tuple((row, {meant[name]: cell for name, cell in cells.items()}) for row, cells in table.rows)
-    return replace(table, columns=tuple(meant[name] for name in table.columns), rows=rows)
+    rows = tuple((row, {intended[name]: cell for name, cell in cells.items()}) for row, cells in table.rows)
+    return replace(table, columns=tuple(intended[name] for name in table.columns), rows=rows)
 
 
 def _read_table(path: str | Path) -> Table:
@@ -79,7 +87,7 @@ def _read_table(path: str | Path) -> Table:
     if data[:4] == b"PAR1":
         return _parquet_table(data, path)
     if name.lower().endswith((".parquet", ".pq")):
-        return Table((), (), ("the name says Parquet, but the file is not",), unusable=True)
+        return Table((), (), ("the file is named like a Parquet file, but is not one",), unusable=True)
     return _csv_table(data)
 
 
@@ -89,7 +97,7 @@ def _csv_table(data: bytes) -> Table:
     problems = _bad_bytes(data)
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace")
     if "\0" in text:
-        return Table((), (), (*problems, "the file holds zero bytes: it is not a CSV file"), unusable=True)
+        return Table((), (), (*problems, "the file contains zero bytes: it is not a CSV file"), unusable=True)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[tuple[int, Mapping[str, str]]] = []
     columns: tuple[str, ...] = ()
@@ -102,8 +110,8 @@ def _csv_table(data: bytes) -> Table:
             if not header_seen:
                 header_seen, columns = True, tuple(stripped)
                 if len(columns) > MOST_COLUMNS:
-                    found = f"{len(columns):,} columns; a manifest has at most {MOST_COLUMNS:,}"
-                    return Table((), (), (found,), unusable=True)
+                    problem = f"{len(columns):,} columns; a manifest has at most {MOST_COLUMNS:,}"
+                    return Table((), (), (problem,), unusable=True)
                 if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
                     return Table((), (), ("the columns are not separated by commas",), unusable=True)
                 continue
@@ -114,7 +122,7 @@ def _csv_table(data: bytes) -> Table:
                 return Table((), (), (f"more than {MOST_ROWS:,} rows",), unusable=True)
             rows.append((number, {name: cell for name, cell in zip(columns, stripped, strict=False) if name}))
             if any(cell for name, cell in zip(columns, stripped, strict=False) if not name):
-                problems.append(f"row {number}: a cell stands under a column without a name")
+                problems.append(f"row {number}: a cell lies under a column without a name")
     except csv.Error as error:
         problems.append(f"line {reader.line_num}: not CSV: {error}")
     if not header_seen:
@@ -123,16 +131,16 @@ def _csv_table(data: bytes) -> Table:
 
 
 def _bad_bytes(data: bytes) -> list[str]:
-    """One sentence for each line that is not UTF-8, with its first wrong byte."""
+    """One sentence for each line that is not UTF-8, with its first invalid byte."""
     problems = []
     start = 0
     for number, line in enumerate(data.split(b"\n"), start=1):
         try:
             line.decode("utf-8")
         except UnicodeDecodeError as error:
-            byte, place = line[error.start], start + error.start
+            byte, offset = line[error.start], start + error.start
             problems.append(
-                f"line {number}: byte 0x{byte:02X} at offset {place} is not UTF-8; save the file as UTF-8"
+                f"line {number}: byte 0x{byte:02X} at offset {offset} is not UTF-8; save the file as UTF-8"
             )
         start += len(line) + 1
     return problems
@@ -159,7 +167,7 @@ def _parquet_table(data: bytes, path: str | Path) -> Table:
 
 
 def _size_problems(columns: int, rows: int) -> list[str]:
-    """What is too large about a Parquet file, before its rows are read."""
+    """Sentences about a Parquet file that is too large, before its rows are read."""
     problems = []
     if columns > MOST_COLUMNS:
         problems.append(f"{columns:,} columns; a manifest has at most {MOST_COLUMNS:,}")
@@ -169,7 +177,7 @@ def _size_problems(columns: int, rows: int) -> list[str]:
 
 
 def _as_text(value: object) -> str:
-    """A typed cell as the CSV would hold it: whole numbers without a fraction, nothing for null and NaN."""
+    """A typed cell as text in a CSV: integers without a fraction, empty for null and NaN."""
     if value is None or value != value:
         return ""
     if isinstance(value, bool):
@@ -210,10 +218,18 @@ SLIDE_SUFFIXES = (
 def cohort_of_paths(
     paths: Sequence[str | Path], *, kind: Kind | None = None, mpp: float | None = None
 ) -> Cohort:
-    """The cohort that a list of paths means: one manifest, or slides and images, or folders of them.
+    """Create a cohort from a list of paths.
 
-    Each file is a case named after it and a patient of its own. A folder that holds DICOM files is one slide;
-    any other folder gives its slides and images. `kind` overrides what the suffixes say.
+    Each file is a case with the name of the file, and a separate patient. A folder with DICOM files is one
+    slide; any other folder contributes its slides and images.
+
+    Args:
+        paths: One manifest, or any number of slides, images and folders.
+        kind: The kind of the cases; by default it follows from the suffixes.
+        mpp: µm/px of all cases.
+
+    Raises:
+        UsageError: The paths contain no slides or images.
     """
     if len(paths) == 1 and str(paths[0]).lower().endswith(MANIFEST_SUFFIXES):
         return read_cohort(paths[0])
@@ -222,20 +238,20 @@ def cohort_of_paths(
         raise UsageError("no slides or images there", subject=", ".join(map(str, paths)) or None)
     cases = []
     for case_id, file in zip(ids_of_paths(files), files, strict=True):
-        what: Kind = kind or ("image" if file.lower().endswith(IMAGE_SUFFIXES) else "slide")
-        cases.append(Case(case_id, case_id, what, path=file, mpp=mpp))
+        case_kind: Kind = kind or ("image" if file.lower().endswith(IMAGE_SUFFIXES) else "slide")
+        cases.append(Case(case_id, case_id, case_kind, path=file, mpp=mpp))
     return Cohort(tuple(cases))
 
 
 def _files_of(path: str | Path) -> list[str]:
     if is_url(path):
         return [str(path)]
-    place = Path(path).absolute()
-    if not place.is_dir():
-        return [str(place)]
-    inside = sorted(item for item in place.iterdir() if not item.name.startswith("."))
+    file_or_folder = Path(path).absolute()
+    if not file_or_folder.is_dir():
+        return [str(file_or_folder)]
+    inside = sorted(item for item in file_or_folder.iterdir() if not item.name.startswith("."))
     if any(item.suffix.lower() == ".dcm" for item in inside):
-        return [str(place)]
+        return [str(file_or_folder)]
     return [str(item) for item in inside if item.suffix.lower() in SLIDE_SUFFIXES + IMAGE_SUFFIXES]
 
 
@@ -243,30 +259,35 @@ def _files_of(path: str | Path) -> list[str]:
 
 
 def write_cohort(cohort: Cohort, path: str | Path) -> None:
-    """Write a manifest (CSV, or Parquet by its name); paths are relative to it where they lie on one disk."""
+    """Write a manifest as CSV, or as Parquet if its name says so.
+
+    Paths in it are relative to its folder if they are on the same disk.
+    """
     rows = [_cells(case, path) for case in cohort]
     used = {name for cells in rows for name, value in cells.items() if value}
-    known = [name for name in KNOWN if name in used or name in ("case", "patient", "split", "label")]
-    others = dict.fromkeys(name for cells in rows for name in cells if name not in KNOWN)
-    columns = [*known, *others]
-    with write_atomic(path) as part:
+    standard = [
+        name for name in STANDARD_COLUMNS if name in used or name in ("case", "patient", "split", "label")
+    ]
+    other_columns = dict.fromkeys(name for cells in rows for name in cells if name not in STANDARD_COLUMNS)
+    columns = [*standard, *other_columns]
+    with write_atomic(path) as temporary:
         if str(path).lower().endswith((".parquet", ".pq")):
-            _write_parquet(part, columns, rows)
+            _write_parquet(temporary, columns, rows)
             return
-        with part.open("w", encoding="utf-8", newline="") as file:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows([cells.get(name, "") for name in columns] for cells in rows)
 
 
-def _write_parquet(part: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+def _write_parquet(temporary: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
     import pyarrow
     from pyarrow import parquet
 
     texts = {
         name: pyarrow.array([cells.get(name, "") for cells in rows], pyarrow.string()) for name in columns
     }
-    parquet.write_table(pyarrow.table(texts), str(part))
+    parquet.write_table(pyarrow.table(texts), str(temporary))
 
 
 def _cells(case: Case, manifest: str | Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One row of a manifest made a case, and what is wrong with it."""
+"""Turn rows of a manifest into cases and collect their problems."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from lobule.cohort.case import BREAST_LABELS, SPLITS, VIEWS, Case, Kind
-from lobule.cohort.columns import BOX, KNOWN
+from lobule.cohort.columns import BOX, STANDARD_COLUMNS
 from lobule.files import LONGEST_FOLDER_NAME, fits_folder_name, is_url
 from lobule.geometry import Box
 
@@ -23,39 +23,39 @@ _SPLIT_NAMES = {
     "validation": "val",
     "testing": "test",
 }
-"""What people write for the three splits."""
+"""Accepted names of the three splits."""
 
 SHOWN_ROWS = 10
-"""Rows that a message names before it counts the rest."""
+"""Number of rows that a message lists before it only counts the rest."""
 
 LONGEST_ID = 200
-"""Bytes of a case's name, which names its folder in the results."""
+"""Largest number of bytes of a case name, which is also the name of its results folder."""
 
 
 @dataclass
-class Seen:
-    """Which rows a patient or a file was met in, by split; `same` gives what its spellings share."""
+class SplitUsage:
+    """The splits and rows in which each patient (or file) occurs; `normalise` maps spellings to one key."""
 
-    what: str
-    same: Callable[[str], str]
+    noun: str
+    normalise: Callable[[str], str]
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     spellings: dict[str, dict[str, None]] = field(default_factory=dict)
 
     def add(self, name: str, split: str | None, row: int) -> None:
         if split is not None:
-            key = self.same(name)
+            key = self.normalise(name)
             self.splits.setdefault(key, {}).setdefault(split, row)
             self.spellings.setdefault(key, {}).setdefault(name)
 
 
 def same_patient(name: str) -> str:
-    """What spellings of a patient share: letter case, spaces and a decimal zero are left out."""
+    """A key shared by all spellings of a patient: without letter case, extra spaces and a decimal zero."""
     plain = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
     return re.sub(r"^([0-9]+)\.0+$", r"\1", plain)
 
 
 def same_file(path: str) -> str:
-    """What spellings of a path share: links are followed, `..` is resolved, `file://` is left out."""
+    """A key shared by all spellings of a path: links and `..` are resolved, `file://` is removed."""
     local = local_path(path)
     if is_url(local):
         return local
@@ -66,33 +66,33 @@ def same_file(path: str) -> str:
 
 
 def local_path(path: str) -> str:
-    """The path that a `file://` URL names; anything else as it is."""
+    """The path of a `file://` URL; anything else is returned unchanged."""
     return unquote(urlsplit(path).path) if path.lower().startswith("file://") else path
 
 
-def straddling(seen: Sequence[Seen]) -> list[str]:
-    """One sentence for each patient or file in more than one split: it would leak."""
+def used_in_several_splits(usages: Sequence[SplitUsage]) -> list[str]:
+    """One sentence for each patient or file that is in several splits, which would leak data."""
     return [
-        f"{kind.what} {_spelled(kind, name)} is in several splits: "
+        f"{usage.noun} {_spelled(usage, name)} is in several splits: "
         + ", ".join(f"{split} (row {row})" for split, row in splits.items())
-        for kind in seen
-        for name, splits in kind.splits.items()
+        for usage in usages
+        for name, splits in usage.splits.items()
         if len(splits) > 1
     ]
 
 
-def _spelled(kind: Seen, key: str) -> str:
-    first, *others = kind.spellings[key]
-    return f"'{first}'" + (f" (also written '{others[0]}')" if others else "")
+def _spelled(usage: SplitUsage, key: str) -> str:
+    first_spelling, *other_spellings = usage.spellings[key]
+    return f"'{first_spelling}'" + (f" (also written '{other_spellings[0]}')" if other_spellings else "")
 
 
 class RowReader:
-    """Turns rows into cases and gathers every problem on the way."""
+    """Turns rows into cases and collects all problems."""
 
     def __init__(self, folder: str, columns: Sequence[str], check_files: bool) -> None:
         self._rows_with: dict[str, list[int]] = {}
         self._problem_count = 0
-        self.seen = (Seen("patient", same_patient), Seen("file", same_file))
+        self.split_usage = (SplitUsage("patient", same_patient), SplitUsage("file", same_file))
         self._folder = folder
         self._columns = columns
         self._check_files = check_files
@@ -101,7 +101,7 @@ class RowReader:
         self._row = 0
 
     def read(self, row: int, cells: Mapping[str, str]) -> Case | None:
-        """The case of a row; None where it has a problem."""
+        """The case of a row; None if the row has a problem."""
         self._row = row
         before = self._problem_count
         case_id = self._case_id(cells.get("case", ""))
@@ -116,7 +116,7 @@ class RowReader:
         mpp = self._mpp(cells.get("mpp", ""))
         annotation = self._file(cells, "annotation")
         breast_labels = self._breast_labels(cells)
-        self._remember(patient, split, path, views)
+        self._record_split(patient, split, path, views)
         if self._problem_count > before or kind is None:
             return None
         return Case(
@@ -132,12 +132,12 @@ class RowReader:
             annotation=annotation,
             l0_box=l0_box,
             breast_labels=breast_labels,
-            attributes={name: cell for name, cell in cells.items() if name not in KNOWN and cell},
+            attributes={name: cell for name, cell in cells.items() if name not in STANDARD_COLUMNS and cell},
         )
 
     @property
     def problems(self) -> list[str]:
-        """One sentence for each problem, with all the rows that have it."""
+        """One sentence for each problem, with all rows that have it."""
         return [f"{_rows(rows)}: {sentence}" for sentence, rows in self._rows_with.items()]
 
     def _problem(self, sentence: str) -> None:
@@ -169,21 +169,21 @@ class RowReader:
             return None
         split = _SPLIT_NAMES.get(name.lower())
         if split is None:
-            self._problem(f"no split '{name}'; expected train, val, test or nothing")
+            self._problem(f"there is no split '{name}'; expected train, val, test or nothing")
         return split
 
     def _kind(self, cells: Mapping[str, str]) -> Kind | None:
-        found = [name for name in ("slide", "image") if cells.get(name)]
+        families = [name for name in ("slide", "image") if cells.get(name)]
         if any(cells.get(view) for view in VIEWS):
-            found.append("exam")
-        if len(found) > 1:
-            self._problem(f"a case is one of slide, image and exam; this row gives {' and '.join(found)}")
+            families.append("exam")
+        if len(families) > 1:
+            self._problem(f"a case is one of slide, image and exam; this row gives {' and '.join(families)}")
             return None
-        if not found:
+        if not families:
             if any(name in self._columns for name in ("slide", "image", *VIEWS)):
                 self._problem("no file is given")
             return None
-        family = found[0]
+        family = families[0]
         if self._family is None:
             self._family = (family, self._row)
         elif "exam" in (family, self._family[0]) and self._family[0] != family:
@@ -195,26 +195,26 @@ class RowReader:
         return "image" if family == "image" else "exam"
 
     def _box(self, cells: Mapping[str, str], kind: Kind | None) -> Box | None:
-        given = [name for name in BOX if cells.get(name)]
-        if not given:
+        present = [name for name in BOX if cells.get(name)]
+        if not present:
             return None
         if kind in ("image", "exam"):
-            self._problem("x, y, w, h belong to slides; a region of an image is a file of its own")
+            self._problem("x, y, w, h belong to slides; save a region of an image as a separate file")
             return None
-        missing = [name for name in BOX if name not in given]
+        missing = [name for name in BOX if name not in present]
         if missing:
             self._problem(f"a region needs all of x, y, w, h; {', '.join(missing)} missing")
-        numbers = {name: self._whole(name, cells[name]) for name in given}
+        numbers = {name: self._whole_number(name, cells[name]) for name in present}
         if missing or None in numbers.values():
             return None
         x, y, width, height = (numbers[name] or 0 for name in BOX)
         if width <= 0 or height <= 0:
-            self._problem(f"a region has a positive size, not w = {width}, h = {height}")
+            self._problem(f"a region must have a positive size, not w = {width}, h = {height}")
         if x < 0 or y < 0:
-            self._problem(f"a region begins inside its slide, not at x = {x}, y = {y}")
+            self._problem(f"a region must begin inside its slide, not at x = {x}, y = {y}")
         return Box(x, y, width, height)
 
-    def _whole(self, name: str, cell: str) -> int | None:
+    def _whole_number(self, name: str, cell: str) -> int | None:
         value = _number(cell)
         if value is None or not value.is_integer() or abs(value) >= 2**53:
             self._problem(f"{name} = '{cell}' is not a whole number of level-0 pixels")
@@ -242,20 +242,20 @@ class RowReader:
         return labels
 
     def _view(self, cell: str) -> tuple[str, ...]:
-        return tuple(self._found(name.strip()) for name in cell.split(";") if name.strip())
+        return tuple(self._existing_path(name.strip()) for name in cell.split(";") if name.strip())
 
     def _file(self, cells: Mapping[str, str], column: str) -> str | None:
         cell = cells.get(column, "")
-        return self._found(cell, column) if cell else None
+        return self._existing_path(cell, column) if cell else None
 
-    def _found(self, cell: str, column: str = "file") -> str:
+    def _existing_path(self, cell: str, column: str = "file") -> str:
         path = resolve(cell, self._folder)
         if not self._check_files or is_url(path):
             return path
         try:
             there = Path(path).exists()
             folder = Path(path).is_dir()
-        except (ValueError, OSError):  # a zero byte, a name too long, a folder that may not be entered
+        except (ValueError, OSError):  # a zero byte, a name that is too long, or a folder without permission
             there = folder = False
         if not there:
             hint = "; write / between folders, not \\" if "\\" in cell else ""
@@ -264,10 +264,10 @@ class RowReader:
             self._problem(f"{column} '{cell}' is a folder, not a file")
         return path
 
-    def _remember(
+    def _record_split(
         self, patient: str, split: str | None, path: str | None, views: Mapping[str, tuple[str, ...]]
     ) -> None:
-        patients, files = self.seen
+        patients, files = self.split_usage
         if patient:
             patients.add(patient, split, self._row)
         for file in [path] if path else [file for group in views.values() for file in group]:
@@ -275,7 +275,7 @@ class RowReader:
 
 
 def _rows(rows: Sequence[int]) -> str:
-    """`row 2`, `rows 2 and 5`, or the first few and how many more."""
+    """`row 2`, `rows 2 and 5`, or the first few rows and the number of the rest."""
     if len(rows) == 1:
         return f"row {rows[0]}"
     if len(rows) <= SHOWN_ROWS:
@@ -292,9 +292,9 @@ def _number(cell: str) -> float | None:
 
 
 def resolve(cell: str, folder: str) -> str:
-    """A path of a manifest, made absolute by the manifest's (real) folder; a URL stays what it is.
+    """A path of a manifest, made absolute relative to the manifest's real folder; URLs are unchanged.
 
-    Links inside the path are kept: stores that link `slide.svs` to a nameless file depend on the name.
+    Links inside the path are not resolved: some stores link `slide.svs` to a file without a suffix.
     """
     cell = local_path(cell)
     if is_url(cell):
@@ -310,19 +310,19 @@ def resolve(cell: str, folder: str) -> str:
 
 
 def ids_of_paths(paths: Sequence[str]) -> list[str]:
-    """A case name for each path: its stem, with as many folders before it as tell it from the others."""
-    parts = [[*Path(path).parts[:-1], Path(path).stem or path] for path in paths]
-    names = [own[-1] for own in parts]
+    """A case name for each path: its stem, with as many parent folders as make it unique."""
+    components = [[*Path(path).parts[:-1], Path(path).stem or path] for path in paths]
+    names = [path_components[-1] for path_components in components]
     depth = 1
-    while len(set(names)) < len(names) and depth < max(map(len, parts)):
+    while len(set(names)) < len(names) and depth < max(map(len, components)):
         depth += 1
         names = [
-            "-".join(part.strip("/:") for part in own[-depth:] if part.strip("/:"))
+            "-".join(component.strip("/:") for component in path_components[-depth:] if component.strip("/:"))
             if names.count(name) > 1
             else name
-            for name, own in zip(names, parts, strict=True)
+            for name, path_components in zip(names, components, strict=True)
         ]
-    names = [_as_id(name) for name in names]  # `.a` and `a` are alike from here on
+    names = [_as_id(name) for name in names]  # from here on `.a` and `a` are equal
     for index, name in enumerate(names):
         number = index + 1
         while names[index] in names[:index]:
@@ -332,7 +332,7 @@ def ids_of_paths(paths: Sequence[str]) -> list[str]:
 
 
 def _as_id(name: str) -> str:
-    """A name as a manifest may have it; of one too long, the end stays, which says most."""
+    """A name that a manifest accepts. Of a name that is too long, the end is used, as it differs most."""
     odd_bytes_out = name.lstrip(".").encode(errors="replace")
     short = odd_bytes_out[-LONGEST_ID:].decode(errors="ignore") or "case"
     while not fits_folder_name(short):
