@@ -1,8 +1,8 @@
-"""Where tissue is on a small picture of a slide: not glass, pen, cover-glass edge, scanner padding or debris.
+"""Detect tissue on a small picture of a slide, excluding glass, pen, cover-glass edges, padding and debris.
 
-Tissue is told from glass by its colour, not its brightness: haematoxylin and eosin both absorb green most,
-while glass, shadows, dust and the edge of a cover glass are grey, however dark they are. Lengths are in µm,
-so any picture will do; around 16 µm/px is enough.
+Tissue differs from glass in colour, not in brightness: haematoxylin and eosin both absorb green most, while
+glass, shadows, dust and the edge of a cover glass are grey, however dark they are. Lengths are in µm, so
+pictures of any resolution can be used; around 16 µm/px is enough.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ RGB = NDArray[np.uint8]
 Plane = NDArray[np.float32]
 
 DISC_ROWS = 16
-"""Radius in pixels up to which discs are spread run by run."""
+"""Radius in pixels up to which dilation by a disc is computed row by row."""
 EIGHT = np.ones((3, 3), dtype=bool)
 
 
 @dataclass(frozen=True)
 class TissueConfig:
-    """How tissue is found; stored with every result. Lengths in µm, absorbances as optical density."""
+    """Settings of tissue detection, stored with every result. Absorbances are optical densities."""
 
     method: Literal["stain", "camelyon"] = "stain"
     """"stain" is described above; "camelyon" is the Otsu recipe that is published with Camelyon16 code."""
     mpp: float = 16.0
-    """µm/px at which a slide is read to find its tissue."""
+    """µm/px at which a slide is read to detect its tissue."""
     smoothing_um: float = 8.0
     lowest_threshold: float = 0.02
-    """Green absorbance beyond that of red or blue; under it even a slide of glass alone has no tissue."""
+    """Lower limit of the threshold on stain (green absorbance minus red or blue), for blank slides."""
     highest_threshold: float = 0.035
-    """Above it everything is tissue, so a slide of tissue alone is not split in two."""
+    """Upper limit of the threshold, so that a slide covered with tissue is not split in two."""
     darkest: int = 45
-    """Pixels whose brightest channel is not above this are black: padding of the scanner, or ink."""
+    """Pixels whose brightest channel is at most this are black: scanner padding, or ink."""
     closing_um: float = 24.0
     """Gaps up to twice this are closed."""
     hole_mm2: float = 0.05
@@ -48,25 +48,25 @@ class TissueConfig:
     hole_share: float = 0.05
     """Holes are also not filled above this share of the picture, so that limits fit small pictures."""
     debris_mm2: float = 0.01
-    """Pieces under this area are dropped."""
+    """Pieces smaller than this are removed."""
     debris_share: float = 0.01
-    """Pieces of at least this share of the picture are never dropped; from 1 mm² on, `debris_mm2` decides."""
+    """Pieces of at least this share of the picture are kept; from 1 mm² on, `debris_mm2` decides."""
     pen_mm2: float = 0.05
-    """Ink under this area is left alone: specks of margin ink lie on real tissue."""
+    """Smaller areas of ink are ignored: specks of margin ink lie on real tissue."""
     pen_share: float = 0.5
-    """Ink that covers at least this share of the picture is never left alone."""
+    """Ink that covers at least this share of the picture is never ignored."""
     pen_margin_um: float = 60.0
-    """Left out around pen marks."""
+    """Width of the margin around pen marks that is excluded."""
     line_um: float = 3000.0
-    """Straight pieces longer than this, and thinner than `line_width_um`, are edges and not tissue."""
+    """Straight pieces longer than this and thinner than `line_width_um` are edges, not tissue."""
     line_width_um: float = 120.0
 
     pale_um: float = 50.0
-    """Scale of the texture of fat; pale areas that are thinner than twice this are not added. 0: none are."""
+    """Scale of the texture of fat. Pale areas thinner than twice this are not added; 0 adds no pale areas."""
     pale_absorbance: float = 0.015
-    """Mean absorbance of pale tissue, over all channels, is at least this."""
+    """Smallest mean absorbance of pale tissue, over all channels."""
     pale_texture: float = 0.008
-    """Standard deviation of the absorbance of pale tissue is at least this."""
+    """Smallest standard deviation of the absorbance of pale tissue."""
     pale_reach_um: float = 200.0
     """Faintly stained areas without texture are added up to this distance from stained tissue."""
 
@@ -76,16 +76,16 @@ class TissueConfig:
 
 @dataclass(frozen=True, eq=False)
 class TissueMask:
-    """What was found, and how."""
+    """Detected tissue, and the settings and thresholds used."""
 
     mask: Mask
     mpp: Mpp
     """µm/px of the mask."""
     pen: Mask
-    """Pen marks with their margin, which are left out."""
+    """Pen marks with their margin, which are excluded from the mask."""
     threshold: float | None
     glass: tuple[float, float, float] | None
-    """The colour taken for glass; None where the method asks for none."""
+    """The estimated colour of glass; None if the method does not use it."""
     config: TissueConfig
 
     @property
@@ -94,7 +94,7 @@ class TissueMask:
 
     @property
     def share(self) -> float:
-        """Of the picture."""
+        """Share of the picture that is tissue."""
         return float(self.mask.mean()) if self.mask.size else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,16 +110,28 @@ class TissueMask:
 
 
 def find_tissue(rgb: RGB, mpp: Mpp | float, config: TissueConfig | None = None) -> TissueMask:
-    """Find tissue on an RGB picture (height, width, 3) of known µm/px."""
+    """Detect tissue on an RGB picture.
+
+    Args:
+        rgb: The picture, (height, width, 3) of uint8.
+        mpp: µm/px of the picture.
+        config: Settings; the defaults if None.
+
+    Returns:
+        The mask of tissue, of the same height and width.
+
+    Raises:
+        ValueError: `rgb` has another shape or type.
+    """
     config = config or TissueConfig()
     scale = mpp if isinstance(mpp, Mpp) else Mpp.square(mpp)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
-        raise ValueError(f"tissue is found on (height, width, 3) of uint8, not {rgb.shape} of {rgb.dtype}")
-    nowhere = np.zeros(rgb.shape[:2], dtype=bool)
+        raise ValueError(f"rgb must be (height, width, 3) of uint8, not {rgb.shape} of {rgb.dtype}")
+    empty = np.zeros(rgb.shape[:2], dtype=bool)
     if rgb.size == 0:
-        return TissueMask(nowhere, scale, nowhere, None, None, config)
+        return TissueMask(empty, scale, empty, None, None, config)
     if config.method == "camelyon":
-        return TissueMask(camelyon_mask(rgb), scale, nowhere, None, None, config)
+        return TissueMask(camelyon_mask(rgb), scale, empty, None, None, config)
     glass = _glass_colour(rgb)
     red, green, blue = (_absorbance(rgb[..., channel], glass[channel]) for channel in range(3))
     padding = _padding(rgb, config.darkest)
@@ -134,7 +146,7 @@ def find_tissue(rgb: RGB, mpp: Mpp | float, config: TissueConfig | None = None) 
 
 
 def _fitted_to(config: TissueConfig, picture_mm2: float) -> TissueConfig:
-    """The limits of area for a picture of this size: those of a slide would remove all of a small one."""
+    """Reduce the limits of area for a small picture: those of a slide would remove everything."""
     return replace(
         config,
         hole_mm2=min(config.hole_mm2, config.hole_share * picture_mm2),
@@ -144,11 +156,11 @@ def _fitted_to(config: TissueConfig, picture_mm2: float) -> TissueConfig:
 
 
 def camelyon_mask(rgb: RGB) -> Mask:
-    """The recipe published with Camelyon16 code: Otsu of each channel, and of the saturation.
+    """The method published with Camelyon16 code: Otsu thresholds of each channel and of the saturation.
 
-    Background exceeds the threshold in all three channels; tissue is the rest, where the saturation exceeds
-    its own and every channel exceeds 50. Meant for level 6 (about 15.6 µm/px); white is expected where
-    nothing was scanned.
+    Background exceeds the threshold in all three channels. Tissue is the rest, where the saturation exceeds
+    its threshold and every channel exceeds 50. The method is meant for level 6 (about 15.6 µm/px) and expects
+    white where nothing was scanned.
     """
     background = np.logical_and.reduce([rgb[..., c] > threshold_otsu(rgb[..., c]) for c in range(3)])
     highest = rgb.max(axis=2).astype(np.float64)
@@ -162,12 +174,12 @@ def _pixel_mm2(mpp: Mpp) -> float:
 
 
 GREY_SPREAD = 24
-"""Channels of glass differ by less; tinted lamps and old mounting media included."""
+"""Largest difference between the channels of glass, including tinted lamps and old mounting media."""
 USUAL_GLASS = (245.0, 245.0, 245.0)
 
 
 def _glass_colour(rgb: RGB) -> tuple[float, float, float]:
-    """The commonest bright grey, without pure white, which is filled in where nothing was scanned."""
+    """The most common bright grey. Pure white is ignored, because it fills areas that were not scanned."""
     brightest, darkest = rgb.max(axis=2), rgb.min(axis=2)
     grey = (brightest - darkest < GREY_SPREAD) & (darkest >= 180) & (darkest < 255)
     if np.count_nonzero(grey) < 0.002 * grey.size:
@@ -190,15 +202,15 @@ def _smoothed(plane: Plane, mpp: Mpp, sigma_um: float) -> Plane:
 
 
 def _threshold(stain: Plane, config: TissueConfig) -> float:
-    """Otsu's, kept within bounds: where only glass or only tissue is there, Otsu would split noise."""
+    """Half of Otsu's threshold, clipped: on only glass or only tissue, Otsu would split noise."""
     if stain.size == 0 or float(np.ptp(stain)) < 1e-6:
         return config.highest_threshold
-    found = float(threshold_otsu(np.clip(stain, 0, 0.3)))
-    return float(np.clip(found / 2, config.lowest_threshold, config.highest_threshold))
+    otsu = float(threshold_otsu(np.clip(stain, 0, 0.3)))
+    return float(np.clip(otsu / 2, config.lowest_threshold, config.highest_threshold))
 
 
 def _padding(rgb: RGB, darkest: int) -> Mask:
-    """Black that reaches the border of the picture; black within it is ink."""
+    """Black areas that touch the border of the picture; other black areas are ink."""
     black, _ = ndimage.label(rgb.max(axis=2) <= darkest, EIGHT)
     reaching = np.zeros(int(black.max()) + 1, dtype=bool)
     for side in (black[0], black[-1], black[:, 0], black[:, -1]):
@@ -208,9 +220,9 @@ def _padding(rgb: RGB, darkest: int) -> Mask:
 
 
 def _pen(red: Plane, green: Plane, blue: Plane, padding: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
-    """Ink: what absorbs red more than green (blue, green), pure red, or is dark and grey (black).
+    """Ink: areas that absorb more red than green (blue or green ink), are pure red, or dark grey (black ink).
 
-    No mixture of haematoxylin and eosin does any of these over an area.
+    No mixture of haematoxylin and eosin has one of these colours over an area.
     """
     red, green, blue = (_smoothed(plane, mpp, config.smoothing_um) for plane in (red, green, blue))
     cold = (red > 0.18) & (red > 1.08 * green + 0.02)
@@ -224,12 +236,12 @@ def _pen(red: Plane, green: Plane, blue: Plane, padding: Mask, mpp: Mpp, config:
 
 
 def _spread(mask: Mask, mpp: Mpp, um: float) -> Mask:
-    """Everything within a distance of the mask."""
+    """Dilate the mask by a distance in µm."""
     if not mask.any() or um <= 0:
         return mask
     if um > DISC_ROWS * mpp.y:
         return np.asarray(ndimage.distance_transform_edt(~mask, sampling=(mpp.y, mpp.x)) <= um)
-    # a disc is a stack of runs of pixels; for a few rows that is much quicker than all distances
+    # A disc is a stack of runs of pixels. For a few rows this is much faster than a distance transform.
     rows = int(um / mpp.y)
     padded = np.pad(mask.astype(np.uint8), ((rows, rows), (0, 0)))
     out = np.zeros_like(mask)
@@ -248,9 +260,9 @@ def _without_small(mask: Mask, least_mm2: float, mpp: Mpp) -> Mask:
 
 
 def _cleaned(mask: Mask, left_out: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
-    """Gaps closed, small holes filled, debris and straight edges dropped."""
+    """Close gaps, fill small holes, and remove debris and straight edges."""
     mask = _closed(mask & ~left_out, mpp, config.closing_um)
-    if mask.any():  # without, all of a small picture would be one hole
+    if mask.any():  # otherwise all of a small picture would be one hole
         mask = ~_without_small(~mask, config.hole_mm2, mpp)
     mask &= ~left_out
     mask = _without_small(mask, config.debris_mm2, mpp)
@@ -258,14 +270,14 @@ def _cleaned(mask: Mask, left_out: Mask, mpp: Mpp, config: TissueConfig) -> Mask
 
 
 def _with_pale(mask: Mask, stain: Plane, grey: Plane, left_out: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
-    """Stained tissue with the pale tissue beside it: fat, whose thin membranes hardly take any stain.
+    """Add pale tissue next to stained tissue: fat, whose thin membranes absorb hardly any stain.
 
     Fat is slightly darker than glass and has a texture, whereas glass and shadows are smooth. Dust and edges
     have a texture but are small or thin. Only pale areas that touch stained tissue are added.
     """
     if not mask.any() or config.pale_um <= 0:
         return mask
-    # Statistics of what is not yet tissue: glass beside tissue must not look textured because of its edge.
+    # Statistics exclude detected tissue: glass next to it must not look textured because of the edge.
     weight = (~_spread(mask | left_out, mpp, 1.5 * mpp.mean)).astype(np.float32)
     total = np.maximum(_smoothed(weight, mpp, config.pale_um / 2), np.float32(1e-6))
 
@@ -290,7 +302,7 @@ def _with_pale(mask: Mask, stain: Plane, grey: Plane, left_out: Mask, mpp: Mpp, 
 
 
 def _closed(mask: Mask, mpp: Mpp, um: float) -> Mask:
-    """Spread and drawn back; the picture's edge counts as more of the same."""
+    """Morphological closing. Beyond its edges the picture is continued with the edge pixels."""
     if not mask.any() or um <= 0:
         return mask
     rows, columns = int(np.ceil(um / mpp.y)), int(np.ceil(um / mpp.x))
@@ -300,30 +312,30 @@ def _closed(mask: Mask, mpp: Mpp, um: float) -> Mask:
 
 
 def _without_lines(mask: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
-    """Long, thin and straight pieces are edges of the cover glass or of the scan."""
+    """Remove long, thin and straight pieces, which are edges of the cover glass or of the scan."""
     pieces, count = ndimage.label(mask, EIGHT)
     dropped = np.zeros(count + 1, dtype=bool)
-    for piece, place in enumerate(ndimage.find_objects(pieces), 1):
-        height, width = (s.stop - s.start for s in place)
+    for piece, bounding_slices in enumerate(ndimage.find_objects(pieces), 1):
+        height, width = (s.stop - s.start for s in bounding_slices)
         if np.hypot(height * mpp.y, width * mpp.x) < config.line_um:
             continue
-        y, x = np.nonzero(pieces[place] == piece)
+        y, x = np.nonzero(pieces[bounding_slices] == piece)
         spread = np.linalg.eigvalsh(np.cov(np.stack([y * mpp.y, x * mpp.x])))
         dropped[piece] = 4 * np.sqrt(max(0.0, spread[0])) < config.line_width_um
     return np.asarray(mask & ~dropped[pieces])
 
 
-def preview(rgb: RGB, found: TissueMask | Mask, colour: tuple[int, int, int] = (0, 160, 60)) -> RGB:
-    """The picture with the outline of tissue drawn and all else paled; pen marks outlined in red."""
-    mask = found.mask if isinstance(found, TissueMask) else found
+def preview(rgb: RGB, tissue: TissueMask | Mask, colour: tuple[int, int, int] = (0, 160, 60)) -> RGB:
+    """Draw the outline of tissue on the picture, pale everything else, and outline pen marks in red."""
+    mask = tissue.mask if isinstance(tissue, TissueMask) else tissue
     if mask.shape != rgb.shape[:2]:
-        raise ValueError(f"a mask of {mask.shape} is not of a picture of {rgb.shape[:2]}")
+        raise ValueError(f"the mask has shape {mask.shape}, but the picture has {rgb.shape[:2]}")
     out = rgb.copy()
     out[~mask] = (out[~mask].astype(np.uint16) + 2 * 255) // 3
     width = max(1, max(mask.shape) // 800)
     out[_rim(mask, width)] = colour
-    if isinstance(found, TissueMask) and found.pen.any():
-        out[_rim(found.pen, width)] = (200, 30, 30)
+    if isinstance(tissue, TissueMask) and tissue.pen.any():
+        out[_rim(tissue.pen, width)] = (200, 30, 30)
     return out
 
 

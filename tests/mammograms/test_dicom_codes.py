@@ -155,5 +155,5 @@ def test_tags_that_may_be_missing(tmp_path):
     mammogram = read_dicom(write_view(tmp_path / "v.dcm", change=change))
     assert np.array_equal(mammogram.pixels, pixels_of())
     heading = mammogram.heading
-    assert (heading.patient, heading.taken, heading.mm_per_px, heading.pointing) == (None, "", None, None)
+    assert (heading.patient, heading.acquired, heading.mm_per_px, heading.pointing) == (None, "", None, None)
     assert mammogram.pointing == "right"

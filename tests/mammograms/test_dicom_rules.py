@@ -41,7 +41,7 @@ def test_a_proper_mammogram(path, view, flip):
     heading = mammogram.heading
     assert (heading.patient, heading.height, heading.width) == ("P1", 208, 152)
     assert heading.mm_per_px == pytest.approx(1.15)
-    assert heading.taken == "20200102101112"
+    assert heading.acquired == "20200102101112"
     assert heading.pointing == mammogram.pointing
 
 
@@ -324,7 +324,7 @@ def test_damaged_and_foreign_files(tmp_path, path):
     with pytest.raises((DamagedFile, UnknownFormat, NotAMammogram)):
         read_dicom(path)
     path.write_bytes(b"plain text")
-    with pytest.raises(UnknownFormat, match="no DICOM file"):
+    with pytest.raises(UnknownFormat, match="not a DICOM file"):
         examine_dicom(path)
     with pytest.raises(NotReadable):
         examine_dicom(tmp_path / "absent.dcm")

@@ -155,9 +155,9 @@ def test_json_lists_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1]", "entry 0 of the list is no exam"),
+        ("[1]", "entry 0 of the list is not an exam"),
         ('[{"other": 1}]', "entry 0"),
-        ('[{"L-CC": "name"}]', "L-CC of entry 0 is no list of names"),
+        ('[{"L-CC": "name"}]', "L-CC of entry 0 is not a list of names"),
         ('[{"L-CC": [7]}]', "no list of names"),
         ("[{", "not JSON"),
     ],

@@ -30,7 +30,7 @@ def test_what_is_no_heatmap(tmp_path):
     with pytest.raises(NotReadable):
         read_heatmap(path, "L-CC", "NO")
     path.write_bytes(b"no HDF5")
-    with pytest.raises(DamagedFile, match="no heatmap file"):
+    with pytest.raises(DamagedFile, match="not a heatmap file"):
         read_heatmap(path, "L-CC", "NO")
     with h5py.File(path, "w") as file:
         file["other"] = [1]

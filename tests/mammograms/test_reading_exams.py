@@ -82,7 +82,7 @@ def test_a_row_of_a_manifest(folder):
     exam = exam_of_files(row)
     assert list(exam.views) == list(VIEWS)
     assert (exam.patient, exam.is_complete) == ("P1", True)
-    with pytest.raises(NotAMammogram, match=r"L-MLO\.dcm: the file is of another view.*L-CC.*L-MLO"):
+    with pytest.raises(NotAMammogram, match=r"L-MLO\.dcm: the file shows another view.*L-CC.*L-MLO"):
         exam_of_files(row | {"l_cc": folder / "a" / "L-MLO.dcm"})
     with pytest.raises(NotAMammogram, match=r"magnified\.dcm: the image is refused.*magnification"):
         exam_of_files(row | {"r_cc": str(folder / "a" / "magnified.dcm")})

@@ -1,6 +1,6 @@
 """DICOM mammograms: which files are views of an exam, of which breast and angle, and their pixels.
 
-Every rule leaves a `Decision` in plain words. What a file says is judged before any pixel is decoded.
+Every rule records a `Decision` with a sentence. The header is judged before any pixel is decoded.
 """
 
 from __future__ import annotations
@@ -34,27 +34,40 @@ if TYPE_CHECKING:
 JPEG2000_START = b"\xff\x4f\xff\x51"
 
 Pixels = Literal["nyu-raw", "voi"]
-"""`nyu-raw` takes stored values as the published exams do; `voi` applies the file's first window or table."""
+"""`nyu-raw` uses stored values like the published exams; `voi` applies the file's first window or table."""
 
 
 def examine_dicom(path: str | Path, *, allow: Collection[Override] = ()) -> Heading:
-    """What the file says of itself, judged by every rule that needs no pixels; a refusal is not raised."""
+    """Read the header and apply all rules that do not need pixels.
+
+    A refused file does not raise an error: see `Heading.refusals`.
+    """
     return _heading(path, _read(path, pixels=False), frozenset(allow))
 
 
 def read_dicom(
     path: str | Path, *, pixels: Pixels = "nyu-raw", allow: Collection[Override] = ()
 ) -> Mammogram:
-    """Read one view. What the rules refuse is an error that says why."""
+    """Read one view.
+
+    Args:
+        path: The DICOM file.
+        pixels: Whether to use stored values or to apply the file's first window or table.
+        allow: Kinds of images to accept although they are refused by default.
+
+    Raises:
+        NotAMammogram: The rules refuse the file; the error gives the reasons.
+        DamagedFile: The file cannot be decoded.
+    """
     dataset = _read(path, pixels=True)
     heading = _heading(path, dataset, frozenset(allow))
     if heading.refusals:
         raise NotAMammogram(
-            "the image is refused as a view of an exam",
+            "the image cannot be used as a view of an exam",
             subject=path,
             actual=" ".join(decision.sentence for decision in heading.refusals),
         )
-    values, taken = _values(path, dataset, pixels)
+    values, pixel_decisions = _values(path, dataset, pixels)
     try:
         cleaned = with_black_background(values)
     except NotAMammogram as error:
@@ -63,28 +76,28 @@ def read_dicom(
         ) from error
     pointing = pointing_of_pixels(cleaned.pixels)
     plain = Mammogram(heading, cleaned.pixels, heading.view, pointing, ())
-    decisions = (*heading.decisions, *taken, cleaned.decision, *_direction_decisions(plain))
+    decisions = (*heading.decisions, *pixel_decisions, cleaned.decision, *_direction_decisions(plain))
     return replace(plain, decisions=decisions)
 
 
 def _direction_decisions(mammogram: Mammogram) -> list[Decision]:
-    """The pixels say which way the breast points; where the header disagrees, that is recorded."""
-    heading, found = mammogram.heading, []
+    """Decisions that record where the header contradicts the direction in which the breast points."""
+    heading, decisions = mammogram.heading, []
     if heading.pointing not in (None, mammogram.pointing):
         sentence = f"The header has the breast point {heading.pointing}, the pixels {mammogram.pointing}."
-        found.append(Decision("direction", "noted", sentence))
+        decisions.append(Decision("direction", "noted", sentence))
     if heading.horizontal_flip not in (None, mammogram.horizontal_flip):
         sentence = (
             f"FieldOfViewHorizontalFlip is {heading.horizontal_flip}, but only {mammogram.horizontal_flip} "
             "makes the convention of exams true of this image, and is used."
         )
-        found.append(Decision("direction", "noted", sentence))
-    return found
+        decisions.append(Decision("direction", "noted", sentence))
+    return decisions
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Many clinical files bend the standard in ways that only earn a warning."""
+    """Silence pydicom's warnings: many clinical files deviate from the standard in harmless ways."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -104,13 +117,13 @@ def _read(path: str | Path, *, pixels: bool) -> Dataset:
         except CaseError:
             raise
         except pydicom.errors.InvalidDicomError as error:
-            raise UnknownFormat("this is no DICOM file", subject=path) from error
-        except Exception as error:  # damaged bytes make the parser fail in many ways
+            raise UnknownFormat("the file is not a DICOM file", subject=path) from error
+        except Exception as error:  # the parser raises any exception on damaged bytes
             raise DamagedFile(f"the DICOM file cannot be read: {error}", subject=path) from error
 
 
 def _inflated(path: str | Path, file: IO[bytes], meta: FileMeta, *, pixels: bool) -> IO[bytes]:
-    """A deflated file as an uncompressed one: its header, or all of it where its header allows no more."""
+    """Inflate a deflated file: only its header, or as many pixels as its header declares."""
     from pydicom import dcmread
 
     header_file = inflate(file, meta, path, HEADER_BYTES, cut=True)
@@ -133,12 +146,14 @@ def _inflated(path: str | Path, file: IO[bytes], meta: FileMeta, *, pixels: bool
 def _heading(path: str | Path, dataset: Dataset, allow: frozenset[Override]) -> Heading:
     try:
         with _quiet():
-            return _judged(path, dataset, allow)
+            return _judge_header(path, dataset, allow)
     except (ValueError, TypeError, AttributeError, IndexError) as error:
-        raise DamagedFile(f"the header holds a value that cannot be used: {error}", subject=path) from error
+        raise DamagedFile(
+            f"the header contains a value that cannot be used: {error}", subject=path
+        ) from error
 
 
-def _judged(path: str | Path, dataset: Dataset, allow: frozenset[Override]) -> Heading:
+def _judge_header(path: str | Path, dataset: Dataset, allow: frozenset[Override]) -> Heading:
     kind = _kind_decisions(dataset, allow)
     view, view_decisions = _view(dataset)
     return Heading(
@@ -148,7 +163,7 @@ def _judged(path: str | Path, dataset: Dataset, allow: frozenset[Override]) -> H
         patient=_text(dataset, "PatientID") or None,
         study=_text(dataset, "StudyInstanceUID") or None,
         instance=_text(dataset, "SOPInstanceUID") or None,
-        taken=_taken(dataset),
+        acquired=_acquisition_time(dataset),
         height=_number(dataset, "Rows"),
         width=_number(dataset, "Columns"),
         mm_per_px=_spacing(dataset),
@@ -171,64 +186,70 @@ def _refused(rule: str, sentence: str) -> Decision:
 
 
 def _kind_decisions(dataset: Dataset, allow: frozenset[Override]) -> list[Decision]:
-    """What kind of object it is: its class, intent, frames, samples and depth."""
+    """Decisions on the kind of image: its class, intent, frames, samples and depth."""
     sop, modality = _text(dataset, "SOPClassUID"), _text(dataset, "Modality")
-    found = []
+    decisions = []
     override = codes.ONLY_IF_ALLOWED.get(sop)
     if sop in codes.NEVER:
-        found.append(_refused("class", f"It is {codes.NEVER[sop]}."))
+        decisions.append(_refused("class", f"It is {codes.NEVER[sop]}."))
     elif override is not None and override in allow:
-        found.append(Decision("class", "noted", f"It is a {override} image, taken because that is allowed."))
+        decisions.append(
+            Decision("class", "noted", f"It is a {override} image, accepted because that is allowed.")
+        )
     elif override is not None:
-        found.append(_refused("class", f"It is a {override} image, taken only where that is allowed."))
+        decisions.append(_refused("class", f"It is a {override} image, accepted only if that is allowed."))
     elif sop != codes.PRESENTATION:
-        found.append(_refused("class", f"Its class {sop or '(none)'} is no mammogram For Presentation."))
+        decisions.append(
+            _refused("class", f"Its class {sop or '(none)'} is not a mammogram For Presentation.")
+        )
     elif modality != "MG":
-        found.append(_refused("class", f"Its modality is {modality or '(none)'}, not MG."))
+        decisions.append(_refused("class", f"Its modality is {modality or '(none)'}, not MG."))
     else:
-        found.append(Decision("class", "accepted", "It is a digital mammogram For Presentation."))
+        decisions.append(Decision("class", "accepted", "It is a digital mammogram For Presentation."))
     if _text(dataset, "PresentationIntentType") == "FOR PROCESSING" and sop not in codes.NEVER:
-        found.append(_refused("class", "It says that it is FOR PROCESSING."))
+        decisions.append(_refused("class", "It says that it is FOR PROCESSING."))
     frames, samples = _number(dataset, "NumberOfFrames", 1), _number(dataset, "SamplesPerPixel", 1)
     if frames != 1:
-        found.append(_refused("frames", f"It has {frames} frames, a view has one."))
+        decisions.append(_refused("frames", f"It has {frames} frames, a view has one."))
     if samples != 1:
-        found.append(_refused("samples", f"It has {samples} samples a pixel, a mammogram has one."))
+        decisions.append(_refused("samples", f"It has {samples} samples a pixel, a mammogram has one."))
     stated = dataset.get("ImageType") or ()
     image_type = {str(value).upper() for value in ([stated] if isinstance(stated, str) else stated)}
     made_from = sorted(image_type.intersection(codes.SYNTHESISED))
     if made_from:
         outcome: Literal["noted", "refused"] = "noted" if "synthesised" in allow else "refused"
         sentence = f"ImageType holds {made_from[0]}: a flat image made from tomosynthesis."
-        found.append(Decision("synthesised", outcome, sentence))
+        decisions.append(Decision("synthesised", outcome, sentence))
     if 0 < _number(dataset, "BitsStored") <= 8:
         outcome = "noted" if "8-bit" in allow else "refused"
-        found.append(Decision("depth", outcome, "It stores 8 bits or fewer, a mammogram has at least 10."))
-    return found
+        decisions.append(
+            Decision("depth", outcome, "It stores 8 bits or fewer, a mammogram has at least 10.")
+        )
+    return decisions
 
 
 def _special_decisions(dataset: Dataset) -> list[Decision]:
-    """Special views, and what a person should know of the image."""
-    found = []
+    """Decisions on special views, and notes that a reader of the image needs."""
+    decisions = []
     for item in (dataset, *(dataset.get("ViewCodeSequence") or ())):
         for modifier in item.get("ViewModifierCodeSequence") or ():
             value = _text(modifier, "CodeValue")
             name = codes.MODIFIERS.get(value) or _text(modifier, "CodeMeaning") or value
             if value in codes.MODIFIERS:
-                found.append(_refused("modifier", f"It is a special view: {name}."))
+                decisions.append(_refused("modifier", f"It is a special view: {name}."))
             else:
-                found.append(Decision("modifier", "noted", f"It has the view modifier {name}."))
+                decisions.append(Decision("modifier", "noted", f"It has the view modifier {name}."))
     if _text(dataset, "PartialView") == "YES":
-        found.append(_refused("partial", "It shows only a part of the breast."))
+        decisions.append(_refused("partial", "It shows only a part of the breast."))
     if _text(dataset, "QualityControlImage") == "YES":
-        found.append(_refused("quality control", "It is an image for quality control."))
+        decisions.append(_refused("quality control", "It is an image for quality control."))
     if _text(dataset, "BreastImplantPresent") == "YES":
-        found.append(
+        decisions.append(
             Decision("implant", "noted", "The breast has an implant, which the models have rarely seen.")
         )
     if _text(dataset, "BurnedInAnnotation") == "YES":
-        found.append(Decision("annotation", "noted", "Annotations are burned into the image."))
-    return found
+        decisions.append(Decision("annotation", "noted", "Annotations are burned into the image."))
+    return decisions
 
 
 def _view(dataset: Dataset) -> tuple[View | None, list[Decision]]:
@@ -269,7 +290,7 @@ def _side(dataset: Dataset) -> tuple[str | None, Decision]:
     return side, Decision("side", "accepted", f"{source} says {side}.")
 
 
-def _taken(dataset: Dataset) -> str:
+def _acquisition_time(dataset: Dataset) -> str:
     for kind in ("Acquisition", "Content", "Series", "Study"):
         date = _text(dataset, f"{kind}Date")
         if date:
@@ -286,7 +307,7 @@ def _spacing(dataset: Dataset) -> float | None:
 
 
 def _header_pointing(dataset: Dataset) -> Literal["left", "right"] | None:
-    """Rows that run to the anterior have the breast point right."""
+    """The breast points right if rows run to the anterior."""
     orientation = dataset.get("PatientOrientation") or [""]
     first = str(orientation[0])[:1].upper()
     return {"A": "right", "P": "left"}.get(first)  # type: ignore[return-value]
@@ -298,7 +319,7 @@ def _flip(dataset: Dataset) -> Literal["NO", "YES"] | None:
 
 
 def _values(path: str | Path, dataset: Dataset, pixels: Pixels) -> tuple[NDArray[np.uint16], list[Decision]]:
-    """Decoded values with the breast bright and padding 0, and what was done to them."""
+    """Decoded values with a bright breast and padding 0, and the decisions on how they were obtained."""
     stored = _stored(path, dataset)
     try:
         values, (low, high), decisions = _through_tables(dataset, stored, pixels)
@@ -322,7 +343,7 @@ def _values(path: str | Path, dataset: Dataset, pixels: Pixels) -> tuple[NDArray
 def _through_tables(
     dataset: Dataset, stored: NDArray[Any], pixels: Pixels
 ) -> tuple[NDArray[np.float64], tuple[float, float], list[Decision]]:
-    """Values after the modality's table and, if asked for, the first window, with the range they can have."""
+    """Values after the modality's table and, if requested, the first window, and their possible range."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
     values, limits = stored, _representable(dataset)
@@ -342,7 +363,7 @@ def _through_tables(
 
 
 def _representable(dataset: Dataset) -> tuple[float, float]:
-    """The least and the greatest value that the file's pixels can hold."""
+    """The smallest and the largest value that a stored pixel can have."""
     bits = _number(dataset, "BitsStored", 16)
     if _number(dataset, "PixelRepresentation"):
         return -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
@@ -376,7 +397,7 @@ def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None
 
 
 def _stored(path: str | Path, dataset: Dataset) -> NDArray[Any]:
-    """The decoded frame; sizes are checked first, and a missing codec is told from a damaged file."""
+    """Decode the frame after checking its size. A missing codec is not reported as a damaged file."""
     from pydicom.pixels import get_decoder
 
     height, width = _number(dataset, "Rows"), _number(dataset, "Columns")
@@ -403,12 +424,12 @@ def _stored(path: str | Path, dataset: Dataset) -> NDArray[Any]:
             return np.asarray(dataset.pixel_array)
         except CaseError:
             raise
-        except Exception as error:  # each codec raises its own kinds
+        except Exception as error:  # each codec has its own exceptions
             raise DamagedFile(f"the pixels cannot be decoded: {error}", subject=path) from error
 
 
 def _check_codestream(path: str | Path, data: bytes, width: int, height: int) -> None:
-    """Refuse a JPEG 2000 codestream that declares another image than the header: decoders believe it."""
+    """Refuse a JPEG 2000 codestream that contradicts the header: decoders trust the codestream."""
     if data[:4096].find(JPEG2000_START) < 0:
         return
     try:
@@ -417,7 +438,7 @@ def _check_codestream(path: str | Path, data: bytes, width: int, height: int) ->
         raise DamagedFile(f"the pixels cannot be decoded: {error}", subject=path) from error
     if declared != (width, height, 1):
         raise DamagedFile(
-            "the compressed pixels are not those of the header",
+            "the compressed pixels do not match the header",
             subject=path,
             expected=f"{width} × {height} px of one component",
             actual=f"{declared[0]} × {declared[1]} px of {declared[2]}",

@@ -1,17 +1,17 @@
-"""The DICOM codes that decide whether an image is a usable view, and of what."""
+"""The DICOM codes that decide whether an image is a usable view, and which view it is."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Override = Literal["secondary capture", "computed radiography", "digital x-ray", "synthesised", "8-bit"]
-"""What is refused unless it is asked for by name."""
+"""Kinds of images that are refused unless the user allows them by name."""
 
 PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.2"
-"""Digital Mammography X-Ray Image, For Presentation: the one class that is taken as it is."""
+"""Digital Mammography X-Ray Image, For Presentation: the only class that is always accepted."""
 
 NEVER: dict[str, str] = {
-    "1.2.840.10008.5.1.4.1.1.1.2.1": "raw detector data For Processing, which no model here has seen",
+    "1.2.840.10008.5.1.4.1.1.1.2.1": "raw detector data For Processing, on which no model here was trained",
     "1.2.840.10008.5.1.4.1.1.13.1.3": "breast tomosynthesis",
     "1.2.840.10008.5.1.4.1.1.13.1.4": "a projection of breast tomosynthesis",
     "1.2.840.10008.5.1.4.1.1.13.1.5": "a raw projection of breast tomosynthesis",
@@ -27,7 +27,7 @@ ONLY_IF_ALLOWED: dict[str, Override] = {
     "1.2.840.10008.5.1.4.1.1.1.1.1": "digital x-ray",
 }
 SYNTHESISED = ("TOMO", "GENERATED_2D", "VOLUME", "VOLUME_RENDER", "TOMOSYNTHESIS")
-"""Values of ImageType that mark a flat image made from tomosynthesis; vendors differ."""
+"""Values of ImageType that mark a flat image computed from tomosynthesis, by different vendors."""
 
 ANGLES: dict[str, Literal["CC", "MLO"]] = {
     "399162004": "CC",

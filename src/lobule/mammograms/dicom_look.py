@@ -1,4 +1,4 @@
-"""What a DICOM file is, from a few tags: a slide, a mammogram, or another thing."""
+"""Recognise the kind of a DICOM file from a few tags: a slide, a mammogram, or something else."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from lobule.slides.dicom_deflate import HEADER_BYTES, FirstBytes, inflate, read_
 VL_WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """Storage class of whole-slide microscopy."""
 MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
-"""Storage classes of mammograms begin so: for presentation, and for processing (`.1`)."""
+"""Prefix of the storage classes of mammograms: for presentation, and for processing (`.1`)."""
 TAGS = ("SOPClassUID", "PatientID", "SeriesInstanceUID", "ImageType")
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What one DICOM file is."""
+    """The kind of one DICOM file, and what it belongs to."""
 
     file: Path
     sop_class: str
     patient: str
     series: str
     is_level: bool
-    """Whether it is a level of a slide, not a label, an overview or a thumbnail."""
+    """Whether it is a level of a slide and not a label, overview or thumbnail."""
 
     @property
     def is_slide(self) -> bool:
@@ -51,7 +51,7 @@ def look(file: Path) -> FileFacts | None:
             else:
                 header_file = io.BufferedReader(FirstBytes(stream, HEADER_BYTES))
             header = dcmread(header_file, stop_before_pixels=True, specific_tags=list(TAGS))
-    except Exception:  # damaged bytes make the parser fail in many ways
+    except Exception:  # the parser raises any exception on damaged bytes
         return None
     image_type = list(header.get("ImageType") or ())
     return FileFacts(

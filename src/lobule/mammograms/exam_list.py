@@ -1,8 +1,8 @@
-"""Exam lists: ours as JSON, and the published pickled ones, read without unpickling anything.
+"""Exam lists: Lobule's own as JSON, and the published pickled ones, read without unpickling anything.
 
-A pickle is a program. It is read here as a text: only the opcodes that build lists, dictionaries, strings and
-numbers are carried out, and the few names that plain NumPy numbers are stored under. Any other name is
-refused, and nothing is ever imported or called.
+A pickle is a program. This module interprets only the opcodes that build lists, dictionaries, strings and
+numbers, and the few names used for plain NumPy numbers. Any other name is refused, and nothing is ever
+imported or called.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MOST_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class ListedExam:
-    """One exam of a list: names of its images without their ending, and what else the list says."""
+    """One exam of a list: the names of its images without suffix, and the other entries of the list."""
 
     horizontal_flip: str
     images: Mapping[View, tuple[str, ...]]
     labels: Mapping[str, bool] = field(default_factory=dict)
-    """As in `left_malignant`; absent where the list does not say."""
+    """Labels such as `left_malignant`; a label that the list does not state is absent."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Every other entry, such as `window_location` or `best_center`, as it stands in the list."""
+    """Every other entry of the list, unchanged, such as `window_location` or `best_center`."""
 
 
 def read_exam_list(path: str | Path) -> list[ListedExam]:
@@ -50,9 +50,9 @@ def read_exam_list(path: str | Path) -> list[ListedExam]:
         entries = plain_pickle(content, path)
     if not isinstance(entries, list):
         raise DamagedFile(
-            "this is no exam list", subject=path, expected="a list", actual=type(entries).__name__
+            "the file is not an exam list", subject=path, expected="a list", actual=type(entries).__name__
         )
-    return [_listed(entry, number, path) for number, entry in enumerate(entries)]
+    return [_exam_from_entry(entry, number, path) for number, entry in enumerate(entries)]
 
 
 def write_exam_list(path: str | Path, exams: list[ListedExam]) -> None:
@@ -69,10 +69,10 @@ def write_exam_list(path: str | Path, exams: list[ListedExam]) -> None:
     write_json(path, entries)
 
 
-def _listed(entry: object, number: int, path: str | Path) -> ListedExam:
+def _exam_from_entry(entry: object, number: int, path: str | Path) -> ListedExam:
     if not isinstance(entry, dict) or not any(view in entry for view in VIEWS):
         raise DamagedFile(
-            f"entry {number} of the list is no exam",
+            f"entry {number} of the list is not an exam",
             subject=path,
             expected=f"a dictionary with {', '.join(VIEWS)}",
             actual=type(entry).__name__,
@@ -83,33 +83,33 @@ def _listed(entry: object, number: int, path: str | Path) -> ListedExam:
         names = entry.get(view, ())
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise DamagedFile(
-                f"{view} of entry {number} is no list of names", subject=path, actual=repr(names)[:60]
+                f"{view} of entry {number} is not a list of names", subject=path, actual=repr(names)[:60]
             )
         if names:
             images[view] = tuple(names)
-    known = {*VIEWS, "cancer_label", "horizontal_flip"}
+    used_keys = {*VIEWS, "cancer_label", "horizontal_flip"}
     return ListedExam(
         str(entry.get("horizontal_flip", "NO")),
         images,
         {name: bool(value) for name, value in labels.items()},
-        {str(key): value for key, value in entry.items() if key not in known},
+        {str(key): value for key, value in entry.items() if key not in used_keys},
     )
 
 
 class _Mark:
-    """Where a container's items begin on the stack."""
+    """Marks where the items of a container begin on the stack."""
 
 
 @dataclass(frozen=True)
 class _Name:
-    """A name in a pickle; it stands for itself and is never looked up."""
+    """A name in a pickle. It is only compared and never looked up."""
 
     module: str
     name: str
 
 
 class _Dtype:
-    """A NumPy number's type, as its pickle spells it."""
+    """The type of a NumPy number, as written in a pickle."""
 
     def __init__(self, code: str) -> None:
         self.code, self.order = code, "="
@@ -130,7 +130,7 @@ TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def plain_pickle(content: bytes, path: str | Path = "pickle") -> Any:
-    """The plain data of a pickle; a pickle that holds anything else is refused."""
+    """The plain data of a pickle. A pickle that contains anything else is refused."""
     reader = _Reader(path)
     try:
         for opcode, argument, _ in pickletools.genops(content):
@@ -139,11 +139,11 @@ def plain_pickle(content: bytes, path: str | Path = "pickle") -> Any:
             reader.step(opcode.name, argument)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(f"the pickle cannot be read: {error}", subject=path) from error
-    raise DamagedFile("the pickle has no end", subject=path)
+    raise DamagedFile("the pickle is cut off", subject=path)
 
 
 class _Reader:
-    """The stack and memo of a pickle's program, for its harmless opcodes."""
+    """The stack and memo of a pickle program, restricted to harmless opcodes."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
@@ -171,19 +171,19 @@ class _Reader:
                 raise self._refused(f"the opcode {name}")
             step()
 
-    def _refused(self, what: str) -> DamagedFile:
+    def _refused(self, content: str) -> DamagedFile:
         return DamagedFile(
-            "the pickle holds more than plain data, and is not read",
+            "the pickle contains more than plain data and is not read",
             subject=self.path,
             expected="lists, dictionaries, strings and numbers",
-            actual=what,
-            remedy="Convert the list to JSON where it comes from",
+            actual=content,
+            remedy="Convert the list to JSON with the program that wrote it",
         )
 
     def _since_mark(self) -> list[Any]:
-        place = max(i for i, item in enumerate(self.stack) if isinstance(item, _Mark))
-        items = self.stack[place + 1 :]
-        del self.stack[place:]
+        mark_index = max(i for i, item in enumerate(self.stack) if isinstance(item, _Mark))
+        items = self.stack[mark_index + 1 :]
+        del self.stack[mark_index:]
         return items
 
     def _tuple(self, count: int | None = None) -> None:
@@ -231,7 +231,7 @@ class _Reader:
 
     def _on(self, kind: type) -> Any:
         if not isinstance(self.stack[-1], kind):
-            raise self._refused(f"{kind.__name__} items put on a {type(self.stack[-1]).__name__}")
+            raise self._refused(f"{kind.__name__} items added to a {type(self.stack[-1]).__name__}")
         return self.stack[-1]
 
     def _name(self, opcode: str, argument: Any) -> None:
@@ -245,7 +245,7 @@ class _Reader:
         self.stack.append(name)
 
     def _reduce(self) -> None:
-        """The three calls that a NumPy number's pickle makes, done by hand."""
+        """Interpret the three calls that occur in the pickle of a NumPy number."""
         arguments, name = self.stack.pop(), self.stack.pop()
         if name == DTYPE and arguments[0] in NUMBERS:
             self.stack.append(_Dtype(arguments[0]))

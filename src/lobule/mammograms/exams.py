@@ -1,4 +1,4 @@
-"""Exams from files: four views of one person, from a folder of mixed studies or from a row of a manifest."""
+"""Exams from files: the four views of one person, from a folder of several studies or a manifest row."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lobule.mammograms.views import VIEWS, View
 
 @dataclass(frozen=True)
 class Exam:
-    """The views of one visit by file; nothing is decoded until `read`."""
+    """The files of the views of one visit. Pixels are decoded only by `read`."""
 
     patient: str | None
     study: str | None
     views: Mapping[View, tuple[Heading, ...]]
-    """Each view's images, the chosen one first and then its alternates."""
+    """The images of each view: the chosen one, then its alternates."""
     decisions: tuple[Decision, ...] = ()
     allow: frozenset[Override] = frozenset()
-    """What was let in by name when the exam was put together."""
+    """Kinds of images that were allowed by name when the exam was assembled."""
 
     @property
     def missing(self) -> tuple[View, ...]:
@@ -32,7 +32,7 @@ class Exam:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the view-wise model can score it; the image-wise model and GMIC need no complete exam."""
+        """Whether all views exist, as the view-wise model requires; the image-wise model and GMIC do not."""
         return not self.missing
 
     def read(self, view: View, index: int = 0, *, pixels: Pixels = "nyu-raw") -> Mammogram:
@@ -43,22 +43,22 @@ class Exam:
 
 @dataclass(frozen=True)
 class ExamFolder:
-    """All that was found in a folder: every file is in an exam, refused or failed."""
+    """The files of a folder: every file belongs to an exam, is refused, or failed."""
 
     exams: tuple[Exam, ...]
     refused: tuple[Heading, ...] = ()
-    """Mammograms and other images that the rules leave out, with their reasons."""
+    """Mammograms and other images that the rules refuse, with the reasons."""
     failed: Mapping[str, LobuleError] = field(default_factory=dict)
-    """By file or study: what could not be read or does not hold together."""
+    """The error of each file that could not be read and of each study with several patients."""
 
 
 def view_named(name: str) -> View:
-    """`L-CC`, `l_cc`, `L_CC` and `lcc` are one view."""
-    plain = name.upper().replace("_", "").replace("-", "")
-    view = f"{plain[:1]}-{plain[1:]}"
-    for known in VIEWS:
-        if known == view:
-            return known
+    """The view with this name; `L-CC`, `l_cc`, `L_CC` and `lcc` are the same."""
+    normalised = name.upper().replace("_", "").replace("-", "")
+    view = f"{normalised[:1]}-{normalised[1:]}"
+    for candidate in VIEWS:
+        if candidate == view:
+            return candidate
     raise NotAMammogram("there is no such view", expected=", ".join(VIEWS), actual=name)
 
 
@@ -69,7 +69,7 @@ def read_view(
     pixels: Pixels = "nyu-raw",
     allow: Collection[Override] = (),
 ) -> Mammogram:
-    """Read one image, PNG or DICOM. A DICOM file that is of another view than expected is an error."""
+    """Read one image, PNG or DICOM. Raises `NotAMammogram` if a DICOM file shows another view than `view`."""
     if str(path).lower().endswith(".png"):
         return read_png(path, view=view)
     mammogram = read_dicom(path, pixels=pixels, allow=allow)
@@ -78,12 +78,12 @@ def read_view(
     return mammogram
 
 
-def _another_view(path: str | Path, expected: View, found: View | None) -> NotAMammogram:
+def _another_view(path: str | Path, expected: View, actual: View | None) -> NotAMammogram:
     return NotAMammogram(
-        "the file is of another view",
+        "the file shows another view",
         subject=path,
         expected=expected,
-        actual=found or "no view",
+        actual=actual or "no view",
         remedy="Check the columns of the manifest",
     )
 
@@ -91,20 +91,21 @@ def _another_view(path: str | Path, expected: View, found: View | None) -> NotAM
 def exam_of_files(
     views: Mapping[str, str | Path | Sequence[str | Path]], *, allow: Collection[Override] = ()
 ) -> Exam:
-    """An exam from named files, as a manifest's row has them (`l_cc` and so on), in the order given.
+    """Create an exam from the files of each view, named as in a manifest (`l_cc` and so on).
 
-    DICOM files must be of the view they are given for, and of one person.
+    The first file of a view is the chosen one. DICOM files must show the view they are listed under, and
+    belong to one person.
     """
-    found: dict[View, tuple[Heading, ...]] = {}
+    headings_of: dict[View, tuple[Heading, ...]] = {}
     for name, files in views.items():
         view = view_named(name)
-        listed = (files,) if isinstance(files, str | Path) else tuple(files)
-        headings = tuple(_expected(path, view, allow) for path in listed)
+        paths = (files,) if isinstance(files, str | Path) else tuple(files)
+        headings = tuple(_expected(path, view, allow) for path in paths)
         if headings:
-            found[view] = headings
-    together = [heading for headings in found.values() for heading in headings]
+            headings_of[view] = headings
+    together = [heading for headings in headings_of.values() for heading in headings]
     _same_patient(together)
-    ordered = {view: found[view] for view in VIEWS if view in found}
+    ordered = {view: headings_of[view] for view in VIEWS if view in headings_of}
     patient = next((heading.patient for heading in together if heading.patient), None)
     study = next((heading.study for heading in together if heading.study), None)
     return Exam(patient, study, ordered, _missing(ordered), frozenset(allow))
@@ -116,7 +117,7 @@ def _expected(path: str | Path, view: View, allow: Collection[Override]) -> Head
     heading = examine_dicom(path, allow=allow)
     if heading.refusals:
         reasons = " ".join(decision.sentence for decision in heading.refusals)
-        raise NotAMammogram("the image is refused as a view of an exam", subject=path, actual=reasons)
+        raise NotAMammogram("the image cannot be used as a view of an exam", subject=path, actual=reasons)
     if heading.view != view:
         raise _another_view(path, view, heading.view)
     return heading
@@ -126,7 +127,7 @@ def _same_patient(headings: Iterable[Heading]) -> None:
     patients = sorted({heading.patient for heading in headings if heading.patient})
     if len(patients) > 1:
         raise NotAMammogram(
-            "the files of one exam are of several patients",
+            "the files of one exam belong to several patients",
             expected="one PatientID",
             actual=", ".join(patients),
             remedy="Sort the files by patient",
@@ -134,17 +135,18 @@ def _same_patient(headings: Iterable[Heading]) -> None:
 
 
 def _missing(views: Mapping[View, object]) -> tuple[Decision, ...]:
-    gone = [view for view in VIEWS if view not in views]
-    if not gone:
+    missing = [view for view in VIEWS if view not in views]
+    if not missing:
         return ()
-    sentence = f"The exam has no {', '.join(gone)}: only models that read single views can score it."
+    sentence = f"The exam has no {', '.join(missing)}: only models that read single views can score it."
     return (Decision("views", "noted", sentence),)
 
 
 def read_exams(folder: str | Path, *, allow: Collection[Override] = ()) -> ExamFolder:
-    """Group every DICOM file below a folder into exams by study; nothing is decoded.
+    """Group all DICOM files below a folder into exams by study, without decoding pixels.
 
-    One image is chosen for each view: the newest, then the largest. The others become its alternates.
+    For each view, the newest image is chosen, and among equally new ones the largest. The others become its
+    alternates.
     """
     studies: dict[str, list[Heading]] = {}
     refused, failed = [], {}
@@ -188,4 +190,4 @@ def _exam_of(headings: Sequence[Heading], allow: frozenset[Override]) -> Exam:
 
 
 def _preference(heading: Heading) -> tuple[str, int, str]:
-    return heading.taken, heading.height * heading.width, heading.instance or heading.path
+    return heading.acquired, heading.height * heading.width, heading.instance or heading.path

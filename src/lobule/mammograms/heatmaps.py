@@ -1,4 +1,4 @@
-"""Heatmap files as the published tools exchange them: one HDF5 file a view and class, transposed."""
+"""Heatmap files in the format of the published tools: one transposed HDF5 file per view and class."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DATASET = "image"
 
 
 def heatmap_path(folder: str | Path, grade: Grade, name: str) -> Path:
-    """Where the published tools look for the heatmap of the image called `name`."""
+    """The path at which the published tools expect the heatmap of the image `name`."""
     return Path(folder) / f"heatmap_{grade}" / f"{name}.hdf5"
 
 
 def write_heatmap(path: str | Path, heatmap: NDArray[np.float32], view: str, horizontal_flip: str) -> None:
-    """Write a right-pointing (H, W) heatmap; the file holds it as its image is stored, transposed."""
+    """Write a right-pointing (H, W) heatmap. The file has it in the orientation of its image, transposed."""
     stored = right_pointing(heatmap, view, horizontal_flip)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with write_atomic(path) as temporary, h5py.File(temporary, "w") as file:
@@ -39,6 +39,8 @@ def read_heatmap(path: str | Path, view: str, horizontal_flip: str) -> NDArray[n
         raise not_readable(error, path) from error
     except (OSError, KeyError) as error:
         raise DamagedFile(
-            f"this is no heatmap file: {error}", subject=path, expected="HDF5 with a dataset called image"
+            f"the file is not a heatmap file: {error}",
+            subject=path,
+            expected="HDF5 with a dataset called image",
         ) from error
     return np.ascontiguousarray(right_pointing(stored, view, horizontal_flip))

@@ -1,4 +1,4 @@
-"""Makes the background of a mammogram exactly 0 where it is not: film scans, white borders, raised blacks."""
+"""Set the background of a mammogram to exactly 0, also in film scans and images with white borders."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from lobule.errors import BlankMammogram
 from lobule.mammograms.record import Decision
 
 GREY_SHARE = 0.10
-"""So much of the non-zero area must be background before it counts as grey; letters and labels are less."""
+"""Share of the non-zero area above which dark background counts as grey; letters and labels cover less."""
 DARK_SHARE = 0.20
-"""A background is darker than this share of the breast; fat at the skin is brighter."""
+"""A background is darker than this share of the breast's median; fat at the skin is brighter."""
 WHITE_SHARE = 0.85
 """A border is white where this share of a row or column is brighter than this share of the white."""
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """An image whose background is exactly 0, and how it came to be."""
+    """An image whose background is exactly 0, and the decision on how it was obtained."""
 
     pixels: NDArray[np.uint16]
     decision: Decision
 
 
 def with_black_background(pixels: NDArray[np.uint16]) -> Cleaned:
-    """The image as it is, where its background is 0 already; else only its breast, all else made 0.
+    """Return the image unchanged if its background is 0; otherwise set everything but the breast to 0.
 
-    Cropping relies on "more than 0" meaning breast. Film scans have grey film, white borders and labels.
+    Cropping treats every value above 0 as breast, but film scans have grey film, white borders and labels.
     """
     if pixels.size == 0 or pixels.max() == pixels.min():
         raise BlankMammogram(
@@ -49,10 +49,10 @@ def with_black_background(pixels: NDArray[np.uint16]) -> Cleaned:
     breast = _breast(small, white, background)
     mask = breast.repeat(step, axis=0).repeat(step, axis=1)[: pixels.shape[0], : pixels.shape[1]]
     cleaned = np.where(mask, np.maximum(pixels, 1), 0).astype(np.uint16)
-    found = f"{grey_share:.0%} of the non-zero area is dark background" if background is not None else ""
+    dark_areas = f"{grey_share:.0%} of the non-zero area is dark background" if background is not None else ""
     borders = "there are white borders" if white.any() else ""
     sentence = (
-        f"The background is not 0: {' and '.join(filter(None, (found, borders)))}. "
+        f"The background is not 0: {' and '.join(filter(None, (dark_areas, borders)))}. "
         "The breast was found by its brightness, and everything else set to 0."
     )
     return Cleaned(cleaned, Decision("background", "noted", sentence))
@@ -61,10 +61,10 @@ def with_black_background(pixels: NDArray[np.uint16]) -> Cleaned:
 def _grey_background(
     image: NDArray[np.float32], white: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32] | None, float]:
-    """The non-zero values of a background that is not 0, or None, and its share of the non-zero area.
+    """The values of a background that is not 0 (or None), and its share of the non-zero area.
 
-    It is what is dark and reaches the frame at the top, the bottom or the side the breast points to; dark fat
-    inside the breast does not, and fat at the skin is not dark enough.
+    The background is dark and touches the frame at the top, the bottom or the side the breast points to. Dark
+    fat inside the breast does not touch the frame, and fat at the skin is not dark enough.
     """
     inner = ~white & (image > 0)
     values = np.log(image[inner])
@@ -84,7 +84,7 @@ def _grey_background(
 def _breast(
     image: NDArray[np.float32], white: NDArray[np.bool_], background: NDArray[np.float32] | None
 ) -> NDArray[np.bool_]:
-    """The largest piece brighter than the background, smoothed and without holes."""
+    """The largest region brighter than the background, smoothed and without holes."""
     level = 0.0
     if background is not None:
         black = float(np.median(background))
@@ -97,7 +97,7 @@ def _breast(
 def _white_edges(image: NDArray[Any]) -> NDArray[np.bool_]:
     """(H, W) True in rows and columns at the edges that are white over most of their length.
 
-    A breast at the chest wall is bright too, but never white from end to end.
+    A breast at the chest wall is also bright, but never white along the whole edge.
     """
     white = image >= WHITE_SHARE * image.max()
     edges = np.zeros(image.shape, bool)
@@ -108,14 +108,14 @@ def _white_edges(image: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _run(flags: NDArray[np.bool_]) -> int:
-    """How many are True from the start."""
+    """Number of True values at the start."""
     return len(flags) if flags.all() else int(np.argmin(flags))
 
 
 def _largest_smooth(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     radius = max(2, min(mask.shape) // 80)
     disk = np.hypot(*np.mgrid[-radius : radius + 1, -radius : radius + 1]) <= radius
-    # outside the frame the breast goes on: opening must not eat its corners at the chest wall
+    # The breast continues outside the frame, so opening must not remove its corners at the chest wall.
     padded = np.pad(mask, radius, mode="edge")
     opened = ndimage.binary_opening(padded, disk)[radius:-radius, radius:-radius]
     labels, count = ndimage.label(opened)

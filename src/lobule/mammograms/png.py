@@ -1,4 +1,4 @@
-"""Mammograms as PNG: grey, 8 to 16 bits, in 16 where they were exported for the published models."""
+"""Mammograms as grey PNG files of 8 to 16 bits; exports for the published models have 16 bits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GREY_MODES = {"L": 8, "I;16": 16, "I": 16}
 
 
 def read_png(path: str | Path, *, view: View | None = None) -> Mammogram:
-    """Read a grey PNG. A PNG says nothing of its view; a manifest or the caller does."""
+    """Read a grey PNG. It does not state its view, which a manifest or the caller supplies."""
     pixels, decision = _grey(path)
     cleaned = with_black_background(pixels)
     heading = Heading(str(path), (decision,), view=view, height=pixels.shape[0], width=pixels.shape[1])
@@ -35,7 +35,7 @@ def _grey(path: str | Path) -> tuple[NDArray[np.uint16], Decision]:
         image = Image.open(io.BytesIO(content))
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UnknownFormat(
-            "this is no image that can be read", subject=path, expected="a grey PNG"
+            "the file is not a readable image", subject=path, expected="a grey PNG"
         ) from error
     with image:
         if image.width * image.height > MOST_PIXELS:
@@ -70,11 +70,14 @@ def _depth_decision(values: NDArray[np.generic], bits: int) -> Decision:
 
 
 def write_png(path: str | Path, pixels: NDArray[np.uint16], *, bits: int = 12) -> None:
-    """Write as the published exams are: values of `bits` stretched over 16, and said so in the file."""
+    """Write a PNG like the published exams: values of `bits` bits scaled to 16; sBIT states `bits`."""
     white = 2**bits - 1
     if pixels.max(initial=0) > white:
         raise NotAMammogram(
-            "a value does not fit", subject=path, expected=f"at most {white}", actual=str(int(pixels.max()))
+            "a pixel value does not fit the bit depth",
+            subject=path,
+            expected=f"at most {white}",
+            actual=str(int(pixels.max())),
         )
     stretched = np.rint(pixels.astype(np.float64) * (65535 / white)).astype(np.uint16)
     chunks = PngImagePlugin.PngInfo()

@@ -1,4 +1,4 @@
-"""What is known of one mammogram: what its file says, what was decided because of it, and its pixels."""
+"""The record of one mammogram: the fields of its file, the decisions based on them, and its pixels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Decision:
     rule: str
     outcome: Outcome
     sentence: str
-    """What was found and what follows from it, in plain words."""
+    """The observation and its consequence, as a sentence."""
 
 
 @dataclass(frozen=True)
 class Heading:
-    """What a file says of itself, before any pixel is decoded."""
+    """The header of a file, before any pixel is decoded."""
 
     path: str
     decisions: tuple[Decision, ...] = ()
@@ -33,15 +33,15 @@ class Heading:
     patient: str | None = None
     study: str | None = None
     instance: str | None = None
-    taken: str = ""
-    """Date and time as YYYYMMDDHHMMSS, as far as they are known; later ones sort after earlier ones."""
+    acquired: str = ""
+    """Date and time as YYYYMMDDHHMMSS, without unknown digits; later times sort after earlier ones."""
     height: int = 0
     width: int = 0
     mm_per_px: float | None = None
     pointing: Pointing | None = None
-    """By the header; the pixels have the last word."""
+    """Direction stated by the header; the one found in the pixels takes precedence."""
     horizontal_flip: Literal["NO", "YES"] | None = None
-    """By the header."""
+    """Flip stated by the header."""
 
     @property
     def refusals(self) -> tuple[Decision, ...]:
@@ -60,14 +60,14 @@ class Mammogram:
     pixels: NDArray[np.uint16]
     """(H, W), as stored: not mirrored."""
     view: View | None
-    """None where neither file nor manifest says."""
+    """None if neither the file nor the manifest states it."""
     pointing: Pointing
     decisions: tuple[Decision, ...]
-    """Those of the heading and those that needed the pixels."""
+    """The decisions of the heading, followed by those based on the pixels."""
 
     @property
     def horizontal_flip(self) -> Literal["NO", "YES"]:
-        """The value that makes the convention of exams true of this image, whatever its header claims."""
+        """The value that matches the convention of exams for this image, whatever its header states."""
         if self.view is None:
             return "NO"
         return "NO" if (self.view[0] == "L") == (self.pointing == "right") else "YES"

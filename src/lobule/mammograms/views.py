@@ -1,4 +1,4 @@
-"""The four views of an exam and which way a stored breast points."""
+"""The four views of an exam and the direction in which a stored breast points."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from numpy.typing import NDArray
 
 View = Literal["L-CC", "R-CC", "L-MLO", "R-MLO"]
 Pointing = Literal["left", "right"]
-"""Where the nipple is: the chest wall is on the other side."""
+"""The side of the nipple; the chest wall is on the other side."""
 
 VIEWS: tuple[View, ...] = get_args(View)
-"""In the order that every list, network and random stream of the method uses."""
+"""The views in the order that every list, network and random stream of the method uses."""
 
 
 def angle_of(view: str) -> Literal["CC", "MLO"]:
-    """`L-CC` and a bare `CC` are both CC."""
+    """The angle of a view, such as CC for `L-CC` and for `CC`."""
     return "MLO" if view.endswith("MLO") else "CC"
 
 
 def stored_pointing(view: str, horizontal_flip: str) -> Pointing:
-    """NO stores left breasts pointing right and right breasts pointing left; YES the other way round."""
+    """Direction of a stored breast. With NO, left breasts point right and right ones left; YES swaps them."""
     return "right" if (view[0] == "L") == (horizontal_flip == "NO") else "left"
 
 
 def is_mirrored(view: str, horizontal_flip: str) -> bool:
-    """Whether the stored columns run against the right-pointing frame that every network sees.
+    """Whether the stored image is mirrored relative to the right-pointing frame that networks use.
 
-    A flip that is neither NO nor YES, or a view without its side, mirrors nothing.
+    It is not if the flip is neither NO nor YES, or if the view has no side.
     """
     return (horizontal_flip, view[:2]) in (("NO", "R-"), ("YES", "L-"))
 
 
 def right_pointing(image: NDArray[Any], view: str, horizontal_flip: str) -> NDArray[Any]:
-    """The image (H, W) as networks see it; its own inverse, so heatmaps return to the file the same way."""
+    """The image (H, W) in the right-pointing frame. The function is its own inverse, also for heatmaps."""
     return image[:, ::-1] if is_mirrored(view, horizontal_flip) else image
 
 
 def pointing_of_pixels(image: NDArray[Any]) -> Pointing:
-    """Which way the breast points: away from the side whose outer columns hold more non-zero pixels.
+    """Direction of the breast: away from the side whose outer columns contain more non-zero pixels.
 
-    Outer columns are a twentieth of the width that holds any, since film scans leave room behind the chest
-    wall; where those hold equally many, a twentieth of the image decides, and failing that it points right.
+    Outer columns are a twentieth of the non-zero width, because film scans leave room behind the chest wall.
+    If both sides are equal, a twentieth of the image decides, and otherwise the result is right.
     """
     per_column = np.count_nonzero(image, axis=0)
     filled = np.flatnonzero(per_column)
