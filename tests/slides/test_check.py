@@ -55,7 +55,7 @@ def test_damaged_and_missing_tiles_are_counted(tmp_path: Path) -> None:
     report = check_slide(str(path))
     assert [(tile.column, tile.row) for tile in report.levels[1].failed] == [(1, 1)]
     assert report.levels[0].failed == report.levels[2].failed == ()
-    assert any("Level 1: 1 of 12 tiles" in problem for problem in report.problems)
+    assert any("Level 1: 1 of 12 sampled tiles" in problem for problem in report.problems)
 
 
 def test_sparse_dicom_without_mpp(tmp_path: Path) -> None:
