@@ -119,7 +119,7 @@ BAD_XML = {
     "order": (asap('<Coordinate Order="first" X="0" Y="1"/>'), "Order"),
     "bomb": (asap(TRIANGLE, head=BOMB), "bomb"),
     "external": (asap(TRIANGLE, head='<!DOCTYPE a SYSTEM "file:///etc/passwd">'), "bomb"),
-    "damaged": (asap(TRIANGLE)[:-30], "damaged XML"),
+    "damaged": (asap(TRIANGLE)[:-30], "XML is damaged"),
     "other root": ("<html></html>", "not ASAP"),
 }
 

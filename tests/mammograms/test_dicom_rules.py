@@ -149,7 +149,7 @@ def spoil(**changes):
     [
         (spoil(PresentationIntentType="FOR PROCESSING"), "class", "FOR PROCESSING"),
         (spoil(Modality="US"), "class", "modality is US"),
-        (spoil(SOPClassUID="1.2.840.10008.5.1.4.1.1.4"), "class", "no mammogram For Presentation"),
+        (spoil(SOPClassUID="1.2.840.10008.5.1.4.1.1.4"), "class", "not a mammogram For Presentation"),
         (spoil(SamplesPerPixel=3), "samples", "3 samples"),
         (spoil(BitsStored=8), "depth", "8 bits"),
         (spoil(Laterality="R"), "side", "ImageLaterality says L, Laterality R: they conflict"),

@@ -158,7 +158,7 @@ def test_json_lists_round_trip(tmp_path):
         ("[1]", "entry 0 of the list is not an exam"),
         ('[{"other": 1}]', "entry 0"),
         ('[{"L-CC": "name"}]', "L-CC of entry 0 is not a list of names"),
-        ('[{"L-CC": [7]}]', "no list of names"),
+        ('[{"L-CC": [7]}]', "not a list of names"),
         ("[{", "not JSON"),
     ],
 )

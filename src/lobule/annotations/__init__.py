@@ -1,4 +1,4 @@
-"""Annotations: outlines of tumour and what is cut out of it, from every format in use, as polygons or masks.
+"""Annotations: outlines of tumour and of excluded areas, from all common formats, as polygons or masks.
 
 annotation = read_annotation("Tumor_003.xml")
 mask = rasterise(annotation, 32, Box(0, 0, 3056, 6912))
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 MAX_BYTES = 512 * 1024 * 1024
-"""Of an annotation file, unpacked; the largest of Camelyon16 have about 4 MB."""
+"""Largest size of an unpacked annotation file; the largest of Camelyon16 have about 4 MB."""
 
 IMAGE_MAGIC = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 
@@ -71,11 +71,23 @@ def read_annotation(
     l0_size: Size | None = None,
     l0_offset: tuple[float, float] = (0, 0),
 ) -> Annotation:
-    """Read ASAP XML, QuPath GeoJSON (plain or gzipped), NCRF JSON or a class mask, told apart by content.
+    """Read ASAP XML, QuPath GeoJSON (plain or gzipped), NCRF JSON or a class mask.
 
-    `groups` says what further groups or classifications stand for, `classes` what the values of a mask do.
-    `l0_size` gives a mask its scale. `l0_offset` is added to every point: QuPath crops a slide to its
-    OpenSlide bounds, so its GeoJSON needs (bounds-x, bounds-y).
+    The format is recognised by the content of the file.
+
+    Args:
+        path: The annotation file.
+        groups: The kinds of additional groups or classifications.
+        classes: The kinds of the values of a mask.
+        l0_size: Size of level 0 of the slide, which determines the scale of a mask.
+        l0_offset: Added to every point. QuPath crops a slide to its OpenSlide bounds, so its GeoJSON needs
+            (bounds-x, bounds-y).
+
+    Returns:
+        The polygons in level-0 pixels, with warnings about unusual content.
+
+    Raises:
+        AnnotationError: The file is damaged or is not an annotation.
     """
     source = str(path)
     data = _read_bytes(path)
@@ -90,7 +102,7 @@ def read_annotation(
 
 
 def read_class_mask(path: str | Path, l0_size: Size | None = None) -> ClassMask:
-    """The values of a class-mask raster as they are."""
+    """The unchanged values of a class-mask raster."""
     return read_mask(_read_bytes(path), str(path), l0_size)
 
 
@@ -103,10 +115,18 @@ def write_annotation(
     l0_size: Size | None = None,
     step: int | Fraction = 1,
 ) -> None:
-    """Write as "asap", "geojson", "ncrf" or "mask"; by default what the suffix says (`.json` is NCRF).
+    """Write an annotation.
 
-    `l0_offset` is subtracted from every point (see `read_annotation`). A mask needs `l0_size`, and takes one
-    pixel for `step` level-0 pixels. A name that ends in `.gz` is gzipped.
+    Args:
+        path: The file to write. It is gzipped if its name ends in `.gz`.
+        annotation: The annotation.
+        form: "asap", "geojson", "ncrf" or "mask". The default follows from the suffix (`.json` is NCRF).
+        l0_offset: Subtracted from every point (see `read_annotation`).
+        l0_size: Size of level 0, which a mask needs.
+        step: Level-0 pixels per pixel of a mask, on each side.
+
+    Raises:
+        ConfigError: The format cannot be determined, or `l0_size` is missing for a mask.
     """
     target = Path(path)
     plain = target.with_suffix("") if target.suffix == ".gz" else target
@@ -135,11 +155,13 @@ def _read_bytes(path: str | Path) -> bytes:
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
                 data = packed.read(MAX_BYTES + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise AnnotationError("is damaged gzip", subject=path, actual=str(error)) from None
+            raise AnnotationError("the gzip data is damaged", subject=path, actual=str(error)) from None
     if len(data) > MAX_BYTES:
-        raise TooLarge("is too large for an annotation", subject=path, expected=f"at most {MAX_BYTES} bytes")
+        raise TooLarge(
+            "the file is too large for an annotation", subject=path, expected=f"at most {MAX_BYTES} bytes"
+        )
     if not data.strip():
-        raise AnnotationError("is empty", subject=path, expected="an annotation")
+        raise AnnotationError("the file is empty", subject=path, expected="an annotation")
     return data
 
 
@@ -148,7 +170,7 @@ def _parse_json(data: bytes, source: str) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise AnnotationError(
-            "is not an annotation that Lobule can read",
+            "the file is not an annotation that Lobule can read",
             subject=source,
             expected="ASAP XML, QuPath GeoJSON, NCRF JSON, or a PNG or TIFF of classes",
             actual=str(error),
@@ -161,7 +183,7 @@ def _of_json(document: Any, source: str, groups: Mapping[str, Kind] | None) -> A
     if isinstance(document, list) or (isinstance(document, dict) and "type" in document):
         return read_geojson(document, source, groups)
     raise AnnotationError(
-        "is JSON, but no annotation",
+        "the file is JSON, but not an annotation",
         subject=source,
         expected="'positive' and 'negative' (NCRF), or a FeatureCollection (GeoJSON)",
     )

@@ -10,14 +10,14 @@ from xml.sax.saxutils import quoteattr
 from lobule.annotations.outline import Annotation, Collector, Kind, kind_of_group, written_group
 
 AREAS = {"Polygon", "Spline", "Rectangle"}
-"""Types that outline an area. ASAP draws a Spline smoothed; converters take its points as they are."""
+"""Types that outline an area. ASAP draws a smoothed Spline; converters use its points unchanged."""
 
 COLOURS = {"tumour": "#64FE2E", "exclusion": "#FF0000", "normal": "#0080FF", "other": "#808080"}
 
 
 @dataclass
 class _AnnotationElement:
-    """One `Annotation` element as it stands in the file."""
+    """One `Annotation` element of the file."""
 
     attributes: dict[str, str]
     coordinates: list[dict[str, str]] = field(default_factory=list)
@@ -27,15 +27,15 @@ def read_asap(data: bytes, source: str, groups: Mapping[str, Kind] | None = None
     """The annotation in the bytes of an ASAP XML file."""
     collector = Collector(source)
     elements, parents = _parse(data, collector)
-    for number, one in enumerate(elements, 1):
-        name, group = one.attributes.get("Name", ""), one.attributes.get("PartOfGroup", "")
-        where = f"annotation {number} ('{name}')"
-        form = one.attributes.get("Type", "Polygon")
+    for number, element in enumerate(elements, 1):
+        name, group = element.attributes.get("Name", ""), element.attributes.get("PartOfGroup", "")
+        location = f"annotation {number} ('{name}')"
+        form = element.attributes.get("Type", "Polygon")
         if form not in AREAS:
-            collector.warn(f"{where} is a {form}, which outlines no area, and is left out")
+            collector.warn(f"{location} is a {form}, which outlines no area, and is left out")
             continue
-        ring = _points(one.coordinates, where, collector)
-        collector.add([ring], _kind(group, parents, groups), name, group, where)
+        ring = _points(element.coordinates, location, collector)
+        collector.add([ring], _kind(group, parents, groups), name, group, location)
     return collector.annotation()
 
 
@@ -47,14 +47,16 @@ def _parse(data: bytes, collector: Collector) -> tuple[list[_AnnotationElement],
 
     def refuse(*_: object) -> None:
         raise collector.error(
-            "declares a document type or an entity, which can hide a bomb",
+            "the file declares a document type or an entity, which can contain an XML bomb",
             expected="plain ASAP XML",
             remedy="Save it again with ASAP, or remove the DOCTYPE",
         )
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         if not path and tag != "ASAP_Annotations":
-            raise collector.error("is not ASAP XML", expected="the root ASAP_Annotations", actual=tag)
+            raise collector.error(
+                "the file is not ASAP XML", expected="the root ASAP_Annotations", actual=tag
+            )
         path.append(tag)
         if tag == "Annotation":
             elements.append(_AnnotationElement(attributes))
@@ -71,33 +73,35 @@ def _parse(data: bytes, collector: Collector) -> tuple[list[_AnnotationElement],
     try:
         parser.Parse(data, True)
     except expat.ExpatError as error:
-        raise collector.error("is damaged XML", actual=str(error)) from None
+        raise collector.error("the XML is damaged", actual=str(error)) from None
     return elements, parents
 
 
-def _points(coordinates: list[dict[str, str]], where: str, collector: Collector) -> list[tuple[float, float]]:
-    """Points in the order that `Order` says."""
+def _points(
+    coordinates: list[dict[str, str]], location: str, collector: Collector
+) -> list[tuple[float, float]]:
+    """Points sorted by their `Order` attribute."""
     orders = [coordinate.get("Order", "") for coordinate in coordinates]
     if all(order.strip().isdecimal() for order in orders):
         numbers = [int(order) for order in orders]
         if len(set(numbers)) < len(numbers):
-            collector.warn(f"{where} has points with the same Order; they stay as the file lists them")
+            collector.warn(f"{location} has points with the same Order; they stay in the order of the file")
         coordinates = [coordinates[index] for index in sorted(range(len(numbers)), key=numbers.__getitem__)]
     elif any(orders):
-        raise collector.error(f"{where} has an Order that is not a whole number")
+        raise collector.error(f"{location} has an Order that is not a whole number")
     return [
-        (_number(point, "X", where, collector), _number(point, "Y", where, collector))
+        (_number(point, "X", location, collector), _number(point, "Y", location, collector))
         for point in coordinates
     ]
 
 
-def _number(point: Mapping[str, str], axis: str, where: str, collector: Collector) -> float:
+def _number(point: Mapping[str, str], axis: str, location: str, collector: Collector) -> float:
     text = point.get(axis)
     if text is None:
-        raise collector.error(f"{where} has a point without {axis}")
+        raise collector.error(f"{location} has a point without {axis}")
     if "," in text:
         raise collector.error(
-            f"{where} has a coordinate with a decimal comma",
+            f"{location} has a coordinate with a decimal comma",
             expected="decimal points, as in 1000.5",
             actual=f'{axis}="{text}"',
             remedy="Replace the commas by points, or save the file under an English locale",
@@ -106,12 +110,12 @@ def _number(point: Mapping[str, str], axis: str, where: str, collector: Collecto
         return float(text.replace("_", "?"))
     except ValueError:
         raise collector.error(
-            f"{where} has a coordinate that is not a number", actual=f'{axis}="{text}"'
+            f"{location} has a coordinate that is not a number", actual=f'{axis}="{text}"'
         ) from None
 
 
 def _kind(group: str, parents: Mapping[str, str], groups: Mapping[str, Kind] | None) -> Kind:
-    """A group that stands for nothing by itself takes the kind of the group that it is part of."""
+    """The kind of a group. A group without a kind inherits the kind of its parent group."""
     visited = set()
     while (kind := kind_of_group(group, groups)) == "other" and group in parents and group not in visited:
         visited.add(group)
@@ -120,7 +124,7 @@ def _kind(group: str, parents: Mapping[str, str], groups: Mapping[str, Kind] | N
 
 
 def write_asap(annotation: Annotation) -> bytes:
-    """ASAP XML. A polygon with holes becomes one ring that bridges to them (`Polygon.keyholed`)."""
+    """Convert to ASAP XML. A polygon with holes becomes one ring with bridges (`Polygon.keyholed`)."""
     lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "\t<Annotations>"]
     used: dict[str, str] = {}
     for index, polygon in enumerate(annotation.polygons):
@@ -146,5 +150,5 @@ def write_asap(annotation: Annotation) -> bytes:
 
 
 def _text(value: float) -> str:
-    """The shortest decimal text that reads back as the same number."""
+    """The shortest decimal text that parses to the same number."""
     return repr(value).removesuffix(".0")

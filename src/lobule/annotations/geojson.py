@@ -30,9 +30,11 @@ def read_geojson(document: Any, source: str, groups: Mapping[str, Kind] | None =
             continue
         group = _classification(properties)
         name = str(properties.get("name") or "")
-        where = f"feature {number} ('{name or group}')"
-        for rings in _polygons(feature.get("geometry"), where, collector):
-            collector.add([_opened(ring) for ring in rings], kind_of_group(group, groups), name, group, where)
+        location = f"feature {number} ('{name or group}')"
+        for rings in _polygons(feature.get("geometry"), location, collector):
+            collector.add(
+                [_opened(ring) for ring in rings], kind_of_group(group, groups), name, group, location
+            )
     return collector.annotation()
 
 
@@ -43,12 +45,12 @@ def _features(document: Any, collector: Collector) -> list[Any]:
         return [document]
     features = document.get("features")
     if not isinstance(features, list):
-        raise collector.error("has no list of features", expected="a GeoJSON FeatureCollection")
+        raise collector.error("the file has no list of features", expected="a GeoJSON FeatureCollection")
     return features
 
 
 def _classification(properties: Mapping[str, Any]) -> str:
-    """The name of the class; of a derived class such as "Tumor: Positive" its base."""
+    """The name of the class. Of a derived class such as "Tumor: Positive" it is the base class."""
     classification = properties.get("classification") or {}
     if isinstance(classification, str):
         return classification
@@ -57,33 +59,33 @@ def _classification(properties: Mapping[str, Any]) -> str:
     return str(name or "").split(":")[0].strip()
 
 
-def _polygons(geometry: Any, where: str, collector: Collector) -> Iterator[list[Any]]:
+def _polygons(geometry: Any, location: str, collector: Collector) -> Iterator[list[Any]]:
     """The rings of each polygon of a geometry."""
     if not isinstance(geometry, dict):
-        raise collector.error(f"{where} has no geometry")
+        raise collector.error(f"{location} has no geometry")
     kind = geometry.get("type")
     members: Any = geometry.get("geometries" if kind == "GeometryCollection" else "coordinates")
     if kind not in ("Polygon", "MultiPolygon", "GeometryCollection"):
-        collector.warn(f"{where} is a {kind}, which outlines no area, and is left out")
+        collector.warn(f"{location} is a {kind}, which outlines no area, and is left out")
     elif not isinstance(members, list):
-        raise collector.error(f"{where} has no coordinates")
+        raise collector.error(f"{location} has no coordinates")
     elif kind == "GeometryCollection":
         for member in members:
-            yield from _polygons(member, where, collector)
+            yield from _polygons(member, location, collector)
     else:
         for rings in [members] if kind == "Polygon" else members:
             if not isinstance(rings, list) or not all(isinstance(ring, list) for ring in rings):
-                raise collector.error(f"{where} has rings that are not lists of points")
+                raise collector.error(f"{location} has rings that are not lists of points")
             yield rings
 
 
 def _opened(ring: list[Any]) -> list[Any]:
-    """A GeoJSON ring repeats its first point at the end; ours close implicitly."""
+    """Remove the last point if it repeats the first: GeoJSON closes rings explicitly, `Ring` implicitly."""
     return ring[:-1] if len(ring) > 1 and ring[0] == ring[-1] else ring
 
 
 def write_geojson(annotation: Annotation) -> bytes:
-    """A FeatureCollection that QuPath opens."""
+    """Convert to a FeatureCollection that QuPath can open."""
     features = [_feature(polygon, index) for index, polygon in enumerate(annotation.polygons)]
     return json.dumps({"type": "FeatureCollection", "features": features}, allow_nan=False).encode()
 
@@ -96,7 +98,7 @@ def _feature(polygon: Polygon, index: int) -> dict[str, Any]:
         properties["name"] = polygon.name
     if group != "None":
         properties["classification"] = {"name": group, "color": COLOURS[polygon.kind]}
-    # an id that depends on the content alone, so that the same annotation gives the same bytes
+    # The id depends only on the content, so that the same annotation gives the same bytes.
     identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{index} {group} {polygon.name} {rings}")
     return {
         "type": "Feature",

@@ -1,4 +1,4 @@
-"""Class-mask rasters: a PNG or TIFF whose values are classes, at any whole or broken scale of the slide."""
+"""Class-mask rasters: a PNG or TIFF whose values are classes, at any rational scale of the slide."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lobule.findings import mask_outlines
 from lobule.geometry import Box, Size, level_step
 
 CLASSES: dict[int, Kind] = {1: "normal", 2: "tumour", 255: "tumour"}
-"""What a value means unless the caller says otherwise; 0 is nothing."""
+"""Default meaning of the values of a mask; 0 is background."""
 
 NORMAL, TUMOUR = 1, 2
 
@@ -28,7 +28,7 @@ MAX_MASK_PIXELS = 1 << 28
 
 @dataclass(frozen=True, eq=False)
 class ClassMask:
-    """Class values of cells of `step_x` by `step_y` level-0 pixels, from level-0 (0, 0)."""
+    """Class values of cells of `step_x` by `step_y` level-0 pixels, starting at level-0 (0, 0)."""
 
     values: NDArray[np.integer]
     step_x: Fraction
@@ -46,17 +46,17 @@ class ClassMask:
 
 
 def read_mask(data: bytes, source: str, l0_size: Size | None = None) -> ClassMask:
-    """The values of a mask, its scale inferred from the size of the slide's level 0."""
+    """Read the values of a mask. Its scale follows from the size of the slide's level 0."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             values = _values(Image.open(io.BytesIO(data)), source)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise AnnotationError(
-            "is not a mask image that can be read", subject=source, actual=str(error)
+            "the file is not a readable mask image", subject=source, actual=str(error)
         ) from None
     if values.dtype.kind not in "iu":
-        raise AnnotationError("is not a mask of whole numbers", subject=source, actual=str(values.dtype))
+        raise AnnotationError("the mask does not contain integers", subject=source, actual=str(values.dtype))
     if values.ndim == 3:
         values = _single_channel(values, source)
     width, height = values.shape[1], values.shape[0]
@@ -65,7 +65,7 @@ def read_mask(data: bytes, source: str, l0_size: Size | None = None) -> ClassMas
     step_x, step_y = level_step(l0_size.width, width), level_step(l0_size.height, height)
     if abs(step_x / step_y - 1) > Fraction(2, min(width, height)) + Fraction(1, 50):
         raise AnnotationError(
-            "has not the shape of its slide",
+            "the mask does not have the shape of its slide",
             subject=source,
             expected=f"a reduction of {l0_size}",
             actual=f"{width} × {height} px",
@@ -75,14 +75,14 @@ def read_mask(data: bytes, source: str, l0_size: Size | None = None) -> ClassMas
 
 
 def _values(image: Image.Image, source: str) -> NDArray[np.integer]:
-    """The largest page of the file that is small enough to hold: the levels of a pyramid are its pages."""
+    """The first page of the file that is small enough: the levels of a pyramid are pages, largest first."""
     for page in range(getattr(image, "n_frames", 1)):
         image.seek(page)
         if image.width * image.height <= MAX_MASK_PIXELS:
             values = np.asarray(image)
             return values.astype(np.uint8) if values.dtype == bool else values
     raise TooLarge(
-        f"declares {image.width} × {image.height} px",
+        f"the mask declares {image.width} × {image.height} px",
         subject=source,
         expected=f"at most {MAX_MASK_PIXELS} px",
         remedy="Save the mask at a lower resolution",
@@ -93,9 +93,9 @@ def _single_channel(values: NDArray[np.integer], source: str) -> NDArray[np.inte
     colours = values[..., :3] if values.shape[2] >= 3 else values[..., :1]
     if (colours != colours[..., :1]).any():
         raise AnnotationError(
-            "is a colour image, not a mask",
+            "the file is a colour image, not a mask",
             subject=source,
-            expected="one number a pixel",
+            expected="one number per pixel",
             remedy="Save the classes as a grey or palette image",
         )
     return values[..., 0]
@@ -110,12 +110,12 @@ def mask_annotation(
     meaning = dict(CLASSES if classes is None else classes)
     if unknown := [value for value in present if value not in meaning]:
         shown = ", ".join(map(str, unknown[:8])) + (", …" if len(unknown) > 8 else "")
-        collector.warn(f"pixels of the values {shown} stand for nothing and are left out")
+        collector.warn(f"pixels of the values {shown} have no meaning and are left out")
     if present == [1] and classes is None:
-        collector.warn("the only value is 1, which is read as normal; a tumour mask has 2 or 255")
+        collector.warn("the only value is 1, which is read as normal; a tumour mask contains 2 or 255")
     if not scale_known:
         collector.warn(
-            "the size of the slide is not known, so a pixel of the mask is taken for one of level 0"
+            "the size of the slide is not known, so a mask pixel is treated as one pixel of level 0"
         )
     collector.polygons += mask.polygons({value: meaning[value] for value in present if value in meaning})
     return collector.annotation()
@@ -124,7 +124,10 @@ def mask_annotation(
 def write_mask(
     annotation: Annotation, l0_size: Size, step: int | Fraction = 1, *, tiff: bool = False
 ) -> bytes:
-    """A PNG (or TIFF): 0 none, 1 normal, 2 tumour less exclusions; one pixel a cell whose centre counts."""
+    """Convert to a PNG (or TIFF) with 0 background, 1 normal and 2 tumour minus exclusions.
+
+    Each pixel is a cell of `step` level-0 pixels a side, and has the class at its centre.
+    """
     columns, rows = (-(-side // Fraction(step)) for side in l0_size)
     mask_box = Box(0, 0, int(columns), int(rows))
     if mask_box.size.area > MAX_MASK_PIXELS:

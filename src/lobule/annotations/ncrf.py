@@ -11,13 +11,13 @@ import numpy as np
 from lobule.annotations.outline import Annotation, Collector, Kind, Polygon, written_group
 
 GROUP_ORDER = ("Tumor", "_0", "_1", "_2", "Exclusion")
-"""Groups in the order in which NCRF's own converter lists them; others follow."""
+"""Groups in the order of NCRF's converter; other groups follow."""
 
 
 def read_ncrf(document: Mapping[str, Any], source: str) -> Annotation:
-    """`positive` outlines tumour and `negative` is cut out of it.
+    """Read NCRF JSON: `positive` polygons outline tumour, `negative` ones are excluded from it.
 
-    A file without positive polygons is of a normal slide, and its negative ones outline normal tissue.
+    A file without positive polygons belongs to a normal slide; its negative polygons outline normal tissue.
     """
     collector = Collector(source)
     positive, negative = document.get("positive") or [], document.get("negative") or []
@@ -30,18 +30,18 @@ def read_ncrf(document: Mapping[str, Any], source: str) -> Annotation:
         if not isinstance(polygons, list):
             raise collector.error(f"'{group}' is not a list")
         for number, polygon in enumerate(polygons, 1):
-            where = f"{group} polygon {number}"
+            location = f"{group} polygon {number}"
             if not isinstance(polygon, dict) or not isinstance(polygon.get("vertices"), list):
-                raise collector.error(f"{where} has no list of vertices")
-            collector.add([polygon["vertices"]], kind, str(polygon.get("name", "")), "", where)
+                raise collector.error(f"{location} has no list of vertices")
+            collector.add([polygon["vertices"]], kind, str(polygon.get("name", "")), "", location)
     return collector.annotation()
 
 
 def write_ncrf(annotation: Annotation) -> bytes:
-    """NCRF JSON with vertices rounded half to even, as its converter does.
+    """Convert to NCRF JSON, with vertices rounded half to even like NCRF's converter.
 
-    That converter drops `Exclusion` polygons; here they are kept. Kinds that NCRF has no place for (other,
-    and normal beside tumour) are left out.
+    NCRF's converter drops `Exclusion` polygons; this function writes them. Kinds that the format cannot
+    represent (other, and normal together with tumour) are left out.
     """
     positive = annotation.of_kind("tumour")
     negative = annotation.of_kind("exclusion") or (() if positive else annotation.of_kind("normal"))

@@ -1,4 +1,4 @@
-"""What an annotation is: polygons in level-0 pixels, each with its kind, and the checks on what was read."""
+"""Annotations as polygons in level-0 pixels, each with a kind, and the checks applied while reading them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Ring = NDArray[np.float64]
 """(n, 2): x and y in level-0 pixels, closed implicitly: the last point joins the first."""
 
 MAX_COORDINATE = 1e7
-"""Level-0 pixels; the largest real slides have about 300,000 a side."""
+"""Largest coordinate in level-0 pixels; the largest real slides have about 300,000 a side."""
 
 KIND_OF_GROUP: dict[str, Kind] = {
     "_0": "tumour",
@@ -32,7 +32,7 @@ KIND_OF_GROUP: dict[str, Kind] = {
     "exclusion": "exclusion",
     "normal": "normal",
 }
-"""Names of groups (of QuPath: classifications), lower case; any other group is kept as "other"."""
+"""Kinds of groups (in QuPath: classifications) by lower-case name; any other group has the kind "other"."""
 
 GROUP_OF_KIND: dict[Kind, str] = {
     "tumour": "Tumor",
@@ -40,12 +40,12 @@ GROUP_OF_KIND: dict[Kind, str] = {
     "normal": "Normal",
     "other": "None",
 }
-"""The group written for a polygon whose own group does not say its kind."""
+"""The group written for a polygon whose group does not imply its kind."""
 
 
 @dataclass(frozen=True, eq=False)
 class Polygon:
-    """One outlined region. Where its rings cross, the even-odd rule says what is inside."""
+    """One outlined region. Where its rings cross, the even-odd rule decides which points are inside."""
 
     points: Ring
     kind: Kind = "tumour"
@@ -84,9 +84,10 @@ class Polygon:
         return replace(self, points=self.points + shift, holes=tuple(hole + shift for hole in self.holes))
 
     def keyholed(self) -> Ring:
-        """All rings as one, joined by bridges walked twice, for formats that know no holes.
+        """All rings joined to one ring, for formats that do not support holes.
 
-        By the even-odd rule a bridge cancels itself, so exactly the same points are inside.
+        Each hole is connected by a bridge that is followed in both directions. By the even-odd rule the two
+        passes cancel, so exactly the same points are inside.
         """
         start = self.points[:1]
         paths = [self.points]
@@ -97,7 +98,7 @@ class Polygon:
 
 @dataclass(frozen=True)
 class Annotation:
-    """All polygons of one slide, and what was odd about the file they came from."""
+    """All polygons of one slide, and warnings about the file they come from."""
 
     polygons: tuple[Polygon, ...]
     warnings: tuple[str, ...] = ()
@@ -122,14 +123,14 @@ def _frozen_ring(points: ArrayLike) -> Ring:
 
 
 def kind_of_group(group: str, groups: Mapping[str, Kind] | None = None) -> Kind:
-    """The kind a group stands for; `groups` adds names or overrides the usual ones."""
+    """The kind of a group; `groups` adds names or overrides the default ones."""
     if groups is not None and group in groups:
         return groups[group]
     return KIND_OF_GROUP.get(group.strip().lower(), "other")
 
 
 def written_group(polygon: Polygon) -> str:
-    """The group to write: its own where a reader takes it for the same kind, else the usual name."""
+    """The group to write: that of the polygon if it implies the same kind, otherwise the default name."""
     if polygon.group and kind_of_group(polygon.group) == polygon.kind:
         return polygon.group
     return GROUP_OF_KIND[polygon.kind]
@@ -137,7 +138,7 @@ def written_group(polygon: Polygon) -> str:
 
 @dataclass
 class Collector:
-    """Takes what a reader finds, checks it, and gives the annotation with a record of what was odd."""
+    """Collects and checks the polygons that a reader finds, together with warnings."""
 
     source: str
     polygons: list[Polygon] = field(default_factory=list)
@@ -145,21 +146,26 @@ class Collector:
     counted: dict[str, int] = field(default_factory=dict)
 
     def add(
-        self, rings: Sequence[Sequence[Sequence[float]] | Ring], kind: Kind, name: str, group: str, where: str
+        self,
+        rings: Sequence[Sequence[Sequence[float]] | Ring],
+        kind: Kind,
+        name: str,
+        group: str,
+        location: str,
     ) -> None:
         """Add a polygon (exterior first); one with fewer than three different points is left out."""
-        checked = [self._ring(ring, where) for ring in rings]
+        checked = [self._ring(ring, location) for ring in rings]
         if not checked or checked[0] is None:
-            self.warn(f"{where} has fewer than 3 different points and is left out")
+            self.warn(f"{location} has fewer than 3 different points and is left out")
             return
         holes = tuple(hole for hole in checked[1:] if hole is not None)
         if len(holes) < len(checked) - 1:
-            self.warn(f"{where}: holes with fewer than 3 different points are left out")
+            self.warn(f"{location}: holes with fewer than 3 different points are left out")
         if kind == "other":
-            self.count(f"polygons of the group '{group or 'None'}' are kept but stand for nothing")
+            self.count(f"polygons of the group '{group or 'None'}' are kept but have no meaning")
         self.polygons.append(Polygon(checked[0], kind, name, group, holes))
 
-    def _ring(self, points: Sequence[Sequence[float]] | Ring, where: str) -> Ring | None:
+    def _ring(self, points: Sequence[Sequence[float]] | Ring, location: str) -> Ring | None:
         if len(points) == 0:
             return None
         try:
@@ -167,13 +173,13 @@ class Collector:
         except (ValueError, TypeError, OverflowError):
             ring = np.empty(0)
         if ring.ndim != 2 or ring.shape[1] not in (2, 3):
-            raise self.error(f"{where} has points that are not pairs of numbers")
+            raise self.error(f"{location} has points that are not pairs of numbers")
         ring = ring[:, :2]
         if not np.isfinite(ring).all():
-            raise self.error(f"{where} has a coordinate that is not a number")
+            raise self.error(f"{location} has a coordinate that is not a number")
         if (np.abs(ring) > MAX_COORDINATE).any():
             raise self.error(
-                f"{where} reaches far beyond any slide",
+                f"{location} reaches far beyond any slide",
                 expected=f"level-0 pixels, at most {MAX_COORDINATE:.0f}",
                 actual=f"{np.abs(ring).max():g}",
             )
@@ -186,20 +192,22 @@ class Collector:
         self.warnings.append(warning)
 
     def count(self, description: str) -> None:
-        """A warning that may come once for each of many objects; told once, with their number."""
+        """Record a warning that may occur for many objects. It is reported once, with their number."""
         self.counted[description] = self.counted.get(description, 0) + 1
 
     def annotation(self) -> Annotation:
         polygons = _camelyon17_normal_as_exclusion(self.polygons)
         shapes = [shapely.Polygon(polygon.points, polygon.holes) for polygon in polygons]
         if crossing := int(np.count_nonzero(~shapely.is_valid(shapes))):
-            self.warn(f"{crossing} polygons cross or touch themselves; the even-odd rule says what is inside")
+            self.warn(
+                f"{crossing} polygons cross or touch themselves; the even-odd rule decides what is inside"
+            )
         warnings = tuple(f"{number} {description}" for description, number in self.counted.items())
         return Annotation(tuple(polygons), (*self.warnings, *warnings), self.source)
 
 
 def _camelyon17_normal_as_exclusion(polygons: Iterable[Polygon]) -> list[Polygon]:
-    """Camelyon17 outlines `metastases` and cuts `normal` out of them, as Camelyon16 does with `_2`."""
+    """Camelyon17 excludes `normal` from its `metastases`, as Camelyon16 does with `_2`."""
     polygons = list(polygons)
     if not any(polygon.group.lower() == "metastases" for polygon in polygons):
         return polygons

@@ -1,8 +1,8 @@
-"""Annotations as masks, points inside them, and their lesions with areas.
+"""Annotations as masks, tests of points against them, and their lesions with areas.
 
-A point is inside by the even-odd rule of each polygon, half-open: a point on a left or upper edge is in, one
-on a right or lower edge is out, so that neighbours share no point. The mask of cells is that rule at the
-centres of the cells. NCRF's published lists of 40,000 sampled points obey this rule without exception.
+The even-odd rule of each polygon decides whether a point is inside. It is half-open: a point on a left or
+upper edge is inside, one on a right or lower edge is outside, so that neighbours share no point. A mask
+applies this rule to the centres of its cells. All 40,000 sampled points published by NCRF obey the rule.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from lobule.geometry import Box
 from lobule.units import Mpp
 
 BAND_CELLS = 1 << 24
-"""Cells filled in one go; bounds the memory of a large mask."""
+"""Number of cells filled at once, which limits the memory of a large mask."""
 
 LEAST_LESION_UM2 = 25.0
-"""Less than a cell: slivers where a hand-drawn outline crosses itself."""
+"""Smaller regions are ignored: they are slivers where a hand-drawn outline crosses itself."""
 
 
 def inside(polygons: Sequence[Polygon], l0_points: ArrayLike) -> NDArray[np.bool_]:
-    """Which points (n, 2) lie in any of the polygons."""
+    """(n,) Whether each of the points (n, 2) lies in any of the polygons."""
     points = np.asarray(l0_points, dtype=np.float64).reshape(-1, 2)
     order = np.argsort(points[:, 1], kind="stable")
     x, y = points[order].T
@@ -43,7 +43,7 @@ def inside(polygons: Sequence[Polygon], l0_points: ArrayLike) -> NDArray[np.bool
 
 
 def in_tumour(annotation: Annotation, l0_points: ArrayLike) -> NDArray[np.bool_]:
-    """Which points lie in a tumour polygon and in no exclusion."""
+    """Whether each point lies in a tumour polygon but not in an exclusion."""
     in_positive = inside(annotation.of_kind("tumour"), l0_points)
     return in_positive & ~inside(annotation.of_kind("exclusion"), l0_points)
 
@@ -53,8 +53,13 @@ def rasterise(
 ) -> NDArray[np.bool_]:
     """The tumour mask of a box of cells: union of tumour polygons minus union of exclusions.
 
-    Cell (r, c) of the whole map covers `step` level-0 pixels a side and counts where its centre does;
-    `step` may differ in x and y. A cell does not depend on the box it was asked in.
+    Args:
+        annotation: The annotation.
+        step: Level-0 pixels per cell on each side, or a pair for x and y.
+        map_box: The cells to compute. A cell does not depend on the box.
+
+    Returns:
+        (height, width) True for cells whose centre is in the tumour.
     """
     mask = fill(annotation.of_kind("tumour"), step, map_box)
     if mask.any():
@@ -72,7 +77,7 @@ def fill(
     mask = np.zeros((map_box.height, map_box.width), dtype=bool)
     for polygon in polygons:
         (left, top), (right, bottom) = polygon.points.min(axis=0), polygon.points.max(axis=0)
-        # a hole may reach past its exterior in a careless file; even-odd then fills the part outside
+        # A hole may extend beyond its exterior; the even-odd rule then fills the area outside.
         for hole in polygon.holes:
             left, top = np.minimum((left, top), hole.min(axis=0))
             right, bottom = np.maximum((right, bottom), hole.max(axis=0))
@@ -113,7 +118,7 @@ def _crossings(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Every crossing of an edge with a line of constant y: the index of the line, and the x."""
     ends = np.stack([np.concatenate(rings), np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])])
-    # every edge is taken downwards, so that one walked both ways crosses at the very same x
+    # Edges are oriented downwards, so that an edge followed in both directions has identical crossings.
     downwards = ends[0, :, 1] <= ends[1, :, 1]
     upper, lower = np.where(downwards[:, None], ends, ends[::-1])
     low = np.searchsorted(sorted_y, upper[:, 1], "left")
@@ -161,6 +166,6 @@ def lesions(annotation: Annotation, mpp: Mpp) -> tuple[Lesion, ...]:
 
 
 def _union(polygons: Sequence[Polygon]) -> shapely.Geometry:
-    """The union as a valid geometry; rings that cross themselves are taken by the even-odd rule."""
+    """The union as a valid geometry. Rings that cross themselves are filled by the even-odd rule."""
     shapes = [shapely.Polygon(polygon.points, polygon.holes) for polygon in polygons]
     return shapely.union_all(shapely.make_valid(shapes)) if shapes else shapely.Polygon()

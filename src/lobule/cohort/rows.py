@@ -169,7 +169,7 @@ class RowReader:
             return None
         split = _SPLIT_NAMES.get(name.lower())
         if split is None:
-            self._problem(f"there is no split '{name}'; expected train, val, test or nothing")
+            self._problem(f"no split '{name}'; expected train, val, test or nothing")
         return split
 
     def _kind(self, cells: Mapping[str, str]) -> Kind | None:

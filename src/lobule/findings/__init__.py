@@ -1,4 +1,4 @@
-"""Findings: places with a score, how they come from a map, and the features of a map as a whole."""
+"""Findings: locations with a score, their extraction from a map, and features of a complete map."""
 
 from __future__ import annotations
 

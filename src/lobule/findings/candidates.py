@@ -1,4 +1,4 @@
-"""From a map to findings: maxima one by one (as in NCRF), or connected regions above a threshold."""
+"""Extract findings from a map: maxima one by one (as in NCRF), or connected regions above a threshold."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from lobule.geometry import Box
 from lobule.units import Mpp
 
 Scores = NDArray[np.float32] | NDArray[np.float64]
-"""(rows, columns) of a map; NaN where nothing was scored."""
+"""(rows, columns) of a map; NaN for cells without a score."""
 
 NCRF_RADIUS_L0_PX = 12 * 64
-"""Level-0 pixels: NCRF suppresses 12 cells of its level-6 map to each side."""
+"""Radius in level-0 pixels: NCRF suppresses 12 cells of its level-6 map to each side."""
 
 Stride = float | Fraction | tuple[float, float]
-"""Level-0 pixels a cell; x and y apart where they differ."""
+"""Level-0 pixels per cell, or a pair if x and y differ."""
 
 EIGHT = np.ones((3, 3), dtype=bool)
 SORTED_AT_ONCE = 4096
 
 
 def suppression_radius(stride: int) -> int:
-    """Cells of a map with this stride (level-0 pixels per cell) that make NCRF's 12 cells of 64."""
+    """NCRF's radius (12 cells of 64 px) in cells of a map with this stride (level-0 pixels per cell)."""
     return max(1, round(NCRF_RADIUS_L0_PX / stride))
 
 
@@ -41,10 +41,16 @@ def non_maximum_suppression(
 ) -> list[Finding]:
     """Findings by NCRF's non-maximum suppression, highest score first.
 
-    While a score exceeds the threshold, the highest is taken and the half-open window [x - r, x + r) by
-    [y - r, y + r) is cleared; so the cell at x + r survives. Of equal scores the one with the smallest x,
-    then the smallest y is taken first: NCRF stores maps as [x, y], where this one is (row, column).
-    Scores carry 5 decimals, as NCRF writes them.
+    While a score exceeds the threshold, the highest one becomes a finding and the half-open window
+    [x - r, x + r) by [y - r, y + r) is cleared, so the cell at x + r survives. Equal scores are ordered by x,
+    then by y, because NCRF stores maps as [x, y]. Scores are rounded to 5 decimals, as in NCRF's files.
+
+    Args:
+        scores: The map as (rows, columns).
+        stride: Level-0 pixels per cell.
+        radius: Radius of suppression r in cells; NCRF's radius by default.
+        threshold: Only higher scores become findings.
+        l0_origin: Level-0 position of the corner of cell (0, 0).
     """
     r = suppression_radius(stride) if radius is None else radius
     if r < 1 or threshold < 0:
@@ -57,9 +63,9 @@ def non_maximum_suppression(
     alive = np.ones(scores.shape, dtype=bool)
     chosen: list[tuple[int, int]] = []
     for start in range(0, len(x), SORTED_AT_ONCE):
-        some_y, some_x = y[start : start + SORTED_AT_ONCE], x[start : start + SORTED_AT_ONCE]
-        left = alive[some_y, some_x]
-        for row, column in zip(some_y[left].tolist(), some_x[left].tolist(), strict=True):
+        chunk_y, chunk_x = y[start : start + SORTED_AT_ONCE], x[start : start + SORTED_AT_ONCE]
+        still_alive = alive[chunk_y, chunk_x]
+        for row, column in zip(chunk_y[still_alive].tolist(), chunk_x[still_alive].tolist(), strict=True):
             if alive[row, column]:
                 chosen.append((row, column))
                 alive[max(0, row - r) : row + r, max(0, column - r) : column + r] = False
@@ -93,8 +99,16 @@ def components(
 ) -> list[Finding]:
     """One finding for each 8-connected region of cells above the threshold, in raster order.
 
-    Its score is the region's highest, its point the centre of that cell. `opening` clears whatever a square
-    of 2·opening + 1 cells does not fit into. With `mpp` (of level 0) sizes and lesion classes are added.
+    The score of a finding is the highest one in its region, and its point is the centre of that cell.
+
+    Args:
+        scores: The map as (rows, columns).
+        stride: Level-0 pixels per cell.
+        mpp: µm/px of level 0. If given, the findings have sizes and lesion classes.
+        threshold: Only cells with higher scores belong to regions.
+        opening: Remove areas into which a square of 2·opening + 1 cells does not fit.
+        l0_origin: Level-0 position of the corner of cell (0, 0).
+        label: The class that the findings belong to.
     """
     mask = scores > threshold
     if opening:
@@ -145,13 +159,13 @@ def _region_finding(
 def slide_score_max(
     scores: Scores, tissue: NDArray[np.bool_] | None = None, *, smooth: bool = False
 ) -> float | None:
-    """The highest score over tissue, of single cells or of 3 × 3 means; None where nothing was scored."""
+    """The highest score in tissue, of single cells or of 3 × 3 means; None if no cell has a score."""
     scored = np.isfinite(scores) if tissue is None else np.isfinite(scores) & tissue
     if not scored.any():
         return None
     values = np.where(scored, scores, 0.0)
     if smooth:
-        # cells without a score take no part, so that the edge of the tissue is not pulled down
+        # Cells without a score are ignored, so that they do not lower the means at the edge of tissue.
         weight = ndimage.uniform_filter(scored.astype(np.float64), 3, mode="constant")
         values = ndimage.uniform_filter(values.astype(np.float64), 3, mode="constant") / np.where(
             scored, weight, 1

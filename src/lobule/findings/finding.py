@@ -1,4 +1,4 @@
-"""What a finding is: a place with a score, and where known its outline and size."""
+"""`Finding`: a location with a score, and its outline and size if they are known."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MACRO_UM = 2000.0
 MICRO_UM = 200.0
 
 FEW_POINTS = 64
-"""Up to here comparing all pairs is quicker than finding the hull first."""
+"""For at most this many points, comparing all pairs is faster than computing the hull first."""
 
 
 def lesion_class(extent_um: float) -> LesionClass:
-    """By the largest extent: macrometastasis above 2 mm, micrometastasis from 0.2 mm, else single cells."""
+    """Class by largest extent: macrometastasis above 2 mm, micrometastasis from 0.2 mm, else single cells."""
     if extent_um > MACRO_UM:
         return "macro"
     return "micro" if extent_um >= MICRO_UM else "itc"
@@ -31,27 +31,27 @@ def lesion_class(extent_um: float) -> LesionClass:
 
 @dataclass(frozen=True)
 class Finding:
-    """A place with a score. Coordinates are level-0 pixels; x and y are its most telling point."""
+    """A location with a score. Coordinates are level-0 pixels; x and y are its highest-scoring point."""
 
     l0_x: int
     l0_y: int
     score: float
     kind: Literal["point", "box", "polygon"] = "point"
     label: str | None = None
-    """The class it is scored for, where a model has several."""
+    """The class of the score, if the model has several."""
     box: Box | None = None
     polygon: tuple[Outline, ...] = ()
-    """Its outlines; several where its cells touch by corners alone."""
+    """Outlines of the finding. There are several if its cells touch only at corners."""
     cells: int | None = None
     size_um: float | None = None
     """The longest distance between two of its points."""
     area_um2: float | None = None
     lesion_class: LesionClass | None = None
     image: str = "slide"
-    """The image of the case that it lies on: a view, where the case is an exam."""
+    """The image of the case that contains the finding: a view if the case is an exam."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; what is not known is left out."""
+        """Plain values for JSON. Unknown values are left out."""
         plain: dict[str, Any] = {"l0_x": self.l0_x, "l0_y": self.l0_y, "score": self.score, "kind": self.kind}
         for name in ("label", "cells", "size_um", "area_um2", "lesion_class"):
             if (value := getattr(self, name)) is not None:
@@ -84,7 +84,7 @@ def longest_extent(points: NDArray[np.float64]) -> float:
     if len(points) > FEW_POINTS:
         try:
             points = points[ConvexHull(points).vertices]
-        except QhullError:  # all on one line: the first and last along it are the farthest apart
+        except QhullError:  # all points are on one line: its two ends are the farthest apart
             points = points[np.lexsort(points.T)[[0, -1]]]
     distances = points[:, None, :] - points[None, :, :]
     return float(np.sqrt((distances**2).sum(axis=2).max(initial=0.0)))

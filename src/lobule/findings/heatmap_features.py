@@ -1,4 +1,4 @@
-"""The 31 features of a map by which a classifier scores a slide (after Wang et al. 2016)."""
+"""The 31 features of a map from which a classifier scores a slide (after Wang et al. 2016)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from scipy import ndimage
 from skimage.measure import regionprops
 
 SURE = int(0.9 * 255)
-"""T90: 8-bit values from here."""
+"""T90: cells with at least this 8-bit value."""
 LIKELY = 127
-"""T50: 8-bit values above this."""
+"""T50: cells above this 8-bit value."""
 
 HEATMAP_FEATURES: tuple[str, ...] = (
     "region_count",
@@ -28,16 +28,18 @@ HEATMAP_FEATURES: tuple[str, ...] = (
         for form in ("max_{}", "mean_{}", "{}_variance", "{}_skew", "{}_kurt")
     ),
 )
-"""Names in the order of the columns, as the public tables of these features have them."""
+"""Names of the features in the column order of the public tables."""
 
 EIGHT = np.ones((3, 3), dtype=bool)
 
 
 def heatmap_features(scores: NDArray[np.generic], tissue: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """31 numbers with two decimals (`HEATMAP_FEATURES`); all 0 where no cell reaches 90 %.
+    """Compute the features in `HEATMAP_FEATURES`, rounded to two decimals; all 0 if no cell reaches 90 %.
 
-    `scores` are probabilities, or 8-bit values (uint8) that were made of them by floor(255 p). Cells without
-    a score (NaN) count as 0.
+    Args:
+        scores: Probabilities, or 8-bit values (uint8) computed as floor(255 p). Cells without a score (NaN)
+            count as 0.
+        tissue: The mask of tissue, of the same shape.
     """
     values = _eight_bit(scores)
     sure, count = ndimage.label(values >= SURE, EIGHT)
@@ -76,7 +78,7 @@ def _eight_bit(scores: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _Shape:
-    """Measures of one region that do not depend on where it lies."""
+    """Measures of one region that do not depend on its position."""
 
     area: float
     axis: float
@@ -90,7 +92,7 @@ def _shapes(regions: NDArray[np.int32]) -> list[_Shape]:
     measured_shapes: dict[tuple[tuple[int, ...], bytes], _Shape] = {}
     shapes = []
     for region in regionprops(regions):
-        # maps hold thousands of regions of a cell or two: each form is measured once
+        # Maps contain thousands of regions of one or two cells; each distinct form is measured once.
         form = (region.image.shape, np.packbits(region.image).tobytes())
         if form not in measured_shapes:
             measured_shapes[form] = _Shape(
@@ -108,7 +110,7 @@ def _shapes(regions: NDArray[np.int32]) -> list[_Shape]:
 def _five(values: Sequence[float]) -> tuple[float, float, float, float, float]:
     """Maximum, mean, population variance, biased skewness and biased excess kurtosis.
 
-    Constant values have no skewness or kurtosis; the published tables hold 0 and -3 for them.
+    For constant values, whose skewness and kurtosis are undefined, the published tables contain 0 and -3.
     """
     x = np.asarray(values, dtype=np.float64)
     mean = float(x.mean())

@@ -14,13 +14,13 @@ Ring = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """One polygon: its exterior and its holes, simple rings that may touch in single points."""
+    """One polygon: an exterior and holes, which are simple rings that may touch at single points."""
 
     exterior: Ring
     holes: tuple[Ring, ...] = ()
 
     def scaled(self, step_x: float, step_y: float, l0_x: float = 0, l0_y: float = 0) -> Outline:
-        """From cells to level-0 pixels, where cell (0, 0) begins at (l0_x, l0_y)."""
+        """Convert from cells to level-0 pixels; cell (0, 0) begins at (l0_x, l0_y)."""
         step, origin = np.array([step_x, step_y]), np.array([l0_x, l0_y])
         return Outline(self.exterior * step + origin, tuple(hole * step + origin for hole in self.holes))
 
@@ -36,17 +36,17 @@ def shoelace(ring: Ring) -> float:
 
 
 def mask_outlines(mask: NDArray[np.bool_]) -> tuple[list[Outline], NDArray[np.int64]]:
-    """The outlines of a mask in cells, and for each a (row, column) inside it.
+    """The outlines of a mask in cells, and a (row, column) inside each outline.
 
-    Cells that touch by an edge share an outline; cells that touch by a corner alone do not, so that every
-    outline is a valid polygon.
+    Cells that share an edge share an outline. Cells that touch only at a corner do not, so that every outline
+    is a valid polygon.
     """
     component_labels, _ = ndimage.label(mask)
     exteriors: dict[int, Ring] = {}
     holes: dict[int, list[Ring]] = {}
     seeds: dict[int, tuple[int, int]] = {}
     for ring in _rings(mask):
-        # the topmost edge tells which side is inside: the cell below it, or (of a hole) the one above
+        # The cell below the topmost edge of a ring is inside the mask, except for holes.
         top = ring[:, 1].min()
         column = int(ring[ring[:, 1] == top, 0].min())
         row = int(top)
@@ -65,7 +65,7 @@ def mask_outlines(mask: NDArray[np.bool_]) -> tuple[list[Outline], NDArray[np.in
 
 
 def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """Every simple boundary ring as its corners (x, y)."""
+    """The corners (x, y) of every simple boundary ring."""
     points, along_row, along_column = _corners(mask)
     x, y = points.T.tolist()
     partner = [along_row.tolist(), along_column.tolist()]
@@ -87,10 +87,10 @@ def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
 def _corners(
     mask: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Corners of the boundary, and for each the corner at the other end of its two edges.
+    """Corners of the boundary, and the corners at the other ends of the two edges of each corner.
 
-    Along each grid line the corners pair off in order. Where two cells touch by a corner alone, that point
-    is two corners, each of which keeps to its own cell.
+    Along each grid line, consecutive corners form pairs. A point where two cells touch only at a corner
+    counts as two corners, one for each cell.
     """
     padded = np.pad(mask, 1)
     nw, ne, sw, se = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
@@ -98,8 +98,8 @@ def _corners(
     falling, rising = nw & se & ~ne & ~sw, ne & sw & ~nw & ~se
     kinds = [(single, 0, 0), (falling, 0, 0), (falling, 1, 1), (rising, 0, 1), (rising, 1, 0)]
     rows = []
-    for where, rank_in_row, rank_in_column in kinds:
-        y, x = np.nonzero(where)
+    for corner_mask, rank_in_row, rank_in_column in kinds:
+        y, x = np.nonzero(corner_mask)
         rows.append(np.column_stack([x, y, np.full(len(x), rank_in_row), np.full(len(x), rank_in_column)]))
     x, y, rank_in_row, rank_in_column = np.concatenate(rows).astype(np.int64).T
     by_row = np.lexsort((rank_in_row, x, y))
@@ -115,7 +115,7 @@ def _partners(order: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _simple(ring: list[tuple[int, int]]) -> list[NDArray[np.int64]]:
-    """A ring that passes a point twice, as rings that do not."""
+    """Split a ring that passes a point twice into simple rings."""
     if len(set(ring)) == len(ring):
         return [np.array(ring, dtype=np.int64)]
     rings: list[NDArray[np.int64]] = []
