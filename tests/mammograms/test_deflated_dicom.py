@@ -11,7 +11,7 @@ import pytest
 from lobule.errors import DamagedFile, TooLarge
 from lobule.mammograms.dicom import examine_dicom, read_dicom
 from lobule.mammograms.dicom_look import look
-from tests.mammograms.made import write_view
+from tests.mammograms.sample_files import write_view
 from tests.slides.deflated import write_deflated, write_deflated_bomb
 
 pytest.importorskip("pydicom")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lobule.mammograms.dicom import examine_dicom, read_dicom
-from tests.mammograms.made import pixels_of, write_view
+from tests.mammograms.sample_files import pixels_of, write_view
 
 pydicom = pytest.importorskip("pydicom")
 

@@ -17,7 +17,7 @@ from lobule.errors import (
 from lobule.mammograms import dicom_codes
 from lobule.mammograms.dicom import examine_dicom, read_dicom
 from lobule.mammograms.views import VIEWS
-from tests.mammograms.made import blob, pixels_of, write_view
+from tests.mammograms.sample_files import blob, pixels_of, write_view
 
 pydicom = pytest.importorskip("pydicom")
 

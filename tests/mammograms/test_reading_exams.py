@@ -16,7 +16,7 @@ from lobule.mammograms.png import read_png, write_png
 from lobule.mammograms.views import VIEWS
 from lobule.methods.four_view.crop import crop_of
 from lobule.phantoms.exams import write_exams
-from tests.mammograms.made import blob, pixels_of, write_view
+from tests.mammograms.sample_files import blob, pixels_of, write_view
 
 
 @pytest.fixture
@@ -84,7 +84,9 @@ def test_a_row_of_a_manifest(folder):
     assert (exam.patient, exam.is_complete) == ("P1", True)
     with pytest.raises(NotAMammogram, match=r"L-MLO\.dcm: the file shows another view.*L-CC.*L-MLO"):
         exam_of_files(row | {"l_cc": folder / "a" / "L-MLO.dcm"})
-    with pytest.raises(NotAMammogram, match=r"magnified\.dcm: the image cannot be used as a view.*magnification"):
+    with pytest.raises(
+        NotAMammogram, match=r"magnified\.dcm: the image cannot be used as a view.*magnification"
+    ):
         exam_of_files(row | {"r_cc": str(folder / "a" / "magnified.dcm")})
     with pytest.raises(NotAMammogram, match="another view"):
         read_view(folder / "a" / "L-CC.dcm", view="R-CC")

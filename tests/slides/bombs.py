@@ -1,4 +1,4 @@
-"""Small files that declare or inflate to very much, written byte by byte."""
+"""Small files that declare or inflate to huge sizes, written byte by byte."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import tifffile
 
 from tests.slides.deflated import write_deflated_bomb
-from tests.slides.made import picture, write_dicom
+from tests.slides.sample_files import picture, write_dicom
 
 LONG, SHORT = 4, 3
 
@@ -29,17 +29,17 @@ def _grey_page(side: int, tile: int, tiles: int, table_at: int) -> list[tuple[in
 
 
 def write_sparse(path: Path, side: int, tile: int) -> Path:
-    """A TIFF of `side` pixels a side whose tiles are all left out."""
+    """A TIFF of `side` pixels a side that stores none of its tiles."""
     tiles = (-(-side // tile)) ** 2
     table_at = 8 + len(_directory(_grey_page(side, tile, tiles, 0)))
     with path.open("wb") as out:
         out.write(b"II*\0" + struct.pack("<I", 8) + _directory(_grey_page(side, tile, tiles, table_at)))
-        out.truncate(table_at + 4 * tiles)  # zeros, as a hole where the file system has holes
+        out.truncate(table_at + 4 * tiles)  # zeros, which a file system may store as a hole
     return path
 
 
 def write_many_sub_ifds(path: Path, count: int) -> Path:
-    """A TIFF of one tile whose SubIFDs entry names one directory `count` times."""
+    """A TIFF of one tile whose SubIFDs entry lists one directory `count` times."""
     page = _grey_page(64, 64, 1, 0)
     table_at = 8 + len(_directory([*page, (330, LONG, count, 0)]))
     first = _directory([*page, (330, LONG, count, table_at)])
@@ -51,7 +51,7 @@ def write_many_sub_ifds(path: Path, count: int) -> Path:
 
 
 def write_nested_ome(path: Path, depth: int) -> Path:
-    """An OME-TIFF whose Image elements lie in one another."""
+    """An OME-TIFF with deeply nested Image elements."""
     pixels = '<Image ID="a"><Pixels SizeX="64" SizeY="64" SizeC="3" Type="uint8" DimensionOrder="XYCZT">'
     description = f"<OME>{pixels * depth}{'</Pixels></Image>' * depth}</OME>"
     tifffile.imwrite(path, np.full((64, 64, 3), 200, np.uint8), photometric="rgb", tile=(64, 64),
@@ -60,7 +60,7 @@ def write_nested_ome(path: Path, depth: int) -> Path:
 
 
 def write_bombs(folder: Path) -> list[Path]:
-    """Every file in a folder of its own, but for the deflated DICOM, which has a sound slide beside it."""
+    """Write each file into a separate folder. The deflated DICOM has a valid slide in the same folder."""
     names = ("sparse", "sparse-larger", "sparse-tables", "sub-ifds", "ome", "dicom")
     folders = {name: folder / f"bomb-{name}" for name in names}
     for path in folders.values():

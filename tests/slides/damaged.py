@@ -33,7 +33,7 @@ from tests.slides.damaged_structure import (
     WIDTH,
     Tiff,
 )
-from tests.slides.made import picture, pyramid, write_dicom, write_tiff
+from tests.slides.sample_files import picture, pyramid, write_dicom, write_tiff
 from tests.slides.trials import report, try_all
 
 LEVELS = pyramid(picture(300, 200), 2)
@@ -70,17 +70,17 @@ def good_image(path: Path) -> None:
 
 def good_mammogram(path: Path) -> None:
     write_dicom(path.parent, LEVELS[:1], coding="native", series=path.stem)
-    made = path.with_name(f"{path.stem}_0.dcm")
-    data = pydicom.dcmread(made)
+    written = path.with_name(f"{path.stem}_0.dcm")
+    data = pydicom.dcmread(written)
     data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.2"
     data.SOPInstanceUID = generate_uid(entropy_srcs=["mammogram"])
     data.save_as(path)
-    made.unlink()
+    written.unlink()
 
 
-def good_dicom(coding: str, **more: Any) -> Callable[[Path], None]:
+def good_dicom(coding: str, **options: Any) -> Callable[[Path], None]:
     def make(path: Path) -> None:
-        write_dicom(path.parent, LEVELS[:1], coding=coding, series=path.stem, **more)
+        write_dicom(path.parent, LEVELS[:1], coding=coding, series=path.stem, **options)
         path.with_name(f"{path.stem}_0.dcm").rename(path)
 
     return make
@@ -120,7 +120,7 @@ def cut_short(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
 
 
 def bits_flipped(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
-    """Eight times: bits anywhere, and bits near both ends where the structure is."""
+    """Eight variants: bits flipped anywhere, and near both ends where the structure is stored."""
     for seed in range(8):
         dice = random.Random(f"{name} {seed}")
         out = bytearray(data)
@@ -133,13 +133,13 @@ def bits_flipped(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
 
 
 def overwritten(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
-    for part, fill in ((0.3, b"\0"), (0.6, b"\xff")):
-        at = int(len(data) * part)
+    for position, fill in ((0.3, b"\0"), (0.6, b"\xff")):
+        at = int(len(data) * position)
         yield f"fill-{fill.hex()}", data[:at] + fill * (len(data) // 8) + data[at + len(data) // 8 :]
     yield "wrong-magic", b"\x13\x37" + data[2:]
 
 
-# -- bombs, and what is no slide at all -------------------------------------------------------------------
+# -- bombs, and files that are not slides -----------------------------------------------------------------
 
 
 def png_of(width: int, height: int, body: bytes) -> bytes:
@@ -157,8 +157,8 @@ def bombs(good: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     jpeg = good["image.jpg"]
     frame = jpeg.index(b"\xff\xc0\x00\x11")
     for height, width in ((65_500, 65_500), (0, 300), (10_000, 10_000)):
-        said = struct.pack(">HH", height, width)
-        yield f"says-{width}x{height}.jpg", jpeg[: frame + 5] + said + jpeg[frame + 9 :]
+        declared = struct.pack(">HH", height, width)
+        yield f"says-{width}x{height}.jpg", jpeg[: frame + 5] + declared + jpeg[frame + 9 :]
     bmp = good["image.bmp"]
     for width, height in ((2**31 - 1, 2**31 - 1), (-5, 7), (20_000, 20_000)):
         yield f"says-{width}x{height}.bmp", bmp[:18] + struct.pack("<ii", width, height) + bmp[26:]
@@ -173,8 +173,8 @@ def bombs(good: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     yield "strips-absurd.tif", absurd.done()
     jp2 = good["image.jp2"]
     siz = jp2.index(b"\xff\x4f\xff\x51")
-    said = struct.pack(">II", 2**31 - 1, 2**31 - 1)
-    yield "says-much.jp2", jp2[: siz + 8] + said + jp2[siz + 16 :]
+    declared = struct.pack(">II", 2**31 - 1, 2**31 - 1)
+    yield "says-much.jp2", jp2[: siz + 8] + declared + jp2[siz + 16 :]
 
 
 WRONG_SUFFIXES = {
@@ -234,22 +234,22 @@ def not_files(folder: Path) -> Iterator[Path]:
 
 
 def make_damaged(folder: Path) -> list[Path]:
-    """Write every damaged file; each stands in a folder of its own, as DICOM looks at its neighbours."""
+    """Write all damaged files, each into a separate folder, because DICOM examines neighbouring files."""
     good = {}
     for name, make in GOOD.items():
         (folder / "good").mkdir(parents=True, exist_ok=True)
         make(folder / "good" / name)
         good[name] = (folder / "good" / name).read_bytes()
-    made: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     for name, data in good.items():
         for damage in (cut_short, bits_flipped, overwritten, *filter(None, [STRUCTURE.get(name)])):
             for kind, damaged in damage(data, name):
-                made[f"{kind}/{name}"] = damaged
-    made |= {f"bomb/{name}": data for name, data in bombs(good)}
-    made |= {f"no-slide/{name}": data for name, data in not_slides(good)}
+                contents[f"{kind}/{name}"] = damaged
+    contents |= {f"bomb/{name}": data for name, data in bombs(good)}
+    contents |= {f"no-slide/{name}": data for name, data in not_slides(good)}
     paths = []
-    for place, data in made.items():
-        kind, _, name = place.partition("/")
+    for relative_path, data in contents.items():
+        kind, _, name = relative_path.partition("/")
         path = folder / f"{kind}-{name.replace('.', '-')}" / name
         path.parent.mkdir()
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Damage where a file says what it holds: the directories of a TIFF, and the elements of a DICOM file."""
+"""Damage to the structure of a file: the directories of a TIFF, and the elements of a DICOM file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Entry:
 
 
 class Tiff:
-    """A classic little-endian TIFF as bytes, with its directories at hand."""
+    """A classic little-endian TIFF as bytes, with the positions of its directories."""
 
     def __init__(self, data: bytes) -> None:
         assert data[:4] == b"II*\0"
@@ -35,16 +35,16 @@ class Tiff:
         return value
 
     def next_of(self, page: int) -> int:
-        """Where the address of the next directory stands."""
+        """Position of the address of the next directory."""
         start = self.starts[page]
         count: int = struct.unpack_from("<H", self.data, start)[0]
         return start + 2 + 12 * count
 
     def entry(self, code: int) -> Entry:
         for at in range(self.starts[0] + 2, self.next_of(0), 12):
-            found, kind, count = struct.unpack_from("<HHI", self.data, at)
-            if found == code:
-                return Entry(at, found, kind, count)
+            entry_code, kind, count = struct.unpack_from("<HHI", self.data, at)
+            if entry_code == code:
+                return Entry(at, entry_code, kind, count)
         raise KeyError(code)
 
     def set(
@@ -136,12 +136,15 @@ def tiff_structure(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
 
 def svs_structure(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
     yield from tiff_structure(data, name)
-    for said in ("MPP = nan", "MPP = 0", "MPP = -1", "MPP = 1e9", "MPP = |||", "MPP ==\0"):
-        yield f"description-{said[6:].encode().hex()}", data.replace(b"MPP = 0.4990", said.ljust(12).encode())
+    for declared in ("MPP = nan", "MPP = 0", "MPP = -1", "MPP = 1e9", "MPP = |||", "MPP ==\0"):
+        yield (
+            f"description-{declared[6:].encode().hex()}",
+            data.replace(b"MPP = 0.4990", declared.ljust(12).encode()),
+        )
     frame = data.index(b"\xff\xc0\x00\x11")
     for height, width in ((65_500, 65_500), (0, 64), (64, 128), (1, 1)):
-        said = struct.pack(">HH", height, width)
-        yield f"jpeg-says-{width}x{height}", data[: frame + 5] + said + data[frame + 9 :]
+        declared = struct.pack(">HH", height, width)
+        yield f"jpeg-says-{width}x{height}", data[: frame + 5] + declared + data[frame + 9 :]
 
 
 def ome_structure(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
@@ -223,8 +226,8 @@ def dicom_structure(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
     frame = data.find(b"\xff\xc0\x00\x11")
     if frame > 0:
         for height, width in ((65_500, 65_500), (0, 64), (32, 64)):
-            said = struct.pack(">HH", height, width)
-            yield f"jpeg-says-{width}x{height}", data[: frame + 5] + said + data[frame + 9 :]
+            declared = struct.pack(">HH", height, width)
+            yield f"jpeg-says-{width}x{height}", data[: frame + 5] + declared + data[frame + 9 :]
     siz = data.find(b"\xff\x4f\xff\x51")
     if siz > 0:
         yield "jpeg2000-says-much", data[: siz + 8] + struct.pack(">II", 1 << 31, 1 << 31) + data[siz + 16 :]

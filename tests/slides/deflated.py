@@ -1,4 +1,4 @@
-"""Deflated DICOM files: sound ones, and bombs that inflate to far more than their image."""
+"""Deflated DICOM files: valid ones, and bombs that inflate to far more than their image."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def write_deflated(source: Path, target: Path) -> Path:
 
 
 def write_deflated_bomb(source: Path, target: Path, inflated_bytes: int = BOMB_BYTES) -> Path:
-    """A deflated copy whose data set goes on with zeros for `inflated_bytes`; 3 GiB take 3 MB."""
-    whole = write_deflated(source, target).read_bytes()
+    """A deflated copy whose data set ends with `inflated_bytes` zeros; 3 GiB take 3 MB."""
+    deflated = write_deflated(source, target).read_bytes()
     start = _data_set_start(source, target)
-    inflated = zlib.decompress(whole[start:], -zlib.MAX_WBITS)
+    inflated = zlib.decompress(deflated[start:], -zlib.MAX_WBITS)
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     zeros = bytes(1 << 24)
     with target.open("wb") as out:
-        out.write(whole[:start] + deflater.compress(inflated) + deflater.flush(zlib.Z_FULL_FLUSH))
+        out.write(deflated[:start] + deflater.compress(inflated) + deflater.flush(zlib.Z_FULL_FLUSH))
         block = deflater.compress(zeros) + deflater.flush(zlib.Z_FULL_FLUSH)  # refers to nothing before it
         out.write(block * (inflated_bytes // len(zeros)))
         out.write(deflater.flush())

@@ -1,4 +1,4 @@
-"""Small files that declare very much are refused or read, in 10 s of processor time and 2 GiB."""
+"""Small files that declare huge sizes are refused or read, within 10 s of processor time and 2 GiB."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ def tile(value: int) -> RGB:
 
 
 @given(st.lists(st.integers(0, 9), max_size=60), st.integers(0, 6))
-def test_it_is_least_recently_used(keys: list[int], room: int) -> None:
-    """Against the definition: decoded unless among the last `room` different ones asked for."""
+def test_least_recently_used_tile_is_evicted_first(keys: list[int], room: int) -> None:
+    """By definition, a tile is decoded unless it is among the last `room` different tiles requested."""
     cache, decodes, recent = TileCache(room * TILE), 0, []  # type: ignore[var-annotated]
     for key in keys:
         assert cache.get(key, lambda key=key: tile(key))[0, 0, 0] == key
@@ -32,13 +32,13 @@ def test_it_is_least_recently_used(keys: list[int], room: int) -> None:
         assert cache.held_bytes == len(recent) * TILE <= room * TILE
 
 
-def test_a_tile_larger_than_the_budget_comes_back_all_the_same() -> None:
+def test_tile_larger_than_the_budget_is_returned() -> None:
     cache = TileCache(TILE - 1)
     assert cache.get("a", lambda: tile(3)).sum() == 3 * TILE
     assert cache.held_bytes == 0
 
 
-def test_threads_that_ask_at_once_decode_once() -> None:
+def test_concurrent_requests_decode_once() -> None:
     cache, inside, gate = TileCache(100 * TILE), [], threading.Event()
 
     def decode() -> RGB:
@@ -53,7 +53,7 @@ def test_threads_that_ask_at_once_decode_once() -> None:
     assert len(inside) == cache.decodes == 1
 
 
-def test_an_error_reaches_everyone_and_is_not_kept() -> None:
+def test_error_reaches_all_threads_and_is_not_cached() -> None:
     cache, gate, tries = TileCache(100 * TILE), threading.Event(), []
 
     def fail() -> RGB:
@@ -71,7 +71,7 @@ def test_an_error_reaches_everyone_and_is_not_kept() -> None:
     assert cache.get("a", lambda: tile(2))[0, 0, 0] == 2
 
 
-def test_a_slow_tile_does_not_hold_up_others() -> None:
+def test_slow_tile_does_not_delay_other_tiles() -> None:
     cache, gate = TileCache(100 * TILE), threading.Event()
 
     def slow() -> RGB:
@@ -86,7 +86,7 @@ def test_a_slow_tile_does_not_hold_up_others() -> None:
         assert waiting.result()[0, 0, 0] == 1
 
 
-def test_clear_empties_it() -> None:
+def test_clear_empties_the_cache() -> None:
     cache = TileCache(100 * TILE)
     cache.get("a", lambda: tile(1))
     cache.clear()
@@ -95,8 +95,8 @@ def test_clear_empties_it() -> None:
     assert cache.decodes == 2
 
 
-def test_tiles_taken_whole_are_no_longer_kept_when_none_comes_back() -> None:
-    """Ten fit. After ten came for once, tiles taken whole pass by; tiles taken in part are still kept."""
+def test_completely_read_tiles_are_not_stored_if_none_is_reused() -> None:
+    """Ten tiles fit. After ten without reuse, completely read tiles are not stored; others still are."""
     cache = TileCache(10 * TILE)
     for key in range(30):
         cache.get(key, lambda: tile(1), whole_tile=True)
@@ -106,7 +106,9 @@ def test_tiles_taken_whole_are_no_longer_kept_when_none_comes_back() -> None:
     before = cache.decodes
     cache.get("part", lambda: tile(2))
     assert cache.decodes == before
-    cache.get("whole", lambda: tile(3), whole_tile=True)  # let go, so decoded again, and the lesson is learned:
+    cache.get(
+        "whole", lambda: tile(3), whole_tile=True
+    )  # not stored, so decoded again; from now on such tiles are stored:
     assert cache.decodes == before + 1
     for key in range(100, 108):
         cache.get(key, lambda: tile(1), whole_tile=True)
@@ -114,17 +116,17 @@ def test_tiles_taken_whole_are_no_longer_kept_when_none_comes_back() -> None:
     assert cache.decodes == before + 1 + 8
 
 
-def test_overlapping_reads_keep_what_they_take_whole() -> None:
-    """Every second tile is asked for twice, of many times more than fit."""
+def test_overlapping_reads_store_completely_read_tiles() -> None:
+    """Every second tile is requested twice, and many more tiles are read than fit."""
     cache = TileCache(10 * TILE)
     for key in range(0, 400, 2):
-        for wanted in (key, key + 1, key - 1):
-            if wanted >= 0:
-                cache.get(wanted, lambda: tile(1), whole_tile=True)
+        for requested in (key, key + 1, key - 1):
+            if requested >= 0:
+                cache.get(requested, lambda: tile(1), whole_tile=True)
     assert cache.decodes == 400
 
 
-def test_who_waits_is_let_go_even_if_the_bookkeeping_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_thread_continues_even_if_storing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, inside, gate = TileCache(100 * TILE), threading.Event(), threading.Event()
 
     def decode() -> RGB:

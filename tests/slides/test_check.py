@@ -1,4 +1,4 @@
-"""The report on a slide: what is right passes, and each planted fault is found at its place."""
+"""The report on a slide: an undamaged slide has no problems, and each planted fault is located."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import tifffile
 
 from lobule.errors import NotReadable
 from lobule.slides.check import check_slide
-from tests.slides.made import picture, pyramid, write_dicom, write_tiff
+from tests.slides.sample_files import picture, pyramid, write_dicom, write_tiff
 
 LEVELS = pyramid(picture(1024, 768), 3)
 
 
-def test_a_sound_slide_has_no_problems(tmp_path: Path) -> None:
+def test_undamaged_slide_has_no_problems(tmp_path: Path) -> None:
     report = check_slide(str(write_tiff(tmp_path / "a.tif", LEVELS, mpp=0.25)))
     assert (report.backend, report.problems) == ("tiff", ())
     assert (report.mpp_x, report.mpp_y) == pytest.approx((0.25, 0.25))
     assert report.mpp_source
     assert [(level.tiles, level.tried) for level in report.levels] == [(192, 64), (48, 48), (12, 12)]
-    for found in report.alignments:
-        assert found.places >= 1 and found.aligned
-        assert abs(found.shift_x or 0) <= 0.1 and abs(found.shift_y or 0) <= 0.1
+    for alignment in report.alignments:
+        assert alignment.places >= 1 and alignment.aligned
+        assert abs(alignment.shift_x or 0) <= 0.1 and abs(alignment.shift_y or 0) <= 0.1
     assert json.loads(json.dumps(report.as_json()))["levels"][2]["width"] == 256
 
 
@@ -35,12 +35,12 @@ def test_levels_that_are_odd_ratios_still_align(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("right", "down"), [(3, 0), (-2, 5)])
-def test_a_shifted_level_is_found_with_its_shift(tmp_path: Path, right: int, down: int) -> None:
+def test_shifted_level_is_reported_with_its_shift(tmp_path: Path, right: int, down: int) -> None:
     shifted = [LEVELS[0], np.roll(LEVELS[1], (down, right), axis=(0, 1))]
     report = check_slide(str(write_tiff(tmp_path / "a.tif", shifted, mpp=0.25)))
-    found = report.alignments[0]
-    assert (found.shift_x, found.shift_y) == pytest.approx((right, down), abs=0.3)
-    assert found.aligned is False
+    alignment = report.alignments[0]
+    assert (alignment.shift_x, alignment.shift_y) == pytest.approx((right, down), abs=0.3)
+    assert alignment.aligned is False
     assert any("Level 1 is shifted" in problem for problem in report.problems)
 
 
@@ -68,12 +68,12 @@ def test_sparse_dicom_without_mpp(tmp_path: Path) -> None:
     assert check_slide(str(path), mpp=0.25).problems == ()
 
 
-def test_what_cannot_be_opened_raises(tmp_path: Path) -> None:
+def test_unreadable_file_raises(tmp_path: Path) -> None:
     with pytest.raises(NotReadable):
         check_slide(str(tmp_path / "missing.svs"))
 
 
-def test_real_slides_are_sound(kit: Path) -> None:
+def test_real_slides_have_no_problems(kit: Path) -> None:
     for name in ("CMU-1-Small-Region.svs", "idc_8863.tif", "idc_8865.tif"):
         report = check_slide(str(kit / "slides" / name), samples=16)
         assert report.problems == () and report.mpp_source

@@ -1,4 +1,4 @@
-"""DICOM slides: against the pixels they were made of, and against OpenSlide."""
+"""DICOM slides compared with the pixels they were written from, and with OpenSlide."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lobule.errors import DamagedFile, DamagedTile, UnknownFormat
 from lobule.geometry import Box
 from lobule.slides import RGB, open_slide
 from tests.slides.conformance import BackendConformance, KnownSlide
-from tests.slides.made import jpeg_frame, picture, pyramid, tile_frames, write_dicom
+from tests.slides.sample_files import jpeg_frame, picture, pyramid, tile_frames, write_dicom
 
 LEVELS = pyramid(picture(333, 251), 3)
 LABEL = picture(90, 90, seed=4)
 
 
 def through_jpeg(pixels: RGB, tile: int) -> RGB:
-    """What a JPEG of each tile holds, by a second decoder."""
+    """The pixels of the JPEG of each tile, decoded by a second decoder."""
     columns = -(-pixels.shape[1] // tile)
     tiles = [imagecodecs.jpeg8_decode(jpeg_frame(frame)) for frame in tile_frames(pixels, tile)]
     rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
@@ -36,7 +36,7 @@ class TestJpeg(BackendConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+    def known_slide(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
         paths = write_dicom(tmp_path_factory.mktemp("dicom"), LEVELS, mpp=(0.25, 0.26), label=LABEL)
         pixels = [through_jpeg(level, 64) for level in LEVELS]
         return KnownSlide(
@@ -49,7 +49,7 @@ class TestJpeg2000(BackendConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+    def known_slide(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
         folder = tmp_path_factory.mktemp("dicom")
         write_dicom(folder, LEVELS, coding="jpeg2000")
         return KnownSlide(folder, LEVELS, mpp=(0.5, 0.5))
@@ -60,7 +60,7 @@ class TestSparse(BackendConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+    def known_slide(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
         paths = write_dicom(
             tmp_path_factory.mktemp("dicom"), LEVELS, coding="native", mpp=None, sparse={(1, 2), (0, 0)}
         )
@@ -71,14 +71,14 @@ class TestSparse(BackendConformance):
 
 
 def test_threads_never_share_pydicoms_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It decodes what was put into it last: two at once give one tile the pixels of another."""
+    """The data set decodes the frame set last: with two threads, one tile would get the other's pixels."""
     path = write_dicom(tmp_path, LEVELS, coding="native")[0]
     inside, decode = [], PydicomDecoder.decode
     at_once: list[int] = []
 
     def watched(self: PydicomDecoder, frame: bytes) -> np.ndarray:
         inside.append(frame)
-        time.sleep(0.001)  # whoever waits for nothing is inside by now
+        time.sleep(0.001)  # a thread that does not wait for the lock is inside by now
         at_once.append(len(inside))
         try:
             return decode(self, frame)
@@ -93,7 +93,7 @@ def test_threads_never_share_pydicoms_data_set(tmp_path: Path, monkeypatch: pyte
     assert at_once and max(at_once) == 1
 
 
-def test_other_slides_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+def test_other_slides_in_the_folder_are_ignored(tmp_path: Path) -> None:
     write_dicom(tmp_path, LEVELS, coding="native", series="one")
     other = [255 - level for level in LEVELS]
     write_dicom(tmp_path, other, coding="native", series="two")
@@ -106,7 +106,7 @@ def test_other_slides_in_the_folder_are_left_alone(tmp_path: Path) -> None:
         open_slide(tmp_path)
 
 
-def test_a_missing_level_is_no_error_but_a_damaged_one_is(tmp_path: Path) -> None:
+def test_missing_level_is_accepted_but_damaged_level_is_refused(tmp_path: Path) -> None:
     paths = write_dicom(tmp_path, LEVELS)
     paths[1].unlink()
     with open_slide(paths[0]) as slide:
@@ -152,12 +152,14 @@ def test_openslide_reads_the_same(tmp_path: Path) -> None:
         assert [tuple(level.size) for level in slide.levels] == list(other.level_dimensions)
         assert float(other.properties["openslide.mpp-x"]) == pytest.approx(slide.mpp.x)
         assert float(other.properties["openslide.mpp-y"]) == pytest.approx(slide.mpp.y)
-        for level, found in enumerate(slide.levels):
-            theirs = np.asarray(other.read_region((0, 0), level, tuple(found.size)))[..., :3]
-            assert np.abs(slide.read_level(level, Box(0, 0, *found.size)).astype(int) - theirs).max() <= 1
+        for level, level_info in enumerate(slide.levels):
+            theirs = np.asarray(other.read_region((0, 0), level, tuple(level_info.size)))[..., :3]
+            assert (
+                np.abs(slide.read_level(level, Box(0, 0, *level_info.size)).astype(int) - theirs).max() <= 1
+            )
 
 
-def test_imaged_volume_stands_in_for_pixel_spacing(tmp_path: Path) -> None:
+def test_imaged_volume_replaces_missing_pixel_spacing(tmp_path: Path) -> None:
     import pydicom
 
     path = write_dicom(tmp_path, LEVELS[:1], mpp=None)[0]
@@ -169,7 +171,7 @@ def test_imaged_volume_stands_in_for_pixel_spacing(tmp_path: Path) -> None:
         assert slide.mpp.x == pytest.approx(0.25) and slide.mpp.y == pytest.approx(0.25)
 
 
-def test_the_real_sample(kit: Path, tmp_path: Path) -> None:
+def test_real_sample(kit: Path, tmp_path: Path) -> None:
     for name in ("boxes_0.dcm", "boxes_1.dcm"):
         shutil.copy(kit / "slides/fixtures" / name, tmp_path / name)
     with (

@@ -1,4 +1,4 @@
-"""DICOM folders with bad neighbours: a sound file opens, quickly, and what is refused says why."""
+"""DICOM folders with damaged neighbours: a valid file opens quickly, and refusals state the reason."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from lobule.geometry import Box
 from lobule.slides import dicom_series, open_slide
 from lobule.slides.dicom_deflate import HEADER_BYTES, inflate, read_file_meta
 from tests.slides.deflated import write_deflated, write_deflated_bomb
-from tests.slides.made import picture, pyramid, write_dicom
+from tests.slides.sample_files import picture, pyramid, write_dicom
 
 LEVELS = pyramid(picture(150, 120), 2)
 ROOT = Path(__file__).parents[2]
 
 
-def whole(path: Path) -> np.ndarray:
+def read_level_0(path: Path) -> np.ndarray:
     with open_slide(path) as slide:
         return slide.read_level(0, Box(0, 0, *slide.size))
 
 
-def test_deflated_bomb_is_refused_and_leaves_its_neighbour_alone(tmp_path: Path) -> None:
+def test_deflated_bomb_is_refused_and_its_neighbour_opens(tmp_path: Path) -> None:
     sound = write_dicom(tmp_path, LEVELS, coding="native")[0]
     bomb = write_deflated_bomb(sound, tmp_path / "bomb.dcm")
     assert bomb.stat().st_size < 8 << 20
@@ -89,16 +89,16 @@ def test_headers_of_neighbours_are_read_once(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(dicom_series, "_header", counted)
     for path in paths:
-        whole(path)
-    # each neighbour once over all slides, and each slide's file once more, for its own errors
+        read_level_0(path)
+    # Each neighbour is read once for all slides, and the file of each slide once more for its errors.
     assert len(read) == len(paths) + 1 + len(paths)
     paths[3].write_bytes(paths[3].read_bytes() + b"\0\0")  # a file that changed is read again
     read.clear()
-    whole(paths[0])
+    read_level_0(paths[0])
     assert read == [paths[0], paths[3]]
 
 
-def test_series_without_image_type_says_so(tmp_path: Path) -> None:
+def test_series_without_image_type_is_refused_with_the_reason(tmp_path: Path) -> None:
     path = write_dicom(tmp_path, LEVELS[:1], coding="native")[0]
     dataset = pydicom.dcmread(path)
     for image_type, cause in (
@@ -128,7 +128,7 @@ def test_unsupported_compression_is_named(tmp_path: Path) -> None:
     assert "Copy the file again" not in str(caught.value)
 
 
-def test_values_that_bend_the_standard_warn_nobody(tmp_path: Path) -> None:
+def test_values_that_deviate_from_the_standard_do_not_warn(tmp_path: Path) -> None:
     path = write_dicom(tmp_path, LEVELS[:1], coding="native")[0]
     dataset = pydicom.dcmread(path)
     identifier = dataset.SeriesInstanceUID.encode()
@@ -136,5 +136,5 @@ def test_values_that_bend_the_standard_warn_nobody(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(identifier, b"1.02." + identifier[5:]))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert np.array_equal(whole(path), LEVELS[0])
+        assert np.array_equal(read_level_0(path), LEVELS[0])
     assert caught == []

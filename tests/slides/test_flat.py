@@ -1,4 +1,4 @@
-"""Plain images as slides: every pixel type against plain arithmetic, and the limits on what is decoded."""
+"""Plain images as slides: every pixel type compared with simple arithmetic, and the size limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lobule.errors import DamagedFile, TooLarge, UnknownFormat
 from lobule.geometry import Box
 from lobule.slides import open_slide
 from tests.slides.conformance import BackendConformance, KnownSlide
-from tests.slides.made import picture
+from tests.slides.sample_files import picture
 
 PICTURE = picture(181, 133)
 
@@ -27,9 +27,9 @@ class TestPng(BackendConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+    def known_slide(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
         path = tmp_path_factory.mktemp("flat") / "a.png"
-        Image.fromarray(PICTURE).save(path, dpi=(300, 300))  # a printing resolution is no µm/px
+        Image.fromarray(PICTURE).save(path, dpi=(300, 300))  # a printing resolution is not a µm/px
         return KnownSlide(path, [PICTURE])
 
 
@@ -49,11 +49,11 @@ def test_jpeg_agrees_with_a_second_decoder_and_ignores_orientation(tmp_path: Pat
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn by 90 degrees"
     Image.fromarray(PICTURE).save(tmp_path / "a.jpg", quality=90, exif=exif)
-    wanted = imagecodecs.jpeg8_decode((tmp_path / "a.jpg").read_bytes())
-    assert np.abs(read_all(tmp_path / "a.jpg") - wanted).max() <= 1
+    expected = imagecodecs.jpeg8_decode((tmp_path / "a.jpg").read_bytes())
+    assert np.abs(read_all(tmp_path / "a.jpg") - expected).max() <= 1
 
 
-def test_transparent_pixels_lie_on_white(tmp_path: Path) -> None:
+def test_transparent_pixels_are_blended_with_white(tmp_path: Path) -> None:
     rgba = np.dstack([PICTURE, np.linspace(0, 255, PICTURE[..., 0].size).reshape(PICTURE.shape[:2])]).astype(
         np.uint8
     )
@@ -89,7 +89,7 @@ def test_pixels_without_a_known_range_are_refused(tmp_path: Path) -> None:
 
 
 def png_of(width: int, height: int, body: bytes = b"") -> bytes:
-    """A PNG that declares a size and holds whatever it likes."""
+    """A PNG that declares a size independent of its content."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -110,19 +110,19 @@ def test_a_declared_size_is_checked_before_decoding(tmp_path: Path) -> None:
         open_slide(path)
 
 
-def test_large_but_allowed_is_not_taken_for_a_bomb(tmp_path: Path) -> None:
-    """Pillow alone warns of 90 Mpixel; only the header is read here."""
+def test_large_allowed_image_is_not_refused(tmp_path: Path) -> None:
+    """Pillow itself warns from 90 Mpixel on; this test only reads the header."""
     path = tmp_path / "large.png"
     path.write_bytes(png_of(16_000, 16_000))
     with open_slide(path) as slide:
         assert slide.size.area == 256_000_000
 
 
-def test_a_cut_file_is_damaged_not_grey(tmp_path: Path) -> None:
+def test_truncated_file_is_an_error_instead_of_grey(tmp_path: Path) -> None:
     for suffix in ("png", "jpg", "bmp"):
-        whole, cut = tmp_path / f"a.{suffix}", tmp_path / f"cut.{suffix}"
-        Image.fromarray(PICTURE).save(whole)
-        data = whole.read_bytes()
+        complete, cut = tmp_path / f"a.{suffix}", tmp_path / f"cut.{suffix}"
+        Image.fromarray(PICTURE).save(complete)
+        data = complete.read_bytes()
         cut.write_bytes(data[: len(data) // 2])
         with open_slide(cut) as slide, pytest.raises(DamagedFile, match=f"cut.{suffix}"):
             slide.read_level(0, Box(0, 0, 10, 10))

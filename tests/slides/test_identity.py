@@ -9,7 +9,7 @@ import pytest
 
 from lobule.errors import NotReadable
 from lobule.slides.identity import same_slide, slide_fingerprint
-from tests.slides.made import picture, pyramid, write_dicom
+from tests.slides.sample_files import picture, pyramid, write_dicom
 
 
 def append(path: Path, data: bytes = b"x") -> None:
@@ -22,7 +22,7 @@ def test_a_single_file_has_the_hash_that_sha256sum_prints(tmp_path: Path) -> Non
     assert slide_fingerprint(str(slide)) == f"sha256:{hashlib.sha256(slide.read_bytes()).hexdigest()}"
 
 
-def test_one_file_of_a_dicom_series_stands_for_all_of_them(tmp_path: Path) -> None:
+def test_every_file_of_a_dicom_series_gives_the_same_identity(tmp_path: Path) -> None:
     files = write_dicom(tmp_path / "slide", pyramid(picture(300, 200), 2))
     first, second = str(files[0]), str(files[1])
     before = slide_fingerprint(first)

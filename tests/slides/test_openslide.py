@@ -1,4 +1,4 @@
-"""OpenSlide's slides: pixel-exact at every level, also where a downsample is no whole number."""
+"""Slides read with OpenSlide: exact pixels at every level, also if a downsample is not an integer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lobule.geometry import Box
 from lobule.slides import open_slide
 from lobule.slides.openslide import aligned_start
 from tests.slides.conformance import BackendConformance, KnownSlide
-from tests.slides.made import picture, pyramid, write_tiff
+from tests.slides.sample_files import picture, pyramid, write_tiff
 
 REAL_SLIDES = (
     "CMU-1-Small-Region.svs",
@@ -30,56 +30,56 @@ class TestWholeDownsamples(BackendConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+    def known_slide(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
         levels = pyramid(picture(512, 384), 3)
         path = write_tiff(tmp_path_factory.mktemp("os") / "a.tif", levels, mpp=0.25, compression="deflate")
         return KnownSlide(path, levels, mpp=(0.25, 0.25))
 
 
 class TestOddDownsamples(BackendConformance):
-    """Levels cut to whole pixels: 1111 → 277 is 4.0108, at which OpenSlide alone would interpolate."""
+    """Rounded level sizes: 1111 → 277 is a factor of 4.0108, at which OpenSlide itself would interpolate."""
 
     reader = "openslide"
 
     @pytest.fixture(scope="class")
     @classmethod
-    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+    def known_slide(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
         levels = pyramid(picture(1111, 701), 3, stride=2)
         return KnownSlide(write_tiff(tmp_path_factory.mktemp("os") / "a.tif", levels, tile=256), levels)
 
 
-def test_aligned_starts_hit_whole_pixels_or_come_as_near_as_can_be() -> None:
+def test_aligned_starts_are_at_or_near_integer_level_0_positions() -> None:
     for downsample, tolerance in ((2.0, 0), (4.0, 0), (2222 / 555, 2e-3), (16.0748, 2e-3), (4.0017, 0.125)):
-        for wanted in range(0, 20_000, 1024):
-            level_x, l0_x = aligned_start(wanted, downsample)
-            assert wanted - 512 <= level_x <= wanted
+        for requested in range(0, 20_000, 1024):
+            level_x, l0_x = aligned_start(requested, downsample)
+            assert requested - 512 <= level_x <= requested
             assert abs(l0_x / downsample - level_x) <= tolerance
 
 
-def test_printing_resolutions_are_no_mpp(tmp_path: Path) -> None:
+def test_printing_resolution_is_not_used_as_mpp(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", [picture(100, 80)], resolution=(72, 72), resolutionunit="INCH")
     with open_slide(path, backend="openslide") as slide:
         assert float(slide.properties["openslide.mpp-x"]) > 300
         assert slide.found_mpp is None
 
 
-def test_transparent_places_are_white(tmp_path: Path) -> None:
+def test_transparent_areas_are_white(tmp_path: Path) -> None:
     """A missing tile is transparent to OpenSlide."""
     pixels = picture(256, 192)
     path = write_tiff(tmp_path / "a.tif", [pixels])
     with tifffile.TiffFile(path) as tif:
         offsets = tif.pages.first.tags["TileOffsets"]
         counts = tif.pages.first.tags["TileByteCounts"]
-        places = [tag.valueoffset + 5 * (4 if tag.dtype == 4 else 2) for tag in (offsets, counts)]
+        offsets_in_file = [tag.valueoffset + 5 * (4 if tag.dtype == 4 else 2) for tag in (offsets, counts)]
         widths = [4 if tag.dtype == 4 else 2 for tag in (offsets, counts)]
     data = bytearray(path.read_bytes())
-    for place, width in zip(places, widths, strict=True):
-        data[place : place + width] = bytes(width)
+    for offset, width in zip(offsets_in_file, widths, strict=True):
+        data[offset : offset + width] = bytes(width)
     path.write_bytes(data)
-    wanted = pixels.copy()
-    wanted[64:128, 64:128] = 255
+    expected = pixels.copy()
+    expected[64:128, 64:128] = 255
     with open_slide(path, backend="openslide") as slide:
-        assert np.array_equal(slide.read_level(0, Box(0, 0, 256, 192)), wanted)
+        assert np.array_equal(slide.read_level(0, Box(0, 0, 256, 192)), expected)
 
 
 def test_one_damaged_tile_is_named_and_the_rest_stays_readable(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_one_damaged_tile_is_named_and_the_rest_stays_readable(tmp_path: Path) -
             assert np.array_equal(slide.read_level(0, Box(384, 0, 128, 384)), pixels[:, 384:])
 
 
-def test_a_file_that_openslide_cannot_finish_opening_is_damaged(tmp_path: Path) -> None:
+def test_file_that_openslide_fails_to_open_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "a.mrxs").write_bytes(b"MRXS")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "Slidedat.ini").write_text("[GENERAL]\nSLIDE_VERSION = 1\n")
@@ -110,14 +110,14 @@ def test_a_file_that_openslide_cannot_finish_opening_is_damaged(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", REAL_SLIDES)
 def test_every_backend_agrees_with_openslide_on_real_slides(kit: Path, name: str) -> None:
-    """Each level whole, through Lobule's first choice of backend and through OpenSlide as it is."""
+    """Compare each complete level as read by Lobule's first backend and by OpenSlide itself."""
     path = kit / "slides" / name
     with open_slide(path) as slide, openslide.OpenSlide(path) as other:
         assert [tuple(level.size) for level in slide.levels] == list(other.level_dimensions)
         assert set(slide.associated) == set(other.associated_images)
-        for level, found in enumerate(slide.levels):
-            theirs = np.asarray(other.read_region((0, 0), level, tuple(found.size)))[..., :3]
-            ours = slide.read_level(level, Box(0, 0, *found.size))
+        for level, level_info in enumerate(slide.levels):
+            theirs = np.asarray(other.read_region((0, 0), level, tuple(level_info.size)))[..., :3]
+            ours = slide.read_level(level, Box(0, 0, *level_info.size))
             assert np.array_equal(ours, theirs)
         for key in slide.associated:
             theirs = np.asarray(other.associated_images[key].convert("RGB"))

@@ -1,4 +1,4 @@
-"""Resampling: equal to exact area averages, and a pixel is the same whatever box it was read in."""
+"""Resampling equals exact area averages, and a pixel does not depend on the box it is read in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import lobule.slides.resample as resample
 from lobule.geometry import Box, Lattice
 from lobule.slides import RGB, Slide, open_slide
 from lobule.slides.resample import choose_source, read_resampled, taps_of
-from tests.slides.made import picture, pyramid, write_tiff
+from tests.slides.sample_files import picture, pyramid, write_tiff
 from tests.slides.test_tiff import write_jpeg
 
 STEPS = st.one_of(
@@ -28,7 +28,7 @@ STEPS = st.one_of(
 
 @pytest.fixture(scope="module")
 def lossless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slide]:
-    """One level, so that everything is made from level 0."""
+    """One level, so that everything is resampled from level 0."""
     path = write_tiff(tmp_path_factory.mktemp("re") / "a.tif", [picture(233, 181)], mpp=0.25)
     with open_slide(path, backend="tiff") as slide:
         yield slide
@@ -46,7 +46,7 @@ def lattice_of(slide: Slide, step: Fraction, step_y: Fraction | None = None) -> 
 
 
 def area_means(pixels: RGB, step: Fraction, box: Box) -> NDArray[Any]:
-    """Means over the exact areas, white outside, in plain float64: the definition."""
+    """Reference implementation: means over the exact areas, white outside, in float64."""
 
     def shares(start: int, count: int, length: int) -> NDArray[Any]:
         out = np.zeros((count, length))
@@ -69,7 +69,7 @@ def test_areas_are_exact(lossless: Slide, step: Fraction, x: int, y: int) -> Non
     got = read_resampled(lossless, lattice_of(lossless, step), box)
     assert (
         np.abs(got - area_means(pixels, step, box)).max() <= 0.8
-    )  # half a level of rounding, and the weights
+    )  # half a grey level of rounding, and the error of the weights
 
 
 @given(step=STEPS, data=st.data())
@@ -85,11 +85,11 @@ def test_a_pixel_does_not_depend_on_its_box(
     cut_x, cut_y = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 36))
     rows = []
     for top, bottom in ((0, cut_y), (cut_y, 37)):
-        parts = [
+        tiles = [
             slide.read_lattice(lattice, Box(box.x + left, box.y + top, right - left, bottom - top))
             for left, right in ((0, cut_x), (cut_x, 41))
         ]
-        rows.append(np.concatenate(parts, axis=1))
+        rows.append(np.concatenate(tiles, axis=1))
     assert np.array_equal(np.concatenate(rows), together)
 
 
@@ -127,8 +127,8 @@ def test_enlarging_keeps_a_ramp_straight(tmp_path: Path) -> None:
     with open_slide(write_tiff(tmp_path / "a.tif", [ramp]), backend="tiff") as slide:
         step = Fraction(3, 8)
         got = read_resampled(slide, lattice_of(slide, step), Box(20, 20, 250, 5))
-        wanted = 2 * ((np.arange(20, 270) + 0.5) * float(step) - 0.5)
-        assert np.abs(got[..., 0] - wanted).max() <= 0.6
+        expected = 2 * ((np.arange(20, 270) + 0.5) * float(step) - 0.5)
+        assert np.abs(got[..., 0] - expected).max() <= 0.6
 
 
 @given(
@@ -157,9 +157,9 @@ def test_the_source_is_the_coarsest_that_is_fine_enough(jpeg: Slide, lossless: S
         Fraction(3, 4): (0, 1), Fraction(1): (0, 1), Fraction(3, 2): (0, 1), Fraction(2): (0, 2),
         Fraction(39, 10): (0, 2), Fraction(17, 4): (1, 1), Fraction(9): (1, 2), Fraction(100): (1, 8),
     }  # fmt: skip
-    for step, wanted in chosen.items():
+    for step, expected in chosen.items():
         source = choose_source(jpeg, lattice_of(jpeg, step))
-        assert (source.level, source.reduce) == wanted or step == 4
+        assert (source.level, source.reduce) == expected or step == 4
         assert choose_source(lossless, lattice_of(lossless, step)).level == 0
 
 
@@ -177,5 +177,5 @@ def test_a_thumbnail_is_the_mean_of_the_slide(lossless: Slide) -> None:
     thumbnail = lossless.thumbnail(64)
     assert max(thumbnail.shape) == 64
     step = Fraction(233, 64)
-    wanted = area_means(pixels, step, Box(0, 0, thumbnail.shape[1], thumbnail.shape[0]))
-    assert np.abs(thumbnail - wanted).max() <= 0.8
+    expected = area_means(pixels, step, Box(0, 0, thumbnail.shape[1], thumbnail.shape[0]))
+    assert np.abs(thumbnail - expected).max() <= 0.8

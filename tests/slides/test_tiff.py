@@ -1,4 +1,4 @@
-"""TIFF by tile: equal to OpenSlide and tifffile, each tile decoded once."""
+"""TIFF read tile by tile: same pixels as OpenSlide and tifffile, and each tile is decoded once."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lobule.geometry import Box, Size
 from lobule.slides import open_slide
 from lobule.slides.tiff import TiffBackend, open_backend
 from tests.slides.conformance import block_means
-from tests.slides.made import picture, pyramid, tile_frames, write_tiff
+from tests.slides.sample_files import picture, pyramid, tile_frames, write_tiff
 from tests.slides.tiffs import (
     APERIO,
     backend_of,
     by_openslide,
     overwrite,
-    whole,
+    read_level,
     write_jpeg,
     ycbcr_stream,
 )
@@ -33,23 +33,23 @@ from tests.slides.tiffs import (
 
 
 @pytest.mark.parametrize("subsampling", ["444", "422", "420", "rgb"])
-def test_jpeg_pixels_are_openslides(tmp_path: Path, subsampling: str) -> None:
+def test_jpeg_pixels_equal_openslide(tmp_path: Path, subsampling: str) -> None:
     path = write_jpeg(tmp_path / "a.tif", pyramid(picture(400, 300), 2), subsampling=subsampling)
     with open_slide(path, backend="tiff") as slide:
-        for level, found in enumerate(slide.levels):
-            box = Box(0, 0, *found.size)
+        for level, level_info in enumerate(slide.levels):
+            box = Box(0, 0, *level_info.size)
             assert np.array_equal(slide.read_level(level, box), by_openslide(path, level, box))
 
 
-def test_the_tiff_decides_on_the_colours_of_a_jpeg(tmp_path: Path) -> None:
-    """Streams with a JFIF segment, which says YCbCr, in pages that say RGB: OpenSlide believes the page."""
+def test_tiff_determines_the_colours_of_a_jpeg(tmp_path: Path) -> None:
+    """Streams with a JFIF segment, which implies YCbCr, in RGB pages: OpenSlide uses the page."""
     tiles = [ycbcr_stream(tile, "444") for tile in tile_frames(picture(128, 128), 64)]
     assert tiles[0][2:4] == b"\xff\xe0"
     with tifffile.TiffWriter(tmp_path / "a.tif") as out:
         out.write(iter(tiles), shape=(128, 128, 3), dtype="uint8", tile=(64, 64), compression="jpeg",
                   photometric="rgb", metadata=None)  # fmt: skip
     box = Box(0, 0, 128, 128)
-    assert np.array_equal(whole(tmp_path / "a.tif"), by_openslide(tmp_path / "a.tif", 0, box))
+    assert np.array_equal(read_level(tmp_path / "a.tif"), by_openslide(tmp_path / "a.tif", 0, box))
 
 
 @pytest.mark.parametrize(("compression", "mean"), [(33003, 1.0), (33005, 0.0)])
@@ -67,7 +67,7 @@ def test_aperio_jpeg2000(tmp_path: Path, compression: int, mean: float) -> None:
                   photometric="rgb", description=APERIO, metadata=None)  # fmt: skip
     with tifffile.TiffFile(path, mode="r+b") as tif:
         tif.pages[0].tags["Compression"].overwrite(compression)
-    got = whole(path)
+    got = read_level(path)
     assert np.abs(got.astype(int) - pixels).mean() <= mean
     assert np.abs(got.astype(int) - by_openslide(path, 0, Box(0, 0, 128, 128))).max() <= (mean > 0)
 
@@ -76,18 +76,18 @@ def test_aperio_jpeg2000(tmp_path: Path, compression: int, mean: float) -> None:
     "name",
     ["CMU-1-Small-Region.svs", "idc_8863.tif", "idc_8865.tif", "fixtures/boxes.tiff", "fixtures/small.svs"],
 )
-def test_real_slides_are_openslides(kit: Path, name: str) -> None:
+def test_real_slides_equal_openslide(kit: Path, name: str) -> None:
     path = kit / "slides" / name
     with open_slide(path) as slide, openslide.OpenSlide(path) as theirs:
         assert isinstance(slide.backend, TiffBackend)
         assert [tuple(level.size) for level in slide.levels] == list(theirs.level_dimensions)
-        for level, found in enumerate(slide.levels):
-            box = Box(0, 0, *found.size)
+        for level, level_info in enumerate(slide.levels):
+            box = Box(0, 0, *level_info.size)
             assert np.array_equal(slide.read_level(level, box), by_openslide(path, level, box))
         assert set(slide.associated) == set(theirs.associated_images)
         for image in slide.associated:
-            wanted = np.asarray(theirs.associated_images[image].convert("RGB"))
-            assert np.array_equal(slide.read_associated(image), wanted)
+            expected = np.asarray(theirs.associated_images[image].convert("RGB"))
+            assert np.array_equal(slide.read_associated(image), expected)
         for key, value in slide.properties.items():
             assert theirs.properties[key] == value
 
@@ -98,22 +98,24 @@ def test_real_slides_are_openslides(kit: Path, name: str) -> None:
 @pytest.mark.parametrize("predictor", [False, True])
 @pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd", "packbits", "lzma"])
 @pytest.mark.parametrize(
-    "more",
+    "write_options",
     [{}, {"planarconfig": "separate"}, {"byteorder": ">"}, {"bits": 16, "byteorder": ">"}],
     ids=["plain", "planes", "big-endian", "16-bit"],
 )
 def test_lossless_codecs(
-    tmp_path: Path, compression: str | None, predictor: bool, more: dict[str, Any]
+    tmp_path: Path, compression: str | None, predictor: bool, write_options: dict[str, Any]
 ) -> None:
     pixels = picture(150, 133)
-    stored = pixels.astype(np.uint16) * 257 if more.get("bits") == 16 else pixels
-    options = {"planarconfig": "contig"} | {k: v for k, v in more.items() if k not in ("bits", "byteorder")}
+    stored = pixels.astype(np.uint16) * 257 if write_options.get("bits") == 16 else pixels
+    options = {"planarconfig": "contig"} | {
+        k: v for k, v in write_options.items() if k not in ("bits", "byteorder")
+    }
     if options["planarconfig"] == "separate":
         stored = np.moveaxis(stored, -1, 0)
-    with tifffile.TiffWriter(tmp_path / "a.tif", byteorder=more.get("byteorder", "<")) as out:
+    with tifffile.TiffWriter(tmp_path / "a.tif", byteorder=write_options.get("byteorder", "<")) as out:
         out.write(stored, photometric="rgb", tile=(64, 48), compression=compression, metadata=None,
                   predictor=predictor and compression not in (None, "packbits"), **options)  # fmt: skip
-    assert np.array_equal(whole(tmp_path / "a.tif"), pixels)
+    assert np.array_equal(read_level(tmp_path / "a.tif"), pixels)
 
 
 @pytest.mark.parametrize("compression", ["webp", "jpeg2000"])
@@ -122,20 +124,20 @@ def test_lossless_image_codecs(tmp_path: Path, compression: str) -> None:
     args = {"lossless": True} if compression == "webp" else {"reversible": True}
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(64, 64), compression=compression,
                      compressionargs=args, metadata=None)  # fmt: skip
-    assert np.array_equal(whole(tmp_path / "a.tif"), pixels)
+    assert np.array_equal(read_level(tmp_path / "a.tif"), pixels)
 
 
 def test_16_bits_are_scaled_and_rounded(tmp_path: Path) -> None:
     grey = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     tifffile.imwrite(tmp_path / "a.tif", grey, photometric="minisblack", tile=(64, 64), metadata=None)
-    wanted = np.floor(grey * (255 / 65535) + 0.5)
-    assert np.array_equal(whole(tmp_path / "a.tif"), np.repeat(wanted[..., None], 3, axis=2))
+    expected = np.floor(grey * (255 / 65535) + 0.5)
+    assert np.array_equal(read_level(tmp_path / "a.tif"), np.repeat(expected[..., None], 3, axis=2))
 
 
-def test_white_may_be_zero(tmp_path: Path) -> None:
+def test_min_is_white_is_inverted(tmp_path: Path) -> None:
     grey = picture(100, 80)[..., 1]
     tifffile.imwrite(tmp_path / "a.tif", grey, photometric="miniswhite", tile=(64, 64), metadata=None)
-    assert np.array_equal(whole(tmp_path / "a.tif")[..., 2], 255 - grey)
+    assert np.array_equal(read_level(tmp_path / "a.tif")[..., 2], 255 - grey)
 
 
 def test_palettes(tmp_path: Path) -> None:
@@ -144,25 +146,25 @@ def test_palettes(tmp_path: Path) -> None:
     tifffile.imwrite(
         tmp_path / "a.tif", index, photometric="palette", colormap=colours, tile=(64, 64), metadata=None
     )
-    assert np.array_equal(whole(tmp_path / "a.tif"), (colours // 257).T[index])
+    assert np.array_equal(read_level(tmp_path / "a.tif"), (colours // 257).T[index])
 
 
 @pytest.mark.parametrize("kind", ["unassalpha", "assocalpha", "unspecified"])
-def test_alpha_lies_on_white(tmp_path: Path, kind: str) -> None:
+def test_alpha_is_blended_with_white(tmp_path: Path, kind: str) -> None:
     colours, alpha = picture(100, 80), picture(100, 80, seed=3)[..., :1]
     opacity = alpha / 255
     stored = np.rint(colours * opacity).astype(np.uint8) if kind == "assocalpha" else colours
     tifffile.imwrite(tmp_path / "a.tif", np.concatenate([stored, alpha], axis=2), photometric="rgb",
                      extrasamples=[kind], tile=(64, 64), metadata=None)  # fmt: skip
-    wanted = colours if kind == "unspecified" else colours * opacity + 255 * (1 - opacity)
-    assert np.abs(whole(tmp_path / "a.tif") - wanted).max() <= 1
+    expected = colours if kind == "unspecified" else colours * opacity + 255 * (1 - opacity)
+    assert np.abs(read_level(tmp_path / "a.tif") - expected).max() <= 1
 
 
 # -- which pages are levels ---------------------------------------------------------------------------------
 
 
-def test_pages_that_are_no_levels_are_left_out(tmp_path: Path) -> None:
-    """Neither other pictures nor cut-outs of the same, in any order; unmarked pages are judged by shape."""
+def test_pages_that_are_not_levels_are_ignored(tmp_path: Path) -> None:
+    """Neither other pictures nor crops are levels, in any order; unmarked pages are judged by shape."""
     base, half = pyramid(picture(400, 300), 2)
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as out:
@@ -176,7 +178,7 @@ def test_pages_that_are_no_levels_are_left_out(tmp_path: Path) -> None:
 def test_shared_tables_are_joined_to_each_tile(tmp_path: Path) -> None:
     pixels, path = picture(128, 128), tmp_path / "a.tif"
     streams = [ycbcr_stream(tile, "420") for tile in tile_frames(pixels, 64)]
-    wanted = [imagecodecs.jpeg8_decode(stream) for stream in streams]
+    expected = [imagecodecs.jpeg8_decode(stream) for stream in streams]
 
     def split(stream: bytes) -> tuple[bytes, bytes]:
         frame = stream.index(b"\xff\xc0")
@@ -188,8 +190,8 @@ def test_shared_tables_are_joined_to_each_tile(tmp_path: Path) -> None:
         out.write(iter([split(stream)[1] for stream in streams]), shape=pixels.shape, dtype="uint8",
                   tile=(64, 64), compression="jpeg", photometric="ycbcr", metadata=None,
                   jpegtables=split(streams[0])[0])  # fmt: skip
-    got = whole(path)
-    for index, tile in enumerate(wanted):
+    got = read_level(path)
+    for index, tile in enumerate(expected):
         y, x = index // 2 * 64, index % 2 * 64
         assert np.array_equal(got[y : y + 64, x : x + 64], tile)
 
@@ -198,13 +200,13 @@ def test_missing_tiles_are_white(tmp_path: Path) -> None:
     pixels = picture(256, 192)
     path = write_tiff(tmp_path / "a.tif", [pixels], compression="deflate")
     overwrite(path, "TileByteCounts", 5, 0)
-    wanted = pixels.copy()
-    wanted[64:128, 64:128] = 255
-    assert np.array_equal(whole(path), wanted)
+    expected = pixels.copy()
+    expected[64:128, 64:128] = 255
+    assert np.array_equal(read_level(path), expected)
 
 
 @pytest.mark.parametrize("software", ["Philips DP v1.0", "MedScan"])
-def test_formats_that_openslide_knows_better_are_left_to_it(tmp_path: Path, software: str) -> None:
+def test_formats_of_openslide_are_left_to_it(tmp_path: Path, software: str) -> None:
     path = write_tiff(tmp_path / "a.tif", [picture(100, 80)], software=software)
     assert open_backend(str(path)) is None
 
@@ -215,7 +217,7 @@ def test_ventana_is_left_to_openslide(tmp_path: Path) -> None:
     assert open_backend(str(path)) is None
 
 
-def test_what_is_no_brightfield_image_is_refused_or_left(tmp_path: Path) -> None:
+def test_other_images_than_brightfield_are_refused_or_left_to_openslide(tmp_path: Path) -> None:
     channels = np.zeros((5, 64, 64), np.uint8)
     tifffile.imwrite(
         tmp_path / "a.ome.tif", channels, metadata={"axes": "CYX"}, photometric="minisblack", tile=(32, 32)
@@ -233,7 +235,7 @@ def test_what_is_no_brightfield_image_is_refused_or_left(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("more", "mpp", "source"),
+    ("options", "mpp", "source"),
     [
         ({"resolution": (20000, 40000), "resolutionunit": "CENTIMETER"}, (0.5, 0.25), "XResolution"),
         ({"resolution": (101600, 101600), "resolutionunit": "INCH"}, (0.25, 0.25), "XResolution"),
@@ -252,15 +254,15 @@ def test_what_is_no_brightfield_image_is_refused_or_left(tmp_path: Path) -> None
     ],
 )  # fmt: skip
 def test_mpp_and_its_source(
-    tmp_path: Path, more: dict[str, Any], mpp: tuple[float, float] | None, source: str
+    tmp_path: Path, options: dict[str, Any], mpp: tuple[float, float] | None, source: str
 ) -> None:
-    path = write_tiff(tmp_path / "a.tif", [picture(100, 80)], **more)
-    found = backend_of(path).found_mpp
+    path = write_tiff(tmp_path / "a.tif", [picture(100, 80)], **options)
+    stated_mpp = backend_of(path).found_mpp
     if mpp is None:
-        assert found is None
+        assert stated_mpp is None
     else:
-        assert found is not None and source in found.source
-        assert (found.mpp.x, found.mpp.y) == pytest.approx(mpp, rel=1e-6)
+        assert stated_mpp is not None and source in stated_mpp.source
+        assert (stated_mpp.mpp.x, stated_mpp.mpp.y) == pytest.approx(mpp, rel=1e-6)
 
 
 # -- reduced decoding ---------------------------------------------------------------------------------------
@@ -268,18 +270,18 @@ def test_mpp_and_its_source(
 
 @pytest.mark.parametrize("subsampling", ["444", "422", "420", "rgb"])
 def test_reduced_tiles_are_means(tmp_path: Path, subsampling: str) -> None:
-    """Against box means of the full decode: the same picture, and in the last columns mixed with white."""
+    """Compare with box means of the full decoding, which are mixed with white in the last columns."""
     path = write_jpeg(tmp_path / "a.tif", [picture(197, 131)], subsampling=subsampling)
-    pixels = whole(path)
+    pixels = read_level(path)
     assert backend_of(path).reductions(0) == (1, 2, 4, 8)
     for reduce in (2, 4, 8):
-        got = whole(path, reduce=reduce)
+        got = read_level(path, reduce=reduce)
         padded = np.pad(pixels, ((0, -131 % reduce), (0, -197 % reduce), (0, 0)), constant_values=255)
-        wanted = block_means(padded, reduce)
-        assert got.shape == wanted.shape
-        assert np.abs(got - wanted).mean() < 3.0
-        assert abs(got.mean() - wanted.mean()) < 0.5
-        assert np.abs(got[:, -1] - wanted[:, -1]).max() <= 0.5
+        expected = block_means(padded, reduce)
+        assert got.shape == expected.shape
+        assert np.abs(got - expected).mean() < 3.0
+        assert abs(got.mean() - expected.mean()) < 0.5
+        assert np.abs(got[:, -1] - expected[:, -1]).max() <= 0.5
 
 
 def test_only_jpeg_tiles_that_divide_are_reduced(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files with several channels are refused, and the levels of one pyramid hold one kind of pixels."""
+"""Files with several channels are refused, and all levels of a pyramid must have one pixel type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lobule.errors import UnknownFormat
 from lobule.geometry import Box, Size
 from lobule.slides import RGB, open_slide
 from lobule.slides.check import check_slide
-from tests.slides.made import halved, picture, pyramid
+from tests.slides.sample_files import halved, picture, pyramid
 
 LEVELS = pyramid(picture(400, 300), 3)
 CHANNELS = ("DAPI", "Opal 520", "Opal 690")
@@ -69,7 +69,7 @@ def test_brightfield_qptiff_reads_as_before(tmp_path: Path) -> None:
         assert np.array_equal(slide.read_level(2, Box(0, 0, 100, 75)), LEVELS[2])
 
 
-def test_one_grey_channel_reads_and_its_rgb_thumbnail_is_no_level(tmp_path: Path) -> None:
+def test_one_grey_channel_reads_and_its_rgb_thumbnail_is_not_a_level(tmp_path: Path) -> None:
     path = write_qptiff(tmp_path / "a.qptiff", CHANNELS[:1])
     with open_slide(path) as slide:
         assert [level.size for level in slide.levels] == [Size(400, 300), Size(200, 150), Size(100, 75)]
@@ -109,7 +109,7 @@ def test_ome_tiff_with_planes_named_red_green_and_blue_is_rgb(tmp_path: Path) ->
 
 @pytest.mark.parametrize("planarconfig", ["contig", "separate"])
 @pytest.mark.parametrize("channels", [2, 3, 4, 7])
-def test_samples_that_no_photometric_interpretation_explains_are_refused(
+def test_samples_beyond_the_photometric_interpretation_are_refused(
     tmp_path: Path, channels: int, planarconfig: str
 ) -> None:
     pixels = np.stack([LEVELS[0][..., index % 3] for index in range(channels)])
@@ -120,7 +120,7 @@ def test_samples_that_no_photometric_interpretation_explains_are_refused(
         open_slide(tmp_path / "a.tif")
 
 
-def test_grey_with_transparency_and_planar_rgb_are_no_channels(tmp_path: Path) -> None:
+def test_grey_with_transparency_and_planar_rgb_are_accepted(tmp_path: Path) -> None:
     grey = np.dstack([LEVELS[0][..., 0], np.full(LEVELS[0].shape[:2], 255, np.uint8)])
     tifffile.imwrite(
         tmp_path / "a.tif", grey, photometric="minisblack", extrasamples=["unassalpha"], tile=(64, 64)
@@ -139,7 +139,7 @@ def test_imagej_hyperstack_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", [LEVELS[1].astype(np.uint16) * 257, LEVELS[1][..., 0]])
-def test_sub_ifds_of_another_kind_are_refused(tmp_path: Path, level: Any) -> None:
+def test_sub_ifds_of_another_pixel_type_are_refused(tmp_path: Path, level: Any) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as out:
         out.write(LEVELS[0], photometric="rgb", tile=(64, 64), subifds=1, metadata=None)
         out.write(level, photometric="rgb" if level.ndim == 3 else "minisblack", tile=(64, 64),

@@ -1,4 +1,4 @@
-"""Every form of tiled TIFF passes the suite that all backends inherit."""
+"""Every variant of tiled TIFF passes the conformance suite of backends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tifffile
 
 from lobule.slides import RGB, open_slide
 from tests.slides.conformance import BackendConformance, KnownSlide
-from tests.slides.made import picture, pyramid, tile_frames, write_tiff
+from tests.slides.sample_files import picture, pyramid, tile_frames, write_tiff
 from tests.slides.tiffs import (
     APERIO,
     decoded,
@@ -25,7 +25,7 @@ class TestTiledPages(BackendConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+    def known_slide(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
         levels = pyramid(picture(523, 389), 3)
         path = tmp_path_factory.mktemp("tiff") / "a.tif"
         write_tiff(path, levels, mpp=0.25, compression="deflate", predictor=True)
@@ -37,41 +37,41 @@ class TestStripsOfOneLevel(BackendConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+    def known_slide(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
         pixels = picture(301, 203)
         path = write_tiff(tmp_path_factory.mktemp("tiff") / "a.tif", [pixels], tile=None, compression="lzw")
         return KnownSlide(path, [pixels])
 
 
 class TestJpegTiles(BackendConformance):
-    """Odd sizes, so that the last tiles reach past the level; the pixels are those that tifffile decodes."""
+    """Odd sizes, so that the last tiles extend beyond the level; tifffile decodes the expected pixels."""
 
     reader = "tiff"
 
     @pytest.fixture(scope="class")
     @classmethod
-    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+    def known_slide(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
         path = tmp_path_factory.mktemp("tiff") / "a.tif"
         write_jpeg(path, pyramid(picture(523, 389), 2, stride=2), bigtiff=True)
         return KnownSlide(path, decoded(path))
 
 
 class TestOmePlanesInSubifds(BackendConformance):
-    """Red, green and blue as pages of their own, their pyramids in SubIFDs; x and y differ in µm/px."""
+    """Red, green and blue as separate pages with pyramids in SubIFDs; the µm/px differs in x and y."""
 
     reader = "tiff"
 
     @pytest.fixture(scope="class")
     @classmethod
-    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+    def known_slide(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
         levels = pyramid(picture(310, 254), 3)
         path = tmp_path_factory.mktemp("tiff") / "a.ome.tif"
         metadata = {"axes": "CYX", "PhysicalSizeX": 500, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.25}
-        how: dict[str, Any] = {"tile": (64, 64), "compression": "zstd", "photometric": "minisblack"}
+        options: dict[str, Any] = {"tile": (64, 64), "compression": "zstd", "photometric": "minisblack"}
         with tifffile.TiffWriter(path, ome=True) as out:
-            out.write(np.moveaxis(levels[0], -1, 0), subifds=2, metadata=metadata, **how)
+            out.write(np.moveaxis(levels[0], -1, 0), subifds=2, metadata=metadata, **options)
             for pixels in levels[1:]:
-                out.write(np.moveaxis(pixels, -1, 0), subfiletype=1, metadata=None, **how)
+                out.write(np.moveaxis(pixels, -1, 0), subfiletype=1, metadata=None, **options)
         return KnownSlide(path, levels, mpp=(0.5, 0.25))
 
 
@@ -80,14 +80,14 @@ class TestOmeRgbWithAssociated(BackendConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+    def known_slide(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
         levels, label = pyramid(picture(310, 254), 2), picture(60, 40, seed=5)
         path = tmp_path_factory.mktemp("tiff") / "a.ome.tif"
         with tifffile.TiffWriter(path, ome=True) as out:
             size = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
-            how: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb"}
-            out.write(levels[0], subifds=1, metadata={"axes": "YXS", "Name": "scan", **size}, **how)
-            out.write(levels[1], subfiletype=1, metadata=None, **how)
+            options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb"}
+            out.write(levels[0], subifds=1, metadata={"axes": "YXS", "Name": "scan", **size}, **options)
+            out.write(levels[1], subfiletype=1, metadata=None, **options)
             out.write(label, photometric="rgb", metadata={"axes": "YXS", "Name": "label image"})
         return KnownSlide(path, levels, mpp=(0.5, 0.5), associated={"label": label})
 
@@ -99,7 +99,7 @@ class TestAperio(BackendConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def known(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
+    def known_slide(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
         path = tmp_path_factory.mktemp("tiff") / "a.svs"
         levels = pyramid(picture(403, 305), 2, stride=2)
         beside = [picture(60, 50, seed=n) for n in range(3)]
@@ -122,8 +122,11 @@ class TestAperio(BackendConformance):
         names = {"thumbnail": beside[0], "label": beside[1], "macro": beside[2]}
         return KnownSlide(path, [pages[0], pages[2]], mpp=(0.252, 0.252), associated=names)
 
-    def test_properties_have_openslides_names(self, known: KnownSlide) -> None:
-        with open_slide(known.path, backend="tiff") as slide, openslide.OpenSlide(known.path) as theirs:
+    def test_properties_have_openslides_names(self, known_slide: KnownSlide) -> None:
+        with (
+            open_slide(known_slide.path, backend="tiff") as slide,
+            openslide.OpenSlide(known_slide.path) as theirs,
+        ):
             assert slide.format == "aperio-svs"
             for name, value in slide.properties.items():
                 assert theirs.properties[name] == value

@@ -1,4 +1,4 @@
-"""Damaged TIFFs: a tile costs that tile, a directory the file, and each is named."""
+"""Damaged TIFFs: a damaged tile affects only itself, a damaged directory the file; both are named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lobule.geometry import Box
 from lobule.slides import open_slide
 from lobule.slides.cache import PATIENCE
 from lobule.slides.tiff import open_backend
-from tests.slides.made import picture, pyramid, write_tiff
+from tests.slides.sample_files import picture, pyramid, write_tiff
 from tests.slides.tiffs import (
     backend_of,
     decoded,
@@ -52,7 +52,7 @@ def grey_frame(data: bytes) -> bytes:
 
 
 def without_end(data: bytes) -> bytes:
-    """A frame header that claims to be 4 KB long, so that no scan follows it."""
+    """A frame header that declares a length of 4 KB, so that no scan follows it."""
     frame = data.index(b"\xff\xc0")
     return data[: frame + 2] + b"\xff\x11" + data[frame + 4 :]
 
@@ -62,10 +62,12 @@ def without_end(data: bytes) -> bytes:
     "damage",
     [truncated, wider, grey_frame, without_end, lambda data: b"", lambda data: b"\xff\xd8" + bytes(90)],
 )
-def test_one_damaged_jpeg_tile_costs_that_tile(
+def test_damaged_jpeg_tile_affects_only_that_tile(
     tmp_path: Path, damage: Any, patience: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lobule.slides.cache.PATIENCE", patience)  # 0: tiles pass through a thread's memory
+    monkeypatch.setattr(
+        "lobule.slides.cache.PATIENCE", patience
+    )  # 0: tiles are decoded in the buffer of a thread
     path = write_jpeg(tmp_path / "a.tif", pyramid(picture(300, 200), 2))
     good = decoded(path)[0]
     spoil(path, 6, damage)
@@ -79,7 +81,7 @@ def test_one_damaged_jpeg_tile_costs_that_tile(
 
 
 @pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd", "webp", "jpeg2000"])
-def test_other_codecs_say_so_too(tmp_path: Path, compression: str | None) -> None:
+def test_damage_is_reported_for_other_codecs(tmp_path: Path, compression: str | None) -> None:
     path = write_tiff(tmp_path / "a.tif", pyramid(picture(300, 200), 2), compression=compression)
     if compression is None:
         overwrite(path, "TileByteCounts", 6, 1000)
@@ -91,20 +93,23 @@ def test_other_codecs_say_so_too(tmp_path: Path, compression: str | None) -> Non
         assert slide.read_level(0, Box(0, 0, 300, 64)).std() > 1
 
 
-def test_a_tile_beyond_the_end_is_damaged(tmp_path: Path) -> None:
+def test_tile_beyond_the_end_of_the_file_is_damaged(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", [picture(300, 200)], compression="deflate")
     overwrite(path, "TileOffsets", 6, 1 << 30)
-    with open_slide(path, backend="tiff") as slide, pytest.raises(DamagedTile, match="beyond the end of the file"):
+    with (
+        open_slide(path, backend="tiff") as slide,
+        pytest.raises(DamagedTile, match="beyond the end of the file"),
+    ):
         slide.read_level(0, Box(70, 70, 1, 1))
 
 
-def test_looping_and_cut_directories_are_damage(tmp_path: Path) -> None:
+def test_looping_and_truncated_directories_are_errors(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", pyramid(picture(300, 200), 3))
     data = path.read_bytes()
     with tifffile.TiffFile(path) as tif:
         offsets = [page.offset for page in tif.pages]
         links = [offset + 2 + 12 * len(page.tags) for offset, page in zip(offsets, tif.pages, strict=True)]
-    for target, said in (
+    for target, reason in (
         (offsets[0], "twice"),
         (offsets[2], "twice"),
         (1 << 31, "outside"),
@@ -113,14 +118,14 @@ def test_looping_and_cut_directories_are_damage(tmp_path: Path) -> None:
         broken = bytearray(data)
         struct.pack_into("<I", broken, links[2], target)
         path.write_bytes(broken)
-        with pytest.raises(DamagedFile, match=said):
+        with pytest.raises(DamagedFile, match=reason):
             open_backend(str(path))
     path.write_bytes(data[: offsets[2] + 30])
     with pytest.raises(DamagedFile):
         open_backend(str(path))
 
 
-def test_too_few_tiles_are_damage(tmp_path: Path) -> None:
+def test_too_few_tile_positions_are_an_error(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", [picture(300, 200)])
     with tifffile.TiffFile(path, mode="r+b") as tif:
         tif.pages[0].tags["ImageLength"].overwrite(2000)

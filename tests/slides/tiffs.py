@@ -1,4 +1,4 @@
-"""TIFFs of JPEG tiles made for tests, and their pixels read by other programs."""
+"""TIFFs with JPEG tiles for tests, and their pixels as read by other programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tifffile
 from lobule.geometry import Box
 from lobule.slides import RGB, open_slide
 from lobule.slides.tiff import TiffBackend, open_backend
-from tests.slides.made import tile_frames
+from tests.slides.sample_files import tile_frames
 
 SUBSAMPLINGS = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
 
@@ -26,11 +26,11 @@ APERIO = (
 
 
 def write_jpeg(
-    path: Path, levels: Sequence[RGB], *, tile: int = 64, subsampling: str = "420", **more: Any
+    path: Path, levels: Sequence[RGB], *, tile: int = 64, subsampling: str = "420", **options: Any
 ) -> Path:
-    """A pyramid of JPEG tiles: YCbCr, or RGB without a word of it in the streams, as Aperio has it."""
+    """A pyramid of JPEG tiles: YCbCr, or RGB that the streams do not declare, as Aperio writes it."""
     rgb = subsampling == "rgb"
-    with tifffile.TiffWriter(path, bigtiff=more.pop("bigtiff", False)) as out:
+    with tifffile.TiffWriter(path, bigtiff=options.pop("bigtiff", False)) as out:
         for index, pixels in enumerate(levels):
             streams = [
                 rgb_stream(t) if rgb else ycbcr_stream(t, subsampling) for t in tile_frames(pixels, tile)
@@ -38,7 +38,7 @@ def write_jpeg(
             out.write(
                 iter(streams), shape=pixels.shape, dtype="uint8", tile=(tile, tile), compression="jpeg",
                 photometric="rgb" if rgb else "ycbcr", subfiletype=1 if index else 0, metadata=None,
-                subsampling=None if rgb else SUBSAMPLINGS[subsampling], **more,
+                subsampling=None if rgb else SUBSAMPLINGS[subsampling], **options,
             )  # fmt: skip
     return path
 
@@ -48,7 +48,7 @@ def ycbcr_stream(pixels: RGB, subsampling: str) -> bytes:
 
 
 def rgb_stream(pixels: RGB) -> bytes:
-    """RGB stored as it is, its components named 1, 2, 3 and no Adobe segment: only the TIFF says RGB."""
+    """Plain RGB with components named 1, 2, 3 and no Adobe segment: only the TIFF declares RGB."""
     colours = {"colorspace": "RGB", "outcolorspace": "RGB"}
     data = bytearray(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=90, **colours))
     at = data.index(b"\xff\xee")
@@ -60,7 +60,7 @@ def rgb_stream(pixels: RGB) -> bytes:
 
 
 def decoded(path: Path) -> list[RGB]:
-    """The pages by tifffile: another program's way to the same pixels."""
+    """The pages as decoded by tifffile, an independent program."""
     with tifffile.TiffFile(path) as tif:
         return [page.asarray() for page in tif.pages]
 
@@ -76,13 +76,13 @@ def backend_of(path: Path) -> TiffBackend:
     return backend
 
 
-def whole(path: Path, level: int = 0, reduce: int = 1) -> RGB:
+def read_level(path: Path, level: int = 0, reduce: int = 1) -> RGB:
     with open_slide(path, backend="tiff") as slide:
         return slide.read_level(level, Box(0, 0, *slide.reduced_size(level, reduce)), reduce)
 
 
 def overwrite(path: Path, tag: str, index: int, value: int) -> None:
-    """Change one number of a page's array."""
+    """Change one element of an array tag of a page."""
     with tifffile.TiffFile(path) as tif:
         entry = tif.pages[0].tags[tag]
         at, code = entry.valueoffset, "H" if entry.dtype == 3 else "I"

@@ -1,4 +1,4 @@
-"""Opening and reading files in a child process that must survive them, with time and memory watched."""
+"""Open and read files in a child process that must survive them, measuring time and memory."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from lobule.slides.tiff import TiffBackend
 SECONDS = 10.0
 """Processor time that one file may take."""
 PATIENCE = 60.0
-"""Time on the clock after which a file is said to hang."""
+"""Elapsed time after which a file counts as hanging."""
 BYTES = 2 << 30
 MAX_BOXES = 40
 MAX_THUMBNAIL_PIXELS = 50_000_000
 
 
 def exercise(path: Path, backend: str | None = None) -> str:
-    """Open a file and read all of it. What happened, in one word; only `LobuleError`s are caught."""
+    """Open a file and read all of it. Returns the outcome; only `LobuleError`s are caught."""
     outcome = "read"
     try:
         with open_slide(path, backend=backend) as slide:
@@ -46,7 +46,7 @@ def exercise(path: Path, backend: str | None = None) -> str:
 
 
 def everything(slide: Slide) -> Iterator[Callable[[], object]]:
-    """Facts, boxes of 512 over every level, associated images and a thumbnail, each as something to call."""
+    """Functions that read the metadata, boxes of 512 px, associated images and a thumbnail."""
     yield lambda: (
         slide.format,
         dict(slide.properties),
@@ -57,8 +57,8 @@ def everything(slide: Slide) -> Iterator[Callable[[], object]]:
     for index, level in enumerate(slide.levels):
         columns, rows = -(-level.size.width // 512), -(-level.size.height // 512)
         step = max(1, columns * rows // MAX_BOXES)
-        for place in range(0, columns * rows, step):
-            box = Box(place % columns * 512, place // columns * 512, 512, 512)
+        for tile_index in range(0, columns * rows, step):
+            box = Box(tile_index % columns * 512, tile_index // columns * 512, 512, 512)
             yield lambda index=index, box=box: slide.read_level(index, box)
     for name in slide.associated:
         yield lambda name=name: slide.read_associated(name)
@@ -67,7 +67,7 @@ def everything(slide: Slide) -> Iterator[Callable[[], object]]:
 
 
 def _is_sparse(slide: Slide) -> bool:
-    """Whether level 0 stores no tile at all, so that a thumbnail must be cheap whatever its size."""
+    """Whether level 0 stores no tile, so that a thumbnail must be cheap for any size."""
     backend = slide.backend
     return isinstance(backend, TiffBackend) and backend.is_blank(0, Box(0, 0, *slide.size))
 
@@ -89,7 +89,7 @@ class Trial:
 
     @property
     def failed(self) -> str | None:
-        """What is wrong with how this file was met, or None."""
+        """The problem with the outcome of this file, or None."""
         if self.outcome.startswith("!"):
             return self.outcome[1:]
         if self.seconds > SECONDS:
@@ -100,7 +100,7 @@ class Trial:
 
 
 def try_all(paths: list[Path]) -> list[Trial]:
-    """Exercise every file in child processes: one, and another after each crash or hang."""
+    """Read every file in a child process; start another child after each crash or hang."""
     trials: list[Trial] = []
     waiting = list(paths)
     while waiting:
@@ -111,7 +111,7 @@ def try_all(paths: list[Path]) -> list[Trial]:
 
 
 def _one_child(paths: list[Path]) -> list[Trial]:
-    """Trials of as many files as one child survives; the last is the one that ended it, if any."""
+    """Trials of as many files as one child survives; the last one may have ended it."""
     with tempfile.TemporaryFile() as noise:  # C libraries talk to stderr
         child = subprocess.Popen(
             [sys.executable, "-m", "tests.slides.trials"],
@@ -154,10 +154,12 @@ def _child() -> None:
     import resource
 
     _import_backends()
-    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))  # what goes wild ends here, not the machine
+    resource.setrlimit(
+        resource.RLIMIT_AS, (16 << 30, 16 << 30)
+    )  # limits excessive memory use to this process
     for line in sys.stdin:
         path = Path(json.loads(line))
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is that of this file alone
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak, so that it belongs to this file only
         start = time.process_time()
         try:
             outcome = exercise(path)
@@ -165,13 +167,13 @@ def _child() -> None:
                 exercise(path, "openslide")  # which the other backends shield from most damage
         except BaseException as error:
             outcome = f"!{type(error).__name__}: {error}"
-        said = Path("/proc/self/status").read_text()
-        peak = int(said.partition("VmHWM:")[2].split()[0]) * 1024
+        status_text = Path("/proc/self/status").read_text()
+        peak = int(status_text.partition("VmHWM:")[2].split()[0]) * 1024
         print(json.dumps([outcome, time.process_time() - start, peak]), flush=True)
 
 
 def _import_backends() -> None:
-    """Import every backend, so that no file is charged with it."""
+    """Import every backend, so that no file's time includes the imports."""
     from importlib import import_module
 
     from lobule.slides import READERS

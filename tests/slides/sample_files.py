@@ -1,4 +1,4 @@
-"""Small slides made for tests: a picture, its pyramid, and files of each format that hold it."""
+"""Small slides for tests: a generated picture, its pyramid, and files of each format that contain it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lobule.slides import RGB
 
 
 def picture(width: int, height: int, seed: int = 0) -> RGB:
-    """Pink blobs of every size on near-white, with noise: no two places look alike."""
+    """Pink blobs of all sizes on near-white, with noise, so that no two locations look alike."""
     rng = np.random.default_rng(seed)
     field = sum(
         gaussian_filter(rng.standard_normal((height, width)), sigma) * sigma for sigma in (1.5, 5.0, 15.0)
@@ -35,14 +35,14 @@ def picture(width: int, height: int, seed: int = 0) -> RGB:
 
 
 def halved(pixels: RGB) -> RGB:
-    """The next level: means of 2 × 2 px; an odd last row or column is cut, as scanners do."""
+    """The next level: means of 2 × 2 px. An odd last row or column is dropped, as scanners do."""
     height, width = (length // 2 * 2 for length in pixels.shape[:2])
     quads = pixels[:height, :width].reshape(height // 2, 2, width // 2, 2, 3).astype(np.uint16)
     return ((quads.sum(axis=(1, 3)) + 2) // 4).astype(np.uint8)
 
 
 def pyramid(pixels: RGB, levels: int, stride: int = 1) -> list[RGB]:
-    """The picture and its halvings; `stride` 2 keeps every second one, so that levels lie 4 apart."""
+    """The picture and its halvings. With `stride` 2 only every second one, so that levels differ by 4."""
     out = [pixels]
     for _ in range((levels - 1) * stride):
         out.append(halved(out[-1]))
@@ -50,22 +50,22 @@ def pyramid(pixels: RGB, levels: int, stride: int = 1) -> list[RGB]:
 
 
 def write_tiff(
-    path: Path, levels: Sequence[RGB], *, tile: int | None = 64, mpp: float | None = None, **more: Any
+    path: Path, levels: Sequence[RGB], *, tile: int | None = 64, mpp: float | None = None, **options: Any
 ) -> Path:
-    """A pyramidal TIFF, each level a page, tiled or in strips."""
-    where: dict[str, Any] = {"tile": (tile, tile)} if tile else {"rowsperstrip": 32}
+    """A pyramidal TIFF with one page per level, tiled or in strips."""
+    layout: dict[str, Any] = {"tile": (tile, tile)} if tile else {"rowsperstrip": 32}
     if mpp is not None:
-        where |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+        layout |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as out:
         for index, pixels in enumerate(levels):
             out.write(
-                pixels, photometric="rgb", metadata=None, subfiletype=1 if index else 0, **where, **more
+                pixels, photometric="rgb", metadata=None, subfiletype=1 if index else 0, **layout, **options
             )
     return path
 
 
 def tile_frames(pixels: RGB, tile: int) -> list[RGB]:
-    """Tiles in order of rows, the last ones filled up with their edge."""
+    """Tiles row by row. The last ones are padded with their edge pixels."""
     height, width = pixels.shape[:2]
     padded = np.pad(pixels, ((0, -height % tile), (0, -width % tile), (0, 0)), mode="edge")
     return [
@@ -103,7 +103,7 @@ def write_dicom(
     sparse: set[tuple[int, int]] | None = None,
     series: str = "slide",
 ) -> list[Path]:
-    """A slide as a DICOM series, one file a level. `sparse` names tiles of level 0 that are left out."""
+    """A slide as a DICOM series with one file per level. `sparse` lists tiles of level 0 not to store."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index, pixels in enumerate(levels):
@@ -158,20 +158,20 @@ def _wsi_dataset(
     data.SharedFunctionalGroupsSequence = [shared]
     frames = tile_frames(pixels, tile)
     columns = -(-pixels.shape[1] // tile)
-    kept = [i for i in range(len(frames)) if sparse is None or (i % columns, i // columns) not in sparse]
+    stored = [i for i in range(len(frames)) if sparse is None or (i % columns, i // columns) not in sparse]
     data.DimensionOrganizationType = "TILED_FULL" if sparse is None else "TILED_SPARSE"
     if sparse is not None:
         data.PerFrameFunctionalGroupsSequence = [
-            _place(i % columns * tile, i // columns * tile) for i in kept
+            _frame_position(i % columns * tile, i // columns * tile) for i in stored
         ]
-    encoded = [encode(frames[i]) for i in kept]
+    encoded = [encode(frames[i]) for i in stored]
     data.NumberOfFrames = len(encoded)
     pixel_data = b"".join(encoded) if coding == "native" else encapsulate(encoded)
     data.add_new("PixelData", "OB", pixel_data)
     return data
 
 
-def _place(x: int, y: int) -> Dataset:
+def _frame_position(x: int, y: int) -> Dataset:
     position = Dataset()
     position.ColumnPositionInTotalImagePixelMatrix, position.RowPositionInTotalImagePixelMatrix = x + 1, y + 1
     position.XOffsetInSlideCoordinateSystem = position.YOffsetInSlideCoordinateSystem = "0"
