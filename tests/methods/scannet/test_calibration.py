@@ -34,7 +34,7 @@ SETTINGS = replace(CONFIG, rounds=0)
 def simulated(
     slope: float, intercept: float, shifts: tuple[float, ...], count: int = 3000
 ) -> ValidationCells:
-    """Cells whose true probability is a logistic function of their score's logit, on slides that differ."""
+    """Cells whose true probability is a logistic function of their score's logit, on different slides."""
     rng = np.random.default_rng(4)
     logits = np.concatenate([rng.normal(shift, 2, count) for shift in shifts])
     tumour = rng.random(len(logits)) < expit(slope * logits + intercept)
@@ -62,7 +62,7 @@ def test_the_fit_recovers_a_known_miscalibration() -> None:
 
 
 def test_the_threshold_has_the_best_dice_that_the_normal_cells_of_every_slide_allow() -> None:
-    """Against trying every score as the threshold."""
+    """Compared with a search over all scores as the threshold."""
     for slope in (0.5, 1.0, 6.0):
         cells = simulated(slope, -0.5, (-2.0, 0.0, 2.0), count=150)
 

@@ -1,4 +1,4 @@
-"""The gallery of a mining round: the right crops at the right places, capped, and written by a training."""
+"""The gallery of a mining round: pictures, captions, limits and the file that mining writes."""
 
 from __future__ import annotations
 

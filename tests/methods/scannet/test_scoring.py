@@ -1,4 +1,4 @@
-"""Slide scores by forest, and the two ways to findings, through the scanner and out of a training."""
+"""Slide scores by a forest and the two kinds of findings, in scans and after a training."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_slide_scores_are_evaluated_on_unseen_patients(
     ) -> object:
         rows = {p.case.id: np.abs(rng.normal(5 + 50 * bool(is_tumour(p)), 3, 31)).round(2) for p in slides}
         rows.pop("s3")
-        return rows, ["s3: not used for the slide score: it burned"]
+        return rows, ["s3: not used for the slide score: the file is damaged"]
 
     predictor = load(read_bundle(write_tiny_bundle(tmp_path / "b", MPP)))
     arguments = (TISSUE, tmp_path, MACHINE)
@@ -189,7 +189,7 @@ def test_slide_scores_are_evaluated_on_unseen_patients(
     assert learned.fitted is not None
     assert learned.cases == tuple(f"s{number}" for number in range(12) if number != 3)
     assert learned.metrics()["slide_auc_out_of_fold"] == 1.0
-    assert learned.notes == ("s3: not used for the slide score: it burned",)
+    assert learned.notes == ("s3: not used for the slide score: the file is damaged",)
     few = learn_slide_score(predictor, "f", slides[:9], *arguments, trees=20, seed=0)
     assert few.fitted is None
     assert few.metrics() == {}

@@ -131,7 +131,7 @@ def calibrate_cells(
         }
         results = folder / "scan"
         report = scan(predictor, bundle_metadata, cohort, results, ScanOptions(tissue=tissue), machine)
-        notes = [f"{name}: not used for the calibration: {why}" for name, why in report.failed.items()]
+        notes = [f"{name}: not used for the calibration: {reason}" for name, reason in report.failed.items()]
         stored_results = open_results(results)
         scanned = [slide for slide in slides if slide.case.id not in report.failed]
         maps = [
@@ -139,9 +139,9 @@ def calibrate_cells(
             for slide in scanned
             for reader in stored_results.case_folder(slide.case.id).maps.values()
         ]
-        calibration, why = fit_cells(validation_cells(maps), threshold)
+        calibration, reasons = fit_cells(validation_cells(maps), threshold)
         stored = None if calibration is None else calibration.to_dict()
-        write_json(record, {"calibration": stored, "notes": [*notes, *why]})
+        write_json(record, {"calibration": stored, "notes": [*notes, *reasons]})
         shutil.rmtree(results, ignore_errors=True)
     stored_record: Mapping[str, Any] = read_json(record)
     values = stored_record["calibration"]
