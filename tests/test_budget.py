@@ -1,4 +1,4 @@
-"""The label-budget curve: one training a budget, gone on with, drawn; and what is refused."""
+"""The label-budget curve: one training per budget, continuing a curve, its plot, and invalid input."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The label-budget curve: how well a method does with 1, 2, 5, 10 or 20 outlined slides, as one call.
+"""The label-budget curve: the performance of a method trained on 1, 2, 5, 10 or 20 outlined slides.
 
-Each budget is trained, scanned and evaluated in a folder of its own, so that a stopped curve goes on.
-The slides of a smaller budget are among those of a larger one.
+Each budget is trained, scanned and evaluated in a separate folder, so an interrupted curve can be continued.
+The slides of a smaller budget are a subset of those of a larger budget.
 """
 
 from __future__ import annotations
@@ -20,22 +20,25 @@ if TYPE_CHECKING:
 
 SLIDES = (1, 2, 5, 10, 20)
 SETTING = "slides"
-"""The setting of a method that is its label budget."""
+"""The setting of a method that limits its outlined slides."""
 REQUEST_FILE = "asked.json"
-"""Of a budget's folder: what it was asked for, so that a curve goes on with the same alone."""
+"""The file with the settings of a budget; a curve is continued only with the same settings."""
 CURVE = "budget"
 """The name of the table and the plot."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one budget gave: slide AUC (DeLong's interval) and FROC (bootstrap over patients)."""
+    """The measures of one budget: slide AUC and FROC score, each with its interval.
+
+    `asked` is the requested number of slides.
+    """
 
     asked: int
     slides: int
-    """Outlined slides that were there to learn from; fewer than asked where the cohort has no more."""
+    """Outlined slides used for training; fewer than requested if the cohort has fewer."""
     patches: int
-    """Tumour patches that were learned from."""
+    """Tumour patches used for training."""
     auc: float | None
     auc_low: float | None
     auc_high: float | None
@@ -58,8 +61,27 @@ def budget_curve(
 ) -> list[Point]:
     """Train a method once for each number of outlined slides, and evaluate each on a split.
 
-    Writes `budget.json`, `budget.csv` and, where matplotlib is installed, `budget.svg` and `budget.png` to
-    `out`, beside a folder for each budget with its bundle and results.
+    Writes `budget.json`, `budget.csv` and, if matplotlib is installed, `budget.svg` and `budget.png`. Each
+    budget has a folder in `out` with its bundle and results. A repeated call continues an interrupted curve.
+
+    Args:
+        method: The name of a method that has the setting `slides`.
+        cohort: The cases, or the path of their manifest.
+        out: Folder of the curve.
+        slides: The numbers of outlined slides.
+        settings: Settings of the method.
+        machine: Settings of the machine, such as `device` and `workers`.
+        val: The split for validation during training; None for none.
+        split: The split on which budgets are compared. It is not used for training.
+        seed: Seed of the trainings.
+
+    Returns:
+        One point per budget, from the smallest budget to the largest.
+
+    Raises:
+        ConfigError: The method has no setting `slides`.
+        ResultsError: `out` contains a curve with other settings.
+        UsageError: A budget is below one slide, or no case is in the split.
     """
     from lobule.api import as_cohort
     from lobule.methods import method_module
@@ -71,7 +93,7 @@ def budget_curve(
     if not cases.split(split):
         raise UsageError(f"no case is in the split '{split}', on which budgets are compared")
     if not slides or min(slides) < 1:
-        raise UsageError("a budget is at least one slide", actual=", ".join(map(str, slides)))
+        raise UsageError("a budget must be at least one slide", actual=", ".join(map(str, slides)))
     points = []
     for count in sorted(set(slides)):
         folder = make_folder(Path(out) / f"slides-{count}")
@@ -126,7 +148,7 @@ def _measure_budget(
             subject=results,
             expected="labelled cases that could be scored",
             actual=f"{len(evaluation.tasks)} tasks to evaluate",
-            remedy="See why with `lobule scan` of the same bundle, cohort and results: --retry-failed",
+            remedy="Run `lobule scan --retry-failed` with the same bundle, cohort and results",
         )
     (task,) = evaluation.tasks.values()
     auc = task["all"]["auroc"]
@@ -141,7 +163,7 @@ def _measure_budget(
 
 
 def _check_request(folder: Path, request: Mapping[str, Any]) -> None:
-    """Refuse to take up a budget that was trained with other settings, as if it were the one asked for."""
+    """Raise `ResultsError` if the folder contains a budget that was trained with other settings."""
     request_values = json.loads(json.dumps(request, default=str))
     request_path = folder / REQUEST_FILE
     if not request_path.exists():
@@ -171,7 +193,7 @@ def _write_curve(points: Sequence[Point], out: Path) -> None:
 
     try:
         need_plots()
-    except MissingExtra:  # the numbers are there without it
+    except MissingExtra:  # The tables are complete without the plot.
         return
     _draw_curve(points, out)
 

@@ -1,4 +1,4 @@
-"""Cohorts, results folders and submissions written for tests, with scores and findings as told."""
+"""Write cohorts, results folders and submissions with given scores and findings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def put(
     error: str | None = None,
     failed: int = 0,
 ) -> None:
-    """One finished case of a results folder."""
+    """Write one case of a results folder."""
     case_folder = _make_folder(folder / "cases" / case)
     images = {}
     if size is not None:
@@ -68,7 +68,7 @@ def _make_folder(folder: Path) -> Path:
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """A mask as it is, 0 and 255, one level."""
+    """Write a mask with the values 0 and 255 and one level."""
     _make_folder(path.parent)
     Image.fromarray(mask.astype(np.uint8) * 255).save(path, compression="tiff_lzw")
 
@@ -80,7 +80,7 @@ def golden_masks(masks: Mapping[str, np.ndarray], case: str, slide: str) -> np.n
 
 
 def write_submission(folder: Path, slides: Sequence[Mapping[str, Any]]) -> Path:
-    """The official folder: a headerless CSV a slide, empty where nothing was found."""
+    """Write the official folder: one CSV per slide without a header, empty for no detections."""
     for slide in slides:
         lines = [f"{confidence!r},{x},{y}\n" for confidence, x, y in slide["detections"]]
         (_make_folder(folder) / f"{slide['name']}.csv").write_text("".join(lines))

@@ -1,4 +1,4 @@
-"""Calibration to a site: fits, thresholds and raw scores from results to the next scan; what is refused."""
+"""Calibration to a site: fits, thresholds, the scores of the next scan, and invalid input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.methods.four_view.support import bundle_of, run
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cohort, Cohort]:
-    """A model with made-up weights, and its results on a site's labelled exams and on two others."""
+    """A model with random weights, and its results on the labelled exams of a site and on two other exams."""
     folder = tmp_path_factory.mktemp("site")
     bundle = bundle_of(folder / "bundle", epochs=1, augmentation=False, window=(96, 56))
     labelled = Cohort(tuple(exams(folder / "exams", 14, None, 1)))
@@ -59,7 +59,7 @@ def test_fit_agrees_with_logistic_regression_on_platts_targets(
     folder, labelled, _ = site
     labels, scores = breast_labels_and_scores(folder / "results", labelled)
     positive, negative = labels.sum(), (~labels).sum()
-    # each breast twice, weighted as Platt's smoothed targets ask
+    # Each breast occurs twice, weighted by Platt's smoothed targets.
     target = np.where(labels, (positive + 1) / (positive + 2), 1 / (negative + 2))
     z = (scores - scores.mean()) / scores.std()
     regression = LogisticRegression(C=np.inf, tol=1e-10).fit(
@@ -104,7 +104,7 @@ def test_thresholds_reach_their_sensitivity_on_the_calibration_cases(
 def test_mean_of_isotonic_scores_equals_share_of_positives(
     site: tuple[Path, Cohort, Cohort],
 ) -> None:
-    """An isotonic fit keeps the mean exactly, and rises."""
+    """An isotonic fit preserves the mean exactly and never decreases."""
     folder, labelled, _ = site
     calibrated_bundle = calibrate(
         folder / "bundle", folder / "results", labelled, folder / "isotonic", fit="isotonic"
@@ -151,7 +151,7 @@ def test_calibrating_again_starts_from_the_raw_scores(
 
 def test_invalid_calibrations_are_rejected(site: tuple[Path, Cohort, Cohort], tmp_path: Path) -> None:
     folder, labelled, other_exams = site
-    with pytest.raises(BundleError, match="results are of another bundle"):
+    with pytest.raises(BundleError, match="results were produced by another bundle"):
         calibrate(bundle_of(tmp_path / "other", seed=3), folder / "results", labelled, tmp_path / "out")
     healthy = labelled.where(lambda case: not any(case.breast_labels.values()))
     one_class = Cohort(tuple(case for case in labelled if case.id == "e003"))
@@ -162,7 +162,7 @@ def test_invalid_calibrations_are_rejected(site: tuple[Path, Cohort, Cohort], tm
         calibrate(folder / "bundle", folder / "results", other_exams, tmp_path / "out")
     with pytest.raises(ConfigError, match="no fit 'linear'"):
         calibrate(folder / "bundle", folder / "results", labelled, tmp_path / "out", fit="linear")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="sensitivity is a share"):
+    with pytest.raises(ConfigError, match="sensitivities are invalid"):
         calibrate(folder / "bundle", folder / "results", labelled, tmp_path / "out", sensitivities=(1.5,))
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""The official numbers of Camelyon16 through the command, from submissions and from results folders."""
+"""The official Camelyon16 measures through the command, from submissions and from results folders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Run = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def answer(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `lobule evaluate … --json` and give what it printed."""
+    """Run `lobule evaluate … --json` and return the parsed output."""
 
     def go(*arguments: str, status: int = 0) -> dict[str, Any]:
         exit_status = run(LazyGroup("lobule", COMMANDS, help=ABOUT), ["evaluate", *arguments, "--json"])
@@ -105,7 +105,7 @@ def test_results_with_cohort_reproduce_official_numbers(
 def test_polygons_give_the_same_lesions_at_both_resolutions(
     goldens: Path, tmp_path: Path, answer: Run
 ) -> None:
-    """A square of 32 px cells as GeoJSON, in µm twice as coarse: the same lesions at half the pixels."""
+    """The same square as GeoJSON on a slide with half the resolution gives the same lesions."""
     square = np.zeros((64, 96), bool)
     square[10:40, 20:50] = True
     scores = {}
@@ -122,7 +122,7 @@ def test_polygons_give_the_same_lesions_at_both_resolutions(
         }  # fmt: skip
         (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
         results = begin(tmp_path / f"results-{step}", ["a", "b"])
-        # 4 cells beside the square is within the dilation, 6 cells is not
+        # The dilation reaches the point 4 cells beside the square but not the point at 6 cells.
         detections = [[0.9, 16 * step, 20 * step], [0.8, 14 * step, 20 * step]]
         put(results, "a", {"tumour": 0.9}, detections, size=(96 * step, 64 * step), mpp=mpp)
         put(results, "b", {"tumour": 0.1}, [], size=(96 * step, 64 * step), mpp=mpp)
@@ -134,7 +134,7 @@ def test_polygons_give_the_same_lesions_at_both_resolutions(
             ],
         )
         scores[step] = answer(str(results), str(cohort), "--resamples", "5")["lesions"]["all"]
-    # one lesion, hit; one false positive in two slides, whose threshold is the smallest and is skipped
+    # One lesion is hit. The only false positive has the smallest threshold, which is skipped.
     assert scores[32]["froc"] == scores[16]["froc"]
     assert scores[32]["froc"]["false_positives"] == [0.0, 0.0]
     assert scores[32]["froc"]["score"] == 1.0
@@ -197,7 +197,7 @@ def test_nms_findings_are_read_from_the_map(tmp_path: Path) -> None:
     from_map = lobule.evaluate(results, cohort, masks=str(tmp_path), resamples=5, findings="nms").lesions
     assert stored is not None and from_map is not None
     assert stored["all"]["froc"]["sensitivity_at"]["8"] == 0.0
-    # hit at 0.875; the false positives at 0.625, one a slide, are the smallest threshold and skipped
+    # The hit has 0.875. Each slide has a false positive with 0.625, the smallest threshold: skipped.
     assert from_map["all"]["froc"]["sensitivity_at"]["0.25"] == 1.0
     assert from_map["all"]["jama"]["false_positives"] == [1.0, 0.0, 0.0]
 
@@ -216,7 +216,7 @@ def test_coarse_map_fills_cells_that_the_dense_map_did_not_reach(tmp_path: Path)
         MapWriter(maps / name, info).write_chunk((0, 0), scores, states)
     source = open_source(results, Options(findings="nms", nms_radius=4))
     detections = source.case_result(Case("a", "a", "slide")).detections
-    # the first fine cell of the coarse one, and the fine one: their centres
+    # The centre of the first fine cell in the coarse cell, and the centre of the fine cell.
     assert detections is not None
     assert detections.tolist() == [[0.875, 24 * 32 + 16, 20 * 32 + 16], [0.75, 41 * 32 + 16, 40 * 32 + 16]]
     (results / "cases/a/result.json").write_text("{")
@@ -305,7 +305,7 @@ def test_invalid_submissions_are_rejected(tmp_path: Path) -> None:
         lobule.evaluate(None, submission=tmp_path / "x.csv")
     with pytest.raises(UsageError, match="no folder of masks"):
         lobule.evaluate(None, submission=tmp_path / "x.csv", masks=str(tmp_path / "nowhere"))
-    with pytest.raises(ResultsError, match="without CSV"):
+    with pytest.raises(ResultsError, match="no CSV files"):
         (tmp_path / "empty").mkdir()
         lobule.evaluate(None, submission=tmp_path / "empty", masks=str(tmp_path))
     (tmp_path / "twice.csv").write_text("a,0.5\na,0.6\n")
@@ -314,7 +314,7 @@ def test_invalid_submissions_are_rejected(tmp_path: Path) -> None:
 
 
 def test_slide_scores_and_detections_can_be_combined(tmp_path: Path, answer: Run) -> None:
-    """The slide CSV gives the slide score, the folder the detections; the CSV's scores win."""
+    """Slide scores come from the slide CSV, detections from the folder."""
     write_mask(tmp_path / "masks/Tumor_1_Mask.tif", np.ones((40, 40), bool))
     (tmp_path / "found").mkdir()
     (tmp_path / "found/Tumor_1.csv").write_text("0.2,8,8\n")

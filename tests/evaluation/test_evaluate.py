@@ -120,7 +120,7 @@ def test_two_results_are_compared_on_their_common_cases(written: Written, tmp_pa
 
 
 def model(path: Path, patients: tuple[str, ...]) -> Bundle:
-    """A bundle's `model.json`; nobody needs its weights here."""
+    """A bundle without weights, which these tests do not use."""
     path.mkdir()
     metadata = {"method": "scannet", "config": {}, "classes": [], "mpp": 0.5, "metrics": {}, "provenance": {}}
     write_json(path / "model.json", {"format": FORMAT, **metadata, "patients": list(patients), "files": {}})
@@ -208,7 +208,7 @@ def test_invalid_options_are_rejected(written: Written) -> None:
         lobule.evaluate(results, cohort, split="val")
     with pytest.raises(ConfigError, match="no option colour"):
         lobule.evaluate(results, cohort, colour="red")
-    with pytest.raises(ConfigError, match="by is a list"):
+    with pytest.raises(ConfigError, match="by must be a list"):
         lobule.evaluate(results, cohort, by="site")
 
 
@@ -238,7 +238,7 @@ def test_each_class_is_evaluated_against_the_rest(tmp_path: Path) -> None:
         assert block["images"] == 60
         assert block["auroc"]["value"] == pytest.approx(roc_auc_score(truth == index, scores[:, index]))
     called = scores.argmax(1)
-    # classes are listed as labels are sorted
+    # The classes are listed in the order of the sorted labels.
     order = [names.index(name) for name in evaluation.data["classes"]["classes"]]
     expected = [[int(((truth == a) & (called == b)).sum()) for b in order] for a in order]
     assert evaluation.data["classes"]["confusion"] == expected
@@ -262,7 +262,7 @@ def test_exams_are_evaluated_per_breast(tmp_path: Path) -> None:
         exam_scores = {}
         for side in ("left", "right"):
             label, score = bool(rng.uniform() < 0.3), float(rng.uniform())
-            # an unknown label leaves its breast out
+            # A breast without a label is left out.
             row[f"{side}_malignant"] = "" if i == 0 and side == "left" else int(label)
             row[f"{side}_benign"] = 0
             exam_scores |= {f"{side}_malignant": score, f"{side}_benign": 0.5}
@@ -324,8 +324,8 @@ def test_invalid_reader_studies_are_rejected(tmp_path: Path, lobule_evaluate: An
     for text, message in (
         ("exam,malignant,ai_a\n1,0,0.5\n", "no column begins with 'reader'"),
         ("exam,reader1\n1,0.5\n", "no column malignant"),
-        ("malignant,reader1\n0,much\n", "must hold numbers"),
-        ("malignant,reader1\n2,0.5\n", "must hold 0 or 1"),
+        ("malignant,reader1\n0,much\n", "must contain a number"),
+        ("malignant,reader1\n2,0.5\n", "must contain only 0 and 1"),
         ("malignant,reader1\n1\n", "row 2 has 1 cells"),
     ):
         (tmp_path / "study.csv").write_text(text)

@@ -1,4 +1,4 @@
-"""Intervals of fewer than ten patients are blank in every form of an evaluation; the values stay."""
+"""Intervals are blank for fewer than ten patients; the values remain."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def test_nine_patients_have_values_without_intervals() -> None:
     assert shown(block["auroc"]) == "0.8000"
     assert block["comparison"]["p"] is None
     assert block["comparison"]["a"] == 0.8
-    assert block["calibration"] == BLOCK["calibration"], "the edges of a bin are no interval"
+    assert block["calibration"] == BLOCK["calibration"], "the edges of a bin are not an interval"
     assert block["operating_points"][0]["threshold"] == 0.5

@@ -34,7 +34,7 @@ def test_brier_is_the_sum_of_its_parts(by: str) -> None:
     assert 0.1 < result.expected_error < 0.25  # the mean of p - p² over 0 to 1 is 1/6
     assert log_loss(label, probability) == pytest.approx(sk_log_loss(label, probability))
     assert sum(bin.cases for bin in result.bins) == 2000
-    # with one probability a bin nothing is left within bins
+    # With one probability per bin, nothing remains within bins.
     rounded = np.floor(probability * 10) / 10 + 0.05
     assert reliability(label, rounded).within_bins == pytest.approx(0, abs=1e-12)
 

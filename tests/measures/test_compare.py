@@ -1,4 +1,4 @@
-"""Paired comparisons: what pairing gains, symmetry, and how often chance is called a difference."""
+"""Paired comparisons: narrower intervals by pairing, symmetry, and differences in FROC score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Camelyon16 FROC: the official numbers to the last digit, the worked examples, and intervals."""
+"""Camelyon16 FROC: the official numbers to the last digit, worked examples, and intervals."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_the_mask_equals_the_distance_transform(seed: int, sparsity: float) -> N
     expected = sk_label(ndimage.binary_fill_holes(near), connectivity=2)
     assert np.array_equal(mask.full(), expected)
     axes = [region.axis_major_length for region in regionprops(expected)]
-    # regionprops adds the spread within a pixel (1/12) to each variance
+    # regionprops adds the variance within a pixel (1/12) to each variance.
     assert mask.major_axes.tolist() == pytest.approx(axes, rel=1e-9)
 
 
@@ -171,7 +171,7 @@ def test_ties_between_float32_and_float64() -> None:
 
 
 def naive_froc(slides: list[SlideMatch]) -> float:
-    """The script, line by line."""
+    """The official script, line by line."""
     fps = [value for one in slides for value in one.false_positives.tolist()]
     tps = np.concatenate([one.true_positives for one in slides])
     thresholds = sorted({*fps, *tps.astype(float).tolist()})[1:]

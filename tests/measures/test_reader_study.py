@@ -1,4 +1,4 @@
-"""The published reader study, reproduced to the last digit of its table; and how readers and models mix."""
+"""The published reader study to the last digit of its table, and combinations of readers and models."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_table(study: ReaderStudy, columns: dict[str, list[str]]) -> None:
     assert {row.name for row in rows} == set(AUROC_AUPRC_AP)
     for row in rows:
         got = tuple(estimate.value for estimate in (row.auroc, row.auprc, row.ap))
-        # one entry of the table (.12265) was rounded twice
+        # One entry of the published table (.12265) was rounded twice.
         assert got == pytest.approx(AUROC_AUPRC_AP[row.name], abs=5.1e-5)
     exact = {row.name: round(row.auroc.value, 6) for row in rows}
     assert (exact["reader01"], exact["reader13"]) == (0.725555, 0.859794)

@@ -106,7 +106,7 @@ def test_paired_delong() -> None:
     )
     same = delong_test(labels, a, a * 2 + 1)
     assert same.p == 1 and same.difference.value == 0
-    # of independent scores the variances add
+    # The variances of independent scores add up.
     c, other = rng.normal(labels, 1), delong(labels, a)
     apart = delong_test(labels, a, c)
     spread = np.hypot(other.high - other.value, delong(labels, c).high - delong(labels, c).value)
@@ -151,7 +151,7 @@ def test_operating_points() -> None:
     by_hand = at_threshold(labels, scores, 0.5)
     assert by_hand.accuracy.value == 0.75 and by_hand.negative_predictive_value.value == 0.75
     json.dumps(by_hand.to_dict(), allow_nan=False)
-    # the textbook example of Wilson's interval: 0 of 10, and 8 of 10
+    # Textbook examples of Wilson's interval: 0 of 10, and 8 of 10.
     assert wilson(0, 10).high == pytest.approx(0.2775, abs=1e-4)
     assert (wilson(8, 10).low, wilson(8, 10).high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
 

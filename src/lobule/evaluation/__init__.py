@@ -1,4 +1,4 @@
-"""Evaluation: results or submissions against what is true of a cohort, with intervals, by any column."""
+"""Evaluation: compare results or submissions with the truth of a cohort, with intervals, by any column."""
 
 from lobule.evaluation.evaluate import Evaluation, evaluate_source
 from lobule.evaluation.leakage import keep_training_patients

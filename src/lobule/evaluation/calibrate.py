@@ -1,4 +1,4 @@
-"""Calibration of a bundle to a site: from results on labelled cases to a bundle whose scores are shares."""
+"""Calibrate a bundle to a site: turn its scores into probabilities, by labelled cases of the site."""
 
 from __future__ import annotations
 
@@ -37,14 +37,36 @@ def calibrate(
 ) -> Bundle:
     """Write a copy of a bundle whose scans are calibrated to the labelled cases of a cohort.
 
-    `results` are what the bundle said of them. The patients join those that an evaluation refuses, since
-    figures on them would be too good. What was calibrated before is calibrated anew from the raw scores.
+    The patients of these cases are added to the bundle's training patients, because measures on them would
+    be too good; a later evaluation rejects them. If the bundle is already calibrated, the new calibration is
+    fitted to the raw scores and replaces the old one.
+
+    Args:
+        bundle: The bundle to calibrate.
+        results: Results of this bundle on the labelled cases.
+        cohort: The labelled cases.
+        out: Folder of the new bundle.
+        fit: Kind of fit, "platt" or "isotonic".
+        sensitivities: For each of these a threshold is stored that reaches it on the labelled cases.
+        split: Use the cases of this split only.
+        allow_overlap: Accept cases of training patients.
+
+    Returns:
+        The new bundle.
+
+    Raises:
+        BundleError: The results were produced by another bundle.
+        ConfigError: The fit does not exist, or a sensitivity is not between 0 and 1.
+        Leakage: A patient is a training patient of the bundle and `allow_overlap` is false.
+        UsageError: The cases have no labels or no scores, or they are all of one class.
     """
     if fit not in FITS:
-        raise ConfigError(f"no fit '{fit}'", expected=" or ".join(FITS))
+        raise ConfigError(f"there is no fit '{fit}'", expected=" or ".join(FITS))
     if not sensitivities or not all(0 < sensitivity <= 1 for sensitivity in sensitivities):
         raise ConfigError(
-            "a sensitivity is a share", expected="above 0, at most 1", actual=str(sensitivities)
+            "the sensitivities are invalid",
+            expected="numbers above 0 and at most 1",
+            actual=str(sensitivities),
         )
     original = read_bundle(bundle)
     chosen = cohort if split is None else cohort.split(split)
@@ -52,7 +74,7 @@ def calibrate(
     scan_fingerprint = (source.bundle or {}).get("fingerprint")
     if scan_fingerprint != original.fingerprint:
         raise BundleError(
-            "the results are of another bundle",
+            "the results were produced by another bundle",
             subject=results,
             expected=f"fingerprint {original.fingerprint[:16]}",
             actual=str(scan_fingerprint)[:16],
@@ -62,7 +84,7 @@ def calibrate(
     case_results = [(case, _raw_result(source, case)) for case in chosen]
     tasks = _tasks(case_results, chosen)
     targets = {task.name: _target(task, scores, fit, sensitivities) for task, scores in tasks}
-    # The calibration of ScanNet's cells precedes that of its slide scores, and stays.
+    # ScanNet calibrates its cells before its slide scores, so the calibration of the cells is kept.
     cells = {"cells": original.calibration["cells"]} if "cells" in original.calibration else {}
     calibration = {**cells, "targets": targets, "cohort": chosen.path, "split": split}
     used_patients = {patient_hash(case.patient) for task, _ in tasks for case in task.cases}
@@ -85,7 +107,7 @@ def _raw_result(source: ResultsSource, case: Case) -> CaseResult:
 
 
 def _tasks(case_results: list[tuple[Case, CaseResult]], cohort: Cohort) -> list[tuple[Task, tuple[str, ...]]]:
-    """The questions that can be calibrated, each with the scores that answer it."""
+    """The tasks that can be calibrated, each with the names of its scores."""
     scored = [(case, result) for case, result in case_results if result.is_scored]
     if not scored:
         raise UsageError("the results have no score for any case of the cohort", subject=cohort.path)
@@ -103,9 +125,7 @@ def _tasks(case_results: list[tuple[Case, CaseResult]], cohort: Cohort) -> list[
             for task, target in zip(tasks_of_cases, plan.targets if plan else (), strict=True)
         ]
         if any(len(scores) != 1 for _, scores in tasks):
-            raise UsageError(
-                "a question is answered by the sum of several scores, which cannot be calibrated"
-            )
+            raise UsageError("a label is predicted by the sum of several scores, which cannot be calibrated")
     if not tasks:
         raise UsageError("no case of the cohort has a label", subject=cohort.path)
     return tasks
@@ -115,9 +135,9 @@ def _target(task: Task, scores: tuple[str, ...], kind: Fit, sensitivities: Seque
     fitted: Platt | Isotonic | None = FITS[kind](task.labels, task.scores)
     if fitted is None:
         raise UsageError(
-            f"all {len(task.labels)} {task.unit} with a label are of one class, so nothing can be fitted",
+            f"all {len(task.labels)} {task.unit} with a label are of one class, so no fit is possible",
             subject=task.name,
-            remedy="Label more cases",
+            remedy="Add labelled cases of the other class",
         )
     after = fitted(task.scores)
     points = []

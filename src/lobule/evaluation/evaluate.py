@@ -1,4 +1,4 @@
-"""A source and a cohort in, every measure with its interval out, and nobody dropped in silence."""
+"""Measure a source of scores on a cohort. Every case is measured or listed with the reason why not."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ CaseResults = list[tuple[Case, CaseResult]]
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was measured, as plain values; `data` is what `evaluation.json` holds."""
+    """The measures as plain values; `data` is the content of `evaluation.json`."""
 
     data: Mapping[str, Any]
 
     @property
     def tasks(self) -> Mapping[str, Any]:
-        """By target: `all`, `by` column and value, and `against`."""
+        """The measures of each target: of all cases, by column and value, and against the other source."""
         tasks: Mapping[str, Any] = self.data["tasks"]
         return tasks
 
     @property
     def lesions(self) -> Mapping[str, Any] | None:
-        """The lesion level, laid out alike; None where no slide has known lesions and findings."""
+        """The measures of lesions, in the same layout; None if no slide has an annotation and findings."""
         lesions: Mapping[str, Any] | None = self.data["lesions"]
         return lesions
 
     @property
     def failed(self) -> int:
-        """Cases that should have a result and have none."""
+        """Number of cases that should have a result but have none."""
         cases = self.data["cases"]
         return len(cases["failed"]) + len(cases["unfinished"]) + len(cases["not_scanned"])
 
     def write(self, folder: str | Path, *, plots: bool = True) -> list[Path]:
-        """Write `evaluation.json`, `table.csv` and the plots; gives the files."""
+        """Write `evaluation.json`, `table.csv` and the plots; return the paths of the files."""
         from lobule.evaluation.writing import write_evaluation
 
         return write_evaluation(self.data, folder, plots=plots)
@@ -76,7 +76,22 @@ def evaluate_source(
     against: Source | None = None,
     bundle: str | Path | None = None,
 ) -> Evaluation:
-    """Measure a source on a cohort, and where another is given, the difference on what both have."""
+    """Measure a source on a cohort.
+
+    Args:
+        source: The scores and detections to measure.
+        cohort: The cases with their labels and annotations.
+        options: What to measure and how.
+        against: Another source; the differences on the cases of both sources are added.
+        bundle: The bundle of the source, if the source does not state its training patients.
+
+    Returns:
+        Every measure with its interval, and the status of every case.
+
+    Raises:
+        Leakage: A patient of the cohort is a training patient and `options.allow_overlap` is false.
+        UsageError: An option does not fit the cohort or the source.
+    """
     check_masks(options)
     cohort = _choose_cases(cohort, options)
     overlap = check_overlap(cohort, source, bundle, options.allow_overlap)
@@ -124,7 +139,7 @@ def _choose_cases(cohort: Cohort, options: Options) -> Cohort:
     for column in options.by:
         if all(case.value(column) is None for case in cohort):
             raise UsageError(
-                f"no case has anything in the column '{column}'", subject=cohort.path, actual=_columns(cohort)
+                f"no case has a value in the column '{column}'", subject=cohort.path, actual=_columns(cohort)
             )
     if options.split is None:
         return cohort
@@ -146,7 +161,7 @@ def _columns(cohort: Cohort) -> str:
 
 
 def _with_missing_score(result: CaseResult, options: Options) -> CaseResult:
-    """A case without a result takes the score that the caller gives such cases, and no findings."""
+    """Give a case without a result the score `options.missing_score` and no detections."""
     if result.is_scored or options.missing_score is None:
         return result
     no_detections = np.zeros((0, 3))
@@ -154,7 +169,7 @@ def _with_missing_score(result: CaseResult, options: Options) -> CaseResult:
 
 
 def _unscored_note(case_results: CaseResults, options: Options) -> list[str]:
-    """A sentence that says how many cases have a result without a score, and what is done with them."""
+    """A note on how many cases were not scored, and how they are counted."""
     count = sum(result.status == UNSCORED for _, result in case_results)
     if not count:
         return []
@@ -173,7 +188,7 @@ def _tasks(
     other_results: Mapping[str, CaseResult] | None,
     options: Options,
 ) -> tuple[list[Task], TargetPlan | None, dict[str, Any] | None]:
-    """What is asked of cases: of exams their breasts, else the label."""
+    """The tasks of a cohort: by breast for exams that have breast labels, else by the label of the case."""
     exams = [(case, result) for case, result in case_results if case.kind == "exam"]
     tasks = breast_tasks(exams, other_results) if exams else []
     labelled_as_whole = [
@@ -220,7 +235,7 @@ def _patients(cases: Sequence[Case]) -> int:
 
 
 def _small_groups(tasks: Sequence[Task], options: Options) -> Iterator[str]:
-    """Groups of so few patients that resampling them says little."""
+    """Notes on groups with too few patients for an interval."""
     small_groups: dict[str, int] = {}
     for task in tasks:
         groups = {"all": [True] * len(task.cases)} if task.cases else {}
@@ -231,7 +246,7 @@ def _small_groups(tasks: Sequence[Task], options: Options) -> Iterator[str]:
             if patients < FEW_PATIENTS:
                 small_groups[title] = patients
     for title, patients in small_groups.items():
-        yield f"{title}: of {patients} patients, too few for an interval or a p-value"
+        yield f"{title}: {patients} patients, too few for an interval or a p-value"
 
 
 def _groups(cases: Sequence[Case], column: str) -> dict[str, list[bool]]:
@@ -255,7 +270,7 @@ def _match_lesions(
     plan: TargetPlan | None,
     options: Options,
 ) -> MatchedSlides | None:
-    """The slides of the lesion level; None where none of the cohort has known lesions and findings."""
+    """Match the findings of slides with their lesions; None if no slide has both."""
     slides = [(case, result) for case, result in case_results if case.kind in ("slide", "region")]
     has_lesion_truth = [case for case, _ in slides if case.annotation is not None] or options.masks
     if not has_lesion_truth or all(result.detections is None for _, result in slides):
@@ -313,7 +328,7 @@ def _select(items: Sequence[T], keep: Sequence[bool]) -> list[T]:
 
 
 def _account_for_cases(source: Source, cohort: Cohort, case_results: CaseResults) -> dict[str, Any]:
-    """Every case of the cohort once by its status, and what else there is."""
+    """The cases of the cohort by status, and the cases of the source that the cohort does not have."""
 
     def causes(condition: Callable[[CaseResult], bool]) -> dict[str, str]:
         return {case.id: result.cause or result.status for case, result in case_results if condition(result)}

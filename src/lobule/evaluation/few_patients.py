@@ -1,4 +1,4 @@
-"""Intervals from too few patients are left blank, with the reason."""
+"""Leave intervals blank, with the reason, where there are too few patients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 FEW_PATIENTS = 10
-"""Fewer than this are not resampled in a way that an interval or a p-value could be trusted."""
+"""With fewer patients, resampling gives no reliable interval or p-value."""
 
 
 def without_intervals(report: Mapping[str, Any], patients: int) -> dict[str, Any]:

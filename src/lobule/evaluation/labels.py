@@ -1,4 +1,4 @@
-"""Which labels are positive, and which scores answer them: found by rule, and said."""
+"""Decide by rules which labels are positive and which scores predict them; the report states the rule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lobule.errors import UsageError
 
 @dataclass(frozen=True)
 class Target:
-    """One question: these labels against all others, answered by the sum of these scores."""
+    """The positive labels of one task, and the scores whose sum predicts them."""
 
     name: str
     positive: frozenset[str]
@@ -20,21 +20,34 @@ class Target:
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """The questions put to a cohort, and by which rule."""
+    """The targets of an evaluation, and the rule by which they were chosen."""
 
     targets: tuple[Target, ...]
     rule: str
     classes: tuple[tuple[str, str], ...] = ()
-    """(label, score) of every class, where each label has a score of its own."""
+    """The label and the score name of every class, if every label has its own score."""
 
 
 def plan_targets(
     labels: Sequence[str], scores: Sequence[str], positive: Sequence[str] = (), score: str | None = None
 ) -> TargetPlan:
-    """The targets for a cohort's labels and a result's scores.
+    """Choose the targets for the labels of a cohort and the scores of its results.
 
-    Labels named positive stand against all others. Otherwise labels that each have a score of their own are
-    judged one against the rest, unless there are two whose meaning is known; else the meaning decides.
+    The first rule that applies is used:
+
+    1. The labels in `positive` are evaluated against all others.
+    2. If every label has its own score, each label is evaluated against the rest. This rule does not apply
+       to one positive and one negative label, such as normal and tumor.
+    3. The usual meaning of the labels decides which are positive.
+
+    Args:
+        labels: The labels of the cohort.
+        scores: The names of the scores.
+        positive: Labels that count as positive.
+        score: The score to evaluate.
+
+    Raises:
+        UsageError: A requested label or score does not exist, or the rules give no answer.
     """
     if score is not None and score not in scores:
         raise UsageError(f"the results have no score '{score}'", actual=", ".join(scores) or "no scores")
@@ -45,19 +58,19 @@ def plan_targets(
             )
         positive_words = set(map(plain, positive))
         chosen = frozenset(label for label in labels if plain(label) in positive_words)
-        return _binary(labels, scores, chosen, score, "as asked")
+        return _binary(labels, scores, chosen, score, "as requested")
     meanings = [polarity(label) for label in labels]
     class_scores = _scores_of_classes(labels, scores)
     if class_scores and score is None and not (len(labels) == 2 and set(meanings) == {True, False}):
         targets = tuple(Target(label, frozenset([label]), (name,)) for label, name in class_scores)
-        rule = "each label has a score of its own: one against the rest"
+        rule = "every label has its own score: each label against the rest"
         return TargetPlan(targets, rule, class_scores)
     if None in meanings:
         unclear = ", ".join(label for label, meaning in zip(labels, meanings, strict=True) if meaning is None)
         raise UsageError(
-            f"it is not plain which labels are positive: {unclear}",
+            f"cannot tell whether these labels are positive or negative: {unclear}",
             actual=", ".join(labels),
-            remedy="Say it with --positive LABEL",
+            remedy="Name the positive labels with --positive LABEL",
         )
     chosen = frozenset(label for label, meaning in zip(labels, meanings, strict=True) if meaning)
     return _binary(labels, scores, chosen, score, "by their usual meaning")
@@ -74,7 +87,7 @@ def _binary(
 
 
 def _scores_of_classes(labels: Sequence[str], scores: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Each label with its score; empty unless every label has one."""
+    """Each label with the name of its score; empty unless every label has one."""
     by_word = {plain(name): name for name in scores}
     pairs = tuple((label, by_word[plain(label)]) for label in labels if plain(label) in by_word)
     return pairs if len(labels) > 1 and len(pairs) == len(labels) else ()
@@ -91,9 +104,9 @@ def _scores_of_positive(scores: Sequence[str], positive: frozenset[str]) -> tupl
     if len(positive_by_meaning) == 1:
         return positive_by_meaning
     raise UsageError(
-        "it is not plain which score is to be judged",
+        "cannot tell which score to evaluate",
         actual=", ".join(scores) or "no scores",
-        remedy="Say it with --score NAME",
+        remedy="Name the score with --score NAME",
     )
 
 

@@ -1,4 +1,4 @@
-"""Refuses to judge a model on patients it learned from."""
+"""Prevent the evaluation of a model on the patients that it was trained on."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lobule.results.folder import PATIENTS
 
 @dataclass(frozen=True)
 class Overlap:
-    """Whether cohort and training share patients, as the report says it."""
+    """Whether the cohort and the training set share patients, for the report."""
 
     checked: bool
     sentence: str
     patients: tuple[str, ...] = ()
-    """Patients of the cohort that the model learned from."""
+    """Patients of the cohort that the model was trained on."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"patients": list(self.patients)}
@@ -32,7 +32,15 @@ class Overlap:
 def check_overlap(
     cohort: Cohort, source: Source, bundle: str | Path | None, allow_overlap: bool, model_name: str = ""
 ) -> Overlap:
-    """Raise `Leakage` where a patient of the cohort is a training patient, unless that is allowed."""
+    """Raise `Leakage` if a patient of the cohort is a training patient, unless that is allowed.
+
+    Args:
+        cohort: The cases to evaluate.
+        source: Where the scores come from; results state the training patients of their bundle.
+        bundle: The bundle that produced the results, if the results do not state its training patients.
+        allow_overlap: Report shared patients instead of raising an error.
+        model_name: The name of the model in messages.
+    """
     hashes, location = _training_patients(source, bundle)
     if not hashes:
         return Overlap(False, f"not checked: {location}")
@@ -42,33 +50,33 @@ def check_overlap(
         return Overlap(True, f"none of the {total} patients is one of the {len(hashes)} of the training set")
     sentence = f"{len(shared)} of the {total} patients are in the training set of {model_name or 'the model'}"
     if allow_overlap:
-        return Overlap(True, f"{sentence}, which was allowed: the numbers are too good", shared)
+        return Overlap(True, f"{sentence}, which was allowed: the measures are too good", shared)
     raise Leakage(
         sentence,
         subject=location,
         actual=", ".join(shared[:5]) + (", …" if len(shared) > 5 else ""),
-        remedy="Evaluate other patients (--split test), or pass --allow-overlap and have the report say so",
+        remedy="Evaluate other patients (--split test), or pass --allow-overlap (the report states it)",
     )
 
 
 def _training_patients(source: Source, bundle: str | Path | None) -> tuple[frozenset[str], str]:
-    """The hashes of the training patients and where they were found, or none and why."""
+    """The hashes of the training patients and where they are stored, or no hashes and the reason."""
     results = source.results if isinstance(source, ResultsSource) else None
     if bundle is not None:
         return _patients_of_bundle(bundle, results)
     if results is None:
-        return frozenset(), "a submission does not say what it was trained on"
+        return frozenset(), "a submission does not state its training patients"
     path = results.path / PATIENTS
     stored = read_json(path) if path.is_file() else None
     if stored is not None and not (isinstance(stored, dict) and is_text_list(stored.get("patients"))):
-        raise ResultsError("the training patients are damaged", subject=path, remedy="Name the --bundle")
+        raise ResultsError("the list of training patients is damaged", subject=path, remedy="Pass --bundle")
     scan_fingerprint = results.settings.get("bundle", {}).get("fingerprint")
     if (
         stored is None or stored.get("fingerprint", scan_fingerprint) != scan_fingerprint
-    ):  # left by a scan with another bundle
-        return frozenset(), "the results do not carry the training patients; --bundle names the bundle"
+    ):  # The file was written by a scan with another bundle.
+        return frozenset(), "the results do not contain the training patients; pass the bundle with --bundle"
     if not stored["patients"]:
-        return frozenset(), "the bundle names no training patients"
+        return frozenset(), "the bundle lists no training patients"
     return frozenset(stored["patients"]), str(results.path)
 
 
@@ -77,21 +85,21 @@ def _patients_of_bundle(path: str | Path, results: Results | None) -> tuple[froz
     scan_fingerprint = None if results is None else results.settings.get("bundle", {}).get("fingerprint")
     if scan_fingerprint is not None and scan_fingerprint != loaded_bundle.fingerprint:
         raise BundleError(
-            "this is not the bundle that made the results",
+            "this is not the bundle that produced the results",
             subject=path,
             expected=f"fingerprint {scan_fingerprint[:16]}",
             actual=loaded_bundle.fingerprint[:16],
-            remedy="Name the bundle that was scanned with",
+            remedy="Pass the bundle that was used for the scan",
         )
     if not loaded_bundle.patients:
-        return frozenset(), "the bundle names no training patients"
+        return frozenset(), "the bundle lists no training patients"
     return frozenset(loaded_bundle.patients), str(path)
 
 
 def keep_training_patients(results: str | Path, bundle: Bundle) -> None:
-    """Write the hashes of the training patients beside the results that the bundle made."""
+    """Write the hashes of a bundle's training patients into the results that the bundle produced."""
     root = Path(results)
     scan = root / "scan.json"
-    # a scan that was refused leaves a folder of another bundle as it was
+    # If the scan was rejected, the folder may still contain the results of another bundle.
     if scan.is_file() and read_json(scan).get("bundle", {}).get("fingerprint") == bundle.fingerprint:
         write_json(root / PATIENTS, {"fingerprint": bundle.fingerprint, "patients": sorted(bundle.patients)})

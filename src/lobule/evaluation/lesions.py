@@ -1,4 +1,4 @@
-"""The lesion level: Camelyon16's FROC, the JAMA variant, and sensitivity by size, each with its interval."""
+"""Measures of lesions: Camelyon16's FROC, its JAMA variant, and sensitivity by lesion size."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from lobule.results.result import UNSCORED
 
 @dataclass(frozen=True, eq=False)
 class MatchedSlides:
-    """Slides whose lesions and detections are both known, and why the others are not here."""
+    """Slides with both lesions and detections, and the reasons why other slides were left out."""
 
     cases: tuple[Case, ...]
     matches: tuple[SlideMatch, ...]
     left_out: Mapping[str, str]
     notes: tuple[str, ...]
     other_matches: tuple[SlideMatch | None, ...] = ()
-    """The same slides matched with the other source; None where it says nothing."""
+    """The same slides matched with the detections of the other source; None where it has none."""
 
 
 def match_slides(
@@ -45,14 +45,24 @@ def match_slides(
     other_results: Mapping[str, CaseResult] | None = None,
     classes: frozenset[str] = frozenset(),
 ) -> MatchedSlides:
-    """Match the detections of every slide; a slide that cannot be is left out and said why."""
+    """Match the detections of slides with their lesions.
+
+    Args:
+        slides: Each case with its result and whether it is positive (None if that is not known).
+        options: Where the truth comes from and how it is scaled.
+        other_results: The results of another source by case.
+        classes: Classes of detections that count, where detections have several classes.
+
+    Returns:
+        The matched slides. A slide that cannot be matched is listed in `left_out` with the reason.
+    """
     cases, matches, other_matches = [], [], []
     left_out: dict[str, str] = {}
     notes: dict[str, list[str]] = {}
     for case, result, positive in slides:
         if result.detections is None:
             if result.is_scored or result.status in ("failed", UNSCORED):
-                left_out[case.id] = result.cause or "no findings were made"
+                left_out[case.id] = result.cause or "the results contain no findings"
             continue
         if case.l0_box is not None:
             left_out[case.id] = "a region, not a whole slide"
@@ -93,7 +103,7 @@ def _match_other(
 
 
 def _select_classes(detections: Floats, labels: Sequence[str | None], classes: frozenset[str]) -> Floats:
-    """The detections of the classes in question, where detections have several."""
+    """The detections of some classes; all detections if there is only one class or none of these occurs."""
     if len(set(labels)) < 2:
         return detections
     keep = np.array([label in classes for label in labels], dtype=bool)
@@ -106,7 +116,7 @@ def _join_names(names: Sequence[str]) -> str:
 
 
 def measure_lesions(cases: Sequence[Case], matches: Sequence[SlideMatch], options: Options) -> dict[str, Any]:
-    """Everything of the lesion level for some slides."""
+    """All measures of lesions over some slides."""
     patients = [case.patient for case in cases]
     official, jama = froc(matches), jama_froc(matches)
     resampling = options.resampling
@@ -127,7 +137,7 @@ def measure_lesions(cases: Sequence[Case], matches: Sequence[SlideMatch], option
 
 
 def compare_lesions(matched: MatchedSlides, options: Options) -> dict[str, Any]:
-    """This source less the other on the slides that both have."""
+    """The difference, this source minus the other, on the slides of both."""
     pairs = [
         (case, matches, other_matches)
         for case, matches, other_matches in zip(

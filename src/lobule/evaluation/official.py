@@ -1,4 +1,4 @@
-"""The cohort that Camelyon16's naming means, for a submission that comes with masks and no manifest."""
+"""A cohort from Camelyon16's file names, for a submission with masks but without a manifest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from lobule.evaluation.truth import check_masks, mask_file
 
 
 def official_cohort(source: Source, options: Options) -> Cohort:
-    """Every named slide: tumour where the name begins with `Tumor` or a mask exists; its own patient."""
+    """One case per slide. It is a tumour if its name begins with `Tumor` or it has a mask, else normal.
+
+    Every slide counts as a patient.
+    """
     check_masks(options)
     cases = []
     for name in source.names():

@@ -1,4 +1,4 @@
-"""Plots fit for a paper: ROC, precision and recall, reliability and FROC, each as SVG and PNG."""
+"""Plots for publication: ROC, precision and recall, reliability and FROC, each as SVG and PNG."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Data = Mapping[str, Any]
 Drawing = Callable[["Axes"], None]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, which colour-blind readers tell apart."""
+"""The palette of Okabe and Ito, which colour-blind readers can distinguish."""
 GREY = "#808080"
 MOST_GROUPS = len(COLOURS) - 1
 SIDE_INCHES = 3.35
-"""One column of most journals."""
+"""The column width of most journals."""
 DPI = 300
 STYLE = {
     "font.family": "sans-serif",
@@ -45,13 +45,13 @@ STYLE = {
 
 
 def need_plots() -> None:
-    """Raise `MissingExtra` now, rather than after all the measuring."""
+    """Raise `MissingExtra` if matplotlib is missing; call it before the measures are computed."""
     if find_spec("matplotlib") is None:
         raise MissingExtra("plots", "Drawing plots")
 
 
 def draw_evaluation(data: Data, folder: Path) -> list[Path]:
-    """Draw what an evaluation has and give the files."""
+    """Draw the plots of an evaluation and return the paths of the files."""
     need_plots()
     import matplotlib as mpl
 
@@ -80,7 +80,7 @@ def _figures(data: Data) -> Iterator[tuple[str, Drawing]]:
 
 
 def _choose_groups(report: Data, target: str) -> list[Group]:
-    """All cases, and the values of the first column where they are few enough to be told apart."""
+    """All cases, and the values of the first column if there are few enough to distinguish them in a plot."""
     first_column = next(iter(report["by"]), None)
     candidates = [group for group in groups(report, target) if group.column in ("", first_column)]
     return candidates if len(candidates) <= 1 + MOST_GROUPS else candidates[:1]
@@ -148,7 +148,7 @@ def draw_froc(axes: Axes, plotted_groups: Sequence[Group]) -> None:
         if block["froc"]["sensitivity"] is None:
             continue
         x, y = block["froc"]["false_positives"], block["froc"]["sensitivity"]
-        # beyond the most permissive threshold the official score holds the last sensitivity
+        # Above the highest false-positive rate the official score uses the last sensitivity.
         x, y = [max(rates), *x], [y[0], *y]
         label = f"{_title(group)}: {_interval(block['froc_score'])}"
         line = _line(index)
@@ -170,12 +170,12 @@ def draw_froc(axes: Axes, plotted_groups: Sequence[Group]) -> None:
 
 
 def _upper_left_is_free(group: Group) -> bool:
-    """Whether the curve leaves the upper left corner free."""
+    """Whether the upper left corner is free for the legend."""
     at = list(group.block["froc"]["sensitivity_at"].values())
     return bool(max(at[:3]) < 0.5)
 
 
-# -- looks --------------------------------------------------------------------------------------------------
+# -- style --------------------------------------------------------------------------------------------------
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -186,7 +186,7 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _line(index: int) -> dict[str, Any]:
-    """The first line is all cases and stands out."""
+    """The style of a line; the first line shows all cases and is thicker."""
     return {
         "color": COLOURS[index],
         "linewidth": 1.5 if index == 0 else 0.9,

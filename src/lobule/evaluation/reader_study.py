@@ -1,4 +1,4 @@
-"""Reader studies from a table: readers, models, the readers' mean, and readers mixed with models."""
+"""Evaluate a reader study: readers, models, the mean of the readers, and readers combined with models."""
 
 from __future__ import annotations
 
@@ -24,18 +24,26 @@ FORMAT = "lobule-reader-study/1"
 
 
 def evaluate_readers(path: str | Path, options: Options | None = None) -> dict[str, Any]:
-    """Every rater of a reader study with its areas: the table as plain values.
+    """Measure every reader and model of a reader study.
 
-    A CSV, one row a breast (or case): the truth (`malignant`, `label` or `truth`, 0 or 1), `patient` or
-    `exam` (which intervals resample), readers in columns that begin with `reader`, models in columns that
-    begin with `ai`.
+    Args:
+        path: A CSV file with one row per breast (or case). Its columns are the truth (`malignant`, `label`
+            or `truth`, 0 or 1); the unit that is resampled for intervals (`patient`, `exam` or `case`);
+            readers, whose names begin with `reader`; and models, whose names are `ai` or begin with `ai_`.
+        options: Number of resamples and seed.
+
+    Returns:
+        The content of `evaluation.json`: one row per reader, model and combination.
+
+    Raises:
+        UsageError: The file is not such a table.
     """
     columns = _read(path)
     truth = _column(columns, TRUTH, path)
     group = next((name for name in PATIENT if name in columns), None)
     labels = _numbers(columns, truth, path)
     if not np.isin(labels, (0, 1)).all():
-        raise UsageError(f"the column '{truth}' must hold 0 or 1", subject=path)
+        raise UsageError(f"the column '{truth}' must contain only 0 and 1", subject=path)
     readers = {name: _numbers(columns, name, path) for name in columns if name.startswith(READER)}
     models = {
         name: _numbers(columns, name, path)
@@ -44,7 +52,10 @@ def evaluate_readers(path: str | Path, options: Options | None = None) -> dict[s
     }
     if not readers:
         raise UsageError(
-            "no column begins with 'reader'", subject=path, actual=", ".join(columns), remedy="Rename them"
+            "no column begins with 'reader'",
+            subject=path,
+            actual=", ".join(columns),
+            remedy="Rename the columns of the readers",
         )
     resampling = (options or Options()).resampling
     study = ReaderStudy.of(labels, readers, None if group is None else columns[group], resampling)
@@ -77,9 +88,9 @@ def _read(path: str | Path) -> Mapping[str, Sequence[str]]:
     try:
         rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError("not a CSV file", subject=path, actual=str(error)) from error
+        raise UsageError("this is not a CSV file", subject=path, actual=str(error)) from error
     if len(rows) < 2:
-        raise UsageError("no cases", subject=path, expected="a header and one row a case")
+        raise UsageError("no cases", subject=path, expected="a header and one row per case")
     header = [name.strip() for name in rows[0]]
     body = [row for row in rows[1:] if any(cell.strip() for cell in row)]
     for number, row in enumerate(body, start=2):
@@ -93,7 +104,7 @@ def _column(columns: Mapping[str, Sequence[str]], names: Sequence[str], path: st
         if name in columns:
             return name
     raise UsageError(
-        f"no column {' or '.join(names)} says what is true", subject=path, actual=", ".join(columns)
+        f"no column {' or '.join(names)} contains the truth", subject=path, actual=", ".join(columns)
     )
 
 
@@ -102,5 +113,5 @@ def _numbers(columns: Mapping[str, Sequence[str]], name: str, path: str | Path) 
         return np.array(columns[name], dtype=np.float64)
     except ValueError as error:
         raise UsageError(
-            f"the column '{name}' must hold numbers in every row: {error}", subject=path
+            f"the column '{name}' must contain a number in every row: {error}", subject=path
         ) from error

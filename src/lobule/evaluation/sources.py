@@ -1,4 +1,4 @@
-"""Where scores and detections come from: a results folder, or a submission in Camelyon16's official forms."""
+"""Sources of scores and detections: a results folder, or a submission in Camelyon16's official formats."""
 
 from __future__ import annotations
 
@@ -29,27 +29,28 @@ from lobule.units import Mpp
 SCORED_STATUSES = ("complete", "partial")
 NOT_SCANNED = "not scanned"
 ANY_SCORE = "*"
-"""Under this name a case without a result has the score that the caller gave such cases."""
+"""The name of the score that `missing_score` gives to a case without a result."""
 MAX_CSV_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
 class CaseResult:
-    """What a source says of one case. `detections` are rows of (confidence, l0_x, l0_y)."""
+    """The scores and detections of one case. `detections` has rows of (confidence, l0_x, l0_y)."""
 
     status: str
-    """complete, partial, failed, unscored, unfinished, or not scanned."""
+    """One of complete, partial, failed, unscored, unfinished, not scanned."""
     scores: Mapping[str, float] = field(default_factory=dict)
     detections: Floats | None = None
     size: Size | None = None
-    """Of level 0."""
+    """The size of level 0."""
     mpp: Mpp | None = None
     cause: str | None = None
     labels: tuple[str | None, ...] = ()
-    """The class of each detection, where a model has several."""
+    """The class of each detection, if the model has several classes."""
 
     @property
     def is_scored(self) -> bool:
+        """Whether the source itself has scores of the case; the score `ANY_SCORE` does not count."""
         return self.status in SCORED_STATUSES
 
 
@@ -61,14 +62,16 @@ class Source(Protocol):
 
     @property
     def bundle(self) -> Mapping[str, Any] | None:
-        """What is known of the model: method, fingerprint; None where nothing is."""
+        """Method and fingerprint of the model; None if the source does not state them."""
         ...
 
     def names(self) -> Sequence[str]:
-        """Every case that it says anything of."""
+        """The names of all cases of the source."""
         ...
 
-    def case_result(self, case: Case) -> CaseResult: ...
+    def case_result(self, case: Case) -> CaseResult:
+        """The result of one case; a case without a result has a status and a cause instead of scores."""
+        ...
 
 
 # -- results ------------------------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ class ResultsSource:
     def case_result(self, case: Case) -> CaseResult:
         try:
             return self._read_case(self.results.case_folder(case.id))
-        except (ResultsError, NotReadable) as error:  # a damaged file belongs to its case
+        except (ResultsError, NotReadable) as error:  # A damaged file fails its case, not the evaluation.
             return CaseResult("failed", cause=str(error))
 
     def _read_case(self, folder: CaseFolder) -> CaseResult:
@@ -128,7 +131,7 @@ def _failed_fields(result: Mapping[str, Any]) -> str | None:
 
 
 Detections = tuple[Floats | None, tuple[str | None, ...]]
-"""Rows of (confidence, l0_x, l0_y), and their classes where a model has several."""
+"""Rows of (confidence, l0_x, l0_y), and their classes if the model has several."""
 
 
 def _stored_detections(folder: CaseFolder) -> Detections:
@@ -138,30 +141,30 @@ def _stored_detections(folder: CaseFolder) -> Detections:
     try:
         rows = np.column_stack([columns["score"], columns["l0_x"], columns["l0_y"]]).astype(np.float64)
         if not np.isfinite(rows).all():
-            raise ValueError("numbers that are not finite")
+            raise ValueError("numbers that are NaN or infinite")
     except (KeyError, ValueError, TypeError) as error:
         raise DamagedResults(
             "the findings are damaged",
             subject=folder.path,
-            expected="numbers as score, l0_x and l0_y",
+            expected="finite numbers in the columns score, l0_x and l0_y",
             actual=str(error),
         ) from error
     return rows, tuple(columns["label"].tolist()) if "label" in columns else ()
 
 
 def _suppress_map(folder: CaseFolder, options: Options) -> Detections:
-    """NCRF's non-maximum suppression of a map, of the class that means tumour."""
+    """The detections of NCRF's non-maximum suppression on the tumour class of a map."""
     maps = folder.maps
     if not maps:
         return None, ()
-    # the densest map says most; a coarse one beside it is where the scan began
+    # Use the finest map. A scan may also store a coarse map from its first pass.
     name = options.nms_map or min(maps, key=lambda key: maps[key].info.l0_stride)
     if name not in maps:
-        raise ResultsError(f"there is no map '{name}'", subject=folder.path, actual=", ".join(maps))
+        raise ResultsError(f"the results have no map '{name}'", subject=folder.path, actual=", ".join(maps))
     stride = maps[name].info.l0_stride
     layer, pending = _tumour_layer(maps[name], options)
     for reader in sorted(maps.values(), key=lambda other: other.info.l0_stride):
-        # where a dense map was never reached, the coarse one holds
+        # Cells that the fine map did not reach take the score of the coarse map.
         if options.nms_map is None and pending.any() and reader.info.l0_stride > stride:
             layer, pending = _fill_pending(layer, pending, stride, reader, options)
     radius = options.nms_radius or suppression_radius(max(1, round(stride[0])))
@@ -172,7 +175,7 @@ def _suppress_map(folder: CaseFolder, options: Options) -> Detections:
 
 
 def _tumour_layer(reader: MapReader, options: Options) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The scores of tumour, 0 where nothing was scored, and which cells were not reached."""
+    """The tumour scores of a map, 0 in cells without a score, and which cells are still pending."""
     scores, states = reader.read()
     layer = np.where(states == State.SCORED, scores[_tumour_class(reader, options)], np.float32(0))
     return layer, states == State.PENDING
@@ -185,7 +188,7 @@ def _fill_pending(
     coarse: MapReader,
     options: Options,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A layer whose pending cells take the score of the coarse cell that they lie in."""
+    """A copy of a layer whose pending cells have the score of the coarse cell around them."""
     coarse_layer, unreached = _tumour_layer(coarse, options)
     row, column = np.nonzero(pending)
     coarse_x, coarse_y = coarse.info.l0_stride
@@ -209,15 +212,18 @@ def _tumour_class(reader: MapReader, options: Options) -> int:
     if len(classes) == 1 or len(meant) == 1:
         return meant[0] if meant else 0
     raise ResultsError(
-        "it is not plain which class of the map is tumour",
+        "cannot tell which class of the map is tumour",
         subject=reader.path,
         actual=", ".join(classes),
-        remedy="Say it with --score NAME",
+        remedy="Name the class with --score NAME",
     )
 
 
 def _clip_to_slide(detections: Floats | None, size: Size | None) -> Floats | None:
-    """Cells that reach past the edge of a slide have their centre outside; their finding is at the edge."""
+    """Move detections outside the slide to its edge.
+
+    A cell at the edge of a slide may have its centre outside.
+    """
     if detections is None or size is None:
         return detections
     return np.column_stack(
@@ -234,7 +240,7 @@ def _clip_to_slide(detections: Floats | None, size: Size | None) -> Floats | Non
 
 @dataclass(frozen=True, eq=False)
 class SubmissionSource:
-    """Camelyon16's official forms: a CSV of `name,probability`, and a folder of a detections CSV a slide."""
+    """Camelyon16's official formats: a CSV of `name,probability`, and a folder of detections per slide."""
 
     paths: tuple[str, ...]
     probabilities: Mapping[str, float]
@@ -265,12 +271,14 @@ class SubmissionSource:
         if name in self.probabilities:
             return CaseResult("complete", {"score": self.probabilities[name]}, detections)
         if self.probabilities or detections is None:
-            return CaseResult("failed", detections=detections, cause="the slide CSV has no probability of it")
+            return CaseResult(
+                "failed", detections=detections, cause="the slide CSV has no probability for this slide"
+            )
         return CaseResult("complete", {"score": float(detections[:, 0].max(initial=0.0))}, detections)
 
 
 def read_submission(paths: Sequence[str | Path]) -> SubmissionSource:
-    """A submission of any of the official forms: the slide CSV, the folder of detections, or both."""
+    """Read a submission in the official formats: the slide CSV, the folder of detections, or both."""
     probabilities: dict[str, float] = {}
     detections: dict[str, Path] = {}
     for path in map(Path, paths):
@@ -278,7 +286,9 @@ def read_submission(paths: Sequence[str | Path]) -> SubmissionSource:
             files = sorted(path.glob("*.csv"))
             if not files:
                 raise ResultsError(
-                    "a submission without CSV files", subject=path, expected="one CSV a slide, empty ones too"
+                    "the submission contains no CSV files",
+                    subject=path,
+                    expected="one CSV file per slide, empty for a slide without detections",
                 )
             detections |= {file.stem: file for file in files}
         else:
@@ -287,7 +297,7 @@ def read_submission(paths: Sequence[str | Path]) -> SubmissionSource:
 
 
 def read_probabilities(path: str | Path) -> dict[str, float]:
-    """`name,probability` a line; a header is allowed."""
+    """Read the probability of each slide. Each line is `name,probability`; a header is allowed."""
     probabilities: dict[str, float] = {}
     for number, cells in _rows(path):
         if len(cells) != 2:
@@ -299,13 +309,17 @@ def read_probabilities(path: str | Path) -> dict[str, float]:
             raise _bad_line(path, number, "a probability", cells)
         name = cells[0].removesuffix(".tif")
         if name in probabilities:
-            raise _bad_line(path, number, "each slide once", cells)
+            raise _bad_line(path, number, "one line per slide", cells)
         probabilities[name] = value
     return probabilities
 
 
 def read_detections(path: str | Path) -> Floats:
-    """`confidence,x,y` a line, no header, x and y whole level-0 pixels; an empty file is no detections."""
+    """Read the detections of a slide, as rows of (confidence, l0_x, l0_y).
+
+    Each line is `confidence,x,y` with x and y in whole level-0 pixels, without a header. A slide without
+    detections has an empty file.
+    """
     rows = []
     for number, cells in _rows(path):
         confidence = _number(cells[0]) if len(cells) == 3 else None
@@ -332,7 +346,7 @@ def _rows(path: str | Path) -> list[tuple[int, list[str]]]:
             if any(cell.strip() for cell in cells)
         ]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ResultsError("not a CSV file", subject=path, actual=str(error)) from error
+        raise ResultsError("this is not a CSV file", subject=path, actual=str(error)) from error
 
 
 def _number(cell: str) -> float | None:
@@ -344,14 +358,14 @@ def _number(cell: str) -> float | None:
 
 
 def _bad_line(path: str | Path, number: int, expected: str, cells: Sequence[str]) -> ResultsError:
-    return ResultsError(f"line {number}", subject=path, expected=expected, actual=",".join(cells))
+    return ResultsError(f"line {number} is invalid", subject=path, expected=expected, actual=",".join(cells))
 
 
 # -- either -------------------------------------------------------------------------------------------------
 
 
 def open_source(path: str | Path | Sequence[str | Path], options: Options) -> Source:
-    """A results folder, or else a submission."""
+    """Open a results folder or a submission."""
     paths = [path] if isinstance(path, str | Path) else list(path)
     if len(paths) == 1 and (Path(paths[0]) / "scan.json").is_file():
         return ResultsSource(open_results(paths[0]), options)
@@ -359,5 +373,5 @@ def open_source(path: str | Path | Sequence[str | Path], options: Options) -> So
 
 
 def open_results_source(path: str | Path, options: Options) -> Source:
-    """A results folder and nothing else."""
+    """Open a results folder; a submission is an error."""
     return ResultsSource(open_results(path), options)

@@ -1,4 +1,4 @@
-"""An evaluation as rows: one measure a row for `table.csv`, one group a row for people."""
+"""An evaluation as tables: one measure per row for `table.csv`, one group per row for people."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALIBRATION = ("expected_error", "largest_error", "brier", "log_loss")
 
 @dataclass(frozen=True)
 class Group:
-    """One block of measures and whose it is; `column` is empty for all cases."""
+    """The measures of one group of cases; `column` is empty for the group of all cases."""
 
     target: str
     column: str
@@ -27,7 +27,7 @@ class Group:
 
 
 def groups(report: Data, target: str) -> Iterator[Group]:
-    """All cases, then each value of each column."""
+    """The group of all cases, then one group for each value of each column."""
     yield Group(target, "", "all", report["all"])
     for column, values in report["by"].items():
         for value, block in values.items():
@@ -35,7 +35,7 @@ def groups(report: Data, target: str) -> Iterator[Group]:
 
 
 def measure_rows(data: Data) -> list[dict[str, Any]]:
-    """Every measure of an evaluation, one a row."""
+    """Every measure of an evaluation, one per row."""
     rows: list[dict[str, Any]] = []
     for name, report in data["tasks"].items():
         for group in groups(report, name):
@@ -126,7 +126,7 @@ def _lesion_rows(group: Group) -> list[dict[str, Any]]:
 
 
 def task_table(report: Data, target: str) -> tuple[list[str], list[list[str]]]:
-    """One group a row: counts, areas with intervals, calibration."""
+    """One group per row: counts, areas with intervals, calibration."""
     unit = report["unit"]
     header = ["group", unit, "positive", "AUROC (95 % interval)", "DeLong", "AUPRC", "AP", "ECE", "Brier"]
     rows = []
@@ -141,7 +141,7 @@ def task_table(report: Data, target: str) -> tuple[list[str], list[list[str]]]:
 
 
 def lesion_table(report: Data) -> tuple[list[str], list[list[str]]]:
-    """One group a row: counts, the FROC score with its interval, sensitivity at each rate."""
+    """One group per row: counts, the FROC score with its interval, sensitivity at each rate."""
     rates = list(report["all"]["froc"]["sensitivity_at"])
     header = ["group", "slides", "lesions", "FROC (95 % interval)", *[f"at {rate}" for rate in rates], "JAMA"]
     rows = []
@@ -167,7 +167,7 @@ def class_table(block: Data) -> tuple[list[str], list[list[str]]]:
 
 
 def point_table(block: Data) -> tuple[list[str], list[list[str]]]:
-    """Operating points: how the threshold was chosen, and what it gives."""
+    """One operating point per row: how its threshold was chosen, and its measures."""
     header = ["operating point", "threshold", "sensitivity", "specificity", "PPV", "NPV"]
     names = ("sensitivity", "specificity", "positive_predictive_value", "negative_predictive_value")
     rows = [
@@ -178,7 +178,7 @@ def point_table(block: Data) -> tuple[list[str], list[list[str]]]:
 
 
 def difference_table(report: Data) -> tuple[list[str], list[list[str]]]:
-    """This source less the other, for all and for each group."""
+    """The difference, this source minus the other, for all cases and for each group."""
     header = ["group", "measure", "this", "other", "difference (95 % interval)", "p"]
     rows = []
     for column, value, block in _difference_blocks(report):
@@ -192,7 +192,7 @@ def difference_table(report: Data) -> tuple[list[str], list[list[str]]]:
 
 
 def reader_table(data: Data) -> tuple[list[str], list[list[str]]]:
-    """One rater a row; four digits as published tables have."""
+    """One rater per row, with four digits as in published tables."""
     header = ["rater", "AUROC (95 % interval)", "AUPRC", "AP", "spread of AUROC"]
     rows = [
         [
@@ -213,7 +213,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def shown(estimate: Data, *, value: bool = True, digits: int = 4) -> str:
-    """0.9123 (0.8801 to 0.9402), or the interval alone; a dash where it is undefined."""
+    """An estimate as "0.9123 (0.8801 to 0.9402)", or its interval alone; a dash if it is undefined."""
     if estimate["value"] is None:
         return "–"
     text = number(estimate["value"], digits)
@@ -224,7 +224,7 @@ def shown(estimate: Data, *, value: bool = True, digits: int = 4) -> str:
 
 
 def case_sentences(data: Data) -> list[tuple[str, str]]:
-    """How every case is accounted for, as names and sentences."""
+    """The status of the cases, as pairs of a name and a sentence."""
     cases = data["cases"]
     lines = [("cases", f"{cases['cohort']} of {cases['patients']} patients, {cases['complete']} complete")]
     for name in (

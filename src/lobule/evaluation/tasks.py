@@ -1,4 +1,4 @@
-"""One question put to cases: labels, scores and patients, and everything that is measured of them."""
+"""A task is a set of cases with labels, scores and patients; this module creates tasks and measures them."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ SIDES = ("left", "right")
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Cases (or breasts) with a label and a score each."""
+    """Cases (or breasts), each with a label and a score."""
 
     name: str
     unit: str
-    """slides, images, breasts: what is counted."""
+    """What is counted: slides, images, breasts."""
     cases: tuple[Case, ...]
     labels: NDArray[np.bool_]
     scores: Floats
     other_scores: Floats | None = None
-    """The scores of the other source; NaN where it has none."""
+    """The scores of the other source; NaN for cases that it did not score."""
 
     def subset(self, keep: Sequence[bool] | NDArray[np.bool_]) -> Task:
+        """The task of some of the cases."""
         chosen = np.asarray(keep, dtype=bool)
         cases = tuple(case for case, is_chosen in zip(self.cases, chosen, strict=True) if is_chosen)
         other_scores = None if self.other_scores is None else self.other_scores[chosen]
@@ -64,7 +65,7 @@ def case_tasks(
     other_results: Mapping[str, CaseResult] | None,
     unit: str,
 ) -> list[Task]:
-    """A task for each target, over the cases with a label and a score."""
+    """One task per target, over the cases with a label and a score."""
     return [_case_task(case_results, target, other_results, unit) for target in plan.targets]
 
 
@@ -92,7 +93,7 @@ def _case_task(
 
 
 def total(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
-    """The sum of some scores; None where one is missing."""
+    """The sum of the named scores; None if one of them is missing."""
     if ANY_SCORE in scores:
         return scores[ANY_SCORE]
     if not names or any(name not in scores for name in names):
@@ -101,7 +102,10 @@ def total(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
 
 
 def _other_score(scores: Mapping[str, float], target: Target) -> float:
-    """The other source may name its one score otherwise."""
+    """The score of the other source; NaN if it is missing.
+
+    If the other source has only one score, its name does not matter.
+    """
     score = total(scores, target.scores)
     if score is None and len(scores) == 1:
         return float(next(iter(scores.values())))
@@ -111,7 +115,7 @@ def _other_score(scores: Mapping[str, float], target: Target) -> float:
 def breast_tasks(
     case_results: Sequence[tuple[Case, CaseResult]], other_results: Mapping[str, CaseResult] | None
 ) -> list[Task]:
-    """Benign and malignant, each over every breast with a label and a score."""
+    """One task for malignant and one for benign, each over the breasts with a label and a score."""
     tasks = []
     for diagnosis in ("malignant", "benign"):
         cases, labels, scores, other_scores = [], [], [], []
@@ -161,7 +165,7 @@ def _make_task(
 
 
 def measure_task(task: Task, options: Options, *, curves: bool = True) -> dict[str, Any]:
-    """Areas with intervals, calibration and operating points of a task."""
+    """The areas with intervals, the calibration and the operating points of a task."""
     label, score, patients = task.labels, task.scores, task.patients
     resampling = options.resampling
     measures: dict[str, Any] = {
@@ -211,7 +215,7 @@ def _operating_points(label: NDArray[np.bool_], score: Floats, options: Options)
 
 
 def compare_task(task: Task, options: Options) -> dict[str, Any]:
-    """This source less the other, on the cases that both have."""
+    """The difference, this source minus the other, on the cases that both scored."""
     assert task.other_scores is not None
     shared = task.subset(np.isfinite(task.other_scores))
     assert shared.other_scores is not None
@@ -225,7 +229,7 @@ def compare_task(task: Task, options: Options) -> dict[str, Any]:
 
 
 def measure_classes(case_results: Sequence[tuple[Case, CaseResult]], plan: TargetPlan) -> dict[str, Any]:
-    """Accuracy and confusion where each class has a score: the highest score is the answer."""
+    """Accuracy and confusion matrix; the class with the highest score is the prediction."""
     names = [label for label, _ in plan.classes]
     class_index = {label: number for number, label in enumerate(names)}
     counts = np.zeros((len(names), len(names)), dtype=np.int64)

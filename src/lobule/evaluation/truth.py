@@ -1,4 +1,4 @@
-"""The lesions of a slide: its annotation or ground-truth mask as the evaluation mask of Camelyon16."""
+"""The true lesions of a slide: its annotation or ground-truth mask, as the evaluation mask of Camelyon16."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lobule.slides.slide import Slide, open_mask, open_slide
 from lobule.units import Mpp
 
 NEAR = 0.1
-"""Slides this near to 0.243 µm/px take the official constants as they are, as all of Camelyon16 do."""
+"""Relative distance to 0.243 µm/px within which the official constants apply, as to all Camelyon16 slides."""
 MAX_CELLS = 1 << 28
 MUCH_TUMOUR = 0.5
 MASK_SUFFIXES = (".tif", ".tiff", ".png")
@@ -33,7 +33,7 @@ Steps = tuple[Fraction, Fraction]
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What is true of a slide, and how its level-0 pixels become the cells that the constants mean."""
+    """The lesions of a slide, and the number of its level-0 pixels per mask cell."""
 
     mask: EvaluationMask | None
     """None for a normal slide."""
@@ -41,7 +41,7 @@ class Truth:
     notes: tuple[str, ...] = ()
 
     def on_cells(self, detections: Floats) -> Floats:
-        """Detections moved to where 32 pixels make a cell; where a cell is 32 pixels nothing moves."""
+        """Scale detections so that a cell has 32 pixels, as the official script expects."""
         if all(step == STEP for step in self.steps):
             return detections
         x, y = (
@@ -51,7 +51,7 @@ class Truth:
 
 
 def read_truth(case: Case, result: CaseResult, positive: bool | None, options: Options) -> Truth | str:
-    """The truth of a slide, or the sentence that says why it is not known."""
+    """The true lesions of a slide, or the reason why they are not known."""
     mpp = Mpp.square(case.mpp) if case.mpp is not None else result.mpp
     steps, notes = choose_steps(mpp, options)
     path = mask_file(case, options) or case.annotation
@@ -61,20 +61,20 @@ def read_truth(case: Case, result: CaseResult, positive: bool | None, options: O
         return "positive, but without annotation" if positive else "neither label nor annotation"
     truth, source_path = _rasterise_truth(case, path, result.size, steps, options)
     if truth.size and not truth.any():
-        notes = (*notes, f"{source_path} holds no tumour, so no lesion of the slide counts")
+        notes = (*notes, f"{source_path} contains no tumour, so the slide has no lesions")
     elif truth.size and truth.mean() > MUCH_TUMOUR:
-        # tiles that a TIFF leaves out read as white, which in a mask is tumour
-        notes = (*notes, f"more than half of {source_path} is tumour: see that the file has all its tiles")
+        # A TIFF reader returns white for missing tiles, and white means tumour in a mask.
+        notes = (*notes, f"more than half of {source_path} is tumour; check that the file has all its tiles")
     return Truth(evaluation_mask(truth), steps, notes)
 
 
 def choose_steps(mpp: Mpp | None, options: Options) -> tuple[Steps, tuple[str, ...]]:
-    """Level-0 pixels a cell: 32 by the official numbers, or as many as make 7.776 µm."""
+    """Level-0 pixels per cell, in x and y: 32 as in the official script, or as many as make 7.776 µm."""
     official = (Fraction(STEP), Fraction(STEP))
     if options.lesion_scale == "official":
         return official, ()
     if mpp is None:
-        return official, ("its µm/px is not known, so it counts as 0.243",)
+        return official, ("its µm/px is not known; 0.243 is assumed",)
     near = all(abs(axis_um / PIXEL_UM - 1) <= NEAR for axis_um in (mpp.x, mpp.y))
     if near and options.lesion_scale == "auto":
         return official, ()
@@ -86,13 +86,15 @@ def choose_steps(mpp: Mpp | None, options: Options) -> tuple[Steps, tuple[str, .
 
 
 def check_masks(options: Options) -> None:
-    """Raise where the folder of masks is not there, before every case fails for want of it."""
+    """Raise `UsageError` if the folder of masks does not exist."""
     if options.masks is not None and not Path(options.masks).is_dir():
-        raise UsageError("no folder of masks", subject=options.masks, remedy="Check the path")
+        raise UsageError(
+            "there is no folder of masks", subject=options.masks, remedy="Check the path of --masks"
+        )
 
 
 def mask_file(case: Case, options: Options) -> str | None:
-    """The mask of a case in the folder of masks, by the organisers' names."""
+    """The path of a case's mask, named as the organisers of Camelyon16 name it; None if it is missing."""
     if options.masks is None:
         return None
     names = [case.id, *([Path(case.path).stem] if case.path else [])]
@@ -108,13 +110,15 @@ def _rasterise_truth(
         return _read_mask(path, size, steps, options), path
     if size is None:
         raise CaseError(
-            "the size of the slide is not known, so its outlines cannot be laid out",
+            "the size of the slide is not known, so its outlines cannot be rasterised",
             subject=case.id,
-            remedy="Keep the slide where the cohort says, or evaluate a results folder",
+            remedy="Put the slide at the path that the cohort states, or evaluate a results folder",
         )
     columns, rows = (-(-side // step) for side, step in zip(size, steps, strict=True))
     if columns * rows > MAX_CELLS:
-        raise TooLarge(f"declares {size}", subject=case.id, expected=f"at most {MAX_CELLS} cells")
+        raise TooLarge(
+            f"the slide is too large: {size} px", subject=case.id, expected=f"at most {MAX_CELLS} cells"
+        )
     return rasterise(read_annotation(path), steps, Box(0, 0, int(columns), int(rows))), path
 
 
@@ -126,7 +130,7 @@ def _size_of_slide(case: Case) -> Size | None:
 
 
 def _read_mask(path: str, size: Size | None, steps: Steps, options: Options) -> NDArray[np.bool_]:
-    """The mask at the cells' centres: the level of the file that has the cells, where it has one."""
+    """The mask sampled at the centres of the cells; a level that has exactly these cells is used as it is."""
     if Path(path).suffix.lower() == ".png":
         values, level_0_size = read_class_mask(path).values, None
     else:
@@ -139,15 +143,15 @@ def _read_mask(path: str, size: Size | None, steps: Steps, options: Options) -> 
             raise CaseError(
                 "the scale of the mask is not known",
                 subject=path,
-                expected="a pyramid, or the size of its slide",
-                remedy="Say how many level-0 pixels a mask pixel has with --mask-step",
+                expected="a pyramid, or a slide of known size",
+                remedy="State the number of level-0 pixels per mask pixel with --mask-step",
             )
         slide_size = Size(
             round(mask_size.width * options.mask_step), round(mask_size.height * options.mask_step)
         )
     tumour = np.asarray(values == 255) if (values == 255).any() else np.asarray(values == 2)
     if values.any() and not tumour.any():
-        evaluation_mask(values.astype(np.uint8))  # raises, and says which values there are
+        evaluation_mask(values.astype(np.uint8))  # This raises an error that names the values of the mask.
     mask_steps = (
         level_step(slide_size.width, mask_size.width),
         level_step(slide_size.height, mask_size.height),
@@ -165,7 +169,7 @@ def _read_mask(path: str, size: Size | None, steps: Steps, options: Options) -> 
 def _read_nearest_level(
     slide: Slide, size: Size | None, steps: Steps, options: Options
 ) -> tuple[NDArray[np.uint8], Size | None]:
-    """The coarsest level that is not coarser than the cells, and the size of level 0 where known."""
+    """The coarsest level that is not coarser than the cells, and the size of level 0 if it is known."""
     has_one_level = len(slide.levels) == 1
     slide_size = size or (None if has_one_level else slide.size)
     if slide_size is None and options.mask_step is None:
@@ -181,7 +185,7 @@ def _first_channel(slide: Slide, level: int) -> NDArray[np.uint8]:
     size = slide.levels[level].size
     if size.area > MAX_CELLS:
         raise TooLarge(
-            f"its level {level} of {size} is too large",
+            f"level {level} of the mask is too large: {size} px",
             subject=slide.path,
             expected=f"a level of at most {MAX_CELLS} px",
             remedy="Save the mask as a pyramid",

@@ -1,4 +1,4 @@
-"""Writing an evaluation: `evaluation.json`, `table.csv` and the plots."""
+"""Write an evaluation: `evaluation.json`, `table.csv` and the plots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JSON, TABLE = "evaluation.json", "table.csv"
 
 
 def write_evaluation(data: Mapping[str, Any], folder: str | Path, *, plots: bool = True) -> list[Path]:
-    """Write everything of an evaluation and give the files; plots need the extra `plots`."""
+    """Write all files of an evaluation and return their paths; plots need the extra `plots`."""
     root = make_folder(folder)
     figures: list[Path] = []
     if plots:
@@ -32,7 +32,7 @@ def write_evaluation(data: Mapping[str, Any], folder: str | Path, *, plots: bool
 
 
 def write_reader_study(data: Mapping[str, Any], folder: str | Path) -> list[Path]:
-    """Write a reader study: its values, and its table as people read it."""
+    """Write a reader study: its values as JSON, and a table for people as CSV."""
     root = make_folder(folder)
     write_json(root / JSON, dict(data))
     header, rows = reader_table(data)

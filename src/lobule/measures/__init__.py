@@ -1,1 +1,1 @@
-"""Measures: arrays in, numbers with intervals out."""
+"""Measures of predictions with confidence intervals; they work on arrays and open no files."""

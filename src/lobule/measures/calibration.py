@@ -1,4 +1,4 @@
-"""Calibration: does a score of 0.8 mean 80 %? Reliability, Brier score, and fits that repair it."""
+"""Calibration: does a score of 0.8 mean 80 %? Reliability, Brier score, and fits that correct scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lobule.measures.estimate import Floats, checked, one_class
 
 @dataclass(frozen=True)
 class Bin:
-    """Cases with probabilities in [low, high) (the last bin takes its upper end too)."""
+    """Cases with probabilities in [low, high); the last bin includes its upper end."""
 
     low: float
     high: float
@@ -28,18 +28,18 @@ class Bin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How probabilities and outcomes agree. Errors are None without cases."""
+    """How well probabilities agree with outcomes. Errors are None without cases."""
 
     bins: tuple[Bin, ...]
     expected_error: float | None
-    """ECE: the mean over cases of |mean probability - share of positives| of their bin."""
+    """Expected calibration error: mean over cases of |mean probability - share of positives| of their bin."""
     largest_error: float | None
     brier: float | None
     reliability: float | None
     resolution: float | None
     uncertainty: float | None
     within_bins: float | None
-    """What binning leaves: brier = reliability - resolution + uncertainty + within_bins."""
+    """The remainder due to binning: brier = reliability - resolution + uncertainty + within_bins."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,10 +48,20 @@ class Reliability:
 def reliability(
     labels: ArrayLike, probabilities: ArrayLike, bins: int = 10, by: Literal["width", "quantile"] = "width"
 ) -> Reliability:
-    """Bins of equal width (or of equally many cases), the errors over them, and the Brier score in parts."""
+    """Measure the calibration of probabilities in bins, and decompose the Brier score.
+
+    Args:
+        labels: 1 for positive cases, 0 for negative cases.
+        probabilities: Predicted probabilities from 0 to 1.
+        bins: Number of bins.
+        by: "width" for bins of equal width, "quantile" for bins with equally many cases.
+
+    Raises:
+        ValueError: A probability is outside 0 to 1.
+    """
     label, probability = checked(labels, probabilities)
     if len(probability) and (probability.min() < 0 or probability.max() > 1):
-        raise ValueError("probabilities must lie in 0 to 1; turn scores into probabilities first")
+        raise ValueError("probabilities must lie in 0 to 1; convert scores to probabilities first")
     if len(label) == 0:
         return Reliability((), None, None, None, None, None, None, None)
     edges = np.linspace(0, 1, bins + 1)
@@ -92,16 +102,16 @@ class Platt:
 
 
 def fit_platt(labels: ArrayLike, scores: ArrayLike) -> Platt | None:
-    """Platt's fit with his smoothed targets, which keep it finite where scores separate the classes.
+    """Platt's logistic fit; None if a class is missing.
 
-    None where a class is missing.
+    Platt's smoothed targets keep the slope finite if the scores separate the classes.
     """
     label, score = checked(labels, scores)
     if one_class(label):
         return None
     positive, negative = int(label.sum()), int((~label).sum())
     target = np.where(label, (positive + 1) / (positive + 2), 1 / (negative + 2))
-    # a fit on standardised scores converges whatever unit the scores have
+    # The fit on standardised scores converges for scores of any scale.
     centre, spread = float(score.mean()), float(score.std()) or 1.0
     z = (score - centre) / spread
 
@@ -117,7 +127,7 @@ def fit_platt(labels: ArrayLike, scores: ArrayLike) -> Platt | None:
 
 @dataclass(frozen=True)
 class Isotonic:
-    """A rising staircase with straight treads between its knots; flat beyond them."""
+    """A non-decreasing curve: linear between its knots, constant beyond them."""
 
     scores: tuple[float, ...]
     probabilities: tuple[float, ...]
@@ -130,7 +140,7 @@ class Isotonic:
 
 
 def fit_isotonic(labels: ArrayLike, scores: ArrayLike) -> Isotonic | None:
-    """The rising curve nearest to the outcomes; None where a class is missing."""
+    """The non-decreasing curve with the smallest squared error; None if a class is missing."""
     label, score = checked(labels, scores)
     if one_class(label):
         return None
@@ -139,16 +149,16 @@ def fit_isotonic(labels: ArrayLike, scores: ArrayLike) -> Isotonic | None:
 
 
 def fit_from_dict(values: Mapping[str, Any]) -> Platt | Isotonic:
-    """A fit from what its `to_dict` gave."""
+    """Restore a fit from the output of its `to_dict`."""
     if values["kind"] == "platt":
         return Platt(float(values["slope"]), float(values["intercept"]))
     if values["kind"] == "isotonic":
         return Isotonic(tuple(values["scores"]), tuple(values["probabilities"]))
-    raise ValueError(f"no fit of the kind {values['kind']!r}")
+    raise ValueError(f"there is no fit of the kind {values['kind']!r}")
 
 
 def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
-    """Mean negative log likelihood; None without cases, infinite where a certainty was wrong."""
+    """Mean negative log likelihood; None without cases, infinite if a wrong outcome had probability 1."""
     label, probability = checked(labels, probabilities)
     if len(label) == 0:
         return None

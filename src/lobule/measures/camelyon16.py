@@ -1,8 +1,9 @@
 """Camelyon16: lesion FROC exactly as the organisers' script computes it, and the variant of the JAMA paper.
 
-Masks and coordinates are of level 5 (32 level-0 pixels); every slide counts as 0.243 µm per level-0 pixel.
-The script's quirks are kept: true positives are float32, the smallest threshold is skipped, hits on isolated
-tumour cells count neither way, and false positives are divided by all slides.
+Masks use level 5, where a pixel covers 32 level-0 pixels. Every slide is assumed to have 0.243 µm per
+level-0 pixel. The details of the script are reproduced: true positives are float32, the smallest threshold
+is skipped, hits on isolated tumour cells are ignored, and false positives are divided by the number of all
+slides.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from lobule.measures.roc import auc
 STEP = 32
 PIXEL_UM = 0.243
 ITC_LIMIT = 275 / (PIXEL_UM * STEP)
-"""Level-5 pixels of major axis below which a lesion is isolated tumour cells: 200 µm, and 75 of dilation."""
+"""Major axis in level-5 pixels below which a lesion is isolated tumour cells: 200 µm + 75 µm dilation."""
 MACRO_LIMIT = (2000 + 75) / (PIXEL_UM * STEP)
-"""Level-5 pixels of major axis above which a lesion is a macrometastasis, by the same reckoning."""
+"""Major axis in level-5 pixels above which a lesion is a macrometastasis: 2000 µm + 75 µm dilation."""
 FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 NO_LESIONS = "no lesions in the evaluated slides"
 
 MARGIN = 5
-"""Level-5 pixels that the dilation (< 4.8225, so squared distance <= 20) reaches, and one more."""
+"""Level-5 pixels around the tumour: the dilation reaches 4 (squared distance <= 20), plus one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,21 +43,21 @@ class EvaluationMask:
     row: int
     column: int
     labels: NDArray[np.int32]
-    """The part of the image that holds lesions; its first pixel is at (row, column)."""
+    """The labels of the rectangle around all lesions; its first pixel is at (row, column)."""
     areas: NDArray[np.int64]
     centroids: Floats
     """(lesions, 2): row and column in the whole image."""
     major_axes: Floats
-    """Level-5 pixels."""
+    """The length of each lesion in level-5 pixels."""
 
     @property
     def itc(self) -> NDArray[np.bool_]:
-        """Which lesions are isolated tumour cells; label 1 comes first."""
+        """Which lesions are isolated tumour cells; the first entry belongs to label 1."""
         return self.major_axes < ITC_LIMIT
 
     @property
     def lesions(self) -> int:
-        """Lesions that count: without isolated tumour cells."""
+        """The number of lesions without isolated tumour cells."""
         return int(np.count_nonzero(~self.itc))
 
     def lesion_classes(self) -> list[LesionClass]:
@@ -66,7 +67,11 @@ class EvaluationMask:
         ]
 
     def labels_at(self, l0_x: NDArray[np.int64], l0_y: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The label under each level-0 point, 0 for none. Points outside the image are refused."""
+        """The label at each level-0 point, 0 for none.
+
+        Raises:
+            CaseError: A point is outside the image.
+        """
         x, y = l0_x // STEP, l0_y // STEP
         outside = (x < 0) | (y < 0) | (x >= self.shape[1]) | (y >= self.shape[0])
         if outside.any():
@@ -92,12 +97,12 @@ class EvaluationMask:
 
 
 def evaluation_mask(truth: NDArray[np.bool_] | NDArray[np.uint8]) -> EvaluationMask:
-    """The evaluation mask of a level-5 ground truth: bool, or 8-bit with tumour exactly 255."""
+    """Create the evaluation mask of a level-5 ground truth: bool, or 8-bit with 255 for tumour."""
     tumour = np.asarray(truth, dtype=bool) if truth.dtype == np.bool_ else np.asarray(truth == 255)
     if truth.any() and not tumour.any():
         raise AnnotationError(
-            "a ground-truth mask without tumour values",
-            expected="tumour as exactly 255 (or a mask of bool)",
+            "the ground-truth mask contains no tumour value",
+            expected="255 for tumour, or a mask of bool",
             actual=f"values up to {truth.max()}",
         )
     height, width = tumour.shape
@@ -123,7 +128,7 @@ def evaluation_mask(truth: NDArray[np.bool_] | NDArray[np.uint8]) -> EvaluationM
 
 
 def _dilated(tumour: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels with a squared distance to tumour of at most 20: a disc of rows, each a run of pixels."""
+    """Dilate by a disc: all pixels with a squared distance to tumour of at most 20."""
     padded = np.pad(tumour.astype(np.uint8), ((4, 4), (0, 0)))
     dilated = np.zeros_like(padded)
     for half_width, offsets in ((4, (0, 1, 2)), (3, (3,)), (2, (4,))):
@@ -150,27 +155,36 @@ def _measures(labels: NDArray[np.integer], count: int) -> tuple[NDArray[np.int64
 
 @dataclass(frozen=True, eq=False)
 class SlideMatch:
-    """The detections of one slide, matched."""
+    """The detections of one slide, matched with its lesions."""
 
     name: str
     tumour: bool
     false_positives: Floats
     true_positives: NDArray[np.float32]
-    """For each label the highest confidence that hit it; 0 where missed, and for isolated tumour cells."""
+    """For each label the highest confidence of its hits; 0 if it was missed or is isolated tumour cells."""
     best_hits: Floats
-    """The same with hits on isolated tumour cells, which the official numbers ignore."""
+    """The same, including hits on isolated tumour cells, which the official measures ignore."""
     best_detections: tuple[int | None, ...]
-    """For each label the index of the detection that first reached its best confidence."""
+    """For each label the index of the first detection with the highest confidence; None if it was missed."""
     lesions: int
     lesion_classes: tuple[LesionClass, ...]
     score: float
-    """The highest confidence, 0 without detections."""
+    """The highest confidence of the slide; 0 without detections."""
 
 
 def match(name: str, detections: ArrayLike, mask: EvaluationMask | None) -> SlideMatch:
-    """Match detections (confidence, x, y) of a slide; `mask` is None for a normal slide.
+    """Match the detections of a slide with its lesions.
 
-    A hit on isolated tumour cells counts neither way; a second hit on a lesion is free.
+    A hit on isolated tumour cells is neither a true nor a false positive. Further hits on the same lesion are
+    ignored.
+
+    Args:
+        name: The name of the slide.
+        detections: Rows of (confidence, x, y) in level-0 pixels.
+        mask: The lesions; None for a normal slide.
+
+    Raises:
+        CaseError: A detection is not a number, is not in whole pixels, or is outside the slide.
     """
     rows = np.asarray(detections, dtype=np.float64).reshape(-1, 3)
     if not np.isfinite(rows).all():
@@ -181,7 +195,7 @@ def match(name: str, detections: ArrayLike, mask: EvaluationMask | None) -> Slid
             "a detection has impossible coordinates",
             subject=name,
             expected="x and y as whole level-0 pixels from 0",
-            remedy="Write x as the column and y as the row, rounded",
+            remedy="Round the coordinates; x is the column and y is the row",
         )
     score = float(confidence.max(initial=0.0))
     if mask is None:
@@ -208,10 +222,10 @@ def match(name: str, detections: ArrayLike, mask: EvaluationMask | None) -> Slid
 
 @dataclass(frozen=True, eq=False)
 class Froc:
-    """A FROC curve and what is read off it. Sensitivities are None where there are no lesions."""
+    """A FROC curve and its score. Sensitivities are None if there are no lesions."""
 
     false_positives: Floats
-    """A slide, from the most permissive threshold down to (0, 0)."""
+    """Mean number per slide, from the lowest threshold to the end of the curve at (0, 0)."""
     sensitivity: Floats | None
     sensitivity_at: Mapping[float, float | None]
     score: float | None
@@ -233,19 +247,19 @@ class Froc:
 
 @dataclass(frozen=True, eq=False)
 class _Pool:
-    """All values of all slides, sorted once, so that weighted slides can be counted quickly."""
+    """The values of all slides, sorted once so that weighted slides can be counted quickly."""
 
     slides: int
     lesions_of_slide: Floats
     counted: Floats
-    """1 for slides in the denominator of the false positives."""
+    """1 for slides whose false positives count, else 0."""
     fp: Floats
     fp_slide: NDArray[np.int64]
     tp: NDArray[np.float32]
     tp_slide: NDArray[np.int64]
     thresholds: Floats
     fp_from: NDArray[np.int64]
-    """For each threshold the first of the sorted false positives that reaches it."""
+    """For each threshold the index of the first sorted false positive that reaches it."""
     tp_from: NDArray[np.int64]
     skip_smallest: bool
 
@@ -261,7 +275,7 @@ class _Pool:
         if jama:
             thresholds = thresholds[thresholds > 0]
         lesions = np.array([m.lesions for m in matches], dtype=np.float64)
-        # false positives are compared in float64 and true positives in float32, as the script does
+        # Like the script, compare false positives in float64 and true positives in float32.
         return cls(
             len(matches), lesions, counted, fp, fp_slide, tp, tp_slide,
             thresholds, np.searchsorted(fp, thresholds), np.searchsorted(tp, thresholds.astype(np.float32)),
@@ -269,13 +283,13 @@ class _Pool:
         )  # fmt: skip
 
     def counts(self, weights: Floats) -> tuple[Floats, Floats]:
-        """False and true positives at every threshold that counts, and at last (0, 0)."""
+        """False and true positives at every threshold that is used, followed by (0, 0)."""
         fp_weight, tp_weight = weights[self.fp_slide], weights[self.tp_slide]
         reach_fp = np.append(np.cumsum(fp_weight[::-1])[::-1], 0.0)[self.fp_from]
         reach_tp = np.append(np.cumsum(tp_weight[::-1])[::-1], 0.0)[self.tp_from]
         first = 0
         if self.skip_smallest and len(self.thresholds):
-            # both are sorted, so the first that is drawn is the smallest
+            # Both are sorted, so the first value with a weight is the smallest.
             weighted_scores: list[tuple[NDArray[Any], Floats]] = [(self.fp, fp_weight), (self.tp, tp_weight)]
             firsts = [
                 float(values[np.argmax(weight > 0)]) for values, weight in weighted_scores if weight.any()
@@ -285,7 +299,7 @@ class _Pool:
         return np.append(reach_fp[first:], 0.0), np.append(reach_tp[first:], 0.0)
 
     def sensitivities(self, weights: Floats) -> Floats | None:
-        """At the six rates; None where no lesion or no slide counts."""
+        """The sensitivities at the six false-positive rates; None if no lesion or no slide counts."""
         slides, lesions = float(weights @ self.counted), float(weights @ self.lesions_of_slide)
         if slides == 0 or lesions == 0:
             return None
@@ -301,12 +315,12 @@ def _pooled(arrays: Sequence[NDArray[Any]], dtype: type) -> tuple[NDArray[Any], 
 
 
 def froc(matches: Sequence[SlideMatch]) -> Froc:
-    """The official curve and score. Only slides that are given count; one without findings is given too."""
+    """The official curve and score of some slides. Include slides without detections."""
     return _froc(matches, jama=False)
 
 
 def jama_froc(matches: Sequence[SlideMatch]) -> Froc:
-    """The curve of the 2017 paper: false positives in normal slides, a normal slide; no threshold skipped."""
+    """The curve of the 2017 paper: false positives per normal slide, in normal slides; skips no threshold."""
     return _froc(matches, jama=True)
 
 
@@ -331,7 +345,7 @@ def bootstrap_froc(
     *,
     jama: bool = False,
 ) -> Estimate:
-    """The score with an interval that resamples patients (`groups`), or slides where none are given."""
+    """The score with an interval from resampled patients (`groups`), or slides if there are no groups."""
     value = _froc(matches, jama).score
     if value is None:
         return undefined(NO_LESIONS)
@@ -345,7 +359,7 @@ def bootstrap_froc(
 def froc_resamples(
     matches: Sequence[SlideMatch], groups: NDArray[Any], resampling: Resampling, *, jama: bool = False
 ) -> Floats:
-    """The score in every resample; NaN where it is undefined."""
+    """The score in every resample; NaN if it is undefined."""
     pool = _Pool.of(matches, jama)
     resamples = []
     for block in resampling.weights(groups):
@@ -356,10 +370,10 @@ def froc_resamples(
 
 
 def sensitivity_by_class(matches: Sequence[SlideMatch]) -> dict[LesionClass, Mapping[str, Any]]:
-    """For each lesion class its number, and its sensitivity at the official false-positive rates.
+    """For each lesion class the number of lesions and their sensitivity at the official false-positive rates.
 
-    The thresholds are those of the official curve, so macro and micro average to it by their numbers.
-    Isolated tumour cells, which the official numbers leave out, are shown with the hits they had.
+    The thresholds are those of the official curve, so the weighted mean of macro and micro is the official
+    sensitivity. Isolated tumour cells are included here, although the official measures ignore them.
     """
     pool = _Pool.of(matches, jama=False)
     fp, _ = pool.counts(np.ones(pool.slides))
@@ -386,6 +400,6 @@ def sensitivity_by_class(matches: Sequence[SlideMatch]) -> dict[LesionClass, Map
 
 
 def slide_auc(matches: Sequence[SlideMatch], scores: Mapping[str, float] | None = None) -> float | None:
-    """AUC of tumour against normal slides, by a score a slide or else by the highest confidence."""
+    """AUC of tumour against normal slides, by the given score of each slide or by its highest confidence."""
     values = [match.score if scores is None else scores[match.name] for match in matches]
     return auc([match.tumour for match in matches], values)

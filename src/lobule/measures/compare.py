@@ -16,14 +16,14 @@ from lobule.measures.roc import Counts, Measure, delong_test, measure
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a and b reach on the same cases, and the difference a - b with its interval."""
+    """A measure of models a and b on the same cases, and the difference a - b with its interval."""
 
     what: str
     a: float | None
     b: float | None
     difference: Estimate
     p: float | None
-    """Two-sided: DeLong's for AUC where each case is its own patient, else by the resamples."""
+    """Two-sided: DeLong's test for an AUC with one case per patient, else from the resamples."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"difference": self.difference.to_dict()}
@@ -37,7 +37,7 @@ def compare_scores(
     name: Measure = "auroc",
     resampling: Resampling | None = None,
 ) -> Comparison:
-    """The difference in an area, both models judged on the same resampled patients."""
+    """The difference between two models in an area, with both models on the same resampled patients."""
     label, score_a = checked(labels, a)
     _, score_b = checked(labels, b)
     if reason := one_class(label):
@@ -67,9 +67,9 @@ def compare_froc(
     *,
     jama: bool = False,
 ) -> Comparison:
-    """The difference in FROC score, both models judged on the same resampled patients (or slides)."""
+    """The difference between two models in FROC score, on the same resampled patients (or slides)."""
     if [match.name for match in a] != [match.name for match in b]:
-        raise ValueError("both models must be matched on the same slides, in one order")
+        raise ValueError("both models must be matched on the same slides, in the same order")
     measure = "jama_froc" if jama else "froc"
     score_a, score_b = ((jama_froc if jama else froc)(matches).score for matches in (a, b))
     if score_a is None or score_b is None:
@@ -82,7 +82,7 @@ def compare_froc(
 
 
 def _two_sided(differences: ArrayLike) -> float | None:
-    """Twice the share of resamples on the rarer side of 0, never below one resample's worth."""
+    """The two-sided p-value: twice the share of resamples on the rarer side of 0, counting one extra."""
     values = np.asarray(differences, dtype=np.float64)
     values = values[np.isfinite(values)]
     if len(values) == 0:

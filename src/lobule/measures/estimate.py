@@ -1,4 +1,4 @@
-"""A number with its interval, or the reason why there is none; and the resampling behind intervals."""
+"""Estimates with intervals, and the resampling of patients that gives the intervals."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Floats = NDArray[np.float64]
 RESAMPLES = 2000
 LEVEL = 0.95
 WEIGHTS_AT_ONCE = 100_000
-"""Weights (resamples × cases) held at a time: few enough to stay in the cache of a core."""
+"""Weights (resamples × cases) in memory at a time; few enough for the cache of a core."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval. Where it is undefined, `value` is None and `reason` says why."""
+    """A value with its interval. If the value is undefined, it is None and `reason` says why."""
 
     value: float | None
     low: float | None = None
     high: float | None = None
     level: float = LEVEL
     method: str | None = None
-    """How the interval was made."""
+    """How the interval was computed."""
     resamples: int | None = None
     """Resamples in which the value was defined."""
     reason: str | None = None
@@ -50,14 +50,14 @@ def undefined(reason: str) -> Estimate:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals are made: groups (patients) are drawn with replacement, all their cases together."""
+    """The bootstrap: groups (patients) are drawn with replacement, each with all its cases."""
 
     resamples: int = RESAMPLES
     level: float = LEVEL
     seed: int = 0
 
     def weights(self, groups: ArrayLike) -> Iterator[Floats]:
-        """How often each case is drawn: blocks of (resamples, cases). The same seed draws the same."""
+        """How often each case is drawn, in blocks of (resamples, cases). Equal seeds give equal draws."""
         names, group_of = np.unique(np.asarray(groups), return_inverse=True)
         rng = np.random.default_rng(self.seed)
         block = max(1, WEIGHTS_AT_ONCE // max(1, len(group_of)))
@@ -70,7 +70,14 @@ class Resampling:
     def estimate(
         self, value: float | None, groups: ArrayLike, statistic: Callable[[Floats], Floats], unit: str
     ) -> Estimate:
-        """The interval of a statistic; `statistic` takes weights (resamples, cases), NaN is undefined."""
+        """The interval of a statistic.
+
+        Args:
+            value: The statistic of the sample; None if it is undefined.
+            groups: The group (patient) of each case.
+            statistic: Computes it for each resample from weights (resamples, cases); NaN if undefined.
+            unit: What the groups are, such as "patient".
+        """
         if value is None:
             return undefined("undefined in the sample itself")
         resampled = np.concatenate([statistic(weights) for weights in self.weights(groups)])
@@ -90,32 +97,39 @@ class Resampling:
 
 
 def group_of_cases(groups: ArrayLike | None, cases: int) -> tuple[NDArray[Any], str]:
-    """The groups to resample and what to call them; without any, every case is its own."""
+    """The groups to resample and the word for one group; without groups every case is one."""
     if groups is None:
         return np.arange(cases), "case"
     array = np.asarray(groups)
     if array.shape != (cases,):
-        raise ValueError(f"{cases} cases but {array.shape} groups")
+        raise ValueError(f"there are {cases} cases but groups of shape {array.shape}")
     return array, "patient"
 
 
 def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
-    """Labels as bool and scores as float64; refuses what cannot be compared."""
+    """Labels as bool and scores as float64.
+
+    Raises:
+        ValueError: The lists differ in length, or a label is not 0 or 1.
+        UsageError: A score is NaN or infinite.
+    """
     label, score = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if label.ndim != 1 or label.shape != score.shape:
-        raise ValueError(f"labels {label.shape} and scores {score.shape} must be two lists of one length")
+        raise ValueError(
+            f"labels {label.shape} and scores {score.shape} must be two lists of the same length"
+        )
     if not np.isin(label, (0, 1)).all():
         raise ValueError("labels must be 0 or 1")
     if not np.isfinite(score).all():
         raise UsageError(
             f"{np.count_nonzero(~np.isfinite(score))} of {len(score)} scores are not numbers",
-            remedy="Leave cases without a score out, and say how many they are",
+            remedy="Leave out cases without a score, and report their number",
         )
     return label.astype(bool), score
 
 
 def one_class(labels: NDArray[np.bool_]) -> str | None:
-    """Why a comparison of two classes is undefined, or None where it is not."""
+    """Why measures of two classes are undefined for these labels; None if both classes occur."""
     if len(labels) == 0:
         return "no cases"
     if labels.all():

@@ -1,4 +1,4 @@
-"""Reader studies: people and models on the same cases, one by one, on average, and together."""
+"""Reader studies: readers and models on the same cases, alone, on average, and combined."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lobule.measures.roc import MEASURES, Counts, Measure
 
 @dataclass(frozen=True)
 class Row:
-    """One rater, or several on average. `spread` is the population deviation between them."""
+    """One rater, or the mean of several; `spread` is the standard deviation between them."""
 
     name: str
     auroc: Estimate
@@ -62,22 +62,22 @@ class ReaderStudy:
         return cls(label, scored, patient, resampling or Resampling())
 
     def rater(self, name: str, scores: ArrayLike) -> Row:
-        """One rater: a reader, a model."""
+        """The row of one rater, which is a reader or a model."""
         return self._mean_of(name, [checked(self.labels, scores)[1]])
 
     def each_reader(self) -> tuple[Row, ...]:
         return tuple(self.rater(name, scores) for name, scores in self.readers.items())
 
     def mean_of_readers(self) -> Row:
-        """The average of the readers' own areas: how a reader does alone."""
+        """The mean of the areas of the readers: the performance of a single reader."""
         return self._mean_of("mean of readers", list(self.readers.values()))
 
     def readers_together(self) -> Row:
-        """The mean of the readers' scores as one rater."""
+        """One rater whose score is the mean of all readers' scores."""
         return self.rater("readers together", np.mean(list(self.readers.values()), axis=0))
 
     def hybrid(self, scores: ArrayLike, weight: float = 0.5, name: str = "hybrid") -> Row:
-        """Each reader mixed with a model, which gets `weight`, on average over the readers."""
+        """The mean over readers, each combined with a model whose scores have the given weight."""
         if not 0 <= weight <= 1:
             raise ValueError(f"the weight of the model must lie in 0 to 1, not {weight}")
         model = checked(self.labels, scores)[1]
@@ -94,7 +94,7 @@ class ReaderStudy:
         }
         resamples: dict[Measure, list[Floats]] = {measure: [] for measure in MEASURES}
         for weights in self.resampling.weights(self.patients):
-            # one sorting and one count serve all three areas
+            # Sort and count once for all three areas.
             counted = [Counts.of(self.labels, scores, weights) for scores in raters]
             for measure in MEASURES:
                 resamples[measure].append(np.mean([counts.measure(measure) for counts in counted], axis=0))

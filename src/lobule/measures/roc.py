@@ -26,9 +26,9 @@ MEASURES: tuple[Measure, ...] = ("auroc", "auprc", "ap")
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """True and false positives at every distinct score, from the highest down; the last axis runs along them.
+    """True and false positives at every distinct score, along the last axis, from the highest score down.
 
-    Cases may be weighted, so that one sorting serves every resample.
+    Cases may have weights, so that the scores are sorted only once for all resamples.
     """
 
     thresholds: Floats
@@ -46,25 +46,25 @@ class Counts:
         return cls(ordered[ends], hits, alarms)
 
     def auroc(self) -> Floats:
-        """P(positive > negative) + ½ P(tie); NaN where a class is missing."""
+        """P(positive > negative) + ½ P(tie); NaN if a class is missing."""
         tp, fp = _with_origin(self.true_positives), _with_origin(self.false_positives)
         area = (np.diff(fp) * (tp[..., 1:] + tp[..., :-1])).sum(axis=-1) / 2
         return _ratio(area, tp[..., -1] * fp[..., -1], np.nan)
 
     def precision_recall(self) -> tuple[Floats, Floats]:
-        """Precision and recall; precision is 1 where nothing is called positive."""
+        """Precision and recall; precision is 1 if no case is called positive."""
         tp, fp = self.true_positives, self.false_positives
         return _ratio(tp, tp + fp, 1.0), _ratio(tp, tp[..., -1:], np.nan)
 
     def auprc(self) -> Floats:
-        """Trapezoid under precision over recall, from (recall 0, precision 1)."""
+        """Area under precision over recall by the trapezoidal rule, from (recall 0, precision 1)."""
         precision, recall = self.precision_recall()
         step = np.diff(_with_origin(recall))
         before = np.concatenate([np.ones_like(precision[..., :1]), precision[..., :-1]], axis=-1)
         return np.asarray((step * (precision + before)).sum(axis=-1) / 2)
 
     def ap(self) -> Floats:
-        """Average precision: the step-wise sum of precision times the gain in recall."""
+        """Average precision: the sum of precision times the increase in recall."""
         precision, recall = self.precision_recall()
         return np.asarray((np.diff(_with_origin(recall)) * precision).sum(axis=-1))
 
@@ -84,7 +84,7 @@ def _ratio(above: Floats, below: Floats, otherwise: float) -> Floats:
 
 
 def measure(labels: ArrayLike, scores: ArrayLike, name: Measure = "auroc") -> float | None:
-    """The area under the ROC curve (or "auprc", "ap"); None where a class is missing."""
+    """The area under the ROC curve (or "auprc", "ap"); None if a class is missing."""
     label, score = checked(labels, scores)
     if one_class(label):
         return None
@@ -92,7 +92,7 @@ def measure(labels: ArrayLike, scores: ArrayLike, name: Measure = "auroc") -> fl
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float | None:
-    """Area under the ROC curve, ties counted half; None where a class is missing."""
+    """The area under the ROC curve, ties counted half; None if a class is missing."""
     return measure(labels, scores, "auroc")
 
 
@@ -103,7 +103,7 @@ def bootstrap_measure(
     name: Measure = "auroc",
     resampling: Resampling | None = None,
 ) -> Estimate:
-    """An area with an interval that resamples patients (`groups`)."""
+    """An area with an interval from resampled patients (`groups`)."""
     label, score = checked(labels, scores)
     if reason := one_class(label):
         return undefined(reason)
@@ -120,7 +120,7 @@ def bootstrap_measure(
 
 
 def _placements(label: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
-    """Each case's share of the AUC: of a positive the share of negatives below it, and the reverse."""
+    """The share of negatives below each positive, and the share of positives above each negative."""
     positive, negative = scores[label], scores[~label]
     everyone = rankdata(np.concatenate([positive, negative]))
     m, n = len(positive), len(negative)
@@ -159,7 +159,7 @@ def _too_few(label: NDArray[np.bool_]) -> str | None:
 
 @dataclass(frozen=True)
 class AucDifference:
-    """AUC of a less AUC of b on the same cases, by DeLong's paired test."""
+    """The difference, AUC of a minus AUC of b, on the same cases by DeLong's paired test."""
 
     auc_a: float | None
     auc_b: float | None
@@ -172,7 +172,7 @@ class AucDifference:
 
 
 def delong_test(labels: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = LEVEL) -> AucDifference:
-    """Whether two score lists on the same cases differ in AUC (two-sided)."""
+    """Test whether two lists of scores of the same cases differ in AUC (two-sided)."""
     label, score_a = checked(labels, a)
     _, score_b = checked(labels, b)
     if reason := _too_few(label):
@@ -196,7 +196,7 @@ def delong_test(labels: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = LE
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A curve to draw: x and y from left to right, with the threshold of each point."""
+    """The points of a curve from left to right, with the threshold of each point."""
 
     x: Floats
     y: Floats
@@ -208,7 +208,7 @@ class Curve:
 
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike) -> Curve | None:
-    """False-positive rate and sensitivity at every distinct score; None where a class is missing."""
+    """False-positive rate and sensitivity at every distinct score; None if a class is missing."""
     label, score = checked(labels, scores)
     if one_class(label):
         return None
@@ -235,7 +235,7 @@ def precision_recall_curve(labels: ArrayLike, scores: ArrayLike) -> Curve | None
 def partial_auc(
     labels: ArrayLike, scores: ArrayLike, max_fpr: float, standardised: bool = True
 ) -> float | None:
-    """Area for false-positive rates up to `max_fpr`; standardised (McClish), so that chance is ½."""
+    """The area for false-positive rates up to `max_fpr`; standardised (McClish) so that chance is ½."""
     if not 0 < max_fpr <= 1:
         raise ValueError(f"the largest false-positive rate must lie in (0, 1], not {max_fpr}")
     curve = roc_curve(labels, scores)
@@ -267,7 +267,7 @@ def wilson(successes: int, trials: int, level: float = LEVEL) -> Estimate:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What calling "positive" from a threshold on (score >= threshold) gives."""
+    """Counts and rates if cases with score >= threshold are called positive."""
 
     threshold: float
     true_positives: int
@@ -288,7 +288,7 @@ class OperatingPoint:
 
 
 def at_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> OperatingPoint:
-    """The operating point of a given threshold."""
+    """The operating point at a threshold."""
     label, score = checked(labels, scores)
     called_positive = score >= threshold
     tp, fp = int((called_positive & label).sum()), int((called_positive & ~label).sum())
@@ -312,11 +312,20 @@ def operating_point(
 ) -> OperatingPoint | None:
     """The most specific point that reaches a sensitivity, or the most sensitive that reaches a specificity.
 
-    A threshold is always one of the scores, or just above the highest where nothing may be called positive.
-    None where a class is missing. Choose it on other cases than those it is then judged on.
+    The threshold is one of the scores, or just above the highest score if no case may be called positive.
+    Measure a threshold on other cases than those on which it was chosen.
+
+    Args:
+        labels: 1 for positive cases, 0 for negative cases.
+        scores: The score of each case.
+        sensitivity: The sensitivity to reach. Pass either this or `specificity`.
+        specificity: The specificity to reach.
+
+    Returns:
+        The operating point; None if a class is missing.
     """
     if (sensitivity is None) == (specificity is None):
-        raise ValueError("say one of sensitivity and specificity")
+        raise ValueError("pass either sensitivity or specificity")
     label, score = checked(labels, scores)
     if one_class(label):
         return None
