@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lobule.errors import ConfigError
 from lobule.geometry import Box, Lattice, Size
 from lobule.grid import MapGrid, cells_by_centre, cells_in_box, share_in_cells
-from lobule.stitch import State, place
+from lobule.stitch import State, place_field
 from lobule.units import Mpp
 
 
@@ -41,7 +41,7 @@ def test_fields_stitch_to_the_whole_map(grid: MapGrid) -> None:
         x = box.x + grid.stride * np.arange(grid.cells)
         y = box.y + grid.stride * np.arange(grid.cells)
         values = np.stack(np.broadcast_arrays(x[None, :], y[:, None])).astype(np.float32)
-        place(scores, states, grid, field, values)
+        place_field(scores, states, grid, field, values)
         covered[grid.field_cells(*field)] += 1
         assert x[-1] + grid.window == box.right
     assert (covered == 1).all() and (states == State.SCORED).all()

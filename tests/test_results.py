@@ -108,8 +108,8 @@ def test_a_table_part_by_part(tmp_path: Path) -> None:
         "name": np.array(list("abcdefg")),
     }
     for part in (2, 0):
-        block = writer.info.part_slice(part)
-        writer.write_part(part, {name: values[block] for name, values in whole.items()})
+        block = writer.info.chunk_slice(part)
+        writer.write_chunk(part, {name: values[block] for name, values in whole.items()})
     reader = TableReader(tmp_path / "t")
     assert reader.written() == {0, 2}
     got = reader.read(["vector", "name"])
@@ -145,8 +145,8 @@ def test_a_folder_without_results_is_said_so(tmp_path: Path) -> None:
 def test_a_part_in_which_everything_failed_costs_only_its_rows(tmp_path: Path) -> None:
     writer = TableWriter(tmp_path / "t", TableInfo("t", 4, 2))
     vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
-    writer.write_part(0, {"field": np.arange(2)})
-    writer.write_part(1, {"field": np.arange(2, 4), "vector": vectors})
+    writer.write_chunk(0, {"field": np.arange(2)})
+    writer.write_chunk(1, {"field": np.arange(2, 4), "vector": vectors})
     got = TableReader(tmp_path / "t").read()
     assert got["field"].tolist() == [0, 1, 2, 3]
     assert np.isnan(got["vector"][:2]).all()

@@ -62,24 +62,24 @@ class Bundle:
     @property
     def fingerprint(self) -> str:
         """One hash over everything that decides what the model says."""
-        parts = [self.method, repr(sorted(self.config.items())), *self.classes, repr(self.mpp)]
-        parts += [f"{name}={digest}" for name, digest in sorted(self.files.items())]
+        identity = [self.method, repr(sorted(self.config.items())), *self.classes, repr(self.mpp)]
+        identity += [f"{name}={digest}" for name, digest in sorted(self.files.items())]
         if self.calibration:
-            parts.append(json.dumps(self.calibration, sort_keys=True))
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+            identity.append(json.dumps(self.calibration, sort_keys=True))
+        return hashlib.sha256("\n".join(identity).encode()).hexdigest()
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle, its hash checked."""
         if self.path is None or name not in self.files:
             raise BundleError(f"the bundle has no file {name}", subject=self.path)
         path = self.path / name
-        found = _hash(path)
-        if found != self.files[name]:
+        digest = _hash(path)
+        if digest != self.files[name]:
             raise BundleError(
                 "the file is not the one the bundle was made with",
                 subject=path,
                 expected=f"sha256 {self.files[name]}",
-                actual=found,
+                actual=digest,
                 remedy="Copy the bundle again from where it came",
             )
         return path
@@ -115,8 +115,8 @@ def write_bundle(
     files: dict[str, str] = {}
     if weights is not None:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-        with write_atomic(root / WEIGHTS) as part:
-            save_file(tensors, part)
+        with write_atomic(root / WEIGHTS) as temporary_path:
+            save_file(tensors, temporary_path)
         files[WEIGHTS] = _hash(root / WEIGHTS)
     for name, text in (texts or {}).items():
         _check_name(name, root)
@@ -124,10 +124,10 @@ def write_bundle(
         files[name] = _hash(root / name)
     for name, source in (copies or {}).items():
         _check_name(name, root)
-        with write_atomic(root / name) as part:
-            shutil.copyfile(source, part)
+        with write_atomic(root / name) as temporary_path:
+            shutil.copyfile(source, temporary_path)
         files[name] = _hash(root / name)
-    facts = {
+    model = {
         "format": FORMAT,
         "method": bundle.method,
         "config": dict(bundle.config),
@@ -140,7 +140,7 @@ def write_bundle(
         "files": files,
         "research_use": "Research use only: not a medical device, not for diagnosis.",
     }
-    write_json(root / MODEL, facts)
+    write_json(root / MODEL, model)
     return read_bundle(root)
 
 
@@ -155,17 +155,17 @@ def read_bundle(path: str | Path) -> Bundle:
             remedy="Train one with `lobule train`, or convert one with `lobule weights convert`",
         )
     try:
-        facts = read_json(root / MODEL)
-        if facts["format"] != FORMAT:
+        model = read_json(root / MODEL)
+        if model["format"] != FORMAT:
             raise BundleError(
-                "a bundle of another format", subject=path, expected=FORMAT, actual=facts["format"]
+                "a bundle of another format", subject=path, expected=FORMAT, actual=model["format"]
             )
-        for part, kind in (("files", dict), ("config", dict), ("classes", list), ("patients", list)):
-            if not isinstance(facts[part], kind):
-                raise BundleError(f"{MODEL} is damaged: {part} is no {kind.__name__}", subject=path)
-        for name in facts["files"]:
+        for field_name, kind in (("files", dict), ("config", dict), ("classes", list), ("patients", list)):
+            if not isinstance(model[field_name], kind):
+                raise BundleError(f"{MODEL} is damaged: {field_name} is no {kind.__name__}", subject=path)
+        for name in model["files"]:
             _check_name(name, root)
-        if wrong := [name for name, holds in SOUND.items() if not holds(facts[name])]:
+        if wrong := [name for name, holds in SOUND.items() if not holds(model[name])]:
             raise BundleError(
                 f"{MODEL} is damaged",
                 subject=path,
@@ -173,23 +173,23 @@ def read_bundle(path: str | Path) -> Bundle:
                 remedy="Copy the bundle again from where it came",
             )
         return Bundle(
-            method=facts["method"],
-            config=facts["config"],
-            classes=tuple(facts["classes"]),
-            mpp=facts["mpp"],
-            metrics=facts["metrics"],
-            provenance=facts["provenance"],
-            patients=tuple(facts["patients"]),
-            calibration=_calibration(facts, root),
-            files=facts["files"],
+            method=model["method"],
+            config=model["config"],
+            classes=tuple(model["classes"]),
+            mpp=model["mpp"],
+            metrics=model["metrics"],
+            provenance=model["provenance"],
+            patients=tuple(model["patients"]),
+            calibration=_calibration(model, root),
+            files=model["files"],
             path=root,
         )
     except (KeyError, TypeError, AttributeError, ResultsError) as error:
         raise BundleError(f"{MODEL} is damaged: {error!s}", subject=path) from error
 
 
-def _calibration(facts: Mapping[str, Any], root: Path) -> Mapping[str, Any]:
-    calibration = facts.get("calibration", {})
+def _calibration(model: Mapping[str, Any], root: Path) -> Mapping[str, Any]:
+    calibration = model.get("calibration", {})
     if not isinstance(calibration, dict):
         raise BundleError(f"{MODEL} is damaged", subject=root, actual="nothing of use as calibration")
     return calibration

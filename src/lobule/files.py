@@ -78,8 +78,8 @@ _REMEDIES = {
 
 def results_error(error: OSError, path: str | Path) -> ResultsError:
     """The error of an output that cannot be written, with its remedy."""
-    what, remedy = _REMEDIES.get(error.errno or 0, (f"cannot be written: {error.strerror or error}", None))
-    return ResultsError(what, subject=path, remedy=remedy)
+    problem, remedy = _REMEDIES.get(error.errno or 0, (f"cannot be written: {error.strerror or error}", None))
+    return ResultsError(problem, subject=path, remedy=remedy)
 
 
 LONGEST_FOLDER_NAME = 240
@@ -127,15 +127,15 @@ def write_atomic(path: str | Path) -> Iterator[Path]:
     (writers choose formats by it) and begins with a dot. `path` may be a URL: it is uploaded when whole.
     """
     if is_url(path):
-        with _write_url(str(path)) as part:
-            yield part
+        with _write_url(str(path)) as temporary_path:
+            yield temporary_path
         return
     target = Path(path)
-    part = target.with_name(f".{target.stem[:80]}.{uuid4().hex[:12]}.part{target.suffix}")
+    temporary_path = target.with_name(f".{target.stem[:80]}.{uuid4().hex[:12]}.part{target.suffix}")
     try:
-        yield part
-        _flush(part)
-        part.replace(target)
+        yield temporary_path
+        _flush(temporary_path)
+        temporary_path.replace(target)
         _flush(target.parent)
     except OSError as error:
         if error.filename is None or Path(str(error.filename)).parent == target.parent:
@@ -143,7 +143,7 @@ def write_atomic(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         with suppress(OSError):
-            part.unlink(missing_ok=True)
+            temporary_path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -151,12 +151,12 @@ def _write_url(url: str) -> Iterator[Path]:
     import fsspec
 
     with tempfile.TemporaryDirectory(prefix="lobule-") as folder:
-        part = Path(folder) / Path(url).name
-        yield part
+        temporary_path = Path(folder) / Path(url).name
+        yield temporary_path
         try:
-            file_system, place = fsspec.core.url_to_fs(url)
-            file_system.makedirs(file_system._parent(place), exist_ok=True)
-            file_system.put_file(str(part), place)
+            file_system, remote_path = fsspec.core.url_to_fs(url)
+            file_system.makedirs(file_system._parent(remote_path), exist_ok=True)
+            file_system.put_file(str(temporary_path), remote_path)
         except OSError as error:
             raise results_error(error, url) from error
 
@@ -177,8 +177,8 @@ def _flush(path: Path) -> None:
 
 def flush_all(root: str | Path) -> None:
     """Ask the disk to have every file under a folder, and the folders."""
-    place = Path(root)
-    for item in sorted(place.rglob("*")) if place.is_dir() else ():
+    folder = Path(root)
+    for item in sorted(folder.rglob("*")) if folder.is_dir() else ():
         try:
             _flush(item)
         except FileNotFoundError:  # a leftover that its writer takes away now
@@ -189,8 +189,8 @@ def flush_all(root: str | Path) -> None:
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a whole file or nothing."""
-    with write_atomic(path) as part:
-        part.write_bytes(data)
+    with write_atomic(path) as temporary_path:
+        temporary_path.write_bytes(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -408,10 +408,10 @@ def need_space(folder: str | Path, size: int) -> None:
     """Raise `ResultsError` where a local folder's disk has less than `size` bytes free."""
     if is_url(folder):
         return
-    place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     if free < size:
         raise ResultsError(
             "not enough space on the disk",

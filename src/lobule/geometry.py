@@ -138,9 +138,9 @@ def level_step(l0_length: int, level_length: int) -> Fraction:
     4.0072; where no whole factor explains the length, the ratio of the lengths is what there is.
     """
     ratio = Fraction(l0_length, level_length)
-    whole = _round_half_up(ratio)
-    if whole >= 1 and level_length in (l0_length // whole, -(-l0_length // whole)):
-        return Fraction(whole)
+    factor = _round_half_up(ratio)
+    if factor >= 1 and level_length in (l0_length // factor, -(-l0_length // factor)):
+        return Fraction(factor)
     return ratio
 
 

@@ -92,14 +92,14 @@ class MapGrid:
         )
         return self.lattice.to_l0(box)
 
-    def fields_over(self, wanted: Cells) -> NDArray[np.int32]:
+    def fields_over(self, required: Cells) -> NDArray[np.int32]:
         """(n, 2) field rows and columns that hold at least one wanted cell, row by row."""
-        if wanted.shape != (self.rows, self.columns):
+        if required.shape != (self.rows, self.columns):
             raise ConfigError(
-                f"cells of shape {wanted.shape} do not fit a map of {self.rows} × {self.columns}"
+                f"cells of shape {required.shape} do not fit a map of {self.rows} × {self.columns}"
             )
         padded = np.zeros((self.field_rows * self.cells, self.field_columns * self.cells), np.bool_)
-        padded[: self.rows, : self.columns] = wanted
+        padded[: self.rows, : self.columns] = required
         blocks = padded.reshape(self.field_rows, self.cells, self.field_columns, self.cells)
         return np.argwhere(blocks.any(axis=(1, 3))).astype(np.int32)
 
@@ -139,12 +139,12 @@ def _edges_in_mask(count: int, step: float, limit: int) -> NDArray[np.float64]:
     return edges
 
 
-def _at_fractions(summed: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
+def _at_fractions(summed: NDArray[np.float64], positions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows of a cumulative sum at fractional places, linear in between."""
-    low = np.minimum(np.floor(places).astype(np.int64), summed.shape[0] - 1)
+    low = np.minimum(np.floor(positions).astype(np.int64), summed.shape[0] - 1)
     high = np.minimum(low + 1, summed.shape[0] - 1)
-    part = (places - low)[:, None]
-    between: NDArray[np.float64] = summed[low] * (1 - part) + summed[high] * part
+    fraction = (positions - low)[:, None]
+    between: NDArray[np.float64] = summed[low] * (1 - fraction) + summed[high] * fraction
     return between
 
 

@@ -19,14 +19,14 @@ WEIGHT_ONE = np.float32(2048)
 
 def cubic_taps(length: int, out_length: int, step: float) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """Source indices (out_length, 4), clamped to the edges, and their float32 weights, which sum to 1."""
-    place = ((np.arange(out_length) + 0.5) * step - 0.5).astype(np.float32)
-    whole = np.floor(place)
-    x = place - whole
+    position = ((np.arange(out_length) + 0.5) * step - 0.5).astype(np.float32)
+    first = np.floor(position)
+    x = position - first
     far = ((A * (x + 1) - 5 * A) * (x + 1) + 8 * A) * (x + 1) - 4 * A
     near = ((A + 2) * x - (A + 3)) * x * x + 1
     opposite = ((A + 2) * (1 - x) - (A + 3)) * (1 - x) * (1 - x) + 1
     weights = np.stack([far, near, opposite, 1 - far - near - opposite], axis=1).astype(np.float32)
-    indices = whole.astype(np.intp)[:, None] + np.arange(-1, 3)
+    indices = first.astype(np.intp)[:, None] + np.arange(-1, 3)
     return np.clip(indices, 0, length - 1), weights
 
 

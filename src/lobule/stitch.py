@@ -25,7 +25,9 @@ class State(IntEnum):
     FAILED = 3
 
 
-def place(scores: Scores, states: States, grid: MapGrid, field: tuple[int, int], values: Scores) -> None:
+def place_field(
+    scores: Scores, states: States, grid: MapGrid, field: tuple[int, int], values: Scores
+) -> None:
     """Put a field's (classes, cells, cells) into a map, cut at its edge, and mark the cells scored."""
     rows, columns = grid.field_cells(*field)
     scores[:, rows, columns] = values[:, : rows.stop - rows.start, : columns.stop - columns.start]
@@ -33,7 +35,7 @@ def place(scores: Scores, states: States, grid: MapGrid, field: tuple[int, int],
 
 
 def reduce_map(
-    scores: Scores, states: States, factor: int, how: Literal["max", "mean"] = "max"
+    scores: Scores, states: States, factor: int, reduction: Literal["max", "mean"] = "max"
 ) -> tuple[Scores, States]:
     """A map whose cells are `factor` × `factor` cells of this one; only scored cells count.
 
@@ -47,7 +49,7 @@ def reduce_map(
     padded[:, :rows, :columns] = scores
     blocks = padded.reshape(classes, out_rows, factor, out_columns, factor)
     scored = (padded_states == State.SCORED).reshape(out_rows, factor, out_columns, factor)
-    if how == "max":
+    if reduction == "max":
         best = np.where(scored, blocks, -np.inf).max(axis=(2, 4))
         out = np.where(np.isfinite(best), best, 0).astype(np.float32)
     else:

@@ -129,7 +129,7 @@ class _Divisible(tuple[Tensor, Tensor]):
     def __len__(self) -> int:
         return len(self[0])
 
-    def parts(self, count: int) -> list[_Divisible]:
+    def divide(self, count: int) -> list[_Divisible]:
         return [_Divisible(x, y) for x, y in zip(self[0].chunk(count), self[1].chunk(count), strict=True)]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lobule.training.replicas import Lanes, Part, _Dropout, seed_of
+from lobule.training.replicas import Lanes, MicroBatch, _Dropout, seed_of
 
 X = torch.randn((12, 3, 9, 9), generator=torch.Generator().manual_seed(0))
 
@@ -40,9 +40,10 @@ def loss_of(module: nn.Module, x: Tensor) -> Tensor:
     return (module(x) ** 2).mean()
 
 
-def parts(*edges: int, seed: int = 1) -> list[Part]:
+def micro_batches(*edges: int, seed: int = 1) -> list[MicroBatch]:
     return [
-        Part(X[a:b], (b - a) / 12, seed_of(seed, number)) for number, (a, b) in enumerate(pairwise(edges))
+        MicroBatch(X[a:b], (b - a) / 12, seed_of(seed, number))
+        for number, (a, b) in enumerate(pairwise(edges))
     ]
 
 
@@ -60,13 +61,13 @@ def test_gradients_are_those_of_the_whole_batch(count: int, edges: tuple[int, ..
     module = net(nn.ReLU())
     lanes = Lanes(module, count)
     for _ in range(3):  # the first step runs in turn, later ones side by side
-        loss = lanes.gradients(parts(*edges), loss_of)
+        loss = lanes.gradients(micro_batches(*edges), loss_of)
         torch.testing.assert_close(loss, loss_of(whole, X).detach())
         torch.testing.assert_close(gradients(module), expected)
     with torch.no_grad():  # a step on the module's weights is a step on the lanes'
         for parameter in (*module.parameters(), *whole.parameters()):
             parameter -= 0.1
-    torch.testing.assert_close(lanes.gradients(parts(*edges), loss_of), loss_of(whole, X).detach())
+    torch.testing.assert_close(lanes.gradients(micro_batches(*edges), loss_of), loss_of(whole, X).detach())
 
 
 def test_random_numbers_do_not_depend_on_who_is_faster() -> None:
@@ -80,7 +81,7 @@ def test_random_numbers_do_not_depend_on_who_is_faster() -> None:
             return loss_of(own, x)
 
         for step in range(3):
-            lanes.gradients(parts(0, 6, 12, seed=step), loss)
+            lanes.gradients(micro_batches(0, 6, 12, seed=step), loss)
             found += gradients(module)
         return found
 
@@ -98,7 +99,7 @@ def test_a_net_that_draws_from_torchs_generator_runs_in_turn_and_repeats() -> No
         module = net(Functional())
         lanes = Lanes(module, 2)
         for _ in range(2):
-            lanes.gradients(parts(0, 6, 12), loss_of)
+            lanes.gradients(micro_batches(0, 6, 12), loss_of)
         assert not lanes._side_by_side
         return gradients(module)
 
@@ -121,7 +122,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(like: nn.Dropout | nn.Dropou
 
 def test_a_batch_norm_keeps_the_mean_of_its_parts_statistics() -> None:
     module = net(nn.BatchNorm2d(4))
-    Lanes(module, 2).gradients(parts(0, 6, 12), loss_of)
+    Lanes(module, 2).gradients(micro_batches(0, 6, 12), loss_of)
     norm = module[1]
     features = module[0](X).detach()
     means = torch.stack([features[a:b].mean((0, 2, 3)) for a, b in ((0, 6), (6, 12))])
@@ -131,9 +132,9 @@ def test_a_batch_norm_keeps_the_mean_of_its_parts_statistics() -> None:
 
 def test_what_goes_wrong_in_a_lane_reaches_the_trainer() -> None:
     lanes = Lanes(net(), 2)
-    lanes.gradients(parts(0, 6, 12), loss_of)
+    lanes.gradients(micro_batches(0, 6, 12), loss_of)
     with pytest.raises(RuntimeError, match="shapes"):
-        lanes.gradients([Part(X[:, :, :5], 1.0, 0)], loss_of)
+        lanes.gradients([MicroBatch(X[:, :, :5], 1.0, 0)], loss_of)
 
 
 def test_seeds_differ_with_every_number() -> None:

@@ -250,13 +250,13 @@ def test_a_restored_stream_goes_on(pool: Pool) -> None:
 def test_ranks_and_parts_share_each_batch_of_one_stream(pool: Pool) -> None:
     whole = taken(pool, CONFIG, 3)
     shares = [taken(pool, CONFIG, 3, share=(rank, 2)) for rank in range(2)]
-    halves = [batch.parts(2) for batch in whole]
+    halves = [batch.divide(2) for batch in whole]
     for rank in range(2):
         assert same([parts[rank] for parts in halves], shares[rank])
         assert all(batch.labels.tolist() == [0, 1, 0, 1] for batch in shares[rank])
-    assert [part.index for part in whole[1].parts(3)] == [8, 10, 13]
-    assert np.array_equal(np.concatenate([part.pixels for part in whole[1].parts(3)]), whole[1].pixels)
-    assert len(whole[0].parts(20)) == 8
+    assert [piece.index for piece in whole[1].divide(3)] == [8, 10, 13]
+    assert np.array_equal(np.concatenate([piece.pixels for piece in whole[1].divide(3)]), whole[1].pixels)
+    assert len(whole[0].divide(20)) == 8
     with pytest.raises(ConfigError, match="cannot be shared by 3"):
         taken(pool, CONFIG, 1, share=(0, 3))
 

@@ -49,24 +49,24 @@ def _printable(value: Any) -> Any:
 
 
 def _case(case: CaseFolder) -> dict[str, Any]:
-    facts: dict[str, Any] = {"case": case.case_id, "status": case.status, "maps": {}}
+    summary: dict[str, Any] = {"case": case.case_id, "status": case.status, "maps": {}}
     try:
         result = case.result
         if result is None:
-            facts["maps"] = {name: reader.counts() for name, reader in case.maps.items()}
-            return facts
+            summary["maps"] = {name: reader.counts() for name, reader in case.maps.items()}
+            return summary
     except LobuleError as error:  # damage belongs to its case; the others are shown all the same
-        return {**facts, "error": f"damaged: {error}"}
+        return {**summary, "error": f"damaged: {error}"}
     except Exception as error:  # whatever else is wrong with the files of one case
-        return {**facts, "error": f"damaged: {type(error).__name__}: {str(error)[:300]}"}
-    facts["scores"] = result["scores"]
-    facts["findings"] = result["findings"]["count"]
-    facts["maps"] = {entry["name"]: entry["cells"] for entry in result["maps"]}
-    facts["failed_fields"] = len(result.get("failed", []))
-    facts["notes"] = result["notes"]
+        return {**summary, "error": f"damaged: {type(error).__name__}: {str(error)[:300]}"}
+    summary["scores"] = result["scores"]
+    summary["findings"] = result["findings"]["count"]
+    summary["maps"] = {entry["name"]: entry["cells"] for entry in result["maps"]}
+    summary["failed_fields"] = len(result.get("failed", []))
+    summary["notes"] = result["notes"]
     if result.get("error"):
-        facts["error"] = result["error"]["message"]
-    return facts
+        summary["error"] = result["error"]["message"]
+    return summary
 
 
 def _text(results: Results, data: dict[str, Any]) -> str:
@@ -97,11 +97,11 @@ def _remark(case: dict[str, Any]) -> str:
         return str(case["error"])
     if case["status"] == UNSCORED:
         return "; ".join(map(str, case["notes"]))
-    parts = []
+    remarks = []
     if case.get("failed_fields"):
-        parts.append(f"{case['failed_fields']} fields failed")
+        remarks.append(f"{case['failed_fields']} fields failed")
     if case["status"] == "unfinished":
         for name, cells in case["maps"].items():
-            looked = cells["scored"] + cells["failed"]
-            parts.append(f"{name}: {looked:,} cells scored, {cells['pending']:,} pending")
-    return "; ".join(parts)
+            done = cells["scored"] + cells["failed"]
+            remarks.append(f"{name}: {done:,} cells scored, {cells['pending']:,} pending")
+    return "; ".join(remarks)

@@ -71,21 +71,21 @@ class CaseFolder:
         if not path.exists():
             return None
         try:
-            facts: dict[str, Any] = read_json(path, checks.LARGEST_JSON)
+            result: dict[str, Any] = read_json(path, checks.LARGEST_JSON)
         except NotReadable as error:
             if path.exists():
                 raise DamagedResults(
                     "the result cannot be read", subject=path, actual=error.problem
                 ) from error
             return None  # a scan took the case up again just now
-        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        if not isinstance(result, dict) or result.get("format") != FORMAT:
             raise ResultsError("not a result of this format", subject=path, expected=FORMAT)
-        damaged = [name for name, sound in SOUND.items() if not _holds(sound, facts.get(name))]
+        damaged = [name for name, sound in SOUND.items() if not _holds(sound, result.get(name))]
         if damaged:
             raise DamagedResults(
                 "the result is damaged", subject=path, actual="nothing of use as " + ", ".join(damaged)
             )
-        return facts
+        return result
 
     @property
     def status(self) -> str:
@@ -100,8 +100,8 @@ class CaseFolder:
     def maps(self) -> dict[str, MapReader]:
         """Maps by name, readable while the scan still runs."""
         root = self.path / "maps"
-        places = [p.parent for p in sorted(root.glob("*/zarr.json")) if p.parent.suffix != MAKING]
-        return {unquote(place.name): MapReader(place) for place in places}
+        paths = [p.parent for p in sorted(root.glob("*/zarr.json")) if p.parent.suffix != MAKING]
+        return {unquote(path.name): MapReader(path) for path in paths}
 
     @property
     def tables(self) -> dict[str, TableReader]:
@@ -146,17 +146,17 @@ class CaseFolder:
 
     def clear_stores(self, keep: Collection[str]) -> None:
         """Forget the maps and tables of all passes but `keep`, and what failed of them."""
-        kept = {quote(name, safe="") for name in keep}
+        kept_names = {quote(name, safe="") for name in keep}
         try:
-            for place in [*self.path.glob("maps/*"), *self.path.glob("tables/*")]:
-                if place.name not in kept:
-                    gone = place.with_name(place.name + MAKING)  # whole or gone, never half a store
+            for path in [*self.path.glob("maps/*"), *self.path.glob("tables/*")]:
+                if path.name not in kept_names:
+                    gone = path.with_name(path.name + MAKING)  # whole or gone, never half a store
                     shutil.rmtree(gone, ignore_errors=True)
-                    place.rename(gone)
+                    path.rename(gone)
                     shutil.rmtree(gone)
-            for place in self.path.glob("failed/*.json"):
-                if place.stem not in kept:
-                    place.unlink(missing_ok=True)
+            for path in self.path.glob("failed/*.json"):
+                if path.stem not in kept_names:
+                    path.unlink(missing_ok=True)
         except OSError as error:
             raise results_error(error, self.path) from error
 
@@ -171,21 +171,21 @@ class Results:
     def settings(self) -> dict[str, Any]:
         """What was fixed when the scan began."""
         try:
-            facts: dict[str, Any] = read_json(self.path / SCAN, checks.LARGEST_JSON)
+            settings: dict[str, Any] = read_json(self.path / SCAN, checks.LARGEST_JSON)
         except ResultsError as error:
             raise DamagedResults(
                 error.problem, subject=self.path / SCAN, expected=error.expected, remedy="Use --fresh"
             ) from error
-        if not isinstance(facts, dict):
+        if not isinstance(settings, dict):
             raise DamagedResults("not the settings of a scan", subject=self.path / SCAN, remedy="Use --fresh")
-        if wrong := checks.wrong_settings(facts):
+        if wrong := checks.wrong_settings(settings):
             raise DamagedResults(
                 "the settings of the scan are damaged",
                 subject=self.path / SCAN,
                 actual=f"nothing of use as {', '.join(wrong)}",
                 remedy="Scan into another folder, or use --fresh",
             )
-        return facts
+        return settings
 
     def case_folder(self, case_id: str) -> CaseFolder:
         return CaseFolder(self.path / "cases" / case_folder_name(case_id))
@@ -203,11 +203,11 @@ class Results:
     def counts(self) -> dict[str, int]:
         """Cases by status; every planned case is accounted for."""
         totals = dict.fromkeys((COMPLETE, PARTIAL, FAILED, UNSCORED, "unfinished", "not started"), 0)
-        seen = set()
+        started = set()
         for case in self.cases():
             totals[case.status] += 1
-            seen.add(case.case_id)
-        totals["not started"] = sum(1 for name in self.planned() if name not in seen)
+            started.add(case.case_id)
+        totals["not started"] = sum(1 for name in self.planned() if name not in started)
         return totals
 
 
@@ -233,20 +233,20 @@ def begin_results(path: str | Path, settings: Mapping[str, Any], *, fresh: bool 
     """
     root = make_folder(path)
     scan = root / SCAN
-    wanted = {"format": FORMAT, "research_use": RESEARCH_USE, **settings}
+    new_settings = {"format": FORMAT, "research_use": RESEARCH_USE, **settings}
     if fresh:
-        _forget(root)
+        _delete_scan(root)
     elif scan.exists() and not any(root.glob("cases/*")) and "engine" not in Results(root).settings:
         pass  # nothing was ever scanned: settings that turned out wrong bind nobody
     elif scan.exists():
         before = open_results(root).settings
-        _refuse_other(root, before, wanted)
-        cases = list(dict.fromkeys([*before.get("cases", []), *wanted.get("cases", [])]))
-        wanted = {**before, "cases": cases}
+        _check_settings(root, before, new_settings)
+        cases = list(dict.fromkeys([*before.get("cases", []), *new_settings.get("cases", [])]))
+        new_settings = {**before, "cases": cases}
     elif any(root.glob("cases/*")):
         raise ResultsError(f"cases without a {SCAN}", subject=root, remedy="Use another folder, or --fresh")
-    if not scan.exists() or read_json(scan) != wanted:
-        write_json(scan, wanted)
+    if not scan.exists() or read_json(scan) != new_settings:
+        write_json(scan, new_settings)
     return Results(root)
 
 
@@ -258,45 +258,53 @@ def record_engine(results: Results, engine: Mapping[str, Any]) -> None:
     write_json(results.path / SCAN, {**results.settings, "engine": dict(engine)})
 
 
-def _forget(root: Path) -> None:
+def _delete_scan(root: Path) -> None:
     """Remove an earlier scan and nothing else: the folder may be one that somebody keeps slides in."""
-    cases, gone = root / "cases", root / GONE
-    strange = next((p for p in sorted(cases.iterdir()) if not _is_case(p)), None) if cases.is_dir() else None
-    if strange is not None:
+    cases, removed = root / "cases", root / GONE
+    unknown_path = (
+        next((p for p in sorted(cases.iterdir()) if not _is_case(p)), None) if cases.is_dir() else None
+    )
+    if unknown_path is not None:
         raise ResultsError(
-            "this is no result, and --fresh would delete it", subject=strange, remedy="Use another folder"
+            "this is no result, and --fresh would delete it",
+            subject=unknown_path,
+            remedy="Use another folder",
         )
     try:
-        if gone.exists():
-            shutil.rmtree(gone)
+        if removed.exists():
+            shutil.rmtree(removed)
         if cases.exists():
-            cases.rename(gone)
+            cases.rename(removed)
         for name in ("engine.json", SCAN, PATIENTS, "results.csv", "run.json"):
             (root / name).unlink(missing_ok=True)
-        if gone.exists():
-            shutil.rmtree(gone)
+        if removed.exists():
+            shutil.rmtree(removed)
     except OSError as error:
         raise results_error(error, root) from error
 
 
-def _is_case(place: Path) -> bool:
+def _is_case(path: Path) -> bool:
     """Whether a scan made this, perhaps killed at once; hidden files are the system's own."""
-    if not place.is_dir():
-        return place.name.startswith(".")
-    known = (place / PLAN).exists() or (place / RESULT).exists()
-    return known or all(item.name.startswith(".") for item in place.iterdir())
+    if not path.is_dir():
+        return path.name.startswith(".")
+    has_results = (path / PLAN).exists() or (path / RESULT).exists()
+    return has_results or all(item.name.startswith(".") for item in path.iterdir())
 
 
-def _refuse_other(root: Path, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_settings(root: Path, before: Mapping[str, Any], new_settings: Mapping[str, Any]) -> None:
     for key, word in (("bundle", "another bundle"), ("options", "other options")):
-        one, other = dict(before.get(key) or {}), dict(wanted.get(key) or {})
-        names = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+        old_values, new_values = dict(before.get(key) or {}), dict(new_settings.get(key) or {})
+        names = [
+            name
+            for name in sorted({*old_values, *new_values})
+            if old_values.get(name) != new_values.get(name)
+        ]
         if names:
             raise ResultsError(
                 f"this folder holds results of {word}",
                 subject=root,
-                expected=", ".join(f"{name} {json.dumps(one.get(name))}" for name in names),
-                actual=", ".join(f"{name} {json.dumps(other.get(name))}" for name in names),
+                expected=", ".join(f"{name} {json.dumps(old_values.get(name))}" for name in names),
+                actual=", ".join(f"{name} {json.dumps(new_values.get(name))}" for name in names),
                 remedy="Use another results folder, or start over with --fresh",
             )
 
@@ -381,25 +389,25 @@ def write_summary(results: Results) -> Path:
     names: dict[str, None] = {}
     for case in results.cases():
         try:
-            facts = case.result
+            result = case.result
         except ResultsError as error:
             rows.append({"case": case.case_id, "status": "unfinished", "error": str(error)})
             continue
-        if facts is None:
+        if result is None:
             rows.append({"case": case.case_id, "status": "unfinished"})
             continue
-        scores = facts.get("scores", {})
+        scores = result.get("scores", {})
         names.update(dict.fromkeys(scores))
-        cause = (facts.get("error") or {}).get("message", "")
-        findings = facts.get("findings", {}).get("count", "")
+        cause = (result.get("error") or {}).get("message", "")
+        findings = result.get("findings", {}).get("count", "")
         rows.append(
             {
                 "case": case.case_id,
-                "status": facts["status"],
+                "status": result["status"],
                 **scores,
                 "findings": findings,
                 "error": cause,
-                "note": "; ".join(map(str, facts["notes"])) if facts["status"] == UNSCORED else "",
+                "note": "; ".join(map(str, result["notes"])) if result["status"] == UNSCORED else "",
             }
         )
     out = io.StringIO()

@@ -100,17 +100,17 @@ class MapInfo:
 
     @classmethod
     def of_attributes(cls, attributes: dict[str, Any]) -> MapInfo:
-        facts = attributes["lobule"]
-        um = facts["um_stride"]
+        metadata = attributes["lobule"]
+        um = metadata["um_stride"]
         return cls(
-            facts["name"],
-            facts["image"],
-            tuple(facts["classes"]),
-            int(facts["shape"][0]),
-            int(facts["shape"][1]),
-            (float(facts["l0_stride"][0]), float(facts["l0_stride"][1])),
+            metadata["name"],
+            metadata["image"],
+            tuple(metadata["classes"]),
+            int(metadata["shape"][0]),
+            int(metadata["shape"][1]),
+            (float(metadata["l0_stride"][0]), float(metadata["l0_stride"][1])),
             None if um is None else (float(um[0]), float(um[1])),
-            (int(facts["chunk"][0]), int(facts["chunk"][1])),
+            (int(metadata["chunk"][0]), int(metadata["chunk"][1])),
         )
 
 
@@ -166,9 +166,11 @@ class MapReader:
         except Exception as error:  # zarr and its codecs raise anything when fed damaged bytes
             raise self._damaged(str(error)) from error
 
-    def _damaged(self, found: str) -> DamagedResults:
+    def _damaged(self, actual: str) -> DamagedResults:
         remedy = "Delete the case's folder; the next scan makes it again"
-        return DamagedResults("a chunk of the map is damaged", subject=self.path, actual=found, remedy=remedy)
+        return DamagedResults(
+            "a chunk of the map is damaged", subject=self.path, actual=actual, remedy=remedy
+        )
 
     def _refuse_missing(self, rows: slice, columns: slice, state: States) -> None:
         """Scores that are said to be there and are not would read as 0, which means no tumour."""
@@ -247,9 +249,9 @@ def _check(info: MapInfo, score: Any, state: Any) -> None:
         (score, "float32", (count, *shape), (count, *info.chunk)),
         (state, "uint8", shape, info.chunk),
     )
-    for array, kind, whole, chunk in expected:
+    for array, kind, array_shape, chunk in expected:
         stored = array.shards or array.chunks
-        if (str(array.dtype), tuple(array.shape), tuple(stored)) != (kind, whole, tuple(chunk)):
+        if (str(array.dtype), tuple(array.shape), tuple(stored)) != (kind, array_shape, tuple(chunk)):
             raise ValueError(f"arrays of {array.dtype}, {array.shape} in {stored} do not fit the map")
 
 
@@ -329,8 +331,8 @@ def _divisor(length: int) -> int:
 
     A side without a divisor worth reading alone, such as a prime, stays in one piece.
     """
-    part = next(part for part in range(min(length, INNER), 0, -1) if length % part == 0)
-    return part if part >= INNER // 8 else length
+    divisor = next(divisor for divisor in range(min(length, INNER), 0, -1) if length % divisor == 0)
+    return divisor if divisor >= INNER // 8 else length
 
 
 def map_size(info: MapInfo) -> Size:

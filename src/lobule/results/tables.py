@@ -30,11 +30,11 @@ class TableInfo:
     part_rows: int
 
     @property
-    def parts(self) -> range:
+    def chunks(self) -> range:
         return range(-(-self.rows // self.part_rows))
 
-    def part_slice(self, part: int) -> slice:
-        return slice(part * self.part_rows, min((part + 1) * self.part_rows, self.rows))
+    def chunk_slice(self, chunk: int) -> slice:
+        return slice(chunk * self.part_rows, min((chunk + 1) * self.part_rows, self.rows))
 
 
 class TableReader:
@@ -43,8 +43,8 @@ class TableReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            facts = read_json(path / "table.json", LARGEST_JSON)
-            self.info = TableInfo(str(facts["name"]), int(facts["rows"]), int(facts["part_rows"]))
+            metadata = read_json(path / "table.json", LARGEST_JSON)
+            self.info = TableInfo(str(metadata["name"]), int(metadata["rows"]), int(metadata["part_rows"]))
             if not 0 <= self.info.rows <= MOST_ROWS or self.info.part_rows < 1:
                 raise ValueError(f"{self.info.rows} rows in parts of {self.info.part_rows}")
         except (ValueError, KeyError, TypeError, OverflowError, NotReadable, ResultsError) as error:
@@ -60,11 +60,11 @@ class TableReader:
 
     def iterate(self, columns: Sequence[str] | None = None) -> Iterator[Columns]:
         """The written parts in order, one at a time."""
-        for part in sorted(self.written()):
-            yield self.read_part(part, columns)
+        for chunk in sorted(self.written()):
+            yield self.read_chunk(chunk, columns)
 
-    def read_part(self, part: int, columns: Sequence[str] | None = None) -> Columns:
-        path = self.part_path(part)
+    def read_chunk(self, chunk: int, columns: Sequence[str] | None = None) -> Columns:
+        path = self.chunk_path(chunk)
         require_regular(path)
         try:
             with path.open("rb") as file:  # pyarrow takes a path such as `a:b/c` for a URL
@@ -74,20 +74,20 @@ class TableReader:
 
     def read(self, columns: Sequence[str] | None = None) -> Columns:
         """Everything written so far, as arrays."""
-        parts = list(self.iterate(columns))
-        if not parts:
+        chunks = list(self.iterate(columns))
+        if not chunks:
             return {}
         # a part in which every field failed has no columns of the model
-        examples = {name: values for part in reversed(parts) for name, values in part.items()}
+        examples = {name: values for chunk in reversed(chunks) for name, values in chunk.items()}
         return {
             name: np.concatenate(
-                [part[name] if name in part else _blank(like, len(part["field"])) for part in parts]
+                [chunk[name] if name in chunk else _blank(like, len(chunk["field"])) for chunk in chunks]
             )
             for name, like in examples.items()
         }
 
-    def part_path(self, part: int) -> Path:
-        return self.path / f"part-{part:06d}.parquet"
+    def chunk_path(self, chunk: int) -> Path:
+        return self.path / f"part-{chunk:06d}.parquet"
 
 
 class TableWriter(TableReader):
@@ -109,12 +109,12 @@ class TableWriter(TableReader):
                 remedy="Start over with --fresh, or use another results folder",
             )
 
-    def write_part(self, part: int, columns: Columns) -> None:
-        write_parquet(self.part_path(part), columns)
+    def write_chunk(self, chunk: int, columns: Columns) -> None:
+        write_parquet(self.chunk_path(chunk), columns)
 
-    def forget(self, part: int) -> None:
+    def forget(self, chunk: int) -> None:
         """Take a part back, so that it is computed again."""
-        self.part_path(part).unlink(missing_ok=True)
+        self.chunk_path(chunk).unlink(missing_ok=True)
 
 
 def _blank(like: NDArray[Any], rows: int) -> NDArray[Any]:
@@ -124,7 +124,7 @@ def _blank(like: NDArray[Any], rows: int) -> NDArray[Any]:
 def write_parquet(path: Path, columns: Mapping[str, NDArray[Any] | Sequence[Any]]) -> None:
     """Arrays as a Parquet file, whole or absent; vectors become fixed-size lists."""
     table = pa.table({name: _to_arrow(values) for name, values in columns.items()})
-    with write_atomic(path) as part, part.open("wb") as file:
+    with write_atomic(path) as temporary_path, temporary_path.open("wb") as file:
         pq.write_table(table, file, compression="zstd")
 
 

@@ -45,7 +45,7 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
     table = pa.table(
         {name: pa.array([row.get(name) for row in rows], kind) for name, kind in COLUMNS.items()}
     )
-    with write_atomic(folder / FINDINGS[0]) as part, part.open("wb") as file:
+    with write_atomic(folder / FINDINGS[0]) as temporary_path, temporary_path.open("wb") as file:
         pq.write_table(table, file, compression="zstd")
     out = io.StringIO()
     names = [name for name in COLUMNS if name not in ("box", "polygon")]

@@ -240,7 +240,7 @@ def _recorded_engine(results: Results) -> EngineSettings | None:
         raise ResultsError(
             "the results were created by an older version of Lobule",
             subject=path,
-            expected=f"the engine settings in {SCAN}",
+            expected="the engine settings in scan.json",
             remedy="Use another results folder, or start over with --fresh",
         )
     try:

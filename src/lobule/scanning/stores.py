@@ -237,12 +237,12 @@ class TableSink:
         chunk = row // self._part_rows
         rows = self._rows.setdefault(chunk, {})
         rows[row] = outputs
-        block = self._writer.info.part_slice(chunk)
+        block = self._writer.info.chunk_slice(chunk)
         if len(rows) == block.stop - block.start:
             del self._rows[chunk]
             self._failures.save()
             columns = self._columns(np.arange(block.start, block.stop), rows)
-            _guard(lambda: self._writer.write_part(chunk, columns), self._writer.path)
+            _guard(lambda: self._writer.write_chunk(chunk, columns), self._writer.path)
 
     def _columns(self, index: NDArray[np.int64], rows: Mapping[int, Outputs | None]) -> Columns:
         fields = self._pass.fields

@@ -37,10 +37,10 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, name: str) -> None:
     """Write the tensors aside, then `state.json`, which names them: until then the last one stands."""
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in checkpoint.tensors.items()}
     path = folder / f"{name}.safetensors"
-    with write_atomic(path) as part:
-        save_file(tensors, part)
-    facts = {"tensors": path.name, "hash": fingerprint(path), **checkpoint.contents}
-    write_json(folder / STATE, facts)
+    with write_atomic(path) as temporary_path:
+        save_file(tensors, temporary_path)
+    state = {"tensors": path.name, "hash": fingerprint(path), **checkpoint.contents}
+    write_json(folder / STATE, state)
     for other in folder.glob("*.safetensors"):
         if other != path:
             other.unlink()
@@ -50,15 +50,15 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     """The checkpoint of a folder; None where there is none. A damaged one is a `ResultsError`."""
     if not (folder / STATE).exists():
         return None
-    facts = read_json(folder / STATE)
-    path = folder / str(facts.get("tensors", ""))
+    state = read_json(folder / STATE)
+    path = folder / str(state.get("tensors", ""))
     try:
-        whole = path.name == facts["tensors"] and fingerprint(path) == facts["hash"]
-        tensors = load_file(path) if whole else {}
+        is_intact = path.name == state["tensors"] and fingerprint(path) == state["hash"]
+        tensors = load_file(path) if is_intact else {}
     except (OSError, KeyError, SafetensorError) as error:
         raise ResultsError("the checkpoint is damaged", subject=path, actual=str(error)) from error
-    if not whole:
+    if not is_intact:
         raise ResultsError(
             "the checkpoint is damaged", subject=path, remedy="Start the training over with --fresh"
         )
-    return Checkpoint(facts, tensors)
+    return Checkpoint(state, tensors)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-Made = TypeVar("Made")
+Value = TypeVar("Made")
 
 PATIENCE = timedelta(days=7)
 """How long the others wait for the first, which may mine a large cohort; torchrun ends them if it dies."""
@@ -44,25 +44,25 @@ class Ranks:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         torch.distributed.all_reduce(flat)
         flat /= self.count
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
-    def from_first(self, make: Callable[[], Made]) -> Made:
+    def from_first(self, make: Callable[[], Value]) -> Value:
         """What the first rank makes, on every rank."""
         if self.count == 1:
             return make()
-        told: list[Any] = [make() if self.first else None]
-        torch.distributed.broadcast_object_list(told)
-        made: Made = told[0]
-        return made
+        message: list[Any] = [make() if self.first else None]
+        torch.distributed.broadcast_object_list(message)
+        value: Value = message[0]
+        return value
 
-    def from_all(self, value: Made) -> list[Made]:
+    def from_all(self, value: Value) -> list[Value]:
         """The value of every rank, in their order."""
         if self.count == 1:
             return [value]
-        found: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         """Until every rank is here."""

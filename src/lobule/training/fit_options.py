@@ -52,8 +52,8 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
-            known = ", ".join(get_args(Schedule))
-            raise ConfigError(f"no schedule '{self.schedule}'", expected=f"one of {known}")
+            schedules = ", ".join(get_args(Schedule))
+            raise ConfigError(f"no schedule '{self.schedule}'", expected=f"one of {schedules}")
         if self.optimiser not in get_args(Optimiser):
             raise ConfigError(f"no optimiser '{self.optimiser}'", expected=" or ".join(get_args(Optimiser)))
         for name in (

@@ -34,7 +34,7 @@ from lobule.training.fit_options import (
     optimiser_of,
     shape_of,
 )
-from lobule.training.replicas import Lanes, Part, seed_of
+from lobule.training.replicas import Lanes, MicroBatch, seed_of
 from lobule.training.training_log import COLUMNS, LOG, EventFile
 
 __all__ = [
@@ -51,7 +51,7 @@ __all__ = [
 
 Item = TypeVar("Item")
 Item_co = TypeVar("Item_co", covariant=True)
-LEAST_PART = 16
+MIN_LANE_SAMPLES = 16
 """Samples of a part at least: fewer would make poor statistics for a batch norm."""
 
 
@@ -71,7 +71,7 @@ class Divisible(Protocol):
 
     def __len__(self) -> int: ...
 
-    def parts(self, count: int) -> Sequence[Any]: ...
+    def divide(self, count: int) -> Sequence[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ class TrainMachine:
     def resolved(self, ranks: Ranks | None = None) -> TrainMachine:
         """With every choice made, for one of the processes of a machine."""
         ranks = ranks or Ranks()
-        wanted = f"cuda:{ranks.local}" if ranks.count > 1 and torch.cuda.is_available() else "auto"
-        device = choose_device(wanted if self.device in ("auto", "cuda") else self.device)
-        has = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-        auto = "bfloat16" if has else "float32"
+        auto_device = f"cuda:{ranks.local}" if ranks.count > 1 and torch.cuda.is_available() else "auto"
+        device = choose_device(auto_device if self.device in ("auto", "cuda") else self.device)
+        has_bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+        auto = "bfloat16" if has_bfloat16 else "float32"
         precision = auto if self.precision == "auto" else self.precision
         if precision not in ("float32", "bfloat16"):
             raise ConfigError(f"no precision '{precision}'", expected="auto, float32 or bfloat16")
@@ -106,7 +106,7 @@ class TrainMachine:
 
     def lanes_for(self, batch: int) -> int:
         """How many parts a batch of a rank is computed in."""
-        return max(1, min(self.lanes or 1, batch // LEAST_PART))
+        return max(1, min(self.lanes or 1, batch // MIN_LANE_SAMPLES))
 
 
 @dataclass
@@ -173,10 +173,10 @@ def fit(
     `validate` gives a score, higher is better; the module is in evaluation mode while it runs. With `ranks`
     each process has its share of every batch in `batches`, and their gradients are averaged.
     """
-    shown, among = progress or FitProgress(), ranks or Ranks()
+    shown_progress, all_ranks = progress or FitProgress(), ranks or Ranks()
     if torch.device(options.device).type == "cpu":
         keep_freed_memory()
-    run = _Run(module, loss, batches, options, Path(folder), groups, validate, shown, among)
+    run = _Run(module, loss, batches, options, Path(folder), groups, validate, shown_progress, all_ranks)
     try:
         run.resume()
         while not run.state.done:
@@ -226,7 +226,7 @@ class _Run:
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * state.scale * shape_of(options, state.step)
         assert self._lanes is not None
-        self._losses.append(self._lanes.gradients(self._parts(), self._compute))
+        self._losses.append(self._lanes.gradients(self._micro_batches(), self._compute))
         self.ranks.average([p.grad for p in self._parameters() if p.grad is not None])
         if options.clip > 0:
             nn.utils.clip_grad_norm_(self._parameters(), options.clip)
@@ -236,9 +236,9 @@ class _Run:
         evaluated = self.validate is not None and (state.step % options.evaluate_every == 0 or state.done)
         saved = evaluated or state.done or state.step % options.checkpoint_every == 0
         if saved or state.step % options.log_every == 0:
-            self._note_losses()
+            self._log_losses()
         if saved:
-            self._refuse_broken()
+            self._check_weights()
         if evaluated:
             self._evaluate()
         if saved:
@@ -246,7 +246,7 @@ class _Run:
         self.progress.step = state.step
         self.progress.steps_per_s = (state.step - self._began_at) / (time.monotonic() - self._began + 1e-9)
 
-    def _parts(self) -> list[Part]:
+    def _micro_batches(self) -> list[MicroBatch]:
         """The batches of a step, divided where there are more lanes than batches."""
         count = self.options.accumulate
         pieces = -(-self.lanes // count)
@@ -254,11 +254,14 @@ class _Run:
         for _ in range(count):
             batch = next(self.batches)
             if pieces > 1 and isinstance(batch, Divisible):
-                items += [(part, len(part) / len(batch) / count) for part in batch.parts(pieces)]
+                items += [(piece, len(piece) / len(batch) / count) for piece in batch.divide(pieces)]
             else:
                 items.append((batch, 1 / count))
-        where = (self.options.seed, self.state.step, self.ranks.rank)
-        return [Part(item, weight, seed_of(*where, number)) for number, (item, weight) in enumerate(items)]
+        seed_numbers = (self.options.seed, self.state.step, self.ranks.rank)
+        return [
+            MicroBatch(item, weight, seed_of(*seed_numbers, number))
+            for number, (item, weight) in enumerate(items)
+        ]
 
     def _compute(self, module: nn.Module, item: Any) -> Tensor:
         with self._precision():
@@ -269,7 +272,7 @@ class _Run:
             return nullcontext()
         return torch.autocast(torch.device(self.options.device).type, torch.bfloat16)
 
-    def _note_losses(self) -> None:
+    def _log_losses(self) -> None:
         """Read the losses since the last time: reading each would make an accelerator wait at every step."""
         total = torch.stack(self._losses).float().mean()
         self.ranks.average([total])
@@ -289,7 +292,7 @@ class _Run:
         if self._events is not None:
             self._events.add(self.state.step, loss=mean, rate=rate)
 
-    def _refuse_broken(self) -> None:
+    def _check_weights(self) -> None:
         """The loss of a step says nothing of what the step made of the weights."""
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters()):
             raise ModelError(
@@ -333,45 +336,45 @@ class _Run:
         for number, parameter in enumerate(self._parameters()):
             moments = self.optimiser.state[parameter]
             tensors |= {f"moments/{number}/{k}": v for k, v in moments.items() if isinstance(v, Tensor)}
-        facts = {
+        contents = {
             "options": lasting(self.options),
             "lanes": self.lanes,
             "loop": asdict(self.state),
             "batches": self.batches.state(),
         }
-        write_checkpoint(self.folder, Checkpoint(facts, tensors), f"step-{self.state.step:08d}")
+        write_checkpoint(self.folder, Checkpoint(contents, tensors), f"step-{self.state.step:08d}")
 
     def _write_log(self) -> None:
         write_text(self.folder / LOG, COLUMNS + "".join(self.log))
 
     def resume(self) -> None:
         """Take up the checkpoint in the folder, where there is one, and get ready to compute."""
-        found = read_checkpoint(self.folder)
-        if found is not None:
-            self._take_up(found)
+        checkpoint = read_checkpoint(self.folder)
+        if checkpoint is not None:
+            self._restore(checkpoint)
         self._lanes = Lanes(self.module, self.lanes, max(1, available_cores() // self.lanes))
         if self.ranks.first and not self.state.done:
             self._events = EventFile.opened(self.folder, self.state.step)
 
-    def _take_up(self, found: Checkpoint) -> None:
-        if found.contents["options"] != lasting(self.options):
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.contents["options"] != lasting(self.options):
             raise ResultsError(
                 "this training began with other settings",
                 subject=self.folder,
-                expected=str(differing(found.contents["options"], lasting(self.options))),
+                expected=str(differing(checkpoint.contents["options"], lasting(self.options))),
                 remedy="Start over with --fresh, or write to another folder",
             )
-        loop = found.contents["loop"]
+        loop = checkpoint.contents["loop"]
         self.state = _State(**{**loop, "scores": [(int(s), float(v)) for s, v in loop["scores"]]})
-        self.module.load_state_dict(found.of("model/"))
-        self.best = {name: value.to(self.options.device) for name, value in found.of("best/").items()}
+        self.module.load_state_dict(checkpoint.of("model/"))
+        self.best = {name: value.to(self.options.device) for name, value in checkpoint.of("best/").items()}
         for number, parameter in enumerate(self._parameters()):
-            for name, value in found.of(f"moments/{number}/").items():
+            for name, value in checkpoint.of(f"moments/{number}/").items():
                 # laid out in memory as its parameter is, or sums would round in another order
-                own = value if name == "step" else torch.empty_like(parameter).copy_(value)
-                self.optimiser.state[parameter][name] = own
-        self.lanes = int(found.contents["lanes"])
-        self.batches.restore(found.contents["batches"])
+                laid_out = value if name == "step" else torch.empty_like(parameter).copy_(value)
+                self.optimiser.state[parameter][name] = laid_out
+        self.lanes = int(checkpoint.contents["lanes"])
+        self.batches.restore(checkpoint.contents["batches"])
         lines = (self.folder / LOG).read_text("utf-8").splitlines(keepends=True)[1:]
         self.log = [line for line in lines if int(line.partition(",")[0]) <= self.state.step]
         self.progress.step = self._began_at = self.state.step

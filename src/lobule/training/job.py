@@ -45,12 +45,12 @@ def training_split(
     splits: dict[str, set[str | None]] = {}
     for case in cohort:
         splits.setdefault(case.patient, set()).add(case.split)
-    torn = sorted(patient for patient, found in splits.items() if len(found) > 1)
-    if torn:
+    split_patients = sorted(patient for patient, patient_splits in splits.items() if len(patient_splits) > 1)
+    if split_patients:
         raise Leakage(
-            f"{len(torn)} patients are in more than one split",
+            f"{len(split_patients)} patients are in more than one split",
             subject=cohort.path,
-            actual=", ".join(torn[:5]),
+            actual=", ".join(split_patients[:5]),
             remedy="Give all cases of a patient the same split",
         )
     if val == "train":
@@ -58,12 +58,12 @@ def training_split(
     training = cohort.split("train") if cohort.splits() else cohort
     if not training:
         raise ConfigError("no case is in the split 'train'", subject=cohort.path)
-    wrong = next((case for case in training if case.kind not in kinds), None)
-    if wrong is not None:
+    unsupported = next((case for case in training if case.kind not in kinds), None)
+    if unsupported is not None:
         raise ConfigError(
             f"this method learns from cases of kind {' or '.join(kinds)}",
-            subject=wrong.id,
-            actual=f"a case of kind {wrong.kind}",
+            subject=unsupported.id,
+            actual=f"a case of kind {unsupported.kind}",
         )
     if val is None:
         return TrainingSplit(training, Cohort(()), ("nothing is validated: the last weights are kept",))
@@ -77,7 +77,7 @@ def _held_out(training: Cohort, seed: int) -> TrainingSplit:
         case.patient for case in training if case.annotation is not None or any(case.breast_labels.values())
     }
     rng = np.random.default_rng([seed, HOLDING_OUT])
-    held: set[str] = set()
+    held_out: set[str] = set()
     for outlined in (True, False):
         kind = [patient for patient in training.patients() if (patient in with_outlines) == outlined]
         if len(kind) < 2 and outlined:
@@ -85,11 +85,11 @@ def _held_out(training: Cohort, seed: int) -> TrainingSplit:
             return TrainingSplit(training, Cohort(()), (note,))
         if len(kind) >= 2:
             chosen = rng.permutation(len(kind))[: max(1, round(HELD_OUT * len(kind)))]
-            held |= {kind[number] for number in chosen}
-    note = f"the cohort has no validation split: {len(held)} patients are held out for it"
+            held_out |= {kind[number] for number in chosen}
+    note = f"the cohort has no validation split: {len(held_out)} patients are held out for it"
     return TrainingSplit(
-        training.where(lambda case: case.patient not in held),
-        training.where(lambda case: case.patient in held),
+        training.where(lambda case: case.patient not in held_out),
+        training.where(lambda case: case.patient in held_out),
         (note,),
     )
 
@@ -104,7 +104,7 @@ class MethodConfig(Protocol):
 def begun_training(
     out: str | Path,
     config: MethodConfig,
-    parts: TrainingSplit,
+    split: TrainingSplit,
     *,
     also: Mapping[str, Any],
     resume: bool,
@@ -126,7 +126,7 @@ def begun_training(
     try:
         with lock_folder(folder):
             is_new = not (folder / SETTINGS).exists()
-            _begin(Path(out) / MODEL, folder, config, parts, also, resume, fresh)
+            _check_settings(Path(out) / MODEL, folder, config, split, also, resume, fresh)
             if ranks is not None:
                 ranks.wait()
             try:
@@ -170,34 +170,41 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             return
 
 
-def _begin(
+def _check_settings(
     bundle: Path,
     folder: Path,
     config: MethodConfig,
-    parts: TrainingSplit,
+    split: TrainingSplit,
     also: Mapping[str, Any],
     resume: bool,
     fresh: bool,
 ) -> None:
-    place = folder / SETTINGS
-    strange = next((item for item in sorted(folder.iterdir()) if not item.name.startswith(".")), None)
-    if strange is not None and not place.exists():
+    settings_path = folder / SETTINGS
+    unknown_file = next((item for item in sorted(folder.iterdir()) if not item.name.startswith(".")), None)
+    if unknown_file is not None and not settings_path.exists():
         # data sets have a folder of this name, too
         raise ResultsError(
-            "this is of no training of Lobule's", subject=strange, remedy="Write the bundle to another folder"
+            "this is of no training of Lobule's",
+            subject=unknown_file,
+            remedy="Write the bundle to another folder",
         )
     if fresh:
         _clear(folder)
         bundle.unlink(missing_ok=True)
-    wanted = {"config": config.to_dict(), **also, "train": _facts(parts.train), "val": _facts(parts.val)}
-    if not place.exists():
+    settings = {
+        "config": config.to_dict(),
+        **also,
+        "train": _case_inputs(split.train),
+        "val": _case_inputs(split.val),
+    }
+    if not settings_path.exists():
         if bundle.exists():
             raise ResultsError(
                 "there is a bundle already",
                 subject=bundle.parent,
                 remedy="Write to another folder, or replace it with --fresh",
             )
-        write_json(place, {"method": _method_of(config), **wanted})
+        write_json(settings_path, {"method": _method_of(config), **settings})
         return
     if not resume:
         raise ResultsError(
@@ -206,14 +213,14 @@ def _begin(
             remedy="Go on with --resume, or start over with --fresh",
         )
     # what an earlier version did not know was as it is by default
-    before = _completed(read_json(place), {"config": type(config)().to_dict()})
+    before = _with_defaults(read_json(settings_path), {"config": type(config)().to_dict()})
     before.pop("method", None)
-    if before != wanted:
-        key = next(key for key in {**wanted, **before} if before.get(key) != wanted.get(key))
+    if before != settings:
+        key = next(key for key in {**settings, **before} if before.get(key) != settings.get(key))
         raise ResultsError(
             f"the training here began with another {key}",
             subject=bundle.parent,
-            actual="; ".join(_differences(before.get(key), wanted.get(key))[:5]) or None,
+            actual="; ".join(_differences(before.get(key), settings.get(key))[:5]) or None,
             remedy="Use the same settings, or start over with --fresh",
         )
 
@@ -224,21 +231,21 @@ def _method_of(config: MethodConfig) -> str:
     return package[2] if package[:2] == ["lobule", "methods"] and len(package) > 2 else package[-1]
 
 
-def _completed(facts: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """`facts` with what they lack as it is by default, in the objects within them too."""
-    found = {**defaults, **facts}
-    for name, value in facts.items():
+    completed = {**defaults, **values}
+    for name, value in values.items():
         if isinstance(value, dict) and isinstance(defaults.get(name), dict):
-            found[name] = _completed(value, defaults[name])
-    return found
+            completed[name] = _with_defaults(value, defaults[name])
+    return completed
 
 
-def _differences(before: Any, wanted: Any) -> list[str]:
+def _differences(before: Any, now: Any) -> list[str]:
     """What two objects of settings differ in; nothing of what is none."""
-    if not isinstance(before, dict) or not isinstance(wanted, dict):
+    if not isinstance(before, dict) or not isinstance(now, dict):
         return []
-    names = [name for name in {**before, **wanted} if before.get(name) != wanted.get(name)]
-    return [f"{name} {before.get(name, 'unknown')}, now {wanted.get(name, 'unknown')}" for name in names]
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [f"{name} {before.get(name, 'unknown')}, now {now.get(name, 'unknown')}" for name in names]
 
 
 def _clear(folder: Path) -> None:
@@ -250,7 +257,7 @@ def _clear(folder: Path) -> None:
             item.unlink()
 
 
-def _facts(cohort: Cohort) -> dict[str, list[str | None]]:
+def _case_inputs(cohort: Cohort) -> dict[str, list[str | None]]:
     return {
         case.id: [
             *case.paths,

@@ -201,8 +201,8 @@ class Pool:
     @cached_property
     def _usable(self) -> tuple[list[int], list[int]]:
         slides = list(enumerate(self.slides))
-        normal = [number for number, places in slides if places.count(NORMAL)]
-        return normal, [number for number, places in slides if places.count(TUMOUR)]
+        normal = [number for number, positions in slides if positions.count(NORMAL)]
+        return normal, [number for number, positions in slides if positions.count(TUMOUR)]
 
     def with_hard(self, hard: Mapping[int, Points]) -> Pool:
         return replace(self, hard=dict(hard))
@@ -213,38 +213,38 @@ def find_positions(case: Case, tissue: TissueConfig | None) -> tuple[SlidePositi
     assert case.path is not None, "patches are drawn from slides"
     slide = open_slide(case.path, mpp=case.mpp)
     opened = OpenedCase(case, {"slide": slide}, ScanOptions(tissue=tissue), EngineSettings())
-    found = opened.tissue()
-    notes: list[str] = list(found.notes)
-    if not found.mask.any():
+    detected = opened.tissue()
+    notes: list[str] = list(detected.notes)
+    if not detected.mask.any():
         notes.append("no tissue was found")
     outlined = _outlined(case, slide.size, notes)
-    blank = np.zeros_like(found.mask)
+    blank = np.zeros_like(detected.mask)
     masks = (blank, blank)
     unsure = blank
     small: tuple[Polygon, ...] = ()
     if outlined is not None:
-        masks, unsure, small = _by_outlines(case, outlined, found.mask, found.l0_step)
+        masks, unsure, small = _by_outlines(case, outlined, detected.mask, detected.l0_step)
     elif case.label is not None and polarity(case.label) is False:
-        masks = (found.mask, blank)
+        masks = (detected.mask, blank)
     else:
         notes.append(_why_unusable(case))
     if outlined is not None and _not_exhaustive(case):
         masks = (blank, masks[1])
         notes.append("not all its tumour is outlined, so it gives no normal patches")
-    places = SlidePositions(
+    positions = SlidePositions(
         case,
         slide,
         slide.size,
         slide.mpp.mean,
-        found.l0_step,
-        found.mask.shape[1],
+        detected.l0_step,
+        detected.mask.shape[1],
         (Runs.of(masks[0]), Runs.of(masks[1])),
         Runs.of(unsure),
         small,
         outlined,
     )
     slide.close()
-    return _probed(places), notes
+    return _without_empty_classes(positions), notes
 
 
 def _why_unusable(case: Case) -> str:
@@ -268,8 +268,8 @@ def _outlined(case: Case, l0_size: Size, notes: list[str]) -> Outlined | None:
     annotation = read_annotation(case.annotation, l0_size=l0_size)
     notes += annotation.warnings
     if tumours := annotation.of_kind("tumour"):
-        whole = Box(0, 0, l0_size.width, l0_size.height)
-        beyond = [polygon for polygon in tumours if polygon.l0_box.intersect(whole).empty]
+        slide_box = Box(0, 0, l0_size.width, l0_size.height)
+        beyond = [polygon for polygon in tumours if polygon.l0_box.intersect(slide_box).empty]
         if len(beyond) == len(
             tumours
         ):  # of another slide or scale: taken for normal, tumour would be learned
@@ -303,14 +303,14 @@ def _not_exhaustive(case: Case) -> bool:
     return is_false(case.attributes.get("exhaustive", "true"))
 
 
-def _probed(places: SlidePositions) -> SlidePositions:
+def _without_empty_classes(positions: SlidePositions) -> SlidePositions:
     """Without the cells of a class that has no point after all, such as a tumour excluded entirely."""
     rng = np.random.default_rng(0)
-    cells = list(places.cells)
+    cells = list(positions.cells)
     for label in (NORMAL, TUMOUR):
-        if places.count(label) and places.draw(label, rng) is None:
+        if positions.count(label) and positions.draw(label, rng) is None:
             cells[label] = Runs.of(np.zeros((1, 1), np.bool_))
-    return replace(places, cells=(cells[0], cells[1]))
+    return replace(positions, cells=(cells[0], cells[1]))
 
 
 def _by_outlines(
@@ -318,23 +318,23 @@ def _by_outlines(
 ) -> tuple[tuple[Cells, Cells], Cells, tuple[Polygon, ...]]:
     """Cells of normal and of tumour, the cells where the point decides, and the small lesions."""
     step = Fraction(l0_cell[0]), Fraction(l0_cell[1])
-    whole = Box(0, 0, tissue.shape[1], tissue.shape[0])
+    mask_box = Box(0, 0, tissue.shape[1], tissue.shape[0])
     tumour, excluded = outlined.of_kind("tumour"), outlined.of_kind("exclusion")
     small = [polygon for polygon in tumour if _is_small(polygon, l0_cell)]
     large = [polygon for polygon in tumour if not _is_small(polygon, l0_cell)]
-    out = fill(excluded, step, whole)
-    lesion = fill(large, step, whole)
+    out = fill(excluded, step, mask_box)
+    lesion = fill(large, step, mask_box)
     edge = _edges(large, tissue.shape, l0_cell)
     unsure = edge | _edges([*excluded, *small], tissue.shape, l0_cell)
-    bare = [polygon for polygon in large if not (fill([polygon], step, whole) & tissue).any()]
-    allowed = tissue | (fill(bare, step, whole) | _edges(bare, tissue.shape, l0_cell))
+    bare = [polygon for polygon in large if not (fill([polygon], step, mask_box) & tissue).any()]
+    allowed = tissue | (fill(bare, step, mask_box) | _edges(bare, tissue.shape, l0_cell))
     if case.l0_box is not None:  # a region's tissue is cut to it, and lesions beyond it are not its own
         allowed &= _edges_within(case.l0_box, tissue.shape, l0_cell)
         small = [polygon for polygon in small if case.l0_box.contains(polygon.l0_box)]
     is_tumour = ((lesion & (~out | unsure)) | edge) & allowed
     is_normal = ((~lesion & ~out) | unsure) & tissue
-    kept = tuple(polygon for polygon in small if _has_points(outlined, polygon))
-    return (is_normal, is_tumour), unsure, kept
+    usable_small = tuple(polygon for polygon in small if _has_points(outlined, polygon))
+    return (is_normal, is_tumour), unsure, usable_small
 
 
 def _is_small(polygon: Polygon, l0_cell: tuple[float, float]) -> bool:
@@ -362,8 +362,8 @@ def _edges(polygons: Sequence[Polygon], shape: tuple[int, ...], l0_cell: tuple[f
             # two points a cell: with the neighbours added, no cell that the edge touches is missed
             count = np.ceil(2 * np.abs(reach).max(axis=1)).astype(np.int64) + 1
             edge = np.repeat(np.arange(len(start)), count)
-            part = (np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)) / count[edge]
-            x, y = np.floor(start[edge] + part[:, None] * reach[edge]).astype(np.int64).T
+            fraction = (np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)) / count[edge]
+            x, y = np.floor(start[edge] + fraction[:, None] * reach[edge]).astype(np.int64).T
             on = (x >= 0) & (y >= 0) & (x < shape[1]) & (y < shape[0])
             mask[y[on], x[on]] = True
     return np.asarray(binary_dilation(mask, np.ones((3, 3), np.bool_)), np.bool_)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """Some of a step's samples, their share of the step, and the seed of what is random about them."""
 
     item: Any
@@ -46,12 +46,12 @@ class Lanes:
         )
         self._side_by_side = False
 
-    def gradients(self, parts: Sequence[Part], compute: Compute) -> Tensor:
+    def gradients(self, micro_batches: Sequence[MicroBatch], compute: Compute) -> Tensor:
         """Put the gradient of the weighted losses into the module's parameters; the sum of those losses."""
         self.module.zero_grad(set_to_none=True)
         if not self._copies:
-            return _sum([_run(self.module, part, compute) for part in parts])
-        shares = [parts[number :: self.count] for number in range(self.count)]
+            return _sum([_run(self.module, micro_batch, compute) for micro_batch in micro_batches])
+        shares = [micro_batches[number :: self.count] for number in range(self.count)]
         for lane in self._copies:
             lane.begin(self.module)
         work = list(zip(self._copies, shares, strict=True))
@@ -67,16 +67,16 @@ class Lanes:
         return _sum([loss for lane in losses for loss in lane])
 
     def _gather(self, lanes: Sequence[_Copy]) -> None:
-        for parameter, *others in zip(
+        for parameter, *copies in zip(
             self.module.parameters(), *(lane.module.parameters() for lane in lanes), strict=True
         ):
-            found = [other.grad for other in others if other.grad is not None]
-            if found:
-                parameter.grad = _sum(found)
-        for buffer, *others in zip(
+            gradients = [lane_parameter.grad for lane_parameter in copies if lane_parameter.grad is not None]
+            if gradients:
+                parameter.grad = _sum(gradients)
+        for buffer, *copies in zip(
             self.module.buffers(), *(lane.module.buffers() for lane in lanes), strict=True
         ):
-            buffer.copy_(_sum(others) / len(others) if buffer.is_floating_point() else others[0])
+            buffer.copy_(_sum(copies) / len(copies) if buffer.is_floating_point() else copies[0])
 
     def close(self) -> None:
         self._executor.shutdown()
@@ -102,20 +102,20 @@ class _Copy:
             for mine, original in zip(self.module.buffers(), module.buffers(), strict=True):
                 mine.copy_(original)
 
-    def run(self, parts: Sequence[Part], compute: Compute) -> list[Tensor]:
+    def run(self, micro_batches: Sequence[MicroBatch], compute: Compute) -> list[Tensor]:
         losses = []
-        for part in parts:
-            self.generator.manual_seed(part.seed)
-            losses.append(_backward(self.module, part, compute))
+        for micro_batch in micro_batches:
+            self.generator.manual_seed(micro_batch.seed)
+            losses.append(_backward(self.module, micro_batch, compute))
         return losses
 
-    def run_alone(self, parts: Sequence[Part], compute: Compute) -> tuple[list[Tensor], bool]:
+    def run_alone(self, micro_batches: Sequence[MicroBatch], compute: Compute) -> tuple[list[Tensor], bool]:
         """The same while no other lane runs, and whether random numbers of torch's own were drawn."""
         losses, drew = [], False
-        for part in parts:
-            torch.manual_seed(part.seed)
+        for micro_batch in micro_batches:
+            torch.manual_seed(micro_batch.seed)
             before = torch.get_rng_state()
-            losses += self.run([part], compute)
+            losses += self.run([micro_batch], compute)
             drew |= not torch.equal(before, torch.get_rng_state())
         return losses, drew
 
@@ -131,19 +131,19 @@ class _Dropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         shape = x.shape[:2] + (1,) * (x.ndim - 2) if self.whole_channels else x.shape
-        kept = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(
+        mask = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(
             1 - self.p, generator=self.generator
         )
-        return x * kept.div_(max(1 - self.p, torch.finfo(x.dtype).tiny))
+        return x * mask.div_(max(1 - self.p, torch.finfo(x.dtype).tiny))
 
 
-def _run(module: nn.Module, part: Part, compute: Compute) -> Tensor:
-    torch.manual_seed(part.seed)
-    return _backward(module, part, compute)
+def _run(module: nn.Module, micro_batch: MicroBatch, compute: Compute) -> Tensor:
+    torch.manual_seed(micro_batch.seed)
+    return _backward(module, micro_batch, compute)
 
 
-def _backward(module: nn.Module, part: Part, compute: Compute) -> Tensor:
-    loss = compute(module, part.item) * part.weight
+def _backward(module: nn.Module, micro_batch: MicroBatch, compute: Compute) -> Tensor:
+    loss = compute(module, micro_batch.item) * micro_batch.weight
     loss.backward()
     return loss.detach()
 

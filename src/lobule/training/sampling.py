@@ -95,7 +95,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def parts(self, count: int) -> list[Samples]:
+    def divide(self, count: int) -> list[Samples]:
         """The batch in so many parts of nearly one size, each with its share of the classes."""
         edges = [number * len(self) // count for number in range(count + 1)]
         return [
@@ -110,7 +110,7 @@ def gather(
 ) -> Pool:
     """The places of every slide. What a slide lacks is a note; a class that no slide has is an error."""
 
-    def one(case: Any) -> tuple[SlidePositions | None, list[str]]:
+    def positions_of(case: Any) -> tuple[SlidePositions | None, list[str]]:
         try:
             return find_positions(case, tissue)
         except UsageError:
@@ -119,17 +119,21 @@ def gather(
             return None, [f"left out: {cause_of(error)}"]
 
     with ThreadPoolExecutor(workers, thread_name_prefix="places") as threads:
-        found = list(threads.map(one, cohort))
-    notes = [f"{case.id}: {note}" for case, (_, own) in zip(cohort, found, strict=True) for note in own]
-    pool = Pool(tuple(places for places, _ in found if places is not None), notes=tuple(notes))
+        outcomes = list(threads.map(positions_of, cohort))
+    notes = [
+        f"{case.id}: {note}"
+        for case, (_, case_notes) in zip(cohort, outcomes, strict=True)
+        for note in case_notes
+    ]
+    pool = Pool(tuple(positions for positions, _ in outcomes if positions is not None), notes=tuple(notes))
     for label, name in ((NORMAL, "normal tissue"), (TUMOUR, "tumour")):
         if label in need and not pool.usable(label):
-            told = "; ".join(notes[:5]) + ("; …" if len(notes) > 5 else "")
+            reasons = "; ".join(notes[:5]) + ("; …" if len(notes) > 5 else "")
             raise ConfigError(
                 f"no slide has {name} to draw from",
                 subject=cohort.path,
                 expected="annotated tumour slides, and normal or exhaustively annotated ones",
-                actual=told or f"{len(cohort)} slides",
+                actual=reasons or f"{len(cohort)} slides",
             )
     return pool
 
@@ -151,26 +155,26 @@ def draw(pool: Pool, config: SampleConfig, label: int, rng: np.random.Generator)
         site = sites[int(rng.integers(len(sites)))]
         slides = [number for number in slides if (pool.slides[number].case.site or "") == site]
     number = slides[int(rng.integers(len(slides)))]
-    places = pool.slides[number]
+    positions = pool.slides[number]
     if not hard:
-        place = places.draw(label, rng)
-        return None if place is None else Draw(number, label, *place)
-    found = pool.hard[number][int(rng.integers(len(pool.hard[number])))]
-    near = found + (2 * rng.random(2) - 1) * config.hard_jitter * config.mpp / places.mpp
-    x, y = near if places.classes(near[None])[0] == NORMAL else found
+        point = positions.draw(label, rng)
+        return None if point is None else Draw(number, label, *point)
+    hard_point = pool.hard[number][int(rng.integers(len(pool.hard[number])))]
+    near = hard_point + (2 * rng.random(2) - 1) * config.hard_jitter * config.mpp / positions.mpp
+    x, y = near if positions.classes(near[None])[0] == NORMAL else hard_point
     return Draw(number, label, float(x), float(y), hard=True)
 
 
-def draw_listed(listed: FixedPositions, seed: int, index: int, attempt: int) -> Draw:
+def draw_fixed(fixed: FixedPositions, seed: int, index: int, attempt: int) -> Draw:
     """The place of a sample in shuffled epochs; after an attempt in vain, any of the same class."""
-    epoch, turn = divmod(index, len(listed))
-    order = np.random.default_rng([seed, EPOCH, epoch]).permutation(len(listed))
+    epoch, turn = divmod(index, len(fixed))
+    order = np.random.default_rng([seed, EPOCH, epoch]).permutation(len(fixed))
     number = order[turn]
     if attempt:
-        same = np.flatnonzero(listed.labels == listed.labels[number])
+        same = np.flatnonzero(fixed.labels == fixed.labels[number])
         number = np.random.default_rng([seed, EPOCH, epoch, turn, attempt]).choice(same)
-    x, y = listed.l0_points[number]
-    return Draw(int(listed.slides[number]), int(listed.labels[number]), float(x), float(y))
+    x, y = fixed.l0_points[number]
+    return Draw(int(fixed.slides[number]), int(fixed.labels[number]), float(x), float(y))
 
 
 class Sampler:
@@ -184,10 +188,10 @@ class Sampler:
         self._open: OrderedDict[int, tuple[Slide, Lattice]] = OrderedDict()
 
     def batch(self, first: int, size: int) -> Samples:
-        made = [self.sample(index) for index in range(first, first + size)]
-        labels = np.array([chosen.label for _, chosen in made], np.int64)
-        draws = tuple(chosen for _, chosen in made)
-        return Samples(first, np.stack([pixels for pixels, _ in made]), labels, draws, dict(self.failures))
+        samples = [self.sample(index) for index in range(first, first + size)]
+        labels = np.array([chosen.label for _, chosen in samples], np.int64)
+        draws = tuple(chosen for _, chosen in samples)
+        return Samples(first, np.stack([pixels for pixels, _ in samples]), labels, draws, dict(self.failures))
 
     def sample(self, index: int) -> tuple[RGB, Draw]:
         """The patch of a sample, augmented, and what was drawn."""
@@ -212,7 +216,7 @@ class Sampler:
 
     def _choose(self, index: int, attempt: int, rng: np.random.Generator) -> Draw | None:
         if self.pool.fixed is not None:
-            chosen = draw_listed(self.pool.fixed, self.seed, index, attempt)
+            chosen = draw_fixed(self.pool.fixed, self.seed, index, attempt)
             self._check_left(chosen.label)
             return chosen
         label = label_of(index, self.config.tumour_share)
@@ -326,17 +330,23 @@ class SampleStream:
 
     def state(self) -> dict[str, Any]:
         """What is needed to go on after the last batch that was taken."""
-        lost = {self.pool.slides[number].case.id: why for number, why in sorted(self.failures.items())}
-        return {"seed": self.seed, "round": self.round, "batch": self.batch, "next": self._next, "lost": lost}
+        lost_slides = {self.pool.slides[number].case.id: why for number, why in sorted(self.failures.items())}
+        return {
+            "seed": self.seed,
+            "round": self.round,
+            "batch": self.batch,
+            "next": self._next,
+            "lost": lost_slides,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where another stream stood when it gave its `state`."""
-        own = {"seed": self.seed, "round": self.round, "batch": self.batch}
-        given = {name: state[name] for name in own}
-        if given != own:
-            raise ConfigError("the samples of another training", expected=str(own), actual=str(given))
+        expected = {"seed": self.seed, "round": self.round, "batch": self.batch}
+        stored = {name: state[name] for name in expected}
+        if stored != expected:
+            raise ConfigError("the samples of another training", expected=str(expected), actual=str(stored))
         self.close()
-        number_of = {places.case.id: number for number, places in enumerate(self.pool.slides)}
+        number_of = {positions.case.id: number for number, positions in enumerate(self.pool.slides)}
         self.failures = {number_of[name]: why for name, why in state["lost"].items() if name in number_of}
         self._next = int(state["next"])
 
@@ -359,8 +369,10 @@ class SampleStream:
             turn = self._next + len(self._waiting)
             if self.batches is not None and turn >= self.batches:
                 break
-            part = self.batch // ranks
-            self._waiting.append(self._executor.submit(work, turn * self.batch + rank * part, part))
+            share_size = self.batch // ranks
+            self._waiting.append(
+                self._executor.submit(work, turn * self.batch + rank * share_size, share_size)
+            )
 
     def _start(self) -> None:
         make = (self.pool, self.config, self.seed, self.round, dict(self.failures))
@@ -379,13 +391,13 @@ class _Crew:
 
     def __init__(self, make: tuple[Any, ...]) -> None:
         self._make = make
-        self._own = threading.local()
+        self._thread_local = threading.local()
         self._all: list[Sampler] = []
 
     def batch(self, first: int, size: int) -> Samples:
-        sampler: Sampler | None = getattr(self._own, "sampler", None)
+        sampler: Sampler | None = getattr(self._thread_local, "sampler", None)
         if sampler is None:
-            sampler = self._own.sampler = Sampler(*self._make)
+            sampler = self._thread_local.sampler = Sampler(*self._make)
             self._all.append(sampler)
         return sampler.batch(first, size)
 

@@ -11,7 +11,7 @@ LOG = "log.csv"
 COLUMNS = "step,loss,rate,score\n"
 
 log = logging.getLogger("lobule.train")
-_told: list[str] = []
+_logged_notes: list[str] = []
 """That TensorBoard is missing, said once a process."""
 
 
@@ -25,8 +25,8 @@ class EventFile:
     def opened(cls, folder: Path, step: int) -> EventFile | None:
         """A file that goes on after `step`; None where TensorBoard is not installed."""
         if find_spec("tensorboard") is None:
-            if not _told:
-                _told.append("no events")
+            if not _logged_notes:
+                _logged_notes.append("no events")
                 log.info("no TensorBoard events are written: install lobule[tensorboard] to have them")
             return None
         from torch.utils.tensorboard import SummaryWriter

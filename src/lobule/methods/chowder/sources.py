@@ -60,7 +60,7 @@ def tiles_of_table(table: TableReader) -> TileSource:
     side = float(np.sqrt(columns["l0_width"][0] * columns["l0_height"][0]))
 
     def piece(number: int) -> NDArray[np.float32]:
-        features: NDArray[np.float32] = table.read_part(number, [COLUMN])[COLUMN].astype(np.float32)
+        features: NDArray[np.float32] = table.read_chunk(number, [COLUMN])[COLUMN].astype(np.float32)
         return features
 
     return TileSource(corners[rows], side, rows // per_part, rows % per_part, piece, corners[~scored])
