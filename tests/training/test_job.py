@@ -124,6 +124,6 @@ def test_a_training_that_fails_later_can_be_resumed(tmp_path: Path) -> None:
 
 def test_a_training_refused_because_of_a_bundle_leaves_the_bundle_alone(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text("{}")
-    with pytest.raises(ResultsError, match="there is a bundle already"):
+    with pytest.raises(ResultsError, match="already contains a bundle"):
         begin(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model.json"]

@@ -53,7 +53,7 @@ def test_an_empty_annotation_agrees_with_every_word_for_normal(
 ) -> None:
     places, notes = find_positions(replace(slide, label=label, annotation=empty_annotation), None)
     assert places.count(NORMAL) > 0
-    assert notes == ["its annotation outlines no tumour: all its tissue is taken for normal"]
+    assert notes == ["its annotation contains no tumour outline: all its tissue is used as normal tissue"]
 
 
 @pytest.mark.parametrize("label", [*TUMOUR_WORDS, "grade 2"])
@@ -63,7 +63,7 @@ def test_an_empty_annotation_of_a_slide_not_labelled_normal_is_an_error_that_nam
     with pytest.raises(AnnotationError) as error:
         find_positions(replace(slide, label=label, annotation=empty_annotation), None)
     message = str(error.value)
-    assert f"outlines no tumour, but the case is labelled '{label}'" in message
+    assert f"the case is labelled '{label}', but its annotation contains no tumour outline" in message
     assert "a label that means no tumour" in message
 
 

@@ -1,1 +1,1 @@
-"""The training loop: the job, patch sampling, fitting, replicas and checkpoints."""
+"""Training: the training folder, patch sampling, the training loop, replicas and checkpoints."""

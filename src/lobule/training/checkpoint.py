@@ -1,4 +1,4 @@
-"""Checkpoints: tensors as safetensors and the rest as JSON, put in place by one rename; never unpickled."""
+"""Checkpoints: tensors as safetensors, everything else as JSON. Nothing in them is ever unpickled."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ STATE = "state.json"
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Where a training stands."""
+    """The state of a training."""
 
     contents: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
     def of(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin so, without it."""
+        """Return the tensors whose names start with `prefix`, with the prefix removed."""
         return {
             name.removeprefix(prefix): value
             for name, value in self.tensors.items()
@@ -34,7 +34,7 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, name: str) -> None:
-    """Write the tensors aside, then `state.json`, which names them: until then the last one stands."""
+    """Write the tensors, then `state.json`, which makes the new checkpoint the valid one."""
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in checkpoint.tensors.items()}
     path = folder / f"{name}.safetensors"
     with write_atomic(path) as temporary_path:
@@ -47,7 +47,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, name: str) -> None:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint | None:
-    """The checkpoint of a folder; None where there is none. A damaged one is a `ResultsError`."""
+    """Return the checkpoint in a folder, or None. A damaged checkpoint raises `ResultsError`."""
     if not (folder / STATE).exists():
         return None
     state = read_json(folder / STATE)

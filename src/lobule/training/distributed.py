@@ -1,7 +1,8 @@
-"""Ranks: the processes of one training, as torchrun starts them; a training started plainly is its only one.
+"""Ranks: the processes of one training. torchrun starts several; otherwise there is only one.
 
-Every rank runs the same code on its share of each batch. The first alone validates, mines and writes; what it
-finds the others are told, so that all take the same turns. They see the same slides and the same folder.
+Every rank runs the same code on its share of each batch. Only the first rank validates, mines and writes
+files; it sends its decisions to the others, so that all ranks do the same. All ranks need access to the same
+slides and the same folder.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from torch import Tensor
 Value = TypeVar("Made")
 
 PATIENCE = timedelta(days=7)
-"""How long the others wait for the first, which may mine a large cohort; torchrun ends them if it dies."""
+"""How long ranks wait for the first one, which may mine a large cohort. If it dies, torchrun ends them."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process of a training this is, and of how many."""
+    """The number of this process among the processes of a training."""
 
     rank: int = 0
     count: int = 1
     local: int = 0
-    """Its number on this machine: it takes the accelerator of that number."""
+    """Number of the process on this machine; it uses the accelerator with this number."""
     local_count: int = 1
 
     @property
@@ -38,7 +39,7 @@ class Ranks:
         return self.rank == 0
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Each tensor becomes its mean over the ranks, in one exchange."""
+        """Replace each tensor by its mean over the ranks, in one exchange."""
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -48,7 +49,7 @@ class Ranks:
             tensor.copy_(mean.view_as(tensor))
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        """What the first rank makes, on every rank."""
+        """Call `make` on the first rank, and return its value on every rank."""
         if self.count == 1:
             return make()
         message: list[Any] = [make() if self.first else None]
@@ -57,7 +58,7 @@ class Ranks:
         return value
 
     def from_all(self, value: Value) -> list[Value]:
-        """The value of every rank, in their order."""
+        """Return the values of all ranks, in the order of the ranks."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -65,19 +66,19 @@ class Ranks:
         return values
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank has called this method."""
         if self.count > 1:
             self.from_all(None)
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the one that speaks, by torchrun's environment."""
+    """Whether this process is the first rank, according to the environment that torchrun sets."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """This process among those that torchrun started with it."""
+    """Join the processes that torchrun started with this one, and give the rank of this process."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Ranks()
@@ -85,7 +86,8 @@ def joined_ranks() -> Iterator[Ranks]:
     if not torch.distributed.is_initialized():
         both = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         torch.distributed.init_process_group(both, timeout=PATIENCE)
-        # kept until the process ends: who joins again may be told where another listened the last time
+        # The group exists until the process ends, because joining a second time could use an outdated
+        # address.
         atexit.register(torch.distributed.destroy_process_group)
     local, local_count = (int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     yield Ranks(torch.distributed.get_rank(), count, local, max(1, local_count))

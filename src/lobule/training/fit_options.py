@@ -1,4 +1,4 @@
-"""How a module is fitted: steps, rates and their schedule, and the optimiser that they ask for."""
+"""Options of the training loop: steps, learning rates with their schedule, and the optimiser."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Optimiser = Literal["sgd", "adam"]
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How a module is fitted."""
+    """Options of the training loop."""
 
     steps: int
     schedule: Schedule = "plateau"
     factor: float = 0.1
-    """The rate is multiplied by it: at a plateau, or after each third of the steps ("step")."""
+    """Multiplies the learning rate at a plateau ("plateau") or after each third of the steps ("step")."""
     patience: int = 5
-    """Evaluations without a better score before the rate falls ("plateau")."""
+    """Evaluations without a better score before the learning rate is reduced ("plateau")."""
     stop_after: int = 15
     """Evaluations without a better score before the training ends."""
     evaluate_every: int = 1000
@@ -35,27 +35,29 @@ class FitOptions:
     """Batches whose gradients are averaged into one step."""
     optimiser: Optimiser = "sgd"
     momentum: float = 0.9
-    """Of SGD, and the first beta of Adam."""
+    """The momentum of SGD, or the first beta of Adam."""
     second_beta: float = 0.999
-    """Of Adam."""
+    """The second beta of Adam."""
     weight_decay: float = 5e-4
     clip: float = 0.0
-    """The largest norm of a step's gradient; longer ones are shortened. 0 is any."""
+    """The largest norm of a gradient; longer gradients are scaled down to it. 0 means no limit."""
     precision: str = "float32"
-    """Or bfloat16: the forward pass under autocast."""
+    """float32, or bfloat16 for a forward pass under autocast."""
     device: str = "cpu"
     lanes: int = 1
-    """Parts of a step that are computed side by side on a CPU; a batch norm's statistics are those of a part.
-    A training goes on with those that it began with."""
+    """Number of micro-batches of a step that a CPU computes in parallel. Batch norms compute their statistics
+    per micro-batch. A resumed training uses the number that it began with."""
     seed: int = 0
-    """Of what is random in the module, such as dropout."""
+    """Seed of the randomness in the module, such as dropout."""
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
             schedules = ", ".join(get_args(Schedule))
-            raise ConfigError(f"no schedule '{self.schedule}'", expected=f"one of {schedules}")
+            raise ConfigError(f"unknown schedule '{self.schedule}'", expected=f"one of {schedules}")
         if self.optimiser not in get_args(Optimiser):
-            raise ConfigError(f"no optimiser '{self.optimiser}'", expected=" or ".join(get_args(Optimiser)))
+            raise ConfigError(
+                f"unknown optimiser '{self.optimiser}'", expected=" or ".join(get_args(Optimiser))
+            )
         for name in (
             "steps",
             "patience",
@@ -89,7 +91,7 @@ def optimiser_of(options: FitOptions, groups: Sequence[Group]) -> torch.optim.Op
 
 
 def shape_of(options: FitOptions, step: int) -> float:
-    """The share of the first rate that a schedule known beforehand allows at a step."""
+    """Return the factor on the learning rate at a step, for schedules that depend only on the step."""
     if options.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * step / options.steps))
     if options.schedule == "step":
@@ -98,9 +100,10 @@ def shape_of(options: FitOptions, step: int) -> float:
 
 
 def lasting(options: FitOptions) -> dict[str, Any]:
-    """What must not change when a training goes on; where it runs may."""
+    """Return the options that must not change when a training is resumed: all but device and lanes."""
     return {name: value for name, value in asdict(options).items() if name not in ("device", "lanes")}
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of `before` that are different in `now`."""
     return {name: value for name, value in before.items() if now.get(name) != value}

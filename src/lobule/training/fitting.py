@@ -1,8 +1,8 @@
-"""Training: any module, loss and stream of batches; stopped at any instant and gone on with, bit for bit.
+"""The training loop, for any module, loss and stream of batches. It can be stopped at any time and resumed.
 
-A checkpoint holds the weights, the optimiser, the best weights so far and the state of the stream, and takes
-its place by one rename. What is computed after it is computed again on resume, the same way: what is random
-about a step is drawn from a seed that is a function of the training's and the step.
+A checkpoint contains the weights, the optimiser, the best weights so far and the state of the stream. Steps
+after the last checkpoint are computed again on resume, with identical results: the seed of the randomness in
+a step is a function of the seed of the training and the number of the step.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ __all__ = [
 Item = TypeVar("Item")
 Item_co = TypeVar("Item_co", covariant=True)
 MIN_LANE_SAMPLES = 16
-"""Samples of a part at least: fewer would make poor statistics for a batch norm."""
+"""Smallest number of samples in a micro-batch: fewer would give a batch norm poor statistics."""
 
 
 class Batches(Protocol[Item_co]):
-    """Batches without end, and where in them the training stands."""
+    """An endless stream of batches whose position can be saved and restored."""
 
     def __next__(self) -> Item_co: ...
 
@@ -67,7 +67,7 @@ class Batches(Protocol[Item_co]):
 
 @runtime_checkable
 class Divisible(Protocol):
-    """A batch that can be computed in parts."""
+    """A batch that can be divided into micro-batches."""
 
     def __len__(self) -> int: ...
 
@@ -76,22 +76,22 @@ class Divisible(Protocol):
 
 @dataclass(frozen=True)
 class TrainMachine:
-    """What a training may use."""
+    """The resources that a training may use."""
 
     device: str = "auto"
     precision: str = "auto"
-    """float32 or bfloat16; "auto" is bfloat16 on a GPU that has it."""
+    """float32 or bfloat16; "auto" is bfloat16 on a GPU that supports it."""
     workers: int | None = None
-    """Workers that draw patches; None is one a core."""
+    """Workers that draw patches; None uses one per core."""
     processes: bool = False
-    """Workers are spawned processes, for machines with many cores a GPU."""
+    """Whether workers are processes instead of threads, for machines with many cores per GPU."""
     max_ram: int = 2 << 30
-    """Bytes beyond the model: for scans within a training, and for what is drawn again and again."""
+    """Limit of the memory besides the model, in bytes, for scans within a training and for cached data."""
     lanes: int | None = None
-    """Parts of a batch that a CPU computes side by side; None is one a core, where the batch has enough."""
+    """Micro-batches that a CPU computes in parallel; None uses one per core if the batch is large enough."""
 
     def resolved(self, ranks: Ranks | None = None) -> TrainMachine:
-        """With every choice made, for one of the processes of a machine."""
+        """Return a copy in which "auto" and None are replaced, for one of the processes of a machine."""
         ranks = ranks or Ranks()
         auto_device = f"cuda:{ranks.local}" if ranks.count > 1 and torch.cuda.is_available() else "auto"
         device = choose_device(auto_device if self.device in ("auto", "cuda") else self.device)
@@ -99,19 +99,19 @@ class TrainMachine:
         auto = "bfloat16" if has_bfloat16 else "float32"
         precision = auto if self.precision == "auto" else self.precision
         if precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"no precision '{precision}'", expected="auto, float32 or bfloat16")
+            raise ConfigError(f"unknown precision '{precision}'", expected="auto, float32 or bfloat16")
         cores = max(1, available_cores() // max(1, ranks.local_count))
         lanes = self.lanes or (cores if device == "cpu" else 1)
         return replace(self, device=device, precision=precision, workers=self.workers or cores, lanes=lanes)
 
     def lanes_for(self, batch: int) -> int:
-        """How many parts a batch of a rank is computed in."""
+        """Return the number of micro-batches for the batch of a rank."""
         return max(1, min(self.lanes or 1, batch // MIN_LANE_SAMPLES))
 
 
 @dataclass
 class FitProgress:
-    """What a display may show; the training never waits for it."""
+    """The progress of a training, for a display. The training never waits for the display."""
 
     stage: str = ""
     step: int = 0
@@ -132,7 +132,7 @@ class FitProgress:
 
 @dataclass
 class _State:
-    """What of the loop is neither a tensor nor of the stream."""
+    """The state of the loop, apart from tensors and the stream of batches."""
 
     step: int = 0
     scale: float = 1.0
@@ -148,7 +148,7 @@ class _State:
 
 @dataclass(frozen=True)
 class FitReport:
-    """How it ended; the module holds the best weights, or the last where nothing was evaluated."""
+    """The outcome of a training. The module has the best weights, or the last if nothing was evaluated."""
 
     steps: int
     best: float | None
@@ -168,10 +168,25 @@ def fit(
     progress: FitProgress | None = None,
     ranks: Ranks | None = None,
 ) -> FitReport:
-    """Fit a module, going on from the checkpoint in `folder` where there is one.
+    """Train a module, starting from the checkpoint in `folder` if there is one.
 
-    `validate` gives a score, higher is better; the module is in evaluation mode while it runs. With `ranks`
-    each process has its share of every batch in `batches`, and their gradients are averaged.
+    Args:
+        module: The module to train, on its device.
+        loss: Returns the loss of the module for one batch.
+        batches: The batches. With several ranks, each process gets its share of every batch.
+        options: Options of the training loop.
+        folder: Folder for checkpoints and the log.
+        groups: Parameters with their learning rates.
+        validate: Returns a score of the module, higher is better. The module is in evaluation mode.
+        progress: Updated while the training runs.
+        ranks: The processes of the training. Their gradients are averaged.
+
+    Returns:
+        The number of steps and the scores.
+
+    Raises:
+        ModelError: The loss, the weights or the score became NaN or infinite.
+        ResultsError: The checkpoint is damaged, or belongs to a training with other options.
     """
     shown_progress, all_ranks = progress or FitProgress(), ranks or Ranks()
     if torch.device(options.device).type == "cpu":
@@ -188,7 +203,7 @@ def fit(
 
 
 class _Run:
-    """One fit: the loop's state and the steps that change it."""
+    """One run of the training loop: its state, and the operations that change it."""
 
     def __init__(
         self,
@@ -220,7 +235,7 @@ class _Run:
     # -- a step -------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
-        """One step of the optimiser, and what is due after it."""
+        """Run one step of the optimiser, then log, evaluate and save a checkpoint if they are due."""
         options, state = self.options, self.state
         self.module.train()
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
@@ -247,7 +262,7 @@ class _Run:
         self.progress.steps_per_s = (state.step - self._began_at) / (time.monotonic() - self._began + 1e-9)
 
     def _micro_batches(self) -> list[MicroBatch]:
-        """The batches of a step, divided where there are more lanes than batches."""
+        """Return the micro-batches of a step. Batches are divided if there are more lanes than batches."""
         count = self.options.accumulate
         pieces = -(-self.lanes // count)
         items: list[tuple[Any, float]] = []
@@ -273,7 +288,7 @@ class _Run:
         return torch.autocast(torch.device(self.options.device).type, torch.bfloat16)
 
     def _log_losses(self) -> None:
-        """Read the losses since the last time: reading each would make an accelerator wait at every step."""
+        """Log the mean of the losses since the last call. Reading every loss would slow down a GPU."""
         total = torch.stack(self._losses).float().mean()
         self.ranks.average([total])
         mean = float(total)
@@ -282,27 +297,27 @@ class _Run:
             raise ModelError(
                 f"the loss is {mean} by step {self.state.step}",
                 subject=self.folder,
-                remedy="The last good checkpoint is kept; start over with a lower rate",
+                remedy="Start over with a lower learning rate; the last valid checkpoint is kept",
             )
         rate = self.optimiser.param_groups[0]["lr"]
         self.log.append(f"{self.state.step},{mean:.6g},{rate:.6g},\n")
         self.progress.loss = mean
-        if self.ranks.first:  # not only with the checkpoint, which may be hours away
+        if self.ranks.first:  # The next checkpoint, which also writes the log, may be hours away.
             self._write_log()
         if self._events is not None:
             self._events.add(self.state.step, loss=mean, rate=rate)
 
     def _check_weights(self) -> None:
-        """The loss of a step says nothing of what the step made of the weights."""
+        """Raise an error if weights are NaN or infinite, which the loss shows only in the next step."""
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters()):
             raise ModelError(
-                f"the weights are no numbers after step {self.state.step}",
+                f"the weights became NaN or infinite at step {self.state.step}",
                 subject=self.folder,
-                remedy="The last good checkpoint is kept; start over with a lower rate",
+                remedy="Start over with a lower learning rate; the last valid checkpoint is kept",
             )
 
     def _evaluate(self) -> None:
-        """Score the module; keep it where it is the best, else count down to a lower rate and to the end."""
+        """Evaluate the module. Keep the best weights; reduce the rate or stop if the score stagnates."""
         validate, state, options = self.validate, self.state, self.options
         assert validate is not None
         self.module.eval()
@@ -348,7 +363,7 @@ class _Run:
         write_text(self.folder / LOG, COLUMNS + "".join(self.log))
 
     def resume(self) -> None:
-        """Take up the checkpoint in the folder, where there is one, and get ready to compute."""
+        """Restore the checkpoint in the folder, if there is one, and create the lanes."""
         checkpoint = read_checkpoint(self.folder)
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -359,7 +374,7 @@ class _Run:
     def _restore(self, checkpoint: Checkpoint) -> None:
         if checkpoint.contents["options"] != lasting(self.options):
             raise ResultsError(
-                "this training began with other settings",
+                "this training began with different settings",
                 subject=self.folder,
                 expected=str(differing(checkpoint.contents["options"], lasting(self.options))),
                 remedy="Start over with --fresh, or write to another folder",
@@ -370,7 +385,7 @@ class _Run:
         self.best = {name: value.to(self.options.device) for name, value in checkpoint.of("best/").items()}
         for number, parameter in enumerate(self._parameters()):
             for name, value in checkpoint.of(f"moments/{number}/").items():
-                # laid out in memory as its parameter is, or sums would round in another order
+                # The same memory layout as the parameter keeps the order of sums, and so their last bits.
                 laid_out = value if name == "step" else torch.empty_like(parameter).copy_(value)
                 self.optimiser.state[parameter][name] = laid_out
         self.lanes = int(checkpoint.contents["lanes"])

@@ -1,4 +1,4 @@
-"""What every training begins with: who trains, who validates, and the folder it goes on in."""
+"""The beginning of every training: the division into training and validation cases, and the folder."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from lobule.training.distributed import Ranks
 
 HELD_OUT = 0.2
-"""Of the patients, where the cohort has no validation split."""
+"""Share of the patients that validate if the cohort has no validation split."""
 SETTINGS = "settings.json"
-"""In a training's folder: what it began with."""
+"""File in the folder of a training with the settings that it began with."""
 LOCK = ".lock"
 HOLDING_OUT = 0x7A1
-"""Sets the choice of held-out patients apart from other uses of the seed."""
+"""Mixed into the seed so that the choice of patients is independent of other uses of the seed."""
 
 
 @dataclass(frozen=True)
 class TrainingSplit:
-    """Who trains, who validates, and what there is to say of it."""
+    """The training cases, the validation cases, and notes on the division."""
 
     train: Cohort
     val: Cohort
@@ -41,7 +41,19 @@ class TrainingSplit:
 def training_split(
     cohort: Cohort, val: str | None, seed: int, kinds: tuple[Kind, ...] = ("slide", "region")
 ) -> TrainingSplit:
-    """The training and the validation part; a patient in two splits is refused, and so are other kinds."""
+    """Divide a cohort into training and validation cases.
+
+    Args:
+        cohort: The cases. Without a `split` column, all of them train.
+        val: Name of the validation split, or None for no validation. If the cohort has no such split, a fifth
+            of the training patients validate.
+        seed: Seed for the choice of these patients.
+        kinds: The kinds of cases that the method supports.
+
+    Raises:
+        Leakage: A patient is in more than one split.
+        ConfigError: There are no training cases, or a case is of another kind.
+    """
     splits: dict[str, set[str | None]] = {}
     for case in cohort:
         splits.setdefault(case.patient, set()).add(case.split)
@@ -66,13 +78,13 @@ def training_split(
             actual=f"a case of kind {unsupported.kind}",
         )
     if val is None:
-        return TrainingSplit(training, Cohort(()), ("nothing is validated: the last weights are kept",))
+        return TrainingSplit(training, Cohort(()), ("there is no validation: the last weights are kept",))
     validating = cohort.split(val)
     return TrainingSplit(training, validating) if validating else _held_out(training, seed)
 
 
 def _held_out(training: Cohort, seed: int) -> TrainingSplit:
-    """A fifth of the patients with outlines (or a breast that has something), and a fifth of the others."""
+    """Hold out a fifth of the patients with outlines or a positive breast, and a fifth of the others."""
     with_outlines = {
         case.patient for case in training if case.annotation is not None or any(case.breast_labels.values())
     }
@@ -111,10 +123,22 @@ def begun_training(
     fresh: bool,
     ranks: Ranks | None = None,
 ) -> Iterator[Path]:
-    """The folder of a training, kept from others meanwhile; its settings are new or, on resume, the same.
+    """Create and lock the folder of a training, or check that a resumed training has the same settings.
 
-    `also` is what must be the same beside the config, such as the seed. Of several `ranks` the first begins
-    it, and the others follow.
+    Args:
+        out: Folder of the bundle; the training uses its subfolder `training`.
+        config: Settings of the method.
+        split: The training and validation cases.
+        also: Further values that must be the same on resume, such as the seed.
+        resume: Continue a training that exists in the folder.
+        fresh: Delete a training that exists in the folder.
+        ranks: The processes of the training. The first one creates the folder; the others wait for it.
+
+    Yields:
+        The folder of the training.
+
+    Raises:
+        ResultsError: The folder is used by another process, or contains other files or another training.
     """
     folder = Path(out) / "training"
     created = _missing_folders(folder)
@@ -160,13 +184,13 @@ def _forget_refused(folder: Path) -> None:
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove the folders, innermost first, as long as they hold nothing but a lock."""
+    """Remove the folders, innermost first, as long as they contain nothing but a lock."""
     for folder in folders:
         try:
             if [path.name for path in folder.iterdir()] == [LOCK]:
                 (folder / LOCK).unlink()
             folder.rmdir()
-        except OSError:  # something else is in it, or somebody else has removed it
+        except OSError:  # The folder is not empty, or another process has removed it.
             return
 
 
@@ -182,9 +206,9 @@ def _check_settings(
     settings_path = folder / SETTINGS
     unknown_file = next((item for item in sorted(folder.iterdir()) if not item.name.startswith(".")), None)
     if unknown_file is not None and not settings_path.exists():
-        # data sets have a folder of this name, too
+        # Data sets often have a folder named "training", too.
         raise ResultsError(
-            "this is of no training of Lobule's",
+            "the folder was not created by `lobule train`",
             subject=unknown_file,
             remedy="Write the bundle to another folder",
         )
@@ -200,7 +224,7 @@ def _check_settings(
     if not settings_path.exists():
         if bundle.exists():
             raise ResultsError(
-                "there is a bundle already",
+                "the folder already contains a bundle",
                 subject=bundle.parent,
                 remedy="Write to another folder, or replace it with --fresh",
             )
@@ -210,15 +234,15 @@ def _check_settings(
         raise ResultsError(
             "a training has begun here",
             subject=bundle.parent,
-            remedy="Go on with --resume, or start over with --fresh",
+            remedy="Continue it with --resume, or start over with --fresh",
         )
-    # what an earlier version did not know was as it is by default
+    # Settings that did not exist in an earlier version had the effect of today's default.
     before = _with_defaults(read_json(settings_path), {"config": type(config)().to_dict()})
     before.pop("method", None)
     if before != settings:
         key = next(key for key in {**settings, **before} if before.get(key) != settings.get(key))
         raise ResultsError(
-            f"the training here began with another {key}",
+            f"the training in this folder began with a different {key}",
             subject=bundle.parent,
             actual="; ".join(_differences(before.get(key), settings.get(key))[:5]) or None,
             remedy="Use the same settings, or start over with --fresh",
@@ -232,7 +256,7 @@ def _method_of(config: MethodConfig) -> str:
 
 
 def _with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`facts` with what they lack as it is by default, in the objects within them too."""
+    """Return `values` with missing entries taken from `defaults`, also in nested objects."""
     completed = {**defaults, **values}
     for name, value in values.items():
         if isinstance(value, dict) and isinstance(defaults.get(name), dict):
@@ -241,7 +265,7 @@ def _with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> di
 
 
 def _differences(before: Any, now: Any) -> list[str]:
-    """What two objects of settings differ in; nothing of what is none."""
+    """Describe the differences of two dictionaries of settings; other values give an empty list."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return []
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
@@ -249,8 +273,9 @@ def _differences(before: Any, now: Any) -> list[str]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier training left, but not the lock that keeps others out."""
-    for item in sorted(folder.iterdir(), key=lambda item: item.name == SETTINGS):  # killed, it is still known
+    """Remove the files of an earlier training, but not the lock."""
+    # The settings go last: if the process is killed, the folder is still recognised as a training.
+    for item in sorted(folder.iterdir(), key=lambda item: item.name == SETTINGS):
         if item.is_dir():
             shutil.rmtree(item)
         elif item.name != LOCK:

@@ -1,4 +1,4 @@
-"""Where patches may be drawn: for each slide the places of each class, kept as runs of cells."""
+"""The positions at which patches may be drawn: for each slide and class, stored as runs of cells."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from lobule.slides.slide import Slide, open_slide
 from lobule.tissue import TissueConfig
 
 NORMAL, TUMOUR, NEITHER = 0, 1, -1
-"""The class of a point; exclusions and what lies outside all knowledge are neither."""
+"""The class of a point. Points in exclusions, or about which nothing is known, are neither."""
 
 SMALL_CELLS = 3
-"""A lesion that fits in so many cells a side is drawn from by itself: cells would mostly miss it."""
+"""A lesion of at most this many cells per side is sampled separately, because most points of its cells lie
+outside it."""
 
 TRIES = 1000
 PROBES = 32
@@ -37,12 +38,12 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Cells of a mask as runs along its rows: a few bytes each, whatever the size of the slide."""
+    """The cells of a mask, stored as runs along its rows, which takes little memory even for large slides."""
 
     first: NDArray[np.int64]
     """The flat index of the first cell of each run."""
     total: NDArray[np.int64]
-    """Cells of this run and of all before it."""
+    """For each run, the number of cells in it and in all runs before it."""
 
     @classmethod
     def of(cls, mask: Cells) -> Runs:
@@ -55,13 +56,13 @@ class Runs:
         return int(self.total[-1]) if len(self.total) else 0
 
     def pick(self, number: int) -> int:
-        """The flat index of the cell of a number."""
+        """Return the flat index of the cell with this number."""
         run = int(np.searchsorted(self.total, number, side="right"))
         before = int(self.total[run - 1]) if run else 0
         return int(self.first[run]) + number - before
 
     def contains(self, cells: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of many flat cell indices belong to the mask."""
+        """For each flat cell index, whether the cell belongs to the mask."""
         if not len(self.first):
             return np.zeros(len(cells), np.bool_)
         run = np.searchsorted(self.first, cells, side="right") - 1
@@ -76,7 +77,7 @@ class Runs:
 
 @dataclass(frozen=True, eq=False)
 class Outlined:
-    """An annotation that says the class of any point, asking only the polygons near it."""
+    """An annotation that determines the class of any point from the polygons near it."""
 
     polygons: tuple[Polygon, ...]
     boxes: NDArray[np.float64]
@@ -94,7 +95,7 @@ class Outlined:
         return tuple(polygon for polygon in self.polygons if polygon.kind == kind)
 
     def classes(self, l0_points: Points) -> NDArray[np.int8]:
-        """TUMOUR inside tumour and outside exclusions, NORMAL outside both, NEITHER in exclusions."""
+        """Return the classes: TUMOUR in tumour outside exclusions, NEITHER in exclusions, else NORMAL."""
         low, high = l0_points.min(axis=0), l0_points.max(axis=0)
         near = ((self.boxes[:, :2] <= high) & (self.boxes[:, 2:] >= low)).all(axis=1)
         close = [polygon for polygon, is_near in zip(self.polygons, near, strict=True) if is_near]
@@ -105,24 +106,24 @@ class Outlined:
 
 @dataclass(frozen=True, eq=False)
 class SlidePositions:
-    """Where patches of each class may be centred on one slide."""
+    """The positions on one slide at which patches of each class may be centred."""
 
     case: Case
     slide: Slide
-    """Closed; workers open copies of their own."""
+    """The slide, closed. Each worker opens a separate copy."""
     l0_size: Size
     mpp: float
     """µm/px of level 0."""
     l0_cell: tuple[float, float]
     columns: int
     cells: tuple[Runs, Runs]
-    """By class: cells that hold, or may hold, points of it."""
+    """For each class, the cells that contain or may contain points of it."""
     unsure: Runs
-    """Cells at an outline, where the point itself decides."""
+    """Cells at an outline, in which the class has to be determined for each point."""
     small: tuple[Polygon, ...] = ()
     """Lesions too small for cells; each counts as one cell."""
     outlined: Outlined | None = None
-    """What outlines say; None where the whole slide is normal."""
+    """The outlines; None if the whole slide is normal."""
 
     def count(self, label: int) -> int:
         return len(self.cells[label]) + (len(self.small) if label == TUMOUR else 0)
@@ -133,10 +134,10 @@ class SlidePositions:
         return self.outlined.classes(l0_points)
 
     def certain_classes(self, l0_points: Points) -> NDArray[np.int8]:
-        """The classes of points that a patch of the class may be centred on and that lie at no outline.
+        """Return the classes of points, but NEITHER for points near an outline or without a usable class.
 
-        All other points are NEITHER: glass, exclusions, and normal tissue of slides whose tumour is not
-        outlined exhaustively.
+        Points without a usable class lie on glass, in exclusions, or in normal tissue of slides whose tumour
+        is not outlined exhaustively.
         """
         columns, rows = np.floor(l0_points / self.l0_cell).astype(np.int64).T
         cells = np.where((columns >= 0) & (columns < self.columns), rows * self.columns + columns, -1)
@@ -147,7 +148,10 @@ class SlidePositions:
         return classes
 
     def draw(self, label: int, rng: np.random.Generator) -> tuple[float, float] | None:
-        """A point of a class, uniform over its area (each small lesion counts as a cell); None in vain."""
+        """Draw a point of a class, uniformly over its area; each small lesion counts as one cell.
+
+        Returns None if no point was found after many tries.
+        """
         for _ in range(TRIES if self.count(label) else 0):
             number = int(rng.integers(self.count(label)))
             if number >= len(self.cells[label]):
@@ -164,17 +168,17 @@ class SlidePositions:
         return None
 
     def _inside_slide(self, point: NDArray[np.float64]) -> tuple[float, float]:
-        # the last cells hang over the edge of the slide
+        # The last cells extend beyond the edge of the slide.
         size = self.l0_size
         return min(float(point[0]), size.width - 0.5), min(float(point[1]), size.height - 0.5)
 
 
 @dataclass(frozen=True, eq=False)
 class FixedPositions:
-    """Places chosen beforehand, for a training that sees each of them once an epoch."""
+    """Positions chosen in advance, for a training that uses each of them once per epoch."""
 
     slides: NDArray[np.int64]
-    """The number of each place's slide in the pool."""
+    """For each position, the number of its slide in the pool."""
     labels: NDArray[np.int64]
     l0_points: Points
 
@@ -184,18 +188,18 @@ class FixedPositions:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """All places of a cohort, and the places of normal tissue that a model took for tumour."""
+    """All positions of a cohort, and the positions in normal tissue that a model mistook for tumour."""
 
     slides: tuple[SlidePositions, ...]
     hard: Mapping[int, Points] = field(default_factory=dict)
-    """Number of the slide → places on it."""
+    """For slides by number, the positions in normal tissue that a model mistook for tumour."""
     notes: tuple[str, ...] = ()
-    """What was left out, and why; one sentence each."""
+    """One sentence for each case or class of patches that was left out, with the reason."""
     fixed: FixedPositions | None = None
-    """The only places that are drawn, where there is such a list."""
+    """If given, only these positions are used."""
 
     def usable(self, label: int) -> list[int]:
-        """Numbers of the slides that have places of a class."""
+        """Return the numbers of the slides that have positions of a class."""
         return self._usable[label]
 
     @cached_property
@@ -209,7 +213,11 @@ class Pool:
 
 
 def find_positions(case: Case, tissue: TissueConfig | None) -> tuple[SlidePositions, list[str]]:
-    """The places of one slide, and what it lacks. A slide that cannot be used is a `CaseError`."""
+    """Return the positions on one slide, and notes about it.
+
+    Raises:
+        CaseError: The slide or its annotation cannot be used.
+    """
     assert case.path is not None, "patches are drawn from slides"
     slide = open_slide(case.path, mpp=case.mpp)
     opened = OpenedCase(case, {"slide": slide}, ScanOptions(tissue=tissue), EngineSettings())
@@ -230,7 +238,7 @@ def find_positions(case: Case, tissue: TissueConfig | None) -> tuple[SlidePositi
         notes.append(_why_unusable(case))
     if outlined is not None and _not_exhaustive(case):
         masks = (blank, masks[1])
-        notes.append("not all its tumour is outlined, so it gives no normal patches")
+        notes.append("not all its tumour is outlined, so no normal patches are drawn from it")
     positions = SlidePositions(
         case,
         slide,
@@ -248,7 +256,7 @@ def find_positions(case: Case, tissue: TissueConfig | None) -> tuple[SlidePositi
 
 
 def _why_unusable(case: Case) -> str:
-    """Why a slide without an annotation gives no patches."""
+    """Return the reason why no patches are drawn from a slide without an annotation."""
     if case.label is None:
         return "it has neither an annotation nor a label, so no patches are drawn from it"
     if polarity(case.label):
@@ -290,12 +298,12 @@ def _outlined(case: Case, l0_size: Size, notes: list[str]) -> Outlined | None:
         return Outlined.of(annotation)
     if case.label is not None and polarity(case.label) is not False:
         raise AnnotationError(
-            f"it outlines no tumour, but the case is labelled '{case.label}'",
+            f"the case is labelled '{case.label}', but its annotation contains no tumour outline",
             subject=case.annotation,
             expected="at least one tumour outline, or a label that means no tumour, such as 'normal' or '0'",
             remedy="Correct the label, or outline the tumour",
         )
-    notes.append("its annotation outlines no tumour: all its tissue is taken for normal")
+    notes.append("its annotation contains no tumour outline: all its tissue is used as normal tissue")
     return Outlined.of(annotation)
 
 
@@ -304,7 +312,7 @@ def _not_exhaustive(case: Case) -> bool:
 
 
 def _without_empty_classes(positions: SlidePositions) -> SlidePositions:
-    """Without the cells of a class that has no point after all, such as a tumour excluded entirely."""
+    """Remove the cells of a class that has no points, such as a tumour that lies entirely in exclusions."""
     rng = np.random.default_rng(0)
     cells = list(positions.cells)
     for label in (NORMAL, TUMOUR):
@@ -316,7 +324,7 @@ def _without_empty_classes(positions: SlidePositions) -> SlidePositions:
 def _by_outlines(
     case: Case, outlined: Outlined, tissue: Cells, l0_cell: tuple[float, float]
 ) -> tuple[tuple[Cells, Cells], Cells, tuple[Polygon, ...]]:
-    """Cells of normal and of tumour, the cells where the point decides, and the small lesions."""
+    """Return the cells of normal tissue and of tumour, the cells at outlines, and the small lesions."""
     step = Fraction(l0_cell[0]), Fraction(l0_cell[1])
     mask_box = Box(0, 0, tissue.shape[1], tissue.shape[0])
     tumour, excluded = outlined.of_kind("tumour"), outlined.of_kind("exclusion")
@@ -328,7 +336,7 @@ def _by_outlines(
     unsure = edge | _edges([*excluded, *small], tissue.shape, l0_cell)
     bare = [polygon for polygon in large if not (fill([polygon], step, mask_box) & tissue).any()]
     allowed = tissue | (fill(bare, step, mask_box) | _edges(bare, tissue.shape, l0_cell))
-    if case.l0_box is not None:  # a region's tissue is cut to it, and lesions beyond it are not its own
+    if case.l0_box is not None:  # The tissue ends at the region, and so must the lesions.
         allowed &= _edges_within(case.l0_box, tissue.shape, l0_cell)
         small = [polygon for polygon in small if case.l0_box.contains(polygon.l0_box)]
     is_tumour = ((lesion & (~out | unsure)) | edge) & allowed
@@ -353,13 +361,13 @@ def _in_box(box: Box, rng: np.random.Generator) -> Points:
 
 
 def _edges(polygons: Sequence[Polygon], shape: tuple[int, ...], l0_cell: tuple[float, float]) -> Cells:
-    """Cells that an outline passes through, and their neighbours."""
+    """Return the cells that an outline passes through, and their neighbours."""
     mask = np.zeros(shape, np.bool_)
     for polygon in polygons:
         for ring in polygon.rings:
             start = ring / l0_cell
             reach = np.roll(start, -1, axis=0) - start
-            # two points a cell: with the neighbours added, no cell that the edge touches is missed
+            # With two points per cell and the neighbours added, no cell that the edge touches is missed.
             count = np.ceil(2 * np.abs(reach).max(axis=1)).astype(np.int64) + 1
             edge = np.repeat(np.arange(len(start)), count)
             fraction = (np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)) / count[edge]
@@ -370,7 +378,7 @@ def _edges(polygons: Sequence[Polygon], shape: tuple[int, ...], l0_cell: tuple[f
 
 
 def _edges_within(box: Box, shape: tuple[int, ...], l0_cell: tuple[float, float]) -> Cells:
-    """Cells whose centre lies in a level-0 box."""
+    """Return the cells whose centre lies in a level-0 box."""
     x, y = (np.arange(shape[1]) + 0.5) * l0_cell[0], (np.arange(shape[0]) + 0.5) * l0_cell[1]
     rows, columns = (y >= box.y) & (y < box.bottom), (x >= box.x) & (x < box.right)
     return np.asarray(rows[:, None] & columns[None, :], np.bool_)

@@ -1,8 +1,9 @@
-"""Lanes: the parts of a batch computed side by side, a core each, and their gradients summed in order.
+"""Lanes compute the micro-batches of a step in parallel, one per core, and sum their gradients in order.
 
-A net's own threads wait for one another in every layer, and threads that draw patches stall them all; lanes
-meet once a step. Each has a copy of the module that shares its weights. What comes out depends on the parts
-and not on who was faster: random numbers are drawn from a generator of each part's own.
+The threads that torch uses within a layer wait for each other in every layer, and threads that draw patches
+delay them; lanes wait for each other only once per step. Each lane has a copy of the module that shares its
+weights. The result depends on the micro-batches and not on the speed of the lanes: each micro-batch has a
+seed for its random numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some of a step's samples, their share of the step, and the seed of what is random about them."""
+    """Some samples of a step, their weight in the loss of the step, and the seed for random numbers."""
 
     item: Any
     weight: float
@@ -28,7 +29,7 @@ class MicroBatch:
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed that is a function of some numbers, such as (seed, step, rank, part)."""
+    """Return a seed that is a function of some numbers, such as (seed, step, rank, micro-batch)."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -36,7 +37,7 @@ Compute = Callable[[nn.Module, Any], Tensor]
 
 
 class Lanes:
-    """A module in training, computed by one thread, or by several with a copy each."""
+    """Computes a module in training by one thread, or by several threads with a copy of the module each."""
 
     def __init__(self, module: nn.Module, count: int, threads: int = 1) -> None:
         self.module, self.count = module, count
@@ -47,7 +48,7 @@ class Lanes:
         self._side_by_side = False
 
     def gradients(self, micro_batches: Sequence[MicroBatch], compute: Compute) -> Tensor:
-        """Put the gradient of the weighted losses into the module's parameters; the sum of those losses."""
+        """Set the gradients of the module's parameters, and return the sum of the weighted losses."""
         self.module.zero_grad(set_to_none=True)
         if not self._copies:
             return _sum([_run(self.module, micro_batch, compute) for micro_batch in micro_batches])
@@ -59,7 +60,8 @@ class Lanes:
             tasks = [self._executor.submit(lane.run, share, compute) for lane, share in work]
             losses = [task.result() for task in tasks]
         else:
-            # whether a module draws from torch's own generator, which all threads share, shows when it runs
+            # Only a trial shows whether the module uses torch's global random generator, which all threads
+            # share. If it does, the lanes have to run one after the other.
             tried = [self._executor.submit(lane.run_alone, share, compute).result() for lane, share in work]
             self._side_by_side = not any(drew for _, drew in tried)
             losses = [loss for loss, _ in tried]
@@ -83,7 +85,7 @@ class Lanes:
 
 
 class _Copy:
-    """A lane's module: the weights are those of the original, gradients and statistics are its own."""
+    """The module of a lane: it shares the weights of the original, but not gradients and statistics."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = copy.deepcopy(module)
@@ -110,7 +112,7 @@ class _Copy:
         return losses
 
     def run_alone(self, micro_batches: Sequence[MicroBatch], compute: Compute) -> tuple[list[Tensor], bool]:
-        """The same while no other lane runs, and whether random numbers of torch's own were drawn."""
+        """Do the same while no other lane runs, and return whether torch's global generator was used."""
         losses, drew = [], False
         for micro_batch in micro_batches:
             torch.manual_seed(micro_batch.seed)
@@ -121,7 +123,7 @@ class _Copy:
 
 
 class _Dropout(nn.Module):
-    """Dropout from a generator of one's own: torch's is shared by all threads."""
+    """Dropout with a separate random generator, because all threads share the one of torch."""
 
     def __init__(self, like: nn.Dropout | nn.Dropout2d, generator: torch.Generator) -> None:
         super().__init__()
@@ -149,7 +151,7 @@ def _backward(module: nn.Module, micro_batch: MicroBatch, compute: Compute) -> T
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum in the order given, which fixes its last bits."""
+    """Sum in the order of the list, which determines the last bits."""
     total = tensors[0].clone()
     for tensor in tensors[1:]:
         total += tensor

@@ -1,9 +1,8 @@
-"""Sampling: patches drawn from slides while the model trains; nothing is stored, and no torch is loaded.
+"""Draws patches from slides during training, without storing them and without importing torch.
 
-Sample `index` of a round is a function of (seed, round, index) and the pool alone, so the stream is the same
-for any number of workers, and a training that goes on where it stopped sees what it would have seen. Each
-attempt at a sample has a generator of its own: a slide that cannot be read leads to the next attempt, and so
-does one that is already known to be lost, which makes the two the same.
+Sample `index` of a round depends only on (seed, round, index) and the pool. The stream is therefore the same
+for any number of workers and after a resume. Each attempt at a sample has a separate random generator, so it
+makes no difference whether a slide turns out to be unreadable now or was already known to be.
 """
 
 from __future__ import annotations
@@ -44,33 +43,34 @@ from lobule.training.patch_sampling import (
 MAX_OPEN = 128
 """Slides that one worker keeps open."""
 CACHE_BYTES = 2 << 20
-"""Decoded tiles kept of an open slide: places are far apart, and tiles are rarely asked for again."""
+"""Cache of decoded tiles per open slide. It is small because patches are far apart and rarely share tiles."""
 ATTEMPTS = 1000
 EPOCH = 0xE90C
-"""Sets the order of an epoch apart from other uses of the seed."""
+"""Mixed into the seed so that the order of an epoch is independent of other uses of the seed."""
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """What is drawn and how it is read."""
+    """Settings for drawing and reading patches."""
 
     mpp: float
     side: int
-    """Pixels a side of a patch."""
+    """Pixels per side of a patch."""
     tumour_share: float = 0.5
     hard_share: float = 0.5
-    """Of the normal patches, those from hard places, once there are any."""
+    """Share of the normal patches that are drawn from hard positions, if there are any."""
     hard_jitter: float = 16.0
-    """Pixels by which a hard place may be missed in x and y: what fooled the model is not one pixel."""
+    """Largest random offset from a hard position in x and y, in pixels, because the tissue that the model
+    mistook for tumour is larger than one pixel."""
     by_site: bool = False
-    """Choose the site first, so that a site with few slides counts as much as one with many."""
+    """Draw the site before the slide, so that a site with few slides has the same weight as others."""
     augment: AugmentConfig = NO_AUGMENTATION
     upsample: bool = False
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One choice: which slide, where on it, of which class."""
+    """The slide, position and class of one patch."""
 
     slide: int
     label: int
@@ -81,22 +81,22 @@ class Draw:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """A batch as the workers made it."""
+    """A batch of patches."""
 
     index: int
-    """Of its first sample in the round."""
+    """Index of the first sample in the round."""
     pixels: NDArray[np.uint8]
     """(n, side, side, 3)."""
     labels: NDArray[np.int64]
     draws: tuple[Draw, ...]
     failures: Mapping[int, str] = field(default_factory=dict)
-    """Numbers of slides that turned unreadable → why."""
+    """For slides by number that turned out to be unreadable, the cause."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def divide(self, count: int) -> list[Samples]:
-        """The batch in so many parts of nearly one size, each with its share of the classes."""
+        """Divide the batch into `count` smaller batches of nearly the same size and share of classes."""
         edges = [number * len(self) // count for number in range(count + 1)]
         return [
             Samples(self.index + a, self.pixels[a:b], self.labels[a:b], self.draws[a:b])
@@ -108,7 +108,20 @@ class Samples:
 def gather(
     cohort: Cohort, tissue: TissueConfig | None = None, *, workers: int = 1, need: tuple[int, ...] = (0, 1)
 ) -> Pool:
-    """The places of every slide. What a slide lacks is a note; a class that no slide has is an error."""
+    """Find the patch positions on every slide of a cohort.
+
+    Args:
+        cohort: The slides.
+        tissue: Settings of the tissue detection; None uses the whole slide.
+        workers: Number of threads.
+        need: Classes that at least one slide must have.
+
+    Returns:
+        The positions, with notes about slides that were left out.
+
+    Raises:
+        ConfigError: No slide has positions of a needed class.
+    """
 
     def positions_of(case: Any) -> tuple[SlidePositions | None, list[str]]:
         try:
@@ -142,12 +155,12 @@ def gather(
 
 
 def label_of(index: int, tumour_share: float) -> int:
-    """The class of a sample: spread evenly, so that any run of samples keeps the share."""
+    """Return the class of a sample. Classes alternate evenly, so every range of samples has the share."""
     return int(math.floor((index + 1) * tumour_share) - math.floor(index * tumour_share))
 
 
 def draw(pool: Pool, config: SampleConfig, label: int, rng: np.random.Generator) -> Draw | None:
-    """First the slide, uniformly, so that large lesions do not dominate; then a place on it."""
+    """Draw a slide uniformly, so that large lesions do not dominate, and then a position on it."""
     hard = label == NORMAL and bool(pool.hard) and rng.random() < config.hard_share
     slides = sorted(pool.hard) if hard else pool.usable(label)
     if config.by_site:
@@ -166,7 +179,7 @@ def draw(pool: Pool, config: SampleConfig, label: int, rng: np.random.Generator)
 
 
 def draw_fixed(fixed: FixedPositions, seed: int, index: int, attempt: int) -> Draw:
-    """The place of a sample in shuffled epochs; after an attempt in vain, any of the same class."""
+    """Return the position of a sample in shuffled epochs; after a failed attempt, another of its class."""
     epoch, turn = divmod(index, len(fixed))
     order = np.random.default_rng([seed, EPOCH, epoch]).permutation(len(fixed))
     number = order[turn]
@@ -178,7 +191,7 @@ def draw_fixed(fixed: FixedPositions, seed: int, index: int, attempt: int) -> Dr
 
 
 class Sampler:
-    """One worker: its own open slides, its own knowledge of which are lost."""
+    """Draws and reads samples for one worker, with its own open slides."""
 
     def __init__(
         self, pool: Pool, config: SampleConfig, seed: int, round_: int, failures: Mapping[int, str]
@@ -194,7 +207,7 @@ class Sampler:
         return Samples(first, np.stack([pixels for pixels, _ in samples]), labels, draws, dict(self.failures))
 
     def sample(self, index: int) -> tuple[RGB, Draw]:
-        """The patch of a sample, augmented, and what was drawn."""
+        """Return the augmented patch of a sample, and its slide, position and class."""
         for attempt in range(ATTEMPTS):
             rng = np.random.default_rng([self.seed, self.round, index, attempt])
             chosen = self._choose(index, attempt, rng)
@@ -202,16 +215,17 @@ class Sampler:
                 continue
             try:
                 return self._read(chosen, rng), chosen
-            except DamagedTile:  # costs this place only
+            except DamagedTile:  # Only this position is unreadable.
                 continue
             except UsageError:
                 raise
             except (
                 Exception
-            ) as error:  # whatever a reader raises: the slide is given up, the training goes on
+            ) as error:  # After any error of a reader, the training continues without the slide.
                 self._lose(chosen.slide, error)
         raise CaseError(
-            f"{ATTEMPTS} places in a row could not be read", remedy="Check the slides with `lobule doctor`"
+            f"{ATTEMPTS} consecutive positions could not be read",
+            remedy="Check the slides with `lobule doctor`",
         )
 
     def _choose(self, index: int, attempt: int, rng: np.random.Generator) -> Draw | None:
@@ -235,7 +249,7 @@ class Sampler:
                 f"none of the {len(usable)} slides of one class can be read any more",
                 subject=self.pool.slides[usable[0]].case.path,
                 actual=self.failures[usable[0]],
-                remedy="Check the disk; training goes on from its last checkpoint with --resume",
+                remedy="Check the disk, then resume the training from its last checkpoint with --resume",
             )
 
     def _read(self, chosen: Draw, rng: np.random.Generator) -> RGB:
@@ -247,9 +261,11 @@ class Sampler:
         return draw_augmentation(config.augment, rng).apply(pixels, config.side)
 
     def _opened(self, number: int) -> tuple[Slide, Lattice]:
-        """The worker's own handle, the least recently used closed where there are too many."""
+        """Return the slide as opened by this worker. Too many open slides close the least recently used."""
         if number not in self._open:
-            slide = copy.copy(self.pool.slides[number].slide)  # its path and µm/px; the file opens anew
+            slide = copy.copy(
+                self.pool.slides[number].slide
+            )  # Copies path and µm/px; the file is opened again.
             slide.use_cache(CACHE_BYTES)
             lattice = slide.lattice(mpp=self.config.mpp, upsample=self.config.upsample)
             self._open[number] = slide, lattice
@@ -268,9 +284,19 @@ class Sampler:
 
 
 class SampleStream:
-    """Batches in order, made ahead by threads or by spawned processes, a bounded number of them.
+    """Batches in order, prepared in advance by threads or processes.
 
-    `share` is (rank, ranks): of each batch, a rank gets the part of its number.
+    Args:
+        pool: The positions to draw from.
+        config: Settings for drawing and reading.
+        batch: Samples per batch, over all ranks.
+        seed: Seed of all random choices.
+        round_: Number of the round, which changes the samples.
+        batches: Number of batches; None is endless.
+        workers: Number of threads or processes.
+        processes: Whether workers are processes.
+        ahead: Number of batches to prepare in advance.
+        share: (rank, ranks); each rank gets an equal share of every batch.
     """
 
     def __init__(
@@ -296,7 +322,7 @@ class SampleStream:
                 expected=f"a multiple of {share[1]}",
             )
         self.failures: dict[int, str] = {}
-        """Numbers of slides that turned unreadable → why."""
+        """For slides by number that turned out to be unreadable, the cause."""
         self._next = 0
         self._waiting: deque[Future[Samples]] = deque()
         self._executor: Executor | None = None
@@ -319,8 +345,8 @@ class SampleStream:
             samples = self._waiting.popleft().result()
         except BrokenProcessPool as error:
             raise LobuleError(
-                "a worker that draws patches was killed",
-                remedy="Most often the memory ran out: use fewer workers, or --resume to go on",
+                "a worker process that draws patches was killed",
+                remedy="The likely cause is a lack of memory: use fewer workers, and --resume to continue",
             ) from error
         self._next += 1
         self.failures |= {
@@ -329,7 +355,7 @@ class SampleStream:
         return samples
 
     def state(self) -> dict[str, Any]:
-        """What is needed to go on after the last batch that was taken."""
+        """Return the position of the stream after the last batch, for `restore`."""
         lost_slides = {self.pool.slides[number].case.id: why for number, why in sorted(self.failures.items())}
         return {
             "seed": self.seed,
@@ -340,18 +366,22 @@ class SampleStream:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where another stream stood when it gave its `state`."""
+        """Continue at a position that `state` returned."""
         expected = {"seed": self.seed, "round": self.round, "batch": self.batch}
         stored = {name: state[name] for name in expected}
         if stored != expected:
-            raise ConfigError("the samples of another training", expected=str(expected), actual=str(stored))
+            raise ConfigError(
+                "the checkpoint belongs to a training with other samples",
+                expected=str(expected),
+                actual=str(stored),
+            )
         self.close()
         number_of = {positions.case.id: number for number, positions in enumerate(self.pool.slides)}
         self.failures = {number_of[name]: why for name, why in state["lost"].items() if name in number_of}
         self._next = int(state["next"])
 
     def close(self) -> None:
-        """Stop the workers; what they made ahead is dropped and can be made again."""
+        """Stop the workers. Batches prepared in advance are discarded; they can be computed again."""
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
         if self._crew is not None:
@@ -380,14 +410,14 @@ class SampleStream:
             self._crew = _Crew(make)
             self._executor = ThreadPoolExecutor(self.workers, thread_name_prefix="sample")
             return
-        # spawned, never forked: a fork would copy torch's threads half alive
+        # Processes are spawned, because torch's threads do not survive a fork.
         self._executor = ProcessPoolExecutor(
             self.workers, mp_context=get_context("spawn"), initializer=_begin_process, initargs=make
         )
 
 
 class _Crew:
-    """The samplers of the threads, one each."""
+    """One sampler for each thread."""
 
     def __init__(self, make: tuple[Any, ...]) -> None:
         self._make = make
@@ -407,7 +437,7 @@ class _Crew:
 
 
 _OF_PROCESS: list[Sampler] = []
-"""The sampler of a spawned process; empty in the process that trains."""
+"""The sampler of a worker process; empty in the process that trains."""
 
 
 def _begin_process(*make: Any) -> None:

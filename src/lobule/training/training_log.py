@@ -1,4 +1,4 @@
-"""What a training writes down as it goes: a CSV, and event files where TensorBoard is installed."""
+"""The log of a training: a CSV file, and event files if TensorBoard is installed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ COLUMNS = "step,loss,rate,score\n"
 
 log = logging.getLogger("lobule.train")
 _logged_notes: list[str] = []
-"""That TensorBoard is missing, said once a process."""
+"""Notes already logged by this process, so that the one about a missing TensorBoard appears only once."""
 
 
 class EventFile:
-    """TensorBoard's file of one round."""
+    """The TensorBoard event file of one round."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
 
     @classmethod
     def opened(cls, folder: Path, step: int) -> EventFile | None:
-        """A file that goes on after `step`; None where TensorBoard is not installed."""
+        """Open the file to continue after `step`. Returns None if TensorBoard is not installed."""
         if find_spec("tensorboard") is None:
             if not _logged_notes:
                 _logged_notes.append("no events")

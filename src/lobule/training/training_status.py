@@ -1,4 +1,4 @@
-"""What a training folder is and how far the training has come, read from its files."""
+"""Reads from the files of a training folder how far the training has progressed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lobule.training.training_log import LOG
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage (a round, a member) by its folder: its last line in the log, where it has one."""
+    """The last line in the log of one stage, such as a round or a member; None without a log."""
 
     name: str
     step: int | None
@@ -27,7 +27,7 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """What is known of a training without running it."""
+    """The status of a training, read without running it."""
 
     path: str
     method: str | None

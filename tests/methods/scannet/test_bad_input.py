@@ -96,7 +96,7 @@ def test_a_tumour_slide_without_tumour_outlines_is_left_out(tmp_path: Path) -> N
     other = painted(tmp_path, "other", (200, 200, 300), 6, "train")
     pool = gather(Cohort((empty, other)), TISSUE)
     assert [slide.case.id for slide in pool.slides] == ["other"]
-    assert "it outlines no tumour" in pool.notes[0]
+    assert "contains no tumour outline" in pool.notes[0]
 
 
 def test_training_continues_without_unusable_slides_and_notes_them(
