@@ -1,4 +1,4 @@
-"""Annotations: every format read and written, and the files that must be refused."""
+"""Annotations: reading and writing every format, and files that must be refused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_groups_of_camelyon(tmp_path: Path, group: str, kind: str) -> None:
     assert any(group in warning for warning in annotation.warnings) == (kind == "other")
 
 
-def test_groups_may_be_taught_and_inherit_from_their_parent(tmp_path: Path) -> None:
+def test_groups_can_be_added_and_inherit_from_their_parent(tmp_path: Path) -> None:
     taught = read_text(tmp_path, asap(TRIANGLE, group="DCIS"), groups={"DCIS": "tumour"})
     assert taught.polygons[0].kind == "tumour" and not taught.warnings
     nested = asap(TRIANGLE, group="left").replace(
@@ -100,7 +100,7 @@ def test_a_ring_that_crosses_itself_is_kept_and_recorded(tmp_path: Path) -> None
     assert annotation.polygons[0].points.tolist() == STAR and "1 polygons cross" in annotation.warnings[0]
 
 
-def test_what_outlines_nothing_is_recorded_and_left_out(tmp_path: Path) -> None:
+def test_shapes_without_area_are_left_out_with_a_warning(tmp_path: Path) -> None:
     dot = read_text(tmp_path, asap(coordinates((5, 5)), form="Dot"))
     assert not dot.polygons and "Dot" in dot.warnings[0]
     line = read_text(tmp_path, asap(coordinates((0, 0), (5, 5), (0, 0), (5, 5))))
@@ -221,14 +221,14 @@ polygon_ = st.builds(
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(polygon_, min_size=1, max_size=4))
-def test_asap_and_geojson_give_back_what_they_were_given(polygons: list[Polygon]) -> None:
+def test_asap_and_geojson_round_trip(polygons: list[Polygon]) -> None:
     annotation = Annotation(tuple(polygons))
     assert read_asap(write_asap(annotation), "a").polygons == annotation.polygons
     assert read_geojson(json.loads(write_geojson(annotation)), "a").polygons == annotation.polygons
 
 
 @pytest.mark.parametrize("name", ["a.xml", "a.geojson", "a.geojson.gz", "a.json.gz"])
-def test_a_file_is_written_whole_and_alone(tmp_path: Path, name: str) -> None:
+def test_file_is_written_atomically(tmp_path: Path, name: str) -> None:
     annotation = Annotation((Polygon(SQUARE, "tumour", "a", "" if "json.gz" in name else "Tumor"),))
     write_annotation(tmp_path / name, annotation)
     assert [p.points.tolist() for p in read_annotation(tmp_path / name).polygons] == [SQUARE]
@@ -321,7 +321,7 @@ def test_masks_of_other_values_scales_and_shapes(tmp_path: Path) -> None:
         read_annotation(tmp_path / "colour.png")
 
 
-def test_a_large_mask_falls_back_to_a_smaller_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_mask_is_read_from_a_smaller_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = [Image.fromarray(np.full((side, side), 2, np.uint8)) for side in (64, 16)]
     pages[0].save(tmp_path / "m.tif", save_all=True, append_images=pages[1:])
     assert read_class_mask(tmp_path / "m.tif", Size(64, 64)).step_x == 1
@@ -335,7 +335,7 @@ def test_a_large_mask_falls_back_to_a_smaller_page(tmp_path: Path, monkeypatch: 
 # -- reference numbers --------------------------------------------------------------------------------------
 
 
-def test_goldens_of_the_small_files(goldens: Path, tmp_path: Path) -> None:
+def test_small_files_equal_the_reference(goldens: Path, tmp_path: Path) -> None:
     for name, case in json.loads((goldens / "camelyon16/annotations.json").read_text()).items():
         annotation = read_text(tmp_path, case["xml"], f"{name}.xml")
         write_annotation(tmp_path / f"{name}.json", annotation)
@@ -346,7 +346,7 @@ def test_goldens_of_the_small_files(goldens: Path, tmp_path: Path) -> None:
         ]
         assert (
             listed_polygons == case["ncrf_json"]["negative"]
-        )  # the converter dropped the group Exclusion; ours is more
+        )  # the converter dropped the group Exclusion, which Lobule writes
         assert len(written["negative"]) == len(annotation.of_kind("exclusion")) == 1
         ncrf = read_text(tmp_path, json.dumps(case["ncrf_json"]), "n.json")
         for query in case["point_queries"]:
@@ -354,7 +354,7 @@ def test_goldens_of_the_small_files(goldens: Path, tmp_path: Path) -> None:
             assert inside(ncrf.of_kind("exclusion"), query["xy"])[0] == query["in_negative"]
 
 
-def test_pixel_counts_of_the_goldens(goldens: Path, kit: Path) -> None:
+def test_pixel_counts_equal_the_reference(goldens: Path, kit: Path) -> None:
     cases = json.loads((goldens / "camelyon16/cases.json").read_text())
     masks = np.load(goldens / "camelyon16/masks.npz")
     done = 0
@@ -377,7 +377,7 @@ def test_pixel_counts_of_the_goldens(goldens: Path, kit: Path) -> None:
     assert done == 9
 
 
-def test_parsers_agree_on_the_kit(kit: Path) -> None:
+def test_parsers_agree_on_real_annotations(kit: Path) -> None:
     for path in sorted((kit / "camelyon16/annotations/asap").glob("*.xml")):
         (other,) = (kit / "camelyon16/annotations/ncrf").glob(f"*/{path.stem}.json")
         asap_, ncrf = read_annotation(path), read_annotation(other)
@@ -387,7 +387,7 @@ def test_parsers_agree_on_the_kit(kit: Path) -> None:
             assert ours == theirs and (ours or kind == "exclusion")
 
 
-def test_coordinates_of_the_kit_lie_where_they_should(kit: Path) -> None:
+def test_sampled_coordinates_lie_in_their_regions(kit: Path) -> None:
     for name, expected in (("tumor", 1.0), ("normal", 0.0)):
         slides: dict[str, list[tuple[int, int]]] = {}
         for line in (kit / f"camelyon16/coords/{name}_valid.txt").read_text().split():

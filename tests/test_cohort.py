@@ -1,4 +1,4 @@
-"""Manifests: what is read, what is refused, and the layouts of public data sets."""
+"""Manifests: reading, refused input, writing, and the layouts of public data sets."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_slides_are_read(folder: Path) -> None:
     assert cohort.splits() == ("train", "test")
     assert [case.id for case in cohort.split("train")] == ["one", "two"]
     assert [case.id for case in cohort.site("B")] == ["three"]
-    assert {value: len(part) for value, part in cohort.by("scanner").items()} == {
+    assert {value: len(group) for value, group in cohort.by("scanner").items()} == {
         "Aperio": 1,
         None: 1,
         "Hamamatsu": 1,
@@ -94,13 +94,13 @@ def test_regions_and_exams_are_read(folder: Path) -> None:
     assert exam.value("right_malignant") == "1"
 
 
-def test_a_mark_at_the_beginning_and_windows_line_ends_are_fine(folder: Path) -> None:
+def test_byte_order_mark_and_windows_line_ends_are_accepted(folder: Path) -> None:
     plain = read_cohort(write(folder, SLIDES, "plain.csv"))
     marked = read_cohort(write(folder, SLIDES.replace("\n", "\r\n"), "marked.csv", "utf-8-sig"))
     assert plain.cases == marked.cases
 
 
-def test_parquet_reads_as_csv_does(folder: Path) -> None:
+def test_parquet_gives_the_same_cohort_as_csv(folder: Path) -> None:
     rows = list(csv.DictReader(SLIDES.splitlines()))
     columns: dict[str, list[object]] = {name: [row[name] or None for row in rows] for name in rows[0]}
     columns["mpp"] = [0.25, None, 0.5]
@@ -116,7 +116,7 @@ b,p1,tuning,1,,0.25,,,,
 ,p2,,,b.svs,nan,1,2,-3,4
 c,,,,b.svs,0,1,2,3.5,4
 """
-    found = problems_of(write(folder, text))
+    problems = problems_of(write(folder, text))
     expected = [
         "column 'slpit' is not known; 'split' is meant",
         "column 'lable' is not known; 'label' is meant",
@@ -135,8 +135,8 @@ c,,,,b.svs,0,1,2,3.5,4
         "row 6: mpp = '0'",
         "patient 'p1' is in several splits: train (row 2), test (row 3)",
     ]
-    assert len(found) == len(expected), "\n".join(found)
-    for words, sentence in zip(expected, found, strict=True):
+    assert len(problems) == len(expected), "\n".join(problems)
+    for words, sentence in zip(expected, problems, strict=True):
         assert sentence.startswith(words)
 
 
@@ -178,12 +178,12 @@ c,,,,b.svs,0,1,2,3.5,4
     ],
 )
 def test_one_problem_is_one_sentence(folder: Path, text: str, words: str) -> None:
-    found = problems_of(write(folder, text))
-    assert len(found) == 1, found
-    assert words in found[0]
+    problems = problems_of(write(folder, text))
+    assert len(problems) == 1, problems
+    assert words in problems[0]
 
 
-def test_a_byte_that_is_not_utf8_is_placed(folder: Path) -> None:
+def test_invalid_utf8_is_reported_with_its_offset(folder: Path) -> None:
     path = folder / "cohort.csv"
     data = b"case,patient,slide,site\na,p,a.svs,Z\xfcrich\nb,p,b.svs,Bern\nc,p,b.svs,Gen\xe8ve\n"
     path.write_bytes(data)
@@ -195,7 +195,7 @@ def test_a_byte_that_is_not_utf8_is_placed(folder: Path) -> None:
     assert "UTF-16" in problems_of(path)[0]
 
 
-def test_other_spellings_of_splits_are_taken(folder: Path) -> None:
+def test_other_spellings_of_splits_are_accepted(folder: Path) -> None:
     text = "case,patient,split,slide\na,p,Training,a.svs\nb,q,valid,b.svs\n"
     assert [case.split for case in read_cohort(write(folder, text))] == ["train", "val"]
 
@@ -222,7 +222,9 @@ def test_other_spellings_of_splits_are_taken(folder: Path) -> None:
         ("patient_age", ["case", "patient", "slide"], None),
     ],
 )
-def test_misspelt_columns_are_told_from_attributes(name: str, columns: list[str], meant: str | None) -> None:
+def test_misspelt_columns_are_distinguished_from_attributes(
+    name: str, columns: list[str], meant: str | None
+) -> None:
     assert intended_column(name, [*columns, name]) == meant
 
 
@@ -237,7 +239,7 @@ def test_paths_are_relative_to_the_real_folder_and_keep_their_links(tmp_path: Pa
     assert resolve("a.svs", "s3://bucket/sets") == "s3://bucket/sets/a.svs"
 
 
-def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
+def test_folder_instead_of_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotReadable, match="--from folder"):
         read_cohort(tmp_path)
     with pytest.raises(NotReadable, match="no such file"):
@@ -279,13 +281,13 @@ def cohorts(draw: st.DrawFn) -> Cohort:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(cohort=cohorts(), suffix=st.sampled_from([".csv", ".parquet"]))
-def test_what_is_written_is_read_again(tmp_path: Path, cohort: Cohort, suffix: str) -> None:
+def test_written_cohort_is_read_back(tmp_path: Path, cohort: Cohort, suffix: str) -> None:
     path = tmp_path / f"cohort{suffix}"
     write_cohort(cohort, path)
     assert read_cohort(path).cases == cohort.cases
 
 
-def test_exams_are_written_and_read_again(folder: Path) -> None:
+def test_written_exams_are_read_back(folder: Path) -> None:
     text = (
         "case,patient,split,label,l_cc,r_mlo,left_benign,right_malignant\ne,p,val,,l1.dcm;l2.dcm,r1.dcm,0,1\n"
     )
@@ -306,12 +308,12 @@ def test_a_list_of_paths_is_a_cohort(folder: Path) -> None:
         cohort_of_paths([folder / "empty"])
 
 
-def test_equal_stems_are_told_apart_by_their_folders() -> None:
+def test_equal_stems_are_distinguished_by_their_folders() -> None:
     assert ids_of_paths(["/d/x/a.tif", "/d/y/a.tif", "/d/y/b.tif"]) == ["x-a", "y-a", "b"]
     assert ids_of_paths(["/d/a.tif", "/d/a.svs"]) == ["d-a", "d-a-2"]
 
 
-def test_names_that_are_made_alike_are_told_apart_too() -> None:
+def test_names_that_become_equal_are_numbered() -> None:
     assert ids_of_paths(["/d/.a.tif", "/d/a.tif"]) == ["a", "a-2"]
     assert ids_of_paths(["/.d/a.tif", "/d/a.tif", "/d/d-a-2.tif"]) == ["d-a", "d-a-2", "d-a-2-3"]
     deep = "/" + "/".join(["a folder with a long name"] * 12)
@@ -366,7 +368,7 @@ def test_camelyon16_as_published(tmp_path: Path) -> None:
     assert read_cohort(tmp_path / "cohort.csv").cases == cohort.cases
 
 
-def test_camelyon16_laid_flat(tmp_path: Path) -> None:
+def test_camelyon16_in_one_folder(tmp_path: Path) -> None:
     touch(
         tmp_path,
         "Train_Tumor/Tumor_003.tif",
@@ -395,7 +397,7 @@ def test_bach(tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_of_labels(tmp_path: Path) -> None:
+def test_folders_are_labels(tmp_path: Path) -> None:
     (tmp_path / "benign" / "none").mkdir(parents=True)
     touch(tmp_path, "benign/1.png", "malignant/1.png", "malignant/deep/2.png", "notes.txt", ".hidden/3.png")
     cohort = LAYOUTS["folder"](tmp_path)

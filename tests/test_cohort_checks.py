@@ -1,4 +1,4 @@
-"""Leaks between splits under other spellings, names that no folder can have, and manifests of absurd size."""
+"""Leaks between splits under different spellings, invalid folder names, and manifests of absurd size."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ def test_absurdly_wide_or_long_tables_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["memory://results", "s3://bucket/results"])
-def test_folder_at_a_url_is_refused(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_a_folder_to_a_url_is_refused(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="cannot write a folder to a URL"):
         make_folder(url)

@@ -1,4 +1,4 @@
-"""Outlines filled exactly: every cell by its centre, whatever the box, and lesions as connected regions."""
+"""Exact filling of outlines: every cell by its centre, for every box; lesions as connected regions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_filling_agrees_with_a_point_test_at_every_centre(points: list, step: in
     assert np.array_equal(fill([Polygon(points)], step, box), mask_of(points, step, box))
 
 
-def test_points_follow_the_rule_of_scikit_image_off_the_outline() -> None:
+def test_points_off_the_outline_agree_with_scikit_image() -> None:
     rng = np.random.default_rng(3)
     for _ in range(50):
         points, queries = rng.uniform(0, 100, (9, 2)), rng.uniform(-5, 105, (200, 2))
@@ -61,14 +61,14 @@ def test_bands_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(fill([Polygon(STAR)], 1, Box(0, 0, 100, 100)), full_mask)
 
 
-def test_neighbours_share_no_cell_and_leave_none() -> None:
+def test_neighbours_neither_share_nor_miss_cells() -> None:
     corner = [50.5, 50.5]
     triangles = [[corner, a, b] for a, b in zip(SQUARE, [*SQUARE[1:], SQUARE[0]], strict=True)]
     masks = [fill([Polygon(triangle)], 1, Box(0, 0, 100, 100)) for triangle in triangles]
     assert (np.sum(masks, axis=0) == 1).all()
 
 
-def test_a_crossing_ring_follows_even_odd() -> None:
+def test_crossing_ring_follows_the_even_odd_rule() -> None:
     star = Annotation((Polygon(STAR),))
     assert in_tumour(star, [[50, 10], [50, 50], [50, 99]]).tolist() == [True, False, False]
     cells = int(rasterise(star, Fraction(1, 8), Box(0, 0, 800, 800)).sum())
@@ -100,4 +100,4 @@ def test_lesions_are_connected_regions_with_their_size() -> None:
     assert regions[1].extent_um == pytest.approx(np.hypot(150, 87.5))
     assert lesions(Annotation(()), Mpp(1, 1)) == ()
     bow = Polygon([[0, 0], [1000, 1000], [1000, 0], [0, 1000], [-4, 996]])
-    assert len(lesions(Annotation((bow,)), Mpp(0.25, 0.25))) == 2  # two triangles, and a sliver of no size
+    assert len(lesions(Annotation((bow,)), Mpp(0.25, 0.25))) == 2  # two triangles, and a sliver without area

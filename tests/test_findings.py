@@ -1,4 +1,4 @@
-"""Findings: suppression as NCRF does it, regions and their exact outlines, and the features of a map."""
+"""Findings: suppression as in NCRF, regions and their exact outlines, and the features of a map."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_suppression_goldens(scannet: dict, prob: np.ndarray) -> None:
     ]
 
 
-def test_the_worked_example() -> None:
+def test_worked_example() -> None:
     scores = np.zeros((30, 40))
     for x, y, p in ((5, 7, 0.9), (20, 3, 0.9), (20, 15, 0.9), (32, 3, 0.9), (5, 19, 0.6)):
         scores[y, x] = p
@@ -109,7 +109,7 @@ def test_the_radius_scales_with_the_stride() -> None:
     assert cell_centre(3, 5, 32) == (176, 112)
 
 
-def test_suppression_passes_over_what_was_not_scored() -> None:
+def test_suppression_ignores_cells_without_a_score() -> None:
     scores = np.full((20, 20), np.nan)
     assert non_maximum_suppression(scores, 64) == []
     scores[4, 6] = 0.7
@@ -119,7 +119,7 @@ def test_suppression_passes_over_what_was_not_scored() -> None:
             non_maximum_suppression(scores, 64, **wrong)
 
 
-def test_suppression_of_a_large_map_takes_a_moment() -> None:
+def test_suppression_of_a_large_map_is_fast() -> None:
     scores = np.random.default_rng(0).random((2000, 2000), dtype=np.float32)
     started = time.process_time()
     findings = non_maximum_suppression(scores, 16)
@@ -153,7 +153,7 @@ def test_outlines_are_valid_and_cover_exactly_the_cells(seed: int, share: float)
     assert len(outlines) == ndimage.label(mask)[1]
     for shape, (row, column) in zip(shapes, seeds, strict=True):
         assert shape.contains(shapely.Point(column + 0.5, row + 0.5))
-    # only corners: no point lies on the line between its neighbours
+    # The points are corners: none lies on the line between its neighbours.
     for outline in outlines:
         for ring in (outline.exterior, *outline.holes):
             step = np.roll(ring, -1, axis=0) - ring
@@ -177,7 +177,7 @@ def test_regions_touching_by_a_corner_are_one_finding_of_two_outlines() -> None:
     assert (second.l0_x, second.l0_y) == (64 + 12 * 32 + 16, 15 * 32 + 16)
 
 
-def test_opening_clears_specks() -> None:
+def test_opening_removes_specks() -> None:
     scores = np.zeros((20, 20))
     scores[3:9, 3:9] = scores[15, 15] = 0.9
     assert [finding.cells for finding in components(scores, 64)] == [36, 1]
@@ -202,7 +202,7 @@ def test_the_longest_extent(points: list) -> None:
     assert longest_extent(array) == pytest.approx(expected)
 
 
-def test_many_regions_lose_no_cell() -> None:
+def test_many_regions_keep_all_cells() -> None:
     rng = np.random.default_rng(1)
     scores = rng.random((300, 300)) * (rng.random((300, 300)) < 0.3)
     findings = components(scores, 32, mpp=Mpp.square(0.25))
@@ -254,7 +254,7 @@ def test_features_of_a_plain_map() -> None:
     assert features["max_perimeter"] == 12 and features["max_extent"] == 1 and features["mean_solidity"] == 1
 
 
-def test_known_forms_are_measured_as_each_region_would_be() -> None:
+def test_repeated_shapes_have_the_same_measures_as_single_regions() -> None:
     rng = np.random.default_rng(3)
     values = np.where(rng.random((60, 60)) < 0.25, 250, 0).astype(np.uint8)
     features = dict(zip(HEATMAP_FEATURES, heatmap_features(values, np.ones((60, 60), bool)), strict=True))

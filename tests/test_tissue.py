@@ -1,4 +1,4 @@
-"""Tissue: generated slides with artefacts, plain pictures of one thing, and real slides."""
+"""Tissue detection on simple pictures, on generated slides with artefacts, and on real slides."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def picture(
 
 
 def stained(image: np.ndarray, where: np.ndarray, h: float, e: float, seed: int = 1) -> np.ndarray:
-    """H&E tissue over what is there, with uneven density."""
+    """Add H&E tissue of uneven density to a picture."""
     uneven = np.random.default_rng(seed).uniform(0.6, 1.4, image.shape[:2])[..., None]
     return np.where(where[..., None], image * 10 ** (-(h * H_OD + e * E_OD) * uneven), image)
 
@@ -57,23 +57,23 @@ ROUND = disc(SHAPE, 120, 130, 70)
 def test_a_round_piece_of_any_stain_on_any_glass(
     stain: tuple[float, float], glass: tuple[int, int, int]
 ) -> None:
-    found = find_tissue(eight_bit(stained(picture(glass=glass), ROUND, *stain)), 16.0)
-    assert iou(found.mask, ROUND) > 0.95
-    assert found.area_mm2 == pytest.approx(np.pi * (70 * 0.016) ** 2, rel=0.05)
-    assert found.glass == pytest.approx(glass, abs=3)
+    tissue = find_tissue(eight_bit(stained(picture(glass=glass), ROUND, *stain)), 16.0)
+    assert iou(tissue.mask, ROUND) > 0.95
+    assert tissue.area_mm2 == pytest.approx(np.pi * (70 * 0.016) ** 2, rel=0.05)
+    assert tissue.glass == pytest.approx(glass, abs=3)
 
 
 @pytest.mark.parametrize("mpp", [2.0, 8.0, 16.0, 50.0])
 def test_any_resolution(mpp: float) -> None:
     image = eight_bit(stained(picture(), ROUND, 0.3, 0.2))
-    found = find_tissue(image, Mpp(mpp, mpp))
-    assert iou(found.mask, ROUND) > (0.9 if mpp > 2 else 0.85)
+    tissue = find_tissue(image, Mpp(mpp, mpp))
+    assert iou(tissue.mask, ROUND) > (0.9 if mpp > 2 else 0.85)
     wide = find_tissue(image[:, ::2], Mpp(2 * mpp, mpp))
-    assert wide.area_mm2 == pytest.approx(found.area_mm2, rel=0.05)
+    assert wide.area_mm2 == pytest.approx(tissue.area_mm2, rel=0.05)
 
 
 @pytest.mark.parametrize("glass", [(243, 243, 241), (255, 255, 255), (200, 200, 200), (235, 228, 240)])
-def test_glass_alone_has_no_tissue(glass: tuple[int, int, int]) -> None:
+def test_blank_slide_has_no_tissue(glass: tuple[int, int, int]) -> None:
     for noise in (0, 1):
         image = eight_bit(picture(glass=glass)) if noise else np.full((*SHAPE, 3), glass, np.uint8)
         assert find_tissue(image, 16.0).area_mm2 == 0
@@ -104,21 +104,21 @@ INKS = {
 
 
 @pytest.mark.parametrize("ink", INKS)
-def test_pen_is_left_out(ink: str) -> None:
+def test_pen_is_excluded(ink: str) -> None:
     image = stained(picture(), ROUND, 0.4, 0.3)
     stroke = np.zeros(SHAPE, bool)
     stroke[20:40, 20:300] = stroke[20:220, 270:285] = True
     soft = ndimage.gaussian_filter(stroke.astype(float), 1.2)[..., None]
-    found = find_tissue(eight_bit(image * (1 - soft) + np.array(INKS[ink]) * soft), 16.0)
+    tissue = find_tissue(eight_bit(image * (1 - soft) + np.array(INKS[ink]) * soft), 16.0)
     assert (
-        found.pen[stroke].mean() > 0.97
-        and not found.mask[ndimage.binary_dilation(stroke, iterations=3)].any()
+        tissue.pen[stroke].mean() > 0.97
+        and not tissue.mask[ndimage.binary_dilation(stroke, iterations=3)].any()
     )
-    assert iou(found.mask, ROUND & ~found.pen) > 0.95
-    assert found.to_dict()["pen_mm2"] > 1
+    assert iou(tissue.mask, ROUND & ~tissue.pen) > 0.95
+    assert tissue.to_dict()["pen_mm2"] > 1
 
 
-def test_shadows_edges_padding_and_dust_are_left_out() -> None:
+def test_shadows_edges_padding_and_dust_are_excluded() -> None:
     image = stained(picture(), ROUND, 0.4, 0.3)
     image[:, 295:298] *= 0.55
     image[:, 299:301] *= np.array([0.8, 0.72, 0.78])  # an edge with a colour fringe
@@ -127,9 +127,9 @@ def test_shadows_edges_padding_and_dust_are_left_out() -> None:
     image[60:64, 250:253] = (150, 80, 140)
     image[:, :12] = 0
     image[225:] = 255
-    found = find_tissue(eight_bit(image), 16.0)
-    assert iou(found.mask, ROUND) > 0.94
-    assert not found.mask[:, 215:].any() and not found.mask[:, :30].any()
+    tissue = find_tissue(eight_bit(image), 16.0)
+    assert iou(tissue.mask, ROUND) > 0.94
+    assert not tissue.mask[:, 215:].any() and not tissue.mask[:, :30].any()
 
 
 @pytest.mark.parametrize("side", [4, 8, 16, 63])
@@ -138,20 +138,20 @@ def test_limits_of_area_fit_small_pictures(side: int) -> None:
     left = np.zeros((side, side), bool)
     left[:, : side // 2] = True
     glass = picture((side, side))
-    found = find_tissue(eight_bit(stained(glass, np.ones_like(left), 0.4, 0.3)), 16.0)
-    assert found.share == 1.0
+    tissue = find_tissue(eight_bit(stained(glass, np.ones_like(left), 0.4, 0.3)), 16.0)
+    assert tissue.share == 1.0
     half = find_tissue(eight_bit(stained(glass, left, 0.4, 0.3)), 16.0, TissueConfig(closing_um=0))
     assert half.mask[:, : side // 2 - 1].all() and not half.mask[:, side // 2 + 1 :].any()
     assert not find_tissue(np.full((side, side, 3), INKS["blue"], np.uint8), 16.0).mask.any()
     assert not find_tissue(eight_bit(glass), 16.0).mask.any()
 
 
-def test_debris_of_a_slide_is_still_dropped() -> None:
-    """A speck of 0.003 mm² on 20 mm² of glass is debris; one of 0.02 mm² is tissue."""
+def test_debris_of_a_slide_is_removed() -> None:
+    """On 20 mm² of glass, a speck of 0.003 mm² is debris, and one of 0.02 mm² is tissue."""
     for radius, expected in ((2, False), (5, True)):
         speck = disc(SHAPE, 60, 60, radius)
-        found = find_tissue(eight_bit(stained(picture(), speck, 0.4, 0.3)), 16.0)
-        assert found.mask.any() == expected
+        tissue = find_tissue(eight_bit(stained(picture(), speck, 0.4, 0.3)), 16.0)
+        assert tissue.mask.any() == expected
 
 
 def test_holes_are_filled_up_to_a_size() -> None:
@@ -182,7 +182,7 @@ def test_gaps_up_to_twice_the_closing_radius_are_closed_at_any_resolution(
     assert mask[side // 2, left : left + gap].any() == closed
 
 
-def test_black_padding_alone_and_pictures_that_are_none() -> None:
+def test_black_padding_and_invalid_pictures() -> None:
     assert not find_tissue(np.zeros((*SHAPE, 3), np.uint8), 16.0).mask.any()
     assert find_tissue(np.zeros((0, 5, 3), np.uint8), 16.0).share == 0
     assert find_tissue(np.full((1, 1, 3), (190, 120, 170), np.uint8), 400.0).mask.all()
@@ -191,35 +191,35 @@ def test_black_padding_alone_and_pictures_that_are_none() -> None:
             find_tissue(wrong, 16.0)
 
 
-def test_the_camelyon_recipe() -> None:
+def test_camelyon_method() -> None:
     image = stained(picture(), ROUND, 0.4, 0.3)
     image[:, :12] = 0
-    found = find_tissue(eight_bit(image), 15.6, TissueConfig(method="camelyon"))
-    assert iou(found.mask, ROUND) > 0.65 and not found.mask[:, :12].any()
-    assert np.array_equal(found.mask, camelyon_mask(eight_bit(image)))
-    # by hand: thresholds between two colours, and the rule that every channel exceeds 50
+    tissue = find_tissue(eight_bit(image), 15.6, TissueConfig(method="camelyon"))
+    assert iou(tissue.mask, ROUND) > 0.65 and not tissue.mask[:, :12].any()
+    assert np.array_equal(tissue.mask, camelyon_mask(eight_bit(image)))
+    # computed by hand: thresholds between two colours, and the rule that every channel exceeds 50
     two = np.zeros((10, 10, 3), np.uint8)
     two[:, :5], two[:, 5:8], two[:, 8:] = (250, 250, 250), (180, 100, 170), (180, 40, 170)
     assert np.array_equal(camelyon_mask(two)[0], [False] * 5 + [True] * 3 + [False] * 2)
 
 
-def test_what_is_stored_is_plain() -> None:
-    found = find_tissue(eight_bit(stained(picture(), ROUND, 0.4, 0.3)), 16.0)
-    stored = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert TissueConfig(**stored["config"]) == found.config and stored["area_mm2"] == found.area_mm2
+def test_stored_metadata_is_plain() -> None:
+    tissue = find_tissue(eight_bit(stained(picture(), ROUND, 0.4, 0.3)), 16.0)
+    stored = json.loads(json.dumps(tissue.to_dict(), allow_nan=False))
+    assert TissueConfig(**stored["config"]) == tissue.config and stored["area_mm2"] == tissue.area_mm2
 
 
 def test_preview_draws_the_outline() -> None:
     image = eight_bit(stained(picture(), ROUND, 0.4, 0.3))
-    kept = image.copy()
-    found = find_tissue(image, 16.0)
-    drawn = preview(image, found)
-    inner = ndimage.binary_erosion(found.mask, np.ones((3, 3)))
-    assert np.array_equal(image, kept) and np.array_equal(drawn[inner], image[inner])
-    assert (drawn[found.mask & ~inner] == (0, 160, 60)).all()
-    assert (drawn[~found.mask] >= image[~found.mask]).all()
+    original = image.copy()
+    tissue = find_tissue(image, 16.0)
+    preview_image = preview(image, tissue)
+    inner = ndimage.binary_erosion(tissue.mask, np.ones((3, 3)))
+    assert np.array_equal(image, original) and np.array_equal(preview_image[inner], image[inner])
+    assert (preview_image[tissue.mask & ~inner] == (0, 160, 60)).all()
+    assert (preview_image[~tissue.mask] >= image[~tissue.mask]).all()
     with pytest.raises(ValueError, match="mask"):
-        preview(image, found.mask[1:])
+        preview(image, tissue.mask[1:])
 
 
 # -- generated slides ---------------------------------------------------------------------------------------
@@ -242,11 +242,11 @@ def test_generated_slides_with_every_artefact(seed: int, site: int, organ: str, 
     )  # fmt: skip
     image = render(phantom, Box(0, 0, side // FACTOR, side // FACTOR), FACTOR)
     truth = truth_of(phantom).mask(FACTOR)[: image.shape[0], : image.shape[1]] > 0
-    found = find_tissue(image, MPP * FACTOR)
-    assert (truth & found.mask).sum() > 0.97 * found.mask.sum()
-    # the truth is the whole section, with its fat and vessels, which are rightly glass where they are wide
-    whole = ndimage.binary_fill_holes(found.mask | (found.pen & truth))
-    assert (truth & whole).sum() > 0.93 * truth.sum()
+    tissue = find_tissue(image, MPP * FACTOR)
+    assert (truth & tissue.mask).sum() > 0.97 * tissue.mask.sum()
+    # The truth is the complete section with fat and vessels, of which wide ones correctly count as glass.
+    filled = ndimage.binary_fill_holes(tissue.mask | (tissue.pen & truth))
+    assert (truth & filled).sum() > 0.93 * truth.sum()
 
 
 @pytest.mark.campaign
@@ -254,8 +254,8 @@ def test_a_generated_slide_that_is_all_tissue() -> None:
     phantom = SlidePhantom(seed=4, width=400, height=400, mpp=MPP, tissue=1.0)
     image = render(phantom, Box(0, 0, 100, 100), FACTOR)
     truth = truth_of(phantom).mask(FACTOR) > 0
-    found = find_tissue(image, MPP * FACTOR)
-    assert truth.mean() > 0.9 and (ndimage.binary_fill_holes(found.mask) & truth).sum() > 0.9 * truth.sum()
+    tissue = find_tissue(image, MPP * FACTOR)
+    assert truth.mean() > 0.9 and (ndimage.binary_fill_holes(tissue.mask) & truth).sum() > 0.9 * truth.sum()
 
 
 # -- real slides --------------------------------------------------------------------------------------------
@@ -263,40 +263,40 @@ def test_a_generated_slide_that_is_all_tissue() -> None:
 
 @pytest.mark.parametrize("name", ["idc_8863", "idc_8865"])
 def test_real_sections_by_their_patches(kit: Path, name: str) -> None:
-    """The kit marks every 50 px patch that holds tissue, with the glass around it: compare patch by patch."""
+    """The data mark every 50 px patch that contains tissue, including the glass in it: compare patches."""
     with slides.open_slide(kit / f"slides/{name}.tif", mpp=4.0) as slide:
         rgb = slide.read_level(2, Box(0, 0, *slide.levels[2].size))
     classes = np.asarray(Image.open(kit / f"slides/{name}_mask.png"))
-    found = find_tissue(rgb, 16.0)
+    tissue = find_tissue(rgb, 16.0)
     rows, columns = (side // 50 for side in classes.shape)
     truth = classes[25 : rows * 50 : 50, 25 : columns * 50 : 50] > 0
     # one cell of the mask is 16 µm, so a patch of 200 µm is 12.5 cells
     y, x = (
         np.minimum(np.arange(count * 50) // 4, side - 1)
-        for count, side in zip((rows, columns), found.mask.shape, strict=True)
+        for count, side in zip((rows, columns), tissue.mask.shape, strict=True)
     )
-    share = found.mask[np.ix_(y, x)].reshape(rows, 50, columns, 50).mean(axis=(1, 3))
+    share = tissue.mask[np.ix_(y, x)].reshape(rows, 50, columns, 50).mean(axis=(1, 3))
     assert iou(share > 0.05, truth) > 0.9
     assert share[~truth].mean() < 0.01
     # Fat is pale: at most 2 % of the patches of each class may be left without any tissue.
     kinds = classes[25 : rows * 50 : 50, 25 : columns * 50 : 50]
     assert all((share[kinds == kind] == 0).mean() < 0.02 for kind in (1, 2))
-    # The published recipe leaves out most fat; the patches limit our mask from above.
-    ours, recipe = found.mask.sum(), camelyon_mask(rgb).sum()
+    # The published method excludes most fat; the patches are an upper limit for the mask.
+    ours, recipe = tissue.mask.sum(), camelyon_mask(rgb).sum()
     assert 0.45 < recipe / ours < 1.3
     assert ours < truth.sum() * 12.5**2
 
 
 def test_pale_fatty_section(kit: Path) -> None:
-    """A section of grey, hardly stained fat, put together from its patches on white."""
+    """A section of grey, faintly stained fat, assembled from its patches on white."""
     rgb, truth = mosaic(kit, "8913")
     rows, columns = truth.shape
-    found = find_tissue(rgb, 16.0)
+    tissue = find_tissue(rgb, 16.0)
     y, x = (
         np.minimum(np.arange(count * 50) // 4, side - 1)
         for count, side in zip(truth.shape, rgb.shape[:2], strict=True)
     )
-    share = found.mask[np.ix_(y, x)].reshape(rows, 50, columns, 50).mean(axis=(1, 3))
+    share = tissue.mask[np.ix_(y, x)].reshape(rows, 50, columns, 50).mean(axis=(1, 3))
     assert truth.sum() > 800
     assert (share[truth] == 0).mean() < 0.02
     assert share[~truth].mean() < 0.005
@@ -323,8 +323,8 @@ def mosaic(kit: Path, patient: str) -> tuple[np.ndarray, np.ndarray]:
 def test_a_real_aperio_slide(kit: Path) -> None:
     with slides.open_slide(kit / "slides/CMU-1-Small-Region.svs") as slide:
         rgb = slide.read(Box(0, 0, *slide.size), mpp=8.0)
-    found = find_tissue(rgb, 8.0)
-    assert 0.35 < found.share < 0.55
+    tissue = find_tissue(rgb, 8.0)
+    assert 0.35 < tissue.share < 0.55
     corner = rgb.shape[1] // 4
-    assert not found.mask[: corner // 2, -corner:].any()
-    assert found.mask[-corner // 2 :, corner * 2 : corner * 3].mean() > 0.7
+    assert not tissue.mask[: corner // 2, -corner:].any()
+    assert tissue.mask[-corner // 2 :, corner * 2 : corner * 3].mean() > 0.7

@@ -1,4 +1,4 @@
-"""Generated views as DICOM files, right in everything but what a test asks to be wrong."""
+"""Generated views as DICOM files, correct except for the changes that a test makes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def pixels_of(view="L-CC", flip="NO"):
 
 
 def write_view(path: Path, view="L-CC", pixels=None, change=None, **options) -> Path:
-    """One DICOM file; `change(dataset)` may spoil it further."""
+    """Write one DICOM file; `change(dataset)` may modify it first."""
     flip = options.get("horizontal_flip", "NO")
-    made = DicomOptions(**{"patient": "P1", "seed": 7, **options})
+    written = DicomOptions(**{"patient": "P1", "seed": 7, **options})
     pixels = pixels_of(view, flip) if pixels is None else pixels
-    write_dicom(path, pixels, view, 1.15, made)
+    write_dicom(path, pixels, view, 1.15, written)
     if change is not None:
         import pydicom
 

@@ -1,4 +1,4 @@
-"""Deflated mammograms: read as any other, and a bomb is refused before it is inflated."""
+"""Deflated mammograms are read like others, and a bomb is refused before it is inflated."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_deflated_mammogram_has_the_same_pixels(tmp_path: Path) -> None:
     deflated = write_deflated(plain, tmp_path / "b.dcm")
     assert np.array_equal(read_dicom(deflated).pixels, read_dicom(plain).pixels)
     assert examine_dicom(deflated).view == "L-CC"
-    found = look(deflated)
-    assert found is not None and found.is_mammogram
+    header = look(deflated)
+    assert header is not None and header.is_mammogram
 
 
 def test_deflated_bomb_is_refused_within_the_size_of_its_image(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every code and class that decides over a mammogram, written out anew, with the decision that follows."""
+"""Every code and class that decides on a mammogram, listed independently, with the expected decision."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def refusals(heading) -> dict[str, str]:
     ("code", "scheme"),
     [(code, "SCT") for code in OTHER_VIEWS] + [(code, "SRT") for code in OTHER_VIEWS.values()],
 )
-def test_views_that_no_model_reads(tmp_path, code, scheme):
+def test_unsupported_views_are_refused(tmp_path, code, scheme):
     heading = examine_dicom(write_view(tmp_path / "v.dcm", view_code=(code, scheme, "some view")))
     assert set(refusals(heading)) == {"view"}
     assert "neither CC nor MLO" in refusals(heading)["view"]
     assert heading.view is None
 
 
-def test_an_unknown_view_code_is_no_view(tmp_path):
+def test_unknown_view_code_is_refused(tmp_path):
     heading = examine_dicom(write_view(tmp_path / "v.dcm", view_code=("123", "99VENDOR", "novel view")))
     assert "novel view" in refusals(heading)["view"]
 
@@ -60,7 +60,7 @@ def test_an_unknown_view_code_is_no_view(tmp_path):
 @pytest.mark.parametrize("code", MODIFIERS)
 @pytest.mark.parametrize("at_top", [False, True])
 def test_special_views(tmp_path, code, at_top):
-    """The modifiers belong inside the view's item; some systems write them beside it."""
+    """The modifiers belong inside the item of the view, but some systems write them next to it."""
 
     def move_out(dataset):
         if at_top:
@@ -79,12 +79,12 @@ def test_storage_classes(tmp_path, sop_class):
     path = write_view(tmp_path / "v.dcm", change=change)
     assert "class" in refusals(examine_dicom(path))
     overrides = ["secondary capture", "computed radiography", "digital x-ray", "synthesised", "8-bit"]
-    own = ONLY_IF_ALLOWED.get(sop_class)
+    required_override = ONLY_IF_ALLOWED.get(sop_class)
     assert ("class" in refusals(examine_dicom(path, allow=overrides))) == (sop_class in NEVER)
-    if own is None:
+    if required_override is None:
         assert NEVER[sop_class] in refusals(examine_dicom(path))["class"]
     else:
-        assert examine_dicom(path, allow=[own]).is_usable
+        assert examine_dicom(path, allow=[required_override]).is_usable
 
 
 @pytest.mark.parametrize("value", ["TOMO", "GENERATED_2D", "VOLUME"])
@@ -94,7 +94,7 @@ def test_images_made_from_tomosynthesis(tmp_path, value):
     assert examine_dicom(path, allow=["synthesised"]).is_usable
 
 
-def test_a_voi_table_comes_before_windows_and_the_first_of_several_counts(tmp_path):
+def test_first_voi_table_is_used_before_windows(tmp_path):
     def table(scale: int) -> pydicom.Dataset:
         item = pydicom.Dataset()
         item.add_new("LUTDescriptor", "US", [4096, 0, 12])
@@ -116,7 +116,7 @@ def test_a_voi_table_comes_before_windows_and_the_first_of_several_counts(tmp_pa
     assert np.abs(read_dicom(path, pixels="voi").pixels.astype(int) - pixels_of()).max() <= 1
 
 
-def test_lossless_jpeg_as_most_systems_send_it(tmp_path):
+def test_lossless_jpeg(tmp_path):
     """JPEG Lossless, First-Order Prediction; written by one codec and read by another."""
     ljpeg_encode = pytest.importorskip("imagecodecs").ljpeg_encode
     from pydicom.encaps import encapsulate
@@ -134,7 +134,7 @@ def test_lossless_jpeg_as_most_systems_send_it(tmp_path):
 @pytest.mark.parametrize(
     "tag", ["SOPClassUID", "Modality", "ImageLaterality", "ViewCodeSequence", "Rows", "BitsStored"]
 )
-def test_a_missing_tag_is_a_sentence_and_never_a_guess(tmp_path, tag):
+def test_missing_tag_gives_a_sentence_instead_of_a_guess(tmp_path, tag):
     from lobule.errors import CaseError
 
     with pytest.raises(CaseError) as caught:

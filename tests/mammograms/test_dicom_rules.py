@@ -1,4 +1,4 @@
-"""Every rule for DICOM mammograms with a file that meets it and the decision that is expected."""
+"""Every rule for DICOM mammograms, with a file that triggers it and the expected decision."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def outcomes(heading):
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("flip", ["NO", "YES"])
-def test_a_proper_mammogram(path, view, flip):
+def test_valid_mammogram_is_accepted(path, view, flip):
     mammogram = read_dicom(write_view(path, view, horizontal_flip=flip))
     assert np.array_equal(mammogram.pixels, pixels_of(view, flip))
     assert (mammogram.view, mammogram.horizontal_flip) == (view, flip)
@@ -62,7 +62,7 @@ TYPE_2 = [
 ]  # fmt: skip
 
 
-def test_written_files_have_every_attribute_that_their_class_demands(path):
+def test_written_files_have_all_required_attributes(path):
     dataset = pydicom.dcmread(write_view(path))
     for name in TYPE_1:
         assert name in dataset, name
@@ -106,7 +106,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "rule", "sentence"), REFUSED)
-def test_what_is_refused_and_why(path, options, rule, sentence):
+def test_refused_images_have_a_reason(path, options, rule, sentence):
     heading = examine_dicom(write_view(path, **options))
     assert outcomes(heading)[rule] == "refused"
     assert not heading.is_usable
@@ -123,11 +123,13 @@ def test_what_is_refused_and_why(path, options, rule, sentence):
         ("synthesised", {"image_type": ("DERIVED", "PRIMARY", "TOMO")}),
     ],
 )
-def test_overrides_let_their_kind_in_and_are_recorded(path, override, options):
+def test_overrides_accept_their_kind_and_are_recorded(path, override, options):
     write_view(path, **options)
     assert not examine_dicom(path).is_usable
-    others = {"secondary capture", "computed radiography", "digital x-ray", "synthesised"} - {override}
-    assert not examine_dicom(path, allow=others).is_usable
+    other_overrides = {"secondary capture", "computed radiography", "digital x-ray", "synthesised"} - {
+        override
+    }
+    assert not examine_dicom(path, allow=other_overrides).is_usable
     mammogram = read_dicom(path, allow={override})
     assert np.array_equal(mammogram.pixels, pixels_of())
     assert "noted" in {decision.outcome for decision in mammogram.decisions}
@@ -157,7 +159,7 @@ def spoil(**changes):
         (spoil(ViewCodeSequence=[]), "view", "CC or MLO .ViewPosition is absent"),
     ],
 )
-def test_headers_that_do_not_hold_together(path, change, rule, sentence):
+def test_inconsistent_headers_are_refused(path, change, rule, sentence):
     heading = examine_dicom(write_view(path, change=change))
     assert outcomes(heading)[rule] == "refused"
     with pytest.raises(NotAMammogram, match=sentence):
@@ -202,10 +204,10 @@ def test_padding_is_tested_on_stored_values_and_set_to_0(path):
     for photometric in ("MONOCHROME1", "MONOCHROME2"):
         stored_padding = 0 if photometric == "MONOCHROME1" else 4095
         write_view(path, pixels=pixels, photometric=photometric, padding=stored_padding)
-        found = read_dicom(path).pixels
-        assert not found[background].any()
+        pixels_read = read_dicom(path).pixels
+        assert not pixels_read[background].any()
         lit = ~background & (pixels < 4095)
-        assert np.array_equal(found[lit], pixels[lit])
+        assert np.array_equal(pixels_read[lit], pixels[lit])
 
 
 def test_a_padding_range(path):
@@ -213,11 +215,11 @@ def test_a_padding_range(path):
     background = pixels == 0
     pixels[background] = np.where(np.arange(background.sum()) % 2, 4090, 4095)
     write_view(path, pixels=pixels, padding=4090, change=lambda d: d.add_new(0x00280121, "US", 4095))
-    found = read_dicom(path).pixels
-    assert np.array_equal(found, np.where(background, 0, pixels))
+    pixels_read = read_dicom(path).pixels
+    assert np.array_equal(pixels_read, np.where(background, 0, pixels))
 
 
-def test_windows_apply_only_when_asked_for(path):
+def test_windows_are_applied_only_on_request(path):
     pixels = np.where(pixels_of() > 0, 1000 + pixels_of() // 4, 0).astype(np.uint16)
     write_view(path, pixels=pixels, window=(1500.0, 1000.0))
     assert np.array_equal(read_dicom(path).pixels, pixels)
@@ -237,9 +239,9 @@ def test_windows_apply_only_when_asked_for(path):
 def test_voi_functions(path, function, curve):
     pixels = np.where(pixels_of() > 0, 1000 + pixels_of() // 4, 0).astype(np.uint16)
     write_view(path, pixels=pixels, window=(1500.0, 1000.0), voi_function=function, padding=0)
-    found = read_dicom(path, pixels="voi").pixels
-    inside = (pixels > 1100) & (found > 0)
-    assert np.abs(found[inside] - curve(pixels[inside].astype(float))).max() <= 0.5001
+    pixels_read = read_dicom(path, pixels="voi").pixels
+    inside = (pixels > 1100) & (pixels_read > 0)
+    assert np.abs(pixels_read[inside] - curve(pixels[inside].astype(float))).max() <= 0.5001
 
 
 def test_rescale_is_applied(path):
@@ -249,7 +251,7 @@ def test_rescale_is_applied(path):
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-def test_signed_pixels_and_negative_intercepts_keep_a_background_of_0(path, photometric):
+def test_background_stays_0_with_signed_pixels_and_negative_intercepts(path, photometric):
     stored = 4095 - pixels_of() if photometric == "MONOCHROME1" else pixels_of()
 
     def signed(dataset):
@@ -279,7 +281,7 @@ def test_a_modality_table(path):
     assert np.array_equal(read_dicom(write_view(path, change=change)).pixels, table[pixels_of()])
 
 
-def test_the_pixels_have_the_last_word_on_direction(path):
+def test_pixels_decide_on_the_direction(path):
     turned = np.ascontiguousarray(pixels_of()[:, ::-1])
     mammogram = read_dicom(write_view(path, pixels=turned))
     assert (mammogram.pointing, mammogram.horizontal_flip) == ("left", "YES")
@@ -330,17 +332,17 @@ def test_damaged_and_foreign_files(tmp_path, path):
         examine_dicom(tmp_path / "absent.dcm")
 
 
-def test_windows_and_tables_that_make_no_sense(path):
+def test_invalid_windows_and_tables_are_errors(path):
     write_view(path, window=(100.0, 0.0))
     assert np.array_equal(read_dicom(path).pixels, pixels_of()), "raw pixels need no window"
     with pytest.raises(DamagedFile, match="tables or windows cannot be used"):
         read_dicom(path, pixels="voi")
 
 
-def test_a_header_cut_anywhere_is_an_error_of_its_case(path):
-    whole = write_view(path).read_bytes()
+def test_truncated_header_is_an_error_of_its_case(path):
+    complete = write_view(path).read_bytes()
     for length in range(128, 3000, 97):
-        path.write_bytes(whole[:length])
+        path.write_bytes(complete[:length])
         with pytest.raises(CaseError):
             read_dicom(path)
 
@@ -357,7 +359,7 @@ def test_an_empty_image(path):
             read_dicom(write_view(path, pixels=np.full((50, 40), value, np.uint16)))
 
 
-def test_eight_bits_only_where_allowed(path):
+def test_eight_bits_are_accepted_only_if_allowed(path):
     def change(dataset):
         dataset.BitsAllocated = dataset.BitsStored = 8
         dataset.HighBit = 7

@@ -1,4 +1,4 @@
-"""Exam lists: published pickles are read as text, and nothing in them is ever run."""
+"""Exam lists: published pickles are interpreted as data, and nothing in them is ever executed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ plain = st.recursive(
 
 @settings(max_examples=100)
 @given(plain, st.integers(0, 5))
-def test_plain_data_reads_as_pickle_reads_it(value, protocol):
+def test_plain_data_equals_the_result_of_pickle(value, protocol):
     if protocol < 3 and holds_bytes(value):
         return  # older protocols store bytes as a call, which is tested below
     assert plain_pickle(pickle.dumps(value, protocol)) == value
@@ -59,8 +59,8 @@ def holds_bytes(value):
 
 def test_shared_objects_stay_shared():
     inner = ["x"]
-    found = plain_pickle(pickle.dumps([inner, inner]))
-    assert found[0] is found[1]
+    items = plain_pickle(pickle.dumps([inner, inner]))
+    assert items[0] is items[1]
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -98,7 +98,7 @@ class Exploit:
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("hidden", [lambda x: x, lambda x: [{"L-CC": ["a"], "x": x}]])
-def test_anything_that_would_run_is_refused(tmp_path, monkeypatch, protocol, hidden):
+def test_executable_pickles_are_refused(tmp_path, monkeypatch, protocol, hidden):
     called = []
     monkeypatch.setattr(os, "putenv", lambda *arguments: called.append(arguments))
     monkeypatch.setattr(Exploit, "__reduce__", lambda self: (os.getenv, ("HOME",)))
@@ -134,7 +134,7 @@ def test_hostile_and_broken_pickles(program, tmp_path):
 
 @settings(max_examples=150)
 @given(st.binary(max_size=60))
-def test_noise_never_gets_further_than_an_error(noise):
+def test_random_bytes_raise_only_typed_errors(noise):
     with suppress(DamagedFile):
         plain_pickle(noise)
 
@@ -162,7 +162,7 @@ def test_json_lists_round_trip(tmp_path):
         ("[{", "not JSON"),
     ],
 )
-def test_lists_that_are_no_exam_lists(tmp_path, content, message):
+def test_other_lists_than_exam_lists_are_refused(tmp_path, content, message):
     path = tmp_path / "exams.json"
     path.write_text(content)
     with pytest.raises(DamagedFile, match=message):

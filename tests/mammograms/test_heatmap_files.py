@@ -1,4 +1,4 @@
-"""Heatmap files are laid out as the published tools read them."""
+"""Heatmap files have the layout that the published tools read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lobule.mammograms.heatmaps import heatmap_path, read_heatmap, write_heatmap
 @pytest.mark.parametrize(
     ("view", "flip", "mirrored"), [("L-CC", "NO", False), ("R-MLO", "NO", True), ("L-CC", "YES", True)]
 )
-def test_files_hold_the_stored_orientation_transposed(tmp_path, view, flip, mirrored):
+def test_files_contain_the_stored_orientation_transposed(tmp_path, view, flip, mirrored):
     heatmap = np.random.default_rng(0).random((7, 5)).astype(np.float32)
     path = heatmap_path(tmp_path, "malignant", "0_R-MLO")
     assert path == tmp_path / "heatmap_malignant" / "0_R-MLO.hdf5"
@@ -25,7 +25,7 @@ def test_files_hold_the_stored_orientation_transposed(tmp_path, view, flip, mirr
     assert np.array_equal(read_heatmap(path, view, flip), heatmap)
 
 
-def test_what_is_no_heatmap(tmp_path):
+def test_other_files_than_heatmaps_are_refused(tmp_path):
     path = tmp_path / "x.hdf5"
     with pytest.raises(NotReadable):
         read_heatmap(path, "L-CC", "NO")

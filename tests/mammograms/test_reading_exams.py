@@ -21,7 +21,7 @@ from tests.mammograms.sample_files import blob, pixels_of, write_view
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two whole exams, one with alternates and rubbish beside it."""
+    """Two complete exams, one of them with alternates, and unrelated files."""
     pytest.importorskip("pydicom")
     for name, patient, seed in (("a", "P1", 7), ("b", "P2", 8)):
         (tmp_path / name).mkdir()
@@ -35,17 +35,17 @@ def folder(tmp_path):
 
 
 def test_a_folder_of_mixed_studies(folder):
-    found = read_exams(folder)
-    assert [exam.patient for exam in found.exams] == ["P1", "P2"]
-    first, second = found.exams
+    exam_folder = read_exams(folder)
+    assert [exam.patient for exam in exam_folder.exams] == ["P1", "P2"]
+    first, second = exam_folder.exams
     assert first.is_complete
     assert list(first.views) == list(VIEWS)
     chosen = [Path(heading.path).name for heading in first.views["R-CC"]]
     assert chosen == ["later.dcm", "R-CC.dcm", "earlier.dcm"]
     assert "R-CC has 3 images; later.dcm is the newest" in first.decisions[0].sentence
     assert second.decisions == ()
-    assert [Path(heading.path).name for heading in found.refused] == ["magnified.dcm"]
-    assert [Path(path).name for path in found.failed] == ["notes.txt"]
+    assert [Path(heading.path).name for heading in exam_folder.refused] == ["magnified.dcm"]
+    assert [Path(path).name for path in exam_folder.failed] == ["notes.txt"]
     assert np.array_equal(first.read("L-MLO").pixels, pixels_of("L-MLO"))
 
 
@@ -64,9 +64,9 @@ def test_two_patients_in_one_study(folder):
     write_view(
         folder / "b" / "stranger.dcm", change=lambda d: setattr(d, "StudyInstanceUID", study_of(folder / "b"))
     )
-    found = read_exams(folder)
-    assert [exam.patient for exam in found.exams] == ["P1"]
-    assert isinstance(found.failed[study_of(folder / "b")], NotAMammogram)
+    exam_folder = read_exams(folder)
+    assert [exam.patient for exam in exam_folder.exams] == ["P1"]
+    assert isinstance(exam_folder.failed[study_of(folder / "b")], NotAMammogram)
     with pytest.raises(NotAMammogram, match=r"several patients.*P1, P2"):
         exam_of_files({"l_cc": folder / "a" / "L-CC.dcm", "r_cc": folder / "b" / "R-CC.dcm"})
 
@@ -92,7 +92,7 @@ def test_a_row_of_a_manifest(folder):
         read_view(folder / "a" / "L-CC.dcm", view="R-CC")
 
 
-def test_what_was_let_in_by_name_can_be_read(tmp_path):
+def test_images_allowed_by_name_can_be_read(tmp_path):
     pytest.importorskip("pydicom")
     path = write_view(tmp_path / "film.dcm", form="computed")
     assert read_exams(tmp_path).exams == ()
@@ -137,7 +137,7 @@ def test_grey_pngs_of_any_depth(tmp_path, dtype, top, noted):
     assert mammogram.pointing == "right"
 
 
-def test_export_stretches_12_bits_over_16_and_says_so(tmp_path):
+def test_export_scales_12_bits_to_16_and_records_it(tmp_path):
     path = tmp_path / "view.png"
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     write_png(path, values)
@@ -146,9 +146,9 @@ def test_export_stretches_12_bits_over_16_and_says_so(tmp_path):
     assert np.array_equal(stored, np.round(values * (65535 / 4095)).astype(np.uint16))
     assert (stored[0, 1], stored[-1, -1]) == (16, 65535)
     content = path.read_bytes()
-    place = content.index(b"sBIT")
-    assert content[place + 4] == 12
-    assert place < content.index(b"IDAT")
+    chunk_offset = content.index(b"sBIT")
+    assert content[chunk_offset + 4] == 12
+    assert chunk_offset < content.index(b"IDAT")
     with pytest.raises(NotAMammogram, match=r"at most 4095.*4096"):
         write_png(path, values + 1)
 
@@ -175,7 +175,7 @@ def test_pngs_that_are_refused(tmp_path, monkeypatch):
         read_png(path)
 
 
-def test_white_borders_are_left_out():
+def test_white_borders_are_removed():
     breast = blob((240, 180), 1500)
     framed = np.pad(breast, ((6, 6), (0, 12)), constant_values=4095)
     cleaned = with_black_background(framed)
@@ -185,8 +185,8 @@ def test_white_borders_are_left_out():
     assert "white borders" in cleaned.decision.sentence
 
 
-def test_film_is_told_from_fat():
-    """Noise of a film's background goes; a breast that is dark inside stays whole."""
+def test_film_is_distinguished_from_fat():
+    """The noisy background of a film is removed; a breast that is dark inside stays complete."""
     rng = np.random.default_rng(0)
     breast = blob((240, 180), 1500)
     film = np.where(breast > 0, breast, rng.integers(20, 60, breast.shape)).astype(np.uint16)
@@ -210,7 +210,7 @@ def test_the_real_exam_from_file_to_crop(kit):
 
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.campaign)])
 def test_film_scans_from_file_to_crop(kit, every):
-    """The films are pairs of right and left: the breasts of a pair point apart, and none fills its film."""
+    """The films are pairs of right and left: the breasts of a pair point in opposite directions."""
     films = sorted((kit / "mammograms" / "mias").glob("*.png"))
     assert len(films) >= 100
     for first, second in list(zip(films[::2], films[1::2], strict=True))[::every]:
