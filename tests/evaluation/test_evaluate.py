@@ -184,7 +184,7 @@ def test_labels_by_their_usual_meaning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "scores", "more", "remedy"),
+    ("labels", "scores", "arguments", "remedy"),
     [
         (["grade 1", "grade 3"], ["s"], {}, "--positive"),
         (["itc", "macro", "negative"], ["s"], {}, "--positive"),
@@ -194,10 +194,10 @@ def test_labels_by_their_usual_meaning() -> None:
     ],
 )
 def test_ambiguous_labels_and_scores_name_the_option_to_use(
-    labels: list, scores: list, more: dict, remedy: str
+    labels: list, scores: list, arguments: dict, remedy: str
 ) -> None:
     with pytest.raises(UsageError, match=remedy):
-        plan_targets(labels, scores, **more)
+        plan_targets(labels, scores, **arguments)
 
 
 def test_invalid_options_are_rejected(written: Written) -> None:

@@ -35,7 +35,9 @@ def test_pairing_narrows_the_interval_of_similar_models() -> None:
     assert comparison.p == pytest.approx(delong_test(labels, a, b).p)
     back = compare_scores(labels, b, a, resampling=RESAMPLING)
     assert back.difference.low == pytest.approx(-comparison.difference.high, abs=1e-12)
-    json.dumps(comparison.to_dict(), allow_nan=False)
+    plain = comparison.to_dict()
+    assert list(plain) == ["what", "a", "b", "difference", "p"] and plain["what"] == "auroc"
+    json.dumps(plain, allow_nan=False)
 
 
 def test_patients_with_several_cases_are_drawn_together() -> None:
@@ -67,7 +69,7 @@ def test_froc_difference() -> None:
     )
     same = compare_froc(good, good, resampling=RESAMPLING)
     assert same.difference.value == same.difference.low == same.difference.high == 0 and same.p == 1
-    assert compare_froc(good, poor, resampling=RESAMPLING, jama=True).what == "jama_froc"
+    assert compare_froc(good, poor, resampling=RESAMPLING, jama=True).measure == "jama_froc"
     with pytest.raises(ValueError, match="same slides"):
         compare_froc(good, poor[::-1])
     assert compare_froc(good[30:], poor[30:]).difference.value is None

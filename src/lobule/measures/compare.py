@@ -18,7 +18,7 @@ from lobule.measures.roc import Counts, Measure, delong_test, measure
 class Comparison:
     """A measure of models a and b on the same cases, and the difference a - b with its interval."""
 
-    what: str
+    measure: str
     a: float | None
     b: float | None
     difference: Estimate
@@ -26,7 +26,9 @@ class Comparison:
     """Two-sided: DeLong's test for an AUC with one case per patient, else from the resamples."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"difference": self.difference.to_dict()}
+        values = asdict(self) | {"difference": self.difference.to_dict()}
+        # `evaluation.json` stores the name of the measure under the key "what".
+        return {"what": values.pop("measure"), **values}
 
 
 def compare_scores(
