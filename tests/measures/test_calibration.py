@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss as sk_log_loss
 from lobule.measures.calibration import fit_isotonic, fit_platt, log_loss, reliability
 
 
-def test_reliability_by_hand() -> None:
+def test_reliability_of_a_small_example() -> None:
     result = reliability([0, 1, 1, 1, 0], [0.05, 0.15, 0.15, 1.0, 0.95], bins=10)
     assert [bin.cases for bin in result.bins] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 2]
     assert result.expected_error == pytest.approx((0.05 + 2 * 0.85 + 2 * 0.475) / 5)
@@ -45,7 +45,7 @@ def test_calibrated_probabilities_have_no_error() -> None:
     assert reliability(rng.random(50_000) < probability, probability).expected_error < 0.012
 
 
-def test_platt_finds_the_line_and_isotonic_the_curve() -> None:
+def test_fits_recover_known_curves() -> None:
     rng = np.random.default_rng(2)
     score = rng.normal(300, 50, 20_000)
     truth = expit((score - 320) / 20)
@@ -68,7 +68,7 @@ def test_separated_classes_stay_finite() -> None:
     assert constant([5])[0] == pytest.approx(0.7, abs=0.05)
 
 
-def test_what_is_no_probability_is_refused() -> None:
+def test_values_outside_0_to_1_are_rejected() -> None:
     with pytest.raises(ValueError, match="0 to 1"):
         reliability([0, 1], [0.5, 1.5])
     assert reliability([], []).brier is None and log_loss([], []) is None

@@ -46,7 +46,7 @@ def matches_of(case: dict, masks: dict, name: str) -> list[SlideMatch]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_official_numbers(goldens: Path, name: str) -> None:
+def test_official_scores_are_reproduced(goldens: Path, name: str) -> None:
     case = json.loads((goldens / "camelyon16/cases.json").read_text())[name]
     masks = np.load(goldens / "camelyon16/masks.npz")
     matches, expected = matches_of(case, masks, name), case["expected"]
@@ -74,7 +74,7 @@ def test_the_official_numbers(goldens: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_official_labels(goldens: Path, name: str) -> None:
+def test_official_lesion_labels_are_reproduced(goldens: Path, name: str) -> None:
     case = json.loads((goldens / "camelyon16/cases.json").read_text())[name]
     masks = np.load(goldens / "camelyon16/masks.npz")
     for slide in case["slides"]:
@@ -95,7 +95,7 @@ def disc(radius: int, side: int = 60) -> np.ndarray:
     return x**2 + y**2 <= radius**2
 
 
-def test_worked_examples_of_the_mask() -> None:
+def test_mask_of_worked_examples() -> None:
     point = np.zeros((40, 60), bool)
     point[20, 30] = True
     mask = evaluation_mask(point)
@@ -116,7 +116,7 @@ def test_worked_examples_of_the_mask() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.9, 0.999))
-def test_the_mask_equals_the_distance_transform(seed: int, sparsity: float) -> None:
+def test_mask_equals_distance_transform(seed: int, sparsity: float) -> None:
     tumour = np.random.default_rng(seed).random((50, 70)) > sparsity
     mask = evaluation_mask(tumour)
     if not tumour.any():
@@ -130,7 +130,7 @@ def test_the_mask_equals_the_distance_transform(seed: int, sparsity: float) -> N
     assert mask.major_axes.tolist() == pytest.approx(axes, rel=1e-9)
 
 
-def test_masks_of_wrong_values_are_refused() -> None:
+def test_masks_without_tumour_values_are_rejected() -> None:
     assert evaluation_mask(disc(9).astype(np.uint8) * 255).lesions == 0
     assert len(evaluation_mask(disc(9).astype(np.uint8) * 255).areas) == 1
     with pytest.raises(AnnotationError, match="255"):
@@ -141,12 +141,12 @@ def test_masks_of_wrong_values_are_refused() -> None:
 
 
 @pytest.mark.parametrize("detection", [[0.5, -1, 5], [0.5, 60 * 32, 5], [0.5, 5, 60 * 32], [0.5, 1.5, 5]])
-def test_detections_outside_the_image_are_refused(detection: list[float]) -> None:
+def test_detections_outside_the_image_are_rejected(detection: list[float]) -> None:
     with pytest.raises(CaseError, match="Tumor_001"):
         match("Tumor_001", [detection], evaluation_mask(disc(14)))
 
 
-def test_hits_on_isolated_cells_count_neither_way() -> None:
+def test_hits_on_isolated_tumour_cells_are_ignored() -> None:
     one = match("Tumor_001", [[0.9, 30 * 32, 30 * 32], [0.4, 0, 0]], evaluation_mask(disc(9)))
     assert one.true_positives.tolist() == [0] and one.false_positives.tolist() == [0.4] and one.lesions == 0
     curve = froc([one])
@@ -154,7 +154,7 @@ def test_hits_on_isolated_cells_count_neither_way() -> None:
     assert sensitivity_by_class([one])["itc"]["sensitivity_at"]["8"] == 1.0
 
 
-def test_ties_between_float32_and_float64() -> None:
+def test_float32_rounding_of_thresholds_follows_the_official_script() -> None:
     # 0.2 rounds up to float32, so its threshold passes the lesion alone; 0.9 rounds down and ties
     lesion = evaluation_mask(disc(14))
     for confidence, pairs in (
@@ -196,7 +196,7 @@ def cohort(slides: int, seed: int, detections: int = 40) -> list[SlideMatch]:
     return matches
 
 
-def test_a_resample_is_the_curve_of_the_drawn_slides() -> None:
+def test_weighted_counts_equal_the_curve_of_repeated_slides() -> None:
     slides = cohort(12, 4, detections=6)
     resampling = Resampling(resamples=40, seed=3)
     weights = np.concatenate(list(resampling.weights(np.arange(12))))
@@ -207,7 +207,7 @@ def test_a_resample_is_the_curve_of_the_drawn_slides() -> None:
         assert value == pytest.approx(naive_froc(again), abs=1e-12)
 
 
-def test_the_interval_is_fast_and_holds_the_score() -> None:
+def test_interval_contains_the_score_and_takes_under_8_seconds() -> None:
     slides = cohort(130, 1)
     started = time.process_time()
     estimate = bootstrap_froc(slides, resampling=Resampling(2000, seed=1))
@@ -218,7 +218,7 @@ def test_the_interval_is_fast_and_holds_the_score() -> None:
     assert estimate == bootstrap_froc(slides, resampling=Resampling(2000, seed=1))
 
 
-def test_patients_widen_the_interval() -> None:
+def test_resampling_patients_widens_the_interval() -> None:
     slides = cohort(40, 2) * 3
     patients = list(range(40)) * 3
     resampling = Resampling(300)
@@ -226,7 +226,7 @@ def test_patients_widen_the_interval() -> None:
     assert together.high - together.low > 1.3 * (alone.high - alone.low)
 
 
-def test_classes_average_to_the_whole() -> None:
+def test_sensitivities_of_classes_average_to_the_overall_sensitivity() -> None:
     big = evaluation_mask(np.pad(disc(14), ((0, 240), (0, 300))) | np.pad(disc(140, 300), ((0, 0), (60, 0))))
     assert [big.lesion_classes().count(name) for name in ("micro", "macro")] == [1, 1]
     rng = np.random.default_rng(0)
@@ -247,6 +247,6 @@ def test_classes_average_to_the_whole() -> None:
     assert by_class["itc"]["lesions"] == 0 and by_class["itc"]["sensitivity_at"]["1"] is None
 
 
-def test_results_become_plain_json() -> None:
+def test_froc_can_be_written_as_json() -> None:
     text = json.dumps([froc(cohort(4, 0)).to_dict(), jama_froc(cohort(1, 0)).to_dict()], allow_nan=False)
     assert '"no normal slides"' in text

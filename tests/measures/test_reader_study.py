@@ -41,7 +41,7 @@ def study(columns: dict[str, list[str]]) -> ReaderStudy:
     return ReaderStudy.of(np.array(columns["malignant"], int), readers, columns["exam"], Resampling(20))
 
 
-def test_the_table(study: ReaderStudy, columns: dict[str, list[str]]) -> None:
+def test_published_table_is_reproduced(study: ReaderStudy, columns: dict[str, list[str]]) -> None:
     rows = list(study.each_reader())
     rows += [study.rater(name, np.array(columns[name], float)) for name in columns if name.startswith("ai_")]
     assert {row.name for row in rows} == set(AUROC_AUPRC_AP)
@@ -54,7 +54,7 @@ def test_the_table(study: ReaderStudy, columns: dict[str, list[str]]) -> None:
     assert (exact["ai_gmic_top5"], exact["ai_dmvcnn"]) == (0.881174, 0.778754)
 
 
-def test_the_averages(study: ReaderStudy, columns: dict[str, list[str]]) -> None:
+def test_published_means_are_reproduced(study: ReaderStudy, columns: dict[str, list[str]]) -> None:
     mean, together = study.mean_of_readers(), study.readers_together()
     assert [round(e.value, 4) for e in (mean.auroc, mean.auprc, mean.ap)] == [0.7788, 0.3585, 0.3241]
     assert round(mean.spread["auroc"], 4) == 0.0436
@@ -63,7 +63,7 @@ def test_the_averages(study: ReaderStudy, columns: dict[str, list[str]]) -> None
         assert round(study.hybrid(np.array(columns[name], float)).auroc.value, 4) == expected
 
 
-def test_a_hybrid_runs_from_the_readers_to_the_model() -> None:
+def test_hybrid_weight_0_is_the_readers_and_1_is_the_model() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(200) % 2
     readers = {f"r{i}": rng.normal(labels, 1.5) for i in range(3)}

@@ -50,7 +50,7 @@ def test_areas_agree_with_scikit_learn(labelled_scores: list[tuple[bool, int]]) 
 
 @settings(max_examples=30, deadline=None)
 @given(cases, st.integers(0, 1000))
-def test_weights_are_the_same_as_repeating_cases(labelled_scores: list[tuple[bool, int]], seed: int) -> None:
+def test_weights_equal_repeated_cases(labelled_scores: list[tuple[bool, int]], seed: int) -> None:
     labels, scores = (np.array(column) for column in zip(*labelled_scores, strict=True))
     times = np.random.default_rng(seed).integers(0, 4, len(labels))
     again_labels, again_scores = np.repeat(labels, times), np.repeat(scores.astype(float), times)
@@ -62,7 +62,7 @@ def test_weights_are_the_same_as_repeating_cases(labelled_scores: list[tuple[boo
         )
 
 
-def test_what_is_undefined_says_why() -> None:
+def test_undefined_measures_state_the_reason() -> None:
     assert auc([1, 1], [0.2, 0.3]) is None and roc_curve([0, 0], [1, 2]) is None
     assert bootstrap_measure([], [], name="ap").reason == "no cases"
     assert delong([1, 1, 0], [1, 2, 3]).reason == "fewer than two cases of a class, so no variance"
@@ -84,7 +84,7 @@ def pairs_delong(labels: np.ndarray, scores: np.ndarray) -> float:
     return wins.mean(axis=1).var(ddof=1) / len(positive) + wins.mean(axis=0).var(ddof=1) / len(negative)
 
 
-def test_delong_against_all_pairs() -> None:
+def test_delong_agrees_with_sum_over_all_pairs() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 60)
     scores = np.round(rng.normal(labels, 1), 1)
@@ -93,7 +93,7 @@ def test_delong_against_all_pairs() -> None:
     assert (estimate.low, estimate.high) == pytest.approx((estimate.value - half, estimate.value + half))
 
 
-def test_paired_delong() -> None:
+def test_paired_delong_test() -> None:
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 2, 400)
     a = rng.normal(labels * 1.5, 1)
@@ -114,7 +114,7 @@ def test_paired_delong() -> None:
     json.dumps(apart.to_dict(), allow_nan=False)
 
 
-def test_delong_p_is_uniform_where_nothing_differs() -> None:
+def test_delong_p_is_uniform_without_a_difference() -> None:
     rng = np.random.default_rng(2)
     labels = np.arange(120) % 2
     p = [delong_test(labels, rng.normal(labels, 1), rng.normal(labels, 1)).p for _ in range(250)]
