@@ -1,19 +1,19 @@
-"""Extraction of features: against its own parts, and against a plain OpenSlide loop over the same tiles.
+"""Extraction of features, compared with its two steps and with a plain OpenSlide loop over the same tiles.
 
-A generated slide, tiles of 224 px, a ResNet-18 with seeded weights. In one process, in turns: the extraction
-in float32 and in bfloat16, its reading alone and its model alone (pixels in memory), and a plain loop:
-OpenSlide's `read_region` in a DataLoader, torchvision's model as it comes, the faster of no and of one worker
-a core.
+The input is a generated slide with tiles of 224 px; the encoder is a ResNet-18 with seeded weights. One
+process alternates between the extraction in float32 and in bfloat16, only its reading, only its model (with
+pixels in memory), and a plain loop. The plain loop calls OpenSlide's `read_region` in a DataLoader and uses
+torchvision's model unchanged, with no worker or with one worker per core, whichever is faster.
 
-    efficiency        on a CPU (CPU seconds of reading alone + of the model alone) / (cores × wall of the
-                      case); on a GPU the slower of the two alone over the wall
-    of_bare_model     tiles/s of the whole extraction over those of the model alone
-    over_plain_fp32   seconds of the plain loop over those of the extraction, both float32
-    over_plain_bf16   the same with the extraction in bfloat16; without matrix units (AMX) a CPU emulates it
+    efficiency        on a CPU (CPU seconds of only reading + of only the model) / (cores × wall time of the
+                      case); on a GPU the slower of the two over the wall time
+    of_bare_model     tiles/s of the whole extraction over those of only the model
+    over_plain_fp32   seconds of the plain loop over those of the extraction, both in float32
+    over_plain_bf16   the same with the extraction in bfloat16, which a CPU without AMX emulates
     memory_growth     peak memory of extracting a slide four times as large, over that of this one
 
-Finding tissue and writing the feature file are in the extraction's time, and not in the plain loop's. The
-difference in features is printed: relative, over all tiles.
+The time of the extraction includes tissue detection and writing the feature file; that of the plain loop does
+not. The relative difference of the features over all tiles is printed.
 
     python benchmarks/features.py [--quick]
 """
@@ -39,13 +39,13 @@ TILE, MPP = 224, 0.5
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is extracted."""
+    """Size of the slides and number of repetitions."""
 
     side: int
     tissue: float
     rounds: int
     workers: tuple[int, ...]
-    """Of the plain loop's DataLoader; the faster counts."""
+    """Worker counts of the plain loop's DataLoader; the fastest is used."""
 
 
 def full() -> Plan:
@@ -57,21 +57,21 @@ def full() -> Plan:
 QUICK = Plan(1792, 0.6, 1, (0,))
 
 
-def paint(path: Path, side: int, tissue: float) -> None:
+def paint_slide(path: Path, side: int, tissue: float) -> None:
     from lobule.phantoms.slides import SlidePhantom, write_slide
 
     write_slide(SlidePhantom(seed=13, width=side, height=side, mpp=MPP, tissue=tissue, sections=1), path)
 
 
-def made_encoder() -> Any:
-    """Seeded weights: what the features mean is of no matter here."""
+def make_encoder() -> Any:
+    """An encoder with seeded random weights; the timing does not depend on the weights."""
     from lobule.nets.encoders import encoder
 
     return encoder("resnet18", "random")
 
 
-def extracted(slide: Path, out: Path, precision: str) -> float:
-    """Seconds of the one case, from opening it to its written features."""
+def time_extraction(slide: Path, out: Path, precision: str) -> float:
+    """Seconds of extracting one case, from opening the slide to the written features."""
     from lobule.cohort import Case, Cohort
     from lobule.methods.extraction import Extraction, extract
     from lobule.scanning.scan import Machine
@@ -79,13 +79,13 @@ def extracted(slide: Path, out: Path, precision: str) -> float:
 
     cohort = Cohort((Case("slide", "patient", "slide", str(slide)),))
     extraction = Extraction(Tiling(MPP, TILE, TILE), "float32", keep_encoder=False)
-    ended = extract(made_encoder(), cohort, out, extraction, machine=Machine(precision=precision))
-    if ended.counts != {"complete": 1}:
-        raise RuntimeError(f"the extraction ended with {ended.counts}: {ended.failed}")
+    scan_report = extract(make_encoder(), cohort, out, extraction, machine=Machine(precision=precision))
+    if scan_report.counts != {"complete": 1}:
+        raise RuntimeError(f"the extraction ended with {scan_report.counts}: {scan_report.failed}")
     return float(json.loads((out / "scan" / "cases" / "slide" / "run.json").read_text())["seconds"])
 
 
-def stored(out: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def read_features(out: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     from lobule.cohort import Case
     from lobule.features import open_features
 
@@ -94,7 +94,7 @@ def stored(out: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 
 
 class PlainTiles:
-    """What people write: a dataset whose every item is one `read_region`."""
+    """The usual implementation: a dataset in which each item is one call of `read_region`."""
 
     def __init__(self, slide: str, corners: NDArray[np.int64]) -> None:
         self.slide, self.corners = slide, corners
@@ -115,12 +115,14 @@ class PlainTiles:
         return (image - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
-def plain(slide: Path, corners: NDArray[np.int64], workers: int) -> tuple[float, NDArray[np.float32]]:
-    """The plain loop: seconds and features."""
+def run_plain_loop(
+    slide: Path, corners: NDArray[np.int64], workers: int
+) -> tuple[float, NDArray[np.float32]]:
+    """Run the plain loop; return its seconds and features."""
     import torch
     from torch.utils.data import DataLoader
 
-    model = made_encoder().net
+    model = make_encoder().net
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     dataset: Any = PlainTiles(str(slide), corners)
@@ -133,7 +135,7 @@ def plain(slide: Path, corners: NDArray[np.int64], workers: int) -> tuple[float,
 
 
 def times_alone(slide: Path, engine: Any, tiles: int) -> tuple[TimeSpent, TimeSpent]:
-    """Reading alone and the model alone, as the extraction does them."""
+    """Time only the reading and only the model, each done as in the extraction."""
     from lobule.cohort import Case
     from lobule.features import Encoding, FeatureManifest
     from lobule.methods.extraction import ExtractionPredictor
@@ -143,7 +145,7 @@ def times_alone(slide: Path, engine: Any, tiles: int) -> tuple[TimeSpent, TimeSp
     from lobule.scanning.scan import Machine
     from lobule.scanning.tile_features import TileEncoder, Tiling
 
-    encoder_bundle = made_encoder()
+    encoder_bundle = make_encoder()
     manifest = FeatureManifest(
         Encoding(encoder_bundle.name, encoder_bundle.hash_at(TILE), encoder_bundle.dim),
         MPP,
@@ -167,60 +169,61 @@ def times_alone(slide: Path, engine: Any, tiles: int) -> tuple[TimeSpent, TimeSp
     return read, time_spent_by(lambda: compute_all(predictor, engine, pass_.name, batch, batches))
 
 
-def difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+def difference(features: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(features - reference) / np.linalg.norm(reference))
 
 
-def measured(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
+def measure_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     from lobule.files import read_json
     from lobule.scanning.contract import EngineSettings
     from lobule.scanning.device import available_cores, choose_device, lanes_for
 
     device, cores = choose_device(), available_cores()
-    walls: dict[str, list[float]] = {"float32": [], "bfloat16": [], "plain": []}
-    reads, models = [], []
+    wall_times: dict[str, list[float]] = {"float32": [], "bfloat16": [], "plain": []}
+    read_times, model_times = [], []
     features: dict[str, Any] = {}
-    for turn in range(plan.rounds):
+    for repeat in range(plan.rounds):
         for precision in ("float32", "bfloat16"):
-            out = folder / f"{precision}-{turn}"
-            walls[precision].append(extracted(slide, out, precision))
-            corners, features[precision] = stored(out)
-        settings = read_json(folder / f"float32-{turn}" / "scan" / "scan.json")["engine"]
+            out = folder / f"{precision}-{repeat}"
+            wall_times[precision].append(time_extraction(slide, out, precision))
+            corners, features[precision] = read_features(out)
+        settings = read_json(folder / f"float32-{repeat}" / "scan" / "scan.json")["engine"]
         engine = EngineSettings(**{**settings, "device": device, "lanes": lanes_for(device, cores)[0]})
         read, model = times_alone(slide, engine, len(corners))
-        reads.append(read)
-        models.append(model)
+        read_times.append(read)
+        model_times.append(model)
         for workers in plan.workers:
-            seconds, features["plain"] = plain(slide, corners, workers)
-            walls["plain"].append(seconds)
-    wall, read, model = min(walls["float32"]), least(reads), least(models)
-    alone = (read.cpu + model.cpu) / cores if device == "cpu" else max(read.wall, model.wall)
+            seconds, features["plain"] = run_plain_loop(slide, corners, workers)
+            wall_times["plain"].append(seconds)
+    wall, read, model = min(wall_times["float32"]), least(read_times), least(model_times)
+    expected_wall = (read.cpu + model.cpu) / cores if device == "cpu" else max(read.wall, model.wall)
     print(f"{len(corners)} tiles on {device}; reading is {read.cpu / (read.cpu + model.cpu):.1%} of the CPU")
     print(
         f"features, float32 against the plain loop: {difference(features['float32'], features['plain']):.1e}"
     )
     print(f"features, bfloat16 against float32: {difference(features['bfloat16'], features['float32']):.1e}")
     return {
-        "efficiency": alone / wall,
+        "efficiency": expected_wall / wall,
         "of_bare_model": model.wall / wall,
-        "over_plain_fp32": min(walls["plain"]) / wall,
-        "over_plain_bf16": min(walls["plain"]) / min(walls["bfloat16"]),
+        "over_plain_fp32": min(wall_times["plain"]) / wall,
+        "over_plain_bf16": min(wall_times["plain"]) / min(wall_times["bfloat16"]),
     }
 
 
 def main() -> None:
     if len(sys.argv) == 4 and sys.argv[1] == "--extract":
-        extracted(Path(sys.argv[2]), Path(sys.argv[3]), "float32")
+        time_extraction(Path(sys.argv[2]), Path(sys.argv[3]), "float32")
         return
     plan = QUICK if arguments(__doc__ or "").quick else full()
     with tempfile.TemporaryDirectory() as temporary_folder:
         folder = Path(temporary_folder)
         slide, large = folder / "slide.tif", folder / "large.tif"
-        paint(slide, plan.side, plan.tissue)
-        ratios = measured(slide, folder, plan)
+        paint_slide(slide, plan.side, plan.tissue)
+        ratios = measure_ratios(slide, folder, plan)
         print(", ".join(f"{key} {value:.3f}" for key, value in ratios.items()), flush=True)
-        # as much tissue on four times the area in the quick form, four times the tissue in the full one
-        paint(large, 2 * plan.side, plan.tissue / (4 if plan is QUICK else 1))
+        # The large slide has four times the area. With --quick it has the same amount of tissue, otherwise
+        # four times as much.
+        paint_slide(large, 2 * plan.side, plan.tissue / (4 if plan is QUICK else 1))
         peaks = [
             peak_bytes([__file__, "--extract", str(path), str(folder / f"peak-{path.stem}")])
             for path in (slide, large)

@@ -32,11 +32,11 @@ def memory_peak() -> int:
 
 def make(folder: Path, bags: int, tiles: int, dim: int) -> None:
     """Write a few files; the first tiles of every second file differ from the others."""
-    from lobule.features import Encoding, FeatureManifest, TileFrame, begin_folder, write_features
+    from lobule.features import Encoding, FeatureManifest, TileFrame, prepare_folder, write_features
     from lobule.geometry import Size
 
     manifest = FeatureManifest(Encoding("resnet50", "sha256:0", dim), 0.5, 224, 224, 0.1)
-    root = begin_folder(folder, manifest)
+    root = prepare_folder(folder, manifest)
     rng = np.random.default_rng(0)
     frame = TileFrame("bag", 224, 0.5, 224, Size(100_000, 100_000), 20.0)
     frame_folder = manifest.paths_of(root, frame)[1].parent

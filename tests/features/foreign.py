@@ -1,4 +1,4 @@
-"""Feature files as other tools lay them out, built and read with h5py alone: nothing of Lobule's writer."""
+"""Feature files in the layouts of other tools, written and read with h5py and without code of Lobule."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ CLAM_COORDS = (
 
 
 def write_trident(root: Path, slide: str, attributes_in_features: bool = True, empty: bool = False) -> Path:
-    """`20x_256px_0px_overlap/{patches,features_uni}` of a 40x slide: patches of 512 level-0 pixels."""
+    """Write `20x_256px_0px_overlap/{patches,features_uni}` of a 40x slide: patches of 512 level-0 pixels."""
     base = root / "20x_256px_0px_overlap"
     coords, features = (COORDS[:0], FEATURES[:0]) if empty else (COORDS, FEATURES)
-    where: dict[str, Any] = {
+    coords_attributes: dict[str, Any] = {
         "patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40, "target_magnification": 20,
         "overlap": 0, "name": slide, "savetodir": str(base), "level0_width": 4096, "level0_height": 3072,
     }  # fmt: skip
     (base / "patches").mkdir(parents=True, exist_ok=True)
     with h5py.File(base / "patches" / f"{slide}_patches.h5", "w") as file:
-        file.create_dataset("coords", data=coords).attrs.update(where)
+        file.create_dataset("coords", data=coords).attrs.update(coords_attributes)
     (base / "features_uni").mkdir(exist_ok=True)
     path = base / "features_uni" / f"{slide}.h5"
     with h5py.File(path, "w") as file:
@@ -40,12 +40,12 @@ def write_trident(root: Path, slide: str, attributes_in_features: bool = True, e
         data.attrs.update({"name": slide, "savetodir": str(base / "features_uni"), "encoder": "uni"})
         dataset = file.create_dataset("coords", data=coords)
         if attributes_in_features:
-            dataset.attrs.update(where)
+            dataset.attrs.update(coords_attributes)
     return path
 
 
 def write_clam(root: Path, slide: str, with_patches: bool = True) -> Path:
-    """`patches/` and `h5_files/`: patches of 256 px on level 1, whose downsample is 2."""
+    """Write `patches/` and `h5_files/`: patches of 256 px on level 1, whose downsample is 2."""
     if with_patches:
         (root / "patches").mkdir(parents=True, exist_ok=True)
         with h5py.File(root / "patches" / f"{slide}.h5", "w") as file:
@@ -65,35 +65,35 @@ def write_clam(root: Path, slide: str, with_patches: bool = True) -> Path:
 
 
 def write_stamp(root: Path, slide: str, unit: str = "um") -> Path:
-    """STAMP: `feats` in half precision, coordinates in µm, everything else at the root."""
+    """Write a file of STAMP: `feats` in half precision, coordinates in µm, attributes at the root."""
     root.mkdir(parents=True, exist_ok=True)
     path = root / f"{slide}.h5"
     with h5py.File(path, "w") as file:
         file["feats"] = FEATURES.astype(np.float16)
         file["coords"] = COORDS * 0.25
-        facts = {"unit": unit, "tile_size_um": 128.0, "tile_size_px": 224, "extractor": "ctp"}
-        file.attrs.update({**facts, "feat_type": "tile"})
+        attributes = {"unit": unit, "tile_size_um": 128.0, "tile_size_px": 224, "extractor": "ctp"}
+        file.attrs.update({**attributes, "feat_type": "tile"})
     return path
 
 
 def read_as_trident(path: Path) -> dict[str, Any]:
-    """What a reader made for TRIDENT's features takes out of a file; a missing attribute raises."""
+    """Read a file as TRIDENT's readers do; a missing attribute raises KeyError."""
     with h5py.File(path, "r") as file:
         features, coords = file["features"], file["coords"]
-        found: dict[str, Any] = {name: coords.attrs[name] for name in TRIDENT_COORDS}
-        found |= {f"features.{name}": features.attrs[name] for name in TRIDENT_FEATURES}
-        return found | {"features": features[:], "coords": coords[:]}
+        values: dict[str, Any] = {name: coords.attrs[name] for name in TRIDENT_COORDS}
+        values |= {f"features.{name}": features.attrs[name] for name in TRIDENT_FEATURES}
+        return values | {"features": features[:], "coords": coords[:]}
 
 
 def read_as_clam(patches: Path, features: Path) -> dict[str, Any]:
-    """What a reader made for CLAM takes; where `patch_level` is missing it raises, as CLAM's does."""
+    """Read files as CLAM's readers do; a missing `patch_level` raises KeyError, as in CLAM."""
     with h5py.File(patches, "r") as file:
-        found: dict[str, Any] = {name: file["coords"].attrs[name] for name in CLAM_COORDS}
-        found["patches"] = file["coords"][:]
+        values: dict[str, Any] = {name: file["coords"].attrs[name] for name in CLAM_COORDS}
+        values["patches"] = file["coords"][:]
     with h5py.File(features, "r") as file:
-        return found | {"features": file["features"][:], "coords": file["coords"][:]}
+        return values | {"features": file["features"][:], "coords": file["coords"][:]}
 
 
-def l0_patch(found: dict[str, Any]) -> NDArray[np.float64]:
-    """The side of a patch at level 0, as CLAM's readers work it out."""
-    return np.asarray(found["patch_size"] * np.asarray(found["downsample"], np.float64))
+def l0_patch(values: dict[str, Any]) -> NDArray[np.float64]:
+    """The side of a patch at level 0, as CLAM's readers compute it."""
+    return np.asarray(values["patch_size"] * np.asarray(values["downsample"], np.float64))

@@ -1,6 +1,6 @@
-"""Tile features on disk: written as TRIDENT and CLAM lay them out, read from theirs and STAMP's; streamed."""
+"""Tile features on disk: written in the layout of TRIDENT or CLAM, read from these and from STAMP."""
 
-from lobule.features.folder import FeatureFolder, FeatureManifest, begin_folder, open_features
+from lobule.features.folder import FeatureFolder, FeatureManifest, open_features, prepare_folder
 from lobule.features.frame import Encoding, TileFrame, nominal_magnification
 from lobule.features.hdf5 import FeatureFile, write_coords, write_features
 
@@ -10,7 +10,7 @@ __all__ = [
     "FeatureFolder",
     "FeatureManifest",
     "TileFrame",
-    "begin_folder",
+    "prepare_folder",
     "nominal_magnification",
     "open_features",
     "write_coords",

@@ -1,4 +1,4 @@
-"""A folder of feature files: its manifest, where each case's file is, and that all come from one encoder."""
+"""A folder of feature files: its manifest, the file of each case, and the check that one encoder made all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from lobule.cohort import Case
 from lobule.errors import ConfigError, DamagedFile, NotReadable, ResultsError
-from lobule.features.frame import Encoding, TileFrame, encoding_of, to_facts
+from lobule.features.frame import Encoding, TileFrame, encoding_of, encoding_to_dict
 from lobule.features.hdf5 import FeatureFile, read_feature_file
 from lobule.files import make_folder, read_json, write_json
 
@@ -26,7 +26,7 @@ Layout = Literal["trident", "clam"]
 
 @dataclass(frozen=True)
 class FeatureManifest:
-    """What every file of a folder was made with."""
+    """The encoder and the settings with which all files of a folder were extracted."""
 
     encoding: Encoding
     mpp: float
@@ -39,23 +39,23 @@ class FeatureManifest:
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
-            raise ConfigError(f"no layout '{self.layout}'", expected=", ".join(get_args(Layout)))
+            raise ConfigError(f"unknown layout '{self.layout}'", expected=", ".join(get_args(Layout)))
         if self.layout == "clam" and self.dtype != "float32":
-            raise ConfigError("CLAM's readers take float32 features alone", remedy="Use --dtype float32")
+            raise ConfigError("the layout clam stores float32 features only", remedy="Use --dtype float32")
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "encoding": to_facts(self.encoding), "scaling": dict(self.scaling)}
+        return {**asdict(self), "encoding": encoding_to_dict(self.encoding), "scaling": dict(self.scaling)}
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> FeatureManifest:
+    def from_dict(cls, stored: Mapping[str, Any]) -> FeatureManifest:
         try:
-            values = {name: facts[name] for name in cls.__dataclass_fields__}
-            return cls(**{**values, "encoding": encoding_of(facts["encoding"])})
+            values = {name: stored[name] for name in cls.__dataclass_fields__}
+            return cls(**{**values, "encoding": encoding_of(stored["encoding"])})
         except (KeyError, TypeError) as error:
-            raise ConfigError("not a manifest of features", actual=repr(error)) from error
+            raise ConfigError("the content is not a manifest of features", actual=repr(error)) from error
 
     def paths_of(self, root: Path, frame: TileFrame) -> tuple[Path, Path]:
-        """Where a case's corners and its features go."""
+        """The paths of the coordinates file and the feature file of a case."""
         name = quote(frame.name, safe=" ")
         if self.layout == "clam":
             return root / "patches" / f"{name}.h5", root / "h5_files" / f"{name}.h5"
@@ -64,112 +64,132 @@ class FeatureManifest:
         return base / "patches" / f"{name}_patches.h5", features
 
 
-def begin_folder(path: str | Path, manifest: FeatureManifest) -> Path:
-    """Make or take up a folder; one that holds features of another encoder or other tiles is refused."""
+def prepare_folder(path: str | Path, manifest: FeatureManifest) -> Path:
+    """Create or reopen a folder of features.
+
+    Raises:
+        ResultsError: The folder contains features of another encoder or of other tiles.
+    """
     root = make_folder(path)
-    place = root / MANIFEST
-    wanted = {"format": FORMAT, "research_use": RESEARCH_USE, **manifest.to_dict()}
-    if place.exists():
-        before = read_json(place)
-        if before != wanted:
-            # the encoding's hash is over the input size too: what is plainer comes first
-            keys = sorted(wanted, key=lambda name: name == "encoding")
-            key = next(key for key in keys if before.get(key) != wanted[key])
+    manifest_path = root / MANIFEST
+    content = {"format": FORMAT, "research_use": RESEARCH_USE, **manifest.to_dict()}
+    if manifest_path.exists():
+        stored = read_json(manifest_path)
+        if stored != content:
+            # The hash of the encoding depends on the input size too. The encoding is compared last, so that
+            # the message names the simplest difference.
+            keys = sorted(content, key=lambda name: name == "encoding")
+            key = next(key for key in keys if stored.get(key) != content[key])
             raise ResultsError(
-                f"this folder holds features of another {key}",
+                f"this folder contains features of another {key}",
                 subject=root,
-                expected=str(before.get(key)),
-                actual=str(wanted[key]),
-                remedy="Write to another folder: features of two kinds must not be mixed",
+                expected=str(stored.get(key)),
+                actual=str(content[key]),
+                remedy="Write to another folder, because features of two kinds must not be mixed",
             )
     else:
-        write_json(place, wanted)
+        write_json(manifest_path, content)
     return root
 
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """Feature files of many cases, Lobule's own or another tool's."""
+    """Feature files of many cases, written by Lobule or by another tool."""
 
     path: Path
     manifest: FeatureManifest | None
-    """None where another tool made the folder."""
+    """None if another tool wrote the folder."""
 
     @property
     def encoder_weights(self) -> Path | None:
-        """The encoder's weights, where they were kept with the features."""
-        place = self.path / ENCODER
-        return place if place.is_file() else None
+        """The file with the encoder's weights; None if it was not stored with the features."""
+        path = self.path / ENCODER
+        return path if path.is_file() else None
 
     def find(self, case: Case) -> FeatureFile:
-        """The features of a case, by its name or its slide's; what is half-written or missing is said so."""
+        """Find the feature file of a case by the case name or by the file name of its slide.
+
+        Raises:
+            DamagedFile: The extraction of this case was interrupted, or its file is damaged.
+            NotReadable: There is no feature file for this case.
+            ConfigError: The file comes from another encoder than the folder.
+        """
         names = dict.fromkeys([quote(case.id, safe=" "), case.id, *_stem(case)])
         for name in names:
-            if (place := self._files.get(name)) is not None:
-                return self._checked(read_feature_file(place))
-        broken = [path for name in names for path in self.path.rglob(f".{escape(name[:80])}.*.part.h5")]
-        if broken:
+            if (feature_path := self._files.get(name)) is not None:
+                return self._refuse_other_encoder(read_feature_file(feature_path))
+        unfinished = [path for name in names for path in self.path.rglob(f".{escape(name[:80])}.*.part.h5")]
+        if unfinished:
             raise DamagedFile(
-                "its features are half-written: the extraction was stopped",
-                subject=broken[0],
-                remedy="Run the same `lobule features` again; it goes on where it stopped",
+                "the feature file is half-written: the extraction was stopped",
+                subject=unfinished[0],
+                remedy="Run the same `lobule features` command again to complete it",
             )
         raise NotReadable(
-            f"no features of the case '{case.id}'",
+            f"there are no features of the case '{case.id}'",
             subject=self.path,
             expected=f"a file {next(iter(names))}.h5",
             remedy="Extract them with `lobule features`",
         )
 
-    def of_slide_file(self, case: Case, file: FeatureFile) -> bool:
-        """Whether a file found for a case is that of its whole slide, not of the case alone."""
+    def is_slide_file(self, case: Case, file: FeatureFile) -> bool:
+        """Whether the feature file of a case is named after its slide, and not after the case itself."""
         return file.path.stem not in (quote(case.id, safe=" "), case.id)
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        """Feature files by case."""
-        found: dict[str, Path] = {}
-        kinds = _feature_folders(self.path)
-        if len(kinds) > 1:
+        """Feature files by file name without suffix."""
+        files: dict[str, Path] = {}
+        folders = _feature_folders(self.path)
+        if len(folders) > 1:
             raise ConfigError(
-                "this folder holds features of several kinds",
+                "this folder contains features of several kinds",
                 subject=self.path,
-                actual=", ".join(str(kind.relative_to(self.path)) for kind in kinds),
-                remedy="Name the folder of one of them",
+                actual=", ".join(str(folder.relative_to(self.path)) for folder in folders),
+                remedy="Pass one of these subfolders instead",
             )
-        for path in sorted((kinds or [self.path])[0].glob("*.h5")):
+        for path in sorted((folders or [self.path])[0].glob("*.h5")):
             if not path.name.startswith("."):
-                found[path.stem] = path
-        return found
+                files[path.stem] = path
+        return files
 
-    def _checked(self, file: FeatureFile) -> FeatureFile:
+    def _refuse_other_encoder(self, file: FeatureFile) -> FeatureFile:
         if self.manifest is not None:
-            wanted = self.manifest.encoding
-            if file.hash != wanted.hash or file.dim != wanted.dim:
+            encoding = self.manifest.encoding
+            if file.hash != encoding.hash or file.dim != encoding.dim:
                 raise ConfigError(
-                    "features of another backbone",
+                    "the features come from another backbone",
                     subject=file.path,
-                    expected=f"{wanted.name}, {wanted.dim} numbers, {wanted.hash[:23]}",
+                    expected=f"{encoding.name}, {encoding.dim} numbers, {encoding.hash[:23]}",
                     actual=f"{file.encoder}, {file.dim} numbers, {(file.hash or 'unknown weights')[:23]}",
-                    remedy="Extract them again with the folder's backbone",
+                    remedy="Extract them again with the backbone of this folder",
                 )
         return file
 
 
 def open_features(path: str | Path) -> FeatureFolder:
-    """A folder of features: one that `lobule features` made, TRIDENT's, CLAM's or STAMP's."""
+    """Open a folder of features written by `lobule features`, TRIDENT, CLAM or STAMP.
+
+    Args:
+        path: The folder. If it contains features of several encoders, pass one of its subfolders.
+
+    Raises:
+        NotReadable: There is no such folder.
+    """
     root = Path(path)
     if not root.is_dir():
         raise NotReadable(
-            "no folder of features", subject=path, remedy="Make one with `lobule features COHORT --out DIR`"
+            "there is no such folder of features",
+            subject=path,
+            remedy="Create one with `lobule features COHORT --out DIR`",
         )
-    place = root / MANIFEST
-    manifest = FeatureManifest.from_dict(read_json(place)) if place.is_file() else None
+    manifest_path = root / MANIFEST
+    manifest = FeatureManifest.from_dict(read_json(manifest_path)) if manifest_path.is_file() else None
     return FeatureFolder(root, manifest)
 
 
 def _feature_folders(root: Path) -> list[Path]:
-    """Folders that hold feature files, as the layouts place them; none where the folder itself does."""
+    """Subfolders with feature files, as in the layouts; empty if the folder itself contains the files."""
     patterns = ("features_*", "*x_*px_*px_overlap/features_*", "h5_files")
     return sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_dir()})
 

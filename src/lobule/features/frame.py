@@ -1,4 +1,4 @@
-"""What features are of: the encoder that made them, and where their tiles lie, as each layout says it."""
+"""The encoder of features, the positions of their tiles, and the attributes that each layout stores."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from typing import Any
 from lobule.errors import ConfigError
 from lobule.geometry import Lattice, Size
 
-USUAL_MAGNIFICATIONS = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
-NEAR = 0.15
-"""Scanners that are called 20x have 0.46 to 0.5 µm/px: so near counts as the usual number."""
+STANDARD_MAGNIFICATIONS = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
+TOLERANCE = 0.15
+"""Relative tolerance for a standard magnification: scanners called 20x have 0.46 to 0.5 µm/px."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What turns a tile into numbers. Features of two encodings must not be mixed."""
+    """The encoder that converts a tile to features. Features of two encodings must not be mixed."""
 
     name: str
     """The backbone, such as `resnet50` or `timm:vit_small_patch16_224`."""
     hash: str
-    """Over the weights, the input scaling and the input size."""
+    """Hash of the weights, the input scaling and the input size."""
     dim: int
 
     @property
     def folder_name(self) -> str:
-        """The name as part of a path, as `features_<encoder>` has it."""
+        """The name with only characters that are safe in a path, for the folder `features_<encoder>`."""
         return re.sub(r"[^A-Za-z0-9._-]+", "_", self.name)
 
 
 @dataclass(frozen=True)
 class TileFrame:
-    """Where the tiles of one slide lie."""
+    """The size and the grid of the tiles of one slide."""
 
     name: str
-    """The case, or the slide's file name without suffix."""
+    """The name of the case, or the file name of the slide without suffix."""
     tile_px: int
-    """Pixels a side of a tile at the µm/px it is read at."""
+    """Side of a tile in pixels, at the µm/px at which it is read."""
     mpp: float
     """µm/px at which tiles are read."""
     l0_tile: int
-    """Level-0 pixels a side."""
+    """Side of a tile in level-0 pixels."""
     l0_size: Size
     l0_magnification: float
     level: int | None = None
-    """The level that is read unscaled; None where pixels are resampled."""
+    """The level that is read without scaling; None if pixels are resampled."""
     downsample: tuple[float, float] = (1.0, 1.0)
     level_size: Size | None = None
     overlap_px: int = 0
 
     @classmethod
-    def of(cls, name: str, lattice: Lattice, tile_px: int, wanted_mpp: float) -> TileFrame:
-        """The frame of tiles that lie on a lattice without gap or overlap."""
+    def of(cls, name: str, lattice: Lattice, tile_px: int, target_mpp: float) -> TileFrame:
+        """The frame of tiles that cover a lattice without gaps or overlap."""
         if lattice.mpp is None:
-            raise ConfigError("features need the µm/px of their tiles", subject=name)
+            raise ConfigError("features need the µm/px of the slide, which is unknown", subject=name)
         step_x, step_y = float(lattice.step_x), float(lattice.step_y)
-        mpp = lattice.mpp.mean if lattice.level is not None else wanted_mpp
+        mpp = lattice.mpp.mean if lattice.level is not None else target_mpp
         return cls(
             name,
             tile_px,
@@ -71,16 +71,16 @@ class TileFrame:
         )
 
     def attributes(self, folder: str) -> dict[str, Any]:
-        """The attributes of `coords`: TRIDENT's, and CLAM's where the tiles lie on a real level.
+        """The attributes of `coords`: those of TRIDENT, and of CLAM if the tiles are on a pyramid level.
 
-        Elsewhere CLAM's `patch_level` is left out, so that a CLAM reader fails loudly instead of reading
-        tiles of another size.
+        Without such a level, `patch_level` of CLAM is left out. A CLAM reader then raises an error instead of
+        reading tiles of another size.
         """
         trident = {
             "patch_size": self.tile_px,
             "patch_size_level0": self.l0_tile,
-            "level0_magnification": _plain(self.l0_magnification),
-            "target_magnification": _plain(nominal_magnification(self.mpp)),
+            "level0_magnification": _int_if_whole(self.l0_magnification),
+            "target_magnification": _int_if_whole(nominal_magnification(self.mpp)),
             "overlap": self.overlap_px,
             "name": self.name,
             "savetodir": folder,
@@ -99,29 +99,37 @@ class TileFrame:
 
     @property
     def folder_name(self) -> str:
-        """TRIDENT's folder of all slides tiled alike."""
-        magnification = _plain(nominal_magnification(self.mpp))
+        """The name of TRIDENT's folder for all slides with this tiling."""
+        magnification = _int_if_whole(nominal_magnification(self.mpp))
         return f"{magnification:g}x_{self.tile_px}px_{self.overlap_px}px_overlap"
 
 
 def nominal_magnification(mpp: float) -> float:
-    """The number that people call a µm/px by: 10 over it, or the usual number that is near."""
-    exact = 10.0 / mpp
-    nearest = min(USUAL_MAGNIFICATIONS, key=lambda usual: abs(usual / exact - 1))
-    return nearest if abs(nearest / exact - 1) <= NEAR else round(exact, 3)
+    """The magnification for a µm/px: 10 divided by it, rounded to a standard magnification if one is near."""
+    exact_magnification = 10.0 / mpp
+    nearest_standard = min(
+        STANDARD_MAGNIFICATIONS, key=lambda standard: abs(standard / exact_magnification - 1)
+    )
+    return (
+        nearest_standard
+        if abs(nearest_standard / exact_magnification - 1) <= TOLERANCE
+        else round(exact_magnification, 3)
+    )
 
 
-def _plain(value: float) -> int | float:
+def _int_if_whole(value: float) -> int | float:
     return int(value) if float(value).is_integer() else value
 
 
-def encoding_of(facts: Mapping[str, Any]) -> Encoding:
-    """An encoding as `to_facts` stored it."""
+def encoding_of(stored: Mapping[str, Any]) -> Encoding:
+    """Read an encoding that was stored by `encoding_to_dict`."""
     try:
-        return Encoding(str(facts["name"]), str(facts["hash"]), int(facts["dim"]))
+        return Encoding(str(stored["name"]), str(stored["hash"]), int(stored["dim"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError("not the description of an encoder", actual=repr(dict(facts))) from error
+        raise ConfigError(
+            "the description of the encoder is incomplete", actual=repr(dict(stored))
+        ) from error
 
 
-def to_facts(encoding: Encoding) -> dict[str, Any]:
+def encoding_to_dict(encoding: Encoding) -> dict[str, Any]:
     return asdict(encoding)

@@ -1,7 +1,7 @@
-"""Extraction of features: tiles of every slide through an encoder, into one feature file a case.
+"""Extraction of features: encode the tiles of every slide and write one feature file per case.
 
-Not a method that learns: it gives no score, and what it leaves is what methods learn from. It runs through
-the scanner as any predictor does, so resuming, failures and the memory ceiling are the scanner's.
+Extraction computes no scores; its files are the training input of other methods. It runs in the scanner like
+any predictor, so the scanner handles resuming, failed cases and the memory limit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, LobuleError
-from lobule.features import FeatureManifest, TileFrame, begin_folder, write_coords, write_features
+from lobule.features import FeatureManifest, TileFrame, prepare_folder, write_coords, write_features
 from lobule.features.folder import ENCODER
 from lobule.features.frame import Encoding
 from lobule.features.hdf5 import read_feature_file
@@ -44,22 +44,22 @@ from lobule.slides.slide import open_slide
 from lobule.stitch import State
 
 SCAN = "scan"
-"""The results folder of the extraction, inside the folder of features."""
+"""The results folder of the scan, inside the folder of features."""
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What is extracted, and how it is stored."""
+    """Settings of the tiles and of the stored features."""
 
     tiling: Tiling
     dtype: str = "float16"
     layout: str = "trident"
     keep_encoder: bool = True
-    """Keep the encoder's weights with the features, so that bundles trained on them can scan slides."""
+    """Store the encoder's weights with the features, so that bundles trained on them can scan slides."""
 
 
 class ExtractionPredictor:
-    """An encoder as the scanner runs it; each case ends as a feature file."""
+    """A predictor that encodes tiles and writes a feature file for each case."""
 
     classes: tuple[str, ...] = ()
 
@@ -68,7 +68,7 @@ class ExtractionPredictor:
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         if case.path is None:
-            raise ConfigError("features are made of slides", subject=case.id, actual=f"an {case.kind}")
+            raise ConfigError("features are extracted from slides", subject=case.id, actual=f"an {case.kind}")
         return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
@@ -88,38 +88,38 @@ class ExtractionPredictor:
         assert case.case.path is not None
         source = slide_fingerprint(case.case.path)
         coords_path, features_path = self.manifest.paths_of(self.root, frame)
-        if not self._stands(features_path, source, pass_.fields, frame):
+        if not self._is_up_to_date(features_path, source, pass_.fields, frame):
             table = yield pass_
             assert isinstance(table, TableReader)
             refuse_all_failed(table)
             self._export(table, frame, source, coords_path, features_path)
-        stored = read_feature_file(features_path)
-        facts = {"tiles": stored.count, "features": str(features_path.relative_to(self.root))}
-        return Result({}, metadata=facts, scored=stored.count > 0)
+        feature_file = read_feature_file(features_path)
+        metadata = {"tiles": feature_file.count, "features": str(features_path.relative_to(self.root))}
+        return Result({}, metadata=metadata, scored=feature_file.count > 0)
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
         return self._encoder.forward(batch)
 
-    def _stands(self, path: Path, source: str, fields: Fields, frame: TileFrame) -> bool:
-        """Whether the file is there already, whole, of these very tiles of this very slide."""
+    def _is_up_to_date(self, path: Path, source: str, fields: Fields, frame: TileFrame) -> bool:
+        """Whether a complete feature file of the same tiles of the same slide exists already."""
         if not path.exists():
             return False
         try:
-            found = read_feature_file(path)
+            file = read_feature_file(path)
         except LobuleError:
             return False
-        wanted = self.manifest.encoding
-        if (found.source, found.hash, found.count) != (source, wanted.hash, len(fields)):
+        encoding = self.manifest.encoding
+        if (file.source, file.hash, file.count) != (source, encoding.hash, len(fields)):
             return False
-        # another region of the slide, or another µm/px said of it, may have as many tiles
+        # Another region of the slide, or another µm/px, can have the same number of tiles.
         boxes = (fields.l0_box(row) for row in range(len(fields)))
         corners = np.array([(box.x, box.y) for box in boxes], np.int64).reshape(-1, 2)
-        return found.tile_l0 == frame.l0_tile and np.array_equal(found.l0_coords(), corners)
+        return file.tile_l0 == frame.l0_tile and np.array_equal(file.l0_coords(), corners)
 
     def _export(
         self, table: TableReader, frame: TileFrame, source: str, coords_path: Path, features_path: Path
     ) -> None:
-        """The table as a feature file, part by part; tiles that failed are left out."""
+        """Write the table as a feature file, chunk by chunk, without the failed tiles."""
         for path in (coords_path, features_path):
             path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in features_path.parent.glob(f".{features_path.stem[:80]}.*.part.h5"):
@@ -134,12 +134,12 @@ class ExtractionPredictor:
             dtype=self.manifest.dtype,
             coords_dtype=coords_dtype,
         ) as append:
-            for part in table.iterate():
-                scored = part["state"] == State.SCORED
+            for chunk in table.iterate():
+                scored = chunk["state"] == State.SCORED
                 if not scored.any():
                     continue
-                corners.append(np.stack([part["l0_x"][scored], part["l0_y"][scored]], axis=1))
-                append(part[COLUMN][scored], corners[-1])
+                corners.append(np.stack([chunk["l0_x"][scored], chunk["l0_y"][scored]], axis=1))
+                append(chunk[COLUMN][scored], corners[-1])
         write_coords(coords_path, frame, np.concatenate(corners), coords_dtype="int64")
 
 
@@ -154,7 +154,22 @@ def extract(
     retry_failed: bool = False,
     progress: Progress | None = None,
 ) -> ScanReport:
-    """Features of every case of a cohort; run again, it goes on where it stopped."""
+    """Extract the features of every case of a cohort; running it again continues an interrupted extraction.
+
+    Args:
+        encoder: The encoder.
+        cohort: The slides, or regions of slides.
+        out: The folder of features.
+        extraction: Settings of the tiles and of the stored features.
+        options: Options of the scan, such as the tissue detection.
+        machine: The device and the limits of this machine.
+        retry_failed: Process cases and tiles again that failed before.
+        progress: Receives the progress of the scan.
+
+    Raises:
+        ConfigError: The encoder does not accept tiles of this size.
+        ResultsError: The folder contains features of another encoder or of other tiles.
+    """
     tiling = extraction.tiling
     encoding = Encoding(encoder.name, encoder.hash_at(tiling.input_px), encoder.dim)
     manifest = FeatureManifest(
@@ -167,18 +182,18 @@ def extract(
         extraction.layout,  # type: ignore[arg-type]  # checked by the manifest
         encoder.scaling.as_dict(),
     )
-    placed_encoder = TileEncoder(encoder, tiling)
-    placed_encoder.bytes_of_tile()  # a folder that says tiles are of a size that cannot be is of no use
-    root = begin_folder(out, manifest)
+    tile_encoder = TileEncoder(encoder, tiling)
+    tile_encoder.bytes_of_tile()  # an invalid tile size is refused before the folder is created
+    root = prepare_folder(out, manifest)
     if extraction.keep_encoder and not (root / ENCODER).exists():
         keep_encoder(encoder, root / ENCODER)
-    forget_missing(root)
-    predictor = ExtractionPredictor(placed_encoder, manifest, root)
-    facts: dict[str, Any] = {"method": "features", "fingerprint": encoding.hash, "classes": []}
+    clear_cases_without_files(root)
+    predictor = ExtractionPredictor(tile_encoder, manifest, root)
+    model_info: dict[str, Any] = {"method": "features", "fingerprint": encoding.hash, "classes": []}
     try:
         return scan(
             predictor,
-            facts,
+            model_info,
             cohort,
             root / SCAN,
             options,
@@ -187,32 +202,32 @@ def extract(
             progress=progress,
         )
     finally:
-        drop_tables(root)
+        delete_tables(root)
 
 
 def keep_encoder(encoder: Encoder, path: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in encoder.weights.items()}
-    with write_atomic(path) as part:
-        save_file(tensors, part)
+    with write_atomic(path) as temporary_path:
+        save_file(tensors, temporary_path)
 
 
-def forget_missing(root: Path) -> None:
-    """Forget cases that are said to be complete and whose feature file is gone: they are made again."""
-    for case in _complete(root):
-        facts = case.result or {}
-        if not (root / str(facts.get("features", ""))).is_file():
+def clear_cases_without_files(root: Path) -> None:
+    """Delete the results of complete cases without a feature file, so that they are extracted again."""
+    for case in _complete_cases(root):
+        result = case.result or {}
+        if not (root / str(result.get("features", ""))).is_file():
             case.clear()
 
 
-def drop_tables(root: Path) -> None:
-    """Forget the tables of complete cases: what was in them is in the feature files."""
-    for case in _complete(root):
+def delete_tables(root: Path) -> None:
+    """Delete the tables of complete cases, because the feature files contain the same data."""
+    for case in _complete_cases(root):
         shutil.rmtree(case.path / "tables", ignore_errors=True)
 
 
-def _complete(root: Path) -> list[CaseFolder]:
+def _complete_cases(root: Path) -> list[CaseFolder]:
     if not (root / SCAN / "scan.json").exists():
         return []
     return [case for case in open_results(root / SCAN).cases() if case.status in (COMPLETE, UNSCORED)]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.cohort import Case, Cohort
-from lobule.features import Encoding, FeatureManifest, TileFrame, begin_folder, write_coords, write_features
+from lobule.features import Encoding, FeatureManifest, TileFrame, prepare_folder, write_coords, write_features
 from lobule.geometry import Size
 from tests.scanning.support import write_slide
 
@@ -74,7 +74,7 @@ def write_outline(folder: Path, name: str, slide: SlideTiles) -> str:
 
 def make_cohort(folder: Path, slides: int = 20, seed: int = 0, strength: float = 2.5) -> tuple[Cohort, Path]:
     """Write slides with one label each (every second is positive), their features and tumour outlines."""
-    features = begin_folder(folder / "features", MANIFEST)
+    features = prepare_folder(folder / "features", MANIFEST)
     cases = []
     for number in range(slides):
         tumour = number % 2 == 1

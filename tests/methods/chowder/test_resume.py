@@ -23,7 +23,7 @@ def stored_cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, Pat
     return make_cohort(tmp_path_factory.mktemp("chowder"), 20)
 
 
-class Stopping(FitProgress):
+class InterruptingProgress(FitProgress):
     """Interrupt the training when a given stage starts."""
 
     def __init__(self, stage: str) -> None:
@@ -44,7 +44,14 @@ def test_an_interrupted_training_ends_with_the_same_bundle(
     uninterrupted = train(config, cohort, tmp_path / "whole", machine=MACHINE)
     for stage in ("fold 2", "member 2"):
         with pytest.raises(KeyboardInterrupt):
-            train(config, cohort, tmp_path / "broken", machine=MACHINE, resume=True, progress=Stopping(stage))
+            train(
+                config,
+                cohort,
+                tmp_path / "broken",
+                machine=MACHINE,
+                resume=True,
+                progress=InterruptingProgress(stage),
+            )
     with pytest.raises(ResultsError, match="a training has begun here"):
         train(config, cohort, tmp_path / "broken", machine=MACHINE)
     with pytest.raises(ResultsError, match="another config"):
@@ -60,7 +67,7 @@ def test_training_does_not_resume_with_changed_features(tmp_path: Path) -> None:
     cohort, features = make_cohort(tmp_path, 10)
     config, out = replace(QUICK, features=str(features)), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        train(config, cohort, out, machine=MACHINE, progress=Stopping("member 2"))
+        train(config, cohort, out, machine=MACHINE, progress=InterruptingProgress("member 2"))
     write_tiles(features, "tumor_003", make_slide(77, True))
     with pytest.raises(ResultsError, match=r"the features have changed.* Found tumor_003\. .*--fresh"):
         train(config, cohort, out, machine=MACHINE, resume=True)

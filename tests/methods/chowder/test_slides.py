@@ -22,7 +22,7 @@ TILE, MPP, SIDE = 64, 0.5, 256
 MACHINE = {"device": "cpu", "precision": "float32", "channels_last": True, "batch": 4, "lanes": 1}
 
 
-def painted(folder: Path, number: int) -> Case:
+def write_case(folder: Path, number: int) -> Case:
     """A slide of noise; every second slide has one tile with another colour."""
     rng = np.random.default_rng(number)
     pixels = rng.integers(120, 200, (SIDE, SIDE, 3)).astype(np.uint8)
@@ -37,7 +37,7 @@ def painted(folder: Path, number: int) -> Case:
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     folder = tmp_path_factory.mktemp("slides")
-    return Cohort(tuple(painted(folder, number) for number in range(10)))
+    return Cohort(tuple(write_case(folder, number) for number in range(10)))
 
 
 @pytest.fixture(scope="module")

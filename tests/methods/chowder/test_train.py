@@ -60,7 +60,7 @@ def trained(stored_cohort: tuple[Cohort, Path], tmp_path_factory: pytest.TempPat
     return train(config, cohort, tmp_path_factory.mktemp("bundle"), machine=MACHINE)
 
 
-def scanned(bundle: Bundle, cohort: Cohort, out: Path, features: Path | str) -> Any:
+def run_scan(bundle: Bundle, cohort: Cohort, out: Path, features: Path | str) -> Any:
     model_info = {"method": "chowder", "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}
     options = ScanOptions(settings={"features": str(features)})
     report = scan(load(bundle), model_info, cohort, out, options, SMALL)
@@ -69,7 +69,7 @@ def scanned(bundle: Bundle, cohort: Cohort, out: Path, features: Path | str) -> 
 
 def test_trained_model_scores_and_localises_tumour_on_new_slides(trained: Bundle, tmp_path: Path) -> None:
     unseen, features = make_cohort(tmp_path, 8, seed=9)
-    report, results = scanned(trained, unseen, tmp_path / "results", features)
+    report, results = run_scan(trained, unseen, tmp_path / "results", features)
     assert dict(report.counts) == {"complete": 8}
     labels, scores = [], []
     for number, case in enumerate(unseen):
@@ -96,7 +96,7 @@ def test_a_map_cell_is_the_value_of_its_tile(
     """Compare the scan with the ensemble called directly on the features."""
     cohort, features = stored_cohort
     single_case = Cohort((cohort["tumor_001"],))
-    _, results = scanned(trained, single_case, tmp_path, features)
+    _, results = run_scan(trained, single_case, tmp_path, features)
     predictor = load(trained)
     scores = predictor.ensemble.score_bag([torch.from_numpy(make_slide(1, True).features)])
     folder = results.case_folder("tumor_001")
@@ -140,7 +140,7 @@ def test_bags_of_any_size_are_scanned(trained: Bundle, tmp_path: Path) -> None:
         write_tiles(
             features, case.id, SlideTiles(slide.coords[:count], slide.features[:count], slide.inside[:count])
         )
-    report, results = scanned(trained, unseen, tmp_path / "results", features)
+    report, results = run_scan(trained, unseen, tmp_path / "results", features)
     assert dict(report.counts) == {"complete": 4, "unscored": 1}
     assert "no tile" in report.unscored[unseen.cases[0].id]
     assert report.counters.pixels_done == 0
@@ -166,7 +166,7 @@ def test_a_scan_with_features_of_another_backbone_is_refused(trained: Bundle, tm
     (features / "features.json").unlink()
     for case in unseen:
         write_tiles(features, case.id, make_slide(1, True), Encoding("lobule:tiny", "sha256:other", 12))
-    report, _ = scanned(trained, unseen, tmp_path / "results", features)
+    report, _ = run_scan(trained, unseen, tmp_path / "results", features)
     assert "features of another backbone than the bundle was trained on" in report.failed["normal_000"]
 
 
@@ -174,7 +174,7 @@ def test_scan_without_encoder_or_features_names_the_remedy(
     trained: Bundle, stored_cohort: tuple[Cohort, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"contains no encoder.*--set features=DIR"):
-        scanned(trained, stored_cohort[0], tmp_path, "")
+        run_scan(trained, stored_cohort[0], tmp_path, "")
 
 
 @pytest.mark.parametrize("model", [name for name in MODEL_DEFAULTS if name not in ("modern", "transmil")])
@@ -200,7 +200,7 @@ def test_transmil_is_trained_and_scanned_on_whole_bags(
     subset = Cohort(cohort.cases[:10])
     config = Config(model="transmil", features=str(features), members=1, epochs=1, tiles=20)
     bundle = train(config, subset, tmp_path / "bundle", val=None, machine=MACHINE)
-    report, results = scanned(bundle, Cohort(cohort.cases[:1]), tmp_path / "results", features)
+    report, results = run_scan(bundle, Cohort(cohort.cases[:1]), tmp_path / "results", features)
     assert dict(report.counts) == {"complete": 1}
     result = results.case_folder("normal_000").result
     assert result is not None

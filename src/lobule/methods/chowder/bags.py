@@ -120,7 +120,7 @@ def bag_of(case: Case, folder: FeatureFolder, label: int = 0) -> Bag:
     if case.l0_box is None:
         return Bag(case, file, label, coords)
     side = file.l0_side(case.mpp)
-    if not folder.of_slide_file(case, file) and _all_touch(case.l0_box, coords, side):
+    if not folder.is_slide_file(case, file) and _all_touch(case.l0_box, coords, side):
         return Bag(case, file, label, coords)
     if side is None:
         raise DamagedFile(

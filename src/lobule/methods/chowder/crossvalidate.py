@@ -19,7 +19,7 @@ from lobule.methods.chowder.bags import Bag
 from lobule.methods.chowder.config import Config
 from lobule.methods.chowder.ensemble import Ensemble
 from lobule.methods.chowder.fit import Fitted
-from lobule.methods.chowder.splits import folds_of, hold_out, refuse_lopsided
+from lobule.methods.chowder.splits import folds_of, hold_out, refuse_one_sided_folds
 
 Fitter = Callable[[Config, Sequence[Bag], Sequence[Bag], int], Fitted]
 
@@ -65,8 +65,8 @@ def cross_validate(
             if not fold_path.exists():
                 train_bags = [bag for bag, f in zip(bags, folds, strict=True) if f != fold]
                 test_bags = [bag for bag, f in zip(bags, folds, strict=True) if f == fold]
-                fold_scores = _fold(config, train_bags, test_bags, _seed_of(seed, repeat, fold), fitter)
-                write_json(fold_path, {"scores": fold_scores.scores, "choice": fold_scores.choice})
+                new_fold = _fold(config, train_bags, test_bags, _seed_of(seed, repeat, fold), fitter)
+                write_json(fold_path, {"scores": new_fold.scores, "choice": new_fold.choice})
             fold_result = read_json(fold_path)
             scores |= fold_result["scores"]
             rows += [
@@ -92,13 +92,13 @@ def _check_folds(config: Config, bags: Sequence[Bag], seed: int) -> None:
     """Refuse outer and inner folds that cannot be trained on, before hours are spent on other folds."""
     for repeat in range(config.repeats):
         folds = folds_of(bags, config.folds, seed + repeat, by_site=config.by_site)
-        refuse_lopsided(bags, folds, config.by_site)
+        refuse_one_sided_folds(bags, folds, config.by_site)
         for fold in range(config.folds if config.nested else 0):
             train_bags = [bag for bag, f in zip(bags, folds, strict=True) if f != fold]
             inner_folds = folds_of(
                 train_bags, config.inner_folds, _seed_of(seed, repeat, fold), by_site=config.by_site
             )
-            refuse_lopsided(train_bags, inner_folds, config.by_site)
+            refuse_one_sided_folds(train_bags, inner_folds, config.by_site)
 
 
 def _fold(

@@ -182,7 +182,7 @@ def members_of(config: Config, dim: int, tensors: Mapping[str, Tensor]) -> Ensem
     for number in range(count):
         member = Standardised(build(config, dim), dim)
         try:
-            member.load_state_dict(_under(tensors, f"member-{number}/"))
+            member.load_state_dict(_with_prefix(tensors, f"member-{number}/"))
         except RuntimeError as error:
             raise BundleError(
                 "the weights do not fit the bag model of the config", actual=str(error)
@@ -203,7 +203,7 @@ def localisation_of(description: Mapping[str, Any], tensors: Mapping[str, Tensor
         )
         calibrations = []
         for number in range(len(orientations)):
-            arrays = _under(tensors, f"calibration-{number}/")
+            arrays = _with_prefix(tensors, f"calibration-{number}/")
             calibrations.append(
                 Calibration(arrays["evidence"].numpy(), arrays["not_above"].numpy(), int(arrays["tiles"]))
             )
@@ -221,5 +221,5 @@ def localisation_of(description: Mapping[str, Any], tensors: Mapping[str, Tensor
         raise BundleError("the localisation in the bundle is damaged", actual=repr(error)) from error
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -21,7 +21,7 @@ TILES_AT_ONCE = 20_000
 """Padded tiles that the model computes at once; larger batches are split."""
 CACHE_SHARE = 0.8
 """Share of the memory limit for cached tiles; if they need more, they are read again at each use."""
-VALIDATION_DRAW = 0x7A11
+VALIDATION_SEED = 0x7A11
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class SampledTiles:
 
     def __init__(self, bags: Sequence[Bag], tiles: int, seed: int, cache_bytes: int) -> None:
         self.bags = bags
-        self._rows = [_draw(len(bag), tiles, seed, bag.case.id) for bag in bags]
+        self._rows = [_sample_rows(len(bag), tiles, seed, bag.case.id) for bag in bags]
         size = sum(
             (len(bag) if rows is None else len(rows)) * bag.file.dim * np.dtype(bag.file.dtype).itemsize
             for bag, rows in zip(bags, self._rows, strict=True)
@@ -65,7 +65,7 @@ class SampledTiles:
         return tiles
 
 
-def _draw(count: int, tiles: int, seed: int, name: str) -> NDArray[np.int64] | None:
+def _sample_rows(count: int, tiles: int, seed: int, name: str) -> NDArray[np.int64] | None:
     """The sorted indices of the sampled tiles of a bag; None means all tiles."""
     if tiles == 0 or count <= tiles:
         return None
@@ -123,7 +123,7 @@ def fit(
         model.std.copy_(moments.std)
     model.to(device)
     train_tiles = SampledTiles(train, config.tiles, seed, int(max_ram * CACHE_SHARE))
-    val_tiles = SampledTiles(val, config.tiles, VALIDATION_DRAW, int(max_ram * CACHE_SHARE / 2))
+    val_tiles = SampledTiles(val, config.tiles, VALIDATION_SEED, int(max_ram * CACHE_SHARE / 2))
     optimiser = torch.optim.Adam(
         model.parameters(), lr=config.setting("rate"), weight_decay=config.setting("decay")
     )
@@ -150,7 +150,7 @@ def fit(
         if on_epoch is not None:
             on_epoch(epoch, fitted.losses[-1])
         if val:
-            score = _validated(model, val_tiles, device)
+            score = _validate(model, val_tiles, device)
             if score > best_score:
                 best_score, fitted.best_epoch, fitted.val_auc = score, epoch, score[0]
                 best = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -225,7 +225,7 @@ def class_weights(labels: Sequence[int], balance: bool) -> tuple[float, float]:
     return len(labels) / (2.0 * counts[0]), len(labels) / (2.0 * counts[1])
 
 
-def _validated(model: Standardised, val_tiles: SampledTiles, device: str) -> tuple[float, float]:
+def _validate(model: Standardised, val_tiles: SampledTiles, device: str) -> tuple[float, float]:
     """The validation AUC and the negative loss, which decides between epochs of equal AUC."""
     model.eval()
     logits = []

@@ -52,7 +52,7 @@ def tiles_of_table(table: TableReader) -> TileSource:
     if not columns:
         no_rows = np.empty(0, np.int64)
         corners = np.empty((0, 2), np.int64)
-        return TileSource(corners, None, no_rows, no_rows, _nothing, corners)
+        return TileSource(corners, None, no_rows, no_rows, _empty_piece, corners)
     scored = columns["state"] == State.SCORED
     corners = np.stack([columns["l0_x"], columns["l0_y"]], axis=1).astype(np.int64)
     rows = np.flatnonzero(scored)
@@ -66,7 +66,7 @@ def tiles_of_table(table: TableReader) -> TileSource:
     return TileSource(corners[rows], side, rows // per_part, rows % per_part, piece, corners[~scored])
 
 
-def _nothing(number: int) -> NDArray[np.float32]:
+def _empty_piece(number: int) -> NDArray[np.float32]:
     return np.empty((0, 0), np.float32)
 
 

@@ -65,7 +65,7 @@ def _sites(bags: Sequence[Bag]) -> list[str]:
     return [root(bag.case.site or "") for bag in bags]
 
 
-def refuse_lopsided(bags: Sequence[Bag], folds: NDArray[np.int64], by_site: bool) -> None:
+def refuse_one_sided_folds(bags: Sequence[Bag], folds: NDArray[np.int64], by_site: bool) -> None:
     """Refuse folds if one contains all cases of a label: training on the others would have one label only."""
     labels = np.array([bag.label for bag in bags])
     for fold in np.unique(folds):

@@ -20,7 +20,7 @@ from lobule.cohort import Cohort
 from lobule.cohort.case import Kind
 from lobule.errors import ConfigError, ResultsError
 from lobule.features import FeatureFolder, open_features
-from lobule.features.frame import to_facts
+from lobule.features.frame import encoding_to_dict
 from lobule.files import read_json, write_json
 from lobule.methods.chowder.agreement import auc_spread, ensemble_agreement, training_notes
 from lobule.methods.chowder.bags import Bag, gather, refuse_mixed, refuse_one_class
@@ -175,7 +175,7 @@ def _kind(folder: FeatureFolder, bags: Sequence[Bag]) -> dict[str, Any]:
     manifest = folder.manifest
     names = ("mpp", "tile_px", "input_px", "tissue_share")
     return {
-        "encoding": to_facts(manifest.encoding),
+        "encoding": encoding_to_dict(manifest.encoding),
         "tiling": {name: getattr(manifest, name) for name in names},
     }
 
