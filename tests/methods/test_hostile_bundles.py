@@ -50,7 +50,7 @@ def test_field_of_a_wrong_type_is_refused(name: str, bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "5", "[]", '{"format": NaN}', "\0"])
-def test_model_json_that_is_no_object_is_refused(content: str, bundle: Path) -> None:
+def test_model_json_that_is_not_an_object_is_refused(content: str, bundle: Path) -> None:
     (bundle / "model.json").write_text(content)
     with pytest.raises(BundleError, match="bundle"):
         read_bundle(bundle)

@@ -1,4 +1,4 @@
-"""Every method that scans slides: a blank slide has no score, and a small image of tissue has one."""
+"""Tests for every method that scans slides: a blank slide has no score, a small tissue image has one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.methods.scannet.support import write_tiny_bundle
 from tests.scanning.support import write_slide
 
 MACHINE = Machine(device="cpu", precision="float32", readers=1, lanes=1, channels_last=True)
-FACTS = {"method": "any", "fingerprint": "f", "classes": ["normal", "tumour"]}
+MODEL_INFO = {"method": "any", "fingerprint": "f", "classes": ["normal", "tumour"]}
 Build = Callable[[Path, float], Predictor]
 
 
@@ -57,9 +57,9 @@ METHODS = {
 }
 
 
-def scanned(predictor: Predictor, path: Path, mpp: float, out: Path) -> tuple[ScanReport, dict[str, Any]]:
+def run_scan(predictor: Predictor, path: Path, mpp: float, out: Path) -> tuple[ScanReport, dict[str, Any]]:
     cohort = Cohort((Case("one", "p", "slide", str(path), mpp=mpp),))
-    report = scan(predictor, FACTS, cohort, out, ScanOptions(), MACHINE)
+    report = scan(predictor, MODEL_INFO, cohort, out, ScanOptions(), MACHINE)
     result = open_results(out).case_folder("one").result
     assert result is not None
     return report, result
@@ -75,7 +75,7 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("build", METHODS.values(), ids=METHODS)
 def test_blank_slide_has_no_score(build: Build, blank: Path, tmp_path: Path) -> None:
-    report, result = scanned(build(tmp_path, 2.0), blank, 2.0, tmp_path / "r")
+    report, result = run_scan(build(tmp_path, 2.0), blank, 2.0, tmp_path / "r")
     assert dict(report.counts) == {"unscored": 1}
     assert result["scores"] == {}
     assert result["findings"]["count"] == 0
@@ -88,7 +88,7 @@ def test_small_image_of_tissue_alone_has_a_score(build: Build, tmp_path: Path) -
     rng = np.random.default_rng(0)
     pixels = (np.array((190, 120, 170)) + rng.integers(-25, 25, (256, 256, 3))).astype(np.uint8)
     path = write_slide(tmp_path / "small.tif", pixels)
-    report, result = scanned(build(tmp_path, 0.25), path, 0.25, tmp_path / "r")
+    report, result = run_scan(build(tmp_path, 0.25), path, 0.25, tmp_path / "r")
     assert dict(report.counts) == {"complete": 1}
     assert all(score > 0 for score in result["scores"].values())
     assert result["scores"]

@@ -1,7 +1,8 @@
-"""Colour alone: mean and spread of red, green and blue in a window, and logistic regression.
+"""Colour baseline: mean and standard deviation of red, green and blue in a window, and logistic regression.
 
-No published system: it is the least that a model of tissue must beat, scanned, judged and compared like any
-other. Where it does well on slides of another hospital, a data set is too easy to say anything of texture.
+This is not a published system but a baseline that every tissue model should exceed. It is scanned, evaluated
+and compared like any other method. If it performs well on slides of another hospital, the data set is too
+easy to measure how well a model recognises texture.
 
 Research use only.
 """
@@ -49,89 +50,91 @@ from lobule.units import Mpp
 __all__ = ["ColourPredictor", "Config", "TrainMachine", "load", "train"]
 
 BATCH = 64
-HELD_ROUND = 1
-"""The round that patches of the validation split are drawn in."""
-MIDDLE = 128.0
-"""Taken from every pixel before squares are summed, so that single precision is enough."""
-BYTES_A_PIXEL = 64
+VALIDATION_ROUND = 1
+"""The sampling round of the validation windows; training windows are sampled in round 0."""
+OFFSET = 128.0
+"""Subtracted from every pixel before squares are summed, so that single precision is sufficient."""
+BYTES_PER_PIXEL = 64
 CELLS = 64
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is measured and how the map is read."""
+    """Settings of the windows and of the map."""
 
     classes: tuple[str, ...] = ("normal", "tumour")
     mpp: float = 1.0
     window: int = 64
-    """Pixels a side that a cell's colour is taken from."""
+    """Side in pixels of the window whose colour is measured for each cell."""
     stride: int = 16
     patches: int = 2000
-    """Windows that are learned from, half of each class."""
+    """Number of training windows, half of each class."""
     threshold: float = 0.5
-    """Cells above it are findings."""
+    """Cells with a higher score are findings."""
 
     def __post_init__(self) -> None:
         if len(self.classes) != 2 or self.window < 2 or self.stride < 1 or self.patches < 2 * BATCH:
             raise ConfigError(
-                "settings of colour that cannot be",
-                expected=f"two classes, a window of 2 px, a stride of 1 and {2 * BATCH} patches at least",
+                "invalid settings of the method colour",
+                expected=f"two classes, window >= 2, stride >= 1 and patches >= {2 * BATCH}",
             )
 
     def to_dict(self) -> dict[str, Any]:
         return as_json(self)
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> Config:
-        return cls(**only_known(cls, facts, "colour"))
+    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
+        return cls(**only_known(cls, settings, "colour"))
 
 
 class ColourPredictor:
-    """A map of windows, each scored by six numbers."""
+    """Scores each window of a slide by its six colour features."""
 
     def __init__(self, config: Config, coefficients: torch.Tensor, intercept: torch.Tensor) -> None:
         if coefficients.shape != (6,) or intercept.shape != (1,):
             raise ModelError("these are not the weights of a colour model", expected="6 and 1 numbers")
         self.config, self.classes = config, config.classes
         self.coefficients, self.intercept = coefficients.double(), intercept.double()
-        self._on = torch.device("cpu")
+        self._device = torch.device("cpu")
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        assert case.path is not None, "colour is read from slides"
+        assert case.path is not None, "the method colour scans slides"
         return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         stride = self._stride(options)
 
-        def needs(cells: int) -> int:
-            return BYTES_A_PIXEL * (self.config.window + stride * (cells - 1)) ** 2
+        def field_bytes(cells: int) -> int:
+            return BYTES_PER_PIXEL * (self.config.window + stride * (cells - 1)) ** 2
 
-        return replace(engine, cells=largest_cells(needs, room, preferred=CELLS, purpose="field"), batch=1)
+        return replace(
+            engine, cells=largest_cells(field_bytes, room, preferred=CELLS, purpose="field"), batch=1
+        )
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self._on = torch.device(engine.device)
+        self._device = torch.device(engine.device)
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
         stride = self._stride(options)
         side = self.config.window + stride * (engine.cells - 1)
         pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
-        return f"map-s{stride}", Batch(torch.from_numpy(pixels).to(self._on), {}, {})
+        return f"map-s{stride}", Batch(torch.from_numpy(pixels).to(self._device), {}, {})
 
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
         lattice = case.images["slide"].lattice(mpp=self.config.mpp, upsample=case.options.upsample)
         stride = self._stride(case.options)
         grid = MapGrid(lattice, stride, self.config.window, case.engine.cells)
         tissue = case.tissue()
-        wanted = cells_by_centre(grid, tissue.mask, tissue.l0_step)
-        store = yield map_pass(f"map-s{stride}", grid, self.classes[1:], wanted, ~wanted)
+        has_tissue = cells_by_centre(grid, tissue.mask, tissue.l0_step)
+        store = yield map_pass(f"map-s{stride}", grid, self.classes[1:], has_tissue, ~has_tissue)
         assert isinstance(store, MapReader)
         scores, states = store.read()
         layer = np.where(states == State.SCORED, scores[0], np.float32(0))
         l0, um = store.info.l0_stride, store.info.um_stride
         mpp = None if um is None else Mpp(um[0] / l0[0], um[1] / l0[1])
         name = self.classes[1]
-        found = components(layer, l0, mpp=mpp, threshold=self.config.threshold, label=name)
-        findings = tuple(sorted(found, key=lambda finding: -finding.score))
+        regions = components(layer, l0, mpp=mpp, threshold=self.config.threshold, label=name)
+        findings = tuple(sorted(regions, key=lambda finding: -finding.score))
         return Result({name: float(layer.max(initial=0.0))}, findings)
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
@@ -145,14 +148,14 @@ class ColourPredictor:
 
 
 def colour(pixels: torch.Tensor, window: int, stride: int) -> torch.Tensor:
-    """(n, height, width, 3) to (n, 6, rows, columns): means, then standard deviations, of each window."""
-    x = pixels.permute(0, 3, 1, 2).float() - MIDDLE
-    mean, square = _windowed(x, window, stride), _windowed(x * x, window, stride)
-    return torch.cat([mean + MIDDLE, (square - mean * mean).clamp(min=0).sqrt()], dim=1)
+    """Means and then standard deviations of each window: (n, height, width, 3) to (n, 6, rows, columns)."""
+    x = pixels.permute(0, 3, 1, 2).float() - OFFSET
+    mean, square = _window_means(x, window, stride), _window_means(x * x, window, stride)
+    return torch.cat([mean + OFFSET, (square - mean * mean).clamp(min=0).sqrt()], dim=1)
 
 
-def _windowed(x: torch.Tensor, window: int, stride: int) -> torch.Tensor:
-    """The mean of each window; by squares of a stride where these fill it, so that no pixel counts often."""
+def _window_means(x: torch.Tensor, window: int, stride: int) -> torch.Tensor:
+    """The mean of each window. If the stride divides the window, squares of one stride are averaged first."""
     if window % stride:
         return F.avg_pool2d(x, window, stride)
     return F.avg_pool2d(F.avg_pool2d(x, stride), window // stride, 1)
@@ -171,26 +174,45 @@ def train(
     machine: TrainMachine | None = None,
     progress: FitProgress | None = None,
 ) -> Bundle:
-    """Draw windows of both classes from outlined slides, fit the regression and write the bundle.
+    """Sample windows of both classes from outlined slides, fit the regression and write the bundle.
 
-    Interrupted, it begins anew: it takes seconds.
+    An interrupted training starts from the beginning, because it takes only seconds.
+
+    Args:
+        config: The settings.
+        cohort: Slides with tumour outlines, and normal slides.
+        out: The folder of the bundle.
+        val: The split for the validation AUC; None for no validation.
+        seed: Seed of the sampled windows.
+        resume: Accept an interrupted training in `out`.
+        fresh: Delete an earlier training in `out` and start again.
+        tissue: Settings of the tissue detection.
+        machine: The device and the limits of this machine.
+        progress: Receives the progress of the training.
+
+    Returns:
+        The bundle as written.
     """
     machine, progress = (machine or TrainMachine()).resolved(), progress or FitProgress()
-    parts = training_split(cohort, val, seed)
+    split = training_split(cohort, val, seed)
     workers = machine.workers or 1
-    with begun_training(out, config, parts, also={"seed": seed}, resume=resume, fresh=fresh):
+    with begun_training(out, config, split, also={"seed": seed}, resume=resume, fresh=fresh):
         progress.stage = "drawing windows"
-        pool = gather(parts.train, tissue or TissueConfig(), workers=workers)
-        coefficients, intercept = _fitted(*_windows(config, pool, seed, 0, config.patches, workers))
-        notes = [*parts.notes, *pool.notes]
+        pool = gather(split.train, tissue or TissueConfig(), workers=workers)
+        coefficients, intercept = _fit_regression(
+            *_sample_windows(config, pool, seed, 0, config.patches, workers)
+        )
+        notes = [*split.notes, *pool.notes]
         metrics: dict[str, Any] = {}
-        if parts.val:
-            held = gather(parts.val, tissue or TissueConfig(), workers=workers, need=())
-            notes += held.notes
-            if held.usable(NORMAL) and held.usable(TUMOUR):
+        if split.val:
+            val_pool = gather(split.val, tissue or TissueConfig(), workers=workers, need=())
+            notes += val_pool.notes
+            if val_pool.usable(NORMAL) and val_pool.usable(TUMOUR):
                 from sklearn.metrics import roc_auc_score
 
-                rows, labels = _windows(config, held, seed, HELD_ROUND, config.patches // 4, workers)
+                rows, labels = _sample_windows(
+                    config, val_pool, seed, VALIDATION_ROUND, config.patches // 4, workers
+                )
                 metrics["val_auc"] = float(roc_auc_score(labels, rows @ coefficients + intercept))
         bundle = Bundle(
             "colour",
@@ -198,8 +220,8 @@ def train(
             config.classes,
             config.mpp,
             metrics,
-            {"seed": seed, "train_cases": [places.case.id for places in pool.slides], "notes": notes},
-            tuple(patient_hash(name) for name in sorted({places.case.patient for places in pool.slides})),
+            {"seed": seed, "train_cases": [slide.case.id for slide in pool.slides], "notes": notes},
+            tuple(patient_hash(name) for name in sorted({slide.case.patient for slide in pool.slides})),
         )
         weights = {"coefficients": coefficients, "intercept": np.array([intercept])}
         return write_bundle(out, bundle, {name: torch.from_numpy(value) for name, value in weights.items()})
@@ -208,25 +230,25 @@ def train(
 Rows = NDArray[np.float64]
 
 
-def _windows(
+def _sample_windows(
     config: Config, pool: Pool, seed: int, round_: int, count: int, workers: int
 ) -> tuple[Rows, NDArray[np.int64]]:
-    """The colours of so many windows, and their classes."""
+    """Sample `count` windows; return their colour features and their classes."""
     rows, labels = [], []
-    asked = SampleConfig(config.mpp, config.window)
+    sample_config = SampleConfig(config.mpp, config.window)
     stream = SampleStream(
-        pool, asked, BATCH, seed=seed, round_=round_, batches=-(-count // BATCH), workers=workers
+        pool, sample_config, BATCH, seed=seed, round_=round_, batches=-(-count // BATCH), workers=workers
     )
     with stream:
         for samples in stream:
-            found = colour(torch.from_numpy(samples.pixels), config.window, config.window)
-            rows.append(found[:, :, 0, 0].double().numpy())
+            colours = colour(torch.from_numpy(samples.pixels), config.window, config.window)
+            rows.append(colours[:, :, 0, 0].double().numpy())
             labels.append(samples.labels)
     return np.concatenate(rows), np.concatenate(labels)
 
 
-def _fitted(rows: Rows, labels: NDArray[np.int64]) -> tuple[Rows, float]:
-    """Coefficients and intercept on the colours themselves."""
+def _fit_regression(rows: Rows, labels: NDArray[np.int64]) -> tuple[Rows, float]:
+    """Fit logistic regression to standardised colours; return coefficients for unstandardised colours."""
     from sklearn.linear_model import LogisticRegression
 
     mean, spread = rows.mean(axis=0), np.maximum(rows.std(axis=0), 1e-6)
@@ -236,8 +258,10 @@ def _fitted(rows: Rows, labels: NDArray[np.int64]) -> tuple[Rows, float]:
 
 
 def load(bundle: Bundle, *, trust: bool = False) -> ColourPredictor:
-    """A colour bundle as a predictor; its weights are plain tensors, so `trust` is not needed."""
+    """Load a colour bundle as a predictor. The weights file contains only tensors; `trust` has no effect."""
     weights = bundle.weights()
     if set(weights) != {"coefficients", "intercept"}:
-        raise ModelError("the weights do not fit the method", subject=bundle.path, actual=", ".join(weights))
+        raise ModelError(
+            "the weights do not fit the method colour", subject=bundle.path, actual=", ".join(weights)
+        )
     return ColourPredictor(Config.from_dict(bundle.config), weights["coefficients"], weights["intercept"])

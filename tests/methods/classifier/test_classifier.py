@@ -1,4 +1,4 @@
-"""Tile classifiers: the map is the model's answer for each tile, whoever made the model."""
+"""Tests of tile classifiers: conversion of models, scores of each tile, trust, and settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lobule.scanning.scan import Machine, scan
 from tests.scanning.support import cohort_of, pixels_of, write_slide
 
 TILE = 80
-FACTS = {"method": "classifier", "fingerprint": "f", "classes": ["notumor", "tumor"]}
+MODEL_INFO = {"method": "classifier", "fingerprint": "f", "classes": ["notumor", "tumor"]}
 MACHINE = Machine(device="cpu", precision="float32", batch=4, readers=2, lanes=2, channels_last=True)
 WSINFER = {
     "spec_version": "1.0",
@@ -52,7 +52,7 @@ def files(model: torch.nn.Module, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def tile_scores(model: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
-    """One tile at a time, by the configuration's words."""
+    """Score one tile at a time, following the WSInfer configuration."""
     rows, columns = -(-pixels.shape[0] // TILE), -(-pixels.shape[1] // TILE)
     white = np.full((rows * TILE, columns * TILE, 3), 255, np.uint8)
     white[: pixels.shape[0], : pixels.shape[1]] = pixels
@@ -68,28 +68,28 @@ def tile_scores(model: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
     return out
 
 
-def test_converted_weights_score_as_the_model_does(
+def test_converted_weights_give_the_scores_of_the_model(
     model: torch.nn.Module, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     bundle = convert(*files, tmp_path / "bundle")
     assert bundle.method == "classifier" and bundle.classes == ("notumor", "tumor")
     pixels = pixels_of(410, 330)
     slide = write_slide(tmp_path / "one.tif", pixels)
-    scan(load(bundle), FACTS, cohort_of(slide), tmp_path / "r", ScanOptions(tissue=None), MACHINE)
+    scan(load(bundle), MODEL_INFO, cohort_of(slide), tmp_path / "r", ScanOptions(tissue=None), MACHINE)
     folder = open_results(tmp_path / "r").case_folder("one")
     scores = folder.maps["tiles"].read()[0]
-    want = tile_scores(model, pixels)
-    np.testing.assert_allclose(scores, want, atol=2e-5)
+    expected = tile_scores(model, pixels)
+    np.testing.assert_allclose(scores, expected, atol=2e-5)
     result = folder.result
     assert result is not None and result["scores"].keys() == {"tumor"}
-    assert abs(result["scores"]["tumor"] - want[1].max()) < 2e-5
+    assert abs(result["scores"]["tumor"] - expected[1].max()) < 2e-5
 
 
 def test_a_torchscript_file_needs_trust(
     model: torch.nn.Module, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is old, and people have such files
+        warnings.simplefilter("ignore", FutureWarning)  # torch deprecates TorchScript
         torch.jit.trace(model, torch.zeros(1, 3, 96, 96)).save(str(tmp_path / "ts.pt"))
     with pytest.raises(ConfigError, match="can run code"):
         convert(tmp_path / "ts.pt", files[1], tmp_path / "bundle")
@@ -99,20 +99,20 @@ def test_a_torchscript_file_needs_trust(
     pixels = pixels_of(170, 90)
     slide = write_slide(tmp_path / "one.tif", pixels)
     options = ScanOptions(tissue=None)
-    scan(load(bundle, trust=True), FACTS, cohort_of(slide), tmp_path / "r", options, MACHINE)
+    scan(load(bundle, trust=True), MODEL_INFO, cohort_of(slide), tmp_path / "r", options, MACHINE)
     scores = open_results(tmp_path / "r").case_folder("one").maps["tiles"].read()[0]
     np.testing.assert_allclose(scores, tile_scores(model, pixels), atol=2e-5)
-    rough = Machine(device="cpu", precision="bfloat16", batch=4, readers=1, lanes=1)
+    bfloat16_machine = Machine(device="cpu", precision="bfloat16", batch=4, readers=1, lanes=1)
     predictor = load(bundle, trust=True)
-    scan(predictor, FACTS, cohort_of(slide), tmp_path / "bf16", options, rough)
+    scan(predictor, MODEL_INFO, cohort_of(slide), tmp_path / "bf16", options, bfloat16_machine)
     scores = open_results(tmp_path / "bf16").case_folder("one").maps["tiles"].read()[0]
     np.testing.assert_allclose(scores, tile_scores(model, pixels), atol=0.05)
-    assert all(p.dtype == torch.float32 for p in predictor.net.parameters())  # the original stays whole
+    assert all(p.dtype == torch.float32 for p in predictor.net.parameters())  # the original is unchanged
 
 
 @pytest.mark.parametrize("name", ["timm:hf-hub:someone/model", "timm:local-dir:/tmp", "torchvision:"])
 def test_an_architecture_that_would_fetch_files_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="no architecture"):
+    with pytest.raises(ConfigError, match="unknown architecture"):
         Config(name, ("a", "b"), 0.5)
 
 
@@ -127,7 +127,7 @@ def test_pickled_code_is_never_run(files: tuple[Path, Path], tmp_path: Path) -> 
 
 
 def test_weights_of_another_architecture_are_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="not those of torchvision:resnet18"):
+    with pytest.raises(BundleError, match="do not fit the architecture torchvision:resnet18"):
         convert(*files, tmp_path / "bundle", architecture="torchvision:resnet18")
 
 
@@ -137,24 +137,26 @@ def test_weights_of_another_architecture_are_refused(files: tuple[Path, Path], t
     {"spacing_um_px": "fine"},
     {"patch_size_pixels": None},
 ])  # fmt: skip
-def test_configurations_that_do_not_fit_are_refused(change: dict[str, object]) -> None:
+def test_invalid_configurations_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(LobuleError):
         of_wsinfer({**WSINFER, **change})
 
 
-def test_the_classes_that_are_sought() -> None:
-    def sought(*classes: str, **more: object) -> tuple[str, ...]:
-        return Config("timm:resnet18", classes, 0.5, **more).sought  # type: ignore[arg-type]
+def test_classes_with_findings_and_scores() -> None:
+    def target_classes(*classes: str, **settings: object) -> tuple[str, ...]:
+        return Config("timm:resnet18", classes, 0.5, **settings).target_classes  # type: ignore[arg-type]
 
-    assert sought("notumor", "tumor") == ("tumor",)
-    assert sought("Other", "Tumor", "Necrosis") == ("Tumor", "Necrosis")
-    assert sought("No", "Yes") == ("Yes",), "every word of cohort/labels.py that means no tumour counts"
-    assert sought("healthy", "background", "1") == ("1",)
-    assert sought("a", "b") == ("b",)
-    assert sought("a", "b", background=("b",)) == ("a",)
+    assert target_classes("notumor", "tumor") == ("tumor",)
+    assert target_classes("Other", "Tumor", "Necrosis") == ("Tumor", "Necrosis")
+    assert target_classes("No", "Yes") == ("Yes",), (
+        "every word for no tumour in cohort/labels.py is background"
+    )
+    assert target_classes("healthy", "background", "1") == ("1",)
+    assert target_classes("a", "b") == ("b",)
+    assert target_classes("a", "b", background=("b",)) == ("a",)
 
 
-def test_bundle_survives_the_disk(files: tuple[Path, Path], tmp_path: Path) -> None:
-    made = convert(*files, tmp_path / "bundle")
-    assert read_bundle(tmp_path / "bundle") == made
-    assert Config.from_dict(made.config).input == 96
+def test_bundle_is_restored_from_disk(files: tuple[Path, Path], tmp_path: Path) -> None:
+    bundle = convert(*files, tmp_path / "bundle")
+    assert read_bundle(tmp_path / "bundle") == bundle
+    assert Config.from_dict(bundle.config).input == 96

@@ -1,11 +1,11 @@
-"""A plain tile classifier: any timm, torchvision or TorchScript model, scanned as a map of its tiles.
+"""A plain tile classifier: any timm, torchvision or TorchScript model, scanned to a map of tile scores.
 
-The model that people already have. Its configuration follows WSInfer's (Kaczmarzyk et al.: Open and reusable
-deep learning for pathology with WSInfer and QuPath. npj Precision Oncology 8, 2024): architecture, class
-names, patch size in pixels, spacing in µm/px and the transform of the input.
+This method scans with existing models. The configuration format is that of WSInfer (Kaczmarzyk et al.: Open
+and reusable deep learning for pathology with WSInfer and QuPath. npj Precision Oncology 8, 2024):
+architecture, class names, patch size in pixels, spacing in µm/px and the transform of the input.
 
-What differs from WSInfer, on purpose:
-- Tiles lie on a lattice anchored at (0, 0), so that the same place has the same tile in every scan.
+Deliberate differences from WSInfer:
+- Tiles form a lattice anchored at (0, 0), so that a position is in the same tile in every scan.
 - A TorchScript file can run code, so it is converted and loaded only with `--trust`.
 """
 

@@ -1,4 +1,4 @@
-"""The settings of a tile classifier, and how WSInfer's configuration becomes them."""
+"""The settings of a tile classifier, and their conversion from a configuration of WSInfer."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from lobule.errors import ConfigError
 from lobule.nets.scaling import InputScaling
 from lobule.settings import as_json, only_known
 
-NOT_SOUGHT = frozenset({"background", "other"})
-"""Class names that are not sought, beside those that mean no tumour."""
+BACKGROUND_NAMES = frozenset({"background", "other"})
+"""Class names that count as background, in addition to the names that mean no tumour."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What decides a tile classifier."""
+    """Settings of a tile classifier."""
 
     architecture: str
     """`timm:NAME`, `torchvision:NAME` or `torchscript`."""
     classes: tuple[str, ...]
     mpp: float
     tile: int = 224
-    """Pixels a side of the tile that is read."""
+    """Side of the tiles that are read, in pixels."""
     input: int = 224
-    """Pixels a side that the model wants; tiles of another size are resized on the device."""
+    """Side of the model's input in pixels; tiles of another size are resized on the device."""
     mean: tuple[float, float, float] = InputScaling().mean
     std: tuple[float, float, float] = InputScaling().std
     activation: str = "softmax"
-    """softmax, sigmoid, or none where the model already gives probabilities."""
+    """softmax, sigmoid, or none if the model outputs probabilities."""
     background: tuple[str, ...] = ()
-    """Classes that are not sought: neither findings nor slide scores come from them."""
+    """Classes without findings and slide scores; if empty, the class names decide."""
     tissue_share: float = 0.1
-    """Tiles with less tissue than this share are not looked at."""
+    """Tiles with a smaller share of tissue than this are not scored."""
 
     def __post_init__(self) -> None:
         if self.activation not in ("softmax", "sigmoid", "none"):
-            raise ConfigError(f"no activation '{self.activation}'", expected="softmax, sigmoid or none")
+            raise ConfigError(f"unknown activation '{self.activation}'", expected="softmax, sigmoid or none")
         if not self.classes:
-            raise ConfigError("a classifier needs class names")
+            raise ConfigError("a classifier needs at least one class name")
         source, _, name = self.architecture.partition(":")
-        # a name with a scheme, such as hf-hub:, would fetch files that nobody chose
+        # A name with a scheme, such as hf-hub:, would download files from an arbitrary repository.
         plain = re.fullmatch(r"[A-Za-z0-9_.-]+", name)
         if not (source == "torchscript" or (source in ("timm", "torchvision") and plain)):
             raise ConfigError(
-                f"no architecture '{self.architecture}'",
+                f"unknown architecture '{self.architecture}'",
                 expected="timm:NAME, torchvision:NAME or torchscript",
             )
 
@@ -56,50 +56,62 @@ class Config:
         return InputScaling(self.mean, self.std)
 
     @property
-    def sought(self) -> tuple[str, ...]:
-        """Classes that make findings and slide scores; by the usual names where none is called background."""
+    def target_classes(self) -> tuple[str, ...]:
+        """Classes with findings and slide scores; without `background`, chosen by the usual class names."""
         if self.background:
             return tuple(name for name in self.classes if name not in self.background)
-        rest = tuple(
-            name for name in self.classes if polarity(name) is not False and plain(name) not in NOT_SOUGHT
+        tumour_classes = tuple(
+            name
+            for name in self.classes
+            if polarity(name) is not False and plain(name) not in BACKGROUND_NAMES
         )
-        return rest if rest and len(rest) < len(self.classes) else self.classes[-1:]
+        return (
+            tumour_classes
+            if tumour_classes and len(tumour_classes) < len(self.classes)
+            else self.classes[-1:]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return as_json(self)
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> Config:
-        values = only_known(cls, facts, "classifier")
+    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
+        values = only_known(cls, settings, "classifier")
         return cls(**values)
 
 
-def of_wsinfer(facts: Mapping[str, Any], *, source: str = "torchscript") -> Config:
-    """WSInfer's `config.json` as settings. Transforms it may name: Resize, ToTensor, Normalize."""
+def of_wsinfer(wsinfer_config: Mapping[str, Any], *, source: str = "torchscript") -> Config:
+    """Convert the content of WSInfer's `config.json` to settings.
+
+    Args:
+        wsinfer_config: The parsed file. Supported transforms are Resize, ToTensor and Normalize.
+        source: The architecture of the model.
+
+    Raises:
+        ConfigError: The configuration is incomplete or contains another transform.
+    """
     try:
-        classes = tuple(str(name) for name in facts["class_names"])
-        tile, mpp = int(facts["patch_size_pixels"]), float(facts["spacing_um_px"])
-        steps: Sequence[Mapping[str, Any]] = facts.get("transform", [])
-        count = int(facts.get("num_classes", len(classes)))
+        classes = tuple(str(name) for name in wsinfer_config["class_names"])
+        tile, mpp = int(wsinfer_config["patch_size_pixels"]), float(wsinfer_config["spacing_um_px"])
+        steps: Sequence[Mapping[str, Any]] = wsinfer_config.get("transform", [])
+        count = int(wsinfer_config.get("num_classes", len(classes)))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"not a WSInfer configuration: {error!r}",
+            f"this is not a WSInfer configuration: {error!r}",
             expected="class_names, patch_size_pixels, spacing_um_px, transform",
         ) from error
     if count != len(classes):
-        raise ConfigError(f"{count} classes but {len(classes)} class names")
+        raise ConfigError(f"num_classes is {count}, but there are {len(classes)} class names")
     mean, std, size = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), tile
     for step in steps:
         name, arguments = str(step.get("name")), step.get("arguments") or {}
         if name == "Resize":
-            wanted = arguments.get("size", tile)
-            size = int(wanted if isinstance(wanted, int | float) else wanted[0])
+            resize_to = arguments.get("size", tile)
+            size = int(resize_to if isinstance(resize_to, int | float) else resize_to[0])
         elif name == "Normalize":
             (m0, m1, m2), (s0, s1, s2) = arguments["mean"], arguments["std"]
             mean, std = (float(m0), float(m1), float(m2)), (float(s0), float(s1), float(s2))
         elif name != "ToTensor":
-            raise ConfigError(
-                f"a transform that is not known: {name}", expected="Resize, ToTensor, Normalize"
-            )
+            raise ConfigError(f"unsupported transform {name}", expected="Resize, ToTensor, Normalize")
     activation = "softmax" if len(classes) > 1 else "sigmoid"
     return Config(source, classes, mpp, tile, size, mean, std, activation)

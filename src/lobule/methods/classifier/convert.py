@@ -1,4 +1,4 @@
-"""Other people's classifiers wrapped into bundles: TorchScript with WSInfer's configuration, or weights."""
+"""Conversion of other classifiers to bundles: weights or TorchScript files with a WSInfer configuration."""
 
 from __future__ import annotations
 
@@ -22,20 +22,31 @@ def convert(
     architecture: str | None = None,
     trust: bool = False,
 ) -> Bundle:
-    """Make a bundle of a model file and a WSInfer-style configuration.
+    """Convert a model file and a WSInfer-style configuration to a bundle.
 
-    `weights` is a safetensors or PyTorch state dict (then `architecture`, or the configuration, names the
-    timm or torchvision model) or a TorchScript file (needs `trust`, since such a file can run code).
+    Args:
+        weights: A state dict (safetensors or PyTorch), or a TorchScript file.
+        config: The configuration file.
+        out: The folder of the bundle.
+        architecture: `timm:NAME` or `torchvision:NAME` for a state dict; default: that of the configuration.
+        trust: Allow a TorchScript file, which can run code.
+
+    Returns:
+        The bundle as written.
+
+    Raises:
+        ConfigError: The configuration is invalid, or a TorchScript file is not trusted.
+        BundleError: The weights cannot be read or do not fit the architecture.
     """
     try:
-        facts: dict[str, Any] = json.loads(Path(config).read_text(encoding="utf-8"))
+        wsinfer_config: dict[str, Any] = json.loads(Path(config).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the configuration cannot be read: {error}", subject=config) from error
+        raise ConfigError(f"cannot read the configuration: {error}", subject=config) from error
     path = Path(weights)
     if not path.is_file():
-        raise ConfigError("there is no such weights file", subject=weights)
+        raise ConfigError("the weights file does not exist", subject=weights)
     provenance = {"source": path.name, "source_hash": fingerprint(path, full=True)}
-    settings = of_wsinfer(facts)
+    settings = of_wsinfer(wsinfer_config)
     if _is_torchscript(path):
         if not trust:
             raise ConfigError(
@@ -44,25 +55,27 @@ def convert(
                 remedy="Pass --trust if you know where it came from",
             )
         return _bundle_torchscript(path, settings, out, provenance)
-    named = architecture or _named(facts)
-    settings = replace(settings, architecture=named)
+    architecture_name = architecture or _architecture_of(wsinfer_config)
+    settings = replace(settings, architecture=architecture_name)
     state = load_state(path)
     net = build(settings)
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
         raise BundleError(
-            f"the weights are not those of {named}", subject=path, actual=str(error).splitlines()[-1].strip()
+            f"the weights do not fit the architecture {architecture_name}",
+            subject=path,
+            actual=str(error).splitlines()[-1].strip(),
         ) from error
     bundle = Bundle("classifier", settings.to_dict(), settings.classes, settings.mpp, provenance=provenance)
     return write_bundle(out, bundle, net.state_dict())
 
 
-def _named(facts: dict[str, Any]) -> str:
-    name = facts.get("architecture")
+def _architecture_of(wsinfer_config: dict[str, Any]) -> str:
+    name = wsinfer_config.get("architecture")
     if not name:
         raise ConfigError(
-            "nothing says which architecture the weights are for", remedy="Pass --architecture timm:NAME"
+            "the architecture of the weights is unknown", remedy="Pass --architecture timm:NAME"
         )
     return str(name) if ":" in str(name) else f"timm:{name}"
 
@@ -77,13 +90,13 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _bundle_torchscript(path: Path, settings: Config, out: str | Path, provenance: dict[str, Any]) -> Bundle:
-    load_torchscript(path)  # a file that does not load is refused now, not in a scan
+    load_torchscript(path)  # refuse a damaged file now and not in the first scan
     bundle = Bundle("classifier", settings.to_dict(), settings.classes, settings.mpp, provenance=provenance)
     return write_bundle(out, bundle, copies={"model.pt": path})
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """A state dict from safetensors, or from a PyTorch file read without running anything in it."""
+    """Load a state dict from a safetensors file, or from a PyTorch file without running code in it."""
     import torch
     from safetensors.torch import load_file
 
@@ -91,7 +104,7 @@ def load_state(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both libraries raise types of their own
+    except Exception as error:  # each library raises its own exception types
         raise BundleError(
             "the weights cannot be read", subject=path, actual=str(error).splitlines()[0]
         ) from error
@@ -99,5 +112,5 @@ def load_state(path: Path) -> dict[str, Any]:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not (isinstance(loaded, dict) and all(isinstance(v, torch.Tensor) for v in loaded.values())):
-        raise BundleError("not a state dict of tensors", subject=path)
+        raise BundleError("the file does not contain a state dict of tensors", subject=path)
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}

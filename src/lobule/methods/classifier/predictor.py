@@ -1,4 +1,4 @@
-"""A tile classifier for the scanner: one cell a tile, one map layer a class."""
+"""The predictor of tile classifiers: each tile is one cell of the map, each class one layer."""
 
 from __future__ import annotations
 
@@ -41,41 +41,43 @@ log = logging.getLogger("lobule.scan")
 BATCH = 32
 HEADROOM = 2.0
 
-WAITING = 12
-"""Bytes of a pixel value of a tile, a lane: as read in up to four batches that wait, and twice as float32."""
+QUEUED_BYTES = 12
+"""Bytes per pixel value: one in each of four queued batches, and eight for two copies as float32."""
 
 
 class TilePredictor:
-    """Any classifier of fixed-size tiles."""
+    """Scans slides with a classifier of fixed-size tiles."""
 
     def __init__(self, config: Config, net: nn.Module) -> None:
-        self.config, self.net = config, _fastest(net.eval())
+        self.config, self.net = config, _optimised(net.eval())
         self.classes = config.classes
         self._placed: nn.Module | None = None
         self._engine = EngineSettings()
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        assert case.path is not None, "tiles are read from slides"
+        assert case.path is not None, "a tile classifier scans slides"
         return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         side = self.config.input
         if isinstance(self.net, torch.jit.ScriptModule):
-            one = 64 * 4 * side * side  # a compiled model does not say: 64 full-size layers are ample
+            bytes_per_tile = (
+                64 * 4 * side * side
+            )  # unknown for a compiled model; 64 full-size layers are a generous estimate
         else:
-            one = int(HEADROOM * activation_bytes(self.net, side, side))
-        if engine.device == "cpu":  # only a slice's activations exist at once
-            room -= SLICE * one
-            one = 0
-        one += WAITING * 3 * self.config.tile**2
-        return replace(engine, batch=max(1, min(BATCH, room // one)))
+            bytes_per_tile = int(HEADROOM * activation_bytes(self.net, side, side))
+        if engine.device == "cpu":  # the CPU computes one slice of a batch at a time
+            room -= SLICE * bytes_per_tile
+            bytes_per_tile = 0
+        bytes_per_tile += QUEUED_BYTES * 3 * self.config.tile**2
+        return replace(engine, batch=max(1, min(BATCH, room // bytes_per_tile)))
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._engine = engine
         self._placed = placed(self.net, engine)
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        # as many tiles as are computed at once: whole batches would take seconds to choose a form
+        # One slice is enough to choose the fastest form of the model; a whole batch would take seconds.
         count = min(engine.batch, SLICE) if engine.device == "cpu" else engine.batch
         shape = (count, self.config.tile, self.config.tile, 3)
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -87,13 +89,13 @@ class TilePredictor:
         grid = MapGrid(lattice, stride, self.config.tile)
         tissue = case.tissue()
         share = share_in_cells(grid, tissue.mask, tissue.l0_step)
-        wanted = share >= self.config.tissue_share
-        store = yield map_pass("tiles", grid, self.classes, wanted, ~wanted)
+        has_tissue = share >= self.config.tissue_share
+        store = yield map_pass("tiles", grid, self.classes, has_tissue, ~has_tissue)
         assert isinstance(store, MapReader)
         return self._result(store, lattice.mpp is not None)
 
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        logits = torch.cat([self._logits(part) for part in slices_of(batch.pixels, self._engine)])
+        logits = torch.cat([self._logits(pixels) for pixels in slices_of(batch.pixels, self._engine)])
         if self.config.activation == "softmax":
             logits = torch.softmax(logits, dim=1)
         elif self.config.activation == "sigmoid":
@@ -103,15 +105,15 @@ class TilePredictor:
     def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
         assert self._placed is not None
         dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
-        x = self.config.scaling.apply(pixels, torch.float32)  # resizing knows no bfloat16 on a CPU
+        x = self.config.scaling.apply(pixels, torch.float32)  # a CPU cannot resize bfloat16
         if x.shape[-1] != self.config.input:
             size = (self.config.input, self.config.input)
             x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
         logits: torch.Tensor = self._placed(x.to(dtype)).float()
         if logits.ndim != 2 or logits.shape[1] != len(self.classes):
             raise ModelError(
-                "the model's output does not fit its class names",
-                expected=f"{len(self.classes)} numbers a tile",
+                "the output of the model does not fit the class names",
+                expected=f"{len(self.classes)} numbers per tile",
                 actual=f"an output of shape {tuple(logits.shape)}",
             )
         return logits
@@ -125,43 +127,43 @@ class TilePredictor:
             from lobule.units import Mpp
 
             mpp = Mpp(um[0] / l0[0], um[1] / l0[1])
-        for name in self.config.sought:
+        for name in self.config.target_classes:
             layer = np.where(states == State.SCORED, scores[self.classes.index(name)], np.float32(0))
             slide_scores[name] = float(layer.max(initial=0.0))
             findings += components(layer, l0, mpp=mpp, threshold=0.5, label=name)
         return Result(slide_scores, tuple(sorted(findings, key=lambda finding: -finding.score)))
 
 
-def _fastest(net: nn.Module) -> nn.Module:
-    """The net with its norms folded, where it can be traced."""
+def _optimised(net: nn.Module) -> nn.Module:
+    """The net with folded normalisation layers if it can be traced; otherwise the net unchanged."""
     if isinstance(net, torch.jit.ScriptModule):
         return net
     try:
         return for_inference(net)
-    except Exception as error:  # a model of somebody else's may do anything; it runs as it is
-        log.debug("the net runs as it is: %s", error)
+    except Exception as error:  # foreign models can raise anything; use them unchanged
+        log.debug("The net is used without optimisation: %s", error)
         return net
 
 
 def build(config: Config) -> nn.Module:
-    """The network of a configuration, with fresh weights."""
+    """Build the network of a configuration with newly initialised weights."""
     source, _, name = config.architecture.partition(":")
     try:
         if source == "timm":
             from timm import create_model
 
-            model: nn.Module = create_model(name, pretrained=False, num_classes=len(config.classes))
-            return model
+            timm_model: nn.Module = create_model(name, pretrained=False, num_classes=len(config.classes))
+            return timm_model
         from torchvision.models import get_model
 
-        found: nn.Module = get_model(name, weights=None, num_classes=len(config.classes))
-        return found
+        torchvision_model: nn.Module = get_model(name, weights=None, num_classes=len(config.classes))
+        return torchvision_model
     except (RuntimeError, ValueError, KeyError) as error:
         raise ConfigError(f"{source} has no model '{name}'", actual=str(error).splitlines()[0]) from error
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:
-    """A TorchScript file; torch calls them deprecated, and WSInfer's models are such files all the same."""
+    """Load a TorchScript file without the deprecation warning, because WSInfer distributes such files."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")
@@ -169,12 +171,12 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
 
 
 def load(bundle: Bundle, *, trust: bool = False) -> TilePredictor:
-    """A classifier bundle as a predictor. A TorchScript file can run code: it needs `trust`."""
+    """Load a classifier bundle as a predictor. A TorchScript file can run code and requires `trust`."""
     config = Config.from_dict(bundle.config)
     if config.architecture == "torchscript":
         if not trust:
             raise ConfigError(
-                "this bundle holds a TorchScript file, which can run code",
+                "this bundle contains a TorchScript file, which can run code",
                 subject=bundle.path,
                 remedy="Pass --trust if you know where it came from",
             )
@@ -184,7 +186,7 @@ def load(bundle: Bundle, *, trust: bool = False) -> TilePredictor:
         net.load_state_dict(bundle.weights())
     except RuntimeError as error:
         raise ModelError(
-            "the weights do not fit the net",
+            "the weights do not fit the architecture",
             subject=bundle.path,
             expected=config.architecture,
             actual=str(error),
