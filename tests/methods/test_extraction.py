@@ -178,7 +178,7 @@ def test_invalid_tile_sizes_are_refused(net: Encoder, cohort: Cohort, tmp_path: 
         "the folder was not created, so it can be used with a valid tile size"
     )
     fixed = encoder("timm:vit_tiny_patch16_224", "random")
-    with pytest.raises(ConfigError, match=r"224 px alone.*--input 224"):
+    with pytest.raises(ConfigError, match=r"accepts only tiles of 224 px.*--input 224"):
         run(fixed, cohort, tmp_path / "fixed", Extraction(Tiling(MPP, TILE, 128)))
     with pytest.raises(ConfigError, match="float32 features only"):
         run(net, cohort, tmp_path / "clam", Extraction(Tiling(MPP, TILE, 224), "float16", "clam"))
