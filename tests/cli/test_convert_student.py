@@ -125,8 +125,8 @@ def test_invalid_students_and_other_teachers_are_refused(lobule: Lobule, tmp_pat
     common_arguments = ["--method", "reverse_distillation", "--out", str(tmp_path / "B")]
     common_arguments += ["--teacher", str(tmp_path / "teacher.pth")]
     for name, message in (
-        ("cut", "layer3.1.bn2.weight"), ("half", "no reverse distillation checkpoint"),
-        ("none", "no reverse distillation checkpoint"), ("flat", "no reverse distillation checkpoint"),
+        ("cut", "layer3.1.bn2.weight"), ("half", "not a reverse distillation checkpoint"),
+        ("none", "not a reverse distillation checkpoint"), ("flat", "not a reverse distillation checkpoint"),
     ):  # fmt: skip
         done = lobule("weights", "convert", str(tmp_path / f"{name}.pth"), *common_arguments)
         assert done.status == 1, name
@@ -136,7 +136,7 @@ def test_invalid_students_and_other_teachers_are_refused(lobule: Lobule, tmp_pat
     done = lobule("weights", "convert", student_path, *common_arguments, "--architecture", "wide_resnet50_2")
     assert (done.status, "another backbone" in done.err) == (1, True), done.err
     for extra_arguments, message in (
-        (["--trust"], "--trust means nothing"),
+        (["--trust"], "does not support --trust"),
         ([student_path], "one file of weights"),
     ):
         done = lobule("weights", "convert", student_path, *extra_arguments, *common_arguments)

@@ -1,4 +1,4 @@
-"""The DICOM layout of `lobule cohort`: slides by series, mammograms by exam, as the files say."""
+"""The DICOM layout of `lobule cohort`: group slides by series and mammograms by exam."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ from lobule.mammograms.dicom_look import FileFacts, look
 
 
 def dicom(folder: str | Path) -> tuple[Cohort, dict[str, str]]:
-    """The slides or the exams of a folder, and what was left out with its reason.
+    """Build a cohort of the slides or the exams in a folder.
 
-    Slides and exams together are two cohorts, so that is an error.
+    Returns:
+        The cohort, and the files that were left out, each with the reason.
+
+    Raises:
+        CohortError: The folder has no DICOM files, or contains both slides and mammograms.
     """
     headers = [header for file in files_under(folder) if (header := look(file))]
     slides = [header for header in headers if header.is_slide]
     mammograms = {str(header.file) for header in headers if header.is_mammogram}
     if slides and mammograms:
-        raise CohortError(folder, ["slides and mammograms are mixed there; make one manifest of each folder"])
+        raise CohortError(
+            folder,
+            ["the folder contains both slides and mammograms; use a separate folder and manifest for each"],
+        )
     left_out: dict[str, str] = {}
     if slides:
         cases = slide_cases(slides)
@@ -30,12 +37,12 @@ def dicom(folder: str | Path) -> tuple[Cohort, dict[str, str]]:
         cases, left_out = exam_cases(Path(folder).absolute(), mammograms)
     if not cases:
         reasons = [f"{file}: {reason}" for file, reason in left_out.items()]
-        raise CohortError(folder, ["no DICOM slides and no DICOM mammograms are there", *reasons])
+        raise CohortError(folder, ["the folder contains no DICOM slides and no DICOM mammograms", *reasons])
     return Cohort(tuple(cases)), left_out
 
 
 def slide_cases(headers: Sequence[FileFacts]) -> list[Case]:
-    """One case for each series: its folder where it is alone there, else its first file."""
+    """Return a case for each series, whose path is its folder, or a file if the folder has several series."""
     series_in: dict[Path, set[str]] = {}
     first: dict[str, FileFacts] = {}
     for header in headers:
@@ -53,7 +60,7 @@ def slide_cases(headers: Sequence[FileFacts]) -> list[Case]:
 
 
 def exam_cases(folder: Path, mammograms: Set[str]) -> tuple[list[Case], dict[str, str]]:
-    """One case for each visit, its views told by the headers, named after its patient."""
+    """Return a case for each visit, named after the patient, with the views that the DICOM headers state."""
     from lobule.mammograms.exams import read_exams
 
     visits_report = read_exams(folder)

@@ -1,4 +1,4 @@
-"""`lobule doctor`: what this machine can do, and what is wrong with these files."""
+"""`lobule doctor`: check this machine and its libraries, or check files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lobule.cli.base import Answer, format_fields, lobule_command, note, table
 
 @dataclass(frozen=True)
 class Floor:
-    """The least version of a library and why; `extra` names the optional part that needs it."""
+    """The lowest accepted version of a library and the reason; `extra` is the optional dependency group."""
 
     name: str
     least: str
@@ -24,26 +24,26 @@ class Floor:
 
 
 FLOORS = (
-    Floor("openslide-python", "1.4", "the first with wheels of the library beside it"),
+    Floor("openslide-python", "1.4", "the first version that installs the OpenSlide library"),
     Floor("openslide-bin", "4.0.0.6", "carries patched libtiff, libjpeg-turbo and OpenJPEG"),
-    Floor("tifffile", "2024.8.10", "older ones read some tiled files wrongly"),
+    Floor("tifffile", "2024.8.10", "older versions read some tiled files incorrectly"),
     Floor("imagecodecs", "2024.6.1", "before 2023.9.18 crafted images run code (CVE-2023-4863)"),
-    Floor("pillow", "12.3.0", "older ones write out of bounds (CVE-2026-25990, CVE-2026-59199)"),
+    Floor("pillow", "12.3.0", "older versions write out of bounds (CVE-2026-25990, CVE-2026-59199)"),
     Floor("simplejpeg", "1.8", "decodes JPEG at reduced sizes"),
     Floor("wsidicom", "0.36", "reads DICOM slides"),
-    Floor("numpy", "2.0", "the arrays of everything here"),
+    Floor("numpy", "2.0", "array computations"),
     Floor("zarr", "3.0.8", "maps on disk"),
     Floor("h5py", "3.11", "feature files"),
-    Floor("safetensors", "0.4.5", "weights that cannot run code"),
+    Floor("safetensors", "0.4.5", "weights files that cannot run code"),
     Floor("torch", "2.11", "before 2.10 crafted weights break weights_only (CVE-2026-24747)"),
     Floor("torchvision", "0.26", "backbones"),
     Floor("timm", "1.0.9", "backbones"),
     Floor("lightgbm", "4.5", "the classifier of rakhlin"),
     Floor("pydicom", "3.0.1", "mammograms", "mammography"),
-    Floor("python-gdcm", "3.0.24", "older ones read out of bounds (CVE-2024-22373)", "mammography"),
+    Floor("python-gdcm", "3.0.24", "older versions read out of bounds (CVE-2024-22373)", "mammography"),
     Floor("pylibjpeg-openjpeg", "2.3", "JPEG 2000 mammograms", "mammography"),
 )  # fmt: skip
-"""Libraries, with floors where a version is known to have a hole or to be wrong."""
+"""The libraries that are checked, with versions below which a vulnerability or a defect is known."""
 
 CODECS = ("JPEG8", "LJPEG", "JPEGLS", "JPEG2K", "JPEGXL", "JPEGXR", "WEBP", "LZW", "DEFLATE", "ZSTD")
 
@@ -51,13 +51,14 @@ CODECS = ("JPEG8", "LJPEG", "JPEGLS", "JPEG2K", "JPEGXL", "JPEGXR", "WEBP", "LZW
 @lobule_command("lobule doctor", "lobule doctor slide.tif")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.option(
-    "--accelerators/--no-accelerators", default=True, help="Ask torch what it sees (takes seconds)."
+    "--accelerators/--no-accelerators", default=True, help="Ask torch for its accelerators (takes seconds)."
 )
 def command(paths: tuple[str, ...], accelerators: bool) -> Answer:
-    """Say what this machine can do, and what is wrong with these files.
+    """Check this machine and its libraries, or check the given files.
 
-    Checks the versions of the libraries against known holes, the codecs, the cores, memory and disk that this
-    process may use, the accelerators, and where weights are kept. Files are opened and read here and there.
+    Without files, compare the versions of the libraries with known vulnerabilities, and show codecs, the
+    cores, memory and disk space that this process may use, accelerators, and the folders of pretrained
+    weights. With files, open each one and read samples of it.
     """
     data: dict[str, Any] = {}
     blocks: list[str] = []
@@ -68,7 +69,7 @@ def command(paths: tuple[str, ...], accelerators: bool) -> Answer:
         data["files"] = reports
         blocks.append("\n".join(map(as_text, reports)))
     else:
-        note("Asking the libraries and the accelerators …")
+        note("Checking libraries and accelerators …")
         data = machine_report(accelerators)
         blocks.append(machine_text(data))
     bad_files = sum(not report["ok"] for report in data.get("files", ()))
@@ -117,7 +118,7 @@ def libraries(floors: Sequence[Floor] = FLOORS) -> list[dict[str, Any]]:
 
 
 def older(installed: str, least: str) -> bool:
-    """Whether a version is below another, by the numbers that begin its parts."""
+    """Return whether a version is older than another; only their numbers are compared."""
     return _numbers(installed) < _numbers(least)
 
 
@@ -158,8 +159,8 @@ def machine_text(data: dict[str, Any]) -> str:
     good = len(data["libraries"]) - len(faulty)
     core, memory, disk = data["cores"], data["memory"], data["disk"]
     lines = [
-        ("libraries", f"{good} of {len(data['libraries'])} as they should be"),
-        ("OpenSlide", data["openslide_library"] or "its library does not load"),
+        ("libraries", f"{good} of {len(data['libraries'])} up to date"),
+        ("OpenSlide", data["openslide_library"] or "the OpenSlide library cannot be loaded"),
         (
             "codecs",
             ", ".join(name for name, is_available in data["codecs"].items() if is_available) or "none",
@@ -167,7 +168,7 @@ def machine_text(data: dict[str, Any]) -> str:
     ]
     if missing := [name for name, is_available in data["codecs"].items() if not is_available]:
         lines.append(("", f"missing: {', '.join(missing)}"))
-    lines.append(("libturbojpeg", data["libturbojpeg"] or "none: JPEG tiles are read a little slower"))
+    lines.append(("libturbojpeg", data["libturbojpeg"] or "none: JPEG tiles are read slightly slower"))
     share = f" (container: {core['container']:g})" if core["container"] else ""
     lines.append(("cores", f"{core['usable']:g} usable of {core['machine']}{share}"))
     limit = f" (container: {_size(memory['container'])})" if memory["container"] else ""
@@ -181,7 +182,7 @@ def machine_text(data: dict[str, Any]) -> str:
     text = format_fields(lines)
     if faulty:
         rows = [(w["name"], w["version"] or "missing", w["least"], remedy_of(w)) for w in faulty]
-        text += "\n\n" + table(("library", "here", "least", "why and what to do"), rows)
+        text += "\n\n" + table(("library", "here", "least", "reason and remedy"), rows)
     return text
 
 

@@ -1,4 +1,4 @@
-"""What this machine gives a run: cores, memory and disk (as its container allows), accelerators, caches."""
+"""Resources of this machine within the limits of its container: cores, memory, disk, accelerators, caches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def cores() -> dict[str, Any]:
-    """Cores of the machine, those this process may run on, and the share its container is given."""
+    """Return the cores of the machine, those that this process may use, and the limit of the container."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quota = cgroup_cores()
     usable = min(float(allowed or 1), quota) if quota else float(allowed or 1)
@@ -24,7 +24,7 @@ def cores() -> dict[str, Any]:
 
 
 def memory() -> dict[str, Any]:
-    """Bytes of the machine, of the container, and free now."""
+    """Return the memory of the machine, the limit of the container and the available memory in bytes."""
     now = psutil.virtual_memory()
     limit = cgroup_memory()
     limit = limit if limit is not None and limit < now.total else None
@@ -38,7 +38,7 @@ def disk(folder: str | Path = ".") -> dict[str, Any]:
 
 
 def cgroup_cores(root: Path = CGROUP_ROOT, groups: str | None = None) -> float | None:
-    """Cores' worth of time that control groups allow; None where they set no limit."""
+    """Return the number of cores that control groups allow, or None without a limit."""
     limits = []
     for folder in _group_folders(root, groups):
         version_2 = _words(folder / "cpu.max")
@@ -51,18 +51,20 @@ def cgroup_cores(root: Path = CGROUP_ROOT, groups: str | None = None) -> float |
 
 
 def cgroup_memory(root: Path = CGROUP_ROOT, groups: str | None = None) -> int | None:
-    """Bytes that control groups allow; None where they set no limit."""
+    """Return the bytes of memory that control groups allow, or None without a limit."""
     limits = []
     for folder in _group_folders(root, groups):
         for name in ("memory.max", "memory.limit_in_bytes"):
             words = _words(folder / name)
-            if words and words[0] != "max" and int(words[0]) < 1 << 60:  # older kernels write a huge number
+            if (
+                words and words[0] != "max" and int(words[0]) < 1 << 60
+            ):  # older kernels write a huge number for no limit
                 limits.append(int(words[0]))
     return min(limits, default=None)
 
 
 def _group_folders(root: Path, groups: str | None) -> list[Path]:
-    """The folders of this process's groups and of every group around them, of either version."""
+    """Return the folders of all control groups that contain this process, for versions 1 and 2."""
     if groups is None:
         try:
             groups = Path("/proc/self/cgroup").read_text()
@@ -103,7 +105,7 @@ print(json.dumps(found))
 
 
 def accelerators(timeout: float = 120) -> dict[str, Any]:
-    """What torch sees, asked in a process of its own: a driver that hangs or dies takes only that one."""
+    """Ask torch for its devices in a subprocess, because a broken driver can hang or crash the process."""
     try:
         process = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", _ASK_TORCH],
@@ -121,7 +123,7 @@ def accelerators(timeout: float = 120) -> dict[str, Any]:
 
 
 def weight_caches() -> list[dict[str, Any]]:
-    """Where torchvision and timm keep pretrained weights, and how much lies there."""
+    """Return the folders in which torchvision and timm store pretrained weights, with their sizes."""
     home = Path.home() / ".cache"
     torch_home = Path(os.environ.get("TORCH_HOME", home / "torch")) / "hub" / "checkpoints"
     hub_home = Path(os.environ.get("HF_HOME", home / "huggingface")) / "hub"

@@ -1,4 +1,4 @@
-"""`lobule phantom`: generated cohorts of slides, images and exams with exact truth."""
+"""`lobule phantom`: generate cohorts of slides, images and exams with exact ground truth."""
 
 from __future__ import annotations
 
@@ -12,53 +12,51 @@ from lobule.cli.cohort import describe, summary
 from lobule.errors import UsageError
 
 PHANTOM: dict[str, tuple[str, str]] = {
-    "slides": ("lobule.cli.phantom:slides", "Tiled pyramids with lesions, outlines and class masks."),
-    "images": ("lobule.cli.phantom:images", "Labelled images: normal, benign, in situ, invasive."),
+    "slides": ("lobule.cli.phantom:slides", "Slides with lesions, outlines and class masks."),
+    "images": ("lobule.cli.phantom:images", "Labelled images: normal, benign, in situ and invasive."),
     "exams": ("lobule.cli.phantom:exams", "Four-view mammography exams, as PNG or DICOM."),
 }
 
 command = LazyGroup(
-    "phantom", PHANTOM, help="Generated cohorts with exact truth, of any size. No patient's pixels."
+    "phantom", PHANTOM, help="Generate cohorts of any size with exact ground truth. No patient data is used."
 )
 
 
 def parse_size(value: str) -> tuple[int, int]:
-    """Width and height of 6144x4096."""
+    """Parse a size such as 6144x4096 into width and height."""
     match = re.fullmatch(r"(\d+)\s*[x×,]\s*(\d+)", value)
     if not match:
         raise click.BadParameter(f"'{value}' is not a size such as 6144x4096.")
     return int(match[1]), int(match[2])
 
 
-SEED = click.option("--seed", default=0, show_default=True, help="The same seed gives the same bytes.")
+SEED = click.option("--seed", default=0, show_default=True, help="Seed; the same seed gives identical files.")
 SITES = click.option(
-    "--sites", default=2, show_default=True, help="Hospitals, each with its stain or detector."
+    "--sites", default=2, show_default=True, help="Number of hospitals; each has its own stain or detector."
 )
-PATIENTS = click.option("--patients", type=int, help="Patients that share the cases; one each if not given.")
-UNSEEN = click.option("--unseen-site", is_flag=True, help="Keep the last site for the test split alone.")
-FORCE = click.option("--force", is_flag=True, help="Write into a folder that has a manifest.")
+PATIENTS = click.option("--patients", type=int, help="Number of patients; by default one per case.")
+UNSEEN = click.option("--unseen-site", is_flag=True, help="Use the last site only in the test split.")
+FORCE = click.option("--force", is_flag=True, help="Overwrite an existing cohort.")
 
 
 @lobule_command("lobule phantom slides OUT --count 2 --size 2048x1536")
 @click.argument("out")
-@click.option("--count", default=4, show_default=True, help="How many slides.")
+@click.option("--count", default=4, show_default=True, help="Number of slides.")
 @click.option(
     "--size",
     type=parse_size,
     default="6144x6144",
     show_default=True,
     metavar="WxH",
-    help="Pixels of level 0.",
+    help="Size of level 0 in pixels.",
 )
-@click.option("--mpp", default=0.5, show_default=True, help="µm per pixel of level 0.")
+@click.option("--mpp", default=0.5, show_default=True, help="µm/px of level 0.")
 @click.option("--normal", default=0.5, show_default=True, help="Share of slides without tumour.")
 @click.option("--organ", type=click.Choice(["node", "breast"]), default="node", show_default=True)
-@click.option(
-    "--mimics", default=2, show_default=True, help="Normal places that resemble tumour, on each slide."
-)
+@click.option("--mimics", default=2, show_default=True, help="Normal regions per slide that resemble tumour.")
 @click.option("--layout", type=click.Choice(["folder", "camelyon16"]), default="folder", show_default=True)
 @click.option("--style", type=click.Choice(["generic", "svs", "ome"]), default="generic", show_default=True,
-              help="How the file says its µm/px.")  # fmt: skip
+              help="How the file states its µm/px.")  # fmt: skip
 @SITES
 @PATIENTS
 @UNSEEN
@@ -68,7 +66,7 @@ def slides(
     out: str, count: int, size: tuple[int, int], mpp: float, normal: float, organ: str, mimics: int,
     layout: str, style: str, sites: int, patients: int | None, unseen_site: bool, seed: int, force: bool,
 ) -> Answer:  # fmt: skip
-    """Write a cohort of generated slides: tiled pyramids, outlines, class masks and a manifest."""
+    """Generate slides as tiled pyramids, with outlines, class masks and a manifest."""
     check_no_cohort(out, force)
     from lobule.phantoms.cohorts import write_slide_cohort
     from lobule.phantoms.phantom import SlidePhantom
@@ -85,11 +83,11 @@ def slides(
 
 @lobule_command("lobule phantom images OUT --count 4 --size 640x480")
 @click.argument("out")
-@click.option("--count", default=40, show_default=True, help="How many images, over four classes.")
+@click.option("--count", default=40, show_default=True, help="Number of images, divided among four classes.")
 @click.option(
-    "--size", type=parse_size, default="2048x1536", show_default=True, metavar="WxH", help="Pixels."
+    "--size", type=parse_size, default="2048x1536", show_default=True, metavar="WxH", help="Size in pixels."
 )
-@click.option("--mpp", default=0.42, show_default=True, help="µm per pixel.")
+@click.option("--mpp", default=0.42, show_default=True, help="µm/px of the images.")
 @click.option("--form", type=click.Choice(["tif", "png"]), default="tif", show_default=True)
 @SITES
 @PATIENTS
@@ -100,7 +98,7 @@ def images(
     out: str, count: int, size: tuple[int, int], mpp: float, form: str, sites: int, patients: int | None,
     unseen_site: bool, seed: int, force: bool,
 ) -> Answer:  # fmt: skip
-    """Write labelled images (normal, benign, in situ, invasive), laid out as BACH, and a manifest."""
+    """Generate labelled images (normal, benign, in situ, invasive) in the layout of BACH, and a manifest."""
     check_no_cohort(out, force)
     from lobule.phantoms.images import write_images
 
@@ -115,9 +113,14 @@ def images(
 
 @lobule_command("lobule phantom exams OUT --count 1 --size 475x650")
 @click.argument("out")
-@click.option("--count", default=10, show_default=True, help="How many exams of four views.")
+@click.option("--count", default=10, show_default=True, help="Number of exams; each has four views.")
 @click.option(
-    "--size", type=parse_size, default="1900x2600", show_default=True, metavar="WxH", help="Pixels of a view."
+    "--size",
+    type=parse_size,
+    default="1900x2600",
+    show_default=True,
+    metavar="WxH",
+    help="Size of a view in pixels.",
 )
 @click.option("--form", type=click.Choice(["png", "dicom"]), default="png", show_default=True)
 @click.option("--malignant", default=0.4, show_default=True, help="Share of breasts with a malignant lesion.")
@@ -129,7 +132,7 @@ def exams(
     out: str, count: int, size: tuple[int, int], form: str, malignant: float, benign: float, sites: int,
     seed: int, force: bool,
 ) -> Answer:  # fmt: skip
-    """Write generated four-view exams with breast labels, lesion outlines and a manifest."""
+    """Generate four-view exams with breast labels, lesion outlines and a manifest."""
     check_no_cohort(out, force)
     from lobule.phantoms.exams import write_exams
 
@@ -142,9 +145,11 @@ def exams(
 
 
 def check_no_cohort(out: str, force: bool) -> None:
-    """A folder that holds a manifest is not written into by accident."""
+    """Raise an error if the folder already contains a manifest, unless `force` is set."""
     if (Path(out) / "cohort.csv").exists() and not force:
-        raise UsageError("a cohort is there already", subject=out, remedy="Pass --force to write over it")
+        raise UsageError(
+            "the folder already contains a cohort", subject=out, remedy="Pass --force to overwrite it"
+        )
 
 
 def cohort_answer(manifest: Path) -> Answer:

@@ -1,4 +1,4 @@
-"""Where a picture may be written: checked before the picture is computed."""
+"""Check the path of a picture before the picture is computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def check_picture_path(target: str, slide_path: str) -> None:
-    """Refuse a file name whose type is unknown, and one that names the slide itself."""
+    """Check that a picture can be written to a path.
+
+    Raises:
+        ConfigError: The type of the file name is unknown, or the picture would overwrite the slide.
+    """
     suffix = PurePosixPath(target).suffix
     if suffix.lower() not in PICTURE_SUFFIXES:
         raise ConfigError(
@@ -29,5 +33,5 @@ def check_picture_path(target: str, slide_path: str) -> None:
         raise ConfigError(
             "writing the picture there would overwrite the slide",
             subject=target,
-            remedy="Name another file",
+            remedy="Choose another file name",
         )

@@ -1,21 +1,21 @@
-"""`lobule weights`: which pretrained and published weights there are, and what a file of weights holds."""
+"""`lobule weights`: list, inspect, convert and calibrate weights."""
 
 from __future__ import annotations
 
 from lobule.cli.base import LazyGroup
 
 WEIGHTS: dict[str, tuple[str, str]] = {
-    "list": ("lobule.cli.weights.list:command", "Known weights: source, licence, hash, state."),
+    "list": ("lobule.cli.weights.list:command", "List known weights with source, licence, hash and state."),
     "inspect": (
         "lobule.cli.weights.inspect:command",
-        "Tensors, hash and origin of a file, of which nothing is run.",
+        "Show tensors, hash and origin of a file without running its code.",
     ),
-    "convert": ("lobule.cli.weights.convert:command", "A model that you already have, as a bundle."),
+    "convert": ("lobule.cli.weights.convert:command", "Convert an existing model into a bundle."),
     "calibrate": (
         "lobule.cli.weights.calibrate:command",
-        "A bundle's scores made probabilities on a site's labelled cases.",
+        "Calibrate the scores of a bundle on labelled cases of a site.",
     ),
 }
-"""Commands of the group, loaded when called."""
+"""Commands of the group; each is imported when it is called."""
 
-command = LazyGroup("weights", WEIGHTS, help="Pretrained and published weights.")
+command = LazyGroup("weights", WEIGHTS, help="List, inspect, convert and calibrate weights.")

@@ -1,4 +1,4 @@
-"""`lobule weights calibrate`: a bundle's scores made probabilities on a site's labelled cases."""
+"""`lobule weights calibrate`: calibrate the scores of a bundle on labelled cases of a site."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ if TYPE_CHECKING:
 @click.argument("bundle")
 @click.argument("results")
 @click.argument("cohort")
-@click.option("--out", required=True, metavar="DIR", help="Where the calibrated bundle goes.")
+@click.option("--out", required=True, metavar="DIR", help="Folder for the calibrated bundle.")
 @click.option(
     "--fit",
     type=click.Choice(["platt", "isotonic"]),
     default="platt",
     show_default=True,
-    help="Platt's curve of two numbers, or a rising staircase, which needs hundreds of cases.",
+    help="Platt scaling, or isotonic regression, which needs hundreds of cases.",
 )
 @click.option(
     "--sensitivity",
     "sensitivities",
     multiple=True,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Record the threshold that reaches it; repeatable; 0.9 and 0.95 if not given.",
+    help="Record the threshold that reaches this sensitivity; repeatable; by default 0.9 and 0.95.",
 )
-@click.option("--split", metavar="NAME", help="Only the cases of this split.")
-@click.option("--allow-overlap", is_flag=True, help="Calibrate on training patients too, which is too kind.")
+@click.option("--split", metavar="NAME", help="Use only the cases of this split.")
+@click.option(
+    "--allow-overlap", is_flag=True, help="Allow training patients; the calibration is then too optimistic."
+)
 def command(bundle: str, results: str, cohort: str, out: str, **options: Any) -> Answer:
-    """Calibrate a bundle to a site: RESULTS are what BUNDLE said of the labelled cases of COHORT.
+    """Calibrate a bundle to a site. RESULTS are a scan of the labelled cases of COHORT with BUNDLE.
 
-    Scans with the new bundle give calibrated scores, keep the raw ones beside them, and say which thresholds
-    are reached. Evaluations refuse the patients that it was calibrated on. Research use only.
+    Scans with the new bundle report calibrated scores and raw scores, and which thresholds a score reaches.
+    Evaluations refuse the patients of the calibration. Research use only.
     """
     from lobule.cohort import read_cohort
     from lobule.evaluation.calibrate import SENSITIVITIES, calibrate
@@ -70,7 +72,7 @@ def _text(bundle: Bundle, out: str) -> str:
             (
                 name,
                 f"{target['fit']['kind']} on {target[unit]} {unit}, {target['positive']} positive; "
-                f"expected calibration error {before} before, {after} after, on these very cases",
+                f"expected calibration error {before} before, {after} after, on the same cases",
             )
         )
         rows += [
@@ -83,5 +85,5 @@ def _text(bundle: Bundle, out: str) -> str:
             ]
             for p in target["thresholds"]
         ]
-    header = ["target", "sensitivity wanted", "threshold", "sensitivity", "specificity"]
+    header = ["target", "target sensitivity", "threshold", "sensitivity", "specificity"]
     return f"{format_fields(lines)}\n\n{table(header, rows)}"

@@ -1,4 +1,4 @@
-"""Pretrained and published weights that methods start from or that can be converted into bundles."""
+"""The catalogue of pretrained weights for training and of published weights for conversion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Weights:
-    """One published file. `sha256` or `git_blob`, the beginning of a hash, tells a genuine one."""
+    """A published file. It is recognised by the beginning of its hash, in `sha256` or `git_blob`."""
 
     name: str
     methods: tuple[str, ...]
@@ -19,7 +19,7 @@ class Weights:
     sha256: str | None = None
     git_blob: str | None = None
     fetched: bool = False
-    """Whether a backbone library fetches it at first use; the others are for their users to get."""
+    """Whether a backbone library downloads the file at first use; users must get other files themselves."""
 
     def genuine(self, sha256: str, git_blob: str) -> bool:
         if self.sha256 is not None:
@@ -70,7 +70,7 @@ CATALOG: tuple[Weights, ...] = (
 
 
 def hashes(path: str | Path) -> tuple[str, str]:
-    """SHA-256 and git blob id of a file, in one reading."""
+    """Return the SHA-256 and the git blob id of a file; the file is read once."""
     plain = hashlib.sha256()
     blob = hashlib.sha1(b"blob %d\0" % Path(path).stat().st_size, usedforsecurity=False)
     with Path(path).open("rb") as file:

@@ -1,4 +1,4 @@
-"""`lobule weights convert`: a model that people already have, wrapped into a bundle."""
+"""`lobule weights convert`: convert an existing model into a bundle."""
 
 from __future__ import annotations
 
@@ -31,23 +31,25 @@ if TYPE_CHECKING:
     default="classifier",
 )
 @click.option(
-    "--config", metavar="FILE", help="classifier: WSInfer's config.json: class names, patch size, µm/px."
+    "--config",
+    metavar="FILE",
+    help="classifier: the config.json of WSInfer, with class names, patch size and µm/px.",
 )
-@click.option("--out", required=True, metavar="DIR", help="The bundle to write.")
+@click.option("--out", required=True, metavar="DIR", help="Folder for the bundle.")
 @click.option(
     "--architecture",
     metavar="SOURCE:NAME",
-    help="classifier: timm:NAME or torchvision:NAME, where the configuration does not say it; "
-    "reverse-distillation: the teacher, where shapes leave it open.",
+    help="classifier: timm:NAME or torchvision:NAME, if the configuration does not state it; "
+    "reverse-distillation: the teacher, if the shapes of the weights do not determine it.",
 )
 @click.option("--trust", is_flag=True, help="Allow a TorchScript file, which can run code when it is loaded.")
 @click.option("--patch", metavar="FILE", help="four-view: the patch network of a model that reads heatmaps.")
 @click.option(
     "--teacher",
     metavar="FILE",
-    help="reverse-distillation: the teacher's weights, where torchvision's are not meant.",
+    help="reverse-distillation: weights of the teacher, if not those of torchvision.",
 )
-@click.option("--fresh", is_flag=True, help="Replace the bundle that is there.")
+@click.option("--fresh", is_flag=True, help="Replace an existing bundle.")
 def command(
     weights: tuple[str, ...],
     method: str,
@@ -59,24 +61,26 @@ def command(
     teacher: str | None,
     fresh: bool,
 ) -> Answer:
-    """Make a bundle of a published or home-made model, so that `lobule scan` can run it.
+    """Convert a model that was trained elsewhere into a bundle, so that `lobule scan` can run it.
 
-    classifier: a state dict (safetensors, or a PyTorch file of which nothing but tensors is read) of a timm
-    or torchvision model, or a TorchScript file, with a configuration as WSInfer writes it.
+    classifier: a state dict of a timm or torchvision model (safetensors, or a PyTorch file from which only
+    tensors are read), or a TorchScript file, with a configuration in the format of WSInfer.
 
-    four-view: a checkpoint of NYU's four-view classifier, view-wise or image-wise; where it reads heatmaps,
-    the patch network's as well. gmic: a checkpoint of NYU's GMIC.
+    four-view: a checkpoint of NYU's four-view classifier, view-wise or image-wise. If it reads heatmaps, the
+    checkpoint of the patch network is needed as well. gmic: a checkpoint of NYU's GMIC.
 
-    reverse-distillation: a checkpoint of RD4AD or FW-RD, whose teacher is put beside it.
+    reverse-distillation: a checkpoint of RD4AD or FW-RD. The teacher is added to the bundle.
 
-    Of several mammography checkpoints, or finished bundles, one bundle is made that averages their scores;
-    image-wise four-view classifiers among others score the exams that lack a view.
+    Several mammography checkpoints or bundles become one bundle that averages their scores. If image-wise
+    four-view classifiers are among them, those score the exams that lack a view.
     """
     from lobule.bundles import MODEL
 
     if (Path(out) / MODEL).exists() and not fresh:
         raise UsageError(
-            "there is a bundle already", subject=out, remedy="--fresh replaces it; or name another --out"
+            "the folder contains a bundle already",
+            subject=out,
+            remedy="Pass --fresh to replace it, or choose another --out",
         )
     if method.startswith("reverse"):
         _refuse(method, config=config, trust=trust or None, patch=patch)
@@ -88,10 +92,10 @@ def command(
             raise UsageError(
                 "a tile classifier needs its configuration",
                 expected="--config with class names, patch size and µm/px",
-                remedy="Or say --method four-view, if the weights are a mammography classifier's",
+                remedy="Pass --method four-view instead if these are weights of a mammography classifier",
             )
         if len(weights) > 1:
-            raise UsageError("a tile classifier is one file of weights", actual=", ".join(weights))
+            raise UsageError("a tile classifier needs exactly one file of weights", actual=", ".join(weights))
         return _classifier(weights[0], config, out, architecture, trust)
     _refuse(method, config=config, architecture=architecture, trust=trust or None)
     if method == "gmic":
@@ -106,7 +110,7 @@ def _reverse_distillation(
     from lobule.methods.reverse_distillation import convert
 
     if len(weights) > 1:
-        raise UsageError("a student is one file of weights", actual=", ".join(weights))
+        raise UsageError("a student needs exactly one file of weights", actual=", ".join(weights))
     bundle = convert(weights[0], out, teacher=architecture or "", teacher_weights=teacher or "")
     data = {**_data(bundle, out), "teacher": bundle.config["teacher"], "form": bundle.provenance["form"]}
     lines = [
@@ -121,7 +125,7 @@ def _reverse_distillation(
 def _refuse(method: str, **options: object) -> None:
     for name, value in options.items():
         if value is not None:
-            raise UsageError(f"--{name} means nothing to {method}", remedy=f"Leave --{name} out")
+            raise UsageError(f"{method} does not support --{name}", remedy=f"Remove the option --{name}")
 
 
 def _classifier(weights: str, config: str, out: str, architecture: str | None, trust: bool) -> Answer:

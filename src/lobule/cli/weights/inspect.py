@@ -1,4 +1,4 @@
-"""`lobule weights inspect`: what a file of weights holds, found without running anything in it."""
+"""`lobule weights inspect`: show the contents of a weights file without running its code."""
 
 from __future__ import annotations
 
@@ -22,14 +22,12 @@ from lobule.files import not_readable
     "lobule weights inspect weights.safetensors", "lobule weights inspect checkpoint.pt --tensors 5"
 )
 @click.argument("file")
-@click.option(
-    "--tensors", default=20, show_default=True, help="How many tensors to list; 0 lists none, -1 all."
-)
+@click.option("--tensors", default=20, show_default=True, help="Number of tensors to list; -1 lists all.")
 def command(file: str, tensors: int) -> Answer:
-    """Show tensors, shapes, hash and origin of a file of weights.
+    """Show tensors, shapes, hash and origin of a weights file.
 
-    safetensors files are read by their header. torch checkpoints are loaded as weights only, after listing
-    what their pickle would import; nothing in the file is run.
+    For a safetensors file, only the header is read. For a torch checkpoint, the imports of its pickle are
+    listed first, and then it is loaded as weights only. No code in the file is run.
     """
     path = Path(file)
     try:
@@ -71,7 +69,7 @@ def describe_safetensors(path: Path) -> dict[str, Any]:
         raise BundleError(
             f"neither a safetensors file nor a torch checkpoint: {error}",
             subject=path,
-            remedy="Give weights as .safetensors, .pt or .pth",
+            remedy="Pass a .safetensors, .pt or .pth file",
         ) from error
     return {
         "format": "safetensors",
@@ -96,7 +94,7 @@ def describe_torch(path: Path) -> dict[str, Any]:
             "cannot be loaded as weights only",
             subject=path,
             actual=f"{first_line(error)}; its pickle imports {pickle_imports.sentence()}",
-            remedy="Do not load it; ask its makers for safetensors",
+            remedy="Do not load it; ask its authors for a safetensors file",
         ) from error
     tensors = [
         {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
@@ -106,7 +104,7 @@ def describe_torch(path: Path) -> dict[str, Any]:
 
 
 def tensors_in(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every tensor in nested mappings and lists, with its dotted name."""
+    """Yield every tensor in nested mappings and lists with its dotted name."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from tensors_in(item, f"{prefix}{key}.")
@@ -123,17 +121,17 @@ def as_text(data: dict[str, Any], most: int) -> str:
     lines = [
         ("file", data["file"]),
         ("format", data["format"]),
-        ("origin", data["origin"] or "not a published file that Lobule knows"),
+        ("origin", data["origin"] or "not in the list of published files"),
         ("sha256", data["sha256"]),
         ("git blob", data["git_blob"]),
         ("tensors", f"{len(tensors)} with {parameters:,} numbers"),
     ]
     if data["format"] == "torchscript":
-        lines.append(("warning", "TorchScript can run code: trust its makers before you load it"))
+        lines.append(("warning", "TorchScript can run code: load it only if you trust its authors"))
     if data["imports"]:
         lines.append(("imports", ", ".join(data["imports"])))
     if not data["imports_certain"]:
-        lines.append(("warning", "what else its pickle imports cannot be determined: do not load it"))
+        lines.append(("warning", "further imports of its pickle cannot be determined: do not load it"))
     lines += [(f"metadata {key}", value) for key, value in data["metadata"].items()]
     shown = tensors if most < 0 else tensors[:most]
     text = format_fields(lines)

@@ -1,4 +1,4 @@
-"""`lobule weights list`: the weights that Lobule knows."""
+"""`lobule weights list`: list known pretrained and published weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lobule.cli.weights.catalog import CATALOG
 
 @lobule_command("lobule weights list")
 def command() -> Answer:
-    """List pretrained and published weights: what uses them, where they come from, licence, hash, place.
+    """List pretrained and published weights with the methods that use them, source, licence, hash and state.
 
-    Backbones are fetched by torchvision or timm at their first use. Published models are not fetched: get the
-    file yourself under its licence, then look at it with `lobule weights inspect`.
+    torchvision and timm download backbones at first use. Published models are not downloaded: get the file
+    yourself under its licence, then check it with `lobule weights inspect`.
     """
     caches = weight_caches()
     cache_folders = {cache["of"]: Path(cache["folder"]) for cache in caches}
@@ -38,12 +38,12 @@ def command() -> Answer:
             ", ".join(weights.methods),
             weights.source,
             f"sha256 {weights.sha256}…" if weights.sha256 else f"git {weights.git_blob}…",
-            "here" if item["here"] else "at first use" if weights.fetched else "get it yourself",
+            "here" if item["here"] else "at first use" if weights.fetched else "download it yourself",
         )
         for weights, item in zip(CATALOG, data, strict=True)
     ]
     licences = dict.fromkeys((weights.source.partition(",")[0], weights.licence) for weights in CATALOG)
     text = table(("weights", "for", "source", "hash", "state"), rows)
     text += "\n\n" + format_fields([(f"licence of {source}", licence) for source, licence in licences])
-    text += "\n" + format_fields([(f"{cache['of']} keeps its own in", cache["folder"]) for cache in caches])
+    text += "\n" + format_fields([(f"{cache['of']} cache", cache["folder"]) for cache in caches])
     return Answer({"weights": data, "caches": caches}, text)

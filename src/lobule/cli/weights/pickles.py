@@ -1,4 +1,4 @@
-"""What a pickle would import, read from its opcodes without running any of them."""
+"""List what a pickle would import, from its opcodes and without running them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 LARGEST_PICKLE = 256 << 20
 MOST_OPCODES = 3_000_000
 LEGACY_PICKLES = 5
-"""Old torch checkpoints are this many pickles, one after another, and then the numbers."""
+"""Old torch checkpoints begin with this many pickles, followed by the numbers."""
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 _UNKNOWN, _MARK = object(), object()
@@ -20,18 +20,18 @@ _TEXT = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "
 
 @dataclass
 class Imports:
-    """Names that loading a file would import, and why the list may lack some."""
+    """Names that loading a file would import, and reasons why the list may be incomplete."""
 
     names: set[str] = field(default_factory=set)
     doubts: set[str] = field(default_factory=set)
-    """Reasons why not every import could be determined; empty where the list is complete."""
+    """Reasons why some imports could not be determined; empty if the list is complete."""
 
     @property
     def certain(self) -> bool:
         return not self.doubts
 
     def sentence(self) -> str:
-        """The imports for a person."""
+        """Describe the imports for an error message."""
         names = ", ".join(sorted(self.names)) or "nothing"
         if self.certain:
             return names
@@ -39,16 +39,16 @@ class Imports:
 
 
 def read_imports(path: Path) -> Imports:
-    """Every import of the pickles in a torch checkpoint, as far as reading alone can tell."""
+    """Collect the imports of all pickles in a torch checkpoint without running them."""
     imports = Imports()
     with path.open("rb") as file:
-        if file.read(4) != b"PK\3\4":  # loaders take a file that does not begin so for a bare pickle
+        if file.read(4) != b"PK\3\4":  # loaders treat a file with another beginning as a bare pickle
             file.seek(0)
             _read_bare(file, imports)
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
-                # by entry, not by name: of two entries of one name, loaders may read either
+                # Iterate over entries, not names: if two entries share a name, a loader may read either.
                 for entry in archive.infolist():
                     if entry.filename.endswith(".pkl"):
                         with archive.open(entry) as stream:
@@ -59,7 +59,7 @@ def read_imports(path: Path) -> Imports:
 
 
 def _read_bare(file: IO[bytes], imports: Imports) -> None:
-    """The pickles at the beginning of a file that is no archive."""
+    """Read the pickles at the beginning of a file that is not an archive."""
     stream = _Limited(file)
     is_legacy = _read_pickle(stream, imports)
     for _ in range(LEGACY_PICKLES - 1 if is_legacy else 0):
@@ -88,7 +88,7 @@ class _Limited:
 
 
 def _read_pickle(stream: _Limited, imports: Imports) -> bool:
-    """Add one pickle's imports. Returns whether it is the magic number of an old checkpoint."""
+    """Add the imports of one pickle, and return whether it is the magic number of an old checkpoint."""
     machine = _Machine(imports)
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], stream))):
@@ -96,7 +96,7 @@ def _read_pickle(stream: _Limited, imports: Imports) -> bool:
                 imports.doubts.add("the pickle is too long")
                 return False
             machine.step(opcode, argument)
-    except Exception as error:  # pickletools raises many types for bytes that are no pickle
+    except Exception as error:  # pickletools raises many types for bytes that are not a pickle
         doubt = "the pickle is too long" if stream.exhausted else f"the pickle is damaged: {str(error)[:80]}"
         imports.doubts.add(doubt)
         return False
@@ -104,7 +104,7 @@ def _read_pickle(stream: _Limited, imports: Imports) -> bool:
 
 
 class _Machine:
-    """The stack and the memo of a pickle, of which only text is followed."""
+    """The stack and the memo of a pickle. Only text values are tracked."""
 
     def __init__(self, imports: Imports) -> None:
         self.imports = imports
@@ -135,10 +135,10 @@ class _Machine:
         if isinstance(module, str) and isinstance(attribute, str):
             self.imports.names.add(f"{module}.{attribute}")
         else:
-            self.imports.doubts.add("an import is put together while it loads")
+            self.imports.doubts.add("an import name is computed while it loads")
 
     def _replace(self, opcode: Any, argument: Any) -> None:
-        """Pop what an opcode takes and push what it leaves."""
+        """Pop the arguments of an opcode and push its results."""
         takes = [item.name for item in opcode.stack_before]
         if "mark" in takes:
             while self.stack.pop() is not _MARK:
