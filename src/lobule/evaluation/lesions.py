@@ -139,11 +139,11 @@ def measure_lesions(cases: Sequence[Case], matches: Sequence[SlideMatch], option
 def compare_lesions(matched: MatchedSlides, options: Options) -> dict[str, Any]:
     """The difference, this source minus the other, on the slides of both."""
     pairs = [
-        (case, matches, other_matches)
-        for case, matches, other_matches in zip(
+        (case, slide_match, other_match)
+        for case, slide_match, other_match in zip(
             matched.cases, matched.matches, matched.other_matches, strict=True
         )
-        if other_matches is not None
+        if other_match is not None
     ]
     matches = [pair[1] for pair in pairs]
     other_matches = [pair[2] for pair in pairs]

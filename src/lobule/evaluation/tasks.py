@@ -93,7 +93,7 @@ def _case_task(
 
 
 def total(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
-    """The sum of the named scores; None if one of them is missing."""
+    """The sum of the named scores, or the score of a case without a result; None if a score is missing."""
     if ANY_SCORE in scores:
         return scores[ANY_SCORE]
     if not names or any(name not in scores for name in names):
