@@ -249,13 +249,13 @@ def opened(
     predictor: Any, case: Any, engine: Any, options: Any, machine: Any
 ) -> Iterator[tuple[Any, Any, int]]:
     """The images of a case, its first pass, and how many tiles were decoded to find its tissue."""
-    from lobule.scanning.cases import AHEAD
+    from lobule.scanning.cases import MAX_OPEN_CASES
     from lobule.scanning.open_case import OpenedCase
 
     open_case = OpenedCase(case, predictor.images(case, options), options, engine)
     try:
         for image in open_case.images.values():
-            image.use_cache(int(machine.max_ram * 0.2) // AHEAD)  # type: ignore[attr-defined]
+            image.use_cache(int(machine.max_ram * 0.2) // MAX_OPEN_CASES)  # type: ignore[attr-defined]
         pass_ = next(predictor.steps(open_case))
         yield open_case.images, pass_, open_case.images["slide"].tiles_decoded  # type: ignore[attr-defined]
     finally:
