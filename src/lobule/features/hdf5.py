@@ -222,7 +222,7 @@ def read_feature_file(path: str | Path) -> FeatureFile:
 
 
 def _check_storage(path: Path, file: h5py.File, name: str) -> None:
-    """Refuse datasets that are not plain numbers in the file itself.
+    """Refuse datasets that contain anything except numbers stored in this file.
 
     Links, external storage, virtual datasets and references could read any other file as features.
     """

@@ -126,7 +126,7 @@ def bag_of(case: Case, folder: FeatureFolder, label: int = 0) -> Bag:
         raise DamagedFile(
             "the feature file does not state the size of its tiles, so the tiles of a region are unknown",
             subject=file.path,
-            remedy="Keep the folder `patches/` with the coordinates file beside it",
+            remedy="Keep the folder `patches/` with the coordinates files next to the features",
         )
     centre = coords + side / 2
     box = case.l0_box
