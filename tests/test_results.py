@@ -85,7 +85,7 @@ def test_a_chunk_of_nothing_but_zeros_is_written_and_read(tmp_path: Path) -> Non
 
 def test_a_map_of_another_geometry_is_refused(tmp_path: Path) -> None:
     MapWriter(tmp_path / "m", info_of(1000, 700, 16, 4))
-    with pytest.raises(ResultsError, match="another geometry"):
+    with pytest.raises(ResultsError, match="a different geometry"):
         MapWriter(tmp_path / "m", info_of(1000, 700, 16, 5))
 
 

@@ -1,4 +1,4 @@
-"""Bundles: trained models on disk, `model.json` with safetensors beside it; nothing is ever unpickled."""
+"""Bundles: trained models on disk, as `model.json` and safetensors files. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SOUND: Mapping[str, Callable[[Any], bool]] = {
     "patients": lambda patients: all(isinstance(patient, str) for patient in patients),
     "files": lambda files: all(isinstance(digest, str) for digest in files.values()),
 }
-"""What the fields of `model.json` have to be."""
+"""Checks of the fields of `model.json`."""
 
 
 def _is_number(value: object) -> bool:
@@ -43,25 +43,25 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Bundle:
-    """What `model.json` says. `files` are the hashes of everything beside it."""
+    """The contents of `model.json`. `files` contains the hashes of all other files of the bundle."""
 
     method: str
     config: Mapping[str, Any]
     classes: tuple[str, ...]
     mpp: float | None
-    """µm/px that the model wants; None where the method has no such thing."""
+    """µm/px of the input of the model; None if the method does not use one."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     patients: tuple[str, ...] = ()
-    """Hashes of the training patients, so that an evaluation can refuse to leak."""
+    """Hashes of the training patients, so that an evaluation can refuse to test on them."""
     calibration: Mapping[str, Any] = field(default_factory=dict)
-    """What makes its scores probabilities at a site, and thresholds; empty where nothing does."""
+    """Calibration of the scores to the probabilities of a site, with thresholds; empty without one."""
     files: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
 
     @property
     def fingerprint(self) -> str:
-        """One hash over everything that decides what the model says."""
+        """A hash of everything that determines the output of the model."""
         identity = [self.method, repr(sorted(self.config.items())), *self.classes, repr(self.mpp)]
         identity += [f"{name}={digest}" for name, digest in sorted(self.files.items())]
         if self.calibration:
@@ -69,7 +69,7 @@ class Bundle:
         return hashlib.sha256("\n".join(identity).encode()).hexdigest()
 
     def file(self, name: str) -> Path:
-        """The path of a file of the bundle, its hash checked."""
+        """Return the path of a file of the bundle, after checking its hash."""
         if self.path is None or name not in self.files:
             raise BundleError(f"the bundle has no file {name}", subject=self.path)
         path = self.path / name
@@ -85,19 +85,19 @@ class Bundle:
         return path
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The tensors, as they were saved."""
+        """Return the tensors of the weights file."""
         from safetensors.torch import load_file
 
         try:
             return dict(load_file(self.file(WEIGHTS)))
         except LobuleError:
             raise
-        except Exception as error:  # safetensors raises its own, undocumented types
+        except Exception as error:  # safetensors raises undocumented types of errors.
             raise BundleError("the weights cannot be read", subject=self.path, actual=str(error)) from error
 
 
 def patient_hash(patient: str) -> str:
-    """A patient as bundles remember them: recognisable to who has the name, unreadable to others."""
+    """Return the hash of a patient: bundles can recognise the patient without containing the name."""
     return hashlib.sha256(f"lobule-patient:{patient}".encode()).hexdigest()[:16]
 
 
@@ -108,7 +108,18 @@ def write_bundle(
     texts: Mapping[str, str] | None = None,
     copies: Mapping[str, Path] | None = None,
 ) -> Bundle:
-    """Write a bundle; `model.json` comes last, so a folder that has one is whole."""
+    """Write a bundle. `model.json` is written last, so a folder that has one is complete.
+
+    Args:
+        path: Folder of the bundle.
+        bundle: The contents of `model.json`, except for the hashes of files.
+        weights: Tensors for the weights file.
+        texts: Text files by name.
+        copies: Files to copy, by their name in the bundle.
+
+    Returns:
+        The bundle as read back from disk.
+    """
     from safetensors.torch import save_file
 
     root = make_folder(path)
@@ -145,7 +156,12 @@ def write_bundle(
 
 
 def read_bundle(path: str | Path) -> Bundle:
-    """Read `model.json`; the files beside it are checked when they are used."""
+    """Read a bundle. Its other files are checked when they are used.
+
+    Raises:
+        UsageError: The folder is not a bundle.
+        BundleError: `model.json` is damaged or has another format.
+    """
     root = Path(path)
     if not (root / MODEL).is_file():
         raise UsageError(
@@ -158,18 +174,18 @@ def read_bundle(path: str | Path) -> Bundle:
         model = read_json(root / MODEL)
         if model["format"] != FORMAT:
             raise BundleError(
-                "a bundle of another format", subject=path, expected=FORMAT, actual=model["format"]
+                "the bundle has another format", subject=path, expected=FORMAT, actual=model["format"]
             )
         for field_name, kind in (("files", dict), ("config", dict), ("classes", list), ("patients", list)):
             if not isinstance(model[field_name], kind):
-                raise BundleError(f"{MODEL} is damaged: {field_name} is no {kind.__name__}", subject=path)
+                raise BundleError(f"{MODEL} is damaged: {field_name} is not a {kind.__name__}", subject=path)
         for name in model["files"]:
             _check_name(name, root)
         if wrong := [name for name, holds in SOUND.items() if not holds(model[name])]:
             raise BundleError(
                 f"{MODEL} is damaged",
                 subject=path,
-                actual=f"nothing of use as {', '.join(wrong)}",
+                actual=f"invalid values of {', '.join(wrong)}",
                 remedy="Copy the bundle again from where it came",
             )
         return Bundle(
@@ -191,17 +207,17 @@ def read_bundle(path: str | Path) -> Bundle:
 def _calibration(model: Mapping[str, Any], root: Path) -> Mapping[str, Any]:
     calibration = model.get("calibration", {})
     if not isinstance(calibration, dict):
-        raise BundleError(f"{MODEL} is damaged", subject=root, actual="nothing of use as calibration")
+        raise BundleError(f"{MODEL} is damaged", subject=root, actual="invalid value of calibration")
     return calibration
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its type where the message is empty."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
 
 
 def plain_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Plain tensors of a safetensors or torch file; nothing in it is run."""
+    """Read the tensors of a safetensors or torch file, without running code from the file."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError("there is no such weights file", subject=path)
@@ -213,18 +229,18 @@ def plain_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
             return dict(load_file(path))
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise many undocumented types
+    except Exception as error:  # The readers raise many undocumented types of errors.
         raise ConfigError("the weights cannot be read", subject=path, actual=first_line(error)) from error
     state = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ConfigError("these are not plain weights", subject=path, expected="names and tensors")
+        raise ConfigError("the file does not contain plain weights", subject=path, expected="tensors by name")
     return dict(state)
 
 
 def _check_name(name: str, root: Path) -> None:
-    # a bundle from elsewhere must not name files outside its folder
+    # A bundle from an untrusted source must not refer to files outside its folder.
     if not _PLAIN_NAME.fullmatch(name):
-        raise BundleError(f"a file name that is not plain: {name!r}", subject=root)
+        raise BundleError(f"the file name {name!r} is not allowed in a bundle", subject=root)
 
 
 def _hash(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, the fingerprints that results trust, and paths that may be URLs."""
+"""Atomic writing of files, fingerprints of file contents, and paths that may be URLs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,18 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether a path is `scheme://…`, which fsspec opens, and not a place on this machine's disks."""
+    """Whether a path is a URL (`scheme://…`), which fsspec opens, and not a local path."""
     return isinstance(path, str) and _URL.match(path) is not None
 
 
 def open_url(path: str | Path, mode: str = "rb") -> IO[Any]:
-    """Open a local path or an fsspec URL; what goes wrong is an error that names the remedy."""
+    """Open a local path or an fsspec URL.
+
+    Raises:
+        UsageError: The file system of the URL is unknown or not installed.
+        NotReadable: The file cannot be read.
+        ResultsError: The file cannot be written.
+    """
     try:
         if is_url(path):
             import fsspec
@@ -51,7 +57,7 @@ def open_url(path: str | Path, mode: str = "rb") -> IO[Any]:
 
 
 def not_readable(error: OSError, path: str | Path) -> NotReadable:
-    """The error of one case whose file does not open."""
+    """Return the error for a file that cannot be read."""
     if isinstance(error, FileNotFoundError):
         return NotReadable("there is no such file", subject=path, remedy="Check the path")
     if isinstance(error, IsADirectoryError):
@@ -77,29 +83,29 @@ _REMEDIES = {
 
 
 def results_error(error: OSError, path: str | Path) -> ResultsError:
-    """The error of an output that cannot be written, with its remedy."""
+    """Return the error for a file that cannot be written, with its remedy."""
     problem, remedy = _REMEDIES.get(error.errno or 0, (f"cannot be written: {error.strerror or error}", None))
     return ResultsError(problem, subject=path, remedy=remedy)
 
 
 LONGEST_FOLDER_NAME = 240
-"""Bytes of a case's folder name; file systems allow 255, and writers add a suffix."""
+"""Largest length of a case's folder name in bytes. File systems allow 255, and writers add a suffix."""
 
 
 def case_folder_name(case_id: str) -> str:
-    """The name of a case's folder in the results."""
-    # letters of any script stay as they are: escaped, a long name would not fit a file system
+    """Return the name of a case's folder in the results."""
+    # Letters of any script are not escaped, because long names would exceed the limit of the file system.
     name = "".join(letter if ord(letter) > 127 else quote(letter, safe=" ") for letter in case_id)
-    return f"%2E{name[1:]}" if name.startswith(".") else name  # `..` is a folder of nobody's
+    return f"%2E{name[1:]}" if name.startswith(".") else name  # The name must not be `..`.
 
 
 def fits_folder_name(case_id: str) -> bool:
-    """Whether a file system takes a case's name as the name of a folder."""
+    """Whether a case's name is short enough for the name of a folder."""
     return len(case_folder_name(case_id).encode(errors="surrogateescape")) <= LONGEST_FOLDER_NAME
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make a folder and its parents; a file in the way or a missing permission is a `ResultsError`."""
+    """Create a folder and its parents. Raises `ResultsError` if this is not possible."""
     if is_url(path):
         raise UsageError(
             "cannot write a folder to a URL",
@@ -121,10 +127,10 @@ def make_folder(path: str | Path) -> Path:
 
 @contextmanager
 def write_atomic(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path to write to; on success it is flushed and takes the name `path`.
+    """Yield a temporary path to write to. On success it is flushed to disk and renamed to `path`.
 
-    Killed or failed at any instant, `path` is what it was before. The temporary name keeps the suffix
-    (writers choose formats by it) and begins with a dot. `path` may be a URL: it is uploaded when whole.
+    If the process fails or is killed, `path` is unchanged. The temporary name starts with a dot and keeps the
+    suffix, from which writers choose the format. If `path` is a URL, the complete file is uploaded.
     """
     if is_url(path):
         with _write_url(str(path)) as temporary_path:
@@ -162,7 +168,7 @@ def _write_url(url: str) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Ask the disk to have it; folders too, where the system allows, so that the rename survives."""
+    """Flush a file to disk. Flushing its folder, where the system allows it, makes a rename permanent."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -176,33 +182,33 @@ def _flush(path: Path) -> None:
 
 
 def flush_all(root: str | Path) -> None:
-    """Ask the disk to have every file under a folder, and the folders."""
+    """Flush all files and folders under a folder to disk."""
     folder = Path(root)
     for item in sorted(folder.rglob("*")) if folder.is_dir() else ():
         try:
             _flush(item)
-        except FileNotFoundError:  # a leftover that its writer takes away now
+        except FileNotFoundError:  # A temporary file that its writer has just removed.
             continue
         except OSError as error:
             raise results_error(error, item) from error
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a whole file or nothing."""
+    """Write a file atomically."""
     with write_atomic(path) as temporary_path:
         temporary_path.write_bytes(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a whole UTF-8 file or nothing.
+    """Write a UTF-8 file atomically.
 
-    A file name need not be UTF-8: its odd bytes are written as escapes, which JSON reads back as they were.
+    Bytes of file names that are not UTF-8 are written as escapes, which JSON reads back unchanged.
     """
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write JSON whole or not at all. NaN and infinity are refused: no other reader takes them."""
+    """Write a JSON file atomically. NaN and infinity are refused, because they are not valid JSON."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -211,7 +217,7 @@ MOST_NESTED = 100
 
 
 def read_json(path: str | Path, largest: int = LARGEST_JSON) -> Any:
-    """Read JSON; what is not JSON, or larger than `largest` bytes, is a `ResultsError`."""
+    """Read a JSON file. Raises `ResultsError` if it is invalid or larger than `largest` bytes."""
     if not is_url(path):
         require_regular(path)
     with open_url(path) as file:
@@ -230,7 +236,7 @@ def read_json(path: str | Path, largest: int = LARGEST_JSON) -> Any:
 
 
 def _is_nested_deeper(value: Any, limit: int) -> bool:
-    """Whether lists and mappings hold one another in more than so many levels."""
+    """Whether lists and dictionaries are nested in more than `limit` levels."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(limit):
         if not level:
@@ -245,11 +251,11 @@ def _refuse_constant(name: str) -> None:
 
 
 def require_regular(path: str | Path) -> None:
-    """Refuse a FIFO, a socket or a device, which a read could wait for without end."""
+    """Raise an error for a FIFO, a socket or a device, from which a read could block forever."""
     try:
         mode = Path(path).stat().st_mode
     except (OSError, ValueError):
-        return  # opening it says why it cannot be read
+        return  # Opening the file reports the error.
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise NotReadable("this is not a regular file", subject=path, expected="a file")
 
@@ -258,17 +264,17 @@ def require_regular(path: str | Path) -> None:
 
 
 def fingerprint(path: str | Path, full: bool = False) -> str:
-    """The identity of a file's content; what results carry of their input.
+    """Return a hash of the content of a file, by which results identify their input.
 
-    A file gives `sha256:` of all of its bytes, as sha256sum prints it. A folder, or a slide with a companion
-    folder (MRXS), hashes the names and the fingerprints of all of its files.
+    The hash of a file is `sha256:` and the hash that sha256sum prints. For a folder, or a slide with a
+    companion folder (MRXS), the names and hashes of all of its files are hashed.
 
     The hash of a large file is stored in the user's cache folder together with the file's size, modification
     time and inode. While those are unchanged, the stored hash is returned without reading the file again.
 
     Args:
         path: A file, a folder or an fsspec URL.
-        full: Read everything, and trust no stored hash.
+        full: Read all files, even if their hashes are stored.
     """
     if is_url(path):
         return _hash_url(str(path), full)
@@ -285,7 +291,7 @@ def fingerprint(path: str | Path, full: bool = False) -> str:
 
 
 def fingerprint_of_files(paths: Sequence[Path], full: bool = False) -> str:
-    """One identity of several files that belong together, by their names and contents."""
+    """Return one hash of the names and contents of several files that belong together."""
     lines = [f"{path.name}\0{fingerprint(path, full)}\n" for path in sorted(paths)]
     return f"files-sha256:{hashlib.sha256(''.join(lines).encode(errors='surrogateescape')).hexdigest()}"
 
@@ -342,14 +348,14 @@ _stored_hashes: dict[str, tuple[list[Any], str]] = {}
 
 
 def cache_folder() -> Path:
-    """The folder for what can be computed again: `$LOBULE_CACHE`, or `lobule` in the user's cache folder."""
+    """Return the cache folder: `$LOBULE_CACHE`, or `lobule` in the user's cache folder."""
     if chosen := os.environ.get("LOBULE_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lobule"
 
 
 def _file_state(file: IO[bytes]) -> list[Any]:
-    """What changes when a file is written to: a stored hash is trusted while it stays the same."""
+    """Return the state of a file. A stored hash is valid as long as the state does not change."""
     status = os.fstat(file.fileno())
     return [status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns]
 
@@ -359,13 +365,13 @@ def _is_settled(state: list[Any]) -> bool:
 
 
 def _url_state(url: str) -> list[Any] | None:
-    """Size and version of a remote file; None where its server tells no version."""
+    """Return the size and version of a remote file, or None if its server does not state a version."""
     import fsspec
 
     try:
         file_system, remote_path = fsspec.core.url_to_fs(url)
         info = file_system.info(remote_path)
-    except Exception:  # file systems raise their own types; opening the URL reports the error
+    except Exception:  # File systems raise various types; opening the URL reports the error.
         return None
     version = [
         str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime", "created") if info.get(key)
@@ -389,23 +395,23 @@ def _stored_hash(key: str, state: list[Any]) -> str | None:
         if entry["state"] == state and re.fullmatch(r"sha256:[0-9a-f]{64}", identity):
             return str(identity)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError):
-        pass  # nothing is stored, or there is no home folder
+        pass  # There is no valid stored hash, or no home folder.
     return None
 
 
 def _store_hash(key: str, state: list[Any], identity: str) -> None:
     _stored_hashes[key] = (state, identity)
-    with suppress(OSError, LobuleError, RuntimeError):  # a cache that cannot be written is done without
+    with suppress(OSError, LobuleError, RuntimeError):  # The cache is optional.
         path = _hash_path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"path": ascii(key), "state": state, "identity": identity})
 
 
-# -- what a folder has left ---------------------------------------------------------------------------------
+# -- free space ---------------------------------------------------------------------------------------------
 
 
 def need_space(folder: str | Path, size: int) -> None:
-    """Raise `ResultsError` where a local folder's disk has less than `size` bytes free."""
+    """Raise `ResultsError` if the disk of a local folder has less than `size` bytes of free space."""
     if is_url(folder):
         return
     existing = Path(folder).absolute()

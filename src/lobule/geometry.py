@@ -15,7 +15,7 @@ from lobule.units import Mpp
 
 @dataclass(frozen=True, order=True)
 class Size:
-    """Width and height in pixels of whatever frame the context names."""
+    """Width and height in pixels. The name of the variable states the coordinate frame."""
 
     width: int
     height: int
@@ -33,7 +33,7 @@ class Size:
 
 @dataclass(frozen=True, order=True)
 class Box:
-    """A half-open box: left, top, width and height. The variable that holds it names the frame."""
+    """A half-open box: left, top, width and height. The name of the variable states the coordinate frame."""
 
     x: int
     y: int
@@ -61,7 +61,7 @@ class Box:
         return self.width <= 0 or self.height <= 0
 
     def intersect(self, other: Box) -> Box:
-        """The common part; its width or height is 0 where there is none."""
+        """Return the intersection of two boxes. If they are disjoint, its width or height is 0."""
         left, top = max(self.x, other.x), max(self.y, other.y)
         right, bottom = min(self.right, other.right), min(self.bottom, other.bottom)
         return Box.of_edges(left, top, max(left, right), max(top, bottom))
@@ -96,17 +96,17 @@ class Lattice:
     step_y: Fraction
     l0_size: Size
     mpp: Mpp | None
-    """The true µm/px of the lattice; None where the file does not say and nobody supplied it."""
+    """The true µm/px of the lattice; None if neither the file nor the user states it."""
     level: int | None = None
-    """The level that is read unscaled; None where pixels are resampled."""
+    """The level that is read without scaling; None if pixels are resampled."""
 
     @property
     def size(self) -> Size:
-        """Lattice pixels that cover the case: the last column and row may reach past its edge."""
+        """Lattice pixels that cover the image. The last column and row may extend beyond its edge."""
         return Size(ceil(self.l0_size.width / self.step_x), ceil(self.l0_size.height / self.step_y))
 
     def to_l0(self, box: Box) -> Box:
-        """The smallest level-0 box that covers a lattice box."""
+        """Return the smallest level-0 box that covers a lattice box."""
         return Box.of_edges(
             floor(box.x * self.step_x),
             floor(box.y * self.step_y),
@@ -115,14 +115,14 @@ class Lattice:
         )
 
     def of_l0(self, l0_box: Box) -> Box:
-        """The lattice box nearest to a level-0 box: floor of its corner, its size rounded, at least 1."""
+        """Return the lattice box closest to a level-0 box: corner rounded down, size rounded, at least 1."""
         x, y = floor(l0_box.x / self.step_x), floor(l0_box.y / self.step_y)
         width = max(1, _round_half_up(Fraction(l0_box.width) / self.step_x))
         height = max(1, _round_half_up(Fraction(l0_box.height) / self.step_y))
         return Box(x, y, width, height)
 
     def coarser(self, factor: int) -> Lattice:
-        """The lattice whose pixels are `factor` × `factor` pixels of this one."""
+        """Return the lattice whose pixels are `factor` × `factor` pixels of this one."""
         mpp = None if self.mpp is None else self.mpp.scaled(factor)
         return Lattice(self.step_x * factor, self.step_y * factor, self.l0_size, mpp)
 
@@ -132,10 +132,10 @@ def _round_half_up(value: Fraction) -> int:
 
 
 def level_step(l0_length: int, level_length: int) -> Fraction:
-    """Level-0 pixels per pixel of a level, as the exact ratio that made the level.
+    """Return the level-0 pixels per pixel of a level, as the exact ratio with which the level was created.
 
-    Pyramids are made by whole factors and then cut or filled to whole pixels, so 2220 over 554 is 4, not
-    4.0072; where no whole factor explains the length, the ratio of the lengths is what there is.
+    Pyramids use integer factors and round the lengths to whole pixels, so 2220 / 554 means 4, not 4.0072. If
+    no integer factor explains the length, the ratio of the lengths is returned.
     """
     ratio = Fraction(l0_length, level_length)
     factor = _round_half_up(ratio)
@@ -145,7 +145,7 @@ def level_step(l0_length: int, level_length: int) -> Fraction:
 
 
 def tiles_over(box: Box, tile: Size) -> Iterator[tuple[int, int]]:
-    """(column, row) of every tile of a tiling anchored at (0, 0) that a box touches, row by row."""
+    """Yield (column, row) of every tile that a box touches, row by row, for tiles anchored at (0, 0)."""
     for row in range(box.y // tile.height, -(-box.bottom // tile.height)):
         for column in range(box.x // tile.width, -(-box.right // tile.width)):
             yield column, row

@@ -1,8 +1,8 @@
-"""Which places of a case are looked at, in order: cells of a map and the fields that compute them.
+"""The grid of a map: its cells, and the fields that compute them.
 
 A map cell (row, column) stands for lattice pixels [s·column, s·(column+1)) × [s·row, s·(row+1)) and is
 scored by the window of `window` pixels centred on it. A field computes `cells` × `cells` neighbouring cells
-in one go, so neighbouring fields overlap by window − stride and their cells butt without gap or duplicate.
+at once. Neighbouring fields overlap by window − stride, so that their cells adjoin without gaps or overlap.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ Cells = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class MapGrid:
-    """The geometry of one map over one image, and of the fields that fill it."""
+    """The geometry of a map on an image, and of the fields that fill it."""
 
     lattice: Lattice
     stride: int
-    """Lattice pixels a cell."""
+    """Lattice pixels per cell."""
     window: int
-    """Lattice pixels a side that one cell sees (the receptive field, or the tile)."""
+    """Lattice pixels per side that determine the score of a cell (the receptive field, or the tile)."""
     cells: int = 1
-    """Cells a side that one field computes."""
+    """Cells per side that one field computes."""
     centre: float | None = None
-    """Where in a field the centre of its first cell lies, in lattice pixels; the window's middle unless a
-    net's cells lie elsewhere."""
+    """Offset of the centre of the first cell within a field, in lattice pixels; None is half the window."""
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.window < 1 or self.cells < 1:
@@ -57,33 +56,33 @@ class MapGrid:
 
     @property
     def field_side(self) -> int:
-        """Lattice pixels a side that a field reads."""
+        """Lattice pixels per side that a field reads."""
         return self.window + self.stride * (self.cells - 1)
 
     @property
     def first_start(self) -> int:
-        """The lattice pixel at which the first field begins: outside the case where windows reach out."""
+        """The lattice pixel where the first field starts; negative if it starts outside the image."""
         centre = self.window / 2 if self.centre is None else self.centre
         return floor(self.stride / 2 - centre)
 
     @property
     def l0_cell(self) -> tuple[float, float]:
-        """Level-0 pixels a cell, in x and y."""
+        """Level-0 pixels per cell in x and y."""
         return float(self.stride * self.lattice.step_x), float(self.stride * self.lattice.step_y)
 
     def field_box(self, field_row: int, field_column: int) -> Box:
-        """The lattice box that a field reads; it may reach outside the case, where pixels are white."""
+        """Return the lattice box that a field reads. Outside the image, pixels are white."""
         start = self.first_start
         step = self.stride * self.cells
         return Box(start + step * field_column, start + step * field_row, self.field_side, self.field_side)
 
     def field_cells(self, field_row: int, field_column: int) -> tuple[slice, slice]:
-        """The rows and columns of the map that a field fills, cut at the map's edge."""
+        """Return the rows and columns of the map that a field fills, clipped at the edge of the map."""
         top, left = field_row * self.cells, field_column * self.cells
         return slice(top, min(top + self.cells, self.rows)), slice(left, min(left + self.cells, self.columns))
 
     def l0_box(self, rows: slice, columns: slice) -> Box:
-        """The level-0 box under a block of cells."""
+        """Return the level-0 box that a block of cells covers."""
         box = Box.of_edges(
             columns.start * self.stride,
             rows.start * self.stride,
@@ -93,7 +92,7 @@ class MapGrid:
         return self.lattice.to_l0(box)
 
     def fields_over(self, required: Cells) -> NDArray[np.int32]:
-        """(n, 2) field rows and columns that hold at least one wanted cell, row by row."""
+        """Return the rows and columns (n, 2) of the fields with at least one required cell, row by row."""
         if required.shape != (self.rows, self.columns):
             raise ConfigError(
                 f"cells of shape {required.shape} do not fit a map of {self.rows} × {self.columns}"
@@ -105,9 +104,14 @@ class MapGrid:
 
 
 def cells_by_centre(grid: MapGrid, mask: Cells, mask_step: tuple[float, float]) -> Cells:
-    """Cells whose centre lies on the mask; `mask_step` is level-0 pixels a mask pixel in x and y.
+    """Return the cells whose centre lies on the mask.
 
-    A cell that hangs over the edge of the case counts by the last pixel before the edge.
+    A cell whose centre lies outside the image is judged by the last pixel before the edge.
+
+    Args:
+        grid: The grid of the cells.
+        mask: The mask, starting at level-0 (0, 0).
+        mask_step: Level-0 pixels per mask pixel in x and y.
     """
     l0_x = np.minimum((np.arange(grid.columns) + 0.5) * grid.l0_cell[0], grid.lattice.l0_size.width - 0.5)
     l0_y = np.minimum((np.arange(grid.rows) + 0.5) * grid.l0_cell[1], grid.lattice.l0_size.height - 0.5)
@@ -119,7 +123,7 @@ def cells_by_centre(grid: MapGrid, mask: Cells, mask_step: tuple[float, float]) 
 
 
 def share_in_cells(grid: MapGrid, mask: Cells, mask_step: tuple[float, float]) -> NDArray[np.float64]:
-    """The share of each cell's part inside the case that the mask covers; exact."""
+    """Return the exact share of each cell's area within the image that the mask covers."""
     rows = _edges_in_mask(grid.rows, grid.l0_cell[1] / mask_step[1], mask.shape[0])
     columns = _edges_in_mask(grid.columns, grid.l0_cell[0] / mask_step[0], mask.shape[1])
     summed = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
@@ -140,7 +144,7 @@ def _edges_in_mask(count: int, step: float, limit: int) -> NDArray[np.float64]:
 
 
 def _at_fractions(summed: NDArray[np.float64], positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of a cumulative sum at fractional places, linear in between."""
+    """Return the rows of a cumulative sum at fractional positions, by linear interpolation."""
     low = np.minimum(np.floor(positions).astype(np.int64), summed.shape[0] - 1)
     high = np.minimum(low + 1, summed.shape[0] - 1)
     fraction = (positions - low)[:, None]
@@ -149,7 +153,7 @@ def _at_fractions(summed: NDArray[np.float64], positions: NDArray[np.float64]) -
 
 
 def cells_in_box(grid: MapGrid, l0_box: Box) -> Cells:
-    """Cells whose centre lies in a level-0 box."""
+    """Return the cells whose centre lies in a level-0 box."""
     l0_x = (np.arange(grid.columns) + 0.5) * grid.l0_cell[0]
     l0_y = (np.arange(grid.rows) + 0.5) * grid.l0_cell[1]
     in_x = (l0_x >= l0_box.x) & (l0_x < l0_box.right)

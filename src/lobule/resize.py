@@ -1,8 +1,8 @@
 """Bicubic resizing as OpenCV's INTER_CUBIC does it: a = -0.75, half-pixel centres, replicated edges.
 
-There is no antialiasing. All is computed in float32. 8-bit images use OpenCV's 11-bit fixed-point weights:
-halved, every sum is exact and the bytes are OpenCV's; at other factors a value on the edge of rounding may
-differ by 1.
+There is no antialiasing. Everything is computed in float32. 8-bit images use OpenCV's 11-bit fixed-point
+weights: when an image is halved, every sum is exact and the bytes equal those of OpenCV; at other factors, a
+value close to a rounding boundary may differ by 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WEIGHT_ONE = np.float32(2048)
 
 
 def cubic_taps(length: int, out_length: int, step: float) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Source indices (out_length, 4), clamped to the edges, and their float32 weights, which sum to 1."""
+    """Return source indices (out_length, 4), clamped to the edges, and their weights, which sum to 1."""
     position = ((np.arange(out_length) + 0.5) * step - 0.5).astype(np.float32)
     first = np.floor(position)
     x = position - first
@@ -33,10 +33,14 @@ def cubic_taps(length: int, out_length: int, step: float) -> tuple[NDArray[np.in
 def resize_cubic(
     image: NDArray[Any], height: int, width: int, *, step: tuple[float, float] | None = None
 ) -> NDArray[Any]:
-    """An image (H, W) or (H, W, C) at another size; uint8 stays uint8, everything else becomes float32.
+    """Resize an image (H, W) or (H, W, C); uint8 stays uint8, other types become float32.
 
-    `step` is (source rows per output row, source columns per output column); where it is absent it is the
-    ratio of the sizes. The two differ when an odd side is halved.
+    Args:
+        image: The image.
+        height: New height.
+        width: New width.
+        step: (source rows per output row, source columns per output column). The default is the ratio of the
+            sizes, which is different if an odd side is halved.
     """
     rows, columns = image.shape[:2]
     step_y, step_x = step or (rows / height, columns / width)
@@ -50,7 +54,7 @@ def resize_cubic(
 
 
 def halve(image: NDArray[Any]) -> NDArray[Any]:
-    """Half size, as `cv2.resize` with fx = fy = 0.5: sides rounded half to even, the step exactly 2."""
+    """Halve an image like `cv2.resize` with fx = fy = 0.5: sides rounded half to even, step exactly 2."""
     rows, columns = image.shape[:2]
     return resize_cubic(image, round(rows / 2), round(columns / 2), step=(2.0, 2.0))
 

@@ -1,4 +1,4 @@
-"""From fields back to maps: the inverse of the grid, and reductions that skip what was not scored."""
+"""Assembles fields into maps (the inverse of the grid), and reduces and overlays maps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ States = NDArray[np.uint8]
 
 
 class State(IntEnum):
-    """What is known of a map cell."""
+    """The state of a map cell."""
 
     PENDING = 0
     GLASS = 1
@@ -28,7 +28,7 @@ class State(IntEnum):
 def place_field(
     scores: Scores, states: States, grid: MapGrid, field: tuple[int, int], values: Scores
 ) -> None:
-    """Put a field's (classes, cells, cells) into a map, cut at its edge, and mark the cells scored."""
+    """Write the values (classes, cells, cells) of a field into a map and mark the cells as scored."""
     rows, columns = grid.field_cells(*field)
     scores[:, rows, columns] = values[:, : rows.stop - rows.start, : columns.stop - columns.start]
     states[rows, columns] = State.SCORED
@@ -37,9 +37,9 @@ def place_field(
 def reduce_map(
     scores: Scores, states: States, factor: int, reduction: Literal["max", "mean"] = "max"
 ) -> tuple[Scores, States]:
-    """A map whose cells are `factor` × `factor` cells of this one; only scored cells count.
+    """Reduce a map by taking the maximum or mean of the scored cells in blocks of `factor` × `factor` cells.
 
-    A reduced cell is scored where any of its cells is, else failed, pending or glass in that order.
+    A reduced cell is scored if any of its cells is, otherwise failed, pending or glass, in this order.
     """
     classes, rows, columns = scores.shape
     out_rows, out_columns = -(-rows // factor), -(-columns // factor)
@@ -67,7 +67,7 @@ def _reduced_states(blocks: States) -> States:
 
 
 def overlay(coarse: tuple[Scores, States], fine: tuple[Scores, States], factor: int) -> tuple[Scores, States]:
-    """The fine map, filled from the coarse one (`factor` times its stride) where it was not scored."""
+    """Return the fine map, with unscored cells filled from a coarse map with `factor` times the stride."""
     scores, states = fine[0].copy(), fine[1].copy()
     rows, columns = states.shape
     spread_scores = coarse[0].repeat(factor, axis=1).repeat(factor, axis=2)[:, :rows, :columns]

@@ -40,5 +40,5 @@ class Mpp:
 
 
 def mpp_of_magnification(objective: float) -> Mpp:
-    """The usual reading of what people type as "20x": 10 µm/px divided by the magnification."""
+    """Return the usual resolution of a magnification such as "20x": 10 µm/px divided by it."""
     return Mpp.square(10.0 / objective)

@@ -76,7 +76,7 @@ def test_shards_keep_a_whole_scan_out_and_each_other_not(tmp_path: Path) -> None
         with pytest.raises(ResultsError, match="is writing here"), lock_folder(tmp_path / "r", (2, 2)):
             pass
         with (
-            pytest.raises(ResultsError, match=r"another division.*shards of 2"),
+            pytest.raises(ResultsError, match=r"different number of shards.*shards of 2"),
             lock_folder(tmp_path / "r", (3, 3)),
         ):
             pass

@@ -137,9 +137,12 @@ def test_settings_that_are_none_are_said_so(slides: tuple[Path, Path], tmp_path:
     run(cohort_of(slides[0]), tmp_path / "r")
     (tmp_path / "r" / "scan.json").write_text("[]")
     data, text = describe(tmp_path / "r")
-    assert "scan.json: not the settings of a scan" in data["error"] and data["error"] in text
+    assert (
+        "scan.json: the file does not contain the settings of a scan" in data["error"]
+        and data["error"] in text
+    )
     assert [case["case"] for case in data["cases"]] == ["a"]
-    with pytest.raises(ResultsError, match="not the settings of a scan"):
+    with pytest.raises(ResultsError, match="does not contain the settings of a scan"):
         run(cohort_of(slides[0]), tmp_path / "r")
 
 

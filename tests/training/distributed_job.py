@@ -18,7 +18,7 @@ from lobule.nets.backbones import BACKBONES
 from lobule.nets.vgg import he_normal
 from lobule.tissue import TissueConfig
 from lobule.training.fitting import TrainMachine
-from tests.methods.scannet.test_train import Stopping
+from tests.methods.scannet.test_train import InterruptingProgress
 
 MACHINE = TrainMachine(device="cpu", precision="float32", workers=1, lanes=1)
 CONFIG = Config(
@@ -49,7 +49,7 @@ def run(cohort: Path, out: Path) -> None:
     train_as_told("mined", cohort, out, rounds=1)
     train_as_told("whole", cohort, out)
     with suppress(KeyboardInterrupt):
-        train_as_told("broken", cohort, out, progress=Stopping("round 0", 4))
+        train_as_told("broken", cohort, out, progress=InterruptingProgress("round 0", 4))
     train_as_told("broken", cohort, out, resume=True)
     settings = [word for pair in SETTINGS for word in ("--set", pair)]
     main(["train", "scannet", str(cohort), "--out", str(out / "command"), "--device", "cpu", *settings])

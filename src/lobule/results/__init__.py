@@ -1,4 +1,4 @@
-"""What a model says of cases, on disk: maps, tables, findings and `result.json`, readable without torch."""
+"""Results of cases on disk: maps, tables, findings and `result.json`. Reading them does not need torch."""
 
 from lobule.results.describe import describe
 from lobule.results.folder import CaseFolder, Results, open_results

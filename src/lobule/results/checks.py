@@ -1,4 +1,4 @@
-"""What the files of a results folder have to hold before anything reads on: they may come from anywhere."""
+"""Validation of the files of a results folder, which may come from an untrusted source."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 LARGEST_JSON = 32 << 20
-"""Bytes of one JSON file of a results folder."""
+"""Largest JSON file of a results folder, in bytes."""
 MOST_ROWS = 50_000_000
-"""Rows of one table."""
+"""Largest number of rows of a table."""
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number that fits into a float."""
+    """Whether a value is a finite number that fits in a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -35,7 +35,7 @@ def are_scores(value: object) -> bool:
 
 
 def are_maps(value: object) -> bool:
-    """Whether a value lists maps, each with its name and its cells by state."""
+    """Whether a value is a list of maps, each with a name and the number of cells in each state."""
     return isinstance(value, list) and all(
         isinstance(entry, dict)
         and isinstance(entry.get("name"), str)
@@ -46,7 +46,7 @@ def are_maps(value: object) -> bool:
 
 
 def are_images(value: object) -> bool:
-    """Whether a value describes images by name, each with a size and perhaps a resolution."""
+    """Whether a value describes images by name, each with a size and optionally a resolution."""
     return isinstance(value, dict) and all(
         isinstance(image, dict)
         and _is_pair(image.get("size"), lambda side: is_count(side) and side > 0)
@@ -65,9 +65,9 @@ SETTINGS: Mapping[str, Callable[[Any], bool]] = {
     "cases": is_text_list,
     "research_use": lambda text: isinstance(text, str),
 }
-"""What the fields of `scan.json` are, where they are there."""
+"""Checks of the fields of `scan.json` that may be present."""
 
 
 def wrong_settings(settings: Mapping[str, Any]) -> list[str]:
-    """The fields of `scan.json` that are not what they should be."""
+    """Return the names of the fields of `scan.json` with invalid values."""
     return [name for name, holds in SETTINGS.items() if name in settings and not holds(settings[name])]

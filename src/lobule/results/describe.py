@@ -1,4 +1,4 @@
-"""A results folder in words: what is finished, what failed and why, what is still missing."""
+"""Describes a results folder: finished cases, failed cases with causes, and cases that are still missing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ ORDER = (COMPLETE, PARTIAL, FAILED, UNSCORED, "unfinished", "not started")
 
 
 def describe(path: str | Path) -> tuple[dict[str, Any], str]:
-    """Facts for machines and text for people; works while the scan still runs."""
+    """Describe a results folder, also while the scan is still running.
+
+    Returns:
+        The description as a JSON-compatible dictionary, and as text.
+    """
     results, damage = Results(Path(path)), None
     try:
         settings = open_results(path).settings
         counts = {status: count for status, count in results.counts().items() if count}
-    except DamagedResults as error:  # the cases are still shown
+    except DamagedResults as error:  # The cases can still be shown.
         settings, damage = {}, f"damaged: {error}"
         counts = dict(Counter(case.status for case in results.cases()))
     cases = [_case(case) for case in results.cases()]
@@ -37,7 +41,7 @@ def describe(path: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def _printable(value: Any) -> Any:
-    """Text without control characters and lone surrogates, which names from elsewhere may contain."""
+    """Escape control characters and lone surrogates, which names from other systems may contain."""
     if isinstance(value, dict):
         return {_printable(key): _printable(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -55,9 +59,9 @@ def _case(case: CaseFolder) -> dict[str, Any]:
         if result is None:
             summary["maps"] = {name: reader.counts() for name, reader in case.maps.items()}
             return summary
-    except LobuleError as error:  # damage belongs to its case; the others are shown all the same
+    except LobuleError as error:  # The other cases are still shown.
         return {**summary, "error": f"damaged: {error}"}
-    except Exception as error:  # whatever else is wrong with the files of one case
+    except Exception as error:  # Damaged files may raise any error.
         return {**summary, "error": f"damaged: {type(error).__name__}: {str(error)[:300]}"}
     summary["scores"] = result["scores"]
     summary["findings"] = result["findings"]["count"]

@@ -1,4 +1,4 @@
-"""The results folder: `scan.json` fixed at the start, a folder a case, `result.json` last, a lock."""
+"""The results folder: `scan.json` with fixed settings, a folder per case with `result.json`, and a lock."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ SOUND: dict[str, Callable[[Any], bool]] = {
     "error": lambda error: error is None or isinstance(error["message"], str),
     "failed": lambda failed: isinstance(failed, list | None),
 }
-"""What every result says (but for fields that failed), and what it has to be for others to read it."""
+"""Checks of the fields of `result.json` that other code reads."""
 PATIENTS = "patients.json"
-"""The hashes of the training patients of the bundle, so that they outlive it."""
+"""File with the hashes of the bundle's training patients, which stay available without the bundle."""
 GONE = ".gone"
-"""Where cases lie while they are removed: a case is whole or gone, never half there."""
+"""Folder to which cases are moved before they are deleted, so that no case is ever partly deleted."""
 
 
 def _holds(sound: Callable[[Any], bool], value: object) -> bool:
@@ -58,7 +58,7 @@ def _holds(sound: Callable[[Any], bool], value: object) -> bool:
 
 
 class CaseFolder:
-    """One case's results on disk, finished or not."""
+    """The results of one case on disk, finished or not."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -77,13 +77,13 @@ class CaseFolder:
                 raise DamagedResults(
                     "the result cannot be read", subject=path, actual=error.problem
                 ) from error
-            return None  # a scan took the case up again just now
+            return None  # A scan has just removed the result to continue the case.
         if not isinstance(result, dict) or result.get("format") != FORMAT:
-            raise ResultsError("not a result of this format", subject=path, expected=FORMAT)
+            raise ResultsError("the result has another format", subject=path, expected=FORMAT)
         damaged = [name for name, sound in SOUND.items() if not _holds(sound, result.get(name))]
         if damaged:
             raise DamagedResults(
-                "the result is damaged", subject=path, actual="nothing of use as " + ", ".join(damaged)
+                "the result is damaged", subject=path, actual="invalid values of " + ", ".join(damaged)
             )
         return result
 
@@ -109,7 +109,7 @@ class CaseFolder:
         return {unquote(p.parent.name): TableReader(p.parent) for p in sorted(root.glob("*/table.json"))}
 
     def findings(self) -> Columns:
-        """Findings as columns; empty columns where there are none."""
+        """Return the findings as columns. Without findings, the columns are empty."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -118,10 +118,10 @@ class CaseFolder:
             return {}
         require_regular(path)
         try:
-            with path.open("rb") as file:  # pyarrow takes a path such as `a:b/c` for a URL
+            with path.open("rb") as file:  # pyarrow treats a path such as `a:b/c` as a URL.
                 rows = pq.read_metadata(file).num_rows
                 if rows > checks.MOST_ROWS:
-                    raise DamagedResults("the findings are too many", subject=path, actual=f"{rows:,} rows")
+                    raise DamagedResults("there are too many findings", subject=path, actual=f"{rows:,} rows")
                 file.seek(0)
                 return of_arrow(pq.read_table(file))
         except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
@@ -134,7 +134,7 @@ class CaseFolder:
         return self.path / "tables" / quote(name, safe="")
 
     def clear(self) -> None:
-        """Forget everything of this case; killed on the way, the plan still tells that it is to go."""
+        """Delete everything of this case. The plan goes last, so an interrupted deletion can be detected."""
         try:
             (self.path / RESULT).unlink(missing_ok=True)
             for path in sorted(self.path.iterdir(), key=lambda path: path.name == PLAN):
@@ -145,12 +145,12 @@ class CaseFolder:
             raise results_error(error, self.path) from error
 
     def clear_stores(self, keep: Collection[str]) -> None:
-        """Forget the maps and tables of all passes but `keep`, and what failed of them."""
+        """Delete the maps, tables and failure lists of all passes except `keep`."""
         kept_names = {quote(name, safe="") for name in keep}
         try:
             for path in [*self.path.glob("maps/*"), *self.path.glob("tables/*")]:
                 if path.name not in kept_names:
-                    gone = path.with_name(path.name + MAKING)  # whole or gone, never half a store
+                    gone = path.with_name(path.name + MAKING)  # A store is never partly deleted.
                     shutil.rmtree(gone, ignore_errors=True)
                     path.rename(gone)
                     shutil.rmtree(gone)
@@ -169,7 +169,7 @@ class Results:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was fixed when the scan began."""
+        """The settings that were fixed when the scan began."""
         try:
             settings: dict[str, Any] = read_json(self.path / SCAN, checks.LARGEST_JSON)
         except ResultsError as error:
@@ -177,12 +177,16 @@ class Results:
                 error.problem, subject=self.path / SCAN, expected=error.expected, remedy="Use --fresh"
             ) from error
         if not isinstance(settings, dict):
-            raise DamagedResults("not the settings of a scan", subject=self.path / SCAN, remedy="Use --fresh")
+            raise DamagedResults(
+                "the file does not contain the settings of a scan",
+                subject=self.path / SCAN,
+                remedy="Use --fresh",
+            )
         if wrong := checks.wrong_settings(settings):
             raise DamagedResults(
                 "the settings of the scan are damaged",
                 subject=self.path / SCAN,
-                actual=f"nothing of use as {', '.join(wrong)}",
+                actual=f"invalid values of {', '.join(wrong)}",
                 remedy="Scan into another folder, or use --fresh",
             )
         return settings
@@ -197,11 +201,11 @@ class Results:
                 yield CaseFolder(path)
 
     def planned(self) -> list[str]:
-        """Every case the scan was asked for, in the order given."""
+        """Return the names of all cases of the scan, in the order of the cohort."""
         return [str(name) for name in self.settings.get("cases", [])]
 
     def counts(self) -> dict[str, int]:
-        """Cases by status; every planned case is accounted for."""
+        """Return the number of cases in each status, including planned cases that were not started."""
         totals = dict.fromkeys((COMPLETE, PARTIAL, FAILED, UNSCORED, "unfinished", "not started"), 0)
         started = set()
         for case in self.cases():
@@ -212,24 +216,36 @@ class Results:
 
 
 def open_results(path: str | Path) -> Results:
-    """Open a results folder, finished or still being written."""
+    """Open a results folder, finished or still being written.
+
+    Raises:
+        ResultsError: The path is not a results folder, or has another format.
+    """
     results = Results(Path(path))
     if not (results.path / SCAN).is_file():
         raise ResultsError(
             "not a results folder",
             subject=path,
             expected=f"a folder with {SCAN}",
-            remedy="Make one with `lobule scan`",
+            remedy="Create one with `lobule scan`",
         )
     if results.settings.get("format") != FORMAT:
-        raise ResultsError("results of another format", subject=path, expected=FORMAT)
+        raise ResultsError("the results have another format", subject=path, expected=FORMAT)
     return results
 
 
 def begin_results(path: str | Path, settings: Mapping[str, Any], *, fresh: bool = False) -> Results:
-    """Make or take up a results folder. Settings that differ from those on disk are refused.
+    """Create a results folder, or continue an existing one with the same settings.
 
-    `cases` only grows: the same bundle may scan more cases into one folder.
+    The list of cases may grow: further cases can be scanned into the same folder.
+
+    Args:
+        path: The results folder.
+        settings: Bundle, options and cases of the scan.
+        fresh: Delete an earlier scan in the folder first.
+
+    Raises:
+        ResultsError: The folder contains results of another bundle or with other options.
     """
     root = make_folder(path)
     scan = root / SCAN
@@ -237,36 +253,38 @@ def begin_results(path: str | Path, settings: Mapping[str, Any], *, fresh: bool 
     if fresh:
         _delete_scan(root)
     elif scan.exists() and not any(root.glob("cases/*")) and "engine" not in Results(root).settings:
-        pass  # nothing was ever scanned: settings that turned out wrong bind nobody
+        pass  # Nothing was scanned yet, so the settings may still change.
     elif scan.exists():
         before = open_results(root).settings
         _check_settings(root, before, new_settings)
         cases = list(dict.fromkeys([*before.get("cases", []), *new_settings.get("cases", [])]))
         new_settings = {**before, "cases": cases}
     elif any(root.glob("cases/*")):
-        raise ResultsError(f"cases without a {SCAN}", subject=root, remedy="Use another folder, or --fresh")
+        raise ResultsError(
+            f"the folder contains cases but no {SCAN}", subject=root, remedy="Use another folder, or --fresh"
+        )
     if not scan.exists() or read_json(scan) != new_settings:
         write_json(scan, new_settings)
     return Results(root)
 
 
 def record_engine(results: Results, engine: Mapping[str, Any]) -> None:
-    """Write the settings that the model runs with into `scan.json`; from then on they stay.
+    """Write the engine settings into `scan.json`. They do not change afterwards.
 
-    Only who holds the folder, or the lock of `lock_settings`, may call this.
+    The caller must hold the lock of the folder or of its settings (`lock_settings`).
     """
     write_json(results.path / SCAN, {**results.settings, "engine": dict(engine)})
 
 
 def _delete_scan(root: Path) -> None:
-    """Remove an earlier scan and nothing else: the folder may be one that somebody keeps slides in."""
+    """Delete an earlier scan and nothing else, because the folder may contain other files of the user."""
     cases, removed = root / "cases", root / GONE
     unknown_path = (
         next((p for p in sorted(cases.iterdir()) if not _is_case(p)), None) if cases.is_dir() else None
     )
     if unknown_path is not None:
         raise ResultsError(
-            "this is no result, and --fresh would delete it",
+            "--fresh would delete a folder that is not a result",
             subject=unknown_path,
             remedy="Use another folder",
         )
@@ -284,7 +302,7 @@ def _delete_scan(root: Path) -> None:
 
 
 def _is_case(path: Path) -> bool:
-    """Whether a scan made this, perhaps killed at once; hidden files are the system's own."""
+    """Whether a scan created this path. It may be empty if the scan was killed; hidden files do not count."""
     if not path.is_dir():
         return path.name.startswith(".")
     has_results = (path / PLAN).exists() or (path / RESULT).exists()
@@ -301,7 +319,7 @@ def _check_settings(root: Path, before: Mapping[str, Any], new_settings: Mapping
         ]
         if names:
             raise ResultsError(
-                f"this folder holds results of {word}",
+                f"this folder contains results of {word}",
                 subject=root,
                 expected=", ".join(f"{name} {json.dumps(old_values.get(name))}" for name in names),
                 actual=", ".join(f"{name} {json.dumps(new_values.get(name))}" for name in names),
@@ -311,7 +329,11 @@ def _check_settings(root: Path, before: Mapping[str, Any], new_settings: Mapping
 
 @contextmanager
 def lock_folder(root: str | Path, shard: tuple[int, int] | None = None) -> Iterator[None]:
-    """Keep a second scan out of the same folder. Shards share it, each with a lock of its own."""
+    """Lock a folder against a second scan. Shards of one scan may share the folder.
+
+    Raises:
+        ResultsError: Another process has locked the folder.
+    """
     folder = make_folder(root)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_locked(folder / ".lock", shared=shard is not None))
@@ -323,23 +345,23 @@ def lock_folder(root: str | Path, shard: tuple[int, int] | None = None) -> Itera
 
 
 def _refuse_other_division(folder: Path, count: int) -> None:
-    """Shards keep apart only where all divide by the same number: 1/2 and 1/3 have cases in common."""
+    """Refuse a different number of shards at the same time: shards 1/2 and 1/3 have cases in common."""
     for path in sorted(folder.glob(".lock-of*")):
         if path.name != f".lock-of{count}":
             with path.open("a+") as file:
                 if not _try_lock(file, shared=False):
                     raise ResultsError(
-                        "shards of another division are writing here",
+                        "a scan with a different number of shards is writing here",
                         subject=folder,
                         expected=f"shards of {path.name.removeprefix('.lock-of')}",
                         actual=f"one of {count}",
-                        remedy="Divide by the same number, or wait for them to end",
+                        remedy="Use the same number of shards, or wait until the other scan ends",
                     )
 
 
 @contextmanager
 def lock_settings(root: Path, shard: tuple[int, int] | None) -> Iterator[None]:
-    """One at a time: of shards that begin together, the first writes `scan.json` and the engine for all."""
+    """Lock the settings for one shard at a time: the first shard writes them for all others."""
     if shard is None:
         yield
         return
@@ -361,7 +383,7 @@ def _locked(path: Path, shared: bool) -> Iterator[None]:
             raise ResultsError(
                 f"{who} is writing here",
                 subject=path.parent,
-                remedy="Wait for it to end, or use another results folder",
+                remedy="Wait until it ends, or use another results folder",
             )
         if not shared:
             file.seek(0)
@@ -374,7 +396,7 @@ def _locked(path: Path, shared: bool) -> Iterator[None]:
 def _try_lock(file: io.TextIOWrapper, shared: bool, wait: bool = False) -> bool:
     try:
         import fcntl
-    except ImportError:  # no such locks on this system: the writes themselves stay atomic
+    except ImportError:  # Windows has no such locks. Single writes are still atomic.
         return True
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
@@ -384,7 +406,7 @@ def _try_lock(file: io.TextIOWrapper, shared: bool, wait: bool = False) -> bool:
 
 
 def write_summary(results: Results) -> Path:
-    """`results.csv`: one row a case with its status and scores."""
+    """Write `results.csv`, with one row per case."""
     rows: list[dict[str, Any]] = []
     names: dict[str, None] = {}
     for case in results.cases():

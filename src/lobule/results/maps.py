@@ -1,4 +1,4 @@
-"""Maps on disk: one Zarr group a map, score and state, written by chunk; a chunk's presence is the record."""
+"""Maps on disk: a Zarr group per map with scores and states. A chunk is done if its file of states exists."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from lobule.results.checks import LARGEST_JSON
 from lobule.stitch import Scores, State, States
 
 INNER = 512
-"""Cells a side of the pieces that can be read alone out of a chunk."""
+"""Largest number of cells per side of the blocks that can be read separately from a chunk."""
 
 MAKING = ".making"
-"""Ends the name of a map's folder that is not whole yet, or no longer."""
+"""Suffix of the folder of a map that is being created or deleted."""
 
 MOST_SIDE = 1 << 24
 MOST_CHUNK_CELLS = 1 << 26
 MOST_CHUNKS = 1 << 18
 MOST_BYTES = 8 << 30
-"""Sides of a map, cells of one chunk, chunks, and bytes read at once, beyond what any scan writes."""
+"""Limits that no scan exceeds: side of a map, cells of a chunk, number of chunks, and bytes read at once."""
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -40,7 +40,7 @@ COMPRESSOR = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
 
 @dataclass(frozen=True)
 class MapInfo:
-    """What is needed to lay a map over its case; stored as attributes beside the numbers."""
+    """The description of a map and of its position on the image, stored as attributes of the Zarr group."""
 
     name: str
     image: str
@@ -48,14 +48,14 @@ class MapInfo:
     rows: int
     columns: int
     l0_stride: tuple[float, float]
-    """Level-0 pixels a cell, in x and y. Cell (r, c) covers [c·x, (c+1)·x) × [r·y, (r+1)·y)."""
+    """Level-0 pixels per cell in x and y. Cell (r, c) covers [c·x, (c+1)·x) × [r·y, (r+1)·y)."""
     um_stride: tuple[float, float] | None
     chunk: tuple[int, int]
     """Rows and columns of one chunk: a whole number of fields."""
 
     @classmethod
     def of_grid(cls, name: str, image: str, classes: Sequence[str], grid: MapGrid, fields: int) -> MapInfo:
-        """`fields`: how many fields side by side make a chunk (it is one field high)."""
+        """Return the description of a map on a grid. A chunk is `fields` fields wide and one field high."""
         mpp = grid.lattice.mpp
         um = None if mpp is None else (mpp.x * grid.stride, mpp.y * grid.stride)
         columns = min(fields, grid.field_columns) * grid.cells
@@ -124,7 +124,7 @@ class MapReader:
             if metadata.exists() and metadata.stat().st_size > LARGEST_JSON:
                 raise DamagedResults("the map cannot be read", subject=metadata, actual="too large a file")
         try:
-            # one format, so that nothing but these three files is opened
+            # With a fixed format, zarr opens only these three files.
             store = LocalStore(path, read_only=True)
             group = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
             self.info = MapInfo.of_attributes(dict(group.attrs))
@@ -132,7 +132,7 @@ class MapReader:
             _check(self.info, self._score, self._state)
         except OSError as error:
             raise ResultsError("the map cannot be read", subject=path, actual=str(error)) from error
-        except Exception as error:  # zarr raises anything when fed metadata that is not its own
+        except Exception as error:  # zarr may raise any error for damaged metadata.
             raise DamagedResults("the map cannot be read", subject=path, actual=str(error)) from error
 
     def read(self, rows: slice | None = None, columns: slice | None = None) -> tuple[Scores, States]:
@@ -140,18 +140,19 @@ class MapReader:
         rows, columns = rows or slice(0, self.info.rows), columns or slice(0, self.info.columns)
         cells = (rows.stop - rows.start) * (columns.stop - columns.start)
         if cells * (4 * len(self.info.classes) + 1) > MOST_BYTES:
-            raise self._damaged(f"{cells:,} cells are more than a map has")
+            raise self._damaged(f"{cells:,} cells are too many to read at once")
         self._refuse_special_files(rows, columns)
-        state = self._states(rows, columns)  # first: while a scan writes, scores are there before states
+        # States are read first, because a running scan writes them after the scores.
+        state = self._states(rows, columns)
         try:
             score = np.asarray(self._score[:, rows, columns], np.float32)  # type: ignore[index]
-        except Exception as error:  # zarr and its codecs raise anything when fed damaged bytes
+        except Exception as error:  # zarr and its codecs may raise any error for damaged data.
             raise self._damaged(str(error)) from error
         self._refuse_missing(rows, columns, state)
         return score, state
 
     def _refuse_special_files(self, rows: slice, columns: slice) -> None:
-        """Refuse chunks that are no regular files before zarr opens them and waits."""
+        """Refuse chunks that are not regular files: opening a FIFO, for example, would block."""
         height, width = self.info.chunk
         for row in range(rows.start // height, -(-rows.stop // height)):
             for column in range(columns.start // width, -(-columns.stop // width)):
@@ -163,17 +164,17 @@ class MapReader:
     def _states(self, rows: slice, columns: slice) -> States:
         try:
             return np.asarray(self._state[rows, columns], np.uint8)  # type: ignore[index]
-        except Exception as error:  # zarr and its codecs raise anything when fed damaged bytes
+        except Exception as error:  # zarr and its codecs may raise any error for damaged data.
             raise self._damaged(str(error)) from error
 
     def _damaged(self, actual: str) -> DamagedResults:
-        remedy = "Delete the case's folder; the next scan makes it again"
+        remedy = "Delete the case's folder; the next scan creates it again"
         return DamagedResults(
             "a chunk of the map is damaged", subject=self.path, actual=actual, remedy=remedy
         )
 
     def _refuse_missing(self, rows: slice, columns: slice, state: States) -> None:
-        """Scores that are said to be there and are not would read as 0, which means no tumour."""
+        """Raise an error if scores of scored cells are missing: they would read as 0 (no tumour)."""
         height, width = self.info.chunk
         for row in range(rows.start // height, -(-rows.stop // height)):
             for column in range(columns.start // width, -(-columns.stop // width)):
@@ -185,7 +186,7 @@ class MapReader:
                     raise self._damaged(f"the scores of chunk {row}, {column} are missing")
 
     def scores(self, name: str | None = None) -> NDArray[np.float32]:
-        """(rows, columns) of one class; the last class where none is named. 0 where not scored."""
+        """Return the scores (rows, columns) of a class, by default the last; 0 for cells without a score."""
         index = -1 if name is None else self.info.classes.index(name)
         layer: NDArray[np.float32] = self.read()[0][index]
         return layer
@@ -194,7 +195,7 @@ class MapReader:
         return self.read()[1]
 
     def written(self) -> set[tuple[int, int]]:
-        """The chunks that are on disk, whole."""
+        """Return the chunks that are completely on disk."""
         states = _chunk_files(self.path / "state" / "c", self.info)
         lone = states - _chunk_files(self.path / "score" / "c" / "0", self.info)
         return states - {
@@ -202,7 +203,7 @@ class MapReader:
         }
 
     def counts(self) -> dict[str, int]:
-        """Cells by state, counted chunk by chunk so that memory stays flat."""
+        """Count the cells in each state, chunk by chunk to use little memory."""
         totals = np.zeros(len(State), np.int64)
         totals[State.PENDING] = self.info.rows * self.info.columns
         for chunk in sorted(self.written()):
@@ -213,19 +214,19 @@ class MapReader:
 
 
 def _chunk_files(folder: Path, info: MapInfo) -> set[tuple[int, int]]:
-    """The chunks in a folder. A chunk outside the map, or that is not a file, is damage."""
+    """Return the chunks in a folder. A chunk outside the map, or that is not a file, raises an error."""
     down, across = -(-info.rows // info.chunk[0]), -(-info.columns // info.chunk[1])
     chunks = set()
     for path in folder.glob("*/*"):
         row, column = path.parent.name, path.name
         if not (_NUMBER.fullmatch(row) and _NUMBER.fullmatch(column)):
-            continue  # a temporary file of a writer
+            continue  # A temporary file.
         if int(row) >= down or int(column) >= across or not path.is_file():
             raise DamagedResults(
                 "a chunk of the map is damaged",
                 subject=path,
                 expected=f"a file within {down} × {across} chunks",
-                remedy="Delete the case's folder; the next scan makes it again",
+                remedy="Delete the case's folder; the next scan creates it again",
             )
         chunks.add((int(row), int(column)))
     return chunks
@@ -256,7 +257,7 @@ def _check(info: MapInfo, score: Any, state: Any) -> None:
 
 
 class MapWriter(MapReader):
-    """Writes a map by whole chunks. Score goes first, state last: the state chunk says "done"."""
+    """Writes a map in complete chunks: first the scores, then the states, which mark the chunk as done."""
 
     def __init__(self, path: Path, info: MapInfo) -> None:
         if not (path / "state" / "zarr.json").exists():
@@ -266,31 +267,31 @@ class MapWriter(MapReader):
         super().__init__(path)
         if self.info != info:
             raise ResultsError(
-                "the map on disk has another geometry than the one to be written",
+                "the map on disk has a different geometry than the one to be written",
                 subject=path,
                 remedy="Start over with --fresh, or use another results folder",
             )
         group = zarr.open_group(LocalStore(path), mode="r+")
-        # zarr does not store this choice: without it a chunk of nothing but zeros would never be written
+        # Without this option, which zarr does not store, a chunk of zeros would not be written.
         arrays: Any = group
         self._score, self._state = (
             arrays[name].with_config({"write_empty_chunks": True}) for name in ("score", "state")
         )
 
     def write_chunk(self, chunk: tuple[int, int], scores: Scores | None, states: States) -> None:
-        """Write one chunk; `scores` None where nothing in it is scored."""
+        """Write one chunk. `scores` is None if nothing in the chunk is scored."""
         rows, columns = self.info.chunk_cells(chunk)
         if scores is not None:
             self._score[:, rows, columns] = scores  # type: ignore[index]
         self._state[rows, columns] = states  # type: ignore[index]
 
     def forget(self, chunk: tuple[int, int]) -> None:
-        """Take a chunk back, so that it is computed again."""
+        """Delete the states of a chunk, so that it is computed again."""
         (self.path / "state" / "c" / str(chunk[0]) / str(chunk[1])).unlink(missing_ok=True)
 
 
 def _create(path: Path, info: MapInfo) -> None:
-    # made aside and renamed: a group that exists is whole
+    # The group is created under another name and then renamed, so that an existing group is complete.
     aside = path.with_name(path.name + MAKING)
     if aside.exists():
         import shutil
@@ -327,9 +328,9 @@ def _create(path: Path, info: MapInfo) -> None:
 
 
 def _divisor(length: int) -> int:
-    """The largest divisor of a chunk's side that is at most `INNER`: shards are whole inner pieces.
+    """Return the largest divisor of a chunk's side that is at most `INNER`.
 
-    A side without a divisor worth reading alone, such as a prime, stays in one piece.
+    If the divisor is very small, as for a prime number, the side itself is returned.
     """
     divisor = next(divisor for divisor in range(min(length, INNER), 0, -1) if length % divisor == 0)
     return divisor if divisor >= INNER // 8 else length

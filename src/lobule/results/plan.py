@@ -1,4 +1,4 @@
-"""What of a case decides its result, kept as `plan.json`: a result is of this very input or is made anew."""
+"""The plan of a case (`plan.json`) records its input. If the input changes, the case is scanned again."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from lobule.slides.identity import slide_fingerprint
 
 
 def fingerprints(case: Case, careful: bool = False, full: bool = False) -> dict[str, str]:
-    """Hashes of a case's files; with `careful`, a file that cannot be read is said so.
+    """Return the hashes of a case's files.
 
-    With `full`, every file is read and no stored hash is trusted.
+    Args:
+        case: The case.
+        careful: Return "unreadable" for a file that cannot be read, instead of raising an error.
+        full: Read every file, even if its hash is stored.
     """
     out = {}
     for path in case.paths:
@@ -29,7 +32,7 @@ def fingerprints(case: Case, careful: bool = False, full: bool = False) -> dict[
 
 
 def plan_of(case: Case, prints: Mapping[str, str]) -> dict[str, Any]:
-    """The plan of a case whose files have these hashes."""
+    """Return the plan of a case whose files have these hashes."""
     box = case.l0_box
     return {
         "case": case.id,
@@ -41,7 +44,7 @@ def plan_of(case: Case, prints: Mapping[str, str]) -> dict[str, Any]:
 
 
 def same_plan(path: Path, plan: Mapping[str, Any]) -> bool:
-    """Whether the plan on disk is of the same input: files may have moved, what is in them decides."""
+    """Whether the plan on disk has the same input. Files may have moved; only their contents count."""
     try:
         return _decisive(read_json(path)) == _decisive(plan)
     except (ResultsError, AttributeError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The words of a result: what a model says of one case, and how the case ended."""
+"""The result of one case: scores, findings, notes and status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMPLETE, PARTIAL, FAILED, UNSCORED = "complete", "partial", "failed", "unscored
 
 @dataclass(frozen=True)
 class FailedField:
-    """One place that could not be read or scored, and why."""
+    """A field that could not be read or scored, with the cause."""
 
     pass_name: str
     image: str
@@ -31,20 +31,20 @@ class FailedField:
 
 @dataclass(frozen=True)
 class Result:
-    """What a method's `steps` ends with. Maps and tables are already on disk by then."""
+    """The return value of a method's `steps`. Maps and tables are already on disk at that time."""
 
     scores: Mapping[str, float]
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """Anything more that belongs in `result.json`, such as spreads, thresholds or strides."""
+    """Further fields of `result.json`, such as spreads, thresholds or strides."""
     scored: bool | None = None
     """Whether anything was scored. None: the engine looks for scored cells and rows in the maps and tables.
     A method sets it where its scores do not come from the maps and tables of this scan."""
 
 
 def error_to_dict(error: BaseException) -> dict[str, Any]:
-    """An error as results keep it: its type, its sentence and its remedy."""
+    """Return an error as it is stored in results: type, message, subject and remedy."""
     if isinstance(error, LobuleError):
         return {
             "type": type(error).__name__,

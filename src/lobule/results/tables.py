@@ -1,4 +1,4 @@
-"""Tables on disk: one Parquet file a part; a part's presence is the record of work done."""
+"""Tables on disk: one Parquet file per chunk of rows. A chunk is done if its file exists."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lobule.files import read_json, require_regular, write_atomic, write_json
 from lobule.results.checks import LARGEST_JSON, MOST_ROWS
 
 Columns = dict[str, NDArray[Any]]
-"""Equal first dimensions; a two-dimensional column holds one vector a row."""
+"""Columns by name, all of the same length. A two-dimensional column has one vector per row."""
 
 
 @dataclass(frozen=True)
 class TableInfo:
-    """What a table is: its name, its rows and how many of them make a part."""
+    """The name of a table, its number of rows, and the number of rows per chunk."""
 
     name: str
     rows: int
@@ -46,7 +46,7 @@ class TableReader:
             metadata = read_json(path / "table.json", LARGEST_JSON)
             self.info = TableInfo(str(metadata["name"]), int(metadata["rows"]), int(metadata["part_rows"]))
             if not 0 <= self.info.rows <= MOST_ROWS or self.info.part_rows < 1:
-                raise ValueError(f"{self.info.rows} rows in parts of {self.info.part_rows}")
+                raise ValueError(f"{self.info.rows} rows in chunks of {self.info.part_rows}")
         except (ValueError, KeyError, TypeError, OverflowError, NotReadable, ResultsError) as error:
             raise DamagedResults("the table cannot be read", subject=path, actual=str(error)) from error
 
@@ -54,12 +54,14 @@ class TableReader:
         numbers = [path.stem.removeprefix("part-") for path in self.path.glob("part-*.parquet")]
         if wrong := [number for number in numbers if not re.fullmatch(r"[0-9]{6,12}", number)]:
             raise DamagedResults(
-                "a file that is no part of the table", subject=self.path, actual=wrong[0][:80]
+                "the folder contains a file that does not belong to the table",
+                subject=self.path,
+                actual=wrong[0][:80],
             )
         return set(map(int, numbers))
 
     def iterate(self, columns: Sequence[str] | None = None) -> Iterator[Columns]:
-        """The written parts in order, one at a time."""
+        """Yield the written chunks in order."""
         for chunk in sorted(self.written()):
             yield self.read_chunk(chunk, columns)
 
@@ -70,14 +72,16 @@ class TableReader:
             with path.open("rb") as file:  # pyarrow takes a path such as `a:b/c` for a URL
                 return of_arrow(pq.read_table(file, columns=None if columns is None else list(columns)))
         except (OSError, pa.ArrowException) as error:
-            raise DamagedResults("a part of the table is damaged", subject=path, actual=str(error)) from error
+            raise DamagedResults(
+                "a chunk of the table is damaged", subject=path, actual=str(error)
+            ) from error
 
     def read(self, columns: Sequence[str] | None = None) -> Columns:
-        """Everything written so far, as arrays."""
+        """Return all rows that were written so far."""
         chunks = list(self.iterate(columns))
         if not chunks:
             return {}
-        # a part in which every field failed has no columns of the model
+        # A chunk in which every field failed lacks the columns that the model returns.
         examples = {name: values for chunk in reversed(chunks) for name, values in chunk.items()}
         return {
             name: np.concatenate(
@@ -91,7 +95,7 @@ class TableReader:
 
 
 class TableWriter(TableReader):
-    """Writes a table by whole parts."""
+    """Writes a table in complete chunks."""
 
     def __init__(self, path: Path, info: TableInfo) -> None:
         if not (path / "table.json").exists():
@@ -104,7 +108,7 @@ class TableWriter(TableReader):
         super().__init__(path)
         if self.info != info:
             raise ResultsError(
-                "the table on disk has other rows than the one to be written",
+                "the table on disk has a different number of rows than the one to be written",
                 subject=path,
                 remedy="Start over with --fresh, or use another results folder",
             )
@@ -113,7 +117,7 @@ class TableWriter(TableReader):
         write_parquet(self.chunk_path(chunk), columns)
 
     def forget(self, chunk: int) -> None:
-        """Take a part back, so that it is computed again."""
+        """Delete a chunk, so that it is computed again."""
         self.chunk_path(chunk).unlink(missing_ok=True)
 
 
@@ -122,7 +126,7 @@ def _blank(like: NDArray[Any], rows: int) -> NDArray[Any]:
 
 
 def write_parquet(path: Path, columns: Mapping[str, NDArray[Any] | Sequence[Any]]) -> None:
-    """Arrays as a Parquet file, whole or absent; vectors become fixed-size lists."""
+    """Write columns to a Parquet file atomically. Vectors become fixed-size lists."""
     table = pa.table({name: _to_arrow(values) for name, values in columns.items()})
     with write_atomic(path) as temporary_path, temporary_path.open("wb") as file:
         pq.write_table(table, file, compression="zstd")

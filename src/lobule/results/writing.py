@@ -1,4 +1,4 @@
-"""Writing what ends a case: findings as Parquet with CSV beside, and the facts of its maps."""
+"""Writes the findings of a case as Parquet and CSV, and summarises its maps for `result.json`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COLUMNS: dict[str, Any] = {
 
 
 def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
-    """`findings.parquet` with everything and `findings.csv` without the outlines."""
+    """Write `findings.parquet`, and `findings.csv` without the outlines."""
     rows = [finding.to_dict() for finding in findings]
     for row in rows:
         row.setdefault("image", "slide")
@@ -56,7 +56,7 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
 
 
 def map_summaries(folder: CaseFolder) -> list[dict[str, Any]]:
-    """What `result.json` says of each map."""
+    """Return the description of each map for `result.json`."""
     out = []
     for name, reader in folder.maps.items():
         info = reader.info
