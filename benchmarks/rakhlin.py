@@ -28,7 +28,7 @@ from torch import nn
 from lobule.color import FORWARD, STAINS
 from lobule.methods.rakhlin.config import Config
 from lobule.methods.rakhlin.crops import draw_crop, draw_stains, generator_of, p_norm, prepared
-from lobule.methods.rakhlin.describe import Describer, cropped, drawn
+from lobule.methods.rakhlin.describe import Describer, cropped, random_params
 from lobule.methods.rakhlin.encoders import Plan, pretrained
 from lobule.scanning.contract import Batch, EngineSettings
 from lobule.scanning.device import available_cores, lanes_for
@@ -101,7 +101,7 @@ class Ours:
 
     def batch(self, image: NDArray[np.uint8], augmentation: int) -> Batch:
         sides = np.array([image.shape[:2]])
-        params = drawn(self.config, self.describer.sets, [(KEY, augmentation)], sides, SEED, "image")
+        params = random_params(self.config, self.describer.sets, [(KEY, augmentation)], sides, SEED, "image")
         pixels = torch.from_numpy(image.reshape(1, 1, -1, 3))
         return Batch(pixels, {name: torch.from_numpy(values) for name, values in params.items()}, {})
 

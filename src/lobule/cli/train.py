@@ -126,7 +126,7 @@ def plan(
 
     module = method_module(method)
     config = config_of(module.Config, setting_values)
-    divide = getattr(module, "parts", training_split)
+    divide = getattr(module, "split_for_training", training_split)
     split = divide(as_cohort(cohort), val, seed, getattr(module, "KINDS", ("slide", "region")))
     subsets = {"train": split.train, "val": split.val}
     data = {

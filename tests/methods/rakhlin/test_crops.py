@@ -54,13 +54,13 @@ def test_draws_of_stains_replay_the_original(expected: Any) -> None:
 
 def test_drawn_crops_cover_their_range_evenly() -> None:
     rng = np.random.default_rng(0)
-    drawn = [crops.draw_crop(rng, 13, 12, 10) for _ in range(4000)]
+    random_params = [crops.draw_crop(rng, 13, 12, 10) for _ in range(4000)]
     for values, kinds in (
-        ([c.top for c in drawn], 4),
-        ([c.left for c in drawn], 3),
-        ([c.quarter_turns for c in drawn], 4),
-        ([c.flip_vertical for c in drawn], 2),
-        ([c.flip_horizontal for c in drawn], 2),
+        ([c.top for c in random_params], 4),
+        ([c.left for c in random_params], 3),
+        ([c.quarter_turns for c in random_params], 4),
+        ([c.flip_vertical for c in random_params], 2),
+        ([c.flip_horizontal for c in random_params], 2),
     ):
         counts = np.bincount(values)
         assert len(counts) == kinds

@@ -15,7 +15,7 @@ from lobule.color import augment_stains
 from lobule.errors import CaseError, ConfigError
 from lobule.methods.rakhlin import crops
 from lobule.methods.rakhlin.config import Config
-from lobule.methods.rakhlin.describe import Describer, cropped, drawn, pooled, stained_by_tables
+from lobule.methods.rakhlin.describe import Describer, cropped, pooled, random_params, stained_by_tables
 from lobule.methods.rakhlin.encoders import Plan, build, scaled
 from lobule.scanning.contract import Batch, EngineSettings
 
@@ -34,7 +34,7 @@ def describer() -> Describer:
 
 
 def batch_of(made: Describer, images: list[Any], places: list[tuple[str, int]]) -> Batch:
-    params = drawn(CONFIG, made.sets, places, np.array([[70, 90]]), SEED, "x.png")
+    params = random_params(CONFIG, made.sets, places, np.array([[70, 90]]), SEED, "x.png")
     flat = torch.from_numpy(np.stack(images).reshape(len(images), 1, -1, 3))
     return Batch(flat, {name: torch.from_numpy(values) for name, values in params.items()}, {})
 
@@ -96,7 +96,7 @@ def test_crops_at_twice_the_scale_come_of_the_larger_image() -> None:
     made = Describer(config, {0: build(Plan.of(config, 0))})
     made.move_to_device(EngineSettings())
     small, large = np.full((50, 60, 3), 40, np.uint8), np.full((100, 120, 3), 210, np.uint8)
-    params = drawn(config, made.sets, [("k", 0)], np.array([[50, 60], [100, 120]]), 0, "x")
+    params = random_params(config, made.sets, [("k", 0)], np.array([[50, 60], [100, 120]]), 0, "x")
     row = np.concatenate([small.reshape(-1, 3), large.reshape(-1, 3)])[None, None]
     tensors = {name: torch.from_numpy(values) for name, values in params.items()}
     with torch.inference_mode():
@@ -118,7 +118,7 @@ def test_stains_may_be_left_alone() -> None:
 
 def test_crops_that_do_not_fit_are_refused() -> None:
     with pytest.raises(CaseError, match=r"x\.png: too small for crops of 56 px"):
-        drawn(CONFIG, describer().sets, [("a", 0)], np.array([[56, 90]]), 0, "x.png")
+        random_params(CONFIG, describer().sets, [("a", 0)], np.array([[56, 90]]), 0, "x.png")
     config = replace(CONFIG, encoders=("tiny",), inputs=(), sizes=(100,))
     with pytest.raises(ConfigError, match="tiny cannot take crops of 100 px"):
         Describer(config, {0: build(Plan("tiny"))}).choose_batch(EngineSettings(), 1 << 30)

@@ -131,7 +131,7 @@ def test_weights_of_another_net_are_refused() -> None:
     [
         (Plan("resnet5"), "no encoder 'resnet5'"),
         (Plan("timm:nothing"), "timm has no model"),
-        (Plan("vgg16@features.99"), "has not the layers features.99"),
+        (Plan("vgg16@features.99"), "does not have the layers features.99"),
         (Plan("squeezenet1_1", keras=True), "Keras conventions of squeezenet1_1 are not known"),
         (Plan("squeezenet1_1", "grey"), "no input 'grey'"),
     ],

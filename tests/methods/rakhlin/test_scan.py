@@ -291,7 +291,7 @@ def test_an_image_of_almost_no_tissue_is_scored_as_it_is(
 
 
 def test_a_model_cut_short_is_refused() -> None:
-    with pytest.raises(BundleError, match="not a whole LightGBM model"):
+    with pytest.raises(BundleError, match="not a complete LightGBM model"):
         read_forest("tree\nversion=v4\n", "m.txt")
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Case, Cohort
 from lobule.errors import BundleError, CaseError, ConfigError, Leakage, ResultsError
-from lobule.methods.rakhlin import Config, describe, load, parts, train
+from lobule.methods.rakhlin import Config, describe, load, split_for_training, train
 from lobule.methods.rakhlin.boosting import BoostingConfig
 from lobule.methods.rakhlin.config import BACH
 from lobule.methods.rakhlin.features import TABLE
@@ -236,13 +236,13 @@ def test_who_trains() -> None:
         return Case(name, name, "image", path="x", split=split, label=label)
 
     cohort = Cohort((case("a", "train", "x"), case("b", "train", None), case("c", "val", "x")))
-    who = parts(cohort, "val", 0)
+    who = split_for_training(cohort, "val", 0)
     assert [one.id for one in who.train] == ["a"]
     assert len(who.val) == 0
     assert any("'val' is left alone" in note for note in who.notes)
     assert any("1 cases without a label" in note for note in who.notes)
     with pytest.raises(ConfigError, match="no case has a label"):
-        parts(Cohort((case("b", None, None),)), None, 0)
+        split_for_training(Cohort((case("b", None, None),)), None, 0)
 
 
 def test_images_that_cannot_be_used_are_left_out_and_said(cohort: Cohort, tmp_path: Path) -> None:
@@ -275,9 +275,9 @@ def test_where_too_few_images_are_left_the_cause_is_told(tmp_path: Path) -> None
 
 
 def test_labels_beyond_the_classes_are_refused(cohort: Cohort, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'in situ' is none of the classes"):
+    with pytest.raises(ConfigError, match="'in situ' is not one of the classes"):
         train(replace(CONFIG, classes=("normal", "benign")), cohort, tmp_path / "B", machine=MACHINE)
-    with pytest.raises(ConfigError, match="nothing to tell apart"):
+    with pytest.raises(ConfigError, match="fewer than two classes"):
         train(CONFIG, cohort.where(lambda c: c.label == "benign"), tmp_path / "B", machine=MACHINE)
 
 

@@ -109,5 +109,5 @@ def test_altered_text_is_refused(name: str) -> None:
     text = random_model(3)[0].model_to_string()
     altered = re.sub(*ALTERED[name], text, count=1)
     assert altered != text
-    with pytest.raises(BundleError, match=r"m\.txt: not a whole LightGBM model"):
+    with pytest.raises(BundleError, match=r"m\.txt: this is not a complete LightGBM model"):
         BoostedTrees.of_text(altered, "m.txt")

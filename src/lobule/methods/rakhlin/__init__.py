@@ -37,12 +37,13 @@ from lobule.methods.rakhlin.bach import write_bach
 from lobule.methods.rakhlin.bundle import load, save
 from lobule.methods.rakhlin.config import Config
 from lobule.methods.rakhlin.predictor import RakhlinPredictor
-from lobule.methods.rakhlin.train import KINDS, parts, train
+from lobule.methods.rakhlin.train import KINDS, split_for_training, train
 from lobule.training.fitting import TrainMachine
 
 SCAN_SETTINGS = ("scan_augmentations", "map_augmentations", "window", "stride", "tissue_share")
 
 __all__ = [
-    "KINDS", "SCAN_SETTINGS", "Config", "RakhlinPredictor", "TrainMachine", "load", "parts", "save", "train",
+    "KINDS", "SCAN_SETTINGS", "Config", "RakhlinPredictor", "TrainMachine", "load", "save",
+    "split_for_training", "train",
     "write_bach",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The predictions of a scan in the form in which BACH (ICIAR 2018) takes them: `case,class`."""
+"""Predictions of a scan in the format of the BACH challenge (ICIAR 2018): `case,class`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lobule.results.result import COMPLETE, PARTIAL
 
 
 def write_bach(results: str | Path, path: str | Path) -> int:
-    """Write `case,class` for every scanned image, and say how many; a case without a result is an error.
+    """Write `case,class` for every scanned image and return their number. A missing result is an error.
 
     The case is the number in the image's name (`test12` is 12), or the name where it has none; classes are
     0 normal, 1 benign, 2 in situ, 3 invasive. Rows are in the order of the cases.
@@ -27,17 +27,17 @@ def write_bach(results: str | Path, path: str | Path) -> int:
         result = folder.result
         if result is None or result["status"] not in (COMPLETE, PARTIAL):
             raise ResultsError(
-                "there is no prediction of a case",
+                "there is no prediction for this case",
                 subject=folder.path,
                 remedy="Scan it again: --retry-failed",
             )
-        said: dict[str, float] = result["scores"]
-        missing = [label for label in BACH if label not in said]
+        class_scores: dict[str, float] = result["scores"]
+        missing = [label for label in BACH if label not in class_scores]
         if missing:
             raise ResultsError(
-                "the model has not the classes of BACH", subject=results, expected=", ".join(BACH)
+                "the model does not have the classes of BACH", subject=results, expected=", ".join(BACH)
             )
-        scores = [said[label] for label in BACH]
+        scores = [class_scores[label] for label in BACH]
         best = scores.index(max(scores))
         rows.append((case_number(name), best))
     ordered = sorted(rows, key=lambda row: (not row[0].isdigit(), row[0].zfill(12)))
@@ -50,6 +50,6 @@ def write_bach(results: str | Path, path: str | Path) -> int:
 
 
 def case_number(name: str) -> str:
-    """The number that ends an image's name."""
-    found = re.search(r"(\d+)$", name)
-    return str(int(found[1])) if found else name
+    """The number at the end of an image's name."""
+    match = re.search(r"(\d+)$", name)
+    return str(int(match[1])) if match else name

@@ -1,4 +1,4 @@
-"""The gradient boosting of one (set, fold, seed): published parameters, seeds, and the folds they share."""
+"""Gradient boosting of one (set, fold, seed) with the published parameters, and the division into folds."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class BoostingConfig:
     """0 switches bagging off, whatever `bagging_fraction` says."""
     min_data_in_leaf: int = 20
     early_stopping: int = 0
-    """Rounds without a better loss on the fold left out before a model ends; 0 never. The fold that is
-    predicted then has a say in its models, so that its predictions are a little too good."""
+    """Rounds without a better loss on the held-out fold before a training stops; 0 never stops early. The
+    held-out fold then influences its own models, so its predictions are slightly too good."""
 
     def __post_init__(self) -> None:
         for name in ("folds", "seeds", "rounds"):
@@ -45,7 +45,7 @@ class BoostingConfig:
                 yield seed, fold
 
     def parameters(self, classes: int, seed: int, fold: int) -> dict[str, Any]:
-        """LightGBM's parameters for a model, deterministic on any machine with the same LightGBM."""
+        """LightGBM parameters of a model; deterministic on any machine with the same version of LightGBM."""
         stream = 1 + 10 * seed + fold
         return {
             "objective": "multiclass",
@@ -77,7 +77,7 @@ def boost(
 ) -> lightgbm.Booster:
     """One model. Every augmentation of an image is a row; the rounds are fixed unless `early_stopping`.
 
-    A `Dataset` may stand in for descriptors and labels: the seeds of a fold share its bins.
+    A `Dataset` may replace descriptors and labels, so that the seeds of a fold share its bins.
     """
     data = (
         descriptors
@@ -92,7 +92,7 @@ def boost(
 
 
 def data_parameters(config: BoostingConfig) -> dict[str, Any]:
-    """What of the parameters decides how descriptors are binned."""
+    """The parameters that determine how descriptors are binned."""
     return {"min_data_in_leaf": config.min_data_in_leaf, "num_threads": 1, "verbosity": -1}
 
 
@@ -101,9 +101,8 @@ def stratified_folds(
 ) -> NDArray[np.intp]:
     """The fold of every image: classes even over the folds, each patient's images together.
 
-    A blank patient is nobody else's. Patients with most images are placed first; each goes where its
-    classes are scarcest, then where the fold is smallest. Shuffled by the seed alone, so it can be made
-    again, or be stored as the plain list that it is.
+    An image without a patient forms its own group. Patients with most images are assigned first, each to
+    the fold where its classes are scarcest, then to the smallest fold. The order depends only on the seed.
     """
     if len(labels) != len(patients):
         raise ValueError(f"{len(labels)} labels for {len(patients)} patients")

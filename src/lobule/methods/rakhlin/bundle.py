@@ -1,4 +1,4 @@
-"""A trained model on disk and back: encoders as tensors, trees as LightGBM's own text, nothing pickled."""
+"""Save and load a trained model: encoders as tensors, trees as LightGBM text, nothing pickled."""
 
 from __future__ import annotations
 
@@ -47,20 +47,22 @@ def save(
 
 
 def load(bundle: Bundle, *, trust: bool = False) -> RakhlinPredictor:
-    """A bundle as a predictor; there is nothing in it that could run, so `trust` is not needed."""
-    facts = dict(bundle.config)
+    """Load a bundle as a predictor. It contains no code, so `trust` is not needed."""
+    stored_config = dict(bundle.config)
     try:
-        curves, seed = facts.pop("calibration_curves"), int(facts.pop("seed"))
+        curves, seed = stored_config.pop("calibration_curves"), int(stored_config.pop("seed"))
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError("model.json lacks a setting", subject=bundle.path, actual=repr(error)) from error
-    config = Config.from_dict(facts)
+    config = Config.from_dict(stored_config)
     weights = bundle.weights()
     encoders = []
     for index in range(len(config.encoders)):
         encoder = build(Plan.of(config, index))
         prefix = f"{index}."
-        own = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
-        load_weights(encoder, own, bundle.path)
+        encoder_weights = {
+            name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)
+        }
+        load_weights(encoder, encoder_weights, bundle.path)
         encoders.append(encoder)
     widths = [sum(encoder.widths()) for encoder in encoders]
     forests = {
@@ -87,6 +89,6 @@ def _forest(bundle: Bundle, name: str, classes: int, features: int) -> BoostedTr
             subject=bundle.path and bundle.path / name,
             expected=f"{classes} classes and {features} features",
             actual=f"{forest.classes} classes and {forest.features} features",
-            remedy="Copy the bundle again from where it came",
+            remedy="Copy the bundle again from its source",
         )
     return forest

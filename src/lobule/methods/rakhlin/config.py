@@ -1,4 +1,4 @@
-"""The settings of the method; the defaults are the paper's, and every ambiguity of it has a name here."""
+"""The settings of the method. The defaults are those of the paper; each of its ambiguities is a setting."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BACH = ("normal", "benign", "in situ", "invasive")
 
 QUICK: Mapping[str, int] = {"augmentations": 4, "crops": 5}
 QUICK_BOOSTING: Mapping[str, int] = {"folds": 5, "seeds": 1}
-"""What the quick recipe has less of: 20 crops an image and set where the full one has 1,000."""
+"""Reduced numbers of the quick recipe: 20 crops per image and set instead of 1,000."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class DescriptorSet:
     """One set of descriptors: an encoder that sees crops of one size."""
 
     name: str
-    """Names its column, its models and its scores."""
+    """Name of its column, its models and its scores."""
     encoder: int
-    """Its place in `Config.encoders`."""
+    """Its index in `Config.encoders`."""
     size: int
     """Pixels a side of its crops."""
     full: bool
@@ -40,21 +40,21 @@ class DescriptorSet:
 
 @dataclass(frozen=True)
 class Config:
-    """What decides a model."""
+    """All settings that determine a model."""
 
     recipe: Recipe = "full"
     """"quick" replaces what still has the full recipe's value: 4 augmentations, 5 crops, 5 folds, 1 seed."""
     classes: tuple[str, ...] = ()
-    """Where empty, the labels of the cohort: the four of BACH in the paper's order, others sorted. The first
-    is what is not sought: on a slide it makes no findings."""
+    """If empty, the cohort's labels: the four of BACH in the order of the paper, others sorted. The first
+    class is the normal one: on a slide it gives no findings."""
     carcinoma: tuple[str, ...] = ("in situ", "invasive")
-    """Classes that are one side of the two-class reading, where the model has them all and others."""
+    """Classes that count as carcinoma in the two-class result, if the model has all of them and others."""
     operating_points: tuple[float, ...] = (0.33, 0.5)
-    """Thresholds on the carcinoma probability at which the report reads it: the published two."""
+    """Thresholds on the carcinoma probability used in the report; the defaults are the two published ones."""
 
     # images
     mpp: float = 0.42
-    """µm/px at which images are taken, before `scale`; 0 takes them as they are, whatever their µm/px."""
+    """µm/px at which images are read, before `scale`; 0 reads them unscaled, whatever their µm/px."""
     scale: float = 0.5
     """Images are resized by it, as OpenCV's INTER_CUBIC does; the paper halves."""
     stains: Stains = "published"
@@ -62,9 +62,9 @@ class Config:
     (rounded, taken off), or none."""
     augmentations: int = 50
     stain_range: tuple[float, float] = (0.7, 1.3)
-    """Hematoxylin and eosin are multiplied by uniform draws of this range; 1,1 leaves them alone."""
+    """Hematoxylin and eosin are multiplied by random numbers from this range; 1,1 switches this off."""
     crops: int = 20
-    """Crops of each augmentation."""
+    """Number of crops of each augmentation."""
     sizes: tuple[int, ...] = (400, 650)
     """Sides of the crops, in pixels after `scale`."""
     full_scale: bool = False
@@ -80,35 +80,35 @@ class Config:
     """One an encoder: "torchvision", "caffe" (BGR less its means) or "tf" (-1..1). Where empty, "tf" for
     inception_v3, and for others "torchvision", or "caffe" with `keras`."""
     keras: bool = False
-    """Nets as the Keras of 2018 had them, for weights converted from it: in resnet50 other strides and first
-    pool, and a 7 × 7 average pool before the global one; in inception_v3 other borders of average pools."""
+    """Build networks as Keras did in 2018, for weights converted from it: resnet50 has other strides, another
+    first pool and a 7 × 7 average pool before the global one; inception_v3 pads average pools differently."""
     p_norm: int = 3
     """Descriptors of the crops of an augmentation are pooled by this norm."""
 
     # models
     boosting: BoostingConfig = field(default_factory=BoostingConfig)
     folds_by: Groups = "patient"
-    """What a fold keeps together: patients, or sites with all their patients."""
+    """The group that is never divided between folds: a patient, or a site with all its patients."""
     folds_file: str = ""
-    """Folds of an earlier training (its `folds.csv`) in place of new ones."""
+    """Use the folds of an earlier training (its `folds.csv`) instead of new ones."""
     calibration: Calibration = "none"
-    """Of the fused probabilities, each class against the rest, fitted on the out-of-fold predictions."""
+    """Calibration of fused probabilities, each class against the rest, fitted on out-of-fold predictions."""
     attributions: int = 1
-    """Augmentations an image whose predictions are explained by encoder, layer and crop size; 0 for none."""
+    """Augmentations per image with predictions attributed to encoder, layer and crop size; 0 for none."""
     features: str = ""
-    """Folder of the feature cache; where empty, `features` beside the bundle."""
+    """Folder of the feature cache; if empty, `features` in the bundle folder."""
 
     # scanning
     scan_augmentations: int = 0
     """Augmentations of a plain image when it is scanned; 0 is as many as in training."""
     window: int = 1536
-    """Pixels a side, at `mpp`, of the square that one map cell of a slide is classified by."""
+    """Side in pixels, at `mpp`, of the square that is classified for one map cell of a slide."""
     stride: int = 768
     """Pixels between map cells."""
     map_augmentations: int = 1
     """Augmentations of each window of a slide."""
     tissue_share: float = 0.1
-    """Cells with less tissue are not looked at."""
+    """Cells with a smaller share of tissue are not scored."""
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -141,7 +141,7 @@ class Config:
             raise ConfigError("two encoders, or two sizes, are the same", actual=", ".join(self.encoders))
 
     def resolved(self) -> Config:
-        """The recipe's numbers in place."""
+        """The config with the numbers of its recipe filled in."""
         if self.recipe == "full":
             return self
         plain, plain_boosting = Config(), BoostingConfig()
@@ -160,7 +160,7 @@ class Config:
 
     @property
     def sets(self) -> tuple[DescriptorSet, ...]:
-        """Encoder by encoder, the smallest crops first."""
+        """The sets of descriptors, encoder by encoder, the smallest crops first."""
         return tuple(
             DescriptorSet(
                 f"{plain_name(encoder)}-{size * (1 + full)}{'-full' * full}", index, size * (1 + full), full
@@ -184,8 +184,8 @@ class Config:
         return as_json(self)
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> Config:
-        values = only_known(cls, facts, "rakhlin")
+    def from_dict(cls, stored: Mapping[str, Any]) -> Config:
+        values = only_known(cls, stored, "rakhlin")
         try:
             for name, number in (("sizes", int), ("stain_range", float), ("operating_points", float)):
                 if name in values:
@@ -194,14 +194,14 @@ class Config:
             raise ConfigError(f"{name} must be numbers", actual=str(error)) from None
         if len(values.get("stain_range", (0, 0))) != 2:
             raise ConfigError("stain_range is two numbers", actual=str(values["stain_range"]))
-        if isinstance(given := values.get("boosting"), Mapping):
+        if isinstance(boosting := values.get("boosting"), Mapping):
             names = {item.name for item in fields(BoostingConfig)}
-            if strange := sorted(set(given) - names):
+            if strange := sorted(set(boosting) - names):
                 raise ConfigError(f"no setting 'boosting.{strange[0]}'", expected=", ".join(sorted(names)))
-            values["boosting"] = BoostingConfig(**given)
+            values["boosting"] = BoostingConfig(**boosting)
         return cls(**values)
 
 
 def plain_name(encoder: str) -> str:
-    """An encoder's name as files and columns can have it."""
+    """The name of an encoder in a form that is valid in file and column names."""
     return re.sub(r"[^A-Za-z0-9]+", "_", encoder).strip("_")

@@ -1,4 +1,4 @@
-"""From an image to the crops an encoder sees, and from their descriptors to the one of the image."""
+"""From an image to the crops of an encoder, and from their descriptors to that of the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CROPS = 20
 
 
 def prepared(rgb: RGB, scale: float = 0.5, stains: str = "published") -> Normalised:
-    """Resized as OpenCV does and Macenko-normalised: done once, before any augmentation."""
+    """Resize an image as OpenCV does and normalise its stains; done once, before any augmentation."""
     resized = rescaled(rgb, scale)
     if stains == "none":
         return Normalised(resized, None)

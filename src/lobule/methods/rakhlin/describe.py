@@ -30,22 +30,22 @@ from lobule.slides.identity import slide_fingerprint
 from lobule.slides.slide import Slide
 
 HEADROOM = 2.0
-"""Bytes really taken over the bytes of the largest layer: a convolution's own scratch space."""
+"""Measured memory divided by the memory of the largest layer; convolutions need scratch space."""
 MOST_PIXELS = {"cpu": 1 << 20}
-"""Pixels in a net at once, by device: more crops gain nothing on a CPU, and take memory."""
+"""Pixels computed at once, by device; more crops need memory and are not faster on a CPU."""
 MANY_PIXELS = 1 << 24
 
 
 class PreparedImage:
-    """An image as the encoders take it: each scale resized and normalised, pixels of all in one row.
+    """An image as the encoders need it: each scale resized and normalised, with all pixels in one row.
 
-    With `keep` the last box stays: all augmentations of a plain image are made of one.
+    With `keep` the last box is cached, because all augmentations of a plain image use the same one.
     """
 
     def __init__(self, slide: Slide, config: Config, *, keep: bool) -> None:
         self._slide, self._config, self._keep = slide, config, keep
         self._lock = threading.Lock()
-        self._kept: tuple[Box, Pixels, bool] | None = None
+        self._last_prepared: tuple[Box, Pixels, bool] | None = None
 
     @property
     def size(self) -> Size:
@@ -62,17 +62,17 @@ class PreparedImage:
     def read(self, lattice: Lattice, box: Box) -> tuple[Pixels, bool]:
         """(1, pixels of all scales, 3), and whether the stains of any could not be normalised."""
         if not self._keep:
-            return self._made(lattice, box)
+            return self._prepared(lattice, box)
         with self._lock:
-            if self._kept is None or self._kept[0] != box:
-                self._kept = (box, *self._made(lattice, box))
-            return self._kept[1:]
+            if self._last_prepared is None or self._last_prepared[0] != box:
+                self._last_prepared = (box, *self._prepared(lattice, box))
+            return self._last_prepared[1:]
 
-    def _made(self, lattice: Lattice, box: Box) -> tuple[Pixels, bool]:
+    def _prepared(self, lattice: Lattice, box: Box) -> tuple[Pixels, bool]:
         rgb = self._slide.read_lattice(lattice, box)
-        made = [prepared(rgb, scale, self._config.stains) for scale in self._config.scales]
-        degenerate = self._config.stains != "none" and any(one.degenerate for one in made)
-        return np.concatenate([one.rgb.reshape(-1, 3) for one in made])[None], degenerate
+        scaled_images = [prepared(rgb, scale, self._config.stains) for scale in self._config.scales]
+        degenerate = self._config.stains != "none" and any(one.degenerate for one in scaled_images)
+        return np.concatenate([one.rgb.reshape(-1, 3) for one in scaled_images])[None], degenerate
 
 
 def sides_of(config: Config, box: Box) -> NDArray[np.int64]:
@@ -81,26 +81,26 @@ def sides_of(config: Config, box: Box) -> NDArray[np.int64]:
 
 
 def image_key(case: Case) -> str:
-    """What the random draws of an image hang on: its content, and the place where it is a region."""
+    """The key of the random numbers of an image: its content and, for a region, its box."""
     assert case.path is not None, "images and slides have a file"
     return f"{slide_fingerprint(case.path)} {case.l0_box or ''}"
 
 
-def drawn(
+def random_params(
     config: Config,
     sets: Sequence[DescriptorSet],
-    places: Sequence[tuple[str, int]],
+    augmentations: Sequence[tuple[str, int]],
     sides: NDArray[np.int64],
     seed: int,
     subject: object,
 ) -> dict[str, NDArray[np.generic]]:
-    """What chance decides of each field, for `forward`: stain factors, crops, and the sides of the image.
+    """The random parameters of each field for `forward`: stain factors, crops, and the sides of the image.
 
-    A field is a place, (key, augmentation); each set draws from a generator of its own.
+    A field is identified by (key, augmentation); each set uses a separate random generator.
     """
-    stains = np.empty((len(places), len(sets), 2))
-    crops = np.empty((len(places), len(sets), config.crops, 5), np.int32)
-    for row, (key, augmentation) in enumerate(places):
+    stains = np.empty((len(augmentations), len(sets), 2))
+    crops = np.empty((len(augmentations), len(sets), config.crops, 5), np.int32)
+    for row, (key, augmentation) in enumerate(augmentations):
         for column, set_ in enumerate(sets):
             rng = generator_of(seed, key, set_.name, augmentation)
             stains[row, column] = draw_stains(rng, config.stain_range)
@@ -110,7 +110,7 @@ def drawn(
                 crops[row, column, number] = (
                     crop.top, crop.left, crop.quarter_turns, crop.flip_vertical, crop.flip_horizontal,
                 )  # fmt: skip
-    return {"stains": stains, "crops": crops, "sides": np.repeat(sides[None], len(places), axis=0)}
+    return {"stains": stains, "crops": crops, "sides": np.repeat(sides[None], len(augmentations), axis=0)}
 
 
 class Describer:
@@ -160,7 +160,7 @@ class Describer:
         fields = len(batch.pixels)
         stains, crops = batch.params["stains"].tolist(), batch.params["crops"].tolist()
         images = [_images(batch.pixels[n], batch.params["sides"][n].tolist()) for n in range(fields)]
-        found = {}
+        descriptors = {}
         for column, set_ in enumerate(self.sets):
             cut = [
                 cropped(image, set_.size, *crop)
@@ -170,8 +170,10 @@ class Describer:
             ]
             features = self._encoded(set_.encoder, torch.stack(cut)).cpu().double()
             of_fields = features.view(fields, -1, features.shape[1])
-            found[set_.name] = torch.stack([pooled(one, self.config.p_norm) for one in of_fields]).float()
-        return found
+            descriptors[set_.name] = torch.stack(
+                [pooled(one, self.config.p_norm) for one in of_fields]
+            ).float()
+        return descriptors
 
     def _stained(self, image: Tensor, factors: Sequence[float]) -> Tensor:
         if self.config.stain_range == (1.0, 1.0):
@@ -182,19 +184,22 @@ class Describer:
         net, plan, engine = self._placed[encoder], self.encoders[encoder].plan, self._engine
         dtype = torch.bfloat16 if engine.precision == "bfloat16" else torch.float32
         at_once = int(engine.batch * (self._largest / crops.shape[1]) ** 2)
-        parts = [net(scaled(part, plan, dtype)).float() for part in crops.split(at_once)]
-        return torch.cat(parts)
+        encoded = [net(scaled(chunk, plan, dtype)).float() for chunk in crops.split(at_once)]
+        return torch.cat(encoded)
 
 
 def _images(pixels: Tensor, sides: Sequence[Sequence[int]]) -> list[Tensor]:
-    """A row of pixels as the images, one a scale, that it holds."""
+    """Split a row of pixels into its images, one per scale."""
     counts = [height * width for height, width in sides]
-    parts = pixels[0].split(counts)
-    return [part.view(height, width, 3) for part, (height, width) in zip(parts, sides, strict=True)]
+    flat_images = pixels[0].split(counts)
+    return [
+        flat_image.view(height, width, 3)
+        for flat_image, (height, width) in zip(flat_images, sides, strict=True)
+    ]
 
 
 def stained(image: Tensor, hematoxylin: float, eosin: float) -> Tensor:
-    """`color.augment_stains` where the image is; the same bytes on any device."""
+    """`color.augment_stains` on the device of the image; the same bytes on any device."""
     if image.device.type == "cpu":
         return torch.from_numpy(augment_stains(image.numpy(), hematoxylin, eosin))
     return stained_by_tables(image, hematoxylin, eosin)
@@ -206,8 +211,8 @@ def stained_by_tables(image: Tensor, hematoxylin: float, eosin: float) -> Tensor
     light: Tensor | None = None
     for channel, table in enumerate((tables.red, tables.green, tables.blue)):
         factors = torch.from_numpy(np.ascontiguousarray(table[:, :3])).to(image.device)
-        part = factors[image[..., channel].int()]
-        light = part if light is None else light.mul_(part)
+        factor = factors[image[..., channel].int()]
+        light = factor if light is None else light.mul_(factor)
     assert light is not None
     return light.sub_(1).clamp_(0, 255).to(torch.uint8)
 

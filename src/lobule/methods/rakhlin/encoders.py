@@ -1,4 +1,4 @@
-"""Encoders: nets without their heads, whose feature maps are averaged into one descriptor a crop."""
+"""Encoders: networks without their heads, whose feature maps are averaged into one descriptor per crop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INPUTS: dict[str, tuple[InputScaling, bool]] = {
     "caffe": (InputScaling((103.939 / 255, 116.779 / 255, 123.68 / 255), (1 / 255,) * 3), True),
     "tf": (InputScaling((0.5,) * 3, (0.5,) * 3), False),
 }
-"""Name → how pixels become what the net takes, and whether that is BGR (the scaling then is in its order)."""
+"""Name → input scaling, and whether the channels are BGR (the scaling is then in that order)."""
 
 KERAS_POOL = 7
 KERAS_EPSILON = 1e-3
@@ -39,7 +39,7 @@ KERAS_EPSILON = 1e-3
 
 @dataclass(frozen=True)
 class Plan:
-    """What an encoder is built of, apart from its weights."""
+    """Everything that defines an encoder except its weights."""
 
     name: str
     input: str = "torchvision"
@@ -65,18 +65,18 @@ class Encoder(nn.Module):
         return torch.cat([self._averaged(maps) for maps in self._maps(x)], dim=1)
 
     def widths(self) -> tuple[int, ...]:
-        """How many numbers of a descriptor each tap gives, found without a crop that is large."""
+        """Number of descriptor values of each tap, derived from a small crop."""
         device = next(self.parameters()).device
         with torch.inference_mode():
             maps = self.eval()._maps(torch.zeros(1, 3, 256, 256, device=device))
         return tuple(int(one.shape[1]) for one in maps)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
-        found = self.trunk(x)
-        return list(found.values()) if isinstance(found, Mapping) else [found]
+        outputs = self.trunk(x)
+        return list(outputs.values()) if isinstance(outputs, Mapping) else [outputs]
 
     def _averaged(self, maps: Tensor) -> Tensor:
-        if maps.ndim == 2:  # a net that pools by a rule of its own
+        if maps.ndim == 2:  # this network has its own pooling
             return maps
         if self.first_pool:
             maps = F.avg_pool2d(maps, self.first_pool)
@@ -90,7 +90,7 @@ def scaled(pixels: Tensor, plan: Plan, dtype: torch.dtype = torch.float32) -> Te
 
 
 def faster(encoder: Encoder) -> Encoder:
-    """The same encoder for running only: norms folded into convolutions, where it can be traced."""
+    """The encoder for inference, with norms folded into convolutions if it can be traced."""
     try:
         trunk: nn.Module = for_inference(encoder.trunk)
     except (ModelError, RuntimeError, TypeError):
@@ -111,14 +111,17 @@ def build(plan: Plan, seed: int = 0) -> Encoder:
     elif name.startswith("timm:"):
         net = _timm(name.removeprefix("timm:"))
     else:
-        with torch.device("meta"):  # most of a VGG is a head that is about to be cut off
+        with torch.device("meta"):  # most weights of a VGG belong to the head, which is removed
             net = _torchvision(name)
         if not _can_begin(net):
             net = _torchvision(name)
-        taps = taps or tuple(part for part in ("layer4", "features") if hasattr(net, part))[:1]
+        taps = (
+            taps
+            or tuple(module_name for module_name in ("layer4", "features") if hasattr(net, module_name))[:1]
+        )
         if not taps:
             raise ConfigError(
-                f"nobody knows which layer of {name} to take", remedy=f"Name it: {name}@LAYER, or {name}@A+B"
+                f"the feature layer of {name} is not known", remedy=f"Name it: {name}@LAYER, or {name}@A+B"
             )
     if plan.keras:
         _as_keras_had_it(net, name)
@@ -135,7 +138,7 @@ def build(plan: Plan, seed: int = 0) -> Encoder:
 
 
 def _can_begin(net: nn.Module) -> bool:
-    """Whether every part of a net that has numbers of its own can set them itself."""
+    """Whether every module with parameters can initialise itself."""
     return all(
         hasattr(module, "reset_parameters")
         for module in net.modules()
@@ -148,8 +151,8 @@ def _torchvision(name: str) -> nn.Module:
 
     if name not in list_models():
         raise ConfigError(f"no encoder '{name}'", expected="a net of torchvision, timm:NAME, or tiny")
-    more = {"aux_logits": False, "init_weights": False} if name in ("inception_v3", "googlenet") else {}
-    net: nn.Module = get_model(name, weights=None, **more)
+    options = {"aux_logits": False, "init_weights": False} if name in ("inception_v3", "googlenet") else {}
+    net: nn.Module = get_model(name, weights=None, **options)
     return net
 
 
@@ -169,30 +172,30 @@ def _tapped(net: nn.Module, taps: Sequence[str], name: str) -> nn.Module:
         tapped: nn.Module = create_feature_extractor(net.eval(), {tap: tap for tap in taps})
     except (ValueError, fx.proxy.TraceError) as error:
         raise ConfigError(
-            f"{name} has not the layers {', '.join(taps)}", actual=str(error).splitlines()[0]
+            f"{name} does not have the layers {', '.join(taps)}", actual=str(error).splitlines()[0]
         ) from error
     return tapped
 
 
 def _as_keras_had_it(net: nn.Module, name: str) -> None:
-    """Keras's ResNet-50 of 2018: its stages shrink in their first 1 × 1, its first pool has no border."""
+    """Keras's ResNet-50 of 2018: stages are strided in their first 1 × 1; the first pool has no padding."""
     if name in ("vgg16", "vgg19", "inception_v3"):
         return
     if name != "resnet50":
         raise ConfigError(
             f"the Keras conventions of {name} are not known", expected="resnet50, inception_v3, vgg16, vgg19"
         )
-    parts: Any = net
-    for stage in (parts.layer2, parts.layer3, parts.layer4):
+    modules: Any = net
+    for stage in (modules.layer2, modules.layer3, modules.layer4):
         stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, (1, 1)
-    parts.maxpool.padding = 0
+    modules.maxpool.padding = 0
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = KERAS_EPSILON
 
 
 def _leave_borders_out(trunk: nn.Module) -> None:
-    """Average pools that do not count their zero borders, as TensorFlow's."""
+    """Average pools that do not count their zero padding, as in TensorFlow."""
     assert isinstance(trunk, fx.GraphModule)
     for node in trunk.graph.nodes:
         if node.op == "call_function" and node.target is F.avg_pool2d:
@@ -222,20 +225,20 @@ def pretrained(plan: Plan, weights: str, seed: int = 0) -> Encoder:
 
 
 def load_weights(encoder: Encoder, weights: Mapping[str, Tensor], source: object) -> None:
-    """Put a checkpoint of the whole net, or of its trunk, into an encoder; its head is not asked for."""
-    own = encoder.trunk.state_dict()
-    for name, tensor in own.items():
+    """Load a checkpoint of the whole network, or of its trunk, into an encoder; the head is not needed."""
+    trunk_state = encoder.trunk.state_dict()
+    for name, tensor in trunk_state.items():
         if name.endswith("num_batches_tracked"):
             continue
         if name not in weights or weights[name].shape != tensor.shape:
-            found = tuple(weights[name].shape) if name in weights else "nothing"
+            actual_shape = tuple(weights[name].shape) if name in weights else "nothing"
             raise ModelError(
                 f"these are not the weights of {encoder.plan.name}",
                 subject=source,
                 expected=f"{name} of shape {tuple(tensor.shape)}",
-                actual=str(found),
+                actual=str(actual_shape),
             )
-    encoder.trunk.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
+    encoder.trunk.load_state_dict({name: weights.get(name, tensor) for name, tensor in trunk_state.items()})
 
 
 def _fetched(name: str) -> Mapping[str, Tensor]:

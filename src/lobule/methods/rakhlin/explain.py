@@ -26,8 +26,8 @@ def explain(forest: BoostedTrees, rows: NDArray[np.float32], labels: NDArray[np.
     """The contributions, in log-odds, to the class that each row truly has."""
     width = rows.shape[1]
     booster = lightgbm.Booster(model_str=forest.to_text())
-    found = np.asarray(booster.predict(rows, pred_contrib=True, num_threads=1))
-    of_truth = found.reshape(len(rows), -1, width + 1)[np.arange(len(rows)), labels, :width]
+    contributions = np.asarray(booster.predict(rows, pred_contrib=True, num_threads=1))
+    of_truth = contributions.reshape(len(rows), -1, width + 1)[np.arange(len(rows)), labels, :width]
     return Explained(np.abs(of_truth).sum(axis=0), len(rows))
 
 
@@ -43,7 +43,7 @@ class Attributions:
             self.sums[set_name] = self.sums.get(set_name, 0) + explained.sums
             self.rows[set_name] = self.rows.get(set_name, 0) + explained.rows
 
-    def facts(self, config: Config, widths: Mapping[int, Sequence[tuple[str, int]]]) -> dict[str, Any]:
+    def summary(self, config: Config, widths: Mapping[int, Sequence[tuple[str, int]]]) -> dict[str, Any]:
         """Mean |SHAP| a prediction of every set and layer, and the shares of encoders and crop sizes.
 
         `widths` says of each encoder which layers its descriptor is joined of, and how wide each is.
@@ -58,9 +58,9 @@ class Attributions:
         layers: dict[str, dict[str, float]] = {}
         for set_ in sets:
             ends = np.cumsum([width for _, width in widths[set_.encoder]])[:-1]
-            parts = np.split(mean[set_.name], ends)
+            layer_means = np.split(mean[set_.name], ends)
             names = [name for name, _ in widths[set_.encoder]]
-            layers[set_.name] = {n: float(p.sum()) for n, p in zip(names, parts, strict=True)}
+            layers[set_.name] = {n: float(p.sum()) for n, p in zip(names, layer_means, strict=True)}
         sizes = sorted({set_.size for set_ in sets})
         return {
             "what": "mean |SHAP value| of the true class, in log-odds, on images left out",

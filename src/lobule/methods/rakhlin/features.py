@@ -1,4 +1,4 @@
-"""Descriptors of a whole cohort, made by the scanner: kept by content, taken up where they were left."""
+"""Descriptors of a whole cohort, computed by the scanner, cached by content and resumable."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lobule.slides.slide import Slide
 from lobule.training.fitting import FitProgress
 
 FORMAT = 1
-"""Part of the key of every cache; raised whenever descriptors would come out otherwise."""
+"""Version in the key of every cache; raised whenever the descriptors change."""
 TABLE = "descriptors"
 
 
@@ -81,8 +81,8 @@ class Described:
     def of(self, case: str, set_name: str) -> NDArray[np.float32]:
         """(augmentations, d)."""
         table = self.results.case_folder(self.ids[case]).tables[TABLE]
-        found: NDArray[np.float32] = table.read([set_name])[set_name].astype(np.float32, copy=False)
-        return found
+        descriptors: NDArray[np.float32] = table.read([set_name])[set_name].astype(np.float32, copy=False)
+        return descriptors
 
     def normalised(self, case: str) -> bool:
         """Whether the stains of a case could be normalised."""
@@ -107,23 +107,32 @@ def described(
     """
     ids, unreadable = _content_names(cohort)
     by_id = {ids[case.id]: replace(case, id=ids[case.id]) for case in cohort if case.id in ids}
-    facts = what_makes(config, index, encoder, machine.precision, seed)
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    place = folder / f"{plain_name(config.encoders[index])}-{key[:16]}"
-    told = _Told(progress, config.encoders[index], len(by_id))
+    key_fields = what_makes(config, index, encoder, machine.precision, seed)
+    key = hashlib.sha256(json.dumps(key_fields, sort_keys=True).encode()).hexdigest()
+    folder_of_encoder = folder / f"{plain_name(config.encoders[index])}-{key[:16]}"
+    image_progress = _ImageProgress(progress, config.encoders[index], len(by_id))
     predictor = FeaturePredictor(config, index, encoder, seed)
-    bundle = {"method": "rakhlin features", "fingerprint": key, "makes": facts}
+    bundle = {"method": "rakhlin features", "fingerprint": key, "makes": key_fields}
     options = ScanOptions(tissue=None)
     todo = Cohort(tuple(by_id.values()))
-    report = scan(predictor, bundle, todo, place, options, machine, retry_failed=True, progress=told)
+    report = scan(
+        predictor,
+        bundle,
+        todo,
+        folder_of_encoder,
+        options,
+        machine,
+        retry_failed=True,
+        progress=image_progress,
+    )
     partial = dict.fromkeys(report.partial, "some of its augmentations could not be computed")
     causes = {**partial, **report.failed}
-    lost = unreadable | {case: causes[name] for case, name in ids.items() if name in causes}
-    return Described(open_results(place), ids, lost)
+    failures = unreadable | {case: causes[name] for case, name in ids.items() if name in causes}
+    return Described(open_results(folder_of_encoder), ids, failures)
 
 
 def what_makes(config: Config, index: int, encoder: Encoder, precision: str, seed: int) -> dict[str, Any]:
-    """Everything beside the images that decides descriptors."""
+    """Everything except the images that determines descriptors."""
     return {
         "format": FORMAT,
         "encoder": config.encoders[index],
@@ -162,26 +171,26 @@ def _content_names(cohort: Cohort) -> tuple[dict[str, str], dict[str, str]]:
     return names, unreadable
 
 
-class _Told(Progress):
-    """A scan's progress, told as that of the training."""
+class _ImageProgress(Progress):
+    """Progress of a scan, reported as progress of the training."""
 
     def __init__(self, training: FitProgress, encoder: str, images: int) -> None:
         super().__init__()
         self._training, self._encoder, self._images = training, encoder, images
-        self.finished = _Noticed(self._tell)
+        self.finished = _NotifyingDict(self._tell)
         self._tell()
 
     def _tell(self) -> None:
         self._training.stage = f"{self._encoder}: {len(self.finished)} of {self._images} images described"
 
 
-class _Noticed(dict[str, str]):
-    """A dictionary that says when something is put in."""
+class _NotifyingDict(dict[str, str]):
+    """A dictionary that calls a function after each insertion."""
 
     def __init__(self, tell: Any) -> None:
         super().__init__()
-        self._said = tell
+        self._notify = tell
 
     def __setitem__(self, key: str, value: str) -> None:
         super().__setitem__(key, value)
-        self._said()
+        self._notify()

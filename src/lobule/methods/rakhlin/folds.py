@@ -1,4 +1,4 @@
-"""Folds by patient or by site: made, saved as a table, and taken up by another training."""
+"""Folds by patient or by site: creation, storage as a table, and reuse by another training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folds_of(config: Config, cohort: Cohort, labels: NDArray[np.intp], seed: int
 
 
 def groups_of(config: Config, cohort: Cohort) -> list[str]:
-    """What of each case must not be torn apart. Sites that share a patient are one."""
+    """The group of each case that no fold divides. Sites that share a patient are one group."""
     if config.folds_by == "patient":
         return [case.patient for case in cohort]
     above: dict[str, str] = {}
@@ -61,15 +61,17 @@ def read_folds(path: str | Path, cohort: Cohort, count: int) -> NDArray[np.intp]
     with open_url(path, "r") as file:
         rows = list(csv.DictReader(file))
     try:
-        known = {row["case"]: int(row["fold"]) for row in rows}
+        fold_of_case = {row["case"]: int(row["fold"]) for row in rows}
     except (KeyError, TypeError, ValueError) as error:
-        raise ResultsError("not a table of folds", subject=path, expected=",".join(COLUMNS)) from error
-    missing = [case.id for case in cohort if case.id not in known]
+        raise ResultsError(
+            "this is not a table of folds", subject=path, expected=",".join(COLUMNS)
+        ) from error
+    missing = [case.id for case in cohort if case.id not in fold_of_case]
     if missing:
         raise ConfigError(
             f"{len(missing)} cases have no fold there", subject=path, actual=", ".join(missing[:5])
         )
-    folds = np.array([known[case.id] for case in cohort], np.intp)
+    folds = np.array([fold_of_case[case.id] for case in cohort], np.intp)
     if folds.min() < 0 or folds.max() >= count:
         raise ConfigError(
             "folds beyond those asked for",
@@ -85,11 +87,11 @@ def read_folds(path: str | Path, cohort: Cohort, count: int) -> NDArray[np.intp]
 
 
 def _torn(cases: tuple[Case, ...], folds: NDArray[np.intp]) -> list[str]:
-    seen: dict[str, int] = {}
+    fold_of_group: dict[str, int] = {}
     return [
         case.patient
         for case, fold in zip(cases, folds.tolist(), strict=True)
-        if seen.setdefault(case.patient, fold) != fold
+        if fold_of_group.setdefault(case.patient, fold) != fold
     ]
 
 
@@ -106,15 +108,15 @@ def _check_counts(config: Config, labels: NDArray[np.intp]) -> None:
 
 
 def _check_classes(config: Config, labels: NDArray[np.intp], folds: NDArray[np.intp]) -> None:
-    """Every model must have seen every class."""
+    """Check that every model learns from every class."""
     for fold in range(config.boosting.folds):
         if not (folds == fold).any():
             raise ConfigError(f"fold {fold} is empty", remedy="Ask for fewer folds")
         missing = np.setdiff1d(np.arange(len(config.classes)), labels[folds != fold])
         if len(missing):
-            what = "patient" if config.folds_by == "patient" else "site"
+            unit = "patient" if config.folds_by == "patient" else "site"
             raise ConfigError(
                 f"all images of the class '{config.classes[missing[0]]}' are in one fold",
-                expected=f"images of every class from two {what}s or more",
-                remedy="Add images of others" + ("" if what == "patient" else ", or --set folds_by=patient"),
+                expected=f"images of every class from two {unit}s or more",
+                remedy="Add images of others" + ("" if unit == "patient" else ", or --set folds_by=patient"),
             )

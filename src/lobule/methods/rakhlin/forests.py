@@ -39,14 +39,14 @@ def read_forest_file(path: Path) -> BoostedTrees:
 
 @dataclass(frozen=True)
 class Forests:
-    """Set → its models, all seeds and folds of it."""
+    """Set → its models of all seeds and folds."""
 
     of_set: Mapping[str, Sequence[BoostedTrees]]
 
     def predict(self, set_name: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(rows, classes): the mean over the models of a set, as images that no fold held are read."""
-        said = [forest.predict(rows) for forest in self.of_set[set_name]]
-        mean: NDArray[np.float32] = np.mean(said, axis=0).astype(np.float32)
+        """(rows, classes): the mean over all models of a set, for images that are in no fold."""
+        predictions = [forest.predict(rows) for forest in self.of_set[set_name]]
+        mean: NDArray[np.float32] = np.mean(predictions, axis=0).astype(np.float32)
         return mean
 
 
@@ -63,8 +63,8 @@ class Calibrator:
             probabilities[..., n] if curve is None else curve(probabilities[..., n])
             for n, curve in enumerate(self.curves)
         ]
-        found = np.clip(np.stack(columns, axis=-1), 1e-9, None)
-        return np.asarray(found / found.sum(axis=-1, keepdims=True))
+        calibrated = np.clip(np.stack(columns, axis=-1), 1e-9, None)
+        return np.asarray(calibrated / calibrated.sum(axis=-1, keepdims=True))
 
     def to_list(self) -> list[dict[str, Any] | None]:
         return [None if curve is None else curve.to_dict() for curve in self.curves]
@@ -72,15 +72,15 @@ class Calibrator:
     @classmethod
     def from_list(cls, stored: Sequence[Mapping[str, Any] | None]) -> Calibrator:
         try:
-            return cls(tuple(None if facts is None else _curve(facts) for facts in stored))
+            return cls(tuple(None if curve is None else _curve(curve) for curve in stored))
         except (KeyError, TypeError) as error:
             raise BundleError("a calibration that cannot be used", actual=repr(stored)) from error
 
 
-def _curve(facts: Mapping[str, Any]) -> Platt | Isotonic:
-    if facts["kind"] == "platt":
-        return Platt(float(facts["slope"]), float(facts["intercept"]))
-    return Isotonic(tuple(facts["scores"]), tuple(facts["probabilities"]))
+def _curve(stored: Mapping[str, Any]) -> Platt | Isotonic:
+    if stored["kind"] == "platt":
+        return Platt(float(stored["slope"]), float(stored["intercept"]))
+    return Isotonic(tuple(stored["scores"]), tuple(stored["probabilities"]))
 
 
 def fit_calibrator(kind: str, labels: NDArray[np.intp], probabilities: NDArray[np.float64]) -> Calibrator:

@@ -16,7 +16,7 @@ from lobule.findings import components
 from lobule.geometry import Box, Lattice
 from lobule.grid import MapGrid, share_in_cells
 from lobule.methods.rakhlin.config import Config
-from lobule.methods.rakhlin.describe import Describer, PreparedImage, drawn, image_key, sides_of
+from lobule.methods.rakhlin.describe import Describer, PreparedImage, image_key, random_params, sides_of
 from lobule.methods.rakhlin.encoders import Encoder
 from lobule.methods.rakhlin.forests import Calibrator, Forests
 from lobule.methods.rakhlin.fusion import merged
@@ -63,7 +63,7 @@ def open_image(case: Case, options: ScanOptions) -> Slide:
 
 
 def frame_of(slide: Slide, case: Case, config: Config, upsample: bool) -> tuple[Lattice, Box]:
-    """The lattice that a case is read on, and the box of it that is the case."""
+    """The lattice on which a case is read, and the box of the case on it."""
     lattice = slide.lattice(mpp=config.mpp, upsample=upsample) if config.mpp else slide.lattice(level=0)
     box = Box(0, 0, *lattice.size) if case.l0_box is None else lattice.of_l0(case.l0_box)
     return lattice, box
@@ -71,7 +71,7 @@ def frame_of(slide: Slide, case: Case, config: Config, upsample: bool) -> tuple[
 
 @dataclass(frozen=True, eq=False)
 class Framed:
-    """A case with its pixels in reach and what its random draws hang on."""
+    """An open case with the key of its random numbers."""
 
     case: Case
     slide: Slide
@@ -81,7 +81,7 @@ class Framed:
     seed: int
 
     def is_whole(self) -> bool:
-        """Whether it is classified as one image."""
+        """Whether the case is classified as one image."""
         if self.case.kind == "slide":
             return max(self.box.width, self.box.height) <= 2 * self.config.window
         return self.box.size.area <= MAX_WHOLE
@@ -98,8 +98,10 @@ class Framed:
         source = PreparedImage(self.slide, self.config, keep=True)
         sides = sides_of(self.config, self.box)
         key = image_key(self.case)
-        places = [(key, number) for number in range(augmentations)]
-        params = drawn(self.config, describer.sets, places, sides, self.seed, self.case.path)
+        augmentation_keys = [(key, number) for number in range(augmentations)]
+        params = random_params(
+            self.config, describer.sets, augmentation_keys, sides, self.seed, self.case.path
+        )
         _, degenerate = source.read(self.lattice, self.box)
         row = [self.box.x, self.box.y, self.box.width, self.box.height]
         fields = self._fields(np.array([row] * augmentations, np.int64), sides, params)
@@ -119,24 +121,24 @@ class Framed:
         every_speck = replace(config, debris_mm2=0.0)
         return bool(find_tissue(reduced, mpp.scaled(factor, factor), every_speck).mask.any())
 
-    def map_of(self, describer: Describer, grid: MapGrid, wanted: NDArray[np.bool_], batch: int) -> Pass:
+    def map_of(self, describer: Describer, grid: MapGrid, required: NDArray[np.bool_], batch: int) -> Pass:
         """One field a window (and as many as it has augmentations, in one)."""
-        made = map_pass(MAP, grid, self.config.classes, wanted, ~wanted, batch=batch)
-        places = made.fields.grid_indices
-        assert places is not None
+        pass_ = map_pass(MAP, grid, self.config.classes, required, ~required, batch=batch)
+        grid_indices = pass_.fields.grid_indices
+        assert grid_indices is not None
         source = PreparedImage(self.slide, self.config, keep=False)
         sides = sides_of(self.config, Box(0, 0, grid.window, grid.window))
         key = image_key(self.case)
         keyed = [
             (f"{key} {row},{column}", number)
-            for row, column in places.tolist()
+            for row, column in grid_indices.tolist()
             for number in range(self.config.map_augmentations)
         ]
-        params = drawn(self.config, describer.sets, keyed, sides, self.seed, self.case.path)
+        params = random_params(self.config, describer.sets, keyed, sides, self.seed, self.case.path)
         count = self.config.map_augmentations
         shaped = {name: values.reshape(-1, count, *values.shape[1:]) for name, values in params.items()}
-        fields = self._fields(made.fields.boxes, sides, shaped)
-        return replace(made, fields=replace(fields, grid_indices=places), sources={"slide": source})
+        fields = self._fields(pass_.fields.boxes, sides, shaped)
+        return replace(pass_, fields=replace(fields, grid_indices=grid_indices), sources={"slide": source})
 
     def _fields(
         self, boxes: NDArray[np.int64], sides: NDArray[np.int64], params: Mapping[str, NDArray[Any]]
@@ -162,7 +164,7 @@ class RakhlinPredictor:
         self.classes = config.classes
         self.describer = Describer(config, dict(enumerate(encoders)))
 
-    # -- what the scanner asks ----------------------------------------------------------------------------
+    # -- the contract with the scanner -------------------------------------------------------------------
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         return {"slide": open_image(case, options)}
@@ -191,11 +193,11 @@ class RakhlinPredictor:
             return self.describer.encode_sample(batch)
         if name == IMAGE:
             described = self.describer.describe(batch)
-            said = {name: self.forests.predict(name, rows.numpy()) for name, rows in described.items()}
-            return {name: torch.from_numpy(values) for name, values in said.items()}
+            predictions = {name: self.forests.predict(name, rows.numpy()) for name, rows in described.items()}
+            return {name: torch.from_numpy(values) for name, values in predictions.items()}
         return {"map": torch.from_numpy(self._classified(batch))[:, :, None, None]}
 
-    # -- how ----------------------------------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------------------
 
     def _image(self, framed: Framed, tissue: TissueConfig | None) -> Generator[Pass, Store, Result]:
         count = framed.config.scan_augmentations or framed.config.augmentations
@@ -212,23 +214,23 @@ class RakhlinPredictor:
             raise CaseError("no augmentation of it could be scored", subject=framed.case.path)
         of_sets = {name: np.nanmean(columns[name].astype(np.float64), axis=0) for name in names}
         fused = self._calibrated(np.mean(list(of_sets.values()), axis=0))
-        facts = {
+        metadata = {
             "prediction": self.classes[int(fused.argmax())],
             "sets": {name: values.tolist() for name, values in of_sets.items()},
             "augmentations": count,
             "stains_normalised": not degenerate,
         }
         notes = (UNNORMALISED,) if degenerate else ()
-        return Result(self._scores(fused), notes=notes, metadata=facts)
+        return Result(self._scores(fused), notes=notes, metadata=metadata)
 
     def _map(self, case: OpenCase, framed: Framed) -> Generator[Pass, Store, Result]:
         config, lattice = framed.config, framed.lattice
         grid = MapGrid(lattice, case.options.stride or config.stride, config.window)
         tissue = case.tissue()
-        wanted = share_in_cells(grid, tissue.mask, tissue.l0_step) >= config.tissue_share
+        required = share_in_cells(grid, tissue.mask, tissue.l0_step) >= config.tissue_share
         of_window = config.crops * config.map_augmentations
         batch = max(1, case.engine.batch // of_window)
-        store = yield framed.map_of(self.describer, grid, np.asarray(wanted, np.bool_), batch)
+        store = yield framed.map_of(self.describer, grid, np.asarray(required, np.bool_), batch)
         assert isinstance(store, MapReader)
         scores, states = store.read()
         there = states == State.SCORED
@@ -241,9 +243,9 @@ class RakhlinPredictor:
             findings += components(hot, l0, mpp=mpp, threshold=FINDING, label=name)
         cells = scores[:, there].T.astype(np.float64)
         winners = np.bincount(cells.argmax(axis=1), minlength=len(self.classes)) if len(cells) else None
-        facts = {"shares": None if winners is None else (winners / len(cells)).tolist()}
+        metadata = {"shares": None if winners is None else (winners / len(cells)).tolist()}
         ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
-        return Result(self._slide_scores(cells), ordered, metadata=facts)
+        return Result(self._slide_scores(cells), ordered, metadata=metadata)
 
     def _classified(self, batch: Batch) -> NDArray[np.float32]:
         """(windows, classes): the fused and calibrated probabilities of each window."""
@@ -251,8 +253,8 @@ class RakhlinPredictor:
         flat = {name: values.flatten(0, 1) for name, values in batch.params.items()}
         pixels = batch.pixels.repeat_interleave(augmentations, dim=0)
         described = self.describer.describe(Batch(pixels, flat, {}))
-        said = [self.forests.predict(name, rows.numpy()) for name, rows in described.items()]
-        fused = np.mean(said, axis=0, dtype=np.float64)
+        predictions = [self.forests.predict(name, rows.numpy()) for name, rows in described.items()]
+        fused = np.mean(predictions, axis=0, dtype=np.float64)
         of_windows = fused.reshape(windows, augmentations, -1).mean(axis=1)
         return self._calibrated(of_windows).astype(np.float32)
 
@@ -266,7 +268,7 @@ class RakhlinPredictor:
         return scores
 
     def _slide_scores(self, cells: NDArray[np.float64]) -> dict[str, float]:
-        """What is sought by its most suspicious cell; the first class, which is not sought, by its least."""
+        """Score of each class on a slide: its highest cell; for the first (normal) class its lowest cell."""
         if len(cells) == 0:
             return {name: float(index == 0) for index, name in enumerate(self.classes)}
         worst = cells.max(axis=0)
@@ -278,9 +280,9 @@ class RakhlinPredictor:
 
 
 def carcinoma_groups(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Places of the other classes and of carcinoma; None where the model has not both."""
+    """Indices of the other classes and of carcinoma; None if the model lacks one of the groups."""
     if not set(config.carcinoma) <= set(config.classes) or len(config.carcinoma) < 1:
         return None
     inside = tuple(n for n, name in enumerate(config.classes) if name in config.carcinoma)
-    others = tuple(n for n, name in enumerate(config.classes) if name not in config.carcinoma)
-    return (others, inside) if others and inside else None
+    benign_classes = tuple(n for n, name in enumerate(config.classes) if name not in config.carcinoma)
+    return (benign_classes, inside) if benign_classes and inside else None

@@ -1,4 +1,4 @@
-"""What the out-of-fold predictions say: accuracy, confusion and every set, each with its interval."""
+"""Report on the out-of-fold predictions: accuracy, confusion and every set, each with its interval."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from lobule.methods.rakhlin.fusion import merged
 from lobule.methods.rakhlin.predictor import carcinoma_groups
 
 FLOOR = 1e-7
-"""Least probability in a logarithm."""
+"""Smallest probability inside a logarithm."""
 FUSION = "fusion"
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Out-of-fold predictions: each image by the models that never saw it."""
+    """Out-of-fold predictions: each image is predicted by models that were not trained on it."""
 
     cohort: Cohort
     labels: NDArray[np.intp]
@@ -44,32 +44,32 @@ class HeldOut:
 
     def fused(self, without: str | None = None) -> NDArray[np.float64]:
         """(images, classes): the mean over seeds and sets."""
-        kept = [self.of_set(name) for name in self.of_sets if name != without]
-        mean: NDArray[np.float64] = np.mean(kept, axis=0)
+        set_predictions = [self.of_set(name) for name in self.of_sets if name != without]
+        mean: NDArray[np.float64] = np.mean(set_predictions, axis=0)
         return mean
 
 
-def report(config: Config, held: HeldOut) -> dict[str, Any]:
-    """All of it as plain values."""
-    fused = held.fused()
+def report(config: Config, held_out: HeldOut) -> dict[str, Any]:
+    """The whole report as plain values."""
+    fused = held_out.fused()
     answers = fused.argmax(axis=1)
-    right = answers == held.labels
-    members = [_accuracies(held, name) for name in held.of_sets]
-    found: dict[str, Any] = {
-        "images": len(held.labels),
-        "patients": len(held.cohort.patients()),
+    right = answers == held_out.labels
+    members = [_accuracies(held_out, name) for name in held_out.of_sets]
+    sections: dict[str, Any] = {
+        "images": len(held_out.labels),
+        "patients": len(held_out.cohort.patients()),
         "accuracy": float(right.mean()),
-        "accuracy_interval": _share(right, held).to_dict(),
+        "accuracy_interval": _share(right, held_out).to_dict(),
         "mean_of_members": float(np.mean([member["accuracy"] for member in members])),
-        "log_loss": log_loss(held.labels, fused),
-        "fold_accuracy": _by_fold(right, held),
-        "classes": per_class(config.classes, held, answers),
-        "confusion": confusion(len(config.classes), held.labels, answers),
-        "sets": dict(zip(held.of_sets, members, strict=True)),
+        "log_loss": log_loss(held_out.labels, fused),
+        "fold_accuracy": _by_fold(right, held_out),
+        "classes": per_class(config.classes, held_out, answers),
+        "confusion": confusion(len(config.classes), held_out.labels, answers),
+        "sets": dict(zip(held_out.of_sets, members, strict=True)),
     }
     if groups := carcinoma_groups(config):
-        found["carcinoma"] = two_classes(config, held, groups)
-    return found
+        sections["carcinoma"] = two_classes(config, held_out, groups)
+    return sections
 
 
 def log_loss(labels: NDArray[np.intp], probabilities: NDArray[np.float64]) -> float:
@@ -77,60 +77,60 @@ def log_loss(labels: NDArray[np.intp], probabilities: NDArray[np.float64]) -> fl
     return float(-np.log(np.maximum(chosen, FLOOR)).mean())
 
 
-def _patients(held: HeldOut) -> NDArray[np.str_]:
-    return np.array([case.patient for case in held.cohort])
+def _patients(held_out: HeldOut) -> NDArray[np.str_]:
+    return np.array([case.patient for case in held_out.cohort])
 
 
-def _share(hits: NDArray[np.bool_], held: HeldOut, among: NDArray[np.bool_] | None = None) -> Estimate:
+def _share(hits: NDArray[np.bool_], held_out: HeldOut, among: NDArray[np.bool_] | None = None) -> Estimate:
     """The share of hits (among some images), patients resampled; Wilson's where each has one image."""
     among = np.ones(len(hits), np.bool_) if among is None else among
     if not among.any():
         return undefined("no images")
-    patients = _patients(held)
+    patients = _patients(held_out)
     value = float(hits[among].mean())
     if len(np.unique(patients)) == len(patients):
         return wilson(int(hits[among].sum()), int(among.sum()))
 
-    def drawn(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    def share_of(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         with np.errstate(invalid="ignore"):
             return np.asarray((weights @ (hits & among)) / (weights @ among))
 
-    return Resampling().estimate(value, patients, drawn, "patient")
+    return Resampling().estimate(value, patients, share_of, "patient")
 
 
-def _by_fold(right: NDArray[np.bool_], held: HeldOut) -> dict[str, Any]:
+def _by_fold(right: NDArray[np.bool_], held_out: HeldOut) -> dict[str, Any]:
     """As the paper's table: the accuracy of every fold, their mean and standard deviation."""
-    shares = [float(right[held.folds == fold].mean()) for fold in np.unique(held.folds)]
+    shares = [float(right[held_out.folds == fold].mean()) for fold in np.unique(held_out.folds)]
     return {"folds": shares, "mean": float(np.mean(shares)), "std": float(np.std(shares))}
 
 
-def _accuracies(held: HeldOut, name: str) -> dict[str, Any]:
-    """One set: its accuracy with seeds fused and, as in the paper's table, of single seeds; its worth."""
-    seeds = held.of_sets[name]
-    right = held.of_set(name).argmax(axis=1) == held.labels
+def _accuracies(held_out: HeldOut, name: str) -> dict[str, Any]:
+    """Accuracy of one set with fused seeds and, as in the paper, of single seeds; and its contribution."""
+    seeds = held_out.of_sets[name]
+    right = held_out.of_set(name).argmax(axis=1) == held_out.labels
     single = [
-        np.mean([(one.argmax(axis=1) == held.labels)[held.folds == fold].mean() for one in seeds])
-        for fold in np.unique(held.folds)
+        np.mean([(one.argmax(axis=1) == held_out.labels)[held_out.folds == fold].mean() for one in seeds])
+        for fold in np.unique(held_out.folds)
     ]
-    found = {
+    accuracies = {
         "accuracy": float(right.mean()),
-        "accuracy_interval": _share(right, held).to_dict(),
-        "log_loss": log_loss(held.labels, held.of_set(name)),
+        "accuracy_interval": _share(right, held_out).to_dict(),
+        "log_loss": log_loss(held_out.labels, held_out.of_set(name)),
         "single_seed_folds": {"mean": float(np.mean(single)), "std": float(np.std(single))},
     }
-    if len(held.of_sets) > 1:  # what the fusion loses where the set is left out
-        without = log_loss(held.labels, held.fused(without=name))
-        found["log_loss_without"] = without - log_loss(held.labels, held.fused())
-    return found
+    if len(held_out.of_sets) > 1:  # what the fusion loses where the set is left out
+        without = log_loss(held_out.labels, held_out.fused(without=name))
+        accuracies["log_loss_without"] = without - log_loss(held_out.labels, held_out.fused())
+    return accuracies
 
 
-def per_class(classes: Sequence[str], held: HeldOut, answers: NDArray[np.intp]) -> dict[str, Any]:
+def per_class(classes: Sequence[str], held_out: HeldOut, answers: NDArray[np.intp]) -> dict[str, Any]:
     """Recall and precision of every class."""
     return {
         name: {
-            "images": int((held.labels == n).sum()),
-            "recall": _share(answers == n, held, held.labels == n).to_dict(),
-            "precision": _share(held.labels == n, held, answers == n).to_dict(),
+            "images": int((held_out.labels == n).sum()),
+            "recall": _share(answers == n, held_out, held_out.labels == n).to_dict(),
+            "precision": _share(held_out.labels == n, held_out, answers == n).to_dict(),
         }
         for n, name in enumerate(classes)
     }
@@ -145,42 +145,48 @@ def confusion(classes: int, labels: NDArray[np.intp], answers: NDArray[np.intp])
 
 
 def two_classes(
-    config: Config, held: HeldOut, groups: tuple[tuple[int, ...], tuple[int, ...]]
+    config: Config, held_out: HeldOut, groups: tuple[tuple[int, ...], tuple[int, ...]]
 ) -> dict[str, Any]:
-    """The two-class reading: accuracy, AUC, and sensitivity and specificity at the operating points."""
+    """The two-class result: accuracy, AUC, and sensitivity and specificity at the operating points."""
     from sklearn.metrics import roc_auc_score
 
-    truth = np.isin(held.labels, groups[1])
-    two = merged(held.fused(), groups)
+    truth = np.isin(held_out.labels, groups[1])
+    two = merged(held_out.fused(), groups)
     right = (two.argmax(axis=1) == 1) == truth
     points = {}
     for threshold in config.operating_points:
         called = two[:, 1] >= threshold
         points[f"{threshold:g}"] = {
-            "sensitivity": _share(called, held, truth).to_dict(),
-            "specificity": _share(~called, held, ~truth).to_dict(),
+            "sensitivity": _share(called, held_out, truth).to_dict(),
+            "specificity": _share(~called, held_out, ~truth).to_dict(),
         }
     return {
         "positive": [config.classes[n] for n in groups[1]],
-        "accuracy": _share(right, held).to_dict(),
+        "accuracy": _share(right, held_out).to_dict(),
         "auc": float(roc_auc_score(truth, two[:, 1])),
         "operating_points": points,
     }
 
 
-def calibrated(config: Config, held: HeldOut) -> tuple[Calibrator | None, dict[str, Any]]:
+def calibrated(config: Config, held_out: HeldOut) -> tuple[Calibrator | None, dict[str, Any]]:
     """The calibration of the fused probabilities, and what it does to images it was not fitted on."""
-    fused = held.fused()
-    before = {"log_loss": log_loss(held.labels, fused), "expected_error": expected_error(held.labels, fused)}
+    fused = held_out.fused()
+    before = {
+        "log_loss": log_loss(held_out.labels, fused),
+        "expected_error": expected_error(held_out.labels, fused),
+    }
     if config.calibration == "none":
         return None, {"kind": "none", "before": before}
     after = np.empty_like(fused)
-    for fold in np.unique(held.folds):
-        here = held.folds == fold
-        after[here] = fit_calibrator(config.calibration, held.labels[~here], fused[~here])(fused[here])
-    facts = {"log_loss": log_loss(held.labels, after), "expected_error": expected_error(held.labels, after)}
-    whole = fit_calibrator(config.calibration, held.labels, fused)
-    return whole, {"kind": config.calibration, "before": before, "after": facts}
+    for fold in np.unique(held_out.folds):
+        here = held_out.folds == fold
+        after[here] = fit_calibrator(config.calibration, held_out.labels[~here], fused[~here])(fused[here])
+    after_metrics = {
+        "log_loss": log_loss(held_out.labels, after),
+        "expected_error": expected_error(held_out.labels, after),
+    }
+    calibrator = fit_calibrator(config.calibration, held_out.labels, fused)
+    return calibrator, {"kind": config.calibration, "before": before, "after": after_metrics}
 
 
 def expected_error(labels: NDArray[np.intp], probabilities: NDArray[np.float64]) -> float | None:
@@ -190,13 +196,13 @@ def expected_error(labels: NDArray[np.intp], probabilities: NDArray[np.float64])
     return reliability(answers == labels, sure).expected_error
 
 
-def write_predictions(path: Path, config: Config, held: HeldOut) -> None:
+def write_predictions(path: Path, config: Config, held_out: HeldOut) -> None:
     """One row an image and set, the fusion first: case, patient, label, fold, set, probabilities."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["case", "patient", "label", "fold", "set", *config.classes])
-    tables = {FUSION: held.fused(), **{name: held.of_set(name) for name in held.of_sets}}
+    tables = {FUSION: held_out.fused(), **{name: held_out.of_set(name) for name in held_out.of_sets}}
     for name, values in tables.items():
-        for case, fold, row in zip(held.cohort, held.folds.tolist(), values.tolist(), strict=True):
+        for case, fold, row in zip(held_out.cohort, held_out.folds.tolist(), values.tolist(), strict=True):
             writer.writerow([case.id, case.patient, case.label, fold, name, *(f"{v:.6f}" for v in row)])
     write_text(path, out.getvalue())

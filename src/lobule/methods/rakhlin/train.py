@@ -1,7 +1,7 @@
-"""Training: descriptors of every image, then boosted trees by fold, seed and set, judged on what they left.
+"""Training: descriptors of every image, then boosted trees by fold, seed and set, tested on held-out folds.
 
 In `out`: the bundle, which comes last; `features/`, a cache by content that any training may reuse; and
-`training/` with the folds, the models as they come (an interrupted training goes on after the last), the
+`training/` with the folds, the finished models (an interrupted training continues after the last one), the
 out-of-fold predictions and the report.
 """
 
@@ -42,11 +42,13 @@ log = logging.getLogger("lobule.train")
 
 KINDS: tuple[Kind, ...] = ("image", "region", "slide")
 LEARNED_FROM = "described.json"
-"""Of a training: the descriptors and the images (by content) that its models learn from."""
+"""File that records the descriptors and images (by content) from which the models of a training learn."""
 
 
-def parts(cohort: Cohort, val: str | None, seed: int, kinds: tuple[Kind, ...] = KINDS) -> TrainingSplit:
-    """Who trains: the labelled cases of the split 'train'. Nobody is held out: folds validate."""
+def split_for_training(
+    cohort: Cohort, val: str | None, seed: int, kinds: tuple[Kind, ...] = KINDS
+) -> TrainingSplit:
+    """The labelled cases of the split 'train'. No case is held out, because the folds validate."""
     training = training_split(cohort, None, seed, kinds).train
     labelled = training.where(lambda case: case.label is not None)
     notes = ["cross-validation validates: no case is held out for it"]
@@ -74,14 +76,14 @@ def train(
 ) -> Bundle:
     """Train on a cohort of labelled images (or regions) and write the bundle.
 
-    Validation is by cross-validation, whatever `val` says. `resume` goes on with what is in `out`; `fresh`
-    forgets it, but not the descriptors, which hold for any parameters of the boosting.
+    Validation is by cross-validation, whatever `val` says. `resume` continues with the contents of
+    `out`; `fresh` deletes them except the descriptors, which are valid for any boosting parameters.
     """
     machine, progress = (machine or TrainMachine()).resolved(), progress or FitProgress()
-    who = parts(cohort, val, seed)
-    config = _with_classes(config.resolved(), who.train)
-    with begun_training(out, config, who, also={"seed": seed}, resume=resume, fresh=fresh) as folder:
-        return _Training(config, who, Path(out), folder, seed, machine, progress).run()
+    split = split_for_training(cohort, val, seed)
+    config = _with_classes(config.resolved(), split.train)
+    with begun_training(out, config, split, also={"seed": seed}, resume=resume, fresh=fresh) as folder:
+        return _Training(config, split, Path(out), folder, seed, machine, progress).run()
 
 
 def _with_classes(config: Config, cohort: Cohort) -> Config:
@@ -91,10 +93,12 @@ def _with_classes(config: Config, cohort: Cohort) -> Config:
         config = replace(config, classes=classes)
     elif strange := sorted(set(labels) - set(config.classes)):
         raise ConfigError(
-            f"the label '{strange[0]}' is none of the classes", expected=", ".join(config.classes)
+            f"the label '{strange[0]}' is not one of the classes", expected=", ".join(config.classes)
         )
     if len(config.classes) < 2:
-        raise ConfigError("nothing to tell apart", expected="two classes or more", actual=", ".join(labels))
+        raise ConfigError(
+            "there are fewer than two classes", expected="two classes or more", actual=", ".join(labels)
+        )
     return config
 
 
@@ -108,7 +112,7 @@ class _Data:
 
 
 class _Training:
-    """One training: its folds, its descriptors and its models."""
+    """The state of one training: its folds, descriptors and models."""
 
     def __init__(
         self,
@@ -136,23 +140,23 @@ class _Training:
             pretrained(Plan.of(self.config, n), self.config.weights_of(n), self.seed)
             for n in range(len(self.config.encoders))
         ]
-        found = [self._described(n, encoder, cohort) for n, encoder in enumerate(encoders)]
-        kept = np.array([case.id not in self.failures for case in cohort], np.bool_)
+        described_sets = [self._described(n, encoder, cohort) for n, encoder in enumerate(encoders)]
+        is_described = np.array([case.id not in self.failures for case in cohort], np.bool_)
         left = cohort.where(lambda case: case.id not in self.failures)
-        self._check_left(labels[kept], folds[kept])
-        self._note_stains(left, found[0])
-        self._forget_models_of_others(left, found)
-        data = _Data(left, labels[kept], folds[kept])
+        self._check_left(labels[is_described], folds[is_described])
+        self._note_stains(left, described_sets[0])
+        self._forget_models_of_others(left, described_sets)
+        data = _Data(left, labels[is_described], folds[is_described])
         of_sets, attributions = {}, Attributions()
         for set_ in self.config.sets:
             self.progress.stage = f"boosting {set_.name}"
-            of_sets[set_.name] = self._boosted(set_, found[set_.encoder], data, attributions)
-        held = HeldOut(data.cohort, data.labels, data.folds, of_sets)
-        return self._finish(encoders, held, attributions)
+            of_sets[set_.name] = self._boosted(set_, described_sets[set_.encoder], data, attributions)
+        held_out = HeldOut(data.cohort, data.labels, data.folds, of_sets)
+        return self._finish(encoders, held_out, attributions)
 
     def _labels(self, cohort: Cohort) -> NDArray[np.intp]:
-        place = {name: n for n, name in enumerate(self.config.classes)}
-        return np.array([place[case.label or ""] for case in cohort], np.intp)
+        class_index = {name: n for n, name in enumerate(self.config.classes)}
+        return np.array([class_index[case.label or ""] for case in cohort], np.intp)
 
     def _described(self, index: int, encoder: Encoder, cohort: Cohort) -> Described:
         machine = Machine(
@@ -162,18 +166,18 @@ class _Training:
             readers=self.machine.workers,
             channels_last=True,
         )
-        place = Path(self.config.features) if self.config.features else self.out / "features"
-        found = described(
-            self.config, index, encoder, cohort, make_folder(place), machine, self.seed, self.progress
+        folder = Path(self.config.features) if self.config.features else self.out / "features"
+        descriptors = described(
+            self.config, index, encoder, cohort, make_folder(folder), machine, self.seed, self.progress
         )
-        self.failures |= found.failures
-        return found
+        self.failures |= descriptors.failures
+        return descriptors
 
     def _check_left(self, labels: NDArray[np.intp], folds: NDArray[np.intp]) -> None:
-        """What could not be described must not take a class, or a fold, with it."""
+        """Check that every class and fold still has images after leaving out those without descriptors."""
         for fold in range(self.config.boosting.folds):
-            seen = np.unique(labels[folds != fold])
-            if not (folds == fold).any() or len(seen) < len(self.config.classes):
+            learned_classes = np.unique(labels[folds != fold])
+            if not (folds == fold).any() or len(learned_classes) < len(self.config.classes):
                 case, cause = next(iter(self.failures.items()))
                 raise CaseError(
                     f"{len(self.failures)} images could not be described, and too few are left: {cause}",
@@ -182,33 +186,35 @@ class _Training:
         for case, cause in self.failures.items():
             log.warning("case %s is left out: %s", case, cause)
 
-    def _note_stains(self, cohort: Cohort, found: Described) -> None:
-        raw = [case.id for case in cohort if not found.normalised(case.id)]
+    def _note_stains(self, cohort: Cohort, descriptors: Described) -> None:
+        raw = [case.id for case in cohort if not descriptors.normalised(case.id)]
         if raw:
-            listed = ", ".join(raw[:5]) + (", …" if len(raw) > 5 else "")
-            self._note(f"{len(raw)} images with hardly any tissue are used without normalisation: {listed}")
+            names = ", ".join(raw[:5]) + (", …" if len(raw) > 5 else "")
+            self._note(f"{len(raw)} images with hardly any tissue are used without normalisation: {names}")
 
-    def _forget_models_of_others(self, cohort: Cohort, found: Sequence[Described]) -> None:
-        """Models on disk learned from what was described then; where that has changed they are made again."""
-        facts = {
-            "descriptors": [one.results.path.name for one in found],
-            "images": {case.id: found[0].ids[case.id] for case in cohort},
+    def _forget_models_of_others(self, cohort: Cohort, described_sets: Sequence[Described]) -> None:
+        """Delete stored models if the descriptors they were trained on have changed."""
+        sources = {
+            "descriptors": [one.results.path.name for one in described_sets],
+            "images": {case.id: described_sets[0].ids[case.id] for case in cohort},
         }
-        kept = self.folder / LEARNED_FROM
-        if kept.exists() and read_json(kept) != facts:
-            log.warning("images or weights have changed since this training began: its models are made again")
+        record_path = self.folder / LEARNED_FROM
+        if record_path.exists() and read_json(record_path) != sources:
+            log.warning(
+                "images or weights have changed since this training began; its models are trained again"
+            )
             shutil.rmtree(self.models)
             make_folder(self.models)
-        write_json(kept, facts)
+        write_json(record_path, sources)
 
     # -- boosting -----------------------------------------------------------------------------------------
 
     def _boosted(
-        self, set_: DescriptorSet, found: Described, data: _Data, attributions: Attributions
+        self, set_: DescriptorSet, described_set: Described, data: _Data, attributions: Attributions
     ) -> NDArray[np.float64]:
-        """(seeds, images, classes): what the models of a set say of the images they left out."""
+        """(seeds, images, classes): predictions of the models of a set for their held-out images."""
         boosting, classes = self.config.boosting, len(self.config.classes)
-        descriptors = np.stack([found.of(case.id, set_.name) for case in data.cohort])
+        descriptors = np.stack([described_set.of(case.id, set_.name) for case in data.cohort])
         out = np.empty((boosting.seeds, len(data.labels), classes))
         at_once = max(1, min(self.machine.workers or 1, self.machine.max_ram // (2 * descriptors.nbytes + 1)))
 
@@ -216,8 +222,8 @@ class _Training:
             return self._fold(set_, fold, descriptors, data)
 
         with ThreadPoolExecutor(at_once) as pool:
-            for fold, (said, explained) in enumerate(pool.map(one_fold, range(boosting.folds))):
-                out[:, data.folds == fold] = said
+            for fold, (fold_predictions, explained) in enumerate(pool.map(one_fold, range(boosting.folds))):
+                out[:, data.folds == fold] = fold_predictions
                 attributions.add(set_.name, explained)
         return out
 
@@ -234,38 +240,38 @@ class _Training:
         _, augmentations, width = descriptors.shape
         rows = descriptors[here].reshape(-1, width)
         shared = _FoldData(boosting, descriptors, data.labels, here)
-        said = []
+        predictions = []
         explained = Explained(np.zeros(width), 0)
         for seed in range(boosting.seeds):
-            place = self.models / text_name(set_.name, seed, fold)
-            forest = _kept_forest(place) or self._made(place, shared, seed, fold)
-            said.append(forest.predict(rows).reshape(-1, augmentations, len(self.config.classes)))
+            path = self.models / text_name(set_.name, seed, fold)
+            forest = _stored_forest(path) or self._train_forest(path, shared, seed, fold)
+            predictions.append(forest.predict(rows).reshape(-1, augmentations, len(self.config.classes)))
             if seed == 0 and (count := min(self.config.attributions, augmentations)):
                 shown = descriptors[here][:, :count].reshape(-1, width)
                 explained = explain(forest, shown, data.labels[here].repeat(count))
-        return np.stack([one.mean(axis=1) for one in said]), explained
+        return np.stack([one.mean(axis=1) for one in predictions]), explained
 
-    def _made(self, place: Path, shared: _FoldData, seed: int, fold: int) -> BoostedTrees:
-        made = boost(
+    def _train_forest(self, path: Path, shared: _FoldData, seed: int, fold: int) -> BoostedTrees:
+        forest = boost(
             shared.training(), None, len(self.config.classes), self.config.boosting, seed, fold,
             shared.held_out(),
         )  # fmt: skip
-        text = made.model_to_string()
-        write_text(place, text)
-        return read_forest(text, place)
+        text = forest.model_to_string()
+        write_text(path, text)
+        return read_forest(text, path)
 
     # -- the end ------------------------------------------------------------------------------------------
 
-    def _finish(self, encoders: Sequence[Encoder], held: HeldOut, attributions: Attributions) -> Bundle:
-        metrics = report(self.config, held)
-        calibrator, metrics["calibration"] = calibrated(self.config, held)
+    def _finish(self, encoders: Sequence[Encoder], held_out: HeldOut, attributions: Attributions) -> Bundle:
+        metrics = report(self.config, held_out)
+        calibrator, metrics["calibration"] = calibrated(self.config, held_out)
         if attributions.sums:
-            metrics["attributions"] = attributions.facts(self.config, _layers(encoders))
-        write_predictions(self.folder / "out_of_fold.csv", self.config, held)
+            metrics["attributions"] = attributions.summary(self.config, _layers(encoders))
+        write_predictions(self.folder / "out_of_fold.csv", self.config, held_out)
         write_json(self.folder / "report.json", metrics)
         provenance = {
             "seed": self.seed,
-            "train_cases": [case.id for case in held.cohort],
+            "train_cases": [case.id for case in held_out.cohort],
             "notes": self.notes,
             "lost": self.failures,
             "weights": {
@@ -279,7 +285,7 @@ class _Training:
         }
         return save(
             self.out, self.config, encoders, texts, calibrator,
-            patients=held.cohort.patients(), metrics=metrics, provenance=provenance, seed=self.seed,
+            patients=held_out.cohort.patients(), metrics=metrics, provenance=provenance, seed=self.seed,
         )  # fmt: skip
 
     def _note(self, *notes: str) -> None:
@@ -289,7 +295,7 @@ class _Training:
 
 
 class _FoldData:
-    """What the seeds of a fold share: its descriptors, binned at the first need."""
+    """Data shared by the seeds of a fold: its descriptors, binned at first use."""
 
     def __init__(
         self,
@@ -314,26 +320,26 @@ class _FoldData:
         return self._held_out
 
     def _rows(self, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-        """Every augmentation a row."""
+        """Descriptors with one row per augmentation."""
         _, augmentations, width = self._descriptors.shape
         return self._descriptors[chosen].reshape(-1, width), self._labels[chosen].repeat(augmentations)
 
 
-def _kept_forest(place: Path) -> BoostedTrees | None:
-    """A model of this training that is there already; one that cannot be read is made again."""
-    if not place.exists():
+def _stored_forest(path: Path) -> BoostedTrees | None:
+    """The stored model of this training, or None if there is none or it cannot be read."""
+    if not path.exists():
         return None
     try:
-        return read_forest_file(place)
+        return read_forest_file(path)
     except BundleError:
         return None
 
 
 def _layers(encoders: Sequence[Encoder]) -> dict[int, list[tuple[str, int]]]:
-    """Of each encoder, the layers that its descriptor is joined of, and their widths."""
-    found: dict[int, list[tuple[str, int]]] = {}
+    """For each encoder, the layers that form its descriptor, and their widths."""
+    layers: dict[int, list[tuple[str, int]]] = {}
     for index, encoder in enumerate(encoders):
         widths = encoder.widths()
         names: Sequence[Any] = encoder.taps or ["last"]
-        found[index] = list(zip(names, widths, strict=True))
-    return found
+        layers[index] = list(zip(names, widths, strict=True))
+    return layers

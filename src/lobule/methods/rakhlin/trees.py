@@ -1,4 +1,4 @@
-"""Boosted trees in a checked form of their own: read from LightGBM's text, predicted with numpy.
+"""Boosted trees in a checked form: read from LightGBM's text, predicted with numpy.
 
 LightGBM trusts the text of a model: altered counts or children end the process or never return. Here every
 number is checked before it is used, and LightGBM is handed only text that was written from checked numbers.
@@ -101,12 +101,12 @@ class BoostedTrees:
         try:
             return _read(text)
         except (ValueError, KeyError, OverflowError, IndexError) as error:
-            found = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)[:300]
+            problem = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)[:300]
             raise BundleError(
-                "not a whole LightGBM model",
+                "this is not a complete LightGBM model",
                 subject=subject,
-                actual=found,
-                remedy="Copy the bundle again from where it came",
+                actual=problem,
+                remedy="Copy the bundle again from its source",
             ) from error
 
     def to_text(self) -> str:
@@ -176,9 +176,9 @@ def _read(text: str) -> BoostedTrees:
     if header["objective"] != f"multiclass num_class:{classes}":
         raise ValueError(f"its objective is '{header['objective'][:60]}', not that of {classes} classes")
     if _integer(header["num_tree_per_iteration"], 1, MOST_CLASSES) != classes:
-        raise ValueError("a round has another number of trees than there are classes")
+        raise ValueError("the number of trees per round differs from the number of classes")
     if not starts or len(starts) % classes:
-        raise ValueError(f"{len(starts)} trees are no whole rounds of {classes}")
+        raise ValueError(f"{len(starts)} trees are not whole rounds of {classes}")
     trees = []
     for number, (start, end) in enumerate(pairwise([*starts, len(body)])):
         if body[start] != f"Tree={number}":
@@ -194,7 +194,7 @@ def _fields(lines: Sequence[str], without_value: Sequence[str]) -> dict[str, str
             continue
         key, equals, value = line.partition("=")
         if not equals or key in fields:
-            raise ValueError(f"the line '{line[:60]}' is twice there or of no known kind")
+            raise ValueError(f"the line '{line[:60]}' is repeated or of an unknown kind")
         fields[key] = value
     return fields
 
