@@ -113,6 +113,7 @@ def calibrate_cells(
     machine: Machine,
     *,
     threshold: float = 0.5,
+    stride: int | None = None,
 ) -> tuple[CellCalibration | None, list[str]]:
     """Scan the validation slides with the trained net, and calibrate its scores on their cells.
 
@@ -130,7 +131,8 @@ def calibrate_cells(
             "classes": list(predictor.classes),
         }
         results = folder / "scan"
-        report = scan(predictor, bundle_metadata, cohort, results, ScanOptions(tissue=tissue), machine)
+        options = ScanOptions(stride=stride, tissue=tissue)
+        report = scan(predictor, bundle_metadata, cohort, results, options, machine)
         notes = [f"{name}: not used for the calibration: {reason}" for name, reason in report.failed.items()]
         stored_results = open_results(results)
         scanned = [slide for slide in slides if slide.case.id not in report.failed]

@@ -199,6 +199,14 @@ class DensePredictor:
         """The stride of a scan without options."""
         return self.stride(ScanOptions())
 
+    @property
+    def calibration_stride(self) -> int:
+        """The stride of a scan without options, or the net's stride if the net does not support that one."""
+        try:
+            return self._default_stride
+        except ConfigError:
+            return self.geometry.stride
+
     def _forest(self, options: ScanOptions) -> Forest | None:
         """The forest that scores slides in this scan; None if the highest cell is the score."""
         requested = options.settings.get("slide_score")

@@ -297,7 +297,7 @@ class _Training:
         folder = make_folder(self.folder / "calibration")
         calibration, notes = calibrate_cells(
             predictor, weights_digest(self.net), validation.slides, self.tissue, folder, self._scanning(),
-            threshold=self.config.threshold,
+            threshold=self.config.threshold, stride=predictor.calibration_stride,
         )  # fmt: skip
         self._note(*notes)
         return calibration
