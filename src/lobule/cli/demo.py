@@ -1,4 +1,4 @@
-"""`lobule demo`: the whole story on generated slides, from painting them to one page of what was found."""
+"""`lobule demo`: generate slides, train, scan and evaluate, and write one page about the results."""
 
 from __future__ import annotations
 
@@ -21,39 +21,37 @@ STRIDE = 16
 BATCH = 32
 STEPS, STEPS_LEAST = 160, 8
 VALIDATION_PATCHES, VALIDATION_PATCHES_LEAST = 128, 32
-"""Patches."""
+"""Validation patches of the full demo and of the smallest one."""
 COLOUR_WINDOWS, COLOUR_WINDOWS_LEAST = 2000, 256
-"""Windows that colour alone is learned from."""
+"""Windows that train the colour baseline, in the full demo and in the smallest one."""
 RESAMPLES = 2000
 
 
 @lobule_command("lobule demo", "lobule demo exams")
 @click.argument("what", type=click.Choice(["slides", "exams"]), default="slides", metavar="[slides|exams]")
 @click.option(
-    "--out", default="lobule-demo", show_default=True, metavar="DIR", help="Where to put what it makes."
+    "--out", default="lobule-demo", show_default=True, metavar="DIR", help="Folder for the files of the demo."
 )
 @click.option(
     "--side",
     default=FULL_SIDE,
     show_default=True,
-    help="Width of the slides in pixels. Smaller values make fewer and smaller slides, or fewer exams.",
+    help="Width of the slides in pixels. Smaller values give fewer and smaller slides, or fewer exams.",
 )
-@click.option("--seed", default=11, show_default=True, help="Another seed is another cohort.")
+@click.option("--seed", default=11, show_default=True, help="Seed of the generated cohort.")
 def command(what: str, out: str, side: int, seed: int) -> Answer:
-    """Generate slides (or exams), train on some, scan and judge it on others, and show it all in one page.
+    """Generate slides or exams, train on some, scan and evaluate the others, and write one page about it.
 
-    Everything is made on this machine in a few minutes; no patient's data and no network are needed. The
-    slides of the test come from hospitals, and so have stains, that the training never met; what colour alone
-    reaches on them stands in the same table. The net is small and its training short: this shows the way,
-    not what can be reached. Of exams, some are trained on and the others scored; their page shows how well
-    malignant and benign breasts are told from the rest, and whether the heatmaps point at the lesions.
+    The demo takes a few minutes and needs neither patient data nor a network. The test slides come from
+    hospitals, and have stains, that are not in the training set. A model that uses only colour is evaluated
+    on the same slides for comparison. The network is small and its training is short, so the figures do not
+    show what the method can reach. The page about exams shows how well malignant and benign breasts are
+    separated from the others, and whether the heatmaps point at the lesions.
     """
     from lobule.files import make_folder
 
     if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
-        raise UsageError(
-            f"--side {side} is too small or too large", expected=f"{SMALLEST_SIDE} to {LARGEST_SIDE}"
-        )
+        raise UsageError(f"--side {side} is out of range", expected=f"{SMALLEST_SIDE} to {LARGEST_SIDE}")
     if what == "exams":
         from lobule.cli.demo_exams import demo_exams
 
@@ -68,9 +66,9 @@ def command(what: str, out: str, side: int, seed: int) -> Answer:
 
     write_page(story)
     first = story.unseen[0]
-    story.lines.append(("look at", str(story.page)))
+    story.lines.append(("results page", str(story.page)))
     story.lines.append(
-        ("go on with", f"lobule scan {story.bundle('scannet')} {first.path} --out finer --stride 8")
+        ("next step", f"lobule scan {story.bundle('scannet')} {first.path} --out finer --stride 8")
     )
     story.data |= {"seed": seed, "page": str(story.page), "picture": str(story.picture)}
     story.data["seconds"] = {title: round(duration, 1) for title, duration in story.seconds.items()}
@@ -82,7 +80,7 @@ def command(what: str, out: str, side: int, seed: int) -> Answer:
 
 
 def generate(story: Story) -> None:
-    """Lymph nodes of nine hospitals: metastases, and places that only look like them."""
+    """Generate lymph nodes of nine hospitals, with metastases and with normal regions that resemble them."""
     from lobule.cli.demo_cohort import slide_counts, write_demo_cohort
 
     counts = slide_counts(story.side)
@@ -93,7 +91,9 @@ def generate(story: Story) -> None:
     lesions = [outline for case in story.unseen for outline in story.truths[case.id].outlines]
     sizes = {name: sum(outline.lesion_class == name for outline in lesions) for name in ("micro", "itc")}
     counts_text = ", ".join(f"{count} to {split}" for split, count in counts.items())
-    story.lines.append(("slides", f"{story.side:,} px wide: {counts_text}, half of each without tumour"))
+    story.lines.append(
+        ("slides", f"{story.side:,} px wide: {counts_text}, half of each split without tumour")
+    )
     story.lines.append(
         ("in the test", f"metastases: {sizes['micro']}, groups of isolated cells: {sizes['itc']}")
     )
@@ -101,7 +101,7 @@ def generate(story: Story) -> None:
 
 
 def describe(story: Story) -> None:
-    """What a file says of itself, and where its tissue is, compared with where it was painted."""
+    """Describe one slide, and compare its detected tissue area with the painted one."""
     from lobule.cli.info import slide_summary
     from lobule.cli.tissue import measure
     from lobule.phantoms.truth import GLASS
@@ -116,13 +116,13 @@ def describe(story: Story) -> None:
         measured_mm2 = measure(slide).tissue.area_mm2
     painted_mm2 = float((truth.mask(16) != GLASS).sum()) * (16 * truth.mpp / 1000) ** 2
     story.lines.append(
-        ("tissue", f"{measured_mm2:.2f} mm² found on {case.id}, {painted_mm2:.2f} mm² painted")
+        ("tissue", f"{measured_mm2:.2f} mm² detected on {case.id}, {painted_mm2:.2f} mm² painted")
     )
     story.data["tissue"] = {"found_mm2": measured_mm2, "painted_mm2": painted_mm2}
 
 
 def train_net(story: Story) -> None:
-    """A small dense net, from the outlines of the training slides."""
+    """Train a small dense network on the outlines of the training slides."""
     import lobule
     from lobule.cli.demo_cohort import share_of
 
@@ -142,7 +142,7 @@ def train_net(story: Story) -> None:
 
 
 def train_colour_model(story: Story) -> None:
-    """What colour alone tells, for comparison."""
+    """Train a model that uses only colour, for comparison."""
     import lobule
     from lobule.cli.demo_cohort import share_of
 
@@ -155,7 +155,7 @@ def train_colour_model(story: Story) -> None:
 
 
 def scan_unseen_slides(story: Story) -> None:
-    """Both models over the slides of hospitals that neither has met."""
+    """Scan the slides of unseen hospitals with both models."""
     import lobule
 
     assert story.cohort is not None
@@ -166,7 +166,7 @@ def scan_unseen_slides(story: Story) -> None:
 
 
 def evaluate_models(story: Story) -> None:
-    """The official measures, and the difference to colour on the same slides."""
+    """Evaluate both models with the official measures, and compare them on the same slides."""
     import lobule
 
     assert story.cohort is not None
@@ -190,7 +190,7 @@ def evaluate_models(story: Story) -> None:
 
 
 def selected_measures(evaluation: Evaluation) -> dict[str, Any]:
-    """What the table shows of one model."""
+    """Select the measures of one model that the table shows."""
     assert evaluation.lesions is not None
     lesions, (task,) = evaluation.lesions["all"], evaluation.tasks.values()
     return {
@@ -204,7 +204,7 @@ def selected_measures(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def summary(story: Story) -> tuple[list[str], list[list[str]]]:
-    """One model a row: lesions and slides, with intervals over patients."""
+    """Return the header and the rows of the table: one row per model, with intervals over patients."""
     from lobule.evaluation.summary import number, shown
 
     rates = ("0.25", "1", "8")
@@ -221,7 +221,7 @@ def summary(story: Story) -> tuple[list[str], list[list[str]]]:
 
 
 def draw(story: Story) -> None:
-    """The picture: a whole slide with tissue and truth outlined, lesions larger, and the map of the net."""
+    """Draw one slide with its tissue and tumours outlined, enlarged lesions, and the map of the network."""
     from lobule.cli import picture
     from lobule.cli.demo_picture import append_map, draw_heatmap, zooms_of
     from lobule.cli.tissue import measure
@@ -237,7 +237,7 @@ def draw(story: Story) -> None:
         measured = measure(slide)
         groups = [
             picture.Outlines(
-                picture.contours(measured.mask, *measured.l0_step), picture.TISSUE, "tissue found"
+                picture.contours(measured.mask, *measured.l0_step), picture.TISSUE, "detected tissue"
             ),
             picture.Outlines(
                 [outline.points for outline in truth.outlines], picture.TRUTH, "tumour, as painted"
@@ -254,10 +254,10 @@ def draw(story: Story) -> None:
 STEPS_OF_STORY: tuple[tuple[str, Callable[[Story], None]], ...] = (
     ("Painting the slides", generate),
     ("Reading one and finding its tissue", describe),
-    ("Training the net", train_net),
-    ("Fitting colour alone", train_colour_model),
+    ("Training the network", train_net),
+    ("Training the colour baseline", train_colour_model),
     ("Scanning slides of unseen hospitals", scan_unseen_slides),
-    ("Judging both", evaluate_models),
+    ("Evaluating both models", evaluate_models),
     ("Drawing", draw),
 )
-"""Each step takes the story on; a new one is a function and a line here."""
+"""The steps of the demo, in order, with the title that is shown while they run."""

@@ -1,4 +1,4 @@
-"""The cohort of `lobule demo`: generated slides of nine hospitals, those of the test met nowhere else."""
+"""The cohort of `lobule demo`: generated slides of nine hospitals, each in one split only."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from lobule.phantoms.truth import SlideTruth, write_annotation_files
 UM_PER_PX = 0.5
 FULL_SIDE = 6144
 SLIDES = {"train": 12, "val": 4, "test": 12}
-"""Of the full size, half of them without tumour; a smaller demo has fewer."""
+"""Slides per split in the full demo; half of them have no tumour. A smaller demo has fewer slides."""
 HOSPITALS = {"train": "ABCD", "val": "EF", "test": "GHI"}
-"""Each has a stain and a scanner of its own."""
+"""Hospitals of each split; every hospital has its own stain and scanner."""
 LESIONS, MIMICS = 6, 3
-"""Micrometastases of a tumour slide, beside a group of isolated cells, and places that resemble them."""
+"""Micrometastases of a tumour slide, which also has isolated cells, and regions that resemble tumour."""
 
 
 def share_of(side: int) -> float:
-    """How much of the full demo a smaller slide leaves: slides, lesions and steps shrink with the area."""
+    """Return the size of the demo as a share of the full one, by the area of a slide."""
     return min(1.0, (side / FULL_SIDE) ** 2)
 
 
 def slide_counts(side: int) -> dict[str, int]:
-    """Slides of each split, an even number of two at least."""
+    """Return the number of slides of each split, an even number that is at least two."""
     return {split: max(2, 2 * round(count * share_of(side) / 2)) for split, count in SLIDES.items()}
 
 
 def write_demo_cohort(
     folder: Path, seed: int, side: int, report_progress: Callable[[int], None] = lambda slides: None
 ) -> tuple[Cohort, dict[str, SlideTruth]]:
-    """Paint the slides with their outlines and manifest; gives the cohort and what is true of each case."""
+    """Write slides, outlines and the manifest, and return the cohort and the ground truth of each case."""
     make_folder(folder)
     cases: list[Case] = []
     truths: dict[str, SlideTruth] = {}
@@ -45,7 +45,7 @@ def write_demo_cohort(
         letters = HOSPITALS[split]
         for number in range(count):
             case_id, site = f"{split}-{number + 1:02d}", f"hospital-{letters[number // 2 % len(letters)]}"
-            # the name of a hospital decides its look, so that another seed brings other hospitals
+            # The name of a hospital determines its stain, so the seed is part of the name.
             phantom = phantom_of(mixed(seed, len(cases), 0xDE), side, f"{site}-{seed}", number % 2 == 0)
             path = folder / f"{case_id}.tif"
             truth = truths[case_id] = write_slide(phantom, path)
@@ -73,7 +73,7 @@ def write_demo_cohort(
 
 
 def phantom_of(seed: int, side: int, site: str, tumour: bool) -> SlidePhantom:
-    """A slide with as many of its lesions as find room."""
+    """Return a slide phantom with as many lesions as fit on the tissue."""
     most = max(1, round(LESIONS * share_of(side))) if tumour else 0
     for micro in range(most, -1, -1):
         phantom = SlidePhantom(

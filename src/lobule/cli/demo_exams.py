@@ -43,8 +43,8 @@ def demo_exams(out: str, share: float, seed: int) -> Answer:
         story.seconds[title] = time.perf_counter() - began
     write_page(story)
     story.lines += [
-        ("look at", str(story.page)),
-        ("go on with", f"lobule evaluate {story.results} {story.data['cohort']} --split test --by site"),
+        ("results page", str(story.page)),
+        ("next step", f"lobule evaluate {story.results} {story.data['cohort']} --split test --by site"),
     ]
     story.data |= {
         "seed": seed,
@@ -58,7 +58,7 @@ def demo_exams(out: str, share: float, seed: int) -> Answer:
 
 
 def generate(story: ExamStory) -> None:
-    """Exams of four views with benign and malignant lesions, each outlined in both views of its breast."""
+    """Generate exams with benign and malignant lesions, each outlined in both views of its breast."""
     from lobule.cohort import read_cohort
     from lobule.phantoms.exams import write_exams
     from lobule.scanning.device import available_cores
@@ -76,7 +76,7 @@ def generate(story: ExamStory) -> None:
 
 
 def train(story: ExamStory) -> None:
-    """The patch classifier from outlines, its heatmaps, then the exam classifier from breast labels."""
+    """Train the patch classifier on outlines, then the exam classifier on heatmaps and labels."""
     import lobule
 
     steps = max(STEPS_LEAST, round(CLASSIFIER_STEPS * story.share))
@@ -94,7 +94,7 @@ def train(story: ExamStory) -> None:
 
 
 def scan(story: ExamStory) -> None:
-    """The exams that were not used for training."""
+    """Scan the exams that were not used for training."""
     import lobule
 
     report = lobule.scan(story.folder / "bundle", story.unseen, story.results, fresh=True)
@@ -102,7 +102,7 @@ def scan(story: ExamStory) -> None:
 
 
 def evaluate(story: ExamStory) -> None:
-    """AUC of malignant and of benign breasts, and how well the heatmaps point at the lesions."""
+    """Compute the AUC of malignant and benign breasts, and how well heatmaps point at lesions."""
     import lobule
     from lobule.cli.demo_lesions import GRADES, TOP_SHARE, lesion_ranks, lesion_summary
     from lobule.evaluation.summary import shown

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lobule.results.folder import CaseFolder
 
 VIEWS = ("R-CC", "L-CC", "R-MLO", "L-MLO")
-"""As a reader hangs them: the right breast on the left."""
+"""The order in which readers view them: the right breast on the left."""
 BENIGN: Colour = (95, 190, 255)
 HEAT: Colour = (235, 30, 40)
 VIEW_PX = 300
@@ -60,7 +60,7 @@ def write_page(story: ExamStory) -> None:
         _settings(story),
         "<h2>How long it took</h2>",
         seconds_table(story.seconds),
-        "<h2>Go on</h2>",
+        "<h2>Next steps</h2>",
         commands([
             f"lobule evaluate {story.results} {story.data['cohort']} --split test --by site",
             f"lobule info {story.results}",
@@ -128,7 +128,7 @@ def _exams(story: ExamStory) -> Iterator[str]:
 
 
 def _examples(cases: list[Case]) -> list[Case]:
-    """The first two exams with a malignant breast, the first with benign lesions only, the first without."""
+    """Select two exams with a malignant breast, one with only benign lesions and one without lesions."""
 
     def has(case: Case, grade: str) -> bool:
         return any(case.breast_labels.get(f"{side}_{grade}") for side in ("left", "right"))
@@ -165,7 +165,7 @@ def _exam(story: ExamStory, case: Case, folder: CaseFolder) -> str:
 
 
 def _scores(case: Case, scores: dict[str, float], side: str) -> str:
-    """What the classifier says of a breast, beside the truth."""
+    """Format the scores of a breast beside the truth."""
     cells = []
     for grade in ("malignant", "benign"):
         name = f"{side}_{grade}"

@@ -1,4 +1,4 @@
-"""The frame of the demo pages: one HTML file with style and pictures inside, for light and dark screens."""
+"""Building blocks of the demo pages: a self-contained HTML file for light and dark screens."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
 footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem;
   color: var(--faint); font-size: 14px; }
 """
-"""The two colours of curves are near those of Okabe and Ito, which colour-blind readers can tell apart."""
+"""The two curve colours follow Okabe and Ito, so that colour-blind readers can distinguish them."""
 
 
 def html_page(title: str, sections: Sequence[str], style: str = "") -> str:
-    """A complete HTML file.
+    """Build a complete HTML file.
 
     Args:
         title: The title of the window and the heading of the page, as plain text.
@@ -50,14 +50,14 @@ def html_page(title: str, sections: Sequence[str], style: str = "") -> str:
 
 
 def image(pixels: Any, description: str) -> str:
-    """A picture as part of the page; `description` is read aloud to people who do not see it."""
+    """Return an embedded picture; screen readers read its `description`."""
     from lobule.methods.scannet.gallery import inline_jpeg
 
     return f"<img src='{inline_jpeg(pixels, quality=80)}' alt='{escape(description)}'>"
 
 
 def estimate_cell(estimate: Mapping[str, Any]) -> str:
-    """A measure with its 95 % interval in small type, as the content of a table cell."""
+    """Format a measure with its 95 % interval in small type, for a table cell."""
     from lobule.evaluation.summary import number
 
     interval = ""
@@ -67,14 +67,14 @@ def estimate_cell(estimate: Mapping[str, Any]) -> str:
 
 
 def seconds_table(seconds: Mapping[str, float]) -> str:
-    """How long each step took, and all of them together."""
+    """Build a table of the duration of each step and the total."""
     rows = [
         f"<tr><td>{escape(step)}</td><td>{duration:.0f} s</td></tr>" for step, duration in seconds.items()
     ]
     total = sum(seconds.values())
-    return f"<table>{''.join(rows)}<tr><td><b>in all</b></td><td><b>{total:.0f} s</b></td></tr></table>"
+    return f"<table>{''.join(rows)}<tr><td><b>total</b></td><td><b>{total:.0f} s</b></td></tr></table>"
 
 
 def commands(lines: Sequence[str]) -> str:
-    """Command lines, one below the other."""
+    """Format command lines, one per paragraph."""
     return "".join(f"<p class=command><code>{escape(line)}</code></p>" for line in lines)

@@ -1,4 +1,4 @@
-"""How well heatmaps point at lesions: how high each lesion's centre ranks among the positions of its view."""
+"""Measure how well heatmaps point at lesions, by the rank of each lesion's centre in its view."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LesionRank:
 
 
 def rank_map(heat: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """For each cell the share of all cells that are hotter; of cells as hot as this one, half count."""
+    """Compute for each cell the share of cells with greater heat; cells with equal heat count half."""
     _, inverse, counts = np.unique(heat, return_inverse=True, return_counts=True)
     hotter = counts[::-1].cumsum()[::-1] - counts
     ranks = (hotter + counts / 2) / heat.size
@@ -48,7 +48,7 @@ def rank_map(heat: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def read_heatmaps(folder: CaseFolder, view: str) -> tuple[NDArray[np.float32], int]:
-    """(2, rows, columns) heat of a view, benign and malignant, and the pixels a side of a cell."""
+    """Read the (2, rows, columns) heat of a view, benign and malignant, and the width of a cell in pixels."""
     reader = folder.maps[f"heatmap {view}"]
     scores, _ = reader.read()
     # Cells outside the cropped breast have no score; nothing is suspected there.
@@ -57,7 +57,7 @@ def read_heatmaps(folder: CaseFolder, view: str) -> tuple[NDArray[np.float32], i
 
 
 def breast_cells(pixels: NDArray[Any], shape: tuple[int, int], cell: int) -> NDArray[np.bool_]:
-    """Which cells of a heatmap lie mostly in the breast; the background of a view is 0."""
+    """Find the cells of a heatmap that lie mostly in the breast; the background of a view is 0."""
     padded = np.zeros((shape[0] * cell, shape[1] * cell), np.float32)
     height, width = min(padded.shape[0], pixels.shape[0]), min(padded.shape[1], pixels.shape[1])
     padded[:height, :width] = pixels[:height, :width] > 0
@@ -66,7 +66,7 @@ def breast_cells(pixels: NDArray[Any], shape: tuple[int, int], cell: int) -> NDA
 
 
 def lesion_ranks(cases: Sequence[Case], results: Results) -> list[LesionRank]:
-    """Every outlined lesion of the cases, once for each view in which it is outlined."""
+    """Rank every outlined lesion of the cases, once for each view in which it is outlined."""
     return [rank for case in cases for rank in _ranks_of_case(case, results.case_folder(case.id))]
 
 
@@ -91,7 +91,7 @@ def _ranks_of_case(case: Case, folder: CaseFolder) -> Iterator[LesionRank]:
 
 
 def lesion_summary(ranks: Sequence[LesionRank], grade: str) -> dict[str, Any]:
-    """How many lesions of a grade the heatmaps point at, and how many chance would give."""
+    """Count the lesions of a grade that the heatmaps point at, and the share expected by chance."""
     chosen = [rank for rank in ranks if rank.grade == grade]
     count, hits = len(chosen), sum(rank.is_pointed_at for rank in chosen)
     return {

@@ -1,4 +1,4 @@
-"""The page of `lobule demo`: one HTML file with its pictures inside, to be read from top to bottom."""
+"""The page of `lobule demo`: one HTML file with embedded pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL, CLOSE_UP = 420, 380
 SHOWN = 5
-"""Close-ups of a kind."""
+"""Maximum number of close-ups of each kind."""
 COLOURS = {"scannet": "var(--first)", "colour": "var(--second)"}
 RATES = ("0.25", "0.5", "1", "2", "4", "8")
 
@@ -33,26 +33,26 @@ STYLE = """
 
 
 def write_page(story: Story) -> None:
-    """Write the page of a story that is told."""
+    """Write the page after all steps are done."""
     cards, close_ups = _cards(story)
     counts, lesions = story.data["slides"], story.data["lesions"]
     sections = [
-        "<p>Generated lymph-node slides, no patient's pixels. A small net learned metastases from the "
-        f"outlines on {counts['train']} slides, and was then asked about {counts['test']} others from "
-        "hospitals, and so with stains and scanners, that it had never met. Half of them hold no tumour; the "
-        f"others hold metastases under 2&nbsp;mm ({lesions['micro']} in all) and groups of isolated cells "
-        f"({lesions['itc']}). All hold normal places that look like tumour.</p>",
+        "<p>Generated lymph-node slides, no patient data. A small network was trained on the "
+        f"outlines of {counts['train']} slides and then scored {counts['test']} other slides from "
+        "unseen hospitals, with unseen stains and scanners. Half of these have no tumour; the "
+        f"others have metastases under 2&nbsp;mm ({lesions['micro']} in all) and groups of isolated cells "
+        f"({lesions['itc']}). All have normal regions that look like tumour.</p>",
         "<h2>How well it does</h2>",
         _table(story),
         f"<div class=close>{_curve(story)}</div>",
         f"<p class=note>{_explanation(story)}</p>",
         "<h2>Every unseen slide</h2>",
-        "<p class=note>Left the slide, right the map: the redder, the surer. Yellow is what was painted.</p>",
+        "<p class=note>Left the slide, right the map, where red means tumour. Yellow: the truth.</p>",
         f"<div class=slides>{''.join(cards)}</div>",
         *close_ups,
         "<h2>How long it took</h2>",
         seconds_table(story.seconds),
-        "<h2>Go on</h2>",
+        "<h2>Next steps</h2>",
         _commands(story),
     ]
     write_text(story.page, html_page("Lobule demo", sections, STYLE))
@@ -81,7 +81,7 @@ def _table(story: Story) -> str:
 
 
 def _difference(story: Story) -> str:
-    """The row that compares both on the same slides."""
+    """Format the row with the difference between both models."""
     assert story.evaluation is not None
     assert story.evaluation.lesions is not None
     froc = story.evaluation.lesions["against"]["all"]["froc"]["difference"]
@@ -102,12 +102,12 @@ def _explanation(story: Story) -> str:
         "Slide AUC: the area under the ROC curve of tumour against normal slides. In small type "
         "95&nbsp;% intervals, patients resampled. Colour alone is a logistic regression on mean and spread "
         "of red, green and blue in windows of "
-        "64&nbsp;µm, learned from the same slides and judged the same way."
+        "64&nbsp;µm, trained and evaluated on the same slides."
     )
 
 
 def _curve(story: Story, width: int = 430, height: int = 250) -> str:
-    """Sensitivity over false positives a slide, both models, as SVG."""
+    """Draw sensitivity over false positives per slide of both models as SVG."""
     left, bottom, most = 44, 34, 8.0
     across, up = width - left - 12, height - bottom - 12
 
@@ -128,7 +128,7 @@ def _curve(story: Story, width: int = 430, height: int = 250) -> str:
             continue
         points = sorted(zip(curve["false_positives"], curve["sensitivity"], strict=True))
         pairs = [pair for pair in points if pair[0] <= most]
-        # as the official score reads it: between points a line, beyond the last one nothing more is found
+        # As in the official score, interpolate between points and continue the last value.
         rates, sensitivities = np.array(points, np.float64).T
         pairs.append((most, float(np.interp(most, rates, sensitivities))))
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*pair) for pair in pairs))
@@ -155,7 +155,7 @@ def _commands(story: Story) -> str:
 
 
 def _cards(story: Story) -> tuple[list[str], list[str]]:
-    """A card a slide, and the close-ups of what was found, wrongly found and missed on all of them."""
+    """Build a card per slide, and close-ups of lesions found, false positives and lesions missed."""
     from lobule.results.folder import open_results
     from lobule.slides.slide import open_slide
 
@@ -191,7 +191,7 @@ def _cards(story: Story) -> tuple[list[str], list[str]]:
 
 
 def _close_up_reader(story: Story, case: Case, location: Location) -> Callable[[str], str]:
-    """The close-up of a place as a function of its description, read only where it is shown."""
+    """Return a function that reads a close-up, so that only close-ups on the page are read."""
     from lobule.slides.slide import open_slide
 
     def read_close_up(description: str) -> str:

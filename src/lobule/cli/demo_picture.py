@@ -1,4 +1,4 @@
-"""The pictures of `lobule demo`: maps over slides, lesions and findings larger, and all in one picture."""
+"""The pictures of `lobule demo`: maps over slides, and close-ups of lesions and findings."""
 
 from __future__ import annotations
 
@@ -29,29 +29,37 @@ if TYPE_CHECKING:
     from lobule.slides.slide import Slide
 
 REACH_UM = 37.5
-"""How far from a lesion a finding may lie and hit it, as the official measure has it."""
+"""A finding hits a lesion within this distance, as in the official measure."""
 SMALLEST_UM = 250.0
-"""Width of the tissue shown around the smallest lesion."""
+"""Smallest lesion size that determines the width of a close-up."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """A lesion or a finding worth a look."""
+    """Position and size of a lesion or a finding that is shown enlarged."""
 
     case_id: str
     l0_x: float
     l0_y: float
     size_um: float
     score: float | None
-    """Of the finding; None for a lesion that was missed."""
+    """Score of the finding; None for a missed lesion."""
 
 
 def match_findings(
     case_id: str, truth: SlideTruth, findings: Sequence[tuple[float, float, float]]
 ) -> tuple[list[Location], list[Location], list[Location]]:
-    """Lesions found (each at its best finding), findings where there is none, and lesions missed.
+    """Match findings to lesions.
 
-    `findings` are (x, y, score). Isolated cells are neither asked for nor held against who finds them.
+    Isolated tumour cells count neither as lesions nor as false positives.
+
+    Args:
+        case_id: The case.
+        truth: Ground truth of the slide.
+        findings: (x, y, score) of each finding, in level-0 pixels.
+
+    Returns:
+        The lesions that were found, each at its best finding; the false positives; and the missed lesions.
     """
     zones = [shapely.Polygon(outline.points).buffer(REACH_UM / truth.mpp) for outline in truth.outlines]
     best: dict[int, Location] = {}
@@ -76,7 +84,7 @@ def _middle(points: Points) -> tuple[float, float]:
 
 
 def draw_heatmap(reader: MapReader, thumbnail: Any, truth: SlideTruth, line: int = 2) -> Image.Image:
-    """A map over its slide, red where the model sees tumour, with the true outlines."""
+    """Draw a map over its slide in red, with the true outlines."""
     scores, _ = reader.read()
     height, width = thumbnail.shape[:2]
     small = Image.fromarray((255 * scores[0]).astype(np.uint8)).resize((width, height))
@@ -92,7 +100,7 @@ def draw_heatmap(reader: MapReader, thumbnail: Any, truth: SlideTruth, line: int
 
 
 def close_up(slide: Slide, location: Location, truth: SlideTruth, side: int) -> Image.Image:
-    """A place with its surroundings and the true outlines."""
+    """Read a location with its surroundings and draw the true outlines."""
     width = int(np.clip(1.7 * location.size_um, 1.7 * SMALLEST_UM, 900) / truth.mpp)
     x, y = int(location.l0_x) - width // 2, int(location.l0_y) - width // 2
     outlines = [Outlines([outline.points for outline in truth.outlines], TRUTH, "tumour, as painted")]
@@ -100,17 +108,17 @@ def close_up(slide: Slide, location: Location, truth: SlideTruth, side: int) -> 
 
 
 def append_map(page: Image.Image, below: Image.Image) -> Image.Image:
-    """The page with the map below the truth, at the same scale."""
+    """Append the map below the page, at the same scale."""
     both = Image.new("RGB", (page.width, page.height + below.height + 70), PAPER)
     both.paste(page, (0, 0))
-    caption = "What the model found: the redder, the surer; outlined is what was painted"
+    caption = "Map of the model: red means tumour; the true tumours are outlined"
     ImageDraw.Draw(both).text((MARGIN, page.height + 4), caption, INK, font(18))
     both.paste(below, (MARGIN, page.height + 36))
     return both
 
 
 def zooms_of(truth: SlideTruth) -> list[Zoom]:
-    """Up to three lesions: the largest, a middling one, and the smallest."""
+    """Choose up to three lesions to enlarge: the largest, a medium one and the smallest."""
     names = {"macro": "Macrometastasis", "micro": "Micrometastasis", "itc": "Isolated tumour cells"}
     ordered = sorted(truth.outlines, key=lambda outline: -outline.size_um)
     count = len(ordered)

@@ -1,4 +1,4 @@
-"""What the steps of `lobule demo` hand on to one another."""
+"""Results that the steps of `lobule demo` pass on to later steps."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from lobule.phantoms.truth import SlideTruth
 
 METHODS = {"scannet": "ScanNet, small net", "colour": "colour alone"}
-"""What is trained, scanned and judged on the same slides, and how the page calls it."""
+"""The two methods that are compared, with their names on the page."""
 
 
 @dataclass
 class Story:
-    """What the steps of the demo made so far, each adding to it."""
+    """Results of the steps of the slide demo; each step adds to them."""
 
     folder: Path
     side: int
     seed: int
     lines: list[tuple[str, str]] = field(default_factory=list)
-    """What to tell, by step."""
+    """Names and values that are printed at the end."""
     data: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     """By step."""
@@ -41,7 +41,7 @@ class Story:
 
     @property
     def unseen(self) -> tuple[Case, ...]:
-        """The slides of the test."""
+        """The slides of the test split."""
         assert self.cohort is not None
         return tuple(self.cohort.split("test"))
 
@@ -56,7 +56,7 @@ class Story:
 
 @dataclass
 class ExamStory:
-    """What the steps of the demo have produced so far."""
+    """Results of the steps of the exam demo; each step adds to them."""
 
     folder: Path
     share: float

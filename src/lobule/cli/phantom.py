@@ -85,7 +85,7 @@ def slides(
 @click.argument("out")
 @click.option("--count", default=40, show_default=True, help="Number of images, divided among four classes.")
 @click.option(
-    "--size", type=parse_size, default="2048x1536", show_default=True, metavar="WxH", help="Size in pixels."
+    "--size", type=parse_size, default="2048x1536", show_default=True, metavar="WxH", help="Pixels."
 )
 @click.option("--mpp", default=0.42, show_default=True, help="µm/px of the images.")
 @click.option("--form", type=click.Choice(["tif", "png"]), default="tif", show_default=True)

@@ -1,4 +1,4 @@
-"""One picture of a slide: the whole with its tissue and truth outlined, and zooms below, with captions."""
+"""Draw a slide with outlines and enlarged regions in one picture."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ WIDTH = 1200
 MARGIN = 24
 GAP = 18
 SMOOTH = 2
-"""Drawn this many times larger and reduced, so that lines are smooth."""
+"""Pictures are drawn this many times larger and then reduced, so that lines are smooth."""
 
 
 @dataclass(frozen=True)
 class Zoom:
-    """A square of the slide shown larger, with its caption."""
+    """A square region of the slide that is shown enlarged, with a caption."""
 
     l0_box: Box
     caption: str
@@ -47,7 +47,7 @@ class Zoom:
 
 @dataclass(frozen=True)
 class Outlines:
-    """Closed lines in level-0 pixels, with their colour and their line of the legend."""
+    """Closed lines in level-0 pixels, with their colour and their caption in the legend."""
 
     l0_points: Sequence[Points]
     colour: Colour
@@ -55,7 +55,7 @@ class Outlines:
 
 
 def contours(mask: NDArray[np.bool_], step_x: float, step_y: float) -> list[Points]:
-    """Closed outlines of a mask, rounded to be looked at, in level-0 pixels; `step` is those per cell."""
+    """Trace smooth closed outlines of a mask in level-0 pixels; the steps are the size of a cell."""
     margin = 4
     soft = gaussian_filter(np.pad(mask, margin).astype(np.float32), 1.0)
     middle = margin - 0.5
@@ -73,7 +73,7 @@ def draw_slide(
     zooms: Sequence[Zoom] = (),
     footer: str = "",
 ) -> Image.Image:
-    """The picture, 1200 pixels wide."""
+    """Draw the picture, which is 1200 pixels wide."""
     inner = WIDTH - 2 * MARGIN
     overview = _draw_overview(slide, inner, outlines, zooms)
     side = (inner - GAP * (len(zooms) - 1)) // max(1, len(zooms))
@@ -159,14 +159,14 @@ def _legend(pen: ImageDraw.ImageDraw, outlines: Sequence[Outlines], y: int) -> N
 
 
 def _scale_bar(pen: ImageDraw.ImageDraw, slide: Slide, scale: float, width: int, height: int) -> None:
-    """A bar of a round length, about a sixth of the picture, where µm/px is known."""
+    """Draw a scale bar of a round length, about a sixth of the picture, if the µm/px is known."""
     if slide.found_mpp is None:
         return
     um_per_px = slide.found_mpp.mpp.x / scale
     longest_um = um_per_px * width / 6
     power = 10 ** np.floor(np.log10(longest_um))
     um = max(step * power for step in (1, 2, 5) if step * power <= longest_um)
-    text = f"{um / 1000:g} mm"  # the font that Pillow carries has no µ
+    text = f"{um / 1000:g} mm"  # the built-in font of Pillow has no µ
     right, bottom, length = width - 16, height - 16, um / um_per_px
     pen.rectangle((right - length, bottom - 5, right, bottom), fill=INK, outline=(255, 255, 255))
     text_position = (right - length / 2, bottom - 10)
