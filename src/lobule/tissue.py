@@ -135,17 +135,17 @@ def find_tissue(rgb: RGB, mpp: Mpp | float, config: TissueConfig | None = None) 
     glass = _glass_colour(rgb)
     red, green, blue = (_absorbance(rgb[..., channel], glass[channel]) for channel in range(3))
     padding = _padding(rgb, config.darkest)
-    limits = _fitted_to(config, np.count_nonzero(~padding) * _pixel_mm2(scale))
+    limits = _limits_for_picture(config, np.count_nonzero(~padding) * _pixel_mm2(scale))
     pen = _pen(red, green, blue, padding, scale, limits)
     stain = _smoothed(green - np.minimum(red, blue), scale, config.smoothing_um)
     threshold = _threshold(stain[~(pen | padding)], config)
-    left_out = pen | _spread(padding, scale, config.smoothing_um)
+    left_out = pen | _dilated(padding, scale, config.smoothing_um)
     mask = _cleaned((stain > threshold) & ~padding, left_out, scale, limits)
-    mask = _with_pale(mask, stain, (red + green + blue) / np.float32(3), left_out, scale, limits)
+    mask = _with_pale_tissue(mask, stain, (red + green + blue) / np.float32(3), left_out, scale, limits)
     return TissueMask(mask, scale, pen, threshold, glass, config)
 
 
-def _fitted_to(config: TissueConfig, picture_mm2: float) -> TissueConfig:
+def _limits_for_picture(config: TissueConfig, picture_mm2: float) -> TissueConfig:
     """Reduce the limits of area for a small picture: those of a slide would remove everything."""
     return replace(
         config,
@@ -230,12 +230,12 @@ def _pen(red: Plane, green: Plane, blue: Plane, padding: Mask, mpp: Mpp, config:
     lowest, highest = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
     black = (lowest > 0.3) & (highest - lowest < 0.25 * lowest)
     ink = (cold | pure_red | black) & ~padding
-    ink = _spread(~_spread(~ink, mpp, config.smoothing_um), mpp, config.smoothing_um)
+    ink = _dilated(~_dilated(~ink, mpp, config.smoothing_um), mpp, config.smoothing_um)
     ink = _without_small(ink, config.pen_mm2, mpp)
-    return _spread(ink, mpp, config.pen_margin_um) if ink.any() else ink
+    return _dilated(ink, mpp, config.pen_margin_um) if ink.any() else ink
 
 
-def _spread(mask: Mask, mpp: Mpp, um: float) -> Mask:
+def _dilated(mask: Mask, mpp: Mpp, um: float) -> Mask:
     """Dilate the mask by a distance in µm."""
     if not mask.any() or um <= 0:
         return mask
@@ -269,7 +269,9 @@ def _cleaned(mask: Mask, left_out: Mask, mpp: Mpp, config: TissueConfig) -> Mask
     return _without_lines(mask, mpp, config)
 
 
-def _with_pale(mask: Mask, stain: Plane, grey: Plane, left_out: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
+def _with_pale_tissue(
+    mask: Mask, stain: Plane, grey: Plane, left_out: Mask, mpp: Mpp, config: TissueConfig
+) -> Mask:
     """Add pale tissue next to stained tissue: fat, whose thin membranes absorb hardly any stain.
 
     Fat is slightly darker than glass and has a texture, whereas glass and shadows are smooth. Dust and edges
@@ -278,7 +280,7 @@ def _with_pale(mask: Mask, stain: Plane, grey: Plane, left_out: Mask, mpp: Mpp, 
     if not mask.any() or config.pale_um <= 0:
         return mask
     # Statistics exclude detected tissue: glass next to it must not look textured because of the edge.
-    weight = (~_spread(mask | left_out, mpp, 1.5 * mpp.mean)).astype(np.float32)
+    weight = (~_dilated(mask | left_out, mpp, 1.5 * mpp.mean)).astype(np.float32)
     total = np.maximum(_smoothed(weight, mpp, config.pale_um / 2), np.float32(1e-6))
 
     def mean_of(plane: Plane) -> Plane:
@@ -288,12 +290,12 @@ def _with_pale(mask: Mask, stain: Plane, grey: Plane, left_out: Mask, mpp: Mpp, 
     mean = mean_of(grey)
     spread = np.sqrt(np.maximum(0, mean_of(grey * grey) - mean * mean))
     textured = (mean > config.pale_absorbance) & (spread > config.pale_texture)
-    near = _spread(mask, mpp, config.pale_reach_um)
+    near = _dilated(mask, mpp, config.pale_reach_um)
     stained = (mean_of(stain) > config.lowest_threshold / 2) & near
     pale = (mask | textured | stained) & ~left_out
     # The statistics reach half their scale into the glass around pale tissue.
-    pale = ~_spread(~pale, mpp, config.pale_um / 2)
-    pale = _spread(~_spread(~pale, mpp, config.pale_um / 2), mpp, config.pale_um / 2) & pale
+    pale = ~_dilated(~pale, mpp, config.pale_um / 2)
+    pale = _dilated(~_dilated(~pale, mpp, config.pale_um / 2), mpp, config.pale_um / 2) & pale
     pieces, _ = ndimage.label(mask | pale, EIGHT)
     touching = np.zeros(int(pieces.max()) + 1, dtype=bool)
     touching[pieces[mask]] = True
@@ -307,7 +309,7 @@ def _closed(mask: Mask, mpp: Mpp, um: float) -> Mask:
         return mask
     rows, columns = int(np.ceil(um / mpp.y)), int(np.ceil(um / mpp.x))
     padded = np.pad(mask, ((rows, rows), (columns, columns)), mode="edge")
-    closed = ~_spread(~_spread(padded, mpp, um), mpp, um)
+    closed = ~_dilated(~_dilated(padded, mpp, um), mpp, um)
     return (closed | padded)[rows : rows + mask.shape[0], columns : columns + mask.shape[1]]
 
 

@@ -29,13 +29,13 @@ def test_least_recently_used_tile_is_evicted_first(keys: list[int], room: int) -
         decodes += key not in recent
         recent = [key, *(k for k in recent if k != key)][:room]
         assert cache.decodes == decodes
-        assert cache.held_bytes == len(recent) * TILE <= room * TILE
+        assert cache.stored_bytes == len(recent) * TILE <= room * TILE
 
 
 def test_tile_larger_than_the_budget_is_returned() -> None:
     cache = TileCache(TILE - 1)
     assert cache.get("a", lambda: tile(3)).sum() == 3 * TILE
-    assert cache.held_bytes == 0
+    assert cache.stored_bytes == 0
 
 
 def test_concurrent_requests_decode_once() -> None:
@@ -90,7 +90,7 @@ def test_clear_empties_the_cache() -> None:
     cache = TileCache(100 * TILE)
     cache.get("a", lambda: tile(1))
     cache.clear()
-    assert cache.held_bytes == 0
+    assert cache.stored_bytes == 0
     cache.get("a", lambda: tile(2))
     assert cache.decodes == 2
 
@@ -100,15 +100,14 @@ def test_completely_read_tiles_are_not_stored_if_none_is_reused() -> None:
     cache = TileCache(10 * TILE)
     for key in range(30):
         cache.get(key, lambda: tile(1), whole_tile=True)
-    assert cache.held_bytes == 10 * TILE
+    assert cache.stored_bytes == 10 * TILE
     cache.get("part", lambda: tile(2))
     cache.get("whole", lambda: tile(3), whole_tile=True)
     before = cache.decodes
     cache.get("part", lambda: tile(2))
     assert cache.decodes == before
-    cache.get(
-        "whole", lambda: tile(3), whole_tile=True
-    )  # not stored, so decoded again; from now on such tiles are stored:
+    # The tile was not stored, so it is decoded again. From now on such tiles are stored.
+    cache.get("whole", lambda: tile(3), whole_tile=True)
     assert cache.decodes == before + 1
     for key in range(100, 108):
         cache.get(key, lambda: tile(1), whole_tile=True)

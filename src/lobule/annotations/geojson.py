@@ -33,7 +33,11 @@ def read_geojson(document: Any, source: str, groups: Mapping[str, Kind] | None =
         location = f"feature {number} ('{name or group}')"
         for rings in _polygons(feature.get("geometry"), location, collector):
             collector.add(
-                [_opened(ring) for ring in rings], kind_of_group(group, groups), name, group, location
+                [_without_closing_point(ring) for ring in rings],
+                kind_of_group(group, groups),
+                name,
+                group,
+                location,
             )
     return collector.annotation()
 
@@ -79,7 +83,7 @@ def _polygons(geometry: Any, location: str, collector: Collector) -> Iterator[li
             yield rings
 
 
-def _opened(ring: list[Any]) -> list[Any]:
+def _without_closing_point(ring: list[Any]) -> list[Any]:
     """Remove the last point if it repeats the first: GeoJSON closes rings explicitly, `Ring` implicitly."""
     return ring[:-1] if len(ring) > 1 and ring[0] == ring[-1] else ring
 

@@ -92,7 +92,7 @@ class TileCache:
                 my_lock.release()
 
     @property
-    def held_bytes(self) -> int:
+    def stored_bytes(self) -> int:
         return self._bytes
 
     def clear(self) -> None:

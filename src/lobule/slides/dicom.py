@@ -137,8 +137,8 @@ class _Plane:
             return np.asarray(decoder.decode(frame))
 
     @cached_property
-    def _completed(self) -> jpeg.Completer:
-        return jpeg.Completer(b"", transform=self.pixels.photometric_interpretation != "RGB")
+    def _completed(self) -> jpeg.StreamCompleter:
+        return jpeg.StreamCompleter(b"", transform=self.pixels.photometric_interpretation != "RGB")
 
     def _decode_jpeg(self, frame: bytes, reduce: int) -> RGB:
         stream, header = self._completed(frame)

@@ -66,7 +66,7 @@ class FlatBackend:
         self._pixels: RGB | Image.Image | None = None
         """A decoded JPEG as RGB; any other format as Pillow's image, because RGB would be a second copy."""
         self._failure: LobuleError | None = None
-        with _opened(path, format_name) as image:
+        with _open_image(path, format_name) as image:
             size = Size(*image.size)
             self._mode = image.mode
             progressive = bool(image.info.get("progressive"))
@@ -144,7 +144,7 @@ class FlatBackend:
             ) from error
 
     def _decode_by_pillow(self) -> Image.Image:
-        with _opened(self.path, self._name) as image:
+        with _open_image(self.path, self._name) as image:
             image.load()
             if image.size != tuple(self.levels[0].size):
                 raise DamagedFile("the image decodes to another size than it declares", subject=self.path)
@@ -201,7 +201,7 @@ def _format_of(head: bytes) -> str | None:
 
 
 @contextmanager
-def _opened(path: str, name: str) -> Iterator[Image.Image]:
+def _open_image(path: str, name: str) -> Iterator[Image.Image]:
     """The image with its header read. Any error that Pillow raises inside becomes a typed error.
 
     This calls the class of the format instead of `Image.open`, whose pixel limit is global to the process.

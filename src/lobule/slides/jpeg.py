@@ -108,7 +108,7 @@ def prologue(tables: bytes, transform: bool) -> bytes:
     return SOI + adobe + body.removesuffix(EOI)
 
 
-class Completer:
+class StreamCompleter:
     """Turns the tiles of one page into complete JPEG streams.
 
     Most tiles of a page begin with the same bytes, so the last header is cached.

@@ -164,10 +164,10 @@ def _block(slide: Pyramid, source: Source, block: Box) -> RGB:
     across = taps_of(source.ratio_x, block.x, block.width, precision.one)
     down = taps_of(source.ratio_y, block.y, block.height, precision.one)
     needed = Box.of_edges(across.start, down.start, across.stop, down.stop)
-    return _filtered(slide.read_level(source.level, needed, source.reduce), across, down, precision)
+    return _apply_filter(slide.read_level(source.level, needed, source.reduce), across, down, precision)
 
 
-def _filtered(pixels: RGB, across: Taps, down: Taps, precision: Precision) -> RGB:
+def _apply_filter(pixels: RGB, across: Taps, down: Taps, precision: Precision) -> RGB:
     """Filter along y, then along x, as products with narrow bands of the weight matrix."""
     height, width = len(down.first), len(across.first)
     dtype, one, fraction = precision.dtype, precision.one, precision.fraction

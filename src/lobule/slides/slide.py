@@ -341,9 +341,9 @@ def _find_backend(path: str, requested: str | None) -> Backend:
     for name, reader in READERS.items():
         if requested is not None and name != requested:
             continue
-        backend = _opener(reader)(path)
+        backend = _open_function(reader)(path)
         if backend is not None:
-            return _checked(backend, path)
+            return _with_checked_sizes(backend, path)
     if not is_url(path) and Path(path).is_dir():
         raise NotReadable(
             "the path is a folder, not a slide",
@@ -361,7 +361,7 @@ def _find_backend(path: str, requested: str | None) -> Backend:
     )
 
 
-def _opener(reader: str | Callable[[str], Backend | None]) -> Callable[[str], Backend | None]:
+def _open_function(reader: str | Callable[[str], Backend | None]) -> Callable[[str], Backend | None]:
     if not isinstance(reader, str):
         return reader
     opener: Callable[[str], Backend | None] = import_module(reader).open_backend
@@ -372,7 +372,7 @@ MAX_SIDE = 4_000_000
 """Largest declared side of a slide in pixels; the largest real slides have about 300,000."""
 
 
-def _checked(backend: Backend, path: str) -> Backend:
+def _with_checked_sizes(backend: Backend, path: str) -> Backend:
     for index, level in enumerate(backend.levels):
         if not (0 < level.size.width <= MAX_SIDE and 0 < level.size.height <= MAX_SIDE):
             raise TooLarge(

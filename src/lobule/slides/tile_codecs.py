@@ -84,8 +84,8 @@ class Coding:
         return 3 + samples * self.bits // 8 * copies
 
     @cached_property
-    def completed(self) -> jpeg.Completer:
-        return jpeg.Completer(self.tables, transform=self.photometric == YCBCR)
+    def completed(self) -> jpeg.StreamCompleter:
+        return jpeg.StreamCompleter(self.tables, transform=self.photometric == YCBCR)
 
 
 def decode_tile(
