@@ -1,4 +1,4 @@
-"""A folder with everything that the examples of the commands' help name, made small."""
+"""A small workspace that contains every file used by the examples in the help of the commands."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _write_evaluated(folder: Path) -> None:
-    """What `evaluate` reads: results with their cohort, a submission with masks, a reader study."""
+    """Write inputs of `evaluate`: results with a cohort, a submission with masks, and a reader study."""
     made_by = {"fingerprint": read_bundle(folder / "BUNDLE").fingerprint}
     results = begin(folder / "RESULTS", ["one", "two", "three"], made_by)
     rows = []
@@ -94,11 +94,11 @@ def _write_evaluated(folder: Path) -> None:
 
 
 def _write_classifier(folder: Path) -> None:
-    """A tile classifier as other people have it: weights, TorchScript, WSInfer's configuration."""
+    """Write a tile classifier as weights and as TorchScript, with a configuration like that of WSInfer."""
     model = squeezenet1_1(num_classes=2).eval()
     save_torch(model.state_dict(), folder / "model.safetensors")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is old, and people have such files
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated but still in use
         torch.jit.trace(model, torch.zeros(1, 3, 64, 64)).save(str(folder / "torchscript_model.pt"))
     config = {
         "architecture": "torchvision:squeezenet1_1",

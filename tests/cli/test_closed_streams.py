@@ -1,4 +1,4 @@
-"""Commands whose standard streams are closed, or read by somebody who leaves, do their work all the same."""
+"""Commands complete their work even if a standard stream is closed or its reader exits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from lobule.results import open_results
 
 SCAN = "{python} -m lobule scan BUNDLE {slides} --precision float32 --layout channels-last --out {out}"
-SCAN += " --max-ram 64MiB"  # small fields, which are quick
+SCAN += " --max-ram 64MiB"  # gives small fields, which are fast
 
 
 def shell(

@@ -1,4 +1,4 @@
-"""Every command: its example runs, `--json` is JSON, and bad files are one line each."""
+"""Every command: its examples run, `--json` prints JSON, and each bad file gives a one-line error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lobule.cli.base import Command, LazyGroup
 from tests.cli.conftest import Lobule
 
 SMALLER = {"lobule demo": ["--side", "1024"]}
-"""What keeps an example short where its default is made for people."""
+"""Options that make an example faster than its default."""
 
 
 def commands(group: LazyGroup | None = None, path: str = "lobule") -> Iterator[tuple[str, Command]]:
@@ -46,7 +46,7 @@ def test_examples_run(lobule: Lobule, example: str, workspace: Path) -> None:
     path = next(path for path, documented in EXAMPLES if documented == example)
     arguments = [*shlex.split(example)[1:], *SMALLER.get(path, [])]
     if "BUNDLE" in arguments and not (workspace / "BUNDLE").exists():
-        pytest.skip("the workspace holds no bundle")
+        pytest.skip("the workspace contains no bundle")
     if "OUT" in arguments:
         arguments[arguments.index("OUT")] = f"OUT-{path.rpartition(' ')[2]}"
     done = lobule(*arguments, "--json")

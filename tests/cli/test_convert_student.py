@@ -1,4 +1,4 @@
-"""`weights convert` of published students: names and shapes as RD4AD and FW-RD wrote them, to a scan."""
+"""`weights convert` of students with the names and shapes of RD4AD and FW-RD, and a scan with the bundle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.scanning.support import write_slide
 
 Tensors = dict[str, Tensor]
 PUBLISHED_NUMBERS = {1: 12_205_312, 3: 15_351_040}
-"""Of the bottleneck, by the kernel of its first shortcut: 1 is RD4AD's, 3 FW-RD's."""
+"""Parameters of the bottleneck by the kernel size of its first shortcut: 1 for RD4AD, 3 for FW-RD."""
 
 
 def tensor(*shape: int) -> Tensor:
@@ -38,7 +38,7 @@ def norm(name: str, width: int) -> Tensors:
 
 
 def block(name: str, into: int, out: int) -> Tensors:
-    """The two convolutions of a basic block and their norms."""
+    """Return the two convolutions of a basic block and their norms."""
     convolutions = {
         f"{name}.conv1.weight": tensor(out, into, 3, 3),
         f"{name}.conv2.weight": tensor(out, out, 3, 3),
@@ -47,7 +47,7 @@ def block(name: str, into: int, out: int) -> Tensors:
 
 
 def published(kernel: int) -> dict[str, Tensors]:
-    """The file of a ResNet-18's student, written out from the published names: nothing of Lobule's nets."""
+    """Build a student checkpoint of a ResNet-18 from the published names, without Lobule's networks."""
     torch.manual_seed(5)
     bn: Tensors = {}
     for number, (into, out, side) in enumerate(
@@ -95,7 +95,7 @@ def test_published_student_is_converted_and_scans(
     assert all(torch.equal(student_weights[name], expected[name]) for name in expected)
     frozen = {name for name in weights if name.startswith("teacher.stages.")}
     assert all(torch.equal(weights[name], teacher[name.removeprefix("teacher.stages.")]) for name in frozen)
-    assert not any("layer4" in name or "fc." in name for name in frozen), "nothing reads them"
+    assert not any("layer4" in name or "fc." in name for name in frozen), "these tensors are not used"
 
     pixels = np.random.default_rng(0).integers(120, 220, (320, 384, 3), np.uint8)
     slide = write_slide(tmp_path / "slide.tif", pixels)
@@ -108,7 +108,7 @@ def test_published_student_is_converted_and_scans(
     assert len(cells) == 30
     assert np.isfinite(cells).all()
     assert 0 < cells.min() <= cells.max() <= 3
-    high = cells[cells >= 2.01]  # the paper's slide score
+    high = cells[cells >= 2.01]  # threshold of the slide score in the paper
     assert case.result is not None
     assert case.result["scores"]["tumour"] == pytest.approx(high.mean() if len(high) else 0.0)
 

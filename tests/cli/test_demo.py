@@ -1,4 +1,4 @@
-"""The demo: a fair cohort, every step of the story, and a page that says what was measured."""
+"""The demo of slides: a fair cohort, all steps, and a page whose numbers agree with the evaluation."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def test_tumour_slides_have_lesions_and_zooms(seed: int, side: int) -> None:
             & (outline.points < (zoom.l0_box.right, zoom.l0_box.bottom)).all(1)
             for outline in truth.outlines
         ]
-        assert any(some.any() for some in inside), "a zoom without a tumour in it"
+        assert any(some.any() for some in inside), "this zoom contains no tumour"
     assert not truth_of(phantom_of(seed, side, "hospital-X", tumour=False)).outlines
 
 
 def test_full_test_split_is_large_and_its_hospitals_are_unseen() -> None:
-    """Twelve unseen slides, half of them normal, with thirty lesions that count, whatever the seed."""
+    """For every seed there are at least twelve unseen slides, half of them normal, and thirty lesions."""
     assert slide_counts(FULL_SIDE) == SLIDES
     assert SLIDES["test"] >= 12
     assert not set(HOSPITALS["test"]) & {*HOSPITALS["train"], *HOSPITALS["val"]}
@@ -69,10 +69,10 @@ def test_findings_are_matched_to_lesions() -> None:
     )
     truth = SlideTruth(8000, 4000, 0.5, outlines, ())
     findings = [
-        (1470.0, 1200.0, 0.6),  # 35 µm beside the first: found
-        (1100.0, 1100.0, 0.9),  # in the first, and better
-        (5050.0, 1050.0, 0.99),  # isolated cells count for nothing, and against nobody
-        (1480.0, 1200.0, 0.7),  # 40 µm beside
+        (1470.0, 1200.0, 0.6),  # 35 µm from the first lesion: found
+        (1100.0, 1100.0, 0.9),  # in the first lesion, with a higher score
+        (5050.0, 1050.0, 0.99),  # isolated cells are ignored
+        (1480.0, 1200.0, 0.7),  # 40 µm from the first lesion
         (7000.0, 3000.0, 0.8),
     ]
     hits, false_positives, missed = match_findings("s", truth, findings)
@@ -109,7 +109,7 @@ def test_demo_numbers_and_page_agree_with_the_evaluation(lobule: Lobule, workspa
 
 
 def _check_page(data: dict[str, dict[str, dict[str, dict[str, float]]]], page: str) -> None:
-    """It stands alone, shows every unseen slide twice, and its numbers are the evaluation's."""
+    """The page is self-contained, shows each unseen slide twice, and quotes the numbers of the evaluation."""
     assert not re.findall(r"(?:src|href)='(?!data:)", page)
     pictures = [base64.b64decode(text) for text in re.findall(r"data:image/jpeg;base64,([^']+)'", page)]
     assert len(pictures) >= 2 * int(data["slides"]["test"])  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""The demo of exams: its measure of heatmaps against counting by hand, and its page."""
+"""The demo of exams: its measure of heatmaps, checked by counting, and its page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The DICOM layout: exams by visit, slides by series, and what was left out."""
+"""The DICOM layout: exams are grouped by visit and slides by series."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from lobule.cohort import read_cohort
 from tests.cli.conftest import Lobule
 
-pytest.importorskip("gdcm", reason="mammograms need the extra")
+pytest.importorskip("gdcm", reason="mammograms need the optional dependencies")
 
 
 def test_exams_are_grouped_by_visit(lobule: Lobule, workspace: Path) -> None:

@@ -1,4 +1,4 @@
-"""`doctor`: versions against floors, and limits that containers set."""
+"""`doctor`: versions of libraries, limits of containers, and checks of files."""
 
 from __future__ import annotations
 

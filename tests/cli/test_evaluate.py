@@ -1,4 +1,4 @@
-"""A scan and its evaluation, end to end through the commands."""
+"""A scan and its evaluation through the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_training_patients_are_refused_in_an_evaluation(lobule: Lobule, workspac
     data = json.loads(done.out)
     assert data["overlap"]["patients"] == ["p1"]
     assert data["bundle"]["method"] == "scannet"
-    # one and the same slide under both labels: neither score is above the other
+    # The same slide has both labels, so both cases have the same score.
     assert data["tasks"]["tumor"]["all"]["auroc"]["value"] == 0.5
 
 

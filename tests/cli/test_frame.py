@@ -1,4 +1,4 @@
-"""The frame of the command line: what is loaded, how errors look, which status comes back."""
+"""The command line in general: imports, error messages and exit status."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_wrong_use_is_one_line_and_status_2(lobule: Lobule, arguments: list[str]
 
 
 def probe(error: BaseException | None, failed: int = 0) -> LazyGroup:
-    """A command line with one command that ends as asked."""
+    """Return a command line with one command, which raises the error or reports failed cases."""
 
     @lobule_command("lobule probe")
     @click.option("--two-words", default="")
@@ -105,7 +105,7 @@ def test_errors_are_one_line_without_a_traceback(
     assert words in captured.err
     assert captured.err.strip().count("\n") == 0
     assert "Traceback" not in captured.err
-    assert "\x1b" not in captured.err  # colours are for terminals
+    assert "\x1b" not in captured.err  # colours are used only on terminals
 
 
 def test_errors_are_json_for_machines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures are refused before they are computed where their name is wrong; sizes and µm/px have limits."""
+"""Invalid picture names are refused before any computation, and sizes and µm/px have limits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_picture_onto_the_slide_is_refused(slide: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="overwrite the slide"):
             check_picture_path(str(target), str(slide))
     with pytest.raises(ConfigError, match="overwrite the slide"):
-        check_picture_path(str(slide), str(tmp_path))  # a folder of DICOM files, one of them the target
+        check_picture_path(str(slide), str(tmp_path))  # a folder of DICOM files that contains the target
 
 
 @pytest.mark.parametrize(

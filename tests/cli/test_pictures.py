@@ -1,4 +1,4 @@
-"""Outlines lie where masks are."""
+"""Outlines of masks, and the output of `lobule tissue`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def test_outline_has_the_area_and_position_of_its_mask() -> None:
     (line,) = contours(mask, 8.0, 4.0)
     x, y = line[:, 0], line[:, 1]
     area = abs(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2
-    assert area == pytest.approx(np.pi * 30 * 8 * 30 * 4, rel=0.01)  # an ellipse of half axes 240 and 120
+    assert area == pytest.approx(
+        np.pi * 30 * 8 * 30 * 4, rel=0.01
+    )  # an ellipse with semi-axes of 240 and 120
     assert (x.min() + x.max()) / 2 == pytest.approx(70 * 8, abs=4)
     assert (y.min() + y.max()) / 2 == pytest.approx(50 * 4, abs=2)
 

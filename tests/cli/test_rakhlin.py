@@ -1,4 +1,4 @@
-"""The whole way by commands: a cohort of images into a bundle, a scan and an evaluation."""
+"""Train, scan and evaluate images through the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lobule train`: settings by name, plans without writing, and a bundle that scans."""
+"""`lobule train`: settings, dry runs, progress lines and the bundle."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_max_ram_reaches_the_training(lobule: Lobule, monkeypatch: pytest.Monkey
 
     def train(*_: object, machine: dict[str, Any], **__: object) -> None:
         received.update(machine)
-        raise ConfigError("enough is known")
+        raise ConfigError("stop here")
 
     monkeypatch.setattr("lobule.api.train", train)
     assert lobule("train", "scannet", "cohort.csv", "--out", "T", "--max-ram", "3GiB").status == 2

@@ -1,4 +1,4 @@
-"""`weights`: hashes as their tools print them, and nothing in a file is run."""
+"""`weights`: hashes agree with other tools, and no code in a file is run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.cli.conftest import Lobule
 def test_hashes_are_those_of_sha256sum_and_git(tmp_path: Path) -> None:
     path = tmp_path / "hello"
     path.write_bytes(b"hello\n")
-    # `git hash-object` of this file, a figure that stands in git's own documentation
+    # The output of `git hash-object` for this file, as in the documentation of git.
     assert hashes(path)[1] == "ce013625030ba8dba906f756967f9e9ca394464a"
     assert hashes(path)[0] == hashlib.sha256(b"hello\n").hexdigest()
 
@@ -66,7 +66,7 @@ def test_pickle_that_runs_code_is_refused_and_its_import_named(lobule: Lobule, w
 
 MKDIR = b"\x8c\x05posix\x94\x8c\x06system\x94"
 DISGUISED = {
-    # the memo holds posix and system; harmless words come later and are dropped
+    # The memo contains posix and system. Harmless words are pushed later and dropped.
     "memo": b"\x80\x04" + MKDIR + b"00\x8c\x0bcollections0\x8c\x04dict0h\x00h\x01\x93\x8c\x02ls\x85R.",
     "inst": b"\x80\x02(X\x02\0\0\0lsiposix\nsystem\n.",
     "dup": b"\x80\x04\x8c\x05posix\x94\x8c\x06system\x93\x8c\x02ls\x85R.",
@@ -92,7 +92,7 @@ def test_import_after_many_bytes_is_named(tmp_path: Path) -> None:
 def test_import_in_the_first_of_two_entries_of_one_name_is_named(tmp_path: Path) -> None:
     path = tmp_path / "evil.pt"
     with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # zipfile warns of the second
+        warnings.simplefilter("ignore")  # zipfile warns about the second entry
         archive.writestr("archive/data.pkl", DISGUISED["inst"])
         archive.writestr("archive/data.pkl", pickle.dumps({}))
     assert "posix.system" in read_imports(path).names
