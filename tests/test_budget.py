@@ -67,6 +67,6 @@ def test_invalid_budgets_are_rejected(cohort: Cohort, tmp_path: Path) -> None:
         budget_curve("reverse-distillation", cohort, tmp_path, [])
     with pytest.raises(UsageError, match="no case is in the split"):
         budget_curve("reverse-distillation", cohort.split("train"), tmp_path, [1])
-    with pytest.raises(UsageError, match="not numbers of slides"):
+    with pytest.raises(UsageError, match="not a list of positive numbers"):
         as_counts("1,none")
     assert as_counts("1,20") == [1, 20]
