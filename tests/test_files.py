@@ -16,29 +16,29 @@ from lobule import files
 from lobule.errors import NotReadable, ResultsError, UsageError
 
 
-def test_a_written_file_is_whole(tmp_path: Path) -> None:
+def test_written_file_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "map.json"
-    with files.write_atomic(target) as part:
-        part.write_text("new")
-        assert part.parent == tmp_path
-        assert part.suffix == ".json"
-        assert part.name.startswith(".")
+    with files.write_atomic(target) as temporary_path:
+        temporary_path.write_text("new")
+        assert temporary_path.parent == tmp_path
+        assert temporary_path.suffix == ".json"
+        assert temporary_path.name.startswith(".")
         assert not target.exists()
     assert target.read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+def test_failure_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "map.json"
     target.write_text("old")
-    with pytest.raises(ZeroDivisionError), files.write_atomic(target) as part:
-        part.write_text("half")
+    with pytest.raises(ZeroDivisionError), files.write_atomic(target) as temporary_path:
+        temporary_path.write_text("half")
         1 / 0  # noqa: B018
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_kill_leaves_what_was_there(tmp_path: Path) -> None:
+def test_kill_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "result.json"
     target.write_text("old")
     code = (
@@ -63,13 +63,16 @@ def test_disk_trouble_is_a_results_error_with_a_remedy(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fails)
-    with pytest.raises(ResultsError, match=words) as caught, files.write_atomic(tmp_path / "a") as part:
-        part.write_text("x")
+    with (
+        pytest.raises(ResultsError, match=words) as caught,
+        files.write_atomic(tmp_path / "a") as temporary_path,
+    ):
+        temporary_path.write_text("x")
     assert caught.value.remedy
     assert list(tmp_path.iterdir()) == []
 
 
-def test_trouble_with_another_file_is_not_taken_for_ours(tmp_path: Path) -> None:
+def test_error_of_another_file_is_not_converted(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), files.write_atomic(tmp_path / "a"):
         Path("/nowhere/at/all").read_bytes()
 
@@ -150,7 +153,7 @@ def test_recently_changed_file_has_no_stored_hash(large: Path) -> None:
     assert not files._hash_path(str(large)).exists()
 
 
-def test_unwritable_cache_folder_is_done_without(
+def test_unwritable_cache_folder_is_ignored(
     large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "SETTLED_S", -3600.0)
@@ -208,7 +211,7 @@ def test_unreadable_paths_are_named(tmp_path: Path) -> None:
         files.open_url(tmp_path)
 
 
-def test_space_is_asked_for_beforehand(tmp_path: Path) -> None:
+def test_free_space_is_checked(tmp_path: Path) -> None:
     files.need_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(ResultsError, match="not enough space"):
         files.need_space(tmp_path, 1 << 62)
@@ -226,5 +229,5 @@ def test_flush_all_reaches_every_file_and_folder(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", record)
     files.flush_all(tmp_path)
-    assert sorted(flushed) == sorted(place.stat().st_ino for place in tmp_path.rglob("*"))
+    assert sorted(flushed) == sorted(path.stat().st_ino for path in tmp_path.rglob("*"))
     files.flush_all(tmp_path / "missing")

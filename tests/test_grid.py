@@ -70,7 +70,7 @@ def test_neighbouring_fields_overlap_by_window_minus_stride() -> None:
 
 
 @given(grids, st.randoms(use_true_random=False))
-def test_only_fields_with_a_wanted_cell_are_listed(grid: MapGrid, random: object) -> None:
+def test_only_fields_with_a_required_cell_are_listed(grid: MapGrid, random: object) -> None:
     rng = np.random.default_rng(random.randint(0, 2**32))  # type: ignore[attr-defined]
     required = rng.random((grid.rows, grid.columns)) < 0.02
     fields = {tuple(index) for index in grid.fields_over(required).tolist()}

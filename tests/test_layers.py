@@ -40,11 +40,11 @@ NO_TORCH = {
 
 
 def module_names() -> dict[str, Path]:
-    found = {}
+    names = {}
     for path in sorted(SOURCE.rglob("*.py")):
-        parts = path.relative_to(SOURCE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        path_parts = path.relative_to(SOURCE).with_suffix("").parts
+        names[".".join(path_parts[:-1] if path_parts[-1] == "__init__" else path_parts)] = path
+    return names
 
 
 def imports_of(path: Path) -> set[str]:
@@ -61,23 +61,23 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def rank(part: str) -> tuple[int, int]:
-    for row, parts in enumerate(ORDER):
-        if part in parts:
-            return row, parts.index(part)
-    raise AssertionError(f"lobule.{part} is in no layer: add it to ORDER and to docs/architecture.md")
+def rank(module: str) -> tuple[int, int]:
+    for row, modules in enumerate(ORDER):
+        if module in modules:
+            return row, modules.index(module)
+    raise AssertionError(f"lobule.{module} is in no layer: add it to ORDER and to docs/architecture.md")
 
 
-def own_imports(path: Path, names: dict[str, Path]) -> set[str]:
-    found = set()
+def imports_of_lobule(path: Path, names: dict[str, Path]) -> set[str]:
+    imported = set()
     for name in imports_of(path):
         if name.startswith("lobule."):
             tail = name.removeprefix("lobule.")
             while tail and tail not in names:
                 tail = tail.rpartition(".")[0]
             if tail:
-                found.add(tail)
-    return found
+                imported.add(tail)
+    return imported
 
 
 def test_a_file_imports_only_from_above() -> None:
@@ -87,7 +87,7 @@ def test_a_file_imports_only_from_above() -> None:
         if module in ("", "__main__"):
             continue
         mine = module.split(".")[0]
-        for other in own_imports(path, names):
+        for other in imports_of_lobule(path, names):
             theirs = other.split(".")[0]
             if theirs != mine and not rank(theirs) < rank(mine):
                 wrong.append(f"{module} imports {other}")
@@ -100,9 +100,9 @@ def test_a_file_imports_only_from_above() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_there_are_no_import_circles() -> None:
+def test_there_are_no_import_cycles() -> None:
     names = module_names()
-    graph = {module: own_imports(path, names) - {module} for module, path in names.items() if module}
+    graph = {module: imports_of_lobule(path, names) - {module} for module, path in names.items() if module}
     for module in graph:  # a package's front page may name its own rooms; that is no circle
         if names[module].name == "__init__.py":
             graph[module] = {other for other in graph[module] if not other.startswith(module + ".")}
@@ -123,11 +123,15 @@ def test_there_are_no_import_circles() -> None:
 def test_each_file_reading_library_has_one_home() -> None:
     wrong = []
     for path in module_names().values():
-        place = path.relative_to(SOURCE).as_posix()
+        relative_path = path.relative_to(SOURCE).as_posix()
         for library, homes in HOME_OF_LIBRARY.items():
             used = any(name == library or name.startswith(library + ".") for name in imports_of(path))
-            if used and place not in homes and not place.startswith(("phantoms/", "exports/")):
-                wrong.append(f"{place} imports {library}; only {', '.join(sorted(homes))} may")
+            if (
+                used
+                and relative_path not in homes
+                and not relative_path.startswith(("phantoms/", "exports/"))
+            ):
+                wrong.append(f"{relative_path} imports {library}; only {', '.join(sorted(homes))} may")
     assert not wrong, "\n".join(wrong)
 
 

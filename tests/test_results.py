@@ -31,12 +31,12 @@ def info_of(width: int, height: int, stride: int, cells: int, fields: int = 3) -
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(1, 8), st.integers(1, 5))
 def test_chunks_tile_the_map(width: int, height: int, cells: int, fields: int) -> None:
     info = info_of(width, height, 16, cells, fields)
-    seen = np.zeros((info.rows, info.columns), np.int64)
+    count = np.zeros((info.rows, info.columns), np.int64)
     for chunk in info.chunks:
-        seen[info.chunk_cells(chunk)] += 1
+        count[info.chunk_cells(chunk)] += 1
         rows, columns = info.chunk_cells(chunk)
         assert info.chunk_of(rows.start, columns.start) == chunk
-    assert (seen == 1).all()
+    assert (count == 1).all()
 
 
 def test_a_map_is_read_while_it_is_written(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_map_of_another_geometry_is_refused(tmp_path: Path) -> None:
         MapWriter(tmp_path / "m", info_of(1000, 700, 16, 5))
 
 
-def test_leftovers_of_a_kill_are_swept(tmp_path: Path) -> None:
+def test_leftover_files_of_a_killed_scan_are_removed(tmp_path: Path) -> None:
     info = info_of(300, 300, 16, 4)
     MapWriter(tmp_path / "m", info)
     leftover = tmp_path / "m" / "score" / "c" / "0" / "0.abc.partial"
@@ -99,29 +99,29 @@ def test_leftovers_of_a_kill_are_swept(tmp_path: Path) -> None:
     assert not leftover.exists() and writer.written() == set()
 
 
-def test_a_table_part_by_part(tmp_path: Path) -> None:
+def test_table_is_written_and_read_by_chunks(tmp_path: Path) -> None:
     writer = TableWriter(tmp_path / "t", TableInfo("t", 7, 3))
     rng = np.random.default_rng(0)
-    whole = {
+    columns = {
         "index": np.arange(7),
         "vector": rng.random((7, 5), dtype=np.float32),
         "name": np.array(list("abcdefg")),
     }
-    for part in (2, 0):
-        block = writer.info.chunk_slice(part)
-        writer.write_chunk(part, {name: values[block] for name, values in whole.items()})
+    for chunk in (2, 0):
+        block = writer.info.chunk_slice(chunk)
+        writer.write_chunk(chunk, {name: values[block] for name, values in columns.items()})
     reader = TableReader(tmp_path / "t")
     assert reader.written() == {0, 2}
     got = reader.read(["vector", "name"])
-    np.testing.assert_array_equal(got["vector"], whole["vector"][[0, 1, 2, 6]])
+    np.testing.assert_array_equal(got["vector"], columns["vector"][[0, 1, 2, 6]])
     assert got["name"].tolist() == list("abcg")
 
 
-def test_findings_survive_the_disk(tmp_path: Path) -> None:
+def test_findings_round_trip(tmp_path: Path) -> None:
     scores = np.zeros((20, 30), np.float32)
     scores[3:9, 4:12], scores[5:7, 6:8], scores[15, 20] = 0.9, 0.0, 0.7
-    found = components(scores, (32.0, 16.0), mpp=Mpp(0.25, 0.5))
-    write_findings(tmp_path, found)
+    findings = components(scores, (32.0, 16.0), mpp=Mpp(0.25, 0.5))
+    write_findings(tmp_path, findings)
     columns = CaseFolder(tmp_path).findings()
     assert columns["score"].tolist() == pytest.approx([0.9, 0.7])
     assert columns["cells"].tolist() == [44, 1]
@@ -137,12 +137,12 @@ def test_findings_survive_the_disk(tmp_path: Path) -> None:
     assert (tmp_path / "findings.csv").read_text().splitlines()[2].endswith(",R-MLO")
 
 
-def test_a_folder_without_results_is_said_so(tmp_path: Path) -> None:
+def test_folder_without_results_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="not a results folder"):
         open_results(tmp_path)
 
 
-def test_a_part_in_which_everything_failed_costs_only_its_rows(tmp_path: Path) -> None:
+def test_chunk_without_a_scored_row_reads_as_nan(tmp_path: Path) -> None:
     writer = TableWriter(tmp_path / "t", TableInfo("t", 4, 2))
     vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
     writer.write_chunk(0, {"field": np.arange(2)})
@@ -154,7 +154,7 @@ def test_a_part_in_which_everything_failed_costs_only_its_rows(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("columns", "inner"), [(1024, 512), (514, 257), (521, 521), (1019, 1019)])
-def test_chunks_are_never_cut_into_crumbs(tmp_path: Path, columns: int, inner: int) -> None:
+def test_chunks_are_not_divided_into_tiny_blocks(tmp_path: Path, columns: int, inner: int) -> None:
     writer = MapWriter(tmp_path / "m", info_of(2 * columns, 2, 1, 1, columns))
     states = np.full((1, columns), State.SCORED, np.uint8)
     writer.write_chunk((0, 0), np.ones((2, 1, columns), np.float32), states)

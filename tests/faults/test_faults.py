@@ -63,13 +63,13 @@ def test_a_full_disk_ends_the_scan_and_a_rerun_completes_it(
     np.testing.assert_allclose(reader.scores(), mean_map(pixels_of(700, 451)), atol=1e-5)
 
 
-def test_a_second_scan_of_the_same_folder_is_kept_out(slide: Path, tmp_path: Path) -> None:
+def test_second_scan_of_the_same_folder_is_refused(slide: Path, tmp_path: Path) -> None:
     with lock_folder(tmp_path / "r"), pytest.raises(ResultsError, match="is writing here"):
         scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, SMALL)
     scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, SMALL)
 
 
-def test_shards_keep_a_whole_scan_out_and_each_other_not(tmp_path: Path) -> None:
+def test_shards_share_a_folder_and_exclude_a_full_scan(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "r", (1, 2)), lock_folder(tmp_path / "r", (2, 2)):
         with pytest.raises(ResultsError, match="is writing here"), lock_folder(tmp_path / "r"):
             pass
@@ -84,13 +84,13 @@ def test_shards_keep_a_whole_scan_out_and_each_other_not(tmp_path: Path) -> None
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_said_so(slide: Path, tmp_path: Path) -> None:
+def test_unwritable_folder_is_reported(slide: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResultsError, match="file"):
         scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "file" / "r", EVERYWHERE, SMALL)
 
 
-def test_a_read_only_file_system_is_said_so(
+def test_read_only_file_system_is_reported(
     slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:

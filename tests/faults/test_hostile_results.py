@@ -124,7 +124,7 @@ def examined(root: Path, changes: dict[str, Change]) -> dict[str, dict[str, Any]
     return dict(zip(changes, reports, strict=True))
 
 
-def test_hostile_result_costs_its_own_case(tmp_path: Path) -> None:
+def test_hostile_result_affects_only_its_case(tmp_path: Path) -> None:
     for name, report in examined(tmp_path, RESULTS).items():
         assert set(report["info"]) == {"good", "bad"}, name
         assert report["info"]["good"] == "" and report["info"]["bad"].startswith("damaged: "), (name, report)
@@ -215,7 +215,7 @@ MAPS: dict[str, Change] = {
 }  # fmt: skip
 
 
-def test_hostile_map_costs_its_own_case(tmp_path: Path) -> None:
+def test_hostile_map_affects_only_its_case(tmp_path: Path) -> None:
     for name, report in examined(tmp_path, MAPS).items():
         assert report["info"]["good"] == "" and report["info"]["bad"].startswith("damaged: "), (name, report)
 

@@ -48,10 +48,10 @@ def pixels_of(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
     return (0.8 * fine + 0.2 * rng.integers(0, 256, (height, width, 3))).astype(np.uint8)
 
 
-def write_slide(path: Path, pixels: NDArray[np.uint8], tile: int = 128, **how: Any) -> Path:
+def write_slide(path: Path, pixels: NDArray[np.uint8], tile: int = 128, **write_options: Any) -> Path:
     """A lossless tiled TIFF of one level that says its µm/px."""
     settings: dict[str, Any] = {"compression": "zlib", "photometric": "rgb", "resolution": (20000, 20000)}
-    settings |= {"resolutionunit": "CENTIMETER", **how}
+    settings |= {"resolutionunit": "CENTIMETER", **write_options}
     tifffile.imwrite(path, pixels, tile=(tile, tile), **settings)
     return path
 
@@ -106,8 +106,8 @@ class MeanPredictor:
     def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
         grid = self.grid(case)
         tissue = case.tissue()
-        wanted = cells_by_centre(grid, tissue.mask, tissue.l0_step)
-        store = yield map_pass("mean", grid, self.classes, wanted, ~wanted)
+        required = cells_by_centre(grid, tissue.mask, tissue.l0_step)
+        store = yield map_pass("mean", grid, self.classes, required, ~required)
         assert isinstance(store, MapReader)
         return Result({"mean": float(store.scores().max())})
 
@@ -139,8 +139,8 @@ class TwoPassPredictor(MeanPredictor):
     def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
         if name == "mean":
             return super().forward(name, batch)
-        seen = batch.channels["map"].mean(dim=(1, 2, 3))
-        return {"value": seen * batch.params["weight"], "pixels": batch.pixels.float().mean(dim=(1, 2))}
+        map_mean = batch.channels["map"].mean(dim=(1, 2, 3))
+        return {"value": map_mean * batch.params["weight"], "pixels": batch.pixels.float().mean(dim=(1, 2))}
 
 
 def tree(folder: Path) -> dict[str, bytes]:

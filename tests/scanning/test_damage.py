@@ -45,8 +45,10 @@ def slides(tmp_path: Path) -> tuple[Path, Path]:
     )
 
 
-def run(cohort: Cohort, out: Path, predictor: MeanPredictor | None = None, **how: bool) -> ScanReport:
-    return scan(predictor or MeanPredictor(), BUNDLE, cohort, out, EVERYWHERE, SMALL, **how)  # type: ignore[arg-type]
+def run(
+    cohort: Cohort, out: Path, predictor: MeanPredictor | None = None, **scan_options: bool
+) -> ScanReport:
+    return scan(predictor or MeanPredictor(), BUNDLE, cohort, out, EVERYWHERE, SMALL, **scan_options)  # type: ignore[arg-type]
 
 
 class NoNumbers(MeanPredictor):
@@ -72,7 +74,7 @@ class NoRows(MeanPredictor):
 
 
 @pytest.mark.parametrize("predictor", [NoNumbers(), NoRows()])
-def test_a_case_of_which_nothing_was_scored_has_failed_and_has_no_score(
+def test_case_without_a_scored_field_fails_and_has_no_score(
     slides: tuple[Path, Path], tmp_path: Path, predictor: MeanPredictor
 ) -> None:
     report = run(cohort_of(slides[0]), tmp_path / "r", predictor)
@@ -84,12 +86,12 @@ def test_a_case_of_which_nothing_was_scored_has_failed_and_has_no_score(
 
 CUT = '{"1":'
 SHORT = '{"format": "lobule-result/1", "status": "complete"}'
-WHOLE = {
+VALID_RESULT = {
     "format": "lobule-result/1", "status": "complete", "scores": {}, "maps": [], "findings": {"count": 0},
     "notes": [], "error": None,
 }  # fmt: skip
 STRANGE = [
-    json.dumps({**WHOLE, name: value})
+    json.dumps({**VALID_RESULT, name: value})
     for name, value in [
         ("status", "weird"), ("scores", {"mean": None}), ("maps", [1]), ("findings", {}), ("error", "boom"),
         ("failed", 3),
@@ -107,7 +109,7 @@ STRANGE = [
         ("failed/mean.json", False, CUT),
     ],
 )
-def test_a_damaged_file_costs_its_case_only(
+def test_damaged_file_affects_only_its_case(
     slides: tuple[Path, Path], tmp_path: Path, name: str, finished: bool, text: str
 ) -> None:
     run(cohort_of(*slides), tmp_path / "r")
@@ -117,15 +119,15 @@ def test_a_damaged_file_costs_its_case_only(
         (case / "result.json").unlink()
     (case / name).parent.mkdir(exist_ok=True)
     (case / name).write_text(text)
-    data, told = describe(tmp_path / "r")
+    data, description = describe(tmp_path / "r")
     assert data["counts"] == {"complete": 1, "unfinished": 1}
-    assert name.startswith("failed") or str(case) in told
+    assert name.startswith("failed") or str(case) in description
     assert dict(run(cohort_of(slides[1]), tmp_path / "r").counts) == {"complete": 1}
     assert dict(run(cohort_of(*slides), tmp_path / "r").counts) == {"complete": 2}
     assert tree(tmp_path / "r") == before
 
 
-def test_damaged_findings_are_said_so(slides: tuple[Path, Path], tmp_path: Path) -> None:
+def test_damaged_findings_are_reported(slides: tuple[Path, Path], tmp_path: Path) -> None:
     run(cohort_of(slides[0]), tmp_path / "r")
     case = open_results(tmp_path / "r").case_folder("a")
     (case.path / "findings.parquet").write_bytes(b"PAR1")
@@ -133,7 +135,7 @@ def test_damaged_findings_are_said_so(slides: tuple[Path, Path], tmp_path: Path)
         case.findings()
 
 
-def test_settings_that_are_none_are_said_so(slides: tuple[Path, Path], tmp_path: Path) -> None:
+def test_invalid_settings_are_reported(slides: tuple[Path, Path], tmp_path: Path) -> None:
     run(cohort_of(slides[0]), tmp_path / "r")
     (tmp_path / "r" / "scan.json").write_text("[]")
     data, text = describe(tmp_path / "r")
@@ -146,7 +148,7 @@ def test_settings_that_are_none_are_said_so(slides: tuple[Path, Path], tmp_path:
         run(cohort_of(slides[0]), tmp_path / "r")
 
 
-def test_fresh_deletes_nothing_that_no_scan_wrote(slides: tuple[Path, Path], tmp_path: Path) -> None:
+def test_fresh_deletes_only_files_of_a_scan(slides: tuple[Path, Path], tmp_path: Path) -> None:
     precious = tmp_path / "mine" / "cases" / "precious.svs"
     precious.parent.mkdir(parents=True)
     precious.write_bytes(b"a slide")
@@ -159,7 +161,7 @@ def test_fresh_deletes_nothing_that_no_scan_wrote(slides: tuple[Path, Path], tmp
     assert precious.exists()
 
 
-def test_fresh_that_cannot_delete_keeps_no_old_result(
+def test_interrupted_fresh_leaves_no_old_result(
     slides: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(cohort_of(*slides), tmp_path / "r")
@@ -179,7 +181,7 @@ def test_fresh_that_cannot_delete_keeps_no_old_result(
     assert not (tmp_path / "r" / ".gone").exists()
 
 
-def test_cases_of_one_name_are_refused(slides: tuple[Path, Path], tmp_path: Path) -> None:
+def test_duplicate_case_names_are_refused(slides: tuple[Path, Path], tmp_path: Path) -> None:
     twice = Cohort(
         tuple(Case("x", name, "slide", str(path)) for name, path in zip("pq", slides, strict=True))
     )
@@ -188,14 +190,16 @@ def test_cases_of_one_name_are_refused(slides: tuple[Path, Path], tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["..", ".", ".hidden"])
-def test_no_name_leads_out_of_the_folder(slides: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+def test_case_names_cannot_escape_the_results_folder(
+    slides: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
     run(Cohort((Case(name, "p", "slide", str(slides[0]), mpp=0.5),)), tmp_path / "r")
     (case,) = open_results(tmp_path / "r").cases()
     assert case.case_id == name and case.status == "complete"
     assert case.path.parent == tmp_path / "r" / "cases"
 
 
-def test_a_result_that_another_slide_replaces_is_said(
+def test_replacing_a_result_of_another_slide_logs_a_warning(
     slides: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = (Cohort((Case("x", "p", "slide", str(path), mpp=0.5),)) for path in slides)
@@ -207,7 +211,7 @@ def test_a_result_that_another_slide_replaces_is_said(
     assert "Case x" in caplog.text and "scanning it again" in caplog.text
 
 
-def test_a_file_name_that_is_no_utf_8_is_scanned_too(tmp_path: Path) -> None:
+def test_file_name_that_is_not_utf_8_is_scanned(tmp_path: Path) -> None:
     name = os.fsdecode(b"M\xfcller.tif")
     slide = write_slide(tmp_path / "m.tif", pixels_of(300, 200)).rename(tmp_path / name)
     report = run(cohort_of_paths([slide], mpp=0.5), tmp_path / "r")

@@ -84,11 +84,11 @@ def test_damaged_coarsest_level_does_not_change_the_scan(levels: list[np.ndarray
 def test_two_damaged_levels_are_replaced_by_the_third(levels: list[np.ndarray], tmp_path: Path) -> None:
     path = write_damaged(tmp_path / "damaged.tif", levels, {3: [0], 2: [0, 1, 4, 5]})
     with open_slide(path, mpp=2.0) as slide:
-        found = read_overview(slide, 16.0)
+        overview = read_overview(slide, 16.0)
     # Level 3 was rounded on every level in between, the replacement once.
-    np.testing.assert_allclose(found.pixels.astype(int), levels[3].astype(int), atol=1)
-    assert not found.unreadable.any()
-    assert found.damaged_levels == (2, 3)
+    np.testing.assert_allclose(overview.pixels.astype(int), levels[3].astype(int), atol=1)
+    assert not overview.unreadable.any()
+    assert overview.damaged_levels == (2, 3)
 
 
 def test_area_that_no_level_supplies_counts_as_tissue(levels: list[np.ndarray], tmp_path: Path) -> None:
@@ -96,11 +96,11 @@ def test_area_that_no_level_supplies_counts_as_tissue(levels: list[np.ndarray], 
     sound = write_damaged(tmp_path / "sound.tif", levels[:1], {})
     path = write_damaged(tmp_path / "damaged.tif", levels[:1], {0: [15]})
     with open_slide(path, mpp=2.0) as slide:
-        found = read_overview(slide, 16.0)
+        overview = read_overview(slide, 16.0)
         tissue = tissue_of(slide, TissueConfig())
-    corner = found.unreadable[:8, -8:]
+    corner = overview.unreadable[:8, -8:]
     assert corner.all()
-    assert found.unreadable.sum() <= 16 * 16
+    assert overview.unreadable.sum() <= 16 * 16
     assert tissue.mask[:8, -8:].all()
     scanned(sound, tmp_path / "a")
     counts, folder = scanned(path, tmp_path / "b")
@@ -121,5 +121,5 @@ def test_repair_reads_a_bounded_number_of_pixels(
     path = write_damaged(tmp_path / "damaged.tif", levels, {3: [0, 1, 2, 3]})
     monkeypatch.setattr("lobule.slides.overview.MAX_REPAIR_PIXELS", 64 * 64 * 4 + 100)
     with open_slide(path, mpp=2.0) as slide:
-        found = read_overview(slide, 16.0)
-    assert 0.7 < found.unreadable.mean() < 0.8
+        overview = read_overview(slide, 16.0)
+    assert 0.7 < overview.unreadable.mean() < 0.8

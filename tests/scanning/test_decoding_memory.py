@@ -28,7 +28,7 @@ def never() -> None:
     pass
 
 
-def test_two_that_do_not_fit_together_follow_each_other() -> None:
+def test_cases_that_do_not_fit_together_run_one_after_the_other() -> None:
     memory = DecodingMemory(100, 500)
     at_once: list[int] = []
     inside = 0
@@ -66,7 +66,7 @@ def test_waiting_ends_when_the_scan_stops() -> None:
         pass
 
 
-def test_plain_image_beyond_the_ceiling_fails_with_what_it_needs(tmp_path: Path) -> None:
+def test_plain_image_above_the_limit_fails_and_states_the_needed_memory(tmp_path: Path) -> None:
     Image.fromarray(np.full((1500, 2000, 3), 200, np.uint8)).save(tmp_path / "large.png")
     Image.fromarray(np.full((300, 200, 3), 200, np.uint8)).save(tmp_path / "small.png")
     cohort = cohort_of(tmp_path / "large.png", tmp_path / "small.png")
@@ -115,8 +115,8 @@ with open_slide(sys.argv[1]) as slide:
         ("deep.tif", {}),
     ],
 )
-def test_declared_memory_covers_what_decoding_takes(
-    tmp_path: Path, name: str, how: dict[str, object]
+def test_declared_memory_covers_the_memory_used_for_decoding(
+    tmp_path: Path, name: str, write_options: dict[str, object]
 ) -> None:
     side = 3000
     rng = np.random.default_rng(0)
@@ -128,10 +128,10 @@ def test_declared_memory_covers_what_decoding_takes(
                          compression="zlib", metadata=None)  # fmt: skip
     else:
         image = Image.fromarray(pixels)
-        (image.convert("L") if name == "grey.png" else image).save(path, **how)
+        (image.convert("L") if name == "grey.png" else image).save(path, **write_options)
     done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
-    declared, taken = map(int, done.stdout.split())
-    assert taken <= declared + 16 * MIB  # libraries that are loaded at the first decoding
+    declared, used = map(int, done.stdout.split())
+    assert used <= declared + 16 * MIB  # libraries that are loaded at the first decoding
     assert declared <= 20 * side * side
 
 

@@ -224,7 +224,7 @@ def test_the_first_stored_form_wins(cache: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{"batch": 3}, {"cells": 9}, {"lanes": 7}, {"lane_threads": 2}, {"device": "mps"}]
 )
-def test_what_a_choice_depends_on_is_in_the_key(change: dict[str, Any]) -> None:
+def test_cache_key_contains_everything_the_choice_depends_on(change: dict[str, Any]) -> None:
     key = cache_key(BUNDLE, EngineSettings(), {"stride": 16}, "auto", None)
     assert key != cache_key(BUNDLE, replace(EngineSettings(), **change), {"stride": 16}, "auto", None)
     assert key != cache_key({**BUNDLE, "fingerprint": "1"}, EngineSettings(), {"stride": 16}, "auto", None)
@@ -288,7 +288,7 @@ def test_layout_and_precision_are_recorded(slide: Path, tmp_path: Path, cache: P
     assert not cache.exists()  # nothing was left to choose
 
 
-def test_another_layout_for_a_scan_that_goes_on_is_not_followed_and_says_so(
+def test_other_layout_on_resume_is_ignored_with_a_warning(
     slide: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for layout in (False, True):

@@ -39,9 +39,11 @@ def slide(tmp_path: Path) -> Path:
     return write_slide(tmp_path / "a.tif", pixels_of(400, 300))
 
 
-def again(cohort: Cohort, out: Path, predictor: MeanPredictor | None = None, **how: object) -> MeanPredictor:
+def again(
+    cohort: Cohort, out: Path, predictor: MeanPredictor | None = None, **scan_options: object
+) -> MeanPredictor:
     predictor = predictor or MeanPredictor()
-    settings = {"options": EVERYWHERE, "machine": SMALL, **how}
+    settings = {"options": EVERYWHERE, "machine": SMALL, **scan_options}
     scan(predictor, BUNDLE, cohort, out, **settings)  # type: ignore[arg-type]
     return predictor
 
@@ -61,7 +63,7 @@ def test_a_slide_that_moved_keeps_its_result(slide: Path, tmp_path: Path) -> Non
     assert tree(tmp_path / "r") == before
 
 
-def test_a_slide_out_of_reach_takes_no_result_back(slide: Path, tmp_path: Path) -> None:
+def test_unreadable_slide_keeps_its_existing_result(slide: Path, tmp_path: Path) -> None:
     again(cohort_of(slide), tmp_path / "r")
     before = tree(tmp_path / "r")
     slide.rename(tmp_path / "away.tif")
@@ -70,7 +72,7 @@ def test_a_slide_out_of_reach_takes_no_result_back(slide: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("change", [{"mpp": 0.25}, {"l0_box": Box(0, 0, 128, 128), "kind": "region"}])
-def test_a_case_that_asks_otherwise_is_scanned_anew(
+def test_case_with_changed_options_is_scanned_again(
     slide: Path, tmp_path: Path, change: dict[str, object]
 ) -> None:
     (case,) = cohort_of(slide)
@@ -85,7 +87,7 @@ def test_a_case_that_asks_otherwise_is_scanned_anew(
 
 
 @pytest.mark.parametrize("name", ["plan.json", "result.json"])
-def test_a_damaged_record_is_made_anew(slide: Path, tmp_path: Path, name: str) -> None:
+def test_damaged_result_is_written_again(slide: Path, tmp_path: Path, name: str) -> None:
     again(cohort_of(slide), tmp_path / "r")
     before = tree(tmp_path / "r")
     (tmp_path / "r" / "cases" / "a" / name).write_text('{"case":')
@@ -93,13 +95,13 @@ def test_a_damaged_record_is_made_anew(slide: Path, tmp_path: Path, name: str) -
     assert tree(tmp_path / "r") == before
 
 
-def test_scores_that_were_lost_never_read_as_no_tumour(slide: Path, tmp_path: Path) -> None:
+def test_missing_scores_are_an_error_and_not_zero(slide: Path, tmp_path: Path) -> None:
     again(cohort_of(slide), tmp_path / "r")
     before = tree(tmp_path / "r")
     case = open_results(tmp_path / "r").case_folder("a")
-    lost = sorted((case.map_path("mean") / "score" / "c").rglob("*"))[-1]
-    assert lost.is_file()
-    lost.unlink()
+    deleted_chunk = sorted((case.map_path("mean") / "score" / "c").rglob("*"))[-1]
+    assert deleted_chunk.is_file()
+    deleted_chunk.unlink()
     with pytest.raises(ResultsError, match="missing"):
         case.maps["mean"].read()
     (case.path / "result.json").unlink()
@@ -125,14 +127,14 @@ def test_clearing_a_case_leaves_its_plan_for_last(
     assert not list(case.path.iterdir())
 
 
-def test_fresh_settles_the_engine_anew(slide: Path, tmp_path: Path) -> None:
+def test_fresh_chooses_the_engine_settings_again(slide: Path, tmp_path: Path) -> None:
     again(cohort_of(slide), tmp_path / "r")
     again(cohort_of(slide), tmp_path / "r", machine=replace(SMALL, cells=2, batch=5), fresh=True)
     engine = read_json(tmp_path / "r" / "scan.json")["engine"]
     assert (engine["cells"], engine["batch"]) == (2, 5)
 
 
-def test_a_lower_ceiling_that_comes_too_late_is_said(
+def test_lower_memory_limit_on_resume_logs_a_warning(
     slide: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     again(cohort_of(slide), tmp_path / "r")
@@ -157,7 +159,7 @@ class Strict(MeanPredictor):
         return super().choose_batch(engine, room, options)
 
 
-def test_a_wrong_request_does_not_bind_the_next(slide: Path, tmp_path: Path) -> None:
+def test_settings_of_a_scan_without_cases_can_be_changed(slide: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         again(cohort_of(slide), tmp_path / "r", Strict(), options=replace(EVERYWHERE, stride=7))
     again(cohort_of(slide), tmp_path / "r", Strict())
@@ -227,9 +229,7 @@ class Hot(MeanPredictor):
         return out
 
 
-def test_what_followed_from_failures_is_chosen_anew_when_they_are_retried(
-    slide: Path, tmp_path: Path
-) -> None:
+def test_retrying_failures_recomputes_later_passes(slide: Path, tmp_path: Path) -> None:
     predictor = Hot()
     predictor.broken = True
     again(cohort_of(slide), tmp_path / "r", predictor)
@@ -242,7 +242,7 @@ def test_what_followed_from_failures_is_chosen_anew_when_they_are_retried(
     assert result == read_json(tmp_path / "unbroken" / "cases" / "a" / "result.json")
 
 
-def test_readers_outlive_a_method_that_breaks_between_batches(slide: Path, tmp_path: Path) -> None:
+def test_reading_threads_survive_an_error_of_the_method_between_batches(slide: Path, tmp_path: Path) -> None:
     class Breaks(MeanPredictor):
         def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
             grid = self.grid(case)
@@ -254,14 +254,14 @@ def test_readers_outlive_a_method_that_breaks_between_batches(slide: Path, tmp_p
     assert open_results(tmp_path / "r").case_folder("a").result["error"]["type"] == "ZeroDivisionError"  # type: ignore[index]
 
 
-def test_a_long_name_of_any_script_has_a_folder(slide: Path, tmp_path: Path) -> None:
+def test_long_names_in_any_script_get_a_folder(slide: Path, tmp_path: Path) -> None:
     (case,) = cohort_of(slide)
     name = "乳腺" * 33
     again(Cohort((replace(case, id=name),)), tmp_path / "r")
-    assert [found.case_id for found in open_results(tmp_path / "r").cases()] == [name]
+    assert [folder.case_id for folder in open_results(tmp_path / "r").cases()] == [name]
 
 
-def test_a_chunk_that_was_cut_off_makes_its_case_again(tmp_path: Path) -> None:
+def test_truncated_chunk_is_recomputed(tmp_path: Path) -> None:
     """What a power failure leaves: the record is there, its bytes are not."""
     slide = write_slide(tmp_path / "one.tif", pixels_of(300, 200))
     scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, SMALL)

@@ -38,8 +38,8 @@ def slide(tmp_path: Path) -> Path:
     return write_slide(tmp_path / "one.tif", pixels_of(700, 451))
 
 
-def scan_small(cohort: Cohort, out: Path, **more: object) -> object:
-    settings = {"options": EVERYWHERE, "machine": SMALL, **more}
+def scan_small(cohort: Cohort, out: Path, **scan_options: object) -> object:
+    settings = {"options": EVERYWHERE, "machine": SMALL, **scan_options}
     predictor = settings.pop("predictor", None) or MeanPredictor()
     return scan(predictor, BUNDLE, cohort, out, **settings)  # type: ignore[arg-type]
 
@@ -58,7 +58,7 @@ def test_the_map_equals_direct_evaluation(slide: Path, tmp_path: Path) -> None:
     Machine(device="cpu", precision="float32", batch=1, cells=1, readers=1, lanes=1, channels_last=False),
     Machine(device="cpu", precision="float32", batch=5, cells=50, readers=3, lanes=1),
 ])  # fmt: skip
-def test_other_settings_agree(slide: Path, tmp_path: Path, machine: Machine) -> None:
+def test_other_engine_settings_give_the_same_scores(slide: Path, tmp_path: Path, machine: Machine) -> None:
     scan_small(cohort_of(slide), tmp_path / "a")
     scan_small(cohort_of(slide), tmp_path / "b", machine=machine)
     a, b = (open_results(tmp_path / name).case_folder("one").maps["mean"].scores() for name in "ab")
@@ -81,7 +81,7 @@ def test_a_second_run_computes_nothing(slide: Path, tmp_path: Path) -> None:
     assert tree(tmp_path / "r") == before
 
 
-def test_missing_chunks_alone_are_computed_again(slide: Path, tmp_path: Path) -> None:
+def test_only_missing_chunks_are_computed_again(slide: Path, tmp_path: Path) -> None:
     scan_small(cohort_of(slide), tmp_path / "r")
     before = tree(tmp_path / "r")
     case = tmp_path / "r" / "cases" / "one"
@@ -95,7 +95,7 @@ def test_missing_chunks_alone_are_computed_again(slide: Path, tmp_path: Path) ->
     assert 0 < again.forwards < 10
 
 
-def test_an_input_that_changed_is_scanned_anew(slide: Path, tmp_path: Path) -> None:
+def test_changed_input_is_scanned_again(slide: Path, tmp_path: Path) -> None:
     scan_small(cohort_of(slide), tmp_path / "r")
     write_slide(slide, pixels_of(700, 451, seed=5))
     scan_small(cohort_of(slide), tmp_path / "r")
@@ -159,7 +159,7 @@ def test_case_name_too_long_for_a_folder_is_refused_before_scanning(slide: Path,
         scan_small(cohort, tmp_path / "r")
 
 
-def test_corrected_patient_is_taken_over_on_resume(slide: Path, tmp_path: Path) -> None:
+def test_corrected_patient_is_updated_on_resume(slide: Path, tmp_path: Path) -> None:
     for patient in ("wrong", "right"):
         progress, case = Progress(), Case("one", patient, "slide", path=str(slide))
         scan_small(Cohort((case,)), tmp_path / "r", progress=progress)
@@ -191,7 +191,7 @@ def test_a_map_feeds_a_second_pass(slide: Path, tmp_path: Path) -> None:
     assert result is not None and abs(result["scores"]["sum"] - sum(want)) < 1e-3
 
 
-def test_a_region_is_scored_alone(slide: Path, tmp_path: Path) -> None:
+def test_only_the_region_of_a_case_is_scored(slide: Path, tmp_path: Path) -> None:
     from lobule.geometry import Box
 
     case = Case("part", "p", "region", str(slide), mpp=0.5, l0_box=Box(160, 96, 320, 160))
@@ -216,7 +216,7 @@ def damage_tile(path: Path, index: int) -> None:
     path.write_bytes(bytes(data))
 
 
-def test_a_damaged_tile_costs_its_fields_only(slide: Path, tmp_path: Path) -> None:
+def test_damaged_tile_fails_only_its_fields(slide: Path, tmp_path: Path) -> None:
     damage_tile(slide, 8)  # 6 tiles a row: column 2, row 1
     report = scan_small(cohort_of(slide), tmp_path / "r")
     assert dict(report.counts) == {"partial": 1}  # type: ignore[attr-defined]
@@ -235,7 +235,7 @@ def test_a_damaged_tile_costs_its_fields_only(slide: Path, tmp_path: Path) -> No
     assert "column 2, row 1" in result["failed"][0]["cause"]
 
 
-def test_retry_failed_heals_what_was_mended(slide: Path, tmp_path: Path) -> None:
+def test_retry_failed_scores_repaired_fields(slide: Path, tmp_path: Path) -> None:
     good = slide.read_bytes()
     stamp = slide.stat()
     scan_small(cohort_of(slide), tmp_path / "whole")
@@ -255,7 +255,7 @@ def test_retry_failed_heals_what_was_mended(slide: Path, tmp_path: Path) -> None
     assert (a == b).all()
 
 
-def test_a_case_that_fails_is_recorded_and_the_others_go_on(slide: Path, tmp_path: Path) -> None:
+def test_failed_case_is_recorded_and_the_others_continue(slide: Path, tmp_path: Path) -> None:
     other = write_slide(tmp_path / "two.tif", pixels_of(300, 200, 1))
     broken = tmp_path / "broken.tif"
     broken.write_bytes(b"II*\x00" + b"\x07" * 300)
@@ -287,7 +287,7 @@ class NaNPredictor(MeanPredictor):
         return {"map": torch.where(out > 0.55, torch.nan, out)}
 
 
-def test_scores_that_are_no_numbers_fail_their_fields(slide: Path, tmp_path: Path) -> None:
+def test_scores_that_are_nan_fail_their_fields(slide: Path, tmp_path: Path) -> None:
     report = scan_small(cohort_of(slide), tmp_path / "r", predictor=NaNPredictor())
     assert dict(report.counts) == {"partial": 1}  # type: ignore[attr-defined]
     folder = open_results(tmp_path / "r").case_folder("one")
@@ -303,7 +303,7 @@ class BrokenPredictor(MeanPredictor):
         return super().forward(name, batch)
 
 
-def test_a_model_that_breaks_fails_its_case(slide: Path, tmp_path: Path) -> None:
+def test_error_of_the_model_fails_the_case(slide: Path, tmp_path: Path) -> None:
     report = scan_small(cohort_of(slide), tmp_path / "r", predictor=BrokenPredictor())
     assert dict(report.counts) == {"failed": 1}  # type: ignore[attr-defined]
     assert "out of memory, say" in report.failed["one"]  # type: ignore[attr-defined]
@@ -341,7 +341,7 @@ def test_shards_share_a_folder(tmp_path: Path) -> None:
     assert {k: v for k, v in a.items() if not k.startswith(".lock")} == b
 
 
-def test_facts_of_a_result(slide: Path, tmp_path: Path) -> None:
+def test_contents_of_a_result(slide: Path, tmp_path: Path) -> None:
     scan_small(cohort_of(slide), tmp_path / "r")
     result = json.loads((tmp_path / "r" / "cases" / "one" / "result.json").read_text())
     assert result["status"] == "complete" and result["patient"] == "patient one"

@@ -47,14 +47,14 @@ def cohort(tmp_path: Path) -> Cohort:
     """A blank slide, a slide with tissue, and two regions of the latter: one of tissue, one of glass."""
     blank = str(write_slide(tmp_path / "blank.tif", blank_pixels()))
     half = str(write_slide(tmp_path / "half.tif", half_tissue()))
-    whole = Case("half", "p1", "slide", half, mpp=2.0, label="tumour")
+    slide_case = Case("half", "p1", "slide", half, mpp=2.0, label="tumour")
     inside, outside = ((200, 200, 400, 400), (1000, 200, 400, 400))
     return Cohort(
         (
             Case("blank", "p0", "slide", blank, mpp=2.0, label="normal"),
-            whole,
-            replace(whole, id="inside", patient="p2", kind="region", l0_box=box_of(inside)),
-            replace(whole, id="outside", patient="p3", kind="region", l0_box=box_of(outside)),
+            slide_case,
+            replace(slide_case, id="inside", patient="p2", kind="region", l0_box=box_of(inside)),
+            replace(slide_case, id="outside", patient="p3", kind="region", l0_box=box_of(outside)),
         )
     )
 
@@ -65,10 +65,10 @@ def box_of(edges: tuple[int, int, int, int]):
     return Box(*edges)
 
 
-def scan_mean(cohort: Cohort, out: Path, **more: object) -> ScanReport:
-    predictor = more.pop("predictor", None) or MeanPredictor()
-    options = more.pop("options", None) or ScanOptions()
-    return scan(predictor, BUNDLE, cohort, out, options, SMALL, **more)  # type: ignore[arg-type]
+def scan_mean(cohort: Cohort, out: Path, **scan_options: object) -> ScanReport:
+    predictor = scan_options.pop("predictor", None) or MeanPredictor()
+    options = scan_options.pop("options", None) or ScanOptions()
+    return scan(predictor, BUNDLE, cohort, out, options, SMALL, **scan_options)  # type: ignore[arg-type]
 
 
 def test_case_without_tissue_has_no_score_and_says_why(cohort: Cohort, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_case_without_tissue_has_no_score_and_says_why(cohort: Cohort, tmp_path:
     assert 0.4 < inside["scores"]["mean"] < 0.8
 
 
-def test_tissue_smaller_than_a_cell_is_said(tmp_path: Path) -> None:
+def test_tissue_smaller_than_a_cell_is_reported(tmp_path: Path) -> None:
     class NoTileFits(MeanPredictor):
         def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
             case.tissue()

@@ -36,21 +36,21 @@ def plain(classes: int) -> nn.Module:
     return net
 
 
-def train_as_told(name: str, cohort: Path, out: Path, rounds: int = 0, **how: Any) -> None:
+def train_by_name(name: str, cohort: Path, out: Path, rounds: int = 0, **train_options: Any) -> None:
     config = replace(CONFIG, rounds=rounds)
     tissue = TissueConfig(mpp=8.0)
-    train(config, read_cohort(cohort), out / name, tissue=tissue, machine=MACHINE, seed=3, **how)
+    train(config, read_cohort(cohort), out / name, tissue=tissue, machine=MACHINE, seed=3, **train_options)
 
 
 def run(cohort: Path, out: Path) -> None:
     """One training that mines; one unbroken, and one that is interrupted and goes on; and the command."""
     torch.set_num_threads(1)
     BACKBONES["plain"] = plain
-    train_as_told("mined", cohort, out, rounds=1)
-    train_as_told("whole", cohort, out)
+    train_by_name("mined", cohort, out, rounds=1)
+    train_by_name("whole", cohort, out)
     with suppress(KeyboardInterrupt):
-        train_as_told("broken", cohort, out, progress=InterruptingProgress("round 0", 4))
-    train_as_told("broken", cohort, out, resume=True)
+        train_by_name("broken", cohort, out, progress=InterruptingProgress("round 0", 4))
+    train_by_name("broken", cohort, out, resume=True)
     settings = [word for pair in SETTINGS for word in ("--set", pair)]
     main(["train", "scannet", str(cohort), "--out", str(out / "command"), "--device", "cpu", *settings])
 

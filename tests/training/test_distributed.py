@@ -30,12 +30,12 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "cohort.csv"
 
 
-def columns(place: Path) -> np.ndarray:
-    rows = [line.split(",") for line in place.read_text().splitlines()[1:]]
+def columns(path: Path) -> np.ndarray:
+    rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
     return np.array([[float(value or "nan") for value in row] for row in rows])
 
 
-def test_two_processes_learn_what_one_does(
+def test_two_processes_learn_the_same_as_one(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = [str(manifest), str(tmp_path / "two")]
@@ -55,7 +55,7 @@ def test_two_processes_learn_what_one_does(
         assert (two / "whole" / name).read_bytes() == (two / "broken" / name).read_bytes()
     threads = torch.get_num_threads()
     monkeypatch.setitem(BACKBONES, "plain", ranks_job.plain)
-    ranks_job.train_as_told("mined", manifest, one, rounds=1)
+    ranks_job.train_by_name("mined", manifest, one, rounds=1)
     torch.set_num_threads(threads)
     for round_ in ("round-0", "round-1"):
         ours, theirs = (columns(place / "mined/training" / round_ / "log.csv") for place in (two, one))

@@ -94,16 +94,16 @@ def same(one: nn.Module, other: nn.Module) -> bool:
         ("constant", 8, "adam"),
     ],
 )
-def test_a_training_that_was_killed_ends_bit_for_bit_the_same(
+def test_killed_training_resumes_to_identical_weights(
     tmp_path: Path, schedule: str, dies_at: int, optimiser: str
 ) -> None:
     options = replace(OPTIONS, schedule=schedule, optimiser=optimiser)  # type: ignore[arg-type]
-    whole, report = run(tmp_path / "whole", options)
+    uninterrupted, report = run(tmp_path / "whole", options)
     with pytest.raises(Killed):
         run(tmp_path / "broken", options, dies_at)
     torch.manual_seed(99)  # whatever else the process did meanwhile
     resumed, again = run(tmp_path / "broken", options)
-    assert same(whole, resumed)
+    assert same(uninterrupted, resumed)
     assert report == again
     assert (tmp_path / "whole" / "log.csv").read_bytes() == (tmp_path / "broken" / "log.csv").read_bytes()
     one, other = (read_checkpoint(tmp_path / name) for name in ("whole", "broken"))
@@ -112,7 +112,7 @@ def test_a_training_that_was_killed_ends_bit_for_bit_the_same(
     assert one.contents == other.contents
     assert all(torch.equal(value, other.tensors[name]) for name, value in one.tensors.items())
     # and once more, now that all is done
-    assert same(whole, run(tmp_path / "whole", options)[0])
+    assert same(uninterrupted, run(tmp_path / "whole", options)[0])
 
 
 class Halves(Numbers):
@@ -133,7 +133,7 @@ class _Divisible(tuple[Tensor, Tensor]):
         return [_Divisible(x, y) for x, y in zip(self[0].chunk(count), self[1].chunk(count), strict=True)]
 
 
-def test_parts_side_by_side_go_on_with_as_many_lanes_as_they_began(tmp_path: Path) -> None:
+def test_resumed_training_uses_the_recorded_number_of_lanes(tmp_path: Path) -> None:
     def divided(folder: Path, lanes: int, dies_at: int | None = None) -> nn.Module:
         net = small_net()
         groups = [Group(list(net.parameters()), 0.05)]
@@ -151,24 +151,26 @@ def test_parts_side_by_side_go_on_with_as_many_lanes_as_they_began(tmp_path: Pat
     assert TrainMachine(lanes=4).lanes_for(8) == 1
 
 
-def test_events_for_tensorboard_hold_what_the_log_holds(tmp_path: Path) -> None:
+def test_tensorboard_events_equal_the_log(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with pytest.raises(Killed):
         run(tmp_path, dies_at=9)
     run(tmp_path)
-    found = accumulator.EventAccumulator(str(tmp_path))
-    found.Reload()
+    events = accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
     rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()[1:]]
     for column, name in ((1, "loss"), (2, "rate"), (3, "score")):
         expected = {int(row[0]): float(row[column]) for row in rows if row[column]}
-        assert {event.step: event.value for event in found.Scalars(name)} == pytest.approx(expected, rel=1e-4)
+        assert {event.step: event.value for event in events.Scalars(name)} == pytest.approx(
+            expected, rel=1e-4
+        )
 
 
-def test_without_tensorboard_there_are_no_events_and_it_is_said_once(
+def test_missing_tensorboard_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(training_log, "find_spec", lambda name: None)
-    monkeypatch.setattr(training_log, "_told", [])
+    monkeypatch.setattr(training_log, "_logged_notes", [])
     with caplog.at_level("INFO", "lobule.train"):
         for _ in range(2):
             assert training_log.EventFile.opened(tmp_path, 0) is None
@@ -177,7 +179,7 @@ def test_without_tensorboard_there_are_no_events_and_it_is_said_once(
     ]
 
 
-def test_steps_are_those_of_sgd_written_out(tmp_path: Path) -> None:
+def test_steps_equal_an_explicit_sgd(tmp_path: Path) -> None:
     """Momentum 0.9 and weight decay on two accumulated batches, by the formula."""
     torch.manual_seed(0)
     net = nn.Linear(3, 1).double()
@@ -212,7 +214,7 @@ def test_steps_are_those_of_sgd_written_out(tmp_path: Path) -> None:
     assert torch.allclose(net.bias, bias, atol=1e-12)
 
 
-def test_steps_of_adam_are_torchs_own(tmp_path: Path) -> None:
+def test_adam_equals_torch_adam(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, xs = nn.Linear(3, 1).double(), torch.randn(4, 5, 3, dtype=torch.float64)
     other = nn.Linear(3, 1).double()
@@ -223,8 +225,8 @@ def test_steps_of_adam_are_torchs_own(tmp_path: Path) -> None:
             self.next += 1
             return xs[self.next - 1]
 
-    how = {"optimiser": "adam", "momentum": 0.5, "second_beta": 0.9, "weight_decay": 0.0}
-    options = FitOptions(steps=4, schedule="constant", **how)  # type: ignore[arg-type]
+    adam_options = {"optimiser": "adam", "momentum": 0.5, "second_beta": 0.9, "weight_decay": 0.0}
+    options = FitOptions(steps=4, schedule="constant", **adam_options)  # type: ignore[arg-type]
     fit(net, lambda m, x: (m(x) ** 2).mean(), Stream(), options, tmp_path, [Group([*net.parameters()], 0.1)])
     adam = torch.optim.Adam(other.parameters(), lr=0.1, betas=(0.5, 0.9))
     for x in xs:
@@ -236,7 +238,7 @@ def test_steps_of_adam_are_torchs_own(tmp_path: Path) -> None:
         FitOptions(steps=1, optimiser="lion")  # type: ignore[arg-type]
 
 
-def test_a_gradient_that_is_too_long_is_shortened(tmp_path: Path) -> None:
+def test_long_gradients_are_clipped(tmp_path: Path) -> None:
     """One step of plain SGD moves the weights by rate × the clipped norm."""
     moved = []
     for number, clip in enumerate((0.0, 0.01, 1e9)):
@@ -251,7 +253,7 @@ def test_a_gradient_that_is_too_long_is_shortened(tmp_path: Path) -> None:
     assert moved[1] == pytest.approx(0.5 * 0.01, rel=1e-3)
 
 
-def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_nan_loss_stops_and_keeps_the_last_valid_checkpoint(tmp_path: Path) -> None:
     def spoiled(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return loss_of(module, batch) * (float("nan") if numbers.next > 7 else 1.0)
 
@@ -259,51 +261,51 @@ def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(tmp_pat
     groups = [Group(list(net.parameters()), 0.01)]
     with pytest.raises(ModelError, match="loss is nan by step 8"):
         fit(net, spoiled, numbers, OPTIONS, tmp_path, groups)
-    kept = read_checkpoint(tmp_path)
-    assert kept is not None
-    assert kept.contents["loop"]["step"] == 6
-    assert all(value.isfinite().all() for value in kept.tensors.values())
+    checkpoint = read_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.contents["loop"]["step"] == 6
+    assert all(value.isfinite().all() for value in checkpoint.tensors.values())
 
 
-def test_weights_that_are_no_numbers_are_never_kept(tmp_path: Path) -> None:
+def test_nan_weights_are_never_saved(tmp_path: Path) -> None:
     """A loss that is a number may have a gradient that is none."""
 
     def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        found = loss_of(module, batch)
-        calls.append(found)
+        value = loss_of(module, batch)
+        calls.append(value)
         # the root of nothing is 0, and its slope is not a number
-        return found + torch.sqrt(found - found) if len(calls) > 5 else found
+        return value + torch.sqrt(value - value) if len(calls) > 5 else value
 
     calls: list[Tensor] = []
     net = small_net()
     options = FitOptions(steps=20, evaluate_every=2, checkpoint_every=2, log_every=100, lanes=1)
     with pytest.raises(ModelError, match="NaN or infinite at step 6"):
         fit(net, loss, Numbers(), options, tmp_path, [Group(list(net.parameters()), 0.01)])
-    kept = read_checkpoint(tmp_path)
-    assert kept is not None and kept.contents["loop"]["step"] == 4
-    assert all(value.isfinite().all() for value in kept.tensors.values())
+    checkpoint = read_checkpoint(tmp_path)
+    assert checkpoint is not None and checkpoint.contents["loop"]["step"] == 4
+    assert all(value.isfinite().all() for value in checkpoint.tensors.values())
 
 
 def test_the_rate_falls_at_plateaus_and_the_training_ends_early(tmp_path: Path) -> None:
     scores = iter([0.5, 0.7, 0.6, 0.6, 0.7, 0.6, 0.6, 0.6])
-    net, seen = small_net(), []
+    net, weights_by_evaluation = small_net(), []
 
     def validate(module: nn.Module) -> float:
         assert not module.training
-        seen.append({name: value.clone() for name, value in module.state_dict().items()})
+        weights_by_evaluation.append({name: value.clone() for name, value in module.state_dict().items()})
         return next(scores)
 
     options = replace(OPTIONS, steps=99, evaluate_every=2, checkpoint_every=2, patience=2, stop_after=5)
     groups = [Group(list(net.parameters()), 0.01)]
     report = fit(net, loss_of, Numbers(), options, tmp_path, groups, validate=validate)
     assert (report.steps, report.best, report.best_step) == (14, 0.7, 4)
-    assert all(torch.equal(value, seen[1][name]) for name, value in net.state_dict().items())
+    assert all(torch.equal(value, weights_by_evaluation[1][name]) for name, value in net.state_dict().items())
     rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()[1:]]
     assert [float(row[2]) for row in rows] == pytest.approx([0.01] * 4 + [0.001] * 2 + [0.0001])
     assert [row[3] for row in rows] == ["0.5", "0.7", "0.6", "0.6", "0.7", "0.6", "0.6"]
 
 
-def test_other_settings_or_damage_are_refused(tmp_path: Path) -> None:
+def test_different_settings_and_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run(tmp_path, dies_at=8)
     with pytest.raises(ResultsError, match="different settings"):

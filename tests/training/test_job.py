@@ -36,18 +36,18 @@ def begin(
         return folder
 
 
-def test_a_training_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+def test_training_of_an_earlier_version_can_be_resumed(tmp_path: Path) -> None:
     """What that version did not write down is as it is by default; asked for otherwise, it is another one."""
-    place = begin(tmp_path, Settings(steps=7)) / "settings.json"
-    facts = json.loads(place.read_text())
-    del facts["config"]["pool"], facts["config"]["augment"]["turns"]
-    place.write_text(json.dumps(facts))
+    settings_path = begin(tmp_path, Settings(steps=7)) / "settings.json"
+    settings = json.loads(settings_path.read_text())
+    del settings["config"]["pool"], settings["config"]["augment"]["turns"]
+    settings_path.write_text(json.dumps(settings))
     begin(tmp_path, Settings(steps=7), resume=True)
     with pytest.raises(ResultsError, match="pool mean, now max"):
         begin(tmp_path, Settings(steps=7, pool="max"), resume=True)
 
 
-def test_what_differs_is_said(tmp_path: Path) -> None:
+def test_different_settings_are_named(tmp_path: Path) -> None:
     begin(tmp_path)
     with pytest.raises(ResultsError, match=r"another config.*steps 100, now 50"):
         begin(tmp_path, Settings(steps=50), resume=True)
@@ -56,7 +56,7 @@ def test_what_differs_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_data_set_s_own_folder_is_left_alone(tmp_path: Path, fresh: bool) -> None:
+def test_data_set_in_the_training_folder_is_not_touched(tmp_path: Path, fresh: bool) -> None:
     slide = tmp_path / "CAMELYON16" / "training" / "normal" / "normal_001.tif"
     slide.parent.mkdir(parents=True)
     slide.write_bytes(b"a slide")
@@ -65,7 +65,7 @@ def test_a_data_set_s_own_folder_is_left_alone(tmp_path: Path, fresh: bool) -> N
     assert slide.exists() and not (tmp_path / "CAMELYON16" / "training" / "settings.json").exists()
 
 
-def test_a_training_that_was_killed_while_it_was_forgotten_is_still_known(
+def test_training_killed_during_deletion_is_still_recognised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = begin(tmp_path)

@@ -39,20 +39,20 @@ def empty_annotation(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("label", NORMAL_WORDS)
 def test_every_word_for_normal_makes_the_whole_slide_normal(slide: Case, label: str) -> None:
-    places, notes = find_positions(replace(slide, label=label), None)
+    positions, notes = find_positions(replace(slide, label=label), None)
     assert notes == []
-    assert places.count(NORMAL) == places.columns * round(400 / places.l0_cell[1])
-    assert places.count(TUMOUR) == 0
-    assert is_tumour(places) is False
-    assert _alternate_classes([places], 5) == [places]
+    assert positions.count(NORMAL) == positions.columns * round(400 / positions.l0_cell[1])
+    assert positions.count(TUMOUR) == 0
+    assert is_tumour(positions) is False
+    assert _alternate_classes([positions], 5) == [positions]
 
 
 @pytest.mark.parametrize("label", NORMAL_WORDS)
 def test_an_empty_annotation_agrees_with_every_word_for_normal(
     slide: Case, empty_annotation: str, label: str
 ) -> None:
-    places, notes = find_positions(replace(slide, label=label, annotation=empty_annotation), None)
-    assert places.count(NORMAL) > 0
+    positions, notes = find_positions(replace(slide, label=label, annotation=empty_annotation), None)
+    assert positions.count(NORMAL) > 0
     assert notes == ["its annotation contains no tumour outline: all its tissue is used as normal tissue"]
 
 
@@ -91,8 +91,8 @@ def test_the_note_about_an_unusable_slide_gives_the_right_reason(
 def test_a_normal_label_with_outlined_tumour_is_reported(slide: Case, tmp_path: Path) -> None:
     write_annotation(tmp_path / "a.geojson", Annotation((Polygon(square(100, 100, 200)),)))
     outlined = replace(slide, label="benign", annotation=str(tmp_path / "a.geojson"))
-    places, notes = find_positions(outlined, None)
-    assert places.count(TUMOUR) > 0
+    positions, notes = find_positions(outlined, None)
+    assert positions.count(TUMOUR) > 0
     assert notes == [
         "its label 'benign' means no tumour, but its annotation outlines tumour: the annotation is used"
     ]

@@ -18,22 +18,22 @@ X = torch.randn((12, 3, 9, 9), generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(autouse=True)
 def lanes_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    made: list[Lanes] = []
+    all_lanes: list[Lanes] = []
     start = Lanes.__init__
 
     def noted(self: Lanes, *arguments: object) -> None:
         start(self, *arguments)  # type: ignore[arg-type]
-        made.append(self)
+        all_lanes.append(self)
 
     monkeypatch.setattr(Lanes, "__init__", noted)
     yield
-    for lanes in made:
+    for lanes in all_lanes:
         lanes.close()
 
 
-def net(*more: nn.Module) -> nn.Sequential:
+def net(*layers: nn.Module) -> nn.Sequential:
     torch.manual_seed(5)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), *more, nn.Flatten(), nn.Linear(4 * 49, 2))
+    return nn.Sequential(nn.Conv2d(3, 4, 3), *layers, nn.Flatten(), nn.Linear(4 * 49, 2))
 
 
 def loss_of(module: nn.Module, x: Tensor) -> Tensor:
@@ -55,42 +55,44 @@ def gradients(module: nn.Module) -> list[Tensor]:
     ("count", "edges"), [(1, (0, 12)), (2, (0, 6, 12)), (3, (0, 4, 8, 12)), (2, (0, 3, 6, 12))]
 )
 def test_gradients_are_those_of_the_whole_batch(count: int, edges: tuple[int, ...]) -> None:
-    whole = net(nn.ReLU())
-    loss_of(whole, X).backward()
-    expected = gradients(whole)
+    reference = net(nn.ReLU())
+    loss_of(reference, X).backward()
+    expected = gradients(reference)
     module = net(nn.ReLU())
     lanes = Lanes(module, count)
     for _ in range(3):  # the first step runs in turn, later ones side by side
         loss = lanes.gradients(micro_batches(*edges), loss_of)
-        torch.testing.assert_close(loss, loss_of(whole, X).detach())
+        torch.testing.assert_close(loss, loss_of(reference, X).detach())
         torch.testing.assert_close(gradients(module), expected)
     with torch.no_grad():  # a step on the module's weights is a step on the lanes'
-        for parameter in (*module.parameters(), *whole.parameters()):
+        for parameter in (*module.parameters(), *reference.parameters()):
             parameter -= 0.1
-    torch.testing.assert_close(lanes.gradients(micro_batches(*edges), loss_of), loss_of(whole, X).detach())
+    torch.testing.assert_close(
+        lanes.gradients(micro_batches(*edges), loss_of), loss_of(reference, X).detach()
+    )
 
 
-def test_random_numbers_do_not_depend_on_who_is_faster() -> None:
+def test_random_numbers_do_not_depend_on_thread_speed() -> None:
     def slowed(slow: int) -> list[Tensor]:
-        module, found = net(nn.Dropout(0.5)), []
+        module, outputs = net(nn.Dropout(0.5)), []
         lanes = Lanes(module, 2)
 
-        def loss(own: nn.Module, x: Tensor) -> Tensor:
+        def loss(lane_module: nn.Module, x: Tensor) -> Tensor:
             if torch.equal(x, X[6 * slow : 6 * slow + 6]):
                 time.sleep(0.02)
-            return loss_of(own, x)
+            return loss_of(lane_module, x)
 
         for step in range(3):
             lanes.gradients(micro_batches(0, 6, 12, seed=step), loss)
-            found += gradients(module)
-        return found
+            outputs += gradients(module)
+        return outputs
 
     one, other = slowed(0), slowed(1)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert not torch.equal(one[0], one[4])
 
 
-def test_a_net_that_draws_from_torchs_generator_runs_in_turn_and_repeats() -> None:
+def test_module_that_uses_the_global_generator_runs_in_sequence() -> None:
     class Functional(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return F.dropout(x, 0.5, self.training)
@@ -110,17 +112,17 @@ def test_a_net_that_draws_from_torchs_generator_runs_in_turn_and_repeats() -> No
 
 @pytest.mark.parametrize("like", [nn.Dropout(0.3), nn.Dropout2d(0.3)])
 def test_dropout_drops_its_share_and_keeps_the_mean(like: nn.Dropout | nn.Dropout2d) -> None:
-    own = _Dropout(like, torch.Generator().manual_seed(2))
-    y = own(torch.ones(200, 30, 4, 4))
+    dropout = _Dropout(like, torch.Generator().manual_seed(2))
+    y = dropout(torch.ones(200, 30, 4, 4))
     assert (y == 0).float().mean() == pytest.approx(0.3, abs=0.02)
     assert y.mean() == pytest.approx(1.0, abs=0.03)
     alike = (y == y[..., :1, :1]).flatten(2).all(-1)
     assert bool(alike.all()) == isinstance(like, nn.Dropout2d)
-    own.eval()
-    assert torch.equal(own(X), X)
+    dropout.eval()
+    assert torch.equal(dropout(X), X)
 
 
-def test_a_batch_norm_keeps_the_mean_of_its_parts_statistics() -> None:
+def test_batch_norm_averages_the_statistics_of_micro_batches() -> None:
     module = net(nn.BatchNorm2d(4))
     Lanes(module, 2).gradients(micro_batches(0, 6, 12), loss_of)
     norm = module[1]
@@ -130,7 +132,7 @@ def test_a_batch_norm_keeps_the_mean_of_its_parts_statistics() -> None:
     assert int(norm.num_batches_tracked) == 1
 
 
-def test_what_goes_wrong_in_a_lane_reaches_the_trainer() -> None:
+def test_error_in_a_lane_is_raised() -> None:
     lanes = Lanes(net(), 2)
     lanes.gradients(micro_batches(0, 6, 12), loss_of)
     with pytest.raises(RuntimeError, match="shapes"):
