@@ -103,7 +103,7 @@ def test_a_file_imports_only_from_above() -> None:
 def test_there_are_no_import_cycles() -> None:
     names = module_names()
     graph = {module: imports_of_lobule(path, names) - {module} for module, path in names.items() if module}
-    for module in graph:  # a package's front page may name its own rooms; that is no circle
+    for module in graph:  # A package may import its own modules, which is not a cycle.
         if names[module].name == "__init__.py":
             graph[module] = {other for other in graph[module] if not other.startswith(module + ".")}
         graph[module] = {o for o in graph[module] if not module.startswith(o + ".")}

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 MEMORY = 2 << 30
 CPU_SECONDS = 20
 PATIENCE = 300
-"""Seconds on the clock after which the child is said to hang; machines that run tests are often busy."""
+"""Seconds after which the child process counts as hanging; the limit is long because test machines are often
+busy."""
 
 
 def run_limited(function: str, argument: Any) -> Any:

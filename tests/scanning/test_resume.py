@@ -49,7 +49,7 @@ def again(
 
 
 def forwards_of_a_scan(cohort: Cohort, out: Path) -> int:
-    """Batches computed, the measurement of a fresh folder apart (a folder that goes on measures nothing)."""
+    """Number of computed batches, without those of the measurement in a new folder."""
     return again(cohort, out).forwards
 
 

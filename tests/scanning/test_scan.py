@@ -324,7 +324,7 @@ def test_another_bundle_or_other_options_are_refused(slide: Path, tmp_path: Path
             EVERYWHERE,
             SMALL,
         )
-    # what differs is said, and not all the rest
+    # The message names only the options that differ.
     with pytest.raises(ResultsError, match=r"other options\. Expected stride null\. Found stride 8\."):
         scan_small(cohort_of(slide), tmp_path / "r", options=ScanOptions(tissue=None, stride=8))
     scan_small(cohort_of(slide), tmp_path / "r", options=ScanOptions(tissue=None, stride=8), fresh=True)

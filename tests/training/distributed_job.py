@@ -43,7 +43,7 @@ def train_by_name(name: str, cohort: Path, out: Path, rounds: int = 0, **train_o
 
 
 def run(cohort: Path, out: Path) -> None:
-    """One training that mines; one unbroken, and one that is interrupted and goes on; and the command."""
+    """Run trainings that mine, are uninterrupted, or are interrupted and resumed; then the command."""
     torch.set_num_threads(1)
     BACKBONES["plain"] = plain
     train_by_name("mined", cohort, out, rounds=1)

@@ -1,4 +1,4 @@
-"""Two processes under torchrun learn what one does, go on as one does; only the first writes or speaks."""
+"""Two processes under torchrun learn and resume like one; only the first writes files and messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: gone on with bit for bit, its steps those of the textbook, its failures typed."""
+"""The training loop: exact resume, agreement with textbook optimisers, and errors."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def test_nan_loss_stops_and_keeps_the_last_valid_checkpoint(tmp_path: Path) -> N
 
 
 def test_nan_weights_are_never_saved(tmp_path: Path) -> None:
-    """A loss that is a number may have a gradient that is none."""
+    """A finite loss may have a gradient that is NaN."""
 
     def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         value = loss_of(module, batch)

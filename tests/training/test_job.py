@@ -1,4 +1,4 @@
-"""The folder that a training goes on in: its own, and nobody else's."""
+"""The folder of a training: creating, resuming and refusing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lanes: the gradients that one thread gives, the same bits whoever is faster, dropout of their own."""
+"""Lanes: the gradients equal those of one thread and do not depend on speed; dropout is reproducible."""
 
 from __future__ import annotations
 
