@@ -134,7 +134,7 @@ def test_invalid_students_and_other_teachers_are_refused(lobule: Lobule, tmp_pat
     torch.save(checkpoint, tmp_path / "whole.pth")
     student_path = str(tmp_path / "whole.pth")
     done = lobule("weights", "convert", student_path, *common_arguments, "--architecture", "wide_resnet50_2")
-    assert (done.status, "another teacher" in done.err) == (1, True), done.err
+    assert (done.status, "another backbone" in done.err) == (1, True), done.err
     for extra_arguments, message in (
         (["--trust"], "does not support --trust"),
         ([student_path], "one file of weights"),
