@@ -155,7 +155,7 @@ def test_fresh_deletes_only_files_of_a_scan(slides: tuple[Path, Path], tmp_path:
     (precious.parent / "patient 1").mkdir()
     (precious.parent / "patient 1" / "x.svs").write_bytes(b"a slide")
     for expected in ("patient 1", "precious.svs"):
-        with pytest.raises(ResultsError, match=rf"{expected}.*--fresh would delete it"):
+        with pytest.raises(ResultsError, match=rf"{expected}.*--fresh would delete a folder"):
             run(cohort_of(slides[0]), tmp_path / "mine", fresh=True)
         (precious.parent / "patient 1" / "x.svs").unlink(missing_ok=True)
     assert precious.exists()
@@ -185,7 +185,7 @@ def test_duplicate_case_names_are_refused(slides: tuple[Path, Path], tmp_path: P
     twice = Cohort(
         tuple(Case("x", name, "slide", str(path)) for name, path in zip("pq", slides, strict=True))
     )
-    with pytest.raises(ConfigError, match=r"one name.*x"):
+    with pytest.raises(ConfigError, match=r"same name.*x"):
         run(twice, tmp_path / "r")
 
 
