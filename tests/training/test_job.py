@@ -49,9 +49,9 @@ def test_training_of_an_earlier_version_can_be_resumed(tmp_path: Path) -> None:
 
 def test_different_settings_are_named(tmp_path: Path) -> None:
     begin(tmp_path)
-    with pytest.raises(ResultsError, match=r"different config.*steps 100, now 50"):
+    with pytest.raises(ResultsError, match=r"another config.*steps 100, now 50"):
         begin(tmp_path, Settings(steps=50), resume=True)
-    with pytest.raises(ResultsError, match="different seed"):
+    with pytest.raises(ResultsError, match="another seed"):
         begin(tmp_path, resume=True, seed=1)
 
 

@@ -242,7 +242,7 @@ def _check_settings(
     if before != settings:
         key = next(key for key in {**settings, **before} if before.get(key) != settings.get(key))
         raise ResultsError(
-            f"the training in this folder began with a different {key}",
+            f"the training in this folder began with another {key}",
             subject=bundle.parent,
             actual="; ".join(_differences(before.get(key), settings.get(key))[:5]) or None,
             remedy="Use the same settings, or start over with --fresh",
