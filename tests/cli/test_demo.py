@@ -118,5 +118,6 @@ def _check_page(data: dict[str, dict[str, dict[str, dict[str, float]]]], page: s
             assert min(opened.size) > 100
     for name in ("scannet", "colour"):
         value = data["evaluation"][name]["froc"]["value"]
-        assert f"<td>{value:.2f} <small>" in page
+        # Intervals are left blank because the small demo has fewer than ten patients.
+        assert f"<td>{value:.2f}" in page
     assert "Research use only" in page

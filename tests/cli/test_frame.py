@@ -14,7 +14,7 @@ import pytest
 
 from lobule.cli import COMMANDS
 from lobule.cli.base import Answer, LazyGroup, format_fields, lobule_command, run, table
-from lobule.errors import DamagedFile, MissingMpp
+from lobule.errors import ConfigError, DamagedFile, MissingMpp
 from tests.cli.conftest import Lobule
 
 
@@ -113,6 +113,14 @@ def test_errors_are_json_for_machines(capsys: pytest.CaptureFixture[str]) -> Non
     error = json.loads(capsys.readouterr().out)["error"]
     assert (error["kind"], error["subject"]) == ("MissingMpp", "a.tif")
     assert "--mpp" in error["remedy"]
+    refused = ConfigError("no precision 'half'", expected="auto or float32", actual="half")
+    assert run(probe(refused), ["probe-it", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["what"], error["expected"], error["found"]) == (
+        "no precision 'half'",
+        "auto or float32",
+        "half",
+    )
 
 
 def test_debug_lets_the_traceback_through() -> None:

@@ -199,6 +199,12 @@ def _fail(
     return status
 
 
+ERROR_KEYS = {
+    "what": "problem", "subject": "subject", "expected": "expected", "found": "actual", "remedy": "remedy",
+}  # fmt: skip
+"""Keys of an error in `--json` output, and the attributes of `LobuleError` that they show."""
+
+
 def _print_error(
     message: str,
     global_options: GlobalOptions,
@@ -209,9 +215,9 @@ def _print_error(
     if global_options.as_json and status != 130:
         error_fields = {"kind": type(error).__name__ if error else "UsageError", "message": message}
         error_fields |= {
-            name: value
-            for name in ("what", "subject", "expected", "found", "remedy")
-            if (value := getattr(error, name, None)) is not None
+            key: value
+            for key, attribute in ERROR_KEYS.items()
+            if (value := getattr(error, attribute, None)) is not None
         }
         click.echo(json.dumps({"error": error_fields}, indent=1, ensure_ascii=False))
     if usage is not None:

@@ -64,7 +64,7 @@ def write_page(story: ExamStory) -> None:
         commands([
             f"lobule evaluate {story.results} {story.data['cohort']} --split test --by site",
             f"lobule info {story.results}",
-            "lobule methods four_view",
+            f"lobule train four-view {story.data['cohort']} --out my-bundle --dry-run",
         ]),
     ]  # fmt: skip
     write_text(story.page, html_page("Lobule demo: exams", sections, STYLE))
