@@ -348,10 +348,14 @@ _stored_hashes: dict[str, tuple[list[Any], str]] = {}
 
 
 def cache_folder() -> Path:
-    """Return the cache folder: `$LOBULE_CACHE`, or `lobule` in the user's cache folder."""
+    """Return the folder of the caches: `$LOBULE_CACHE`, `$XDG_CACHE_HOME/lobule` or `~/.cache/lobule`.
+
+    A relative `XDG_CACHE_HOME` is ignored, as the XDG specification requires.
+    """
     if chosen := os.environ.get("LOBULE_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lobule"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "lobule"
 
 
 def _file_state(file: IO[bytes]) -> list[Any]:

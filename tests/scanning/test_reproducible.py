@@ -19,12 +19,12 @@ import torch
 from torchvision.models import resnet18
 
 from lobule.api import scan as scan_bundle
-from lobule.files import read_json
+from lobule.files import cache_folder, read_json
 from lobule.methods.classifier import convert
 from lobule.results.result import Result
 from lobule.scanning import device as placement
 from lobule.scanning.contract import EngineSettings, OpenCase, Pass, Predictor, ScanOptions, Store
-from lobule.scanning.form_cache import CachedForm, cache_folder, cache_key, cached_form, store_form
+from lobule.scanning.form_cache import CachedForm, cache_key, cached_form, store_form
 from lobule.scanning.scan import Machine, scan
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.scanning.support import (

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,14 +21,11 @@ import torch
 
 from lobule import __version__
 from lobule.errors import LobuleError
-from lobule.files import read_json, write_json
+from lobule.files import cache_folder, read_json, write_json
 from lobule.scanning.contract import EngineSettings
 
 log = logging.getLogger("lobule.scan")
 
-FOLDER_VARIABLE = "LOBULE_CACHE"
-"""Environment variable with the path of the cache folder. Without it, the folder is `lobule` in the user's
-cache folder."""
 FORMAT = 1
 
 
@@ -40,14 +36,6 @@ class CachedForm:
     precision: str
     channels_last: bool
     measurement: Mapping[str, Any]
-
-
-def cache_folder() -> Path:
-    """Return the folder of the caches: `$LOBULE_CACHE`, `$XDG_CACHE_HOME/lobule` or `~/.cache/lobule`."""
-    if chosen := os.environ.get(FOLDER_VARIABLE):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "lobule"
 
 
 def cache_key(

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-Value = TypeVar("Made")
+Value = TypeVar("Value")
 
 PATIENCE = timedelta(days=7)
 """How long ranks wait for the first one, which may mine a large cohort. If it dies, torchrun ends them."""
