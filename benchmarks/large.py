@@ -1,8 +1,8 @@
 """A slide of 100,000 px a side, about a fifth of it tissue: made, then scanned coarsely under 2 GiB.
 
-Both run as children, so that each has a peak of its own. `--keep DIR` uses the slide that is there, or leaves
-the one it makes. The ratios are peaks over their ceilings: 1.5 GB for making, and for scanning 2 GiB beyond
-what the process held when the scan began.
+Both run in child processes, so that their peaks are separate. `--keep DIR` uses the slide in that
+folder, or stores the new one there. The ratios are peaks over their ceilings: 1.5 GB for making, and for
+scanning 2 GiB beyond what the process held when the scan began.
 """
 
 from __future__ import annotations

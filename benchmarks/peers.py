@@ -7,9 +7,9 @@ have made).
 cell; it runs a block of the map, and its time is scaled to the number of cells.
 
 Timed is the inference call alone, after imports, with the slide in the page cache. Finding tissue and
-choosing the form of the model are in Lobule's time and not in the others'. Every peer runs in an
-environment of its own and counts in the faster of no and two DataLoader workers. Rounds go round all of
-them, and the least time counts. Memory is the peak of the whole process tree, imports included, with shared
+choosing the form of the model are in Lobule's time and not in the others'. Every peer runs in a
+separate environment, with no and with two DataLoader workers, of which the faster counts. The peers take
+turns, and the least time counts. Memory is the peak of the whole process tree, imports included, with shared
 pages counted once (Linux's PSS).
 
     python benchmarks/peers.py --prepare     once: environments under .peers/ (several GiB of downloads)

@@ -4,9 +4,9 @@ Everything is read once in boxes of 1,024 px, on one thread and on two; of the t
 slide is a generated one whose compressed tiles are laid out again and again up to the size wanted. OpenSlide
 is used as people use it: one handle with its own cache, `read_region` and then `convert("RGB")`.
 
-`copied_of_raw` is what is left of raw decoding when each tile, from memory too, is copied into the box that
-was asked for: no reader of boxes on libjpeg-turbo's Python front ends, which write to contiguous memory
-alone, can be faster.
+`copied_of_raw` is the rate of raw decoding when each tile, also from memory, is copied into the
+requested box. The Python front ends of libjpeg-turbo write only to contiguous memory, so no reader of
+boxes that uses them can be faster.
 """
 
 from __future__ import annotations

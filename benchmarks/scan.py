@@ -85,7 +85,7 @@ def paint(path: Path, tissue: float) -> None:
 
 
 def make_bundle(kind: str, folder: Path) -> Path:
-    """Seeded weights; what they score means nothing, and takes as long as what a trained model scores."""
+    """Write a bundle with seeded weights. Its scores are meaningless but take as long as real ones."""
     import torch
 
     torch.manual_seed(5)

@@ -6,9 +6,9 @@ over_png_folder  patches/s drawn from slides over patches/s that torch's DataLoa
 
 The parts are measured alone before and after the training, since a shared machine drifts.
 
-Also printed: CPU seconds that training takes over those of its two parts alone, and, as a bound that no
-training can do anything about, how many times the CPU seconds of a plain step grow when every core runs a
-process of its own with nothing but that step (`beside`: cores share the way to memory).
+Also printed: CPU seconds of training divided by those of its two parts alone and, as a bound for any
+training, the factor by which the CPU seconds of a plain step grow when every core runs such a process
+(`beside`: cores share the memory bus).
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def main() -> None:
         rounds = 3 if quick else 12
 
         def alone() -> tuple[float, float]:
-            """CPU seconds of drawing a patch and of training on it, each with nothing beside it."""
+            """CPU seconds of drawing a patch and of training on it, each measured alone."""
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             step, sampler = trainer(), Sampler(pool, augmented, 0, 0, {})

@@ -9,7 +9,7 @@ blocks of 5 × 5 tiles (1 mm), since neighbouring tiles are alike. Research use 
 
     LOBULE_REFERENCE=… python experiments/rakhlin_kit.py OUT train|scan|ucsb [--without 8863]
 
-`train` and `scan` are steps of one run, which goes on where it was stopped; `scan` prints the table and
+`train` and `scan` are steps of one run, which continues where it was stopped; `scan` prints the table and
 writes OUT/kit-X.json. `ucsb` runs the kit's UCSB images through a model that `train` made.
 """
 
@@ -56,13 +56,13 @@ def cohort(kit: Path, folder: Path, slide: str) -> Cohort:
     ]  # fmt: skip
     with (kit / "patches/idc/labels.csv").open(encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row["patient"] in PATCHES]
-    place = make_folder(folder / "patches")
+    patch_folder = make_folder(folder / "patches")
     for patient in PATCHES:
-        own = [row for row in rows if row["patient"] == patient]
-        count = 5 * EACH if {row["label"] for row in own} == {"0"} else EACH
-        for index in rng.permutation(len(own))[:count]:
-            row = own[index]
-            path = place / (Path(row["file"]).stem + ".jpg")
+        patient_rows = [row for row in rows if row["patient"] == patient]
+        count = 5 * EACH if {row["label"] for row in patient_rows} == {"0"} else EACH
+        for index in rng.permutation(len(patient_rows))[:count]:
+            row = patient_rows[index]
+            path = patch_folder / (Path(row["file"]).stem + ".jpg")
             if not path.exists():
                 patch = Image.open(kit / "patches/idc" / row["file"]).convert("RGB")
                 if patch.size != (TILE, TILE):
@@ -74,14 +74,14 @@ def cohort(kit: Path, folder: Path, slide: str) -> Cohort:
 
 def train(kit: Path, out: Path, without: str) -> None:
     (slide,) = set(SLIDES) - {without}
-    place = out / f"without-{without}"
+    bundle_folder = out / f"without-{without}"
     settings = {
         **SETTINGS,
         "weights": [str(kit / "weights/squeezenet1_1-imagenet-rgb.safetensors")],
         "features": str(out / "features"),
     }
-    resume = (place / "training").exists()
-    bundle = lobule.train("rakhlin", cohort(kit, out, slide), place, settings=settings, resume=resume,
+    resume = (bundle_folder / "training").exists()
+    bundle = lobule.train("rakhlin", cohort(kit, out, slide), bundle_folder, settings=settings, resume=resume,
                           machine={"device": "cpu"})  # fmt: skip
     print(f"without {without}: out-of-fold accuracy {bundle.metrics['accuracy']:.3f}")
 
@@ -96,23 +96,24 @@ def scan(kit: Path, out: Path, slide: str) -> dict[str, Any]:
     (reader,) = open_results(results).case_folder(slide).maps.values()
     scores = reader.read()[0][reader.info.classes.index("1")]
     corners, labels = tiles_of(kit, slide)
-    own = scores[corners[:, 1] // TILE, corners[:, 0] // TILE].astype(np.float64)
+    tile_scores = scores[corners[:, 1] // TILE, corners[:, 0] // TILE].astype(np.float64)
     (other,) = set(SLIDES) - {slide}
     blocks = [f"{x // BLOCK},{y // BLOCK}" for x, y in corners]
     against = {}
     for name, theirs in baselines(kit, make_folder(out / "baselines"), other, slide).items():
-        found = compare_scores(labels, own, theirs, blocks)
-        against[name] = {"auc": found.b, "difference": found.difference.to_dict()}
-        print(f"{slide}: rakhlin {found.a:.3f}, {name} {found.b:.3f}, difference {found.difference}")
-    unscored = int((own == 0).sum())
-    return {"slide": slide, "auc": found.a, "against": against, "tiles_without_a_score": unscored}
+        comparison = compare_scores(labels, tile_scores, theirs, blocks)
+        against[name] = {"auc": comparison.b, "difference": comparison.difference.to_dict()}
+        areas = f"rakhlin {comparison.a:.3f}, {name} {comparison.b:.3f}"
+        print(f"{slide}: {areas}, difference {comparison.difference}")
+    unscored = int((tile_scores == 0).sum())
+    return {"slide": slide, "auc": comparison.a, "against": against, "tiles_without_a_score": unscored}
 
 
 def ucsb(kit: Path, out: Path) -> dict[str, Any]:
     """Nine images of another laboratory and µm/px: every one ends with probabilities."""
     results = out / "ucsb"
     settings = {"scan_augmentations": 1}
-    # nobody says their µm/px: given as the model's own, so that they are taken as they are
+    # their µm/px is unknown; with that of the model they are read unscaled
     report = lobule.scan(
         out / "without-8863", sorted((kit / "histology/ucsb/images").glob("*.jpg")), results, mpp=MPP,
         settings=settings, machine={"device": "cpu"},
@@ -126,13 +127,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("what", choices=["train", "scan", "ucsb"])
     parser.add_argument("--without", choices=SLIDES, help="both if not given")
-    asked = parser.parse_args()
-    kit, out = Path(os.environ["LOBULE_REFERENCE"]) / "kit", make_folder(asked.out)
-    if asked.what == "ucsb":
+    options = parser.parse_args()
+    kit, out = Path(os.environ["LOBULE_REFERENCE"]) / "kit", make_folder(options.out)
+    if options.what == "ucsb":
         write_json(out / "ucsb.json", ucsb(kit, out))
         return
-    for slide in [asked.without] if asked.without else SLIDES:
-        if asked.what == "train":
+    for slide in [options.without] if options.without else SLIDES:
+        if options.what == "train":
             train(kit, out, slide)
         else:
             write_json(out / f"kit-{slide}.json", json.loads(json.dumps(scan(kit, out, slide))))

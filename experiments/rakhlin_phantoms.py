@@ -12,7 +12,8 @@ Images are 512 × 384 px at 1.68 µm/px, as large in µm as those of BACH, and n
 
     LOBULE_REFERENCE=… python experiments/rakhlin_phantoms.py WHAT OUT [--quick]
 
-prints a table and writes OUT/WHAT.json. Trainings are kept in OUT: interrupted, the same command goes on.
+prints a table and writes OUT/WHAT.json. Trainings stay in OUT, and the
+same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def trained(out: Path, name: str, manifest: Path, settings: dict[str, Any]) -> B
 
 
 def hits(bundle: Bundle) -> tuple[np.ndarray[Any, Any], list[str]]:
-    """Whether each image was told right by the fusion of models that had not seen it; and the patients."""
+    """Whether the fusion of models that had not seen an image classified it correctly; and the patients."""
     assert bundle.path is not None
     with (bundle.path / "training/out_of_fold.csv").open(encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row["set"] == "fusion"]

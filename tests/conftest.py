@@ -34,12 +34,12 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """The folder of reference numbers and real images; its absence skips the test."""
-    place = os.environ.get("LOBULE_REFERENCE")
-    if not place:
+    folder = os.environ.get("LOBULE_REFERENCE")
+    if not folder:
         pytest.skip("LOBULE_REFERENCE is not set: reference numbers and real images are not here")
-    path = Path(place)
+    path = Path(folder)
     if not path.is_dir():
-        pytest.skip(f"LOBULE_REFERENCE={place} is not a folder")
+        pytest.skip(f"LOBULE_REFERENCE={folder} is not a folder")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Freed memory that stays with the process, and goes back at the end; each in a process of its own."""
+"""Freed memory stays with the process and is returned at the end; each test runs in a separate process."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ print(json.dumps({"told": told, "first": first, "later": later, "held": held, "a
 """
 
 
-def told_by(what: str, **environment: str) -> dict[str, Any]:
+def measured_by(mode: str, **environment: str) -> dict[str, Any]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC", "GLIBC"))}
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, what],
+        [sys.executable, "-c", CHILD, mode],
         env=clean | {"OPENBLAS_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
 
 
 def test_large_blocks_of_a_thread_are_used_again() -> None:
-    kept, plain = told_by("keep"), told_by("plain")
+    keeping, plain = measured_by("keep"), measured_by("plain")
     block = (48 << 20) // os.sysconf("SC_PAGE_SIZE")
-    assert kept["told"] == [True, True]
+    assert keeping["told"] == [True, True]
     assert plain["later"] > 4 * block  # each round takes its pages anew
-    assert kept["later"] < block  # of three and more blocks a round
-    assert kept["first"] >= 2 * block  # the test would not see faults otherwise
-    assert kept["held"] > 2 * block > 4 * kept["after"]
+    assert keeping["later"] < block  # of three and more blocks a round
+    assert keeping["first"] >= 2 * block  # the test would not see faults otherwise
+    assert keeping["held"] > 2 * block > 4 * keeping["after"]
 
 
 @pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_"])
 def test_what_the_user_says_stays(name: str) -> None:
     value = "glibc.malloc.arena_max=4" if name == "GLIBC_TUNABLES" else "4"
-    assert told_by("keep", **{name: value})["told"] == [False, False]
+    assert measured_by("keep", **{name: value})["told"] == [False, False]

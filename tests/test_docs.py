@@ -37,12 +37,12 @@ def test_every_command_has_a_section() -> None:
 
 def test_every_dependency_has_a_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    asked = list(project["project"]["dependencies"])
+    requirements = list(project["project"]["dependencies"])
     for extra in project["project"]["optional-dependencies"].values():
-        asked += extra
+        requirements += extra
     for group in project["dependency-groups"].values():
-        asked += group
-    names = {re.split(r"[<>=!~\[ ;]", line)[0] for line in asked} - {"lobule"}
+        requirements += group
+    names = {re.split(r"[<>=!~\[ ;]", line)[0] for line in requirements} - {"lobule"}
     reasons = dict(
         re.findall(r"^\| ([a-z0-9_.-]+) \| (.+) \|$", (DOCS / "dependencies.md").read_text(), re.MULTILINE)
     )
@@ -52,8 +52,8 @@ def test_every_dependency_has_a_reason() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    listed = set(re.findall(r": ([a-z_-]+\.md)$", text, re.MULTILINE))
-    assert listed == {page.name for page in DOCS.glob("*.md")}
+    pages = set(re.findall(r": ([a-z_-]+\.md)$", text, re.MULTILINE))
+    assert pages == {page.name for page in DOCS.glob("*.md")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

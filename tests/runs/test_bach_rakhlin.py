@@ -24,10 +24,10 @@ SMALL = {
 }  # fmt: skip
 
 
-def run(data: Path, out: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    given = {**os.environ, **SMALL, "BACH": str(data), "OUT": str(out), "PYTHON": sys.executable}
+def run(data: Path, out: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **SMALL, "BACH": str(data), "OUT": str(out), "PYTHON": sys.executable}
     return subprocess.run(
-        ["bash", str(SCRIPT)], env={**given, **more}, capture_output=True, text=True, timeout=600
+        ["bash", str(SCRIPT)], env={**environment, **variables}, capture_output=True, text=True, timeout=600
     )
 
 
@@ -42,10 +42,10 @@ def test_every_step_runs_on_images_laid_out_like_bach(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     write_images(data, 4, size=(160, 120), seed=2)
     (data / "cohort.csv").unlink()  # the public set has no manifest
-    place = data / "Test" / "Photos"
-    place.mkdir(parents=True)
+    folder = data / "Test" / "Photos"
+    folder.mkdir(parents=True)
     for number, label in ((0, "benign"), (11, "invasive"), (2, "normal")):
-        Image.fromarray(painted(label, number)).save(place / f"test{number}.tif")
+        Image.fromarray(painted(label, number)).save(folder / f"test{number}.tif")
     (data / "WSI").mkdir()
     micron = {"resolution": (1e4 / 0.42,) * 2, "resolutionunit": "CENTIMETER"}
     write_slide(data / "WSI" / "A01.tif", painted("invasive", 3, 400, 300), **micron)
@@ -60,7 +60,7 @@ def test_every_step_runs_on_images_laid_out_like_bach(tmp_path: Path) -> None:
     assert (out / "maps/cases/A01/maps/map/zarr.json").exists()
     with (out / "bundle/training/out_of_fold.csv").open() as lines:
         assert len(list(csv.DictReader(lines))) == 16 * 3
-    kept = {path: path.stat().st_mtime_ns for path in (out / "bundle/model.json", out / "cohort.csv")}
+    times_before = {path: path.stat().st_mtime_ns for path in (out / "bundle/model.json", out / "cohort.csv")}
     again = run(data, out)
     assert again.returncode == 0, again.stderr
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {path: path.stat().st_mtime_ns for path in times_before} == times_before

@@ -22,10 +22,10 @@ SMALL = {
 }  # fmt: skip
 
 
-def run(data: Path, out: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    given = {**os.environ, **SMALL, "CAMELYON16": str(data), "OUT": str(out), "PYTHON": sys.executable}
+def run(data: Path, out: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **SMALL, "CAMELYON16": str(data), "OUT": str(out), "PYTHON": sys.executable}
     return subprocess.run(
-        ["bash", str(SCRIPT)], env={**given, **more}, capture_output=True, text=True, timeout=900
+        ["bash", str(SCRIPT)], env={**environment, **variables}, capture_output=True, text=True, timeout=900
     )
 
 
@@ -56,7 +56,7 @@ def test_every_step_runs_on_slides_laid_out_like_camelyon16(tmp_path: Path) -> N
     assert (out / "chowder" / "bundle" / "encoder.safetensors").exists()
     data = json.loads((out / "chowder" / "evaluation" / "evaluation.json").read_text())
     assert data["tasks"]
-    kept = {path: path.stat().st_mtime_ns for path in out.rglob("model.json")}
+    times_before = {path: path.stat().st_mtime_ns for path in out.rglob("model.json")}
     again = run(tmp_path / "data", out)
     assert again.returncode == 0, again.stderr
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {path: path.stat().st_mtime_ns for path in times_before} == times_before

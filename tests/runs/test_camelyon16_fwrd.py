@@ -22,10 +22,10 @@ SMALL = {
 }  # fmt: skip
 
 
-def run(data: Path, out: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    given = {**os.environ, **SMALL, "CAMELYON16": str(data), "OUT": str(out), "PYTHON": sys.executable}
+def run(data: Path, out: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **SMALL, "CAMELYON16": str(data), "OUT": str(out), "PYTHON": sys.executable}
     return subprocess.run(
-        ["bash", str(SCRIPT)], env={**given, **more}, capture_output=True, text=True, timeout=900
+        ["bash", str(SCRIPT)], env={**environment, **variables}, capture_output=True, text=True, timeout=900
     )
 
 
@@ -48,7 +48,7 @@ def test_every_step_runs_on_slides_laid_out_like_camelyon16(tmp_path: Path) -> N
     assert first.returncode == 0, first.stdout + first.stderr
     for line in ("2 outlined slides learn", "FW-RD, ten slides", "learned from 2 outlined slides, 24 tumour"):
         assert line in first.stdout, first.stdout
-    kept = (out / "bundle/model.json").stat().st_mtime_ns
+    times_before = (out / "bundle/model.json").stat().st_mtime_ns
     again = run(data, out)
     assert again.returncode == 0, again.stderr
-    assert (out / "bundle/model.json").stat().st_mtime_ns == kept
+    assert (out / "bundle/model.json").stat().st_mtime_ns == times_before

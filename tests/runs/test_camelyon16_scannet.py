@@ -22,10 +22,10 @@ SMALL = {
 }  # fmt: skip
 
 
-def run(data: Path, out: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    given = {**os.environ, **SMALL, "CAMELYON16": str(data), "OUT": str(out), "PYTHON": sys.executable}
+def run(data: Path, out: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **SMALL, "CAMELYON16": str(data), "OUT": str(out), "PYTHON": sys.executable}
     return subprocess.run(
-        ["bash", str(SCRIPT)], env={**given, **more}, capture_output=True, text=True, timeout=900
+        ["bash", str(SCRIPT)], env={**environment, **variables}, capture_output=True, text=True, timeout=900
     )
 
 
@@ -64,11 +64,13 @@ def test_every_step_runs_on_slides_laid_out_like_camelyon16(tmp_path: Path) -> N
         assert data["lesions"]["all"]["lesions"] >= 1
         assert data["lesions"]["all"]["froc_score"]["value"] is not None
     assert len(list((out / "submission" / "detections").glob("Test_*.csv"))) == 4
-    # gone on with, nothing is done again: neither the cohort nor the training nor a scan
-    kept = {path: path.stat().st_mtime_ns for path in [out / "cohort.csv", out / "bundle" / "model.json"]}
-    kept |= {path: path.stat().st_mtime_ns for path in out.glob("results/cases/*/result.json")}
-    assert len(kept) == 6
+    # a second run repeats nothing: neither the cohort nor the training nor a scan
+    times_before = {
+        path: path.stat().st_mtime_ns for path in [out / "cohort.csv", out / "bundle" / "model.json"]
+    }
+    times_before |= {path: path.stat().st_mtime_ns for path in out.glob("results/cases/*/result.json")}
+    assert len(times_before) == 6
     again = run(tmp_path / "data", out)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {path: path.stat().st_mtime_ns for path in times_before} == times_before
     assert again.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]

@@ -23,12 +23,12 @@ from tests.methods.four_view.test_convert import published
 SCRIPT = Path(__file__).parents[2] / "runs" / "nyu.sh"
 
 
-def run(**given: object) -> subprocess.CompletedProcess[str]:
-    settings = {name: str(value) for name, value in given.items()}
-    own = {"PYTHON": sys.executable, "DEVICE": "cpu", "OMP_NUM_THREADS": "1", "RESAMPLES": "20"}
+def run(**variables: object) -> subprocess.CompletedProcess[str]:
+    settings = {name: str(value) for name, value in variables.items()}
+    defaults = {"PYTHON": sys.executable, "DEVICE": "cpu", "OMP_NUM_THREADS": "1", "RESAMPLES": "20"}
     return subprocess.run(
         ["bash", str(SCRIPT)],
-        env={**os.environ, **own, **settings},
+        env={**os.environ, **defaults, **settings},
         capture_output=True,
         text=True,
         timeout=900,
@@ -71,23 +71,23 @@ def test_every_step_runs_on_stand_ins(tmp_path: Path, form: str) -> None:
     exams = tmp_path / "made" / "images"
     if form == "list":
         truth = json.loads((tmp_path / "made" / "truth.json").read_text())
-        listed = [
+        exam_list = [
             {
                 "horizontal_flip": "NO",
                 **{view: [f"{case}_{view}"] for view in VIEWS},
-                "cancer_label": {name: int(value) for name, value in facts["labels"].items()},
+                "cancer_label": {name: int(value) for name, value in exam_truth["labels"].items()},
             }
-            for case, facts in sorted(truth.items())
+            for case, exam_truth in sorted(truth.items())
         ]
         exams = tmp_path / "made" / "exam_list.pkl"
-        exams.write_bytes(pickle.dumps(listed))
+        exams.write_bytes(pickle.dumps(exam_list))
     else:
         manifest.unlink()
     out = tmp_path / "out"
-    given = {"WEIGHTS": tmp_path / "weights", "EXAMS": exams, "OUT": out, "COMPAT": "nyu"}
+    paths = {"WEIGHTS": tmp_path / "weights", "EXAMS": exams, "OUT": out, "COMPAT": "nyu"}
     if form == "list":
-        given["IMAGES"] = tmp_path / "made" / "images"
-    done = run(**given, SETTINGS="epochs=1 augmentation=false")
+        paths["IMAGES"] = tmp_path / "made" / "images"
+    done = run(**paths, SETTINGS="epochs=1 augmentation=false")
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("image", "heatmaps"):
         assert read_bundle(out / name).provenance
@@ -104,6 +104,6 @@ def test_every_step_runs_on_stand_ins(tmp_path: Path, form: str) -> None:
         assert "no labels, so nothing to evaluate" in done.stdout
     written = {path: path.stat().st_mtime_ns for path in out.glob("*-results/cases/*/result.json")}
     assert len(written) >= 4
-    again = run(**given, SETTINGS="epochs=1 augmentation=false")
+    again = run(**paths, SETTINGS="epochs=1 augmentation=false")
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in written} == written  # nothing was scanned twice

@@ -58,9 +58,9 @@ def test_two_processes_learn_the_same_as_one(
     ranks_job.train_by_name("mined", manifest, one, rounds=1)
     torch.set_num_threads(threads)
     for round_ in ("round-0", "round-1"):
-        ours, theirs = (columns(place / "mined/training" / round_ / "log.csv") for place in (two, one))
+        ours, theirs = (columns(folder / "mined/training" / round_ / "log.csv") for folder in (two, one))
         np.testing.assert_allclose(ours, theirs, rtol=1e-4)
-    weights, alone = (load_file(place / "mined/weights.safetensors") for place in (two, one))
+    weights, alone = (load_file(folder / "mined/weights.safetensors") for folder in (two, one))
     start = ranks_job.plain(2).state_dict()
     for name, value in weights.items():
         torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-5)

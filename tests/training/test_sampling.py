@@ -332,20 +332,20 @@ def test_slide_that_becomes_unreadable_is_dropped_and_recorded(tmp_path: Path) -
 def test_fixed_positions_are_used_once_per_epoch_in_a_new_order(pool: Pool) -> None:
     points = np.array([[250.0 + 40 * k, 300.0] for k in range(5)] + [[600.0, 600.0], [90.0, 90.0]])
     fixed = FixedPositions(np.array([0, 0, 0, 0, 1, 2, 2]), np.array([1, 1, 1, 1, 1, 0, 0]), points)
-    batches = first_batches(replace(pool, listed=fixed), CONFIG, 6, size=7)
+    batches = first_batches(replace(pool, fixed=fixed), CONFIG, 6, size=7)
     orders = [[(draw.slide, draw.l0_x) for draw in samples.draws] for samples in batches]
     everything = sorted(zip(fixed.slides.tolist(), points[:, 0].tolist(), strict=True))
     assert all(sorted(order) == everything for order in orders)
     assert len({tuple(order) for order in orders}) == 6
     assert all(samples.labels.sum() == 5 for samples in batches)
-    assert same(batches, first_batches(replace(pool, listed=fixed), CONFIG, 6, size=7, workers=3))
+    assert same(batches, first_batches(replace(pool, fixed=fixed), CONFIG, 6, size=7, workers=3))
 
 
 def test_unreadable_fixed_position_is_replaced_by_one_of_its_class(pool: Pool) -> None:
     fixed = FixedPositions(
         np.array([0, 1, 2]), np.array([1, 1, 0]), np.array([[400.0, 200], [550, 350], [90, 90]])
     )
-    with SampleStream(replace(pool, listed=fixed), CONFIG, 3, seed=1) as stream:
+    with SampleStream(replace(pool, fixed=fixed), CONFIG, 3, seed=1) as stream:
         stream.failures = {0: "gone"}
         for samples in islice(stream, 4):
             assert sorted((draw.slide, draw.label) for draw in samples.draws) == [(1, 1), (1, 1), (2, 0)]

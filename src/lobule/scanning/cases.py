@@ -348,7 +348,7 @@ class CaseRunner:
 
 
 def _within_region(pass_: Pass, case: Case) -> Pass:
-    """Leave cells outside the case's region pending: nobody checked whether they are glass."""
+    """Leave cells outside the case's region pending, because it is unknown whether they are glass."""
     spec, box = pass_.store, case.l0_box
     if box is None or not isinstance(spec, MapSpec):
         return pass_

@@ -33,7 +33,7 @@ def painted(label: str, seed: int, width: int = WIDTH, height: int = HEIGHT) -> 
     return pixels.clip(0, 255).astype(np.uint8)
 
 
-def cohort_in(folder: Path, per_class: int = 4, **more: Any) -> Cohort:
+def cohort_in(folder: Path, per_class: int = 4, **options: Any) -> Cohort:
     """`per_class` images of each class, two images a patient, two sites."""
     cases = []
     for number in range(per_class * len(BACH)):
@@ -44,7 +44,7 @@ def cohort_in(folder: Path, per_class: int = 4, **more: Any) -> Cohort:
         cases.append(
             Case(
                 path.stem, f"p{patient}", "image", path=str(path), label=label, mpp=1.0,
-                site=f"site {patient % 2}", **more,
+                site=f"site {patient % 2}", **options,
             )
         )  # fmt: skip
     return Cohort(tuple(cases))

@@ -94,7 +94,7 @@ def test_a_patient_is_in_one_fold_and_folds_are_even(seed: int, folds: int) -> N
     where: dict[str, set[int]] = {}
     for patient, fold in zip(patients, fold_of.tolist(), strict=True):
         where.setdefault(patient, set()).add(fold)
-    assert all(len(found) == 1 for found in where.values())
+    assert all(len(folds_of_patient) == 1 for folds_of_patient in where.values())
     sizes = np.bincount(fold_of, minlength=folds)
     assert sizes.max() - sizes.min() <= 12
     for label in range(3):

@@ -58,7 +58,7 @@ def test_inputs_follow_the_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"recipe": "slow"}, "no recipe 'slow'"),
         ({"stains": "vahadane"}, "no stains 'vahadane'"),
@@ -73,6 +73,6 @@ def test_inputs_follow_the_weights() -> None:
         ({"mp": "1"}, "Did you mean 'mpp'"),
     ],
 )
-def test_what_does_not_fit_is_told(settings: dict[str, str], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_what_does_not_fit_is_told(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         config_of(Config, settings)

@@ -77,15 +77,15 @@ def test_an_image_not_larger_than_the_crop_is_refused() -> None:
 def test_augmented_crops_are_a_function_of_image_set_and_augmentation() -> None:
     image = np.random.default_rng(9).integers(0, 256, (60, 50, 3), dtype=np.uint8)
 
-    def made(*key: Any) -> bytes:
+    def crop_bytes(*key: Any) -> bytes:
         made_crops = crops.augmented_crops(image, 40, crops.generator_of(*key), count=3)
         assert made_crops.shape == (3, 40, 40, 3)
         return made_crops.tobytes()
 
-    reference = made(1, "a.tif", "resnet-400", 0)
-    assert made(1, "a.tif", "resnet-400", 0) == reference
-    others = [(2, "a.tif", "resnet-400", 0), (1, "b.tif", "resnet-400", 0), (1, "a.tif", "vgg-400", 0)]
-    assert all(made(*other) != reference for other in [*others, (1, "a.tif", "resnet-400", 1)])
+    reference = crop_bytes(1, "a.tif", "resnet-400", 0)
+    assert crop_bytes(1, "a.tif", "resnet-400", 0) == reference
+    other_keys = [(2, "a.tif", "resnet-400", 0), (1, "b.tif", "resnet-400", 0), (1, "a.tif", "vgg-400", 0)]
+    assert all(crop_bytes(*other) != reference for other in [*other_keys, (1, "a.tif", "resnet-400", 1)])
 
 
 def test_preparing_halves_then_normalises() -> None:

@@ -28,13 +28,13 @@ SEED = 7
 
 
 def describer() -> Describer:
-    made = Describer(CONFIG, {n: build(Plan.of(CONFIG, n)) for n in range(2)})
-    made.move_to_device(replace(EngineSettings(), batch=2))
-    return made
+    new_describer = Describer(CONFIG, {n: build(Plan.of(CONFIG, n)) for n in range(2)})
+    new_describer.move_to_device(replace(EngineSettings(), batch=2))
+    return new_describer
 
 
-def batch_of(made: Describer, images: list[Any], places: list[tuple[str, int]]) -> Batch:
-    params = random_params(CONFIG, made.sets, places, np.array([[70, 90]]), SEED, "x.png")
+def batch_of(image_describer: Describer, images: list[Any], keys: list[tuple[str, int]]) -> Batch:
+    params = random_params(CONFIG, image_describer.sets, keys, np.array([[70, 90]]), SEED, "x.png")
     flat = torch.from_numpy(np.stack(images).reshape(len(images), 1, -1, 3))
     return Batch(flat, {name: torch.from_numpy(values) for name, values in params.items()}, {})
 
@@ -49,24 +49,24 @@ def plain(key: str, augmentation: int, set_: Any, encoder: Any) -> np.ndarray:
 
 
 def test_descriptors_are_those_of_the_plain_reading() -> None:
-    made = describer()
+    image_describer = describer()
     with torch.inference_mode():
-        found = made.describe(batch_of(made, [IMAGE, IMAGE], [("a", 0), ("a", 1)]))
-    assert list(found) == [set_.name for set_ in CONFIG.sets]
+        actual = image_describer.describe(batch_of(image_describer, [IMAGE, IMAGE], [("a", 0), ("a", 1)]))
+    assert list(actual) == [set_.name for set_ in CONFIG.sets]
     for set_ in CONFIG.sets:
         for augmentation in (0, 1):
-            expected = plain("a", augmentation, set_, made.encoders[set_.encoder])
-            got = found[set_.name][augmentation].numpy()
+            expected = plain("a", augmentation, set_, image_describer.encoders[set_.encoder])
+            got = actual[set_.name][augmentation].numpy()
             assert np.abs(got - expected).max() / np.abs(expected).max() < 1e-5
-    assert not np.allclose(found[CONFIG.sets[0].name][0], found[CONFIG.sets[0].name][1])
+    assert not np.allclose(actual[CONFIG.sets[0].name][0], actual[CONFIG.sets[0].name][1])
 
 
 def test_a_batch_gives_what_its_fields_give_alone() -> None:
-    made = describer()
+    image_describer = describer()
     other = IMAGE[::-1].copy()
     with torch.inference_mode():
-        both = made.describe(batch_of(made, [IMAGE, other], [("a", 0), ("b", 0)]))
-        alone = made.describe(batch_of(made, [other], [("b", 0)]))
+        both = image_describer.describe(batch_of(image_describer, [IMAGE, other], [("a", 0), ("b", 0)]))
+        alone = image_describer.describe(batch_of(image_describer, [other], [("b", 0)]))
     for name, rows in alone.items():
         torch.testing.assert_close(both[name][1], rows[0], rtol=1e-4, atol=1e-6)
 
@@ -74,16 +74,16 @@ def test_a_batch_gives_what_its_fields_give_alone() -> None:
 @given(st.integers(0, 2**32), st.floats(0.7, 1.3), st.floats(0.7, 1.3))
 def test_stains_by_tensors_are_the_same_bytes(seed: int, hematoxylin: float, eosin: float) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), np.uint8)
-    found = stained_by_tables(torch.from_numpy(image), hematoxylin, eosin).numpy()
-    np.testing.assert_array_equal(found, augment_stains(image, hematoxylin, eosin))
+    actual = stained_by_tables(torch.from_numpy(image), hematoxylin, eosin).numpy()
+    np.testing.assert_array_equal(actual, augment_stains(image, hematoxylin, eosin))
 
 
 @given(st.integers(0, 3), st.booleans(), st.booleans(), st.integers(0, 5), st.integers(0, 7))
 def test_crops_of_tensors_are_crops(turns: int, down: bool, across: bool, top: int, left: int) -> None:
     image = np.arange(12 * 14 * 3, dtype=np.int32).reshape(12, 14, 3)
     expected = crops.Crop(top, left, 6, turns, down, across).of(image)
-    found = cropped(torch.from_numpy(image), 6, top, left, turns, int(down), int(across))
-    np.testing.assert_array_equal(found.numpy(), expected)
+    actual = cropped(torch.from_numpy(image), 6, top, left, turns, int(down), int(across))
+    np.testing.assert_array_equal(actual.numpy(), expected)
 
 
 def test_pooling_of_tensors_is_pooling() -> None:
@@ -93,17 +93,17 @@ def test_pooling_of_tensors_is_pooling() -> None:
 
 def test_crops_at_twice_the_scale_come_of_the_larger_image() -> None:
     config = replace(CONFIG, encoders=("squeezenet1_1@features.3",), inputs=(), full_scale=True, sizes=(40,))
-    made = Describer(config, {0: build(Plan.of(config, 0))})
-    made.move_to_device(EngineSettings())
+    image_describer = Describer(config, {0: build(Plan.of(config, 0))})
+    image_describer.move_to_device(EngineSettings())
     small, large = np.full((50, 60, 3), 40, np.uint8), np.full((100, 120, 3), 210, np.uint8)
-    params = random_params(config, made.sets, [("k", 0)], np.array([[50, 60], [100, 120]]), 0, "x")
+    params = random_params(config, image_describer.sets, [("k", 0)], np.array([[50, 60], [100, 120]]), 0, "x")
     row = np.concatenate([small.reshape(-1, 3), large.reshape(-1, 3)])[None, None]
     tensors = {name: torch.from_numpy(values) for name, values in params.items()}
     with torch.inference_mode():
-        found = made.describe(Batch(torch.from_numpy(row), tensors, {}))
-        for (name, rows), grey, side in zip(found.items(), (40, 210), (40, 80), strict=True):
+        actual = image_describer.describe(Batch(torch.from_numpy(row), tensors, {}))
+        for (name, rows), grey, side in zip(actual.items(), (40, 210), (40, 80), strict=True):
             flat = augment_stains(np.full((side, side, 3), grey, np.uint8), *params["stains"][0, side // 80])
-            encoder = made.encoders[0]
+            encoder = image_describer.encoders[0]
             expected = encoder(scaled(torch.from_numpy(flat)[None], encoder.plan))[0]
             assert name.endswith("full") == (side == 80)
             torch.testing.assert_close(rows[0], expected, rtol=1e-4, atol=1e-6)
@@ -111,9 +111,9 @@ def test_crops_at_twice_the_scale_come_of_the_larger_image() -> None:
 
 def test_stains_may_be_left_alone() -> None:
     config = replace(CONFIG, stain_range=(1.0, 1.0), encoders=("tiny",), inputs=())
-    made = Describer(config, {0: build(Plan("tiny"))})
+    image_describer = Describer(config, {0: build(Plan("tiny"))})
     image = torch.from_numpy(IMAGE)
-    assert made._stained(image, (1.0, 1.0)) is image
+    assert image_describer._stained(image, (1.0, 1.0)) is image
 
 
 def test_crops_that_do_not_fit_are_refused() -> None:

@@ -25,9 +25,9 @@ def test_vgg_joins_the_last_convolutions_of_four_blocks() -> None:
     encoder = build(Plan("vgg16"))
     with torch.device("meta"):
         net = vgg16(weights=None).features
-    own = {name.removeprefix("features."): t for name, t in encoder.trunk.state_dict().items()}
+    trunk_weights = {name.removeprefix("features."): t for name, t in encoder.trunk.state_dict().items()}
     net = net[:30]
-    net.load_state_dict(own, assign=True)
+    net.load_state_dict(trunk_weights, assign=True)
     x = scaled(pixels(64), encoder.plan)
     means, maps = [], x
     with torch.inference_mode():
@@ -36,10 +36,10 @@ def test_vgg_joins_the_last_convolutions_of_four_blocks() -> None:
                 means.append(maps.mean((2, 3)))
             maps = layer(maps)
         means.append(maps.mean((2, 3)))
-        found = encoder(x)
-    assert found.shape == (2, 1408)
+        descriptor = encoder(x)
+    assert descriptor.shape == (2, 1408)
     assert encoder.widths() == (128, 256, 512, 512)
-    torch.testing.assert_close(found, torch.cat(means[1:], dim=1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(descriptor, torch.cat(means[1:], dim=1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "inception_v3", "squeezenet1_1", "tiny", "resnet18@layer2"])
@@ -109,12 +109,12 @@ def test_average_pools_of_keras_leave_their_borders_out() -> None:
 
 def test_both_conventions_of_one_net_agree(kit: Path) -> None:
     """The kit has one SqueezeNet for BGR less Caffe's means, and for torchvision's scaling."""
-    found = []
+    descriptors = []
     for input_, name in (("torchvision", "squeezenet1_1-imagenet-rgb"), ("caffe", "squeezenet1_1-imagenet")):
         encoder = pretrained(Plan("squeezenet1_1", input_), str(kit / f"weights/{name}.safetensors"))
         with torch.inference_mode():
-            found.append(encoder(scaled(pixels(227, 1), encoder.plan)).flatten())
-    assert torch.corrcoef(torch.stack(found))[0, 1] > 0.9999
+            descriptors.append(encoder(scaled(pixels(227, 1), encoder.plan)).flatten())
+    assert torch.corrcoef(torch.stack(descriptors))[0, 1] > 0.9999
 
 
 def test_weights_of_another_net_are_refused() -> None:
@@ -127,7 +127,7 @@ def test_weights_of_another_net_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "told"),
+    ("plan", "message"),
     [
         (Plan("resnet5"), "no encoder 'resnet5'"),
         (Plan("timm:nothing"), "timm has no model"),
@@ -136,8 +136,8 @@ def test_weights_of_another_net_are_refused() -> None:
         (Plan("squeezenet1_1", "grey"), "no input 'grey'"),
     ],
 )
-def test_what_cannot_be_built_is_told(plan: Plan, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_what_cannot_be_built_is_told(plan: Plan, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         build(plan)
 
 

@@ -35,8 +35,8 @@ SCANNER = Machine(device="cpu", precision="float32", channels_last=True, readers
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    place = tmp_path_factory.mktemp("trained")
-    return train(CONFIG, cohort_in(place), place / "B", machine=MACHINE)
+    folder = tmp_path_factory.mktemp("trained")
+    return train(CONFIG, cohort_in(folder), folder / "B", machine=MACHINE)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def predictor(trained: Bundle) -> RakhlinPredictor:
 
 
 def scanned(predictor: RakhlinPredictor, bundle: Bundle, out: Path, *cases: Case, **options: Any) -> Results:
-    facts = {"method": "rakhlin", "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}
-    scan(predictor, facts, Cohort(cases), out, ScanOptions(**options), SCANNER)
+    bundle_fields = {"method": "rakhlin", "fingerprint": bundle.fingerprint, "classes": list(bundle.classes)}
+    scan(predictor, bundle_fields, Cohort(cases), out, ScanOptions(**options), SCANNER)
     return open_results(out)
 
 
@@ -55,9 +55,9 @@ def image(path: Path, mpp: float | None = 1.0) -> Case:
 
 
 def result_of(results: Results, case: str) -> dict[str, Any]:
-    found = results.case_folder(case).result
-    assert found is not None
-    return found
+    result = results.case_folder(case).result
+    assert result is not None
+    return result
 
 
 def read_plainly(
@@ -67,7 +67,7 @@ def read_plainly(
     import torch
 
     config, normalised = predictor.config, prepared(pixels).rgb
-    said = []
+    predictions = []
     for set_ in config.sets:
         encoder = predictor.describer.encoders[set_.encoder]
         for key, augmentation in keys:
@@ -76,10 +76,10 @@ def read_plainly(
             with torch.inference_mode():
                 features = [encoder(scaled(torch.from_numpy(c.copy())[None], encoder.plan)) for c in cut]
             descriptor = p_norm(torch.cat(features).numpy()).astype(np.float32)[None]
-            said += [
+            predictions += [
                 np.asarray(forest.predict(descriptor))[0] for forest in predictor.forests.of_set[set_.name]
             ]
-    mean: NDArray[np.float64] = np.mean(said, axis=0)
+    mean: NDArray[np.float64] = np.mean(predictions, axis=0)
     return mean
 
 
@@ -104,12 +104,12 @@ def test_an_image_is_scored_as_the_paper_reads(
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Glass, with normal tissue on the left and invasive tissue on the right."""
-    place = tmp_path_factory.mktemp("slide")
+    folder = tmp_path_factory.mktemp("slide")
     pixels = np.full((640, 960, 3), 245, np.uint8)
     pixels[160:480, 160:480] = painted("normal", 5, 320, 320)
     for x, y in ((480, 160), (640, 160), (480, 320), (640, 320)):
         pixels[y : y + 160, x : x + 160] = painted("invasive", 100 + x + y, 160, 160)
-    path = write_slide(place / "slide.tif", pixels, resolution=(10000, 10000))
+    path = write_slide(folder / "slide.tif", pixels, resolution=(10000, 10000))
     return Case("slide", "someone", "slide", str(path), mpp=1.0)
 
 
@@ -152,8 +152,8 @@ def test_only_tissue_is_looked_at_and_settings_of_a_scan_hold(
     assert (states[0] == State.GLASS).all()
     keys = [(f"{describe.image_key(slide)} 1,3", n) for n in range(2)]
     assert slide.path is not None
-    with Image.open(slide.path) as whole:
-        window = np.asarray(whole)[160:320, 480:640]
+    with Image.open(slide.path) as picture:
+        window = np.asarray(picture)[160:320, 480:640]
     np.testing.assert_allclose(scores[:, 1, 3], read_plainly(predictor, window, keys), atol=1e-5)
 
 
@@ -162,10 +162,10 @@ def test_a_slide_of_glass_says_that_nothing_was_classified(
 ) -> None:
     path = write_slide(tmp_path / "glass.tif", np.full((700, 900, 3), 244, np.uint8))
     case = Case("glass", "p", "slide", str(path), mpp=1.0)
-    found = result_of(scanned(predictor, trained, tmp_path / "R", case), "glass")
-    assert found["status"] == "unscored"
-    assert found["scores"] == {}
-    assert found["notes"] == ["Nothing was scored: no tissue was found."]
+    result = result_of(scanned(predictor, trained, tmp_path / "R", case), "glass")
+    assert result["status"] == "unscored"
+    assert result["scores"] == {}
+    assert result["notes"] == ["Nothing was scored: no tissue was found."]
 
 
 @pytest.mark.parametrize("noise", [0, 2])
@@ -177,13 +177,13 @@ def test_blank_image_has_no_score(
     Image.fromarray(pixels).save(tmp_path / "blank.png")
     blank = image(tmp_path / "blank.png", mpp)
     mpp_of_model = predictor.config.mpp
-    found = result_of(scanned(predictor, trained, tmp_path / "R", blank), "blank")
+    result = result_of(scanned(predictor, trained, tmp_path / "R", blank), "blank")
     if mpp is None and mpp_of_model is not None:
-        assert found["status"] == "failed"
+        assert result["status"] == "failed"
         return
-    assert found["status"] == "unscored"
-    assert found["scores"] == {}
-    assert "no tissue" in found["notes"][0]
+    assert result["status"] == "unscored"
+    assert result["scores"] == {}
+    assert "no tissue" in result["notes"][0]
     anyway = result_of(scanned(predictor, trained, tmp_path / "A", blank, tissue=None), "blank")
     assert anyway["status"] == "complete"
 
@@ -195,8 +195,8 @@ def test_a_region_of_a_slide_is_scored_as_an_image(
     result = result_of(scanned(predictor, trained, tmp_path / "R", region), "region")
     assert result["maps"] == []
     assert slide.path is not None
-    with Image.open(slide.path) as whole:
-        pixels = np.asarray(whole)[160:480, 480:800]
+    with Image.open(slide.path) as picture:
+        pixels = np.asarray(picture)[160:480, 480:800]
     keys = [(describe.image_key(region), n) for n in range(3)]
     expected = read_plainly(predictor, pixels, keys)
     np.testing.assert_allclose([result["scores"][name] for name in BACH], expected, atol=1e-5)
@@ -216,7 +216,7 @@ def test_an_interrupted_scan_ends_with_the_same_bytes(
     Image.fromarray(painted("benign", 3)).save(path)
     cases = (image(path), slide)
     scanned(predictor, trained, tmp_path / "R", *cases)
-    whole = tree(tmp_path / "R")
+    uninterrupted = tree(tmp_path / "R")
     table = tmp_path / "R/cases/one/tables/augmentations/part-000000.parquet"
     table.unlink()
     (tmp_path / "R/cases/one/result.json").unlink()
@@ -224,7 +224,7 @@ def test_an_interrupted_scan_ends_with_the_same_bytes(
     chunk = next(iter(sorted((tmp_path / "R/cases/slide/maps/map/state/c").rglob("*"))))
     next(item for item in [chunk, *chunk.rglob("*")] if item.is_file()).unlink()
     scanned(predictor, trained, tmp_path / "R", *cases)
-    assert tree(tmp_path / "R") == whole
+    assert tree(tmp_path / "R") == uninterrupted
 
 
 # -- files of every kind ------------------------------------------------------------------------------------
@@ -240,14 +240,14 @@ def test_other_kinds_of_pixels_are_read(trained: Bundle, predictor: RakhlinPredi
     rgb.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
     names = ["rgb.png", "grey.png", "rgba.png", "deep.png", "cmyk.jpg"]
     results = scanned(predictor, trained, tmp_path / "R", *(image(tmp_path / name) for name in names))
-    found = {name: result_of(results, name.partition(".")[0]) for name in names}
-    assert {result["status"] for result in found.values()} == {"complete"}
+    results_by_name = {name: result_of(results, name.partition(".")[0]) for name in names}
+    assert {result["status"] for result in results_by_name.values()} == {"complete"}
     for name in names:
-        assert sum(found[name]["scores"][label] for label in BACH) == pytest.approx(1)
-    assert not found["rgb.png"]["notes"]
+        assert sum(results_by_name[name]["scores"][label] for label in BACH) == pytest.approx(1)
+    assert not results_by_name["rgb.png"]["notes"]
     # what is grey is of a single stain: said, and used as it is
-    assert found["grey.png"]["notes"] == [UNNORMALISED]
-    assert found["deep.png"]["notes"] == [UNNORMALISED]
+    assert results_by_name["grey.png"]["notes"] == [UNNORMALISED]
+    assert results_by_name["deep.png"]["notes"] == [UNNORMALISED]
 
 
 def test_what_cannot_be_scored_fails_by_itself(
@@ -255,8 +255,8 @@ def test_what_cannot_be_scored_fails_by_itself(
 ) -> None:
     Image.fromarray(painted("benign", 1)).save(tmp_path / "good.png")
     Image.fromarray(painted("benign", 1, 110, 90)).save(tmp_path / "small.png")
-    whole = (tmp_path / "good.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    png_bytes = (tmp_path / "good.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(png_bytes[: len(png_bytes) // 2])
     (tmp_path / "text.png").write_text("not an image")
     names = ["good.png", "small.png", "cut.png", "text.png"]
     cases = [image(tmp_path / name) for name in names]
@@ -270,12 +270,12 @@ def test_what_cannot_be_scored_fails_by_itself(
         "text": "failed",
         "unknown": "failed",
     }
-    told = {name: result_of(results, name)["error"]["message"] for name in status if name != "good"}
-    assert "too small for crops of 60 px" in told["small"]
-    assert "more than 60 px" in told["small"]
-    assert "cannot be decoded" in told["cut"]
-    assert "not a slide that Lobule can read" in told["text"]
-    assert "--mpp" in told["unknown"]
+    messages = {name: result_of(results, name)["error"]["message"] for name in status if name != "good"}
+    assert "too small for crops of 60 px" in messages["small"]
+    assert "more than 60 px" in messages["small"]
+    assert "cannot be decoded" in messages["cut"]
+    assert "not a slide that Lobule can read" in messages["text"]
+    assert "--mpp" in messages["unknown"]
 
 
 def test_an_image_of_almost_no_tissue_is_scored_as_it_is(

@@ -46,12 +46,12 @@ def rows_of(bundle: Bundle) -> list[dict[str, str]]:
 def descriptors(bundle: Bundle, cohort: Cohort, set_name: str) -> dict[bytes, Any]:
     """What the cache holds, by the content of the image."""
     assert bundle.path is not None
-    (place,) = (bundle.path / "features").iterdir()
-    found = {}
-    for folder in open_results(place).cases():
+    (encoder_folder,) = (bundle.path / "features").iterdir()
+    rows_by_content = {}
+    for folder in open_results(encoder_folder).cases():
         path = next(iter(folder.result["input"]))  # type: ignore[index]
-        found[Path(path).read_bytes()] = folder.tables[TABLE].read([set_name])[set_name]
-    return found
+        rows_by_content[Path(path).read_bytes()] = folder.tables[TABLE].read([set_name])[set_name]
+    return rows_by_content
 
 
 def test_it_learns_and_says_how_well(trained: Bundle, cohort: Cohort) -> None:
@@ -92,19 +92,19 @@ def test_the_fusion_is_the_mean_of_its_sets(trained: Bundle) -> None:
 def test_patients_stay_together_and_folds_are_saved(trained: Bundle, cohort: Cohort) -> None:
     assert trained.path is not None
     folds = read_folds(trained.path / "training/folds.csv", cohort, 2)
-    found = {case.patient: set[int]() for case in cohort}
+    folds_of_patient = {case.patient: set[int]() for case in cohort}
     for case, fold in zip(cohort, folds.tolist(), strict=True):
-        found[case.patient].add(fold)
-    assert {len(where) for where in found.values()} == {1}
+        folds_of_patient[case.patient].add(fold)
+    assert {len(where) for where in folds_of_patient.values()} == {1}
 
 
 def test_attributions_point_at_sets_and_layers(trained: Bundle) -> None:
-    facts = trained.metrics["attributions"]
-    assert facts["predictions"] == 2 * 16
-    assert sum(facts["share_of_crop_size"].values()) == pytest.approx(1)
-    assert facts["share_of_encoder"] == {CONFIG.encoders[0]: pytest.approx(1)}
-    for name, layers in facts["layers"].items():
-        assert sum(layers.values()) == pytest.approx(facts["sets"][name])
+    attributions = trained.metrics["attributions"]
+    assert attributions["predictions"] == 2 * 16
+    assert sum(attributions["share_of_crop_size"].values()) == pytest.approx(1)
+    assert attributions["share_of_encoder"] == {CONFIG.encoders[0]: pytest.approx(1)}
+    for name, layers in attributions["layers"].items():
+        assert sum(layers.values()) == pytest.approx(attributions["sets"][name])
 
 
 def test_calibration_is_kept_in_the_bundle(trained: Bundle) -> None:
@@ -152,7 +152,7 @@ class Stopped(FitProgress):
 
 
 def test_an_interrupted_training_ends_with_the_same_bundle(cohort: Cohort, tmp_path: Path) -> None:
-    whole = train(CONFIG, cohort, tmp_path / "whole", machine=MACHINE)
+    uninterrupted = train(CONFIG, cohort, tmp_path / "whole", machine=MACHINE)
     out = tmp_path / "B"
     with pytest.raises(KeyboardInterrupt):
         train(CONFIG, cohort, out, machine=MACHINE, progress=Stopped("squeezenet1_1@features.3: 5 of"))
@@ -166,9 +166,9 @@ def test_an_interrupted_training_ends_with_the_same_bundle(cohort: Cohort, tmp_p
     cut = sorted(models.iterdir())[0]
     cut.write_text(cut.read_text()[:500])  # a disk that filled up
     bundle = train(CONFIG, cohort, out, machine=MACHINE, resume=True)
-    assert bundle.fingerprint == whole.fingerprint
-    found = [{n: b for n, b in tree(place).items() if "/" not in n} for place in (out, tmp_path / "whole")]
-    assert found[0] == found[1]
+    assert bundle.fingerprint == uninterrupted.fingerprint
+    trees = [{n: b for n, b in tree(folder).items() if "/" not in n} for folder in (out, tmp_path / "whole")]
+    assert trees[0] == trees[1]
 
 
 def test_models_of_images_that_were_exchanged_are_made_again(tmp_path: Path) -> None:
@@ -257,9 +257,9 @@ def test_images_that_cannot_be_used_are_left_out_and_said(cohort: Cohort, tmp_pa
     ]
     config = replace(CONFIG, boosting=BoostingConfig(folds=2, seeds=1, rounds=2, min_data_in_leaf=2))
     bundle = train(config, Cohort((*cohort.cases, *extra)), tmp_path / "B", machine=MACHINE)
-    lost = bundle.provenance["lost"]
-    assert set(lost) == {"small", "broken"}
-    assert "too small for crops of 40 px" in lost["small"]
+    failures = bundle.provenance["lost"]
+    assert set(failures) == {"small", "broken"}
+    assert "too small for crops of 40 px" in failures["small"]
     assert any("hardly any tissue" in note and "glass" in note for note in bundle.provenance["notes"])
     assert bundle.metrics["images"] == 17
 
@@ -285,14 +285,14 @@ def test_a_damaged_bundle_is_refused(trained: Bundle, tmp_path: Path) -> None:
     import shutil
 
     assert trained.path is not None
-    place = tmp_path / "B"
-    shutil.copytree(trained.path, place, ignore=shutil.ignore_patterns("features", "training"))
-    forest = next(iter(sorted(place.glob("*.txt"))))
+    bundle_folder = tmp_path / "B"
+    shutil.copytree(trained.path, bundle_folder, ignore=shutil.ignore_patterns("features", "training"))
+    forest = next(iter(sorted(bundle_folder.glob("*.txt"))))
     forest.write_text(forest.read_text() + " ")
     with pytest.raises(BundleError, match="not the one the bundle was made with"):
-        load(read_bundle(place))
+        load(read_bundle(bundle_folder))
 
 
 def test_the_paper_is_the_default_of_a_bundle(trained: Bundle) -> None:
-    facts = {k: v for k, v in trained.config.items() if k not in ("calibration_curves", "seed")}
-    assert Config.from_dict(facts) == replace(CONFIG, calibration="platt", classes=BACH)
+    config = {k: v for k, v in trained.config.items() if k not in ("calibration_curves", "seed")}
+    assert Config.from_dict(config) == replace(CONFIG, calibration="platt", classes=BACH)

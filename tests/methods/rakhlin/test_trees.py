@@ -32,10 +32,10 @@ def random_model(seed: int, missing: str = "none") -> tuple[lightgbm.Booster, Ro
         parameters["zero_as_missing"] = True
     labels = ((np.nan_to_num(rows[:, 0]) > 0) + rng.integers(0, classes, len(rows))) % classes
     booster = lightgbm.train(parameters, lightgbm.Dataset(rows, labels), int(rng.integers(1, 20)))
-    others = rng.normal(size=(200, width)).astype(np.float32)
-    others[rng.random(others.shape) < 0.1] = np.nan
-    others[rng.random(others.shape) < 0.1] = 0
-    return booster, np.concatenate([rows, others])
+    other_columns = rng.normal(size=(200, width)).astype(np.float32)
+    other_columns[rng.random(other_columns.shape) < 0.1] = np.nan
+    other_columns[rng.random(other_columns.shape) < 0.1] = 0
+    return booster, np.concatenate([rows, other_columns])
 
 
 @settings(max_examples=30)

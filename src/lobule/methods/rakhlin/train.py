@@ -326,7 +326,7 @@ class _FoldData:
 
 
 def _stored_forest(path: Path) -> BoostedTrees | None:
-    """The stored model of this training, or None if there is none or it cannot be read."""
+    """The stored model of this training; None if it does not exist or cannot be read."""
     if not path.exists():
         return None
     try:
