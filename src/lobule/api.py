@@ -133,7 +133,7 @@ def scan(
         ResultsError: The results folder belongs to another bundle or is in use.
     """
     from lobule.bundles import read_bundle
-    from lobule.evaluation.leakage import keep_training_patients
+    from lobule.evaluation.leakage import store_training_patients
     from lobule.methods import load
     from lobule.scanning.contract import ScanOptions
     from lobule.scanning.scan import Machine
@@ -164,7 +164,7 @@ def scan(
         )
     finally:
         # An evaluation must be able to refuse training patients, also after an interrupted scan.
-        keep_training_patients(out, opened)
+        store_training_patients(out, opened)
 
 
 def _refuse_ignored(bundle: Bundle, options: Mapping[str, Any]) -> None:

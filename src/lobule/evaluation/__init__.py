@@ -1,7 +1,10 @@
-"""Evaluation: compare results or submissions with the truth of a cohort, with intervals, by any column."""
+"""Evaluation: compare results or submissions with the truth of a cohort.
+
+Measures have confidence intervals, and can also be computed for each value of any column of the cohort.
+"""
 
 from lobule.evaluation.evaluate import Evaluation, evaluate_source
-from lobule.evaluation.leakage import keep_training_patients
+from lobule.evaluation.leakage import store_training_patients
 from lobule.evaluation.official import official_cohort
 from lobule.evaluation.options import Options
 from lobule.evaluation.reader_study import evaluate_readers
@@ -12,8 +15,8 @@ __all__ = [
     "Options",
     "evaluate_readers",
     "evaluate_source",
-    "keep_training_patients",
     "official_cohort",
     "open_source",
     "read_submission",
+    "store_training_patients",
 ]

@@ -18,10 +18,12 @@ from lobule.results.folder import PATIENTS
 
 @dataclass(frozen=True)
 class Overlap:
-    """Whether the cohort and the training set share patients, for the report."""
+    """Whether the cohort and the training set of the model share patients, for the report."""
 
     checked: bool
+    """False if the training patients are unknown."""
     sentence: str
+    """The outcome, or the reason why it was not checked, in words."""
     patients: tuple[str, ...] = ()
     """Patients of the cohort that the model was trained on."""
 
@@ -32,55 +34,64 @@ class Overlap:
 def check_overlap(
     cohort: Cohort, source: Source, bundle: str | Path | None, allow_overlap: bool, model_name: str = ""
 ) -> Overlap:
-    """Raise `Leakage` if a patient of the cohort is a training patient, unless that is allowed.
+    """Raise `Leakage` if a patient of the cohort is a training patient, unless `allow_overlap` is set.
 
     Args:
         cohort: The cases to evaluate.
-        source: Where the scores come from; results state the training patients of their bundle.
-        bundle: The bundle that produced the results, if the results do not state its training patients.
+        source: Where the scores come from; results contain the training patients of their bundle.
+        bundle: The bundle that produced the results, if the results do not contain its training patients.
         allow_overlap: Report shared patients instead of raising an error.
         model_name: The name of the model in messages.
     """
-    hashes, location = _training_patients(source, bundle)
-    if not hashes:
-        return Overlap(False, f"not checked: {location}")
-    shared = tuple(patient for patient in cohort.patients() if patient_hash(patient) in hashes)
+    training_hashes, location_or_reason = _training_patients(source, bundle)
+    if not training_hashes:
+        return Overlap(False, f"not checked: {location_or_reason}")
+    shared = tuple(patient for patient in cohort.patients() if patient_hash(patient) in training_hashes)
     total = len(cohort.patients())
     if not shared:
-        return Overlap(True, f"none of the {total} patients is one of the {len(hashes)} of the training set")
+        return Overlap(
+            True, f"none of the {total} patients is among the {len(training_hashes)} training patients"
+        )
     sentence = f"{len(shared)} of the {total} patients are in the training set of {model_name or 'the model'}"
     if allow_overlap:
-        return Overlap(True, f"{sentence}, which was allowed: the measures are too good", shared)
+        return Overlap(True, f"{sentence}; this was allowed, so the measures are too optimistic", shared)
     raise Leakage(
         sentence,
-        subject=location,
+        subject=location_or_reason,
         actual=", ".join(shared[:5]) + (", …" if len(shared) > 5 else ""),
-        remedy="Evaluate other patients (--split test), or pass --allow-overlap (the report states it)",
+        remedy="Evaluate other patients (--split test), or pass --allow-overlap; the report then lists them",
     )
 
 
 def _training_patients(source: Source, bundle: str | Path | None) -> tuple[frozenset[str], str]:
-    """The hashes of the training patients and where they are stored, or no hashes and the reason."""
+    """The hashes of the training patients and where they are stored, or no hashes and why there are none."""
     results = source.results if isinstance(source, ResultsSource) else None
     if bundle is not None:
         return _patients_of_bundle(bundle, results)
     if results is None:
-        return frozenset(), "a submission does not state its training patients"
+        return (
+            frozenset(),
+            "a submission does not contain the training patients; pass the bundle with --bundle",
+        )
     path = results.path / PATIENTS
-    stored = read_json(path) if path.is_file() else None
-    if stored is not None and not (isinstance(stored, dict) and is_text_list(stored.get("patients"))):
-        raise ResultsError("the list of training patients is damaged", subject=path, remedy="Pass --bundle")
+    stored_list = read_json(path) if path.is_file() else None
+    if stored_list is not None and not (
+        isinstance(stored_list, dict) and is_text_list(stored_list.get("patients"))
+    ):
+        raise ResultsError(
+            "the list of training patients is damaged", subject=path, remedy="Pass the bundle with --bundle"
+        )
     scan_fingerprint = results.settings.get("bundle", {}).get("fingerprint")
-    if (
-        stored is None or stored.get("fingerprint", scan_fingerprint) != scan_fingerprint
-    ):  # The file was written by a scan with another bundle.
+    # A list with another fingerprint was written by a scan with another bundle.
+    if stored_list is None or stored_list.get("fingerprint", scan_fingerprint) != scan_fingerprint:
         return frozenset(), "the results do not contain the training patients; pass the bundle with --bundle"
-    if not stored["patients"]:
+    if not stored_list["patients"]:
         return frozenset(), "the bundle lists no training patients"
-    return frozenset(stored["patients"]), str(results.path)
+    return frozenset(stored_list["patients"]), str(results.path)
 
 
 def _patients_of_bundle(path: str | Path, results: Results | None) -> tuple[frozenset[str], str]:
+    """Like `_training_patients`, for a bundle. Raises an error if `results` come from another bundle."""
     loaded_bundle = read_bundle(path)
     scan_fingerprint = None if results is None else results.settings.get("bundle", {}).get("fingerprint")
     if scan_fingerprint is not None and scan_fingerprint != loaded_bundle.fingerprint:
@@ -96,10 +107,13 @@ def _patients_of_bundle(path: str | Path, results: Results | None) -> tuple[froz
     return frozenset(loaded_bundle.patients), str(path)
 
 
-def keep_training_patients(results: str | Path, bundle: Bundle) -> None:
+def store_training_patients(results: str | Path, bundle: Bundle) -> None:
     """Write the hashes of a bundle's training patients into the results that the bundle produced."""
     root = Path(results)
-    scan = root / "scan.json"
-    # If the scan was rejected, the folder may still contain the results of another bundle.
-    if scan.is_file() and read_json(scan).get("bundle", {}).get("fingerprint") == bundle.fingerprint:
+    scan_json = root / "scan.json"
+    # After a scan that was rejected, the folder still contains the results of another bundle.
+    if (
+        scan_json.is_file()
+        and read_json(scan_json).get("bundle", {}).get("fingerprint") == bundle.fingerprint
+    ):
         write_json(root / PATIENTS, {"fingerprint": bundle.fingerprint, "patients": sorted(bundle.patients)})

@@ -1,7 +1,8 @@
 """Limits on the directories of a TIFF, checked on the raw bytes before any directory is parsed.
 
-A small file can declare a very large structure: hundreds of thousands of SubIFDs, directories that share one
-table of tiles, or a table inside a hole of a sparse file. Parsing it would take minutes and gigabytes.
+A small file can declare a very large structure: hundreds of thousands of SubIFDs, many directories that share
+one table of tiles, or a table in a range of a sparse file that takes no space on disk. Parsing such a file
+would take minutes and gigabytes of memory.
 """
 
 from __future__ import annotations
@@ -14,84 +15,92 @@ from typing import IO
 from lobule.errors import DamagedFile, TooLarge
 
 MAX_DIRECTORIES = 4096
-"""Limit of directories in the main chain: a slide has about ten, a stack of focal planes some hundreds."""
+"""Largest number of directories in the main chain. A slide has about ten, a focal stack hundreds."""
 
 MAX_SUB_DIRECTORIES = 64
-"""Limit of SubIFDs in one directory: each contains a level, and no image can be halved 64 times."""
+"""Largest number of SubIFDs in one directory. Each is a level, and no image can be halved 64 times."""
 
 MAX_ENTRIES = 400_000
-"""Limit of entries over all directories; a directory of a slide has 15 to 60."""
+"""Largest number of entries (tags) in all directories. A directory of a slide has 15 to 60."""
 
 MAX_TILES = 16_000_000
-"""Limit of tiles over all directories: ten times a slide of 300,000 px a side in tiles of 256 px."""
+"""Largest number of tiles and strips in all directories: about ten times the number of tiles of 256 px in a
+slide of 300,000 px a side."""
 
 SUB_IFDS = 330
+"""Tag whose values are the addresses of SubIFDs."""
+
 TILE_TABLES = frozenset({273, 324})
-"""StripOffsets and TileOffsets."""
+"""Tags with one value per strip or tile: StripOffsets and TileOffsets."""
 
 OFFSET_FORMATS = {4: "I", 13: "I", 16: "Q", 18: "Q"}
-"""TIFF types of the address of a directory: LONG, IFD, LONG8 and IFD8."""
+"""`struct` formats of the TIFF types that hold the address of a directory: LONG, IFD, LONG8 and IFD8."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Byte order and field sizes of one TIFF variant."""
+    """Byte order and field sizes of one TIFF variant, as `struct` formats."""
 
-    order: str
+    byte_order: str
     count_format: str
+    """Format of the number of entries of a directory."""
     entry_format: str
+    """Format of one entry: tag, type, number of values, and the values or their address."""
     link_format: str
     """Format of the address of the next directory."""
 
     @classmethod
-    def of(cls, header: bytes, path: str) -> _Layout:
-        order = "<" if header[:2] == b"II" else ">"
-        if struct.unpack(order + "H", header[2:4])[0] == 43:
-            return cls(order, "Q", "HHQQ", "Q")
+    def from_header(cls, header: bytes, path: str) -> _Layout:
+        """Return the layout that the first bytes of a file state: BigTIFF (version 43) or classic TIFF."""
+        byte_order = "<" if header[:2] == b"II" else ">"
+        if struct.unpack(byte_order + "H", header[2:4])[0] == 43:
+            return cls(byte_order, "Q", "HHQQ", "Q")
         # Hamamatsu's files have 64-bit directory addresses in an otherwise classic TIFF.
-        link = "Q" if path.lower().endswith(".ndpi") and order == "<" else "I"
-        return cls(order, "H", "HHII", link)
+        link_format = "Q" if path.lower().endswith(".ndpi") and byte_order == "<" else "I"
+        return cls(byte_order, "H", "HHII", link_format)
 
 
 @dataclass
 class _Totals:
+    """What all directories together declare, and the addresses of the directories."""
+
     entries: int = 0
     tiles: int = 0
-    chain: set[int] = field(default_factory=set)
+    main_chain: set[int] = field(default_factory=set)
     sub_directories: set[int] = field(default_factory=set)
 
 
 def check_limits(stream: IO[bytes], path: str) -> str | None:
-    """Raise `TooLarge` if the directories declare too much, and describe a broken chain of directories.
+    """Raise `TooLarge` if the directories declare too much, and check the main chain of directories.
 
     Returns:
-        A description of the first directory of the main chain that lies outside the file, is cut off or
-        occurs twice; None if the chain is intact.
+        What is wrong with the first broken directory of the main chain: it lies outside the file, is cut
+        off, occurs twice or exceeds the limit. None if the chain is intact.
     """
     stream.seek(0)
     header = stream.read(16).ljust(16, b"\0")
-    layout = _Layout.of(header, path)
-    end = stream.seek(0, 2)
-    start = 8 if layout.count_format == "Q" else 4
-    (at,) = struct.unpack_from(layout.order + layout.link_format, header, start)
+    layout = _Layout.from_header(header, path)
+    file_size = stream.seek(0, 2)
+    link_position = 8 if layout.count_format == "Q" else 4
+    (offset,) = struct.unpack_from(layout.byte_order + layout.link_format, header, link_position)
     totals = _Totals()
-    while at:
-        broken = "occurs twice" if at in totals.chain else ""
-        if len(totals.chain) >= MAX_DIRECTORIES:
-            broken = "is one more than the limit"
-        following = None if broken else _check_directory(stream, at, end, layout, totals, path)
-        if following is None:
-            broken = broken or "lies outside the file or is cut off"
-            return f"directory {len(totals.chain)} at byte {at} {broken}"
-        totals.chain.add(at)
-        at = following
+    while offset:
+        problem = "occurs twice in the chain" if offset in totals.main_chain else ""
+        if len(totals.main_chain) >= MAX_DIRECTORIES:
+            problem = "exceeds the limit on the number of directories"
+        next_offset = None if problem else _check_directory(stream, offset, file_size, layout, totals, path)
+        if next_offset is None:
+            problem = problem or "lies outside the file or is cut off"
+            return f"directory {len(totals.main_chain)} at byte {offset} {problem}"
+        totals.main_chain.add(offset)
+        offset = next_offset
     for address in totals.sub_directories:
-        _check_directory(stream, address, end, layout, totals, path, follow_sub_ifds=False)
+        _check_directory(stream, address, file_size, layout, totals, path, follow_sub_ifds=False)
     return None
 
 
 def chain_error(path: str, problem: str) -> DamagedFile:
-    """The error for a file whose chain of directories is broken."""
+    """The error for a file whose chain of directories is broken; `problem` comes from `check_limits`."""
     return DamagedFile(
         "the chain of TIFF directories is broken",
         subject=path,
@@ -103,59 +112,77 @@ def chain_error(path: str, problem: str) -> DamagedFile:
 
 def _check_directory(
     stream: IO[bytes],
-    at: int,
-    end: int,
+    offset: int,
+    file_size: int,
     layout: _Layout,
     totals: _Totals,
     path: str,
     follow_sub_ifds: bool = True,
 ) -> int | None:
-    """Count the contents of one directory. Returns the address of the next one, or None if it is cut off."""
+    """Add the entries, tiles and SubIFDs of one directory to the totals, and check the limits.
+
+    Returns:
+        The address of the next directory, 0 after the last one, or None if this directory is cut off.
+    """
     count_size, link_size = struct.calcsize(layout.count_format), struct.calcsize(layout.link_format)
-    entry_size = struct.calcsize(layout.order + layout.entry_format)
-    if at + count_size > end:
+    entry_size = struct.calcsize(layout.byte_order + layout.entry_format)
+    if offset + count_size > file_size:
         return None
-    stream.seek(at)
-    (count,) = struct.unpack(layout.order + layout.count_format, stream.read(count_size))
-    if at + count_size + count * entry_size + link_size > end:
+    stream.seek(offset)
+    (entry_count,) = struct.unpack(layout.byte_order + layout.count_format, stream.read(count_size))
+    if offset + count_size + entry_count * entry_size + link_size > file_size:
         return None
-    totals.entries += count
-    _check(totals.entries, MAX_ENTRIES, "directory entries", path)
-    body = stream.read(count * entry_size + link_size)
-    for position in range(0, count * entry_size, entry_size):
-        code, kind, values, _ = struct.unpack_from(layout.order + layout.entry_format, body, position)
-        if code in TILE_TABLES:
-            totals.tiles += values
-            _check(totals.tiles, MAX_TILES, "tiles", path)
-        elif code == SUB_IFDS:
-            _check(values, MAX_SUB_DIRECTORIES, "SubIFDs in one directory", path)
+    totals.entries += entry_count
+    _check_limit(totals.entries, MAX_ENTRIES, "directory entries", path)
+    entry_bytes = stream.read(entry_count * entry_size + link_size)
+    for entry_position in range(0, entry_count * entry_size, entry_size):
+        tag, field_type, value_count, _ = struct.unpack_from(
+            layout.byte_order + layout.entry_format, entry_bytes, entry_position
+        )
+        if tag in TILE_TABLES:
+            totals.tiles += value_count
+            _check_limit(totals.tiles, MAX_TILES, "tiles", path)
+        elif tag == SUB_IFDS:
+            _check_limit(value_count, MAX_SUB_DIRECTORIES, "SubIFDs in one directory", path)
             if follow_sub_ifds:
-                field_at = at + count_size + position
-                totals.sub_directories.update(_addresses(stream, field_at, kind, values, end, layout))
-                _check(len(totals.sub_directories), MAX_DIRECTORIES, "SubIFDs", path)
-    (following,) = struct.unpack_from(layout.order + layout.link_format, body, count * entry_size)
-    return int(following)
+                entry_offset = offset + count_size + entry_position
+                totals.sub_directories.update(
+                    _addresses(stream, entry_offset, field_type, value_count, file_size, layout)
+                )
+                _check_limit(len(totals.sub_directories), MAX_DIRECTORIES, "SubIFDs", path)
+    (next_offset,) = struct.unpack_from(
+        layout.byte_order + layout.link_format, entry_bytes, entry_count * entry_size
+    )
+    return int(next_offset)
 
 
 def _addresses(
-    stream: IO[bytes], field_at: int, kind: int, count: int, end: int, layout: _Layout
+    stream: IO[bytes], entry_offset: int, field_type: int, address_count: int, file_size: int, layout: _Layout
 ) -> Iterator[int]:
-    """The addresses in a SubIFDs entry; empty if they lie outside the file."""
-    form = OFFSET_FORMATS.get(kind)
-    if form is None:
+    """The addresses in a SubIFDs entry; empty if they lie outside the file or have an unexpected type.
+
+    An entry contains its values if they fit into it; otherwise it contains their address.
+    """
+    address_format = OFFSET_FORMATS.get(field_type)
+    if address_format is None:
         return
-    size, room = count * struct.calcsize(form), struct.calcsize(layout.entry_format[-1])
-    at = field_at + struct.calcsize(layout.order + layout.entry_format) - room
-    if size > room:
-        stream.seek(at)
-        (at,) = struct.unpack(layout.order + layout.entry_format[-1], stream.read(room))
-    if at + size > end:
+    addresses_size, inline_size = (
+        address_count * struct.calcsize(address_format),
+        struct.calcsize(layout.entry_format[-1]),
+    )
+    offset = entry_offset + struct.calcsize(layout.byte_order + layout.entry_format) - inline_size
+    if addresses_size > inline_size:
+        stream.seek(offset)
+        (offset,) = struct.unpack(layout.byte_order + layout.entry_format[-1], stream.read(inline_size))
+    if offset + addresses_size > file_size:
         return
-    stream.seek(at)
-    yield from struct.unpack(f"{layout.order}{count}{form}", stream.read(size))
+    stream.seek(offset)
+    yield from struct.unpack(
+        f"{layout.byte_order}{address_count}{address_format}", stream.read(addresses_size)
+    )
 
 
-def _check(count: int, limit: int, noun: str, path: str) -> None:
+def _check_limit(count: int, limit: int, noun: str, path: str) -> None:
     if count > limit:
         raise TooLarge(
             f"the TIFF declares {count:,} {noun}",

@@ -16,14 +16,15 @@ from xml.etree import ElementTree
 from lobule.slides.backend import FoundMpp
 from lobule.units import Mpp
 
-FINEST_UM, COARSEST_UM = 0.01, 20.0
-"""Range of µm/px that is accepted from a tag or description."""
+FINEST_MPP, COARSEST_MPP = 0.01, 20.0
+"""Range of µm/px that is accepted from a tag or description; values outside it are ignored."""
 
-UM_OF_UNIT = {
+UM_PER_UNIT = {
     "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
     "\\u00b5m": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "dm": 1e5, "m": 1e6, "pm": 1e-6, "Å": 1e-4,
     "in": 25400.0, "inch": 25400.0, "mil": 25.4,
 }  # fmt: skip
+"""Length in µm of the units that OME-XML, ImageJ and JSON descriptions name. ImageJ escapes the µ."""
 
 
 @dataclass(frozen=True)
@@ -42,43 +43,58 @@ class OmeImage:
     mpp: Mpp | None
     objective: float | None
     main: bool = False
+    """True for the largest image that is not a label, macro, thumbnail or overview."""
     channel_names: tuple[str, ...] = ()
     may_be_rgb: bool = True
     """False if the description shows that its three channels are not red, green and blue."""
 
 
 def mpp_of_tiff(page: Any, ome: OmeImage | None) -> FoundMpp | None:
-    """µm/px of level 0, from the most specific source that states it."""
+    """µm/px of level 0, from the most specific source that states it.
+
+    Args:
+        page: The first page of the file, a `tifffile.TiffPage`.
+        ome: The main image of the OME-XML description, if there is one.
+    """
     description = page.description
     if page.is_svs:
-        value = _number(aperio_fields(description).get("MPP"))
+        value = _positive_number(aperio_fields(description).get("MPP"))
         return _plausible_mpp(value, value, "Aperio MPP")
     if ome is not None:
         if ome.mpp is not None:
             return _plausible_mpp(ome.mpp.x, ome.mpp.y, "OME PhysicalSizeX and PhysicalSizeY")
     elif page.is_imagej:
-        return _imagej(page)
+        return _mpp_from_imagej(page)
     elif description[:1] == "{":
-        stated = _json(description)
-        if stated is not None:
-            return stated
-    unit = {2: 25400.0, 3: 10000.0}.get(int(page.resolutionunit))
-    return None if unit is None else _of_density(page, unit, "TIFF XResolution and YResolution")
+        json_mpp = _mpp_from_json(description)
+        if json_mpp is not None:
+            return json_mpp
+    # ResolutionUnit: 2 is inch, 3 is centimetre.
+    unit_um = {2: 25400.0, 3: 10000.0}.get(int(page.resolutionunit))
+    return None if unit_um is None else _mpp_from_tags(page, unit_um, "TIFF XResolution and YResolution")
 
 
-def _of_density(page: Any, unit_um: float, source: str) -> FoundMpp | None:
-    x, y = (_ratio(page.tags[code].value) if code in page.tags else None for code in (282, 283))
-    return _plausible_mpp(unit_um / x if x else None, unit_um / y if y else None, source)
+def _mpp_from_tags(page: Any, unit_um: float, source: str) -> FoundMpp | None:
+    """µm/px from XResolution (tag 282) and YResolution (tag 283), which count pixels per unit of length."""
+    pixels_per_unit_x, pixels_per_unit_y = (
+        _rational(page.tags[code].value) if code in page.tags else None for code in (282, 283)
+    )
+    return _plausible_mpp(
+        unit_um / pixels_per_unit_x if pixels_per_unit_x else None,
+        unit_um / pixels_per_unit_y if pixels_per_unit_y else None,
+        source,
+    )
 
 
-def _imagej(page: Any) -> FoundMpp | None:
+def _mpp_from_imagej(page: Any) -> FoundMpp | None:
+    """µm/px of an ImageJ file: the unit is in the description, and pixels per unit are in the tags."""
     match = re.search(r"^unit=(.+)$", page.description, re.MULTILINE)
-    unit = UM_OF_UNIT.get(match.group(1).strip().replace("\\u00B5", "µ")) if match else None
-    return None if unit is None else _of_density(page, unit, "ImageJ unit and TIFF XResolution")
+    unit_um = UM_PER_UNIT.get(match.group(1).strip().replace("\\u00B5", "µ")) if match else None
+    return None if unit_um is None else _mpp_from_tags(page, unit_um, "ImageJ unit and TIFF XResolution")
 
 
-def _json(description: str) -> FoundMpp | None:
-    """µm/px from a JSON description, as tifffile and others write it: `PhysicalSizeX` with unit, or `mpp`."""
+def _mpp_from_json(description: str) -> FoundMpp | None:
+    """µm/px from a JSON description: `PhysicalSizeX` with its unit, as tifffile writes it, or `mpp`."""
     try:
         fields = json.loads(description)
     except ValueError:
@@ -86,20 +102,24 @@ def _json(description: str) -> FoundMpp | None:
     if not isinstance(fields, dict):
         return None
     if "PhysicalSizeX" in fields:
-        x, y = (_physical(fields, axis) for axis in "XY")
+        x, y = (_physical_size_um(fields, axis) for axis in "XY")
         return _plausible_mpp(x, y or x, "PhysicalSizeX of the image description")
-    value = _number(fields.get("mpp"))
+    value = _positive_number(fields.get("mpp"))
     return _plausible_mpp(value, value, "mpp of the image description")
 
 
 def _plausible_mpp(x: float | None, y: float | None, source: str) -> FoundMpp | None:
-    if x is None or y is None or not all(FINEST_UM <= value <= COARSEST_UM for value in (x, y)):
+    """The µm/px with its source, or None if a value is missing or outside the accepted range."""
+    if x is None or y is None or not all(FINEST_MPP <= value <= COARSEST_MPP for value in (x, y)):
         return None
     return FoundMpp(Mpp(x, y), source)
 
 
 def aperio_fields(description: str) -> dict[str, str]:
-    """The `key = value` pairs between bars. If a key is repeated, the last one counts, as in OpenSlide."""
+    """The `key = value` pairs of an Aperio description, which separates them with `|`.
+
+    If a key is repeated, the last one counts, as in OpenSlide.
+    """
     fields = {}
     for pair in description.split("|")[1:]:
         key, equals, value = pair.partition("=")
@@ -112,62 +132,71 @@ def aperio_fields(description: str) -> dict[str, str]:
 
 
 def parse_ome(description: str) -> tuple[OmeImage, ...]:
-    """The images of an OME-XML description, the largest one marked; empty if it cannot be used."""
+    """The images of an OME-XML description, with `main` set for one; empty if the XML cannot be parsed."""
+    # Entities can expand to gigabytes of text, and OME-XML does not need them.
     if "<!DOCTYPE" in description or "<!ENTITY" in description:
         return ()
     try:
         root = ElementTree.fromstring(description)
     except ElementTree.ParseError:
         return ()
-    magnifications = {
+    magnification_of_objective = {
         node.get("ID"): node.get("NominalMagnification")
         for instrument in _children(root, "Instrument")
         for node in _children(instrument, "Objective")
     }
     images: list[OmeImage] = []
-    next_ifd = 0
+    first_free_ifd = 0
     for node in _children(root, "Image"):
         pixels = next(_children(node, "Pixels"), None)
         if pixels is None:
             continue
-        image, planes = _ome_image(node, pixels, next_ifd, magnifications)
+        image, plane_count = _ome_image(node, pixels, first_free_ifd, magnification_of_objective)
         images.append(image)
-        next_ifd = image.ifd + planes
+        first_free_ifd = image.ifd + plane_count
     if not images:
         return ()
-    named = ("label", "macro", "thumbnail", "overview")
-    slides = [image for image in images if not any(name in image.name.lower() for name in named)]
+    associated_names = ("label", "macro", "thumbnail", "overview")
+    slides = [image for image in images if not any(name in image.name.lower() for name in associated_names)]
     largest = max(slides or images, key=lambda image: image.width * image.height)
     return tuple(replace(image, main=image is largest) for image in images)
 
 
-def _ome_image(node: Any, pixels: Any, next_ifd: int, magnifications: dict[Any, Any]) -> tuple[OmeImage, int]:
-    attributes = pixels.attrib
+def _ome_image(
+    image_node: Any, pixels_node: Any, default_ifd: int, magnification_of_objective: dict[Any, Any]
+) -> tuple[OmeImage, int]:
+    """Return the description of one image, and the number of directories that its planes occupy.
+
+    `default_ifd` is the index of its first directory if the XML does not state one.
+    """
+    attributes = pixels_node.attrib
     size = {axis: int(attributes.get(f"Size{axis}", 1)) for axis in "XYZCT"}
-    channels = list(_children(pixels, "Channel"))
+    channels = list(_children(pixels_node, "Channel"))
     samples = sum(int(channel.get("SamplesPerPixel", 1)) for channel in channels) or size["C"]
-    together = max((int(channel.get("SamplesPerPixel", 1)) for channel in channels), default=1)
-    blocks = [int(block.get("IFD", next_ifd)) for block in _children(pixels, "TiffData")]
+    samples_per_plane = max((int(channel.get("SamplesPerPixel", 1)) for channel in channels), default=1)
+    plane_ifds = [int(block.get("IFD", default_ifd)) for block in _children(pixels_node, "TiffData")]
     order = attributes.get("DimensionOrder", "XYCZT")
-    before = order[2 : order.index("C")] if "C" in order else ""
-    stride = 1
-    for axis in before:
-        stride *= size.get(axis, 1)
-    x, y = _physical(attributes, "X"), _physical(attributes, "Y")
-    settings = next(_children(node, "ObjectiveSettings"), None)
+    faster_axes = order[2 : order.index("C")] if "C" in order else ""
+    channel_stride = 1
+    for axis in faster_axes:
+        channel_stride *= size.get(axis, 1)
+    x, y = _physical_size_um(attributes, "X"), _physical_size_um(attributes, "Y")
+    objective_settings = next(_children(image_node, "ObjectiveSettings"), None)
     image = OmeImage(
-        name=node.get("Name", ""),
+        name=image_node.get("Name", ""),
         width=size["X"],
         height=size["Y"],
         channels=max(samples, size["C"]),
-        ifd=min(blocks, default=next_ifd),
-        channel_stride=stride,
+        ifd=min(plane_ifds, default=default_ifd),
+        channel_stride=channel_stride,
         mpp=Mpp(x, y or x) if x else None,
-        objective=_number(magnifications.get(settings.get("ID"))) if settings is not None else None,
+        objective=_positive_number(magnification_of_objective.get(objective_settings.get("ID")))
+        if objective_settings is not None
+        else None,
         channel_names=tuple(channel.get("Name") for channel in channels if channel.get("Name")),
         may_be_rgb=_may_be_rgb(channels),
     )
-    return image, max(1, size["Z"] * size["T"] * size["C"] // together)
+    return image, max(1, size["Z"] * size["T"] * size["C"] // samples_per_plane)
 
 
 FLUORESCENCE = ("Fluor", "EmissionWavelength", "ExcitationWavelength")
@@ -188,11 +217,11 @@ def _may_be_rgb(channels: list[Any]) -> bool:
         name = (channel.get("Name") or "").strip().lower()
         if name and name not in names:
             return False
-        try:  # a signed 32-bit RGBA
-            stated = (int(channel.get("Color") or -1) & 0xFFFFFFFF) >> 8
+        try:  # Color is a signed 32-bit number with the bytes RGBA; -1 is white, the default.
+            channel_colour = (int(channel.get("Color") or -1) & 0xFFFFFFFF) >> 8
         except ValueError:
             continue
-        if stated not in (WHITE, colour):
+        if channel_colour not in (WHITE, colour):
             return False
     return True
 
@@ -202,19 +231,22 @@ def _children(node: Any, name: str) -> Iterator[Any]:
     return (child for child in node if isinstance(child.tag, str) and child.tag.rpartition("}")[2] == name)
 
 
-def _physical(attributes: Any, axis: str) -> float | None:
-    value = _number(attributes.get(f"PhysicalSize{axis}"))
-    unit = UM_OF_UNIT.get(str(attributes.get(f"PhysicalSize{axis}Unit", "µm")))
-    return None if value is None or unit is None else value * unit
+def _physical_size_um(attributes: Any, axis: str) -> float | None:
+    """The size of a pixel along an axis in µm; None if it is missing or its unit is unknown."""
+    value = _positive_number(attributes.get(f"PhysicalSize{axis}"))
+    unit_um = UM_PER_UNIT.get(str(attributes.get(f"PhysicalSize{axis}Unit", "µm")))
+    return None if value is None or unit_um is None else value * unit_um
 
 
-def _ratio(value: Any) -> float | None:
+def _rational(value: Any) -> float | None:
+    """The value of a RATIONAL tag, which tifffile returns as (numerator, denominator)."""
     if isinstance(value, tuple):
         return value[0] / value[1] if len(value) == 2 and value[1] else None
-    return _number(value)
+    return _positive_number(value)
 
 
-def _number(value: Any) -> float | None:
+def _positive_number(value: Any) -> float | None:
+    """Convert a value to a number; None unless it is positive and finite."""
     try:
         number = float(value)
     except (TypeError, ValueError):
