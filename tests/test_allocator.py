@@ -17,7 +17,7 @@ CHILD = """
 import json, resource, sys, threading
 from pathlib import Path
 keep = sys.argv[1] == "keep"
-from lobule.allocator import give_back, keep_freed_memory
+from lobule.allocator import return_freed_memory, keep_freed_memory
 told = [keep_freed_memory(), keep_freed_memory()] if keep else []
 
 def pages():
@@ -36,7 +36,7 @@ def faults_of(times):
 
 at_first = pages()
 first, later, held = faults_of(1), faults_of(4), pages() - at_first
-give_back()
+return_freed_memory()
 print(json.dumps({"told": told, "first": first, "later": later, "held": held, "after": pages() - at_first}))
 """
 

@@ -45,8 +45,8 @@ def keep_freed_memory() -> bool:
     return True
 
 
-def give_back() -> None:
-    """Return all freed memory to the system; called at the end of a scan or a training.
+def return_freed_memory() -> None:
+    """Return all freed memory to the operating system; called at the end of a scan or a training.
 
     Traced networks contain reference cycles, so garbage is collected first.
     """

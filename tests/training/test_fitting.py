@@ -259,7 +259,7 @@ def test_nan_loss_stops_and_keeps_the_last_valid_checkpoint(tmp_path: Path) -> N
 
     numbers, net = Numbers(), small_net()
     groups = [Group(list(net.parameters()), 0.01)]
-    with pytest.raises(ModelError, match="loss is nan by step 8"):
+    with pytest.raises(ModelError, match="loss became nan at or before step 8"):
         fit(net, spoiled, numbers, OPTIONS, tmp_path, groups)
     checkpoint = read_checkpoint(tmp_path)
     assert checkpoint is not None

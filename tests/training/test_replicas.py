@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lobule.training.replicas import Lanes, MicroBatch, _Dropout, seed_of
+from lobule.training.replicas import Lanes, MicroBatch, _Dropout, derive_seed
 
 X = torch.randn((12, 3, 9, 9), generator=torch.Generator().manual_seed(0))
 
@@ -42,7 +42,7 @@ def loss_of(module: nn.Module, x: Tensor) -> Tensor:
 
 def micro_batches(*edges: int, seed: int = 1) -> list[MicroBatch]:
     return [
-        MicroBatch(X[a:b], (b - a) / 12, seed_of(seed, number))
+        MicroBatch(X[a:b], (b - a) / 12, derive_seed(seed, number))
         for number, (a, b) in enumerate(pairwise(edges))
     ]
 
@@ -140,5 +140,5 @@ def test_error_in_a_lane_is_raised() -> None:
 
 
 def test_seeds_differ_with_every_number() -> None:
-    assert len({seed_of(a, b, c) for a in range(4) for b in range(4) for c in range(4)}) == 64
-    assert seed_of(1, 2) == seed_of(1, 2) < 2**63
+    assert len({derive_seed(a, b, c) for a in range(4) for b in range(4) for c in range(4)}) == 64
+    assert derive_seed(1, 2) == derive_seed(1, 2) < 2**63

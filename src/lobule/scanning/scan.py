@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lobule import __version__
-from lobule.allocator import give_back, keep_freed_memory
+from lobule.allocator import keep_freed_memory, return_freed_memory
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, LobuleError, ResultsError
 from lobule.files import LONGEST_FOLDER_NAME, fits_folder_name, read_json, write_json
@@ -141,7 +141,7 @@ def scan(
         with lock_settings(Path(out), shard):  # Only one shard at a time reads and writes `scan.json`.
             results = begin_results(out, settings, fresh=fresh)
             engine = _choose_engine(predictor, results, options, machine, progress)
-        give_back()  # Memory of the forms of the model that were measured but not chosen.
+        return_freed_memory()  # Memory of the forms of the model that were measured but not chosen.
         readers = machine.readers or available_cores()
         runner = CaseRunner(
             predictor, results, options, engine, bundle, cohort, progress, retry_failed, verify
@@ -150,7 +150,7 @@ def scan(
             cache_bytes = int(machine.max_ram * CACHE_SHARE)
             runner.run(cases, readers, cache_bytes, DecodingMemory(cache_bytes, machine.max_ram))
         finally:
-            give_back()
+            return_freed_memory()
         write_summary(results)
     return _report(results, cases, progress)
 

@@ -1,8 +1,8 @@
 """Ranks: the processes of one training. torchrun starts several; otherwise there is only one.
 
-Every rank runs the same code on its share of each batch. Only the first rank validates, mines and writes
-files; it sends its decisions to the others, so that all ranks do the same. All ranks need access to the same
-slides and the same folder.
+Every rank runs the same code on its share of each batch. Only the first rank validates, mines hard negatives
+and writes files. It sends the outcome to the other ranks, so that all continue in the same way. All ranks
+need access to the same slides and the same folder.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch import Tensor
 
 Value = TypeVar("Value")
 
-PATIENCE = timedelta(days=7)
-"""How long ranks wait for the first one, which may mine a large cohort. If it dies, torchrun ends them."""
+EXCHANGE_TIMEOUT = timedelta(days=7)
+"""How long a rank waits for the others: the first one may mine a large cohort for days, and torchrun ends the
+others if it dies."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,19 @@ class Ranks:
     """The number of this process among the processes of a training."""
 
     rank: int = 0
+    """Number of the process among all processes, from 0."""
     count: int = 1
     local: int = 0
-    """Number of the process on this machine; it uses the accelerator with this number."""
+    """Number of the process among those on this machine; it uses the GPU with this number."""
     local_count: int = 1
+    """Number of processes on this machine."""
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over the ranks, in one exchange."""
+        """Replace each tensor by its mean over the ranks, in one exchange; changes them in place."""
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -48,17 +51,17 @@ class Ranks:
         for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
-    def from_first(self, make: Callable[[], Value]) -> Value:
-        """Call `make` on the first rank, and return its value on every rank."""
+    def from_first(self, compute: Callable[[], Value]) -> Value:
+        """Call `compute` on the first rank only, and return its value on every rank."""
         if self.count == 1:
-            return make()
-        message: list[Any] = [make() if self.first else None]
-        torch.distributed.broadcast_object_list(message)
-        value: Value = message[0]
-        return value
+            return compute()
+        broadcast_values: list[Any] = [compute() if self.first else None]
+        torch.distributed.broadcast_object_list(broadcast_values)
+        first_value: Value = broadcast_values[0]
+        return first_value
 
     def from_all(self, value: Value) -> list[Value]:
-        """Return the values of all ranks, in the order of the ranks."""
+        """Send the value of this rank to the others, and return the values of all ranks in their order."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -78,16 +81,15 @@ def is_first_rank() -> bool:
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """Join the processes that torchrun started with this one, and give the rank of this process."""
+    """Connect to the other processes that torchrun started, and yield the rank of this process."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Ranks()
         return
     if not torch.distributed.is_initialized():
-        both = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        torch.distributed.init_process_group(both, timeout=PATIENCE)
-        # The group exists until the process ends, because joining a second time could use an outdated
-        # address.
+        backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backends, timeout=EXCHANGE_TIMEOUT)
+        # The group is kept until the process ends. Connecting a second time could use an outdated address.
         atexit.register(torch.distributed.destroy_process_group)
     local, local_count = (int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     yield Ranks(torch.distributed.get_rank(), count, local, max(1, local_count))

@@ -80,7 +80,7 @@ class Group:
     rate: float
 
 
-def optimiser_of(options: FitOptions, groups: Sequence[Group]) -> torch.optim.Optimizer:
+def make_optimiser(options: FitOptions, groups: Sequence[Group]) -> torch.optim.Optimizer:
     parameters: list[dict[str, Any]] = [{"params": list(g.parameters), "lr": g.rate} for g in groups]
     if options.optimiser == "adam":
         betas = (options.momentum, options.second_beta)
@@ -90,7 +90,7 @@ def optimiser_of(options: FitOptions, groups: Sequence[Group]) -> torch.optim.Op
     )
 
 
-def shape_of(options: FitOptions, step: int) -> float:
+def schedule_factor(options: FitOptions, step: int) -> float:
     """Return the factor on the learning rate at a step, for schedules that depend only on the step."""
     if options.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * step / options.steps))
@@ -99,11 +99,11 @@ def shape_of(options: FitOptions, step: int) -> float:
     return 1.0
 
 
-def lasting(options: FitOptions) -> dict[str, Any]:
+def fixed_options(options: FitOptions) -> dict[str, Any]:
     """Return the options that must not change when a training is resumed: all but device and lanes."""
     return {name: value for name, value in asdict(options).items() if name not in ("device", "lanes")}
 
 
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of `before` that are different in `now`."""
     return {name: value for name, value in before.items() if now.get(name) != value}

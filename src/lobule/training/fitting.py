@@ -1,8 +1,11 @@
 """The training loop, for any module, loss and stream of batches. It can be stopped at any time and resumed.
 
-A checkpoint contains the weights, the optimiser, the best weights so far and the state of the stream. Steps
-after the last checkpoint are computed again on resume, with identical results: the seed of the randomness in
-a step is a function of the seed of the training and the number of the step.
+A checkpoint contains the weights, the state of the optimiser, the best weights so far and the position in the
+stream of batches. A resumed training computes the steps after its last checkpoint again, with identical
+results: the random numbers of a step depend only on the seed of the training and the number of the step.
+
+A batch can be divided into micro-batches, which a CPU computes in parallel. Each of these parallel
+computations is called a lane; `lobule.training.replicas` implements them.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lobule.allocator import give_back, keep_freed_memory
+from lobule.allocator import keep_freed_memory, return_freed_memory
 from lobule.errors import ConfigError, ModelError, ResultsError
 from lobule.files import make_folder, write_text
 from lobule.scanning.device import available_cores, choose_device
@@ -29,12 +32,12 @@ from lobule.training.fit_options import (
     Group,
     Optimiser,
     Schedule,
-    differing,
-    lasting,
-    optimiser_of,
-    shape_of,
+    changed_options,
+    fixed_options,
+    make_optimiser,
+    schedule_factor,
 )
-from lobule.training.replicas import Lanes, MicroBatch, seed_of
+from lobule.training.replicas import Lanes, MicroBatch, derive_seed
 from lobule.training.training_log import COLUMNS, LOG, EventFile
 
 __all__ = [
@@ -52,7 +55,7 @@ __all__ = [
 Item = TypeVar("Item")
 Item_co = TypeVar("Item_co", covariant=True)
 MIN_LANE_SAMPLES = 16
-"""Smallest number of samples in a micro-batch: fewer would give a batch norm poor statistics."""
+"""Smallest number of samples in a micro-batch: with fewer, the statistics of batch norms are poor."""
 
 
 class Batches(Protocol[Item_co]):
@@ -76,28 +79,32 @@ class Divisible(Protocol):
 
 @dataclass(frozen=True)
 class TrainMachine:
-    """The resources that a training may use."""
+    """The hardware and memory that a training may use."""
 
     device: str = "auto"
     precision: str = "auto"
     """float32 or bfloat16; "auto" is bfloat16 on a GPU that supports it."""
     workers: int | None = None
-    """Workers that draw patches; None uses one per core."""
+    """Number of workers that sample patches; None uses one per core."""
     processes: bool = False
     """Whether workers are processes instead of threads, for machines with many cores per GPU."""
     max_ram: int = 2 << 30
-    """Limit of the memory besides the model, in bytes, for scans within a training and for cached data."""
+    """Largest memory in bytes for scans during the training and for cached data, without the model."""
     lanes: int | None = None
-    """Micro-batches that a CPU computes in parallel; None uses one per core if the batch is large enough."""
+    """Number of micro-batches that a CPU computes in parallel; None uses one per core if the batch is large
+    enough."""
 
     def resolved(self, ranks: Ranks | None = None) -> TrainMachine:
-        """Return a copy in which "auto" and None are replaced, for one of the processes of a machine."""
+        """Return a copy in which "auto" and None are replaced by values for this process.
+
+        The processes of a machine share its cores, and each uses its own GPU.
+        """
         ranks = ranks or Ranks()
         auto_device = f"cuda:{ranks.local}" if ranks.count > 1 and torch.cuda.is_available() else "auto"
         device = choose_device(auto_device if self.device in ("auto", "cuda") else self.device)
         has_bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-        auto = "bfloat16" if has_bfloat16 else "float32"
-        precision = auto if self.precision == "auto" else self.precision
+        auto_precision = "bfloat16" if has_bfloat16 else "float32"
+        precision = auto_precision if self.precision == "auto" else self.precision
         if precision not in ("float32", "bfloat16"):
             raise ConfigError(f"unknown precision '{precision}'", expected="auto, float32 or bfloat16")
         cores = max(1, available_cores() // max(1, ranks.local_count))
@@ -105,13 +112,13 @@ class TrainMachine:
         return replace(self, device=device, precision=precision, workers=self.workers or cores, lanes=lanes)
 
     def lanes_for(self, batch: int) -> int:
-        """Return the number of micro-batches for the batch of a rank."""
+        """Return the number of lanes for a batch of this size: each needs `MIN_LANE_SAMPLES` samples."""
         return max(1, min(self.lanes or 1, batch // MIN_LANE_SAMPLES))
 
 
 @dataclass
 class FitProgress:
-    """The progress of a training, for a display. The training never waits for the display."""
+    """The progress of a training. The training updates it, and a display may read it at any time."""
 
     stage: str = ""
     step: int = 0
@@ -123,6 +130,7 @@ class FitProgress:
     """Called whenever another stage begins."""
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, and call `on_stage` if it is a new stage."""
         is_new_stage = name == "stage" and value and value != getattr(self, "stage", "")
         super().__setattr__(name, value)
         listener = getattr(self, "on_stage", None)
@@ -132,26 +140,34 @@ class FitProgress:
 
 @dataclass
 class _State:
-    """The state of the loop, apart from tensors and the stream of batches."""
+    """The state of the loop, apart from tensors and the stream of batches. Checkpoints contain it."""
 
     step: int = 0
+    """Number of completed steps."""
     scale: float = 1.0
+    """Factor on all learning rates; smaller after each plateau of the score."""
     best: float | None = None
+    """The best score so far."""
     best_step: int = 0
     waited: int = 0
     """Evaluations since the best score."""
     waited_rate: int = 0
-    """Evaluations since the best score or the last fall of the rate."""
+    """Evaluations since the best score or the last reduction of the learning rate, whichever is later."""
     done: bool = False
     scores: list[tuple[int, float]] = field(default_factory=list)
+    """Step and score of each evaluation."""
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """The outcome of a training. The module has the best weights, or the last if nothing was evaluated."""
+    """The outcome of a training.
+
+    The trained module has the weights with the best score, or the last weights if nothing was evaluated.
+    """
 
     steps: int
     best: float | None
+    """The best score, or None if nothing was evaluated."""
     best_step: int
     scores: tuple[tuple[int, float], ...]
 
@@ -172,17 +188,17 @@ def fit(
 
     Args:
         module: The module to train, on its device.
-        loss: Returns the loss of the module for one batch.
+        loss: Function that returns the loss of the module for one batch.
         batches: The batches. With several ranks, each process gets its share of every batch.
         options: Options of the training loop.
         folder: Folder for checkpoints and the log.
         groups: Parameters with their learning rates.
-        validate: Returns a score of the module, higher is better. The module is in evaluation mode.
+        validate: Function that returns a score of the module, which is in evaluation mode. Higher is better.
         progress: Updated while the training runs.
         ranks: The processes of the training. Their gradients are averaged.
 
     Returns:
-        The number of steps and the scores.
+        The number of steps and the scores. The module is left with its best weights.
 
     Raises:
         ModelError: The loss, the weights or the score became NaN or infinite.
@@ -191,15 +207,17 @@ def fit(
     shown_progress, all_ranks = progress or FitProgress(), ranks or Ranks()
     if torch.device(options.device).type == "cpu":
         keep_freed_memory()
-    run = _Run(module, loss, batches, options, Path(folder), groups, validate, shown_progress, all_ranks)
+    training_run = _Run(
+        module, loss, batches, options, Path(folder), groups, validate, shown_progress, all_ranks
+    )
     try:
-        run.resume()
-        while not run.state.done:
-            run.advance()
-        return run.finish()
+        training_run.resume()
+        while not training_run.state.done:
+            training_run.advance()
+        return training_run.finish()
     finally:
-        run.close()
-        give_back()
+        training_run.close()
+        return_freed_memory()
 
 
 class _Run:
@@ -221,15 +239,15 @@ class _Run:
         self.folder, self.validate, self.progress = make_folder(folder), validate, progress
         self.ranks = ranks
         self.rates = [group.rate for group in groups]
-        self.optimiser = optimiser_of(options, groups)
+        self.optimiser = make_optimiser(options, groups)
         self.state = _State()
         self.best: dict[str, Tensor] = {}
-        self.log: list[str] = []
+        self.log_lines: list[str] = []
         self.lanes = options.lanes
         self._lanes: Lanes | None = None
-        self._events: EventFile | None = None
+        self._event_file: EventFile | None = None
         self._losses: list[Tensor] = []
-        self._began, self._began_at = time.monotonic(), 0
+        self._start_time, self._start_step = time.monotonic(), 0
         progress.steps = options.steps
 
     # -- a step -------------------------------------------------------------------------------------------
@@ -239,8 +257,9 @@ class _Run:
         options, state = self.options, self.state
         self.module.train()
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * state.scale * shape_of(options, state.step)
+            group["lr"] = rate * state.scale * schedule_factor(options, state.step)
         assert self._lanes is not None
+        # `gradients` sets the gradients of the parameters and returns the loss.
         self._losses.append(self._lanes.gradients(self._micro_batches(), self._compute))
         self.ranks.average([p.grad for p in self._parameters() if p.grad is not None])
         if options.clip > 0:
@@ -248,37 +267,44 @@ class _Run:
         self.optimiser.step()
         state.step += 1
         state.done = state.step >= options.steps
-        evaluated = self.validate is not None and (state.step % options.evaluate_every == 0 or state.done)
-        saved = evaluated or state.done or state.step % options.checkpoint_every == 0
-        if saved or state.step % options.log_every == 0:
+        is_evaluation_due = self.validate is not None and (
+            state.step % options.evaluate_every == 0 or state.done
+        )
+        is_checkpoint_due = is_evaluation_due or state.done or state.step % options.checkpoint_every == 0
+        if is_checkpoint_due or state.step % options.log_every == 0:
             self._log_losses()
-        if saved:
+        if is_checkpoint_due:
             self._check_weights()
-        if evaluated:
+        if is_evaluation_due:
             self._evaluate()
-        if saved:
+        if is_checkpoint_due:
             self.save()
         self.progress.step = state.step
-        self.progress.steps_per_s = (state.step - self._began_at) / (time.monotonic() - self._began + 1e-9)
+        self.progress.steps_per_s = (state.step - self._start_step) / (
+            time.monotonic() - self._start_time + 1e-9
+        )
 
     def _micro_batches(self) -> list[MicroBatch]:
-        """Return the micro-batches of a step. Batches are divided if there are more lanes than batches."""
-        count = self.options.accumulate
-        pieces = -(-self.lanes // count)
-        items: list[tuple[Any, float]] = []
-        for _ in range(count):
+        """Read the batches of one step, and divide them if there are more lanes than batches."""
+        batch_count = self.options.accumulate
+        pieces_per_batch = -(-self.lanes // batch_count)
+        weighted_items: list[tuple[Any, float]] = []
+        for _ in range(batch_count):
             batch = next(self.batches)
-            if pieces > 1 and isinstance(batch, Divisible):
-                items += [(piece, len(piece) / len(batch) / count) for piece in batch.divide(pieces)]
+            if pieces_per_batch > 1 and isinstance(batch, Divisible):
+                weighted_items += [
+                    (piece, len(piece) / len(batch) / batch_count) for piece in batch.divide(pieces_per_batch)
+                ]
             else:
-                items.append((batch, 1 / count))
+                weighted_items.append((batch, 1 / batch_count))
         seed_numbers = (self.options.seed, self.state.step, self.ranks.rank)
         return [
-            MicroBatch(item, weight, seed_of(*seed_numbers, number))
-            for number, (item, weight) in enumerate(items)
+            MicroBatch(item, weight, derive_seed(*seed_numbers, index))
+            for index, (item, weight) in enumerate(weighted_items)
         ]
 
     def _compute(self, module: nn.Module, item: Any) -> Tensor:
+        """Return the loss of one batch or micro-batch, in the precision of the training."""
         with self._precision():
             return self.loss(module, item)
 
@@ -288,27 +314,27 @@ class _Run:
         return torch.autocast(torch.device(self.options.device).type, torch.bfloat16)
 
     def _log_losses(self) -> None:
-        """Log the mean of the losses since the last call. Reading every loss would slow down a GPU."""
-        total = torch.stack(self._losses).float().mean()
-        self.ranks.average([total])
-        mean = float(total)
+        """Log the mean of the losses since the last call. Waiting for each loss would slow down a GPU."""
+        loss_tensor = torch.stack(self._losses).float().mean()
+        self.ranks.average([loss_tensor])
+        mean_loss = float(loss_tensor)
         self._losses.clear()
-        if not math.isfinite(mean):
+        if not math.isfinite(mean_loss):
             raise ModelError(
-                f"the loss is {mean} by step {self.state.step}",
+                f"the loss became {mean_loss} at or before step {self.state.step}",
                 subject=self.folder,
                 remedy="Start over with a lower learning rate; the last valid checkpoint is kept",
             )
         rate = self.optimiser.param_groups[0]["lr"]
-        self.log.append(f"{self.state.step},{mean:.6g},{rate:.6g},\n")
-        self.progress.loss = mean
+        self.log_lines.append(f"{self.state.step},{mean_loss:.6g},{rate:.6g},\n")
+        self.progress.loss = mean_loss
         if self.ranks.first:  # The next checkpoint, which also writes the log, may be hours away.
             self._write_log()
-        if self._events is not None:
-            self._events.add(self.state.step, loss=mean, rate=rate)
+        if self._event_file is not None:
+            self._event_file.add(self.state.step, loss=mean_loss, rate=rate)
 
     def _check_weights(self) -> None:
-        """Raise an error if weights are NaN or infinite, which the loss shows only in the next step."""
+        """Raise an error if a weight is NaN or infinite. The loss would show this only in the next step."""
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters()):
             raise ModelError(
                 f"the weights became NaN or infinite at step {self.state.step}",
@@ -317,7 +343,11 @@ class _Run:
             )
 
     def _evaluate(self) -> None:
-        """Evaluate the module. Keep the best weights; reduce the rate or stop if the score stagnates."""
+        """Evaluate the module. Keep its weights if the score is the best one.
+
+        Otherwise, count the evaluations without a better score; after enough of them, reduce the learning
+        rate or end the training.
+        """
         validate, state, options = self.validate, self.state, self.options
         assert validate is not None
         self.module.eval()
@@ -326,10 +356,10 @@ class _Run:
         if not math.isfinite(score):
             raise ModelError(f"the score is {score} at step {state.step}", subject=self.folder)
         state.scores.append((state.step, score))
-        self.log[-1] = self.log[-1].rstrip("\n") + f"{score:.6g}\n"
+        self.log_lines[-1] = self.log_lines[-1].rstrip("\n") + f"{score:.6g}\n"
         self.progress.score = score
-        if self._events is not None:
-            self._events.add(state.step, score=score)
+        if self._event_file is not None:
+            self._event_file.add(state.step, score=score)
         if state.best is None or score > state.best:
             state.best, state.best_step, state.waited, state.waited_rate = score, state.step, 0, 0
             self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
@@ -343,6 +373,7 @@ class _Run:
     # -- checkpoints --------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        """Write the log and a checkpoint, on the first rank only."""
         if not self.ranks.first:
             return
         self._write_log()
@@ -352,7 +383,7 @@ class _Run:
             moments = self.optimiser.state[parameter]
             tensors |= {f"moments/{number}/{k}": v for k, v in moments.items() if isinstance(v, Tensor)}
         contents = {
-            "options": lasting(self.options),
+            "options": fixed_options(self.options),
             "lanes": self.lanes,
             "loop": asdict(self.state),
             "batches": self.batches.state(),
@@ -360,7 +391,7 @@ class _Run:
         write_checkpoint(self.folder, Checkpoint(contents, tensors), f"step-{self.state.step:08d}")
 
     def _write_log(self) -> None:
-        write_text(self.folder / LOG, COLUMNS + "".join(self.log))
+        write_text(self.folder / LOG, COLUMNS + "".join(self.log_lines))
 
     def resume(self) -> None:
         """Restore the checkpoint in the folder, if there is one, and create the lanes."""
@@ -369,43 +400,46 @@ class _Run:
             self._restore(checkpoint)
         self._lanes = Lanes(self.module, self.lanes, max(1, available_cores() // self.lanes))
         if self.ranks.first and not self.state.done:
-            self._events = EventFile.opened(self.folder, self.state.step)
+            self._event_file = EventFile.opened(self.folder, self.state.step)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.contents["options"] != lasting(self.options):
+        """Continue from a checkpoint. Raises an error if it was written with other options."""
+        if checkpoint.contents["options"] != fixed_options(self.options):
             raise ResultsError(
                 "this training began with different settings",
                 subject=self.folder,
-                expected=str(differing(checkpoint.contents["options"], lasting(self.options))),
+                expected=str(changed_options(checkpoint.contents["options"], fixed_options(self.options))),
                 remedy="Start over with --fresh, or write to another folder",
             )
-        loop = checkpoint.contents["loop"]
-        self.state = _State(**{**loop, "scores": [(int(s), float(v)) for s, v in loop["scores"]]})
+        loop_state = checkpoint.contents["loop"]
+        self.state = _State(**{**loop_state, "scores": [(int(s), float(v)) for s, v in loop_state["scores"]]})
         self.module.load_state_dict(checkpoint.of("model/"))
         self.best = {name: value.to(self.options.device) for name, value in checkpoint.of("best/").items()}
         for number, parameter in enumerate(self._parameters()):
             for name, value in checkpoint.of(f"moments/{number}/").items():
-                # The same memory layout as the parameter keeps the order of sums, and so their last bits.
-                laid_out = value if name == "step" else torch.empty_like(parameter).copy_(value)
-                self.optimiser.state[parameter][name] = laid_out
+                # Sums depend on the memory layout, so the restored moments get the layout of the parameter.
+                moment = value if name == "step" else torch.empty_like(parameter).copy_(value)
+                self.optimiser.state[parameter][name] = moment
         self.lanes = int(checkpoint.contents["lanes"])
         self.batches.restore(checkpoint.contents["batches"])
-        lines = (self.folder / LOG).read_text("utf-8").splitlines(keepends=True)[1:]
-        self.log = [line for line in lines if int(line.partition(",")[0]) <= self.state.step]
-        self.progress.step = self._began_at = self.state.step
+        log_lines = (self.folder / LOG).read_text("utf-8").splitlines(keepends=True)[1:]
+        self.log_lines = [line for line in log_lines if int(line.partition(",")[0]) <= self.state.step]
+        self.progress.step = self._start_step = self.state.step
         self.progress.score = self.state.scores[-1][1] if self.state.scores else None
 
     def finish(self) -> FitReport:
+        """Load the best weights into the module, and return the report."""
         if self.best:
             self.module.load_state_dict(self.best)
         state = self.state
         return FitReport(state.step, state.best, state.best_step, tuple(state.scores))
 
     def close(self) -> None:
+        """Stop the threads of the lanes, and close the TensorBoard file."""
         if self._lanes is not None:
             self._lanes.close()
-        if self._events is not None:
-            self._events.close()
+        if self._event_file is not None:
+            self._event_file.close()
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]

@@ -28,7 +28,7 @@ class MicroBatch:
     seed: int
 
 
-def seed_of(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """Return a seed that is a function of some numbers, such as (seed, step, rank, micro-batch)."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
