@@ -22,7 +22,7 @@ from typing import Any
 import lobule
 from lobule.budget import budget_curve
 from lobule.bundles import read_bundle
-from lobule.cli.budget import as_counts
+from lobule.cli.budget import parse_counts
 from lobule.cohort import Cohort, read_cohort
 from lobule.files import write_json
 from lobule.phantoms.cohorts import write_slide_cohort
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     weights = Path(os.environ["LOBULE_REFERENCE"]) / WEIGHTS
     cohort = cohort_in(options.folder)
     if options.budgets:
-        counts, settings = as_counts(options.budgets), {**DISTILLED, "weights": str(weights)}
+        counts, settings = parse_counts(options.budgets), {**DISTILLED, "weights": str(weights)}
         for point in budget_curve(
             "reverse_distillation",
             cohort,

@@ -8,7 +8,7 @@ import pytest
 
 from lobule.api import _refuse_ignored, config_of, scan_settings
 from lobule.bundles import Bundle
-from lobule.cli.base import as_settings
+from lobule.cli.base import parse_settings
 from lobule.errors import ConfigError
 from lobule.methods import METHODS, method_module
 from lobule.methods.four_view import Config
@@ -47,7 +47,7 @@ def test_unsupported_scan_options_are_refused() -> None:
 
 def test_a_zero_default_accepts_fractions_where_the_annotation_is_float() -> None:
     # This is the documented call of reverse distillation, whose augmentation is off (zero) by default.
-    settings = as_settings(("augment.saturation=0.25", "augment.scale=0.1"))
+    settings = parse_settings(("augment.saturation=0.25", "augment.scale=0.1"))
     config = config_of(ReverseDistillationConfig, settings)
     assert (config.augment.saturation, config.augment.scale) == (0.25, 0.1)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lobule.budget import budget_curve
-from lobule.cli.budget import as_counts
+from lobule.cli.budget import parse_counts
 from lobule.cohort import Cohort
 from lobule.errors import ConfigError, ResultsError, UsageError
 from tests.methods.reverse_distillation.support import SMALL, painted
@@ -68,5 +68,5 @@ def test_invalid_budgets_are_rejected(cohort: Cohort, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no case is in the split"):
         budget_curve("reverse-distillation", cohort.split("train"), tmp_path, [1])
     with pytest.raises(UsageError, match="not a list of positive numbers"):
-        as_counts("1,none")
-    assert as_counts("1,20") == [1, 20]
+        parse_counts("1,none")
+    assert parse_counts("1,20") == [1, 20]

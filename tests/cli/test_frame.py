@@ -91,7 +91,7 @@ def probe(error: BaseException | None, failed: int = 0) -> LazyGroup:
     [
         (MissingMpp("a.tif"), 2, "a.tif: the file does not say its µm/px. Give it with --mpp"),
         (DamagedFile("the file is cut short", subject="a.tif"), 1, "a.tif: the file is cut short."),
-        (ZeroDivisionError("x"), 1, "This is a bug; --debug shows where."),
+        (ZeroDivisionError("x"), 1, "This is a bug in Lobule; --debug shows where."),
         (PermissionError(13, "Permission denied", "/root/x"), 1, "/root/x: Permission denied."),
         (MemoryError(), 1, "Out of memory"),
         (KeyboardInterrupt(), 130, "Interrupted."),

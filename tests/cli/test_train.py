@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lobule.api import config_of
-from lobule.cli.base import as_settings
+from lobule.cli.base import parse_settings
 from lobule.cli.scan import as_bytes
 from lobule.cli.train import _printed_progress, line_of
 from lobule.cohort import write_cohort
@@ -85,7 +85,7 @@ def test_max_ram_reaches_the_training(lobule: Lobule, monkeypatch: pytest.Monkey
 
 
 def test_settings_take_the_type_of_their_default() -> None:
-    settings = as_settings(
+    settings = parse_settings(
         ("steps=5", "rate=1e-2", "by-site=yes", "classes=benign, cancer", "augment.flips=no")
     )
     config = config_of(Config, settings)
@@ -95,9 +95,9 @@ def test_settings_take_the_type_of_their_default() -> None:
     assert config_of(Config, {}) == Config()
     for wrong in ("steps=2.5", "rate=fast", "by_site=maybe", "augment=3", "augment.shine=1", "trunk.x=1"):
         with pytest.raises(ConfigError):
-            config_of(Config, as_settings((wrong,)))
+            config_of(Config, parse_settings((wrong,)))
     with pytest.raises(UsageError):
-        as_settings(("steps",))
+        parse_settings(("steps",))
 
 
 def test_progress_line_shows_the_time_left() -> None:

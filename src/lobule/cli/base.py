@@ -1,4 +1,4 @@
-"""Shared by all commands: lazy loading, `--json`, `--debug`, one-line errors, progress and exit status."""
+"""Code that all commands share: lazy loading, `--json`, `--debug`, one-line errors, progress, exit status."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Command(click.Command):
         try:
             if text:
                 click.echo(text)
-        except BrokenPipeError:  # the command has finished, so the exit status still reports its outcome
+        except BrokenPipeError:
+            # The command has finished, so the exit status still reports its outcome.
             _discard_output()
         return 1 if answer.failed else 0
 
@@ -57,7 +58,11 @@ class Command(click.Command):
 
 
 def lobule_command(*examples: str) -> Callable[[Callable[..., Answer]], Command]:
-    """Turn a function into a command with these examples; the docstring of the function is the help text."""
+    """Return a decorator that turns a function into a command. Its docstring becomes the help text.
+
+    Args:
+        examples: Command lines that the help shows.
+    """
 
     def decorate(function: Callable[..., Answer]) -> Command:
         command = click.command(cls=Command, examples=examples)(function)
@@ -68,7 +73,14 @@ def lobule_command(*examples: str) -> Callable[[Callable[..., Answer]], Command]
 
 
 class LazyGroup(click.Group):
-    """A group of commands that are imported only when called. The list of commands imports none."""
+    """A group of commands. A command is imported only when it is called, not to list the commands.
+
+    Args:
+        name: Name of the group.
+        entries: For each command, its location as `module:attribute` and one line of help.
+        help: Help text of the group.
+        version: Whether the group has the option `--version`.
+    """
 
     def __init__(
         self, name: str, entries: Mapping[str, tuple[str, str]], *, help: str, version: bool = False
@@ -97,8 +109,12 @@ class LazyGroup(click.Group):
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], self.entries, 1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(self.entries)}."
+            close_matches = get_close_matches(args[0], self.entries, 1)
+            hint = (
+                f"Did you mean '{close_matches[0]}'?"
+                if close_matches
+                else f"Commands: {', '.join(self.entries)}."
+            )
             raise click.UsageError(f"There is no command '{args[0]}'. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -116,7 +132,7 @@ _CONTEXT: dict[str, Any] = {
 
 
 def _version_option() -> click.Option:
-    def show(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    def print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         if value and not ctx.resilient_parsing:
             from lobule import __version__
 
@@ -128,7 +144,7 @@ def _version_option() -> click.Option:
         is_flag=True,
         is_eager=True,
         expose_value=False,
-        callback=show,
+        callback=print_version,
         help="Show the version.",
     )
 
@@ -156,13 +172,13 @@ def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
         error.show()
         return 2
     except click.ClickException as error:
-        return _fail(error.format_message(), global_options, 2, usage=getattr(error, "ctx", None))
+        return _fail(error.format_message(), global_options, 2, usage_context=getattr(error, "ctx", None))
     except (click.Abort, KeyboardInterrupt):
         return _fail("Interrupted.", global_options, 130)
     except BrokenPipeError:
         # The reader of the output has closed the pipe; Python must not report this at exit.
         _discard_output()
-        return 141
+        return 141  # The status of a program that SIGPIPE ended.
     except LobuleError as error:
         if global_options.debug:
             raise
@@ -183,7 +199,7 @@ def _describe_unexpected_error(error: Exception) -> str:
         return f"{error.filename}: {error.strerror or error}."
     if isinstance(error, MemoryError):
         return "Out of memory. Reduce --max-ram or --batch, or process fewer cases at a time."
-    return f"Something broke in Lobule: {type(error).__name__}: {error}. This is a bug; --debug shows where."
+    return f"Unexpected {type(error).__name__}: {error}. This is a bug in Lobule; --debug shows where."
 
 
 def _fail(
@@ -192,17 +208,27 @@ def _fail(
     status: int,
     error: Exception | None = None,
     *,
-    usage: click.Context | None = None,
+    usage_context: click.Context | None = None,
 ) -> int:
+    """Print an error and return the exit status.
+
+    Args:
+        message: The error in one line.
+        global_options: Decide whether the error is also printed as JSON.
+        status: The exit status.
+        error: The exception, for JSON output.
+        usage_context: The click command that was used wrongly; the message refers to its help.
+    """
     with suppress(BrokenPipeError):
-        _print_error(message, global_options, status, error, usage)
+        _print_error(message, global_options, status, error, usage_context)
     return status
 
 
 ERROR_KEYS = {
     "what": "problem", "subject": "subject", "expected": "expected", "found": "actual", "remedy": "remedy",
 }  # fmt: skip
-"""Keys of an error in `--json` output, and the attributes of `LobuleError` that they show."""
+"""Keys of an error in `--json` output, and the attributes of `LobuleError` that they show. Scripts rely on
+the keys."""
 
 
 def _print_error(
@@ -210,7 +236,7 @@ def _print_error(
     global_options: GlobalOptions,
     status: int,
     error: Exception | None,
-    usage: click.Context | None,
+    usage_context: click.Context | None,
 ) -> None:
     if global_options.as_json and status != 130:
         error_fields = {"kind": type(error).__name__ if error else "UsageError", "message": message}
@@ -220,10 +246,11 @@ def _print_error(
             if (value := getattr(error, attribute, None)) is not None
         }
         click.echo(json.dumps({"error": error_fields}, indent=1, ensure_ascii=False))
-    if usage is not None:
-        message += f" See `{usage.command_path} --help`."
-    plain = "NO_COLOR" in os.environ or status == 130
-    click.echo(message if plain else click.style(message, fg="red"), err=True)
+    if usage_context is not None:
+        message += f" See `{usage_context.command_path} --help`."
+    # Status 130 is an interruption by the user, which is not shown as an error.
+    is_plain = "NO_COLOR" in os.environ or status == 130
+    click.echo(message if is_plain else click.style(message, fg="red"), err=True)
 
 
 # -- printing -----------------------------------------------------------------------------------------------
@@ -239,20 +266,20 @@ def format_fields(pairs: Sequence[tuple[str, str]]) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format an aligned table; a column is right-aligned if all its cells begin with a digit."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    right = [bool(rows) and all(row[i][:1].isdigit() for row in rows) for i in range(len(header))]
+    is_right_aligned = [bool(rows) and all(row[i][:1].isdigit() for row in rows) for i in range(len(header))]
 
-    def line(cells: Sequence[str]) -> str:
+    def format_row(cells: Sequence[str]) -> str:
         padded = [
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(cells, widths, right, strict=True)
+            cell.rjust(width) if align_right else cell.ljust(width)
+            for cell, width, align_right in zip(cells, widths, is_right_aligned, strict=True)
         ]
         return "  ".join(padded).rstrip()
 
-    return "\n".join([click.style(line(header), dim=True), *map(line, rows)])
+    return "\n".join([click.style(format_row(header), dim=True), *map(format_row, rows)])
 
 
 def note(message: str) -> None:
-    """Print a message on stderr if that is a terminal."""
+    """Print a message for people on stderr, only if that is a terminal."""
     if sys.stderr.isatty():
         click.echo(click.style(message, dim=True), err=True)
 
@@ -264,7 +291,7 @@ def progress(
     """Show a progress bar on stderr if that is a terminal.
 
     Yields:
-        A function `advance(amount)` that moves the bar.
+        A function `advance(amount)` that adds to the completed amount.
     """
     if not sys.stderr.isatty():
         yield lambda amount: None
@@ -272,27 +299,27 @@ def progress(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    rate = TextColumn("{task.fields[rate]}")
+    speed_column = TextColumn("{task.fields[rate]}")
     display = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
-        rate,
+        speed_column,
         TimeRemainingColumn(compact=True),
         console=Console(stderr=True),
         transient=True,
     )
     with display:
-        task = display.add_task(description, total=total, rate="")
+        task_id = display.add_task(description, total=total, rate="")
 
         def advance(amount: float) -> None:
             speed = display.tasks[0].speed
-            display.update(task, advance=amount, rate=f"{speed:.3g} {unit}/s" if speed else "")
+            display.update(task_id, advance=amount, rate=f"{speed:.3g} {unit}/s" if speed else "")
 
         yield advance
 
 
-def as_settings(assignments: tuple[str, ...]) -> dict[str, Any]:
+def parse_settings(assignments: tuple[str, ...]) -> dict[str, Any]:
     """Parse `key=value` texts into a dictionary; hyphens in keys become underscores."""
     pairs = {}
     for assignment in assignments:

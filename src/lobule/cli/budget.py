@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lobule.cli.base import Answer, as_settings, format_fields, lobule_command, table
+from lobule.cli.base import Answer, format_fields, lobule_command, parse_settings, table
 from lobule.errors import UsageError
 
 
@@ -56,12 +56,12 @@ def command(
     Each larger set of slides contains the smaller ones. After an interruption, run the same command to
     continue. Writes budget.csv, budget.json and a plot (budget.svg, budget.png).
     """
-    counts = as_counts(slides)
-    setting_values = as_settings(settings)
+    counts = parse_counts(slides)
+    setting_values = parse_settings(settings)
     if dry_run:
-        data = {"method": method, "slides": counts, "settings": setting_values}
-        lines = [("method", method), ("outlined slides", ", ".join(map(str, counts))), ("curve", out)]
-        return Answer(data, format_fields(lines))
+        plan = {"method": method, "slides": counts, "settings": setting_values}
+        plan_rows = [("method", method), ("outlined slides", ", ".join(map(str, counts))), ("results", out)]
+        return Answer(plan, format_fields(plan_rows))
     from lobule.budget import budget_curve
 
     points = budget_curve(
@@ -75,7 +75,7 @@ def command(
         split=options["split"],
         seed=options["seed"],
     )
-    rows = [
+    table_rows = [
         (
             str(point.slides),
             str(point.patches),
@@ -84,11 +84,11 @@ def command(
         )
         for point in points
     ]
-    text = table(("slides", "tumour patches", "slide AUC", "FROC"), rows)
+    text = table(("slides", "tumour patches", "slide AUC", "FROC"), table_rows)
     return Answer({"out": out, "points": [asdict(point) for point in points]}, text)
 
 
-def as_counts(text: str) -> list[int]:
+def parse_counts(text: str) -> list[int]:
     """Parse a list of numbers such as `1,2,5`."""
     try:
         counts = [int(count) for count in text.split(",")]
@@ -102,6 +102,7 @@ def as_counts(text: str) -> list[int]:
 
 
 def _interval(value: float | None, low: float | None, high: float | None) -> str:
+    """Format a measure with its confidence interval, if there is one."""
     if value is None:
         return "undefined"
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -14,7 +14,7 @@ from lobule.errors import UsageError
 if TYPE_CHECKING:
     from lobule.cohort import Cohort
 
-LAYOUTS = ("camelyon16", "bach", "dicom", "folder")
+LAYOUT_NAMES = ("camelyon16", "bach", "dicom", "folder")
 
 
 @lobule_command(
@@ -22,7 +22,9 @@ LAYOUTS = ("camelyon16", "bach", "dicom", "folder")
     "lobule cohort CAMELYON16 --from camelyon16 --out camelyon16.csv",
 )
 @click.argument("folder", metavar="DIR")
-@click.option("--from", "layout", type=click.Choice(LAYOUTS), required=True, help="Layout of the folder.")
+@click.option(
+    "--from", "layout", type=click.Choice(LAYOUT_NAMES), required=True, help="Layout of the folder."
+)
 @click.option(
     "--out", metavar="FILE", help="Manifest to write (.csv or .parquet); by default DIR/cohort.csv."
 )
@@ -30,32 +32,36 @@ LAYOUTS = ("camelyon16", "bach", "dicom", "folder")
 def command(folder: str, layout: str, out: str | None, force: bool) -> Answer:
     """Write a cohort manifest for a folder.
 
-    camelyon16 reads slides, annotations, masks and the reference in any published layout, and adds a note to
-    slides that the organisers exclude or that are only partly annotated. bach reads the photographs of BACH.
+    camelyon16 reads slides, annotations, masks and the table with the labels of the test slides, in any
+    published layout. It adds a note to slides that the organisers exclude or that are only partly annotated.
+    bach reads the photographs of BACH.
     dicom groups slides, or the views of mammography exams, by their DICOM headers. folder uses the name of
     each subfolder as a label.
     """
     from lobule.cohort import LAYOUTS as BUILDERS
     from lobule.cohort import write_cohort
 
-    target = Path(out) if out else Path(folder) / "cohort.csv"
-    if target.exists() and not force:
-        raise UsageError("the manifest already exists", subject=target, remedy="Pass --force to replace it")
-    left_out: dict[str, str] = {}
+    manifest_path = Path(out) if out else Path(folder) / "cohort.csv"
+    if manifest_path.exists() and not force:
+        raise UsageError(
+            "the manifest already exists", subject=manifest_path, remedy="Pass --force to replace it"
+        )
+    left_out: dict[str, str] = {}  # files that are not part of the cohort, with the reason
     if layout == "dicom":
         from lobule.cli.dicom_cohort import dicom
 
         cohort, left_out = dicom(folder)
     else:
         cohort = BUILDERS[layout](folder)
-    write_cohort(cohort, target)
-    text = describe(cohort, str(target))
+    write_cohort(cohort, manifest_path)
+    text = describe(cohort, str(manifest_path))
     if left_out:
         text += "\n\nleft out:\n" + "\n".join(f"  {file}: {reason}" for file, reason in left_out.items())
-    return Answer(summary(cohort, str(target)) | {"left_out": left_out}, text)
+    return Answer(summary(cohort, str(manifest_path)) | {"left_out": left_out}, text)
 
 
 def summary(cohort: Cohort, manifest: str) -> dict[str, object]:
+    """Return the numbers of cases, patients, splits, labels and sites, for `--json`."""
     return {
         "manifest": manifest,
         "cases": len(cohort),
@@ -70,17 +76,18 @@ def summary(cohort: Cohort, manifest: str) -> dict[str, object]:
 
 
 def describe(cohort: Cohort, manifest: str) -> str:
-    totals = summary(cohort, manifest)
-    patients = f"{totals['patients']} patient" + ("" if totals["patients"] == 1 else "s")
-    lines = [("manifest", manifest), ("cases", f"{len(cohort)} ({cohort.kind or 'mixed'}) of {patients}")]
+    """Format the summary of a cohort as text."""
+    summary_fields = summary(cohort, manifest)
+    patients = f"{summary_fields['patients']} patient" + ("" if summary_fields["patients"] == 1 else "s")
+    rows = [("manifest", manifest), ("cases", f"{len(cohort)} ({cohort.kind or 'mixed'}) of {patients}")]
     for name in ("splits", "labels", "sites"):
-        counts = totals[name]
+        counts = summary_fields[name]
         assert isinstance(counts, dict)
         if counts:
-            lines.append((name, ", ".join(f"{value} {count}" for value, count in sorted(counts.items()))))
-    if totals["annotated"]:
-        lines.append(("annotated", str(totals["annotated"])))
+            rows.append((name, ", ".join(f"{value} {count}" for value, count in sorted(counts.items()))))
+    if summary_fields["annotated"]:
+        rows.append(("annotated", str(summary_fields["annotated"])))
     notes = Counter(case.attributes["note"] for case in cohort if "note" in case.attributes)
     if notes:
-        lines.append(("notes", "\n".join(f"{count} × {text}" for text, count in notes.items())))
-    return format_fields(lines)
+        rows.append(("notes", "\n".join(f"{count} × {note_text}" for note_text, count in notes.items())))
+    return format_fields(rows)

@@ -11,14 +11,16 @@ from lobule.cli.base import Answer, LazyGroup, lobule_command, progress
 from lobule.cli.cohort import describe, summary
 from lobule.errors import UsageError
 
-PHANTOM: dict[str, tuple[str, str]] = {
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "slides": ("lobule.cli.phantom:slides", "Slides with lesions, outlines and class masks."),
     "images": ("lobule.cli.phantom:images", "Labelled images: normal, benign, in situ and invasive."),
     "exams": ("lobule.cli.phantom:exams", "Four-view mammography exams, as PNG or DICOM."),
 }
 
 command = LazyGroup(
-    "phantom", PHANTOM, help="Generate cohorts of any size with exact ground truth. No patient data is used."
+    "phantom",
+    SUBCOMMANDS,
+    help="Generate cohorts of any size with exact ground truth. No patient data is used.",
 )
 
 
@@ -30,13 +32,17 @@ def parse_size(value: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-SEED = click.option("--seed", default=0, show_default=True, help="Seed; the same seed gives identical files.")
-SITES = click.option(
+SEED_OPTION = click.option(
+    "--seed", default=0, show_default=True, help="Seed; the same seed gives identical files."
+)
+SITES_OPTION = click.option(
     "--sites", default=2, show_default=True, help="Number of hospitals; each has its own stain or detector."
 )
-PATIENTS = click.option("--patients", type=int, help="Number of patients; by default one per case.")
-UNSEEN = click.option("--unseen-site", is_flag=True, help="Use the last site only in the test split.")
-FORCE = click.option("--force", is_flag=True, help="Overwrite an existing cohort.")
+PATIENTS_OPTION = click.option("--patients", type=int, help="Number of patients; by default one per case.")
+UNSEEN_SITE_OPTION = click.option(
+    "--unseen-site", is_flag=True, help="Use the last site only in the test split."
+)
+FORCE_OPTION = click.option("--force", is_flag=True, help="Overwrite an existing cohort.")
 
 
 @lobule_command("lobule phantom slides OUT --count 2 --size 2048x1536")
@@ -57,17 +63,17 @@ FORCE = click.option("--force", is_flag=True, help="Overwrite an existing cohort
 @click.option("--layout", type=click.Choice(["folder", "camelyon16"]), default="folder", show_default=True)
 @click.option("--style", type=click.Choice(["generic", "svs", "ome"]), default="generic", show_default=True,
               help="How the file states its µm/px.")  # fmt: skip
-@SITES
-@PATIENTS
-@UNSEEN
-@SEED
-@FORCE
+@SITES_OPTION
+@PATIENTS_OPTION
+@UNSEEN_SITE_OPTION
+@SEED_OPTION
+@FORCE_OPTION
 def slides(
     out: str, count: int, size: tuple[int, int], mpp: float, normal: float, organ: str, mimics: int,
     layout: str, style: str, sites: int, patients: int | None, unseen_site: bool, seed: int, force: bool,
 ) -> Answer:  # fmt: skip
     """Generate slides as tiled pyramids, with outlines, class masks and a manifest."""
-    check_no_cohort(out, force)
+    check_no_existing_cohort(out, force)
     from lobule.phantoms.cohorts import write_slide_cohort
     from lobule.phantoms.phantom import SlidePhantom
 
@@ -78,28 +84,41 @@ def slides(
             unseen_site=unseen_site, like=template, layout=layout, style=style,
             progress=lambda done, total: advance(1),
         )  # fmt: skip
-    return cohort_answer(manifest)
+    return describe_written_cohort(manifest)
 
 
 @lobule_command("lobule phantom images OUT --count 4 --size 640x480")
 @click.argument("out")
-@click.option("--count", default=40, show_default=True, help="Number of images, divided among four classes.")
 @click.option(
-    "--size", type=parse_size, default="2048x1536", show_default=True, metavar="WxH", help="Pixels."
+    "--count",
+    default=40,
+    show_default=True,
+    help="Number of images; rounded up to a multiple of four, the number of classes.",
+)
+@click.option(
+    "--size",
+    type=parse_size,
+    default="2048x1536",
+    show_default=True,
+    metavar="WxH",
+    help="Pixels.",
 )
 @click.option("--mpp", default=0.42, show_default=True, help="µm/px of the images.")
 @click.option("--form", type=click.Choice(["tif", "png"]), default="tif", show_default=True)
-@SITES
-@PATIENTS
-@UNSEEN
-@SEED
-@FORCE
+@SITES_OPTION
+@PATIENTS_OPTION
+@UNSEEN_SITE_OPTION
+@SEED_OPTION
+@FORCE_OPTION
 def images(
     out: str, count: int, size: tuple[int, int], mpp: float, form: str, sites: int, patients: int | None,
     unseen_site: bool, seed: int, force: bool,
 ) -> Answer:  # fmt: skip
-    """Generate labelled images (normal, benign, in situ, invasive) in the layout of BACH, and a manifest."""
-    check_no_cohort(out, force)
+    """Generate images of four classes in the layout of BACH, and a manifest.
+
+    The classes are normal, benign, in situ and invasive.
+    """
+    check_no_existing_cohort(out, force)
     from lobule.phantoms.images import write_images
 
     per_class = -(-count // 4)
@@ -108,7 +127,7 @@ def images(
             out, per_class, size=size, mpp=mpp, seed=seed, patients=patients, sites=sites,
             unseen_site=unseen_site, form=form, progress=lambda done, total: advance(1),
         )  # fmt: skip
-    return cohort_answer(manifest)
+    return describe_written_cohort(manifest)
 
 
 @lobule_command("lobule phantom exams OUT --count 1 --size 475x650")
@@ -125,15 +144,15 @@ def images(
 @click.option("--form", type=click.Choice(["png", "dicom"]), default="png", show_default=True)
 @click.option("--malignant", default=0.4, show_default=True, help="Share of breasts with a malignant lesion.")
 @click.option("--benign", default=0.3, show_default=True, help="Share of breasts with a benign lesion.")
-@SITES
-@SEED
-@FORCE
+@SITES_OPTION
+@SEED_OPTION
+@FORCE_OPTION
 def exams(
     out: str, count: int, size: tuple[int, int], form: str, malignant: float, benign: float, sites: int,
     seed: int, force: bool,
 ) -> Answer:  # fmt: skip
     """Generate four-view exams with breast labels, lesion outlines and a manifest."""
-    check_no_cohort(out, force)
+    check_no_existing_cohort(out, force)
     from lobule.phantoms.exams import write_exams
 
     with progress("exams", None, "exams"):
@@ -141,10 +160,10 @@ def exams(
             out, exams=count, form="dicom" if form == "dicom" else "png", seed=seed, malignant=malignant,
             benign=benign, sites=sites, size=(size[1], size[0]),
         )  # fmt: skip
-    return cohort_answer(manifest)
+    return describe_written_cohort(manifest)
 
 
-def check_no_cohort(out: str, force: bool) -> None:
+def check_no_existing_cohort(out: str, force: bool) -> None:
     """Raise an error if the folder already contains a manifest, unless `force` is set."""
     if (Path(out) / "cohort.csv").exists() and not force:
         raise UsageError(
@@ -152,7 +171,8 @@ def check_no_cohort(out: str, force: bool) -> None:
         )
 
 
-def cohort_answer(manifest: Path) -> Answer:
+def describe_written_cohort(manifest: Path) -> Answer:
+    """Read the manifest that was written, and describe its cohort."""
     from lobule.cohort import read_cohort
 
     cohort = read_cohort(manifest)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, as_settings, format_fields, lobule_command
+from lobule.cli.base import Answer, format_fields, lobule_command, parse_settings
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _scan(
     scan_options: dict[str, Any] = {
         name: options[name] for name in ("stride", "refine", "budget", "mpp", "upsample")
     }
-    scan_options["settings"] = as_settings(options["settings"])
+    scan_options["settings"] = parse_settings(options["settings"])
     if not options["tissue"]:
         scan_options["tissue"] = None
     progress = Progress()

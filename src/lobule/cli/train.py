@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from lobule.cli.base import Answer, as_settings, format_fields, lobule_command
+from lobule.cli.base import Answer, format_fields, lobule_command, parse_settings
 from lobule.cli.scan import _duration, _sigterm_as_interrupt, as_bytes
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def command(
     """
     from lobule.api import train
 
-    setting_values = as_settings(settings)
+    setting_values = parse_settings(settings)
     setting_values |= {name: options[name] for name in ("recipe", "rounds") if options[name] is not None}
     val = None if options["val"] == "none" else options["val"]
     if dry_run:
