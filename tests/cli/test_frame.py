@@ -13,7 +13,7 @@ import click
 import pytest
 
 from lobule.cli import COMMANDS
-from lobule.cli.base import Answer, LazyGroup, format_fields, lobule_command, run, table
+from lobule.cli.base import CommandOutput, LazyGroup, format_fields, lobule_command, run, table
 from lobule.errors import ConfigError, DamagedFile, MissingMpp
 from tests.cli.conftest import Lobule
 
@@ -76,10 +76,10 @@ def probe(error: BaseException | None, failed: int = 0) -> LazyGroup:
 
     @lobule_command("lobule probe")
     @click.option("--two-words", default="")
-    def command(two_words: str) -> Answer:
+    def command(two_words: str) -> CommandOutput:
         if error is not None:
             raise error
-        return Answer({"two": two_words, "µm": 0.5}, "text", failed)
+        return CommandOutput({"two": two_words, "µm": 0.5}, "text", failed)
 
     group = LazyGroup("lobule", {"probe-it": ("x:y", "A probe.")}, help="")
     group.get_command = lambda ctx, name: command if name.replace("_", "-") == "probe-it" else None  # type: ignore[method-assign]

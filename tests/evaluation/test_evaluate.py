@@ -283,11 +283,11 @@ def test_exams_are_evaluated_per_breast(tmp_path: Path) -> None:
     assert evaluation.lesions is None
 
 
-Answer = Callable[..., tuple[int, str, str]]
+EvaluateCommand = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def lobule_evaluate(capsys: pytest.CaptureFixture[str]) -> Answer:
+def lobule_evaluate(capsys: pytest.CaptureFixture[str]) -> EvaluateCommand:
     def go(*arguments: str) -> tuple[int, str, str]:
         status = run(LazyGroup("lobule", COMMANDS, help=ABOUT), ["evaluate", *map(str, arguments)])
         printed = capsys.readouterr()
@@ -296,7 +296,9 @@ def lobule_evaluate(capsys: pytest.CaptureFixture[str]) -> Answer:
     return go
 
 
-def test_published_reader_study_is_reproduced(kit: Path, lobule_evaluate: Answer, tmp_path: Path) -> None:
+def test_published_reader_study_is_reproduced(
+    kit: Path, lobule_evaluate: EvaluateCommand, tmp_path: Path
+) -> None:
     table = str(kit / "reader_study/reader_study.csv")
     status, out, _ = lobule_evaluate("--reader-study", table, "--resamples", "4", "--json", "--to", tmp_path)
     assert status == 0
@@ -320,7 +322,7 @@ def test_published_reader_study_is_reproduced(kit: Path, lobule_evaluate: Answer
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + len(data["rows"])
 
 
-def test_invalid_reader_studies_are_rejected(tmp_path: Path, lobule_evaluate: Answer) -> None:
+def test_invalid_reader_studies_are_rejected(tmp_path: Path, lobule_evaluate: EvaluateCommand) -> None:
     for text, message in (
         ("exam,malignant,ai_a\n1,0,0.5\n", "no column begins with 'reader'"),
         ("exam,reader1\n1,0.5\n", "no column malignant"),
@@ -338,7 +340,7 @@ def test_invalid_reader_studies_are_rejected(tmp_path: Path, lobule_evaluate: An
 
 
 def test_terminal_output_lists_failures_areas_and_sites(
-    written: Written, lobule_evaluate: Answer, tmp_path: Path
+    written: Written, lobule_evaluate: EvaluateCommand, tmp_path: Path
 ) -> None:
     results, cohort, truth = written
     put(results, "c0", {}, status="failed", error="broken")
@@ -357,7 +359,7 @@ def test_terminal_output_lists_failures_areas_and_sites(
 
 
 def test_results_and_cohort_without_common_cases_are_reported(
-    written: Written, lobule_evaluate: Answer, tmp_path: Path
+    written: Written, lobule_evaluate: EvaluateCommand, tmp_path: Path
 ) -> None:
     _, cohort, _ = written
     other = begin(tmp_path / "other", ["x"])

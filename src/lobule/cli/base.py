@@ -17,7 +17,7 @@ from lobule.errors import LobuleError, UsageError
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandOutput:
     """The output of a command: data for `--json`, text for people, and the number of failed cases."""
 
     data: Mapping[str, Any]
@@ -26,7 +26,7 @@ class Answer:
 
 
 class Command(click.Command):
-    """A command that returns an `Answer`. Its help ends with examples, which the tests run."""
+    """A command that returns a `CommandOutput`. Its help ends with examples, which the tests run."""
 
     def __init__(self, *arguments: Any, examples: Sequence[str] = (), **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -39,17 +39,17 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> int:
         ctx.obj.debug = ctx.params.pop("debug")
         ctx.obj.as_json = ctx.params.pop("as_json")
-        answer: Answer = super().invoke(ctx)
-        text = answer.text
+        output: CommandOutput = super().invoke(ctx)
+        text = output.text
         if ctx.obj.as_json:
-            text = json.dumps(answer.data, indent=1, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(output.data, indent=1, ensure_ascii=False, allow_nan=False)
         try:
             if text:
                 click.echo(text)
         except BrokenPipeError:
             # The command has finished, so the exit status still reports its outcome.
             _discard_output()
-        return 1 if answer.failed else 0
+        return 1 if output.failed else 0
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Examples" if len(self.examples) > 1 else "Example"):
@@ -57,14 +57,14 @@ class Command(click.Command):
                 formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
 
-def lobule_command(*examples: str) -> Callable[[Callable[..., Answer]], Command]:
+def lobule_command(*examples: str) -> Callable[[Callable[..., CommandOutput]], Command]:
     """Return a decorator that turns a function into a command. Its docstring becomes the help text.
 
     Args:
         examples: Command lines that the help shows.
     """
 
-    def decorate(function: Callable[..., Answer]) -> Command:
+    def decorate(function: Callable[..., CommandOutput]) -> Command:
         command = click.command(cls=Command, examples=examples)(function)
         assert isinstance(command, Command)
         return command

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lobule.cli.base import Answer, format_fields, lobule_command, parse_settings, table
+from lobule.cli.base import CommandOutput, format_fields, lobule_command, parse_settings, table
 from lobule.errors import UsageError
 
 
@@ -50,7 +50,7 @@ from lobule.errors import UsageError
 @click.option("--dry-run", is_flag=True, help="Print what would be trained and stop.")
 def command(
     method: str, cohort: str, out: str, slides: str, settings: tuple[str, ...], dry_run: bool, **options: Any
-) -> Answer:
+) -> CommandOutput:
     """Train on 1, 2, 5, … outlined slides and compare the models on unseen slides.
 
     Each larger set of slides contains the smaller ones. After an interruption, run the same command to
@@ -61,7 +61,7 @@ def command(
     if dry_run:
         plan = {"method": method, "slides": counts, "settings": setting_values}
         plan_rows = [("method", method), ("outlined slides", ", ".join(map(str, counts))), ("results", out)]
-        return Answer(plan, format_fields(plan_rows))
+        return CommandOutput(plan, format_fields(plan_rows))
     from lobule.budget import budget_curve
 
     points = budget_curve(
@@ -85,7 +85,7 @@ def command(
         for point in points
     ]
     text = table(("slides", "tumour patches", "slide AUC", "FROC"), table_rows)
-    return Answer({"out": out, "points": [asdict(point) for point in points]}, text)
+    return CommandOutput({"out": out, "points": [asdict(point) for point in points]}, text)
 
 
 def parse_counts(text: str) -> list[int]:

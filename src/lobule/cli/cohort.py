@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lobule.cli.base import Answer, format_fields, lobule_command
+from lobule.cli.base import CommandOutput, format_fields, lobule_command
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ LAYOUT_NAMES = ("camelyon16", "bach", "dicom", "folder")
     "--out", metavar="FILE", help="Manifest to write (.csv or .parquet); by default DIR/cohort.csv."
 )
 @click.option("--force", is_flag=True, help="Replace an existing manifest.")
-def command(folder: str, layout: str, out: str | None, force: bool) -> Answer:
+def command(folder: str, layout: str, out: str | None, force: bool) -> CommandOutput:
     """Write a cohort manifest for a folder.
 
     camelyon16 reads slides, annotations, masks and the table with the labels of the test slides, in any
@@ -57,7 +57,7 @@ def command(folder: str, layout: str, out: str | None, force: bool) -> Answer:
     text = describe(cohort, str(manifest_path))
     if left_out:
         text += "\n\nleft out:\n" + "\n".join(f"  {file}: {reason}" for file, reason in left_out.items())
-    return Answer(summary(cohort, str(manifest_path)) | {"left_out": left_out}, text)
+    return CommandOutput(summary(cohort, str(manifest_path)) | {"left_out": left_out}, text)
 
 
 def summary(cohort: Cohort, manifest: str) -> dict[str, object]:

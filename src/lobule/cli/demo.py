@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, format_fields, lobule_command, note, progress, table
+from lobule.cli.base import CommandOutput, format_fields, lobule_command, note, progress, table
 from lobule.cli.demo_story import METHODS, Story
 from lobule.errors import UsageError
 
@@ -39,7 +39,7 @@ RESAMPLES = 2000
     help="Width of the slides in pixels. Smaller values give fewer and smaller slides, or fewer exams.",
 )
 @click.option("--seed", default=11, show_default=True, help="Seed of the generated cohort.")
-def command(what: str, out: str, side: int, seed: int) -> Answer:
+def command(what: str, out: str, side: int, seed: int) -> CommandOutput:
     """Generate slides or exams, train on some, scan and evaluate the others, and write one page about it.
 
     The demo takes a few minutes and needs neither patient data nor a network. The test slides come from
@@ -73,7 +73,7 @@ def command(what: str, out: str, side: int, seed: int) -> Answer:
     story.data |= {"seed": seed, "page": str(story.page), "picture": str(story.picture)}
     story.data["seconds"] = {title: round(duration, 1) for title, duration in story.seconds.items()}
     text = format_fields(story.lines) + "\n\n" + table(*summary(story))
-    return Answer(story.data, text + "\n\nResearch use only: not a medical device, not for diagnosis.")
+    return CommandOutput(story.data, text + "\n\nResearch use only: not a medical device, not for diagnosis.")
 
 
 # -- the steps ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lobule.cli.base import Answer, format_fields, note
+from lobule.cli.base import CommandOutput, format_fields, note
 from lobule.cli.demo_story import ExamStory
 from lobule.results.result import RESEARCH_USE
 
@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def demo_exams(out: str, share: float, seed: int) -> Answer:
+def demo_exams(out: str, share: float, seed: int) -> CommandOutput:
     """Generate exams, train a small four-view classifier on some, scan the others and evaluate the scan."""
     from lobule.cli.demo_exams_page import write_page
     from lobule.files import make_folder
@@ -51,7 +51,7 @@ def demo_exams(out: str, share: float, seed: int) -> Answer:
         "page": str(story.page),
         "seconds": {title: round(duration, 1) for title, duration in story.seconds.items()},
     }
-    return Answer(story.data, f"{format_fields(story.lines)}\n\n{RESEARCH_USE}")
+    return CommandOutput(story.data, f"{format_fields(story.lines)}\n\n{RESEARCH_USE}")
 
 
 # -- the steps ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lobule.cli.base import Answer, format_fields, lobule_command, note, table
+from lobule.cli.base import CommandOutput, format_fields, lobule_command, note, table
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ CODECS = ("JPEG8", "LJPEG", "JPEGLS", "JPEG2K", "JPEGXL", "JPEGXR", "WEBP", "LZW
 @click.option(
     "--accelerators/--no-accelerators", default=True, help="Ask torch for its accelerators (takes seconds)."
 )
-def command(paths: tuple[str, ...], accelerators: bool) -> Answer:
+def command(paths: tuple[str, ...], accelerators: bool) -> CommandOutput:
     """Check this machine and its libraries, or check the given files.
 
     Without files, compare the versions of the libraries with known vulnerabilities, and show codecs, the
@@ -74,7 +74,7 @@ def command(paths: tuple[str, ...], accelerators: bool) -> Answer:
         blocks.append(machine_text(data))
     bad_files = sum(not report["ok"] for report in data.get("files", ()))
     bad_libraries = sum(library["state"] == "old" for library in data.get("libraries", ()))
-    return Answer(data, "\n\n".join(blocks), bad_files + bad_libraries)
+    return CommandOutput(data, "\n\n".join(blocks), bad_files + bad_libraries)
 
 
 # -- the machine --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lobule.cli.base import Answer, format_fields, lobule_command, note, table
+from lobule.cli.base import CommandOutput, format_fields, lobule_command, note, table
 from lobule.errors import UsageError
 
 RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
@@ -92,7 +92,7 @@ RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
     help="Number of bootstrap resamples for the intervals.",
 )
 @click.option("--seed", default=0, show_default=True)
-def command(paths: tuple[str, ...], reader_study: str | None, **options: Any) -> Answer:
+def command(paths: tuple[str, ...], reader_study: str | None, **options: Any) -> CommandOutput:
     """Evaluate results on a labelled cohort: FROC, AUC, precision, recall and calibration with intervals.
 
     Intervals are computed by resampling patients. Cases without a score are counted and listed. It is an
@@ -100,7 +100,7 @@ def command(paths: tuple[str, ...], reader_study: str | None, **options: Any) ->
     contains the tumours of its slides. Research use only.
     """
     if reader_study is not None:
-        return _reader_study_answer(paths, reader_study, options)
+        return _reader_study_output(paths, reader_study, options)
     from lobule.api import evaluate
 
     results, cohort = _results_and_cohort(paths, options["submission"], options["masks"])
@@ -108,7 +108,7 @@ def command(paths: tuple[str, ...], reader_study: str | None, **options: Any) ->
     text = as_text(evaluation.data)
     if options["to"]:
         text += f"\n\nThe evaluation was written to {options['to']}."
-    return Answer(evaluation.data, text, failed=evaluation.failed)
+    return CommandOutput(evaluation.data, text, failed=evaluation.failed)
 
 
 def _results_and_cohort(
@@ -132,7 +132,7 @@ def _results_and_cohort(
     return paths[0], paths[1]
 
 
-def _reader_study_answer(paths: tuple[str, ...], file: str, options: Mapping[str, Any]) -> Answer:
+def _reader_study_output(paths: tuple[str, ...], file: str, options: Mapping[str, Any]) -> CommandOutput:
     from lobule.evaluation import Options, evaluate_readers
     from lobule.evaluation.summary import reader_table
     from lobule.evaluation.writing import write_reader_study
@@ -147,7 +147,7 @@ def _reader_study_answer(paths: tuple[str, ...], file: str, options: Mapping[str
         write_reader_study(data, options["to"])
     counts = f"{data['cases']} of {data['patients']} patients, {data['positive']} positive"
     text = format_fields([("reader study", file), ("cases", counts)])
-    return Answer(data, f"{text}\n\n{table(*reader_table(data))}\n\n{RESEARCH_USE}")
+    return CommandOutput(data, f"{text}\n\n{table(*reader_table(data))}\n\n{RESEARCH_USE}")
 
 
 # -- printing -----------------------------------------------------------------------------------------------

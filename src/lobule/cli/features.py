@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, format_fields, lobule_command
+from lobule.cli.base import CommandOutput, format_fields, lobule_command
 from lobule.cli.scan import LAYOUTS, _live_progress, _sigterm_as_interrupt, as_bytes, unscored_lines
 from lobule.errors import UsageError
 
@@ -95,7 +95,7 @@ if TYPE_CHECKING:
 )
 @click.option("--retry-failed", is_flag=True, help="Try failed cases and tiles again.")
 @click.option("--dry-run", is_flag=True, help="Print what would be computed and stop.")
-def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> Answer:
+def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> CommandOutput:
     """Compute features of every tissue tile and write one HDF5 file per case; resumable.
 
     The files can be read by `lobule train chowder --set features=DIR` and by tools for files of TRIDENT or
@@ -116,13 +116,13 @@ def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> 
             "features": out,
         }
         text = [(name, str(value)) for name, value in data.items()]
-        return Answer(
+        return CommandOutput(
             {**data, "cases": [case.id for case in cohort]},
             format_fields([*text, ("cases", str(len(cohort)))]),
         )
     report = _extract(cohort, out, options)
     failed = len(report.failed) + len(report.partial)
-    return Answer(as_data(report, out), as_text(report, out), failed=failed)
+    return CommandOutput(as_data(report, out), as_text(report, out), failed=failed)
 
 
 def _extract(cohort: Any, out: str, options: dict[str, Any]) -> ScanReport:

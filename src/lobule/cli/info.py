@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, format_fields, lobule_command, table
+from lobule.cli.base import CommandOutput, format_fields, lobule_command, table
 from lobule.cli.picture_file import check_picture_path
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def command(
     image: str | None,
     size: int,
     tissue: bool,
-) -> Answer:
+) -> CommandOutput:
     """Describe a slide: format, size, levels, µm/px and its source, associated images and tissue area.
 
     For a results folder, show its results. For the folder of a training, show its progress.
@@ -49,13 +49,13 @@ def command(
         from lobule.results.describe import describe
 
         data, text = describe(path)
-        return Answer(data, text)
+        return CommandOutput(data, text)
     if Path(path).is_dir():
         from lobule.training.training_status import training_folder, training_status
 
         training = training_folder(path)
         if training is not None:
-            return training_answer(training_status(training))
+            return describe_training(training_status(training))
     from lobule.slides.slide import open_slide
 
     if thumbnail is not None:
@@ -66,10 +66,10 @@ def command(
             data["tissue"] = tissue_summary(slide)
         if thumbnail is not None:
             data["thumbnail"] = write_thumbnail(slide, thumbnail, size, image)
-    return Answer(data, as_text(data))
+    return CommandOutput(data, as_text(data))
 
 
-def training_answer(status: TrainingStatus) -> Answer:
+def describe_training(status: TrainingStatus) -> CommandOutput:
     """Describe a training: finished, running or interrupted, and the last line of every stage's log."""
     if status.is_finished:
         state = "finished: the bundle is complete"
@@ -93,7 +93,7 @@ def training_answer(status: TrainingStatus) -> Answer:
         lines.append(
             (stage.name, text + (f", validation {stage.score:.4f}" if stage.score is not None else ""))
         )
-    return Answer({**asdict(status), "kind": "training"}, format_fields(lines))
+    return CommandOutput({**asdict(status), "kind": "training"}, format_fields(lines))
 
 
 def slide_summary(slide: Slide) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lobule.cli.base import Answer, LazyGroup, lobule_command, progress
+from lobule.cli.base import CommandOutput, LazyGroup, lobule_command, progress
 from lobule.cli.cohort import describe, summary
 from lobule.errors import UsageError
 
@@ -71,7 +71,7 @@ FORCE_OPTION = click.option("--force", is_flag=True, help="Overwrite an existing
 def slides(
     out: str, count: int, size: tuple[int, int], mpp: float, normal: float, organ: str, mimics: int,
     layout: str, style: str, sites: int, patients: int | None, unseen_site: bool, seed: int, force: bool,
-) -> Answer:  # fmt: skip
+) -> CommandOutput:  # fmt: skip
     """Generate slides as tiled pyramids, with outlines, class masks and a manifest."""
     check_no_existing_cohort(out, force)
     from lobule.phantoms.cohorts import write_slide_cohort
@@ -113,7 +113,7 @@ def slides(
 def images(
     out: str, count: int, size: tuple[int, int], mpp: float, form: str, sites: int, patients: int | None,
     unseen_site: bool, seed: int, force: bool,
-) -> Answer:  # fmt: skip
+) -> CommandOutput:  # fmt: skip
     """Generate images of four classes in the layout of BACH, and a manifest.
 
     The classes are normal, benign, in situ and invasive.
@@ -150,7 +150,7 @@ def images(
 def exams(
     out: str, count: int, size: tuple[int, int], form: str, malignant: float, benign: float, sites: int,
     seed: int, force: bool,
-) -> Answer:  # fmt: skip
+) -> CommandOutput:  # fmt: skip
     """Generate four-view exams with breast labels, lesion outlines and a manifest."""
     check_no_existing_cohort(out, force)
     from lobule.phantoms.exams import write_exams
@@ -171,9 +171,9 @@ def check_no_existing_cohort(out: str, force: bool) -> None:
         )
 
 
-def describe_written_cohort(manifest: Path) -> Answer:
+def describe_written_cohort(manifest: Path) -> CommandOutput:
     """Read the manifest that was written, and describe its cohort."""
     from lobule.cohort import read_cohort
 
     cohort = read_cohort(manifest)
-    return Answer(summary(cohort, str(manifest)), describe(cohort, str(manifest)))
+    return CommandOutput(summary(cohort, str(manifest)), describe(cohort, str(manifest)))

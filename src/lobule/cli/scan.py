@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, format_fields, lobule_command, parse_settings
+from lobule.cli.base import CommandOutput, format_fields, lobule_command, parse_settings
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ LAYOUTS = {"auto": None, "channels-last": True, "contiguous": False}
 )
 @click.option("--trust", is_flag=True, help="Allow a TorchScript bundle, which can run code.")
 @click.option("--dry-run", is_flag=True, help="Print what would be scanned and stop.")
-def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> Answer:
+def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> CommandOutput:
     """Scan cases with a bundle and write maps, findings and scores.
 
     After an interruption, run the same command to continue.
@@ -105,11 +105,11 @@ def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **opti
     opened = read_bundle(bundle)
     if dry_run:
         data = {"bundle": bundle, "method": opened.method, "mpp": opened.mpp, "cases": [c.id for c in cohort]}
-        return Answer(
+        return CommandOutput(
             data, format_fields([("method", opened.method), ("cases", str(len(cohort))), ("results", out)])
         )
     report = _scan(bundle, cohort, out, shard, max_ram, options)
-    return Answer(as_data(report), as_text(report), failed=len(report.failed) + len(report.partial))
+    return CommandOutput(as_data(report), as_text(report), failed=len(report.failed) + len(report.partial))
 
 
 def _scan(

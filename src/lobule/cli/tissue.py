@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, format_fields, lobule_command
+from lobule.cli.base import CommandOutput, format_fields, lobule_command
 from lobule.cli.picture_file import check_picture_path
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--preview", metavar="FILE", help="Write a picture of the slide with the tissue outlined.")
 @click.option("--mask", metavar="FILE", help="Write the mask, with one pixel per cell and 255 for tissue.")
 @click.option("--mpp", type=float, metavar="UM", help="µm/px of level 0, if the file does not state it.")
-def command(path: str, preview: str | None, mask: str | None, mpp: float | None) -> Answer:
+def command(path: str, preview: str | None, mask: str | None, mpp: float | None) -> CommandOutput:
     """Detect the tissue of a slide, print its area and the parameters, and write a preview and the mask."""
     from PIL import Image
 
@@ -47,7 +47,7 @@ def command(path: str, preview: str | None, mask: str | None, mpp: float | None)
         "mask": {"width": columns, "height": rows, "l0_step": list(measured.l0_step), "file": mask},
         "preview": preview,
     }
-    return Answer(data, as_text(data))
+    return CommandOutput(data, as_text(data))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from lobule.cli.base import Answer, format_fields, lobule_command, parse_settings
+from lobule.cli.base import CommandOutput, format_fields, lobule_command, parse_settings
 from lobule.cli.scan import _duration, _sigterm_as_interrupt, as_bytes
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ LINE_EVERY_S = 30.0
 @click.option("--dry-run", is_flag=True, help="Print the cases and all settings, and stop.")
 def command(
     method: str, cohort: str, out: str, settings: tuple[str, ...], dry_run: bool, **options: Any
-) -> Answer:
+) -> CommandOutput:
     """Train a method on a cohort and write the bundle.
 
     All cases of a patient are in the same split. After an interruption, the same command with --resume
@@ -113,12 +113,12 @@ def command(
         )
     if not is_first:
         click.get_current_context().exit()
-    return Answer(as_data(bundle), as_text(bundle))
+    return CommandOutput(as_data(bundle), as_text(bundle))
 
 
 def plan(
     method: str, cohort: str, out: str, setting_values: dict[str, Any], val: str | None, seed: int
-) -> Answer:
+) -> CommandOutput:
     """Describe a training without starting it: the cases of each split and all settings."""
     from lobule.api import as_cohort, config_of
     from lobule.methods import method_module
@@ -141,7 +141,7 @@ def plan(
     ]
     lines = [("method", method), *counts, *(("note", note) for note in split.notes), ("bundle", out)]
     all_settings = [(f"  {name}", str(value)) for name, value in config.to_dict().items()]
-    return Answer(data, format_fields([*lines, *all_settings]))
+    return CommandOutput(data, format_fields([*lines, *all_settings]))
 
 
 def _outlined(cohort: Any) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import Answer, format_fields, lobule_command, table
+from lobule.cli.base import CommandOutput, format_fields, lobule_command, table
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-overlap", is_flag=True, help="Allow training patients; the calibration is then too optimistic."
 )
-def command(bundle: str, results: str, cohort: str, out: str, **options: Any) -> Answer:
+def command(bundle: str, results: str, cohort: str, out: str, **options: Any) -> CommandOutput:
     """Calibrate a bundle to a site. RESULTS are a scan of the labelled cases of COHORT with BUNDLE.
 
     Scans with the new bundle report calibrated scores and raw scores, and which thresholds a score reaches.
@@ -54,7 +54,7 @@ def command(bundle: str, results: str, cohort: str, out: str, **options: Any) ->
         split=options["split"],
         allow_overlap=options["allow_overlap"],
     )
-    return Answer(
+    return CommandOutput(
         {"bundle": out, "fingerprint": calibrated.fingerprint, "calibration": dict(calibrated.calibration)},
         _text(calibrated, out),
     )

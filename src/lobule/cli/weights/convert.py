@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lobule.cli.base import Answer, format_fields, lobule_command
+from lobule.cli.base import CommandOutput, format_fields, lobule_command
 from lobule.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def command(
     patch: str | None,
     teacher: str | None,
     fresh: bool,
-) -> Answer:
+) -> CommandOutput:
     """Convert a model that was trained elsewhere into a bundle, so that `lobule scan` can run it.
 
     classifier: a state dict of a timm or torchvision model (safetensors, or a PyTorch file from which only
@@ -106,7 +106,7 @@ def command(
 
 def _reverse_distillation(
     weights: tuple[str, ...], out: str, architecture: str | None, teacher: str | None
-) -> Answer:
+) -> CommandOutput:
     from lobule.methods.reverse_distillation import convert
 
     if len(weights) > 1:
@@ -119,7 +119,7 @@ def _reverse_distillation(
         ("patches", f"{bundle.config['patch']} px at {bundle.mpp:g} µm/px"),
         ("source", str(bundle.provenance["source_hash"])),
     ]
-    return Answer(data, format_fields(lines + [("note", note) for note in bundle.provenance["notes"]]))
+    return CommandOutput(data, format_fields(lines + [("note", note) for note in bundle.provenance["notes"]]))
 
 
 def _refuse(method: str, **options: object) -> None:
@@ -128,7 +128,7 @@ def _refuse(method: str, **options: object) -> None:
             raise UsageError(f"{method} does not support --{name}", remedy=f"Remove the option --{name}")
 
 
-def _classifier(weights: str, config: str, out: str, architecture: str | None, trust: bool) -> Answer:
+def _classifier(weights: str, config: str, out: str, architecture: str | None, trust: bool) -> CommandOutput:
     from lobule.methods.classifier import convert
 
     bundle = convert(weights, config, out, architecture=architecture, trust=trust)
@@ -144,10 +144,10 @@ def _classifier(weights: str, config: str, out: str, architecture: str | None, t
         ("tiles", f"{bundle.config['tile']} px at {bundle.mpp:g} µm/px"),
         ("source", str(data["source_hash"])),
     ]
-    return Answer(data, format_fields(lines))
+    return CommandOutput(data, format_fields(lines))
 
 
-def _four_view(weights: tuple[str, ...], out: str, patch: str | None) -> Answer:
+def _four_view(weights: tuple[str, ...], out: str, patch: str | None) -> CommandOutput:
     from lobule.methods.four_view import convert
 
     bundle = convert(weights, out, patch=patch)
@@ -171,10 +171,10 @@ def _four_view(weights: tuple[str, ...], out: str, patch: str | None) -> Answer:
     lines += [("classifier", _source(source)) for source in members]
     if "patch" in provenance:
         lines.append(("patch", _source(provenance["patch"])))
-    return Answer(data, format_fields(lines))
+    return CommandOutput(data, format_fields(lines))
 
 
-def _gmic(weights: tuple[str, ...], out: str) -> Answer:
+def _gmic(weights: tuple[str, ...], out: str) -> CommandOutput:
     from lobule.methods.four_view.gmic import convert
 
     bundle = convert(weights, out)
@@ -182,7 +182,9 @@ def _gmic(weights: tuple[str, ...], out: str) -> Answer:
     data = {**_data(bundle, out), "members": len(sources), "sources": {"classifiers": sources}}
     lines = [("bundle", out), ("model", f"{len(bundle.config['top_shares'])} × gmic")]
     lines.append(("scores", ", ".join(bundle.classes)))
-    return Answer(data, format_fields([*lines, *(("classifier", _source(source)) for source in sources)]))
+    return CommandOutput(
+        data, format_fields([*lines, *(("classifier", _source(source)) for source in sources)])
+    )
 
 
 def _source(source: Mapping[str, str]) -> str:

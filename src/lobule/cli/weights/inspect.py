@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from lobule.bundles import first_line
-from lobule.cli.base import Answer, format_fields, lobule_command, table
+from lobule.cli.base import CommandOutput, format_fields, lobule_command, table
 from lobule.cli.weights.catalog import CATALOG, hashes
 from lobule.cli.weights.pickles import read_imports
 from lobule.errors import BundleError
@@ -23,7 +23,7 @@ from lobule.files import not_readable
 )
 @click.argument("file")
 @click.option("--tensors", default=20, show_default=True, help="Number of tensors to list; -1 lists all.")
-def command(file: str, tensors: int) -> Answer:
+def command(file: str, tensors: int) -> CommandOutput:
     """Show tensors, shapes, hash and origin of a weights file.
 
     For a safetensors file, only the header is read. For a torch checkpoint, the imports of its pickle are
@@ -44,7 +44,7 @@ def command(file: str, tensors: int) -> Answer:
     }
     data["origin"] = next((w.name for w in CATALOG if w.genuine(sha256, git_blob)), None)
     data |= describe_torch(path) if is_torch(path, head) else describe_safetensors(path)
-    return Answer(data, as_text(data, tensors))
+    return CommandOutput(data, as_text(data, tensors))
 
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lobule.cli.base import Answer, format_fields, lobule_command, table
+from lobule.cli.base import CommandOutput, format_fields, lobule_command, table
 from lobule.cli.machine import weight_caches
 from lobule.cli.weights.catalog import CATALOG
 
 
 @lobule_command("lobule weights list")
-def command() -> Answer:
+def command() -> CommandOutput:
     """List pretrained and published weights with the methods that use them, source, licence, hash and state.
 
     torchvision and timm download backbones at first use. Published models are not downloaded: get the file
@@ -46,4 +46,4 @@ def command() -> Answer:
     text = table(("weights", "for", "source", "hash", "state"), rows)
     text += "\n\n" + format_fields([(f"licence of {source}", licence) for source, licence in licences])
     text += "\n" + format_fields([(f"{cache['of']} cache", cache["folder"]) for cache in caches])
-    return Answer({"weights": data, "caches": caches}, text)
+    return CommandOutput({"weights": data, "caches": caches}, text)
