@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
-# Rakhlin's method on BACH (ICIAR 2018): from the data set as it is published to its tables and a submission.
+# Run Rakhlin's method on BACH (ICIAR 2018), from the published data set to its tables and a submission.
 #
 #   BACH=/data/ICIAR2018_BACH_Challenge OUT=/data/bach runs/bach_rakhlin.sh
 #
-# BACH holds Photos/{Normal,Benign,InSitu,Invasive} (400 images, 8 GB), and if you have them the 100 images of the
-# test set in any folder below it (test0.tif and so on) and WSI/ with the slides. The full recipe describes each
-# image 50 times by 20 crops for each of six sets: hours on a GPU, weeks on a CPU; RECIPE=quick is 50 times less.
-# Stopped at any instant, the same command goes on. What can be chosen, by environment variables:
-#   RECIPE     full (the paper's, the default) or quick
-#   ENCODERS   the paper's resnet50,inception_v3,vgg16 if not given
-#   WEIGHTS    their files, one each, comma between; torchvision's ImageNet weights are fetched if not given
-#   KERAS=1    for weights converted from Keras: its nets, its BGR input
-#   FOLDS      the folds.csv of another training, to be compared with it
-#   SETTINGS   further settings of the training, as "key=value key=value" (`lobule train rakhlin … --dry-run`)
-#   SLIDES=1   maps of the slides in WSI/ too; MAP_SETTINGS for them, as "stride=1536"
-#   DEVICE     auto, cpu, cuda:0; SEED; RESAMPLES of the intervals
+# BACH contains Photos/{Normal,Benign,InSitu,Invasive} (400 images, 8 GB). It may also contain the 100 images of the
+# test set in any folder below it (test0.tif and so on), and WSI/ with the slides. The full recipe computes
+# descriptors of 50 augmentations × 20 crops of each image for each of six sets. This takes hours on a GPU and weeks
+# on a CPU. RECIPE=quick computes 50 times fewer crops.
+#
+# If the script is stopped, run the same command again to continue. Environment variables:
+#   RECIPE     full (as in the paper, default) or quick
+#   ENCODERS   encoders; by default those of the paper: resnet50,inception_v3,vgg16
+#   WEIGHTS    weight files, one per encoder, separated by commas; by default torchvision's ImageNet weights are
+#              downloaded
+#   KERAS=1    for weights converted from Keras: use the networks and the BGR input of Keras
+#   FOLDS      folds.csv of another training, to compare with it
+#   SETTINGS   further training settings, as "key=value key=value" (see `lobule train rakhlin … --dry-run`)
+#   SLIDES=1   also compute maps of the slides in WSI/; MAP_SETTINGS are their settings, such as "stride=1536"
+#   DEVICE     auto, cpu or cuda:0
+#   SEED       seed of the training
+#   RESAMPLES  number of resamples for intervals
 # Research use only: not a medical device, not for diagnosis.
 set -euo pipefail
 
@@ -35,21 +40,22 @@ RESAMPLES=${RESAMPLES:-2000}
 
 lobule() { "$PYTHON" -m lobule "$@"; }
 say() { printf '\n== %s\n' "$*"; }
-accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; } # some images failed, and are in the results with their cause
+# Exit status 1 means that some images failed. The script continues, because the results state the cause.
+accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; }
 [ -d "$BACH" ] || { echo "BACH: no such folder: $BACH" >&2; exit 2; }
 mkdir -p "$OUT"
 
-say "cohort: class folders train, images without a class are the test set"
+say "cohort: images in class folders are for training, images without a class are the test set"
 [ -e "$OUT/cohort.csv" ] || lobule cohort "$BACH" --from bach --out "$OUT/cohort.csv"
 
-say "training: descriptors, then 10 folds by 5 seeds by set of boosted trees"
+say "training: descriptors, then boosted trees for each fold, seed and set"
 if [ ! -e "$OUT/bundle/model.json" ]; then
   settings=(recipe="$RECIPE")
   [ -z "$ENCODERS" ] || settings+=(encoders="$ENCODERS")
   [ -z "$WEIGHTS" ] || settings+=(weights="$WEIGHTS")
   [ "$KERAS" = 0 ] || settings+=(keras=true)
   [ -z "$FOLDS" ] || settings+=(folds_file="$FOLDS")
-  # shellcheck disable=SC2206 # each word is a setting
+  # shellcheck disable=SC2206 # split into one word per setting
   settings+=($SETTINGS)
   arguments=()
   for setting in "${settings[@]}"; do arguments+=(--set "$setting"); done
@@ -57,7 +63,7 @@ if [ ! -e "$OUT/bundle/model.json" ]; then
   lobule train rakhlin "$OUT/cohort.csv" --out "$OUT/bundle" --device "$DEVICE" --seed "$SEED" "${arguments[@]}"
 fi
 
-say "cross-validation, beside what was published"
+say "cross-validation, beside the published figures"
 "$PYTHON" - "$OUT/bundle" <<'PY'
 import sys
 
@@ -86,7 +92,7 @@ if two := metrics.get("carcinoma"):
         print(f"  at {point}: sensitivity and specificity {here} (published {known.get(point, '-')})")
 PY
 
-say "the test set: probabilities, and the challenge's form case,class"
+say "test set: probabilities, and the submission file case,class"
 "$PYTHON" - "$OUT" <<'PY'
 import sys
 from pathlib import Path
@@ -104,7 +110,7 @@ if [ -e "$OUT/test.csv" ]; then
     accounted "$?" "$OUT/results/results.csv"
   "$PYTHON" -c "import sys; from lobule.methods.rakhlin import write_bach; \
 print(write_bach(sys.argv[1], sys.argv[2]), 'predictions in', sys.argv[2])" "$OUT/results" "$OUT/pred.csv"
-  if [ -e "$OUT/labelled-test.csv" ]; then # yours, where you know the answers
+  if [ -e "$OUT/labelled-test.csv" ]; then # a file that you write if you know the labels
     lobule evaluate "$OUT/results" "$OUT/labelled-test.csv" --to "$OUT/evaluation" --no-plots \
       --resamples "$RESAMPLES" || accounted "$?" "$OUT/evaluation/table.csv"
   fi

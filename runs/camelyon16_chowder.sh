@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
-# CHOWDER on Camelyon16: from slide labels alone to the official measures, beside published ones.
+# Run CHOWDER on Camelyon16: train on slide labels alone, compute the official measures and print them beside
+# published figures.
 #
 #   CAMELYON16=/data/CAMELYON16 OUT=/data/chowder runs/camelyon16_chowder.sh
 #
-# CAMELYON16 holds training/ and testing/ in any layout in which the set was ever published; about 700 GB.
-# Outlines are read by the evaluation alone, never by the training. Stopped at any instant, the same command
-# goes on. What can be chosen, by environment variables:
-#   BACKBONE WEIGHTS    the encoder (resnet50, timm:NAME, …) and its weights: pretrained, or a file
-#   MPP TILE INPUT      µm/px and pixels of the tiles, and what they are resized to (nothing: as they are)
-#   MODELS              what is trained and compared: chowder chowder_modern weldon mean_pool max_pool abmil
-#                       transmil; the first is also judged on its own submission
-#   FOLDS REPEATS       cross-validation on the training slides, by patient; FOLDS=0 leaves it out
-#   SETTINGS            further settings of the training, as "key=value key=value"
-#   FEATURES            a folder of features that exist already (TRIDENT's, CLAM's or Lobule's own)
-#   DEVICE PRECISION    of the extraction
-#   RESAMPLES           of the intervals; PLOTS=1 draws plots, which needs `pip install lobule[plots]`
+# CAMELYON16 contains training/ and testing/ in any of the published layouts; about 700 GB. Only the evaluation reads
+# outlines; the training does not.
+#
+# If the script is stopped, run the same command again to continue. Environment variables:
+#   BACKBONE            encoder: resnet50, timm:NAME, …
+#   WEIGHTS             weights of the encoder: pretrained, or a file
+#   MPP TILE            µm/px of the tiles, and their size in pixels
+#   INPUT               size in pixels to which tiles are resized; by default they are not resized
+#   MODELS              models to train and compare: chowder chowder_modern weldon mean_pool max_pool abmil transmil
+#   FOLDS REPEATS       cross-validation on the training slides, by patient; FOLDS=0 skips it
+#   SETTINGS            further training settings, as "key=value key=value"
+#   FEATURES            folder of existing features (of TRIDENT, CLAM or Lobule)
+#   DEVICE PRECISION    device and precision of the feature extraction
+#   SEED                seed of the training
+#   RESAMPLES           number of resamples for intervals
+#   PLOTS=1             draw plots; needs `pip install lobule[plots]`
 # Research use only: not a medical device, not for diagnosis.
 set -euo pipefail
 
@@ -39,10 +44,11 @@ PLOTS=${PLOTS:-0}
 
 lobule() { "$PYTHON" -m lobule "$@"; }
 say() { printf '\n== %s\n' "$*"; }
-accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; } # some slides failed, and are in the results with their cause
+# Exit status 1 means that some slides failed. The script continues, because the results state the cause.
+accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; }
 mkdir -p "$OUT"
 
-say "cohort: slides, annotations and masks by name; who is excluded, and why"
+say "cohort: slides with their annotations and masks, and the excluded slides with the reason"
 [ -e "$OUT/cohort.csv" ] || lobule cohort "$CAMELYON16" --from camelyon16 --out "$OUT/cohort.csv"
 "$PYTHON" - "$OUT" <<'PY'
 import sys
@@ -53,13 +59,13 @@ out = Path(sys.argv[1])
 cohort = read_cohort(out / "cohort.csv")
 test = cohort.split("test")
 if not len(test):
-    sys.exit("no slide of the test set is there: its files are named test_001.tif and so on")
+    sys.exit("the data set contains no test slide: their files are named test_001.tif and so on")
 write_cohort(test, out / "test.csv")
 print(f"{len(cohort.split('train'))} slides to train on, {len(test)} to be judged on")
 PY
 
 if [ -z "$FEATURES" ]; then
-  say "features of every tile of tissue"
+  say "features of every tissue tile"
   FEATURES="$OUT/features"
   resized=()
   [ -n "$INPUT" ] && resized=(--input "$INPUT")
@@ -73,7 +79,7 @@ plots=--no-plots
 for model in $MODELS; do
   place="$OUT/$model"
   if [ ! -e "$place/bundle/model.json" ]; then
-    say "$model: cross-validation, then the ensemble, its orientation and its calibration"
+    say "$model: cross-validation, then training, orientation and calibration of the ensemble"
     read -r -a more <<<"$SETTINGS"
     arguments=(--set features="$FEATURES" --set folds="$FOLDS" --set repeats="$REPEATS")
     for setting in ${more[@]+"${more[@]}"}; do arguments+=(--set "$setting"); done
@@ -81,7 +87,7 @@ for model in $MODELS; do
     lobule train "$model" "$OUT/cohort.csv" --out "$place/bundle" --seed "$SEED" --device "$DEVICE" \
       "${arguments[@]}"
   fi
-  say "$model: scan of the test slides, from their features, and the official measures"
+  say "$model: scan of the test slides from their features, then the official measures"
   lobule scan "$place/bundle" "$OUT/test.csv" --out "$place/results" --device "$DEVICE" --set features="$FEATURES" ||
     accounted "$?" "$place/results/results.csv"
   lobule evaluate "$place/results" "$OUT/test.csv" "${judge[@]}" $plots --to "$place/evaluation" ||

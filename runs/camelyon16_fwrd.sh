@@ -1,19 +1,27 @@
 #!/usr/bin/env bash
-# FW-RD on Camelyon16: a detector from ten outlined slides, to the official measures, beside published ones.
+# Run FW-RD on Camelyon16: train a detector on ten outlined slides, compute the official measures and print them
+# beside published figures.
 #
 #   CAMELYON16=/data/CAMELYON16 OUT=/data/fwrd runs/camelyon16_fwrd.sh
 #
-# CAMELYON16 holds training/ and testing/ in any layout in which the set was ever published; about 700 GB.
-# The ten slides are those of the paper where they are there; the other training slides calibrate, and are
-# outlined for that alone. Stopped at any instant, the same command goes on. By environment variables:
-#   SLIDES     numbers of the tumour slides that are learned from, the paper's ten if not given
-#   TEACHER WEIGHTS    wide_resnet50_2 or another, and a file of its weights; torchvision's are fetched if not given
-#   CHECKPOINT a published checkpoint (wres50.pth) to be judged in place of a training
+# CAMELYON16 contains training/ and testing/ in any of the published layouts; about 700 GB. The ten training slides
+# are those of the paper that exist there. Other training slides are used for calibration, and their outlines only
+# for that.
+#
+# If the script is stopped, run the same command again to continue. Environment variables:
+#   SLIDES     numbers of the tumour slides to train on; by default the ten of the paper
+#   TEACHER    wide_resnet50_2 or another network
+#   WEIGHTS    file of the teacher's weights; by default torchvision's weights are downloaded
+#   CHECKPOINT published checkpoint (wres50.pth) to evaluate instead of training a model
 #   LOSS       focal (FW-RD) or plain (RD4AD)
-#   VAL        how many tumour and how many normal slides calibrate; 0 leaves the paper's threshold
-#   FORM       exact (every patch, as published) or shared (about ten times faster, its agreement is in the bundle)
-#   SETTINGS   further settings of the training, as "key=value key=value"
-#   DEVICE     auto, cpu, cuda:0; SEED; RESAMPLES of the intervals; PLOTS=1 draws plots (lobule[plots])
+#   VAL        number of tumour slides, and of normal slides, for calibration; 0 uses the paper's threshold
+#   FORM       exact (every patch, as published) or shared (about ten times faster; the bundle records how well both
+#              agree)
+#   SETTINGS   further training settings, as "key=value key=value"
+#   DEVICE     auto, cpu or cuda:0
+#   SEED       seed of the training
+#   RESAMPLES  number of resamples for intervals
+#   PLOTS=1    draw plots; needs `pip install lobule[plots]`
 # Research use only: not a medical device, not for diagnosis.
 set -euo pipefail
 
@@ -35,13 +43,14 @@ PLOTS=${PLOTS:-0}
 
 lobule() { "$PYTHON" -m lobule "$@"; }
 say() { printf '\n== %s\n' "$*"; }
-accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; } # some slides failed, and are in the results with their cause
+# Exit status 1 means that some slides failed. The script continues, because the results state the cause.
+accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; }
 [ -d "$CAMELYON16" ] || { echo "CAMELYON16: no such folder: $CAMELYON16" >&2; exit 2; }
 mkdir -p "$OUT"
 
-say "cohort: slides, annotations and masks by name; who learns, who calibrates, who is judged"
+say "cohort: slides for training, for calibration and for testing"
 [ -e "$OUT/cohort.csv" ] || lobule cohort "$CAMELYON16" --from camelyon16 --out "$OUT/cohort.csv"
-# shellcheck disable=SC2086 # each word is a number
+# shellcheck disable=SC2086 # split into one word per number
 "$PYTHON" - "$OUT" "$VAL" $SLIDES <<'PY'
 import sys
 from dataclasses import replace
@@ -54,12 +63,12 @@ chosen = {f"tumor_{number}" for number in sys.argv[3:]}
 cohort = read_cohort(out / "cohort.csv")
 test = cohort.split("test")
 if not len(test):
-    sys.exit("no slide of the test set is there: its files are named test_001.tif and so on")
+    sys.exit("the data set contains no test slide: their files are named test_001.tif and so on")
 write_cohort(test, out / "test.csv")
 train = cohort.split("train")
 learns = [case for case in train if case.id.lower() in chosen]
 if not learns:
-    sys.exit(f"none of the slides to learn from is there: {', '.join(sorted(chosen))}")
+    sys.exit(f"the data set contains none of the slides to train on: {', '.join(sorted(chosen))}")
 missing = chosen - {case.id.lower() for case in learns}
 whole = [case for case in train if case not in learns and case.attributes.get("exhaustive") != "false"]
 outlined = [case for case in whole if case.label != "normal" and case.annotation][:val]
@@ -68,7 +77,7 @@ held = [replace(case, split="val") for case in (*outlined, *normal)]
 write_cohort(Cohort((*learns, *held)), out / "few.csv")
 print(f"{len(learns)} outlined slides learn, {len(held)} calibrate, {len(test)} are judged")
 if missing:
-    print(f"not there: {', '.join(sorted(missing))}")
+    print(f"missing slides: {', '.join(sorted(missing))}")
 PY
 
 if [ ! -e "$OUT/bundle/model.json" ] && [ -n "$CHECKPOINT" ]; then
@@ -93,7 +102,7 @@ say "scan of the test slides, $FORM"
 lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" --device "$DEVICE" --set form="$FORM" ||
   accounted "$?" "$OUT/results/results.csv"
 
-say "official measures: findings as stored, and by non-maximum suppression of the maps"
+say "official measures: stored findings, then findings by non-maximum suppression of the maps"
 plots=--no-plots
 [ "$PLOTS" = 1 ] && plots=--plots
 judge=(--lesion-scale official --score tumour --resamples "$RESAMPLES")
@@ -133,11 +142,11 @@ rows += [
 print(f"\n{'Camelyon16, test set':<40}{'slide AUC':<26}FROC")
 for name, auc, froc in rows:
     print(f"{name:<40}{auc:<26}{froc}")
-told = json.loads((out / "bundle" / "model.json").read_text())
-budget = told["provenance"].get("budget")
+model = json.loads((out / "bundle" / "model.json").read_text())
+budget = model["provenance"].get("budget")
 if budget:
     print(f"\nlearned from {budget['slides']} outlined slides, {budget['tumour_patches']} tumour patches")
-for note in told["provenance"].get("notes", ()):
+for note in model["provenance"].get("notes", ()):
     print(f"note: {note}")
 print("Research use only: not a medical device, not for diagnosis.")
 PY

@@ -1,18 +1,24 @@
 #!/usr/bin/env bash
-# ScanNet on Camelyon16: from the data set as it is published to the official measures, beside published ones.
+# Run ScanNet on Camelyon16, from the published data set to the official measures, and print them beside published
+# figures.
 #
 #   CAMELYON16=/data/CAMELYON16 OUT=/data/scannet runs/camelyon16_scannet.sh
 #
-# CAMELYON16 holds training/ and testing/ in any layout in which the set was ever published; about 700 GB.
-# Stopped at any instant, the same command goes on. What can be chosen, by environment variables:
-#   TRUNK      a dense net of `lobule train scannet --dry-run`; the paper's VGG-16 if not given
-#   WEIGHTS    a file of pretrained trunk weights (torchvision's VGG-16, for the paper's net)
-#   STEPS BATCH ROUNDS ROUND_STEPS    the length of the training and of the rounds of hard-negative mining
-#   STRIDE     pixels a map cell of the test scans: 32, 16 (Fast ScanNet-16) or 8
+# CAMELYON16 contains training/ and testing/ in any of the published layouts; about 700 GB.
+#
+# If the script is stopped, run the same command again to continue. Environment variables:
+#   TRUNK          a dense net (see `lobule train scannet --dry-run`); by default the paper's VGG-16
+#   WEIGHTS        file of pretrained trunk weights (torchvision's VGG-16 for the paper's net)
+#   STEPS BATCH    steps and batch size of the training
+#   ROUNDS ROUND_STEPS    number and length of the rounds of hard-negative mining
+#   STRIDE         pixels per map cell in scans of the test slides: 32, 16 (Fast ScanNet-16) or 8
 #   SLIDE_SCORE    forest (31 features of the map, cross-fitted) or max
-#   SETTINGS   further settings of the training, as "key=value key=value"
-#   GPUS       processes of the training, one a GPU; DEVICE for one
-#   RESAMPLES  of the intervals; PLOTS=1 draws plots, which needs `pip install lobule[plots]`
+#   SETTINGS       further training settings, as "key=value key=value"
+#   SEED           seed of the training
+#   GPUS           number of training processes, one per GPU
+#   DEVICE         device if there is one process
+#   RESAMPLES      number of resamples for intervals
+#   PLOTS=1        draw plots; needs `pip install lobule[plots]`
 # Research use only: not a medical device, not for diagnosis.
 set -euo pipefail
 
@@ -36,10 +42,11 @@ PLOTS=${PLOTS:-0}
 
 lobule() { "$PYTHON" -m lobule "$@"; }
 say() { printf '\n== %s\n' "$*"; }
-accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; } # some slides failed, and are in the results with their cause
+# Exit status 1 means that some slides failed. The script continues, because the results state the cause.
+accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; }
 mkdir -p "$OUT"
 
-say "cohort: slides, annotations and masks by name; who is excluded, and why"
+say "cohort: slides with their annotations and masks, and the excluded slides with the reason"
 [ -e "$OUT/cohort.csv" ] || lobule cohort "$CAMELYON16" --from camelyon16 --out "$OUT/cohort.csv"
 "$PYTHON" - "$OUT" <<'PY'
 import sys
@@ -50,7 +57,7 @@ out = Path(sys.argv[1])
 cohort = read_cohort(out / "cohort.csv")
 test = cohort.split("test")
 if not len(test):
-    sys.exit("no slide of the test set is there: its files are named test_001.tif and so on")
+    sys.exit("the data set contains no test slide: their files are named test_001.tif and so on")
 write_cohort(test, out / "test.csv")
 print(f"{len(cohort.split('train'))} slides to train on, {len(test)} to be judged on")
 PY
@@ -69,14 +76,14 @@ if [ ! -e "$OUT/bundle/model.json" ]; then
     "${arguments[@]}"
 fi
 for gallery in "$OUT"/bundle/training/round-*/gallery.html; do
-  [ -e "$gallery" ] && echo "what was mined, to be looked through: $gallery"
+  [ -e "$gallery" ] && echo "hard negatives to review: $gallery"
 done
 
 say "scan of the test slides"
 lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" --device "$DEVICE" ||
   accounted "$?" "$OUT/results/results.csv"
 
-say "official measures: findings as stored, and by non-maximum suppression of the maps"
+say "official measures: stored findings, then findings by non-maximum suppression of the maps"
 plots=--no-plots
 [ "$PLOTS" = 1 ] && plots=--plots
 judge=(--lesion-scale official --resamples "$RESAMPLES")
@@ -85,7 +92,7 @@ lobule evaluate "$OUT/results" "$OUT/test.csv" "${judge[@]}" $plots --to "$OUT/e
 lobule evaluate "$OUT/results" "$OUT/test.csv" "${judge[@]}" $plots --findings nms --to "$OUT/evaluation-nms" \
   --json >/dev/null || accounted "$?" "$OUT/evaluation-nms/table.csv"
 
-say "the same as a submission: a CSV a slide, and one of all slides, judged again from these files"
+say "submission: one CSV per slide and one for all slides, then an evaluation of these files"
 "$PYTHON" - "$OUT" <<'PY'
 import sys
 from pathlib import Path
@@ -97,13 +104,13 @@ out = Path(sys.argv[1])
 source = open_source(out / "results", Options())
 folder, rows = make_folder(out / "submission" / "detections"), []
 for case in read_cohort(out / "test.csv", check_files=False):
-    said = source.said(case)
-    if said.detections is None:
-        print(f"{case.id}: {said.status}, no file")
+    result = source.case_result(case)
+    if result.detections is None:
+        print(f"{case.id}: {result.status}, no file")
         continue
-    lines = [f"{score!r},{int(x)},{int(y)}\n" for score, x, y in said.detections.tolist()]
+    lines = [f"{score!r},{int(x)},{int(y)}\n" for score, x, y in result.detections.tolist()]
     write_text(folder / f"{case.id}.csv", "".join(lines))
-    rows.append(f"{case.id},{next(iter(said.scores.values()))!r}\n")
+    rows.append(f"{case.id},{next(iter(result.scores.values()))!r}\n")
 write_text(out / "submission" / "slides.csv", "".join(rows))
 PY
 lobule evaluate --submission "$OUT/submission/detections" --submission "$OUT/submission/slides.csv" \
@@ -133,7 +140,7 @@ def shown(found):
 
 stored, sent = measured("evaluation"), measured("evaluation-submission")
 if [found["value"] for found in stored] != [found["value"] for found in sent]:
-    sys.exit(f"the submission is judged otherwise than the results: {sent} against {stored}")
+    sys.exit(f"the evaluation of the submission differs from that of the results: {sent} instead of {stored}")
 rows = [("here, findings as stored", *map(shown, stored))]
 rows += [("here, non-maximum suppression", *map(shown, measured("evaluation-nms")))]
 rows += [

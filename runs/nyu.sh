@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
-# NYU's four-view classifier and GMIC on exams of yours, with the published weights: convert, scan, evaluate.
+# Run NYU's four-view classifier and GMIC with the published weights on your exams: convert, scan and evaluate.
 #
 #   WEIGHTS=/data/nyu-weights EXAMS=/data/exams OUT=/data/nyu runs/nyu.sh
 #
-# WEIGHTS holds any of the published files, under their own names and in any folders below it:
-#   sample_image_model.p              the classifier of images alone
-#   sample_imageheatmaps_model.p      the classifier that reads heatmaps, with sample_patch_model.p
+# WEIGHTS contains any of the published files, with their original names, in any folders below it:
+#   sample_image_model.p              classifier that reads only images
+#   sample_imageheatmaps_model.p      classifier that reads heatmaps; needs sample_patch_model.p
 #   ImageOnly__ModeImage_weights.p, ImageHeatmaps__ModeImage_weights.p    for exams that lack a view
-#   sample_model_1.p … _5.p           GMIC, which are averaged
-# EXAMS is a folder of DICOM files, a manifest (cohort.csv), or a published exam list (.pkl, .json) with the
-# PNG images beside it or in the folder IMAGES. Labels, where the manifest or the list has them, are evaluated.
-# Stopped at any instant, the same command goes on. What can be chosen, by environment variables:
-#   COMPAT     nyu: one random stream through all exams, as published; own: each exam by itself (the default)
-#   PAINTING   exact: heatmaps patch by patch, as published (the default); fast
-#   PIXELS     nyu-raw: stored values (the default); voi: through the file's first window
-#   SETTINGS   further settings of the scans, as "epochs=1 augmentation=false"
-#   DEVICE     auto, cpu, cuda:0; RESAMPLES of the intervals
+#   sample_model_1.p … _5.p           GMIC; the scores of the models are averaged
+# EXAMS is a folder of DICOM files, a manifest (cohort.csv), or a published exam list (.pkl, .json). The PNG images
+# of an exam list are beside it or in the folder IMAGES. If the manifest or the list has labels, the results are
+# evaluated.
+#
+# If the script is stopped, run the same command again to continue. Environment variables:
+#   COMPAT     own: one random stream per exam (default); nyu: one random stream for all exams, as published
+#   PAINTING   exact: heatmaps patch by patch, as published (default); fast
+#   PIXELS     nyu-raw: stored pixel values (default); voi: values after the first window of the file
+#   SETTINGS   further scan settings, such as "epochs=1 augmentation=false"
+#   DEVICE     auto, cpu or cuda:0
+#   RESAMPLES  number of resamples for intervals
 # Research use only: not a medical device, not for diagnosis.
 set -euo pipefail
 
@@ -34,7 +37,8 @@ RESAMPLES=${RESAMPLES:-2000}
 lobule() { "$PYTHON" -m lobule "$@"; }
 say() { printf '\n== %s\n' "$*"; }
 file() { find -L "$WEIGHTS" -type f -name "$1" 2>/dev/null | sort | head -n 1; }
-accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; } # some exams failed, and are in the results with their cause
+# Exit status 1 means that some exams failed. The script continues, because the results state the cause.
+accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; }
 [ -d "$WEIGHTS" ] || { echo "WEIGHTS: no such folder: $WEIGHTS" >&2; exit 2; }
 [ -e "$EXAMS" ] || { echo "EXAMS: no such folder or file: $EXAMS" >&2; exit 2; }
 mkdir -p "$OUT"
@@ -79,7 +83,7 @@ PY
 esac
 
 MODELS=()
-convert() { # name method patch files…
+convert() { # arguments: name, method, patch network, weight files…
   local name=$1 method=$2 patch=$3
   shift 3
   local given=("$@")
