@@ -330,3 +330,10 @@ def test_the_log_grows_before_the_first_checkpoint(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path) is None
     rows = (tmp_path / "log.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["step", "2", "4"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_does_not_exist_is_refused_and_not_replaced_by_the_cpu() -> None:
+    with pytest.raises(ConfigError, match="the device 'cuda' cannot be used"):
+        TrainMachine(device="cuda").resolved()
+    assert TrainMachine(device="auto").resolved().device != "cuda"

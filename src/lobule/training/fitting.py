@@ -101,7 +101,8 @@ class TrainMachine:
         """
         ranks = ranks or Ranks()
         auto_device = f"cuda:{ranks.local}" if ranks.count > 1 and torch.cuda.is_available() else "auto"
-        device = choose_device(auto_device if self.device in ("auto", "cuda") else self.device)
+        is_any_gpu = self.device == "cuda" and torch.cuda.is_available()
+        device = choose_device(auto_device if self.device == "auto" or is_any_gpu else self.device)
         has_bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
         auto_precision = "bfloat16" if has_bfloat16 else "float32"
         precision = auto_precision if self.precision == "auto" else self.precision
