@@ -70,7 +70,7 @@ def test_the_usual_lesions_are_those_that_fit(tmp_path: Path) -> None:
         description = json.loads((tmp_path / "tiny" / "lesions" / f"{case.id}.json").read_text())
         assert {one["class"] for one in description["lesions"]} <= {"micro", "itc"}
         assert description["lesions"]
-    with pytest.raises(ConfigError, match=r"no place for a lesion of class 'macro'.*itc.*that fits"):
+    with pytest.raises(ConfigError, match=r"no room for a lesion of class 'macro'.*or for itc instead"):
         write_slide_cohort(tmp_path / "asked", slides=1, normal=0.0, sites=1, like=tiny, lesions=[(1, 0, 0)])
 
 

@@ -155,7 +155,7 @@ def test_lesions_have_the_sizes_of_their_classes() -> None:
 
 
 def test_a_lesion_without_room_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="no place for a lesion of class 'macro'"):
+    with pytest.raises(ConfigError, match="no room for a lesion of class 'macro'"):
         truth_of(SlidePhantom(1, 800, 800, 1.0, site=1, macro=1))
 
 

@@ -104,7 +104,7 @@ with open_slide(sys.argv[1]) as slide:
 
 
 @pytest.mark.parametrize(
-    ("name", "how"),
+    ("name", "write_options"),
     [
         ("a.png", {"compress_level": 1}),
         ("grey.png", {"compress_level": 1}),

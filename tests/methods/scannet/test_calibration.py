@@ -216,4 +216,4 @@ def test_without_validation_nothing_is_calibrated_and_a_note_says_so(cohort: Coh
     assert bundle.calibration == {}
     notes = [note for note in bundle.provenance["notes"] if "not calibrated" in note]
     assert len(notes) == 1
-    assert notes[0].endswith("threshold for findings stays 0.5")
+    assert notes[0].endswith("threshold for findings stays 0.5.")
