@@ -204,7 +204,7 @@ def json_differences(old: Any, new: Any, name: str) -> list[str]:
 
 def lasting_values(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: entry for key, entry in value.items() if key not in PASSING_KEYS}
+        return {lasting_values(key): entry for key, entry in value.items() if key not in PASSING_KEYS}
     if isinstance(value, str):
         return value.replace(f"{os.sep}old{os.sep}", f"{os.sep}new{os.sep}")
     return value
