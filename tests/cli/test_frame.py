@@ -142,8 +142,10 @@ def test_control_c_is_one_line_and_status_130(workspace: Path) -> None:
         "from lobule.cli import main\nmain(['info', 'slide.tif'])\n"
     )
     running = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=workspace, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", code], cwd=workspace, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+    )  # fmt: skip
     assert running.stdout is not None
     assert running.stdout.readline() == "reading\n"
     running.send_signal(signal.SIGINT)

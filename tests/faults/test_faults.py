@@ -120,7 +120,10 @@ def test_signals_end_the_command_and_a_rerun_completes_it(sent: signal.Signals, 
     out = tmp_path / "r"
     command = [sys.executable, "-m", "lobule", "scan", str(bundle), str(slide), "--out", str(out)]
     command += ["--no-tissue", "--precision", "float32", "--max-ram", "300MB"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+    )  # fmt: skip
     while not list(out.glob("cases/*/maps/*/state/c/*/*")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(sent)

@@ -91,7 +91,7 @@ def load(bundle: Bundle, *, trust: bool = False) -> Predictor:
         predictor: Predictor = module.load(bundle, trust=trust)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise BundleError(
-            "the bundle cannot be loaded: model.json or a file beside it does not hold what the method needs",
+            "the bundle cannot be loaded: model.json or another of its files lacks what the method needs",
             subject=bundle.path,
             actual=f"{type(error).__name__}: {str(error)[:300]}",
             remedy="Copy the bundle again from where it came",
