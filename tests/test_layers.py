@@ -1,4 +1,4 @@
-"""The layers of the house: a file imports only from rows above its own, and nothing goes in circles."""
+"""The layers of the package: a file imports only from rows above its own, and no imports form a cycle."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ ORDER: list[list[str]] = [
     ["methods"],
     ["cluster", "exports", "report", "server", "evaluation"],
     ["api", "budget", "cli"],
+    ["testing"],
 ]
-"""Rows from the words to the command line; within a row, only what is listed before may be imported."""
+"""The packages of `lobule` in rows, from the basic types down to the command line and the conformance suites.
+
+A package may import packages of earlier rows, and those that are listed before it in its own row.
+"""
 
 HOME_OF_LIBRARY: dict[str, set[str]] = {
     "openslide": {"slides/openslide.py", "cli/doctor.py"},

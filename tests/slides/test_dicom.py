@@ -16,7 +16,7 @@ from wsidicom.codec.decoder import PydicomDecoder
 from lobule.errors import DamagedFile, DamagedTile, UnknownFormat
 from lobule.geometry import Box
 from lobule.slides import RGB, open_slide
-from tests.slides.conformance import BackendConformance, KnownSlide
+from lobule.testing.slide_backend import BackendConformance, KnownSlide
 from tests.slides.sample_files import jpeg_frame, picture, pyramid, tile_frames, write_dicom
 
 LEVELS = pyramid(picture(333, 251), 3)

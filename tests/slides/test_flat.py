@@ -16,7 +16,7 @@ from PIL import Image
 from lobule.errors import DamagedFile, TooLarge, UnknownFormat
 from lobule.geometry import Box
 from lobule.slides import open_slide
-from tests.slides.conformance import BackendConformance, KnownSlide
+from lobule.testing.slide_backend import BackendConformance, KnownSlide
 from tests.slides.sample_files import picture
 
 PICTURE = picture(181, 133)

@@ -13,7 +13,7 @@ from lobule.errors import DamagedFile, DamagedTile
 from lobule.geometry import Box
 from lobule.slides import open_slide
 from lobule.slides.openslide import aligned_start
-from tests.slides.conformance import BackendConformance, KnownSlide
+from lobule.testing.slide_backend import BackendConformance, KnownSlide
 from tests.slides.sample_files import picture, pyramid, write_tiff
 
 REAL_SLIDES = (

@@ -17,7 +17,7 @@ from lobule.errors import UnknownFormat
 from lobule.geometry import Box, Size
 from lobule.slides import open_slide
 from lobule.slides.tiff import TiffBackend, open_backend
-from tests.slides.conformance import block_means
+from lobule.testing.slide_backend import block_means
 from tests.slides.sample_files import picture, pyramid, tile_frames, write_tiff
 from tests.slides.tiffs import (
     APERIO,

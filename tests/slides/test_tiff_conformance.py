@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from lobule.slides import RGB, open_slide
-from tests.slides.conformance import BackendConformance, KnownSlide
+from lobule.testing.slide_backend import BackendConformance, KnownSlide
 from tests.slides.sample_files import picture, pyramid, tile_frames, write_tiff
 from tests.slides.tiffs import (
     APERIO,

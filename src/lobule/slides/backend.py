@@ -1,7 +1,7 @@
 """The interface of a slide backend: levels, metadata, and the pixels of one level. `Slide` does the rest.
 
 A backend is one module with one function, `open_backend(path) -> Backend`. It is listed in
-`slides.slide.READERS`, and its tests inherit the conformance suite of `tests/slides/conformance.py`.
+`slides.slide.READERS`, and its tests inherit the conformance suite `lobule.testing.slide_backend`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Conformance tests for slide backends. The tests of a backend inherit `BackendConformance`.
+"""Conformance suite for slide backends. The tests of a backend inherit `BackendConformance`.
 
 A backend outside this repository is tested in one short file:
 
     import pytest
     from lobule.slides import READERS
-    from tests.slides.conformance import BackendConformance, KnownSlide
+    from lobule.testing.slide_backend import BackendConformance, KnownSlide
 
     READERS["mine"] = "my_package.my_backend"        # a module with open_backend(path) -> Backend | None
 
