@@ -30,8 +30,8 @@ lint: setup
 	@scripts/lint
 
 format: setup
-	$(BIN)/ruff format src tests benchmarks docs scripts/same_code scripts/code_lines
-	$(BIN)/ruff check --fix src tests benchmarks docs scripts/same_code scripts/code_lines
+	$(BIN)/ruff format src tests benchmarks experiments docs scripts/same_code scripts/code_lines
+	$(BIN)/ruff check --fix src tests benchmarks experiments docs scripts/same_code scripts/code_lines
 
 types: setup
 	@scripts/types

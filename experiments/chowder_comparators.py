@@ -115,7 +115,8 @@ def interval(labels: Sequence[int], scores: NDArray[np.float64], seed: int = 0) 
     from sklearn.metrics import roc_auc_score
 
     rng = np.random.default_rng(seed)
-    label_array, areas = np.asarray(labels), []
+    label_array = np.asarray(labels)
+    areas: list[float] = []
     while len(areas) < 2000:
         pick = rng.integers(0, len(label_array), len(label_array))
         if len(set(label_array[pick])) == 2:

@@ -64,7 +64,8 @@ def blocks(kit: Path, patient: str, offset: tuple[int, int]) -> list[Case]:
 def inside_of(kit: Path, bag: Bag) -> NDArray[np.bool_]:
     column, row = ((bag.l0_coords + TILE / 2) // TILE).astype(np.int64).T
     tiles = classes_of(kit, bag.case.patient)
-    return tiles[np.minimum(row, tiles.shape[0] - 1), np.minimum(column, tiles.shape[1] - 1)] == 2
+    rows, columns = np.minimum(row, tiles.shape[0] - 1), np.minimum(column, tiles.shape[1] - 1)
+    return np.asarray(tiles[rows, columns] == 2)
 
 
 def main() -> None:

@@ -118,11 +118,11 @@ def main() -> None:
     parser.add_argument("--demo", choices=list(FIGURES), default="slides")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path, default=Path("demo-seeds"))
-    parser.add_argument("more", nargs="*", help="further arguments of `lobule demo`, after --")
+    parser.add_argument("demo_arguments", nargs="*", help="further arguments of `lobule demo`, after --")
     options = parser.parse_args()
     rows = {}
     for seed in options.seeds:
-        answer = answer_of(options.demo, seed, options.out / f"seed-{seed}", options.more)
+        answer = answer_of(options.demo, seed, options.out / f"seed-{seed}", options.demo_arguments)
         rows[seed] = FIGURES[options.demo](answer)
         print(f"seed {seed}: {_line(rows[seed])}", flush=True)
     means = {name: mean(row[name] for row in rows.values()) for name in next(iter(rows.values()))}

@@ -125,15 +125,15 @@ def ucsb(kit: Path, out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("what", choices=["train", "scan", "ucsb"])
+    parser.add_argument("step", choices=["train", "scan", "ucsb"])
     parser.add_argument("--without", choices=SLIDES, help="both if not given")
     options = parser.parse_args()
     kit, out = Path(os.environ["LOBULE_REFERENCE"]) / "kit", make_folder(options.out)
-    if options.what == "ucsb":
+    if options.step == "ucsb":
         write_json(out / "ucsb.json", ucsb(kit, out))
         return
     for slide in [options.without] if options.without else SLIDES:
-        if options.what == "train":
+        if options.step == "train":
             train(kit, out, slide)
         else:
             write_json(out / f"kit-{slide}.json", json.loads(json.dumps(scan(kit, out, slide))))

@@ -10,9 +10,9 @@ memory   peak memory of describing 400 images over that of describing 100, with 
 Images are 512 × 384 px at 1.68 µm/px, as large in µm as those of BACH, and not scaled: crops of 100 and
 150 px are as wide in µm as the paper's at 200 and 300. Research use only.
 
-    LOBULE_REFERENCE=… python experiments/rakhlin_phantoms.py WHAT OUT [--quick]
+    LOBULE_REFERENCE=… python experiments/rakhlin_phantoms.py EXPERIMENT OUT [--quick]
 
-prints a table and writes OUT/WHAT.json. Trainings stay in OUT, and the
+prints a table and writes OUT/EXPERIMENT.json. Trainings stay in OUT, and the
 same command continues an interrupted run.
 """
 
@@ -66,9 +66,10 @@ def trained(out: Path, name: str, manifest: Path, settings: dict[str, Any]) -> B
         return read_bundle(bundle_folder)
     settings = {**COMMON, "weights": weights(), "features": str(out / "features"), **settings}
     resume = (bundle_folder / "training").exists()
-    return lobule.train(
+    bundle: Bundle = lobule.train(
         "rakhlin", manifest, bundle_folder, settings=settings, resume=resume, machine={"device": "cpu"}
     )
+    return bundle
 
 
 def hits(bundle: Bundle) -> tuple[np.ndarray[Any, Any], list[str]]:
@@ -150,13 +151,13 @@ def memory(out: Path, quick: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["fusion", "recipes", "memory"])
+    parser.add_argument("experiment", choices=["fusion", "recipes", "memory"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--quick", action="store_true", help="fewer images, a minute or two")
     options = parser.parse_args()
     out = make_folder(options.out)
-    report = {"fusion": fusion, "recipes": recipes, "memory": memory}[options.what](out, options.quick)
-    write_json(out / f"{options.what}{'-quick' * options.quick}.json", json.loads(json.dumps(report)))
+    report = {"fusion": fusion, "recipes": recipes, "memory": memory}[options.experiment](out, options.quick)
+    write_json(out / f"{options.experiment}{'-quick' * options.quick}.json", json.loads(json.dumps(report)))
 
 
 if __name__ == "__main__":
