@@ -1,10 +1,10 @@
 """ScanNet on the two real slides of the reference kit, compared with colour and with frozen features.
 
 A dense model is trained on one slide and on the kit's patches of other patients (never the other slide's),
-and then scans the other slide. The score of a 50-px tile is the mean of the map's cells in it. Three of these
-patients are the validation split, on which scores are calibrated and the threshold for findings is chosen:
-two with tumour, and 8913, the only other patient with normal tissue. Patient 8913 is not used for training,
-because the normal tissue of training patients scores much lower than that of unseen patients. The baselines
+and then scans the other slide. The score of a 50-px tile is the mean of the map's cells in it. Patient
+8913, the only other patient with normal tissue, is the validation split, on which the threshold for findings
+is chosen; it is not used for training, because the normal tissue of training patients scores much lower than
+that of unseen patients. The baselines
 are those of the kit's BASELINES.md: logistic regression on colour, and on pooled SqueezeNet maps. Intervals
 resample blocks of 5 × 5 tiles (1 mm), because neighbouring tiles are similar. Research use only.
 
@@ -43,7 +43,7 @@ MPP, TILE = 4.0, 50
 BLOCK = 5 * TILE
 TUMOUR_VALUE = 2
 """Value of tumour in the class masks; 1 is normal."""
-VAL = ("8913", "8918", "8957")
+VAL = ("8913",)
 PATCHES = ("8913", "8917", "8918", "8950", "8951", "8955", "8956", "8957", "8959", "8974")
 
 STAINS = {"augment.hematoxylin": 0.25, "augment.eosin": 0.25}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from lobule.bundles import Bundle, read_bundle, write_bundle
+from lobule.bundles import Bundle, patient_hash, read_bundle, write_bundle
 from lobule.cohort import Cohort
 from lobule.errors import BundleError
 from lobule.methods import load
@@ -92,14 +92,40 @@ def test_the_slide_with_the_highest_normal_scores_limits_the_threshold() -> None
 
 def test_cells_of_one_class_or_of_the_wrong_order_are_not_calibrated() -> None:
     cells = simulated(1.0, 0.0, (0.0,), count=400)
-    for label in (True, False):
-        none, notes = fit_cells(replace(cells, tumour=np.full(400, label)))
-        assert none is None
-        assert "lack cells" in notes[0]
-        assert "stays 0.5" in notes[0]
+    none, notes = fit_cells(replace(cells, tumour=np.full(400, True)))
+    assert none is None
+    assert "lack cells of normal tissue" in notes[0]
+    assert "stays 0.5" in notes[0]
     none, notes = fit_cells(replace(cells, tumour=~cells.tumour))
     assert none is None
     assert "does not score higher" in notes[0]
+
+
+def test_normal_slides_alone_choose_the_threshold_and_leave_the_scores() -> None:
+    cells = simulated(1.0, -1.0, (-3.0, 2.0), count=2000)
+    normal = replace(cells, scores=cells.scores[~cells.tumour], slides=cells.slides[~cells.tumour],
+                     tumour=np.zeros(int((~cells.tumour).sum()), bool))  # fmt: skip
+    calibration, notes = fit_cells(normal)
+    assert calibration is not None
+    np.testing.assert_allclose(calibration.from_uncalibrated(normal.scores), normal.scores, atol=1e-9)
+    shares = [(normal.scores[normal.slides == n] > calibration.threshold).mean() for n in range(2)]
+    assert 0.045 < max(shares) <= MAX_NORMAL_ABOVE
+    assert calibration.report["tumour_above"] is None
+    assert "lack cells of tumour" in notes[0]
+    low = replace(normal, scores=normal.scores / 100)
+    faint, _ = fit_cells(low)
+    assert faint is not None
+    assert faint.threshold == 0.5
+
+
+def test_a_threshold_that_most_tumour_cells_miss_is_reported() -> None:
+    """Tumour cells score barely higher than the normal cells of the slide with an unusual stain."""
+    cells = simulated(0.2, -1.0, (-4.0, 4.0), count=2000)
+    calibration, notes = fit_cells(cells)
+    assert calibration is not None
+    share = (cells.scores > calibration.to_uncalibrated(calibration.threshold))[cells.tumour].mean()
+    assert share < 0.1
+    assert f"only {share:.0%} of the tumour cells" in notes[0]
 
 
 def test_a_threshold_that_the_user_set_is_not_replaced() -> None:
@@ -177,7 +203,9 @@ def scanned(bundle: Bundle, cohort: Cohort, folder: Path) -> CaseFolder:
     return open_results(folder).case_folder("e")
 
 
-def test_a_training_records_the_calibration_the_threshold_and_its_error(bundle: Bundle) -> None:
+def test_a_training_records_the_calibration_the_threshold_and_its_error(
+    bundle: Bundle, cohort: Cohort
+) -> None:
     cells = read_bundle(bundle.path or "").calibration["cells"]
     assert cells["fit"]["kind"] == "platt"
     assert cells["fit"]["slope"] > 0
@@ -186,6 +214,19 @@ def test_a_training_records_the_calibration_the_threshold_and_its_error(bundle: 
     assert cells["slides"] == 1
     assert 0 < cells["tumour_cells"] < cells["cells"]
     assert cells["normal_above"] <= MAX_NORMAL_ABOVE
+    calibrating = {patient_hash(case.patient) for case in cohort.split("val")}
+    assert calibrating <= set(bundle.patients)
+
+
+def test_validation_slides_without_tumour_choose_the_threshold_only(cohort: Cohort, tmp_path: Path) -> None:
+    normal = painted(tmp_path, "n", None, 6, "val", alike=(150, 200, 200))
+    cases = (*cohort.split("train"), normal)
+    bundle = train(SETTINGS, Cohort(cases), tmp_path / "b", tissue=TISSUE, machine=MACHINE)
+    cells = bundle.calibration["cells"]
+    assert cells["fit"] == {"kind": "platt", "slope": 1.0, "intercept": 0.0}
+    assert cells["threshold"] >= 0.5
+    assert cells["tumour_cells"] == 0
+    assert patient_hash(normal.patient) in bundle.patients
 
 
 def test_a_scan_uses_the_calibrated_scores_and_the_chosen_threshold(

@@ -41,6 +41,10 @@ MIN_NORMAL = 20
 """Slides with fewer normal cells do not limit the threshold: 5 % of them is less than one cell."""
 MAX_CELLS = 20_000
 """Maximum number of cells of one slide that are used in the fit, evenly spaced over the map."""
+FEW_TUMOUR_ABOVE = 0.1
+"""A note warns if a smaller share of the validation tumour cells is above the threshold."""
+UNCALIBRATED = Platt(1.0, 0.0)
+"""The fit that leaves scores as they are."""
 FOLDS = 5
 EXTREME = 1e-7
 """Softmax in float32 reaches 0 and 1; logits are computed from scores clipped to this distance."""
@@ -176,35 +180,55 @@ def validation_cells(maps: Sequence[tuple[SlidePositions, MapReader]]) -> Valida
 def fit_cells(cells: ValidationCells, threshold: float = 0.5) -> tuple[CellCalibration | None, list[str]]:
     """Fit the cells by Platt's method and choose the threshold for findings.
 
-    A `threshold` other than 0.5 was set by the user and is not changed.
+    Validation slides without tumour do not allow a fit: the scores stay as they are, and the threshold is
+    the one that few of their normal cells exceed, and not less than `threshold`. A `threshold` other than
+    0.5 was set by the user and is not changed.
     """
     without = f"so the scores are not calibrated, and the threshold for findings stays {threshold}"
-    fit = fit_platt(cells.tumour, _logits(cells.scores)) if len(cells.scores) else None
-    if fit is None:
-        return None, [f"the validation slides lack cells of normal tissue or of tumour, {without}"]
+    if cells.tumour.all():
+        return None, [f"the validation slides lack cells of normal tissue, {without}"]
+    fit = fit_platt(cells.tumour, _logits(cells.scores)) or UNCALIBRATED
     if fit.slope <= 0:
         reason = "tumour does not score higher than normal tissue on the validation slides"
         return None, [f"{reason}, {without}"]
     calibrated = fit(_logits(cells.scores))
     chosen, notes = threshold, []
-    if threshold == 0.5:
+    if threshold != 0.5:
+        notes.append(f"the threshold for findings was set to {threshold}, so none was chosen")
+    elif cells.tumour.any():
         chosen = choose_threshold(calibrated, cells)
     else:
-        notes.append(f"the threshold for findings was set to {threshold}, so none was chosen")
-    above = calibrated > chosen
-    report = {
-        "expected_error": {
-            "before": reliability(cells.tumour, cells.scores).expected_error,
-            "after": reliability(cells.tumour, calibrated).expected_error,
-            "other_patients": _error_on_other_patients(cells),
-        },
+        chosen = max(threshold, lowest_threshold(calibrated, cells))
+        notes.append(
+            "the validation slides lack cells of tumour, so the scores are not calibrated; the threshold for "
+            f"findings is {chosen:.3g}, which at most {MAX_NORMAL_ABOVE:.0%} of their normal cells exceed"
+        )
+    report = _report(cells, calibrated, chosen)
+    if report["tumour_above"] is not None and report["tumour_above"] < FEW_TUMOUR_ABOVE:
+        notes.append(
+            f"only {report['tumour_above']:.0%} of the tumour cells of the validation slides are above the "
+            f"threshold for findings, {chosen:.3g}, so scans will miss tumours: train longer or on more "
+            "patients, or lower it with --set threshold=…"
+        )
+    return CellCalibration(fit, chosen, report), notes
+
+
+def _report(cells: ValidationCells, calibrated: Floats, threshold: float) -> dict[str, Any]:
+    """Calibration errors, shares of the cells above the threshold, and counts; None without tumour."""
+    above, has_tumour = calibrated > threshold, bool(cells.tumour.any())
+    errors = {
+        "before": reliability(cells.tumour, cells.scores).expected_error,
+        "after": reliability(cells.tumour, calibrated).expected_error,
+        "other_patients": _error_on_other_patients(cells),
+    }
+    return {
+        "expected_error": errors if has_tumour else None,
         "normal_above": float(above[~cells.tumour].mean()),
-        "tumour_above": float(above[cells.tumour].mean()),
+        "tumour_above": float(above[cells.tumour].mean()) if has_tumour else None,
         "cells": len(cells.scores),
         "tumour_cells": int(cells.tumour.sum()),
         "slides": len(cells.patients),
     }
-    return CellCalibration(fit, chosen, report), notes
 
 
 def choose_threshold(calibrated: Floats, cells: ValidationCells) -> float:
@@ -212,9 +236,7 @@ def choose_threshold(calibrated: Floats, cells: ValidationCells) -> float:
 
     At most `MAX_NORMAL_ABOVE` of the normal cells of each validation slide may be above it.
     """
-    normal = [calibrated[(cells.slides == n) & ~cells.tumour] for n in range(len(cells.patients))]
-    large = [of_slide for of_slide in normal if len(of_slide) >= MIN_NORMAL] or [calibrated[~cells.tumour]]
-    lowest = max(float(np.quantile(scores, 1 - MAX_NORMAL_ABOVE, method="higher")) for scores in large)
+    lowest = lowest_threshold(calibrated, cells)
     order = np.argsort(-calibrated, kind="stable")
     ranked, hits = calibrated[order], np.cumsum(cells.tumour[order])
     count = np.arange(1, len(ranked))
@@ -224,6 +246,13 @@ def choose_threshold(calibrated: Floats, cells: ValidationCells) -> float:
         return lowest
     dice = np.where(allowed, 2 * hits[:-1] / (count + hits[-1]), -1.0)
     return float(between[int(dice.argmax())])
+
+
+def lowest_threshold(calibrated: Floats, cells: ValidationCells) -> float:
+    """The lowest threshold that at most `MAX_NORMAL_ABOVE` of the normal cells of each slide exceed."""
+    normal = [calibrated[(cells.slides == n) & ~cells.tumour] for n in range(len(cells.patients))]
+    large = [of_slide for of_slide in normal if len(of_slide) >= MIN_NORMAL] or [calibrated[~cells.tumour]]
+    return max(float(np.quantile(scores, 1 - MAX_NORMAL_ABOVE, method="higher")) for scores in large)
 
 
 def _error_on_other_patients(cells: ValidationCells) -> float | None:

@@ -93,6 +93,11 @@ def train(
         return training.run(Path(out))
 
 
+def both_classes(pool: Pool) -> bool:
+    """Whether patches of normal tissue and of tumour can be cut from the slides of the pool."""
+    return bool(pool.usable(NORMAL)) and bool(pool.usable(TUMOUR))
+
+
 def _check(config: Config) -> None:
     if config.trunk not in BACKBONES:
         raise ConfigError(f"unknown trunk '{config.trunk}'", expected=", ".join(BACKBONES))
@@ -154,19 +159,18 @@ class _Training:
         return bundle or read_bundle(out)
 
     def _pools(self) -> tuple[Pool, Pool | None]:
-        """The slides for training and for validation; None instead of the latter if a class is missing."""
+        """The slides for training and for validation; None instead of the latter if there are none."""
         pool = gather(self.splits.train, self.tissue, workers=self.workers)
         self._note(*self.splits.notes, *pool.notes)
         if not self.splits.val:
             return pool, None
         validation = gather(self.splits.val, self.tissue, workers=self.workers, need=())
         self._note(*validation.notes)
-        if validation.usable(NORMAL) and validation.usable(TUMOUR):
-            return pool, validation
-        self._note(
-            "The validation split lacks a class; there is no validation and the last weights are used."
-        )
-        return pool, None
+        if not both_classes(validation):
+            self._note(
+                "The validation split lacks a class; there is no validation and the last weights are used."
+            )
+        return pool, validation
 
     def _round(self, pool: Pool, validation: Pool | None, round_: int) -> FitReport:
         """Train on patches of the pool. Later rounds continue with the learning rate of the trunk."""
@@ -196,7 +200,9 @@ class _Training:
                 options,
                 folder,
                 self._groups(round_),
-                validate=None if validation is None else lambda net: self._validation_auc(net, validation),
+                validate=(lambda net: self._validation_auc(net, validation))
+                if validation is not None and both_classes(validation)
+                else None,
                 progress=self.progress,
                 ranks=self.ranks,
             )
@@ -286,10 +292,10 @@ class _Training:
 
     def _calibration(self, validation: Pool | None) -> CellCalibration | None:
         """Calibrate the scores of cells on the validation slides, if there are any."""
-        if validation is None:
+        if validation is None or not validation.usable(NORMAL):
             self._note(
-                "Without validation slides of both classes the scores are not calibrated, and the threshold "
-                f"for findings stays {self.config.threshold}."
+                "Without validation slides with normal tissue the scores are not calibrated, and the "
+                f"threshold for findings stays {self.config.threshold}."
             )
             return None
         self.progress.stage = "calibrating on the validation slides"
@@ -348,8 +354,10 @@ class _Training:
             "lost": self.failures,
             "weights": fingerprint(self.config.weights, full=True) if self.config.weights else None,
         }
-        # A forest has also learned from the validation slides, so their patients count as training patients.
-        slides = [*pool.slides, *(validation.slides if validation and learned.fitted else ())]
+        # The forest and the calibration have also learned from the validation slides, so their patients
+        # count as training patients.
+        used = validation is not None and (learned.fitted is not None or calibration is not None)
+        slides = [*pool.slides, *(validation.slides if validation is not None and used else ())]
         patients = sorted({slide.case.patient for slide in slides})
         return save(
             out, self.config, self.net.cpu(), self.scaling, patients=patients, metrics=metrics,
