@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -29,6 +30,9 @@ from tests.mutations.mutants import Mutant
 ROOT = Path(__file__).parents[2]
 TIME_LIMIT = 900.0
 """Seconds; a mutant whose tests take longer loops forever and counts as caught."""
+
+UNDECIDED = "not caught within the limit of processor time"
+"""The evidence of a mutant that the next campaign tries again."""
 
 ALREADY_IMPORTED = "ignore::pytest.PytestAssertRewriteWarning"
 """Some of the large libraries are pytest plugins, too."""
@@ -121,40 +125,51 @@ def related_tests(module: str) -> tuple[str, ...]:
     return tuple(f"tests/{name}" for name in RELATED_TESTS[max(matching, key=len)].split())
 
 
-def run_campaign(mutants: Sequence[Mutant], outcomes_path: Path) -> list[Outcome]:
-    """Try every mutant that has no outcome yet, and return the outcomes of all of them."""
-    finished = {outcome.name: outcome for outcome in read_outcomes(outcomes_path)}
+def run_campaign(
+    mutants: Sequence[Mutant], outcomes_path: Path, cpu_seconds: int | None = None
+) -> list[Outcome]:
+    """Try every mutant that has no verdict yet, and return the outcomes of all of them.
+
+    With `cpu_seconds`, the tests of a mutant end after that much processor time. A mutant that is not caught
+    by then is undecided: it counts as not caught, and the next campaign tries it again.
+    """
+    finished = {
+        outcome.name: outcome for outcome in read_outcomes(outcomes_path) if outcome.evidence != UNDECIDED
+    }
     import_large_libraries()
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with _copy_of_checkout() as copy:
-        caught, evidence, _ = _run_tests(("tests/test_grid.py",), copy)
+        caught, evidence, _ = _run_tests(("tests/test_grid.py",), copy, None)
         if caught:
             raise RuntimeError(f"the tests fail without any fault, so they prove nothing: {evidence}")
         for number, mutant in enumerate(mutants, start=1):
             if mutant.name in finished:
                 continue
-            outcome = try_mutant(mutant, copy)
+            outcome = try_mutant(mutant, copy, cpu_seconds)
             finished[mutant.name] = outcome
             with outcomes_path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(asdict(outcome)) + "\n")
             verdict = "caught" if outcome.caught else "SURVIVED"
+            verdict = "undecided" if outcome.evidence == UNDECIDED else verdict
             print(f"{number}/{len(mutants)} {verdict} {mutant.name} ({outcome.seconds:.0f} s)", flush=True)
     return [finished[mutant.name] for mutant in mutants]
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
+    """Read a file of outcomes; of several outcomes of one mutant, the last one counts."""
     if not path.exists():
         return []
-    return [Outcome(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    outcomes = [Outcome(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    return list({outcome.name: outcome for outcome in outcomes}.values())
 
 
-def try_mutant(mutant: Mutant, copy: Path) -> Outcome:
+def try_mutant(mutant: Mutant, copy: Path, cpu_seconds: int | None = None) -> Outcome:
     """Put the fault into the copy, run the related tests until one fails, and take the fault out again."""
     path = copy / "src" / "lobule" / mutant.module
     source = path.read_bytes()
     path.write_bytes(mutant.apply(source))
     try:
-        caught, evidence, seconds = _run_tests(related_tests(mutant.module), copy)
+        caught, evidence, seconds = _run_tests(related_tests(mutant.module), copy, cpu_seconds)
     finally:
         path.write_bytes(source)
     text = source.decode().splitlines()[mutant.line - 1].strip()
@@ -163,17 +178,21 @@ def try_mutant(mutant: Mutant, copy: Path) -> Outcome:
     )
 
 
-def _run_tests(tests: Sequence[str], copy: Path) -> tuple[bool, str, float]:
+def _run_tests(tests: Sequence[str], copy: Path, cpu_seconds: int | None) -> tuple[bool, str, float]:
     """Run tests in a forked child, which need not import the large libraries again."""
     began = time.monotonic()
     log = copy / "pytest.log"
     process = os.fork()
     if process == 0:
+        if cpu_seconds is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
         _become_pytest(tests, copy, log)
     status = _wait(process, began + TIME_LIMIT)
     seconds = time.monotonic() - began
     if status is None:
         return True, f"stopped after {TIME_LIMIT:.0f} s", seconds
+    if cpu_seconds is not None and status in (-signal.SIGXCPU, -signal.SIGKILL):
+        return False, UNDECIDED, seconds
     lines = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
     failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return status != 0, failures[0] if failures else f"exit status {status}", seconds

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from tests.mutations.campaign import related_tests, report, run_campaign
+from tests.mutations.campaign import (
+    UNDECIDED, Outcome, read_outcomes, related_tests, report, run_campaign,
+)  # fmt: skip
 from tests.mutations.mutants import SOURCE, Mutant, choose_mutants, covered_files, mutants_of
 
 EXAMPLE = b'''
@@ -55,6 +59,16 @@ def test_every_covered_file_has_related_tests_that_exist() -> None:
     for module in covered_files():
         for test in related_tests(module):
             assert (root / test).exists(), (module, test)
+
+
+def test_the_last_outcome_of_a_mutant_counts(tmp_path: Path) -> None:
+    """A mutant that was undecided in a short campaign gets another outcome in the next one."""
+    mutant = choose_mutants(1, 1)[0]
+    decided = Outcome(mutant.name, mutant.module, mutant.line, "", "", True, "FAILED tests/test_grid.py", 1.0)
+    undecided = replace(decided, caught=False, evidence=UNDECIDED)
+    path = tmp_path / "outcomes.jsonl"
+    path.write_text("".join(json.dumps(asdict(outcome)) + "\n" for outcome in (undecided, decided)))
+    assert read_outcomes(path) == [decided]
 
 
 @pytest.mark.campaign
