@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.mutations.campaign import (
-    UNDECIDED, Outcome, read_outcomes, related_tests, report, run_campaign,
+    UNDECIDED,
+    Outcome,
+    read_outcomes,
+    related_tests,
+    report,
+    run_campaign,
 )  # fmt: skip
 from tests.mutations.mutants import SOURCE, Mutant, choose_mutants, covered_files, mutants_of
 
