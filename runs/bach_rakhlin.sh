@@ -17,15 +17,12 @@
 #   FOLDS      folds.csv of another training, to compare with it
 #   SETTINGS   further training settings, as "key=value key=value" (see `lobule train rakhlin … --dry-run`)
 #   SLIDES=1   also compute maps of the slides in WSI/; MAP_SETTINGS are their settings, such as "stride=1536"
-#   DEVICE     auto, cpu or cuda:0
-#   SEED       seed of the training
-#   RESAMPLES  number of resamples for intervals
+# DEVICE, PRECISION, MAX_RAM, WORKERS, PROCESSES, SEED, RESAMPLES and PLOTS are described in runs/lib.sh.
 # Research use only: not a medical device, not for diagnosis.
 set -euo pipefail
 
 : "${BACH:?the folder of the data set, e.g. BACH=/data/ICIAR2018_BACH_Challenge}"
 OUT=${OUT:-bach-rakhlin}
-PYTHON=${PYTHON:-python}
 RECIPE=${RECIPE:-full}
 ENCODERS=${ENCODERS:-}
 WEIGHTS=${WEIGHTS:-}
@@ -34,15 +31,9 @@ FOLDS=${FOLDS:-}
 SETTINGS=${SETTINGS:-}
 SLIDES=${SLIDES:-0}
 MAP_SETTINGS=${MAP_SETTINGS:-}
-DEVICE=${DEVICE:-auto}
-SEED=${SEED:-0}
-RESAMPLES=${RESAMPLES:-2000}
 
-lobule() { "$PYTHON" -m lobule "$@"; }
-say() { printf '\n== %s\n' "$*"; }
-# Exit status 1 means that some images failed. The script continues, because the results state the cause.
-accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; }
-[ -d "$BACH" ] || { echo "BACH: no such folder: $BACH" >&2; exit 2; }
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+require_folder BACH "$BACH"
 mkdir -p "$OUT"
 
 say "cohort: images in class folders are for training, images without a class are the test set"
@@ -57,10 +48,9 @@ if [ ! -e "$OUT/bundle/model.json" ]; then
   [ -z "$FOLDS" ] || settings+=(folds_file="$FOLDS")
   # shellcheck disable=SC2206 # split into one word per setting
   settings+=($SETTINGS)
-  arguments=()
-  for setting in "${settings[@]}"; do arguments+=(--set "$setting"); done
-  [ ! -e "$OUT/bundle/training" ] || arguments+=(--resume)
-  lobule train rakhlin "$OUT/cohort.csv" --out "$OUT/bundle" --device "$DEVICE" --seed "$SEED" "${arguments[@]}"
+  set_options "${settings[@]}"
+  [ ! -e "$OUT/bundle/training" ] || SET_OPTIONS+=(--resume)
+  lobule train rakhlin "$OUT/cohort.csv" --out "$OUT/bundle" "${TRAIN_MACHINE[@]}" "${SET_OPTIONS[@]}"
 fi
 
 say "cross-validation, beside the published figures"
@@ -75,11 +65,11 @@ published = {
     "fusion": "87.2 ± 2.6",
 }
 metrics = read_bundle(sys.argv[1]).metrics
-rows = {name: facts["single_seed_folds"] for name, facts in metrics["sets"].items()}
+rows = {name: values["single_seed_folds"] for name, values in metrics["sets"].items()}
 rows["fusion"] = metrics["fold_accuracy"]
 print(f"{'accuracy over folds, %':40s}{'here':>14s}{'published':>14s}")
-for name, facts in rows.items():
-    here = f"{100 * facts['mean']:.1f} ± {100 * facts['std']:.1f}"
+for name, values in rows.items():
+    here = f"{100 * values['mean']:.1f} ± {100 * values['std']:.1f}"
     print(f"{name:40s}{here:>14s}{published.get(name, ''):>14s}")
 interval = metrics["accuracy_interval"]
 print(f"fusion, all images: {interval['value']:.4f} ({interval['low']:.4f} to {interval['high']:.4f})")
@@ -87,8 +77,8 @@ print(f"mean of the members: {metrics['mean_of_members']:.4f}")
 if two := metrics.get("carcinoma"):
     print(f"two classes: accuracy {two['accuracy']['value']:.4f} (published 0.9375), AUC {two['auc']:.4f} (0.9734)")
     known = {"0.33": "0.965, 0.880", "0.5": "0.930, 0.945"}
-    for point, facts in two["operating_points"].items():
-        here = f"{facts['sensitivity']['value']:.3f}, {facts['specificity']['value']:.3f}"
+    for point, values in two["operating_points"].items():
+        here = f"{values['sensitivity']['value']:.3f}, {values['specificity']['value']:.3f}"
         print(f"  at {point}: sensitivity and specificity {here} (published {known.get(point, '-')})")
 PY
 
@@ -106,22 +96,22 @@ if len(test):
     write_cohort(test, out / "test.csv")
 PY
 if [ -e "$OUT/test.csv" ]; then
-  lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" --device "$DEVICE" ||
+  lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" "${SCAN_MACHINE[@]}" ||
     accounted "$?" "$OUT/results/results.csv"
   "$PYTHON" -c "import sys; from lobule.methods.rakhlin import write_bach; \
 print(write_bach(sys.argv[1], sys.argv[2]), 'predictions in', sys.argv[2])" "$OUT/results" "$OUT/pred.csv"
   if [ -e "$OUT/labelled-test.csv" ]; then # a file that you write if you know the labels
-    lobule evaluate "$OUT/results" "$OUT/labelled-test.csv" --to "$OUT/evaluation" --no-plots \
-      --resamples "$RESAMPLES" || accounted "$?" "$OUT/evaluation/table.csv"
+    lobule evaluate "$OUT/results" "$OUT/labelled-test.csv" --to "$OUT/evaluation" "${EVALUATE[@]}" ||
+      accounted "$?" "$OUT/evaluation/table.csv"
   fi
 fi
 
 if [ "$SLIDES" = 1 ]; then
   say "slides: maps of class probabilities"
-  mapfile -t found < <(find -L "$BACH" -type f \( -ipath '*/WSI/*.svs' -o -ipath '*/WSI/*.tif' \) | sort)
-  arguments=()
-  for setting in $MAP_SETTINGS; do arguments+=(--set "$setting"); done
-  [ ${#found[@]} -eq 0 ] || lobule scan "$OUT/bundle" "${found[@]}" --out "$OUT/maps" --device "$DEVICE" \
-    ${arguments[@]+"${arguments[@]}"} || accounted "$?" "$OUT/maps/results.csv"
-  echo "${#found[@]} slides"
+  mapfile -t slides < <(find -L "$BACH" -type f \( -ipath '*/WSI/*.svs' -o -ipath '*/WSI/*.tif' \) | sort)
+  # shellcheck disable=SC2086 # split into one word per setting
+  set_options $MAP_SETTINGS
+  [ ${#slides[@]} -eq 0 ] || lobule scan "$OUT/bundle" "${slides[@]}" --out "$OUT/maps" "${SCAN_MACHINE[@]}" \
+    ${SET_OPTIONS[@]+"${SET_OPTIONS[@]}"} || accounted "$?" "$OUT/maps/results.csv"
+  echo "${#slides[@]} slides"
 fi

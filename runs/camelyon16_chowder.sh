@@ -16,16 +16,12 @@
 #   FOLDS REPEATS       cross-validation on the training slides, by patient; FOLDS=0 skips it
 #   SETTINGS            further training settings, as "key=value key=value"
 #   FEATURES            folder of existing features (of TRIDENT, CLAM or Lobule)
-#   DEVICE PRECISION    device and precision of the feature extraction
-#   SEED                seed of the training
-#   RESAMPLES           number of resamples for intervals
-#   PLOTS=1             draw plots; needs `pip install lobule[plots]`
+# DEVICE, PRECISION, MAX_RAM, WORKERS, PROCESSES, SEED, RESAMPLES and PLOTS are described in runs/lib.sh.
 # Research use only: not a medical device, not for diagnosis.
 set -euo pipefail
 
 : "${CAMELYON16:?the folder of the data set, e.g. CAMELYON16=/data/CAMELYON16}"
 OUT=${OUT:-camelyon16-chowder}
-PYTHON=${PYTHON:-python}
 BACKBONE=${BACKBONE:-resnet50}
 WEIGHTS=${WEIGHTS:-pretrained}
 MPP=${MPP:-0.5}
@@ -36,33 +32,9 @@ FOLDS=${FOLDS:-3}
 REPEATS=${REPEATS:-3}
 SETTINGS=${SETTINGS:-}
 FEATURES=${FEATURES:-}
-SEED=${SEED:-0}
-DEVICE=${DEVICE:-auto}
-PRECISION=${PRECISION:-auto}
-RESAMPLES=${RESAMPLES:-2000}
-PLOTS=${PLOTS:-0}
 
-lobule() { "$PYTHON" -m lobule "$@"; }
-say() { printf '\n== %s\n' "$*"; }
-# Exit status 1 means that some slides failed. The script continues, because the results state the cause.
-accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; }
-mkdir -p "$OUT"
-
-say "cohort: slides with their annotations and masks, and the excluded slides with the reason"
-[ -e "$OUT/cohort.csv" ] || lobule cohort "$CAMELYON16" --from camelyon16 --out "$OUT/cohort.csv"
-"$PYTHON" - "$OUT" <<'PY'
-import sys
-from pathlib import Path
-from lobule.cohort import read_cohort, write_cohort
-
-out = Path(sys.argv[1])
-cohort = read_cohort(out / "cohort.csv")
-test = cohort.split("test")
-if not len(test):
-    sys.exit("the data set contains no test slide: their files are named test_001.tif and so on")
-write_cohort(test, out / "test.csv")
-print(f"{len(cohort.split('train'))} slides to train on, {len(test)} to be judged on")
-PY
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+camelyon16_cohort
 
 if [ -z "$FEATURES" ]; then
   say "features of every tissue tile"
@@ -70,28 +42,24 @@ if [ -z "$FEATURES" ]; then
   resized=()
   [ -n "$INPUT" ] && resized=(--input "$INPUT")
   lobule features "$OUT/cohort.csv" --backbone "$BACKBONE" --weights "$WEIGHTS" --mpp "$MPP" --tile "$TILE" \
-    ${resized[@]+"${resized[@]}"} --device "$DEVICE" --precision "$PRECISION" --out "$FEATURES"
+    ${resized[@]+"${resized[@]}"} "${SCAN_MACHINE[@]}" --out "$FEATURES"
 fi
 
-judge=(--lesion-scale official --resamples "$RESAMPLES")
-plots=--no-plots
-[ "$PLOTS" = 1 ] && plots=--plots
 for model in $MODELS; do
-  place="$OUT/$model"
-  if [ ! -e "$place/bundle/model.json" ]; then
+  folder="$OUT/$model"
+  if [ ! -e "$folder/bundle/model.json" ]; then
     say "$model: cross-validation, then training, orientation and calibration of the ensemble"
-    read -r -a more <<<"$SETTINGS"
-    arguments=(--set features="$FEATURES" --set folds="$FOLDS" --set repeats="$REPEATS")
-    for setting in ${more[@]+"${more[@]}"}; do arguments+=(--set "$setting"); done
-    [ -e "$place/bundle/training/settings.json" ] && arguments+=(--resume)
-    lobule train "$model" "$OUT/cohort.csv" --out "$place/bundle" --seed "$SEED" --device "$DEVICE" \
-      "${arguments[@]}"
+    # shellcheck disable=SC2086 # split into one word per setting
+    set_options features="$FEATURES" folds="$FOLDS" repeats="$REPEATS" $SETTINGS
+    [ ! -e "$folder/bundle/training/settings.json" ] || SET_OPTIONS+=(--resume)
+    lobule train "$model" "$OUT/cohort.csv" --out "$folder/bundle" "${TRAIN_MACHINE[@]}" "${SET_OPTIONS[@]}"
   fi
   say "$model: scan of the test slides from their features, then the official measures"
-  lobule scan "$place/bundle" "$OUT/test.csv" --out "$place/results" --device "$DEVICE" --set features="$FEATURES" ||
-    accounted "$?" "$place/results/results.csv"
-  lobule evaluate "$place/results" "$OUT/test.csv" "${judge[@]}" $plots --to "$place/evaluation" ||
-    accounted "$?" "$place/evaluation/table.csv"
+  lobule scan "$folder/bundle" "$OUT/test.csv" --out "$folder/results" "${SCAN_MACHINE[@]}" \
+    --set features="$FEATURES" || accounted "$?" "$folder/results/results.csv"
+  lobule evaluate "$folder/results" "$OUT/test.csv" --lesion-scale official "${EVALUATE[@]}" \
+    --to "$folder/evaluation" ||
+    accounted "$?" "$folder/evaluation/table.csv"
 done
 
 "$PYTHON" - "$OUT" $MODELS <<'PY'
@@ -102,11 +70,11 @@ from pathlib import Path
 out, models = Path(sys.argv[1]), sys.argv[2:]
 
 
-def shown(found):
-    if found is None or found["value"] is None:
+def shown(measure):
+    if measure is None or measure["value"] is None:
         return "undefined"
-    low, high = found.get("low"), found.get("high")
-    return f"{found['value']:.4f}" + (f" ({low:.3f} to {high:.3f})" if low is not None else "")
+    low, high = measure.get("low"), measure.get("high")
+    return f"{measure['value']:.4f}" + (f" ({low:.3f} to {high:.3f})" if low is not None else "")
 
 
 rows = []

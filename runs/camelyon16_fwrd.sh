@@ -18,16 +18,12 @@
 #   FORM       exact (every patch, as published) or shared (about ten times faster; the bundle records how well both
 #              agree)
 #   SETTINGS   further training settings, as "key=value key=value"
-#   DEVICE     auto, cpu or cuda:0
-#   SEED       seed of the training
-#   RESAMPLES  number of resamples for intervals
-#   PLOTS=1    draw plots; needs `pip install lobule[plots]`
+# DEVICE, PRECISION, MAX_RAM, WORKERS, PROCESSES, SEED, RESAMPLES and PLOTS are described in runs/lib.sh.
 # Research use only: not a medical device, not for diagnosis.
 set -euo pipefail
 
 : "${CAMELYON16:?the folder of the data set, e.g. CAMELYON16=/data/CAMELYON16}"
 OUT=${OUT:-camelyon16-fwrd}
-PYTHON=${PYTHON:-python}
 SLIDES=${SLIDES:-001 011 022 034 045 057 070 082 095 108}
 TEACHER=${TEACHER:-wide_resnet50_2}
 WEIGHTS=${WEIGHTS:-}
@@ -36,20 +32,11 @@ LOSS=${LOSS:-focal}
 VAL=${VAL:-15}
 FORM=${FORM:-exact}
 SETTINGS=${SETTINGS:-}
-DEVICE=${DEVICE:-auto}
-SEED=${SEED:-0}
-RESAMPLES=${RESAMPLES:-2000}
-PLOTS=${PLOTS:-0}
 
-lobule() { "$PYTHON" -m lobule "$@"; }
-say() { printf '\n== %s\n' "$*"; }
-# Exit status 1 means that some slides failed. The script continues, because the results state the cause.
-accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; }
-[ -d "$CAMELYON16" ] || { echo "CAMELYON16: no such folder: $CAMELYON16" >&2; exit 2; }
-mkdir -p "$OUT"
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+camelyon16_cohort
 
-say "cohort: slides for training, for calibration and for testing"
-[ -e "$OUT/cohort.csv" ] || lobule cohort "$CAMELYON16" --from camelyon16 --out "$OUT/cohort.csv"
+say "the outlined slides for training, and slides for calibration"
 # shellcheck disable=SC2086 # split into one word per number
 "$PYTHON" - "$OUT" "$VAL" $SLIDES <<'PY'
 import sys
@@ -61,10 +48,6 @@ from lobule.cohort import Cohort, read_cohort, write_cohort
 out, val = Path(sys.argv[1]), int(sys.argv[2])
 chosen = {f"tumor_{number}" for number in sys.argv[3:]}
 cohort = read_cohort(out / "cohort.csv")
-test = cohort.split("test")
-if not len(test):
-    sys.exit("the data set contains no test slide: their files are named test_001.tif and so on")
-write_cohort(test, out / "test.csv")
 train = cohort.split("train")
 learns = [case for case in train if case.id.lower() in chosen]
 if not learns:
@@ -73,9 +56,9 @@ missing = chosen - {case.id.lower() for case in learns}
 whole = [case for case in train if case not in learns and case.attributes.get("exhaustive") != "false"]
 outlined = [case for case in whole if case.label != "normal" and case.annotation][:val]
 normal = [case for case in whole if case.label == "normal"][:val]
-held = [replace(case, split="val") for case in (*outlined, *normal)]
-write_cohort(Cohort((*learns, *held)), out / "few.csv")
-print(f"{len(learns)} outlined slides learn, {len(held)} calibrate, {len(test)} are judged")
+calibration = [replace(case, split="val") for case in (*outlined, *normal)]
+write_cohort(Cohort((*learns, *calibration)), out / "few.csv")
+print(f"{len(learns)} outlined slides learn, {len(calibration)} calibrate")
 if missing:
     print(f"missing slides: {', '.join(sorted(missing))}")
 PY
@@ -90,25 +73,22 @@ elif [ ! -e "$OUT/bundle/model.json" ]; then
   [ "$VAL" -gt 0 ] || val=none
   settings=(augmentation=false teacher="$TEACHER" weights="$WEIGHTS" loss="$LOSS" form="$FORM" slides="$(wc -w <<<"$SLIDES")")
   [ "$VAL" -gt 0 ] || settings+=(threshold=paper)
-  read -r -a more <<<"$SETTINGS"
-  arguments=()
-  for setting in "${settings[@]}" ${more[@]+"${more[@]}"}; do arguments+=(--set "$setting"); done
-  [ ! -e "$OUT/bundle/training/settings.json" ] || arguments+=(--resume)
-  lobule train reverse-distillation "$OUT/few.csv" --out "$OUT/bundle" --val "$val" --seed "$SEED" \
-    --device "$DEVICE" "${arguments[@]}"
+  # shellcheck disable=SC2086 # split into one word per setting
+  set_options "${settings[@]}" $SETTINGS
+  [ ! -e "$OUT/bundle/training/settings.json" ] || SET_OPTIONS+=(--resume)
+  lobule train reverse-distillation "$OUT/few.csv" --out "$OUT/bundle" --val "$val" "${TRAIN_MACHINE[@]}" \
+    "${SET_OPTIONS[@]}"
 fi
 
 say "scan of the test slides, $FORM"
-lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" --device "$DEVICE" --set form="$FORM" ||
+lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" "${SCAN_MACHINE[@]}" --set form="$FORM" ||
   accounted "$?" "$OUT/results/results.csv"
 
 say "official measures: stored findings, then findings by non-maximum suppression of the maps"
-plots=--no-plots
-[ "$PLOTS" = 1 ] && plots=--plots
-judge=(--lesion-scale official --score tumour --resamples "$RESAMPLES")
-lobule evaluate "$OUT/results" "$OUT/test.csv" "${judge[@]}" $plots --to "$OUT/evaluation" ||
+EVALUATE+=(--lesion-scale official --score tumour)
+lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --to "$OUT/evaluation" ||
   accounted "$?" "$OUT/evaluation/table.csv"
-lobule evaluate "$OUT/results" "$OUT/test.csv" "${judge[@]}" --findings nms --no-plots --to "$OUT/evaluation-nms" \
+lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --findings nms --to "$OUT/evaluation-nms" \
   --json >/dev/null || accounted "$?" "$OUT/evaluation-nms/table.csv"
 
 "$PYTHON" - "$OUT" <<'PY'
@@ -125,11 +105,11 @@ def measured(folder):
     return task["all"]["auroc"], data["lesions"]["all"]["froc_score"]
 
 
-def shown(found):
-    if found["value"] is None:
+def shown(measure):
+    if measure["value"] is None:
         return "undefined"
-    low, high = found.get("low"), found.get("high")
-    return f"{found['value']:.4f}" + (f" ({low:.3f} to {high:.3f})" if low is not None else "")
+    low, high = measure.get("low"), measure.get("high")
+    return f"{measure['value']:.4f}" + (f" ({low:.3f} to {high:.3f})" if low is not None else "")
 
 
 rows = [("here, findings as stored", *map(shown, measured("evaluation")))]

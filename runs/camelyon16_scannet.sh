@@ -14,17 +14,13 @@
 #   STRIDE         pixels per map cell in scans of the test slides: 32, 16 (Fast ScanNet-16) or 8
 #   SLIDE_SCORE    forest (31 features of the map, cross-fitted) or max
 #   SETTINGS       further training settings, as "key=value key=value"
-#   SEED           seed of the training
 #   GPUS           number of training processes, one per GPU
-#   DEVICE         device if there is one process
-#   RESAMPLES      number of resamples for intervals
-#   PLOTS=1        draw plots; needs `pip install lobule[plots]`
+# DEVICE, PRECISION, MAX_RAM, WORKERS, PROCESSES, SEED, RESAMPLES and PLOTS are described in runs/lib.sh.
 # Research use only: not a medical device, not for diagnosis.
 set -euo pipefail
 
 : "${CAMELYON16:?the folder of the data set, e.g. CAMELYON16=/data/CAMELYON16}"
 OUT=${OUT:-camelyon16-scannet}
-PYTHON=${PYTHON:-python}
 TRUNK=${TRUNK:-scannet_vgg16}
 WEIGHTS=${WEIGHTS:-}
 STEPS=${STEPS:-100000}
@@ -34,62 +30,36 @@ ROUND_STEPS=${ROUND_STEPS:-25000}
 STRIDE=${STRIDE:-16}
 SLIDE_SCORE=${SLIDE_SCORE:-forest}
 SETTINGS=${SETTINGS:-}
-SEED=${SEED:-0}
 GPUS=${GPUS:-1}
-DEVICE=${DEVICE:-auto}
-RESAMPLES=${RESAMPLES:-2000}
-PLOTS=${PLOTS:-0}
 
-lobule() { "$PYTHON" -m lobule "$@"; }
-say() { printf '\n== %s\n' "$*"; }
-# Exit status 1 means that some slides failed. The script continues, because the results state the cause.
-accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; }
-mkdir -p "$OUT"
-
-say "cohort: slides with their annotations and masks, and the excluded slides with the reason"
-[ -e "$OUT/cohort.csv" ] || lobule cohort "$CAMELYON16" --from camelyon16 --out "$OUT/cohort.csv"
-"$PYTHON" - "$OUT" <<'PY'
-import sys
-from pathlib import Path
-from lobule.cohort import read_cohort, write_cohort
-
-out = Path(sys.argv[1])
-cohort = read_cohort(out / "cohort.csv")
-test = cohort.split("test")
-if not len(test):
-    sys.exit("the data set contains no test slide: their files are named test_001.tif and so on")
-write_cohort(test, out / "test.csv")
-print(f"{len(cohort.split('train'))} slides to train on, {len(test)} to be judged on")
-PY
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+camelyon16_cohort
 
 say "training: patches from the slides, then rounds of hard negatives, then the slide score"
 if [ ! -e "$OUT/bundle/model.json" ]; then
   settings=(trunk="$TRUNK" weights="$WEIGHTS" steps="$STEPS" batch="$BATCH" rounds="$ROUNDS"
     round_steps="$ROUND_STEPS" stride="$STRIDE" slide_score="$SLIDE_SCORE")
-  read -r -a more <<<"$SETTINGS"
-  arguments=()
-  for setting in "${settings[@]}" ${more[@]+"${more[@]}"}; do arguments+=(--set "$setting"); done
-  [ -e "$OUT/bundle/training/settings.json" ] && arguments+=(--resume)
+  # shellcheck disable=SC2086 # split into one word per setting
+  set_options "${settings[@]}" $SETTINGS
+  [ ! -e "$OUT/bundle/training/settings.json" ] || SET_OPTIONS+=(--resume)
   launch=("$PYTHON" -m lobule)
   if [ "$GPUS" -gt 1 ]; then launch=("$PYTHON" -m torch.distributed.run --nproc-per-node "$GPUS" -m lobule); fi
-  "${launch[@]}" train scannet "$OUT/cohort.csv" --out "$OUT/bundle" --seed "$SEED" --device "$DEVICE" \
-    "${arguments[@]}"
+  "${launch[@]}" train scannet "$OUT/cohort.csv" --out "$OUT/bundle" "${TRAIN_MACHINE[@]}" \
+    "${SET_OPTIONS[@]}"
 fi
 for gallery in "$OUT"/bundle/training/round-*/gallery.html; do
   [ -e "$gallery" ] && echo "hard negatives to review: $gallery"
 done
 
 say "scan of the test slides"
-lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" --device "$DEVICE" ||
+lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" "${SCAN_MACHINE[@]}" ||
   accounted "$?" "$OUT/results/results.csv"
 
 say "official measures: stored findings, then findings by non-maximum suppression of the maps"
-plots=--no-plots
-[ "$PLOTS" = 1 ] && plots=--plots
-judge=(--lesion-scale official --resamples "$RESAMPLES")
-lobule evaluate "$OUT/results" "$OUT/test.csv" "${judge[@]}" $plots --to "$OUT/evaluation" ||
+EVALUATE+=(--lesion-scale official)
+lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --to "$OUT/evaluation" ||
   accounted "$?" "$OUT/evaluation/table.csv"
-lobule evaluate "$OUT/results" "$OUT/test.csv" "${judge[@]}" $plots --findings nms --to "$OUT/evaluation-nms" \
+lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --findings nms --to "$OUT/evaluation-nms" \
   --json >/dev/null || accounted "$?" "$OUT/evaluation-nms/table.csv"
 
 say "submission: one CSV per slide and one for all slides, then an evaluation of these files"
@@ -114,7 +84,7 @@ for case in read_cohort(out / "test.csv", check_files=False):
 write_text(out / "submission" / "slides.csv", "".join(rows))
 PY
 lobule evaluate --submission "$OUT/submission/detections" --submission "$OUT/submission/slides.csv" \
-  "$OUT/test.csv" "${judge[@]}" --no-plots --to "$OUT/evaluation-submission" --json >/dev/null ||
+  "$OUT/test.csv" "${EVALUATE[@]}" --to "$OUT/evaluation-submission" --json >/dev/null ||
   accounted "$?" "$OUT/evaluation-submission/table.csv"
 
 "$PYTHON" - "$OUT" <<'PY'
@@ -131,15 +101,15 @@ def measured(folder):
     return data["lesions"]["all"]["froc_score"], task["all"]["auroc"]
 
 
-def shown(found):
-    if found["value"] is None:
+def shown(measure):
+    if measure["value"] is None:
         return "undefined"
-    low, high = found.get("low"), found.get("high")
-    return f"{found['value']:.4f}" + (f" ({low:.3f} to {high:.3f})" if low is not None else "")
+    low, high = measure.get("low"), measure.get("high")
+    return f"{measure['value']:.4f}" + (f" ({low:.3f} to {high:.3f})" if low is not None else "")
 
 
 stored, sent = measured("evaluation"), measured("evaluation-submission")
-if [found["value"] for found in stored] != [found["value"] for found in sent]:
+if [measure["value"] for measure in stored] != [measure["value"] for measure in sent]:
     sys.exit(f"the evaluation of the submission differs from that of the results: {sent} instead of {stored}")
 rows = [("here, findings as stored", *map(shown, stored))]
 rows += [("here, non-maximum suppression", *map(shown, measured("evaluation-nms")))]

@@ -17,8 +17,8 @@
 #   PAINTING   exact: heatmaps patch by patch, as published (default); fast
 #   PIXELS     nyu-raw: stored pixel values (default); voi: values after the first window of the file
 #   SETTINGS   further scan settings, such as "epochs=1 augmentation=false"
-#   DEVICE     auto, cpu or cuda:0
-#   RESAMPLES  number of resamples for intervals
+# DEVICE, PRECISION, MAX_RAM, RESAMPLES and PLOTS are described in runs/lib.sh. Nothing is trained here, so WORKERS,
+# PROCESSES and SEED have no effect.
 # Research use only: not a medical device, not for diagnosis.
 set -euo pipefail
 
@@ -26,20 +26,14 @@ set -euo pipefail
 : "${EXAMS:?a folder of DICOM files, a manifest or an exam list, e.g. EXAMS=/data/exams}"
 OUT=${OUT:-nyu}
 IMAGES=${IMAGES:-}
-PYTHON=${PYTHON:-python}
 COMPAT=${COMPAT:-own}
 PAINTING=${PAINTING:-exact}
 PIXELS=${PIXELS:-nyu-raw}
 SETTINGS=${SETTINGS:-}
-DEVICE=${DEVICE:-auto}
-RESAMPLES=${RESAMPLES:-2000}
 
-lobule() { "$PYTHON" -m lobule "$@"; }
-say() { printf '\n== %s\n' "$*"; }
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 file() { find -L "$WEIGHTS" -type f -name "$1" 2>/dev/null | sort | head -n 1; }
-# Exit status 1 means that some exams failed. The script continues, because the results state the cause.
-accounted() { [ "$1" -eq 1 ] && [ -e "$2" ]; }
-[ -d "$WEIGHTS" ] || { echo "WEIGHTS: no such folder: $WEIGHTS" >&2; exit 2; }
+require_folder WEIGHTS "$WEIGHTS"
 [ -e "$EXAMS" ] || { echo "EXAMS: no such folder or file: $EXAMS" >&2; exit 2; }
 mkdir -p "$OUT"
 
@@ -86,10 +80,10 @@ MODELS=()
 convert() { # arguments: name, method, patch network, weight files…
   local name=$1 method=$2 patch=$3
   shift 3
-  local given=("$@")
+  local files=("$@")
   if [ ! -e "$OUT/$name/model.json" ]; then
-    say "converting $name: ${given[*]}"
-    lobule weights convert "${given[@]}" --method "$method" ${patch:+--patch "$patch"} --out "$OUT/$name"
+    say "converting $name: ${files[*]}"
+    lobule weights convert "${files[@]}" --method "$method" ${patch:+--patch "$patch"} --out "$OUT/$name"
   fi
   MODELS+=("$name")
 }
@@ -102,22 +96,19 @@ if [ -n "$HEATMAPS" ]; then
 fi
 GMIC=()
 for number in 1 2 3 4 5; do
-  found=$(file "sample_model_$number.p")
-  if [ -n "$found" ]; then GMIC+=("$found"); fi
+  model=$(file "sample_model_$number.p")
+  if [ -n "$model" ]; then GMIC+=("$model"); fi
 done
 if [ ${#GMIC[@]} -gt 0 ]; then convert gmic gmic "" "${GMIC[@]}"; fi
 [ ${#MODELS[@]} -gt 0 ] || { echo "WEIGHTS holds none of the published files" >&2; exit 2; }
 
 for name in "${MODELS[@]}"; do
   say "scanning with $name"
-  settings=()
-  if [ "$name" != gmic ]; then
-    settings+=(--set "compat=$COMPAT" --set "pixels=$PIXELS")
-    for setting in $SETTINGS; do settings+=(--set "$setting"); done
-  fi
-  if [ "$name" = heatmaps ]; then settings+=(--set "heatmaps=$PAINTING"); fi
-  lobule scan "$OUT/$name" "$COHORT" --out "$OUT/$name-results" --device "$DEVICE" \
-    ${settings[@]+"${settings[@]}"} || accounted "$?" "$OUT/$name-results/results.csv"
+  # shellcheck disable=SC2086 # split into one word per setting
+  if [ "$name" = gmic ]; then set_options; else set_options "compat=$COMPAT" "pixels=$PIXELS" $SETTINGS; fi
+  if [ "$name" = heatmaps ]; then SET_OPTIONS+=(--set "heatmaps=$PAINTING"); fi
+  lobule scan "$OUT/$name" "$COHORT" --out "$OUT/$name-results" "${SCAN_MACHINE[@]}" \
+    ${SET_OPTIONS[@]+"${SET_OPTIONS[@]}"} || accounted "$?" "$OUT/$name-results/results.csv"
 done
 
 say "predictions, as the published tools write them"
@@ -152,8 +143,8 @@ then
     say "evaluating $name"
     against=()
     if [ "$name" != "${MODELS[0]}" ]; then against=(--against "$OUT/${MODELS[0]}-results"); fi
-    lobule evaluate "$OUT/$name-results" "$COHORT" --to "$OUT/$name-evaluation" --no-plots \
-      --resamples "$RESAMPLES" ${against[@]+"${against[@]}"} || accounted "$?" "$OUT/$name-evaluation/table.csv"
+    lobule evaluate "$OUT/$name-results" "$COHORT" --to "$OUT/$name-evaluation" \
+      "${EVALUATE[@]}" ${against[@]+"${against[@]}"} || accounted "$?" "$OUT/$name-evaluation/table.csv"
   done
   say "to calibrate to your site: lobule weights calibrate $OUT/${MODELS[0]} $OUT/${MODELS[0]}-results $COHORT --out …"
 else

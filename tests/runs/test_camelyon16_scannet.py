@@ -42,7 +42,7 @@ def test_a_missing_data_set_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.campaign
 def test_every_step_runs_on_slides_laid_out_like_camelyon16(tmp_path: Path) -> None:
-    """Fourteen slides to train on, of each kind enough for a forest, and four to be judged on."""
+    """Fourteen training slides, enough of each kind for a forest, and four test slides."""
     like = SlidePhantom(0, 2560, 2048, 0.5, tissue=0.6, mimics=1)
     write_slide_cohort(
         tmp_path / "data", slides=18, split=(14, 0, 4), like=like, lesions=[(0, 1, 1)], layout="camelyon16",
@@ -52,7 +52,7 @@ def test_every_step_runs_on_slides_laid_out_like_camelyon16(tmp_path: Path) -> N
     out = tmp_path / "out"
     first = run(tmp_path / "data", out)
     assert first.returncode == 0, first.stdout + first.stderr
-    for line in ("14 slides to train on, 4 to be judged on", "gallery.html", "The submission gives the same"):
+    for line in ("14 slides for training, 4 for testing", "gallery.html", "The submission gives the same"):
         assert line in first.stdout, first.stdout
     bundle = read_bundle(out / "bundle")
     assert bundle.config["slide_score"] == "forest"
