@@ -367,7 +367,8 @@ def test_pixel_counts_equal_the_reference(goldens: Path, kit: Path) -> None:
             shape = masks[f"{case}/{slide['name']}/shape"]
             bits = masks[f"{case}/{slide['name']}/bits"]
             truth = np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
-            box = Box(*slide["crop_origin_level5_xy"], int(shape[1]), int(shape[0]))
+            x, y = slide["crop_origin_level5_xy"]
+            box = Box(x, y, int(shape[1]), int(shape[0]))
             mask = rasterise(annotation, 32, box)
             assert mask.sum() == pytest.approx(slide["mask_pixels"], rel=0.003)
             assert (mask != truth).sum() <= 0.003 * truth.sum()

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -124,9 +125,14 @@ def test_stored_hash_is_used_while_the_file_state_is_unchanged(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "SETTLED_S", -3600.0)
-    reads = []
+    reads: list[str] = []
     digest = files._digest
-    monkeypatch.setattr(files, "_digest", lambda file: reads.append(file.name) or digest(file))
+
+    def counted_digest(file: BinaryIO) -> str:
+        reads.append(file.name)
+        return digest(file)
+
+    monkeypatch.setattr(files, "_digest", counted_digest)
     first = files.fingerprint(large)
     assert files.fingerprint(large) == first
     files._stored_hashes.clear()  # as in another process

@@ -259,7 +259,7 @@ def test_exams_are_evaluated_per_breast(tmp_path: Path) -> None:
     for i in range(40):
         row: dict[str, object] = {"case": f"e{i}", "patient": f"p{i // 2}", "site": "ab"[i % 2]}
         row |= {view: f"{view}.png" for view in ("l_cc", "r_cc", "l_mlo", "r_mlo")}
-        exam_scores = {}
+        exam_scores: dict[str, float] = {}
         for side in ("left", "right"):
             label, score = bool(rng.uniform() < 0.3), float(rng.uniform())
             # A breast without a label is left out.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from lobule.mammograms.dicom import examine_dicom, read_dicom
+from lobule.mammograms.dicom_codes import Override
 from tests.mammograms.sample_files import pixels_of, write_view
 
 pydicom = pytest.importorskip("pydicom")
@@ -78,7 +81,13 @@ def test_storage_classes(tmp_path, sop_class):
 
     path = write_view(tmp_path / "v.dcm", change=change)
     assert "class" in refusals(examine_dicom(path))
-    overrides = ["secondary capture", "computed radiography", "digital x-ray", "synthesised", "8-bit"]
+    overrides: list[Override] = [
+        "secondary capture",
+        "computed radiography",
+        "digital x-ray",
+        "synthesised",
+        "8-bit",
+    ]
     required_override = ONLY_IF_ALLOWED.get(sop_class)
     assert ("class" in refusals(examine_dicom(path, allow=overrides))) == (sop_class in NEVER)
     if required_override is None:
@@ -95,7 +104,7 @@ def test_images_made_from_tomosynthesis(tmp_path, value):
 
 
 def test_first_voi_table_is_used_before_windows(tmp_path):
-    def table(scale: int) -> pydicom.Dataset:
+    def table(scale: int) -> Any:
         item = pydicom.Dataset()
         item.add_new("LUTDescriptor", "US", [4096, 0, 12])
         item.add_new("LUTData", "OW", np.minimum(np.arange(4096) * scale, 4095).astype("<u2").tobytes())

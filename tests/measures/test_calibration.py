@@ -51,6 +51,7 @@ def test_fits_recover_known_curves() -> None:
     truth = expit((score - 320) / 20)
     label = rng.random(20_000) < truth
     platt, isotonic = fit_platt(label, score), fit_isotonic(label, score)
+    assert platt is not None and isotonic is not None
     assert (platt.slope, platt.intercept) == pytest.approx((1 / 20, -16), rel=0.05)
     for fit in (platt, isotonic):
         assert np.abs(fit(score) - truth).mean() < 0.02
@@ -60,11 +61,16 @@ def test_fits_recover_known_curves() -> None:
 
 
 def test_separated_classes_stay_finite() -> None:
-    platt = fit_platt([0, 0, 0, 1, 1, 1], [1, 2, 3, 7, 8, 9])
+    platt, isotonic = (
+        fit_platt([0, 0, 0, 1, 1, 1], [1, 2, 3, 7, 8, 9]),
+        fit_isotonic([0, 0, 1, 1], [1, 2, 3, 4]),
+    )
+    assert platt is not None and isotonic is not None
     assert 0 < platt.slope < 10 and platt([2])[0] == pytest.approx(0.2, abs=0.02)
-    assert fit_isotonic([0, 0, 1, 1], [1, 2, 3, 4])([0, 1, 4, 9]).tolist() == [0, 0, 1, 1]
+    assert isotonic([0, 1, 4, 9]).tolist() == [0, 0, 1, 1]
     assert fit_platt([1, 1], [0, 1]) is None and fit_isotonic([], []) is None
     constant = fit_platt([0, 1, 1, 1], [5, 5, 5, 5])
+    assert constant is not None
     assert constant([5])[0] == pytest.approx(0.7, abs=0.05)
 
 

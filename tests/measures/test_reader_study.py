@@ -75,7 +75,9 @@ def test_hybrid_weight_0_is_the_readers_and_1_is_the_model() -> None:
         (alone.value, alone.low, alone.high)
     )
     mixed = study.hybrid(model, 0.6)
-    assert mixed.auroc.value > max(study.mean_of_readers().auroc.value, study.rater("m", model).auroc.value)
+    readers_auroc, model_auroc = study.mean_of_readers().auroc.value, study.rater("m", model).auroc.value
+    assert mixed.auroc.value is not None and readers_auroc is not None and model_auroc is not None
+    assert mixed.auroc.value > max(readers_auroc, model_auroc)
     assert mixed.auroc.method == "bootstrap of patients, percentiles"
     json.dumps(mixed.to_dict(), allow_nan=False)
     with pytest.raises(ValueError, match="weight"):

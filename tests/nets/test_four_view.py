@@ -244,7 +244,7 @@ def test_the_patch_network(exam, nets, network):
             hashes = {hashlib.sha256(patch[c].tobytes()).hexdigest() for c in (0, 1, 2)}
             hashes.add(hashlib.sha256(np.ascontiguousarray(patch).tobytes()).hexdigest())
             assert expected in hashes
-    activations = {}
+    activations: dict[str, torch.Tensor] = {}
     hooks = [
         net.features.get_submodule(stage["stage"]).register_forward_hook(
             lambda _m, _i, output, name=stage["stage"]: activations.__setitem__(name, output.double())

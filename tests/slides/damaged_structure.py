@@ -143,8 +143,8 @@ def svs_structure(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
         )
     frame = data.index(b"\xff\xc0\x00\x11")
     for height, width in ((65_500, 65_500), (0, 64), (64, 128), (1, 1)):
-        declared = struct.pack(">HH", height, width)
-        yield f"jpeg-says-{width}x{height}", data[: frame + 5] + declared + data[frame + 9 :]
+        size = struct.pack(">HH", height, width)
+        yield f"jpeg-says-{width}x{height}", data[: frame + 5] + size + data[frame + 9 :]
 
 
 def ome_structure(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
@@ -154,8 +154,8 @@ def ome_structure(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
     yield "sub-ifd-at-0", Tiff(data).set(SUB_IFDS, value=0).done()
     yield "sub-ifds-many", Tiff(data).set(SUB_IFDS, count=50_000_000).done()
     sub = tiff.number(tiff.entry(SUB_IFDS).at + 8)
-    for kind in (ASCII, DOUBLE):
-        yield f"sub-ifd-type-{kind}", Tiff(data).set(SUB_IFDS, kind=kind).done()
+    for tag_type in (ASCII, DOUBLE):
+        yield f"sub-ifd-type-{tag_type}", Tiff(data).set(SUB_IFDS, kind=tag_type).done()
     yield "sub-ifd-zeroed", data[:sub] + bytes(40) + data[sub + 40 :]
     entry = tiff.entry(DESCRIPTION)
     start = tiff.number(entry.at + 8)
@@ -215,8 +215,8 @@ def dicom_structure(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
         at = data.index(tag)
         yield f"without-{label}", data[: at + 2] + b"\xfe\x0f" + data[at + 4 :]
         yield f"type-of-{label}", data[: at + 4] + b"SQ" + data[at + 6 :]
-    for value in (b"0\\0      ", b"-1\\-1    ", b"x\\y      ", b"1e99\\1   "):
-        yield f"spacing-{value.strip().hex()}", data.replace(b"0.0005\\0.0005", value.ljust(13))
+    for spacing in (b"0\\0      ", b"-1\\-1    ", b"x\\y      ", b"1e99\\1   "):
+        yield f"spacing-{spacing.strip().hex()}", data.replace(b"0.0005\\0.0005", spacing.ljust(13))
     syntax = data.index(b"1.2.840.10008.1.2")
     yield "syntax-unknown", data[:syntax] + b"1.2.3.4.5.6.7.8.9" + data[syntax + 17 :]
     pixels = data.rindex(b"\xe0\x7f\x10\x00")

@@ -76,13 +76,11 @@ def tile_frames(pixels: RGB, tile: int) -> list[RGB]:
 
 
 def jpeg_frame(pixels: RGB) -> bytes:
-    frame: bytes = imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=92, subsampling="444")
-    return frame
+    return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=92, subsampling="444"))
 
 
 def jpeg2000_frame(pixels: RGB) -> bytes:
-    frame: bytes = imagecodecs.jpeg2k_encode(pixels, reversible=True, codecformat="j2k")
-    return frame
+    return bytes(imagecodecs.jpeg2k_encode(pixels, reversible=True, codecformat="j2k"))
 
 
 CODINGS: dict[str, tuple[str, str, Callable[[RGB], bytes]]] = {

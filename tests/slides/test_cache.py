@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def test_least_recently_used_tile_is_evicted_first(keys: list[int], room: int) -
     """By definition, a tile is decoded unless it is among the last `room` different tiles requested."""
     cache, decodes, recent = TileCache(room * TILE), 0, []  # type: ignore[var-annotated]
     for key in keys:
-        assert cache.get(key, lambda key=key: tile(key))[0, 0, 0] == key
+        assert cache.get(key, partial(tile, key))[0, 0, 0] == key
         decodes += key not in recent
         recent = [key, *(k for k in recent if k != key)][:room]
         assert cache.decodes == decodes

@@ -48,7 +48,7 @@ def wider(data: bytes) -> bytes:
 
 
 def grey_frame(data: bytes) -> bytes:
-    return imagecodecs.jpeg8_encode(np.full((64, 64), 9, np.uint8), level=50)
+    return bytes(imagecodecs.jpeg8_encode(np.full((64, 64), 9, np.uint8), level=50))
 
 
 def without_end(data: bytes) -> bytes:

@@ -44,7 +44,7 @@ def write_jpeg(
 
 
 def ycbcr_stream(pixels: RGB, subsampling: str) -> bytes:
-    return imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=85, subsampling=subsampling)
+    return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=85, subsampling=subsampling))
 
 
 def rgb_stream(pixels: RGB) -> bytes:

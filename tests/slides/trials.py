@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,9 @@ def everything(slide: Slide) -> Iterator[Callable[[], object]]:
         step = max(1, columns * rows // MAX_BOXES)
         for tile_index in range(0, columns * rows, step):
             box = Box(tile_index % columns * 512, tile_index // columns * 512, 512, 512)
-            yield lambda index=index, box=box: slide.read_level(index, box)
+            yield partial(slide.read_level, index, box)
     for name in slide.associated:
-        yield lambda name=name: slide.read_associated(name)
+        yield partial(slide.read_associated, name)
     if slide.size.area < MAX_THUMBNAIL_PIXELS or _is_sparse(slide):
         yield lambda: slide.thumbnail(256)
 
@@ -119,7 +120,7 @@ def _one_child(paths: list[Path]) -> list[Trial]:
             cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONFAULTHANDLER": "1"},
         )  # fmt: skip
         assert child.stdin and child.stdout
-        trials = []
+        trials: list[Trial] = []
         try:
             for path in paths:
                 child.stdin.write(f"{json.dumps(str(path))}\n")
