@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,16 @@ LOBULE = f'#!/bin/sh\nexec "{sys.executable}" -m lobule "$@"\n'
 pytestmark = pytest.mark.skipif(not TUTORIALS.is_dir(), reason="the documentation is not beside the tests")
 
 
-def run_blocks(page: Path, folder: Path, languages: tuple[str, ...] = ("sh", "python")) -> str:
-    """Run the shell and Python blocks of a page in order in a folder, and return what they print."""
+def run_blocks(
+    page: Path,
+    folder: Path,
+    languages: tuple[str, ...] = ("sh", "python"),
+    variables: Mapping[str, str] | None = None,
+) -> str:
+    """Run the shell and Python blocks of a page in order in a folder, and return what they print.
+
+    `variables` are added to the environment.
+    """
     programs = folder.parent / "programs"
     programs.mkdir(exist_ok=True)
     (programs / "lobule").write_text(LOBULE)
@@ -35,6 +44,7 @@ def run_blocks(page: Path, folder: Path, languages: tuple[str, ...] = ("sh", "py
         "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "LOBULE_CACHE": str(folder.parent / "cache"),
         "OMP_NUM_THREADS": "1",
+        **(variables or {}),
     }
     output = ""
     for indent, language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
@@ -105,7 +115,7 @@ def test_every_tutorial_is_run() -> None:
 
 
 def test_the_python_code_of_the_readme_runs(folder: Path) -> None:
-    manifest = write_slide_cohort(folder, slides=10, seed=1, like=SlidePhantom(0, 1024, 1024, 1.0), threads=1)
+    manifest = write_slide_cohort(folder, slides=10, seed=2, like=SlidePhantom(0, 1024, 1024, 1.0), threads=1)
     manifest.rename(folder / "slides.csv")
     output = run_blocks(ROOT / "README.md", folder, languages=("python",))
     assert "(1024, 1024)" in output or "1024" in output
