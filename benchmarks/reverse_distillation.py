@@ -108,9 +108,7 @@ def patch_by_patch(predictor: AnomalyPredictor, path: str, every: int) -> NDArra
 
 def scan_scores(bundle: Path, cohort: Cohort, out: Path, form: str) -> dict[str, NDArray[np.float32]]:
     """Raw scores of the scored cells of every slide by `lobule scan`; existing results are reused."""
-    lobule.scan(
-        bundle, cohort, out, settings={"form": form}, machine={"precision": "float32", "device": "cpu"}
-    )
+    lobule.scan(bundle, cohort, out, settings={"form": form}, precision="float32", device="cpu")
     scores_of_case = {}
     for case in cohort:
         scores, states = open_results(out).case_folder(case.id).maps[f"map-s{STRIDE}"].read()
@@ -149,8 +147,7 @@ def main() -> None:
         cohort = cohort_in(folder / "cohort", quick)
         bundle = folder / "bundle"
         if not (bundle / "model.json").exists():
-            training = {"settings": settings(quick), "machine": {"device": "cpu"}}
-            lobule.train("reverse_distillation", cohort, bundle, **training)
+            lobule.train("reverse_distillation", cohort, bundle, settings=settings(quick), device="cpu")
         predictor = load(read_bundle(bundle))
         test = cohort.split("test")
         cells = {form: scan_scores(bundle, test, folder / form, form) for form in ("exact", "shared")}

@@ -51,7 +51,7 @@ def trained_net(folder: Path) -> Path:
             cohort,
             folder / "bundle",
             settings=settings,
-            machine={"device": "cpu"},
+            device="cpu",
             val=None,
             fresh=True,
         )
@@ -86,7 +86,7 @@ def main() -> None:
             weights=weights,
             mpp=MPP,
             tile=TILE,
-            machine={"device": "cpu", "precision": "float32"},
+            device="cpu", precision="float32",
         )
         assert not report.failed, report.failed
         bags_by_split[name] = gather(cohort, open_features(report.path.parent)).bags

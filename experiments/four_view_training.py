@@ -61,9 +61,9 @@ def main() -> None:
 def learn_and_scan(name: str, manifest: Path, folder: Path) -> None:
     began, used = time.perf_counter(), time.process_time()
     if not (folder / name / "model.json").exists():
-        lobule.train("four_view", manifest, folder / name, settings=RUNS[name], machine=MACHINE, resume=True)
+        lobule.train("four_view", manifest, folder / name, settings=RUNS[name], **MACHINE)
     unseen = lobule.read_cohort(manifest).split("test")
-    lobule.scan(folder / name, unseen, folder / f"{name}-results", machine={"precision": "float32"})
+    lobule.scan(folder / name, unseen, folder / f"{name}-results", precision="float32")
     print(f"{name}: {time.process_time() - used:.0f} s of CPU, {time.perf_counter() - began:.0f} s in all")
 
 

@@ -80,9 +80,8 @@ def train(kit: Path, out: Path, without: str) -> None:
         "weights": [str(kit / "weights/squeezenet1_1-imagenet-rgb.safetensors")],
         "features": str(out / "features"),
     }
-    resume = (bundle_folder / "training").exists()
-    bundle = lobule.train("rakhlin", cohort(kit, out, slide), bundle_folder, settings=settings, resume=resume,
-                          machine={"device": "cpu"})  # fmt: skip
+    bundle = lobule.train("rakhlin", cohort(kit, out, slide), bundle_folder, settings=settings,
+                          device="cpu")  # fmt: skip
     print(f"without {without}: out-of-fold accuracy {bundle.metrics['accuracy']:.3f}")
 
 
@@ -90,7 +89,7 @@ def scan(kit: Path, out: Path, slide: str) -> dict[str, Any]:
     case = Case(slide, slide, "slide", str(kit / f"slides/idc_{slide}.tif"), mpp=MPP, label="1")
     results = out / f"scan-{slide}"
     lobule.scan(
-        out / f"without-{slide}", Cohort((case,)), results, machine={"device": "cpu"},
+        out / f"without-{slide}", Cohort((case,)), results, device="cpu",
         settings={"map_augmentations": 1},
     )  # fmt: skip
     (reader,) = open_results(results).case_folder(slide).maps.values()
@@ -116,7 +115,7 @@ def ucsb(kit: Path, out: Path) -> dict[str, Any]:
     # their µm/px is unknown; with that of the model they are read unscaled
     report = lobule.scan(
         out / "without-8863", sorted((kit / "histology/ucsb/images").glob("*.jpg")), results, mpp=MPP,
-        settings=settings, machine={"device": "cpu"},
+        settings=settings, device="cpu",
     )  # fmt: skip
     print(f"UCSB: {dict(report.counts)}")
     return {"counts": dict(report.counts), "failed": dict(report.failed)}

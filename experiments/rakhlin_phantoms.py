@@ -65,10 +65,7 @@ def trained(out: Path, name: str, manifest: Path, settings: dict[str, Any]) -> B
 
         return read_bundle(bundle_folder)
     settings = {**COMMON, "weights": weights(), "features": str(out / "features"), **settings}
-    resume = (bundle_folder / "training").exists()
-    bundle: Bundle = lobule.train(
-        "rakhlin", manifest, bundle_folder, settings=settings, resume=resume, machine={"device": "cpu"}
-    )
+    bundle: Bundle = lobule.train("rakhlin", manifest, bundle_folder, settings=settings, device="cpu")
     return bundle
 
 
@@ -120,7 +117,7 @@ def recipes(out: Path, quick: bool) -> dict[str, Any]:
 DESCRIBE = """
 import sys
 import lobule
-lobule.train("rakhlin", sys.argv[1], sys.argv[2], machine={"device": "cpu"}, settings={
+lobule.train("rakhlin", sys.argv[1], sys.argv[2], device="cpu", settings={
     "encoders": ["squeezenet1_1@features.3"], "weights": ["random"], "mpp": 0.0, "scale": 1.0, "sizes": [90],
     "augmentations": 2, "crops": 2, "boosting.folds": 2, "boosting.seeds": 1, "boosting.rounds": 2})
 """

@@ -157,11 +157,11 @@ def distilled(
             Cohort(tuple(cases)),
             folder / "bundle",
             settings=settings,
-            machine={"device": "cpu", "workers": 1},
+            device="cpu", workers=1,
             val=None,
             fresh=True,
         )
-    lobule.scan(folder / "bundle", Cohort((case_of(kit, test),)), folder / "results", tissue=None)
+    lobule.scan(folder / "bundle", Cohort((case_of(kit, test),)), folder / "results", tissue=False)
     (reader,) = open_results(folder / "results").case_folder(test).maps.values()
     corners, _ = tiles_of(kit, test)
     scores = reader.read()[0][-1][corners[:, 1] // TILE, corners[:, 0] // TILE]

@@ -74,22 +74,19 @@ def run(name: str, folder: Path, cohort: Cohort, weights: Path) -> dict[str, Any
     if method == "reverse_distillation":
         settings = {**settings, "weights": str(weights)}
     if not (run_folder / "bundle" / "model.json").exists():
-        has_started = (run_folder / "bundle" / "training" / "settings.json").exists()
-        lobule.train(
-            method, cohort, run_folder / "bundle", settings=settings, machine=ONE_WORKER, resume=has_started
-        )
+        lobule.train(method, cohort, run_folder / "bundle", settings=settings, **ONE_WORKER)
     lobule.scan(
         run_folder / "bundle",
         cohort.split("test"),
         run_folder / "results",
-        machine={"readers": 1, "lanes": 1},
+        readers=1,
     )
     evaluation = lobule.evaluate(run_folder / "results", cohort, split="test", plots=False)
     write_json(run_folder / "evaluation.json", evaluation.data)
     return dict(evaluation.data)
 
 
-ONE_WORKER = {"device": "cpu", "workers": 1}
+ONE_WORKER: dict[str, Any] = {"device": "cpu", "workers": 1}
 
 
 def only_slides_of(provenance: Mapping[str, Any], cohort: Cohort) -> Cohort:
@@ -126,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.folder / "curve",
             counts,
             settings=settings,
-            machine=ONE_WORKER,
+            **ONE_WORKER,
         ):
             print(point, flush=True)
         return

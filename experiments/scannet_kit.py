@@ -251,10 +251,9 @@ def attempt(kit: Path, folder: Path, name: str, train: str, test: str, seed: int
     if not (bundle / "model.json").exists():
         cases = tuple(enlarged_case(kit, case_name, times, store) for case_name in (train, *patients))
         val = "val" if patients else None
-        resume = (bundle / "training").exists()
-        lobule.train("scannet", Cohort(cases), bundle, settings=settings, val=val, seed=seed, resume=resume)
+        lobule.train("scannet", Cohort(cases), bundle, settings=settings, val=val, seed=seed)
     scanned = Cohort((enlarged_case(kit, test, times, store),))
-    lobule.scan(bundle, scanned, results, stride=stride, tissue=None)
+    lobule.scan(bundle, scanned, results, stride=stride, tissue=False)
     corners, labels = tiles_of(kit, test)
     scores = tile_scores(results, test, corners, times)
     blocks = [f"{x // BLOCK},{y // BLOCK}" for x, y in corners]

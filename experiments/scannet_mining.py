@@ -132,7 +132,7 @@ def run(folder: Path, seed: int, design: Design) -> dict[str, list[SlideMatch]]:
             trained = read_bundle(bundle)
         else:
             trained = lobule.train(
-                "scannet", cohort, bundle, settings=settings, val=None, seed=seed, resume=has_started
+                "scannet", cohort, bundle, settings=settings, val=None, seed=seed
             )
         print(f"seed {seed}, {arm}: hard places {trained.metrics['hard_places']}", flush=True)
         results = folder / f"{arm}-results"

@@ -49,7 +49,6 @@ if [ ! -e "$OUT/bundle/model.json" ]; then
   # shellcheck disable=SC2206 # split into one word per setting
   settings+=($SETTINGS)
   set_options "${settings[@]}"
-  [ ! -e "$OUT/bundle/training" ] || SET_OPTIONS+=(--resume)
   lobule train rakhlin "$OUT/cohort.csv" --out "$OUT/bundle" "${TRAIN_MACHINE[@]}" "${SET_OPTIONS[@]}"
 fi
 

@@ -51,7 +51,6 @@ for model in $MODELS; do
     say "$model: cross-validation, then training, orientation and calibration of the ensemble"
     # shellcheck disable=SC2086 # split into one word per setting
     set_options features="$FEATURES" folds="$FOLDS" repeats="$REPEATS" $SETTINGS
-    [ ! -e "$folder/bundle/training/settings.json" ] || SET_OPTIONS+=(--resume)
     lobule train "$model" "$OUT/cohort.csv" --out "$folder/bundle" "${TRAIN_MACHINE[@]}" "${SET_OPTIONS[@]}"
   fi
   say "$model: scan of the test slides from their features, then the official measures"

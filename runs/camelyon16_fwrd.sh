@@ -75,7 +75,6 @@ elif [ ! -e "$OUT/bundle/model.json" ]; then
   [ "$VAL" -gt 0 ] || settings+=(threshold=paper)
   # shellcheck disable=SC2086 # split into one word per setting
   set_options "${settings[@]}" $SETTINGS
-  [ ! -e "$OUT/bundle/training/settings.json" ] || SET_OPTIONS+=(--resume)
   lobule train reverse-distillation "$OUT/few.csv" --out "$OUT/bundle" --val "$val" "${TRAIN_MACHINE[@]}" \
     "${SET_OPTIONS[@]}"
 fi

@@ -41,7 +41,6 @@ if [ ! -e "$OUT/bundle/model.json" ]; then
     round_steps="$ROUND_STEPS" stride="$STRIDE" slide_score="$SLIDE_SCORE")
   # shellcheck disable=SC2086 # split into one word per setting
   set_options "${settings[@]}" $SETTINGS
-  [ ! -e "$OUT/bundle/training/settings.json" ] || SET_OPTIONS+=(--resume)
   launch=("$PYTHON" -m lobule)
   if [ "$GPUS" -gt 1 ]; then launch=("$PYTHON" -m torch.distributed.run --nproc-per-node "$GPUS" -m lobule); fi
   "${launch[@]}" train scannet "$OUT/cohort.csv" --out "$OUT/bundle" "${TRAIN_MACHINE[@]}" \

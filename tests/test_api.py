@@ -1,54 +1,96 @@
-"""The Python API: settings that a scan may change are converted, and all others are refused."""
+"""The Python API: options and settings are converted to their types, and wrong ones are refused."""
 
 from __future__ import annotations
 
+import inspect
+import json
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 
-from lobule.api import _refuse_ignored, config_of, scan_settings
-from lobule.bundles import Bundle
-from lobule.cli.base import parse_settings
+import lobule
+from lobule.api import refuse_unsupported
+from lobule.cli.options import parse_settings
 from lobule.errors import ConfigError
-from lobule.methods import METHODS, method_module
-from lobule.methods.four_view import Config
+from lobule.methods import METHODS, find_method
+from lobule.methods.classifier import Config as ClassifierConfig
 from lobule.methods.reverse_distillation import Config as ReverseDistillationConfig
-from lobule.settings import converted
-
-
-def bundle(method: str, config: dict[str, object]) -> Bundle:
-    return Bundle(method=method, config=config, classes=("normal", "tumour"), mpp=None)
+from lobule.methods.scannet import Config as ScannetConfig
+from lobule.settings import Settings, convert, describe, parse
 
 
 def test_text_is_converted_to_the_type_of_the_setting() -> None:
-    opened = bundle("four_view", Config().to_dict())
-    requested = {"epochs": "3", "augmentation": "no", "compat": "nyu"}
-    assert scan_settings(opened, requested) == {"epochs": 3, "augmentation": False, "compat": "nyu"}
+    requested = {"epochs": "3", "augmentation": "no", "compat": "nyu", "heatmaps": "fast"}
+    assert find_method("four_view").changed_for_scan(requested) == {
+        "epochs": 3, "augmentation": False, "compat": "nyu", "heatmaps": "fast",
+    }  # fmt: skip
 
 
-def test_settings_fixed_by_the_weights_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"'variant'.*four_view"):
-        scan_settings(bundle("four_view", Config().to_dict()), {"variant": "joint"})
-    with pytest.raises(ConfigError, match="'epochs' cannot be set for a scan with scannet"):
-        scan_settings(bundle("scannet", {}), {"epochs": "3"})
-    with pytest.raises(ConfigError, match="epochs = 'many' is not a whole number"):
-        scan_settings(bundle("four_view", Config().to_dict()), {"epochs": "many"})
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("four_view", {"variant": "joint"}, r"'variant' cannot be set for a scan with four_view"),
+        ("scannet", {"epochs": "3"}, "'epochs' cannot be set for a scan with scannet"),
+        ("scannet", {"treshold": "0.3"}, "Did you mean 'threshold'"),
+        ("four_view", {"epochs": "many"}, "epochs = 'many' is not a whole number"),
+        ("four_view", {"heatmaps": "slow"}, "heatmaps = 'slow' is not one of its values.*exact, fast"),
+        ("colour", {"threshold": "0.3"}, "Expected no settings"),
+    ],
+)
+def test_settings_that_a_scan_cannot_change_are_refused(
+    method: str, settings: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_method(method).changed_for_scan(settings)
 
 
 def test_unsupported_scan_options_are_refused() -> None:
-    for method in ("classifier", "four_view", "gmic", "colour"):
+    for method in ("classifier", "four_view", "gmic", "colour", "weldon"):
         with pytest.raises(ConfigError, match=f"{method} does not support --refine"):
-            _refuse_ignored(bundle(method, {}), {"refine": True, "stride": None})
-    with pytest.raises(ConfigError, match="--stride"):
-        _refuse_ignored(bundle("four_view", {}), {"stride": 16, "refine": False})
-    _refuse_ignored(bundle("scannet", {}), {"refine": True, "stride": 16, "mpp": 0.5, "upsample": True})
-    _refuse_ignored(bundle("classifier", {}), {"refine": False, "stride": 16, "tissue": None})
+            refuse_unsupported(find_method(method), {"refine": True, "stride": None})
+    for option, value in (("stride", 16), ("slide_mpp", 0.5), ("upsample", True)):
+        with pytest.raises(ConfigError, match="--" + option.replace("_", "-")):
+            refuse_unsupported(find_method("four_view"), {option: value, "refine": False})
+    everything = {"refine": True, "stride": 16, "slide_mpp": 0.5, "upsample": True}
+    refuse_unsupported(find_method("scannet"), everything)
+    refuse_unsupported(find_method("classifier"), {"refine": False, "stride": 16, "tissue": None})
+
+
+@pytest.mark.parametrize(
+    ("function", "option", "near"),
+    [
+        ("train", "sede", "seed"),
+        ("scan", "max_ramm", "max_ram"),
+        ("extract_features", "backbones", "backbone"),
+        ("evaluate", "resample", "resamples"),
+    ],
+)
+def test_a_misspelt_option_is_refused_with_its_near_miss(function: str, option: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"has no option '{option}'.*Did you mean '{near}'"):
+        getattr(lobule, function)("a", "b", "c", **{option: 1})
+
+
+def test_everything_public_is_importable_and_documented() -> None:
+    for name in lobule.__all__:
+        if name == "__version__":
+            continue
+        function = getattr(lobule, name)
+        assert function.__doc__, name
+        if inspect.isfunction(function):
+            signature = inspect.signature(function)
+            assert all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values()), name
+            if len(signature.parameters) > 2:
+                missing = [p for p in signature.parameters if f"        {p}: " not in function.__doc__]
+                assert not missing, (name, missing)
+    with pytest.raises(AttributeError):
+        lobule.__getattr__("scna")
 
 
 def test_a_zero_default_accepts_fractions_where_the_annotation_is_float() -> None:
     # This is the documented call of reverse distillation, whose augmentation is off (zero) by default.
     settings = parse_settings(("augment.saturation=0.25", "augment.scale=0.1"))
-    config = config_of(ReverseDistillationConfig, settings)
+    config = parse(ReverseDistillationConfig, settings)
     assert (config.augment.saturation, config.augment.scale) == (0.25, 0.1)
 
 
@@ -67,11 +109,15 @@ def test_a_zero_default_accepts_fractions_where_the_annotation_is_float() -> Non
         ("1024x512", tuple[int, int] | None, (1024, 512)),
         ("a, b", tuple[str, ...], ("a", "b")),
         ("none", Literal["none", "platt"], "none"),
-        (0.5, int, 0.5),
+        (1e5, int, 100_000),
+        (3, float, 3.0),
+        ([400, 650], tuple[int, ...], (400, 650)),
+        (None, int | None, None),
+        ("3", Literal[1, 3], 3),
     ],
 )
-def test_text_is_converted_to_the_annotated_type(text: object, annotation: object, value: object) -> None:
-    result = converted("name", text, annotation)
+def test_values_are_converted_to_the_annotated_type(text: object, annotation: object, value: object) -> None:
+    result = convert("name", text, annotation)
     assert result == value
     assert type(result) is type(value)
 
@@ -86,28 +132,70 @@ def test_text_is_converted_to_the_annotated_type(text: object, annotation: objec
         ("1,2,3", tuple[float, float], r"name = '1,2,3' has the wrong length.*2 values"),
         ("1,b", tuple[int, ...], "name = 'b' is not a whole number"),
         ("maybe", bool, "neither true nor false"),
+        (1, bool, "name = 1 is neither true nor false"),
+        (0.5, int, "name = 0.5 is not a whole number"),
+        (True, int, "name = True is not a whole number"),
+        (10**400, float, "is not a number"),
+        (float("nan"), float, "is not a number"),
+        (None, float, "name = None is not a number"),
+        (3, str, "name = 3 is not text"),
+        (3, tuple[int, ...], "name = 3 is not a list"),
+        ([1, 2.5], tuple[int, ...], "name = 2.5 is not a whole number"),
+        ("maxi", Literal["mean", "max"], "is not one of its values.*mean, max.*Did you mean 'max'"),
+        (True, Literal[1, 3], "name = True is not one of its values"),
     ],
 )
-def test_text_of_another_type_is_refused(text: str, annotation: object, message: str) -> None:
+def test_values_of_another_type_are_refused(text: object, annotation: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        converted("name", text, annotation)
+        convert("name", text, annotation)
 
 
-@pytest.mark.parametrize("method", sorted(name for name in METHODS if hasattr(method_module(name), "train")))
-def test_every_setting_of_every_method_accepts_its_default_as_text(method: str) -> None:
-    config_type = method_module(method).Config
+def test_names_of_settings_are_checked() -> None:
+    for name, near in (("stepz", "steps"), ("augment.hues", "augment.hue"), ("hue", "augment.hue")):
+        with pytest.raises(ConfigError, match=f"no setting '{name}'.*Did you mean '{near}'"):
+            parse(ScannetConfig, {name: "1"})
+    for name in ("", "augment.", ".hue", "trunk.x", "augment.hue.x"):
+        with pytest.raises(ConfigError, match="there is no setting"):
+            parse(ScannetConfig, {name: "1"})
+    with pytest.raises(ConfigError, match=r"augment = '3' is not a group.*augment\.hue"):
+        parse(ScannetConfig, {"augment": "3"})
+    with pytest.raises(ConfigError, match="the setting 'architecture' is missing"):
+        parse(ClassifierConfig, {})
+
+
+def test_a_group_keeps_its_other_defaults() -> None:
+    default = ReverseDistillationConfig().augment
+    for changed in (
+        {"augment.hue": "0.5"},
+        {"augment": {"hue": 0.5}},
+        {"augment": replace(default, hue=0.5)},
+    ):
+        assert parse(ReverseDistillationConfig, changed).augment == replace(default, hue=0.5)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_setting_of_every_method_accepts_its_default_as_text_and_as_json(method: str) -> None:
+    chosen = find_method(method)
+    required = (
+        {"architecture": "torchscript", "classes": "a,b", "mpp": "0.5"} if method == "classifier" else {}
+    )
+    config: Settings = chosen.configured(required)
 
     def as_text(value: object) -> str:
-        return ",".join(map(str, value)) if isinstance(value, list) else str(value).lower()
+        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
-    values = config_type().to_dict()
-    texts = {name: as_text(value) for name, value in values.items() if not isinstance(value, dict)}
-    texts |= {
-        f"{group}.{name}": as_text(value)
-        for group, inner in values.items()
-        if isinstance(inner, dict)
-        for name, value in inner.items()
-    }
-    # Text such as a class name keeps its case.
-    texts |= {name: value for name, value in values.items() if isinstance(value, str)}
-    assert config_of(config_type, texts) == config_type()
+    described = describe(chosen.config, config.to_dict())
+    assert chosen.configured({setting.name: as_text(setting.default) for setting in described}) == config
+    assert chosen.config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_settings_are_described_by_their_docstrings() -> None:
+    by_name = {setting.name: setting for setting in describe(ReverseDistillationConfig)}
+    assert by_name["mpp"].meaning == "µm/px of the patches; level 0 of Camelyon16 has 0.243."
+    assert (by_name["shortcut"].type, by_name["shortcut"].default) == ("1 | 3", 3)
+    assert by_name["classes"].type == "list of texts"
+    # The default of a group is that of the method, not that of its class.
+    assert by_name["augment.hematoxylin"].default == 0.25
+    assert "amount of the stain" in by_name["augment.hematoxylin"].meaning
+    required = {setting.name for setting in describe(ClassifierConfig) if setting.required}
+    assert required == {"architecture", "classes", "mpp"}

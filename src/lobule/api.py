@@ -2,109 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from lobule.errors import ConfigError
-from lobule.settings import converted, setting_types
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
     from lobule.cohort import Cohort
     from lobule.evaluation import Evaluation
+    from lobule.methods import Method
     from lobule.scanning.cases import Progress
-    from lobule.scanning.scan import ScanReport
+    from lobule.scanning.scan import Machine, ScanReport
+    from lobule.tissue import TissueConfig
+    from lobule.training.fitting import FitProgress
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+Precision = Literal["auto", "float32", "bfloat16"]
+Layout = Literal["auto", "channels-last", "contiguous"]
+CHANNELS_LAST = {"auto": None, "channels-last": True, "contiguous": False}
+"""The value of `Machine.channels_last` for each memory layout."""
+GIB = 1 << 30
 
 
+def checked_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function so that an unknown keyword raises `ConfigError` and names the nearest option."""
+    names = list(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        for name in options:
+            if name not in names:
+                near = get_close_matches(name, names, 1)
+                raise ConfigError(
+                    f"{function.__name__} has no option '{name}'",
+                    expected=", ".join(names),
+                    remedy=f"Did you mean '{near[0]}'?" if near else None,
+                )
+        return function(*arguments, **options)
+
+    return call
+
+
+@checked_options
 def train(
     method: str,
     cohort: Cohort | str | Path,
     out: str | Path,
     *,
     settings: Mapping[str, Any] | None = None,
-    machine: Mapping[str, Any] | None = None,
-    **method_options: Any,
+    val: str | None = "val",
+    seed: int = 0,
+    fresh: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    workers: int | None = None,
+    processes: bool = False,
+    max_ram: int = 2 * GIB,
+    progress: FitProgress | None = None,
 ) -> Bundle:
     """Train a method on a cohort and write the trained model as a bundle.
 
+    An interrupted training continues when it is called again with the same arguments, and gives the weights
+    of an uninterrupted one.
+
     Args:
-        method: Name of the method, such as "scannet".
+        method: Name of the method, such as "scannet"; `lobule methods` lists them.
         cohort: A cohort, or the path of its manifest.
         out: Folder for the bundle and the checkpoints of the training.
-        settings: Changed fields of the method's `Config`, by name. A nested field is written with a dot,
-            such as "augment.hue". Text is converted to the type of the field.
-        machine: Fields of the method's `TrainMachine`, such as device, precision or workers.
-        **method_options: Further arguments of the method's `train` function: val, seed, resume, fresh.
+        settings: Changed settings of the method by name, as values or as text. A setting of a group has a
+            dotted name, such as "augment.hue". `lobule methods NAME` lists them.
+        val: The split for validation. If the cohort has no such split, patients are held out. None trains
+            without validation.
+        seed: Seed of the weights, the sampling and the augmentation.
+        fresh: Delete an existing training in `out` first.
+        device: "auto", "cpu", "cuda:0" or "mps".
+        precision: "auto" uses bfloat16 on a GPU that supports it.
+        workers: Workers that sample patches; by default one per core.
+        processes: Use processes instead of threads as workers.
+        max_ram: Memory in bytes for cached data and for scans during the training, besides the model.
+        progress: Receives the progress of the training.
 
     Returns:
         The trained bundle.
 
     Raises:
         ConfigError: The method cannot be trained, or a setting is unknown or invalid.
+        CohortError: The manifest has problems.
+        ResultsError: `out` belongs to another training or is in use.
 
     Examples:
         >>> bundle = train("scannet", "cohort.csv", "model", settings={"mpp": 0.5})  # doctest: +SKIP
     """
-    from lobule.methods import method_module
+    from lobule.methods import find_method
+    from lobule.training.fitting import TrainMachine
 
-    module = method_module(method)
-    if not hasattr(module, "train"):
-        raise ConfigError(
-            f"'{method}' is not trained by Lobule",
-            remedy="Convert existing weights with `lobule weights convert`",
-        )
-    config = config_of(module.Config, settings or {})
-    bundle: Bundle = module.train(
-        config, as_cohort(cohort), out, machine=module.TrainMachine(**(machine or {})), **method_options
+    chosen = find_method(method)
+    run = chosen.trainer()
+    return run(
+        chosen.configured(settings or {}),
+        as_cohort(cohort),
+        out,
+        val=val,
+        seed=seed,
+        resume=not fresh,
+        fresh=fresh,
+        machine=TrainMachine(device, precision, workers, processes, max_ram),
+        progress=progress,
     )
-    return bundle
 
 
-def config_of(kind: type[Any], settings: Mapping[str, Any]) -> Any:
-    """Create a method's `Config` with some settings changed.
-
-    Args:
-        kind: The `Config` class of the method.
-        settings: Changed settings by name. A nested one is written with a dot. Text is converted to the
-            annotated type.
-
-    Raises:
-        ConfigError: A setting is unknown, or a value does not have the type of its setting.
-    """
-    values: dict[str, Any] = kind().to_dict()
-    for name, value in settings.items():
-        inner, types = values, setting_types(kind)
-        *outer, last = name.split(".")
-        for level in outer:
-            is_group = isinstance(inner.get(level), dict)
-            inner = inner[level] if is_group else {}
-            types = setting_types(types[level]) if is_group else {}
-        if last not in inner or isinstance(inner[last], dict):
-            near = get_close_matches(name, values, 1)
-            raise ConfigError(
-                f"no setting '{name}'",
-                expected=", ".join(values),
-                remedy=f"Did you mean '{near[0]}'?" if near else None,
-            )
-        inner[last] = converted(name, value, types[last])
-    return kind.from_dict(values)
-
-
+@checked_options
 def scan(
     bundle: str | Path,
     cases: Cohort | str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    trust: bool = False,
+    stride: int | None = None,
+    refine: bool = False,
+    budget: float | None = None,
+    slide_mpp: float | None = None,
+    upsample: bool = False,
+    tissue: TissueConfig | bool = True,
+    settings: Mapping[str, Any] | None = None,
     shard: tuple[int, int] | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
-    verify: str = "changed",
+    verify: Literal["changed", "full"] = "changed",
+    trust: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    memory_layout: Layout = "auto",
+    max_ram: int = 2 * GIB,
+    readers: int | None = None,
+    batch: int | None = None,
     progress: Progress | None = None,
-    machine: dict[str, Any] | None = None,
-    **options: Any,
 ) -> ScanReport:
     """Scan cases with a bundle and write maps, findings and scores to a results folder.
 
@@ -114,15 +152,26 @@ def scan(
         bundle: Folder of the trained model.
         cases: A cohort, the path of a manifest, or the paths of slides.
         out: The results folder.
-        trust: Allow a TorchScript bundle, which can run code.
+        stride: Pixels between map cells, at the resolution of the model.
+        refine: Scan coarsely first, then refine where tumour is likely.
+        budget: Time limit for refining, in seconds per case.
+        slide_mpp: The µm/px of slides that do not state it.
+        upsample: Allow a resolution finer than that of the slide.
+        tissue: Scan only tissue. False scans whole slides; a `TissueConfig` changes the detection.
+        settings: Changed settings of the method. Most are fixed by the bundle; the error names the others.
         shard: (i, n) scans every n-th case, starting with the i-th.
         fresh: Delete existing results first.
         retry_failed: Scan failed cases and fields again.
         verify: "full" hashes every input file again; "changed" hashes only files whose size, modification
             time or inode changed. Cases whose input changed are scanned again.
+        trust: Allow a TorchScript bundle, which can run code.
+        device: "auto", "cpu", "cuda:0" or "mps".
+        precision: "auto" measures the fastest choice once per machine and model, and stores it.
+        memory_layout: Memory layout of the model; "auto" works as for `precision`.
+        max_ram: Memory in bytes to use besides the model.
+        readers: Reading threads; by default one per core.
+        batch: Number of fields per batch.
         progress: Receives the progress of the scan.
-        machine: Fields of `Machine`, such as device, precision or max_ram.
-        **options: Fields of `ScanOptions`: stride, refine, budget, upsample, mpp, tissue, settings.
 
     Returns:
         A report with the number of cases by status, and the reason for each failed case.
@@ -134,15 +183,23 @@ def scan(
     """
     from lobule.bundles import read_bundle
     from lobule.evaluation.leakage import store_training_patients
-    from lobule.methods import load
+    from lobule.methods import find_method, load
     from lobule.scanning.contract import ScanOptions
-    from lobule.scanning.scan import Machine
     from lobule.scanning.scan import scan as run
 
-    opened = read_bundle(bundle)
-    _refuse_ignored(opened, options)
-    if options.get("settings"):
-        options["settings"] = scan_settings(opened, options["settings"])
+    cohort, opened = as_cohort(cases), read_bundle(bundle)
+    method = find_method(opened.method)
+    requested = {"stride": stride, "refine": refine, "slide_mpp": slide_mpp, "upsample": upsample}
+    refuse_unsupported(method, requested)
+    options = ScanOptions(
+        stride=stride,
+        refine=refine,
+        budget=budget,
+        upsample=upsample,
+        mpp=slide_mpp,
+        settings=method.changed_for_scan(settings or {}),
+        **_tissue_option(tissue),
+    )
     bundle_summary = {
         "method": opened.method,
         "fingerprint": opened.fingerprint,
@@ -152,10 +209,10 @@ def scan(
         return run(
             load(opened, trust=trust),
             bundle_summary,
-            as_cohort(cases),
+            cohort,
             out,
-            ScanOptions(**options),
-            Machine(**(machine or {})),
+            options,
+            _scan_machine(device, precision, memory_layout, max_ram, readers, batch),
             shard=shard,
             fresh=fresh,
             retry_failed=retry_failed,
@@ -167,51 +224,41 @@ def scan(
         store_training_patients(out, opened)
 
 
-def _refuse_ignored(bundle: Bundle, options: Mapping[str, Any]) -> None:
-    """Raise an error for an option that the method would ignore, since results would not be as requested."""
-    from lobule.methods import method_module
+def refuse_unsupported(method: Method[Any], options: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an option that the method would ignore."""
+    for name in method.unsupported:
+        if options.get(name) not in (None, False):
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{method.name} does not support {option}", remedy=f"Remove the option {option}"
+            )
 
-    module = method_module(bundle.method)
-    ignored = set(getattr(module, "SCAN_IGNORES", ())) | (
-        set() if getattr(module, "REFINES", False) else {"refine"}
+
+def _tissue_option(tissue: TissueConfig | bool) -> dict[str, Any]:
+    """Return the argument of `ScanOptions` for whole slides, for tissue, or for other tissue settings."""
+    if tissue is True:
+        return {}
+    return {"tissue": tissue or None}
+
+
+def _scan_machine(
+    device: str, precision: str, memory_layout: str, max_ram: int, readers: int | None, batch: int | None
+) -> Machine:
+    from lobule.scanning.scan import Machine
+
+    if memory_layout not in CHANNELS_LAST:
+        raise ConfigError(f"unknown memory layout '{memory_layout}'", expected=", ".join(CHANNELS_LAST))
+    return Machine(
+        device=device,
+        precision=precision,
+        channels_last=CHANNELS_LAST[memory_layout],
+        max_ram=max_ram,
+        readers=readers,
+        batch=batch,
     )
-    for name in sorted(ignored & options.keys()):
-        if options[name] not in (None, False):
-            raise ConfigError(
-                f"{bundle.method} does not support --{name}", remedy=f"Remove the option --{name}"
-            )
 
 
-def scan_settings(bundle: Bundle, requested: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the settings that a scan changes to their types.
-
-    Only settings that the method lists in `SCAN_SETTINGS` may be changed. The bundle fixes all others.
-
-    Args:
-        bundle: The bundle that scans.
-        requested: Settings by name, as text or as values.
-
-    Raises:
-        ConfigError: A setting may not be changed, or a value does not have its type.
-    """
-    from lobule.methods import method_module
-
-    module = method_module(bundle.method)
-    allowed: Collection[str] = getattr(module, "SCAN_SETTINGS", ())
-    types = setting_types(module.Config) if allowed else {}
-    if isinstance(
-        allowed, Mapping
-    ):  # A mapping gives an example value for each name, whose type replaces that of the config.
-        types |= {name: type(value) for name, value in allowed.items()}
-    for name in requested:
-        if name not in allowed:
-            raise ConfigError(
-                f"'{name}' cannot be set for a scan with {bundle.method}",
-                expected=", ".join(allowed) or "no settings, because all of them are fixed by the bundle",
-            )
-    return {name: converted(name, value, types[name]) for name, value in requested.items()}
-
-
+@checked_options
 def extract_features(
     cases: Cohort | str | Path | Sequence[str | Path],
     out: str | Path,
@@ -221,18 +268,26 @@ def extract_features(
     mpp: float = 0.5,
     tile: int = 224,
     input_px: int | None = None,
-    tissue: bool = True,
+    tissue: TissueConfig | bool = True,
     tissue_share: float = 0.1,
     slide_mpp: float | None = None,
     upsample: bool = False,
-    layout: str = "trident",
-    dtype: str | None = None,
+    layout: Literal["trident", "clam"] = "trident",
+    dtype: Literal["float16", "float32"] | None = None,
     keep_encoder: bool = True,
+    fresh: bool = False,
     retry_failed: bool = False,
-    machine: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    memory_layout: Layout = "auto",
+    max_ram: int = 2 * GIB,
+    readers: int | None = None,
+    batch: int | None = None,
     progress: Progress | None = None,
 ) -> ScanReport:
     """Compute features of every tissue tile and write one HDF5 file per case.
+
+    An interrupted run resumes when it is called again with the same arguments.
 
     Args:
         cases: A cohort, the path of a manifest, or the paths of slides.
@@ -243,44 +298,55 @@ def extract_features(
         tile: Width of a tile in pixels.
         input_px: Tiles are resized to this width. By default the width that the backbone requires, if it
             requires one, and otherwise that of the tile.
-        tissue: Use only tiles with tissue.
+        tissue: Use only tiles with tissue. False uses whole slides; a `TissueConfig` changes the detection.
         tissue_share: Smallest share of a tile that must be tissue.
         slide_mpp: The µm/px of slides that do not state it.
         upsample: Allow a resolution finer than that of the slide.
         layout: Layout of the files, "trident" or "clam".
         dtype: Type of the stored features; float16 by default, and float32 for the layout "clam".
         keep_encoder: Store the weights with the features, so that a bundle trained on them can scan slides.
+        fresh: Delete existing features in `out` first.
         retry_failed: Try failed cases and tiles again.
-        machine: Fields of `Machine`, such as device, precision or max_ram.
+        device: "auto", "cpu", "cuda:0" or "mps".
+        precision: "auto" measures the fastest choice once per machine and encoder, and stores it.
+        memory_layout: Memory layout of the encoder; "auto" works as for `precision`.
+        max_ram: Memory in bytes to use besides the encoder.
+        readers: Reading threads; by default one per core.
+        batch: Number of tiles per batch.
         progress: Receives the progress.
 
     Returns:
         A report with the number of cases by status, and the reason for each failed case.
+
+    Raises:
+        ConfigError: The network does not exist, or an option is invalid.
+        ResultsError: `out` contains other features or is in use.
     """
     from lobule.bundles import plain_weights
     from lobule.methods.extraction import Extraction, extract
     from lobule.nets.encoders import encoder
     from lobule.scanning.contract import ScanOptions
-    from lobule.scanning.scan import Machine
     from lobule.scanning.tile_features import Tiling
-    from lobule.tissue import TissueConfig
 
+    cohort = as_cohort(cases)
     encoder_weights: Any = weights if weights in ("pretrained", "random") else plain_weights(weights)
     network = encoder(backbone, encoder_weights)
     tiling = Tiling(mpp, tile, input_px or network.input_px or tile, tissue_share)
     stored = dtype or ("float32" if layout == "clam" else "float16")
     return extract(
         network,
-        as_cohort(cases),
+        cohort,
         out,
         Extraction(tiling, stored, layout, keep_encoder),
-        ScanOptions(tissue=TissueConfig() if tissue else None, mpp=slide_mpp, upsample=upsample),
-        Machine(**(machine or {})),
+        ScanOptions(mpp=slide_mpp, upsample=upsample, **_tissue_option(tissue)),
+        _scan_machine(device, precision, memory_layout, max_ram, readers, batch),
+        fresh=fresh,
         retry_failed=retry_failed,
         progress=progress,
     )
 
 
+@checked_options
 def evaluate(
     results: str | Path | None,
     cohort: Cohort | str | Path | None = None,
@@ -290,7 +356,22 @@ def evaluate(
     bundle: str | Path | None = None,
     to: str | Path | None = None,
     plots: bool = True,
-    **options: Any,
+    by: Sequence[str] = (),
+    split: str | None = None,
+    positive: Sequence[str] = (),
+    score: str | None = None,
+    thresholds: Sequence[float] = (),
+    findings: Literal["stored", "nms"] = "stored",
+    nms_map: str | None = None,
+    nms_radius: int | None = None,
+    nms_threshold: float = 0.5,
+    masks: str | Path | None = None,
+    mask_step: float | None = None,
+    lesion_scale: Literal["auto", "official", "um"] = "auto",
+    missing_score: float | None = None,
+    allow_overlap: bool = False,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Evaluation:
     """Evaluate results on a labelled cohort.
 
@@ -302,13 +383,28 @@ def evaluate(
         bundle: The bundle that made the results. It names the training patients if the results do not.
         to: Folder for the numbers, the table and the plots. By default nothing is written.
         plots: Also draw the plots in `to`.
-        **options: Fields of `evaluation.Options`, such as by, split, positive or score.
+        by: Columns of the cohort by which every measure is broken down.
+        split: Evaluate only the cases of this split.
+        positive: Labels that count as positive; by default the meaning of each label decides.
+        score: The score to evaluate, if the results have several.
+        thresholds: Thresholds of operating points that were fixed beforehand.
+        findings: "stored", or "nms" for non-maximum suppression of the map as in NCRF.
+        nms_map: Map for "nms"; by default the densest.
+        nms_radius: Radius of "nms" in cells; by default 768 level-0 pixels.
+        nms_threshold: Smallest score of a finding of "nms".
+        masks: Folder of ground-truth masks, named as the organisers of Camelyon16 name them.
+        mask_step: Level-0 pixels per mask pixel, for slides whose size is not known.
+        lesion_scale: Size of a mask cell: "official" 32 px, "um" 7.776 µm, "auto" one of them by the µm/px.
+        missing_score: The score of cases without a result. By default these cases are left out.
+        allow_overlap: Allow training patients in the cohort; the report mentions them.
+        resamples: Number of bootstrap resamples for the intervals.
+        seed: Seed of the resampling.
 
     Returns:
         The evaluation, with an interval for each measure.
 
     Raises:
-        UsageError: Results or cohort are missing.
+        UsageError: Results or cohort are missing, or an option is invalid.
         Leakage: The cohort shares patients with the training set.
     """
     from lobule.cohort import Cohort, read_cohort
@@ -317,7 +413,24 @@ def evaluate(
     from lobule.evaluation.plots import need_plots
     from lobule.evaluation.sources import Source, open_results_source
 
-    evaluation_options = Options.of(**options)
+    evaluation_options = Options(
+        by=_as_tuple("by", by),
+        split=split,
+        positive=_as_tuple("positive", positive),
+        score=score,
+        thresholds=_as_tuple("thresholds", thresholds),
+        findings=findings,
+        nms_map=nms_map,
+        nms_radius=nms_radius,
+        nms_threshold=nms_threshold,
+        masks=None if masks is None else str(masks),
+        mask_step=mask_step,
+        lesion_scale=lesion_scale,
+        missing_score=missing_score,
+        allow_overlap=allow_overlap,
+        resamples=resamples,
+        seed=seed,
+    )
     if to is not None and plots:
         need_plots()
     submitted = [submission] if isinstance(submission, str | Path) else list(submission)
@@ -342,6 +455,12 @@ def evaluate(
     if to is not None:
         evaluation.write(to, plots=plots)
     return evaluation
+
+
+def _as_tuple(name: str, values: Sequence[T]) -> tuple[T, ...]:
+    if isinstance(values, str):
+        raise ConfigError(f"{name} must be a list", actual=repr(values), remedy=f"Pass {name}=[{values!r}]")
+    return tuple(values)
 
 
 def as_cohort(cases: Cohort | str | Path | Sequence[str | Path]) -> Cohort:

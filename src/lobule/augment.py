@@ -9,10 +9,8 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from math import ceil, cos, pi, sin
-from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -90,13 +88,6 @@ class AugmentConfig:
                 expected="1 to 95, or 0 for none",
                 actual=str(self.jpeg_quality),
             )
-
-    def with_strengths(self, strengths: Mapping[str, Any]) -> AugmentConfig:
-        """A copy with some strengths replaced."""
-        allowed = {item.name for item in fields(self)}
-        if unknown := sorted(set(strengths) - allowed):
-            raise ConfigError(f"unknown augmentation '{unknown[0]}'", expected=", ".join(sorted(allowed)))
-        return replace(self, **strengths)
 
     def source_side(self, side: int) -> int:
         """Side to read for a patch of `side`, so that zooming out shows real pixels up to the edges."""

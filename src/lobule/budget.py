@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lobule.errors import ConfigError, ResultsError, UsageError
 from lobule.files import make_folder, read_json, write_atomic, write_json, write_text
+from lobule.settings import describe
 
 if TYPE_CHECKING:
     from lobule.cohort import Cohort
@@ -54,7 +55,8 @@ def budget_curve(
     slides: Sequence[int] = SLIDES,
     *,
     settings: Mapping[str, Any] | None = None,
-    machine: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    workers: int | None = None,
     val: str | None = "val",
     split: str = "test",
     seed: int = 0,
@@ -70,7 +72,8 @@ def budget_curve(
         out: Folder of the curve.
         slides: The numbers of outlined slides.
         settings: Settings of the method.
-        machine: Settings of the machine, such as `device` and `workers`.
+        device: "auto", "cpu", "cuda:0" or "mps".
+        workers: Workers that sample patches; by default one per core.
         val: The split for validation during training; None for none.
         split: The split on which budgets are compared. It is not used for training.
         seed: Seed of the trainings.
@@ -84,11 +87,10 @@ def budget_curve(
         UsageError: A budget is below one slide, or no case is in the split.
     """
     from lobule.api import as_cohort
-    from lobule.methods import method_module
+    from lobule.methods import find_method
 
     cases = as_cohort(cohort)
-    default_settings = method_module(method).Config().to_dict()
-    if SETTING not in default_settings:
+    if SETTING not in {setting.name for setting in describe(find_method(method).config)}:
         raise ConfigError(f"'{method}' has no label budget", expected="a method with the setting 'slides'")
     if not cases.split(split):
         raise UsageError(f"no case is in the split '{split}', on which budgets are compared")
@@ -98,10 +100,9 @@ def budget_curve(
     for count in sorted(set(slides)):
         folder = make_folder(Path(out) / f"slides-{count}")
         budget_settings = {**(settings or {}), SETTING: count}
+        machine = {"device": device, "workers": workers}
         points.append(
-            _measure_budget(
-                method, cases, folder, count, budget_settings, dict(machine or {}), val, split, seed
-            )
+            _measure_budget(method, cases, folder, count, budget_settings, machine, val, split, seed)
         )
         _write_curve(points, Path(out))
     return points
@@ -134,12 +135,8 @@ def _measure_budget(
         },
     )
     if not (bundle / MODEL).exists():
-        has_started = (bundle / "training" / "settings.json").exists()
-        train(
-            method, cohort, bundle, settings=settings, machine=machine, val=val, seed=seed, resume=has_started
-        )
-    scan_machine = {name: value for name, value in machine.items() if name in ("device", "precision")}
-    scan(bundle, cohort.split(split), results, machine=scan_machine)
+        train(method, cohort, bundle, settings=settings, val=val, seed=seed, **machine)
+    scan(bundle, cohort.split(split), results, device=machine["device"])
     evaluation = evaluate(results, cohort, split=split, to=folder / "evaluation", plots=False)
     budget = read_bundle(bundle).provenance.get("budget", {})
     if len(evaluation.tasks) != 1:

@@ -120,7 +120,7 @@ class MissingMpp(UsageError):
         super().__init__(
             "the file does not say its µm/px",
             subject=subject,
-            remedy="Give it with --mpp, or in the cohort's mpp column",
+            remedy="Give it with --slide-mpp, or in the cohort's mpp column",
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from lobule.results import open_results
 
-SCAN = "{python} -m lobule scan BUNDLE {slides} --precision float32 --layout channels-last --out {out}"
+SCAN = "{python} -m lobule scan BUNDLE {slides} --precision float32 --memory-layout channels-last --out {out}"
 SCAN += " --max-ram 64MiB"  # gives small fields, which are fast
 
 

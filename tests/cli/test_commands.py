@@ -115,8 +115,8 @@ def test_info_reports_size_and_resolution(lobule: Lobule) -> None:
 def test_info_accepts_mpp_where_the_file_has_none(lobule: Lobule) -> None:
     text = lobule("info", "photos/benign/1.png").out
     assert "unknown" in text
-    assert "--mpp" in text
-    data = json.loads(lobule("info", "photos/benign/1.png", "--mpp", "0.25", "--json").out)
+    assert "--slide-mpp" in text
+    data = json.loads(lobule("info", "photos/benign/1.png", "--slide-mpp", "0.25", "--json").out)
     assert (data["mpp_x"], data["mpp_source"]) == (0.25, "given by the user")
 
 

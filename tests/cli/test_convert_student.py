@@ -99,7 +99,7 @@ def test_published_student_is_converted_and_scans(
 
     pixels = np.random.default_rng(0).integers(120, 220, (320, 384, 3), np.uint8)
     slide = write_slide(tmp_path / "slide.tif", pixels)
-    scan = ["scan", str(tmp_path / "B"), str(slide), "--mpp", "0.25", "--no-tissue", "--device", "cpu"]
+    scan = ["scan", str(tmp_path / "B"), str(slide), "--slide-mpp", "0.25", "--no-tissue", "--device", "cpu"]
     done = lobule(*scan, "--out", str(tmp_path / "R"))
     assert done.status == 0, done.err
     case = open_results(tmp_path / "R").case_folder("slide")

@@ -89,7 +89,7 @@ def probe(error: BaseException | None, failed: int = 0) -> LazyGroup:
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
-        (MissingMpp("a.tif"), 2, "a.tif: the file does not say its µm/px. Give it with --mpp"),
+        (MissingMpp("a.tif"), 2, "a.tif: the file does not say its µm/px. Give it with --slide-mpp"),
         (DamagedFile("the file is cut short", subject="a.tif"), 1, "a.tif: the file is cut short."),
         (ZeroDivisionError("x"), 1, "This is a bug in Lobule; --debug shows where."),
         (PermissionError(13, "Permission denied", "/root/x"), 1, "/root/x: Permission denied."),
@@ -112,7 +112,7 @@ def test_errors_are_json_for_machines(capsys: pytest.CaptureFixture[str]) -> Non
     assert run(probe(MissingMpp("a.tif")), ["probe-it", "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert (error["kind"], error["subject"]) == ("MissingMpp", "a.tif")
-    assert "--mpp" in error["remedy"]
+    assert "--slide-mpp" in error["remedy"]
     refused = ConfigError("no precision 'half'", expected="auto or float32", actual="half")
     assert run(probe(refused), ["probe-it", "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]

@@ -46,7 +46,7 @@ def test_picture_onto_the_slide_is_refused(slide: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [["--thumbnail", "SLIDE"], ["--thumbnail", "a.xyz"], ["--thumbnail", "a.png", "--size", "0"],
-     ["--mpp", "1e-300"], ["--mpp", "0"], ["--mpp", "-1"], ["--mpp", "nan"], ["--mpp", "1e300"]],
+     *(["--slide-mpp", value] for value in ("1e-300", "0", "-1", "nan", "1e300"))],
 )  # fmt: skip
 def test_info_refuses_invalid_options(lobule: Lobule, slide: Path, options: list[str]) -> None:
     before = slide.read_bytes()

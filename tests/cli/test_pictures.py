@@ -46,4 +46,4 @@ def test_tissue_writes_its_mask(lobule: Lobule, workspace: Path) -> None:
 def test_unknown_mpp_error_names_the_remedy(lobule: Lobule) -> None:
     done = lobule("tissue", "photos/benign/1.png")
     assert done.status == 2
-    assert "--mpp" in done.err
+    assert "--slide-mpp" in done.err

@@ -28,7 +28,7 @@ def test_images_are_trained_scanned_and_evaluated(lobule: Lobule, tmp_path: Path
         unseen_cases.append(type(case)(path.stem, path.stem, "image", str(path), label=case.label, mpp=1.0))
     write_cohort(Cohort(tuple(unseen_cases)), unseen)
     arguments = ["train", "rakhlin", str(manifest), "--out", str(tmp_path / "B"), "--device", "cpu"]
-    arguments += ["--recipe", "quick", *(word for pair in SETTINGS for word in ("--set", pair))]
+    arguments += ["--set", "recipe=quick", *(word for pair in SETTINGS for word in ("--set", pair))]
     plan = json.loads(lobule(*arguments, "--dry-run", "--json").out)
     assert len(plan["train"]) == 16
     assert plan["val"] == []

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from lobule.api import config_of
-from lobule.cli.base import parse_settings
-from lobule.cli.scan import as_bytes
+from lobule.cli.options import as_bytes, parse_settings
 from lobule.cli.train import _printed_progress, line_of
 from lobule.cohort import write_cohort
 from lobule.errors import ConfigError, UsageError
 from lobule.methods.scannet import Config
+from lobule.settings import parse
 from lobule.training.fitting import FitProgress
 from tests.cli.conftest import Lobule
 from tests.methods.scannet.test_train import Cohort, painted
@@ -43,17 +42,20 @@ def test_training_writes_a_bundle_that_is_not_overwritten(lobule: Lobule, manife
     assert done.status == 0, done.err
     answer = json.loads(done.out)
     assert 0 <= answer["metrics"]["val_auc"] <= 1
+    weights = (Path(out) / "weights.safetensors").stat()
     again = lobule(*arguments)
-    assert again.status == 1
-    assert "--resume" in again.err
-    resumed = lobule(*arguments, "--resume")
-    assert resumed.status == 0, resumed.err
-    assert "val auc" in resumed.out
+    assert again.status == 0, again.err
+    assert "val auc" in again.out
+    other = lobule(*arguments, "--set", "steps=3")
+    assert other.status == 1
+    assert "--fresh" in other.err
+    assert (Path(out) / "weights.safetensors").stat().st_ino == weights.st_ino
+    assert lobule(*arguments, "--set", "steps=3", "--fresh").status == 0
     assert lobule("info", str(manifest.parent / "a.tif")).status == 0
 
 
 def test_invalid_training_requests_are_explained(lobule: Lobule) -> None:
-    assert "no method 'magic'" in lobule("train", "magic", "cohort.csv", "--out", "T").err
+    assert "there is no method 'magic'" in lobule("train", "magic", "cohort.csv", "--out", "T").err
     assert "not trained by Lobule" in lobule("train", "classifier", "cohort.csv", "--out", "T").err
     wrong = lobule("train", "scannet", "cohort.csv", "--out", "T", "--set", "stepz=3")
     assert wrong.status == 2
@@ -74,8 +76,8 @@ def test_memory_sizes_are_parsed() -> None:
 def test_max_ram_reaches_the_training(lobule: Lobule, monkeypatch: pytest.MonkeyPatch) -> None:
     received: dict[str, Any] = {}
 
-    def train(*_: object, machine: dict[str, Any], **__: object) -> None:
-        received.update(machine)
+    def train(*_: object, **options: object) -> None:
+        received.update(options)
         raise ConfigError("stop here")
 
     monkeypatch.setattr("lobule.api.train", train)
@@ -88,16 +90,17 @@ def test_settings_take_the_type_of_their_default() -> None:
     settings = parse_settings(
         ("steps=5", "rate=1e-2", "by-site=yes", "classes=benign, cancer", "augment.flips=no")
     )
-    config = config_of(Config, settings)
+    config = parse(Config, settings)
     assert (config.steps, config.rate, config.by_site) == (5, 0.01, True)
     assert config.classes == ("benign", "cancer")
     assert config.augment.flips is False
-    assert config_of(Config, {}) == Config()
+    assert parse(Config, {}) == Config()
     for wrong in ("steps=2.5", "rate=fast", "by_site=maybe", "augment=3", "augment.shine=1", "trunk.x=1"):
         with pytest.raises(ConfigError):
-            config_of(Config, parse_settings((wrong,)))
-    with pytest.raises(UsageError):
-        parse_settings(("steps",))
+            parse(Config, parse_settings((wrong,)))
+    for wrong in ("steps", "=3", " =3"):
+        with pytest.raises(UsageError, match="cannot parse the setting"):
+            parse_settings((wrong,))
 
 
 def test_progress_line_shows_the_time_left() -> None:

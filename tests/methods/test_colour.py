@@ -14,11 +14,12 @@ from sklearn.preprocessing import StandardScaler
 from lobule.bundles import read_bundle
 from lobule.cohort import Cohort
 from lobule.errors import ConfigError, ModelError
-from lobule.methods.colour import ColourPredictor, Config, TrainMachine, _fit_regression, colour, load, train
+from lobule.methods.colour import ColourPredictor, Config, _fit_regression, colour, load, train
 from lobule.results import open_results
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan
 from lobule.tissue import TissueConfig
+from lobule.training.fitting import TrainMachine
 from tests.methods.scannet.test_train import painted
 from tests.scanning.support import cohort_of, pixels_of, write_slide
 

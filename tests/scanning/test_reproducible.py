@@ -94,7 +94,7 @@ def run_with(
         if bundle is None:
             report = scan(MeanPredictor(), BUNDLE, cohort_of(slide), out, EVERYWHERE, Machine(**AUTO))
         else:
-            report = scan_bundle(bundle, str(slide), out, tissue=None, machine=dict(AUTO))
+            report = scan_bundle(bundle, str(slide), out, tissue=False, device="cpu", batch=2)
     assert dict(report.counts) == {"complete": 1}
 
 
@@ -173,7 +173,7 @@ def test_an_unwritable_cache_is_ignored_with_a_note(
     with caplog.at_level(logging.WARNING, "lobule.scan"):
         report = scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, Machine(**AUTO))
     assert dict(report.counts) == {"complete": 1}
-    assert "cannot be cached" in caplog.text and "--layout" in caplog.text
+    assert "cannot be cached" in caplog.text and "--memory-layout" in caplog.text
 
 
 RACING = """
@@ -193,7 +193,7 @@ RACING = """
         return (3.0 if str(engine.channels_last) == faster else 1.0), outputs
 
     placement._rate = rate
-    scan(bundle, slide, out, tissue=None, machine={"device": "cpu", "cells": 3, "batch": 2})
+    scan(bundle, slide, out, tissue=False, device="cpu", batch=2)
 """
 
 

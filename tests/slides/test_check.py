@@ -64,7 +64,7 @@ def test_sparse_dicom_without_mpp(tmp_path: Path) -> None:
     report = check_slide(str(path))
     assert (report.backend, report.mpp_x, report.mpp_source) == ("dicom", None, None)
     assert (report.levels[0].tried, report.levels[0].blank) == (48, 2)  # (7, 7) lies below the slide
-    assert any("--mpp" in problem for problem in report.problems)
+    assert any("--slide-mpp" in problem for problem in report.problems)
     assert check_slide(str(path), mpp=0.25).problems == ()
 
 

@@ -157,7 +157,7 @@ def test_given_mpp_overrides_and_a_missing_one_is_an_error(tmp_path: Path) -> No
     path = write_tiff(tmp_path / "a.tif", [picture(100, 80)])
     with open_slide(path) as slide:
         assert slide.lattice(level=0).mpp is None
-        with pytest.raises(MissingMpp, match=r"a\.tif.*--mpp.*mpp column"):
+        with pytest.raises(MissingMpp, match=r"a\.tif.*--slide-mpp.*mpp column"):
             slide.read(Box(0, 0, 10, 10), mpp=0.5)
     with open_slide(path, mpp=Mpp(0.5, 0.25)) as slide:
         assert slide.mpp == Mpp(0.5, 0.25)

@@ -317,14 +317,3 @@ def progress(
             display.update(task_id, advance=amount, rate=f"{speed:.3g} {unit}/s" if speed else "")
 
         yield advance
-
-
-def parse_settings(assignments: tuple[str, ...]) -> dict[str, Any]:
-    """Parse `key=value` texts into a dictionary; hyphens in keys become underscores."""
-    pairs = {}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals or not key:
-            raise UsageError(f"cannot parse the setting '{assignment}'", expected="--set key=value")
-        pairs[key.strip().replace("-", "_")] = value.strip()
-    return pairs

@@ -7,19 +7,23 @@ from typing import Any
 
 import click
 
-from lobule.cli.base import CommandOutput, format_fields, lobule_command, parse_settings, table
+from lobule.cli.base import CommandOutput, format_fields, lobule_command, table
+from lobule.cli.options import (
+    device_option,
+    dry_run_option,
+    out_option,
+    seed_option,
+    settings_option,
+    val_option,
+    workers_option,
+)
 from lobule.errors import UsageError
 
 
 @lobule_command("lobule budget reverse-distillation cohort.csv --out OUT --slides 1,2,5,10,20 --dry-run")
 @click.argument("method")
 @click.argument("cohort", metavar="COHORT")
-@click.option(
-    "--out",
-    required=True,
-    metavar="DIR",
-    help="Folder for the results; each number of slides has a subfolder.",
-)
+@out_option("DIR", "Folder for the results; each number of slides has a subfolder.")
 @click.option(
     "--slides",
     default="1,2,5,10,20",
@@ -27,29 +31,15 @@ from lobule.errors import UsageError
     metavar="N,N,…",
     help="Numbers of outlined slides to train on.",
 )
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a setting of the method; repeatable.",
-)
-@click.option(
-    "--val",
-    default="val",
-    show_default=True,
-    metavar="SPLIT",
-    help="Split for validation: val, test or none.",
-)
+@settings_option
+@val_option
 @click.option("--split", default="test", show_default=True, help="Split on which the models are compared.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0, mps.")
-@click.option(
-    "--workers", type=click.IntRange(1), help="Workers that sample patches; by default one per core."
-)
-@click.option("--dry-run", is_flag=True, help="Print what would be trained and stop.")
+@seed_option
+@device_option
+@workers_option
+@dry_run_option
 def command(
-    method: str, cohort: str, out: str, slides: str, settings: tuple[str, ...], dry_run: bool, **options: Any
+    method: str, cohort: str, out: str, slides: str, settings: dict[str, str], dry_run: bool, **options: Any
 ) -> CommandOutput:
     """Train on 1, 2, 5, … outlined slides and compare the models on unseen slides.
 
@@ -57,9 +47,8 @@ def command(
     continue. Writes budget.csv, budget.json and a plot (budget.svg, budget.png).
     """
     counts = parse_counts(slides)
-    setting_values = parse_settings(settings)
     if dry_run:
-        plan = {"method": method, "slides": counts, "settings": setting_values}
+        plan = {"method": method, "slides": counts, "settings": settings}
         plan_rows = [("method", method), ("outlined slides", ", ".join(map(str, counts))), ("results", out)]
         return CommandOutput(plan, format_fields(plan_rows))
     from lobule.budget import budget_curve
@@ -69,11 +58,8 @@ def command(
         cohort,
         out,
         counts,
-        settings=setting_values,
-        machine={"device": options["device"], "workers": options["workers"]},
-        val=None if options["val"] == "none" else options["val"],
-        split=options["split"],
-        seed=options["seed"],
+        settings=settings,
+        **options,
     )
     table_rows = [
         (

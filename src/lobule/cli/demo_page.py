@@ -146,7 +146,7 @@ def _commands(story: Story) -> str:
     lines = [
         f"lobule scan {bundle} {story.unseen[0].path} --out finer --stride 8",
         f"lobule evaluate {story.results('scannet')} {cohort} --split test --by site",
-        f"lobule train scannet {cohort} --out bundle --set trunk=tiny --set mpp=1 --rounds 1",
+        f"lobule train scannet {cohort} --out bundle --set trunk=tiny --set mpp=1 --set rounds=1",
     ]
     return commands(lines)
 

@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lobule.cli.base import CommandOutput, format_fields, lobule_command
-from lobule.cli.scan import LAYOUTS, _live_progress, _sigterm_as_interrupt, as_bytes, unscored_lines
-from lobule.errors import UsageError
+from lobule.cli.options import (
+    dry_run_option,
+    fresh_option,
+    mpp_option,
+    out_option,
+    retry_failed_option,
+    scan_machine_options,
+    slide_options,
+)
+from lobule.cli.running import live_line, report_data, report_lines, sigterm_as_interrupt
+from lobule.cli.scan import line_of
 
 if TYPE_CHECKING:
+    from lobule.cohort import Cohort
     from lobule.scanning.scan import ScanReport
 
 
@@ -33,24 +43,13 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="A safetensors or torch file that contains only weights, `pretrained` (downloaded), or `random`.",
 )
-@click.option(
-    "--mpp",
-    type=float,
-    default=0.5,
-    show_default=True,
-    metavar="UM",
-    help="Resolution of the tiles in µm/px.",
-)
+@mpp_option("--mpp", "Resolution of the tiles in µm/px.", default=0.5)
 @click.option(
     "--tile", type=click.IntRange(1), default=224, show_default=True, help="Width of a tile in pixels."
 )
 @click.option("--input", "input_px", type=click.IntRange(1), metavar="PX", help="Resize tiles to this size.")
-@click.option(
-    "--out", required=True, metavar="DIR", help="Folder for the features; an interrupted run resumes there."
-)
-@click.option("--slide-mpp", type=float, metavar="UM", help="µm/px of slides that do not state it.")
-@click.option("--upsample", is_flag=True, help="Allow a resolution finer than that of the slide.")
-@click.option("--tissue/--no-tissue", default=True, help="Use only tissue, or the whole slide.")
+@out_option("DIR", "Folder for the features; an interrupted run resumes there.")
+@slide_options
 @click.option(
     "--tissue-share",
     type=click.FloatRange(0, 1),
@@ -58,43 +57,27 @@ if TYPE_CHECKING:
     show_default=True,
     help="Smallest share of a tile that must be tissue.",
 )
-@click.option("--layout", type=click.Choice(["trident", "clam"]), default="trident", show_default=True)
+@click.option(
+    "--layout",
+    type=click.Choice(["trident", "clam"]),
+    default="trident",
+    show_default=True,
+    help="Layout of the feature files.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "float32"]),
     help="Type of the stored features; by default float16, and float32 for CLAM.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "float32", "bfloat16"]),
-    default="auto",
-    show_default=True,
-    help="auto measures the fastest choice once per machine and encoder, and stores it.",
-)
-@click.option(
-    "--memory-layout",
-    type=click.Choice(list(LAYOUTS)),
-    default="auto",
-    show_default=True,
-    help="Memory layout of the encoder, like --layout of `lobule scan`; auto works as for --precision.",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0, mps.")
-@click.option(
-    "--max-ram",
-    default="2GiB",
-    show_default=True,
-    metavar="SIZE",
-    help="Memory to use in addition to the model.",
-)
-@click.option("--readers", type=click.IntRange(1), help="Reading threads; by default one per core.")
-@click.option("--batch", type=click.IntRange(1), help="Number of tiles per batch.")
+@scan_machine_options
 @click.option(
     "--keep-encoder/--no-keep-encoder",
     default=True,
     help="Store the weights with the features, so that a bundle trained on them can scan slides.",
 )
-@click.option("--retry-failed", is_flag=True, help="Try failed cases and tiles again.")
-@click.option("--dry-run", is_flag=True, help="Print what would be computed and stop.")
+@fresh_option("existing features")
+@retry_failed_option
+@dry_run_option
 def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> CommandOutput:
     """Compute features of every tissue tile and write one HDF5 file per case; resumable.
 
@@ -103,63 +86,30 @@ def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> 
     """
     from lobule.api import as_cohort
 
-    if not 0 < options["mpp"] < float("inf"):
-        raise UsageError(
-            f"--mpp {options['mpp']:g} is not a valid resolution", expected="µm per pixel, such as 0.5"
-        )
     cohort = as_cohort(cases[0] if len(cases) == 1 else list(cases))
     if dry_run:
-        data = {
-            "backbone": options["backbone"],
-            "mpp": options["mpp"],
-            "tile": options["tile"],
-            "features": out,
-        }
-        text = [(name, str(value)) for name, value in data.items()]
-        return CommandOutput(
-            {**data, "cases": [case.id for case in cohort]},
-            format_fields([*text, ("cases", str(len(cohort)))]),
-        )
-    report = _extract(cohort, out, options)
-    failed = len(report.failed) + len(report.partial)
-    return CommandOutput(as_data(report, out), as_text(report, out), failed=failed)
-
-
-def _extract(cohort: Any, out: str, options: dict[str, Any]) -> ScanReport:
+        return plan(cohort, out, options)
     from lobule.api import extract_features
     from lobule.scanning.cases import Progress
 
-    machine = {name: options.pop(name) for name in ("device", "precision", "readers", "batch")}
-    machine["channels_last"] = LAYOUTS[options.pop("memory_layout")]
-    machine["max_ram"] = as_bytes(options.pop("max_ram"))
     progress = Progress()
-    with _sigterm_as_interrupt(), _live_progress(progress):
-        return extract_features(cohort, out, machine=machine, progress=progress, **options)
+    with sigterm_as_interrupt(), live_line(lambda: line_of(progress)):
+        report = extract_features(cohort, out, progress=progress, **options)
+    data = {"features": out, **report_data(report), "tiles": report.counters.fields_done}
+    return CommandOutput(data, as_text(report, out), failed=len(report.failed) + len(report.partial))
 
 
-def as_data(report: ScanReport, out: str) -> dict[str, Any]:
-    return {
-        "features": out,
-        "cases": dict(report.counts),
-        "failed": dict(report.failed),
-        "partial": list(report.partial),
-        "unscored": dict(report.unscored),
-        "seconds": round(report.seconds, 2),
-        "tiles": report.counters.fields_done,
-    }
+def plan(cohort: Cohort, out: str, options: dict[str, Any]) -> CommandOutput:
+    """Describe an extraction without starting it."""
+    data = {name: options[name] for name in ("backbone", "mpp", "tile")} | {"features": out}
+    lines = [*((name, str(value)) for name, value in data.items()), ("cases", str(len(cohort)))]
+    return CommandOutput({**data, "cases": [case.id for case in cohort]}, format_fields(lines))
 
 
 def as_text(report: ScanReport, out: str) -> str:
-    lines = [("features", out)]
-    lines.append(("cases", ", ".join(f"{count} {status}" for status, count in sorted(report.counts.items()))))
+    work = None
     if tiles := report.counters.fields_done:
         rate = tiles / max(report.seconds, 1e-9)
-        lines.append(("tiles", f"{tiles:,} in {report.seconds:,.1f} s ({rate:,.1f} tiles/s)"))
-    lines += [(f"failed {name}", cause) for name, cause in list(report.failed.items())[:20]]
-    if report.partial:
-        lines.append(("partial", ", ".join(report.partial[:20])))
-    lines += unscored_lines(report)
-    if report.failed or report.partial:
-        lines.append(("again", "run the same command with --retry-failed"))
-    lines.append(("next step", f"lobule train chowder COHORT --out BUNDLE --set features={out}"))
-    return format_fields(lines)
+        work = ("tiles", f"{tiles:,} in {report.seconds:,.1f} s ({rate:,.1f} tiles/s)")
+    next_step = f"lobule train chowder COHORT --out BUNDLE --set features={out}"
+    return format_fields([("features", out), *report_lines(report, work), ("next step", next_step)])

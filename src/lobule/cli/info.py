@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lobule.cli.base import CommandOutput, format_fields, lobule_command, table
+from lobule.cli.options import slide_mpp_option
 from lobule.cli.picture_file import check_picture_path
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @lobule_command("lobule info slide.tif", "lobule info slide.tif --thumbnail slide.png")
 @click.argument("path")
-@click.option("--mpp", type=float, metavar="UM", help="µm/px of level 0, if the file does not state it.")
+@slide_mpp_option
 @click.option("--backend", metavar="NAME", help="Use only this backend.")
 @click.option("--thumbnail", metavar="FILE", help="Write a thumbnail of the slide (.png or .jpg).")
 @click.option(
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--tissue/--no-tissue", default=True, help="Measure the tissue area on a thumbnail.")
 def command(
     path: str,
-    mpp: float | None,
+    slide_mpp: float | None,
     backend: str | None,
     thumbnail: str | None,
     image: str | None,
@@ -60,7 +61,7 @@ def command(
 
     if thumbnail is not None:
         check_picture_path(thumbnail, path)
-    with open_slide(path, mpp=mpp, backend=backend) as slide:
+    with open_slide(path, mpp=slide_mpp, backend=backend) as slide:
         data = slide_summary(slide)
         if tissue and slide.found_mpp is not None:
             data["tissue"] = tissue_summary(slide)
@@ -76,7 +77,7 @@ def describe_training(status: TrainingStatus) -> CommandOutput:
     elif status.is_running:
         state = "running"
     else:
-        state = "interrupted; run the same command with --resume to continue"
+        state = "interrupted; run the same command again to continue"
     lines = [
         ("training", status.path),
         ("method", status.method or "unknown"),
@@ -190,5 +191,5 @@ def _resolution(data: dict[str, Any]) -> str:
     from lobule.units import Mpp
 
     if data["mpp_x"] is None:
-        return "unknown: the file does not state its µm/px (pass it with --mpp)"
+        return "unknown: the file does not state its µm/px (pass it with --slide-mpp)"
     return f"{Mpp(data['mpp_x'], data['mpp_y'])} ({data['mpp_source']})"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lobule.cli.base import CommandOutput, format_fields, lobule_command
+from lobule.cli.options import slide_mpp_option
 from lobule.cli.picture_file import check_picture_path
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 @click.argument("path")
 @click.option("--preview", metavar="FILE", help="Write a picture of the slide with the tissue outlined.")
 @click.option("--mask", metavar="FILE", help="Write the mask, with one pixel per cell and 255 for tissue.")
-@click.option("--mpp", type=float, metavar="UM", help="µm/px of level 0, if the file does not state it.")
-def command(path: str, preview: str | None, mask: str | None, mpp: float | None) -> CommandOutput:
+@slide_mpp_option
+def command(path: str, preview: str | None, mask: str | None, slide_mpp: float | None) -> CommandOutput:
     """Detect the tissue of a slide, print its area and the parameters, and write a preview and the mask."""
     from PIL import Image
 
@@ -33,7 +34,7 @@ def command(path: str, preview: str | None, mask: str | None, mpp: float | None)
     for target in (preview, mask):
         if target is not None:
             check_picture_path(target, path)
-    with open_slide(path, mpp=mpp) as slide:
+    with open_slide(path, mpp=slide_mpp) as slide:
         measured = measure(slide)
         if preview is not None:
             save_preview(slide, measured, preview)

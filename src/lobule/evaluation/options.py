@@ -46,27 +46,8 @@ class Options:
                 raise ConfigError(
                     f"{name} cannot be '{getattr(self, name)}'", expected=f"one of {', '.join(allowed)}"
                 )
-        for name in ("by", "positive", "thresholds"):
-            if isinstance(getattr(self, name), str):
-                raise ConfigError(f"{name} must be a list", actual=repr(getattr(self, name)))
         if self.resamples < 2:
             raise ConfigError("an interval needs at least 2 resamples", actual=str(self.resamples))
-
-    @classmethod
-    def of(cls, **values: Any) -> Options:
-        """Create options from plain values; lists become tuples.
-
-        Raises:
-            ConfigError: An option does not exist.
-        """
-        if unknown := sorted(set(values) - {entry.name for entry in fields(cls)}):
-            raise ConfigError(
-                f"no option {', '.join(unknown)}", expected=", ".join(entry.name for entry in fields(cls))
-            )
-        arguments: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
-        return cls(**arguments)
 
     @property
     def resampling(self) -> Resampling:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -90,6 +91,19 @@ def prepare_folder(path: str | Path, manifest: FeatureManifest) -> Path:
     else:
         write_json(manifest_path, content)
     return root
+
+
+def clear_folder(path: str | Path) -> None:
+    """Delete the features in a folder that `lobule features` has written, and nothing else."""
+    root = Path(path)
+    if not (root / MANIFEST).exists():
+        return
+    if (root / "h5_files").exists():  # the layout of CLAM, whose positions are in another folder
+        shutil.rmtree(root / "patches", ignore_errors=True)
+    for folder in {root / path.relative_to(root).parts[0] for path in _feature_folders(root)}:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in (ENCODER, MANIFEST):
+        (root / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,125 @@
 """The five methods and their comparators, one file (or folder) each.
 
-`METHODS` names them; each module has `Config`, `train(config, cohort, out)` and `load(bundle) -> Predictor`,
-and where a scan may change some settings (`lobule scan --set`), `SCAN_SETTINGS`, their names. `REFINES` says
-that a scan may be refined, `SCAN_IGNORES` which options of a scan mean nothing to the method.
+`METHODS` names them. Each module declares one value, `METHOD`, with all that commands, the Python API and
+other code need to know about the method.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from importlib import import_module
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from lobule.errors import BundleError, ConfigError
+from lobule.settings import Settings, convert, parse
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
+    from lobule.cohort import Cohort, Kind
     from lobule.scanning.contract import Predictor
+    from lobule.training.fitting import FitProgress, TrainMachine
+    from lobule.training.job import TrainingSplit
+
+Config = TypeVar("Config", bound=Settings)
+TrainedConfig = TypeVar("TrainedConfig", bound=Settings, contravariant=True)
+
+
+class Train(Protocol[TrainedConfig]):
+    """The training of a method; see `lobule.api.train` for the arguments."""
+
+    def __call__(
+        self,
+        config: TrainedConfig,
+        cohort: Cohort,
+        out: str | Path,
+        *,
+        val: str | None = ...,
+        seed: int = ...,
+        resume: bool = ...,
+        fresh: bool = ...,
+        machine: TrainMachine | None = ...,
+        progress: FitProgress | None = ...,
+    ) -> Bundle: ...
+
+
+class Load(Protocol):
+    """Loads a bundle as a predictor."""
+
+    def __call__(self, bundle: Bundle, *, trust: bool = ...) -> Predictor: ...
+
+
+Split = Callable[["Cohort", "str | None", int], "TrainingSplit"]
+"""Divides a cohort, given the name of the validation split and the seed."""
+
+
+@dataclass(frozen=True)
+class Method(Generic[Config]):
+    """A method: what it learns from, its settings, and its functions."""
+
+    name: str
+    summary: str
+    """What it learns and computes, in one line."""
+    config: type[Config]
+    """The dataclass of its settings."""
+    load: Load
+    train: Train[Config] | None = None
+    """None if the method only scans with converted weights."""
+    kinds: tuple[Kind, ...] = ("slide", "region")
+    """The kinds of cases that it learns from and scans."""
+    split: Split | None = None
+    """How it divides a cohort for a training; None for `training_split`."""
+    resolve: Callable[[Config, Cohort], Config] | None = None
+    """Returns the settings of a training in which each default that depends on another setting or on the
+    cohort has its value. It raises `ConfigError` if a setting is missing."""
+    scan_settings: Mapping[str, Any] = field(default_factory=dict)
+    """The settings that a scan may change, with their types."""
+    unsupported: tuple[str, ...] = ("refine",)
+    """The options of a scan that the method does not have."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Names under which the method is also known, each with the settings that it changes."""
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    """The settings that this preset changes; none for the method itself."""
+
+    def trainer(self) -> Train[Config]:
+        """Return `train`, or raise `ConfigError` if the method is not trained by Lobule."""
+        if self.train is None:
+            raise ConfigError(
+                f"'{self.name}' is not trained by Lobule",
+                remedy="Convert existing weights with `lobule weights convert`",
+            )
+        return self.train
+
+    def configured(self, settings: Mapping[str, Any]) -> Config:
+        """Return the settings of the method or preset, some of them changed; see `lobule.settings.parse`."""
+        return parse(self.config, {**self.changed, **settings})
+
+    def divided(self, cohort: Cohort, val: str | None, seed: int) -> TrainingSplit:
+        """Divide a cohort into training and validation cases in the way of the method."""
+        from lobule.training.job import training_split
+
+        if self.split is not None:
+            return self.split(cohort, val, seed)
+        return training_split(cohort, val, seed, self.kinds)
+
+    def changed_for_scan(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Convert the settings that a scan changes to their types.
+
+        Raises:
+            ConfigError: A scan may not change the setting, or a value does not have the type of its setting.
+        """
+        for name in settings:
+            if name not in self.scan_settings:
+                near = get_close_matches(name, self.scan_settings, 1)
+                raise ConfigError(
+                    f"'{name}' cannot be set for a scan with {self.name}",
+                    expected=", ".join(self.scan_settings) or "no settings: the bundle fixes all of them",
+                    remedy=f"Did you mean '{near[0]}'?" if near else None,
+                )
+        return {name: convert(name, value, self.scan_settings[name]) for name, value in settings.items()}
+
 
 METHODS: dict[str, str] = {
     "scannet": "lobule.methods.scannet",
@@ -25,23 +129,63 @@ METHODS: dict[str, str] = {
     "four_view": "lobule.methods.four_view",
     "gmic": "lobule.methods.four_view.gmic",
     "chowder": "lobule.methods.chowder",
-    "chowder_modern": "lobule.methods.chowder.chowder_modern",
-    "weldon": "lobule.methods.chowder.weldon",
-    "mean_pool": "lobule.methods.chowder.mean_pool",
-    "max_pool": "lobule.methods.chowder.max_pool",
-    "abmil": "lobule.methods.chowder.abmil",
-    "transmil": "lobule.methods.chowder.transmil",
+    "chowder_modern": "lobule.methods.chowder",
+    "weldon": "lobule.methods.chowder",
+    "mean_pool": "lobule.methods.chowder",
+    "max_pool": "lobule.methods.chowder",
+    "abmil": "lobule.methods.chowder",
+    "transmil": "lobule.methods.chowder",
     "rakhlin": "lobule.methods.rakhlin",
 }
-"""Method → its module, imported at first use."""
+"""Each method or preset and the module of its `METHOD`, imported at first use."""
 
 
-def method_module(name: str) -> Any:
-    """The module of a method; hyphens and underscores are the same."""
+def find_method(name: str) -> Method[Any]:
+    """Return a method or a preset by its name; hyphens and underscores are the same.
+
+    Raises:
+        ConfigError: There is no such method.
+    """
     key = name.replace("-", "_")
     if key not in METHODS:
-        raise ConfigError(f"no method '{name}'", expected=f"one of {', '.join(METHODS)}")
-    return import_module(METHODS[key])
+        near = get_close_matches(key, METHODS, 1)
+        raise ConfigError(
+            f"there is no method '{name}'",
+            expected=f"one of {', '.join(METHODS)}",
+            remedy=f"Did you mean '{near[0]}'?" if near else None,
+        )
+    method: Method[Any] = import_module(METHODS[key]).METHOD
+    return method if key == method.name else replace(method, name=key, changed=method.presets[key])
+
+
+def load(bundle: Bundle, *, trust: bool = False) -> Predictor:
+    """Load a bundle as a predictor, ready for the scanner.
+
+    Args:
+        bundle: The bundle.
+        trust: Allow a TorchScript bundle, which can run code.
+
+    Raises:
+        BundleError: The settings in model.json contradict each other or cannot be used.
+    """
+    method = find_method(bundle.method)
+    _refuse_disagreement(bundle)
+    _refuse_invalid_settings(bundle, method)
+    try:
+        predictor = method.load(bundle, trust=trust)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise BundleError(
+            "the bundle cannot be loaded: model.json or another of its files lacks what the method needs",
+            subject=bundle.path,
+            actual=f"{type(error).__name__}: {str(error)[:300]}",
+            remedy="Copy the bundle again from where it came",
+        ) from error
+    # ScanNet applies the calibration of its cells by itself.
+    if bundle.calibration and set(bundle.calibration) != {"cells"}:
+        from lobule.scanning.calibrated import CalibratedPredictor
+
+        return CalibratedPredictor(predictor, bundle.calibration)
+    return predictor
 
 
 def _refuse_disagreement(bundle: Bundle) -> None:
@@ -57,48 +201,16 @@ def _refuse_disagreement(bundle: Bundle) -> None:
             )
 
 
-def _refuse_wrong_types(bundle: Bundle, config_type: type) -> None:
-    """Refuse settings that are not of the plain type that the method's `Config` declares."""
-    for name, annotation in get_type_hints(config_type).items():
-        if name in bundle.config and not _has_type(bundle.config[name], annotation):
-            raise BundleError(
-                f"model.json holds a setting of a wrong type: {name}",
-                subject=bundle.path,
-                expected=getattr(annotation, "__name__", str(annotation)),
-                actual=repr(bundle.config[name])[:100],
-                remedy="Copy the bundle again from where it came",
-            )
-
-
-def _has_type(value: object, annotation: Any) -> bool:
-    """Whether a JSON value fits a plain annotation; of others, the method's own checks decide."""
-    if get_origin(annotation) in (Union, UnionType):
-        return any(_has_type(value, kind) for kind in get_args(annotation))
-    if get_origin(annotation) is tuple:
-        return isinstance(value, list | tuple)
-    if annotation in (int, float):
-        kinds = int if annotation is int else int | float
-        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 2**63
-    return not (annotation in (bool, str, NoneType) and not isinstance(value, annotation))
-
-
-def load(bundle: Bundle, *, trust: bool = False) -> Predictor:
-    """A bundle as a predictor, ready for the scanner. `trust` allows one that can run code."""
-    module = method_module(bundle.method)
-    _refuse_disagreement(bundle)
-    _refuse_wrong_types(bundle, module.Config)
+def _refuse_invalid_settings(bundle: Bundle, method: Method[Any]) -> None:
+    """Refuse settings that do not have the types that the method declares."""
+    names = {item.name for item in fields(method.config)}
     try:
-        predictor: Predictor = module.load(bundle, trust=trust)
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        parse(method.config, {name: value for name, value in bundle.config.items() if name in names})
+    except ConfigError as error:
         raise BundleError(
-            "the bundle cannot be loaded: model.json or another of its files lacks what the method needs",
+            f"model.json has an invalid setting: {error.problem[:200]}",
             subject=bundle.path,
-            actual=f"{type(error).__name__}: {str(error)[:300]}",
+            expected=error.expected,
+            actual=error.actual,
             remedy="Copy the bundle again from where it came",
         ) from error
-    # ScanNet applies the calibration of its cells by itself.
-    if bundle.calibration and set(bundle.calibration) != {"cells"}:
-        from lobule.scanning.calibrated import CalibratedPredictor
-
-        return CalibratedPredictor(predictor, bundle.calibration)
-    return predictor

@@ -24,6 +24,7 @@ from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, ModelError
 from lobule.findings import components
 from lobule.grid import MapGrid, cells_by_centre
+from lobule.methods import Method
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.scanning.contract import (
@@ -37,7 +38,7 @@ from lobule.scanning.contract import (
     map_pass,
 )
 from lobule.scanning.device import largest_cells
-from lobule.settings import as_json, only_known
+from lobule.settings import Settings
 from lobule.slides.slide import open_slide
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
@@ -47,7 +48,7 @@ from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool
 from lobule.training.sampling import SampleConfig, SampleStream, gather
 from lobule.units import Mpp
 
-__all__ = ["ColourPredictor", "Config", "TrainMachine", "load", "train"]
+__all__ = ["METHOD", "ColourPredictor", "Config", "load", "train"]
 
 BATCH = 64
 VALIDATION_ROUND = 1
@@ -59,7 +60,7 @@ CELLS = 64
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of the windows and of the map."""
 
     classes: tuple[str, ...] = ("normal", "tumour")
@@ -78,13 +79,6 @@ class Config:
                 "invalid settings of the method colour",
                 expected=f"two classes, window >= 2, stride >= 1 and patches >= {2 * BATCH}",
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        return as_json(self)
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
-        return cls(**only_known(cls, settings, "colour"))
 
 
 class ColourPredictor:
@@ -265,3 +259,12 @@ def load(bundle: Bundle, *, trust: bool = False) -> ColourPredictor:
             "the weights do not fit the method colour", subject=bundle.path, actual=", ".join(weights)
         )
     return ColourPredictor(Config.from_dict(bundle.config), weights["coefficients"], weights["intercept"])
+
+
+METHOD = Method(
+    name="colour",
+    summary="A baseline that scores the colour of windows, learned from outlined slides.",
+    config=Config,
+    load=load,
+    train=train,
+)

@@ -18,12 +18,12 @@ import torch
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, LobuleError
 from lobule.features import FeatureManifest, TileFrame, prepare_folder, write_coords, write_features
-from lobule.features.folder import ENCODER
+from lobule.features.folder import ENCODER, clear_folder
 from lobule.features.frame import Encoding
 from lobule.features.hdf5 import read_feature_file
-from lobule.files import write_atomic
+from lobule.files import make_folder, write_atomic
 from lobule.nets.encoders import Encoder
-from lobule.results.folder import CaseFolder, open_results
+from lobule.results.folder import CaseFolder, lock_folder, open_results
 from lobule.results.result import COMPLETE, UNSCORED, Result
 from lobule.results.tables import TableReader
 from lobule.scanning.cases import Progress
@@ -151,6 +151,7 @@ def extract(
     options: ScanOptions | None = None,
     machine: Machine | None = None,
     *,
+    fresh: bool = False,
     retry_failed: bool = False,
     progress: Progress | None = None,
 ) -> ScanReport:
@@ -163,6 +164,7 @@ def extract(
         extraction: Settings of the tiles and of the stored features.
         options: Options of the scan, such as the tissue detection.
         machine: The device and the limits of this machine.
+        fresh: Delete existing features in the folder first.
         retry_failed: Process cases and tiles again that failed before.
         progress: Receives the progress of the scan.
 
@@ -184,6 +186,9 @@ def extract(
     )
     tile_encoder = TileEncoder(encoder, tiling)
     tile_encoder.bytes_of_tile()  # an invalid tile size is refused before the folder is created
+    if fresh:
+        with lock_folder(make_folder(out) / SCAN):
+            clear_folder(out)
     root = prepare_folder(out, manifest)
     if extraction.keep_encoder and not (root / ENCODER).exists():
         keep_encoder(encoder, root / ENCODER)
@@ -198,6 +203,7 @@ def extract(
             root / SCAN,
             options,
             machine,
+            fresh=fresh,
             retry_failed=retry_failed,
             progress=progress,
         )

@@ -117,8 +117,8 @@ def store_form(key: Mapping[str, Any], form: CachedForm) -> CachedForm:
             write_json(path, entry)
     except (OSError, LobuleError, RuntimeError) as error:
         log.warning(
-            "The choice of precision and layout cannot be cached: %s. Use --precision and --layout to get "
-            "the same bytes from every run", error,
+            "The choice of precision and layout cannot be cached: %s. Use --precision and --memory-layout "
+            "to get the same bytes from every run", error,
         )  # fmt: skip
     return form
 

@@ -236,7 +236,9 @@ def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 def _problems(slide: Slide, levels: tuple[LevelReport, ...], alignments: tuple[Alignment, ...]) -> list[str]:
     problems = []
     if slide.found_mpp is None:
-        problems.append("The file does not say its µm/px: give it with --mpp, or in the cohort's mpp column.")
+        problems.append(
+            "The file does not say its µm/px: give it with --slide-mpp, or in the cohort's mpp column."
+        )
     for level in levels:
         if level.failed:
             first = level.failed[0]

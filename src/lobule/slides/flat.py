@@ -1,7 +1,7 @@
 """Plain images as slides with one level: PNG, JPEG, BMP, WebP, JPEG 2000, PNM and TIFF, read with Pillow.
 
 - Plain images do not state their µm/px: the pHYs chunk of a PNG and the density of a JPEG are printing
-  resolutions. The user gives the µm/px (`--mpp`).
+  resolutions. The user gives the µm/px (`--slide-mpp`).
 - EXIF orientation is ignored: coordinates refer to the stored pixels, as in annotations.
 - Grey becomes RGB; 16-bit samples are reduced to their high byte; transparent pixels are blended with white.
 - The size is read from the header and checked before anything is decoded. The pixels are decoded at the first

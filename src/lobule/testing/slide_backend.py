@@ -118,7 +118,7 @@ class BackendConformance:
     def test_missing_mpp_names_the_remedy(self, known_slide: KnownSlide) -> None:
         with open_slide(known_slide.path, backend=self.reader) as slide:
             if known_slide.mpp is None:
-                with pytest.raises(MissingMpp, match="--mpp"):
+                with pytest.raises(MissingMpp, match="--slide-mpp"):
                     slide.lattice(mpp=1.0)
         with open_slide(known_slide.path, backend=self.reader, mpp=0.5) as slide:
             assert slide.mpp.x == slide.mpp.y == 0.5

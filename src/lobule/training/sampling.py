@@ -249,7 +249,7 @@ class Sampler:
                 f"none of the {len(usable)} slides of one class can be read any more",
                 subject=self.pool.slides[usable[0]].case.path,
                 actual=self.failures[usable[0]],
-                remedy="Check the disk, then resume the training from its last checkpoint with --resume",
+                remedy="Check the disk, then run the same command again to continue from the last checkpoint",
             )
 
     def _read(self, chosen: Draw, rng: np.random.Generator) -> RGB:
@@ -346,7 +346,7 @@ class SampleStream:
         except BrokenProcessPool as error:
             raise LobuleError(
                 "a worker process that draws patches was killed",
-                remedy="The likely cause is a lack of memory: use fewer workers, and --resume to continue",
+                remedy="The memory was probably exhausted: use fewer workers and run the same command again",
             ) from error
         self._next += 1
         self.failures |= {

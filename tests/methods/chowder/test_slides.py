@@ -19,7 +19,7 @@ from lobule.training.fitting import TrainMachine
 from tests.scanning.support import write_slide
 
 TILE, MPP, SIDE = 64, 0.5, 256
-MACHINE = {"device": "cpu", "precision": "float32", "channels_last": True, "batch": 4, "lanes": 1}
+MACHINE = {"device": "cpu", "precision": "float32", "memory_layout": "channels-last", "batch": 4}
 
 
 def write_case(folder: Path, number: int) -> Case:
@@ -45,7 +45,7 @@ def features(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("features")
     extract_features(
         cohort, folder, backbone="lobule:tiny", weights="random", mpp=MPP, tile=TILE, input_px=224,
-        tissue=False, machine=MACHINE, dtype="float32",
+        tissue=False, **MACHINE, dtype="float32",
     )  # fmt: skip
     return folder
 
@@ -65,9 +65,7 @@ def test_scan_of_slides_equals_scan_of_their_stored_features(
     subset = Cohort(cohort.cases[:4])
     settings_by_source = {"slides": {}, "stored": {"features": str(features)}}
     for name, settings in settings_by_source.items():
-        report = scan(
-            bundle.path or "", subset, tmp_path / name, machine=MACHINE, tissue=None, settings=settings
-        )
+        report = scan(bundle.path or "", subset, tmp_path / name, **MACHINE, tissue=False, settings=settings)
         assert dict(report.counts) == {"complete": 4}, report.failed
     for number, case in enumerate(subset):
         scanned, from_features = (

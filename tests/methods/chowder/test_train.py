@@ -14,13 +14,12 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from lobule.api import config_of
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cli.scan import as_text
 from lobule.cohort import Cohort
 from lobule.errors import BundleError, ConfigError, Leakage, UsageError
 from lobule.features import open_features
-from lobule.methods import METHODS, method_module
+from lobule.methods import METHODS, find_method
 from lobule.methods.chowder import Config, load, train
 from lobule.methods.chowder.bags import gather
 from lobule.methods.chowder.checks import tile_auc, tiles_in_outlines
@@ -31,6 +30,7 @@ from lobule.nets.mil import Chowder
 from lobule.results.folder import open_results
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan
+from lobule.settings import parse
 from lobule.stitch import State
 from lobule.training.fitting import TrainMachine
 from tests.methods.chowder.support import (
@@ -215,10 +215,11 @@ def test_every_model_is_a_method_with_its_own_defaults() -> None:
     }  # fmt: skip
     for method, model in entries.items():
         assert method in METHODS
-        module = method_module(method)
-        assert module.Config().model == model
-        assert module.Config().resolved().r == MODEL_DEFAULTS[model]["r"]
-        assert module.SCAN_SETTINGS == ("features",)
+        preset = find_method(method)
+        assert preset.name == method
+        assert preset.configured({}).model == model
+        assert preset.configured({}).resolved().r == MODEL_DEFAULTS[model]["r"]
+        assert list(preset.scan_settings) == ["features"]
     assert set(entries.values()) == set(MODEL_DEFAULTS)
 
 
@@ -241,7 +242,7 @@ def test_settings_are_converted_from_text() -> None:
         "positive": "LUAD,LUSC",
         "standardise": "yes",
     }
-    config = config_of(Config, text_settings)
+    config = parse(Config, text_settings)
     assert (config.r, config.rate, config.grid_rates, config.standardise) == (7, 2e-3, (0.1, 0.2), True)
     assert config.positive == ("LUAD", "LUSC")
     assert Config.from_dict(config.to_dict()) == config
@@ -250,8 +251,8 @@ def test_settings_are_converted_from_text() -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"model": "huge"}, "no bag model 'huge'"),
-        ({"r": "many"}, "is not a number"),
+        ({"model": "huge"}, "model = 'huge' is not one of its values.*chowder, modern"),
+        ({"r": "many"}, "is not a whole number"),
         ({"folds": 1}, "at least two folds"),
         ({"threshold": 1.0}, "threshold"),
         ({"epochs": 0}, "epochs must be at least 1"),

@@ -39,7 +39,7 @@ SMALL = Config(
     patch_first_width=8,
 )
 """A model for exams of 300 × 220 px."""
-MACHINE = {"device": "cpu", "precision": "float32", "lanes": 2, "readers": 2, "channels_last": True}
+MACHINE = {"device": "cpu", "precision": "float32", "readers": 2, "memory_layout": "channels-last"}
 AUGMENTATION = Augmentation(SMALL.move, SMALL.resize)
 NEAR = {"atol": 1e-5, "rtol": 0}
 
@@ -67,7 +67,7 @@ def bundle_of(path: Path, **settings: object) -> Path:
 
 def run(bundle: Path, cohort: object, out: Path, **options: object):
     """Scan on two cores. `options` are passed to `scan`."""
-    return scan(bundle, cohort, out, machine=MACHINE, **options)
+    return scan(bundle, cohort, out, **MACHINE, **options)
 
 
 class ByHand:

@@ -14,11 +14,11 @@ from sklearn.metrics import roc_auc_score
 from lobule.bundles import Bundle, patient_hash
 from lobule.cohort import Case, Cohort
 from lobule.errors import BundleError, ConfigError, Leakage, ResultsError
-from lobule.methods.four_view import Config, TrainMachine, load, train
+from lobule.methods.four_view import Config, load, train
 from lobule.methods.four_view.predictor import PATCH_PREFIX
 from lobule.nets.four_view import TARGETS
 from lobule.results.folder import open_results
-from lobule.training.fitting import FitProgress
+from lobule.training.fitting import FitProgress, TrainMachine
 from tests.methods.four_view.made_exams import cohort, exams
 from tests.methods.four_view.support import run
 

@@ -38,7 +38,7 @@ WINDOW, SMALL_SETTINGS = (
     {"window": (320, 256), "region_px": 64, "regions": 3, "widths": (2, 2, 4, 4, 4)},
 )
 CROP = {"crop_iterations": 4, "crop_buffer": 6}
-MACHINE = {"device": "cpu", "precision": "float32", "lanes": 2, "readers": 2, "channels_last": True}
+MACHINE = {"device": "cpu", "precision": "float32", "readers": 2, "memory_layout": "channels-last"}
 SALT = "four_view-visible-12"
 
 
@@ -88,7 +88,7 @@ def by_hand(path: str, view: str):
 def test_scores_are_the_mean_of_models_and_views(exams: Cohort, nets_and_bundle, tmp_path: Path) -> None:
     nets, bundle = nets_and_bundle
     case = exams.cases[0]
-    scan(bundle, exams, tmp_path / "r", machine=MACHINE)
+    scan(bundle, exams, tmp_path / "r", **MACHINE)
     folder = open_results(tmp_path / "r").case_folder(case.id)
     result, of_views = folder.result, {}
     for view in VIEWS:
@@ -160,7 +160,7 @@ def test_exam_of_one_side_and_exam_with_a_broken_view(exams: Cohort, nets_and_bu
     left = {name: files for name, files in complete_exam.views.items() if name.startswith("l_")}
     broken = {**complete_exam.views, "r_cc": (str(tmp_path / "bad.png"),)}
     cohort = Cohort((Case("left", "p", "exam", views=left), Case("broken", "q", "exam", views=broken)))
-    report = scan(bundle, cohort, tmp_path / "r", machine=MACHINE)
+    report = scan(bundle, cohort, tmp_path / "r", **MACHINE)
     assert dict(report.counts) == {"complete": 1, "partial": 1}
     results = {c: open_results(tmp_path / "r").case_folder(c).result for c in ("left", "broken")}
     assert set(results["left"]["scores"]) == {"left_benign", "left_malignant"}
@@ -169,7 +169,7 @@ def test_exam_of_one_side_and_exam_with_a_broken_view(exams: Cohort, nets_and_bu
         results["left"]["scores"]["left_malignant"]
     )
     shutil.copy(complete_exam.views["r_cc"][0], tmp_path / "bad.png")
-    scan(bundle, cohort, tmp_path / "r", machine=MACHINE, retry_failed=True)
+    scan(bundle, cohort, tmp_path / "r", **MACHINE, retry_failed=True)
     assert open_results(tmp_path / "r").case_folder("broken").status == "complete"
 
 
@@ -199,7 +199,7 @@ def real_scan(kit: Path, out: Path) -> dict:
     convert(out / "model.p", out / "bundle")
     images = kit / "mammograms" / "nyu" / "images"
     files = {view.lower().replace("-", "_"): (str(images / f"0_{view}.png"),) for view in VIEWS}
-    report = scan(out / "bundle", Cohort((Case("0", "p", "exam", views=files),)), out / "r", machine=MACHINE)
+    report = scan(out / "bundle", Cohort((Case("0", "p", "exam", views=files),)), out / "r", **MACHINE)
     assert dict(report.counts) == {"complete": 1}, report.failed
     folder = open_results(out / "r").case_folder("0")
     return {**folder.result, "found": folder.findings()}
@@ -241,7 +241,7 @@ def blank_exam(folder: Path, views: tuple[str, ...] = ("l_cc", "r_cc", "l_mlo", 
 @pytest.mark.parametrize("views", [("l_cc", "r_cc", "l_mlo", "r_mlo"), ("l_cc",), ()])
 def test_exam_of_blank_views_has_no_score(nets_and_bundle, tmp_path: Path, views: tuple[str, ...]) -> None:
     _, bundle = nets_and_bundle
-    report = scan(bundle, blank_exam(tmp_path, views), tmp_path / "r", machine=MACHINE)
+    report = scan(bundle, blank_exam(tmp_path, views), tmp_path / "r", **MACHINE)
     assert dict(report.counts) == {"unscored": 1}
     result = open_results(tmp_path / "r").case_folder("blank").result
     assert result["scores"] == {}
@@ -252,5 +252,5 @@ def test_exam_with_one_blank_view_is_partial(exams: Cohort, nets_and_bundle, tmp
     _, bundle = nets_and_bundle
     blank = blank_exam(tmp_path, ("l_cc",)).cases[0]
     case = replace(exams.cases[0], views={**exams.cases[0].views, **blank.views})
-    report = scan(bundle, Cohort((case,)), tmp_path / "r", machine=MACHINE)
+    report = scan(bundle, Cohort((case,)), tmp_path / "r", **MACHINE)
     assert dict(report.counts) == {"partial": 1}

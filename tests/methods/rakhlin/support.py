@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lobule.cohort import Case, Cohort
-from lobule.methods.rakhlin import Config, TrainMachine
+from lobule.methods.rakhlin import Config
 from lobule.methods.rakhlin.boosting import BoostingConfig
 from lobule.methods.rakhlin.config import BACH
+from lobule.training.fitting import TrainMachine
 
 WIDTH, HEIGHT = 200, 160
 MACHINE = TrainMachine(device="cpu", precision="float32", workers=2)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from lobule.api import config_of
 from lobule.errors import ConfigError
 from lobule.methods.rakhlin import Config
+from lobule.settings import parse
 
 
 def models(config: Config) -> int:
@@ -33,14 +33,14 @@ def test_the_papers_text_counts_six_hundred_models() -> None:
 
 
 def test_the_quick_recipe_replaces_what_was_not_set() -> None:
-    quick = config_of(Config, {"recipe": "quick", "crops": "7", "boosting.rounds": "30"}).resolved()
+    quick = parse(Config, {"recipe": "quick", "crops": "7", "boosting.rounds": "30"}).resolved()
     assert (quick.augmentations, quick.crops, quick.boosting.folds, quick.boosting.seeds) == (4, 7, 5, 1)
     assert quick.boosting.rounds == 30
     assert Config().resolved() == Config()
 
 
 def test_settings_survive_as_text_and_as_json() -> None:
-    config = config_of(
+    config = parse(
         Config,
         {"sizes": "300,200", "encoders": "tiny,vgg16@features.8", "stain_range": "1,1", "keras": "yes"},
     )
@@ -75,4 +75,4 @@ def test_inputs_follow_the_weights() -> None:
 )
 def test_what_does_not_fit_is_told(settings: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        config_of(Config, settings)
+        parse(Config, settings)

@@ -275,7 +275,7 @@ def test_what_cannot_be_scored_fails_by_itself(
     assert "more than 60 px" in messages["small"]
     assert "cannot be decoded" in messages["cut"]
     assert "not a slide that Lobule can read" in messages["text"]
-    assert "--mpp" in messages["unknown"]
+    assert "--slide-mpp" in messages["unknown"]
 
 
 def test_an_image_of_almost_no_tissue_is_scored_as_it_is(

@@ -74,7 +74,16 @@ def test_tumour_is_found_on_an_unseen_slide_and_slides_are_separated(
 ) -> None:
     assert trained.metrics["val_auc"] > 0.95
     assert trained.path is not None
-    report = lobule.scan(trained.path, cohort.split("test"), tmp_path / "r", machine=SCANNER.__dict__)
+    assert trained.path is not None
+    report = lobule.scan(
+        trained.path,
+        cohort.split("test"),
+        tmp_path / "r",
+        device="cpu",
+        precision="float32",
+        memory_layout="channels-last",
+        readers=1,
+    )
     assert not report.failed
     results = open_results(tmp_path / "r")
     reader = results.case_folder("f").maps["map-s16"]

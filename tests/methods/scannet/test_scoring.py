@@ -12,7 +12,7 @@ from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Case, Cohort
 from lobule.errors import BundleError, ConfigError
 from lobule.findings import HEATMAP_FEATURES, cell_centre, heatmap_features, non_maximum_suppression
-from lobule.methods.scannet import Config, DensePredictor, TrainMachine, forest, load, save, scoring, train
+from lobule.methods.scannet import Config, DensePredictor, forest, load, save, scoring, train
 from lobule.methods.scannet.forest import FOREST, grow_forest
 from lobule.methods.scannet.scoring import features_of, is_tumour, learn_slide_score
 from lobule.results.folder import open_results
@@ -20,6 +20,7 @@ from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
+from lobule.training.fitting import TrainMachine
 from lobule.training.patch_sampling import SlidePositions, find_positions
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.methods.scannet.test_train import MPP, painted

@@ -15,7 +15,7 @@ from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, Leakage, ModelError, ResultsError
-from lobule.methods.scannet import Config, DensePredictor, TrainMachine, load, train
+from lobule.methods.scannet import Config, DensePredictor, load, train
 from lobule.methods.scannet.mining import _spaced_cells, hard_negatives, merge_points
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.scaling import PLAIN_SCALING
@@ -23,7 +23,7 @@ from lobule.results.folder import open_results
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
-from lobule.training.fitting import FitProgress
+from lobule.training.fitting import FitProgress, TrainMachine
 from lobule.training.job import training_split
 from lobule.training.patch_sampling import NORMAL, find_positions
 from tests.scanning.support import write_slide

@@ -17,17 +17,37 @@ Deliberate deviations
 - With a validation split (or a held-out fifth of the patients) each member keeps the weights of its best
   epoch. The paper trains 30 epochs and keeps the last; `patience=0 --val none` does the same.
 
-The comparison models are trained by the same loop: WELDON, mean and max pooling, gated attention, TransMIL,
-and the later version of CHOWDER by its authors. Each is an entry of `METHODS`; `--set model=NAME` with the
-method chowder selects the same models.
+The comparison models are trained by the same loop. Each is a preset of the method; `--set model=NAME` with
+the method chowder selects the same models.
+- `chowder_modern`: the later version by its authors (2023): a hidden layer for tile scores, and R = 10
+- `weldon`: WELDON (Durand, Thome and Cord, CVPR 2016), the mean of the highest and lowest linear scores
+- `mean_pool`, `max_pool`: logistic regression on the mean, or on the maximum, of the features
+- `abmil`: gated attention (Ilse, Tomczak and Welling, ICML 2018)
+- `transmil`: TransMIL (Shao et al., NeurIPS 2021)
 """
 
+from lobule.methods import Method
 from lobule.methods.chowder.config import Config
 from lobule.methods.chowder.predictor import BagPredictor, load
-from lobule.methods.chowder.train import KINDS, train
-from lobule.training.fitting import TrainMachine
+from lobule.methods.chowder.train import train
+from lobule.settings import type_hints
 
-SCAN_SETTINGS = ("features",)
-"""Settings that a scan accepts. `features` is a folder of stored features, read instead of the slides."""
+METHOD = Method(
+    name="chowder",
+    summary="A slide's score from the features of its tiles, learned from one label per slide.",
+    config=Config,
+    load=load,
+    train=train,
+    resolve=lambda config, cohort: config.with_features(),
+    scan_settings=type_hints(Config, "features"),
+    presets={
+        "chowder_modern": {"model": "modern"},
+        "weldon": {"model": "weldon"},
+        "mean_pool": {"model": "mean"},
+        "max_pool": {"model": "max"},
+        "abmil": {"model": "abmil"},
+        "transmil": {"model": "transmil"},
+    },
+)
 
-__all__ = ["KINDS", "SCAN_SETTINGS", "BagPredictor", "Config", "TrainMachine", "load", "train"]
+__all__ = ["METHOD", "BagPredictor", "Config", "load", "train"]

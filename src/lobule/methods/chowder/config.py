@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,7 +16,9 @@ from lobule.nets.mil import (
     Weldon,
     chowder_modern,
 )
-from lobule.settings import as_json, only_known
+from lobule.settings import Settings
+
+ModelName = Literal["chowder", "modern", "weldon", "mean", "max", "abmil", "transmil"]
 
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "chowder": {"r": 5, "epochs": 30, "batch": 10, "rate": 1e-3, "l2": 0.5, "decay": 0.0, "dropout": 0.5},
@@ -32,11 +33,11 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of a bag model, of its training, and of the findings in its map."""
 
-    model: str = "chowder"
-    """A key of `MODEL_DEFAULTS`."""
+    model: ModelName = "chowder"
+    """The model that turns the features of a slide's tiles into its score."""
     features: str = ""
     """The folder of features to train on (in a scan: to read instead of the slides)."""
     classes: tuple[str, ...] = ("normal", "tumour")
@@ -84,20 +85,14 @@ class Config:
     """A tile is part of a finding if it scores above this share of the tiles of normal training slides."""
 
     def __post_init__(self) -> None:
-        if self.model not in MODEL_DEFAULTS:
-            raise ConfigError(f"no bag model '{self.model}'", expected=", ".join(MODEL_DEFAULTS))
+        super().__post_init__()
         if len(self.classes) != 2:
             raise ConfigError(
                 "a bag model has exactly two classes",
                 expected="two",
                 actual=", ".join(self.classes),
             )
-        if self.bottom not in ("minimum first", "descending"):
-            raise ConfigError(f"no order '{self.bottom}'", expected="minimum first or descending")
-        for name in ("r", "epochs", "batch", "members", "repeats"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, not {value}")
+        self.require(1, "r", "epochs", "batch", "members", "repeats")
         if self.folds == 1 or self.inner_folds < 2 or self.folds < 0 or self.tiles < 0 or self.patience < 0:
             raise ConfigError(
                 f"folds {self.folds}, inner folds {self.inner_folds}, tiles {self.tiles} or patience "
@@ -119,31 +114,14 @@ class Config:
         value = getattr(self, name)
         return MODEL_DEFAULTS[self.model][name] if value is None else value
 
-    def to_dict(self) -> dict[str, Any]:
-        return as_json(self)
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
-        values = only_known(cls, settings, "chowder")
-        return cls(**{name: _typed(name, value) for name, value in values.items()})
-
-
-INTEGER_SETTINGS, FLOAT_SETTINGS = (
-    ("r", "epochs", "batch"),
-    ("rate", "l2", "decay", "dropout", "grid_rates", "grid_decays"),
-)
-
-
-def _typed(name: str, value: Any) -> Any:
-    """Convert the value of a setting that may be None, or that is a list of numbers, from text."""
-    try:
-        if name in FLOAT_SETTINGS and isinstance(value, list | tuple):
-            return tuple(float(item) for item in value)
-        if isinstance(value, str) and name in (*INTEGER_SETTINGS, *FLOAT_SETTINGS):
-            return int(value) if name in INTEGER_SETTINGS else float(value)
-    except ValueError:
-        raise ConfigError(f"{name} = '{value}' is not a number") from None
-    return value
+    def with_features(self) -> Config:
+        """Return the resolved config if it names the features to train on, and raise `ConfigError` if not."""
+        if not self.features:
+            raise ConfigError(
+                "a bag model is trained on stored features, and none are set",
+                remedy="Extract them with `lobule features COHORT --out DIR`, then pass --set features=DIR",
+            )
+        return self.resolved()
 
 
 def build(config: Config, dim: int) -> BagModel:

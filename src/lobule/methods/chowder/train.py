@@ -18,7 +18,7 @@ from torch import Tensor
 from lobule.bundles import Bundle, patient_hash, write_bundle
 from lobule.cohort import Cohort
 from lobule.cohort.case import Kind
-from lobule.errors import ConfigError, ResultsError
+from lobule.errors import ResultsError
 from lobule.features import FeatureFolder, open_features
 from lobule.features.frame import encoding_to_dict
 from lobule.files import read_json, write_json
@@ -83,12 +83,7 @@ def train(
         ConfigError: No features are set, or the features do not fit together.
         ResultsError: The features have changed since the interrupted training.
     """
-    config = config.resolved()
-    if not config.features:
-        raise ConfigError(
-            "a bag model is trained on stored features, and none are set",
-            remedy="Extract them with `lobule features COHORT --out DIR`, then pass --set features=DIR",
-        )
+    config = config.with_features()
     folder = open_features(config.features)
     progress = progress or FitProgress()
     progress.stage = "reading features"

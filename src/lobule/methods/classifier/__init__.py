@@ -9,8 +9,16 @@ Deliberate differences from WSInfer:
 - A TorchScript file can run code, so it is converted and loaded only with `--trust`.
 """
 
+from lobule.methods import Method
 from lobule.methods.classifier.config import Config, of_wsinfer
 from lobule.methods.classifier.convert import convert
 from lobule.methods.classifier.predictor import TilePredictor, load
 
-__all__ = ["Config", "TilePredictor", "convert", "load", "of_wsinfer"]
+METHOD = Method(
+    name="classifier",
+    summary="Tile scores by any timm, torchvision or TorchScript model; converted, not trained.",
+    config=Config,
+    load=load,
+)
+
+__all__ = ["METHOD", "Config", "TilePredictor", "convert", "load", "of_wsinfer"]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lobule.cohort.labels import plain, polarity
 from lobule.errors import ConfigError
 from lobule.nets.scaling import InputScaling
-from lobule.settings import as_json, only_known
+from lobule.settings import Settings
 
 BACKGROUND_NAMES = frozenset({"background", "other"})
 """Class names that count as background, in addition to the names that mean no tumour."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of a tile classifier."""
 
     architecture: str
@@ -30,16 +30,15 @@ class Config:
     """Side of the model's input in pixels; tiles of another size are resized on the device."""
     mean: tuple[float, float, float] = InputScaling().mean
     std: tuple[float, float, float] = InputScaling().std
-    activation: str = "softmax"
-    """softmax, sigmoid, or none if the model outputs probabilities."""
+    activation: Literal["softmax", "sigmoid", "none"] = "softmax"
+    """`none` if the model outputs probabilities."""
     background: tuple[str, ...] = ()
     """Classes without findings and slide scores; if empty, the class names decide."""
     tissue_share: float = 0.1
     """Tiles with a smaller share of tissue than this are not scored."""
 
     def __post_init__(self) -> None:
-        if self.activation not in ("softmax", "sigmoid", "none"):
-            raise ConfigError(f"unknown activation '{self.activation}'", expected="softmax, sigmoid or none")
+        super().__post_init__()
         if not self.classes:
             raise ConfigError("a classifier needs at least one class name")
         source, _, name = self.architecture.partition(":")
@@ -70,14 +69,6 @@ class Config:
             if tumour_classes and len(tumour_classes) < len(self.classes)
             else self.classes[-1:]
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        return as_json(self)
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
-        values = only_known(cls, settings, "classifier")
-        return cls(**values)
 
 
 def of_wsinfer(wsinfer_config: Mapping[str, Any], *, source: str = "torchscript") -> Config:
@@ -113,5 +104,5 @@ def of_wsinfer(wsinfer_config: Mapping[str, Any], *, source: str = "torchscript"
             mean, std = (float(m0), float(m1), float(m2)), (float(s0), float(s1), float(s2))
         elif name != "ToTensor":
             raise ConfigError(f"unsupported transform {name}", expected="Resize, ToTensor, Normalize")
-    activation = "softmax" if len(classes) > 1 else "sigmoid"
+    activation: Literal["softmax", "sigmoid"] = "softmax" if len(classes) > 1 else "sigmoid"
     return Config(source, classes, mpp, tile, size, mean, std, activation)

@@ -39,25 +39,21 @@ precede every variant.
 Research use only.
 """
 
+from lobule.methods import Method
 from lobule.methods.four_view.config import SETTABLE, Config
 from lobule.methods.four_view.convert import convert
 from lobule.methods.four_view.predictor import FourViewPredictor, load, save
 from lobule.methods.four_view.train import KINDS, train
-from lobule.training.fitting import TrainMachine
 
-__all__ = [
-    "KINDS",
-    "SCAN_IGNORES",
-    "SCAN_SETTINGS",
-    "Config",
-    "FourViewPredictor",
-    "TrainMachine",
-    "convert",
-    "load",
-    "save",
-    "train",
-]
+METHOD = Method(
+    name="four_view",
+    summary="Benign and malignant scores per breast from four mammogram views, with heatmaps.",
+    config=Config,
+    load=load,
+    train=train,
+    kinds=KINDS,
+    scan_settings=SETTABLE,
+    unsupported=("refine", "stride", "slide_mpp", "upsample"),
+)
 
-SCAN_SETTINGS = SETTABLE
-SCAN_IGNORES = ("stride", "mpp", "upsample")
-"""Scan options that do not apply: the method itself decides how the views of an exam are cropped and cut."""
+__all__ = ["METHOD", "Config", "FourViewPredictor", "convert", "load", "save", "train"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lobule.errors import ConfigError
 from lobule.mammograms.dicom import Pixels
@@ -13,7 +13,7 @@ from lobule.methods.four_view.crop import Compat
 from lobule.methods.four_view.patches import PATCH, STRIDE
 from lobule.methods.four_view.windows import NO_AUGMENTATION, Augmentation
 from lobule.nets.four_view import WIDTHS, Pooling
-from lobule.settings import as_json, only_known
+from lobule.settings import Settings, type_hints
 from lobule.training.fitting import Optimiser, Schedule
 
 Variant = Literal["view_wise", "image_wise", "side_wise", "joint"]
@@ -22,7 +22,7 @@ Painting = Literal["exact", "fast"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of the classifier, its scans and its training."""
 
     variant: Variant = "view_wise"
@@ -125,23 +125,7 @@ class Config:
     stop_after: int = 15
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("variant", get_args(Variant)),
-            ("painting", get_args(Painting)),
-            ("compat", get_args(Streams)),
-            ("quirks", get_args(Compat)),
-            ("pool", get_args(Pooling)),
-            ("pixels", get_args(Pixels)),
-            ("optimiser", get_args(Optimiser)),
-            ("schedule", get_args(Schedule)),
-        ):
-            if getattr(self, name) not in choices:
-                raise ConfigError(
-                    f"no {name} '{getattr(self, name)}' in four_view", expected=f"one of {', '.join(choices)}"
-                )
-        for name in ("heatmaps", "augmentation", "swap_sides"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} of four_view is true or false", actual=str(getattr(self, name)))
+        super().__post_init__()
         if self.epochs < 1:
             raise ConfigError("four_view needs at least one window per view", actual=f"epochs={self.epochs}")
         if self.window and self.augmentation and 2 * self.resize >= min(self.window):
@@ -217,39 +201,10 @@ class Config:
             else replace(self, painting=heatmap_mode, **overrides)
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        return as_json(self)
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
-        values = only_known(cls, settings, "four_view")
-        return cls(**{name: _typed(name, value) for name, value in values.items()})
-
-
-def _typed(name: str, value: Any) -> Any:
-    """Convert a list, or a window written as text such as `2677x1942`, to a tuple."""
-    if name == "window" and isinstance(value, str):
-        value = value.replace("x", ",").split(",") if value else None
-    if not isinstance(value, list | tuple):
-        return value
-    kind = float if name == "patch_shares" else int
-    try:
-        return tuple(kind(number) for number in value)
-    except ValueError as error:
-        raise ConfigError(f"{name} of four_view must be a list of numbers", actual=str(value)) from error
-
 
 HEATMAPS = ("none", "exact", "fast")
 
-SETTABLE: dict[str, Any] = {
-    "heatmaps": "exact",
-    "epochs": 10,
-    "augmentation": True,
-    "seed": 0,
-    "compat": "own",
-    "quirks": "reference",
-    "pixels": "nyu-raw",
-    "finding_threshold": 0.5,
-}
-"""Settings that a scan can change, each with an example value of its type. The weights determine the
-others."""
+SETTABLE = {"heatmaps": Literal["none", "exact", "fast"]} | type_hints(
+    Config, "epochs", "augmentation", "seed", "compat", "quirks", "pixels", "finding_threshold"
+)
+"""Settings that a scan can change, with their types. The weights determine the others."""

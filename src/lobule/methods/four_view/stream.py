@@ -94,5 +94,5 @@ class BatchStream(Generic[Sample, Batch]):
         raise CaseError(
             f"{ATTEMPTS} draws in a row could not be read",
             actual=str(last),
-            remedy="Check the disk, then continue from the last checkpoint with --resume",
+            remedy="Check the disk, then run the same command again to continue from the last checkpoint",
         )

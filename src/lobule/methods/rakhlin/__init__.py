@@ -33,17 +33,35 @@ Deliberate deviations
 Research use only.
 """
 
+from lobule.methods import Method
 from lobule.methods.rakhlin.bach import write_bach
 from lobule.methods.rakhlin.bundle import load, save
 from lobule.methods.rakhlin.config import Config
 from lobule.methods.rakhlin.predictor import RakhlinPredictor
-from lobule.methods.rakhlin.train import KINDS, split_for_training, train
-from lobule.training.fitting import TrainMachine
+from lobule.methods.rakhlin.train import KINDS, split_for_training, train, with_classes
+from lobule.settings import type_hints
 
-SCAN_SETTINGS = ("scan_augmentations", "map_augmentations", "window", "stride", "tissue_share")
+METHOD = Method(
+    name="rakhlin",
+    summary="Class probabilities of images, regions and slides, learned from one label per image.",
+    config=Config,
+    load=load,
+    train=train,
+    kinds=KINDS,
+    split=split_for_training,
+    resolve=lambda config, cohort: with_classes(config.resolved(), cohort),
+    scan_settings=type_hints(
+        Config, "scan_augmentations", "map_augmentations", "window", "stride", "tissue_share"
+    ),
+)
 
 __all__ = [
-    "KINDS", "SCAN_SETTINGS", "Config", "RakhlinPredictor", "TrainMachine", "load", "save",
-    "split_for_training", "train",
+    "METHOD",
+    "Config",
+    "RakhlinPredictor",
+    "load",
+    "save",
+    "split_for_training",
+    "train",
     "write_bach",
-]  # fmt: skip
+]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from lobule.errors import ConfigError
 from lobule.methods.rakhlin.boosting import BoostingConfig
-from lobule.settings import as_json, only_known
+from lobule.settings import Settings
 
 Recipe = Literal["full", "quick"]
 Stains = Literal["published", "corrected", "none"]
@@ -39,7 +39,7 @@ class DescriptorSet:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """All settings that determine a model."""
 
     recipe: Recipe = "full"
@@ -111,21 +111,9 @@ class Config:
     """Cells with a smaller share of tissue are not scored."""
 
     def __post_init__(self) -> None:
-        for name, kind in (
-            ("recipe", Recipe),
-            ("stains", Stains),
-            ("calibration", Calibration),
-            ("folds_by", Groups),
-        ):
-            if getattr(self, name) not in get_args(kind):
-                expected = ", ".join(get_args(kind))
-                raise ConfigError(f"no {name} '{getattr(self, name)}'", expected=expected)
-        for name in ("augmentations", "crops", "p_norm", "window", "stride", "map_augmentations"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("scan_augmentations", "attributions"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
+        super().__post_init__()
+        self.require(1, "augmentations", "crops", "p_norm", "window", "stride", "map_augmentations")
+        self.require(0, "scan_augmentations", "attributions")
         if not 0 <= self.tissue_share <= 1:
             raise ConfigError(f"tissue_share must be from 0 to 1, not {self.tissue_share}")
         if self.scale <= 0 or self.mpp < 0 or not self.sizes or min(self.sizes) < 1 or not self.encoders:
@@ -179,27 +167,6 @@ class Config:
         if self.encoders[encoder].partition("@")[0] == "inception_v3":
             return "tf"
         return "caffe" if self.keras else "torchvision"
-
-    def to_dict(self) -> dict[str, Any]:
-        return as_json(self)
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Config:
-        values = only_known(cls, stored, "rakhlin")
-        try:
-            for name, number in (("sizes", int), ("stain_range", float), ("operating_points", float)):
-                if name in values:
-                    values[name] = tuple(number(value) for value in values[name])
-        except ValueError as error:
-            raise ConfigError(f"{name} must be numbers", actual=str(error)) from None
-        if len(values.get("stain_range", (0, 0))) != 2:
-            raise ConfigError("stain_range is two numbers", actual=str(values["stain_range"]))
-        if isinstance(boosting := values.get("boosting"), Mapping):
-            names = {item.name for item in fields(BoostingConfig)}
-            if strange := sorted(set(boosting) - names):
-                raise ConfigError(f"no setting 'boosting.{strange[0]}'", expected=", ".join(sorted(names)))
-            values["boosting"] = BoostingConfig(**boosting)
-        return cls(**values)
 
 
 def plain_name(encoder: str) -> str:

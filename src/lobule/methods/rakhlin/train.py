@@ -81,12 +81,13 @@ def train(
     """
     machine, progress = (machine or TrainMachine()).resolved(), progress or FitProgress()
     split = split_for_training(cohort, val, seed)
-    config = _with_classes(config.resolved(), split.train)
+    config = with_classes(config.resolved(), split.train)
     with begun_training(out, config, split, also={"seed": seed}, resume=resume, fresh=fresh) as folder:
         return _Training(config, split, Path(out), folder, seed, machine, progress).run()
 
 
-def _with_classes(config: Config, cohort: Cohort) -> Config:
+def with_classes(config: Config, cohort: Cohort) -> Config:
+    """Return the config with the classes of the cohort, and refuse labels that are not among its classes."""
     labels = cohort.labels()
     if not config.classes:
         classes = BACH if set(labels) == set(BACH) else labels

@@ -33,10 +33,21 @@ Intentional differences from the paper:
 - The last batch of an epoch continues into the next epoch.
 """
 
-from lobule.methods.reverse_distillation.config import SCAN_SETTINGS, Config
+from lobule.methods import Method
+from lobule.methods.reverse_distillation.config import Config
 from lobule.methods.reverse_distillation.convert import convert
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, load, save
 from lobule.methods.reverse_distillation.train import train
-from lobule.training.fitting import TrainMachine
+from lobule.settings import type_hints
 
-__all__ = ["SCAN_SETTINGS", "AnomalyPredictor", "Config", "TrainMachine", "convert", "load", "save", "train"]
+METHOD = Method(
+    name="reverse_distillation",
+    summary="An anomaly map of a slide, learned from about ten slides with outlined tumours.",
+    config=Config,
+    load=load,
+    train=train,
+    resolve=lambda config, cohort: config.of_loss(config.loss),
+    scan_settings=type_hints(Config, "form", "mosaics", "threshold"),
+)
+
+__all__ = ["METHOD", "AnomalyPredictor", "Config", "convert", "load", "save", "train"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from lobule.augment import AugmentConfig
 from lobule.errors import ConfigError
-from lobule.settings import as_json, only_known
+from lobule.settings import Settings
 
 Loss = Literal["focal", "plain"]
 Form = Literal["exact", "shared"]
@@ -24,15 +23,12 @@ STAIN_AUGMENTATION = AugmentConfig(
 """Rotations, flips and mild changes of stain and colour, after which a patch still looks like tissue. Without
 them, a student that sees only a few hundred patches learns the stain of their slides."""
 
-SCAN_SETTINGS = ("form", "mosaics", "threshold")
-"""Settings of the bundle that a scan may override."""
-
 RANDOM = "random"
 """Used instead of a weights file: the teacher is initialised at random from the seed."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of a reverse distillation model, its training and its scans."""
 
     teacher: str = "wide_resnet50_2"
@@ -40,7 +36,7 @@ class Config:
     weights: str = ""
     """File with the teacher's weights, or `random`. By default the weights published by torchvision or
     timm."""
-    shortcut: int = 3
+    shortcut: Literal[1, 3] = 3
     """Kernel size of the bottleneck's first shortcut: 3 in FW-RD, 1 in RD4AD."""
     classes: tuple[str, ...] = ("normal", "tumour")
     mpp: float = 0.25
@@ -104,29 +100,12 @@ class Config:
     """Number of validation slides that are scanned to calibrate the slide score; 0 leaves it uncalibrated."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("loss", Loss), ("form", Form), ("threshold", Threshold)):
-            if getattr(self, name) not in get_args(kind):
-                raise ConfigError(
-                    f"unknown {name} '{getattr(self, name)}'", expected=f"one of {', '.join(get_args(kind))}"
-                )
-        if self.score not in ("mean", "max"):
-            raise ConfigError(f"unknown score '{self.score}'", expected="mean or max")
-        if self.shortcut not in (1, 3):
-            raise ConfigError(
-                f"unsupported shortcut kernel size {self.shortcut}", expected="3 (FW-RD) or 1 (RD4AD)"
-            )
+        super().__post_init__()
         if len(self.classes) != 2:
             raise ConfigError("outlines distinguish exactly two classes", actual=", ".join(self.classes))
-        for name in ("patch", "input", "stride", "mosaics", "slides", "normal_patches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("augmentation", "standardise_teacher"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        self.require(1, "patch", "input", "stride", "mosaics", "slides", "normal_patches")
         not_negative = ("tumour_patches", "normal_slides", "rate", "batch", "epochs", "apart")
-        for name in (*not_negative, "val_patches", "val_slides"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
+        self.require(0, *not_negative, "val_patches", "val_slides")
 
     def of_loss(self, loss: Loss) -> Config:
         """These settings with a loss, and its published values for settings that are 0."""
@@ -139,13 +118,3 @@ class Config:
             epochs=self.epochs or epochs,
             tumour_patches=self.tumour_patches if loss == "focal" else 0,
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        return as_json(self)
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Config:
-        values = only_known(cls, stored, "reverse_distillation")
-        if isinstance(strengths := values.get("augment"), Mapping):
-            values["augment"] = STAIN_AUGMENTATION.with_strengths(strengths)
-        return cls(**values)

@@ -23,14 +23,30 @@ Intentional differences from the paper:
   of workers.
 """
 
+from lobule.methods import Method
 from lobule.methods.scannet.config import Config
 from lobule.methods.scannet.predictor import DensePredictor, load, save
 from lobule.methods.scannet.train import train
-from lobule.training.fitting import TrainMachine
+from lobule.settings import type_hints
 
-SCAN_SETTINGS = ("findings", "threshold", "opening", "min_cells", "nms_radius", "refine_above", "slide_score")
-"""Settings of the bundle that a scan may override."""
+METHOD = Method(
+    name="scannet",
+    summary="A dense tumour map of a slide, learned from tumours outlined on many slides.",
+    config=Config,
+    load=load,
+    train=train,
+    resolve=lambda config, cohort: config.resolved(),
+    scan_settings=type_hints(
+        Config,
+        "findings",
+        "threshold",
+        "opening",
+        "min_cells",
+        "nms_radius",
+        "refine_above",
+        "slide_score",
+    ),
+    unsupported=(),
+)
 
-REFINES = True
-
-__all__ = ["REFINES", "SCAN_SETTINGS", "Config", "DensePredictor", "TrainMachine", "load", "save", "train"]
+__all__ = ["METHOD", "Config", "DensePredictor", "load", "save", "train"]

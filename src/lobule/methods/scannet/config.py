@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from lobule.augment import AugmentConfig
 from lobule.errors import ConfigError
-from lobule.settings import as_json, only_known
+from lobule.settings import Settings
 from lobule.training.fitting import Schedule
 
 FindingsBy = Literal["components", "nms"]
@@ -16,7 +15,7 @@ SlideScore = Literal["max", "forest"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of a ScanNet model, its training and its scans."""
 
     trunk: str = "scannet_vgg16"
@@ -90,19 +89,25 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        for name, kinds in (("findings", FindingsBy), ("slide_score", SlideScore)):
-            if getattr(self, name) not in get_args(kinds):
-                choices = ", ".join(get_args(kinds))
-                raise ConfigError(f"unknown {name} '{getattr(self, name)}' for scannet", expected=choices)
-        if self.trees < 1 or self.opening < 0 or self.nms_radius < 1:
-            raise ConfigError("trees and nms_radius must be at least 1, and opening at least 0")
+        super().__post_init__()
+        self.require(1, "trees", "nms_radius")
+        self.require(0, "opening", "rounds")
 
-    def to_dict(self) -> dict[str, Any]:
-        return as_json(self)
+    def resolved(self) -> Config:
+        """Return these settings if a net can be trained with them.
 
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Config:
-        values = only_known(cls, stored, "scannet")
-        if isinstance(strengths := values.get("augment"), Mapping):
-            values["augment"] = AugmentConfig().with_strengths(strengths)
-        return cls(**values)
+        Raises:
+            ConfigError: The trunk does not exist, or a batch or the classes are too few.
+        """
+        from lobule.nets.backbones import BACKBONES
+
+        if self.trunk not in BACKBONES:
+            raise ConfigError(f"unknown trunk '{self.trunk}'", expected=", ".join(BACKBONES))
+        if len(self.classes) != 2:
+            raise ConfigError(
+                "outlines distinguish exactly two classes",
+                expected="two classes",
+                actual=", ".join(self.classes),
+            )
+        self.require(2, "batch")
+        return self

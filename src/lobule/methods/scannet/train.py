@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from lobule.augment import NO_AUGMENTATION
 from lobule.bundles import Bundle, plain_weights, read_bundle
 from lobule.cohort import Cohort
-from lobule.errors import ConfigError
 from lobule.files import fingerprint, make_folder
 from lobule.methods.scannet.calibration import CellCalibration, calibrate_cells
 from lobule.methods.scannet.config import Config
@@ -75,7 +74,7 @@ def train(
         machine: Device, precision and number of workers.
         progress: Receives the progress of the training.
     """
-    _check(config)
+    config = config.resolved()
     splits = training_split(cohort, val, seed)
     with (
         joined_ranks() as ranks,
@@ -96,19 +95,6 @@ def train(
 def both_classes(pool: Pool) -> bool:
     """Whether patches of normal tissue and of tumour can be cut from the slides of the pool."""
     return bool(pool.usable(NORMAL)) and bool(pool.usable(TUMOUR))
-
-
-def _check(config: Config) -> None:
-    if config.trunk not in BACKBONES:
-        raise ConfigError(f"unknown trunk '{config.trunk}'", expected=", ".join(BACKBONES))
-    if len(config.classes) != 2:
-        raise ConfigError(
-            "outlines distinguish exactly two classes",
-            expected="two classes",
-            actual=", ".join(config.classes),
-        )
-    if config.batch < 2 or config.rounds < 0:
-        raise ConfigError(f"batch {config.batch} or rounds {config.rounds} is too small", expected="2 and 0")
 
 
 class _Training:

@@ -15,12 +15,20 @@ in float32. The score of a breast is the mean of the scores of its views; the pu
 Research use only.
 """
 
+from lobule.methods import Method
 from lobule.methods.four_view.gmic.config import SETTABLE, Config
 from lobule.methods.four_view.gmic.convert import convert
 from lobule.methods.four_view.gmic.predictor import GmicPredictor, load
+from lobule.settings import type_hints
 
-__all__ = ["SCAN_IGNORES", "SCAN_SETTINGS", "Config", "GmicPredictor", "convert", "load"]
+METHOD = Method(
+    name="gmic",
+    summary="Scores of each mammogram view from its salient regions; converted, not trained.",
+    config=Config,
+    load=load,
+    kinds=("exam",),
+    scan_settings=type_hints(Config, *SETTABLE),
+    unsupported=("refine", "stride", "slide_mpp", "upsample"),
+)
 
-SCAN_SETTINGS = SETTABLE
-SCAN_IGNORES = ("stride", "mpp", "upsample")
-"""Scan options that do not apply: the method itself decides how the views of an exam are cropped and cut."""
+__all__ = ["METHOD", "Config", "GmicPredictor", "convert", "load"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 from lobule.errors import ConfigError
 from lobule.mammograms.dicom import Pixels
@@ -13,11 +13,11 @@ from lobule.methods.four_view.crop import Compat
 from lobule.methods.four_view.windows import NO_AUGMENTATION, Augmentation
 from lobule.nets.four_view import WIDTHS
 from lobule.nets.gmic import REGION_PX, REGIONS, TOP_SHARES
-from lobule.settings import as_json, only_known
+from lobule.settings import Settings
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Settings of the model and its scans."""
 
     top_shares: tuple[float, ...] = TOP_SHARES[:1]
@@ -36,13 +36,6 @@ class Config:
     map_cell: int = 16
     """Side in pixels of a cell of the stored saliency map."""
     widths: tuple[int, ...] = WIDTHS
-
-    def __post_init__(self) -> None:
-        for name, choices in (("quirks", get_args(Compat)), ("pixels", get_args(Pixels))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(
-                    f"no {name} '{getattr(self, name)}' in gmic", expected=f"one of {', '.join(choices)}"
-                )
 
     @property
     def members(self) -> int:
@@ -84,14 +77,6 @@ class Config:
                     f"'{name}' cannot be set for a scan with gmic", expected=", ".join(SETTABLE)
                 )
         return replace(self, **settings)
-
-    def to_dict(self) -> dict[str, Any]:
-        return as_json(self)
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
-        values = only_known(cls, settings, "gmic")
-        return cls(**values)
 
 
 SETTABLE = ("quirks", "pixels")

@@ -1,0 +1,151 @@
+"""Options that several commands share. An option has the same name and meaning in every command."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from lobule.errors import UsageError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Function], Function]
+
+
+def _all_of(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Combine decorators; the help shows their options in this order."""
+
+    def decorate(function: Any) -> Any:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def _converted_by(convert: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Return a callback of click that converts the value of an option."""
+    return lambda context, parameter, value: convert(value)
+
+
+def out_option(metavar: str, help: str) -> Callable[[Any], Any]:
+    return click.option("--out", required=True, metavar=metavar, help=help)
+
+
+def mpp_option(name: str, help: str, default: float | None = None) -> Callable[[Any], Any]:
+    """Return an option for a resolution, which must be a positive finite number."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(
+                f"{name} {value:g} is not a valid resolution", expected="µm per pixel, such as 0.25"
+            )
+        return value
+
+    return click.option(
+        name,
+        type=float,
+        default=default,
+        show_default=default is not None,
+        metavar="UM",
+        callback=_converted_by(check),
+        help=help,
+    )
+
+
+def as_bytes(text: str) -> int:
+    """Parse a size such as 2GiB, 500MB, 1.5g or a number of bytes."""
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    try:
+        assert match is not None
+        number = float(match[1])
+    except (AssertionError, ValueError):
+        raise UsageError(f"--max-ram '{text}' is not a size", expected="such as 2GiB or 1500MB") from None
+    base = 1000 if match[2] and not match[3] and text.lower().rstrip().endswith("b") else 1024
+    size = int(number * base ** " kmgt".index(match[2] or " "))
+    if size <= 0:
+        raise UsageError(f"--max-ram '{text}' leaves no memory", expected="such as 2GiB")
+    return size
+
+
+def parse_settings(assignments: tuple[str, ...]) -> dict[str, str]:
+    """Parse `key=value` texts into a dictionary; hyphens in keys become underscores."""
+    pairs = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"cannot parse the setting '{assignment}'", expected="--set key=value")
+        pairs[key.strip().replace("-", "_")] = value.strip()
+    return pairs
+
+
+slide_mpp_option = mpp_option("--slide-mpp", "µm/px of slides that do not state it.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0, mps.")
+max_ram_option = click.option(
+    "--max-ram",
+    default="2GiB",
+    show_default=True,
+    metavar="SIZE",
+    callback=_converted_by(as_bytes),
+    help="Memory to use in addition to the model.",
+)
+seed_option = click.option("--seed", default=0, show_default=True)
+workers_option = click.option(
+    "--workers", type=click.IntRange(1), help="Workers that sample patches; by default one per core."
+)
+val_option = click.option(
+    "--val",
+    default="val",
+    show_default=True,
+    metavar="SPLIT",
+    callback=_converted_by(lambda value: None if value == "none" else value),
+    help="Split for validation: val, test or none.",
+)
+settings_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_converted_by(parse_settings),
+    help="Change a setting of the method (see `lobule methods NAME`); repeatable.",
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print what would be done and stop.")
+retry_failed_option = click.option("--retry-failed", is_flag=True, help="Try failed cases and fields again.")
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="auto uses what is fastest on this machine.",
+)
+
+slide_options = _all_of(
+    slide_mpp_option,
+    click.option("--upsample", is_flag=True, help="Allow a resolution finer than that of the slide."),
+    click.option("--tissue/--no-tissue", default=True, help="Use only tissue, or whole slides."),
+)
+"""How slides are read."""
+
+scan_machine_options = _all_of(
+    precision_option,
+    click.option(
+        "--memory-layout",
+        type=click.Choice(["auto", "channels-last", "contiguous"]),
+        default="auto",
+        show_default=True,
+        help="Memory layout of the model; auto works as for --precision.",
+    ),
+    device_option,
+    max_ram_option,
+    click.option("--readers", type=click.IntRange(1), help="Reading threads; by default one per core."),
+    click.option("--batch", type=click.IntRange(1), help="Number of fields or tiles per batch."),
+)
+"""The resources of a scan."""
+
+
+def fresh_option(content: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--fresh", is_flag=True, help=f"Delete {content} in this folder first, instead of continuing."
+    )
