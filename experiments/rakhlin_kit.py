@@ -114,7 +114,7 @@ def ucsb(kit: Path, out: Path) -> dict[str, Any]:
     settings = {"scan_augmentations": 1}
     # their µm/px is unknown; with that of the model they are read unscaled
     report = lobule.scan(
-        out / "without-8863", sorted((kit / "histology/ucsb/images").glob("*.jpg")), results, mpp=MPP,
+        out / "without-8863", sorted((kit / "histology/ucsb/images").glob("*.jpg")), results, slide_mpp=MPP,
         settings=settings, device="cpu",
     )  # fmt: skip
     print(f"UCSB: {dict(report.counts)}")

@@ -254,10 +254,11 @@ def describe(kind: type[DataclassInstance], defaults: Mapping[str, Any] | None =
     for item in fields(kind):
         required = item.default is MISSING and item.default_factory is MISSING
         default = {**(defaults or {})}.get(item.name, _default(item))
-        if is_dataclass(default):
+        if is_dataclass(types[item.name]):
+            inner_defaults = default if isinstance(default, Mapping) else asdict(default)
             described += [
                 replace(inner, name=f"{item.name}.{inner.name}")
-                for inner in describe(type(default), asdict(default))  # type: ignore[arg-type]
+                for inner in describe(types[item.name], inner_defaults)
             ]
             continue
         default = list(default) if isinstance(default, tuple) else default
