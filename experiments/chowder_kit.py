@@ -93,7 +93,8 @@ def main() -> None:
         tile=TILE,
         input_px=224,
         tissue_share=0.3,
-        device="cpu", precision="float32",
+        device="cpu",
+        precision="float32",
     )
     assert not report.failed, report.failed
     folder = open_features(options.work)

@@ -86,7 +86,8 @@ def main() -> None:
             weights=weights,
             mpp=MPP,
             tile=TILE,
-            device="cpu", precision="float32",
+            device="cpu",
+            precision="float32",
         )
         assert not report.failed, report.failed
         bags_by_split[name] = gather(cohort, open_features(report.path.parent)).bags

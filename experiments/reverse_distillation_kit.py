@@ -157,7 +157,8 @@ def distilled(
             Cohort(tuple(cases)),
             folder / "bundle",
             settings=settings,
-            device="cpu", workers=1,
+            device="cpu",
+            workers=1,
             val=None,
             fresh=True,
         )

@@ -131,9 +131,7 @@ def run(folder: Path, seed: int, design: Design) -> dict[str, list[SlideMatch]]:
         if (bundle / "model.json").exists():
             trained = read_bundle(bundle)
         else:
-            trained = lobule.train(
-                "scannet", cohort, bundle, settings=settings, val=None, seed=seed
-            )
+            trained = lobule.train("scannet", cohort, bundle, settings=settings, val=None, seed=seed)
         print(f"seed {seed}, {arm}: hard places {trained.metrics['hard_places']}", flush=True)
         results = folder / f"{arm}-results"
         lobule.scan(bundle, unseen, results)
