@@ -8,7 +8,7 @@ TORCH_BACKEND ?=
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check lint format types unit docs docs-check setup pins wheel clean campaign
+.PHONY: demo test check lint format types unit docs docs-check setup viewer pins wheel clean campaign
 
 demo: setup
 	$(BIN)/lobule demo
@@ -18,6 +18,10 @@ test: check unit
 check: lint types docs-check
 
 setup: $(STAMP)
+	@scripts/viewer
+
+viewer: $(STAMP)
+	@scripts/viewer
 
 $(STAMP):
 	@test -n "$(PYTHON)" || { echo "Lobule needs Python 3.11 or newer on the PATH."; exit 2; }
@@ -57,4 +61,4 @@ wheel: setup
 	$(BIN)/python -m build --installer uv --wheel
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache dist site
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache dist site web/node_modules src/lobule/server/static

@@ -14,7 +14,18 @@ SOURCE = Path(lobule.__file__).parent
 ORDER: list[list[str]] = [
     ["units", "errors", "geometry", "settings", "allocator"],
     ["resize", "tissue", "color", "grid", "stitch", "findings", "augment", "nets", "losses", "measures"],
-    ["files", "cohort", "slides", "mammograms", "annotations", "phantoms", "bundles", "results", "features"],
+    [
+        "files",
+        "cohort",
+        "slides",
+        "mammograms",
+        "annotations",
+        "phantoms",
+        "bundles",
+        "results",
+        "reviews",
+        "features",
+    ],
     ["scanning", "training"],
     ["methods"],
     ["cluster", "exports", "report", "server", "evaluation"],
@@ -38,8 +49,8 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
 
 NO_TORCH = {
     "units", "errors", "geometry", "settings", "allocator", "resize", "tissue", "color", "grid", "findings",
-    "measures", "files", "cohort", "slides", "mammograms", "annotations", "phantoms", "results", "features",
-    "server", "report", "exports", "evaluation", "cli",
+    "measures", "files", "cohort", "slides", "mammograms", "annotations", "phantoms", "results", "reviews",
+    "features", "server", "report", "exports", "evaluation", "cli",
 }  # fmt: skip
 
 

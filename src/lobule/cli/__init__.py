@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lobule.cli.evaluate:command",
         "Evaluate results: FROC, AUC, precision, recall and calibration with intervals.",
     ),
+    "view": ("lobule.cli.view:command", "Show results, slides and exams in a web browser."),
     "weights": (
         "lobule.cli.weights:command",
         "List, inspect, convert and calibrate weights.",

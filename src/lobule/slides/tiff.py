@@ -23,7 +23,7 @@ from lobule.geometry import Box, Size, level_step, tiles_over
 from lobule.slides import libturbojpeg
 from lobule.slides.backend import RGB, FoundMpp, Level
 from lobule.slides.cache import DEFAULT_BYTES, TileCache
-from lobule.slides.jpeg import Bytes, TileBuffer
+from lobule.slides.jpeg import EOI, Bytes, TileBuffer
 from lobule.slides.tiff_facts import Layer, TiffMetadata, read_metadata
 from lobule.slides.tile_codecs import JPEG, decode_tile
 
@@ -34,6 +34,9 @@ REFUSALS = 8
 """After libturbojpeg refused this many tiles of a level, it is no longer used for that level."""
 LARGE_TILE_PIXELS = 1 << 22
 """Larger tiles are decoded one at a time, so that several threads do not multiply the memory."""
+
+MAX_STORED_BYTES = 1 << 24
+"""Largest compressed tile that `stored_jpeg` returns."""
 
 SPOILED = (ValueError, RuntimeError, TypeError, IndexError, OverflowError, MemoryError, BufferError)
 """The exceptions that codecs raise for damaged bytes."""
@@ -124,6 +127,30 @@ class TiffBackend:
                 target[...] = tile[y : y + height, x : x + width]
             del tile  # release it now: the next tile can reuse its memory while it is in the CPU cache
         return out
+
+    def stored_jpeg(self, level: int, column: int, row: int) -> bytes | None:
+        """One tile as the file stores it, as a complete JPEG stream; None if it has to be decoded.
+
+        The tile has the full size of the level's tiles, also where it extends beyond the level.
+        """
+        layer = self._layers[level]
+        coding, index = layer.coding, row * layer.columns + column
+        if coding.compression != JPEG or len(layer.offsets) > 1 or coding.samples not in (1, 3):
+            return None
+        data = self._fetch_whole(int(layer.offsets[0, index]), int(layer.lengths[0, index]))
+        try:
+            stream, header = coding.completed(data)
+        except SPOILED:
+            return None
+        if (header.width, header.height, header.samples) != (*layer.tile, coding.samples):
+            return None
+        return bytes(stream) if stream[-2:] == EOI else bytes(stream) + EOI
+
+    def _fetch_whole(self, offset: int, length: int) -> bytes:
+        """The bytes of a tile; empty if the file does not store it, ends before it, or states too many."""
+        if offset + length > self._file.size or length > MAX_STORED_BYTES:
+            return b""
+        return self._file.read(offset, length)
 
     def read_associated(self, name: str) -> RGB:
         layer = self._associated_layers[name]

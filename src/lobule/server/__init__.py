@@ -1,0 +1,1 @@
+"""The web viewer's server: cases, image tiles, map tiles, findings and reviews. It needs no torch."""

@@ -1,0 +1,171 @@
+"""The cases that the server shows, known to clients by opaque ids, and the files of their images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lobule.cohort import Case, Cohort
+from lobule.cohort.manifest import IMAGE_SUFFIXES
+from lobule.errors import LobuleError, NotReadable, ResultsError
+from lobule.files import read_json
+from lobule.mammograms.exams import view_named
+from lobule.mammograms.views import VIEWS
+from lobule.results import CaseFolder, Results
+from lobule.results.checks import LARGEST_JSON
+from lobule.results.folder import PLAN
+
+Kind = Literal["slide", "image", "exam"]
+MAX_WALKED_FILES = 200_000
+"""Files under the slides folder that are indexed by name."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One results folder, or cases without results (`results` is None)."""
+
+    name: str
+    results: Results | None = None
+    cohort: Cohort | None = None
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image of a case: its path, and µm/px from the cohort that replace those of the file."""
+
+    path: str
+    mpp: float | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One case of one source."""
+
+    id: str
+    source: int
+    name: str
+    folder: CaseFolder | None
+    row: Case | None
+    """The case's row in the cohort, if there is one."""
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        return None if self.folder is None else self.folder.result
+
+    def plan(self) -> Mapping[str, Any]:
+        """Return `plan.json` of the case; empty if it is missing or damaged."""
+        if self.folder is None or not (self.folder.path / PLAN).is_file():
+            return {}
+        try:
+            plan = read_json(self.folder.path / PLAN, LARGEST_JSON)
+        except (NotReadable, ResultsError):
+            return {}
+        return plan if isinstance(plan, dict) else {}
+
+
+@dataclass
+class Library:
+    """All cases of all sources.
+
+    Args:
+        sources: Results folders and cohorts.
+        cohort: Rows of cases in results folders: paths, labels and annotations.
+        slides: A folder that is searched for images whose recorded path does not exist.
+    """
+
+    sources: Sequence[Source]
+    cohort: Cohort | None = None
+    slides: Path | None = None
+    _entries: dict[str, Entry] = field(default_factory=dict, init=False)
+    _images: dict[str, tuple[int, dict[str, ImageFile]]] = field(default_factory=dict, init=False)
+    _files: dict[str, str] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._rows = {case.id: case for case in self.cohort or ()}
+
+    def entries(self) -> list[Entry]:
+        """Return every case, also those that a running scan has added since the last call."""
+        listed = [entry for index, source in enumerate(self.sources) for entry in self._of(index, source)]
+        self._entries = {entry.id: entry for entry in listed}
+        return listed
+
+    def entry(self, case_id: str) -> Entry:
+        """Return a case by its opaque id. Raises `KeyError`."""
+        if case_id not in self._entries:
+            self.entries()
+        return self._entries[case_id]
+
+    def _of(self, index: int, source: Source) -> Iterator[Entry]:
+        if source.results is None:
+            for case in source.cohort or ():
+                yield Entry(_opaque_id(index, source, case.id), index, case.id, None, case)
+            return
+        folders = {folder.case_id: folder for folder in source.results.cases()}
+        try:
+            planned = source.results.planned()
+        except ResultsError:
+            planned = []  # The settings are damaged or gone; the cases are still shown.
+        for name in dict.fromkeys([*planned, *folders]):
+            folder = folders.get(name) or source.results.case_folder(name)
+            yield Entry(_opaque_id(index, source, name), index, name, folder, self._rows.get(name))
+
+    def images(self, entry: Entry) -> dict[str, ImageFile]:
+        """Return the images of a case by name: `slide`, or the views of an exam. Paths may not exist."""
+        try:
+            planned = 0 if entry.folder is None else (entry.folder.path / PLAN).stat().st_mtime_ns
+        except OSError:
+            planned = 0
+        cached = self._images.get(entry.id)
+        if cached is None or cached[0] != planned:
+            cached = self._images[entry.id] = planned, self._read_images(entry)
+        return cached[1]
+
+    def _read_images(self, entry: Entry) -> dict[str, ImageFile]:
+        row, plan = entry.row, entry.plan()
+        recorded_mpp = plan.get("mpp")
+        mpp = row.mpp if row is not None else recorded_mpp if isinstance(recorded_mpp, float) else None
+        views = row.views if row is not None else plan.get("views") or {}
+        if isinstance(views, Mapping) and views:
+            return dict(self._views(views))
+        paths = list(row.paths) if row is not None else list(plan.get("input") or {})
+        return {"slide": ImageFile(self.locate(str(paths[0])), mpp)} if paths else {}
+
+    def _views(self, views: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, ImageFile]]:
+        files_of = {}
+        for name, files in views.items():
+            try:
+                files_of[view_named(str(name))] = files
+            except LobuleError:
+                continue
+        for view in VIEWS:
+            for number, file in enumerate(files_of.get(view, ()), start=1):
+                name = view if number == 1 else f"{view} {number}"
+                yield name, ImageFile(self.locate(str(file)))
+
+    def kind(self, entry: Entry) -> Kind:
+        row, plan = entry.row, entry.plan()
+        if row.views if row is not None else plan.get("views"):
+            return "exam"
+        paths = list(row.paths) if row is not None else list(plan.get("input") or {})
+        return "image" if paths and str(paths[0]).lower().endswith(IMAGE_SUFFIXES) else "slide"
+
+    def locate(self, path: str) -> str:
+        """Return a recorded path, or the file of that name in the slides folder if the path is gone."""
+        if self.slides is None or Path(path).exists():
+            return path
+        if self._files is None:
+            self._files = {}
+            for number, file in enumerate(sorted(self.slides.rglob("*"))):
+                if number >= MAX_WALKED_FILES:
+                    break
+                self._files.setdefault(file.name, str(file))
+        return self._files.get(Path(path).name, path)
+
+
+def _opaque_id(index: int, source: Source, case_id: str) -> str:
+    """Return an id that does not show the case's name and stays the same when the server restarts."""
+    key = f"{index}\0{source.name}\0{case_id}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(key, digest_size=12, person=b"lobule view").hexdigest()

@@ -1,0 +1,104 @@
+"""The route of image tiles: a plain ASGI application, because it answers most of the requests.
+
+Tiles that the file stores as JPEG are sent unchanged. Other tiles are decoded in a bounded pool of threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+from lobule.errors import LobuleError
+from lobule.server.gate import Receive, Scope, Send, answer
+from lobule.server.library import Library
+from lobule.server.pixels import OpenedImage, Pixels
+
+PATH = re.compile(r"/tiles/([0-9a-f]{24})/([0-9]{1,2})/([0-9]{1,7})/([0-9]{1,7})\.jpg")
+IMMUTABLE = b"private, max-age=31536000, immutable"
+
+
+class Tiles:
+    """Serves `/tiles/CASE/LEVEL/COLUMN/ROW.jpg`; level 0 is the finest."""
+
+    def __init__(self, library: Library, pixels: Pixels, threads: int) -> None:
+        self.library, self.pixels = library, pixels
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
+        self._threads = threads
+        self._slots: asyncio.Semaphore | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match = PATH.fullmatch(scope["path"])
+        if match is None or scope["method"] not in ("GET", "HEAD"):
+            await answer(send, 404, "There is no such tile.")
+            return
+        level, column, row = (int(number) for number in match.groups()[1:])
+        try:
+            image = self._image(match[1])
+            tag = _tag(image, level, column, row)
+        except (KeyError, OSError, LobuleError):
+            await answer(send, 404, "There is no such tile.")
+            return
+        if tag is None:
+            await answer(send, 404, "There is no such tile.")
+            return
+        if dict(scope["headers"]).get(b"if-none-match") == tag:
+            await _send(send, 304, b"", tag)
+            return
+        try:
+            data = self.pixels.stored_tile(image, level, column, row)
+            if data is None:
+                data = await self._decoded(image, level, column, row, receive)
+        except (OSError, LobuleError):
+            await answer(send, 404, "The tile cannot be read.")
+            return
+        if data is not None:
+            await _send(send, 200, b"" if scope["method"] == "HEAD" else data, tag, len(data))
+
+    def _image(self, case_id: str) -> OpenedImage:
+        entry = self.library.entry(case_id)
+        file = self.library.images(entry)["slide"]
+        return self.pixels.open(file.path, file.mpp)
+
+    async def _decoded(
+        self, image: OpenedImage, level: int, column: int, row: int, receive: Receive
+    ) -> bytes | None:
+        """Decode a tile when a thread is free; None if the client has gone by then."""
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(2 * self._threads)
+        gone = asyncio.ensure_future(_disconnect(receive))
+        try:
+            async with self._slots:
+                if gone.done():
+                    return None
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(
+                    self._pool, self.pixels.decoded_tile, image, level, column, row
+                )
+        finally:
+            gone.cancel()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _tag(image: OpenedImage, level: int, column: int, row: int) -> bytes | None:
+    """Return the ETag of a tile; None if the image has no such tile."""
+    if level >= len(image.levels):
+        return None
+    size, tile = image.levels[level].size, image.levels[level].tile
+    if column * tile.width >= size.width or row * tile.height >= size.height:
+        return None
+    key = f"{image.slide.path}\0{image.version}\0{level}/{column}/{row}".encode("utf-8", "surrogatepass")
+    return b'"%s"' % hashlib.blake2b(key, digest_size=12).hexdigest().encode()
+
+
+async def _send(send: Send, status: int, data: bytes, tag: bytes, length: int | None = None) -> None:
+    headers = [(b"etag", tag), (b"cache-control", IMMUTABLE)]
+    if status == 200:
+        headers += [(b"content-type", b"image/jpeg"), (b"content-length", str(length).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": data})

@@ -1,0 +1,55 @@
+// The page of one case: a slide or an exam.
+
+import { useEffect, useState } from "preact/hooks";
+import { get, type CaseDetail, type CaseRow, type FindingsPage, type Session } from "./api";
+import { listen } from "./events";
+import { ExamPage } from "./exampage";
+import { SlidePage } from "./slidepage";
+import { Brand } from "./widgets";
+
+const NO_FINDINGS: FindingsPage = { total: 0, findings: [], labels: [], images: {} };
+
+export interface CasePageProps {
+  detail: CaseDetail;
+  page: FindingsPage;
+  cases: CaseRow[];
+  session: Session | null;
+  onHelp: () => void;
+}
+
+export function CasePage(props: { id: string; cases: CaseRow[]; session: Session | null; onHelp: () => void }) {
+  const [loaded, setLoaded] = useState<{ detail: CaseDetail; page: FindingsPage } | null>(null);
+  const [problem, setProblem] = useState("");
+  const load = async () => {
+    try {
+      const [detail, page] = await Promise.all([
+        get<CaseDetail>(`cases/${props.id}`),
+        get<FindingsPage>(`cases/${props.id}/findings?limit=200`).catch(() => NO_FINDINGS),
+      ]);
+      setLoaded({ detail, page });
+    } catch (error) {
+      setProblem(error instanceof Error ? error.message : String(error));
+    }
+  };
+  useEffect(() => {
+    void load();
+    return listen((event) => {
+      if ((event.kind === "finished" && event.case === props.id) || event.kind === "reload") void load();
+    });
+  }, [props.id]);
+  if (!loaded)
+    return (
+      <div class="list-page">
+        <header class="bar"><Brand /></header>
+        <p class="empty" role={problem ? "alert" : undefined}>{problem || "Opening the case …"}</p>
+      </div>
+    );
+  const Page = loaded.detail.kind === "exam" ? ExamPage : SlidePage;
+  return <Page {...loaded} cases={props.cases} session={props.session} onHelp={props.onHelp} />;
+}
+
+/** The cases before and after this one in the list. */
+export function neighbours(cases: CaseRow[], id: string): [CaseRow | undefined, CaseRow | undefined] {
+  const index = cases.findIndex((row) => row.id === id);
+  return [cases[index - 1], cases[index + 1]];
+}

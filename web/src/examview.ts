@@ -1,0 +1,285 @@
+// The four views of an exam on one canvas: chest walls together, equal millimetres, zoomed and moved together.
+
+import { get, getBytes, query, type CaseDetail, type ImageInfo, type TruthOutline } from "./api";
+import { createGreyPainter, type GreyImage, type GreyPainter } from "./greyscale";
+import { listen } from "./events";
+import { MapLayer } from "./maptiles";
+import { apply, createPainter, invert, type Affine, type Line, type Painter } from "./painter";
+import { onChange, settings } from "./settings";
+
+/** Right breast on the left of the screen, as radiologists hang views. */
+export const PANES = ["R-CC", "L-CC", "R-MLO", "L-MLO"];
+const GRADE_COLOURS: Record<string, [number, number, number]> = { malignant: [255, 90, 90], benign: [90, 200, 255] };
+const LENS_PX = 110;
+
+interface Loaded {
+  info: ImageInfo;
+  image: GreyImage | null;
+  problem: string;
+}
+
+export class ExamView {
+  readonly element: HTMLElement;
+  private grey: GreyPainter;
+  private painter: Painter;
+  private layers = new Map<string, MapLayer>();
+  private truth: TruthOutline[] = [];
+  private stop: (() => void)[] = [];
+  private scheduled = false;
+  readonly views = new Map<string, Loaded>();
+  /** Window: centre and width of the values between black and white. */
+  centre = 2048;
+  width = 4096;
+  inverted = false;
+  zoom = 1;
+  /** The point at the centre of each pane: millimetres from the chest wall and below the image's centre. */
+  pan: [number, number] | null = null;
+  single: string | null = null;
+  heatmap: string | null = null;
+  lens = false;
+  pointer: [number, number] | null = null;
+  onUpdate: () => void = () => {};
+
+  constructor(
+    element: HTMLElement,
+    readonly detail: CaseDetail,
+  ) {
+    this.element = element;
+    const plain = location.search.includes("plain");
+    this.grey = this.addGrey(plain);
+    this.painter = this.addPainter(plain);
+    for (const name of PANES) {
+      const info = detail.images[name];
+      if (info) this.views.set(name, { info, image: null, problem: info.missing ?? "" });
+    }
+    this.resetWindow();
+    void this.load();
+    const observer = new ResizeObserver(() => this.redraw());
+    observer.observe(element);
+    this.stop.push(() => observer.disconnect(), onChange(() => this.redraw()));
+    this.stop.push(
+      listen((event) => {
+        if (event.kind !== "chunks" || event.case !== detail.id) return;
+        for (const chunk of event.chunks) {
+          const [name, row, column] = chunk.split("/");
+          for (const layer of this.layers.values())
+            if (encodeURIComponent(layer.info.name) === name) layer.refresh(Number(row), Number(column));
+        }
+      }),
+    );
+    if (detail.has_truth) void get<TruthOutline[]>(`cases/${detail.id}/truth`).then((truth) => { this.truth = truth; this.redraw(); });
+  }
+
+  destroy(): void {
+    for (const stop of this.stop) stop();
+    this.grey.canvas.remove();
+    this.painter.canvas.remove();
+  }
+
+  get renderer(): string {
+    return this.grey.name;
+  }
+
+  private addGrey(plain: boolean): GreyPainter {
+    const painter = createGreyPainter(plain, () => {
+      this.grey.canvas.remove();
+      this.grey = this.addGrey(true);
+      this.redraw();
+    });
+    painter.canvas.className = "grey";
+    this.element.prepend(painter.canvas);
+    return painter;
+  }
+
+  private addPainter(plain: boolean): Painter {
+    const painter = createPainter(plain, () => {
+      this.painter.canvas.remove();
+      this.painter = this.addPainter(true);
+      this.redraw();
+    });
+    painter.canvas.className = "overlay";
+    this.element.append(painter.canvas);
+    return painter;
+  }
+
+  private async load(): Promise<void> {
+    await Promise.all(
+      [...this.views].map(async ([name, view]) => {
+        if (view.problem) return;
+        try {
+          const bytes = await getBytes(`cases/${this.detail.id}/view?${query({ name })}`);
+          view.image = { width: view.info.width, height: view.info.height, values: new Uint16Array(bytes) };
+        } catch (error) {
+          view.problem = error instanceof Error ? error.message : String(error);
+        }
+        this.redraw();
+      }),
+    );
+  }
+
+  /** The grades that have a heatmap. */
+  grades(): string[] {
+    return [...new Set(this.detail.maps.flatMap((map) => map.classes))];
+  }
+
+  /** Off, then each grade in turn. */
+  nextHeatmap(): void {
+    const grades = [null, ...this.grades()];
+    this.showHeatmap(grades[(grades.indexOf(this.heatmap) + 1) % grades.length]);
+  }
+
+  showHeatmap(grade: string | null): void {
+    this.heatmap = grade;
+    this.layers.clear();
+    for (const map of this.detail.maps)
+      if (grade !== null && map.classes.includes(grade))
+        this.layers.set(map.image, new MapLayer(this.detail.id, map, map.classes.indexOf(grade), () => this.redraw()));
+    this.redraw();
+  }
+
+  resetWindow(): void {
+    const infos = [...this.views.values()].map((view) => view.info);
+    const high = Math.max(1, ...infos.map((info) => info.highest ?? 1));
+    this.centre = high / 2;
+    this.width = high;
+    this.redraw();
+  }
+
+  setWindow(centre: number, width: number): void {
+    this.centre = centre;
+    this.width = Math.max(1, width);
+    this.redraw();
+  }
+
+  reset(): void {
+    this.zoom = 1;
+    this.pan = null;
+    this.single = null;
+    this.redraw();
+  }
+
+  mm(name: string): number {
+    const known = this.views.get(name)?.info.mm_per_px;
+    const others = [...this.views.values()].map((view) => view.info.mm_per_px).find((value) => value);
+    return known ?? others ?? 1;
+  }
+
+  /** CSS rectangle of a view: left, top, width, height. */
+  pane(name: string): [number, number, number, number] {
+    const { clientWidth: w, clientHeight: h } = this.element;
+    if (this.single) return this.single === name ? [0, 0, w, h] : [0, 0, 0, 0];
+    const index = PANES.indexOf(name);
+    return [(index % 2) * (w / 2), Math.floor(index / 2) * (h / 2), w / 2, h / 2];
+  }
+
+  /** CSS pixels per millimetre. */
+  get scale(): number {
+    let fit = Infinity;
+    for (const [name, { info }] of this.views) {
+      const [, , width, height] = this.pane(name);
+      if (width > 0 && info.width) fit = Math.min(fit, width / (info.width * this.mm(name)), height / (info.height * this.mm(name)));
+    }
+    return (Number.isFinite(fit) ? fit : 1) * this.zoom;
+  }
+
+  /** Pixels of a stored view to CSS pixels of the element; the chest wall is at the inner edge of the pane. */
+  affine(name: string): Affine {
+    const { info } = this.views.get(name)!;
+    const [left, top, width, height] = this.pane(name);
+    const [mm, scale] = [this.mm(name), this.scale];
+    const toRight = name.startsWith("L");
+    const half = width / 2 / scale;
+    const [panX, panY] = this.pan ?? [half, 0];
+    // u: millimetres from the chest wall. Column c of an image that points right is at u = c · mm.
+    const stored = info.pointing === "left" ? -1 : 1;
+    const direction = toRight ? 1 : -1;
+    const a = stored * direction * mm * scale;
+    const wall = left + width / 2 - direction * panX * scale;
+    const e = stored === 1 ? wall : wall - a * info.width;
+    const d = mm * scale;
+    return [a, 0, 0, d, e, top + height / 2 - panY * scale - (d * info.height) / 2];
+  }
+
+  /** The view under a position, and the pixel of its stored image. */
+  at(x: number, y: number): { name: string; column: number; row: number; value: number | null } | null {
+    for (const [name, view] of this.views) {
+      const [left, top, width, height] = this.pane(name);
+      if (x < left || y < top || x >= left + width || y >= top + height) continue;
+      const [column, row] = apply(invert(this.affine(name)), x, y).map(Math.floor);
+      const inside = column >= 0 && row >= 0 && column < view.info.width && row < view.info.height;
+      return { name, column, row, value: inside && view.image ? view.image.values[row * view.info.width + column] : null };
+    }
+    return null;
+  }
+
+  scoreAt(x: number, y: number): number | null {
+    const at = this.at(x, y);
+    const value = at && this.layers.get(at.name)?.valueAt(at.column + 0.5, at.row + 0.5);
+    return value && value.state === 2 ? value.score : null;
+  }
+
+  moveBy(dx: number, dy: number, name?: string): void {
+    const [, , width] = this.pane(name ?? this.single ?? "L-CC");
+    const [panX, panY] = this.pan ?? [width / 2 / this.scale, 0];
+    const direction = (name ?? this.single ?? "L").startsWith("L") ? 1 : -1;
+    this.pan = [panX - (direction * dx) / this.scale, panY - dy / this.scale];
+    this.redraw();
+  }
+
+  zoomBy(factor: number, x?: number, y?: number): void {
+    const at = x !== undefined && y !== undefined ? this.at(x, y) : null;
+    const before = at && x !== undefined ? apply(invert(this.affine(at.name)), x, y!) : null;
+    const [, , width] = this.pane(at?.name ?? this.single ?? "L-CC");
+    const kept: [number, number] = this.pan ?? [width / 2 / this.scale, 0];
+    const next = Math.min(60, Math.max(1, this.zoom * factor));
+    this.zoom = next;
+    this.pan = next === 1 ? null : kept;
+    if (before && at && this.pan) {
+      const [nx, ny] = apply(this.affine(at.name), before[0], before[1]);
+      this.moveBy(x! - nx, y! - ny, at.name);
+    }
+    this.redraw();
+  }
+
+  redraw(): void {
+    if (this.scheduled) return;
+    this.scheduled = true;
+    requestAnimationFrame(() => {
+      this.scheduled = false;
+      if (this.element.isConnected) this.paint();
+    });
+  }
+
+  private paint(): void {
+    const dpr = devicePixelRatio;
+    const [w, h] = [Math.round(this.element.clientWidth * dpr), Math.round(this.element.clientHeight * dpr)];
+    for (const canvas of [this.grey.canvas, this.painter.canvas])
+      if (canvas.width !== w || canvas.height !== h) Object.assign(canvas, { width: w, height: h });
+    this.grey.clear();
+    for (const [name, view] of this.views) {
+      const pane = this.pane(name).map((value) => Math.round(value * dpr)) as [number, number, number, number];
+      if (pane[2] === 0) continue;
+      const affine = this.affine(name).map((value) => value * dpr) as Affine;
+      if (view.image) {
+        const lens: [number, number, number] =
+          this.lens && this.pointer ? [this.pointer[0] * dpr, this.pointer[1] * dpr, LENS_PX * dpr] : [0, 0, 0];
+        this.grey.paint({ image: view.image, inverse: invert(affine), pane, centre: this.centre, width: this.width, invert: this.inverted, lens });
+      }
+      this.paintOverlay(name, affine, pane, dpr);
+    }
+    this.onUpdate();
+  }
+
+  private paintOverlay(name: string, affine: Affine, clip: [number, number, number, number], dpr: number): void {
+    const layer = this.layers.get(name);
+    const { info } = this.views.get(name)!;
+    const maps = layer ? [layer.visible([0, 0, info.width, info.height], Math.hypot(affine[0], affine[1]))] : [];
+    const [low, high] = layer?.range ?? [0, 1];
+    const lines: Line[] = settings.truth
+      ? this.truth
+          .filter((outline) => outline.name === name)
+          .flatMap((outline) => outline.rings.map((ring) => ({ points: [...ring, ring[0]], colour: GRADE_COLOURS[outline.group] ?? [60, 220, 120], width: 2, dashed: true })))
+      : [];
+    this.painter.paint({ affine, maps, style: { ...settings, low, high, states: false }, points: [], selected: null, lines, dpr, clip });
+  }
+}

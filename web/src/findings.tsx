@@ -1,0 +1,71 @@
+// The list of findings, and the gallery of the highest-scoring fields.
+
+import { useState } from "preact/hooks";
+import { get, query, type CaseDetail, type Field, type Finding, type FindingsPage } from "./api";
+import { length, score, word } from "./format";
+
+const FIELD_UM = 250;
+
+export function FindingsPanel(props: {
+  detail: CaseDetail; page: FindingsPage; findings: Finding[]; selected: number | null; gallery: Field[] | null; mpp: number | null;
+  judged: Map<number, string>; onMore: (more: Finding[]) => void; onChoose: (finding: Finding) => void; onGallery: () => void;
+}) {
+  const { detail, page, findings } = props;
+  const [loading, setLoading] = useState(false);
+  const more = async () => {
+    setLoading(true);
+    try {
+      props.onMore((await get<FindingsPage>(`cases/${detail.id}/findings?offset=${findings.length}&limit=200`)).findings);
+    } finally {
+      setLoading(false);
+    }
+  };
+  return (
+    <>
+      {props.gallery && props.gallery.length > 0 && (
+        <section>
+          <h2>Highest fields <button class="small" onClick={props.onGallery}>Gallery <kbd>g</kbd></button></h2>
+        </section>
+      )}
+      {page.total === 0 && <p class="subtle">There are no findings{detail.status === "unfinished" ? " yet" : ""}.</p>}
+      <ol class="findings">
+        {findings.map((finding, index) => (
+          <li key={finding.number}>
+            <button class={`finding ${finding.number === props.selected ? "chosen" : ""}`} aria-current={finding.number === props.selected}
+              onClick={() => props.onChoose(finding)}>
+              <span class="rank">{index + 1}</span>
+              <strong>{score(finding.score)}</strong>
+              <span>{[finding.lesion_class, finding.label && word(finding.label)].filter(Boolean).join(" · ")}</span>
+              <span class="subtle">{finding.size_um ? length(finding.size_um) : ""}</span>
+              <span class="verdict" title="Your review">{props.judged.get(finding.number) ?? ""}</span>
+            </button>
+          </li>
+        ))}
+      </ol>
+      {findings.length < page.total && <button onClick={() => void more()} disabled={loading}>Show more of {page.total.toLocaleString("en")}</button>}
+    </>
+  );
+}
+
+export function Gallery(props: { detail: CaseDetail; fields: Field[]; mpp: number | null; onChoose: (field: Field) => void; onClose: () => void }) {
+  const side = props.mpp ? FIELD_UM / props.mpp : 1000;
+  const address = (field: Field) =>
+    `api/cases/${props.detail.id}/region?${query({ x: Math.round(field.x - side / 2), y: Math.round(field.y - side / 2), width: Math.round(side), height: Math.round(side), side: 256 })}`;
+  return (
+    <section class="gallery" aria-label="Highest-scoring fields">
+      <header>
+        <h2>The {props.fields.length} highest fields{props.mpp ? `, ${FIELD_UM} µm wide` : ""}</h2>
+        <button onClick={props.onClose}>Close <kbd>g</kbd></button>
+      </header>
+      <div class="strip">
+        {props.fields.map((field, index) => (
+          <button key={index} onClick={() => props.onChoose(field)} title={`Field ${index + 1}, score ${score(field.score)}`}>
+            <img alt={`Field ${index + 1}`} src={address(field)} width={160} height={160} />
+            <span>{index + 1}. {score(field.score)}</span>
+          </button>
+        ))}
+        {props.fields.length === 0 && <p class="subtle">Nothing was scored.</p>}
+      </div>
+    </section>
+  );
+}

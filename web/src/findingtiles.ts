@@ -1,0 +1,102 @@
+// Tiles of findings: single points where few are in view, counts and maxima otherwise.
+
+import { getBytes, query } from "./api";
+
+export interface PointTile {
+  kind: "points" | "bins";
+  count: number;
+  /** Number of findings: that of the points, or the sum over the bins. */
+  findings: number;
+  x: Float32Array;
+  y: Float32Array;
+  score: Float32Array;
+  /** Row in the findings table, or number of findings in the bin. */
+  number: Uint32Array;
+  label: Uint8Array;
+  binSide: number;
+}
+
+const MOST_TILES_IN_VIEW = 12;
+const MOST_TILES = 200;
+
+export class FindingLayer {
+  private tiles = new Map<string, PointTile>();
+  private loading = new Set<string>();
+
+  constructor(
+    readonly caseId: string,
+    readonly image: string,
+    readonly tileSide: number,
+    readonly levels: number,
+    readonly size: [number, number],
+    private onLoad: () => void,
+  ) {}
+
+  visible(box: [number, number, number, number]): PointTile[] {
+    let level = 0;
+    while (level < this.levels - 1 && this.cover(box, level).length > MOST_TILES_IN_VIEW) level++;
+    const tiles: PointTile[] = [];
+    for (const [column, row] of this.cover(box, level)) {
+      const key = `${level}/${column}/${row}`;
+      const tile = this.tiles.get(key);
+      if (tile) tiles.push(tile);
+      else this.load(key, level, column, row);
+    }
+    return tiles;
+  }
+
+  private cover(box: [number, number, number, number], level: number): [number, number][] {
+    const side = this.tileSide * 2 ** level;
+    const range = (low: number, high: number, size: number) => [
+      Math.max(0, Math.floor(low / side)),
+      Math.min(Math.floor((size - 1) / side), Math.floor(high / side)),
+    ];
+    const [left, right] = range(box[0], box[2], this.size[0]);
+    const [top, bottom] = range(box[1], box[3], this.size[1]);
+    const tiles: [number, number][] = [];
+    for (let row = top; row <= bottom; row++) for (let column = left; column <= right; column++) tiles.push([column, row]);
+    return tiles;
+  }
+
+  private load(key: string, level: number, column: number, row: number): void {
+    if (this.loading.has(key)) return;
+    this.loading.add(key);
+    getBytes(`cases/${this.caseId}/finding-tile?${query({ image: this.image, level, column, row })}`)
+      .then((bytes) => {
+        this.tiles.set(key, parse(bytes, this.tileSide * 2 ** level, column, row));
+        while (this.tiles.size > MOST_TILES) this.tiles.delete(this.tiles.keys().next().value!);
+        this.loading.delete(key);
+        this.onLoad();
+      })
+      .catch(() => {});
+  }
+}
+
+function parse(bytes: ArrayBuffer, side: number, column: number, row: number): PointTile {
+  const view = new DataView(bytes);
+  const magic = view.getUint32(0), count = view.getUint32(4, true);
+  let at = 8;
+  const take = <T>(size: number, build: (start: number) => T): T => {
+    const start = at;
+    at += size * count;
+    return build(start);
+  };
+  if (magic === 0x4c465031) {
+    const number = take(4, (start) => new Uint32Array(bytes, start, count));
+    const x = Float32Array.from(take(4, (start) => new Int32Array(bytes, start, count)));
+    const y = Float32Array.from(take(4, (start) => new Int32Array(bytes, start, count)));
+    const score = take(4, (start) => new Float32Array(bytes, start, count));
+    const label = take(1, (start) => new Uint8Array(bytes, start, count));
+    return { kind: "points", count, findings: count, x, y, score, number, label, binSide: 0 };
+  }
+  if (magic !== 0x4c464231) throw new Error("This is not a tile of findings.");
+  const number = take(4, (start) => new Uint32Array(bytes, start, count));
+  const score = take(4, (start) => new Float32Array(bytes, start, count));
+  const binX = take(1, (start) => new Uint8Array(bytes, start, count));
+  const binY = take(1, (start) => new Uint8Array(bytes, start, count));
+  const binSide = side / 64;
+  const x = Float32Array.from(binX, (value) => column * side + (value + 0.5) * binSide);
+  const y = Float32Array.from(binY, (value) => row * side + (value + 0.5) * binSide);
+  const findings = number.reduce((sum, value) => sum + value, 0);
+  return { kind: "bins", count, findings, x, y, score, number, label: new Uint8Array(count), binSide };
+}

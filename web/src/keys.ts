@@ -1,0 +1,29 @@
+// Keys of a page. A page's keys do not act while a person types in a field.
+
+import { useEffect, useRef } from "preact/hooks";
+
+export type Keys = Record<string, (event: KeyboardEvent) => void>;
+
+export function useKeys(keys: Keys): void {
+  const current = useRef(keys);
+  current.current = keys;
+  useEffect(() => {
+    const onKey = (event: KeyboardEvent) => {
+      const target = event.target as HTMLElement;
+      const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName) && (target as HTMLInputElement).type !== "range";
+      if (event.ctrlKey || event.metaKey || event.altKey || (typing && event.key !== "Escape")) return;
+      if (typing) {
+        target.blur();
+        return;
+      }
+      const isSlider = target.tagName === "INPUT" && event.key.startsWith("Arrow");
+      const isButton = /^(BUTTON|A)$/.test(target.tagName) && event.key === "Enter";
+      const action = current.current[event.key];
+      if (!action || isSlider || isButton) return;
+      event.preventDefault();
+      action(event);
+    };
+    addEventListener("keydown", onKey);
+    return () => removeEventListener("keydown", onKey);
+  }, []);
+}

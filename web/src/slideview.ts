@@ -1,0 +1,316 @@
+// One slide on the screen: OpenSeadragon for the image, one canvas above it for maps, findings and outlines.
+
+import OpenSeadragon from "openseadragon";
+import { get, query, type CaseDetail, type FindingsPage, type ImageInfo, type TruthOutline } from "./api";
+import { FindingLayer } from "./findingtiles";
+import { MapLayer } from "./maptiles";
+import { apply, createPainter, invert, type Affine, type Line, type Painter } from "./painter";
+import { onChange, settings } from "./settings";
+import { blankSource, tileSource } from "./tilesource";
+import { listen } from "./events";
+
+export interface Cursor {
+  x: number;
+  y: number;
+  score: number | null;
+  state: number | null;
+}
+
+export interface View {
+  /** Centre in level-0 pixels, level-0 pixels per screen pixel, and rotation in degrees. */
+  x: number;
+  y: number;
+  scale: number;
+  rotation: number;
+}
+
+const LABEL_COLOURS: [number, number, number][] = [
+  [0, 200, 255], [255, 170, 0], [170, 255, 80], [255, 110, 180], [190, 150, 255],
+];
+const TRUTH_COLOUR: [number, number, number] = [60, 220, 120];
+
+export class SlideView {
+  readonly viewer: OpenSeadragon.Viewer;
+  readonly image: ImageInfo;
+  private painter: Painter;
+  private layers: MapLayer[] = [];
+  private findings: FindingLayer | null = null;
+  private outlines = new Map<number, number[][][][]>();
+  private outlineBox = "";
+  private truth: TruthOutline[] = [];
+  private scheduled = false;
+  private stop: (() => void)[] = [];
+  private seenCells = new Map<string, number>();
+  selected: number | null = null;
+  measured: [number, number][] = [];
+  drawing: number[][] = [];
+  drawn: number[][][] = [];
+  hiddenLabels = new Set<string>();
+  className: string;
+  /** Called when the view, the note or the number of findings in view has changed. */
+  onUpdate: () => void = () => {};
+  inView = { findings: 0, kind: "points" as "points" | "bins" };
+
+  constructor(
+    readonly element: HTMLElement,
+    readonly detail: CaseDetail,
+    readonly page: FindingsPage,
+    readonly imageName = "slide",
+  ) {
+    this.image = detail.images[imageName] ?? Object.values(detail.images)[0] ?? { width: 1000, height: 1000 };
+    this.className = this.classes().at(-1) ?? "";
+    this.viewer = new OpenSeadragon.Viewer({
+      element,
+      drawer: "canvas",
+      tileSources: this.image.levels?.length ? tileSource(detail.id, this.image) : blankSource(this.image),
+      showNavigationControl: false,
+      showNavigator: true,
+      navigatorPosition: "BOTTOM_RIGHT",
+      navigatorSizeRatio: 0.16,
+      animationTime: matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 0.35,
+      springStiffness: 9,
+      maxZoomPixelRatio: 8,
+      minZoomImageRatio: 0.5,
+      visibilityRatio: 0.2,
+      imageLoaderLimit: 12,
+      maxImageCacheCount: 600,
+      imageSmoothingEnabled: true,
+      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
+      keyboardNavEnabled: false,
+      crossOriginPolicy: false,
+    } as unknown as OpenSeadragon.Options);
+    this.painter = this.addPainter(location.search.includes("plain"));
+    this.setMaps(detail);
+    const meta = page.images[imageName];
+    if (meta) {
+      const size: [number, number] = [this.image.width, this.image.height];
+      this.findings = new FindingLayer(detail.id, imageName, meta.tile_side, meta.levels, size, () => this.redraw());
+    }
+    const viewer = this.viewer as OpenSeadragon.Viewer & { addHandler(name: string, handler: () => void): void };
+    for (const name of ["update-viewport", "animation", "resize", "rotate", "flip", "open"]) viewer.addHandler(name, () => this.redraw());
+    for (const name of ["animation-finish", "open"]) viewer.addHandler(name, () => this.onSettled());
+    this.stop.push(
+      onChange(() => this.redraw()),
+      listen((event) => {
+        if (event.kind === "chunks" && event.case === detail.id) void this.onChunks(event.chunks);
+      }),
+    );
+    if (detail.has_truth) void get<TruthOutline[]>(`cases/${detail.id}/truth`).then((truth) => { this.truth = truth; this.redraw(); });
+  }
+
+  destroy(): void {
+    for (const stop of this.stop) stop();
+    this.viewer.destroy();
+    this.painter.canvas.remove();
+  }
+
+  /** What the overlay is drawn with; a test can read it. */
+  get renderer(): string {
+    return this.painter.name;
+  }
+
+  get canvas(): HTMLCanvasElement {
+    return this.painter.canvas;
+  }
+
+  private addPainter(plain: boolean): Painter {
+    const painter = createPainter(plain, () => {
+      this.painter.canvas.remove();
+      this.painter = this.addPainter(true);
+      this.onUpdate();
+      this.redraw();
+    });
+    painter.canvas.className = "overlay";
+    this.viewer.canvas.append(painter.canvas);
+    return painter;
+  }
+
+  classes(): string[] {
+    return [...new Set(this.detail.maps.filter((map) => map.image === this.imageName).flatMap((map) => map.classes))];
+  }
+
+  /** Show the maps of a class, coarse ones below fine ones. */
+  setMaps(detail: CaseDetail, className = this.className): void {
+    this.className = className || (detail.maps.flatMap((map) => map.classes).at(-1) ?? "");
+    const maps = detail.maps
+      .filter((map) => map.image === this.imageName && map.classes.includes(this.className))
+      .sort((a, b) => b.l0_stride[0] - a.l0_stride[0]);
+    this.layers = maps.map((map) => {
+      const layer = map.classes.indexOf(this.className);
+      const before = this.layers.find((one) => one.info.name === map.name && one.layer === layer);
+      return before ?? new MapLayer(detail.id, map, layer, () => this.redraw());
+    });
+    this.redraw();
+  }
+
+  private async onChunks(chunks: string[]): Promise<void> {
+    const names = new Set(this.layers.map((layer) => encodeURIComponent(layer.info.name)));
+    if (chunks.some((chunk) => !names.has(chunk.split("/")[0]))) {
+      const detail = await get<CaseDetail>(`cases/${this.detail.id}`);
+      this.detail.maps = detail.maps;
+      this.setMaps(detail);
+    }
+    for (const chunk of chunks) {
+      const [name, row, column] = chunk.split("/");
+      this.layers.find((layer) => encodeURIComponent(layer.info.name) === name)?.refresh(Number(row), Number(column));
+    }
+    this.redraw();
+  }
+
+  /** Level-0 pixels to CSS pixels of the viewer. */
+  get affine(): Affine {
+    const viewport = this.viewer.viewport;
+    const [w, h] = [this.image.width, this.image.height];
+    const at = (x: number, y: number) => viewport.pixelFromPoint(new OpenSeadragon.Point(x / w, y / w), true);
+    const [p0, px, py] = [at(0, 0), at(w, 0), at(0, h)];
+    const affine: Affine = [(px.x - p0.x) / w, (px.y - p0.y) / w, (py.x - p0.x) / h, (py.y - p0.y) / h, p0.x, p0.y];
+    if (viewport.getFlip()) {
+      affine[0] = -affine[0];
+      affine[2] = -affine[2];
+      affine[4] = viewport.getContainerSize().x - affine[4];
+    }
+    return affine;
+  }
+
+  toImage(x: number, y: number): [number, number] {
+    return apply(invert(this.affine), x, y);
+  }
+
+  /** The level-0 box around the visible area. */
+  get box(): [number, number, number, number] {
+    const { x, y } = this.viewer.viewport.getContainerSize();
+    const corners = [[0, 0], [x, 0], [0, y], [x, y]].map(([cx, cy]) => this.toImage(cx, cy));
+    const xs = corners.map((corner) => corner[0]), ys = corners.map((corner) => corner[1]);
+    return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
+  }
+
+  get view(): View {
+    const size = this.viewer.viewport.getContainerSize();
+    const [x, y] = this.toImage(size.x / 2, size.y / 2);
+    const [a, b] = this.affine;
+    return { x, y, scale: 1 / Math.hypot(a, b), rotation: this.viewer.viewport.getRotation() };
+  }
+
+  setView(view: Partial<View>, immediately = false): void {
+    const viewport = this.viewer.viewport;
+    if (view.rotation !== undefined) viewport.setRotation(view.rotation, immediately);
+    if (view.scale !== undefined) {
+      const zoom = this.image.width / view.scale / viewport.getContainerSize().x;
+      viewport.zoomTo(zoom, undefined, immediately);
+    }
+    if (view.x !== undefined && view.y !== undefined)
+      viewport.panTo(new OpenSeadragon.Point(view.x / this.image.width, view.y / this.image.width), immediately);
+    viewport.applyConstraints(immediately);
+    this.redraw();
+  }
+
+  /** Go to a level-0 position so that about `side` level-0 pixels are visible. */
+  flyTo(x: number, y: number, side = 1200): void {
+    const size = this.viewer.viewport.getContainerSize();
+    this.setView({ x, y, scale: Math.max(0.5, side / Math.min(size.x, size.y)) });
+  }
+
+  redraw(): void {
+    if (this.scheduled) return;
+    this.scheduled = true;
+    requestAnimationFrame(() => {
+      this.scheduled = false;
+      if (this.viewer.viewport && this.viewer.canvas?.isConnected) this.paint();
+    });
+  }
+
+  private paint(): void {
+    const dpr = devicePixelRatio;
+    const size = this.viewer.viewport.getContainerSize();
+    const canvas = this.painter.canvas;
+    const [width, height] = [Math.round(size.x * dpr), Math.round(size.y * dpr)];
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    const affine = this.affine.map((value) => value * dpr) as Affine;
+    const box = this.box;
+    const pxPerL0 = Math.hypot(affine[0], affine[1]);
+    const maps = settings.heatmap ? this.layers.map((layer) => layer.visible(box, pxPerL0)) : [];
+    const points = settings.points && this.findings ? this.findings.visible(box) : [];
+    this.inView = { findings: points.reduce((sum, tile) => sum + tile.findings, 0), kind: points[0]?.kind ?? "points" };
+    const [low, high] = this.layers[0]?.range ?? [0, 1];
+    const style = { ...settings, low, high, smooth: settings.smooth };
+    this.painter.paint({ affine, maps, style, points, selected: this.selected, lines: this.lines(), dpr });
+    this.onUpdate();
+  }
+
+  private lines(): Line[] {
+    const lines: Line[] = [];
+    const closed = (ring: number[][]) => [...ring, ring[0]];
+    if (settings.truth)
+      for (const outline of this.truth)
+        for (const ring of outline.rings) lines.push({ points: closed(ring), colour: TRUTH_COLOUR, width: 2, dashed: true });
+    if (settings.outlines)
+      for (const [number, polygons] of this.outlines)
+        for (const rings of polygons)
+          for (const ring of rings)
+            lines.push({ points: closed(ring), colour: number === this.selected ? [255, 217, 0] : LABEL_COLOURS[0], width: number === this.selected ? 3 : 2 });
+    for (const ring of this.drawn) lines.push({ points: closed(ring), colour: LABEL_COLOURS[3], width: 2 });
+    if (this.measured.length) lines.push({ points: this.measured, colour: [255, 255, 255], width: 2 });
+    if (this.drawing.length) lines.push({ points: this.drawing, colour: LABEL_COLOURS[1], width: 2 });
+    return lines;
+  }
+
+  private onSettled(): void {
+    void this.loadOutlines();
+    this.markSeen();
+    this.onUpdate();
+  }
+
+  private async loadOutlines(): Promise<void> {
+    if (!this.findings) return;
+    const [left, top, right, bottom] = this.box.map(Math.round);
+    const key = [left, top, right, bottom].join();
+    if (key === this.outlineBox) return;
+    this.outlineBox = key;
+    const margin = Math.max(right - left, bottom - top);
+    const values = { image: this.imageName, x: left - margin, y: top - margin, width: right - left + 2 * margin, height: bottom - top + 2 * margin };
+    try {
+      const listed = await get<{ number: number; polygon: number[][][][] }[]>(`cases/${this.detail.id}/outlines?${query(values)}`);
+      if (this.outlineBox !== key) return;
+      this.outlines = new Map(listed.map((one) => [one.number, one.polygon]));
+      this.redraw();
+    } catch {
+      this.outlineBox = "";
+    }
+  }
+
+  /** Remember which squares were on the screen, and at what magnification. */
+  private markSeen(): void {
+    const side = this.seenSide;
+    const scale = this.view.scale;
+    const [left, top, right, bottom] = this.box;
+    for (let row = Math.max(0, Math.ceil(top / side)); (row + 1) * side <= bottom; row++)
+      for (let column = Math.max(0, Math.ceil(left / side)); (column + 1) * side <= right; column++) {
+        const key = `${column},${row}`;
+        this.seenCells.set(key, Math.min(scale, this.seenCells.get(key) ?? Infinity));
+      }
+  }
+
+  get seenSide(): number {
+    return Math.max(256, Math.max(this.image.width, this.image.height) / 256);
+  }
+
+  get seen(): ReadonlyMap<string, number> {
+    return this.seenCells;
+  }
+
+  at(clientX: number, clientY: number): Cursor {
+    const bounds = this.viewer.canvas.getBoundingClientRect();
+    const [x, y] = this.toImage(clientX - bounds.left, clientY - bounds.top);
+    const values = this.layers.map((layer) => layer.valueAt(x, y)).filter((value) => value !== null);
+    const value = values.findLast((one) => one.state === 2) ?? values.at(0);
+    return { x, y, score: value && value.state === 2 ? value.score : null, state: value?.state ?? null };
+  }
+
+  get scoreRange(): [number, number] {
+    return this.layers[0]?.range ?? [0, 1];
+  }
+
+  get hasMaps(): boolean {
+    return this.layers.length > 0;
+  }
+}

@@ -1,0 +1,40 @@
+// Small components that several pages use.
+
+import { change, useSettings } from "./settings";
+
+export function Brand() {
+  return <a class="brand" href="#/" title="All cases">Lobule</a>;
+}
+
+export function ThemeButton() {
+  useSettings();
+  const dark = document.documentElement.dataset.theme === "dark";
+  return (
+    <button onClick={() => change({ theme: dark ? "light" : "dark" })} title="Light or dark (D)" aria-label={dark ? "Light theme" : "Dark theme"}>
+      {dark ? "☀" : "☾"}
+    </button>
+  );
+}
+
+export function Slider(props: {
+  name: string; value: number; min: number; max: number; step: number; text: string; onInput: (value: number) => void;
+}) {
+  return (
+    <label class="slider">
+      <span>{props.name}</span>
+      <input type="range" min={props.min} max={props.max} step={props.step} value={props.value} aria-label={props.name}
+        onInput={(event) => props.onInput(Number(event.currentTarget.value))} />
+      <output>{props.text}</output>
+    </label>
+  );
+}
+
+export function Switch(props: { name: string; hint?: string; on: boolean; onChange: (on: boolean) => void }) {
+  return (
+    <label class="switch">
+      <input type="checkbox" checked={props.on} onChange={(event) => props.onChange(event.currentTarget.checked)} />
+      <span>{props.name}</span>
+      {props.hint && <kbd>{props.hint}</kbd>}
+    </label>
+  );
+}
