@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -148,14 +149,43 @@ def find_method(name: str) -> Method[Any]:
     """
     key = name.replace("-", "_")
     if key not in METHODS:
-        near = get_close_matches(key, METHODS, 1)
-        raise ConfigError(
-            f"there is no method '{name}'",
-            expected=f"one of {', '.join(METHODS)}",
-            remedy=f"Did you mean '{near[0]}'?" if near else None,
-        )
+        return _load_installed(name, key)
     method: Method[Any] = import_module(METHODS[key]).METHOD
     return method if key == method.name else replace(method, name=key, changed=method.presets[key])
+
+
+def installed_methods() -> dict[str, EntryPoint]:
+    """Return the methods of other packages, which declare them by the entry point `lobule.methods`."""
+    return {entry.name: entry for entry in entry_points(group="lobule.methods")}
+
+
+def _load_installed(name: str, key: str) -> Method[Any]:
+    installed = installed_methods()
+    if key not in installed:
+        names = [*METHODS, *installed]
+        near = get_close_matches(key, names, 1)
+        raise ConfigError(
+            f"there is no method '{name}'",
+            expected=f"one of {', '.join(names)}",
+            remedy=f"Did you mean '{near[0]}'?" if near else None,
+        )
+    try:
+        method: object = installed[key].load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"the method '{name}' of another package cannot be loaded",
+            subject=installed[key].value,
+            actual=f"{type(error).__name__}: {error}",
+            remedy="Install the package again, or correct its entry point lobule.methods",
+        ) from error
+    if not isinstance(method, Method):
+        raise ConfigError(
+            f"the entry point of the method '{name}' is not a Method",
+            subject=installed[key].value,
+            expected="a value of the class lobule.methods.Method",
+            actual=type(method).__name__,
+        )
+    return method
 
 
 def load(bundle: Bundle, *, trust: bool = False) -> Predictor:
