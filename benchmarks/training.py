@@ -36,8 +36,9 @@ from lobule.phantoms.slides import SlidePhantom, write_slide
 from lobule.scanning.device import available_cores
 from lobule.tissue import TissueConfig
 from lobule.training.fitting import FitOptions, Group, TrainMachine, fit
+from lobule.training.patch_pools import gather
 from lobule.training.patch_sampling import Pool
-from lobule.training.sampling import SampleConfig, Sampler, Samples, SampleStream, gather
+from lobule.training.sampling import SampleConfig, Sampler, Samples, SampleStream
 from measure import arguments, report
 
 BATCH, SIDE, MPP = 32, 203, 0.5
@@ -140,9 +141,9 @@ def rates(pool: Pool, config: SampleConfig, folder: Path, batches: int) -> tuple
     """Patches a second of wall time, and CPU seconds a patch, of a training as `lobule train` runs it."""
     machine, warm = TrainMachine(device="cpu", precision="float32").resolved(), 4
     net = small_net()
-    lanes = machine.lanes_for(BATCH)
+    replicas = machine.replicas_for(BATCH)
     options = FitOptions(
-        steps=batches + warm, schedule="constant", checkpoint_every=10**9, lanes=lanes, log_every=50
+        steps=batches + warm, schedule="constant", checkpoint_every=10**9, replicas=replicas, log_every=50
     )
     workers = machine.workers or 1
     with SampleStream(pool, config, BATCH, seed=1, workers=workers, ahead=max(4, 2 * workers)) as stream:

@@ -20,7 +20,7 @@ from lobule.tissue import TissueConfig
 from lobule.training.fitting import TrainMachine
 from tests.methods.scannet.test_train import InterruptingProgress
 
-MACHINE = TrainMachine(device="cpu", precision="float32", workers=1, lanes=1)
+MACHINE = TrainMachine(device="cpu", precision="float32", workers=1, replicas=1)
 CONFIG = Config(
     trunk="plain", mpp=0.5, steps=6, batch=8, rate=0.01, trunk_rate=0.003, evaluate_every=3, val_patches=8,
     rounds=0, round_steps=2, hard_cap=4, schedule="constant",

@@ -133,11 +133,19 @@ class _Divisible(tuple[Tensor, Tensor]):
         return [_Divisible(x, y) for x, y in zip(self[0].chunk(count), self[1].chunk(count), strict=True)]
 
 
-def test_resumed_training_uses_the_recorded_number_of_lanes(tmp_path: Path) -> None:
-    def divided(folder: Path, lanes: int, dies_at: int | None = None) -> nn.Module:
+def test_resumed_training_uses_the_recorded_number_of_replicas(tmp_path: Path) -> None:
+    def divided(folder: Path, replicas: int, dies_at: int | None = None) -> nn.Module:
         net = small_net()
         groups = [Group(list(net.parameters()), 0.05)]
-        fit(net, loss_of, Halves(dies_at), replace(OPTIONS, lanes=lanes), folder, groups, validate=falling)
+        fit(
+            net,
+            loss_of,
+            Halves(dies_at),
+            replace(OPTIONS, replicas=replicas),
+            folder,
+            groups,
+            validate=falling,
+        )
         return net
 
     two = divided(tmp_path / "two", 2)
@@ -146,9 +154,9 @@ def test_resumed_training_uses_the_recorded_number_of_lanes(tmp_path: Path) -> N
         divided(tmp_path / "broken", 2, dies_at=8)
     # on a machine with other cores
     assert same(two, divided(tmp_path / "broken", 1))
-    assert TrainMachine(lanes=4).lanes_for(64) == 4
-    assert TrainMachine(lanes=4).lanes_for(40) == 2
-    assert TrainMachine(lanes=4).lanes_for(8) == 1
+    assert TrainMachine(replicas=4).replicas_for(64) == 4
+    assert TrainMachine(replicas=4).replicas_for(40) == 2
+    assert TrainMachine(replicas=4).replicas_for(8) == 1
 
 
 def test_tensorboard_events_equal_the_log(tmp_path: Path) -> None:
@@ -278,7 +286,7 @@ def test_nan_weights_are_never_saved(tmp_path: Path) -> None:
 
     calls: list[Tensor] = []
     net = small_net()
-    options = FitOptions(steps=20, evaluate_every=2, checkpoint_every=2, log_every=100, lanes=1)
+    options = FitOptions(steps=20, evaluate_every=2, checkpoint_every=2, log_every=100, replicas=1)
     with pytest.raises(ModelError, match="NaN or infinite at step 6"):
         fit(net, loss, Numbers(), options, tmp_path, [Group(list(net.parameters()), 0.01)])
     checkpoint = read_checkpoint(tmp_path)

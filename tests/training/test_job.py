@@ -12,7 +12,8 @@ import pytest
 
 from lobule.cohort import Cohort
 from lobule.errors import ConfigError, ModelError, ResultsError
-from lobule.training.job import TrainingSplit, begun_training
+from lobule.training.division import TrainingSplit
+from lobule.training.training_folder import begun_training
 
 NOBODY = TrainingSplit(Cohort(()), Cohort(()))
 

@@ -14,8 +14,8 @@ from lobule.cohort.labels import NEGATIVE, POSITIVE, is_false, plain
 from lobule.errors import AnnotationError
 from lobule.methods.reverse_distillation.calibrate import _alternate_classes
 from lobule.methods.scannet.scoring import is_tumour
+from lobule.training.patch_pools import gather
 from lobule.training.patch_sampling import NORMAL, TUMOUR, find_positions
-from lobule.training.sampling import gather
 from tests.scanning.support import pixels_of, write_slide
 from tests.training.test_sampling import square
 

@@ -1,4 +1,4 @@
-"""Lanes: the gradients equal those of one thread and do not depend on speed; dropout is reproducible."""
+"""Replicas: the gradients equal those of one thread and do not depend on speed; dropout is reproducible."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lobule.training.replicas import Lanes, MicroBatch, _Dropout, derive_seed
+from lobule.training.replicas import MicroBatch, Replicas, _Dropout, derive_seed
 
 X = torch.randn((12, 3, 9, 9), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(autouse=True)
-def lanes_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    all_lanes: list[Lanes] = []
-    start = Lanes.__init__
+def replicas_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    all_replicas: list[Replicas] = []
+    start = Replicas.__init__
 
-    def noted(self: Lanes, *arguments: object) -> None:
+    def noted(self: Replicas, *arguments: object) -> None:
         start(self, *arguments)  # type: ignore[arg-type]
-        all_lanes.append(self)
+        all_replicas.append(self)
 
-    monkeypatch.setattr(Lanes, "__init__", noted)
+    monkeypatch.setattr(Replicas, "__init__", noted)
     yield
-    for lanes in all_lanes:
-        lanes.close()
+    for replicas in all_replicas:
+        replicas.close()
 
 
 def net(*layers: nn.Module) -> nn.Sequential:
@@ -59,31 +59,31 @@ def test_gradients_are_those_of_the_whole_batch(count: int, edges: tuple[int, ..
     loss_of(reference, X).backward()
     expected = gradients(reference)
     module = net(nn.ReLU())
-    lanes = Lanes(module, count)
+    replicas = Replicas(module, count)
     for _ in range(3):  # the first step runs in turn, later ones side by side
-        loss = lanes.gradients(micro_batches(*edges), loss_of)
+        loss = replicas.gradients(micro_batches(*edges), loss_of)
         torch.testing.assert_close(loss, loss_of(reference, X).detach())
         torch.testing.assert_close(gradients(module), expected)
-    with torch.no_grad():  # a step on the module's weights is a step on the lanes'
+    with torch.no_grad():  # a step on the module's weights is a step on the replicas'
         for parameter in (*module.parameters(), *reference.parameters()):
             parameter -= 0.1
     torch.testing.assert_close(
-        lanes.gradients(micro_batches(*edges), loss_of), loss_of(reference, X).detach()
+        replicas.gradients(micro_batches(*edges), loss_of), loss_of(reference, X).detach()
     )
 
 
 def test_random_numbers_do_not_depend_on_thread_speed() -> None:
     def slowed(slow: int) -> list[Tensor]:
         module, outputs = net(nn.Dropout(0.5)), []
-        lanes = Lanes(module, 2)
+        replicas = Replicas(module, 2)
 
-        def loss(lane_module: nn.Module, x: Tensor) -> Tensor:
+        def loss(replica_module: nn.Module, x: Tensor) -> Tensor:
             if torch.equal(x, X[6 * slow : 6 * slow + 6]):
                 time.sleep(0.02)
-            return loss_of(lane_module, x)
+            return loss_of(replica_module, x)
 
         for step in range(3):
-            lanes.gradients(micro_batches(0, 6, 12, seed=step), loss)
+            replicas.gradients(micro_batches(0, 6, 12, seed=step), loss)
             outputs += gradients(module)
         return outputs
 
@@ -99,10 +99,10 @@ def test_module_that_uses_the_global_generator_runs_in_sequence() -> None:
 
     def run() -> list[Tensor]:
         module = net(Functional())
-        lanes = Lanes(module, 2)
+        replicas = Replicas(module, 2)
         for _ in range(2):
-            lanes.gradients(micro_batches(0, 6, 12), loss_of)
-        assert not lanes._side_by_side
+            replicas.gradients(micro_batches(0, 6, 12), loss_of)
+        assert not replicas._side_by_side
         return gradients(module)
 
     first = run()
@@ -124,7 +124,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(like: nn.Dropout | nn.Dropou
 
 def test_batch_norm_averages_the_statistics_of_micro_batches() -> None:
     module = net(nn.BatchNorm2d(4))
-    Lanes(module, 2).gradients(micro_batches(0, 6, 12), loss_of)
+    Replicas(module, 2).gradients(micro_batches(0, 6, 12), loss_of)
     norm = module[1]
     features = module[0](X).detach()
     means = torch.stack([features[a:b].mean((0, 2, 3)) for a, b in ((0, 6), (6, 12))])
@@ -132,11 +132,11 @@ def test_batch_norm_averages_the_statistics_of_micro_batches() -> None:
     assert int(norm.num_batches_tracked) == 1
 
 
-def test_error_in_a_lane_is_raised() -> None:
-    lanes = Lanes(net(), 2)
-    lanes.gradients(micro_batches(0, 6, 12), loss_of)
+def test_error_in_a_replica_is_raised() -> None:
+    replicas = Replicas(net(), 2)
+    replicas.gradients(micro_batches(0, 6, 12), loss_of)
     with pytest.raises(RuntimeError, match="shapes"):
-        lanes.gradients([MicroBatch(X[:, :, :5], 1.0, 0)], loss_of)
+        replicas.gradients([MicroBatch(X[:, :, :5], 1.0, 0)], loss_of)
 
 
 def test_seeds_differ_with_every_number() -> None:

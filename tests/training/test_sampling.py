@@ -21,6 +21,7 @@ from lobule.errors import CaseError, ConfigError
 from lobule.geometry import Box
 from lobule.slides.slide import open_slide
 from lobule.tissue import TissueConfig
+from lobule.training.patch_pools import gather
 from lobule.training.patch_sampling import (
     NEITHER,
     NORMAL,
@@ -31,7 +32,7 @@ from lobule.training.patch_sampling import (
     Runs,
     find_positions,
 )
-from lobule.training.sampling import SampleConfig, Samples, SampleStream, gather, label_of
+from lobule.training.sampling import SampleConfig, Samples, SampleStream, label_of
 from tests.scanning.support import pixels_of, write_slide
 
 MPP, SIDE = 0.5, 32

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lobule.bundles import Bundle
     from lobule.cohort import Cohort, Kind
     from lobule.scanning.contract import Predictor
+    from lobule.training.division import TrainingSplit
     from lobule.training.fitting import FitProgress, TrainMachine
-    from lobule.training.job import TrainingSplit
 
 Config = TypeVar("Config", bound=Settings)
 TrainedConfig = TypeVar("TrainedConfig", bound=Settings, contravariant=True)
@@ -99,7 +99,7 @@ class Method(Generic[Config]):
 
     def divided(self, cohort: Cohort, val: str | None, seed: int) -> TrainingSplit:
         """Divide a cohort into training and validation cases in the way of the method."""
-        from lobule.training.job import training_split
+        from lobule.training.division import training_split
 
         if self.split is not None:
             return self.split(cohort, val, seed)

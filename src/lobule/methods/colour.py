@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -41,11 +41,10 @@ from lobule.scanning.device import largest_cells
 from lobule.settings import Settings
 from lobule.slides.slide import open_slide
 from lobule.stitch import State
-from lobule.tissue import TissueConfig
-from lobule.training.fitting import FitProgress, TrainMachine
-from lobule.training.job import begun_training, training_split
-from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool
-from lobule.training.sampling import SampleConfig, SampleStream, gather
+from lobule.training.job import TrainingJob, TrainOptions, training_job
+from lobule.training.patch_pools import cases_of, patch_stream, train_pool, validation_pool
+from lobule.training.patch_sampling import Pool
+from lobule.training.sampling import SampleConfig
 from lobule.units import Mpp
 
 __all__ = ["METHOD", "ColourPredictor", "Config", "load", "train"]
@@ -155,19 +154,7 @@ def _window_means(x: torch.Tensor, window: int, stride: int) -> torch.Tensor:
     return F.avg_pool2d(F.avg_pool2d(x, stride), window // stride, 1)
 
 
-def train(
-    config: Config,
-    cohort: Cohort,
-    out: str | Path,
-    *,
-    val: str | None = "val",
-    seed: int = 0,
-    resume: bool = False,
-    fresh: bool = False,
-    tissue: TissueConfig | None = None,
-    machine: TrainMachine | None = None,
-    progress: FitProgress | None = None,
-) -> Bundle:
+def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[TrainOptions]) -> Bundle:
     """Sample windows of both classes from outlined slides, fit the regression and write the bundle.
 
     An interrupted training starts from the beginning, because it takes only seconds.
@@ -176,63 +163,47 @@ def train(
         config: The settings.
         cohort: Slides with tumour outlines, and normal slides.
         out: The folder of the bundle.
-        val: The split for the validation AUC; None for no validation.
-        seed: Seed of the sampled windows.
-        resume: Accept an interrupted training in `out`.
-        fresh: Delete an earlier training in `out` and start again.
-        tissue: Settings of the tissue detection.
-        machine: The device and the limits of this machine.
-        progress: Receives the progress of the training.
+        **options: See `TrainOptions`.
 
     Returns:
         The bundle as written.
     """
-    machine, progress = (machine or TrainMachine()).resolved(), progress or FitProgress()
-    split = training_split(cohort, val, seed)
-    workers = machine.workers or 1
-    with begun_training(out, config, split, also={"seed": seed}, resume=resume, fresh=fresh):
-        progress.stage = "drawing windows"
-        pool = gather(split.train, tissue or TissueConfig(), workers=workers)
-        coefficients, intercept = _fit_regression(
-            *_sample_windows(config, pool, seed, 0, config.patches, workers)
-        )
-        notes = [*split.notes, *pool.notes]
+    with training_job(config, cohort, out, **options) as job:
+        pool, val_pool = train_pool(job), validation_pool(job)
+        coefficients, intercept = _fit_regression(*_sample_windows(config, job, pool, 0, config.patches))
         metrics: dict[str, Any] = {}
-        if split.val:
-            val_pool = gather(split.val, tissue or TissueConfig(), workers=workers, need=())
-            notes += val_pool.notes
-            if val_pool.usable(NORMAL) and val_pool.usable(TUMOUR):
-                from sklearn.metrics import roc_auc_score
+        if val_pool is not None:
+            from sklearn.metrics import roc_auc_score
 
-                rows, labels = _sample_windows(
-                    config, val_pool, seed, VALIDATION_ROUND, config.patches // 4, workers
-                )
-                metrics["val_auc"] = float(roc_auc_score(labels, rows @ coefficients + intercept))
+            rows, labels = _sample_windows(config, job, val_pool, VALIDATION_ROUND, config.patches // 4)
+            metrics["val_auc"] = float(roc_auc_score(labels, rows @ coefficients + intercept))
+        # No choice depends on the validation windows, so their patients may be evaluated.
+        record = job.record(cases_of(pool), (), metrics)
         bundle = Bundle(
             "colour",
             config.to_dict(),
             config.classes,
             config.mpp,
-            metrics,
-            {"seed": seed, "train_cases": [slide.case.id for slide in pool.slides], "notes": notes},
-            tuple(patient_hash(name) for name in sorted({slide.case.patient for slide in pool.slides})),
+            record["metrics"],
+            record["provenance"],
+            tuple(patient_hash(name) for name in record["patients"]),
         )
         weights = {"coefficients": coefficients, "intercept": np.array([intercept])}
-        return write_bundle(out, bundle, {name: torch.from_numpy(value) for name, value in weights.items()})
+        return write_bundle(
+            job.out, bundle, {name: torch.from_numpy(value) for name, value in weights.items()}
+        )
 
 
 Rows = NDArray[np.float64]
 
 
 def _sample_windows(
-    config: Config, pool: Pool, seed: int, round_: int, count: int, workers: int
+    config: Config, job: TrainingJob, pool: Pool, round_: int, count: int
 ) -> tuple[Rows, NDArray[np.int64]]:
     """Sample `count` windows; return their colour features and their classes."""
     rows, labels = [], []
     sample_config = SampleConfig(config.mpp, config.window)
-    stream = SampleStream(
-        pool, sample_config, BATCH, seed=seed, round_=round_, batches=-(-count // BATCH), workers=workers
-    )
+    stream = patch_stream(job, pool, sample_config, BATCH, round_=round_, batches=-(-count // BATCH))
     with stream:
         for samples in stream:
             colours = colour(torch.from_numpy(samples.pixels), config.window, config.window)

@@ -44,7 +44,7 @@ class FitOptions:
     precision: str = "float32"
     """float32, or bfloat16 for a forward pass under autocast."""
     device: str = "cpu"
-    lanes: int = 1
+    replicas: int = 1
     """Number of micro-batches of a step that a CPU computes in parallel. Batch norms compute their statistics
     per micro-batch. A resumed training uses the number that it began with."""
     seed: int = 0
@@ -66,7 +66,7 @@ class FitOptions:
             "checkpoint_every",
             "log_every",
             "accumulate",
-            "lanes",
+            "replicas",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -78,6 +78,13 @@ class Group:
 
     parameters: Sequence[nn.Parameter]
     rate: float
+
+
+def split_parameters(module: nn.Module, *prefixes: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the parameters whose names start with a prefix, such as the trunk's, and the other ones."""
+    named = list(module.named_parameters())
+    chosen = [value for name, value in named if name.startswith(prefixes)]
+    return chosen, [value for name, value in named if not name.startswith(prefixes)]
 
 
 def make_optimiser(options: FitOptions, groups: Sequence[Group]) -> torch.optim.Optimizer:
@@ -100,8 +107,8 @@ def schedule_factor(options: FitOptions, step: int) -> float:
 
 
 def fixed_options(options: FitOptions) -> dict[str, Any]:
-    """Return the options that must not change when a training is resumed: all but device and lanes."""
-    return {name: value for name, value in asdict(options).items() if name not in ("device", "lanes")}
+    """Return the options that must not change when a training is resumed: all but device and replicas."""
+    return {name: value for name, value in asdict(options).items() if name not in ("device", "replicas")}
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

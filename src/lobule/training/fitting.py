@@ -4,8 +4,8 @@ A checkpoint contains the weights, the state of the optimiser, the best weights 
 stream of batches. A resumed training computes the steps after its last checkpoint again, with identical
 results: the random numbers of a step depend only on the seed of the training and the number of the step.
 
-A batch can be divided into micro-batches, which a CPU computes in parallel. Each of these parallel
-computations is called a lane; `lobule.training.replicas` implements them.
+A batch can be divided into micro-batches, which replicas of the module compute in parallel on a CPU; see
+`lobule.training.replicas`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from lobule.allocator import keep_freed_memory, return_freed_memory
-from lobule.errors import ConfigError, ModelError, ResultsError
+from lobule.errors import ModelError, ResultsError
 from lobule.files import make_folder, write_text
-from lobule.scanning.device import available_cores, choose_device
+from lobule.scanning.device import available_cores
 from lobule.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from lobule.training.distributed import Ranks
 from lobule.training.fit_options import (
@@ -37,7 +37,9 @@ from lobule.training.fit_options import (
     make_optimiser,
     schedule_factor,
 )
-from lobule.training.replicas import Lanes, MicroBatch, derive_seed
+from lobule.training.machine import TrainMachine
+from lobule.training.progress import FitProgress
+from lobule.training.replicas import MicroBatch, Replicas, derive_seed
 from lobule.training.training_log import COLUMNS, LOG, EventFile
 
 __all__ = [
@@ -54,8 +56,6 @@ __all__ = [
 
 Item = TypeVar("Item")
 Item_co = TypeVar("Item_co", covariant=True)
-MIN_LANE_SAMPLES = 16
-"""Smallest number of samples in a micro-batch: with fewer, the statistics of batch norms are poor."""
 
 
 class Batches(Protocol[Item_co]):
@@ -75,68 +75,6 @@ class Divisible(Protocol):
     def __len__(self) -> int: ...
 
     def divide(self, count: int) -> Sequence[Any]: ...
-
-
-@dataclass(frozen=True)
-class TrainMachine:
-    """The hardware and memory that a training may use."""
-
-    device: str = "auto"
-    precision: str = "auto"
-    """float32 or bfloat16; "auto" is bfloat16 on a GPU that supports it."""
-    workers: int | None = None
-    """Number of workers that sample patches; None uses one per core."""
-    processes: bool = False
-    """Whether workers are processes instead of threads, for machines with many cores per GPU."""
-    max_ram: int = 2 << 30
-    """Largest memory in bytes for scans during the training and for cached data, without the model."""
-    lanes: int | None = None
-    """Number of micro-batches that a CPU computes in parallel; None uses one per core if the batch is large
-    enough."""
-
-    def resolved(self, ranks: Ranks | None = None) -> TrainMachine:
-        """Return a copy in which "auto" and None are replaced by values for this process.
-
-        The processes of a machine share its cores, and each uses its own GPU.
-        """
-        ranks = ranks or Ranks()
-        auto_device = f"cuda:{ranks.local}" if ranks.count > 1 and torch.cuda.is_available() else "auto"
-        is_any_gpu = self.device == "cuda" and torch.cuda.is_available()
-        device = choose_device(auto_device if self.device == "auto" or is_any_gpu else self.device)
-        has_bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-        auto_precision = "bfloat16" if has_bfloat16 else "float32"
-        precision = auto_precision if self.precision == "auto" else self.precision
-        if precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"unknown precision '{precision}'", expected="auto, float32 or bfloat16")
-        cores = max(1, available_cores() // max(1, ranks.local_count))
-        lanes = self.lanes or (cores if device == "cpu" else 1)
-        return replace(self, device=device, precision=precision, workers=self.workers or cores, lanes=lanes)
-
-    def lanes_for(self, batch: int) -> int:
-        """Return the number of lanes for a batch of this size: each needs `MIN_LANE_SAMPLES` samples."""
-        return max(1, min(self.lanes or 1, batch // MIN_LANE_SAMPLES))
-
-
-@dataclass
-class FitProgress:
-    """The progress of a training. The training updates it, and a display may read it at any time."""
-
-    stage: str = ""
-    step: int = 0
-    steps: int = 0
-    loss: float = float("nan")
-    score: float | None = None
-    steps_per_s: float = 0.0
-    on_stage: Callable[[FitProgress], None] | None = field(default=None, repr=False, compare=False)
-    """Called whenever another stage begins."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute, and call `on_stage` if it is a new stage."""
-        is_new_stage = name == "stage" and value and value != getattr(self, "stage", "")
-        super().__setattr__(name, value)
-        listener = getattr(self, "on_stage", None)
-        if is_new_stage and listener is not None:
-            listener(self)
 
 
 @dataclass
@@ -171,6 +109,10 @@ class FitReport:
     """The best score, or None if nothing was evaluated."""
     best_step: int
     scores: tuple[tuple[int, float], ...]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures that a bundle records for each stage."""
+        return {"steps": self.steps, "val_auc": self.best, "best_step": self.best_step}
 
 
 def fit(
@@ -244,8 +186,8 @@ class _Run:
         self.state = _State()
         self.best: dict[str, Tensor] = {}
         self.log_lines: list[str] = []
-        self.lanes = options.lanes
-        self._lanes: Lanes | None = None
+        self.replicas = options.replicas
+        self._replicas: Replicas | None = None
         self._event_file: EventFile | None = None
         self._losses: list[Tensor] = []
         self._start_time, self._start_step = time.monotonic(), 0
@@ -259,9 +201,9 @@ class _Run:
         self.module.train()
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * state.scale * schedule_factor(options, state.step)
-        assert self._lanes is not None
+        assert self._replicas is not None
         # `gradients` sets the gradients of the parameters and returns the loss.
-        self._losses.append(self._lanes.gradients(self._micro_batches(), self._compute))
+        self._losses.append(self._replicas.gradients(self._micro_batches(), self._compute))
         self.ranks.average([p.grad for p in self._parameters() if p.grad is not None])
         if options.clip > 0:
             nn.utils.clip_grad_norm_(self._parameters(), options.clip)
@@ -286,9 +228,9 @@ class _Run:
         )
 
     def _micro_batches(self) -> list[MicroBatch]:
-        """Read the batches of one step, and divide them if there are more lanes than batches."""
+        """Read the batches of one step, and divide them if there are more replicas than batches."""
         batch_count = self.options.accumulate
-        pieces_per_batch = -(-self.lanes // batch_count)
+        pieces_per_batch = -(-self.replicas // batch_count)
         weighted_items: list[tuple[Any, float]] = []
         for _ in range(batch_count):
             batch = next(self.batches)
@@ -385,7 +327,7 @@ class _Run:
             tensors |= {f"moments/{number}/{k}": v for k, v in moments.items() if isinstance(v, Tensor)}
         contents = {
             "options": fixed_options(self.options),
-            "lanes": self.lanes,
+            "replicas": self.replicas,
             "loop": asdict(self.state),
             "batches": self.batches.state(),
         }
@@ -395,11 +337,11 @@ class _Run:
         write_text(self.folder / LOG, COLUMNS + "".join(self.log_lines))
 
     def resume(self) -> None:
-        """Restore the checkpoint in the folder, if there is one, and create the lanes."""
+        """Restore the checkpoint in the folder, if there is one, and create the replicas."""
         checkpoint = read_checkpoint(self.folder)
         if checkpoint is not None:
             self._restore(checkpoint)
-        self._lanes = Lanes(self.module, self.lanes, max(1, available_cores() // self.lanes))
+        self._replicas = Replicas(self.module, self.replicas, max(1, available_cores() // self.replicas))
         if self.ranks.first and not self.state.done:
             self._event_file = EventFile.opened(self.folder, self.state.step)
 
@@ -421,7 +363,7 @@ class _Run:
                 # Sums depend on the memory layout, so the restored moments get the layout of the parameter.
                 moment = value if name == "step" else torch.empty_like(parameter).copy_(value)
                 self.optimiser.state[parameter][name] = moment
-        self.lanes = int(checkpoint.contents["lanes"])
+        self.replicas = int(checkpoint.contents["replicas"])
         self.batches.restore(checkpoint.contents["batches"])
         log_lines = (self.folder / LOG).read_text("utf-8").splitlines(keepends=True)[1:]
         self.log_lines = [line for line in log_lines if int(line.partition(",")[0]) <= self.state.step]
@@ -436,9 +378,9 @@ class _Run:
         return FitReport(state.step, state.best, state.best_step, tuple(state.scores))
 
     def close(self) -> None:
-        """Stop the threads of the lanes, and close the TensorBoard file."""
-        if self._lanes is not None:
-            self._lanes.close()
+        """Stop the threads of the replicas, and close the TensorBoard file."""
+        if self._replicas is not None:
+            self._replicas.close()
         if self._event_file is not None:
             self._event_file.close()
 

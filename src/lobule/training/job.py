@@ -1,294 +1,233 @@
-"""The beginning of every training: the division into training and validation cases, and the folder."""
+"""What every training has in common: its cases, its folder, its seed, its machine and its record.
+
+A method's `train` opens a job and runs its stages one after the other:
+
+    with training_job(config, cohort, out, **options) as job:
+        pool, validation = train_pool(job), validation_pool(job)
+        ...
+        return save(job.out, config, net, **job.record(train_cases, val_cases, metrics))
+"""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, TypedDict
 
-import numpy as np
+import torch
+from torch import Tensor, nn
 
-from lobule.bundles import MODEL
-from lobule.cohort import Cohort, Kind
-from lobule.errors import ConfigError, Leakage, LobuleError, ResultsError, UsageError
-from lobule.files import make_folder, read_json, write_json
-from lobule.results.folder import lock_folder
+from lobule.cohort import Case, Cohort, Kind
+from lobule.files import fingerprint
+from lobule.scanning.scan import Machine
+from lobule.tissue import TissueConfig
+from lobule.training.distributed import Ranks, joined_ranks
+from lobule.training.division import TrainingSplit, training_split
+from lobule.training.fit_options import FitOptions, Group
+from lobule.training.fitting import Batches, FitReport, fit
+from lobule.training.machine import TrainMachine
+from lobule.training.progress import FitProgress
+from lobule.training.training_folder import MethodConfig, begun_training
 
-if TYPE_CHECKING:
-    from lobule.training.distributed import Ranks
-
-HELD_OUT = 0.2
-"""Share of the patients that validate if the cohort has no validation split."""
-SETTINGS = "settings.json"
-"""File in the folder of a training with the settings that it began with."""
-LOCK = ".lock"
-HOLDING_OUT = 0x7A1
-"""Mixed into the seed so that the choice of patients is independent of other uses of the seed."""
+log = logging.getLogger("lobule.train")
 
 
-@dataclass(frozen=True)
-class TrainingSplit:
-    """The training cases, the validation cases, and notes on the division."""
+class TrainOptions(TypedDict, total=False):
+    """The keyword arguments of the `train` function of every method; all of them are optional."""
 
-    train: Cohort
-    val: Cohort
-    notes: tuple[str, ...] = ()
-
-
-def training_split(
-    cohort: Cohort, val: str | None, seed: int, kinds: tuple[Kind, ...] = ("slide", "region")
-) -> TrainingSplit:
-    """Divide a cohort into training and validation cases.
-
-    Args:
-        cohort: The cases. Without a `split` column, all of them train.
-        val: Name of the validation split, or None for no validation. If the cohort has no such split, a fifth
-            of the training patients validate.
-        seed: Seed for the choice of these patients.
-        kinds: The kinds of cases that the method supports.
-
-    Raises:
-        Leakage: A patient is in more than one split.
-        ConfigError: There are no training cases, or a case is of another kind.
-    """
-    splits: dict[str, set[str | None]] = {}
-    for case in cohort:
-        splits.setdefault(case.patient, set()).add(case.split)
-    split_patients = sorted(patient for patient, patient_splits in splits.items() if len(patient_splits) > 1)
-    if split_patients:
-        raise Leakage(
-            f"{len(split_patients)} patients are in more than one split",
-            subject=cohort.path,
-            actual=", ".join(split_patients[:5]),
-            remedy="Give all cases of a patient the same split",
-        )
-    if val == "train":
-        raise ConfigError("the training split cannot validate itself", expected="--val val, test or none")
-    training = cohort.split("train") if cohort.splits() else cohort
-    if not training:
-        raise ConfigError("no case is in the split 'train'", subject=cohort.path)
-    unsupported = next((case for case in training if case.kind not in kinds), None)
-    if unsupported is not None:
-        raise ConfigError(
-            f"this method learns from cases of kind {' or '.join(kinds)}",
-            subject=unsupported.id,
-            actual=f"a case of kind {unsupported.kind}",
-        )
-    if val is None:
-        return TrainingSplit(training, Cohort(()), ("there is no validation: the last weights are kept",))
-    validating = cohort.split(val)
-    return TrainingSplit(training, validating) if validating else _held_out(training, seed)
+    val: str | None
+    """Name of the split for validation, by default "val". If the cohort has no such split, a fifth of the
+    patients is held out. With None there is no validation."""
+    seed: int
+    """Seed of the initial weights and of all other random choices, by default 0."""
+    resume: bool
+    """Continue the training that was interrupted in the folder."""
+    fresh: bool
+    """Delete an earlier training in the folder and start again."""
+    tissue: TissueConfig | None
+    """Settings of the tissue detection, for methods that detect tissue."""
+    machine: TrainMachine | None
+    """Device, precision, memory and number of workers."""
+    progress: FitProgress | None
+    """Receives the progress of the training."""
 
 
-def _held_out(training: Cohort, seed: int) -> TrainingSplit:
-    """Hold out a fifth of the patients with outlines or a positive breast, and a fifth of the others."""
-    with_outlines = {
-        case.patient for case in training if case.annotation is not None or any(case.breast_labels.values())
-    }
-    rng = np.random.default_rng([seed, HOLDING_OUT])
-    held_out: set[str] = set()
-    for outlined in (True, False):
-        kind = [patient for patient in training.patients() if (patient in with_outlines) == outlined]
-        if len(kind) < 2 and outlined:
-            note = "too few patients to hold any out: nothing is validated and the last weights are kept"
-            return TrainingSplit(training, Cohort(()), (note,))
-        if len(kind) >= 2:
-            chosen = rng.permutation(len(kind))[: max(1, round(HELD_OUT * len(kind)))]
-            held_out |= {kind[number] for number in chosen}
-    note = f"the cohort has no validation split: {len(held_out)} patients are held out for it"
-    return TrainingSplit(
-        training.where(lambda case: case.patient not in held_out),
-        training.where(lambda case: case.patient in held_out),
-        (note,),
-    )
+class TrainingRecord(TypedDict):
+    """What a bundle states about its training."""
+
+    patients: Sequence[str]
+    metrics: Mapping[str, Any]
+    provenance: Mapping[str, Any]
 
 
-class MethodConfig(Protocol):
-    """The settings of a method, all of which have a default."""
+@dataclass(frozen=True, eq=False)
+class TrainingJob:
+    """A training that has begun: its cases and folder, and what its stages report."""
 
-    def to_dict(self) -> dict[str, Any]: ...
+    out: Path
+    """Folder of the bundle."""
+    folder: Path
+    """Folder of checkpoints and logs, locked by this process."""
+    split: TrainingSplit
+    seed: int
+    tissue: TissueConfig
+    machine: TrainMachine
+    """The machine without "auto" and None."""
+    progress: FitProgress
+    ranks: Ranks
+    notes: list[str] = field(default_factory=list)
+    """Notes for the user, which the bundle records."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """The cause for each case that could not be used."""
+
+    @property
+    def workers(self) -> int:
+        return self.machine.workers or 1
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.machine.device)
+
+    def fit_options(self, settings: object, **changes: Any) -> FitOptions:
+        """Return the options of the training loop, with a checkpoint at each evaluation.
+
+        Args:
+            settings: A dataclass. Its fields that are named like an option set that option.
+            changes: Further options, which take precedence.
+        """
+        names = {option.name for option in fields(FitOptions)}
+        shared = {name: value for name, value in vars(settings).items() if name in names}
+        machine = {"precision": self.machine.precision, "device": self.machine.device}
+        options = FitOptions(**{**shared, **machine, **changes})
+        return replace(options, checkpoint_every=options.evaluate_every)
+
+    def note(self, *notes: str) -> None:
+        """Log and record notes for the user."""
+        for note in notes:
+            if self.ranks.first:
+                log.info(note)
+            self.notes.append(note)
+
+    def begin_stage(self, name: str) -> None:
+        """Show that a stage begins. Its number of steps is not known yet."""
+        self.progress.stage = name
+        self.progress.step = self.progress.steps = 0
+
+    def fit(
+        self,
+        module: nn.Module,
+        loss: Callable[[Any, Any], Tensor],
+        batches: Batches[Any],
+        options: FitOptions,
+        name: str,
+        groups: Sequence[Group],
+        validate: Callable[[nn.Module], float] | None = None,
+    ) -> FitReport:
+        """Train a module as `fitting.fit` does, with checkpoints and the log in the folder `name`."""
+        report = fit(
+            module, loss, batches, options, self.folder / name, groups, validate=validate,
+            progress=self.progress, ranks=self.ranks,
+        )  # fmt: skip
+        for failures in self.ranks.from_all(batches.state().get("lost", {})):
+            self.failures.update(failures)
+        return report
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute in the precision of the training, outside the training loop."""
+        if self.machine.precision != "bfloat16":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def scan_machine(self, readers: int | None = None) -> Machine:
+        """Return the resources for scans during the training."""
+        machine = self.machine
+        return Machine(machine.device, machine.precision, machine.max_ram, readers, channels_last=True)
+
+    def record(
+        self, train: Iterable[Case], val: Iterable[Case], metrics: Mapping[str, Any], **provenance: Any
+    ) -> TrainingRecord:
+        """Return the record of the training for its bundle.
+
+        Args:
+            train: The cases that the model was trained on.
+            val: The cases on which weights, thresholds or a calibration were chosen. They have influenced the
+                model, too, so `lobule evaluate` refuses their patients like those of `train`.
+            metrics: Figures of the training.
+            provenance: Further inputs of the training.
+        """
+        train, val = list(train), list(val)
+        return {
+            "patients": sorted({case.patient for case in (*train, *val)}),
+            "metrics": metrics,
+            "provenance": {
+                "seed": self.seed,
+                "train_cases": [case.id for case in train],
+                "val_cases": [case.id for case in val],
+                "notes": self.notes,
+                "lost": self.failures,
+                **provenance,
+            },
+        }
 
 
 @contextmanager
-def begun_training(
-    out: str | Path,
+def training_job(
     config: MethodConfig,
-    split: TrainingSplit,
+    cases: Cohort | TrainingSplit,
+    out: str | Path,
     *,
-    also: Mapping[str, Any],
-    resume: bool,
-    fresh: bool,
-    ranks: Ranks | None = None,
-) -> Iterator[Path]:
-    """Create and lock the folder of a training, or check that a resumed training has the same settings.
+    kinds: tuple[Kind, ...] = ("slide", "region"),
+    also: Mapping[str, Any] | None = None,
+    distributed: bool = False,
+    val: str | None = "val",
+    seed: int = 0,
+    resume: bool = False,
+    fresh: bool = False,
+    tissue: TissueConfig | None = None,
+    machine: TrainMachine | None = None,
+    progress: FitProgress | None = None,
+) -> Iterator[TrainingJob]:
+    """Begin or resume a training, and close it after its last stage.
 
     Args:
-        out: Folder of the bundle; the training uses its subfolder `training`.
         config: Settings of the method.
-        split: The training and validation cases.
-        also: Further values that must be the same on resume, such as the seed.
-        resume: Continue a training that exists in the folder.
-        fresh: Delete a training that exists in the folder.
-        ranks: The processes of the training. The first one creates the folder; the others wait for it.
-
-    Yields:
-        The folder of the training.
+        cases: The cohort, or its division if the method divides it in another way.
+        out: Folder of the bundle. Checkpoints and logs are in its subfolder `training`.
+        kinds: The kinds of cases that the method learns from.
+        also: Further inputs that have to be the same when the training is resumed.
+        distributed: Whether the processes that torchrun started share this training.
+        val: See `TrainOptions`, as for the following options.
 
     Raises:
+        ConfigError: The cohort has no training cases, or cases of another kind.
+        Leakage: A patient is in more than one split.
         ResultsError: The folder is used by another process, or contains other files or another training.
     """
-    folder = Path(out) / "training"
-    created = _missing_folders(folder)
-    make_folder(folder)
-    if ranks is not None and not ranks.first:
-        ranks.wait()
-        yield folder
-        return
-    try:
-        with lock_folder(folder):
-            is_new = not (folder / SETTINGS).exists()
-            _check_settings(Path(out) / MODEL, folder, config, split, also, resume, fresh)
-            if ranks is not None:
-                ranks.wait()
-            try:
-                yield folder
-            except UsageError:
-                if is_new or fresh:
-                    _forget_refused(folder)
-                raise
-    except LobuleError:
-        _remove_empty(created)
-        raise
+    split = cases if isinstance(cases, TrainingSplit) else training_split(cases, val, seed, kinds)
+    inputs = {"seed": seed, **(also or {})}
+    with (
+        joined_ranks() if distributed else nullcontext(Ranks()) as ranks,
+        begun_training(out, config, split, also=inputs, resume=resume, fresh=fresh, ranks=ranks) as folder,
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        resolved_machine = (machine or TrainMachine()).resolved(ranks)
+        job = TrainingJob(
+            Path(out), folder, split, seed, tissue or TissueConfig(), resolved_machine,
+            progress or FitProgress(), ranks,
+        )  # fmt: skip
+        job.note(*split.notes)
+        torch.manual_seed(seed)
+        yield job
 
 
-def _missing_folders(folder: Path) -> list[Path]:
-    """Return the folders that `folder` needs and that do not exist yet, the innermost first."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
+def val_and_seed(options: TrainOptions) -> tuple[str | None, int]:
+    """Return two options with their defaults, for a method that divides the cohort by itself."""
+    return options.get("val", "val"), options.get("seed", 0)
 
 
-def _forget_refused(folder: Path) -> None:
-    """Remove what a training wrote before it was refused, so that the next one may begin in the folder.
-
-    A training that has checkpoints is kept: it can be resumed.
-    """
-    written = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LOCK]
-    if any(path.parent != folder for path in written):
-        return
-    for path in written:
-        path.unlink()
-    inner = [path for path in folder.rglob("*") if path.is_dir()]
-    _remove_empty(sorted(inner, key=lambda path: -len(path.parts)))
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove the folders, innermost first, as long as they contain nothing but a lock."""
-    for folder in folders:
-        try:
-            if [path.name for path in folder.iterdir()] == [LOCK]:
-                (folder / LOCK).unlink()
-            folder.rmdir()
-        except OSError:  # The folder is not empty, or another process has removed it.
-            return
-
-
-def _check_settings(
-    bundle: Path,
-    folder: Path,
-    config: MethodConfig,
-    split: TrainingSplit,
-    also: Mapping[str, Any],
-    resume: bool,
-    fresh: bool,
-) -> None:
-    settings_path = folder / SETTINGS
-    unknown_file = next((item for item in sorted(folder.iterdir()) if not item.name.startswith(".")), None)
-    if unknown_file is not None and not settings_path.exists():
-        # Data sets often have a folder named "training", too.
-        raise ResultsError(
-            "the folder was not created by `lobule train`",
-            subject=unknown_file,
-            remedy="Write the bundle to another folder",
-        )
-    if fresh:
-        _clear(folder)
-        bundle.unlink(missing_ok=True)
-    settings = {
-        "config": config.to_dict(),
-        **also,
-        "train": _case_inputs(split.train),
-        "val": _case_inputs(split.val),
-    }
-    if not settings_path.exists():
-        if bundle.exists():
-            raise ResultsError(
-                "the folder already contains a bundle",
-                subject=bundle.parent,
-                remedy="Write to another folder, or replace it with --fresh",
-            )
-        write_json(settings_path, {"method": _method_of(config), **settings})
-        return
-    if not resume:
-        raise ResultsError(
-            "a training has begun here",
-            subject=bundle.parent,
-            remedy="Continue it with --resume, or start over with --fresh",
-        )
-    # Settings that did not exist in an earlier version had the effect of today's default.
-    before = _with_defaults(read_json(settings_path), {"config": type(config)().to_dict()})
-    before.pop("method", None)
-    if before != settings:
-        key = next(key for key in {**settings, **before} if before.get(key) != settings.get(key))
-        raise ResultsError(
-            f"the training in this folder began with another {key}",
-            subject=bundle.parent,
-            actual="; ".join(_differences(before.get(key), settings.get(key))[:5]) or None,
-            remedy="Use the same settings, or start over with --fresh",
-        )
-
-
-def _method_of(config: MethodConfig) -> str:
-    """Return the method that a config belongs to, for `lobule info`: lobule.methods.NAME.config."""
-    package = type(config).__module__.split(".")
-    return package[2] if package[:2] == ["lobule", "methods"] and len(package) > 2 else package[-1]
-
-
-def _with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` with missing entries taken from `defaults`, also in nested objects."""
-    completed = {**defaults, **values}
-    for name, value in values.items():
-        if isinstance(value, dict) and isinstance(defaults.get(name), dict):
-            completed[name] = _with_defaults(value, defaults[name])
-    return completed
-
-
-def _differences(before: Any, now: Any) -> list[str]:
-    """Describe the differences of two dictionaries of settings; other values give an empty list."""
-    if not isinstance(before, dict) or not isinstance(now, dict):
-        return []
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return [f"{name} {before.get(name, 'unknown')}, now {now.get(name, 'unknown')}" for name in names]
-
-
-def _clear(folder: Path) -> None:
-    """Remove the files of an earlier training, but not the lock."""
-    # The settings go last: if the process is killed, the folder is still recognised as a training.
-    for item in sorted(folder.iterdir(), key=lambda item: item.name == SETTINGS):
-        if item.is_dir():
-            shutil.rmtree(item)
-        elif item.name != LOCK:
-            item.unlink()
-
-
-def _case_inputs(cohort: Cohort) -> dict[str, list[str | None]]:
-    return {
-        case.id: [
-            *case.paths,
-            case.annotation,
-            case.label,
-            *(f"{name}={int(value)}" for name, value in case.breast_labels.items()),
-        ]
-        for case in cohort
-    }
+def weights_source(path: str, otherwise: str | None = None) -> str | None:
+    """Return the fingerprint of a file of pretrained weights, for the record of a training."""
+    return fingerprint(path, full=True) if path else otherwise

@@ -202,6 +202,10 @@ class Pool:
         """Return the numbers of the slides that have positions of a class."""
         return self._usable[label]
 
+    @property
+    def has_both_classes(self) -> bool:
+        return bool(self.usable(NORMAL) and self.usable(TUMOUR))
+
     @cached_property
     def _usable(self) -> tuple[list[int], list[int]]:
         slides = list(enumerate(self.slides))

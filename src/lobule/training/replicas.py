@@ -1,9 +1,16 @@
-"""Lanes compute the micro-batches of a step in parallel, one per core, and sum their gradients in order.
+"""Replicas compute the micro-batches of a step in parallel, one per core, and sum their gradients in order.
 
 The threads that torch uses within a layer wait for each other in every layer, and threads that draw patches
-delay them; lanes wait for each other only once per step. Each lane has a copy of the module that shares its
-weights. The result depends on the micro-batches and not on the speed of the lanes: each micro-batch has a
-seed for its random numbers.
+delay them; replicas wait for each other only once per step. Each replica is a copy of the module that shares
+its weights.
+
+The result does not depend on the speed of the replicas, because each micro-batch has a seed for its random
+numbers. It depends on their number, which by default is the number of cores: the loop divides a batch into as
+many micro-batches as there are replicas, and a batch norm computes its mean and variance over one
+micro-batch. Its running statistics are averaged over the replicas. A module without batch norms and dropout
+learns the same with any number of replicas, up to rounding. To train the same model on machines with
+different numbers of cores, set `TrainMachine.replicas`; a resumed training uses the number that it began
+with.
 """
 
 from __future__ import annotations
@@ -36,47 +43,51 @@ def derive_seed(*numbers: int) -> int:
 Compute = Callable[[nn.Module, Any], Tensor]
 
 
-class Lanes:
+class Replicas:
     """Computes a module in training by one thread, or by several threads with a copy of the module each."""
 
     def __init__(self, module: nn.Module, count: int, threads: int = 1) -> None:
         self.module, self.count = module, count
-        self._copies = [_Copy(module) for _ in range(count)] if count > 1 else []
+        self._replicas = [_Replica(module) for _ in range(count)] if count > 1 else []
         self._executor = ThreadPoolExecutor(
-            count, "lane", initializer=torch.set_num_threads, initargs=(threads,)
+            count, "replica", initializer=torch.set_num_threads, initargs=(threads,)
         )
         self._side_by_side = False
 
     def gradients(self, micro_batches: Sequence[MicroBatch], compute: Compute) -> Tensor:
         """Set the gradients of the module's parameters, and return the sum of the weighted losses."""
         self.module.zero_grad(set_to_none=True)
-        if not self._copies:
+        if not self._replicas:
             return _sum([_run(self.module, micro_batch, compute) for micro_batch in micro_batches])
         shares = [micro_batches[number :: self.count] for number in range(self.count)]
-        for lane in self._copies:
-            lane.begin(self.module)
-        work = list(zip(self._copies, shares, strict=True))
+        for replica in self._replicas:
+            replica.begin(self.module)
+        work = list(zip(self._replicas, shares, strict=True))
         if self._side_by_side:
-            tasks = [self._executor.submit(lane.run, share, compute) for lane, share in work]
+            tasks = [self._executor.submit(replica.run, share, compute) for replica, share in work]
             losses = [task.result() for task in tasks]
         else:
             # Only a trial shows whether the module uses torch's global random generator, which all threads
-            # share. If it does, the lanes have to run one after the other.
-            tried = [self._executor.submit(lane.run_alone, share, compute).result() for lane, share in work]
+            # share. If it does, the replicas have to run one after the other.
+            tried = [
+                self._executor.submit(replica.run_alone, share, compute).result() for replica, share in work
+            ]
             self._side_by_side = not any(drew for _, drew in tried)
             losses = [loss for loss, _ in tried]
-        self._gather([lane for lane, share in work if share])
-        return _sum([loss for lane in losses for loss in lane])
+        self._gather([replica for replica, share in work if share])
+        return _sum([loss for replica in losses for loss in replica])
 
-    def _gather(self, lanes: Sequence[_Copy]) -> None:
+    def _gather(self, replicas: Sequence[_Replica]) -> None:
         for parameter, *copies in zip(
-            self.module.parameters(), *(lane.module.parameters() for lane in lanes), strict=True
+            self.module.parameters(), *(replica.module.parameters() for replica in replicas), strict=True
         ):
-            gradients = [lane_parameter.grad for lane_parameter in copies if lane_parameter.grad is not None]
+            gradients = [
+                copied_parameter.grad for copied_parameter in copies if copied_parameter.grad is not None
+            ]
             if gradients:
                 parameter.grad = _sum(gradients)
         for buffer, *copies in zip(
-            self.module.buffers(), *(lane.module.buffers() for lane in lanes), strict=True
+            self.module.buffers(), *(replica.module.buffers() for replica in replicas), strict=True
         ):
             buffer.copy_(_sum(copies) / len(copies) if buffer.is_floating_point() else copies[0])
 
@@ -84,14 +95,14 @@ class Lanes:
         self._executor.shutdown()
 
 
-class _Copy:
-    """The module of a lane: it shares the weights of the original, but not gradients and statistics."""
+class _Replica:
+    """The module of a replica: it shares the weights of the original, but not gradients and statistics."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = copy.deepcopy(module)
         self.generator = torch.Generator()
-        for mine, original in zip(self.module.parameters(), module.parameters(), strict=True):
-            mine.data = original.data
+        for local, original in zip(self.module.parameters(), module.parameters(), strict=True):
+            local.data = original.data
         for parent in list(self.module.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, nn.Dropout | nn.Dropout2d):
@@ -101,8 +112,8 @@ class _Copy:
         self.module.train(module.training)
         self.module.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for mine, original in zip(self.module.buffers(), module.buffers(), strict=True):
-                mine.copy_(original)
+            for local, original in zip(self.module.buffers(), module.buffers(), strict=True):
+                local.copy_(original)
 
     def run(self, micro_batches: Sequence[MicroBatch], compute: Compute) -> list[Tensor]:
         losses = []
@@ -112,7 +123,7 @@ class _Copy:
         return losses
 
     def run_alone(self, micro_batches: Sequence[MicroBatch], compute: Compute) -> tuple[list[Tensor], bool]:
-        """Do the same while no other lane runs, and return whether torch's global generator was used."""
+        """Do the same while no other replica runs, and return whether torch's global generator was used."""
         losses, drew = [], False
         for micro_batch in micro_batches:
             torch.manual_seed(micro_batch.seed)

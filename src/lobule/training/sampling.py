@@ -24,20 +24,15 @@ from numpy.typing import NDArray
 
 from lobule.augment import NO_AUGMENTATION, AugmentConfig
 from lobule.augment import draw as draw_augmentation
-from lobule.cohort import Cohort
 from lobule.color import RGB
 from lobule.errors import CaseError, ConfigError, DamagedTile, LobuleError, UsageError
 from lobule.geometry import Box, Lattice
 from lobule.scanning.loader import cause_of
 from lobule.slides.slide import Slide
-from lobule.tissue import TissueConfig
 from lobule.training.patch_sampling import (
     NORMAL,
-    TUMOUR,
     FixedPositions,
     Pool,
-    SlidePositions,
-    find_positions,
 )
 
 MAX_OPEN = 128
@@ -103,52 +98,6 @@ class Samples:
             for a, b in pairwise(edges)
             if a < b
         ]
-
-
-def gather(
-    cohort: Cohort, tissue: TissueConfig | None = None, *, workers: int = 1, need: tuple[int, ...] = (0, 1)
-) -> Pool:
-    """Find the patch positions on every slide of a cohort.
-
-    Args:
-        cohort: The slides.
-        tissue: Settings of the tissue detection; None uses the whole slide.
-        workers: Number of threads.
-        need: Classes that at least one slide must have.
-
-    Returns:
-        The positions, with notes about slides that were left out.
-
-    Raises:
-        ConfigError: No slide has positions of a needed class.
-    """
-
-    def positions_of(case: Any) -> tuple[SlidePositions | None, list[str]]:
-        try:
-            return find_positions(case, tissue)
-        except UsageError:
-            raise
-        except (LobuleError, OSError) as error:
-            return None, [f"left out: {cause_of(error)}"]
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="places") as threads:
-        outcomes = list(threads.map(positions_of, cohort))
-    notes = [
-        f"{case.id}: {note}"
-        for case, (_, case_notes) in zip(cohort, outcomes, strict=True)
-        for note in case_notes
-    ]
-    pool = Pool(tuple(positions for positions, _ in outcomes if positions is not None), notes=tuple(notes))
-    for label, name in ((NORMAL, "normal tissue"), (TUMOUR, "tumour")):
-        if label in need and not pool.usable(label):
-            reasons = "; ".join(notes[:5]) + ("; …" if len(notes) > 5 else "")
-            raise ConfigError(
-                f"no slide has {name} to draw from",
-                subject=cohort.path,
-                expected="annotated tumour slides, and normal or exhaustively annotated ones",
-                actual=reasons or f"{len(cohort)} slides",
-            )
-    return pool
 
 
 # -- drawing ------------------------------------------------------------------------------------------------

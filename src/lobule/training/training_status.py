@@ -11,7 +11,7 @@ from lobule.bundles import MODEL
 from lobule.errors import ResultsError
 from lobule.files import read_json
 from lobule.results.folder import lock_folder
-from lobule.training.job import SETTINGS
+from lobule.training.training_folder import SETTINGS
 from lobule.training.training_log import LOG
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,15 @@ from lobule.methods.reverse_distillation import AnomalyPredictor, Config, load, 
 from lobule.methods.reverse_distillation.budget import choose_patches
 from lobule.methods.reverse_distillation.config import RANDOM, STAIN_AUGMENTATION
 from lobule.methods.reverse_distillation.predictor import ANOMALY
-from lobule.methods.reverse_distillation.train import VALIDATION
 from lobule.nets.teachers import teacher
 from lobule.results.folder import open_results
 from lobule.scanning.scan import Machine, scan
 from lobule.slides.slide import open_slide
 from lobule.stitch import State
 from lobule.training.fitting import FitProgress
+from lobule.training.patch_pools import VALIDATION, gather
 from lobule.training.patch_sampling import NORMAL, TUMOUR
-from lobule.training.sampling import SampleConfig, SampleStream, gather
+from lobule.training.sampling import SampleConfig, SampleStream
 from tests.methods.reverse_distillation.support import (
     CONFIG,
     HEIGHT,
@@ -180,9 +179,7 @@ def test_training_patches_are_augmented_by_default_and_validation_patches_never(
             streams.append((options["round_"], config.augment))
             super().__init__(pool, config, *arguments, **options)
 
-    # The package exports a function of the module's name, which hides the module from a dotted path.
-    module = import_module("lobule.methods.reverse_distillation.train")
-    monkeypatch.setattr(module, "SampleStream", RecordingStream)
+    monkeypatch.setattr("lobule.training.patch_pools.SampleStream", RecordingStream)
     quick = replace(CONFIG, epochs=1, val_slides=0)
     train(quick, cohort, tmp_path / "default", tissue=TISSUE, machine=MACHINE)
     assert {config for round_, config in streams if round_ == 0} == {STAIN_AUGMENTATION}

@@ -24,7 +24,7 @@ from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
 from lobule.training.fitting import FitProgress, TrainMachine
-from lobule.training.job import training_split
+from lobule.training.division import training_split
 from lobule.training.patch_sampling import NORMAL, find_positions
 from tests.scanning.support import write_slide
 

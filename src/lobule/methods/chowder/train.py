@@ -10,71 +10,43 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from torch import Tensor
 
 from lobule.bundles import Bundle, patient_hash, write_bundle
-from lobule.cohort import Cohort
-from lobule.cohort.case import Kind
-from lobule.errors import ResultsError
+from lobule.cohort import Cohort, Kind
 from lobule.features import FeatureFolder, open_features
 from lobule.features.frame import encoding_to_dict
-from lobule.files import read_json, write_json
 from lobule.methods.chowder.agreement import auc_spread, ensemble_agreement, training_notes
 from lobule.methods.chowder.bags import Bag, gather, refuse_mixed, refuse_one_class
 from lobule.methods.chowder.checks import auc_of, counterfactual, localisation_metrics
 from lobule.methods.chowder.config import Config
 from lobule.methods.chowder.crossvalidate import cross_validate
-from lobule.methods.chowder.ensemble import (
-    BagScores,
-    Ensemble,
-    Localisation,
-    localise,
-    members_of,
-    to_tensors,
-)
+from lobule.methods.chowder.ensemble import Ensemble, Localisation, localise, members_of, to_tensors
 from lobule.methods.chowder.fit import Fitted, Moments, fit, moments_of
 from lobule.methods.chowder.splits import hold_out
 from lobule.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from lobule.training.fitting import FitProgress, TrainMachine
-from lobule.training.job import begun_training, training_split
+from lobule.training.division import TrainingSplit, training_split
+from lobule.training.job import TrainingJob, TrainOptions, training_job, val_and_seed
+from lobule.training.progress import FitProgress
 
 log = logging.getLogger("lobule.train")
 
 KINDS: tuple[Kind, ...] = ("slide", "region")
 ENCODER = "encoder.safetensors"
 OUT_OF_FOLD = "out_of_fold.csv"
-FEATURE_IDENTITIES = "features.json"
-"""File in the training folder that identifies the features of every bag; a resumed training compares it."""
 
 
-def train(
-    config: Config,
-    cohort: Cohort,
-    out: str | Path,
-    *,
-    val: str | None = "val",
-    seed: int = 0,
-    resume: bool = False,
-    fresh: bool = False,
-    machine: TrainMachine | None = None,
-    progress: FitProgress | None = None,
-) -> Bundle:
+def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[TrainOptions]) -> Bundle:
     """Train on the stored features of a cohort with one label per case, and write the bundle.
 
     Args:
         config: The settings; `features` is required.
         cohort: The cases with their labels.
         out: The folder of the bundle.
-        val: The split for early stopping and for judging the map. If the cohort has no such split, a fifth
-            of the patients is held out; with None there is no validation.
-        seed: Seed of the folds, of the weights and of the sampled tiles.
-        resume: Continue an interrupted training in `out`.
-        fresh: Delete an earlier training in `out` and start again.
-        machine: The device and the limits of this machine.
-        progress: Receives the progress of the training.
+        **options: See `TrainOptions`.
 
     Returns:
         The bundle as written.
@@ -83,25 +55,21 @@ def train(
         ConfigError: No features are set, or the features do not fit together.
         ResultsError: The features have changed since the interrupted training.
     """
+    val, seed = val_and_seed(options)
     config = config.with_features()
-    folder = open_features(config.features)
-    progress = progress or FitProgress()
+    progress = options["progress"] = options.get("progress") or FitProgress()
     progress.stage = "reading features"
+    folder = open_features(config.features)
     bags = _training_bags(cohort, val, seed, folder, config)
-    identity = {"seed": seed, "kind": _kind(folder, bags.train)}
-    split = training_split(cohort, None, seed, KINDS)
-    with begun_training(out, config, split, also=identity, resume=resume, fresh=fresh) as training_folder:
-        _refuse_other_features(training_folder, bags, out)
-        training = _Training(
-            config,
-            bags,
-            folder,
-            training_folder,
-            seed,
-            (machine or TrainMachine()).resolved(),
-            progress,
-        )
-        return training.run(Path(out))
+    split = TrainingSplit(training_split(cohort, None, seed, KINDS).train, Cohort(()), bags.notes)
+    identity = {"kind": _kind(folder, bags.train), "feature_set": bags.identities()}
+    with training_job(config, split, out, also=identity, **options) as job:
+        job.failures.update(bags.failures)
+        training = _Training(config, bags, folder, job)
+        chosen_config, metrics, texts = training.cross_validate() if config.folds else (config, {}, {})
+        ensemble, members = training.fit_members(chosen_config)
+        localisation = training.localise(ensemble, members, metrics)
+        return training.save(ensemble, localisation, metrics, texts)
 
 
 @dataclass(frozen=True)
@@ -114,52 +82,30 @@ class TrainingBags:
     failures: dict[str, str]
     notes: tuple[str, ...]
 
+    def identities(self) -> dict[str, list[Any]]:
+        """Identify the features of every bag. They may not change while members are trained on them."""
+        return {bag.case.id: bag.identity() for bag in (*self.train, *self.val)}
+
 
 def _training_bags(
     cohort: Cohort, val: str | None, seed: int, folder: FeatureFolder, config: Config
 ) -> TrainingBags:
-    own_split = bool(val and cohort.split(val))
-    split = training_split(cohort, val if own_split else None, seed, KINDS)
-    train_cases = gather(split.train, folder, config.positive)
-    refuse_one_class(train_cases.bags, "training")
+    has_val_split = bool(val and cohort.split(val))
+    split = training_split(cohort, val if has_val_split else None, seed, KINDS)
+    train = gather(split.train, folder, config.positive)
+    refuse_one_class(train.bags, "training")
     if val is None:
-        return TrainingBags(
-            list(train_cases.bags), [], False, train_cases.failures, (*train_cases.notes, *split.notes)
-        )
-    if not own_split:
-        train_bags, val_bags, note = hold_out(train_cases.bags, seed)
-        return TrainingBags(
-            train_bags, val_bags, bool(val_bags), train_cases.failures, (*train_cases.notes, note)
-        )
-    val_cases = gather(split.val, folder, config.positive)
-    refuse_mixed([*train_cases.bags, *val_cases.bags])
-    notes, failures = (*train_cases.notes, *val_cases.notes), train_cases.failures | val_cases.failures
-    if len({bag.label for bag in val_cases.bags}) < 2:
+        return TrainingBags(list(train.bags), [], False, train.failures, (*train.notes, *split.notes))
+    if not has_val_split:
+        train_bags, val_bags, note = hold_out(train.bags, seed)
+        return TrainingBags(train_bags, val_bags, bool(val_bags), train.failures, (*train.notes, note))
+    validating = gather(split.val, folder, config.positive)
+    refuse_mixed([*train.bags, *validating.bags])
+    val_bags, notes = list(validating.bags), (*train.notes, *validating.notes)
+    if len({bag.label for bag in val_bags}) < 2:
         note = "the validation split has only one label: there is no validation and the last weights are used"
-        return TrainingBags(list(train_cases.bags), [], False, failures, (*notes, note))
-    return TrainingBags(list(train_cases.bags), list(val_cases.bags), False, failures, notes)
-
-
-def _refuse_other_features(training_folder: Path, bags: TrainingBags, out: str | Path) -> None:
-    """Refuse to resume if the features have changed: existing members were trained on the old ones."""
-    identities = {bag.case.id: bag.identity() for bag in (*bags.train, *bags.val)}
-    identities_path = training_folder / FEATURE_IDENTITIES
-    if not identities_path.exists():
-        write_json(identities_path, identities)
-        return
-    stored_identities = read_json(identities_path)
-    changed = [
-        name
-        for name in {**identities, **stored_identities}
-        if identities.get(name) != stored_identities.get(name)
-    ]
-    if changed:
-        raise ResultsError(
-            "the features have changed since this training started",
-            subject=out,
-            actual=", ".join(changed[:5]) + (" …" if len(changed) > 5 else ""),
-            remedy="Start over with --fresh",
-        )
+        val_bags, notes = [], (*notes, note)
+    return TrainingBags(list(train.bags), val_bags, False, train.failures | validating.failures, notes)
 
 
 def _kind(folder: FeatureFolder, bags: Sequence[Bag]) -> dict[str, Any]:
@@ -175,84 +121,49 @@ def _kind(folder: FeatureFolder, bags: Sequence[Bag]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, eq=False)
 class _Training:
-    """One training: its bags, its members and their metrics."""
+    """The inputs of every stage."""
 
-    def __init__(
-        self,
-        config: Config,
-        bags: TrainingBags,
-        folder: FeatureFolder,
-        training_folder: Path,
-        seed: int,
-        machine: TrainMachine,
-        progress: FitProgress,
-    ) -> None:
-        self.config, self.training_bags, self.folder, self.training_folder = (
-            config,
-            bags,
-            folder,
-            training_folder,
+    config: Config
+    bags: TrainingBags
+    features: FeatureFolder
+    job: TrainingJob
+
+    def cross_validate(self) -> tuple[Config, dict[str, Any], dict[str, str]]:
+        """Return the config with the rate and decay that the folds chose, their metrics, and their scores."""
+        bags = self.bags.train + (self.bags.val if self.bags.held_out else [])
+        result = cross_validate(
+            self.config, bags, self.job.folder, self.job.seed, self._fit_member, self.job.begin_stage
         )
-        self.seed, self.machine, self.progress = seed, machine, progress
-        self.dim = bags.train[0].file.dim
-        self.notes = list(bags.notes)
-
-    def run(self, out: Path) -> Bundle:
-        for note in self.notes:
-            log.info(note)
-        metrics: dict[str, Any] = {}
-        texts: dict[str, str] = {}
         config = self.config
-        if config.folds:
-            all_bags = self.training_bags.train + (
-                self.training_bags.val if self.training_bags.held_out else []
-            )
-            cross_validation = cross_validate(
-                config, all_bags, self.training_folder, self.seed, self._fit_member, self._stage
-            )
-            metrics |= cross_validation.metrics
-            texts[OUT_OF_FOLD] = cross_validation.table
-            if cross_validation.chosen is not None:
-                config = replace(config, rate=cross_validation.chosen[0], decay=cross_validation.chosen[1])
-        ensemble, members = self._members(config)
-        self._stage("reading whole bags")
-        scored_train = self._scored(ensemble, self.training_bags.train)
-        scored_val = self._scored(ensemble, self.training_bags.val)
-        check_bags, check_name = (
-            (scored_val, "validation cases")
-            if scored_val
-            else (scored_train, "the training cases themselves")
-        )
-        localisation = localise(config, scored_train, check_bags, check_name)
-        if localisation.refused:
-            self.notes.append(f"no map will be drawn: {localisation.refused}")
-        metrics |= self._metrics(ensemble, localisation, scored_train, scored_val, members)
-        return self._save(out, ensemble, localisation, metrics, texts)
+        if result.chosen is not None:
+            config = replace(config, rate=result.chosen[0], decay=result.chosen[1])
+        return config, dict(result.metrics), {OUT_OF_FOLD: result.table}
 
-    def _members(self, config: Config) -> tuple[Ensemble, list[dict[str, Any]]]:
+    def fit_members(self, config: Config) -> tuple[Ensemble, list[dict[str, Any]]]:
         """The trained members; those already on disk are loaded."""
         moments: Moments | None = None
         tensors: dict[str, Tensor] = {}
         summaries: list[dict[str, Any]] = []
+        train_bags, val_bags, job = self.bags.train, self.bags.val, self.job
         for number in range(config.members):
-            member_folder = self.training_folder / f"member-{number:02d}"
+            member_folder = job.folder / f"member-{number:02d}"
             checkpoint = read_checkpoint(member_folder)
             if checkpoint is None:
                 if config.standardise and moments is None:
-                    moments = moments_of(self.training_bags.train)
-                self._stage(f"member {number + 1} of {config.members}")
-                seed = member_seed(self.seed, number)
-                fitted = self._fit_member(
-                    config, self.training_bags.train, self.training_bags.val, seed, moments
+                    moments = moments_of(train_bags)
+                job.begin_stage(f"member {number + 1} of {config.members}")
+                member = self._fit_member(
+                    config, train_bags, val_bags, member_seed(job.seed, number), moments
                 )
                 member_folder.mkdir(parents=True, exist_ok=True)
-                checkpoint = Checkpoint({"fitted": fit_summary(fitted)}, fitted.model.state_dict())
+                checkpoint = Checkpoint({"fitted": fit_summary(member)}, member.model.state_dict())
                 write_checkpoint(member_folder, checkpoint, "weights")
             summaries.append(dict(checkpoint.contents["fitted"]))
             log.info(_member_line(number, config.members, summaries[-1]))
             tensors |= {f"member-{number}/{name}": value for name, value in checkpoint.tensors.items()}
-        return members_of(config, self.dim, tensors), summaries
+        return members_of(config, train_bags[0].file.dim, tensors), summaries
 
     def _fit_member(
         self,
@@ -262,81 +173,64 @@ class _Training:
         seed: int,
         moments: Moments | None = None,
     ) -> Fitted:
+        progress, machine = self.job.progress, self.job.machine
         if config.standardise and moments is None:
             moments = moments_of(train_bags)
-        self.progress.steps = config.setting("epochs")
+        progress.steps = config.setting("epochs")
+
+        def report_epoch(epoch: int, loss: float) -> None:
+            progress.loss = loss
+            progress.step = epoch
+
         return fit(
-            config,
-            train_bags,
-            val_bags,
-            seed,
-            device=self.machine.device,
-            max_ram=self.machine.max_ram,
-            moments=moments,
-            on_epoch=self._report_epoch,
+            config, train_bags, val_bags, seed, device=machine.device, max_ram=machine.max_ram,
+            moments=moments, on_epoch=report_epoch,
+        )  # fmt: skip
+
+    def localise(
+        self, ensemble: Ensemble, members: list[dict[str, Any]], metrics: dict[str, Any]
+    ) -> Localisation:
+        """Orient the tile scores, decide whether maps may be drawn, and add the figures to `metrics`."""
+        job = self.job
+        job.begin_stage("reading whole bags")
+        scored_train, scored_val = (
+            [(bag, ensemble.score_bag(bag.blocks())) for bag in bags]
+            for bags in (self.bags.train, self.bags.val)
         )
-
-    def _report_epoch(self, epoch: int, loss: float) -> None:
-        self.progress.loss = loss
-        self.progress.step = epoch
-
-    def _stage(self, stage: str) -> None:
-        self.progress.stage = stage
-
-    def _scored(self, ensemble: Ensemble, bags: Sequence[Bag]) -> list[tuple[Bag, BagScores]]:
-        return [(bag, ensemble.score_bag(bag.blocks())) for bag in bags]
-
-    def _metrics(
-        self,
-        ensemble: Ensemble,
-        localisation: Localisation,
-        scored_train: Sequence[tuple[Bag, BagScores]],
-        scored_val: Sequence[tuple[Bag, BagScores]],
-        members: list[dict[str, Any]],
-    ) -> dict[str, Any]:
         check_bags = scored_val or scored_train
-        localisation_checks = localisation_metrics(check_bags, localisation)
+        name = "validation cases" if scored_val else "the training cases themselves"
+        localisation = localise(ensemble.config, scored_train, check_bags, name)
+        if localisation.refused:
+            job.note(f"no map will be drawn: {localisation.refused}")
+        checks = localisation_metrics(check_bags, localisation)
         agreement = ensemble_agreement([scores.logits for _, scores in scored_train])
         spread = auc_spread([member["val_auc"] for member in members])
         warnings = training_notes(agreement, spread, [bag.label for bag, _ in scored_val], len(members))
-        for warning in warnings:
-            log.warning(warning)
-        self.notes += warnings
-        return {
+        job.note(*warnings)
+        metrics.update({
             "val_auc": auc_of(scored_val),
             "train_auc": auc_of(scored_train),
             "evidence_auc": localisation.auc,
-            "tile_auc": None if localisation_checks is None else localisation_checks["tile_auc"],
-            "localisation": localisation_checks,
-            "counterfactual": counterfactual(ensemble, localisation, check_bags, self.seed),
+            "tile_auc": None if checks is None else checks["tile_auc"],
+            "localisation": checks,
+            "counterfactual": counterfactual(ensemble, localisation, check_bags, job.seed),
             "judged_on": localisation.judged_on,
             "members": members,
             "member_val_auc": spread,
             "agreement": agreement,
-        }
+        })  # fmt: skip
+        return localisation
 
-    def _save(
+    def save(
         self,
-        out: Path,
         ensemble: Ensemble,
         localisation: Localisation,
         metrics: Mapping[str, Any],
         texts: Mapping[str, str],
     ) -> Bundle:
-        kind = _kind(self.folder, self.training_bags.train)
-        weights = self.folder.encoder_weights
-        provenance = {
-            "seed": self.seed,
-            "features": self.config.features,
-            "train_cases": [bag.case.id for bag in self.training_bags.train],
-            "val_cases": [bag.case.id for bag in self.training_bags.val],
-            "notes": self.notes,
-            "lost": self.training_bags.failures,
-        }
-        used_bags = [
-            *self.training_bags.train,
-            *(self.training_bags.val if self.training_bags.held_out else []),
-        ]
+        kind, encoder = _kind(self.features, self.bags.train), self.features.encoder_weights
+        train_cases, val_cases = ([bag.case for bag in bags] for bags in (self.bags.train, self.bags.val))
+        record = self.job.record(train_cases, val_cases, metrics, features=self.config.features)
         config = {**replace(ensemble.config, features="").to_dict(), **kind}
         bundle = Bundle(
             "chowder",
@@ -344,11 +238,11 @@ class _Training:
             ensemble.config.classes,
             None if kind["tiling"] is None else kind["tiling"]["mpp"],
             metrics,
-            provenance,
-            tuple(sorted({patient_hash(bag.case.patient) for bag in used_bags})),
+            record["provenance"],
+            tuple(patient_hash(name) for name in record["patients"]),
         )
-        copies = {ENCODER: weights} if weights is not None else None
-        return write_bundle(out, bundle, to_tensors(ensemble, localisation), texts, copies)
+        copies = None if encoder is None else {ENCODER: encoder}
+        return write_bundle(self.job.out, bundle, to_tensors(ensemble, localisation), texts, copies)
 
 
 def member_seed(seed: int, number: int) -> int:

@@ -12,8 +12,9 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import lightgbm
 import numpy as np
@@ -33,10 +34,8 @@ from lobule.methods.rakhlin.folds import folds_of, write_folds
 from lobule.methods.rakhlin.forests import read_forest, read_forest_file, text_name
 from lobule.methods.rakhlin.report import HeldOut, calibrated, report, write_predictions
 from lobule.methods.rakhlin.trees import BoostedTrees
-from lobule.scanning.scan import Machine
-from lobule.tissue import TissueConfig
-from lobule.training.fitting import FitProgress, TrainMachine
-from lobule.training.job import TrainingSplit, begun_training, training_split
+from lobule.training.division import TrainingSplit, training_split
+from lobule.training.job import TrainingJob, TrainOptions, training_job, val_and_seed
 
 log = logging.getLogger("lobule.train")
 
@@ -61,29 +60,32 @@ def split_for_training(
     return TrainingSplit(labelled, Cohort(()), tuple(notes))
 
 
-def train(
-    config: Config,
-    cohort: Cohort,
-    out: str | Path,
-    *,
-    val: str | None = "val",
-    seed: int = 0,
-    resume: bool = False,
-    fresh: bool = False,
-    tissue: TissueConfig | None = None,
-    machine: TrainMachine | None = None,
-    progress: FitProgress | None = None,
-) -> Bundle:
+def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[TrainOptions]) -> Bundle:
     """Train on a cohort of labelled images (or regions) and write the bundle.
 
-    Validation is by cross-validation, whatever `val` says. `resume` continues with the contents of
-    `out`; `fresh` deletes them except the descriptors, which are valid for any boosting parameters.
+    Validation is by cross-validation, whatever `val` says. `fresh` keeps the descriptors, which are valid
+    for any boosting parameters.
+
+    Args:
+        config: Settings of the descriptors and of the boosted trees.
+        cohort: Cases with one label each.
+        out: Folder of the bundle, the descriptors and the models.
+        **options: See `TrainOptions`.
     """
-    machine, progress = (machine or TrainMachine()).resolved(), progress or FitProgress()
-    split = split_for_training(cohort, val, seed)
+    split = split_for_training(cohort, *val_and_seed(options))
     config = with_classes(config.resolved(), split.train)
-    with begun_training(out, config, split, also={"seed": seed}, resume=resume, fresh=fresh) as folder:
-        return _Training(config, split, Path(out), folder, seed, machine, progress).run()
+    with training_job(config, split, out, kinds=KINDS, **options) as job:
+        folds = _choose_folds(config, job)
+        numbers = range(len(config.encoders))
+        encoders = [pretrained(Plan.of(config, n), config.weights_of(n), job.seed) for n in numbers]
+        described_sets = [_describe(config, job, n, encoder) for n, encoder in enumerate(encoders)]
+        data = _described_data(config, job, folds)
+        _note_stains(job, data.cohort, described_sets[0])
+        models = _models_folder(job, data.cohort, described_sets)
+        boosting = _Boosting(config, job, models, data)
+        predictions, attributions = boosting.run(described_sets)
+        held_out = HeldOut(data.cohort, data.labels, data.folds, predictions)
+        return _save(config, job, models, encoders, held_out, attributions)
 
 
 def with_classes(config: Config, cohort: Cohort) -> Config:
@@ -112,218 +114,152 @@ class _Data:
     folds: NDArray[np.intp]
 
 
-class _Training:
-    """The state of one training: its folds, descriptors and models."""
+def _labels(config: Config, cohort: Cohort) -> NDArray[np.intp]:
+    return np.array([config.classes.index(case.label or "") for case in cohort], np.intp)
 
-    def __init__(
-        self,
-        config: Config,
-        who: TrainingSplit,
-        out: Path,
-        folder: Path,
-        seed: int,
-        machine: TrainMachine,
-        progress: FitProgress,
-    ) -> None:
-        self.config, self.who, self.out, self.folder, self.seed = config, who, out, folder, seed
-        self.machine, self.progress = machine, progress
-        self.models = make_folder(folder / "models")
-        self.notes: list[str] = []
-        self.failures: dict[str, str] = {}
-        self._note(*who.notes)
 
-    def run(self) -> Bundle:
-        cohort = self.who.train
-        labels = self._labels(cohort)
-        folds = folds_of(self.config, cohort, labels, self.seed)
-        write_folds(self.folder / "folds.csv", cohort, folds)
-        encoders = [
-            pretrained(Plan.of(self.config, n), self.config.weights_of(n), self.seed)
-            for n in range(len(self.config.encoders))
-        ]
-        described_sets = [self._described(n, encoder, cohort) for n, encoder in enumerate(encoders)]
-        is_described = np.array([case.id not in self.failures for case in cohort], np.bool_)
-        left = cohort.where(lambda case: case.id not in self.failures)
-        self._check_left(labels[is_described], folds[is_described])
-        self._note_stains(left, described_sets[0])
-        self._forget_models_of_others(left, described_sets)
-        data = _Data(left, labels[is_described], folds[is_described])
-        of_sets, attributions = {}, Attributions()
-        for set_ in self.config.sets:
-            self.progress.stage = f"boosting {set_.name}"
-            of_sets[set_.name] = self._boosted(set_, described_sets[set_.encoder], data, attributions)
-        held_out = HeldOut(data.cohort, data.labels, data.folds, of_sets)
-        return self._finish(encoders, held_out, attributions)
+def _choose_folds(config: Config, job: TrainingJob) -> NDArray[np.intp]:
+    cohort = job.split.train
+    folds = folds_of(config, cohort, _labels(config, cohort), job.seed)
+    write_folds(job.folder / "folds.csv", cohort, folds)
+    return folds
 
-    def _labels(self, cohort: Cohort) -> NDArray[np.intp]:
-        class_index = {name: n for n, name in enumerate(self.config.classes)}
-        return np.array([class_index[case.label or ""] for case in cohort], np.intp)
 
-    def _described(self, index: int, encoder: Encoder, cohort: Cohort) -> Described:
-        machine = Machine(
-            device=self.machine.device,
-            precision=self.machine.precision,
-            max_ram=self.machine.max_ram,
-            readers=self.machine.workers,
-            channels_last=True,
-        )
-        folder = Path(self.config.features) if self.config.features else self.out / "features"
-        descriptors = described(
-            self.config, index, encoder, cohort, make_folder(folder), machine, self.seed, self.progress
-        )
-        self.failures |= descriptors.failures
-        return descriptors
+def _describe(config: Config, job: TrainingJob, index: int, encoder: Encoder) -> Described:
+    folder = make_folder(Path(config.features) if config.features else job.out / "features")
+    descriptors = described(
+        config, index, encoder, job.split.train, folder, job.scan_machine(job.workers), job.seed, job.progress
+    )
+    job.failures.update(descriptors.failures)
+    return descriptors
 
-    def _check_left(self, labels: NDArray[np.intp], folds: NDArray[np.intp]) -> None:
-        """Check that every class and fold still has images after leaving out those without descriptors."""
-        for fold in range(self.config.boosting.folds):
-            learned_classes = np.unique(labels[folds != fold])
-            if not (folds == fold).any() or len(learned_classes) < len(self.config.classes):
-                case, cause = next(iter(self.failures.items()))
-                raise CaseError(
-                    f"{len(self.failures)} images could not be described, and too few are left: {cause}",
-                    subject=case,
-                )
-        for case, cause in self.failures.items():
-            log.warning("case %s is left out: %s", case, cause)
 
-    def _note_stains(self, cohort: Cohort, descriptors: Described) -> None:
-        raw = [case.id for case in cohort if not descriptors.normalised(case.id)]
-        if raw:
-            names = ", ".join(raw[:5]) + (", …" if len(raw) > 5 else "")
-            self._note(f"{len(raw)} images with hardly any tissue are used without normalisation: {names}")
-
-    def _forget_models_of_others(self, cohort: Cohort, described_sets: Sequence[Described]) -> None:
-        """Delete stored models if the descriptors they were trained on have changed."""
-        sources = {
-            "descriptors": [one.results.path.name for one in described_sets],
-            "images": {case.id: described_sets[0].ids[case.id] for case in cohort},
-        }
-        record_path = self.folder / LEARNED_FROM
-        if record_path.exists() and read_json(record_path) != sources:
-            log.warning(
-                "images or weights have changed since this training began; its models are trained again"
+def _described_data(config: Config, job: TrainingJob, folds: NDArray[np.intp]) -> _Data:
+    """Leave out the images without descriptors, and check that every class and fold still has images."""
+    cohort = job.split.train.where(lambda case: case.id not in job.failures)
+    is_described = np.array([case.id not in job.failures for case in job.split.train], np.bool_)
+    labels, folds = _labels(config, cohort), folds[is_described]
+    for fold in range(config.boosting.folds):
+        learned_classes = np.unique(labels[folds != fold])
+        if not (folds == fold).any() or len(learned_classes) < len(config.classes):
+            case, cause = next(iter(job.failures.items()))
+            raise CaseError(
+                f"{len(job.failures)} images could not be described, and too few are left: {cause}",
+                subject=case,
             )
-            shutil.rmtree(self.models)
-            make_folder(self.models)
-        write_json(record_path, sources)
+    for case, cause in job.failures.items():
+        log.warning("case %s is left out: %s", case, cause)
+    return _Data(cohort, labels, folds)
 
-    # -- boosting -----------------------------------------------------------------------------------------
 
-    def _boosted(
-        self, set_: DescriptorSet, described_set: Described, data: _Data, attributions: Attributions
+def _note_stains(job: TrainingJob, cohort: Cohort, descriptors: Described) -> None:
+    raw = [case.id for case in cohort if not descriptors.normalised(case.id)]
+    if raw:
+        names = ", ".join(raw[:5]) + (", …" if len(raw) > 5 else "")
+        job.note(f"{len(raw)} images with hardly any tissue are used without normalisation: {names}")
+
+
+def _models_folder(job: TrainingJob, cohort: Cohort, described_sets: Sequence[Described]) -> Path:
+    """The folder of the models. Stored models are deleted if the descriptors they learned from changed."""
+    models, record_path = make_folder(job.folder / "models"), job.folder / LEARNED_FROM
+    sources = {
+        "descriptors": [one.results.path.name for one in described_sets],
+        "images": {case.id: described_sets[0].ids[case.id] for case in cohort},
+    }
+    if record_path.exists() and read_json(record_path) != sources:
+        log.warning("images or weights have changed since this training began; its models are trained again")
+        shutil.rmtree(models)
+        make_folder(models)
+    write_json(record_path, sources)
+    return models
+
+
+# -- boosting -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Boosting:
+    """Trains the models of every set, fold and seed, or reads those of an interrupted training."""
+
+    config: Config
+    job: TrainingJob
+    models: Path
+    data: _Data
+
+    def run(self, described_sets: Sequence[Described]) -> tuple[dict[str, NDArray[np.float64]], Attributions]:
+        """For every set, (seeds, images, classes): predictions of the models that did not see the image."""
+        predictions, attributions = {}, Attributions()
+        for set_ in self.config.sets:
+            self.job.begin_stage(f"boosting {set_.name}")
+            described_set = described_sets[set_.encoder]
+            descriptors = np.stack([described_set.of(case.id, set_.name) for case in self.data.cohort])
+            predictions[set_.name] = self._all_folds(set_, descriptors, attributions)
+        return predictions, attributions
+
+    def _all_folds(
+        self, set_: DescriptorSet, descriptors: NDArray[np.float32], attributions: Attributions
     ) -> NDArray[np.float64]:
-        """(seeds, images, classes): predictions of the models of a set for their held-out images."""
-        boosting, classes = self.config.boosting, len(self.config.classes)
-        descriptors = np.stack([described_set.of(case.id, set_.name) for case in data.cohort])
-        out = np.empty((boosting.seeds, len(data.labels), classes))
-        at_once = max(1, min(self.machine.workers or 1, self.machine.max_ram // (2 * descriptors.nbytes + 1)))
-
-        def one_fold(fold: int) -> tuple[NDArray[np.float64], Explained]:
-            return self._fold(set_, fold, descriptors, data)
-
-        with ThreadPoolExecutor(at_once) as pool:
-            for fold, (fold_predictions, explained) in enumerate(pool.map(one_fold, range(boosting.folds))):
+        boosting, data = self.config.boosting, self.data
+        out = np.empty((boosting.seeds, len(data.labels), len(self.config.classes)))
+        room = self.job.machine.max_ram // (2 * descriptors.nbytes + 1)
+        with ThreadPoolExecutor(max(1, min(self.job.workers, room))) as pool:
+            outcomes = pool.map(lambda fold: self._fold(set_, fold, descriptors), range(boosting.folds))
+            for fold, (fold_predictions, explained) in enumerate(outcomes):
                 out[:, data.folds == fold] = fold_predictions
                 attributions.add(set_.name, explained)
         return out
 
     def _fold(
-        self,
-        set_: DescriptorSet,
-        fold: int,
-        descriptors: NDArray[np.float32],
-        data: _Data,
+        self, set_: DescriptorSet, fold: int, descriptors: NDArray[np.float32]
     ) -> tuple[NDArray[np.float64], Explained]:
-        """(seeds, images of the fold, classes), and what explains the first; models on disk are read."""
-        boosting = self.config.boosting
-        here = data.folds == fold
+        """(seeds, images of the fold, classes), and what explains the first model."""
+        config, labels = self.config, self.data.labels
+        is_held_out = self.data.folds == fold
         _, augmentations, width = descriptors.shape
-        rows = descriptors[here].reshape(-1, width)
-        shared = _FoldData(boosting, descriptors, data.labels, here)
+        rows = descriptors[is_held_out].reshape(-1, width)
+        fold_data = _FoldData(config.boosting, descriptors, labels, is_held_out)
         predictions = []
         explained = Explained(np.zeros(width), 0)
-        for seed in range(boosting.seeds):
+        for seed in range(config.boosting.seeds):
             path = self.models / text_name(set_.name, seed, fold)
-            forest = _stored_forest(path) or self._train_forest(path, shared, seed, fold)
-            predictions.append(forest.predict(rows).reshape(-1, augmentations, len(self.config.classes)))
-            if seed == 0 and (count := min(self.config.attributions, augmentations)):
-                shown = descriptors[here][:, :count].reshape(-1, width)
-                explained = explain(forest, shown, data.labels[here].repeat(count))
+            forest = _stored_forest(path) or self._train_forest(path, fold_data, seed, fold)
+            predictions.append(forest.predict(rows).reshape(-1, augmentations, len(config.classes)))
+            if seed == 0 and (count := min(config.attributions, augmentations)):
+                first = descriptors[is_held_out][:, :count].reshape(-1, width)
+                explained = explain(forest, first, labels[is_held_out].repeat(count))
         return np.stack([one.mean(axis=1) for one in predictions]), explained
 
-    def _train_forest(self, path: Path, shared: _FoldData, seed: int, fold: int) -> BoostedTrees:
-        forest = boost(
-            shared.training(), None, len(self.config.classes), self.config.boosting, seed, fold,
-            shared.held_out(),
-        )  # fmt: skip
-        text = forest.model_to_string()
+    def _train_forest(self, path: Path, fold_data: _FoldData, seed: int, fold: int) -> BoostedTrees:
+        config = self.config
+        held_out = fold_data.held_out if config.boosting.early_stopping else None
+        text = boost(
+            fold_data.training, None, len(config.classes), config.boosting, seed, fold, held_out
+        ).model_to_string()
         write_text(path, text)
         return read_forest(text, path)
 
-    # -- the end ------------------------------------------------------------------------------------------
 
-    def _finish(self, encoders: Sequence[Encoder], held_out: HeldOut, attributions: Attributions) -> Bundle:
-        metrics = report(self.config, held_out)
-        calibrator, metrics["calibration"] = calibrated(self.config, held_out)
-        if attributions.sums:
-            metrics["attributions"] = attributions.summary(self.config, _layers(encoders))
-        write_predictions(self.folder / "out_of_fold.csv", self.config, held_out)
-        write_json(self.folder / "report.json", metrics)
-        provenance = {
-            "seed": self.seed,
-            "train_cases": [case.id for case in held_out.cohort],
-            "notes": self.notes,
-            "lost": self.failures,
-            "weights": {
-                name: weights_hash(one) for name, one in zip(self.config.encoders, encoders, strict=True)
-            },
-        }
-        texts = {
-            text_name(set_.name, seed, fold): (self.models / text_name(set_.name, seed, fold)).read_text()
-            for set_ in self.config.sets
-            for seed, fold in self.config.boosting.models()
-        }
-        return save(
-            self.out, self.config, encoders, texts, calibrator,
-            patients=held_out.cohort.patients(), metrics=metrics, provenance=provenance, seed=self.seed,
-        )  # fmt: skip
-
-    def _note(self, *notes: str) -> None:
-        for note in notes:
-            log.info(note)
-            self.notes.append(note)
-
-
+@dataclass(frozen=True, eq=False)
 class _FoldData:
     """Data shared by the seeds of a fold: its descriptors, binned at first use."""
 
-    def __init__(
-        self,
-        config: BoostingConfig,
-        descriptors: NDArray[np.float32],
-        labels: NDArray[np.intp],
-        here: NDArray[np.bool_],
-    ) -> None:
-        self._config, self._descriptors, self._labels, self._here = config, descriptors, labels, here
-        self._training: lightgbm.Dataset | None = None
-        self._held_out: lightgbm.Dataset | None = None
+    config: BoostingConfig
+    descriptors: NDArray[np.float32]
+    labels: NDArray[np.intp]
+    is_held_out: NDArray[np.bool_]
 
+    @cached_property
     def training(self) -> lightgbm.Dataset:
-        if self._training is None:
-            self._training = lightgbm.Dataset(*self._rows(~self._here), params=data_parameters(self._config))
-        return self._training
+        return lightgbm.Dataset(*self._rows(~self.is_held_out), params=data_parameters(self.config))
 
-    def held_out(self) -> lightgbm.Dataset | None:
-        if self._config.early_stopping and self._held_out is None:
-            rows, labels = self._rows(self._here)
-            self._held_out = lightgbm.Dataset(rows, labels, reference=self.training())
-        return self._held_out
+    @cached_property
+    def held_out(self) -> lightgbm.Dataset:
+        return lightgbm.Dataset(*self._rows(self.is_held_out), reference=self.training)
 
     def _rows(self, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
         """Descriptors with one row per augmentation."""
-        _, augmentations, width = self._descriptors.shape
-        return self._descriptors[chosen].reshape(-1, width), self._labels[chosen].repeat(augmentations)
+        _, augmentations, width = self.descriptors.shape
+        return self.descriptors[chosen].reshape(-1, width), self.labels[chosen].repeat(augmentations)
 
 
 def _stored_forest(path: Path) -> BoostedTrees | None:
@@ -336,11 +272,33 @@ def _stored_forest(path: Path) -> BoostedTrees | None:
         return None
 
 
-def _layers(encoders: Sequence[Encoder]) -> dict[int, list[tuple[str, int]]]:
-    """For each encoder, the layers that form its descriptor, and their widths."""
-    layers: dict[int, list[tuple[str, int]]] = {}
-    for index, encoder in enumerate(encoders):
-        widths = encoder.widths()
-        names: Sequence[Any] = encoder.taps or ["last"]
-        layers[index] = list(zip(names, widths, strict=True))
-    return layers
+# -- the bundle ---------------------------------------------------------------------------------------------
+
+
+def _save(
+    config: Config,
+    job: TrainingJob,
+    models: Path,
+    encoders: Sequence[Encoder],
+    held_out: HeldOut,
+    attributions: Attributions,
+) -> Bundle:
+    metrics = report(config, held_out)
+    calibrator, metrics["calibration"] = calibrated(config, held_out)
+    if attributions.sums:
+        # For each encoder, the layers that form its descriptor, and their widths.
+        layers = {
+            index: list(zip(encoder.taps or ["last"], encoder.widths(), strict=True))
+            for index, encoder in enumerate(encoders)
+        }
+        metrics["attributions"] = attributions.summary(config, layers)
+    write_predictions(job.folder / "out_of_fold.csv", config, held_out)
+    write_json(job.folder / "report.json", metrics)
+    weights = {name: weights_hash(one) for name, one in zip(config.encoders, encoders, strict=True)}
+    names = [
+        text_name(set_.name, seed, fold) for set_ in config.sets for seed, fold in config.boosting.models()
+    ]
+    return save(
+        job.out, config, encoders, {name: (models / name).read_text() for name in names}, calibrator,
+        seed=job.seed, **job.record(held_out.cohort, (), metrics, weights=weights),
+    )  # fmt: skip

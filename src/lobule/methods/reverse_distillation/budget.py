@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -40,6 +41,15 @@ class PatchBudget:
 
     def total(self, label: int) -> int:
         return int((self.positions.labels == label).sum())
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers of slides and patches for the bundle."""
+        return {
+            "slides": sum(1 for _, tumour in self.counts.values() if tumour),
+            "normal_patches": self.total(NORMAL),
+            "tumour_patches": self.total(TUMOUR),
+            "of": {name: list(counts) for name, counts in self.counts.items()},
+        }
 
     def to_csv(self) -> str:
         """Every patch position of the training as CSV with the columns `case,class,l0_x,l0_y`."""

@@ -37,6 +37,7 @@ from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
 from lobule.training.fitting import TrainMachine
+from lobule.training.patch_pools import score_patches
 from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool, SlidePositions
 from lobule.training.sampling import Samples, SampleStream
 
@@ -107,12 +108,10 @@ def raw_scores(
     predictor: AnomalyPredictor, samples: Iterable[Samples], device: torch.device
 ) -> tuple[NDArray[np.int64], Floats]:
     """Labels and raw scores of sampled patches."""
-    labels, scores = [], []
     with torch.inference_mode():
-        for batch in samples:
-            scores.append(predictor.patch_scores(torch.from_numpy(batch.pixels).to(device)).cpu().numpy())
-            labels.append(batch.labels)
-    return np.concatenate(labels), np.concatenate(scores).astype(np.float64)
+        return score_patches(
+            samples, lambda batch: predictor.patch_scores(torch.from_numpy(batch.pixels).to(device))
+        )
 
 
 def _patch_fit(labels: NDArray[np.int64], raw: Floats, of_training: bool) -> tuple[Platt, tuple[str, ...]]:
