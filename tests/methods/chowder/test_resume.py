@@ -69,7 +69,7 @@ def test_training_does_not_resume_with_changed_features(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(config, cohort, out, machine=MACHINE, progress=InterruptingProgress("member 2"))
     write_tiles(features, "tumor_003", make_slide(77, True))
-    with pytest.raises(ResultsError, match=r"the features have changed.* Found tumor_003\. .*--fresh"):
+    with pytest.raises(ResultsError, match=r"another feature_set.* Found tumor_003 .*--fresh"):
         train(config, cohort, out, machine=MACHINE, resume=True)
     assert train(config, cohort, out, machine=MACHINE, fresh=True).metrics["members"]
 
@@ -78,7 +78,7 @@ def test_one_positive_patient_cannot_be_cross_validated(tmp_path: Path) -> None:
     cohort, features = make_cohort(tmp_path, 8)
     alone = Cohort(tuple(replace(case, label="normal") if n != 1 else case for n, case in enumerate(cohort)))
     config = replace(QUICK, features=str(features), folds=3)
-    with pytest.raises(ConfigError, match="all positive cases are in one fold"):
+    with pytest.raises(ConfigError, match="all cases of the class 'positive' are in one fold"):
         train(config, alone, tmp_path / "out", machine=MACHINE)
     few = replace(config, nested=True, inner_folds=7)
     with pytest.raises(ConfigError, match=r"7 folds need as many patients.*inner_folds=N"):

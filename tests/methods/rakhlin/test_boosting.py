@@ -9,11 +9,8 @@ from typing import Any
 import lightgbm
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from lobule.errors import ConfigError
-from lobule.methods.rakhlin.boosting import BoostingConfig, boost, stratified_folds
+from lobule.methods.rakhlin.boosting import BoostingConfig, boost
 
 
 def golden_data(s: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -72,36 +69,3 @@ def test_fifty_models_have_fifty_streams() -> None:
     parameters = [config.parameters(4, seed, fold) for seed, fold in config.models()]
     assert sorted(p["feature_fraction_seed"] for p in parameters) == list(range(1, 51))
     assert all(p["bagging_seed"] == p["feature_fraction_seed"] + 1 for p in parameters)
-
-
-def test_folds_of_the_published_size() -> None:
-    labels = np.repeat(np.arange(4), 100)
-    folds = stratified_folds(labels.tolist(), [""] * 400, 10, seed=1)
-    table = np.zeros((10, 4), int)
-    np.add.at(table, (folds, labels), 1)
-    np.testing.assert_array_equal(table, 10)
-    assert (stratified_folds(labels.tolist(), [""] * 400, 10, seed=1) == folds).all()
-    assert (stratified_folds(labels.tolist(), [""] * 400, 10, seed=2) != folds).any()
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.integers(2, 6))
-def test_a_patient_is_in_one_fold_and_folds_are_even(seed: int, folds: int) -> None:
-    rng = np.random.default_rng(seed)
-    patients = [f"p{k}" for k in rng.integers(0, 40, 150)]
-    labels = rng.integers(0, 3, 150)
-    fold_of = stratified_folds(labels.tolist(), patients, folds, seed)
-    where: dict[str, set[int]] = {}
-    for patient, fold in zip(patients, fold_of.tolist(), strict=True):
-        where.setdefault(patient, set()).add(fold)
-    assert all(len(folds_of_patient) == 1 for folds_of_patient in where.values())
-    sizes = np.bincount(fold_of, minlength=folds)
-    assert sizes.max() - sizes.min() <= 12
-    for label in range(3):
-        counts = np.bincount(fold_of[labels == label], minlength=folds)
-        assert np.abs(counts - counts.mean()).max() <= 8
-
-
-def test_fewer_patients_than_folds_is_refused() -> None:
-    with pytest.raises(ConfigError, match="at least 5 patients"):
-        stratified_folds([0, 1] * 4, ["a", "b", "c", "d"] * 2, 5, seed=0)

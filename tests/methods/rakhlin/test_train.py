@@ -19,7 +19,7 @@ from lobule.methods.rakhlin import Config, describe, load, split_for_training, t
 from lobule.methods.rakhlin.boosting import BoostingConfig
 from lobule.methods.rakhlin.config import BACH
 from lobule.methods.rakhlin.features import TABLE
-from lobule.methods.rakhlin.folds import folds_of, groups_of, read_folds
+from lobule.methods.rakhlin.folds import folds_of, read_folds
 from lobule.results.folder import open_results
 from lobule.training.fitting import FitProgress
 from tests.methods.rakhlin.support import CONFIG, MACHINE, cohort_in, painted
@@ -203,18 +203,6 @@ def test_folds_of_an_earlier_training_are_taken(cohort: Cohort, trained: Bundle,
         read_folds(table, cohort, 1)
 
 
-def test_folds_by_site_join_the_sites_of_a_patient() -> None:
-    def case(name: str, patient: str, site: str | None) -> Case:
-        return Case(name, patient, "image", path="x", label="a", site=site)
-
-    rows = [("a", "p1", "s1"), ("b", "p2", "s1"), ("c", "p2", "s2"), ("d", "p3", "s3"), ("e", "p4", None)]
-    cohort = Cohort(tuple(case(*row) for row in rows))
-    groups = groups_of(replace(CONFIG, folds_by="site"), cohort)
-    assert groups[0] == groups[1] == groups[2]
-    assert len(set(groups)) == 3
-    assert groups_of(CONFIG, cohort) == ["p1", "p2", "p2", "p3", "p4"]
-
-
 def test_a_class_with_fewer_images_than_folds_is_refused(cohort: Cohort, tmp_path: Path) -> None:
     config = replace(CONFIG, boosting=replace(CONFIG.boosting, folds=5))
     with pytest.raises(
@@ -227,7 +215,7 @@ def test_a_class_of_a_single_patient_is_refused(cohort: Cohort, tmp_path: Path) 
     lonely = Cohort(
         tuple(replace(case, patient="one") if case.label == "benign" else case for case in cohort)
     )
-    with pytest.raises(ConfigError, match="all images of the class 'benign' are in one fold"):
+    with pytest.raises(ConfigError, match="all cases of the class 'benign' are in one fold"):
         train(CONFIG, lonely, tmp_path / "B", machine=MACHINE)
 
 

@@ -15,8 +15,8 @@ from lobule.cohort import Case, Cohort
 from lobule.errors import AnnotationError, ConfigError, ModelError
 from lobule.methods.scannet import train
 from lobule.training.fitting import FitProgress
-from lobule.training.patch_sampling import NORMAL, TUMOUR, find_positions
 from lobule.training.patch_pools import gather
+from lobule.training.patch_sampling import NORMAL, TUMOUR, find_positions
 from tests.methods.scannet.test_train import BRIEF, MACHINE, MPP, TISSUE, painted
 from tests.scanning.support import write_slide
 

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Case, Cohort
-from lobule.errors import ConfigError, Leakage, ModelError, ResultsError
+from lobule.errors import ConfigError, ModelError, ResultsError
 from lobule.methods.scannet import Config, DensePredictor, load, train
 from lobule.methods.scannet.mining import _spaced_cells, hard_negatives, merge_points
 from lobule.nets.backbones import BACKBONES
@@ -24,7 +24,6 @@ from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
 from lobule.training.fitting import FitProgress, TrainMachine
-from lobule.training.division import training_split
 from lobule.training.patch_sampling import NORMAL, find_positions
 from tests.scanning.support import write_slide
 
@@ -186,32 +185,7 @@ def test_an_interrupted_training_ends_with_the_same_bundle(cohort: Cohort, tmp_p
     assert read_bundle(tmp_path / "broken").files == restarted.files
 
 
-# -- splits and settings ------------------------------------------------------------------------------------
-
-
-def case_of(name: str, patient: str, split: str | None = None, annotation: str | None = None) -> Case:
-    return Case(name, patient, "slide", f"/{name}.tif", split=split, annotation=annotation)
-
-
-def test_a_patient_in_two_splits_is_rejected() -> None:
-    torn = Cohort((case_of("a", "p", "train"), case_of("b", "p", "test"), case_of("c", "q", "train")))
-    with pytest.raises(Leakage, match="1 patients are in more than one split"):
-        training_split(torn, "val", 0)
-
-
-def test_patients_are_held_out_if_there_is_no_validation_split() -> None:
-    cases = [case_of(f"t{i}", f"p{i // 2}", annotation="x") for i in range(20)]
-    cases += [case_of(f"n{i}", f"q{i}") for i in range(10)]
-    splits = training_split(Cohort(tuple(cases)), "val", 0)
-    assert len(splits.train) + len(splits.val) == 30
-    assert not set(splits.train.patients()) & set(splits.val.patients())
-    outlined = [case for case in splits.val if case.annotation]
-    assert (len(outlined), len(splits.val)) == (4, 6)
-    assert training_split(Cohort(tuple(cases)), "val", 0) == splits
-    assert training_split(Cohort(tuple(cases)), "val", 1) != splits
-    few = training_split(Cohort(tuple(cases[:2])), "val", 0)
-    assert not few.val
-    assert "too few patients" in few.notes[0]
+# -- settings ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

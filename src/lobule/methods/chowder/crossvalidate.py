@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from lobule.files import read_json, write_json
@@ -19,7 +20,7 @@ from lobule.methods.chowder.bags import Bag
 from lobule.methods.chowder.config import Config
 from lobule.methods.chowder.ensemble import Ensemble
 from lobule.methods.chowder.fit import Fitted
-from lobule.methods.chowder.splits import folds_of, hold_out, refuse_one_sided_folds
+from lobule.methods.chowder.splits import folds_of, hold_out
 
 Fitter = Callable[[Config, Sequence[Bag], Sequence[Bag], int], Fitted]
 
@@ -92,13 +93,13 @@ def _check_folds(config: Config, bags: Sequence[Bag], seed: int) -> None:
     """Refuse outer and inner folds that cannot be trained on, before hours are spent on other folds."""
     for repeat in range(config.repeats):
         folds = folds_of(bags, config.folds, seed + repeat, by_site=config.by_site)
-        refuse_one_sided_folds(bags, folds, config.by_site)
         for fold in range(config.folds if config.nested else 0):
             train_bags = [bag for bag, f in zip(bags, folds, strict=True) if f != fold]
-            inner_folds = folds_of(
-                train_bags, config.inner_folds, _seed_of(seed, repeat, fold), by_site=config.by_site
-            )
-            refuse_one_sided_folds(train_bags, inner_folds, config.by_site)
+            _inner_folds(config, train_bags, _seed_of(seed, repeat, fold))
+
+
+def _inner_folds(config: Config, bags: Sequence[Bag], seed: int) -> NDArray[np.intp]:
+    return folds_of(bags, config.inner_folds, seed, by_site=config.by_site, setting="inner_folds")
 
 
 def _fold(
@@ -114,7 +115,7 @@ def _fold(
 
 def _choose(config: Config, bags: Sequence[Bag], seed: int, fitter: Fitter) -> tuple[float, float]:
     """The rate and decay with the best AUC over the inner folds; of equals, the first in the grid."""
-    folds = folds_of(bags, config.inner_folds, seed, by_site=config.by_site)
+    folds = _inner_folds(config, bags, seed)
     best, best_auc = (config.grid_rates[0], config.grid_decays[0]), -1.0
     for rate, decay in product(config.grid_rates, config.grid_decays):
         candidate = replace(config, rate=rate, decay=decay)

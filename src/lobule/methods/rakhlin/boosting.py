@@ -1,8 +1,8 @@
-"""Gradient boosting of one (set, fold, seed) with the published parameters, and the division into folds."""
+"""Gradient boosting of one (set, fold, seed) with the published parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,37 +94,3 @@ def boost(
 def data_parameters(config: BoostingConfig) -> dict[str, Any]:
     """The parameters that determine how descriptors are binned."""
     return {"min_data_in_leaf": config.min_data_in_leaf, "num_threads": 1, "verbosity": -1}
-
-
-def stratified_folds(
-    labels: Sequence[int], patients: Sequence[str], folds: int, seed: int
-) -> NDArray[np.intp]:
-    """The fold of every image: classes even over the folds, each patient's images together.
-
-    An image without a patient forms its own group. Patients with most images are assigned first, each to
-    the fold where its classes are scarcest, then to the smallest fold. The order depends only on the seed.
-    """
-    if len(labels) != len(patients):
-        raise ValueError(f"{len(labels)} labels for {len(patients)} patients")
-    keys = [patient or f"\0{row}" for row, patient in enumerate(patients)]
-    names, patient_of = np.unique(keys, return_inverse=True)
-    if len(names) < folds:
-        raise ConfigError(
-            "too few patients for the folds",
-            expected=f"at least {folds} patients",
-            actual=f"{len(names)}",
-            remedy="Ask for fewer folds",
-        )
-    _, class_of = np.unique(labels, return_inverse=True)
-    counts = np.zeros((len(names), class_of.max() + 1), np.int64)
-    np.add.at(counts, (patient_of, class_of), 1)
-    shuffled = np.random.default_rng(seed).permutation(len(names))
-    order = shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")]
-    filled = np.zeros((folds, counts.shape[1]), np.int64)
-    fold_of_patient = np.empty(len(names), np.intp)
-    for patient in order:
-        crowding = filled @ (counts[patient] / counts.sum(axis=0))
-        fold = np.lexsort((filled.sum(axis=1), crowding.round(12)))[0]
-        filled[fold] += counts[patient]
-        fold_of_patient[patient] = fold
-    return fold_of_patient[patient_of]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, Leakage, ResultsError
 from lobule.files import open_url, write_text
-from lobule.methods.rakhlin.boosting import stratified_folds
 from lobule.methods.rakhlin.config import Config
+from lobule.training.division import grouped_folds, groups_by_site, refuse_missing_classes
 
 COLUMNS = ("case", "patient", "site", "label", "fold")
 
@@ -21,30 +21,15 @@ COLUMNS = ("case", "patient", "site", "label", "fold")
 def folds_of(config: Config, cohort: Cohort, labels: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
     """The fold of every case: those of `folds_file`, or new ones that keep patients (or sites) together."""
     _check_counts(config, labels)
+    unit = "patients" if config.folds_by == "patient" else "sites"
     if config.folds_file:
         folds = read_folds(config.folds_file, cohort, config.boosting.folds)
     else:
-        folds = stratified_folds(labels.tolist(), groups_of(config, cohort), config.boosting.folds, seed)
-    _check_classes(config, labels, folds)
+        groups = groups_by_site(cohort.cases) if unit == "sites" else [case.patient for case in cohort]
+        count = config.boosting.folds
+        folds = grouped_folds(labels, groups, count, seed, unit=unit, setting="boosting.folds")
+    refuse_missing_classes(labels, folds, config.classes, unit)
     return folds
-
-
-def groups_of(config: Config, cohort: Cohort) -> list[str]:
-    """The group of each case that no fold divides. Sites that share a patient are one group."""
-    if config.folds_by == "patient":
-        return [case.patient for case in cohort]
-    above: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while above.get(name, name) != name:
-            name = above[name]
-        return name
-
-    for case in cohort:  # a patient seen at two sites joins them
-        above[root(f"patient {case.patient}")] = root(
-            f"site {case.site}" if case.site else f"patient {case.patient}"
-        )
-    return [root(f"patient {case.patient}") for case in cohort]
 
 
 def write_folds(path: Path, cohort: Cohort, folds: NDArray[np.intp]) -> None:
@@ -105,18 +90,3 @@ def _check_counts(config: Config, labels: NDArray[np.intp]) -> None:
             actual=f"{counts[fewest]}",
             remedy=f"Add images, or ask for fewer folds: --set boosting.folds={max(2, counts[fewest])}",
         )
-
-
-def _check_classes(config: Config, labels: NDArray[np.intp], folds: NDArray[np.intp]) -> None:
-    """Check that every model learns from every class."""
-    for fold in range(config.boosting.folds):
-        if not (folds == fold).any():
-            raise ConfigError(f"fold {fold} is empty", remedy="Ask for fewer folds")
-        missing = np.setdiff1d(np.arange(len(config.classes)), labels[folds != fold])
-        if len(missing):
-            unit = "patient" if config.folds_by == "patient" else "site"
-            raise ConfigError(
-                f"all images of the class '{config.classes[missing[0]]}' are in one fold",
-                expected=f"images of every class from two {unit}s or more",
-                remedy="Add images of others" + ("" if unit == "patient" else ", or --set folds_by=patient"),
-            )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lobule.errors import BundleError
 from lobule.findings import HEATMAP_FEATURES, heatmap_features
 from lobule.stitch import Scores, State, States
+from lobule.training.division import grouped_folds
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -142,7 +143,7 @@ class CrossFitted:
     forest: Forest
     scores: Floats
     """(slides,), each from the forest of the other folds."""
-    folds: Integers
+    folds: NDArray[np.intp]
     """(slides,): the fold that each slide was scored in."""
     auc: float
     """The area under the ROC curve of `scores`."""
@@ -165,14 +166,10 @@ def cross_fit(
 ) -> CrossFitted:
     """Train one forest per fold of patients for out-of-fold scores, and then a forest on all slides."""
     from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedGroupKFold
 
-    number = {name: index for index, name in enumerate(sorted(set(patients)))}
-    groups = np.array([number[name] for name in patients])
-    splits = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    scores, folds = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
-    for fold, (train_rows, test_rows) in enumerate(splits.split(rows, positive, groups)):
-        forest = grow_forest(rows[train_rows], positive[train_rows], trees, seed)
-        scores[test_rows], folds[test_rows] = forest.probability(rows[test_rows]), fold
+    folds, scores = grouped_folds(positive, patients, FOLDS, seed), np.zeros(len(rows))
+    for fold in range(FOLDS):
+        forest = grow_forest(rows[folds != fold], positive[folds != fold], trees, seed)
+        scores[folds == fold] = forest.probability(rows[folds == fold])
     auc = float(roc_auc_score(positive, scores))
     return CrossFitted(grow_forest(rows, positive, trees, seed), scores, folds, auc)
