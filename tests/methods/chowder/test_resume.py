@@ -18,11 +18,6 @@ MACHINE = TrainMachine(device="cpu", precision="float32")
 QUICK = Config(model="modern", members=2, epochs=1, rate=5e-3, standardise=True)
 
 
-@pytest.fixture(scope="module")
-def stored_cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, Path]:
-    return make_cohort(tmp_path_factory.mktemp("chowder"), 20)
-
-
 class InterruptingProgress(FitProgress):
     """Interrupt the training when a given stage starts."""
 
@@ -34,33 +29,6 @@ class InterruptingProgress(FitProgress):
         super().__setattr__(name, value)
         if name == "stage" and value.startswith(getattr(self, "at", "never")):
             raise KeyboardInterrupt
-
-
-def test_an_interrupted_training_ends_with_the_same_bundle(
-    stored_cohort: tuple[Cohort, Path], tmp_path: Path
-) -> None:
-    cohort, features = stored_cohort
-    config = replace(QUICK, features=str(features), epochs=1, folds=2, members=2)
-    uninterrupted = train(config, cohort, tmp_path / "whole", machine=MACHINE)
-    for stage in ("fold 2", "member 2"):
-        with pytest.raises(KeyboardInterrupt):
-            train(
-                config,
-                cohort,
-                tmp_path / "broken",
-                machine=MACHINE,
-                resume=True,
-                progress=InterruptingProgress(stage),
-            )
-    with pytest.raises(ResultsError, match="a training has begun here"):
-        train(config, cohort, tmp_path / "broken", machine=MACHINE)
-    with pytest.raises(ResultsError, match="another config"):
-        train(replace(config, rate=1.0), cohort, tmp_path / "broken", machine=MACHINE, resume=True)
-    resumed = train(config, cohort, tmp_path / "broken", machine=MACHINE, resume=True)
-    assert uninterrupted.files == resumed.files
-    assert (tmp_path / "whole/model.json").read_bytes() == (tmp_path / "broken/model.json").read_bytes()
-    other = train(config, cohort, tmp_path / "broken", machine=MACHINE, seed=1, fresh=True)
-    assert other.files != uninterrupted.files
 
 
 def test_training_does_not_resume_with_changed_features(tmp_path: Path) -> None:

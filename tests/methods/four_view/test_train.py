@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +12,12 @@ from sklearn.metrics import roc_auc_score
 
 from lobule.bundles import Bundle, patient_hash
 from lobule.cohort import Case, Cohort
-from lobule.errors import BundleError, ConfigError, Leakage, ResultsError
+from lobule.errors import BundleError, ConfigError, Leakage
 from lobule.methods.four_view import Config, load, train
 from lobule.methods.four_view.predictor import PATCH_PREFIX
 from lobule.nets.four_view import TARGETS
 from lobule.results.folder import open_results
-from lobule.training.fitting import FitProgress, TrainMachine
+from lobule.training.machine import TrainMachine
 from tests.methods.four_view.made_exams import cohort, exams
 from tests.methods.four_view.support import run
 
@@ -81,51 +80,13 @@ def test_training_on_images_alone_fits_six_exams(painted: Cohort, tmp_path: Path
 
 
 def test_bundle_records_patients_metrics_and_config(with_heatmaps: Bundle, painted: Cohort) -> None:
-    assert with_heatmaps.patients == tuple(sorted(patient_hash(c.patient) for c in six_exams(painted)))
+    cases = (*six_exams(painted), *painted.split("val"))
+    assert with_heatmaps.patients == tuple(sorted(patient_hash(case.patient) for case in cases))
     assert 0 <= with_heatmaps.metrics["patches"]["val_auc"] <= 1
     assert with_heatmaps.metrics["val_auc_malignant"] == with_heatmaps.metrics["breasts"]["val_auc"]
     assert with_heatmaps.metrics["breasts"]["steps"] == 4
     assert with_heatmaps.provenance["val_cases"] == [case.id for case in painted.split("val")]
     assert Config.from_dict(with_heatmaps.config) == replace(BRIEF, heatmaps=True, birads_steps=0)
-
-
-class Stopping(FitProgress):
-    """Interrupts the training at a step of a stage."""
-
-    def __init__(self, stage: str, step: int) -> None:
-        self.at = (stage, step)
-        super().__init__()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "step" and (self.stage, value) == self.at:
-            raise KeyboardInterrupt
-
-
-def test_interrupted_training_gives_the_same_bundle(painted: Cohort, tmp_path: Path) -> None:
-    config = replace(BRIEF, heatmaps=True)
-    subset = painted.where(lambda case: int(case.id[1:]) % 100 in (3, 6, 8, 13) and case.split != "test")
-    uninterrupted = train(config, subset, tmp_path / "whole", machine=MACHINE, seed=4)
-    assert [uninterrupted.metrics[stage]["steps"] for stage in ("patches", "birads", "breasts")] == [4, 4, 4]
-    assert uninterrupted.metrics["birads"]["categories"] == ["0", "1"]
-    for stage, step in (("patches", 3), ("BI-RADS", 3), ("breasts", 1)):
-        with pytest.raises(KeyboardInterrupt):
-            train(
-                config, subset, tmp_path / "broken", machine=MACHINE, seed=4, resume=True,
-                progress=Stopping(stage, step),
-            )  # fmt: skip
-    with pytest.raises(ResultsError, match="a training has begun here"):
-        train(config, subset, tmp_path / "broken", machine=MACHINE, seed=4)
-    with pytest.raises(ResultsError, match="another config"):
-        train(replace(config, rate=0.5), subset, tmp_path / "broken", machine=MACHINE, seed=4, resume=True)
-    resumed = train(
-        config, subset, tmp_path / "broken", machine=replace(MACHINE, workers=1), seed=4, resume=True
-    )
-    assert uninterrupted.files == resumed.files
-    for name in ("model.json", *(f"training/{stage}/log.csv" for stage in ("patches", "bi-rads", "breasts"))):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
-    other_seed = train(config, subset, tmp_path / "broken", machine=MACHINE, seed=5, fresh=True)
-    assert other_seed.files != uninterrupted.files
 
 
 def test_classifier_starts_from_the_trunks_of_the_birads_stage(painted: Cohort, tmp_path: Path) -> None:
@@ -137,6 +98,8 @@ def test_classifier_starts_from_the_trunks_of_the_birads_stage(painted: Cohort, 
     assert not torch.equal(moved_weights[trunk], fresh_weights[trunk])
     assert torch.equal(moved_weights["fc1_cc.weight"], fresh_weights["fc1_cc.weight"])
     assert "birads" not in fresh.metrics
+    assert moved.metrics["birads"]["categories"] == ["0", "1"]
+    assert moved.metrics["birads"]["steps"] == 4
 
 
 def test_without_a_birads_column_the_stage_is_skipped_with_a_note(painted: Cohort, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Case, Cohort
-from lobule.errors import BundleError, CaseError, ConfigError, Leakage, ResultsError
+from lobule.errors import BundleError, CaseError, ConfigError, Leakage
 from lobule.methods.rakhlin import Config, describe, load, split_for_training, train
 from lobule.methods.rakhlin.boosting import BoostingConfig
 from lobule.methods.rakhlin.config import BACH
@@ -151,23 +151,19 @@ class Stopped(FitProgress):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_training_ends_with_the_same_bundle(cohort: Cohort, tmp_path: Path) -> None:
-    uninterrupted = train(CONFIG, cohort, tmp_path / "whole", machine=MACHINE)
-    out = tmp_path / "B"
-    with pytest.raises(KeyboardInterrupt):
-        train(CONFIG, cohort, out, machine=MACHINE, progress=Stopped("squeezenet1_1@features.3: 5 of"))
-    with pytest.raises(ResultsError, match="--resume"):
-        train(CONFIG, cohort, out, machine=MACHINE)
+def test_a_damaged_model_is_trained_again(cohort: Cohort, trained: Bundle, tmp_path: Path) -> None:
+    config, out = replace(CONFIG, calibration="platt"), tmp_path / "B"
     with pytest.raises(KeyboardInterrupt):
         stop = Stopped("boosting squeezenet1_1_features_3-60")
-        train(CONFIG, cohort, out, machine=MACHINE, resume=True, progress=stop)
+        train(config, cohort, out, machine=MACHINE, progress=stop)
     models = out / "training/models"
     assert len(list(models.iterdir())) == 4
     cut = sorted(models.iterdir())[0]
     cut.write_text(cut.read_text()[:500])  # a disk that filled up
-    bundle = train(CONFIG, cohort, out, machine=MACHINE, resume=True)
-    assert bundle.fingerprint == uninterrupted.fingerprint
-    trees = [{n: b for n, b in tree(folder).items() if "/" not in n} for folder in (out, tmp_path / "whole")]
+    bundle = train(config, cohort, out, machine=MACHINE, resume=True)
+    assert bundle.fingerprint == trained.fingerprint
+    assert trained.path is not None
+    trees = [{n: b for n, b in tree(folder).items() if "/" not in n} for folder in (out, trained.path)]
     assert trees[0] == trees[1]
 
 
