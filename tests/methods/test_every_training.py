@@ -14,13 +14,13 @@ from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, ResultsError
 from lobule.methods import chowder, four_view, rakhlin, reverse_distillation, scannet
 from lobule.training.machine import TrainMachine
-from lobule.training.progress import FitProgress
 from tests.methods.chowder import support as features
 from tests.methods.four_view import made_exams
 from tests.methods.four_view import test_train as four_view_tests
 from tests.methods.rakhlin import support as images
 from tests.methods.reverse_distillation import support as slides
 from tests.methods.scannet import test_train as scannet_tests
+from tests.training.interrupting import InterruptingProgress
 
 MACHINE = TrainMachine(device="cpu", precision="float32", workers=2)
 
@@ -120,22 +120,6 @@ def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def uninterrupted(example: Example, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return example.run(tmp_path_factory.mktemp("uninterrupted") / "bundle")
-
-
-class InterruptingProgress(FitProgress):
-    """Interrupts the training when a stage begins, or at one of its steps."""
-
-    def __init__(self, stage: str, step: int | None) -> None:
-        self.at = (stage, step)
-        super().__init__()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        stage, step = getattr(self, "at", ("no stage", None))
-        if self.stage.startswith(stage) and (name, value) == (
-            ("stage", self.stage) if step is None else ("step", step)
-        ):
-            raise KeyboardInterrupt
 
 
 def test_an_interrupted_training_ends_with_the_same_bytes(

@@ -18,7 +18,7 @@ from lobule.nets.backbones import BACKBONES
 from lobule.nets.vgg import he_normal
 from lobule.tissue import TissueConfig
 from lobule.training.fitting import TrainMachine
-from tests.methods.scannet.test_train import InterruptingProgress
+from tests.training.interrupting import InterruptingProgress
 
 MACHINE = TrainMachine(device="cpu", precision="float32", workers=1, replicas=1)
 CONFIG = Config(

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lobule.cohort import Cohort
 from lobule.errors import ConfigError, ResultsError
 from lobule.methods.chowder import Config, train
-from lobule.training.fitting import FitProgress, TrainMachine
+from lobule.training.fitting import TrainMachine
 from tests.methods.chowder.support import make_cohort, make_slide, write_tiles
+from tests.training.interrupting import InterruptingProgress
 
 MACHINE = TrainMachine(device="cpu", precision="float32")
 QUICK = Config(model="modern", members=2, epochs=1, rate=5e-3, standardise=True)
-
-
-class InterruptingProgress(FitProgress):
-    """Interrupt the training when a given stage starts."""
-
-    def __init__(self, stage: str) -> None:
-        self.at = stage
-        super().__init__()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "stage" and value.startswith(getattr(self, "at", "never")):
-            raise KeyboardInterrupt
 
 
 def test_training_does_not_resume_with_changed_features(tmp_path: Path) -> None:

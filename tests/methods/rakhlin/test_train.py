@@ -21,9 +21,9 @@ from lobule.methods.rakhlin.config import BACH
 from lobule.methods.rakhlin.features import TABLE
 from lobule.methods.rakhlin.folds import folds_of, read_folds
 from lobule.results.folder import open_results
-from lobule.training.fitting import FitProgress
 from tests.methods.rakhlin.support import CONFIG, MACHINE, cohort_in, painted
 from tests.scanning.support import tree
+from tests.training.interrupting import InterruptingProgress
 
 
 @pytest.fixture(scope="module")
@@ -138,23 +138,10 @@ def test_other_boosting_parameters_describe_nothing_again(
     assert bundle.fingerprint != trained.fingerprint
 
 
-class Stopped(FitProgress):
-    """Ends the training at a stage, as a kill would."""
-
-    def __init__(self, at: str) -> None:
-        self.at = at
-        super().__init__()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "stage" and value.startswith(self.at):
-            raise KeyboardInterrupt
-
-
 def test_a_damaged_model_is_trained_again(cohort: Cohort, trained: Bundle, tmp_path: Path) -> None:
     config, out = replace(CONFIG, calibration="platt"), tmp_path / "B"
     with pytest.raises(KeyboardInterrupt):
-        stop = Stopped("boosting squeezenet1_1_features_3-60")
+        stop = InterruptingProgress("boosting squeezenet1_1_features_3-60")
         train(config, cohort, out, machine=MACHINE, progress=stop)
     models = out / "training/models"
     assert len(list(models.iterdir())) == 4
@@ -170,7 +157,7 @@ def test_a_damaged_model_is_trained_again(cohort: Cohort, trained: Bundle, tmp_p
 def test_models_of_images_that_were_exchanged_are_made_again(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     cohort = cohort_in(tmp_path / "images")
-    stop = Stopped("boosting squeezenet1_1_features_3-60")
+    stop = InterruptingProgress("boosting squeezenet1_1_features_3-60")
     with pytest.raises(KeyboardInterrupt):
         train(CONFIG, cohort, tmp_path / "B", machine=MACHINE, progress=stop)
     for number, case in enumerate(cohort):

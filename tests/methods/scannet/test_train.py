@@ -23,7 +23,7 @@ from lobule.results.folder import open_results
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
-from lobule.training.fitting import FitProgress, TrainMachine
+from lobule.training.machine import TrainMachine
 from lobule.training.patch_sampling import NORMAL, find_positions
 from tests.scanning.support import write_slide
 
@@ -134,19 +134,6 @@ def test_close_hard_negatives_are_merged() -> None:
     old, new = np.array([[0.0, 0.0], [100.0, 0.0]]), np.array([[30.0, 0.0]])
     assert merge_points(new, old, 64).tolist() == [[30, 0], [100, 0]]
     assert merge_points(new, old[:0], 64).tolist() == new.tolist()
-
-
-class InterruptingProgress(FitProgress):
-    """Interrupts the training at a step of a round."""
-
-    def __init__(self, stage: str, step: int) -> None:
-        self.at = (stage, step)
-        super().__init__()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "step" and (self.stage, value) == self.at:
-            raise KeyboardInterrupt
 
 
 # -- settings ------------------------------------------------------------------------------------------------

@@ -1,0 +1,23 @@
+"""Progress that interrupts a training, as Ctrl-C or a kill would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lobule.training.progress import FitProgress
+
+
+class InterruptingProgress(FitProgress):
+    """Interrupts the training when a stage begins, or at one of its steps."""
+
+    def __init__(self, stage: str, step: int | None = None) -> None:
+        """`stage` is the beginning of the stage's name."""
+        self.at_stage, self.at_step = stage, step
+        super().__init__()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if not hasattr(self, "on_stage") or not self.stage.startswith(self.at_stage):
+            return
+        if name == "stage" if self.at_step is None else (name, value) == ("step", self.at_step):
+            raise KeyboardInterrupt
