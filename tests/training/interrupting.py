@@ -12,12 +12,11 @@ class InterruptingProgress(FitProgress):
 
     def __init__(self, stage: str, step: int | None = None) -> None:
         """`stage` is the beginning of the stage's name."""
-        self.at_stage, self.at_step = stage, step
+        self.at_step, self.at_stage = step, stage
         super().__init__()
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if not hasattr(self, "on_stage") or not self.stage.startswith(self.at_stage):
-            return
-        if name == "stage" if self.at_step is None else (name, value) == ("step", self.at_step):
+        is_due = name == "stage" if self.at_step is None else (name, value) == ("step", self.at_step)
+        if is_due and self.stage.startswith(self.at_stage):
             raise KeyboardInterrupt
