@@ -84,6 +84,30 @@ def _grown(mask, by):
     return ndimage.binary_dilation(mask, iterations=by)
 
 
+def test_lesion_contrast_multiplies_the_brightness_that_a_lesion_adds():
+    healthy = render_exam(ExamPhantom(5, **SMALL))
+
+    def added(contrast):
+        exam = render_exam(ExamPhantom(5, left_malignant=True, lesion_contrast=contrast, **SMALL))
+        inside = exam.masks["L-CC"] > 0
+        return (exam.images["L-CC"].astype(float) - healthy.images["L-CC"])[inside].mean()
+
+    # Below the factor 1 nothing is clipped at white.
+    assert added(1.0) == pytest.approx(2 * added(0.5), rel=0.05)
+
+
+def test_malignant_lesions_can_be_limited_to_some_kinds():
+    sides = {"left_malignant": True, "right_malignant": True, "left_benign": True, "right_benign": True}
+    lesions = [
+        lesion
+        for seed in range(8)
+        for side in "LR"
+        for lesion in lesions_of(ExamPhantom(seed, malignant_kinds=("fine calcifications",), **sides), side)
+    ]
+    assert {lesion.kind for lesion in lesions if lesion.malignant} == {"fine calcifications"}
+    assert len({lesion.kind for lesion in lesions if not lesion.malignant}) > 1
+
+
 def test_both_views_show_a_lesion_at_the_same_distance_from_the_nipple_column():
     """The depth behind the nipple is one number for both views; the outline's columns must agree with it."""
     agreements = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -192,15 +193,29 @@ def power_law(
     shortest_mm: float = 0.0,
 ) -> Floats:
     """Gaussian noise with a 1/f^beta power spectrum (mammograms have beta near 3), zero mean, unit spread."""
+    gain = _power_law_gain(shape, mm_per_px, beta, longest_mm, stretch, shortest_mm)
+    white = scipy.fft.rfft2(rng.standard_normal(shape, dtype=np.float32))
+    noise = scipy.fft.irfft2(white * gain, s=shape).astype(np.float32)
+    unit: Floats = noise / max(float(noise.std()), 1e-12)
+    return unit
+
+
+@lru_cache(maxsize=16)  # every view of a cohort uses the same few gains
+def _power_law_gain(
+    shape: tuple[int, int],
+    mm_per_px: float,
+    beta: float,
+    longest_mm: float,
+    stretch: tuple[float, float],
+    shortest_mm: float,
+) -> Floats:
     fy = scipy.fft.fftfreq(shape[0], mm_per_px)[:, None] * stretch[0]
     fx = scipy.fft.rfftfreq(shape[1], mm_per_px)[None, :] * stretch[1]
     square = fy**2 + fx**2
     gain = (square + (1 / longest_mm) ** 2) ** (-beta / 4) * np.exp(-square * (shortest_mm / 2) ** 2)
     gain[0, 0] = 0
-    white = scipy.fft.rfft2(rng.standard_normal(shape, dtype=np.float32))
-    noise = scipy.fft.irfft2(white * gain.astype(np.float32), s=shape).astype(np.float32)
-    unit: Floats = noise / max(float(noise.std()), 1e-12)
-    return unit
+    result: Floats = gain.astype(np.float32)
+    return result
 
 
 def tissue(layout: Layout, rng: np.random.Generator) -> Floats:

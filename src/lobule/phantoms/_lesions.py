@@ -45,8 +45,10 @@ class Lesion:
     """Number of calcifications, for lesions that have them."""
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, *, malignant: bool) -> Lesion:
-        kinds = MALIGNANT if malignant else BENIGN
+    def draw(
+        cls, rng: np.random.Generator, *, malignant: bool, kinds: tuple[Kind, ...] | None = None
+    ) -> Lesion:
+        kinds = kinds or (MALIGNANT if malignant else BENIGN)
         kind = kinds[int(rng.integers(len(kinds)))]
         radius = {
             "circumscribed mass": rng.uniform(5, 10),
