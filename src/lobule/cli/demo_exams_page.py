@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 VIEWS = ("R-CC", "L-CC", "R-MLO", "L-MLO")
 """The order in which readers view them: the right breast on the left."""
 BENIGN: Colour = (95, 190, 255)
-HEAT: Colour = (235, 30, 40)
+HEAT: Colour = (255, 40, 30)
+HEAT_FROM = 0.3
+"""Heat from here to 1 is coloured more and more strongly; below, the breast is shown as it is."""
 VIEW_PX = 300
 """Width of a view on the page."""
 SMOOTH = 3
@@ -34,7 +36,9 @@ SMOOTH = 3
 STYLE = """
 .views { display: grid; grid-template-columns: repeat(4, 1fr); gap: .4rem; margin: .6rem 0; }
 .views img { width: 100%; } .views figcaption { margin: .1rem 0 .3rem; }
-.exam { margin: 1.6rem 0 2.6rem; } h3 { font-size: 1rem; margin: 0 0 .2rem; }
+.exam { margin: 1.6rem 0 3rem; } h3 { font-size: 1rem; margin: 0 0 .2rem; }
+.bar { display: inline-block; width: 7rem; height: .6rem; border-radius: 3px; background: var(--line);
+  margin-right: .6rem; } .bar span { display: block; height: 100%; border-radius: 3px; }
 .yes { font-weight: 600; }
 """
 
@@ -45,16 +49,18 @@ def write_page(story: ExamStory) -> None:
     sections = [
         "<p>Generated mammograms, no patient's pixels. Each exam has four views, two of each breast. A small "
         f"four-view classifier was trained on {counts['train']} exams with outlined lesions and then scored "
-        f"{counts['test']} exams that it had never seen.</p>",
+        f"{counts['test']} exams that it had never seen. Research use only: the lesions are easier to see "
+        "than those of patients, so the figures below say nothing about patients.</p>",
         "<h2>How well it does</h2>",
         _table(story),
         f"<p class=note>{_explanation()}</p>",
         "<h2>Some of the unseen exams</h2>",
         "<p class=note>The first exams of the test with a malignant breast, with benign lesions only, and "
-        "without lesions; none was picked by its scores. Above: the views; below: the same under the "
-        "heatmap of malignancy, where red is suspicious. Outlines are the truth: "
-        f"<span style='color:{_css(TRUTH)};background:#333;padding:0 .3em'>malignant</span> "
-        f"<span style='color:{_css(BENIGN)};background:#333;padding:0 .3em'>benign</span>.</p>",
+        "without lesions; none was picked by its scores. Above: the views with the true outlines of lesions, "
+        f"<span style='color:{_css(TRUTH)};background:#333;padding:0 .3em'>malignant</span> or "
+        f"<span style='color:{_css(BENIGN)};background:#333;padding:0 .3em'>benign</span>. Below: the same "
+        f"views with the heatmap of malignancy in red, from {HEAT_FROM} (clear) to 1 (full). The bars are "
+        "the scores of each breast, from 0 to 1. A score ranks breasts; it is not a probability.</p>",
         *_exams(story),
         "<h2>Settings</h2>",
         _settings(story),
@@ -103,14 +109,17 @@ def _explanation() -> str:
 
 def _settings(story: ExamStory) -> str:
     settings, counts = story.data["settings"], story.data["exams"]
+    lesions = story.data["lesion_settings"]
     height, width = story.data["size"]
     rows = {
         "views": f"{width} × {height} px of {FIELD_MM / height:.3g} mm",
         "exams": f"{counts['train']} to train on, {counts['test']} to test; seed {story.seed}",
+        "lesions": f"{lesions['lesion_contrast']:g} times the contrast of the default generated exams; "
+        f"malignant: {', '.join(lesions['malignant_kinds'])}",
         "patch classifier": f"{settings['patch_steps']:,} steps of {settings['patch_batch']} patches, "
         f"{settings['patch']} px wide; a patch every {settings['patch_stride']} px for the heatmaps",
         "exam classifier": f"{settings['steps']:,} steps of {settings['batch']} exams, views and heatmaps "
-        f"at 1/{settings['shrink']} of the resolution, the {settings['pool']}imum of each view's map",
+        f"at 1/{settings['shrink']} of the resolution; variant {settings['variant']}",
     }
     cells = (f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows.items())
     return f"<div class=scroll><table>{''.join(cells)}</table></div>"
@@ -157,22 +166,36 @@ def _exam(story: ExamStory, case: Case, folder: CaseFolder) -> str:
         description = f"{view} view of {case.id}, {outlined or 'no lesion'}"
         plain.append(f"<figure>{image(picture, description)}<figcaption>{view}</figcaption></figure>")
         heated.append(f"<figure>{image(under_heat, f'{description}, under its heatmap')}</figure>")
-    scores = "<br>".join(_scores(case, result["scores"], side) for side in ("right", "left"))
     return (
-        f"<div class=exam><h3>{escape(case.id)}, {escape(case.site or '')}</h3>"
-        f"<div class=views>{''.join(plain)}{''.join(heated)}</div><p>{scores}</p></div>"
+        f"<div class=exam><h3>{escape(case.id)}: {_truth(case)}</h3>"
+        f"<div class=views>{''.join(plain)}{''.join(heated)}</div>{_scores(case, result['scores'])}</div>"
     )
 
 
-def _scores(case: Case, scores: dict[str, float], side: str) -> str:
-    """Format the scores of a breast beside the truth."""
-    cells = []
-    for grade in ("malignant", "benign"):
-        name = f"{side}_{grade}"
-        present = bool(case.breast_labels.get(name))
-        truth = "<span class=yes>present</span>" if present else "absent"
-        cells.append(f"{grade} {scores[name]:.2f} (truth: {truth})")
-    return f"{side.capitalize()} breast: {', '.join(cells)}"
+def _truth(case: Case) -> str:
+    """Describe the true lesions of an exam in words."""
+    lesions = [
+        f"a {grade} lesion in the {side} breast"
+        for grade in ("malignant", "benign")
+        for side in ("right", "left")
+        if case.breast_labels.get(f"{side}_{grade}")
+    ]
+    return ", ".join(lesions) or "no lesion"
+
+
+def _scores(case: Case, scores: dict[str, float]) -> str:
+    """Build a table with the scores of both breasts beside the truth."""
+    rows = []
+    for side in ("right", "left"):
+        cells = [f"<td>{side} breast</td>"]
+        for grade, colour in (("malignant", HEAT), ("benign", BENIGN)):
+            score, is_present = scores[f"{side}_{grade}"], case.breast_labels.get(f"{side}_{grade}")
+            bar = f"<span style='width:{score:.0%};background:{_css(colour)}'></span>"
+            truth = "<span class=yes>present</span>" if is_present else "absent"
+            cells.append(f"<td><span class=bar>{bar}</span>{score:.2f}</td><td>{truth}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    head = "<tr><th></th><th>malignant: score</th><th>truth</th><th>benign: score</th><th>truth</th></tr>"
+    return f"<div class=scroll><table>{head}{''.join(rows)}</table></div>"
 
 
 def _outlines(case: Case) -> tuple[Polygon, ...]:
@@ -194,7 +217,8 @@ def _view_pictures(case: Case, view: str, folder: CaseFolder) -> tuple[NDArray[n
     layer = Image.fromarray(heat[1]).resize(
         (heat.shape[2] * cell, heat.shape[1] * cell), Image.Resampling.BILINEAR
     )
-    strength = np.float32(0.75) * np.asarray(layer)[:height, :width, None] * (pixels > 0)[..., None]
+    above = (np.asarray(layer, np.float32)[:height, :width, None] - HEAT_FROM) / (1 - HEAT_FROM)
+    strength = np.float32(0.8) * above.clip(0, 1) * (pixels > 0)[..., None]
     plain = np.repeat(grey[..., None], 3, axis=2)
     red = plain * (1 - strength) + np.asarray(HEAT, np.float32) * strength
     lesions = [polygon for polygon in _outlines(case) if polygon.name == view]
