@@ -176,7 +176,7 @@ def difference(features: NDArray[np.float32], reference: NDArray[np.float32]) ->
 def measure_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     from lobule.files import read_json
     from lobule.scanning.contract import EngineSettings
-    from lobule.scanning.device import available_cores, choose_device, lanes_for
+    from lobule.scanning.device import available_cores, choose_device, replicas_for
 
     device, cores = choose_device(), available_cores()
     wall_times: dict[str, list[float]] = {"float32": [], "bfloat16": [], "plain": []}
@@ -188,7 +188,7 @@ def measure_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
             wall_times[precision].append(time_extraction(slide, out, precision))
             corners, features[precision] = read_features(out)
         settings = read_json(folder / f"float32-{repeat}" / "scan" / "scan.json")["engine"]
-        engine = EngineSettings(**{**settings, "device": device, "lanes": lanes_for(device, cores)[0]})
+        engine = EngineSettings(**{**settings, "device": device, "replicas": replicas_for(device, cores)[0]})
         read, model = times_alone(slide, engine, len(corners))
         read_times.append(read)
         model_times.append(model)

@@ -45,7 +45,7 @@ from lobule.nets.four_view import ViewWise
 from lobule.phantoms.exams import write_exams
 from lobule.results.folder import CaseFolder
 from lobule.scanning.contract import EngineSettings, Pass, ScanOptions, TableSpec
-from lobule.scanning.device import available_cores, lanes_for
+from lobule.scanning.device import available_cores, replicas_for
 from lobule.scanning.open_case import OpenedCase
 from lobule.scanning.pipeline import Pipeline
 from lobule.scanning.stores import open_sink
@@ -76,8 +76,8 @@ class Bench:
         self.grids = {v: draw_grid(i.crop.window.shape, rng, Config()) for v, i in self.views.items()}
 
     def engine(self, predictor: FourViewPredictor, precision: str, **settings: Any) -> EngineSettings:
-        lanes, threads = lanes_for("cpu", available_cores())
-        engine = EngineSettings(precision=precision, lanes=lanes, lane_threads=threads)
+        replicas, threads = replicas_for("cpu", available_cores())
+        engine = EngineSettings(precision=precision, replicas=replicas, replica_threads=threads)
         options = ScanOptions(settings=settings)
         engine = predictor.choose_batch(engine, ROOM, options)
         predictor.move_to_device(engine, options)

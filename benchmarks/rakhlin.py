@@ -8,7 +8,7 @@ difference_bf16   the same with bfloat16
 
 The plain reading: for each augmentation one pair of stain factors by the published formula, pixel by pixel in
 NumPy; then each crop alone is cut, scaled and encoded by torchvision's net as it is, with all threads, and
-20 descriptors are pooled. Ours: the parts of the scanner in as many lanes as there are cores. A full image
+20 descriptors are pooled. Ours: the parts of the scanner in as many replicas as there are cores. A full image
 is 50 augmentations of 20 crops for each set; some augmentations are timed, of both, in turns, and the ratio
 is of those. Nets have random weights, which take as long as any.
 """
@@ -31,7 +31,7 @@ from lobule.methods.rakhlin.crops import draw_crop, draw_stains, generator_of, p
 from lobule.methods.rakhlin.describe import Describer, cropped, random_params
 from lobule.methods.rakhlin.encoders import Plan, pretrained
 from lobule.scanning.contract import Batch, EngineSettings
-from lobule.scanning.device import available_cores, lanes_for
+from lobule.scanning.device import available_cores, replicas_for
 from measure import arguments, report
 
 SEED, KEY = 0, "image"
@@ -68,15 +68,17 @@ class Plain:
 
 
 class Ours:
-    """The parts of the scanner, in lanes."""
+    """The parts of the scanner, in replicas."""
 
     def __init__(self, config: Config, describer: Describer, precision: str) -> None:
         self.config, self.describer = config, describer
-        self.lanes, self.threads = lanes_for("cpu", available_cores())
-        engine = replace(EngineSettings(), precision=precision, lanes=self.lanes, lane_threads=self.threads)
-        self.engine = describer.choose_batch(engine, (1 << 30) // self.lanes)
+        self.replicas, self.threads = replicas_for("cpu", available_cores())
+        engine = replace(
+            EngineSettings(), precision=precision, replicas=self.replicas, replica_threads=self.threads
+        )
+        self.engine = describer.choose_batch(engine, (1 << 30) // self.replicas)
         self.pool = ThreadPoolExecutor(
-            self.lanes, initializer=torch.set_num_threads, initargs=(self.threads,)
+            self.replicas, initializer=torch.set_num_threads, initargs=(self.threads,)
         )
 
     def move_to_device(self, layouts: Sequence[bool]) -> None:
@@ -146,12 +148,12 @@ def main() -> None:
     kinds = {kind: Ours(config, Describer(config, {0: encoder}), kind) for kind in ("float32", "bfloat16")}
     kinds["float32"].move_to_device((True, False))
     kinds["bfloat16"].move_to_device((True,))
-    at_once = kinds["float32"].lanes
+    at_once = kinds["float32"].replicas
     rounds = 1 if quick else 2
     seconds: dict[str, list[float]] = {"plain": [], **{kind: [] for kind in kinds}}
     descriptors: dict[str, Descriptors] = {}
     for round_ in range(rounds):
-        numbers = [round_ * at_once + lane for lane in range(at_once)]
+        numbers = [round_ * at_once + replica for replica in range(at_once)]
         torch.set_num_threads(cores)
         took, descriptors["plain"] = timed(lambda: np.stack([plain.describe(image, n) for n in numbers]))  # noqa: B023
         seconds["plain"].append(took)

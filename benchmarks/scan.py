@@ -2,7 +2,7 @@
 
 A generated slide of 20,480 px a side is scanned (a) by a ResNet-18 of 224-px tiles and (b) by the small dense
 net at stride 32. In the same process, in turns with the scan, the same fields are read by the same loader
-without a model, and the model runs alone on as many batches of pixels in memory, in the same lanes.
+without a model, and the model runs alone on as many batches of pixels in memory, in the same replicas.
 
     on a CPU   efficiency = (CPU seconds of reading alone + of the model alone) / (cores × wall)
     on a GPU   efficiency = time of the slower of reading and model, each alone / wall
@@ -130,7 +130,7 @@ def read_all(pass_: Any, images: Any, size: int, readers: int) -> None:
 
 
 def compute_all(predictor: Any, engine: Any, name: str, batch: Any, batches: int) -> None:
-    """The model on as many batches, in the lanes and threads of the pipeline, pixels in memory."""
+    """The model on as many batches, in the replicas and threads of the pipeline, pixels in memory."""
     import torch
 
     from lobule.scanning.pipeline import to_device
@@ -138,8 +138,8 @@ def compute_all(predictor: Any, engine: Any, name: str, batch: Any, batches: int
     numbers = count()
     on_gpu = engine.device.startswith("cuda")
 
-    def lane() -> None:
-        torch.set_num_threads(engine.lane_threads)
+    def replica() -> None:
+        torch.set_num_threads(engine.replica_threads)
         stream = torch.cuda.stream(torch.cuda.Stream(engine.device)) if on_gpu else contextlib.nullcontext()
         with torch.inference_mode(), stream:
             while next(numbers) < batches:
@@ -147,7 +147,7 @@ def compute_all(predictor: Any, engine: Any, name: str, batch: Any, batches: int
                 for tensor in outputs.values():
                     tensor.float().cpu().numpy()
 
-    in_threads(engine.lanes, lane)
+    in_threads(engine.replicas, replica)
 
 
 def in_threads(number: int, work: Callable[[], None]) -> None:
@@ -217,7 +217,7 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     else:
         efficiency = max(read.wall, model.wall) / wall
     both, busy = read.cpu + model.cpu, model.cpu / (cores * model.wall)
-    print(f"{kind}: {sizes[0]} fields in {sizes[1]} batches of {sizes[2]}, {engine.lanes} lanes")
+    print(f"{kind}: {sizes[0]} fields in {sizes[1]} batches of {sizes[2]}, {engine.replicas} replicas")
     print(f"  {engine.precision} on {engine.device}; the model alone kept the cores {busy:.0%} busy")
     print(f"  reading is {read.cpu / both:.1%} of the CPU time of both")
     print(f"  the whole scan used {min(scans) / both:.2f} of that CPU time")

@@ -161,3 +161,14 @@ def test_chunks_are_not_divided_into_tiny_blocks(tmp_path: Path, columns: int, i
     array = zarr.open_group(tmp_path / "m", mode="r")["score"]
     assert isinstance(array, zarr.Array) and array.chunks[-1] == inner
     assert writer.read()[0].sum() == 2 * columns
+
+
+def test_results_of_another_version_are_refused_with_the_command_that_creates_them_again(
+    tmp_path: Path,
+) -> None:
+    for path in (tmp_path / "scan.json", tmp_path / "cases" / "a" / "result.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"format": "lobule-result/1", "status": "complete"}')
+    for read in (lambda: open_results(tmp_path), lambda: CaseFolder(tmp_path / "cases" / "a").result):
+        with pytest.raises(ResultsError, match=r"lobule-result/1.*lobule scan BUNDLE COHORT"):
+            read()

@@ -61,7 +61,7 @@ RESULTS: dict[str, Change] = {
     "huge whole number": text("result.json", "1" * 1_000_000),
     "huge score": change(scores={"tumour": 10**400}),
     "score that is not a number": change(scores={"tumour": float("nan")}),
-    "infinite score": text("result.json", '{"format": "lobule-result/1", "scores": {"tumour": 1e999}}'),
+    "infinite score": text("result.json", '{"format": "lobule-result/2", "scores": {"tumour": 1e999}}'),
     "boolean score": change(scores={"tumour": True}),
     "scores as a list": change(scores=[1, 2]),
     "map with a list as name": change(maps=[{"name": [], "cells": {}}]),
@@ -138,11 +138,11 @@ def settings(content: str) -> Change:
 SETTINGS: dict[str, Change] = {
     "deep nesting": settings(DEEP),
     "nesting within the limits of the parser": settings(f'{{"options": {NESTED}}}'),
-    "cases as a number": settings('{"format": "lobule-result/1", "cases": 5}'),
-    "cases as numbers": settings('{"format": "lobule-result/1", "cases": [5]}'),
-    "bundle as text": settings('{"format": "lobule-result/1", "bundle": "b"}'),
-    "not a number": settings('{"format": "lobule-result/1", "options": {"stride": NaN}}'),
-    "research use as a list": settings('{"format": "lobule-result/1", "research_use": []}'),
+    "cases as a number": settings('{"format": "lobule-result/2", "cases": 5}'),
+    "cases as numbers": settings('{"format": "lobule-result/2", "cases": [5]}'),
+    "bundle as text": settings('{"format": "lobule-result/2", "bundle": "b"}'),
+    "not a number": settings('{"format": "lobule-result/2", "options": {"stride": NaN}}'),
+    "research use as a list": settings('{"format": "lobule-result/2", "research_use": []}'),
     "a list": settings("[]"),
 }
 

@@ -23,7 +23,7 @@ from lobule.training.fitting import TrainMachine
 from tests.methods.scannet.test_train import painted
 from tests.scanning.support import cohort_of, pixels_of, write_slide
 
-MACHINE = Machine(device="cpu", precision="float32", cells=5, readers=2, lanes=2, channels_last=True)
+MACHINE = Machine(device="cpu", precision="float32", cells=5, readers=2, replicas=2, channels_last=True)
 MODEL_INFO = {"method": "colour", "fingerprint": "f", "classes": ["normal", "tumour"]}
 
 

@@ -25,7 +25,7 @@ from tests.features.foreign import read_as_trident
 from tests.scanning.support import pixels_of, write_slide
 
 TILE, MPP = 64, 0.5
-MACHINE = Machine(device="cpu", precision="float32", batch=4, readers=2, lanes=2, channels_last=True)
+MACHINE = Machine(device="cpu", precision="float32", batch=4, readers=2, replicas=2, channels_last=True)
 EXTRACTION = Extraction(Tiling(MPP, TILE, 224), "float32")
 EVERYWHERE = ScanOptions(tissue=None)
 
@@ -186,7 +186,7 @@ def test_invalid_tile_sizes_are_refused(net: Encoder, cohort: Cohort, tmp_path: 
 
 def test_bfloat16_features_are_close_to_float32(net: Encoder, cohort: Cohort, tmp_path: Path) -> None:
     run(net, cohort, tmp_path / "f")
-    machine = Machine(device="cpu", precision="bfloat16", batch=4, lanes=1, channels_last=True)
+    machine = Machine(device="cpu", precision="bfloat16", batch=4, replicas=1, channels_last=True)
     extract(net, cohort, tmp_path / "h", EXTRACTION, EVERYWHERE, machine)
     float32_features, bfloat16_features = (
         open_features(tmp_path / name).find(cohort["s1"]).read(slice(0, 20)) for name in ("f", "h")

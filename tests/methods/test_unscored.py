@@ -23,7 +23,7 @@ from tests.methods.reverse_distillation.test_predictor import predictor_of
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.scanning.support import write_slide
 
-MACHINE = Machine(device="cpu", precision="float32", readers=1, lanes=1, channels_last=True)
+MACHINE = Machine(device="cpu", precision="float32", readers=1, replicas=1, channels_last=True)
 MODEL_INFO = {"method": "any", "fingerprint": "f", "classes": ["normal", "tumour"]}
 Build = Callable[[Path, float], Predictor]
 

@@ -37,7 +37,9 @@ from lobule.slides.slide import open_slide
 STRIDE, WINDOW = 16, 48
 BUNDLE = {"method": "mean", "fingerprint": "0" * 64, "classes": ["mean"]}
 EVERYWHERE = ScanOptions(tissue=None)
-SMALL = Machine(device="cpu", precision="float32", batch=3, cells=4, readers=2, lanes=2, channels_last=True)
+SMALL = Machine(
+    device="cpu", precision="float32", batch=3, cells=4, readers=2, replicas=2, channels_last=True
+)
 
 
 def pixels_of(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:

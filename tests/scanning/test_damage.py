@@ -85,9 +85,9 @@ def test_case_without_a_scored_field_fails_and_has_no_score(
 
 
 CUT = '{"1":'
-SHORT = '{"format": "lobule-result/1", "status": "complete"}'
+SHORT = '{"format": "lobule-result/2", "status": "complete"}'
 VALID_RESULT = {
-    "format": "lobule-result/1", "status": "complete", "scores": {}, "maps": [], "findings": {"count": 0},
+    "format": "lobule-result/2", "status": "complete", "scores": {}, "maps": [], "findings": {"count": 0},
     "notes": [], "error": None,
 }  # fmt: skip
 STRANGE = [

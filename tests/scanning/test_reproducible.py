@@ -222,7 +222,7 @@ def test_the_first_stored_form_wins(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"batch": 3}, {"cells": 9}, {"lanes": 7}, {"lane_threads": 2}, {"device": "mps"}]
+    "change", [{"batch": 3}, {"cells": 9}, {"replicas": 7}, {"replica_threads": 2}, {"device": "mps"}]
 )
 def test_cache_key_contains_everything_the_choice_depends_on(change: dict[str, Any]) -> None:
     key = cache_key(BUNDLE, EngineSettings(), {"stride": 16}, "auto", None)
@@ -263,7 +263,7 @@ def test_the_steps_of_a_case_run_with_the_recorded_thread_count(tmp_path: Path) 
         scan(predictor, BUNDLE, cohort_of(*slides), tmp_path / "r", EVERYWHERE, SMALL)
     finally:
         torch.set_num_threads(before)
-    assert read_json(tmp_path / "r" / "scan.json")["engine"]["lane_threads"] == 1
+    assert read_json(tmp_path / "r" / "scan.json")["engine"]["replica_threads"] == 1
     assert predictor.thread_counts == [1, 1, 1]
 
 

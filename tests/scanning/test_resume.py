@@ -188,7 +188,7 @@ def test_shards_that_begin_together_share_one_engine(tmp_path: Path) -> None:
 
     def shard(index: int) -> None:
         meet.wait()
-        free = Machine(device="cpu", precision="float32", readers=1, lanes=1, channels_last=True)
+        free = Machine(device="cpu", precision="float32", readers=1, replicas=1, channels_last=True)
         scan(Late(2 + index), BUNDLE, cohort_of(*paths), tmp_path / "r", EVERYWHERE, free, shard=(index, 2))
 
     threads = [threading.Thread(target=shard, args=(index,)) for index in (1, 2)]

@@ -55,8 +55,8 @@ def test_the_map_equals_direct_evaluation(slide: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("machine", [
-    Machine(device="cpu", precision="float32", batch=1, cells=1, readers=1, lanes=1, channels_last=False),
-    Machine(device="cpu", precision="float32", batch=5, cells=50, readers=3, lanes=1),
+    Machine(device="cpu", precision="float32", batch=1, cells=1, readers=1, replicas=1, channels_last=False),
+    Machine(device="cpu", precision="float32", batch=5, cells=50, readers=3, replicas=1),
 ])  # fmt: skip
 def test_other_engine_settings_give_the_same_scores(slide: Path, tmp_path: Path, machine: Machine) -> None:
     scan_small(cohort_of(slide), tmp_path / "a")

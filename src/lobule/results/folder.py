@@ -78,8 +78,7 @@ class CaseFolder:
                     "the result cannot be read", subject=path, actual=error.problem
                 ) from error
             return None  # A scan has just removed the result to continue the case.
-        if not isinstance(result, dict) or result.get("format") != FORMAT:
-            raise ResultsError("the result has another format", subject=path, expected=FORMAT)
+        _require_format(result, path)
         damaged = [name for name, sound in SOUND.items() if not _holds(sound, result.get(name))]
         if damaged:
             raise DamagedResults(
@@ -229,9 +228,21 @@ def open_results(path: str | Path) -> Results:
             expected=f"a folder with {SCAN}",
             remedy="Create one with `lobule scan`",
         )
-    if results.settings.get("format") != FORMAT:
-        raise ResultsError("the results have another format", subject=path, expected=FORMAT)
+    _require_format(results.settings, results.path / SCAN)
     return results
+
+
+def _require_format(content: Any, path: Path) -> None:
+    """Refuse results that another version of Lobule wrote."""
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT:
+        raise ResultsError(
+            "another version of Lobule wrote these results",
+            subject=path,
+            expected=f"format {FORMAT}",
+            actual="no format" if version is None else f"format {str(version)[:80]}",
+            remedy="Create them again: lobule scan BUNDLE COHORT --out FOLDER --fresh",
+        )
 
 
 def begin_results(path: str | Path, settings: Mapping[str, Any], *, fresh: bool = False) -> Results:

@@ -9,7 +9,7 @@ from typing import Any
 from lobule.errors import LobuleError
 from lobule.findings import Finding
 
-FORMAT = "lobule-result/1"
+FORMAT = "lobule-result/2"
 RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
 
 COMPLETE, PARTIAL, FAILED, UNSCORED = "complete", "partial", "failed", "unscored"

@@ -121,7 +121,7 @@ class CaseRunner:
         They use the recorded number of torch threads, because the last bits of a sum depend on it.
         """
         return ThreadPoolExecutor(
-            MAX_OPEN_CASES, "case", initializer=torch.set_num_threads, initargs=(self.engine.lane_threads,)
+            MAX_OPEN_CASES, "case", initializer=torch.set_num_threads, initargs=(self.engine.replica_threads,)
         )
 
     def _wait_for_any_case(self, running: set[Future[None]]) -> set[Future[None]]:

@@ -113,14 +113,14 @@ class EngineSettings:
     """Fields that are computed together; short batches are padded to it."""
     cells: int = 1
     """Cells per side that one field of a dense map computes."""
-    lanes: int = 1
+    replicas: int = 1
     """Batches that the model computes at the same time."""
-    lane_threads: int = 1
+    replica_threads: int = 1
     channels_last: bool = True
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that the last bits of a score depend on. They are stored with the results."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("device", "lanes")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("device", "replicas")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,11 +225,13 @@ class Predictor(Protocol):
         ...
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        """Choose the field size and the batch size so that the activations of a lane fit in `room` bytes."""
+        """Choose the field size and the batch size so that the activations of a replica fit in
+        `room` bytes.
+        """
         ...
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        """Move everything that `forward` needs to the device, in its precision. Called before lanes start."""
+        """Move everything that `forward` needs to the device, in its precision, before any replica starts."""
         ...
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:

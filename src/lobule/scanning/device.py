@@ -1,4 +1,4 @@
-"""The device, precision, memory layout and number of lanes of a model, partly chosen by a measurement."""
+"""The device, precision, memory layout and number of replicas of a model, partly chosen by a measurement."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Measured:
     def sentence(self) -> str:
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in self.fields_per_s.items())
         if self.difference is None or self.chosen.startswith("float32"):
-            return f"{self.chosen} (fields/s per lane: {rates})"
+            return f"{self.chosen} (fields/s per replica: {rates})"
         cost = f"scores differ from float32 by at most {self.difference:.1e}"
-        return f"{self.chosen}: {cost} (fields/s per lane: {rates})"
+        return f"{self.chosen}: {cost} (fields/s per replica: {rates})"
 
 
 def available_cores() -> int:
@@ -64,16 +64,16 @@ def choose_device(requested: str = "auto") -> str:
     return requested
 
 
-def lanes_for(device: str, cores: int) -> tuple[int, int]:
-    """Return the number of lanes (batches computed at the same time) and the threads of each lane.
+def replicas_for(device: str, cores: int) -> tuple[int, int]:
+    """Return the number of replicas (batches computed at the same time) and the threads of each replica.
 
-    On a CPU, each core computes a separate batch (up to eight lanes), so that cores never wait for each
-    other. On a GPU, one of two lanes computes while the other copies its batch.
+    On a CPU, each core computes a separate batch (up to eight replicas), so that cores never wait for each
+    other. On a GPU, one of two replicas computes while the other copies its batch.
     """
     if device != "cpu":
         return 2, 1
-    lanes = min(cores, 8)
-    return lanes, max(1, cores // lanes)
+    replicas = min(cores, 8)
+    return replicas, max(1, cores // replicas)
 
 
 SLICE = 8
@@ -121,7 +121,7 @@ def measure(
     """
     forms = possible_forms(engine, precision, channels_last)
     threads = torch.get_num_threads()
-    torch.set_num_threads(engine.lane_threads)
+    torch.set_num_threads(engine.replica_threads)
     rates: dict[str, float] = {}
     outputs: dict[str, dict[str, torch.Tensor]] = {}
     try:
@@ -260,7 +260,7 @@ def largest_cells(
     if needs(smallest) > room:
         raise ConfigError(
             f"the smallest {purpose} does not fit under the memory ceiling",
-            expected=f"at least {needs(smallest) / 2**30:.2g} GiB per lane",
+            expected=f"at least {needs(smallest) / 2**30:.2g} GiB per replica",
             actual=f"{room / 2**30:.2g} GiB",
             remedy="Raise --max-ram",
         )

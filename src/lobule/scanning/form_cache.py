@@ -26,7 +26,7 @@ from lobule.scanning.contract import EngineSettings
 
 log = logging.getLogger("lobule.scan")
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def cache_key(
 
     Args:
         bundle: Method and fingerprint of the model.
-        engine: Engine settings with the batch size, the field size and the numbers of lanes and threads.
+        engine: Engine settings with the batch size, the field size and the numbers of replicas and threads.
         options: Options of the scan.
         precision: The precision that the user requested, or "auto".
         channels_last: The memory layout that the user requested, or None.
@@ -62,8 +62,8 @@ def cache_key(
         "channels_last": channels_last,
         "batch": engine.batch,
         "cells": engine.cells,
-        "lanes": engine.lanes,
-        "lane_threads": engine.lane_threads,
+        "replicas": engine.replicas,
+        "replica_threads": engine.replica_threads,
         "processor": processor_model(),
         "device": device_model(engine.device),
         "lobule": __version__,

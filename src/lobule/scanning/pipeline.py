@@ -1,7 +1,7 @@
-"""The pipeline of a scan: reading threads, model lanes and a writing thread, connected by bounded queues.
+"""The pipeline of a scan: reading threads, model replicas and a writing thread, connected by bounded queues.
 
-Each lane computes a separate batch with a few cores, so that cores do not wait for each other. All open cases
-share the pipeline. The fields of the earliest case are read first, so that cases finish in order.
+Each replica computes a separate batch with a few cores, so that cores do not wait for each other. All open
+cases share the pipeline. The fields of the earliest case are read first, so that cases finish in order.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Counters:
     reading_s: float = 0.0
     """CPU seconds of the reading threads."""
     model_s: float = 0.0
-    """Wall seconds inside `forward`, summed over lanes."""
+    """Wall seconds inside `forward`, summed over replicas."""
     writing_s: float = 0.0
     starved_s: float = 0.0
-    """Seconds that lanes waited for pixels."""
+    """Seconds that replicas waited for pixels."""
     blocked_s: float = 0.0
     """Seconds that readers waited for the model."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -101,15 +101,16 @@ class Pipeline:
         self._runs: list[PassRun] = []
         self._work = threading.Condition()
         self._stop = threading.Event()
-        self._ready: queue.Queue[tuple[PassRun, LoadedBatch] | None] = queue.Queue(engine.lanes + 1)
+        self._ready: queue.Queue[tuple[PassRun, LoadedBatch] | None] = queue.Queue(engine.replicas + 1)
         self._computed: queue.Queue[tuple[PassRun, LoadedBatch, Mapping[str, Any]] | None] = queue.Queue(
-            2 * engine.lanes + 2
+            2 * engine.replicas + 2
         )
         self._threads = [
             threading.Thread(target=self._read, name=f"read-{i}", daemon=True) for i in range(readers)
         ]
         self._threads += [
-            threading.Thread(target=self._compute, name=f"lane-{i}", daemon=True) for i in range(engine.lanes)
+            threading.Thread(target=self._compute, name=f"replica-{i}", daemon=True)
+            for i in range(engine.replicas)
         ]
         self._threads.append(threading.Thread(target=self._write, name="write", daemon=True))
 
@@ -173,7 +174,7 @@ class Pipeline:
 
     def _read(self) -> None:
         # Images that torch resizes have the same bits only with the same number of threads.
-        torch.set_num_threads(self.engine.lane_threads)
+        torch.set_num_threads(self.engine.replica_threads)
         while (job := self._next_job()) is not None:
             run, rows = job
             began = time.thread_time()
@@ -189,7 +190,7 @@ class Pipeline:
             self.counters.add(blocked_s=time.perf_counter() - waited)
 
     def _compute(self) -> None:
-        torch.set_num_threads(self.engine.lane_threads)
+        torch.set_num_threads(self.engine.replica_threads)
         stream: Any = None
         if self.engine.device.startswith("cuda"):
             stream = torch.cuda.Stream(self.engine.device)

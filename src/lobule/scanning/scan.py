@@ -33,9 +33,9 @@ from lobule.scanning.device import (
     Measured,
     available_cores,
     choose_device,
-    lanes_for,
     measure,
     possible_forms,
+    replicas_for,
 )
 from lobule.scanning.form_cache import CachedForm, cache_key, cached_form, processor_model, store_form
 from lobule.scanning.pipeline import Counters
@@ -62,7 +62,7 @@ class Machine:
     """Reading threads; None uses one per core."""
     cells: int | None = None
     batch: int | None = None
-    lanes: int | None = None
+    replicas: int | None = None
     channels_last: bool | None = None
     """Memory layout of the model; None uses the faster one, measured once per machine and model."""
 
@@ -190,24 +190,24 @@ def _choose_engine(
 ) -> EngineSettings:
     """Return the engine settings and move the model to the device.
 
-    A resumed scan uses the settings in `scan.json`, except for the device and the number of lanes, which do
-    not change results. A new scan chooses settings and writes them to `scan.json`.
+    A resumed scan uses the settings in `scan.json`, except for the device and the number of replicas, which
+    do not change results. A new scan chooses settings and writes them to `scan.json`.
     """
     device = choose_device(machine.device)
     if device == "cpu":
         keep_freed_memory()
-    lanes, threads = lanes_for(device, available_cores())
-    lanes = machine.lanes or lanes
+    replicas, threads = replicas_for(device, available_cores())
+    replicas = machine.replicas or replicas
     engine = _recorded_engine(results)
     if engine is not None:
-        engine = replace(engine, device=device, lanes=lanes)
+        engine = replace(engine, device=device, replicas=replicas)
         _warn_about_fixed_settings(engine, machine, results.path)
         _warn_about_lower_memory(machine, results.path)
         predictor.move_to_device(engine, options)
         progress.precision = engine.precision
         return engine
-    engine = EngineSettings(device=device, lanes=lanes, lane_threads=threads)
-    engine = predictor.choose_batch(engine, int(machine.max_ram * MODEL_SHARE) // lanes, options)
+    engine = EngineSettings(device=device, replicas=replicas, replica_threads=threads)
+    engine = predictor.choose_batch(engine, int(machine.max_ram * MODEL_SHARE) // replicas, options)
     if machine.cells is not None:
         engine = replace(engine, cells=machine.cells)
     if machine.batch is not None:
@@ -221,7 +221,7 @@ def _choose_engine(
         "processor": processor_model(),
         "cores": available_cores(),
         "device": device,
-        "lanes": lanes,
+        "replicas": replicas,
         "max_ram": machine.max_ram,
         "began": time.time(),
     }

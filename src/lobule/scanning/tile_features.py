@@ -28,7 +28,7 @@ compute the padding of the last batch of a case."""
 HEADROOM = 2.0
 
 WAITING = 12
-"""Bytes per pixel value of a tile and lane: uint8 in up to four queued batches, and float32 twice."""
+"""Bytes per pixel value of a tile and replica: uint8 in up to four queued batches, and float32 twice."""
 
 PART_BYTES = 16 << 20
 """Size of a chunk of the table, which stays in memory until it is written."""

@@ -27,7 +27,7 @@ from lobule.training.fitting import TrainMachine
 from tests.methods.chowder.support import make_cohort
 
 MACHINE = TrainMachine(device="cpu", precision="float32")
-SCANNER = Machine(device="cpu", precision="float32", channels_last=True, lanes=1, readers=1)
+SCANNER = Machine(device="cpu", precision="float32", channels_last=True, replicas=1, readers=1)
 
 
 def logit(scores: list[float]) -> NDArray[np.float64]:

@@ -44,7 +44,7 @@ from tests.methods.chowder.support import (
 )
 
 MACHINE = TrainMachine(device="cpu", precision="float32")
-SMALL = Machine(device="cpu", precision="float32", channels_last=True, lanes=1, readers=1)
+SMALL = Machine(device="cpu", precision="float32", channels_last=True, replicas=1, readers=1)
 QUICK = Config(model="modern", members=2, epochs=12, rate=5e-3, standardise=True)
 
 

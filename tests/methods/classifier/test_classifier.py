@@ -22,7 +22,7 @@ from tests.scanning.support import cohort_of, pixels_of, write_slide
 
 TILE = 80
 MODEL_INFO = {"method": "classifier", "fingerprint": "f", "classes": ["notumor", "tumor"]}
-MACHINE = Machine(device="cpu", precision="float32", batch=4, readers=2, lanes=2, channels_last=True)
+MACHINE = Machine(device="cpu", precision="float32", batch=4, readers=2, replicas=2, channels_last=True)
 WSINFER = {
     "spec_version": "1.0",
     "architecture": "torchvision:squeezenet1_1",
@@ -102,7 +102,7 @@ def test_a_torchscript_file_needs_trust(
     scan(load(bundle, trust=True), MODEL_INFO, cohort_of(slide), tmp_path / "r", options, MACHINE)
     scores = open_results(tmp_path / "r").case_folder("one").maps["tiles"].read()[0]
     np.testing.assert_allclose(scores, tile_scores(model, pixels), atol=2e-5)
-    bfloat16_machine = Machine(device="cpu", precision="bfloat16", batch=4, readers=1, lanes=1)
+    bfloat16_machine = Machine(device="cpu", precision="bfloat16", batch=4, readers=1, replicas=1)
     predictor = load(bundle, trust=True)
     scan(predictor, MODEL_INFO, cohort_of(slide), tmp_path / "bf16", options, bfloat16_machine)
     scores = open_results(tmp_path / "bf16").case_folder("one").maps["tiles"].read()[0]

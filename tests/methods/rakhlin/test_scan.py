@@ -30,7 +30,7 @@ from lobule.stitch import State
 from tests.methods.rakhlin.support import CONFIG, MACHINE, cohort_in, painted
 from tests.scanning.support import tree, write_slide
 
-SCANNER = Machine(device="cpu", precision="float32", channels_last=True, readers=2, lanes=2)
+SCANNER = Machine(device="cpu", precision="float32", channels_last=True, readers=2, replicas=2)
 
 
 @pytest.fixture(scope="module")

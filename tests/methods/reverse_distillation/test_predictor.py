@@ -27,7 +27,7 @@ from lobule.stitch import State
 from tests.methods.reverse_distillation.support import CALIBRATION, SMALL, TISSUE, painted
 from tests.scanning.support import cohort_of, pixels_of, tree, write_slide
 
-MACHINE = Machine(device="cpu", precision="float32", readers=2, lanes=2, channels_last=True)
+MACHINE = Machine(device="cpu", precision="float32", readers=2, replicas=2, channels_last=True)
 METADATA = {"method": "reverse_distillation", "fingerprint": "f", "classes": ["normal", "tumour"]}
 WIDTH, HEIGHT = 229, 170
 ALL_CELLS = ScanOptions(tissue=None)

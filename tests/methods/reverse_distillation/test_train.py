@@ -41,7 +41,7 @@ from tests.methods.reverse_distillation.support import (
     painted,
 )
 
-SCANNER = Machine(device="cpu", precision="float32", channels_last=True, readers=1, lanes=1)
+SCANNER = Machine(device="cpu", precision="float32", channels_last=True, readers=1, replicas=1)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from lobule.stitch import State
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.scanning.support import cohort_of, pixels_of, write_slide
 
-MACHINE = Machine(device="cpu", precision="float32", cells=3, readers=2, lanes=2, channels_last=True)
+MACHINE = Machine(device="cpu", precision="float32", cells=3, readers=2, replicas=2, channels_last=True)
 METADATA = {"method": "scannet", "fingerprint": "f", "classes": ["normal", "tumour"]}
 
 

@@ -26,7 +26,7 @@ from tests.methods.scannet.support import write_tiny_bundle
 from tests.methods.scannet.test_train import MPP, painted
 from tests.scanning.support import cohort_of, pixels_of, write_slide
 
-MACHINE = Machine(device="cpu", precision="float32", cells=8, readers=2, lanes=2, channels_last=True)
+MACHINE = Machine(device="cpu", precision="float32", cells=8, readers=2, replicas=2, channels_last=True)
 METADATA = {"method": "scannet", "fingerprint": "f", "classes": ["normal", "tumour"]}
 TISSUE = TissueConfig(mpp=8.0)
 

@@ -95,7 +95,7 @@ class DensePredictor:
         return replace(engine, cells=cells, batch=1)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        # Built here and not in the lanes, because tracing a net temporarily changes all modules of the
+        # Built here and not in the replicas, because tracing a net temporarily changes all modules of the
         # process.
         self._engine = engine
         self._device_nets = {
