@@ -158,7 +158,7 @@ def times_alone(slide: Path, engine: Any, tiles: int) -> tuple[TimeSpent, TimeSp
         TileEncoder(encoder_bundle, Tiling(MPP, TILE, TILE)), manifest, Path("nowhere")
     )
     options, case = ScanOptions(), Case("slide", "patient", "slide", str(slide))
-    predictor.move_to_device(engine, options)
+    predictor.model.move_to_device(engine, options)
     with opened(predictor, case, engine, options, Machine()) as (images, pass_, _):
         size = engine.batch
         read = time_spent_by(lambda: read_all(pass_, images, size, available_cores()))
@@ -166,7 +166,7 @@ def times_alone(slide: Path, engine: Any, tiles: int) -> tuple[TimeSpent, TimeSp
         batch = load_batch(pass_, images, rows, size)
         if len(pass_.fields) != tiles:
             raise RuntimeError(f"{len(pass_.fields)} tiles read, {tiles} extracted")
-    return read, time_spent_by(lambda: compute_all(predictor, engine, pass_.name, batch, batches))
+    return read, time_spent_by(lambda: compute_all(predictor.model, engine, pass_.key, batch, batches))
 
 
 def difference(features: NDArray[np.float32], reference: NDArray[np.float32]) -> float:

@@ -32,19 +32,18 @@ from lobule.bundles import read_bundle
 from lobule.cohort import Case, read_cohort
 from lobule.mammograms.views import VIEWS
 from lobule.methods.four_view import Config, FourViewPredictor, load, save
-from lobule.methods.four_view.crop import Window
 from lobule.methods.four_view.images import ExamView, PatchView
 from lobule.methods.four_view.members import build
-from lobule.methods.four_view.painting import PATCHES, paint
-from lobule.methods.four_view.patches import PATCH, cut_patch, patch_pixels
-from lobule.methods.four_view.plan import PlannedImage, distinct_patches, fields_of, patch_frame
+from lobule.methods.four_view.painting import fill_patches, paint
+from lobule.methods.four_view.patches import cut_patch, patch_pixels
+from lobule.methods.four_view.plan import PlannedImage, distinct_patches, patch_frame
 from lobule.methods.four_view.scores import scored_rows
 from lobule.methods.four_view.streams import draw_grid
 from lobule.methods.four_view.windows import network_input, plan_exam
 from lobule.nets.four_view import ViewWise
 from lobule.phantoms.exams import write_exams
 from lobule.results.folder import CaseFolder
-from lobule.scanning.contract import EngineSettings, Pass, ScanOptions, TableSpec
+from lobule.scanning.contract import EngineSettings, Pass, ScanOptions
 from lobule.scanning.device import available_cores, replicas_for
 from lobule.scanning.open_case import OpenedCase
 from lobule.scanning.pipeline import Pipeline
@@ -79,8 +78,8 @@ class Bench:
         replicas, threads = replicas_for("cpu", available_cores())
         engine = EngineSettings(precision=precision, replicas=replicas, replica_threads=threads)
         options = ScanOptions(settings=settings)
-        engine = predictor.choose_batch(engine, ROOM, options)
-        predictor.move_to_device(engine, options)
+        engine = predictor.model.choose_batch(engine, ROOM, options)
+        predictor.model.move_to_device(engine, options)
         return engine
 
     @contextmanager
@@ -88,7 +87,7 @@ class Bench:
         """Runs one pass into a fresh folder and gives its store."""
         self.runs += 1
         folder = CaseFolder(self.folder / f"run{self.runs}")
-        with Pipeline(predictor, engine, available_cores()) as pipeline:
+        with Pipeline(predictor.model, engine, available_cores()) as pipeline:
 
             def run(pass_: Pass) -> Any:
                 sink = open_sink(pass_, folder)
@@ -130,22 +129,8 @@ class Bench:
             with self.pipeline(predictor, engine) as run:
                 began = time.perf_counter()
                 source = PatchView(image, patch_frame(image, Config()))
-                corners, sampled = list(self.grids[view].corners()), self.sampled(view)
-                boxes = np.empty((len(sampled), 4), np.int64)
-                for index, position in enumerate(sampled):
-                    top, left = corners[position]
-                    box = source.frame.to_l0(Window(top, top + PATCH, left, left + PATCH))
-                    boxes[index] = box.x, box.y, box.width, box.height
-                fields = fields_of(PlannedImage(view, image, (), ()), boxes)
-                table = run(
-                    Pass(
-                        f"patches {view}",
-                        fields,
-                        TableSpec(part_rows=64),
-                        batch=engine.batch * PATCHES,
-                        sources={view: source},
-                    )
-                )
+                sampled, planned = self.sampled(view), PlannedImage(view, image, (), ())
+                table = run(next(fill_patches(planned, source, self.grids[view], sampled, engine)))
                 seconds += time.perf_counter() - began
             rows = scored_rows(table, "scores")
             scores[view] = np.stack([rows[i] for i in range(len(sampled))])

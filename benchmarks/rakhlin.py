@@ -30,7 +30,7 @@ from lobule.methods.rakhlin.config import Config
 from lobule.methods.rakhlin.crops import draw_crop, draw_stains, generator_of, p_norm, prepared
 from lobule.methods.rakhlin.describe import Describer, cropped, random_params
 from lobule.methods.rakhlin.encoders import Plan, pretrained
-from lobule.scanning.contract import Batch, EngineSettings
+from lobule.scanning.contract import Batch, EngineSettings, ScanOptions
 from lobule.scanning.device import available_cores, replicas_for
 from measure import arguments, report
 
@@ -76,7 +76,7 @@ class Ours:
         engine = replace(
             EngineSettings(), precision=precision, replicas=self.replicas, replica_threads=self.threads
         )
-        self.engine = describer.choose_batch(engine, (1 << 30) // self.replicas)
+        self.engine = describer.choose_batch(engine, (1 << 30) // self.replicas, ScanOptions())
         self.pool = ThreadPoolExecutor(
             self.replicas, initializer=torch.set_num_threads, initargs=(self.threads,)
         )
@@ -85,17 +85,16 @@ class Ours:
         """Place the net in the fastest of some memory layouts, as a scan does at its start."""
         rates = {}
         for channels_last in layouts:
-            self.describer.move_to_device(replace(self.engine, channels_last=channels_last))
+            self.describer.move_to_device(replace(self.engine, channels_last=channels_last), ScanOptions())
             rates[channels_last] = min(self.pool.submit(self._sampled).result() for _ in range(3))
-        self.describer.move_to_device(
-            replace(self.engine, channels_last=min(rates, key=lambda kind: rates[kind]))
-        )
+        fastest = replace(self.engine, channels_last=min(rates, key=lambda kind: rates[kind]))
+        self.describer.move_to_device(fastest, ScanOptions())
 
     def _sampled(self) -> float:
-        batch = self.describer.sample_batch(self.engine)
+        key, batch = self.describer.sample_batch(self.engine, ScanOptions())
         with torch.inference_mode():
             start = time.perf_counter()
-            self.describer.encode_sample(batch)
+            self.describer.forward(key, batch)
             return time.perf_counter() - start
 
     def describe(self, image: NDArray[np.uint8], augmentations: list[int]) -> Descriptors:
@@ -105,7 +104,7 @@ class Ours:
         sides = np.array([image.shape[:2]])
         params = random_params(self.config, self.describer.sets, [(KEY, augmentation)], sides, SEED, "image")
         pixels = torch.from_numpy(image.reshape(1, 1, -1, 3))
-        return Batch(pixels, {name: torch.from_numpy(values) for name, values in params.items()}, {})
+        return Batch(pixels, {name: torch.from_numpy(values) for name, values in params.items()})
 
     def _one(self, image: NDArray[np.uint8], augmentation: int) -> Descriptors:
         with torch.inference_mode():

@@ -101,7 +101,7 @@ def patch_by_patch(predictor: AnomalyPredictor, path: str, every: int) -> NDArra
                 continue
             box = grid.field_box(int(row), int(column))
             pixels = slide.read_lattice(lattice, Box(box.x, box.y, PATCH, PATCH))
-            maps = net.teacher(predictor.images_of(torch.from_numpy(pixels[None])))
+            maps = net.teacher(predictor.model.images_of(torch.from_numpy(pixels[None])))
             scores.append(float(patch_scores(maps, net.student(maps), (PATCH, PATCH))["mean"]))
     return np.array(scores)
 

@@ -129,7 +129,7 @@ def read_all(pass_: Any, images: Any, size: int, readers: int) -> None:
     in_threads(readers, work)
 
 
-def compute_all(predictor: Any, engine: Any, name: str, batch: Any, batches: int) -> None:
+def compute_all(model: Any, engine: Any, key: Any, batch: Any, batches: int) -> None:
     """The model on as many batches, in the replicas and threads of the pipeline, pixels in memory."""
     import torch
 
@@ -143,7 +143,7 @@ def compute_all(predictor: Any, engine: Any, name: str, batch: Any, batches: int
         stream = torch.cuda.stream(torch.cuda.Stream(engine.device)) if on_gpu else contextlib.nullcontext()
         with torch.inference_mode(), stream:
             while next(numbers) < batches:
-                outputs = predictor.forward(name, to_device(batch, engine.device))
+                outputs = model.forward(key, to_device(batch, engine.device))
                 for tensor in outputs.values():
                     tensor.float().cpu().numpy()
 
@@ -173,7 +173,7 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
 
     bundle = read_bundle(make_bundle(kind, folder))
     predictor, machine, options = load(bundle), Machine(), ScanOptions()
-    engines = noting_engine(predictor)
+    engines = noting_engine(predictor.model)
     bundle_fields = {
         "method": bundle.method,
         "fingerprint": bundle.fingerprint,
@@ -210,7 +210,7 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
             batch = load_batch(pass_, images, rows, size)
             decoded, distinct = ended.counters.tiles_decoded - for_tissue, tiles_under(images["slide"], pass_)
             sizes = (len(pass_.fields), batches, size)
-        models.append(time_spent_by(lambda: compute_all(predictor, engine, pass_.name, batch, batches)))  # noqa: B023
+        models.append(time_spent_by(lambda: compute_all(predictor.model, engine, pass_.key, batch, batches)))  # noqa: B023
     read, model, wall, cores = least(reads), least(models), min(walls), available_cores()
     if engine.device == "cpu":
         efficiency = (read.cpu + model.cpu) / (cores * wall)
@@ -231,16 +231,16 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     }
 
 
-def noting_engine(predictor: Any) -> list[Any]:
+def noting_engine(model: Any) -> list[Any]:
     """Every engine settings that the scanner places the model with, the last being what it runs with."""
     engines: list[Any] = []
-    original_place = predictor.move_to_device
+    original_place = model.move_to_device
 
     def noting(engine: Any, options: Any) -> None:
         engines.append(engine)
         original_place(engine, options)
 
-    predictor.move_to_device = noting
+    model.move_to_device = noting
     return engines
 
 

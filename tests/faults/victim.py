@@ -18,9 +18,9 @@ PAUSE_S = 0.004
 class SlowPredictor(TwoPassPredictor):
     """Two passes, slow enough that a kill lands anywhere in them."""
 
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
+    def forward(self, key: object, batch: Batch) -> dict[str, torch.Tensor]:
         time.sleep(PAUSE_S)
-        return super().forward(name, batch)
+        return super().forward(key, batch)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,17 @@ from numpy.typing import NDArray
 from lobule.cohort import Case, Cohort
 from lobule.geometry import Box
 from lobule.grid import MapGrid, cells_by_centre
-from lobule.results.maps import MapReader
 from lobule.results.result import Result
-from lobule.results.tables import TableReader
 from lobule.scanning.contract import (
     Batch,
     EngineSettings,
     Fields,
     ImageSource,
-    MapChannel,
     OpenCase,
-    Pass,
     ScanOptions,
-    Store,
-    TableSpec,
-    map_pass,
+    Steps,
+    fill_map,
+    fill_table,
 )
 from lobule.scanning.scan import Machine
 from lobule.slides.slide import open_slide
@@ -88,6 +84,11 @@ class MeanPredictor:
     def __init__(self) -> None:
         self.forwards = 0
 
+    @property
+    def model(self) -> MeanPredictor:
+        """The object is predictor and model in one."""
+        return self
+
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         assert case.path is not None
         return {"slide": open_slide(case.path, mpp=case.mpp)}
@@ -97,52 +98,56 @@ class MeanPredictor:
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None: ...
 
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[Any, Batch]:
         side = WINDOW + STRIDE * (engine.cells - 1)
-        return "mean", Batch(torch.zeros((engine.batch, side, side, 3), dtype=torch.uint8), {}, {})
+        return "mean", Batch(torch.zeros((engine.batch, side, side, 3), dtype=torch.uint8))
 
     def grid(self, case: OpenCase) -> MapGrid:
         lattice = case.images["slide"].lattice(level=0)
         return MapGrid(lattice, STRIDE, WINDOW, case.engine.cells)
 
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+    def steps(self, case: OpenCase) -> Steps[Result]:
         grid = self.grid(case)
         tissue = case.tissue()
         required = cells_by_centre(grid, tissue.mask, tissue.l0_step)
-        store = yield map_pass("mean", grid, self.classes, required, ~required)
-        assert isinstance(store, MapReader)
-        return Result({"mean": float(store.scores().max())})
+        reader = yield from fill_map("mean", "mean", grid, self.classes, required)
+        return Result({"mean": float(reader.scores().max())})
 
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
+    def forward(self, key: Any, batch: Batch) -> dict[str, torch.Tensor]:
         self.forwards += 1
         x = batch.pixels.permute(0, 3, 1, 2).float() / 255
         return {"map": torch.nn.functional.avg_pool2d(x, WINDOW, STRIDE).mean(dim=1, keepdim=True)}
 
 
 class TwoPassPredictor(MeanPredictor):
-    """A map that feeds a second pass: the table's rows see the first map as a channel."""
+    """A map that feeds a second pass: the rows of the table receive the map's mean under their field."""
 
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+    def steps(self, case: OpenCase) -> Steps[Result]:
         grid = self.grid(case)
         everywhere = np.ones((grid.rows, grid.columns), np.bool_)
-        first = yield map_pass("mean", grid, self.classes, everywhere, ~everywhere)
-        assert isinstance(first, MapReader)
+        first = yield from fill_map("mean", "mean", grid, self.classes, everywhere)
         top = np.unravel_index(int(first.scores().argmax()), everywhere.shape)
         x, y = int(top[1]) * STRIDE, int(top[0]) * STRIDE
         boxes = np.array([[x, y, 64, 64], [0, 0, 64, 64], [x, y, 32, 32]], np.int64)
-        weights = np.array([1.0, 2.0, 3.0], np.float32)
-        fields = Fields(("slide",), (grid.lattice,), np.zeros(3, np.int16), boxes, params={"weight": weights})
-        second = yield Pass(
-            "look", fields, TableSpec(part_rows=2), batch=2, channels={"map": MapChannel(first)}
-        )
-        assert isinstance(second, TableReader)
+        params = {"weight": np.array([1.0, 2.0, 3.0], np.float32), "mean": _means(first.scores(), boxes)}
+        fields = Fields(("slide",), (grid.lattice,), np.zeros(3, np.int16), boxes, params=params)
+        second = yield from fill_table("look", "look", fields, chunk_rows=2, batch=2)
         return Result({"sum": float(second.read(["value"])["value"].sum())})
 
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        if name == "mean":
-            return super().forward(name, batch)
-        map_mean = batch.channels["map"].mean(dim=(1, 2, 3))
-        return {"value": map_mean * batch.params["weight"], "pixels": batch.pixels.float().mean(dim=(1, 2))}
+    def forward(self, key: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        if key == "mean":
+            return super().forward(key, batch)
+        value = batch.params["mean"] * batch.params["weight"]
+        return {"value": value, "pixels": batch.pixels.float().mean(dim=(1, 2))}
+
+
+def _means(scores: NDArray[np.float32], boxes: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The mean over each box of the cells under its pixels; 0 outside the map."""
+    means = []
+    for x, y, width, height in boxes:
+        rows = np.repeat(scores, STRIDE, axis=0)[y : y + height]
+        means.append(np.repeat(rows, STRIDE, axis=1)[:, x : x + width].sum() / (width * height))
+    return np.array(means, np.float32)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,9 @@ from lobule.scanning.contract import (
     EngineSettings,
     Fields,
     OpenCase,
-    Pass,
     ScanOptions,
-    Store,
-    TableSpec,
+    Steps,
+    fill_table,
 )
 from lobule.scanning.scan import ScanReport, scan
 from tests.scanning.support import (
@@ -52,24 +50,24 @@ def run(
 
 
 class NoNumbers(MeanPredictor):
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        return {"map": super().forward(name, batch)["map"] * float("nan")}
+    def forward(self, key: object, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"map": super().forward(key, batch)["map"] * float("nan")}
 
 
 class NoRows(MeanPredictor):
     """A table none of whose rows has a number, and a score all the same."""
 
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        return "rows", Batch(torch.zeros((engine.batch, 32, 32, 3), dtype=torch.uint8), {}, {})
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[object, Batch]:
+        return "rows", Batch(torch.zeros((engine.batch, 32, 32, 3), dtype=torch.uint8))
 
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+    def steps(self, case: OpenCase) -> Steps[Result]:
         boxes = np.array([[x, 0, 32, 32] for x in range(0, 256, 32)])
         lattice = case.images["slide"].lattice(level=0)
         fields = Fields(("slide",), (lattice,), np.zeros(len(boxes), np.int16), boxes)
-        yield Pass("rows", fields, TableSpec(4))
+        yield from fill_table("rows", "rows", fields, chunk_rows=4)
         return Result({"mean": 0.0})
 
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
+    def forward(self, key: object, batch: Batch) -> dict[str, torch.Tensor]:
         return {"value": batch.pixels.float().mean((1, 2, 3)) * float("nan")}
 
 

@@ -50,7 +50,7 @@ class Source:
 
 def load(xs: list[int], size: int) -> object:
     boxes = np.array([[x, 0, 4, 4] for x in xs], np.int64)
-    pass_ = Pass("p", fields_of(boxes, weight=np.array(xs, np.float32)), TableSpec())
+    pass_ = Pass("key", "p", fields_of(boxes, weight=np.array(xs, np.float32)), TableSpec())
     return load_batch(pass_, {"slide": Source()}, np.arange(len(xs)), size)
 
 

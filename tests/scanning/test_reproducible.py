@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from lobule.files import cache_folder, read_json
 from lobule.methods.classifier import convert
 from lobule.results.result import Result
 from lobule.scanning import device as placement
-from lobule.scanning.contract import EngineSettings, OpenCase, Pass, Predictor, ScanOptions, Store
+from lobule.scanning.contract import EngineSettings, Model, OpenCase, ScanOptions, Steps
 from lobule.scanning.form_cache import CachedForm, cache_key, cached_form, store_form
 from lobule.scanning.scan import Machine, scan
 from tests.methods.scannet.support import write_tiny_bundle
@@ -78,8 +78,8 @@ def measured_as(faster: bool) -> Callable[..., tuple[float, dict[str, torch.Tens
     """A measurement by which the layout with `channels_last == faster` is three times as fast."""
     original = placement._rate
 
-    def rate(predictor: Predictor, engine: EngineSettings, options: ScanOptions, seconds: float = 0) -> Any:
-        _, outputs = original(predictor, engine, options, 0.0)
+    def rate(model: Model, engine: EngineSettings, options: ScanOptions, seconds: float = 0) -> Any:
+        _, outputs = original(model, engine, options, 0.0)
         return (3.0 if engine.channels_last == faster else 1.0), outputs
 
     return rate
@@ -138,8 +138,8 @@ def test_a_slightly_faster_layout_does_not_replace_the_default(
 ) -> None:
     original = placement._rate
 
-    def nearly_equal(predictor: Predictor, engine: EngineSettings, options: ScanOptions) -> Any:
-        return (100.0 if engine.channels_last else 105.0), original(predictor, engine, options, 0.0)[1]
+    def nearly_equal(model: Model, engine: EngineSettings, options: ScanOptions) -> Any:
+        return (100.0 if engine.channels_last else 105.0), original(model, engine, options, 0.0)[1]
 
     monkeypatch.setattr(placement, "_rate", nearly_equal)
     scan(MeanPredictor(), BUNDLE, cohort_of(slide), tmp_path / "r", EVERYWHERE, Machine(**AUTO))
@@ -185,11 +185,11 @@ RACING = """
     bundle, slide, out, mine, other, faster = sys.argv[1:]
     original = placement._rate
 
-    def rate(predictor, engine, options, seconds=0.0):
+    def rate(model, engine, options, seconds=0.0):
         Path(mine).touch()  # both processes have looked into the empty cache before either one stores
         while not Path(other).exists():
             time.sleep(0.01)
-        _, outputs = original(predictor, engine, options, 0.0)
+        _, outputs = original(model, engine, options, 0.0)
         return (3.0 if str(engine.channels_last) == faster else 1.0), outputs
 
     placement._rate = rate
@@ -249,7 +249,7 @@ class ThreadCounter(MeanPredictor):
         super().__init__()
         self.thread_counts: list[int] = []
 
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+    def steps(self, case: OpenCase) -> Steps[Result]:
         self.thread_counts.append(torch.get_num_threads())
         return super().steps(case)
 

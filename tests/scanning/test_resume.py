@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +16,8 @@ from lobule.errors import ConfigError, ResultsError
 from lobule.files import read_json
 from lobule.geometry import Box
 from lobule.results import open_results
-from lobule.results.maps import MapReader
 from lobule.results.result import Result
-from lobule.scanning.contract import EngineSettings, OpenCase, Pass, ScanOptions, Store, map_pass
+from lobule.scanning.contract import EngineSettings, OpenCase, ScanOptions, Steps, fill_map
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from tests.scanning.support import (
@@ -182,7 +180,7 @@ def test_shards_that_begin_together_share_one_engine(tmp_path: Path) -> None:
         def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
             return replace(engine, cells=self.cells, batch=1)
 
-        def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+        def steps(self, case: OpenCase) -> Steps[Result]:
             used.append(case.engine.cells)
             return super().steps(case)
 
@@ -204,13 +202,13 @@ class Hot(MeanPredictor):
 
     broken = False
 
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+    def steps(self, case: OpenCase) -> Steps[Result]:
         grid = self.grid(case)
         everywhere = np.ones((grid.rows, grid.columns), np.bool_)
-        first = yield map_pass("mean", grid, self.classes, everywhere, ~everywhere)
-        assert isinstance(first, MapReader)
+        first = yield from fill_map("mean", "mean", grid, self.classes, everywhere)
         scored = first.states() == State.SCORED
-        second = yield map_pass(
+        second = yield from fill_map(
+            "fine",
             "fine",
             grid,
             self.classes,
@@ -218,11 +216,10 @@ class Hot(MeanPredictor):
             ~everywhere,
             promise=np.zeros((grid.field_rows, grid.field_columns), np.float32),
         )
-        assert isinstance(second, MapReader)
         return Result({"scored": float(second.counts()["scored"])})
 
-    def forward(self, name, batch):  # type: ignore[no-untyped-def]
-        out = super().forward(name, batch)
+    def forward(self, key, batch):  # type: ignore[no-untyped-def]
+        out = super().forward(key, batch)
         if self.broken:
             bright = batch.pixels.float().mean(dim=(1, 2, 3)) > 140
             out["map"][bright] = float("nan")
@@ -244,10 +241,10 @@ def test_retrying_failures_recomputes_later_passes(slide: Path, tmp_path: Path) 
 
 def test_reading_threads_survive_an_error_of_the_method_between_batches(slide: Path, tmp_path: Path) -> None:
     class Breaks(MeanPredictor):
-        def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+        def steps(self, case: OpenCase) -> Steps[Result]:
             grid = self.grid(case)
             everywhere = np.ones((grid.rows, grid.columns), np.bool_)
-            yield map_pass("mean", grid, self.classes, everywhere, ~everywhere, go_on=lambda: 1 // 0 > 0)
+            yield from fill_map("mean", "mean", grid, self.classes, everywhere, go_on=lambda: 1 // 0 > 0)
             raise AssertionError("not reached")
 
     again(cohort_of(slide), tmp_path / "r", Breaks())

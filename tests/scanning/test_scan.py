@@ -282,8 +282,8 @@ def test_failed_case_is_recorded_and_the_others_continue(slide: Path, tmp_path: 
 
 
 class NaNPredictor(MeanPredictor):
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        out = super().forward(name, batch)["map"]
+    def forward(self, key: object, batch: Batch) -> dict[str, torch.Tensor]:
+        out = super().forward(key, batch)["map"]
         return {"map": torch.where(out > 0.55, torch.nan, out)}
 
 
@@ -297,10 +297,10 @@ def test_scores_that_are_nan_fail_their_fields(slide: Path, tmp_path: Path) -> N
 
 
 class BrokenPredictor(MeanPredictor):
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
+    def forward(self, key: object, batch: Batch) -> dict[str, torch.Tensor]:
         if batch.pixels.any() and batch.pixels[0, 0, 0, 0] != 255:  # not the first row, not the measurement
             raise RuntimeError("out of memory, say")
-        return super().forward(name, batch)
+        return super().forward(key, batch)
 
 
 def test_error_of_the_model_fails_the_case(slide: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from lobule.results import open_results
 from lobule.results.describe import describe
 from lobule.results.result import Result
 from lobule.scanning.cases import Progress
-from lobule.scanning.contract import ImageSource, OpenCase, Pass, ScanOptions, Store
+from lobule.scanning.contract import ImageSource, OpenCase, ScanOptions, Steps
 from lobule.scanning.scan import ScanReport, scan
 from tests.scanning.support import BUNDLE, SMALL, MeanPredictor, write_slide
 
@@ -92,7 +92,7 @@ def test_case_without_tissue_has_no_score_and_says_why(cohort: Cohort, tmp_path:
 
 def test_tissue_smaller_than_a_cell_is_reported(tmp_path: Path) -> None:
     class NoTileFits(MeanPredictor):
-        def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+        def steps(self, case: OpenCase) -> Steps[Result]:
             case.tissue()
             return Result({"mean": 0.0}, metadata={"prediction": "normal"})
             yield

@@ -9,7 +9,7 @@ Research use only.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -22,30 +22,26 @@ from torch.nn import functional as F
 from lobule.bundles import Bundle, patient_hash, write_bundle
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, ModelError
-from lobule.findings import components
 from lobule.grid import MapGrid, cells_by_centre
 from lobule.methods import Method
-from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.scanning.contract import (
     Batch,
     EngineSettings,
     ImageSource,
     OpenCase,
-    Pass,
     ScanOptions,
-    Store,
-    map_pass,
+    Steps,
+    fill_map,
 )
-from lobule.scanning.device import largest_cells
+from lobule.scanning.device import largest_cells, random_batch
+from lobule.scanning.map_findings import map_findings
+from lobule.scanning.open_case import slide_images
 from lobule.settings import Settings
-from lobule.slides.slide import open_slide
-from lobule.stitch import State
 from lobule.training.job import TrainingJob, TrainOptions, training_job
 from lobule.training.patch_pools import cases_of, patch_stream, train_pool, validation_pool
 from lobule.training.patch_sampling import Pool
 from lobule.training.sampling import SampleConfig
-from lobule.units import Mpp
 
 __all__ = ["METHOD", "ColourPredictor", "Config", "load", "train"]
 
@@ -80,64 +76,67 @@ class Config(Settings):
             )
 
 
-class ColourPredictor:
-    """Scores each window of a slide by its six colour features."""
+@dataclass(frozen=True)
+class ColourMap:
+    """Key of the pass that scores the windows of a map with this stride."""
+
+    stride: int
+
+
+class ColourModel:
+    """Logistic regression on the six colour features of a window."""
 
     def __init__(self, config: Config, coefficients: torch.Tensor, intercept: torch.Tensor) -> None:
         if coefficients.shape != (6,) or intercept.shape != (1,):
             raise ModelError("these are not the weights of a colour model", expected="6 and 1 numbers")
-        self.config, self.classes = config, config.classes
+        self.config = config
         self.coefficients, self.intercept = coefficients.double(), intercept.double()
-        self._device = torch.device("cpu")
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        assert case.path is not None, "the method colour scans slides"
-        return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        stride = self._stride(options)
-
         def field_bytes(cells: int) -> int:
-            return BYTES_PER_PIXEL * (self.config.window + stride * (cells - 1)) ** 2
+            return BYTES_PER_PIXEL * self._field_side(options, cells) ** 2
 
-        return replace(
-            engine, cells=largest_cells(field_bytes, room, preferred=CELLS, purpose="field"), batch=1
-        )
+        cells = largest_cells(field_bytes, room, preferred=CELLS, purpose="field")
+        return replace(engine, cells=cells, batch=1)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self._device = torch.device(engine.device)
+        """Do nothing: `forward` moves its seven weights to the device of the pixels."""
 
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        stride = self._stride(options)
-        side = self.config.window + stride * (engine.cells - 1)
-        pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
-        return f"map-s{stride}", Batch(torch.from_numpy(pixels).to(self._device), {}, {})
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[ColourMap, Batch]:
+        side = self._field_side(options, engine.cells)
+        return ColourMap(self.stride(options)), random_batch(engine, side, side)
 
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        lattice = case.images["slide"].lattice(mpp=self.config.mpp, upsample=case.options.upsample)
-        stride = self._stride(case.options)
-        grid = MapGrid(lattice, stride, self.config.window, case.engine.cells)
-        tissue = case.tissue()
-        has_tissue = cells_by_centre(grid, tissue.mask, tissue.l0_step)
-        store = yield map_pass(f"map-s{stride}", grid, self.classes[1:], has_tissue, ~has_tissue)
-        assert isinstance(store, MapReader)
-        scores, states = store.read()
-        layer = np.where(states == State.SCORED, scores[0], np.float32(0))
-        l0, um = store.info.l0_stride, store.info.um_stride
-        mpp = None if um is None else Mpp(um[0] / l0[0], um[1] / l0[1])
-        name = self.classes[1]
-        regions = components(layer, l0, mpp=mpp, threshold=self.config.threshold, label=name)
-        findings = tuple(sorted(regions, key=lambda finding: -finding.score))
-        return Result({name: float(layer.max(initial=0.0))}, findings)
-
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        rows = colour(batch.pixels, self.config.window, int(name.rpartition("-s")[2]))
+    def forward(self, key: ColourMap, batch: Batch) -> dict[str, torch.Tensor]:
+        rows = colour(batch.pixels, self.config.window, key.stride)
         weights = self.coefficients.to(rows)[None, :, None, None]
         logits = (rows * weights).sum(1, keepdim=True) + self.intercept.to(rows)
         return {"map": torch.sigmoid(logits)}
 
-    def _stride(self, options: ScanOptions) -> int:
+    def stride(self, options: ScanOptions) -> int:
         return options.stride or self.config.stride
+
+    def _field_side(self, options: ScanOptions, cells: int) -> int:
+        return self.config.window + self.stride(options) * (cells - 1)
+
+
+class ColourPredictor:
+    """Scores each window of a slide by its six colour features."""
+
+    def __init__(self, config: Config, coefficients: torch.Tensor, intercept: torch.Tensor) -> None:
+        self.config, self.model = config, ColourModel(config, coefficients, intercept)
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        return slide_images(case, options)
+
+    def steps(self, case: OpenCase) -> Steps[Result]:
+        config, stride = self.config, self.model.stride(case.options)
+        lattice = case.images["slide"].lattice(mpp=config.mpp, upsample=case.options.upsample)
+        grid = MapGrid(lattice, stride, config.window, case.engine.cells)
+        tissue = case.tissue()
+        has_tissue = cells_by_centre(grid, tissue.mask, tissue.l0_step)
+        tumour = config.classes[1:]
+        reader = yield from fill_map(ColourMap(stride), f"map-s{stride}", grid, tumour, has_tissue)
+        return Result(*map_findings(reader, tumour, config.threshold))
 
 
 def colour(pixels: torch.Tensor, window: int, stride: int) -> torch.Tensor:

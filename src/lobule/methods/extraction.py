@@ -7,16 +7,15 @@ any predictor, so the scanner handles resuming, failed cases and the memory limi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lobule.cohort import Case, Cohort
-from lobule.errors import ConfigError, LobuleError
+from lobule.errors import LobuleError
 from lobule.features import FeatureManifest, TileFrame, prepare_folder, write_coords, write_features
 from lobule.features.folder import ENCODER, clear_folder
 from lobule.features.frame import Encoding
@@ -27,20 +26,11 @@ from lobule.results.folder import CaseFolder, lock_folder, open_results
 from lobule.results.result import COMPLETE, UNSCORED, Result
 from lobule.results.tables import TableReader
 from lobule.scanning.cases import Progress
-from lobule.scanning.contract import (
-    Batch,
-    EngineSettings,
-    Fields,
-    ImageSource,
-    OpenCase,
-    Pass,
-    ScanOptions,
-    Store,
-)
+from lobule.scanning.contract import Fields, ImageSource, OpenCase, ScanOptions, Steps
+from lobule.scanning.open_case import slide_images
 from lobule.scanning.scan import Machine, ScanReport, scan
-from lobule.scanning.tile_features import COLUMN, TileEncoder, Tiling, features_pass, refuse_all_failed
+from lobule.scanning.tile_features import COLUMN, TileEncoder, Tiling, fill_features, tile_fields
 from lobule.slides.identity import slide_fingerprint
-from lobule.slides.slide import open_slide
 from lobule.stitch import State
 
 SCAN = "scan"
@@ -61,44 +51,25 @@ class Extraction:
 class ExtractionPredictor:
     """A predictor that encodes tiles and writes a feature file for each case."""
 
-    classes: tuple[str, ...] = ()
-
-    def __init__(self, encoder: TileEncoder, manifest: FeatureManifest, root: Path) -> None:
-        self._encoder, self.manifest, self.root = encoder, manifest, root
+    def __init__(self, model: TileEncoder, manifest: FeatureManifest, root: Path) -> None:
+        self.model, self.manifest, self.root = model, manifest, root
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        if case.path is None:
-            raise ConfigError("features are extracted from slides", subject=case.id, actual=f"an {case.kind}")
-        return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
+        return slide_images(case, options)
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        return self._encoder.choose_batch(engine, room)
-
-    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self._encoder.move_to_device(engine)
-
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        return self._encoder.sample_batch(engine)
-
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        tiling = self._encoder.tiling
-        pass_ = features_pass(case, tiling, self.manifest.encoding.dim)
-        lattice = pass_.fields.lattices[0]
-        frame = TileFrame.of(case.case.id, lattice, tiling.tile_px, tiling.mpp)
+    def steps(self, case: OpenCase) -> Steps[Result]:
+        tiling = self.model.tiling
+        fields = tile_fields(case, tiling)
+        frame = TileFrame.of(case.case.id, fields.lattices[0], tiling.tile_px, tiling.mpp)
         assert case.case.path is not None
         source = slide_fingerprint(case.case.path)
         coords_path, features_path = self.manifest.paths_of(self.root, frame)
-        if not self._is_up_to_date(features_path, source, pass_.fields, frame):
-            table = yield pass_
-            assert isinstance(table, TableReader)
-            refuse_all_failed(table)
+        if not self._is_up_to_date(features_path, source, fields, frame):
+            table = yield from fill_features(fields, self.manifest.encoding.dim)
             self._export(table, frame, source, coords_path, features_path)
         feature_file = read_feature_file(features_path)
         metadata = {"tiles": feature_file.count, "features": str(features_path.relative_to(self.root))}
         return Result({}, metadata=metadata, scored=feature_file.count > 0)
-
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        return self._encoder.forward(batch)
 
     def _is_up_to_date(self, path: Path, source: str, fields: Fields, frame: TileFrame) -> bool:
         """Whether a complete feature file of the same tiles of the same slide exists already."""

@@ -20,6 +20,7 @@ from lobule.geometry import Box, Size
 from lobule.grid import MapGrid
 from lobule.results.checks import LARGEST_JSON
 from lobule.stitch import Scores, State, States
+from lobule.units import Mpp
 
 INNER = 512
 """Largest number of cells per side of the blocks that can be read separately from a chunk."""
@@ -76,6 +77,13 @@ class MapInfo:
     def chunks(self) -> list[tuple[int, int]]:
         down, across = -(-self.rows // self.chunk[0]), -(-self.columns // self.chunk[1])
         return [(row, column) for row in range(down) for column in range(across)]
+
+    @property
+    def l0_mpp(self) -> Mpp | None:
+        """µm per level-0 pixel; None if the slide does not state it."""
+        if self.um_stride is None:
+            return None
+        return Mpp(self.um_stride[0] / self.l0_stride[0], self.um_stride[1] / self.l0_stride[1])
 
     def l0_box(self, rows: slice, columns: slice) -> Box:
         x, y = self.l0_stride

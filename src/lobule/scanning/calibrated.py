@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lobule.cohort import Case
 from lobule.errors import BundleError
 from lobule.measures.calibration import fit_from_dict
 from lobule.results.result import Result
-from lobule.scanning.contract import (
-    Batch,
-    EngineSettings,
-    ImageSource,
-    OpenCase,
-    Pass,
-    Predictor,
-    ScanOptions,
-    Store,
-)
-
-if TYPE_CHECKING:
-    import torch
+from lobule.scanning.contract import OpenCase, Predictor, Steps
 
 
 class CalibratedPredictor:
@@ -30,28 +17,10 @@ class CalibratedPredictor:
 
     def __init__(self, inner: Predictor, calibration: Mapping[str, Any]) -> None:
         self.inner, self.calibration = inner, calibration
+        self.model, self.images = inner.model, inner.images
         calibrated({}, calibration)  # An unusable calibration raises an error before anything is scanned.
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.inner.classes
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return self.inner.images(case, options)
-
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        return self.inner.choose_batch(engine, room, options)
-
-    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self.inner.move_to_device(engine, options)
-
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        return self.inner.sample_batch(engine, options)
-
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        return self.inner.forward(name, batch)
-
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+    def steps(self, case: OpenCase) -> Steps[Result]:
         result = yield from self.inner.steps(case)
         scores, above = calibrated(result.scores, self.calibration)
         metadata = {**result.metadata, "raw_scores": dict(result.scores), "above_thresholds": above}

@@ -100,7 +100,7 @@ class CaseRunner:
         """
         self.cache_bytes = cache_bytes // MAX_OPEN_CASES
         self.memory = memory
-        self.pipeline = Pipeline(self.predictor, self.engine, readers)
+        self.pipeline = Pipeline(self.predictor.model, self.engine, readers)
         self.pipeline.counters = self.progress.counters
         with self.pipeline, self._case_threads() as pool:
             running: set[Future[None]] = set()

@@ -1,22 +1,22 @@
 """The interface between a method and the scanner.
 
-The `steps` generator of a method yields passes and receives the store that each pass filled. A pass is a list
-of fields and a specification of the store. The scanner groups fields by shape, reads them, runs `forward` and
-stores the outputs; fields that are already stored are skipped. `steps` must be deterministic, because it is
-replayed when a scan is resumed.
+A `Predictor` opens the images of a case, and its generator `steps` says what to compute: it fills maps and
+tables with `yield from fill_map(...)` and `yield from fill_table(...)`, reads what was computed, and returns
+the result. Each of these is a pass over a list of fields. The scanner groups fields by shape, reads them,
+calls `forward` of the predictor's `Model` and stores the outputs; fields that are already stored are skipped.
+`steps` must be deterministic, because it is replayed when a scan is resumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lobule.cohort import Case
-from lobule.errors import ConfigError
 from lobule.geometry import Box, Lattice, Size
 from lobule.grid import Cells, MapGrid
 from lobule.results.maps import MapReader
@@ -182,26 +182,32 @@ class MapSpec:
 class TableSpec:
     """Specification of a table to fill: one row per field, with the columns that `forward` returns."""
 
-    part_rows: int = 1024
+    chunk_rows: int = 1024
+    """Rows of a chunk, which is written when all of its rows are computed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
     """One run of the model over a list of fields."""
 
+    key: Any
+    """Says what to compute: a value of the method, such as a frozen dataclass, that `forward` receives."""
     name: str
+    """Name of the map or table, for people and files."""
     fields: Fields
     store: MapSpec | TableSpec
     batch: int | None = None
     """Fields per batch; None uses the number in the engine settings."""
-    channels: Mapping[str, ImageSource] = field(default_factory=dict)
-    """Further images, such as an earlier map. They are read at the box of each field and passed to `forward`
-    by name."""
     sources: Mapping[str, ImageSource] = field(default_factory=dict)
     """Images that replace the case's images of the same name in this pass, for example an image prepared for
     the model with the output of an earlier pass. Boxes stay in the frame of the original image."""
     go_on: Callable[[], bool] | None = None
     """Called before each batch is read. Once it returns False, the remaining fields stay pending."""
+
+
+T = TypeVar("T")
+Steps = Generator[Pass, Store, T]
+"""A generator that yields passes, receives the store that each pass filled, and finally returns a `T`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,40 +216,26 @@ class Batch:
 
     pixels: torch.Tensor
     """(fields, height, width, channels), uint8 or float32."""
-    params: Mapping[str, torch.Tensor]
-    channels: Mapping[str, torch.Tensor]
+    params: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-class Predictor(Protocol):
-    """A trained model, ready for the scanner."""
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        """Open the images of a case in the coordinate frame that the method works in."""
-        ...
+class Model(Protocol):
+    """The networks of a predictor: they choose a batch, move to a device and compute batches of fields."""
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        """Choose the field size and the batch size so that the activations of a replica fit in
-        `room` bytes.
-        """
+        """Choose the field and batch size so that the activations of a replica fit in `room` bytes."""
         ...
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         """Move everything that `forward` needs to the device, in its precision, before any replica starts."""
         ...
 
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        """Return a pass name and a batch of random pixels, for measuring the speed of the model alone."""
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[Any, Batch]:
+        """Return a pass key and a batch of random pixels, for measuring the speed of the model alone."""
         ...
 
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        """Yield each pass to run, receive the store that it filled, and finally return the result."""
-        ...
-
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        """Run the model on a batch of the pass `name`.
+    def forward(self, key: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """Compute a batch of the pass that has this key.
 
         Returns:
             For a map pass, `map` with the shape (fields, classes, cells, cells). For a table pass, the
@@ -252,84 +244,94 @@ class Predictor(Protocol):
         ...
 
 
-def map_pass(
+class Predictor(Protocol):
+    """A trained model, ready for the scanner."""
+
+    @property
+    def model(self) -> Model: ...
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        """Open the images of a case in the coordinate frame that the method works in."""
+        ...
+
+    def steps(self, case: OpenCase) -> Steps[Result]:
+        """Fill the maps and tables that the result needs, and return the result."""
+        ...
+
+
+def fill_map(
+    key: Any,
     name: str,
     grid: MapGrid,
     classes: tuple[str, ...],
     required: Cells,
-    glass: Cells,
+    glass: Cells | None = None,
     *,
     image: str = "slide",
     promise: NDArray[np.float32] | None = None,
-    **pass_options: Any,
-) -> Pass:
-    """Return a pass that fills a map, with every field that contains a required cell.
+    params: Callable[[NDArray[np.int32]], Mapping[str, NDArray[Any]]] | None = None,
+    pixel_size: Size | None = None,
+    batch: int | None = None,
+    sources: Mapping[str, ImageSource] | None = None,
+    go_on: Callable[[], bool] | None = None,
+) -> Steps[MapReader]:
+    """Fill a map with every field that contains a required cell, and return its reader.
 
     Args:
-        name: Name of the pass and of the map.
+        key: The value that `Model.forward` receives.
+        name: Name of the map.
         grid: Geometry of the map and of its fields.
         classes: Names of the classes.
         required: Cells that have to be scored.
-        glass: Cells known to contain no tissue.
+        glass: Cells known to contain no tissue; by default, all that are not required.
         image: Name of the image that fields are read from.
         promise: One number per field of the grid. Fields are computed in descending order of it; without it,
             they are computed row by row.
-        **pass_options: Further fields of `Pass`.
+        params: Receives the grid rows and columns (n, 2) of the fields, and returns `Fields.params`.
+        pixel_size: Size of the pixels that `sources` return for every field, if it is not that of the box.
+        batch: Fields per batch; None uses the number in the engine settings.
+        sources: Images that replace the case's images of the same name.
+        go_on: Called before each batch is read; once it returns False, the remaining cells stay pending.
     """
-    field_indices = grid.fields_over(required)
+    grid_indices = grid.fields_over(required)
     if promise is not None:
-        field_indices = field_indices[
-            np.argsort(-promise[field_indices[:, 0], field_indices[:, 1]], kind="stable")
-        ]
-    side = grid.field_side
-    step = grid.stride * grid.cells
-    start = grid.first_start
-    boxes = np.empty((len(field_indices), 4), np.int64)
-    boxes[:, 0] = start + step * field_indices[:, 1].astype(np.int64)
-    boxes[:, 1] = start + step * field_indices[:, 0].astype(np.int64)
-    boxes[:, 2:] = side
-    fields = Fields((image,), (grid.lattice,), np.zeros(len(field_indices), np.int16), boxes, field_indices)
-    return Pass(
-        name, fields, MapSpec(grid, classes, required, glass, image, promise is not None), **pass_options
+        order = np.argsort(-promise[grid_indices[:, 0], grid_indices[:, 1]], kind="stable")
+        grid_indices = grid_indices[order]
+    count, step = len(grid_indices), grid.stride * grid.cells
+    boxes = np.empty((count, 4), np.int64)
+    boxes[:, :2] = grid.first_start + step * grid_indices[:, ::-1].astype(np.int64)
+    boxes[:, 2:] = grid.field_side
+    fields = Fields(
+        (image,),
+        (grid.lattice,),
+        np.zeros(count, np.int16),
+        boxes,
+        grid_indices,
+        {} if params is None else params(grid_indices),
+        None if pixel_size is None else np.tile(np.array([[*pixel_size]], np.int64), (count, 1)),
     )
+    glass = ~required if glass is None else glass
+    spec = MapSpec(grid, classes, required, glass, image, scattered=promise is not None)
+    return cast(MapReader, (yield Pass(key, name, fields, spec, batch, sources or {}, go_on)))
 
 
-@dataclass(frozen=True)
-class MapChannel:
-    """A finished map that is read like an image: each pixel has the score of the cell under its centre."""
+def fill_table(
+    key: Any,
+    name: str,
+    fields: Fields,
+    *,
+    chunk_rows: int = 1024,
+    batch: int | None = None,
+    sources: Mapping[str, ImageSource] | None = None,
+) -> Steps[TableReader]:
+    """Fill a table with one row per field, and return its reader.
 
-    reader: MapReader
-    class_name: str | None = None
-
-    @property
-    def size(self) -> Size:
-        x, y = self.reader.info.l0_stride
-        return Size(round(self.reader.info.columns * x), round(self.reader.info.rows * y))
-
-    def lattice(
-        self, *, mpp: float | None = None, level: int | None = None, upsample: bool = False
-    ) -> Lattice:
-        raise ConfigError("a map does not define a lattice: read it on the lattice of its image")
-
-    def read_lattice(self, lattice: Lattice, box: Box) -> Pixels:
-        info = self.reader.info
-        rows = _cells_under(box.y, box.height, float(lattice.step_y) / info.l0_stride[1])
-        columns = _cells_under(box.x, box.width, float(lattice.step_x) / info.l0_stride[0])
-        inside_rows = (rows >= 0) & (rows < info.rows)
-        inside_columns = (columns >= 0) & (columns < info.columns)
-        out = np.zeros((box.height, box.width, 1), np.float32)
-        if not (inside_rows.any() and inside_columns.any()):
-            return out
-        block_rows = slice(int(rows[inside_rows][0]), int(rows[inside_rows][-1]) + 1)
-        block_columns = slice(int(columns[inside_columns][0]), int(columns[inside_columns][-1]) + 1)
-        scores = self.reader.read(block_rows, block_columns)[0]
-        index = -1 if self.class_name is None else info.classes.index(self.class_name)
-        picked = scores[index][rows[inside_rows] - block_rows.start]
-        picked = picked[:, columns[inside_columns] - block_columns.start]
-        out[np.ix_(inside_rows, inside_columns)] = picked[..., None]
-        return out
-
-
-def _cells_under(start: int, length: int, cells_per_pixel: float) -> NDArray[np.int64]:
-    cells: NDArray[np.int64] = np.floor((start + np.arange(length) + 0.5) * cells_per_pixel).astype(np.int64)
-    return cells
+    Args:
+        key: The value that `Model.forward` receives.
+        name: Name of the table.
+        fields: The fields, in the order of the rows.
+        chunk_rows: Rows of a chunk, which is written when all of its rows are computed.
+        batch: Fields per batch; None uses the number in the engine settings.
+        sources: Images that replace the case's images of the same name.
+    """
+    return cast(TableReader, (yield Pass(key, name, fields, TableSpec(chunk_rows), batch, sources or {})))

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from lobule.errors import ConfigError, ModelError
 from lobule.nets.fused import can_fuse, fuse
-from lobule.scanning.contract import EngineSettings, Predictor, ScanOptions
+from lobule.scanning.contract import Batch, EngineSettings, Model, ScanOptions
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 MARGIN = 0.9
@@ -86,6 +87,17 @@ def slices_of(pixels: torch.Tensor, engine: EngineSettings) -> Sequence[torch.Te
     return pixels.split(SLICE) if engine.device == "cpu" else (pixels,)
 
 
+def dtype_of(engine: EngineSettings) -> torch.dtype:
+    """Return the number format in which the networks compute."""
+    return torch.bfloat16 if engine.precision == "bfloat16" else torch.float32
+
+
+def random_batch(engine: EngineSettings, height: int, width: int, fields: int = 1) -> Batch:
+    """Return random 8-bit pixels of fields on the device, for measuring the speed of a model."""
+    pixels = np.random.default_rng(0).integers(0, 256, (fields, height, width, 3), np.uint8)
+    return Batch(torch.from_numpy(pixels).to(engine.device))
+
+
 def placed(module: nn.Module, engine: EngineSettings) -> nn.Module:
     """Return a copy of a module for inference, on the device and in the precision of the engine settings.
 
@@ -95,7 +107,7 @@ def placed(module: nn.Module, engine: EngineSettings) -> nn.Module:
         copied = copy.deepcopy(module).eval()
     for parameter in copied.parameters():  # A compiled module lacks the method `requires_grad_`.
         parameter.requires_grad_(False)
-    dtype = torch.bfloat16 if engine.precision == "bfloat16" else torch.float32
+    dtype = dtype_of(engine)
     memory = torch.channels_last if engine.channels_last else torch.contiguous_format
     ready: nn.Module = copied.to(device=engine.device, dtype=dtype, memory_format=memory)  # type: ignore[call-overload]
     fusible = engine.device == "cpu" and engine.channels_last and dtype == torch.float32
@@ -103,7 +115,7 @@ def placed(module: nn.Module, engine: EngineSettings) -> nn.Module:
 
 
 def measure(
-    predictor: Predictor,
+    model: Model,
     engine: EngineSettings,
     options: ScanOptions,
     precision: str = "auto",
@@ -126,9 +138,9 @@ def measure(
     outputs: dict[str, dict[str, torch.Tensor]] = {}
     try:
         for form in forms:
-            predictor.move_to_device(form, options)
+            model.move_to_device(form, options)
             try:
-                rates[_name(form)], outputs[_name(form)] = _rate(predictor, form, options)
+                rates[_name(form)], outputs[_name(form)] = _rate(model, form, options)
             except RuntimeError:
                 # A compiled model may support only float32, which is an error only if the user chose
                 # bfloat16.
@@ -143,7 +155,7 @@ def measure(
         key=lambda form: rates[_name(form)] * (1.0 if _is_default(form) else MARGIN),
     )
     if best is not forms[-1]:  # The model is already in the last form.
-        predictor.move_to_device(best, options)
+        model.move_to_device(best, options)
     exact = next((outputs[_name(f)] for f in forms if f.precision == "float32"), None)
     return best, Measured(
         rates, None if exact is None else _difference(exact, outputs[_name(best)]), _name(best)
@@ -190,19 +202,19 @@ def _name(engine: EngineSettings) -> str:
 
 
 def _rate(
-    predictor: Predictor, engine: EngineSettings, options: ScanOptions, seconds: float = 0.4
+    model: Model, engine: EngineSettings, options: ScanOptions, seconds: float = 0.4
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    name, batch = predictor.sample_batch(engine, options)
+    key, batch = model.sample_batch(engine, options)
     with torch.inference_mode():
-        outputs = predictor.forward(name, batch)
+        outputs = model.forward(key, batch)
         best, began = float("inf"), time.perf_counter()
         while time.perf_counter() - began < seconds or best == float("inf"):
             _wait(engine.device)
             start = time.perf_counter()
-            predictor.forward(name, batch)
+            model.forward(key, batch)
             _wait(engine.device)
             best = min(best, time.perf_counter() - start)
-    return len(batch.pixels) / best, {key: value.float().cpu() for key, value in outputs.items()}
+    return len(batch.pixels) / best, {name: value.float().cpu() for name, value in outputs.items()}
 
 
 def _wait(device: str) -> None:

@@ -18,14 +18,9 @@ class LoadedBatch:
     rows: NDArray[np.int64]
     pixels: Pixels
     """(size, height, width, channels)."""
-    channels: Mapping[str, Pixels]
     params: Mapping[str, NDArray[np.generic]]
     failures: Mapping[int, str]
     """For rows of the pass whose field could not be read, the cause."""
-
-    @property
-    def nbytes(self) -> int:
-        return int(self.pixels.nbytes + sum(array.nbytes for array in self.channels.values()))
 
 
 def batches_of(fields: Fields, size: int) -> list[NDArray[np.int64]]:
@@ -51,27 +46,19 @@ def load_batch(
     fields = pass_.fields
     failures: dict[int, str] = {}
     pixels: Pixels | None = None
-    channels: dict[str, Pixels] = {}
     for slot, row in enumerate(int(row) for row in rows):
         try:
             field_pixels = images[fields.image_of(row)].read_lattice(fields.lattice_of(row), fields.box(row))
-            extra = {
-                name: source.read_lattice(fields.lattice_of(row), fields.box(row))
-                for name, source in pass_.channels.items()
-            }
         except Exception as error:  # Any error of a reader fails only this field, and is recorded.
             failures[row] = cause_of(error)
             continue
         if pixels is None:
             pixels = np.full((size, *field_pixels.shape), _blank(field_pixels), field_pixels.dtype)
-            channels = {name: np.zeros((size, *a.shape), a.dtype) for name, a in extra.items()}
         pixels[slot] = field_pixels
-        for name, array in extra.items():
-            channels[name][slot] = array
     if pixels is None:  # No field could be read, so there is nothing to compute.
         pixels = np.empty((0, 0, 0, 0), np.uint8)
     params = {name: _padded(values[rows], size) for name, values in fields.params.items()}
-    return LoadedBatch(rows, pixels, channels, params, failures)
+    return LoadedBatch(rows, pixels, params, failures)
 
 
 def cause_of(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from lobule.cohort import Case
 from lobule.errors import ConfigError
 from lobule.scanning.contract import EngineSettings, ImageSource, ScanOptions, Tissue
 from lobule.slides.overview import read_overview
-from lobule.slides.slide import Slide
+from lobule.slides.slide import Slide, open_slide
 from lobule.tissue import TissueConfig, find_tissue
 
 
@@ -92,6 +92,19 @@ class OpenedCase:
         for image in self.images.values():
             if isinstance(image, Slide):
                 image.close()
+
+
+def slide_images(case: Case, options: ScanOptions) -> dict[str, ImageSource]:
+    """Open the slide of a case, under the name `slide`.
+
+    Raises:
+        ConfigError: The case is an exam.
+    """
+    if case.path is None:
+        raise ConfigError(
+            "this model scans slides and images", subject=case.id, actual=f"a case of kind {case.kind}"
+        )
+    return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
 
 def tissue_of(slide: Slide, config: TissueConfig) -> Tissue:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from lobule.errors import LobuleError, ModelError
-from lobule.scanning.contract import Batch, EngineSettings, ImageSource, Pass, Predictor
+from lobule.scanning.contract import Batch, EngineSettings, ImageSource, Model, Pass
 from lobule.scanning.loader import LoadedBatch, batches_of, load_batch
 from lobule.scanning.stores import Sink
 
@@ -95,8 +95,8 @@ class PassRun:
 class Pipeline:
     """Runs passes. Several threads may call `run_pass` at the same time."""
 
-    def __init__(self, predictor: Predictor, engine: EngineSettings, readers: int) -> None:
-        self.predictor, self.engine = predictor, engine
+    def __init__(self, model: Model, engine: EngineSettings, readers: int) -> None:
+        self.model, self.engine = model, engine
         self.counters = Counters()
         self._runs: list[PassRun] = []
         self._work = threading.Condition()
@@ -221,10 +221,10 @@ class Pipeline:
             return {}
         with torch.inference_mode():
             if stream is None:
-                outputs = self.predictor.forward(run.pass_.name, to_device(batch, self.engine.device))
+                outputs = self.model.forward(run.pass_.key, to_device(batch, self.engine.device))
                 return {name: tensor.float().cpu().numpy() for name, tensor in outputs.items()}
             with torch.cuda.stream(stream):
-                outputs = self.predictor.forward(run.pass_.name, to_device(batch, self.engine.device))
+                outputs = self.model.forward(run.pass_.key, to_device(batch, self.engine.device))
                 host = {name: tensor.float().to("cpu", non_blocking=True) for name, tensor in outputs.items()}
                 stream.synchronize()
                 return {name: tensor.numpy() for name, tensor in host.items()}
@@ -287,8 +287,4 @@ def to_device(batch: LoadedBatch, device: str) -> Batch:
             return tensor.pin_memory().to(device, non_blocking=True)
         return tensor.to(device)
 
-    return Batch(
-        move(batch.pixels),
-        {name: move(values) for name, values in batch.params.items()},
-        {name: move(values) for name, values in batch.channels.items()},
-    )
+    return Batch(move(batch.pixels), {name: move(values) for name, values in batch.params.items()})

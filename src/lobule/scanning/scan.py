@@ -27,7 +27,7 @@ from lobule.results.folder import (
 )
 from lobule.results.result import FAILED, PARTIAL, UNSCORED
 from lobule.scanning.cases import CaseRunner, Progress
-from lobule.scanning.contract import EngineSettings, Predictor, ScanOptions
+from lobule.scanning.contract import EngineSettings, Model, Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.device import (
     Measured,
@@ -140,7 +140,7 @@ def scan(
         }
         with lock_settings(Path(out), shard):  # Only one shard at a time reads and writes `scan.json`.
             results = begin_results(out, settings, fresh=fresh)
-            engine = _choose_engine(predictor, results, options, machine, progress)
+            engine = _choose_engine(predictor.model, results, options, machine, progress)
         return_freed_memory()  # Memory of the forms of the model that were measured but not chosen.
         readers = machine.readers or available_cores()
         runner = CaseRunner(
@@ -186,7 +186,7 @@ def _sharded(cohort: Cohort, shard: tuple[int, int] | None) -> list[Case]:
 
 
 def _choose_engine(
-    predictor: Predictor, results: Results, options: ScanOptions, machine: Machine, progress: Progress
+    model: Model, results: Results, options: ScanOptions, machine: Machine, progress: Progress
 ) -> EngineSettings:
     """Return the engine settings and move the model to the device.
 
@@ -203,16 +203,16 @@ def _choose_engine(
         engine = replace(engine, device=device, replicas=replicas)
         _warn_about_fixed_settings(engine, machine, results.path)
         _warn_about_lower_memory(machine, results.path)
-        predictor.move_to_device(engine, options)
+        model.move_to_device(engine, options)
         progress.precision = engine.precision
         return engine
     engine = EngineSettings(device=device, replicas=replicas, replica_threads=threads)
-    engine = predictor.choose_batch(engine, int(machine.max_ram * MODEL_SHARE) // replicas, options)
+    engine = model.choose_batch(engine, int(machine.max_ram * MODEL_SHARE) // replicas, options)
     if machine.cells is not None:
         engine = replace(engine, cells=machine.cells)
     if machine.batch is not None:
         engine = replace(engine, batch=machine.batch)
-    engine, measured = _choose_form(predictor, engine, results.settings["bundle"], options, machine)
+    engine, measured = _choose_form(model, engine, results.settings["bundle"], options, machine)
     log.info("precision %s", measured.sentence())
     progress.precision = measured.sentence()
     run = {
@@ -252,7 +252,7 @@ def _recorded_engine(results: Results) -> EngineSettings | None:
 
 
 def _choose_form(
-    predictor: Predictor,
+    model: Model,
     engine: EngineSettings,
     bundle: Mapping[str, Any],
     options: ScanOptions,
@@ -261,15 +261,15 @@ def _choose_form(
     """Move the model to the device in the cached precision and layout, or measure and cache them first."""
     precision, layout = machine.precision, machine.channels_last
     if len(possible_forms(engine, precision, layout)) == 1:
-        return measure(predictor, engine, options, precision, layout)
+        return measure(model, engine, options, precision, layout)
     key = cache_key(bundle, engine, options_to_dict(options), precision, layout)
     form, placed = cached_form(key), None
     if form is None:
-        placed, measured = measure(predictor, engine, options, precision, layout)
+        placed, measured = measure(model, engine, options, precision, layout)
         form = store_form(key, CachedForm(placed.precision, placed.channels_last, asdict(measured)))
     engine = replace(engine, precision=form.precision, channels_last=form.channels_last)
     if engine != placed:
-        predictor.move_to_device(engine, options)
+        model.move_to_device(engine, options)
     return engine, Measured(**form.measurement)
 
 

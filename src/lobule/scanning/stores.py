@@ -201,17 +201,17 @@ class TableSink:
         self, pass_: Pass, spec: TableSpec, path: Path, failed: _FailureList, retry_failed: bool
     ) -> None:
         self._pass, self._failures = pass_, failed
-        info = TableInfo(pass_.name, len(pass_.fields), spec.part_rows)
+        info = TableInfo(pass_.name, len(pass_.fields), spec.chunk_rows)
         self._writer = TableWriter(path, info)
         if retry_failed:
             for row in failed.causes:
-                self._writer.forget(row // spec.part_rows)
+                self._writer.forget(row // spec.chunk_rows)
         written = self._writer.written()
-        chunk_of_row = np.arange(len(pass_.fields)) // spec.part_rows
+        chunk_of_row = np.arange(len(pass_.fields)) // spec.chunk_rows
         self.needed = ~np.isin(chunk_of_row, sorted(written))
         failed.keep(~self.needed)
         self._rows: dict[int, dict[int, Outputs | None]] = {}
-        self._part_rows = spec.part_rows
+        self._chunk_rows = spec.chunk_rows
 
     def deliver(self, row: int, outputs: Outputs) -> None:
         bad = [name for name, values in outputs.items() if not np.isfinite(values).all()]
@@ -234,7 +234,7 @@ class TableSink:
     def _store(self, row: int, outputs: Outputs | None) -> None:
         if not self.needed[row]:
             return
-        chunk = row // self._part_rows
+        chunk = row // self._chunk_rows
         rows = self._rows.setdefault(chunk, {})
         rows[row] = outputs
         block = self._writer.info.chunk_slice(chunk)

@@ -16,12 +16,18 @@ from lobule.geometry import Lattice
 from lobule.grid import MapGrid, share_in_cells
 from lobule.nets.encoders import Encoder
 from lobule.results.tables import TableReader
-from lobule.scanning.contract import Batch, EngineSettings, Fields, OpenCase, Pass, TableSpec
-from lobule.scanning.device import SLICE, activation_bytes, placed
+from lobule.scanning.contract import Batch, EngineSettings, Fields, OpenCase, ScanOptions, Steps, fill_table
+from lobule.scanning.device import SLICE, activation_bytes, dtype_of, placed, random_batch
 from lobule.stitch import State
 
-PASS = "features"
-COLUMN = "features"
+
+@dataclass(frozen=True)
+class TileFeatures:
+    """Key of the pass that encodes tiles."""
+
+
+TABLE = COLUMN = "features"
+"""Name of the table that holds the features of tiles, and of its column."""
 BATCH = 256
 """Tiles per batch on a GPU. A CPU uses smaller batches: it gains nothing from larger ones, and would have to
 compute the padding of the last batch of a case."""
@@ -30,7 +36,7 @@ HEADROOM = 2.0
 WAITING = 12
 """Bytes per pixel value of a tile and replica: uint8 in up to four queued batches, and float32 twice."""
 
-PART_BYTES = 16 << 20
+CHUNK_BYTES = 16 << 20
 """Size of a chunk of the table, which stays in memory until it is written."""
 
 
@@ -63,15 +69,22 @@ def tiles_of(case: OpenCase, tiling: Tiling) -> tuple[MapGrid, NDArray[np.bool_]
     return grid, np.asarray((share >= tiling.tissue_share) & (share > 0))
 
 
-def features_pass(case: OpenCase, tiling: Tiling, dim: int) -> Pass:
-    """Return the pass that encodes every tile with tissue, row by row."""
+def tile_fields(case: OpenCase, tiling: Tiling) -> Fields:
+    """Return every tile with tissue, row by row."""
     grid, has_tissue = tiles_of(case, tiling)
     rows, columns = np.nonzero(has_tissue)
     boxes = np.empty((len(rows), 4), np.int64)
     boxes[:, 0], boxes[:, 1] = columns * tiling.tile_px, rows * tiling.tile_px
     boxes[:, 2:] = tiling.tile_px
-    fields = Fields(("slide",), (grid.lattice,), np.zeros(len(rows), np.int16), boxes)
-    return Pass(PASS, fields, TableSpec(part_rows=int(np.clip(PART_BYTES // (4 * dim), 64, 4096))))
+    return Fields(("slide",), (grid.lattice,), np.zeros(len(rows), np.int16), boxes)
+
+
+def fill_features(fields: Fields, dim: int) -> Steps[TableReader]:
+    """Fill the table of `dim` features of each tile. It is an error if no tile can be encoded."""
+    chunk_rows = int(np.clip(CHUNK_BYTES // (4 * dim), 64, 4096))
+    table = yield from fill_table(TileFeatures(), TABLE, fields, chunk_rows=chunk_rows)
+    _refuse_all_failed(table)
+    return table
 
 
 def l0_corners(lattice: Lattice, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -82,7 +95,7 @@ def l0_corners(lattice: Lattice, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
     return out
 
 
-def refuse_all_failed(table: TableReader) -> None:
+def _refuse_all_failed(table: TableReader) -> None:
     """Raise an error if every tile failed, since the empty result would look like a slide without tissue."""
     states = [chunk["state"] for chunk in table.iterate(["state"])]
     if states and not any((state == State.SCORED).any() for state in states):
@@ -93,7 +106,7 @@ def refuse_all_failed(table: TableReader) -> None:
 
 
 class TileEncoder:
-    """Runs an encoder for predictors that encode tiles: implements everything but their `steps`."""
+    """Runs an encoder: the `Model` of predictors that encode tiles."""
 
     def __init__(self, encoder: Encoder, tiling: Tiling) -> None:
         if encoder.input_px is not None and tiling.input_px != encoder.input_px:
@@ -120,22 +133,21 @@ class TileEncoder:
             ) from error
         return encoding_bytes + WAITING * 3 * self.tiling.tile_px**2
 
-    def choose_batch(self, engine: EngineSettings, room: int) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         most = SLICE if engine.device == "cpu" else BATCH
         return replace(engine, batch=max(1, min(most, room // self.bytes_of_tile())))
 
-    def move_to_device(self, engine: EngineSettings) -> None:
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._engine = engine
         self._placed = placed(self._net, engine)
 
-    def sample_batch(self, engine: EngineSettings) -> tuple[str, Batch]:
-        shape = (engine.batch, self.tiling.tile_px, self.tiling.tile_px, 3)
-        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        return PASS, Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[TileFeatures, Batch]:
+        side = self.tiling.tile_px
+        return TileFeatures(), random_batch(engine, side, side, engine.batch)
 
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def forward(self, key: TileFeatures, batch: Batch) -> dict[str, torch.Tensor]:
         assert self._placed is not None
-        dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
+        dtype = dtype_of(self._engine)
         size = (self.tiling.input_px, self.tiling.input_px)
         resized = tuple(batch.pixels.shape[1:3]) != size
         # torch cannot resize bfloat16 tensors on a CPU.

@@ -95,7 +95,7 @@ def test_replaced_encoder_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "b" / "encoder.safetensors").write_bytes(b"other")
     predictor = load(read_bundle(tmp_path / "b"))
     with pytest.raises(BundleError, match="not the one the bundle was made with"):
-        _ = predictor._encoder
+        _ = predictor.model.encoder
     changed = {**bundle.config, "encoding": {**bundle.config["encoding"], "hash": "sha256:0"}}
     with pytest.raises(BundleError, match="not the one that computed its training features"):
         _ = load(replace(bundle, config=changed))._encoder

@@ -245,7 +245,7 @@ def test_classes_of_a_trained_bundle_are_the_targets(with_heatmaps: Bundle) -> N
     predictor = load(with_heatmaps)
     assert predictor.classes == with_heatmaps.classes == TARGETS
     assert predictor.patch_net is not None
-    assert np.isfinite(predictor.trunks["CC"].first_conv.weight.detach().numpy()).all()
+    assert np.isfinite(predictor.model.trunks["CC"].first_conv.weight.detach().numpy()).all()
 
 
 @pytest.mark.parametrize("variant", ["side_wise", "joint"])

@@ -17,7 +17,7 @@ from lobule.methods.rakhlin import crops
 from lobule.methods.rakhlin.config import Config
 from lobule.methods.rakhlin.describe import Describer, cropped, pooled, random_params, stained_by_tables
 from lobule.methods.rakhlin.encoders import Plan, build, scaled
-from lobule.scanning.contract import Batch, EngineSettings
+from lobule.scanning.contract import Batch, EngineSettings, ScanOptions
 
 CONFIG = Config(
     encoders=("squeezenet1_1@features.3", "resnet18@layer1"), inputs=("torchvision", "caffe"), sizes=(40, 56),
@@ -29,14 +29,14 @@ SEED = 7
 
 def describer() -> Describer:
     new_describer = Describer(CONFIG, {n: build(Plan.of(CONFIG, n)) for n in range(2)})
-    new_describer.move_to_device(replace(EngineSettings(), batch=2))
+    new_describer.move_to_device(replace(EngineSettings(), batch=2), ScanOptions())
     return new_describer
 
 
 def batch_of(image_describer: Describer, images: list[Any], keys: list[tuple[str, int]]) -> Batch:
     params = random_params(CONFIG, image_describer.sets, keys, np.array([[70, 90]]), SEED, "x.png")
     flat = torch.from_numpy(np.stack(images).reshape(len(images), 1, -1, 3))
-    return Batch(flat, {name: torch.from_numpy(values) for name, values in params.items()}, {})
+    return Batch(flat, {name: torch.from_numpy(values) for name, values in params.items()})
 
 
 def plain(key: str, augmentation: int, set_: Any, encoder: Any) -> np.ndarray:
@@ -94,13 +94,13 @@ def test_pooling_of_tensors_is_pooling() -> None:
 def test_crops_at_twice_the_scale_come_of_the_larger_image() -> None:
     config = replace(CONFIG, encoders=("squeezenet1_1@features.3",), inputs=(), full_scale=True, sizes=(40,))
     image_describer = Describer(config, {0: build(Plan.of(config, 0))})
-    image_describer.move_to_device(EngineSettings())
+    image_describer.move_to_device(EngineSettings(), ScanOptions())
     small, large = np.full((50, 60, 3), 40, np.uint8), np.full((100, 120, 3), 210, np.uint8)
     params = random_params(config, image_describer.sets, [("k", 0)], np.array([[50, 60], [100, 120]]), 0, "x")
     row = np.concatenate([small.reshape(-1, 3), large.reshape(-1, 3)])[None, None]
     tensors = {name: torch.from_numpy(values) for name, values in params.items()}
     with torch.inference_mode():
-        actual = image_describer.describe(Batch(torch.from_numpy(row), tensors, {}))
+        actual = image_describer.describe(Batch(torch.from_numpy(row), tensors))
         for (name, rows), grey, side in zip(actual.items(), (40, 210), (40, 80), strict=True):
             flat = augment_stains(np.full((side, side, 3), grey, np.uint8), *params["stains"][0, side // 80])
             encoder = image_describer.encoders[0]
@@ -121,4 +121,4 @@ def test_crops_that_do_not_fit_are_refused() -> None:
         random_params(CONFIG, describer().sets, [("a", 0)], np.array([[56, 90]]), 0, "x.png")
     config = replace(CONFIG, encoders=("tiny",), inputs=(), sizes=(100,))
     with pytest.raises(ConfigError, match="tiny cannot take crops of 100 px"):
-        Describer(config, {0: build(Plan("tiny"))}).choose_batch(EngineSettings(), 1 << 30)
+        Describer(config, {0: build(Plan("tiny"))}).choose_batch(EngineSettings(), 1 << 30, ScanOptions())

@@ -22,7 +22,7 @@ from lobule.methods.rakhlin.crops import augmented_crops, generator_of, p_norm, 
 from lobule.methods.rakhlin.encoders import scaled
 from lobule.methods.rakhlin.forests import read_forest
 from lobule.methods.rakhlin.fusion import merged
-from lobule.methods.rakhlin.predictor import MAP, UNNORMALISED, RakhlinPredictor
+from lobule.methods.rakhlin.predictor import UNNORMALISED, RakhlinPredictor
 from lobule.results.folder import Results, open_results
 from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.scan import Machine, scan
@@ -69,16 +69,15 @@ def read_plainly(
     config, normalised = predictor.config, prepared(pixels).rgb
     predictions = []
     for set_ in config.sets:
-        encoder = predictor.describer.encoders[set_.encoder]
+        encoder = predictor.model.describer.encoders[set_.encoder]
         for key, augmentation in keys:
             rng = generator_of(predictor.seed, key, set_.name, augmentation)
             cut = augmented_crops(normalised, set_.size, rng, count=config.crops)
             with torch.inference_mode():
                 features = [encoder(scaled(torch.from_numpy(c.copy())[None], encoder.plan)) for c in cut]
             descriptor = p_norm(torch.cat(features).numpy()).astype(np.float32)[None]
-            predictions += [
-                np.asarray(forest.predict(descriptor))[0] for forest in predictor.forests.of_set[set_.name]
-            ]
+            forests = predictor.model.forests.of_set[set_.name]
+            predictions += [np.asarray(forest.predict(descriptor))[0] for forest in forests]
     mean: NDArray[np.float64] = np.mean(predictions, axis=0)
     return mean
 
@@ -118,7 +117,7 @@ def test_a_slide_gets_a_map_of_class_probabilities(
 ) -> None:
     results = scanned(predictor, trained, tmp_path / "R", slide, tissue=None)
     folder = results.case_folder("slide")
-    reader = folder.maps[MAP]
+    reader = folder.maps["map"]
     assert reader.info.classes == BACH
     assert reader.info.l0_stride == (80, 80)
     scores, states = reader.read()
@@ -146,7 +145,7 @@ def test_only_tissue_is_looked_at_and_settings_of_a_scan_hold(
 ) -> None:
     settings = {"stride": 160, "map_augmentations": 2, "tissue_share": 0.6}
     results = scanned(predictor, trained, tmp_path / "R", slide, settings=settings)
-    scores, states = results.case_folder("slide").maps[MAP].read()
+    scores, states = results.case_folder("slide").maps["map"].read()
     assert states.shape == (4, 6)
     assert (states[1:3, 1:5] == State.SCORED).all()
     assert (states[0] == State.GLASS).all()
@@ -296,8 +295,8 @@ def test_a_model_cut_short_is_refused() -> None:
 
 
 def test_the_nets_fit_into_the_room_they_are_given(predictor: RakhlinPredictor) -> None:
-    wide = predictor.choose_batch(EngineSettings(), 1 << 30, ScanOptions())
-    narrow = predictor.choose_batch(EngineSettings(), 1 << 20, ScanOptions())
+    wide = predictor.model.choose_batch(EngineSettings(), 1 << 30, ScanOptions())
+    narrow = predictor.model.choose_batch(EngineSettings(), 1 << 20, ScanOptions())
     assert narrow.batch < wide.batch
     assert wide.batch * 60**2 <= 1 << 20
 

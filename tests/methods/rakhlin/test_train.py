@@ -76,7 +76,7 @@ def test_an_image_is_predicted_by_the_models_that_left_it_out(trained: Bundle, c
         case = cohort[row["case"]]
         assert case.path is not None
         mine = cached[Path(case.path).read_bytes()]
-        chosen = [predictor.forests.of_set[name][2 * seed + int(row["fold"])] for seed in range(2)]
+        chosen = [predictor.model.forests.of_set[name][2 * seed + int(row["fold"])] for seed in range(2)]
         expected = np.mean([forest.predict(mine) for forest in chosen], axis=(0, 1))
         np.testing.assert_allclose([float(row[label]) for label in BACH], expected, atol=1e-6)
 
@@ -108,7 +108,7 @@ def test_attributions_point_at_sets_and_layers(trained: Bundle) -> None:
 
 
 def test_calibration_is_kept_in_the_bundle(trained: Bundle) -> None:
-    calibrator = load(trained).calibrator
+    calibrator = load(trained).model.calibrator
     assert calibrator is not None
     fused = np.array([[0.4, 0.3, 0.2, 0.1]])
     again = calibrator(fused)

@@ -17,6 +17,7 @@ from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.geometry import Box
 from lobule.measures.calibration import Platt
 from lobule.methods.reverse_distillation import AnomalyPredictor, Config, load, save
+from lobule.methods.reverse_distillation.predictor import PatchModel
 from lobule.nets import anomaly
 from lobule.nets.reverse_distillation import Student
 from lobule.nets.teachers import teacher
@@ -67,13 +68,13 @@ def patch_by_patch(predictor: AnomalyPredictor, stride: int, name: str = "mean")
         for row, column in np.ndindex(*out.shape):
             y, x = start + stride * row, start + stride * column
             patch = torch.from_numpy(white[None, y : y + side, x : x + side].copy())
-            images = predictor.scaling.apply(patch)
+            images = predictor.model.scaling.apply(patch)
             if wide != side:
                 images = torch.nn.functional.interpolate(
                     images, (wide, wide), mode="bilinear", antialias=True
                 )
             maps = predictor.net.teacher(images)
-            full = (predictor.padded_size, predictor.padded_size)
+            full = (predictor.model.padded_size, predictor.model.padded_size)
             out[row, column] = anomaly.patch_scores(maps, predictor.net.student(maps), (wide, wide), full)[
                 name
             ]
@@ -133,8 +134,8 @@ def windows_of_a_mosaic(predictor: AnomalyPredictor, offset: int, shape: tuple[i
     with torch.inference_mode():
         for row, column in np.ndindex(*across):
             patch = white[row * side : (row + 1) * side, column * side : (column + 1) * side]
-            maps = predictor.net.teacher(predictor.images_of(torch.from_numpy(patch[None].copy())))
-            full = (predictor.padded_size, predictor.padded_size)
+            maps = predictor.net.teacher(predictor.model.images_of(torch.from_numpy(patch[None].copy())))
+            full = (predictor.model.padded_size, predictor.model.padded_size)
             maps_of_patch = anomaly.patch_scores(maps, predictor.net.student(maps), (wide, wide), full)[
                 "anomaly"
             ]
@@ -180,21 +181,21 @@ def test_cells_that_are_not_required_are_not_computed(form: str) -> None:
 
     def counted(patches: torch.Tensor) -> Any:
         counts.append(len(patches))
-        return AnomalyPredictor.images_of(predictor, patches)
+        return PatchModel.images_of(predictor.model, patches)
 
-    predictor.images_of = counted  # type: ignore[method-assign]
+    predictor.model.images_of = counted  # type: ignore[method-assign]
     options = ScanOptions()
     engine = replace(EngineSettings(), cells=4)
-    predictor.move_to_device(engine, options)
-    name, batch = predictor.sample_batch(engine, options)
+    predictor.model.move_to_device(engine, options)
+    key, batch = predictor.model.sample_batch(engine, options)
     required = torch.zeros((1, 4, 4), dtype=torch.bool)
     required[0, 0, :2] = True
     with torch.inference_mode():
-        partial_map = predictor.forward(name, replace(batch, params={"wanted": required}))["map"]
-        full_map = predictor.forward(name, batch)["map"]
+        partial_map = predictor.model.forward(key, replace(batch, params={"required": required}))["map"]
+        full_map = predictor.model.forward(key, batch)["map"]
     # The windows of two cells overlap two patches of the mosaic; those of all cells overlap nine.
     assert counts == ([2, 16] if form == "exact" else [2, 9])
-    np.testing.assert_allclose(partial_map[0, 1][required[0]], full_map[0, 1][required[0]], atol=1e-5)
+    np.testing.assert_allclose(partial_map[0, -1][required[0]], full_map[0, -1][required[0]], atol=1e-5)
 
 
 def test_a_resumed_scan_has_the_same_bytes(slide: Path, tmp_path: Path) -> None:
@@ -281,8 +282,8 @@ def test_the_field_size_depends_on_the_memory() -> None:
     predictor = predictor_of(patch=64, input=64)
     for form in ("exact", "shared"):
         options = ScanOptions(settings={"form": form})
-        large = predictor.choose_batch(EngineSettings(), 2 << 30, options).cells
-        small = predictor.choose_batch(EngineSettings(), 4 << 20, options).cells
+        large = predictor.model.choose_batch(EngineSettings(), 2 << 30, options).cells
+        small = predictor.model.choose_batch(EngineSettings(), 4 << 20, options).cells
         assert 1 <= small < large
         with pytest.raises(ConfigError, match="memory ceiling"):
-            predictor.choose_batch(EngineSettings(), 1 << 16, options)
+            predictor.model.choose_batch(EngineSettings(), 1 << 16, options)

@@ -17,10 +17,10 @@ from lobule.bundles import Bundle, patient_hash, read_bundle
 from lobule.cohort import Cohort
 from lobule.errors import ConfigError, ModelError
 from lobule.losses import distillation_loss, focal_distillation_loss
-from lobule.methods.reverse_distillation import AnomalyPredictor, Config, load, train
+from lobule.methods.reverse_distillation import Config, load, train
 from lobule.methods.reverse_distillation.budget import choose_patches
 from lobule.methods.reverse_distillation.config import RANDOM, STAIN_AUGMENTATION
-from lobule.methods.reverse_distillation.predictor import ANOMALY
+from lobule.methods.reverse_distillation.predictor import ANOMALY, PatchModel
 from lobule.nets.teachers import teacher
 from lobule.results.folder import open_results
 from lobule.scanning.scan import Machine, scan
@@ -125,14 +125,14 @@ def test_a_form_that_cannot_be_scanned_does_not_fail_the_training(
     cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fields of the shared form need more memory than those of the exact form."""
-    plain = AnomalyPredictor.choose_batch
+    plain = PatchModel.choose_batch
 
-    def choose_batch(self: AnomalyPredictor, engine: Any, room: int, options: Any) -> Any:
+    def choose_batch(self: PatchModel, engine: Any, room: int, options: Any) -> Any:
         if self.scan_config(options).form == "shared":
             raise ConfigError("the smallest field of patches does not fit under the memory ceiling")
         return plain(self, engine, room, options)
 
-    monkeypatch.setattr(AnomalyPredictor, "choose_batch", choose_batch)
+    monkeypatch.setattr(PatchModel, "choose_batch", choose_batch)
     bundle = train(replace(CONFIG, epochs=1), cohort, tmp_path, tissue=TISSUE, machine=MACHINE)
     assert set(bundle.config["calibration"]["slides"]) == {"exact"}
     assert "the shared form are not calibrated" in " ".join(bundle.provenance["notes"])

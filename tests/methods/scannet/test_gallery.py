@@ -108,8 +108,8 @@ def test_an_empty_gallery_has_a_message(positions: SlidePositions, tmp_path: Pat
 def test_mining_writes_a_gallery_of_the_hard_negatives(positions: SlidePositions, tmp_path: Path) -> None:
     predictor = load(read_bundle(write_tiny_bundle(tmp_path / "b", MPP)))
     config = replace(predictor.config, hard_cap=4, hard_merge=100)
-    predictor.net[-1].bias.data[1] += 20  # type: ignore[index,union-attr,operator]
-    predictor = DensePredictor(config, predictor.net, predictor.scaling)
+    predictor.model.net[-1].bias.data[1] += 20  # type: ignore[index,union-attr,operator]
+    predictor = DensePredictor(config, predictor.model.net, predictor.model.scaling)
     folder = tmp_path / "round-1"
     points_by_slide, _ = mine(predictor, "f", Pool((positions,)), TISSUE, folder, MACHINE)
     page = (folder / "gallery.html").read_text()

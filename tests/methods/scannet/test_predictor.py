@@ -58,7 +58,7 @@ def scores_by_patch(
         y, x = start + stride * row, start + stride * column
         patch = torch.from_numpy(padded[None, y : y + window, x : x + window].copy())
         with torch.inference_mode():
-            logits = predictor.net(predictor.scaling.apply(patch))
+            logits = predictor.model.net(predictor.model.scaling.apply(patch))
         out.append(float(torch.softmax(logits.double(), 1)[0, 1, 0, 0]))
     return np.array(out)
 
@@ -97,7 +97,7 @@ def test_only_suspicious_cells_are_refined(bundle: Path, slide: Path, tmp_path: 
     uniform = open_results(tmp_path / "uniform").case_folder("one").maps["map-s8"].scores()
     bar = float(np.quantile(uniform, 0.99))
     config = Config.from_dict({**predictor.config.to_dict(), "refine_above": bar})
-    refining = DensePredictor(config, predictor.net, predictor.scaling)
+    refining = DensePredictor(config, predictor.model.net, predictor.model.scaling)
     scan(refining, METADATA, cohort_of(slide), tmp_path / "r", ScanOptions(tissue=None, refine=True), MACHINE)
     folder = open_results(tmp_path / "r").case_folder("one")
     coarse, coarse_states = folder.maps["map-s32"].read()
@@ -129,7 +129,7 @@ def test_findings_lie_where_the_map_is_high(bundle: Path, slide: Path, tmp_path:
     bar = float(np.quantile(scores, 0.9))
     config = Config.from_dict({**predictor.config.to_dict(), "threshold": bar})
     scan(
-        DensePredictor(config, predictor.net, predictor.scaling),
+        DensePredictor(config, predictor.model.net, predictor.model.scaling),
         METADATA,
         cohort_of(slide),
         tmp_path / "b",
@@ -164,11 +164,11 @@ def test_the_field_size_depends_on_the_memory(bundle: Path) -> None:
     from lobule.scanning.contract import EngineSettings
 
     predictor = load(read_bundle(bundle))
-    large = predictor.choose_batch(EngineSettings(), 2 << 30, ScanOptions()).cells
-    small = predictor.choose_batch(EngineSettings(), 64 << 20, ScanOptions()).cells
+    large = predictor.model.choose_batch(EngineSettings(), 2 << 30, ScanOptions()).cells
+    small = predictor.model.choose_batch(EngineSettings(), 64 << 20, ScanOptions()).cells
     assert 1 <= small < large <= predictor.config.cells
     with pytest.raises(ConfigError, match="memory ceiling"):
-        predictor.choose_batch(EngineSettings(), 1 << 20, ScanOptions())
+        predictor.model.choose_batch(EngineSettings(), 1 << 20, ScanOptions())
 
 
 def test_a_modified_bundle_is_rejected(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,8 +15,7 @@ from lobule.bundles import Bundle, plain_weights
 from lobule.cohort import Case
 from lobule.errors import BundleError, ConfigError
 from lobule.features import FeatureFolder, open_features
-from lobule.findings import components
-from lobule.geometry import Lattice
+from lobule.geometry import Size
 from lobule.grid import MapGrid
 from lobule.methods.chowder.agreement import case_note, case_spread
 from lobule.methods.chowder.bags import bag_of
@@ -40,21 +39,105 @@ from lobule.scanning.contract import (
     Fields,
     ImageSource,
     OpenCase,
-    Pass,
     ScanOptions,
-    Store,
-    TableSpec,
-    map_pass,
+    Steps,
+    fill_map,
+    fill_table,
 )
-from lobule.scanning.tile_features import PASS, TileEncoder, Tiling, features_pass, refuse_all_failed
-from lobule.slides.slide import open_slide
+from lobule.scanning.map_findings import map_findings
+from lobule.scanning.open_case import slide_images
+from lobule.scanning.tile_features import TileEncoder, TileFeatures, Tiling, fill_features, tile_fields
 from lobule.stitch import State
-from lobule.units import Mpp
 
-TILES, MAP = "tiles", "map"
 NO_TILE = "Nothing was scored: the feature file contains no tile of this case, so it had no tissue."
 BATCH = 256
 """Number of tiles that the members score at once, and of map cells that are written at once."""
+
+
+ONE_PIXEL = Size(1, 1)
+
+
+@dataclass(frozen=True)
+class TileOutputs:
+    """Key of the pass that computes the outputs of every member from the features of tiles."""
+
+
+@dataclass(frozen=True)
+class StoredValues:
+    """Key of the pass that writes computed values of tiles into a map."""
+
+
+class BagModel:
+    """The members of an ensemble, and the encoder of the bundle for scans of slides."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        encoding: Mapping[str, Any],
+        tiling: Mapping[str, Any] | None,
+        ensemble: Ensemble,
+    ) -> None:
+        self._bundle, self._encoding, self._tiling = bundle, encoding, tiling
+        self.ensemble = ensemble
+        self._folders: dict[str, FeatureFolder] = {}
+
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        if self.folder(options) is not None:
+            return replace(engine, batch=BATCH)
+        return self.encoder.choose_batch(engine, room, options)
+
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
+        for member in self.ensemble.members:
+            member.to(engine.device)
+        if self.folder(options) is None:
+            self.encoder.move_to_device(engine, options)
+
+    def sample_batch(
+        self, engine: EngineSettings, options: ScanOptions
+    ) -> tuple[TileFeatures | TileOutputs, Batch]:
+        if self.folder(options) is None:
+            return self.encoder.sample_batch(engine, options)
+        pixels = np.random.default_rng(0).normal(size=(engine.batch, 1, 1, self.ensemble.dim))
+        return TileOutputs(), Batch(torch.from_numpy(pixels.astype(np.float32)).to(engine.device))
+
+    def forward(
+        self, key: TileFeatures | TileOutputs | StoredValues, batch: Batch
+    ) -> dict[str, torch.Tensor]:
+        if isinstance(key, TileFeatures):
+            return self.encoder.forward(key, batch)
+        if isinstance(key, StoredValues):
+            return {"map": batch.pixels.permute(0, 3, 1, 2)}
+        features = batch.pixels.flatten(1).float()
+        return {"outputs": torch.cat([member.of_tiles(features) for member in self.ensemble.members], dim=1)}
+
+    @cached_property
+    def encoder(self) -> TileEncoder:
+        """The encoder of the bundle; its weights file contains only tensors."""
+        if self._tiling is None or ENCODER not in self._bundle.files:
+            raise ConfigError(
+                "this bundle contains no encoder, so it cannot scan slides directly",
+                subject=self._bundle.path,
+                remedy="Pass stored features with --set features=DIR",
+            )
+        loaded_encoder = encoder(str(self._encoding["name"]), plain_weights(self._bundle.file(ENCODER)))
+        tiling = Tiling(**self._tiling)
+        if loaded_encoder.hash_at(tiling.input_px) != self._encoding["hash"]:
+            raise BundleError(
+                "the encoder in the bundle is not the one that computed its training features",
+                subject=self._bundle.path,
+                expected=str(self._encoding["hash"]),
+                actual=loaded_encoder.hash_at(tiling.input_px),
+            )
+        return TileEncoder(loaded_encoder, tiling)
+
+    def folder(self, options: ScanOptions) -> FeatureFolder | None:
+        """The folder of features set for the scan; None if the scan computes the features."""
+        path = str(options.settings.get("features") or "")
+        if not path:
+            return None
+        if path not in self._folders:
+            self._folders[path] = open_features(path)
+        return self._folders[path]
 
 
 class BagPredictor:
@@ -76,39 +159,16 @@ class BagPredictor:
         tensors = bundle.weights()
         self.ensemble: Ensemble = members_of(self.config, int(self._encoding["dim"]), tensors)
         self.localisation: Localisation = localisation_of(localisation, tensors)
-        self._folders: dict[str, FeatureFolder] = {}
-
-    # -- the interface of the scanner ---------------------------------------------------------------------
+        self.model = BagModel(bundle, self._encoding, self._tiling, self.ensemble)
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        if case.path is None:
-            raise ConfigError("bag models scan slides", subject=case.id, actual=f"a case of kind {case.kind}")
-        return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
+        return slide_images(case, options)
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        if self._folder(options) is not None:
-            return replace(engine, batch=BATCH)
-        return self._encoder.choose_batch(engine, room)
-
-    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        for member in self.ensemble.members:
-            member.to(engine.device)
-        if self._folder(options) is None:
-            self._encoder.move_to_device(engine)
-
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        if self._folder(options) is None:
-            return self._encoder.sample_batch(engine)
-        pixels = np.random.default_rng(0).normal(size=(engine.batch, 1, 1, self.ensemble.dim))
-        return TILES, Batch(torch.from_numpy(pixels.astype(np.float32)).to(engine.device), {}, {})
-
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        folder = self._folder(case.options)
+    def steps(self, case: OpenCase) -> Steps[Result]:
+        folder = self.model.folder(case.options)
         if folder is None:
-            table = yield features_pass(case, self._encoder.tiling, self.ensemble.dim)
-            assert isinstance(table, TableReader)
-            refuse_all_failed(table)
-            source = tiles_of_table(table)
+            fields = tile_fields(case, self.model.encoder.tiling)
+            source = tiles_of_table((yield from fill_features(fields, self.ensemble.dim)))
         else:
             bag = bag_of(replace(case.case, mpp=_l0_mpp(case)), folder)
             source = stored_tiles(bag, self._encoding["hash"], self._encoding["name"], self.ensemble.dim)
@@ -116,72 +176,28 @@ class BagPredictor:
             notes = () if folder is None else (NO_TILE,)
             return Result({}, notes=notes, scored=False)
         if self.ensemble.in_pieces:
-            outputs_table = yield self._tiles_pass(case, source)
-            assert isinstance(outputs_table, TableReader)
-            scores = self._score_table(outputs_table)
+            scores = self._score_table((yield from self._fill_outputs(case, source)))
         else:
             scores = self.ensemble.score_bag(source.blocks())
         result = self._result(scores)
         if (no_map_reason := self._no_map(source)) is not None:
             return replace(result, notes=(no_map_reason, *result.notes))
-        map_reader = yield self._map_pass(case, source, self.localisation.values(scores.evidence))
-        assert isinstance(map_reader, MapReader)
-        return replace(result, findings=self._findings(map_reader))
+        reader = yield from self._fill_map(case, source, self.localisation.values(scores.evidence))
+        _, findings = map_findings(reader, self.classes[1:2], self.localisation.cut)
+        return replace(result, findings=findings)
 
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        if name == PASS:
-            return self._encoder.forward(batch)
-        if name == MAP:
-            return {"map": batch.pixels.permute(0, 3, 1, 2)}
-        features = batch.pixels.flatten(1).float()
-        return {"outputs": torch.cat([member.of_tiles(features) for member in self.ensemble.members], dim=1)}
-
-    # -- implementation -----------------------------------------------------------------------------------
-
-    @cached_property
-    def _encoder(self) -> TileEncoder:
-        """The encoder of the bundle; its weights file contains only tensors."""
-        if self._tiling is None or ENCODER not in self._bundle.files:
-            raise ConfigError(
-                "this bundle contains no encoder, so it cannot scan slides directly",
-                subject=self._bundle.path,
-                remedy="Pass stored features with --set features=DIR",
-            )
-        loaded_encoder = encoder(str(self._encoding["name"]), plain_weights(self._bundle.file(ENCODER)))
-        tiling = Tiling(**self._tiling)
-        if loaded_encoder.hash_at(tiling.input_px) != self._encoding["hash"]:
-            raise BundleError(
-                "the encoder in the bundle is not the one that computed its training features",
-                subject=self._bundle.path,
-                expected=str(self._encoding["hash"]),
-                actual=loaded_encoder.hash_at(tiling.input_px),
-            )
-        return TileEncoder(loaded_encoder, tiling)
-
-    def _folder(self, options: ScanOptions) -> FeatureFolder | None:
-        """The folder of features set for the scan; None if the scan computes the features."""
-        path = str(options.settings.get("features") or "")
-        if not path:
-            return None
-        if path not in self._folders:
-            self._folders[path] = open_features(path)
-        return self._folders[path]
-
-    def _tiles_pass(self, case: OpenCase, source: TileSource) -> Pass:
-        """The pass that computes the outputs of each member from the features of every tile."""
+    def _fill_outputs(self, case: OpenCase, source: TileSource) -> Steps[TableReader]:
+        """Compute the outputs of each member from the features of every tile."""
         slide = case.images["slide"]
         side = max(1, round(source.l0_side or 1))
         boxes = np.concatenate([source.l0_coords, np.full_like(source.l0_coords, side)], axis=1)
         count = len(boxes)
-        fields = Fields(
-            ("slide",),
-            (slide.lattice(level=0),),
-            np.zeros(count, np.int16),
-            boxes,
-            sizes=np.ones((count, 2), np.int64),
-        )
+        sizes = np.ones((count, 2), np.int64)
+        fields = Fields(("slide",), (slide.lattice(level=0),), np.zeros(count, np.int16), boxes, sizes=sizes)
         picture = FeaturePicture(slide.size, source)
-        return Pass(TILES, fields, TableSpec(4096), batch=BATCH, sources={"slide": picture})
+        return fill_table(
+            TileOutputs(), "tiles", fields, chunk_rows=4096, batch=BATCH, sources={"slide": picture}
+        )
 
     def _score_table(self, table: TableReader) -> BagScores:
         columns = table.read(["outputs", "state"])
@@ -209,12 +225,11 @@ class BagPredictor:
         if self._tiling is not None:
             side = int(self._tiling["tile_px"])
             return MapGrid(slide.lattice(mpp=self._tiling["mpp"], upsample=case.options.upsample), side, side)
-        lattice: Lattice = slide.lattice(level=0)
         assert source.l0_side is not None
         side = max(1, round(source.l0_side))
-        return MapGrid(lattice, side, side)
+        return MapGrid(slide.lattice(level=0), side, side)
 
-    def _map_pass(self, case: OpenCase, source: TileSource, values: NDArray[np.float64]) -> Pass:
+    def _fill_map(self, case: OpenCase, source: TileSource, values: NDArray[np.float64]) -> Steps[MapReader]:
         grid = self._grid(case, source)
         side = source.l0_side or 1.0
 
@@ -233,20 +248,16 @@ class BagPredictor:
         failed[cells(source.failed)] = True
         failed &= ~has_tile
         picture = ValuePicture(case.images["slide"].size, layer, failed, grid.stride)
-        covered = has_tile | failed
-        values_pass = map_pass(
-            MAP, grid, self.classes[1:], covered, ~covered, batch=BATCH, sources={"slide": picture}
+        return fill_map(
+            StoredValues(),
+            "map",
+            grid,
+            self.classes[1:],
+            has_tile | failed,
+            pixel_size=ONE_PIXEL,
+            batch=BATCH,
+            sources={"slide": picture},
         )
-        sizes = np.ones((len(values_pass.fields), 2), np.int64)
-        return replace(values_pass, fields=replace(values_pass.fields, sizes=sizes))
-
-    def _findings(self, map_reader: MapReader) -> tuple[Any, ...]:
-        scores, states = map_reader.read()
-        layer = np.where(states == State.SCORED, scores[0], np.float32(0))
-        l0, um = map_reader.info.l0_stride, map_reader.info.um_stride
-        mpp = None if um is None else Mpp(um[0] / l0[0], um[1] / l0[1])
-        findings = components(layer, l0, mpp=mpp, threshold=self.localisation.cut, label=self.classes[1])
-        return tuple(sorted(findings, key=lambda finding: -finding.score))
 
 
 def _l0_mpp(case: OpenCase) -> float | None:

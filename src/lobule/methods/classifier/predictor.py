@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Generator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -16,25 +15,22 @@ from torch.nn import functional as F
 from lobule.bundles import Bundle
 from lobule.cohort import Case
 from lobule.errors import ConfigError, ModelError
-from lobule.findings import components
 from lobule.grid import MapGrid, share_in_cells
 from lobule.methods.classifier.config import Config
 from lobule.nets.inference import for_inference
-from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.scanning.contract import (
     Batch,
     EngineSettings,
     ImageSource,
     OpenCase,
-    Pass,
     ScanOptions,
-    Store,
-    map_pass,
+    Steps,
+    fill_map,
 )
-from lobule.scanning.device import SLICE, activation_bytes, placed, slices_of
-from lobule.slides.slide import open_slide
-from lobule.stitch import State
+from lobule.scanning.device import SLICE, activation_bytes, dtype_of, placed, random_batch, slices_of
+from lobule.scanning.map_findings import map_findings
+from lobule.scanning.open_case import slide_images
 
 log = logging.getLogger("lobule.scan")
 
@@ -45,18 +41,18 @@ QUEUED_BYTES = 12
 """Bytes per pixel value: one in each of four queued batches, and eight for two copies as float32."""
 
 
-class TilePredictor:
-    """Scans slides with a classifier of fixed-size tiles."""
+@dataclass(frozen=True)
+class TileScores:
+    """Key of the pass that classifies tiles."""
+
+
+class TileModel:
+    """A classifier of fixed-size tiles."""
 
     def __init__(self, config: Config, net: nn.Module) -> None:
         self.config, self.net = config, _optimised(net.eval())
-        self.classes = config.classes
         self._placed: nn.Module | None = None
         self._engine = EngineSettings()
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        assert case.path is not None, "a tile classifier scans slides"
-        return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         side = self.config.input
@@ -76,25 +72,12 @@ class TilePredictor:
         self._engine = engine
         self._placed = placed(self.net, engine)
 
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[TileScores, Batch]:
         # One slice is enough to choose the fastest form of the model; a whole batch would take seconds.
         count = min(engine.batch, SLICE) if engine.device == "cpu" else engine.batch
-        shape = (count, self.config.tile, self.config.tile, 3)
-        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        return "tiles", Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
+        return TileScores(), random_batch(engine, self.config.tile, self.config.tile, count)
 
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        lattice = case.images["slide"].lattice(mpp=self.config.mpp, upsample=case.options.upsample)
-        stride = case.options.stride or self.config.tile
-        grid = MapGrid(lattice, stride, self.config.tile)
-        tissue = case.tissue()
-        share = share_in_cells(grid, tissue.mask, tissue.l0_step)
-        has_tissue = share >= self.config.tissue_share
-        store = yield map_pass("tiles", grid, self.classes, has_tissue, ~has_tissue)
-        assert isinstance(store, MapReader)
-        return self._result(store, lattice.mpp is not None)
-
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
+    def forward(self, key: TileScores, batch: Batch) -> dict[str, torch.Tensor]:
         logits = torch.cat([self._logits(pixels) for pixels in slices_of(batch.pixels, self._engine)])
         if self.config.activation == "softmax":
             logits = torch.softmax(logits, dim=1)
@@ -104,34 +87,37 @@ class TilePredictor:
 
     def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
         assert self._placed is not None
-        dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
         x = self.config.scaling.apply(pixels, torch.float32)  # a CPU cannot resize bfloat16
         if x.shape[-1] != self.config.input:
             size = (self.config.input, self.config.input)
             x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-        logits: torch.Tensor = self._placed(x.to(dtype)).float()
-        if logits.ndim != 2 or logits.shape[1] != len(self.classes):
+        logits: torch.Tensor = self._placed(x.to(dtype_of(self._engine))).float()
+        if logits.ndim != 2 or logits.shape[1] != len(self.config.classes):
             raise ModelError(
                 "the output of the model does not fit the class names",
-                expected=f"{len(self.classes)} numbers per tile",
+                expected=f"{len(self.config.classes)} numbers per tile",
                 actual=f"an output of shape {tuple(logits.shape)}",
             )
         return logits
 
-    def _result(self, store: MapReader, has_mpp: bool) -> Result:
-        scores, states = store.read()
-        slide_scores, findings = {}, []
-        um, l0 = store.info.um_stride, store.info.l0_stride
-        mpp = None
-        if has_mpp and um is not None:
-            from lobule.units import Mpp
 
-            mpp = Mpp(um[0] / l0[0], um[1] / l0[1])
-        for name in self.config.target_classes:
-            layer = np.where(states == State.SCORED, scores[self.classes.index(name)], np.float32(0))
-            slide_scores[name] = float(layer.max(initial=0.0))
-            findings += components(layer, l0, mpp=mpp, threshold=0.5, label=name)
-        return Result(slide_scores, tuple(sorted(findings, key=lambda finding: -finding.score)))
+class TilePredictor:
+    """Scans slides with a classifier of fixed-size tiles."""
+
+    def __init__(self, config: Config, net: nn.Module) -> None:
+        self.config, self.model = config, TileModel(config, net)
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        return slide_images(case, options)
+
+    def steps(self, case: OpenCase) -> Steps[Result]:
+        config = self.config
+        lattice = case.images["slide"].lattice(mpp=config.mpp, upsample=case.options.upsample)
+        grid = MapGrid(lattice, case.options.stride or config.tile, config.tile)
+        tissue = case.tissue()
+        has_tissue = share_in_cells(grid, tissue.mask, tissue.l0_step) >= config.tissue_share
+        reader = yield from fill_map(TileScores(), "tiles", grid, config.classes, has_tissue)
+        return Result(*map_findings(reader, config.target_classes, threshold=0.5))
 
 
 def _optimised(net: nn.Module) -> nn.Module:

@@ -6,37 +6,27 @@ The scores of a view take a few kilobytes. Its heatmaps are computed from them w
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from lobule.cohort import Case, Cohort
+from lobule.cohort import Cohort
 from lobule.errors import DamagedResults
 from lobule.methods.four_view.config import Config
-from lobule.methods.four_view.crop import Window
 from lobule.methods.four_view.images import ExamView, Heatmaps, PatchView
+from lobule.methods.four_view.painting import fill_patches
 from lobule.methods.four_view.patches import BENIGN, MALIGNANT, PatchGrid
-from lobule.methods.four_view.plan import PlannedImage, distinct_patches, fields_of, patch_frame
+from lobule.methods.four_view.plan import PlannedImage, distinct_patches, patch_frame
 from lobule.methods.four_view.pool import ExamPool, TrainExam, TrainView
-from lobule.methods.four_view.predictor import PATCHES, FourViewPredictor
+from lobule.methods.four_view.predictor import FourViewPredictor
 from lobule.methods.four_view.scores import scored_rows
 from lobule.methods.four_view.streams import draw_grid
 from lobule.results.folder import Results, open_results
 from lobule.results.result import Result
-from lobule.scanning.contract import (
-    Batch,
-    EngineSettings,
-    ImageSource,
-    OpenCase,
-    Pass,
-    ScanOptions,
-    Store,
-    TableSpec,
-)
+from lobule.scanning.contract import OpenCase, ScanOptions, Steps
 from lobule.scanning.scan import Machine, scan
 
 
@@ -46,29 +36,17 @@ class PatchScorer:
     classes = ("malignant", "benign", "outside", "negative")
 
     def __init__(self, predictor: FourViewPredictor) -> None:
-        self._predictor = predictor
+        self.config = predictor.config
+        self.model, self.images = predictor.model, predictor.images
 
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return self._predictor.images(case, options)
-
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        return self._predictor.choose_batch(engine, room, options)
-
-    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self._predictor.move_to_device(engine, options)
-
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        return self._predictor.sample_batch(engine, options)
-
-    def forward(self, name: str, batch: Batch) -> dict[str, Tensor]:
-        return self._predictor.forward(name, batch)
-
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        config = self._predictor.config
+    def steps(self, case: OpenCase) -> Steps[Result]:
         images = {name: image for name, image in case.images.items() if isinstance(image, ExamView)}
-        grids = patch_grids({name: image.crop.window.shape for name, image in images.items()}, config)
-        for name, image in images.items():
-            yield _patch_pass(PlannedImage(name, image, (), ()), image, grids[name], config, case.engine)
+        shapes = {name: image.crop.window.shape for name, image in images.items()}
+        for name, grid in patch_grids(shapes, self.config).items():
+            source = PatchView(images[name], patch_frame(images[name], self.config))
+            rows, _ = distinct_patches(grid, source.pixels)
+            planned = PlannedImage(name, images[name], (), ())
+            yield from fill_patches(planned, source, grid, rows, case.engine)
         return Result({})
 
 
@@ -82,27 +60,6 @@ def patch_grids(shapes: Mapping[str, tuple[int, int]], config: Config) -> dict[s
     for name, shape in shapes.items():
         grids[name] = draw_grid(shape, rng if config.reads_exams else random.Random(config.seed), config)
     return grids
-
-
-def _patch_pass(
-    planned: PlannedImage, image: ExamView, grid: PatchGrid, config: Config, engine: EngineSettings
-) -> Pass:
-    """Return the pass over the distinct patches of a grid."""
-    source = PatchView(image, patch_frame(image, config))
-    rows, _ = distinct_patches(grid, source.pixels)
-    corners = list(grid.corners())
-    boxes = np.empty((len(rows), 4), np.int64)
-    for index, row in enumerate(rows):
-        top, left = corners[row]
-        box = source.frame.to_l0(Window(top, top + grid.patch, left, left + grid.patch))
-        boxes[index] = box.x, box.y, box.width, box.height
-    return Pass(
-        f"patches {planned.name}",
-        fields_of(planned, boxes),
-        TableSpec(part_rows=8 * PATCHES),
-        batch=engine.batch * PATCHES,
-        sources={planned.name: source},
-    )
 
 
 class HeatmapStore:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from lobule.methods.four_view.scores import GRADES, scored_rows
 from lobule.nets.painter import CELL
 from lobule.results.maps import MapReader
 from lobule.results.tables import TableReader
-from lobule.scanning.contract import EngineSettings, Pass, Store, TableSpec, map_pass
+from lobule.scanning.contract import EngineSettings, Steps, fill_map, fill_table
 from lobule.stitch import State
 
 PATCHES = 8
@@ -33,14 +33,36 @@ COMPARED_PATCHES = 8
 """Number of patches of a view that are also scored exactly, with `painting="fast"`."""
 HEATMAP_CELLS = 64
 
-Painted = Generator[Pass, Store, tuple[Heatmaps, NDArray[np.float64]]]
-"""Yields passes; returns the heatmaps, and the differences of some patches' scores from the exact ones."""
+
+@dataclass(frozen=True)
+class PatchScores:
+    """Key of a pass that scores patches with one of the bundle's patch networks."""
+
+    net: int = 0
+
+
+@dataclass(frozen=True)
+class PatchEvidence:
+    """Key of a pass that computes the evidence of bands of a view with one of the patch networks."""
+
+    net: int = 0
+
+
+@dataclass(frozen=True)
+class CellMeans:
+    """Key of a pass that averages two layers over the cells of a map."""
+
+    cell: int
 
 
 def paint(
     planned: PlannedImage, grid: PatchGrid, engine: EngineSettings, config: Config, number: int = 0
-) -> Painted:
-    """Compute the heatmaps of one image with one of the bundle's patch networks."""
+) -> Steps[tuple[Heatmaps, NDArray[np.float64]]]:
+    """Compute the heatmaps of one image with one of the bundle's patch networks.
+
+    Returns:
+        The heatmaps, and the differences of some patches' scores from the exact ones.
+    """
     assert isinstance(planned.image, ExamView)
     source = PatchView(planned.image, patch_frame(planned.image, config))
     scores: NDArray[np.floating[Any]]
@@ -57,72 +79,84 @@ def paint(
 
 
 def pass_name(kind: str, image: str, number: int) -> str:
-    """Return the name of a pass; it contains the number of the patch network, if that is not the first."""
+    """Return the name of a table; it contains the number of the patch network, if that is not the first."""
     return f"{kind} {image}" + (f" by {number + 1}" if number else "")
 
 
 def _exact(
     planned: PlannedImage, source: PatchView, grid: PatchGrid, engine: EngineSettings, number: int
-) -> Generator[Pass, Store, NDArray[np.float32]]:
+) -> Steps[NDArray[np.float32]]:
     """Score every patch separately. Patches without breast are all equal, so only one is computed."""
     rows, row_of = distinct_patches(grid, source.pixels)
-    scored = yield from _patches(planned, source, grid, rows, engine, number)
+    scored = yield from score_rows(planned, source, grid, rows, engine, number)
     return np.stack([scored[int(row)] for row in row_of])
 
 
-def _patches(
+def score_rows(
     planned: PlannedImage,
     source: PatchView,
     grid: PatchGrid,
     rows: Sequence[int],
     engine: EngineSettings,
-    number: int,
-) -> Generator[Pass, Store, dict[int, NDArray[np.float32]]]:
+    number: int = 0,
+) -> Steps[dict[int, NDArray[np.float32]]]:
     """Return the scores of some patches of the grid, by their index in `rows`."""
+    table = yield from fill_patches(planned, source, grid, rows, engine, number)
+    scored = scored_rows(table, "scores")
+    if len(scored) < len(rows):
+        raise ModelError(f"{len(rows) - len(scored)} patches of {planned.name} could not be scored")
+    return scored
+
+
+def fill_patches(
+    planned: PlannedImage,
+    source: PatchView,
+    grid: PatchGrid,
+    rows: Sequence[int],
+    engine: EngineSettings,
+    number: int = 0,
+) -> Steps[TableReader]:
+    """Fill a table with the scores of some patches of the grid."""
     corners = list(grid.corners())
     boxes = np.empty((len(rows), 4), np.int64)
     for index, row in enumerate(rows):
         top, left = corners[row]
         box = source.frame.to_l0(Window(top, top + grid.patch, left, left + grid.patch))
         boxes[index] = box.x, box.y, box.width, box.height
-    store = yield Pass(
+    return fill_table(
+        PatchScores(number),
         pass_name("patches", planned.name, number),
         fields_of(planned, boxes),
-        TableSpec(part_rows=8 * PATCHES),
+        chunk_rows=8 * PATCHES,
         batch=engine.batch * PATCHES,
         sources={planned.name: source},
     )
-    assert isinstance(store, TableReader)
-    scored = scored_rows(store, "scores")
-    if len(scored) < len(rows):
-        raise ModelError(f"{len(rows) - len(scored)} patches of {planned.name} could not be scored")
-    return scored
 
 
 def _fast(
     planned: PlannedImage, source: PatchView, grid: PatchGrid, engine: EngineSettings, number: int
-) -> Generator[Pass, Store, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+) -> Steps[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Score every patch from the evidence under it, and compare a few patches with their exact scores."""
     bands = Bands.over(source.pixels.shape, engine.cells**2)
     boxes = np.empty((bands.count, 4), np.int64)
     for index, window in enumerate(bands.windows()):
         box = source.frame.to_l0(window)
         boxes[index] = box.x, box.y, box.width, box.height
-    store = yield Pass(
+    table = yield from fill_table(
+        PatchEvidence(number),
         pass_name("evidence", planned.name, number),
         fields_of(planned, boxes),
-        TableSpec(part_rows=1),
+        chunk_rows=1,
         batch=1,
         sources={planned.name: source},
     )
-    assert isinstance(store, TableReader)
-    evidence = scored_rows(store, "evidence")
+    evidence = scored_rows(table, "evidence")
     if len(evidence) < bands.count:
         raise ModelError(f"{planned.name} could not be scored as a whole")
     scores = pooled_scores(bands.joined([evidence[index] for index in range(bands.count)]), grid)
     rows, _ = distinct_patches(grid, source.pixels)
     rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, COMPARED_PATCHES).round().astype(int))]
-    exact = yield from _patches(planned, source, grid, rows, engine, number)
+    exact = yield from score_rows(planned, source, grid, rows, engine, number)
     classes = [BENIGN, MALIGNANT]
     differences = np.abs(np.stack([exact[i][classes] - scores[row][classes] for i, row in enumerate(rows)]))
     return scores, differences.ravel().astype(np.float64)
@@ -187,13 +221,10 @@ def _shares(starts: Sequence[int], length: int, cells: int) -> NDArray[np.float6
     return shares
 
 
-def store_heatmaps(
-    planned: PlannedImage, heatmaps: Heatmaps, config: Config
-) -> Generator[Pass, Store, list[Finding]]:
+def store_heatmaps(planned: PlannedImage, heatmaps: Heatmaps, config: Config) -> Steps[list[Finding]]:
     """Store the heatmaps as a map over the stored image, and return their high regions as findings."""
     assert isinstance(planned.image, ExamView)
-    reader = yield heatmap_pass(f"heatmap {planned.name}", planned, heatmaps, config.heatmap_cell)
-    assert isinstance(reader, MapReader)
+    reader = yield from fill_heatmap(f"heatmap {planned.name}", planned, heatmaps, config.heatmap_cell)
     scores, states = reader.read()
     findings = []
     for layer, grade in zip(scores, GRADES, strict=True):
@@ -209,10 +240,10 @@ def store_heatmaps(
     return findings
 
 
-def heatmap_pass(
+def fill_heatmap(
     name: str, planned: PlannedImage, heatmaps: Heatmaps, cell: int, inside: Window | None = None
-) -> Pass:
-    """Return the pass that averages two layers over the cells of a map of the stored image.
+) -> Steps[MapReader]:
+    """Average two layers over the cells of a map of the stored image.
 
     `inside` is the window of the cropped view that the layers cover; by default, the whole view.
     """
@@ -222,6 +253,13 @@ def heatmap_pass(
     box = view.l0_box
     covered = np.zeros((grid.rows, grid.columns), np.bool_)
     covered[box.y // cell : -(-box.bottom // cell), box.x // cell : -(-box.right // cell)] = True
-    return map_pass(
-        name, grid, GRADES, covered, ~covered, image=planned.name, batch=1, sources={planned.name: view}
+    return fill_map(
+        CellMeans(cell),
+        name,
+        grid,
+        GRADES,
+        covered,
+        image=planned.name,
+        batch=1,
+        sources={planned.name: view},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from lobule.methods.four_view.images import BrokenView, ExamView, Frame, ViewCon
 from lobule.methods.four_view.patches import PatchGrid, view_for_patches
 from lobule.methods.four_view.streams import Shapes, windows_stream
 from lobule.methods.four_view.windows import ViewImage, WindowPlan, plan_exam, plan_image
-from lobule.scanning.contract import Fields, ImageSource, OpenCase, Pass, TableSpec
+from lobule.results.tables import TableReader
+from lobule.scanning.contract import Fields, ImageSource, OpenCase, Steps, fill_table
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,10 @@ def _unpadded(plan: WindowPlan) -> Window:
     return Window(window.top - top, window.bottom - top, window.left, window.right)
 
 
-def window_pass(
-    name: str, planned: PlannedImage, config: ViewConfig, sources: Mapping[str, ImageSource]
-) -> Pass:
+def fill_windows(
+    key: Any, name: str, planned: PlannedImage, config: ViewConfig, sources: Mapping[str, ImageSource]
+) -> Steps[TableReader]:
+    """Fill a table with one row for each window of an image."""
     boxes = np.empty((len(planned.windows), 4), np.int64)
     for index, window in enumerate(planned.windows):
         if isinstance(planned.image, ExamView):
@@ -159,7 +162,7 @@ def window_pass(
     height, width = config.input_size(planned.image.view)
     sizes = np.tile(np.array([[width, height]], np.int64), (len(boxes), 1))
     # A window is expensive, so each is stored as soon as it is computed.
-    return Pass(name, fields_of(planned, boxes, sizes), TableSpec(part_rows=1), sources=sources)
+    return fill_table(key, name, fields_of(planned, boxes, sizes), chunk_rows=1, sources=sources)
 
 
 def fields_of(

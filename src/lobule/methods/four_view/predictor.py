@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Generator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,18 +30,25 @@ from lobule.methods.four_view.members import (
     save,
     weights_of,
 )
-from lobule.methods.four_view.painting import PATCHES, paint, pass_name, store_heatmaps
+from lobule.methods.four_view.painting import (
+    PATCHES,
+    CellMeans,
+    PatchEvidence,
+    PatchScores,
+    paint,
+    pass_name,
+    store_heatmaps,
+)
 from lobule.methods.four_view.patches import PatchGrid
-from lobule.methods.four_view.plan import PlannedImage, cropped_shapes, open_views, plan_images, window_pass
+from lobule.methods.four_view.plan import PlannedImage, cropped_shapes, fill_windows, open_views, plan_images
 from lobule.methods.four_view.scores import Features, Heads, exam_result
 from lobule.methods.four_view.streams import Shapes, draw_grid, patches_stream
 from lobule.nets.four_view import TARGETS, Classifier, ResNet22
 from lobule.nets.painter import CELL, Painter
 from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
-from lobule.results.tables import TableReader
-from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, Pass, ScanOptions, Store
-from lobule.scanning.device import activation_bytes, largest_cells, placed
+from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, ScanOptions, Steps
+from lobule.scanning.device import activation_bytes, dtype_of, largest_cells, placed
 
 __all__ = [
     "PATCHES",
@@ -59,49 +66,28 @@ SAMPLE_SIDE = 512
 """Side in pixels of the random sample window on which the model is measured."""
 LARGEST_LOOK, SMALLEST_LOOK = 128, 32
 """Side in cells of the area that the patch network processes in one run, with `painting="fast"`."""
-ALONE = "alone"
-"""Suffix of the names of passes of the classifiers for exams that lack a view."""
 
 
-class FourViewPredictor:
-    """Predictor of one or several classifiers of any variant, with or without patch networks."""
+@dataclass(frozen=True)
+class WindowFeatures:
+    """Key of a pass that computes the features of windows of one angle with the trunks of some members."""
 
-    classes = TARGETS
+    angle: str
+    members: tuple[int, ...]
+    """The classifiers whose features stand side by side."""
+    alone: bool = False
+    """Whether they are the classifiers for exams that lack a view."""
 
-    def __init__(
-        self,
-        config: Config,
-        net: Classifier,
-        patch_net: nn.Module | None = None,
-        nets: Nets | None = None,
-    ) -> None:
-        """`nets` are all networks of the bundle, if it has more than `net` and `patch_net`."""
-        self.config = config
-        self.nets = nets or Nets((net,), (), () if patch_net is None else (patch_net,))
-        self.patch_net = patch_net
-        self.trunks = _trunks(net)
-        self.heads = [Heads(member) for member in self.nets.members]
-        self.heads_alone = [Heads(member) for member in self.nets.alone]
-        self._placed: dict[str, nn.Module] = {}
+
+class FourViewModel:
+    """Every network of a bundle."""
+
+    def __init__(self, config: Config, nets: Nets) -> None:
+        self.config, self.nets = config, nets
+        self.trunks = _trunks(nets.members[0])
+        self._device_trunks: dict[tuple[bool, int, str], nn.Module] = {}
+        self._device_painters: list[nn.Module] = []
         self._engine = EngineSettings()
-        self._shapes: dict[tuple[str, ...], Shapes] = {}
-
-    # -- the interface of the scanner ---------------------------------------------------------------------
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        """Open the exam's images, by view; further images of a view are numbered."""
-        if case.kind != "exam":
-            raise CaseError(
-                "this model reads exams only",
-                subject=case.path,
-                expected="a case with files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
-                actual=f"a case of kind {case.kind}",
-            )
-        config = self._config_of(case, options)
-        images = open_views(case, config)
-        # An exam that is scored view by view does not advance the cohort's random stream.
-        self._shapes[case.paths] = cropped_shapes(images) if config.reads_exams else []
-        return images
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         """Choose the number of windows per batch that fits into memory.
@@ -109,11 +95,10 @@ class FourViewPredictor:
         On a CPU the batch is one window, because several replicas run at the same time.
         """
         config = self.config.set(options.settings)
-        window_bytes = 0
-        for angle, trunk in self.trunks.items():
-            window_bytes = max(
-                window_bytes, activation_bytes(trunk, *config.input_size(angle), config.channels)
-            )
+        window_bytes = max(
+            activation_bytes(trunk, *config.input_size(angle), config.channels)
+            for angle, trunk in self.trunks.items()
+        )
         preferred = 1 if engine.device == "cpu" else BATCH_ON_GPU
         batch = largest_cells(
             lambda windows: int(windows * HEADROOM * window_bytes),
@@ -135,21 +120,80 @@ class FourViewPredictor:
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._engine = engine
-        for kind, members in (("", self.nets.members), (ALONE, self.nets.alone)):
-            for number, member in enumerate(members):
-                for angle, trunk in _trunks(member).items():
-                    squeezed = placed(Squeezed(copy.deepcopy(trunk)), engine)
-                    self._placed[f"{angle}{kind}{number}"] = squeezed
-        for number, net in enumerate(self.nets.patch_nets):
-            self._placed[f"patches{number}"] = placed(Painter(copy.deepcopy(net)), engine)
+        self._device_trunks = {
+            (alone, number, angle): placed(Squeezed(copy.deepcopy(trunk)), engine)
+            for alone, members in ((False, self.nets.members), (True, self.nets.alone))
+            for number, member in enumerate(members)
+            for angle, trunk in _trunks(member).items()
+        }
+        self._device_painters = [placed(Painter(copy.deepcopy(net)), engine) for net in self.nets.patch_nets]
 
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[WindowFeatures, Batch]:
         height, width = (min(SAMPLE_SIDE, length) for length in self.config.input_size("L-CC"))
         shape = (engine.batch, height, width, self.config.channels)
-        pixels = np.random.default_rng(0).standard_normal(shape, np.float32)
-        return "windows L-CC", Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
+        pixels = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, np.float32))
+        return WindowFeatures("CC", self.members_of(0, alone=False)), Batch(pixels.to(engine.device))
 
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
+    def forward(
+        self, key: CellMeans | PatchScores | PatchEvidence | WindowFeatures, batch: Batch
+    ) -> dict[str, Tensor]:
+        if isinstance(key, CellMeans):
+            return cell_means(batch.pixels, key.cell)
+        x = batch.pixels.permute(0, 3, 1, 2).to(dtype_of(self._engine))
+        if isinstance(key, PatchScores):
+            return {"scores": torch.softmax(self._device_painters[key.net](x).float(), dim=1)}
+        if isinstance(key, PatchEvidence):
+            painter = self._device_painters[key.net]
+            assert isinstance(painter, Painter)
+            return {"evidence": painter.evidence(x).float().flatten(1)}
+        trunks = [self._device_trunks[key.alone, member, key.angle] for member in key.members]
+        return {"features": torch.cat([trunk(x).float() for trunk in trunks], dim=1)}
+
+    def members_of(self, number: int, alone: bool) -> tuple[int, ...]:
+        """Return the members that read the heatmaps of a patch network."""
+        count = self.config.alone if alone else self.config.members
+        patch_of = self.config.patch_of or (0,) * (self.config.members + self.config.alone)
+        net_of_member = patch_of[self.config.members :] if alone else patch_of
+        return tuple(member for member in range(count) if net_of_member[member] == number)
+
+
+class FourViewPredictor:
+    """Predictor of one or several classifiers of any variant, with or without patch networks."""
+
+    classes = TARGETS
+
+    def __init__(
+        self,
+        config: Config,
+        net: Classifier,
+        patch_net: nn.Module | None = None,
+        nets: Nets | None = None,
+    ) -> None:
+        """`nets` are all networks of the bundle, if it has more than `net` and `patch_net`."""
+        self.config = config
+        self.nets = nets or Nets((net,), (), () if patch_net is None else (patch_net,))
+        self.patch_net = patch_net
+        self.model = FourViewModel(config, self.nets)
+        self.heads = [Heads(member) for member in self.nets.members]
+        self.heads_alone = [Heads(member) for member in self.nets.alone]
+        self._shapes: dict[tuple[str, ...], Shapes] = {}
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        """Open the exam's images, by view; further images of a view are numbered."""
+        if case.kind != "exam":
+            raise CaseError(
+                "this model reads exams only",
+                subject=case.path,
+                expected="a case with files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
+                actual=f"a case of kind {case.kind}",
+            )
+        config = self._config_of(case, options)
+        images = open_views(case, config)
+        # An exam that is scored view by view does not advance the cohort's random stream.
+        self._shapes[case.paths] = cropped_shapes(images) if config.reads_exams else []
+        return images
+
+    def steps(self, case: OpenCase) -> Steps[Result]:
         config = self._config_of(case.case, case.options)
         rng = self._patches_rng(case, config)
         features = Features(config.windows, config.members)
@@ -172,27 +216,6 @@ class FourViewPredictor:
             config, heads, features, case.images, findings, _painting_metadata(config, differences)
         )
 
-    def forward(self, name: str, batch: Batch) -> dict[str, Tensor]:
-        kind, _, image = name.partition(" ")
-        if kind == "heatmap":
-            return cell_means(batch.pixels, self.config.heatmap_cell)
-        dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
-        x = batch.pixels.permute(0, 3, 1, 2).to(dtype)
-        image, _, net_number = image.partition(" by ")
-        number = int(net_number or 1) - 1
-        if kind == "patches":
-            return {"scores": torch.softmax(self._placed[f"patches{number}"](x).float(), dim=1)}
-        if kind == "evidence":
-            painter = self._placed[f"patches{number}"]
-            assert isinstance(painter, Painter)
-            return {"evidence": painter.evidence(x).float().flatten(1)}
-        alone = image.endswith(ALONE)
-        angle = angle_of(image.partition(" ")[0]) + (ALONE if alone else "")
-        members = self._members_of(number, alone)
-        return {
-            "features": torch.cat([self._placed[f"{angle}{member}"](x).float() for member in members], dim=1)
-        }
-
     # -- one exam -----------------------------------------------------------------------------------------
 
     def _config_of(self, case: Case, options: ScanOptions) -> Config:
@@ -204,13 +227,6 @@ class FourViewPredictor:
         patch_of = config.patch_of[config.members :]
         return replace(config, variant="image_wise", members=config.alone, alone=0, patch_of=patch_of)
 
-    def _members_of(self, number: int, alone: bool) -> list[int]:
-        """Return the members that read the heatmaps of a patch network."""
-        count = self.config.alone if alone else self.config.members
-        patch_of = self.config.patch_of or (0,) * (self.config.members + self.config.alone)
-        net_of_member = patch_of[self.config.members :] if alone else patch_of
-        return [member for member in range(count) if net_of_member[member] == number]
-
     def _paint_heatmaps(
         self,
         planned: PlannedImage,
@@ -218,7 +234,7 @@ class FourViewPredictor:
         engine: EngineSettings,
         config: Config,
         differences: list[NDArray[np.float64]],
-    ) -> Generator[Pass, Store, dict[int, Heatmaps]]:
+    ) -> Steps[dict[int, Heatmaps]]:
         """Compute the heatmaps of every patch network that a member reads."""
         heatmaps = {}
         for number in sorted(set(config.patch_of or (0,))):
@@ -228,18 +244,19 @@ class FourViewPredictor:
 
     def _read_windows(
         self, planned: PlannedImage, config: Config, heatmaps: Mapping[int, Heatmaps], features: Features
-    ) -> Generator[Pass, Store, None]:
+    ) -> Steps[None]:
         """Compute the features of an image's windows with the trunks of every member."""
         alone = config.reads_exams != self.config.reads_exams
-        size = config.size(planned.image.view)
+        view = planned.image.view
+        size = config.size(view)
         for number in sorted(set(config.patch_of or (0,))):
             sources: dict[str, ImageSource] = {}
             if isinstance(planned.image, ExamView):
                 sources[planned.name] = InputView(planned.image, size, heatmaps.get(number), config.shrink)
-            name = pass_name("windows", planned.name + (f" {ALONE}" if alone else ""), number)
-            store = yield window_pass(name, planned, config, sources)
-            assert isinstance(store, TableReader)
-            features.add(planned.image.view, planned.epochs, store, self._members_of(number, alone))
+            name = pass_name("windows", planned.name + (" alone" if alone else ""), number)
+            key = WindowFeatures(angle_of(view), self.model.members_of(number, alone), alone)
+            table = yield from fill_windows(key, name, planned, config, sources)
+            features.add(view, planned.epochs, table, key.members)
 
     def _patches_rng(self, case: OpenCase, config: Config) -> random.Random | None:
         """Return the random stream of an exam's patch grids; None if every image starts a new stream."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ from lobule.methods.rakhlin.crops import (
     rescaled_sides,
 )
 from lobule.methods.rakhlin.encoders import Encoder, faster, scaled
-from lobule.scanning.contract import Batch, EngineSettings, Pixels
-from lobule.scanning.device import activation_bytes, placed
+from lobule.scanning.contract import Batch, EngineSettings, Pixels, ScanOptions
+from lobule.scanning.device import activation_bytes, dtype_of, placed, random_batch
 from lobule.slides.identity import slide_fingerprint
 from lobule.slides.slide import Slide
 
@@ -113,6 +113,16 @@ def random_params(
     return {"stains": stains, "crops": crops, "sides": np.repeat(sides[None], len(augmentations), axis=0)}
 
 
+@dataclass(frozen=True)
+class EncoderSample:
+    """Key of a batch that only measures the speed of the encoders."""
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """Key of the pass that describes augmentations of images."""
+
+
 class Describer:
     """Encoders on a device: batches of prepared images in, one descriptor a field and set out."""
 
@@ -124,7 +134,7 @@ class Describer:
         self._engine = EngineSettings()
         self._largest = max(set_.size for set_ in self.sets)
 
-    def choose_batch(self, engine: EngineSettings, room: int) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         """As many crops at once as fit into `room` bytes; `engine.batch` counts crops of the largest size."""
         need = max(HEADROOM * self._bytes_of(set_) for set_ in self.sets)
         pixels = MOST_PIXELS.get(engine.device.partition(":")[0], MANY_PIXELS)
@@ -142,18 +152,18 @@ class Describer:
                 remedy="Choose other sizes: --set sizes=400,650",
             ) from error
 
-    def move_to_device(self, engine: EngineSettings) -> None:
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._engine = engine
         self._placed = {index: placed(net, engine) for index, net in self._plain.items()}
 
-    def sample_batch(self, engine: EngineSettings) -> Batch:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[EncoderSample, Batch]:
         """Crops of the largest size for every encoder, for measuring the nets alone."""
-        side = self._largest
-        pixels = np.random.default_rng(0).integers(0, 256, (engine.batch, side, side, 3), np.uint8)
-        return Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
+        return EncoderSample(), random_batch(engine, self._largest, self._largest, engine.batch)
 
-    def encode_sample(self, batch: Batch) -> dict[str, Tensor]:
-        return {str(index): self._encoded(index, batch.pixels) for index in self._placed}
+    def forward(self, key: EncoderSample | Descriptors, batch: Batch) -> dict[str, Tensor]:
+        if isinstance(key, EncoderSample):
+            return {str(index): self._encoded(index, batch.pixels) for index in self._placed}
+        return self.describe(batch)
 
     def describe(self, batch: Batch) -> dict[str, Tensor]:
         """Prepared images (fields, 1, pixels, 3) to descriptors (fields, d) of each set, on the CPU."""
@@ -181,9 +191,8 @@ class Describer:
         return stained(image, *factors)
 
     def _encoded(self, encoder: int, crops: Tensor) -> Tensor:
-        net, plan, engine = self._placed[encoder], self.encoders[encoder].plan, self._engine
-        dtype = torch.bfloat16 if engine.precision == "bfloat16" else torch.float32
-        at_once = int(engine.batch * (self._largest / crops.shape[1]) ** 2)
+        net, plan, dtype = self._placed[encoder], self.encoders[encoder].plan, dtype_of(self._engine)
+        at_once = int(self._engine.batch * (self._largest / crops.shape[1]) ** 2)
         encoded = [net(scaled(chunk, plan, dtype)).float() for chunk in crops.split(at_once)]
         return torch.cat(encoded)
 

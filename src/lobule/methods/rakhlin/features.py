@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lobule.cohort import Case, Cohort
 from lobule.errors import LobuleError
 from lobule.methods.rakhlin.config import Config, plain_name
-from lobule.methods.rakhlin.describe import Describer, image_key
+from lobule.methods.rakhlin.describe import Describer, Descriptors, image_key
 from lobule.methods.rakhlin.encoders import Encoder
-from lobule.methods.rakhlin.predictor import SAMPLE, Framed, frame_of, open_image
+from lobule.methods.rakhlin.predictor import Framed
 from lobule.results.folder import Results, open_results
 from lobule.results.result import Result
 from lobule.scanning.cases import Progress
-from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, Pass, ScanOptions, Store
+from lobule.scanning.contract import ImageSource, OpenCase, ScanOptions, Steps
+from lobule.scanning.open_case import slide_images
 from lobule.scanning.scan import Machine, scan
-from lobule.slides.slide import Slide
 from lobule.training.fitting import FitProgress
 
 FORMAT = 1
@@ -35,37 +34,19 @@ TABLE = "descriptors"
 class FeaturePredictor:
     """One encoder for the scanner: a table of descriptors an image, one row an augmentation."""
 
-    classes: tuple[str, ...] = ()
-
     def __init__(self, config: Config, index: int, encoder: Encoder, seed: int) -> None:
         self.config, self.seed = config, seed
-        self.describer = Describer(config, {index: encoder})
+        self.model = Describer(config, {index: encoder})
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return {"slide": open_image(case, options)}
+        return slide_images(case, options)
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        return self.describer.choose_batch(engine, room)
-
-    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self.describer.move_to_device(engine)
-
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        return SAMPLE, self.describer.sample_batch(engine)
-
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        slide = case.images["slide"]
-        assert isinstance(slide, Slide)
-        lattice, box = frame_of(slide, case.case, self.config, case.options.upsample)
-        framed = Framed(case.case, slide, lattice, box, self.config, self.seed)
-        pass_, degenerate = framed.image_pass(TABLE, self.describer, self.config.augmentations)
-        yield pass_
-        return Result({}, metadata={"stains_normalised": not degenerate})
-
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        if name == SAMPLE:
-            return self.describer.encode_sample(batch)
-        return self.describer.describe(batch)
+    def steps(self, case: OpenCase) -> Steps[Result]:
+        framed = Framed.of(case, self.config, self.seed)
+        count = self.config.augmentations
+        fill_descriptors, normalised = framed.image_table(Descriptors(), TABLE, self.model.sets, count)
+        yield from fill_descriptors
+        return Result({}, metadata={"stains_normalised": normalised})
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,17 @@ from numpy.typing import NDArray
 
 from lobule.cohort import Case
 from lobule.errors import CaseError
-from lobule.findings import components
-from lobule.geometry import Box, Lattice
+from lobule.geometry import Box, Lattice, Size
 from lobule.grid import MapGrid, share_in_cells
-from lobule.methods.rakhlin.config import Config
-from lobule.methods.rakhlin.describe import Describer, PreparedImage, image_key, random_params, sides_of
+from lobule.methods.rakhlin.config import Config, DescriptorSet
+from lobule.methods.rakhlin.describe import (
+    Describer,
+    EncoderSample,
+    PreparedImage,
+    image_key,
+    random_params,
+    sides_of,
+)
 from lobule.methods.rakhlin.encoders import Encoder
 from lobule.methods.rakhlin.forests import Calibrator, Forests
 from lobule.methods.rakhlin.fusion import merged
@@ -25,17 +31,17 @@ from lobule.results.result import Result
 from lobule.results.tables import TableReader
 from lobule.scanning.contract import (
     Batch,
-    EngineSettings,
     Fields,
     ImageSource,
     OpenCase,
-    Pass,
     ScanOptions,
-    Store,
-    TableSpec,
-    map_pass,
+    Steps,
+    fill_map,
+    fill_table,
 )
-from lobule.slides.slide import Slide, open_slide
+from lobule.scanning.map_findings import map_findings
+from lobule.scanning.open_case import slide_images
+from lobule.slides.slide import Slide
 from lobule.stitch import State
 from lobule.tissue import TissueConfig, find_tissue
 from lobule.units import Mpp
@@ -43,7 +49,6 @@ from lobule.units import Mpp
 MAX_WHOLE = 1 << 25
 """Pixels of an image (or region) that is classified as one; a larger one gets a map, as a slide."""
 FINDING = 0.5
-IMAGE, MAP, SAMPLE = "augmentations", "map", "sample"
 CARCINOMA = "carcinoma"
 UNNORMALISED = (
     "hardly any tissue, or a single stain: its stains could not be normalised, and it is used as it is"
@@ -57,16 +62,14 @@ PREVIEW_PX = 512
 """Longest side in pixels of the reduced image in which tissue is sought."""
 
 
-def open_image(case: Case, options: ScanOptions) -> Slide:
-    assert case.path is not None, "images and slides have a file"
-    return open_slide(case.path, mpp=case.mpp or options.mpp)
+@dataclass(frozen=True)
+class ImageScores:
+    """Key of the pass that classifies augmentations of one image."""
 
 
-def frame_of(slide: Slide, case: Case, config: Config, upsample: bool) -> tuple[Lattice, Box]:
-    """The lattice on which a case is read, and the box of the case on it."""
-    lattice = slide.lattice(mpp=config.mpp, upsample=upsample) if config.mpp else slide.lattice(level=0)
-    box = Box(0, 0, *lattice.size) if case.l0_box is None else lattice.of_l0(case.l0_box)
-    return lattice, box
+@dataclass(frozen=True)
+class WindowScores:
+    """Key of the pass that classifies the windows of a map."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +80,18 @@ class Framed:
     slide: Slide
     lattice: Lattice
     box: Box
+    """The case on the lattice."""
     config: Config
     seed: int
+
+    @classmethod
+    def of(cls, case: OpenCase, config: Config, seed: int) -> Framed:
+        slide = case.images["slide"]
+        assert isinstance(slide, Slide)
+        upsample, l0_box = case.options.upsample, case.case.l0_box
+        lattice = slide.lattice(mpp=config.mpp, upsample=upsample) if config.mpp else slide.lattice(level=0)
+        box = Box(0, 0, *lattice.size) if l0_box is None else lattice.of_l0(l0_box)
+        return cls(case.case, slide, lattice, box, config, seed)
 
     def is_whole(self) -> bool:
         """Whether the case is classified as one image."""
@@ -86,8 +99,10 @@ class Framed:
             return max(self.box.width, self.box.height) <= 2 * self.config.window
         return self.box.size.area <= MAX_WHOLE
 
-    def image_pass(self, name: str, describer: Describer, augmentations: int) -> tuple[Pass, bool]:
-        """One field an augmentation of the whole image, and whether its stains could not be normalised."""
+    def image_table(
+        self, key: Any, name: str, sets: Sequence[DescriptorSet], augmentations: int
+    ) -> tuple[Steps[TableReader], bool]:
+        """Steps that fill one row an augmentation of the whole image; whether its stains were normalised."""
         if self.box.size.area > MAX_WHOLE:
             raise CaseError(
                 f"an image of {self.box.size} is too large to be classified as one",
@@ -95,17 +110,21 @@ class Framed:
                 expected=f"at most {MAX_WHOLE >> 20} Mpixel",
                 remedy="Cut it into regions (x, y, w, h in the manifest)",
             )
-        source = PreparedImage(self.slide, self.config, keep=True)
         sides = sides_of(self.config, self.box)
-        key = image_key(self.case)
-        augmentation_keys = [(key, number) for number in range(augmentations)]
-        params = random_params(
-            self.config, describer.sets, augmentation_keys, sides, self.seed, self.case.path
-        )
-        _, degenerate = source.read(self.lattice, self.box)
+        keyed = [(image_key(self.case), number) for number in range(augmentations)]
         row = [self.box.x, self.box.y, self.box.width, self.box.height]
-        fields = self._fields(np.array([row] * augmentations, np.int64), sides, params)
-        return Pass(name, fields, TableSpec(part_rows=5), batch=1, sources={"slide": source}), degenerate
+        fields = Fields(
+            ("slide",),
+            (self.lattice,),
+            np.zeros(augmentations, np.int16),
+            np.array([row] * augmentations, np.int64),
+            params=random_params(self.config, sets, keyed, sides, self.seed, self.case.path),
+            sizes=np.array([[*_pixel_row(sides)]] * augmentations, np.int64),
+        )
+        source = PreparedImage(self.slide, self.config, keep=True)
+        _, degenerate = source.read(self.lattice, self.box)
+        steps = fill_table(key, name, fields, chunk_rows=5, batch=1, sources={"slide": source})
+        return steps, not degenerate
 
     def has_tissue(self, config: TissueConfig) -> bool:
         """Whether the image shows anything: structure, or a spot that tissue detection finds."""
@@ -121,32 +140,73 @@ class Framed:
         every_speck = replace(config, debris_mm2=0.0)
         return bool(find_tissue(reduced, mpp.scaled(factor, factor), every_speck).mask.any())
 
-    def map_of(self, describer: Describer, grid: MapGrid, required: NDArray[np.bool_], batch: int) -> Pass:
-        """One field a window (and as many as it has augmentations, in one)."""
-        pass_ = map_pass(MAP, grid, self.config.classes, required, ~required, batch=batch)
-        grid_indices = pass_.fields.grid_indices
-        assert grid_indices is not None
-        source = PreparedImage(self.slide, self.config, keep=False)
+    def fill_windows(
+        self, grid: MapGrid, required: NDArray[np.bool_], sets: Sequence[DescriptorSet], batch: int
+    ) -> Steps[MapReader]:
+        """Fill a map with one field a window (and as many as it has augmentations, in one)."""
         sides = sides_of(self.config, Box(0, 0, grid.window, grid.window))
-        key = image_key(self.case)
-        keyed = [
-            (f"{key} {row},{column}", number)
-            for row, column in grid_indices.tolist()
-            for number in range(self.config.map_augmentations)
-        ]
-        params = random_params(self.config, describer.sets, keyed, sides, self.seed, self.case.path)
-        count = self.config.map_augmentations
-        shaped = {name: values.reshape(-1, count, *values.shape[1:]) for name, values in params.items()}
-        fields = self._fields(pass_.fields.boxes, sides, shaped)
-        return replace(pass_, fields=replace(fields, grid_indices=grid_indices), sources={"slide": source})
+        key, count = image_key(self.case), self.config.map_augmentations
 
-    def _fields(
-        self, boxes: NDArray[np.int64], sides: NDArray[np.int64], params: Mapping[str, NDArray[Any]]
-    ) -> Fields:
-        pixels = int(sides.prod(axis=1).sum())
-        sizes = np.tile(np.array([pixels, 1], np.int64), (len(boxes), 1))
-        image = np.zeros(len(boxes), np.int16)
-        return Fields(("slide",), (self.lattice,), image, boxes, params=params, sizes=sizes)
+        def params(grid_indices: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+            keyed = [
+                (f"{key} {row},{column}", number)
+                for row, column in grid_indices.tolist()
+                for number in range(count)
+            ]
+            rows = random_params(self.config, sets, keyed, sides, self.seed, self.case.path)
+            return {name: values.reshape(-1, count, *values.shape[1:]) for name, values in rows.items()}
+
+        return fill_map(
+            WindowScores(),
+            "map",
+            grid,
+            self.config.classes,
+            required,
+            params=params,
+            pixel_size=_pixel_row(sides),
+            batch=batch,
+            sources={"slide": PreparedImage(self.slide, self.config, keep=False)},
+        )
+
+
+def _pixel_row(sides: NDArray[np.int64]) -> Size:
+    """The size of a prepared image: the pixels of all scales in one row."""
+    return Size(int(sides.prod(axis=1).sum()), 1)
+
+
+class RakhlinModel:
+    """Encoders and the forests of every set; a `Describer` whose descriptors are classified."""
+
+    def __init__(self, describer: Describer, forests: Forests, calibrator: Calibrator | None) -> None:
+        self.describer, self.forests, self.calibrator = describer, forests, calibrator
+        self.choose_batch, self.move_to_device = describer.choose_batch, describer.move_to_device
+        self.sample_batch = describer.sample_batch
+
+    def forward(
+        self, key: EncoderSample | ImageScores | WindowScores, batch: Batch
+    ) -> dict[str, torch.Tensor]:
+        if isinstance(key, EncoderSample):
+            return self.describer.forward(key, batch)
+        if isinstance(key, ImageScores):
+            predictions = self._predictions(batch)
+            return {name: torch.from_numpy(values) for name, values in predictions.items()}
+        return {"map": torch.from_numpy(self._window_scores(batch))[:, :, None, None]}
+
+    def _predictions(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
+        described = self.describer.describe(batch)
+        return {name: self.forests.predict(name, rows.numpy()) for name, rows in described.items()}
+
+    def _window_scores(self, batch: Batch) -> NDArray[np.float32]:
+        """(windows, classes): the fused and calibrated probabilities of each window."""
+        windows, augmentations = batch.params["stains"].shape[:2]
+        flat = {name: values.flatten(0, 1) for name, values in batch.params.items()}
+        pixels = batch.pixels.repeat_interleave(augmentations, dim=0)
+        predictions = list(self._predictions(Batch(pixels, flat)).values())
+        fused = np.mean(predictions, axis=0, dtype=np.float64)
+        return self.calibrated(fused.reshape(windows, augmentations, -1).mean(axis=1)).astype(np.float32)
+
+    def calibrated(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+        return probabilities if self.calibrator is None else self.calibrator(probabilities)
 
 
 class RakhlinPredictor:
@@ -160,106 +220,60 @@ class RakhlinPredictor:
         calibrator: Calibrator | None = None,
         seed: int = 0,
     ) -> None:
-        self.config, self.forests, self.calibrator, self.seed = config, forests, calibrator, seed
+        self.config, self.seed = config, seed
         self.classes = config.classes
-        self.describer = Describer(config, dict(enumerate(encoders)))
-
-    # -- the contract with the scanner -------------------------------------------------------------------
+        self.model = RakhlinModel(Describer(config, dict(enumerate(encoders))), forests, calibrator)
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return {"slide": open_image(case, options)}
+        return slide_images(case, options)
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        return self.describer.choose_batch(engine, room)
-
-    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self.describer.move_to_device(engine)
-
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        return SAMPLE, self.describer.sample_batch(engine)
-
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        slide = case.images["slide"]
-        assert isinstance(slide, Slide)
-        config = replace(self.config, **case.options.settings)
-        lattice, box = frame_of(slide, case.case, config, case.options.upsample)
-        framed = Framed(case.case, slide, lattice, box, config, self.seed)
+    def steps(self, case: OpenCase) -> Steps[Result]:
+        framed = Framed.of(case, replace(self.config, **case.options.settings), self.seed)
         if framed.is_whole():
             return (yield from self._image(framed, case.options.tissue))
         return (yield from self._map(case, framed))
 
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        if name == SAMPLE:
-            return self.describer.encode_sample(batch)
-        if name == IMAGE:
-            described = self.describer.describe(batch)
-            predictions = {name: self.forests.predict(name, rows.numpy()) for name, rows in described.items()}
-            return {name: torch.from_numpy(values) for name, values in predictions.items()}
-        return {"map": torch.from_numpy(self._classified(batch))[:, :, None, None]}
-
     # -- results -------------------------------------------------------------------------------------------
 
-    def _image(self, framed: Framed, tissue: TissueConfig | None) -> Generator[Pass, Store, Result]:
+    def _image(self, framed: Framed, tissue: TissueConfig | None) -> Steps[Result]:
         count = framed.config.scan_augmentations or framed.config.augmentations
-        pass_, degenerate = framed.image_pass(IMAGE, self.describer, count)
+        sets = self.model.describer.sets
+        fill_augmentations, normalised = framed.image_table(ImageScores(), "augmentations", sets, count)
         # An image whose stains were normalised contains tissue; only the others can be blank.
-        may_be_blank = degenerate or framed.config.stains == "none"
+        may_be_blank = not normalised or framed.config.stains == "none"
         if tissue is not None and may_be_blank and not framed.has_tissue(tissue):
             return Result({}, notes=(NO_TISSUE,), scored=False)
-        store = yield pass_
-        assert isinstance(store, TableReader)
+        table = yield from fill_augmentations
         names = [set_.name for set_ in self.config.sets]
-        columns = store.read(names)
+        columns = table.read(names)
         if set(columns) != set(names):
             raise CaseError("no augmentation of it could be scored", subject=framed.case.path)
         of_sets = {name: np.nanmean(columns[name].astype(np.float64), axis=0) for name in names}
-        fused = self._calibrated(np.mean(list(of_sets.values()), axis=0))
+        fused = self.model.calibrated(np.mean(list(of_sets.values()), axis=0))
         metadata = {
             "prediction": self.classes[int(fused.argmax())],
             "sets": {name: values.tolist() for name, values in of_sets.items()},
             "augmentations": count,
-            "stains_normalised": not degenerate,
+            "stains_normalised": normalised,
         }
-        notes = (UNNORMALISED,) if degenerate else ()
+        notes = () if normalised else (UNNORMALISED,)
         return Result(self._scores(fused), notes=notes, metadata=metadata)
 
-    def _map(self, case: OpenCase, framed: Framed) -> Generator[Pass, Store, Result]:
+    def _map(self, case: OpenCase, framed: Framed) -> Steps[Result]:
         config, lattice = framed.config, framed.lattice
         grid = MapGrid(lattice, case.options.stride or config.stride, config.window)
         tissue = case.tissue()
         required = share_in_cells(grid, tissue.mask, tissue.l0_step) >= config.tissue_share
         of_window = config.crops * config.map_augmentations
         batch = max(1, case.engine.batch // of_window)
-        store = yield framed.map_of(self.describer, grid, np.asarray(required, np.bool_), batch)
-        assert isinstance(store, MapReader)
-        scores, states = store.read()
-        there = states == State.SCORED
-        info = store.info
-        um, l0 = info.um_stride, info.l0_stride
-        mpp = None if um is None else Mpp(um[0] / l0[0], um[1] / l0[1])
-        findings = []
-        for name, layer in zip(self.classes[1:], scores[1:], strict=True):
-            hot = np.where(there, layer, np.float32(0))
-            findings += components(hot, l0, mpp=mpp, threshold=FINDING, label=name)
-        cells = scores[:, there].T.astype(np.float64)
+        sets = self.model.describer.sets
+        reader = yield from framed.fill_windows(grid, np.asarray(required, np.bool_), sets, batch)
+        _, findings = map_findings(reader, self.classes[1:], FINDING)
+        scores, states = reader.read()
+        cells = scores[:, states == State.SCORED].T.astype(np.float64)
         winners = np.bincount(cells.argmax(axis=1), minlength=len(self.classes)) if len(cells) else None
         metadata = {"shares": None if winners is None else (winners / len(cells)).tolist()}
-        ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
-        return Result(self._slide_scores(cells), ordered, metadata=metadata)
-
-    def _classified(self, batch: Batch) -> NDArray[np.float32]:
-        """(windows, classes): the fused and calibrated probabilities of each window."""
-        windows, augmentations = batch.params["stains"].shape[:2]
-        flat = {name: values.flatten(0, 1) for name, values in batch.params.items()}
-        pixels = batch.pixels.repeat_interleave(augmentations, dim=0)
-        described = self.describer.describe(Batch(pixels, flat, {}))
-        predictions = [self.forests.predict(name, rows.numpy()) for name, rows in described.items()]
-        fused = np.mean(predictions, axis=0, dtype=np.float64)
-        of_windows = fused.reshape(windows, augmentations, -1).mean(axis=1)
-        return self._calibrated(of_windows).astype(np.float32)
-
-    def _calibrated(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-        return probabilities if self.calibrator is None else self.calibrator(probabilities)
+        return Result(self._slide_scores(cells), findings, metadata=metadata)
 
     def _scores(self, fused: NDArray[np.float64]) -> dict[str, float]:
         scores = {name: float(value) for name, value in zip(self.classes, fused, strict=True)}

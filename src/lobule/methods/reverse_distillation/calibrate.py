@@ -30,6 +30,7 @@ from lobule.methods.reverse_distillation.calibration import (
     form_agreement,
 )
 from lobule.methods.reverse_distillation.config import Config, Form
+from lobule.methods.reverse_distillation.geometry import field_side, margin_of
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor
 from lobule.results.folder import open_results
 from lobule.scanning.contract import ScanOptions
@@ -110,7 +111,7 @@ def raw_scores(
     """Labels and raw scores of sampled patches."""
     with torch.inference_mode():
         return score_patches(
-            samples, lambda batch: predictor.patch_scores(torch.from_numpy(batch.pixels).to(device))
+            samples, lambda batch: predictor.model.patch_scores(torch.from_numpy(batch.pixels).to(device))
         )
 
 
@@ -136,10 +137,10 @@ def _patch_fit(labels: NDArray[np.int64], raw: Floats, of_training: bool) -> tup
 
 def compare_forms(predictor: AnomalyPredictor, pool: Pool) -> FormAgreement | None:
     """Compare both forms on fields around points of both classes; None if there is no shared form."""
-    config = replace(predictor.config, form="shared")
+    model, config = predictor.model, replace(predictor.config, form="shared")
     try:
-        predictor.stride(ScanOptions(settings={"form": "shared"}))
-        margin = predictor.margin(config)
+        model.scan_config(ScanOptions(settings={"form": "shared"}))
+        margin = margin_of(config)
     except ConfigError:
         return None
     rng = np.random.default_rng(0)
@@ -150,19 +151,17 @@ def compare_forms(predictor: AnomalyPredictor, pool: Pool) -> FormAgreement | No
         point = slide.draw(turn % 2, rng) or slide.draw(1 - turn % 2, rng)
         if point is None:
             continue
-        pixels, required = _read_field(predictor, config, slide, point)
+        pixels, required = _read_field(config, slide, point)
         device = next(predictor.net.parameters()).device
         field = torch.from_numpy(pixels[None]).to(device)
         with torch.inference_mode():
             mask_tensor = torch.from_numpy(required[None]).to(device)
-            shared_scores = predictor.shared(field, config.stride, mask_tensor)[0].cpu().numpy()
+            shared_scores = model.shared(config, field, mask_tensor)[0].cpu().numpy()
             patches = field[:, margin:, margin:]
             for row in range(len(required)):  # one row at a time, to save memory
                 mask = np.zeros_like(required)
                 mask[row] = required[row]
-                exact_scores = predictor.exact(
-                    patches, config.stride, torch.from_numpy(mask[None]).to(device)
-                )
+                exact_scores = model.exact(config, patches, torch.from_numpy(mask[None]).to(device))
                 exact.append(exact_scores[0].cpu().numpy()[mask])
                 shared.append(shared_scores[mask])
     scores = [np.concatenate([np.empty(0), *chunks]).astype(np.float64) for chunks in (exact, shared)]
@@ -170,7 +169,7 @@ def compare_forms(predictor: AnomalyPredictor, pool: Pool) -> FormAgreement | No
 
 
 def _read_field(
-    predictor: AnomalyPredictor, config: Config, positions: SlidePositions, point: tuple[float, float]
+    config: Config, positions: SlidePositions, point: tuple[float, float]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """The pixels of a field around a point, and a mask of its cells on tissue."""
     slide = copy.copy(positions.slide)
@@ -178,7 +177,7 @@ def _read_field(
         lattice = slide.lattice(mpp=config.mpp)
         step = np.array([float(lattice.step_x), float(lattice.step_y)])
         cells = PATCHES_PER_SIDE * config.patch // config.stride
-        side, margin = predictor.field_side(config, config.stride, cells), predictor.margin(config)
+        side, margin = field_side(config, cells), margin_of(config)
         corner = np.round(np.array(point) / step - side / 2).astype(np.int64)
         pixels = slide.read_lattice(lattice, Box(int(corner[0]), int(corner[1]), side, side))
     finally:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,19 @@ from torch.nn import functional
 from lobule.bundles import Bundle, patient_hash, write_bundle
 from lobule.cohort import Case
 from lobule.errors import BundleError, ConfigError, ModelError
-from lobule.findings import Finding, cell_centre, components, non_maximum_suppression
+from lobule.findings import Finding, cell_centre, non_maximum_suppression
 from lobule.grid import Cells, MapGrid, cells_by_centre
+from lobule.measures.calibration import Platt
 from lobule.methods.reverse_distillation.calibration import Calibration
 from lobule.methods.reverse_distillation.config import Config, Form
+from lobule.methods.reverse_distillation.geometry import (
+    cells_per_patch,
+    field_side,
+    margin_of,
+    mosaic_offsets,
+    patches_across,
+    patches_of_cells,
+)
 from lobule.nets.anomaly import SLIDE_THRESHOLD, Distances, slide_score, smooth, summed, window_means
 from lobule.nets.reverse_distillation import Student, StudentShape
 from lobule.nets.scaling import InputScaling
@@ -32,15 +41,14 @@ from lobule.scanning.contract import (
     EngineSettings,
     ImageSource,
     OpenCase,
-    Pass,
     ScanOptions,
-    Store,
-    map_pass,
+    Steps,
+    fill_map,
 )
-from lobule.scanning.device import activation_bytes, largest_cells, placed
-from lobule.slides.slide import open_slide
+from lobule.scanning.device import activation_bytes, dtype_of, largest_cells, placed, random_batch
+from lobule.scanning.map_findings import map_findings
+from lobule.scanning.open_case import slide_images
 from lobule.stitch import State
-from lobule.units import Mpp
 
 HEADROOM = 2.0
 """Ratio of the actual peak memory to the size of the largest layer."""
@@ -59,49 +67,46 @@ ANOMALY = "anomaly"
 """Name of the map layer with the raw score, next to the calibrated one."""
 
 
-class AnomalyPredictor:
-    """Scans slides with a teacher and its student."""
+@dataclass(frozen=True)
+class PatchMap:
+    """Key of the pass that fills a map of patch scores."""
 
-    def __init__(
-        self,
-        config: Config,
-        frozen: Teacher,
-        student: Student,
-        calibration: Calibration | None = None,
-        scaling: InputScaling | None = None,
-    ) -> None:
-        self.config, self.calibration = config, calibration or Calibration()
-        self.scaling = scaling or frozen.scaling
+    config: Config
+    """The settings of the scan; `stride` is that of the map."""
+    fit: Platt | None = None
+    """Turns raw scores into probabilities, which become the first layer of the map."""
+
+
+class PatchModel:
+    """A teacher and its student, which score patches in the exact or the shared form."""
+
+    def __init__(self, config: Config, frozen: Teacher, student: Student, scaling: InputScaling) -> None:
+        self.config, self.scaling = config, scaling
         self.net = Distances(frozen, student).eval()
-        self.classes = config.classes
-        self.strides, self.multiple = frozen.strides, frozen.multiple
         self.padded_size = frozen.padded_size(config.input, config.input)[0]
         self._device_net: nn.Module = self.net
         self._engine = EngineSettings()
-        self._config = config
 
-    # -- the Predictor interface --------------------------------------------------------------------------
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        assert case.path is not None, "patches are read from slides"
-        return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
+    def scan_config(self, options: ScanOptions) -> Config:
+        """The config with the stride and the settings that this scan overrides."""
+        settings = {**options.settings, "stride": options.stride or self.config.stride}
+        config = replace(self.config, **settings)
+        if config.form == "shared" and config.score == "max":
+            raise ConfigError("the shared form does not support score=max", remedy="Use form=exact")
+        cells_per_patch(config)  # A stride that the shared form does not support raises an error.
+        return config
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        config, stride = self.scan_config(options), self.stride(options)
-
-        patch_bytes = (
-            int(HEADROOM * activation_bytes(self.net, config.input, config.input)) + 12 * config.patch**2
-        )
-        ratio = self._ratio(stride) if config.form == "shared" else 1
+        config = self.scan_config(options)
+        ratio = cells_per_patch(config)
+        activations = activation_bytes(self.net, config.input, config.input)
+        patch_bytes = int(HEADROOM * activations) + 12 * config.patch**2
 
         def needs(blocks: int) -> int:
             patches = (blocks + 2) ** 2 if config.form == "shared" else blocks**2
-            pixels = 18 * self.field_side(config, stride, ratio * blocks) ** 2
-            return (
-                min(patches, patches_at_once(engine.device)) * patch_bytes
-                + 6 * patches * config.patch**2
-                + pixels
-            )
+            computed = min(patches, patches_at_once(engine.device)) * patch_bytes
+            pixels = 18 * field_side(config, ratio * blocks) ** 2
+            return computed + 6 * patches * config.patch**2 + pixels
 
         blocks = largest_cells(
             needs, room, preferred=PREFERRED_BLOCKS[config.form], purpose="field of patches"
@@ -109,60 +114,41 @@ class AnomalyPredictor:
         return replace(engine, cells=blocks * ratio, batch=1)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        self._config, self._engine = self.scan_config(options), engine
-        if self._config.form == "shared" and engine.cells % self._ratio(self.stride(options)):
+        ratio = cells_per_patch(self.scan_config(options))
+        if engine.cells % ratio:
             raise ConfigError(
                 f"{engine.cells} cells along a side of a field are not a whole number of patches",
-                expected=f"a multiple of {self._ratio(self.stride(options))}",
+                expected=f"a multiple of {ratio}",
             )
+        self._engine = engine
         self._device_net = placed(self.net.for_inference(), engine)
 
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        config, stride = self.scan_config(options), self.stride(options)
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[PatchMap, Batch]:
+        config = self.scan_config(options)
         # About one batch of patches: measuring a whole field would take seconds.
         limit = patches_at_once(engine.device)
         if config.form == "shared":  # for n patches of cells, a mosaic has up to n + 2 patches a side
-            cells = self._ratio(stride) * max(1, math.isqrt(limit // config.mosaics) - 1)
+            cells = cells_per_patch(config) * max(1, math.isqrt(limit // config.mosaics) - 1)
         else:
             cells = math.isqrt(limit)
         cells = min(cells, engine.cells)
-        side = self.field_side(config, stride, cells)
-        pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+        side = field_side(config, cells)
         required = torch.ones((1, cells, cells), dtype=torch.bool, device=engine.device)
-        batch = Batch(torch.from_numpy(pixels).to(engine.device), {"wanted": required}, {})
-        return _pass_name(stride), batch
+        return PatchMap(config), replace(random_batch(engine, side, side), params={"required": required})
 
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        config, stride = self.scan_config(case.options), self.stride(case.options)
-        lattice = case.images["slide"].lattice(mpp=config.mpp, upsample=case.options.upsample)
-        window, margin = self.field_side(config, stride, 1), self.margin(config)
-        grid = MapGrid(lattice, stride, window, case.engine.cells, margin + config.patch / 2)
-        tissue = case.tissue()
-        required = cells_by_centre(grid, tissue.mask, tissue.l0_step)
-        pass_ = map_pass(_pass_name(stride), grid, self.layers(config), required, ~required)
-        assert pass_.fields.grid_indices is not None
-        params = {"wanted": _required_by_field(required, grid, pass_.fields.grid_indices)}
-        store = yield replace(pass_, fields=replace(pass_.fields, params=params))
-        assert isinstance(store, MapReader)
-        return self._result(store, config, stride)
-
-    def forward(self, name: str, batch: Batch) -> dict[str, Tensor]:
-        stride = int(name.rpartition("-s")[2])
-        if self._config.form == "shared":
-            raw = self.shared(batch.pixels, stride, batch.params["wanted"])
-        else:
-            raw = self.exact(batch.pixels, stride, batch.params["wanted"])
-        if self._config.threshold == "paper" or self.calibration.patch is None:
+    def forward(self, key: PatchMap, batch: Batch) -> dict[str, Tensor]:
+        scores = self.shared if key.config.form == "shared" else self.exact
+        raw = scores(key.config, batch.pixels, batch.params["required"])
+        if key.fit is None:
             return {"map": raw[:, None]}
-        fit = self.calibration.patch
-        return {"map": torch.stack([torch.sigmoid(fit.slope * raw + fit.intercept), raw], dim=1)}
+        return {"map": torch.stack([torch.sigmoid(key.fit.slope * raw + key.fit.intercept), raw], dim=1)}
 
     # -- the two forms ------------------------------------------------------------------------------------
 
-    def exact(self, pixels: Tensor, stride: int, required: Tensor) -> Tensor:
+    def exact(self, config: Config, pixels: Tensor, required: Tensor) -> Tensor:
         """Raw scores (fields, cells, cells), with every required patch computed separately."""
-        side, cells = self.config.patch, required.shape[-1]
-        patches = pixels.unfold(1, side, stride).unfold(2, side, stride)[:, :cells, :cells]
+        side, cells = config.patch, required.shape[-1]
+        patches = pixels.unfold(1, side, config.stride).unfold(2, side, config.stride)[:, :cells, :cells]
         # (fields, cells, cells, channels, rows, columns): only the required patches are copied
         chosen = patches[required].permute(0, 2, 3, 1).contiguous()
         raw = torch.zeros(required.shape, dtype=torch.float32, device=pixels.device)
@@ -179,7 +165,7 @@ class AnomalyPredictor:
             return maps.amax(dim=(1, 2))
         return window_means(distances, size, self.padded_size)[:, 0, 0]
 
-    def shared(self, pixels: Tensor, stride: int, required: Tensor) -> Tensor:
+    def shared(self, config: Config, pixels: Tensor, required: Tensor) -> Tensor:
         """Raw scores (fields, cells, cells) of windows over mosaics of adjacent patches.
 
         In a mosaic, each pixel is computed in one patch only. A window covers several patches and averages
@@ -187,18 +173,18 @@ class AnomalyPredictor:
         all windows, because together the sections cover each position within a patch exactly once. The scores
         still depend on where the patch grid lies; averaging over shifted mosaics reduces this.
         """
-        offsets = self._mosaic_offsets(self._config)
+        offsets = mosaic_offsets(config)
         means = []
         for offset in offsets:
             start = offsets[-1] - offset
-            means.append(self._mosaic_scores(pixels[:, start:, start:], stride, required, offset))
+            means.append(self._mosaic_scores(config, pixels[:, start:, start:], required, offset))
         return torch.stack(means).mean(dim=0)
 
-    def _mosaic_scores(self, pixels: Tensor, stride: int, required: Tensor, offset: int) -> Tensor:
+    def _mosaic_scores(self, config: Config, pixels: Tensor, required: Tensor, offset: int) -> Tensor:
         """Scores of the windows of one mosaic, which starts `offset` pixels before the first window."""
-        side, cells, ratio = self.config.patch, required.shape[-1], self._ratio(stride)
-        across = _patches_across(side, stride, cells, offset)
-        over = _patches_of_cells(side, stride, cells, offset, pixels.device)
+        side, size, cells = config.patch, config.input, required.shape[-1]
+        across = patches_across(config, cells, offset)
+        over = patches_of_cells(config, cells, offset, pixels.device)
         needed = (over.T @ required.float() @ over) > 0
         patches = pixels[:, : across * side, : across * side].unfold(1, side, side).unfold(2, side, side)
         mosaics = []
@@ -206,17 +192,15 @@ class AnomalyPredictor:
             mosaic = values.new_zeros(*needed.shape, *values.shape[-2:])
             mosaic[needed] = values
             mosaics.append(mosaic.transpose(2, 3).flatten(3).flatten(1, 2))
-        size = self.config.input
-        return window_means(
-            mosaics, size, self.padded_size, size // ratio, cells, across, offset * size // side
-        )
+        stride = size // cells_per_patch(config)
+        return window_means(mosaics, size, self.padded_size, stride, cells, across, offset * size // side)
 
     def images_of(self, pixels: Tensor) -> Tensor:
         """The teacher's input for patches: scaled, and resized if necessary."""
         return images_for(self.config, self.scaling, pixels)
 
     def _distances(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
+        dtype = dtype_of(self._engine)
         chunks = [
             self._device_net(self.images_of(chunk).to(dtype))
             for chunk in pixels.split(patches_at_once(pixels.device.type))
@@ -224,91 +208,62 @@ class AnomalyPredictor:
         first, second, third = (torch.cat(maps) for maps in zip(*chunks, strict=True))
         return first, second, third
 
-    # -- geometry -----------------------------------------------------------------------------------------
 
-    def scan_config(self, options: ScanOptions) -> Config:
-        """The config with the settings that this scan overrides."""
-        config = replace(self.config, **dict(options.settings))
-        if config.form == "shared" and config.score == "max":
-            raise ConfigError("the shared form does not support score=max", remedy="Use form=exact")
-        return config
+class AnomalyPredictor:
+    """Scans slides with a teacher and its student."""
 
-    def stride(self, options: ScanOptions) -> int:
-        stride = options.stride or self.config.stride
-        if self.scan_config(options).form == "shared":
-            self._ratio(stride)
-        return stride
+    def __init__(
+        self,
+        config: Config,
+        frozen: Teacher,
+        student: Student,
+        calibration: Calibration | None = None,
+        scaling: InputScaling | None = None,
+    ) -> None:
+        self.config, self.calibration = config, calibration or Calibration()
+        self.model = PatchModel(config, frozen, student, scaling or frozen.scaling)
+        self.net = self.model.net
 
-    def layers(self, config: Config) -> tuple[str, ...]:
-        """Names of the map layers: the tumour score and, if that is calibrated, the raw score."""
-        calibrated = config.threshold == "calibrated" and self.calibration.patch is not None
-        return (self.classes[1], ANOMALY) if calibrated else (self.classes[1],)
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        return slide_images(case, options)
 
-    def _ratio(self, stride: int) -> int:
-        """Cells along a side of a patch, which must be a whole number for the shared form."""
-        ratio, rest = divmod(self.config.patch, stride)
-        if rest or ratio < 1 or self.config.input % ratio:
-            raise ConfigError(
-                f"the shared form does not support stride {stride}",
-                expected=f"a stride that divides the patch side of {self.config.patch} px",
-                remedy="Choose another --stride, or --set form=exact",
-            )
-        return ratio
+    def steps(self, case: OpenCase) -> Steps[Result]:
+        config = self.model.scan_config(case.options)
+        lattice = case.images["slide"].lattice(mpp=config.mpp, upsample=case.options.upsample)
+        centre = margin_of(config) + config.patch / 2
+        grid = MapGrid(lattice, config.stride, field_side(config, 1), case.engine.cells, centre)
+        tissue = case.tissue()
+        required = cells_by_centre(grid, tissue.mask, tissue.l0_step)
+        fit = self.calibration.patch if config.threshold == "calibrated" else None
+        reader = yield from fill_map(
+            PatchMap(config, fit),
+            f"map-s{config.stride}",
+            grid,
+            self.config.classes[1:] if fit is None else (self.config.classes[1], ANOMALY),
+            required,
+            params=lambda indices: {"required": _required_by_field(required, grid, indices)},
+        )
+        return self._result(reader, config)
 
-    def _mosaic_offsets(self, config: Config) -> list[int]:
-        """For each mosaic, the distance in pixels from its start to the first window."""
-        patch, size = config.patch, config.input
-        offsets = [number * patch // config.mosaics for number in range(config.mosaics)]
-        if any(offset * size % patch for offset in offsets):
-            raise ConfigError(
-                f"the offsets of {config.mosaics} mosaics are not whole pixels after resizing patches "
-                f"to {size} px",
-                remedy="Use --set mosaics=1",
-            )
-        return offsets
-
-    def margin(self, config: Config) -> int:
-        """Pixels before the first window of a field."""
-        return self._mosaic_offsets(config)[-1] if config.form == "shared" else 0
-
-    def field_side(self, config: Config, stride: int, cells: int) -> int:
-        """Side of a field in pixels; in the shared form it consists of whole patches."""
-        if config.form != "shared":
-            return config.patch + stride * (cells - 1)
-        margin = self.margin(config)
-        sides = [
-            margin
-            - offset
-            + _patches_across(config.patch, stride, self._ratio(stride), offset) * config.patch
-            for offset in self._mosaic_offsets(config)
-        ]
-        # The cells fill whole patches, and each further patch of cells adds one patch to every mosaic.
-        return stride * cells + max(sides) - config.patch
-
-    # -- results ------------------------------------------------------------------------------------------
-
-    def _result(self, store: MapReader, config: Config, stride: int) -> Result:
-        scores, states = store.read()
-        scored, info = states == State.SCORED, store.info
-        raw, name = scores[-1][scored], self.classes[1]
-        layer = np.where(scored, scores[0], np.float32(0))
-        um, l0 = info.um_stride, info.l0_stride
-        mpp = None if um is None else Mpp(um[0] / l0[0], um[1] / l0[1])
-        metadata: dict[str, Any] = {"form": config.form, "stride": stride}
+    def _result(self, reader: MapReader, config: Config) -> Result:
+        scores, states = reader.read()
+        scored, name = states == State.SCORED, config.classes[1]
+        raw = scores[-1][scored]
+        metadata: dict[str, Any] = {"form": config.form, "stride": config.stride}
         if config.form == "shared":
             measured = self.calibration.shared
             metadata["shared_rank"] = None if measured is None else measured.rank
-        if len(info.classes) == 1:
-            slide = slide_score(raw, SLIDE_THRESHOLD)
-            return Result({name: slide}, tuple(_maxima(layer, l0, stride, name)), metadata=metadata)
-        candidates = components(layer, l0, mpp=mpp, threshold=0.5, label=name)
-        findings = [finding for finding in candidates if (finding.cells or 0) >= config.min_cells]
+        if len(reader.info.classes) == 1:
+            layer = np.where(scored, scores[0], np.float32(0))
+            maxima = _maxima(layer, reader.info.l0_stride, config.stride, name)
+            return Result({name: slide_score(raw, SLIDE_THRESHOLD)}, tuple(maxima), metadata=metadata)
+        _, regions = map_findings(reader, (name,), threshold=0.5)
+        findings = tuple(finding for finding in regions if (finding.cells or 0) >= config.min_cells)
         values = {
             name: self.calibration.slide_probability(raw, config.form),
             ANOMALY: slide_score(raw, self.calibration.threshold(config.form)),
         }
-        ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
-        return Result(values, ordered, metadata=metadata)
+        return Result(values, findings, metadata=metadata)
 
 
 def _maxima(
@@ -335,19 +290,6 @@ def _required_by_field(required: Cells, grid: MapGrid, grid_indices: NDArray[np.
     return field_cells
 
 
-def _patches_across(side: int, stride: int, cells: int, offset: int) -> int:
-    """Patches along a side of a mosaic that contains the windows of all cells."""
-    return -(-(offset + stride * (cells - 1) + side) // side)
-
-
-def _patches_of_cells(side: int, stride: int, cells: int, offset: int, device: torch.device) -> Tensor:
-    """Matrix (cells, patches) along one axis: 1 if the cell's window overlaps the patch, otherwise 0."""
-    across = _patches_across(side, stride, cells, offset)
-    begins = offset + stride * torch.arange(cells, device=device)[:, None]
-    patch = side * torch.arange(across, device=device)
-    return ((begins < patch + side) & (begins + side > patch)).float()
-
-
 def images_for(config: Config, scaling: InputScaling, pixels: Tensor) -> Tensor:
     """Scale patches (B, rows, columns, 3) for the teacher, and resize them to its input size."""
     images = scaling.apply(pixels)
@@ -358,10 +300,6 @@ def images_for(config: Config, scaling: InputScaling, pixels: Tensor) -> Tensor:
 
 def patches_at_once(device: str) -> int:
     return PATCHES_AT_ONCE["cpu" if device == "cpu" else "accelerator"]
-
-
-def _pass_name(stride: int) -> str:
-    return f"map-s{stride}"
 
 
 # -- on disk ------------------------------------------------------------------------------------------------
@@ -380,7 +318,7 @@ def save(
     config, net = predictor.config, predictor.net
     settings = {
         **config.to_dict(),
-        "scaling": predictor.scaling.as_dict(),
+        "scaling": predictor.model.scaling.as_dict(),
         "student": net.student.shape.as_dict(),
         "calibration": predictor.calibration.to_dict(),
         "identity": net.teacher.identity(),

@@ -168,7 +168,7 @@ class _Training:
 
     def _loss(self, student: nn.Module, samples: Samples) -> Tensor:
         pixels = torch.from_numpy(samples.pixels).to(self.job.device, non_blocking=True)
-        maps = self.predictor.net.teacher(self.predictor.images_of(pixels))
+        maps = self.predictor.net.teacher(self.predictor.model.images_of(pixels))
         rebuilt = student(maps)
         if self.config.loss == "plain":
             return distillation_loss(maps, rebuilt)

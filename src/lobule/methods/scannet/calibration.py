@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,11 +20,14 @@ from lobule.files import read_json, write_json
 from lobule.measures.calibration import Platt, fit_platt, reliability
 from lobule.results.folder import open_results
 from lobule.results.maps import MapReader
-from lobule.scanning.contract import Predictor, ScanOptions
+from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
 from lobule.training.patch_sampling import NEITHER, TUMOUR, SlidePositions
+
+if TYPE_CHECKING:
+    from lobule.methods.scannet.predictor import DensePredictor
 
 Floats = NDArray[np.float64]
 
@@ -109,7 +112,7 @@ class ValidationCells:
 
 
 def calibrate_cells(
-    predictor: Predictor,
+    predictor: DensePredictor,
     fingerprint: str,
     slides: Sequence[SlidePositions],
     tissue: TissueConfig | None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,13 @@ from lobule.scanning.contract import (
     EngineSettings,
     ImageSource,
     OpenCase,
-    Pass,
     ScanOptions,
-    Store,
-    map_pass,
+    Steps,
+    fill_map,
 )
-from lobule.scanning.device import activation_bytes, largest_cells, placed
-from lobule.slides.slide import open_slide
+from lobule.scanning.device import activation_bytes, dtype_of, largest_cells, placed, random_batch
+from lobule.scanning.map_findings import by_score
+from lobule.scanning.open_case import slide_images
 from lobule.stitch import Scores, State, States, overlay, reduce_map
 from lobule.units import Mpp
 
@@ -49,36 +49,31 @@ MAX_ANALYSED = 48_000_000
 """Maximum number of cells of a map in the search for findings; larger maps are first reduced by maximum."""
 
 
-class DensePredictor:
-    """Scans slides densely with an unpadded net."""
+@dataclass(frozen=True)
+class DenseMap:
+    """Key of a pass that fills a map of this stride."""
+
+    stride: int
+
+
+class DenseModel:
+    """An unpadded net that computes dense maps at every stride that it supports."""
 
     def __init__(
         self,
         config: Config,
         net: nn.Module,
         scaling: InputScaling,
-        forest: Forest | None = None,
-        calibration: CellCalibration | None = None,
+        calibration: CellCalibration | None,
+        has_forest: bool,
     ) -> None:
-        self.config, self.scaling, self.forest = config, scaling, forest
-        self.calibration = calibration
-        if calibration is not None:
-            # Refine the cells that would be refined without a calibration, and all cells of findings.
-            refined = float(calibration.from_uncalibrated(config.refine_above))
-            threshold = calibration.threshold
-            self.config = replace(config, threshold=threshold, refine_above=min(refined, threshold))
+        self.config, self.scaling, self.calibration = config, scaling, calibration
+        self.has_forest = has_forest
         self.net = net.eval()
         self.geometry = geometry_of(net)
-        self.classes = config.classes
         self._inference_net = for_inference(net)
         self._device_nets: dict[int, nn.Module] = {}
         self._engine = EngineSettings()
-
-    # -- the Predictor interface --------------------------------------------------------------------------
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        assert case.path is not None, "dense maps are made of slides"
-        return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         dense = self._dense(min(self._all_strides(options)))
@@ -102,74 +97,18 @@ class DensePredictor:
             stride: placed(self._dense(stride), engine) for stride in self._all_strides(options)
         }
 
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
-        stride = self._strides(options)[-1]
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[DenseMap, Batch]:
+        stride = self.strides(options)[-1]
         cells = min(engine.cells, 8) * self.geometry.stride // stride
         side = self._dense(stride).geometry.in_size(cells)
-        pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
-        return _pass_name(stride), Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
+        return DenseMap(stride), random_batch(engine, side, side)
 
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        config = replace(self.config, **case.options.settings)
-        lattice = case.images["slide"].lattice(mpp=config.mpp, upsample=case.options.upsample)
-        stride, *finer = self._strides(case.options)
-        tissue = case.tissue()
-
-        def on_tissue(grid: MapGrid) -> Cells:
-            return cells_by_centre(grid, tissue.mask, tissue.l0_step)
-
-        grid = self._grid(lattice, stride, case.engine)
-        required = on_tissue(grid)
-        coarse = yield map_pass(_pass_name(stride), grid, self.classes[1:], required, ~required)
-        assert isinstance(coarse, MapReader)
-        analysed, strides = analysed_map(coarse), {stride: int(required.sum())}
-        forest_map = analysed
-        forest = self._forest(case.options)
-        if forest is not None and stride != self._default_stride:
-            # The features are only comparable at the stride at which the forest was trained.
-            grid = self._grid(lattice, self._default_stride, case.engine)
-            required = on_tissue(grid)
-            uniform = yield map_pass(
-                f"score-s{self._default_stride}", grid, self.classes[1:], required, ~required
-            )
-            assert isinstance(uniform, MapReader)
-            forest_map = analysed_map(uniform)
-        for fine_stride in finer:
-            factor = stride // fine_stride
-            grid = self._grid(lattice, fine_stride, case.engine)
-            hot = worth_refining(coarse, config.refine_above)
-            required = hot.repeat(factor, 0).repeat(factor, 1)[: grid.rows, : grid.columns] & on_tissue(grid)
-            promise = _promise(coarse.scores(), grid, factor)
-            fine = yield map_pass(
-                _pass_name(fine_stride),
-                grid,
-                self.classes[1:],
-                required,
-                ~on_tissue(grid),
-                promise=promise,
-                go_on=lambda: case.seconds_left() > 0,
-            )
-            assert isinstance(fine, MapReader)
-            strides[fine_stride] = fine.counts()["scored"]
-            analysed = analysed_map(coarse, fine)
-        forest_score = None
-        if forest is not None:
-            scores, states = forest_map[:2]
-            if self.calibration is not None:
-                # The forest learned from uncalibrated maps.
-                scores = self.calibration.to_uncalibrated(scores).astype(np.float32)
-            forest_score = float(forest.probability(map_features(scores, states)[None])[0])
-        return self._result(config, analysed, strides, forest_score)
-
-    def forward(self, name: str, batch: Batch) -> dict[str, torch.Tensor]:
-        net = self._device_nets[int(name.rpartition("-s")[2])]
-        dtype = torch.bfloat16 if self._engine.precision == "bfloat16" else torch.float32
-        logits = net(self.scaling.apply(batch.pixels, dtype)).float()
+    def forward(self, key: DenseMap, batch: Batch) -> dict[str, torch.Tensor]:
+        net = self._device_nets[key.stride]
+        logits = net(self.scaling.apply(batch.pixels, dtype_of(self._engine))).float()
         if self.calibration is not None:
             return {"map": self.calibration.probabilities(logits)}
         return {"map": torch.softmax(logits, dim=1)[:, 1:]}
-
-    # -- strides and results ------------------------------------------------------------------------------
 
     def stride(self, options: ScanOptions) -> int:
         """The stride of a uniform map: the net's stride divided by a power of two."""
@@ -184,43 +123,117 @@ class DensePredictor:
             )
         return stride
 
-    def _dense(self, stride: int) -> DenseNet:
-        return densify(self._inference_net, self.geometry.stride // stride)
-
-    def _strides(self, options: ScanOptions) -> tuple[int, ...]:
-        """The strides of the passes of a scan, coarsest first."""
+    def strides(self, options: ScanOptions) -> tuple[int, ...]:
+        """The strides of the maps of a scan, coarsest first."""
         if not options.refine:
             return (self.stride(options),)
         fine = self.stride(replace(options, stride=options.stride or self.config.refine_stride))
         return tuple(dict.fromkeys((self.geometry.stride, fine)))
 
     @property
-    def _default_stride(self) -> int:
+    def default_stride(self) -> int:
         """The stride of a scan without options."""
         return self.stride(ScanOptions())
+
+    def uses_forest(self, options: ScanOptions) -> bool:
+        """Whether the forest scores slides in this scan. Otherwise the highest cell is the score."""
+        requested = options.settings.get("slide_score")
+        if requested == "forest" and not self.has_forest:
+            raise ConfigError(
+                "this bundle does not contain a forest for slide scores",
+                remedy="Train one with --set slide_score=forest",
+            )
+        return self.has_forest and requested != "max"
+
+    def _all_strides(self, options: ScanOptions) -> tuple[int, ...]:
+        """The strides of every pass that a scan may run."""
+        forest_strides = (self.default_stride,) if self.uses_forest(options) else ()
+        return tuple(dict.fromkeys((*self.strides(options), *forest_strides)))
+
+    def _dense(self, stride: int) -> DenseNet:
+        return densify(self._inference_net, self.geometry.stride // stride)
+
+
+class DensePredictor:
+    """Scans slides densely with an unpadded net."""
+
+    def __init__(
+        self,
+        config: Config,
+        net: nn.Module,
+        scaling: InputScaling,
+        forest: Forest | None = None,
+        calibration: CellCalibration | None = None,
+    ) -> None:
+        if calibration is not None:
+            # Refine the cells that would be refined without a calibration, and all cells of findings.
+            refined = float(calibration.from_uncalibrated(config.refine_above))
+            threshold = calibration.threshold
+            config = replace(config, threshold=threshold, refine_above=min(refined, threshold))
+        self.config, self.forest, self.calibration = config, forest, calibration
+        self.classes = config.classes
+        self.model = DenseModel(config, net, scaling, calibration, forest is not None)
+        self.geometry = self.model.geometry
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        return slide_images(case, options)
+
+    def steps(self, case: OpenCase) -> Steps[Result]:
+        config, options = replace(self.config, **case.options.settings), case.options
+        lattice = case.images["slide"].lattice(mpp=config.mpp, upsample=options.upsample)
+        stride, *finer = self.model.strides(options)
+        tissue = case.tissue()
+
+        def on_tissue(grid: MapGrid) -> Cells:
+            return cells_by_centre(grid, tissue.mask, tissue.l0_step)
+
+        grid = self._grid(lattice, stride, case.engine)
+        required = on_tissue(grid)
+        coarse = yield from fill_map(DenseMap(stride), _map_name(stride), grid, self.classes[1:], required)
+        analysed, strides = analysed_map(coarse), {stride: int(required.sum())}
+        forest_map = analysed
+        uses_forest = self.model.uses_forest(options)
+        if uses_forest and stride != (default := self.model.default_stride):
+            # The features are only comparable at the stride at which the forest was trained.
+            grid = self._grid(lattice, default, case.engine)
+            uniform = yield from fill_map(
+                DenseMap(default), f"score-s{default}", grid, self.classes[1:], on_tissue(grid)
+            )
+            forest_map = analysed_map(uniform)
+        for fine_stride in finer:
+            factor = stride // fine_stride
+            grid = self._grid(lattice, fine_stride, case.engine)
+            hot = worth_refining(coarse, config.refine_above)
+            required = hot.repeat(factor, 0).repeat(factor, 1)[: grid.rows, : grid.columns] & on_tissue(grid)
+            fine = yield from fill_map(
+                DenseMap(fine_stride),
+                _map_name(fine_stride),
+                grid,
+                self.classes[1:],
+                required,
+                ~on_tissue(grid),
+                promise=_promise(coarse.scores(), grid, factor),
+                go_on=lambda: case.seconds_left() > 0,
+            )
+            strides[fine_stride] = fine.counts()["scored"]
+            analysed = analysed_map(coarse, fine)
+        forest_score = self._forest_score(*forest_map[:2]) if uses_forest else None
+        return self._result(config, analysed, strides, forest_score)
 
     @property
     def calibration_stride(self) -> int:
         """The stride of a scan without options, or the net's stride if the net does not support that one."""
         try:
-            return self._default_stride
+            return self.model.default_stride
         except ConfigError:
             return self.geometry.stride
 
-    def _forest(self, options: ScanOptions) -> Forest | None:
-        """The forest that scores slides in this scan; None if the highest cell is the score."""
-        requested = options.settings.get("slide_score")
-        if requested == "forest" and self.forest is None:
-            raise ConfigError(
-                "this bundle does not contain a forest for slide scores",
-                remedy="Train one with --set slide_score=forest",
-            )
-        return None if requested == "max" else self.forest
-
-    def _all_strides(self, options: ScanOptions) -> tuple[int, ...]:
-        """The strides of every pass that a scan may run."""
-        forest_strides = () if self._forest(options) is None else (self._default_stride,)
-        return tuple(dict.fromkeys((*self._strides(options), *forest_strides)))
+    def _forest_score(self, scores: Scores, states: States) -> float:
+        assert self.forest is not None
+        if self.calibration is not None:
+            # The forest learned from uncalibrated maps.
+            scores = self.calibration.to_uncalibrated(scores).astype(np.float32)
+        return float(self.forest.probability(map_features(scores, states)[None])[0])
 
     def _grid(self, lattice: Any, stride: int, engine: EngineSettings) -> MapGrid:
         dense = self.geometry.dense(self.geometry.stride // stride)
@@ -246,7 +259,11 @@ class DensePredictor:
         if forest_score is not None:
             slide_scores = {self.classes[1]: forest_score}
             metadata |= {"slide_score": "forest", "highest": highest}
-        return Result(slide_scores, tuple(sorted(findings, key=lambda f: -f.score)), metadata=metadata)
+        return Result(slide_scores, by_score(findings), metadata=metadata)
+
+
+def _map_name(stride: int) -> str:
+    return f"map-s{stride}"
 
 
 def worth_refining(coarse: MapReader, above: float) -> Cells:
@@ -294,9 +311,7 @@ def analysed_map(coarse: MapReader, fine: MapReader | None = None) -> Analysed:
         rough = _read_reduced(coarse, max(1, factor // ratio))
         scores, states = overlay(rough, (scores, states), max(1, ratio // factor))
     l0 = (info.l0_stride[0] * factor, info.l0_stride[1] * factor)
-    um = info.um_stride
-    mpp = None if um is None else Mpp(um[0] / info.l0_stride[0], um[1] / info.l0_stride[1])
-    return scores, states, l0, mpp
+    return scores, states, l0, info.l0_mpp
 
 
 def _read_reduced(reader: MapReader, factor: int) -> tuple[Scores, States]:
@@ -322,10 +337,6 @@ def _promise(coarse: np.ndarray[Any, Any], grid: MapGrid, factor: int) -> np.nda
     padded[:height, :width] = coarse[:height, :width]
     blocks = padded.reshape(grid.field_rows, side, grid.field_columns, side)
     return np.asarray(blocks.max(axis=(1, 3)))
-
-
-def _pass_name(stride: int) -> str:
-    return f"map-s{stride}"
 
 
 def save(

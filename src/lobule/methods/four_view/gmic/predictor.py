@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +20,8 @@ from lobule.geometry import Box
 from lobule.methods.four_view.crop import Window
 from lobule.methods.four_view.gmic.config import Config
 from lobule.methods.four_view.images import BrokenView, ExamView, Heatmaps, InputView
-from lobule.methods.four_view.painting import heatmap_pass
-from lobule.methods.four_view.plan import PlannedImage, open_views, plan_images_separately, window_pass
+from lobule.methods.four_view.painting import CellMeans, fill_heatmap
+from lobule.methods.four_view.plan import PlannedImage, fill_windows, open_views, plan_images_separately
 from lobule.methods.four_view.predictor import cell_means
 from lobule.methods.four_view.scores import GRADES, breast_scores, image_metadata, scored_rows, views_note
 from lobule.nets.four_view import TARGETS
@@ -29,7 +29,7 @@ from lobule.nets.gmic import Gmic
 from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
 from lobule.results.tables import TableReader
-from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, Pass, ScanOptions, Store
+from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, ScanOptions, Steps
 from lobule.scanning.device import activation_bytes, largest_cells, placed
 
 HEADROOM = 2.0
@@ -54,26 +54,17 @@ class ViewOutputs:
     """(models, 2, rows, columns)"""
 
 
-class GmicPredictor:
-    """Predictor of one GMIC model, or of several whose scores are averaged."""
+@dataclass(frozen=True)
+class ViewScores:
+    """Key of a pass that computes saliency, regions and scores of windows with every model."""
 
-    classes = TARGETS
+
+class GmicModel:
+    """The models of a bundle."""
 
     def __init__(self, config: Config, nets: Sequence[Gmic]) -> None:
         self.config, self.nets = config, list(nets)
-        self._map_shape = _map_shape(self.nets[0], config.window)
         self._placed: list[nn.Module] = []
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        """Open the first image of every view that the exam has."""
-        if case.kind != "exam":
-            raise CaseError(
-                "this model reads exams only",
-                subject=case.path,
-                expected="a case with files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
-                actual=f"a case of kind {case.kind}",
-            )
-        return open_views(case, self.config.set(options.settings))
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         window_bytes = activation_bytes(self.nets[0].ds_net, *self.config.window, 1)
@@ -96,38 +87,14 @@ class GmicPredictor:
             model.ds_net = _WholeMap(model.ds_net)  # type: ignore[assignment]
             self._placed.append(placed(model, float32_engine))
 
-    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[str, Batch]:
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[ViewScores, Batch]:
         height, width = (min(SAMPLE_SIDE, length) for length in self.config.window)
         pixels = np.random.default_rng(0).standard_normal((engine.batch, height, width, 1), np.float32)
-        return "windows L-CC", Batch(torch.from_numpy(pixels).to(engine.device), {}, {})
+        return ViewScores(), Batch(torch.from_numpy(pixels).to(engine.device))
 
-    def steps(self, case: OpenCase) -> Generator[Pass, Store, Result]:
-        config = self.config.set(case.options.settings)
-        views: dict[str, ViewOutputs] = {}
-        findings: list[Finding] = []
-        for planned in plan_images_separately(case, config):
-            sources: dict[str, ImageSource] = {}
-            if isinstance(planned.image, ExamView):
-                sources[planned.name] = InputView(planned.image, config.window, None)
-            store = yield window_pass(f"windows {planned.name}", planned, config, sources)
-            assert isinstance(store, TableReader)
-            outputs = self._read_outputs(store)
-            if outputs is None or not isinstance(planned.image, ExamView):
-                continue
-            views[planned.image.view] = outputs
-            window = planned.windows[0]
-            layers, inside = saliency_layers(
-                outputs.saliency.mean(axis=0), window, planned.image.pixels.shape
-            )
-            yield heatmap_pass(f"saliency {planned.name}", planned, layers, config.map_cell, inside)
-            findings += region_findings(outputs, planned, config.region_px)
-        if not views:
-            raise ModelError("no view of the exam could be scored")
-        return build_result(views, case.images, findings)
-
-    def forward(self, name: str, batch: Batch) -> dict[str, Tensor]:
-        if name.startswith("saliency "):
-            return cell_means(batch.pixels, self.config.map_cell)
+    def forward(self, key: ViewScores | CellMeans, batch: Batch) -> dict[str, Tensor]:
+        if isinstance(key, CellMeans):
+            return cell_means(batch.pixels, key.cell)
         x = batch.pixels.permute(0, 3, 1, 2)
         outputs = [net(x) for net in self._placed]
         columns = ("scores", "global_scores", "local_scores", "attention", "corners", "saliency")
@@ -135,6 +102,51 @@ class GmicPredictor:
             column: torch.cat([getattr(output, column).float().flatten(1) for output in outputs], dim=1)
             for column in columns
         }
+
+
+class GmicPredictor:
+    """Predictor of one GMIC model, or of several whose scores are averaged."""
+
+    classes = TARGETS
+
+    def __init__(self, config: Config, nets: Sequence[Gmic]) -> None:
+        self.config, self.model = config, GmicModel(config, nets)
+        self._map_shape = _map_shape(nets[0], config.window)
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        """Open the first image of every view that the exam has."""
+        if case.kind != "exam":
+            raise CaseError(
+                "this model reads exams only",
+                subject=case.path,
+                expected="a case with files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
+                actual=f"a case of kind {case.kind}",
+            )
+        return open_views(case, self.config.set(options.settings))
+
+    def steps(self, case: OpenCase) -> Steps[Result]:
+        config = self.config.set(case.options.settings)
+        views: dict[str, ViewOutputs] = {}
+        findings: list[Finding] = []
+        for planned in plan_images_separately(case, config):
+            sources: dict[str, ImageSource] = {}
+            if isinstance(planned.image, ExamView):
+                sources[planned.name] = InputView(planned.image, config.window, None)
+            name = f"windows {planned.name}"
+            table = yield from fill_windows(ViewScores(), name, planned, config, sources)
+            outputs = self._read_outputs(table)
+            if outputs is None or not isinstance(planned.image, ExamView):
+                continue
+            views[planned.image.view] = outputs
+            window = planned.windows[0]
+            layers, inside = saliency_layers(
+                outputs.saliency.mean(axis=0), window, planned.image.pixels.shape
+            )
+            yield from fill_heatmap(f"saliency {planned.name}", planned, layers, config.map_cell, inside)
+            findings += region_findings(outputs, planned, config.region_px)
+        if not views:
+            raise ModelError("no view of the exam could be scored")
+        return build_result(views, case.images, findings)
 
     def _read_outputs(self, table: TableReader) -> ViewOutputs | None:
         """Read the only row of a view's table; None if the view failed."""
@@ -151,7 +163,7 @@ class GmicPredictor:
             rows = scored_rows(table, column)
             if 0 not in rows:
                 return None
-            columns[column] = rows[0].reshape(len(self.nets), *shape)
+            columns[column] = rows[0].reshape(len(self.model.nets), *shape)
         corners = np.rint(columns.pop("corners")).astype(np.int64)
         return ViewOutputs(corners=corners, **columns)
 
