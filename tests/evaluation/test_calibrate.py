@@ -16,9 +16,8 @@ from lobule.errors import BundleError, ConfigError, Leakage, UsageError
 from lobule.evaluation.calibrate import calibrate
 from lobule.measures.calibration import fit_from_dict
 from lobule.methods import load
-from lobule.nets.four_view import TARGETS
 from lobule.results import open_results
-from lobule.scanning.calibrated import calibrated
+from lobule.scanning.calibrated import CalibratedPredictor, calibrated
 from tests.methods.four_view.made_exams import exams
 from tests.methods.four_view.support import bundle_of, run
 
@@ -127,7 +126,7 @@ def test_calibrated_bundle_is_new_and_cannot_be_evaluated_on_calibration_patient
     assert platt.fingerprint != raw.fingerprint
     assert platt.files == raw.files
     assert set(platt.patients) == {patient_hash(case.patient) for case in labelled}
-    assert load(platt).classes == TARGETS
+    assert isinstance(load(platt), CalibratedPredictor)
     few = Cohort(labelled.cases[:2])
     run(platt.path, few, folder / "leaking")
     with pytest.raises(Leakage):

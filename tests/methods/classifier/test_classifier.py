@@ -107,7 +107,8 @@ def test_a_torchscript_file_needs_trust(
     scan(predictor, MODEL_INFO, cohort_of(slide), tmp_path / "bf16", options, bfloat16_machine)
     scores = open_results(tmp_path / "bf16").case_folder("one").maps["tiles"].read()[0]
     np.testing.assert_allclose(scores, tile_scores(model, pixels), atol=0.05)
-    assert all(p.dtype == torch.float32 for p in predictor.net.parameters())  # the original is unchanged
+    originals = predictor.model.net.parameters()
+    assert all(parameter.dtype == torch.float32 for parameter in originals)
 
 
 @pytest.mark.parametrize("name", ["timm:hf-hub:someone/model", "timm:local-dir:/tmp", "torchvision:"])

@@ -55,7 +55,7 @@ def test_published_classifier_is_converted(tmp_path: Path, variant: str) -> None
     loaded = load(read_bundle(tmp_path / "bundle"))
     for angle, trunk in (("CC", net.four_view_resnet.cc), ("MLO", net.four_view_resnet.mlo)):
         for key, tensor in trunk.state_dict().items():
-            assert torch.equal(loaded.trunks[angle].state_dict()[key], tensor), key
+            assert torch.equal(loaded.model.trunks[angle].state_dict()[key], tensor), key
     fc = "fc1_cc" if variant == "view_wise" else "fc1_rmlo"
     assert torch.equal(getattr(loaded.heads[0].net, fc).weight.float(), getattr(net, fc).weight)
 

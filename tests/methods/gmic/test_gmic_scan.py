@@ -178,7 +178,7 @@ def test_checkpoints_are_identified_and_their_tensors_checked(nets_and_bundle, t
     bundle = read_bundle(path)
     assert bundle.method == "gmic" and bundle.config["top_shares"] == [TOP_SHARES[0], TOP_SHARES[3]]
     loaded = load(bundle)
-    for loaded_net, net in zip(loaded.nets, nets, strict=True):
+    for loaded_net, net in zip(loaded.model.nets, nets, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(loaded_net.parameters(), net.parameters(), strict=True))
     combined = convert([path, path], tmp_path / "four")
     assert len(combined.config["top_shares"]) == 4
