@@ -98,4 +98,4 @@ def test_replaced_encoder_is_refused(bundle: Bundle, tmp_path: Path) -> None:
         _ = predictor.model.encoder
     changed = {**bundle.config, "encoding": {**bundle.config["encoding"], "hash": "sha256:0"}}
     with pytest.raises(BundleError, match="not the one that computed its training features"):
-        _ = load(replace(bundle, config=changed))._encoder
+        _ = load(replace(bundle, config=changed)).model.encoder
