@@ -182,7 +182,7 @@ class _Training:
         return _stream(self.config, self.job, pool, patch_pools.VALIDATION, batches)
 
     def _score(self, samples: Samples) -> Tensor:
-        return self.predictor.patch_scores(torch.from_numpy(samples.pixels).to(self.job.device))
+        return self.predictor.model.patch_scores(torch.from_numpy(samples.pixels).to(self.job.device))
 
     def calibrate_and_save(self, budget: PatchBudget, validation: Pool | None, report: FitReport) -> Bundle:
         config, job, predictor = self.config, self.job, self.predictor
