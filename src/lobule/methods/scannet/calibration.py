@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +20,11 @@ from lobule.files import read_json, write_json
 from lobule.measures.calibration import Platt, fit_platt, reliability
 from lobule.results.folder import open_results
 from lobule.results.maps import MapReader
-from lobule.scanning.contract import ScanOptions
+from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
 from lobule.training.patch_sampling import NEITHER, TUMOUR, SlidePositions
-
-if TYPE_CHECKING:
-    from lobule.methods.scannet.predictor import DensePredictor
 
 Floats = NDArray[np.float64]
 
@@ -112,7 +109,7 @@ class ValidationCells:
 
 
 def calibrate_cells(
-    predictor: DensePredictor,
+    predictor: Predictor,
     fingerprint: str,
     slides: Sequence[SlidePositions],
     tissue: TissueConfig | None,
@@ -135,7 +132,7 @@ def calibrate_cells(
         bundle_metadata = {
             "method": "scannet",
             "fingerprint": fingerprint,
-            "classes": list(predictor.classes),
+            "classes": [],
         }
         results = folder / "scan"
         options = ScanOptions(stride=stride, tissue=tissue)
