@@ -147,51 +147,46 @@ def fit(
         ModelError: The loss, the weights or the score became NaN or infinite.
         ResultsError: The checkpoint is damaged, or belongs to a training with other options.
     """
-    shown_progress, all_ranks = progress or FitProgress(), ranks or Ranks()
     if torch.device(options.device).type == "cpu":
         keep_freed_memory()
-    training_run = _Run(
-        module, loss, batches, options, Path(folder), groups, validate, shown_progress, all_ranks
-    )
+    run = _Run(
+        module, loss, batches, options, make_folder(folder), groups, validate, progress or FitProgress(),
+        ranks or Ranks(), make_optimiser(options, groups), options.replicas,
+    )  # fmt: skip
+    run.progress.steps = options.steps
     try:
-        training_run.resume()
-        while not training_run.state.done:
-            training_run.advance()
-        return training_run.finish()
+        run.resume()
+        while not run.state.done:
+            run.advance()
+        return run.finish()
     finally:
-        training_run.close()
+        run.close()
         return_freed_memory()
 
 
+@dataclass(eq=False)
 class _Run:
-    """One run of the training loop: its state, and the operations that change it."""
+    """One run of the training loop: its inputs, its state, and the operations that change it."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        loss: Callable[[nn.Module, Any], Tensor],
-        batches: Batches[Any],
-        options: FitOptions,
-        folder: Path,
-        groups: Sequence[Group],
-        validate: Callable[[nn.Module], float] | None,
-        progress: FitProgress,
-        ranks: Ranks,
-    ) -> None:
-        self.module, self.loss, self.batches, self.options = module, loss, batches, options
-        self.folder, self.validate, self.progress = make_folder(folder), validate, progress
-        self.ranks = ranks
-        self.rates = [group.rate for group in groups]
-        self.optimiser = make_optimiser(options, groups)
-        self.state = _State()
-        self.best: dict[str, Tensor] = {}
-        self.log_lines: list[str] = []
-        self.replicas = options.replicas
-        self._replicas: Replicas | None = None
-        self._event_file: EventFile | None = None
-        self._losses: list[Tensor] = []
-        self._start_time, self._start_step = time.monotonic(), 0
-        progress.steps = options.steps
+    module: nn.Module
+    loss: Callable[[nn.Module, Any], Tensor]
+    batches: Batches[Any]
+    options: FitOptions
+    folder: Path
+    groups: Sequence[Group]
+    validate: Callable[[nn.Module], float] | None
+    progress: FitProgress
+    ranks: Ranks
+    optimiser: torch.optim.Optimizer
+    replica_count: int
+    state: _State = field(default_factory=_State)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    log_lines: list[str] = field(default_factory=list)
+    _replicas: Replicas | None = None
+    _event_file: EventFile | None = None
+    _losses: list[Tensor] = field(default_factory=list)
+    _start_time: float = field(default_factory=time.monotonic)
+    _start_step: int = 0
 
     # -- a step -------------------------------------------------------------------------------------------
 
@@ -199,8 +194,8 @@ class _Run:
         """Run one step of the optimiser, then log, evaluate and save a checkpoint if they are due."""
         options, state = self.options, self.state
         self.module.train()
-        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * state.scale * schedule_factor(options, state.step)
+        for optimised, group in zip(self.optimiser.param_groups, self.groups, strict=True):
+            optimised["lr"] = group.rate * state.scale * schedule_factor(options, state.step)
         assert self._replicas is not None
         # `gradients` sets the gradients of the parameters and returns the loss.
         self._losses.append(self._replicas.gradients(self._micro_batches(), self._compute))
@@ -230,7 +225,7 @@ class _Run:
     def _micro_batches(self) -> list[MicroBatch]:
         """Read the batches of one step, and divide them if there are more replicas than batches."""
         batch_count = self.options.accumulate
-        pieces_per_batch = -(-self.replicas // batch_count)
+        pieces_per_batch = -(-self.replica_count // batch_count)
         weighted_items: list[tuple[Any, float]] = []
         for _ in range(batch_count):
             batch = next(self.batches)
@@ -327,7 +322,7 @@ class _Run:
             tensors |= {f"moments/{number}/{k}": v for k, v in moments.items() if isinstance(v, Tensor)}
         contents = {
             "options": fixed_options(self.options),
-            "replicas": self.replicas,
+            "replicas": self.replica_count,
             "loop": asdict(self.state),
             "batches": self.batches.state(),
         }
@@ -341,7 +336,9 @@ class _Run:
         checkpoint = read_checkpoint(self.folder)
         if checkpoint is not None:
             self._restore(checkpoint)
-        self._replicas = Replicas(self.module, self.replicas, max(1, available_cores() // self.replicas))
+        self._replicas = Replicas(
+            self.module, self.replica_count, max(1, available_cores() // self.replica_count)
+        )
         if self.ranks.first and not self.state.done:
             self._event_file = EventFile.opened(self.folder, self.state.step)
 
@@ -363,7 +360,7 @@ class _Run:
                 # Sums depend on the memory layout, so the restored moments get the layout of the parameter.
                 moment = value if name == "step" else torch.empty_like(parameter).copy_(value)
                 self.optimiser.state[parameter][name] = moment
-        self.replicas = int(checkpoint.contents["replicas"])
+        self.replica_count = int(checkpoint.contents["replicas"])
         self.batches.restore(checkpoint.contents["batches"])
         log_lines = (self.folder / LOG).read_text("utf-8").splitlines(keepends=True)[1:]
         self.log_lines = [line for line in log_lines if int(line.partition(",")[0]) <= self.state.step]

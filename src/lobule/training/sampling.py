@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import pairwise
 from multiprocessing import get_context
 from typing import Any
@@ -139,15 +139,20 @@ def draw_fixed(fixed: FixedPositions, seed: int, index: int, attempt: int) -> Dr
     return Draw(int(fixed.slides[number]), int(fixed.labels[number]), float(x), float(y))
 
 
+@dataclass(eq=False)
 class Sampler:
-    """Draws and reads samples for one worker, with its own open slides."""
+    """Draws and reads samples for one worker, with separately opened slides."""
 
-    def __init__(
-        self, pool: Pool, config: SampleConfig, seed: int, round_: int, failures: Mapping[int, str]
-    ) -> None:
-        self.pool, self.config, self.seed, self.round = pool, config, seed, round_
-        self.failures = dict(failures)
-        self._open: OrderedDict[int, tuple[Slide, Lattice]] = OrderedDict()
+    pool: Pool
+    config: SampleConfig
+    seed: int
+    round_: int
+    failures: dict[int, str]
+    """For slides by number that are not read any more, the cause."""
+    _open: OrderedDict[int, tuple[Slide, Lattice]] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self.failures = dict(self.failures)  # Workers do not share what they find.
 
     def batch(self, first: int, size: int) -> Samples:
         samples = [self.sample(index) for index in range(first, first + size)]
@@ -158,7 +163,7 @@ class Sampler:
     def sample(self, index: int) -> tuple[RGB, Draw]:
         """Return the augmented patch of a sample, and its slide, position and class."""
         for attempt in range(ATTEMPTS):
-            rng = np.random.default_rng([self.seed, self.round, index, attempt])
+            rng = np.random.default_rng([self.seed, self.round_, index, attempt])
             chosen = self._choose(index, attempt, rng)
             if chosen is None or chosen.slide in self.failures:
                 continue
@@ -232,50 +237,43 @@ class Sampler:
 # -- the stream ---------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class SampleStream:
-    """Batches in order, prepared in advance by threads or processes.
+    """Batches in order, prepared in advance by threads or processes."""
 
-    Args:
-        pool: The positions to draw from.
-        config: Settings for drawing and reading.
-        batch: Samples per batch, over all ranks.
-        seed: Seed of all random choices.
-        round_: Number of the round, which changes the samples.
-        batches: Number of batches; None is endless.
-        workers: Number of threads or processes.
-        processes: Whether workers are processes.
-        ahead: Number of batches to prepare in advance.
-        share: (rank, ranks); each rank gets an equal share of every batch.
-    """
+    pool: Pool
+    """The positions to draw from."""
+    config: SampleConfig
+    batch: int
+    """Samples per batch, over all ranks."""
+    _: KW_ONLY
+    seed: int
+    round_: int = 0
+    """Number of the round, which changes the samples."""
+    batches: int | None = None
+    """Number of batches; None is endless."""
+    workers: int = 1
+    """Number of threads or processes."""
+    processes: bool = False
+    """Whether workers are processes."""
+    ahead: int = 4
+    """Number of batches to prepare in advance."""
+    share: tuple[int, int] = (0, 1)
+    """(rank, ranks); each rank gets an equal share of every batch."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """For slides by number that turned out to be unreadable, the cause."""
+    _next: int = 0
+    _waiting: deque[Future[Samples]] = field(default_factory=deque)
+    _executor: Executor | None = None
+    _samplers: list[Sampler] = field(default_factory=list)
+    """The samplers of threads; those of processes end with their process."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        config: SampleConfig,
-        batch: int,
-        *,
-        seed: int,
-        round_: int = 0,
-        batches: int | None = None,
-        workers: int = 1,
-        processes: bool = False,
-        ahead: int = 4,
-        share: tuple[int, int] = (0, 1),
-    ) -> None:
-        self.pool, self.config, self.batch = pool, config, batch
-        self.seed, self.round, self.batches = seed, round_, batches
-        self.workers, self.processes, self.ahead, self.share = workers, processes, ahead, share
-        if batch % share[1]:
+    def __post_init__(self) -> None:
+        if self.batch % self.share[1]:
             raise ConfigError(
-                f"a batch of {batch} cannot be shared by {share[1]} processes",
-                expected=f"a multiple of {share[1]}",
+                f"a batch of {self.batch} cannot be shared by {self.share[1]} processes",
+                expected=f"a multiple of {self.share[1]}",
             )
-        self.failures: dict[int, str] = {}
-        """For slides by number that turned out to be unreadable, the cause."""
-        self._next = 0
-        self._waiting: deque[Future[Samples]] = deque()
-        self._executor: Executor | None = None
-        self._crew: _Crew | None = None
 
     def __enter__(self) -> SampleStream:
         return self
@@ -308,7 +306,7 @@ class SampleStream:
         lost_slides = {self.pool.slides[number].case.id: why for number, why in sorted(self.failures.items())}
         return {
             "seed": self.seed,
-            "round": self.round,
+            "round": self.round_,
             "batch": self.batch,
             "next": self._next,
             "lost": lost_slides,
@@ -316,7 +314,7 @@ class SampleStream:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue at a position that `state` returned."""
-        expected = {"seed": self.seed, "round": self.round, "batch": self.batch}
+        expected = {"seed": self.seed, "round": self.round_, "batch": self.batch}
         stored = {name: state[name] for name in expected}
         if stored != expected:
             raise ConfigError(
@@ -333,65 +331,41 @@ class SampleStream:
         """Stop the workers. Batches prepared in advance are discarded; they can be computed again."""
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
-        if self._crew is not None:
-            self._crew.close()
+        for sampler in self._samplers:
+            sampler.close()
+        self._samplers.clear()
         self._waiting.clear()
-        self._executor = self._crew = None
+        self._executor = None
 
     def _fill(self) -> None:
         if self._executor is None:
-            self._start()
-        assert self._executor is not None
-        work = _process_batch if self._crew is None else self._crew.batch
+            self._executor = self._start()
         rank, ranks = self.share
+        share_size = self.batch // ranks
         while len(self._waiting) < max(1, self.ahead):
             turn = self._next + len(self._waiting)
             if self.batches is not None and turn >= self.batches:
                 break
-            share_size = self.batch // ranks
-            self._waiting.append(
-                self._executor.submit(work, turn * self.batch + rank * share_size, share_size)
-            )
+            first = turn * self.batch + rank * share_size
+            self._waiting.append(self._executor.submit(_draw_batch, first, share_size))
 
-    def _start(self) -> None:
-        make = (self.pool, self.config, self.seed, self.round, dict(self.failures))
+    def _start(self) -> Executor:
+        arguments = (self._samplers, self.pool, self.config, self.seed, self.round_, dict(self.failures))
         if not self.processes:
-            self._crew = _Crew(make)
-            self._executor = ThreadPoolExecutor(self.workers, thread_name_prefix="sample")
-            return
+            return ThreadPoolExecutor(self.workers, "sample", _begin_worker, arguments)
         # Processes are spawned, because torch's threads do not survive a fork.
-        self._executor = ProcessPoolExecutor(
-            self.workers, mp_context=get_context("spawn"), initializer=_begin_process, initargs=make
-        )
+        return ProcessPoolExecutor(self.workers, get_context("spawn"), _begin_worker, arguments)
 
 
-class _Crew:
-    """One sampler for each thread."""
-
-    def __init__(self, make: tuple[Any, ...]) -> None:
-        self._make = make
-        self._thread_local = threading.local()
-        self._all: list[Sampler] = []
-
-    def batch(self, first: int, size: int) -> Samples:
-        sampler: Sampler | None = getattr(self._thread_local, "sampler", None)
-        if sampler is None:
-            sampler = self._thread_local.sampler = Sampler(*self._make)
-            self._all.append(sampler)
-        return sampler.batch(first, size)
-
-    def close(self) -> None:
-        for sampler in self._all:
-            sampler.close()
+_worker = threading.local()
+"""The sampler of each worker, which is a thread or the only thread of a process."""
 
 
-_OF_PROCESS: list[Sampler] = []
-"""The sampler of a worker process; empty in the process that trains."""
+def _begin_worker(samplers: list[Sampler], *arguments: Any) -> None:
+    _worker.sampler = Sampler(*arguments)
+    samplers.append(_worker.sampler)
 
 
-def _begin_process(*make: Any) -> None:
-    _OF_PROCESS.append(Sampler(*make))
-
-
-def _process_batch(first: int, size: int) -> Samples:
-    return _OF_PROCESS[0].batch(first, size)
+def _draw_batch(first: int, size: int) -> Samples:
+    samples: Samples = _worker.sampler.batch(first, size)
+    return samples
