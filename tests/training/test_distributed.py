@@ -46,7 +46,7 @@ def test_two_processes_learn_the_same_as_one(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("val auc") == 1

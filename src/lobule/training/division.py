@@ -155,7 +155,7 @@ def grouped_folds(
     fold_of_case = np.zeros(len(groups), np.intp)
     splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # A class with fewer cases than folds is absent from some folds, which is no problem.
+        # scikit-learn warns about classes with fewer cases than folds. They may be absent from a fold.
         warnings.simplefilter("ignore", UserWarning)
         for fold, (_, rows) in enumerate(splits.split(classes, classes, groups)):
             if not len(rows):

@@ -151,7 +151,7 @@ def _check_settings(
         raise ResultsError(
             "a training has begun here",
             subject=bundle.parent,
-            remedy="Continue it with --resume, or start over with --fresh",
+            remedy="Continue it with resume=True, or start over with fresh=True",
         )
     # Settings that did not exist in an earlier version had the effect of today's default.
     before = _with_defaults(read_json(settings_path), {"config": type(config)().to_dict()})
