@@ -44,11 +44,9 @@ LEARNED_FROM = "described.json"
 """File that records the descriptors and images (by content) from which the models of a training learn."""
 
 
-def split_for_training(
-    cohort: Cohort, val: str | None, seed: int, kinds: tuple[Kind, ...] = KINDS
-) -> TrainingSplit:
+def split_for_training(cohort: Cohort, val: str | None, seed: int) -> TrainingSplit:
     """The labelled cases of the split 'train'. No case is held out, because the folds validate."""
-    training = training_split(cohort, None, seed, kinds).train
+    training = training_split(cohort, None, seed, KINDS).train
     labelled = training.where(lambda case: case.label is not None)
     notes = ["cross-validation validates: no case is held out for it"]
     if val is not None and cohort.splits() and len(cohort.split(val)):
