@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import lobule
 
@@ -14,24 +17,14 @@ SOURCE = Path(lobule.__file__).parent
 ORDER: list[list[str]] = [
     ["units", "errors", "geometry", "settings", "allocator"],
     ["resize", "tissue", "color", "grid", "stitch", "findings", "augment", "nets", "losses", "measures"],
-    [
-        "files",
-        "cohort",
-        "slides",
-        "mammograms",
-        "annotations",
-        "phantoms",
-        "bundles",
-        "results",
-        "reviews",
-        "features",
-    ],
+    ["files", "cohort", "slides", "mammograms", "annotations", "phantoms", "bundles", "results", "reviews",
+     "features"],
     ["scanning", "training"],
     ["methods"],
-    ["cluster", "exports", "report", "server", "evaluation"],
+    ["server", "evaluation"],
     ["api", "budget", "cli"],
     ["testing"],
-]
+]  # fmt: skip
 """The packages of `lobule` in rows, from the basic types down to the command line and the conformance suites.
 
 A package may import packages of earlier rows, and those that are listed before it in its own row.
@@ -43,14 +36,13 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
     "wsidicom": {"slides/dicom.py"},
     "pydicom": {"mammograms/dicom.py", "mammograms/dicom_look.py", "slides/dicom_series.py"},
     "h5py": {"mammograms/heatmaps.py", "features/hdf5.py"},
-    "ray": {"cluster.py"},
 }
-"""File-reading libraries and the files that may import them; phantoms and exports write with them too."""
+"""File-reading libraries and the files that may import them. Phantoms write with them, too."""
 
 NO_TORCH = {
     "units", "errors", "geometry", "settings", "allocator", "resize", "tissue", "color", "grid", "findings",
     "measures", "files", "cohort", "slides", "mammograms", "annotations", "phantoms", "results", "reviews",
-    "features", "server", "report", "exports", "evaluation", "cli",
+    "features", "server", "evaluation", "cli",
 }  # fmt: skip
 
 
@@ -95,6 +87,25 @@ def imports_of_lobule(path: Path, names: dict[str, Path]) -> set[str]:
     return imported
 
 
+def test_the_lists_name_only_what_exists() -> None:
+    listed = {name for row in ORDER for name in row}
+    packages = {name.split(".")[0] for name in module_names() if name and name != "__main__"}
+    assert listed == packages
+    assert packages >= NO_TORCH
+    for homes in HOME_OF_LIBRARY.values():
+        assert all((SOURCE / home).is_file() for home in homes), homes
+
+
+def test_the_architecture_page_lists_every_package() -> None:
+    page = SOURCE.parents[1] / "docs" / "architecture.md"
+    if not page.exists():
+        pytest.skip("the documentation is not beside the source")
+    table = re.search(r"## Layers\n(.*?)\n`import lobule`", page.read_text("utf-8"), re.DOTALL)
+    assert table is not None
+    listed = set(re.findall(r"`([a-z]+)`", table[1]))
+    assert {name for row in ORDER for name in row} <= listed
+
+
 def test_a_file_imports_only_from_above() -> None:
     names = module_names()
     wrong = []
@@ -110,7 +121,7 @@ def test_a_file_imports_only_from_above() -> None:
                 ours, its = module.split(".")[1:2], other.split(".")[1:2]
                 if its and ours != its:
                     wrong.append(f"method {module} imports method {other}")
-            if mine in ("server", "report") and theirs == "methods":
+            if mine == "server" and theirs == "methods":
                 wrong.append(f"{module} imports {other}: finished results are served without methods")
     assert not wrong, "\n".join(wrong)
 
@@ -141,11 +152,7 @@ def test_each_file_reading_library_has_one_home() -> None:
         relative_path = path.relative_to(SOURCE).as_posix()
         for library, homes in HOME_OF_LIBRARY.items():
             used = any(name == library or name.startswith(library + ".") for name in imports_of(path))
-            if (
-                used
-                and relative_path not in homes
-                and not relative_path.startswith(("phantoms/", "exports/"))
-            ):
+            if used and relative_path not in homes and not relative_path.startswith("phantoms/"):
                 wrong.append(f"{relative_path} imports {library}; only {', '.join(sorted(homes))} may")
     assert not wrong, "\n".join(wrong)
 

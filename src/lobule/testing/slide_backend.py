@@ -30,10 +30,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lobule.errors import ConfigError, FinerThanSlide, MissingMpp
 from lobule.geometry import Box, Size
@@ -99,7 +101,7 @@ class BackendConformance:
             step_x, step_y = slide.steps(index)
             assert abs(slide.size.width / step_x - level.size.width) < 1
             assert abs(slide.size.height / step_y - level.size.height) < 1
-        assert slide.steps(0) == (1, 1)
+        assert slide.steps(0) == (Fraction(1), Fraction(1))
 
     def test_format_and_properties_are_text(self, slide: Slide) -> None:
         assert slide.format
@@ -276,7 +278,8 @@ def cut(pixels: RGB, box: Box) -> RGB:
     return pixels[box.y : box.bottom, box.x : box.right]
 
 
-def block_means(pixels: RGB, side: int) -> np.ndarray:
+def block_means(pixels: RGB, side: int) -> NDArray[np.float64]:
     height, width = (length // side * side for length in pixels.shape[:2])
     blocks = pixels[:height, :width].reshape(height // side, side, width // side, side, 3)
-    return blocks.mean(axis=(1, 3))
+    means: NDArray[np.float64] = blocks.mean(axis=(1, 3))
+    return means
