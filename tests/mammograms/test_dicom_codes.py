@@ -88,7 +88,7 @@ def test_storage_classes(tmp_path, sop_class):
         "synthesised",
         "8-bit",
     ]
-    required_override = ONLY_IF_ALLOWED.get(sop_class)
+    required_override: Override | None = ONLY_IF_ALLOWED.get(sop_class)
     assert ("class" in refusals(examine_dicom(path, allow=overrides))) == (sop_class in NEVER)
     if required_override is None:
         assert NEVER[sop_class] in refusals(examine_dicom(path))["class"]

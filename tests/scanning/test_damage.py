@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_case_without_a_scored_field_fails_and_has_no_score(
 
 CUT = '{"1":'
 SHORT = '{"format": "lobule-result/2", "status": "complete"}'
-VALID_RESULT = {
+VALID_RESULT: dict[str, Any] = {
     "format": "lobule-result/2", "status": "complete", "scores": {}, "maps": [], "findings": {"count": 0},
     "notes": [], "error": None,
 }  # fmt: skip

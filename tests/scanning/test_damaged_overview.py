@@ -10,6 +10,7 @@ import tifffile
 
 from lobule.cohort import Case, Cohort
 from lobule.results import open_results
+from lobule.results.folder import CaseFolder
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.open_case import tissue_of
 from lobule.scanning.scan import scan
@@ -59,7 +60,7 @@ def write_damaged(path: Path, levels: list[np.ndarray], damage: dict[int, list[i
     return path
 
 
-def scanned(path: Path, out: Path) -> tuple[dict[str, int], object]:
+def scanned(path: Path, out: Path) -> tuple[dict[str, int], CaseFolder]:
     case = Case("one", "p", "slide", str(path), mpp=2.0)
     report = scan(MeanPredictor(), BUNDLE, Cohort((case,)), out, ScanOptions(), SMALL)
     return dict(report.counts), open_results(out).case_folder("one")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,7 @@ def test_plain_image_above_the_limit_fails_and_states_the_needed_memory(tmp_path
 PEAK = """
 import sys
 from pathlib import Path
+from typing import Any
 from lobule.geometry import Box
 from lobule.slides import open_slide
 import imagecodecs, PIL.Image, simplejpeg
@@ -141,7 +143,9 @@ def test_large_tiles_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("lobule.slides.tiff.LARGE_TILE_PIXELS", 1000)
     from lobule.slides import tiff
 
-    decode_tile, inside, at_once = tiff.decode_tile, [], []
+    decode_tile: Any = vars(tiff)["decode_tile"]
+    inside: list[int] = []
+    at_once: list[int] = []
 
     def watched(*arguments: object) -> object:
         inside.append(1)

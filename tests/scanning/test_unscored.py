@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lobule.cli.scan import as_text
+from lobule.cli.base import format_fields
+from lobule.cli.running import report_lines
 from lobule.cohort import Case, Cohort
 from lobule.errors import NothingToScore
 from lobule.evaluation.evaluate import evaluate_source
@@ -153,7 +154,7 @@ def test_unscored_cases_are_listed_everywhere(cohort: Cohort, tmp_path: Path) ->
     assert rows["blank"]["status"] == "unscored"
     assert rows["blank"]["mean"] == rows["blank"]["error"] == ""
     assert rows["blank"]["note"] == "Nothing was scored: no tissue was found."
-    text = as_text(report)
+    text = format_fields(report_lines(report, None))
     assert "unscored blank" in text
     assert "--retry-failed" not in text
 

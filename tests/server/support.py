@@ -79,10 +79,11 @@ def write_jpeg_slide(path: Path, levels: list[NDArray[np.uint8]], *, rgb: bool =
 
 def _encoded(pixels: NDArray[np.uint8], rgb: bool) -> bytes:
     stored = "RGB" if rgb else "YCBCR"
-    stream: bytes = imagecodecs.jpeg8_encode(
-        np.ascontiguousarray(pixels), level=92, colorspace="RGB", outcolorspace=stored, subsampling="444"
+    return bytes(
+        imagecodecs.jpeg8_encode(
+            np.ascontiguousarray(pixels), level=92, colorspace="RGB", outcolorspace=stored, subsampling="444"
+        )
     )
-    return stream
 
 
 def _split(stream: bytes) -> tuple[bytes, bytes]:

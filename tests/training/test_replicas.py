@@ -66,7 +66,7 @@ def test_gradients_are_those_of_the_whole_batch(count: int, edges: tuple[int, ..
         torch.testing.assert_close(gradients(module), expected)
     with torch.no_grad():  # a step on the module's weights is a step on the replicas'
         for parameter in (*module.parameters(), *reference.parameters()):
-            parameter -= 0.1
+            parameter.sub_(0.1)
     torch.testing.assert_close(
         replicas.gradients(micro_batches(*edges), loss_of), loss_of(reference, X).detach()
     )

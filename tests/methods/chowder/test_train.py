@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from lobule.bundles import Bundle, patient_hash, read_bundle
-from lobule.cli.scan import as_text
+from lobule.cli.scan import _work
 from lobule.cohort import Cohort
 from lobule.errors import BundleError, ConfigError, Leakage, UsageError
 from lobule.features import open_features
@@ -145,8 +145,8 @@ def test_bags_of_any_size_are_scanned(trained: Bundle, tmp_path: Path) -> None:
     assert "no tile" in report.unscored[unseen.cases[0].id]
     assert report.counters.pixels_done == 0
     assert report.counters.rows_done >= 1 + 10 + 19 + 20
-    assert f"{report.counters.rows_done:,} rows" in as_text(report)
-    assert "Mpixel" not in as_text(report)
+    work = _work(report)
+    assert work is not None and f"{report.counters.rows_done:,} rows" in work[1] and "Mpixel" not in work[1]
     for case, count in zip(unseen, (0, 1, 10, 19, 20), strict=True):
         result = results.case_folder(case.id).result
         assert result is not None
