@@ -14,6 +14,7 @@ from PIL import Image
 
 from lobule.cli import ABOUT, COMMANDS
 from lobule.cli.base import Command, LazyGroup
+from lobule.methods import METHODS
 from tests.cli.conftest import Lobule
 
 SMALLER = {"lobule demo": ["--side", "1024"]}
@@ -158,3 +159,111 @@ def test_cohort_command_summarises_the_manifest(lobule: Lobule) -> None:
     missing = lobule("cohort", "nowhere", "--from", "folder", "--out", "q.csv")
     assert missing.status == 1
     assert "no such folder" in missing.err
+
+
+# -- methods ------------------------------------------------------------------------------------------------
+
+
+def test_methods_lists_methods_and_presets(lobule: Lobule) -> None:
+    methods = {method["name"]: method for method in json.loads(lobule("methods", "--json").out)["methods"]}
+    assert set(methods) == set(METHODS)
+    assert methods["weldon"]["preset"] == {"model": "weldon"}
+    assert not methods["gmic"]["is_trained"]
+    assert "Preset: model=weldon" in lobule("methods").out
+
+
+def test_methods_explains_every_setting_of_a_method(lobule: Lobule) -> None:
+    data = json.loads(lobule("methods", "reverse-distillation", "--json").out)
+    settings = {setting["name"]: setting for setting in data["settings"]}
+    assert settings["stride"] == {
+        "name": "stride",
+        "type": "whole number",
+        "default": 64,
+        "required": False,
+        "meaning": "Pixels per map cell, unless a scan sets another stride.",
+        "scan": False,
+    }
+    assert settings["form"]["scan"] and settings["augment.hue"]["default"] == 0.02
+    text = lobule("methods", "weldon").out
+    assert "weldon (chowder | modern | weldon" in text
+    assert "Number of highest and of lowest tile scores that are used." in text
+    wrong = lobule("methods", "scanet")
+    assert wrong.status == 2
+    assert "Did you mean 'scannet'" in wrong.err
+
+
+# -- features -----------------------------------------------------------------------------------------------
+
+
+def test_features_resume_and_start_over_with_fresh(lobule: Lobule, workspace: Path) -> None:
+    arguments = ["features", "slide.tif", "--backbone", "lobule:tiny", "--weights", "random", "--out", "F"]
+    arguments += ["--mpp", "4", "--tile", "64", "--device", "cpu"]
+    first = lobule(*arguments)
+    assert first.status == 0, first.err
+    (file,) = [path for path in (workspace / "F").rglob("*.h5") if "features_" in path.parent.name]
+    inode = file.stat().st_ino
+    assert lobule(*arguments).status == 0
+    assert file.stat().st_ino == inode
+    other = [*arguments, "--dtype", "float32"]
+    refused = lobule(*other)
+    assert refused.status == 1
+    assert "another dtype" in refused.err
+    (workspace / "F" / "mine.txt").write_text("not written by Lobule")
+    assert lobule(*other, "--fresh").status == 0
+    assert json.loads((workspace / "F" / "features.json").read_text())["dtype"] == "float32"
+    assert (workspace / "F" / "mine.txt").exists()
+    (workspace / "elsewhere").mkdir()
+    (workspace / "elsewhere" / "h5_files").mkdir()
+    (workspace / "elsewhere" / "h5_files" / "a.h5").touch()
+    arguments[arguments.index("F")] = "elsewhere"
+    lobule(*arguments, "--fresh")
+    assert (workspace / "elsewhere" / "h5_files" / "a.h5").exists()
+
+
+# -- scan and train: dry runs -------------------------------------------------------------------------------
+
+
+def test_a_dry_run_of_a_scan_shows_what_its_settings_resolve_to(lobule: Lobule) -> None:
+    scan = ["scan", "BUNDLE", "slide.tif", "--out", "R", "--dry-run"]
+    data = json.loads(lobule(*scan, "--json", "--set", "threshold=0.7").out)
+    assert data["settings"]["threshold"] == 0.7
+    assert data["settings"]["findings"] == "components"
+    assert data["settings"]["stride"] > 0
+    assert json.loads(lobule(*scan, "--json", "--stride", "4").out)["settings"]["stride"] == 4
+    for wrong, message in (
+        (["--set", "trunk=x"], "'trunk' cannot be set"),
+        (["--set", "threshold=x"], "not a number"),
+    ):
+        refused = lobule(*scan, *wrong)
+        assert refused.status == 2 and message in refused.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["rakhlin", "labelled.csv", "--set", "recipe=quick"], {"augmentations": 4, "crops": 5}),
+        (["reverse-distillation", "cohort.csv"], {"rate": 1e-6, "batch": 32, "epochs": 10}),
+        (["weldon", "cohort.csv", "--set", "features=F"], {"model": "weldon", "r": 10, "epochs": 50}),
+    ],
+)
+def test_a_dry_run_of_a_training_shows_what_its_settings_resolve_to(
+    lobule: Lobule, workspace: Path, arguments: list[str], expected: dict[str, object]
+) -> None:
+    rows = "a,p,photos/benign/1.png,benign\nb,q,photos/malignant/1.png,invasive\n"
+    (workspace / "labelled.csv").write_text("case,patient,image,label\n" + rows)
+    done = lobule("train", *arguments, "--out", "T", "--dry-run", "--json")
+    assert done.status == 0, done.err
+    config = json.loads(done.out)["config"]
+    assert {name: config[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [("classifier", "not trained by Lobule"), ("gmic", "not trained by Lobule"), ("chowder", "none are set")],
+)
+def test_a_dry_run_of_a_training_that_cannot_start_is_refused(
+    lobule: Lobule, method: str, message: str
+) -> None:
+    done = lobule("train", method, "cohort.csv", "--out", "T", "--dry-run")
+    assert done.status == 2
+    assert message in done.err

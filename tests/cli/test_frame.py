@@ -24,6 +24,35 @@ def shell(*arguments: str, **settings: object) -> subprocess.CompletedProcess[st
     )  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["scan", "bundle", "nowhere.tif", "--out", "r"], "nowhere.tif"),
+        (["scan", "nowhere", "slide.csv", "--out", "r"], "slide.csv"),
+        (["scan", "nowhere", "slide.tif", "--out", "r", "--max-ram", "much"], "--max-ram 'much'"),
+        (["scan", "nowhere", "slide.tif", "--out", "r", "--slide-mpp", "-1"], "--slide-mpp -1"),
+        (["scan", "nowhere", "slide.tif", "--out", "r", "--set", "=3"], "cannot parse the setting"),
+        (["scan", "nowhere", "slide.tif", "--out", "r", "--stride", "0"], "--stride"),
+        (["features", "nowhere.csv", "--out", "r"], "nowhere.csv"),
+        (["train", "scannet", "nowhere.csv", "--out", "r"], "nowhere.csv"),
+    ],
+)
+def test_a_missing_path_or_a_wrong_option_is_reported_before_torch_is_imported(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "slide.tif").touch()
+    code = (
+        "import sys\nfrom lobule.cli import COMMANDS\nfrom lobule.cli.base import LazyGroup, run\n"
+        f"status = run(LazyGroup('lobule', COMMANDS, help=''), {arguments!r})\n"
+        "assert 'torch' not in sys.modules\nsys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (1, 2), done.stderr
+    assert message in done.stderr
+
+
 def test_help_loads_neither_torch_nor_numpy_nor_any_command() -> None:
     code = (
         "import sys\nfrom lobule.cli import main\n"

@@ -150,3 +150,29 @@ def test_closing_releases_the_file(tmp_path: Path) -> None:
         backend.read(0, Box(0, 0, 10, 10))
         backend.close()
     assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) == before
+
+
+def with_tag_of_another_type(data: bytes) -> bytes:
+    """The tag ImageWidth (256) has two values, where one is expected."""
+    tag = data.index(struct.pack("<HHI", 256, 4, 1)) if struct.pack("<HHI", 256, 4, 1) in data else None
+    assert tag is not None
+    return data[: tag + 4] + struct.pack("<I", 2) + data[tag + 8 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:4] + bytes(4), "a file without directories"),
+        (lambda data: data[: struct.unpack("<I", data[4:8])[0] + 1], "corrupted IFD|ends inside a directory"),
+        (with_tag_of_another_type, "a tag with a value of the wrong type, length or range"),
+    ],
+)
+def test_a_broken_directory_is_described_without_names_of_exceptions(
+    tmp_path: Path, damage: Any, message: str
+) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((32, 32, 3), np.uint8), tile=(16, 16))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DamagedFile, match=message) as caught:
+        open_backend(str(path))
+    assert "IndexError" not in str(caught.value)

@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tissue": ("lobule.cli.tissue:command", "Detect the tissue of a slide: area, mask and preview."),
     "phantom": ("lobule.cli.phantom:command", "Generate cohorts of any size with exact ground truth."),
     "cohort": ("lobule.cli.cohort:command", "Write a manifest for a folder of slides, images or exams."),
+    "methods": ("lobule.cli.methods:command", "List the methods, or explain the settings of one."),
     "features": (
         "lobule.cli.features:command",
         "Compute tile features of slides, in the layout of TRIDENT or CLAM.",

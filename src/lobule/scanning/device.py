@@ -60,7 +60,7 @@ def choose_device(requested: str = "auto") -> str:
         raise ConfigError(
             f"the device '{requested}' cannot be used",
             actual=str(error).splitlines()[0],
-            remedy="See `lobule doctor`",
+            remedy="Use --device auto or cpu, or a device that `lobule doctor` lists",
         ) from error
     return requested
 

@@ -101,7 +101,7 @@ def _refuse_all_failed(table: TableReader) -> None:
     if states and not any((state == State.SCORED).any() for state in states):
         raise CaseError(
             f"none of its {sum(map(len, states))} tiles could be encoded",
-            remedy="Run `lobule doctor` on the slide",
+            remedy="Copy the slide again from its source and run the same command with --retry-failed",
         )
 
 

@@ -11,6 +11,7 @@ of up to 2 px. If some pages are marked as reduced images, only those are consid
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -89,9 +90,20 @@ def read_metadata(stream: IO[bytes], path: str) -> TiffMetadata | None:
         raise DamagedFile(
             "the TIFF directories cannot be read",
             subject=path,
-            actual=f"{type(error).__name__}: {error}",
+            actual=_describe_damage(error),
             remedy="Copy the file again from its source",
         ) from error
+
+
+def _describe_damage(error: Exception) -> str:
+    """Say what an exception of the parser means for the file."""
+    if isinstance(error, struct.error):
+        return "a file that ends inside a directory"
+    if isinstance(error, IndexError) and str(error) == "0":
+        return "a file without directories, whose header points at none"
+    if isinstance(error, TypeError | ValueError | IndexError | KeyError):
+        return f"a tag with a value of the wrong type, length or range ({error})"
+    return f"{type(error).__name__}: {error}"
 
 
 def _foreign(tif: TiffFile) -> bool:

@@ -178,8 +178,8 @@ class Sampler:
             ) as error:  # After any error of a reader, the training continues without the slide.
                 self._lose(chosen.slide, error)
         raise CaseError(
-            f"{ATTEMPTS} consecutive positions could not be read",
-            remedy="Check the slides with `lobule doctor`",
+            f"{ATTEMPTS} consecutive positions could not be read, because many tiles are damaged",
+            remedy="Copy the slides again from their source and run the same command again",
         )
 
     def _choose(self, index: int, attempt: int, rng: np.random.Generator) -> Draw | None:
