@@ -100,7 +100,7 @@ if [ -e "$OUT/test.csv" ]; then
   "$PYTHON" -c "import sys; from lobule.methods.rakhlin import write_bach; \
 print(write_bach(sys.argv[1], sys.argv[2]), 'predictions in', sys.argv[2])" "$OUT/results" "$OUT/pred.csv"
   if [ -e "$OUT/labelled-test.csv" ]; then # a file that you write if you know the labels
-    lobule evaluate "$OUT/results" "$OUT/labelled-test.csv" --to "$OUT/evaluation" "${EVALUATE[@]}" ||
+    lobule evaluate "$OUT/results" "$OUT/labelled-test.csv" --out "$OUT/evaluation" "${EVALUATE[@]}" ||
       accounted "$?" "$OUT/evaluation/table.csv"
   fi
 fi

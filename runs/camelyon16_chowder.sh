@@ -57,7 +57,7 @@ for model in $MODELS; do
   lobule scan "$folder/bundle" "$OUT/test.csv" --out "$folder/results" "${SCAN_MACHINE[@]}" \
     --set features="$FEATURES" || accounted "$?" "$folder/results/results.csv"
   lobule evaluate "$folder/results" "$OUT/test.csv" --lesion-scale official "${EVALUATE[@]}" \
-    --to "$folder/evaluation" ||
+    --out "$folder/evaluation" ||
     accounted "$?" "$folder/evaluation/table.csv"
 done
 

@@ -85,9 +85,9 @@ lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" "${SCAN_MACHINE[@
 
 say "official measures: stored findings, then findings by non-maximum suppression of the maps"
 EVALUATE+=(--lesion-scale official --score tumour)
-lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --to "$OUT/evaluation" ||
+lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --out "$OUT/evaluation" ||
   accounted "$?" "$OUT/evaluation/table.csv"
-lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --findings nms --to "$OUT/evaluation-nms" \
+lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --findings nms --out "$OUT/evaluation-nms" \
   --json >/dev/null || accounted "$?" "$OUT/evaluation-nms/table.csv"
 
 "$PYTHON" - "$OUT" <<'PY'

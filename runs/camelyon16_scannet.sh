@@ -56,9 +56,9 @@ lobule scan "$OUT/bundle" "$OUT/test.csv" --out "$OUT/results" "${SCAN_MACHINE[@
 
 say "official measures: stored findings, then findings by non-maximum suppression of the maps"
 EVALUATE+=(--lesion-scale official)
-lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --to "$OUT/evaluation" ||
+lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --out "$OUT/evaluation" ||
   accounted "$?" "$OUT/evaluation/table.csv"
-lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --findings nms --to "$OUT/evaluation-nms" \
+lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --findings nms --out "$OUT/evaluation-nms" \
   --json >/dev/null || accounted "$?" "$OUT/evaluation-nms/table.csv"
 
 say "submission: one CSV per slide and one for all slides, then an evaluation of these files"
@@ -83,7 +83,7 @@ for case in read_cohort(out / "test.csv", check_files=False):
 write_text(out / "submission" / "slides.csv", "".join(rows))
 PY
 lobule evaluate --submission "$OUT/submission/detections" --submission "$OUT/submission/slides.csv" \
-  "$OUT/test.csv" "${EVALUATE[@]}" --to "$OUT/evaluation-submission" --json >/dev/null ||
+  "$OUT/test.csv" "${EVALUATE[@]}" --out "$OUT/evaluation-submission" --json >/dev/null ||
   accounted "$?" "$OUT/evaluation-submission/table.csv"
 
 "$PYTHON" - "$OUT" <<'PY'

@@ -143,7 +143,7 @@ then
     say "evaluating $name"
     against=()
     if [ "$name" != "${MODELS[0]}" ]; then against=(--against "$OUT/${MODELS[0]}-results"); fi
-    lobule evaluate "$OUT/$name-results" "$COHORT" --to "$OUT/$name-evaluation" \
+    lobule evaluate "$OUT/$name-results" "$COHORT" --out "$OUT/$name-evaluation" \
       "${EVALUATE[@]}" ${against[@]+"${against[@]}"} || accounted "$?" "$OUT/$name-evaluation/table.csv"
   done
   say "to calibrate to your site: lobule weights calibrate $OUT/${MODELS[0]} $OUT/${MODELS[0]}-results $COHORT --out …"

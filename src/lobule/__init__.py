@@ -9,8 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lobule.api import evaluate, extract_features, scan
-    from lobule.cohort import Cohort, read_cohort
+    from lobule.api import evaluate, extract_features, scan, train
+    from lobule.bundles import Bundle, read_bundle
+    from lobule.cohort import Case, Cohort, read_cohort
+    from lobule.results import open_results
+    from lobule.results.folder import Results
     from lobule.slides.slide import Slide, open_slide
 
 __version__ = "0.1.0"
@@ -20,6 +23,11 @@ _LAZY = {
     "Slide": "lobule.slides.slide",
     "read_cohort": "lobule.cohort",
     "Cohort": "lobule.cohort",
+    "Case": "lobule.cohort",
+    "read_bundle": "lobule.bundles",
+    "Bundle": "lobule.bundles",
+    "open_results": "lobule.results",
+    "Results": "lobule.results.folder",
     "scan": "lobule.api",
     "train": "lobule.api",
     "evaluate": "lobule.api",
@@ -29,12 +37,17 @@ _LAZY = {
 `import lobule` does not import torch."""
 
 __all__ = [
+    "Bundle",
+    "Case",
     "Cohort",
+    "Results",
     "Slide",
     "__version__",
     "evaluate",
     "extract_features",
+    "open_results",
     "open_slide",
+    "read_bundle",
     "read_cohort",
     "scan",
     "train",
@@ -45,3 +58,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'lobule' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

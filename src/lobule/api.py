@@ -354,7 +354,7 @@ def evaluate(
     submission: str | Path | Sequence[str | Path] = (),
     against: str | Path | None = None,
     bundle: str | Path | None = None,
-    to: str | Path | None = None,
+    out: str | Path | None = None,
     plots: bool = True,
     by: Sequence[str] = (),
     split: str | None = None,
@@ -381,8 +381,8 @@ def evaluate(
         submission: Files or folders in the official forms of Camelyon16, instead of `results`.
         against: Another results folder or submission to compare with on the same cases.
         bundle: The bundle that made the results. It names the training patients if the results do not.
-        to: Folder for the numbers, the table and the plots. By default nothing is written.
-        plots: Also draw the plots in `to`.
+        out: Folder for the numbers, the table and the plots. By default nothing is written.
+        plots: Also draw the plots in `out`.
         by: Columns of the cohort by which every measure is broken down.
         split: Evaluate only the cases of this split.
         positive: Labels that count as positive; by default the meaning of each label decides.
@@ -431,7 +431,7 @@ def evaluate(
         resamples=resamples,
         seed=seed,
     )
-    if to is not None and plots:
+    if out is not None and plots:
         need_plots()
     submitted = [submission] if isinstance(submission, str | Path) else list(submission)
     source: Source
@@ -452,8 +452,8 @@ def evaluate(
         labelled_cohort = cohort if isinstance(cohort, Cohort) else read_cohort(cohort, check_files=False)
     other = None if against is None else open_source(against, evaluation_options)
     evaluation = evaluate_source(source, labelled_cohort, evaluation_options, against=other, bundle=bundle)
-    if to is not None:
-        evaluation.write(to, plots=plots)
+    if out is not None:
+        evaluation.write(out, plots=plots)
     return evaluation
 
 

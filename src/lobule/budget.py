@@ -137,7 +137,7 @@ def _measure_budget(
     if not (bundle / MODEL).exists():
         train(method, cohort, bundle, settings=settings, val=val, seed=seed, **machine)
     scan(bundle, cohort.split(split), results, device=machine["device"])
-    evaluation = evaluate(results, cohort, split=split, to=folder / "evaluation", plots=False)
+    evaluation = evaluate(results, cohort, split=split, out=folder / "evaluation", plots=False)
     budget = read_bundle(bundle).provenance.get("budget", {})
     if len(evaluation.tasks) != 1:
         raise ResultsError(

@@ -323,7 +323,7 @@ def test_slide_scores_and_detections_can_be_combined(tmp_path: Path, answer: Run
     out = tmp_path / "out"
     data = answer(
         "--submission", str(tmp_path / "found"), "--submission", str(tmp_path / "slides.csv"),
-        "--masks", str(tmp_path / "masks"), "--mask-step", "32", "--resamples", "5", "--to", str(out),
+        "--masks", str(tmp_path / "masks"), "--mask-step", "32", "--resamples", "5", "--out", str(out),
     )  # fmt: skip
     assert data["tasks"]["tumor"]["all"]["auroc"]["value"] == 1.0
     assert data["lesions"]["all"]["highest_confidence_auc"] == 0.0

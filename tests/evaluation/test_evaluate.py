@@ -300,7 +300,7 @@ def test_published_reader_study_is_reproduced(
     kit: Path, lobule_evaluate: EvaluateCommand, tmp_path: Path
 ) -> None:
     table = str(kit / "reader_study/reader_study.csv")
-    status, out, _ = lobule_evaluate("--reader-study", table, "--resamples", "4", "--json", "--to", tmp_path)
+    status, out, _ = lobule_evaluate("--reader-study", table, "--resamples", "4", "--json", "--out", tmp_path)
     assert status == 0
     data = json.loads(out)
     rows = {row["name"]: row for row in data["rows"]}

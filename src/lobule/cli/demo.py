@@ -176,12 +176,12 @@ def evaluate_models(story: Story) -> None:
         net_results,
         story.cohort,
         against=colour_results,
-        to=story.folder / "evaluation",
+        out=story.folder / "evaluation",
         by=["site"],
         **evaluation_options,
     )
     colour = lobule.evaluate(
-        colour_results, story.cohort, to=story.folder / "evaluation-colour", **evaluation_options
+        colour_results, story.cohort, out=story.folder / "evaluation-colour", **evaluation_options
     )
     story.data["evaluation"] = {
         method: selected_measures(evaluation)

@@ -115,7 +115,7 @@ def evaluate(story: ExamStory) -> None:
     from lobule.results import open_results
 
     evaluation = lobule.evaluate(
-        story.results, story.unseen, to=story.folder / "evaluation", plots=False, resamples=RESAMPLES
+        story.results, story.unseen, out=story.folder / "evaluation", plots=False, resamples=RESAMPLES
     )
     story.ranks = lesion_ranks(list(story.unseen), open_results(story.results))
     story.data |= {"auc": {}, "breasts": {}, "lesions": {}}

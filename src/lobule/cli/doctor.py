@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -104,16 +104,7 @@ def libraries(floors: Sequence[Floor] = FLOORS) -> list[dict[str, Any]]:
         except PackageNotFoundError:
             installed = None
         state = "missing" if installed is None else "old" if older(installed, floor.least) else "ok"
-        entries.append(
-            {
-                "name": floor.name,
-                "version": installed,
-                "least": floor.least,
-                "why": floor.why,
-                "extra": floor.extra,
-                "state": state,
-            }
-        )
+        entries.append({**asdict(floor), "version": installed, "state": state})
     return entries
 
 

@@ -14,7 +14,7 @@ RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
 
 
 @lobule_command(
-    "lobule evaluate RESULTS cohort-scanned.csv --by site --to evaluation",
+    "lobule evaluate RESULTS cohort-scanned.csv --by site --out evaluation",
     "lobule evaluate --submission detections --masks masks",
     "lobule evaluate --reader-study readers.csv",
 )
@@ -25,8 +25,8 @@ RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
     metavar="COL",
     help="Also report each measure by this column of the manifest; repeatable.",
 )
-@click.option("--to", metavar="DIR", help="Folder for evaluation.json, table.csv and plots (SVG and PNG).")
-@click.option("--plots/--no-plots", default=True, help="Draw plots when --to is set.")
+@click.option("--out", metavar="DIR", help="Folder for evaluation.json, table.csv and plots (SVG and PNG).")
+@click.option("--plots/--no-plots", default=True, help="Draw plots when --out is set.")
 @click.option("--split", metavar="NAME", help="Evaluate only the cases of this split.")
 @click.option(
     "--positive", multiple=True, metavar="LABEL", help="A label that counts as positive; repeatable."
@@ -106,7 +106,7 @@ def command(paths: tuple[str, ...], reader_study: str | None, **options: Any) ->
     results, cohort = _results_and_cohort(paths, options["submission"], options["masks"])
     evaluation = evaluate(results, cohort, **options)
     text = as_text(evaluation.data)
-    if options["to"]:
+    if options["out"]:
         text += f"\n\nThe evaluation was written to {options['to']}."
     return CommandOutput(evaluation.data, text, failed=evaluation.failed)
 
@@ -143,8 +143,8 @@ def _reader_study_output(paths: tuple[str, ...], file: str, options: Mapping[str
         )
     note(f"resampling patients {options['resamples']} times for every reader and model …")
     data = evaluate_readers(file, Options(resamples=options["resamples"], seed=options["seed"]))
-    if options["to"]:
-        write_reader_study(data, options["to"])
+    if options["out"]:
+        write_reader_study(data, options["out"])
     counts = f"{data['cases']} of {data['patients']} patients, {data['positive']} positive"
     text = format_fields([("reader study", file), ("cases", counts)])
     return CommandOutput(data, f"{text}\n\n{table(*reader_table(data))}\n\n{RESEARCH_USE}")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from lobule.errors import UsageError
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-Decorator = Callable[[Function], Function]
 
-
-def _all_of(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def all_of(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Combine decorators; the help shows their options in this order."""
 
     def decorate(function: Any) -> Any:
@@ -121,14 +118,14 @@ precision_option = click.option(
     help="auto uses what is fastest on this machine.",
 )
 
-slide_options = _all_of(
+slide_options = all_of(
     slide_mpp_option,
     click.option("--upsample", is_flag=True, help="Allow a resolution finer than that of the slide."),
     click.option("--tissue/--no-tissue", default=True, help="Use only tissue, or whole slides."),
 )
 """How slides are read."""
 
-scan_machine_options = _all_of(
+scan_machine_options = all_of(
     precision_option,
     click.option(
         "--memory-layout",

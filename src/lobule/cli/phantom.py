@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from lobule.cli.base import CommandOutput, LazyGroup, lobule_command, progress
 from lobule.cli.cohort import describe, summary
+from lobule.cli.options import all_of
 from lobule.errors import UsageError
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
@@ -32,30 +35,29 @@ def parse_size(value: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-SEED_OPTION = click.option(
-    "--seed", default=0, show_default=True, help="Seed; the same seed gives identical files."
-)
-SITES_OPTION = click.option(
+def size_option(default: str, help: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--size", type=parse_size, default=default, show_default=True, metavar="WxH", help=help
+    )
+
+
+sites_option = click.option(
     "--sites", default=2, show_default=True, help="Number of hospitals; each has its own stain or detector."
 )
-PATIENTS_OPTION = click.option("--patients", type=int, help="Number of patients; by default one per case.")
-UNSEEN_SITE_OPTION = click.option(
-    "--unseen-site", is_flag=True, help="Use the last site only in the test split."
+patient_options = all_of(
+    click.option("--patients", type=int, help="Number of patients; by default one per case."),
+    click.option("--unseen-site", is_flag=True, help="Use the last site only in the test split."),
 )
-FORCE_OPTION = click.option("--force", is_flag=True, help="Overwrite an existing cohort.")
+output_options = all_of(
+    click.option("--seed", default=0, show_default=True, help="Seed; the same seed gives identical files."),
+    click.option("--force", is_flag=True, help="Overwrite an existing cohort."),
+)
 
 
 @lobule_command("lobule phantom slides OUT --count 2 --size 2048x1536")
 @click.argument("out")
 @click.option("--count", default=4, show_default=True, help="Number of slides.")
-@click.option(
-    "--size",
-    type=parse_size,
-    default="6144x6144",
-    show_default=True,
-    metavar="WxH",
-    help="Size of level 0 in pixels.",
-)
+@size_option("6144x6144", "Size of level 0 in pixels.")
 @click.option("--mpp", default=0.5, show_default=True, help="µm/px of level 0.")
 @click.option("--normal", default=0.5, show_default=True, help="Share of slides without tumour.")
 @click.option("--organ", type=click.Choice(["node", "breast"]), default="node", show_default=True)
@@ -63,15 +65,19 @@ FORCE_OPTION = click.option("--force", is_flag=True, help="Overwrite an existing
 @click.option("--layout", type=click.Choice(["folder", "camelyon16"]), default="folder", show_default=True)
 @click.option("--style", type=click.Choice(["generic", "svs", "ome"]), default="generic", show_default=True,
               help="How the file states its µm/px.")  # fmt: skip
-@SITES_OPTION
-@PATIENTS_OPTION
-@UNSEEN_SITE_OPTION
-@SEED_OPTION
-@FORCE_OPTION
+@sites_option
+@patient_options
+@output_options
 def slides(
-    out: str, count: int, size: tuple[int, int], mpp: float, normal: float, organ: str, mimics: int,
-    layout: str, style: str, sites: int, patients: int | None, unseen_site: bool, seed: int, force: bool,
-) -> CommandOutput:  # fmt: skip
+    out: str,
+    count: int,
+    size: tuple[int, int],
+    mpp: float,
+    organ: str,
+    mimics: int,
+    force: bool,
+    **options: Any,
+) -> CommandOutput:
     """Generate slides as tiled pyramids, with outlines, class masks and a manifest."""
     check_no_existing_cohort(out, force)
     from lobule.phantoms.cohorts import write_slide_cohort
@@ -80,10 +86,8 @@ def slides(
     template = SlidePhantom(0, *size, mpp, mimics=mimics, organ=organ)
     with progress("slides", count, "slides") as advance:
         manifest = write_slide_cohort(
-            out, slides=count, normal=normal, patients=patients, sites=sites, seed=seed,
-            unseen_site=unseen_site, like=template, layout=layout, style=style,
-            progress=lambda done, total: advance(1),
-        )  # fmt: skip
+            out, slides=count, like=template, progress=lambda done, total: advance(1), **options
+        )
     return describe_written_cohort(manifest)
 
 
@@ -95,25 +99,13 @@ def slides(
     show_default=True,
     help="Number of images; rounded up to a multiple of four, the number of classes.",
 )
-@click.option(
-    "--size",
-    type=parse_size,
-    default="2048x1536",
-    show_default=True,
-    metavar="WxH",
-    help="Pixels.",
-)
+@size_option("2048x1536", "Pixels.")
 @click.option("--mpp", default=0.42, show_default=True, help="µm/px of the images.")
 @click.option("--form", type=click.Choice(["tif", "png"]), default="tif", show_default=True)
-@SITES_OPTION
-@PATIENTS_OPTION
-@UNSEEN_SITE_OPTION
-@SEED_OPTION
-@FORCE_OPTION
-def images(
-    out: str, count: int, size: tuple[int, int], mpp: float, form: str, sites: int, patients: int | None,
-    unseen_site: bool, seed: int, force: bool,
-) -> CommandOutput:  # fmt: skip
+@sites_option
+@patient_options
+@output_options
+def images(out: str, count: int, force: bool, **options: Any) -> CommandOutput:
     """Generate images of four classes in the layout of BACH, and a manifest.
 
     The classes are normal, benign, in situ and invasive.
@@ -123,43 +115,26 @@ def images(
 
     per_class = -(-count // 4)
     with progress("images", per_class * 4, "images") as advance:
-        manifest = write_images(
-            out, per_class, size=size, mpp=mpp, seed=seed, patients=patients, sites=sites,
-            unseen_site=unseen_site, form=form, progress=lambda done, total: advance(1),
-        )  # fmt: skip
+        manifest = write_images(out, per_class, progress=lambda done, total: advance(1), **options)
     return describe_written_cohort(manifest)
 
 
 @lobule_command("lobule phantom exams OUT --count 1 --size 475x650")
 @click.argument("out")
 @click.option("--count", default=10, show_default=True, help="Number of exams; each has four views.")
-@click.option(
-    "--size",
-    type=parse_size,
-    default="1900x2600",
-    show_default=True,
-    metavar="WxH",
-    help="Size of a view in pixels.",
-)
+@size_option("1900x2600", "Size of a view in pixels.")
 @click.option("--form", type=click.Choice(["png", "dicom"]), default="png", show_default=True)
 @click.option("--malignant", default=0.4, show_default=True, help="Share of breasts with a malignant lesion.")
 @click.option("--benign", default=0.3, show_default=True, help="Share of breasts with a benign lesion.")
-@SITES_OPTION
-@SEED_OPTION
-@FORCE_OPTION
-def exams(
-    out: str, count: int, size: tuple[int, int], form: str, malignant: float, benign: float, sites: int,
-    seed: int, force: bool,
-) -> CommandOutput:  # fmt: skip
+@sites_option
+@output_options
+def exams(out: str, count: int, size: tuple[int, int], force: bool, **options: Any) -> CommandOutput:
     """Generate four-view exams with breast labels, lesion outlines and a manifest."""
     check_no_existing_cohort(out, force)
     from lobule.phantoms.exams import write_exams
 
     with progress("exams", None, "exams"):
-        manifest = write_exams(
-            out, exams=count, form="dicom" if form == "dicom" else "png", seed=seed, malignant=malignant,
-            benign=benign, sites=sites, size=(size[1], size[0]),
-        )  # fmt: skip
+        manifest = write_exams(out, exams=count, size=(size[1], size[0]), **options)
     return describe_written_cohort(manifest)
 
 

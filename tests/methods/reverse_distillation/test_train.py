@@ -364,7 +364,7 @@ def test_the_command_trains_scans_and_evaluates(cohort: Cohort, tmp_path: Path) 
     assert go("train", "reverse-distillation", manifest, "--out", bundle, *settings) == 0
     assert read_bundle(bundle).method == "reverse_distillation"
     assert go("scan", bundle, manifest, "--out", results, "--set", "threshold=paper") == 0
-    assert go("evaluate", results, manifest, "--allow-overlap", "--to", str(tmp_path / "e")) == 0
+    assert go("evaluate", results, manifest, "--allow-overlap", "--out", str(tmp_path / "e")) == 0
     assert SMALL["weights"] == RANDOM
 
 

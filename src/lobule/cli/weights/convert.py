@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 
     from lobule.bundles import Bundle
 
+    Description = tuple[Bundle, dict[str, Any], list[tuple[str, str]]]
+    """A bundle, what is printed about it as JSON besides its fields, and the printed lines."""
+
+OPTIONS = {
+    "classifier": ("config", "architecture", "trust"),
+    "four-view": ("patch",),
+    "gmic": (),
+    "reverse-distillation": ("architecture", "teacher"),
+}
+"""The options of each method, besides --out and --fresh."""
+ONE_FILE = ("classifier", "reverse-distillation")
+"""Methods whose bundle contains one model."""
+
 
 @lobule_command(
     "lobule weights convert model.safetensors --config config.json --out bundle",
@@ -23,13 +36,7 @@ if TYPE_CHECKING:
     "lobule weights convert sample_model_1.p sample_model_2.p --method gmic --out gmic",
 )
 @click.argument("weights", nargs=-1, required=True, metavar="WEIGHTS...")
-@click.option(
-    "--method",
-    type=click.Choice(
-        ["classifier", "four-view", "four_view", "gmic", "reverse-distillation", "reverse_distillation"]
-    ),
-    default="classifier",
-)
+@click.option("--method", type=click.Choice(list(OPTIONS)), default="classifier", show_default=True)
 @click.option(
     "--config",
     metavar="FILE",
@@ -50,17 +57,7 @@ if TYPE_CHECKING:
     help="reverse-distillation: weights of the teacher, if not those of torchvision.",
 )
 @click.option("--fresh", is_flag=True, help="Replace an existing bundle.")
-def command(
-    weights: tuple[str, ...],
-    method: str,
-    config: str | None,
-    out: str,
-    architecture: str | None,
-    trust: bool,
-    patch: str | None,
-    teacher: str | None,
-    fresh: bool,
-) -> CommandOutput:
+def command(weights: tuple[str, ...], method: str, out: str, fresh: bool, **options: Any) -> CommandOutput:
     """Convert a model that was trained elsewhere into a bundle, so that `lobule scan` can run it.
 
     classifier: a state dict of a timm or torchvision model (safetensors, or a PyTorch file from which only
@@ -82,122 +79,95 @@ def command(
             subject=out,
             remedy="Pass --fresh to replace it, or choose another --out",
         )
-    if method.startswith("reverse"):
-        _refuse(method, config=config, trust=trust or None, patch=patch)
-        return _reverse_distillation(weights, out, architecture, teacher)
-    _refuse(method, teacher=teacher)
-    if method == "classifier":
-        _refuse(method, patch=patch)
-        if config is None:
-            raise UsageError(
-                "a tile classifier needs its configuration",
-                expected="--config with class names, patch size and µm/px",
-                remedy="Pass --method four-view instead if these are weights of a mammography classifier",
-            )
-        if len(weights) > 1:
-            raise UsageError("a tile classifier needs exactly one file of weights", actual=", ".join(weights))
-        return _classifier(weights[0], config, out, architecture, trust)
-    _refuse(method, config=config, architecture=architecture, trust=trust or None)
-    if method == "gmic":
-        _refuse(method, patch=patch)
-        return _gmic(weights, out)
-    return _four_view(weights, out, patch)
+    for name, value in options.items():
+        if value and name not in OPTIONS[method]:
+            raise UsageError(f"{method} does not support --{name}", remedy=f"Remove the option --{name}")
+    if method in ONE_FILE and len(weights) > 1:
+        raise UsageError(f"{method} needs exactly one file of weights", actual=", ".join(weights))
+    convert = {"classifier": _classifier, "gmic": _gmic, "four-view": _four_view}.get(method, _student)
+    bundle, details, lines = convert(weights, out, options)
+    data = {
+        "bundle": out,
+        "method": bundle.method,
+        "classes": list(bundle.classes),
+        "mpp": bundle.mpp,
+        "fingerprint": bundle.fingerprint,
+        **details,
+    }
+    return CommandOutput(data, format_fields([("bundle", out), *lines]))
 
 
-def _reverse_distillation(
-    weights: tuple[str, ...], out: str, architecture: str | None, teacher: str | None
-) -> CommandOutput:
+def _student(weights: tuple[str, ...], out: str, options: Mapping[str, Any]) -> Description:
     from lobule.methods.reverse_distillation import convert
 
-    if len(weights) > 1:
-        raise UsageError("a student needs exactly one file of weights", actual=", ".join(weights))
-    bundle = convert(weights[0], out, teacher=architecture or "", teacher_weights=teacher or "")
-    data = {**_data(bundle, out), "teacher": bundle.config["teacher"], "form": bundle.provenance["form"]}
+    bundle = convert(
+        weights[0], out, teacher=options["architecture"] or "", teacher_weights=options["teacher"] or ""
+    )
+    data = {"teacher": bundle.config["teacher"], "form": bundle.provenance["form"]}
     lines = [
-        ("bundle", out),
         ("model", f"{data['form']} with the teacher {data['teacher']}"),
         ("patches", f"{bundle.config['patch']} px at {bundle.mpp:g} µm/px"),
         ("source", str(bundle.provenance["source_hash"])),
+        *(("note", note) for note in bundle.provenance["notes"]),
     ]
-    return CommandOutput(data, format_fields(lines + [("note", note) for note in bundle.provenance["notes"]]))
+    return bundle, data, lines
 
 
-def _refuse(method: str, **options: object) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise UsageError(f"{method} does not support --{name}", remedy=f"Remove the option --{name}")
-
-
-def _classifier(weights: str, config: str, out: str, architecture: str | None, trust: bool) -> CommandOutput:
+def _classifier(weights: tuple[str, ...], out: str, options: Mapping[str, Any]) -> Description:
     from lobule.methods.classifier import convert
 
-    bundle = convert(weights, config, out, architecture=architecture, trust=trust)
+    if options["config"] is None:
+        raise UsageError(
+            "a tile classifier needs its configuration",
+            expected="--config with class names, patch size and µm/px",
+            remedy="Pass --method four-view instead if these are weights of a mammography classifier",
+        )
+    bundle = convert(
+        weights[0], options["config"], out, architecture=options["architecture"], trust=options["trust"]
+    )
     data = {
-        **_data(bundle, out),
         "architecture": bundle.config["architecture"],
         "source_hash": bundle.provenance["source_hash"],
     }
     lines = [
-        ("bundle", out),
         ("model", str(data["architecture"])),
         ("classes", ", ".join(bundle.classes)),
         ("tiles", f"{bundle.config['tile']} px at {bundle.mpp:g} µm/px"),
         ("source", str(data["source_hash"])),
     ]
-    return CommandOutput(data, format_fields(lines))
+    return bundle, data, lines
 
 
-def _four_view(weights: tuple[str, ...], out: str, patch: str | None) -> CommandOutput:
+def _four_view(weights: tuple[str, ...], out: str, options: Mapping[str, Any]) -> Description:
     from lobule.methods.four_view import convert
 
-    bundle = convert(weights, out, patch=patch)
+    bundle = convert(weights, out, patch=options["patch"])
     config, provenance = bundle.config, bundle.provenance
     members = provenance.get("classifiers") or [provenance["classifier"]]
-    sources = {"classifier": members[0]} if len(members) == 1 else {"classifiers": members}
-    data = {
-        **_data(bundle, out),
-        "variant": config["variant"],
-        "heatmaps": config["heatmaps"],
-        "members": config["members"],
-        "alone": config["alone"],
-        "sources": sources | ({"patch": provenance["patch"]} if "patch" in provenance else {}),
-    }
+    patch = {"patch": provenance["patch"]} if "patch" in provenance else {}
+    data = {name: config[name] for name in ("variant", "heatmaps", "members", "alone")}
+    data["sources"] = ({"classifier": members[0]} if len(members) == 1 else {"classifiers": members}) | patch
     count = f"{config['members']} × " if config["members"] > 1 else ""
     reads = "with" if config["heatmaps"] else "without"
-    lines = [("bundle", out), ("model", f"{count}{config['variant']}, images {reads} heatmaps")]
+    lines = [("model", f"{count}{config['variant']}, images {reads} heatmaps")]
     if config["alone"]:
         lines.append(("exams that lack a view", f"{config['alone']} × image_wise"))
     lines.append(("scores", ", ".join(bundle.classes)))
     lines += [("classifier", _source(source)) for source in members]
-    if "patch" in provenance:
-        lines.append(("patch", _source(provenance["patch"])))
-    return CommandOutput(data, format_fields(lines))
+    return bundle, data, lines + [("patch", _source(source)) for source in patch.values()]
 
 
-def _gmic(weights: tuple[str, ...], out: str) -> CommandOutput:
+def _gmic(weights: tuple[str, ...], out: str, options: Mapping[str, Any]) -> Description:
     from lobule.methods.four_view.gmic import convert
 
     bundle = convert(weights, out)
     sources = bundle.provenance["classifiers"]
-    data = {**_data(bundle, out), "members": len(sources), "sources": {"classifiers": sources}}
-    lines = [("bundle", out), ("model", f"{len(bundle.config['top_shares'])} × gmic")]
-    lines.append(("scores", ", ".join(bundle.classes)))
-    return CommandOutput(
-        data, format_fields([*lines, *(("classifier", _source(source)) for source in sources)])
-    )
+    lines = [("model", f"{len(bundle.config['top_shares'])} × gmic"), ("scores", ", ".join(bundle.classes))]
+    lines += [("classifier", _source(source)) for source in sources]
+    return bundle, {"members": len(sources), "sources": {"classifiers": sources}}, lines
 
 
 def _source(source: Mapping[str, str]) -> str:
     if "fingerprint" in source:
         return f"{source['source']}, fingerprint {source['fingerprint'][:16]}"
     return f"{source['source']}, git blob {source['git_blob']}: {source['published_as']}"
-
-
-def _data(bundle: Bundle, out: str) -> dict[str, object]:
-    return {
-        "bundle": out,
-        "method": bundle.method,
-        "classes": list(bundle.classes),
-        "mpp": bundle.mpp,
-        "fingerprint": bundle.fingerprint,
-    }
