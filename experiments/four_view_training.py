@@ -37,7 +37,7 @@ PATCHES: dict[str, Any] = {
     "patch_shares": "0.3,0.2,0.2,0.3",
 }  # fmt: skip
 RUNS = {"plain": SMALL, "heatmaps": {**SMALL, **PATCHES}}
-MACHINE = {"device": "cpu", "precision": "float32", "workers": 1, "max_ram": 20 << 30}
+MACHINE: dict[str, Any] = {"device": "cpu", "precision": "float32", "workers": 1, "max_ram": 20 << 30}
 """The memory limit has room for all views and heatmaps, so that each is read or computed only once."""
 
 

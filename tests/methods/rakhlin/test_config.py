@@ -60,8 +60,8 @@ def test_inputs_follow_the_weights() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"recipe": "slow"}, "no recipe 'slow'"),
-        ({"stains": "vahadane"}, "no stains 'vahadane'"),
+        ({"recipe": "slow"}, "recipe = 'slow' is not one of its values.*full, quick"),
+        ({"stains": "vahadane"}, "stains = 'vahadane' is not one of its values"),
         ({"sizes": "four"}, "sizes = .four. is not a whole number"),
         ({"weights": "a,b"}, "weights for 3 encoders"),
         ({"stain_range": "1"}, "stain_range.* wrong length. Expected 2 values"),
