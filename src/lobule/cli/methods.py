@@ -25,10 +25,10 @@ def command(name: str | None) -> CommandOutput:
 
     `lobule train --set KEY=VALUE` changes a setting. Settings that a scan may change are marked.
     """
-    from lobule.methods import METHODS, find_method
+    from lobule.methods import METHODS, find_method, installed_methods
 
     if name is None:
-        return _list([find_method(name) for name in METHODS])
+        return _list([find_method(name) for name in (*METHODS, *installed_methods())])
     return _explain(find_method(name))
 
 

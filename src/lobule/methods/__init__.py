@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, Unpack
 
 from lobule.errors import BundleError, ConfigError
 from lobule.settings import Settings, convert, parse
@@ -22,27 +22,17 @@ if TYPE_CHECKING:
     from lobule.cohort import Cohort, Kind
     from lobule.scanning.contract import Predictor
     from lobule.training.division import TrainingSplit
-    from lobule.training.fitting import FitProgress, TrainMachine
+    from lobule.training.job import TrainOptions
 
 Config = TypeVar("Config", bound=Settings)
 TrainedConfig = TypeVar("TrainedConfig", bound=Settings, contravariant=True)
 
 
 class Train(Protocol[TrainedConfig]):
-    """The training of a method; see `lobule.api.train` for the arguments."""
+    """The training of a method; see `TrainOptions` for the options."""
 
     def __call__(
-        self,
-        config: TrainedConfig,
-        cohort: Cohort,
-        out: str | Path,
-        *,
-        val: str | None = ...,
-        seed: int = ...,
-        resume: bool = ...,
-        fresh: bool = ...,
-        machine: TrainMachine | None = ...,
-        progress: FitProgress | None = ...,
+        self, config: TrainedConfig, cohort: Cohort, out: str | Path, **options: Unpack[TrainOptions]
     ) -> Bundle: ...
 
 
