@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lobule.cli.demo_cohort import FULL_SIDE, HOSPITALS, SLIDES, phantom_of, share_of, slide_counts
+from lobule.cli.demo_cohort import HOSPITALS, SLIDES, phantom_of, slide_counts
 from lobule.cli.demo_picture import match_findings, zooms_of
+from lobule.cli.demo_story import FULL_SIDE, share_of
 from lobule.cli.picture import TISSUE, TRUTH
 from lobule.cohort import read_cohort
 from lobule.geometry import Box

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lobule.cli.base import CommandOutput, format_fields, lobule_command, note, progress, table
-from lobule.cli.demo_story import METHODS, Story
+from lobule.cli.base import CommandOutput, lobule_command, progress, table
+from lobule.cli.demo_story import FULL_SIDE, METHODS, Story
 from lobule.errors import UsageError
+from lobule.results.result import RESEARCH_USE
 
 if TYPE_CHECKING:
     from lobule.evaluation import Evaluation
 
-SMALLEST_SIDE, LARGEST_SIDE, FULL_SIDE = 1024, 65536, 6144
+SMALLEST_SIDE, LARGEST_SIDE = 1024, 65536
 MODEL_MPP = 1.0
 STRIDE = 16
 BATCH = 32
@@ -55,25 +55,15 @@ def command(what: str, out: str, side: int, seed: int) -> CommandOutput:
     if what == "exams":
         from lobule.cli.demo_exams import demo_exams
 
-        return demo_exams(out, min(1.0, (side / FULL_SIDE) ** 2), seed)
+        return demo_exams(out, side, seed)
     story = Story(make_folder(out), side, seed)
-    for title, step in STEPS_OF_STORY:
-        note(f"{title} …")
-        began = time.perf_counter()
-        step(story)
-        story.seconds[title] = time.perf_counter() - began
+    story.run(STEPS_OF_STORY)
     from lobule.cli.demo_page import write_page
 
     write_page(story)
-    first = story.unseen[0]
-    story.lines.append(("results page", str(story.page)))
-    story.lines.append(
-        ("next step", f"lobule scan {story.bundle('scannet')} {first.path} --out finer --stride 8")
-    )
-    story.data |= {"seed": seed, "page": str(story.page), "picture": str(story.picture)}
-    story.data["seconds"] = {title: round(duration, 1) for title, duration in story.seconds.items()}
-    text = format_fields(story.lines) + "\n\n" + table(*summary(story))
-    return CommandOutput(story.data, text + "\n\nResearch use only: not a medical device, not for diagnosis.")
+    story.data["picture"] = str(story.picture)
+    next_step = f"lobule scan {story.bundle('scannet')} {story.unseen.cases[0].path} --out finer --stride 8"
+    return story.output(next_step, f"{table(*summary(story))}\n\n{RESEARCH_USE}")
 
 
 # -- the steps ----------------------------------------------------------------------------------------------
@@ -107,7 +97,7 @@ def describe(story: Story) -> None:
     from lobule.phantoms.truth import GLASS
     from lobule.slides.slide import open_slide
 
-    case = story.unseen[0]
+    case = story.unseen.cases[0]
     assert case.path is not None
     truth = story.truths[case.id]
     with open_slide(case.path) as slide:
@@ -124,10 +114,8 @@ def describe(story: Story) -> None:
 def train_net(story: Story) -> None:
     """Train a small dense network on the outlines of the training slides."""
     import lobule
-    from lobule.cli.demo_cohort import share_of
 
-    assert story.cohort is not None
-    share = share_of(story.side)
+    share = story.share
     steps = max(STEPS_LEAST, round(STEPS * share))
     validated = max(VALIDATION_PATCHES_LEAST, round(VALIDATION_PATCHES * share))
     settings = {
@@ -144,10 +132,8 @@ def train_net(story: Story) -> None:
 def train_colour_model(story: Story) -> None:
     """Train a model that uses only colour, for comparison."""
     import lobule
-    from lobule.cli.demo_cohort import share_of
 
-    assert story.cohort is not None
-    patches = max(COLOUR_WINDOWS_LEAST, round(COLOUR_WINDOWS * share_of(story.side)))
+    patches = max(COLOUR_WINDOWS_LEAST, round(COLOUR_WINDOWS * story.share))
     settings = {"mpp": MODEL_MPP, "stride": STRIDE, "patches": patches}
     lobule.train(
         "colour", story.cohort, story.bundle("colour"), settings=settings, seed=story.seed, fresh=True
@@ -158,10 +144,8 @@ def scan_unseen_slides(story: Story) -> None:
     """Scan the slides of unseen hospitals with both models."""
     import lobule
 
-    assert story.cohort is not None
-    unseen = story.cohort.split("test")
     for method in METHODS:
-        lobule.scan(story.bundle(method), unseen, story.results(method), fresh=True)
+        lobule.scan(story.bundle(method), story.unseen, story.results(method), fresh=True)
     story.data["results"] = {method: str(story.results(method)) for method in METHODS}
 
 
@@ -169,7 +153,6 @@ def evaluate_models(story: Story) -> None:
     """Evaluate both models with the official measures, and compare them on the same slides."""
     import lobule
 
-    assert story.cohort is not None
     evaluation_options: dict[str, Any] = {"split": "test", "resamples": RESAMPLES, "plots": False}
     net_results, colour_results = (story.results(method) for method in METHODS)
     story.evaluation = lobule.evaluate(
@@ -228,7 +211,7 @@ def draw(story: Story) -> None:
     from lobule.results.folder import open_results
     from lobule.slides.slide import open_slide
 
-    case = story.unseen[0]
+    case = story.unseen.cases[0]
     assert case.path is not None
     truth = story.truths[case.id]
     (reader,) = open_results(story.results("scannet")).case_folder(case.id).maps.values()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from lobule.cli.demo_story import share_of
 from lobule.cohort import Case, Cohort, write_cohort
 from lobule.errors import ConfigError
 from lobule.files import make_folder
@@ -15,18 +16,12 @@ from lobule.phantoms.slides import truth_of, write_slide
 from lobule.phantoms.truth import SlideTruth, write_annotation_files
 
 UM_PER_PX = 0.5
-FULL_SIDE = 6144
 SLIDES = {"train": 12, "val": 4, "test": 12}
 """Slides per split in the full demo; half of them have no tumour. A smaller demo has fewer slides."""
 HOSPITALS = {"train": "ABCD", "val": "EF", "test": "GHI"}
 """Hospitals of each split; every hospital has its own stain and scanner."""
 LESIONS, MIMICS = 6, 3
 """Micrometastases of a tumour slide, which also has isolated cells, and regions that resemble tumour."""
-
-
-def share_of(side: int) -> float:
-    """Return the size of the demo as a share of the full one, by the area of a slide."""
-    return min(1.0, (side / FULL_SIDE) ** 2)
 
 
 def slide_counts(side: int) -> dict[str, int]:

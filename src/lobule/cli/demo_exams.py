@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lobule.cli.base import CommandOutput, format_fields, note
-from lobule.cli.demo_story import ExamStory
+from lobule.cli.base import CommandOutput
+from lobule.cli.demo_story import Story
 from lobule.results.result import RESEARCH_USE
 
 EXAMS, EXAMS_LEAST = 105, 10
@@ -36,34 +35,22 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def demo_exams(out: str, share: float, seed: int) -> CommandOutput:
+def demo_exams(out: str, side: int, seed: int) -> CommandOutput:
     """Generate exams, train a small four-view classifier on some, scan the others and evaluate the scan."""
     from lobule.cli.demo_exams_page import write_page
     from lobule.files import make_folder
 
-    story = ExamStory(make_folder(Path(out) / "exams"), share, seed)
-    for title, step in STEPS:
-        note(f"{title} …")
-        began = time.perf_counter()
-        step(story)
-        story.seconds[title] = time.perf_counter() - began
+    story = Story(make_folder(Path(out) / "exams"), side, seed)
+    story.run(STEPS)
     write_page(story)
-    story.lines += [
-        ("results page", str(story.page)),
-        ("next step", f"lobule evaluate {story.results} {story.data['cohort']} --split test --by site"),
-    ]
-    story.data |= {
-        "seed": seed,
-        "page": str(story.page),
-        "seconds": {title: round(duration, 1) for title, duration in story.seconds.items()},
-    }
-    return CommandOutput(story.data, f"{format_fields(story.lines)}\n\n{RESEARCH_USE}")
+    next_step = f"lobule evaluate {story.data['results']} {story.data['cohort']} --split test --by site"
+    return story.output(next_step, RESEARCH_USE)
 
 
 # -- the steps ----------------------------------------------------------------------------------------------
 
 
-def generate(story: ExamStory) -> None:
+def generate(story: Story) -> None:
     """Generate exams with benign and malignant lesions, each outlined in both views of its breast."""
     from lobule.cohort import read_cohort
     from lobule.phantoms.exams import write_exams
@@ -81,7 +68,7 @@ def generate(story: ExamStory) -> None:
     story.data |= {"cohort": str(manifest), "exams": splits, "size": list(SIZE), "lesion_settings": LESIONS}
 
 
-def train(story: ExamStory) -> None:
+def train(story: Story) -> None:
     """Train the patch classifier on outlines, then the exam classifier on heatmaps and labels."""
     import lobule
 
@@ -90,7 +77,6 @@ def train(story: ExamStory) -> None:
     settings = {
         **SETTINGS, "steps": steps, "patch_steps": patch_steps, "evaluate_every": max(steps, patch_steps),
     }  # fmt: skip
-    assert story.cohort is not None
     bundle = lobule.train(
         "four_view", story.cohort, story.folder / "bundle", settings=settings, seed=story.seed, fresh=True,
         val=None,
@@ -99,15 +85,15 @@ def train(story: ExamStory) -> None:
     story.data |= {"bundle": str(bundle.path), "settings": settings}
 
 
-def scan(story: ExamStory) -> None:
+def scan(story: Story) -> None:
     """Scan the exams that were not used for training."""
     import lobule
 
-    report = lobule.scan(story.folder / "bundle", story.unseen, story.results, fresh=True)
+    report = lobule.scan(story.folder / "bundle", story.unseen, story.folder / "results", fresh=True)
     story.data["results"] = str(report.path)
 
 
-def evaluate(story: ExamStory) -> None:
+def evaluate(story: Story) -> None:
     """Compute the AUC of malignant and benign breasts, and how well heatmaps point at lesions."""
     import lobule
     from lobule.cli.demo_lesions import GRADES, TOP_SHARE, lesion_ranks, lesion_summary
@@ -115,9 +101,13 @@ def evaluate(story: ExamStory) -> None:
     from lobule.results import open_results
 
     evaluation = lobule.evaluate(
-        story.results, story.unseen, out=story.folder / "evaluation", plots=False, resamples=RESAMPLES
+        story.folder / "results",
+        story.unseen,
+        out=story.folder / "evaluation",
+        plots=False,
+        resamples=RESAMPLES,
     )
-    story.ranks = lesion_ranks(list(story.unseen), open_results(story.results))
+    story.ranks = lesion_ranks(list(story.unseen), open_results(story.folder / "results"))
     story.data |= {"auc": {}, "breasts": {}, "lesions": {}}
     for grade in reversed(GRADES):
         report = evaluation.tasks[grade]["all"]
@@ -135,7 +125,7 @@ def evaluate(story: ExamStory) -> None:
             ))  # fmt: skip
 
 
-STEPS: tuple[tuple[str, Callable[[ExamStory], None]], ...] = (
+STEPS: tuple[tuple[str, Callable[[Story], None]], ...] = (
     ("Generating exams", generate),
     ("Training on some of them", train),
     ("Scanning the others", scan),

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from lobule.cli.demo_html import commands, estimate_cell, html_page, image, seconds_table
 from lobule.cli.demo_lesions import TOP_SHARE, read_heatmaps
-from lobule.cli.demo_story import ExamStory
+from lobule.cli.demo_story import Story
 from lobule.cli.picture import TRUTH, Colour
 from lobule.files import write_text
 from lobule.phantoms._breast import FIELD_MM
@@ -43,7 +43,7 @@ STYLE = """
 """
 
 
-def write_page(story: ExamStory) -> None:
+def write_page(story: Story) -> None:
     """Write the page after all steps are done."""
     counts = story.data["exams"]
     sections = [
@@ -68,8 +68,8 @@ def write_page(story: ExamStory) -> None:
         seconds_table(story.seconds),
         "<h2>Next steps</h2>",
         commands([
-            f"lobule evaluate {story.results} {story.data['cohort']} --split test --by site",
-            f"lobule info {story.results}",
+            f"lobule evaluate {story.data['results']} {story.data['cohort']} --split test --by site",
+            f"lobule info {story.data['results']}",
             f"lobule train four-view {story.data['cohort']} --out my-bundle --dry-run",
         ]),
     ]  # fmt: skip
@@ -79,7 +79,7 @@ def write_page(story: ExamStory) -> None:
 # -- numbers ------------------------------------------------------------------------------------------------
 
 
-def _table(story: ExamStory) -> str:
+def _table(story: Story) -> str:
     rows = []
     for grade, area in story.data["auc"].items():
         breasts, lesions = story.data["breasts"][grade], story.data["lesions"][grade]
@@ -107,7 +107,7 @@ def _explanation() -> str:
     )
 
 
-def _settings(story: ExamStory) -> str:
+def _settings(story: Story) -> str:
     settings, counts = story.data["settings"], story.data["exams"]
     lesions = story.data["lesion_settings"]
     height, width = story.data["size"]
@@ -128,10 +128,10 @@ def _settings(story: ExamStory) -> str:
 # -- pictures -----------------------------------------------------------------------------------------------
 
 
-def _exams(story: ExamStory) -> Iterator[str]:
+def _exams(story: Story) -> Iterator[str]:
     from lobule.results import open_results
 
-    results = open_results(story.results)
+    results = open_results(story.data["results"])
     for case in _examples(list(story.unseen)):
         yield _exam(story, case, results.case_folder(case.id))
 
@@ -154,7 +154,7 @@ def _examples(cases: list[Case]) -> list[Case]:
     ]
 
 
-def _exam(story: ExamStory, case: Case, folder: CaseFolder) -> str:
+def _exam(story: Story, case: Case, folder: CaseFolder) -> str:
     result = folder.result
     assert result is not None
     plain, heated = [], []

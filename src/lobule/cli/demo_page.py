@@ -82,7 +82,6 @@ def _table(story: Story) -> str:
 
 def _difference(story: Story) -> str:
     """Format the row with the difference between both models."""
-    assert story.evaluation is not None
     assert story.evaluation.lesions is not None
     froc = story.evaluation.lesions["against"]["all"]["froc"]["difference"]
     (task,) = story.evaluation.tasks.values()
@@ -144,7 +143,7 @@ def _curve(story: Story, width: int = 430, height: int = 250) -> str:
 def _commands(story: Story) -> str:
     bundle, cohort = story.bundle("scannet"), story.data["cohort"]
     lines = [
-        f"lobule scan {bundle} {story.unseen[0].path} --out finer --stride 8",
+        f"lobule scan {bundle} {story.unseen.cases[0].path} --out finer --stride 8",
         f"lobule evaluate {story.results('scannet')} {cohort} --split test --by site",
         f"lobule train scannet {cohort} --out bundle --set trunk=tiny --set mpp=1 --set rounds=1",
     ]

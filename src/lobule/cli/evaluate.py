@@ -9,8 +9,7 @@ import click
 
 from lobule.cli.base import CommandOutput, format_fields, lobule_command, note, table
 from lobule.errors import UsageError
-
-RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
+from lobule.results.result import RESEARCH_USE
 
 
 @lobule_command(

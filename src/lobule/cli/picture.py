@@ -15,6 +15,7 @@ from skimage.measure import find_contours
 
 from lobule.files import write_atomic
 from lobule.geometry import Box
+from lobule.results.result import RESEARCH_USE
 from lobule.slides.slide import Slide
 
 Colour = tuple[int, int, int]
@@ -27,8 +28,6 @@ TISSUE: Colour = (0, 128, 110)
 TRUTH: Colour = (255, 176, 0)
 LEFT_OUT: Colour = (200, 30, 30)
 FRAME: Colour = (30, 90, 200)
-
-RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
 
 WIDTH = 1200
 MARGIN = 24
