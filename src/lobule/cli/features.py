@@ -8,6 +8,7 @@ import click
 
 from lobule.cli.base import CommandOutput, format_fields, lobule_command
 from lobule.cli.options import (
+    cohort_of,
     dry_run_option,
     fresh_option,
     mpp_option,
@@ -84,9 +85,7 @@ def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> 
     The files can be read by `lobule train chowder --set features=DIR` and by tools for files of TRIDENT or
     CLAM.
     """
-    from lobule.api import as_cohort
-
-    cohort = as_cohort(cases[0] if len(cases) == 1 else list(cases))
+    cohort = cohort_of(cases)
     if dry_run:
         return plan(cohort, out, options)
     from lobule.api import extract_features

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lobule.errors import UsageError
+
+if TYPE_CHECKING:
+    from lobule.cohort import Cohort
 
 
 def all_of(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -65,6 +69,17 @@ def as_bytes(text: str) -> int:
     if size <= 0:
         raise UsageError(f"--max-ram '{text}' leaves no memory", expected="such as 2GiB")
     return size
+
+
+def cohort_of(cases: tuple[str, ...]) -> Cohort:
+    """Return the cohort of a manifest or of slides; a missing file is an error before torch is imported."""
+    from lobule.api import as_cohort
+    from lobule.files import is_url
+
+    for path in cases:
+        if not is_url(path) and not Path(path).exists():
+            raise UsageError("there is no such file or folder", subject=path, remedy="Check its name")
+    return as_cohort(cases[0] if len(cases) == 1 else list(cases))
 
 
 def parse_settings(assignments: tuple[str, ...]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import click
 
 from lobule.cli.base import CommandOutput, format_fields, lobule_command
 from lobule.cli.options import (
+    cohort_of,
     dry_run_option,
     fresh_option,
     out_option,
@@ -81,12 +82,11 @@ def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **opti
 
     After an interruption, run the same command to continue.
     """
-    from lobule.api import as_cohort
     from lobule.bundles import read_bundle
 
     _check_option_combinations(options)
     # Both are checked here, because the scan begins with an import of torch that takes seconds.
-    cohort, opened = as_cohort(cases[0] if len(cases) == 1 else list(cases)), read_bundle(bundle)
+    cohort, opened = cohort_of(cases), read_bundle(bundle)
     if dry_run:
         return plan(opened, cohort, out, options)
     from lobule.api import scan
