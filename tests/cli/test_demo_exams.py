@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lobule.cli.demo_exams_page import describe_lesions
 from lobule.cli.demo_lesions import GRADES, LesionRank, breast_cells, lesion_summary, rank_map
 from lobule.cohort import read_cohort
 from tests.cli.conftest import Lobule
@@ -43,6 +44,12 @@ def test_summary_counts_the_lesions_of_its_grade() -> None:
         "lesions": 4, "pointed_at": 2, "share": 0.5, "chance": pytest.approx(0.06),
     }  # fmt: skip
     assert lesion_summary([], "benign")["share"] is None
+
+
+def test_lesions_are_described_by_breast() -> None:
+    labels = {"left_malignant": True, "right_malignant": False, "left_benign": True, "right_benign": True}
+    assert describe_lesions(labels) == "a malignant lesion in the left breast, benign lesions in both breasts"
+    assert describe_lesions(dict.fromkeys(labels, False)) == "no lesion"
 
 
 def test_the_exam_demo_trains_scans_evaluates_and_writes_its_page(lobule: Lobule, workspace: Path) -> None:

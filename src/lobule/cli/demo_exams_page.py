@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -167,20 +167,21 @@ def _exam(story: Story, case: Case, folder: CaseFolder) -> str:
         plain.append(f"<figure>{image(picture, description)}<figcaption>{view}</figcaption></figure>")
         heated.append(f"<figure>{image(under_heat, f'{description}, under its heatmap')}</figure>")
     return (
-        f"<div class=exam><h3>{escape(case.id)}: {_truth(case)}</h3>"
+        f"<div class=exam><h3>{escape(case.id)}: {describe_lesions(case.breast_labels)}</h3>"
         f"<div class=views>{''.join(plain)}{''.join(heated)}</div>{_scores(case, result['scores'])}</div>"
     )
 
 
-def _truth(case: Case) -> str:
+def describe_lesions(breast_labels: Mapping[str, bool]) -> str:
     """Describe the true lesions of an exam in words."""
-    lesions = [
-        f"a {grade} lesion in the {side} breast"
-        for grade in ("malignant", "benign")
-        for side in ("right", "left")
-        if case.breast_labels.get(f"{side}_{grade}")
-    ]
-    return ", ".join(lesions) or "no lesion"
+    descriptions = []
+    for grade in ("malignant", "benign"):
+        sides = [side for side in ("right", "left") if breast_labels.get(f"{side}_{grade}")]
+        if len(sides) == 2:
+            descriptions.append(f"{grade} lesions in both breasts")
+        elif sides:
+            descriptions.append(f"a {grade} lesion in the {sides[0]} breast")
+    return ", ".join(descriptions) or "no lesion"
 
 
 def _scores(case: Case, scores: dict[str, float]) -> str:
