@@ -67,7 +67,11 @@ def overview(slide: Slide, mpp: float) -> tuple[RGB, Lattice]:
 
 
 def read_overview(slide: Slide, mpp: float) -> Overview:
-    """Read the whole slide near a µm/px. Damaged tiles are replaced from finer levels if possible."""
+    """Read the whole slide near a µm/px, in the colours of the file.
+
+    Damaged tiles are replaced from finer levels if possible.
+    """
+    slide = slide.as_scanned
     lattice = overview_lattice(slide, mpp)
     box = Box(0, 0, *lattice.size)
     try:

@@ -116,6 +116,11 @@ class Slide:
                 self._backend = None
 
     @property
+    def as_scanned(self) -> Slide:
+        """The slide with the colours of the file; a slide with normalised stains returns another slide."""
+        return self
+
+    @property
     def backend(self) -> Backend:
         with self._lock:
             if self._backend is None:
