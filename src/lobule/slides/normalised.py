@@ -72,6 +72,13 @@ class StainNormalisedSlide(Slide):
         return pixels if self.stains is None else macenko(pixels, self.stains).rgb
 
 
+def normalisation_notes(slide: Slide) -> tuple[str, ...]:
+    """Estimate the stains of a slide that is read with normalised stains, and say if that is impossible."""
+    if not isinstance(slide, StainNormalisedSlide) or slide.stains is not None:
+        return ()
+    return ("its stains could not be estimated, so its colours are not normalised",)
+
+
 def estimate_stains(slide: Slide) -> StainFit | None:
     """Estimate the stains of a slide from the tissue of an overview; None if there is too little of it."""
     overview = read_overview(slide, FIT_MPP)

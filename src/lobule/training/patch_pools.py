@@ -14,6 +14,7 @@ from lobule.augment import NO_AUGMENTATION
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, LobuleError, UsageError
 from lobule.scanning.loader import cause_of
+from lobule.slides.normalised import Normalisation
 from lobule.tissue import TissueConfig
 from lobule.training.job import TrainingJob
 from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool, SlidePositions, find_positions
@@ -24,7 +25,12 @@ VALIDATION = 1_000_000
 
 
 def gather(
-    cohort: Cohort, tissue: TissueConfig | None = None, *, workers: int = 1, need: tuple[int, ...] = (0, 1)
+    cohort: Cohort,
+    tissue: TissueConfig | None = None,
+    *,
+    workers: int = 1,
+    need: tuple[int, ...] = (0, 1),
+    stains: Normalisation = "none",
 ) -> Pool:
     """Find the patch positions on every slide of a cohort.
 
@@ -33,6 +39,7 @@ def gather(
         tissue: Settings of the tissue detection; None uses the whole slide.
         workers: Number of threads.
         need: Classes that at least one slide must have.
+        stains: How the stains of the slides are normalised.
 
     Returns:
         The positions, with notes about slides that were left out.
@@ -43,7 +50,7 @@ def gather(
 
     def positions_of(case: Case) -> tuple[SlidePositions | None, list[str]]:
         try:
-            return find_positions(case, tissue)
+            return find_positions(case, tissue, stains)
         except UsageError:
             raise
         except (LobuleError, OSError) as error:
@@ -69,19 +76,23 @@ def gather(
     return pool
 
 
-def train_pool(job: TrainingJob, need: tuple[int, ...] = (NORMAL, TUMOUR)) -> Pool:
+def train_pool(
+    job: TrainingJob, need: tuple[int, ...] = (NORMAL, TUMOUR), stains: Normalisation = "none"
+) -> Pool:
     """Find the patch positions on the training slides; `need` lists the classes that must be there."""
     job.begin_stage("finding tissue")
-    pool = gather(job.split.train, job.tissue, workers=job.workers, need=need)
+    pool = gather(job.split.train, job.tissue, workers=job.workers, need=need, stains=stains)
     job.note(*pool.notes)
     return pool
 
 
-def validation_pool(job: TrainingJob, need: tuple[int, ...] = (NORMAL, TUMOUR)) -> Pool | None:
+def validation_pool(
+    job: TrainingJob, need: tuple[int, ...] = (NORMAL, TUMOUR), stains: Normalisation = "none"
+) -> Pool | None:
     """Find the patch positions on the validation slides; None without slides of the classes in `need`."""
     if not job.split.val:
         return None
-    pool = gather(job.split.val, job.tissue, workers=job.workers, need=())
+    pool = gather(job.split.val, job.tissue, workers=job.workers, need=(), stains=stains)
     job.note(*pool.notes)
     if not pool.has_both_classes:
         job.note("The validation split lacks a class; there is no validation and the last weights are used.")

@@ -19,6 +19,7 @@ from lobule.geometry import Box, Size
 from lobule.grid import Cells
 from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.open_case import OpenedCase
+from lobule.slides.normalised import Normalisation, normalisation_notes, with_normalisation
 from lobule.slides.slide import Slide, open_slide
 from lobule.tissue import TissueConfig
 
@@ -216,17 +217,21 @@ class Pool:
         return replace(self, hard=dict(hard))
 
 
-def find_positions(case: Case, tissue: TissueConfig | None) -> tuple[SlidePositions, list[str]]:
+def find_positions(
+    case: Case, tissue: TissueConfig | None, stains: Normalisation = "none"
+) -> tuple[SlidePositions, list[str]]:
     """Return the positions on one slide, and notes about it.
+
+    With a normalisation of `stains`, the slide of the positions is read with normalised stains.
 
     Raises:
         CaseError: The slide or its annotation cannot be used.
     """
     assert case.path is not None, "patches are drawn from slides"
-    slide = open_slide(case.path, mpp=case.mpp)
+    slide = with_normalisation(open_slide(case.path, mpp=case.mpp), stains)
     opened = OpenedCase(case, {"slide": slide}, ScanOptions(tissue=tissue), EngineSettings())
     detected = opened.tissue()
-    notes: list[str] = list(detected.notes)
+    notes: list[str] = [*detected.notes, *normalisation_notes(slide)]
     if not detected.mask.any():
         notes.append("no tissue was found")
     outlined = _outlined(case, slide.size, notes)

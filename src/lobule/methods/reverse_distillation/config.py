@@ -8,6 +8,7 @@ from typing import Literal
 from lobule.augment import AugmentConfig
 from lobule.errors import ConfigError
 from lobule.settings import Settings
+from lobule.slides.normalised import Normalisation
 
 Loss = Literal["focal", "plain"]
 Form = Literal["exact", "shared"]
@@ -41,6 +42,8 @@ class Config(Settings):
     classes: tuple[str, ...] = ("normal", "tumour")
     mpp: float = 0.25
     """µm/px of the patches; level 0 of Camelyon16 has 0.243."""
+    stains: Normalisation = "none"
+    """"macenko" maps the stains of every slide to those of a reference, in training and in scans."""
     patch: int = 256
     """Side of a patch in pixels, at `mpp`."""
     input: int = 256

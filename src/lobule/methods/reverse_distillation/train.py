@@ -50,7 +50,7 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
     """
     with training_job(config, cohort, out, **options) as job:
         config, budget = _choose_patches(config, job)
-        validation = patch_pools.validation_pool(job)
+        validation = patch_pools.validation_pool(job, stains=config.stains)
         training = _Training(config, job, _build_predictor(config, job, budget.pool))
         report = training.fit_student(budget, validation)
         return training.calibrate_and_save(budget, validation, report)
@@ -78,7 +78,7 @@ def frozen_teacher(name: str, weights: str, seed: int = 0) -> Teacher:
 
 def _choose_patches(config: Config, job: TrainingJob) -> tuple[Config, PatchBudget]:
     """Choose the training patches. Without tumour patches, the config changes to the plain loss."""
-    pool = patch_pools.train_pool(job, need=(NORMAL,))
+    pool = patch_pools.train_pool(job, need=(NORMAL,), stains=config.stains)
     loss = config.loss
     if loss == "focal" and not (pool.usable(TUMOUR) and config.tumour_patches):
         job.note(

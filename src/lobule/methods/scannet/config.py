@@ -8,6 +8,7 @@ from typing import Literal
 from lobule.augment import AugmentConfig
 from lobule.errors import ConfigError
 from lobule.settings import Settings
+from lobule.slides.normalised import Normalisation
 from lobule.training.fitting import Schedule
 
 FindingsBy = Literal["components", "nms"]
@@ -26,6 +27,8 @@ class Config(Settings):
     """µm/px of the training patches; level 0 of Camelyon16 has 0.243."""
     upsample: bool = False
     """Enlarge training slides that are coarser than `mpp`. Scans have their own option for this."""
+    stains: Normalisation = "none"
+    """"macenko" maps the stains of every slide to those of a reference, in training and in scans."""
     stride: int = 32
     """Pixels per map cell, unless a scan sets another stride."""
     refine_stride: int = 8

@@ -53,7 +53,8 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
     config = config.resolved()
     with training_job(config, cohort, out, distributed=True, **options) as job:
         training = _begin(config, job)
-        pool, validation = patch_pools.train_pool(job), patch_pools.validation_pool(job, need=())
+        pool = patch_pools.train_pool(job, stains=config.stains)
+        validation = patch_pools.validation_pool(job, need=(), stains=config.stains)
         pool, metrics = training.run_rounds(pool, validation)
         bundle = training.save(pool, validation, metrics) if job.ranks.first else None
         job.ranks.wait()
