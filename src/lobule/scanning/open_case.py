@@ -13,6 +13,7 @@ import numpy as np
 from lobule.cohort import Case
 from lobule.errors import ConfigError
 from lobule.scanning.contract import EngineSettings, ImageSource, ScanOptions, Tissue
+from lobule.slides.normalised import Normalisation, normalisation_notes, with_normalisation
 from lobule.slides.overview import read_overview
 from lobule.slides.slide import Slide, open_slide
 from lobule.tissue import TissueConfig, find_tissue
@@ -77,6 +78,7 @@ class OpenedCase:
             tissue = Tissue(np.ones(shape, np.bool_), (float(step), float(step)))
         else:
             tissue = tissue_of(slide, self.options.tissue)
+        tissue = replace(tissue, notes=(*tissue.notes, *normalisation_notes(slide)))
         self._slide_has_tissue |= bool(tissue.mask.any())
         if self.case.l0_box is None:
             return tissue
@@ -94,8 +96,8 @@ class OpenedCase:
                 image.close()
 
 
-def slide_images(case: Case, options: ScanOptions) -> dict[str, ImageSource]:
-    """Open the slide of a case, under the name `slide`.
+def slide_images(case: Case, options: ScanOptions, stains: Normalisation = "none") -> dict[str, ImageSource]:
+    """Open the slide of a case, under the name `slide`. Its stains are normalised as `stains` says.
 
     Raises:
         ConfigError: The case is an exam.
@@ -104,7 +106,7 @@ def slide_images(case: Case, options: ScanOptions) -> dict[str, ImageSource]:
         raise ConfigError(
             "this model scans slides and images", subject=case.id, actual=f"a case of kind {case.kind}"
         )
-    return {"slide": open_slide(case.path, mpp=case.mpp or options.mpp)}
+    return {"slide": with_normalisation(open_slide(case.path, mpp=case.mpp or options.mpp), stains)}
 
 
 def tissue_of(slide: Slide, config: TissueConfig) -> Tissue:

@@ -19,7 +19,7 @@ from lobule.geometry import Box, Size
 from lobule.grid import Cells
 from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.open_case import OpenedCase
-from lobule.slides.normalised import Normalisation, normalisation_notes, with_normalisation
+from lobule.slides.normalised import Normalisation, with_normalisation
 from lobule.slides.slide import Slide, open_slide
 from lobule.tissue import TissueConfig
 
@@ -231,7 +231,7 @@ def find_positions(
     slide = with_normalisation(open_slide(case.path, mpp=case.mpp), stains)
     opened = OpenedCase(case, {"slide": slide}, ScanOptions(tissue=tissue), EngineSettings())
     detected = opened.tissue()
-    notes: list[str] = [*detected.notes, *normalisation_notes(slide)]
+    notes: list[str] = list(detected.notes)
     if not detected.mask.any():
         notes.append("no tissue was found")
     outlined = _outlined(case, slide.size, notes)

@@ -225,7 +225,7 @@ class AnomalyPredictor:
         self.net = self.model.net
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return slide_images(case, options)
+        return slide_images(case, options, self.config.stains)
 
     def steps(self, case: OpenCase) -> Steps[Result]:
         config = self.model.scan_config(case.options)

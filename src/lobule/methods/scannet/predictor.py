@@ -176,7 +176,7 @@ class DensePredictor:
         self.geometry = self.model.geometry
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return slide_images(case, options)
+        return slide_images(case, options, self.config.stains)
 
     def steps(self, case: OpenCase) -> Steps[Result]:
         config, options = replace(self.config, **case.options.settings), case.options
