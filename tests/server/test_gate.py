@@ -48,7 +48,7 @@ def hostile_requests(case: str, other: str, secret: Path) -> list[tuple[str, str
             f"/api/cases/{case}/map?"
             + "&".join(f"{key}={value}" for key, value in {**good, **change}.items())
         )
-    area: dict[str, float | str] = {"x": 0, "y": 0, "width": 10, "height": 10, "side": 64}
+    area: dict[str, object] = {"x": 0, "y": 0, "width": 10, "height": 10, "side": 64}
     for change in (
         {"x": "nan"}, {"x": "inf"}, {"x": 1e30}, {"width": 0}, {"width": -5}, {"width": 1e9}, {"height": "1e400"},
         {"side": 0}, {"side": 10**6}, {"side": -1}, {"width": 9e6, "height": 9e6, "side": 2048}, {"y": ""},

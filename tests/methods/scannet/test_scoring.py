@@ -45,7 +45,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     rows = np.abs(rng.normal(0, 60, (60, len(HEATMAP_FEATURES)))).round(2)
     config = replace(plain.config, slide_score="forest")
     trees = grow_forest(rows, rows[:, 0] > 40, 12, 0)
-    return save(folder / "forest", config, plain.net, plain.scaling, forest=trees)
+    return save(folder / "forest", config, plain.model.net, plain.model.scaling, forest=trees)
 
 
 def test_the_forest_scores_the_map_at_its_training_stride(
@@ -104,7 +104,7 @@ def test_a_modified_forest_is_rejected(bundle: Bundle, tmp_path: Path) -> None:
 def test_findings_by_non_maximum_suppression(slide: Path, tmp_path: Path) -> None:
     plain = load(read_bundle(write_tiny_bundle(tmp_path / "b", MPP, stride=16)))
     config = replace(plain.config, findings="nms", nms_radius=64, threshold=0.3)
-    predictor = DensePredictor(config, plain.net, plain.scaling)
+    predictor = DensePredictor(config, plain.model.net, plain.model.scaling)
     scan(predictor, METADATA, cohort_of(slide), tmp_path / "r", ScanOptions(tissue=None), MACHINE)
     folder = open_results(tmp_path / "r").case_folder("one")
     scores = folder.maps["map-s16"].scores()
@@ -126,7 +126,7 @@ def test_opening_removes_thin_components(slide: Path, tmp_path: Path) -> None:
     for opening in (0, 1):
         config = replace(plain.config, opening=opening, threshold=0.3)
         folder = tmp_path / str(opening)
-        predictor = DensePredictor(config, plain.net, plain.scaling)
+        predictor = DensePredictor(config, plain.model.net, plain.model.scaling)
         scan(predictor, METADATA, cohort_of(slide), folder, ScanOptions(tissue=None), MACHINE)
         cells[opening] = open_results(folder).case_folder("one").findings()["cells"]
     assert cells[1].sum() < cells[0].sum()
