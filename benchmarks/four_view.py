@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,14 @@ import torch
 import measure
 from lobule.bundles import read_bundle
 from lobule.cohort import Case, read_cohort
+from lobule.mammograms.exam_views import ExamView, PatchView
+from lobule.mammograms.published.patches import PATCH, distinct_patches, draw_grid
+from lobule.mammograms.published.windows import network_input, plan_exam, standardise
 from lobule.mammograms.views import VIEWS
 from lobule.methods.four_view import Config, FourViewPredictor, load, save
-from lobule.methods.four_view.images import ExamView, PatchView
-from lobule.methods.four_view.members import build
-from lobule.methods.four_view.painting import fill_patches, paint
-from lobule.methods.four_view.patches import cut_patch, patch_pixels
-from lobule.methods.four_view.plan import PlannedImage, distinct_patches, patch_frame
-from lobule.methods.four_view.scores import scored_rows
-from lobule.methods.four_view.streams import draw_grid
-from lobule.methods.four_view.windows import network_input, plan_exam
+from lobule.methods.four_view.heatmaps import ViewPatches
+from lobule.methods.four_view.model import build
+from lobule.methods.four_view.planning import patch_frame
 from lobule.nets.four_view import ViewWise
 from lobule.phantoms.exams import write_exams
 from lobule.results.folder import CaseFolder
@@ -48,6 +45,7 @@ from lobule.scanning.device import available_cores, replicas_for
 from lobule.scanning.open_case import OpenedCase
 from lobule.scanning.pipeline import Pipeline
 from lobule.scanning.stores import open_sink
+from lobule.settings import parse
 
 ROUNDS = 2
 EPOCHS = 10
@@ -66,13 +64,14 @@ class Bench:
         torch.manual_seed(0)
         self.bundles = {}
         for heatmaps in (False, True):
-            net, patch_net = build(Config(heatmaps=heatmaps))
+            config = parse(Config, {"architecture.heatmaps": heatmaps})
+            net, patch_net = build(config)
             self.bundles[heatmaps] = folder / f"bundle{int(heatmaps)}"
-            save(self.bundles[heatmaps], Config(heatmaps=heatmaps), net, patch_net)
+            save(self.bundles[heatmaps], config, net, patch_net)
         self.predictors = {key: load(read_bundle(path)) for key, path in self.bundles.items()}
         self.views: dict[str, ExamView] = dict(self.predictors[True].images(self.case, ScanOptions()))  # type: ignore[arg-type]
         rng = random.Random(0)
-        self.grids = {v: draw_grid(i.crop.window.shape, rng, Config()) for v, i in self.views.items()}
+        self.grids = {v: draw_grid(i.shape, rng) for v, i in self.views.items()}
 
     def engine(self, predictor: FourViewPredictor, precision: str, **settings: Any) -> EngineSettings:
         replicas, threads = replicas_for("cpu", available_cores())
@@ -105,17 +104,16 @@ class Bench:
 
     def published_patches(self, batch: int) -> tuple[float, dict[str, np.ndarray]]:
         """Seconds a patch, and the scores of the sample."""
-        net = self.predictors[True].patch_net
-        assert net is not None
+        (net,) = self.predictors[True].nets.patch_nets
         patches, seconds = 0, 0.0
         scores: dict[str, list[np.ndarray]] = {}
         for view, image in self.views.items():
-            pixels, corners = patch_pixels(image.pixels), list(self.grids[view].corners())
+            pixels, corners = standardise(image.pixels, np.float64), list(self.grids[view].corners())
             sampled = self.sampled(view)
             scores[view] = []
             began = time.perf_counter()
             for start in range(0, len(sampled), batch):
-                some = np.stack([cut_patch(pixels, corners[i]) for i in sampled[start : start + batch]])
+                some = np.stack([cut_patch(pixels, *corners[i]) for i in sampled[start : start + batch]])
                 scores[view].append(net(torch.from_numpy(some)).softmax(dim=1).numpy())
             seconds += time.perf_counter() - began
             patches += len(sampled)
@@ -128,28 +126,23 @@ class Bench:
         for view, image in self.views.items():
             with self.pipeline(predictor, engine) as run:
                 began = time.perf_counter()
-                source = PatchView(image, patch_frame(image, Config()))
-                sampled, planned = self.sampled(view), PlannedImage(view, image, (), ())
-                table = run(next(fill_patches(planned, source, self.grids[view], sampled, engine)))
+                source, sampled = PatchView(image, patch_frame(image, Config())), self.sampled(view)
+                rows = finished(
+                    ViewPatches(view, image, source, self.grids[view], engine).scores(sampled), run
+                )
                 seconds += time.perf_counter() - began
-            rows = scored_rows(table, "scores")
             scores[view] = np.stack([rows[i] for i in range(len(sampled))])
             patches += len(sampled)
         return seconds / patches, scores
 
     def fast_heatmaps(self, engine: EngineSettings) -> float:
-        config = replace(Config(heatmaps=True), painting="fast")
         apart = []
         began = time.perf_counter()
         with self.pipeline(self.predictors[True], engine) as run:
             for view, image in self.views.items():
-                steps = paint(PlannedImage(view, image, (0,), ()), self.grids[view], engine, config)
-                store = None
-                try:
-                    while True:
-                        store = run(next(steps) if store is None else steps.send(store))
-                except StopIteration as end:
-                    apart.append(end.value[1])
+                source = PatchView(image, patch_frame(image, Config()))
+                steps = ViewPatches(view, image, source, self.grids[view], engine).heatmaps("fast")
+                apart.append(finished(steps, run)[1])
         seconds = time.perf_counter() - began
         far = np.concatenate(apart)
         print(
@@ -168,24 +161,35 @@ class Bench:
         images_of_view = {view: [image.for_windows] for view, image in self.views.items()}
         for epoch in plan_exam(images_of_view, np.random.RandomState(0), epochs=epochs):
             inputs = {
-                view: torch.from_numpy(network_input(self.views[view].pixels, plan))[None]
+                view: torch.from_numpy(network_input(self.views[view].pixels, plan.unpadded, plan.size))[None]
                 for view, (_, plan) in epoch.items()
             }
             ViewWise.exam_scores(net(inputs))
         return time.perf_counter() - began
 
     def our_windows(self, engine: EngineSettings, epochs: int) -> tuple[float, dict[str, float]]:
-        predictor, options = self.predictors[False], ScanOptions(settings={"epochs": epochs})
+        predictor, options = self.predictors[False], ScanOptions(settings={"reading.epochs": epochs})
         began = time.perf_counter()
         with self.pipeline(predictor, engine) as run:
             steps = predictor.steps(OpenedCase(self.case, self.views, options, engine))
-            store = None
-            try:
-                while True:
-                    store = run(next(steps) if store is None else steps.send(store))
-            except StopIteration as end:
-                scores = dict(end.value.scores)
+            scores = dict(finished(steps, run).scores)
         return time.perf_counter() - began, scores
+
+
+def cut_patch(standardised: np.ndarray, row: int, column: int) -> np.ndarray:
+    """One patch with three equal channels, as the published network reads it."""
+    grey = standardised[row : row + PATCH, column : column + PATCH].astype(np.float32)
+    return np.broadcast_to(grey, (3, PATCH, PATCH))
+
+
+def finished(steps: Any, run: Callable[[Pass], Any]) -> Any:
+    """Run the passes of a generator and return its result."""
+    store = None
+    try:
+        while True:
+            store = run(next(steps) if store is None else steps.send(store))
+    except StopIteration as end:
+        return end.value
 
 
 def main() -> None:
@@ -223,7 +227,8 @@ def heatmap_ratios(bench: Bench, rounds: int) -> dict[str, float]:
         if apart > EQUAL:
             raise SystemExit(f"exact heatmaps differ from the published way by {apart:.1e}")
         best["fast"] = min(
-            best["fast"], bench.fast_heatmaps(bench.engine(predictor, "float32", heatmaps="fast"))
+            best["fast"],
+            bench.fast_heatmaps(bench.engine(predictor, "float32", **{"reading.painting": "fast"})),
         )
     print(f"exact scores differ by at most {apart:.1e}")
     published = min(best[str(batch)] for batch in bench.batches)
@@ -259,7 +264,7 @@ def peak(bench: Bench, with_heatmaps: Sequence[bool]) -> float:
         bundle = bench.bundles[heatmaps]
         out = bench.folder / f"peak{int(heatmaps)}"
         command = ["-m", "lobule", "scan", str(bundle), str(bench.manifest), "--out", str(out)]
-        command += ["--set", "epochs=1"] + (["--set", "heatmaps=fast"] if heatmaps else [])
+        command += ["--set", "reading.epochs=1"] + (["--set", "reading.painting=fast"] if heatmaps else [])
         highest = max(highest, measure.peak_bytes(command))
     return highest / 1e9
 

@@ -43,11 +43,16 @@ SETTINGS: Mapping[str, str] = {
     "boosting.folds=2 boosting.seeds=1 stains=none window=128 stride=128",
     "reverse_distillation": "teacher=tiny weights=random mpp=1.0 patch=32 input=32 stride=16 slides=2 "
     "tumour_patches=40 normal_patches=60 epochs=2 batch=20 rate=5e-3 val_patches=60",
-    "four_view": "steps=20 patch_steps=20 heatmaps=true batch=4 patch_batch=8 birads_steps=0 epochs=1 "
-    "window=276,172 move=8,8 resize=8 crop_iterations=6 crop_buffer=4 widths=8,8,16,16,32 patch=48 "
-    "patch_stride=20 patch_growth=8 patch_blocks=2,2,2,2 patch_first_width=16 heatmap_cell=4 val_patches=40",
+    "four_view": "training.steps=20 training.patch_steps=20 training.batch=4 training.patch_batch=8 "
+    "training.birads_steps=0 training.val_patches=40 reading.epochs=1 architecture.heatmaps=true "
+    "architecture.window=276,172 architecture.move=8,8 architecture.resize=8 "
+    "architecture.crop_iterations=6 architecture.crop_buffer=4 architecture.widths=8,8,16,16,32 "
+    "architecture.patch=48 architecture.patch_stride=20 architecture.patch_growth=8 "
+    "architecture.patch_blocks=2,2,2,2 architecture.patch_first_width=16 architecture.heatmap_cell=4",
 }
 """Settings of each training: 20 steps, or as few as its stages allow."""
+GROUPS = ("architecture.", "reading.", "training.")
+"""Groups of the settings of four_view."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,12 @@ def run_step(step: Step, checkout: Path, folder: Path) -> tuple[int, str]:
         "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1", "LOBULE_CACHE": str(folder / ".cache"),
         "XDG_CACHE_HOME": str(folder / ".cache"), "COLUMNS": "100",
     }  # fmt: skip
-    process = [sys.executable, "-m", "lobule", *step.arguments]
+    arguments = list(step.arguments)
+    config = checkout / "src" / "lobule" / "methods" / "four_view" / "config.py"
+    if "four_view" in arguments and "class Architecture" not in config.read_text():
+        for group in GROUPS:  # In older versions, the settings of four_view have no groups.
+            arguments = [argument.removeprefix(group) for argument in arguments]
+    process = [sys.executable, "-m", "lobule", *arguments]
     ended = subprocess.run(process, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if step.output is not None and ended.returncode:
         print(ended.stderr, file=sys.stderr)

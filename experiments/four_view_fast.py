@@ -25,19 +25,19 @@ from numpy.typing import NDArray
 from lobule.api import scan
 from lobule.bundles import Bundle, write_bundle
 from lobule.cohort import Case, Cohort
+from lobule.mammograms.exam_views import ExamView, PatchView
+from lobule.mammograms.published.patches import draw_grid, heatmap_of
 from lobule.mammograms.views import VIEWS
 from lobule.methods.four_view import Config, load
-from lobule.methods.four_view.images import ExamView, PatchView
-from lobule.methods.four_view.members import weights_of
-from lobule.methods.four_view.painting import Bands, pooled_scores
-from lobule.methods.four_view.patches import BENIGN, MALIGNANT, heatmap_of
-from lobule.methods.four_view.plan import patch_frame
-from lobule.methods.four_view.scores import scored_rows
-from lobule.methods.four_view.streams import draw_grid
+from lobule.methods.four_view.heatmaps import Bands, pooled_scores
+from lobule.methods.four_view.model import Nets
+from lobule.methods.four_view.planning import patch_frame
 from lobule.nets.four_view import TARGETS
 from lobule.results import open_results
 from lobule.scanning.contract import ScanOptions
-from tests.nets.four_view_recipe import made_net
+from lobule.scanning.exam_passes import scored_rows
+from lobule.settings import parse
+from tests.nets.four_view_recipe import BENIGN, MALIGNANT, made_net
 
 SALT = "four_view-visible-12"
 EXACT = (0.2852467, 0.4216548, 0.3568609, 0.5758981)
@@ -54,13 +54,13 @@ def main() -> None:
         exact = arrays["exam_probs"]
     files = {view.lower().replace("-", "_"): (str(images / f"0_{view}.png"),) for view in VIEWS}
     case = Case("0", "p", "exam", views=files)
-    config = Config(heatmaps=True, compat="nyu")
+    config = parse(Config, {"architecture.heatmaps": True, "reading.compat": "nyu"})
     with tempfile.TemporaryDirectory() as folder:
-        weights = weights_of(made_net("view-heatmaps", SALT), made_net("patch", SALT))
+        weights = Nets((made_net("view-heatmaps", SALT),), (), (made_net("patch", SALT),)).state_dict()
         bundle = write_bundle(
             Path(folder) / "bundle", Bundle("four_view", config.to_dict(), TARGETS, None), weights
         )
-        settings = {"heatmaps": "fast"}
+        settings = {"reading.painting": "fast"}
         scan(Path(folder) / "bundle", Cohort((case,)), Path(folder) / "r", settings=settings)
         done = open_results(Path(folder) / "r").case_folder("0")
         predictor = load(bundle)
@@ -69,7 +69,7 @@ def main() -> None:
         for view in VIEWS:
             image = views[view]
             assert isinstance(image, ExamView)
-            grid = draw_grid(image.crop.window.shape, rng, config)
+            grid = draw_grid(image.shape, rng)
             source = PatchView(image, patch_frame(image, config))
             engine = json.loads((Path(folder) / "r" / "engine.json").read_text())
             bands = Bands.over(source.pixels.shape, engine["cells"] ** 2)

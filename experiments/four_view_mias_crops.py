@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 
 from lobule.errors import CaseError
 from lobule.mammograms.png import read_png
-from lobule.methods.four_view.crop import crop_of
+from lobule.mammograms.published.crop import crop_of
 
 ITERATIONS, BUFFER = 30, 15
 """Number of erosions and margin. The published 100 and 50 are for images of 2.5 times the resolution."""

@@ -23,20 +23,33 @@ from lobule.phantoms.exams import write_exams
 
 EXAMS, SIZE, SEED = 300, (1040, 760), 20
 SPLITS = (("train", 0.62), ("val", 0.10), ("test", 0.28))
-SMALL: dict[str, Any] = {
+ARCHITECTURE: dict[str, Any] = {
     "window": "960x600", "move": "32,32", "resize": 0, "crop_iterations": 20, "crop_buffer": 10, "shrink": 8,
-    "widths": "16,16,32,32,64", "pool": "max", "swap_sides": True, "heatmap_cell": 16, "epochs": 3,
-    "batch": 6, "steps": 1200, "rate": 0.002, "trunk_rate": 0.002, "birads_steps": 0, "evaluate_every": 100,
-    "schedule": "cosine", "stop_after": 99, "positive_share": 0.7, "malignant_share": 0.8,
+    "widths": "16,16,32,32,64", "pool": "max", "heatmap_cell": 16,
 }  # fmt: skip
 """The classifiers read whole views at an eighth of the resolution; the patch network reads full
 resolution."""
-PATCHES: dict[str, Any] = {
+TRAINING: dict[str, Any] = {
+    "swap_sides": True, "batch": 6, "steps": 1200, "rate": 0.002, "trunk_rate": 0.002, "birads_steps": 0,
+    "evaluate_every": 100, "schedule": "cosine", "stop_after": 99, "positive_share": 0.7,
+    "malignant_share": 0.8,
+}  # fmt: skip
+PATCH_ARCHITECTURE: dict[str, Any] = {
     "heatmaps": True, "patch": 96, "patch_stride": 40, "patch_growth": 8, "patch_blocks": "2,2,2,2",
-    "patch_first_width": 16, "patch_steps": 6000, "patch_batch": 24, "patch_rate": 0.01, "val_patches": 480,
+    "patch_first_width": 16,
+}  # fmt: skip
+PATCH_TRAINING: dict[str, Any] = {
+    "patch_steps": 6000, "patch_batch": 24, "patch_rate": 0.01, "val_patches": 480,
     "patch_shares": "0.3,0.2,0.2,0.3",
 }  # fmt: skip
-RUNS = {"plain": SMALL, "heatmaps": {**SMALL, **PATCHES}}
+RUNS: dict[str, dict[str, Any]] = {
+    "plain": {"architecture": ARCHITECTURE, "reading": {"epochs": 3}, "training": TRAINING},
+    "heatmaps": {
+        "architecture": {**ARCHITECTURE, **PATCH_ARCHITECTURE},
+        "reading": {"epochs": 3},
+        "training": {**TRAINING, **PATCH_TRAINING},
+    },
+}
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "float32", "workers": 1, "max_ram": 20 << 30}
 """The memory limit has room for all views and heatmaps, so that each is read or computed only once."""
 

@@ -16,7 +16,7 @@
 #   COMPAT     own: one random stream per exam (default); nyu: one random stream for all exams, as published
 #   PAINTING   exact: heatmaps patch by patch, as published (default); fast
 #   PIXELS     nyu-raw: stored pixel values (default); voi: values after the first window of the file
-#   SETTINGS   further scan settings, such as "epochs=1 augmentation=false"
+#   SETTINGS   further scan settings, such as "reading.epochs=1 reading.augmentation=false"
 # DEVICE, PRECISION, MAX_RAM, RESAMPLES and PLOTS are described in runs/lib.sh. Nothing is trained here, so WORKERS,
 # PROCESSES and SEED have no effect.
 # Research use only: not a medical device, not for diagnosis.
@@ -105,8 +105,8 @@ if [ ${#GMIC[@]} -gt 0 ]; then convert gmic gmic "" "${GMIC[@]}"; fi
 for name in "${MODELS[@]}"; do
   say "scanning with $name"
   # shellcheck disable=SC2086 # split into one word per setting
-  if [ "$name" = gmic ]; then set_options; else set_options "compat=$COMPAT" "pixels=$PIXELS" $SETTINGS; fi
-  if [ "$name" = heatmaps ]; then SET_OPTIONS+=(--set "heatmaps=$PAINTING"); fi
+  if [ "$name" = gmic ]; then set_options; else set_options "reading.compat=$COMPAT" "reading.pixels=$PIXELS" $SETTINGS; fi
+  if [ "$name" = heatmaps ]; then SET_OPTIONS+=(--set "reading.painting=$PAINTING"); fi
   lobule scan "$OUT/$name" "$COHORT" --out "$OUT/$name-results" "${SCAN_MACHINE[@]}" \
     ${SET_OPTIONS[@]+"${SET_OPTIONS[@]}"} || accounted "$?" "$OUT/$name-results/results.csv"
 done

@@ -21,20 +21,22 @@ from lobule.settings import Settings, convert, describe, parse
 
 
 def test_text_is_converted_to_the_type_of_the_setting() -> None:
-    requested = {"epochs": "3", "augmentation": "no", "compat": "nyu", "heatmaps": "fast"}
+    requested = {"epochs": "3", "augmentation": "no", "compat": "nyu", "painting": "fast"}
+    requested = {f"reading.{name}": text for name, text in requested.items()}
     assert find_method("four_view").changed_for_scan(requested) == {
-        "epochs": 3, "augmentation": False, "compat": "nyu", "heatmaps": "fast",
+        "reading.epochs": 3, "reading.augmentation": False, "reading.compat": "nyu",
+        "reading.painting": "fast",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        ("four_view", {"variant": "joint"}, r"'variant' cannot be set for a scan with four_view"),
+        ("four_view", {"architecture.variant": "joint"}, "'architecture.variant' cannot be set for a scan"),
         ("scannet", {"epochs": "3"}, "'epochs' cannot be set for a scan with scannet"),
         ("scannet", {"treshold": "0.3"}, "Did you mean 'threshold'"),
-        ("four_view", {"epochs": "many"}, "epochs = 'many' is not a whole number"),
-        ("four_view", {"heatmaps": "slow"}, "heatmaps = 'slow' is not one of its values.*exact, fast"),
+        ("four_view", {"reading.epochs": "many"}, "reading.epochs = 'many' is not a whole number"),
+        ("four_view", {"reading.painting": "slow"}, "'slow' is not one of its values.*exact, fast"),
         ("colour", {"threshold": "0.3"}, "Expected no settings"),
     ],
 )

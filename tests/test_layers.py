@@ -34,8 +34,14 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
     "openslide": {"slides/openslide.py", "cli/doctor.py"},
     "tifffile": {"slides/tiff.py", "slides/tiff_facts.py"},
     "wsidicom": {"slides/dicom.py"},
-    "pydicom": {"mammograms/dicom.py", "mammograms/dicom_look.py", "slides/dicom_series.py"},
-    "h5py": {"mammograms/heatmaps.py", "features/hdf5.py"},
+    "pydicom": {
+        "mammograms/dicom.py",
+        "mammograms/dicom_pixels.py",
+        "mammograms/dicom_rules.py",
+        "mammograms/dicom_look.py",
+        "slides/dicom_series.py",
+    },
+    "h5py": {"features/hdf5.py"},
 }
 """File-reading libraries and the files that may import them. Phantoms write with them, too."""
 

@@ -21,13 +21,16 @@ def cubic_taps(length: int, out_length: int, step: float) -> tuple[NDArray[np.in
     """Return source indices (out_length, 4), clamped to the edges, and their weights, which sum to 1."""
     position = ((np.arange(out_length) + 0.5) * step - 0.5).astype(np.float32)
     first = np.floor(position)
-    x = position - first
+    indices = first.astype(np.intp)[:, None] + np.arange(-1, 3)
+    return np.clip(indices, 0, length - 1), cubic_weights(position - first).astype(np.float32)
+
+
+def cubic_weights(x: NDArray[np.floating[Any]]) -> NDArray[Any]:
+    """Return the weights (n, 4) of the four pixels around positions at `x` between the two inner pixels."""
     far = ((A * (x + 1) - 5 * A) * (x + 1) + 8 * A) * (x + 1) - 4 * A
     near = ((A + 2) * x - (A + 3)) * x * x + 1
     opposite = ((A + 2) * (1 - x) - (A + 3)) * (1 - x) * (1 - x) + 1
-    weights = np.stack([far, near, opposite, 1 - far - near - opposite], axis=1).astype(np.float32)
-    indices = first.astype(np.intp)[:, None] + np.arange(-1, 3)
-    return np.clip(indices, 0, length - 1), weights
+    return np.stack([far, near, opposite, 1 - far - near - opposite], axis=1)
 
 
 def resize_cubic(

@@ -40,7 +40,9 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every setting by name, with tuples as lists and groups of settings as dictionaries."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return asdict(
+            self, dict_factory=lambda pairs: {n: list(v) if isinstance(v, tuple) else v for n, v in pairs}
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from lobule.errors import CaseError, DamagedFile, NotAMammogram, TooLarge, UnknownFormat
-from lobule.mammograms.exams import exam_of_files, read_exams, read_view, view_named
+from lobule.mammograms.exams import read_exams, read_view, require_one_patient, view_named
 from lobule.mammograms.mask import with_black_background
-from lobule.mammograms.png import read_png, write_png
+from lobule.mammograms.png import read_png
+from lobule.mammograms.published.crop import crop_of
 from lobule.mammograms.views import VIEWS
-from lobule.methods.four_view.crop import crop_of
 from lobule.phantoms.exams import write_exams
 from tests.mammograms.sample_files import blob, pixels_of, write_view
 
@@ -38,15 +38,13 @@ def test_a_folder_of_mixed_studies(folder):
     exam_folder = read_exams(folder)
     assert [exam.patient for exam in exam_folder.exams] == ["P1", "P2"]
     first, second = exam_folder.exams
-    assert first.is_complete
     assert list(first.views) == list(VIEWS)
     chosen = [Path(heading.path).name for heading in first.views["R-CC"]]
     assert chosen == ["later.dcm", "R-CC.dcm", "earlier.dcm"]
-    assert "R-CC has 3 images; later.dcm is the newest" in first.decisions[0].sentence
-    assert second.decisions == ()
+    assert len(second.views["R-CC"]) == 1
     assert [Path(heading.path).name for heading in exam_folder.refused] == ["magnified.dcm"]
     assert [Path(path).name for path in exam_folder.failed] == ["notes.txt"]
-    assert np.array_equal(first.read("L-MLO").pixels, pixels_of("L-MLO"))
+    assert np.array_equal(read_view(first.views["L-MLO"][0].path).pixels, pixels_of("L-MLO"))
 
 
 def test_the_larger_of_two_images_taken_together_is_chosen(tmp_path):
@@ -55,9 +53,7 @@ def test_the_larger_of_two_images_taken_together_is_chosen(tmp_path):
     write_view(tmp_path / "large.dcm", pixels=blob((120, 90)), instance=2)
     (exam,) = read_exams(tmp_path).exams
     assert [Path(heading.path).name for heading in exam.views["L-CC"]] == ["large.dcm", "small.dcm"]
-    assert exam.missing == ("R-CC", "L-MLO", "R-MLO")
-    assert not exam.is_complete
-    assert "no R-CC, L-MLO, R-MLO: only models that read single views" in exam.decisions[-1].sentence
+    assert list(exam.views) == ["L-CC"]
 
 
 def test_two_patients_in_one_study(folder):
@@ -68,7 +64,7 @@ def test_two_patients_in_one_study(folder):
     assert [exam.patient for exam in exam_folder.exams] == ["P1"]
     assert isinstance(exam_folder.failed[study_of(folder / "b")], NotAMammogram)
     with pytest.raises(NotAMammogram, match=r"several patients.*P1, P2"):
-        exam_of_files({"l_cc": folder / "a" / "L-CC.dcm", "r_cc": folder / "b" / "R-CC.dcm"})
+        require_one_patient(read_view(folder / study / "L-CC.dcm").heading for study in "ab")
 
 
 def study_of(folder):
@@ -77,17 +73,14 @@ def study_of(folder):
     return pydicom.dcmread(folder / "L-CC.dcm").StudyInstanceUID
 
 
-def test_a_row_of_a_manifest(folder):
-    row = {view.lower().replace("-", "_"): [folder / "a" / f"{view}.dcm"] for view in reversed(VIEWS)}
-    exam = exam_of_files(row)
-    assert list(exam.views) == list(VIEWS)
-    assert (exam.patient, exam.is_complete) == ("P1", True)
+def test_a_file_of_another_view_or_kind_is_refused(folder):
+    assert read_view(folder / "a" / "L-CC.dcm", view="L-CC").heading.patient == "P1"
     with pytest.raises(NotAMammogram, match=r"L-MLO\.dcm: the file shows another view.*L-CC.*L-MLO"):
-        exam_of_files(row | {"l_cc": folder / "a" / "L-MLO.dcm"})
+        read_view(folder / "a" / "L-MLO.dcm", view="L-CC")
     with pytest.raises(
         NotAMammogram, match=r"magnified\.dcm: the image cannot be used as a view.*magnification"
     ):
-        exam_of_files(row | {"r_cc": str(folder / "a" / "magnified.dcm")})
+        read_view(str(folder / "a" / "magnified.dcm"), view="R-CC")
     with pytest.raises(NotAMammogram, match="another view"):
         read_view(folder / "a" / "L-CC.dcm", view="R-CC")
 
@@ -96,11 +89,12 @@ def test_images_allowed_by_name_can_be_read(tmp_path):
     pytest.importorskip("pydicom")
     path = write_view(tmp_path / "film.dcm", form="computed")
     assert read_exams(tmp_path).exams == ()
-    for exam in (
-        read_exams(tmp_path, allow=["computed radiography"]).exams[0],
-        exam_of_files({"l_cc": path}, allow=["computed radiography"]),
-    ):
-        assert np.array_equal(exam.read("L-CC").pixels, pixels_of())
+    (exam,) = read_exams(tmp_path, allow=["computed radiography"]).exams
+    assert [heading.path for heading in exam.views["L-CC"]] == [str(path)]
+    mammogram = read_view(path, view="L-CC", allow=["computed radiography"])
+    assert np.array_equal(mammogram.pixels, pixels_of())
+    with pytest.raises(NotAMammogram, match="computed radiography"):
+        read_view(path, view="L-CC")
 
 
 def test_names_of_views():
@@ -113,14 +107,12 @@ def test_names_of_views():
 def test_a_generated_cohort_from_manifest_to_crops(tmp_path, form):
     manifest = write_exams(tmp_path, exams=1, size=(208, 152), form=form, seed=4)
     (row,) = csv.DictReader(manifest.read_text().splitlines())
-    exam = exam_of_files({name: tmp_path / row[name] for name in ("l_cc", "r_cc", "l_mlo", "r_mlo")})
     for view in VIEWS:
-        mammogram = exam.read(view)
+        mammogram = read_view(tmp_path / row[view.lower().replace("-", "_")], view=view)
         assert (mammogram.view, mammogram.horizontal_flip) == (view, "NO")
         crop = crop_of(mammogram.pixels, mammogram.pointing, iterations=3, buffer=4)
         cropped = crop.window.of(mammogram.pixels)
         assert (cropped > 0).mean() > 0.5
-        assert crop.distance_from_starting_side == 0
 
 
 @pytest.mark.parametrize(
@@ -137,22 +129,6 @@ def test_grey_pngs_of_any_depth(tmp_path, dtype, top, noted):
     assert mammogram.pointing == "right"
 
 
-def test_export_scales_12_bits_to_16_and_records_it(tmp_path):
-    path = tmp_path / "view.png"
-    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
-    write_png(path, values)
-    with Image.open(path) as image:
-        stored = np.asarray(image)
-    assert np.array_equal(stored, np.round(values * (65535 / 4095)).astype(np.uint16))
-    assert (stored[0, 1], stored[-1, -1]) == (16, 65535)
-    content = path.read_bytes()
-    chunk_offset = content.index(b"sBIT")
-    assert content[chunk_offset + 4] == 12
-    assert chunk_offset < content.index(b"IDAT")
-    with pytest.raises(NotAMammogram, match=r"at most 4095.*4096"):
-        write_png(path, values + 1)
-
-
 def test_pngs_that_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "view.png"
     Image.new("RGB", (30, 40)).save(path)
@@ -163,7 +139,7 @@ def test_pngs_that_are_refused(tmp_path, monkeypatch):
         read_png(path)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 65535, (200, 200), dtype=np.uint16)).save(path)
-    monkeypatch.setattr("lobule.mammograms.png.MOST_PIXELS", 10_000)
+    monkeypatch.setattr("lobule.mammograms.record.MOST_PIXELS", 10_000)
     with pytest.raises(TooLarge, match="200 × 200"):
         read_png(path)
     monkeypatch.undo()
@@ -199,9 +175,8 @@ def test_film_is_distinguished_from_fat():
 
 def test_the_real_exam_from_file_to_crop(kit):
     images = kit / "mammograms" / "nyu" / "images"
-    exam = exam_of_files({view: images / f"0_{view}.png" for view in VIEWS})
     for view, window in (("L-CC", (0, 2023, 0, 801)), ("R-MLO", (0, 2650, 0, 1006))):
-        mammogram = exam.read(view)
+        mammogram = read_view(images / f"0_{view}.png", view=view)
         assert mammogram.horizontal_flip == "NO"
         with Image.open(images / f"0_{view}.png") as image:
             assert np.array_equal(mammogram.pixels, np.asarray(image)), "a background of 0 is left alone"

@@ -17,6 +17,7 @@ from lobule.training.machine import TrainMachine
 from tests.methods.chowder import support as features
 from tests.methods.four_view import made_exams
 from tests.methods.four_view import test_train as four_view_tests
+from tests.methods.four_view.configs import changed
 from tests.methods.rakhlin import support as images
 from tests.methods.reverse_distillation import support as slides
 from tests.methods.scannet import test_train as scannet_tests
@@ -96,9 +97,9 @@ def rakhlin_example(folder: Path) -> Example:
 def four_view_example(folder: Path) -> Example:
     exams = made_exams.cohort(folder, train=16, val=8, test=8)
     cohort = exams.where(lambda case: int(case.id[1:]) % 100 in (3, 6, 8, 13) and case.split != "test")
-    config = replace(four_view_tests.BRIEF, heatmaps=True)
+    config = changed(four_view_tests.BRIEF, heatmaps=True)
     return Example(
-        four_view.train, config, replace(config, rate=0.5), "rate 0.005, now 0.5", cohort,
+        four_view.train, config, changed(config, rate=0.5), "rate 0.005, now 0.5", cohort,
         (("patches", 3), ("BI-RADS", 3), ("breasts", 1)),
     )  # fmt: skip
 

@@ -75,5 +75,5 @@ def test_value_that_contradicts_the_settings_is_refused(fields: dict[str, Any], 
 
 def test_four_view_refuses_a_switch_that_is_not_true_or_false() -> None:
     for value in ("maybe", 1, None):
-        with pytest.raises(ConfigError, match=r"swap_sides = .* is neither true nor false"):
-            FourView.from_dict({**FourView().to_dict(), "swap_sides": value})
+        with pytest.raises(ConfigError, match=r"training.swap_sides = .* is neither true nor false"):
+            FourView.from_dict({**FourView().to_dict(), "training.swap_sides": value})

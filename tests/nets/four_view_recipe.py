@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import torch
 
+from lobule.mammograms.published.windows import standardise
 from lobule.nets.four_view import ImageWise, ViewWise, patch_densenet
 from lobule.nets.gmic import Gmic
 
@@ -65,3 +66,26 @@ def synthetic_heatmaps(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     benign = (((7 * y + 13 * x) % 101) / 101).astype(np.float32)
     malignant = (((3 * y + 5 * x) % 97) / 97).astype(np.float32)
     return benign, malignant
+
+
+# -- the published pipeline, step by step -------------------------------------------------------------------
+
+MALIGNANT, BENIGN = 0, 1
+"""Indices of these classes among the patch network's four."""
+
+
+def patch_pixels(image: np.ndarray) -> np.ndarray:
+    """Standardise the whole view in float64. Patches are cut from it and cast to float32."""
+    return standardise(image, np.float64)
+
+
+def cut_patch(standardised: np.ndarray, corner: tuple[int, int], patch: int = 256) -> np.ndarray:
+    """Cut a patch (3, patch, patch) with three equal channels."""
+    row, column = corner
+    grey = standardised[row : row + patch, column : column + patch].astype(np.float32)
+    return np.broadcast_to(grey, (3, patch, patch))
+
+
+def epochs_averaged(epochs: int, batch: int) -> list[int]:
+    """Return the epochs of a single image that count in the published code: two of every batch."""
+    return [epoch for epoch in range(epochs) if epoch % batch < 2]

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lobule.mammograms.published.centres import GMIC_WINDOW_SIZE, best_centre, window_size
+from lobule.mammograms.published.crop import crop_of
+from lobule.mammograms.published.windows import ViewImage, network_input, plan_window
 from lobule.mammograms.views import right_pointing, stored_pointing
-from lobule.methods.four_view.centres import GMIC_WINDOW_SIZE, best_centre, window_size
-from lobule.methods.four_view.crop import crop_of
-from lobule.methods.four_view.windows import ViewImage, network_input, plan_window
 from tests.nets.four_view_recipe import synthetic_heatmaps
 
 SMALL = np.s_[..., 600:1000, 0:300]
@@ -43,7 +43,8 @@ class RealExam:
         size = GMIC_WINDOW_SIZE if gmic else window_size(view)
         image = self.image(view, size)
         plan = plan_window(image.shape, view, size, image.centre)
-        return as_batch(network_input(self.facing[view], plan, self.heatmaps(view) if heatmaps else None))
+        layers = self.heatmaps(view) if heatmaps else None
+        return as_batch(network_input(self.facing[view], plan.unpadded, plan.size, layers))
 
 
 def as_batch(array) -> torch.Tensor:

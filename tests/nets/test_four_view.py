@@ -13,22 +13,16 @@ import torch
 from torch.nn import functional as F
 
 from lobule.errors import ModelError
-from lobule.mammograms.views import right_pointing
-from lobule.methods.four_view.patches import (
-    BENIGN,
-    MALIGNANT,
-    cut_patch,
+from lobule.mammograms.published.patches import (
+    draw_grid,
     heatmap_of,
-    patch_grid,
-    patch_pixels,
-    view_for_patches,
 )
-from lobule.methods.four_view.windows import (
-    epochs_averaged,
+from lobule.mammograms.published.windows import (
     network_input,
     plan_exam,
     plan_image,
 )
+from lobule.mammograms.views import right_pointing
 from lobule.nets.four_view import (
     VIEWS,
     ImageWise,
@@ -36,7 +30,15 @@ from lobule.nets.four_view import (
     ViewWise,
     same_padded,
 )
-from tests.nets.four_view_recipe import hash_of, made_net
+from tests.nets.four_view_recipe import (
+    BENIGN,
+    MALIGNANT,
+    cut_patch,
+    epochs_averaged,
+    hash_of,
+    made_net,
+    patch_pixels,
+)
 from tests.nets.mammogram_inputs import SMALL, RealExam, as_batch
 
 LOGIT, PROBABILITY = 2e-5, 1e-5
@@ -290,7 +292,7 @@ def test_heatmaps_of_a_region(region, key, scored, goldens, nets, network):
         scores = arrays[f"{region}_probs"]
         maps = {name: arrays[f"{region}_{name}_right_facing"] for name in ("malignant", "benign")}
     image = stored if golden["view"].startswith("L") else stored[:, ::-1]
-    grid = patch_grid(image.shape, random.Random(0))
+    grid = draw_grid(image.shape, random.Random(0))
     mine = patch_scores(nets("patch"), image, grid, scored)
     close(mine, scores[:scored], PROBABILITY)
     scores[:scored] = mine
@@ -300,10 +302,9 @@ def test_heatmaps_of_a_region(region, key, scored, goldens, nets, network):
 
 def test_the_single_image_tool_forgets_to_mirror(exam, nets, network):
     golden = network["end_to_end_image_wise"]["R-CC"]["quirk_single_image_heatmaps"]
-    view = view_for_patches("R-CC", single_image=True)
     stored = exam.facing["R-CC"][:, ::-1]
-    image = right_pointing(stored, view, "NO")
-    grid = patch_grid(image.shape, random.Random(0))
+    image = right_pointing(stored, "CC", "NO")
+    grid = draw_grid(image.shape, random.Random(0))
     assert len(grid) == golden["n_patches"]
     (first,) = patch_scores(nets("patch"), image, grid, 1)
     close(first, golden["first_patch_probs"], PROBABILITY)
@@ -316,7 +317,7 @@ def test_heatmaps_of_the_exam_and_scores_with_them(exam, nets, network, goldens)
         expected = arrays["exam_probs"]
     for view in VIEWS:
         image = exam.facing[view]
-        grid = patch_grid(image.shape, rng)
+        grid = draw_grid(image.shape, rng)
         scores = patch_scores(nets("patch"), image, grid)
         first, end = network["full_exam_heatmaps"][f"0_{view}"]["patch_rows"]
         close(scores, expected[first:end], PROBABILITY)
@@ -332,9 +333,11 @@ def view_wise_run(net, exam, heatmaps, epochs):
     for epoch in plan_exam(images, np.random.RandomState(0), epochs=epochs):
         inputs = {
             view: as_batch(
-                network_input(exam.facing[view], epoch[view][1], heatmaps[view] if heatmaps else None)
+                network_input(
+                    exam.facing[view], plan.unpadded, plan.size, heatmaps[view] if heatmaps else None
+                )
             )
-            for view in VIEWS
+            for view, (_, plan) in epoch.items()
         }
         scores.append(ViewWise.exam_scores(net(inputs))[0].double().numpy())
     return np.mean(scores, axis=0)
@@ -358,7 +361,9 @@ def test_augmented_image_wise_runs(view, exam, nets, network):
 
     def run(tag, epochs, heatmaps=None):
         plans = plan_image(exam.image(view), view, epochs=epochs)
-        inputs = (as_batch(network_input(exam.facing[view], plan, heatmaps)) for plan in plans)
+        inputs = (
+            as_batch(network_input(exam.facing[view], plan.unpadded, plan.size, heatmaps)) for plan in plans
+        )
         return np.stack([nets(tag).single(view, x)[0, :, 1].exp().double().numpy() for x in inputs])
 
     scores = run("image-image", 10)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lobule.errors import ModelError
+from lobule.errors import BundleError
 from lobule.nets.four_view import (
     ViewWise,
     _projection,
@@ -47,11 +47,11 @@ def test_published_checkpoints_load_whole_and_only_whole():
     load_published(other, without_counters)
     load_published(other, without_counters | {"shared_rep_filter.weight": torch.zeros(1)})
 
-    with pytest.raises(ModelError, match=r"different tensors.*four_view_resnet\.cc\.first_conv"):
+    with pytest.raises(BundleError, match=r"different tensors.*four_view_resnet\.cc\.first_conv"):
         resolved(state | {"four_view_resnet.r_cc.first_conv.weight": torch.zeros(2, 1, 7, 7)})
-    with pytest.raises(ModelError, match=r"missing: fc1_cc\.bias; not of the network: fc2\.bias"):
+    with pytest.raises(BundleError, match=r"missing: fc1_cc\.bias; not of the network: fc2\.bias"):
         load_published(other, {k.replace("fc1_cc.bias", "fc2.bias"): v for k, v in state.items()})
-    with pytest.raises(ModelError, match=r"another shape: fc1_cc\.bias"):
+    with pytest.raises(BundleError, match=r"another shape: fc1_cc\.bias"):
         load_published(other, state | {"fc1_cc.bias": torch.zeros(7)})
 
 

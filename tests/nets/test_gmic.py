@@ -124,7 +124,7 @@ def test_a_constant_map_is_guarded_only_when_fixed():
     saliency = torch.rand(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     alone = choose_cells(saliency[:, [1, 1]], (2, 2), 3)
     saliency[:, 0] = 0.4
-    assert torch.equal(choose_cells(saliency, (2, 2), 3, compat="fixed"), alone)
+    assert torch.equal(choose_cells(saliency, (2, 2), 3, quirks="fixed"), alone)
     assert choose_cells(saliency, (2, 2), 3).shape == (1, 3, 2)
 
 

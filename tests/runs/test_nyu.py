@@ -87,7 +87,7 @@ def test_every_step_runs_on_stand_ins(tmp_path: Path, form: str) -> None:
     paths = {"WEIGHTS": tmp_path / "weights", "EXAMS": exams, "OUT": out, "COMPAT": "nyu"}
     if form == "list":
         paths["IMAGES"] = tmp_path / "made" / "images"
-    done = run(**paths, SETTINGS="epochs=1 augmentation=false")
+    done = run(**paths, SETTINGS="reading.epochs=1 reading.augmentation=false")
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("image", "heatmaps"):
         assert read_bundle(out / name).provenance
@@ -104,6 +104,6 @@ def test_every_step_runs_on_stand_ins(tmp_path: Path, form: str) -> None:
         assert "no labels, so nothing to evaluate" in done.stdout
     written = {path: path.stat().st_mtime_ns for path in out.glob("*-results/cases/*/result.json")}
     assert len(written) >= 4
-    again = run(**paths, SETTINGS="epochs=1 augmentation=false")
+    again = run(**paths, SETTINGS="reading.epochs=1 reading.augmentation=false")
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in written} == written  # nothing was scanned twice

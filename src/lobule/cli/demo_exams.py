@@ -23,15 +23,21 @@ SPLITS = (("train", 2 / 3), ("test", 1 / 3))
 RESAMPLES = 2000
 PATCH_STEPS, CLASSIFIER_STEPS, STEPS_LEAST = 1200, 240, 6
 SETTINGS: dict[str, Any] = {
-    # The patch classifier sees squares of 24 mm and paints the heatmaps.
-    "heatmaps": True, "patch": 32, "patch_stride": 16, "patch_growth": 8, "patch_blocks": (2, 2, 2, 2),
-    "patch_first_width": 16, "patch_batch": 32, "patch_rate": 0.01, "patch_shares": (0.35, 0.2, 0.15, 0.3),
-    # The exam classifier sees whole views and their heatmaps at a quarter of the resolution. It joins both
-    # views of a breast, which needs fewer exams than joining both breasts.
-    "variant": "side_wise", "window": (296, 184), "shrink": 4, "widths": (16, 16, 32, 32, 64), "pool": "max",
-    "swap_sides": True, "move": (8, 8), "resize": 0, "batch": 6, "rate": 0.003, "trunk_rate": 0.003,
-    "positive_share": 0.7, "malignant_share": 0.8, "birads_steps": 0, "schedule": "cosine",
-    "epochs": 1, "crop_iterations": 7, "crop_buffer": 4, "heatmap_cell": 4,
+    "architecture": {
+        # The patch classifier sees squares of 24 mm and paints the heatmaps.
+        "heatmaps": True, "patch": 32, "patch_stride": 16, "patch_growth": 8, "patch_blocks": (2, 2, 2, 2),
+        "patch_first_width": 16, "heatmap_cell": 4,
+        # The exam classifier sees whole views and their heatmaps at a quarter of the resolution. It joins
+        # both views of a breast, which needs fewer exams than joining both breasts.
+        "variant": "side_wise", "window": (296, 184), "move": (8, 8), "resize": 0, "shrink": 4,
+        "widths": (16, 16, 32, 32, 64), "pool": "max", "crop_iterations": 7, "crop_buffer": 4,
+    },
+    "reading": {"epochs": 1},
+    "training": {
+        "patch_batch": 32, "patch_rate": 0.01, "patch_shares": (0.35, 0.2, 0.15, 0.3), "swap_sides": True,
+        "batch": 6, "rate": 0.003, "trunk_rate": 0.003, "positive_share": 0.7, "malignant_share": 0.8,
+        "birads_steps": 0, "schedule": "cosine",
+    },
 }  # fmt: skip
 
 
@@ -74,9 +80,11 @@ def train(story: Story) -> None:
 
     steps = max(STEPS_LEAST, round(CLASSIFIER_STEPS * story.share))
     patch_steps = max(STEPS_LEAST, round(PATCH_STEPS * story.share))
-    settings = {
-        **SETTINGS, "steps": steps, "patch_steps": patch_steps, "evaluate_every": max(steps, patch_steps),
+    training = {
+        **SETTINGS["training"], "steps": steps, "patch_steps": patch_steps,
+        "evaluate_every": max(steps, patch_steps),
     }  # fmt: skip
+    settings = {**SETTINGS, "training": training}
     bundle = lobule.train(
         "four_view", story.cohort, story.folder / "bundle", settings=settings, seed=story.seed, fresh=True,
         val=None,

@@ -109,6 +109,7 @@ def _explanation() -> str:
 
 def _settings(story: Story) -> str:
     settings, counts = story.data["settings"], story.data["exams"]
+    architecture, training = settings["architecture"], settings["training"]
     lesions = story.data["lesion_settings"]
     height, width = story.data["size"]
     rows = {
@@ -116,10 +117,10 @@ def _settings(story: Story) -> str:
         "exams": f"{counts['train']} to train on, {counts['test']} to test; seed {story.seed}",
         "lesions": f"{lesions['lesion_contrast']:g} times the contrast of the default generated exams; "
         f"malignant: {', '.join(lesions['malignant_kinds'])}",
-        "patch classifier": f"{settings['patch_steps']:,} steps of {settings['patch_batch']} patches, "
-        f"{settings['patch']} px wide; a patch every {settings['patch_stride']} px for the heatmaps",
-        "exam classifier": f"{settings['steps']:,} steps of {settings['batch']} exams, views and heatmaps "
-        f"at 1/{settings['shrink']} of the resolution; variant {settings['variant']}",
+        "patch classifier": f"{training['patch_steps']:,} steps of {training['patch_batch']} patches, "
+        f"{architecture['patch']} px wide; a patch every {architecture['patch_stride']} px for the heatmaps",
+        "exam classifier": f"{training['steps']:,} steps of {training['batch']} exams, views and heatmaps "
+        f"at 1/{architecture['shrink']} of the resolution; variant {architecture['variant']}",
     }
     cells = (f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows.items())
     return f"<div class=scroll><table>{''.join(cells)}</table></div>"

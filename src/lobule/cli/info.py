@@ -84,7 +84,7 @@ def describe_training(status: TrainingStatus) -> CommandOutput:
         ("state", state),
         ("cases", f"{status.train_cases} for training, {status.val_cases} for validation"),
     ]
-    total = status.config.get("steps")
+    total = status.config.get("training", status.config).get("steps")
     for stage in status.stages:
         if stage.step is None:
             lines.append((stage.name, "no log"))

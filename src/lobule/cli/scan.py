@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -117,7 +118,7 @@ def plan(bundle: Bundle, cohort: Cohort, out: str, options: dict[str, Any]) -> C
     method = find_method(bundle.method)
     refuse_unsupported(method, options)
     changed = method.changed_for_scan(options["settings"])
-    settings = {name: changed.get(name, bundle.config.get(name)) for name in method.scan_settings}
+    settings = {name: changed.get(name, _stored(bundle.config, name)) for name in method.scan_settings}
     if "stride" not in method.unsupported:
         settings["stride"] = options["stride"] or settings.get("stride", bundle.config.get("stride"))
     data = {
@@ -130,6 +131,12 @@ def plan(bundle: Bundle, cohort: Cohort, out: str, options: dict[str, Any]) -> C
     lines = [("method", bundle.method), ("cases", str(len(cohort))), ("results", out)]
     lines += [(f"  {name}", str(value)) for name, value in settings.items()]
     return CommandOutput(data, format_fields(lines))
+
+
+def _stored(config: Mapping[str, Any], name: str) -> Any:
+    """Return a setting of a bundle; the name of a setting in a group is dotted."""
+    group, _, setting = name.rpartition(".")
+    return (config.get(group, {}) if group else config).get(setting)
 
 
 def as_data(report: ScanReport) -> dict[str, Any]:

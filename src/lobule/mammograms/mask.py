@@ -11,6 +11,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from lobule.errors import BlankMammogram
+from lobule.mammograms.published.crop import largest_component
 from lobule.mammograms.record import Decision
 
 GREY_SHARE = 0.10
@@ -118,9 +119,6 @@ def _largest_smooth(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     # The breast continues outside the frame, so opening must not remove its corners at the chest wall.
     padded = np.pad(mask, radius, mode="edge")
     opened = ndimage.binary_opening(padded, disk)[radius:-radius, radius:-radius]
-    labels, count = ndimage.label(opened)
-    if count == 0:
-        return mask
-    largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(largest)
+    largest = largest_component(opened)
+    filled: NDArray[np.bool_] = mask if largest is None else ndimage.binary_fill_holes(largest)
     return filled

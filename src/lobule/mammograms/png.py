@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from lobule.errors import DamagedFile, NotAMammogram, TooLarge, UnknownFormat
-from lobule.files import open_url, write_atomic
+from lobule.errors import DamagedFile, NotAMammogram, UnknownFormat
+from lobule.files import open_url
 from lobule.mammograms.mask import with_black_background
-from lobule.mammograms.record import Decision, Heading, Mammogram
+from lobule.mammograms.record import Decision, Heading, Mammogram, require_size
 from lobule.mammograms.views import View, pointing_of_pixels
 
-MOST_PIXELS = 200_000_000
 GREY_MODES = {"L": 8, "I;16": 16, "I": 16}
 
 
@@ -38,13 +37,7 @@ def _grey(path: str | Path) -> tuple[NDArray[np.uint16], Decision]:
             "the file is not a readable image", subject=path, expected="a grey PNG"
         ) from error
     with image:
-        if image.width * image.height > MOST_PIXELS:
-            raise TooLarge(
-                "the image declares too many pixels",
-                subject=path,
-                expected=f"at most {MOST_PIXELS:,}",
-                actual=f"{image.width} × {image.height}",
-            )
+        require_size(path, image.width, image.height)
         if image.mode not in GREY_MODES:
             raise NotAMammogram(
                 "the image is not grey",
@@ -67,20 +60,3 @@ def _depth_decision(values: NDArray[np.generic], bits: int) -> Decision:
     top = int(values.max(initial=0))
     used = 12 if top <= 4095 else 16
     return Decision("depth", "accepted", f"16-bit image whose values fit {used} bits (largest {top}).")
-
-
-def write_png(path: str | Path, pixels: NDArray[np.uint16], *, bits: int = 12) -> None:
-    """Write a PNG like the published exams: values of `bits` bits scaled to 16; sBIT states `bits`."""
-    white = 2**bits - 1
-    if pixels.max(initial=0) > white:
-        raise NotAMammogram(
-            "a pixel value does not fit the bit depth",
-            subject=path,
-            expected=f"at most {white}",
-            actual=str(int(pixels.max())),
-        )
-    stretched = np.rint(pixels.astype(np.float64) * (65535 / white)).astype(np.uint16)
-    chunks = PngImagePlugin.PngInfo()
-    chunks.add(b"sBIT", bytes([bits]))
-    with write_atomic(path) as temporary:
-        Image.fromarray(stretched).save(temporary, format="PNG", pnginfo=chunks)

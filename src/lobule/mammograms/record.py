@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lobule.errors import TooLarge
 from lobule.mammograms.views import Pointing, View
 
 Outcome = Literal["accepted", "noted", "refused"]
+MOST_PIXELS = 200_000_000
+"""Images that declare more pixels are refused before they are decoded."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,15 @@ class Mammogram:
         if self.view is None:
             return "NO"
         return "NO" if (self.view[0] == "L") == (self.pointing == "right") else "YES"
+
+
+def require_size(path: str | Path, width: int, height: int, values_per_pixel: int = 1) -> None:
+    """Raise `TooLarge` if an image declares too many pixels."""
+    if width * height * values_per_pixel > MOST_PIXELS:
+        depth = f" × {values_per_pixel}" if values_per_pixel > 1 else ""
+        raise TooLarge(
+            "the image declares too many pixels",
+            subject=path,
+            expected=f"at most {MOST_PIXELS:,}",
+            actual=f"{width} × {height}{depth}",
+        )

@@ -118,7 +118,7 @@ METHODS: dict[str, str] = {
     "reverse_distillation": "lobule.methods.reverse_distillation",
     "colour": "lobule.methods.colour",
     "four_view": "lobule.methods.four_view",
-    "gmic": "lobule.methods.four_view.gmic",
+    "gmic": "lobule.methods.gmic",
     "chowder": "lobule.methods.chowder",
     "chowder_modern": "lobule.methods.chowder",
     "weldon": "lobule.methods.chowder",

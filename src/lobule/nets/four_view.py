@@ -23,6 +23,8 @@ ANGLES: tuple[Literal["cc", "mlo"], ...] = ("cc", "mlo")
 VIEWS = ("L-CC", "R-CC", "L-MLO", "R-MLO")
 TARGETS = ("left_benign", "right_benign", "left_malignant", "right_malignant")
 """Rows of the four-view outputs; column 1 is the positive one."""
+PATCH_CLASSES = ("malignant", "benign", "outside", "negative")
+"""Classes of the patch network: two kinds of lesions, tissue beside lesions, and healthy breasts."""
 Pooling = Literal["mean", "max"]
 NOISE = 0.01
 """Spread of the noise added to the standardised input while training."""
@@ -282,13 +284,13 @@ def same_padded(x: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 def patch_densenet(
-    classes: int = 4,
+    classes: int = len(PATCH_CLASSES),
     *,
     growth: int = 32,
     blocks: tuple[int, int, int, int] = (6, 12, 24, 16),
     first_width: int = 64,
 ) -> DenseNet:
-    """DenseNet-121: (N, 3, 256, 256) to logits (N, 4); class 0 is malignant, class 1 benign.
+    """DenseNet-121: (N, 3, 256, 256) to logits (N, 4) of `PATCH_CLASSES`.
 
     Only its strided layers differ from torchvision's; at stride 1 the padding of both is the same.
     """

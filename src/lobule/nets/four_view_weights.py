@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lobule.errors import ModelError
+from lobule.errors import BundleError
 
 ALIASES = {"l_cc": "cc", "r_cc": "cc", "l_mlo": "mlo", "r_mlo": "mlo"}
 """The published classifiers hold each trunk under three names."""
@@ -38,13 +39,20 @@ def git_blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def load_published(net: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+def published_source(path: Path) -> dict[str, str]:
+    """Return the name and hash of a weights file, and the published file that it is a copy of."""
+    git_blob = git_blob_id(path.read_bytes())
+    published_name = GENUINE.get(git_blob[:8], "none of the published files")
+    return {"source": path.name, "git_blob": git_blob, "published_as": published_name}
+
+
+def load_published(net: nn.Module, checkpoint: Mapping[str, Any], path: str | Path | None = None) -> None:
     """Load a published checkpoint strictly: every tensor of the network, and no others.
 
     Accepts `{"model": state}`, the doubled trunks, names from before torchvision 0.4.1 and files from before
-    batch norms counted their batches.
+    batch norms counted their batches. Errors name the file at `path`.
     """
-    state = resolved(checkpoint)
+    state = resolved(checkpoint, path)
     network_state = net.state_dict()
     for key, tensor in network_state.items():
         if key.endswith("num_batches_tracked"):
@@ -54,8 +62,9 @@ def load_published(net: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     missing, extra = sorted(network_state.keys() - state.keys()), sorted(state.keys() - network_state.keys())
     shapes = [k for k in network_state.keys() & state.keys() if network_state[k].shape != state[k].shape]
     if missing or extra or shapes:
-        raise ModelError(
+        raise BundleError(
             "the checkpoint does not fit the network",
+            subject=path,
             expected=f"{len(network_state)} tensors",
             actual="; ".join(
                 _fault_message(fault, keys) for fault, keys in _faults(missing, extra, shapes) if keys
@@ -64,15 +73,16 @@ def load_published(net: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     net.load_state_dict(state)
 
 
-def resolved(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def resolved(checkpoint: Mapping[str, Any], path: str | Path | None = None) -> dict[str, Tensor]:
     """The state under our names, each tensor once. Aliases with different values are an error."""
     inner = checkpoint.get("model", checkpoint)
     state: dict[str, Tensor] = {}
     for key, tensor in inner.items():
         name = canonical(key)
         if name in state and not torch.equal(state[name], tensor):
-            raise ModelError(
+            raise BundleError(
                 "two names of the same trunk have different tensors",
+                subject=path,
                 expected=name,
                 actual=f"another value under {key}",
             )

@@ -62,10 +62,10 @@ class Gmic(nn.Module):
         regions: int = REGIONS,
         region_px: int = REGION_PX,
         widths: Sequence[int] = WIDTHS,
-        compat: Literal["reference", "fixed"] = "reference",
+        quirks: Literal["reference", "fixed"] = "reference",
     ) -> None:
         super().__init__()
-        self.top_share, self.regions, self.region_px, self.compat = top_share, regions, region_px, compat
+        self.top_share, self.regions, self.region_px, self.quirks = top_share, regions, region_px, quirks
         self.ds_net = ResNet22(1, first_padding=3, widths=widths)
         self.left_postprocess_net = SaliencyLayer(widths[-1])
         self.dn_resnet = resnet18(weights=None)
@@ -99,7 +99,7 @@ class Gmic(nn.Module):
             round(self.region_px * n / length) for n, length in zip(saliency.shape[2:], shape, strict=True)
         )
         step = [length // n for n, length in zip(saliency.shape[2:], shape, strict=True)]
-        corner_cells = choose_cells(saliency, (cells[0], cells[1]), self.regions, compat=self.compat)
+        corner_cells = choose_cells(saliency, (cells[0], cells[1]), self.regions, quirks=self.quirks)
         return corner_cells * torch.tensor(step, device=corner_cells.device)
 
     def _attend(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ def choose_cells(
     window: tuple[int, int],
     count: int,
     *,
-    compat: Literal["reference", "fixed"] = "reference",
+    quirks: Literal["reference", "fixed"] = "reference",
 ) -> Tensor:
     """(N, count, 2) upper-left cells of the most salient windows, one after the other, each then blanked.
 
@@ -129,7 +129,7 @@ def choose_cells(
     """
     low, high = saliency.amin(dim=(2, 3), keepdim=True), saliency.amax(dim=(2, 3), keepdim=True)
     spread = high - low
-    if compat == "fixed":
+    if quirks == "fixed":
         spread = torch.where(spread > 0, spread, torch.ones_like(spread))
     remaining = ((saliency - low) / spread).sum(dim=1, keepdim=True)
     columns = saliency.shape[3] - window[1] + 1

@@ -185,8 +185,13 @@ def _differences(before: Any, now: Any) -> list[str]:
     """Describe the differences of two dictionaries of settings; other values give an empty list."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return []
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return [f"{name} {before.get(name, 'unknown')}, now {now.get(name, 'unknown')}" for name in names]
+    lines: list[str] = []
+    for name in {**before, **now}:
+        pair = before.get(name, "unknown"), now.get(name, "unknown")
+        in_group = [f"{name}.{line}" for line in _differences(*pair)]
+        if pair[0] != pair[1]:
+            lines += in_group or [f"{name} {pair[0]}, now {pair[1]}"]
+    return lines
 
 
 def _clear(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,19 @@ import torch
 from lobule.api import scan
 from lobule.bundles import Bundle, write_bundle
 from lobule.mammograms.exams import read_view
+from lobule.mammograms.published.centres import best_centre
+from lobule.mammograms.published.crop import crop_of
+from lobule.mammograms.published.patches import PatchGrid, draw_strides, heatmap_of
+from lobule.mammograms.published.windows import ViewImage, network_input, plan_exam, plan_image
 from lobule.mammograms.views import VIEWS, right_pointing
 from lobule.methods.four_view import Config
-from lobule.methods.four_view.centres import best_centre
-from lobule.methods.four_view.crop import crop_of
-from lobule.methods.four_view.patches import PatchGrid, cut_patch, draw_strides, heatmap_of, patch_pixels
-from lobule.methods.four_view.predictor import build, weights_of
-from lobule.methods.four_view.windows import Augmentation, ViewImage, network_input, plan_exam, plan_image
+from lobule.methods.four_view.model import Nets, build
 from lobule.nets.four_view import TARGETS, ViewWise
 from lobule.results import open_results
-from tests.nets.four_view_recipe import made_tensor
+from tests.methods.four_view.configs import changed
+from tests.nets.four_view_recipe import cut_patch, made_tensor, patch_pixels
 
-SMALL = Config(
+SMALL = changed(
     epochs=3,
     window=(192, 128),
     move=(12, 12),
@@ -40,7 +40,7 @@ SMALL = Config(
 )
 """A model for exams of 300 × 220 px."""
 MACHINE = {"device": "cpu", "precision": "float32", "readers": 2, "memory_layout": "channels-last"}
-AUGMENTATION = Augmentation(SMALL.move, SMALL.resize)
+AUGMENTATION = SMALL.variation
 NEAR = {"atol": 1e-5, "rtol": 0}
 
 
@@ -59,8 +59,16 @@ def nets(config: Config):
     return seeded(net, "view-image"), None if patch_net is None else seeded(patch_net, "patch")
 
 
+def as_nets(net, patch_net=None) -> Nets:
+    return Nets((net,), (), () if patch_net is None else (patch_net,))
+
+
+def weights_of(net, patch_net=None) -> dict[str, torch.Tensor]:
+    return as_nets(net, patch_net).state_dict()
+
+
 def bundle_of(path: Path, **settings: object) -> Path:
-    config = replace(SMALL, **settings)
+    config = changed(SMALL, **settings)
     write_bundle(path, Bundle("four_view", config.to_dict(), TARGETS, None), weights_of(*nets(config)))
     return path
 
@@ -81,7 +89,7 @@ class ByHand:
         self.image = np.ascontiguousarray(
             right_pointing(crop.window.of(mammogram.pixels), view, mammogram.horizontal_flip)
         )
-        self.centre = best_centre(self.image, view, crop.landmarks, SMALL.window)
+        self.centre = best_centre(self.image, view, crop.landmarks, SMALL.architecture.window)
         self.view_image = ViewImage(self.image.shape, self.centre)
 
     def heatmaps(self, rng: random.Random, patch_net: torch.nn.Module):
@@ -119,14 +127,16 @@ def exam_by_hand(case, net: ViewWise, windows, heatmaps=None, augmentation=AUGME
         windows,
         epochs=epochs,
         augmentation=augmentation,
-        size=SMALL.window,
+        size=SMALL.architecture.window,
     )
     scores = []
     for plan in plans:
         inputs = {}
         for view, (index, window) in plan.items():
             maps = None if heatmaps is None else heatmaps[view]
-            inputs[view] = torch.from_numpy(network_input(views[view][index].image, window, maps))[None]
+            inputs[view] = torch.from_numpy(
+                network_input(views[view][index].image, window.unpadded, window.size, maps)
+            )[None]
         with torch.inference_mode():
             scores.append(net.exam_scores(net(inputs))[0].numpy())
     return np.array(scores)
@@ -136,8 +146,10 @@ def view_by_hand(path: str, view: str, net, heatmaps=None):
     """Return the scores (epochs, 2) of one view by the image-wise net."""
     image = ByHand(path, view)
     scores = []
-    for window in plan_image(image.view_image, view, epochs=3, augmentation=AUGMENTATION, size=SMALL.window):
-        x = torch.from_numpy(network_input(image.image, window, heatmaps))[None]
+    for window in plan_image(
+        image.view_image, view, epochs=3, augmentation=AUGMENTATION, size=SMALL.architecture.window
+    ):
+        x = torch.from_numpy(network_input(image.image, window.unpadded, window.size, heatmaps))[None]
         with torch.inference_mode():
             scores.append(net.single(view, x)[0, :, 1].exp().numpy())
     return np.array(scores)

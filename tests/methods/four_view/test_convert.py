@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,14 @@ from lobule.bundles import read_bundle
 from lobule.errors import BundleError, ConfigError
 from lobule.methods.four_view import convert, load
 from lobule.nets.four_view_weights import git_blob_id
+from tests.methods.four_view.configs import changed
 from tests.methods.four_view.support import SMALL, nets
 
-WIDTHS = {"widths": SMALL.widths}
-PATCH = {name: getattr(SMALL, name) for name in ("patch_growth", "patch_blocks", "patch_first_width")}
+WIDTHS = {"architecture.widths": SMALL.architecture.widths}
+PATCH = {
+    f"architecture.{name}": getattr(SMALL.architecture, name)
+    for name in ("patch_growth", "patch_blocks", "patch_first_width")
+}
 
 
 def published(net: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -40,10 +43,11 @@ def saved(path: Path, content: object, **options: object) -> Path:
 
 @pytest.mark.parametrize("variant", ["view_wise", "image_wise"])
 def test_published_classifier_is_converted(tmp_path: Path, variant: str) -> None:
-    net, _ = nets(replace(SMALL, variant=variant))
+    net, _ = nets(changed(SMALL, variant=variant))
     file = saved(tmp_path / "model.p", {"model": published(net)}, _use_new_zipfile_serialization=False)
-    bundle = convert(file, tmp_path / "bundle", **WIDTHS)
-    assert (bundle.method, bundle.config["variant"], bundle.config["heatmaps"]) == (
+    bundle = convert(file, tmp_path / "bundle", settings=WIDTHS)
+    architecture = bundle.config["architecture"]
+    assert (bundle.method, architecture["variant"], architecture["heatmaps"]) == (
         "four_view",
         variant,
         False,
@@ -53,29 +57,28 @@ def test_published_classifier_is_converted(tmp_path: Path, variant: str) -> None
     assert source["git_blob"] == git_blob_id(file.read_bytes())
     assert source["published_as"] == "none of the published files"
     loaded = load(read_bundle(tmp_path / "bundle"))
-    for angle, trunk in (("CC", net.four_view_resnet.cc), ("MLO", net.four_view_resnet.mlo)):
-        for key, tensor in trunk.state_dict().items():
-            assert torch.equal(loaded.model.trunks[angle].state_dict()[key], tensor), key
+    for key, tensor in net.state_dict().items():
+        assert torch.equal(loaded.nets.members[0].state_dict()[key], tensor), key
     fc = "fc1_cc" if variant == "view_wise" else "fc1_rmlo"
     assert torch.equal(getattr(loaded.heads[0].net, fc).weight.float(), getattr(net, fc).weight)
 
 
 def test_classifier_with_heatmaps_needs_its_patch_network(tmp_path: Path) -> None:
-    net, patch_net = nets(replace(SMALL, heatmaps=True))
+    net, patch_net = nets(changed(SMALL, heatmaps=True))
     assert patch_net is not None
     file = saved(tmp_path / "model.p", {"model": published(net)})
     patch = saved(tmp_path / "patch.p", patch_net.state_dict())
     with pytest.raises(ConfigError, match="--patch"):
-        convert(file, tmp_path / "bundle", **WIDTHS)
-    bundle = convert(file, tmp_path / "bundle", patch=patch, **WIDTHS, **PATCH)
-    assert bundle.config["heatmaps"] and set(bundle.provenance) >= {"classifier", "patch"}
+        convert(file, tmp_path / "bundle", settings=WIDTHS)
+    bundle = convert(file, tmp_path / "bundle", patch=patch, settings={**WIDTHS, **PATCH})
+    assert bundle.config["architecture"]["heatmaps"] and set(bundle.provenance) >= {"classifier", "patch"}
     loaded = load(bundle)
-    assert loaded.patch_net is not None
+    assert len(loaded.nets.patch_nets) == 1
     for key, tensor in patch_net.state_dict().items():
-        assert torch.equal(loaded.patch_net.state_dict()[key], tensor), key
+        assert torch.equal(loaded.nets.patch_nets[0].state_dict()[key], tensor), key
     plain, _ = nets(SMALL)
     with pytest.raises(ConfigError, match="no heatmaps"):
-        convert(saved(tmp_path / "plain.p", published(plain)), tmp_path / "b", patch=patch, **WIDTHS)
+        convert(saved(tmp_path / "plain.p", published(plain)), tmp_path / "b", patch=patch, settings=WIDTHS)
 
 
 def test_missing_extra_and_conflicting_tensors_are_errors(tmp_path: Path) -> None:
@@ -83,15 +86,15 @@ def test_missing_extra_and_conflicting_tensors_are_errors(tmp_path: Path) -> Non
     state = published(net)
     incomplete = {key: tensor for key, tensor in state.items() if key != "fc1_mlo.bias"}
     with pytest.raises(BundleError, match=r"missing: fc1_mlo\.bias"):
-        convert(saved(tmp_path / "a.p", incomplete), tmp_path / "b", **WIDTHS)
+        convert(saved(tmp_path / "a.p", incomplete), tmp_path / "b", settings=WIDTHS)
     with pytest.raises(BundleError, match="not of the network: extra"):
-        convert(saved(tmp_path / "b.p", {**state, "extra": torch.ones(1)}), tmp_path / "b", **WIDTHS)
+        convert(saved(tmp_path / "b.p", {**state, "extra": torch.ones(1)}), tmp_path / "b", settings=WIDTHS)
     key = "four_view_resnet.l_cc.final_bn.bias"
     with pytest.raises(BundleError, match="two names of the same trunk"):
-        convert(saved(tmp_path / "c.p", {**state, key: state[key] + 1}), tmp_path / "b", **WIDTHS)
+        convert(saved(tmp_path / "c.p", {**state, key: state[key] + 1}), tmp_path / "b", settings=WIDTHS)
     with pytest.raises(BundleError, match="not a four-view classifier"):
         convert(saved(tmp_path / "d.p", {"fc.weight": torch.ones(2, 2)}), tmp_path / "b")
-    with pytest.raises(BundleError, match="not a checkpoint"):
+    with pytest.raises(ConfigError, match="does not contain plain weights"):
         convert(saved(tmp_path / "e.p", [1, 2]), tmp_path / "b")
     with pytest.raises(ConfigError, match="no such weights"):
         convert(tmp_path / "absent.p", tmp_path / "b")
@@ -108,6 +111,6 @@ class Evil:
 
 def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     file = saved(tmp_path / "evil.p", {"model": Evil(tmp_path / "was-run")})
-    with pytest.raises(BundleError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         convert(file, tmp_path / "bundle")
     assert not (tmp_path / "was-run").exists()

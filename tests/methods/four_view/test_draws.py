@@ -15,8 +15,14 @@ from hypothesis import strategies as st
 
 from lobule.bundles import read_bundle
 from lobule.cohort import Cohort
+from lobule.mammograms.published.patches import draw_grid, heatmap_of
+from lobule.mammograms.published.windows import shrunk
 from lobule.methods.four_view import Config
-from lobule.methods.four_view.draws import (
+from lobule.methods.four_view.heatmaps import score_patches
+from lobule.methods.four_view.model import build
+from lobule.methods.four_view.objectives import areas, breast_loss, classifier_loss, exam_probabilities
+from lobule.methods.four_view.predictor import FourViewPredictor
+from lobule.methods.four_view.samples import (
     NEGATIVE,
     OUTSIDE,
     ExamSampler,
@@ -25,18 +31,14 @@ from lobule.methods.four_view.draws import (
     collate_exams,
     swap_breasts,
 )
-from lobule.methods.four_view.heatmap_store import average_patch_scores, score_patches
-from lobule.methods.four_view.objectives import areas, breast_loss, classifier_loss, exam_probabilities
-from lobule.methods.four_view.patches import PatchGrid, draw_strides, heatmap_of
-from lobule.methods.four_view.pool import UNKNOWN, ArrayCache, ExamPool, gather_exams
-from lobule.methods.four_view.predictor import FourViewPredictor, build
 from lobule.methods.four_view.stream import BatchStream
-from lobule.methods.four_view.windows import shrunk
+from lobule.methods.four_view.training_exams import UNKNOWN, ArrayCache, ExamPool, gather_exams
 from lobule.nets.four_view import TARGETS
 from lobule.results import open_results
 from lobule.scanning.scan import Machine
+from tests.methods.four_view.configs import changed
 from tests.methods.four_view.made_exams import exams
-from tests.methods.four_view.support import bundle_of, nets, run
+from tests.methods.four_view.support import as_nets, bundle_of, nets, run
 from tests.methods.four_view.test_train import CONFIG
 
 
@@ -80,7 +82,7 @@ def test_swap_breasts_exchanges_inputs_and_labels(pool: ExamPool) -> None:
 def test_swap_sides_exchanges_half_of_the_sampled_exams(cohort: Cohort) -> None:
     """From an exam with findings on the left, about half of the samples have them on the right."""
     left = {name: name.startswith("left") for name in TARGETS}
-    config = replace(CONFIG, swap_sides=True)
+    config = changed(CONFIG, swap_sides=True)
     sampler = ExamSampler(
         gather_exams(Cohort((replace(cohort.cases[0], breast_labels=left),)), config, ArrayCache(1 << 28))
     )
@@ -154,7 +156,7 @@ def test_loss_is_the_weighted_mean_over_known_labels() -> None:
 def test_a_training_step_moves_scores_towards_their_labels(pool: ExamPool, variant: str) -> None:
     """A step on the loss of any variant moves the exam's scores towards its labels."""
     torch.manual_seed(0)
-    net, _ = build(replace(CONFIG, variant=variant))
+    net, _ = build(changed(CONFIG, variant=variant))
     net.eval()
     batch = collate_exams([ExamSampler(pool).sample(exam, None) for exam in pool.exams[5:7]])
     optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
@@ -206,16 +208,19 @@ def test_batch_stream_is_independent_of_workers_and_can_be_restored(tmp_path: Pa
 
 
 @given(st.integers(0, 1000), st.integers(70, 150), st.integers(70, 130))
-def test_heatmaps_by_cumulative_sums_equal_those_patch_by_patch(seed: int, height: int, width: int) -> None:
-    rng = random.Random(seed)
-    rows, columns = (draw_strides(length, rng, patch=64, stride=30) for length in (height, width))
-    grid = PatchGrid.of_strides(rows, columns, 64)
+def test_heatmaps_of_several_classes_equal_those_by_cumulative_sums(
+    seed: int, height: int, width: int
+) -> None:
+    grid = draw_grid((height, width), random.Random(seed), patch=64, stride=30)
     scores = np.random.default_rng(seed).random((len(grid), 2)).astype(np.float32)
-    heatmaps = average_patch_scores((height, width), grid, scores)
-    for layer in (0, 1):
-        np.testing.assert_allclose(
-            heatmaps[layer], heatmap_of((height, width), grid, scores[:, layer]), atol=1e-6
-        )
+    change = np.zeros((3, height + 1, width + 1))
+    with_counts = np.pad(scores, ((0, 0), (0, 1)), constant_values=1)
+    for (row, column), values in zip(grid.corners(), with_counts, strict=True):
+        change[:, [row, row + 64], [column, column + 64]] += values[:, None]
+        change[:, [row, row + 64], [column + 64, column]] -= values[:, None]
+    sums = change.cumsum(axis=1).cumsum(axis=2)[:, :-1, :-1]
+    heatmaps = heatmap_of((height, width), grid, scores)
+    np.testing.assert_allclose(heatmaps, sums[:2] / np.rint(sums[2]), atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", ["view_wise", "image_wise"])
@@ -226,16 +231,16 @@ def test_training_heatmaps_equal_those_of_a_scan(cohort: Cohort, tmp_path: Path,
     one_exam = Cohort(cohort.cases[9:10])
     run(bundle, one_exam, tmp_path / "results")
     config = Config.from_dict(read_bundle(bundle).config)
-    predictor = FourViewPredictor(config, *nets(config))
+    predictor = FourViewPredictor(config, as_nets(*nets(config)))
     machine = Machine(device="cpu", precision="float32", channels_last=True)
-    store, failed = score_patches(predictor, "f", one_exam, tmp_path / "heatmaps", machine)
+    scores, failed = score_patches(predictor, config, "f", one_exam, tmp_path / "heatmaps", machine)
     assert not failed
-    pool = gather_exams(one_exam, config, ArrayCache(1 << 28))
+    pool = gather_exams(one_exam, config, ArrayCache(1 << 28)).without((), scores)
     maps = open_results(tmp_path / "results").case_folder(one_exam.cases[0].id).maps
     (exam,) = pool.exams
     for name, image in exam.images.items():
-        heatmaps = np.stack(store.read(exam, image, pool))
-        window, cell = image.frame.crop, config.heatmap_cell
+        heatmaps = pool.heatmaps(exam, image)
+        window, cell = image.frame.crop, config.architecture.heatmap_cell
         stored = np.zeros((3, *(np.array(maps[f"heatmap {name}"].read()[0].shape[1:]) * cell)))
         turned = heatmaps[:, :, ::-1] if image.frame.mirrored else heatmaps
         stored[:2, window.top : window.bottom, window.left : window.right] = turned
@@ -262,11 +267,11 @@ def test_scan_and_training_shrink_views_alike(cohort: Cohort, tmp_path: Path) ->
     one_exam = Cohort(cohort.cases[:1])
     settings = {"epochs": 1, "augmentation": False, "window": (96, 56), "shrink": 2}
     run(bundle_of(tmp_path / "bundle", **settings), one_exam, tmp_path / "results")
-    config = replace(CONFIG, shrink=2, crop_iterations=4, crop_buffer=6)
+    config = changed(CONFIG, shrink=2, crop_iterations=4, crop_buffer=6)
     sampler = ExamSampler(gather_exams(one_exam, config, ArrayCache(1 << 28)))
     batch = collate_exams([sampler.sample(sampler.pool.exams[0], None)])
     assert batch.views["L-CC"].shape == (1, 1, 48, 28)
-    net, _ = nets(replace(config, widths=(4, 4, 8, 8, 16)))
+    net, _ = nets(changed(config, widths=(4, 4, 8, 8, 16)))
     with torch.no_grad():
         expected = exam_probabilities(net, batch)[0]
     scores = open_results(tmp_path / "results").case_folder(one_exam.cases[0].id).result["scores"]

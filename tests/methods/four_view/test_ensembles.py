@@ -13,12 +13,11 @@ from lobule.bundles import read_bundle, write_bundle
 from lobule.cohort import Case, Cohort, read_cohort
 from lobule.errors import ConfigError
 from lobule.methods.four_view import Config, convert, load, save
-from lobule.methods.four_view.convert import SHARED
-from lobule.methods.four_view.members import build
-from lobule.methods.four_view.start import FIXED
+from lobule.methods.four_view.model import build
 from lobule.nets.four_view import TARGETS, VIEWS, Joint, SideWise
 from lobule.phantoms.exams import write_exams
 from lobule.results import open_results
+from tests.methods.four_view.configs import changed
 from tests.methods.four_view.support import SMALL, bundle_of, run, seeded
 
 
@@ -37,7 +36,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 def member(path: Path, tag: str, **settings: object) -> Path:
     """Write a bundle with weights derived from `tag`, and a patch network derived from `patch_tag`."""
     patch_tag = str(settings.pop("patch_tag", "patch"))
-    config = replace(SMALL, **settings)
+    config = changed(SMALL, **settings)
     net, patch_net = build(config)
     patch_net = None if patch_net is None else seeded(patch_net, patch_tag)
     save(path, config, seeded(net, tag), patch_net, patients=[tag])
@@ -64,8 +63,8 @@ def test_scores_are_the_mean_of_the_members(cohort: Cohort, tmp_path: Path, patc
     alone = [scores_of(scanned(path, complete_exam, tmp_path / f"r{i}")) for i, path in enumerate(paths)]
     assert np.abs(alone[0] - alone[1]).min() > 1e-4
     bundle = convert(paths, tmp_path / "both")
-    assert bundle.config["members"] == 2 and len(bundle.patients) == 2
-    assert bundle.config["patch_of"] == ([] if patch_tags[0] == patch_tags[1] else [0, 1])
+    assert bundle.config["architecture"]["members"] == 2 and len(bundle.patients) == 2
+    assert bundle.config["architecture"]["patch_of"] == ([] if patch_tags[0] == patch_tags[1] else [0, 1])
     assert len(load(read_bundle(tmp_path / "both")).nets.patch_nets) == len(set(patch_tags))
     results = scanned(tmp_path / "both", complete_exam, tmp_path / "r")
     np.testing.assert_allclose(scores_of(results), np.mean(alone, axis=0), atol=1e-5)
@@ -78,7 +77,8 @@ def test_exams_that_lack_a_view_are_scored_by_image_wise_members(cohort: Cohort,
     view_wise = member(tmp_path / "whole", "one")
     singles = [member(tmp_path / tag, tag, variant="image_wise") for tag in ("two", "three")]
     bundle = convert([singles[0], view_wise, singles[1]], tmp_path / "both")
-    assert (bundle.config["variant"], bundle.config["members"], bundle.config["alone"]) == ("view_wise", 1, 2)
+    architecture = bundle.config["architecture"]
+    assert [architecture[name] for name in ("variant", "members", "alone")] == ["view_wise", 1, 2]
     results = scanned(tmp_path / "both", cohort, tmp_path / "r")
     plain = scanned(view_wise, cohort.where(lambda case: case.id == "exam0000"), tmp_path / "r1")
     np.testing.assert_array_equal(scores_of(results), scores_of(plain))
@@ -116,18 +116,14 @@ def test_spread_of_a_breast_is_computed_over_its_windows(cohort: Cohort, tmp_pat
 
 
 def test_settings_with_wrong_values_are_errors() -> None:
-    for wrong in ({"pool": "median"}, {"swap_sides": "maybe"}, {"heatmaps": 1}):
-        with pytest.raises(ConfigError, match=next(iter(wrong))):
-            Config.from_dict({**Config().to_dict(), **wrong})
-
-
-def test_members_must_agree_in_all_settings_of_the_weights() -> None:
-    """A bundle has only one config for all of its classifiers."""
-    assert set(FIXED) - {"variant"} <= set(SHARED)
+    wrong = {"architecture.pool": "median", "training.swap_sides": "maybe", "architecture.heatmaps": 1}
+    for name, value in wrong.items():
+        with pytest.raises(ConfigError, match=name):
+            Config.from_dict({name: value})
 
 
 def test_scores_that_are_not_finite_fail_the_case(cohort: Cohort, tmp_path: Path) -> None:
-    config = replace(SMALL, heatmaps=False)
+    config = changed(SMALL, heatmaps=False)
     net, _ = build(config)
     seeded(net, "one").fc1_cc.weight.data.fill_(float("nan"))
     save(tmp_path / "b", config, net)
@@ -173,5 +169,5 @@ def test_side_wise_reads_one_side_and_joint_reads_all_views() -> None:
 
 
 def test_config_with_members_survives_json() -> None:
-    config = Config(members=2, alone=1, patch_of=(0, 1, 0), heatmaps=True)
-    assert Config.from_dict(config.to_dict()) == config and config.patch_nets == 2
+    config = changed(members=2, alone=1, patch_of=(0, 1, 0), heatmaps=True)
+    assert Config.from_dict(config.to_dict()) == config and config.architecture.patch_nets == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from lobule.api import scan_settings
 from lobule.cohort import Cohort, read_cohort
 from lobule.errors import ConfigError
+from lobule.mammograms.published.patches import PatchGrid, heatmap_of
 from lobule.mammograms.views import VIEWS
-from lobule.methods.four_view import Config
-from lobule.methods.four_view.painting import Bands, pooled_scores
-from lobule.methods.four_view.patches import PatchGrid, heatmap_of, patch_pixels
+from lobule.methods.four_view import METHOD, Config
+from lobule.methods.four_view.heatmaps import Bands, pooled_scores
 from lobule.nets.four_view import TARGETS
 from lobule.nets.painter import Painter
 from lobule.phantoms.exams import write_exams
 from lobule.results import open_results
+from tests.methods.four_view.configs import changed
 from tests.methods.four_view.support import SMALL, bundle_of, exam_by_hand, nets, run, views_of
+from tests.nets.four_view_recipe import patch_pixels
 
 NEAR = {"atol": 1e-5, "rtol": 0}
 
@@ -91,9 +91,9 @@ def test_scores_equal_those_by_hand_and_the_difference_is_reported(exams: Cohort
         bundle_of(tmp_path / "bundle", heatmaps=True),
         exams,
         tmp_path / "r",
-        settings={"heatmaps": "fast"},
+        settings={"reading.painting": "fast"},
     )
-    net, patch_net = nets(replace(SMALL, heatmaps=True))
+    net, patch_net = nets(changed(SMALL, heatmaps=True))
     views, rng = views_of(exams.cases[0]), random.Random(0)
     heatmaps = {view: by_hand(views[view][0], patch_net, rng) for view in VIEWS}
     expected = exam_by_hand(exams.cases[0], net, np.random.RandomState(0), heatmaps).mean(axis=0)
@@ -112,25 +112,25 @@ def test_scores_equal_those_by_hand_and_the_difference_is_reported(exams: Cohort
 
 
 def test_heatmaps_setting_must_fit_the_classifier(tmp_path: Path) -> None:
-    image_only, with_heatmaps = Config(), Config(heatmaps=True)
-    assert image_only.set({"heatmaps": "none"}) == image_only
-    assert with_heatmaps.set({"heatmaps": "fast"}).painting == "fast"
-    for config, mode in ((image_only, "fast"), (with_heatmaps, "none"), (with_heatmaps, "true")):
-        with pytest.raises(ConfigError, match="heatmaps"):
-            config.set({"heatmaps": mode})
+    assert changed(heatmaps=True).set({"reading.painting": "fast"}).reading.painting == "fast"
+    with pytest.raises(ConfigError, match="reads no heatmaps"):
+        Config().set({"reading.painting": "fast"})
+    with pytest.raises(ConfigError, match="painting"):
+        METHOD.changed_for_scan({"reading.painting": "none"})
 
 
 def test_scan_settings_are_parsed_from_text(tmp_path: Path) -> None:
-    from lobule.bundles import read_bundle
-
-    bundle = read_bundle(bundle_of(tmp_path / "bundle", heatmaps=True))
-    texts = {"heatmaps": "fast", "epochs": "3", "augmentation": "no"}
-    assert scan_settings(bundle, texts) == {"heatmaps": "fast", "epochs": 3, "augmentation": False}
+    texts = {"reading.painting": "fast", "reading.epochs": "3", "reading.augmentation": "no"}
+    assert METHOD.changed_for_scan(texts) == {
+        "reading.painting": "fast",
+        "reading.epochs": 3,
+        "reading.augmentation": False,
+    }
 
 
 def test_uniform_view_gives_equal_scores_far_from_its_edges() -> None:
     """In a uniform view, patches far from its edges all have the same evidence under them."""
-    _, patch_net = nets(replace(SMALL, heatmaps=True))
+    _, patch_net = nets(changed(SMALL, heatmaps=True))
     painter = Painter(copy.deepcopy(patch_net))
     with torch.inference_mode():
         evidence = painter.evidence(torch.full((1, 1, 1280, 1280), 0.7))[0].double().numpy()

@@ -12,19 +12,15 @@ import pytest
 from PIL import Image
 
 from lobule.errors import NotAMammogram
-from lobule.mammograms.views import VIEWS, right_pointing, stored_pointing
-from lobule.methods.four_view.centres import GMIC_WINDOW_SIZE, WINDOW_SIZES, best_centre
-from lobule.methods.four_view.crop import Landmarks, breast_of, crop_of, eroded, largest_component
-from lobule.methods.four_view.patches import (
-    BENIGN,
-    MALIGNANT,
+from lobule.mammograms.published.centres import GMIC_WINDOW_SIZE, WINDOW_SIZES, best_centre
+from lobule.mammograms.published.crop import Landmarks, breast_of, crop_of, eroded, largest_component
+from lobule.mammograms.published.patches import (
     PatchGrid,
+    draw_grid,
     draw_strides,
     heatmap_of,
-    patch_grid,
-    patch_pixels,
 )
-from lobule.methods.four_view.windows import (
+from lobule.mammograms.published.windows import (
     NO_AUGMENTATION,
     Augmentation,
     ViewImage,
@@ -35,6 +31,8 @@ from lobule.methods.four_view.windows import (
     plan_window,
     standardise,
 )
+from lobule.mammograms.views import VIEWS, right_pointing, stored_pointing
+from tests.nets.four_view_recipe import BENIGN, MALIGNANT, patch_pixels
 
 NUMBERS = Path(__file__).parents[2] / "data" / "four_view"
 VERSION_BOUND = np.__version__ == "2.4.6"
@@ -109,9 +107,8 @@ def test_crops_of_the_real_exam(stored, crops, facing, preprocess):
 
 def assert_landmarks(crop, expected):
     marks = crop.landmarks
-    assert [list(marks.rightmost_rows), marks.rightmost_x] == expected["rightmost_points"]
-    assert [marks.bottommost_y, list(marks.bottommost_columns)] == expected["bottommost_points"]
-    assert crop.distance_from_starting_side == expected["distance_from_starting_side"]
+    assert marks.rightmost_x == expected["rightmost_points"][1]
+    assert marks.bottommost_y == expected["bottommost_points"][0]
 
 
 def test_erosion_and_dilation_give_the_published_pixel_counts(stored, preprocess):
@@ -154,7 +151,7 @@ def test_random_crops_and_centres(cases, masks):
         assert list(crop.window.edges()) == case["window_location"]
         assert_landmarks(crop, case)
     for case in cases["centers"]:
-        marks = Landmarks((0, 0), case["rightmost_x"], case["bottommost_y"], (0, 0))
+        marks = Landmarks(case["rightmost_x"], case["bottommost_y"])
         centre = best_centre(masks[case["index"]], case["kind"], marks, tuple(case["window"]))
         assert list(centre) == case["center"]
 
@@ -165,7 +162,7 @@ def assert_plan(plan, expected):
     if "after_position_noise" in expected:
         assert list(plan.after_position.edges()) == expected["after_position_noise"]
     if "resized" in expected:
-        assert plan.is_resized == expected["resized"]
+        assert (plan.window.shape != plan.size) == expected["resized"]
 
 
 def test_random_windows(cases):
@@ -203,10 +200,10 @@ def test_published_centres_follow_from_the_published_landmarks(cases):
     """The rows of MLO centres and the columns of all centres follow from the landmarks alone."""
     published = cases["readme_exam0"]["published"]
     for view in VIEWS:
-        rows, x = published["rightmost_points"][view]
-        y, columns = published["bottommost_points"][view]
+        _, x = published["rightmost_points"][view]
+        y, _ = published["bottommost_points"][view]
         full = np.ones(published["shapes"][view], np.uint8)
-        centre = best_centre(full, view, Landmarks(tuple(rows), x, y, tuple(columns)), WINDOW_SIZES[view[2:]])
+        centre = best_centre(full, view, Landmarks(x, y), WINDOW_SIZES[view[2:]])
         assert centre[1] == published["centers"][view][1]
         if view.endswith("MLO"):
             assert centre[0] == published["centers"][view][0]
@@ -261,6 +258,10 @@ def test_random_numbers_with_several_images_per_view(preprocess):
         assert list(plan.draws.edges) == expected["size"]
 
 
+def cut_plan(image, plan):
+    return cut(image, plan.unpadded, plan.size)
+
+
 def assert_pixels(raw, case):
     assert raw.mean(dtype=np.float64) == pytest.approx(case["raw_mean"], rel=1e-5)
     assert raw.std(dtype=np.float64) == pytest.approx(case["raw_std"], rel=1e-5)
@@ -279,7 +280,7 @@ def test_pixels_of_windows_without_augmentation(crops, facing, preprocess):
         views_of(crops, facing, preprocess), np.random.RandomState(0), epochs=1, augmentation=NO_AUGMENTATION
     )
     for case in preprocess["windows"]["no_augmentation"].values():
-        assert_pixels(cut(facing[case["image"]], plans[case["view"]][1]), case)
+        assert_pixels(cut_plan(facing[case["image"]], plans[case["view"]][1]), case)
 
 
 def pixel_cases(preprocess, every):
@@ -301,10 +302,12 @@ def test_pixels_of_augmented_windows(every, crops, facing, preprocess):
     exam_cases, single_cases = pixel_cases(preprocess, every)
     assert len(exam_cases) + len(single_cases) >= 2
     for case in exam_cases:
-        assert_pixels(cut(facing[case["image"]], plans[case["exam"]][case["epoch"]][case["view"]][1]), case)
+        assert_pixels(
+            cut_plan(facing[case["image"]], plans[case["exam"]][case["epoch"]][case["view"]][1]), case
+        )
     for name, epoch, case in single_cases:
         view = preprocess["images"][name]["view"]
-        assert_pixels(cut(facing[name], plan_image(images[view][0], view)[epoch]), case)
+        assert_pixels(cut_plan(facing[name], plan_image(images[view][0], view)[epoch]), case)
 
 
 def synthetic_heatmaps(shape):
@@ -323,7 +326,7 @@ def test_heatmaps_are_cut_and_resized_with_their_image(epochs, crops, facing, pr
         assert list(plan.window.edges()) == case["borders"]
         image = facing[case["image"]]
         heatmaps = tuple(right_pointing(h, case["view"], "NO") for h in synthetic_heatmaps(image.shape))
-        channels = network_input(image, plan, heatmaps).astype(np.float64)
+        channels = network_input(image, plan.unpadded, plan.size, heatmaps).astype(np.float64)
         assert channels.mean(axis=(1, 2)) == pytest.approx(case["channel_means"], rel=1e-5, abs=1e-6)
         assert channels.min(axis=(1, 2)) == pytest.approx(case["channel_min"], rel=1e-5, abs=2e-6)
         assert channels.max(axis=(1, 2)) == pytest.approx(case["channel_max"], rel=1e-5, abs=2e-6)
@@ -332,7 +335,7 @@ def test_heatmaps_are_cut_and_resized_with_their_image(epochs, crops, facing, pr
 def test_patch_grids_and_pixels_of_the_real_exam(facing, stored, preprocess):
     rng = random.Random(0)
     for case in preprocess["strides"]["exam_level_seed0"]:
-        grid = patch_grid(tuple(case["shape"]), rng)
+        grid = draw_grid(tuple(case["shape"]), rng)
         assert list(grid.row_starts) == case["row_starts"]
         assert list(grid.column_starts) == case["col_starts"]
         assert len(grid) == case["n_patches"]
@@ -371,7 +374,7 @@ def test_heatmaps_rebuilt_from_stored_patch_scores(goldens, preprocess):
         scores = arrays["exam_probs"]
     rng = random.Random(0)
     for case in preprocess["strides"]["exam_level_seed0"][:4]:
-        grid = patch_grid(tuple(case["shape"]), rng)
+        grid = draw_grid(tuple(case["shape"]), rng)
         expected = network["full_exam_heatmaps"][case["image"]]
         first, end = expected["patch_rows"]
         assert end - first == len(grid)
@@ -388,7 +391,7 @@ def test_heatmaps_of_regions(goldens, region):
         scores = arrays[f"{region}_probs"]
         stored = {n: arrays[f"{region}_{n}_right_facing"] for n in ("malignant", "benign")}
     rng = random.Random(0)
-    grid = patch_grid(shape, rng)
+    grid = draw_grid(shape, rng)
     assert len(grid) == expected["n_patches"]
     for index, name in ((MALIGNANT, "malignant"), (BENIGN, "benign")):
         heatmap = heatmap_of(shape, grid, scores[:, index])

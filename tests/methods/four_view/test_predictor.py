@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,17 @@ from hypothesis import strategies as st
 
 from lobule.cohort import Case, Cohort, read_cohort
 from lobule.errors import ConfigError
+from lobule.mammograms.exam_views import Frame
 from lobule.mammograms.exams import read_view
+from lobule.mammograms.published.crop import Window
+from lobule.mammograms.published.windows import NO_AUGMENTATION, cut, plan_exam
 from lobule.mammograms.views import VIEWS, right_pointing
-from lobule.methods.four_view import Config
-from lobule.methods.four_view.crop import Window
-from lobule.methods.four_view.images import Frame
-from lobule.methods.four_view.windows import NO_AUGMENTATION, cut, plan_exam
+from lobule.methods.four_view import METHOD, Config
 from lobule.nets.four_view import TARGETS
 from lobule.phantoms.exams import write_exams
 from lobule.results import open_results
 from lobule.stitch import State
+from tests.methods.four_view.configs import changed
 from tests.methods.four_view.support import (
     AUGMENTATION,
     NEAR,
@@ -85,7 +85,9 @@ def test_windows_are_stored_in_pixels_of_the_stored_image(exams: Cohort, scanned
     views = views_of(exams["exam0000"])
     view_images = {view: [image.view_image for image in images] for view, images in views.items()}
     stream = np.random.RandomState(0)
-    plans = plan_exam(view_images, stream, epochs=3, augmentation=AUGMENTATION, size=SMALL.window)
+    plans = plan_exam(
+        view_images, stream, epochs=3, augmentation=AUGMENTATION, size=SMALL.architecture.window
+    )
     stored = read_view(exams["exam0000"].views["r_cc"][0], view="R-CC").pixels
     for row, plan in enumerate(plans):
         _, window = plan["R-CC"]
@@ -93,12 +95,12 @@ def test_windows_are_stored_in_pixels_of_the_stored_image(exams: Cohort, scanned
         padded = np.pad(stored, 300)
         top, left = table["l0_y"][row] + 300, table["l0_x"][row] + 300
         piece = padded[top : top + table["l0_height"][row], left : left + table["l0_width"][row]]
-        expected = cut(views["R-CC"][0].image, replace(window, size=window.window.shape))
+        expected = cut(views["R-CC"][0].image, window.unpadded, window.window.shape)
         np.testing.assert_array_equal(piece[:, ::-1], expected)
 
 
 def test_compat_nyu_uses_one_stream_for_the_cohort(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
-    report = run(scanned / "bundle", exams, tmp_path / "whole", settings={"compat": "nyu"})
+    report = run(scanned / "bundle", exams, tmp_path / "whole", settings={"reading.compat": "nyu"})
     assert dict(report.counts) == {"complete": 2}
     net, _ = nets(SMALL)
     stream = np.random.RandomState(0)
@@ -106,7 +108,7 @@ def test_compat_nyu_uses_one_stream_for_the_cohort(exams: Cohort, scanned: Path,
         expected = exam_by_hand(case, net, stream).mean(axis=0)
         np.testing.assert_allclose(scores_of(tmp_path / "whole", case.id), expected, **NEAR)
     # A shard draws the same random numbers as the scan of the whole cohort.
-    run(scanned / "bundle", exams, tmp_path / "shard", settings={"compat": "nyu"}, shard=(2, 2))
+    run(scanned / "bundle", exams, tmp_path / "shard", settings={"reading.compat": "nyu"}, shard=(2, 2))
     assert scores_of(tmp_path / "shard", "exam0001") == scores_of(tmp_path / "whole", "exam0001")
     assert scores_of(tmp_path / "whole", "exam0001") != scores_of(scanned / "results", "exam0001")
 
@@ -122,7 +124,7 @@ def test_heatmaps_are_channels_of_the_classifier(exams: Cohort, tmp_path: Path, 
     bundle = bundle_of(tmp_path / "bundle", heatmaps=True, compat=compat, finding_threshold=0.3)
     report = run(bundle, exams, tmp_path / "r")
     assert dict(report.counts) == {"complete": 2}
-    net, patch_net = nets(replace(SMALL, heatmaps=True))
+    net, patch_net = nets(changed(SMALL, heatmaps=True))
     windows, patches = np.random.RandomState(0), random.Random(0)
     for case in exams:
         if compat == "own":
@@ -201,7 +203,7 @@ def test_dicom_and_png_give_equal_scores(exams: Cohort, scanned: Path, tmp_path:
 
 
 def test_without_augmentation_there_is_one_window(exams: Cohort, scanned: Path, tmp_path: Path) -> None:
-    run(scanned / "bundle", exams, tmp_path / "r", settings={"augmentation": False})
+    run(scanned / "bundle", exams, tmp_path / "r", settings={"reading.augmentation": False})
     net, _ = nets(SMALL)
     case = exams["exam0001"]
     expected = exam_by_hand(case, net, np.random.RandomState(0), augmentation=NO_AUGMENTATION, epochs=1)
@@ -254,7 +256,7 @@ def test_image_wise_model_scores_the_available_views(exams: Cohort, tmp_path: Pa
     bundle = bundle_of(tmp_path / "bundle", variant="image_wise")
     report = run(bundle, cohort, tmp_path / "r")
     assert dict(report.counts) == {"complete": 2, "partial": 1}
-    net, _ = nets(replace(SMALL, variant="image_wise"))
+    net, _ = nets(changed(SMALL, variant="image_wise"))
     files = {view: exams.cases[0].views[view.lower().replace("-", "_")][0] for view in VIEWS}
     expected = {view: view_by_hand(files[view], view, net).mean(axis=0) for view in VIEWS}
     complete, without, broken = (result_of(tmp_path / "r", case.id) for case in cohort)
@@ -274,7 +276,7 @@ def test_image_wise_model_scores_the_available_views(exams: Cohort, tmp_path: Pa
 
 def test_single_right_views_are_cut_unmirrored_as_published(exams: Cohort, tmp_path: Path) -> None:
     run(bundle_of(tmp_path / "bundle", variant="image_wise", heatmaps=True), exams, tmp_path / "r")
-    net, patch_net = nets(replace(SMALL, variant="image_wise", heatmaps=True))
+    net, patch_net = nets(changed(SMALL, variant="image_wise", heatmaps=True))
     path = exams["exam0000"].views["r_cc"][0]
     view = ByHand(path, "R-CC")
     view.image = np.ascontiguousarray(view.image[:, ::-1])
@@ -295,9 +297,9 @@ def test_a_slide_is_an_error(exams: Cohort, scanned: Path, tmp_path: Path) -> No
 
 def test_settings_of_the_weights_cannot_be_changed() -> None:
     with pytest.raises(ConfigError, match="widths"):
-        SMALL.set({"widths": (1, 2)})
+        METHOD.changed_for_scan({"architecture.widths": (1, 2)})
     with pytest.raises(ConfigError, match="view_wise, image_wise"):
-        Config(variant="whole")  # type: ignore[arg-type]
+        changed(variant="whole")
     assert Config.from_dict(json.loads(json.dumps(SMALL.to_dict()))) == SMALL
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from lobule.errors import NotAMammogram
-from lobule.mammograms.views import VIEWS, is_mirrored, pointing_of_pixels, right_pointing, stored_pointing
-from lobule.methods.four_view.centres import best_centre
-from lobule.methods.four_view.crop import (
+from lobule.mammograms.published.centres import best_centre
+from lobule.mammograms.published.crop import (
     Landmarks,
     Window,
     breast_of,
@@ -22,22 +22,24 @@ from lobule.methods.four_view.crop import (
     eroded,
     largest_component,
 )
-from lobule.methods.four_view.patches import PatchGrid, draw_strides, heatmap_of, patch_grid, view_for_patches
-from lobule.methods.four_view.resize import cubic_taps, resize_cubic
-from lobule.methods.four_view.windows import (
+from lobule.mammograms.published.patches import PatchGrid, draw_grid, draw_strides, heatmap_of
+from lobule.mammograms.published.resize import cubic_taps, resize_cubic
+from lobule.mammograms.published.windows import (
     NO_AUGMENTATION,
     Augmentation,
     Padding,
     ViewImage,
     cut,
     draw,
-    epochs_averaged,
     network_input,
     plan_exam,
     plan_image,
     plan_window,
     standardise,
 )
+from lobule.mammograms.views import VIEWS, is_mirrored, pointing_of_pixels, right_pointing, stored_pointing
+from lobule.methods.four_view.planning import patch_frame
+from tests.methods.four_view.configs import changed
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -67,8 +69,7 @@ def test_upper_of_two_equal_components_is_the_breast():
     frame[10:30, 0:25] = frame[60:80, 0:25] = 7
     crop = crop_of(frame, "right", iterations=5, buffer=4)
     assert crop.window == Window(6, 34, 0, 29)
-    assert crop.landmarks == Landmarks((9, 18), 24, 23, (5, 19))
-    assert crop.distance_from_starting_side == 0
+    assert crop.landmarks == Landmarks(24, 23)
     assert largest_component(np.zeros((3, 3), bool)) is None
 
 
@@ -77,10 +78,9 @@ def test_landmarks_of_a_left_pointing_breast_in_both_modes():
     frame[20:70, 5:40] = 1
     crop = crop_of(frame, "left", iterations=3, buffer=9)
     assert crop.window == Window(11, 79, 0, 40)
-    assert crop.landmarks == Landmarks((22, 55), 35, 58, (4, 32))
-    assert crop.distance_from_starting_side == 40
-    fixed = crop_of(frame, "left", iterations=3, buffer=9, compat="fixed")
-    assert fixed.landmarks == Landmarks((22, 55), 34, 58, (3, 31))
+    assert crop.landmarks == Landmarks(35, 58)
+    fixed = crop_of(frame, "left", iterations=3, buffer=9, quirks="fixed")
+    assert fixed.landmarks == Landmarks(34, 58)
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,15 +88,14 @@ def test_landmarks_of_a_left_pointing_breast_in_both_modes():
 def test_fixed_landmarks_do_not_depend_on_mirroring(seed):
     mask = random_mask(seed).astype(np.uint16)
     try:
-        rightward = crop_of(mask, "right", iterations=2, buffer=3, compat="fixed")
+        rightward = crop_of(mask, "right", iterations=2, buffer=3, quirks="fixed")
     except NotAMammogram:
         return
     sizes = np.sort(np.bincount(ndimage.label(eroded(mask > 0, 2))[0].ravel())[1:])
     if len(sizes) > 1 and sizes[-1] == sizes[-2]:
         return  # The first of two equal components depends on the direction.
-    leftward = crop_of(mask[:, ::-1], "left", iterations=2, buffer=3, compat="fixed")
+    leftward = crop_of(mask[:, ::-1], "left", iterations=2, buffer=3, quirks="fixed")
     assert leftward.landmarks == rightward.landmarks
-    assert leftward.distance_from_starting_side == rightward.distance_from_starting_side
     assert np.array_equal(leftward.window.of(mask[:, ::-1])[:, ::-1], rightward.window.of(mask))
 
 
@@ -123,7 +122,7 @@ def slow_centre_row(image, x, size):
 def test_cc_centre_is_the_best_of_all_rows(seed, h, w):
     image = random_mask(seed)
     rx = int(np.random.default_rng(seed).integers(0, image.shape[1]))
-    y, x = best_centre(image, "CC", Landmarks((0, 0), rx, 0, (0, 0)), (h, w))
+    y, x = best_centre(image, "CC", Landmarks(rx, 0), (h, w))
     assert x == rx - w // 2 - 1
     assert y == slow_centre_row(image, x, (h, w))
 
@@ -131,17 +130,17 @@ def test_cc_centre_is_the_best_of_all_rows(seed, h, w):
 def test_fixed_centre_includes_the_outermost_column():
     image = np.ones((40, 30), np.uint8)
     for width in (20, 21):
-        for compat, last in (("reference", 28), ("fixed", 29)):
-            centre = best_centre(image, "MLO", Landmarks((0, 0), 29, 39, (0, 0)), (16, width), compat=compat)
+        for quirks, last in (("reference", 28), ("fixed", 29)):
+            centre = best_centre(image, "MLO", Landmarks(29, 39), (16, width), quirks=quirks)
             window = plan_window((40, 30), "MLO", (16, width), centre).window
-            assert window.right - 1 == last - (compat == "reference" and width % 2 == 0)
+            assert window.right - 1 == last - (quirks == "reference" and width % 2 == 0)
 
 
 def test_mlo_rows_end_where_the_outer_columns_do():
     image = np.zeros((100, 50), np.uint8)
     image[:80] = 1
     image[80:, :10] = 1
-    marks = Landmarks((0, 0), 49, 95, (0, 0))
+    marks = Landmarks(49, 95)
     assert best_centre(image, "L-MLO", marks, (40, 30))[0] == 79 - 20 - 1
     assert best_centre(image, "L-MLO", marks, (40, 60))[0] == 95 - 20 - 1
     assert best_centre(image * 0, "L-MLO", marks, (40, 30))[0] == 95 - 20 - 1
@@ -166,8 +165,8 @@ def test_windows_are_inside_and_equal_those_of_a_padded_copy(seed, view, shape, 
     padded = np.pad(image, ((pad.top, pad.bottom), (0, pad.right)))
     assert padded.shape == plan.padded_shape
     piece = plan.window.of(padded).astype(np.float32)
-    expected = resize_cubic(piece, plan.size) if plan.is_resized else piece
-    assert np.array_equal(cut(image, plan), expected)
+    expected = piece if piece.shape == plan.size else resize_cubic(piece, plan.size)
+    assert np.array_equal(cut(image, plan.unpadded, plan.size), expected)
 
 
 def test_mlo_views_are_padded_below_and_cc_views_all_round():
@@ -257,11 +256,11 @@ def test_network_input_does_not_change_heatmaps():
     image = np.random.default_rng(0).integers(0, 4096, (40, 30)).astype(np.uint16)
     benign, malignant = np.full((40, 30), 0.25, np.float32), np.full((40, 30), 0.75, np.float32)
     plan = plan_window((40, 30), "L-CC", (20, 20), (20, 15))
-    channels = network_input(image, plan, (benign, malignant))
+    channels = network_input(image, plan.unpadded, plan.size, (benign, malignant))
     assert channels.shape == (3, 20, 20)
     assert (channels[1] == 0.25).all()
     assert (channels[2] == 0.75).all()
-    assert np.array_equal(channels[0], network_input(image, plan)[0])
+    assert np.array_equal(channels[0], network_input(image, plan.unpadded, plan.size)[0])
 
 
 @settings(max_examples=60, deadline=None)
@@ -287,7 +286,7 @@ def test_strides_of_the_example_and_of_exact_multiples():
 
 def test_rows_are_drawn_before_columns_and_patches_run_down_columns():
     rng = random.Random(1)
-    grid = patch_grid((700, 500), rng)
+    grid = draw_grid((700, 500), rng)
     again = random.Random(1)
     assert grid == PatchGrid.of_strides(draw_strides(700, again), draw_strides(500, again))
     corners = list(grid.corners())
@@ -329,12 +328,17 @@ def test_mirroring():
 
 
 def test_quirks_of_the_single_image_tools():
-    assert epochs_averaged(10, 1) == list(range(10))
-    assert epochs_averaged(10, 5) == [0, 1, 5, 6]
-    assert epochs_averaged(10, 5, "fixed") == list(range(10))
-    assert view_for_patches("R-CC", single_image=True) == "CC"
-    assert view_for_patches("R-CC", single_image=True, compat="fixed") == "R-CC"
-    assert view_for_patches("R-MLO", single_image=False) == "R-MLO"
+    """The published tool for single images ignores the side of the breast; exams are mirrored."""
+    crop = SimpleNamespace(window=Window(0, 4, 0, 4))
+    for view, variant, quirks, mirrored in (
+        ("R-CC", "image_wise", "reference", False),
+        ("R-CC", "image_wise", "fixed", True),
+        ("L-CC", "image_wise", "fixed", False),
+        ("R-MLO", "view_wise", "reference", True),
+    ):
+        image = SimpleNamespace(view=view, crop=crop, mammogram=SimpleNamespace(horizontal_flip="NO"))
+        frame = patch_frame(image, changed(variant=variant, quirks=quirks))
+        assert (frame.crop, frame.mirrored) == (crop.window, mirrored)
 
 
 @pytest.mark.parametrize("filled", [(0, 40, 0, 30), (10, 33, 0, 17), (5, 6, 29, 30), (7, 7, 0, 30)])

@@ -13,19 +13,17 @@ import pytest
 from lobule.bundles import Bundle, write_bundle
 from lobule.cohort import Case, Cohort
 from lobule.mammograms.exams import read_view
+from lobule.mammograms.published.crop import crop_of
+from lobule.mammograms.published.patches import distinct_patches, draw_grid, heatmap_of
 from lobule.mammograms.views import VIEWS
-from lobule.methods.four_view import Config
-from lobule.methods.four_view.crop import crop_of
-from lobule.methods.four_view.patches import heatmap_of
-from lobule.methods.four_view.plan import distinct_patches
-from lobule.methods.four_view.predictor import weights_of
-from lobule.methods.four_view.streams import draw_grid
 from lobule.nets.four_view import TARGETS
 from lobule.results import open_results
+from tests.methods.four_view.configs import changed
 from tests.methods.four_view.support import (
     NEAR,
     result_of,
     run,
+    weights_of,
 )
 from tests.nets.four_view_recipe import made_net
 
@@ -42,7 +40,7 @@ def real_scan(
 ) -> dict:
     """Scan the real exam with the published architectures and weights derived from tensor names."""
     files = {view.lower().replace("-", "_"): (str(kit / f"0_{view}.png"),) for view in views}
-    config = Config(heatmaps=patch, **settings)  # type: ignore[arg-type]
+    config = changed(heatmaps=patch, **settings)  # type: ignore[arg-type]
     weights = weights_of(made_net(classifier, SALT), made_net("patch", SALT) if patch else None)
     write_bundle(out / "bundle", Bundle("four_view", config.to_dict(), TARGETS, None), weights)
     cohort = Cohort((Case("0", "p", "exam", views=files),))
@@ -110,7 +108,7 @@ def test_single_right_view_with_heatmaps(images: Path, goldens: Path, tmp_path: 
     np.testing.assert_allclose(table["scores"][-1], quirk["last_patch_probs"], **NEAR)
     stored = read_view(images / "0_R-CC.png", view="R-CC")
     pixels = crop_of(stored.pixels, stored.pointing).window.of(stored.pixels)
-    grid = draw_grid(pixels.shape, random.Random(0), Config())
+    grid = draw_grid(pixels.shape, random.Random(0))
     assert len(grid) == quirk["n_patches"]
     _, row_of = distinct_patches(grid, pixels)
     benign, malignant = (

@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lobule.api import scan
 from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort, read_cohort
 from lobule.errors import BundleError, ConfigError
 from lobule.mammograms.exams import read_view
-from lobule.mammograms.png import write_png
+from lobule.mammograms.published.centres import best_centre
+from lobule.mammograms.published.crop import crop_of
+from lobule.mammograms.published.windows import NO_AUGMENTATION, ViewImage, network_input, plan_image
 from lobule.mammograms.views import VIEWS, right_pointing
 from lobule.methods import load
-from lobule.methods.four_view.centres import best_centre
-from lobule.methods.four_view.crop import crop_of
-from lobule.methods.four_view.gmic import Config, convert
-from lobule.methods.four_view.gmic.predictor import build
-from lobule.methods.four_view.windows import NO_AUGMENTATION, ViewImage, network_input, plan_image
+from lobule.methods.gmic import Config, convert
+from lobule.methods.gmic.bundle import build
 from lobule.nets.gmic import TOP_SHARES
 from lobule.phantoms.exams import write_exams
 from lobule.results import open_results
@@ -82,7 +82,12 @@ def by_hand(path: str, view: str):
     (plan,) = plan_image(
         ViewImage(image.shape, centre), view, epochs=1, augmentation=NO_AUGMENTATION, size=WINDOW
     )
-    return torch.from_numpy(network_input(image, plan))[None], plan, crop.window, mammogram
+    return (
+        torch.from_numpy(network_input(image, plan.unpadded, plan.size))[None],
+        plan,
+        crop.window,
+        mammogram,
+    )
 
 
 def test_scores_are_the_mean_of_models_and_views(exams: Cohort, nets_and_bundle, tmp_path: Path) -> None:
@@ -233,7 +238,7 @@ def blank_exam(folder: Path, views: tuple[str, ...] = ("l_cc", "r_cc", "l_mlo", 
         pixels = np.zeros((400, 300), np.uint16)
         if number:
             pixels[np.random.default_rng(number).random(pixels.shape) < 0.001] = 40
-        write_png(folder / f"{view}.png", pixels)
+        Image.fromarray(pixels).save(folder / f"{view}.png")
         files[view] = (str(folder / f"{view}.png"),)
     return Cohort((Case("blank", "p", "exam", views=files),))
 

@@ -142,7 +142,7 @@ def _four_view(weights: tuple[str, ...], out: str, options: Mapping[str, Any]) -
     from lobule.methods.four_view import convert
 
     bundle = convert(weights, out, patch=options["patch"])
-    config, provenance = bundle.config, bundle.provenance
+    config, provenance = bundle.config["architecture"], bundle.provenance
     members = provenance.get("classifiers") or [provenance["classifier"]]
     patch = {"patch": provenance["patch"]} if "patch" in provenance else {}
     data = {name: config[name] for name in ("variant", "heatmaps", "members", "alone")}
@@ -158,7 +158,7 @@ def _four_view(weights: tuple[str, ...], out: str, options: Mapping[str, Any]) -
 
 
 def _gmic(weights: tuple[str, ...], out: str, options: Mapping[str, Any]) -> Description:
-    from lobule.methods.four_view.gmic import convert
+    from lobule.methods.gmic import convert
 
     bundle = convert(weights, out)
     sources = bundle.provenance["classifiers"]

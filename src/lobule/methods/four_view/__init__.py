@@ -12,8 +12,8 @@ In the published reader study (1,440 breasts) the mean AUROC of the 14 readers i
 of this model also reached 0.7788 there, in a run by other authors.
 
 Windows and patch grids are random. In the published code one random stream runs through a whole list of
-exams, so a score depends on the exams before it; `compat="nyu"` does the same. By default every exam starts
-a new stream.
+exams, so a score depends on the exams before it; `reading.compat=nyu` does the same. By default every exam
+starts a new stream.
 
 Heatmaps are computed in one of two ways. `exact` runs the patch network on every patch, as published. `fast`
 runs it once over the whole view; a pixel then sees its real neighbours where a patch would end in padding. A
@@ -23,13 +23,13 @@ A bundle can contain several classifiers, whose scores are averaged, and image-w
 that lack a view. The paper's side-wise and joint variants are included. Neither code nor weights of them were
 published, so the tests check only their shapes.
 
-`quirks="reference"`, the default, reproduces every number of the published code. `quirks="fixed"` repairs
-four errors in it:
+`reading.quirks=reference`, the default, reproduces every number of the published code. `fixed` repairs three
+errors in it:
 - landmarks of left-pointing images are mirrored as `width - 1 - column`, not `width - column`;
 - the window's right edge includes the outermost column of the breast;
-- single images are mirrored to point right before they are cut into patches;
-- all epochs of a single image count, whatever the batch size.
-In both modes, a view that shows no breast or is smaller than a patch fails its case, and the scan continues.
+- single images are mirrored to point right before they are cut into patches.
+In both modes, all windows of a single image count; the published tool averages only the first two of every
+batch. A view that shows no breast or is smaller than a patch fails its case, and the scan continues.
 
 Training (`train.py`) follows the paper's stages: patches of outlined lesions, heatmaps of every exam, BI-RADS
 categories, breast labels. Learning rates, steps, batch sizes and sampling shares are not published; they are
@@ -40,9 +40,9 @@ Research use only.
 """
 
 from lobule.methods import Method
-from lobule.methods.four_view.config import SETTABLE, Config
-from lobule.methods.four_view.convert import convert
-from lobule.methods.four_view.predictor import FourViewPredictor, load, save
+from lobule.methods.four_view.bundle import convert, load, save
+from lobule.methods.four_view.config import SCAN_SETTINGS, Config
+from lobule.methods.four_view.predictor import FourViewPredictor
 from lobule.methods.four_view.train import KINDS, train
 
 METHOD = Method(
@@ -52,7 +52,7 @@ METHOD = Method(
     load=load,
     train=train,
     kinds=KINDS,
-    scan_settings=SETTABLE,
+    scan_settings=SCAN_SETTINGS,
     unsupported=("refine", "stride", "slide_mpp", "upsample"),
 )
 

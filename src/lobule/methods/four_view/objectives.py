@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lobule.measures.roc import auc
-from lobule.methods.four_view.draws import ExamBatch
-from lobule.methods.four_view.pool import UNKNOWN
+from lobule.methods.four_view.samples import ExamBatch
+from lobule.methods.four_view.training_exams import UNKNOWN
 from lobule.nets.birads import BiradsNet
-from lobule.nets.four_view import TARGETS, Classifier, ImageWise, SideWise
+from lobule.nets.four_view import PATCH_CLASSES, TARGETS, Classifier, ImageWise, SideWise
 
 MALIGNANT_ROWS = tuple(i for i, name in enumerate(TARGETS) if name.endswith("malignant"))
 BENIGN_ROWS = tuple(i for i, name in enumerate(TARGETS) if name.endswith("benign"))
@@ -94,28 +94,24 @@ def areas(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> dict[str, f
     for name, rows in (("malignant", MALIGNANT_ROWS), ("benign", BENIGN_ROWS)):
         label, score = labels[:, rows].ravel(), scores[:, rows].ravel()
         usable = (label != UNKNOWN) & np.isfinite(score)
-        area = auc(label[usable], score[usable])
-        if area is not None:
-            areas_by_target[name] = area
-    return areas_by_target
+        areas_by_target[name] = auc(label[usable], score[usable])
+    return {name: area for name, area in areas_by_target.items() if area is not None}
+
+
+def one_against_rest(labels: NDArray[np.int64], scores: NDArray[np.float32]) -> list[float | None]:
+    """Return the area of each class against all others; None where it is not defined."""
+    return [auc((labels == label).astype(int), scores[:, label]) for label in range(scores.shape[1])]
 
 
 def patch_areas(labels: NDArray[np.int64], scores: NDArray[np.float32]) -> dict[str, float]:
     """Return the areas of the patch network's malignant and benign class, each against all other classes."""
-    areas_by_class = {}
-    for label, name in enumerate(("malignant", "benign")):
-        area = auc((labels == label).astype(int), scores[:, label])
-        if area is not None:
-            areas_by_class[name] = area
-    return areas_by_class
+    areas_by_class = one_against_rest(labels, scores)[:2]
+    return {name: a for name, a in zip(PATCH_CLASSES, areas_by_class, strict=False) if a is not None}
 
 
 def birads_area(grades: Sequence[NDArray[np.int64]], scores: Sequence[NDArray[np.float32]]) -> float:
     """Average the areas of each class against the rest, over the classes where it is defined; 0.5 if none."""
-    truth, probabilities = np.concatenate(grades), np.concatenate(scores)
-    areas_by_grade = [
-        auc((truth == grade).astype(int), probabilities[:, grade]) for grade in range(probabilities.shape[1])
-    ]
+    areas_by_grade = one_against_rest(np.concatenate(grades), np.concatenate(scores))
     defined = [area for area in areas_by_grade if area is not None]
     return float(np.mean(defined)) if defined else 0.5
 

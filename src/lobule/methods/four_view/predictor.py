@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,55 +11,47 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lobule.bundles import Bundle
 from lobule.cohort import Case
-from lobule.errors import CaseError, LobuleError
+from lobule.errors import LobuleError
 from lobule.findings import Finding
-from lobule.mammograms.views import VIEWS, angle_of
+from lobule.mammograms.exam_views import (
+    BrokenView,
+    ExamView,
+    Heatmaps,
+    InputView,
+    PatchView,
+    files_of_views,
+    open_views,
+)
+from lobule.mammograms.published.patches import PatchGrid
+from lobule.mammograms.views import angle_of
 from lobule.methods.four_view.config import Config
-from lobule.methods.four_view.images import ExamView, Heatmaps, InputView
-from lobule.methods.four_view.members import (
-    PATCH_PREFIX,
-    Nets,
-    build,
-    build_all,
-    fill,
-    save,
-    weights_of,
+from lobule.methods.four_view.heatmaps import PatchScores, ViewPatches, store_heatmaps, table_name
+from lobule.methods.four_view.model import Nets
+from lobule.methods.four_view.planning import (
+    PlannedImage,
+    Shapes,
+    patch_frame,
+    patch_grids,
+    plan_images,
+    shapes_of,
 )
-from lobule.methods.four_view.painting import (
-    PATCHES,
-    CellMeans,
-    PatchEvidence,
-    PatchScores,
-    paint,
-    pass_name,
-    store_heatmaps,
-)
-from lobule.methods.four_view.patches import PatchGrid
-from lobule.methods.four_view.plan import PlannedImage, cropped_shapes, fill_windows, open_views, plan_images
 from lobule.methods.four_view.scores import Features, Heads, exam_result
-from lobule.methods.four_view.streams import Shapes, draw_grid, patches_stream
 from lobule.nets.four_view import TARGETS, Classifier, ResNet22
 from lobule.nets.painter import CELL, Painter
 from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, ScanOptions, Steps
 from lobule.scanning.device import activation_bytes, dtype_of, largest_cells, placed
+from lobule.scanning.exam_passes import (
+    HEADROOM,
+    CellMeans,
+    choose_windows,
+    fill_view_table,
+    sample_windows,
+)
 
-__all__ = [
-    "PATCHES",
-    "PATCH_PREFIX",
-    "FourViewPredictor",
-    "build",
-    "load",
-    "save",
-    "weights_of",
-]
-
-HEADROOM = 2.0
 BATCH_ON_GPU = 8
 SAMPLE_SIDE = 512
 """Side in pixels of the random sample window on which the model is measured."""
@@ -70,13 +61,11 @@ LARGEST_LOOK, SMALLEST_LOOK = 128, 32
 
 @dataclass(frozen=True)
 class WindowFeatures:
-    """Key of a pass that computes the features of windows of one angle with the trunks of some members."""
+    """Key of a pass that computes features of windows of one angle with the trunks of some classifiers."""
 
     angle: str
-    members: tuple[int, ...]
-    """The classifiers whose features stand side by side."""
-    alone: bool = False
-    """Whether they are the classifiers for exams that lack a view."""
+    classifiers: tuple[int, ...]
+    """Numbers of the classifiers whose features stand side by side."""
 
 
 class FourViewModel:
@@ -84,77 +73,54 @@ class FourViewModel:
 
     def __init__(self, config: Config, nets: Nets) -> None:
         self.config, self.nets = config, nets
-        self.trunks = _trunks(nets.members[0])
-        self._device_trunks: dict[tuple[bool, int, str], nn.Module] = {}
-        self._device_painters: list[nn.Module] = []
+        self._trunks: list[dict[str, nn.Module]] = []
+        self._painters: list[nn.Module] = []
         self._engine = EngineSettings()
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        """Choose the number of windows per batch that fits into memory.
-
-        On a CPU the batch is one window, because several replicas run at the same time.
-        """
+        """Choose the number of windows per batch that fits into memory."""
         config = self.config.set(options.settings)
         window_bytes = max(
-            activation_bytes(trunk, *config.input_size(angle), config.channels)
-            for angle, trunk in self.trunks.items()
+            activation_bytes(trunk, *config.input_size(angle), config.architecture.channels)
+            for angle, trunk in trunks_of(self.nets.members[0]).items()
         )
-        preferred = 1 if engine.device == "cpu" else BATCH_ON_GPU
-        batch = largest_cells(
-            lambda windows: int(windows * HEADROOM * window_bytes),
+        engine = choose_windows(engine, room, window_bytes, BATCH_ON_GPU)
+        if not config.architecture.heatmaps or config.reading.painting == "exact":
+            return engine
+        cost = Painter(copy.deepcopy(self.nets.patch_nets[0])).bytes_per_px() * HEADROOM
+        cells = largest_cells(
+            lambda side: int(cost * (CELL * side) ** 2),
             room,
-            preferred=preferred,
-            purpose="batch of windows",
+            preferred=LARGEST_LOOK,
+            smallest=SMALLEST_LOOK,
+            purpose="band of a view",
         )
-        if config.heatmaps and config.painting == "fast":
-            cost = Painter(copy.deepcopy(self.nets.patch_nets[0])).bytes_per_px() * HEADROOM
-            cells = largest_cells(
-                lambda side: int(cost * (CELL * side) ** 2),
-                room,
-                preferred=LARGEST_LOOK,
-                smallest=SMALLEST_LOOK,
-                purpose="band of a view",
-            )
-            engine = replace(engine, cells=cells)
-        return replace(engine, batch=batch)
+        return replace(engine, cells=cells)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._engine = engine
-        self._device_trunks = {
-            (alone, number, angle): placed(Squeezed(copy.deepcopy(trunk)), engine)
-            for alone, members in ((False, self.nets.members), (True, self.nets.alone))
-            for number, member in enumerate(members)
-            for angle, trunk in _trunks(member).items()
-        }
-        self._device_painters = [placed(Painter(copy.deepcopy(net)), engine) for net in self.nets.patch_nets]
+        self._trunks = [
+            {angle: placed(Squeezed(copy.deepcopy(trunk)), engine) for angle, trunk in trunks_of(net).items()}
+            for net in self.nets.classifiers
+        ]
+        self._painters = [placed(Painter(copy.deepcopy(net)), engine) for net in self.nets.patch_nets]
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[WindowFeatures, Batch]:
-        height, width = (min(SAMPLE_SIDE, length) for length in self.config.input_size("L-CC"))
-        shape = (engine.batch, height, width, self.config.channels)
-        pixels = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, np.float32))
-        return WindowFeatures("CC", self.members_of(0, alone=False)), Batch(pixels.to(engine.device))
+        size, channels = self.config.input_size("L-CC"), self.config.architecture.channels
+        return WindowFeatures("CC", (0,)), sample_windows(engine, size, channels, SAMPLE_SIDE)
 
-    def forward(
-        self, key: CellMeans | PatchScores | PatchEvidence | WindowFeatures, batch: Batch
-    ) -> dict[str, Tensor]:
+    def forward(self, key: CellMeans | PatchScores | WindowFeatures, batch: Batch) -> dict[str, Tensor]:
         if isinstance(key, CellMeans):
-            return cell_means(batch.pixels, key.cell)
+            return key.of(batch.pixels)
         x = batch.pixels.permute(0, 3, 1, 2).to(dtype_of(self._engine))
-        if isinstance(key, PatchScores):
-            return {"scores": torch.softmax(self._device_painters[key.net](x).float(), dim=1)}
-        if isinstance(key, PatchEvidence):
-            painter = self._device_painters[key.net]
-            assert isinstance(painter, Painter)
-            return {"evidence": painter.evidence(x).float().flatten(1)}
-        trunks = [self._device_trunks[key.alone, member, key.angle] for member in key.members]
-        return {"features": torch.cat([trunk(x).float() for trunk in trunks], dim=1)}
-
-    def members_of(self, number: int, alone: bool) -> tuple[int, ...]:
-        """Return the members that read the heatmaps of a patch network."""
-        count = self.config.alone if alone else self.config.members
-        patch_of = self.config.patch_of or (0,) * (self.config.members + self.config.alone)
-        net_of_member = patch_of[self.config.members :] if alone else patch_of
-        return tuple(member for member in range(count) if net_of_member[member] == number)
+        if isinstance(key, WindowFeatures):
+            trunks = [self._trunks[number][key.angle] for number in key.classifiers]
+            return {"features": torch.cat([trunk(x).float() for trunk in trunks], dim=1)}
+        painter = self._painters[key.net]
+        if key.column == "scores":
+            return {"scores": torch.softmax(painter(x).float(), dim=1)}
+        assert isinstance(painter, Painter)
+        return {"evidence": painter.evidence(x).float().flatten(1)}
 
 
 class FourViewPredictor:
@@ -162,145 +128,113 @@ class FourViewPredictor:
 
     classes = TARGETS
 
-    def __init__(
-        self,
-        config: Config,
-        net: Classifier,
-        patch_net: nn.Module | None = None,
-        nets: Nets | None = None,
-    ) -> None:
-        """`nets` are all networks of the bundle, if it has more than `net` and `patch_net`."""
-        self.config = config
-        self.nets = nets or Nets((net,), (), () if patch_net is None else (patch_net,))
-        self.patch_net = patch_net
-        self.model = FourViewModel(config, self.nets)
-        self.heads = [Heads(member) for member in self.nets.members]
-        self.heads_alone = [Heads(member) for member in self.nets.alone]
+    def __init__(self, config: Config, nets: Nets) -> None:
+        self.config, self.nets, self.model = config, nets, FourViewModel(config, nets)
+        self.heads = [Heads(net) for net in nets.classifiers]
         self._shapes: dict[tuple[str, ...], Shapes] = {}
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         """Open the exam's images, by view; further images of a view are numbered."""
-        if case.kind != "exam":
-            raise CaseError(
-                "this model reads exams only",
-                subject=case.path,
-                expected="a case with files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
-                actual=f"a case of kind {case.kind}",
-            )
-        config = self._config_of(case, options)
-        images = open_views(case, config)
+        config, _ = self._choose(case, options)
+        joined = config.architecture.joins_views
+        images = open_views(case, config.view_options, joined=joined)
         # An exam that is scored view by view does not advance the cohort's random stream.
-        self._shapes[case.paths] = cropped_shapes(images) if config.reads_exams else []
+        self._shapes[case.paths] = shapes_of(images) if joined else {}
         return images
 
     def steps(self, case: OpenCase) -> Steps[Result]:
-        config = self._config_of(case.case, case.options)
-        rng = self._patches_rng(case, config)
-        features = Features(config.windows, config.members)
-        findings: list[Finding] = []
+        config, classifiers = self._choose(case.case, case.options)
+        features, findings = Features(classifiers), list[Finding]()
         differences: list[NDArray[np.float64]] = []
-        for planned in plan_images(case, config):
+        images = {name: i for name, i in case.images.items() if isinstance(i, ExamView | BrokenView)}
+        # The grid of an image is drawn even if no window of it is read, to keep the random stream in step.
+        grids = self._patch_grids(case, config) if config.architecture.heatmaps else {}
+        nets = sorted({config.architecture.patch_net_of[number] for number in classifiers})
+        for planned in plan_images(images, config, case.earlier()):
+            if not planned.windows:
+                continue
+            name, image = planned.name, planned.image
             heatmaps: dict[int, Heatmaps] = {}
-            if isinstance(planned.image, ExamView) and config.heatmaps:
-                # The grid is drawn even if no window of the image is read, to keep the random stream in step.
-                grid = draw_grid(planned.image.crop.window.shape, rng or random.Random(config.seed), config)
-                if planned.epochs:
-                    heatmaps = yield from self._paint_heatmaps(
-                        planned, grid, case.engine, config, differences
-                    )
-                    findings += yield from store_heatmaps(planned, _mean(heatmaps), config)
-            if planned.epochs:
-                yield from self._read_windows(planned, config, heatmaps, features)
-        heads = self.heads if config.reads_exams == self.config.reads_exams else self.heads_alone
-        return exam_result(
-            config, heads, features, case.images, findings, _painting_metadata(config, differences)
-        )
+            if isinstance(image, ExamView) and grids:
+                source = PatchView(image, patch_frame(image, config))
+                for net in nets:
+                    patches = ViewPatches(name, image, source, grids[name], case.engine, net)
+                    heatmaps[net], net_differences = yield from patches.heatmaps(config.reading.painting)
+                    differences.append(net_differences)
+                findings += yield from store_heatmaps(name, image, _mean(heatmaps), config)
+            for net in nets:
+                yield from self._read_windows(planned, config, net, heatmaps.get(net), features)
+        metadata = _painting_metadata(config, differences)
+        return exam_result(config, self.heads, features, case.images, findings, metadata)
 
-    # -- one exam -----------------------------------------------------------------------------------------
+    def _choose(self, case: Case, options: ScanOptions) -> tuple[Config, range]:
+        """Choose the classifiers for an exam: those for exams that lack a view if there are any.
 
-    def _config_of(self, case: Case, options: ScanOptions) -> Config:
-        """Return the config for this exam: that of the image-wise classifiers if the exam lacks a view."""
+        Returns:
+            The settings, with the variant of the classifiers, and the numbers of the classifiers.
+        """
         config = self.config.set(options.settings)
-        has_all_views = all(case.views.get(view.lower().replace("-", "_")) for view in VIEWS)
-        if has_all_views or not config.reads_exams or not config.alone:
-            return config
-        patch_of = config.patch_of[config.members :]
-        return replace(config, variant="image_wise", members=config.alone, alone=0, patch_of=patch_of)
-
-    def _paint_heatmaps(
-        self,
-        planned: PlannedImage,
-        grid: PatchGrid,
-        engine: EngineSettings,
-        config: Config,
-        differences: list[NDArray[np.float64]],
-    ) -> Steps[dict[int, Heatmaps]]:
-        """Compute the heatmaps of every patch network that a member reads."""
-        heatmaps = {}
-        for number in sorted(set(config.patch_of or (0,))):
-            heatmaps[number], image_differences = yield from paint(planned, grid, engine, config, number)
-            differences.append(image_differences)
-        return heatmaps
+        architecture = config.architecture
+        count = len(self.nets.classifiers)
+        if all(files_of_views(case).values()) or not architecture.joins_views or not architecture.alone:
+            return config, range(architecture.members)
+        single = replace(config, architecture=replace(architecture, variant="image_wise"))
+        return single, range(architecture.members, count)
 
     def _read_windows(
-        self, planned: PlannedImage, config: Config, heatmaps: Mapping[int, Heatmaps], features: Features
+        self, planned: PlannedImage, config: Config, net: int, heatmaps: Heatmaps | None, features: Features
     ) -> Steps[None]:
-        """Compute the features of an image's windows with the trunks of every member."""
-        alone = config.reads_exams != self.config.reads_exams
-        view = planned.image.view
-        size = config.size(view)
-        for number in sorted(set(config.patch_of or (0,))):
-            sources: dict[str, ImageSource] = {}
-            if isinstance(planned.image, ExamView):
-                sources[planned.name] = InputView(planned.image, size, heatmaps.get(number), config.shrink)
-            name = pass_name("windows", planned.name + (" alone" if alone else ""), number)
-            key = WindowFeatures(angle_of(view), self.model.members_of(number, alone), alone)
-            table = yield from fill_windows(key, name, planned, config, sources)
-            features.add(view, planned.epochs, table, key.members)
+        """Compute the features of an image's windows with the classifiers of one patch network."""
+        architecture, image = config.architecture, planned.image
+        numbers = tuple(n for n in features.classifiers if architecture.patch_net_of[n] == net)
+        size = config.view_options.size(image.view)
+        source = (
+            InputView(image, size, heatmaps, architecture.shrink) if isinstance(image, ExamView) else image
+        )
+        suffix = " alone" if numbers[0] >= architecture.members else ""
+        (rows,) = yield from fill_view_table(
+            WindowFeatures(angle_of(image.view), numbers),
+            table_name("windows", planned.name + suffix, net),
+            planned.name,
+            source,
+            image.boxes(list(planned.windows.values())),
+            ("features",),
+            size=config.input_size(image.view),
+        )
+        features.add(image.view, list(planned.windows), rows, numbers)
 
-    def _patches_rng(self, case: OpenCase, config: Config) -> random.Random | None:
-        """Return the random stream of an exam's patch grids; None if every image starts a new stream."""
-        if not config.heatmaps or not config.reads_exams:
-            return None
-        return patches_stream(config, case.earlier(), lambda other: self._shapes_of(other, config))
+    def _patch_grids(self, case: OpenCase, config: Config) -> dict[str, PatchGrid]:
+        shared = config.architecture.joins_views and config.reading.compat == "nyu"
+        earlier = (self._shapes_of(other, config) for other in case.earlier()) if shared else ()
+        return patch_grids(shapes_of(case.images), config, earlier)
 
     def _shapes_of(self, case: Case, config: Config) -> Shapes:
-        """Return the sizes of an earlier exam's cropped images, from this process's cache if possible."""
+        """Return the sizes of an earlier exam's cropped images, from this process's cache if possible.
+
+        Exams that cannot be read do not advance the random stream.
+        """
         if case.paths not in self._shapes:
             try:
-                self._shapes[case.paths] = cropped_shapes(open_views(case, config))
+                self._shapes[case.paths] = shapes_of(open_views(case, config.view_options, joined=True))
             except (LobuleError, OSError):
-                self._shapes[case.paths] = []
+                self._shapes[case.paths] = {}
         return self._shapes[case.paths]
 
 
-def cell_means(pixels: Tensor, cell: int) -> dict[str, Tensor]:
-    """Average two layers over the cells of a map.
-
-    The third channel of `pixels` (N, H, W, 3) is their mask.
-    """
-    means = F.avg_pool2d(pixels.permute(0, 3, 1, 2), cell)
-    # A cell that crosses the edge is averaged over its pixels inside the mask.
-    return {"map": means[:, :2] / means[:, 2:].clamp_min(1e-6)}
-
-
-def _trunks(net: Classifier) -> dict[str, ResNet22]:
+def trunks_of(net: Classifier) -> dict[str, ResNet22]:
     return {"CC": net.four_view_resnet.cc, "MLO": net.four_view_resnet.mlo}
 
 
 def _mean(heatmaps: Mapping[int, Heatmaps]) -> Heatmaps:
-    if len(heatmaps) == 1:
-        (only,) = heatmaps.values()
-        return only
-    benign, malignant = (np.mean([maps[layer] for maps in heatmaps.values()], axis=0) for layer in (0, 1))
-    return benign, malignant
+    maps = list(heatmaps.values())
+    return maps[0] if len(maps) == 1 else np.mean(maps, axis=0)
 
 
-def _painting_metadata(config: Config, differences: list[NDArray[np.float64]]) -> dict[str, Any]:
+def _painting_metadata(config: Config, differences: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
     """Describe how heatmaps were computed and, for `fast`, how far the scores are from the exact ones."""
-    if not config.heatmaps:
+    if not config.architecture.heatmaps:
         return {}
-    metadata: dict[str, Any] = {"painting": config.painting}
+    metadata: dict[str, Any] = {"painting": config.reading.painting}
     all_differences = np.concatenate(differences) if differences else np.zeros(0)
     if len(all_differences):
         metadata |= {
@@ -309,11 +243,3 @@ def _painting_metadata(config: Config, differences: list[NDArray[np.float64]]) -
             "greatest_difference": float(all_differences.max()),
         }
     return {"heatmaps": metadata}
-
-
-def load(bundle: Bundle, *, trust: bool = False) -> FourViewPredictor:
-    """Load a four-view bundle as a predictor. Its weights are plain tensors, so `trust` has no effect."""
-    config = Config.from_dict(bundle.config)
-    nets = build_all(config)
-    fill(nets, bundle.weights(), bundle, config)
-    return FourViewPredictor(config, nets.members[0], nets.patch_nets[0] if nets.patch_nets else None, nets)

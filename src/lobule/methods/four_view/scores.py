@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,74 +14,53 @@ from torch import Tensor, nn
 
 from lobule.errors import ModelError
 from lobule.findings import Finding
+from lobule.mammograms.breasts import GRADES, SIDES, breast_scores, views_note
+from lobule.mammograms.exam_views import BrokenView, readable
 from lobule.mammograms.views import VIEWS
 from lobule.methods.four_view.config import Config
-from lobule.methods.four_view.images import BrokenView, ExamView
 from lobule.nets.four_view import TARGETS, Classifier, ImageWise
 from lobule.results.result import Result
-from lobule.results.tables import TableReader
 from lobule.scanning.contract import ImageSource
-from lobule.stitch import State
-
-SIDES = {"left": "L", "right": "R"}
-GRADES = ("benign", "malignant")
+from lobule.scanning.exam_passes import Rows
+from lobule.scanning.map_findings import by_score
 
 
 class Features:
     """The trunks' features by classifier, view and epoch, for the windows that were computed."""
 
-    def __init__(self, epochs: int, members: int = 1) -> None:
-        self.epochs, self.members = epochs, members
+    def __init__(self, classifiers: Sequence[int]) -> None:
+        self.classifiers = tuple(classifiers)
         self._features: dict[tuple[int, str], dict[int, NDArray[np.float32]]] = {}
 
-    def add(
-        self, view: str, epochs: Sequence[int], table: TableReader, members: Sequence[int] = (0,)
-    ) -> None:
-        """Add the rows of a table, one per epoch, with the features of `members` side by side.
-
-        Failed rows are skipped.
-        """
-        rows = scored_rows(table, "features")
-        for index, member in enumerate(members):
-            by_epoch = self._features.setdefault((member, view), {})
-            by_epoch |= {epochs[row]: np.split(values, len(members))[index] for row, values in rows.items()}
+    def add(self, view: str, epochs: Sequence[int], rows: Rows, classifiers: Sequence[int]) -> None:
+        """Add the rows of a table, one per epoch, with the features of some classifiers side by side."""
+        for index, classifier in enumerate(classifiers):
+            by_epoch = self._features.setdefault((classifier, view), {})
+            by_epoch |= {epochs[i]: np.split(row, len(classifiers))[index] for i, row in rows.items()}
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Views for which every member has at least one window."""
+        """Views for which every classifier has at least one window."""
         return tuple(
-            view
-            for view in VIEWS
-            if all(self._features.get((member, view)) for member in range(self.members))
+            view for view in VIEWS if all(self._features.get((number, view)) for number in self.classifiers)
         )
 
     def shared_epochs(self, views: Sequence[str]) -> list[int]:
-        """Return the epochs for which all members have all these views."""
-        required = [(member, view) for member in range(self.members) for view in views]
-        return [e for e in range(self.epochs) if all(e in self._features.get(key, {}) for key in required)]
+        """Return the epochs for which all classifiers have all these views."""
+        epochs = [
+            set(self._features.get((number, view), ())) for number in self.classifiers for view in views
+        ]
+        return sorted(set.intersection(*epochs)) if epochs else []
 
-    def of(self, views: Sequence[str], member: int = 0) -> dict[str, Tensor]:
+    def of(self, views: Sequence[str], classifier: int) -> dict[str, Tensor]:
         """Return (epochs, features) of each view, for the epochs that `shared_epochs` returns."""
-        shared_epochs = self.shared_epochs(views)
-        if not shared_epochs:
+        epochs = self.shared_epochs(views)
+        if not epochs:
             raise ModelError(f"no window of {', '.join(views)} could be scored")
         return {
-            view: torch.from_numpy(np.stack([self._features[member, view][epoch] for epoch in shared_epochs]))
+            view: torch.from_numpy(np.stack([self._features[classifier, view][epoch] for epoch in epochs]))
             for view in views
         }
-
-
-def scored_rows(table: TableReader, column: str) -> dict[int, NDArray[np.float32]]:
-    """Return a column of the scored rows, by field.
-
-    A chunk in which all rows failed has none of the model's columns.
-    """
-    rows = {}
-    for chunk in table.iterate():
-        for field, state, values in zip(chunk["field"], chunk["state"], chunk.get(column, ()), strict=False):
-            if state == State.SCORED:
-                rows[int(field)] = values
-    return rows
 
 
 class _PassThrough(nn.Module):
@@ -126,22 +105,24 @@ def exam_result(
     findings: Sequence[Finding],
     painting_metadata: Mapping[str, Any],
 ) -> Result:
-    """Average the members' scores of both breasts, and record their spread over the windows."""
+    """Average the scores of both breasts over the classifiers, and record their spread over the windows.
+
+    `heads` are those of every classifier of the bundle, by number.
+    """
     notes = [f"{name}: {image.error}" for name, image in images.items() if isinstance(image, BrokenView)]
-    if config.reads_exams:
+    if config.architecture.joins_views:
         scores, score_metadata = _score_exam(heads, features)
     else:
         scores, score_metadata = _score_views(heads, features)
         notes.insert(0, views_note("the image-wise model", features.views))
     _require_finite(scores)
     metadata = {
-        "images": image_metadata(images),
-        "model": config.variant,
+        "images": {name: image.metadata() for name, image in readable(images).items()},
+        "model": config.architecture.variant,
         **painting_metadata,
         **score_metadata,
     }
-    ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
-    return Result(scores, ordered, tuple(notes), metadata)
+    return Result(scores, by_score(findings), tuple(notes), metadata)
 
 
 def _require_finite(scores: Mapping[str, float]) -> None:
@@ -156,13 +137,15 @@ def _require_finite(scores: Mapping[str, float]) -> None:
 
 def _score_exam(heads: Sequence[Heads], features: Features) -> tuple[dict[str, float], dict[str, Any]]:
     """Return scores and metadata of classifiers that join views."""
-    probabilities = np.stack([head.exam(features.of(VIEWS, member)) for member, head in enumerate(heads)])
+    probabilities = np.stack(
+        [heads[number].exam(features.of(VIEWS, number)) for number in features.classifiers]
+    )
     epoch_scores = probabilities.mean(axis=0)
     metadata: dict[str, Any] = {
         "windows": len(epoch_scores),
         "spread": {name: _spread(epoch_scores[:, i]) for i, name in enumerate(TARGETS)},
     }
-    if len(heads) > 1:
+    if len(probabilities) > 1:
         metadata["members"] = [
             dict(zip(TARGETS, member.mean(axis=0).tolist(), strict=True)) for member in probabilities
         ]
@@ -174,7 +157,7 @@ def _score_views(heads: Sequence[Heads], features: Features) -> tuple[dict[str, 
     views: dict[str, NDArray[np.float64]] = {}
     for view in features.views:
         member_scores = [
-            head.view(view, features.of([view], member)[view]) for member, head in enumerate(heads)
+            heads[number].view(view, features.of([view], number)[view]) for number in features.classifiers
         ]
         views[view] = np.mean(member_scores, axis=0)
     metadata: dict[str, Any] = {
@@ -193,10 +176,6 @@ def _score_views(heads: Sequence[Heads], features: Features) -> tuple[dict[str, 
     ), metadata
 
 
-def image_metadata(images: Mapping[str, ImageSource]) -> dict[str, Any]:
-    return {name: image.metadata() for name, image in images.items() if isinstance(image, ExamView)}
-
-
 def _breast_spread(
     views: Mapping[str, NDArray[np.float64]], features: Features
 ) -> dict[str, dict[str, float]]:
@@ -206,34 +185,13 @@ def _breast_spread(
         for side, letter in SIDES.items():
             side_views = [view for view in views if view.startswith(letter)]
             shared_epochs = features.shared_epochs(side_views)
-            if not side_views or not shared_epochs:
-                continue
-            row_of_epoch = {
-                view: {e: i for i, e in enumerate(features.shared_epochs([view]))} for view in side_views
-            }
-            epoch_scores = [
-                np.mean([views[view][row_of_epoch[view][e], index] for view in side_views])
-                for e in shared_epochs
-            ]
-            spread[f"{side}_{grade}"] = _spread(np.array(epoch_scores))
+            if shared_epochs:
+                scores = [
+                    views[view][np.isin(features.shared_epochs([view]), shared_epochs), index]
+                    for view in side_views
+                ]
+                spread[f"{side}_{grade}"] = _spread(np.mean(scores, axis=0))
     return spread
-
-
-def breast_scores(views: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Average the scores (benign, malignant) of the available views of each breast, in `TARGETS` order."""
-    scores = {}
-    for index, grade in enumerate(GRADES):
-        for side, letter in SIDES.items():
-            side_scores = [scored[index] for view, scored in views.items() if view.startswith(letter)]
-            if side_scores:
-                scores[f"{side}_{grade}"] = float(np.mean(side_scores))
-    return scores
-
-
-def views_note(model: str, views: Collection[str]) -> str:
-    missing = [view for view in VIEWS if view not in views]
-    suffix = f", without {', '.join(missing)}" if missing else ""
-    return f"Scored view by view by {model} from {', '.join(views)}{suffix}."
 
 
 def _spread(values: NDArray[np.float64]) -> dict[str, float]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from lobule.bundles import Bundle, plain_weights, read_bundle
 from lobule.errors import BundleError, ConfigError
 from lobule.files import fingerprint
-from lobule.methods.four_view.config import Config
-from lobule.methods.four_view.members import PATCH_PREFIX, build
+from lobule.methods.four_view.bundle import load_nets
+from lobule.methods.four_view.config import Architecture, Config, Reading
+from lobule.methods.four_view.model import Nets, build
 from lobule.nets.four_view import Classifier
-from lobule.nets.four_view_weights import canonical
+from lobule.nets.four_view_weights import load_published
 
 PATCH_SETTINGS = ("patch", "patch_stride", "patch_growth", "patch_blocks", "patch_first_width")
-FIXED = (
-    "variant", "heatmaps", "quirks", "window", "move", "resize", "crop_iterations", "crop_buffer",
-    "heatmap_cell", "widths", "pool", "shrink", *PATCH_SETTINGS,
-)  # fmt: skip
-"""Settings that the weights determine, and that are read from their bundle."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,111 +36,83 @@ class Start:
 
 def build_start(config: Config) -> Start:
     """Build the networks of a configuration and load the bundles and files that it names."""
-    sources = {}
-    weights: dict[str, Tensor] = {}
-    if config.weights:
-        bundle = _read_four_view_bundle(config.weights)
-        config = with_fixed_settings(config, Config.from_dict(bundle.config), FIXED, config.weights)
-        weights, sources["weights"] = bundle.weights(), bundle.fingerprint
-    patch_weights: dict[str, Tensor] = {}
-    if config.patch_weights and config.heatmaps and _is_bundle(config.patch_weights):
-        bundle = _read_four_view_bundle(config.patch_weights)
-        config = with_fixed_settings(
-            config, Config.from_dict(bundle.config), PATCH_SETTINGS, config.patch_weights
-        )
-        patch_weights, sources["patch_weights"] = bundle.weights(), bundle.fingerprint
+    sources: dict[str, str] = {}
+    loaded = patch_source = None
+    architecture, reading, training = config.architecture, config.reading, config.training
+    if training.weights:
+        bundle, source_config, loaded = _read_single(training.weights)
+        architecture = inherited(architecture, source_config.architecture, training.weights)
+        reading = inherited(reading, source_config.reading, training.weights, ["quirks"])
+        sources["weights"] = bundle.fingerprint
+    if architecture.heatmaps and training.patch_weights and Path(training.patch_weights).is_dir():
+        bundle, source_config, patch_source = _read_single(training.patch_weights)
+        source = source_config.architecture
+        architecture = inherited(architecture, source, training.patch_weights, PATCH_SETTINGS)
+        sources["patch_weights"] = bundle.fingerprint
+    architecture = replace(architecture, pool=architecture.pool or "mean")
+    config = replace(config, architecture=architecture, reading=reading)
     net, patch_net = build(config)
-    if weights:
-        classifier_tensors = {
-            name: value for name, value in weights.items() if not name.startswith(PATCH_PREFIX)
-        }
-        _load_tensors(net, classifier_tensors, config.weights)
-    if patch_net is None:
-        return Start(config, net, None, bool(weights), False, sources)
-    patch_tensors = _patch_tensors(patch_weights or weights)
-    if patch_tensors:
-        _load_tensors(patch_net, patch_tensors, config.patch_weights or config.weights)
-    elif patch_weights:
-        raise BundleError("the bundle has no patch network", subject=config.patch_weights)
-    elif config.patch_weights:
-        _load_densenet(patch_net, config.patch_weights)
-        sources["patch_weights"] = fingerprint(config.patch_weights, full=True)
-    return Start(config, net, patch_net, bool(weights), bool(patch_tensors), sources)
+    if loaded is not None:
+        (net,) = loaded.members
+    patch_nets = (patch_source or loaded or Nets((net,))).patch_nets if architecture.heatmaps else ()
+    if patch_nets:
+        (patch_net,) = patch_nets
+    elif patch_source is not None:
+        raise BundleError("the bundle has no patch network", subject=training.patch_weights)
+    elif patch_net is not None and training.patch_weights:
+        _load_densenet(patch_net, training.patch_weights)
+        sources["patch_weights"] = fingerprint(training.patch_weights, full=True)
+    return Start(config, net, patch_net, loaded is not None, bool(patch_nets), sources)
 
 
-def with_fixed_settings(config: Config, source_config: Config, names: tuple[str, ...], source: str) -> Config:
-    """Return the config with the settings that the weights determine.
+Group = TypeVar("Group", Architecture, Reading)
+
+
+def inherited(settings: Group, fixed: Group, source: str, names: Sequence[str] | None = None) -> Group:
+    """Return settings with those that the weights determine.
+
+    Args:
+        settings: The requested settings.
+        fixed: The settings of the bundle that has the weights.
+        source: Path of the bundle, for messages.
+        names: The settings that the weights determine; by default all.
 
     Raises:
-        ConfigError: if the config sets one of them to another value.
+        ConfigError: if a requested setting has neither its default nor the value of the weights.
     """
-    default = {item.name: item.default for item in fields(Config)}
-    for name in names:
-        requested, fixed = getattr(config, name), getattr(source_config, name)
-        if requested not in (fixed, default[name]):
+    changes = {}
+    for item in fields(settings):
+        if names is not None and item.name not in names:
+            continue
+        requested, value = getattr(settings, item.name), getattr(fixed, item.name)
+        if requested not in (value, item.default):
             raise ConfigError(
-                f"{name} belongs to the weights and cannot be changed",
+                f"{item.name} belongs to the weights and cannot be changed",
                 subject=source,
-                expected=str(fixed),
+                expected=str(value),
                 actual=str(requested),
-                remedy=f"Leave {name} out, or train from fresh weights",
+                remedy=f"Leave {item.name} out, or train from fresh weights",
             )
-    return replace(config, **{name: getattr(source_config, name) for name in names})
+        changes[item.name] = value
+    return replace(settings, **changes)
 
 
-def _is_bundle(path: str) -> bool:
-    return Path(path).is_dir()
-
-
-def _read_four_view_bundle(path: str) -> Bundle:
+def _read_single(path: str) -> tuple[Bundle, Config, Nets]:
+    """Read a bundle of one classifier."""
     bundle = read_bundle(path)
-    if bundle.method != "four_view":
-        raise ConfigError(
-            "the weights are of another method", subject=path, expected="four_view", actual=bundle.method
-        )
-    config = Config.from_dict(bundle.config)
-    if config.members > 1 or config.alone:
+    config, nets = load_nets(bundle)
+    members, alone = config.architecture.members, config.architecture.alone
+    if members > 1 or alone:
         raise ConfigError(
             "the bundle averages several classifiers, but training starts from a single one",
             subject=path,
-            actual=f"{config.members} classifiers, and {config.alone} for exams that lack a view",
+            actual=f"{members} classifiers, and {alone} for exams that lack a view",
             remedy="Name one of the bundles that it was combined from",
         )
-    return bundle
-
-
-def _patch_tensors(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(PATCH_PREFIX): value
-        for name, value in weights.items()
-        if name.startswith(PATCH_PREFIX)
-    }
-
-
-def _load_tensors(net: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        raise BundleError("the weights do not fit the network", subject=source, actual=str(error)) from error
+    return bundle, config, nets
 
 
 def _load_densenet(net: nn.Module, path: str) -> None:
     """Load the weights of a DenseNet trained for another task, except its last layer."""
-    tensors = {canonical(name): value for name, value in plain_weights(path).items()}
-    expected = net.state_dict()
-    usable = {name: value for name, value in tensors.items() if not name.startswith("classifier.")}
-    mismatched = [
-        name
-        for name, value in expected.items()
-        if not name.startswith("classifier.")
-        and not name.endswith("num_batches_tracked")
-        and (name not in usable or usable[name].shape != value.shape)
-    ]
-    if mismatched:
-        raise BundleError(
-            "the weights do not fit the patch network",
-            subject=path,
-            expected="a DenseNet of the patch network's size",
-            actual=f"{len(mismatched)} tensors missing or of another shape, such as {mismatched[0]}",
-        )
-    net.load_state_dict({name: usable.get(name, value) for name, value in expected.items()})
+    head = {name: value for name, value in net.state_dict().items() if name.startswith("classifier.")}
+    load_published(net, {**plain_weights(path), **head}, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
 
 
+@dataclass(eq=False)
 class BatchStream(Generic[Sample, Batch]):
     """Batches in order, with a bounded number of them prepared ahead.
 
@@ -26,22 +28,17 @@ class BatchStream(Generic[Sample, Batch]):
     The stream is therefore the same for any number of workers, and can continue from any batch.
     """
 
-    def __init__(
-        self,
-        draw: Callable[[int, np.random.Generator], Sample],
-        collate: Callable[[Sequence[Sample]], Batch],
-        batch: int,
-        *,
-        seed: int,
-        stage: int,
-        workers: int = 1,
-        ahead: int = 4,
-    ) -> None:
-        self._draw, self._collate, self._batch = draw, collate, batch
-        self._seed, self._stage, self._ahead = seed, stage, max(ahead, 2 * workers)
-        self._next = 0
-        self._pending: deque[Future[Batch]] = deque()
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="draw")
+    draw: Callable[[int, np.random.Generator], Sample]
+    collate: Callable[[Sequence[Sample]], Batch]
+    batch: int
+    seed: int
+    stage: int
+    workers: int = 1
+    _next: int = field(default=0, init=False)
+    _pending: deque[Future[Batch]] = field(default_factory=deque, init=False)
+
+    def __post_init__(self) -> None:
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="draw")
 
     def __enter__(self) -> BatchStream[Sample, Batch]:
         return self
@@ -51,8 +48,8 @@ class BatchStream(Generic[Sample, Batch]):
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def __next__(self) -> Batch:
-        while len(self._pending) < self._ahead:
-            first = (self._next + len(self._pending)) * self._batch
+        while len(self._pending) < max(4, 2 * self.workers):
+            first = (self._next + len(self._pending)) * self.batch
             self._pending.append(self._threads.submit(self._make_batch, first))
         batch = self._pending.popleft().result()
         self._next += 1
@@ -74,19 +71,19 @@ class BatchStream(Generic[Sample, Batch]):
         self._next = int(state["next"])
 
     def _identity(self) -> dict[str, Any]:
-        return {"seed": self._seed, "stage": self._stage, "batch": self._batch}
+        return {"seed": self.seed, "stage": self.stage, "batch": self.batch}
 
     def _cancel_pending(self) -> None:
         while self._pending:
             self._pending.pop().cancel()
 
     def _make_batch(self, first: int) -> Batch:
-        return self._collate([self.sample(index) for index in range(first, first + self._batch)])
+        return self.collate([self.sample(index) for index in range(first, first + self.batch)])
 
     def sample(self, index: int) -> Sample:
         for attempt in range(ATTEMPTS):
             try:
-                return self._draw(index, np.random.default_rng([self._seed, self._stage, index, attempt]))
+                return self.draw(index, np.random.default_rng([self.seed, self.stage, index, attempt]))
             except UsageError:
                 raise
             except (LobuleError, OSError) as error:

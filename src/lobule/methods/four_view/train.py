@@ -8,7 +8,7 @@ same bundle, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,16 +20,10 @@ from torch import Tensor, nn
 from lobule.bundles import Bundle
 from lobule.cohort import Cohort, Kind
 from lobule.errors import ConfigError
+from lobule.methods.four_view.bundle import save
 from lobule.methods.four_view.config import Config
-from lobule.methods.four_view.draws import (
-    ExamBatch,
-    ExamSampler,
-    PatchSampler,
-    collate_exams,
-    collate_patches,
-)
-from lobule.methods.four_view.heatmap_store import HeatmapStore, score_patches
-from lobule.methods.four_view.members import save
+from lobule.methods.four_view.heatmaps import score_patches
+from lobule.methods.four_view.model import Nets
 from lobule.methods.four_view.objectives import (
     areas,
     birads_area,
@@ -39,12 +33,20 @@ from lobule.methods.four_view.objectives import (
     patch_areas,
     selection_metric,
 )
-from lobule.methods.four_view.pool import GRADES, UNKNOWN, ArrayCache, ExamPool, gather_exams
 from lobule.methods.four_view.predictor import FourViewPredictor
+from lobule.methods.four_view.samples import (
+    ExamBatch,
+    ExamSampler,
+    PatchSampler,
+    collate_exams,
+    collate_patches,
+)
 from lobule.methods.four_view.start import Start, build_start
 from lobule.methods.four_view.stream import BatchStream
+from lobule.methods.four_view.training_exams import UNKNOWN, ArrayCache, ExamPool, gather_exams
 from lobule.nets.birads import BiradsNet
 from lobule.nets.digest import weights_digest
+from lobule.nets.four_view import PATCH_CLASSES
 from lobule.training.fit_options import Group, split_parameters
 from lobule.training.job import TrainingJob, TrainOptions, training_job, val_and_seed
 
@@ -54,7 +56,6 @@ PATCHES, BIRADS, BREASTS, VALIDATION = 1, 2, 3, 1_000_000
 """Numbers of the random streams of each stage."""
 CACHE_SHARE = 0.5
 """Share of the memory limit that is used to cache decoded views and heatmaps."""
-CLASSES = (*GRADES, "outside", "negative")
 
 
 def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[TrainOptions]) -> Bundle:
@@ -72,10 +73,11 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
     Raises:
         ConfigError: if the settings or the labels of the cohort do not allow the training.
     """
-    if config.batch < 1 or config.patch_batch < 2 or len(config.patch_shares) != len(CLASSES):
+    settings = config.training
+    if settings.batch < 1 or settings.patch_batch < 2 or len(settings.patch_shares) != len(PATCH_CLASSES):
         raise ConfigError(
             "batch or patch_batch is too small, or patch_shares does not have four values",
-            expected="batch of at least 1, patch_batch of at least 2, and a share of " + ", ".join(CLASSES),
+            expected=f"batch of at least 1, patch_batch of at least 2, a share of {', '.join(PATCH_CLASSES)}",
         )
     torch.manual_seed(val_and_seed(options)[1])
     start = build_start(config)
@@ -87,25 +89,16 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
                 training.train_patches(start.patch_net, exams)
             exams = training.paint_heatmaps(start.patch_net, exams)
         is_pretrained = start.is_pretrained or training.train_birads(exams)
-        training.train_breasts(
-            exams, trunk_rate=start.config.trunk_rate if is_pretrained else start.config.rate
-        )
+        training.train_breasts(exams, trunk_rate=settings.trunk_rate if is_pretrained else settings.rate)
         return training.save(exams)
 
 
 @dataclass(frozen=True, eq=False)
 class _Exams:
-    """The training exams, the validation exams if there are any, and their heatmaps."""
+    """The training exams, and the validation exams if there are any."""
 
     train: ExamPool
     val: ExamPool | None
-    heatmaps: HeatmapStore | None = None
-
-    def without(self, failed: dict[str, str], heatmaps: HeatmapStore) -> _Exams:
-        def usable(pool: ExamPool) -> ExamPool:
-            return replace(pool, exams=tuple(exam for exam in pool.exams if exam.case.id not in failed))
-
-        return _Exams(usable(self.train), None if self.val is None else usable(self.val), heatmaps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +127,8 @@ class _Training:
         """Train the patch network on outlined lesions."""
         sampler = PatchSampler(exams.train)
         if sampler.missing:
-            self.job.note("no patches of the class " + ", ".join(CLASSES[label] for label in sampler.missing))
+            missing = ", ".join(PATCH_CLASSES[label] for label in sampler.missing)
+            self.job.note(f"no patches of the class {missing}")
         validate: Callable[[nn.Module], float] | None = None
         if exams.val is not None:
             try:
@@ -149,15 +143,16 @@ class _Training:
             pixels, labels = (tensor.to(self.job.device) for tensor in batch)
             return nn.functional.cross_entropy(_patch_logits(module, pixels), labels)
 
-        batches = self._batches(sampler.draw, collate_patches, self.config.patch_batch, PATCHES)
-        groups = [Group(list(net.parameters()), self.config.patch_rate)]
-        self._fit(net, loss, batches, "patches", PATCHES, self.config.patch_steps, groups, validate)
+        settings = self.config.training
+        batches = self._batches(sampler.draw, collate_patches, settings.patch_batch, PATCHES)
+        groups = [Group(list(net.parameters()), settings.patch_rate)]
+        self._fit(net, loss, batches, "patches", PATCHES, settings.patch_steps, groups, validate)
 
     def _score_patches(self, sampler: PatchSampler, net: nn.Module) -> float:
         labels, scores = [], []
-        batch = self.config.patch_batch
+        batch = self.config.training.patch_batch
         with self._batches(sampler.draw, collate_patches, batch, VALIDATION) as batches:
-            for _ in range(-(-self.config.val_patches // batch)):
+            for _ in range(-(-self.config.training.val_patches // batch)):
                 pixels, batch_labels = next(batches)
                 with self.job.autocast():
                     logits = _patch_logits(net, pixels.to(self.job.device))
@@ -170,43 +165,50 @@ class _Training:
         """Run the patch network over every exam once. Exams that fail are removed."""
         job = self.job
         job.begin_stage("heatmaps")
-        predictor = FourViewPredictor(self.config, self.start.net.cpu(), patch_net.cpu().eval())
+        nets = Nets((self.start.net.cpu(),), (), (patch_net.cpu().eval(),))
+        predictor = FourViewPredictor(self.config, nets)
         all_exams = [*exams.train.exams, *(exams.val.exams if exams.val else ())]
         cohort = Cohort(tuple(exam.case for exam in all_exams))
-        heatmaps, failed = score_patches(
-            predictor, weights_digest(patch_net), cohort, job.folder / "heatmaps", job.scan_machine()
+        scores, failed = score_patches(
+            predictor,
+            self.config,
+            weights_digest(patch_net),
+            cohort,
+            job.folder / "heatmaps",
+            job.scan_machine(),
         )
         job.note(*(f"{case}: left out: {cause}" for case, cause in failed.items()))
-        return exams.without(failed, heatmaps)
+        val = None if exams.val is None else exams.val.without(failed, scores)
+        return _Exams(exams.train.without(failed, scores), val)
 
     # -- BI-RADS ------------------------------------------------------------------------------------------
 
     def train_birads(self, exams: _Exams) -> bool:
         """Train the trunks on BI-RADS categories. Returns False if the cohort has none."""
-        config, job = self.config, self.job
-        if config.birads_steps == 0:
+        settings, job = self.config.training, self.job
+        if settings.birads_steps == 0:
             return False
-        columns = birads_columns(job.split.train, config.birads)
+        columns = birads_columns(job.split.train, settings.birads)
         if columns is None:
-            job.note(f"the cohort has no column '{config.birads}': no BI-RADS stage")
+            job.note(f"the cohort has no column '{settings.birads}': no BI-RADS stage")
             return False
         values = [exam.case.value(column) for exam in exams.train.exams for column in columns]
         categories = tuple(sorted({value for value in values if value}))
         if len(categories) < 2:
             job.note("all exams have one BI-RADS category: no BI-RADS stage")
             return False
-        sampler = ExamSampler(exams.train, exams.heatmaps, columns, categories)
+        sampler = ExamSampler(exams.train, columns, categories)
         torch.manual_seed(job.seed + BIRADS)
-        net = BiradsNet(self.start.net.four_view_resnet, config.widths[-1], len(categories))
+        net = BiradsNet(self.start.net.four_view_resnet, self.config.architecture.widths[-1], len(categories))
         validate: Callable[[nn.Module], float] | None = None
         if exams.val is not None:
-            val_sampler = ExamSampler(exams.val, exams.heatmaps, columns, categories)
+            val_sampler = ExamSampler(exams.val, columns, categories)
             if val_sampler.strata[0][1]:
                 validate = partial(self._score_birads, val_sampler)
         self._fit(
             net, lambda module, batch: birads_loss(module, batch.to(job.device)),
-            self._batches(sampler.draw, collate_exams, config.batch, BIRADS),
-            "BI-RADS", BIRADS, config.birads_steps, [Group(list(net.parameters()), config.birads_rate)],
+            self._batches(sampler.draw, collate_exams, settings.batch, BIRADS),
+            "BI-RADS", BIRADS, settings.birads_steps, [Group(list(net.parameters()), settings.birads_rate)],
             validate, categories=list(categories),
         )  # fmt: skip
         return True
@@ -227,10 +229,10 @@ class _Training:
 
     def train_breasts(self, exams: _Exams, *, trunk_rate: float) -> None:
         """Train the classifier on breast labels."""
-        config, net = self.config, self.start.net
-        sampler = ExamSampler(exams.train, exams.heatmaps)
+        settings, net = self.config.training, self.start.net
+        sampler = ExamSampler(exams.train)
         trunk, head = split_parameters(net, "four_view_resnet.")
-        val_sampler = None if exams.val is None else ExamSampler(exams.val, exams.heatmaps)
+        val_sampler = None if exams.val is None else ExamSampler(exams.val)
         if val_sampler is not None and not _can_evaluate(val_sampler):
             self.job.note(
                 "the validation exams lack a class: there is no validation, and the last weights are used"
@@ -238,9 +240,9 @@ class _Training:
             val_sampler = None
         self._fit(
             net,
-            lambda module, batch: classifier_loss(module, batch.to(self.job.device), config.positive_weight),
-            self._batches(sampler.draw, collate_exams, config.batch, BREASTS),
-            "breasts", BREASTS, config.steps, [Group(head, config.rate), Group(trunk, trunk_rate)],
+            lambda net, batch: classifier_loss(net, batch.to(self.job.device), settings.positive_weight),
+            self._batches(sampler.draw, collate_exams, settings.batch, BREASTS),
+            "breasts", BREASTS, settings.steps, [Group(head, settings.rate), Group(trunk, trunk_rate)],
             None if val_sampler is None else partial(self._score, val_sampler),
         )  # fmt: skip
         if val_sampler is not None:
@@ -265,8 +267,10 @@ class _Training:
     def _in_order(self, sampler: ExamSampler) -> Iterator[ExamBatch]:
         """Yield every exam of the pool once, with the windows at the best centres."""
         exams = sampler.pool.exams
-        for first in range(0, len(exams), self.config.batch):
-            samples = [sampler.sample(exam, None) for exam in exams[first : first + self.config.batch]]
+        for first in range(0, len(exams), self.config.training.batch):
+            samples = [
+                sampler.sample(exam, None) for exam in exams[first : first + self.config.training.batch]
+            ]
             yield collate_exams(samples).to(self.job.device)
 
     def _batches(self, draw: Any, collate: Any, batch: int, stage: int) -> BatchStream[Any, Any]:
@@ -285,11 +289,11 @@ class _Training:
         **metrics: Any,
     ) -> None:
         """Train a network and record the metrics of the stage."""
-        config, job = self.config, self.job
+        job = self.job
         job.begin_stage(name)
         torch.manual_seed(job.seed + 1000 * stage)
         net.to(device=job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        options = job.fit_options(config, steps=steps)
+        options = job.fit_options(self.config.training, steps=steps)
         with batches:
             report = job.fit(net, loss, batches, options, name.lower(), groups, validate)
         net.eval()

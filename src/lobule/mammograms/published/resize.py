@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-A = -0.75
+from lobule.resize import cubic_weights
 
 
 def resize_cubic(
@@ -48,13 +48,8 @@ def cubic_taps(length: int, new_length: int) -> tuple[NDArray[np.intp], NDArray[
     """Return the four old pixels that each new pixel depends on, and their weights, both (new_length, 4)."""
     positions = (np.arange(new_length) + 0.5) * (length / new_length) - 0.5
     first = np.floor(positions).astype(np.intp)
-    t = positions - first
-    outer_before = ((A * (t + 1) - 5 * A) * (t + 1) + 8 * A) * (t + 1) - 4 * A
-    inner_before = ((A + 2) * t - (A + 3)) * t * t + 1
-    inner_after = ((A + 2) * (1 - t) - (A + 3)) * (1 - t) * (1 - t) + 1
-    outer_after = 1 - outer_before - inner_before - inner_after
     taps = np.clip(first[:, None] + np.arange(-1, 3), 0, length - 1)
-    return taps, np.stack([outer_before, inner_before, inner_after, outer_after], axis=1)
+    return taps, cubic_weights(positions - first)
 
 
 @lru_cache(maxsize=64)

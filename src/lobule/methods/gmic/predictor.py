@@ -12,30 +12,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lobule.bundles import Bundle
 from lobule.cohort import Case
-from lobule.errors import CaseError, ModelError
+from lobule.errors import ModelError
 from lobule.findings import Finding
 from lobule.geometry import Box
-from lobule.methods.four_view.crop import Window
-from lobule.methods.four_view.gmic.config import Config
-from lobule.methods.four_view.images import BrokenView, ExamView, Heatmaps, InputView
-from lobule.methods.four_view.painting import CellMeans, fill_heatmap
-from lobule.methods.four_view.plan import PlannedImage, fill_windows, open_views, plan_images_separately
-from lobule.methods.four_view.predictor import cell_means
-from lobule.methods.four_view.scores import GRADES, breast_scores, image_metadata, scored_rows, views_note
+from lobule.mammograms.breasts import GRADES, breast_scores, views_note
+from lobule.mammograms.exam_views import BrokenView, ExamView, Heatmaps, InputView, open_views, readable
+from lobule.mammograms.published.crop import Window
+from lobule.mammograms.published.windows import plan_window
+from lobule.methods.gmic.config import Config
 from lobule.nets.four_view import TARGETS
 from lobule.nets.gmic import Gmic
 from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
-from lobule.results.tables import TableReader
 from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, ScanOptions, Steps
-from lobule.scanning.device import activation_bytes, largest_cells, placed
+from lobule.scanning.device import activation_bytes, placed
+from lobule.scanning.exam_passes import (
+    CellMeans,
+    Rows,
+    choose_windows,
+    fill_heatmap,
+    fill_view_table,
+    sample_windows,
+)
+from lobule.scanning.map_findings import by_score
 
-HEADROOM = 2.0
 BATCH_ON_GPU = 4
 SAMPLE_SIDE = 1024
 """Side in pixels of the random sample window on which the model is measured."""
+COLUMNS = ("scores", "global_scores", "local_scores", "attention", "corners", "saliency")
+"""Outputs of the models that are stored for each window."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +74,7 @@ class GmicModel:
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         window_bytes = activation_bytes(self.nets[0].ds_net, *self.config.window, 1)
-        preferred = 1 if engine.device == "cpu" else BATCH_ON_GPU
-        batch = largest_cells(
-            lambda windows: int(windows * HEADROOM * window_bytes),
-            room,
-            preferred=preferred,
-            purpose="batch of windows",
-        )
-        return replace(engine, batch=batch)
+        return choose_windows(engine, room, window_bytes, BATCH_ON_GPU)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         float32_engine = replace(engine, precision="float32")
@@ -83,24 +82,21 @@ class GmicModel:
         self._placed = []
         for net in self.nets:
             model = copy.deepcopy(net)
-            model.compat = quirks
+            model.quirks = quirks
             model.ds_net = _WholeMap(model.ds_net)  # type: ignore[assignment]
             self._placed.append(placed(model, float32_engine))
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[ViewScores, Batch]:
-        height, width = (min(SAMPLE_SIDE, length) for length in self.config.window)
-        pixels = np.random.default_rng(0).standard_normal((engine.batch, height, width, 1), np.float32)
-        return ViewScores(), Batch(torch.from_numpy(pixels).to(engine.device))
+        return ViewScores(), sample_windows(engine, self.config.window, 1, SAMPLE_SIDE)
 
     def forward(self, key: ViewScores | CellMeans, batch: Batch) -> dict[str, Tensor]:
         if isinstance(key, CellMeans):
-            return cell_means(batch.pixels, key.cell)
+            return key.of(batch.pixels)
         x = batch.pixels.permute(0, 3, 1, 2)
         outputs = [net(x) for net in self._placed]
-        columns = ("scores", "global_scores", "local_scores", "attention", "corners", "saliency")
         return {
             column: torch.cat([getattr(output, column).float().flatten(1) for output in outputs], dim=1)
-            for column in columns
+            for column in COLUMNS
         }
 
 
@@ -115,57 +111,45 @@ class GmicPredictor:
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         """Open the first image of every view that the exam has."""
-        if case.kind != "exam":
-            raise CaseError(
-                "this model reads exams only",
-                subject=case.path,
-                expected="a case with files of the views in the columns l_cc, r_cc, l_mlo, r_mlo",
-                actual=f"a case of kind {case.kind}",
-            )
-        return open_views(case, self.config.set(options.settings))
+        return open_views(case, self.config.set(options.settings).view_options, joined=False)
 
     def steps(self, case: OpenCase) -> Steps[Result]:
         config = self.config.set(case.options.settings)
         views: dict[str, ViewOutputs] = {}
         findings: list[Finding] = []
-        for planned in plan_images_separately(case, config):
-            sources: dict[str, ImageSource] = {}
-            if isinstance(planned.image, ExamView):
-                sources[planned.name] = InputView(planned.image, config.window, None)
-            name = f"windows {planned.name}"
-            table = yield from fill_windows(ViewScores(), name, planned, config, sources)
-            outputs = self._read_outputs(table)
-            if outputs is None or not isinstance(planned.image, ExamView):
-                continue
-            views[planned.image.view] = outputs
-            window = planned.windows[0]
-            layers, inside = saliency_layers(
-                outputs.saliency.mean(axis=0), window, planned.image.pixels.shape
+        for name, image in case.images.items():
+            assert isinstance(image, ExamView | BrokenView)
+            shape, centre = image.for_windows.shape, image.for_windows.centre
+            window = plan_window(shape, image.view, config.window, centre).unpadded
+            columns = yield from fill_view_table(
+                ViewScores(),
+                f"windows {name}",
+                name,
+                InputView(image, config.window) if isinstance(image, ExamView) else image,
+                image.boxes([window]),
+                COLUMNS,
+                size=config.window,
             )
-            yield from fill_heatmap(f"saliency {planned.name}", planned, layers, config.map_cell, inside)
-            findings += region_findings(outputs, planned, config.region_px)
+            if isinstance(image, BrokenView) or not columns[0]:
+                continue
+            outputs = views[image.view] = self._outputs(columns)
+            layers, inside = saliency_layers(outputs.saliency.mean(axis=0), window, image.shape)
+            yield from fill_heatmap(f"saliency {name}", name, image, layers, config.map_cell, inside)
+            findings += region_findings(outputs, name, image, window, config.region_px)
         if not views:
             raise ModelError("no view of the exam could be scored")
         return build_result(views, case.images, findings)
 
-    def _read_outputs(self, table: TableReader) -> ViewOutputs | None:
-        """Read the only row of a view's table; None if the view failed."""
-        columns = {}
-        shapes: dict[str, tuple[int, ...]] = {
-            "scores": (2,),
-            "global_scores": (2,),
-            "local_scores": (2,),
-            "attention": (self.config.regions,),
-            "corners": (self.config.regions, 2),
-            "saliency": (2, *self._map_shape),
+    def _outputs(self, columns: Sequence[Rows]) -> ViewOutputs:
+        """Return the outputs in the only row of a view's table."""
+        regions = self.config.regions
+        shapes = ((2,), (2,), (2,), (regions,), (regions, 2), (2, *self._map_shape))
+        arrays = {
+            name: rows[0].reshape(len(self.model.nets), *shape)
+            for name, rows, shape in zip(COLUMNS, columns, shapes, strict=True)
         }
-        for column, shape in shapes.items():
-            rows = scored_rows(table, column)
-            if 0 not in rows:
-                return None
-            columns[column] = rows[0].reshape(len(self.model.nets), *shape)
-        corners = np.rint(columns.pop("corners")).astype(np.int64)
-        return ViewOutputs(corners=corners, **columns)
+        corners = np.rint(arrays.pop("corners")).astype(np.int64)
+        return ViewOutputs(corners=corners, **arrays)
 
 
 class _WholeMap(nn.Module):
@@ -187,31 +171,29 @@ def _map_shape(net: Gmic, window: tuple[int, int]) -> tuple[int, int]:
 
 
 def saliency_layers(
-    saliency: NDArray[np.float32], window: Window, shape: tuple[int, ...]
+    saliency: NDArray[np.float32], window: Window, shape: tuple[int, int]
 ) -> tuple[Heatmaps, Window]:
     """Convert the saliency (2, rows, columns) of a window to layers of the cropped view.
 
     Returns:
         The layers, and the window of the view that they cover.
     """
-    inside = Window(
-        max(0, window.top), min(shape[0], window.bottom), max(0, window.left), min(shape[1], window.right)
-    )
+    inside = window.inside(shape)
     rows = (np.arange(inside.top, inside.bottom) - window.top) * saliency.shape[1] // window.height
     columns = (np.arange(inside.left, inside.right) - window.left) * saliency.shape[2] // window.width
     layers = np.zeros((2, *shape), np.float32)
     layers[:, inside.top : inside.bottom, inside.left : inside.right] = saliency[:, rows][:, :, columns]
-    return (layers[0], layers[1]), inside
+    return layers, inside
 
 
-def region_findings(outputs: ViewOutputs, planned: PlannedImage, side: int) -> list[Finding]:
+def region_findings(
+    outputs: ViewOutputs, name: str, image: ExamView, window: Window, side: int
+) -> list[Finding]:
     """Return the regions in pixels of the stored image, scored by attention.
 
     The attention of the regions of a view sums to 1. A region that several models chose is one finding.
     Regions entirely outside the image are dropped.
     """
-    assert isinstance(planned.image, ExamView)
-    window = planned.windows[0]
     attention: dict[tuple[int, int], float] = {}
     for corners, weights in zip(outputs.corners.tolist(), outputs.attention.tolist(), strict=True):
         for (row, column), weight in zip(corners, weights, strict=True):
@@ -219,17 +201,13 @@ def region_findings(outputs: ViewOutputs, planned: PlannedImage, side: int) -> l
     findings = []
     for (row, column), score in attention.items():
         top, left = window.top + row, window.left + column
-        box = _clipped(planned.image.frame.to_l0(Window(top, top + side, left, left + side)), planned.image)
-        if box is not None:
+        region = image.frame.to_l0(Window(top, top + side, left, left + side))
+        inside = Window(region.y, region.bottom, region.x, region.right).inside(image.stored.shape)
+        if inside.height and inside.width:
+            box = Box.of_edges(inside.left, inside.top, inside.right, inside.bottom)
             x, y = box.x + box.width // 2, box.y + box.height // 2
-            findings.append(Finding(x, y, score, "box", "region", box, image=planned.name))
+            findings.append(Finding(x, y, score, "box", "region", box, image=name))
     return findings
-
-
-def _clipped(box: Box, image: ExamView) -> Box | None:
-    left, top = max(0, box.x), max(0, box.y)
-    right, bottom = min(image.size.width, box.right), min(image.size.height, box.bottom)
-    return Box.of_edges(left, top, right, bottom) if right > left and bottom > top else None
 
 
 def build_result(
@@ -238,7 +216,7 @@ def build_result(
     """Average the scores of the models and of the views of each breast."""
     means = {view: outputs.scores.astype(np.float64).mean(axis=0) for view, outputs in views.items()}
     metadata: dict[str, Any] = {
-        "images": image_metadata(images),
+        "images": {name: image.metadata() for name, image in readable(images).items()},
         "model": "gmic",
         "views": {
             view: {
@@ -255,53 +233,5 @@ def build_result(
     }
     notes = [views_note("GMIC", views)]
     notes += [f"{name}: {image.error}" for name, image in images.items() if isinstance(image, BrokenView)]
-    ordered = tuple(sorted(findings, key=lambda finding: -finding.score))
-    return Result(breast_scores({v: m.tolist() for v, m in means.items()}), ordered, tuple(notes), metadata)
-
-
-def build(config: Config) -> list[Gmic]:
-    """Build the models of a configuration, with random weights."""
-    return [
-        Gmic(
-            top_share=share,
-            regions=config.regions,
-            region_px=config.region_px,
-            widths=config.widths,
-            compat=config.quirks,
-        )
-        for share in config.top_shares
-    ]
-
-
-def weights_of(nets: Sequence[Gmic]) -> dict[str, Tensor]:
-    """Return the tensors of a bundle. The names of each model start with its number."""
-    return {f"{i}.{name}": t for i, net in enumerate(nets, start=1) for name, t in net.state_dict().items()}
-
-
-def fill(nets: Sequence[Gmic], weights: Mapping[str, Tensor], bundle: Bundle) -> None:
-    try:
-        for number, net in enumerate(nets, start=1):
-            prefix = f"{number}."
-            net.load_state_dict(
-                {
-                    name.removeprefix(prefix): value
-                    for name, value in weights.items()
-                    if name.startswith(prefix)
-                }
-            )
-            net.eval()
-    except RuntimeError as error:
-        raise ModelError(
-            "the weights do not fit the networks",
-            subject=bundle.path,
-            expected="the weights of GMIC models",
-            actual=str(error),
-        ) from error
-
-
-def load(bundle: Bundle, *, trust: bool = False) -> GmicPredictor:
-    """Load a GMIC bundle as a predictor. Its weights are plain tensors, so `trust` has no effect."""
-    config = Config.from_dict(bundle.config)
-    nets = build(config)
-    fill(nets, bundle.weights(), bundle)
-    return GmicPredictor(config, nets)
+    scores = breast_scores({view: mean.tolist() for view, mean in means.items()})
+    return Result(scores, by_score(findings), tuple(notes), metadata)

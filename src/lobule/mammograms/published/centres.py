@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lobule.mammograms.published.crop import Landmarks, Quirks
 from lobule.mammograms.views import angle_of
-from lobule.methods.four_view.crop import Compat, Landmarks
 
 WINDOW_SIZES = {"CC": (2677, 1942), "MLO": (2974, 1748)}
 """Height and width of the four-view network's window, by angle."""
@@ -25,7 +25,7 @@ def best_centre(
     landmarks: Landmarks,
     size: tuple[int, int],
     *,
-    compat: Compat = "reference",
+    quirks: Quirks = "reference",
 ) -> tuple[int, int]:
     """Return row and column of the window's centre in a cropped, right-pointing view (H, W).
 
@@ -33,14 +33,14 @@ def best_centre(
     end of the breast; in a CC view the window has the rows that contain most of the breast. Row and column
     can be negative.
     """
-    x = _centre_column(landmarks.rightmost_x, size[1], compat)
+    x = _centre_column(landmarks.rightmost_x, size[1], quirks)
     if angle_of(view) == "MLO":
         return _mlo_row(image, landmarks.bottommost_y, size), x
     return _cc_row(image, x, size), x
 
 
-def _centre_column(rightmost_x: int, width: int, compat: Compat) -> int:
-    if compat == "reference":
+def _centre_column(rightmost_x: int, width: int, quirks: Quirks) -> int:
+    if quirks == "reference":
         return rightmost_x - width // 2 - 1
     return rightmost_x + 1 - width + width // 2
 

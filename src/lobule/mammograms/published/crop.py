@@ -13,7 +13,7 @@ from lobule.errors import BlankMammogram
 from lobule.mammograms.views import Pointing
 
 Mask = NDArray[np.bool_]
-Compat = Literal["reference", "fixed"]
+Quirks = Literal["reference", "fixed"]
 """`reference` reproduces the errors of the published code exactly; `fixed` repairs them."""
 
 
@@ -44,16 +44,32 @@ class Window:
     def edges(self) -> tuple[int, int, int, int]:
         return self.top, self.bottom, self.left, self.right
 
+    def inside(self, shape: tuple[int, ...]) -> Window:
+        """Return the intersection with an image of this shape, which may be empty."""
+        top, left = min(max(0, self.top), shape[0]), min(max(0, self.left), shape[1])
+        return Window(top, max(top, min(self.bottom, shape[0])), left, max(left, min(self.right, shape[1])))
+
+    def relative_to(self, other: Window) -> Window:
+        """Return the same window in the frame of another one."""
+        return Window(
+            self.top - other.top, self.bottom - other.top, self.left - other.left, self.right - other.left
+        )
+
+    def padded(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Return the window of an image (H, W), with zeros outside the image."""
+        pixels = np.zeros(self.shape, image.dtype)
+        inside = self.inside(image.shape)
+        inside.relative_to(self).of(pixels)[:] = inside.of(image)
+        return pixels
+
 
 @dataclass(frozen=True)
 class Landmarks:
-    """The rightmost and the lowest point of the breast, in the cropped image mirrored to point right."""
+    """The rightmost column and the lowest row of the breast, in the cropped image mirrored to point right."""
 
-    rightmost_rows: tuple[int, int]
-    """First and last row of the breast's rightmost column, in the lower two thirds of the image."""
     rightmost_x: int
+    """In the lower two thirds of the image."""
     bottommost_y: int
-    bottommost_columns: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -62,9 +78,6 @@ class Crop:
 
     window: Window
     landmarks: Landmarks
-    distance_from_starting_side: int
-    """Number of columns between the breast and the edge that it should touch. It is only recorded: a large
-    distance is not an error."""
 
 
 def eroded(mask: Mask, iterations: int) -> Mask:
@@ -118,7 +131,7 @@ def crop_of(
     *,
     iterations: int = 100,
     buffer: int = 50,
-    compat: Compat = "reference",
+    quirks: Quirks = "reference",
 ) -> Crop:
     """Compute the crop of a stored view (H, W) whose breast points to `pointing`.
 
@@ -132,41 +145,18 @@ def crop_of(
     top = int(rows[0]) - min(int(rows[0]), buffer)
     bottom = last_row + 1 + min(height - last_row - 1, buffer)
     left, right = int(columns[0]), int(columns[-1]) + 1
-    distance = left if pointing == "right" else width - right
-    bottommost = np.flatnonzero(breast[last_row])
-    ends = _from_chest_wall(int(bottommost[0]), int(bottommost[-1]), left, right, pointing, compat)
     if pointing == "left":
         left -= min(left, buffer)
     else:
         right += min(width - right, buffer)
     window = Window(top, bottom, left, right)
-    rightmost_rows, rightmost_x = _rightmost(window.of(breast), pointing, compat)
-    landmarks = Landmarks(rightmost_rows, rightmost_x, last_row - top, ends)
-    return Crop(window, landmarks, distance)
+    rightmost_x = _rightmost(window.of(breast), pointing, quirks)
+    return Crop(window, Landmarks(rightmost_x, last_row - top))
 
 
-def _from_chest_wall(
-    first: int, last: int, left: int, right: int, pointing: Pointing, compat: Compat
-) -> tuple[int, int]:
-    """Convert two columns to distances from the chest wall's edge of the breast."""
+def _rightmost(breast: Mask, pointing: Pointing, quirks: Quirks) -> int:
+    """Return the column furthest from the chest wall, ignoring the upper third, which may show the arm."""
+    columns = np.flatnonzero(breast[breast.shape[0] // 3 :].any(axis=0))
     if pointing == "right":
-        return first - left, last - left
-    edge = right if compat == "reference" else right - 1
-    return edge - last, edge - first
-
-
-def _rightmost(breast: Mask, pointing: Pointing, compat: Compat) -> tuple[tuple[int, int], int]:
-    """Return the rows and the column furthest from the chest wall, ignoring the upper third.
-
-    The upper third may show the arm.
-    """
-    skipped = breast.shape[0] // 3
-    lower = breast[skipped:]
-    columns = np.flatnonzero(lower.any(axis=0))
-    column = int(columns[-1] if pointing == "right" else columns[0])
-    rows = np.flatnonzero(lower[:, column]) + skipped
-    if pointing == "right":
-        x = column
-    else:
-        x = breast.shape[1] - column - (0 if compat == "reference" else 1)
-    return (int(rows[0]), int(rows[-1])), x
+        return int(columns[-1])
+    return int(breast.shape[1] - columns[0] - (0 if quirks == "reference" else 1))

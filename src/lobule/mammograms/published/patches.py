@@ -12,14 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.errors import NotAMammogram
-from lobule.mammograms.views import angle_of
-from lobule.methods.four_view.crop import Compat
-from lobule.methods.four_view.windows import standardise
 
 PATCH = 256
 STRIDE = 70
-MALIGNANT, BENIGN = 0, 1
-"""Indices of these classes among the patch network's four; the other two are not used."""
 
 
 def draw_strides(length: int, rng: random.Random, *, patch: int = PATCH, stride: int = STRIDE) -> list[int]:
@@ -66,42 +61,53 @@ class PatchGrid:
         return cls(tuple(accumulate(rows, initial=0)), tuple(accumulate(columns, initial=0)), patch)
 
 
-def patch_grid(shape: tuple[int, int], rng: random.Random) -> PatchGrid:
+def draw_grid(
+    shape: tuple[int, int], rng: random.Random, *, patch: int = PATCH, stride: int = STRIDE
+) -> PatchGrid:
     """Draw the grid of a cropped view, rows first. The published code uses one stream for a list of exams."""
-    rows = draw_strides(shape[0], rng)
-    return PatchGrid.of_strides(rows, draw_strides(shape[1], rng))
-
-
-def patch_pixels(image: NDArray[Any]) -> NDArray[np.float64]:
-    """Standardise the whole view in float64. Patches are cut from it and cast to float32."""
-    return standardise(image, np.float64)
-
-
-def cut_patch(
-    standardised: NDArray[np.float64], corner: tuple[int, int], patch: int = PATCH
-) -> NDArray[np.float32]:
-    """Cut a patch (3, patch, patch) with three equal channels."""
-    row, column = corner
-    grey = standardised[row : row + patch, column : column + patch].astype(np.float32)
-    return np.broadcast_to(grey, (3, patch, patch))
+    rows, columns = (draw_strides(length, rng, patch=patch, stride=stride) for length in shape)
+    return PatchGrid.of_strides(rows, columns, patch)
 
 
 def heatmap_of(
     shape: tuple[int, int], grid: PatchGrid, scores: NDArray[np.floating[Any]]
 ) -> NDArray[np.float32]:
-    """Average the scores of the patches over each pixel to a map (H, W).
+    """Average the scores of the patches over each pixel.
 
-    `scores` has one class, in the order of the grid. Sums and counts are float32 and are added in that order,
-    so the map is reproducible bit for bit.
+    Sums and counts are float32 and are added in the order of the grid. The map is reproducible bit for bit.
+
+    Args:
+        shape: Height and width of the map.
+        grid: The patches.
+        scores: (patches,) or (patches, classes), in the order of the grid.
+
+    Returns:
+        A map (H, W) or (classes, H, W).
     """
-    sums, counts = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for (row, column), score in zip(grid.corners(), scores, strict=True):
-        footprint = np.s_[row : row + grid.patch, column : column + grid.patch]
-        sums[footprint] += np.float32(score)
+    values = scores.astype(np.float32)
+    sums, counts = np.zeros((*values.shape[1:], *shape), np.float32), np.zeros(shape, np.float32)
+    for (row, column), score in zip(grid.corners(), values, strict=True):
+        footprint = np.s_[..., row : row + grid.patch, column : column + grid.patch]
+        sums[footprint] += score[..., None, None]
         counts[footprint] += np.float32(1)
-    return sums / counts
+    return np.divide(sums, counts, dtype=np.float32)
 
 
-def view_for_patches(view: str, *, single_image: bool, compat: Compat = "reference") -> str:
-    """Return the view that decides mirroring. The published tool for single images ignores the side."""
-    return angle_of(view) if single_image and compat == "reference" else view
+def distinct_patches(grid: PatchGrid, pixels: NDArray[Any]) -> tuple[list[int], NDArray[np.int64]]:
+    """Return the patches to compute, and for every patch of the grid the index of the one that it equals.
+
+    Blank patches are all equal, so only one of them is computed.
+    """
+    rows: list[int] = []
+    row_of = np.empty(len(grid), np.int64)
+    blank = -1
+    for index, (top, left) in enumerate(grid.corners()):
+        if pixels[top : top + grid.patch, left : left + grid.patch].any():
+            row_of[index] = len(rows)
+            rows.append(index)
+            continue
+        if blank < 0:
+            blank = len(rows)
+            rows.append(index)
+        row_of[index] = blank
+    return rows, row_of

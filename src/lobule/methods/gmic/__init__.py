@@ -8,18 +8,17 @@ them, and both results are combined.
 Published on the screening population: AUC 0.93 of malignancy by breast. In the published reader study (1,440
 breasts) five models averaged reach AUROC 0.8812, one 0.8567.
 
-It is part of the four-view package because it reads the same exams in the same way: crop, centre and window
-are shared. Regions are chosen by comparing saliencies, which rounding could change, so this model always runs
-in float32. The score of a breast is the mean of the scores of its views; the publication scores images.
+Views are cropped and centred as for the four-view classifier. Regions are chosen by comparing saliencies,
+which rounding could change, so this model always runs in float32. The score of a breast is the mean of the
+scores of its views; the publication scores images.
 
 Research use only.
 """
 
 from lobule.methods import Method
-from lobule.methods.four_view.gmic.config import SETTABLE, Config
-from lobule.methods.four_view.gmic.convert import convert
-from lobule.methods.four_view.gmic.predictor import GmicPredictor, load
-from lobule.settings import type_hints
+from lobule.methods.gmic.bundle import convert, load
+from lobule.methods.gmic.config import SCAN_SETTINGS, Config
+from lobule.methods.gmic.predictor import GmicPredictor
 
 METHOD = Method(
     name="gmic",
@@ -27,7 +26,7 @@ METHOD = Method(
     config=Config,
     load=load,
     kinds=("exam",),
-    scan_settings=type_hints(Config, *SETTABLE),
+    scan_settings=SCAN_SETTINGS,
     unsupported=("refine", "stride", "slide_mpp", "upsample"),
 )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,15 +14,16 @@ from torch import Tensor
 
 from lobule.annotations import Polygon, inside
 from lobule.errors import CaseError, ConfigError
+from lobule.mammograms.published.windows import NO_AUGMENTATION, network_input, plan_window, shrunk
 from lobule.mammograms.views import VIEWS
-from lobule.methods.four_view.heatmap_store import HeatmapStore
-from lobule.methods.four_view.pool import GRADES, UNKNOWN, ExamPool, TrainExam, TrainView
-from lobule.methods.four_view.windows import NO_AUGMENTATION, network_input, plan_window, shrunk
+from lobule.methods.four_view.training_exams import UNKNOWN, ExamPool, TrainExam, TrainView
+from lobule.nets.four_view import PATCH_CLASSES
 
-OUTSIDE, NEGATIVE = 2, 3
-"""Patch classes besides malignant and benign: outside the outlines of a view, and from healthy breasts."""
+OUTSIDE, NEGATIVE = PATCH_CLASSES.index("outside"), PATCH_CLASSES.index("negative")
 PROBES = 200
 """Number of random positions that are tried for one patch."""
+
+Members = TypeVar("Members", list[int], list[tuple[int, TrainView]])
 
 
 # -- exams --------------------------------------------------------------------------------------------------
@@ -79,7 +81,6 @@ class ExamSampler:
     """Samples exams from a pool so that exams with a finding are a fixed share, however rare they are."""
 
     pool: ExamPool
-    heatmaps: HeatmapStore | None = None
     birads: tuple[str, str] | None = None
     """Columns of the left and the right breast. With them, all graded exams are sampled with equal
     probability."""
@@ -87,34 +88,30 @@ class ExamSampler:
     strata: tuple[tuple[float, list[int]], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        config, exams = self.pool.config, self.pool.exams
+        training, exams = self.pool.config.training, self.pool.exams
         labels = np.stack([exam.labels for exam in exams])
         if self.birads is not None:
             graded = [i for i, exam in enumerate(exams) if (self.grades(exam) != UNKNOWN).any()]
             self.strata = ((1.0, graded),)
             return
-        positive = config.positive_share
+        positive = training.positive_share
         malignant, benign = (labels[:, 2:] == 1).any(axis=1), (labels[:, :2] == 1).any(axis=1)
         usable = (labels != UNKNOWN).any(axis=1)
         candidates = (
-            (positive * config.malignant_share, malignant),
-            (positive * (1 - config.malignant_share), benign & ~malignant),
+            (positive * training.malignant_share, malignant),
+            (positive * (1 - training.malignant_share), benign & ~malignant),
             (1 - positive, usable & ~malignant & ~benign),
         )
-        present = [
-            (share, np.flatnonzero(mask).tolist()) for share, mask in candidates if share > 0 and mask.any()
-        ]
-        if not present:
+        self.strata = strata_of((share, np.flatnonzero(mask).tolist()) for share, mask in candidates)
+        if not self.strata:
             raise ConfigError(
                 "no exam has a label to learn from", expected="the columns left_benign … right_malignant"
             )
-        total = sum(share for share, _ in present)
-        self.strata = tuple((share / total, members) for share, members in present)
 
     def draw(self, index: int, rng: np.random.Generator) -> ExamSample:
         members = self.strata[choose_stratum(index, [share for share, _ in self.strata])][1]
         sample = self.sample(self.pool.exams[members[int(rng.integers(len(members)))]], rng)
-        return swap_breasts(sample) if self.pool.config.swap_sides and rng.random() < 0.5 else sample
+        return swap_breasts(sample) if self.pool.config.training.swap_sides and rng.random() < 0.5 else sample
 
     def sample(self, exam: TrainExam, rng: np.random.Generator | None) -> ExamSample:
         """Return the windows of an exam.
@@ -135,10 +132,11 @@ class ExamSampler:
         config = self.pool.config
         variation = NO_AUGMENTATION if rng is None else config.variation
         window_rng = None if rng is None else np.random.RandomState(int(rng.integers(2**32)))
-        size = config.size(image.view)
+        size = config.view_options.size(image.view)
         plan = plan_window(image.shape, image.view, size, image.centre, variation, window_rng)
-        heatmaps = None if self.heatmaps is None else self.heatmaps.read(exam, image, self.pool)
-        return shrunk(network_input(self.pool.pixels(image), plan, heatmaps), config.shrink)
+        heatmaps = self.pool.heatmaps(exam, image)
+        channels = network_input(self.pool.pixels(image), plan.unpadded, plan.size, heatmaps)
+        return shrunk(channels, config.architecture.shrink)
 
     def grades(self, exam: TrainExam) -> NDArray[np.int64]:
         if self.birads is None:
@@ -157,6 +155,13 @@ def swap_breasts(sample: ExamSample) -> ExamSample:
         sample.labels[[1, 0, 3, 2]],
         sample.grades[::-1].copy(),
     )
+
+
+def strata_of(candidates: Iterable[tuple[float, Members]]) -> tuple[tuple[float, Members], ...]:
+    """Return the strata that have a share and members; their shares sum to 1."""
+    present = [(share, members) for share, members in candidates if share > 0 and members]
+    total = sum(share for share, _ in present)
+    return tuple((share / total, members) for share, members in present)
 
 
 def choose_stratum(index: int, shares: Sequence[float]) -> int:
@@ -191,44 +196,40 @@ class PatchSampler:
 
     pool: ExamPool
     augmented: bool = True
-    strata: tuple[tuple[float, int, list[TrainView]], ...] = field(init=False)
-    """Share, class and the images that contain the class."""
+    strata: tuple[tuple[float, list[tuple[int, TrainView]]], ...] = field(init=False)
+    """Share of each class, and the class with each image that contains it."""
 
     def __post_init__(self) -> None:
-        images: dict[int, list[TrainView]] = {label: [] for label in range(4)}
+        members: list[list[tuple[int, TrainView]]] = [[] for _ in PATCH_CLASSES]
         for exam in self.pool.exams:
             for image in exam.images.values():
                 grades = {grade for grade, _ in image.outlines}
                 for grade in grades:
-                    images[grade].append(image)
+                    members[grade].append((grade, image))
                 if grades:
-                    images[OUTSIDE].append(image)
+                    members[OUTSIDE].append((OUTSIDE, image))
                 elif exam.is_healthy(image.view):
-                    images[NEGATIVE].append(image)
-        shares = self.pool.config.patch_shares
-        present = [
-            (share, label, images[label]) for label, share in enumerate(shares) if share and images[label]
-        ]
-        if not images[0]:
+                    members[NEGATIVE].append((NEGATIVE, image))
+        if not members[0]:
             raise ConfigError(
-                f"no view has a lesion outlined as {GRADES[0]}",
+                "no view has a lesion outlined as malignant",
                 expected="GeoJSON in the column annotation: features named L-CC, R-CC, L-MLO or R-MLO and "
                 "classified malignant or benign",
-                remedy="Train without heatmaps, or name a trained patch network with patch_weights",
+                remedy="Train without heatmaps, or name a trained patch network with training.patch_weights",
             )
-        total = sum(share for share, _, _ in present)
-        self.strata = tuple((share / total, label, views) for share, label, views in present)
+        self.strata = strata_of(zip(self.pool.config.training.patch_shares, members, strict=True))
 
     @property
     def missing(self) -> tuple[int, ...]:
-        return tuple(sorted({0, 1, 2, 3} - {label for _, label, _ in self.strata}))
+        present = {members[0][0] for _, members in self.strata}
+        return tuple(label for label in range(len(PATCH_CLASSES)) if label not in present)
 
     def draw(self, index: int, rng: np.random.Generator) -> PatchSample:
-        _, label, images = self.strata[choose_stratum(index, [share for share, _, _ in self.strata])]
-        image = images[int(rng.integers(len(images)))]
+        members = self.strata[choose_stratum(index, [share for share, _ in self.strata])][1]
+        label, image = members[int(rng.integers(len(members)))]
         pixels = self.pool.pixels(image)
         top, left = self._corner(image, label, pixels, rng)
-        patch = self.pool.config.patch
+        patch = self.pool.config.architecture.patch
         patch_pixels = np.zeros((patch, patch), np.float64)
         cropped = pixels[top : top + patch, left : left + patch]
         patch_pixels[: cropped.shape[0], : cropped.shape[1]] = cropped
@@ -241,7 +242,7 @@ class PatchSampler:
     def _corner(
         self, image: TrainView, label: int, pixels: NDArray[np.uint16], rng: np.random.Generator
     ) -> tuple[int, int]:
-        patch = self.pool.config.patch
+        patch = self.pool.config.architecture.patch
         last_corner = tuple(max(0, length - patch) for length in image.shape)
         if label < OUTSIDE:
             outlines = [polygon for grade, polygon in image.outlines if grade == label]

@@ -6,17 +6,17 @@ therefore gives the published windows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lobule.mammograms.published.centres import window_size
+from lobule.mammograms.published.crop import Window
+from lobule.mammograms.published.resize import resize_cubic
 from lobule.mammograms.views import VIEWS, angle_of
-from lobule.methods.four_view.centres import window_size
-from lobule.methods.four_view.crop import Compat, Window
-from lobule.methods.four_view.resize import resize_cubic
 
 Floats = NDArray[np.float32]
 
@@ -69,8 +69,10 @@ class WindowPlan:
     draws: Draws
 
     @property
-    def is_resized(self) -> bool:
-        return self.window.shape != self.size
+    def unpadded(self) -> Window:
+        """The window in the image without padding; it may extend past the image."""
+        window, top = self.window, self.padding.top
+        return Window(window.top - top, window.bottom - top, window.left, window.right)
 
 
 def draw(rng: np.random.RandomState | None, augmentation: Augmentation) -> Draws:
@@ -191,16 +193,11 @@ def _edges_moved(
     )
 
 
-def cut(image: NDArray[Any], plan: WindowPlan) -> Floats:
-    """Cut the window from an image (H, W): float32, at the plan's size, not yet standardised."""
-    piece = np.zeros(plan.window.shape, np.float32)
-    shift = plan.padding.top
-    top, bottom = plan.window.top - shift, plan.window.bottom - shift
-    source = image[max(0, top) : max(0, bottom), plan.window.left : plan.window.right]
-    first = max(0, -top)
-    piece[first : first + source.shape[0], : source.shape[1]] = source
-    filled = (first, first + source.shape[0], 0, source.shape[1])
-    return resize_cubic(piece, plan.size, filled) if plan.is_resized else piece
+def cut(image: NDArray[Any], window: Window, size: tuple[int, int]) -> Floats:
+    """Cut a window from an image (H, W) and resize it: float32, zeros outside the image, not standardised."""
+    piece = window.padded(image).astype(np.float32)
+    filled = window.inside(image.shape).relative_to(window)
+    return piece if window.shape == size else resize_cubic(piece, size, filled.edges())
 
 
 def standardise(image: NDArray[Any], dtype: type[np.floating[Any]] = np.float32) -> NDArray[Any]:
@@ -215,17 +212,18 @@ def standardise(image: NDArray[Any], dtype: type[np.floating[Any]] = np.float32)
 
 
 def network_input(
-    image: NDArray[Any], plan: WindowPlan, heatmaps: tuple[NDArray[Any], NDArray[Any]] | None = None
+    image: NDArray[Any],
+    window: Window,
+    size: tuple[int, int],
+    heatmaps: Iterable[NDArray[Any]] | None = None,
 ) -> Floats:
     """Return the input (C, h, w): the standardised window, then the same window of both heatmaps.
 
     The order of the heatmaps is benign, malignant. All are in the cropped, right-pointing frame. Heatmaps are
     resized like the image but not standardised.
     """
-    channels = [standardise(cut(image, plan))]
-    if heatmaps is not None:
-        channels += [cut(heatmap, plan) for heatmap in heatmaps]
-    return np.stack(channels)
+    layers = () if heatmaps is None else heatmaps
+    return np.stack([standardise(cut(image, window, size)), *(cut(layer, window, size) for layer in layers)])
 
 
 def shrunk(channels: Floats, factor: int) -> Floats:
@@ -304,12 +302,3 @@ def plan_image(
     return [
         plan_window(image.shape, view, target_size, image.centre, augmentation, rng) for _ in range(epochs)
     ]
-
-
-def epochs_averaged(epochs: int, batch: int, compat: Compat = "reference") -> list[int]:
-    """Return the epochs of a single image that count.
-
-    The published code uses only the first two of every batch.
-    """
-    per_batch = 2 if compat == "reference" else batch
-    return [epoch for epoch in range(epochs) if epoch % batch < per_batch]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from lobule.annotations import Polygon, read_annotation
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, LobuleError
+from lobule.mammograms.breasts import GRADES
+from lobule.mammograms.exam_views import ExamView, Frame, Heatmaps, open_views, readable
 from lobule.mammograms.exams import read_view
 from lobule.mammograms.views import View
 from lobule.methods.four_view.config import Config
-from lobule.methods.four_view.images import ExamView, Frame
-from lobule.methods.four_view.plan import open_views, patch_frame
-from lobule.methods.four_view.windows import ViewImage
-from lobule.nets.four_view import TARGETS
+from lobule.methods.four_view.heatmaps import stored_heatmaps
+from lobule.methods.four_view.planning import patch_frame, patch_grids
+from lobule.nets.four_view import PATCH_CLASSES, TARGETS
+from lobule.results.folder import Results
 
-GRADES = ("malignant", "benign")
-"""Classes of outlines, in the order of the patch network's classes."""
 UNKNOWN = -1
 
 
@@ -44,15 +44,11 @@ class TrainView:
     patches_mirrored: bool
     """Whether a scan cuts the patches of this image from the left-pointing view."""
     outlines: tuple[tuple[int, Polygon], ...]
-    """Class and outline, in the cropped, right-pointing view."""
+    """Index in `PATCH_CLASSES` and outline, in the cropped, right-pointing view."""
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.frame.crop.shape
-
-    @property
-    def for_windows(self) -> ViewImage:
-        return ViewImage(self.shape, self.centre)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,15 +107,35 @@ class ExamPool:
     config: Config
     cache: ArrayCache
     notes: tuple[str, ...] = ()
+    patch_scores: Results | None = None
+    """Results with the scores of every patch, from which heatmaps are computed."""
 
     def pixels(self, image: TrainView) -> NDArray[np.uint16]:
         """Return the cropped, right-pointing view (H, W)."""
 
         def read() -> NDArray[np.uint16]:
-            stored = read_view(image.path, view=image.view, pixels=self.config.pixels).pixels
+            stored = read_view(image.path, view=image.view, pixels=self.config.reading.pixels).pixels
             return np.ascontiguousarray(image.frame.of(stored))
 
         return self.cache.get(("pixels", image.path), read)
+
+    def heatmaps(self, exam: TrainExam, image: TrainView) -> Heatmaps | None:
+        """Return the heatmaps of the cropped, right-pointing view; None if the classifier reads none."""
+        if self.patch_scores is None:
+            return None
+        scores = self.patch_scores.case_folder(exam.case.id)
+
+        def compute() -> Heatmaps:
+            grid = patch_grids({name: i.shape for name, i in exam.images.items()}, self.config)[image.name]
+            maps = stored_heatmaps(scores, image.name, grid, self.pixels(image), image.patches_mirrored)
+            return np.ascontiguousarray(maps)
+
+        return self.cache.get(("heatmaps", image.path), compute)
+
+    def without(self, failed: Collection[str], patch_scores: Results) -> ExamPool:
+        """Return the pool without some cases, with the scores of every patch of the others."""
+        exams = tuple(exam for exam in self.exams if exam.case.id not in failed)
+        return replace(self, exams=exams, patch_scores=patch_scores)
 
     def __len__(self) -> int:
         return len(self.exams)
@@ -155,11 +171,11 @@ def _read_exam(case: Case, config: Config, cache: ArrayCache) -> TrainExam:
     if case.annotation is not None:
         outlines = read_annotation(case.annotation).polygons
     images: dict[str, TrainView] = {}
-    for name, image in open_views(case, config).items():
-        if isinstance(image, ExamView):
-            images[name] = _train_view(name, image, config, outlines)
-            pixels = np.ascontiguousarray(image.pixels)
-            cache.get(("pixels", images[name].path), lambda pixels=pixels: pixels)  # type: ignore[misc]
+    opened = open_views(case, config.view_options, joined=config.architecture.joins_views)
+    for name, image in readable(opened).items():
+        images[name] = _train_view(name, image, config, outlines)
+        pixels = np.ascontiguousarray(image.pixels)
+        cache.get(("pixels", images[name].path), lambda pixels=pixels: pixels)  # type: ignore[misc]
     return TrainExam(case, images)
 
 
@@ -175,7 +191,7 @@ def _train_view(name: str, image: ExamView, config: Config, outlines: Sequence[P
         max(float(values.std()), 1e-5),
         patch_frame(image, config).mirrored != image.frame.mirrored,
         tuple(
-            (GRADES.index(grade), _to_view_frame(polygon, image.frame))
+            (PATCH_CLASSES.index(grade), _to_view_frame(polygon, image.frame))
             for polygon in outlines
             if polygon.name.strip() == name and (grade := polygon.group.strip().lower()) in GRADES
         ),

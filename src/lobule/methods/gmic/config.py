@@ -1,0 +1,49 @@
+"""Settings of a GMIC model. The defaults are the published values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lobule.mammograms.dicom_pixels import Pixels
+from lobule.mammograms.exam_views import ViewOptions
+from lobule.mammograms.published.centres import GMIC_WINDOW_SIZE
+from lobule.mammograms.published.crop import Quirks
+from lobule.nets.four_view import WIDTHS
+from lobule.nets.gmic import REGION_PX, REGIONS, TOP_SHARES
+from lobule.settings import Settings, type_hints
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Settings of the model and its scans."""
+
+    top_shares: tuple[float, ...] = TOP_SHARES[:1]
+    """For each model whose scores are averaged, the share of saliency cells that its global score
+    averages."""
+    regions: int = REGIONS
+    region_px: int = REGION_PX
+    window: tuple[int, int] = GMIC_WINDOW_SIZE
+    quirks: Quirks = "reference"
+    """`reference` keeps the errors of the published code. `fixed` repairs the off-by-one landmarks and
+    centres, and ignores a constant saliency map."""
+    pixels: Pixels = "nyu-raw"
+    """Which pixel values of a DICOM file are read."""
+    crop_iterations: int = 100
+    crop_buffer: int = 50
+    map_cell: int = 16
+    """Side in pixels of a cell of the stored saliency map."""
+    widths: tuple[int, ...] = WIDTHS
+
+    @property
+    def view_options(self) -> ViewOptions:
+        return ViewOptions(self.quirks, self.pixels, self.crop_iterations, self.crop_buffer, self.window)
+
+    def set(self, settings: Mapping[str, Any]) -> Config:
+        """Return the config changed by the settings of a scan."""
+        return replace(self, **settings)
+
+
+SCAN_SETTINGS = type_hints(Config, "quirks", "pixels")
+"""Settings that a scan can change, with their types. The weights determine the others."""
