@@ -134,10 +134,10 @@ class _Divisible(tuple[Tensor, Tensor]):
 
 
 def test_resumed_training_uses_the_recorded_number_of_replicas(tmp_path: Path) -> None:
-    def divided(folder: Path, replicas: int, dies_at: int | None = None) -> nn.Module:
+    def divided(folder: Path, replicas: int, dies_at: int | None = None) -> tuple[nn.Module, int]:
         net = small_net()
         groups = [Group(list(net.parameters()), 0.05)]
-        fit(
+        report = fit(
             net,
             loss_of,
             Halves(dies_at),
@@ -146,14 +146,16 @@ def test_resumed_training_uses_the_recorded_number_of_replicas(tmp_path: Path) -
             groups,
             validate=falling,
         )
-        return net
+        return net, report.replicas
 
-    two = divided(tmp_path / "two", 2)
-    assert not same(two, divided(tmp_path / "one", 1))
+    two, replicas = divided(tmp_path / "two", 2)
+    assert replicas == 2
+    assert not same(two, divided(tmp_path / "one", 1)[0])
     with pytest.raises(Killed):
         divided(tmp_path / "broken", 2, dies_at=8)
     # on a machine with other cores
-    assert same(two, divided(tmp_path / "broken", 1))
+    resumed, replicas = divided(tmp_path / "broken", 1)
+    assert replicas == 2 and same(two, resumed)
     assert TrainMachine(replicas=4).replicas_for(64) == 4
     assert TrainMachine(replicas=4).replicas_for(40) == 2
     assert TrainMachine(replicas=4).replicas_for(8) == 1

@@ -109,6 +109,8 @@ class FitReport:
     """The best score, or None if nothing was evaluated."""
     best_step: int
     scores: tuple[tuple[int, float], ...]
+    replicas: int
+    """Number of replicas, on which the statistics of batch norms depend."""
 
     def summary(self) -> dict[str, Any]:
         """Return the figures that a bundle records for each stage."""
@@ -372,7 +374,7 @@ class _Run:
         if self.best:
             self.module.load_state_dict(self.best)
         state = self.state
-        return FitReport(state.step, state.best, state.best_step, tuple(state.scores))
+        return FitReport(state.step, state.best, state.best_step, tuple(state.scores), self.replica_count)
 
     def close(self) -> None:
         """Stop the threads of the replicas, and close the TensorBoard file."""

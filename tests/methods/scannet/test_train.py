@@ -103,6 +103,9 @@ def test_the_bundle_records_patients_and_metrics(trained: Bundle) -> None:
     assert trained.patients == tuple(sorted(patient_hash(f"patient {name}") for name in "abcd"))
     assert trained.metrics["val_auc"] > 0.95
     assert [entry["steps"] for entry in trained.metrics["rounds"]] == [24, 6]
+    assert [entry["replicas"] for entry in trained.metrics["rounds"]] == [1, 1], (
+        "batches of 8 are not divided"
+    )
     assert len(trained.metrics["hard_places"]) == 1
     assert 0 < trained.metrics["hard_places"][0] <= 3 * CONFIG.hard_cap
     assert trained.provenance["val_cases"] == ["d"]

@@ -97,8 +97,11 @@ class _Training:
                 break
             pool = pool.with_hard(hard)
             reports.append(self._train_round(pool, validation, round_))
-        summaries = [report.summary() for report in reports]
-        return pool, {"val_auc": reports[-1].best, "rounds": summaries, "hard_places": counts}
+        return pool, {
+            "val_auc": reports[-1].best,
+            "rounds": [{**report.summary(), "replicas": report.replicas} for report in reports],
+            "hard_places": counts,
+        }
 
     def _train_round(self, pool: Pool, validation: Pool | None, round_: int) -> FitReport:
         """Train on patches of the pool. Later rounds continue with the learning rate of the trunk."""
