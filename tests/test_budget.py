@@ -33,10 +33,8 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 
 def test_curve_has_one_point_per_budget_and_can_be_continued(cohort: Cohort, tmp_path: Path) -> None:
-    machine = {"device": "cpu", "workers": 1}
-    points = budget_curve(
-        "reverse-distillation", cohort, tmp_path, [2, 1], settings=SETTINGS, machine=machine
-    )
+    machine: dict[str, Any] = {"device": "cpu", "workers": 1}
+    points = budget_curve("reverse-distillation", cohort, tmp_path, [2, 1], settings=SETTINGS, **machine)
     assert [(point.asked, point.slides, point.patches) for point in points] == [(1, 1, 10), (2, 2, 10)]
     assert all(point.auc is not None and 0 <= point.auc <= 1 for point in points)
     assert json.loads((tmp_path / "budget.json").read_text())[1]["slides"] == 2
@@ -48,14 +46,14 @@ def test_curve_has_one_point_per_budget_and_can_be_continued(cohort: Cohort, tmp
         line.split(",")[0] for line in two_slides.splitlines()
     }
     modified = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/bundle/model.json")}
-    again = budget_curve("reverse-distillation", cohort, tmp_path, [1, 2], settings=SETTINGS, machine=machine)
+    again = budget_curve("reverse-distillation", cohort, tmp_path, [1, 2], settings=SETTINGS, **machine)
     assert again == points
     assert {path: path.stat().st_mtime_ns for path in modified} == modified
     for change, setting_name in (
         ({"settings": {**SETTINGS, "epochs": 2}}, "settings"),
         ({"seed": 3}, "seed"),
     ):
-        arguments: dict[str, Any] = {"settings": SETTINGS, "machine": machine, "seed": 0} | change
+        arguments: dict[str, Any] = {"settings": SETTINGS, **machine, "seed": 0} | change
         with pytest.raises(ResultsError, match=f"trained with another {setting_name}"):
             budget_curve("reverse_distillation", cohort, tmp_path, [1], **arguments)
 

@@ -111,7 +111,7 @@ def probe(error: BaseException | None, failed: int = 0) -> LazyGroup:
         return CommandOutput({"two": two_words, "µm": 0.5}, "text", failed)
 
     group = LazyGroup("lobule", {"probe-it": ("x:y", "A probe.")}, help="")
-    group.get_command = lambda ctx, name: command if name.replace("_", "-") == "probe-it" else None  # type: ignore[method-assign]
+    group.get_command = lambda ctx, name: command if name.replace("_", "-") == "probe-it" else None  # type: ignore[method-assign, assignment]
     return group
 
 

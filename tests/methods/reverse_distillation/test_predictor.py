@@ -183,7 +183,7 @@ def test_cells_that_are_not_required_are_not_computed(form: str) -> None:
         counts.append(len(patches))
         return PatchModel.images_of(predictor.model, patches)
 
-    predictor.model.images_of = counted  # type: ignore[method-assign]
+    predictor.model.images_of = counted  # type: ignore[method-assign, assignment]
     options = ScanOptions()
     engine = replace(EngineSettings(), cells=4)
     predictor.model.move_to_device(engine, options)
