@@ -29,7 +29,7 @@ NEVER = {
     "1.2.840.10008.5.1.4.1.1.13.1.4": "projection",
     "1.2.840.10008.5.1.4.1.1.13.1.5": "projection",
 }
-ONLY_IF_ALLOWED = {
+ONLY_IF_ALLOWED: dict[str, Override] = {
     "1.2.840.10008.5.1.4.1.1.7": "secondary capture",
     "1.2.840.10008.5.1.4.1.1.7.1": "secondary capture",
     "1.2.840.10008.5.1.4.1.1.7.2": "secondary capture",

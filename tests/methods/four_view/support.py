@@ -10,6 +10,7 @@ import torch
 
 from lobule.api import scan
 from lobule.bundles import Bundle, write_bundle
+from lobule.cohort import Case
 from lobule.mammograms.exams import read_view
 from lobule.mammograms.published.centres import best_centre
 from lobule.mammograms.published.crop import crop_of
@@ -109,7 +110,7 @@ class ByHand:
         return PatchGrid.of_strides(rows, columns, 64)
 
 
-def views_of(case: object) -> dict[str, list[ByHand]]:
+def views_of(case: Case) -> dict[str, list[ByHand]]:
     return {
         view: [ByHand(path, view) for path in case.views.get(view.lower().replace("-", "_"), ())]
         for view in VIEWS

@@ -233,13 +233,14 @@ def test_training_heatmaps_equal_those_of_a_scan(cohort: Cohort, tmp_path: Path,
     config = Config.from_dict(read_bundle(bundle).config)
     predictor = FourViewPredictor(config, as_nets(*nets(config)))
     machine = Machine(device="cpu", precision="float32", channels_last=True)
-    scores, failed = score_patches(predictor, config, "f", one_exam, tmp_path / "heatmaps", machine)
+    patch_scores, failed = score_patches(predictor, config, "f", one_exam, tmp_path / "heatmaps", machine)
     assert not failed
-    pool = gather_exams(one_exam, config, ArrayCache(1 << 28)).without((), scores)
+    pool = gather_exams(one_exam, config, ArrayCache(1 << 28)).without((), patch_scores)
     maps = open_results(tmp_path / "results").case_folder(one_exam.cases[0].id).maps
     (exam,) = pool.exams
     for name, image in exam.images.items():
         heatmaps = pool.heatmaps(exam, image)
+        assert heatmaps is not None
         window, cell = image.frame.crop, config.architecture.heatmap_cell
         stored = np.zeros((3, *(np.array(maps[f"heatmap {name}"].read()[0].shape[1:]) * cell)))
         turned = heatmaps[:, :, ::-1] if image.frame.mirrored else heatmaps

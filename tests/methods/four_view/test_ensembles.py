@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,8 +161,8 @@ def test_side_wise_reads_one_side_and_joint_reads_all_views() -> None:
         for i, v in enumerate(VIEWS)
     }
     changed = {**views, "R-CC": views["R-CC"] + 1}
-    for net, moved in ((SideWise(widths=(4,) * 5), [1, 3]), (Joint(widths=(4,) * 5), [0, 1, 2, 3])):
-        net = seeded(net, "view-image")
+    for kind, moved in ((SideWise, [1, 3]), (Joint, [0, 1, 2, 3])):
+        net: Any = seeded(kind(widths=(4,) * 5), "view-image")
         with torch.inference_mode():
             before, after = (net.exam_scores(net(x))[0] for x in (views, changed))
         assert (before != after).nonzero().flatten().tolist() == moved

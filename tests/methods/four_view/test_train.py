@@ -88,7 +88,9 @@ def test_bundle_records_patients_metrics_and_config(with_heatmaps: Bundle, paint
     assert with_heatmaps.metrics["val_auc_malignant"] == with_heatmaps.metrics["breasts"]["val_auc"]
     assert with_heatmaps.metrics["breasts"]["steps"] == 4
     assert with_heatmaps.provenance["val_cases"] == [case.id for case in painted.split("val")]
-    assert Config.from_dict(with_heatmaps.config) == changed(BRIEF, heatmaps=True, birads_steps=0)
+    assert Config.from_dict(with_heatmaps.config) == changed(
+        BRIEF, heatmaps=True, birads_steps=0, pool="mean"
+    )
 
 
 def test_classifier_starts_from_the_trunks_of_the_birads_stage(painted: Cohort, tmp_path: Path) -> None:
@@ -194,7 +196,7 @@ def test_patch_network_starts_from_a_densenet_of_another_task(painted: Cohort, t
     torch.manual_seed(3)
     other = patch_densenet(7, growth=4, blocks=(1, 1, 1, 1), first_width=8)
     torch.save(other.state_dict(), tmp_path / "densenet.pth")
-    config = replace(
+    config = changed(
         BRIEF, heatmaps=True, patch_weights=str(tmp_path / "densenet.pth"), patch_rate=0.0, patch_steps=1,
         steps=1, birads_steps=0,
     )  # fmt: skip

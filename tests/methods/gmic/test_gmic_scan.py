@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,8 +137,8 @@ def assert_regions_and_saliency(folder, case: Case, nets) -> None:
             right = crop.right - (plan.window.left + column)
             edges = max(0, right - 64), max(0, top), min(width, right), min(height, top + 64)
             if edges[2] > edges[0] and edges[3] > edges[1]:
-                box = (edges[0], edges[1], edges[2] - edges[0], edges[3] - edges[1])
-                expected[box] = expected.get(box, 0) + weight / 2
+                region = (edges[0], edges[1], edges[2] - edges[0], edges[3] - edges[1])
+                expected[region] = expected.get(region, 0) + weight / 2
     assert boxes.keys() == expected.keys() and mammogram.pointing == "left"
     for box, weight in expected.items():
         assert boxes[box] == pytest.approx(weight, abs=1e-5)
@@ -182,8 +183,8 @@ def test_checkpoints_are_identified_and_their_tensors_checked(nets_and_bundle, t
     nets, path = nets_and_bundle
     bundle = read_bundle(path)
     assert bundle.method == "gmic" and bundle.config["top_shares"] == [TOP_SHARES[0], TOP_SHARES[3]]
-    loaded = load(bundle)
-    for loaded_net, net in zip(loaded.model.nets, nets, strict=True):
+    loaded: Any = load(bundle).model
+    for loaded_net, net in zip(loaded.nets, nets, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(loaded_net.parameters(), net.parameters(), strict=True))
     combined = convert([path, path], tmp_path / "four")
     assert len(combined.config["top_shares"]) == 4
@@ -207,6 +208,7 @@ def real_scan(kit: Path, out: Path) -> dict:
     report = scan(out / "bundle", Cohort((Case("0", "p", "exam", views=files),)), out / "r", **MACHINE)
     assert dict(report.counts) == {"complete": 1}, report.failed
     folder = open_results(out / "r").case_folder("0")
+    assert folder.result is not None
     return {**folder.result, "found": folder.findings()}
 
 
