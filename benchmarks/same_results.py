@@ -91,7 +91,7 @@ def scan(method: str, cohort: str, options: str = "") -> Step:
 SLIDES, IMAGES, EXAMS = "slides/cohort.csv", "images/cohort.csv", "exams/cohort.csv"
 STEPS = (
     command("phantom slides slides --count 6 --size 1536x1536 --mpp 1", output="slides"),
-    command("phantom images images --count 12 --size 384x320", output="images", quick=False),
+    command("phantom images images --count 24 --size 384x320", output="images", quick=False),
     command("phantom exams exams --count 8 --size 300x220", output="exams", quick=False),
     command("tissue slides/slides/normal_001.tif --json"),
     train("scannet", SLIDES),
