@@ -163,7 +163,7 @@ def with_tag_of_another_type(data: bytes) -> bytes:
     ("damage", "message"),
     [
         (lambda data: data[:4] + bytes(4), "a file without directories"),
-        (lambda data: data[: struct.unpack("<I", data[4:8])[0] + 1], "corrupted IFD|ends inside a directory"),
+        (lambda data: data[: struct.unpack("<I", data[4:8])[0] + 1], "directory that is cut off or damaged"),
         (with_tag_of_another_type, "a tag with a value of the wrong type, length or range"),
     ],
 )

@@ -19,27 +19,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lobule.cli.features:command",
         "Compute tile features of slides, in the layout of TRIDENT or CLAM.",
     ),
-    "train": (
-        "lobule.cli.train:command",
-        "Train a method on a cohort; resumable.",
-    ),
+    "train": ("lobule.cli.train:command", "Train a method on a cohort; resumable."),
     "budget": (
         "lobule.cli.budget:command",
         "Train on different numbers of outlined slides and compare the models.",
     ),
-    "scan": (
-        "lobule.cli.scan:command",
-        "Scan cases with a model: maps, findings and scores; resumable.",
-    ),
+    "scan": ("lobule.cli.scan:command", "Scan cases with a model: maps, findings and scores; resumable."),
     "evaluate": (
         "lobule.cli.evaluate:command",
         "Evaluate results: FROC, AUC, precision, recall and calibration with intervals.",
     ),
     "view": ("lobule.cli.view:command", "Show results, slides and exams in a web browser."),
-    "weights": (
-        "lobule.cli.weights:command",
-        "List, inspect, convert and calibrate weights.",
-    ),
+    "weights": ("lobule.cli.weights:command", "List, inspect, convert and calibrate weights."),
 }
 """The location of each click command and its line of help; a command is imported when it is called."""
 

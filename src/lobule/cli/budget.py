@@ -53,14 +53,7 @@ def command(
         return CommandOutput(plan, format_fields(plan_rows))
     from lobule.budget import budget_curve
 
-    points = budget_curve(
-        method,
-        cohort,
-        out,
-        counts,
-        settings=settings,
-        **options,
-    )
+    points = budget_curve(method, cohort, out, counts, settings=settings, **options)
     table_rows = [
         (
             str(point.slides),

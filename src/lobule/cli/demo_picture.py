@@ -10,16 +10,7 @@ import numpy as np
 import shapely
 from PIL import Image, ImageDraw
 
-from lobule.cli.picture import (
-    INK,
-    MARGIN,
-    PAPER,
-    TRUTH,
-    Outlines,
-    Zoom,
-    font,
-    zoomed,
-)
+from lobule.cli.picture import INK, MARGIN, PAPER, TRUTH, Outlines, Zoom, font, zoomed
 from lobule.geometry import Box
 from lobule.phantoms.outlines import Points
 from lobule.phantoms.truth import SlideTruth

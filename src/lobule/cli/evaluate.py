@@ -124,9 +124,7 @@ def _results_and_cohort(
         return None, paths[0] if paths else None
     if len(paths) != 2:
         raise UsageError(
-            "two paths are required",
-            expected="RESULTS and COHORT",
-            actual=", ".join(paths) or "neither",
+            "two paths are required", expected="RESULTS and COHORT", actual=", ".join(paths) or "neither"
         )
     return paths[0], paths[1]
 

@@ -91,10 +91,7 @@ def save_preview(slide: Slide, measured: MeasuredTissue, target: str) -> None:
 def as_text(data: dict[str, Any]) -> str:
     size = data["mask"]
     step = " × ".join(f"{value:g}" for value in size["l0_step"])
-    lines = [
-        ("area", f"{data['area_mm2']:.4g} mm²"),
-        ("share", f"{data['share']:.1%} of the slide"),
-    ]
+    lines = [("area", f"{data['area_mm2']:.4g} mm²"), ("share", f"{data['share']:.1%} of the slide")]
     if data["pen_mm2"]:
         lines.append(("pen", f"{data['pen_mm2']:.4g} mm² excluded"))
     lines += [

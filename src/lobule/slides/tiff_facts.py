@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tifffile import TiffFile, TiffPage
+from tifffile import TiffFile, TiffFileError, TiffPage
 
 from lobule.errors import DamagedFile, LobuleError, TooLarge, UnknownFormat
 from lobule.geometry import Size
@@ -101,6 +101,8 @@ def _describe_damage(error: Exception) -> str:
         return "a file that ends inside a directory"
     if isinstance(error, IndexError) and str(error) == "0":
         return "a file without directories, whose header points at none"
+    if isinstance(error, TiffFileError):
+        return f"a directory that is cut off or damaged ({error})"
     if isinstance(error, TypeError | ValueError | IndexError | KeyError):
         return f"a tag with a value of the wrong type, length or range ({error})"
     return f"{type(error).__name__}: {error}"

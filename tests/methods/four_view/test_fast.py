@@ -119,7 +119,7 @@ def test_heatmaps_setting_must_fit_the_classifier(tmp_path: Path) -> None:
         METHOD.changed_for_scan({"reading.painting": "none"})
 
 
-def test_scan_settings_are_parsed_from_text(tmp_path: Path) -> None:
+def test_scan_settings_are_parsed_from_text() -> None:
     texts = {"reading.painting": "fast", "reading.epochs": "3", "reading.augmentation": "no"}
     assert METHOD.changed_for_scan(texts) == {
         "reading.painting": "fast",

@@ -125,10 +125,7 @@ def _classifier(weights: tuple[str, ...], out: str, options: Mapping[str, Any]) 
     bundle = convert(
         weights[0], options["config"], out, architecture=options["architecture"], trust=options["trust"]
     )
-    data = {
-        "architecture": bundle.config["architecture"],
-        "source_hash": bundle.provenance["source_hash"],
-    }
+    data = {"architecture": bundle.config["architecture"], "source_hash": bundle.provenance["source_hash"]}
     lines = [
         ("model", str(data["architecture"])),
         ("classes", ", ".join(bundle.classes)),

@@ -88,9 +88,7 @@ class Config(Settings):
         super().__post_init__()
         if len(self.classes) != 2:
             raise ConfigError(
-                "a bag model has exactly two classes",
-                expected="two",
-                actual=", ".join(self.classes),
+                "a bag model has exactly two classes", expected="two", actual=", ".join(self.classes)
             )
         self.require(1, "r", "epochs", "batch", "members", "repeats")
         if self.folds == 1 or self.inner_folds < 2 or self.folds < 0 or self.tiles < 0 or self.patience < 0:

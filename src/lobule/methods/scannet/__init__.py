@@ -37,14 +37,7 @@ METHOD = Method(
     train=train,
     resolve=lambda config, cohort: config.resolved(),
     scan_settings=type_hints(
-        Config,
-        "findings",
-        "threshold",
-        "opening",
-        "min_cells",
-        "nms_radius",
-        "refine_above",
-        "slide_score",
+        Config, "findings", "threshold", "opening", "min_cells", "nms_radius", "refine_above", "slide_score"
     ),
     unsupported=(),
 )
