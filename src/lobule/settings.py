@@ -222,6 +222,16 @@ def _convert_scalar(name: str, value: Any, kind: type) -> Any:
     return number
 
 
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return every setting with its dotted name, from dictionaries of groups."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= (
+            flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        )
+    return flat
+
+
 def type_hints(kind: type[DataclassInstance], *names: str) -> dict[str, Any]:
     """Return the annotated types of the named settings."""
     hints = get_type_hints(kind)

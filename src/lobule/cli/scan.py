@@ -114,13 +114,15 @@ def plan(bundle: Bundle, cohort: Cohort, out: str, options: dict[str, Any]) -> C
     """Describe a scan without starting it: the cases, and the settings that a scan may change."""
     from lobule.api import refuse_unsupported
     from lobule.methods import find_method
+    from lobule.settings import flattened
 
     method = find_method(bundle.method)
     refuse_unsupported(method, options)
     changed = method.changed_for_scan(options["settings"])
-    settings = {name: changed.get(name, _stored(bundle.config, name)) for name in method.scan_settings}
+    flat = flattened(bundle.config)
+    settings = {name: changed.get(name, flat.get(name)) for name in method.scan_settings}
     if "stride" not in method.unsupported:
-        settings["stride"] = options["stride"] or settings.get("stride", bundle.config.get("stride"))
+        settings["stride"] = options["stride"] or settings.get("stride", flat.get("stride"))
     data = {
         "bundle": str(bundle.path),
         "method": bundle.method,
@@ -131,12 +133,6 @@ def plan(bundle: Bundle, cohort: Cohort, out: str, options: dict[str, Any]) -> C
     lines = [("method", bundle.method), ("cases", str(len(cohort))), ("results", out)]
     lines += [(f"  {name}", str(value)) for name, value in settings.items()]
     return CommandOutput(data, format_fields(lines))
-
-
-def _stored(config: Mapping[str, Any], name: str) -> Any:
-    """Return a setting of a bundle; the name of a setting in a group is dotted."""
-    group, _, setting = name.rpartition(".")
-    return (config.get(group, {}) if group else config).get(setting)
 
 
 def as_data(report: ScanReport) -> dict[str, Any]:

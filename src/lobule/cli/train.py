@@ -87,6 +87,7 @@ def plan(
     """Describe a training without starting it: the cases of each split and what every setting resolves to."""
     from lobule.api import as_cohort
     from lobule.methods import find_method
+    from lobule.settings import flattened
 
     chosen = find_method(method)
     chosen.trainer()
@@ -106,7 +107,7 @@ def plan(
         for name, subset in subsets.items()
     ]
     lines = [("method", method), *counts, *(("note", note) for note in split.notes), ("bundle", out)]
-    all_settings = [(f"  {name}", str(value)) for name, value in config.to_dict().items()]
+    all_settings = [(f"  {name}", str(value)) for name, value in flattened(config.to_dict()).items()]
     return CommandOutput(data, format_fields([*lines, *all_settings]))
 
 
