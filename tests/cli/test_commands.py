@@ -197,7 +197,7 @@ def test_methods_explains_every_setting_of_a_method(lobule: Lobule) -> None:
 
 def test_features_resume_and_start_over_with_fresh(lobule: Lobule, workspace: Path) -> None:
     arguments = ["features", "slide.tif", "--backbone", "lobule:tiny", "--weights", "random", "--out", "F"]
-    arguments += ["--mpp", "4", "--tile", "64", "--device", "cpu"]
+    arguments += ["--mpp", "2", "--device", "cpu"]
     first = lobule(*arguments)
     assert first.status == 0, first.err
     (file,) = [path for path in (workspace / "F").rglob("*.h5") if "features_" in path.parent.name]

@@ -106,7 +106,7 @@ def command(paths: tuple[str, ...], reader_study: str | None, **options: Any) ->
     evaluation = evaluate(results, cohort, **options)
     text = as_text(evaluation.data)
     if options["out"]:
-        text += f"\n\nThe evaluation was written to {options['to']}."
+        text += f"\n\nThe evaluation was written to {options['out']}."
     return CommandOutput(evaluation.data, text, failed=evaluation.failed)
 
 
