@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lobule import __version__
-from lobule.errors import BundleError, ConfigError, LobuleError, ResultsError, UsageError
+from lobule.errors import BundleError, ConfigError, LobuleError, ModelError, ResultsError, UsageError
 from lobule.files import make_folder, read_json, write_atomic, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 FORMAT = "lobule-bundle/1"
 MODEL = "model.json"
@@ -94,6 +95,19 @@ class Bundle:
             raise
         except Exception as error:  # safetensors raises undocumented types of errors.
             raise BundleError("the weights cannot be read", subject=self.path, actual=str(error)) from error
+
+    def fill(self, net: nn.Module, name: str) -> None:
+        """Load the tensors of the weights file into a net; `name` describes it in the error message.
+
+        Raises:
+            ModelError: The net has other tensors.
+        """
+        try:
+            net.load_state_dict(self.weights())
+        except RuntimeError as error:
+            raise ModelError(
+                f"the weights do not fit the architecture {name}", subject=self.path, actual=str(error)
+            ) from error
 
 
 def patient_hash(patient: str) -> str:

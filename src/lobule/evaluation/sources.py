@@ -18,7 +18,7 @@ from lobule.cohort.labels import polarity
 from lobule.errors import CaseError, DamagedResults, NotReadable, ResultsError
 from lobule.evaluation.options import Options
 from lobule.files import open_url
-from lobule.findings import cell_centre, non_maximum_suppression, suppression_radius
+from lobule.findings import non_maximum_suppression, suppression_radius
 from lobule.geometry import Size
 from lobule.measures.estimate import Floats
 from lobule.results import CaseFolder, MapReader, Results, open_results
@@ -168,9 +168,8 @@ def _suppress_map(folder: CaseFolder, options: Options) -> Detections:
         if options.nms_map is None and pending.any() and reader.info.l0_stride > stride:
             layer, pending = _fill_pending(layer, pending, stride, reader, options)
     radius = options.nms_radius or suppression_radius(max(1, round(stride[0])))
-    maxima = non_maximum_suppression(layer, 1, radius=radius, threshold=options.nms_threshold)
-    centres = [cell_centre(finding.l0_y, finding.l0_x, stride) for finding in maxima]
-    rows = [(finding.score, *centre) for finding, centre in zip(maxima, centres, strict=True)]
+    maxima = non_maximum_suppression(layer, stride, radius=radius, threshold=options.nms_threshold)
+    rows = [(finding.score, finding.l0_x, finding.l0_y) for finding in maxima]
     return np.array(rows, dtype=np.float64).reshape(-1, 3), ()
 
 

@@ -26,18 +26,19 @@ EIGHT = np.ones((3, 3), dtype=bool)
 SORTED_AT_ONCE = 4096
 
 
-def suppression_radius(stride: int) -> int:
+def suppression_radius(stride: float | Fraction) -> int:
     """NCRF's radius (12 cells of 64 px) in cells of a map with this stride (level-0 pixels per cell)."""
     return max(1, round(NCRF_RADIUS_L0_PX / stride))
 
 
 def non_maximum_suppression(
     scores: Scores,
-    stride: int,
+    stride: Stride,
     *,
     radius: int | None = None,
     threshold: float = 0.5,
     l0_origin: tuple[int, int] = (0, 0),
+    label: str | None = None,
 ) -> list[Finding]:
     """Findings by NCRF's non-maximum suppression, highest score first.
 
@@ -51,8 +52,9 @@ def non_maximum_suppression(
         radius: Radius of suppression r in cells; NCRF's radius by default.
         threshold: Only higher scores become findings.
         l0_origin: Level-0 position of the corner of cell (0, 0).
+        label: The class that the findings belong to.
     """
-    r = suppression_radius(stride) if radius is None else radius
+    r = suppression_radius(_both(stride)[0]) if radius is None else radius
     if r < 1 or threshold < 0:
         raise ValueError(
             f"suppression needs a radius of at least 1 and a threshold of at least 0, not {r}, {threshold}"
@@ -70,7 +72,11 @@ def non_maximum_suppression(
                 chosen.append((row, column))
                 alive[max(0, row - r) : row + r, max(0, column - r) : column + r] = False
     return [
-        Finding(*cell_centre(row, column, stride, l0_origin), round(float(scores[row, column]), 5))
+        Finding(
+            *cell_centre(row, column, stride, l0_origin),
+            round(float(scores[row, column]), 5),
+            label=label,
+        )
         for row, column in chosen
     ]
 

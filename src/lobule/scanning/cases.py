@@ -35,7 +35,15 @@ from lobule.results.result import (
     error_to_dict,
 )
 from lobule.results.writing import FINDINGS, map_summaries, write_findings
-from lobule.scanning.contract import EngineSettings, ImageSource, MapSpec, Pass, Predictor, ScanOptions
+from lobule.scanning.contract import (
+    EngineSettings,
+    ImageSource,
+    MapSpec,
+    Pass,
+    PixelSource,
+    Predictor,
+    ScanOptions,
+)
 from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.open_case import OpenedCase
 from lobule.scanning.pipeline import Counters, Pipeline, Stopped
@@ -247,13 +255,13 @@ class CaseRunner:
             if self.retry_failed and failed_in(pass_, folder):
                 folder.clear_stores(pass_names)  # Later passes depend on the recomputed one.
             sink = open_sink(pass_, folder, self.retry_failed)
-            images: dict[str, ImageSource] = {**opened.images, **pass_.sources}
+            images: dict[str, PixelSource] = {**opened.images, **pass_.sources}
             self._size_caches(pass_, images)
             self.pipeline.run_pass(order, pass_, images, sink)
             store = sink.finish()
             failed += sink.failures()
 
-    def _size_caches(self, pass_: Pass, images: Mapping[str, ImageSource]) -> None:
+    def _size_caches(self, pass_: Pass, images: Mapping[str, PixelSource]) -> None:
         """Let each slide cache the tiles under one row of fields, as far as the limit allows.
 
         Fields are read row by row, so tiles of earlier rows are not needed again.

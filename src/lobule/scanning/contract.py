@@ -34,8 +34,14 @@ Store = MapReader | TableReader
 """The map or table that a pass filled; it is sent back to `steps`."""
 
 
-class ImageSource(Protocol):
-    """An image that fields are read from, such as a `Slide` or a map in the frame of a slide."""
+class PixelSource(Protocol):
+    """Pixels that fields are read from, in the frame of an image."""
+
+    def read_lattice(self, lattice: Lattice, box: Box) -> Pixels: ...
+
+
+class ImageSource(PixelSource, Protocol):
+    """An image of a case, such as a `Slide`."""
 
     @property
     def size(self) -> Size: ...
@@ -43,8 +49,6 @@ class ImageSource(Protocol):
     def lattice(
         self, *, mpp: float | None = None, level: int | None = None, upsample: bool = False
     ) -> Lattice: ...
-
-    def read_lattice(self, lattice: Lattice, box: Box) -> Pixels: ...
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ class Pass:
     store: MapSpec | TableSpec
     batch: int | None = None
     """Fields per batch; None uses the number in the engine settings."""
-    sources: Mapping[str, ImageSource] = field(default_factory=dict)
+    sources: Mapping[str, PixelSource] = field(default_factory=dict)
     """Images that replace the case's images of the same name in this pass, for example an image prepared for
     the model with the output of an earlier pass. Boxes stay in the frame of the original image."""
     go_on: Callable[[], bool] | None = None
@@ -272,7 +276,7 @@ def fill_map(
     params: Callable[[NDArray[np.int32]], Mapping[str, NDArray[Any]]] | None = None,
     pixel_size: Size | None = None,
     batch: int | None = None,
-    sources: Mapping[str, ImageSource] | None = None,
+    sources: Mapping[str, PixelSource] | None = None,
     go_on: Callable[[], bool] | None = None,
 ) -> Steps[MapReader]:
     """Fill a map with every field that contains a required cell, and return its reader.
@@ -322,7 +326,7 @@ def fill_table(
     *,
     chunk_rows: int = 1024,
     batch: int | None = None,
-    sources: Mapping[str, ImageSource] | None = None,
+    sources: Mapping[str, PixelSource] | None = None,
 ) -> Steps[TableReader]:
     """Fill a table with one row per field, and return its reader.
 

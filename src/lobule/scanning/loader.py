@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.scanning.contract import Fields, ImageSource, Pass, Pixels
+from lobule.scanning.contract import Fields, Pass, Pixels, PixelSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ def batches_of(fields: Fields, size: int) -> list[NDArray[np.int64]]:
 
 
 def load_batch(
-    pass_: Pass, images: Mapping[str, ImageSource], rows: NDArray[np.int64], size: int
+    pass_: Pass, images: Mapping[str, PixelSource], rows: NDArray[np.int64], size: int
 ) -> LoadedBatch:
     """Read the fields of one batch. A short batch is padded, so that all batches have the same shape."""
     fields = pass_.fields

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from lobule.errors import LobuleError, ModelError
-from lobule.scanning.contract import Batch, EngineSettings, ImageSource, Model, Pass
+from lobule.scanning.contract import Batch, EngineSettings, Model, Pass, PixelSource
 from lobule.scanning.loader import LoadedBatch, batches_of, load_batch
 from lobule.scanning.stores import Sink
 
@@ -67,7 +67,7 @@ class PassRun:
     """The state of one pass of one case in the pipeline."""
 
     def __init__(
-        self, order: int, pass_: Pass, images: Mapping[str, ImageSource], sink: Sink, size: int
+        self, order: int, pass_: Pass, images: Mapping[str, PixelSource], sink: Sink, size: int
     ) -> None:
         self.order, self.pass_, self.images, self.sink, self.size = order, pass_, images, sink, size
         jobs = [rows for rows in batches_of(pass_.fields, size) if sink.needed[rows].any()]
@@ -136,7 +136,7 @@ class Pipeline:
                 run.fail(Stopped())
             self._work.notify_all()
 
-    def run_pass(self, order: int, pass_: Pass, images: Mapping[str, ImageSource], sink: Sink) -> None:
+    def run_pass(self, order: int, pass_: Pass, images: Mapping[str, PixelSource], sink: Sink) -> None:
         """Compute the fields that a pass still needs, and return when their outputs are on disk."""
         run = PassRun(order, pass_, images, sink, pass_.batch or self.engine.batch)
         self.counters.add(fields_planned=sum(len(rows) for rows in run.jobs))

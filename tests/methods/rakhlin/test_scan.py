@@ -18,7 +18,7 @@ from lobule.geometry import Box
 from lobule.methods.rakhlin import describe, load, train, write_bach
 from lobule.methods.rakhlin.bach import case_number
 from lobule.methods.rakhlin.config import BACH
-from lobule.methods.rakhlin.crops import augmented_crops, generator_of, p_norm, prepared
+from lobule.methods.rakhlin.crops import generator_of, p_norm, prepared
 from lobule.methods.rakhlin.encoders import scaled
 from lobule.methods.rakhlin.forests import read_forest
 from lobule.methods.rakhlin.fusion import merged
@@ -28,6 +28,7 @@ from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from tests.methods.rakhlin.support import CONFIG, MACHINE, cohort_in, painted
+from tests.reference.rakhlin import augmented_crops
 from tests.scanning.support import tree, write_slide
 
 SCANNER = Machine(device="cpu", precision="float32", channels_last=True, readers=2, replicas=2)

@@ -194,7 +194,7 @@ class BagPredictor:
         count = len(boxes)
         sizes = np.ones((count, 2), np.int64)
         fields = Fields(("slide",), (slide.lattice(level=0),), np.zeros(count, np.int16), boxes, sizes=sizes)
-        picture = FeaturePicture(slide.size, source)
+        picture = FeaturePicture(source)
         return fill_table(
             TileOutputs(), "tiles", fields, chunk_rows=4096, batch=BATCH, sources={"slide": picture}
         )
@@ -247,7 +247,7 @@ class BagPredictor:
         failed = np.zeros(layer.shape, np.bool_)
         failed[cells(source.failed)] = True
         failed &= ~has_tile
-        picture = ValuePicture(case.images["slide"].size, layer, failed, grid.stride)
+        picture = ValuePicture(layer, failed, grid.stride)
         return fill_map(
             StoredValues(),
             "map",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lobule.errors import CaseError, ConfigError, DamagedFile
-from lobule.geometry import Box, Lattice, Size
+from lobule.geometry import Box, Lattice
 from lobule.methods.chowder.bags import Bag
 from lobule.results.tables import TableReader
 from lobule.scanning.contract import Pixels
@@ -106,23 +106,10 @@ def stored_tiles(case_bag: Bag, hash_: str | None, name: str | None, dim: int) -
     return tiles_of_bag(case_bag)
 
 
-class _Picture:
-    """Values of tiles, presented to the scanner as an image in the level-0 frame of the slide."""
-
-    def __init__(self, size: Size) -> None:
-        self.size = size
-
-    def lattice(
-        self, *, mpp: float | None = None, level: int | None = None, upsample: bool = False
-    ) -> Lattice:
-        raise ConfigError("stored tile values have no lattice of their own; use the lattice of the slide")
-
-
-class FeaturePicture(_Picture):
+class FeaturePicture:
     """Features as an image: the box of a tile is one pixel with one channel per feature."""
 
-    def __init__(self, size: Size, source: TileSource) -> None:
-        super().__init__(size)
+    def __init__(self, source: TileSource) -> None:
         self._source = source
         self._row = {(int(x), int(y)): row for row, (x, y) in enumerate(source.l0_coords)}
         self._cache: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
@@ -143,11 +130,10 @@ class FeaturePicture(_Picture):
             return self._cache[number]
 
 
-class ValuePicture(_Picture):
+class ValuePicture:
     """The precomputed values of a map's cells; reading a cell whose tile failed raises an error."""
 
-    def __init__(self, size: Size, values: NDArray[np.float32], failed: NDArray[np.bool_], cell: int) -> None:
-        super().__init__(size)
+    def __init__(self, values: NDArray[np.float32], failed: NDArray[np.bool_], cell: int) -> None:
         self._values, self._failed, self._cell = values, failed, cell
 
     def read_lattice(self, lattice: Lattice, box: Box) -> Pixels:

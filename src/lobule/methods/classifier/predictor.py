@@ -168,13 +168,5 @@ def load(bundle: Bundle, *, trust: bool = False) -> TilePredictor:
             )
         return TilePredictor(config, load_torchscript(bundle.file("model.pt")))
     net = build(config)
-    try:
-        net.load_state_dict(bundle.weights())
-    except RuntimeError as error:
-        raise ModelError(
-            "the weights do not fit the architecture",
-            subject=bundle.path,
-            expected=config.architecture,
-            actual=str(error),
-        ) from error
+    bundle.fill(net, config.architecture)
     return TilePredictor(config, net)

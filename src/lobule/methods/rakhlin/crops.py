@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.color import RGB, Normalised, augment_stains, macenko, macenko_published
+from lobule.color import RGB, Normalised, macenko, macenko_published
 from lobule.errors import CaseError
 from lobule.resize import halve, resize_cubic
 
 STAIN_RANGE = (0.7, 1.3)
-CROPS = 20
 
 
 def prepared(rgb: RGB, scale: float = 0.5, stains: str = "published") -> Normalised:
@@ -91,15 +90,6 @@ def draw_crop(rng: np.random.Generator, height: int, width: int, size: int, subj
         flip_vertical=bool(rng.random() < 0.5),
         flip_horizontal=bool(rng.random() < 0.5),
     )
-
-
-def augmented_crops(
-    normalised: RGB, size: int, rng: np.random.Generator, *, count: int = CROPS, subject: object = None
-) -> RGB:
-    """(count, size, size, 3): one pair of stain factors for the whole image, then its crops."""
-    height, width = normalised.shape[:2]
-    stained = augment_stains(normalised, *draw_stains(rng))
-    return np.stack([draw_crop(rng, height, width, size, subject).of(stained) for _ in range(count)])
 
 
 def p_norm(features: NDArray[Any], p: int = 3, *, signed: bool = True) -> NDArray[np.float64]:

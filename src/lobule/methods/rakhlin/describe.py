@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lobule.cohort import Case
 from lobule.color import DensityTables, augment_stains, stain_change
 from lobule.errors import ConfigError
-from lobule.geometry import Box, Lattice, Size
+from lobule.geometry import Box, Lattice
 from lobule.methods.rakhlin.config import Config, DescriptorSet
 from lobule.methods.rakhlin.crops import (
     draw_crop,
@@ -46,15 +46,6 @@ class PreparedImage:
         self._slide, self._config, self._keep = slide, config, keep
         self._lock = threading.Lock()
         self._last_prepared: tuple[Box, Pixels, bool] | None = None
-
-    @property
-    def size(self) -> Size:
-        return self._slide.size
-
-    def lattice(
-        self, *, mpp: float | None = None, level: int | None = None, upsample: bool = False
-    ) -> Lattice:
-        return self._slide.lattice(mpp=mpp, level=level, upsample=upsample)
 
     def read_lattice(self, lattice: Lattice, box: Box) -> Pixels:
         return self.read(lattice, box)[0]

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from lobule.bundles import Bundle, patient_hash, write_bundle
 from lobule.cohort import Case
-from lobule.errors import BundleError, ConfigError, ModelError
-from lobule.findings import Finding, cell_centre, non_maximum_suppression
+from lobule.errors import BundleError, ConfigError
+from lobule.findings import non_maximum_suppression
 from lobule.grid import Cells, MapGrid, cells_by_centre
 from lobule.measures.calibration import Platt
 from lobule.methods.reverse_distillation.calibration import Calibration
@@ -255,7 +255,13 @@ class AnomalyPredictor:
             metadata["shared_rank"] = None if measured is None else measured.rank
         if len(reader.info.classes) == 1:
             layer = np.where(scored, scores[0], np.float32(0))
-            maxima = _maxima(layer, reader.info.l0_stride, config.stride, name)
+            maxima = non_maximum_suppression(
+                layer,
+                reader.info.l0_stride,
+                radius=max(1, round(PAPER_RADIUS_PX / config.stride)),
+                threshold=PAPER_FINDINGS,
+                label=name,
+            )
             return Result({name: slide_score(raw, SLIDE_THRESHOLD)}, tuple(maxima), metadata=metadata)
         _, regions = map_findings(reader, (name,), threshold=0.5)
         findings = tuple(finding for finding in regions if (finding.cells or 0) >= config.min_cells)
@@ -264,20 +270,6 @@ class AnomalyPredictor:
             ANOMALY: slide_score(raw, self.calibration.threshold(config.form)),
         }
         return Result(values, findings, metadata=metadata)
-
-
-def _maxima(
-    layer: NDArray[np.float32], l0_stride: tuple[float, float], stride: int, name: str
-) -> list[Finding]:
-    """Findings by the paper's method: maxima of the raw map by non-maximum suppression."""
-    radius = max(1, round(PAPER_RADIUS_PX / stride))
-    maxima = non_maximum_suppression(layer, 1, radius=radius, threshold=PAPER_FINDINGS)
-    # Convert from cells to level-0 pixels; x and y may have different steps.
-    positions = [cell_centre(maximum.l0_y, maximum.l0_x, l0_stride) for maximum in maxima]
-    return [
-        Finding(*position, maximum.score, label=name)
-        for position, maximum in zip(positions, maxima, strict=True)
-    ]
 
 
 def _required_by_field(required: Cells, grid: MapGrid, grid_indices: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -352,10 +344,5 @@ def load(bundle: Bundle, *, trust: bool = False) -> AnomalyPredictor:
     if config.standardise_teacher:  # placeholders; the stored weights replace them
         frozen.standardise([torch.zeros(c) for c in shape.channels], [torch.ones(c) for c in shape.channels])
     predictor = AnomalyPredictor(config, frozen, Student(shape), calibration, scaling)
-    try:
-        predictor.net.load_state_dict(bundle.weights())
-    except RuntimeError as error:
-        raise ModelError(
-            "the weights do not fit the net", subject=bundle.path, expected=config.teacher, actual=str(error)
-        ) from error
+    bundle.fill(predictor.net, config.teacher)
     return predictor

@@ -14,8 +14,8 @@ from torch import nn
 
 from lobule.bundles import Bundle, patient_hash, write_bundle
 from lobule.cohort import Case
-from lobule.errors import ConfigError, ModelError
-from lobule.findings import Finding, cell_centre, components, non_maximum_suppression
+from lobule.errors import ConfigError
+from lobule.findings import Finding, components, non_maximum_suppression
 from lobule.grid import Cells, MapGrid, cells_by_centre
 from lobule.methods.scannet.calibration import CELLS, CellCalibration
 from lobule.methods.scannet.config import Config
@@ -281,13 +281,9 @@ def findings_of(
     """The findings of one class of a map, by the method that the config selects."""
     if config.findings == "nms":
         radius = max(1, round(config.nms_radius / l0_stride[0]))
-        maxima = non_maximum_suppression(layer, 1, radius=radius, threshold=config.threshold)
-        # Convert from cells to level-0 pixels; x and y may have different steps.
-        positions = [cell_centre(candidate.l0_y, candidate.l0_x, l0_stride) for candidate in maxima]
-        return [
-            Finding(*position, candidate.score, label=name)
-            for position, candidate in zip(positions, maxima, strict=True)
-        ]
+        return non_maximum_suppression(
+            layer, l0_stride, radius=radius, threshold=config.threshold, label=name
+        )
     regions = components(
         layer, l0_stride, mpp=mpp, threshold=config.threshold, opening=config.opening, label=name
     )
@@ -374,12 +370,7 @@ def load(bundle: Bundle, *, trust: bool = False) -> DensePredictor:
     if config.trunk not in BACKBONES:
         raise ConfigError(f"unknown trunk '{config.trunk}'", expected=", ".join(BACKBONES))
     net = BACKBONES[config.trunk](len(config.classes))
-    try:
-        net.load_state_dict(bundle.weights())
-    except RuntimeError as error:
-        raise ModelError(
-            "the weights do not fit the net", subject=bundle.path, expected=config.trunk, actual=str(error)
-        ) from error
+    bundle.fill(net, config.trunk)
     forest = None
     if FOREST in bundle.files:
         forest = Forest.of_text(bundle.file(FOREST).read_text("utf-8"))
