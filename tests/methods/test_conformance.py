@@ -44,7 +44,7 @@ def exam_case(folder: Path) -> Case:
 
 
 class SlideMethod(MethodConformance):
-    scores = ("tumour",)
+    scores: tuple[str, ...] = ("tumour",)
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -53,7 +53,7 @@ class SlideMethod(MethodConformance):
 
 
 class ExamMethod(MethodConformance):
-    scores = TARGETS
+    scores: tuple[str, ...] = TARGETS
 
     @pytest.fixture(scope="class")
     @classmethod
