@@ -15,7 +15,6 @@ from lobule.cohort import Case, Cohort, read_cohort
 from lobule.methods import classifier, colour, rakhlin, reverse_distillation
 from lobule.methods.chowder import Config as ChowderConfig
 from lobule.methods.chowder import train as train_chowder
-from lobule.methods.four_view.gmic.predictor import weights_of
 from lobule.nets.four_view import TARGETS
 from lobule.nets.gmic import TOP_SHARES
 from lobule.phantoms.exams import write_exams
@@ -150,5 +149,6 @@ class TestGmic(ExamMethod):
     @classmethod
     def bundle(cls, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         bundle = Bundle("gmic", SMALL_GMIC.to_dict(), TARGETS, None)
-        weights = weights_of([small_net("a", TOP_SHARES[0])])
+        net = small_net("a", TOP_SHARES[0])
+        weights = {f"1.{name}": tensor for name, tensor in net.state_dict().items()}
         return write_bundle(tmp_path_factory.mktemp("gmic"), bundle, weights)
