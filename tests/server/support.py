@@ -170,14 +170,18 @@ def begin(root: Path, cases: list[str]) -> Results:
     return begin_results(root / "results", {"bundle": bundle, "options": {"stride": 16}, "cases": cases})
 
 
+def resampled(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """The picture at another size: each pixel is the one at its centre."""
+    rows = ((np.arange(height) + 0.5) * pixels.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * pixels.shape[1] / width).astype(int)
+    return pixels[rows][:, columns]
+
+
 def build_scene(root: Path, *, width: int = 1100, height: int = 900) -> Scene:
     """One finished case `one` on a JPEG slide of three levels with uneven ratios, and one not started."""
     pixels = squares(width, height)
-    levels = [
-        pixels,
-        pixels[::2, ::2][: height // 2, : width // 2],
-        pixels[::4, ::4][: height // 4 - 1, : width // 4 - 1],
-    ]
+    sizes = [(width, height), (width // 2, height // 2), (width // 4 - 1, height // 4 - 1)]
+    levels = [resampled(pixels, *size) for size in sizes]
     slide = write_jpeg_slide(root / "slide one.tif", levels)
     rows, columns = -(-height // STRIDE), -(-width // STRIDE)
     scores = square_scores(rows, columns)

@@ -7,7 +7,7 @@ import { useKeys } from "./keys";
 import { caseHash } from "./route";
 import { Brand, ThemeButton } from "./widgets";
 
-const ROW = 60;
+const ROW = 60, HEAD = 36;
 const STATUSES = ["complete", "partial", "unfinished", "failed", "unscored", "damaged", "not started", "no result"];
 
 interface Column {
@@ -77,7 +77,7 @@ export function CaseList(props: { cases: CaseRow[] | null; session: Session | nu
     setChosen(next);
     const element = scroller.current!;
     if (next * ROW < element.scrollTop) element.scrollTop = next * ROW;
-    if ((next + 1) * ROW > element.scrollTop + element.clientHeight - 40) element.scrollTop = (next + 1) * ROW - element.clientHeight + 40;
+    if ((next + 1) * ROW + HEAD > element.scrollTop + element.clientHeight) element.scrollTop = (next + 1) * ROW + HEAD - element.clientHeight;
   };
   const sort = (key: string, number: boolean) =>
     setOrder((before) => (before.key === key ? { key, down: !before.down } : { key, down: number }));
@@ -131,19 +131,19 @@ export function CaseList(props: { cases: CaseRow[] | null; session: Session | nu
       </header>
       <main class="table-page">
        <div class="table" role="grid" aria-label="Cases" aria-rowcount={rows.length + 1} style={{ "--columns": columns.length }}>
-        <div class="head" role="row">
-          <span class="thumb" role="columnheader">image</span>
-          {columns.map((column) => (
-            <span key={column.key} role="columnheader" class={cellClass(column)}
-              aria-sort={order.key === column.key ? (order.down ? "descending" : "ascending") : "none"}>
-              <button onClick={() => sort(column.key, column.number ?? false)}>
-                {column.title}{order.key === column.key ? (order.down ? " ▾" : " ▴") : ""}
-              </button>
-            </span>
-          ))}
-        </div>
-        <div class="rows" role="rowgroup" ref={scroller} tabIndex={0} onScroll={(event) => setTop(event.currentTarget.scrollTop)}>
-          <div style={{ height: `${rows.length * ROW}px` }} role="presentation">
+        <div class="rows" role="presentation" ref={scroller} tabIndex={0} onScroll={(event) => setTop(event.currentTarget.scrollTop)}>
+          <div class="head" role="row">
+            <span class="thumb" role="columnheader">image</span>
+            {columns.map((column) => (
+              <span key={column.key} role="columnheader" class={cellClass(column)}
+                aria-sort={order.key === column.key ? (order.down ? "descending" : "ascending") : "none"}>
+                <button onClick={() => sort(column.key, column.number ?? false)}>
+                  {column.title}{order.key === column.key ? (order.down ? " ▾" : " ▴") : ""}
+                </button>
+              </span>
+            ))}
+          </div>
+          <div class="body" style={{ height: `${rows.length * ROW}px` }} role="rowgroup">
             {rows.slice(first, last).map((row, index) => (
               <div key={row.id} role="row" class={`row ${first + index === chosen ? "chosen" : ""}`}
                 aria-rowindex={first + index + 2} aria-selected={first + index === chosen}

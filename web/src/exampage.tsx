@@ -33,7 +33,7 @@ export function ExamPage({ detail, cases, session, onHelp }: CasePageProps) {
       if (!pending) pending = requestAnimationFrame(() => { pending = 0; update(0); });
     };
     setView(created);
-    (window as unknown as { lobule: unknown }).lobule = { exam: created };
+    (window as unknown as { lobule: unknown }).lobule = { exam: created, change };
     void get<Reviews>(`cases/${detail.id}/reviews`).then(setReviews, () => {});
     return () => {
       cancelAnimationFrame(pending);

@@ -52,7 +52,7 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
     });
     setView(created);
     // Tests and people who want to know look at the view from the browser's console.
-    (window as unknown as { lobule: unknown }).lobule = { view: created };
+    (window as unknown as { lobule: unknown }).lobule = { view: created, change };
     return () => {
       cancelAnimationFrame(pending);
       created.destroy();

@@ -83,7 +83,8 @@ def detail(library: Library, pixels: Pixels, entry: Entry, show_patients: bool) 
     if entry.folder is not None:
         try:
             result = entry.result or {}
-            info["maps"] = [_map(reader) for reader in entry.folder.maps.values()]
+            cells = {recorded["name"]: recorded["cells"] for recorded in result.get("maps", [])}
+            info["maps"] = [_map(reader, cells) for reader in entry.folder.maps.values()]
         except LobuleError as error:
             info["error"] = str(error.problem)
     _fill_missing_sizes(info, result)
@@ -123,7 +124,8 @@ def provenance(library: Library, entry: Entry, result: Mapping[str, Any]) -> dic
     }
 
 
-def _map(reader: MapReader) -> dict[str, Any]:
+def _map(reader: MapReader, cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a map. `cells` has the recorded counts of finished maps; others are counted now."""
     info = reader.info
     return {
         "name": info.name,
@@ -136,7 +138,7 @@ def _map(reader: MapReader) -> dict[str, Any]:
         "chunk": list(info.chunk),
         "levels": level_count(reader),
         "tile": SIDE,
-        "cells": reader.counts(),
+        "cells": cells.get(info.name) or reader.counts(),
     }
 
 

@@ -146,11 +146,11 @@ class Library:
                 yield name, ImageFile(self.locate(str(file)))
 
     def kind(self, entry: Entry) -> Kind:
-        row, plan = entry.row, entry.plan()
-        if row.views if row is not None else plan.get("views"):
-            return "exam"
-        paths = list(row.paths) if row is not None else list(plan.get("input") or {})
-        return "image" if paths and str(paths[0]).lower().endswith(IMAGE_SUFFIXES) else "slide"
+        files = self.images(entry)
+        if not files or "slide" in files:
+            is_image = bool(files) and files["slide"].path.lower().endswith(IMAGE_SUFFIXES)
+            return "image" if is_image else "slide"
+        return "exam"
 
     def locate(self, path: str) -> str:
         """Return a recorded path, or the file of that name in the slides folder if the path is gone."""

@@ -70,8 +70,7 @@ def session(request: Request) -> dict[str, Any]:
 def cases(request: Request) -> list[dict[str, Any]]:
     """One row per case."""
     service = _service(request)
-    show_patients = service.options.show_patients
-    return [details.summary(service.library, entry, show_patients) for entry in service.library.entries()]
+    return [service.summary(entry) for entry in service.library.entries()]
 
 
 @router.get("/cases/{case_id}")

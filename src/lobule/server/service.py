@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from fastapi import HTTPException
 
 from lobule.results import MapReader
+from lobule.results.folder import RESULT
+from lobule.server import details
 from lobule.server.events import Watcher
 from lobule.server.finding_tiles import CaseFindings
 from lobule.server.gate import LOOPBACK
@@ -36,6 +39,7 @@ class Service:
         self.pixels, self.watcher = Pixels(), Watcher(library)
         self._findings = ByteCache(FINDINGS_BYTES)
         self._readers = ByteCache(128)
+        self._summaries: dict[str, tuple[int, dict[str, Any]]] = {}
         self._ranges: dict[tuple[str, int, int], tuple[frozenset[tuple[int, int]], float, float]] = {}
 
     def entry(self, case_id: str) -> Entry:
@@ -43,6 +47,16 @@ class Service:
             return self.library.entry(case_id)
         except KeyError:
             raise HTTPException(404, "There is no such case.") from None
+
+    def summary(self, entry: Entry) -> dict[str, Any]:
+        """Return a case's row in the list. Results that have not changed are not read again."""
+        result = None if entry.folder is None else entry.folder.path / RESULT
+        written = result.stat().st_mtime_ns if result is not None and result.exists() else 0
+        cached = self._summaries.get(entry.id)
+        if not written or cached is None or cached[0] != written:
+            cached = written, details.summary(self.library, entry, self.options.show_patients)
+            self._summaries[entry.id] = cached
+        return cached[1]
 
     def findings(self, entry: Entry) -> CaseFindings:
         if entry.folder is None:
