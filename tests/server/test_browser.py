@@ -38,6 +38,7 @@ pytestmark = [
     ),
 ]
 
+AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
 GL = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 WAIT_MS = 60_000
 HIDE = ".readout, .scale-bar, .notices, .navigator, .seen, .gallery { display: none !important }"
@@ -69,12 +70,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         finished=False,
     )
     exam = write_exam(root)
-    library = Library(
-        [
-            Source("results", open_results(root / "results")),
-            Source("exams", open_results(root / "exams/results")),
-        ]
-    )
+    second = begin(root / "second", ["one"])
+    write_case(second, "one", scene.slide, 1 - scene.scores, scene.states, [])
+    sources = {
+        "results": root / "results",
+        "exams": root / "exams/results",
+        "second": root / "second/results",
+    }
+    library = Library([Source(name, open_results(path)) for name, path in sources.items()])
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(library), port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=1
@@ -392,6 +395,25 @@ def test_scale_bar_and_cursor_are_in_the_slides_units(tab, site: Site) -> None:
     assert f"score {round(float(cell) * 255) / 255:.3f}" in readout
 
 
+def test_two_results_are_shown_beside_each_other(tab, site: Site) -> None:
+    open_slide_page(tab)
+    change(tab, **PLAIN)
+    tab.click("button:text('beside second')")
+    until(tab, "lobule.beside?.viewer.isOpen() && lobule.beside.layers[0].tiles.size > 0")
+    look(tab, x=32, y=32, scale=0.25, rotation=0)
+    settle(tab)
+    views = tab.evaluate("[lobule.view.view, lobule.beside.view]")
+    assert views[0] == pytest.approx(views[1], abs=0.01)
+    until(tab, "lobule.view.layers[0].tiles.size > 0")
+    settle(tab)
+    left, right = picture(tab, ".slide:not(.other)"), picture(tab, ".slide.other")
+    middle = left.shape[0] // 2, left.shape[1] // 2
+    assert left[middle][0] > 150 > left[middle][2]  # 0.9 in the first result is coloured yellow,
+    assert np.abs(right[middle] - [40, 20, 120]).max() <= 8  # 0.1 in the second one is below the threshold.
+    tab.click("button:text('beside second')")
+    assert tab.locator(".slide.other").count() == 0
+
+
 def test_a_running_scan_fills_in(tab, site: Site) -> None:
     open_slide_page(tab, "live")
     change(tab, **PLAIN)
@@ -414,16 +436,16 @@ def test_the_list_sorts_searches_and_opens_by_keys(tab, site: Site) -> None:
     tab.goto(tab.url.partition("#")[0] + "#/")
     tab.wait_for_selector(".row")
     names = "[...document.querySelectorAll('.row .name')].map((cell) => cell.textContent)"
-    assert sorted(tab.evaluate(names)) == ["exam", "live", "one", "two"]
+    assert sorted(tab.evaluate(names)) == ["exam", "live", "one", "one", "two"]
     tab.click(".head button:text('case')")
-    assert tab.evaluate(names) == ["exam", "live", "one", "two"]
+    assert tab.evaluate(names) == ["exam", "live", "one", "one", "two"]
     tab.click(".head button:text('case')")
-    assert tab.evaluate(names) == ["two", "one", "live", "exam"]
+    assert tab.evaluate(names) == ["two", "one", "one", "live", "exam"]
     tab.keyboard.press("/")
-    tab.keyboard.type("ON complete")
+    tab.keyboard.type("ON complete results")
     until(tab, "document.querySelectorAll('.row').length === 1")
     assert tab.evaluate(names) == ["one"]
-    assert tab.locator(".foot").inner_text().startswith("1 of 4 cases")
+    assert tab.locator(".foot").inner_text().startswith("1 of 5 cases")
     one = case_id(tab, "one")
     tab.keyboard.press("Enter")
     tab.keyboard.press("Enter")
@@ -442,6 +464,36 @@ def test_without_webgl_the_overlay_is_the_same(tab, site: Site) -> None:
     assert (
         np.abs(shown[shown.shape[0] // 2, shown.shape[1] // 2] - [189, 223, 38]).max() <= 5
     )  # viridis at 0.9
+
+
+def test_a_lost_graphics_context_is_replaced(tab, site: Site) -> None:
+    open_slide_page(tab)
+    change(tab, **PLAIN)
+    look(tab, x=32, y=32, scale=0.25, rotation=0)
+    until(tab, "lobule.view.layers[0].tiles.size > 0")
+    assert tab.evaluate("lobule.view.renderer") == "webgl"
+    tab.evaluate("lobule.view.canvas.getContext('webgl2').getExtension('WEBGL_lose_context').loseContext()")
+    until(tab, "lobule.view.renderer === 'canvas'")
+    settle(tab)
+    shown = picture(tab, ".slide")
+    assert np.abs(shown[shown.shape[0] // 2, shown.shape[1] // 2] - [189, 223, 38]).max() <= 5
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not installed: run `npm ci` in web/")
+def test_axe_finds_nothing_serious(tab, site: Site) -> None:
+    for name in ("", "one", "exam"):
+        tab.goto(tab.url.partition("#")[0] + (f"#/case/{case_id(tab, name)}" if name else "#/"))
+        tab.wait_for_selector(".row" if not name else ".tabs")
+        for theme in ("light", "dark"):
+            tab.evaluate("(theme) => (document.documentElement.dataset.theme = theme)", theme)
+            tab.evaluate(AXE.read_text())
+            report = tab.evaluate("axe.run({ resultTypes: ['violations'] })")
+            serious = {
+                one["id"]: one["nodes"][0]["html"][:200]
+                for one in report["violations"]
+                if one["impact"] in ("serious", "critical")
+            }
+            assert serious == {}, (name, theme)
 
 
 def open_exam(page) -> None:

@@ -49,13 +49,13 @@ def hostile_requests(case: str, other: str, secret: Path) -> list[tuple[str, str
             + "&".join(f"{key}={value}" for key, value in {**good, **change}.items())
         )
     area: dict[str, object] = {"x": 0, "y": 0, "width": 10, "height": 10, "side": 64}
-    for change in (
+    for area_change in (
         {"x": "nan"}, {"x": "inf"}, {"x": 1e30}, {"width": 0}, {"width": -5}, {"width": 1e9}, {"height": "1e400"},
         {"side": 0}, {"side": 10**6}, {"side": -1}, {"width": 9e6, "height": 9e6, "side": 2048}, {"y": ""},
     ):  # fmt: skip
         urls.append(
             f"/api/cases/{case}/region?"
-            + "&".join(f"{key}={value}" for key, value in {**area, **change}.items())
+            + "&".join(f"{key}={value}" for key, value in {**area, **area_change}.items())
         )
     box = "x=0&y=0&width=9&height=9"
     urls += [f"/api/cases/{case}/outlines?image=slide&{box}&limit={limit}" for limit in (0, 1001, -1, "x")]

@@ -149,7 +149,7 @@ def test_findings_are_listed_by_score(scene: Scene) -> None:
 
 def test_counts_and_maxima_are_exact_at_every_level(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
-    x, y = rng.integers(0, 40_000, 30_000), rng.integers(0, 25_000, 30_000)
+    x, y = rng.integers(0, 12_000, 30_000), rng.integers(0, 8_000, 30_000)
     x[:9000], y[:9000] = rng.integers(0, 2000, 9000), rng.integers(0, 2000, 9000)
     scores = rng.random(30_000)
     findings = [Finding(int(a), int(b), float(s)) for a, b, s in zip(x, y, scores, strict=True)]
@@ -158,12 +158,12 @@ def test_counts_and_maxima_are_exact_at_every_level(tmp_path: Path) -> None:
     with client_of(results) as client:
         case = case_ids(client)["many"]
         meta = client.get(f"/api/cases/{case}/findings").json()["images"]["slide"]
-        assert meta["count"] == 30_000 and meta["levels"] > 2
+        assert meta["count"] == 30_000 and meta["levels"] >= 2
         for level in range(meta["levels"]):
             side = meta["tile_side"] << level
             total, highest = 0, 0.0
-            for row in range(-(-25_000 // side)):
-                for column in range(-(-40_000 // side)):
+            for row in range(-(-8_000 // side)):
+                for column in range(-(-12_000 // side)):
                     params = {"image": "slide", "level": level, "column": column, "row": row}
                     data = client.get(f"/api/cases/{case}/finding-tile", params=params).content
                     if level == 0:

@@ -108,6 +108,7 @@ export function CaseList(props: { cases: CaseRow[] | null; session: Session | nu
     <div class="list-page">
       <header class="bar">
         <Brand />
+        <h1>Cases</h1>
         <span class="subtle">{[...new Set(methods)].join(", ")}</span>
         <span class="space" />
         <input
@@ -130,8 +131,8 @@ export function CaseList(props: { cases: CaseRow[] | null; session: Session | nu
         <button onClick={props.onHelp} title="Keys (?)">?</button>
       </header>
       <main class="table-page">
-       <div class="table" role="grid" aria-label="Cases" aria-rowcount={rows.length + 1} style={{ "--columns": columns.length }}>
-        <div class="rows" role="presentation" ref={scroller} tabIndex={0} onScroll={(event) => setTop(event.currentTarget.scrollTop)}>
+       <div class="table" style={{ "--columns": columns.length }}>
+        <div class="rows" role="grid" aria-label="Cases" aria-rowcount={rows.length + 1} ref={scroller} tabIndex={0} onScroll={(event) => setTop(event.currentTarget.scrollTop)}>
           <div class="head" role="row">
             <span class="thumb" role="columnheader">image</span>
             {columns.map((column) => (

@@ -25,7 +25,7 @@ export function Help({ onClose }: { onClose: () => void }) {
   return (
     <div class="shade" onClick={onClose}>
       <section class="help" role="dialog" aria-modal="true" aria-label="Keys" onClick={(event) => event.stopPropagation()}>
-        <header><h2>Keys</h2><button ref={close} onClick={onClose}>Close</button></header>
+        <div class="title"><h2>Keys</h2><button ref={close} onClick={onClose}>Close</button></div>
         <div class="columns">
           {SECTIONS.map(([title, keys]) => (
             <div key={title} class="group">

@@ -1,7 +1,7 @@
 // The page of a slide: the image with its overlay, and a panel with display settings, findings, review and details.
 
 import { useEffect, useMemo, useReducer, useRef, useState } from "preact/hooks";
-import { get, type Field, type Finding, type Reviews } from "./api";
+import { get, type CaseDetail, type Field, type Finding, type FindingsPage, type Reviews } from "./api";
 import { neighbours, type CasePageProps } from "./casepage";
 import { COLOUR_MAPS } from "./colours";
 import { DisplayPanel } from "./display";
@@ -32,6 +32,7 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
   const [findings, setFindings] = useState(page.findings);
   const [reviews, setReviews] = useState<Reviews>({});
   const [cursor, setCursor] = useState<Cursor | null>(null);
+  const [beside, setBeside] = useState("");
   const [mode, setMode] = useState<"" | "measure" | "draw">("");
   const [message, setMessage] = useState("");
   const image = view?.image ?? Object.values(detail.images)[0];
@@ -184,6 +185,12 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
         <Scores scores={detail.scores} />
         <span class="space" />
         {detail.others.map((other) => (
+          <button key={`${other.id} beside`} aria-pressed={beside === other.id} onClick={() => setBeside(beside === other.id ? "" : other.id)}
+            title="Show both results side by side, with linked views">
+            beside {session?.sources[other.source]?.name}
+          </button>
+        ))}
+        {detail.others.map((other) => (
           <a key={other.id} class="button" href={`${caseHash(other.id)}${now ? `?${viewQuery(view!)}` : ""}`} title="The same case in another result">
             {session?.sources[other.source]?.name}
           </a>
@@ -193,7 +200,8 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
         <ThemeButton />
         <button onClick={onHelp} title="Keys (?)">?</button>
       </header>
-      <main class="stage">
+      <main class={`stage ${beside ? "halved" : ""}`}>
+        {beside && view && <Beside key={beside} id={beside} main={view} />}
         <div class={`slide ${mode}`} ref={host} role="application" aria-label={`Slide ${detail.name}`} tabIndex={0}
           onPointerMove={onMove} onPointerLeave={() => setCursor(null)} onClick={click}
           onPointerDown={(event) => { pressed.current = [event.clientX, event.clientY]; moved.current = false; }}
@@ -246,6 +254,44 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
       </aside>
     </div>
   );
+}
+
+/** The same case in another result, with a view that follows the main one and leads it where the pointer is. */
+function Beside({ id, main }: { id: string; main: SlideView }) {
+  const host = useRef<HTMLDivElement>(null);
+  const [problem, setProblem] = useState("");
+  useEffect(() => {
+    let other: SlideView | null = null;
+    let closed = false;
+    let leader = main;
+    const lead = (view: SlideView) => () => (leader = view);
+    const leadMain = lead(main);
+    const follow = (from: SlideView, to: () => SlideView | null) => () => {
+      if (leader === from) to()?.setView(from.view, true);
+    };
+    const followMain = follow(main, () => other);
+    const open = async () => {
+      const [detail, page] = await Promise.all([get<CaseDetail>(`cases/${id}`), get<FindingsPage>(`cases/${id}/findings?limit=1`)]);
+      if (closed) return;
+      other = new SlideView(host.current!, detail, page, main.imageName);
+      host.current!.addEventListener("pointerenter", lead(other));
+      other.viewer.addOnceHandler("open", followMain);
+      other.viewer.addHandler("viewport-change", follow(other, () => main));
+      (window as unknown as { lobule: Record<string, unknown> }).lobule.beside = other;
+    };
+    main.element.addEventListener("pointerenter", leadMain);
+    addEventListener("keydown", leadMain);
+    main.viewer.addHandler("viewport-change", followMain);
+    open().catch((error: Error) => setProblem(error.message));
+    return () => {
+      closed = true;
+      main.element.removeEventListener("pointerenter", leadMain);
+      removeEventListener("keydown", leadMain);
+      main.viewer.removeHandler("viewport-change", followMain);
+      other?.destroy();
+    };
+  }, []);
+  return <div class="slide other" ref={host}>{problem && <p class="notice bad">{problem}</p>}</div>;
 }
 
 function viewQuery(view: SlideView): URLSearchParams {

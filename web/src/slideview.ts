@@ -67,6 +67,7 @@ export class SlideView {
       showNavigator: true,
       navigatorPosition: "BOTTOM_RIGHT",
       navigatorSizeRatio: 0.16,
+      navigatorAutoFade: false,
       animationTime: matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 0.35,
       springStiffness: 9,
       maxZoomPixelRatio: 8,

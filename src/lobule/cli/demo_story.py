@@ -77,7 +77,10 @@ class Story:
 
     def output(self, next_step: str, text: str) -> CommandOutput:
         """Return the output of the command, which ends with `text`."""
-        self.lines += [("results page", str(self.page)), ("next step", next_step)]
+        results = self.data["results"]
+        shown = results if isinstance(results, str) else results["scannet"]
+        view = f"lobule view {shown} --cohort {self.data['cohort']}"
+        self.lines += [("results page", str(self.page)), ("viewer", view), ("next step", next_step)]
         seconds = {title: round(duration, 1) for title, duration in self.seconds.items()}
         self.data |= {"seed": self.seed, "page": str(self.page), "seconds": seconds}
         return CommandOutput(self.data, f"{format_fields(self.lines)}\n\n{text}")
