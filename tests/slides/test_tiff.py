@@ -265,6 +265,73 @@ def test_mpp_and_its_source(
         assert (stated_mpp.mpp.x, stated_mpp.mpp.y) == pytest.approx(mpp, rel=1e-6)
 
 
+RGB_CHANNEL = '<Channel ID="Channel:0:0" SamplesPerPixel="3"/>'
+
+
+def ome_xml(pixels: str = "", channels: str = RGB_CHANNEL, width: str = "100") -> str:
+    """OME-XML of one image of 100 × 80 px, without a `µ`, which TIFF descriptions may not contain."""
+    return (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="{width}" '
+        f'SizeY="80" SizeC="3" SizeZ="1" SizeT="1" {pixels}>'
+        f"{channels}<TiffData/></Pixels></Image></OME>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("description", "mpp"),
+    [
+        (ome_xml('PhysicalSizeX="0.5"'), (0.5, 0.5)),
+        (ome_xml('PhysicalSizeX="0.5" PhysicalSizeY="0.25"'), (0.5, 0.25)),
+        (ome_xml('PhysicalSizeX="0.5" PhysicalSizeY="0"'), None),
+        (ome_xml('PhysicalSizeX="0.5" PhysicalSizeY="abc"'), None),
+        (ome_xml('PhysicalSizeX="0.5" PhysicalSizeY="0.5" PhysicalSizeYUnit="parsec"'), None),
+        (ome_xml('PhysicalSizeX="500" PhysicalSizeY="500"'), None),
+        (ome_xml('PhysicalSizeY="0.5"'), None),
+        (ome_xml(), (0.25, 0.25)),
+        ('{"PhysicalSizeX": 0.5, "PhysicalSizeY": -1}', None),
+        ('{"PhysicalSizeX": 500}', None),
+        ('{"mpp": "half"}', None),
+        ('{"shape": [80, 100, 3]}', (0.25, 0.25)),
+        ("Aperio Image\nx|MPP = 353", None),
+        ("Aperio Image\nx|AppMag = 20", (0.25, 0.25)),
+        ("ImageJ=1.54\nunit=furlong\n", None),
+        ("ImageJ=1.54\n", (0.25, 0.25)),
+    ],
+)  # fmt: skip
+def test_resolution_tags_count_only_if_the_description_states_no_resolution(
+    tmp_path: Path, description: str, mpp: tuple[float, float] | None
+) -> None:
+    """The tags say 0.25 µm/px in every file. A description that states an invalid value leaves it unknown."""
+    path = write_tiff(
+        tmp_path / "a.tif", [picture(100, 80)], description=description, resolution=(40000, 40000),
+        resolutionunit="CENTIMETER",
+    )  # fmt: skip
+    stated = backend_of(path).found_mpp
+    assert (None if stated is None else (stated.mpp.x, stated.mpp.y)) == (mpp and pytest.approx(mpp))
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        ome_xml(width="abc"),
+        ome_xml(width="-5"),
+        ome_xml(channels='<Channel ID="Channel:0:0" SamplesPerPixel="0"/>'),
+        ome_xml(channels='<Channel ID="Channel:0:0" SamplesPerPixel="three"/>'),
+        ome_xml().replace('SizeZ="1"', 'SizeZ=""'),
+        ome_xml().replace("<TiffData/>", '<TiffData IFD="first"/>'),
+    ],
+)
+def test_malformed_attribute_of_the_ome_xml_does_not_make_a_slide_unreadable(
+    tmp_path: Path, description: str
+) -> None:
+    pixels = picture(100, 80)
+    path = write_tiff(tmp_path / "a.tif", [pixels], description=description)
+    backend = backend_of(path)
+    assert backend.format == "ome-tiff"
+    assert np.array_equal(backend.read(0, Box(0, 0, 100, 80)), pixels)
+
+
 # -- reduced decoding ---------------------------------------------------------------------------------------
 
 

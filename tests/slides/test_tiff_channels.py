@@ -84,6 +84,8 @@ def test_one_grey_channel_reads_and_its_rgb_thumbnail_is_not_a_level(tmp_path: P
         ("DAPI, FITC, Cy5", {"Name": ["DAPI", "FITC", "Cy5"]}),
         ("3 channels", {"EmissionWavelength": [461, 519, 670]}),
         ("3 channels", {"Color": [0x0000FFFF, 0x00FF00FF, -16776961]}),
+        ("3 channels", {}),
+        ("Red", {"Name": ["Red", "", ""]}),
     ],
 )
 def test_ome_tiff_of_three_channels_that_are_not_rgb_is_refused(
@@ -98,9 +100,13 @@ def test_ome_tiff_of_three_channels_that_are_not_rgb_is_refused(
         open_slide(path)
 
 
-def test_ome_tiff_with_planes_named_red_green_and_blue_is_rgb(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "channels", [{"Name": ["Red", "G", "blue"]}, {"Color": [-16776961, 16711935, 65535]}]
+)
+def test_ome_tiff_with_planes_stated_as_red_green_and_blue_is_rgb(
+    tmp_path: Path, channels: dict[str, Any]
+) -> None:
     path = tmp_path / "a.ome.tif"
-    channels = {"Name": ["Red", "Green", "Blue"], "Color": [-16776961, 16711935, 65535]}
     tifffile.imwrite(path, np.moveaxis(LEVELS[0], -1, 0), photometric="minisblack", tile=(64, 64),
                      metadata={"axes": "CYX", "Channel": channels})  # fmt: skip
     with open_slide(path) as slide:

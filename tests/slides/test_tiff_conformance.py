@@ -66,7 +66,8 @@ class TestOmePlanesInSubifds(BackendConformance):
     def known_slide(cls, tmp_path_factory: pytest.TempPathFactory) -> KnownSlide:
         levels = pyramid(picture(310, 254), 3)
         path = tmp_path_factory.mktemp("tiff") / "a.ome.tif"
-        metadata = {"axes": "CYX", "PhysicalSizeX": 500, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.25}
+        metadata = {"axes": "CYX", "PhysicalSizeX": 500, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.25,
+                    "Channel": {"Name": ["Red", "Green", "Blue"]}}  # fmt: skip
         options: dict[str, Any] = {"tile": (64, 64), "compression": "zstd", "photometric": "minisblack"}
         with tifffile.TiffWriter(path, ome=True) as out:
             out.write(np.moveaxis(levels[0], -1, 0), subifds=2, metadata=metadata, **options)

@@ -37,6 +37,17 @@ class FoundMpp:
     source: str
 
 
+FINEST_MPP, COARSEST_MPP = 0.01, 20.0
+"""Range of plausible µm/px. Image files often state a printing resolution (72 dpi is 353 µm/px)."""
+
+
+def plausible_mpp(x: float | None, y: float | None, source: str) -> FoundMpp | None:
+    """The µm/px with its source, or None if a value is missing or implausible."""
+    if x is None or y is None or not all(FINEST_MPP <= value <= COARSEST_MPP for value in (x, y)):
+        return None
+    return FoundMpp(Mpp(x, y), source)
+
+
 class Backend(Protocol):
     """One opened file. Every method may be called from several threads at once.
 

@@ -19,9 +19,8 @@ import openslide
 from lobule.errors import DamagedFile, DamagedTile, TooLarge, UnknownFormat
 from lobule.files import is_url
 from lobule.geometry import Box, Size, tiles_over
-from lobule.slides.backend import RGB, FoundMpp, Level
+from lobule.slides.backend import RGB, FoundMpp, Level, plausible_mpp
 from lobule.slides.flat import on_white
-from lobule.units import Mpp
 
 BLOCK = Size(1024, 1024)
 """Level pixels read at once. The block size bounds memory and determines where aligned reads start."""
@@ -32,9 +31,6 @@ UNTILED = 512
 MAX_TILE_SIDE = 16_384
 MAX_ASSOCIATED_PIXELS = 400_000_000
 """Larger declared sizes are refused, because OpenSlide aborts the process when memory runs out."""
-
-COARSEST_PLAUSIBLE_UM = 20.0
-"""Plain TIFFs often contain a printing resolution (72 dpi is 353 µm/px), which is not a scan resolution."""
 
 MPP_KEYS = (
     ("openslide.mpp-x", "openslide.mpp-y"),
@@ -95,8 +91,8 @@ class OpenSlideBackend:
     def found_mpp(self) -> FoundMpp | None:
         for key_x, key_y in MPP_KEYS:
             x, y = _number(self.properties.get(key_x)), _number(self.properties.get(key_y))
-            if x and y and max(x, y) <= COARSEST_PLAUSIBLE_UM:
-                return FoundMpp(Mpp(x, y), f"{key_x} ({self.format}, by OpenSlide)")
+            if stated := plausible_mpp(x, y, f"{key_x} ({self.format}, by OpenSlide)"):
+                return stated
         return None
 
     @property

@@ -205,7 +205,7 @@ def _ome_layers(tif: TiffFile, images: Sequence[OmeImage], path: str) -> Layers 
     pages = list(_pages(tif))
     main = next(image for image in images if image.main)
     samples = pages[main.ifd].samplesperpixel
-    separate_planes = main.channels == 3 and samples == 1 and main.may_be_rgb
+    separate_planes = main.channels == 3 and samples == 1 and main.states_rgb
     if main.channels not in (1, samples) and not separate_planes:
         raise several_channels(main.channels, path, kind="an OME-TIFF", names=main.channel_names)
     check_samples(pages[main.ifd], path)

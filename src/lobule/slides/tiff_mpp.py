@@ -1,23 +1,22 @@
 """µm/px of a TIFF and its source: Aperio, OME-XML, ImageJ, JSON, or the resolution tags.
 
-The resolution tags are used only between 0.01 and 20 µm/px: image programs fill them with 72, 96 or 300 dots
-per inch (353, 265 and 85 µm/px), which is a printing resolution and unrelated to the slide.
+The description of a file is more specific than its resolution tags. If the description states a resolution, it
+alone counts: a value that is not a plausible number leaves the µm/px unknown, because another source would be a
+guess. The tags count only if the description states nothing. Values outside 0.01 to 20 µm/px are implausible:
+image programs fill the tags with 72, 96 or 300 dots per inch (353, 265 and 85 µm/px), a printing resolution.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 from xml.etree import ElementTree
 
-from lobule.slides.backend import FoundMpp
-from lobule.units import Mpp
-
-FINEST_MPP, COARSEST_MPP = 0.01, 20.0
-"""Range of µm/px that is accepted from a tag or description; values outside it are ignored."""
+from lobule.slides.backend import FoundMpp, plausible_mpp
 
 UM_PER_UNIT = {
     "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
@@ -25,6 +24,10 @@ UM_PER_UNIT = {
     "in": 25400.0, "inch": 25400.0, "mil": 25.4,
 }  # fmt: skip
 """Length in µm of the units that OME-XML, ImageJ and JSON descriptions name. ImageJ escapes the µ."""
+
+
+PixelUm = tuple[float | None, float | None]
+"""Width and height of a pixel in µm as a description states them; None for an invalid value."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,14 @@ class OmeImage:
     """Index of the directory of its first plane."""
     channel_stride: int
     """Number of directories from the plane of one channel to that of the next."""
-    mpp: Mpp | None
+    pixel_um: PixelUm | None
+    """Size of a pixel; None if the XML does not state one."""
     objective: float | None
     main: bool = False
     """True for the largest image that is not a label, macro, thumbnail or overview."""
     channel_names: tuple[str, ...] = ()
-    may_be_rgb: bool = True
-    """False if the description shows that its three channels are not red, green and blue."""
+    states_rgb: bool = False
+    """True if the names or colours of its three channels are red, green and blue."""
 
 
 def mpp_of_tiff(page: Any, ome: OmeImage | None) -> FoundMpp | None:
@@ -56,63 +60,52 @@ def mpp_of_tiff(page: Any, ome: OmeImage | None) -> FoundMpp | None:
         page: The first page of the file, a `tifffile.TiffPage`.
         ome: The main image of the OME-XML description, if there is one.
     """
-    description = page.description
+    described = _described_size(page, ome)
+    if described is None:
+        # ResolutionUnit: 2 is inch, 3 is centimetre.
+        unit_um = {2: 25400.0, 3: 10000.0}.get(int(page.resolutionunit))
+        described = _size_from_tags(page, unit_um), "TIFF XResolution and YResolution"
+    (x, y), source = described
+    return plausible_mpp(x, y, source)
+
+
+def _described_size(page: Any, ome: OmeImage | None) -> tuple[PixelUm, str] | None:
+    """Size of a pixel that the description states, and the name of its field; None if it states none."""
     if page.is_svs:
-        value = _positive_number(aperio_fields(description).get("MPP"))
-        return _plausible_mpp(value, value, "Aperio MPP")
+        fields = aperio_fields(page.description)
+        value = _positive_number(fields.get("MPP"))
+        return ((value, value), "Aperio MPP") if "MPP" in fields else None
     if ome is not None:
-        if ome.mpp is not None:
-            return _plausible_mpp(ome.mpp.x, ome.mpp.y, "OME PhysicalSizeX and PhysicalSizeY")
-    elif page.is_imagej:
-        return _mpp_from_imagej(page)
-    elif description[:1] == "{":
-        json_mpp = _mpp_from_json(description)
-        if json_mpp is not None:
-            return json_mpp
-    # ResolutionUnit: 2 is inch, 3 is centimetre.
-    unit_um = {2: 25400.0, 3: 10000.0}.get(int(page.resolutionunit))
-    return None if unit_um is None else _mpp_from_tags(page, unit_um, "TIFF XResolution and YResolution")
+        return ome.pixel_um and (ome.pixel_um, "OME PhysicalSizeX and PhysicalSizeY")
+    if page.is_imagej:
+        # The unit is in the description, and pixels per unit are in the tags.
+        match = re.search(r"^unit=(.+)$", page.description, re.MULTILINE)
+        if match is None:
+            return None
+        unit_um = UM_PER_UNIT.get(match.group(1).strip().replace("\\u00B5", "µ"))
+        return _size_from_tags(page, unit_um), "ImageJ unit and TIFF XResolution"
+    return _json_size(page.description) if page.description[:1] == "{" else None
 
 
-def _mpp_from_tags(page: Any, unit_um: float, source: str) -> FoundMpp | None:
-    """µm/px from XResolution (tag 282) and YResolution (tag 283), which count pixels per unit of length."""
-    pixels_per_unit_x, pixels_per_unit_y = (
-        _rational(page.tags[code].value) if code in page.tags else None for code in (282, 283)
-    )
-    return _plausible_mpp(
-        unit_um / pixels_per_unit_x if pixels_per_unit_x else None,
-        unit_um / pixels_per_unit_y if pixels_per_unit_y else None,
-        source,
-    )
+def _size_from_tags(page: Any, unit_um: float | None) -> PixelUm:
+    """The size from XResolution (tag 282) and YResolution (tag 283), which count pixels per unit of length."""
+    pixels_per_unit = (_rational(page.tags[code].value) if code in page.tags else None for code in (282, 283))
+    x, y = (unit_um / pixels if unit_um and pixels else None for pixels in pixels_per_unit)
+    return x, y
 
 
-def _mpp_from_imagej(page: Any) -> FoundMpp | None:
-    """µm/px of an ImageJ file: the unit is in the description, and pixels per unit are in the tags."""
-    match = re.search(r"^unit=(.+)$", page.description, re.MULTILINE)
-    unit_um = UM_PER_UNIT.get(match.group(1).strip().replace("\\u00B5", "µ")) if match else None
-    return None if unit_um is None else _mpp_from_tags(page, unit_um, "ImageJ unit and TIFF XResolution")
-
-
-def _mpp_from_json(description: str) -> FoundMpp | None:
-    """µm/px from a JSON description: `PhysicalSizeX` with its unit, as tifffile writes it, or `mpp`."""
+def _json_size(description: str) -> tuple[PixelUm, str] | None:
+    """The size in a JSON description: `PhysicalSizeX` with its unit, as tifffile writes it, or `mpp`."""
     try:
         fields = json.loads(description)
     except ValueError:
         return None
     if not isinstance(fields, dict):
         return None
-    if "PhysicalSizeX" in fields:
-        x, y = (_physical_size_um(fields, axis) for axis in "XY")
-        return _plausible_mpp(x, y or x, "PhysicalSizeX of the image description")
+    if (size := _physical_size(fields)) is not None:
+        return size, "PhysicalSizeX of the image description"
     value = _positive_number(fields.get("mpp"))
-    return _plausible_mpp(value, value, "mpp of the image description")
-
-
-def _plausible_mpp(x: float | None, y: float | None, source: str) -> FoundMpp | None:
-    """The µm/px with its source, or None if a value is missing or outside the accepted range."""
-    if x is None or y is None or not all(FINEST_MPP <= value <= COARSEST_MPP for value in (x, y)):
-        return None
-    return FoundMpp(Mpp(x, y), source)
+    return ((value, value), "mpp of the image description") if "mpp" in fields else None
 
 
 def aperio_fields(description: str) -> dict[str, str]:
@@ -170,33 +163,39 @@ def _ome_image(
     `default_ifd` is the index of its first directory if the XML does not state one.
     """
     attributes = pixels_node.attrib
-    size = {axis: int(attributes.get(f"Size{axis}", 1)) for axis in "XYZCT"}
+    size = {axis: _whole_number(attributes.get(f"Size{axis}"), default=1, least=1) for axis in "XYZCT"}
     channels = list(_children(pixels_node, "Channel"))
-    samples = sum(int(channel.get("SamplesPerPixel", 1)) for channel in channels) or size["C"]
-    samples_per_plane = max((int(channel.get("SamplesPerPixel", 1)) for channel in channels), default=1)
-    plane_ifds = [int(block.get("IFD", default_ifd)) for block in _children(pixels_node, "TiffData")]
+    samples = [_whole_number(channel.get("SamplesPerPixel"), default=1, least=1) for channel in channels]
+    plane_ifds = [
+        _whole_number(block.get("IFD"), default=default_ifd) for block in _children(pixels_node, "TiffData")
+    ]
     order = attributes.get("DimensionOrder", "XYCZT")
     faster_axes = order[2 : order.index("C")] if "C" in order else ""
-    channel_stride = 1
-    for axis in faster_axes:
-        channel_stride *= size.get(axis, 1)
-    x, y = _physical_size_um(attributes, "X"), _physical_size_um(attributes, "Y")
     objective_settings = next(_children(image_node, "ObjectiveSettings"), None)
     image = OmeImage(
         name=image_node.get("Name", ""),
         width=size["X"],
         height=size["Y"],
-        channels=max(samples, size["C"]),
+        channels=max(sum(samples), size["C"]),
         ifd=min(plane_ifds, default=default_ifd),
-        channel_stride=channel_stride,
-        mpp=Mpp(x, y or x) if x else None,
+        channel_stride=prod(size.get(axis, 1) for axis in faster_axes),
+        pixel_um=_physical_size(attributes),
         objective=_positive_number(magnification_of_objective.get(objective_settings.get("ID")))
         if objective_settings is not None
         else None,
         channel_names=tuple(channel.get("Name") for channel in channels if channel.get("Name")),
-        may_be_rgb=_may_be_rgb(channels),
+        states_rgb=_states_rgb(channels),
     )
-    return image, max(1, size["Z"] * size["T"] * size["C"] // samples_per_plane)
+    return image, max(1, size["Z"] * size["T"] * size["C"] // max(samples, default=1))
+
+
+def _whole_number(text: str | None, *, default: int, least: int = 0) -> int:
+    """An attribute as a whole number of at least `least`; `default` if it is missing or malformed."""
+    try:
+        number = int(text or "")
+    except ValueError:
+        return default
+    return number if number >= least else default
 
 
 FLUORESCENCE = ("Fluor", "EmissionWavelength", "ExcitationWavelength")
@@ -207,21 +206,21 @@ RGB_COLOURS = (0xFF0000, 0x00FF00, 0x0000FF)
 WHITE = 0xFFFFFF
 
 
-def _may_be_rgb(channels: list[Any]) -> bool:
-    """Whether the names, colours and attributes of three channels are compatible with red, green and blue."""
-    if any(channel.get(name) for channel in channels for name in FLUORESCENCE):
+def _states_rgb(channels: list[Any]) -> bool:
+    """Whether the channels are red, green and blue by their names or, if they have none, their colours."""
+    if len(channels) != 3 or any(channel.get(name) for channel in channels for name in FLUORESCENCE):
         return False
     if any(channel.get("ContrastMethod") == "Fluorescence" for channel in channels):
         return False
-    for channel, names, colour in zip(channels, RGB_NAMES, RGB_COLOURS, strict=False):
+    for channel, names, colour in zip(channels, RGB_NAMES, RGB_COLOURS, strict=True):
         name = (channel.get("Name") or "").strip().lower()
-        if name and name not in names:
-            return False
         try:  # Color is a signed 32-bit number with the bytes RGBA; -1 is white, the default.
             channel_colour = (int(channel.get("Color") or -1) & 0xFFFFFFFF) >> 8
         except ValueError:
-            continue
-        if channel_colour not in (WHITE, colour):
+            channel_colour = WHITE
+        if channel_colour not in (WHITE, colour) or name not in (*names, ""):
+            return False
+        if not name and channel_colour == WHITE:
             return False
     return True
 
@@ -231,10 +230,20 @@ def _children(node: Any, name: str) -> Iterator[Any]:
     return (child for child in node if isinstance(child.tag, str) and child.tag.rpartition("}")[2] == name)
 
 
-def _physical_size_um(attributes: Any, axis: str) -> float | None:
-    """The size of a pixel along an axis in µm; None if it is missing or its unit is unknown."""
-    value = _positive_number(attributes.get(f"PhysicalSize{axis}"))
-    unit_um = UM_PER_UNIT.get(str(attributes.get(f"PhysicalSize{axis}Unit", "µm")))
+def _physical_size(attributes: Mapping[str, Any]) -> PixelUm | None:
+    """Size of a pixel from PhysicalSizeX and PhysicalSizeY; None if neither is stated.
+
+    Without PhysicalSizeY pixels are square. A value that is not a positive length in a known unit is None.
+    """
+    if not any(f"PhysicalSize{axis}" in attributes for axis in "XY"):
+        return None
+    x = _length_um(attributes, "PhysicalSizeX")
+    return x, _length_um(attributes, "PhysicalSizeY") if "PhysicalSizeY" in attributes else x
+
+
+def _length_um(attributes: Mapping[str, Any], name: str) -> float | None:
+    value = _positive_number(attributes.get(name))
+    unit_um = UM_PER_UNIT.get(str(attributes.get(f"{name}Unit", "µm")))
     return None if value is None or unit_um is None else value * unit_um
 
 
