@@ -217,12 +217,6 @@ def test_unreadable_paths_are_named(tmp_path: Path) -> None:
         files.open_url(tmp_path)
 
 
-def test_free_space_is_checked(tmp_path: Path) -> None:
-    files.need_space(tmp_path / "not" / "yet", 1)
-    with pytest.raises(ResultsError, match="not enough space"):
-        files.need_space(tmp_path, 1 << 62)
-
-
 def test_flush_all_reaches_every_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "chunk").write_bytes(b"x")

@@ -29,6 +29,11 @@ grids = st.builds(
 )
 
 
+def field_box(grid: MapGrid, row: int, column: int) -> Box:
+    """The lattice box of one field."""
+    return Box(*grid.field_boxes(np.array([[row, column]])).ravel().tolist())
+
+
 @given(grids)
 def test_fields_stitch_to_the_whole_map(grid: MapGrid) -> None:
     """A net that returns each cell's window start gives back the coordinates of every cell, once."""
@@ -37,11 +42,11 @@ def test_fields_stitch_to_the_whole_map(grid: MapGrid) -> None:
     covered = np.zeros_like(states)
     for row, column in grid.fields_over(np.ones((grid.rows, grid.columns), np.bool_)):
         field = (int(row), int(column))
-        box = grid.field_box(*field)
+        box = field_box(grid, *field)
         x = box.x + grid.stride * np.arange(grid.cells)
         y = box.y + grid.stride * np.arange(grid.cells)
         values = np.stack(np.broadcast_arrays(x[None, :], y[:, None])).astype(np.float32)
-        place_field(scores, states, grid, field, values)
+        place_field((scores, states), grid, field, values)
         covered[grid.field_cells(*field)] += 1
         assert x[-1] + grid.window == box.right
     assert (covered == 1).all() and (states == State.SCORED).all()
@@ -58,13 +63,13 @@ def test_the_published_example() -> None:
     assert (grid.rows, grid.columns) == (13824, 6112)
     assert (grid.field_rows, grid.field_columns) == (84, 37)
     assert grid.field_side == 2884
-    assert grid.field_box(0, 0).x == -114
-    assert grid.field_box(0, 1).x == 2542
+    assert field_box(grid, 0, 0).x == -114
+    assert field_box(grid, 0, 1).x == 2542
 
 
 def test_neighbouring_fields_overlap_by_window_minus_stride() -> None:
     grid = MapGrid(lattice_of(10000, 10000), 32, 244, 83)
-    first, second = grid.field_box(0, 0), grid.field_box(0, 1)
+    first, second = field_box(grid, 0, 0), field_box(grid, 0, 1)
     assert second.x - first.x == 2656
     assert first.right - second.x == 212
 
@@ -112,7 +117,24 @@ def test_cells_by_centre_follow_the_mask() -> None:
 
 
 def test_cells_in_a_box() -> None:
-    grid = MapGrid(lattice_of(100, 60), 10, 10)
-    cells = cells_in_box(grid, Box(15, 5, 20, 10))
+    cells = cells_in_box((6, 10), (10.0, 10.0), Box(15, 5, 20, 10))
     # centres at x 15, 25 and at y 5: the box is half-open, so 35 and 15 lie outside
     assert np.argwhere(cells).tolist() == [[0, 1], [0, 2]]
+
+
+@given(grids, st.randoms(use_true_random=False))
+def test_failed_and_scored_fields_fill_a_block_of_the_map(grid: MapGrid, random: object) -> None:
+    """Blocks of one row of fields, as production writes them, join to the map that is filled as a whole."""
+    rng = np.random.default_rng(random.randint(0, 2**32))  # type: ignore[attr-defined]
+    whole = np.zeros((1, grid.rows, grid.columns), np.float32), np.zeros((grid.rows, grid.columns), np.uint8)
+    joined = np.zeros_like(whole[0]), np.zeros_like(whole[1])
+    for row in range(grid.field_rows):
+        rows, _ = grid.field_cells(row, 0)
+        block = joined[0][:, rows], joined[1][rows]
+        for column in range(grid.field_columns):
+            values = rng.random((1, grid.cells, grid.cells), np.float32) if rng.random() < 0.7 else None
+            place_field(whole, grid, (row, column), values)
+            place_field(block, grid, (row, column), values, (rows.start, 0))
+    assert np.array_equal(whole[0], joined[0]) and np.array_equal(whole[1], joined[1])
+    assert set(np.unique(whole[1])) <= {State.SCORED, State.FAILED}
+    assert not whole[0][0, whole[1] == State.FAILED].any()

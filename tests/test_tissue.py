@@ -14,7 +14,7 @@ from scipy import ndimage
 from lobule.geometry import Box
 from lobule.phantoms.slides import SlidePhantom, render, truth_of
 from lobule.slides import slide as slides
-from lobule.tissue import TissueConfig, camelyon_mask, find_tissue, preview
+from lobule.tissue import TissueConfig, camelyon_mask, find_tissue
 from lobule.units import Mpp
 
 H_OD = np.array([0.65, 0.70, 0.29])
@@ -207,19 +207,6 @@ def test_stored_metadata_is_plain() -> None:
     tissue = find_tissue(eight_bit(stained(picture(), ROUND, 0.4, 0.3)), 16.0)
     stored = json.loads(json.dumps(tissue.to_dict(), allow_nan=False))
     assert TissueConfig(**stored["config"]) == tissue.config and stored["area_mm2"] == tissue.area_mm2
-
-
-def test_preview_draws_the_outline() -> None:
-    image = eight_bit(stained(picture(), ROUND, 0.4, 0.3))
-    original = image.copy()
-    tissue = find_tissue(image, 16.0)
-    preview_image = preview(image, tissue)
-    inner = ndimage.binary_erosion(tissue.mask, np.ones((3, 3)))
-    assert np.array_equal(image, original) and np.array_equal(preview_image[inner], image[inner])
-    assert (preview_image[tissue.mask & ~inner] == (0, 160, 60)).all()
-    assert (preview_image[~tissue.mask] >= image[~tissue.mask]).all()
-    with pytest.raises(ValueError, match="mask"):
-        preview(image, tissue.mask[1:])
 
 
 # -- generated slides ---------------------------------------------------------------------------------------

@@ -39,24 +39,6 @@ def optical_density(rgb: RGB, log: Literal["natural", "10"] = "natural") -> NDAr
     return (-np.log(levels) if log == "natural" else -np.log10(levels))[rgb]
 
 
-def rgb_of_density(density: NDArray[np.floating[Any]], log: Literal["natural", "10"] = "natural") -> RGB:
-    """The inverse of `optical_density`, rounded and clipped to 8 bits."""
-    light = np.exp(-density) if log == "natural" else np.power(10.0, -density)
-    rgb: RGB = np.clip(np.rint(IO * light - 1), 0, 255).astype(np.uint8)
-    return rgb
-
-
-def separate_stains(rgb: RGB) -> NDArray[np.float64]:
-    """Amounts of hematoxylin, eosin and residual (..., 3), in densities of log base 10."""
-    stains: NDArray[np.float64] = optical_density(rgb, "10") @ np.linalg.inv(STAINS)
-    return stains
-
-
-def mix_stains(stains: NDArray[np.floating[Any]]) -> RGB:
-    """The inverse of `separate_stains`."""
-    return rgb_of_density(stains @ STAINS, "10")
-
-
 @dataclass(frozen=True)
 class DensityTables:
     """Tables (256, 4) for each channel, whose rows multiplied give 240 · exp(-(A · OD)).

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
 import tempfile
 import time
@@ -409,24 +408,3 @@ def _store_hash(key: str, state: list[Any], identity: str) -> None:
         path = _hash_path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"path": ascii(key), "state": state, "identity": identity})
-
-
-# -- free space ---------------------------------------------------------------------------------------------
-
-
-def need_space(folder: str | Path, size: int) -> None:
-    """Raise `ResultsError` if the disk of a local folder has less than `size` bytes of free space."""
-    if is_url(folder):
-        return
-    existing = Path(folder).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
-    if free < size:
-        raise ResultsError(
-            "not enough space on the disk",
-            subject=folder,
-            expected=f"{size / 1e9:.1f} GB free",
-            actual=f"{free / 1e9:.1f} GB",
-            remedy="Free some space, or write elsewhere",
-        )

@@ -70,11 +70,16 @@ class MapGrid:
         """Level-0 pixels per cell in x and y."""
         return float(self.stride * self.lattice.step_x), float(self.stride * self.lattice.step_y)
 
-    def field_box(self, field_row: int, field_column: int) -> Box:
-        """Return the lattice box that a field reads. Outside the image, pixels are white."""
-        start = self.first_start
-        step = self.stride * self.cells
-        return Box(start + step * field_column, start + step * field_row, self.field_side, self.field_side)
+    def field_boxes(self, field_indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the lattice boxes (n, 4) that fields read: x, y, width and height.
+
+        Outside the image, pixels are white.
+
+        Args:
+            field_indices: Rows and columns (n, 2) of the fields.
+        """
+        corners = self.first_start + self.stride * self.cells * field_indices[:, ::-1].astype(np.int64)
+        return np.column_stack([corners, np.full_like(corners, self.field_side)])
 
     def field_cells(self, field_row: int, field_column: int) -> tuple[slice, slice]:
         """Return the rows and columns of the map that a field fills, clipped at the edge of the map."""
@@ -152,10 +157,14 @@ def _at_fractions(summed: NDArray[np.float64], positions: NDArray[np.float64]) -
     return between
 
 
-def cells_in_box(grid: MapGrid, l0_box: Box) -> Cells:
-    """Return the cells whose centre lies in a level-0 box."""
-    l0_x = (np.arange(grid.columns) + 0.5) * grid.l0_cell[0]
-    l0_y = (np.arange(grid.rows) + 0.5) * grid.l0_cell[1]
-    in_x = (l0_x >= l0_box.x) & (l0_x < l0_box.right)
-    in_y = (l0_y >= l0_box.y) & (l0_y < l0_box.bottom)
-    return np.asarray(in_y[:, None] & in_x[None, :], np.bool_)
+def cells_in_box(shape: tuple[int, ...], l0_cell: tuple[float, float], l0_box: Box) -> Cells:
+    """Return the cells whose centre lies in a level-0 box.
+
+    Args:
+        shape: Rows and columns of the cells, which start at level-0 (0, 0).
+        l0_cell: Level-0 pixels per cell in x and y.
+        l0_box: The box.
+    """
+    l0_x, l0_y = (np.arange(shape[1]) + 0.5) * l0_cell[0], (np.arange(shape[0]) + 0.5) * l0_cell[1]
+    columns, rows = (l0_x >= l0_box.x) & (l0_x < l0_box.right), (l0_y >= l0_box.y) & (l0_y < l0_box.bottom)
+    return np.asarray(rows[:, None] & columns[None, :], np.bool_)

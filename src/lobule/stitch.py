@@ -26,12 +26,31 @@ class State(IntEnum):
 
 
 def place_field(
-    scores: Scores, states: States, grid: MapGrid, field: tuple[int, int], values: Scores
+    block: tuple[Scores, States],
+    grid: MapGrid,
+    field: tuple[int, int],
+    values: Scores | None,
+    origin: tuple[int, int] = (0, 0),
 ) -> None:
-    """Write the values (classes, cells, cells) of a field into a map and mark the cells as scored."""
+    """Write a field into a block of a map.
+
+    Args:
+        block: Scores and states of the block.
+        grid: The grid of the map.
+        field: Row and column of the field.
+        values: The values (classes, cells, cells) of the field, whose cells are then scored; None marks them
+            as failed.
+        origin: Row and column of the first cell of the block.
+    """
+    scores, states = block
     rows, columns = grid.field_cells(*field)
-    scores[:, rows, columns] = values[:, : rows.stop - rows.start, : columns.stop - columns.start]
-    states[rows, columns] = State.SCORED
+    inside = (
+        slice(rows.start - origin[0], rows.stop - origin[0]),
+        slice(columns.start - origin[1], columns.stop - origin[1]),
+    )
+    states[inside] = State.FAILED if values is None else State.SCORED
+    if values is not None:
+        scores[:, *inside] = values[:, : rows.stop - rows.start, : columns.stop - columns.start]
 
 
 def reduce_map(

@@ -325,21 +325,3 @@ def _without_lines(mask: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
         spread = np.linalg.eigvalsh(np.cov(np.stack([y * mpp.y, x * mpp.x])))
         dropped[piece] = 4 * np.sqrt(max(0.0, spread[0])) < config.line_width_um
     return np.asarray(mask & ~dropped[pieces])
-
-
-def preview(rgb: RGB, tissue: TissueMask | Mask, colour: tuple[int, int, int] = (0, 160, 60)) -> RGB:
-    """Draw the outline of tissue on the picture, pale everything else, and outline pen marks in red."""
-    mask = tissue.mask if isinstance(tissue, TissueMask) else tissue
-    if mask.shape != rgb.shape[:2]:
-        raise ValueError(f"the mask has shape {mask.shape}, but the picture has {rgb.shape[:2]}")
-    out = rgb.copy()
-    out[~mask] = (out[~mask].astype(np.uint16) + 2 * 255) // 3
-    width = max(1, max(mask.shape) // 800)
-    out[_rim(mask, width)] = colour
-    if isinstance(tissue, TissueMask) and tissue.pen.any():
-        out[_rim(tissue.pen, width)] = (200, 30, 30)
-    return out
-
-
-def _rim(mask: Mask, width: int) -> Mask:
-    return np.asarray(mask & ~ndimage.binary_erosion(mask, EIGHT, iterations=width, border_value=1))

@@ -4,15 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NewType
-
-Microns = NewType("Microns", float)
-Level0Px = NewType("Level0Px", int)
-"""Pixels of level 0: the uncropped OpenSlide frame, the only frame that is stored."""
-LatticePx = NewType("LatticePx", int)
-"""Pixels of the lattice that is read (see `geometry.Lattice`)."""
-MapPx = NewType("MapPx", int)
-"""Cells of a map."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +28,3 @@ class Mpp:
         if abs(self.x - self.y) < 1e-4 * self.x:
             return f"{self.x:.4g} µm/px"
         return f"{self.x:.4g} × {self.y:.4g} µm/px"
-
-
-def mpp_of_magnification(objective: float) -> Mpp:
-    """Return the usual resolution of a magnification such as "20x": 10 µm/px divided by it."""
-    return Mpp.square(10.0 / objective)

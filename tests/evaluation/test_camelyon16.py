@@ -17,7 +17,8 @@ from lobule.cli.base import LazyGroup, run
 from lobule.cohort import Case
 from lobule.errors import ResultsError, UsageError
 from lobule.evaluation import Options, open_source
-from lobule.evaluation.sources import read_detections, read_probabilities
+from lobule.evaluation.lesions import match_slides
+from lobule.evaluation.sources import CaseResult, read_detections, read_probabilities
 from lobule.phantoms.truth import Outline, SlideTruth, write_annotation_files, write_mask_tiff
 from lobule.results.maps import MapInfo, MapWriter
 from lobule.stitch import State
@@ -335,3 +336,16 @@ def test_slide_scores_and_detections_can_be_combined(tmp_path: Path, answer: Run
     assert {file.name for file in out.glob("*.svg")} == {
         "roc.svg", "precision-recall.svg", "reliability.svg", "froc.svg",
     }  # fmt: skip
+
+
+def test_slide_whose_other_findings_cannot_be_matched_is_noted() -> None:
+    slides = [
+        (Case(name, name, "slide"), CaseResult("complete", {}, np.zeros((0, 3))), False) for name in "ab"
+    ]
+    impossible = CaseResult("complete", {}, np.array([[0.5, -3.0, 4.0]]))
+    others = {"a": CaseResult("complete", {}, np.zeros((0, 3))), "b": impossible}
+    matched = match_slides(slides, Options(), others)
+    assert [case.id for case in matched.cases] == ["a", "b"] and not matched.left_out
+    assert [match is None for match in matched.other_matches] == [False, True]
+    (note,) = [note for note in matched.notes if "comparison" in note]
+    assert note.startswith("b: left out of the comparison of lesions") and "impossible coordinates" in note

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from lobule.errors import ConfigError, ModelError
 from lobule.nets.backbones import BACKBONES
-from lobule.nets.dense import densify, offset_passes
+from lobule.nets.dense import densify
 from lobule.nets.inference import for_inference
 from lobule.nets.receptive import geometry_of
 from tests.nets.scannet_recipe import golden_image, golden_net
 from tests.nets.thin_nets import thin_backbone
+from tests.reference.dense import offset_passes
 
 STRIDE_16 = {"squeezenet1_1"}
 ALWAYS = {"scannet_vgg16": 32, "tiny": 32, "squeezenet1_1": 32, "resnet18": 8, "resnet50": 2, "vgg11_bn": 4}

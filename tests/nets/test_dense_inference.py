@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from lobule.errors import ModelError
-from lobule.nets.dense import densify, offset_passes
-from lobule.nets.inference import fold_batch_norm, fold_scaling, for_inference
+from lobule.nets.dense import densify
+from lobule.nets.inference import fold_batch_norm, for_inference
 from lobule.nets.receptive import geometry_of
 from lobule.nets.scaling import PLAIN_SCALING, InputScaling
 from tests.nets.scannet_recipe import golden_image, golden_net
 from tests.nets.thin_nets import thin_backbone
+from tests.reference.dense import offset_passes
 
 
 @pytest.mark.parametrize("name", ["tiny", "resnet18", "squeezenet1_1", "vgg11_bn"])
@@ -70,17 +71,6 @@ def test_scaling_by_the_formula() -> None:
     assert scaled.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(scaled.permute(0, 2, 3, 1).numpy(), expected, atol=2e-6)
     assert scaling.apply(torch.from_numpy(images), torch.bfloat16).dtype == torch.bfloat16
-
-
-def test_scaling_folds_into_the_first_convolution() -> None:
-    images = torch.randint(0, 256, (1, 244, 290, 3), dtype=torch.uint8)
-    for net in (golden_net("folded:"), for_inference(thin_backbone("tiny"))):
-        folded = fold_scaling(net, PLAIN_SCALING)
-        with torch.inference_mode():
-            expected = net(PLAIN_SCALING.apply(images))
-            torch.testing.assert_close(
-                folded(images.permute(0, 3, 1, 2).float()), expected, rtol=1e-4, atol=1e-5
-            )
 
 
 def test_scaling_is_stored_and_read_back() -> None:

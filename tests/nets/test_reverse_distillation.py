@@ -26,6 +26,7 @@ from lobule.nets.reverse_distillation import (
 )
 from lobule.nets.scaling import InputScaling
 from lobule.nets.teachers import ChannelStatistics, Teacher, load_teacher_weights, teacher
+from tests.reference.anomaly import anomaly_map, patch_scores
 
 CASES = [
     pytest.param("resnet18", "rd4ad"),
@@ -134,8 +135,8 @@ def test_recorded_forward_passes_losses_and_maps(golden: Any, arch: str, variant
 
 def check_maps(maps: Maps, rebuilt: Maps, case: dict[str, Any]) -> None:
     size = (case["image_side"], case["image_side"])
-    raw = anomaly.anomaly_map(maps, rebuilt, size)
-    scores = anomaly.patch_scores(maps, rebuilt, size)
+    raw = anomaly_map(maps, rebuilt, size)
+    scores = patch_scores(maps, rebuilt, size)
     for k, expected in enumerate(case["eval"]["anomaly_maps"]):
         for name in ("mean", "max", "min"):
             assert getattr(raw[k], name)().item() == pytest.approx(expected["raw"][name], rel=1e-4)
@@ -239,9 +240,9 @@ def test_smoothing_equals_scipys_for_every_map_of_a_batch(size: tuple[int, int])
 def test_the_anomaly_is_zero_for_equal_maps_and_six_for_opposite_maps() -> None:
     maps = (torch.rand(2, 3, 8, 8) + 0.1, torch.rand(2, 4, 4, 4) + 0.1, torch.rand(2, 5, 2, 2) + 0.1)
     opposite = (-maps[0], -maps[1], -maps[2])
-    np.testing.assert_allclose(anomaly.anomaly_map(maps, maps, (32, 32)), 0, atol=1e-5)
-    np.testing.assert_allclose(anomaly.anomaly_map(maps, opposite, (32, 32)), 6, atol=1e-5)
-    half = anomaly.anomaly_map(tuple(m.bfloat16() for m in maps), maps, (32, 32))  # type: ignore[arg-type]
+    np.testing.assert_allclose(anomaly_map(maps, maps, (32, 32)), 0, atol=1e-5)
+    np.testing.assert_allclose(anomaly_map(maps, opposite, (32, 32)), 6, atol=1e-5)
+    half = anomaly_map(tuple(m.bfloat16() for m in maps), maps, (32, 32))  # type: ignore[arg-type]
     assert half.dtype == torch.float32
 
 
@@ -359,7 +360,7 @@ def test_every_backbone_has_a_matching_student_even_for_odd_sides(
     assert [m.shape for m in maps] == [m.shape for m in rebuilt]
     if signed:
         assert any(bool((m < 0).any()) for m in rebuilt)
-    scores = anomaly.patch_scores(maps, rebuilt, (rows, columns), frozen.padded_size(rows, columns))
+    scores = patch_scores(maps, rebuilt, (rows, columns), frozen.padded_size(rows, columns))
     assert scores["anomaly"].shape == (1, rows, columns)
     assert scores["mean"].isfinite().all()
 
@@ -408,7 +409,7 @@ def test_the_combined_net_gives_the_patch_score(side: int) -> None:
     images = torch.randn(2, 3, side, side)
     with torch.no_grad():
         maps = frozen(images)
-        expected = anomaly.patch_scores(maps, student(maps), (side, side), (64, 64))["mean"]
+        expected = patch_scores(maps, student(maps), (side, side), (64, 64))["mean"]
         means = anomaly.window_means(anomaly.Distances(frozen, student)(images), side, 64)
     np.testing.assert_allclose(means[:, 0, 0], expected, rtol=1e-5)
 

@@ -21,7 +21,7 @@ from lobule.annotations.geojson import read_geojson, write_geojson
 from lobule.annotations.masks import ClassMask, mask_annotation, read_mask, write_mask
 from lobule.annotations.ncrf import read_ncrf, write_ncrf
 from lobule.annotations.outline import Annotation, Kind, Polygon
-from lobule.annotations.raster import Lesion, area_um2, fill, in_tumour, inside, lesions, rasterise
+from lobule.annotations.raster import fill, in_tumour, inside, rasterise
 from lobule.errors import AnnotationError, ConfigError, TooLarge
 from lobule.files import open_url, write_bytes
 from lobule.geometry import Size
@@ -30,13 +30,10 @@ __all__ = [
     "Annotation",
     "ClassMask",
     "Kind",
-    "Lesion",
     "Polygon",
-    "area_um2",
     "fill",
     "in_tumour",
     "inside",
-    "lesions",
     "rasterise",
     "read_annotation",
     "read_class_mask",

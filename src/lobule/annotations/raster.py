@@ -1,4 +1,4 @@
-"""Annotations as masks, tests of points against them, and their lesions with areas.
+"""Annotations as masks, and tests of points against them.
 
 The even-odd rule of each polygon decides whether a point is inside. It is half-open: a point on a left or
 upper edge is inside, one on a right or lower edge is outside, so that neighbours share no point. A mask
@@ -8,23 +8,16 @@ applies this rule to the centres of its cells. All 40,000 sampled points publish
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import shapely
 from numpy.typing import ArrayLike, NDArray
 
 from lobule.annotations.outline import Annotation, Polygon, Ring
-from lobule.findings import LesionClass, Outline, lesion_class, longest_extent
 from lobule.geometry import Box
-from lobule.units import Mpp
 
 BAND_CELLS = 1 << 24
 """Number of cells filled at once, which limits the memory of a large mask."""
-
-LEAST_LESION_UM2 = 25.0
-"""Smaller regions are ignored: they are slivers where a hand-drawn outline crosses itself."""
 
 
 def inside(polygons: Sequence[Polygon], l0_points: ArrayLike) -> NDArray[np.bool_]:
@@ -127,45 +120,3 @@ def _crossings(
     line = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + low[edge]
     (x0, y0), (x1, y1) = upper[edge].T, lower[edge].T
     return line, x0 + (sorted_y[line] - y0) * ((x1 - x0) / (y1 - y0))
-
-
-@dataclass(frozen=True, eq=False)
-class Lesion:
-    """One connected tumour region of an annotation."""
-
-    outline: Outline
-    area_um2: float
-    extent_um: float
-    """The longest distance between two of its points."""
-    lesion_class: LesionClass
-
-
-def area_um2(polygons: Sequence[Polygon], mpp: Mpp) -> float:
-    """Area of the union of polygons."""
-    return float(shapely.area(_union(polygons))) * mpp.x * mpp.y
-
-
-def lesions(annotation: Annotation, mpp: Mpp) -> tuple[Lesion, ...]:
-    """The connected regions of union(tumour) minus union(exclusions), as outlines in level-0 pixels."""
-    region = shapely.difference(_union(annotation.of_kind("tumour")), _union(annotation.of_kind("exclusion")))
-    polygons = []
-    for geometry in shapely.get_parts(region):
-        if geometry.area * mpp.x * mpp.y < LEAST_LESION_UM2:
-            continue
-        rings = [shapely.get_coordinates(ring)[:-1] for ring in shapely.get_rings(geometry)]
-        extent = longest_extent(rings[0] * (mpp.x, mpp.y))
-        polygons.append(
-            Lesion(
-                Outline(rings[0], tuple(rings[1:])),
-                geometry.area * mpp.x * mpp.y,
-                extent,
-                lesion_class(extent),
-            )
-        )
-    return tuple(polygons)
-
-
-def _union(polygons: Sequence[Polygon]) -> shapely.Geometry:
-    """The union as a valid geometry. Rings that cross themselves are filled by the even-odd rule."""
-    shapes = [shapely.Polygon(polygon.points, polygon.holes) for polygon in polygons]
-    return shapely.union_all(shapely.make_valid(shapes)) if shapes else shapely.Polygon()

@@ -93,16 +93,6 @@ class Cohort:
             raise ConfigError(f"there is no split '{name}'", expected=f"one of {', '.join(SPLITS)}")
         return self.where(lambda case: case.split == name)
 
-    def site(self, name: str) -> Cohort:
-        return self.where(lambda case: case.site == name)
-
-    def by(self, column: str) -> dict[str | None, Cohort]:
-        """Group the cases by the value in a column, in order of first occurrence; blank cells give None."""
-        groups: dict[str | None, list[Case]] = {}
-        for case in self.cases:
-            groups.setdefault(case.value(column), []).append(case)
-        return {value: Cohort(tuple(cases), self.path) for value, cases in groups.items()}
-
     def patients(self) -> tuple[str, ...]:
         """Every patient once, sorted."""
         return tuple(sorted({case.patient for case in self.cases}))
@@ -110,10 +100,6 @@ class Cohort:
     def labels(self) -> tuple[str, ...]:
         """Every label that occurs, sorted."""
         return tuple(sorted({case.label for case in self.cases if case.label is not None}))
-
-    def sites(self) -> tuple[str, ...]:
-        """Every site that occurs, sorted."""
-        return tuple(sorted({case.site for case in self.cases if case.site is not None}))
 
     def splits(self) -> tuple[str, ...]:
         """The splits that have cases, in the order train, val, test."""

@@ -73,12 +73,14 @@ def match_slides(
                 left_out[case.id] = truth
                 continue
             matches.append(_match_slide(case, result, truth, classes))
-            other_result = None if other_results is None else other_results.get(case.id)
-            other_matches.append(_match_other(case, other_result, truth, classes))
         except LobuleError as error:
             left_out[case.id] = str(error)
             continue
         cases.append(case)
+        other_match, problem = _match_other(case, (other_results or {}).get(case.id), truth, classes)
+        other_matches.append(other_match)
+        if problem is not None:
+            notes.setdefault(f"left out of the comparison of lesions: {problem}", []).append(case.id)
         for note in truth.notes:
             notes.setdefault(note, []).append(case.id)
     slide_notes = tuple(f"{_join_names(names)}: {note}" for note, names in notes.items())
@@ -93,13 +95,14 @@ def _match_slide(case: Case, result: CaseResult, truth: Truth, classes: frozense
 
 def _match_other(
     case: Case, result: CaseResult | None, truth: Truth, classes: frozenset[str]
-) -> SlideMatch | None:
+) -> tuple[SlideMatch | None, str | None]:
+    """The match of the other source; None without its detections, and None with the reason if it fails."""
     if result is None or result.detections is None:
-        return None
+        return None, None
     try:
-        return _match_slide(case, result, truth, classes)
-    except LobuleError:
-        return None
+        return _match_slide(case, result, truth, classes), None
+    except LobuleError as error:
+        return None, f"the findings of the other source cannot be matched: {error}"
 
 
 def _select_classes(detections: Floats, labels: Sequence[str | None], classes: frozenset[str]) -> Floats:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from lobule.errors import UsageError
+from lobule.evaluation.few_patients import without_intervals
 from lobule.evaluation.options import Options
 from lobule.files import open_url
 from lobule.measures.estimate import Floats
-from lobule.measures.readers import ReaderStudy, Row
+from lobule.measures.readers import ReaderStudy
 from lobule.results.result import RESEARCH_USE
 
 TRUTH = ("malignant", "label", "truth")
@@ -59,12 +60,13 @@ def evaluate_readers(path: str | Path, options: Options | None = None) -> dict[s
         )
     resampling = (options or Options()).resampling
     study = ReaderStudy.of(labels, readers, None if group is None else columns[group], resampling)
-    rows = [_row(row, "reader") for row in study.each_reader()]
-    rows += [_row(study.rater(name, scores), "model") for name, scores in models.items()]
-    rows.append(_row(study.mean_of_readers(), "mean"))
-    rows.append(_row(study.readers_together(), "together"))
-    rows += [
-        _row(study.hybrid(scores, 0.5, f"readers and {name}"), "mixed") for name, scores in models.items()
+    patients = len(labels) if group is None else len(set(columns[group]))
+    rows = [
+        *(("reader", row) for row in study.each_reader()),
+        *(("model", study.rater(name, scores)) for name, scores in models.items()),
+        ("mean", study.mean_of_readers()),
+        ("together", study.readers_together()),
+        *(("mixed", study.hybrid(scores, 0.5, f"readers and {name}")) for name, scores in models.items()),
     ]
     return {
         "format": FORMAT,
@@ -72,14 +74,10 @@ def evaluate_readers(path: str | Path, options: Options | None = None) -> dict[s
         "source": str(path),
         "cases": len(labels),
         "positive": int(labels.sum()),
-        "patients": len(labels) if group is None else len(set(columns[group])),
+        "patients": patients,
         "resampled": group or "row",
-        "rows": rows,
+        "rows": [without_intervals({"kind": kind} | row.to_dict(), patients) for kind, row in rows],
     }
-
-
-def _row(row: Row, kind: str) -> dict[str, Any]:
-    return {"kind": kind} | row.to_dict()
 
 
 def _read(path: str | Path) -> Mapping[str, Sequence[str]]:

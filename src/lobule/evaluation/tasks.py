@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.cohort import Case
-from lobule.evaluation.labels import Target, TargetPlan
+from lobule.evaluation.few_patients import without_intervals
+from lobule.evaluation.labels import TargetPlan
 from lobule.evaluation.options import Options
 from lobule.evaluation.sources import ANY_SCORE, CaseResult
 from lobule.measures.calibration import log_loss, reliability
@@ -59,6 +60,10 @@ class Task:
 # -- making tasks -------------------------------------------------------------------------------------------
 
 
+Row = tuple[Case, bool, float, float]
+"""A case (or breast): its label, its score, and its score in the other source; NaN if that has none."""
+
+
 def case_tasks(
     case_results: Sequence[tuple[Case, CaseResult]],
     plan: TargetPlan,
@@ -66,30 +71,37 @@ def case_tasks(
     unit: str,
 ) -> list[Task]:
     """One task per target, over the cases with a label and a score."""
-    return [_case_task(case_results, target, other_results, unit) for target in plan.targets]
+    tasks = []
+    for target in plan.targets:
+        rows = [
+            (
+                case,
+                case.label in target.positive,
+                score,
+                _other_score(case, other_results, target.scores, True),
+            )
+            for case, result in case_results
+            if case.label is not None and (score := total(result.scores, target.scores)) is not None
+        ]
+        tasks.append(_make_task(target.name, unit, rows, other_results is not None))
+    return tasks
 
 
-def _case_task(
-    case_results: Sequence[tuple[Case, CaseResult]],
-    target: Target,
-    other_results: Mapping[str, CaseResult] | None,
-    unit: str,
-) -> Task:
-    cases, labels, scores, other_scores = [], [], [], []
-    for case, result in case_results:
-        score = total(result.scores, target.scores)
-        if case.label is None or score is None:
-            continue
-        cases.append(case)
-        labels.append(case.label in target.positive)
-        scores.append(score)
-        other_case_scores = (
-            None if other_results is None or case.id not in other_results else other_results[case.id].scores
-        )
-        other_scores.append(np.nan if other_case_scores is None else _other_score(other_case_scores, target))
-    return _make_task(
-        target.name, unit, cases, labels, scores, None if other_results is None else other_scores
-    )
+def breast_tasks(
+    case_results: Sequence[tuple[Case, CaseResult]], other_results: Mapping[str, CaseResult] | None
+) -> list[Task]:
+    """One task for malignant and one for benign, each over the breasts with a label and a score."""
+    tasks = []
+    for diagnosis in ("malignant", "benign"):
+        rows = [
+            (case, case.breast_labels[name], score, _other_score(case, other_results, (name,)))
+            for case, result in case_results
+            for name in (f"{side}_{diagnosis}" for side in SIDES)
+            if name in case.breast_labels and (score := total(result.scores, (name,))) is not None
+        ]
+        if rows:
+            tasks.append(_make_task(diagnosis, "breasts", rows, other_results is not None))
+    return tasks
 
 
 def total(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
@@ -101,64 +113,34 @@ def total(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
     return float(sum(scores[name] for name in names))
 
 
-def _other_score(scores: Mapping[str, float], target: Target) -> float:
-    """The score of the other source; NaN if it is missing.
+def _other_score(
+    case: Case,
+    other_results: Mapping[str, CaseResult] | None,
+    names: Sequence[str],
+    any_name: bool = False,
+) -> float:
+    """The score of a case in the other source; NaN if it is missing.
 
-    If the other source has only one score, its name does not matter.
+    With `any_name`, the only score of a case may have any name.
     """
-    score = total(scores, target.scores)
-    if score is None and len(scores) == 1:
-        return float(next(iter(scores.values())))
-    return np.nan if score is None else score
+    result = (other_results or {}).get(case.id)
+    scores = {} if result is None else result.scores
+    score = total(scores, names)
+    if score is None and any_name and len(scores) == 1:
+        score = next(iter(scores.values()))
+    return np.nan if score is None else float(score)
 
 
-def breast_tasks(
-    case_results: Sequence[tuple[Case, CaseResult]], other_results: Mapping[str, CaseResult] | None
-) -> list[Task]:
-    """One task for malignant and one for benign, each over the breasts with a label and a score."""
-    tasks = []
-    for diagnosis in ("malignant", "benign"):
-        cases, labels, scores, other_scores = [], [], [], []
-        for case, result in case_results:
-            for name in (f"{side}_{diagnosis}" for side in SIDES):
-                score = total(result.scores, (name,))
-                if name not in case.breast_labels or score is None:
-                    continue
-                cases.append(case)
-                labels.append(case.breast_labels[name])
-                scores.append(score)
-                other_case_scores = (
-                    {}
-                    if other_results is None or case.id not in other_results
-                    else other_results[case.id].scores
-                )
-                other_score = total(other_case_scores, (name,))
-                other_scores.append(np.nan if other_score is None else other_score)
-        if cases:
-            tasks.append(
-                _make_task(
-                    diagnosis,
-                    "breasts",
-                    cases,
-                    labels,
-                    scores,
-                    None if other_results is None else other_scores,
-                )
-            )
-    return tasks
-
-
-def _make_task(
-    name: str,
-    unit: str,
-    cases: Sequence[Case],
-    labels: Sequence[bool],
-    scores: Sequence[float],
-    other_values: Sequence[float] | None,
-) -> Task:
-    other_scores = None if other_values is None else np.array(other_values, dtype=np.float64)
-    label, score = np.array(labels, dtype=bool), np.array(scores, dtype=np.float64)
-    return Task(name, unit, tuple(cases), label, score, other_scores)
+def _make_task(name: str, unit: str, rows: Sequence[Row], compared: bool) -> Task:
+    cases, labels, scores, other_scores = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return Task(
+        name,
+        unit,
+        cases,
+        np.array(labels, dtype=bool),
+        np.array(scores, dtype=np.float64),
+        np.array(other_scores, dtype=np.float64) if compared else None,
+    )
 
 
 # -- measuring ----------------------------------------------------------------------------------------------
@@ -233,15 +215,18 @@ def measure_classes(case_results: Sequence[tuple[Case, CaseResult]], plan: Targe
     names = [label for label, _ in plan.classes]
     class_index = {label: number for number, label in enumerate(names)}
     counts = np.zeros((len(names), len(names)), dtype=np.int64)
+    patients = set()
     for case, result in case_results:
         values = [result.scores.get(score) for _, score in plan.classes]
         if case.label in class_index and None not in values:
             counts[class_index[case.label], int(np.argmax(np.array(values, dtype=np.float64)))] += 1
+            patients.add(case.patient)
     class_cases = counts.sum(axis=1)
     recall = [float(counts[i, i] / class_cases[i]) for i in range(len(names)) if class_cases[i]]
-    return {
+    measures = {
         "classes": names,
         "confusion": counts.tolist(),
         "accuracy": wilson(int(np.trace(counts)), int(counts.sum())).to_dict(),
         "balanced_accuracy": float(np.mean(recall)) if recall else None,
     }
+    return without_intervals(measures, len(patients))

@@ -6,7 +6,6 @@ from lobule.findings.candidates import (
     cell_centre,
     components,
     non_maximum_suppression,
-    slide_score_max,
     suppression_radius,
 )
 from lobule.findings.finding import Finding, LesionClass, lesion_class, longest_extent
@@ -25,6 +24,5 @@ __all__ = [
     "longest_extent",
     "mask_outlines",
     "non_maximum_suppression",
-    "slide_score_max",
     "suppression_radius",
 ]

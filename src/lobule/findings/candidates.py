@@ -160,20 +160,3 @@ def _region_finding(
     return Finding(
         *l0_point, score, "polygon", label, box, polygon, cells, extent, area, lesion_class(extent)
     )
-
-
-def slide_score_max(
-    scores: Scores, tissue: NDArray[np.bool_] | None = None, *, smooth: bool = False
-) -> float | None:
-    """The highest score in tissue, of single cells or of 3 × 3 means; None if no cell has a score."""
-    scored = np.isfinite(scores) if tissue is None else np.isfinite(scores) & tissue
-    if not scored.any():
-        return None
-    values = np.where(scored, scores, 0.0)
-    if smooth:
-        # Cells without a score are ignored, so that they do not lower the means at the edge of tissue.
-        weight = ndimage.uniform_filter(scored.astype(np.float64), 3, mode="constant")
-        values = ndimage.uniform_filter(values.astype(np.float64), 3, mode="constant") / np.where(
-            scored, weight, 1
-        )
-    return float(values[scored].max())

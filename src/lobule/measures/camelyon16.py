@@ -87,14 +87,6 @@ class EvaluationMask:
         point_labels[near] = self.labels[row[near], column[near]]
         return point_labels
 
-    def full(self) -> NDArray[np.int32]:
-        """The labels of the whole level-5 image."""
-        labels = np.zeros(self.shape, dtype=np.int32)
-        labels[
-            self.row : self.row + self.labels.shape[0], self.column : self.column + self.labels.shape[1]
-        ] = self.labels
-        return labels
-
 
 def evaluation_mask(truth: NDArray[np.bool_] | NDArray[np.uint8]) -> EvaluationMask:
     """Create the evaluation mask of a level-5 ground truth: bool, or 8-bit with 255 for tumour."""

@@ -58,13 +58,6 @@ def from_torchvision(name: str, classes: int = 2) -> PatchNet:
     return PatchNet(unpadded_trunk(lambda: get_model(name, weights=None)), classes)
 
 
-def from_timm(name: str, classes: int = 2) -> PatchNet:
-    """Any of timm's plain convolutional nets, without padding."""
-    from timm import create_model
-
-    return PatchNet(unpadded_trunk(lambda: create_model(name, pretrained=False, num_classes=0)), classes)
-
-
 BACKBONES: dict[str, Callable[[int], nn.Module]] = {
     "scannet_vgg16": scannet_vgg16,
     "tiny": tiny,

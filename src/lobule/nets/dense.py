@@ -130,24 +130,3 @@ def _dilated(module: nn.Module, plan: _Plan) -> nn.Module:
     dilation = op.dilation * plan.dilation
     vars(dilated).update(dilation=(dilation, dilation), stride=(plan.stride, plan.stride))
     return dilated
-
-
-def offset_passes(net: nn.Module, x: Tensor, alpha: int) -> Tensor:
-    """The dense map by its definition: alpha² passes of the net over shifted inputs, interleaved."""
-    geometry = geometry_of(net)
-    dense = geometry.dense(alpha)
-    rows, columns = (dense.out_size(length) for length in x.shape[-2:])
-    dense_map: Tensor | None = None
-    for i in range(min(alpha, rows)):
-        for j in range(min(alpha, columns)):
-            pass_map = net(x[..., i * dense.stride :, j * dense.stride :])
-            if dense_map is None:
-                dense_map = pass_map.new_empty((*pass_map.shape[:2], rows, columns))
-            dense_map[..., i::alpha, j::alpha] = pass_map
-    if dense_map is None:
-        raise ModelError(
-            "the input is smaller than the net's window",
-            expected=f"at least {geometry.extent} px a side",
-            actual=f"{x.shape[-1]} × {x.shape[-2]} px",
-        )
-    return dense_map

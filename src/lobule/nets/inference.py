@@ -9,7 +9,6 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lobule.nets.receptive import trace
-from lobule.nets.scaling import InputScaling
 
 
 def for_inference(net: nn.Module) -> fx.GraphModule:
@@ -39,26 +38,6 @@ def fold_batch_norm(net: nn.Module) -> fx.GraphModule:
     graph.delete_all_unused_submodules()
     graph.recompile()
     return graph.eval()
-
-
-def fold_scaling(net: nn.Module, scaling: InputScaling) -> nn.Module:
-    """A copy that takes RGB 0..255 as floats: the scaling is part of its first convolution.
-
-    Exact but for float rounding, because an unpadded net sees no pixel that was not scaled.
-    """
-    folded = copy.deepcopy(net)
-    conv = next(module for module in folded.modules() if isinstance(module, nn.Conv2d))
-    with torch.no_grad():
-        weight = conv.weight.double()
-        mean, std = (
-            torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (scaling.mean, scaling.std)
-        )
-        shift = -(weight * (mean / std).to(weight.device)).sum((1, 2, 3))
-        if conv.bias is not None:
-            shift += conv.bias.double()
-        conv.weight.copy_(weight / (std * 255).to(weight.device))
-        conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
-    return folded
 
 
 def _drop(graph: fx.GraphModule) -> None:

@@ -11,7 +11,7 @@ A bag that is too large to hold goes through in pieces: `of_tiles` of each piece
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -300,15 +300,3 @@ class Standardised(nn.Module):
 
     def _scaled(self, features: Tensor) -> Tensor:
         return (features.to(self.mean.dtype) - self.mean) / self.std
-
-
-BAG_MODELS: dict[str, Callable[..., BagModel]] = {
-    "chowder": Chowder,
-    "chowder_modern": chowder_modern,
-    "weldon": Weldon,
-    "mean_pool": MeanPool,
-    "max_pool": MaxPool,
-    "abmil": GatedAttention,
-    "transmil": TransMil,
-}
-"""Each builder takes the feature length first, then its own options by name."""

@@ -71,9 +71,6 @@ class Crop(nn.Module):
         height, width = x.shape[-2:]
         return x[..., self.before : height - self.after, self.before : width - self.after]
 
-    def extra_repr(self) -> str:
-        return f"before={self.before}, after={self.after}"
-
 
 @dataclass(frozen=True)
 class SpatialOp:

@@ -10,13 +10,6 @@ from lobule.phantoms.outlines import Points
 PATTERNS = ("solid", "nests", "cords", "glands")
 """How tumour cells are arranged in a lesion."""
 
-LESION_SIZES: dict[str, tuple[float, float]] = {
-    "macro": (2000.0, 6000.0),
-    "micro": (200.0, 2000.0),
-    "itc": (0.0, 200.0),
-}
-"""Longest extent of each class in µm: over 2 mm is macro, under 0.2 mm isolated tumour cells."""
-
 
 @dataclass(frozen=True, eq=False)
 class Lesion:

@@ -16,7 +16,7 @@ from zarr.storage import LocalStore
 
 from lobule.errors import DamagedResults, ResultsError
 from lobule.files import require_regular
-from lobule.geometry import Box, Size
+from lobule.geometry import Box
 from lobule.grid import MapGrid
 from lobule.results.checks import LARGEST_JSON
 from lobule.stitch import Scores, State, States
@@ -342,7 +342,3 @@ def _divisor(length: int) -> int:
     """
     divisor = next(divisor for divisor in range(min(length, INNER), 0, -1) if length % divisor == 0)
     return divisor if divisor >= INNER // 8 else length
-
-
-def map_size(info: MapInfo) -> Size:
-    return Size(info.columns, info.rows)

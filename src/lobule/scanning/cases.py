@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from lobule import __version__
@@ -21,6 +20,7 @@ from lobule.allocator import return_free_pages
 from lobule.cohort import Case, Cohort
 from lobule.errors import CaseError, DamagedResults, LobuleError, NothingToScore, ResultsError
 from lobule.files import flush_all, results_error, write_json
+from lobule.grid import cells_in_box
 from lobule.results.folder import PLAN, RESULT, CaseFolder, Results
 from lobule.results.plan import fingerprints, plan_of, same_plan
 from lobule.results.result import (
@@ -360,9 +360,7 @@ def _within_region(pass_: Pass, case: Case) -> Pass:
     spec, box = pass_.store, case.l0_box
     if box is None or not isinstance(spec, MapSpec):
         return pass_
-    step_x, step_y = spec.grid.l0_cell
-    x, y = (np.arange(spec.grid.columns) + 0.5) * step_x, (np.arange(spec.grid.rows) + 0.5) * step_y
-    inside = ((y >= box.y) & (y < box.bottom))[:, None] & ((x >= box.x) & (x < box.right))[None, :]
+    inside = cells_in_box(spec.glass.shape, spec.grid.l0_cell, box)
     return replace(pass_, store=replace(spec, glass=spec.glass & inside))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from lobule.cohort import Case
 from lobule.errors import ConfigError
+from lobule.grid import cells_in_box
 from lobule.scanning.contract import EngineSettings, ImageSource, ScanOptions, Tissue
 from lobule.slides.normalised import Normalisation, normalisation_notes, with_normalisation
 from lobule.slides.overview import read_overview
@@ -82,13 +83,8 @@ class OpenedCase:
         self._slide_has_tissue |= bool(tissue.mask.any())
         if self.case.l0_box is None:
             return tissue
-        mask = tissue.mask.copy()
-        step_x, step_y = tissue.l0_step
-        x = (np.arange(mask.shape[1]) + 0.5) * step_x
-        y = (np.arange(mask.shape[0]) + 0.5) * step_y
-        box = self.case.l0_box
-        mask &= ((y >= box.y) & (y < box.bottom))[:, None] & ((x >= box.x) & (x < box.right))[None, :]
-        return replace(tissue, mask=mask)
+        inside = cells_in_box(tissue.mask.shape, tissue.l0_step, self.case.l0_box)
+        return replace(tissue, mask=tissue.mask & inside)
 
     def close(self) -> None:
         for image in self.images.values():

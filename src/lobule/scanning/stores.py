@@ -16,7 +16,7 @@ from lobule.results.maps import MapInfo, MapReader, MapWriter
 from lobule.results.result import FailedField
 from lobule.results.tables import Columns, TableInfo, TableReader, TableWriter
 from lobule.scanning.contract import MapSpec, Pass, Store, TableSpec
-from lobule.stitch import Scores, State, States
+from lobule.stitch import Scores, State, States, place_field
 
 CHUNK_CELLS = 1024
 """Cells per side of a chunk. Larger chunks make fewer files; smaller ones lose less work if a scan is
@@ -170,15 +170,10 @@ class MapSink:
             scores = np.zeros((len(self._spec.classes), height, width), np.float32)
             self._open[chunk] = (scores, np.zeros((height, width), np.uint8))
         scores, states = self._open[chunk]
-        rows, columns = self._spec.grid.field_cells(*(int(v) for v in self._field_indices[row]))
-        block = self._writer.info.chunk_cells(chunk)
-        inner = (_shifted(rows, block[0].start), _shifted(columns, block[1].start))
-        if values is None:
-            states[inner] = State.FAILED
-        else:
-            height, width = rows.stop - rows.start, columns.stop - columns.start
-            scores[:, inner[0], inner[1]] = values[:, :height, :width]
-            states[inner] = State.SCORED
+        field_row, field_column = self._field_indices[row].tolist()
+        block_rows, block_columns = self._writer.info.chunk_cells(chunk)
+        origin = (block_rows.start, block_columns.start)
+        place_field((scores, states), self._spec.grid, (field_row, field_column), values, origin)
         self._missing[chunk] -= 1
         if self._missing[chunk] == 0:
             del self._missing[chunk], self._open[chunk]
@@ -261,10 +256,6 @@ class TableSink:
             values = [blank if (got := rows[int(row)]) is None else got[name] for row in index]
             columns[name] = np.stack([np.asarray(value, np.float32) for value in values])
         return columns
-
-
-def _shifted(cells: slice, origin: int) -> slice:
-    return slice(cells.start - origin, cells.stop - origin)
 
 
 def _corners(box: Any) -> tuple[int, int, int, int]:

@@ -91,10 +91,6 @@ class TileCache:
             finally:
                 my_lock.release()
 
-    @property
-    def stored_bytes(self) -> int:
-        return self._bytes
-
     def clear(self) -> None:
         with self._lock:
             self._tiles.clear()

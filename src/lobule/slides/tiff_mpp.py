@@ -1,7 +1,7 @@
 """µm/px of a TIFF and its source: Aperio, OME-XML, ImageJ, JSON, or the resolution tags.
 
-The description of a file is more specific than its resolution tags. If the description states a resolution, it
-alone counts: a value that is not a plausible number leaves the µm/px unknown, because another source would be a
+The description of a file is more specific than its resolution tags. If the description states a resolution,
+it alone counts: an invalid or implausible value leaves the µm/px unknown, because any other source would be a
 guess. The tags count only if the description states nothing. Values outside 0.01 to 20 µm/px are implausible:
 image programs fill the tags with 72, 96 or 300 dots per inch (353, 265 and 85 µm/px), a printing resolution.
 """
@@ -88,7 +88,7 @@ def _described_size(page: Any, ome: OmeImage | None) -> tuple[PixelUm, str] | No
 
 
 def _size_from_tags(page: Any, unit_um: float | None) -> PixelUm:
-    """The size from XResolution (tag 282) and YResolution (tag 283), which count pixels per unit of length."""
+    """The size from XResolution (tag 282) and YResolution (tag 283), in pixels per unit of length."""
     pixels_per_unit = (_rational(page.tags[code].value) if code in page.tags else None for code in (282, 283))
     x, y = (unit_um / pixels if unit_um and pixels else None for pixels in pixels_per_unit)
     return x, y

@@ -16,7 +16,7 @@ from lobule.cohort import Case
 from lobule.cohort.labels import is_false, polarity
 from lobule.errors import AnnotationError
 from lobule.geometry import Box, Size
-from lobule.grid import Cells
+from lobule.grid import Cells, cells_in_box
 from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.open_case import OpenedCase
 from lobule.slides.normalised import Normalisation, with_normalisation
@@ -346,7 +346,7 @@ def _by_outlines(
     bare = [polygon for polygon in large if not (fill([polygon], step, mask_box) & tissue).any()]
     allowed = tissue | (fill(bare, step, mask_box) | _edges(bare, tissue.shape, l0_cell))
     if case.l0_box is not None:  # The tissue ends at the region, and so must the lesions.
-        allowed &= _edges_within(case.l0_box, tissue.shape, l0_cell)
+        allowed &= cells_in_box(tissue.shape, l0_cell, case.l0_box)
         small = [polygon for polygon in small if case.l0_box.contains(polygon.l0_box)]
     is_tumour = ((lesion & (~out | unsure)) | edge) & allowed
     is_normal = ((~lesion & ~out) | unsure) & tissue
@@ -384,10 +384,3 @@ def _edges(polygons: Sequence[Polygon], shape: tuple[int, ...], l0_cell: tuple[f
             on = (x >= 0) & (y >= 0) & (x < shape[1]) & (y < shape[0])
             mask[y[on], x[on]] = True
     return np.asarray(binary_dilation(mask, np.ones((3, 3), np.bool_)), np.bool_)
-
-
-def _edges_within(box: Box, shape: tuple[int, ...], l0_cell: tuple[float, float]) -> Cells:
-    """Return the cells whose centre lies in a level-0 box."""
-    x, y = (np.arange(shape[1]) + 0.5) * l0_cell[0], (np.arange(shape[0]) + 0.5) * l0_cell[1]
-    rows, columns = (y >= box.y) & (y < box.bottom), (x >= box.x) & (x < box.right)
-    return np.asarray(rows[:, None] & columns[None, :], np.bool_)

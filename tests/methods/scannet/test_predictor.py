@@ -38,9 +38,9 @@ def test_tiling_plans(goldens: Path) -> None:
         assert [grid.rows, grid.columns] == plan["map_rows_cols"]
         assert grid.field_side == plan["block_side"]
         assert [grid.field_rows, grid.field_columns] == plan["blocks_rows_cols"]
-        first, second = grid.field_box(0, 0), grid.field_box(0, 1)
-        assert [first.x, first.y] == plan["first_block_origin_xy"]
-        assert second.x == plan["second_block_origin_x"]
+        first, second = grid.field_boxes(np.array([[0, 0], [0, 1]])).tolist()
+        assert first[:2] == plan["first_block_origin_xy"]
+        assert second[0] == plan["second_block_origin_x"]
         centre = [grid.stride * 5 + grid.stride // 2, grid.stride * 3 + grid.stride // 2]
         assert centre == plan["window_centre_of_cell_3_5_xy"]
 
