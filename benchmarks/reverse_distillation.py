@@ -96,21 +96,11 @@ def patch_by_patch(predictor: AnomalyPredictor, path: str, every: int) -> NDArra
         lattice = slide.lattice(mpp=config.mpp)
         tissue = tissue_of(slide, TissueConfig())
         grid = MapGrid(lattice, STRIDE, PATCH)
-<<<<<<< HEAD
-        for row, column in np.argwhere(cells_by_centre(grid, tissue.mask, tissue.l0_step)):
-            if row % every:
-                continue
-            box = grid.field_box(int(row), int(column))
-            pixels = slide.read_lattice(lattice, Box(box.x, box.y, PATCH, PATCH))
-            maps = net.teacher(predictor.model.images_of(torch.from_numpy(pixels[None])))
-            scores.append(float(patch_scores(maps, net.student(maps), (PATCH, PATCH))["mean"]))
-=======
         cells = np.argwhere(cells_by_centre(grid, tissue.mask, tissue.l0_step))
         for box in grid.field_boxes(cells[cells[:, 0] % every == 0]).tolist():
             pixels = slide.read_lattice(lattice, Box(*box))
-            distances = net(predictor.images_of(torch.from_numpy(pixels[None])))
+            distances = net(predictor.model.images_of(torch.from_numpy(pixels[None])))
             scores.append(float(smooth(summed(distances, (PATCH, PATCH))).mean()))
->>>>>>> 7513e66 (Delete code that only tests use; blank intervals of few patients in every report; write fields of maps in one place)
     return np.array(scores)
 
 

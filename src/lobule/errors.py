@@ -155,6 +155,12 @@ class DamagedFile(CaseError):
     """The whole file is unusable."""
 
 
+def damaged(subject: object, problem: str, cause: object) -> DamagedFile:
+    """Return the error for a damaged file; `cause` is an exception or a description."""
+    actual = f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else str(cause)
+    return DamagedFile(problem, subject=subject, actual=actual, remedy="Copy the file again from its source")
+
+
 class DamagedTile(CaseError):
     """One compressed tile cannot be decoded; `level` and `tile_index` (column, row) identify it."""
 

@@ -74,8 +74,8 @@ class Box:
             and self.bottom >= other.bottom
         )
 
-    def moved(self, dx: int, dy: int) -> Box:
-        return Box(self.x + dx, self.y + dy, self.width, self.height)
+    def grown(self, margin: int) -> Box:
+        return Box(self.x - margin, self.y - margin, self.width + 2 * margin, self.height + 2 * margin)
 
     def __str__(self) -> str:
         return f"({self.x}, {self.y}) {self.width} × {self.height}"

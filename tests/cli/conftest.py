@@ -81,7 +81,7 @@ def _write_evaluated(folder: Path) -> None:
         rows.append(row | {"slide": f"{name}.tif", "annotation": "truth.tif" if index < 2 else ""})
     write_csv(folder / "cohort-scanned.csv", rows)
     square = np.array([[500, 500], [900, 500], [900, 900], [500, 900]], np.float64)
-    truth = SlideTruth(2048, 1536, 0.5, (Outline(square, "tumour", "micro", 280.0),), ())
+    truth = SlideTruth(2048, 1536, 0.5, (Outline(square, "micro", 280.0),), ())
     (folder / "masks").mkdir()
     for name in ("truth.tif", "masks/Tumor_001_Mask.tif"):
         write_mask_tiff(truth, folder / name)

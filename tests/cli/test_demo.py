@@ -59,7 +59,7 @@ def test_full_test_split_is_large_and_its_hospitals_are_unseen() -> None:
 
 def square(x: float, y: float, side: float, kind: str, size_um: float) -> Outline:
     points = np.array([[x, y], [x + side, y], [x + side, y + side], [x, y + side]])
-    return Outline(points, "tumour", kind, size_um)
+    return Outline(points, kind, size_um)
 
 
 def test_findings_are_matched_to_lesions() -> None:

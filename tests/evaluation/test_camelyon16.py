@@ -145,7 +145,7 @@ def test_polygons_give_the_same_lesions_at_both_resolutions(
 def disc(x: float, y: float, diameter_um: float, name: str, mpp: float) -> Outline:
     angle = np.linspace(0, 2 * np.pi, 90, endpoint=False)
     points = np.column_stack([np.cos(angle), np.sin(angle)]) * diameter_um / mpp / 2 + (x, y)
-    return Outline(points, "tumour", name, diameter_um)
+    return Outline(points, name, diameter_um)
 
 
 def test_mask_and_outlines_give_the_same_truth(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lobule.phantoms._mammogram_dicom import DicomOptions, write_dicom
 from lobule.phantoms.exams import ExamPhantom, render_exam
+from tests.mammograms.dicom_variants import Variant, write_variant
 
 PHANTOM = ExamPhantom(5, 208, 152, left_malignant=True)
 
@@ -26,9 +26,9 @@ def pixels_of(view="L-CC", flip="NO"):
 def write_view(path: Path, view="L-CC", pixels=None, change=None, **options) -> Path:
     """Write one DICOM file; `change(dataset)` may modify it first."""
     flip = options.get("horizontal_flip", "NO")
-    written = DicomOptions(**{"patient": "P1", "seed": 7, **options})
+    variant = Variant(**{"patient": "P1", "seed": 7, **options})
     pixels = pixels_of(view, flip) if pixels is None else pixels
-    write_dicom(path, pixels, view, 1.15, written)
+    write_variant(path, pixels, view, 1.15, variant)
     if change is not None:
         import pydicom
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lobule.errors import NotReadable
-from lobule.slides.identity import same_slide, slide_fingerprint
+from lobule.slides.identity import slide_fingerprint
 from tests.slides.sample_files import picture, pyramid, write_dicom
 
 
@@ -43,19 +43,6 @@ def test_files_named_by_a_key_file_count(tmp_path: Path) -> None:
     assert slide_fingerprint(str(slide)) == before
     append(tmp_path / "a.jpg")
     assert slide_fingerprint(str(slide)) != before
-
-
-def test_identity_of_an_earlier_version_is_compared_with_the_same_samples(tmp_path: Path) -> None:
-    slide = tmp_path / "a.svs"
-    data = bytes(index * index % 251 for index in range(9 << 20))
-    slide.write_bytes(data)
-    samples = [(k * (len(data) - 65536) // 63, 65536) for k in range(64)]
-    ends = [(0, 1 << 20), *samples, (len(data) - (1 << 20), 1 << 20)]
-    digest = hashlib.sha256(len(data).to_bytes(8, "little") + b"".join(data[a : a + n] for a, n in ends))
-    assert same_slide(str(slide), f"sampled-sha256:{digest.hexdigest()}")
-    assert same_slide(str(slide), slide_fingerprint(str(slide)))
-    append(slide)
-    assert not same_slide(str(slide), f"sampled-sha256:{digest.hexdigest()}")
 
 
 def test_a_missing_slide_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import simplejpeg
 import tifffile
 
 from lobule.errors import DamagedTile
-from lobule.geometry import Box
+from lobule.geometry import Box, Size
 from lobule.slides import RGB, libturbojpeg, open_slide
 from lobule.slides.libturbojpeg import TurboJpeg
 from lobule.slides.tiff import REFUSALS
@@ -158,7 +158,7 @@ def test_nothing_is_written_outside_the_output(turbo: TurboJpeg) -> None:
     for width, height in [(64, 64), (128, 64), (64, 128), (1000, 700), (67, 3)]:
         stream = bytearray(ycbcr_stream(picture(width, height), "420"))
         around = np.full((96, 100, 3), 77, np.uint8)
-        turbo.decode_into(memoryview(stream), width, height, around[16:80, 20:84])
+        turbo.decode_into(memoryview(stream), Size(width, height), around[16:80, 20:84])
         around[16:80, 20:84] = 77
         assert (around == 77).all(), (width, height)
 
@@ -175,18 +175,18 @@ def test_outputs_that_are_not_rows_of_rgb_are_refused(turbo: TurboJpeg) -> None:
         np.zeros((64, 64, 4), np.uint8),
     ):
         with pytest.raises(ValueError, match="rows of RGB"):
-            turbo.decode_into(stream, 64, 64, output)
+            turbo.decode_into(stream, Size(64, 64), output)
     with pytest.raises(TypeError):
-        turbo.decode_into(stream, 64, 64, read_only)
+        turbo.decode_into(stream, Size(64, 64), read_only)
 
 
 @pytest.mark.parametrize("cut", [3, 100, 700])
 def test_truncated_stream_is_refused(turbo: TurboJpeg, cut: int) -> None:
     complete = ycbcr_stream(picture(64, 64), "420")
     output = np.zeros((64, 64, 3), np.uint8)
-    assert turbo.decode_into(memoryview(bytearray(complete)), 64, 64, output)
+    assert turbo.decode_into(memoryview(bytearray(complete)), Size(64, 64), output)
     assert np.array_equal(output, simplejpeg.decode_jpeg(complete))
-    assert not turbo.decode_into(memoryview(bytearray(complete[:-cut])), 64, 64, output)
+    assert not turbo.decode_into(memoryview(bytearray(complete[:-cut])), Size(64, 64), output)
 
 
 @pytest.mark.parametrize("subsampling", ["444", "420"])
@@ -201,7 +201,7 @@ def test_flipped_bits_never_write_outside_the_output(turbo: TurboJpeg, subsampli
         for at in positions:
             stream[at] ^= 1 << int(rng.integers(8))
         around = np.full((96, 100, 3), 77, np.uint8)
-        done = turbo.decode_into(memoryview(stream), 64, 64, around[16:80, 20:84])
+        done = turbo.decode_into(memoryview(stream), Size(64, 64), around[16:80, 20:84])
         output = around[16:80, 20:84].copy()
         around[16:80, 20:84] = 77
         assert (around == 77).all()

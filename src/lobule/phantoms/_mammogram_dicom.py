@@ -1,11 +1,10 @@
-"""Write one generated view as a DICOM file: complete for its class, or wrong in one chosen way for tests."""
+"""Generated views as DICOM data sets: mammograms For Presentation with all attributes of their class."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,61 +14,22 @@ from lobule.errors import MissingExtra
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-Form = Literal[
-    "presentation", "processing", "tomosynthesis", "projection", "secondary capture", "computed", "digital"
-]
-SOP_CLASSES: dict[Form, str] = {
-    "presentation": "1.2.840.10008.5.1.4.1.1.1.2",
-    "processing": "1.2.840.10008.5.1.4.1.1.1.2.1",
-    "tomosynthesis": "1.2.840.10008.5.1.4.1.1.13.1.3",
-    "projection": "1.2.840.10008.5.1.4.1.1.13.1.4",
-    "secondary capture": "1.2.840.10008.5.1.4.1.1.7",
-    "computed": "1.2.840.10008.5.1.4.1.1.1",
-    "digital": "1.2.840.10008.5.1.4.1.1.1.1",
-}
+FOR_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.2"
+EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 VIEW_CODES = {
     "CC": ("399162004", "SCT", "cranio-caudal"),
     "MLO": ("399368009", "SCT", "medio-lateral oblique"),
 }
-TRANSFER_SYNTAXES = {
-    "explicit": "1.2.840.10008.1.2.1",
-    "implicit": "1.2.840.10008.1.2",
-    "rle": "1.2.840.10008.1.2.5",
-    "jpeg2000": "1.2.840.10008.1.2.4.90",
-}
+DATE, TIME = "20200102", "101112"
 
-Code = tuple[str, str, str]
-"""Code value, coding scheme and meaning."""
-
-
-@dataclass(frozen=True)
-class DicomOptions:
-    """Attributes of the file; the defaults give a valid mammogram For Presentation."""
-
-    seed: int = 0
-    patient: str = "PHANTOM"
-    horizontal_flip: Literal["NO", "YES"] = "NO"
-    form: Form = "presentation"
-    photometric: Literal["MONOCHROME2", "MONOCHROME1"] = "MONOCHROME2"
-    image_type: tuple[str, ...] = ("DERIVED", "PRIMARY")
-    view_code: Code | None = None
-    """None writes the standard code of the view."""
-    view_position: str | None = None
-    laterality: str | None = None
-    """None writes the side of the view."""
-    modifiers: tuple[Code, ...] = ()
-    implant: bool = False
-    partial: bool = False
-    burned_in: bool = False
-    quality_control: bool = False
-    frames: int = 1
-    window: tuple[float, float] | None = (2048.0, 4096.0)
-    voi_function: str | None = None
-    padding: int | None = None
-    date: str = "20200102"
-    time: str = "101112"
-    instance: int = 1
-    transfer_syntax: Literal["explicit", "implicit", "rle", "jpeg2000"] = "explicit"
+IMAGE_IDENTITY = (
+    "DicomOptions(seed={seed!r}, patient={patient!r}, horizontal_flip={flip!r}, form='presentation', "
+    "photometric='MONOCHROME2', image_type=('DERIVED', 'PRIMARY'), view_code=None, view_position=None, "
+    "laterality=None, modifiers=(), implant=False, partial=False, burned_in=False, quality_control=False, "
+    "frames=1, window=(2048.0, 4096.0), voi_function=None, padding=None, date='20200102', time='101112', "
+    "instance=1, transfer_syntax='explicit')"
+)
+"""The text whose hash identifies an image. It must not change, so that generated files keep their bytes."""
 
 
 def made_up_uid(*values: object) -> str:
@@ -78,127 +38,96 @@ def made_up_uid(*values: object) -> str:
     return f"2.25.{int.from_bytes(digest[:15], 'big')}"
 
 
-def write_dicom(
-    path: Path | str, pixels: NDArray[np.uint16], view: str, mm_per_px: float, options: DicomOptions
-) -> Path:
-    """Write 12-bit pixels (background 0, breast bright) as one DICOM file."""
-    try:
-        import pydicom
-        from pydicom.dataset import Dataset, FileMetaDataset
-    except ImportError as error:
-        raise MissingExtra("mammography", "Writing DICOM mammograms") from error
-    dataset = Dataset()
-    _identify(dataset, view, options)
-    _describe_acquisition(dataset, view, options, mm_per_px)
-    _describe_pixels(dataset, pixels, options)
+def write_dicom(path: Path, dataset: Dataset) -> None:
+    """Write a data set as a DICOM file."""
+    import pydicom
+    from pydicom.dataset import FileMetaDataset
+
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.ImplementationClassUID = made_up_uid("lobule")
     meta.ImplementationVersionName = "LOBULE"
-    syntax = options.transfer_syntax
-    meta.TransferSyntaxUID = TRANSFER_SYNTAXES["explicit" if syntax != "implicit" else syntax]
+    meta.TransferSyntaxUID = EXPLICIT_LITTLE_ENDIAN
     dataset.file_meta = meta
-    if syntax == "rle":
-        dataset.compress(TRANSFER_SYNTAXES[syntax], generate_instance_uid=False)
-    elif syntax == "jpeg2000":
-        _compress_jpeg2000(dataset)
     pydicom.dcmwrite(path, dataset, enforce_file_format=True)
-    return Path(path)
 
 
-def _compress_jpeg2000(dataset: Dataset) -> None:
-    """Compress losslessly; pydicom could call this codec only through a further package."""
+def dicom_dataset(
+    pixels: NDArray[np.uint16], view: str, mm_per_px: float, *, seed: int, patient: str, horizontal_flip: str
+) -> Dataset:
+    """The data set of 12-bit pixels with a background of 0 and a bright breast."""
     try:
-        from openjpeg.utils import encode_array
+        from pydicom.dataset import Dataset
     except ImportError as error:
-        raise MissingExtra("mammography", "Writing JPEG 2000 mammograms") from error
-    from pydicom.encaps import encapsulate
+        raise MissingExtra("mammography", "Writing DICOM mammograms") from error
+    dataset = Dataset()
+    identity = IMAGE_IDENTITY.format(seed=seed, patient=patient, flip=horizontal_flip)
+    dataset.SOPInstanceUID = made_up_uid("image", view, identity)
+    _identify(dataset, view, seed, patient)
+    _describe_acquisition(dataset, view, horizontal_flip, mm_per_px)
+    _describe_pixels(dataset, pixels)
+    return dataset
 
-    frames = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
-    coded = [encode_array(frame, bits_stored=12, photometric_interpretation=2) for frame in frames]
-    dataset.PixelData = encapsulate([bytes(frame) for frame in coded])
-    dataset["PixelData"].VR = "OB"
-    dataset["PixelData"].is_undefined_length = True
-    dataset.file_meta.TransferSyntaxUID = TRANSFER_SYNTAXES["jpeg2000"]
 
-
-def _identify(dataset: Dataset, view: str, options: DicomOptions) -> None:
-    """Patient, study, series, equipment and the object itself."""
-    study = (options.seed, options.patient, options.date)
-    dataset.SOPClassUID = SOP_CLASSES[options.form]
-    dataset.SOPInstanceUID = made_up_uid("image", view, options)
-    dataset.PatientName = f"{options.patient}^GENERATED"
-    dataset.PatientID = options.patient
+def _identify(dataset: Dataset, view: str, seed: int, patient: str) -> None:
+    """Patient, study, series and equipment."""
+    dataset.SOPClassUID = FOR_PRESENTATION
+    dataset.PatientName = f"{patient}^GENERATED"
+    dataset.PatientID = patient
     dataset.PatientBirthDate = ""
     dataset.PatientSex = "F"
-    dataset.StudyInstanceUID = made_up_uid("study", *study)
-    dataset.SeriesInstanceUID = made_up_uid("series", view, options.form, *study)
-    dataset.StudyDate = dataset.ContentDate = dataset.AcquisitionDate = options.date
-    dataset.StudyTime = dataset.ContentTime = dataset.AcquisitionTime = options.time
+    dataset.StudyInstanceUID = made_up_uid("study", seed, patient, DATE)
+    dataset.SeriesInstanceUID = made_up_uid("series", view, "presentation", seed, patient, DATE)
+    dataset.StudyDate = dataset.ContentDate = dataset.AcquisitionDate = DATE
+    dataset.StudyTime = dataset.ContentTime = dataset.AcquisitionTime = TIME
     dataset.ReferringPhysicianName = dataset.StudyID = dataset.AccessionNumber = ""
-    dataset.SeriesNumber = 1
-    dataset.InstanceNumber = options.instance
+    dataset.SeriesNumber = dataset.InstanceNumber = 1
     dataset.Manufacturer = "Lobule phantoms"
-    dataset.Modality = {"secondary capture": "OT", "computed": "CR", "digital": "DX"}.get(options.form, "MG")
-    dataset.PresentationIntentType = "FOR PROCESSING" if options.form == "processing" else "FOR PRESENTATION"
-    if options.form == "secondary capture":
-        dataset.ConversionType = "WSD"
+    dataset.Modality = "MG"
+    dataset.PresentationIntentType = "FOR PRESENTATION"
 
 
-def _describe_acquisition(dataset: Dataset, view: str, options: DicomOptions, mm_per_px: float) -> None:
+def _describe_acquisition(dataset: Dataset, view: str, horizontal_flip: str, mm_per_px: float) -> None:
     """Anatomy, view, side, orientation and the detector."""
     side, kind = view.split("-")
-    right = (side == "L") == (options.horizontal_flip == "NO")
+    right = (side == "L") == (horizontal_flip == "NO")
     down = {"L": "R", "R": "L"}[side]
-    dataset.ImageType = list(options.image_type)
-    dataset.ImageLaterality = options.laterality or side
+    dataset.ImageType = ["DERIVED", "PRIMARY"]
+    dataset.ImageLaterality = side
     dataset.PatientOrientation = ["A" if right else "P", down if kind == "CC" else f"F{down}"]
     dataset.FieldOfViewRotation = 0
-    dataset.FieldOfViewHorizontalFlip = options.horizontal_flip
-    dataset.AnatomicRegionSequence = [_code("71854001", "SCT", "Breast")]
-    view_item = _code(*(options.view_code or VIEW_CODES[kind]))
-    view_item.ViewModifierCodeSequence = [_code(*modifier) for modifier in options.modifiers]
+    dataset.FieldOfViewHorizontalFlip = horizontal_flip
+    dataset.AnatomicRegionSequence = [code_item("71854001", "SCT", "Breast")]
+    view_item = code_item(*VIEW_CODES[kind])
+    view_item.ViewModifierCodeSequence = []
     dataset.ViewCodeSequence = [view_item]
-    if options.view_position is not None:
-        dataset.ViewPosition = options.view_position
     dataset.PositionerType = "MAMMOGRAPHIC"
-    dataset.BodyPartExamined = "BREAST"
-    dataset.OrganExposed = "BREAST"
-    dataset.BreastImplantPresent = "YES" if options.implant else "NO"
-    dataset.PartialView = "YES" if options.partial else "NO"
-    dataset.BurnedInAnnotation = "YES" if options.burned_in else "NO"
-    dataset.QualityControlImage = "YES" if options.quality_control else "NO"
+    dataset.BodyPartExamined = dataset.OrganExposed = "BREAST"
+    dataset.BreastImplantPresent = dataset.PartialView = "NO"
+    dataset.BurnedInAnnotation = dataset.QualityControlImage = "NO"
     dataset.DetectorType = "DIRECT"
     dataset.ImagerPixelSpacing = dataset.PixelSpacing = [round(mm_per_px, 6)] * 2
     dataset.AcquisitionContextSequence = []
 
 
-def _describe_pixels(dataset: Dataset, pixels: NDArray[np.uint16], options: DicomOptions) -> None:
-    inverse = options.photometric == "MONOCHROME1"
+def _describe_pixels(dataset: Dataset, pixels: NDArray[np.uint16]) -> None:
     dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = options.photometric
+    dataset.PhotometricInterpretation = "MONOCHROME2"
     dataset.Rows, dataset.Columns = pixels.shape
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
     dataset.PixelRepresentation = 0
     dataset.PixelIntensityRelationship = "LOG"
-    dataset.PixelIntensityRelationshipSign = 1 if inverse else -1
+    dataset.PixelIntensityRelationshipSign = -1
     dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = 0, 1, "US"
-    dataset.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
+    dataset.PresentationLUTShape = "IDENTITY"
     dataset.LossyImageCompression = "00"
-    if options.window is not None:
-        dataset.WindowCenter, dataset.WindowWidth = options.window
-        if options.voi_function:
-            dataset.VOILUTFunction = options.voi_function
-    if options.padding is not None:
-        dataset.PixelPaddingValue = options.padding
-    if options.frames > 1 or options.form == "tomosynthesis":
-        dataset.NumberOfFrames = options.frames
-    stored = (4095 - pixels if inverse else pixels).astype("<u2")
-    dataset.PixelData = stored.tobytes() * options.frames
+    dataset.WindowCenter, dataset.WindowWidth = 2048.0, 4096.0
+    dataset.PixelData = pixels.astype("<u2").tobytes()
 
 
-def _code(value: str, scheme: str, meaning: str) -> Any:
+def code_item(value: str, scheme: str, meaning: str) -> Any:
+    """An item of a code sequence."""
     from pydicom.dataset import Dataset
 
     item = Dataset()

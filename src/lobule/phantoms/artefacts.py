@@ -12,9 +12,8 @@ from scipy import ndimage
 from lobule.phantoms.layout import Layout
 from lobule.phantoms.noise import Reals, generator
 from lobule.phantoms.phantom import ARTEFACTS, SlidePhantom
+from lobule.phantoms.stains import Words, rgb_of_words
 from lobule.phantoms.structures import ZONE_UM
-
-Words = NDArray[np.uint32]
 
 PEN_INKS = ((40, 60, 160), (30, 110, 60), (20, 20, 25))
 
@@ -142,7 +141,7 @@ class Artefacts:
     def _changed(self, kind: str, pixels: Words, inside: Reals) -> Words:
         um = 1 / self.phantom.mpp
         new: Reals
-        rgb = pixels.view(np.uint8).reshape(*pixels.shape, 4)[..., :3].astype(np.float32)
+        rgb = rgb_of_words(pixels).astype(np.float32)
         share = np.clip(inside / (2 * um) + 0.5, 0, 1)[..., None]
         white = np.array([self.glass & 255, self.glass >> 8 & 255, self.glass >> 16 & 255], np.float32)
         if kind == "fold":  # tissue twice over: densities add
@@ -162,7 +161,7 @@ class Artefacts:
 
 def _words(pixels: Words, new: Reals, share: Reals) -> Words:
     """Mix pixels with new RGB values by a share."""
-    rgb = pixels.view(np.uint8).reshape(*pixels.shape, 4)[..., :3].astype(np.float32)
+    rgb = rgb_of_words(pixels).astype(np.float32)
     mixed: Words = np.rint(rgb + (new - rgb) * share).clip(0, 255).astype(np.uint32)
     red, green, blue = (mixed[..., channel] for channel in range(3))
     words: Words = red | green << np.uint32(8) | blue << np.uint32(16) | np.uint32(0xFF000000)
@@ -186,7 +185,7 @@ def _curve(
 
 def blurred(words: Words, radius: int) -> Reals:
     """RGB after three running means, without the incomplete rim of 3 · radius."""
-    rgb = words.view(np.uint8).reshape(*words.shape, 4)[..., :3].astype(np.float32)
+    rgb = rgb_of_words(words).astype(np.float32)
     for _ in range(3):
         rgb = ndimage.uniform_filter(rgb, (2 * radius + 1, 2 * radius + 1, 1), mode="nearest")
     rim = 3 * radius

@@ -17,15 +17,15 @@ EDGE_UM = 8.0
 FULL = 64
 """Weight of a layer that hides everything below it."""
 
-Box = tuple[slice, slice]
+Cells = tuple[slice, slice]
 
 Layer = tuple[str, Reals, float]
 """Texture, distance inside on the lattice, width of the border in µm."""
 
-ENTIRE_PATCH: Box = (slice(0, PATCH), slice(0, PATCH))
+ENTIRE_PATCH: Cells = (slice(0, PATCH), slice(0, PATCH))
 
 
-def visible(base: str, layers: list[Layer], cells: Box) -> tuple[str, list[Layer]]:
+def visible(base: str, layers: list[Layer], cells: Cells) -> tuple[str, list[Layer]]:
     """The base and the visible layers inside a window of the lattice, cut to that window."""
     shown: list[Layer] = []
     for name, full_distance, width in layers:
@@ -46,7 +46,7 @@ class Ground:
         self.eosin: I16 = texture[1].astype(np.int16)
         self.edge, self.step = edge, step
 
-    def weight(self, distance: Reals, width: float) -> tuple[Box, I16] | None:
+    def weight(self, distance: Reals, width: float) -> tuple[Cells, I16] | None:
         """The box in which a layer is visible and its weight there, 0 to FULL; None where it is invisible."""
         bound = width / 2 + EDGE_UM
         cells = bounds(distance > -bound)
@@ -61,13 +61,13 @@ class Ground:
         weight += self.strayed(box, scale)
         return box, limited(weight, FULL)
 
-    def strayed(self, box: Box, scale: float) -> I16:
+    def strayed(self, box: Cells, scale: float) -> I16:
         """Random shift of the borders, in units of 1 / `scale` µm."""
         edge = self.edge[box] * np.int16(round(4 * scale))
         edge >>= 6
         return edge
 
-    def lay(self, texture: tuple[U8, U8], box: Box, weight: I16, eosin: float = 1.0) -> None:
+    def lay(self, texture: tuple[U8, U8], box: Cells, weight: I16, eosin: float = 1.0) -> None:
         for under, over in ((self.hematoxylin, texture[0]), (self.eosin, texture[1])):
             lower = under[box]
             upper = over[box]
@@ -110,7 +110,7 @@ def softened(mask: NDArray[np.bool_], rim: int) -> I16:
     return total >> shift if shift >= 0 else total << -shift
 
 
-def bounds(marked: NDArray[np.bool_]) -> Box | None:
+def bounds(marked: NDArray[np.bool_]) -> Cells | None:
     """Cells of the lattice that touch a marked corner."""
     runs = []
     for axis in (1, 0):

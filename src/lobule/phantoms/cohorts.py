@@ -66,7 +66,7 @@ def members(
     for index in range(count):
         patient = index % patients
         position = (int(order[patient]) + 0.5) / patients
-        split_name = _split_of(position, split)
+        split_name = split_of(position, list(zip(SPLITS, split, strict=True)))
         site = int(order[patient]) % sites
         if unseen_site and sites > 1:
             site = sites - 1 if split_name == "test" else site % (sites - 1)
@@ -76,13 +76,14 @@ def members(
     return cohort_members
 
 
-def _split_of(position: float, split: Sequence[float]) -> str:
-    total, reached = sum(split), 0.0
-    for name, share in zip(SPLITS, split, strict=True):
+def split_of(position: float, splits: Sequence[tuple[str, float]]) -> str:
+    """The split at a position from 0 to 1; each split has its share of the positions."""
+    total, reached = sum(share for _, share in splits), 0.0
+    for name, share in splits:
         reached += share / total
         if position < reached:
             return name
-    return SPLITS[-1]
+    return splits[-1][0]
 
 
 def write_slide_cohort(
@@ -99,8 +100,6 @@ def write_slide_cohort(
     lesions: Sequence[tuple[int, int, int]] | None = None,
     layout: str = "folder",
     style: str = "generic",
-    tile: int = 256,
-    quality: int = 85,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -127,7 +126,7 @@ def write_slide_cohort(
         counts[group] += 1
         name = f"{group.capitalize() if layout == 'camelyon16' else group}_{counts[group]:03d}"
         paths = _CasePaths.of(folder, layout, group, name, style)
-        truth = write_slide(phantom, paths.slide, style=style, tile=tile, quality=quality, threads=threads)
+        truth = write_slide(phantom, paths.slide, style=style, threads=threads)
         annotation = _write_truth(truth, paths, layout)
         if group == "test":
             reference.append(_reference_row(name, truth))

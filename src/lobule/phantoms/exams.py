@@ -20,7 +20,8 @@ from lobule.mammograms.views import VIEWS, View, is_mirrored, stored_pointing
 from lobule.phantoms import _breast, _lesions
 from lobule.phantoms._breast import FIELD_MM, Breast, Density, Floats, stream
 from lobule.phantoms._lesions import MALIGNANT, Kind, Lesion, Outline
-from lobule.phantoms._mammogram_dicom import DicomOptions, write_dicom
+from lobule.phantoms._mammogram_dicom import dicom_dataset, write_dicom
+from lobule.phantoms.cohorts import split_of
 
 LABELS = ("left_benign", "left_malignant", "right_benign", "right_malignant")
 WHITE = 4095
@@ -188,7 +189,6 @@ def write_exams(
     lesion_contrast: float = 1.0,
     malignant_kinds: tuple[Kind, ...] = MALIGNANT,
     splits: tuple[tuple[str, float], ...] = (("train", 0.6), ("val", 0.2), ("test", 0.2)),
-    dicom: DicomOptions | None = None,
     threads: int = 1,
 ) -> Path:
     """Write a cohort of generated exams; returns the path of its `cohort.csv`.
@@ -212,7 +212,7 @@ def write_exams(
         phantom = replace(phantom, lesion_contrast=lesion_contrast, malignant_kinds=malignant_kinds)
         case = f"exam{number:04d}"
         rendered = render_exam(phantom)
-        paths = {view: _write_view(folder, case, number, view, rendered, form, dicom) for view in VIEWS}
+        paths = {view: _write_view(folder, case, number, view, rendered, form) for view in VIEWS}
         row = _manifest_row(case, number, exams, phantom, paths, sites, splits)
         return row | {"annotation": _write_outlines(folder, case, rendered.outlines)}, _truth(rendered)
 
@@ -259,20 +259,17 @@ def _write_view(
     view: View,
     rendered: ExamImages,
     form: Literal["png", "dicom"],
-    dicom: DicomOptions | None,
 ) -> str:
     Image.fromarray(rendered.masks[view]).save(folder / "masks" / f"{case}_{view}.png")
     relative = f"images/{case}_{view}.{'png' if form == 'png' else 'dcm'}"
     if form == "png":
         Image.fromarray(rendered.images[view]).save(folder / relative)
     else:
-        options = replace(
-            dicom or DicomOptions(),
-            patient=f"PHANTOM{number:04d}",
-            seed=rendered.phantom.seed,
-            horizontal_flip=rendered.phantom.horizontal_flip,
-        )
-        write_dicom(folder / relative, rendered.images[view], view, rendered.mm_per_px, options)
+        dataset = dicom_dataset(
+            rendered.images[view], view, rendered.mm_per_px, seed=rendered.phantom.seed,
+            patient=f"PHANTOM{number:04d}", horizontal_flip=rendered.phantom.horizontal_flip,
+        )  # fmt: skip
+        write_dicom(folder / relative, dataset)
     return relative
 
 
@@ -301,21 +298,12 @@ def _manifest_row(
     row: dict[str, object] = {
         "case": case,
         "patient": f"PHANTOM{number:04d}",
-        "split": _split_of((number + 0.5) / exams, splits),
+        "split": split_of((number + 0.5) / exams, splits),
         "site": f"site{number % sites}",
     }
     row |= {view.lower().replace("-", "_"): paths[view] for view in VIEWS}
     row |= {name: int(value) for name, value in phantom.labels().items()}
     return row
-
-
-def _split_of(position: float, splits: tuple[tuple[str, float], ...]) -> str:
-    total = sum(share for _, share in splits)
-    for name, share in splits:
-        position -= share / total
-        if position < 0:
-            return name
-    return splits[-1][0]
 
 
 def _truth(rendered: ExamImages) -> dict[str, object]:

@@ -15,12 +15,14 @@ from PIL import Image
 from lobule.cohort import Case, Cohort, write_cohort
 from lobule.errors import ConfigError
 from lobule.files import make_folder, write_atomic
+from lobule.geometry import Box
 from lobule.phantoms.cohorts import members
 from lobule.phantoms.layout import drawn_lesion
 from lobule.phantoms.noise import generator, mixed
 from lobule.phantoms.outlines import blob
-from lobule.phantoms.painting import BLOCK, Painter
+from lobule.phantoms.painting import Painter, paint
 from lobule.phantoms.phantom import Lesion, SlidePhantom
+from lobule.phantoms.stains import rgb_of_words
 
 CLASSES: dict[str, tuple[str, str, str]] = {
     "normal": ("n", "Normal", "normal"),
@@ -65,30 +67,14 @@ def write_images(
             prefix, class_folder, _ = CLASSES[label]
             name = f"{prefix}{member.index // len(CLASSES) + 1:03d}"
             path = make_folder(folder / "Photos" / class_folder) / f"{name}.{form}"
-            _save(
-                image(
-                    label,
-                    seed=mixed(seed, member.index, 0x1A),
-                    size=size,
-                    mpp=mpp,
-                    site=member.site,
-                    pool=pool,
-                ),
-                path,
-                mpp,
-            )
+            image_seed = mixed(seed, member.index, 0x1A)
+            _save(image(label, seed=image_seed, size=size, mpp=mpp, site=member.site, pool=pool), path, mpp)
             cases.append(
                 Case(
-                    name,
-                    member.patient,
-                    "image",
-                    path=str(path),
-                    split=member.split,
-                    label=label,
-                    site=member.site,
-                    mpp=mpp,
+                    name, member.patient, "image", path=str(path), split=member.split, label=label,
+                    site=member.site, mpp=mpp,
                 )
-            )
+            )  # fmt: skip
             if progress is not None:
                 progress(member.index + 1, count)
     manifest = folder / "cohort.csv"
@@ -114,18 +100,8 @@ def image(
         seed, width, height, mpp, site, 1.0, lesions=lesions, organ="breast", scene=CLASSES[label][2]
     )
     painter = Painter(phantom)
-    positions = [(column, row) for row in range(painter.rows) for column in range(painter.columns)]
-    blocks = list(
-        map(painter.block, *zip(*positions, strict=True))
-        if pool is None
-        else pool.map(painter.block, *zip(*positions, strict=True))
-    )
-    out = np.full((painter.rows * BLOCK, painter.columns * BLOCK), painter.glass, np.uint32)
-    for (column, row), block in zip(positions, blocks, strict=True):
-        if block is not None:
-            out[row * BLOCK : (row + 1) * BLOCK, column * BLOCK : (column + 1) * BLOCK] = block
-    words = np.ascontiguousarray(out[:height, :width])
-    return np.ascontiguousarray(words.view(np.uint8).reshape(height, width, 4)[..., :3])
+    words = paint(painter.block, Box(0, 0, *size), painter.glass, map if pool is None else pool.map)
+    return np.ascontiguousarray(rgb_of_words(words))
 
 
 def _invasion(width: int, height: int, mpp: float, seed: int) -> Lesion:

@@ -70,7 +70,8 @@ def _sections(phantom: SlidePhantom) -> list[Points]:
     width, height = float(phantom.width), float(phantom.height)
     if phantom.tissue >= 1:
         return [np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)]
-    count = phantom.sections or _usual_sections(phantom)
+    longest_um = max(phantom.size_um)
+    count = 1 if longest_um < 9000 else 2 if longest_um < 16000 else 3
     across = max(1, round((count * width / height) ** 0.5))
     down = -(-count // across)
     rng = generator(phantom.seed, 0x5EC)
@@ -93,11 +94,6 @@ def _sections(phantom: SlidePhantom) -> list[Points]:
         corner = np.array([column * cell_w, row * cell_h]) + np.array([cell_w, cell_h]) * 0.015
         outlines.append(points - low + corner + slack * rng.uniform(0.2, 0.8, 2))
     return outlines
-
-
-def _usual_sections(phantom: SlidePhantom) -> int:
-    longest_um = max(phantom.size_um)
-    return 1 if longest_um < 9000 else 2 if longest_um < 16000 else 3
 
 
 def _depth(phantom: SlidePhantom, sections: list[Points]) -> Reals:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lobule.geometry import Box, Size, tiles_over
 from lobule.phantoms.artefacts import Artefacts
 from lobule.phantoms.backgrounds import (
     ENTIRE_PATCH,
     FULL,
     PATCH,
-    Box,
+    Cells,
     Ground,
     bounds,
     limited,
@@ -27,7 +28,7 @@ from lobule.phantoms.noise import I16, Reals, bilinear, mixed, unit
 from lobule.phantoms.nuclei import Bank, bank, jittered, stamp
 from lobule.phantoms.outlines import filled, touches
 from lobule.phantoms.phantom import Lesion, SlidePhantom
-from lobule.phantoms.stains import colour_table, glass_word, look_of
+from lobule.phantoms.stains import Words, colour_table, glass_word, look_of
 from lobule.phantoms.textures import U8, Texture, textures
 from lobule.phantoms.tissue_model import Fields, TissueModel
 
@@ -58,8 +59,31 @@ SENSORS = ("sensor-h", "sensor-e")
 
 Small = TypeVar("Small", bound=np.generic)
 
-Pixels = NDArray[np.uint32]
-"""(BLOCK, BLOCK) RGBX pixels as little-endian words."""
+
+def paint(
+    block_at: Callable[[int, int], Words | None],
+    box: Box,
+    glass: int,
+    apply: Callable[..., Iterable[Words | None]] = map,
+) -> Words:
+    """The pixels of a box, painted block by block.
+
+    Args:
+        block_at: Gives the block at a column and row; None where it is clear glass.
+        box: The box in pixels.
+        glass: The pixel of clear glass.
+        apply: Runs `block_at` on columns and rows, such as `map` or the `map` of a pool.
+    """
+    words = np.full((box.height, box.width), glass, np.uint32)
+    positions = list(tiles_over(box, Size(BLOCK, BLOCK)))
+    blocks = apply(block_at, *zip(*positions, strict=True))
+    for (column, row), block in zip(positions, blocks, strict=True):
+        if block is not None:
+            left, top = column * BLOCK - box.x, row * BLOCK - box.y
+            target = words[max(top, 0) : max(top + BLOCK, 0), max(left, 0) : max(left + BLOCK, 0)]
+            y, x = max(-top, 0), max(-left, 0)
+            target[:] = block[y : y + target.shape[0], x : x + target.shape[1]]
+    return words
 
 
 class Painter:
@@ -109,7 +133,7 @@ class Painter:
                 mask = inside if mask is None else mask | inside
         return mask if mask is not None and mask.any() else None
 
-    def block(self, column: int, row: int) -> Pixels | None:
+    def block(self, column: int, row: int) -> Words | None:
         """The block at a position of the lattice of blocks; None where it is clear glass."""
         left, top = column * BLOCK, row * BLOCK
         pixels = self._focused(column, row)
@@ -121,26 +145,20 @@ class Painter:
             pixels = np.full((BLOCK, BLOCK), self.glass, np.uint32)
         return self.artefacts.on_top(pixels, left, top)
 
-    def _in_focus(self, column: int, row: int) -> Pixels | None:
+    def _in_focus(self, column: int, row: int) -> Words | None:
         """A block without artefacts. The array is shared and must not be changed."""
         left, top = column * BLOCK, row * BLOCK
         tissue = self.tissue(left, top)
         return None if tissue is None else self._tissue_pixels(left, top, tissue)
 
-    def _surround(self, column: int, row: int) -> Pixels:
+    def _surround(self, column: int, row: int) -> Words:
         """A block with the rim around it that its blur needs."""
-        rim = 3 * self.artefacts.blur_radius
-        neighbourhood = np.full((3 * BLOCK, 3 * BLOCK), self.glass, np.uint32)
-        for j in range(3):
-            for i in range(3):
-                block = self._focused(column + i - 1, row + j - 1)
-                if block is not None:
-                    neighbourhood[j * BLOCK : (j + 1) * BLOCK, i * BLOCK : (i + 1) * BLOCK] = block
-        return neighbourhood[BLOCK - rim : 2 * BLOCK + rim, BLOCK - rim : 2 * BLOCK + rim].copy()
+        box = Box(column * BLOCK, row * BLOCK, BLOCK, BLOCK).grown(3 * self.artefacts.blur_radius)
+        return paint(self._focused, box, self.glass)
 
     # -- densities ----------------------------------------------------------------------------------------
 
-    def _tissue_pixels(self, left: int, top: int, tissue: NDArray[np.bool_]) -> Pixels:
+    def _tissue_pixels(self, left: int, top: int, tissue: NDArray[np.bool_]) -> Words:
         step, pad = self.model.step, self.pad
         cells = (BLOCK + 2 * pad) // step
         column, row = (left - pad) // step, (top - pad) // step
@@ -219,7 +237,7 @@ class _Scene:
         self.tumours = self._tumours()
         # corners of the lattice inside the block; most layers do not reach it
         inner = slice(self.pad // self.step, -(self.pad // self.step))
-        self.inner: Box = (inner, inner)
+        self.inner: Cells = (inner, inner)
         self.layers = visible(fields.base, fields.layers, self.inner)
 
     def _tumours(self) -> list[tuple[Lesion, NDArray[np.bool_], Reals, Reals]]:
@@ -269,7 +287,7 @@ class _Scene:
             lay("plasma", lumen, 2.0, inside)
         return ground
 
-    def _borders(self, x: int, y: int, cells: Box) -> Iterator[tuple[Lesion, I16 | None, Reals, Reals]]:
+    def _borders(self, x: int, y: int, cells: Cells) -> Iterator[tuple[Lesion, I16 | None, Reals, Reals]]:
         """Lesions on a patch: share of the patch inside each (None if all of it), nests and lumens."""
         about = min(self.pad, 2 ** max(0, round(math.log2(3.5 / self.painter.phantom.mpp))))
         rows, columns = (slice(self.pad + at - about, self.pad + at + PATCH + about) for at in (y, x))

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from lobule.files import make_folder
 from lobule.geometry import Box
-from lobule.phantoms.painting import BLOCK, Painter
+from lobule.phantoms.painting import Painter, paint
 from lobule.phantoms.phantom import Lesion, SlidePhantom
-from lobule.phantoms.pyramid import Progress, PyramidOptions, reduced, write_pyramid
-from lobule.phantoms.truth import SlideTruth
+from lobule.phantoms.pyramid import PyramidOptions, reduced, write_pyramid
+from lobule.phantoms.stains import rgb_of_words
+from lobule.phantoms.truth import Outline, SlideTruth
 
 __all__ = ["Lesion", "SlidePhantom", "SlideTruth", "render", "truth_of", "write_slide"]
 
@@ -29,7 +30,6 @@ def write_slide(
     subsampling: str = "420",
     downsample: int = 2,
     threads: int | None = None,
-    progress: Progress | None = None,
 ) -> SlideTruth:
     """Write a generated slide as a JPEG-tiled pyramidal TIFF and return what is on it.
 
@@ -43,7 +43,6 @@ def write_slide(
         phantom.width,
         phantom.height,
         phantom.mpp,
-        BLOCK,
         tile=tile,
         quality=int(np.clip(quality + painter.look.quality_step, 30, 98)),
         subsampling=subsampling,
@@ -51,26 +50,16 @@ def write_slide(
         downsample=downsample,
         threads=threads or os.cpu_count() or 1,
     )
-    write_pyramid(painter, path, options, progress)
+    write_pyramid(painter, path, options)
     return _truth(painter)
 
 
 def render(phantom: SlidePhantom, box: Box, factor: int = 1) -> NDArray[np.uint8]:
     """RGB of a box, given in pixels of level 0 reduced `factor` times (1, 2, 4, 8 or 16) and without JPEG."""
     painter = _painter(phantom)
-    l0 = Box(box.x * factor, box.y * factor, box.width * factor, box.height * factor)
-    words = np.full((l0.height, l0.width), painter.glass, np.uint32)
-    for row in range(l0.y // BLOCK, -(-l0.bottom // BLOCK)):
-        for column in range(l0.x // BLOCK, -(-l0.right // BLOCK)):
-            block = painter.block(column, row)
-            overlap = Box(column * BLOCK, row * BLOCK, BLOCK, BLOCK).intersect(l0)
-            if block is not None:
-                inside = overlap.moved(-column * BLOCK, -row * BLOCK)
-                words[overlap.y - l0.y : overlap.bottom - l0.y, overlap.x - l0.x : overlap.right - l0.x] = (
-                    block[inside.y : inside.bottom, inside.x : inside.right]
-                )
-    small = reduced(words, factor)
-    return np.ascontiguousarray(small.view(np.uint8).reshape(*small.shape, 4)[..., :3])
+    l0_box = Box(box.x * factor, box.y * factor, box.width * factor, box.height * factor)
+    words = reduced(paint(painter.block, l0_box, painter.glass), factor)
+    return np.ascontiguousarray(rgb_of_words(words))
 
 
 def truth_of(phantom: SlidePhantom) -> SlideTruth:
@@ -80,7 +69,8 @@ def truth_of(phantom: SlidePhantom) -> SlideTruth:
 
 def _truth(painter: Painter) -> SlideTruth:
     phantom, layout = painter.phantom, painter.model.layout
-    return SlideTruth.of(phantom.width, phantom.height, phantom.mpp, layout.lesions, layout.sections)
+    outlines = tuple(Outline(one.outline, one.lesion_class, one.size_um) for one in layout.lesions)
+    return SlideTruth(phantom.width, phantom.height, phantom.mpp, outlines, tuple(layout.sections))
 
 
 @lru_cache(maxsize=2)

@@ -14,6 +14,15 @@ HEMATOXYLIN = np.array([0.60, 0.71, 0.36])
 EOSIN = np.array([0.11, 0.86, 0.48])
 
 
+Words = NDArray[np.uint32]
+"""RGBX pixels as little-endian words."""
+
+
+def rgb_of_words(words: Words) -> NDArray[np.uint8]:
+    """The pixels (H, W, 3) of words (H, W), without a copy."""
+    return words.view(np.uint8).reshape(*words.shape, 4)[..., :3]
+
+
 SOFTNESS_UM = (0.35, 0.6, 0.85)
 """Sharp, usual and soft optics. There are few because each needs separate sprites."""
 
@@ -68,8 +77,8 @@ def look_of(site: int | str) -> Look:
     )
 
 
-def colour_table(look: Look) -> NDArray[np.uint32]:
-    """RGBX pixels as little-endian words, indexed by hematoxylin · 256 + eosin."""
+def colour_table(look: Look) -> Words:
+    """Pixels by their densities, at hematoxylin · 256 + eosin."""
     density = np.arange(256) / 100.0
     h = density[:, None, None] * look.hematoxylin_gain * np.array(look.hematoxylin)
     e = density[None, :, None] * look.eosin_gain * np.array(look.eosin)
@@ -77,7 +86,7 @@ def colour_table(look: Look) -> NDArray[np.uint32]:
     # a scanner's shadows do not reach black
     passed = (0.03 + 0.97 * passed) ** look.gamma
     rgb = np.clip(np.rint(np.array(look.white) * passed), 0, 255).astype(np.uint32)
-    words: NDArray[np.uint32] = rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16 | np.uint32(0xFF000000)
+    words: Words = rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16 | np.uint32(0xFF000000)
     return words.reshape(-1)
 
 

@@ -68,18 +68,17 @@ def _node(scatter: Scatter) -> NamedOvals:
     return [("follicle", follicles), ("centre", centres)]
 
 
+SHARES: dict[str | None, tuple[float, float]] = {
+    "normal": (0.4, 0.3), "benign": (0.95, 0.35), "in-situ": (0.25, 0.1), "invasive": (0.12, 0.08),
+}  # fmt: skip
+"""Shares of the possible positions that hold a lobule and a duct, in each scene."""
+
+
 def _breast(scatter: Scatter) -> NamedOvals:
     rng = scatter.rng(1)
     scene = scatter.phantom.scene
     ovals: NamedOvals = []
-    if scene == "invasive":
-        lobules, ducts = (0.12, 0.08)
-    elif scene == "in-situ":
-        lobules, ducts = (0.25, 0.1)
-    elif scene == "benign":
-        lobules, ducts = (0.95, 0.35)
-    else:
-        lobules, ducts = (0.4, 0.3)
+    lobules, ducts = SHARES.get(scene, SHARES["normal"])
     crowd = 420.0 if scene == "benign" else 620.0
     x, y = scatter.positions(3, crowd, (80, 1e9), lobules)
     ovals += [("acinus", one) for one in _acini(rng, x, y, 1.5 if scene == "benign" else 1.0)]

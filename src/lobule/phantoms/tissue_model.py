@@ -129,7 +129,7 @@ class TissueModel:
         # small clusters of histiocytes lie anywhere in the paracortex
         sheet = np.maximum(sheet, np.minimum((noise["nest"] - 1.75) * 26, -follicle))
         sinus = np.minimum(sinus, -follicle)
-        vessel = self._vessel(fields)
+        vessel = self.ovals("vessel", fields)
         fields.base = "lymph"
         fields.layers = [
             ("sinus", sinus, 8.0),
@@ -177,7 +177,7 @@ class TissueModel:
         sheet = self.ovals("histiocytes", fields)
         ring = FAR + 0 * depth
         turn_from = None
-        vessel = self._vessel(fields)
+        vessel = self.ovals("vessel", fields)
         glands: list[tuple[str, Reals, float]] = []
         for kind, wall in (("duct", 17.0), ("acinus", 11.5), ("filled", 60.0), ("in-situ", 400.0)):
             inside = self.ovals(kind, fields)
@@ -234,9 +234,6 @@ class TissueModel:
             nuclei["epithelial"], _share(inside - 1.5, 3) * (1 - _share(lumen + 4, 3))
         )
         return ("epithelium", inside, 3.0), lumen
-
-    def _vessel(self, fields: Fields) -> Reals | None:
-        return self.ovals("vessel", fields)
 
     @staticmethod
     def _vessel_layers(vessel: Reals | None) -> list[tuple[str, Reals, float]]:

@@ -16,7 +16,6 @@ from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.files import write_atomic
 from lobule.geometry import Box
 from lobule.phantoms.outlines import Points, filled, touches
-from lobule.phantoms.phantom import Lesion
 
 GLASS, TISSUE, TUMOUR = 0, 1, 2
 """Values of a class mask."""
@@ -27,8 +26,6 @@ class Outline:
     """One outlined lesion."""
 
     points: Points
-    kind: str
-    """Always "tumour"."""
     lesion_class: str
     """macro, micro or itc."""
     size_um: float
@@ -45,13 +42,6 @@ class SlideTruth:
     outlines: tuple[Outline, ...]
     tissue: tuple[Points, ...]
     """Outlines of the tissue sections."""
-
-    @classmethod
-    def of(
-        cls, width: int, height: int, mpp: float, lesions: list[Lesion], tissue: list[Points]
-    ) -> SlideTruth:
-        outlines = tuple(Outline(one.outline, "tumour", one.lesion_class, one.size_um) for one in lesions)
-        return cls(width, height, mpp, outlines, tuple(tissue))
 
     @property
     def label(self) -> str:

@@ -299,30 +299,17 @@ def fill_map(
     """
     grid_indices = grid.fields_over(required)
     if promise is not None:
-<<<<<<< HEAD
         order = np.argsort(-promise[grid_indices[:, 0], grid_indices[:, 1]], kind="stable")
         grid_indices = grid_indices[order]
-    count, step = len(grid_indices), grid.stride * grid.cells
-    boxes = np.empty((count, 4), np.int64)
-    boxes[:, :2] = grid.first_start + step * grid_indices[:, ::-1].astype(np.int64)
-    boxes[:, 2:] = grid.field_side
+    count = len(grid_indices)
     fields = Fields(
         (image,),
         (grid.lattice,),
         np.zeros(count, np.int16),
-        boxes,
+        grid.field_boxes(grid_indices),
         grid_indices,
         {} if params is None else params(grid_indices),
         None if pixel_size is None else np.tile(np.array([[*pixel_size]], np.int64), (count, 1)),
-=======
-        field_indices = field_indices[
-            np.argsort(-promise[field_indices[:, 0], field_indices[:, 1]], kind="stable")
-        ]
-    boxes = grid.field_boxes(field_indices)
-    fields = Fields((image,), (grid.lattice,), np.zeros(len(field_indices), np.int16), boxes, field_indices)
-    return Pass(
-        name, fields, MapSpec(grid, classes, required, glass, image, promise is not None), **pass_options
->>>>>>> 7513e66 (Delete code that only tests use; blank intervals of few patients in every report; write fields of maps in one place)
     )
     glass = ~required if glass is None else glass
     spec = MapSpec(grid, classes, required, glass, image, scattered=promise is not None)

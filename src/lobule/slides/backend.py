@@ -6,14 +6,15 @@ A backend is one module with one function, `open_backend(path) -> Backend`. It i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.geometry import Box, Size
+from lobule.errors import DamagedTile
+from lobule.geometry import Box, Lattice, Size, level_step, tiles_over
 from lobule.units import Mpp
 
 RGB = NDArray[np.uint8]
@@ -46,6 +47,41 @@ def plausible_mpp(x: float | None, y: float | None, source: str) -> FoundMpp | N
     if x is None or y is None or not all(FINEST_MPP <= value <= COARSEST_MPP for value in (x, y)):
         return None
     return FoundMpp(Mpp(x, y), source)
+
+
+MAX_SIDE = 4_000_000
+"""Largest declared side of a slide in pixels; the largest real slides have about 300,000."""
+
+LARGE_TILE_PIXELS = 1 << 22
+"""Larger tiles are decoded one at a time, so that several threads do not multiply the memory."""
+
+
+def assemble(box: Box, tile: Size, tile_at: Callable[[int, int], RGB]) -> RGB:
+    """The pixels of a box, copied from the tiles under it.
+
+    Args:
+        box: The box in pixels.
+        tile: Size of a tile; tiles are anchored at (0, 0).
+        tile_at: Gives the pixels of the tile in a column and row.
+    """
+    out = np.empty((box.height, box.width, 3), np.uint8)
+    for column, row in tiles_over(box, tile):
+        left, top = column * tile.width - box.x, row * tile.height - box.y
+        y, x = max(-top, 0), max(-left, 0)
+        target = out[top + y : top + tile.height, left + x : left + tile.width]
+        target[...] = tile_at(column, row)[y : y + target.shape[0], x : x + target.shape[1]]
+    return out
+
+
+def damaged_tile(
+    path: str, levels: Sequence[Level], level: int, tile_index: tuple[int, int], cause: str
+) -> DamagedTile:
+    """The error for a tile that cannot be decoded, with the level-0 box that it covers."""
+    size, tile, l0_size = levels[level].size, levels[level].tile, levels[0].size
+    step_x, step_y = level_step(l0_size.width, size.width), level_step(l0_size.height, size.height)
+    box = Box(tile_index[0] * tile.width, tile_index[1] * tile.height, *tile).intersect(Box(0, 0, *size))
+    l0_box = Lattice(step_x, step_y, l0_size, None).to_l0(box)
+    return DamagedTile(path, level, tile_index, cause, l0_box=l0_box)
 
 
 class Backend(Protocol):

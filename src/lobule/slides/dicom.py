@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.errors import CaseError, DamagedTile, TooLarge, UnknownFormat
-from lobule.geometry import Box, Size, level_step, tiles_over
+from lobule.errors import CaseError, TooLarge, UnknownFormat, damaged
+from lobule.geometry import Box, Size
 from lobule.slides import jpeg
-from lobule.slides.backend import RGB, FoundMpp, Level
+from lobule.slides.backend import LARGE_TILE_PIXELS, RGB, FoundMpp, Level, assemble, damaged_tile
 from lobule.slides.cache import TileCache
-from lobule.slides.dicom_series import Header, damaged, files_of_slide, no_warnings
+from lobule.slides.dicom_series import Header, files_of_slide, no_warnings
+from lobule.slides.tile_codecs import JPEG2000_START, jpeg2000_header
 from lobule.units import Mpp
 
 if TYPE_CHECKING:
@@ -40,9 +41,6 @@ logging.getLogger("wsidicom").addHandler(logging.NullHandler())
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 MAX_TILE_SIDE = 16_384
 MAX_TILES = 20_000_000
-LARGE_TILE_PIXELS = 1 << 22
-"""Larger tiles are decoded one at a time, so that several threads do not multiply the memory."""
-
 LARGE_TILE_BYTES = 20
 """Bytes per pixel that decoding a large tile needs: JPEG 2000 decodes to 32-bit samples."""
 
@@ -90,20 +88,14 @@ class _Plane:
 
     def read(self, box: Box, reduce: int, cache: TileCache, key: object) -> RGB:
         """Pixels of a box of (reduced) pixels. Raises `_BadTile`."""
-        out = np.empty((box.height, box.width, 3), np.uint8)
-        side = Size(self.tile.width // reduce, self.tile.height // reduce)
-        for column, row in tiles_over(box, side):
-            tile_box = Box(column * side.width, row * side.height, *side)
-            overlap = tile_box.intersect(box)
+
+        def tile_at(column: int, row: int) -> RGB:
             try:
-                tile = cache.get((key, reduce, column, row), partial(self.decode, column, row, reduce))
+                return cache.get((key, reduce, column, row), partial(self.decode, column, row, reduce))
             except Exception as error:  # decoders raise any exception on damaged bytes
                 raise _BadTile((column, row), str(error) or type(error).__name__) from error
-            out[overlap.y - box.y : overlap.bottom - box.y, overlap.x - box.x : overlap.right - box.x] = tile[
-                overlap.y - tile_box.y : overlap.bottom - tile_box.y,
-                overlap.x - tile_box.x : overlap.right - tile_box.x,
-            ]
-        return out
+
+        return assemble(box, Size(self.tile.width // reduce, self.tile.height // reduce), tile_at)
 
     def decode(self, column: int, row: int, reduce: int) -> RGB:
         """One tile; white if the file does not store it."""
@@ -213,17 +205,7 @@ class DicomBackend:
             try:
                 return opened.levels[level].read(box, reduce, self.cache, level)
             except _BadTile as bad:
-                l0_box = self._l0_box(level, bad.tile_index)
-                raise DamagedTile(self.path, level, bad.tile_index, bad.cause, l0_box=l0_box) from bad
-
-    def _l0_box(self, level: int, tile_index: tuple[int, int]) -> Box:
-        l0_size, this_level = self.levels[0].size, self.levels[level]
-        step_x, step_y = (
-            level_step(l0_size.width, this_level.size.width),
-            level_step(l0_size.height, this_level.size.height),
-        )
-        width, height = this_level.tile.width * step_x, this_level.tile.height * step_y
-        return Box(int(tile_index[0] * width), int(tile_index[1] * height), int(width), int(height))
+                raise damaged_tile(self.path, self.levels, level, bad.tile_index, bad.cause) from bad
 
     def read_associated(self, name: str) -> RGB:
         with self._reading() as opened:
@@ -348,13 +330,8 @@ def _spacing(instances: Iterable[Any]) -> FoundMpp | None:
         x, y = float(base.pixel_spacing.width) * 1000, float(base.pixel_spacing.height) * 1000
         source = "PixelSpacing (DICOM)"
     elif base.mm_size is not None:
-        x, y = (
-            float(length) * 1000 / pixels
-            for length, pixels in (
-                (base.mm_size.width, base.size.width),
-                (base.mm_size.height, base.size.height),
-            )
-        )
+        x = float(base.mm_size.width) * 1000 / base.size.width
+        y = float(base.mm_size.height) * 1000 / base.size.height
         source = "ImagedVolumeWidth and ImagedVolumeHeight (DICOM)"
     else:
         return None
@@ -364,13 +341,13 @@ def _spacing(instances: Iterable[Any]) -> FoundMpp | None:
 
 def _declared_size(frame: bytes) -> Size | None:
     """Size in the header of a JPEG 2000, JPEG-LS or lossless JPEG stream; None for other streams."""
-    if frame[:4] == b"\xff\x4f\xff\x51" and len(frame) >= 24:  # JPEG 2000: the sizes follow immediately
+    if frame[:4] == JPEG2000_START and len(frame) >= 42:
         if not frame.rstrip(b"\0").endswith(jpeg.EOI):  # decoders accept a stream without its end marker
             raise ValueError("the compressed tile is cut short")
-        if (components := int.from_bytes(frame[40:42], "big")) > MAX_COMPONENTS:
+        size, components = jpeg2000_header(frame)
+        if components > MAX_COMPONENTS:
             raise ValueError(f"the compressed tile declares {components} components")
-        right, bottom, left, top = (int.from_bytes(frame[at : at + 4], "big") for at in (8, 12, 16, 20))
-        return Size(right - left, bottom - top)
+        return size
     at = 2
     while frame[:2] == jpeg.SOI and at + 9 <= len(frame) and frame[at] == 0xFF:
         if frame[at + 1] in (0xC1, 0xC3, 0xF7):

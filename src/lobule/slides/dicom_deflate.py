@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from typing import IO
 
-from lobule.errors import DamagedFile, TooLarge
+from lobule.errors import TooLarge, damaged
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 """Deflated Explicit VR Little Endian."""
@@ -111,12 +111,7 @@ def inflate(
             out.write(inflated[:room])
             room -= len(inflated)
     except zlib.error as error:
-        raise DamagedFile(
-            "the deflated DICOM data set cannot be inflated",
-            subject=path,
-            actual=str(error),
-            remedy="Copy the file again from its source",
-        ) from error
+        raise damaged(path, "the deflated DICOM data set cannot be inflated", str(error)) from error
     if room < 0 and not cut:
         raise TooLarge(
             "the deflated DICOM data set becomes larger than its image",

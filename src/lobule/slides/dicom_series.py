@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lobule.errors import DamagedFile, LobuleError, UnknownFormat
+from lobule.errors import LobuleError, UnknownFormat, damaged
 from lobule.files import is_url
 from lobule.slides.dicom_deflate import HEADER_BYTES, FirstBytes, read_file_meta
 
@@ -62,13 +62,10 @@ def files_of_slide(path: str) -> list[Header] | None:
         if not named_header.is_slide:
             raise _not_a_slide(path, named_header)
         series = named_header.series
+        neighbours = _neighbours(file_or_folder.parent)
         headers = [
             named_header,
-            *(
-                header
-                for header in _neighbours(file_or_folder.parent)
-                if header.file.name != file_or_folder.name
-            ),
+            *(header for header in neighbours if header.file.name != file_or_folder.name),
         ]
     of_series = [header for header in headers if header.is_slide and header.series == series]
     _check_levels(path, of_series)
@@ -233,8 +230,3 @@ def _not_a_slide(path: str, header: Header) -> UnknownFormat:
         if breast
         else None,
     )
-
-
-def damaged(subject: object, problem: str, cause: object) -> DamagedFile:
-    actual = f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else str(cause)
-    return DamagedFile(problem, subject=subject, actual=actual, remedy="Copy the file again from its source")

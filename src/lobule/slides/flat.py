@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lobule.errors import ConfigError, DamagedFile, LobuleError, TooLarge, UnknownFormat
+from lobule.errors import ConfigError, DamagedFile, LobuleError, TooLarge, UnknownFormat, damaged
 from lobule.files import is_url, open_url
 from lobule.geometry import Box, Size
 from lobule.slides import jpeg
@@ -136,12 +136,7 @@ class FlatBackend:
             header = jpeg.parse_header(data)
             return None if header.samples > 3 else jpeg.decode(data, *self.levels[0].size)
         except (ValueError, MemoryError) as error:
-            raise DamagedFile(
-                "the JPEG image cannot be decoded",
-                subject=self.path,
-                actual=str(error),
-                remedy="Copy the file again from its source",
-            ) from error
+            raise damaged(self.path, "the JPEG image cannot be decoded", str(error)) from error
 
     def _decode_by_pillow(self) -> Image.Image:
         with _open_image(self.path, self._name) as image:
@@ -214,9 +209,4 @@ def _open_image(path: str, name: str) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise TooLarge(f"{name} image: {error}", subject=path, remedy=LARGE_REMEDY) from error
     except Exception as error:  # decoders raise any exception on damaged bytes
-        raise DamagedFile(
-            f"the {name} image cannot be decoded",
-            subject=path,
-            actual=f"{type(error).__name__}: {error}",
-            remedy="Copy the file again from its source",
-        ) from error
+        raise damaged(path, f"the {name} image cannot be decoded", error) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 
 from lobule.errors import CaseError
@@ -26,30 +24,6 @@ def slide_fingerprint(path: str, full: bool = False) -> str:
         return fingerprint(path, full)
     files = _files_with(Path(path))
     return fingerprint(path, full) if len(files) < 2 else fingerprint_of_files(files, full)
-
-
-def same_slide(path: str, identity: str) -> bool:
-    """Whether a stored identity belongs to this slide.
-
-    Earlier versions hashed samples of a large file, or a single file of a DICOM series. An identity stored by
-    such a version is compared with the identity that the version would compute now.
-    """
-    if identity.startswith("sampled-sha256:"):
-        return not is_url(path) and Path(path).is_file() and identity == _sampled_fingerprint(Path(path))
-    return identity in (slide_fingerprint(path), fingerprint(path))
-
-
-def _sampled_fingerprint(path: Path) -> str:
-    """The identity that earlier versions stored for a file of 8 MiB or more."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        digest.update(size.to_bytes(8, "little"))
-        samples = [(index * (size - (64 << 10)) // 63, 64 << 10) for index in range(64)]
-        for start, length in [(0, MIB), *samples, (size - MIB, MIB)]:
-            file.seek(max(start, 0))
-            digest.update(file.read(length))
-    return f"sampled-sha256:{digest.hexdigest()}"
 
 
 def _files_with(path: Path) -> list[Path]:

@@ -142,7 +142,7 @@ def _without_segments(head: bytes, cuts: tuple[tuple[int, int], ...]) -> bytes:
 
 
 def decode(
-    stream: Bytes, width: int, height: int, reduce: int = 1, into: NDArray[np.uint8] | None = None
+    stream: Bytes, width: int, height: int, reduce: int = 1, destination: NDArray[np.uint8] | None = None
 ) -> RGB:
     """Decode a stream that declares width × height to RGB.
 
@@ -151,7 +151,7 @@ def decode(
         width: Declared width in pixels.
         height: Declared height in pixels.
         reduce: Each side of the result is 1/`reduce` of the declared side, rounded up.
-        into: Memory that may be used for an unreduced image.
+        destination: Memory that may be used for an unreduced image.
 
     Raises:
         ValueError: The stream is damaged, including damage that libjpeg would fill with grey.
@@ -160,7 +160,7 @@ def decode(
     if stream[-2:] != EOI:
         stream = bytes(stream) + EOI  # some writers omit the end marker, or pad after it
     try:
-        pixels = _decode_strictly(stream, expected_shape, reduce, into)
+        pixels = _decode_strictly(stream, expected_shape, reduce, destination)
     except ValueError as error:
         pixels = _decode_leniently(bytes(stream), expected_shape, reduce, str(error))
     if pixels.shape != expected_shape:
@@ -169,12 +169,16 @@ def decode(
 
 
 def _decode_strictly(
-    stream: Bytes, expected_shape: tuple[int, int, int], reduce: int, into: NDArray[np.uint8] | None = None
+    stream: Bytes,
+    expected_shape: tuple[int, int, int],
+    reduce: int,
+    destination: NDArray[np.uint8] | None = None,
 ) -> RGB:
     if reduce == 1:
         height, width, samples = expected_shape
-        output = None if into is None else into[: height * width * samples]
-        pixels: RGB = simplejpeg.decode_jpeg(stream, buffer=output)
+        if destination is not None:
+            destination = destination[: height * width * samples]
+        pixels: RGB = simplejpeg.decode_jpeg(stream, buffer=destination)
     else:
         pixels = simplejpeg.decode_jpeg(stream, min_height=expected_shape[0], min_width=expected_shape[1])
     return pixels

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from ctypes.util import find_library
 from functools import cache
 
+from lobule.geometry import Size
 from lobule.slides.backend import RGB
 
 _RGB, _ACCURATE_DCT = 0, 1 << 12
@@ -59,28 +60,28 @@ class TurboJpeg:
         self._header.argtypes = [address, *stream, answer, answer, answer, answer]
         self._decompress.argtypes = [address, *stream, address, number, number, number, number, number]
 
-    def decode_into(self, stream: memoryview, width: int, height: int, out: RGB) -> bool:
-        """Decode a stream of `width` × `height` px into `out`, reduced to the size of `out`.
+    def decode_into(self, stream: memoryview, size: Size, destination: RGB) -> bool:
+        """Decode a stream of an image of `size` into `destination`, reduced to the size of the latter.
 
-        `stream` must be writable memory. Returns False on any error or warning; `out` may then contain
-        anything, but nothing outside it is written.
+        `stream` must be writable memory. Returns False on any error or warning; `destination` may then
+        contain anything, but nothing outside it is written.
         """
-        rows, columns, samples = out.shape
-        pitch, step, one = out.strides
+        rows, columns, samples = destination.shape
+        pitch, step, one = destination.strides
         if (samples, step, one) != (3, 3, 1) or pitch < 3 * columns:
             raise ValueError("the output must consist of rows of RGB bytes")
-        data, pixels = ctypes.c_char.from_buffer(stream), ctypes.c_char.from_buffer(out[0])
+        data, pixels = ctypes.c_char.from_buffer(stream), ctypes.c_char.from_buffer(destination[0])
         # A decompressor would reuse the tables of one stream for a later stream that lacks them.
         handle = self._init()
         if not handle:
             return False
         try:
-            # Check the size that the library reads: a smaller picture would leave some of `out` unwritten.
+            # Check the size that the library reads: a smaller picture would leave some rows unwritten.
             answers = [ctypes.c_int() for _ in range(4)]
             answer_pointers = map(ctypes.byref, answers)
             if self._header(handle, ctypes.byref(data), len(stream), *answer_pointers):
                 return False
-            if (answers[0].value, answers[1].value) != (width, height):
+            if (answers[0].value, answers[1].value) != tuple(size):
                 return False
             status: int = self._decompress(
                 handle, ctypes.byref(data), len(stream), ctypes.byref(pixels),

@@ -19,7 +19,7 @@ import openslide
 from lobule.errors import DamagedFile, DamagedTile, TooLarge, UnknownFormat
 from lobule.files import is_url
 from lobule.geometry import Box, Size, tiles_over
-from lobule.slides.backend import RGB, FoundMpp, Level, plausible_mpp
+from lobule.slides.backend import RGB, FoundMpp, Level, damaged_tile, plausible_mpp
 from lobule.slides.flat import on_white
 
 BLOCK = Size(1024, 1024)
@@ -171,11 +171,7 @@ class OpenSlideBackend:
             except openslide.OpenSlideError as error:
                 bad_tile, cause = (column, row), str(error)
                 break
-        corner = Box(bad_tile[0] * tile.width, bad_tile[1] * tile.height, *tile)
-        l0_box = Box.of_edges(
-            *(int(edge * scale) for edge in (corner.x, corner.y, corner.right, corner.bottom))
-        )
-        return DamagedTile(self.path, level, bad_tile, cause, l0_box=l0_box)
+        return damaged_tile(self.path, self.levels, level, bad_tile, cause)
 
     def _check_levels(self) -> None:
         l0_size = self.levels[0].size

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lobule.errors import DamagedTile
 from lobule.geometry import Box, Lattice
-from lobule.slides.backend import RGB, Backend, Level
+from lobule.slides.backend import RGB
 from lobule.slides.resample import choose_source, read_resampled
 from lobule.slides.slide import Slide
 
@@ -81,22 +81,6 @@ def read_overview(slide: Slide, mpp: float) -> Overview:
     return Overview(pixels, lattice, np.zeros(pixels.shape[:2], np.bool_))
 
 
-class _FinestLevels:
-    """A view of a slide with only its finest levels, to resample from."""
-
-    def __init__(self, slide: Slide, count: int) -> None:
-        self._slide, self._count = slide, count
-        self.steps, self.read_level = slide.steps, slide.read_level
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        return self._slide.levels[: self._count]
-
-    @property
-    def backend(self) -> Backend:
-        return self._slide.backend
-
-
 @dataclass
 class _Repair:
     """Reads an overview block by block, and blocks with damaged tiles from finer levels."""
@@ -139,14 +123,13 @@ class _Repair:
             level = choose_source(self.slide, self.lattice).level
         free = replace(self.lattice, level=None)
         while level > 0:
-            finer = _FinestLevels(self.slide, level)
-            source = choose_source(finer, free)
+            source = choose_source(self.slide, free, levels=level)
             cost = int(block.size.area * source.ratio_x * source.ratio_y)
             if self.pixels_read + cost > MAX_REPAIR_PIXELS:
                 return None
             self.pixels_read += cost
             try:
-                return read_resampled(finer, free, block)
+                return read_resampled(self.slide, free, block, levels=level)
             except DamagedTile as error:
                 self.damaged.add(error.level)
             level = source.level

@@ -12,32 +12,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lobule.geometry import Box, Lattice
-from lobule.slides.backend import RGB, Backend, Level
+from lobule.slides.backend import RGB
+
+if TYPE_CHECKING:
+    from lobule.slides.slide import Slide
 
 SOURCE_SIDE = 2048
 """Side, in source pixels, of the area that is read for one block of the result. It bounds memory."""
 BAND = 16
 """Number of result rows (or columns) that one matrix product computes."""
-
-
-class Pyramid(Protocol):
-    """The members of a slide that resampling uses."""
-
-    @property
-    def levels(self) -> tuple[Level, ...]: ...
-
-    @property
-    def backend(self) -> Backend: ...
-
-    def steps(self, level: int) -> tuple[Fraction, Fraction]: ...
-
-    def read_level(self, level: int, box: Box, reduce: int = 1) -> RGB: ...
 
 
 @dataclass(frozen=True)
@@ -103,9 +92,9 @@ class Taps:
             yield slice(at, at + len(first)), slice(begin - self.start, end - self.start), matrix
 
 
-def read_resampled(slide: Pyramid, lattice: Lattice, box: Box) -> RGB:
+def read_resampled(slide: Slide, lattice: Lattice, box: Box, levels: int | None = None) -> RGB:
     """Pixels of a box of lattice pixels, computed from the source of `choose_source`; white outside."""
-    source = choose_source(slide, lattice)
+    source = choose_source(slide, lattice, levels)
     if source.ratio_x == source.ratio_y == 1:
         return slide.read_level(source.level, box, source.reduce)
     out = np.empty((box.height, box.width, 3), np.uint8)
@@ -123,7 +112,7 @@ def read_resampled(slide: Pyramid, lattice: Lattice, box: Box) -> RGB:
     return out
 
 
-def _is_blank(slide: Pyramid, source: Source, block: Box) -> bool:
+def _is_blank(slide: Slide, source: Source, block: Box) -> bool:
     """Whether the file stores no tile in the source area of a block of the result."""
     is_blank = getattr(slide.backend, "is_blank", None)
     if is_blank is None:
@@ -140,13 +129,15 @@ def _is_blank(slide: Pyramid, source: Source, block: Box) -> bool:
     return needed.empty or bool(is_blank(source.level, needed, source.reduce))
 
 
-def choose_source(slide: Pyramid, lattice: Lattice) -> Source:
+def choose_source(slide: Slide, lattice: Lattice, levels: int | None = None) -> Source:
     """The coarsest level (or reduction) that is at least as fine as the lattice; level 0 if all are coarser.
+
+    Only the first `levels` levels are considered, or all of them.
 
     If a stored level and a reduced one are equally fine, the stored one is chosen, as it has fewer tiles.
     """
     best = Source(0, 1, lattice.step_x, lattice.step_y)
-    for level in range(len(slide.levels)):
+    for level in range(len(slide.levels) if levels is None else levels):
         step_x, step_y = slide.steps(level)
         for reduce in slide.backend.reductions(level):
             ratio_x, ratio_y = lattice.step_x / (step_x * reduce), lattice.step_y / (step_y * reduce)
@@ -159,7 +150,7 @@ def _block_side(ratio: Fraction) -> int:
     return max(1, int(SOURCE_SIDE / max(ratio, Fraction(1))))
 
 
-def _block(slide: Pyramid, source: Source, block: Box) -> RGB:
+def _block(slide: Slide, source: Source, block: Box) -> RGB:
     precision = Precision.for_ratio(max(source.ratio_x, source.ratio_y))
     across = taps_of(source.ratio_x, block.x, block.width, precision.one)
     down = taps_of(source.ratio_y, block.y, block.height, precision.one)

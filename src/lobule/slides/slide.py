@@ -22,7 +22,7 @@ from lobule.errors import (
 )
 from lobule.files import is_url, not_readable, open_url
 from lobule.geometry import Box, Lattice, Size, level_step
-from lobule.slides.backend import RGB, Backend, FoundMpp, Level
+from lobule.slides.backend import MAX_SIDE, RGB, Backend, FoundMpp, Level
 from lobule.slides.cache import TileCache
 from lobule.slides.resample import choose_source, read_resampled
 from lobule.units import Mpp
@@ -371,10 +371,6 @@ def _open_function(reader: str | Callable[[str], Backend | None]) -> Callable[[s
         return reader
     opener: Callable[[str], Backend | None] = import_module(reader).open_backend
     return opener
-
-
-MAX_SIDE = 4_000_000
-"""Largest declared side of a slide in pixels; the largest real slides have about 300,000."""
 
 
 def _with_checked_sizes(backend: Backend, path: str) -> Backend:

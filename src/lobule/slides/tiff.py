@@ -11,17 +11,17 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
-from math import floor
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from lobule.errors import DamagedFile, DamagedTile, TooLarge
+from lobule.errors import TooLarge, damaged
 from lobule.files import is_url, not_readable, open_url
-from lobule.geometry import Box, Size, level_step, tiles_over
+from lobule.geometry import Box, Size, tiles_over
 from lobule.slides import libturbojpeg
-from lobule.slides.backend import RGB, FoundMpp, Level
+from lobule.slides.backend import LARGE_TILE_PIXELS, RGB, FoundMpp, Level, assemble, damaged_tile
 from lobule.slides.cache import DEFAULT_BYTES, TileCache
 from lobule.slides.jpeg import EOI, Bytes, TileBuffer
 from lobule.slides.tiff_facts import Layer, TiffMetadata, read_metadata
@@ -32,8 +32,6 @@ MAX_ASSOCIATED_PIXELS = 1 << 28
 REDUCTIONS = (1, 2, 4, 8)
 REFUSALS = 8
 """After libturbojpeg refused this many tiles of a level, it is no longer used for that level."""
-LARGE_TILE_PIXELS = 1 << 22
-"""Larger tiles are decoded one at a time, so that several threads do not multiply the memory."""
 
 MAX_STORED_BYTES = 1 << 24
 """Largest compressed tile that `stored_jpeg` returns."""
@@ -51,6 +49,15 @@ def open_backend(path: str) -> TiffBackend | None:
             return None
         metadata = read_metadata(stream, path)
     return None if metadata is None else TiffBackend(path, metadata)
+
+
+class Tile(NamedTuple):
+    """One tile of a level, at a reduction."""
+
+    level: int
+    reduce: int
+    column: int
+    row: int
 
 
 class TiffBackend:
@@ -110,22 +117,22 @@ class TiffBackend:
 
     def read(self, level: int, box: Box, reduce: int = 1) -> RGB:
         layer = self._layers[level]
-        tile_width, tile_height = layer.tile.width // reduce, layer.tile.height // reduce
+        width, height = layer.tile.width // reduce, layer.tile.height // reduce
         out = np.empty((box.height, box.width, 3), np.uint8)
-        for column, row in tiles_over(box, Size(tile_width, tile_height)):
-            left, top = column * tile_width - box.x, row * tile_height - box.y
+        for column, row in tiles_over(box, Size(width, height)):
+            tile = Tile(level, reduce, column, row)
+            left, top = column * width - box.x, row * height - box.y
             y, x = max(-top, 0), max(-left, 0)
-            target = out[top + y : top + tile_height, left + x : left + tile_width]
-            height, width = target.shape[:2]
-            tile = self.cache.get(
-                (level, reduce, column, row),
-                partial(self._decode, level, column, row, reduce),
-                whole_tile=height == tile_height and width == tile_width,
-                decode_uncached=partial(self._decode, level, column, row, reduce, target),
+            destination = out[top + y : top + height, left + x : left + width]
+            pixels = self.cache.get(
+                tile,
+                partial(self._decode, tile),
+                whole_tile=destination.shape[:2] == (height, width),
+                decode_uncached=partial(self._decode_uncached, tile, destination),
             )
-            if tile is not target:
-                target[...] = tile[y : y + height, x : x + width]
-            del tile  # release it now: the next tile can reuse its memory while it is in the CPU cache
+            if pixels is not destination:
+                destination[...] = pixels[y : y + destination.shape[0], x : x + destination.shape[1]]
+            del pixels  # release them now: the next tile can reuse their memory while it is in the CPU cache
         return out
 
     def stored_jpeg(self, level: int, column: int, row: int) -> bytes | None:
@@ -156,19 +163,10 @@ class TiffBackend:
         layer = self._associated_layers[name]
         if layer.size.area > MAX_ASSOCIATED_PIXELS:
             raise TooLarge(f"associated image '{name}' declares {layer.size}", subject=self.path)
-        out = np.empty((layer.size.height, layer.size.width, 3), np.uint8)
-        for column, row in tiles_over(Box(0, 0, *layer.size), layer.tile):
-            try:
-                tile = self._pixels(layer, column, row)
-            except ValueError as error:
-                raise DamagedFile(
-                    f"associated image '{name}' cannot be decoded", subject=self.path, actual=str(error)
-                ) from error
-            target = out[row * layer.tile.height :, column * layer.tile.width :][
-                : layer.tile.height, : layer.tile.width
-            ]
-            target[:] = tile[: target.shape[0], : target.shape[1]]
-        return out
+        try:
+            return assemble(Box(0, 0, *layer.size), layer.tile, partial(self._pixels, layer))
+        except ValueError as error:
+            raise damaged(self.path, f"associated image '{name}' cannot be decoded", str(error)) from error
 
     def close(self) -> None:
         self._file.close()
@@ -176,38 +174,34 @@ class TiffBackend:
 
     # -- one tile -----------------------------------------------------------------------------------------
 
-    def _decode(self, level: int, column: int, row: int, reduce: int, out: RGB | None = None) -> RGB:
-        """Decode one tile of a level.
+    def _decode_uncached(self, tile: Tile, destination: RGB) -> RGB:
+        """Decode a tile that will not be cached: into `destination`, which has the size of the complete tile,
+        or else into memory of this thread that is overwritten by the next tile."""
+        if self.decode_into(tile, destination):
+            return destination
+        return self._decode(tile, self._tile_buffer(self._layers[tile.level]))
 
-        If `out` is given, it has the size of the complete tile, and the tile will not be cached. The result
-        is then `out` itself, or memory of this thread that is overwritten by the next tile.
-        """
-        layer = self._layers[level]
-        if out is not None and self._decode_into(level, column, row, out):
-            return out
+    def _decode(self, tile: Tile, buffer: TileBuffer | None = None) -> RGB:
         try:
-            return self._pixels(layer, column, row, reduce, None if out is None else self._tile_buffer(layer))
+            return self._pixels(self._layers[tile.level], tile.column, tile.row, tile.reduce, buffer)
         except ValueError as error:
-            raise self._damaged(level, column, row, str(error)) from error
+            index = (tile.column, tile.row)
+            raise damaged_tile(self.path, self.levels, tile.level, index, str(error)) from error
 
-    def _decode_into(self, level: int, column: int, row: int, out: RGB) -> bool:
-        """Decode a JPEG tile directly into its rows of a larger picture, reduced to the size of `out`.
+    def decode_into(self, tile: Tile, destination: RGB) -> bool:
+        """Decode a JPEG tile directly into its rows of a larger picture, reduced to their size.
 
-        Returns False if that fails. `out` may then contain anything; the caller decodes the tile in the usual
-        way, which also reports damage.
+        Returns False if that is not possible. `destination` may then contain anything; the caller decodes the
+        tile in the usual way, which also reports damage.
         """
-        layer, turbo = self._layers[level], libturbojpeg.library()
-        coding, tile, index = layer.coding, layer.tile, row * layer.columns + column
-        buffer = self._tile_buffer(layer)
-        if (
-            turbo is None
-            or buffer is None
-            or coding.samples not in (1, 3)
-            or self._refused[level] >= REFUSALS
-        ):
+        layer, turbo = self._layers[tile.level], libturbojpeg.library()
+        buffer, coding, side = self._tile_buffer(layer), layer.coding, layer.tile
+        if turbo is None or buffer is None or coding.samples not in (1, 3):
             return False
-        if layer.valid(column, row) != tile:  # pixels beyond the level must not be averaged in
+        # Pixels beyond the level must not be averaged in.
+        if self._refused[tile.level] >= REFUSALS or layer.valid(tile.column, tile.row) != side:
             return False
+        index = tile.row * layer.columns + tile.column
         try:
             data = self._fetch(int(layer.offsets[0, index]), int(layer.lengths[0, index]), buffer)
             if not data:
@@ -215,13 +209,12 @@ class TiffBackend:
             stream, header = coding.completed(data, buffer)
         except SPOILED:
             return False
-        declared = header.width, header.height, header.samples
         done = (
-            declared == (tile.width, tile.height, coding.samples)
+            (header.width, header.height, header.samples) == (*side, coding.samples)
             and isinstance(stream, memoryview)
-            and turbo.decode_into(stream, tile.width, tile.height, out)
+            and turbo.decode_into(stream, side, destination)
         )
-        self._refused[level] += not done
+        self._refused[tile.level] += not done
         return done
 
     def _tile_buffer(self, layer: Layer) -> TileBuffer | None:
@@ -240,28 +233,20 @@ class TiffBackend:
 
         If `buffer` is given, the result may use its memory until the next tile overwrites it.
         """
-        if layer.tile.area > LARGE_TILE_PIXELS:
-            with self._large_tile:
-                return self._decode_planes(layer, column, row, reduce, buffer)
-        return self._decode_planes(layer, column, row, reduce, buffer)
-
-    def _decode_planes(
-        self, layer: Layer, column: int, row: int, reduce: int, buffer: TileBuffer | None
-    ) -> RGB:
         tile, index = layer.tile, row * layer.columns + column
-        planes: list[Bytes] = []
-        for offsets, lengths in zip(layer.offsets, layer.lengths, strict=True):
-            offset, length = int(offsets[index]), int(lengths[index])
-            if offset == 0 or length == 0:
-                return np.full((tile.height // reduce, tile.width // reduce, 3), self.blank, np.uint8)
-            planes.append(self._fetch(offset, length, buffer))
-        valid = layer.valid(column, row)
-        try:
-            return decode_tile(layer.coding, planes, tile, valid, reduce, buffer)
-        except ValueError:
-            raise
-        except SPOILED as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from error
+        with self._large_tile if tile.area > LARGE_TILE_PIXELS else nullcontext():
+            planes: list[Bytes] = []
+            for offsets, lengths in zip(layer.offsets, layer.lengths, strict=True):
+                offset, length = int(offsets[index]), int(lengths[index])
+                if offset == 0 or length == 0:
+                    return np.full((tile.height // reduce, tile.width // reduce, 3), self.blank, np.uint8)
+                planes.append(self._fetch(offset, length, buffer))
+            try:
+                return decode_tile(layer.coding, planes, tile, layer.valid(column, row), reduce, buffer)
+            except ValueError:
+                raise
+            except SPOILED as error:
+                raise ValueError(f"{type(error).__name__}: {error}") from error
 
     def _fetch(self, offset: int, length: int, buffer: TileBuffer | None) -> Bytes:
         if offset + length > self._file.size:
@@ -277,17 +262,6 @@ class TiffBackend:
         if bytes_read != length:
             raise ValueError(f"only {bytes_read} of {length} bytes could be read")
         return data
-
-    def _damaged(self, level: int, column: int, row: int, cause: str) -> DamagedTile:
-        size, tile = self.levels[level].size, self.levels[level].tile
-        step_x = level_step(self.levels[0].size.width, size.width)
-        step_y = level_step(self.levels[0].size.height, size.height)
-        left, top = column * tile.width, row * tile.height
-        right, bottom = min(left + tile.width, size.width), min(top + tile.height, size.height)
-        l0_box = Box.of_edges(
-            floor(left * step_x), floor(top * step_y), -floor(-right * step_x), -floor(-bottom * step_y)
-        )
-        return DamagedTile(self.path, level, (column, row), cause, l0_box=l0_box)
 
 
 # -- bytes --------------------------------------------------------------------------------------------------

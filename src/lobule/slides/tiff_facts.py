@@ -20,15 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tifffile import TiffFile, TiffFileError, TiffPage
 
-from lobule.errors import DamagedFile, LobuleError, TooLarge, UnknownFormat
+from lobule.errors import DamagedFile, LobuleError, TooLarge, UnknownFormat, damaged
 from lobule.geometry import Size
-from lobule.slides.backend import FoundMpp
+from lobule.slides.backend import MAX_SIDE, FoundMpp
 from lobule.slides.tiff_channels import check_channels, check_samples, kind_of, several_channels
 from lobule.slides.tiff_directories import chain_error, check_limits
 from lobule.slides.tiff_mpp import OmeImage, aperio_fields, mpp_of_tiff, parse_ome
 from lobule.slides.tile_codecs import JPEG, MAX_TILE_PIXELS, Coding
 
-MAX_SIDE = 4_000_000
 MAX_ASSOCIATED = 64
 """Largest number of images of an OME-TIFF that are examined as associated images."""
 
@@ -87,12 +86,16 @@ def read_metadata(stream: IO[bytes], path: str) -> TiffMetadata | None:
     except LobuleError:
         raise
     except Exception as error:  # the parser raises any exception on damaged bytes
+<<<<<<< HEAD
         raise DamagedFile(
             "the TIFF directories cannot be read",
             subject=path,
             actual=_describe_damage(error),
             remedy="Copy the file again from its source",
         ) from error
+=======
+        raise damaged(path, "the TIFF directories cannot be read", error) from error
+>>>>>>> c758df2 (Put the fast tile decoder behind one function; share the assembly of tiles, the errors of damaged files, and the painting of phantoms)
 
 
 def _describe_damage(error: Exception) -> str:

@@ -130,8 +130,8 @@ def _jpeg(
     _check_declared(header.width, header.height, tile, valid)
     if header.samples != coding.samples:
         raise ValueError(f"the JPEG stream declares {header.samples} samples, the page {coding.samples}")
-    into = None if buffer is None else buffer.pixels
-    return jpeg.decode(stream, header.width, header.height, reduce, into)
+    destination = None if buffer is None else buffer.pixels
+    return jpeg.decode(stream, header.width, header.height, reduce, destination)
 
 
 def _reduced_jpeg(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size, reduce: int) -> RGB:
@@ -170,8 +170,7 @@ def _samples(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size) -> NDArr
 
 def _image_codec(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size) -> NDArray[Any]:
     webp = coding.compression in WEBP
-    width, height = webp_size(data) if webp else jpeg2000_size(data)
-    components = 4 if webp else jpeg2000_components(data)
+    (width, height), components = (webp_size(data), 4) if webp else jpeg2000_header(data)
     if components > max(coding.samples, MAX_JPEG2000_COMPONENTS):
         raise ValueError(f"the compressed tile declares {components} components, the page {coding.samples}")
     _check_declared(width, height, tile, valid)
@@ -235,34 +234,28 @@ def ycbcr_to_rgb(pixels: NDArray[Any]) -> RGB:
     return result
 
 
-def jpeg2000_size(data: jpeg.Bytes) -> tuple[int, int]:
-    """Width and height that a JPEG 2000 codestream (bare or in a JP2 box) declares."""
-    at = bytes(data[:4096]).find(b"\xff\x4f\xff\x51")
-    if at < 0 or len(data) < at + 24:
-        raise ValueError("the bytes contain no JPEG 2000 codestream")
-    right, bottom, left, top = (int.from_bytes(data[at + k : at + k + 4], "big") for k in (8, 12, 16, 20))
-    return right - left, bottom - top
+JPEG2000_START = b"\xff\x4f\xff\x51"
 
 
-def jpeg2000_components(data: jpeg.Bytes) -> int:
-    """Components that a JPEG 2000 codestream declares."""
-    at = bytes(data[:4096]).find(b"\xff\x4f\xff\x51")
+def jpeg2000_header(data: jpeg.Bytes) -> tuple[Size, int]:
+    """The size and the number of components that a JPEG 2000 codestream (bare or in a JP2 box) declares."""
+    at = bytes(data[:4096]).find(JPEG2000_START)
     if at < 0 or len(data) < at + 42:
         raise ValueError("the bytes contain no JPEG 2000 codestream")
-    return int.from_bytes(data[at + 40 : at + 42], "big")
+    right, bottom, left, top = (int.from_bytes(data[at + k : at + k + 4], "big") for k in (8, 12, 16, 20))
+    return Size(right - left, bottom - top), int.from_bytes(data[at + 40 : at + 42], "big")
 
 
-def webp_size(data: jpeg.Bytes) -> tuple[int, int]:
-    """Width and height that a WebP image declares."""
+def webp_size(data: jpeg.Bytes) -> Size:
+    """The size that a WebP image declares."""
     kind = data[12:16]
     if data[:4] != b"RIFF" or len(data) < 30:
         raise ValueError("the bytes are not a WebP image")
     if kind == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+        return Size(1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little"))
     if kind == b"VP8L":
         packed = int.from_bytes(data[21:25], "little")
-        return 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
+        return Size(1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF))
     if kind == b"VP8 ":
-        width, height = (int.from_bytes(data[k : k + 2], "little") & 0x3FFF for k in (26, 28))
-        return width, height
+        return Size(*(int.from_bytes(data[k : k + 2], "little") & 0x3FFF for k in (26, 28)))
     raise ValueError("the bytes are not a WebP image")

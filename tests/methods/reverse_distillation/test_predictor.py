@@ -17,11 +17,7 @@ from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.geometry import Box
 from lobule.measures.calibration import Platt
 from lobule.methods.reverse_distillation import AnomalyPredictor, Config, load, save
-<<<<<<< HEAD
 from lobule.methods.reverse_distillation.predictor import PatchModel
-from lobule.nets import anomaly
-=======
->>>>>>> 7513e66 (Delete code that only tests use; blank intervals of few patients in every report; write fields of maps in one place)
 from lobule.nets.reverse_distillation import Student
 from lobule.nets.teachers import teacher
 from lobule.results import open_results
@@ -78,15 +74,8 @@ def patch_by_patch(predictor: AnomalyPredictor, stride: int, name: str = "mean")
                     images, (wide, wide), mode="bilinear", antialias=True
                 )
             maps = predictor.net.teacher(images)
-<<<<<<< HEAD
             full = (predictor.model.padded_size, predictor.model.padded_size)
-            out[row, column] = anomaly.patch_scores(maps, predictor.net.student(maps), (wide, wide), full)[
-                name
-            ]
-=======
-            full = (predictor.padded_size, predictor.padded_size)
             out[row, column] = patch_scores(maps, predictor.net.student(maps), (wide, wide), full)[name]
->>>>>>> 7513e66 (Delete code that only tests use; blank intervals of few patients in every report; write fields of maps in one place)
     return out
 
 
@@ -143,17 +132,9 @@ def windows_of_a_mosaic(predictor: AnomalyPredictor, offset: int, shape: tuple[i
     with torch.inference_mode():
         for row, column in np.ndindex(*across):
             patch = white[row * side : (row + 1) * side, column * side : (column + 1) * side]
-<<<<<<< HEAD
             maps = predictor.net.teacher(predictor.model.images_of(torch.from_numpy(patch[None].copy())))
             full = (predictor.model.padded_size, predictor.model.padded_size)
-            maps_of_patch = anomaly.patch_scores(maps, predictor.net.student(maps), (wide, wide), full)[
-                "anomaly"
-            ]
-=======
-            maps = predictor.net.teacher(predictor.images_of(torch.from_numpy(patch[None].copy())))
-            full = (predictor.padded_size, predictor.padded_size)
             maps_of_patch = patch_scores(maps, predictor.net.student(maps), (wide, wide), full)["anomaly"]
->>>>>>> 7513e66 (Delete code that only tests use; blank intervals of few patients in every report; write fields of maps in one place)
             mosaic[row * wide : (row + 1) * wide, column * wide : (column + 1) * wide] = maps_of_patch[0]
     step, first = config.stride * wide // side, offset * wide // side
     rows, columns = (first + step * np.arange(count) for count in shape)

@@ -18,7 +18,7 @@ from lobule.errors import CaseError, ConfigError, DamagedFile, UsageError
 from lobule.features import FeatureFile, FeatureFolder
 from lobule.files import fingerprint, is_url
 from lobule.geometry import Box
-from lobule.slides.identity import same_slide, slide_fingerprint
+from lobule.slides.identity import slide_fingerprint
 
 BLOCK_ROWS = 2048
 
@@ -147,7 +147,7 @@ def _refuse_other_slide(case: Case, file: FeatureFile) -> None:
     path = case.path
     if file.source is None or path is None or is_url(path) or not Path(path).exists():
         return
-    if not same_slide(path, file.source):
+    if slide_fingerprint(path) != file.source:
         raise DamagedFile(
             "features of another slide with this name, or of an earlier version of the slide",
             subject=file.path,
