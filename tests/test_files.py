@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
-from lobule import files
+from lobule import files, fingerprints
 from lobule.errors import NotReadable, ResultsError, UsageError
 
 
@@ -100,95 +100,95 @@ def test_small_files_have_the_hash_that_sha256sum_prints(tmp_path: Path) -> None
     # the published digest of "abc", FIPS 180-4
     (tmp_path / "abc").write_bytes(b"abc")
     expected = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert files.fingerprint(tmp_path / "abc") == expected
+    assert fingerprints.fingerprint(tmp_path / "abc") == expected
 
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
     """A file whose hash is stored: large, and unchanged for an hour."""
     path = tmp_path / "slide.svs"
-    path.write_bytes(bytes(files.STORE_FROM))
+    path.write_bytes(bytes(fingerprints.STORE_FROM))
     return path
 
 
 def test_every_byte_of_a_large_file_counts(large: Path) -> None:
-    before = files.fingerprint(large)
+    before = fingerprints.fingerprint(large)
     data = bytearray(large.read_bytes())
     assert before == f"sha256:{hashlib.sha256(data).hexdigest()}"
     for position in (1, len(data) // 3, len(data) - 1):
         data[position] ^= 1
         large.write_bytes(data)
-        assert files.fingerprint(large) == f"sha256:{hashlib.sha256(data).hexdigest()}"
+        assert fingerprints.fingerprint(large) == f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def test_stored_hash_is_used_while_the_file_state_is_unchanged(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "SETTLED_S", -3600.0)
+    monkeypatch.setattr(fingerprints, "SETTLED_S", -3600.0)
     reads: list[str] = []
-    digest = files._digest
+    digest = fingerprints.digest_of
 
     def counted_digest(file: BinaryIO) -> str:
         reads.append(file.name)
         return digest(file)
 
-    monkeypatch.setattr(files, "_digest", counted_digest)
-    first = files.fingerprint(large)
-    assert files.fingerprint(large) == first
-    files._stored_hashes.clear()  # as in another process
-    assert files.fingerprint(large) == first
+    monkeypatch.setattr(fingerprints, "digest_of", counted_digest)
+    first = fingerprints.fingerprint(large)
+    assert fingerprints.fingerprint(large) == first
+    fingerprints._stored_hashes.clear()  # as in another process
+    assert fingerprints.fingerprint(large) == first
     assert len(reads) == 1
-    assert files.fingerprint(large, full=True) == first
+    assert fingerprints.fingerprint(large, full=True) == first
     assert len(reads) == 2
     os.utime(large, ns=(1, 1))
-    assert files.fingerprint(large) == first
+    assert fingerprints.fingerprint(large) == first
     assert len(reads) == 3, "another modification time: the file must be read again"
 
 
 @pytest.mark.parametrize("entry", ["", "{", "[]", '{"identity": 7}', "[" * 100_000])
 def test_damaged_stored_hash_is_ignored(entry: str, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "SETTLED_S", -3600.0)
-    expected = files.fingerprint(large)
-    files._stored_hashes.clear()
-    files._hash_path(str(large)).write_text(entry)
-    assert files.fingerprint(large) == expected
+    monkeypatch.setattr(fingerprints, "SETTLED_S", -3600.0)
+    expected = fingerprints.fingerprint(large)
+    fingerprints._stored_hashes.clear()
+    fingerprints._hash_path(str(large)).write_text(entry)
+    assert fingerprints.fingerprint(large) == expected
 
 
 def test_recently_changed_file_has_no_stored_hash(large: Path) -> None:
-    files.fingerprint(large)
-    assert not files._hash_path(str(large)).exists()
+    fingerprints.fingerprint(large)
+    assert not fingerprints._hash_path(str(large)).exists()
 
 
 def test_unwritable_cache_folder_is_ignored(
     large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "SETTLED_S", -3600.0)
+    monkeypatch.setattr(fingerprints, "SETTLED_S", -3600.0)
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("LOBULE_CACHE", str(tmp_path / "file"))
-    assert files.fingerprint(large).startswith("sha256:")
+    assert fingerprints.fingerprint(large).startswith("sha256:")
 
 
 def test_fifo_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "slide.tif")
     with pytest.raises(NotReadable, match="not a regular file"):
-        files.fingerprint(tmp_path / "slide.tif")
+        fingerprints.fingerprint(tmp_path / "slide.tif")
 
 
 def test_folders_and_companions_count(tmp_path: Path) -> None:
     series = tmp_path / "series"
     series.mkdir()
     (series / "0.dcm").write_bytes(b"0")
-    before = files.fingerprint(series)
+    before = fingerprints.fingerprint(series)
     (series / "1.dcm").write_bytes(b"1")
-    both = files.fingerprint(series)
+    both = fingerprints.fingerprint(series)
     (series / "1.dcm").rename(series / "2.dcm")
-    assert len({before, both, files.fingerprint(series)}) == 3
+    assert len({before, both, fingerprints.fingerprint(series)}) == 3
     slide = tmp_path / "a.mrxs"
     slide.write_bytes(b"index")
-    alone = files.fingerprint(slide)
+    alone = fingerprints.fingerprint(slide)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "Data0000.dat").write_bytes(b"pixels")
-    assert files.fingerprint(slide) != alone
+    assert fingerprints.fingerprint(slide) != alone
 
 
 def test_urls_are_opened_by_fsspec(tmp_path: Path) -> None:
@@ -198,7 +198,9 @@ def test_urls_are_opened_by_fsspec(tmp_path: Path) -> None:
     (tmp_path / "same").write_bytes(b"x" * 100)
     with files.open_url("memory://lobule-test/same", "wb") as file:
         file.write(b"x" * 100)
-    assert files.fingerprint("memory://lobule-test/same") == files.fingerprint(tmp_path / "same")
+    assert fingerprints.fingerprint("memory://lobule-test/same") == fingerprints.fingerprint(
+        tmp_path / "same"
+    )
     assert files.is_url("s3://bucket/slide.svs")
     assert files.is_url("simplecache::s3://bucket/slide.svs")
     assert not files.is_url("/data/slide.svs")
@@ -212,7 +214,7 @@ def test_an_unknown_scheme_names_the_remedy() -> None:
 
 def test_unreadable_paths_are_named(tmp_path: Path) -> None:
     with pytest.raises(NotReadable, match="no such file"):
-        files.fingerprint(tmp_path / "none")
+        fingerprints.fingerprint(tmp_path / "none")
     with pytest.raises(NotReadable, match="folder"):
         files.open_url(tmp_path)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lobule import __version__
 from lobule.errors import BundleError, ConfigError, LobuleError, ModelError, ResultsError, UsageError
 from lobule.files import make_folder, read_json, write_atomic, write_json, write_text
+from lobule.fingerprints import digest_of
 
 if TYPE_CHECKING:
     import torch
@@ -258,13 +259,10 @@ def _check_name(name: str, root: Path) -> None:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            return digest_of(file)
     except OSError as error:
         raise BundleError(
             "a file of the bundle cannot be read", subject=path, actual=str(error.strerror)
         ) from error
-    return digest.hexdigest()

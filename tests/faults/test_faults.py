@@ -15,7 +15,7 @@ import pytest
 
 from lobule.errors import ResultsError
 from lobule.results import describe, open_results
-from lobule.results.folder import lock_folder
+from lobule.results.locks import lock_folder
 from lobule.results.maps import MapWriter
 from lobule.scanning.scan import scan
 from tests.scanning.support import (

@@ -17,11 +17,8 @@ from skimage.measure import regionprops
 from lobule.errors import AnnotationError, CaseError
 from lobule.measures.camelyon16 import (
     FALSE_POSITIVE_RATES,
-    ITC_LIMIT,
-    EvaluationMask,
     SlideMatch,
     bootstrap_froc,
-    evaluation_mask,
     froc,
     froc_resamples,
     jama_froc,
@@ -30,6 +27,7 @@ from lobule.measures.camelyon16 import (
     slide_auc,
 )
 from lobule.measures.estimate import Resampling
+from lobule.measures.lesion_masks import ITC_LIMIT, EvaluationMask, evaluation_mask
 
 CASES = ("synthetic_1", "synthetic_2", "synthetic_3", "real_1", "real_2")
 

@@ -46,6 +46,7 @@ LARGE_LIBRARIES = (
 RELATED_TESTS: dict[str, str] = {
     "measures": "measures evaluation",
     "measures/camelyon16.py": "measures/test_froc.py evaluation",
+    "measures/lesion_masks.py": "measures/test_froc.py evaluation",
     "measures/readers.py": "measures/test_reader_study.py measures evaluation",
     "measures/calibration.py": "measures/test_calibration.py evaluation methods/reverse_distillation",
     "grid.py": "test_grid.py test_stitch.py test_results.py scanning/test_scan.py nets/test_dense.py",

@@ -19,7 +19,8 @@ import torch
 from torchvision.models import resnet18
 
 from lobule.api import scan as scan_bundle
-from lobule.files import cache_folder, read_json
+from lobule.files import read_json
+from lobule.fingerprints import cache_folder
 from lobule.methods.classifier import convert
 from lobule.results.result import Result
 from lobule.scanning import device as placement

@@ -16,8 +16,8 @@ from lobule.evaluation.options import Options
 from lobule.evaluation.sources import CaseResult
 from lobule.files import is_url
 from lobule.geometry import Box, Size, level_step
-from lobule.measures.camelyon16 import PIXEL_UM, STEP, EvaluationMask, evaluation_mask
 from lobule.measures.estimate import Floats
+from lobule.measures.lesion_masks import PIXEL_UM, STEP, EvaluationMask, evaluation_mask
 from lobule.slides.slide import Slide, open_mask, open_slide
 from lobule.units import Mpp
 

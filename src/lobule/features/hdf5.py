@@ -45,7 +45,6 @@ class FeatureFile:
     """Side of a tile in level-0 pixels; None if the file does not state it."""
     tile_um: float | None = None
     """Side of a tile in µm, if that is the unit of the file."""
-    overlap_l0: float = 0.0
     l0_size: Size | None = None
     features_name: str = "features"
 
@@ -216,7 +215,7 @@ def read_feature_file(path: str | Path) -> FeatureFile:
             return _stamp_file(fields, dict(file.attrs))
         file_attributes = dict(file.attrs)
         coords_attributes = dict(coords.attrs)
-        if _l0_lengths(coords_attributes)[0] is None:  # the coordinates may have only a name as attribute
+        if _l0_tile(coords_attributes) is None:  # the coordinates may have only a name as attribute
             coords_attributes = _attributes_of_patches(path) | coords_attributes
         return _corners_file(fields, file_attributes, dict(features.attrs), coords_attributes)
 
@@ -297,7 +296,6 @@ def _corners_file(
 ) -> FeatureFile:
     is_lobule = file_attributes.get("lobule_format") is not None
     kind: Kind = "lobule" if is_lobule else "trident" if "patch_size_level0" in coords_attributes else "clam"
-    tile, overlap = _l0_lengths(coords_attributes)
     width, height = coords_attributes.get("level0_width"), coords_attributes.get("level0_height")
     return FeatureFile(
         **fields,
@@ -305,23 +303,19 @@ def _corners_file(
         encoder=_text(features_attributes.get("encoder", file_attributes.get("encoder"))),
         hash=_text(file_attributes.get("encoder_hash")) if is_lobule else None,
         source=_text(file_attributes.get("source")) if is_lobule else None,
-        tile_l0=tile,
-        overlap_l0=overlap,
+        tile_l0=_l0_tile(coords_attributes),
         l0_size=None if width is None or height is None else Size(int(width), int(height)),
     )
 
 
-def _l0_lengths(coords_attributes: Mapping[str, Any]) -> tuple[float | None, float]:
-    """Side and overlap of a tile in level-0 pixels, computed from the attributes of TRIDENT or CLAM."""
+def _l0_tile(coords_attributes: Mapping[str, Any]) -> float | None:
+    """Side of a tile in level-0 pixels, computed from the attributes of TRIDENT or CLAM."""
     if "patch_size_level0" in coords_attributes:
-        tile = float(coords_attributes["patch_size_level0"])
-        return tile, float(coords_attributes.get("overlap", 0)) * tile / float(
-            coords_attributes.get("patch_size", tile)
-        )
+        return float(coords_attributes["patch_size_level0"])
     if "patch_size" in coords_attributes and "downsample" in coords_attributes:
         step = float(np.mean(np.asarray(coords_attributes["downsample"], np.float64)))
-        return float(coords_attributes["patch_size"]) * step, 0.0
-    return None, 0.0
+        return float(coords_attributes["patch_size"]) * step
+    return None
 
 
 def _attributes_of_patches(path: Path) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from lobule.features.frame import Encoding
 from lobule.features.hdf5 import read_feature_file
 from lobule.files import make_folder, write_atomic
 from lobule.nets.encoders import Encoder
-from lobule.results.folder import CaseFolder, lock_folder, open_results
+from lobule.results.folder import CaseFolder, open_results
+from lobule.results.locks import lock_folder
 from lobule.results.result import COMPLETE, UNSCORED, Result
 from lobule.results.tables import TableReader
 from lobule.scanning.cases import Progress

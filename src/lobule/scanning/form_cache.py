@@ -21,7 +21,8 @@ import torch
 
 from lobule import __version__
 from lobule.errors import LobuleError
-from lobule.files import cache_folder, read_json, write_json
+from lobule.files import read_json, write_json
+from lobule.fingerprints import cache_folder
 from lobule.scanning.contract import EngineSettings
 
 log = logging.getLogger("lobule.scan")

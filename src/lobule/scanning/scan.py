@@ -16,15 +16,8 @@ from lobule.allocator import keep_freed_memory, return_freed_memory
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, LobuleError, ResultsError
 from lobule.files import LONGEST_FOLDER_NAME, fits_folder_name, read_json, write_json
-from lobule.results.folder import (
-    SCAN,
-    Results,
-    begin_results,
-    lock_folder,
-    lock_settings,
-    record_engine,
-    write_summary,
-)
+from lobule.results.folder import SCAN, Results, begin_results, record_engine, write_summary
+from lobule.results.locks import lock_folder, lock_settings
 from lobule.results.result import FAILED, PARTIAL, UNSCORED
 from lobule.scanning.cases import CaseRunner, Progress
 from lobule.scanning.contract import EngineSettings, Model, Predictor, ScanOptions

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lobule.errors import CaseError
-from lobule.files import MIB, fingerprint, fingerprint_of_files, is_url
+from lobule.files import MIB, is_url
+from lobule.fingerprints import fingerprint, fingerprint_of_files
 from lobule.slides.dicom_series import files_of_slide
 
 KEY_FILE_SUFFIXES = (".vms", ".vmu")

@@ -86,16 +86,12 @@ def read_metadata(stream: IO[bytes], path: str) -> TiffMetadata | None:
     except LobuleError:
         raise
     except Exception as error:  # the parser raises any exception on damaged bytes
-<<<<<<< HEAD
         raise DamagedFile(
             "the TIFF directories cannot be read",
             subject=path,
             actual=_describe_damage(error),
             remedy="Copy the file again from its source",
         ) from error
-=======
-        raise damaged(path, "the TIFF directories cannot be read", error) from error
->>>>>>> c758df2 (Put the fast tile decoder behind one function; share the assembly of tiles, the errors of damaged files, and the painting of phantoms)
 
 
 def _describe_damage(error: Exception) -> str:

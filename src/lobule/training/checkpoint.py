@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lobule.errors import ResultsError
-from lobule.files import fingerprint, read_json, write_atomic, write_json
+from lobule.files import read_json, write_atomic, write_json
+from lobule.fingerprints import fingerprint
 
 STATE = "state.json"
 

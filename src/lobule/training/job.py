@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lobule.cohort import Case, Cohort, Kind
-from lobule.files import fingerprint
+from lobule.fingerprints import fingerprint
 from lobule.scanning.scan import Machine
 from lobule.tissue import TissueConfig
 from lobule.training.distributed import Ranks, joined_ranks

@@ -12,7 +12,7 @@ from lobule.bundles import MODEL
 from lobule.cohort import Cohort
 from lobule.errors import LobuleError, ResultsError, UsageError
 from lobule.files import make_folder, read_json, write_json
-from lobule.results.folder import lock_folder
+from lobule.results.locks import lock_folder
 from lobule.training.division import TrainingSplit
 
 if TYPE_CHECKING:

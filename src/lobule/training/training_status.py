@@ -10,7 +10,7 @@ from typing import Any
 from lobule.bundles import MODEL
 from lobule.errors import ResultsError
 from lobule.files import read_json
-from lobule.results.folder import lock_folder
+from lobule.results.locks import lock_folder
 from lobule.training.training_folder import SETTINGS
 from lobule.training.training_log import LOG
 

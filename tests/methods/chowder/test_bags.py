@@ -13,7 +13,7 @@ import torch
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, DamagedFile, UsageError
 from lobule.features import open_features
-from lobule.files import fingerprint
+from lobule.fingerprints import fingerprint
 from lobule.geometry import Box
 from lobule.methods.chowder.bags import Bag, bag_of, gather, label_of, refuse_one_class
 from lobule.methods.chowder.fit import SampledTiles, collate, moments_of, split_batch

@@ -16,7 +16,8 @@ from lobule.cohort import Case, Cohort
 from lobule.cohort.labels import plain, polarity
 from lobule.errors import CaseError, ConfigError, DamagedFile, UsageError
 from lobule.features import FeatureFile, FeatureFolder
-from lobule.files import fingerprint, is_url
+from lobule.files import is_url
+from lobule.fingerprints import fingerprint
 from lobule.geometry import Box
 from lobule.slides.identity import slide_fingerprint
 

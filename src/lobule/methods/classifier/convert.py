@@ -9,7 +9,7 @@ from typing import Any
 
 from lobule.bundles import Bundle, write_bundle
 from lobule.errors import BundleError, ConfigError
-from lobule.files import fingerprint
+from lobule.fingerprints import fingerprint
 from lobule.methods.classifier.config import Config, of_wsinfer
 from lobule.methods.classifier.predictor import build, load_torchscript
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lobule.bundles import Bundle
 from lobule.errors import BundleError, ConfigError, ModelError
-from lobule.files import fingerprint
+from lobule.fingerprints import fingerprint
 from lobule.methods.reverse_distillation.config import RANDOM, Config
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, save
 from lobule.methods.reverse_distillation.train import frozen_teacher

@@ -1,0 +1,90 @@
+"""Locks that keep two scans or trainings from writing into the same folder."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from lobule.errors import ResultsError
+from lobule.files import make_folder, results_error
+
+
+@contextmanager
+def lock_folder(root: str | Path, shard: tuple[int, int] | None = None) -> Iterator[None]:
+    """Lock a folder against a second scan. Shards of one scan may share the folder.
+
+    Raises:
+        ResultsError: Another process has locked the folder.
+    """
+    folder = make_folder(root)
+    with ExitStack() as stack:
+        stack.enter_context(_locked(folder / ".lock", shared=shard is not None))
+        if shard is not None:
+            stack.enter_context(_locked(folder / f".lock-of{shard[1]}", shared=True))
+            _refuse_other_division(folder, shard[1])
+            stack.enter_context(_locked(folder / f".lock-{shard[0]}of{shard[1]}", shared=False))
+        yield
+
+
+def _refuse_other_division(folder: Path, count: int) -> None:
+    """Refuse a different number of shards at the same time: shards 1/2 and 1/3 have cases in common."""
+    for path in sorted(folder.glob(".lock-of*")):
+        if path.name != f".lock-of{count}":
+            with path.open("a+") as file:
+                if not _try_lock(file, shared=False):
+                    raise ResultsError(
+                        "a scan with a different number of shards is writing here",
+                        subject=folder,
+                        expected=f"shards of {path.name.removeprefix('.lock-of')}",
+                        actual=f"one of {count}",
+                        remedy="Use the same number of shards, or wait until the other scan ends",
+                    )
+
+
+@contextmanager
+def lock_settings(root: Path, shard: tuple[int, int] | None) -> Iterator[None]:
+    """Lock the settings for one shard at a time: the first shard writes them for all others."""
+    if shard is None:
+        yield
+        return
+    with (root / ".lock-engine").open("a+") as file:
+        _try_lock(file, shared=False, wait=True)
+        yield
+
+
+@contextmanager
+def _locked(path: Path, shared: bool) -> Iterator[None]:
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise results_error(error, path) from error
+    with file:
+        if not _try_lock(file, shared):
+            file.seek(0)
+            who = file.read().strip() or "another scan"
+            raise ResultsError(
+                f"{who} is writing here",
+                subject=path.parent,
+                remedy="Wait until it ends, or use another results folder",
+            )
+        if not shared:
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()}")
+            file.flush()
+        yield
+
+
+def _try_lock(file: io.TextIOWrapper, shared: bool, wait: bool = False) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks. Single writes are still atomic.
+        return True
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
