@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lobule.errors import ConfigError, ResultsError, UsageError
-from lobule.files import make_folder, read_json, write_atomic, write_json, write_text
+from lobule.files import make_folder, read_json, write_json, write_text
 from lobule.settings import describe
 
 if TYPE_CHECKING:
@@ -199,7 +201,7 @@ def _draw_curve(points: Sequence[Point], out: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from lobule.evaluation.plots import COLOURS, DPI, SIDE_INCHES, STYLE
+    from lobule.evaluation.plots import COLOURS, SIDE_INCHES, STYLE, save_figure
 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(SIDE_INCHES, SIDE_INCHES * 0.8), layout="constrained")
@@ -207,12 +209,12 @@ def _draw_curve(points: Sequence[Point], out: Path) -> None:
         for name, title, colour in (("auc", "slide AUC", COLOURS[0]), ("froc", "FROC score", COLOURS[1])):
             defined = [asdict(p) for p in points if getattr(p, name) is not None]
             x, y = [p["slides"] for p in defined], [p[name] for p in defined]
-            low = [p[name] - (p[f"{name}_low"] if p[f"{name}_low"] is not None else p[name]) for p in defined]
-            high = [
-                (p[f"{name}_high"] if p[f"{name}_high"] is not None else p[name]) - p[name] for p in defined
+            ends = [
+                [p[name] if p[f"{name}_{end}"] is None else p[f"{name}_{end}"] for p in defined]
+                for end in ("low", "high")
             ]
-            axes.errorbar(x, y, yerr=[low, high], label=title, color=colour, marker="o", markersize=3,
-                          linewidth=1, capsize=2, elinewidth=0.7)  # fmt: skip
+            axes.errorbar(x, y, yerr=np.abs(np.subtract(ends, y)), label=title, color=colour, marker="o",
+                          markersize=3, linewidth=1, capsize=2, elinewidth=0.7)  # fmt: skip
         axes.set_xscale("log")
         ticks = sorted({point.slides for point in points})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -221,6 +223,4 @@ def _draw_curve(points: Sequence[Point], out: Path) -> None:
         axes.set_xlabel("outlined slides learned from")
         axes.set_ylabel("with 95 % interval")
         axes.legend(loc="lower right")
-        for suffix, metadata in ((".svg", {"Date": None}), (".png", None)):
-            with write_atomic(out / f"{CURVE}{suffix}") as temporary_path:
-                figure.savefig(temporary_path, dpi=DPI, metadata=metadata)
+        save_figure(figure, out / CURVE)

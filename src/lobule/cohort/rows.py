@@ -215,7 +215,7 @@ class RowReader:
         return Box(x, y, width, height)
 
     def _whole_number(self, name: str, cell: str) -> int | None:
-        value = _number(cell)
+        value = number_of(cell)
         if value is None or not value.is_integer() or abs(value) >= 2**53:
             self._problem(f"{name} = '{cell}' is not a whole number of level-0 pixels")
             return None
@@ -224,7 +224,7 @@ class RowReader:
     def _mpp(self, cell: str) -> float | None:
         if not cell:
             return None
-        value = _number(cell)
+        value = number_of(cell)
         if value is None or value <= 0:
             comma = "; write a point, not a comma" if "," in cell else ""
             self._problem(f"mpp = '{cell}' is not a positive number of µm/px{comma}")
@@ -234,7 +234,7 @@ class RowReader:
         labels = {}
         for name in BREAST_LABELS:
             cell = cells.get(name, "")
-            value = _number(cell)
+            value = number_of(cell)
             if cell and value not in (0.0, 1.0):
                 self._problem(f"{name} = '{cell}' is neither 0 nor 1 nor blank")
             elif cell:
@@ -283,7 +283,8 @@ def _rows(rows: Sequence[int]) -> str:
     return f"rows {', '.join(map(str, rows[:SHOWN_ROWS]))} and {len(rows) - SHOWN_ROWS} more"
 
 
-def _number(cell: str) -> float | None:
+def number_of(cell: str) -> float | None:
+    """The finite number in a cell; None if it contains none."""
     try:
         value = float(cell)
     except ValueError:

@@ -22,7 +22,7 @@ Drawing = Callable[["Axes"], None]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """The palette of Okabe and Ito, which colour-blind readers can distinguish."""
-GREY = "#808080"
+DASHED: dict[str, Any] = {"color": "#808080", "linewidth": 0.6, "linestyle": (0, (4, 3))}
 MOST_GROUPS = len(COLOURS) - 1
 SIDE_INCHES = 3.35
 """The column width of most journals."""
@@ -60,7 +60,7 @@ def draw_evaluation(data: Data, folder: Path) -> list[Path]:
         for name, draw in _figures(data):
             figure, axes = _figure()
             draw(axes)
-            files += _save(figure, folder / name)
+            files += save_figure(figure, folder / name)
     return files
 
 
@@ -94,27 +94,26 @@ def _title(group: Group) -> str:
 
 
 def draw_roc(axes: Axes, plotted_groups: Sequence[Group]) -> None:
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, linestyle=(0, (4, 3)))
-    for index, group in reversed(list(enumerate(plotted_groups))):
-        curve = group.block["roc"]
-        if curve is not None:
-            label = f"{_title(group)}: {_interval(group.block['auroc'])}"
-            axes.plot(curve["x"], curve["y"], label=label, clip_on=False, **_line(index))
+    axes.plot([0, 1], [0, 1], **DASHED)
+    _draw_curves(axes, plotted_groups, "roc", "auroc")
     _square(axes, "1 − specificity", "sensitivity")
     _legend(axes, "AUROC (95 % interval)", "lower right")
 
 
 def draw_precision_recall(axes: Axes, plotted_groups: Sequence[Group]) -> None:
-    for index, group in reversed(list(enumerate(plotted_groups))):
-        curve = group.block["precision_recall"]
-        if curve is None:
-            continue
-        label = f"{_title(group)}: {_interval(group.block['ap'])}"
-        axes.plot(curve["x"], curve["y"], label=label, clip_on=False, **_line(index))
-        if index == 0:
-            axes.axhline(group.block["prevalence"], color=GREY, linewidth=0.6, linestyle=(0, (4, 3)))
+    _draw_curves(axes, plotted_groups, "precision_recall", "ap")
+    if plotted_groups[0].block["precision_recall"] is not None:
+        axes.axhline(plotted_groups[0].block["prevalence"], **DASHED)
     _square(axes, "recall (sensitivity)", "precision (PPV)")
     _legend(axes, "average precision (95 % interval)", "lower left")
+
+
+def _draw_curves(axes: Axes, plotted_groups: Sequence[Group], curve_name: str, area_name: str) -> None:
+    for index, group in reversed(list(enumerate(plotted_groups))):
+        curve = group.block[curve_name]
+        if curve is not None:
+            label = f"{_title(group)}: {_interval(group.block[area_name])}"
+            axes.plot(curve["x"], curve["y"], label=label, clip_on=False, **_line(index))
 
 
 def draw_reliability(axes: Axes, block: Data) -> None:
@@ -130,7 +129,7 @@ def draw_reliability(axes: Axes, block: Data) -> None:
         alpha=0.18,
         linewidth=0,
     )
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, linestyle=(0, (4, 3)))
+    axes.plot([0, 1], [0, 1], **DASHED)
     x = [entry["mean_probability"] for entry in bins]
     y = [entry["share_positive"] for entry in bins]
     axes.plot(x, y, color=COLOURS[0], linewidth=1.0, marker="o", markersize=3, clip_on=False)
@@ -220,7 +219,8 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "target"
 
 
-def _save(figure: Figure, base_path: Path) -> list[Path]:
+def save_figure(figure: Figure, base_path: Path) -> list[Path]:
+    """Write a figure as SVG and PNG, and return the paths of the files."""
     files = []
     for suffix, metadata in ((".svg", {"Date": None}), (".png", None)):
         path = base_path.with_suffix(suffix)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from lobule.cohort import Case
 from lobule.cohort.labels import polarity
+from lobule.cohort.rows import number_of
 from lobule.errors import CaseError, DamagedResults, NotReadable, ResultsError
 from lobule.evaluation.options import Options
 from lobule.files import open_url
@@ -301,7 +301,7 @@ def read_probabilities(path: str | Path) -> dict[str, float]:
     for number, cells in _rows(path):
         if len(cells) != 2:
             raise _bad_line(path, number, "name,probability", cells)
-        value = _number(cells[1])
+        value = number_of(cells[1])
         if value is None and not probabilities and number == 1:
             continue
         if value is None:
@@ -321,7 +321,7 @@ def read_detections(path: str | Path) -> Floats:
     """
     rows = []
     for number, cells in _rows(path):
-        confidence = _number(cells[0]) if len(cells) == 3 else None
+        confidence = number_of(cells[0]) if len(cells) == 3 else None
         whole_coordinates = all(cell.isascii() and cell.removeprefix("-").isdigit() for cell in cells[1:])
         if confidence is None or not whole_coordinates:
             raise CaseError(
@@ -346,14 +346,6 @@ def _rows(path: str | Path) -> list[tuple[int, list[str]]]:
         ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError("this is not a CSV file", subject=path, actual=str(error)) from error
-
-
-def _number(cell: str) -> float | None:
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and "_" not in cell else None
 
 
 def _bad_line(path: str | Path, number: int, expected: str, cells: Sequence[str]) -> ResultsError:

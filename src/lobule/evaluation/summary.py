@@ -40,22 +40,21 @@ def measure_rows(data: Data) -> list[dict[str, Any]]:
     for name, report in data["tasks"].items():
         for group in groups(report, name):
             rows += _task_rows(group, report["unit"])
-        for column, value, block in _difference_blocks(report):
-            rows += [
-                _table_row("difference", name, column, value, measure, block[measure]["difference"])
-                | {"cases": block[report["unit"]]}
-                for measure in ("auroc", "auprc", "ap")
-            ]
+        rows += _difference_rows(report, name, report["unit"], ("auroc", "auprc", "ap"))
     if data["lesions"] is not None:
         for group in groups(data["lesions"], "lesions"):
             rows += _lesion_rows(group)
-        for column, value, block in _difference_blocks(data["lesions"]):
-            rows += [
-                _table_row("difference", "lesions", column, value, measure, block[measure]["difference"])
-                | {"cases": block["slides"]}
-                for measure in ("froc", "jama_froc")
-            ]
+        rows += _difference_rows(data["lesions"], "lesions", "slides", ("froc", "jama_froc"))
     return rows
+
+
+def _difference_rows(report: Data, target: str, unit: str, measures: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        _table_row("difference", target, column, value, measure, block[measure]["difference"])
+        | {"cases": block[unit]}
+        for column, value, block in _difference_blocks(report)
+        for measure in measures
+    ]
 
 
 def _difference_blocks(report: Data) -> Iterator[tuple[str, str, Data]]:
@@ -227,7 +226,7 @@ def case_sentences(data: Data) -> list[tuple[str, str]]:
     """The status of the cases, as pairs of a name and a sentence."""
     cases = data["cases"]
     lines = [("cases", f"{cases['cohort']} of {cases['patients']} patients, {cases['complete']} complete")]
-    for name in (
+    statuses = (
         "partial",
         "failed",
         "unscored",
@@ -235,7 +234,8 @@ def case_sentences(data: Data) -> list[tuple[str, str]]:
         "not_scanned",
         "without_label",
         "not_in_cohort",
-    ):
+    )
+    for name in statuses:
         if cases[name]:
             lines.append((name.replace("_", " "), f"{len(cases[name])}: {_first_few(cases[name])}"))
     if left_out := data["lesions_left_out"]:

@@ -13,14 +13,14 @@ from urllib.parse import quote
 
 from lobule.cohort import Case
 from lobule.errors import ConfigError, DamagedFile, NotReadable, ResultsError
-from lobule.features.frame import Encoding, TileFrame, encoding_of, encoding_to_dict
+from lobule.features.frame import Encoding, TileFrame, encoding_of
 from lobule.features.hdf5 import FeatureFile, read_feature_file
 from lobule.files import make_folder, read_json, write_json
+from lobule.results.result import RESEARCH_USE
 
 MANIFEST = "features.json"
 ENCODER = "encoder.safetensors"
 FORMAT = "lobule-features/1"
-RESEARCH_USE = "Research use only: not a medical device, not for diagnosis."
 
 Layout = Literal["trident", "clam"]
 
@@ -45,7 +45,7 @@ class FeatureManifest:
             raise ConfigError("the layout clam stores float32 features only", remedy="Use --dtype float32")
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "encoding": encoding_to_dict(self.encoding), "scaling": dict(self.scaling)}
+        return {**asdict(self), "scaling": dict(self.scaling)}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> FeatureManifest:

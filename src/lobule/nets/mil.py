@@ -53,9 +53,10 @@ class BagModel(nn.Module, ABC):
         """`logit` and `tile_scores`, from features whose padding is zero."""
         return self.of_bag(self.of_tiles(features), valid)
 
-    @abstractmethod
     def of_tiles(self, features: Tensor) -> Tensor:
-        """(…, d) to (…, k): everything that the bag needs from each tile."""
+        """(…, d) to (…, k): everything that the bag needs from each tile; the scores by default."""
+        scores: Tensor = self.get_submodule("scorer")(features)
+        return scores
 
     @abstractmethod
     def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
@@ -66,7 +67,9 @@ class BagModel(nn.Module, ABC):
         return sum((w.square().sum() for w in self.tile_weights()), start=torch.zeros(()))
 
     def tile_weights(self) -> Sequence[Tensor]:
-        return ()
+        """The weights of the linear layers of the tile scorer, if the model has one."""
+        layers = self.get_submodule("scorer").modules() if "scorer" in self._modules else ()
+        return [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
 
 
 def sigmoid_mlp(sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
@@ -102,10 +105,6 @@ class Chowder(BagModel):
         self.scorer = sigmoid_mlp([dim, *tile_hidden, 1])
         self.head = sigmoid_mlp([2 * r, *head_hidden, 1], dropout)
 
-    def of_tiles(self, features: Tensor) -> Tensor:
-        scores: Tensor = self.scorer(features)
-        return scores
-
     def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
         scores = outputs[..., 0]
         ends = extremes(scores, valid, self.r)
@@ -119,9 +118,6 @@ class Chowder(BagModel):
             "top_index": ends.top_index,
             "bottom_index": ends.bottom_index,
         }
-
-    def tile_weights(self) -> Sequence[Tensor]:
-        return [layer.weight for layer in self.scorer if isinstance(layer, nn.Linear)]
 
 
 def chowder_modern(dim: int, r: int = 10) -> Chowder:
@@ -146,10 +142,6 @@ class Weldon(BagModel):
         self.form = form
         self.scorer = nn.Linear(dim, 1)
 
-    def of_tiles(self, features: Tensor) -> Tensor:
-        scores: Tensor = self.scorer(features)
-        return scores
-
     def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
         scores = outputs[..., 0]
         ends = extremes(scores, valid, self.r)
@@ -160,9 +152,6 @@ class Weldon(BagModel):
             "top_index": ends.top_index,
             "bottom_index": ends.bottom_index,
         }
-
-    def tile_weights(self) -> Sequence[Tensor]:
-        return [self.scorer.weight]
 
 
 class MeanPool(BagModel):
@@ -180,16 +169,9 @@ class MeanPool(BagModel):
             "pooled": pooled,
         }
 
-    def of_tiles(self, features: Tensor) -> Tensor:
-        scores: Tensor = self.scorer(features)
-        return scores
-
     def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
         # the unit is linear: the mean of its scores is its score of the mean
         return {"logit": masked_mean(outputs, valid)[:, 0], "tile_scores": outputs[..., 0]}
-
-    def tile_weights(self) -> Sequence[Tensor]:
-        return [self.scorer.weight]
 
 
 class MaxPool(BagModel):
@@ -199,17 +181,10 @@ class MaxPool(BagModel):
         super().__init__()
         self.scorer = nn.Linear(dim, 1)
 
-    def of_tiles(self, features: Tensor) -> Tensor:
-        scores: Tensor = self.scorer(features)
-        return scores
-
     def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
         scores = outputs[..., 0]
         ends = extremes(scores, valid, 1)
         return {"logit": ends.top[:, 0], "tile_scores": scores, "top_index": ends.top_index}
-
-    def tile_weights(self) -> Sequence[Tensor]:
-        return [self.scorer.weight]
 
 
 class GatedAttention(BagModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from zarr.storage import LocalStore
 
 from lobule.errors import DamagedResults, ResultsError
 from lobule.files import require_regular
-from lobule.geometry import Box
+from lobule.geometry import Box, Size, tiles_over
 from lobule.grid import MapGrid
 from lobule.results.checks import LARGEST_JSON
 from lobule.stitch import Scores, State, States
@@ -91,20 +91,20 @@ class MapInfo:
             int(columns.start * x), int(rows.start * y), round(columns.stop * x), round(rows.stop * y)
         )
 
-    def to_attributes(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
+        """Return the description without the division into chunks."""
         return {
-            "lobule": {
-                "kind": "map",
-                "name": self.name,
-                "image": self.image,
-                "classes": list(self.classes),
-                "shape": [self.rows, self.columns],
-                "l0_stride": list(self.l0_stride),
-                "um_stride": None if self.um_stride is None else list(self.um_stride),
-                "chunk": list(self.chunk),
-                "states": {state.name.lower(): int(state) for state in State},
-            }
+            "name": self.name,
+            "image": self.image,
+            "classes": list(self.classes),
+            "shape": [self.rows, self.columns],
+            "l0_stride": list(self.l0_stride),
+            "um_stride": None if self.um_stride is None else list(self.um_stride),
         }
+
+    def to_attributes(self) -> dict[str, Any]:
+        states = {state.name.lower(): int(state) for state in State}
+        return {"lobule": {"kind": "map", **self.to_dict(), "chunk": list(self.chunk), "states": states}}
 
     @classmethod
     def of_attributes(cls, attributes: dict[str, Any]) -> MapInfo:
@@ -161,13 +161,18 @@ class MapReader:
 
     def _refuse_special_files(self, rows: slice, columns: slice) -> None:
         """Refuse chunks that are not regular files: opening a FIFO, for example, would block."""
+        for row, column in self._chunks_under(rows, columns):
+            for folder in ("score/c/0", "state/c"):
+                path = self.path / folder / str(row) / str(column)
+                if path.exists() and not path.is_file():
+                    raise self._damaged(f"chunk {row}, {column} is not a regular file")
+
+    def _chunks_under(self, rows: slice, columns: slice) -> Iterator[tuple[int, int]]:
+        """Yield the chunks that contain cells of a block."""
         height, width = self.info.chunk
-        for row in range(rows.start // height, -(-rows.stop // height)):
-            for column in range(columns.start // width, -(-columns.stop // width)):
-                for folder in ("score/c/0", "state/c"):
-                    path = self.path / folder / str(row) / str(column)
-                    if path.exists() and not path.is_file():
-                        raise self._damaged(f"chunk {row}, {column} is not a regular file")
+        block = Box.of_edges(columns.start, rows.start, columns.stop, rows.stop)
+        for column, row in tiles_over(block, Size(width, height)):
+            yield row, column
 
     def _states(self, rows: slice, columns: slice) -> States:
         try:
@@ -184,14 +189,13 @@ class MapReader:
     def _refuse_missing(self, rows: slice, columns: slice, state: States) -> None:
         """Raise an error if scores of scored cells are missing: they would read as 0 (no tumour)."""
         height, width = self.info.chunk
-        for row in range(rows.start // height, -(-rows.stop // height)):
-            for column in range(columns.start // width, -(-columns.stop // width)):
-                if (self.path / "score" / "c" / "0" / str(row) / str(column)).exists():
-                    continue
-                top, left = row * height - rows.start, column * width - columns.start
-                block = state[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
-                if (block == State.SCORED).any():
-                    raise self._damaged(f"the scores of chunk {row}, {column} are missing")
+        for row, column in self._chunks_under(rows, columns):
+            if (self.path / "score" / "c" / "0" / str(row) / str(column)).exists():
+                continue
+            top, left = row * height - rows.start, column * width - columns.start
+            block = state[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
+            if (block == State.SCORED).any():
+                raise self._damaged(f"the scores of chunk {row}, {column} are missing")
 
     def scores(self, name: str | None = None) -> NDArray[np.float32]:
         """Return the scores (rows, columns) of a class, by default the last; 0 for cells without a score."""
@@ -309,28 +313,23 @@ def _create(path: Path, info: MapInfo) -> None:
     height, width = info.chunk
     inner = (_divisor(height), _divisor(width))
     sharded = inner != info.chunk
-    group.create_array(
-        "score",
-        shape=(len(info.classes), info.rows, info.columns),
-        dtype="float32",
-        chunks=(len(info.classes), *(inner if sharded else info.chunk)),
-        shards=(len(info.classes), *info.chunk) if sharded else None,
-        compressors=COMPRESSOR,
-        fill_value=0.0,
-        config={"write_empty_chunks": True},
-        dimension_names=("class", "y", "x"),
+    classes = (len(info.classes),)
+    arrays: tuple[tuple[str, str, tuple[int, ...], tuple[str, ...], float], ...] = (
+        ("score", "float32", classes, ("class", "y", "x"), 0.0),
+        ("state", "uint8", (), ("y", "x"), int(State.PENDING)),
     )
-    group.create_array(
-        "state",
-        shape=(info.rows, info.columns),
-        dtype="uint8",
-        chunks=inner if sharded else info.chunk,
-        shards=info.chunk if sharded else None,
-        compressors=COMPRESSOR,
-        fill_value=int(State.PENDING),
-        config={"write_empty_chunks": True},
-        dimension_names=("y", "x"),
-    )
+    for name, dtype, leading, dimension_names, fill_value in arrays:
+        group.create_array(
+            name,
+            shape=(*leading, info.rows, info.columns),
+            dtype=dtype,
+            chunks=(*leading, *inner) if sharded else (*leading, *info.chunk),
+            shards=(*leading, *info.chunk) if sharded else None,
+            compressors=COMPRESSOR,
+            fill_value=fill_value,
+            config={"write_empty_chunks": True},
+            dimension_names=dimension_names,
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     aside.rename(path)
 

@@ -57,18 +57,7 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
 
 def map_summaries(folder: CaseFolder) -> list[dict[str, Any]]:
     """Return the description of each map for `result.json`."""
-    out = []
-    for name, reader in folder.maps.items():
-        info = reader.info
-        out.append(
-            {
-                "name": name,
-                "image": info.image,
-                "classes": list(info.classes),
-                "shape": [info.rows, info.columns],
-                "l0_stride": list(info.l0_stride),
-                "um_stride": None if info.um_stride is None else list(info.um_stride),
-                "cells": reader.counts(),
-            }
-        )
-    return out
+    return [
+        {**reader.info.to_dict(), "name": name, "cells": reader.counts()}
+        for name, reader in folder.maps.items()
+    ]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.errors import BundleError
-from lobule.measures.calibration import Isotonic, Platt, fit_isotonic, fit_platt
+from lobule.measures.calibration import Isotonic, Platt, fit_from_dict, fit_isotonic, fit_platt
 from lobule.methods.rakhlin.trees import LARGEST_TEXT, BoostedTrees
 
 
@@ -72,15 +72,9 @@ class Calibrator:
     @classmethod
     def from_list(cls, stored: Sequence[Mapping[str, Any] | None]) -> Calibrator:
         try:
-            return cls(tuple(None if curve is None else _curve(curve) for curve in stored))
-        except (KeyError, TypeError) as error:
+            return cls(tuple(None if curve is None else fit_from_dict(curve) for curve in stored))
+        except (KeyError, TypeError, ValueError) as error:
             raise BundleError("a calibration that cannot be used", actual=repr(stored)) from error
-
-
-def _curve(stored: Mapping[str, Any]) -> Platt | Isotonic:
-    if stored["kind"] == "platt":
-        return Platt(float(stored["slope"]), float(stored["intercept"]))
-    return Isotonic(tuple(stored["scores"]), tuple(stored["probabilities"]))
 
 
 def fit_calibrator(kind: str, labels: NDArray[np.intp], probabilities: NDArray[np.float64]) -> Calibrator:
