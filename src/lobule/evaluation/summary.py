@@ -13,6 +13,9 @@ COLUMNS = (
     "positive", "patients", "reason",
 )  # fmt: skip
 AREAS = ("auroc", "auroc_delong", "auprc", "ap")
+SHOWN_STATUSES = (
+    "partial", "failed", "unscored", "unfinished", "not_scanned", "without_label", "not_in_cohort",
+)  # fmt: skip
 CALIBRATION = ("expected_error", "largest_error", "brier", "log_loss")
 
 
@@ -226,16 +229,7 @@ def case_sentences(data: Data) -> list[tuple[str, str]]:
     """The status of the cases, as pairs of a name and a sentence."""
     cases = data["cases"]
     lines = [("cases", f"{cases['cohort']} of {cases['patients']} patients, {cases['complete']} complete")]
-    statuses = (
-        "partial",
-        "failed",
-        "unscored",
-        "unfinished",
-        "not_scanned",
-        "without_label",
-        "not_in_cohort",
-    )
-    for name in statuses:
+    for name in SHOWN_STATUSES:
         if cases[name]:
             lines.append((name.replace("_", " "), f"{len(cases[name])}: {_first_few(cases[name])}"))
     if left_out := data["lesions_left_out"]:

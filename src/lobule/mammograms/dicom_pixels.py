@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lobule.errors import CaseError, DamagedFile, MissingExtra, UnknownFormat
 from lobule.mammograms.dicom_rules import number, quiet, text
 from lobule.mammograms.record import Decision, require_size
-from lobule.slides.tile_codecs import jpeg2000_components, jpeg2000_size
+from lobule.slides.tile_codecs import jpeg2000_header
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -133,13 +133,13 @@ def _check_codestream(path: str | Path, data: bytes, width: int, height: int) ->
     if data[:4096].find(JPEG2000_START) < 0:
         return
     try:
-        declared = (*jpeg2000_size(data), jpeg2000_components(data))
+        size, components = jpeg2000_header(data)
     except ValueError as error:
         raise DamagedFile(f"the pixels cannot be decoded: {error}", subject=path) from error
-    if declared != (width, height, 1):
+    if (*size, components) != (width, height, 1):
         raise DamagedFile(
             "the compressed pixels do not match the header",
             subject=path,
             expected=f"{width} × {height} px of one component",
-            actual=f"{declared[0]} × {declared[1]} px of {declared[2]}",
+            actual=f"{size.width} × {size.height} px of {components}",
         )

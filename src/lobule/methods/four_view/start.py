@@ -11,16 +11,10 @@ from torch import nn
 
 from lobule.bundles import Bundle, plain_weights, read_bundle
 from lobule.errors import BundleError, ConfigError
-<<<<<<< HEAD
-from lobule.files import fingerprint
+from lobule.fingerprints import fingerprint
 from lobule.methods.four_view.bundle import load_nets
 from lobule.methods.four_view.config import Architecture, Config, Reading
 from lobule.methods.four_view.model import Nets, build
-=======
-from lobule.fingerprints import fingerprint
-from lobule.methods.four_view.config import Config
-from lobule.methods.four_view.members import PATCH_PREFIX, build
->>>>>>> 489c6de (Split long files: fingerprints, locks of folders, lesion masks)
 from lobule.nets.four_view import Classifier
 from lobule.nets.four_view_weights import load_published
 
