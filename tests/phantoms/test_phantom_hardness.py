@@ -14,9 +14,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from lobule.findings import longest_extent
 from lobule.geometry import Box
 from lobule.phantoms.layout import drawn_lesion
-from lobule.phantoms.outlines import blob, extent
+from lobule.phantoms.outlines import blob
 from lobule.phantoms.slides import SlidePhantom, render, truth_of
 
 TILE = 64
@@ -33,7 +34,7 @@ def tiles_of(site: int, seed: int, side: int) -> Tiles:
     for position in positions if side >= 1536 else positions[:4]:
         shape = blob(rng, vertices=160, roughness=0.15)
         centre = np.array(position) * side
-        lesions.append(drawn_lesion(shape * (380 / extent(shape)) + centre, 1.0, rng))
+        lesions.append(drawn_lesion(shape * (380 / longest_extent(shape)) + centre, 1.0, rng))
     phantom = SlidePhantom(seed, side, side, 1.0, site=site, tissue=1.0, lesions=tuple(lesions), mimics=3)
     mask = truth_of(phantom).mask(8).reshape(side // TILE, TILE // 8, side // TILE, TILE // 8)
     share = (mask == 2).mean((1, 3))

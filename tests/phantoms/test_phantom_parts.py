@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import shapely
@@ -9,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import interpolate
 
+from lobule.annotations import Polygon, fill
+from lobule.findings import lesion_class, longest_extent
+from lobule.geometry import Box
 from lobule.phantoms.noise import band_noise, generator, upsampled, window
 from lobule.phantoms.nuclei import Bank, bank, jittered, stamp
-from lobule.phantoms.outlines import area, blob, extent, filled
-from lobule.phantoms.phantom import lesion_class
+from lobule.phantoms.outlines import area, blob
 from lobule.phantoms.pyramid import reduced
 from lobule.phantoms.stains import colour_table, look_of
 
@@ -22,7 +26,7 @@ def test_filling_agrees_with_shapely(seed: int, step: float) -> None:
     rng = generator(seed)
     points = blob(rng, vertices=60, roughness=0.2) * 40 + rng.uniform(-10, 60, 2)
     left, top = rng.uniform(-5, 5, 2)
-    ours = filled(points, left, top, 33, 27, step)
+    ours = fill([Polygon(points - [left, top])], Fraction(step), Box(0, 0, 33, 27))
     x, y = np.meshgrid(left + (np.arange(33) + 0.5) * step, top + (np.arange(27) + 0.5) * step)
     np.testing.assert_array_equal(ours, shapely.contains_xy(shapely.Polygon(points), x, y))
 
@@ -30,14 +34,15 @@ def test_filling_agrees_with_shapely(seed: int, step: float) -> None:
 @given(st.integers(0, 10_000))
 def test_a_part_of_a_filling_is_the_filling_of_the_part(seed: int) -> None:
     points = blob(generator(seed), vertices=80, roughness=0.15) * 50 + 40
-    full_mask = filled(points, 0, 0, 90, 90)
+    full_mask = fill([Polygon(points)], 1, Box(0, 0, 90, 90))
     for x, y in ((0, 0), (30, 30), (60, 0), (35, 60)):
-        np.testing.assert_array_equal(filled(points, x, y, 30, 30), full_mask[y : y + 30, x : x + 30])
+        chunk = fill([Polygon(points)], 1, Box(x, y, 30, 30))
+        np.testing.assert_array_equal(chunk, full_mask[y : y + 30, x : x + 30])
 
 
 def test_extent_and_area_of_a_known_shape() -> None:
     box = np.array([[0, 0], [30, 0], [30, 40], [0, 40]], float)
-    assert extent(box) == pytest.approx(50)
+    assert longest_extent(box) == pytest.approx(50)
     assert area(box) == pytest.approx(1200)
     assert area(blob(generator(5), vertices=500, roughness=0.1)) == pytest.approx(1)
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 import shapely
 from scipy import ndimage
 
+from lobule.annotations import Polygon, fill
 from lobule.errors import ConfigError
+from lobule.findings import lesion_class, longest_extent
+from lobule.geometry import Box
 from lobule.phantoms.noise import Reals, generator
-from lobule.phantoms.outlines import Points, area, blob, extent, filled
+from lobule.phantoms.outlines import Points, area, blob
 from lobule.phantoms.ovals import Ovals
-from lobule.phantoms.phantom import PATTERNS, Lesion, SlidePhantom, lesion_class
+from lobule.phantoms.phantom import PATTERNS, Lesion, SlidePhantom
 from lobule.phantoms.structures import ZONE_UM, structures
 
 
@@ -102,10 +106,10 @@ def _depth(phantom: SlidePhantom, sections: list[Points]) -> Reals:
     rows = int(np.ceil(phantom.height / step)) + 2
     if phantom.tissue >= 1:
         return np.full((rows, columns), 3000.0, np.float32)
-    inside = np.zeros((rows, columns), bool)
-    for points in sections:
-        # lattice points, not cells: the value at (i, j) belongs to the position (i, j) · step
-        inside |= filled(points, -step / 2, -step / 2, columns, rows, step)
+    # Lattice points, not cells: the value at (i, j) belongs to the position (i, j) · step.
+    inside = fill(
+        [Polygon(points + step / 2) for points in sections], Fraction(step), Box(0, 0, columns, rows)
+    )
     depth = ndimage.distance_transform_edt(inside) * ZONE_UM
     smooth: Reals = ndimage.gaussian_filter(depth.astype(np.float32), 0.8)
     return smooth
@@ -150,7 +154,7 @@ def _placed(
         if largest is None or largest.is_empty or any(largest.intersects(other) for other in occupied):
             continue
         outline = np.asarray(largest.exterior.coords, np.float64)[:-1]
-        size = extent(outline) * phantom.mpp
+        size = longest_extent(outline) * phantom.mpp
         if lesion_class(size) == name and area(outline) > 4:
             return drawn_lesion(outline, phantom.mpp, rng)
     raise _no_room(phantom, name, min(most, *phantom.size_um), len(earlier_lesions))
@@ -170,7 +174,7 @@ def _no_room(phantom: SlidePhantom, name: str, widest_um: float, placed: int) ->
 
 def drawn_lesion(outline: Points, mpp: float, rng: np.random.Generator) -> Lesion:
     """A lesion with this outline and a random appearance."""
-    size_um = extent(outline) * mpp
+    size_um = longest_extent(outline) * mpp
     pattern = PATTERNS[int(rng.integers(len(PATTERNS)))]
     return Lesion(
         outline,
@@ -199,4 +203,4 @@ def _shape(name: str, size_px: float, rng: np.random.Generator, mpp: float) -> P
         elongation=float(rng.uniform(1.0, 2.4)),
         waves=8 if name == "itc" else 36,
     )
-    return points * (size_px / extent(points))
+    return points * (size_px / longest_extent(points))

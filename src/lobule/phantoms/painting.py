@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lobule.annotations import Polygon, fill
 from lobule.geometry import Box, Size, tiles_over
 from lobule.phantoms.artefacts import Artefacts
 from lobule.phantoms.backgrounds import (
@@ -26,7 +27,6 @@ from lobule.phantoms.backgrounds import (
 )
 from lobule.phantoms.noise import I16, Reals, bilinear, mixed, unit
 from lobule.phantoms.nuclei import Bank, bank, jittered, stamp
-from lobule.phantoms.outlines import filled, touches
 from lobule.phantoms.phantom import Lesion, SlidePhantom
 from lobule.phantoms.stains import Words, colour_table, glass_word, look_of
 from lobule.phantoms.textures import U8, Texture, textures
@@ -126,12 +126,10 @@ class Painter:
 
     def tissue(self, left: int, top: int, size: int = BLOCK) -> NDArray[np.bool_] | None:
         """Mask of the tissue in a box; None without tissue."""
-        mask = None
-        for outline in self.model.layout.sections:
-            if touches(outline, left, top, left + size, top + size):
-                inside = filled(outline, left, top, size, size)
-                mask = inside if mask is None else mask | inside
-        return mask if mask is not None and mask.any() else None
+        mask = fill(
+            [Polygon(outline) for outline in self.model.layout.sections], 1, Box(left, top, size, size)
+        )
+        return mask if mask.any() else None
 
     def block(self, column: int, row: int) -> Words | None:
         """The block at a position of the lattice of blocks; None where it is clear glass."""
@@ -245,13 +243,12 @@ class _Scene:
         tumours = []
         left, top, size = self.left - self.pad, self.top - self.pad, BLOCK + 2 * self.pad
         for lesion in self.painter.model.layout.lesions:
-            if touches(lesion.outline, left, top, left + size, top + size):
-                mask = filled(lesion.outline, left, top, size, size)
-                if mask.any():
-                    shape = (self.fields.y_um.size, self.fields.x_um.size)
-                    tumours.append(
-                        (lesion, mask, *self.painter.model.nests(lesion, self.column, self.row, shape))
-                    )
+            mask = fill([Polygon(lesion.outline)], 1, Box(left, top, size, size))
+            if mask.any():
+                shape = (self.fields.y_um.size, self.fields.x_um.size)
+                tumours.append(
+                    (lesion, mask, *self.painter.model.nests(lesion, self.column, self.row, shape))
+                )
         return tumours
 
     def background(self, x: int, y: int) -> Ground:

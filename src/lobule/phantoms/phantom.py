@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lobule.errors import ConfigError
+from lobule.findings import LesionClass, lesion_class
 from lobule.phantoms.outlines import Points
 
 PATTERNS = ("solid", "nests", "cords", "glands")
@@ -27,14 +28,8 @@ class Lesion:
     """Eosin of the cytoplasm, about 0.3 to 1.05."""
 
     @property
-    def lesion_class(self) -> str:
+    def lesion_class(self) -> LesionClass:
         return lesion_class(self.size_um)
-
-
-def lesion_class(size_um: float) -> str:
-    if size_um > 2000.0:
-        return "macro"
-    return "micro" if size_um >= 200.0 else "itc"
 
 
 ORGANS = ("node", "breast")

@@ -12,10 +12,10 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from lobule.annotations import Annotation, Polygon, write_annotation
+from lobule.annotations import Annotation, Polygon, fill, write_annotation
 from lobule.files import write_atomic
 from lobule.geometry import Box
-from lobule.phantoms.outlines import Points, filled, touches
+from lobule.phantoms.outlines import Points
 
 GLASS, TISSUE, TUMOUR = 0, 1, 2
 """Values of a class mask."""
@@ -56,8 +56,7 @@ class SlideTruth:
         box = box or Box(0, 0, -(-self.width // step), -(-self.height // step))
         classes = np.full((box.height, box.width), GLASS, np.uint8)
         for value, outlines in ((TISSUE, self.tissue), (TUMOUR, [one.points for one in self.outlines])):
-            for points in outlines:
-                _fill(classes, points, box, step, value)
+            classes[fill([Polygon(points) for points in outlines], step, box)] = value
         return classes
 
     def write_mask(self, path: Path, step: int | None = None) -> None:
@@ -78,18 +77,6 @@ class SlideTruth:
         ]
         description = {"width": self.width, "height": self.height, "mpp": self.mpp, "lesions": lesions}
         return json.dumps(description, indent=1)
-
-
-def _fill(classes: NDArray[np.uint8], points: Points, box: Box, step: int, value: int) -> None:
-    low = np.floor(points.min(0) / step).astype(int)
-    high = np.ceil(points.max(0) / step).astype(int) + 1
-    area = Box.of_edges(int(low[0]), int(low[1]), int(high[0]), int(high[1])).intersect(box)
-    if area.empty or not touches(points, area.x * step, area.y * step, area.right * step, area.bottom * step):
-        return
-    inside = filled(points, area.x * step, area.y * step, area.width, area.height, step)
-    rows = slice(area.y - box.y, area.bottom - box.y)
-    columns = slice(area.x - box.x, area.right - box.x)
-    classes[rows, columns][inside] = value
 
 
 def annotation_of(truth: SlideTruth) -> Annotation:

@@ -143,7 +143,9 @@ def check_level(slide: Slide, level: int, samples: int) -> LevelReport:
         except CaseError as error:
             cause = error.cause if isinstance(error, DamagedTile) else error.problem
             failed.append(FailedTile(column, row, cause))
-    return LevelReport(level, *size, *side, columns * rows, count, blank, tuple(failed))
+    return LevelReport(
+        level, size.width, size.height, side.width, side.height, columns * rows, count, blank, tuple(failed)
+    )
 
 
 # -- alignment of levels ----------------------------------------------------------------------------------
