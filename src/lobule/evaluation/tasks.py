@@ -114,10 +114,7 @@ def total(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
 
 
 def _other_score(
-    case: Case,
-    other_results: Mapping[str, CaseResult] | None,
-    names: Sequence[str],
-    any_name: bool = False,
+    case: Case, other_results: Mapping[str, CaseResult] | None, names: Sequence[str], any_name: bool = False
 ) -> float:
     """The score of a case in the other source; NaN if it is missing.
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from lobule.findings.candidates import (
-    cell_centre,
-    components,
-    non_maximum_suppression,
-    suppression_radius,
-)
+from lobule.findings.candidates import cell_centre, components, non_maximum_suppression, suppression_radius
 from lobule.findings.finding import Finding, LesionClass, lesion_class, longest_extent
 from lobule.findings.heatmap_features import HEATMAP_FEATURES, heatmap_features
 from lobule.findings.outlines import Outline, mask_outlines

@@ -84,9 +84,7 @@ def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     return rings
 
 
-def _corners(
-    mask: NDArray[np.bool_],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _corners(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Corners of the boundary, and the corners at the other ends of the two edges of each corner.
 
     Along each grid line, consecutive corners form pairs. A point where two cells touch only at a corner

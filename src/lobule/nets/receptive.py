@@ -164,10 +164,7 @@ class Cells:
     def cropped(self, crop: Crop) -> Cells:
         before, after = crop.before * self.stride, crop.after * self.stride
         return replace(
-            self,
-            start=self.start + before,
-            extent=self.extent + before + after,
-            shift=self.shift + before,
+            self, start=self.start + before, extent=self.extent + before + after, shift=self.shift + before
         )
 
     def union(self, other: Cells) -> Cells:

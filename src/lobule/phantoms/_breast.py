@@ -147,11 +147,7 @@ def _mlo_reach(
 
 
 def _muscle(
-    rows: Doubles,
-    columns: Doubles,
-    nipple_row: float,
-    depth: float,
-    rng: np.random.Generator,
+    rows: Doubles, columns: Doubles, nipple_row: float, depth: float, rng: np.random.Generator
 ) -> Floats:
     """The muscle narrows from the axilla to a point near the nipple's level; its edge is slightly convex."""
     top, end, bow = (

@@ -253,12 +253,7 @@ def cohort_phantom(
 
 
 def _write_view(
-    folder: Path,
-    case: str,
-    number: int,
-    view: View,
-    rendered: ExamImages,
-    form: Literal["png", "dicom"],
+    folder: Path, case: str, number: int, view: View, rendered: ExamImages, form: Literal["png", "dicom"]
 ) -> str:
     Image.fromarray(rendered.masks[view]).save(folder / "masks" / f"{case}_{view}.png")
     relative = f"images/{case}_{view}.{'png' if form == 'png' else 'dcm'}"
