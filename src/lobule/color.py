@@ -87,8 +87,7 @@ def _transform(rgb: RGB, matrix: NDArray[np.float64], *, minus_one: bool, rounde
 
 def stain_change(hematoxylin: float, eosin: float) -> NDArray[np.float64]:
     """Matrix (3, 3) on densities that multiplies the amounts of the two stains."""
-    change: NDArray[np.float64] = STAINS.T @ np.diag([hematoxylin, eosin, 1.0]) @ FORWARD
-    return change
+    return np.asarray(STAINS.T @ np.diag([hematoxylin, eosin, 1.0]) @ FORWARD)
 
 
 def augment_stains(rgb: RGB, hematoxylin: float, eosin: float) -> RGB:
@@ -111,8 +110,7 @@ class StainFit:
     def matrix(self) -> NDArray[np.float64]:
         """Matrix (3, 3) from the densities of the image to those of the reference."""
         scale = np.diag(MAX_C_REF / self.max_c)
-        to_reference: NDArray[np.float64] = HE_REF @ scale @ np.linalg.pinv(self.he)
-        return to_reference
+        return np.asarray(HE_REF @ scale @ np.linalg.pinv(self.he))
 
 
 def fit_macenko(rgb: RGB, *, beta: float = 0.15, alpha: float = 1.0) -> StainFit | None:

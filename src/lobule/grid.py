@@ -139,13 +139,11 @@ def share_in_cells(grid: MapGrid, mask: Cells, mask_step: tuple[float, float]) -
     height = np.diff(np.minimum(np.arange(grid.rows + 1) * grid.l0_cell[1], size.height)) / mask_step[1]
     width = np.diff(np.minimum(np.arange(grid.columns + 1) * grid.l0_cell[0], size.width)) / mask_step[0]
     cell_area = height[:, None] * width[None, :]
-    share: NDArray[np.float64] = np.clip(area / cell_area, 0.0, 1.0)
-    return share
+    return np.asarray(np.clip(area / cell_area, 0.0, 1.0))
 
 
 def _edges_in_mask(count: int, step: float, limit: int) -> NDArray[np.float64]:
-    edges: NDArray[np.float64] = np.minimum(np.arange(count + 1) * step, limit)
-    return edges
+    return np.asarray(np.minimum(np.arange(count + 1) * step, limit))
 
 
 def _at_fractions(summed: NDArray[np.float64], positions: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -153,8 +151,7 @@ def _at_fractions(summed: NDArray[np.float64], positions: NDArray[np.float64]) -
     low = np.minimum(np.floor(positions).astype(np.int64), summed.shape[0] - 1)
     high = np.minimum(low + 1, summed.shape[0] - 1)
     fraction = (positions - low)[:, None]
-    between: NDArray[np.float64] = summed[low] * (1 - fraction) + summed[high] * fraction
-    return between
+    return np.asarray(summed[low] * (1 - fraction) + summed[high] * fraction)
 
 
 def cells_in_box(shape: tuple[int, ...], l0_cell: tuple[float, float], l0_box: Box) -> Cells:

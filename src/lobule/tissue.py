@@ -165,8 +165,7 @@ def camelyon_mask(rgb: RGB) -> Mask:
     background = np.logical_and.reduce([rgb[..., c] > threshold_otsu(rgb[..., c]) for c in range(3)])
     highest = rgb.max(axis=2).astype(np.float64)
     saturation = np.divide(highest - rgb.min(axis=2), highest, out=np.zeros_like(highest), where=highest > 0)
-    mask: Mask = ~background & (saturation > threshold_otsu(saturation)) & (rgb > 50).all(axis=2)
-    return mask
+    return np.asarray(~background & (saturation > threshold_otsu(saturation)) & (rgb > 50).all(axis=2))
 
 
 def _pixel_mm2(mpp: Mpp) -> float:
@@ -197,8 +196,7 @@ def _absorbance(channel: NDArray[np.uint8], glass: float) -> Plane:
 
 
 def _smoothed(plane: Plane, mpp: Mpp, sigma_um: float) -> Plane:
-    out: Plane = ndimage.gaussian_filter(plane, (sigma_um / mpp.y, sigma_um / mpp.x), truncate=3)
-    return out
+    return np.asarray(ndimage.gaussian_filter(plane, (sigma_um / mpp.y, sigma_um / mpp.x), truncate=3))
 
 
 def _threshold(stain: Plane, config: TissueConfig) -> float:
@@ -211,12 +209,18 @@ def _threshold(stain: Plane, config: TissueConfig) -> float:
 
 def _padding(rgb: RGB, darkest: int) -> Mask:
     """Black areas that touch the border of the picture; other black areas are ink."""
-    black, _ = ndimage.label(rgb.max(axis=2) <= darkest, EIGHT)
-    reaching = np.zeros(int(black.max()) + 1, dtype=bool)
-    for side in (black[0], black[-1], black[:, 0], black[:, -1]):
-        reaching[side] = True
-    reaching[0] = False
-    return np.asarray(reaching[black])
+    border = np.ones(rgb.shape[:2], dtype=bool)
+    border[1:-1, 1:-1] = False
+    return _touching(rgb.max(axis=2) <= darkest, border)
+
+
+def _touching(mask: Mask, marked: Mask) -> Mask:
+    """The pieces of a mask that contain a marked pixel."""
+    pieces, count = ndimage.label(mask, EIGHT)
+    touching = np.zeros(count + 1, dtype=bool)
+    touching[pieces[marked]] = True
+    touching[0] = False
+    return np.asarray(touching[pieces])
 
 
 def _pen(red: Plane, green: Plane, blue: Plane, padding: Mask, mpp: Mpp, config: TissueConfig) -> Mask:
@@ -284,8 +288,9 @@ def _with_pale_tissue(
     total = np.maximum(_smoothed(weight, mpp, config.pale_um / 2), np.float32(1e-6))
 
     def mean_of(plane: Plane) -> Plane:
-        mean: Plane = np.divide(_smoothed(plane * weight, mpp, config.pale_um / 2), total, dtype=np.float32)
-        return mean
+        return np.asarray(
+            np.divide(_smoothed(plane * weight, mpp, config.pale_um / 2), total, dtype=np.float32)
+        )
 
     mean = mean_of(grey)
     spread = np.sqrt(np.maximum(0, mean_of(grey * grey) - mean * mean))
@@ -296,11 +301,7 @@ def _with_pale_tissue(
     # The statistics reach half their scale into the glass around pale tissue.
     pale = ~_dilated(~pale, mpp, config.pale_um / 2)
     pale = _dilated(~_dilated(~pale, mpp, config.pale_um / 2), mpp, config.pale_um / 2) & pale
-    pieces, _ = ndimage.label(mask | pale, EIGHT)
-    touching = np.zeros(int(pieces.max()) + 1, dtype=bool)
-    touching[pieces[mask]] = True
-    joined = touching[pieces] & (pieces > 0)
-    return mask | _cleaned(joined, left_out, mpp, config)
+    return mask | _cleaned(_touching(mask | pale, mask), left_out, mpp, config)
 
 
 def _closed(mask: Mask, mpp: Mpp, um: float) -> Mask:

@@ -102,8 +102,7 @@ def _filled(rings: Sequence[Ring], step_x: float, step_y: float, band: Box) -> N
     cells, times = np.unique(row * (band.width + 1) + first, return_counts=True)
     flips = np.zeros((band.height, band.width + 1), dtype=np.uint8)
     flips.ravel()[cells[times % 2 == 1]] = 1
-    odd: NDArray[np.bool_] = np.bitwise_xor.accumulate(flips, axis=1)[:, :-1].astype(bool)
-    return odd
+    return np.asarray(np.bitwise_xor.accumulate(flips, axis=1)[:, :-1].astype(bool))
 
 
 def _crossings(

@@ -67,13 +67,14 @@ class MeasuredTissue:
 
 def measure(slide: Slide) -> MeasuredTissue:
     """Detect the tissue of a slide in the same way as a scan."""
-    from lobule.slides.overview import overview
+    from lobule.slides.overview import read_overview
     from lobule.tissue import TissueConfig, find_tissue
 
     config = TissueConfig()
     slide_mpp = slide.mpp  # raises an error for a slide without µm/px before any pixels are read
-    pixels, lattice = overview(slide, config.mpp)
-    tissue = find_tissue(pixels, lattice.mpp or slide_mpp, config)
+    overview = read_overview(slide, config.mpp)
+    lattice = overview.lattice
+    tissue = find_tissue(overview.pixels, lattice.mpp or slide_mpp, config)
     return MeasuredTissue(tissue, (float(lattice.step_x), float(lattice.step_y)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -152,11 +153,10 @@ def _region_finding(
     corners = np.concatenate([outline.exterior for outline in polygon])
     (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
     box = Box.of_edges(int(left), int(top), int(right), int(bottom))
+    finding = Finding(*l0_point, score, "polygon", label, box, polygon, cells)
     if mpp is None:
-        return Finding(*l0_point, score, "polygon", label, box, polygon, cells)
+        return finding
     extent = longest_extent(corners * (mpp.x, mpp.y))
     step_x, step_y = map(float, _both(stride))
     area = cells * step_x * step_y * mpp.x * mpp.y
-    return Finding(
-        *l0_point, score, "polygon", label, box, polygon, cells, extent, area, lesion_class(extent)
-    )
+    return replace(finding, size_um=extent, area_um2=area, lesion_class=lesion_class(extent))

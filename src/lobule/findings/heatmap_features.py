@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,8 @@ SURE = int(0.9 * 255)
 LIKELY = 127
 """T50: cells above this 8-bit value."""
 
+MEASURES = ("area", "perimeter", "eccentricity", "extent", "solidity")
+
 HEATMAP_FEATURES: tuple[str, ...] = (
     "region_count",
     "ratio_tumor_tissue",
@@ -24,7 +25,7 @@ HEATMAP_FEATURES: tuple[str, ...] = (
     "avg_prediction",
     *(
         form.format(measure)
-        for measure in ("area", "perimeter", "eccentricity", "extent", "solidity")
+        for measure in MEASURES
         for form in ("max_{}", "mean_{}", "{}_variance", "{}_skew", "{}_kurt")
     ),
 )
@@ -47,26 +48,22 @@ def heatmap_features(scores: NDArray[np.generic], tissue: NDArray[np.bool_]) -> 
         return np.zeros(len(HEATMAP_FEATURES))
     likely, _ = ndimage.label(values > LIKELY, EIGHT)
     sure_shapes, likely_shapes = _shapes(sure), _shapes(likely)
-    largest = max(likely_shapes, key=lambda shape: shape.area)
-    areas = [shape.area for shape in sure_shapes]
+    largest = max(likely_shapes, key=lambda shape: shape["area"])
     means = ndimage.mean(values, sure, np.arange(1, count + 1))
-    total = float(sum(areas))
+    total = float(sum(shape["area"] for shape in sure_shapes))
     tissue_cells = int(np.count_nonzero(tissue))
     features = [
         count,
         total / tissue_cells if tissue_cells else 0.0,
-        largest.area,
-        largest.axis,
+        largest["area"],
+        max(largest["axis_major_length"], largest["axis_minor_length"]),
         total,
         float(np.mean(means)),
-        *_five(areas),
-        *_five([shape.perimeter for shape in sure_shapes]),
-        *_five([shape.eccentricity for shape in sure_shapes]),
-        *_five([shape.extent for shape in likely_shapes]),
-        *_five([shape.solidity for shape in sure_shapes]),
     ]
-    rounded: NDArray[np.float64] = np.array(features, dtype=np.float64).round(2)
-    return rounded
+    for measure in MEASURES:
+        shapes = likely_shapes if measure == "extent" else sure_shapes
+        features += _five([shape[measure] for shape in shapes])
+    return np.asarray(np.array(features, dtype=np.float64).round(2))
 
 
 def _eight_bit(scores: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -76,34 +73,17 @@ def _eight_bit(scores: NDArray[np.generic]) -> NDArray[np.uint8]:
     return np.floor(255 * np.clip(probability, 0, 1)).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """Measures of one region that do not depend on its position."""
-
-    area: float
-    axis: float
-    perimeter: float
-    eccentricity: float
-    extent: float
-    solidity: float
-
-
-def _shapes(regions: NDArray[np.int32]) -> list[_Shape]:
-    measured_shapes: dict[tuple[tuple[int, ...], bytes], _Shape] = {}
+def _shapes(regions: NDArray[np.int32]) -> list[dict[str, float]]:
+    """The measures of each region that do not depend on its position."""
+    names = (*MEASURES, "axis_major_length", "axis_minor_length")
+    measured: dict[tuple[tuple[int, ...], bytes], dict[str, float]] = {}
     shapes = []
     for region in regionprops(regions):
         # Maps contain thousands of regions of one or two cells; each distinct form is measured once.
         form = (region.image.shape, np.packbits(region.image).tobytes())
-        if form not in measured_shapes:
-            measured_shapes[form] = _Shape(
-                area=float(region.area),
-                axis=float(max(region.axis_major_length, region.axis_minor_length)),
-                perimeter=float(region.perimeter),
-                eccentricity=float(region.eccentricity),
-                extent=float(region.extent),
-                solidity=float(region.solidity),
-            )
-        shapes.append(measured_shapes[form])
+        if form not in measured:
+            measured[form] = {name: float(getattr(region, name)) for name in names}
+        shapes.append(measured[form])
     return shapes
 
 

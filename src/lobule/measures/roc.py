@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -161,14 +161,9 @@ def _too_few(label: NDArray[np.bool_]) -> str | None:
 class AucDifference:
     """The difference, AUC of a minus AUC of b, on the same cases by DeLong's paired test."""
 
-    auc_a: float | None
-    auc_b: float | None
     difference: Estimate
     z: float | None
     p: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"difference": self.difference.to_dict()}
 
 
 def delong_test(labels: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = LEVEL) -> AucDifference:
@@ -176,7 +171,7 @@ def delong_test(labels: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = LE
     label, score_a = checked(labels, a)
     _, score_b = checked(labels, b)
     if reason := _too_few(label):
-        return AucDifference(auc(label, score_a), auc(label, score_b), undefined(reason), None, None)
+        return AucDifference(undefined(reason), None, None)
     areas, spread = _covariance(label, [score_a, score_b])
     difference = float(areas[0] - areas[1])
     deviation = float(np.sqrt(max(0.0, spread[0, 0] + spread[1, 1] - 2 * spread[0, 1])))
@@ -184,11 +179,9 @@ def delong_test(labels: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = LE
     estimate = Estimate(difference, difference - half, difference + half, level, "DeLong, paired")
     if deviation < 1e-12:
         same = abs(difference) < 1e-12
-        return AucDifference(
-            float(areas[0]), float(areas[1]), estimate, 0.0 if same else None, 1.0 if same else None
-        )
+        return AucDifference(estimate, 0.0 if same else None, 1.0 if same else None)
     z = difference / deviation
-    return AucDifference(float(areas[0]), float(areas[1]), estimate, z, float(2 * norm.sf(abs(z))))
+    return AucDifference(estimate, z, float(2 * norm.sf(abs(z))))
 
 
 # -- parts of the curve -------------------------------------------------------------------------------------

@@ -94,28 +94,18 @@ def canonical(name: str) -> str:
     return short if source == "torchvision" else f"{source}:{short}"
 
 
-class _PooledTrunk(nn.Module):
-    """The convolutional part of a net, averaged over positions."""
+class _Body(nn.Module):
+    """A net without its classifier; the map of a convolutional net is averaged over positions."""
 
-    def __init__(self, body: nn.Module, rectified: bool) -> None:
+    def __init__(self, body: nn.Module, pooled: bool = False, rectified: bool = False) -> None:
         super().__init__()
-        self.body, self.rectified = body, rectified
+        self.body, self.pooled, self.rectified = body, pooled, rectified
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.body(x)
-        return (F.relu(features) if self.rectified else features).mean(dim=(2, 3))
-
-
-class _WithoutClassifier(nn.Module):
-    """A network whose classifier was removed."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.body(x)
-        return features
+        if self.rectified:
+            features = F.relu(features)
+        return features.mean(dim=(2, 3)) if self.pooled else features
 
 
 def _of_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, int | None]:
@@ -125,12 +115,12 @@ def _of_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, InputScalin
         raise ConfigError(f"torchvision has no backbone '{name}'", remedy="Write timm:NAME for one of timm's")
     net = _fetched(name, lambda: get_model(name, weights="DEFAULT" if pretrained else None))
     if isinstance(features := getattr(net, "features", None), nn.Module) and not hasattr(net, "head"):
-        return _PooledTrunk(features, rectified=name.startswith("densenet")), InputScaling(), None
+        return _Body(features, pooled=True, rectified=name.startswith("densenet")), InputScaling(), None
     for head in ("fc", "heads", "head"):
         if hasattr(net, head):
             setattr(net, head, nn.Identity())
             fixed = getattr(net, "image_size", None)
-            return _WithoutClassifier(net), InputScaling(), int(fixed) if fixed else None
+            return _Body(net), InputScaling(), int(fixed) if fixed else None
     raise ConfigError(f"'{name}' is not a classifier, so there are no features before one")
 
 
@@ -143,7 +133,7 @@ def _of_timm(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, int 
         tuple(pretrained_config.get("mean", (0.5,) * 3)), tuple(pretrained_config.get("std", (0.5,) * 3))
     )
     fixed = pretrained_config.get("fixed_input_size") or hasattr(net, "pos_embed")
-    return _WithoutClassifier(net), scaling, int(pretrained_config["input_size"][-1]) if fixed else None
+    return _Body(net), scaling, int(pretrained_config["input_size"][-1]) if fixed else None
 
 
 def _of_lobule(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, int | None]:
@@ -163,7 +153,7 @@ def _of_lobule(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, in
         body = nn.Sequential()
         for key, layer in trunk_layers:
             body.add_module(key, layer)
-    return _PooledTrunk(body, rectified=False), PLAIN_SCALING, None
+    return _Body(body, pooled=True), PLAIN_SCALING, None
 
 
 def _fetched(name: str, build: Any) -> nn.Module:

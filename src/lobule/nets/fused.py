@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lobule.nets.dense import Phases
+from lobule.nets.receptive import module_of
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, torch.relu)
@@ -96,7 +97,7 @@ def _fusible(conv: nn.Module | None) -> TypeGuard[nn.Conv2d]:
 def _fuse_graph(graph: fx.GraphModule) -> None:
     order = {node: index for index, node in enumerate(graph.graph.nodes)}
     for node in list(graph.graph.nodes):
-        conv = _module(graph, node)
+        conv = module_of(graph, node)
         if not _fusible(conv) or len(node.args) != 1:
             continue
         last, other = _what_follows(graph, node, order)
@@ -160,8 +161,4 @@ def _is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
         return node.target in ("relu", "relu_")
     if node.op == "call_function":
         return node.target in _RELUS
-    return isinstance(_module(graph, node), nn.ReLU)
-
-
-def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return isinstance(module_of(graph, node), nn.ReLU)

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lobule.nets.receptive import trace
+from lobule.nets.receptive import module_of, trace
 
 
 def for_inference(net: nn.Module) -> fx.GraphModule:
@@ -25,11 +25,11 @@ def fold_batch_norm(net: nn.Module) -> fx.GraphModule:
     """A copy in evaluation mode whose batch norms are part of the convolutions before them."""
     graph = trace(copy.deepcopy(net).eval())
     for node in list(graph.graph.nodes):
-        norm = _module(graph, node)
+        norm = module_of(graph, node)
         if type(norm) is not nn.BatchNorm2d:  # a subclass may do more than normalise
             continue
         before = node.all_input_nodes[0]
-        conv = _module(graph, before)
+        conv = module_of(graph, before)
         once = len(before.users) == 1 and _uses(graph, before.target) == 1
         if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) and once:
             transposed = isinstance(conv, nn.ConvTranspose2d)
@@ -42,7 +42,7 @@ def fold_batch_norm(net: nn.Module) -> fx.GraphModule:
 
 def _drop(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
-        if isinstance(_module(graph, node), nn.Dropout | nn.Dropout2d | nn.Identity):
+        if isinstance(module_of(graph, node), nn.Dropout | nn.Dropout2d | nn.Identity):
             _skip(graph, node)
 
 
@@ -50,18 +50,14 @@ def _relu_after_pool(graph: fx.GraphModule) -> None:
     """Move ReLU behind the max-pool: they commute, and only a quarter of the values remain."""
     for node in list(graph.graph.nodes):
         before = node.all_input_nodes[0] if node.all_input_nodes else None
-        if before is None or not isinstance(_module(graph, node), nn.MaxPool2d):
+        if before is None or not isinstance(module_of(graph, node), nn.MaxPool2d):
             continue
-        if isinstance(_module(graph, before), nn.ReLU) and len(before.users) == 1:
+        if isinstance(module_of(graph, before), nn.ReLU) and len(before.users) == 1:
             node.replace_input_with(before, before.all_input_nodes[0])
             with graph.graph.inserting_after(node):
                 relu = graph.graph.call_module(str(before.target), (node,))
             node.replace_all_uses_with(relu, delete_user_cb=lambda user, relu=relu: user is not relu)
             graph.graph.erase_node(before)
-
-
-def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _uses(graph: fx.GraphModule, target: object) -> int:

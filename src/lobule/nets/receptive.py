@@ -197,6 +197,11 @@ def trace(net: nn.Module, opaque: Sequence[str] = ()) -> fx.GraphModule:
         ) from error
 
 
+def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that a step of a graph calls; None for other steps."""
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
 def is_merge(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and node.target in MERGES
 

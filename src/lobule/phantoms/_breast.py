@@ -124,8 +124,7 @@ def _cc_reach(
         rows < nipple_row, (nipple_row - rows) / (half * lean), (rows - nipple_row) / (half / lean)
     )
     oval = np.clip(1 - np.abs(scaled) ** rng.uniform(2.0, 2.4), 0, None) ** rng.uniform(0.55, 0.65)
-    reach: Doubles = depth * oval
-    return reach
+    return np.asarray(depth * oval)
 
 
 def _mlo_reach(
@@ -142,8 +141,7 @@ def _mlo_reach(
     fold = depth * rng.uniform(0.03, 0.09) * (1 + np.clip(rows - 0.93 * FIELD_MM, 0, None) / 12)
     lower = depth * oval
     blend = np.where(lower > fold, lower, fold) + 4 * np.exp(-(((lower - fold) / 9) ** 2))
-    reach: Doubles = np.where(rows < nipple_row, above, np.minimum(blend, depth))
-    return reach
+    return np.asarray(np.where(rows < nipple_row, above, np.minimum(blend, depth)))
 
 
 def _muscle(
@@ -158,15 +156,13 @@ def _muscle(
     left = 1 - rows / end
     edge = top * np.where(left > 0, np.abs(left) ** bow, left)
     slope = np.hypot(1.0, top / end)
-    into: Floats = ((edge[:, None] - columns[None, :]) / slope).astype(np.float32)
-    return into
+    return np.asarray(((edge[:, None] - columns[None, :]) / slope).astype(np.float32))
 
 
 def _signed_distance(mask: NDArray[np.bool_], mm_per_px: float) -> Floats:
     """Distance to the skin; the image's own edges, the chest wall above all, are not skin."""
     inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
-    result: Floats = (np.where(mask, inside - 0.5, 0.5 - outside) * mm_per_px).astype(np.float32)
-    return result
+    return np.asarray((np.where(mask, inside - 0.5, 0.5 - outside) * mm_per_px).astype(np.float32))
 
 
 def enlarge(field: Floats, shape: tuple[int, int]) -> Floats:
@@ -174,8 +170,7 @@ def enlarge(field: Floats, shape: tuple[int, int]) -> Floats:
     if field.shape == shape:
         return field
     factors = (shape[0] / field.shape[0], shape[1] / field.shape[1])
-    bigger: Floats = ndimage.zoom(field, factors, order=1, mode="nearest", grid_mode=True)
-    return bigger
+    return np.asarray(ndimage.zoom(field, factors, order=1, mode="nearest", grid_mode=True))
 
 
 def power_law(
@@ -229,8 +224,7 @@ def tissue(layout: Layout, rng: np.random.Generator) -> Floats:
         picture = picture * (1 - share) + share * (
             0.50 + 0.17 * deep + 0.022 * fibres + 0.3 * (picture - 0.27)
         )
-    result: Floats = picture.astype(np.float32)
-    return result
+    return np.asarray(picture.astype(np.float32))
 
 
 def _glands(layout: Layout, rng: np.random.Generator) -> Floats:
@@ -251,8 +245,7 @@ def _glands(layout: Layout, rng: np.random.Generator) -> Floats:
     extent = 1 / (1 + np.exp(-np.clip(level / 0.38, -30, 30)))
     body = np.clip(0.55 + 0.35 * share + 0.16 * lobules + 0.12 * ragged, 0, 1.4)
     faded = 1 - np.exp(-np.clip(layout.inside_mm - 3, 0, None) / 7)
-    result: Floats = (extent * body * faded).astype(np.float32)
-    return result
+    return np.asarray((extent * body * faded).astype(np.float32))
 
 
 def _threads(layout: Layout, rng: np.random.Generator) -> Floats:
@@ -274,8 +267,7 @@ def _threads(layout: Layout, rng: np.random.Generator) -> Floats:
         value = ndimage.map_coordinates(web, grid_coordinates, order=1, mode="grid-wrap")
         webs += np.exp(-((value / spread) ** 2))
     fade = power_law(rng, layout.shape, layout.mm_per_px, beta=3.0, longest_mm=14)
-    result: Floats = webs * np.clip(0.30 + 0.45 * fade, 0, 1)
-    return result
+    return np.asarray(webs * np.clip(0.30 + 0.45 * fade, 0, 1))
 
 
 def _vessels(layout: Layout, rng: np.random.Generator) -> Floats:
@@ -312,5 +304,4 @@ def finish(layout: Layout, picture: Floats, rng: np.random.Generator) -> Floats:
     rolled += 0.13 * np.exp(-(from_nipple**4))
     grain = ndimage.gaussian_filter(rng.standard_normal(layout.shape, dtype=np.float32), 0.6)
     rolled += 0.012 * np.sqrt(np.clip(rolled, 0, None)) * grain / max(float(grain.std()), 1e-12)
-    result: Floats = np.where(inside > 0, np.clip(rolled, 0.004, 1.0), 0).astype(np.float32)
-    return result
+    return np.asarray(np.where(inside > 0, np.clip(rolled, 0.004, 1.0), 0).astype(np.float32))

@@ -113,8 +113,7 @@ def add(lesion: Lesion, layout: Layout, picture: Floats, rng: np.random.Generato
 
 def mask_of(polygon: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Pixels whose centres lie inside a polygon of pixel edges."""
-    mask: NDArray[np.bool_] = polygon2mask(shape, polygon - 0.5)
-    return mask
+    return np.asarray(polygon2mask(shape, polygon - 0.5))
 
 
 Window = tuple[slice, slice]
@@ -136,16 +135,14 @@ def _wavy(rng: np.random.Generator, spread: float, orders: range) -> NDArray[np.
     """A closed random radius around 1, at 180 angles."""
     angles = np.linspace(0, 2 * np.pi, 180, endpoint=False)
     waves = [rng.normal(0, spread / k**0.5) * np.cos(k * angles + rng.uniform(0, 2 * np.pi)) for k in orders]
-    radii: NDArray[np.float64] = np.clip(1 + np.sum(waves, axis=0), 0.55, 1.6)
-    return radii
+    return np.asarray(np.clip(1 + np.sum(waves, axis=0), 0.55, 1.6))
 
 
 def _at(radii: NDArray[np.float64], angle: NDArray[np.float64]) -> NDArray[np.float64]:
     index = (angle / (2 * np.pi) % 1.0) * len(radii)
     lower = index.astype(int) % len(radii)
     share = index - np.floor(index)
-    between: NDArray[np.float64] = radii[lower] * (1 - share) + radii[(lower + 1) % len(radii)] * share
-    return between
+    return np.asarray(radii[lower] * (1 - share) + radii[(lower + 1) % len(radii)] * share)
 
 
 def _circumscribed(

@@ -164,8 +164,7 @@ def _words(pixels: Words, new: Reals, share: Reals) -> Words:
     rgb = rgb_of_words(pixels).astype(np.float32)
     mixed: Words = np.rint(rgb + (new - rgb) * share).clip(0, 255).astype(np.uint32)
     red, green, blue = (mixed[..., channel] for channel in range(3))
-    words: Words = red | green << np.uint32(8) | blue << np.uint32(16) | np.uint32(0xFF000000)
-    return words
+    return np.asarray(red | green << np.uint32(8) | blue << np.uint32(16) | np.uint32(0xFF000000))
 
 
 def _curve(

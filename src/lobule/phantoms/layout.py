@@ -75,7 +75,7 @@ def _sections(phantom: SlidePhantom) -> list[Points]:
     if phantom.tissue >= 1:
         return [np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)]
     longest_um = max(phantom.size_um)
-    count = 1 if longest_um < 9000 else 2 if longest_um < 16000 else 3
+    count = phantom.sections or (1 if longest_um < 9000 else 2 if longest_um < 16000 else 3)
     across = max(1, round((count * width / height) ** 0.5))
     down = -(-count // across)
     rng = generator(phantom.seed, 0x5EC)
@@ -111,8 +111,7 @@ def _depth(phantom: SlidePhantom, sections: list[Points]) -> Reals:
         [Polygon(points + step / 2) for points in sections], Fraction(step), Box(0, 0, columns, rows)
     )
     depth = ndimage.distance_transform_edt(inside) * ZONE_UM
-    smooth: Reals = ndimage.gaussian_filter(depth.astype(np.float32), 0.8)
-    return smooth
+    return np.asarray(ndimage.gaussian_filter(depth.astype(np.float32), 0.8))
 
 
 # -- lesions ----------------------------------------------------------------------------------------------

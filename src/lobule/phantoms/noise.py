@@ -124,8 +124,7 @@ def bilinear(field: Reals, x: Reals, y: Reals) -> Reals:
     at = j * columns + i
     top = flat[at] * (1 - fx) + flat[at + 1] * fx
     low = flat[at + columns] * (1 - fx) + flat[at + columns + 1] * fx
-    result: Reals = top * (1 - fy) + low * fy
-    return result
+    return np.asarray(top * (1 - fy) + low * fy)
 
 
 def on_grid(field: Reals, x: Reals, y: Reals) -> Reals:

@@ -107,8 +107,7 @@ def bank(kind: str, mpp: float, softness_um: float) -> Bank:
 def _chromatin(look: NucleusKind, rng: np.random.Generator) -> Reals:
     """Clumps of unit spread, periodic, a value every 0.25 µm."""
     clumps = ndimage.gaussian_filter(rng.standard_normal((256, 256)), look.clump_um / 0.5, mode="wrap")
-    unit_spread: Reals = (clumps / clumps.std()).astype(np.float32)
-    return unit_spread
+    return np.asarray((clumps / clumps.std()).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -168,8 +167,7 @@ class _Form:
         for nu, nv in self.nucleoli.tolist():
             nucleolus_distance = np.hypot((u - nu) * self.half_length, (v - nv) * self.half_width)
             level += 0.75 * np.clip((1.1 - nucleolus_distance) / 0.5, 0, 1)
-        result: Reals = self.level * level * inside
-        return result
+        return np.asarray(self.level * level * inside)
 
 
 def stamp(canvas: U8, kind: Bank, x: I64, y: I64, pick: U32, turn: Reals | None) -> None:

@@ -47,8 +47,7 @@ class Ovals:
 
     @cached_property
     def reach(self) -> NDArray[np.float64]:
-        farthest: NDArray[np.float64] = np.maximum(self.a, self.b) * (1.1 + np.abs(self.wobble).sum(1))
-        return farthest
+        return np.asarray(np.maximum(self.a, self.b) * (1.1 + np.abs(self.wobble).sum(1)))
 
     def depth(self, index: int, x: Reals, y: Reals) -> Reals:
         """Approximate distance inside the border of one oval in µm; negative outside."""
@@ -67,5 +66,4 @@ class Ovals:
             sway += wave
             sway *= around
         sway *= around
-        depth: Reals = (1 + sway.real - distance) * np.sqrt(a * b)
-        return depth
+        return np.asarray((1 + sway.real - distance) * np.sqrt(a * b))

@@ -64,6 +64,8 @@ class SlidePhantom:
     """A lymph node or breast."""
     scene: str | None = None
     """For breast, one of the four classes of labelled images."""
+    sections: int | None = None
+    """Number of tissue sections; by default it follows from the size."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1 or not 0.05 <= self.mpp <= 8:

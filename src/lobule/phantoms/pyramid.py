@@ -306,8 +306,7 @@ def reduced(words: Words, factor: int) -> Words:
     low, high = (
         (_box_sum(channels, factor) + half) >> shift & np.uint32(0x00FF00FF) for channels in (low, high)
     )
-    result: Words = low | high << np.uint32(8)
-    return result
+    return np.asarray(low | high << np.uint32(8))
 
 
 def _box_sum(words: Words, factor: int) -> Words:

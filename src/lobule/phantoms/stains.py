@@ -56,8 +56,7 @@ def look_of(site: int | str) -> Look:
     far = 0.0 if number == 0 else 1.0
 
     def deviation(spread: float, size: int | None = None) -> NDArray[np.float64]:
-        spreads: NDArray[np.float64] = far * np.clip(rng.standard_normal(size), -1.8, 1.8) * spread
-        return spreads
+        return np.asarray(far * np.clip(rng.standard_normal(size), -1.8, 1.8) * spread)
 
     hematoxylin = HEMATOXYLIN + deviation(0.035, 3)
     eosin = np.maximum(EOSIN + deviation(0.05, 3), 0.02)

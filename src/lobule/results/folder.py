@@ -17,7 +17,6 @@ from lobule.files import (
     case_folder_name,
     make_folder,
     read_json,
-    require_regular,
     results_error,
     write_json,
     write_text,
@@ -25,7 +24,7 @@ from lobule.files import (
 from lobule.results import checks
 from lobule.results.maps import MAKING, MapReader
 from lobule.results.result import COMPLETE, FAILED, FORMAT, PARTIAL, RESEARCH_USE, UNSCORED
-from lobule.results.tables import Columns, TableReader, of_arrow
+from lobule.results.tables import Columns, TableReader, read_parquet
 
 SCAN = "scan.json"
 PLAN = "plan.json"
@@ -106,22 +105,8 @@ class CaseFolder:
 
     def findings(self) -> Columns:
         """Return the findings as columns. Without findings, the columns are empty."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         path = self.path / "findings.parquet"
-        if not path.exists():
-            return {}
-        require_regular(path)
-        try:
-            with path.open("rb") as file:  # pyarrow treats a path such as `a:b/c` as a URL.
-                rows = pq.read_metadata(file).num_rows
-                if rows > checks.MOST_ROWS:
-                    raise DamagedResults("there are too many findings", subject=path, actual=f"{rows:,} rows")
-                file.seek(0)
-                return of_arrow(pq.read_table(file))
-        except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-            raise DamagedResults("the findings are damaged", subject=path, actual=str(error)) from error
+        return read_parquet(path, "the findings are damaged") if path.exists() else {}
 
     def map_path(self, name: str) -> Path:
         return self.path / "maps" / quote(name, safe="")

@@ -200,8 +200,7 @@ class MapReader:
     def scores(self, name: str | None = None) -> NDArray[np.float32]:
         """Return the scores (rows, columns) of a class, by default the last; 0 for cells without a score."""
         index = -1 if name is None else self.info.classes.index(name)
-        layer: NDArray[np.float32] = self.read()[0][index]
-        return layer
+        return np.asarray(self.read()[0][index])
 
     def states(self) -> States:
         return self.read()[1]

@@ -66,15 +66,7 @@ class TableReader:
             yield self.read_chunk(chunk, columns)
 
     def read_chunk(self, chunk: int, columns: Sequence[str] | None = None) -> Columns:
-        path = self.chunk_path(chunk)
-        require_regular(path)
-        try:
-            with path.open("rb") as file:  # pyarrow takes a path such as `a:b/c` for a URL
-                return of_arrow(pq.read_table(file, columns=None if columns is None else list(columns)))
-        except (OSError, pa.ArrowException) as error:
-            raise DamagedResults(
-                "a chunk of the table is damaged", subject=path, actual=str(error)
-            ) from error
+        return read_parquet(self.chunk_path(chunk), "a chunk of the table is damaged", columns)
 
     def read(self, columns: Sequence[str] | None = None) -> Columns:
         """Return all rows that were written so far."""
@@ -130,6 +122,20 @@ def write_parquet(path: Path, columns: Mapping[str, NDArray[Any] | Sequence[Any]
     table = pa.table({name: _to_arrow(values) for name, values in columns.items()})
     with write_atomic(path) as temporary_path, temporary_path.open("wb") as file:
         pq.write_table(table, file, compression="zstd")
+
+
+def read_parquet(path: Path, problem: str, columns: Sequence[str] | None = None) -> Columns:
+    """Read a Parquet file, or some of its columns. Raises `DamagedResults` with the problem."""
+    require_regular(path)
+    try:
+        with path.open("rb") as file:  # pyarrow takes a path such as `a:b/c` for a URL
+            rows = pq.read_metadata(file).num_rows
+            if rows > MOST_ROWS:
+                raise DamagedResults(problem, subject=path, actual=f"{rows:,} rows")
+            file.seek(0)
+            return of_arrow(pq.read_table(file, columns=None if columns is None else list(columns)))
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+        raise DamagedResults(problem, subject=path, actual=str(error)) from error
 
 
 def _to_arrow(values: NDArray[Any] | Sequence[Any]) -> Any:

@@ -203,8 +203,7 @@ def _finer(slide: Slide, level: int, box: Box) -> NDArray[np.float64]:
     smooth = uniform_filter(pixels, (max(1, round(ratio_y)), max(1, round(ratio_x))))
     y = _centres(box.y, box.height, ratio_y, top)
     x = _centres(box.x, box.width, ratio_x, left)
-    averaged: NDArray[np.float64] = map_coordinates(smooth, np.meshgrid(y, x, indexing="ij"), order=1)
-    return averaged
+    return np.asarray(map_coordinates(smooth, np.meshgrid(y, x, indexing="ij"), order=1))
 
 
 def _centres(start: int, count: int, ratio: Fraction, origin: int) -> NDArray[np.float64]:
@@ -218,8 +217,7 @@ def _centres(start: int, count: int, ratio: Fraction, origin: int) -> NDArray[np
 
 
 def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    grey: NDArray[np.float64] = pixels.mean(axis=2, dtype=np.float64)
-    return grey
+    return np.asarray(pixels.mean(axis=2, dtype=np.float64))
 
 
 # -- sentences --------------------------------------------------------------------------------------------

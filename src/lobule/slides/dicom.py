@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+import weakref
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -148,15 +149,18 @@ class _BadTile(Exception):
         super().__init__(cause)
 
 
-@dataclass
 class _Opened:
-    """Open files of a series. The last user closes them."""
+    """Open files of a series, which close when the last reader releases this object."""
 
-    source: WsiDicomFileSource
-    levels: tuple[_Plane, ...]
-    associated: Mapping[str, _Plane]
-    spacing: FoundMpp | None
-    users: int = field(default=0)
+    def __init__(
+        self,
+        source: WsiDicomFileSource,
+        levels: tuple[_Plane, ...],
+        associated: Mapping[str, _Plane],
+        spacing: FoundMpp | None,
+    ) -> None:
+        self.levels, self.associated, self.spacing = levels, associated, spacing
+        weakref.finalize(self, source.close)
 
 
 class DicomBackend:
@@ -197,46 +201,34 @@ class DicomBackend:
         return self.cache.decodes
 
     def reductions(self, level: int) -> tuple[int, ...]:
-        with self._reading() as opened:
-            return opened.levels[level].reductions
+        return self._files().levels[level].reductions
 
     def read(self, level: int, box: Box, reduce: int = 1) -> RGB:
-        with self._reading() as opened:
-            try:
-                return opened.levels[level].read(box, reduce, self.cache, level)
-            except _BadTile as bad:
-                raise damaged_tile(self.path, self.levels, level, bad.tile_index, bad.cause) from bad
+        opened = self._files()
+        try:
+            return opened.levels[level].read(box, reduce, self.cache, level)
+        except _BadTile as bad:
+            raise damaged_tile(self.path, self.levels, level, bad.tile_index, bad.cause) from bad
 
     def read_associated(self, name: str) -> RGB:
-        with self._reading() as opened:
-            plane = opened.associated[name]
-            try:
-                return plane.read(Box(0, 0, *plane.size), 1, self.cache, name)
-            except _BadTile as bad:
-                raise damaged(self.path, f"associated image '{name}' cannot be decoded", bad.cause) from bad
+        opened = self._files()
+        plane = opened.associated[name]
+        try:
+            return plane.read(Box(0, 0, *plane.size), 1, self.cache, name)
+        except _BadTile as bad:
+            raise damaged(self.path, f"associated image '{name}' cannot be decoded", bad.cause) from bad
 
     def close(self) -> None:
         with self._lock:
-            opened, self._opened = self._opened, None
+            self._opened = None
             self.cache.clear()
-            if opened is not None and not opened.users:
-                opened.source.close()
 
-    @contextmanager
-    def _reading(self) -> Iterator[_Opened]:
-        """The open files, which stay open during the block even if another thread closes the slide."""
+    def _files(self) -> _Opened:
+        """The open files. A reader holds them in a variable, so that no other thread can close them."""
         with self._lock:
             if self._opened is None:
                 self._opened = _open(self.path, self._headers)
-            opened = self._opened
-            opened.users += 1
-        try:
-            yield opened
-        finally:
-            with self._lock:
-                opened.users -= 1
-                if opened is not self._opened and not opened.users:
-                    opened.source.close()
+            return self._opened
 
 
 # -- opening ----------------------------------------------------------------------------------------------

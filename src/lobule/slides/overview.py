@@ -60,12 +60,6 @@ def overview_lattice(slide: Slide, mpp: float) -> Lattice:
     return slide.lattice(mpp=mpp)
 
 
-def overview(slide: Slide, mpp: float) -> tuple[RGB, Lattice]:
-    """The whole slide near a µm/px, and its lattice. Areas that cannot be read are white."""
-    result = read_overview(slide, mpp)
-    return result.pixels, result.lattice
-
-
 def read_overview(slide: Slide, mpp: float) -> Overview:
     """Read the whole slide near a µm/px, in the colours of the file.
 

@@ -7,9 +7,9 @@ would take minutes and gigabytes of memory.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import IO
 
 from lobule.errors import DamagedFile, TooLarge
@@ -33,31 +33,36 @@ SUB_IFDS = 330
 TILE_TABLES = frozenset({273, 324})
 """Tags with one value per strip or tile: StripOffsets and TileOffsets."""
 
-OFFSET_FORMATS = {4: "I", 13: "I", 16: "Q", 18: "Q"}
+ADDRESS_FORMATS = {4: "I", 13: "I", 16: "Q", 18: "Q"}
 """`struct` formats of the TIFF types that hold the address of a directory: LONG, IFD, LONG8 and IFD8."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Byte order and field sizes of one TIFF variant, as `struct` formats."""
+    """Byte order and field sizes of one TIFF variant."""
 
     byte_order: str
-    count_format: str
-    """Format of the number of entries of a directory."""
-    entry_format: str
-    """Format of one entry: tag, type, number of values, and the values or their address."""
-    link_format: str
-    """Format of the address of the next directory."""
+    count: Struct
+    """The number of entries of a directory."""
+    entry: Struct
+    """One entry: tag, type, number of values, and the values or their address."""
+    value: Struct
+    """The part of an entry that holds the values or their address."""
+    link: Struct
+    """The address of the next directory."""
 
     @classmethod
     def from_header(cls, header: bytes, path: str) -> _Layout:
         """Return the layout that the first bytes of a file state: BigTIFF (version 43) or classic TIFF."""
-        byte_order = "<" if header[:2] == b"II" else ">"
-        if struct.unpack(byte_order + "H", header[2:4])[0] == 43:
-            return cls(byte_order, "Q", "HHQQ", "Q")
+        order = "<" if header[:2] == b"II" else ">"
+        if Struct(order + "H").unpack_from(header, 2)[0] == 43:
+            formats = ("Q", "HHQQ", "Q", "Q")
         # Hamamatsu's files have 64-bit directory addresses in an otherwise classic TIFF.
-        link_format = "Q" if path.lower().endswith(".ndpi") and byte_order == "<" else "I"
-        return cls(byte_order, "H", "HHII", link_format)
+        elif path.lower().endswith(".ndpi") and order == "<":
+            formats = ("H", "HHII", "I", "Q")
+        else:
+            formats = ("H", "HHII", "I", "I")
+        return cls(order, *(Struct(order + form) for form in formats))
 
 
 @dataclass
@@ -81,8 +86,7 @@ def check_limits(stream: IO[bytes], path: str) -> str | None:
     header = stream.read(16).ljust(16, b"\0")
     layout = _Layout.from_header(header, path)
     file_size = stream.seek(0, 2)
-    link_position = 8 if layout.count_format == "Q" else 4
-    (offset,) = struct.unpack_from(layout.byte_order + layout.link_format, header, link_position)
+    (offset,) = layout.link.unpack_from(header, 8 if layout.count.size == 8 else 4)
     totals = _Totals()
     while offset:
         problem = "occurs twice in the chain" if offset in totals.main_chain else ""
@@ -124,36 +128,29 @@ def _check_directory(
     Returns:
         The address of the next directory, 0 after the last one, or None if this directory is cut off.
     """
-    count_size, link_size = struct.calcsize(layout.count_format), struct.calcsize(layout.link_format)
-    entry_size = struct.calcsize(layout.byte_order + layout.entry_format)
-    if offset + count_size > file_size:
+    if offset + layout.count.size > file_size:
         return None
     stream.seek(offset)
-    (entry_count,) = struct.unpack(layout.byte_order + layout.count_format, stream.read(count_size))
-    if offset + count_size + entry_count * entry_size + link_size > file_size:
+    (entry_count,) = layout.count.unpack(stream.read(layout.count.size))
+    first_entry, entries_size = offset + layout.count.size, entry_count * layout.entry.size
+    if first_entry + entries_size + layout.link.size > file_size:
         return None
     totals.entries += entry_count
     _check_limit(totals.entries, MAX_ENTRIES, "directory entries", path)
-    entry_bytes = stream.read(entry_count * entry_size + link_size)
-    for entry_position in range(0, entry_count * entry_size, entry_size):
-        tag, field_type, value_count, _ = struct.unpack_from(
-            layout.byte_order + layout.entry_format, entry_bytes, entry_position
-        )
+    entry_bytes = stream.read(entries_size + layout.link.size)
+    for position in range(0, entries_size, layout.entry.size):
+        tag, field_type, value_count, _ = layout.entry.unpack_from(entry_bytes, position)
         if tag in TILE_TABLES:
             totals.tiles += value_count
             _check_limit(totals.tiles, MAX_TILES, "tiles", path)
         elif tag == SUB_IFDS:
             _check_limit(value_count, MAX_SUB_DIRECTORIES, "SubIFDs in one directory", path)
             if follow_sub_ifds:
-                entry_offset = offset + count_size + entry_position
                 totals.sub_directories.update(
-                    _addresses(stream, entry_offset, field_type, value_count, file_size, layout)
+                    _addresses(stream, first_entry + position, field_type, value_count, file_size, layout)
                 )
                 _check_limit(len(totals.sub_directories), MAX_DIRECTORIES, "SubIFDs", path)
-    (next_offset,) = struct.unpack_from(
-        layout.byte_order + layout.link_format, entry_bytes, entry_count * entry_size
-    )
-    return int(next_offset)
+    return int(layout.link.unpack_from(entry_bytes, entries_size)[0])
 
 
 def _addresses(
@@ -163,23 +160,18 @@ def _addresses(
 
     An entry contains its values if they fit into it; otherwise it contains their address.
     """
-    address_format = OFFSET_FORMATS.get(field_type)
+    address_format = ADDRESS_FORMATS.get(field_type)
     if address_format is None:
         return
-    addresses_size, inline_size = (
-        address_count * struct.calcsize(address_format),
-        struct.calcsize(layout.entry_format[-1]),
-    )
-    offset = entry_offset + struct.calcsize(layout.byte_order + layout.entry_format) - inline_size
-    if addresses_size > inline_size:
+    addresses = Struct(f"{layout.byte_order}{address_count}{address_format}")
+    offset = entry_offset + layout.entry.size - layout.value.size
+    if addresses.size > layout.value.size:
         stream.seek(offset)
-        (offset,) = struct.unpack(layout.byte_order + layout.entry_format[-1], stream.read(inline_size))
-    if offset + addresses_size > file_size:
+        (offset,) = layout.value.unpack(stream.read(layout.value.size))
+    if offset + addresses.size > file_size:
         return
     stream.seek(offset)
-    yield from struct.unpack(
-        f"{layout.byte_order}{address_count}{address_format}", stream.read(addresses_size)
-    )
+    yield from addresses.unpack(stream.read(addresses.size))
 
 
 def _check_limit(count: int, limit: int, noun: str, path: str) -> None:

@@ -14,6 +14,7 @@ import logging
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import IO, Any
 
 import numpy as np
@@ -294,15 +295,7 @@ def _layer(pages: list[TiffPage], path: str) -> Layer | None:
     return Layer(size, tile, columns, rows, offsets, lengths, coding, kind_of(page))
 
 
-def _shape(page: TiffPage) -> tuple[Any, ...]:
-    return (
-        page.imagewidth,
-        page.imagelength,
-        page.tilewidth,
-        page.tilelength,
-        page.compression,
-        page.bitspersample,
-    )
+_shape = attrgetter("imagewidth", "imagelength", "tilewidth", "tilelength", "compression", "bitspersample")
 
 
 def _tile_table(values: Sequence[int], planes: int, tiles: int, path: str) -> NDArray[np.uint64]:
@@ -374,10 +367,8 @@ def _properties(
     if ome is not None and ome.objective is not None:
         properties["openslide.objective-power"] = f"{ome.objective:g}"
     if stated_mpp is not None:
-        properties["openslide.mpp-x"], properties["openslide.mpp-y"] = (
-            f"{stated_mpp.mpp.x:.17g}",
-            f"{stated_mpp.mpp.y:.17g}",
-        )
+        properties["openslide.mpp-x"] = f"{stated_mpp.mpp.x:.17g}"
+        properties["openslide.mpp-y"] = f"{stated_mpp.mpp.y:.17g}"
     return properties
 
 

@@ -145,8 +145,7 @@ def _reduced_jpeg(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size, red
     padded[: valid.height, : valid.width] = _jpeg(coding, data, tile, valid)[: valid.height, : valid.width]
     blocks = padded.reshape(tile.height // reduce, reduce, tile.width // reduce, reduce, 3)
     count = reduce * reduce
-    means: RGB = ((blocks.sum(axis=(1, 3), dtype=np.uint32) + count // 2) // count).astype(np.uint8)
-    return means
+    return np.asarray(((blocks.sum(axis=(1, 3), dtype=np.uint32) + count // 2) // count).astype(np.uint8))
 
 
 def _samples(coding: Coding, data: jpeg.Bytes, tile: Size, valid: Size) -> NDArray[Any]:
@@ -230,8 +229,7 @@ def ycbcr_to_rgb(pixels: NDArray[Any]) -> RGB:
     y, cb, cr = (pixels[..., index].astype(np.float32) for index in range(3))
     cb, cr = cb - 128, cr - 128
     rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
-    result: RGB = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
-    return result
+    return np.asarray(np.clip(np.rint(rgb), 0, 255).astype(np.uint8))
 
 
 JPEG2000_START = b"\xff\x4f\xff\x51"
