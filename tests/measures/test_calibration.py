@@ -22,12 +22,11 @@ def test_reliability_of_a_small_example() -> None:
     json.dumps(result.to_dict(), allow_nan=False)
 
 
-@pytest.mark.parametrize("by", ["width", "quantile"])
-def test_brier_is_the_sum_of_its_parts(by: str) -> None:
+def test_brier_is_the_sum_of_its_parts() -> None:
     rng = np.random.default_rng(0)
     probability = rng.random(2000)
     label = rng.random(2000) < probability**2
-    result = reliability(label, probability, bins=10, by=by)
+    result = reliability(label, probability, bins=10)
     assert result.brier == pytest.approx(brier_score_loss(label, probability))
     terms = result.reliability - result.resolution + result.uncertainty
     assert result.within_bins == pytest.approx(result.brier - terms) and abs(result.within_bins) < 0.005

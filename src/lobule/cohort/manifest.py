@@ -215,9 +215,7 @@ SLIDE_SUFFIXES = (
 )
 
 
-def cohort_of_paths(
-    paths: Sequence[str | Path], *, kind: Kind | None = None, mpp: float | None = None
-) -> Cohort:
+def cohort_of_paths(paths: Sequence[str | Path], *, mpp: float | None = None) -> Cohort:
     """Create a cohort from a list of paths.
 
     Each file is a case with the name of the file, and a separate patient. A folder with DICOM files is one
@@ -225,7 +223,6 @@ def cohort_of_paths(
 
     Args:
         paths: One manifest, or any number of slides, images and folders.
-        kind: The kind of the cases; by default it follows from the suffixes.
         mpp: µm/px of all cases.
 
     Raises:
@@ -238,8 +235,8 @@ def cohort_of_paths(
         raise UsageError("no slides or images there", subject=", ".join(map(str, paths)) or None)
     cases = []
     for case_id, file in zip(ids_of_paths(files), files, strict=True):
-        case_kind: Kind = kind or ("image" if file.lower().endswith(IMAGE_SUFFIXES) else "slide")
-        cases.append(Case(case_id, case_id, case_kind, path=file, mpp=mpp))
+        kind: Kind = "image" if file.lower().endswith(IMAGE_SUFFIXES) else "slide"
+        cases.append(Case(case_id, case_id, kind, path=file, mpp=mpp))
     return Cohort(tuple(cases))
 
 

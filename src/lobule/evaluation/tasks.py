@@ -143,7 +143,7 @@ def _make_task(name: str, unit: str, rows: Sequence[Row], compared: bool) -> Tas
 # -- measuring ----------------------------------------------------------------------------------------------
 
 
-def measure_task(task: Task, options: Options, *, curves: bool = True) -> dict[str, Any]:
+def measure_task(task: Task, options: Options) -> dict[str, Any]:
     """The areas with intervals, the calibration and the operating points of a task."""
     label, score, patients = task.labels, task.scores, task.patients
     resampling = options.resampling
@@ -159,10 +159,9 @@ def measure_task(task: Task, options: Options, *, curves: bool = True) -> dict[s
     measures["prevalence"] = float(label.mean()) if len(label) else None
     measures["calibration"] = _calibration(label, score)
     measures["operating_points"] = _operating_points(label, score, options)
-    if curves:
-        roc, recall = roc_curve(label, score), precision_recall_curve(label, score)
-        measures["roc"] = None if roc is None else roc.to_dict()
-        measures["precision_recall"] = None if recall is None else recall.to_dict()
+    roc, recall = roc_curve(label, score), precision_recall_curve(label, score)
+    measures["roc"] = None if roc is None else roc.to_dict()
+    measures["precision_recall"] = None if recall is None else recall.to_dict()
     return measures
 
 

@@ -38,7 +38,6 @@ def non_maximum_suppression(
     *,
     radius: int | None = None,
     threshold: float = 0.5,
-    l0_origin: tuple[int, int] = (0, 0),
     label: str | None = None,
 ) -> list[Finding]:
     """Findings by NCRF's non-maximum suppression, highest score first.
@@ -52,7 +51,6 @@ def non_maximum_suppression(
         stride: Level-0 pixels per cell.
         radius: Radius of suppression r in cells; NCRF's radius by default.
         threshold: Only higher scores become findings.
-        l0_origin: Level-0 position of the corner of cell (0, 0).
         label: The class that the findings belong to.
     """
     r = suppression_radius(_both(stride)[0]) if radius is None else radius
@@ -74,20 +72,16 @@ def non_maximum_suppression(
                 alive[max(0, row - r) : row + r, max(0, column - r) : column + r] = False
     return [
         Finding(
-            *cell_centre(row, column, stride, l0_origin),
-            round(float(scores[row, column]), 5),
-            label=label,
+            *cell_centre(row, column, stride), round(float(scores[row, column]), 5), label=label
         )
         for row, column in chosen
     ]
 
 
-def cell_centre(
-    row: int, column: int, stride: Stride, l0_origin: tuple[int, int] = (0, 0)
-) -> tuple[int, int]:
+def cell_centre(row: int, column: int, stride: Stride) -> tuple[int, int]:
     """Level-0 x and y of the centre of a cell."""
     half, (x, y) = Fraction(1, 2), _both(stride)
-    return l0_origin[0] + int((column + half) * x), l0_origin[1] + int((row + half) * y)
+    return int((column + half) * x), int((row + half) * y)
 
 
 def _both(stride: Stride) -> tuple[float | Fraction, float | Fraction]:
@@ -101,7 +95,6 @@ def components(
     mpp: Mpp | None = None,
     threshold: float = 0.5,
     opening: int = 0,
-    l0_origin: tuple[int, int] = (0, 0),
     label: str | None = None,
 ) -> list[Finding]:
     """One finding for each 8-connected region of cells above the threshold, in raster order.
@@ -114,7 +107,6 @@ def components(
         mpp: µm/px of level 0. If given, the findings have sizes and lesion classes.
         threshold: Only cells with higher scores belong to regions.
         opening: Remove areas into which a square of 2·opening + 1 cells does not fit.
-        l0_origin: Level-0 position of the corner of cell (0, 0).
         label: The class that the findings belong to.
     """
     mask = scores > threshold
@@ -131,10 +123,10 @@ def components(
     step_x, step_y = map(float, _both(stride))
     outlines: list[list[Outline]] = [[] for _ in range(count)]
     for outline, (row, column) in zip(*mask_outlines(mask), strict=True):
-        outlines[regions[row, column] - 1].append(outline.scaled(step_x, step_y, *l0_origin))
+        outlines[regions[row, column] - 1].append(outline.scaled(step_x, step_y))
     return [
         _region_finding(
-            cell_centre(int(y[top]), int(x[top]), stride, l0_origin),
+            cell_centre(int(y[top]), int(x[top]), stride),
             float(score[top]), int(cells[index]), tuple(outlines[index]), stride, mpp, label,
         )
         for index, top in enumerate(best)

@@ -19,10 +19,10 @@ class Outline:
     exterior: Ring
     holes: tuple[Ring, ...] = ()
 
-    def scaled(self, step_x: float, step_y: float, l0_x: float = 0, l0_y: float = 0) -> Outline:
-        """Convert from cells to level-0 pixels; cell (0, 0) begins at (l0_x, l0_y)."""
-        step, origin = np.array([step_x, step_y]), np.array([l0_x, l0_y])
-        return Outline(self.exterior * step + origin, tuple(hole * step + origin for hole in self.holes))
+    def scaled(self, step_x: float, step_y: float) -> Outline:
+        """Convert from cells to level-0 pixels."""
+        step = np.array([step_x, step_y])
+        return Outline(self.exterior * step, tuple(hole * step for hole in self.holes))
 
     @property
     def area(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -45,16 +45,13 @@ class Reliability:
         return asdict(self)
 
 
-def reliability(
-    labels: ArrayLike, probabilities: ArrayLike, bins: int = 10, by: Literal["width", "quantile"] = "width"
-) -> Reliability:
+def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> Reliability:
     """Measure the calibration of probabilities in bins, and decompose the Brier score.
 
     Args:
         labels: 1 for positive cases, 0 for negative cases.
         probabilities: Predicted probabilities from 0 to 1.
-        bins: Number of bins.
-        by: "width" for bins of equal width, "quantile" for bins with equally many cases.
+        bins: Number of bins, which have equal width.
 
     Raises:
         ValueError: A probability is outside 0 to 1.
@@ -65,9 +62,6 @@ def reliability(
     if len(label) == 0:
         return Reliability((), None, None, None, None, None, None, None)
     edges = np.linspace(0, 1, bins + 1)
-    if by == "quantile":
-        edges = np.unique(np.quantile(probability, edges))
-        edges = edges if len(edges) > 1 else np.array([edges[0], edges[0]])
     bin_index = np.clip(np.searchsorted(edges, probability, "right") - 1, 0, len(edges) - 2)
     cases = np.bincount(bin_index, minlength=len(edges) - 1)
     divisor = np.maximum(cases, 1)

@@ -270,7 +270,6 @@ def sensitivity_by_class(matches: Sequence[SlideMatch]) -> dict[LesionClass, Map
     return classes
 
 
-def slide_auc(matches: Sequence[SlideMatch], scores: Mapping[str, float] | None = None) -> float | None:
-    """AUC of tumour against normal slides, by the given score of each slide or by its highest confidence."""
-    values = [match.score if scores is None else scores[match.name] for match in matches]
-    return auc([match.tumour for match in matches], values)
+def slide_auc(matches: Sequence[SlideMatch]) -> float | None:
+    """AUC of tumour against normal slides, by the highest confidence of each slide."""
+    return auc([match.tumour for match in matches], [match.score for match in matches])

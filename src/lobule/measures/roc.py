@@ -139,15 +139,15 @@ def _covariance(label: NDArray[np.bool_], raters: list[Floats]) -> tuple[Floats,
     return of_positive.mean(axis=1), spread
 
 
-def delong(labels: ArrayLike, scores: ArrayLike, level: float = LEVEL) -> Estimate:
+def delong(labels: ArrayLike, scores: ArrayLike) -> Estimate:
     """The AUC with DeLong's interval. It takes cases as independent: with several a patient, bootstrap."""
     label, score = checked(labels, scores)
     if reason := _too_few(label):
         return undefined(reason)
     areas, spread = _covariance(label, [score])
-    half = norm.ppf(0.5 + level / 2) * np.sqrt(spread[0, 0])
+    half = norm.ppf(0.5 + LEVEL / 2) * np.sqrt(spread[0, 0])
     low, high = np.clip([areas[0] - half, areas[0] + half], 0, 1)
-    return Estimate(float(areas[0]), float(low), float(high), level, "DeLong")
+    return Estimate(float(areas[0]), float(low), float(high), method="DeLong")
 
 
 def _too_few(label: NDArray[np.bool_]) -> str | None:
@@ -166,7 +166,7 @@ class AucDifference:
     p: float | None
 
 
-def delong_test(labels: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = LEVEL) -> AucDifference:
+def delong_test(labels: ArrayLike, a: ArrayLike, b: ArrayLike) -> AucDifference:
     """Test whether two lists of scores of the same cases differ in AUC (two-sided)."""
     label, score_a = checked(labels, a)
     _, score_b = checked(labels, b)
@@ -175,8 +175,8 @@ def delong_test(labels: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = LE
     areas, spread = _covariance(label, [score_a, score_b])
     difference = float(areas[0] - areas[1])
     deviation = float(np.sqrt(max(0.0, spread[0, 0] + spread[1, 1] - 2 * spread[0, 1])))
-    half = float(norm.ppf(0.5 + level / 2)) * deviation
-    estimate = Estimate(difference, difference - half, difference + half, level, "DeLong, paired")
+    half = float(norm.ppf(0.5 + LEVEL / 2)) * deviation
+    estimate = Estimate(difference, difference - half, difference + half, method="DeLong, paired")
     if deviation < 1e-12:
         same = abs(difference) < 1e-12
         return AucDifference(estimate, 0.0 if same else None, 1.0 if same else None)
@@ -247,15 +247,15 @@ def partial_auc(
 # -- operating points ---------------------------------------------------------------------------------------
 
 
-def wilson(successes: int, trials: int, level: float = LEVEL) -> Estimate:
+def wilson(successes: int, trials: int) -> Estimate:
     """A proportion with Wilson's interval."""
     if trials == 0:
         return undefined("no cases")
-    z = float(norm.ppf(0.5 + level / 2))
+    z = float(norm.ppf(0.5 + LEVEL / 2))
     share = successes / trials
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return Estimate(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)), level, "Wilson")
+    return Estimate(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)), method="Wilson")
 
 
 @dataclass(frozen=True)

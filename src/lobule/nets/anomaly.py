@@ -65,13 +65,14 @@ def summed(distances: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.stack(layers).sum(dim=0)
 
 
-def smooth(maps: Tensor, sigma: float = SIGMA_PX) -> Tensor:
-    """Smooth the last two axes with a Gaussian that is truncated at 4 sigma.
+def smooth(maps: Tensor) -> Tensor:
+    """Smooth the last two axes with a Gaussian of `SIGMA_PX` that is truncated at 4 sigma.
 
     Edges are mirrored with the edge pixel repeated, as in SciPy's `gaussian_filter` of each map.
     """
     rows, columns = (
-        torch.from_numpy(gaussian_matrix(side, sigma)).to(maps.device, maps.dtype) for side in maps.shape[-2:]
+        torch.from_numpy(gaussian_matrix(side, SIGMA_PX)).to(maps.device, maps.dtype)
+        for side in maps.shape[-2:]
     )
     return rows @ maps @ columns.T
 

@@ -19,11 +19,11 @@ from lobule.nets.vgg import he_normal, load_vgg16_trunk, scannet_vgg16
 class PatchNet(nn.Module):
     """An unpadded trunk and a convolution that classifies each of its cells."""
 
-    def __init__(self, trunk: nn.Module, classes: int, *, head_kernel: int = 1, dropout: float = 0.5) -> None:
+    def __init__(self, trunk: nn.Module, classes: int) -> None:
         super().__init__()
         self.trunk = trunk
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Conv2d(channels_of(trunk), classes, head_kernel)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Conv2d(channels_of(trunk), classes, 1)
         he_normal(self.head)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -124,10 +124,10 @@ class Painter:
     def rows(self) -> int:
         return -(-self.phantom.height // BLOCK)
 
-    def tissue(self, left: int, top: int, size: int = BLOCK) -> NDArray[np.bool_] | None:
-        """Mask of the tissue in a box; None without tissue."""
+    def tissue(self, left: int, top: int) -> NDArray[np.bool_] | None:
+        """Mask of the tissue in a block; None without tissue."""
         mask = fill(
-            [Polygon(outline) for outline in self.model.layout.sections], 1, Box(left, top, size, size)
+            [Polygon(outline) for outline in self.model.layout.sections], 1, Box(left, top, BLOCK, BLOCK)
         )
         return mask if mask.any() else None
 
