@@ -118,11 +118,6 @@ def test_an_unknown_form_is_refused() -> None:
         densify(golden_net("any:"), 2, "holes")  # type: ignore[arg-type]
 
 
-def test_offset_passes_need_a_whole_window() -> None:
-    with pytest.raises(ModelError, match="at least 244 px"):
-        offset_passes(golden_net("any:"), torch.zeros(1, 3, 243, 300), 2)
-
-
 # ---- ScanNet's golden network ----
 
 VISIBLE_SALT = "scannet-visible:"
