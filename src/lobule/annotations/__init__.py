@@ -12,13 +12,12 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from lobule.annotations.asap import read_asap, write_asap
 from lobule.annotations.geojson import read_geojson, write_geojson
-from lobule.annotations.masks import ClassMask, mask_annotation, read_mask, write_mask
+from lobule.annotations.masks import ClassMask, mask_annotation, read_mask
 from lobule.annotations.ncrf import read_ncrf, write_ncrf
 from lobule.annotations.outline import Annotation, Kind, Polygon
 from lobule.annotations.raster import fill, in_tumour, inside, rasterise
@@ -46,18 +45,11 @@ MAX_BYTES = 512 * 1024 * 1024
 IMAGE_MAGIC = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 
 WRITERS: dict[str, Callable[[Annotation], bytes]] = {
-    "asap": write_asap,
-    "geojson": write_geojson,
-    "ncrf": write_ncrf,
+    ".xml": write_asap,
+    ".geojson": write_geojson,
+    ".json": write_ncrf,
 }
-FORM_OF_SUFFIX = {
-    ".xml": "asap",
-    ".geojson": "geojson",
-    ".json": "ncrf",
-    ".png": "mask",
-    ".tif": "mask",
-    ".tiff": "mask",
-}
+"""Writers by the suffix of the file."""
 
 
 def read_annotation(
@@ -104,44 +96,27 @@ def read_class_mask(path: str | Path, l0_size: Size | None = None) -> ClassMask:
 
 
 def write_annotation(
-    path: str | Path,
-    annotation: Annotation,
-    form: str | None = None,
-    *,
-    l0_offset: tuple[float, float] = (0, 0),
-    l0_size: Size | None = None,
-    step: int | Fraction = 1,
+    path: str | Path, annotation: Annotation, *, l0_offset: tuple[float, float] = (0, 0)
 ) -> None:
-    """Write an annotation.
+    """Write an annotation as ASAP XML (`.xml`), GeoJSON (`.geojson`) or NCRF JSON (`.json`).
 
     Args:
         path: The file to write. It is gzipped if its name ends in `.gz`.
         annotation: The annotation.
-        form: "asap", "geojson", "ncrf" or "mask". The default follows from the suffix (`.json` is NCRF).
         l0_offset: Subtracted from every point (see `read_annotation`).
-        l0_size: Size of level 0, which a mask needs.
-        step: Level-0 pixels per pixel of a mask, on each side.
 
     Raises:
-        ConfigError: The format cannot be determined, or `l0_size` is missing for a mask.
+        ConfigError: The suffix is not that of a format.
     """
     target = Path(path)
     plain = target.with_suffix("") if target.suffix == ".gz" else target
-    form = form or FORM_OF_SUFFIX.get(plain.suffix.lower())
-    moved = annotation.moved(-l0_offset[0], -l0_offset[1]) if any(l0_offset) else annotation
-    if form == "mask":
-        if l0_size is None:
-            raise ConfigError("a mask needs the size of level 0 (l0_size)", subject=path)
-        data = write_mask(moved, l0_size, step, tiff=plain.suffix.lower() in (".tif", ".tiff"))
-    elif form in WRITERS:
-        data = WRITERS[form](moved)
-    else:
+    writer = WRITERS.get(plain.suffix.lower())
+    if writer is None:
         raise ConfigError(
-            "cannot tell which format to write", subject=path, expected=f"one of {', '.join(WRITERS)}, mask"
+            "cannot tell which format to write", subject=path, expected=f"one of {', '.join(WRITERS)}"
         )
-    if target.suffix == ".gz":
-        data = gzip.compress(data, mtime=0)
-    write_bytes(path, data)
+    data = writer(annotation.moved(-l0_offset[0], -l0_offset[1]) if any(l0_offset) else annotation)
+    write_bytes(path, gzip.compress(data, mtime=0) if target.suffix == ".gz" else data)
 
 
 def _read_bytes(path: str | Path) -> bytes:

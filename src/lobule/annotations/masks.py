@@ -13,15 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lobule.annotations.outline import Annotation, Collector, Kind, Polygon
-from lobule.annotations.raster import fill, rasterise
 from lobule.errors import AnnotationError, TooLarge
 from lobule.findings import mask_outlines
-from lobule.geometry import Box, Size, level_step
+from lobule.geometry import Size, level_step
 
 CLASSES: dict[int, Kind] = {1: "normal", 2: "tumour", 255: "tumour"}
 """Default meaning of the values of a mask; 0 is background."""
-
-NORMAL, TUMOUR = 1, 2
 
 MAX_MASK_PIXELS = 1 << 28
 
@@ -119,28 +116,3 @@ def mask_annotation(
         )
     collector.polygons += mask.polygons({value: meaning[value] for value in present if value in meaning})
     return collector.annotation()
-
-
-def write_mask(
-    annotation: Annotation, l0_size: Size, step: int | Fraction = 1, *, tiff: bool = False
-) -> bytes:
-    """Convert to a PNG (or TIFF) with 0 background, 1 normal and 2 tumour minus exclusions.
-
-    Each pixel is a cell of `step` level-0 pixels a side, and has the class at its centre.
-    """
-    columns, rows = (-(-side // Fraction(step)) for side in l0_size)
-    mask_box = Box(0, 0, int(columns), int(rows))
-    if mask_box.size.area > MAX_MASK_PIXELS:
-        raise AnnotationError(
-            f"a mask of {mask_box.size} would be too large", expected=f"at most {MAX_MASK_PIXELS} px",
-            remedy="Write it with a larger step",
-        )  # fmt: skip
-    values = np.zeros((mask_box.height, mask_box.width), dtype=np.uint8)
-    values[fill(annotation.of_kind("normal"), step, mask_box)] = NORMAL
-    values[rasterise(annotation, step, mask_box)] = TUMOUR
-    out = io.BytesIO()
-    if tiff:
-        Image.fromarray(values).save(out, "TIFF", compression="tiff_adobe_deflate")
-    else:
-        Image.fromarray(values).save(out, "PNG")
-    return out.getvalue()
