@@ -12,21 +12,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lobule.geometry import Box, Lattice
-from lobule.slides.backend import RGB
-
-if TYPE_CHECKING:
-    from lobule.slides.slide import Slide
+from lobule.slides.backend import RGB, Backend, Level
 
 SOURCE_SIDE = 2048
 """Side, in source pixels, of the area that is read for one block of the result. It bounds memory."""
 BAND = 16
 """Number of result rows (or columns) that one matrix product computes."""
+
+
+class Pyramid(Protocol):
+    """The members of a slide that resampling uses."""
+
+    @property
+    def levels(self) -> tuple[Level, ...]: ...
+
+    @property
+    def backend(self) -> Backend: ...
+
+    def steps(self, level: int) -> tuple[Fraction, Fraction]: ...
+
+    def read_level(self, level: int, box: Box, reduce: int = 1) -> RGB: ...
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ class Taps:
             yield slice(at, at + len(first)), slice(begin - self.start, end - self.start), matrix
 
 
-def read_resampled(slide: Slide, lattice: Lattice, box: Box, levels: int | None = None) -> RGB:
+def read_resampled(slide: Pyramid, lattice: Lattice, box: Box, levels: int | None = None) -> RGB:
     """Pixels of a box of lattice pixels, computed from the source of `choose_source`; white outside."""
     source = choose_source(slide, lattice, levels)
     if source.ratio_x == source.ratio_y == 1:
@@ -112,7 +123,7 @@ def read_resampled(slide: Slide, lattice: Lattice, box: Box, levels: int | None 
     return out
 
 
-def _is_blank(slide: Slide, source: Source, block: Box) -> bool:
+def _is_blank(slide: Pyramid, source: Source, block: Box) -> bool:
     """Whether the file stores no tile in the source area of a block of the result."""
     is_blank = getattr(slide.backend, "is_blank", None)
     if is_blank is None:
@@ -129,7 +140,7 @@ def _is_blank(slide: Slide, source: Source, block: Box) -> bool:
     return needed.empty or bool(is_blank(source.level, needed, source.reduce))
 
 
-def choose_source(slide: Slide, lattice: Lattice, levels: int | None = None) -> Source:
+def choose_source(slide: Pyramid, lattice: Lattice, levels: int | None = None) -> Source:
     """The coarsest level (or reduction) that is at least as fine as the lattice; level 0 if all are coarser.
 
     Only the first `levels` levels are considered, or all of them.
@@ -150,7 +161,7 @@ def _block_side(ratio: Fraction) -> int:
     return max(1, int(SOURCE_SIDE / max(ratio, Fraction(1))))
 
 
-def _block(slide: Slide, source: Source, block: Box) -> RGB:
+def _block(slide: Pyramid, source: Source, block: Box) -> RGB:
     precision = Precision.for_ratio(max(source.ratio_x, source.ratio_y))
     across = taps_of(source.ratio_x, block.x, block.width, precision.one)
     down = taps_of(source.ratio_y, block.y, block.height, precision.one)
