@@ -71,9 +71,7 @@ def non_maximum_suppression(
                 chosen.append((row, column))
                 alive[max(0, row - r) : row + r, max(0, column - r) : column + r] = False
     return [
-        Finding(
-            *cell_centre(row, column, stride), round(float(scores[row, column]), 5), label=label
-        )
+        Finding(*cell_centre(row, column, stride), round(float(scores[row, column]), 5), label=label)
         for row, column in chosen
     ]
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tifffile import TiffFile, TiffFileError, TiffPage
 
-from lobule.errors import DamagedFile, LobuleError, TooLarge, UnknownFormat, damaged
+from lobule.errors import DamagedFile, LobuleError, TooLarge, UnknownFormat
 from lobule.geometry import Size
 from lobule.slides.backend import MAX_SIDE, FoundMpp
 from lobule.slides.tiff_channels import check_channels, check_samples, kind_of, several_channels
