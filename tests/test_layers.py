@@ -17,8 +17,8 @@ SOURCE = Path(lobule.__file__).parent
 ORDER: list[list[str]] = [
     ["units", "errors", "geometry", "settings", "allocator"],
     ["resize", "tissue", "color", "grid", "stitch", "findings", "augment", "nets", "losses", "measures"],
-    ["files", "fingerprints", "cohort", "slides", "mammograms", "annotations", "phantoms", "bundles", "results",
-     "reviews", "features"],
+    ["files", "fingerprints", "cohort", "slides", "mammograms", "annotations", "phantoms", "bundles",
+     "results", "reviews", "features"],
     ["scanning", "training"],
     ["methods"],
     ["server", "evaluation"],
@@ -47,8 +47,8 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
 
 NO_TORCH = {
     "units", "errors", "geometry", "settings", "allocator", "resize", "tissue", "color", "grid", "findings",
-    "measures", "files", "fingerprints", "cohort", "slides", "mammograms", "annotations", "phantoms", "results",
-    "reviews", "features", "server", "evaluation", "cli",
+    "measures", "files", "fingerprints", "cohort", "slides", "mammograms", "annotations", "phantoms",
+    "results", "reviews", "features", "server", "evaluation", "cli",
 }  # fmt: skip
 
 
