@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +93,7 @@ def test_storage_classes(tmp_path, sop_class):
     if required_override is None:
         assert NEVER[sop_class] in refusals(examine_dicom(path))["class"]
     else:
-        assert examine_dicom(path, allow=[cast(Override, required_override)]).is_usable
+        assert examine_dicom(path, allow=[required_override]).is_usable
 
 
 @pytest.mark.parametrize("value", ["TOMO", "GENERATED_2D", "VOLUME"])
