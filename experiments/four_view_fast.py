@@ -32,7 +32,7 @@ from lobule.methods.four_view import Config, load
 from lobule.methods.four_view.heatmaps import Bands, pooled_scores
 from lobule.methods.four_view.model import Nets
 from lobule.methods.four_view.planning import patch_frame
-from lobule.nets.four_view import TARGETS
+from lobule.nets.four_view import TARGETS, ViewWise
 from lobule.results import open_results
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.exam_passes import scored_rows
@@ -56,7 +56,9 @@ def main() -> None:
     case = Case("0", "p", "exam", views=files)
     config = parse(Config, {"architecture.heatmaps": True, "reading.compat": "nyu"})
     with tempfile.TemporaryDirectory() as folder:
-        weights = Nets((made_net("view-heatmaps", SALT),), (), (made_net("patch", SALT),)).state_dict()
+        classifier = made_net("view-heatmaps", SALT)
+        assert isinstance(classifier, ViewWise)
+        weights = Nets((classifier,), (), (made_net("patch", SALT),)).state_dict()
         bundle = write_bundle(
             Path(folder) / "bundle", Bundle("four_view", config.to_dict(), TARGETS, None), weights
         )
