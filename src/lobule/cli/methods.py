@@ -65,7 +65,7 @@ def _explain(method: Method[Any]) -> CommandOutput:
         lines.append(("training", "none: weights are converted with `lobule weights convert`"))
     if method.unsupported:
         options = ", ".join("--" + name.replace("_", "-") for name in method.unsupported)
-        lines.append(("not for scans", options))
+        lines.append(("unsupported", f"{options} of `lobule scan`"))
     explained = format_fields([(setting.name, _explained(setting, method)) for setting in settings])
     return CommandOutput({**_data(method), "settings": data}, f"{format_fields(lines)}\n\n{explained}")
 
