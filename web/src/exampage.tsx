@@ -206,8 +206,12 @@ function BreastScores(props: { scores: Record<string, number>; spread?: Record<s
             return (
               <tr key={name}>
                 <th>{word(name)}</th>
-                <td><Bar value={props.scores[name]} />{spread && <div class="subtle">{score(spread.least)} to {score(spread.greatest)}</div>}</td>
-                <td class="subtle">{label === undefined ? "" : label ? "truth: yes" : "truth: no"}</td>
+                <td>
+                  <Bar value={props.scores[name]} />
+                  <div class="subtle">
+                    {[spread && `${score(spread.least)} to ${score(spread.greatest)}`, label !== undefined && `truth: ${label ? "yes" : "no"}`].filter(Boolean).join(" · ")}
+                  </div>
+                </td>
               </tr>
             );
           })}

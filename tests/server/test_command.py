@@ -1,0 +1,98 @@
+"""`lobule view`: what it prints, what it serves, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import lobule.server.app
+from lobule.cli import COMMANDS
+from lobule.cli.base import LazyGroup, run
+from lobule.cli.view import open_library
+from lobule.server.app import STATIC
+from tests.server.support import PATIENT, build_scene
+
+
+def view(*arguments: str) -> int:
+    return run(LazyGroup("lobule", COMMANDS, help="", version=False), ["view", *arguments])
+
+
+def test_without_a_build_the_command_that_makes_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lobule.server.app, "is_built", lambda: False)
+    assert view(str(tmp_path)) == 2
+    assert "make viewer" in capsys.readouterr().err
+
+
+def test_wrong_paths_and_ports_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lobule.server.app, "is_built", lambda: True)
+    assert view(str(tmp_path / "nothing")) == 2
+    assert "no such file" in capsys.readouterr().err
+    scene = build_scene(tmp_path)
+    assert view(str(scene.results.path), "--slides", str(scene.slide)) == 2
+    assert "not a folder" in capsys.readouterr().err
+    assert view(str(scene.results.path), "--host", "192.0.2.1") == 2  # an address of no machine
+    assert "cannot listen" in capsys.readouterr().err
+
+
+def test_slides_and_results_are_opened_together(tmp_path: Path) -> None:
+    scene = build_scene(tmp_path)
+    library = open_library([str(scene.results.path), str(scene.slide)], None, None)
+    assert [(entry.name, entry.source) for entry in library.entries()] == [
+        ("one", 0),
+        ("two", 0),
+        ("slide one", 1),
+    ]
+    assert library.images(library.entries()[2])["slide"].path == str(scene.slide)
+
+
+@pytest.mark.skipif(
+    not (STATIC / "index.html").is_file(), reason="the pages are not built: run `make viewer`"
+)
+def test_another_address_needs_the_printed_token(tmp_path: Path) -> None:
+    scene = build_scene(tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "lobule",
+        "view",
+        str(scene.results.path),
+        "--host",
+        "127.0.0.2",
+        "--port",
+        "0",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ.copy()) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            match = re.search(r"2 cases at (http://127\.0\.0\.2:[0-9]+/)\?token=([\w-]{32})", line)
+            assert match is not None, line
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(match[1] + "api/cases", timeout=60)
+            assert refused.value.code == 401
+            refused.value.close()
+            opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+            with opener.open(f"{match[1]}?token={match[2]}", timeout=60) as page:
+                assert b"<title>Lobule</title>" in page.read()
+            with opener.open(match[1] + "api/cases", timeout=60) as answer:
+                text = answer.read().decode()
+            assert [row["name"] for row in json.loads(text)] == ["one", "two"]
+            assert PATIENT not in text
+        finally:
+            process.send_signal(signal.SIGINT)
+            rest = process.stderr.read() if process.stderr else ""
+            process.wait()
+    assert match[2] not in rest  # The token is printed once, at the start.
