@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from lobule.files import write_json
-from lobule.phantoms._mammogram_dicom import DicomOptions, write_dicom
+from lobule.phantoms._mammogram_dicom import dicom_dataset, write_dicom
 from lobule.results import Results, open_results
 from lobule.results.maps import MapInfo, MapWriter
 from lobule.results.result import FORMAT
@@ -112,7 +112,9 @@ def write_exam(root: Path) -> Path:
     case = results.case_folder("exam")
     views = {}
     for view in ("L-CC", "R-CC", "L-MLO"):
-        path = write_dicom(folder / f"{view}.dcm", view_pixels(view), view, MM, DicomOptions())
+        path = folder / f"{view}.dcm"
+        pixels = view_pixels(view)
+        write_dicom(path, dicom_dataset(pixels, view, MM, seed=0, patient="PHANTOM", horizontal_flip="NO"))
         views[view.lower().replace("-", "_")] = [str(path)]
         rows, columns = -(-EXAM[0] // 10), -(-EXAM[1] // 10)
         info = MapInfo(
