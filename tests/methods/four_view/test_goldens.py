@@ -107,8 +107,9 @@ def test_crops_of_the_real_exam(stored, crops, facing, preprocess):
 
 def assert_landmarks(crop, expected):
     marks = crop.landmarks
-    assert marks.rightmost_x == expected["rightmost_points"][1]
-    assert marks.bottommost_y == expected["bottommost_points"][0]
+    assert [list(marks.rightmost_rows), marks.rightmost_x] == expected["rightmost_points"]
+    assert [marks.bottommost_y, list(marks.bottommost_columns)] == expected["bottommost_points"]
+    assert crop.distance_from_starting_side == expected["distance_from_starting_side"]
 
 
 def test_erosion_and_dilation_give_the_published_pixel_counts(stored, preprocess):
@@ -151,7 +152,7 @@ def test_random_crops_and_centres(cases, masks):
         assert list(crop.window.edges()) == case["window_location"]
         assert_landmarks(crop, case)
     for case in cases["centers"]:
-        marks = Landmarks(case["rightmost_x"], case["bottommost_y"])
+        marks = Landmarks((0, 0), case["rightmost_x"], case["bottommost_y"], (0, 0))
         centre = best_centre(masks[case["index"]], case["kind"], marks, tuple(case["window"]))
         assert list(centre) == case["center"]
 
@@ -200,10 +201,10 @@ def test_published_centres_follow_from_the_published_landmarks(cases):
     """The rows of MLO centres and the columns of all centres follow from the landmarks alone."""
     published = cases["readme_exam0"]["published"]
     for view in VIEWS:
-        _, x = published["rightmost_points"][view]
-        y, _ = published["bottommost_points"][view]
+        rows, x = published["rightmost_points"][view]
+        y, columns = published["bottommost_points"][view]
         full = np.ones(published["shapes"][view], np.uint8)
-        centre = best_centre(full, view, Landmarks(x, y), WINDOW_SIZES[view[2:]])
+        centre = best_centre(full, view, Landmarks(tuple(rows), x, y, tuple(columns)), WINDOW_SIZES[view[2:]])
         assert centre[1] == published["centers"][view][1]
         if view.endswith("MLO"):
             assert centre[0] == published["centers"][view][0]

@@ -69,7 +69,8 @@ def test_upper_of_two_equal_components_is_the_breast():
     frame[10:30, 0:25] = frame[60:80, 0:25] = 7
     crop = crop_of(frame, "right", iterations=5, buffer=4)
     assert crop.window == Window(6, 34, 0, 29)
-    assert crop.landmarks == Landmarks(24, 23)
+    assert crop.landmarks == Landmarks((9, 18), 24, 23, (5, 19))
+    assert crop.distance_from_starting_side == 0
     assert largest_component(np.zeros((3, 3), bool)) is None
 
 
@@ -78,9 +79,10 @@ def test_landmarks_of_a_left_pointing_breast_in_both_modes():
     frame[20:70, 5:40] = 1
     crop = crop_of(frame, "left", iterations=3, buffer=9)
     assert crop.window == Window(11, 79, 0, 40)
-    assert crop.landmarks == Landmarks(35, 58)
+    assert crop.landmarks == Landmarks((22, 55), 35, 58, (4, 32))
+    assert crop.distance_from_starting_side == 40
     fixed = crop_of(frame, "left", iterations=3, buffer=9, quirks="fixed")
-    assert fixed.landmarks == Landmarks(34, 58)
+    assert fixed.landmarks == Landmarks((22, 55), 34, 58, (3, 31))
 
 
 @settings(max_examples=30, deadline=None)
@@ -96,6 +98,7 @@ def test_fixed_landmarks_do_not_depend_on_mirroring(seed):
         return  # The first of two equal components depends on the direction.
     leftward = crop_of(mask[:, ::-1], "left", iterations=2, buffer=3, quirks="fixed")
     assert leftward.landmarks == rightward.landmarks
+    assert leftward.distance_from_starting_side == rightward.distance_from_starting_side
     assert np.array_equal(leftward.window.of(mask[:, ::-1])[:, ::-1], rightward.window.of(mask))
 
 
@@ -122,7 +125,7 @@ def slow_centre_row(image, x, size):
 def test_cc_centre_is_the_best_of_all_rows(seed, h, w):
     image = random_mask(seed)
     rx = int(np.random.default_rng(seed).integers(0, image.shape[1]))
-    y, x = best_centre(image, "CC", Landmarks(rx, 0), (h, w))
+    y, x = best_centre(image, "CC", Landmarks((0, 0), rx, 0, (0, 0)), (h, w))
     assert x == rx - w // 2 - 1
     assert y == slow_centre_row(image, x, (h, w))
 
@@ -131,7 +134,7 @@ def test_fixed_centre_includes_the_outermost_column():
     image = np.ones((40, 30), np.uint8)
     for width in (20, 21):
         for quirks, last in (("reference", 28), ("fixed", 29)):
-            centre = best_centre(image, "MLO", Landmarks(29, 39), (16, width), quirks=quirks)
+            centre = best_centre(image, "MLO", Landmarks((0, 0), 29, 39, (0, 0)), (16, width), quirks=quirks)
             window = plan_window((40, 30), "MLO", (16, width), centre).window
             assert window.right - 1 == last - (quirks == "reference" and width % 2 == 0)
 
@@ -140,7 +143,7 @@ def test_mlo_rows_end_where_the_outer_columns_do():
     image = np.zeros((100, 50), np.uint8)
     image[:80] = 1
     image[80:, :10] = 1
-    marks = Landmarks(49, 95)
+    marks = Landmarks((0, 0), 49, 95, (0, 0))
     assert best_centre(image, "L-MLO", marks, (40, 30))[0] == 79 - 20 - 1
     assert best_centre(image, "L-MLO", marks, (40, 60))[0] == 95 - 20 - 1
     assert best_centre(image * 0, "L-MLO", marks, (40, 30))[0] == 95 - 20 - 1

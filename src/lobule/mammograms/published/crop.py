@@ -65,11 +65,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """The rightmost column and the lowest row of the breast, in the cropped image mirrored to point right."""
+    """The rightmost and the lowest point of the breast, in the cropped image mirrored to point right."""
 
+    rightmost_rows: tuple[int, int]
+    """First and last row of the breast's rightmost column, in the lower two thirds of the image."""
     rightmost_x: int
-    """In the lower two thirds of the image."""
     bottommost_y: int
+    bottommost_columns: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ class Crop:
 
     window: Window
     landmarks: Landmarks
+    distance_from_starting_side: int
+    """Number of columns between the breast and the edge that it should touch. It is only recorded: a large
+    distance is not an error."""
 
 
 def eroded(mask: Mask, iterations: int) -> Mask:
@@ -145,18 +150,37 @@ def crop_of(
     top = int(rows[0]) - min(int(rows[0]), buffer)
     bottom = last_row + 1 + min(height - last_row - 1, buffer)
     left, right = int(columns[0]), int(columns[-1]) + 1
+    distance = left if pointing == "right" else width - right
+    bottommost = np.flatnonzero(breast[last_row])
+    ends = _from_chest_wall(int(bottommost[0]), int(bottommost[-1]), left, right, pointing, quirks)
     if pointing == "left":
         left -= min(left, buffer)
     else:
         right += min(width - right, buffer)
     window = Window(top, bottom, left, right)
-    rightmost_x = _rightmost(window.of(breast), pointing, quirks)
-    return Crop(window, Landmarks(rightmost_x, last_row - top))
+    rightmost_rows, rightmost_x = _rightmost(window.of(breast), pointing, quirks)
+    return Crop(window, Landmarks(rightmost_rows, rightmost_x, last_row - top, ends), distance)
 
 
-def _rightmost(breast: Mask, pointing: Pointing, quirks: Quirks) -> int:
-    """Return the column furthest from the chest wall, ignoring the upper third, which may show the arm."""
-    columns = np.flatnonzero(breast[breast.shape[0] // 3 :].any(axis=0))
+def _from_chest_wall(
+    first: int, last: int, left: int, right: int, pointing: Pointing, quirks: Quirks
+) -> tuple[int, int]:
+    """Convert two columns to distances from the chest wall's edge of the breast."""
     if pointing == "right":
-        return int(columns[-1])
-    return int(breast.shape[1] - columns[0] - (0 if quirks == "reference" else 1))
+        return first - left, last - left
+    edge = right if quirks == "reference" else right - 1
+    return edge - last, edge - first
+
+
+def _rightmost(breast: Mask, pointing: Pointing, quirks: Quirks) -> tuple[tuple[int, int], int]:
+    """Return the rows and the column furthest from the chest wall, ignoring the upper third.
+
+    The upper third may show the arm.
+    """
+    skipped = breast.shape[0] // 3
+    lower = breast[skipped:]
+    columns = np.flatnonzero(lower.any(axis=0))
+    column = int(columns[-1] if pointing == "right" else columns[0])
+    rows = np.flatnonzero(lower[:, column]) + skipped
+    x = column if pointing == "right" else breast.shape[1] - column - (0 if quirks == "reference" else 1)
+    return (int(rows[0]), int(rows[-1])), x
