@@ -7,7 +7,7 @@
 # CAMELYON16 contains training/ and testing/ in any of the published layouts; about 700 GB.
 #
 # If the script is stopped, run the same command again to continue. Environment variables:
-#   TRUNK          a dense net (see `lobule train scannet --dry-run`); by default the paper's VGG-16
+#   TRUNK          a dense net (see `lobule methods scannet`); by default the paper's VGG-16
 #   WEIGHTS        file of pretrained trunk weights (torchvision's VGG-16 for the paper's net)
 #   STEPS BATCH    steps and batch size of the training
 #   ROUNDS ROUND_STEPS    number and length of the rounds of hard-negative mining

@@ -16,7 +16,7 @@
 #   COMPAT     own: one random stream per exam (default); nyu: one random stream for all exams, as published
 #   PAINTING   exact: heatmaps patch by patch, as published (default); fast
 #   PIXELS     nyu-raw: stored pixel values (default); voi: values after the first window of the file
-#   SETTINGS   further scan settings, such as "reading.epochs=1 reading.augmentation=false"
+#   SETTINGS   further scan settings of the four-view models (not of GMIC), such as "reading.epochs=1 reading.augmentation=false"
 # DEVICE, PRECISION, MAX_RAM, RESAMPLES and PLOTS are described in runs/lib.sh. Nothing is trained here, so WORKERS,
 # PROCESSES and SEED have no effect.
 # Research use only: not a medical device, not for diagnosis.

@@ -149,3 +149,21 @@ def test_a_moved_slide_is_found_by_name(tmp_path: Path) -> None:
     with client_of(scene.results, slides=tmp_path / "archive") as client:
         case = case_ids(client)["one"]
         assert client.get(f"/tiles/{case}/0/0/0.jpg").status_code == 200
+
+
+def test_of_two_slides_of_one_name_the_one_in_the_same_folder_is_shown_or_none(tmp_path: Path) -> None:
+    """The wrong one could belong to another patient."""
+    scene = build_scene(tmp_path)
+    archive = tmp_path / "archive"
+    for study in ("a", "b"):
+        (archive / study).mkdir(parents=True)
+        (archive / study / scene.slide.name).write_bytes(scene.slide.read_bytes())
+    same_folder = archive / "c" / scene.slide.parent.name
+    scene.slide.unlink()
+    with client_of(scene.results, slides=archive) as client:
+        case = case_ids(client)["one"]
+        assert client.get(f"/tiles/{case}/0/0/0.jpg").status_code == 404
+    same_folder.mkdir(parents=True)
+    (archive / "a" / scene.slide.name).rename(same_folder / scene.slide.name)
+    with client_of(scene.results, slides=archive) as client:
+        assert client.get(f"/tiles/{case_ids(client)['one']}/0/0/0.jpg").status_code == 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +82,7 @@ class Library:
     slides: Path | None = None
     _entries: dict[str, Entry] = field(default_factory=dict, init=False)
     _images: dict[str, tuple[int, dict[str, ImageFile]]] = field(default_factory=dict, init=False)
-    _files: dict[str, str] | None = field(default=None, init=False)
+    _files: dict[str, list[Path]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._rows = {case.id: case for case in self.cohort or ()}
@@ -126,7 +127,8 @@ class Library:
     def _read_images(self, entry: Entry) -> dict[str, ImageFile]:
         row, plan = entry.row, entry.plan()
         recorded_mpp = plan.get("mpp")
-        mpp = row.mpp if row is not None else recorded_mpp if isinstance(recorded_mpp, float) else None
+        mpp = recorded_mpp if isinstance(recorded_mpp, float) else None
+        mpp = row.mpp if row is not None and row.mpp is not None else mpp
         views = row.views if row is not None else plan.get("views") or {}
         if isinstance(views, Mapping) and views:
             return dict(self._views(views))
@@ -153,16 +155,29 @@ class Library:
         return "exam"
 
     def locate(self, path: str) -> str:
-        """Return a recorded path, or the file of that name in the slides folder if the path is gone."""
+        """Return a recorded path, or the file of that name in the slides folder if the path is gone.
+
+        Of several files with the name, the one whose parent folders agree best with the recorded path is
+        returned. If two of them agree equally well, either could be another patient's image, so the recorded
+        path is returned and the image counts as missing.
+        """
         if self.slides is None or Path(path).exists():
             return path
         if self._files is None:
             self._files = {}
-            for number, file in enumerate(sorted(self.slides.rglob("*"))):
-                if number >= MAX_WALKED_FILES:
-                    break
-                self._files.setdefault(file.name, str(file))
-        return self._files.get(Path(path).name, path)
+            for file in islice(self.slides.rglob("*"), MAX_WALKED_FILES):
+                self._files.setdefault(file.name, []).append(file)
+        recorded = Path(path)
+        candidates = self._files.get(recorded.name, [])
+        agreement = [_equal_folders(file, recorded) for file in candidates]
+        best = [file for file, equal in zip(candidates, agreement, strict=True) if equal == max(agreement)]
+        return str(best[0]) if len(best) == 1 else path
+
+
+def _equal_folders(file: Path, recorded: Path) -> int:
+    """Return how many folders above both paths have the same names, counted from the file upwards."""
+    pairs = zip(reversed(file.parent.parts), reversed(recorded.parent.parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _opaque_id(index: int, source: Source, case_id: str) -> str:

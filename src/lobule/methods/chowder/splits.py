@@ -58,5 +58,6 @@ def hold_out(bags: Sequence[Bag], seed: int) -> tuple[list[Bag], list[Bag], str]
     return (
         list(bags),
         [],
-        "too few patients for a validation split: there is no validation and the last weights are used",
+        "too few patients of a class for a validation split: there is no validation and the last weights are "
+        "used",
     )

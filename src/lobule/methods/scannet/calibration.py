@@ -182,9 +182,11 @@ def fit_cells(cells: ValidationCells, threshold: float = 0.5) -> tuple[CellCalib
 
     Validation slides without tumour do not allow a fit: the scores stay as they are, and the threshold is
     the one that few of their normal cells exceed, and not less than `threshold`. A `threshold` other than
-    0.5 was set by the user and is not changed.
+    the default, 0.5, was set by the user and is not changed.
     """
     without = f"so the scores are not calibrated, and the threshold for findings stays {threshold}"
+    if not len(cells.scores):
+        return None, [f"no cell of the validation slides was scored, {without}"]
     if cells.tumour.all():
         return None, [f"the validation slides lack cells of normal tissue, {without}"]
     fit = fit_platt(cells.tumour, _logits(cells.scores)) or UNCALIBRATED
