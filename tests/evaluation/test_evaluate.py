@@ -206,7 +206,7 @@ def test_invalid_options_are_rejected(written: Written) -> None:
         lobule.evaluate(results, cohort, by=("stain",))
     with pytest.raises(UsageError, match="split 'val'"):
         lobule.evaluate(results, cohort, split="val")
-    with pytest.raises(ConfigError, match="no option colour"):
+    with pytest.raises(ConfigError, match="no option 'colour'"):
         lobule.evaluate(results, cohort, **{"colour": "red"})
     with pytest.raises(ConfigError, match="by must be a list"):
         lobule.evaluate(results, cohort, by="site")

@@ -89,7 +89,7 @@ def rakhlin_example(folder: Path) -> Example:
     config = images.CONFIG
     other = replace(config, boosting=replace(config.boosting, rounds=7))
     return Example(
-        rakhlin.train, config, other, "'rounds': 6", images.cohort_in(folder),
+        rakhlin.train, config, other, "boosting.rounds 6", images.cohort_in(folder),
         (("squeezenet1_1@features.3: 5 of", None), ("boosting squeezenet1_1_features_3-60", None)),
     )  # fmt: skip
 

@@ -147,7 +147,7 @@ def test_close_hard_negatives_are_merged() -> None:
     [
         ({"trunk": "huge"}, "unknown trunk 'huge'"),
         ({"classes": ("a", "b", "c")}, "two classes"),
-        ({"batch": 1}, "too small"),
+        ({"batch": 1}, "batch must be at least 2"),
         ({"weights": "nowhere.pt"}, "no such weights file"),
     ],
 )
@@ -176,5 +176,5 @@ def test_pretrained_trunks_are_loaded_and_other_weights_rejected(cohort: Cohort,
 
 def test_config_is_read_strictly() -> None:
     assert Config.from_dict(Config().to_dict()) == Config()
-    with pytest.raises(ConfigError, match="unknown augmentation 'hues'"):
+    with pytest.raises(ConfigError, match="no setting 'augment.hues'"):
         Config.from_dict({"augment": {"hues": 1}})
