@@ -176,5 +176,5 @@ def test_pretrained_trunks_are_loaded_and_other_weights_rejected(cohort: Cohort,
 
 def test_config_is_read_strictly() -> None:
     assert Config.from_dict(Config().to_dict()) == Config()
-    with pytest.raises(ConfigError, match="no setting 'augment.hues'"):
+    with pytest.raises(ConfigError, match=r"no setting 'augment\.hues'"):
         Config.from_dict({"augment": {"hues": 1}})
