@@ -43,7 +43,7 @@ def resize_cubic(
         height: New height.
         width: New width.
         step: (source rows per output row, source columns per output column). The default is the ratio of the
-            sizes, which is different if an odd side is halved.
+            sizes. Pass a step where it differs: halving a side of 101 gives 51 rows, but a step of exactly 2.
     """
     rows, columns = image.shape[:2]
     step_y, step_x = step or (rows / height, columns / width)

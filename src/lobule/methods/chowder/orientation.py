@@ -16,7 +16,7 @@ LEAST_AUC = 0.6
 """If the AUC on validation slides is lower than this, no map is drawn."""
 
 MAX_STORED = 20_000
-"""Number of normal tile scores that a calibration stores; a value is then at most 0.0001 too low."""
+"""Number of normal tile scores that a calibration stores, evenly spaced in their order."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,9 @@ class Architecture(Settings):
     """Factor by which a window is reduced along each axis before the classifier reads it; 1 as published. A
     larger factor lets whole views fit on a small machine."""
     crop_iterations: int = 100
+    """Erosions that separate the breast from letters in the view; fewer for small images."""
     crop_buffer: int = 50
+    """Pixels that are kept around the breast."""
     widths: tuple[int, ...] = WIDTHS
     """Channels of the five stages of the classifier's trunk."""
     pool: Pooling | None = None
@@ -55,10 +57,15 @@ class Architecture(Settings):
     more sensitive to a small lesion in a large breast. None means that of `training.weights`, or else the
     mean."""
     patch: int = PATCH
+    """Side of a patch in pixels."""
     patch_stride: int = STRIDE
+    """Pixels between neighbouring patches of a heatmap."""
     patch_growth: int = 32
+    """Channels that each layer of the patch network (a DenseNet) adds."""
     patch_blocks: tuple[int, int, int, int] = (6, 12, 24, 16)
+    """Layers in each of the four blocks of the patch network."""
     patch_first_width: int = 64
+    """Channels of the patch network's first layer."""
     heatmap_cell: int = 16
     """Side in pixels of a cell of the heatmap stored with the results. The classifier reads the heatmap at
     full resolution."""
@@ -98,7 +105,9 @@ class Reading(Settings):
     """Number of windows of each view whose scores are averaged. Without augmentation all windows are equal,
     so only one is computed."""
     augmentation: bool = True
+    """Move and resize windows at random; the scores of several epochs are averaged."""
     seed: int = 0
+    """Seed of the random windows and patches of a scan."""
     compat: Compat = "own"
     """`nyu` uses one random stream for all exams of a cohort, as published, so a score depends on the exams
     before it. `own` starts a new stream for every exam. The first exam of a cohort is the same in both."""
@@ -131,8 +140,11 @@ class Training(Settings):
     """A bundle whose patch network is used without further training, or DenseNet weights from which the patch
     network is trained."""
     patch_steps: int = 50_000
+    """Training steps of the patch network."""
     patch_batch: int = 32
+    """Patches per step."""
     patch_rate: float = 1e-4
+    """Learning rate of the patch network."""
     patch_shares: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
     """Shares of the sampled patches: malignant, benign, outside the outlines of a view that has outlines, and
     from breasts without a finding."""
@@ -141,8 +153,11 @@ class Training(Settings):
     """Column with the BI-RADS categories that are learned first. `left_birads` and `right_birads` are
     preferred where the cohort has them."""
     birads_steps: int = 50_000
+    """Steps of the first training, on BI-RADS labels; 0 leaves it out."""
     birads_rate: float = 1e-5
+    """Learning rate of the training on BI-RADS labels."""
     steps: int = 50_000
+    """Training steps of the classifier."""
     batch: int = 4
     """Number of exams per step."""
     rate: float = 1e-5
@@ -159,13 +174,19 @@ class Training(Settings):
     positive_weight: float = 1.0
     """Weight of a positive breast in the loss, relative to a negative one."""
     optimiser: Optimiser = "adam"
+    """"adam" or "sgd"."""
     schedule: Schedule = "plateau"
+    """"plateau", "step", "cosine" or "constant"."""
     weight_decay: float = 3e-5
+    """Weight decay of all trainings."""
     accumulate: int = 1
+    """Number of batches whose gradients are accumulated for one step."""
     evaluate_every: int = 1000
     """Steps between two evaluations of the validation exams, and between checkpoints."""
     patience: int = 5
+    """Number of evaluations without a better score before the learning rate is divided by ten."""
     stop_after: int = 15
+    """Number of evaluations without a better score before the training ends."""
 
 
 @dataclass(frozen=True)

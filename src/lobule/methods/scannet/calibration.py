@@ -29,7 +29,7 @@ from lobule.training.patch_sampling import NEITHER, TUMOUR, SlidePositions
 Floats = NDArray[np.float64]
 
 CELLS = "cells"
-"""Key of the cell calibration in a bundle's `calibration`, next to the calibration of a site."""
+"""Key of the cell calibration in a bundle's `calibration`. A site's calibration has keys of its own there."""
 RECORD = "calibration.json"
 MAX_NORMAL_ABOVE = 0.05
 """The largest share of normal cells above the threshold, in each validation slide by itself.
@@ -55,7 +55,7 @@ class CellCalibration:
     """How the scores of cells become probabilities, and the threshold for findings on that scale."""
 
     fit: Platt
-    """Fit of the difference of the net's two outputs."""
+    """Fit that turns the output for tumour minus the output for normal tissue into a probability."""
     threshold: float
     report: Mapping[str, Any] = field(default_factory=dict)
     """Calibration errors and counts of the validation cells, for the record."""
