@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lobule.cohort import Cohort
+from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, ModelError, ResultsError
+from lobule.geometry import Box
 from lobule.training.division import TrainingSplit
 from lobule.training.training_folder import begun_training
 
@@ -54,6 +55,25 @@ def test_different_settings_are_named(tmp_path: Path) -> None:
         begin(tmp_path, Settings(steps=50), resume=True)
     with pytest.raises(ResultsError, match="another seed"):
         begin(tmp_path, resume=True, seed=1)
+
+
+@pytest.mark.parametrize(
+    "change", [{"mpp": 0.25}, {"patient": "q"}, {"site": "north"}, {"l0_box": Box(0, 0, 64, 32)}]
+)
+def test_a_corrected_row_of_the_cohort_is_not_mixed_with_the_old_one(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    case = Case("a", "p", "slide", "a.tif", mpp=0.5)
+
+    def begin_with(row: Case) -> None:
+        split = TrainingSplit(Cohort((row,)), Cohort(()))
+        with begun_training(tmp_path, Settings(), split, also={}, resume=True, fresh=False):
+            pass
+
+    begin_with(case)
+    begin_with(case)
+    with pytest.raises(ResultsError, match="began with another train"):
+        begin_with(replace(case, **change))
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -167,9 +168,9 @@ def _check_settings(
 
 
 def _method_of(config: MethodConfig) -> str:
-    """Return the method that a config belongs to, for `lobule info`: lobule.methods.NAME.config."""
-    package = type(config).__module__.split(".")
-    return package[2] if package[:2] == ["lobule", "methods"] and len(package) > 2 else package[-1]
+    """Return the method that a config belongs to, for `lobule info`: PACKAGE.NAME.config or PACKAGE.NAME."""
+    names = type(config).__module__.split(".")
+    return names[-2] if names[-1] == "config" and len(names) > 1 else names[-1]
 
 
 def _with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,12 +205,17 @@ def _clear(folder: Path) -> None:
             item.unlink()
 
 
-def _case_inputs(cohort: Cohort) -> dict[str, list[str | None]]:
+def _case_inputs(cohort: Cohort) -> dict[str, list[Any]]:
+    """Return everything in the rows of the cases that a training depends on."""
     return {
         case.id: [
             *case.paths,
             case.annotation,
             case.label,
+            case.patient,
+            case.site,
+            case.mpp,
+            None if case.l0_box is None else list(astuple(case.l0_box)),
             *(f"{name}={int(value)}" for name, value in case.breast_labels.items()),
         ]
         for case in cohort
