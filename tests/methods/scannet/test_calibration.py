@@ -19,6 +19,7 @@ from lobule.methods.scannet.calibration import (
     MAX_NORMAL_ABOVE,
     CellCalibration,
     ValidationCells,
+    calibrate_cells,
     choose_threshold,
     fit_cells,
 )
@@ -26,6 +27,7 @@ from lobule.results.folder import CaseFolder, open_results
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.training.patch_sampling import NEITHER, NORMAL, TUMOUR, Runs, find_positions
+from tests.methods.scannet.support import write_tiny_bundle
 from tests.methods.scannet.test_train import CONFIG, MACHINE, TISSUE, painted
 
 SETTINGS = replace(CONFIG, rounds=0)
@@ -173,6 +175,27 @@ def test_certain_classes_are_those_of_the_outlines_and_leave_out_borders(tmp_pat
     assert outside.tolist() == [NEITHER, NEITHER]
     partly, _ = find_positions(replace(case, attributes={"exhaustive": "false"}), TISSUE)
     assert set(partly.certain_classes(points.astype(np.float64)).tolist()) == {NEITHER, TUMOUR}
+
+
+def test_a_slide_that_could_not_be_scanned_is_tried_again(tmp_path: Path) -> None:
+    """The first calibration misses one of two slides; after the slide is back, it is used."""
+    cases = [painted(tmp_path, name, (200, 200, 360), seed, "val") for seed, name in enumerate("ab", start=1)]
+    slides = [find_positions(case, TISSUE)[0] for case in cases]
+    predictor = load(read_bundle(write_tiny_bundle(tmp_path / "bundle", mpp=cases[0].mpp or 1.0)))
+    slide, hidden = Path(str(cases[1].path)), tmp_path / "hidden.tif"
+    folder = tmp_path / "calibration"
+
+    def notes_of_calibration() -> list[str]:
+        folder.mkdir(exist_ok=True)
+        machine = Machine(device="cpu", precision="float32", cells=8, channels_last=True)
+        return calibrate_cells(predictor, "f", slides, TISSUE, folder, machine)[1]
+
+    slide.rename(hidden)
+    assert any("b: not used for the calibration" in note for note in notes_of_calibration())
+    hidden.rename(slide)
+    assert not any("not used" in note for note in notes_of_calibration())
+    slide.rename(hidden)
+    assert not any("not used" in note for note in notes_of_calibration()), "a finished one is read"
 
 
 # -- training and scanning ----------------------------------------------------------------------------------

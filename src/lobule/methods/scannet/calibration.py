@@ -29,7 +29,7 @@ from lobule.training.patch_sampling import NEITHER, TUMOUR, SlidePositions
 Floats = NDArray[np.float64]
 
 CELLS = "cells"
-"""Key of the cell calibration in a bundle's `calibration`. A site's calibration has keys of its own there."""
+"""Key of the cell calibration in a bundle's `calibration`. The calibration of a site has other keys."""
 RECORD = "calibration.json"
 MAX_NORMAL_ABOVE = 0.05
 """The largest share of normal cells above the threshold, in each validation slide by itself.
@@ -121,13 +121,16 @@ def calibrate_cells(
 ) -> tuple[CellCalibration | None, list[str]]:
     """Scan the validation slides with the trained net, and calibrate its scores on their cells.
 
-    An interrupted calibration continues with the maps in `folder`; a finished one is read from there.
+    An interrupted calibration continues with the maps in `folder`; a finished one is read from there, unless
+    a slide could not be scanned: the next training tries that slide again.
 
     Returns:
         The calibration, or None where the slides do not allow one, and notes for the user.
     """
     record = folder / RECORD
-    if not record.exists():
+    if record.exists():
+        stored: Mapping[str, Any] = read_json(record)
+    else:
         cohort = Cohort(tuple(slide.case for slide in slides))
         bundle_metadata = {
             "method": "scannet",
@@ -146,12 +149,13 @@ def calibrate_cells(
             for reader in stored_results.case_folder(slide.case.id).maps.values()
         ]
         calibration, reasons = fit_cells(validation_cells(maps), threshold)
-        stored = None if calibration is None else calibration.to_dict()
-        write_json(record, {"calibration": stored, "notes": [*notes, *reasons]})
+        values = None if calibration is None else calibration.to_dict()
+        stored = {"calibration": values, "notes": [*notes, *reasons]}
+        if not report.failed:
+            write_json(record, stored)
         shutil.rmtree(results, ignore_errors=True)
-    stored_record: Mapping[str, Any] = read_json(record)
-    values = stored_record["calibration"]
-    return (None if values is None else CellCalibration.from_dict(values)), list(stored_record["notes"])
+    values = stored["calibration"]
+    return (None if values is None else CellCalibration.from_dict(values)), list(stored["notes"])
 
 
 def validation_cells(maps: Sequence[tuple[SlidePositions, MapReader]]) -> ValidationCells:
