@@ -343,8 +343,8 @@ def test_slide_whose_other_findings_cannot_be_matched_is_noted() -> None:
         (Case(name, name, "slide"), CaseResult("complete", {}, np.zeros((0, 3))), False) for name in "ab"
     ]
     impossible = CaseResult("complete", {}, np.array([[0.5, -3.0, 4.0]]))
-    others = {"a": CaseResult("complete", {}, np.zeros((0, 3))), "b": impossible}
-    matched = match_slides(slides, Options(), others)
+    other_results = {"a": CaseResult("complete", {}, np.zeros((0, 3))), "b": impossible}
+    matched = match_slides(slides, Options(), other_results)
     assert [case.id for case in matched.cases] == ["a", "b"] and not matched.left_out
     assert [match is None for match in matched.other_matches] == [False, True]
     (note,) = [note for note in matched.notes if "comparison" in note]

@@ -95,17 +95,17 @@ def _sources(paths: Sequence[str]) -> Iterator[Any]:
     from lobule.results.folder import SCAN
     from lobule.server.library import Source
 
-    others = []
+    case_paths = []
     for path in paths:
         if (Path(path) / SCAN).is_file():
             yield Source(Path(path).resolve().name, open_results(path))
         elif not Path(path).exists():
             raise UsageError("there is no such file or folder", subject=path)
         else:
-            others.append(path)
-    if others:
-        opened: Cohort = cohort_of_paths(others)
-        yield Source("slides" if len(others) > 1 else Path(others[0]).name, cohort=opened)
+            case_paths.append(path)
+    if case_paths:
+        opened: Cohort = cohort_of_paths(case_paths)
+        yield Source("slides" if len(case_paths) > 1 else Path(case_paths[0]).name, cohort=opened)
 
 
 def _listen(host: str, port: int) -> socket.socket:

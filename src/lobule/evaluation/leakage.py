@@ -64,7 +64,7 @@ def check_overlap(
 
 
 def _training_patients(source: Source, bundle: str | Path | None) -> tuple[frozenset[str], str]:
-    """The hashes of the training patients and where they are stored, or no hashes and why there are none."""
+    """Return the hashes of the training patients, and where they are stored or why there are none."""
     results = source.results if isinstance(source, ResultsSource) else None
     if bundle is not None:
         return _patients_of_bundle(bundle, results)

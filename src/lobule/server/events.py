@@ -15,7 +15,7 @@ LIST_EVERY = 20
 """The list of cases is read again after this many polls."""
 HEARTBEAT_SECONDS = 15.0
 MOST_WAITING = 1000
-"""Events that may wait for one client; a slower client is told to load everything again."""
+"""Most events that wait for one client. A client that falls further behind has to load everything again."""
 
 Event = dict[str, Any]
 

@@ -155,13 +155,13 @@ def _plain(value: Any) -> Any:
 def _tiling(l0_x: NDArray[np.int64], l0_y: NDArray[np.int64]) -> tuple[int, int]:
     """Return the side of the level-0 tiles, small enough for `MOST_PER_TILE`, and the number of levels."""
     extent = int(max(l0_x.max(initial=0), l0_y.max(initial=0))) + 1
-    whole = SMALLEST_TILE
-    while whole < extent:
-        whole *= 2
-    side = whole
+    covered_side = SMALLEST_TILE
+    while covered_side < extent:
+        covered_side *= 2
+    side = covered_side
     while side > SMALLEST_TILE:
-        codes = (l0_y // side) * (whole // side + 1) + l0_x // side
+        codes = (l0_y // side) * (covered_side // side + 1) + l0_x // side
         if np.unique(codes, return_counts=True)[1].max() <= MOST_PER_TILE:
             break
         side //= 2
-    return side, (whole // side).bit_length()
+    return side, (covered_side // side).bit_length()

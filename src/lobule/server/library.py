@@ -89,9 +89,9 @@ class Library:
 
     def entries(self) -> list[Entry]:
         """Return every case, also those that a running scan has added since the last call."""
-        listed = [entry for index, source in enumerate(self.sources) for entry in self._of(index, source)]
-        self._entries = {entry.id: entry for entry in listed}
-        return listed
+        entries = [entry for index, source in enumerate(self.sources) for entry in self._of(index, source)]
+        self._entries = {entry.id: entry for entry in entries}
+        return entries
 
     def entry(self, case_id: str) -> Entry:
         """Return a case by its opaque id. Raises `KeyError`."""

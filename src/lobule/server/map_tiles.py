@@ -42,7 +42,7 @@ class ScoreRange:
 
     @classmethod
     def of_limits(cls, low: float, high: float) -> ScoreRange:
-        """Return 0 to 1 if the scores lie in it or there are none, otherwise their limits."""
+        """Return the range 0 to 1, or the given limits if scores lie outside that range."""
         if high < low or (low >= 0 and high <= 1):
             return cls(0.0, 1.0)
         return cls(low, high if high > low else low + 1)

@@ -110,13 +110,13 @@ class MethodConformance:
     @classmethod
     def bundle(cls, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         """The bundle as the method's `save` or training returned it."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{cls.__name__} inherits MethodConformance: define its fixture `bundle`")
 
     @pytest.fixture(scope="class")
     @classmethod
     def case(cls, tmp_path_factory: pytest.TempPathFactory) -> Case:
         """A small case in which something is scored."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{cls.__name__} inherits MethodConformance: define its fixture `case`")
 
     def load(self, bundle: Bundle) -> Predictor:
         return load(bundle, trust=True)
