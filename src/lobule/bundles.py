@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from lobule import __version__
 from lobule.errors import BundleError, ConfigError, LobuleError, ModelError, ResultsError, UsageError
@@ -114,6 +114,30 @@ class Bundle:
 def patient_hash(patient: str) -> str:
     """Return the hash of a patient: bundles can recognise the patient without containing the name."""
     return hashlib.sha256(f"lobule-patient:{patient}".encode()).hexdigest()[:16]
+
+
+class TrainingRecord(TypedDict, total=False):
+    """What a bundle states about its training."""
+
+    patients: Sequence[str]
+    """The patients of the training; the bundle stores only their hashes."""
+    metrics: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+def trained_bundle(
+    method: str,
+    config: Mapping[str, Any],
+    classes: tuple[str, ...],
+    mpp: float | None,
+    *,
+    calibration: Mapping[str, Any] | None = None,
+    **record: Unpack[TrainingRecord],
+) -> Bundle:
+    """Return the contents of `model.json` for a model and the record of its training."""
+    patients = tuple(patient_hash(patient) for patient in record.get("patients", ()))
+    metrics, provenance = record.get("metrics", {}), record.get("provenance", {})
+    return Bundle(method, config, classes, mpp, metrics, provenance, patients, calibration or {})
 
 
 def write_bundle(

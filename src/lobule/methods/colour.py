@@ -9,7 +9,6 @@ Research use only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -19,21 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from lobule.bundles import Bundle, patient_hash, write_bundle
-from lobule.cohort import Case, Cohort
+from lobule.bundles import Bundle, trained_bundle, write_bundle
+from lobule.cohort import Cohort
 from lobule.errors import ConfigError, ModelError
 from lobule.grid import MapGrid, cells_by_centre
 from lobule.methods import Method
 from lobule.results.result import Result
-from lobule.scanning.contract import (
-    Batch,
-    EngineSettings,
-    ImageSource,
-    OpenCase,
-    ScanOptions,
-    Steps,
-    fill_map,
-)
+from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
 from lobule.scanning.device import largest_cells, random_batch
 from lobule.scanning.map_findings import map_findings
 from lobule.scanning.open_case import slide_images
@@ -122,11 +113,10 @@ class ColourModel:
 class ColourPredictor:
     """Scores each window of a slide by its six colour features."""
 
+    images = staticmethod(slide_images)
+
     def __init__(self, config: Config, coefficients: torch.Tensor, intercept: torch.Tensor) -> None:
         self.config, self.model = config, ColourModel(config, coefficients, intercept)
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return slide_images(case, options)
 
     def steps(self, case: OpenCase) -> Steps[Result]:
         config, stride = self.config, self.model.stride(case.options)
@@ -178,15 +168,7 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
             metrics["val_auc"] = float(roc_auc_score(labels, rows @ coefficients + intercept))
         # No choice depends on the validation windows, so their patients may be evaluated.
         record = job.record(cases_of(pool), (), metrics)
-        bundle = Bundle(
-            "colour",
-            config.to_dict(),
-            config.classes,
-            config.mpp,
-            record["metrics"],
-            record["provenance"],
-            tuple(patient_hash(name) for name in record["patients"]),
-        )
+        bundle = trained_bundle("colour", config.to_dict(), config.classes, config.mpp, **record)
         weights = {"coefficients": coefficients, "intercept": np.array([intercept])}
         return write_bundle(
             job.out, bundle, {name: torch.from_numpy(value) for name, value in weights.items()}

@@ -7,14 +7,13 @@ any predictor, so the scanner handles resuming, failed cases and the memory limi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lobule.cohort import Case, Cohort
+from lobule.cohort import Cohort
 from lobule.errors import LobuleError
 from lobule.features import FeatureManifest, TileFrame, prepare_folder, write_coords, write_features
 from lobule.features.folder import ENCODER, clear_folder
@@ -27,7 +26,7 @@ from lobule.results.locks import lock_folder
 from lobule.results.result import COMPLETE, UNSCORED, Result
 from lobule.results.tables import TableReader
 from lobule.scanning.cases import Progress
-from lobule.scanning.contract import Fields, ImageSource, OpenCase, ScanOptions, Steps
+from lobule.scanning.contract import Fields, OpenCase, ScanOptions, Steps
 from lobule.scanning.open_case import slide_images
 from lobule.scanning.scan import Machine, ScanReport, scan
 from lobule.scanning.tile_features import COLUMN, TileEncoder, Tiling, fill_features, tile_fields
@@ -52,11 +51,10 @@ class Extraction:
 class ExtractionPredictor:
     """A predictor that encodes tiles and writes a feature file for each case."""
 
+    images = staticmethod(slide_images)
+
     def __init__(self, model: TileEncoder, manifest: FeatureManifest, root: Path) -> None:
         self.model, self.manifest, self.root = model, manifest, root
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return slide_images(case, options)
 
     def steps(self, case: OpenCase) -> Steps[Result]:
         tiling = self.model.tiling

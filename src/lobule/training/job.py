@@ -20,6 +20,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+from lobule.bundles import TrainingRecord
 from lobule.cohort import Case, Cohort, Kind
 from lobule.fingerprints import fingerprint
 from lobule.scanning.scan import Machine
@@ -53,14 +54,6 @@ class TrainOptions(TypedDict, total=False):
     """Device, precision, memory and number of workers."""
     progress: FitProgress | None
     """Receives the progress of the training."""
-
-
-class TrainingRecord(TypedDict):
-    """What a bundle states about its training."""
-
-    patients: Sequence[str]
-    metrics: Mapping[str, Any]
-    provenance: Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 import numpy as np
 from torch import Tensor
 
-from lobule.bundles import Bundle, patient_hash, write_bundle
+from lobule.bundles import Bundle, trained_bundle, write_bundle
 from lobule.cohort import Cohort, Kind
 from lobule.features import FeatureFolder, open_features
 from lobule.features.frame import encoding_to_dict
@@ -231,16 +231,10 @@ class _Training:
         kind, encoder = _kind(self.features, self.bags.train), self.features.encoder_weights
         train_cases, val_cases = ([bag.case for bag in bags] for bags in (self.bags.train, self.bags.val))
         record = self.job.record(train_cases, val_cases, metrics, features=self.config.features)
-        config = {**replace(ensemble.config, features="").to_dict(), **kind}
-        bundle = Bundle(
-            "chowder",
-            {**config, "localisation": localisation.describe()},
-            ensemble.config.classes,
-            None if kind["tiling"] is None else kind["tiling"]["mpp"],
-            metrics,
-            record["provenance"],
-            tuple(patient_hash(name) for name in record["patients"]),
-        )
+        config = replace(ensemble.config, features="").to_dict()
+        settings = {**config, **kind, "localisation": localisation.describe()}
+        mpp = None if kind["tiling"] is None else kind["tiling"]["mpp"]
+        bundle = trained_bundle("chowder", settings, ensemble.config.classes, mpp, **record)
         copies = None if encoder is None else {ENCODER: encoder}
         return write_bundle(self.job.out, bundle, to_tensors(ensemble, localisation), texts, copies)
 

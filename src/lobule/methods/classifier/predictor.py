@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,21 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from lobule.bundles import Bundle
-from lobule.cohort import Case
 from lobule.errors import ConfigError, ModelError
 from lobule.grid import MapGrid, share_in_cells
 from lobule.methods.classifier.config import Config
 from lobule.nets.inference import for_inference
 from lobule.results.result import Result
-from lobule.scanning.contract import (
-    Batch,
-    EngineSettings,
-    ImageSource,
-    OpenCase,
-    ScanOptions,
-    Steps,
-    fill_map,
-)
+from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
 from lobule.scanning.device import SLICE, activation_bytes, dtype_of, placed, random_batch, slices_of
 from lobule.scanning.map_findings import map_findings
 from lobule.scanning.open_case import slide_images
@@ -104,11 +94,10 @@ class TileModel:
 class TilePredictor:
     """Scans slides with a classifier of fixed-size tiles."""
 
+    images = staticmethod(slide_images)
+
     def __init__(self, config: Config, net: nn.Module) -> None:
         self.config, self.model = config, TileModel(config, net)
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return slide_images(case, options)
 
     def steps(self, case: OpenCase) -> Steps[Result]:
         config = self.config

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
-from lobule.bundles import MODEL, Bundle, patient_hash, plain_weights, read_bundle, write_bundle
+from lobule.bundles import (
+    MODEL,
+    Bundle,
+    TrainingRecord,
+    plain_weights,
+    read_bundle,
+    trained_bundle,
+    write_bundle,
+)
 from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.methods.four_view.config import Config, Variant
 from lobule.methods.four_view.model import Nets, build, build_all
@@ -69,19 +77,10 @@ def save(
     config: Config,
     net: Classifier,
     patch_net: nn.Module | None = None,
-    *,
-    patients: Sequence[str] = (),
-    metrics: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    **record: Unpack[TrainingRecord],
 ) -> Bundle:
-    """Write a bundle of one classifier and its patch network.
-
-    `patients` are the patients in the training exams; the bundle stores only their hashes.
-    """
-    hashes = tuple(patient_hash(patient) for patient in patients)
-    bundle = Bundle(
-        "four_view", config.to_dict(), TARGETS, None, metrics or {}, provenance or {}, patients=hashes
-    )
+    """Write a bundle of one classifier and its patch network, with the record of the training."""
+    bundle = trained_bundle("four_view", config.to_dict(), TARGETS, None, **record)
     nets = Nets((net,), (), () if patch_net is None else (patch_net,))
     return write_bundle(path, bundle, nets.state_dict())
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from lobule.bundles import Bundle, patient_hash, write_bundle
+from lobule.bundles import Bundle, TrainingRecord, trained_bundle, write_bundle
 from lobule.errors import BundleError
 from lobule.methods.rakhlin.config import Config
 from lobule.methods.rakhlin.encoders import Encoder, Plan, build, load_weights
@@ -22,22 +22,13 @@ def save(
     texts: Mapping[str, str],
     calibrator: Calibrator | None = None,
     *,
-    patients: Sequence[str] = (),
-    metrics: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
     seed: int = 0,
+    **record: Unpack[TrainingRecord],
 ) -> Bundle:
-    """Write a bundle; `texts` are the models by `text_name`, `patients` those it was trained on."""
+    """Write a bundle with the record of its training; `texts` are the models by `text_name`."""
     calibration = None if calibrator is None else calibrator.to_list()
-    bundle = Bundle(
-        "rakhlin",
-        {**config.to_dict(), "calibration_curves": calibration, "seed": seed},
-        config.classes,
-        config.mpp or None,
-        metrics or {},
-        provenance or {},
-        tuple(patient_hash(patient) for patient in patients),
-    )
+    settings = {**config.to_dict(), "calibration_curves": calibration, "seed": seed}
+    bundle = trained_bundle("rakhlin", settings, config.classes, config.mpp or None, **record)
     weights = {
         f"{index}.{name}": tensor
         for index, encoder in enumerate(encoders)

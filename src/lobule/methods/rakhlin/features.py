@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.cohort import Case, Cohort
+from lobule.cohort import Cohort
 from lobule.errors import LobuleError
 from lobule.methods.rakhlin.config import Config, plain_name
 from lobule.methods.rakhlin.describe import Describer, Descriptors, image_key
@@ -21,7 +21,7 @@ from lobule.methods.rakhlin.predictor import Framed
 from lobule.results.folder import Results, open_results
 from lobule.results.result import Result
 from lobule.scanning.cases import Progress
-from lobule.scanning.contract import ImageSource, OpenCase, ScanOptions, Steps
+from lobule.scanning.contract import OpenCase, ScanOptions, Steps
 from lobule.scanning.open_case import slide_images
 from lobule.scanning.scan import Machine, scan
 from lobule.training.fitting import FitProgress
@@ -34,12 +34,11 @@ TABLE = "descriptors"
 class FeaturePredictor:
     """One encoder for the scanner: a table of descriptors an image, one row an augmentation."""
 
+    images = staticmethod(slide_images)
+
     def __init__(self, config: Config, index: int, encoder: Encoder, seed: int) -> None:
         self.config, self.seed = config, seed
         self.model = Describer(config, {index: encoder})
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return slide_images(case, options)
 
     def steps(self, case: OpenCase) -> Steps[Result]:
         framed = Framed.of(case, self.config, self.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,16 +29,7 @@ from lobule.methods.rakhlin.fusion import merged
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.results.tables import TableReader
-from lobule.scanning.contract import (
-    Batch,
-    Fields,
-    ImageSource,
-    OpenCase,
-    ScanOptions,
-    Steps,
-    fill_map,
-    fill_table,
-)
+from lobule.scanning.contract import Batch, Fields, OpenCase, Steps, fill_map, fill_table
 from lobule.scanning.map_findings import map_findings
 from lobule.scanning.open_case import slide_images
 from lobule.slides.slide import Slide
@@ -212,6 +203,8 @@ class RakhlinModel:
 class RakhlinPredictor:
     """The whole model: encoders, the forests of every set, and what follows them."""
 
+    images = staticmethod(slide_images)
+
     def __init__(
         self,
         config: Config,
@@ -223,9 +216,6 @@ class RakhlinPredictor:
         self.config, self.seed = config, seed
         self.classes = config.classes
         self.model = RakhlinModel(Describer(config, dict(enumerate(encoders))), forests, calibrator)
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return slide_images(case, options)
 
     def steps(self, case: OpenCase) -> Steps[Result]:
         framed = Framed.of(case, replace(self.config, **case.options.settings), self.seed)

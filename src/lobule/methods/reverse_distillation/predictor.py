@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -14,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lobule.bundles import Bundle, patient_hash, write_bundle
-from lobule.cohort import Case
+from lobule.bundles import Bundle, TrainingRecord, trained_bundle, write_bundle
 from lobule.errors import BundleError, ConfigError
 from lobule.findings import non_maximum_suppression
 from lobule.grid import Cells, MapGrid, cells_by_centre
@@ -36,15 +36,7 @@ from lobule.nets.scaling import InputScaling
 from lobule.nets.teachers import Teacher, teacher
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
-from lobule.scanning.contract import (
-    Batch,
-    EngineSettings,
-    ImageSource,
-    OpenCase,
-    ScanOptions,
-    Steps,
-    fill_map,
-)
+from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
 from lobule.scanning.device import activation_bytes, dtype_of, largest_cells, placed, random_batch
 from lobule.scanning.map_findings import map_findings
 from lobule.scanning.open_case import slide_images
@@ -223,9 +215,7 @@ class AnomalyPredictor:
         self.config, self.calibration = config, calibration or Calibration()
         self.model = PatchModel(config, frozen, student, scaling or frozen.scaling)
         self.net = self.model.net
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return slide_images(case, options, self.config.stains)
+        self.images = partial(slide_images, stains=config.stains)
 
     def steps(self, case: OpenCase) -> Steps[Result]:
         config = self.model.scan_config(case.options)
@@ -300,11 +290,8 @@ def patches_at_once(device: str) -> int:
 def save(
     path: str | Path,
     predictor: AnomalyPredictor,
-    *,
-    patients: Sequence[str] = (),
-    metrics: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
     texts: Mapping[str, str] | None = None,
+    **record: Unpack[TrainingRecord],
 ) -> Bundle:
     """Write a bundle with teacher, bottleneck and decoder, so that scanning needs no download."""
     config, net = predictor.config, predictor.net
@@ -315,15 +302,7 @@ def save(
         "calibration": predictor.calibration.to_dict(),
         "identity": net.teacher.identity(),
     }
-    bundle = Bundle(
-        "reverse_distillation",
-        settings,
-        config.classes,
-        config.mpp,
-        metrics or {},
-        provenance or {},
-        tuple(patient_hash(patient) for patient in patients),
-    )
+    bundle = trained_bundle("reverse_distillation", settings, config.classes, config.mpp, **record)
     return write_bundle(path, bundle, net.state_dict(), texts)
 
 

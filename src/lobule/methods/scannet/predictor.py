@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lobule.bundles import Bundle, patient_hash, write_bundle
-from lobule.cohort import Case
+from lobule.bundles import Bundle, TrainingRecord, trained_bundle, write_bundle
 from lobule.errors import ConfigError
 from lobule.findings import Finding, components, non_maximum_suppression
 from lobule.grid import Cells, MapGrid, cells_by_centre
@@ -27,15 +27,7 @@ from lobule.nets.receptive import geometry_of
 from lobule.nets.scaling import InputScaling
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
-from lobule.scanning.contract import (
-    Batch,
-    EngineSettings,
-    ImageSource,
-    OpenCase,
-    ScanOptions,
-    Steps,
-    fill_map,
-)
+from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
 from lobule.scanning.device import activation_bytes, dtype_of, largest_cells, placed, random_batch
 from lobule.scanning.map_findings import by_score
 from lobule.scanning.open_case import slide_images
@@ -174,9 +166,7 @@ class DensePredictor:
         self.classes = config.classes
         self.model = DenseModel(config, net, scaling, calibration, forest is not None)
         self.geometry = self.model.geometry
-
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return slide_images(case, options, self.config.stains)
+        self.images = partial(slide_images, stains=config.stains)
 
     def steps(self, case: OpenCase) -> Steps[Result]:
         config, options = replace(self.config, **case.options.settings), case.options
@@ -341,23 +331,14 @@ def save(
     net: nn.Module,
     scaling: InputScaling,
     *,
-    patients: Sequence[str] = (),
-    metrics: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
     forest: Forest | None = None,
     calibration: CellCalibration | None = None,
+    **record: Unpack[TrainingRecord],
 ) -> Bundle:
-    """Write a ScanNet bundle; `patients` are the patients of the training."""
-    bundle = Bundle(
-        "scannet",
-        {**config.to_dict(), "scaling": scaling.as_dict()},
-        config.classes,
-        config.mpp,
-        metrics or {},
-        provenance or {},
-        tuple(patient_hash(patient) for patient in patients),
-        {} if calibration is None else {CELLS: calibration.to_dict()},
-    )
+    """Write a ScanNet bundle with the record of its training."""
+    settings = {**config.to_dict(), "scaling": scaling.as_dict()}
+    cells = {} if calibration is None else {CELLS: calibration.to_dict()}
+    bundle = trained_bundle("scannet", settings, config.classes, config.mpp, calibration=cells, **record)
     texts = {} if forest is None else {FOREST: forest.to_text()}
     return write_bundle(path, bundle, net.state_dict(), texts)
 
