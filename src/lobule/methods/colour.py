@@ -30,7 +30,7 @@ from lobule.scanning.map_findings import map_findings
 from lobule.scanning.open_case import slide_images
 from lobule.settings import Settings
 from lobule.training.job import TrainingJob, TrainOptions, training_job
-from lobule.training.patch_pools import cases_of, patch_stream, train_pool, validation_pool
+from lobule.training.patch_pools import PatchStreams, cases_of, train_pool, validation_pool
 from lobule.training.patch_sampling import Pool
 from lobule.training.sampling import SampleConfig
 
@@ -183,9 +183,8 @@ def _sample_windows(
 ) -> tuple[Rows, NDArray[np.int64]]:
     """Sample `count` windows; return their colour features and their classes."""
     rows, labels = [], []
-    sample_config = SampleConfig(config.mpp, config.window)
-    stream = patch_stream(job, pool, sample_config, BATCH, round_=round_, batches=-(-count // BATCH))
-    with stream:
+    streams = PatchStreams(job, SampleConfig(config.mpp, config.window), BATCH)
+    with streams.draw(pool, round_, count) as stream:
         for samples in stream:
             colours = colour(torch.from_numpy(samples.pixels), config.window, config.window)
             rows.append(colours[:, :, 0, 0].double().numpy())

@@ -6,9 +6,9 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ SOURCES = ("torchvision", "timm", "lobule")
 Weights = Mapping[str, Tensor] | Literal["pretrained", "random"]
 RANDOM_SEED = 0
 NO_NETWORK = "Fetch the file on a machine with a network and pass it with --weights FILE"
+Fetched = TypeVar("Fetched")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +114,7 @@ def _of_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, InputScalin
 
     if name not in list_models():
         raise ConfigError(f"torchvision has no backbone '{name}'", remedy="Write timm:NAME for one of timm's")
-    net = _fetched(name, lambda: get_model(name, weights="DEFAULT" if pretrained else None))
+    net = fetched(name, lambda: get_model(name, weights="DEFAULT" if pretrained else None))
     if isinstance(features := getattr(net, "features", None), nn.Module) and not hasattr(net, "head"):
         return _Body(features, pooled=True, rectified=name.startswith("densenet")), InputScaling(), None
     for head in ("fc", "heads", "head"):
@@ -127,7 +128,7 @@ def _of_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, InputScalin
 def _of_timm(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, int | None]:
     import timm
 
-    net: Any = _fetched(name, lambda: timm.create_model(name, pretrained=pretrained, num_classes=0))
+    net: Any = fetched(name, lambda: timm.create_model(name, pretrained=pretrained, num_classes=0))
     pretrained_config = net.pretrained_cfg
     scaling = InputScaling(
         tuple(pretrained_config.get("mean", (0.5,) * 3)), tuple(pretrained_config.get("std", (0.5,) * 3))
@@ -156,18 +157,17 @@ def _of_lobule(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, in
     return _Body(body, pooled=True), PLAIN_SCALING, None
 
 
-def _fetched(name: str, build: Any) -> nn.Module:
-    """Build a network; if its weights cannot be downloaded, the error says what to do."""
+def fetched(name: str, build: Callable[[], Fetched], remedy: str = NO_NETWORK) -> Fetched:
+    """Build a network or fetch its weights; if they cannot be downloaded, the error says what to do."""
     try:
-        net: nn.Module = build()
-        return net
+        return build()
     except ConfigError:
         raise
     except Exception as error:  # both libraries and their download code raise many types
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, OSError) or any(word in text.lower() for word in ("connect", "hub", "offline")):
             raise ConfigError(
-                f"the weights of '{name}' cannot be downloaded", actual=text, remedy=NO_NETWORK
+                f"the weights of '{name}' cannot be downloaded", actual=text, remedy=remedy
             ) from error
         raise ConfigError(f"the backbone '{name}' cannot be made", actual=text) from error
 

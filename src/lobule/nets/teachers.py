@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from lobule.errors import ConfigError, ModelError
 from lobule.nets.digest import weights_digest
+from lobule.nets.encoders import fetched
 from lobule.nets.reverse_distillation import STUDENT_BLOCKS, Maps, StudentShape, initialise
 from lobule.nets.scaling import PLAIN_SCALING, InputScaling
 
 LEAST_SPREAD = 0.01
 """Minimum spread of a channel, relative to the mean spread of its map."""
+NO_NETWORK = "Use a local file: --set weights=FILE when training, --teacher FILE when converting"
 
 
 class Teacher(nn.Module):
@@ -246,7 +248,8 @@ class TimmStages(nn.Module):
 def _torchvision(name: str, pretrained: bool) -> Teacher:
     import torchvision
 
-    net = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if pretrained else None)
+    weights = "IMAGENET1K_V1" if pretrained else None
+    net = fetched(name, lambda: torchvision.models.get_model(name, weights=weights), NO_NETWORK)
     stages = SqueezeNetStages(net) if name.startswith("squeezenet") else ResNetStages(net)
     return Teacher(name, stages, (4, 8, 16), InputScaling())
 
@@ -276,7 +279,8 @@ def _timm(name: str, pretrained: bool) -> Teacher:
         start = next((k for k, stride in enumerate(strides) if stride >= 4), last)
         indices = list(range(start, min(start + 3, last + 1)))
         pools = [1] * len(indices)
-    backbone = timm.create_model(name, pretrained=pretrained, out_indices=indices, **options)
+    options |= {"pretrained": pretrained, "out_indices": indices}
+    backbone = fetched(name, lambda: timm.create_model(name, **options), NO_NETWORK)
     effective = [strides[k] * pool for k, pool in zip(indices, pools, strict=True)]
     config = timm.get_pretrained_cfg(name)
     scaling = InputScaling(tuple(config.mean), tuple(config.std)) if config else InputScaling()

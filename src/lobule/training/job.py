@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lobule.bundles import TrainingRecord
 from lobule.cohort import Case, Cohort, Kind
+from lobule.files import make_folder
 from lobule.fingerprints import fingerprint
 from lobule.scanning.scan import Machine
 from lobule.tissue import TissueConfig
@@ -32,6 +34,7 @@ from lobule.training.fitting import Batches, FitReport, fit
 from lobule.training.machine import TrainMachine
 from lobule.training.progress import FitProgress
 from lobule.training.training_folder import MethodConfig, begun_training
+from lobule.training.training_scan import P, TrainingScan
 
 log = logging.getLogger("lobule.train")
 
@@ -128,6 +131,14 @@ class TrainingJob:
             self.failures.update(failures)
         return report
 
+    def on_device(self, array: NDArray[Any]) -> Tensor:
+        """Return an array as a tensor on the device of the training."""
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def place(self, module: nn.Module) -> None:
+        """Move a module to the device, in the memory layout that is fastest for convolutions."""
+        module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the precision of the training, outside the training loop."""
         if self.machine.precision != "bfloat16":
@@ -138,6 +149,11 @@ class TrainingJob:
         """Return the resources for scans during the training."""
         machine = self.machine
         return Machine(machine.device, machine.precision, machine.max_ram, readers, channels_last=True)
+
+    def scan_with(self, predictor: P, method: str, fingerprint: str, folder: str) -> TrainingScan[P]:
+        """Return a scan with a model, whose results are in a subfolder of the training."""
+        path = make_folder(self.folder / folder)
+        return TrainingScan(predictor, method, fingerprint, path, self.tissue, self.scan_machine())
 
     def record(
         self, train: Iterable[Case], val: Iterable[Case], metrics: Mapping[str, Any], **provenance: Any

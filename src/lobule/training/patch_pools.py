@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lobule.augment import NO_AUGMENTATION
 from lobule.cohort import Case, Cohort
@@ -104,26 +104,50 @@ def cases_of(pool: Pool | None) -> list[Case]:
     return [] if pool is None else [positions.case for positions in pool.slides]
 
 
-def patch_stream(
-    job: TrainingJob, pool: Pool, config: SampleConfig, batch: int, *, round_: int, batches: int | None = None
-) -> SampleStream:
-    """Return the stream of batches of a round.
+@dataclass(frozen=True, eq=False)
+class PatchStreams:
+    """The streams of patches of a training."""
 
-    Validation patches are not augmented, and are not divided among the processes of the training.
-    """
-    validates = round_ == VALIDATION
-    return SampleStream(
-        pool,
-        replace(config, augment=NO_AUGMENTATION) if validates else config,
-        batch,
-        seed=job.seed,
-        round_=round_,
-        batches=batches,
-        workers=job.workers,
-        processes=job.machine.processes,
-        ahead=max(4, 2 * job.workers),
-        share=(0, 1) if validates else (job.ranks.rank, job.ranks.count),
-    )
+    job: TrainingJob
+    config: SampleConfig
+    batch: int
+    """Patches per batch."""
+    val_patches: int = 0
+    """Patches for each evaluation."""
+
+    def draw(self, pool: Pool, round_: int = 0, patches: int | None = None) -> SampleStream:
+        """Return the stream of batches of a round; None for `patches` is endless.
+
+        Validation patches are not augmented, and are not divided among the processes of the training.
+        """
+        job, validates = self.job, round_ == VALIDATION
+        return SampleStream(
+            pool,
+            replace(self.config, augment=NO_AUGMENTATION) if validates else self.config,
+            self.batch,
+            seed=job.seed,
+            round_=round_,
+            batches=None if patches is None else -(-patches // self.batch),
+            workers=job.workers,
+            processes=job.machine.processes,
+            ahead=max(4, 2 * job.workers),
+            share=(0, 1) if validates else (job.ranks.rank, job.ranks.count),
+        )
+
+    def validation(self, pool: Pool) -> SampleStream:
+        """Return the stream of the validation patches, which is the same in every evaluation."""
+        return self.draw(pool, VALIDATION, max(1, self.val_patches))
+
+    def validate(
+        self, pool: Pool | None, score: Callable[[Samples], Tensor]
+    ) -> Callable[[nn.Module], float] | None:
+        """Return the function for `TrainingJob.fit` that computes the area under the ROC curve of patches.
+
+        It is None without validation patches of both classes.
+        """
+        if pool is None or not pool.has_both_classes:
+            return None
+        return lambda _: patch_auc(self.validation(pool), score)
 
 
 def score_patches(

@@ -27,6 +27,7 @@ from lobule.results.folder import CaseFolder, open_results
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.training.patch_sampling import NEITHER, NORMAL, TUMOUR, Runs, find_positions
+from lobule.training.training_scan import TrainingScan
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.methods.scannet.test_train import CONFIG, MACHINE, TISSUE, painted
 
@@ -188,7 +189,8 @@ def test_a_slide_that_could_not_be_scanned_is_tried_again(tmp_path: Path) -> Non
     def notes_of_calibration() -> list[str]:
         folder.mkdir(exist_ok=True)
         machine = Machine(device="cpu", precision="float32", cells=8, channels_last=True)
-        return calibrate_cells(predictor, "f", slides, TISSUE, folder, machine)[1]
+        slide_scan = TrainingScan(predictor, "scannet", "f", folder, TISSUE, machine)
+        return calibrate_cells(slide_scan, slides)[1]
 
     slide.rename(hidden)
     assert any("b: not used for the calibration" in note for note in notes_of_calibration())

@@ -26,6 +26,7 @@ from lobule.methods.scannet.mining import mine
 from lobule.scanning.scan import Machine
 from lobule.tissue import TissueConfig
 from lobule.training.patch_sampling import Pool, SlidePositions, find_positions
+from lobule.training.training_scan import TrainingScan
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.methods.scannet.test_train import LOOKALIKE, MPP, painted
 
@@ -111,7 +112,8 @@ def test_mining_writes_a_gallery_of_the_hard_negatives(positions: SlidePositions
     predictor.model.net[-1].bias.data[1] += 20  # type: ignore[index,union-attr,operator]
     predictor = DensePredictor(config, predictor.model.net, predictor.model.scaling)
     folder = tmp_path / "round-1"
-    points_by_slide, _ = mine(predictor, "f", Pool((positions,)), TISSUE, folder, MACHINE)
+    slide_scan = TrainingScan(predictor, "scannet", "f", folder, TISSUE, MACHINE)
+    points_by_slide, _ = mine(slide_scan, Pool((positions,)))
     page = (folder / "gallery.html").read_text()
     assert len(points_by_slide[0]) == 4
     for x, y in points_by_slide[0]:

@@ -20,8 +20,10 @@ from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from lobule.tissue import TissueConfig
+from lobule.training import training_scan
 from lobule.training.fitting import TrainMachine
 from lobule.training.patch_sampling import SlidePositions, find_positions
+from lobule.training.training_scan import TrainingScan
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.methods.scannet.test_train import MPP, painted
 from tests.scanning.support import cohort_of, pixels_of, write_slide
@@ -157,7 +159,8 @@ def test_features_are_computed_at_the_default_stride(
     slides: list[SlidePositions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = load(read_bundle(write_tiny_bundle(tmp_path / "b", MPP, stride=16)))
-    rows, notes = features_of(predictor, "f", slides[:2], TISSUE, tmp_path, MACHINE)
+    slide_scan = TrainingScan(predictor, "scannet", "f", tmp_path, TISSUE, MACHINE)
+    rows, notes = features_of(slide_scan, slides[:2])
     assert not notes
     options = ScanOptions(tissue=TISSUE, stride=16)
     scan(predictor, METADATA, Cohort((slides[1].case,)), tmp_path / "r", options, MACHINE)
@@ -165,9 +168,9 @@ def test_features_are_computed_at_the_default_stride(
     scores, states = reader.read()
     expected = heatmap_features(scores[0], states == State.SCORED)
     assert rows["s1"].tolist() == expected.tolist()
-    assert not (tmp_path / "slide-score").exists()
-    monkeypatch.setattr(scoring, "scan", None)  # a second scan would fail
-    again, _ = features_of(predictor, "f", slides[:2], TISSUE, tmp_path, MACHINE)
+    assert not (tmp_path / "scan").exists()
+    monkeypatch.setattr(training_scan, "scan", None)  # a second scan would fail
+    again, _ = features_of(slide_scan, slides[:2])
     assert again["s1"].tolist() == expected.tolist()
 
 
@@ -176,26 +179,24 @@ def test_slide_scores_are_evaluated_on_unseen_patients(
 ) -> None:
     rng = np.random.default_rng(1)
 
-    def synthetic_features(
-        predictor: object, fingerprint: str, slides: list[SlidePositions], *_: object
-    ) -> object:
+    def synthetic_features(_: object, slides: list[SlidePositions]) -> object:
         rows = {p.case.id: np.abs(rng.normal(5 + 50 * bool(is_tumour(p)), 3, 31)).round(2) for p in slides}
         rows.pop("s3")
         return rows, ["s3: not used for the slide score: the file is damaged"]
 
     predictor = load(read_bundle(write_tiny_bundle(tmp_path / "b", MPP)))
-    arguments = (TISSUE, tmp_path, MACHINE)
+    slide_scan = TrainingScan(predictor, "scannet", "f", tmp_path, TISSUE, MACHINE)
     monkeypatch.setattr(scoring, "features_of", synthetic_features)
-    learned = learn_slide_score(predictor, "f", slides, *arguments, trees=20, seed=0)
+    learned = learn_slide_score(slide_scan, slides, trees=20, seed=0)
     assert learned.fitted is not None
     assert learned.cases == tuple(f"s{number}" for number in range(12) if number != 3)
     assert learned.metrics()["slide_auc_out_of_fold"] == 1.0
     assert learned.notes == ("s3: not used for the slide score: the file is damaged",)
-    few = learn_slide_score(predictor, "f", slides[:9], *arguments, trees=20, seed=0)
+    few = learn_slide_score(slide_scan, slides[:9], trees=20, seed=0)
     assert few.fitted is None
     assert few.metrics() == {}
     assert "4 patients with tumour and 5 without are too few for a forest" in few.notes[-1]
-    one_class = learn_slide_score(predictor, "f", slides[::2], *arguments, trees=20, seed=0)
+    one_class = learn_slide_score(slide_scan, slides[::2], trees=20, seed=0)
     assert "0 patients with tumour" in one_class.notes[-1]
 
 

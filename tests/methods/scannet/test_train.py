@@ -123,7 +123,9 @@ def test_hard_negatives_are_normal_spaced_and_limited(cohort: Cohort, tmp_path: 
     machine = Machine(device="cpu", precision="float32", cells=8, channels_last=True)
     scan(predictor, metadata, Cohort((cohort["a"],)), tmp_path, machine=machine)
     positions, _ = find_positions(cohort["a"], TISSUE)
-    points = hard_negatives(predictor, positions, open_results(tmp_path).case_folder("a"))
+    (reader,) = open_results(tmp_path).case_folder("a").maps.values()
+    points, scores = hard_negatives(predictor, positions, reader)
+    assert (scores > 0.9).all()
     assert len(points) == 9
     assert (positions.classes(points) == NORMAL).all()
     gaps = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1)) + 1e9 * np.eye(9)

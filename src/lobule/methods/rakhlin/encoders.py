@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lobule.bundles import plain_weights
 from lobule.errors import ConfigError, ModelError
 from lobule.methods.rakhlin.config import Config
+from lobule.nets.encoders import fetched
 from lobule.nets.inference import for_inference
 from lobule.nets.scaling import InputScaling
 from lobule.nets.tiny import tiny
@@ -33,6 +34,7 @@ INPUTS: dict[str, tuple[InputScaling, bool]] = {
 }
 """Name → input scaling, and whether the channels are BGR (the scaling is then in that order)."""
 
+NO_NETWORK = "Give their files, one an encoder: --set weights=A.safetensors,B.safetensors"
 KERAS_POOL = 7
 KERAS_EPSILON = 1e-3
 
@@ -156,12 +158,12 @@ def _torchvision(name: str) -> nn.Module:
     return net
 
 
-def _timm(name: str) -> nn.Module:
+def _timm(name: str, *, pretrained: bool = False) -> nn.Module:
     from timm import create_model, is_model
 
     if not is_model(name):
         raise ConfigError(f"timm has no model '{name}'", remedy="See timm.list_models()")
-    net: nn.Module = create_model(name, pretrained=False, num_classes=0)
+    net: nn.Module = create_model(name, pretrained=pretrained, num_classes=0)
     return net
 
 
@@ -218,7 +220,11 @@ def pretrained(plan: Plan, weights: str, seed: int = 0) -> Encoder:
                 "the Keras conventions need weights converted from Keras",
                 remedy="Give their files: --set weights=resnet50.safetensors,…",
             )
-        load_weights(encoder, _fetched(plan.name.partition("@")[0]), plan.name)
+        load_weights(
+            encoder,
+            fetched(plan.name, lambda: _published(plan.name.partition("@")[0]), NO_NETWORK),
+            plan.name,
+        )
     else:
         load_weights(encoder, plain_weights(weights), weights)
     return encoder
@@ -241,22 +247,12 @@ def load_weights(encoder: Encoder, weights: Mapping[str, Tensor], source: object
     encoder.trunk.load_state_dict({name: weights.get(name, tensor) for name, tensor in trunk_state.items()})
 
 
-def _fetched(name: str) -> Mapping[str, Tensor]:
+def _published(name: str) -> Mapping[str, Tensor]:
     """ImageNet weights as torchvision and timm publish them; nothing in them is run."""
-    try:
-        if name.startswith("timm:"):
-            from timm import create_model
+    if name.startswith("timm:"):
+        return _timm(name.removeprefix("timm:"), pretrained=True).state_dict()
+    from torchvision.models import get_model_weights
 
-            net: nn.Module = create_model(name.removeprefix("timm:"), pretrained=True, num_classes=0)
-            return net.state_dict()
-        from torchvision.models import get_model_weights
-
-        first = next(iter(get_model_weights(name)))
-        state: Mapping[str, Tensor] = first.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        return state
-    except Exception as error:  # what a download raises is not documented
-        raise ConfigError(
-            f"the ImageNet weights of {name} cannot be fetched",
-            actual=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            remedy="Give their files, one an encoder: --set weights=A.safetensors,B.safetensors",
-        ) from error
+    first = next(iter(get_model_weights(name)))
+    state: Mapping[str, Tensor] = first.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    return state

@@ -18,6 +18,7 @@ from lobule.methods.rakhlin.config import Config, plain_name
 from lobule.methods.rakhlin.describe import Describer, Descriptors, image_key
 from lobule.methods.rakhlin.encoders import Encoder
 from lobule.methods.rakhlin.predictor import Framed
+from lobule.nets.digest import weights_digest
 from lobule.results.folder import Results, open_results
 from lobule.results.result import Result
 from lobule.scanning.cases import Progress
@@ -116,7 +117,7 @@ def what_makes(config: Config, index: int, encoder: Encoder, precision: str, see
     return {
         "format": FORMAT,
         "encoder": config.encoders[index],
-        "weights": weights_hash(encoder),
+        "weights": weights_digest(encoder.trunk),
         "input": encoder.plan.input,
         "keras": encoder.plan.keras,
         "sets": [[s.name, s.size, s.full] for s in config.sets if s.encoder == index],
@@ -129,13 +130,6 @@ def what_makes(config: Config, index: int, encoder: Encoder, precision: str, see
         },
         "stain_range": list(config.stain_range),
     }
-
-
-def weights_hash(encoder: Encoder) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(encoder.trunk.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _content_names(cohort: Cohort) -> tuple[dict[str, str], dict[str, str]]:

@@ -29,11 +29,12 @@ from lobule.methods.rakhlin.bundle import save
 from lobule.methods.rakhlin.config import BACH, Config, DescriptorSet
 from lobule.methods.rakhlin.encoders import Encoder, Plan, pretrained
 from lobule.methods.rakhlin.explain import Attributions, Explained, explain
-from lobule.methods.rakhlin.features import Described, described, weights_hash
+from lobule.methods.rakhlin.features import Described, described
 from lobule.methods.rakhlin.folds import folds_of, write_folds
 from lobule.methods.rakhlin.forests import read_forest, read_forest_file, text_name
 from lobule.methods.rakhlin.report import HeldOut, calibrated, report, write_predictions
 from lobule.methods.rakhlin.trees import BoostedTrees
+from lobule.nets.digest import weights_digest
 from lobule.training.division import TrainingSplit, training_split
 from lobule.training.job import TrainingJob, TrainOptions, training_job, val_and_seed
 
@@ -292,7 +293,7 @@ def _save(
         metrics["attributions"] = attributions.summary(config, layers)
     write_predictions(job.folder / "out_of_fold.csv", config, held_out)
     write_json(job.folder / "report.json", metrics)
-    weights = {name: weights_hash(one) for name, one in zip(config.encoders, encoders, strict=True)}
+    weights = {name: weights_digest(one.trunk) for name, one in zip(config.encoders, encoders, strict=True)}
     names = [
         text_name(set_.name, seed, fold) for set_ in config.sets for seed, fold in config.boosting.models()
     ]

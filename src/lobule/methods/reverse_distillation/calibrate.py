@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lobule.cohort import Cohort
 from lobule.cohort.labels import polarity
 from lobule.errors import ConfigError
 from lobule.geometry import Box
@@ -32,15 +30,11 @@ from lobule.methods.reverse_distillation.calibration import (
 from lobule.methods.reverse_distillation.config import Config, Form
 from lobule.methods.reverse_distillation.geometry import field_side, margin_of
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor
-from lobule.results.folder import open_results
 from lobule.scanning.contract import ScanOptions
-from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
-from lobule.tissue import TissueConfig
-from lobule.training.fitting import TrainMachine
-from lobule.training.patch_pools import score_patches
+from lobule.training.patch_pools import PatchStreams, score_patches
 from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool, SlidePositions
-from lobule.training.sampling import Samples, SampleStream
+from lobule.training.training_scan import TrainingScan
 
 FIELD_COUNT, PATCHES_PER_SIDE = 6, 2
 """Number of fields on which the shared form is compared with the exact one, and patches along a side of a
@@ -57,17 +51,14 @@ class CalibrationOutcome:
 
 
 def calibrate(
-    predictor: AnomalyPredictor,
-    learned: Pool,
-    validation: Pool | None,
-    stream: Callable[[Pool], SampleStream],
-    tissue: TissueConfig | None,
-    folder: Path,
-    machine: TrainMachine,
+    slide_scan: TrainingScan[AnomalyPredictor], streams: PatchStreams, learned: Pool, validation: Pool | None
 ) -> CalibrationOutcome:
     """Calibrate on the validation slides, or on the training patches without a validation pool."""
-    with stream(learned if validation is None else validation) as samples:
-        labels, raw = raw_scores(predictor, samples, torch.device(machine.device))
+    predictor, on_device = slide_scan.predictor, streams.job.on_device
+    with streams.validation(learned if validation is None else validation) as samples, torch.inference_mode():
+        labels, raw = score_patches(
+            samples, lambda batch: predictor.model.patch_scores(on_device(batch.pixels))
+        )
     patch, notes = _patch_fit(labels, raw, validation is None)
     shared = compare_forms(predictor, learned if validation is None else validation)
     predictor.calibration = Calibration(patch, shared=shared)
@@ -79,9 +70,7 @@ def calibrate(
     slides: dict[str, SlideFit | None] = {}
     for form in _forms(predictor.config, shared):
         try:
-            slide_fit = _calibrate_slides(
-                predictor, form, validation, tissue, folder / "calibration", machine
-            )
+            slide_fit = _calibrate_slides(slide_scan, form, validation)
         except ConfigError as error:  # such as too little memory; only the configured form may fail
             if form == predictor.config.form:
                 raise
@@ -103,16 +92,6 @@ def calibrate(
 def _forms(config: Config, shared: FormAgreement | None) -> tuple[Form, ...]:
     """The forms whose slide scores are calibrated: the configured form, and shared, which is cheap."""
     return ("exact", "shared") if config.form == "exact" and shared is not None else (config.form,)
-
-
-def raw_scores(
-    predictor: AnomalyPredictor, samples: Iterable[Samples], device: torch.device
-) -> tuple[NDArray[np.int64], Floats]:
-    """Labels and raw scores of sampled patches."""
-    with torch.inference_mode():
-        return score_patches(
-            samples, lambda batch: predictor.model.patch_scores(torch.from_numpy(batch.pixels).to(device))
-        )
 
 
 def _patch_fit(labels: NDArray[np.int64], raw: Floats, of_training: bool) -> tuple[Platt, tuple[str, ...]]:
@@ -199,31 +178,21 @@ def _read_field(
 
 
 def _calibrate_slides(
-    predictor: AnomalyPredictor,
-    form: Form,
-    validation: Pool,
-    tissue: TissueConfig | None,
-    folder: Path,
-    machine: TrainMachine,
+    slide_scan: TrainingScan[AnomalyPredictor], form: Form, validation: Pool
 ) -> tuple[SlideFit, dict[str, float]] | None:
     """Fit the slide score on scans of validation slides with and without tumour."""
-    chosen = _alternate_classes(validation.slides, predictor.config.val_slides)
-    cohort = Cohort(tuple(slide.case for slide in chosen))
-    shutil.rmtree(folder, ignore_errors=True)
-    options = ScanOptions(tissue=tissue, settings={"threshold": "paper", "form": form})
-    bundle_metadata = {"method": "reverse_distillation", "fingerprint": "calibration", "classes": []}
-    scan_machine = Machine(machine.device, machine.precision, machine.max_ram, channels_last=True)
-    report = scan(predictor, bundle_metadata, cohort, folder, options, scan_machine)
-    results = open_results(folder)
+    chosen = _alternate_classes(validation.slides, slide_scan.predictor.config.val_slides)
+    # An interrupted scan is not continued: it may be one in the other form.
+    shutil.rmtree(slide_scan.folder, ignore_errors=True)
+    settings = {"threshold": "paper", "form": form}
     labels, cells = [], []
-    for slide in chosen:
-        if slide.case.id in report.failed:
-            continue
-        (reader,) = results.case_folder(slide.case.id).maps.values()
-        scores, states = reader.read()
-        labels.append(slide.count(TUMOUR) > 0)
-        cells.append(scores[-1][states == State.SCORED])
-    shutil.rmtree(folder, ignore_errors=True)
+    with slide_scan.maps([slide.case for slide in chosen], settings=settings) as scanned:
+        for slide in chosen:
+            if slide.case.id in scanned.maps:
+                scores, states = scanned.maps[slide.case.id].read()
+                labels.append(slide.count(TUMOUR) > 0)
+                cells.append(scores[-1][states == State.SCORED])
+    shutil.rmtree(slide_scan.folder, ignore_errors=True)
     return fit_slide_score(labels, cells)
 
 

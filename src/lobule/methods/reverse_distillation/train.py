@@ -28,8 +28,9 @@ from lobule.training import patch_pools
 from lobule.training.fit_options import Group
 from lobule.training.fitting import FitReport
 from lobule.training.job import TrainingJob, TrainOptions, training_job, weights_source
+from lobule.training.patch_pools import PatchStreams
 from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool
-from lobule.training.sampling import SampleConfig, Samples, SampleStream
+from lobule.training.sampling import SampleConfig, Samples
 
 BETAS = (0.5, 0.999)
 """Adam's betas, as published."""
@@ -51,29 +52,23 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
     with training_job(config, cohort, out, **options) as job:
         config, budget = _choose_patches(config, job)
         validation = patch_pools.validation_pool(job, stains=config.stains)
-        training = _Training(config, job, _build_predictor(config, job, budget.pool))
+        sampling = SampleConfig(
+            config.mpp, config.patch, augment=config.augment if config.augmentation else NO_AUGMENTATION
+        )
+        streams = PatchStreams(job, sampling, config.batch, config.val_patches)
+        training = _Training(config, job, streams, _build_predictor(config, streams, budget.pool))
         report = training.fit_student(budget, validation)
         return training.calibrate_and_save(budget, validation, report)
 
 
 def frozen_teacher(name: str, weights: str, seed: int = 0) -> Teacher:
     """Build a teacher with weights from a file, published weights ("") or random weights (`random`)."""
-    if weights and weights != RANDOM:
-        frozen = teacher(name)
-        load_teacher_weights(frozen, plain_weights(weights))
-        return frozen
     if weights == RANDOM:
         torch.manual_seed(seed)
-        return teacher(name)
-    try:
-        return teacher(name, pretrained=True)
-    except OSError as error:  # errors of urllib and of the hub are subclasses of OSError
-        raise ConfigError(
-            "cannot download the teacher's published weights",
-            subject=name,
-            actual=str(error),
-            remedy="Use a local file: --set weights=FILE when training, --teacher FILE when converting",
-        ) from error
+    frozen = teacher(name, pretrained=not weights)
+    if weights not in ("", RANDOM):
+        load_teacher_weights(frozen, plain_weights(weights))
+    return frozen
 
 
 def _choose_patches(config: Config, job: TrainingJob) -> tuple[Config, PatchBudget]:
@@ -98,37 +93,29 @@ def _choose_patches(config: Config, job: TrainingJob) -> tuple[Config, PatchBudg
     return config, budget
 
 
-def _stream(
-    config: Config, job: TrainingJob, pool: Pool, round_: int = 0, batches: int | None = None
-) -> SampleStream:
-    augment = config.augment if config.augmentation else NO_AUGMENTATION
-    sampling = SampleConfig(config.mpp, config.patch, augment=augment)
-    return patch_pools.patch_stream(job, pool, sampling, config.batch, round_=round_, batches=batches)
-
-
-def _build_predictor(config: Config, job: TrainingJob, pool: Pool) -> AnomalyPredictor:
+def _build_predictor(config: Config, streams: PatchStreams, pool: Pool) -> AnomalyPredictor:
+    job = streams.job
     frozen = frozen_teacher(config.teacher, config.weights, job.seed)
     if config.weights == RANDOM:
         job.note("The teacher's weights are random, so the model is only useful for tests.")
     if config.standardise_teacher:
-        _standardise(config, job, frozen, pool)
+        _standardise(config, streams, frozen, pool)
     torch.manual_seed(job.seed)
     predictor = AnomalyPredictor(config, frozen, Student(frozen.student_shape(config.shortcut)))
-    predictor.net.to(device=job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    job.place(predictor.net)
     return predictor
 
 
-def _standardise(config: Config, job: TrainingJob, frozen: Teacher, pool: Pool) -> None:
+def _standardise(config: Config, streams: PatchStreams, frozen: Teacher, pool: Pool) -> None:
     """Standardise the teacher's maps by their statistics over augmented normal training patches."""
-    frozen.to(device=job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    statistics = ChannelStatistics()
-    batches = -(-min(len(pool.fixed or ()), STATISTICS_PATCHES) // config.batch)
-    with _stream(config, job, pool, STATISTICS, batches) as stream:
+    job, statistics = streams.job, ChannelStatistics()
+    job.place(frozen)
+    count = min(len(pool.fixed or ()), STATISTICS_PATCHES)
+    with streams.draw(pool, STATISTICS, count) as stream:
         for samples in stream:
             normal = samples.pixels[samples.labels == NORMAL]
             if len(normal):
-                pixels = torch.from_numpy(normal).to(job.device)
-                statistics.add(frozen(images_for(config, frozen.scaling, pixels)))
+                statistics.add(frozen(images_for(config, frozen.scaling, job.on_device(normal))))
     means, spreads = statistics.result()
     frozen.standardise([mean.to(job.device) for mean in means], [spread.to(job.device) for spread in spreads])
 
@@ -139,6 +126,7 @@ class _Training:
 
     config: Config
     job: TrainingJob
+    streams: PatchStreams
     predictor: AnomalyPredictor
 
     def fit_student(self, budget: PatchBudget, validation: Pool | None) -> FitReport:
@@ -157,39 +145,31 @@ class _Training:
             weight_decay=0.0,
         )
         groups = [Group([value for value in net.student.parameters() if value.requires_grad], config.rate)]
-        with _stream(config, job, budget.pool) as stream:
-            report = job.fit(
-                net.student, self._loss, stream, options, "fit", groups,
-                None if validation is None
-                else lambda _: patch_pools.patch_auc(self._validation_stream(validation), self._score),
-            )  # fmt: skip
+        validate = self.streams.validate(validation, self._score)
+        with self.streams.draw(budget.pool) as stream:
+            report = job.fit(net.student, self._loss, stream, options, "fit", groups, validate)
         net.eval()
         return report
 
     def _loss(self, student: nn.Module, samples: Samples) -> Tensor:
-        pixels = torch.from_numpy(samples.pixels).to(self.job.device, non_blocking=True)
-        maps = self.predictor.net.teacher(self.predictor.model.images_of(pixels))
+        images = self.predictor.model.images_of(self.job.on_device(samples.pixels))
+        maps = self.predictor.net.teacher(images)
         rebuilt = student(maps)
         if self.config.loss == "plain":
             return distillation_loss(maps, rebuilt)
-        normal = torch.from_numpy(samples.labels == NORMAL).to(self.job.device)
+        normal = self.job.on_device(samples.labels == NORMAL)
         if self.config.safe:
             return focal_distillation_loss(maps, rebuilt, normal)
         return focal_distillation_loss(maps, rebuilt, normal, floor=None)
 
-    def _validation_stream(self, pool: Pool) -> SampleStream:
-        batches = max(1, -(-self.config.val_patches // self.config.batch))
-        return _stream(self.config, self.job, pool, patch_pools.VALIDATION, batches)
-
     def _score(self, samples: Samples) -> Tensor:
-        return self.predictor.model.patch_scores(torch.from_numpy(samples.pixels).to(self.job.device))
+        return self.predictor.model.patch_scores(self.job.on_device(samples.pixels))
 
     def calibrate_and_save(self, budget: PatchBudget, validation: Pool | None, report: FitReport) -> Bundle:
         config, job, predictor = self.config, self.job, self.predictor
         job.begin_stage("calibrating")
-        outcome = calibrate(
-            predictor, budget.pool, validation, self._validation_stream, job.tissue, job.folder, job.machine
-        )
+        slide_scan = job.scan_with(predictor, "reverse_distillation", "calibration", "calibration")
+        outcome = calibrate(slide_scan, self.streams, budget.pool, validation)
         predictor.calibration = outcome.calibration
         job.note(*outcome.notes)
         epochs = [[step, score] for step, score in report.scores]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +12,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
-from lobule.cohort import Cohort
 from lobule.errors import BundleError
-from lobule.files import read_json, write_json
 from lobule.measures.calibration import Platt, fit_platt, reliability
-from lobule.results.folder import open_results
 from lobule.results.maps import MapReader
-from lobule.scanning.contract import Predictor, ScanOptions
-from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
-from lobule.tissue import TissueConfig
 from lobule.training.patch_sampling import NEITHER, TUMOUR, SlidePositions
+from lobule.training.training_scan import ScannedMaps, TrainingScan
 
 Floats = NDArray[np.float64]
 
@@ -109,53 +102,31 @@ class ValidationCells:
 
 
 def calibrate_cells(
-    predictor: Predictor,
-    fingerprint: str,
+    validation_scan: TrainingScan[Any],
     slides: Sequence[SlidePositions],
-    tissue: TissueConfig | None,
-    folder: Path,
-    machine: Machine,
     *,
     threshold: float = 0.5,
     stride: int | None = None,
 ) -> tuple[CellCalibration | None, list[str]]:
     """Scan the validation slides with the trained net, and calibrate its scores on their cells.
 
-    An interrupted calibration continues with the maps in `folder`; a finished one is read from there, unless
-    a slide could not be scanned: the next training tries that slide again.
+    An interrupted calibration is continued; a finished one is read, unless a slide could not be scanned: the
+    next training tries that slide again.
 
     Returns:
         The calibration, or None where the slides do not allow one, and notes for the user.
     """
-    record = folder / RECORD
-    if record.exists():
-        stored: Mapping[str, Any] = read_json(record)
-    else:
-        cohort = Cohort(tuple(slide.case for slide in slides))
-        bundle_metadata = {
-            "method": "scannet",
-            "fingerprint": fingerprint,
-            "classes": [],
-        }
-        results = folder / "scan"
-        options = ScanOptions(stride=stride, tissue=tissue)
-        report = scan(predictor, bundle_metadata, cohort, results, options, machine)
-        notes = [f"{name}: not used for the calibration: {reason}" for name, reason in report.failed.items()]
-        stored_results = open_results(results)
-        scanned = [slide for slide in slides if slide.case.id not in report.failed]
-        maps = [
-            (slide, reader)
-            for slide in scanned
-            for reader in stored_results.case_folder(slide.case.id).maps.values()
-        ]
+
+    def fit(scanned: ScannedMaps) -> dict[str, Any]:
+        maps = [(slide, scanned.maps[slide.case.id]) for slide in slides if slide.case.id in scanned.maps]
         calibration, reasons = fit_cells(validation_cells(maps), threshold)
         values = None if calibration is None else calibration.to_dict()
-        stored = {"calibration": values, "notes": [*notes, *reasons]}
-        if not report.failed:
-            write_json(record, stored)
-        shutil.rmtree(results, ignore_errors=True)
+        return {"calibration": values, "notes": scanned.notes("not used for the calibration") + reasons}
+
+    cases = [slide.case for slide in slides]
+    stored = validation_scan.recorded(RECORD, cases, fit, require_all=True, stride=stride)
     values = stored["calibration"]
-    return (None if values is None else CellCalibration.from_dict(values)), list(stored["notes"])
+    return (None if values is None else CellCalibration.from_dict(values)), stored["notes"]
 
 
 def validation_cells(maps: Sequence[tuple[SlidePositions, MapReader]]) -> ValidationCells:

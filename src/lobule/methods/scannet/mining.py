@@ -2,97 +2,66 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from lobule.cohort import Cohort
-from lobule.files import read_json, write_json
 from lobule.methods.scannet.gallery import HardNegative, write_gallery
 from lobule.methods.scannet.predictor import DensePredictor
-from lobule.results.folder import CaseFolder, open_results
 from lobule.results.maps import MapReader
-from lobule.scanning.contract import ScanOptions
-from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
-from lobule.tissue import TissueConfig
 from lobule.training.patch_sampling import NORMAL, Points, Pool, SlidePositions
+from lobule.training.training_scan import ScannedMaps, TrainingScan
 
 MIN_SCORE = 0.5
 """A normal cell with a higher score is a hard negative."""
 GALLERY = "gallery.html"
 
 
-def mine(
-    predictor: DensePredictor,
-    fingerprint: str,
-    pool: Pool,
-    tissue: TissueConfig | None,
-    folder: Path,
-    machine: Machine,
-) -> tuple[dict[int, Points], list[str]]:
+def mine(slide_scan: TrainingScan[DensePredictor], pool: Pool) -> tuple[dict[int, Points], list[str]]:
     """Scan the normal tissue of the training slides coarsely and collect hard negatives.
 
-    A gallery of them is written to `gallery.html` in `folder`. A finished result in `folder` is
-    reused.
+    A gallery of them is written to `gallery.html`. A finished result is read again.
 
     Returns:
         The hard negatives by the index of the slide, and notes about slides that could not be scanned.
     """
-    record = folder / "hard.json"
+    predictor, folder = slide_scan.predictor, slide_scan.folder
     index_of = {slide.case.id: index for index, slide in enumerate(pool.slides)}
-    if not record.exists():
-        cohort = Cohort(tuple(pool.slides[index].case for index in pool.usable(NORMAL)))
-        bundle_metadata = {
-            "method": "scannet",
-            "fingerprint": fingerprint,
-            "classes": list(predictor.classes),
-        }
-        options = ScanOptions(stride=predictor.geometry.stride, tissue=tissue)
-        results = folder / "scan"
-        report = scan(predictor, bundle_metadata, cohort, results, options, machine)
-        stored_results = open_results(results)
+
+    def collect(scanned: ScannedMaps) -> dict[str, Any]:
         points_by_case: dict[str, Points] = {}
         negatives: list[HardNegative] = []
-        for case in cohort:
-            if case.id not in report.failed:
-                slide, case_folder = pool.slides[index_of[case.id]], stored_results.case_folder(case.id)
-                points_by_case[case.id] = hard_negatives(predictor, slide, case_folder)
-                index = index_of[case.id]
-                negatives += [
-                    HardNegative(index, *scored_point)
-                    for scored_point in with_scores(case_folder, points_by_case[case.id])
-                ]
-        window = predictor.geometry.extent
+        for name, reader in scanned.maps.items():
+            index = index_of[name]
+            points_by_case[name], scores = hard_negatives(predictor, pool.slides[index], reader)
+            negatives += [
+                HardNegative(index, float(x), float(y), float(score))
+                for (x, y), score in zip(points_by_case[name], scores, strict=True)
+            ]
         write_gallery(
-            folder / GALLERY,
-            pool.slides,
-            negatives,
-            name=folder.name,
-            mpp=predictor.config.mpp,
-            window=window,
-        )
-        notes = [
-            f"{name} was not searched for hard negatives: {cause}" for name, cause in report.failed.items()
-        ]
-        write_json(
-            record, {"places": {name: p.tolist() for name, p in points_by_case.items()}, "notes": notes}
-        )
-        shutil.rmtree(results, ignore_errors=True)
-    stored: Mapping[str, Any] = read_json(record)
+            folder / GALLERY, pool.slides, negatives,
+            name=folder.name, mpp=predictor.config.mpp, window=predictor.geometry.extent,
+        )  # fmt: skip
+        places = {name: points.tolist() for name, points in points_by_case.items()}
+        return {"places": places, "notes": scanned.notes("not searched for hard negatives")}
+
+    cases = [pool.slides[index].case for index in pool.usable(NORMAL)]
+    stored = slide_scan.recorded("hard.json", cases, collect, stride=predictor.geometry.stride)
     hard = {index_of[name]: np.array(p, np.float64) for name, p in stored["places"].items() if p}
-    return hard, list(stored["notes"])
+    return hard, stored["notes"]
 
 
-def hard_negatives(predictor: DensePredictor, slide: SlidePositions, folder: CaseFolder) -> Points:
-    """Centres of normal cells that were scored as tumour, in descending order and not close to each other."""
+def hard_negatives(
+    predictor: DensePredictor, slide: SlidePositions, reader: MapReader
+) -> tuple[Points, NDArray[np.float32]]:
+    """Return the centres of normal cells that were scored as tumour, and their scores.
+
+    They are in descending order of the score and not close to each other.
+    """
     config = predictor.config
-    (reader,) = folder.maps.values()
     scores, states = reader.read()
     worst = np.where(states == State.SCORED, scores.max(axis=0), np.float32(0))
     rows, columns = np.nonzero(worst > MIN_SCORE)
@@ -101,16 +70,8 @@ def hard_negatives(predictor: DensePredictor, slide: SlidePositions, folder: Cas
     if len(cells):
         cells = cells[slide.classes(_centres(reader, cells)) == NORMAL]
     radius = config.hard_merge / predictor.geometry.stride
-    return _centres(reader, _spaced_cells(cells, worst.shape, radius, config.hard_cap))
-
-
-def with_scores(folder: CaseFolder, points: Points) -> list[tuple[float, float, float]]:
-    """x, y and score of points that are centres of cells of a case's map."""
-    (reader,) = folder.maps.values()
-    scores, _ = reader.read()
-    columns, rows = (points // reader.info.l0_stride).astype(np.int64).T
-    values = scores.max(axis=0)[rows, columns]
-    return [(float(x), float(y), float(value)) for (x, y), value in zip(points, values, strict=True)]
+    cells = _spaced_cells(cells, worst.shape, radius, config.hard_cap)
+    return _centres(reader, cells), worst[cells[:, 0], cells[:, 1]]
 
 
 def _centres(reader: MapReader, cells: NDArray[np.int64]) -> Points:

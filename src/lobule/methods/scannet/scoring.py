@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lobule.cohort import Cohort
 from lobule.cohort.labels import polarity
-from lobule.files import read_json, write_json
 from lobule.methods.scannet.forest import CrossFitted, Floats, cross_fit, map_features, too_few
-from lobule.methods.scannet.predictor import DensePredictor, analysed_map
-from lobule.results.folder import open_results
-from lobule.scanning.contract import ScanOptions
-from lobule.scanning.scan import Machine, scan
-from lobule.tissue import TissueConfig
+from lobule.methods.scannet.predictor import analysed_map
 from lobule.training.patch_sampling import TUMOUR, SlidePositions
+from lobule.training.training_scan import ScannedMaps, TrainingScan
 
 RECORD = "slide_score.json"
 
@@ -42,15 +35,7 @@ class LearnedSlideScore:
 
 
 def learn_slide_score(
-    predictor: DensePredictor,
-    fingerprint: str,
-    slides: Sequence[SlidePositions],
-    tissue: TissueConfig | None,
-    folder: Path,
-    machine: Machine,
-    *,
-    trees: int,
-    seed: int,
+    slide_scan: TrainingScan[Any], slides: Sequence[SlidePositions], *, trees: int, seed: int
 ) -> LearnedSlideScore:
     """Scan the slides with the trained net, and train a forest to predict their labels from their maps.
 
@@ -65,7 +50,7 @@ def learn_slide_score(
         [slide.case.patient for slide in labelled],
     ):
         return LearnedSlideScore(None, notes=(f"{reason}: the slide score is the highest cell",))
-    rows, notes = features_of(predictor, fingerprint, labelled, tissue, folder, machine)
+    rows, notes = features_of(slide_scan, labelled)
     scanned = [slide for slide in labelled if slide.case.id in rows]
     positive = np.array([bool(labels[slide.case.id]) for slide in scanned])
     patients = [slide.case.patient for slide in scanned]
@@ -87,32 +72,15 @@ def is_tumour(slide: SlidePositions) -> bool | None:
 
 
 def features_of(
-    predictor: DensePredictor,
-    fingerprint: str,
-    slides: Sequence[SlidePositions],
-    tissue: TissueConfig | None,
-    folder: Path,
-    machine: Machine,
+    slide_scan: TrainingScan[Any], slides: Sequence[SlidePositions]
 ) -> tuple[dict[str, Floats], list[str]]:
-    """Features of each slide's map at the default stride; finished ones are read from `folder`."""
-    record = folder / RECORD
-    if not record.exists():
-        cohort = Cohort(tuple(slide.case for slide in slides))
-        bundle_metadata = {
-            "method": "scannet",
-            "fingerprint": fingerprint,
-            "classes": list(predictor.classes),
+    """Features of each slide's map at the default stride; finished ones are read again."""
+
+    def features(scanned: ScannedMaps) -> dict[str, Any]:
+        rows = {
+            name: map_features(*analysed_map(reader)[:2]).tolist() for name, reader in scanned.maps.items()
         }
-        results = folder / "slide-score"
-        report = scan(predictor, bundle_metadata, cohort, results, ScanOptions(tissue=tissue), machine)
-        stored_results = open_results(results)
-        features = {}
-        for case in cohort:
-            if case.id not in report.failed:
-                (reader,) = stored_results.case_folder(case.id).maps.values()
-                features[case.id] = map_features(*analysed_map(reader)[:2]).tolist()
-        notes = [f"{name}: not used for the slide score: {reason}" for name, reason in report.failed.items()]
-        write_json(record, {"features": features, "notes": notes})
-        shutil.rmtree(results, ignore_errors=True)
-    stored: Mapping[str, Any] = read_json(record)
-    return {name: np.array(row) for name, row in stored["features"].items()}, list(stored["notes"])
+        return {"features": rows, "notes": scanned.notes("not used for the slide score")}
+
+    stored = slide_scan.recorded(RECORD, [slide.case for slide in slides], features)
+    return {name: np.array(row) for name, row in stored["features"].items()}, stored["notes"]

@@ -7,17 +7,14 @@ the bundle at the end. An interrupted training continues from `training/` with b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from lobule.bundles import Bundle, plain_weights, read_bundle
 from lobule.cohort import Cohort
-from lobule.files import make_folder
 from lobule.methods.scannet.calibration import CellCalibration, calibrate_cells
 from lobule.methods.scannet.config import Config
 from lobule.methods.scannet.mining import merge_points, mine
@@ -31,8 +28,10 @@ from lobule.training import patch_pools
 from lobule.training.fit_options import Group, split_parameters
 from lobule.training.fitting import FitReport
 from lobule.training.job import TrainingJob, TrainOptions, training_job, weights_source
+from lobule.training.patch_pools import PatchStreams
 from lobule.training.patch_sampling import NORMAL, Points, Pool
-from lobule.training.sampling import SampleConfig, Samples, SampleStream
+from lobule.training.sampling import SampleConfig, Samples
+from lobule.training.training_scan import TrainingScan
 
 GROWTH = 0.05
 """Mining ends when the number of hard negatives grows by less than this share."""
@@ -66,9 +65,12 @@ def _begin(config: Config, job: TrainingJob) -> _Training:
     if config.weights:
         load_trunk(net, plain_weights(config.weights))
     scaling = InputScaling() if config.weights else PLAIN_SCALING
-    side = geometry_of(net).extent
-    net.to(device=job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return _Training(config, job, net, scaling, side)
+    sampling = SampleConfig(
+        config.mpp, geometry_of(net).extent, hard_share=config.hard_share, by_site=config.by_site,
+        augment=config.augment, upsample=config.upsample,
+    )  # fmt: skip
+    job.place(net)
+    return _Training(config, job, net, scaling, PatchStreams(job, sampling, config.batch, config.val_patches))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +81,7 @@ class _Training:
     job: TrainingJob
     net: nn.Module
     scaling: InputScaling
-    side: int
-    """Pixels per side of a training patch."""
+    streams: PatchStreams
 
     def run_rounds(self, pool: Pool, validation: Pool | None) -> tuple[Pool, dict[str, Any]]:
         """Train, then mine hard negatives and train again while there are enough new ones.
@@ -113,27 +114,11 @@ class _Training:
             replicas=job.machine.replicas_for(config.batch // job.ranks.count),
             seed=job.seed + 1000 * (round_ + 1),
         )
-        validate = None
-        if validation is not None and validation.has_both_classes:
-            validate = partial(self._validation_auc, validation)
-        with self._stream(pool, round_) as stream:
+        validate = self.streams.validate(validation, self._margin)
+        with self.streams.draw(pool, round_) as stream:
             return job.fit(
                 self.net, self._loss, stream, options, f"round-{round_}", self._groups(round_), validate
             )
-
-    def _stream(self, pool: Pool, round_: int, batches: int | None = None) -> SampleStream:
-        config = self.config
-        sampling = SampleConfig(
-            config.mpp,
-            self.side,
-            hard_share=config.hard_share,
-            by_site=config.by_site,
-            augment=config.augment,
-            upsample=config.upsample,
-        )
-        return patch_pools.patch_stream(
-            self.job, pool, sampling, config.batch, round_=round_, batches=batches
-        )
 
     def _groups(self, round_: int) -> list[Group]:
         """All parameters with one learning rate, except that a pretrained trunk first has a lower one."""
@@ -144,36 +129,30 @@ class _Training:
         return [Group(head, config.rate), Group(trunk, config.trunk_rate)]
 
     def _loss(self, net: nn.Module, samples: Samples) -> Tensor:
-        labels = torch.from_numpy(samples.labels).to(self.job.device)
-        return nn.functional.cross_entropy(self._logits(net, samples), labels)
+        return nn.functional.cross_entropy(self._logits(net, samples), self.job.on_device(samples.labels))
 
     def _logits(self, net: nn.Module, samples: Samples) -> Tensor:
-        pixels = torch.from_numpy(samples.pixels).to(self.job.device, non_blocking=True)
-        logits: Tensor = net(self.scaling.apply(pixels)).flatten(1).float()
+        logits: Tensor = net(self.scaling.apply(self.job.on_device(samples.pixels))).flatten(1).float()
         return logits
 
-    def _validation_auc(self, validation: Pool, net: nn.Module) -> float:
-        """Area under the ROC curve of the validation patches."""
+    def _margin(self, samples: Samples) -> Tensor:
+        """The scores of validation patches: the output for tumour minus that for normal tissue."""
+        with self.job.autocast():
+            logits = self._logits(self.net, samples)
+        return logits[:, 1] - logits[:, 0]
 
-        def margin(samples: Samples) -> Tensor:
-            with self.job.autocast():
-                logits = self._logits(net, samples)
-            return logits[:, 1] - logits[:, 0]
-
-        batches = -(-self.config.val_patches // self.config.batch)
-        return patch_pools.patch_auc(self._stream(validation, patch_pools.VALIDATION, batches), margin)
+    def _scan(self, folder: str) -> TrainingScan[DensePredictor]:
+        """Return a scan with the net as it is trained so far; the net is moved to the CPU."""
+        predictor = DensePredictor(self.config, self.net.cpu(), self.scaling)
+        return self.job.scan_with(predictor, "scannet", weights_digest(self.net), folder)
 
     def _mine(self, pool: Pool, round_: int) -> dict[int, Points]:
         """The hard negatives of all rounds so far, up to the limit of each slide, the newest first."""
         config, job = self.config, self.job
         job.begin_stage(f"mining for round {round_}")
-        folder, predictor = make_folder(job.folder / f"round-{round_}"), self._predictor()
+        slide_scan = self._scan(f"round-{round_}")
         try:
-            mined, notes = job.ranks.from_first(
-                lambda: mine(
-                    predictor, weights_digest(self.net), pool, job.tissue, folder, job.scan_machine()
-                )
-            )
+            mined, notes = job.ranks.from_first(lambda: mine(slide_scan, pool))
         finally:
             self.net.to(job.device)
         job.note(*notes)
@@ -187,21 +166,18 @@ class _Training:
             for number in sorted({*mined, *pool.hard})
         }
 
-    def _predictor(self) -> DensePredictor:
-        return DensePredictor(self.config, self.net.cpu(), self.scaling)
-
     def save(self, pool: Pool, validation: Pool | None, metrics: dict[str, Any]) -> Bundle:
         calibration = self._calibrate(validation)
         learned = self._learn_slide_score(pool, validation)
-        return save(
-            self.job.out, self.config, self.net.cpu(), self.scaling,
-            forest=learned.fitted.forest if learned.fitted else None,
-            calibration=calibration,
-            **self.job.record(
-                patch_pools.cases_of(pool), patch_pools.cases_of(validation), metrics | learned.metrics(),
-                weights=weights_source(self.config.weights),
-            ),
+        record = self.job.record(
+            patch_pools.cases_of(pool), patch_pools.cases_of(validation), metrics | learned.metrics(),
+            weights=weights_source(self.config.weights),
         )  # fmt: skip
+        forest = learned.fitted.forest if learned.fitted else None
+        net = self.net.cpu()
+        return save(
+            self.job.out, self.config, net, self.scaling, forest=forest, calibration=calibration, **record
+        )
 
     def _calibrate(self, validation: Pool | None) -> CellCalibration | None:
         """Calibrate the scores of cells on the validation slides, if there are any."""
@@ -213,11 +189,11 @@ class _Training:
             )
             return None
         job.begin_stage("calibrating on the validation slides")
-        folder, predictor = make_folder(job.folder / "calibration"), self._predictor()
+        slide_scan = self._scan("calibration")
+        stride = slide_scan.predictor.calibration_stride
         calibration, notes = calibrate_cells(
-            predictor, weights_digest(self.net), validation.slides, job.tissue, folder, job.scan_machine(),
-            threshold=threshold, stride=predictor.calibration_stride,
-        )  # fmt: skip
+            slide_scan, validation.slides, threshold=threshold, stride=stride
+        )
         job.note(*notes)
         return calibration
 
@@ -225,13 +201,10 @@ class _Training:
         """Train a forest on the training and validation slides, if the config asks for one."""
         if self.config.slide_score == "max":
             return LearnedSlideScore(None)
-        job = self.job
-        job.begin_stage("learning the slide score")
+        self.job.begin_stage("learning the slide score")
         slides = [*pool.slides, *(validation.slides if validation else ())]
-        folder, predictor = make_folder(job.folder / "slide-score"), self._predictor()
         learned = learn_slide_score(
-            predictor, weights_digest(self.net), slides, job.tissue, folder, job.scan_machine(),
-            trees=self.config.trees, seed=job.seed,
-        )  # fmt: skip
-        job.note(*learned.notes)
+            self._scan("slide-score"), slides, trees=self.config.trees, seed=self.job.seed
+        )
+        self.job.note(*learned.notes)
         return learned
