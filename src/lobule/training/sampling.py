@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import KW_ONLY, dataclass, field
@@ -29,11 +29,8 @@ from lobule.errors import CaseError, ConfigError, DamagedTile, LobuleError, Usag
 from lobule.geometry import Box, Lattice
 from lobule.scanning.loader import cause_of
 from lobule.slides.slide import Slide
-from lobule.training.patch_sampling import (
-    NORMAL,
-    FixedPositions,
-    Pool,
-)
+from lobule.training.batch_stream import BatchStream
+from lobule.training.patch_sampling import NORMAL, FixedPositions, Pool
 
 MAX_OPEN = 128
 """Slides that one worker keeps open."""
@@ -238,8 +235,8 @@ class Sampler:
 
 
 @dataclass(eq=False)
-class SampleStream:
-    """Batches in order, prepared in advance by threads or processes."""
+class SampleStream(BatchStream[Samples]):
+    """Batches of patches, drawn and read by threads or processes."""
 
     pool: Pool
     """The positions to draw from."""
@@ -262,9 +259,6 @@ class SampleStream:
     """(rank, ranks); each rank gets an equal share of every batch."""
     failures: dict[int, str] = field(default_factory=dict)
     """For slides by number that turned out to be unreadable, the cause."""
-    _next: int = 0
-    _waiting: deque[Future[Samples]] = field(default_factory=deque)
-    _executor: Executor | None = None
     _samplers: list[Sampler] = field(default_factory=list)
     """The samplers of threads; those of processes end with their process."""
 
@@ -275,86 +269,49 @@ class SampleStream:
                 expected=f"a multiple of {self.share[1]}",
             )
 
-    def __enter__(self) -> SampleStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[Samples]:
-        return self
-
     def __next__(self) -> Samples:
-        self._fill()
-        if not self._waiting:
-            raise StopIteration
         try:
-            samples = self._waiting.popleft().result()
+            samples = super().__next__()
         except BrokenProcessPool as error:
             raise LobuleError(
                 "a worker process that draws patches was killed",
                 remedy="The memory was probably exhausted: use fewer workers and run the same command again",
             ) from error
-        self._next += 1
-        self.failures |= {
-            number: why for number, why in samples.failures.items() if number not in self.failures
-        }
+        self.failures = {**samples.failures, **self.failures}
         return samples
 
+    def identity(self) -> dict[str, Any]:
+        return {"seed": self.seed, "round": self.round_, "batch": self.batch}
+
     def state(self) -> dict[str, Any]:
-        """Return the position of the stream after the last batch, for `restore`."""
-        lost_slides = {self.pool.slides[number].case.id: why for number, why in sorted(self.failures.items())}
-        return {
-            "seed": self.seed,
-            "round": self.round_,
-            "batch": self.batch,
-            "next": self._next,
-            "lost": lost_slides,
-        }
+        lost = {self.pool.slides[number].case.id: cause for number, cause in sorted(self.failures.items())}
+        return {**super().state(), "lost": lost}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue at a position that `state` returned."""
-        expected = {"seed": self.seed, "round": self.round_, "batch": self.batch}
-        stored = {name: state[name] for name in expected}
-        if stored != expected:
-            raise ConfigError(
-                "the checkpoint belongs to a training with other samples",
-                expected=str(expected),
-                actual=str(stored),
-            )
-        self.close()
+        super().restore(state)
         number_of = {positions.case.id: number for number, positions in enumerate(self.pool.slides)}
         self.failures = {number_of[name]: why for name, why in state["lost"].items() if name in number_of}
-        self._next = int(state["next"])
 
     def close(self) -> None:
-        """Stop the workers. Batches prepared in advance are discarded; they can be computed again."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+        super().close()
         for sampler in self._samplers:
             sampler.close()
         self._samplers.clear()
-        self._waiting.clear()
-        self._executor = None
 
-    def _fill(self) -> None:
-        if self._executor is None:
-            self._executor = self._start()
+    def begin_batch(self, executor: Executor, number: int) -> Future[Samples] | None:
+        if self.batches is not None and number >= self.batches:
+            return None
         rank, ranks = self.share
-        share_size = self.batch // ranks
-        while len(self._waiting) < max(1, self.ahead):
-            turn = self._next + len(self._waiting)
-            if self.batches is not None and turn >= self.batches:
-                break
-            first = turn * self.batch + rank * share_size
-            self._waiting.append(self._executor.submit(_draw_batch, first, share_size))
+        size = self.batch // ranks
+        return executor.submit(_draw_batch, number * self.batch + rank * size, size)
 
-    def _start(self) -> Executor:
+    def start_workers(self) -> tuple[Executor, int]:
         arguments = (self._samplers, self.pool, self.config, self.seed, self.round_, dict(self.failures))
         if not self.processes:
-            return ThreadPoolExecutor(self.workers, "sample", _begin_worker, arguments)
+            return ThreadPoolExecutor(self.workers, "sample", _begin_worker, arguments), self.ahead
         # Processes are spawned, because torch's threads do not survive a fork.
-        return ProcessPoolExecutor(self.workers, get_context("spawn"), _begin_worker, arguments)
+        workers = ProcessPoolExecutor(self.workers, get_context("spawn"), _begin_worker, arguments)
+        return workers, self.ahead
 
 
 _worker = threading.local()

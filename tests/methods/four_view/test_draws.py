@@ -31,11 +31,11 @@ from lobule.methods.four_view.samples import (
     collate_exams,
     swap_breasts,
 )
-from lobule.methods.four_view.stream import BatchStream
 from lobule.methods.four_view.training_exams import UNKNOWN, ArrayCache, ExamPool, gather_exams
 from lobule.nets.four_view import TARGETS
 from lobule.results import open_results
 from lobule.scanning.scan import Machine
+from lobule.training.batch_stream import DrawnBatches
 from tests.methods.four_view.configs import changed
 from tests.methods.four_view.made_exams import exams
 from tests.methods.four_view.support import as_nets, bundle_of, nets, run
@@ -114,11 +114,11 @@ def test_patches_show_their_class(pool: ExamPool) -> None:
     assert sampler.missing == ()
     counts: Counter[int] = Counter()
     for index in range(60):
-        sample = sampler.draw(index, np.random.default_rng(index))
-        counts[sample.label] += 1
-        bright = (sample.pixels[0] > 3).sum()
-        assert sample.pixels.shape == (1, 32, 32)
-        if sample.label in (OUTSIDE, NEGATIVE):
+        pixels, label = sampler.draw(index, np.random.default_rng(index))
+        counts[label] += 1
+        bright = (pixels[0] > 3).sum()
+        assert pixels.shape == (1, 32, 32)
+        if label in (OUTSIDE, NEGATIVE):
             assert bright < 12, "the patch contains a lesion"
         else:
             assert bright > 12
@@ -188,8 +188,8 @@ def test_batch_stream_is_independent_of_workers_and_can_be_restored(tmp_path: Pa
             raise OSError("gone")
         return index, float(rng.random())
 
-    def stream(workers: int) -> BatchStream[tuple[int, float], list[tuple[int, float]]]:
-        return BatchStream(draw, list, 2, seed=3, stage=1, workers=workers)
+    def stream(workers: int) -> DrawnBatches[tuple[int, float], list[tuple[int, float]]]:
+        return DrawnBatches(draw, list, 2, seed=3, stage=1, workers=workers)
 
     with stream(1) as single_worker, stream(3) as three_workers:
         first = [next(single_worker) for _ in range(2)]

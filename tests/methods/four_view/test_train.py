@@ -265,7 +265,7 @@ def test_unusable_cohorts_and_settings_are_errors(tmp_path: Path) -> None:
     without_outlines = Cohort(tuple(replace(case, annotation=None) for case in cases))
     with pytest.raises(ConfigError, match="no view has a lesion outlined as malignant"):
         train(changed(BRIEF, heatmaps=True), without_outlines, tmp_path / "c", val=None, machine=MACHINE)
-    with pytest.raises(ConfigError, match="too small"):
+    with pytest.raises(ConfigError, match="patch_shares has the wrong length"):
         train(changed(BRIEF, patch_shares=(1.0,)), Cohort(tuple(cases)), tmp_path / "d", machine=MACHINE)
 
 

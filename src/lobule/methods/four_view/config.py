@@ -12,7 +12,7 @@ from lobule.mammograms.exam_views import ViewOptions
 from lobule.mammograms.published.crop import Quirks
 from lobule.mammograms.published.patches import PATCH, STRIDE
 from lobule.mammograms.published.windows import NO_AUGMENTATION, Augmentation
-from lobule.nets.four_view import WIDTHS, Pooling
+from lobule.nets.four_view import PATCH_CLASSES, WIDTHS, Pooling
 from lobule.settings import Settings
 from lobule.training.fit_options import Optimiser, Schedule
 
@@ -187,6 +187,13 @@ class Training(Settings):
     """Number of evaluations without a better score before the learning rate is divided by ten."""
     stop_after: int = 15
     """Number of evaluations without a better score before the training ends."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(1, "batch")
+        self.require(2, "patch_batch")
+        if len(self.patch_shares) != len(PATCH_CLASSES):
+            raise ConfigError("patch_shares has the wrong length", expected=", ".join(PATCH_CLASSES))
 
 
 @dataclass(frozen=True)

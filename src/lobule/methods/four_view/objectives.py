@@ -65,7 +65,7 @@ def _rows_of_breast(view_or_side: str) -> list[int]:
 def birads_loss(net: BiradsNet, batch: ExamBatch) -> Tensor:
     losses = []
     for view, logits in net(batch.views).items():
-        grades = batch.grades[batch.rows[view], 0 if view.startswith("L") else 1]
+        grades = batch.grades_of(view)
         graded = (grades != UNKNOWN).sum().clamp(min=1)
         total = F.cross_entropy(logits.float(), grades, ignore_index=UNKNOWN, reduction="sum")
         losses.append(total / graded)

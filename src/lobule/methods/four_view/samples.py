@@ -51,6 +51,10 @@ class ExamBatch:
     labels: Tensor
     grades: Tensor
 
+    def grades_of(self, view: str) -> Tensor:
+        """Return the BI-RADS class of the breast of a view, for the exams that have the view."""
+        return self.grades[self.rows[view], 0 if view.startswith("L") else 1]
+
     def to(self, device: torch.device) -> ExamBatch:
         return ExamBatch(
             {view: x.to(device, non_blocking=True) for view, x in self.views.items()},
@@ -107,6 +111,11 @@ class ExamSampler:
             raise ConfigError(
                 "no exam has a label to learn from", expected="the columns left_benign … right_malignant"
             )
+
+    @property
+    def has_exams(self) -> bool:
+        """Whether there is an exam to draw; without the grades of BI-RADS, there always is."""
+        return bool(self.strata[0][1])
 
     def draw(self, index: int, rng: np.random.Generator) -> ExamSample:
         members = self.strata[choose_stratum(index, [share for share, _ in self.strata])][1]
@@ -178,18 +187,6 @@ def choose_stratum(index: int, shares: Sequence[float]) -> int:
 # -- patches ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class PatchSample:
-    pixels: NDArray[np.float32]
-    """(1, patch, patch)."""
-    label: int
-
-
-def collate_patches(samples: Sequence[PatchSample]) -> tuple[Tensor, Tensor]:
-    pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
-    return pixels, torch.tensor([sample.label for sample in samples])
-
-
 @dataclass(eq=False)
 class PatchSampler:
     """Samples patches of outlined lesions and of other tissue, each class with its share."""
@@ -224,7 +221,8 @@ class PatchSampler:
         present = {members[0][0] for _, members in self.strata}
         return tuple(label for label in range(len(PATCH_CLASSES)) if label not in present)
 
-    def draw(self, index: int, rng: np.random.Generator) -> PatchSample:
+    def draw(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], int]:
+        """Return a patch (1, patch, patch) and its class."""
         members = self.strata[choose_stratum(index, [share for share, _ in self.strata])][1]
         label, image = members[int(rng.integers(len(members)))]
         pixels = self.pool.pixels(image)
@@ -237,7 +235,7 @@ class PatchSampler:
         if self.augmented:  # a lesion has no preferred orientation
             symmetry = int(rng.integers(8))
             patch_pixels = np.rot90(patch_pixels[:, ::-1] if symmetry & 4 else patch_pixels, symmetry & 3)
-        return PatchSample(np.ascontiguousarray(patch_pixels[None], np.float32), label)
+        return np.ascontiguousarray(patch_pixels[None], np.float32), label
 
     def _corner(
         self, image: TrainView, label: int, pixels: NDArray[np.uint16], rng: np.random.Generator

@@ -7,18 +7,20 @@ same bundle, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from lobule.bundles import Bundle
-from lobule.cohort import Cohort, Kind
+from lobule.cohort import Case, Cohort, Kind
 from lobule.errors import ConfigError
 from lobule.methods.four_view.bundle import save
 from lobule.methods.four_view.config import Config
@@ -34,19 +36,14 @@ from lobule.methods.four_view.objectives import (
     selection_metric,
 )
 from lobule.methods.four_view.predictor import FourViewPredictor
-from lobule.methods.four_view.samples import (
-    ExamBatch,
-    ExamSampler,
-    PatchSampler,
-    collate_exams,
-    collate_patches,
-)
+from lobule.methods.four_view.samples import ExamBatch, ExamSampler, PatchSampler, collate_exams
 from lobule.methods.four_view.start import Start, build_start
-from lobule.methods.four_view.stream import BatchStream
 from lobule.methods.four_view.training_exams import UNKNOWN, ArrayCache, ExamPool, gather_exams
 from lobule.nets.birads import BiradsNet
 from lobule.nets.digest import weights_digest
 from lobule.nets.four_view import PATCH_CLASSES
+from lobule.results.folder import Results
+from lobule.training.batch_stream import DrawnBatches
 from lobule.training.fit_options import Group, split_parameters
 from lobule.training.job import TrainingJob, TrainOptions, training_job, val_and_seed
 
@@ -74,15 +71,10 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
         ConfigError: if the settings or the labels of the cohort do not allow the training.
     """
     settings = config.training
-    if settings.batch < 1 or settings.patch_batch < 2 or len(settings.patch_shares) != len(PATCH_CLASSES):
-        raise ConfigError(
-            "batch or patch_batch is too small, or patch_shares does not have four values",
-            expected=f"batch of at least 1, patch_batch of at least 2, a share of {', '.join(PATCH_CLASSES)}",
-        )
     torch.manual_seed(val_and_seed(options)[1])
     start = build_start(config)
     with training_job(start.config, cohort, out, kinds=KINDS, also=start.sources, **options) as job:
-        training = _Training(start, start.config, job)
+        training = _Training(start, job)
         exams = training.gather()
         if start.patch_net is not None:
             if not start.patch_is_trained:
@@ -100,86 +92,83 @@ class _Exams:
     train: ExamPool
     val: ExamPool | None
 
+    def without(self, failed: Collection[str], patch_scores: Results) -> _Exams:
+        """Return the exams without some cases, with the scores of every patch of the others."""
+        val = None if self.val is None else self.val.without(failed, patch_scores)
+        return _Exams(self.train.without(failed, patch_scores), val)
+
+    @property
+    def cases(self) -> tuple[list[Case], list[Case]]:
+        return self.train.cases, [] if self.val is None else self.val.cases
+
 
 @dataclass(frozen=True, eq=False)
 class _Training:
     """The inputs of every stage, and the metrics that the stages record."""
 
     start: Start
-    config: Config
     job: TrainingJob
     metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        return self.start.config
 
     def gather(self) -> _Exams:
         job, cache = self.job, ArrayCache(int(self.job.machine.max_ram * CACHE_SHARE))
         job.begin_stage("finding breasts")
-        pool = gather_exams(job.split.train, self.config, cache, workers=job.workers)
-        job.note(*pool.notes)
-        if not job.split.val:
-            return _Exams(pool, None)
-        val_pool = gather_exams(job.split.val, self.config, cache, workers=job.workers)
-        job.note(*val_pool.notes)
-        return _Exams(pool, val_pool)
+        pools: list[ExamPool] = []
+        for cohort in filter(None, (job.split.train, job.split.val)):
+            pools.append(gather_exams(cohort, self.config, cache, workers=job.workers))
+            job.note(*pools[-1].notes)
+        return _Exams(pools[0], pools[1] if len(pools) > 1 else None)
 
     # -- patches and heatmaps -----------------------------------------------------------------------------
 
     def train_patches(self, net: nn.Module, exams: _Exams) -> None:
         """Train the patch network on outlined lesions."""
-        sampler = PatchSampler(exams.train)
+        settings, sampler, validate = self.config.training, PatchSampler(exams.train), None
         if sampler.missing:
             missing = ", ".join(PATCH_CLASSES[label] for label in sampler.missing)
             self.job.note(f"no patches of the class {missing}")
-        validate: Callable[[nn.Module], float] | None = None
         if exams.val is not None:
             try:
-                val_sampler = PatchSampler(exams.val, augmented=False)
-                validate = partial(self._score_patches, val_sampler)
+                validate = partial(self._score_patches, PatchSampler(exams.val, augmented=False))
             except ConfigError:
                 self.job.note(
                     "no validation exam has a malignant outline: the patch network keeps its last weights"
                 )
-
-        def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-            pixels, labels = (tensor.to(self.job.device) for tensor in batch)
-            return nn.functional.cross_entropy(_patch_logits(module, pixels), labels)
-
-        settings = self.config.training
-        batches = self._batches(sampler.draw, collate_patches, settings.patch_batch, PATCHES)
         groups = [Group(list(net.parameters()), settings.patch_rate)]
-        self._fit(net, loss, batches, "patches", PATCHES, settings.patch_steps, groups, validate)
+        batches = self._batches(sampler.draw, default_collate, settings.patch_batch, PATCHES)
+        self._fit("patches", net, self._patch_loss, batches, settings.patch_steps, groups, validate)
+
+    def _patch_loss(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        pixels, labels = (tensor.to(self.job.device) for tensor in batch)
+        return nn.functional.cross_entropy(_patch_logits(net, pixels), labels)
 
     def _score_patches(self, sampler: PatchSampler, net: nn.Module) -> float:
         labels, scores = [], []
-        batch = self.config.training.patch_batch
-        with self._batches(sampler.draw, collate_patches, batch, VALIDATION) as batches:
-            for _ in range(-(-self.config.training.val_patches // batch)):
-                pixels, batch_labels = next(batches)
+        settings = self.config.training
+        with self._batches(sampler.draw, default_collate, settings.patch_batch, VALIDATION) as batches:
+            for pixels, batch_labels in islice(batches, -(-settings.val_patches // settings.patch_batch)):
                 with self.job.autocast():
                     logits = _patch_logits(net, pixels.to(self.job.device))
-                    probabilities = torch.softmax(logits, dim=1)
                 labels.append(batch_labels.numpy())
-                scores.append(probabilities.cpu().numpy())
+                scores.append(torch.softmax(logits, dim=1).cpu().numpy())
         return selection_metric(patch_areas(np.concatenate(labels), np.concatenate(scores)))
 
     def paint_heatmaps(self, patch_net: nn.Module, exams: _Exams) -> _Exams:
         """Run the patch network over every exam once. Exams that fail are removed."""
-        job = self.job
+        job, config = self.job, self.config
         job.begin_stage("heatmaps")
-        nets = Nets((self.start.net.cpu(),), (), (patch_net.cpu().eval(),))
-        predictor = FourViewPredictor(self.config, nets)
-        all_exams = [*exams.train.exams, *(exams.val.exams if exams.val else ())]
-        cohort = Cohort(tuple(exam.case for exam in all_exams))
+        predictor = FourViewPredictor(config, Nets((self.start.net.cpu(),), (), (patch_net.cpu().eval(),)))
+        train_cases, val_cases = exams.cases
         scores, failed = score_patches(
-            predictor,
-            self.config,
-            weights_digest(patch_net),
-            cohort,
-            job.folder / "heatmaps",
-            job.scan_machine(),
-        )
+            predictor, config, weights_digest(patch_net), Cohort((*train_cases, *val_cases)),
+            job.folder / "heatmaps", job.scan_machine(),
+        )  # fmt: skip
         job.note(*(f"{case}: left out: {cause}" for case, cause in failed.items()))
-        val = None if exams.val is None else exams.val.without(failed, scores)
-        return _Exams(exams.train.without(failed, scores), val)
+        return exams.without(failed, scores)
 
     # -- BI-RADS ------------------------------------------------------------------------------------------
 
@@ -192,24 +181,23 @@ class _Training:
         if columns is None:
             job.note(f"the cohort has no column '{settings.birads}': no BI-RADS stage")
             return False
-        values = [exam.case.value(column) for exam in exams.train.exams for column in columns]
-        categories = tuple(sorted({value for value in values if value}))
+        values = {case.value(column) for case in exams.train.cases for column in columns}
+        categories = tuple(sorted(value for value in values if value))
         if len(categories) < 2:
             job.note("all exams have one BI-RADS category: no BI-RADS stage")
             return False
-        sampler = ExamSampler(exams.train, columns, categories)
         torch.manual_seed(job.seed + BIRADS)
         net = BiradsNet(self.start.net.four_view_resnet, self.config.architecture.widths[-1], len(categories))
-        validate: Callable[[nn.Module], float] | None = None
-        if exams.val is not None:
-            val_sampler = ExamSampler(exams.val, columns, categories)
-            if val_sampler.strata[0][1]:
-                validate = partial(self._score_birads, val_sampler)
+        val_sampler = None if exams.val is None else ExamSampler(exams.val, columns, categories)
+        validate = partial(self._score_birads, val_sampler) if val_sampler and val_sampler.has_exams else None
+        sampler, groups = (
+            ExamSampler(exams.train, columns, categories),
+            [Group(list(net.parameters()), settings.birads_rate)],
+        )
+        batches = self._batches(sampler.draw, collate_exams, settings.batch, BIRADS)
         self._fit(
-            net, lambda module, batch: birads_loss(module, batch.to(job.device)),
-            self._batches(sampler.draw, collate_exams, settings.batch, BIRADS),
-            "BI-RADS", BIRADS, settings.birads_steps, [Group(list(net.parameters()), settings.birads_rate)],
-            validate, categories=list(categories),
+            "BI-RADS", net, lambda net, batch: birads_loss(net, batch.to(job.device)), batches,
+            settings.birads_steps, groups, validate, categories=list(categories),
         )  # fmt: skip
         return True
 
@@ -219,7 +207,7 @@ class _Training:
             with self.job.autocast():
                 outputs = net(batch.views)
             for view, logits in outputs.items():
-                view_grades = batch.grades[batch.rows[view], 0 if view.startswith("L") else 1]
+                view_grades = batch.grades_of(view)
                 graded = view_grades != UNKNOWN
                 grades.append(view_grades[graded].cpu().numpy())
                 scores.append(torch.softmax(logits.float(), dim=1)[graded].cpu().numpy())
@@ -239,50 +227,44 @@ class _Training:
             )
             val_sampler = None
         self._fit(
-            net,
+            "breasts", net,
             lambda net, batch: classifier_loss(net, batch.to(self.job.device), settings.positive_weight),
             self._batches(sampler.draw, collate_exams, settings.batch, BREASTS),
-            "breasts", BREASTS, settings.steps, [Group(head, settings.rate), Group(trunk, trunk_rate)],
-            None if val_sampler is None else partial(self._score, val_sampler),
+            settings.steps, [Group(head, settings.rate), Group(trunk, trunk_rate)],
+            None if val_sampler is None else lambda net: selection_metric(self._areas(val_sampler, net)),
         )  # fmt: skip
         if val_sampler is not None:
             with torch.no_grad():
-                val_areas = self._areas(val_sampler, net.eval())
+                val_areas = self._areas(val_sampler, net)
             self.metrics.update({f"val_auc_{name}": value for name, value in val_areas.items()})
 
-    def _areas(self, sampler: ExamSampler, net: nn.Module) -> dict[str, float]:
+    def _areas(self, sampler: ExamSampler, net: Any) -> dict[str, float]:
         with self.job.autocast():
             pairs = [
-                (batch.labels.cpu().numpy(), exam_probabilities(net, batch))  # type: ignore[arg-type]
+                (batch.labels.cpu().numpy(), exam_probabilities(net, batch))
                 for batch in self._in_order(sampler)
             ]
         labels, scores = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
         return areas(labels, scores)
 
-    def _score(self, sampler: ExamSampler, net: nn.Module) -> float:
-        return selection_metric(self._areas(sampler, net))
-
     # -- shared by the stages -----------------------------------------------------------------------------
 
     def _in_order(self, sampler: ExamSampler) -> Iterator[ExamBatch]:
         """Yield every exam of the pool once, with the windows at the best centres."""
-        exams = sampler.pool.exams
-        for first in range(0, len(exams), self.config.training.batch):
-            samples = [
-                sampler.sample(exam, None) for exam in exams[first : first + self.config.training.batch]
-            ]
+        exams, size = sampler.pool.exams, self.config.training.batch
+        for first in range(0, len(exams), size):
+            samples = [sampler.sample(exam, None) for exam in exams[first : first + size]]
             yield collate_exams(samples).to(self.job.device)
 
-    def _batches(self, draw: Any, collate: Any, batch: int, stage: int) -> BatchStream[Any, Any]:
-        return BatchStream(draw, collate, batch, seed=self.job.seed, stage=stage, workers=self.job.workers)
+    def _batches(self, draw: Any, collate: Any, batch: int, stage: int) -> DrawnBatches[Any, Any]:
+        return DrawnBatches(draw, collate, batch, seed=self.job.seed, stage=stage, workers=self.job.workers)
 
     def _fit(
         self,
+        name: str,
         net: nn.Module,
         loss: Callable[[Any, Any], Tensor],
-        batches: BatchStream[Any, Any],
-        name: str,
-        stage: int,
+        batches: DrawnBatches[Any, Any],
         steps: int,
         groups: Sequence[Group],
         validate: Callable[[nn.Module], float] | None,
@@ -291,8 +273,8 @@ class _Training:
         """Train a network and record the metrics of the stage."""
         job = self.job
         job.begin_stage(name)
-        torch.manual_seed(job.seed + 1000 * stage)
-        net.to(device=job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        torch.manual_seed(job.seed + 1000 * batches.stage)
+        job.place(net)
         options = job.fit_options(self.config.training, steps=steps)
         with batches:
             report = job.fit(net, loss, batches, options, name.lower(), groups, validate)
@@ -301,9 +283,7 @@ class _Training:
 
     def save(self, exams: _Exams) -> Bundle:
         patch_net = None if self.start.patch_net is None else self.start.patch_net.cpu()
-        train_cases, val_cases = (
-            [exam.case for exam in pool.exams] if pool else [] for pool in (exams.train, exams.val)
-        )
+        train_cases, val_cases = exams.cases
         record = self.job.record(train_cases, val_cases, self.metrics, **self.start.sources)
         return save(self.job.out, self.config, self.start.net.cpu(), patch_net, **record)
 

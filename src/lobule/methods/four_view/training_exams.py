@@ -137,8 +137,9 @@ class ExamPool:
         exams = tuple(exam for exam in self.exams if exam.case.id not in failed)
         return replace(self, exams=exams, patch_scores=patch_scores)
 
-    def __len__(self) -> int:
-        return len(self.exams)
+    @property
+    def cases(self) -> list[Case]:
+        return [exam.case for exam in self.exams]
 
 
 def gather_exams(cohort: Cohort, config: Config, cache: ArrayCache, *, workers: int = 1) -> ExamPool:
