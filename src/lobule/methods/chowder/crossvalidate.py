@@ -32,8 +32,8 @@ class CrossValidationResult:
     metrics: dict[str, Any]
     table: str
     """CSV with one row per case and repeat: the score by members that were not trained on its patient."""
-    chosen: tuple[float, float] | None
-    """Rate and decay that nested folds chose most often; None without nested folds."""
+    config: Config
+    """The settings with the rate and decay that nested folds chose most often."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,10 @@ def cross_validate(
                 choices.append(tuple(fold_result["choice"]))
             fold_aucs.append(_auc(fold_result["scores"], labels))
         repeat_aucs.append(_auc(scores, labels))
-    chosen = Counter(choices).most_common(1)
-    return CrossValidationResult(
-        _summary(config, repeat_aucs, fold_aucs, choices),
-        _table(rows),
-        chosen[0][0] if chosen else None,
-    )
+    metrics = _summary(config, repeat_aucs, fold_aucs, choices)
+    for (rate, decay), _ in Counter(choices).most_common(1):
+        config = replace(config, rate=rate, decay=decay)
+    return CrossValidationResult(metrics, _table(rows), config)
 
 
 def _seed_of(seed: int, repeat: int, fold: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,10 @@ class Fitted:
     val_auc: float | None = None
     best_epoch: int = 0
     losses: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        figures = {"epochs": self.epochs, "best_epoch": self.best_epoch, "val_auc": self.val_auc}
+        return {**figures, "loss": self.losses[-1]}
 
 
 class SampledTiles:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -16,16 +17,17 @@ import numpy as np
 from torch import Tensor
 
 from lobule.bundles import Bundle, trained_bundle, write_bundle
-from lobule.cohort import Cohort, Kind
+from lobule.cohort import Case, Cohort
 from lobule.features import FeatureFolder, open_features
 from lobule.features.frame import encoding_to_dict
+from lobule.files import make_folder
 from lobule.methods.chowder.agreement import auc_spread, ensemble_agreement, training_notes
 from lobule.methods.chowder.bags import Bag, gather, refuse_mixed, refuse_one_class
 from lobule.methods.chowder.checks import auc_of, counterfactual, localisation_metrics
 from lobule.methods.chowder.config import Config
 from lobule.methods.chowder.crossvalidate import cross_validate
 from lobule.methods.chowder.ensemble import Ensemble, Localisation, localise, members_of, to_tensors
-from lobule.methods.chowder.fit import Fitted, Moments, fit, moments_of
+from lobule.methods.chowder.fit import Fitted, fit, moments_of
 from lobule.methods.chowder.splits import hold_out
 from lobule.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from lobule.training.division import TrainingSplit, training_split
@@ -34,9 +36,10 @@ from lobule.training.progress import FitProgress
 
 log = logging.getLogger("lobule.train")
 
-KINDS: tuple[Kind, ...] = ("slide", "region")
 ENCODER = "encoder.safetensors"
 OUT_OF_FOLD = "out_of_fold.csv"
+cached_moments = lru_cache(maxsize=1)(moments_of)
+"""Computing them reads every feature, and all members of an ensemble use the same."""
 
 
 def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[TrainOptions]) -> Bundle:
@@ -61,15 +64,30 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
     progress.stage = "reading features"
     folder = open_features(config.features)
     bags = _training_bags(cohort, val, seed, folder, config)
-    split = TrainingSplit(training_split(cohort, None, seed, KINDS).train, Cohort(()), bags.notes)
-    identity = {"kind": _kind(folder, bags.train), "feature_set": bags.identities()}
+    split = TrainingSplit(training_split(cohort, None, seed).train, Cohort(()), bags.notes)
+    kind = _kind(folder, bags.train)
+    # The features may not change while members are trained on them.
+    feature_set = {bag.case.id: bag.identity() for bag in (*bags.train, *bags.val)}
+    identity = {"kind": kind, "feature_set": feature_set}
     with training_job(config, split, out, also=identity, **options) as job:
         job.failures.update(bags.failures)
-        training = _Training(config, bags, folder, job)
-        chosen_config, metrics, texts = training.cross_validate() if config.folds else (config, {}, {})
-        ensemble, members = training.fit_members(chosen_config)
+        training = _Training(bags, job)
+        metrics: dict[str, Any] = {}
+        texts: dict[str, str] = {}
+        if config.folds:
+            bags_of_folds = bags.train + (bags.val if bags.held_out else [])
+            result = cross_validate(
+                config, bags_of_folds, job.folder, seed, training.fit_member, job.begin_stage
+            )
+            config, metrics, texts = result.config, dict(result.metrics), {OUT_OF_FOLD: result.table}
+        ensemble, members = training.fit_members(config)
         localisation = training.localise(ensemble, members, metrics)
-        return training.save(ensemble, localisation, metrics, texts)
+        record = job.record(*bags.cases, metrics, features=config.features)
+        settings = {**replace(config, features="").to_dict(), **kind, "localisation": localisation.describe()}
+        mpp = None if kind["tiling"] is None else kind["tiling"]["mpp"]
+        bundle = trained_bundle("chowder", settings, config.classes, mpp, **record)
+        copies = None if folder.encoder_weights is None else {ENCODER: folder.encoder_weights}
+        return write_bundle(out, bundle, to_tensors(ensemble, localisation), texts, copies)
 
 
 @dataclass(frozen=True)
@@ -82,16 +100,16 @@ class TrainingBags:
     failures: dict[str, str]
     notes: tuple[str, ...]
 
-    def identities(self) -> dict[str, list[Any]]:
-        """Identify the features of every bag. They may not change while members are trained on them."""
-        return {bag.case.id: bag.identity() for bag in (*self.train, *self.val)}
+    @property
+    def cases(self) -> tuple[list[Case], list[Case]]:
+        return [bag.case for bag in self.train], [bag.case for bag in self.val]
 
 
 def _training_bags(
     cohort: Cohort, val: str | None, seed: int, folder: FeatureFolder, config: Config
 ) -> TrainingBags:
     has_val_split = bool(val and cohort.split(val))
-    split = training_split(cohort, val if has_val_split else None, seed, KINDS)
+    split = training_split(cohort, val if has_val_split else None, seed)
     train = gather(split.train, folder, config.positive)
     refuse_one_class(train.bags, "training")
     if val is None:
@@ -125,66 +143,39 @@ def _kind(folder: FeatureFolder, bags: Sequence[Bag]) -> dict[str, Any]:
 class _Training:
     """The inputs of every stage."""
 
-    config: Config
     bags: TrainingBags
-    features: FeatureFolder
     job: TrainingJob
-
-    def cross_validate(self) -> tuple[Config, dict[str, Any], dict[str, str]]:
-        """Return the config with the rate and decay that the folds chose, their metrics, and their scores."""
-        bags = self.bags.train + (self.bags.val if self.bags.held_out else [])
-        result = cross_validate(
-            self.config, bags, self.job.folder, self.job.seed, self._fit_member, self.job.begin_stage
-        )
-        config = self.config
-        if result.chosen is not None:
-            config = replace(config, rate=result.chosen[0], decay=result.chosen[1])
-        return config, dict(result.metrics), {OUT_OF_FOLD: result.table}
 
     def fit_members(self, config: Config) -> tuple[Ensemble, list[dict[str, Any]]]:
         """The trained members; those already on disk are loaded."""
-        moments: Moments | None = None
         tensors: dict[str, Tensor] = {}
         summaries: list[dict[str, Any]] = []
         train_bags, val_bags, job = self.bags.train, self.bags.val, self.job
         for number in range(config.members):
-            member_folder = job.folder / f"member-{number:02d}"
+            member_folder = make_folder(job.folder / f"member-{number:02d}")
             checkpoint = read_checkpoint(member_folder)
             if checkpoint is None:
-                if config.standardise and moments is None:
-                    moments = moments_of(train_bags)
                 job.begin_stage(f"member {number + 1} of {config.members}")
-                member = self._fit_member(
-                    config, train_bags, val_bags, member_seed(job.seed, number), moments
-                )
-                member_folder.mkdir(parents=True, exist_ok=True)
-                checkpoint = Checkpoint({"fitted": fit_summary(member)}, member.model.state_dict())
+                member = self.fit_member(config, train_bags, val_bags, member_seed(job.seed, number))
+                checkpoint = Checkpoint({"fitted": member.summary()}, member.model.state_dict())
                 write_checkpoint(member_folder, checkpoint, "weights")
             summaries.append(dict(checkpoint.contents["fitted"]))
             log.info(_member_line(number, config.members, summaries[-1]))
             tensors |= {f"member-{number}/{name}": value for name, value in checkpoint.tensors.items()}
         return members_of(config, train_bags[0].file.dim, tensors), summaries
 
-    def _fit_member(
-        self,
-        config: Config,
-        train_bags: Sequence[Bag],
-        val_bags: Sequence[Bag],
-        seed: int,
-        moments: Moments | None = None,
+    def fit_member(
+        self, config: Config, train_bags: Sequence[Bag], val_bags: Sequence[Bag], seed: int
     ) -> Fitted:
         progress, machine = self.job.progress, self.job.machine
-        if config.standardise and moments is None:
-            moments = moments_of(train_bags)
         progress.steps = config.setting("epochs")
 
         def report_epoch(epoch: int, loss: float) -> None:
-            progress.loss = loss
-            progress.step = epoch
+            progress.step, progress.loss = epoch, loss
 
         return fit(
             config, train_bags, val_bags, seed, device=machine.device, max_ram=machine.max_ram,
-            moments=moments, on_epoch=report_epoch,
+            moments=cached_moments(tuple(train_bags)) if config.standardise else None, on_epoch=report_epoch,
         )  # fmt: skip
 
     def localise(
@@ -205,8 +196,7 @@ class _Training:
         checks = localisation_metrics(check_bags, localisation)
         agreement = ensemble_agreement([scores.logits for _, scores in scored_train])
         spread = auc_spread([member["val_auc"] for member in members])
-        warnings = training_notes(agreement, spread, [bag.label for bag, _ in scored_val], len(members))
-        job.note(*warnings)
+        job.note(*training_notes(agreement, spread, [bag.label for bag, _ in scored_val], len(members)))
         metrics.update({
             "val_auc": auc_of(scored_val),
             "train_auc": auc_of(scored_train),
@@ -221,23 +211,6 @@ class _Training:
         })  # fmt: skip
         return localisation
 
-    def save(
-        self,
-        ensemble: Ensemble,
-        localisation: Localisation,
-        metrics: Mapping[str, Any],
-        texts: Mapping[str, str],
-    ) -> Bundle:
-        kind, encoder = _kind(self.features, self.bags.train), self.features.encoder_weights
-        train_cases, val_cases = ([bag.case for bag in bags] for bags in (self.bags.train, self.bags.val))
-        record = self.job.record(train_cases, val_cases, metrics, features=self.config.features)
-        config = replace(ensemble.config, features="").to_dict()
-        settings = {**config, **kind, "localisation": localisation.describe()}
-        mpp = None if kind["tiling"] is None else kind["tiling"]["mpp"]
-        bundle = trained_bundle("chowder", settings, ensemble.config.classes, mpp, **record)
-        copies = None if encoder is None else {ENCODER: encoder}
-        return write_bundle(self.job.out, bundle, to_tensors(ensemble, localisation), texts, copies)
-
 
 def member_seed(seed: int, number: int) -> int:
     """The seed of one member, different for each member."""
@@ -248,12 +221,3 @@ def _member_line(number: int, members: int, outcome: Mapping[str, Any]) -> str:
     line = f"member {number + 1} of {members}: {outcome['epochs']} epochs, loss {outcome['loss']:.4f}"
     auc = outcome["val_auc"]
     return line if auc is None else f"{line}, validation AUC {auc:.4f} at epoch {outcome['best_epoch']}"
-
-
-def fit_summary(fitted: Fitted) -> dict[str, Any]:
-    return {
-        "epochs": fitted.epochs,
-        "best_epoch": fitted.best_epoch,
-        "val_auc": fitted.val_auc,
-        "loss": fitted.losses[-1],
-    }
