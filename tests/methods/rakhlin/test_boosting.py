@@ -10,7 +10,7 @@ import lightgbm
 import numpy as np
 import pytest
 
-from lobule.methods.rakhlin.boosting import BoostingConfig, boost
+from lobule.methods.rakhlin.boosting import BoostingConfig, boost, dataset
 
 
 def golden_data(s: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -23,6 +23,11 @@ def golden_data(s: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return x, y, np.arange(240) % 3 != 0
 
 
+def boosted(x: np.ndarray, y: np.ndarray, config: BoostingConfig, fold: int) -> lightgbm.Booster:
+    """A model of images with one augmentation each."""
+    return boost(dataset(x[:, None], y, config), None, 4, config, seed=0, fold=fold)
+
+
 def log_loss(model: lightgbm.Booster, x: np.ndarray, y: np.ndarray, rounds: int) -> float:
     p = np.asarray(model.predict(x, num_iteration=rounds))
     return float(-np.log(p[np.arange(len(y)), y]).mean())
@@ -31,7 +36,7 @@ def log_loss(model: lightgbm.Booster, x: np.ndarray, y: np.ndarray, rounds: int)
 @pytest.fixture(scope="module")
 def model() -> lightgbm.Booster:
     x, y, train = golden_data()
-    return boost(x[train], y[train], 4, BoostingConfig(), seed=0, fold=0)
+    return boosted(x[train], y[train], BoostingConfig(), fold=0)
 
 
 def test_losses_are_the_recorded_ones(goldens: Path, model: lightgbm.Booster) -> None:
@@ -58,9 +63,9 @@ def test_a_model_has_seventy_rounds_of_four_trees_and_survives_as_text(model: li
 
 def test_bagging_is_off_and_the_seed_matters(model: lightgbm.Booster) -> None:
     x, y, train = golden_data()
-    unbagged = boost(x[train], y[train], 4, BoostingConfig(bagging_fraction=1.0), seed=0, fold=0)
+    unbagged = boosted(x[train], y[train], BoostingConfig(bagging_fraction=1.0), fold=0)
     np.testing.assert_array_equal(unbagged.predict(x), model.predict(x))
-    other = boost(x[train], y[train], 4, BoostingConfig(), seed=0, fold=1)
+    other = boosted(x[train], y[train], BoostingConfig(), fold=1)
     assert np.abs(np.asarray(other.predict(x)) - np.asarray(model.predict(x))).max() > 0.01
 
 

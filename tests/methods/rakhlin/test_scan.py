@@ -20,9 +20,9 @@ from lobule.methods.rakhlin.bach import case_number
 from lobule.methods.rakhlin.config import BACH
 from lobule.methods.rakhlin.crops import generator_of, p_norm, prepared
 from lobule.methods.rakhlin.encoders import scaled
-from lobule.methods.rakhlin.forests import read_forest
 from lobule.methods.rakhlin.fusion import merged
 from lobule.methods.rakhlin.predictor import UNNORMALISED, RakhlinPredictor
+from lobule.methods.rakhlin.trees import BoostedTrees
 from lobule.results.folder import Results, open_results
 from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.scan import Machine, scan
@@ -292,7 +292,7 @@ def test_an_image_of_almost_no_tissue_is_scored_as_it_is(
 
 def test_a_model_cut_short_is_refused() -> None:
     with pytest.raises(BundleError, match="not a complete LightGBM model"):
-        read_forest("tree\nversion=v4\n", "m.txt")
+        BoostedTrees.of_text("tree\nversion=v4\n", "m.txt")
 
 
 def test_the_nets_fit_into_the_room_they_are_given(predictor: RakhlinPredictor) -> None:

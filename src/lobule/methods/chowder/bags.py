@@ -16,6 +16,7 @@ from lobule.cohort import Case, Cohort
 from lobule.cohort.labels import plain, polarity
 from lobule.errors import CaseError, ConfigError, DamagedFile, UsageError
 from lobule.features import FeatureFile, FeatureFolder
+from lobule.features.frame import encoding_to_dict
 from lobule.files import is_url
 from lobule.fingerprints import fingerprint
 from lobule.geometry import Box
@@ -58,6 +59,16 @@ class Bag:
     def take(self, tiles: NDArray[np.int64]) -> Tensor:
         """The features of the tiles with these indices, in the order of the indices."""
         return torch.from_numpy(self.file.take(tiles if self.rows is None else self.rows[tiles]))
+
+
+def encoding_and_tiling(folder: FeatureFolder, bag: Bag) -> dict[str, Any]:
+    """The encoder and the tiling of the features, for the bundle and for comparison at resume."""
+    manifest = folder.manifest
+    if manifest is None:
+        return {"encoding": {"name": bag.file.encoder, "hash": None, "dim": bag.file.dim}, "tiling": None}
+    names = ("mpp", "tile_px", "input_px", "tissue_share")
+    tiling = {name: getattr(manifest, name) for name in names}
+    return {"encoding": encoding_to_dict(manifest.encoding), "tiling": tiling}
 
 
 @dataclass(frozen=True)

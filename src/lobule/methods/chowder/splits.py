@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError
-from lobule.methods.chowder.bags import Bag
+from lobule.features import FeatureFolder
+from lobule.methods.chowder.bags import Bag, gather, refuse_mixed, refuse_one_class
+from lobule.methods.chowder.config import Config
 from lobule.training.division import (
     grouped_folds,
     groups_by_site,
     held_out_patients,
     refuse_missing_classes,
+    training_split,
 )
 
 MIN_PATIENTS = 5
@@ -50,14 +55,47 @@ def hold_out(bags: Sequence[Bag], seed: int) -> tuple[list[Bag], list[Bag], str]
     val = [bag for bag in bags if bag.case.patient in held_out]
     train = [bag for bag in bags if bag.case.patient not in held_out]
     if all(len({bag.label for bag in side}) == 2 for side in (train, val)):
-        return (
-            train,
-            val,
-            f"the cohort has no validation split: {len(held_out)} patients are held out for validation",
-        )
-    return (
-        list(bags),
-        [],
+        note = f"the cohort has no validation split: {len(held_out)} patients are held out for validation"
+        return train, val, note
+    note = (
         "too few patients of a class for a validation split: there is no validation and the last weights are "
-        "used",
+        "used"
     )
+    return list(bags), [], note
+
+
+@dataclass(frozen=True)
+class TrainingBags:
+    """The training and validation bags, the cases without usable features, and notes for the user."""
+
+    train: list[Bag]
+    val: list[Bag]
+    held_out: bool
+    failures: dict[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def cases(self) -> tuple[list[Case], list[Case]]:
+        return [bag.case for bag in self.train], [bag.case for bag in self.val]
+
+
+def training_bags(
+    cohort: Cohort, val: str | None, seed: int, folder: FeatureFolder, config: Config
+) -> TrainingBags:
+    """Gather the bags of a cohort, and divide them into training and validation bags."""
+    has_val_split = bool(val and cohort.split(val))
+    split = training_split(cohort, val if has_val_split else None, seed)
+    train = gather(split.train, folder, config.positive)
+    refuse_one_class(train.bags, "training")
+    if val is None:
+        return TrainingBags(list(train.bags), [], False, train.failures, (*train.notes, *split.notes))
+    if not has_val_split:
+        train_bags, val_bags, note = hold_out(train.bags, seed)
+        return TrainingBags(train_bags, val_bags, bool(val_bags), train.failures, (*train.notes, note))
+    validating = gather(split.val, folder, config.positive)
+    refuse_mixed([*train.bags, *validating.bags])
+    val_bags, notes = list(validating.bags), (*train.notes, *validating.notes)
+    if len({bag.label for bag in val_bags}) < 2:
+        note = "the validation split has only one label: there is no validation and the last weights are used"
+        val_bags, notes = [], (*notes, note)
+    return TrainingBags(list(train.bags), val_bags, False, train.failures | validating.failures, notes)

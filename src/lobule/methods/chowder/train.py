@@ -17,18 +17,17 @@ import numpy as np
 from torch import Tensor
 
 from lobule.bundles import Bundle, trained_bundle, write_bundle
-from lobule.cohort import Case, Cohort
-from lobule.features import FeatureFolder, open_features
-from lobule.features.frame import encoding_to_dict
+from lobule.cohort import Cohort
+from lobule.features import open_features
 from lobule.files import make_folder
 from lobule.methods.chowder.agreement import auc_spread, ensemble_agreement, training_notes
-from lobule.methods.chowder.bags import Bag, gather, refuse_mixed, refuse_one_class
+from lobule.methods.chowder.bags import Bag, encoding_and_tiling
 from lobule.methods.chowder.checks import auc_of, counterfactual, localisation_metrics
 from lobule.methods.chowder.config import Config
 from lobule.methods.chowder.crossvalidate import cross_validate
 from lobule.methods.chowder.ensemble import Ensemble, Localisation, localise, members_of, to_tensors
 from lobule.methods.chowder.fit import Fitted, fit, moments_of
-from lobule.methods.chowder.splits import hold_out
+from lobule.methods.chowder.splits import TrainingBags, training_bags
 from lobule.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from lobule.training.division import TrainingSplit, training_split
 from lobule.training.job import TrainingJob, TrainOptions, training_job, val_and_seed
@@ -63,9 +62,9 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
     progress = options["progress"] = options.get("progress") or FitProgress()
     progress.stage = "reading features"
     folder = open_features(config.features)
-    bags = _training_bags(cohort, val, seed, folder, config)
+    bags = training_bags(cohort, val, seed, folder, config)
     split = TrainingSplit(training_split(cohort, None, seed).train, Cohort(()), bags.notes)
-    kind = _kind(folder, bags.train)
+    kind = encoding_and_tiling(folder, bags.train[0])
     # The features may not change while members are trained on them.
     feature_set = {bag.case.id: bag.identity() for bag in (*bags.train, *bags.val)}
     identity = {"kind": kind, "feature_set": feature_set}
@@ -88,55 +87,6 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
         bundle = trained_bundle("chowder", settings, config.classes, mpp, **record)
         copies = None if folder.encoder_weights is None else {ENCODER: folder.encoder_weights}
         return write_bundle(out, bundle, to_tensors(ensemble, localisation), texts, copies)
-
-
-@dataclass(frozen=True)
-class TrainingBags:
-    """The training and validation bags, the cases without usable features, and notes for the user."""
-
-    train: list[Bag]
-    val: list[Bag]
-    held_out: bool
-    failures: dict[str, str]
-    notes: tuple[str, ...]
-
-    @property
-    def cases(self) -> tuple[list[Case], list[Case]]:
-        return [bag.case for bag in self.train], [bag.case for bag in self.val]
-
-
-def _training_bags(
-    cohort: Cohort, val: str | None, seed: int, folder: FeatureFolder, config: Config
-) -> TrainingBags:
-    has_val_split = bool(val and cohort.split(val))
-    split = training_split(cohort, val if has_val_split else None, seed)
-    train = gather(split.train, folder, config.positive)
-    refuse_one_class(train.bags, "training")
-    if val is None:
-        return TrainingBags(list(train.bags), [], False, train.failures, (*train.notes, *split.notes))
-    if not has_val_split:
-        train_bags, val_bags, note = hold_out(train.bags, seed)
-        return TrainingBags(train_bags, val_bags, bool(val_bags), train.failures, (*train.notes, note))
-    validating = gather(split.val, folder, config.positive)
-    refuse_mixed([*train.bags, *validating.bags])
-    val_bags, notes = list(validating.bags), (*train.notes, *validating.notes)
-    if len({bag.label for bag in val_bags}) < 2:
-        note = "the validation split has only one label: there is no validation and the last weights are used"
-        val_bags, notes = [], (*notes, note)
-    return TrainingBags(list(train.bags), val_bags, False, train.failures | validating.failures, notes)
-
-
-def _kind(folder: FeatureFolder, bags: Sequence[Bag]) -> dict[str, Any]:
-    """The encoder and the tiling of the features, for the bundle and for comparison at resume."""
-    file = bags[0].file
-    if folder.manifest is None:
-        return {"encoding": {"name": file.encoder, "hash": None, "dim": file.dim}, "tiling": None}
-    manifest = folder.manifest
-    names = ("mpp", "tile_px", "input_px", "tissue_share")
-    return {
-        "encoding": encoding_to_dict(manifest.encoding),
-        "tiling": {name: getattr(manifest, name) for name in names},
-    }
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -109,8 +109,21 @@ def patch_areas(labels: NDArray[np.int64], scores: NDArray[np.float32]) -> dict[
     return {name: a for name, a in zip(PATCH_CLASSES, areas_by_class, strict=False) if a is not None}
 
 
-def birads_area(grades: Sequence[NDArray[np.int64]], scores: Sequence[NDArray[np.float32]]) -> float:
+def breast_areas(net: Classifier, batches: Iterable[ExamBatch]) -> dict[str, float]:
+    """Return the areas of the classifier on some exams."""
+    pairs = [(batch.labels.cpu().numpy(), exam_probabilities(net, batch)) for batch in batches]
+    labels, scores = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+    return areas(labels, scores)
+
+
+def birads_area(net: BiradsNet, batches: Iterable[ExamBatch]) -> float:
     """Average the areas of each class against the rest, over the classes where it is defined; 0.5 if none."""
+    grades, scores = [], []
+    for batch in batches:
+        for view, logits in net(batch.views).items():
+            graded = batch.grades_of(view) != UNKNOWN
+            grades.append(batch.grades_of(view)[graded].cpu().numpy())
+            scores.append(torch.softmax(logits.float(), dim=1)[graded].cpu().numpy())
     areas_by_grade = one_against_rest(np.concatenate(grades), np.concatenate(scores))
     defined = [area for area in areas_by_grade if area is not None]
     return float(np.mean(defined)) if defined else 0.5

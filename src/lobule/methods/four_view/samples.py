@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lobule.annotations import Polygon, inside
+from lobule.cohort import Cohort
 from lobule.errors import CaseError, ConfigError
 from lobule.mammograms.published.windows import NO_AUGMENTATION, network_input, plan_window, shrunk
 from lobule.mammograms.views import VIEWS
@@ -154,6 +155,14 @@ class ExamSampler:
         return np.array(
             [self.categories.index(value) if value in self.categories else UNKNOWN for value in values]
         )
+
+
+def birads_columns(cohort: Cohort, name: str) -> tuple[str, str] | None:
+    """Return the BI-RADS columns of the left and the right breast, or twice the column of the whole exam."""
+    for columns in ((f"left_{name}", f"right_{name}"), (name, name)):
+        if any(case.value(column) is not None for case in cohort for column in columns):
+            return columns
+    return None
 
 
 def swap_breasts(sample: ExamSample) -> ExamSample:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -30,15 +30,21 @@ from lobule.methods.four_view.objectives import (
     areas,
     birads_area,
     birads_loss,
+    breast_areas,
     classifier_loss,
-    exam_probabilities,
     patch_areas,
     selection_metric,
 )
 from lobule.methods.four_view.predictor import FourViewPredictor
-from lobule.methods.four_view.samples import ExamBatch, ExamSampler, PatchSampler, collate_exams
+from lobule.methods.four_view.samples import (
+    ExamBatch,
+    ExamSampler,
+    PatchSampler,
+    birads_columns,
+    collate_exams,
+)
 from lobule.methods.four_view.start import Start, build_start
-from lobule.methods.four_view.training_exams import UNKNOWN, ArrayCache, ExamPool, gather_exams
+from lobule.methods.four_view.training_exams import ArrayCache, ExamPool, gather_exams
 from lobule.nets.birads import BiradsNet
 from lobule.nets.digest import weights_digest
 from lobule.nets.four_view import PATCH_CLASSES
@@ -46,6 +52,8 @@ from lobule.results.folder import Results
 from lobule.training.batch_stream import DrawnBatches
 from lobule.training.fit_options import Group, split_parameters
 from lobule.training.job import TrainingJob, TrainOptions, training_job, val_and_seed
+
+Value = TypeVar("Value")
 
 KINDS: tuple[Kind, ...] = ("exam",)
 """Kinds of cases that the method can be trained on."""
@@ -189,29 +197,16 @@ class _Training:
         torch.manual_seed(job.seed + BIRADS)
         net = BiradsNet(self.start.net.four_view_resnet, self.config.architecture.widths[-1], len(categories))
         val_sampler = None if exams.val is None else ExamSampler(exams.val, columns, categories)
-        validate = partial(self._score_birads, val_sampler) if val_sampler and val_sampler.has_exams else None
-        sampler, groups = (
-            ExamSampler(exams.train, columns, categories),
-            [Group(list(net.parameters()), settings.birads_rate)],
-        )
+        has_exams = val_sampler is not None and val_sampler.has_exams
+        validate = partial(self._on_exams, birads_area, val_sampler) if has_exams else None
+        groups = [Group(list(net.parameters()), settings.birads_rate)]
+        sampler = ExamSampler(exams.train, columns, categories)
         batches = self._batches(sampler.draw, collate_exams, settings.batch, BIRADS)
         self._fit(
             "BI-RADS", net, lambda net, batch: birads_loss(net, batch.to(job.device)), batches,
             settings.birads_steps, groups, validate, categories=list(categories),
         )  # fmt: skip
         return True
-
-    def _score_birads(self, sampler: ExamSampler, net: nn.Module) -> float:
-        grades, scores = [], []
-        for batch in self._in_order(sampler):
-            with self.job.autocast():
-                outputs = net(batch.views)
-            for view, logits in outputs.items():
-                view_grades = batch.grades_of(view)
-                graded = view_grades != UNKNOWN
-                grades.append(view_grades[graded].cpu().numpy())
-                scores.append(torch.softmax(logits.float(), dim=1)[graded].cpu().numpy())
-        return birads_area(grades, scores)
 
     # -- breasts ------------------------------------------------------------------------------------------
 
@@ -226,28 +221,26 @@ class _Training:
                 "the validation exams lack a class: there is no validation, and the last weights are used"
             )
             val_sampler = None
+        val_areas = None if val_sampler is None else partial(self._on_exams, breast_areas, val_sampler)
         self._fit(
             "breasts", net,
             lambda net, batch: classifier_loss(net, batch.to(self.job.device), settings.positive_weight),
             self._batches(sampler.draw, collate_exams, settings.batch, BREASTS),
             settings.steps, [Group(head, settings.rate), Group(trunk, trunk_rate)],
-            None if val_sampler is None else lambda net: selection_metric(self._areas(val_sampler, net)),
+            None if val_areas is None else lambda net: selection_metric(val_areas(net)),
         )  # fmt: skip
-        if val_sampler is not None:
+        if val_areas is not None:
             with torch.no_grad():
-                val_areas = self._areas(val_sampler, net)
-            self.metrics.update({f"val_auc_{name}": value for name, value in val_areas.items()})
-
-    def _areas(self, sampler: ExamSampler, net: Any) -> dict[str, float]:
-        with self.job.autocast():
-            pairs = [
-                (batch.labels.cpu().numpy(), exam_probabilities(net, batch))
-                for batch in self._in_order(sampler)
-            ]
-        labels, scores = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
-        return areas(labels, scores)
+                self.metrics.update({f"val_auc_{name}": value for name, value in val_areas(net).items()})
 
     # -- shared by the stages -----------------------------------------------------------------------------
+
+    def _on_exams(
+        self, measure: Callable[[Any, Iterator[ExamBatch]], Value], sampler: ExamSampler, net: nn.Module
+    ) -> Value:
+        """Measure a network on every exam once, in the precision of the training."""
+        with self.job.autocast():
+            return measure(net, self._in_order(sampler))
 
     def _in_order(self, sampler: ExamSampler) -> Iterator[ExamBatch]:
         """Yield every exam of the pool once, with the windows at the best centres."""
@@ -296,11 +289,3 @@ def _patch_logits(net: nn.Module, pixels: Tensor) -> Tensor:
 def _can_evaluate(sampler: ExamSampler) -> bool:
     labels = np.stack([exam.labels for exam in sampler.pool.exams])
     return bool(areas(labels, np.random.default_rng(0).random(labels.shape)))
-
-
-def birads_columns(cohort: Cohort, name: str) -> tuple[str, str] | None:
-    """Return the BI-RADS columns of the left and the right breast, or twice the column of the whole exam."""
-    for columns in ((f"left_{name}", f"right_{name}"), (name, name)):
-        if any(case.value(column) is not None for case in cohort for column in columns):
-            return columns
-    return None

@@ -37,8 +37,9 @@ from lobule.methods import Method
 from lobule.methods.rakhlin.bach import write_bach
 from lobule.methods.rakhlin.bundle import load, save
 from lobule.methods.rakhlin.config import Config
+from lobule.methods.rakhlin.folds import KINDS, split_for_training
 from lobule.methods.rakhlin.predictor import RakhlinPredictor
-from lobule.methods.rakhlin.train import KINDS, split_for_training, train, with_classes
+from lobule.methods.rakhlin.train import train
 from lobule.settings import type_hints
 
 METHOD = Method(
@@ -49,7 +50,7 @@ METHOD = Method(
     train=train,
     kinds=KINDS,
     split=split_for_training,
-    resolve=lambda config, cohort: with_classes(config.resolved(), cohort),
+    resolve=lambda config, cohort: config.resolved().with_classes(cohort.labels()),
     scan_settings=type_hints(
         Config, "scan_augmentations", "map_augmentations", "window", "stride", "tissue_share"
     ),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightgbm
-import numpy as np
 from numpy.typing import NDArray
 
 from lobule.errors import ConfigError
@@ -66,31 +65,39 @@ class BoostingConfig:
         }
 
 
+def dataset(
+    descriptors: NDArray[Any],
+    labels: NDArray[Any],
+    config: BoostingConfig,
+    like: lightgbm.Dataset | None = None,
+) -> lightgbm.Dataset:
+    """The data of some images, with one row per augmentation; binned at first use, with the bins of `like`.
+
+    Args:
+        descriptors: (images, augmentations, d).
+        labels: The class of each image.
+        config: The settings of the boosting.
+        like: The training data, for held-out data.
+    """
+    _, augmentations, width = descriptors.shape
+    rows, row_labels = descriptors.reshape(-1, width), labels.repeat(augmentations)
+    if like is not None:
+        return lightgbm.Dataset(rows, row_labels, reference=like)
+    binning = {"min_data_in_leaf": config.min_data_in_leaf, "num_threads": 1, "verbosity": -1}
+    return lightgbm.Dataset(rows, row_labels, params=binning)
+
+
 def boost(
-    descriptors: NDArray[Any] | lightgbm.Dataset,
-    labels: NDArray[np.integer[Any]] | None,
+    training: lightgbm.Dataset,
+    held_out: lightgbm.Dataset | None,
     classes: int,
     config: BoostingConfig,
     seed: int,
     fold: int,
-    held_out: lightgbm.Dataset | None = None,
 ) -> lightgbm.Booster:
-    """One model. Every augmentation of an image is a row; the rounds are fixed unless `early_stopping`.
-
-    A `Dataset` may replace descriptors and labels, so that the seeds of a fold share its bins.
-    """
-    data = (
-        descriptors
-        if isinstance(descriptors, lightgbm.Dataset)
-        else lightgbm.Dataset(descriptors, labels, params=data_parameters(config))
-    )
+    """One model. The rounds are fixed unless `early_stopping`, which needs held-out data."""
     parameters = config.parameters(classes, seed, fold)
     if not config.early_stopping or held_out is None:
-        return lightgbm.train(parameters, data, config.rounds)
+        return lightgbm.train(parameters, training, config.rounds)
     stop = lightgbm.early_stopping(config.early_stopping, verbose=False)
-    return lightgbm.train(parameters, data, config.rounds, valid_sets=[held_out], callbacks=[stop])
-
-
-def data_parameters(config: BoostingConfig) -> dict[str, Any]:
-    """The parameters that determine how descriptors are binned."""
-    return {"min_data_in_leaf": config.min_data_in_leaf, "num_threads": 1, "verbosity": -1}
+    return lightgbm.train(parameters, training, config.rounds, valid_sets=[held_out], callbacks=[stop])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -140,6 +140,19 @@ class Config(Settings):
             if getattr(self.boosting, name) == getattr(plain_boosting, name)
         }
         return replace(self, **quick, boosting=replace(self.boosting, **fewer))  # type: ignore[arg-type]
+
+    def with_classes(self, labels: Sequence[str]) -> Config:
+        """Return the config with the classes of a cohort, and refuse labels of other classes."""
+        classes = self.classes or (BACH if set(labels) == set(BACH) else tuple(labels))
+        if strange := sorted(set(labels) - set(classes)):
+            raise ConfigError(
+                f"the label '{strange[0]}' is not one of the classes", expected=", ".join(classes)
+            )
+        if len(classes) < 2:
+            raise ConfigError(
+                "there are fewer than two classes", expected="two classes or more", actual=", ".join(labels)
+            )
+        return replace(self, classes=classes)
 
     @property
     def scales(self) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lobule.cohort import Cohort
 from lobule.errors import LobuleError
+from lobule.files import make_folder
 from lobule.methods.rakhlin.config import Config, plain_name
 from lobule.methods.rakhlin.describe import Describer, Descriptors, image_key
 from lobule.methods.rakhlin.encoders import Encoder
@@ -24,8 +25,9 @@ from lobule.results.result import Result
 from lobule.scanning.cases import Progress
 from lobule.scanning.contract import OpenCase, ScanOptions, Steps
 from lobule.scanning.open_case import slide_images
-from lobule.scanning.scan import Machine, scan
-from lobule.training.fitting import FitProgress
+from lobule.scanning.scan import scan
+from lobule.training.job import TrainingJob
+from lobule.training.progress import FitProgress
 
 FORMAT = 1
 """Version in the key of every cache; raised whenever the descriptors change."""
@@ -56,8 +58,6 @@ class Described:
     results: Results
     ids: Mapping[str, str]
     """Case → its name in the cache."""
-    failures: Mapping[str, str]
-    """Case → why it has no descriptors."""
 
     def of(self, case: str, set_name: str) -> NDArray[np.float32]:
         """(augmentations, d)."""
@@ -71,45 +71,30 @@ class Described:
         return result is None or bool(result.get("stains_normalised", True))
 
 
-def described(
-    config: Config,
-    index: int,
-    encoder: Encoder,
-    cohort: Cohort,
-    folder: Path,
-    machine: Machine,
-    seed: int,
-    progress: FitProgress,
-) -> Described:
-    """Descriptors of every image of a cohort; only what the cache does not hold is computed.
+def described(config: Config, index: int, encoder: Encoder, job: TrainingJob) -> Described:
+    """Descriptors of every image of a training; only what the cache does not hold is computed.
 
     The cache is keyed by what makes descriptors (weights, images' content, augmentation, precision), so
-    neither new names nor other parameters of the boosting compute anything again.
+    neither new names nor other parameters of the boosting compute anything again. The images that could not
+    be described become failures of the training.
     """
+    cohort, seed, machine = job.split.train, job.seed, job.scan_machine(job.workers)
+    folder = make_folder(Path(config.features) if config.features else job.out / "features")
     ids, unreadable = _content_names(cohort)
     by_id = {ids[case.id]: replace(case, id=ids[case.id]) for case in cohort if case.id in ids}
     key_fields = what_makes(config, index, encoder, machine.precision, seed)
     key = hashlib.sha256(json.dumps(key_fields, sort_keys=True).encode()).hexdigest()
     folder_of_encoder = folder / f"{plain_name(config.encoders[index])}-{key[:16]}"
-    image_progress = _ImageProgress(progress, config.encoders[index], len(by_id))
     predictor = FeaturePredictor(config, index, encoder, seed)
     bundle = {"method": "rakhlin features", "fingerprint": key, "makes": key_fields}
-    options = ScanOptions(tissue=None)
-    todo = Cohort(tuple(by_id.values()))
     report = scan(
-        predictor,
-        bundle,
-        todo,
-        folder_of_encoder,
-        options,
-        machine,
-        retry_failed=True,
-        progress=image_progress,
-    )
+        predictor, bundle, Cohort(tuple(by_id.values())), folder_of_encoder, ScanOptions(tissue=None),
+        machine, retry_failed=True, progress=_ImageProgress(job.progress, config.encoders[index], len(by_id)),
+    )  # fmt: skip
     partial = dict.fromkeys(report.partial, "some of its augmentations could not be computed")
     causes = {**partial, **report.failed}
-    failures = unreadable | {case: causes[name] for case, name in ids.items() if name in causes}
-    return Described(open_results(folder_of_encoder), ids, failures)
+    job.failures.update(unreadable | {case: causes[name] for case, name in ids.items() if name in causes})
+    return Described(open_results(folder_of_encoder), ids)
 
 
 def what_makes(config: Config, index: int, encoder: Encoder, precision: str, seed: int) -> dict[str, Any]:
@@ -150,21 +135,14 @@ class _ImageProgress(Progress):
 
     def __init__(self, training: FitProgress, encoder: str, images: int) -> None:
         super().__init__()
-        self._training, self._encoder, self._images = training, encoder, images
-        self.finished = _NotifyingDict(self._tell)
-        self._tell()
 
-    def _tell(self) -> None:
-        self._training.stage = f"{self._encoder}: {len(self.finished)} of {self._images} images described"
+        class Finished(dict[str, str]):
+            def show(self) -> None:
+                training.stage = f"{encoder}: {len(self)} of {images} images described"
 
+            def __setitem__(self, case: str, status: str) -> None:
+                super().__setitem__(case, status)
+                self.show()
 
-class _NotifyingDict(dict[str, str]):
-    """A dictionary that calls a function after each insertion."""
-
-    def __init__(self, tell: Any) -> None:
-        super().__init__()
-        self._notify = tell
-
-    def __setitem__(self, key: str, value: str) -> None:
-        super().__setitem__(key, value)
-        self._notify()
+        self.finished = Finished()
+        self.finished.show()

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.cohort import Case, Cohort
+from lobule.cohort import Cohort, Kind
 from lobule.errors import ConfigError, Leakage, ResultsError
 from lobule.files import open_url, write_text
 from lobule.methods.rakhlin.config import Config
-from lobule.training.division import grouped_folds, groups_by_site, refuse_missing_classes
+from lobule.training.division import (
+    TrainingSplit,
+    grouped_folds,
+    groups_by_site,
+    refuse_missing_classes,
+    training_split,
+)
 
+KINDS: tuple[Kind, ...] = ("image", "region", "slide")
 COLUMNS = ("case", "patient", "site", "label", "fold")
+
+
+def split_for_training(cohort: Cohort, val: str | None, seed: int) -> TrainingSplit:
+    """The labelled cases of the split 'train'. No case is held out, because the folds validate."""
+    training = training_split(cohort, None, seed, KINDS).train
+    labelled = training.where(lambda case: case.label is not None)
+    notes = ["cross-validation validates: no case is held out for it"]
+    if val is not None and cohort.splits() and len(cohort.split(val)):
+        notes.append(f"the split '{val}' is left alone: scan and evaluate it")
+    if len(labelled) < len(training):
+        notes.append(f"{len(training) - len(labelled)} cases without a label are left out")
+    if not len(labelled):
+        raise ConfigError("no case has a label", subject=cohort.path, expected="one label an image")
+    return TrainingSplit(labelled, Cohort(()), tuple(notes))
 
 
 def folds_of(config: Config, cohort: Cohort, labels: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
@@ -65,19 +87,11 @@ def read_folds(path: str | Path, cohort: Cohort, count: int) -> NDArray[np.intp]
             actual=f"{folds.min()} to {folds.max()}",
             remedy=f"--set boosting.folds={folds.max() + 1}",
         )
-    torn = _torn(cohort.cases, folds)
-    if torn:
+    pairs = set(zip((case.patient for case in cohort), folds.tolist(), strict=True))
+    counts = Counter(patient for patient, _ in pairs)
+    if torn := [patient for patient in cohort.patients() if counts[patient] > 1]:
         raise Leakage("patients are in several folds", subject=path, actual=", ".join(torn[:5]))
     return folds
-
-
-def _torn(cases: tuple[Case, ...], folds: NDArray[np.intp]) -> list[str]:
-    fold_of_group: dict[str, int] = {}
-    return [
-        case.patient
-        for case, fold in zip(cases, folds.tolist(), strict=True)
-        if fold_of_group.setdefault(case.patient, fold) != fold
-    ]
 
 
 def _check_counts(config: Config, labels: NDArray[np.intp]) -> None:

@@ -20,11 +20,6 @@ def text_name(set_name: str, seed: int, fold: int) -> str:
     return f"{set_name}-s{seed}-f{fold}.txt"
 
 
-def read_forest(text: str, subject: object) -> BoostedTrees:
-    """A model from LightGBM's text, with everything checked that predictions depend on."""
-    return BoostedTrees.of_text(text, subject)
-
-
 def read_forest_file(path: Path) -> BoostedTrees:
     """A model from a file of LightGBM's text."""
     try:
@@ -32,7 +27,7 @@ def read_forest_file(path: Path) -> BoostedTrees:
             raise BundleError(
                 "too large for a model", subject=path, expected=f"at most {LARGEST_TEXT >> 20} MiB"
             )
-        return read_forest(path.read_text(encoding="utf-8"), path)
+        return BoostedTrees.of_text(path.read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError("the model cannot be read", subject=path, actual=str(error)[:200]) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class HeldOut:
     cohort: Cohort
     labels: NDArray[np.intp]
     folds: NDArray[np.intp]
-    of_sets: Mapping[str, NDArray[np.float64]]
+    of_sets: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     """Set → (seeds, images, classes), the mean over augmentations."""
 
     def of_set(self, name: str) -> NDArray[np.float64]:

@@ -11,8 +11,9 @@ import logging
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Unpack
 
@@ -21,42 +22,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.bundles import Bundle
-from lobule.cohort import Cohort, Kind
-from lobule.errors import BundleError, CaseError, ConfigError
+from lobule.cohort import Cohort
+from lobule.errors import BundleError, CaseError
 from lobule.files import make_folder, read_json, write_json, write_text
-from lobule.methods.rakhlin.boosting import BoostingConfig, boost, data_parameters
+from lobule.methods.rakhlin.boosting import boost, dataset
 from lobule.methods.rakhlin.bundle import save
-from lobule.methods.rakhlin.config import BACH, Config, DescriptorSet
+from lobule.methods.rakhlin.config import Config, DescriptorSet
 from lobule.methods.rakhlin.encoders import Encoder, Plan, pretrained
 from lobule.methods.rakhlin.explain import Attributions, Explained, explain
 from lobule.methods.rakhlin.features import Described, described
-from lobule.methods.rakhlin.folds import folds_of, write_folds
-from lobule.methods.rakhlin.forests import read_forest, read_forest_file, text_name
+from lobule.methods.rakhlin.folds import KINDS, folds_of, split_for_training, write_folds
+from lobule.methods.rakhlin.forests import read_forest_file, text_name
 from lobule.methods.rakhlin.report import HeldOut, calibrated, report, write_predictions
 from lobule.methods.rakhlin.trees import BoostedTrees
 from lobule.nets.digest import weights_digest
-from lobule.training.division import TrainingSplit, training_split
 from lobule.training.job import TrainingJob, TrainOptions, training_job, val_and_seed
 
 log = logging.getLogger("lobule.train")
 
-KINDS: tuple[Kind, ...] = ("image", "region", "slide")
 LEARNED_FROM = "described.json"
 """File that records the descriptors and images (by content) from which the models of a training learn."""
-
-
-def split_for_training(cohort: Cohort, val: str | None, seed: int) -> TrainingSplit:
-    """The labelled cases of the split 'train'. No case is held out, because the folds validate."""
-    training = training_split(cohort, None, seed, KINDS).train
-    labelled = training.where(lambda case: case.label is not None)
-    notes = ["cross-validation validates: no case is held out for it"]
-    if val is not None and cohort.splits() and len(cohort.split(val)):
-        notes.append(f"the split '{val}' is left alone: scan and evaluate it")
-    if len(labelled) < len(training):
-        notes.append(f"{len(training) - len(labelled)} cases without a label are left out")
-    if not len(labelled):
-        raise ConfigError("no case has a label", subject=cohort.path, expected="one label an image")
-    return TrainingSplit(labelled, Cohort(()), tuple(notes))
 
 
 def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[TrainOptions]) -> Bundle:
@@ -72,68 +57,26 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
         **options: See `TrainOptions`.
     """
     split = split_for_training(cohort, *val_and_seed(options))
-    config = with_classes(config.resolved(), split.train)
+    config = config.resolved().with_classes(split.train.labels())
     with training_job(config, split, out, kinds=KINDS, **options) as job:
-        folds = _choose_folds(config, job)
+        folds = folds_of(config, split.train, _labels(config, split.train), job.seed)
+        write_folds(job.folder / "folds.csv", split.train, folds)
         numbers = range(len(config.encoders))
         encoders = [pretrained(Plan.of(config, n), config.weights_of(n), job.seed) for n in numbers]
-        described_sets = [_describe(config, job, n, encoder) for n, encoder in enumerate(encoders)]
+        described_sets = [described(config, n, encoder, job) for n, encoder in enumerate(encoders)]
         data = _described_data(config, job, folds)
         _note_stains(job, data.cohort, described_sets[0])
         models = _models_folder(job, data.cohort, described_sets)
         boosting = _Boosting(config, job, models, data)
         predictions, attributions = boosting.run(described_sets)
-        held_out = HeldOut(data.cohort, data.labels, data.folds, predictions)
-        return _save(config, job, models, encoders, held_out, attributions)
-
-
-def with_classes(config: Config, cohort: Cohort) -> Config:
-    """Return the config with the classes of the cohort, and refuse labels that are not among its classes."""
-    labels = cohort.labels()
-    if not config.classes:
-        classes = BACH if set(labels) == set(BACH) else labels
-        config = replace(config, classes=classes)
-    elif strange := sorted(set(labels) - set(config.classes)):
-        raise ConfigError(
-            f"the label '{strange[0]}' is not one of the classes", expected=", ".join(config.classes)
-        )
-    if len(config.classes) < 2:
-        raise ConfigError(
-            "there are fewer than two classes", expected="two classes or more", actual=", ".join(labels)
-        )
-    return config
-
-
-@dataclass(frozen=True, eq=False)
-class _Data:
-    """The images that could be described, their classes and folds."""
-
-    cohort: Cohort
-    labels: NDArray[np.intp]
-    folds: NDArray[np.intp]
+        return _save(config, job, models, encoders, replace(data, of_sets=predictions), attributions)
 
 
 def _labels(config: Config, cohort: Cohort) -> NDArray[np.intp]:
     return np.array([config.classes.index(case.label or "") for case in cohort], np.intp)
 
 
-def _choose_folds(config: Config, job: TrainingJob) -> NDArray[np.intp]:
-    cohort = job.split.train
-    folds = folds_of(config, cohort, _labels(config, cohort), job.seed)
-    write_folds(job.folder / "folds.csv", cohort, folds)
-    return folds
-
-
-def _describe(config: Config, job: TrainingJob, index: int, encoder: Encoder) -> Described:
-    folder = make_folder(Path(config.features) if config.features else job.out / "features")
-    descriptors = described(
-        config, index, encoder, job.split.train, folder, job.scan_machine(job.workers), job.seed, job.progress
-    )
-    job.failures.update(descriptors.failures)
-    return descriptors
-
-
-def _described_data(config: Config, job: TrainingJob, folds: NDArray[np.intp]) -> _Data:
+def _described_data(config: Config, job: TrainingJob, folds: NDArray[np.intp]) -> HeldOut:
     """Leave out the images without descriptors, and check that every class and fold still has images."""
     cohort = job.split.train.where(lambda case: case.id not in job.failures)
     is_described = np.array([case.id not in job.failures for case in job.split.train], np.bool_)
@@ -148,7 +91,7 @@ def _described_data(config: Config, job: TrainingJob, folds: NDArray[np.intp]) -
             )
     for case, cause in job.failures.items():
         log.warning("case %s is left out: %s", case, cause)
-    return _Data(cohort, labels, folds)
+    return HeldOut(cohort, labels, folds)
 
 
 def _note_stains(job: TrainingJob, cohort: Cohort, descriptors: Described) -> None:
@@ -183,7 +126,8 @@ class _Boosting:
     config: Config
     job: TrainingJob
     models: Path
-    data: _Data
+    data: HeldOut
+    """The images, which the models predict without having seen them."""
 
     def run(self, described_sets: Sequence[Described]) -> tuple[dict[str, NDArray[np.float64]], Attributions]:
         """For every set, (seeds, images, classes): predictions of the models that did not see the image."""
@@ -212,63 +156,39 @@ class _Boosting:
         self, set_: DescriptorSet, fold: int, descriptors: NDArray[np.float32]
     ) -> tuple[NDArray[np.float64], Explained]:
         """(seeds, images of the fold, classes), and what explains the first model."""
-        config, labels = self.config, self.data.labels
+        config, labels, boosting = self.config, self.data.labels, self.config.boosting
         is_held_out = self.data.folds == fold
         _, augmentations, width = descriptors.shape
         rows = descriptors[is_held_out].reshape(-1, width)
-        fold_data = _FoldData(config.boosting, descriptors, labels, is_held_out)
+
+        @cache
+        def datasets() -> tuple[lightgbm.Dataset, lightgbm.Dataset | None]:
+            training = dataset(descriptors[~is_held_out], labels[~is_held_out], boosting)
+            if not boosting.early_stopping:
+                return training, None
+            return training, dataset(descriptors[is_held_out], labels[is_held_out], boosting, training)
+
         predictions = []
         explained = Explained(np.zeros(width), 0)
-        for seed in range(config.boosting.seeds):
+        for seed in range(boosting.seeds):
             path = self.models / text_name(set_.name, seed, fold)
-            forest = _stored_forest(path) or self._train_forest(path, fold_data, seed, fold)
+            forest = _stored_forest(path)
+            if forest is None:
+                booster = boost(*datasets(), len(config.classes), boosting, seed, fold)
+                write_text(path, booster.model_to_string())
+                forest = read_forest_file(path)
             predictions.append(forest.predict(rows).reshape(-1, augmentations, len(config.classes)))
             if seed == 0 and (count := min(config.attributions, augmentations)):
                 first = descriptors[is_held_out][:, :count].reshape(-1, width)
                 explained = explain(forest, first, labels[is_held_out].repeat(count))
         return np.stack([one.mean(axis=1) for one in predictions]), explained
 
-    def _train_forest(self, path: Path, fold_data: _FoldData, seed: int, fold: int) -> BoostedTrees:
-        config = self.config
-        held_out = fold_data.held_out if config.boosting.early_stopping else None
-        text = boost(
-            fold_data.training, None, len(config.classes), config.boosting, seed, fold, held_out
-        ).model_to_string()
-        write_text(path, text)
-        return read_forest(text, path)
-
-
-@dataclass(frozen=True, eq=False)
-class _FoldData:
-    """Data shared by the seeds of a fold: its descriptors, binned at first use."""
-
-    config: BoostingConfig
-    descriptors: NDArray[np.float32]
-    labels: NDArray[np.intp]
-    is_held_out: NDArray[np.bool_]
-
-    @cached_property
-    def training(self) -> lightgbm.Dataset:
-        return lightgbm.Dataset(*self._rows(~self.is_held_out), params=data_parameters(self.config))
-
-    @cached_property
-    def held_out(self) -> lightgbm.Dataset:
-        return lightgbm.Dataset(*self._rows(self.is_held_out), reference=self.training)
-
-    def _rows(self, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-        """Descriptors with one row per augmentation."""
-        _, augmentations, width = self.descriptors.shape
-        return self.descriptors[chosen].reshape(-1, width), self.labels[chosen].repeat(augmentations)
-
 
 def _stored_forest(path: Path) -> BoostedTrees | None:
     """The stored model of this training; None if it does not exist or cannot be read."""
-    if not path.exists():
-        return None
-    try:
+    with suppress(BundleError):
         return read_forest_file(path)
-    except BundleError:
-        return None
+    return None
 
 
 # -- the bundle ---------------------------------------------------------------------------------------------

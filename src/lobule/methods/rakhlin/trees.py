@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from lobule.errors import BundleError
 
@@ -69,7 +70,7 @@ class BoostedTrees:
         out = np.empty((len(values), self.classes))
         step = max(1, CELLS_AT_ONCE // len(self.roots))
         for start in range(0, len(values), step):
-            out[start : start + step] = _softmax(self._scores(values[start : start + step]))
+            out[start : start + step] = softmax(self._scores(values[start : start + step]), axis=1)
         return out
 
     def _scores(self, values: NDArray[Any]) -> Floats:
@@ -151,11 +152,6 @@ class BoostedTrees:
             yield f"{name}=" + " ".join(map(repr, numbers.tolist()))
         yield "is_linear=0"
         yield "shrinkage=1"
-
-
-def _softmax(scores: Floats) -> Floats:
-    grown = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(grown / grown.sum(axis=1, keepdims=True))
 
 
 # -- reading and checking -----------------------------------------------------------------------------------
