@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -53,8 +53,6 @@ from lobule.training.batch_stream import DrawnBatches
 from lobule.training.fit_options import Group, split_parameters
 from lobule.training.job import TrainingJob, TrainOptions, training_job, val_and_seed
 
-Value = TypeVar("Value")
-
 KINDS: tuple[Kind, ...] = ("exam",)
 """Kinds of cases that the method can be trained on."""
 PATCHES, BIRADS, BREASTS, VALIDATION = 1, 2, 3, 1_000_000
@@ -78,7 +76,6 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
     Raises:
         ConfigError: if the settings or the labels of the cohort do not allow the training.
     """
-    settings = config.training
     torch.manual_seed(val_and_seed(options)[1])
     start = build_start(config)
     with training_job(start.config, cohort, out, kinds=KINDS, also=start.sources, **options) as job:
@@ -89,7 +86,7 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
                 training.train_patches(start.patch_net, exams)
             exams = training.paint_heatmaps(start.patch_net, exams)
         is_pretrained = start.is_pretrained or training.train_birads(exams)
-        training.train_breasts(exams, trunk_rate=settings.trunk_rate if is_pretrained else settings.rate)
+        training.train_breasts(exams, is_pretrained=is_pretrained)
         return training.save(exams)
 
 
@@ -196,9 +193,10 @@ class _Training:
             return False
         torch.manual_seed(job.seed + BIRADS)
         net = BiradsNet(self.start.net.four_view_resnet, self.config.architecture.widths[-1], len(categories))
-        val_sampler = None if exams.val is None else ExamSampler(exams.val, columns, categories)
-        has_exams = val_sampler is not None and val_sampler.has_exams
-        validate = partial(self._on_exams, birads_area, val_sampler) if has_exams else None
+        validate = None
+        if exams.val is not None:
+            val_sampler = ExamSampler(exams.val, columns, categories)
+            validate = partial(self._on_exams, birads_area, val_sampler) if val_sampler.has_exams else None
         groups = [Group(list(net.parameters()), settings.birads_rate)]
         sampler = ExamSampler(exams.train, columns, categories)
         batches = self._batches(sampler.draw, collate_exams, settings.batch, BIRADS)
@@ -210,11 +208,12 @@ class _Training:
 
     # -- breasts ------------------------------------------------------------------------------------------
 
-    def train_breasts(self, exams: _Exams, *, trunk_rate: float) -> None:
+    def train_breasts(self, exams: _Exams, *, is_pretrained: bool) -> None:
         """Train the classifier on breast labels."""
         settings, net = self.config.training, self.start.net
         sampler = ExamSampler(exams.train)
         trunk, head = split_parameters(net, "four_view_resnet.")
+        trunk_rate = settings.trunk_rate if is_pretrained else settings.rate
         val_sampler = None if exams.val is None else ExamSampler(exams.val)
         if val_sampler is not None and not _can_evaluate(val_sampler):
             self.job.note(
@@ -236,8 +235,8 @@ class _Training:
     # -- shared by the stages -----------------------------------------------------------------------------
 
     def _on_exams(
-        self, measure: Callable[[Any, Iterator[ExamBatch]], Value], sampler: ExamSampler, net: nn.Module
-    ) -> Value:
+        self, measure: Callable[[Any, Iterator[ExamBatch]], Any], sampler: ExamSampler, net: nn.Module
+    ) -> Any:
         """Measure a network on every exam once, in the precision of the training."""
         with self.job.autocast():
             return measure(net, self._in_order(sampler))

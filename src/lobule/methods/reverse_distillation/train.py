@@ -17,18 +17,17 @@ from lobule.augment import NO_AUGMENTATION
 from lobule.bundles import Bundle, plain_weights
 from lobule.cohort import Cohort
 from lobule.errors import ConfigError
-from lobule.losses import distillation_loss, focal_distillation_loss
+from lobule.losses import FLOOR, distillation_loss, focal_distillation_loss
 from lobule.methods.reverse_distillation.budget import PatchBudget, choose_patches
 from lobule.methods.reverse_distillation.calibrate import calibrate
 from lobule.methods.reverse_distillation.config import RANDOM, Config
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, images_for, save
 from lobule.nets.reverse_distillation import Student
 from lobule.nets.teachers import ChannelStatistics, Teacher, load_teacher_weights, teacher
-from lobule.training import patch_pools
 from lobule.training.fit_options import Group
 from lobule.training.fitting import FitReport
 from lobule.training.job import TrainingJob, TrainOptions, training_job, weights_source
-from lobule.training.patch_pools import PatchStreams
+from lobule.training.patch_pools import PatchStreams, cases_of, train_pool, validation_pool
 from lobule.training.patch_sampling import NORMAL, TUMOUR, Pool
 from lobule.training.sampling import SampleConfig, Samples
 
@@ -51,7 +50,7 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
     """
     with training_job(config, cohort, out, **options) as job:
         config, budget = _choose_patches(config, job)
-        validation = patch_pools.validation_pool(job, stains=config.stains)
+        validation = validation_pool(job, stains=config.stains)
         sampling = SampleConfig(
             config.mpp, config.patch, augment=config.augment if config.augmentation else NO_AUGMENTATION
         )
@@ -73,13 +72,10 @@ def frozen_teacher(name: str, weights: str, seed: int = 0) -> Teacher:
 
 def _choose_patches(config: Config, job: TrainingJob) -> tuple[Config, PatchBudget]:
     """Choose the training patches. Without tumour patches, the config changes to the plain loss."""
-    pool = patch_pools.train_pool(job, need=(NORMAL,), stains=config.stains)
+    pool = train_pool(job, need=(NORMAL,), stains=config.stains)
     loss = config.loss
     if loss == "focal" and not (pool.usable(TUMOUR) and config.tumour_patches):
-        job.note(
-            "There are no tumour patches; the plain one-class loss is used, which learns from normal tissue "
-            "only."
-        )
+        job.note("There are no tumour patches: the plain one-class loss learns from normal tissue only.")
         loss = "plain"
     config = config.of_loss(loss)
     budget = choose_patches(config, pool, job.seed)
@@ -158,9 +154,7 @@ class _Training:
         if self.config.loss == "plain":
             return distillation_loss(maps, rebuilt)
         normal = self.job.on_device(samples.labels == NORMAL)
-        if self.config.safe:
-            return focal_distillation_loss(maps, rebuilt, normal)
-        return focal_distillation_loss(maps, rebuilt, normal, floor=None)
+        return focal_distillation_loss(maps, rebuilt, normal, floor=FLOOR if self.config.safe else None)
 
     def _score(self, samples: Samples) -> Tensor:
         return self.predictor.model.patch_scores(self.job.on_device(samples.pixels))
@@ -172,13 +166,12 @@ class _Training:
         outcome = calibrate(slide_scan, self.streams, budget.pool, validation)
         predictor.calibration = outcome.calibration
         job.note(*outcome.notes)
-        epochs = [[step, score] for step, score in report.scores]
         weights = "" if config.weights == RANDOM else config.weights
         predictor.net.cpu()
         record = job.record(
-            patch_pools.cases_of(budget.pool),
-            patch_pools.cases_of(validation),
-            {**report.summary(), "epochs": epochs, **outcome.metrics},
+            cases_of(budget.pool),
+            cases_of(validation),
+            {**report.summary(), "epochs": list(report.scores), **outcome.metrics},
             budget=budget.summary(),
             weights=weights_source(weights, config.weights or "published"),
         )

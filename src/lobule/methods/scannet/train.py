@@ -24,11 +24,10 @@ from lobule.nets.backbones import BACKBONES, load_trunk
 from lobule.nets.digest import weights_digest
 from lobule.nets.receptive import geometry_of
 from lobule.nets.scaling import PLAIN_SCALING, InputScaling
-from lobule.training import patch_pools
 from lobule.training.fit_options import Group, split_parameters
 from lobule.training.fitting import FitReport
 from lobule.training.job import TrainingJob, TrainOptions, training_job, weights_source
-from lobule.training.patch_pools import PatchStreams
+from lobule.training.patch_pools import PatchStreams, cases_of, train_pool, validation_pool
 from lobule.training.patch_sampling import NORMAL, Points, Pool
 from lobule.training.sampling import SampleConfig, Samples
 from lobule.training.training_scan import TrainingScan
@@ -52,8 +51,8 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
     config = config.resolved()
     with training_job(config, cohort, out, distributed=True, **options) as job:
         training = _begin(config, job)
-        pool = patch_pools.train_pool(job, stains=config.stains)
-        validation = patch_pools.validation_pool(job, need=(), stains=config.stains)
+        pool = train_pool(job, stains=config.stains)
+        validation = validation_pool(job, need=(), stains=config.stains)
         pool, metrics = training.run_rounds(pool, validation)
         bundle = training.save(pool, validation, metrics) if job.ranks.first else None
         job.ranks.wait()
@@ -170,7 +169,7 @@ class _Training:
         calibration = self._calibrate(validation)
         learned = self._learn_slide_score(pool, validation)
         record = self.job.record(
-            patch_pools.cases_of(pool), patch_pools.cases_of(validation), metrics | learned.metrics(),
+            cases_of(pool), cases_of(validation), metrics | learned.metrics(),
             weights=weights_source(self.config.weights),
         )  # fmt: skip
         forest = learned.fitted.forest if learned.fitted else None
