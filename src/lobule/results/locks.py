@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from lobule.errors import ResultsError
@@ -47,10 +47,14 @@ def _refuse_other_division(folder: Path, count: int) -> None:
 @contextmanager
 def lock_settings(root: Path, shard: tuple[int, int] | None) -> Iterator[None]:
     """Lock the settings for one shard at a time: the first shard writes them for all others."""
-    if shard is None:
+    with nullcontext() if shard is None else lock_file(root / ".lock-engine"):
         yield
-        return
-    with (root / ".lock-engine").open("a+") as file:
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[None]:
+    """Wait for the lock of a file, which one process at a time has."""
+    with path.open("a+") as file:
         _try_lock(file, shared=False, wait=True)
         yield
 

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from lobule import __version__
 from lobule.allocator import return_free_pages
 from lobule.cohort import Case, Cohort
 from lobule.errors import CaseError, DamagedResults, LobuleError, NothingToScore, ResultsError
-from lobule.files import flush_all, results_error, write_json
+from lobule.files import flush_all, make_folder, write_json
 from lobule.grid import cells_in_box
 from lobule.results.folder import PLAN, RESULT, CaseFolder, Results
 from lobule.results.plan import fingerprints, plan_of, same_plan
@@ -77,40 +77,32 @@ class Progress:
     began: float = field(default_factory=time.monotonic)
 
 
+@dataclass(eq=False)
 class CaseRunner:
     """Runs cases in threads that share one pipeline."""
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        results: Results,
-        options: ScanOptions,
-        engine: EngineSettings,
-        bundle: Mapping[str, Any],
-        cohort: Cohort,
-        progress: Progress,
-        retry_failed: bool,
-        verify: str = "changed",
-    ) -> None:
-        self.predictor, self.results, self.options, self.engine = predictor, results, options, engine
-        self.bundle, self.cohort, self.progress = bundle, cohort, progress
-        self.retry_failed = retry_failed
-        self.verify = verify
+    predictor: Predictor
+    results: Results
+    options: ScanOptions
+    engine: EngineSettings
+    bundle: Mapping[str, Any]
+    cohort: Cohort
+    progress: Progress
+    retry_failed: bool
+    verify: str
+    cache_bytes: int
+    """Bytes of decoded tiles to cache, shared by the open cases."""
+    memory: DecodingMemory
+    """Memory for slides that are decoded whole or in very large tiles."""
 
-    def run(self, cases: Sequence[Case], readers: int, cache_bytes: int, memory: DecodingMemory) -> None:
-        """Scan the cases.
-
-        Args:
-            cases: The cases to scan, in this order.
-            readers: Number of reading threads.
-            cache_bytes: Bytes of decoded tiles to cache, shared by the open cases.
-            memory: Memory for slides that are decoded whole or in very large tiles.
-        """
-        self.cache_bytes = cache_bytes // MAX_OPEN_CASES
-        self.memory = memory
+    def run(self, cases: Sequence[Case], readers: int) -> None:
+        """Scan the cases in this order, with a number of reading threads."""
         self.pipeline = Pipeline(self.predictor.model, self.engine, readers)
         self.pipeline.counters = self.progress.counters
-        with self.pipeline, self._case_threads() as pool:
+        # `steps` runs with the recorded number of torch threads: the last bits of a sum depend on it.
+        threads = (self.engine.replica_threads,)
+        case_threads = ThreadPoolExecutor(MAX_OPEN_CASES, "case", torch.set_num_threads, threads)
+        with self.pipeline, case_threads as pool:
             running: set[Future[None]] = set()
             try:
                 for order, case in enumerate(cases):
@@ -122,15 +114,6 @@ class CaseRunner:
             except BaseException:
                 self.pipeline.stop()
                 raise
-
-    def _case_threads(self) -> ThreadPoolExecutor:
-        """Return the threads that run `steps`.
-
-        They use the recorded number of torch threads, because the last bits of a sum depend on it.
-        """
-        return ThreadPoolExecutor(
-            MAX_OPEN_CASES, "case", initializer=torch.set_num_threads, initargs=(self.engine.replica_threads,)
-        )
 
     def _wait_for_any_case(self, running: set[Future[None]]) -> set[Future[None]]:
         """Wait until a case finishes, raise its error if it failed, and return the cases still running."""
@@ -150,9 +133,8 @@ class CaseRunner:
             except DamagedResults as error:
                 log.warning(
                     "Case %s: the existing results are damaged; scanning it again from the start (%s)",
-                    case.id,
-                    error,
-                )
+                    case.id, error,
+                )  # fmt: skip
                 folder.clear()
                 status = self._scan_case(order, case, folder)
         except (Stopped, ResultsError):
@@ -224,14 +206,9 @@ class CaseRunner:
         """Reserve the memory for decoding a case's images. The images are closed before it is released."""
         slides = {id(image): image for image in opened.images.values() if isinstance(image, Slide)}
         nbytes = sum(slide.decoding_bytes for slide in slides.values())
-        try:
-            with self.memory.reserve(nbytes, ", ".join(opened.case.paths), self._raise_if_stopped):
-                try:
-                    yield
-                finally:
-                    opened.close()
-        finally:
-            opened.close()
+        reserved = self.memory.reserve(nbytes, ", ".join(opened.case.paths), self._raise_if_stopped)
+        with closing(opened), reserved, closing(opened):
+            yield
 
     def _raise_if_stopped(self) -> None:
         if self.pipeline.stopping:
@@ -271,7 +248,7 @@ class CaseRunner:
             image, heights = images[name], fields.boxes[fields.image == index, 3]
             if isinstance(image, Slide) and len(heights):
                 row_bytes = image.row_bytes(fields.lattices[index], int(heights.max()))
-                image.use_cache(min(row_bytes, self.cache_bytes))
+                image.use_cache(min(row_bytes, self.cache_bytes // MAX_OPEN_CASES))
 
     def _is_done(self, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> bool:
         """Whether the case is already done with the same input. Results of a different input are deleted."""
@@ -298,10 +275,7 @@ class CaseRunner:
         return not self.retry_failed
 
     def _write_plan(self, case: Case, folder: CaseFolder, prints: Mapping[str, str]) -> None:
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise results_error(error, folder.path) from error
+        make_folder(folder.path)
         for leftover in folder.path.glob(".*.part*"):
             leftover.unlink(missing_ok=True)
         write_json(folder.path / PLAN, plan_of(case, prints))
@@ -346,10 +320,7 @@ class CaseRunner:
         }
         if "input" not in body:
             body["input"] = fingerprints(case, careful=True)
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise results_error(problem, folder.path) from problem
+        make_folder(folder.path)
         # After a power failure, a case that has a result must also have its complete maps.
         flush_all(folder.path / "maps")
         write_json(folder.path / RESULT, body)

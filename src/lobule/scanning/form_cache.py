@@ -11,8 +11,8 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lobule import __version__
 from lobule.errors import LobuleError
 from lobule.files import read_json, write_json
 from lobule.fingerprints import cache_folder
+from lobule.results.locks import lock_file
 from lobule.scanning.contract import EngineSettings
 
 log = logging.getLogger("lobule.scan")
@@ -105,17 +106,11 @@ def store_form(key: Mapping[str, Any], form: CachedForm) -> CachedForm:
     try:
         path = _path_of(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
+        with lock_file(path.with_suffix(".lock")):
             with suppress(OSError, LobuleError, ValueError):  # A damaged entry is replaced.
                 if path.exists():
                     return _read(path)
-            entry = {
-                "precision": form.precision,
-                "channels_last": form.channels_last,
-                "measurement": dict(form.measurement),
-                "key": dict(key),
-            }
-            write_json(path, entry)
+            write_json(path, {**vars(form), "key": key})
     except (OSError, LobuleError, RuntimeError) as error:
         log.warning(
             "The choice of precision and layout cannot be cached: %s. Use --precision and --memory-layout "
@@ -144,16 +139,3 @@ def _read(path: Path) -> CachedForm:
     if not sound:
         raise ValueError(f"{path} is damaged: it contains no valid precision and layout")
     return form
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Lock the entry for one process at a time, so that a second process reads what the first one stored."""
-    with path.open("a") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows has no such locks: the last writer wins.
-            yield
-            return
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

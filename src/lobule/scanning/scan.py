@@ -136,12 +136,13 @@ def scan(
             engine = _choose_engine(predictor.model, results, options, machine, progress)
         return_freed_memory()  # Memory of the forms of the model that were measured but not chosen.
         readers = machine.readers or available_cores()
+        cache_bytes = int(machine.max_ram * CACHE_SHARE)
         runner = CaseRunner(
-            predictor, results, options, engine, bundle, cohort, progress, retry_failed, verify
-        )
+            predictor, results, options, engine, bundle, cohort, progress, retry_failed, verify,
+            cache_bytes, DecodingMemory(cache_bytes, machine.max_ram),
+        )  # fmt: skip
         try:
-            cache_bytes = int(machine.max_ram * CACHE_SHARE)
-            runner.run(cases, readers, cache_bytes, DecodingMemory(cache_bytes, machine.max_ram))
+            runner.run(cases, readers)
         finally:
             return_freed_memory()
         write_summary(results)
@@ -201,10 +202,7 @@ def _choose_engine(
         return engine
     engine = EngineSettings(device=device, replicas=replicas, replica_threads=threads)
     engine = model.choose_batch(engine, int(machine.max_ram * MODEL_SHARE) // replicas, options)
-    if machine.cells is not None:
-        engine = replace(engine, cells=machine.cells)
-    if machine.batch is not None:
-        engine = replace(engine, batch=machine.batch)
+    engine = replace(engine, cells=machine.cells or engine.cells, batch=machine.batch or engine.batch)
     engine, measured = _choose_form(model, engine, results.settings["bundle"], options, machine)
     log.info("precision %s", measured.sentence())
     progress.precision = measured.sentence()
@@ -281,14 +279,8 @@ def _warn_about_lower_memory(machine: Machine, path: Path) -> None:
 
 def _warn_about_fixed_settings(engine: EngineSettings, machine: Machine, path: Path) -> None:
     """Warn if the user requests settings other than those that the scan began with and still uses."""
-    requested_settings = {
-        "precision": machine.precision,
-        "batch": machine.batch,
-        "cells": machine.cells,
-        "channels_last": machine.channels_last,
-    }
-    for name, requested in requested_settings.items():
-        recorded = getattr(engine, name)
+    for name in ("precision", "batch", "cells", "channels_last"):
+        requested, recorded = getattr(machine, name), getattr(engine, name)
         if requested not in (None, "auto", recorded):
             log.warning(
                 "%s: this scan began with %s %s and continues with it; %s is ignored (--fresh starts over)",
@@ -298,11 +290,11 @@ def _warn_about_fixed_settings(engine: EngineSettings, machine: Machine, path: P
 
 def _report(results: Results, cases: Sequence[Case], progress: Progress) -> ScanReport:
     failed, partial, unscored = {}, [], {}
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for case in cases:
         folder = results.case_folder(case.id)
         status = folder.status
-        counts[status] = counts.get(status, 0) + 1
+        counts[status] += 1
         if status == FAILED:
             failed[case.id] = ((folder.result or {}).get("error") or {}).get("message", "")
         elif status == PARTIAL:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,16 +94,33 @@ class _FailureList:
             self._on_disk = dict(self.causes)
 
     def failed_fields(self) -> list[FailedField]:
-        fields = self._pass.fields
-        entries = []
-        for row in sorted(self.causes):
-            box = fields.l0_box(row)
-            l0_box = (box.x, box.y, box.width, box.height)
-            entries.append(FailedField(self._pass.name, fields.image_of(row), l0_box, self.causes[row]))
-        return entries
+        fields, name = self._pass.fields, self._pass.name
+        return [
+            FailedField(name, fields.image_of(row), astuple(fields.l0_box(row)), self.causes[row])
+            for row in sorted(self.causes)
+        ]
 
 
-class MapSink:
+class _Sink(ABC):
+    """What the sinks of maps and tables share: the list of failed fields."""
+
+    needed: NDArray[np.bool_]
+    _failures: _FailureList
+
+    @abstractmethod
+    def _store(self, row: int, outputs: Any) -> None:
+        """Store the outputs of a field, or None if it failed."""
+
+    def fail(self, row: int, cause: str) -> None:
+        if self.needed[row]:
+            self._failures.causes[row] = cause
+        self._store(row, None)
+
+    def failures(self) -> list[FailedField]:
+        return self._failures.failed_fields()
+
+
+class MapSink(_Sink):
     """Assembles a map. A chunk is written when all of its fields have arrived."""
 
     def __init__(
@@ -146,16 +165,8 @@ class MapSink:
         else:
             self.fail(row, "the model returned a score that is NaN or infinite")
 
-    def fail(self, row: int, cause: str) -> None:
-        if self.needed[row]:
-            self._failures.causes[row] = cause
-        self._store(row, None)
-
     def finish(self) -> Store:
         return MapReader(self._writer.path)
-
-    def failures(self) -> list[FailedField]:
-        return self._failures.failed_fields()
 
     def _shape(self, chunk: tuple[int, int]) -> tuple[int, int]:
         rows, columns = self._writer.info.chunk_cells(chunk)
@@ -189,7 +200,7 @@ class MapSink:
         _guard(lambda: self._writer.write_chunk(chunk, scores, states), self._writer.path)
 
 
-class TableSink:
+class TableSink(_Sink):
     """Assembles a table. A chunk of rows is written when all of its fields have arrived."""
 
     def __init__(
@@ -215,16 +226,8 @@ class TableSink:
         else:
             self._store(row, outputs)
 
-    def fail(self, row: int, cause: str) -> None:
-        if self.needed[row]:
-            self._failures.causes[row] = cause
-        self._store(row, None)
-
     def finish(self) -> Store:
         return TableReader(self._writer.path)
-
-    def failures(self) -> list[FailedField]:
-        return self._failures.failed_fields()
 
     def _store(self, row: int, outputs: Outputs | None) -> None:
         if not self.needed[row]:
@@ -241,7 +244,7 @@ class TableSink:
 
     def _columns(self, index: NDArray[np.int64], rows: Mapping[int, Outputs | None]) -> Columns:
         fields = self._pass.fields
-        l0 = np.array([_corners(fields.l0_box(int(row))) for row in index], np.int64).reshape(-1, 4)
+        l0 = np.array([astuple(fields.l0_box(int(row))) for row in index], np.int64).reshape(-1, 4)
         columns: Columns = {
             "field": index,
             "image": np.array([fields.image_of(int(row)) for row in index]),
@@ -256,10 +259,6 @@ class TableSink:
             values = [blank if (got := rows[int(row)]) is None else got[name] for row in index]
             columns[name] = np.stack([np.asarray(value, np.float32) for value in values])
         return columns
-
-
-def _corners(box: Any) -> tuple[int, int, int, int]:
-    return box.x, box.y, box.width, box.height
 
 
 def _guard(write: Callable[[], None], path: Path) -> None:
