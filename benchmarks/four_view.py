@@ -65,9 +65,9 @@ class Bench:
         self.bundles = {}
         for heatmaps in (False, True):
             config = parse(Config, {"architecture.heatmaps": heatmaps})
-            net, patch_net = build(config)
+            networks = build(config)
             self.bundles[heatmaps] = folder / f"bundle{int(heatmaps)}"
-            save(self.bundles[heatmaps], config, net, patch_net)
+            save(self.bundles[heatmaps], config, networks.members[0], *networks.patch_nets)
         self.predictors = {key: load(read_bundle(path)) for key, path in self.bundles.items()}
         self.views: dict[str, ExamView] = dict(self.predictors[True].images(self.case, ScanOptions()))  # type: ignore[arg-type]
         rng = random.Random(0)

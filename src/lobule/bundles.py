@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
 from lobule import __version__
 from lobule.errors import BundleError, ConfigError, LobuleError, ModelError, ResultsError, UsageError
@@ -18,7 +18,6 @@ from lobule.fingerprints import digest_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 FORMAT = "lobule-bundle/1"
 MODEL = "model.json"
@@ -41,6 +40,12 @@ def _is_number(value: object) -> bool:
 
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Fillable(Protocol):
+    """A net, or another value with tensors; `RuntimeError` if the tensors do not fit."""
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], /) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Bundle:
         except Exception as error:  # safetensors raises undocumented types of errors.
             raise BundleError("the weights cannot be read", subject=self.path, actual=str(error)) from error
 
-    def fill(self, net: nn.Module, name: str) -> None:
+    def fill(self, net: Fillable, name: str) -> None:
         """Load the tensors of the weights file into a net; `name` describes it in the error message.
 
         Raises:
@@ -194,10 +199,11 @@ def write_bundle(
     return read_bundle(root)
 
 
-def read_bundle(path: str | Path) -> Bundle:
-    """Read a bundle. Its other files are checked when they are used.
+def read_bundle(path: str | Path, method: str | None = None) -> Bundle:
+    """Read a bundle, of one method if it is named. Its other files are checked when they are used.
 
     Raises:
+        ConfigError: The bundle is of another method.
         UsageError: The folder is not a bundle.
         BundleError: `model.json` is damaged or has another format.
     """
@@ -226,6 +232,10 @@ def read_bundle(path: str | Path) -> Bundle:
                 subject=path,
                 actual=f"invalid values of {', '.join(wrong)}",
                 remedy="Copy the bundle again from where it came",
+            )
+        if method not in (None, model["method"]):
+            raise ConfigError(
+                "the bundle is of another method", subject=path, expected=method, actual=model["method"]
             )
         return Bundle(
             method=model["method"],

@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Any
 
-from lobule.slides.backend import RGB
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 DEFAULT_BYTES = 64 << 20
 """Budget of one slide's cache: two rows of 512-px tiles of a slide 20,000 px wide."""
@@ -31,7 +34,7 @@ class TileCache:
         self.budget_bytes = budget_bytes
         self.decodes = 0
         """Tiles decoded so far."""
-        self._tiles: OrderedDict[Hashable, RGB] = OrderedDict()
+        self._tiles: OrderedDict[Hashable, Array] = OrderedDict()
         self._bytes = 0
         self._being_decoded: dict[
             Hashable, threading.Lock
@@ -46,10 +49,10 @@ class TileCache:
     def get(
         self,
         key: Hashable,
-        decode: Callable[[], RGB],
+        decode: Callable[[], Array],
         whole_tile: bool = False,
-        decode_uncached: Callable[[], RGB] | None = None,
-    ) -> RGB:
+        decode_uncached: Callable[[], Array] | None = None,
+    ) -> Array:
         """Return the tile of `key`, decoding it if it is not cached.
 
         The returned array is shared: do not write to it.
@@ -110,7 +113,7 @@ class TileCache:
             self._patience = min(4 * self._patience, self.budget_bytes)
         return not whole_tile or self._unused_bytes < min(self.budget_bytes, self._patience)
 
-    def _store(self, key: Hashable, tile: RGB, whole_tile: bool) -> None:
+    def _store(self, key: Hashable, tile: Array, whole_tile: bool) -> None:
         if whole_tile:
             self._unused_bytes += tile.nbytes
             self._read_whole.add(key)

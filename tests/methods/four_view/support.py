@@ -56,7 +56,8 @@ def seeded(net: torch.nn.Module, tag: str) -> torch.nn.Module:
 
 
 def nets(config: Config):
-    net, patch_net = build(config)
+    networks = build(config)
+    net, patch_net = networks.members[0], next(iter(networks.patch_nets), None)
     return seeded(net, "view-image"), None if patch_net is None else seeded(patch_net, "patch")
 
 

@@ -31,10 +31,11 @@ from lobule.methods.four_view.samples import (
     collate_exams,
     swap_breasts,
 )
-from lobule.methods.four_view.training_exams import UNKNOWN, ArrayCache, ExamPool, gather_exams
+from lobule.methods.four_view.training_exams import UNKNOWN, ExamPool, gather_exams
 from lobule.nets.four_view import TARGETS
 from lobule.results import open_results
 from lobule.scanning.scan import Machine
+from lobule.slides.cache import TileCache
 from lobule.training.batch_stream import DrawnBatches
 from tests.methods.four_view.configs import changed
 from tests.methods.four_view.made_exams import exams
@@ -49,7 +50,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 @pytest.fixture(scope="module")
 def pool(cohort: Cohort) -> ExamPool:
-    return gather_exams(cohort, CONFIG, ArrayCache(1 << 28), workers=2)
+    return gather_exams(cohort, CONFIG, TileCache(1 << 28), workers=2)
 
 
 # -- shares -------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def test_swap_sides_exchanges_half_of_the_sampled_exams(cohort: Cohort) -> None:
     left = {name: name.startswith("left") for name in TARGETS}
     config = changed(CONFIG, swap_sides=True)
     sampler = ExamSampler(
-        gather_exams(Cohort((replace(cohort.cases[0], breast_labels=left),)), config, ArrayCache(1 << 28))
+        gather_exams(Cohort((replace(cohort.cases[0], breast_labels=left),)), config, TileCache(1 << 28))
     )
     rng = np.random.default_rng(0)
     sides = [int(sampler.draw(index, rng).labels[2]) for index in range(60)]
@@ -98,7 +99,7 @@ def test_rare_exams_with_findings_are_sampled_with_their_share(cohort: Cohort) -
         replace(case, breast_labels={**healthy, "left_malignant": number == 5, "right_benign": number == 7})
         for number, case in enumerate(cohort)
     )
-    sampler = ExamSampler(gather_exams(Cohort(rare), CONFIG, ArrayCache(1 << 28)))
+    sampler = ExamSampler(gather_exams(Cohort(rare), CONFIG, TileCache(1 << 28)))
     labels = [sampler.draw(index, np.random.default_rng(index)).labels for index in range(80)]
     malignant = sum(label[2] == 1 for label in labels)
     benign = sum(label[1] == 1 for label in labels)
@@ -156,7 +157,7 @@ def test_loss_is_the_weighted_mean_over_known_labels() -> None:
 def test_a_training_step_moves_scores_towards_their_labels(pool: ExamPool, variant: str) -> None:
     """A step on the loss of any variant moves the exam's scores towards its labels."""
     torch.manual_seed(0)
-    net, _ = build(changed(CONFIG, variant=variant))
+    (net,) = build(changed(CONFIG, variant=variant)).members
     net.eval()
     batch = collate_exams([ExamSampler(pool).sample(exam, None) for exam in pool.exams[5:7]])
     optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
@@ -235,7 +236,7 @@ def test_training_heatmaps_equal_those_of_a_scan(cohort: Cohort, tmp_path: Path,
     machine = Machine(device="cpu", precision="float32", channels_last=True)
     patch_scores, failed = score_patches(predictor, config, "f", one_exam, tmp_path / "heatmaps", machine)
     assert not failed
-    pool = gather_exams(one_exam, config, ArrayCache(1 << 28)).without((), patch_scores)
+    pool = gather_exams(one_exam, config, TileCache(1 << 28)).without((), patch_scores)
     maps = open_results(tmp_path / "results").case_folder(one_exam.cases[0].id).maps
     (exam,) = pool.exams
     for name, image in exam.images.items():
@@ -269,7 +270,7 @@ def test_scan_and_training_shrink_views_alike(cohort: Cohort, tmp_path: Path) ->
     settings = {"epochs": 1, "augmentation": False, "window": (96, 56), "shrink": 2}
     run(bundle_of(tmp_path / "bundle", **settings), one_exam, tmp_path / "results")
     config = changed(CONFIG, shrink=2, crop_iterations=4, crop_buffer=6)
-    sampler = ExamSampler(gather_exams(one_exam, config, ArrayCache(1 << 28)))
+    sampler = ExamSampler(gather_exams(one_exam, config, TileCache(1 << 28)))
     batch = collate_exams([sampler.sample(sampler.pool.exams[0], None)])
     assert batch.views["L-CC"].shape == (1, 1, 48, 28)
     net, _ = nets(changed(config, widths=(4, 4, 8, 8, 16)))

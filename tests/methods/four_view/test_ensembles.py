@@ -38,7 +38,8 @@ def member(path: Path, tag: str, **settings: object) -> Path:
     """Write a bundle with weights derived from `tag`, and a patch network derived from `patch_tag`."""
     patch_tag = str(settings.pop("patch_tag", "patch"))
     config = changed(SMALL, **settings)
-    net, patch_net = build(config)
+    networks = build(config)
+    net, patch_net = networks.members[0], next(iter(networks.patch_nets), None)
     patch_net = None if patch_net is None else seeded(patch_net, patch_tag)
     save(path, config, seeded(net, tag), patch_net, patients=[tag])
     return path
@@ -125,7 +126,7 @@ def test_settings_with_wrong_values_are_errors() -> None:
 
 def test_scores_that_are_not_finite_fail_the_case(cohort: Cohort, tmp_path: Path) -> None:
     config = changed(SMALL, heatmaps=False)
-    net, _ = build(config)
+    (net,) = build(config).members
     seeded(net, "one").fc1_cc.weight.data.fill_(float("nan"))
     save(tmp_path / "b", config, net)
     report = run(tmp_path / "b", cohort.where(lambda case: case.id == "exam0000"), tmp_path / "r")

@@ -18,9 +18,9 @@ from lobule.bundles import (
     trained_bundle,
     write_bundle,
 )
-from lobule.errors import BundleError, ConfigError, ModelError
+from lobule.errors import BundleError, ConfigError
 from lobule.methods.four_view.config import Config, Variant
-from lobule.methods.four_view.model import Nets, build, build_all
+from lobule.methods.four_view.model import Nets, build
 from lobule.methods.four_view.predictor import FourViewPredictor
 from lobule.nets.digest import weights_digest
 from lobule.nets.four_view import TARGETS, Classifier
@@ -34,13 +34,8 @@ def load_nets(bundle: Bundle) -> tuple[Config, Nets]:
     """Return the settings and the networks of a bundle.
 
     Raises:
-        ConfigError: The bundle is of another method.
         ModelError: The weights do not fit the networks.
     """
-    if bundle.method != "four_view":
-        raise ConfigError(
-            "the bundle is of another method", subject=bundle.path, expected="four_view", actual=bundle.method
-        )
     if "variant" in bundle.config:  # the format before settings were grouped
         raise BundleError(
             "the bundle has settings of four_view in format 1, which is no longer read",
@@ -51,16 +46,8 @@ def load_nets(bundle: Bundle) -> tuple[Config, Nets]:
     config = Config.from_dict(bundle.config)
     architecture = replace(config.architecture, pool=config.architecture.pool or "mean")
     config = replace(config, architecture=architecture)
-    nets = build_all(config)
-    try:
-        nets.load_state_dict(bundle.weights())
-    except RuntimeError as error:
-        raise ModelError(
-            "the weights do not fit the networks",
-            subject=bundle.path,
-            expected=f"a {architecture.variant} classifier with {architecture.channels} input channels",
-            actual=str(error),
-        ) from error
+    nets = build(config)
+    bundle.fill(nets, f"{architecture.variant} with {architecture.channels} input channels")
     return config, nets
 
 
@@ -154,7 +141,7 @@ def convert(
 
 
 def _of_bundle(path: str | Path) -> _Source:
-    bundle = read_bundle(path)
+    bundle = read_bundle(path, "four_view")
     config, nets = load_nets(bundle)
     provenance = {"source": Path(path).name, "fingerprint": bundle.fingerprint}
     return _Source(path, config, nets, provenance, bundle.patients)
@@ -164,9 +151,9 @@ def _of_checkpoint(path: str | Path, patch: str | Path | None, config: Config) -
     checkpoint = plain_weights(path)
     variant, heatmaps = _detect_variant(checkpoint, path)
     config = replace(config, architecture=replace(config.architecture, variant=variant, heatmaps=heatmaps))
-    net, patch_net = build(config)
-    load_published(net, checkpoint, path)
-    if patch_net is not None:
+    nets = build(config)
+    load_published(nets.members[0], checkpoint, path)
+    for patch_net in nets.patch_nets:
         if patch is None:
             raise ConfigError(
                 "this classifier reads heatmaps and needs the patch network that computes them",
@@ -174,7 +161,6 @@ def _of_checkpoint(path: str | Path, patch: str | Path | None, config: Config) -
                 remedy="Pass the patch network's checkpoint with --patch",
             )
         load_published(patch_net, plain_weights(patch), patch)
-    nets = Nets((net,), (), () if patch_net is None else (patch_net,))
     return _Source(path, config, nets, published_source(Path(path)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -51,14 +50,7 @@ class Nets:
         return nn.ModuleDict(nets)
 
 
-def build(config: Config) -> tuple[Any, nn.Module | None]:
-    """Build the classifier of a configuration with random weights, and the patch network if it needs one."""
-    architecture = config.architecture
-    net = _classifier(architecture, architecture.variant)
-    return net, _patch_net(architecture) if architecture.heatmaps else None
-
-
-def build_all(config: Config) -> Nets:
+def build(config: Config) -> Nets:
     """Build every network of a bundle, with random weights."""
     architecture = config.architecture
     return Nets(

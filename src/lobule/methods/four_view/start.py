@@ -51,18 +51,16 @@ def build_start(config: Config) -> Start:
         sources["patch_weights"] = bundle.fingerprint
     architecture = replace(architecture, pool=architecture.pool or "mean")
     config = replace(config, architecture=architecture, reading=reading)
-    net, patch_net = build(config)
-    if loaded is not None:
-        (net,) = loaded.members
-    patch_nets = (patch_source or loaded or Nets((net,))).patch_nets if architecture.heatmaps else ()
-    if patch_nets:
-        (patch_net,) = patch_nets
-    elif patch_source is not None:
+    fresh = build(config)
+    (net,) = (loaded or fresh).members
+    trained_nets = (patch_source or loaded or Nets((net,))).patch_nets if architecture.heatmaps else ()
+    (patch_net,) = trained_nets or fresh.patch_nets or (None,)
+    if patch_source is not None and not trained_nets:
         raise BundleError("the bundle has no patch network", subject=training.patch_weights)
-    elif patch_net is not None and training.patch_weights:
+    if patch_net is not None and training.patch_weights and not trained_nets:
         _load_densenet(patch_net, training.patch_weights)
         sources["patch_weights"] = fingerprint(training.patch_weights, full=True)
-    return Start(config, net, patch_net, loaded is not None, bool(patch_nets), sources)
+    return Start(config, net, patch_net, loaded is not None, bool(trained_nets), sources)
 
 
 Group = TypeVar("Group", Architecture, Reading)
@@ -99,7 +97,7 @@ def inherited(settings: Group, fixed: Group, source: str, names: Sequence[str] |
 
 def _read_single(path: str) -> tuple[Bundle, Config, Nets]:
     """Read a bundle of one classifier."""
-    bundle = read_bundle(path)
+    bundle = read_bundle(path, "four_view")
     config, nets = load_nets(bundle)
     members, alone = config.architecture.members, config.architecture.alone
     if members > 1 or alone:

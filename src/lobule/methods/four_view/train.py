@@ -44,11 +44,12 @@ from lobule.methods.four_view.samples import (
     collate_exams,
 )
 from lobule.methods.four_view.start import Start, build_start
-from lobule.methods.four_view.training_exams import ArrayCache, ExamPool, gather_exams
+from lobule.methods.four_view.training_exams import ExamPool, gather_exams
 from lobule.nets.birads import BiradsNet
 from lobule.nets.digest import weights_digest
 from lobule.nets.four_view import PATCH_CLASSES
 from lobule.results.folder import Results
+from lobule.slides.cache import TileCache
 from lobule.training.batch_stream import DrawnBatches
 from lobule.training.fit_options import Group, split_parameters
 from lobule.training.job import TrainingJob, TrainOptions, training_job, val_and_seed
@@ -120,7 +121,7 @@ class _Training:
         return self.start.config
 
     def gather(self) -> _Exams:
-        job, cache = self.job, ArrayCache(int(self.job.machine.max_ram * CACHE_SHARE))
+        job, cache = self.job, TileCache(int(self.job.machine.max_ram * CACHE_SHARE))
         job.begin_stage("finding breasts")
         pools: list[ExamPool] = []
         for cohort in filter(None, (job.split.train, job.split.val)):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +21,7 @@ from lobule.methods.four_view.heatmaps import stored_heatmaps
 from lobule.methods.four_view.planning import patch_frame, patch_grids
 from lobule.nets.four_view import PATCH_CLASSES, TARGETS
 from lobule.results.folder import Results
+from lobule.slides.cache import TileCache
 
 UNKNOWN = -1
 
@@ -76,36 +74,13 @@ class TrainExam:
         return not any(self.case.breast_labels.get(f"{side}_{grade}", True) for grade in GRADES)
 
 
-class ArrayCache:
-    """Arrays by key. The least recently used ones are dropped when the cache exceeds its size in bytes."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._used_bytes = max_bytes, 0
-        self._arrays: OrderedDict[Hashable, NDArray[Any]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        with self._lock:
-            if key in self._arrays:
-                self._arrays.move_to_end(key)
-                return self._arrays[key]
-        array = make()
-        with self._lock:
-            if key not in self._arrays and array.nbytes <= self._max_bytes:
-                self._arrays[key] = array
-                self._used_bytes += array.nbytes
-                while self._used_bytes > self._max_bytes:
-                    self._used_bytes -= self._arrays.popitem(last=False)[1].nbytes
-        return array
-
-
 @dataclass(frozen=True, eq=False)
 class ExamPool:
     """Exams to sample from, with notes on the exams that could not be read."""
 
     exams: tuple[TrainExam, ...]
     config: Config
-    cache: ArrayCache
+    cache: TileCache
     notes: tuple[str, ...] = ()
     patch_scores: Results | None = None
     """Results with the scores of every patch, from which heatmaps are computed."""
@@ -142,7 +117,7 @@ class ExamPool:
         return [exam.case for exam in self.exams]
 
 
-def gather_exams(cohort: Cohort, config: Config, cache: ArrayCache, *, workers: int = 1) -> ExamPool:
+def gather_exams(cohort: Cohort, config: Config, cache: TileCache, *, workers: int = 1) -> ExamPool:
     """Open all exams and locate their breasts.
 
     Exams that cannot be read are left out and listed in the notes.
@@ -167,7 +142,7 @@ def gather_exams(cohort: Cohort, config: Config, cache: ArrayCache, *, workers: 
     return ExamPool(exams, config, cache, notes)
 
 
-def _read_exam(case: Case, config: Config, cache: ArrayCache) -> TrainExam:
+def _read_exam(case: Case, config: Config, cache: TileCache) -> TrainExam:
     outlines: Sequence[Polygon] = ()
     if case.annotation is not None:
         outlines = read_annotation(case.annotation).polygons

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from lobule.bundles import MODEL, Bundle, plain_weights, read_bundle, write_bundle
-from lobule.errors import ConfigError, ModelError
+from lobule.errors import ConfigError
 from lobule.methods.gmic.config import Config
 from lobule.methods.gmic.predictor import GmicPredictor
 from lobule.nets.four_view import TARGETS
@@ -21,16 +21,9 @@ from lobule.nets.gmic import TOP_SHARES, Gmic
 
 def build(config: Config) -> list[Gmic]:
     """Build the models of a configuration, with random weights."""
-    return [
-        Gmic(
-            top_share=share,
-            regions=config.regions,
-            region_px=config.region_px,
-            widths=config.widths,
-            quirks=config.quirks,
-        )
-        for share in config.top_shares
-    ]
+    names = ("regions", "region_px", "widths", "quirks")
+    options: dict[str, Any] = {name: getattr(config, name) for name in names}
+    return [Gmic(top_share=share, **options) for share in config.top_shares]
 
 
 def load(bundle: Bundle, *, trust: bool = False) -> GmicPredictor:
@@ -40,21 +33,9 @@ def load(bundle: Bundle, *, trust: bool = False) -> GmicPredictor:
 
 
 def _load_nets(bundle: Bundle) -> tuple[Config, list[Gmic]]:
-    if bundle.method != "gmic":
-        raise ConfigError(
-            "the bundle is of another method", subject=bundle.path, expected="gmic", actual=bundle.method
-        )
     config = Config.from_dict(bundle.config)
     nets = build(config)
-    try:
-        _numbered(nets).load_state_dict(bundle.weights())
-    except RuntimeError as error:
-        raise ModelError(
-            "the weights do not fit the networks",
-            subject=bundle.path,
-            expected="the weights of GMIC models",
-            actual=str(error),
-        ) from error
+    bundle.fill(_numbered(nets), "gmic")
     return config, nets
 
 
@@ -89,7 +70,7 @@ def convert(weights: str | Path | Sequence[str | Path], out: str | Path, **setti
     config = Config(**settings)
     for path in paths:
         if (Path(path) / MODEL).is_file():
-            bundle = read_bundle(path)
+            bundle = read_bundle(path, "gmic")
             bundle_config, bundle_nets = _load_nets(bundle)
             if nets and replace(config, top_shares=bundle_config.top_shares) != bundle_config:
                 raise ConfigError("the models of one bundle must agree in all settings", subject=bundle.path)
@@ -104,14 +85,8 @@ def convert(weights: str | Path | Sequence[str | Path], out: str | Path, **setti
         nets.append(net)
         sources.append(source)
     config = replace(config, top_shares=tuple(net.top_share for net in nets))
-    combined = Bundle(
-        "gmic",
-        config.to_dict(),
-        TARGETS,
-        None,
-        provenance={"classifiers": sources},
-        patients=tuple(sorted(patients)),
-    )
+    combined = Bundle("gmic", config.to_dict(), TARGETS, None, provenance={"classifiers": sources})
+    combined = replace(combined, patients=tuple(sorted(patients)))
     return write_bundle(out, combined, _numbered(nets).state_dict())
 
 
