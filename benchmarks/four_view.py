@@ -158,7 +158,7 @@ class Bench:
         net = self.predictors[False].nets.members[0]
         assert isinstance(net, ViewWise)
         began = time.perf_counter()
-        images_of_view = {view: [image.for_windows] for view, image in self.views.items()}
+        images_of_view = {view: [image] for view, image in self.views.items()}
         for epoch in plan_exam(images_of_view, np.random.RandomState(0), epochs=epochs):
             inputs = {
                 view: torch.from_numpy(network_input(self.views[view].pixels, plan.unpadded, plan.size))[None]

@@ -17,12 +17,14 @@ WEIGHT_ONE = np.float32(2048)
 """OpenCV's INTER_RESIZE_COEF_SCALE: the weight 1 of an 8-bit image."""
 
 
-def cubic_taps(length: int, out_length: int, step: float) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+def cubic_taps(
+    length: int, out_length: int, step: float, dtype: type[np.floating[Any]] = np.float32
+) -> tuple[NDArray[np.intp], NDArray[Any]]:
     """Return source indices (out_length, 4), clamped to the edges, and their weights, which sum to 1."""
-    position = ((np.arange(out_length) + 0.5) * step - 0.5).astype(np.float32)
+    position = ((np.arange(out_length) + 0.5) * step - 0.5).astype(dtype)
     first = np.floor(position)
     indices = first.astype(np.intp)[:, None] + np.arange(-1, 3)
-    return np.clip(indices, 0, length - 1), cubic_weights(position - first).astype(np.float32)
+    return np.clip(indices, 0, length - 1), cubic_weights(position - first).astype(dtype)
 
 
 def cubic_weights(x: NDArray[np.floating[Any]]) -> NDArray[Any]:

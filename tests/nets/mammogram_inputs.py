@@ -10,9 +10,10 @@ from PIL import Image
 
 from lobule.mammograms.published.centres import GMIC_WINDOW_SIZE, best_centre, window_size
 from lobule.mammograms.published.crop import crop_of
-from lobule.mammograms.published.windows import ViewImage, network_input, plan_window
-from lobule.mammograms.views import right_pointing, stored_pointing
+from lobule.mammograms.published.windows import network_input, plan_window
+from lobule.mammograms.views import stored_pointing
 from tests.nets.four_view_recipe import synthetic_heatmaps
+from tests.reference.mammograms import ViewImage, right_pointing
 
 SMALL = np.s_[..., 600:1000, 0:300]
 

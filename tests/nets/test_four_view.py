@@ -22,7 +22,6 @@ from lobule.mammograms.published.windows import (
     plan_exam,
     plan_image,
 )
-from lobule.mammograms.views import right_pointing
 from lobule.nets.four_view import (
     VIEWS,
     ImageWise,
@@ -40,6 +39,7 @@ from tests.nets.four_view_recipe import (
     patch_pixels,
 )
 from tests.nets.mammogram_inputs import SMALL, RealExam, as_batch
+from tests.reference.mammograms import right_pointing
 
 LOGIT, PROBABILITY = 2e-5, 1e-5
 

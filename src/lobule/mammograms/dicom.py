@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
@@ -52,31 +52,25 @@ def read_dicom(
             actual=" ".join(decision.sentence for decision in heading.refusals),
         )
     values, pixel_decisions = decoded_values(path, dataset, pixels)
-    try:
-        cleaned = with_black_background(values)
-    except NotAMammogram as error:
-        raise type(error)(
-            error.problem, subject=path, expected=error.expected, actual=error.actual
-        ) from error
+    cleaned = with_black_background(values, path)
     pointing = pointing_of_pixels(cleaned.pixels)
     plain = Mammogram(heading, cleaned.pixels, heading.view, pointing, ())
     decisions = (*heading.decisions, *pixel_decisions, cleaned.decision, *_direction_decisions(plain))
     return replace(plain, decisions=decisions)
 
 
-def _direction_decisions(mammogram: Mammogram) -> list[Decision]:
+def _direction_decisions(mammogram: Mammogram) -> Iterator[Decision]:
     """Decisions that record where the header contradicts the direction in which the breast points."""
-    heading, decisions = mammogram.heading, []
+    heading = mammogram.heading
     if heading.pointing not in (None, mammogram.pointing):
         sentence = f"The header has the breast point {heading.pointing}, the pixels {mammogram.pointing}."
-        decisions.append(Decision("direction", "noted", sentence))
+        yield Decision("direction", "noted", sentence)
     if heading.horizontal_flip not in (None, mammogram.horizontal_flip):
         sentence = (
             f"FieldOfViewHorizontalFlip is {heading.horizontal_flip}, but only {mammogram.horizontal_flip} "
             "makes the convention of exams true of this image, and is used."
         )
-        decisions.append(Decision("direction", "noted", sentence))
-    return decisions
+        yield Decision("direction", "noted", sentence)
 
 
 def _read(path: str | Path, *, pixels: bool) -> Dataset:

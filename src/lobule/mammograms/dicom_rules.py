@@ -40,11 +40,12 @@ def judge_header(path: str | Path, dataset: Dataset, allow: frozenset[Override])
 
 
 def _apply_rules(path: str | Path, dataset: Dataset, allow: frozenset[Override]) -> Heading:
-    kind = _kind_decisions(dataset, allow)
-    view, view_decisions = _view(dataset)
+    (angle, angle_decision), (side, side_decision) = _angle(dataset), _side(dataset)
+    decisions = (*_kind_decisions(dataset, allow), *_special_decisions(dataset))
+    view = cast(View, f"{side}-{angle}") if side and angle else None
     return Heading(
         path=str(path),
-        decisions=(*kind, *_special_decisions(dataset), *view_decisions),
+        decisions=(*decisions, angle_decision, side_decision),
         view=view,
         patient=text(dataset, "PatientID") or None,
         study=text(dataset, "StudyInstanceUID") or None,
@@ -71,78 +72,61 @@ def _refused(rule: str, sentence: str) -> Decision:
     return Decision(rule, "refused", sentence)
 
 
-def _kind_decisions(dataset: Dataset, allow: frozenset[Override]) -> list[Decision]:
+def _noted(rule: str, sentence: str) -> Decision:
+    return Decision(rule, "noted", sentence)
+
+
+def _kind_decisions(dataset: Dataset, allow: frozenset[Override]) -> Iterator[Decision]:
     """Decisions on the kind of image: its class, intent, frames, samples and depth."""
     sop, modality = text(dataset, "SOPClassUID"), text(dataset, "Modality")
-    decisions = []
     override = codes.ONLY_IF_ALLOWED.get(sop)
     if sop in codes.NEVER:
-        decisions.append(_refused("class", f"It is {codes.NEVER[sop]}."))
+        yield _refused("class", f"It is {codes.NEVER[sop]}.")
     elif override is not None and override in allow:
-        decisions.append(
-            Decision("class", "noted", f"It is a {override} image, accepted because that is allowed.")
-        )
+        yield _noted("class", f"It is a {override} image, accepted because that is allowed.")
     elif override is not None:
-        decisions.append(_refused("class", f"It is a {override} image, accepted only if that is allowed."))
+        yield _refused("class", f"It is a {override} image, accepted only if that is allowed.")
     elif sop != codes.PRESENTATION:
-        decisions.append(
-            _refused("class", f"Its class {sop or '(none)'} is not a mammogram For Presentation.")
-        )
+        yield _refused("class", f"Its class {sop or '(none)'} is not a mammogram For Presentation.")
     elif modality != "MG":
-        decisions.append(_refused("class", f"Its modality is {modality or '(none)'}, not MG."))
+        yield _refused("class", f"Its modality is {modality or '(none)'}, not MG.")
     else:
-        decisions.append(Decision("class", "accepted", "It is a digital mammogram For Presentation."))
+        yield Decision("class", "accepted", "It is a digital mammogram For Presentation.")
     if text(dataset, "PresentationIntentType") == "FOR PROCESSING" and sop not in codes.NEVER:
-        decisions.append(_refused("class", "It says that it is FOR PROCESSING."))
+        yield _refused("class", "It says that it is FOR PROCESSING.")
     frames, samples = number(dataset, "NumberOfFrames", 1), number(dataset, "SamplesPerPixel", 1)
     if frames != 1:
-        decisions.append(_refused("frames", f"It has {frames} frames, a view has one."))
+        yield _refused("frames", f"It has {frames} frames, a view has one.")
     if samples != 1:
-        decisions.append(_refused("samples", f"It has {samples} samples a pixel, a mammogram has one."))
+        yield _refused("samples", f"It has {samples} samples a pixel, a mammogram has one.")
     stated = dataset.get("ImageType") or ()
     image_type = {str(value).upper() for value in ([stated] if isinstance(stated, str) else stated)}
-    made_from = sorted(image_type.intersection(codes.SYNTHESISED))
-    if made_from:
-        outcome: Literal["noted", "refused"] = "noted" if "synthesised" in allow else "refused"
+    if made_from := sorted(image_type.intersection(codes.SYNTHESISED)):
         sentence = f"ImageType holds {made_from[0]}: a flat image made from tomosynthesis."
-        decisions.append(Decision("synthesised", outcome, sentence))
+        yield (_noted if "synthesised" in allow else _refused)("synthesised", sentence)
     if 0 < number(dataset, "BitsStored") <= 8:
-        outcome = "noted" if "8-bit" in allow else "refused"
-        decisions.append(
-            Decision("depth", outcome, "It stores 8 bits or fewer, a mammogram has at least 10.")
-        )
-    return decisions
+        sentence = "It stores 8 bits or fewer, a mammogram has at least 10."
+        yield (_noted if "8-bit" in allow else _refused)("depth", sentence)
 
 
-def _special_decisions(dataset: Dataset) -> list[Decision]:
+def _special_decisions(dataset: Dataset) -> Iterator[Decision]:
     """Decisions on special views, and notes that a reader of the image needs."""
-    decisions = []
     for item in (dataset, *(dataset.get("ViewCodeSequence") or ())):
         for modifier in item.get("ViewModifierCodeSequence") or ():
             value = text(modifier, "CodeValue")
             name = codes.MODIFIERS.get(value) or text(modifier, "CodeMeaning") or value
             if value in codes.MODIFIERS:
-                decisions.append(_refused("modifier", f"It is a special view: {name}."))
+                yield _refused("modifier", f"It is a special view: {name}.")
             else:
-                decisions.append(Decision("modifier", "noted", f"It has the view modifier {name}."))
+                yield _noted("modifier", f"It has the view modifier {name}.")
     if text(dataset, "PartialView") == "YES":
-        decisions.append(_refused("partial", "It shows only a part of the breast."))
+        yield _refused("partial", "It shows only a part of the breast.")
     if text(dataset, "QualityControlImage") == "YES":
-        decisions.append(_refused("quality control", "It is an image for quality control."))
+        yield _refused("quality control", "It is an image for quality control.")
     if text(dataset, "BreastImplantPresent") == "YES":
-        decisions.append(
-            Decision("implant", "noted", "The breast has an implant, which the models have rarely seen.")
-        )
+        yield _noted("implant", "The breast has an implant, which the models have rarely seen.")
     if text(dataset, "BurnedInAnnotation") == "YES":
-        decisions.append(Decision("annotation", "noted", "Annotations are burned into the image."))
-    return decisions
-
-
-def _view(dataset: Dataset) -> tuple[View | None, list[Decision]]:
-    angle, angle_decision = _angle(dataset)
-    side, side_decision = _side(dataset)
-    view = cast(View, f"{side}-{angle}") if side and angle else None
-    return view, [angle_decision, side_decision]
+        yield _noted("annotation", "Annotations are burned into the image.")
 
 
 def _angle(dataset: Dataset) -> tuple[str | None, Decision]:

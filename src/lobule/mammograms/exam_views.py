@@ -21,7 +21,7 @@ from lobule.mammograms.dicom_pixels import Pixels
 from lobule.mammograms.exams import read_view, require_one_patient
 from lobule.mammograms.published.centres import best_centre, window_size
 from lobule.mammograms.published.crop import Quirks, Window, crop_of
-from lobule.mammograms.published.windows import ViewImage, network_input, shrunk
+from lobule.mammograms.published.windows import network_input, shrunk
 from lobule.mammograms.record import Mammogram
 from lobule.mammograms.views import VIEWS, View
 from lobule.units import Mpp
@@ -116,10 +116,6 @@ class ExamView(ViewSource):
         """Height and width of the cropped view."""
         return self.crop.window.shape
 
-    @property
-    def for_windows(self) -> ViewImage:
-        return ViewImage(self.shape, self.centre)
-
     def boxes(self, windows: Sequence[Window]) -> NDArray[np.int64]:
         return self.frame.boxes(windows)
 
@@ -151,11 +147,7 @@ class BrokenView(ViewSource):
         height, width = options.size(view)
         super().__init__(Size(width, height))
         self.view, self.error = view, error
-
-    @property
-    def for_windows(self) -> ViewImage:
-        height, width = self.size.height, self.size.width
-        return ViewImage((height, width), (height // 2, width // 2))
+        self.shape, self.centre = (height, width), (height // 2, width // 2)
 
     def boxes(self, windows: Sequence[Window]) -> NDArray[np.int64]:
         return np.tile(np.array([0, 0, *self.size], np.int64), (len(windows), 1))

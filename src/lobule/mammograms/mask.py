@@ -30,7 +30,7 @@ class Cleaned:
     decision: Decision
 
 
-def with_black_background(pixels: NDArray[np.uint16]) -> Cleaned:
+def with_black_background(pixels: NDArray[np.uint16], subject: object = None) -> Cleaned:
     """Return the image unchanged if its background is 0; otherwise set everything but the breast to 0.
 
     Cropping treats every value above 0 as breast, but film scans have grey film, white borders and labels.
@@ -38,6 +38,7 @@ def with_black_background(pixels: NDArray[np.uint16]) -> Cleaned:
     if pixels.size == 0 or pixels.max() == pixels.min():
         raise BlankMammogram(
             "the image is empty",
+            subject=subject,
             expected="a breast brighter than its background",
             actual=f"{pixels.shape[1]} × {pixels.shape[0]} px of one value" if pixels.size else "no pixels",
         )

@@ -21,7 +21,7 @@ GREY_MODES = {"L": 8, "I;16": 16, "I": 16}
 def read_png(path: str | Path, *, view: View | None = None) -> Mammogram:
     """Read a grey PNG. It does not state its view, which a manifest or the caller supplies."""
     pixels, decision = _grey(path)
-    cleaned = with_black_background(pixels)
+    cleaned = with_black_background(pixels, path)
     heading = Heading(str(path), (decision,), view=view, height=pixels.shape[0], width=pixels.shape[1])
     pointing = pointing_of_pixels(cleaned.pixels)
     return Mammogram(heading, cleaned.pixels, view, pointing, (decision, cleaned.decision))

@@ -33,11 +33,6 @@ def is_mirrored(view: str, horizontal_flip: str) -> bool:
     return (horizontal_flip, view[:2]) in (("NO", "R-"), ("YES", "L-"))
 
 
-def right_pointing(image: NDArray[Any], view: str, horizontal_flip: str) -> NDArray[Any]:
-    """The image (H, W) in the right-pointing frame. The function is its own inverse, also for heatmaps."""
-    return image[:, ::-1] if is_mirrored(view, horizontal_flip) else image
-
-
 def pointing_of_pixels(image: NDArray[Any]) -> Pointing:
     """Direction of the breast: away from the side whose outer columns contain more non-zero pixels.
 

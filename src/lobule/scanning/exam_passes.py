@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from lobule.findings import Finding
 from lobule.grid import MapGrid
 from lobule.mammograms.breasts import GRADES
-from lobule.mammograms.exam_views import ExamView, Heatmaps, HeatmapView
+from lobule.mammograms.exam_views import BrokenView, ExamView, Heatmaps, HeatmapView, readable
 from lobule.mammograms.published.crop import Window
 from lobule.results.maps import MapReader
+from lobule.results.result import Result
 from lobule.results.tables import TableReader
 from lobule.scanning.contract import Batch, EngineSettings, Fields, ImageSource, Steps, fill_map, fill_table
 from lobule.scanning.device import largest_cells
+from lobule.scanning.map_findings import by_score
 from lobule.stitch import State
 
 HEATMAP_CELLS = 64
@@ -126,3 +130,18 @@ def fill_heatmap(
     covered[box.y // cell : -(-box.bottom // cell), box.x // cell : -(-box.right // cell)] = True
     key, sources = CellMeans(cell), {image: source}
     return fill_map(key, name, grid, GRADES, covered, image=image, batch=1, sources=sources)
+
+
+def exam_result(
+    scores: Mapping[str, float],
+    images: Mapping[str, ImageSource],
+    findings: Sequence[Finding],
+    model: str,
+    metadata: Mapping[str, Any],
+    notes: Sequence[str] = (),
+) -> Result:
+    """Return the result of an exam, with the metadata of its images and a note for each unreadable one."""
+    broken = [f"{name}: {image.error}" for name, image in images.items() if isinstance(image, BrokenView)]
+    image_metadata = {name: image.metadata() for name, image in readable(images).items()}
+    all_metadata = {"images": image_metadata, "model": model, **metadata}
+    return Result(scores, by_score(findings), (*notes, *broken), all_metadata)

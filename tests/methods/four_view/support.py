@@ -15,14 +15,15 @@ from lobule.mammograms.exams import read_view
 from lobule.mammograms.published.centres import best_centre
 from lobule.mammograms.published.crop import crop_of
 from lobule.mammograms.published.patches import PatchGrid, draw_strides, heatmap_of
-from lobule.mammograms.published.windows import ViewImage, network_input, plan_exam, plan_image
-from lobule.mammograms.views import VIEWS, right_pointing
+from lobule.mammograms.published.windows import network_input, plan_exam, plan_image
+from lobule.mammograms.views import VIEWS
 from lobule.methods.four_view import Config
 from lobule.methods.four_view.model import Nets, build
 from lobule.nets.four_view import TARGETS, ViewWise
 from lobule.results import open_results
 from tests.methods.four_view.configs import changed
 from tests.nets.four_view_recipe import cut_patch, made_tensor, patch_pixels
+from tests.reference.mammograms import ViewImage, right_pointing
 
 SMALL = changed(
     epochs=3,

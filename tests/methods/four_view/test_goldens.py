@@ -23,7 +23,6 @@ from lobule.mammograms.published.patches import (
 from lobule.mammograms.published.windows import (
     NO_AUGMENTATION,
     Augmentation,
-    ViewImage,
     cut,
     network_input,
     plan_exam,
@@ -31,8 +30,9 @@ from lobule.mammograms.published.windows import (
     plan_window,
     standardise,
 )
-from lobule.mammograms.views import VIEWS, right_pointing, stored_pointing
+from lobule.mammograms.views import VIEWS, stored_pointing
 from tests.nets.four_view_recipe import BENIGN, MALIGNANT, patch_pixels
+from tests.reference.mammograms import ViewImage, right_pointing
 
 NUMBERS = Path(__file__).parents[2] / "data" / "four_view"
 VERSION_BOUND = np.__version__ == "2.4.6"

@@ -18,7 +18,7 @@ from lobule.mammograms.exam_views import Frame
 from lobule.mammograms.exams import read_view
 from lobule.mammograms.published.crop import Window
 from lobule.mammograms.published.windows import NO_AUGMENTATION, cut, plan_exam
-from lobule.mammograms.views import VIEWS, right_pointing
+from lobule.mammograms.views import VIEWS
 from lobule.methods.four_view import METHOD, Config
 from lobule.nets.four_view import TARGETS
 from lobule.phantoms.exams import write_exams
@@ -39,6 +39,7 @@ from tests.methods.four_view.support import (
     views_of,
 )
 from tests.methods.gmic.test_gmic_scan import blank_exam
+from tests.reference.mammograms import right_pointing
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,11 @@ from lobule.mammograms.published.crop import (
     largest_component,
 )
 from lobule.mammograms.published.patches import PatchGrid, draw_grid, draw_strides, heatmap_of
-from lobule.mammograms.published.resize import cubic_taps, resize_cubic
+from lobule.mammograms.published.resize import resize_cubic
 from lobule.mammograms.published.windows import (
     NO_AUGMENTATION,
     Augmentation,
     Padding,
-    ViewImage,
     cut,
     draw,
     network_input,
@@ -37,9 +36,11 @@ from lobule.mammograms.published.windows import (
     plan_window,
     standardise,
 )
-from lobule.mammograms.views import VIEWS, is_mirrored, pointing_of_pixels, right_pointing, stored_pointing
+from lobule.mammograms.views import VIEWS, is_mirrored, pointing_of_pixels, stored_pointing
 from lobule.methods.four_view.planning import patch_frame
+from lobule.resize import cubic_taps
 from tests.methods.four_view.configs import changed
+from tests.reference.mammograms import ViewImage, right_pointing
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -216,7 +217,7 @@ def test_exams_share_a_stream_but_single_images_do_not():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_cubic_weights_sum_to_one_and_bend_lines_as_computed(old, new):
-    taps, weights = cubic_taps(old, new)
+    taps, weights = cubic_taps(old, new, old / new, np.float64)
     assert weights.sum(axis=1) == pytest.approx(1)
     inner = (np.diff(taps, axis=1) == 1).all(axis=1)
     positions = (np.arange(new) + 0.5) * old / new - 0.5

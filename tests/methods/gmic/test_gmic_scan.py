@@ -20,8 +20,8 @@ from lobule.errors import BundleError, ConfigError
 from lobule.mammograms.exams import read_view
 from lobule.mammograms.published.centres import best_centre
 from lobule.mammograms.published.crop import crop_of
-from lobule.mammograms.published.windows import NO_AUGMENTATION, ViewImage, network_input, plan_image
-from lobule.mammograms.views import VIEWS, right_pointing
+from lobule.mammograms.published.windows import NO_AUGMENTATION, network_input, plan_image
+from lobule.mammograms.views import VIEWS
 from lobule.methods import load
 from lobule.methods.gmic import Config, convert
 from lobule.methods.gmic.bundle import build
@@ -30,6 +30,7 @@ from lobule.phantoms.exams import write_exams
 from lobule.results import open_results
 from lobule.stitch import State
 from tests.nets.four_view_recipe import made_net, made_tensor
+from tests.reference.mammograms import ViewImage, right_pointing
 
 SMALL = Config(
     regions=3, region_px=64, window=(320, 256), crop_iterations=4, crop_buffer=6, widths=(2, 2, 4, 4, 4)
@@ -196,7 +197,7 @@ def test_checkpoints_are_identified_and_their_tensors_checked(nets_and_bundle, t
     with pytest.raises(BundleError, match="not of the network: extra"):
         convert(tmp_path / "more.p", tmp_path / "b", **SMALL_SETTINGS)
     with pytest.raises(ConfigError, match="quirk"):
-        SMALL.set({"quirks": "none"})
+        Config.from_dict({**SMALL.to_dict(), "quirks": "none"})
     assert Config.from_dict(json.loads(json.dumps(SMALL.to_dict()))) == SMALL
 
 

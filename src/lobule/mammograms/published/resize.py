@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from lobule.resize import cubic_weights
+from lobule.resize import cubic_taps
 
 
 def resize_cubic(
@@ -44,19 +44,11 @@ def _submatrix(matrix: Any, start: int, end: int) -> tuple[Any, slice]:
     return columns[new_range], new_range
 
 
-def cubic_taps(length: int, new_length: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Return the four old pixels that each new pixel depends on, and their weights, both (new_length, 4)."""
-    positions = (np.arange(new_length) + 0.5) * (length / new_length) - 0.5
-    first = np.floor(positions).astype(np.intp)
-    taps = np.clip(first[:, None] + np.arange(-1, 3), 0, length - 1)
-    return taps, cubic_weights(positions - first)
-
-
 @lru_cache(maxsize=64)
 def _matrix(length: int, new_length: int) -> Any:
     """Return the resizing of one axis as a sparse matrix (new_length, length)."""
     if length == new_length:
         return sparse.eye_array(length, format="csr")
-    taps, weights = cubic_taps(length, new_length)
+    taps, weights = cubic_taps(length, new_length, length / new_length, np.float64)
     ends = np.arange(0, taps.size + 1, 4)
     return sparse.csr_array((weights.ravel(), taps.ravel(), ends), shape=(new_length, length))

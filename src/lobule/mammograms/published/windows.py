@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -245,12 +245,14 @@ def shrunk(channels: Floats, factor: int) -> Floats:
     return sums / np.float32(factor**2)
 
 
-@dataclass(frozen=True)
-class ViewImage:
-    """The properties of an image that determine its windows."""
+class ViewImage(Protocol):
+    """An image of a view: the size of its crop and the best centre of a window determine its windows."""
 
-    shape: tuple[int, int]
-    centre: tuple[int, int]
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def centre(self) -> tuple[int, int]: ...
 
 
 def plan_exam(

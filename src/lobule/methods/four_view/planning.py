@@ -48,7 +48,7 @@ def plan_images(images: OpenViews, config: Config, earlier: Iterable[Case]) -> l
         for name, image in images.items():
             names[image.view].append(name)
         exam = plan_exam(
-            {view: [images[name].for_windows for name in names[view]] for view in VIEWS},
+            {view: [images[name] for name in names[view]] for view in VIEWS},
             windows_stream(config, earlier),
             epochs=config.reading.windows,
             augmentation=config.variation,
@@ -60,7 +60,7 @@ def plan_images(images: OpenViews, config: Config, earlier: Iterable[Case]) -> l
     else:  # Each image has a separate stream.
         for name, image in images.items():
             plans = plan_image(
-                image.for_windows,
+                image,
                 image.view,
                 epochs=config.reading.windows,
                 augmentation=config.variation,

@@ -37,7 +37,7 @@ from lobule.methods.four_view.planning import (
     plan_images,
     shapes_of,
 )
-from lobule.methods.four_view.scores import Features, Heads, exam_result
+from lobule.methods.four_view.scores import Features, Heads, result_of
 from lobule.nets.four_view import TARGETS, Classifier, ResNet22
 from lobule.nets.painter import CELL, Painter
 from lobule.nets.squeezed import Squeezed
@@ -165,7 +165,7 @@ class FourViewPredictor:
             for net in nets:
                 yield from self._read_windows(planned, config, net, heatmaps.get(net), features)
         metadata = _painting_metadata(config, differences)
-        return exam_result(config, self.heads, features, case.images, findings, metadata)
+        return result_of(config, self.heads, features, case.images, findings, metadata)
 
     def _choose(self, case: Case, options: ScanOptions) -> tuple[Config, range]:
         """Choose the classifiers for an exam: those for exams that lack a view if there are any.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -119,8 +119,7 @@ class ExamSampler:
         return bool(self.strata[0][1])
 
     def draw(self, index: int, rng: np.random.Generator) -> ExamSample:
-        members = self.strata[choose_stratum(index, [share for share, _ in self.strata])][1]
-        sample = self.sample(self.pool.exams[members[int(rng.integers(len(members)))]], rng)
+        sample = self.sample(self.pool.exams[draw_member(self.strata, index, rng)], rng)
         return swap_breasts(sample) if self.pool.config.training.swap_sides and rng.random() < 0.5 else sample
 
     def sample(self, exam: TrainExam, rng: np.random.Generator | None) -> ExamSample:
@@ -182,6 +181,12 @@ def strata_of(candidates: Iterable[tuple[float, Members]]) -> tuple[tuple[float,
     return tuple((share / total, members) for share, members in present)
 
 
+def draw_member(strata: Sequence[tuple[float, list[Any]]], index: int, rng: np.random.Generator) -> Any:
+    """Draw a member of the stratum of a sample."""
+    members = strata[choose_stratum(index, [share for share, _ in strata])][1]
+    return members[int(rng.integers(len(members)))]
+
+
 def choose_stratum(index: int, shares: Sequence[float]) -> int:
     """Return the stratum of a sample. Any run of consecutive samples has close to the given shares."""
     # Multiples of the golden ratio fill the unit interval evenly, whatever the first index.
@@ -232,8 +237,7 @@ class PatchSampler:
 
     def draw(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], int]:
         """Return a patch (1, patch, patch) and its class."""
-        members = self.strata[choose_stratum(index, [share for share, _ in self.strata])][1]
-        label, image = members[int(rng.integers(len(members)))]
+        label, image = draw_member(self.strata, index, rng)
         pixels = self.pool.pixels(image)
         top, left = self._corner(image, label, pixels, rng)
         patch = self.pool.config.architecture.patch

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from lobule.errors import ModelError
 from lobule.findings import Finding
 from lobule.mammograms.breasts import GRADES, SIDES, breast_scores, views_note
-from lobule.mammograms.exam_views import BrokenView, readable
 from lobule.mammograms.views import VIEWS
 from lobule.methods.four_view.config import Config
 from lobule.nets.four_view import TARGETS, Classifier, ImageWise
 from lobule.results.result import Result
 from lobule.scanning.contract import ImageSource
-from lobule.scanning.exam_passes import Rows
-from lobule.scanning.map_findings import by_score
+from lobule.scanning.exam_passes import Rows, exam_result
 
 
 class Features:
@@ -97,7 +95,7 @@ class Heads:
         return np.asarray(outputs[..., 1].exp().numpy(), np.float64)
 
 
-def exam_result(
+def result_of(
     config: Config,
     heads: Sequence[Heads],
     features: Features,
@@ -109,30 +107,20 @@ def exam_result(
 
     `heads` are those of every classifier of the bundle, by number.
     """
-    notes = [f"{name}: {image.error}" for name, image in images.items() if isinstance(image, BrokenView)]
+    notes: tuple[str, ...] = ()
     if config.architecture.joins_views:
         scores, score_metadata = _score_exam(heads, features)
     else:
         scores, score_metadata = _score_views(heads, features)
-        notes.insert(0, views_note("the image-wise model", features.views))
-    _require_finite(scores)
-    metadata = {
-        "images": {name: image.metadata() for name, image in readable(images).items()},
-        "model": config.architecture.variant,
-        **painting_metadata,
-        **score_metadata,
-    }
-    return Result(scores, by_score(findings), tuple(notes), metadata)
-
-
-def _require_finite(scores: Mapping[str, float]) -> None:
-    not_finite = [f"{name} {score}" for name, score in scores.items() if not math.isfinite(score)]
-    if not_finite:
+        notes = (views_note("the image-wise model", features.views),)
+    if not_finite := [f"{name} {score}" for name, score in scores.items() if not math.isfinite(score)]:
         raise ModelError(
             "the classifier's scores are not finite",
             actual=", ".join(not_finite),
             remedy="The weights are damaged: convert or train the bundle again",
         )
+    metadata = {**painting_metadata, **score_metadata}
+    return exam_result(scores, images, findings, config.architecture.variant, metadata, notes)
 
 
 def _score_exam(heads: Sequence[Heads], features: Features) -> tuple[dict[str, float], dict[str, Any]]:

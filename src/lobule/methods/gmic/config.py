@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from lobule.mammograms.dicom_pixels import Pixels
 from lobule.mammograms.exam_views import ViewOptions
@@ -39,10 +37,6 @@ class Config(Settings):
     @property
     def view_options(self) -> ViewOptions:
         return ViewOptions(self.quirks, self.pixels, self.crop_iterations, self.crop_buffer, self.window)
-
-    def set(self, settings: Mapping[str, Any]) -> Config:
-        """Return the config changed by the settings of a scan."""
-        return replace(self, **settings)
 
 
 SCAN_SETTINGS = type_hints(Config, "quirks", "pixels")

@@ -17,7 +17,7 @@ from lobule.errors import ModelError
 from lobule.findings import Finding
 from lobule.geometry import Box
 from lobule.mammograms.breasts import GRADES, breast_scores, views_note
-from lobule.mammograms.exam_views import BrokenView, ExamView, Heatmaps, InputView, open_views, readable
+from lobule.mammograms.exam_views import BrokenView, ExamView, Heatmaps, InputView, open_views
 from lobule.mammograms.published.crop import Window
 from lobule.mammograms.published.windows import plan_window
 from lobule.methods.gmic.config import Config
@@ -31,11 +31,11 @@ from lobule.scanning.exam_passes import (
     CellMeans,
     Rows,
     choose_windows,
+    exam_result,
     fill_heatmap,
     fill_view_table,
     sample_windows,
 )
-from lobule.scanning.map_findings import by_score
 
 BATCH_ON_GPU = 4
 SAMPLE_SIDE = 1024
@@ -78,7 +78,7 @@ class GmicModel:
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         float32_engine = replace(engine, precision="float32")
-        quirks = self.config.set(options.settings).quirks
+        quirks = replace(self.config, **options.settings).quirks
         self._placed = []
         for net in self.nets:
             model = copy.deepcopy(net)
@@ -111,16 +111,15 @@ class GmicPredictor:
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         """Open the first image of every view that the exam has."""
-        return open_views(case, self.config.set(options.settings).view_options, joined=False)
+        return open_views(case, replace(self.config, **options.settings).view_options, joined=False)
 
     def steps(self, case: OpenCase) -> Steps[Result]:
-        config = self.config.set(case.options.settings)
+        config = replace(self.config, **case.options.settings)
         views: dict[str, ViewOutputs] = {}
         findings: list[Finding] = []
         for name, image in case.images.items():
             assert isinstance(image, ExamView | BrokenView)
-            shape, centre = image.for_windows.shape, image.for_windows.centre
-            window = plan_window(shape, image.view, config.window, centre).unpadded
+            window = plan_window(image.shape, image.view, config.window, image.centre).unpadded
             columns = yield from fill_view_table(
                 ViewScores(),
                 f"windows {name}",
@@ -215,9 +214,7 @@ def build_result(
 ) -> Result:
     """Average the scores of the models and of the views of each breast."""
     means = {view: outputs.scores.astype(np.float64).mean(axis=0) for view, outputs in views.items()}
-    metadata: dict[str, Any] = {
-        "images": {name: image.metadata() for name, image in readable(images).items()},
-        "model": "gmic",
+    metadata = {
         "views": {
             view: {
                 grade: {
@@ -231,7 +228,5 @@ def build_result(
             for view, outputs in views.items()
         },
     }
-    notes = [views_note("GMIC", views)]
-    notes += [f"{name}: {image.error}" for name, image in images.items() if isinstance(image, BrokenView)]
     scores = breast_scores({view: mean.tolist() for view, mean in means.items()})
-    return Result(scores, by_score(findings), tuple(notes), metadata)
+    return exam_result(scores, images, findings, "gmic", metadata, (views_note("GMIC", views),))
