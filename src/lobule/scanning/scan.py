@@ -243,11 +243,7 @@ def _recorded_engine(results: Results) -> EngineSettings | None:
 
 
 def _choose_form(
-    model: Model,
-    engine: EngineSettings,
-    bundle: Mapping[str, Any],
-    options: ScanOptions,
-    machine: Machine,
+    model: Model, engine: EngineSettings, bundle: Mapping[str, Any], options: ScanOptions, machine: Machine
 ) -> tuple[EngineSettings, Measured]:
     """Move the model to the device in the cached precision and layout, or measure and cache them first."""
     precision, layout = machine.precision, machine.channels_last

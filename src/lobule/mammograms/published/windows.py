@@ -212,10 +212,7 @@ def standardise(image: NDArray[Any], dtype: type[np.floating[Any]] = np.float32)
 
 
 def network_input(
-    image: NDArray[Any],
-    window: Window,
-    size: tuple[int, int],
-    heatmaps: Iterable[NDArray[Any]] | None = None,
+    image: NDArray[Any], window: Window, size: tuple[int, int], heatmaps: Iterable[NDArray[Any]] | None = None
 ) -> Floats:
     """Return the input (C, h, w): the standardised window, then the same window of both heatmaps.
 

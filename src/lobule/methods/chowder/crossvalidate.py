@@ -45,12 +45,7 @@ class _Fold:
 
 
 def cross_validate(
-    config: Config,
-    bags: Sequence[Bag],
-    folder: Path,
-    seed: int,
-    fitter: Fitter,
-    stage: Callable[[str], None],
+    config: Config, bags: Sequence[Bag], folder: Path, seed: int, fitter: Fitter, stage: Callable[[str], None]
 ) -> CrossValidationResult:
     """Score each fold with an ensemble trained on the other folds; results already on disk are reused."""
     labels = {bag.case.id: bag.label for bag in bags}

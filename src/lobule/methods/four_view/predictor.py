@@ -44,13 +44,7 @@ from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, ScanOptions, Steps
 from lobule.scanning.device import activation_bytes, dtype_of, largest_cells, placed
-from lobule.scanning.exam_passes import (
-    HEADROOM,
-    CellMeans,
-    choose_windows,
-    fill_view_table,
-    sample_windows,
-)
+from lobule.scanning.exam_passes import HEADROOM, CellMeans, choose_windows, fill_view_table, sample_windows
 
 BATCH_ON_GPU = 8
 SAMPLE_SIDE = 512

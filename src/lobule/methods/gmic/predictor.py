@@ -226,7 +226,7 @@ def build_result(
                 for i, grade in enumerate(GRADES)
             }
             for view, outputs in views.items()
-        },
+        }
     }
     scores = breast_scores({view: mean.tolist() for view, mean in means.items()})
     return exam_result(scores, images, findings, "gmic", metadata, (views_note("GMIC", views),))

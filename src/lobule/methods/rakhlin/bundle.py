@@ -58,12 +58,7 @@ def load(bundle: Bundle, *, trust: bool = False) -> RakhlinPredictor:
     widths = [sum(encoder.widths()) for encoder in encoders]
     forests = {
         set_.name: [
-            _forest(
-                bundle,
-                text_name(set_.name, model, fold),
-                len(config.classes),
-                widths[set_.encoder],
-            )
+            _forest(bundle, text_name(set_.name, model, fold), len(config.classes), widths[set_.encoder])
             for model, fold in config.boosting.models()
         ]
         for set_ in config.sets

@@ -16,13 +16,7 @@ from lobule.color import DensityTables, augment_stains, stain_change
 from lobule.errors import ConfigError
 from lobule.geometry import Box, Lattice
 from lobule.methods.rakhlin.config import Config, DescriptorSet
-from lobule.methods.rakhlin.crops import (
-    draw_crop,
-    draw_stains,
-    generator_of,
-    prepared,
-    rescaled_sides,
-)
+from lobule.methods.rakhlin.crops import draw_crop, draw_stains, generator_of, prepared, rescaled_sides
 from lobule.methods.rakhlin.encoders import Encoder, faster, scaled
 from lobule.scanning.contract import Batch, EngineSettings, Pixels, ScanOptions
 from lobule.scanning.device import activation_bytes, dtype_of, placed, random_batch
