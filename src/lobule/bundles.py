@@ -265,21 +265,32 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
 
 
-def plain_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a safetensors or torch file, without running code from the file."""
+def read_weights(path: str | Path, failure: type[LobuleError] = ConfigError) -> Any:
+    """Read a safetensors or torch file, without running code from the file.
+
+    Raises:
+        ConfigError: There is no such file.
+        LobuleError: The file cannot be read; the error is of the type `failure`.
+    """
     path = Path(path)
     if not path.is_file():
         raise ConfigError("there is no such weights file", subject=path)
     import torch
+    from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return dict(load_file(path))
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # The readers raise many undocumented types of errors.
-        raise ConfigError("the weights cannot be read", subject=path, actual=first_line(error)) from error
+        raise failure("the weights cannot be read", subject=path, actual=first_line(error)) from error
+
+
+def plain_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a safetensors or torch file, without running code from the file."""
+    import torch
+
+    loaded = read_weights(path)
     state = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ConfigError("the file does not contain plain weights", subject=path, expected="tensors by name")

@@ -11,6 +11,8 @@ from lobule.color import RGB, augment_stains
 from lobule.methods.rakhlin.crops import draw_crop, draw_stains
 
 Probabilities = NDArray[np.floating[Any]]
+CARCINOMA_PAIRS = ((0, 1), (2, 3))
+"""Normal and benign against in situ and invasive."""
 
 
 def augmented_crops(

@@ -251,6 +251,15 @@ def activation_bytes(module: nn.Module, height: int, width: int, channels: int =
     return peak
 
 
+HEADROOM = 2
+"""Ratio of the actual peak memory to the size of the largest layer; convolutions need scratch space."""
+
+
+def working_bytes(module: nn.Module, height: int, width: int, channels: int = 3) -> int:
+    """Return the memory that the computation of one float32 field may need, in bytes."""
+    return HEADROOM * activation_bytes(module, height, width, channels)
+
+
 def largest_cells(
     needs: Callable[[int], int], room: int, *, preferred: int, smallest: int = 1, purpose: str = "field"
 ) -> int:

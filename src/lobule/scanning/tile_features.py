@@ -16,7 +16,7 @@ from lobule.grid import MapGrid, share_in_cells
 from lobule.nets.encoders import Encoder
 from lobule.results.tables import TableReader
 from lobule.scanning.contract import Batch, EngineSettings, Fields, OpenCase, ScanOptions, Steps, fill_table
-from lobule.scanning.device import SLICE, activation_bytes, dtype_of, placed, random_batch
+from lobule.scanning.device import SLICE, dtype_of, placed, random_batch, working_bytes
 from lobule.stitch import State
 
 
@@ -30,7 +30,6 @@ TABLE = COLUMN = "features"
 BATCH = 256
 """Tiles per batch on a GPU. A CPU uses smaller batches: it gains nothing from larger ones, and would have to
 compute the padding of the last batch of a case."""
-HEADROOM = 2.0
 
 WAITING = 12
 """Bytes per pixel value of a tile and replica: uint8 in up to four queued batches, and float32 twice."""
@@ -115,7 +114,7 @@ class TileEncoder:
         """Return the bytes for encoding one tile. Raises `ConfigError` if the encoder rejects its size."""
         side = self.tiling.input_px
         try:
-            encoding_bytes = int(HEADROOM * activation_bytes(self.encoder.net, side, side))
+            encoding_bytes = working_bytes(self.encoder.net, side, side)
         except RuntimeError as error:
             raise ConfigError(
                 f"'{self.encoder.name}' does not accept tiles of {side} px",

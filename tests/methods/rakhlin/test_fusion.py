@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lobule.methods.rakhlin import fusion
-from tests.reference.rakhlin import fuse, fuse_held_out, geometric_mean
+from lobule.methods.rakhlin import forests
+from tests.reference.rakhlin import CARCINOMA_PAIRS, fuse, fuse_held_out, geometric_mean
+
+merged = partial(forests.merged, groups=CARCINOMA_PAIRS)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def test_fusion(expected: Any) -> None:
     fused = fuse(golden_scores())
     np.testing.assert_allclose(fused, golden["fused4"], rtol=1e-12)
     assert fused.argmax(axis=1).tolist() == golden["argmax4"]
-    two = fusion.merged(fused)
+    two = merged(fused)
     np.testing.assert_allclose(two, golden["fused2"], rtol=1e-12)
     assert two.argmax(axis=1).tolist() == golden["argmax2"]
     geometric = geometric_mean(golden_scores()[0])
@@ -40,19 +43,19 @@ def test_fusion(expected: Any) -> None:
 
 def test_two_class_mapping(expected: Any) -> None:
     for case in expected["two_class_mapping"]:
-        two = fusion.merged(np.array(case["four"]))
+        two = merged(np.array(case["four"]))
         np.testing.assert_allclose(two, case["two"], rtol=1e-12)
         assert two.argmax() == case["label_max_rule"]
 
 
 def test_the_largest_of_a_pair_decides_not_the_sum() -> None:
-    np.testing.assert_allclose(fusion.merged(np.array([0.40, 0.00, 0.35, 0.25])), [0.5333, 0.4667], atol=5e-5)
+    np.testing.assert_allclose(merged(np.array([0.40, 0.00, 0.35, 0.25])), [0.5333, 0.4667], atol=5e-5)
 
 
 @given(st.lists(st.floats(0.001, 1), min_size=4, max_size=4, unique=True))
 def test_the_merged_label_is_the_pair_of_the_winner(weights: list[float]) -> None:
     four = np.array(weights) / np.sum(weights)
-    two = fusion.merged(four)
+    two = merged(four)
     if len(np.unique(two)) == 2:
         assert two.argmax() == four.argmax() // 2
     assert two.sum() == pytest.approx(1)

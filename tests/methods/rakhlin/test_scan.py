@@ -20,7 +20,7 @@ from lobule.methods.rakhlin.bach import case_number
 from lobule.methods.rakhlin.config import BACH
 from lobule.methods.rakhlin.crops import generator_of, p_norm, prepared
 from lobule.methods.rakhlin.encoders import scaled
-from lobule.methods.rakhlin.fusion import merged
+from lobule.methods.rakhlin.forests import merged
 from lobule.methods.rakhlin.predictor import UNNORMALISED, RakhlinPredictor
 from lobule.methods.rakhlin.trees import BoostedTrees
 from lobule.results.folder import Results, open_results
@@ -28,7 +28,7 @@ from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from tests.methods.rakhlin.support import CONFIG, MACHINE, cohort_in, painted
-from tests.reference.rakhlin import augmented_crops
+from tests.reference.rakhlin import CARCINOMA_PAIRS, augmented_crops
 from tests.scanning.support import tree, write_slide
 
 SCANNER = Machine(device="cpu", precision="float32", channels_last=True, readers=2, replicas=2)
@@ -97,7 +97,7 @@ def test_an_image_is_scored_as_the_paper_reads(
     scores = [result["scores"][name] for name in BACH]
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert result["prediction"] == BACH[int(expected.argmax())]
-    assert result["scores"]["carcinoma"] == pytest.approx(merged(expected)[1], abs=1e-5)
+    assert result["scores"]["carcinoma"] == pytest.approx(merged(expected, CARCINOMA_PAIRS)[1], abs=1e-5)
     np.testing.assert_allclose(np.mean(list(result["sets"].values()), axis=0), scores, atol=1e-6)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from lobule.files import read_json, write_json
+from lobule.files import csv_text, read_json, write_json
 from lobule.methods.chowder.bags import Bag
 from lobule.methods.chowder.config import Config
 from lobule.methods.chowder.ensemble import Ensemble
@@ -75,7 +73,9 @@ def cross_validate(
     metrics = _summary(config, repeat_aucs, fold_aucs, choices)
     for (rate, decay), _ in Counter(choices).most_common(1):
         config = replace(config, rate=rate, decay=decay)
-    return CrossValidationResult(metrics, _table(rows), config)
+    return CrossValidationResult(
+        metrics, csv_text(["repeat", "fold", "case", "label", "score"], rows), config
+    )
 
 
 def _seed_of(seed: int, repeat: int, fold: int) -> int:
@@ -152,11 +152,3 @@ def _summary(
         "cv_auc": float(np.mean(valid_repeat_aucs)) if valid_repeat_aucs else None,
         "cross_validation": summary,
     }
-
-
-def _table(rows: list[list[Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["repeat", "fold", "case", "label", "score"])
-    writer.writerows(rows)
-    return out.getvalue()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lobule.bundles import Bundle, write_bundle
+from lobule.bundles import Bundle, read_weights, write_bundle
 from lobule.errors import BundleError, ConfigError
 from lobule.fingerprints import fingerprint
 from lobule.methods.classifier.config import Config, of_wsinfer
@@ -98,16 +98,10 @@ def _bundle_torchscript(path: Path, settings: Config, out: str | Path, provenanc
 def load_state(path: Path) -> dict[str, Any]:
     """Load a state dict from a safetensors file, or from a PyTorch file without running code in it."""
     import torch
-    from safetensors.torch import load_file
 
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each library raises its own exception types
-        raise BundleError(
-            "the weights cannot be read", subject=path, actual=str(error).splitlines()[0]
-        ) from error
+    loaded = read_weights(path, BundleError)
+    if path.suffix == ".safetensors":
+        return dict(loaded)
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

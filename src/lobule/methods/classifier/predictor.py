@@ -18,14 +18,13 @@ from lobule.methods.classifier.config import Config
 from lobule.nets.inference import for_inference
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
-from lobule.scanning.device import SLICE, activation_bytes, dtype_of, placed, random_batch, slices_of
+from lobule.scanning.device import SLICE, dtype_of, placed, random_batch, slices_of, working_bytes
 from lobule.scanning.map_findings import map_findings
 from lobule.scanning.open_case import slide_images
 
 log = logging.getLogger("lobule.scan")
 
 BATCH = 32
-HEADROOM = 2.0
 
 QUEUED_BYTES = 12
 """Bytes per pixel value: one in each of four queued batches, and eight for two copies as float32."""
@@ -51,7 +50,7 @@ class TileModel:
                 64 * 4 * side * side
             )  # unknown for a compiled model; 64 full-size layers are a generous estimate
         else:
-            bytes_per_tile = int(HEADROOM * activation_bytes(self.net, side, side))
+            bytes_per_tile = working_bytes(self.net, side, side)
         if engine.device == "cpu":  # the CPU computes one slice of a batch at a time
             room -= SLICE * bytes_per_tile
             bytes_per_tile = 0

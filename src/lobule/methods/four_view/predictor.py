@@ -43,8 +43,8 @@ from lobule.nets.painter import CELL, Painter
 from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, ScanOptions, Steps
-from lobule.scanning.device import activation_bytes, dtype_of, largest_cells, placed
-from lobule.scanning.exam_passes import HEADROOM, CellMeans, choose_windows, fill_view_table, sample_windows
+from lobule.scanning.device import HEADROOM, dtype_of, largest_cells, placed, working_bytes
+from lobule.scanning.exam_passes import CellMeans, choose_windows, fill_view_table, sample_windows
 
 BATCH_ON_GPU = 8
 SAMPLE_SIDE = 512
@@ -75,7 +75,7 @@ class FourViewModel:
         """Choose the number of windows per batch that fits into memory."""
         config = self.config.set(options.settings)
         window_bytes = max(
-            activation_bytes(trunk, *config.input_size(angle), config.architecture.channels)
+            working_bytes(trunk, *config.input_size(angle), config.architecture.channels)
             for angle, trunk in trunks_of(self.nets.members[0]).items()
         )
         engine = choose_windows(engine, room, window_bytes, BATCH_ON_GPU)

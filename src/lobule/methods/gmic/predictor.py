@@ -26,7 +26,7 @@ from lobule.nets.gmic import Gmic
 from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, ScanOptions, Steps
-from lobule.scanning.device import activation_bytes, placed
+from lobule.scanning.device import placed, working_bytes
 from lobule.scanning.exam_passes import (
     CellMeans,
     Rows,
@@ -73,7 +73,7 @@ class GmicModel:
         self._placed: list[nn.Module] = []
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        window_bytes = activation_bytes(self.nets[0].ds_net, *self.config.window, 1)
+        window_bytes = working_bytes(self.nets[0].ds_net, *self.config.window, 1)
         return choose_windows(engine, room, window_bytes, BATCH_ON_GPU)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:

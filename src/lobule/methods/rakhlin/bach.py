@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from pathlib import Path
 
 from lobule.errors import ResultsError
-from lobule.files import write_text
+from lobule.files import csv_text, write_text
 from lobule.methods.rakhlin.config import BACH
 from lobule.results.folder import open_results
 from lobule.results.result import COMPLETE, PARTIAL
@@ -41,11 +39,7 @@ def write_bach(results: str | Path, path: str | Path) -> int:
         best = scores.index(max(scores))
         rows.append((case_number(name), best))
     ordered = sorted(rows, key=lambda row: (not row[0].isdigit(), row[0].zfill(12)))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["case", "class"])
-    writer.writerows(ordered)
-    write_text(path, out.getvalue())
+    write_text(path, csv_text(["case", "class"], ordered))
     return len(rows)
 
 

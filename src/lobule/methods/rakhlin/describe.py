@@ -19,12 +19,10 @@ from lobule.methods.rakhlin.config import Config, DescriptorSet
 from lobule.methods.rakhlin.crops import draw_crop, draw_stains, generator_of, prepared, rescaled_sides
 from lobule.methods.rakhlin.encoders import Encoder, faster, scaled
 from lobule.scanning.contract import Batch, EngineSettings, Pixels, ScanOptions
-from lobule.scanning.device import activation_bytes, dtype_of, placed, random_batch
+from lobule.scanning.device import dtype_of, placed, random_batch, working_bytes
 from lobule.slides.identity import slide_fingerprint
 from lobule.slides.slide import Slide
 
-HEADROOM = 2.0
-"""Measured memory divided by the memory of the largest layer; convolutions need scratch space."""
 MOST_PIXELS = {"cpu": 1 << 20}
 """Pixels computed at once, by device; more crops need memory and are not faster on a CPU."""
 MANY_PIXELS = 1 << 24
@@ -121,7 +119,7 @@ class Describer:
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         """As many crops at once as fit into `room` bytes; `engine.batch` counts crops of the largest size."""
-        need = max(HEADROOM * self._bytes_of(set_) for set_ in self.sets)
+        need = max(self._bytes_of(set_) for set_ in self.sets)
         pixels = MOST_PIXELS.get(engine.device.partition(":")[0], MANY_PIXELS)
         most = min(int(room / need), pixels // self._largest**2)
         return replace(engine, batch=max(1, most))
@@ -129,7 +127,7 @@ class Describer:
     def _bytes_of(self, set_: DescriptorSet) -> int:
         encoder = self.encoders[set_.encoder]
         try:
-            return activation_bytes(encoder, set_.size, set_.size)
+            return working_bytes(encoder, set_.size, set_.size)
         except RuntimeError as error:
             raise ConfigError(
                 f"{encoder.plan.name} cannot take crops of {set_.size} px",

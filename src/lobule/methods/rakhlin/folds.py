@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from lobule.cohort import Cohort, Kind
 from lobule.errors import ConfigError, Leakage, ResultsError
-from lobule.files import open_url, write_text
+from lobule.files import csv_text, open_url, write_text
 from lobule.methods.rakhlin.config import Config
 from lobule.training.division import (
     TrainingSplit,
@@ -55,12 +54,9 @@ def folds_of(config: Config, cohort: Cohort, labels: NDArray[np.intp], seed: int
 
 
 def write_folds(path: Path, cohort: Cohort, folds: NDArray[np.intp]) -> None:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for case, fold in zip(cohort, folds.tolist(), strict=True):
-        writer.writerow([case.id, case.patient, case.site or "", case.label, fold])
-    write_text(path, out.getvalue())
+    pairs = zip(cohort, folds.tolist(), strict=True)
+    rows = [[case.id, case.patient, case.site or "", case.label, fold] for case, fold in pairs]
+    write_text(path, csv_text(COLUMNS, rows))
 
 
 def read_folds(path: str | Path, cohort: Cohort, count: int) -> NDArray[np.intp]:

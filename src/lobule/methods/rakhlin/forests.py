@@ -45,6 +45,17 @@ class Forests:
         return mean
 
 
+def merged(probabilities: NDArray[np.floating[Any]], groups: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """(..., classes) to (..., groups): the largest of each group, over their sum.
+
+    Not the sum of each group: so the merged label is always the group of the winning class.
+    """
+    columns = [probabilities[..., list(group)].max(axis=-1) for group in groups]
+    largest: NDArray[np.float64] = np.stack(columns, axis=-1).astype(np.float64)
+    largest /= largest.sum(axis=-1, keepdims=True)
+    return largest
+
+
 @dataclass(frozen=True)
 class Calibrator:
     """Each class against the rest, then all over their sum."""

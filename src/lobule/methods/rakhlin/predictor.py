@@ -24,8 +24,7 @@ from lobule.methods.rakhlin.describe import (
     sides_of,
 )
 from lobule.methods.rakhlin.encoders import Encoder
-from lobule.methods.rakhlin.forests import Calibrator, Forests
-from lobule.methods.rakhlin.fusion import merged
+from lobule.methods.rakhlin.forests import Calibrator, Forests, merged
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.results.tables import TableReader

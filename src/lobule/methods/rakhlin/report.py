@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.cohort import Cohort
-from lobule.files import write_text
+from lobule.files import csv_text, write_text
 from lobule.measures.calibration import reliability
 from lobule.measures.estimate import Estimate, Resampling, undefined
 from lobule.measures.roc import wilson
 from lobule.methods.rakhlin.config import Config
-from lobule.methods.rakhlin.forests import Calibrator, fit_calibrator
-from lobule.methods.rakhlin.fusion import merged
+from lobule.methods.rakhlin.forests import Calibrator, fit_calibrator, merged
 from lobule.methods.rakhlin.predictor import carcinoma_groups
 
 FLOOR = 1e-7
@@ -198,11 +195,10 @@ def expected_error(labels: NDArray[np.intp], probabilities: NDArray[np.float64])
 
 def write_predictions(path: Path, config: Config, held_out: HeldOut) -> None:
     """One row an image and set, the fusion first: case, patient, label, fold, set, probabilities."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["case", "patient", "label", "fold", "set", *config.classes])
     tables = {FUSION: held_out.fused(), **{name: held_out.of_set(name) for name in held_out.of_sets}}
-    for name, values in tables.items():
-        for case, fold, row in zip(held_out.cohort, held_out.folds.tolist(), values.tolist(), strict=True):
-            writer.writerow([case.id, case.patient, case.label, fold, name, *(f"{v:.6f}" for v in row)])
-    write_text(path, out.getvalue())
+    rows = [
+        [case.id, case.patient, case.label, fold, name, *(f"{v:.6f}" for v in row)]
+        for name, values in tables.items()
+        for case, fold, row in zip(held_out.cohort, held_out.folds.tolist(), values.tolist(), strict=True)
+    ]
+    write_text(path, csv_text(["case", "patient", "label", "fold", "set", *config.classes], rows))

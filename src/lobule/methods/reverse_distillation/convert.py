@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lobule.bundles import Bundle
+from lobule.bundles import Bundle, read_weights
 from lobule.errors import BundleError, ConfigError, ModelError
 from lobule.fingerprints import fingerprint
 from lobule.methods.reverse_distillation.config import RANDOM, Config
@@ -85,21 +85,7 @@ def teacher_of(shape: StudentShape) -> str:
 
 def read_checkpoint(path: Path) -> dict[str, Mapping[str, Tensor]]:
     """Read the state dicts `bn` and `decoder` of a torch file, or of safetensors with these prefixes."""
-    if not path.is_file():
-        raise ConfigError("the weights file does not exist", subject=path)
-    import torch
-    from safetensors.torch import load_file
-
-    try:
-        loaded: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # each library raises its own exception types
-        raise BundleError(
-            "the weights cannot be read", subject=path, actual=(str(error) or repr(error)).splitlines()[0]
-        ) from error
+    loaded = read_weights(path, BundleError)
     if isinstance(loaded, Mapping) and not all(component in loaded for component in COMPONENTS):
         loaded = {component: _with_prefix(loaded, component) for component in COMPONENTS}
     if not isinstance(loaded, Mapping) or not all(_is_state(loaded[component]) for component in COMPONENTS):

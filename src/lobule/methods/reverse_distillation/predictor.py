@@ -37,13 +37,11 @@ from lobule.nets.teachers import Teacher, teacher
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
-from lobule.scanning.device import activation_bytes, dtype_of, largest_cells, placed, random_batch
+from lobule.scanning.device import dtype_of, largest_cells, placed, random_batch, working_bytes
 from lobule.scanning.map_findings import map_findings
 from lobule.scanning.open_case import slide_images
 from lobule.stitch import State
 
-HEADROOM = 2.0
-"""Ratio of the actual peak memory to the size of the largest layer."""
 PREFERRED_BLOCKS: dict[Form, int] = {"exact": 8, "shared": 12}
 """Preferred side of a field, in cells (exact form) or patches (shared form); less if memory is short. Large
 fields pay off in the shared form, because patches at the edge of a field are computed again for the next
@@ -91,8 +89,7 @@ class PatchModel:
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
         config = self.scan_config(options)
         ratio = cells_per_patch(config)
-        activations = activation_bytes(self.net, config.input, config.input)
-        patch_bytes = int(HEADROOM * activations) + 12 * config.patch**2
+        patch_bytes = working_bytes(self.net, config.input, config.input) + 12 * config.patch**2
 
         def needs(blocks: int) -> int:
             patches = (blocks + 2) ** 2 if config.form == "shared" else blocks**2

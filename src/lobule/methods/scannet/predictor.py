@@ -28,14 +28,11 @@ from lobule.nets.scaling import InputScaling
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
-from lobule.scanning.device import activation_bytes, dtype_of, largest_cells, placed, random_batch
+from lobule.scanning.device import dtype_of, largest_cells, placed, random_batch, working_bytes
 from lobule.scanning.map_findings import by_score
 from lobule.scanning.open_case import slide_images
 from lobule.stitch import Scores, State, States, overlay, reduce_map
 from lobule.units import Mpp
-
-HEADROOM = 2.0
-"""Ratio of the actual peak memory to the size of the largest layer; convolutions need scratch space."""
 
 MAX_ANALYSED = 48_000_000
 """Maximum number of cells of a map in the search for findings; larger maps are first reduced by maximum."""
@@ -72,7 +69,7 @@ class DenseModel:
 
         def needs(cells: int) -> int:
             side = dense.geometry.in_size(cells)
-            return int(HEADROOM * activation_bytes(dense, side, side)) + 2 * 3 * side * side
+            return working_bytes(dense, side, side) + 2 * 3 * side * side
 
         # Fields are measured in cells of the net's stride, so that they have the same area for every α.
         factor = self.geometry.stride // dense.geometry.stride
