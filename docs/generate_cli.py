@@ -41,9 +41,8 @@ def page() -> str:
 
 def walk(command: click.Command, path: str, parent: click.Context | None) -> Iterator[tuple[str, str]]:
     """Yield the path and the help text of a command and of all its subcommands."""
-    context = click.Context(
-        command, info_name=path.rpartition(" ")[2], parent=parent, terminal_width=96, max_content_width=96
-    )
+    settings = {**command.context_settings, "terminal_width": 96, "max_content_width": 96}
+    context = click.Context(command, info_name=path.rpartition(" ")[2], parent=parent, **settings)
     yield path, command.get_help(context)
     if isinstance(command, LazyGroup):
         for name in command.list_commands(context):

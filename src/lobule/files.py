@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
@@ -216,6 +216,27 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def write_json(path: str | Path, value: object) -> None:
     """Write a JSON file atomically. NaN and infinity are refused, because they are not valid JSON."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file atomically. A row may lack columns; values of other columns are left out."""
+    write_text(path, csv_text(columns, [[row.get(name, "") for name in columns] for row in rows]))
+
+
+def csv_rows(path: str | Path, largest: int = -1) -> list[tuple[int, list[str]]]:
+    """Read the rows of a CSV file that are not blank, each with its number and with stripped cells.
+
+    Raises:
+        ValueError: The file, of which at most `largest` bytes are read, is not UTF-8 or not CSV.
+    """
+    with open_url(path) as file:
+        data = file.read(largest)
+    try:
+        rows = enumerate(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")), start=1)
+        stripped = [(number, [cell.strip() for cell in cells]) for number, cells in rows]
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    return [(number, cells) for number, cells in stripped if any(cells)]
 
 
 LARGEST_JSON = 256 * MIB

@@ -45,10 +45,8 @@ MAX_BYTES = 512 * 1024 * 1024
 IMAGE_MAGIC = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 
 WRITERS: dict[str, Callable[[Annotation], bytes]] = {
-    ".xml": write_asap,
-    ".geojson": write_geojson,
-    ".json": write_ncrf,
-}
+    ".xml": write_asap, ".geojson": write_geojson, ".json": write_ncrf,
+}  # fmt: skip
 """Writers by the suffix of the file."""
 
 
@@ -112,9 +110,8 @@ def write_annotation(
     plain = target.with_suffix("") if target.suffix == ".gz" else target
     writer = WRITERS.get(plain.suffix.lower())
     if writer is None:
-        raise ConfigError(
-            "cannot tell which format to write", subject=path, expected=f"one of {', '.join(WRITERS)}"
-        )
+        expected = f"one of {', '.join(WRITERS)}"
+        raise ConfigError("cannot tell which format to write", subject=path, expected=expected)
     data = writer(annotation.moved(-l0_offset[0], -l0_offset[1]) if any(l0_offset) else annotation)
     write_bytes(path, gzip.compress(data, mtime=0) if target.suffix == ".gz" else data)
 
@@ -129,9 +126,8 @@ def _read_bytes(path: str | Path) -> bytes:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise AnnotationError("the gzip data is damaged", subject=path, actual=str(error)) from None
     if len(data) > MAX_BYTES:
-        raise TooLarge(
-            "the file is too large for an annotation", subject=path, expected=f"at most {MAX_BYTES} bytes"
-        )
+        expected = f"at most {MAX_BYTES} bytes"
+        raise TooLarge("the file is too large for an annotation", subject=path, expected=expected)
     if not data.strip():
         raise AnnotationError("the file is empty", subject=path, expected="an annotation")
     return data

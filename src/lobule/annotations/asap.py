@@ -54,9 +54,8 @@ def _parse(data: bytes, collector: Collector) -> tuple[list[_AnnotationElement],
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         if not path and tag != "ASAP_Annotations":
-            raise collector.error(
-                "the file is not ASAP XML", expected="the root ASAP_Annotations", actual=tag
-            )
+            expected = "the root ASAP_Annotations"
+            raise collector.error("the file is not ASAP XML", expected=expected, actual=tag)
         path.append(tag)
         if tag == "Annotation":
             elements.append(_AnnotationElement(attributes))
@@ -89,10 +88,8 @@ def _points(
         coordinates = [coordinates[index] for index in sorted(range(len(numbers)), key=numbers.__getitem__)]
     elif any(orders):
         raise collector.error(f"{location} has an Order that is not a whole number")
-    return [
-        (_number(point, "X", location, collector), _number(point, "Y", location, collector))
-        for point in coordinates
-    ]
+    x, y = ([_number(point, axis, location, collector) for point in coordinates] for axis in "XY")
+    return list(zip(x, y, strict=True))
 
 
 def _number(point: Mapping[str, str], axis: str, location: str, collector: Collector) -> float:
@@ -109,9 +106,8 @@ def _number(point: Mapping[str, str], axis: str, location: str, collector: Colle
     try:
         return float(text.replace("_", "?"))
     except ValueError:
-        raise collector.error(
-            f"{location} has a coordinate that is not a number", actual=f'{axis}="{text}"'
-        ) from None
+        problem = f"{location} has a coordinate that is not a number"
+        raise collector.error(problem, actual=f'{axis}="{text}"') from None
 
 
 def _kind(group: str, parents: Mapping[str, str], groups: Mapping[str, Kind] | None) -> Kind:
@@ -132,10 +128,8 @@ def write_asap(annotation: Annotation) -> bytes:
         if group != "None":
             used.setdefault(group, COLOURS[polygon.kind])
         name = quoteattr(polygon.name or f"Annotation {index}")
-        lines.append(
-            f'\t\t<Annotation Name={name} Type="Polygon" PartOfGroup={quoteattr(group)} Color="#F4FA58">'
-        )
-        lines.append("\t\t\t<Coordinates>")
+        attributes = f'Name={name} Type="Polygon" PartOfGroup={quoteattr(group)} Color="#F4FA58"'
+        lines += [f"\t\t<Annotation {attributes}>", "\t\t\t<Coordinates>"]
         lines += [
             f'\t\t\t\t<Coordinate Order="{order}" X="{_text(x)}" Y="{_text(y)}" />'
             for order, (x, y) in enumerate(polygon.keyholed().tolist())

@@ -10,11 +10,8 @@ from typing import Any
 from lobule.annotations.outline import Annotation, Collector, Kind, Polygon, kind_of_group, written_group
 
 COLOURS = {
-    "tumour": [200, 0, 0],
-    "exclusion": [40, 40, 40],
-    "normal": [0, 128, 255],
-    "other": [128, 128, 128],
-}
+    "tumour": [200, 0, 0], "exclusion": [40, 40, 40], "normal": [0, 128, 255], "other": [128, 128, 128],
+}  # fmt: skip
 
 
 def read_geojson(document: Any, source: str, groups: Mapping[str, Kind] | None = None) -> Annotation:
@@ -30,15 +27,9 @@ def read_geojson(document: Any, source: str, groups: Mapping[str, Kind] | None =
             continue
         group = _classification(properties)
         name = str(properties.get("name") or "")
-        location = f"feature {number} ('{name or group}')"
+        location, kind = f"feature {number} ('{name or group}')", kind_of_group(group, groups)
         for rings in _polygons(feature.get("geometry"), location, collector):
-            collector.add(
-                [_without_closing_point(ring) for ring in rings],
-                kind_of_group(group, groups),
-                name,
-                group,
-                location,
-            )
+            collector.add([_without_closing_point(ring) for ring in rings], kind, name, group, location)
     return collector.annotation()
 
 

@@ -49,9 +49,8 @@ def read_mask(data: bytes, source: str, l0_size: Size | None = None) -> ClassMas
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             values = _values(Image.open(io.BytesIO(data)), source)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise AnnotationError(
-            "the file is not a readable mask image", subject=source, actual=str(error)
-        ) from None
+        problem = "the file is not a readable mask image"
+        raise AnnotationError(problem, subject=source, actual=str(error)) from None
     if values.dtype.kind not in "iu":
         raise AnnotationError("the mask does not contain integers", subject=source, actual=str(values.dtype))
     if values.ndim == 3:
@@ -111,8 +110,7 @@ def mask_annotation(
     if present == [1] and classes is None:
         collector.warn("the only value is 1, which is read as normal; a tumour mask contains 2 or 255")
     if not scale_known:
-        collector.warn(
-            "the size of the slide is not known, so a mask pixel is treated as one pixel of level 0"
-        )
+        problem = "the size of the slide is not known"
+        collector.warn(f"{problem}, so a mask pixel is treated as one pixel of level 0")
     collector.polygons += mask.polygons({value: meaning[value] for value in present if value in meaning})
     return collector.annotation()

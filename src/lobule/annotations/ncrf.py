@@ -22,11 +22,9 @@ def read_ncrf(document: Mapping[str, Any], source: str) -> Annotation:
     collector = Collector(source)
     positive, negative = document.get("positive") or [], document.get("negative") or []
     negative_kind: Kind = "exclusion" if positive else "normal"
-    groups: list[tuple[str, Any, Kind]] = [
-        ("positive", positive, "tumour"),
-        ("negative", negative, negative_kind),
-    ]
-    for group, polygons, kind in groups:
+    groups: dict[str, tuple[Any, Kind]]
+    groups = {"positive": (positive, "tumour"), "negative": (negative, negative_kind)}
+    for group, (polygons, kind) in groups.items():
         if not isinstance(polygons, list):
             raise collector.error(f"'{group}' is not a list")
         for number, polygon in enumerate(polygons, 1):

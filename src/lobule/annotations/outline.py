@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -23,23 +23,14 @@ MAX_COORDINATE = 1e7
 """Largest coordinate in level-0 pixels; the largest real slides have about 300,000 a side."""
 
 KIND_OF_GROUP: dict[str, Kind] = {
-    "_0": "tumour",
-    "_1": "tumour",
-    "tumor": "tumour",
-    "tumour": "tumour",
-    "metastases": "tumour",
-    "_2": "exclusion",
-    "exclusion": "exclusion",
-    "normal": "normal",
-}
+    "_0": "tumour", "_1": "tumour", "tumor": "tumour", "tumour": "tumour", "metastases": "tumour",
+    "_2": "exclusion", "exclusion": "exclusion", "normal": "normal",
+}  # fmt: skip
 """Kinds of groups (in QuPath: classifications) by lower-case name; any other group has the kind "other"."""
 
 GROUP_OF_KIND: dict[Kind, str] = {
-    "tumour": "Tumor",
-    "exclusion": "Exclusion",
-    "normal": "Normal",
-    "other": "None",
-}
+    "tumour": "Tumor", "exclusion": "Exclusion", "normal": "Normal", "other": "None",
+}  # fmt: skip
 """The group written for a polygon whose group does not imply its kind."""
 
 
@@ -199,16 +190,14 @@ class Collector:
         polygons = _camelyon17_normal_as_exclusion(self.polygons)
         shapes = [shapely.Polygon(polygon.points, polygon.holes) for polygon in polygons]
         if crossing := int(np.count_nonzero(~shapely.is_valid(shapes))):
-            self.warn(
-                f"{crossing} polygons cross or touch themselves; the even-odd rule decides what is inside"
-            )
+            problem = f"{crossing} polygons cross or touch themselves"
+            self.warn(f"{problem}; the even-odd rule decides what is inside")
         warnings = tuple(f"{number} {description}" for description, number in self.counted.items())
         return Annotation(tuple(polygons), (*self.warnings, *warnings), self.source)
 
 
-def _camelyon17_normal_as_exclusion(polygons: Iterable[Polygon]) -> list[Polygon]:
+def _camelyon17_normal_as_exclusion(polygons: list[Polygon]) -> list[Polygon]:
     """Camelyon17 excludes `normal` from its `metastases`, as Camelyon16 does with `_2`."""
-    polygons = list(polygons)
     if not any(polygon.group.lower() == "metastases" for polygon in polygons):
         return polygons
     return [

@@ -69,20 +69,16 @@ def fill(
         raise ValueError(f"cannot fill the cells {map_box} at a step of {step_x:g} × {step_y:g}")
     mask = np.zeros((map_box.height, map_box.width), dtype=bool)
     for polygon in polygons:
-        (left, top), (right, bottom) = polygon.points.min(axis=0), polygon.points.max(axis=0)
         # A hole may extend beyond its exterior; the even-odd rule then fills the area outside.
-        for hole in polygon.holes:
-            left, top = np.minimum((left, top), hole.min(axis=0))
-            right, bottom = np.maximum((right, bottom), hole.max(axis=0))
+        left, top = np.min([ring.min(axis=0) for ring in polygon.rings], axis=0)
+        right, bottom = np.max([ring.max(axis=0) for ring in polygon.rings], axis=0)
         touched = Box.of_edges(
             int(left // step_x), int(top // step_y), int(right // step_x) + 1, int(bottom // step_y) + 1
         ).intersect(map_box)
         for band in _bands(touched):
-            window = (
-                slice(band.y - map_box.y, band.bottom - map_box.y),
-                slice(band.x - map_box.x, band.right - map_box.x),
-            )
-            mask[window] |= _filled(polygon.rings, step_x, step_y, band)
+            rows = slice(band.y - map_box.y, band.bottom - map_box.y)
+            columns = slice(band.x - map_box.x, band.right - map_box.x)
+            mask[rows, columns] |= _filled(polygon.rings, step_x, step_y, band)
     return mask
 
 

@@ -5,30 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": (
-        "lobule.cli.demo:command",
-        "Train and evaluate on generated slides or exams, and write one page about it.",
-    ),
+    "demo": ("lobule.cli.demo:command", "Train and evaluate on generated slides or exams; write one page."),
     "doctor": ("lobule.cli.doctor:command", "Check this machine and its libraries, or check files."),
     "info": ("lobule.cli.info:command", "Describe a slide, a results folder or a training."),
     "tissue": ("lobule.cli.tissue:command", "Detect the tissue of a slide: area, mask and preview."),
     "phantom": ("lobule.cli.phantom:command", "Generate cohorts of any size with exact ground truth."),
     "cohort": ("lobule.cli.cohort:command", "Write a manifest for a folder of slides, images or exams."),
     "methods": ("lobule.cli.methods:command", "List the methods, or explain the settings of one."),
-    "features": (
-        "lobule.cli.features:command",
-        "Compute tile features of slides, in the layout of TRIDENT or CLAM.",
-    ),
+    "features": ("lobule.cli.features:command", "Compute tile features of slides, for TRIDENT or CLAM."),
     "train": ("lobule.cli.train:command", "Train a method on a cohort; resumable."),
-    "budget": (
-        "lobule.cli.budget:command",
-        "Train on different numbers of outlined slides and compare the models.",
-    ),
+    "budget": ("lobule.cli.budget:command", "Compare models trained on different numbers of slides."),
     "scan": ("lobule.cli.scan:command", "Scan cases with a model: maps, findings and scores; resumable."),
-    "evaluate": (
-        "lobule.cli.evaluate:command",
-        "Evaluate results: FROC, AUC, precision, recall and calibration with intervals.",
-    ),
+    "evaluate": ("lobule.cli.evaluate:command", "Evaluate results: FROC, AUC, PR, calibration, intervals."),
     "view": ("lobule.cli.view:command", "Show results, slides and exams in a web browser."),
     "weights": ("lobule.cli.weights:command", "List, inspect, convert and calibrate weights."),
 }

@@ -109,12 +109,8 @@ class LazyGroup(click.Group):
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             from difflib import get_close_matches
 
-            close_matches = get_close_matches(args[0], self.entries, 1)
-            hint = (
-                f"Did you mean '{close_matches[0]}'?"
-                if close_matches
-                else f"Commands: {', '.join(self.entries)}."
-            )
+            near = get_close_matches(args[0], self.entries, 1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(self.entries)}."
             raise click.UsageError(f"There is no command '{args[0]}'. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -127,8 +123,9 @@ _CONTEXT: dict[str, Any] = {
     "token_normalize_func": lambda token: token.replace("_", "-"),
     "help_option_names": ["-h", "--help"],
     "max_content_width": 100,
+    "show_default": True,
 }
-"""Commands and options may be written with hyphens or underscores."""
+"""Commands and options may be written with hyphens or underscores. Help texts show defaults."""
 
 
 def _version_option() -> click.Option:
@@ -172,7 +169,7 @@ def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
         error.show()
         return 2
     except click.ClickException as error:
-        return _fail(error.format_message(), global_options, 2, usage_context=getattr(error, "ctx", None))
+        return _fail(error.format_message(), global_options, 2, context=getattr(error, "ctx", None))
     except (click.Abort, KeyboardInterrupt):
         return _fail("Interrupted.", global_options, 130)
     except BrokenPipeError:
@@ -202,13 +199,19 @@ def _describe_unexpected_error(error: Exception) -> str:
     return f"Unexpected {type(error).__name__}: {error}. This is a bug in Lobule; --debug shows where."
 
 
+ERROR_KEYS = {
+    "what": "problem", "subject": "subject", "expected": "expected", "found": "actual", "remedy": "remedy",
+}  # fmt: skip
+"""Keys of an error in `--json` output, and the attributes of `LobuleError` that they show. Scripts rely on
+the keys."""
+
+
 def _fail(
     message: str,
     global_options: GlobalOptions,
     status: int,
     error: Exception | None = None,
-    *,
-    usage_context: click.Context | None = None,
+    context: click.Context | None = None,
 ) -> int:
     """Print an error and return the exit status.
 
@@ -217,40 +220,20 @@ def _fail(
         global_options: Decide whether the error is also printed as JSON.
         status: The exit status.
         error: The exception, for JSON output.
-        usage_context: The click command that was used wrongly; the message refers to its help.
+        context: The click command that was used wrongly; the message refers to its help.
     """
     with suppress(BrokenPipeError):
-        _print_error(message, global_options, status, error, usage_context)
+        if global_options.as_json and status != 130:
+            fields = {"kind": type(error).__name__ if error else "UsageError", "message": message}
+            values = {key: getattr(error, attribute, None) for key, attribute in ERROR_KEYS.items()}
+            fields |= {key: value for key, value in values.items() if value is not None}
+            click.echo(json.dumps({"error": fields}, indent=1, ensure_ascii=False))
+        if context is not None:
+            message += f" See `{context.command_path} --help`."
+        # Status 130 is an interruption by the user, which is not shown as an error.
+        is_plain = "NO_COLOR" in os.environ or status == 130
+        click.echo(message if is_plain else click.style(message, fg="red"), err=True)
     return status
-
-
-ERROR_KEYS = {
-    "what": "problem", "subject": "subject", "expected": "expected", "found": "actual", "remedy": "remedy",
-}  # fmt: skip
-"""Keys of an error in `--json` output, and the attributes of `LobuleError` that they show. Scripts rely on
-the keys."""
-
-
-def _print_error(
-    message: str,
-    global_options: GlobalOptions,
-    status: int,
-    error: Exception | None,
-    usage_context: click.Context | None,
-) -> None:
-    if global_options.as_json and status != 130:
-        error_fields = {"kind": type(error).__name__ if error else "UsageError", "message": message}
-        error_fields |= {
-            key: value
-            for key, attribute in ERROR_KEYS.items()
-            if (value := getattr(error, attribute, None)) is not None
-        }
-        click.echo(json.dumps({"error": error_fields}, indent=1, ensure_ascii=False))
-    if usage_context is not None:
-        message += f" See `{usage_context.command_path} --help`."
-    # Status 130 is an interruption by the user, which is not shown as an error.
-    is_plain = "NO_COLOR" in os.environ or status == 130
-    click.echo(message if is_plain else click.style(message, fg="red"), err=True)
 
 
 # -- printing -----------------------------------------------------------------------------------------------
@@ -269,11 +252,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     is_right_aligned = [bool(rows) and all(row[i][:1].isdigit() for row in rows) for i in range(len(header))]
 
     def format_row(cells: Sequence[str]) -> str:
-        padded = [
-            cell.rjust(width) if align_right else cell.ljust(width)
-            for cell, width, align_right in zip(cells, widths, is_right_aligned, strict=True)
-        ]
-        return "  ".join(padded).rstrip()
+        columns = zip(cells, widths, is_right_aligned, strict=True)
+        return "  ".join(
+            cell.rjust(w) if is_right else cell.ljust(w) for cell, w, is_right in columns
+        ).rstrip()
 
     return "\n".join([click.style(format_row(header), dim=True), *map(format_row, rows)])
 

@@ -7,37 +7,25 @@ from typing import Any
 
 import click
 
+from lobule.cli import options as shared
 from lobule.cli.base import CommandOutput, format_fields, lobule_command, table
-from lobule.cli.options import (
-    device_option,
-    dry_run_option,
-    out_option,
-    seed_option,
-    settings_option,
-    val_option,
-    workers_option,
-)
 from lobule.errors import UsageError
 
 
 @lobule_command("lobule budget reverse-distillation cohort.csv --out OUT --slides 1,2,5,10,20 --dry-run")
 @click.argument("method")
 @click.argument("cohort", metavar="COHORT")
-@out_option("DIR", "Folder for the results; each number of slides has a subfolder.")
+@shared.out_option("DIR", "Folder for the results; each number of slides has a subfolder.")
 @click.option(
-    "--slides",
-    default="1,2,5,10,20",
-    show_default=True,
-    metavar="N,N,…",
-    help="Numbers of outlined slides to train on.",
+    "--slides", default="1,2,5,10,20", metavar="N,N,…", help="Numbers of outlined slides to train on."
 )
-@settings_option
-@val_option
-@click.option("--split", default="test", show_default=True, help="Split on which the models are compared.")
-@seed_option
-@device_option
-@workers_option
-@dry_run_option
+@shared.settings_option
+@shared.val_option
+@click.option("--split", default="test", help="Split on which the models are compared.")
+@shared.seed_option
+@shared.device_option
+@shared.workers_option
+@shared.dry_run_option
 def command(
     method: str, cohort: str, out: str, slides: str, settings: dict[str, str], dry_run: bool, **options: Any
 ) -> CommandOutput:

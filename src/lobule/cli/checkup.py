@@ -70,14 +70,11 @@ def check_slide(path: str, report: dict[str, Any]) -> None:
     report["what"] = f"{slide_report.format}, {size}, {len(slide_report.levels)} levels"
     report["slide"] = slide_report.as_json()
     problems = list(slide_report.problems)
-    if (
-        slide_report.mpp_x is None
-    ):  # The first problem is then the missing µm/px. The user can supply it, so it is only a remark.
+    if slide_report.mpp_x is None:
+        # The first problem is then the missing µm/px. The user can supply it, so it is only a remark.
         report["remarks"].append(problems.pop(0))
-    if (
-        len(slide_report.levels) == 1
-        and slide_report.levels[0].width * slide_report.levels[0].height > LARGE_PX
-    ):
+    base = slide_report.levels[0]
+    if len(slide_report.levels) == 1 and base.width * base.height > LARGE_PX:
         report["remarks"].append("The slide has only one level, so overviews of it are slow.")
     report["problems"] += problems
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,16 +30,13 @@ RESAMPLES = 2000
 
 @lobule_command("lobule demo", "lobule demo exams")
 @click.argument("what", type=click.Choice(["slides", "exams"]), default="slides", metavar="[slides|exams]")
-@click.option(
-    "--out", default="lobule-demo", show_default=True, metavar="DIR", help="Folder for the files of the demo."
-)
+@click.option("--out", default="lobule-demo", metavar="DIR", help="Folder for the files of the demo.")
 @click.option(
     "--side",
     default=FULL_SIDE,
-    show_default=True,
     help="Width of the slides in pixels. Smaller values give fewer and smaller slides, or fewer exams.",
 )
-@click.option("--seed", default=11, show_default=True, help="Seed of the generated cohort.")
+@click.option("--seed", default=11, help="Seed of the generated cohort.")
 def command(what: str, out: str, side: int, seed: int) -> CommandOutput:
     """Generate slides or exams, train on some, scan and evaluate the others, and write one page about it.
 
@@ -81,12 +79,10 @@ def generate(story: Story) -> None:
     lesions = [outline for case in story.unseen for outline in story.truths[case.id].outlines]
     sizes = {name: sum(outline.lesion_class == name for outline in lesions) for name in ("micro", "itc")}
     counts_text = ", ".join(f"{count} to {split}" for split, count in counts.items())
-    story.lines.append(
-        ("slides", f"{story.side:,} px wide: {counts_text}, half of each split without tumour")
-    )
-    story.lines.append(
-        ("in the test", f"metastases: {sizes['micro']}, groups of isolated cells: {sizes['itc']}")
-    )
+    story.lines += [
+        ("slides", f"{story.side:,} px wide: {counts_text}, half of each split without tumour"),
+        ("in the test", f"metastases: {sizes['micro']}, groups of isolated cells: {sizes['itc']}"),
+    ]
     story.data |= {"cohort": str(story.folder / "slides" / "cohort.csv"), "slides": counts, "lesions": sizes}
 
 
@@ -105,9 +101,8 @@ def describe(story: Story) -> None:
         story.lines.append(("read as", f"{slide.format}, {len(slide.levels)} levels, {slide.mpp}"))
         measured_mm2 = measure(slide).tissue.area_mm2
     painted_mm2 = float((truth.mask(16) != GLASS).sum()) * (16 * truth.mpp / 1000) ** 2
-    story.lines.append(
-        ("tissue", f"{measured_mm2:.2f} mm² detected on {case.id}, {painted_mm2:.2f} mm² painted")
-    )
+    areas = f"{measured_mm2:.2f} mm² detected on {case.id}, {painted_mm2:.2f} mm² painted"
+    story.lines.append(("tissue", areas))
     story.data["tissue"] = {"found_mm2": measured_mm2, "painted_mm2": painted_mm2}
 
 
@@ -153,23 +148,13 @@ def evaluate_models(story: Story) -> None:
     """Evaluate both models with the official measures, and compare them on the same slides."""
     import lobule
 
-    evaluation_options: dict[str, Any] = {"split": "test", "resamples": RESAMPLES, "plots": False}
+    evaluate = partial(lobule.evaluate, split="test", resamples=RESAMPLES, plots=False)
     net_results, colour_results = (story.results(method) for method in METHODS)
-    story.evaluation = lobule.evaluate(
-        net_results,
-        story.cohort,
-        against=colour_results,
-        out=story.folder / "evaluation",
-        by=["site"],
-        **evaluation_options,
-    )
-    colour = lobule.evaluate(
-        colour_results, story.cohort, out=story.folder / "evaluation-colour", **evaluation_options
-    )
-    story.data["evaluation"] = {
-        method: selected_measures(evaluation)
-        for method, evaluation in zip(METHODS, (story.evaluation, colour), strict=True)
-    }
+    out = story.folder / "evaluation"
+    story.evaluation = evaluate(net_results, story.cohort, against=colour_results, out=out, by=["site"])
+    colour = evaluate(colour_results, story.cohort, out=story.folder / "evaluation-colour")
+    evaluations = zip(METHODS, (story.evaluation, colour), strict=True)
+    story.data["evaluation"] = {method: selected_measures(each) for method, each in evaluations}
 
 
 def selected_measures(evaluation: Evaluation) -> dict[str, Any]:
@@ -206,7 +191,7 @@ def summary(story: Story) -> tuple[list[str], list[list[str]]]:
 def draw(story: Story) -> None:
     """Draw one slide with its tissue and tumours outlined, enlarged lesions, and the map of the network."""
     from lobule.cli import picture
-    from lobule.cli.demo_picture import append_map, draw_heatmap, zooms_of
+    from lobule.cli.demo_picture import append_map, draw_heatmap, painted_tumours, zooms_of
     from lobule.cli.tissue import measure
     from lobule.results.folder import open_results
     from lobule.slides.slide import open_slide
@@ -218,18 +203,10 @@ def draw(story: Story) -> None:
     subtitle = f"a generated lymph node, {truth.width:,} x {truth.height:,} pixels, seed {story.seed}"
     with open_slide(case.path) as slide:
         measured = measure(slide)
-        groups = [
-            picture.Outlines(
-                picture.contours(measured.mask, *measured.l0_step), picture.TISSUE, "detected tissue"
-            ),
-            picture.Outlines(
-                [outline.points for outline in truth.outlines], picture.TRUTH, "tumour, as painted"
-            ),
-        ]
-        zooms = zooms_of(truth)
-        page = picture.draw_slide(
-            slide, "lobule demo", subtitle, groups, zooms, "Generated pixels, no patient."
-        )
+        tissue = picture.contours(measured.mask, *measured.l0_step)
+        groups = [picture.Outlines(tissue, picture.TISSUE, "detected tissue"), painted_tumours(truth)]
+        footer = "Generated pixels, no patient."
+        page = picture.draw_slide(slide, "lobule demo", subtitle, groups, zooms_of(truth), footer)
         page = append_map(page, draw_heatmap(reader, slide.thumbnail(1152), truth, 3))
     picture.save(page, story.picture)
 

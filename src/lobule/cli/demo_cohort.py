@@ -10,6 +10,7 @@ from lobule.cli.demo_story import share_of
 from lobule.cohort import Case, Cohort, write_cohort
 from lobule.errors import ConfigError
 from lobule.files import make_folder
+from lobule.phantoms.cohorts import Member
 from lobule.phantoms.noise import mixed
 from lobule.phantoms.phantom import SlidePhantom
 from lobule.phantoms.slides import truth_of, write_slide
@@ -47,20 +48,9 @@ def write_demo_cohort(
             outlines = path.with_suffix(".xml") if truth.outlines else None
             if outlines is not None:
                 write_annotation_files(truth, outlines)
-            cases.append(
-                Case(
-                    case_id,
-                    f"patient-{len(cases) + 1:02d}",
-                    "slide",
-                    str(path),
-                    split=split,
-                    label=truth.label,
-                    site=site,
-                    mpp=UM_PER_PX,
-                    annotation=None if outlines is None else str(outlines),
-                    attributes={"exhaustive": "true"},
-                )
-            )
+            member = Member(len(cases), f"patient-{len(cases) + 1:02d}", split, site, bool(truth.outlines))
+            details = {"annotation": outlines and str(outlines), "attributes": {"exhaustive": "true"}}
+            cases.append(member.case(case_id, "slide", path, truth.label, UM_PER_PX, **details))
             report_progress(len(cases))
     cohort = Cohort(tuple(cases))
     write_cohort(cohort, folder / "cohort.csv")
@@ -72,15 +62,7 @@ def phantom_of(seed: int, side: int, site: str, tumour: bool) -> SlidePhantom:
     most = max(1, round(LESIONS * share_of(side))) if tumour else 0
     for micro in range(most, -1, -1):
         phantom = SlidePhantom(
-            seed,
-            side,
-            side * 2 // 3,
-            UM_PER_PX,
-            site=site,
-            tissue=0.6,
-            micro=micro,
-            itc=int(tumour),
-            mimics=MIMICS,
+            seed, side, side * 2 // 3, UM_PER_PX, site, 0.6, micro=micro, itc=int(tumour), mimics=MIMICS
         )
         with suppress(ConfigError):
             truth_of(phantom)

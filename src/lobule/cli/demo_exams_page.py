@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lobule.cli.demo_html import commands, estimate_cell, html_page, image, seconds_table
+from lobule.cli.demo_html import commands, estimate_cell, html_page, image, seconds_table, table
 from lobule.cli.demo_lesions import TOP_SHARE, read_heatmaps
 from lobule.cli.demo_story import Story
 from lobule.cli.picture import TRUTH, Colour
@@ -87,14 +87,10 @@ def _table(story: Story) -> str:
         if lesions["lesions"]:
             share = f"{lesions['share']:.0%} <small>{lesions['pointed_at']} of {lesions['lesions']}</small>"
             chance = f"{lesions['chance']:.0%}"
-        rows.append(
-            f"<tr><td>{grade}</td><td>{estimate_cell(area)}</td>"
-            f"<td>{breasts['positive']} of {breasts['breasts']}</td><td>{share}</td><td>{chance}</td></tr>"
-        )
-    return (
-        "<div class=scroll><table><tr><th>lesions</th><th>AUC over breasts</th><th>breasts with them</th>"
-        f"<th>heatmap points at them</th><th>by chance</th></tr>{''.join(rows)}</table></div>"
-    )
+        with_them = f"{breasts['positive']} of {breasts['breasts']}"
+        rows.append((grade, estimate_cell(area), with_them, share, chance))
+    header = ("lesions", "AUC over breasts", "breasts with them", "heatmap points at them", "by chance")
+    return table(header, rows)
 
 
 def _explanation() -> str:
@@ -122,8 +118,7 @@ def _settings(story: Story) -> str:
         "exam classifier": f"{training['steps']:,} steps of {training['batch']} exams, views and heatmaps "
         f"at 1/{architecture['shrink']} of the resolution; variant {architecture['variant']}",
     }
-    cells = (f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows.items())
-    return f"<div class=scroll><table>{''.join(cells)}</table></div>"
+    return table((), [(name, escape(value)) for name, value in rows.items()])
 
 
 # -- pictures -----------------------------------------------------------------------------------------------
@@ -140,19 +135,14 @@ def _exams(story: Story) -> Iterator[str]:
 def _examples(cases: list[Case]) -> list[Case]:
     """Select two exams with a malignant breast, one with only benign lesions and one without lesions."""
 
-    def has(case: Case, grade: str) -> bool:
-        return any(case.breast_labels.get(f"{side}_{grade}") for side in ("left", "right"))
+    def grade(case: Case) -> str:
+        present = {name.partition("_")[2] for name, is_present in case.breast_labels.items() if is_present}
+        return "malignant" if "malignant" in present else "benign" if present else "none"
 
-    kinds: tuple[tuple[int, Callable[[Case], bool]], ...] = (
-        (2, lambda case: has(case, "malignant")),
-        (1, lambda case: has(case, "benign") and not has(case, "malignant")),
-        (1, lambda case: not has(case, "benign") and not has(case, "malignant")),
-    )
-    return [
-        case
-        for count, fits in kinds
-        for case in [candidate for candidate in cases if fits(candidate)][:count]
-    ]
+    by_grade = {
+        name: [case for case in cases if grade(case) == name] for name in ("malignant", "benign", "none")
+    }
+    return by_grade["malignant"][:2] + by_grade["benign"][:1] + by_grade["none"][:1]
 
 
 def _exam(story: Story, case: Case, folder: CaseFolder) -> str:
@@ -189,15 +179,14 @@ def _scores(case: Case, scores: dict[str, float]) -> str:
     """Build a table with the scores of both breasts beside the truth."""
     rows = []
     for side in ("right", "left"):
-        cells = [f"<td>{side} breast</td>"]
+        cells = [f"{side} breast"]
         for grade, colour in (("malignant", HEAT), ("benign", BENIGN)):
             score, is_present = scores[f"{side}_{grade}"], case.breast_labels.get(f"{side}_{grade}")
             bar = f"<span style='width:{score:.0%};background:{_css(colour)}'></span>"
             truth = "<span class=yes>present</span>" if is_present else "absent"
-            cells.append(f"<td><span class=bar>{bar}</span>{score:.2f}</td><td>{truth}</td>")
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    head = "<tr><th></th><th>malignant: score</th><th>truth</th><th>benign: score</th><th>truth</th></tr>"
-    return f"<div class=scroll><table>{head}{''.join(rows)}</table></div>"
+            cells += [f"<span class=bar>{bar}</span>{score:.2f}", truth]
+        rows.append(cells)
+    return table(("", "malignant: score", "truth", "benign: score", "truth"), rows)
 
 
 def _outlines(case: Case) -> tuple[Polygon, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -66,13 +66,18 @@ def estimate_cell(estimate: Mapping[str, Any]) -> str:
     return number(estimate["value"], 2) + interval
 
 
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Build a table of cells that are HTML. It scrolls if it is wider than the screen."""
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in ([head] if head else []) + lines)
+    return f"<div class=scroll><table>{body}</table></div>"
+
+
 def seconds_table(seconds: Mapping[str, float]) -> str:
     """Build a table of the duration of each step and the total."""
-    rows = [
-        f"<tr><td>{escape(step)}</td><td>{duration:.0f} s</td></tr>" for step, duration in seconds.items()
-    ]
-    total = sum(seconds.values())
-    return f"<table>{''.join(rows)}<tr><td><b>total</b></td><td><b>{total:.0f} s</b></td></tr></table>"
+    rows = [(escape(step), f"{duration:.0f} s") for step, duration in seconds.items()]
+    return table((), [*rows, ("<b>total</b>", f"<b>{sum(seconds.values()):.0f} s</b>")])
 
 
 def commands(lines: Sequence[str]) -> str:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lobule.cli.demo_html import commands, estimate_cell, html_page, image, seconds_table
+from lobule.cli.demo_html import commands, estimate_cell, html_page, image, seconds_table, table
 from lobule.cli.demo_picture import Location, close_up, draw_heatmap, match_findings
 from lobule.cli.demo_story import METHODS, Story
+from lobule.cohort import Case
 from lobule.cohort.labels import polarity
 from lobule.files import write_text
-
-if TYPE_CHECKING:
-    from lobule.cohort import Case
 
 THUMBNAIL, CLOSE_UP = 420, 380
 SHOWN = 5
 """Maximum number of close-ups of each kind."""
+KINDS: tuple[tuple[str, str, Callable[[Location], tuple[float, float]]], ...] = (
+    ("Found", "the smallest", lambda location: (location.size_um, -(location.score or 0))),
+    ("Taken for tumour", "the surest", lambda location: (-(location.score or 0), 0)),
+    ("Missed", "the largest", lambda location: (-location.size_um, 0)),
+)
+"""The kinds of close-ups in the order of `match_findings`: title, those shown first, and their order."""
 COLOURS = {"scannet": "var(--first)", "colour": "var(--second)"}
 RATES = ("0.25", "0.5", "1", "2", "4", "8")
 
@@ -34,8 +37,9 @@ STYLE = """
 
 def write_page(story: Story) -> None:
     """Write the page after all steps are done."""
-    cards, close_ups = _cards(story)
+    cards, locations = _cards(story)
     counts, lesions = story.data["slides"], story.data["lesions"]
+    bundle, cohort = story.bundle("scannet"), story.data["cohort"]
     sections = [
         "<p>Generated lymph-node slides, no patient data. A small network was trained on the "
         f"outlines of {counts['train']} slides and then scored {counts['test']} other slides from "
@@ -49,12 +53,16 @@ def write_page(story: Story) -> None:
         "<h2>Every unseen slide</h2>",
         "<p class=note>Left the slide, right the map, where red means tumour. Yellow: the truth.</p>",
         f"<div class=slides>{''.join(cards)}</div>",
-        *close_ups,
+        *_close_ups(story, locations),
         "<h2>How long it took</h2>",
         seconds_table(story.seconds),
         "<h2>Next steps</h2>",
-        _commands(story),
-    ]
+        commands([
+            f"lobule scan {bundle} {story.unseen.cases[0].path} --out finer --stride 8",
+            f"lobule evaluate {story.results('scannet')} {cohort} --split test --by site",
+            f"lobule train scannet {cohort} --out bundle --set trunk=tiny --set mpp=1 --set rounds=1",
+        ]),
+    ]  # fmt: skip
     write_text(story.page, html_page("Lobule demo", sections, STYLE))
 
 
@@ -64,32 +72,20 @@ def write_page(story: Story) -> None:
 def _table(story: Story) -> str:
     from lobule.evaluation.summary import number
 
-    head = "".join(f"<th>at {rate}</th>" for rate in RATES)
     rows = []
     for method, name in METHODS.items():
         measured = story.data["evaluation"][method]
         at = measured["sensitivity_at"] or {}
-        cells = "".join(f"<td>{number(at.get(rate), 2)}</td>" for rate in RATES)
-        rows.append(
-            f"<tr><td><span class=dot style='background:{COLOURS[method]}'></span>{escape(name)}</td>"
-            f"<td>{estimate_cell(measured['froc'])}</td>{cells}<td>{estimate_cell(measured['slide_auc'])}</td></tr>"
-        )
-    return (
-        f"<div class=scroll><table><tr><th>model</th><th>FROC</th>{head}<th>slide AUC</th></tr>"
-        f"{''.join(rows)}{_difference(story)}</table></div>"
-    )
-
-
-def _difference(story: Story) -> str:
-    """Format the row with the difference between both models."""
+        model = f"<span class=dot style='background:{COLOURS[method]}'></span>{escape(name)}"
+        sensitivities = [number(at.get(rate), 2) for rate in RATES]
+        froc, auc = estimate_cell(measured["froc"]), estimate_cell(measured["slide_auc"])
+        rows.append([model, froc, *sensitivities, auc])
     assert story.evaluation.lesions is not None
-    froc = story.evaluation.lesions["against"]["all"]["froc"]["difference"]
     (task,) = story.evaluation.tasks.values()
-    auc = task["against"]["all"]["auroc"]["difference"]
-    return (
-        f"<tr><td>difference</td><td>{estimate_cell(froc)}</td><td colspan={len(RATES)}></td>"
-        f"<td>{estimate_cell(auc)}</td></tr>"
-    )
+    froc = estimate_cell(story.evaluation.lesions["against"]["all"]["froc"]["difference"])
+    auc = estimate_cell(task["against"]["all"]["auroc"]["difference"])
+    rows.append(["difference", froc, *[""] * len(RATES), auc])
+    return table(["model", "FROC", *[f"at {rate}" for rate in RATES], "slide AUC"], rows)
 
 
 def _explanation(story: Story) -> str:
@@ -140,33 +136,23 @@ def _curve(story: Story, width: int = 430, height: int = 250) -> str:
     return f"<svg width={width} height={height} role=img aria-label='FROC curves'>{''.join(marks)}</svg>"
 
 
-def _commands(story: Story) -> str:
-    bundle, cohort = story.bundle("scannet"), story.data["cohort"]
-    lines = [
-        f"lobule scan {bundle} {story.unseen.cases[0].path} --out finer --stride 8",
-        f"lobule evaluate {story.results('scannet')} {cohort} --split test --by site",
-        f"lobule train scannet {cohort} --out bundle --set trunk=tiny --set mpp=1 --set rounds=1",
-    ]
-    return commands(lines)
-
-
 # -- pictures -----------------------------------------------------------------------------------------------
 
 
-def _cards(story: Story) -> tuple[list[str], list[str]]:
-    """Build a card per slide, and close-ups of lesions found, false positives and lesions missed."""
+def _cards(story: Story) -> tuple[list[str], list[list[Location]]]:
+    """Build a card per slide. Also return the locations of each kind in `KINDS`, over all slides."""
     from lobule.results.folder import open_results
     from lobule.slides.slide import open_slide
 
     results = open_results(story.results("scannet"))
     cards: list[str] = []
-    close_ups_by_kind: list[list[tuple[Location, Callable[[str], str]]]] = [[], [], []]
+    locations: list[list[Location]] = [[], [], []]
     for case in story.unseen:
         assert case.path is not None
         folder, truth = results.case_folder(case.id), story.truths[case.id]
         columns = folder.findings()
         findings = list(zip(columns["l0_x"], columns["l0_y"], columns["score"], strict=True))
-        locations_by_kind = match_findings(case.id, truth, findings)
+        of_slide = match_findings(case.id, truth, findings)
         (reader,) = folder.maps.values()
         with open_slide(case.path) as slide:
             thumbnail = slide.thumbnail(THUMBNAIL)
@@ -176,61 +162,34 @@ def _cards(story: Story) -> tuple[list[str], list[str]]:
             ]
         result = folder.result
         assert result is not None
-        cards.append(
-            _card(
-                case,
-                result["scores"]["tumour"],
-                [len(locations) for locations in locations_by_kind],
-                pictures,
-            )
-        )
-        for close_ups, locations in zip(close_ups_by_kind, locations_by_kind, strict=True):
-            close_ups += [(location, _close_up_reader(story, case, location)) for location in locations]
-    return cards, list(_close_ups(close_ups_by_kind))
-
-
-def _close_up_reader(story: Story, case: Case, location: Location) -> Callable[[str], str]:
-    """Return a function that reads a close-up, so that only close-ups on the page are read."""
-    from lobule.slides.slide import open_slide
-
-    def read_close_up(description: str) -> str:
-        assert case.path is not None
-        with open_slide(case.path) as slide:
-            return image(np.asarray(close_up(slide, location, story.truths[case.id], CLOSE_UP)), description)
-
-    return read_close_up
+        cards.append(_card(case, result["scores"]["tumour"], list(map(len, of_slide)), pictures))
+        locations = [earlier + new for earlier, new in zip(locations, of_slide, strict=True)]
+    return cards, locations
 
 
 def _card(case: Case, score: float, counts: Sequence[int], pictures: Sequence[str]) -> str:
     hits, false_positives, missed = counts
-    truth = (
-        "without tumour"
-        if polarity(case.label or "") is False
-        else f"{hits} of {hits + missed} metastases found"
-    )
+    is_normal = polarity(case.label or "") is False
+    truth = "without tumour" if is_normal else f"{hits} of {hits + missed} metastases found"
     heading = f"<b>{escape(case.id)}</b>, {escape(case.site or '')}"
     caption = f"{heading}: {truth}, {false_positives} false, slide score {score:.3f}"
     return f"<figure><div class=pair>{''.join(pictures)}</div><figcaption>{caption}</figcaption></figure>"
 
 
-def _close_ups(kinds: Sequence[Sequence[tuple[Location, Callable[[str], str]]]]) -> Iterator[str]:
-    titles = ("Found", "Taken for tumour", "Missed")
-    for title, items in zip(titles, kinds, strict=True):
-        ordered = sorted(items, key=lambda item: -(item[0].score or item[0].size_um))
-        if title == "Found":
-            ordered.sort(key=lambda item: item[0].size_um)
-        yield f"<h2>{title}: {len(items)}</h2>"
-        if not items:
-            yield "<p class=note>None.</p>"
-            continue
-        which = {"Found": "the smallest", "Taken for tumour": "the surest", "Missed": "the largest"}[title]
-        if len(items) > SHOWN:
-            yield f"<p class=note>Here are {which}.</p>"
+def _close_ups(story: Story, locations: Sequence[Sequence[Location]]) -> Iterator[str]:
+    from lobule.slides.slide import open_slide
+
+    for (title, first, order), of_kind in zip(KINDS, locations, strict=True):
+        yield f"<h2>{title}: {len(of_kind)}</h2>"
+        if len(of_kind) == 0 or len(of_kind) > SHOWN:
+            yield f"<p class=note>{f'Here are {first}.' if of_kind else 'None.'}</p>"
         yield "<div class=close>"
-        for location, read_close_up in ordered[:SHOWN]:
+        for location in sorted(of_kind, key=order)[:SHOWN]:
             size = "" if title == "Taken for tumour" else f", {location.size_um:.0f} µm"
             score = "" if location.score is None else f", score {location.score:.3f}"
             caption = f"{location.case_id}{size}{score}"
-            picture = read_close_up(f"{title}, enlarged: {caption}")
+            with open_slide(story.cohort[location.case_id].path or "") as slide:
+                pixels = close_up(slide, location, story.truths[location.case_id], CLOSE_UP)
+            picture = image(np.asarray(pixels), f"{title}, enlarged: {caption}")
             yield f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
         yield "</div>"

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 
 from lobule.cli.picture import INK, MARGIN, PAPER, TRUTH, Outlines, Zoom, font, zoomed
 from lobule.geometry import Box
-from lobule.phantoms.outlines import Points
 from lobule.phantoms.truth import SlideTruth
 
 if TYPE_CHECKING:
@@ -64,14 +63,10 @@ def match_findings(
     counted = [i for i, outline in enumerate(truth.outlines) if outline.lesion_class != "itc"]
     missed_outlines = [truth.outlines[i] for i in counted if i not in best]
     missed = [
-        Location(case_id, *_middle(outline.points), outline.size_um, None) for outline in missed_outlines
+        Location(case_id, *outline.points.mean(axis=0).tolist(), outline.size_um, None)
+        for outline in missed_outlines
     ]
     return [best[i] for i in counted if i in best], false_positives, missed
-
-
-def _middle(points: Points) -> tuple[float, float]:
-    x, y = points.mean(axis=0)
-    return float(x), float(y)
 
 
 def draw_heatmap(reader: MapReader, thumbnail: Any, truth: SlideTruth, line: int = 2) -> Image.Image:
@@ -94,8 +89,11 @@ def close_up(slide: Slide, location: Location, truth: SlideTruth, side: int) -> 
     """Read a location with its surroundings and draw the true outlines."""
     width = int(np.clip(1.7 * location.size_um, 1.7 * SMALLEST_UM, 900) / truth.mpp)
     x, y = int(location.l0_x) - width // 2, int(location.l0_y) - width // 2
-    outlines = [Outlines([outline.points for outline in truth.outlines], TRUTH, "tumour, as painted")]
-    return zoomed(slide, Zoom(Box(x, y, width, width), ""), side, outlines)
+    return zoomed(slide, Zoom(Box(x, y, width, width), ""), side, [painted_tumours(truth)])
+
+
+def painted_tumours(truth: SlideTruth) -> Outlines:
+    return Outlines([outline.points for outline in truth.outlines], TRUTH, "tumour, as painted")
 
 
 def append_map(page: Image.Image, below: Image.Image) -> Image.Image:

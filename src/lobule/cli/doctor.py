@@ -60,21 +60,16 @@ def command(paths: tuple[str, ...], accelerators: bool) -> CommandOutput:
     cores, memory and disk space that this process may use, accelerators, and the folders of pretrained
     weights. With files, open each one and read samples of it.
     """
-    data: dict[str, Any] = {}
-    blocks: list[str] = []
     if paths:
         from lobule.cli.checkup import as_text, check_file
 
         reports = [check_file(path) for path in paths]
-        data["files"] = reports
-        blocks.append("\n".join(map(as_text, reports)))
-    else:
-        note("Checking libraries and accelerators …")
-        data = machine_report(accelerators)
-        blocks.append(machine_text(data))
-    bad_files = sum(not report["ok"] for report in data.get("files", ()))
-    bad_libraries = sum(library["state"] == "old" for library in data.get("libraries", ()))
-    return CommandOutput(data, "\n\n".join(blocks), bad_files + bad_libraries)
+        failed = sum(not report["ok"] for report in reports)
+        return CommandOutput({"files": reports}, "\n".join(map(as_text, reports)), failed)
+    note("Checking libraries and accelerators …")
+    data = machine_report(accelerators)
+    failed = sum(library["state"] == "old" for library in data["libraries"])
+    return CommandOutput(data, machine_text(data), failed)
 
 
 # -- the machine --------------------------------------------------------------------------------------------
@@ -149,28 +144,25 @@ def machine_text(data: dict[str, Any]) -> str:
     faulty = [library for library in data["libraries"] if library["state"] != "ok"]
     good = len(data["libraries"]) - len(faulty)
     core, memory, disk = data["cores"], data["memory"], data["disk"]
+    available, missing = (
+        [c for c, here in data["codecs"].items() if here is state] for state in (True, False)
+    )
+    share = f" (container: {core['container']:g})" if core["container"] else ""
+    limit = f" (container: {_size(memory['container'])})" if memory["container"] else ""
     lines = [
         ("libraries", f"{good} of {len(data['libraries'])} up to date"),
         ("OpenSlide", data["openslide_library"] or "the OpenSlide library cannot be loaded"),
-        (
-            "codecs",
-            ", ".join(name for name, is_available in data["codecs"].items() if is_available) or "none",
-        ),
+        ("codecs", ", ".join(available) or "none"),
+        *([("", f"missing: {', '.join(missing)}")] if missing else ()),
+        ("libturbojpeg", data["libturbojpeg"] or "none: JPEG tiles are read slightly slower"),
+        ("cores", f"{core['usable']:g} usable of {core['machine']}{share}"),
+        ("memory", f"{_size(memory['available'])} free of {_size(memory['machine'])}{limit}"),
+        ("disk", f"{_size(disk['free'])} free at {disk['folder']}"),
     ]
-    if missing := [name for name, is_available in data["codecs"].items() if not is_available]:
-        lines.append(("", f"missing: {', '.join(missing)}"))
-    lines.append(("libturbojpeg", data["libturbojpeg"] or "none: JPEG tiles are read slightly slower"))
-    share = f" (container: {core['container']:g})" if core["container"] else ""
-    lines.append(("cores", f"{core['usable']:g} usable of {core['machine']}{share}"))
-    limit = f" (container: {_size(memory['container'])})" if memory["container"] else ""
-    lines.append(("memory", f"{_size(memory['available'])} free of {_size(memory['machine'])}{limit}"))
-    lines.append(("disk", f"{_size(disk['free'])} free at {disk['folder']}"))
     if data["accelerators"] is not None:
         lines.append(("computing", accelerator_text(data["accelerators"])))
-    lines.append(
-        ("weights", "\n".join(f"{_size(c['bytes'])} of {c['of']} in {c['folder']}" for c in data["weights"]))
-    )
-    text = format_fields(lines)
+    caches = [f"{_size(cache['bytes'])} of {cache['of']} in {cache['folder']}" for cache in data["weights"]]
+    text = format_fields([*lines, ("weights", "\n".join(caches))])
     if faulty:
         rows = [(w["name"], w["version"] or "missing", w["least"], remedy_of(w)) for w in faulty]
         text += "\n\n" + table(("library", "here", "least", "reason and remedy"), rows)
@@ -178,9 +170,9 @@ def machine_text(data: dict[str, Any]) -> str:
 
 
 def remedy_of(library: dict[str, Any]) -> str:
-    if library["state"] == "missing" and library["extra"]:
-        return f"{library['why']}; pip install 'lobule[{library['extra']}]'"
-    return f"{library['why']}; pip install -U {library['name']}"
+    is_extra = library["state"] == "missing" and library["extra"]
+    package = f"'lobule[{library['extra']}]'" if is_extra else f"-U {library['name']}"
+    return f"{library['why']}; pip install {package}"
 
 
 def accelerator_text(accelerators: dict[str, Any]) -> str:

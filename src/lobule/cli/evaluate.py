@@ -55,14 +55,12 @@ from lobule.results.result import RESEARCH_USE
     "--lesion-scale",
     type=click.Choice(["auto", "official", "um"]),
     default="auto",
-    show_default=True,
     help="Cell size of the lesion measure: 32 px as the organisers use, or 7.776 µm.",
 )
 @click.option(
     "--findings",
     type=click.Choice(["stored", "nms"]),
     default="stored",
-    show_default=True,
     help="Use the stored findings, or derive them from the map by non-maximum suppression.",
 )
 @click.option("--nms-map", metavar="NAME", help="Map for non-maximum suppression; by default the densest.")
@@ -72,7 +70,7 @@ from lobule.results.result import RESEARCH_USE
     metavar="CELLS",
     help="Radius of the suppression; by default 768 px.",
 )
-@click.option("--nms-threshold", type=float, default=0.5, show_default=True)
+@click.option("--nms-threshold", type=float, default=0.5)
 @click.option("--missing-score", type=float, metavar="S", help="Score to assume for cases without a score.")
 @click.option(
     "--bundle", metavar="BUNDLE", help="The bundle whose training patients must not be in the cohort."
@@ -87,10 +85,9 @@ from lobule.results.result import RESEARCH_USE
     "--resamples",
     type=click.IntRange(2),
     default=2000,
-    show_default=True,
     help="Number of bootstrap resamples for the intervals.",
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0)
 def command(paths: tuple[str, ...], reader_study: str | None, **options: Any) -> CommandOutput:
     """Evaluate results on a labelled cohort: FROC, AUC, precision, recall and calibration with intervals.
 
@@ -155,18 +152,13 @@ def as_text(data: Mapping[str, Any]) -> str:
     from lobule.evaluation.summary import case_sentences
 
     head = [("source", data["source"]), *case_sentences(data)]
-    if data["against"]:
-        head.append(("against", data["against"]))
-    if data["labels"]:
-        head.append(("labels", data["labels"]))
+    head += [(name, data[name]) for name in ("against", "labels") if data[name]]
     head.append(("training patients", data["overlap"]["sentence"]))
     if data["overlap_against"]:
         head.append(("of the other", data["overlap_against"]["sentence"]))
     head += [("note", note) for note in data["notes"]]
-    blocks = [format_fields(head), *_task_blocks(data), *_lesion_blocks(data)]
-    if len(blocks) == 1:
-        blocks.append(_nothing_to_measure(data))
-    return "\n\n".join([*blocks, RESEARCH_USE])
+    blocks = [*_task_blocks(data), *_lesion_blocks(data)] or [_nothing_to_measure(data)]
+    return "\n\n".join([format_fields(head), *blocks, RESEARCH_USE])
 
 
 def _task_blocks(data: Mapping[str, Any]) -> list[str]:
@@ -184,11 +176,10 @@ def _task_blocks(data: Mapping[str, Any]) -> list[str]:
             blocks.append(table(*difference_table(report)))
     if data["classes"] is not None:
         classes = data["classes"]
-        rows = [
-            [name, *map(str, row)] for name, row in zip(classes["classes"], classes["confusion"], strict=True)
-        ]
+        counts = zip(classes["classes"], classes["confusion"], strict=True)
         blocks.append(f"accuracy {shown(classes['accuracy'])}")
-        blocks.append(table(["true class, predicted as", *classes["classes"]], rows))
+        header = ["true class, predicted as", *classes["classes"]]
+        blocks.append(table(header, [[name, *map(str, row)] for name, row in counts]))
     return blocks
 
 

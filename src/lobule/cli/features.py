@@ -6,17 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lobule.cli import options as shared
 from lobule.cli.base import CommandOutput, format_fields, lobule_command
-from lobule.cli.options import (
-    cohort_of,
-    dry_run_option,
-    fresh_option,
-    mpp_option,
-    out_option,
-    retry_failed_option,
-    scan_machine_options,
-    slide_options,
-)
 from lobule.cli.running import live_line, report_data, report_lines, sigterm_as_interrupt
 from lobule.cli.scan import line_of
 
@@ -33,59 +24,50 @@ if TYPE_CHECKING:
 @click.option(
     "--backbone",
     default="resnet50",
-    show_default=True,
     metavar="NAME",
     help="A torchvision model, timm:NAME (also timm:hf-hub:OWNER/MODEL), or lobule:NAME.",
 )
 @click.option(
     "--weights",
     default="pretrained",
-    show_default=True,
     metavar="FILE",
     help="A safetensors or torch file that contains only weights, `pretrained` (downloaded), or `random`.",
 )
-@mpp_option("--mpp", "Resolution of the tiles in µm/px.", default=0.5)
-@click.option(
-    "--tile", type=click.IntRange(1), default=224, show_default=True, help="Width of a tile in pixels."
-)
+@shared.mpp_option("--mpp", "Resolution of the tiles in µm/px.", default=0.5)
+@click.option("--tile", type=click.IntRange(1), default=224, help="Width of a tile in pixels.")
 @click.option("--input", "input_px", type=click.IntRange(1), metavar="PX", help="Resize tiles to this size.")
-@out_option("DIR", "Folder for the features; an interrupted run resumes there.")
-@slide_options
+@shared.out_option("DIR", "Folder for the features; an interrupted run resumes there.")
+@shared.slide_options
 @click.option(
     "--tissue-share",
     type=click.FloatRange(0, 1),
     default=0.1,
-    show_default=True,
     help="Smallest share of a tile that must be tissue.",
 )
 @click.option(
-    "--layout",
-    type=click.Choice(["trident", "clam"]),
-    default="trident",
-    show_default=True,
-    help="Layout of the feature files.",
+    "--layout", type=click.Choice(["trident", "clam"]), default="trident", help="Layout of the feature files."
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "float32"]),
     help="Type of the stored features; by default float16, and float32 for CLAM.",
 )
-@scan_machine_options
+@shared.scan_machine_options
 @click.option(
     "--keep-encoder/--no-keep-encoder",
     default=True,
     help="Store the weights with the features, so that a bundle trained on them can scan slides.",
 )
-@fresh_option("existing features")
-@retry_failed_option
-@dry_run_option
+@shared.fresh_option("existing features")
+@shared.retry_failed_option
+@shared.dry_run_option
 def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> CommandOutput:
     """Compute features of every tissue tile and write one HDF5 file per case; resumable.
 
     The files can be read by `lobule train chowder --set features=DIR` and by tools for files of TRIDENT or
     CLAM.
     """
-    cohort = cohort_of(cases)
+    cohort = shared.cohort_of(cases)
     if dry_run:
         return plan(cohort, out, options)
     from lobule.api import extract_features

@@ -26,11 +26,7 @@ if TYPE_CHECKING:
     "--image", metavar="NAME", help="With --thumbnail, write this associated image instead (label, macro)."
 )
 @click.option(
-    "--size",
-    type=click.IntRange(1, 30_000),
-    default=1024,
-    show_default=True,
-    help="Longest side of the thumbnail in pixels.",
+    "--size", type=click.IntRange(1, 30_000), default=1024, help="Longest side of the thumbnail in pixels."
 )
 @click.option("--tissue/--no-tissue", default=True, help="Measure the tissue area on a thumbnail.")
 def command(
@@ -64,7 +60,10 @@ def command(
     with open_slide(path, mpp=slide_mpp, backend=backend) as slide:
         data = slide_summary(slide)
         if tissue and slide.found_mpp is not None:
-            data["tissue"] = tissue_summary(slide)
+            from lobule.cli.tissue import measure
+
+            measured = measure(slide).tissue
+            data["tissue"] = {"share": measured.share, "area_mm2": measured.area_mm2}
         if thumbnail is not None:
             data["thumbnail"] = write_thumbnail(slide, thumbnail, size, image)
     return CommandOutput(data, as_text(data))
@@ -72,12 +71,8 @@ def command(
 
 def describe_training(status: TrainingStatus) -> CommandOutput:
     """Describe a training: finished, running or interrupted, and the last line of every stage's log."""
-    if status.is_finished:
-        state = "finished: the bundle is complete"
-    elif status.is_running:
-        state = "running"
-    else:
-        state = "interrupted; run the same command again to continue"
+    stopped = "running" if status.is_running else "interrupted; run the same command again to continue"
+    state = "finished: the bundle is complete" if status.is_finished else stopped
     lines = [
         ("training", status.path),
         ("method", status.method or "unknown"),
@@ -90,10 +85,8 @@ def describe_training(status: TrainingStatus) -> CommandOutput:
             lines.append((stage.name, "no log"))
             continue
         of = f" of {total}" if isinstance(total, int) and total >= stage.step else ""
-        text = f"step {stage.step}{of}, loss {stage.loss:.4g}"
-        lines.append(
-            (stage.name, text + (f", validation {stage.score:.4f}" if stage.score is not None else ""))
-        )
+        score = "" if stage.score is None else f", validation {stage.score:.4f}"
+        lines.append((stage.name, f"step {stage.step}{of}, loss {stage.loss:.4g}{score}"))
     return CommandOutput({**asdict(status), "kind": "training"}, format_fields(lines))
 
 
@@ -109,16 +102,13 @@ def slide_summary(slide: Slide) -> dict[str, Any]:
         "mpp_y": resolution.mpp.y if resolution else None,
         "mpp_source": resolution.source if resolution else None,
         "bounds": [bounds.x, bounds.y, bounds.width, bounds.height],
-        "levels": [_level(slide, index) for index in range(len(slide.levels))],
-        "associated": {
-            name: None if size is None else [size.width, size.height]
-            for name, size in slide.associated.items()
-        },
+        "levels": [_level_summary(slide, index) for index in range(len(slide.levels))],
+        "associated": {name: size and list(size) for name, size in slide.associated.items()},
         "properties": dict(slide.properties),
     }
 
 
-def _level(slide: Slide, index: int) -> dict[str, Any]:
+def _level_summary(slide: Slide, index: int) -> dict[str, Any]:
     level = slide.levels[index]
     step_x, step_y = map(float, slide.steps(index))
     resolution = slide.found_mpp
@@ -130,14 +120,6 @@ def _level(slide: Slide, index: int) -> dict[str, Any]:
         "downsample": step_x,
         "mpp": resolution.mpp.scaled(step_x, step_y).mean if resolution else None,
     }
-
-
-def tissue_summary(slide: Slide) -> dict[str, Any]:
-    """Return the share of the slide that is tissue, and its area."""
-    from lobule.cli.tissue import measure
-
-    tissue = measure(slide).tissue
-    return {"share": tissue.share, "area_mm2": tissue.area_mm2}
 
 
 def write_thumbnail(slide: Slide, target: str, size: int, image: str | None) -> str:
@@ -164,10 +146,8 @@ def as_text(data: dict[str, Any]) -> str:
         x, y, width, height = data["bounds"]
         lines.append(("bounds", f"{width:,} × {height:,} px at ({x:,}, {y:,})"))
     if data["associated"]:
-        sizes = (
-            f"{name} ({size[0]:,} × {size[1]:,})" if size else name
-            for name, size in data["associated"].items()
-        )
+        images = data["associated"].items()
+        sizes = (f"{name} ({size[0]:,} × {size[1]:,})" if size else name for name, size in images)
         lines.append(("associated", ", ".join(sizes)))
     if "tissue" in data:
         area, share = data["tissue"]["area_mm2"], data["tissue"]["share"]

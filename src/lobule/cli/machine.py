@@ -56,9 +56,8 @@ def cgroup_memory(root: Path = CGROUP_ROOT, groups: str | None = None) -> int | 
     for folder in _group_folders(root, groups):
         for name in ("memory.max", "memory.limit_in_bytes"):
             words = _words(folder / name)
-            if (
-                words and words[0] != "max" and int(words[0]) < 1 << 60
-            ):  # older kernels write a huge number for no limit
+            # Older kernels write a huge number for no limit.
+            if words and words[0] != "max" and int(words[0]) < 1 << 60:
                 limits.append(int(words[0]))
     return min(limits, default=None)
 
@@ -73,14 +72,9 @@ def _group_folders(root: Path, groups: str | None) -> list[Path]:
     folders = [root, root / "cpu", root / "memory"]
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
-        top = root / controllers if controllers else root
-        folders += [top / Path(*names) for names in _prefixes(path)]
+        names = [name for name in path.split("/") if name and name != ".."]
+        folders += [(root / controllers).joinpath(*names[: depth + 1]) for depth in range(len(names))]
     return list(dict.fromkeys(folders))
-
-
-def _prefixes(path: str) -> list[tuple[str, ...]]:
-    names = [name for name in path.split("/") if name and name != ".."]
-    return [tuple(names[: index + 1]) for index in range(len(names))]
 
 
 def _words(file: Path) -> list[str]:

@@ -46,13 +46,7 @@ def mpp_option(name: str, help: str, default: float | None = None) -> Callable[[
         return value
 
     return click.option(
-        name,
-        type=float,
-        default=default,
-        show_default=default is not None,
-        metavar="UM",
-        callback=_converted_by(check),
-        help=help,
+        name, type=float, default=default, metavar="UM", callback=_converted_by(check), help=help
     )
 
 
@@ -94,23 +88,21 @@ def parse_settings(assignments: tuple[str, ...]) -> dict[str, str]:
 
 
 slide_mpp_option = mpp_option("--slide-mpp", "µm/px of slides that do not state it.")
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0, mps.")
+device_option = click.option("--device", default="auto", help="auto, cpu, cuda:0, mps.")
 max_ram_option = click.option(
     "--max-ram",
     default="2GiB",
-    show_default=True,
     metavar="SIZE",
     callback=_converted_by(as_bytes),
     help="Memory to use in addition to the model.",
 )
-seed_option = click.option("--seed", default=0, show_default=True)
+seed_option = click.option("--seed", default=0)
 workers_option = click.option(
     "--workers", type=click.IntRange(1), help="Workers that sample patches; by default one per core."
 )
 val_option = click.option(
     "--val",
     default="val",
-    show_default=True,
     metavar="SPLIT",
     callback=_converted_by(lambda value: None if value == "none" else value),
     help="Split for validation: val, test or none.",
@@ -129,7 +121,6 @@ precision_option = click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
-    show_default=True,
     help="auto uses what is fastest on this machine.",
 )
 
@@ -146,7 +137,6 @@ scan_machine_options = all_of(
         "--memory-layout",
         type=click.Choice(["auto", "channels-last", "contiguous"]),
         default="auto",
-        show_default=True,
         help="Memory layout of the model; auto works as for --precision.",
     ),
     device_option,

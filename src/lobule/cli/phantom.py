@@ -36,34 +36,32 @@ def parse_size(value: str) -> tuple[int, int]:
 
 
 def size_option(default: str, help: str) -> Callable[[Any], Any]:
-    return click.option(
-        "--size", type=parse_size, default=default, show_default=True, metavar="WxH", help=help
-    )
+    return click.option("--size", type=parse_size, default=default, metavar="WxH", help=help)
 
 
 sites_option = click.option(
-    "--sites", default=2, show_default=True, help="Number of hospitals; each has its own stain or detector."
+    "--sites", default=2, help="Number of hospitals; each has its own stain or detector."
 )
 patient_options = all_of(
     click.option("--patients", type=int, help="Number of patients; by default one per case."),
     click.option("--unseen-site", is_flag=True, help="Use the last site only in the test split."),
 )
 output_options = all_of(
-    click.option("--seed", default=0, show_default=True, help="Seed; the same seed gives identical files."),
+    click.option("--seed", default=0, help="Seed; the same seed gives identical files."),
     click.option("--force", is_flag=True, help="Overwrite an existing cohort."),
 )
 
 
 @lobule_command("lobule phantom slides OUT --count 2 --size 2048x1536")
 @click.argument("out")
-@click.option("--count", default=4, show_default=True, help="Number of slides.")
+@click.option("--count", default=4, help="Number of slides.")
 @size_option("6144x6144", "Size of level 0 in pixels.")
-@click.option("--mpp", default=0.5, show_default=True, help="µm/px of level 0.")
-@click.option("--normal", default=0.5, show_default=True, help="Share of slides without tumour.")
-@click.option("--organ", type=click.Choice(["node", "breast"]), default="node", show_default=True)
-@click.option("--mimics", default=2, show_default=True, help="Normal regions per slide that resemble tumour.")
-@click.option("--layout", type=click.Choice(["folder", "camelyon16"]), default="folder", show_default=True)
-@click.option("--style", type=click.Choice(["generic", "svs", "ome"]), default="generic", show_default=True,
+@click.option("--mpp", default=0.5, help="µm/px of level 0.")
+@click.option("--normal", default=0.5, help="Share of slides without tumour.")
+@click.option("--organ", type=click.Choice(["node", "breast"]), default="node")
+@click.option("--mimics", default=2, help="Normal regions per slide that resemble tumour.")
+@click.option("--layout", type=click.Choice(["folder", "camelyon16"]), default="folder")
+@click.option("--style", type=click.Choice(["generic", "svs", "ome"]), default="generic",
               help="How the file states its µm/px.")  # fmt: skip
 @sites_option
 @patient_options
@@ -94,14 +92,11 @@ def slides(
 @lobule_command("lobule phantom images OUT --count 4 --size 640x480")
 @click.argument("out")
 @click.option(
-    "--count",
-    default=40,
-    show_default=True,
-    help="Number of images; rounded up to a multiple of four, the number of classes.",
+    "--count", default=40, help="Number of images; rounded up to a multiple of four, the number of classes."
 )
 @size_option("2048x1536", "Pixels.")
-@click.option("--mpp", default=0.42, show_default=True, help="µm/px of the images.")
-@click.option("--form", type=click.Choice(["tif", "png"]), default="tif", show_default=True)
+@click.option("--mpp", default=0.42, help="µm/px of the images.")
+@click.option("--form", type=click.Choice(["tif", "png"]), default="tif")
 @sites_option
 @patient_options
 @output_options
@@ -121,11 +116,11 @@ def images(out: str, count: int, force: bool, **options: Any) -> CommandOutput:
 
 @lobule_command("lobule phantom exams OUT --count 1 --size 475x650")
 @click.argument("out")
-@click.option("--count", default=10, show_default=True, help="Number of exams; each has four views.")
+@click.option("--count", default=10, help="Number of exams; each has four views.")
 @size_option("1900x2600", "Size of a view in pixels.")
-@click.option("--form", type=click.Choice(["png", "dicom"]), default="png", show_default=True)
-@click.option("--malignant", default=0.4, show_default=True, help="Share of breasts with a malignant lesion.")
-@click.option("--benign", default=0.3, show_default=True, help="Share of breasts with a benign lesion.")
+@click.option("--form", type=click.Choice(["png", "dicom"]), default="png")
+@click.option("--malignant", default=0.4, help="Share of breasts with a malignant lesion.")
+@click.option("--benign", default=0.3, help="Share of breasts with a benign lesion.")
 @sites_option
 @output_options
 def exams(out: str, count: int, size: tuple[int, int], force: bool, **options: Any) -> CommandOutput:

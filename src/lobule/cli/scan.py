@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lobule.cli import options as shared
 from lobule.cli.base import CommandOutput, format_fields, lobule_command
-from lobule.cli.options import (
-    cohort_of,
-    dry_run_option,
-    fresh_option,
-    out_option,
-    retry_failed_option,
-    scan_machine_options,
-    settings_option,
-    slide_options,
-)
 from lobule.cli.running import duration, live_line, report_data, report_lines, sigterm_as_interrupt
 from lobule.errors import UsageError
 
@@ -46,7 +37,7 @@ def as_shard(text: str | None) -> tuple[int, int] | None:
 )
 @click.argument("bundle")
 @click.argument("cases", nargs=-1, required=True, metavar="CASE...|COHORT")
-@out_option("DIR", "The results folder; an interrupted scan resumes there.")
+@shared.out_option("DIR", "The results folder; an interrupted scan resumes there.")
 @click.option(
     "--stride",
     type=click.IntRange(1),
@@ -57,26 +48,25 @@ def as_shard(text: str | None) -> tuple[int, int] | None:
 @click.option(
     "--budget", type=click.FloatRange(0), metavar="S", help="Time limit per case in seconds, with --refine."
 )
-@slide_options
-@scan_machine_options
-@settings_option
+@shared.slide_options
+@shared.scan_machine_options
+@shared.settings_option
 @click.option(
     "--shard",
     metavar="I/N",
     callback=lambda context, parameter, text: as_shard(text),
     help="Scan only every N-th case, starting with the I-th.",
 )
-@fresh_option("existing results")
-@retry_failed_option
+@shared.fresh_option("existing results")
+@shared.retry_failed_option
 @click.option(
     "--verify",
     type=click.Choice(["changed", "full"]),
     default="changed",
-    show_default=True,
     help="Input files to hash again: those whose size, time or inode changed, or all.",
 )
 @click.option("--trust", is_flag=True, help="Allow a TorchScript bundle, which can run code.")
-@dry_run_option
+@shared.dry_run_option
 def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> CommandOutput:
     """Scan cases with a bundle and write maps, findings and scores.
 
@@ -86,7 +76,7 @@ def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **opti
 
     _check_option_combinations(options)
     # Both are checked here, because the scan begins with an import of torch that takes seconds.
-    cohort, opened = cohort_of(cases), read_bundle(bundle)
+    cohort, opened = shared.cohort_of(cases), read_bundle(bundle)
     if dry_run:
         return plan(opened, cohort, out, options)
     from lobule.api import scan

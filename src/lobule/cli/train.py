@@ -6,24 +6,13 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from lobule.cli import options as shared
 from lobule.cli.base import CommandOutput, format_fields, lobule_command
-from lobule.cli.options import (
-    device_option,
-    dry_run_option,
-    fresh_option,
-    max_ram_option,
-    out_option,
-    precision_option,
-    seed_option,
-    settings_option,
-    val_option,
-    workers_option,
-)
 from lobule.cli.running import duration, live_line, repeated, sigterm_as_interrupt
 
 if TYPE_CHECKING:
@@ -38,21 +27,23 @@ LINE_EVERY_S = 30.0
 @lobule_command("lobule train scannet cohort.csv --out OUT --set trunk=tiny --set mpp=0.5 --dry-run")
 @click.argument("method")
 @click.argument("cohort", metavar="COHORT")
-@out_option("BUNDLE", "Folder for the bundle and its checkpoints; an interrupted training resumes there.")
-@settings_option
-@val_option
-@seed_option
-@fresh_option("an existing training")
-@device_option
-@precision_option
-@workers_option
+@shared.out_option(
+    "BUNDLE", "Folder for the bundle and its checkpoints; an interrupted training resumes there."
+)
+@shared.settings_option
+@shared.val_option
+@shared.seed_option
+@shared.fresh_option("an existing training")
+@shared.device_option
+@shared.precision_option
+@shared.workers_option
 @click.option(
     "--processes",
     is_flag=True,
     help="Use processes instead of threads as workers, for machines with many cores per GPU.",
 )
-@max_ram_option
-@dry_run_option
+@shared.max_ram_option
+@shared.dry_run_option
 def command(
     method: str, cohort: str, out: str, settings: dict[str, str], dry_run: bool, **options: Any
 ) -> CommandOutput:
@@ -128,23 +119,17 @@ def as_data(bundle: Bundle) -> dict[str, Any]:
 
 def as_text(bundle: Bundle) -> str:
     lines = [("bundle", str(bundle.path))]
-    lines += [
-        (name.replace("_", " "), f"{value:.4f}")
-        for name, value in bundle.metrics.items()
-        if isinstance(value, float)
-    ]
+    numbers = {name: value for name, value in bundle.metrics.items() if isinstance(value, float)}
+    lines += [(name.replace("_", " "), f"{value:.4f}") for name, value in numbers.items()]
     lines += [("note", note) for note in bundle.provenance.get("notes", ())]
     lines += [(f"lost {case}", cause) for case, cause in bundle.provenance.get("lost", {}).items()]
     lines.append(("next step", f"lobule scan {bundle.path} slide.tif --out results"))
     return format_fields(lines)
 
 
-@contextmanager
-def _shown_progress(progress: FitProgress) -> Iterator[None]:
+def _shown_progress(progress: FitProgress) -> AbstractContextManager[None]:
     """Show a live progress line on a terminal; in a pipe, print a line per stage and every half minute."""
-    shown = live_line(lambda: line_of(progress)) if sys.stderr.isatty() else _printed_progress(progress)
-    with shown:
-        yield
+    return live_line(lambda: line_of(progress)) if sys.stderr.isatty() else _printed_progress(progress)
 
 
 @contextmanager
@@ -192,7 +177,6 @@ def line_of(progress: FitProgress) -> str:
             segments.append(f"validation {progress.score:.4f}")
         if progress.steps_per_s > 0:
             seconds_left = (progress.steps - progress.step) / progress.steps_per_s
-            segments.append(
-                f"{progress.steps_per_s:.2g} steps/s, about {duration(seconds_left)} left in this stage"
-            )
+            time_left = f"about {duration(seconds_left)} left in this stage"
+            segments.append(f"{progress.steps_per_s:.2g} steps/s, {time_left}")
     return "  ".join(segment for segment in segments if segment)

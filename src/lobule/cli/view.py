@@ -25,8 +25,8 @@ BUILD = "make viewer"
 @click.argument("paths", nargs=-1, required=True, metavar="RESULTS|SLIDE|COHORT…")
 @click.option("--cohort", metavar="MANIFEST", help="Manifest with labels and annotations of the cases.")
 @click.option("--slides", metavar="DIR", help="Folder that is searched for images that have moved.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, help="Port; 0 chooses a free one.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", default=8080, help="Port; 0 chooses a free one.")
 @click.option(
     "--allow-host", multiple=True, metavar="NAME", help="Further host name under which the server is called."
 )

@@ -65,9 +65,8 @@ def intended_column(name: str, columns: Sequence[str]) -> str | None:
     if name in STANDARD_COLUMNS or not name:
         return None
     normalised = _normalised(name)
-    for standard in STANDARD_COLUMNS:
-        if normalised == _normalised(standard):
-            return standard
+    if same := [standard for standard in STANDARD_COLUMNS if normalised == _normalised(standard)]:
+        return same[0]
     family = family_of(columns)
     possible = [*COMMON, *(COLUMNS_OF[family] if family else STANDARD_COLUMNS)]
     present = set(columns)
@@ -93,11 +92,5 @@ def _normalised(name: str) -> str:
 
 def _swapped(first: str, second: str) -> bool:
     """Whether two neighbouring letters are swapped, a common mistake that the similarity underestimates."""
-    differ = [index for index, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]]
-    return (
-        len(first) == len(second)
-        and len(differ) == 2
-        and differ[1] == differ[0] + 1
-        and first[differ[0]] == second[differ[1]]
-        and first[differ[1]] == second[differ[0]]
-    )
+    swaps = (first[:i] + first[i + 1] + first[i] + first[i + 2 :] for i in range(len(first) - 1))
+    return first != second and second in swaps

@@ -18,11 +18,8 @@ from lobule.geometry import Box
 
 _SPLIT_NAMES = {
     **{name: name for name in SPLITS},
-    "training": "train",
-    "valid": "val",
-    "validation": "val",
-    "testing": "test",
-}
+    "training": "train", "valid": "val", "validation": "val", "testing": "test",
+}  # fmt: skip
 """Accepted names of the three splits."""
 
 SHOWN_ROWS = 10
@@ -187,9 +184,8 @@ class RowReader:
         if self._family is None:
             self._family = (family, self._row)
         elif "exam" in (family, self._family[0]) and self._family[0] != family:
-            self._problem(
-                f"mixed kinds: this is of kind {family}, row {self._family[1]} of kind {self._family[0]}"
-            )
+            other = f"row {self._family[1]} of kind {self._family[0]}"
+            self._problem(f"mixed kinds: this is of kind {family}, {other}")
         if family == "slide":
             return "region" if any(cells.get(name) for name in BOX) else "slide"
         return "image" if family == "image" else "exam"

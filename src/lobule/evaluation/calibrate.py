@@ -88,13 +88,8 @@ def calibrate(
     cells = {"cells": original.calibration["cells"]} if "cells" in original.calibration else {}
     calibration = {**cells, "targets": targets, "cohort": chosen.path, "split": split}
     used_patients = {patient_hash(case.patient) for task, _ in tasks for case in task.cases}
-    calibrated = replace(
-        original,
-        calibration=calibration,
-        patients=tuple(sorted({*original.patients, *used_patients})),
-        files={},
-        path=None,
-    )
+    patients = tuple(sorted({*original.patients, *used_patients}))
+    calibrated = replace(original, calibration=calibration, patients=patients, files={}, path=None)
     return write_bundle(out, calibrated, copies={name: original.file(name) for name in original.files})
 
 
@@ -120,10 +115,8 @@ def _tasks(case_results: list[tuple[Case, CaseResult]], cohort: Cohort) -> list[
         names = list(dict.fromkeys(name for _, result in scored for name in result.scores))
         plan = plan_targets(labels, names) if labels else None
         tasks_of_cases = case_tasks(scored, plan, None, "cases") if plan else []
-        tasks = [
-            (task, target.scores)
-            for task, target in zip(tasks_of_cases, plan.targets if plan else (), strict=True)
-        ]
+        targets = plan.targets if plan else ()
+        tasks = [(task, target.scores) for task, target in zip(tasks_of_cases, targets, strict=True)]
         if any(len(scores) != 1 for _, scores in tasks):
             raise UsageError("a label is predicted by the sum of several scores, which cannot be calibrated")
     if not tasks:
@@ -144,15 +137,8 @@ def _target(task: Task, scores: tuple[str, ...], kind: Fit, sensitivities: Seque
     for sensitivity in sensitivities:
         point = operating_point(task.labels, after, sensitivity=sensitivity)
         assert point is not None
-        values = point.to_dict()
-        points.append(
-            {
-                "wanted": sensitivity,
-                "threshold": point.threshold,
-                "sensitivity": values["sensitivity"]["value"],
-                "specificity": values["specificity"]["value"],
-            }
-        )
+        rates = {"sensitivity": point.sensitivity.value, "specificity": point.specificity.value}
+        points.append({"wanted": sensitivity, "threshold": point.threshold, **rates})
     return {
         "scores": list(scores),
         "fit": fitted.to_dict(),

@@ -95,24 +95,14 @@ def evaluate_source(
     check_masks(options)
     cohort = _choose_cases(cohort, options)
     overlap = check_overlap(cohort, source, bundle, options.allow_overlap)
-    other_overlap = (
-        None
-        if against is None
-        else check_overlap(cohort, against, None, options.allow_overlap, "the other model")
-    )
     case_results = [(case, _with_missing_score(source.case_result(case), options)) for case in cohort]
-    other_results = (
-        None
-        if against is None
-        else {case.id: _with_missing_score(against.case_result(case), options) for case in cohort}
-    )
+    other_overlap, other_results = None, None
+    if against is not None:
+        other_overlap = check_overlap(cohort, against, None, options.allow_overlap, "the other model")
+        other_results = {case.id: _with_missing_score(against.case_result(case), options) for case in cohort}
     tasks, plan, classes = _tasks(cohort, case_results, other_results, options)
     matched = _match_lesions(case_results, other_results, plan, options)
-    notes = [
-        *_unscored_note(case_results, options),
-        *_small_groups(tasks, options),
-        *(matched.notes if matched else ()),
-    ]
+    notes = [*_unscored_note(case_results, options), *_small_groups(tasks, options)]
     data = {
         "format": FORMAT,
         "research_use": RESEARCH_USE,
@@ -130,7 +120,7 @@ def evaluate_source(
         "classes": classes,
         "lesions": None if matched is None else _lesion_report(matched, options, against is not None),
         "lesions_left_out": {} if matched is None else dict(matched.left_out),
-        "notes": notes,
+        "notes": notes + list(matched.notes if matched else ()),
     }
     return Evaluation(data)
 
@@ -151,13 +141,10 @@ def _choose_cases(cohort: Cohort, options: Options) -> Cohort:
 
 
 def _columns(cohort: Cohort) -> str:
-    standard_columns = [
-        name for name in ("split", "label", "site") if any(case.value(name) is not None for case in cohort)
-    ]
-    return (
-        ", ".join([*standard_columns, *dict.fromkeys(name for case in cohort for name in case.attributes)])
-        or "none"
-    )
+    standard = ("split", "label", "site")
+    present = [name for name in standard if any(case.value(name) is not None for case in cohort)]
+    present += dict.fromkeys(name for case in cohort for name in case.attributes)
+    return ", ".join(present) or "none"
 
 
 def _with_missing_score(result: CaseResult, options: Options) -> CaseResult:
@@ -217,11 +204,10 @@ def _task_report(task: Task, options: Options, compared: bool) -> dict[str, Any]
         return without_intervals(compare_task(selected, options), _patients(shared.cases))
 
     def by_column(function: Callable[[Task], dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+        groups = {column: _groups(task.cases, column) for column in options.by}
         return {
-            column: {
-                value: function(task.subset(keep)) for value, keep in _groups(task.cases, column).items()
-            }
-            for column in options.by
+            column: {value: function(task.subset(keep)) for value, keep in by_value.items()}
+            for column, by_value in groups.items()
         }
 
     report: dict[str, Any] = {"unit": task.unit, "all": measured(task), "by": by_column(measured)}
@@ -251,14 +237,8 @@ def _small_groups(tasks: Sequence[Task], options: Options) -> Iterator[str]:
 
 def _groups(cases: Sequence[Case], column: str) -> dict[str, list[bool]]:
     values = [BLANK if (value := case.value(column)) is None else value for case in cases]
-    return {
-        value: [case_value == value for case_value in values]
-        for value in sorted(set(values), key=_blank_last)
-    }
-
-
-def _blank_last(value: str) -> tuple[bool, str]:
-    return value == BLANK, value
+    ordered = sorted(set(values), key=lambda value: (value == BLANK, value))
+    return {value: [case_value == value for case_value in values] for value in ordered}
 
 
 # -- the lesion level ---------------------------------------------------------------------------------------
@@ -283,9 +263,7 @@ def _match_lesions(
     included = [(case, result, _positive(case, plan)) for case, result in slides if case.id not in excluded]
     classes = frozenset(name for target in (plan.targets if plan else ()) for name in target.scores)
     matched = match_slides(included, options, other_results, classes)
-    return MatchedSlides(
-        matched.cases, matched.matches, {**excluded, **matched.left_out}, matched.notes, matched.other_matches
-    )
+    return replace(matched, left_out={**excluded, **matched.left_out})
 
 
 def _positive(case: Case, plan: TargetPlan | None) -> bool | None:
@@ -308,11 +286,7 @@ def _lesion_report(matched: MatchedSlides, options: Options, compared: bool) -> 
         for column in options.by
     }
     if compared:
-        shared = [
-            case
-            for case, other_match in zip(matched.cases, matched.other_matches, strict=True)
-            if other_match is not None
-        ]
+        shared = _select(matched.cases, [match is not None for match in matched.other_matches])
         report["against"] = {"all": without_intervals(compare_lesions(matched, options), _patients(shared))}
     return report
 

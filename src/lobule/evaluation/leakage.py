@@ -13,7 +13,7 @@ from lobule.evaluation.sources import ResultsSource, Source
 from lobule.files import read_json, write_json
 from lobule.results import Results
 from lobule.results.checks import is_text_list
-from lobule.results.folder import PATIENTS
+from lobule.results.folder import PATIENTS, SCAN
 
 
 @dataclass(frozen=True)
@@ -68,23 +68,19 @@ def _training_patients(source: Source, bundle: str | Path | None) -> tuple[froze
     results = source.results if isinstance(source, ResultsSource) else None
     if bundle is not None:
         return _patients_of_bundle(bundle, results)
+    remedy = "the training patients; pass the bundle with --bundle"
     if results is None:
-        return (
-            frozenset(),
-            "a submission does not contain the training patients; pass the bundle with --bundle",
-        )
+        return frozenset(), f"a submission does not contain {remedy}"
     path = results.path / PATIENTS
-    stored_list = read_json(path) if path.is_file() else None
-    if stored_list is not None and not (
-        isinstance(stored_list, dict) and is_text_list(stored_list.get("patients"))
-    ):
+    stored_list = read_json(path) if path.is_file() else {"patients": []}
+    if not (isinstance(stored_list, dict) and is_text_list(stored_list.get("patients"))):
         raise ResultsError(
             "the list of training patients is damaged", subject=path, remedy="Pass the bundle with --bundle"
         )
     scan_fingerprint = results.settings.get("bundle", {}).get("fingerprint")
     # A list with another fingerprint was written by a scan with another bundle.
-    if stored_list is None or stored_list.get("fingerprint", scan_fingerprint) != scan_fingerprint:
-        return frozenset(), "the results do not contain the training patients; pass the bundle with --bundle"
+    if not path.is_file() or stored_list.get("fingerprint", scan_fingerprint) != scan_fingerprint:
+        return frozenset(), f"the results do not contain {remedy}"
     if not stored_list["patients"]:
         return frozenset(), "the bundle lists no training patients"
     return frozenset(stored_list["patients"]), str(results.path)
@@ -110,10 +106,7 @@ def _patients_of_bundle(path: str | Path, results: Results | None) -> tuple[froz
 def store_training_patients(results: str | Path, bundle: Bundle) -> None:
     """Write the hashes of a bundle's training patients into the results that the bundle produced."""
     root = Path(results)
-    scan_json = root / "scan.json"
+    settings = read_json(root / SCAN) if (root / SCAN).is_file() else {}
     # After a scan that was rejected, the folder still contains the results of another bundle.
-    if (
-        scan_json.is_file()
-        and read_json(scan_json).get("bundle", {}).get("fingerprint") == bundle.fingerprint
-    ):
+    if settings.get("bundle", {}).get("fingerprint") == bundle.fingerprint:
         write_json(root / PATIENTS, {"fingerprint": bundle.fingerprint, "patients": sorted(bundle.patients)})

@@ -141,16 +141,9 @@ def measure_lesions(cases: Sequence[Case], matches: Sequence[SlideMatch], option
 
 def compare_lesions(matched: MatchedSlides, options: Options) -> dict[str, Any]:
     """The difference, this source minus the other, on the slides of both."""
-    pairs = [
-        (case, slide_match, other_match)
-        for case, slide_match, other_match in zip(
-            matched.cases, matched.matches, matched.other_matches, strict=True
-        )
-        if other_match is not None
-    ]
-    matches = [pair[1] for pair in pairs]
-    other_matches = [pair[2] for pair in pairs]
-    patients = [pair[0].patient for pair in pairs]
+    rows = zip(matched.cases, matched.matches, matched.other_matches, strict=True)
+    pairs = [(case.patient, match, other) for case, match, other in rows if other is not None]
+    patients, matches, other_matches = zip(*pairs, strict=True) if pairs else ((), (), ())
     differences = {
         name: compare_froc(matches, other_matches, patients, options.resampling, jama=jama).to_dict()
         for name, jama in (("froc", False), ("jama_froc", True))

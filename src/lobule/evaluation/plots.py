@@ -120,24 +120,17 @@ def draw_reliability(axes: Axes, block: Data) -> None:
     calibration = block["calibration"]
     bins = [entry for entry in calibration["bins"] if entry["cases"]]
     most = max(entry["cases"] for entry in bins)
-    axes.bar(
-        [entry["low"] for entry in bins],
-        [0.2 * entry["cases"] / most for entry in bins],
-        [entry["high"] - entry["low"] for entry in bins],
-        align="edge",
-        color=COLOURS[0],
-        alpha=0.18,
-        linewidth=0,
-    )
+    lows, widths = zip(*((entry["low"], entry["high"] - entry["low"]) for entry in bins), strict=True)
+    heights = [0.2 * entry["cases"] / most for entry in bins]
+    axes.bar(lows, heights, widths, align="edge", color=COLOURS[0], alpha=0.18, linewidth=0)
     axes.plot([0, 1], [0, 1], **DASHED)
     x = [entry["mean_probability"] for entry in bins]
     y = [entry["share_positive"] for entry in bins]
     axes.plot(x, y, color=COLOURS[0], linewidth=1.0, marker="o", markersize=3, clip_on=False)
     _square(axes, "predicted probability", "share of positive cases")
     errors = f"ECE {calibration['expected_error']:.3f}\nBrier {calibration['brier']:.3f}"
-    axes.text(
-        0.04, 0.97, f"{errors}\nbars: cases, at most {most}", transform=axes.transAxes, va="top", fontsize=6.5
-    )
+    text = f"{errors}\nbars: cases, at most {most}"
+    axes.text(0.04, 0.97, text, transform=axes.transAxes, va="top", fontsize=6.5)
 
 
 def draw_froc(axes: Axes, plotted_groups: Sequence[Group]) -> None:
@@ -161,17 +154,9 @@ def draw_froc(axes: Axes, plotted_groups: Sequence[Group]) -> None:
     axes.set_ylim(0, 1.01)
     axes.set_xlabel("mean false positives per slide")
     axes.set_ylabel("lesion sensitivity")
-    _legend(
-        axes,
-        "FROC score (95 % interval)",
-        "upper left" if _upper_left_is_free(plotted_groups[0]) else "lower right",
-    )
-
-
-def _upper_left_is_free(group: Group) -> bool:
-    """Whether the upper left corner is free for the legend."""
-    at = list(group.block["froc"]["sensitivity_at"].values())
-    return bool(max(at[:3]) < 0.5)
+    at_low_rates = list(plotted_groups[0].block["froc"]["sensitivity_at"].values())[:3]
+    location = "upper left" if max(at_low_rates) < 0.5 else "lower right"
+    _legend(axes, "FROC score (95 % interval)", location)
 
 
 # -- style --------------------------------------------------------------------------------------------------
@@ -186,11 +171,8 @@ def _figure() -> tuple[Figure, Axes]:
 
 def _line(index: int) -> dict[str, Any]:
     """The style of a line; the first line shows all cases and is thicker."""
-    return {
-        "color": COLOURS[index],
-        "linewidth": 1.5 if index == 0 else 0.9,
-        "zorder": 4 if index == 0 else 3,
-    }
+    emphasis = {"linewidth": 1.5, "zorder": 4} if index == 0 else {"linewidth": 0.9, "zorder": 3}
+    return {"color": COLOURS[index], **emphasis}
 
 
 def _square(axes: Axes, x: str, y: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 from lobule.errors import UsageError
 from lobule.evaluation.few_patients import without_intervals
 from lobule.evaluation.options import Options
-from lobule.files import open_url
+from lobule.files import csv_rows
 from lobule.measures.estimate import Floats
 from lobule.measures.readers import ReaderStudy
 from lobule.results.result import RESEARCH_USE
@@ -40,7 +38,10 @@ def evaluate_readers(path: str | Path, options: Options | None = None) -> dict[s
         UsageError: The file is not such a table.
     """
     columns = _read(path)
-    truth = _column(columns, TRUTH, path)
+    truth = next((name for name in TRUTH if name in columns), None)
+    if truth is None:
+        problem = f"no column {' or '.join(TRUTH)} contains the truth"
+        raise UsageError(problem, subject=path, actual=", ".join(columns))
     group = next((name for name in PATIENT if name in columns), None)
     labels = _numbers(columns, truth, path)
     if not np.isin(labels, (0, 1)).all():
@@ -52,11 +53,9 @@ def evaluate_readers(path: str | Path, options: Options | None = None) -> dict[s
         if name == MODEL or name.startswith((MODEL + "_", MODEL + "-"))
     }
     if not readers:
+        remedy = "Rename the columns of the readers"
         raise UsageError(
-            "no column begins with 'reader'",
-            subject=path,
-            actual=", ".join(columns),
-            remedy="Rename the columns of the readers",
+            "no column begins with 'reader'", subject=path, actual=", ".join(columns), remedy=remedy
         )
     resampling = (options or Options()).resampling
     study = ReaderStudy.of(labels, readers, None if group is None else columns[group], resampling)
@@ -81,29 +80,17 @@ def evaluate_readers(path: str | Path, options: Options | None = None) -> dict[s
 
 
 def _read(path: str | Path) -> Mapping[str, Sequence[str]]:
-    with open_url(path) as file:
-        data = file.read()
     try:
-        rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
-    except (UnicodeDecodeError, csv.Error) as error:
+        rows = csv_rows(path)
+    except ValueError as error:
         raise UsageError("this is not a CSV file", subject=path, actual=str(error)) from error
     if len(rows) < 2:
         raise UsageError("no cases", subject=path, expected="a header and one row per case")
-    header = [name.strip() for name in rows[0]]
-    body = [row for row in rows[1:] if any(cell.strip() for cell in row)]
+    header, *body = (cells for _, cells in rows)
     for number, row in enumerate(body, start=2):
         if len(row) != len(header):
             raise UsageError(f"row {number} has {len(row)} cells under {len(header)} columns", subject=path)
-    return {name: [row[index].strip() for row in body] for index, name in enumerate(header)}
-
-
-def _column(columns: Mapping[str, Sequence[str]], names: Sequence[str], path: str | Path) -> str:
-    for name in names:
-        if name in columns:
-            return name
-    raise UsageError(
-        f"no column {' or '.join(names)} contains the truth", subject=path, actual=", ".join(columns)
-    )
+    return {name: [row[index] for row in body] for index, name in enumerate(header)}
 
 
 def _numbers(columns: Mapping[str, Sequence[str]], name: str, path: str | Path) -> Floats:

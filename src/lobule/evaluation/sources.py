@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +15,7 @@ from lobule.cohort.labels import polarity
 from lobule.cohort.rows import number_of
 from lobule.errors import CaseError, DamagedResults, NotReadable, ResultsError
 from lobule.evaluation.options import Options
-from lobule.files import open_url
+from lobule.files import csv_rows
 from lobule.findings import non_maximum_suppression, suppression_radius
 from lobule.geometry import Size
 from lobule.measures.estimate import Floats
@@ -94,9 +92,8 @@ class ResultsSource:
         return bundle_metadata
 
     def names(self) -> Sequence[str]:
-        return list(
-            dict.fromkeys([*self.results.planned(), *(case.case_id for case in self.results.cases())])
-        )
+        stored = [case.case_id for case in self.results.cases()]
+        return list(dict.fromkeys([*self.results.planned(), *stored]))
 
     def case_result(self, case: Case) -> CaseResult:
         try:
@@ -121,13 +118,9 @@ class ResultsSource:
             detections, labels = _suppress_map(folder, self.options)
         else:
             detections, labels = _stored_detections(folder)
-        clipped, cause = _clip_to_slide(detections, size), _failed_fields(stored)
+        clipped, failed = _clip_to_slide(detections, size), len(stored.get("failed", []))
+        cause = f"{failed} fields failed" if failed else None
         return CaseResult(stored["status"], scores, clipped, size, mpp, cause, labels)
-
-
-def _failed_fields(result: Mapping[str, Any]) -> str | None:
-    failed = len(result.get("failed", []))
-    return f"{failed} fields failed" if failed else None
 
 
 Detections = tuple[Floats | None, tuple[str | None, ...]]
@@ -191,15 +184,12 @@ def _fill_pending(
     coarse_layer, unreached = _tumour_layer(coarse, options)
     row, column = np.nonzero(pending)
     coarse_x, coarse_y = coarse.info.l0_stride
-    at_row = np.minimum(((row + 0.5) * stride[1] / coarse_y).astype(np.int64), coarse_layer.shape[0] - 1)
-    at_column = np.minimum(
-        ((column + 0.5) * stride[0] / coarse_x).astype(np.int64), coarse_layer.shape[1] - 1
-    )
+    last_row, last_column = (side - 1 for side in coarse_layer.shape)
+    at_row = np.minimum(((row + 0.5) * stride[1] / coarse_y).astype(np.int64), last_row)
+    at_column = np.minimum(((column + 0.5) * stride[0] / coarse_x).astype(np.int64), last_column)
     filled, still_pending = layer.copy(), pending.copy()
-    filled[row, column], still_pending[row, column] = (
-        coarse_layer[at_row, at_column],
-        unreached[at_row, at_column],
-    )
+    filled[row, column] = coarse_layer[at_row, at_column]
+    still_pending[row, column] = unreached[at_row, at_column]
     return filled, still_pending
 
 
@@ -225,13 +215,8 @@ def _clip_to_slide(detections: Floats | None, size: Size | None) -> Floats | Non
     """
     if detections is None or size is None:
         return detections
-    return np.column_stack(
-        [
-            detections[:, 0],
-            np.clip(detections[:, 1], 0, size.width - 1),
-            np.clip(detections[:, 2], 0, size.height - 1),
-        ]
-    )
+    positions = np.clip(detections[:, 1:], 0, [size.width - 1, size.height - 1])
+    return np.column_stack([detections[:, 0], positions])
 
 
 # -- submissions --------------------------------------------------------------------------------------------
@@ -270,9 +255,8 @@ class SubmissionSource:
         if name in self.probabilities:
             return CaseResult("complete", {"score": self.probabilities[name]}, detections)
         if self.probabilities or detections is None:
-            return CaseResult(
-                "failed", detections=detections, cause="the slide CSV has no probability for this slide"
-            )
+            cause = "the slide CSV has no probability for this slide"
+            return CaseResult("failed", detections=detections, cause=cause)
         return CaseResult("complete", {"score": float(detections[:, 0].max(initial=0.0))}, detections)
 
 
@@ -335,16 +319,9 @@ def read_detections(path: str | Path) -> Floats:
 
 
 def _rows(path: str | Path) -> list[tuple[int, list[str]]]:
-    with open_url(path) as file:
-        data = file.read(MAX_CSV_BYTES)
     try:
-        lines = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-        return [
-            (number, [cell.strip() for cell in cells])
-            for number, cells in enumerate(lines, start=1)
-            if any(cell.strip() for cell in cells)
-        ]
-    except (UnicodeDecodeError, csv.Error) as error:
+        return csv_rows(path, MAX_CSV_BYTES)
+    except ValueError as error:
         raise ResultsError("this is not a CSV file", subject=path, actual=str(error)) from error
 
 

@@ -29,12 +29,13 @@ class Group:
     block: Data
 
 
-def groups(report: Data, target: str) -> Iterator[Group]:
-    """The group of all cases, then one group for each value of each column."""
-    yield Group(target, "", "all", report["all"])
-    for column, values in report["by"].items():
-        for value, block in values.items():
-            yield Group(target, column, value, block)
+def groups(report: Data | None, target: str) -> Iterator[Group]:
+    """The group of all cases, then one group for each value of each column; none without a report."""
+    if report is not None:
+        yield Group(target, "", "all", report["all"])
+        for column, values in report.get("by", {}).items():
+            for value, block in values.items():
+                yield Group(target, column, value, block)
 
 
 def measure_rows(data: Data) -> list[dict[str, Any]]:
@@ -53,29 +54,20 @@ def measure_rows(data: Data) -> list[dict[str, Any]]:
 
 def _difference_rows(report: Data, target: str, unit: str, measures: Sequence[str]) -> list[dict[str, Any]]:
     return [
-        _table_row("difference", target, column, value, measure, block[measure]["difference"])
-        | {"cases": block[unit]}
-        for column, value, block in _difference_blocks(report)
+        _table_row("difference", group, measure, group.block[measure]["difference"])
+        | {"cases": group.block[unit]}
+        for group in groups(report.get("against"), target)
         for measure in measures
     ]
 
 
-def _difference_blocks(report: Data) -> Iterator[tuple[str, str, Data]]:
-    if "against" not in report:
-        return
-    yield "", "all", report["against"]["all"]
-    for column, values in report["against"].get("by", {}).items():
-        for value, block in values.items():
-            yield column, value, block
-
-
-def _table_row(level: str, target: str, column: str, value: str, measure: str, entry: Any) -> dict[str, Any]:
+def _table_row(level: str, group: Group, measure: str, entry: Any) -> dict[str, Any]:
     estimate = entry if isinstance(entry, Mapping) else {"value": entry}
     return {
         "level": level,
-        "target": target,
-        "column": column,
-        "value": value,
+        "target": group.target,
+        "column": group.column,
+        "value": group.value,
         "measure": measure,
         "estimate": estimate["value"],
         "low": estimate.get("low"),
@@ -92,36 +84,20 @@ def _task_rows(group: Group, unit: str) -> list[dict[str, Any]]:
     measures += [(name, block["calibration"].get(name)) for name in CALIBRATION]
     for point in block["operating_points"]:
         at = f"{point['chosen']} (threshold {point['threshold']:.6g})"
-        measures += [
-            (f"sensitivity, {at}", point["sensitivity"]),
-            (f"specificity, {at}", point["specificity"]),
-        ]
-    return [
-        _table_row(level, group.target, group.column, group.value, measure, value) | counts
-        for measure, value in measures
-    ]
+        measures += [(f"{rate}, {at}", point[rate]) for rate in ("sensitivity", "specificity")]
+    return [_table_row(level, group, measure, value) | counts for measure, value in measures]
 
 
 def _lesion_rows(group: Group) -> list[dict[str, Any]]:
     block = group.block
     counts = {"cases": block["slides"], "positive": block["lesions"], "patients": block["patients"]}
-    measures: list[tuple[str, Any]] = [
-        ("froc_score", block["froc_score"]),
-        ("jama_score", block["jama_score"]),
-    ]
-    for name in ("froc", "jama"):
-        at = block[name]["sensitivity_at"]
+    measures: list[tuple[str, Any]] = [(name, block[name]) for name in ("froc_score", "jama_score")]
+    curves = {"froc": block["froc"], "jama": block["jama"], **block["sensitivity_by_class"]}
+    for name, curve in curves.items():
+        at = curve["sensitivity_at"]
         measures += [(f"{name} sensitivity at {rate} false positives", value) for rate, value in at.items()]
-    for size, entry in block["sensitivity_by_class"].items():
-        measures += [
-            (f"{size} sensitivity at {rate} false positives", value)
-            for rate, value in entry["sensitivity_at"].items()
-        ]
     measures.append(("auroc of the highest confidence", block["highest_confidence_auc"]))
-    return [
-        _table_row("lesion", group.target, group.column, group.value, measure, value) | counts
-        for measure, value in measures
-    ]
+    return [_table_row("lesion", group, measure, value) | counts for measure, value in measures]
 
 
 # -- for people ---------------------------------------------------------------------------------------------
@@ -183,11 +159,11 @@ def difference_table(report: Data) -> tuple[list[str], list[list[str]]]:
     """The difference, this source minus the other, for all cases and for each group."""
     header = ["group", "measure", "this", "other", "difference (95 % interval)", "p"]
     rows = []
-    for column, value, block in _difference_blocks(report):
-        for measure, entry in block.items():
+    for group in groups(report.get("against"), ""):
+        for measure, entry in group.block.items():
             if isinstance(entry, Mapping):
                 rows.append([
-                    f"{column} = {value}" if column else "all", measure, number(entry["a"]),
+                    _title(group), measure, number(entry["a"]),
                     number(entry["b"]), shown(entry["difference"]), number(entry["p"], 3),
                 ])  # fmt: skip
     return header, rows

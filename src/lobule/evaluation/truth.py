@@ -44,10 +44,8 @@ class Truth:
         """Scale detections so that a cell has 32 pixels, as the official script expects."""
         if all(step == STEP for step in self.steps):
             return detections
-        x, y = (
-            np.floor(detections[:, axis + 1] / float(step)) * STEP for axis, step in enumerate(self.steps)
-        )
-        return np.column_stack([detections[:, 0], x, y])
+        cells = np.floor(detections[:, 1:] / np.array(self.steps, np.float64))
+        return np.column_stack([detections[:, 0], cells * STEP])
 
 
 def read_truth(case: Case, result: CaseResult, positive: bool | None, options: Options) -> Truth | str:
@@ -88,9 +86,8 @@ def choose_steps(mpp: Mpp | None, options: Options) -> tuple[Steps, tuple[str, .
 def check_masks(options: Options) -> None:
     """Raise `UsageError` if the folder of masks does not exist."""
     if options.masks is not None and not Path(options.masks).is_dir():
-        raise UsageError(
-            "there is no folder of masks", subject=options.masks, remedy="Check the path of --masks"
-        )
+        remedy = "Check the path of --masks"
+        raise UsageError("there is no folder of masks", subject=options.masks, remedy=remedy)
 
 
 def mask_file(case: Case, options: Options) -> str | None:
@@ -116,9 +113,8 @@ def _rasterise_truth(
         )
     columns, rows = (-(-side // step) for side, step in zip(size, steps, strict=True))
     if columns * rows > MAX_CELLS:
-        raise TooLarge(
-            f"the slide is too large: {size} px", subject=case.id, expected=f"at most {MAX_CELLS} cells"
-        )
+        problem = f"the slide is too large: {size} px"
+        raise TooLarge(problem, subject=case.id, expected=f"at most {MAX_CELLS} cells")
     return rasterise(read_annotation(path), steps, Box(0, 0, int(columns), int(rows))), path
 
 
@@ -146,16 +142,11 @@ def _read_mask(path: str, size: Size | None, steps: Steps, options: Options) -> 
                 expected="a pyramid, or a slide of known size",
                 remedy="State the number of level-0 pixels per mask pixel with --mask-step",
             )
-        slide_size = Size(
-            round(mask_size.width * options.mask_step), round(mask_size.height * options.mask_step)
-        )
+        slide_size = Size(*(round(side * options.mask_step) for side in mask_size))
     tumour = np.asarray(values == 255) if (values == 255).any() else np.asarray(values == 2)
     if values.any() and not tumour.any():
         evaluation_mask(values.astype(np.uint8))  # This raises an error that names the values of the mask.
-    mask_steps = (
-        level_step(slide_size.width, mask_size.width),
-        level_step(slide_size.height, mask_size.height),
-    )
+    mask_steps = tuple(map(level_step, slide_size, mask_size))
     if mask_steps == steps:
         return tumour
     columns, rows = (max(1, -(-side // step)) for side, step in zip(slide_size, steps, strict=True))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lobule.evaluation.summary import COLUMNS, measure_rows, reader_table
-from lobule.files import make_folder, write_json, write_text
+from lobule.files import make_folder, write_csv, write_json
 
 JSON, TABLE = "evaluation.json", "table.csv"
 
@@ -23,11 +21,7 @@ def write_evaluation(data: Mapping[str, Any], folder: str | Path, *, plots: bool
 
         figures = draw_evaluation(data, root)
     write_json(root / JSON, dict(data))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(measure_rows(data))
-    write_text(root / TABLE, out.getvalue())
+    write_csv(root / TABLE, COLUMNS, measure_rows(data))
     return [root / JSON, root / TABLE, *figures]
 
 
@@ -36,7 +30,5 @@ def write_reader_study(data: Mapping[str, Any], folder: str | Path) -> list[Path
     root = make_folder(folder)
     write_json(root / JSON, dict(data))
     header, rows = reader_table(data)
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([header, *rows])
-    write_text(root / TABLE, out.getvalue())
+    write_csv(root / TABLE, header, [dict(zip(header, row, strict=True)) for row in rows])
     return [root / JSON, root / TABLE]

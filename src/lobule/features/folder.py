@@ -74,22 +74,20 @@ def prepare_folder(path: str | Path, manifest: FeatureManifest) -> Path:
     root = make_folder(path)
     manifest_path = root / MANIFEST
     content = {"format": FORMAT, "research_use": RESEARCH_USE, **manifest.to_dict()}
-    if manifest_path.exists():
-        stored = read_json(manifest_path)
-        if stored != content:
-            # The hash of the encoding depends on the input size too. The encoding is compared last, so that
-            # the message names the simplest difference.
-            keys = sorted(content, key=lambda name: name == "encoding")
-            key = next(key for key in keys if stored.get(key) != content[key])
-            raise ResultsError(
-                f"this folder contains features of another {key}",
-                subject=root,
-                expected=str(stored.get(key)),
-                actual=str(content[key]),
-                remedy="Write to another folder, because features of two kinds must not be mixed",
-            )
-    else:
+    if not manifest_path.exists():
         write_json(manifest_path, content)
+    elif (stored := read_json(manifest_path)) != content:
+        # The hash of the encoding depends on the input size too. The encoding is compared last, so that the
+        # message names the simplest difference.
+        keys = sorted(content, key=lambda name: name == "encoding")
+        key = next(key for key in keys if stored.get(key) != content[key])
+        raise ResultsError(
+            f"this folder contains features of another {key}",
+            subject=root,
+            expected=str(stored.get(key)),
+            actual=str(content[key]),
+            remedy="Write to another folder, because features of two kinds must not be mixed",
+        )
     return root
 
 
@@ -128,7 +126,8 @@ class FeatureFolder:
             NotReadable: There is no feature file for this case.
             ConfigError: The file comes from another encoder than the folder.
         """
-        names = dict.fromkeys([quote(case.id, safe=" "), case.id, *_stem(case)])
+        stems = [] if case.path is None else [Path(case.path).stem]
+        names = dict.fromkeys([quote(case.id, safe=" "), case.id, *stems])
         for name in names:
             if (feature_path := self._files.get(name)) is not None:
                 return self._refuse_other_encoder(read_feature_file(feature_path))
@@ -153,7 +152,6 @@ class FeatureFolder:
     @cached_property
     def _files(self) -> dict[str, Path]:
         """Feature files by file name without suffix."""
-        files: dict[str, Path] = {}
         folders = _feature_folders(self.path)
         if len(folders) > 1:
             raise ConfigError(
@@ -162,22 +160,19 @@ class FeatureFolder:
                 actual=", ".join(str(folder.relative_to(self.path)) for folder in folders),
                 remedy="Pass one of these subfolders instead",
             )
-        for path in sorted((folders or [self.path])[0].glob("*.h5")):
-            if not path.name.startswith("."):
-                files[path.stem] = path
-        return files
+        paths = sorted((folders or [self.path])[0].glob("*.h5"))
+        return {path.stem: path for path in paths if not path.name.startswith(".")}
 
     def _refuse_other_encoder(self, file: FeatureFile) -> FeatureFile:
-        if self.manifest is not None:
-            encoding = self.manifest.encoding
-            if file.hash != encoding.hash or file.dim != encoding.dim:
-                raise ConfigError(
-                    "the features come from another backbone",
-                    subject=file.path,
-                    expected=f"{encoding.name}, {encoding.dim} numbers, {encoding.hash[:23]}",
-                    actual=f"{file.encoder}, {file.dim} numbers, {(file.hash or 'unknown weights')[:23]}",
-                    remedy="Extract them again with the backbone of this folder",
-                )
+        encoding = None if self.manifest is None else self.manifest.encoding
+        if encoding is not None and (file.hash, file.dim) != (encoding.hash, encoding.dim):
+            raise ConfigError(
+                "the features come from another backbone",
+                subject=file.path,
+                expected=f"{encoding.name}, {encoding.dim} numbers, {encoding.hash[:23]}",
+                actual=f"{file.encoder}, {file.dim} numbers, {(file.hash or 'unknown weights')[:23]}",
+                remedy="Extract them again with the backbone of this folder",
+            )
         return file
 
 
@@ -206,7 +201,3 @@ def _feature_folders(root: Path) -> list[Path]:
     """Subfolders with feature files, as in the layouts; empty if the folder itself contains the files."""
     patterns = ("features_*", "*x_*px_*px_overlap/features_*", "h5_files")
     return sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_dir()})
-
-
-def _stem(case: Case) -> list[str]:
-    return [] if case.path is None else [Path(case.path).stem]

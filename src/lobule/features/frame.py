@@ -58,17 +58,13 @@ class TileFrame:
             raise ConfigError("features need the µm/px of the slide, which is unknown", subject=name)
         step_x, step_y = float(lattice.step_x), float(lattice.step_y)
         mpp = lattice.mpp.mean if lattice.level is not None else target_mpp
+        step = (step_x * step_y) ** 0.5
+        magnification = nominal_magnification(lattice.mpp.mean / step)
+        level_size = lattice.size if lattice.level is not None else None
         return cls(
-            name,
-            tile_px,
-            mpp,
-            round(tile_px * (step_x * step_y) ** 0.5),
-            lattice.l0_size,
-            nominal_magnification(lattice.mpp.mean / (step_x * step_y) ** 0.5),
-            lattice.level,
-            (step_x, step_y),
-            lattice.size if lattice.level is not None else None,
-        )
+            name, tile_px, mpp, round(tile_px * step), lattice.l0_size, magnification,
+            lattice.level, (step_x, step_y), level_size,
+        )  # fmt: skip
 
     def attributes(self, folder: str) -> dict[str, Any]:
         """The attributes of `coords`: those of TRIDENT, and of CLAM if the tiles are on a pyramid level.
@@ -106,15 +102,9 @@ class TileFrame:
 
 def nominal_magnification(mpp: float) -> float:
     """The magnification for a µm/px: 10 divided by it, rounded to a standard magnification if one is near."""
-    exact_magnification = 10.0 / mpp
-    nearest_standard = min(
-        STANDARD_MAGNIFICATIONS, key=lambda standard: abs(standard / exact_magnification - 1)
-    )
-    return (
-        nearest_standard
-        if abs(nearest_standard / exact_magnification - 1) <= TOLERANCE
-        else round(exact_magnification, 3)
-    )
+    exact = 10.0 / mpp
+    nearest = min(STANDARD_MAGNIFICATIONS, key=lambda standard: abs(standard / exact - 1))
+    return nearest if abs(nearest / exact - 1) <= TOLERANCE else round(exact, 3)
 
 
 def _int_if_whole(value: float) -> int | float:
@@ -126,9 +116,8 @@ def encoding_of(stored: Mapping[str, Any]) -> Encoding:
     try:
         return Encoding(str(stored["name"]), str(stored["hash"]), int(stored["dim"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            "the description of the encoder is incomplete", actual=repr(dict(stored))
-        ) from error
+        problem = "the description of the encoder is incomplete"
+        raise ConfigError(problem, actual=repr(dict(stored))) from error
 
 
 def encoding_to_dict(encoding: Encoding) -> dict[str, Any]:

@@ -89,23 +89,17 @@ class FeatureFile:
             for start in range(0, self.count, BLOCK_ROWS):
                 first, last = np.searchsorted(ordered, [start, start + BLOCK_ROWS])
                 if first < last:
-                    row_slice = slice(start, min(start + BLOCK_ROWS, self.count))
-                    out[order[first:last]] = self._read_finite(features, row_slice)[
-                        ordered[first:last] - start
-                    ]
+                    block = self._read_finite(features, slice(start, min(start + BLOCK_ROWS, self.count)))
+                    out[order[first:last]] = block[ordered[first:last] - start]
         return out
 
     def _read_finite(self, features: Any, row_slice: slice) -> NDArray[Any]:
         block = np.asarray(features[row_slice])
         if not all_finite(block):
             invalid_rows = np.flatnonzero(~np.isfinite(block).all(axis=1))
-            raise DamagedFile(
-                "the file contains features that are not numbers",
-                subject=self.path,
-                actual=f"NaN or infinite values in {len(invalid_rows)} rows, "
-                f"first in row {row_slice.start + int(invalid_rows[0])}",
-                remedy="Extract the features of this slide again",
-            )
+            first = row_slice.start + int(invalid_rows[0])
+            actual = f"NaN or infinite values in {len(invalid_rows)} rows, first in row {first}"
+            raise _damaged(self.path, "the file contains features that are not numbers", actual)
         return block
 
 
@@ -135,13 +129,8 @@ def write_features(
     folder = str(Path(path).parent)
     with write_atomic(path) as temporary_path, h5py.File(temporary_path, "w") as file:
         file.attrs.update(_root_attributes(frame, encoding, source))
-        features = file.create_dataset(
-            "features",
-            (0, encoding.dim),
-            dtype,
-            maxshape=(None, encoding.dim),
-            chunks=(CHUNK_ROWS, encoding.dim),
-        )
+        sizes = {"maxshape": (None, encoding.dim), "chunks": (CHUNK_ROWS, encoding.dim)}
+        features = file.create_dataset("features", (0, encoding.dim), dtype, **sizes)
         features.attrs.update({"name": frame.name, "savetodir": folder, "encoder": encoding.name})
         coords = _coords(file, frame, folder, coords_dtype)
 
@@ -213,11 +202,10 @@ def read_feature_file(path: str | Path) -> FeatureFile:
         fields = {"path": path, "count": len(coords), "dim": features.shape[1], "dtype": str(features.dtype)}
         if name == "feats":
             return _stamp_file(fields, dict(file.attrs))
-        file_attributes = dict(file.attrs)
         coords_attributes = dict(coords.attrs)
         if _l0_tile(coords_attributes) is None:  # the coordinates may have only a name as attribute
             coords_attributes = _attributes_of_patches(path) | coords_attributes
-        return _corners_file(fields, file_attributes, dict(features.attrs), coords_attributes)
+        return _corners_file(fields, dict(file.attrs), dict(features.attrs), coords_attributes)
 
 
 def _check_storage(path: Path, file: h5py.File, name: str) -> None:
@@ -243,13 +231,12 @@ def _check_storage(path: Path, file: h5py.File, name: str) -> None:
 
 
 def _not_a_feature_file(path: Path, actual: str, expected: str) -> DamagedFile:
-    return DamagedFile(
-        "not a feature file",
-        subject=path,
-        expected=expected,
-        actual=actual,
-        remedy="Extract the features of this slide again",
-    )
+    return _damaged(path, "not a feature file", actual, expected)
+
+
+def _damaged(path: Path, problem: str, actual: str, expected: str | None = None) -> DamagedFile:
+    remedy = "Extract the features of this slide again"
+    return DamagedFile(problem, subject=path, expected=expected, actual=actual, remedy=remedy)
 
 
 def _check_shapes(path: Path, features: tuple[int, ...], coords: tuple[int, ...]) -> None:
@@ -261,12 +248,8 @@ def _check_shapes(path: Path, features: tuple[int, ...], coords: tuple[int, ...]
             actual=f"{features} and {coords}",
         )
     if features[0] != coords[0]:
-        raise DamagedFile(
-            "half-written: the numbers of features and coordinates differ",
-            subject=path,
-            actual=f"{features[0]} features, {coords[0]} coordinates",
-            remedy="Extract the features of this slide again",
-        )
+        problem = "half-written: the numbers of features and coordinates differ"
+        raise _damaged(path, problem, f"{features[0]} features, {coords[0]} coordinates")
 
 
 def _stamp_file(fields: dict[str, Any], file_attributes: Mapping[str, Any]) -> FeatureFile:
@@ -276,16 +259,9 @@ def _stamp_file(fields: dict[str, Any], file_attributes: Mapping[str, Any]) -> F
             "the coordinates have an unknown unit", subject=fields["path"], expected="um", actual=unit
         )
     tile_um = file_attributes.get("tile_size_um")
-    return FeatureFile(
-        **fields,
-        kind="stamp",
-        encoder=_text(file_attributes.get("extractor")),
-        hash=None,
-        source=None,
-        tile_l0=None,
-        tile_um=None if tile_um is None else float(tile_um),
-        features_name="feats",
-    )
+    fields |= {"encoder": _text(file_attributes.get("extractor")), "features_name": "feats"}
+    fields |= {"tile_um": None if tile_um is None else float(tile_um)}
+    return FeatureFile(**fields, kind="stamp", hash=None, source=None, tile_l0=None)
 
 
 def _corners_file(
@@ -320,13 +296,13 @@ def _l0_tile(coords_attributes: Mapping[str, Any]) -> float | None:
 
 def _attributes_of_patches(path: Path) -> dict[str, Any]:
     """Attributes of the coordinates file in `patches/`, for feature files without the size of tiles."""
-    for folder in (path.parent.parent, path.parent.parent.parent):
-        for name in (f"{path.stem}_patches.h5", f"{path.stem}.h5"):
-            coords_path = folder / "patches" / name
-            if coords_path.is_file():
-                with _open_hdf5(coords_path) as file:
-                    _check_storage(coords_path, file, "coords")
-                    return dict(file["coords"].attrs) if "coords" in file.keys() else {}  # noqa: SIM118
+    folders = (path.parent.parent, path.parent.parent.parent)
+    names = (f"{path.stem}_patches.h5", f"{path.stem}.h5")
+    for coords_path in (folder / "patches" / name for folder in folders for name in names):
+        if coords_path.is_file():
+            with _open_hdf5(coords_path) as file:
+                _check_storage(coords_path, file, "coords")
+                return dict(file["coords"].attrs) if "coords" in file.keys() else {}  # noqa: SIM118
     return {}
 
 
@@ -345,9 +321,5 @@ def _open_hdf5(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
-        raise DamagedFile(
-            "half-written or damaged: HDF5 cannot read it",
-            subject=path,
-            actual=(str(error).splitlines() or [type(error).__name__])[0],
-            remedy="Extract the features of this slide again",
-        ) from error
+        actual = (str(error).splitlines() or [type(error).__name__])[0]
+        raise _damaged(path, "half-written or damaged: HDF5 cannot read it", actual) from error

@@ -61,9 +61,8 @@ class Finding:
         if self.box is not None:
             plain["box"] = [self.box.x, self.box.y, self.box.width, self.box.height]
         if self.polygon:
-            plain["polygon"] = [
-                [ring.tolist() for ring in (outline.exterior, *outline.holes)] for outline in self.polygon
-            ]
+            rings = [(outline.exterior, *outline.holes) for outline in self.polygon]
+            plain["polygon"] = [[ring.tolist() for ring in outline] for outline in rings]
         return plain
 
     @classmethod
@@ -72,10 +71,8 @@ class Finding:
         if "box" in values:
             values["box"] = Box(*values["box"])
         if "polygon" in values:
-            ring_groups = [
-                [np.array(ring, dtype=np.float64) for ring in rings] for rings in values["polygon"]
-            ]
-            values["polygon"] = tuple(Outline(rings[0], tuple(rings[1:])) for rings in ring_groups)
+            polygons = [[np.array(ring, dtype=np.float64) for ring in rings] for rings in values["polygon"]]
+            values["polygon"] = tuple(Outline(exterior, tuple(holes)) for exterior, *holes in polygons)
         return cls(**values)
 
 

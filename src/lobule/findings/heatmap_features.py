@@ -16,19 +16,11 @@ LIKELY = 127
 
 MEASURES = ("area", "perimeter", "eccentricity", "extent", "solidity")
 
+_FORMS = ("max_{}", "mean_{}", "{}_variance", "{}_skew", "{}_kurt")
 HEATMAP_FEATURES: tuple[str, ...] = (
-    "region_count",
-    "ratio_tumor_tissue",
-    "largest_tumor_area",
-    "longest_axis_largest_tumor",
-    "pixels_gt_90",
-    "avg_prediction",
-    *(
-        form.format(measure)
-        for measure in MEASURES
-        for form in ("max_{}", "mean_{}", "{}_variance", "{}_skew", "{}_kurt")
-    ),
-)
+    "region_count", "ratio_tumor_tissue", "largest_tumor_area", "longest_axis_largest_tumor",
+    "pixels_gt_90", "avg_prediction", *(form.format(measure) for measure in MEASURES for form in _FORMS),
+)  # fmt: skip
 """Names of the features in the column order of the public tables."""
 
 EIGHT = np.ones((3, 3), dtype=bool)

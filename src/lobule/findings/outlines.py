@@ -47,21 +47,17 @@ def mask_outlines(mask: NDArray[np.bool_]) -> tuple[list[Outline], NDArray[np.in
     seeds: dict[int, tuple[int, int]] = {}
     for ring in _rings(mask):
         # The cell below the topmost edge of a ring is inside the mask, except for holes.
-        top = ring[:, 1].min()
-        column = int(ring[ring[:, 1] == top, 0].min())
-        row = int(top)
+        row = int(ring[:, 1].min())
+        column = int(ring[ring[:, 1] == row, 0].min())
         if mask[row, column]:
             component = int(component_labels[row, column])
             exteriors[component], seeds[component] = ring.astype(np.float64), (row, column)
         else:
             holes.setdefault(int(component_labels[row - 1, column]), []).append(ring.astype(np.float64))
-    outlines = [
-        Outline(exteriors[component], tuple(holes.get(component, ()))) for component in sorted(exteriors)
-    ]
-    seed_points = np.array([seeds[component] for component in sorted(exteriors)], dtype=np.int64).reshape(
-        -1, 2
-    )
-    return outlines, seed_points
+    components = sorted(exteriors)
+    outlines = [Outline(exteriors[each], tuple(holes.get(each, ()))) for each in components]
+    seed_points = np.array([seeds[each] for each in components], dtype=np.int64)
+    return outlines, seed_points.reshape(-1, 2)
 
 
 def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:

@@ -137,10 +137,8 @@ class _Pool:
     @classmethod
     def of(cls, matches: Sequence[SlideMatch], jama: bool) -> _Pool:
         counted = np.array([not (jama and match.tumour) for match in matches], dtype=np.float64)
-        alarms = [
-            m.false_positives if take else np.zeros(0) for m, take in zip(matches, counted, strict=True)
-        ]
-        fp, fp_slide = _pooled(alarms, np.float64)
+        rows = zip(matches, counted, strict=True)
+        fp, fp_slide = _pooled([m.false_positives if take else np.zeros(0) for m, take in rows], np.float64)
         tp, tp_slide = _pooled([m.true_positives for m in matches], np.float32)
         thresholds = np.unique(np.concatenate([fp, tp.astype(np.float64)]))
         if jama:
@@ -162,11 +160,10 @@ class _Pool:
         if self.skip_smallest and len(self.thresholds):
             # Both are sorted, so the first value with a weight is the smallest.
             weighted_scores: list[tuple[NDArray[Any], Floats]] = [(self.fp, fp_weight), (self.tp, tp_weight)]
-            firsts = [
+            firsts = (
                 float(values[np.argmax(weight > 0)]) for values, weight in weighted_scores if weight.any()
-            ]
-            smallest = min(firsts, default=np.inf)
-            first = int(np.searchsorted(self.thresholds, smallest, "right"))
+            )
+            first = int(np.searchsorted(self.thresholds, min(firsts, default=np.inf), "right"))
         return np.append(reach_fp[first:], 0.0), np.append(reach_tp[first:], 0.0)
 
     def sensitivities(self, weights: Floats) -> Floats | None:
@@ -222,9 +219,8 @@ def bootstrap_froc(
         return undefined(NO_LESIONS)
     group, _ = group_of_cases(groups, len(matches))
     options = resampling or Resampling()
-    return options.interval(
-        value, froc_resamples(matches, group, options, jama=jama), "slide" if groups is None else "patient"
-    )
+    resamples = froc_resamples(matches, group, options, jama=jama)
+    return options.interval(value, resamples, "slide" if groups is None else "patient")
 
 
 def froc_resamples(
@@ -232,12 +228,8 @@ def froc_resamples(
 ) -> Floats:
     """The score in every resample; NaN if it is undefined."""
     pool = _Pool.of(matches, jama)
-    resamples = []
-    for block in resampling.weights(groups):
-        for weights in block:
-            at = pool.sensitivities(weights)
-            resamples.append(np.nan if at is None else float(at.mean()))
-    return np.array(resamples)
+    resamples = (pool.sensitivities(weights) for block in resampling.weights(groups) for weights in block)
+    return np.array([np.nan if at is None else float(at.mean()) for at in resamples])
 
 
 def sensitivity_by_class(matches: Sequence[SlideMatch]) -> dict[LesionClass, Mapping[str, Any]]:
@@ -252,15 +244,8 @@ def sensitivity_by_class(matches: Sequence[SlideMatch]) -> dict[LesionClass, Map
     classes: dict[LesionClass, Mapping[str, Any]] = {}
     names: tuple[LesionClass, ...] = ("macro", "micro", "itc")
     for name in names:
-        hits = np.array(
-            [
-                hit
-                for m in matches
-                for hit, lesion_class in zip(m.best_hits, m.lesion_classes, strict=True)
-                if lesion_class == name
-            ],
-            dtype=np.float32,
-        )
+        lesions = [pair for m in matches for pair in zip(m.best_hits, m.lesion_classes, strict=True)]
+        hits = np.array([hit for hit, lesion_class in lesions if lesion_class == name], dtype=np.float32)
         at: dict[str, float | None] = dict.fromkeys(f"{rate:g}" for rate in FALSE_POSITIVE_RATES)
         if len(hits):
             reach = np.append((hits[None, :] >= thresholds[:, None]).sum(axis=1), 0) / len(hits)

@@ -100,14 +100,9 @@ def evaluation_mask(truth: NDArray[np.bool_] | NDArray[np.uint8]) -> EvaluationM
     window = tumour[top : rows[-1] + 1 + MARGIN, left : columns[-1] + 1 + MARGIN]
     labels, count = ndimage.label(ndimage.binary_fill_holes(_dilated(window)), np.ones((3, 3)))
     areas, centroids, axes = _measures(labels, count)
+    centroids += np.array([top, left])
     return EvaluationMask(
-        (height, width),
-        int(top),
-        int(left),
-        labels.astype(np.int32),
-        areas,
-        centroids + np.array([top, left]),
-        axes,
+        (height, width), int(top), int(left), labels.astype(np.int32), areas, centroids, axes
     )
 
 

@@ -99,14 +99,8 @@ class ReaderStudy:
             for measure in MEASURES:
                 resamples[measure].append(np.mean([counts.measure(measure) for counts in counted], axis=0))
         auroc, auprc, ap = (
-            self.resampling.interval(
-                float(reader_values[measure].mean()), np.concatenate(resamples[measure]), "patient"
-            )
-            for measure in MEASURES
+            self.resampling.interval(float(values.mean()), np.concatenate(resamples[measure]), "patient")
+            for measure, values in reader_values.items()
         )
-        spread = (
-            {measure: float(reader_values[measure].std()) for measure in MEASURES}
-            if len(raters) > 1
-            else None
-        )
-        return Row(name, auroc, auprc, ap, spread)
+        spread = {measure: float(values.std()) for measure, values in reader_values.items()}
+        return Row(name, auroc, auprc, ap, spread if len(raters) > 1 else None)

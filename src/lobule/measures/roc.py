@@ -108,12 +108,12 @@ def bootstrap_measure(
     if reason := one_class(label):
         return undefined(reason)
     group, unit = group_of_cases(groups, len(label))
-    return (resampling or Resampling()).estimate(
-        float(Counts.of(label, score).measure(name)),
-        group,
-        lambda weights: Counts.of(label, score, weights).measure(name),
-        unit,
-    )
+    value = float(Counts.of(label, score).measure(name))
+
+    def statistic(weights: Floats) -> Floats:
+        return Counts.of(label, score, weights).measure(name)
+
+    return (resampling or Resampling()).estimate(value, group, statistic, unit)
 
 
 # -- DeLong -------------------------------------------------------------------------------------------------
@@ -218,11 +218,8 @@ def precision_recall_curve(labels: ArrayLike, scores: ArrayLike) -> Curve | None
         return None
     counts = Counts.of(label, score)
     precision, recall = counts.precision_recall()
-    return Curve(
-        _with_origin(recall),
-        np.concatenate([[1.0], precision]),
-        np.concatenate([[np.inf], counts.thresholds]),
-    )
+    thresholds = np.concatenate([[np.inf], counts.thresholds])
+    return Curve(_with_origin(recall), np.concatenate([[1.0], precision]), thresholds)
 
 
 def partial_auc(
@@ -274,10 +271,8 @@ class OperatingPoint:
     accuracy: Estimate
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            name: value.to_dict() if isinstance(value, Estimate) else value
-            for name, value in ((name, getattr(self, name)) for name in self.__dataclass_fields__)
-        }
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: v.to_dict() if isinstance(v, Estimate) else v for name, v in values.items()}
 
 
 def at_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> OperatingPoint:

@@ -74,9 +74,8 @@ class Layout:
     def at(self, shape: tuple[int, int]) -> Layout:
         """The same view on a finer grid."""
         muscle = None if self.muscle_mm is None else enlarge(self.muscle_mm, shape)
-        return replace(
-            self, mm_per_px=FIELD_MM / shape[0], inside_mm=enlarge(self.inside_mm, shape), muscle_mm=muscle
-        )
+        inside = enlarge(self.inside_mm, shape)
+        return replace(self, mm_per_px=FIELD_MM / shape[0], inside_mm=inside, muscle_mm=muscle)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -148,11 +147,8 @@ def _muscle(
     rows: Doubles, columns: Doubles, nipple_row: float, depth: float, rng: np.random.Generator
 ) -> Floats:
     """The muscle narrows from the axilla to a point near the nipple's level; its edge is slightly convex."""
-    top, end, bow = (
-        depth * rng.uniform(0.34, 0.48),
-        nipple_row * rng.uniform(0.82, 1.0),
-        rng.uniform(0.75, 1.0),
-    )
+    top, end = depth * rng.uniform(0.34, 0.48), nipple_row * rng.uniform(0.82, 1.0)
+    bow = rng.uniform(0.75, 1.0)
     left = 1 - rows / end
     edge = top * np.where(left > 0, np.abs(left) ** bow, left)
     slope = np.hypot(1.0, top / end)
@@ -221,9 +217,8 @@ def tissue(layout: Layout, rng: np.random.Generator) -> Floats:
         fibres = power_law(rng, shape, mm, beta=3.4, longest_mm=40, stretch=(1.3, 0.8), shortest_mm=0.6)
         share = 1 / (1 + np.exp(-np.clip(layout.muscle_mm / 0.9, -30, 30)))
         deep = 1 - np.exp(-np.clip(layout.muscle_mm, 0, None) / 14)
-        picture = picture * (1 - share) + share * (
-            0.50 + 0.17 * deep + 0.022 * fibres + 0.3 * (picture - 0.27)
-        )
+        muscle = 0.50 + 0.17 * deep + 0.022 * fibres + 0.3 * (picture - 0.27)
+        picture = picture * (1 - share) + share * muscle
     return np.asarray(picture.astype(np.float32))
 
 
@@ -261,10 +256,8 @@ def _threads(layout: Layout, rng: np.random.Generator) -> Floats:
     for spread, across, along in ((0.14, 700, 70), (0.20, 420, 40), (0.28, 240, 30)):
         blur = (SIGMA_AS_WAVELENGTH * 1200 / across, SIGMA_AS_WAVELENGTH * 160 / along)
         web = power_law(rng, (1200, 160), 1.0, beta=0, longest_mm=1, stretch=blur, shortest_mm=1)
-        grid_coordinates = np.stack(
-            np.broadcast_arrays((angle / np.pi + 1) * 600, radius / (1.25 * FIELD_MM) * 160)
-        )
-        value = ndimage.map_coordinates(web, grid_coordinates, order=1, mode="grid-wrap")
+        at = np.broadcast_arrays((angle / np.pi + 1) * 600, radius / (1.25 * FIELD_MM) * 160)
+        value = ndimage.map_coordinates(web, np.stack(at), order=1, mode="grid-wrap")
         webs += np.exp(-((value / spread) ** 2))
     fade = power_law(rng, layout.shape, layout.mm_per_px, beta=3.0, longest_mm=14)
     return np.asarray(webs * np.clip(0.30 + 0.45 * fade, 0, 1))
@@ -288,9 +281,8 @@ def _vessels(layout: Layout, rng: np.random.Generator) -> Floats:
         line = np.zeros_like(brightness)
         line[row_px[inside], column_px[inside]] = 1
         sigma = max(0.6, rng.uniform(0.35, 0.75) / mm)
-        brightness += ndimage.gaussian_filter(line, sigma, truncate=3) * np.float32(
-            sigma * 2.5 * rng.uniform(0.05, 0.11)
-        )
+        blurred = ndimage.gaussian_filter(line, sigma, truncate=3)
+        brightness += blurred * np.float32(sigma * 2.5 * rng.uniform(0.05, 0.11))
     return brightness
 
 

@@ -47,9 +47,8 @@ class Stroke:
                 continue
             along = end - start
             t = np.clip(((x - start[0]) * along[0] + (y - start[1]) * along[1]) / float(along @ along), 0, 1)
-            np.minimum(
-                nearest, np.hypot(x - start[0] - t * along[0], y - start[1] - t * along[1]), out=nearest
-            )
+            distance = np.hypot(x - start[0] - t * along[0], y - start[1] - t * along[1])
+            np.minimum(nearest, distance, out=nearest)
         if float(nearest.min()) >= self.half_px:
             return None
         inside = np.full((size, size), OUTSIDE, np.float32)
@@ -75,11 +74,9 @@ class Artefacts:
     ) -> list[Stroke]:
         um = 1 / self.phantom.mpp
         w, h = float(self.phantom.width), float(self.phantom.height)
-        at = (
-            tissue_points[rng.integers(len(tissue_points))][::-1]
-            if len(tissue_points)
-            else np.array([w, h]) / 2
-        )
+        at = np.array([w, h]) / 2
+        if len(tissue_points):
+            at = tissue_points[rng.integers(len(tissue_points))][::-1]
         turn = rng.uniform(0, 2 * np.pi)
         if kind == "fold":
             return [_curve(at, rng.uniform(500, 1500) * um, turn, rng.uniform(14, 34) * um, 0.25, rng)]
@@ -92,28 +89,17 @@ class Artefacts:
         if kind == "blur":
             return [_curve(at, rng.uniform(200, 700) * um, turn, rng.uniform(220, 500) * um, 0.1, rng)]
         if kind == "dust":
-            dust_positions = rng.uniform([0, 0], [w, h], (24, 2))
             return [
-                _curve(
-                    dust_position,
-                    rng.uniform(3, 60) * um,
-                    rng.uniform(0, 6),
-                    rng.uniform(1.5, 6) * um,
-                    0.12,
-                    rng,
-                )
-                for dust_position in dust_positions
+                _curve(grain, rng.uniform(3, 60) * um, rng.uniform(0, 6), rng.uniform(1.5, 6) * um, 0.12, rng)
+                for grain in rng.uniform([0, 0], [w, h], (24, 2))
             ]
         x = rng.uniform(0.015, 0.04) * w
         return [Stroke(np.array([[x, -10.0], [x + 0.01 * w, h + 10]]), 7 * um)]
 
     def meets(self, kinds: tuple[str, ...], left: int, top: int, size: int) -> bool:
         """Whether an artefact of one of these kinds touches a box."""
-        return any(
-            stroke.distance(left, top, size) is not None
-            for kind in kinds
-            for stroke in self.strokes.get(kind, ())
-        )
+        strokes = (stroke for kind in kinds for stroke in self.strokes.get(kind, ()))
+        return any(stroke.distance(left, top, size) is not None for stroke in strokes)
 
     @property
     def blur_radius(self) -> int:
@@ -143,7 +129,7 @@ class Artefacts:
         new: Reals
         rgb = rgb_of_words(pixels).astype(np.float32)
         share = np.clip(inside / (2 * um) + 0.5, 0, 1)[..., None]
-        white = np.array([self.glass & 255, self.glass >> 8 & 255, self.glass >> 16 & 255], np.float32)
+        white = rgb_of_words(np.array([[self.glass]], np.uint32))[0, 0].astype(np.float32)
         if kind == "fold":  # tissue twice over: densities add
             new = rgb * (np.maximum(rgb, 8) / white) ** 0.9
         elif kind == "pen":

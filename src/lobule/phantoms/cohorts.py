@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from lobule.cohort import SPLITS, Case, Cohort, write_cohort
+from lobule.cohort import SPLITS, Case, Cohort, Kind, write_cohort
 from lobule.errors import ConfigError
 from lobule.files import make_folder, write_text
 from lobule.phantoms.layout import ROOM_UM, layout_of
@@ -33,6 +34,19 @@ class Member:
     split: str
     site: str
     positive: bool
+
+    def case(self, name: str, kind: Kind, path: Path, label: str, mpp: float, **details: Any) -> Case:
+        return Case(
+            name,
+            self.patient,
+            kind,
+            str(path),
+            split=self.split,
+            label=label,
+            site=self.site,
+            mpp=mpp,
+            **details,
+        )
 
 
 def members(
@@ -130,7 +144,8 @@ def write_slide_cohort(
         annotation = _write_truth(truth, paths, layout)
         if group == "test":
             reference.append(_reference_row(name, truth))
-        cases.append(_case(name, member, label, phantom, paths.slide, annotation))
+        details = {"annotation": annotation and str(annotation), "attributes": {"exhaustive": "true"}}
+        cases.append(member.case(name, "slide", paths.slide, label, phantom.mpp, **details))
         if progress is not None:
             progress(member.index + 1, slides)
     if layout == "camelyon16":
@@ -219,20 +234,3 @@ def _reference_row(name: str, truth: SlideTruth) -> str:
         return f"{name.lower()},Normal,None,None\n"
     largest = max(truth.outlines, key=lambda one: one.size_um).lesion_class
     return f"{name.lower()},Tumor,IDC,{ {'macro': 'Macro', 'micro': 'Micro', 'itc': 'None'}[largest] }\n"
-
-
-def _case(
-    name: str, member: Member, label: str, phantom: SlidePhantom, slide: Path, annotation: Path | None
-) -> Case:
-    return Case(
-        name,
-        member.patient,
-        "slide",
-        path=str(slide),
-        split=member.split,
-        label=label,
-        site=member.site,
-        mpp=phantom.mpp,
-        annotation=None if annotation is None else str(annotation),
-        attributes={"exhaustive": "true"},
-    )

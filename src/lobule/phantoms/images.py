@@ -12,7 +12,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from lobule.cohort import Case, Cohort, write_cohort
+from lobule.cohort import Cohort, write_cohort
 from lobule.errors import ConfigError
 from lobule.files import make_folder, write_atomic
 from lobule.geometry import Box
@@ -69,12 +69,7 @@ def write_images(
             path = make_folder(folder / "Photos" / class_folder) / f"{name}.{form}"
             image_seed = mixed(seed, member.index, 0x1A)
             _save(image(label, seed=image_seed, size=size, mpp=mpp, site=member.site, pool=pool), path, mpp)
-            cases.append(
-                Case(
-                    name, member.patient, "image", path=str(path), split=member.split, label=label,
-                    site=member.site, mpp=mpp,
-                )
-            )  # fmt: skip
+            cases.append(member.case(name, "image", path, label, mpp))
             if progress is not None:
                 progress(member.index + 1, count)
     manifest = folder / "cohort.csv"
@@ -121,12 +116,5 @@ def _save(pixels: NDArray[np.uint8], path: Path, mpp: float) -> None:
         if path.suffix == ".png":
             Image.fromarray(pixels).save(temporary)
             return
-        tifffile.imwrite(
-            temporary,
-            pixels,
-            photometric="rgb",
-            resolution=(1e4 / mpp, 1e4 / mpp),
-            resolutionunit="CENTIMETER",
-            software="Lobule",
-            metadata=None,
-        )
+        tags = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER", "software": "Lobule"}
+        tifffile.imwrite(temporary, pixels, photometric="rgb", metadata=None, **tags)

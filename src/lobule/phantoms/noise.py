@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -94,27 +93,16 @@ Number = TypeVar("Number", bound=np.generic)
 
 
 def window(atlas: NDArray[Number], left: int, top: int, width: int, height: int) -> NDArray[Number]:
-    """A box of a periodic atlas; a view where it does not cross the atlas's edge."""
-    rows, columns = atlas.shape[:2]
-    left, top = left % columns, top % rows
-    if left + width <= columns and top + height <= rows:
-        return atlas[top : top + height, left : left + width]
-    y = np.arange(top, top + height) % rows
-    return np.concatenate([atlas[y, a:b] for a, b in _runs(left, width, columns)], axis=1)
-
-
-def _runs(start: int, length: int, period: int) -> Sequence[tuple[int, int]]:
-    runs = []
-    while length > 0:
-        stop = min(period, start + length)
-        runs.append((start, stop))
-        length -= stop - start
-        start = 0
-    return runs
+    """A box of a periodic atlas."""
+    rows = atlas.take(np.arange(top, top + height), axis=0, mode="wrap")
+    return rows.take(np.arange(left, left + width), axis=1, mode="wrap")
 
 
 def bilinear(field: Reals, x: Reals, y: Reals) -> Reals:
-    """Values of a lattice field at positions in lattice units; beyond the edge the border value."""
+    """Values of a lattice field at positions in lattice units; beyond the edge the border value.
+
+    `x` and `y` may be broadcast.
+    """
     rows, columns = field.shape
     x = np.clip(x, 0, columns - 1.001).astype(np.float32)
     y = np.clip(y, 0, rows - 1.001).astype(np.float32)
@@ -125,22 +113,6 @@ def bilinear(field: Reals, x: Reals, y: Reals) -> Reals:
     top = flat[at] * (1 - fx) + flat[at + 1] * fx
     low = flat[at + columns] * (1 - fx) + flat[at + columns + 1] * fx
     return np.asarray(top * (1 - fy) + low * fy)
-
-
-def on_grid(field: Reals, x: Reals, y: Reals) -> Reals:
-    """Values of a lattice field on the grid of columns `x` and rows `y`, in lattice units, as `bilinear`."""
-    rows, columns = field.shape
-    x = np.clip(x, 0, columns - 1.001).astype(np.float32)
-    y = np.clip(y, 0, rows - 1.001).astype(np.float32)
-    i, j = x.astype(np.int32), y.astype(np.int32)
-    fx, fy = x - i, (y - j)[:, None]
-    # interpolate the columns first, on the few rows that are needed
-    rows_needed = field[j[0] : j[-1] + 2]
-    j = j - j[0]
-    wide = rows_needed[:, i] * (1 - fx) + rows_needed[:, i + 1] * fx
-    result: Reals = wide[j] * (1 - fy)
-    result += wide[j + 1] * fy
-    return result
 
 
 def upsampled(field: I16, step: int) -> I16:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO
 from uuid import NAMESPACE_OID, uuid5
@@ -90,10 +91,9 @@ def _write(source: Painter, aside: Path, folder: Path, options: PyramidOptions) 
         if options.style == "svs":
             writer.write(iter([levels.thumbnail()]), **_thumbnail_page(options))
         for level in range(1, len(sizes)):
+            tiles = levels.strips[level - 1].tiles(levels.glass_tile)
             reduced_image = 0 if options.style == "svs" else 1
-            writer.write(
-                levels.stored(level), subfiletype=reduced_image, metadata=None, **_page(options, level)
-            )
+            writer.write(tiles, subfiletype=reduced_image, metadata=None, **_page(options, level))
 
 
 def _is_big(options: PyramidOptions) -> bool:
@@ -104,20 +104,15 @@ def _is_big(options: PyramidOptions) -> bool:
 def _page(options: PyramidOptions, level: int) -> dict[str, object]:
     width, height = options.levels[level]
     per_cm = 1e4 / (options.mpp * options.width / width)
-    page: dict[str, object] = {
-        "shape": (height, width, 3),
-        "dtype": np.uint8,
-        "tile": (options.tile, options.tile),
-        "photometric": "ycbcr",
-        "compression": "jpeg",
-        "subsampling": SUBSAMPLINGS[options.subsampling],
-        "resolution": (per_cm, per_cm),
-        "resolutionunit": "CENTIMETER",
-        "software": "Lobule",
-    }
-    if options.style == "svs":
-        page["description"] = _aperio(options, level)
-    return page
+    page = _image(options, height, width) | {"tile": (options.tile, options.tile)}
+    page |= {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
+    return page | ({"description": _aperio(options, level)} if options.style == "svs" else {})
+
+
+def _image(options: PyramidOptions, height: int, width: int) -> dict[str, object]:
+    """The arguments of tifffile that all images of the file have in common."""
+    coding = {"photometric": "ycbcr", "compression": "jpeg", "subsampling": SUBSAMPLINGS[options.subsampling]}
+    return {"shape": (height, width, 3), "dtype": np.uint8, **coding, "software": "Lobule"}
 
 
 def _aperio(options: PyramidOptions, level: int) -> str:
@@ -134,17 +129,8 @@ def _aperio(options: PyramidOptions, level: int) -> str:
 
 def _thumbnail_page(options: PyramidOptions) -> dict[str, object]:
     w, h = options.levels[-1]
-    return {
-        "shape": (h, w, 3),
-        "dtype": np.uint8,
-        "photometric": "ycbcr",
-        "compression": "jpeg",
-        "subsampling": SUBSAMPLINGS[options.subsampling],
-        "rowsperstrip": h,
-        "metadata": None,
-        "software": "Lobule",
-        "description": f"{APERIO}\r\n{options.width}x{options.height} -> {w}x{h} - ",
-    }
+    description = f"{APERIO}\r\n{options.width}x{options.height} -> {w}x{h} - "
+    return _image(options, h, w) | {"rowsperstrip": h, "metadata": None, "description": description}
 
 
 def _ome(options: PyramidOptions) -> dict[str, object]:
@@ -175,7 +161,7 @@ class _Levels:
 
     def __exit__(self, *_: object) -> None:
         for strip in self.strips:
-            strip.close()
+            strip.file.close()
 
     def _encoded(self, tile: Words) -> bytes:
         pixels = np.ascontiguousarray(tile).view(np.uint8).reshape(*tile.shape, 4)
@@ -212,14 +198,12 @@ class _Levels:
                 self.strips[0].append([small for _, small in done], BLOCK // options.downsample)
             if row == rows - 1:  # the writer takes the last tile and does not exhaust the iterator
                 for strip in self.strips:
-                    strip.finish()
+                    if strip.filled:
+                        strip.flush()
             for j in range(min(per, down - row * per)):
                 line = [one for tiles, _ in done for one in tiles[j * per : (j + 1) * per]]
                 for tile in line[:across]:
                     yield self.glass_tile if tile is None else tile
-
-    def stored(self, level: int) -> Iterator[bytes]:
-        return self.strips[level - 1].tiles(self.glass_tile)
 
     def thumbnail(self) -> bytes:
         """The JPEG of the last level as one image."""
@@ -238,19 +222,14 @@ class _Strip:
         tile = self.options.tile
         self.across, self.down = -(-self.width // tile), -(-self.height // tile)
         self.level = level
-        self.rows = BLOCK
-        self.pixels = np.full((self.rows, -(-self.width // tile) * tile), levels.source.glass, np.uint32)
+        self.pixels = np.full((BLOCK, self.across * tile), levels.source.glass, np.uint32)
         self.filled = 0
         self.lengths = array("q")
         self.file: BinaryIO = (folder / f"level-{level}").open("w+b")
-        last = level == len(levels.options.levels) - 1
         self.level_pixels = np.empty((0, self.width), np.uint32)
-        self.keeps = last
+        """The pixels of the coarsest level, which the thumbnail shows; empty for other levels."""
 
-    def close(self) -> None:
-        self.file.close()
-
-    def append(self, blocks: list[Words | None], height: int) -> None:
+    def append(self, blocks: Sequence[Words | None], height: int) -> None:
         """Rows of pixels, given as blocks from left to right; None is glass."""
         left = 0
         target = self.pixels[self.filled : self.filled + height]
@@ -260,16 +239,12 @@ class _Strip:
                 target[:, left : left + width] = block[:, :width]
             left += height if block is None else block.shape[1]
         self.filled += height
-        if self.filled == self.rows:
-            self._flush()
+        if self.filled == BLOCK:
+            self.flush()
 
-    def finish(self) -> None:
-        if self.filled:
-            self._flush()
-
-    def _flush(self) -> None:
+    def flush(self) -> None:
         tile = self.options.tile
-        for top in range(0, self.rows, tile):
+        for top in range(0, BLOCK, tile):
             if len(self.lengths) >= self.across * self.down:
                 break
             row = [self.pixels[top : top + tile, i * tile : (i + 1) * tile] for i in range(self.across)]
@@ -277,18 +252,14 @@ class _Strip:
                 self.lengths.append(-1 if data is None else len(data))
                 if data is not None:
                     self.file.write(data)
-        if self.keeps:
+        if self.level == len(self.levels.strips):
             self.level_pixels = np.concatenate([self.level_pixels, self.pixels[:, : self.width]])
-        if self.level < len(self.levels.strips):
-            factor = self.options.downsample
-            size = self.rows
-            beyond = -self.pixels.shape[1] % size
+        else:
+            factor, beyond = self.options.downsample, -self.pixels.shape[1] % BLOCK
             wide = np.pad(self.pixels, ((0, 0), (0, beyond)), constant_values=self.levels.source.glass)
-            squares = [wide[:, i : i + size] for i in range(0, wide.shape[1], size)]
-            smaller: list[Words | None] = list(
-                self.levels.pool.map(lambda square: reduced(square, factor), squares)
-            )
-            self.levels.strips[self.level].append(smaller, size // factor)
+            squares = [wide[:, i : i + BLOCK] for i in range(0, wide.shape[1], BLOCK)]
+            smaller = list(self.levels.pool.map(reduced, squares, repeat(factor)))
+            self.levels.strips[self.level].append(smaller, BLOCK // factor)
         self.pixels[:] = self.levels.source.glass
         self.filled = 0
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from lobule.phantoms.layout import Layout, layout_of
-from lobule.phantoms.noise import Reals, band_noise, mixed, on_grid, window
+from lobule.phantoms.noise import Reals, band_noise, bilinear, mixed, window
 from lobule.phantoms.phantom import Lesion, SlidePhantom
 from lobule.phantoms.structures import ZONE_UM
 
@@ -66,33 +66,32 @@ class TissueModel:
 
     def zone(self, name: str, x_um: Reals, y_um: Reals) -> Reals:
         zone = self.layout.depth if name == "depth" else self.layout.zones[name]
-        return on_grid(zone, x_um / np.float32(ZONE_UM), y_um / np.float32(ZONE_UM))
+        return bilinear(zone, x_um / np.float32(ZONE_UM), y_um[:, None] / np.float32(ZONE_UM))
 
     def ovals(self, kind: str, fields: Fields) -> Reals | None:
         """Depth inside the nearest oval of a kind; None if no oval touches the window."""
         ovals = self.layout.ovals.get(kind)
         if ovals is None:
             return None
-        x0, x1 = float(fields.x_um[0]), float(fields.x_um[-1])
-        y0, y1 = float(fields.y_um[0]), float(fields.y_um[-1])
         reach = ovals.reach + 40
-        hit = (
-            (ovals.x + reach > x0) & (ovals.x - reach < x1) & (ovals.y + reach > y0) & (ovals.y - reach < y1)
-        )
-        if not hit.any():
+        axes = ((ovals.x, fields.x_um), (ovals.y, fields.y_um))
+        near = [(at + reach > float(um[0])) & (at - reach < float(um[-1])) for at, um in axes]
+        hit = np.flatnonzero(near[0] & near[1])
+        if not hit.size:
             return None
         depth = np.full((fields.y_um.size, fields.x_um.size), FAR, np.float32)
-        for index in np.flatnonzero(hit):
-            r = reach[index]
-            i0 = max(0, int((ovals.x[index] - r - x0) / self.step_um))
-            i1 = int((ovals.x[index] + r - x0) / self.step_um) + 2
-            j0 = max(0, int((ovals.y[index] - r - y0) / self.step_um))
-            j1 = int((ovals.y[index] + r - y0) / self.step_um) + 2
-            window = depth[j0:j1, i0:i1]
+        for index in hit.tolist():
+            i, j = (self._cells(at[index], reach[index], float(um[0])) for at, um in axes)
+            window = depth[j, i]
             if window.size:
-                one = ovals.depth(int(index), fields.x_um[None, i0:i1], fields.y_um[j0:j1, None])
+                one = ovals.depth(index, fields.x_um[None, i], fields.y_um[j, None])
                 np.maximum(window, one, out=window)
         return depth
+
+    def _cells(self, middle_um: float, reach_um: float, first_um: float) -> slice:
+        """The lattice points within a distance of a position; `first_um` is the position of the first."""
+        start = max(0, int((middle_um - reach_um - first_um) / self.step_um))
+        return slice(start, int((middle_um + reach_um - first_um) / self.step_um) + 2)
 
     def fields(self, column: int, row: int, columns: int, rows: int) -> Fields:
         """The lattice from (column, row), `columns` by `rows` cells and so one point more each way."""

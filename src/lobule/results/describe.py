@@ -19,12 +19,12 @@ def describe(path: str | Path) -> tuple[dict[str, Any], str]:
     Returns:
         The description as a JSON-compatible dictionary, and as text.
     """
-    results, damage = Results(Path(path)), None
+    results, damage = Results(Path(path)), {}
     try:
         settings = open_results(path).settings
         counts = {status: count for status, count in results.counts().items() if count}
     except DamagedResults as error:  # The cases can still be shown.
-        settings, damage = {}, f"damaged: {error}"
+        settings, damage = {}, {"error": f"damaged: {error}"}
         counts = dict(Counter(case.status for case in results.cases()))
     cases = [_case(case) for case in results.cases()]
     data = {
@@ -34,7 +34,7 @@ def describe(path: str | Path) -> tuple[dict[str, Any], str]:
         "counts": counts,
         "cases": cases,
         "research_use": settings.get("research_use"),
-        **({} if damage is None else {"error": damage}),
+        **damage,
     }
     data = _printable(data)
     return data, _text(results, data)
@@ -86,12 +86,8 @@ def _text(results: Results, data: dict[str, Any]) -> str:
     if rows:
         header = ("case", "status", "scores", "findings", "remarks")
         widths = [max(len(row[i]) for row in [header, *rows]) for i in range(4)]
-        lines += [""] + [
-            "  ".join(
-                [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]
-            ).rstrip()
-            for row in [header, *rows]
-        ]
+        padded = [[*map(str.ljust, row[:4], widths), row[4]] for row in [header, *rows]]
+        lines += ["", *("  ".join(row).rstrip() for row in padded)]
     lines += ["", data["research_use"] or ""]
     return "\n".join(lines).rstrip()
 

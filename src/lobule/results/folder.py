@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,14 +11,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from lobule.errors import DamagedResults, NotReadable, ResultsError
-from lobule.files import (
-    case_folder_name,
-    make_folder,
-    read_json,
-    results_error,
-    write_json,
-    write_text,
-)
+from lobule.files import case_folder_name, make_folder, read_json, results_error, write_csv, write_json
 from lobule.results import checks
 from lobule.results.maps import MAKING, MapReader
 from lobule.results.result import COMPLETE, FAILED, FORMAT, PARTIAL, RESEARCH_USE, UNSCORED
@@ -69,17 +60,13 @@ class CaseFolder:
         try:
             result: dict[str, Any] = read_json(path, checks.LARGEST_JSON)
         except NotReadable as error:
-            if path.exists():
-                raise DamagedResults(
-                    "the result cannot be read", subject=path, actual=error.problem
-                ) from error
-            return None  # A scan has just removed the result to continue the case.
+            if not path.exists():  # A scan has just removed the result to continue the case.
+                return None
+            raise DamagedResults("the result cannot be read", subject=path, actual=error.problem) from error
         _require_format(result, path)
-        damaged = [name for name, sound in SOUND.items() if not _holds(sound, result.get(name))]
-        if damaged:
-            raise DamagedResults(
-                "the result is damaged", subject=path, actual="invalid values of " + ", ".join(damaged)
-            )
+        if damaged := [name for name, sound in SOUND.items() if not _holds(sound, result.get(name))]:
+            actual = "invalid values of " + ", ".join(damaged)
+            raise DamagedResults("the result is damaged", subject=path, actual=actual)
         return result
 
     @property
@@ -153,16 +140,12 @@ class Results:
         """The settings that were fixed when the scan began."""
         try:
             settings: dict[str, Any] = read_json(self.path / SCAN, checks.LARGEST_JSON)
+            if not isinstance(settings, dict):
+                raise ResultsError("the file does not contain the settings of a scan")
         except ResultsError as error:
             raise DamagedResults(
                 error.problem, subject=self.path / SCAN, expected=error.expected, remedy="Use --fresh"
             ) from error
-        if not isinstance(settings, dict):
-            raise DamagedResults(
-                "the file does not contain the settings of a scan",
-                subject=self.path / SCAN,
-                remedy="Use --fresh",
-            )
         if wrong := checks.wrong_settings(settings):
             raise DamagedResults(
                 "the settings of the scan are damaged",
@@ -272,15 +255,10 @@ def record_engine(results: Results, engine: Mapping[str, Any]) -> None:
 def _delete_scan(root: Path) -> None:
     """Delete an earlier scan and nothing else, because the folder may contain other files of the user."""
     cases, removed = root / "cases", root / GONE
-    unknown_path = (
-        next((p for p in sorted(cases.iterdir()) if not _is_case(p)), None) if cases.is_dir() else None
-    )
-    if unknown_path is not None:
-        raise ResultsError(
-            "--fresh would delete a folder that is not a result",
-            subject=unknown_path,
-            remedy="Use another folder",
-        )
+    for path in sorted(cases.iterdir()) if cases.is_dir() else ():
+        if not _is_case(path):
+            problem = "--fresh would delete a folder that is not a result"
+            raise ResultsError(problem, subject=path, remedy="Use another folder")
     try:
         if removed.exists():
             shutil.rmtree(removed)
@@ -305,12 +283,8 @@ def _is_case(path: Path) -> bool:
 def _check_settings(root: Path, before: Mapping[str, Any], new_settings: Mapping[str, Any]) -> None:
     for key, word in (("bundle", "another bundle"), ("options", "other options")):
         old_values, new_values = dict(before.get(key) or {}), dict(new_settings.get(key) or {})
-        names = [
-            name
-            for name in sorted({*old_values, *new_values})
-            if old_values.get(name) != new_values.get(name)
-        ]
-        if names:
+        names = sorted({*old_values, *new_values})
+        if names := [name for name in names if old_values.get(name) != new_values.get(name)]:
             raise ResultsError(
                 f"this folder contains results of {word}",
                 subject=root,
@@ -327,30 +301,19 @@ def write_summary(results: Results) -> Path:
     for case in results.cases():
         try:
             result = case.result
+            cause = None
         except ResultsError as error:
-            rows.append({"case": case.case_id, "status": "unfinished", "error": str(error)})
-            continue
+            result, cause = None, str(error)
         if result is None:
-            rows.append({"case": case.case_id, "status": "unfinished"})
+            rows.append({"case": case.case_id, "status": "unfinished", "error": cause})
             continue
         scores = result.get("scores", {})
         names.update(dict.fromkeys(scores))
-        cause = (result.get("error") or {}).get("message", "")
-        findings = result.get("findings", {}).get("count", "")
-        rows.append(
-            {
-                "case": case.case_id,
-                "status": result["status"],
-                **scores,
-                "findings": findings,
-                "error": cause,
-                "note": "; ".join(map(str, result["notes"])) if result["status"] == UNSCORED else "",
-            }
-        )
-    out = io.StringIO()
-    writer = csv.DictWriter(out, ["case", "status", *names, "findings", "error", "note"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+        row = {"case": case.case_id, "status": result["status"], **scores}
+        row |= {"findings": result.get("findings", {}).get("count", "")}
+        row |= {"error": (result.get("error") or {}).get("message", "")}
+        row |= {"note": "; ".join(map(str, result["notes"])) if result["status"] == UNSCORED else ""}
+        rows.append(row)
     path = results.path / "results.csv"
-    write_text(path, out.getvalue())
+    write_csv(path, ["case", "status", *names, "findings", "error", "note"], rows)
     return path

@@ -69,9 +69,8 @@ class MapInfo:
 
     def chunk_cells(self, chunk: tuple[int, int]) -> tuple[slice, slice]:
         top, left = chunk[0] * self.chunk[0], chunk[1] * self.chunk[1]
-        return slice(top, min(top + self.chunk[0], self.rows)), slice(
-            left, min(left + self.chunk[1], self.columns)
-        )
+        bottom, right = min(top + self.chunk[0], self.rows), min(left + self.chunk[1], self.columns)
+        return slice(top, bottom), slice(left, right)
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
@@ -109,17 +108,13 @@ class MapInfo:
     @classmethod
     def of_attributes(cls, attributes: dict[str, Any]) -> MapInfo:
         metadata = attributes["lobule"]
-        um = metadata["um_stride"]
+        um, l0 = metadata["um_stride"], metadata["l0_stride"]
+        (rows, columns), (chunk_rows, chunk_columns) = metadata["shape"], metadata["chunk"]
         return cls(
-            metadata["name"],
-            metadata["image"],
-            tuple(metadata["classes"]),
-            int(metadata["shape"][0]),
-            int(metadata["shape"][1]),
-            (float(metadata["l0_stride"][0]), float(metadata["l0_stride"][1])),
-            None if um is None else (float(um[0]), float(um[1])),
-            (int(metadata["chunk"][0]), int(metadata["chunk"][1])),
-        )
+            metadata["name"], metadata["image"], tuple(metadata["classes"]), int(rows), int(columns),
+            (float(l0[0]), float(l0[1])), None if um is None else (float(um[0]), float(um[1])),
+            (int(chunk_rows), int(chunk_columns)),
+        )  # fmt: skip
 
 
 class MapReader:
@@ -181,10 +176,7 @@ class MapReader:
             raise self._damaged(str(error)) from error
 
     def _damaged(self, actual: str) -> DamagedResults:
-        remedy = "Delete the case's folder; the next scan creates it again"
-        return DamagedResults(
-            "a chunk of the map is damaged", subject=self.path, actual=actual, remedy=remedy
-        )
+        return _damaged_chunk(self.path, actual=actual)
 
     def _refuse_missing(self, rows: slice, columns: slice, state: States) -> None:
         """Raise an error if scores of scored cells are missing: they would read as 0 (no tumour)."""
@@ -209,9 +201,8 @@ class MapReader:
         """Return the chunks that are completely on disk."""
         states = _chunk_files(self.path / "state" / "c", self.info)
         lone = states - _chunk_files(self.path / "score" / "c" / "0", self.info)
-        return states - {
-            chunk for chunk in lone if (self._states(*self.info.chunk_cells(chunk)) == State.SCORED).any()
-        }
+        scored = [chunk for chunk in lone if State.SCORED in self._states(*self.info.chunk_cells(chunk))]
+        return states.difference(scored)
 
     def counts(self) -> dict[str, int]:
         """Count the cells in each state, chunk by chunk to use little memory."""
@@ -224,6 +215,11 @@ class MapReader:
         return {state.name.lower(): int(totals[state]) for state in State}
 
 
+def _damaged_chunk(path: Path, **details: str) -> DamagedResults:
+    remedy = "Delete the case's folder; the next scan creates it again"
+    return DamagedResults("a chunk of the map is damaged", subject=path, remedy=remedy, **details)
+
+
 def _chunk_files(folder: Path, info: MapInfo) -> set[tuple[int, int]]:
     """Return the chunks in a folder. A chunk outside the map, or that is not a file, raises an error."""
     down, across = -(-info.rows // info.chunk[0]), -(-info.columns // info.chunk[1])
@@ -233,12 +229,7 @@ def _chunk_files(folder: Path, info: MapInfo) -> set[tuple[int, int]]:
         if not (_NUMBER.fullmatch(row) and _NUMBER.fullmatch(column)):
             continue  # A temporary file.
         if int(row) >= down or int(column) >= across or not path.is_file():
-            raise DamagedResults(
-                "a chunk of the map is damaged",
-                subject=path,
-                expected=f"a file within {down} × {across} chunks",
-                remedy="Delete the case's folder; the next scan creates it again",
-            )
+            raise _damaged_chunk(path, expected=f"a file within {down} × {across} chunks")
         chunks.add((int(row), int(column)))
     return chunks
 
@@ -285,9 +276,8 @@ class MapWriter(MapReader):
         group = zarr.open_group(LocalStore(path), mode="r+")
         # Without this option, which zarr does not store, a chunk of zeros would not be written.
         arrays: Any = group
-        self._score, self._state = (
-            arrays[name].with_config({"write_empty_chunks": True}) for name in ("score", "state")
-        )
+        config = {"write_empty_chunks": True}
+        self._score, self._state = (arrays[name].with_config(config) for name in ("score", "state"))
 
     def write_chunk(self, chunk: tuple[int, int], scores: Scores | None, states: States) -> None:
         """Write one chunk. `scores` is None if nothing in the chunk is scored."""

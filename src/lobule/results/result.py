@@ -45,16 +45,6 @@ class Result:
 
 def error_to_dict(error: BaseException) -> dict[str, Any]:
     """Return an error as it is stored in results: type, message, subject and remedy."""
-    if isinstance(error, LobuleError):
-        return {
-            "type": type(error).__name__,
-            "message": str(error),
-            "subject": error.subject,
-            "remedy": error.remedy,
-        }
-    return {
-        "type": type(error).__name__,
-        "message": str(error) or type(error).__name__,
-        "subject": None,
-        "remedy": None,
-    }
+    kind, is_typed = type(error).__name__, isinstance(error, LobuleError)
+    details = {name: getattr(error, name) if is_typed else None for name in ("subject", "remedy")}
+    return {"type": kind, "message": str(error) or kind, **details}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,8 @@ class TableReader:
     def written(self) -> set[int]:
         numbers = [path.stem.removeprefix("part-") for path in self.path.glob("part-*.parquet")]
         if wrong := [number for number in numbers if not re.fullmatch(r"[0-9]{6,12}", number)]:
-            raise DamagedResults(
-                "the folder contains a file that does not belong to the table",
-                subject=self.path,
-                actual=wrong[0][:80],
-            )
+            problem = "the folder contains a file that does not belong to the table"
+            raise DamagedResults(problem, subject=self.path, actual=wrong[0][:80])
         return set(map(int, numbers))
 
     def iterate(self, columns: Sequence[str] | None = None) -> Iterator[Columns]:
@@ -75,12 +72,11 @@ class TableReader:
             return {}
         # A chunk in which every field failed lacks the columns that the model returns.
         examples = {name: values for chunk in reversed(chunks) for name, values in chunk.items()}
-        return {
-            name: np.concatenate(
-                [chunk[name] if name in chunk else _blank(like, len(chunk["field"])) for chunk in chunks]
-            )
+        blocks = {
+            name: [chunk[name] if name in chunk else _blank(like, len(chunk["field"])) for chunk in chunks]
             for name, like in examples.items()
         }
+        return {name: np.concatenate(arrays) for name, arrays in blocks.items()}
 
     def chunk_path(self, chunk: int) -> Path:
         return self.path / f"part-{chunk:06d}.parquet"
@@ -92,9 +88,7 @@ class TableWriter(TableReader):
     def __init__(self, path: Path, info: TableInfo) -> None:
         if not (path / "table.json").exists():
             path.mkdir(parents=True, exist_ok=True)
-            write_json(
-                path / "table.json", {"name": info.name, "rows": info.rows, "part_rows": info.part_rows}
-            )
+            write_json(path / "table.json", asdict(info))
         for partial in path.glob(".part-*"):
             partial.unlink(missing_ok=True)
         super().__init__(path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lobule.files import write_atomic, write_text
+from lobule.files import write_atomic, write_csv
 from lobule.findings import Finding
 from lobule.results.folder import CaseFolder
 
@@ -47,12 +45,8 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
     )
     with write_atomic(folder / FINDINGS[0]) as temporary_path, temporary_path.open("wb") as file:
         pq.write_table(table, file, compression="zstd")
-    out = io.StringIO()
     names = [name for name in COLUMNS if name not in ("box", "polygon")]
-    writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / FINDINGS[1], out.getvalue())
+    write_csv(folder / FINDINGS[1], names, rows)
 
 
 def map_summaries(folder: CaseFolder) -> list[dict[str, Any]]:

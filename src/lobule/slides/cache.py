@@ -36,9 +36,7 @@ class TileCache:
         """Tiles decoded so far."""
         self._tiles: OrderedDict[Hashable, Array] = OrderedDict()
         self._bytes = 0
-        self._being_decoded: dict[
-            Hashable, threading.Lock
-        ] = {}  # each lock is held by the thread that decodes
+        self._being_decoded: dict[Hashable, threading.Lock] = {}  # held by the thread that decodes
         self._lock = threading.Lock()
         self._read_whole: set[Hashable] = set()  # stored tiles that one read covered and no read reused
         self._unused_bytes = 0  # bytes of such tiles since the last reuse
@@ -68,7 +66,9 @@ class TileCache:
                 tile = self._tiles.get(key)
                 if tile is not None:
                     self._tiles.move_to_end(key)
-                    self._mark_reused(key)
+                    if key in self._read_whole:
+                        self._read_whole.discard(key)
+                        self._unused_bytes = 0
                     return tile
                 other_lock = self._being_decoded.get(key)
                 if other_lock is None:
@@ -99,11 +99,6 @@ class TileCache:
             self._tiles.clear()
             self._read_whole.clear()
             self._bytes = 0
-
-    def _mark_reused(self, key: Hashable) -> None:
-        if key in self._read_whole:
-            self._read_whole.discard(key)
-            self._unused_bytes = 0
 
     def _should_keep(self, key: Hashable, whole_tile: bool) -> bool:
         returning_bytes = self._passed_by.pop(key, None)

@@ -160,13 +160,8 @@ def check_alignment(slide: Slide, level: int) -> Alignment:
         except CaseError:  # `check_level` counts damaged tiles
             continue
         window = np.outer(np.hanning(box.height), np.hanning(box.width))
-        shift, _, _ = phase_cross_correlation(
-            (coarse - coarse.mean()) * window,
-            (fine - fine.mean()) * window,
-            upsample_factor=10,
-            normalization=None,
-        )
-        shifts.append(shift)
+        levelled = [(pixels - pixels.mean()) * window for pixels in (coarse, fine)]
+        shifts.append(phase_cross_correlation(*levelled, upsample_factor=10, normalization=None)[0])
     if not shifts:
         return Alignment(level, 0, None, None)
     shift_y, shift_x = np.median(np.array(shifts), axis=0).tolist()

@@ -110,9 +110,7 @@ class _Plane:
             frame = self.pixels.get_encoded_tile(point, self.z, self.optical_path)
         if self.is_jpeg:
             return self._decode_jpeg(frame, reduce)
-        declared = _declared_size(frame)
-        if declared is not None and declared != self.tile:
-            raise ValueError(f"the compressed tile declares {declared}, not {self.tile}")
+        self._check_declared(_declared_size(frame) or self.tile)
         tile = self._decode_other(frame)
         if tile.dtype != np.uint8:
             tile = (tile >> max(0, self.pixels.bits - 8)).astype(np.uint8)
@@ -129,15 +127,17 @@ class _Plane:
         with self.decode_lock if one_at_a_time else nullcontext():
             return np.asarray(decoder.decode(frame))
 
+    def _check_declared(self, size: Size) -> None:
+        if size != self.tile:
+            raise ValueError(f"the compressed tile declares {size}, not {self.tile}")
+
     @cached_property
     def _completed(self) -> jpeg.StreamCompleter:
         return jpeg.StreamCompleter(b"", transform=self.pixels.photometric_interpretation != "RGB")
 
     def _decode_jpeg(self, frame: bytes, reduce: int) -> RGB:
         stream, header = self._completed(frame)
-        if (header.width, header.height) != (self.tile.width, self.tile.height):
-            declared = Size(header.width, header.height)
-            raise ValueError(f"the compressed tile declares {declared}, not {self.tile}")
+        self._check_declared(Size(header.width, header.height))
         with self.decode_lock if self.is_large else nullcontext():
             return jpeg.decode(stream, header.width, header.height, reduce)
 
@@ -239,11 +239,8 @@ def _open(path: str, headers: list[Header]) -> _Opened:
     from wsidicom.errors import WsiDicomNotFoundError
     from wsidicom.file import WsiDicomFileSource
 
-    settings = Settings(
-        strict_tile_size_check=False,
-        decoded_frame_cache_size=SMALL_CACHE,
-        encoded_frame_cache_size=SMALL_CACHE,
-    )
+    sizes = {"decoded_frame_cache_size": SMALL_CACHE, "encoded_frame_cache_size": SMALL_CACHE}
+    settings = Settings(strict_tile_size_check=False, **sizes)
     source = None
     try:
         with use_settings(settings), no_warnings():
@@ -272,15 +269,10 @@ def _planes(path: str, headers: list[Header], source: WsiDicomFileSource) -> _Op
         if previous is None or abs(plane.z) < abs(previous.z):
             by_size[plane.size] = plane
     levels = tuple(sorted(by_size.values(), key=lambda plane: plane.size, reverse=True))
-    associated = {
-        name: _plane(path, instance)
-        for name, candidates in (
-            ("label", source.label_instances),
-            ("macro", source.overview_instances),
-            ("thumbnail", source.thumbnail_instances),
-        )
-        for instance in list(candidates)[:1]
-    }
+    others = {"label": source.label_instances, "macro": source.overview_instances}
+    others |= {"thumbnail": source.thumbnail_instances}
+    first = {name: next(iter(candidates), None) for name, candidates in others.items()}
+    associated = {name: _plane(path, one) for name, one in first.items() if one is not None}
     return _Opened(source, levels, associated, _spacing(instances))
 
 

@@ -32,13 +32,9 @@ LAST_HEADER_TAG = 0x0020000E
 """Series Instance UID: the elements needed to sort files into series do not come after it."""
 
 HEADER_PROPERTIES = (
-    "Manufacturer",
-    "ManufacturerModelName",
-    "SoftwareVersions",
-    "AcquisitionDateTime",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-)
+    "Manufacturer", "ManufacturerModelName", "SoftwareVersions", "AcquisitionDateTime",
+    "StudyInstanceUID", "SeriesInstanceUID",
+)  # fmt: skip
 
 
 def files_of_slide(path: str) -> list[Header] | None:
@@ -63,10 +59,7 @@ def files_of_slide(path: str) -> list[Header] | None:
             raise _not_a_slide(path, named_header)
         series = named_header.series
         neighbours = _neighbours(file_or_folder.parent)
-        headers = [
-            named_header,
-            *(header for header in neighbours if header.file.name != file_or_folder.name),
-        ]
+        headers = [named_header, *(other for other in neighbours if other.file.name != file_or_folder.name)]
     of_series = [header for header in headers if header.is_slide and header.series == series]
     _check_levels(path, of_series)
     return of_series
@@ -192,9 +185,7 @@ def _check_levels(path: str, headers: list[Header]) -> None:
         "no DICOM file of this slide contains a level",
         subject=path,
         expected="at least one file whose ImageType has VOLUME as its third value",
-        actual=f"ImageType '{stated}' in {header.file.name}"
-        if stated
-        else f"no ImageType in {header.file.name}",
+        actual=(f"ImageType '{stated}'" if stated else "no ImageType") + f" in {header.file.name}",
         remedy="Name a file of the series that holds a level, or correct ImageType where the file holds one",
     )
 
@@ -220,13 +211,12 @@ def _not_a_slide(path: str, header: Header) -> UnknownFormat:
     from pydicom.uid import UID
 
     kind = UID(header.sop_class).name or "DICOM without a stated class"
-    breast = "Mammography" in kind or "Tomosynthesis" in kind
+    is_breast = "Mammography" in kind or "Tomosynthesis" in kind
+    columns = "Mammograms are read as exams: name them in the cohort's l_cc, r_cc, l_mlo and r_mlo columns"
     return UnknownFormat(
         "the DICOM file is not a whole-slide image",
         subject=path,
         expected="VL Whole Slide Microscopy Image Storage",
         actual=kind,
-        remedy="Mammograms are read as exams: name them in the cohort's l_cc, r_cc, l_mlo and r_mlo columns"
-        if breast
-        else None,
+        remedy=columns if is_breast else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 import imagecodecs
@@ -134,11 +135,8 @@ class StreamCompleter:
 
 
 def _without_segments(head: bytes, cuts: tuple[tuple[int, int], ...]) -> bytes:
-    pieces, at = [], 2
-    for left, right in cuts:
-        pieces.append(head[at:left])
-        at = right
-    return b"".join([*pieces, head[at:]])
+    starts, ends = [2, *(right for _, right in cuts)], [*(left for left, _ in cuts), len(head)]
+    return b"".join(head[start:end] for start, end in zip(starts, ends, strict=True))
 
 
 def decode(
@@ -169,18 +167,11 @@ def decode(
 
 
 def _decode_strictly(
-    stream: Bytes,
-    expected_shape: tuple[int, int, int],
-    reduce: int,
-    destination: NDArray[np.uint8] | None = None,
+    stream: Bytes, shape: tuple[int, int, int], reduce: int, destination: NDArray[np.uint8] | None = None
 ) -> RGB:
-    if reduce == 1:
-        height, width, samples = expected_shape
-        if destination is not None:
-            destination = destination[: height * width * samples]
-        pixels: RGB = simplejpeg.decode_jpeg(stream, buffer=destination)
-    else:
-        pixels = simplejpeg.decode_jpeg(stream, min_height=expected_shape[0], min_width=expected_shape[1])
+    least = {} if reduce == 1 else {"min_height": shape[0], "min_width": shape[1]}
+    buffer = None if destination is None or reduce > 1 else destination[: prod(shape)]
+    pixels: RGB = simplejpeg.decode_jpeg(stream, buffer=buffer, **least)
     return pixels
 
 

@@ -32,14 +32,10 @@ MAX_TILE_SIDE = 16_384
 MAX_ASSOCIATED_PIXELS = 400_000_000
 """Larger declared sizes are refused, because OpenSlide aborts the process when memory runs out."""
 
+_MIRAX = "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL"
 MPP_KEYS = (
-    ("openslide.mpp-x", "openslide.mpp-y"),
-    ("aperio.MPP", "aperio.MPP"),
-    (
-        "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_X",
-        "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_Y",
-    ),
-)
+    ("openslide.mpp-x", "openslide.mpp-y"), ("aperio.MPP", "aperio.MPP"), (f"{_MIRAX}_X", f"{_MIRAX}_Y"),
+)  # fmt: skip
 """Properties that state µm/px. Objective power is not used: it is a nominal value, not a measurement."""
 
 
@@ -77,29 +73,29 @@ class OpenSlideBackend:
         self._handle: openslide.OpenSlide | None = handle
         self.properties: Mapping[str, str] = dict(handle.properties)
         self._downsamples = tuple(float(value) for value in handle.level_downsamples)
+        sizes = [Size(*size) for size in handle.level_dimensions]
+        untiled = [Size(min(UNTILED, size.width), min(UNTILED, size.height)) for size in sizes]
+        tiles = [self._size(f"openslide.level[{index}].tile-") for index in range(len(sizes))]
         self.levels = tuple(
-            Level(Size(*size), self._tile_size(index, Size(*size)))
-            for index, size in enumerate(handle.level_dimensions)
+            Level(size, tile or whole) for size, tile, whole in zip(sizes, tiles, untiled, strict=True)
         )
         self._check_levels()
         self.format = self.properties.get("openslide.vendor", "openslide")
         self.associated: Mapping[str, Size | None] = {
-            name: self._associated_size(name) for name in handle.associated_images
+            name: self._size(f"openslide.associated.{name}.") for name in handle.associated_images
         }
 
     @property
     def found_mpp(self) -> FoundMpp | None:
         for key_x, key_y in MPP_KEYS:
-            x, y = _number(self.properties.get(key_x)), _number(self.properties.get(key_y))
+            x, y = self._number(key_x), self._number(key_y)
             if stated := plausible_mpp(x, y, f"{key_x} ({self.format}, by OpenSlide)"):
                 return stated
         return None
 
     @property
     def bounds(self) -> Box | None:
-        edges = [
-            _number(self.properties.get(f"openslide.bounds-{name}")) for name in ("x", "y", "width", "height")
-        ]
+        edges = [self._number(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")]
         if any(edge is None for edge in edges):
             return None
         declared = Box(*(int(edge) for edge in edges if edge is not None))
@@ -127,9 +123,8 @@ class OpenSlideBackend:
             return on_white(np.asarray(handle.associated_images[name].convert("RGBA")))
         except openslide.OpenSlideError as error:
             self._renew(handle)
-            raise DamagedFile(
-                f"associated image '{name}' cannot be decoded: {error}", subject=self.path
-            ) from error
+            problem = f"associated image '{name}' cannot be decoded: {error}"
+            raise DamagedFile(problem, subject=self.path) from error
 
     def close(self) -> None:
         # OpenSlide closes the file when the last reading thread releases the handle.
@@ -212,17 +207,17 @@ class OpenSlideBackend:
         except (openslide.OpenSlideError, OSError) as error:
             raise DamagedFile(f"the slide cannot be opened again: {error}", subject=self.path) from error
 
-    def _tile_size(self, level: int, size: Size) -> Size:
-        width = _number(self.properties.get(f"openslide.level[{level}].tile-width"))
-        height = _number(self.properties.get(f"openslide.level[{level}].tile-height"))
-        if width and height:
-            return Size(int(width), int(height))
-        return Size(min(UNTILED, size.width), min(UNTILED, size.height))
-
-    def _associated_size(self, name: str) -> Size | None:
-        width = _number(self.properties.get(f"openslide.associated.{name}.width"))
-        height = _number(self.properties.get(f"openslide.associated.{name}.height"))
+    def _size(self, prefix: str) -> Size | None:
+        """The size in the two properties with this prefix; None without a positive width and height."""
+        width, height = self._number(f"{prefix}width"), self._number(f"{prefix}height")
         return Size(int(width), int(height)) if width and height else None
+
+    def _number(self, key: str) -> float | None:
+        try:
+            value = float(self.properties.get(key, ""))
+        except ValueError:
+            return None
+        return value if 0 <= value < 1e9 else None
 
 
 @lru_cache(maxsize=4096)
@@ -241,11 +236,3 @@ def aligned_start(requested: int, downsample: float) -> tuple[int, int]:
             return level_x, l0_x
         starts.append((error, level_x, l0_x))
     return min(starts[:16])[1:]
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text) if text is not None else None
-    except ValueError:
-        return None
-    return value if value is not None and 0 <= value < 1e9 else None

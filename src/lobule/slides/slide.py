@@ -68,9 +68,8 @@ def open_slide(path: str | Path, *, mpp: Mpp | float | None = None, backend: str
     if backend is not None and backend not in READERS:
         raise ConfigError(f"there is no backend '{backend}'", expected=f"one of {', '.join(READERS)}")
     override = Mpp.square(mpp) if isinstance(mpp, int | float) else mpp
-    if override is not None:
-        for value in (override.x, override.y):
-            check_mpp(value, path)
+    for value in () if override is None else (override.x, override.y):
+        check_mpp(value, path)
     slide = Slide(str(path), mpp=override, backend=backend)
     slide.levels  # noqa: B018 - opens the file now, so that a bad path fails here
     return slide
@@ -228,21 +227,18 @@ class Slide:
         l0_mpp = self.found_mpp.mpp if self.found_mpp else None
         if level is not None:
             if not 0 <= level < len(self.levels):
-                raise ConfigError(
-                    f"there is no level {level}", subject=self.path, actual=f"{len(self.levels)} levels"
-                )
+                actual = f"{len(self.levels)} levels"
+                raise ConfigError(f"there is no level {level}", subject=self.path, actual=actual)
             return self._level_lattice(level, l0_mpp)
         base = self.mpp
         assert mpp is not None
         check_mpp(mpp, self.path)
-        near = [
-            (abs(level_mpp / mpp - 1), index)
-            for index in range(len(self.levels))
-            for level_mpp in [base.scaled(*map(float, self.steps(index))).mean]
-            if abs(level_mpp / mpp - 1) <= NEAR
-        ]
-        if near:
-            return self._level_lattice(min(near)[1], l0_mpp)
+        level_mpps = [base.scaled(*map(float, self.steps(index))).mean for index in range(len(self.levels))]
+        distance, nearest = min(
+            (abs(level_mpp / mpp - 1), index) for index, level_mpp in enumerate(level_mpps)
+        )
+        if distance <= NEAR:
+            return self._level_lattice(nearest, l0_mpp)
         if mpp < base.mean and not upsample:
             raise FinerThanSlide(
                 f"{mpp:g} µm/px is finer than the slide",
@@ -250,9 +246,8 @@ class Slide:
                 actual=f"{base} at level 0",
                 remedy="Pass --upsample to enlarge it, or use a model for a coarser resolution",
             )
-        step_x = Fraction(mpp).limit_denominator(10**6) / Fraction(base.x).limit_denominator(10**6)
-        step_y = Fraction(mpp).limit_denominator(10**6) / Fraction(base.y).limit_denominator(10**6)
-        return Lattice(step_x, step_y, self.size, Mpp.square(mpp))
+        exact, base_x, base_y = (Fraction(um).limit_denominator(10**6) for um in (mpp, base.x, base.y))
+        return Lattice(exact / base_x, exact / base_y, self.size, Mpp.square(mpp))
 
     def _level_lattice(self, level: int, base: Mpp | None) -> Lattice:
         step_x, step_y = self.steps(level)
@@ -291,10 +286,9 @@ class Slide:
             return self.backend.read(level, box, reduce)
         out = np.full((box.height, box.width, 3), 255, np.uint8)
         if not inside.empty:
+            pixels = self.backend.read(level, inside, reduce)
             top, left = inside.y - box.y, inside.x - box.x
-            out[top : top + inside.height, left : left + inside.width] = self.backend.read(
-                level, inside, reduce
-            )
+            out[top : top + inside.height, left : left + inside.width] = pixels
         return out
 
     def reduced_size(self, level: int, reduce: int) -> Size:
@@ -344,10 +338,7 @@ def check_readable(path: str) -> None:
 def _find_backend(path: str, requested: str | None) -> Backend:
     check_readable(path)
     for name, reader in READERS.items():
-        if requested is not None and name != requested:
-            continue
-        backend = _open_function(reader)(path)
-        if backend is not None:
+        if requested in (None, name) and (backend := _open_function(reader)(path)) is not None:
             return _with_checked_sizes(backend, path)
     if not is_url(path) and Path(path).is_dir():
         raise NotReadable(
@@ -356,10 +347,9 @@ def _find_backend(path: str, requested: str | None) -> Backend:
             expected="a slide file, or a folder with the DICOM files of one slide",
             remedy="Give the file itself (for MRXS the .mrxs file next to its folder)",
         )
+    unknown = "the file is not a slide that Lobule can read"
     raise UnknownFormat(
-        "the file is not a slide that Lobule can read"
-        if requested is None
-        else f"the backend '{requested}' cannot read this file",
+        unknown if requested is None else f"the backend '{requested}' cannot read this file",
         subject=path,
         expected="a tiled TIFF, SVS, NDPI, MRXS, SCN, BIF, DICOM or flat image",
         remedy="Convert it to a tiled, pyramidal TIFF in RGB: vips tiffsave --tile --pyramid",

@@ -89,9 +89,8 @@ class TiffBackend:
     def decoding_bytes(self) -> int:
         """Peak memory of decoding the largest tile; 0 if all tiles are small."""
         large = [layer for layer in self._layers if layer.tile.area > LARGE_TILE_PIXELS]
-        return max(
-            (layer.tile.area * layer.coding.decoding_bytes(len(layer.offsets)) for layer in large), default=0
-        )
+        sizes = (layer.tile.area * layer.coding.decoding_bytes(len(layer.offsets)) for layer in large)
+        return max(sizes, default=0)
 
     @property
     def decoded_tiles(self) -> int:
@@ -144,20 +143,16 @@ class TiffBackend:
         coding, index = layer.coding, row * layer.columns + column
         if coding.compression != JPEG or len(layer.offsets) > 1 or coding.samples not in (1, 3):
             return None
-        data = self._fetch_whole(int(layer.offsets[0, index]), int(layer.lengths[0, index]))
+        offset, length = int(layer.offsets[0, index]), int(layer.lengths[0, index])
+        if offset + length > self._file.size or length > MAX_STORED_BYTES:
+            return None
         try:
-            stream, header = coding.completed(data)
+            stream, header = coding.completed(self._file.read(offset, length))
         except SPOILED:
             return None
         if (header.width, header.height, header.samples) != (*layer.tile, coding.samples):
             return None
         return bytes(stream) if stream[-2:] == EOI else bytes(stream) + EOI
-
-    def _fetch_whole(self, offset: int, length: int) -> bytes:
-        """The bytes of a tile; empty if the file does not store it, ends before it, or states too many."""
-        if offset + length > self._file.size or length > MAX_STORED_BYTES:
-            return b""
-        return self._file.read(offset, length)
 
     def read_associated(self, name: str) -> RGB:
         layer = self._associated_layers[name]
@@ -249,10 +244,9 @@ class TiffBackend:
                 raise ValueError(f"{type(error).__name__}: {error}") from error
 
     def _fetch(self, offset: int, length: int, buffer: TileBuffer | None) -> Bytes:
-        if offset + length > self._file.size:
-            raise ValueError(
-                f"bytes {offset} to {offset + length} lie beyond the end of the file at {self._file.size}"
-            )
+        end, size = offset + length, self._file.size
+        if end > size:
+            raise ValueError(f"bytes {offset} to {end} lie beyond the end of the file at {size}")
         if buffer is None:
             data: Bytes = self._file.read(offset, length)
             bytes_read = len(data)

@@ -66,11 +66,9 @@ def check_channels(base: Any, pages: Sequence[Any], path: str) -> None:
 def check_samples(page: Any, path: str) -> None:
     """Refuse a page with more samples than its photometric interpretation and transparency require."""
     colours = PHOTOMETRIC_COLOURS.get(int(page.photometric))
-    if colours is None:
-        return
     channels = page.samplesperpixel - sum(int(extra) in ALPHA for extra in page.extrasamples)
     unexplained = 1 if colours == 3 else 0  # an undeclared fourth sample of RGB is usually transparency
-    if channels > colours + unexplained:
+    if colours is not None and channels > colours + unexplained:
         raise several_channels(channels, path)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tifffile import TiffFile, TiffFileError, TiffPage
 
-from lobule.errors import DamagedFile, LobuleError, TooLarge, UnknownFormat
+from lobule.errors import DamagedFile, LobuleError, TooLarge, UnknownFormat, damaged
 from lobule.geometry import Size
 from lobule.slides.backend import MAX_SIDE, FoundMpp
 from lobule.slides.tiff_channels import check_channels, check_samples, kind_of, several_channels
@@ -57,8 +57,6 @@ class Layer:
         """Size of the area of a tile that lies inside the layer."""
         width = self.size.width - column * self.tile.width
         height = self.size.height - row * self.tile.height
-        if width >= self.tile.width and height >= self.tile.height:
-            return self.tile
         return Size(min(self.tile.width, width), min(self.tile.height, height))
 
 
@@ -87,12 +85,7 @@ def read_metadata(stream: IO[bytes], path: str) -> TiffMetadata | None:
     except LobuleError:
         raise
     except Exception as error:  # the parser raises any exception on damaged bytes
-        raise DamagedFile(
-            "the TIFF directories cannot be read",
-            subject=path,
-            actual=_describe_damage(error),
-            remedy="Copy the file again from its source",
-        ) from error
+        raise damaged(path, "the TIFF directories cannot be read", _describe_damage(error)) from error
 
 
 def _describe_damage(error: Exception) -> str:
@@ -110,31 +103,27 @@ def _describe_damage(error: Exception) -> str:
 
 def _foreign(tif: TiffFile) -> bool:
     first = tif.pages.first
-    if tif.is_ndpi or tif.is_scn or tif.is_bif or tif.is_philips:
-        return True
-    if first.software.startswith(("Philips", "MedScan")):
+    is_foreign = tif.is_ndpi or tif.is_scn or tif.is_bif or tif.is_philips
+    if is_foreign or first.software.startswith(("Philips", "MedScan")):
         return True
     return 700 in first.tags and b"<iScan" in bytes(first.tags[700].value)[:65536]
 
 
 def _read_pages(tif: TiffFile, path: str) -> TiffMetadata | None:
     first = tif.pages.first
-    description = first.description
-    ome = parse_ome(description) if tif.is_ome else ()
+    ome = parse_ome(first.description) if tif.is_ome else ()
+    pages = list(_pages(tif))
     if ome:
-        layers = _ome_layers(tif, ome, path)
-    elif first.is_svs:
-        layers = _svs_layers(list(_pages(tif)), path)
+        layers = _ome_layers(pages, ome, path)
     else:
-        layers = _generic_layers(list(_pages(tif)), path)
+        layers = _svs_layers(pages, path) if first.is_svs else _generic_layers(pages, path)
     if layers is None:
         return None
     levels, associated = layers
     main = next((image for image in ome if image.main), None)
-    found_mpp = mpp_of_tiff(first, main)
+    mpp = mpp_of_tiff(first, main)
     kind = "ome-tiff" if ome else "aperio-svs" if first.is_svs else "generic-tiff"
-    properties = _properties(first, kind, found_mpp, main)
-    return TiffMetadata(kind, tuple(levels), associated, properties, found_mpp)
+    return TiffMetadata(kind, tuple(levels), associated, _properties(first, kind, mpp, main), mpp)
 
 
 def _pages(tif: TiffFile) -> Iterator[TiffPage]:
@@ -200,9 +189,8 @@ def _generic_layers(pages: list[TiffPage], path: str) -> Layers | None:
     return levels, {}
 
 
-def _ome_layers(tif: TiffFile, images: Sequence[OmeImage], path: str) -> Layers | None:
+def _ome_layers(pages: list[TiffPage], images: Sequence[OmeImage], path: str) -> Layers | None:
     """Layers of an OME-TIFF: the largest image is the slide; others are associated images, by their names."""
-    pages = list(_pages(tif))
     main = next(image for image in images if image.main)
     samples = pages[main.ifd].samplesperpixel
     separate_planes = main.channels == 3 and samples == 1 and main.states_rgb
@@ -288,26 +276,27 @@ def _layer(pages: list[TiffPage], path: str) -> Layer | None:
             remedy="Convert it to a tiled, pyramidal TIFF: vips tiffsave --tile --pyramid",
         )
     columns, rows = -(-size.width // tile.width), -(-size.height // tile.height)
-    planes = page.samplesperpixel if page.planarconfig == 2 else 1
-    count = columns * rows
-    offsets = np.concatenate([_tile_table(other.dataoffsets, planes, count, path) for other in pages])
-    lengths = np.concatenate([_tile_table(other.databytecounts, planes, count, path) for other in pages])
+    shape = page.samplesperpixel if page.planarconfig == 2 else 1, columns * rows
+    offsets = np.concatenate([_tile_table(other.dataoffsets, shape, path) for other in pages])
+    lengths = np.concatenate([_tile_table(other.databytecounts, shape, path) for other in pages])
     return Layer(size, tile, columns, rows, offsets, lengths, coding, kind_of(page))
 
 
 _shape = attrgetter("imagewidth", "imagelength", "tilewidth", "tilelength", "compression", "bitspersample")
 
 
-def _tile_table(values: Sequence[int], planes: int, tiles: int, path: str) -> NDArray[np.uint64]:
-    if len(values) < planes * tiles:
+def _tile_table(values: Sequence[int], shape: tuple[int, int], path: str) -> NDArray[np.uint64]:
+    """A table of planes and tiles from the values of a page."""
+    count = shape[0] * shape[1]
+    if len(values) < count:
         raise DamagedFile(
             "a page does not list the positions of all its tiles",
             subject=path,
-            expected=f"{planes * tiles} tiles",
+            expected=f"{count} tiles",
             actual=f"{len(values)}",
             remedy="Copy the file again from its source",
         )
-    return np.array(values[: planes * tiles], np.uint64).reshape(planes, tiles)
+    return np.array(values[:count], np.uint64).reshape(shape)
 
 
 def _coding(page: TiffPage, apart: bool) -> Coding | None:
@@ -351,9 +340,8 @@ def _properties(
 ) -> Mapping[str, str]:
     """Properties of the file, under OpenSlide's names if it has one."""
     properties: dict[str, str] = {} if ome else {"openslide.vendor": kind.removesuffix("-svs")}
-    for code, name in _TAGS.items():
-        if code in page.tags:
-            properties[f"tiff.{name}"] = _text(page.tags[code].value)
+    present = {code: name for code, name in _TAGS.items() if code in page.tags}
+    properties |= {f"tiff.{name}": _text(page.tags[code].value) for code, name in present.items()}
     unit = {1: "none", 2: "inch", 3: "centimeter"}.get(int(page.resolutionunit))
     if unit is not None and 282 in page.tags:
         properties["tiff.ResolutionUnit"] = unit
@@ -367,8 +355,8 @@ def _properties(
     if ome is not None and ome.objective is not None:
         properties["openslide.objective-power"] = f"{ome.objective:g}"
     if stated_mpp is not None:
-        properties["openslide.mpp-x"] = f"{stated_mpp.mpp.x:.17g}"
-        properties["openslide.mpp-y"] = f"{stated_mpp.mpp.y:.17g}"
+        mpp = {"x": stated_mpp.mpp.x, "y": stated_mpp.mpp.y}
+        properties |= {f"openslide.mpp-{axis}": f"{value:.17g}" for axis, value in mpp.items()}
     return properties
 
 

@@ -68,9 +68,9 @@ class Coding:
             return self.bits == 8 and self.photometric in (MIN_IS_BLACK, PHOTOMETRIC_RGB, YCBCR)
         if self.compression in JPEG2000 or self.compression in WEBP:
             return True
-        photometrics = (MIN_IS_WHITE, MIN_IS_BLACK, PHOTOMETRIC_RGB) + (
-            (PALETTE,) if self.palette is not None else ()
-        )
+        if self.photometric == PALETTE and self.palette is None:
+            return False
+        photometrics = (MIN_IS_WHITE, MIN_IS_BLACK, PHOTOMETRIC_RGB, PALETTE)
         return self.compression in BYTES and self.photometric in photometrics
 
     def decoding_bytes(self, planes: int) -> int:
@@ -246,11 +246,9 @@ def jpeg2000_header(data: jpeg.Bytes) -> tuple[Size, int]:
 
 def webp_size(data: jpeg.Bytes) -> Size:
     """The size that a WebP image declares."""
-    kind = data[12:16]
-    if data[:4] != b"RIFF" or len(data) < 30:
-        raise ValueError("the bytes are not a WebP image")
+    kind = data[12:16] if data[:4] == b"RIFF" and len(data) >= 30 else b""
     if kind == b"VP8X":
-        return Size(1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little"))
+        return Size(*(1 + int.from_bytes(data[k : k + 3], "little") for k in (24, 27)))
     if kind == b"VP8L":
         packed = int.from_bytes(data[21:25], "little")
         return Size(1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF))

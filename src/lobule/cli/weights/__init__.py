@@ -6,15 +6,9 @@ from lobule.cli.base import LazyGroup
 
 WEIGHTS: dict[str, tuple[str, str]] = {
     "list": ("lobule.cli.weights.list:command", "List known weights with source, licence, hash and state."),
-    "inspect": (
-        "lobule.cli.weights.inspect:command",
-        "Show tensors, hash and origin of a file without running its code.",
-    ),
+    "inspect": ("lobule.cli.weights.inspect:command", "Show tensors, hash and origin of a weights file."),
     "convert": ("lobule.cli.weights.convert:command", "Convert an existing model into a bundle."),
-    "calibrate": (
-        "lobule.cli.weights.calibrate:command",
-        "Calibrate the scores of a bundle on labelled cases of a site.",
-    ),
+    "calibrate": ("lobule.cli.weights.calibrate:command", "Calibrate a bundle on labelled cases of a site."),
 }
 """Commands of the group; each is imported when it is called."""
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     "--fit",
     type=click.Choice(["platt", "isotonic"]),
     default="platt",
-    show_default=True,
     help="Platt scaling, or isotonic regression, which needs hundreds of cases.",
 )
 @click.option(
@@ -44,20 +43,11 @@ def command(bundle: str, results: str, cohort: str, out: str, **options: Any) ->
     from lobule.cohort import read_cohort
     from lobule.evaluation.calibrate import SENSITIVITIES, calibrate
 
-    calibrated = calibrate(
-        bundle,
-        results,
-        read_cohort(cohort, check_files=False),
-        out,
-        fit=options["fit"],
-        sensitivities=options["sensitivities"] or SENSITIVITIES,
-        split=options["split"],
-        allow_overlap=options["allow_overlap"],
-    )
-    return CommandOutput(
-        {"bundle": out, "fingerprint": calibrated.fingerprint, "calibration": dict(calibrated.calibration)},
-        _text(calibrated, out),
-    )
+    options["sensitivities"] = options["sensitivities"] or SENSITIVITIES
+    calibrated = calibrate(bundle, results, read_cohort(cohort, check_files=False), out, **options)
+    data = {"bundle": out, "fingerprint": calibrated.fingerprint}
+    data |= {"calibration": dict(calibrated.calibration)}
+    return CommandOutput(data, _text(calibrated, out))
 
 
 def _text(bundle: Bundle, out: str) -> str:
@@ -68,22 +58,11 @@ def _text(bundle: Bundle, out: str) -> str:
         unit = next(key for key in target if key.endswith("s") and isinstance(target[key], int))
         errors = (target[when]["expected_error"] for when in ("before", "after"))
         before, after = ("–" if error is None else f"{error:.3f}" for error in errors)
-        lines.append(
-            (
-                name,
-                f"{target['fit']['kind']} on {target[unit]} {unit}, {target['positive']} positive; "
-                f"expected calibration error {before} before, {after} after, on the same cases",
-            )
-        )
-        rows += [
-            [
-                name,
-                f"{p['wanted']:g}",
-                f"{p['threshold']:.4g}",
-                f"{p['sensitivity']:.3f}",
-                f"{p['specificity']:.3f}",
-            ]
-            for p in target["thresholds"]
-        ]
+        fit = f"{target['fit']['kind']} on {target[unit]} {unit}, {target['positive']} positive"
+        error = f"expected calibration error {before} before, {after} after, on the same cases"
+        lines.append((name, f"{fit}; {error}"))
+        for point in target["thresholds"]:
+            rates = [f"{point[rate]:.3f}" for rate in ("sensitivity", "specificity")]
+            rows.append([name, f"{point['wanted']:g}", f"{point['threshold']:.4g}", *rates])
     header = ["target", "target sensitivity", "threshold", "sensitivity", "specificity"]
     return f"{format_fields(lines)}\n\n{table(header, rows)}"

@@ -29,15 +29,8 @@ class Weights:
 
 def _imagenet(name: str, methods: tuple[str, ...], sha256: str) -> Weights:
     file = f"{'inception_v3_google' if name == 'inception_v3' else name}-{sha256}.pth"
-    return Weights(
-        name,
-        methods,
-        file,
-        "torchvision, ImageNet-1k",
-        "BSD-3-Clause (torchvision); images for research",
-        sha256,
-        fetched=True,
-    )
+    licence = "BSD-3-Clause (torchvision); images for research"
+    return Weights(name, methods, file, "torchvision, ImageNet-1k", licence, sha256, fetched=True)
 
 
 _FOUR_VIEW = ("nyukat/breast_cancer_classifier, models/", "AGPL-3.0 (the repository)")

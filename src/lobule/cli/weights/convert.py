@@ -36,7 +36,7 @@ ONE_FILE = ("classifier", "reverse-distillation")
     "lobule weights convert sample_model_1.p sample_model_2.p --method gmic --out gmic",
 )
 @click.argument("weights", nargs=-1, required=True, metavar="WEIGHTS...")
-@click.option("--method", type=click.Choice(list(OPTIONS)), default="classifier", show_default=True)
+@click.option("--method", type=click.Choice(list(OPTIONS)), default="classifier")
 @click.option(
     "--config",
     metavar="FILE",
@@ -86,14 +86,8 @@ def command(weights: tuple[str, ...], method: str, out: str, fresh: bool, **opti
         raise UsageError(f"{method} needs exactly one file of weights", actual=", ".join(weights))
     convert = {"classifier": _classifier, "gmic": _gmic, "four-view": _four_view}.get(method, _student)
     bundle, details, lines = convert(weights, out, options)
-    data = {
-        "bundle": out,
-        "method": bundle.method,
-        "classes": list(bundle.classes),
-        "mpp": bundle.mpp,
-        "fingerprint": bundle.fingerprint,
-        **details,
-    }
+    data = {"bundle": out, "method": bundle.method, "classes": list(bundle.classes), "mpp": bundle.mpp}
+    data |= {"fingerprint": bundle.fingerprint, **details}
     return CommandOutput(data, format_fields([("bundle", out), *lines]))
 
 

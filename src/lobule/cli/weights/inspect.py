@@ -22,7 +22,7 @@ from lobule.files import not_readable
     "lobule weights inspect weights.safetensors", "lobule weights inspect checkpoint.pt --tensors 5"
 )
 @click.argument("file")
-@click.option("--tensors", default=20, show_default=True, help="Number of tensors to list; -1 lists all.")
+@click.option("--tensors", default=20, help="Number of tensors to list; -1 lists all.")
 def command(file: str, tensors: int) -> CommandOutput:
     """Show tensors, shapes, hash and origin of a weights file.
 
@@ -36,22 +36,15 @@ def command(file: str, tensors: int) -> CommandOutput:
             head = stream.read(16)
     except OSError as error:
         raise not_readable(error, path) from error
-    data: dict[str, Any] = {
-        "file": file,
-        "bytes": path.stat().st_size,
-        "sha256": sha256,
-        "git_blob": git_blob,
-    }
+    data: dict[str, Any] = {"file": file, "bytes": path.stat().st_size}
+    data |= {"sha256": sha256, "git_blob": git_blob}
     data["origin"] = next((w.name for w in CATALOG if w.genuine(sha256, git_blob)), None)
-    data |= describe_torch(path) if is_torch(path, head) else describe_safetensors(path)
+    is_torch = zipfile.is_zipfile(path) or head[:1] == b"\x80" or path.suffix in TORCH_SUFFIXES
+    data |= describe_torch(path) if is_torch else describe_safetensors(path)
     return CommandOutput(data, as_text(data, tensors))
 
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl")
-
-
-def is_torch(path: Path, head: bytes) -> bool:
-    return zipfile.is_zipfile(path) or head[:1] == b"\x80" or path.suffix in TORCH_SUFFIXES
 
 
 def describe_safetensors(path: Path) -> dict[str, Any]:
@@ -59,10 +52,10 @@ def describe_safetensors(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            slices = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118 - not a mapping
             tensors = [
-                {"name": name, "shape": list(tensor_slice.get_shape()), "dtype": tensor_slice.get_dtype()}
-                for name, tensor_slice in slices.items()
+                {"name": name, "shape": list(tensor.get_shape()), "dtype": tensor.get_dtype()}
+                for name, tensor in slices
             ]
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
@@ -71,13 +64,8 @@ def describe_safetensors(path: Path) -> dict[str, Any]:
             subject=path,
             remedy="Pass a .safetensors, .pt or .pth file",
         ) from error
-    return {
-        "format": "safetensors",
-        "metadata": dict(metadata),
-        "imports": [],
-        "imports_certain": True,
-        "tensors": tensors,
-    }
+    description = {"format": "safetensors", "metadata": dict(metadata), "tensors": tensors}
+    return description | {"imports": [], "imports_certain": True}
 
 
 def describe_torch(path: Path) -> dict[str, Any]:
@@ -138,6 +126,6 @@ def as_text(data: dict[str, Any], most: int) -> str:
     if shown:
         rows = [(t["name"], " × ".join(map(str, t["shape"])) or "scalar", t["dtype"]) for t in shown]
         text += "\n\n" + table(("tensor", "shape", "type"), rows)
-    if len(shown) < len(tensors) and shown:
-        text += f"\n… and {len(tensors) - len(shown)} more (--tensors -1 lists all)"
+        if len(shown) < len(tensors):
+            text += f"\n… and {len(tensors) - len(shown)} more (--tensors -1 lists all)"
     return text
