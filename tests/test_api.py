@@ -10,10 +10,9 @@ from typing import Literal
 import pytest
 
 import lobule
-from lobule.api import refuse_unsupported
 from lobule.cli.options import parse_settings
 from lobule.errors import ConfigError
-from lobule.methods import METHODS, find_method
+from lobule.methods import METHODS, find_method, refuse_unsupported
 from lobule.methods.classifier import Config as ClassifierConfig
 from lobule.methods.reverse_distillation import Config as ReverseDistillationConfig
 from lobule.methods.scannet import Config as ScannetConfig

@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from lobule.errors import ConfigError
+from lobule.settings import checked_options
 
 if TYPE_CHECKING:
     from lobule.bundles import Bundle
     from lobule.cohort import Cohort
     from lobule.evaluation import Evaluation
-    from lobule.methods import Method
     from lobule.scanning.cases import Progress
-    from lobule.scanning.scan import Machine, ScanReport
+    from lobule.scanning.scan import ScanReport
     from lobule.tissue import TissueConfig
     from lobule.training.fitting import FitProgress
 
-P = ParamSpec("P")
-R = TypeVar("R")
-T = TypeVar("T")
 Precision = Literal["auto", "float32", "bfloat16"]
 Layout = Literal["auto", "channels-last", "contiguous"]
-CHANNELS_LAST = {"auto": None, "channels-last": True, "contiguous": False}
-"""The value of `Machine.channels_last` for each memory layout."""
 GIB = 1 << 30
-
-
-def checked_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function so that an unknown keyword raises `ConfigError` and names the nearest option."""
-    names = list(inspect.signature(function).parameters)
-
-    @wraps(function)
-    def call(*arguments: P.args, **options: P.kwargs) -> R:
-        for name in options:
-            if name not in names:
-                near = get_close_matches(name, names, 1)
-                raise ConfigError(
-                    f"{function.__name__} has no option '{name}'",
-                    expected=", ".join(names),
-                    remedy=f"Did you mean '{near[0]}'?" if near else None,
-                )
-        return function(*arguments, **options)
-
-    return call
 
 
 @checked_options
@@ -100,6 +72,7 @@ def train(
     Examples:
         >>> bundle = train("scannet", "cohort.csv", "model", settings={"mpp": 0.5})  # doctest: +SKIP
     """
+    from lobule.cohort import as_cohort
     from lobule.methods import find_method
     from lobule.training.fitting import TrainMachine
 
@@ -182,9 +155,11 @@ def scan(
         ResultsError: The results folder belongs to another bundle or is in use.
     """
     from lobule.bundles import read_bundle
+    from lobule.cohort import as_cohort
     from lobule.evaluation.leakage import store_training_patients
-    from lobule.methods import find_method, load
+    from lobule.methods import find_method, load, refuse_unsupported
     from lobule.scanning.contract import ScanOptions
+    from lobule.scanning.scan import Machine
     from lobule.scanning.scan import scan as run
 
     cohort, opened = as_cohort(cases), read_bundle(bundle)
@@ -200,38 +175,16 @@ def scan(
         settings=method.changed_for_scan(settings or {}),
         **_tissue_option(tissue),
     )
-    bundle_summary = {
-        "method": opened.method,
-        "fingerprint": opened.fingerprint,
-        "classes": list(opened.classes),
-    }
+    summary = {"method": opened.method, "fingerprint": opened.fingerprint, "classes": list(opened.classes)}
+    machine = Machine.with_layout(memory_layout, device, precision, max_ram, readers, batch)
     try:
         return run(
-            load(opened, trust=trust),
-            bundle_summary,
-            cohort,
-            out,
-            options,
-            _scan_machine(device, precision, memory_layout, max_ram, readers, batch),
-            shard=shard,
-            fresh=fresh,
-            retry_failed=retry_failed,
-            verify=verify,
-            progress=progress,
-        )
+            load(opened, trust=trust), summary, cohort, out, options, machine,
+            shard=shard, fresh=fresh, retry_failed=retry_failed, verify=verify, progress=progress,
+        )  # fmt: skip
     finally:
         # An evaluation must be able to refuse training patients, also after an interrupted scan.
         store_training_patients(out, opened)
-
-
-def refuse_unsupported(method: Method[Any], options: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for an option that the method would ignore."""
-    for name in method.unsupported:
-        if options.get(name) not in (None, False):
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(
-                f"{method.name} does not support {option}", remedy=f"Remove the option {option}"
-            )
 
 
 def _tissue_option(tissue: TissueConfig | bool) -> dict[str, Any]:
@@ -239,23 +192,6 @@ def _tissue_option(tissue: TissueConfig | bool) -> dict[str, Any]:
     if tissue is True:
         return {}
     return {"tissue": tissue or None}
-
-
-def _scan_machine(
-    device: str, precision: str, memory_layout: str, max_ram: int, readers: int | None, batch: int | None
-) -> Machine:
-    from lobule.scanning.scan import Machine
-
-    if memory_layout not in CHANNELS_LAST:
-        raise ConfigError(f"unknown memory layout '{memory_layout}'", expected=", ".join(CHANNELS_LAST))
-    return Machine(
-        device=device,
-        precision=precision,
-        channels_last=CHANNELS_LAST[memory_layout],
-        max_ram=max_ram,
-        readers=readers,
-        batch=batch,
-    )
 
 
 @checked_options
@@ -323,9 +259,11 @@ def extract_features(
         ResultsError: `out` contains other features or is in use.
     """
     from lobule.bundles import plain_weights
+    from lobule.cohort import as_cohort
     from lobule.methods.extraction import Extraction, extract
     from lobule.nets.encoders import encoder
     from lobule.scanning.contract import ScanOptions
+    from lobule.scanning.scan import Machine
     from lobule.scanning.tile_features import Tiling
 
     cohort = as_cohort(cases)
@@ -339,7 +277,7 @@ def extract_features(
         out,
         Extraction(tiling, stored, layout, keep_encoder),
         ScanOptions(mpp=slide_mpp, upsample=upsample, **_tissue_option(tissue)),
-        _scan_machine(device, precision, memory_layout, max_ram, readers, batch),
+        Machine.with_layout(memory_layout, device, precision, max_ram, readers, batch),
         fresh=fresh,
         retry_failed=retry_failed,
         progress=progress,
@@ -410,15 +348,16 @@ def evaluate(
     from lobule.cohort import Cohort, read_cohort
     from lobule.errors import UsageError
     from lobule.evaluation import Options, evaluate_source, official_cohort, open_source, read_submission
+    from lobule.evaluation.options import as_tuple
     from lobule.evaluation.plots import need_plots
     from lobule.evaluation.sources import Source, open_results_source
 
     evaluation_options = Options(
-        by=_as_tuple("by", by),
+        by=as_tuple("by", by),
         split=split,
-        positive=_as_tuple("positive", positive),
+        positive=as_tuple("positive", positive),
         score=score,
-        thresholds=_as_tuple("thresholds", thresholds),
+        thresholds=as_tuple("thresholds", thresholds),
         findings=findings,
         nms_map=nms_map,
         nms_radius=nms_radius,
@@ -442,35 +381,15 @@ def evaluate(
     else:
         raise UsageError("there is nothing to evaluate", expected="a results folder or a submission")
     if cohort is None:
-        if not submitted or evaluation_options.masks is None:
-            raise UsageError(
-                "there is no cohort to evaluate on", remedy="Pass a cohort, or a submission with masks"
-            )
-        labelled_cohort = official_cohort(source, evaluation_options)
-    else:
+        if not submitted or masks is None:
+            remedy = "Pass a cohort, or a submission with masks"
+            raise UsageError("there is no cohort to evaluate on", remedy=remedy)
+        cohort = official_cohort(source, evaluation_options)
+    elif not isinstance(cohort, Cohort):
         # The slides may have been moved since the scan; the results contain everything that is needed.
-        labelled_cohort = cohort if isinstance(cohort, Cohort) else read_cohort(cohort, check_files=False)
+        cohort = read_cohort(cohort, check_files=False)
     other = None if against is None else open_source(against, evaluation_options)
-    evaluation = evaluate_source(source, labelled_cohort, evaluation_options, against=other, bundle=bundle)
+    evaluation = evaluate_source(source, cohort, evaluation_options, against=other, bundle=bundle)
     if out is not None:
         evaluation.write(out, plots=plots)
     return evaluation
-
-
-def _as_tuple(name: str, values: Sequence[T]) -> tuple[T, ...]:
-    if isinstance(values, str):
-        raise ConfigError(f"{name} must be a list", actual=repr(values), remedy=f"Pass {name}=[{values!r}]")
-    return tuple(values)
-
-
-def as_cohort(cases: Cohort | str | Path | Sequence[str | Path]) -> Cohort:
-    """Return a cohort for a cohort, the path of a manifest, or the paths of one or several slides."""
-    from lobule.cohort import Cohort, cohort_of_paths, read_cohort
-
-    if isinstance(cases, Cohort):
-        return cases
-    if isinstance(cases, str | Path):
-        if str(cases).lower().endswith((".csv", ".parquet")):
-            return read_cohort(cases)
-        return cohort_of_paths([str(cases)])
-    return cohort_of_paths([str(path) for path in cases])

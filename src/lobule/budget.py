@@ -88,7 +88,7 @@ def budget_curve(
         ResultsError: `out` contains a curve with other settings.
         UsageError: A budget is below one slide, or no case is in the split.
     """
-    from lobule.api import as_cohort
+    from lobule.cohort import as_cohort
     from lobule.methods import find_method
 
     cases = as_cohort(cohort)

@@ -9,13 +9,25 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import wraps
 from itertools import pairwise
 from math import isfinite
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    ParamSpec,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)  # fmt: skip
 
 from lobule.errors import ConfigError
 
@@ -23,6 +35,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     Config = TypeVar("Config", bound=DataclassInstance)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 BOOLEAN_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 LARGEST_INTEGER = 1 << 64
@@ -303,3 +318,22 @@ def _meanings(kind: type) -> dict[str, str]:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(meaning))):
                 meanings[name] = " ".join(meaning.split())
     return meanings
+
+
+def checked_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function so that an unknown keyword raises `ConfigError` and names the nearest option."""
+    names = list(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        for name in options:
+            if name not in names:
+                near = get_close_matches(name, names, 1)
+                raise ConfigError(
+                    f"{function.__name__} has no option '{name}'",
+                    expected=", ".join(names),
+                    remedy=f"Did you mean '{near[0]}'?" if near else None,
+                )
+        return function(*arguments, **options)
+
+    return call

@@ -67,7 +67,7 @@ def as_bytes(text: str) -> int:
 
 def cohort_of(cases: tuple[str, ...]) -> Cohort:
     """Return the cohort of a manifest or of slides; a missing file is an error before torch is imported."""
-    from lobule.api import as_cohort
+    from lobule.cohort import as_cohort
     from lobule.files import is_url
 
     for path in cases:

@@ -101,8 +101,7 @@ def _check_option_combinations(options: dict[str, Any]) -> None:
 
 def plan(bundle: Bundle, cohort: Cohort, out: str, options: dict[str, Any]) -> CommandOutput:
     """Describe a scan without starting it: the cases, and the settings that a scan may change."""
-    from lobule.api import refuse_unsupported
-    from lobule.methods import find_method
+    from lobule.methods import find_method, refuse_unsupported
     from lobule.settings import flattened
 
     method = find_method(bundle.method)

@@ -58,7 +58,8 @@ def command(
     """
     if dry_run:
         return plan(method, cohort, out, settings, options["val"], options["seed"])
-    from lobule.api import as_cohort, train
+    from lobule.api import train
+    from lobule.cohort import as_cohort
 
     cases = as_cohort(cohort)  # before torch is imported, which takes seconds
     from lobule.training.distributed import is_first_rank
@@ -76,7 +77,7 @@ def plan(
     method: str, cohort: str, out: str, settings: dict[str, str], val: str | None, seed: int
 ) -> CommandOutput:
     """Describe a training without starting it: the cases of each split and what every setting resolves to."""
-    from lobule.api import as_cohort
+    from lobule.cohort import as_cohort
     from lobule.methods import find_method
     from lobule.settings import flattened
 

@@ -2,8 +2,9 @@
 
 from lobule.cohort.case import SPLITS, VIEWS, Case, Cohort, Kind
 from lobule.cohort.layouts import LAYOUTS
-from lobule.cohort.manifest import cohort_of_paths, read_cohort, write_cohort
+from lobule.cohort.manifest import as_cohort, cohort_of_paths, read_cohort, write_cohort
 
 __all__ = [
-    "LAYOUTS", "SPLITS", "VIEWS", "Case", "Cohort", "Kind", "cohort_of_paths", "read_cohort", "write_cohort",
+    "LAYOUTS", "SPLITS", "VIEWS", "Case", "Cohort", "Kind",
+    "as_cohort", "cohort_of_paths", "read_cohort", "write_cohort",
 ]  # fmt: skip

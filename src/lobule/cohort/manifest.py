@@ -229,6 +229,13 @@ def cohort_of_paths(paths: Sequence[str | Path], *, mpp: float | None = None) ->
     return Cohort(tuple(cases))
 
 
+def as_cohort(cases: Cohort | str | Path | Sequence[str | Path]) -> Cohort:
+    """Return a cohort for a cohort, the path of a manifest, or the paths of one or several slides."""
+    if isinstance(cases, Cohort):
+        return cases
+    return cohort_of_paths([cases] if isinstance(cases, str | Path) else cases)
+
+
 def _files_of(path: str | Path) -> list[str]:
     if is_url(path):
         return [str(path)]

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lobule.errors import ConfigError
 from lobule.measures.estimate import Resampling
+
+T = TypeVar("T")
+
+
+def as_tuple(name: str, values: Sequence[T]) -> tuple[T, ...]:
+    """Convert the value of an option that is a list. A text, whose letters would be items, is an error."""
+    if isinstance(values, str):
+        raise ConfigError(f"{name} must be a list", actual=repr(values), remedy=f"Pass {name}=[{values!r}]")
+    return tuple(values)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lobule.measures.camelyon16 import SlideMatch, froc, froc_resamples, jama_froc
-from lobule.measures.estimate import (
-    Estimate,
-    Floats,
-    Resampling,
-    checked,
-    group_of_cases,
-    one_class,
-    undefined,
-)
+from lobule.measures.estimate import Estimate, Resampling, checked, group_of_cases, one_class, undefined
 from lobule.measures.roc import Counts, Measure, delong_test, measure
 
 
@@ -54,12 +46,11 @@ def compare_scores(
         return Comparison(name, None, None, undefined(reason), None)
     group, unit = group_of_cases(groups, len(label))
     options = resampling or Resampling()
-
-    def difference_in(weights: Floats) -> Floats:
-        a, b = (Counts.of(label, scores, weights).measure(name) for scores in (score_a, score_b))
-        return np.asarray(a - b)
-
-    differences = np.concatenate([difference_in(weights) for weights in options.weights(group)])
+    resampled = [
+        [Counts.of(label, score, weights).measure(name) for weights in options.weights(group)]
+        for score in (score_a, score_b)
+    ]
+    differences = np.concatenate(resampled[0]) - np.concatenate(resampled[1])
     value_a, value_b = measure(label, score_a, name), measure(label, score_b, name)
     assert value_a is not None and value_b is not None
     difference = options.interval(value_a - value_b, differences, unit)

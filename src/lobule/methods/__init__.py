@@ -131,6 +131,15 @@ METHODS: dict[str, str] = {
 """Each method or preset and the module of its `METHOD`, imported at first use."""
 
 
+def refuse_unsupported(method: Method[Any], options: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an option that the method would ignore."""
+    for name in method.unsupported:
+        if options.get(name) not in (None, False):
+            option = "--" + name.replace("_", "-")
+            problem = f"{method.name} does not support {option}"
+            raise ConfigError(problem, remedy=f"Remove the option {option}")
+
+
 def find_method(name: str) -> Method[Any]:
     """Return a method or a preset by its name; hyphens and underscores are the same.
 

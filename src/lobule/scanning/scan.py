@@ -59,6 +59,20 @@ class Machine:
     channels_last: bool | None = None
     """Memory layout of the model; None uses the faster one, measured once per machine and model."""
 
+    @classmethod
+    def with_layout(
+        cls, layout: str, device: str, precision: str, max_ram: int, readers: int | None, batch: int | None
+    ) -> Machine:
+        """Return the resources with a memory layout by name: auto, channels-last or contiguous."""
+        if layout not in CHANNELS_LAST:
+            raise ConfigError(f"unknown memory layout '{layout}'", expected=", ".join(CHANNELS_LAST))
+        channels_last = CHANNELS_LAST[layout]
+        return cls(device, precision, max_ram, readers, batch=batch, channels_last=channels_last)
+
+
+CHANNELS_LAST = {"auto": None, "channels-last": True, "contiguous": False}
+"""The value of `Machine.channels_last` for each memory layout."""
+
 
 @dataclass(frozen=True)
 class ScanReport:
