@@ -61,11 +61,10 @@ def match_findings(
         else:
             best.setdefault(hit, Location(case_id, x, y, truth.outlines[hit].size_um, score))
     counted = [i for i, outline in enumerate(truth.outlines) if outline.lesion_class != "itc"]
-    missed_outlines = [truth.outlines[i] for i in counted if i not in best]
-    missed = [
-        Location(case_id, *outline.points.mean(axis=0).tolist(), outline.size_um, None)
-        for outline in missed_outlines
-    ]
+    missed = []
+    for outline in (truth.outlines[i] for i in counted if i not in best):
+        x, y = outline.points.mean(axis=0).tolist()
+        missed.append(Location(case_id, x, y, outline.size_um, None))
     return [best[i] for i in counted if i in best], false_positives, missed
 
 

@@ -45,8 +45,7 @@ def command(bundle: str, results: str, cohort: str, out: str, **options: Any) ->
 
     options["sensitivities"] = options["sensitivities"] or SENSITIVITIES
     calibrated = calibrate(bundle, results, read_cohort(cohort, check_files=False), out, **options)
-    data = {"bundle": out, "fingerprint": calibrated.fingerprint}
-    data |= {"calibration": dict(calibrated.calibration)}
+    data = {"bundle": out, "fingerprint": calibrated.fingerprint, "calibration": dict(calibrated.calibration)}
     return CommandOutput(data, _text(calibrated, out))
 
 
