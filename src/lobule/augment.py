@@ -10,7 +10,7 @@ rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, cos, pi, sin
+from math import ceil, cos, inf, pi, sin
 
 import numpy as np
 import simplejpeg
@@ -65,29 +65,15 @@ class AugmentConfig:
     jpeg_chance: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("hematoxylin", "eosin", "saturation", "contrast", "blur_chance", "jpeg_chance"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    "an augmentation strength is out of range",
-                    subject=name,
-                    expected="0 to 1",
-                    actual=str(getattr(self, name)),
-                )
-        for name in ("scale", "brightness", "hue", "blur_sigma"):
-            if getattr(self, name) < 0:
-                raise ConfigError(
-                    "an augmentation strength is out of range",
-                    subject=name,
-                    expected="0 or more",
-                    actual=str(getattr(self, name)),
-                )
-        if not 0 <= self.jpeg_quality <= 95:
-            raise ConfigError(
-                "an augmentation strength is out of range",
-                subject="jpeg_quality",
-                expected="1 to 95, or 0 for none",
-                actual=str(self.jpeg_quality),
-            )
+        shares = ("hematoxylin", "eosin", "saturation", "contrast", "blur_chance", "jpeg_chance")
+        limits = dict.fromkeys(shares, (1.0, "0 to 1"))
+        limits |= dict.fromkeys(("scale", "brightness", "hue", "blur_sigma"), (inf, "0 or more"))
+        limits["jpeg_quality"] = (95.0, "1 to 95, or 0 for none")
+        for name, (most, expected) in limits.items():
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                problem = "an augmentation strength is out of range"
+                raise ConfigError(problem, subject=name, expected=expected, actual=str(value))
 
     def source_side(self, side: int) -> int:
         """Side to read for a patch of `side`, so that zooming out shows real pixels up to the edges."""

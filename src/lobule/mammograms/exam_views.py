@@ -93,18 +93,13 @@ class ExamView(ViewSource):
     def __init__(self, view: View, mammogram: Mammogram, options: ViewOptions) -> None:
         stored = mammogram.pixels
         mm_per_px = mammogram.heading.mm_per_px
-        super().__init__(
-            Size(stored.shape[1], stored.shape[0]),
-            None if mm_per_px is None else Mpp.square(1000 * mm_per_px),
-        )
+        mpp = None if mm_per_px is None else Mpp.square(1000 * mm_per_px)
+        super().__init__(Size(stored.shape[1], stored.shape[0]), mpp)
         self.view, self.stored, self.mammogram = view, stored, mammogram
         self.crop = crop_of(
-            stored,
-            mammogram.pointing,
-            iterations=options.crop_iterations,
-            buffer=options.crop_buffer,
+            stored, mammogram.pointing, iterations=options.crop_iterations, buffer=options.crop_buffer,
             quirks=options.quirks,
-        )
+        )  # fmt: skip
         self.frame = Frame(self.crop.window, mammogram.pointing == "left")
         self.pixels = self.frame.of(stored)
         """(H, W), cropped and pointing right."""

@@ -53,7 +53,7 @@ def test_invalid_checkpoints_are_rejected(tmp_path: Path) -> None:
         ("evil.pth", "cannot be read"),
         ("other.pth", "not a reverse distillation checkpoint"),
         ("odd.pth", "no known teacher"),
-        ("none.pth", "weights file does not exist"),
+        ("none.pth", "no such weights file"),
     ):
         with pytest.raises(LobuleError, match=message):
             convert(tmp_path / name, tmp_path / "out")

@@ -276,12 +276,9 @@ def plan_exam(
             if not images:
                 continue
             index = int(rng.randint(0, len(images))) if augmentation != NO_AUGMENTATION else 0
-            chosen = images[index]
-            target_size = size or window_size(view)
-            epoch[view] = (
-                index,
-                plan_window(chosen.shape, view, target_size, chosen.centre, augmentation, rng),
-            )
+            chosen, target_size = images[index], size or window_size(view)
+            plan = plan_window(chosen.shape, view, target_size, chosen.centre, augmentation, rng)
+            epoch[view] = index, plan
         plans.append(epoch)
     return plans
 

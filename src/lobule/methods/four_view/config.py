@@ -223,13 +223,8 @@ class Config(Settings):
     @property
     def view_options(self) -> ViewOptions:
         reading, architecture = self.reading, self.architecture
-        return ViewOptions(
-            reading.quirks,
-            reading.pixels,
-            architecture.crop_iterations,
-            architecture.crop_buffer,
-            architecture.window,
-        )
+        crop = (architecture.crop_iterations, architecture.crop_buffer)
+        return ViewOptions(reading.quirks, reading.pixels, *crop, architecture.window)
 
     def input_size(self, view: str) -> tuple[int, int]:
         """Height and width of the classifier's input."""

@@ -48,25 +48,18 @@ def plan_images(images: OpenViews, config: Config, earlier: Iterable[Case]) -> l
         for name, image in images.items():
             names[image.view].append(name)
         exam = plan_exam(
-            {view: [images[name] for name in names[view]] for view in VIEWS},
-            windows_stream(config, earlier),
-            epochs=config.reading.windows,
-            augmentation=config.variation,
-            size=config.architecture.window,
-        )
+            {view: [images[name] for name in names[view]] for view in VIEWS}, windows_stream(config, earlier),
+            epochs=config.reading.windows, augmentation=config.variation, size=config.architecture.window,
+        )  # fmt: skip
         for epoch, chosen in enumerate(exam):
             for view, (index, plan) in chosen.items():
                 windows[names[view][index]][epoch] = plan.unpadded
     else:  # Each image has a separate stream.
         for name, image in images.items():
             plans = plan_image(
-                image,
-                image.view,
-                epochs=config.reading.windows,
-                augmentation=config.variation,
-                seed=config.reading.seed,
-                size=config.view_options.size(image.view),
-            )
+                image, image.view, epochs=config.reading.windows, augmentation=config.variation,
+                seed=config.reading.seed, size=config.view_options.size(image.view),
+            )  # fmt: skip
             windows[name] = {epoch: plan.unpadded for epoch, plan in enumerate(plans)}
     return [PlannedImage(name, image, windows[name]) for name, image in images.items()]
 

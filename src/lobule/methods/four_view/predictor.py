@@ -83,12 +83,9 @@ class FourViewModel:
             return engine
         cost = Painter(copy.deepcopy(self.nets.patch_nets[0])).bytes_per_px() * HEADROOM
         cells = largest_cells(
-            lambda side: int(cost * (CELL * side) ** 2),
-            room,
-            preferred=LARGEST_LOOK,
-            smallest=SMALLEST_LOOK,
-            purpose="band of a view",
-        )
+            lambda side: int(cost * (CELL * side) ** 2), room,
+            preferred=LARGEST_LOOK, smallest=SMALLEST_LOOK, purpose="band of a view",
+        )  # fmt: skip
         return replace(engine, cells=cells)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
@@ -187,14 +184,10 @@ class FourViewPredictor:
         )
         suffix = " alone" if numbers[0] >= architecture.members else ""
         (rows,) = yield from fill_view_table(
-            WindowFeatures(angle_of(image.view), numbers),
-            table_name("windows", planned.name + suffix, net),
-            planned.name,
-            source,
-            image.boxes(list(planned.windows.values())),
-            ("features",),
+            WindowFeatures(angle_of(image.view), numbers), table_name("windows", planned.name + suffix, net),
+            planned.name, source, image.boxes(list(planned.windows.values())), ("features",),
             size=config.input_size(image.view),
-        )
+        )  # fmt: skip
         features.add(image.view, list(planned.windows), rows, numbers)
 
     def _patch_grids(self, case: OpenCase, config: Config) -> dict[str, PatchGrid]:

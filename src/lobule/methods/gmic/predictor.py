@@ -120,15 +120,11 @@ class GmicPredictor:
         for name, image in case.images.items():
             assert isinstance(image, ExamView | BrokenView)
             window = plan_window(image.shape, image.view, config.window, image.centre).unpadded
+            source = InputView(image, config.window) if isinstance(image, ExamView) else image
             columns = yield from fill_view_table(
-                ViewScores(),
-                f"windows {name}",
-                name,
-                InputView(image, config.window) if isinstance(image, ExamView) else image,
-                image.boxes([window]),
-                COLUMNS,
+                ViewScores(), f"windows {name}", name, source, image.boxes([window]), COLUMNS,
                 size=config.window,
-            )
+            )  # fmt: skip
             if isinstance(image, BrokenView) or not columns[0]:
                 continue
             outputs = views[image.view] = self._outputs(columns)
