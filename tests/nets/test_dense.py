@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lobule.errors import ConfigError, ModelError
+from lobule.errors import ModelError
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.dense import densify
 from lobule.nets.inference import for_inference
 from lobule.nets.receptive import geometry_of
 from tests.nets.scannet_recipe import golden_image, golden_net
 from tests.nets.thin_nets import thin_backbone
-from tests.reference.dense import offset_passes
+from tests.reference.dense import dilated, offset_passes
 
 STRIDE_16 = {"squeezenet1_1"}
 ALWAYS = {"scannet_vgg16": 32, "tiny": 32, "squeezenet1_1": 32, "resnet18": 8, "resnet50": 2, "vgg11_bn": 4}
@@ -59,7 +59,7 @@ def test_dense_map_equals_offset_passes_and_patches(name: str, alpha: int) -> No
         assert expected.std() > 1e-3 * expected.abs().max()
         assert relative_difference(densify(net, alpha)(x), expected) < 1e-4
         if alpha <= 4:
-            assert relative_difference(densify(net, alpha, "dilated")(x), expected) < 1e-4
+            assert relative_difference(dilated(net, alpha)(x), expected) < 1e-4
         rows, columns = expected.shape[-2:]
         cells = [(0, 0), (rows - 1, columns - 1), (rows // 2, columns // 2), (2 * rows // 3, 0)]
         patches = patch_by_patch(net, x, alpha, cells)
@@ -91,7 +91,7 @@ def test_a_dense_net_follows_the_weights_it_shares() -> None:
     net = golden_net("one:")
     x = golden_image(260, 260, 1)
     with torch.inference_mode():
-        dense_nets = [densify(net, 4, "phases"), densify(net, 4, "dilated")]
+        dense_nets = [densify(net, 4), dilated(net, 4)]
         before = dense_nets[0](x)
         net.load_state_dict(golden_net("another:").state_dict())
         after = offset_passes(net, x, 4)
@@ -111,11 +111,6 @@ def test_alpha_one_is_the_net_itself() -> None:
 def test_other_alphas_are_refused(alpha: int) -> None:
     with pytest.raises(ModelError, match="power of two"):
         densify(golden_net("any:"), alpha)
-
-
-def test_an_unknown_form_is_refused() -> None:
-    with pytest.raises(ConfigError, match="phases or dilated"):
-        densify(golden_net("any:"), 2, "holes")  # type: ignore[arg-type]
 
 
 # ---- ScanNet's golden network ----
@@ -168,7 +163,7 @@ def _check_dense(net: nn.Module, alpha: int, shift: int, expected: dict) -> None
         for logits in (
             offset_passes(net, x, alpha),
             densify(net, alpha)(x),
-            densify(net, alpha, "dilated")(x),
+            dilated(net, alpha)(x),
             densify(for_inference(net), alpha)(x),
         ):
             assert list(logits.shape[-2:]) == expected["dense_shape"]

@@ -2,28 +2,21 @@
 
 A net of stride S gives one cell in S × S pixels. Run it on α² inputs, shifted by S/α from one another, and
 the interleaved cells D[α·h + i, α·w + j] = P_ij[h, w] are the dense map at stride S/α. Most of that work is
-repeated: before the last log2(α) strided steps all passes see the same cells. `densify` does it once, in one
-of two forms that share the net's weights and equal one another:
-
-- "phases": each of those steps runs on its shifted inputs, and the results are stacked in the batch;
-- "dilated": those steps lose their stride and all later steps are dilated, the à-trous form of the papers.
+repeated: before the last log2(α) strided steps all passes see the same cells. `densify` does it once: each of
+those steps runs on its shifted inputs, and the results are stacked in the batch. The à-trous form of the papers,
+in which those steps lose their stride and all later steps are dilated, gives the same map and was never faster.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lobule.errors import ConfigError, ModelError
-from lobule.nets.receptive import Crop, NetGeometry, SpatialOp, cells_of, geometry_of, spatial_op, trace
-
-Form = Literal["phases", "dilated"]
+from lobule.errors import ModelError
+from lobule.nets.receptive import NetGeometry, SpatialOp, cells_of, geometry_of, spatial_op, trace
 
 
 class Phases(nn.Module):
@@ -69,14 +62,8 @@ def _interleaved(y: Tensor, factor: int) -> Tensor:
     return y.permute(2, 3, 4, 0, 5, 1).reshape(batch // factor**2, channels, height * factor, width * factor)
 
 
-def densify(net: nn.Module, alpha: int, form: Form = "phases") -> DenseNet:
-    """The unpadded net with the last log2(alpha) of its strided steps made dense, on the same weights.
-
-    "phases" was at least as fast in every measurement. "dilated" contains only convolutions and pools, which
-    exports need.
-    """
-    if form not in get_args(Form):
-        raise ConfigError("there is no such dense form", expected=" or ".join(get_args(Form)), actual=form)
+def densify(net: nn.Module, alpha: int) -> DenseNet:
+    """The unpadded net with the last log2(alpha) of its strided steps made dense, on the same weights."""
     geometry = geometry_of(net).dense(alpha)
     graph = trace(net)
     cells = cells_of(graph)
@@ -85,48 +72,17 @@ def densify(net: nn.Module, alpha: int, form: Form = "phases") -> DenseNet:
         if node.op != "call_module":
             continue
         before, after = cells[node.all_input_nodes[0]].stride, cells[node].stride
-        plan = _Plan.of(before, after, geometry.stride)
+        # Of the step's stride, `stride` remains and `factor` becomes phases.
+        stride = min(after, geometry.stride) // min(before, geometry.stride)
+        factor = after // before // stride
         module = graph.get_submodule(str(node.target))
-        dense_module = _in_phases(module, plan) if form == "phases" else _dilated(module, plan)
-        if dense_module is not module:
-            node.target = f"{node.name}_{form}"
-            graph.add_submodule(node.target, dense_module)
-        if form == "phases" and plan.factor > 1 and phases.setdefault(before, plan.factor) != plan.factor:
+        op = spatial_op(module)
+        if op is None or factor == 1:
+            continue
+        node.target = f"{node.name}_phases"
+        graph.add_submodule(node.target, Phases(module, op, factor, stride))
+        if phases.setdefault(before, factor) != factor:
             raise ModelError("branches of the net take their strides differently", subject=node)
     graph.delete_all_unused_submodules()
     graph.recompile()
     return DenseNet(graph, geometry, [phases[stride] for stride in sorted(phases)])
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How one step becomes dense: its dilation, the stride that remains and the factor that is removed."""
-
-    dilation: int
-    stride: int
-    factor: int
-
-    @classmethod
-    def of(cls, before: int, after: int, dense_stride: int) -> _Plan:
-        dense_before, dense_after = min(before, dense_stride), min(after, dense_stride)
-        stride = dense_after // dense_before
-        return cls(before // dense_before, stride, after // before // stride)
-
-
-def _in_phases(module: nn.Module, plan: _Plan) -> nn.Module:
-    op = spatial_op(module)
-    return Phases(module, op, plan.factor, plan.stride) if op is not None and plan.factor > 1 else module
-
-
-def _dilated(module: nn.Module, plan: _Plan) -> nn.Module:
-    if isinstance(module, Crop):
-        return Crop(module.before * plan.dilation, module.after * plan.dilation)
-    op = spatial_op(module)
-    if op is None or (plan.dilation == 1 and plan.factor == 1):
-        return module
-    if isinstance(module, nn.AvgPool2d):
-        raise ModelError("an average pool cannot be dilated", remedy='Use densify(…, form="phases")')
-    dilated = copy.copy(module)  # a shallow copy shares the parameters
-    dilation = op.dilation * plan.dilation
-    vars(dilated).update(dilation=(dilation, dilation), stride=(plan.stride, plan.stride))
-    return dilated
