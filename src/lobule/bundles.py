@@ -145,6 +145,15 @@ def trained_bundle(
     return Bundle(method, config, classes, mpp, metrics, provenance, patients, calibration or {})
 
 
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as a safetensors file."""
+    from safetensors.torch import save_file
+
+    copied = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with write_atomic(path) as temporary_path:
+        save_file(copied, temporary_path)
+
+
 def write_bundle(
     path: str | Path,
     bundle: Bundle,
@@ -164,14 +173,10 @@ def write_bundle(
     Returns:
         The bundle as read back from disk.
     """
-    from safetensors.torch import save_file
-
     root = make_folder(path)
     files: dict[str, str] = {}
     if weights is not None:
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-        with write_atomic(root / WEIGHTS) as temporary_path:
-            save_file(tensors, temporary_path)
+        write_tensors(root / WEIGHTS, weights)
         files[WEIGHTS] = _hash(root / WEIGHTS)
     for name, text in (texts or {}).items():
         _check_name(name, root)

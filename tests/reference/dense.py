@@ -1,4 +1,4 @@
-"""Dense maps by their definition, one pass for each shift of the input, and in the à-trous form of the papers."""
+"""Dense maps by their definition, one pass for each shift of the input, and in the à-trous form."""
 
 from __future__ import annotations
 

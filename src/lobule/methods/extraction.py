@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from lobule.bundles import write_tensors
 from lobule.cohort import Cohort
 from lobule.errors import LobuleError
 from lobule.features import FeatureManifest, TileFrame, prepare_folder, write_coords, write_features
 from lobule.features.folder import ENCODER, clear_folder
 from lobule.features.frame import Encoding
 from lobule.features.hdf5 import read_feature_file
-from lobule.files import make_folder, write_atomic
+from lobule.files import make_folder
 from lobule.nets.encoders import Encoder
 from lobule.results.folder import CaseFolder, open_results
 from lobule.results.locks import lock_folder
@@ -94,16 +95,10 @@ class ExtractionPredictor:
             path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in features_path.parent.glob(f".{features_path.stem[:80]}.*.part.h5"):
             leftover.unlink(missing_ok=True)
-        coords_dtype = "int32" if self.manifest.layout == "clam" else "int64"
-        corners = [np.empty((0, 2), np.int64)]
-        with write_features(
-            features_path,
-            frame,
-            self.manifest.encoding,
-            source=source,
-            dtype=self.manifest.dtype,
-            coords_dtype=coords_dtype,
-        ) as append:
+        manifest, corners = self.manifest, [np.empty((0, 2), np.int64)]
+        coords_dtype = "int32" if manifest.layout == "clam" else "int64"
+        options: dict[str, Any] = {"dtype": manifest.dtype, "coords_dtype": coords_dtype}
+        with write_features(features_path, frame, manifest.encoding, source=source, **options) as append:
             for chunk in table.iterate():
                 scored = chunk["state"] == State.SCORED
                 if not scored.any():
@@ -161,32 +156,17 @@ def extract(
             clear_folder(out)
     root = prepare_folder(out, manifest)
     if extraction.keep_encoder and not (root / ENCODER).exists():
-        keep_encoder(encoder, root / ENCODER)
+        write_tensors(root / ENCODER, encoder.weights)
     clear_cases_without_files(root)
     predictor = ExtractionPredictor(tile_encoder, manifest, root)
-    model_info: dict[str, Any] = {"method": "features", "fingerprint": encoding.hash, "classes": []}
+    bundle: dict[str, Any] = {"method": "features", "fingerprint": encoding.hash, "classes": []}
     try:
         return scan(
-            predictor,
-            model_info,
-            cohort,
-            root / SCAN,
-            options,
-            machine,
-            fresh=fresh,
-            retry_failed=retry_failed,
-            progress=progress,
-        )
+            predictor, bundle, cohort, root / SCAN, options, machine,
+            fresh=fresh, retry_failed=retry_failed, progress=progress,
+        )  # fmt: skip
     finally:
         delete_tables(root)
-
-
-def keep_encoder(encoder: Encoder, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in encoder.weights.items()}
-    with write_atomic(path) as temporary_path:
-        save_file(tensors, temporary_path)
 
 
 def clear_cases_without_files(root: Path) -> None:

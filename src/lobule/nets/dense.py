@@ -3,8 +3,8 @@
 A net of stride S gives one cell in S × S pixels. Run it on α² inputs, shifted by S/α from one another, and
 the interleaved cells D[α·h + i, α·w + j] = P_ij[h, w] are the dense map at stride S/α. Most of that work is
 repeated: before the last log2(α) strided steps all passes see the same cells. `densify` does it once: each of
-those steps runs on its shifted inputs, and the results are stacked in the batch. The à-trous form of the papers,
-in which those steps lose their stride and all later steps are dilated, gives the same map and was never faster.
+those steps runs on its shifted inputs, and the results are stacked in the batch. The à-trous form of the
+papers, in which those steps lose their stride and later steps are dilated, was never faster.
 """
 
 from __future__ import annotations

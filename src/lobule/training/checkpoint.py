@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from lobule.bundles import write_tensors
 from lobule.errors import ResultsError
-from lobule.files import read_json, write_atomic, write_json
+from lobule.files import read_json, write_json
 from lobule.fingerprints import fingerprint
 
 STATE = "state.json"
@@ -36,10 +37,8 @@ class Checkpoint:
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, name: str) -> None:
     """Write the tensors, then `state.json`, which makes the new checkpoint the valid one."""
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in checkpoint.tensors.items()}
     path = folder / f"{name}.safetensors"
-    with write_atomic(path) as temporary_path:
-        save_file(tensors, temporary_path)
+    write_tensors(path, checkpoint.tensors)
     state = {"tensors": path.name, "hash": fingerprint(path), **checkpoint.contents}
     write_json(folder / STATE, state)
     for other in folder.glob("*.safetensors"):

@@ -246,15 +246,9 @@ class BagPredictor:
         failed &= ~has_tile
         picture = ValuePicture(layer, failed, grid.stride)
         return fill_map(
-            StoredValues(),
-            "map",
-            grid,
-            self.classes[1:],
-            has_tile | failed,
-            pixel_size=ONE_PIXEL,
-            batch=BATCH,
-            sources={"slide": picture},
-        )
+            StoredValues(), "map", grid, self.classes[1:], has_tile | failed,
+            pixel_size=ONE_PIXEL, batch=BATCH, sources={"slide": picture},
+        )  # fmt: skip
 
 
 def _l0_mpp(case: OpenCase) -> float | None:

@@ -146,17 +146,11 @@ class Framed:
             rows = random_params(self.config, sets, keyed, sides, self.seed, self.case.path)
             return {name: values.reshape(-1, count, *values.shape[1:]) for name, values in rows.items()}
 
+        source = PreparedImage(self.slide, self.config, keep=False)
         return fill_map(
-            WindowScores(),
-            "map",
-            grid,
-            self.config.classes,
-            required,
-            params=params,
-            pixel_size=_pixel_row(sides),
-            batch=batch,
-            sources={"slide": PreparedImage(self.slide, self.config, keep=False)},
-        )
+            WindowScores(), "map", grid, self.config.classes, required,
+            params=params, pixel_size=_pixel_row(sides), batch=batch, sources={"slide": source},
+        )  # fmt: skip
 
 
 def _pixel_row(sides: NDArray[np.int64]) -> Size:

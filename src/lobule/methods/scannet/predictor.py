@@ -193,15 +193,10 @@ class DensePredictor:
             hot = worth_refining(coarse, config.refine_above)
             required = hot.repeat(factor, 0).repeat(factor, 1)[: grid.rows, : grid.columns] & on_tissue(grid)
             fine = yield from fill_map(
-                DenseMap(fine_stride),
-                _map_name(fine_stride),
-                grid,
-                self.classes[1:],
-                required,
-                ~on_tissue(grid),
-                promise=_promise(coarse.scores(), grid, factor),
+                DenseMap(fine_stride), _map_name(fine_stride), grid, self.classes[1:],
+                required, ~on_tissue(grid), promise=_promise(coarse.scores(), grid, factor),
                 go_on=lambda: case.seconds_left() > 0,
-            )
+            )  # fmt: skip
             strides[fine_stride] = fine.counts()["scored"]
             analysed = analysed_map(coarse, fine)
         forest_score = self._forest_score(*forest_map[:2]) if uses_forest else None
