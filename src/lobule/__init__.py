@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lobule.api import evaluate, extract_features, scan, train
+    from lobule.api import evaluate, export, extract_features, import_annotations, scan, train
     from lobule.bundles import Bundle, read_bundle
     from lobule.cohort import Case, Cohort, read_cohort
     from lobule.results import open_results
@@ -31,6 +31,8 @@ _LAZY = {
     "scan": "lobule.api",
     "train": "lobule.api",
     "evaluate": "lobule.api",
+    "export": "lobule.api",
+    "import_annotations": "lobule.api",
     "extract_features": "lobule.api",
 }
 """Each public name and the module that defines it. Modules are imported at first use, so that
@@ -44,7 +46,9 @@ __all__ = [
     "Slide",
     "__version__",
     "evaluate",
+    "export",
     "extract_features",
+    "import_annotations",
     "open_results",
     "open_slide",
     "read_bundle",

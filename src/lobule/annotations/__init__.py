@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lobule.annotations.asap import read_asap, write_asap
+from lobule.annotations.coco import is_coco, read_coco
+from lobule.annotations.dicom import is_dicom, read_dicom_annotation
+from lobule.annotations.dsa import is_dsa, read_dsa
 from lobule.annotations.geojson import read_geojson, write_geojson
 from lobule.annotations.masks import ClassMask, mask_annotation, read_mask
 from lobule.annotations.ncrf import read_ncrf, write_ncrf
@@ -57,8 +60,10 @@ def read_annotation(
     classes: Mapping[int, Kind] | None = None,
     l0_size: Size | None = None,
     l0_offset: tuple[float, float] = (0, 0),
+    l0_mpp: tuple[float, float] | None = None,
+    image: str | None = None,
 ) -> Annotation:
-    """Read ASAP XML, QuPath GeoJSON (plain or gzipped), NCRF JSON or a class mask.
+    """Read ASAP XML, QuPath GeoJSON (plain or gzipped), NCRF, COCO or DSA JSON, DICOM, or a class mask.
 
     The format is recognised by the content of the file.
 
@@ -69,6 +74,8 @@ def read_annotation(
         l0_size: Size of level 0 of the slide, which determines the scale of a mask.
         l0_offset: Added to every point. QuPath crops a slide to its OpenSlide bounds, so its GeoJSON needs
             (bounds-x, bounds-y).
+        l0_mpp: µm/px of the slide in x and y, which DICOM segmentations need.
+        image: Name of the image to read from a COCO file with several.
 
     Returns:
         The polygons in level-0 pixels, with warnings about unusual content.
@@ -81,10 +88,12 @@ def read_annotation(
     if data[:4] in IMAGE_MAGIC or data[:2] in IMAGE_MAGIC:
         mask = read_mask(data, source, l0_size)
         annotation = mask_annotation(mask, source, classes, scale_known=l0_size is not None)
+    elif is_dicom(data):
+        annotation = read_dicom_annotation(data, source, groups, l0_mpp)
     elif data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<" or data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         annotation = read_asap(data, source, groups)
     else:
-        annotation = _of_json(_parse_json(data, source), source, groups)
+        annotation = _of_json(_parse_json(data, source), source, groups, image)
     return annotation.moved(*l0_offset) if any(l0_offset) else annotation
 
 
@@ -140,12 +149,18 @@ def _parse_json(data: bytes, source: str) -> Any:
         raise AnnotationError(
             "the file is not an annotation that Lobule can read",
             subject=source,
-            expected="ASAP XML, QuPath GeoJSON, NCRF JSON, or a PNG or TIFF of classes",
+            expected="ASAP XML, JSON of QuPath, NCRF, COCO or DSA, DICOM, or a PNG or TIFF of classes",
             actual=str(error),
         ) from None
 
 
-def _of_json(document: Any, source: str, groups: Mapping[str, Kind] | None) -> Annotation:
+def _of_json(
+    document: Any, source: str, groups: Mapping[str, Kind] | None, image: str | None
+) -> Annotation:
+    if is_coco(document):
+        return read_coco(document, source, groups, image)
+    if is_dsa(document):
+        return read_dsa(document, source, groups)
     if isinstance(document, dict) and ("positive" in document or "negative" in document):
         return read_ncrf(document, source)
     if isinstance(document, list) or (isinstance(document, dict) and "type" in document):
@@ -153,5 +168,5 @@ def _of_json(document: Any, source: str, groups: Mapping[str, Kind] | None) -> A
     raise AnnotationError(
         "the file is JSON, but not an annotation",
         subject=source,
-        expected="'positive' and 'negative' (NCRF), or a FeatureCollection (GeoJSON)",
+        expected="'positive' and 'negative' (NCRF), a FeatureCollection (GeoJSON), COCO or DSA",
     )

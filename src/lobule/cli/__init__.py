@@ -18,6 +18,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scan": ("lobule.cli.scan:command", "Scan cases with a model: maps, findings and scores; resumable."),
     "evaluate": ("lobule.cli.evaluate:command", "Evaluate results: FROC, AUC, PR, calibration, intervals."),
     "view": ("lobule.cli.view:command", "Show results, slides and exams in a web browser."),
+    "export": ("lobule.cli.export:command", "Write results in the formats of other software."),
+    "import": (
+        "lobule.cli.import_annotations:command",
+        "Read annotations of other software for the cases of a cohort.",
+    ),
     "weights": ("lobule.cli.weights:command", "List, inspect, convert and calibrate weights."),
 }
 """The location of each click command and its line of help; a command is imported when it is called."""

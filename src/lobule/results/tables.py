@@ -132,6 +132,21 @@ def read_parquet(path: Path, problem: str, columns: Sequence[str] | None = None)
         raise DamagedResults(problem, subject=path, actual=str(error)) from error
 
 
+def iterate_parquet(path: Path, problem: str, rows_at_once: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of a Parquet file in blocks, each row as a dictionary of Python values.
+
+    Raises:
+        DamagedResults: The file cannot be read.
+    """
+    require_regular(path)
+    try:
+        with path.open("rb") as file, pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(rows_at_once):
+                yield batch.to_pylist()
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+        raise DamagedResults(problem, subject=path, actual=str(error)) from error
+
+
 def _to_arrow(values: NDArray[Any] | Sequence[Any]) -> Any:
     if isinstance(values, np.ndarray) and values.ndim == 2:
         flat = pa.array(np.ascontiguousarray(values).ravel())

@@ -1,0 +1,13 @@
+"""Exports: results in the formats of other software. None of them needs torch or the bundle.
+
+from lobule.exports import EXPORTS
+from lobule.exports.run import export_results
+
+export_results("results", "qupath", "overlays")
+"""
+
+from __future__ import annotations
+
+from lobule.exports.export import EXPORTS, CaseOutput, Export, ExportOptions, find_export
+
+__all__ = ["EXPORTS", "CaseOutput", "Export", "ExportOptions", "find_export"]

@@ -1,0 +1,105 @@
+"""Every format keeps the contract of `lobule.testing.export`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lobule.errors import UsageError
+from lobule.exports import EXPORTS, ExportOptions
+from lobule.exports.run import export_results
+from lobule.results import Results
+from lobule.testing.export import ExportConformance, write_known_results
+
+
+class TestQuPath(ExportConformance):
+    format = "qupath"
+
+
+class TestCsv(ExportConformance):
+    format = "csv"
+
+
+class TestCamelyon16(ExportConformance):
+    format = "camelyon16"
+    says_research_use = False  # The official forms have no place for it.
+
+
+class TestCamelyon17(ExportConformance):
+    format = "camelyon17"
+    options = ExportOptions(show_patients=True)
+    says_research_use = False
+
+    def test_patients_are_not_named(self, known_results: Results, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="--show-patients"):
+            export_results(known_results.path, "camelyon17", tmp_path / "out")
+        assert self.contents(tmp_path / "out") == {}
+
+
+class TestAsap(ExportConformance):
+    format = "asap"
+
+
+class TestWsinfer(ExportConformance):
+    format = "wsinfer"
+    volatile = ("run_metadata_*.json", "wsinfer.export.json")
+
+
+class TestCoco(ExportConformance):
+    format = "coco"
+
+
+class TestGeoParquet(ExportConformance):
+    format = "geoparquet"
+
+
+class TestDsa(ExportConformance):
+    format = "dsa"
+
+
+class TestOmeZarr(ExportConformance):
+    format = "ome-zarr"
+
+
+class TestDicomSeg(ExportConformance):
+    format = "dicom-seg"
+
+
+class TestDicomPm(ExportConformance):
+    format = "dicom-pm"
+
+
+class TestDicomAnn(ExportConformance):
+    format = "dicom-ann"
+
+
+class TestDicomSr(ExportConformance):
+    format = "dicom-sr"
+
+
+def test_every_format_is_tested() -> None:
+    tested = {one.format for one in ExportConformance.__subclasses__() if one.__module__ == __name__}
+    assert tested == set(EXPORTS)
+
+
+def test_no_format_loads_torch(tmp_path: Path) -> None:
+    results = write_known_results(tmp_path, ["squares"], others=False)
+    code = f"""
+import sys
+import pytest
+
+from lobule.errors import UsageError
+from lobule.exports import EXPORTS, ExportOptions
+from lobule.exports.run import export_results
+from lobule.results import Results
+from lobule.exports.run import export_results
+for name in EXPORTS:
+    if name != "camelyon17":  # It needs the names of the challenge.
+        assert export_results({str(results.path)!r}, name, {str(tmp_path)!r} + "/" + name).exported
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
