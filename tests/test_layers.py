@@ -21,7 +21,7 @@ ORDER: list[list[str]] = [
      "results", "reviews", "features"],
     ["scanning", "training"],
     ["methods"],
-    ["server", "evaluation", "exports"],
+    ["server", "evaluation", "exports", "reports"],
     ["api", "budget", "cli"],
     ["testing"],
 ]  # fmt: skip
@@ -48,7 +48,7 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
 NO_TORCH = {
     "units", "errors", "geometry", "settings", "allocator", "resize", "tissue", "color", "grid", "findings",
     "measures", "files", "fingerprints", "cohort", "slides", "mammograms", "annotations", "phantoms",
-    "results", "reviews", "features", "server", "evaluation", "exports",
+    "results", "reviews", "features", "server", "evaluation", "exports", "reports",
     "cli",
 }  # fmt: skip
 

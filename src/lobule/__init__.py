@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lobule.api import evaluate, export, extract_features, import_annotations, scan, train
+    from lobule.api import evaluate, export, extract_features, import_annotations, report, scan, train
     from lobule.bundles import Bundle, read_bundle
     from lobule.cohort import Case, Cohort, read_cohort
     from lobule.results import open_results
@@ -33,6 +33,7 @@ _LAZY = {
     "evaluate": "lobule.api",
     "export": "lobule.api",
     "import_annotations": "lobule.api",
+    "report": "lobule.api",
     "extract_features": "lobule.api",
 }
 """Each public name and the module that defines it. Modules are imported at first use, so that
@@ -53,6 +54,7 @@ __all__ = [
     "open_slide",
     "read_bundle",
     "read_cohort",
+    "report",
     "scan",
     "train",
 ]

@@ -469,6 +469,58 @@ def export(
 
 
 @checked_options
+def report(
+    results: str | Path,
+    out: str | Path,
+    *,
+    cases: Sequence[str] = (),
+    cohort: Cohort | str | Path | None = None,
+    slides: str | Path | None = None,
+    bundle: str | Path | None = None,
+    pdf: bool = False,
+    min_score: float | None = None,
+    show_patients: bool = False,
+    fresh: bool = False,
+    progress: Callable[[str], None] = lambda case: None,
+) -> ExportReport:
+    """Write one self-contained page per case, and one about all cases.
+
+    Pages that an earlier call wrote and that have not changed are skipped.
+
+    Args:
+        results: A results folder. Its scan may still be running, and its slides may be gone.
+        out: Folder for the pages.
+        cases: Names of the cases; by default all.
+        cohort: Labels, sites and paths of the cases. With labels, the page about all has an evaluation.
+        slides: Folder that is searched for images that have moved.
+        bundle: The bundle of the results, whose provenance answers items of CLAIM 2024.
+        pdf: Also write each page as PDF.
+        min_score: Leave out findings with a lower score.
+        show_patients: Write the names of patients.
+        fresh: Write all pages again.
+        progress: Called with the name of each case that is done.
+
+    Returns:
+        A report that lists the pages, and what is missing, for each case.
+
+    Raises:
+        MissingExtra: `pdf` is set, and the extra "report" is not installed.
+        ResultsError: `results` is not a results folder, or `out` cannot be written.
+
+    Examples:
+        >>> pages = report("results", "pages", cohort="cohort.csv")  # doctest: +SKIP
+    """
+    from lobule.cohort import Cohort, read_cohort
+    from lobule.reports.write import write_reports
+
+    rows = cohort if cohort is None or isinstance(cohort, Cohort) else read_cohort(cohort, check_files=False)
+    return write_reports(
+        results, out, cases=_as_tuple("cases", cases), cohort=rows, slides=slides, bundle=bundle, pdf=pdf,
+        min_score=min_score, show_patients=show_patients, fresh=fresh, progress=progress,
+    )  # fmt: skip
+
+
+@checked_options
 def import_annotations(
     cohort: Cohort | str | Path,
     folder: str | Path,

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("lobule.cli.evaluate:command", "Evaluate results: FROC, AUC, PR, calibration, intervals."),
     "view": ("lobule.cli.view:command", "Show results, slides and exams in a web browser."),
     "export": ("lobule.cli.export:command", "Write results in the formats of other software."),
+    "report": ("lobule.cli.report:command", "Write one page per case and one per cohort: HTML and PDF."),
     "import": (
         "lobule.cli.import_annotations:command",
         "Read annotations of other software for the cases of a cohort.",

@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.exports.case import ExportCase, rings_of
-from lobule.exports.dicom_slide import SlideLevel, base_level, object_arguments, save, uid
+from lobule.exports.dicom_slide import (
+    SlideLevel,
+    base_level,
+    identity_of,
+    object_arguments,
+    save,
+    uid,
+)
 from lobule.exports.export import CaseOutput, Export, ExportOptions
 from lobule.findings import Finding
 from lobule.results.result import RESEARCH_USE
@@ -58,16 +65,42 @@ def _report(
             model_name=arguments["manufacturer_model_name"],
         ),
     )
-    groups = [group for number, finding in findings for group in _groups(case, level, number, finding)]
+    groups = [_slide_group(case, level)]
+    groups += [group for number, finding in findings for group in _groups(case, level, number, finding)]
     report = MeasurementReport(
         ObservationContext(observer_device_context=observer),
         procedure_reported=CodedConcept("104210008", "SCT", "Histopathology examination"),
-        imaging_measurements=groups or None,
+        imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
     del arguments["manufacturer_model_name"], arguments["software_versions"], arguments["device_serial_number"]
     return Comprehensive3DSR(
         [level.dataset], report, is_complete=True, is_final=False, is_verified=False, **arguments
+    )
+
+
+def _slide_group(case: ExportCase, level: SlideLevel) -> Any:
+    """Return the scores of the slide, which are also there if it has no findings."""
+    from highdicom.sr import (
+        CodedConcept,
+        Measurement,
+        MeasurementsAndQualitativeEvaluations,
+        SourceImageForMeasurementGroup,
+        TrackingIdentifier,
+    )
+    from pydicom.sr.codedict import codes
+
+    scores = [
+        Measurement(
+            CodedConcept(f"slide score {index}", "99LOBULE", f"Score of the slide: {name}"[:64]),
+            round(value, 6), codes.UCUM.NoUnits,
+        )
+        for index, (name, value) in enumerate(case.result["scores"].items(), 1)
+    ]  # fmt: skip
+    return MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(uid=uid(identity_of(case), "slide scores"), identifier="slide"),
+        measurements=scores,
+        source_images=[SourceImageForMeasurementGroup.from_source_image(level.dataset)],
     )
 
 

@@ -116,6 +116,7 @@ class Export:
         finish: Writes files about all cases, such as a table of scores.
         extra: The extra that installs `library`.
         library: The module that the format needs, if it is optional.
+        variant: Distinguishes files of the same format that are written with other settings.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Export:
     finish: Finish | None = None
     extra: str | None = None
     library: str | None = None
+    variant: str = ""
 
     def check(self, options: ExportOptions) -> None:
         """Raise an error for an option that this format would ignore, or a library that is missing."""

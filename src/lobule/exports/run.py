@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,8 @@ from lobule.results.locks import lock_folder
 from lobule.results.result import COMPLETE, PARTIAL, RESEARCH_USE
 from lobule.reviews import FOLDER as REVIEWS
 from lobule.server.library import Entry, Library, Source
+
+log = logging.getLogger("lobule")
 
 HIDDEN = ".lobule-export"
 """Folder with the records of exported cases, and with files that are being written."""
@@ -83,7 +86,7 @@ class ExportReport:
 
 def export_results(
     results: str | Path,
-    to: str,
+    to: str | Export,
     out: str | Path,
     *,
     cases: Sequence[str] = (),
@@ -97,7 +100,7 @@ def export_results(
 
     Args:
         results: The results folder, whose scan may still be running.
-        to: A name of `EXPORTS`.
+        to: A name of `EXPORTS`, or the format itself.
         out: Folder for the files.
         cases: Names of the cases to export; by default all.
         cohort: Rows of the cases: patients, sites, labels and paths.
@@ -116,7 +119,7 @@ def export_results(
         ResultsError: The folder cannot be written, or contains a file that this export did not write.
     """
     options = options or ExportOptions()
-    export = find_export(to)
+    export = find_export(to) if isinstance(to, str) else to
     export.check(options)
     opened = open_results(results)
     library = Library([Source(opened.path.name, opened)], cohort, None if slides is None else Path(slides))
@@ -186,6 +189,10 @@ class _Run:
             return CaseRecord(case.name, "damaged", error=unreadable(error))
         except LobuleError as error:
             return CaseRecord(case.name, case.status, case.result["scores"], error=unreadable(error))
+        except Exception as error:  # A mistake in a format must not lose the other cases.
+            log.debug("case %s cannot be exported", case.name, exc_info=True)
+            message = f"Unexpected {type(error).__name__}: {error}. This is a bug in Lobule."
+            return CaseRecord(case.name, case.status, error=message)
 
     # -- one case -----------------------------------------------------------------------------------------
 
@@ -222,7 +229,8 @@ class _Run:
     def _identity(self, case: ExportCase) -> str:
         """Hash everything that determines the files of a case; maps and tables by sizes and times."""
         reviews = self.results / REVIEWS / case_folder_name(case.name)
-        state = [[__version__, self.export.name, self.options.to_dict(), case.patient]]
+        options, row = self.options.to_dict(), repr(case.entry.row)
+        state = [[__version__, self.export.name, self.export.variant, options, case.patient, row]]
         state += [[name, vars(frame)] for name, frame in case.frames.items()]
         for root in (case.folder.path, reviews):
             for item in sorted(root.rglob("*")):

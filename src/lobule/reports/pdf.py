@@ -1,0 +1,52 @@
+"""PDF files from the pages of reports, by WeasyPrint (extra `report`)."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+
+from lobule.errors import MissingExtra, UsageError
+
+
+def need_pdf() -> None:
+    """Raise an error if PDF files cannot be written; call it before pages are made.
+
+    Raises:
+        MissingExtra: WeasyPrint is not installed.
+        UsageError: The system has no Pango.
+    """
+    if find_spec("weasyprint") is None:
+        raise MissingExtra("report", "Writing PDF")
+    if (problem := pango_problem()) is not None:
+        raise UsageError(
+            "WeasyPrint cannot be used", actual=problem,
+            remedy="Install Pango, for example with: apt-get install libpango-1.0-0 libpangoft2-1.0-0",
+        )  # fmt: skip
+
+
+def pango_problem() -> str | None:
+    """Return why WeasyPrint cannot load the libraries of the system, or None if it can."""
+    try:
+        import weasyprint  # noqa: F401
+    except OSError as error:
+        return next(iter(str(error).splitlines()), "a library is missing")
+    return None
+
+
+def write_pdf(html: str, path: Path) -> None:
+    """Write a page as PDF. Nothing is fetched from the network."""
+    import weasyprint
+
+    logging.getLogger("weasyprint").setLevel(logging.ERROR)
+    logging.getLogger("fontTools").setLevel(logging.ERROR)
+    weasyprint.HTML(string=html, url_fetcher=_data_only, base_url=None).write_pdf(str(path))
+
+
+def _data_only(url: str) -> dict[str, object]:
+    from weasyprint import default_url_fetcher
+
+    if not url.startswith("data:"):
+        raise ValueError(f"reports contain everything that they show, and {url[:80]} is outside")
+    fetched: dict[str, object] = default_url_fetcher(url)
+    return fetched

@@ -1,0 +1,95 @@
+"""Write the reports of a results folder, case by case; a report can be resumed like an export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from lobule.cohort import Cohort
+from lobule.exports.export import CaseRecord, Export, ExportOptions
+from lobule.exports.run import ExportReport, export_results
+from lobule.files import write_text
+from lobule.reports import case as case_report
+from lobule.reports.cohort import PAGE, CohortReport, cohort_page, evaluated
+from lobule.reports.pdf import need_pdf, write_pdf
+from lobule.results import open_results
+
+
+def write_reports(
+    results: str | Path,
+    out: str | Path,
+    *,
+    cases: Sequence[str] = (),
+    cohort: Cohort | None = None,
+    slides: str | Path | None = None,
+    bundle: str | Path | None = None,
+    pdf: bool = False,
+    min_score: float | None = None,
+    show_patients: bool = False,
+    fresh: bool = False,
+    progress: Callable[[str], None] = lambda case: None,
+) -> ExportReport:
+    """Write `cases/NAME.html` for each case and `index.html` about all of them.
+
+    Args:
+        results: The results folder.
+        out: Folder for the pages.
+        cases: Names of the cases; by default all.
+        cohort: Labels, sites and paths of the cases. With labels, the page of the cohort has an evaluation.
+        slides: Folder that is searched for images that have moved.
+        bundle: The bundle of the results, whose provenance answers items of CLAIM 2024.
+        pdf: Also write each page as PDF.
+        min_score: Leave out findings with a lower score.
+        show_patients: Write the names of patients.
+        fresh: Write all pages again.
+        progress: Called with the name of each case that is done.
+
+    Returns:
+        A report that lists the pages, and what is missing, for each case.
+
+    Raises:
+        MissingExtra: `pdf` is set, and WeasyPrint is not installed.
+        ResultsError: The folder cannot be written.
+    """
+    if pdf:
+        need_pdf()
+    report = Export(
+        "report",
+        "one page per case, and one about all cases",
+        partial(case_report.write, pdf=pdf),
+        kinds=frozenset({"slide", "image", "exam"}),
+        supports=frozenset({"min_score", "show_patients"}),
+        finish=partial(_finish, results=Path(results), cohort=cohort, bundle=bundle, pdf=pdf),
+        variant="pdf" if pdf else "html",
+    )
+    options = ExportOptions(min_score=min_score, show_patients=show_patients)
+    return export_results(
+        results, report, out, cases=cases, cohort=cohort, slides=slides, options=options, fresh=fresh,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _finish(
+    records: Sequence[CaseRecord],
+    folder: Path,
+    options: ExportOptions,
+    *,
+    results: Path,
+    cohort: Cohort | None,
+    bundle: str | Path | None,
+    pdf: bool,
+) -> None:
+    from lobule.bundles import MODEL, read_bundle
+    from lobule.files import read_json
+
+    model = None
+    if bundle is not None:
+        read_bundle(bundle)
+        model = read_json(Path(bundle) / MODEL)
+    opened = open_results(results)
+    data, plots, note = evaluated(opened, cohort)
+    page = cohort_page(CohortReport(opened, records, cohort, data, plots, note, model))
+    write_text(folder / f"{PAGE}.html", page)
+    if pdf:
+        write_pdf(page, folder / f"{PAGE}.pdf")
