@@ -83,6 +83,7 @@ def machine_report(ask_torch: bool) -> dict[str, Any]:
         "openslide_library": openslide_library(),
         "codecs": codecs(),
         "libturbojpeg": libturbojpeg(),
+        "pango": pango(),
         "cores": machine.cores(),
         "memory": machine.memory(),
         "disk": machine.disk(),
@@ -129,6 +130,15 @@ def codecs() -> dict[str, bool]:
     except ImportError:
         return dict.fromkeys(CODECS, False)
     return {name: bool(getattr(imagecodecs, name).available) for name in CODECS}
+
+
+def pango() -> str | None:
+    """Return why `lobule report --pdf` cannot work, or None if it can or WeasyPrint is not installed."""
+    from importlib.util import find_spec
+
+    from lobule.reports.pdf import pango_problem
+
+    return None if find_spec("weasyprint") is None else pango_problem()
 
 
 def libturbojpeg() -> str | None:

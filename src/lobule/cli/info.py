@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     "--size", type=click.IntRange(1, 30_000), default=1024, help="Longest side of the thumbnail in pixels."
 )
 @click.option("--tissue/--no-tissue", default=True, help="Measure the tissue area on a thumbnail.")
+@click.option("--card", is_flag=True, help="Print the model card of a bundle.")
+@click.option("--evaluation", metavar="FILE", help="With --card: evaluation.json with intervals and subgroups.")
+@click.option("--out", metavar="FILE", help="With --card: write the model card to this file.")
 def command(
     path: str,
     slide_mpp: float | None,
@@ -37,11 +40,17 @@ def command(
     image: str | None,
     size: int,
     tissue: bool,
+    card: bool,
+    evaluation: str | None,
+    out: str | None,
 ) -> CommandOutput:
     """Describe a slide: format, size, levels, µm/px and its source, associated images and tissue area.
 
-    For a results folder, show its results. For the folder of a training, show its progress.
+    For a results folder, show its results. For the folder of a training, show its progress. With --card, print
+    the model card of a bundle.
     """
+    if card:
+        return print_card(path, evaluation, out)
     if Path(path, "scan.json").is_file():
         from lobule.results.describe import describe
 
@@ -67,6 +76,17 @@ def command(
         if thumbnail is not None:
             data["thumbnail"] = write_thumbnail(slide, thumbnail, size, image)
     return CommandOutput(data, as_text(data))
+
+
+def print_card(path: str, evaluation: str | None, out: str | None) -> CommandOutput:
+    """Print the model card of a bundle, or write it to a file."""
+    from lobule.files import write_text
+    from lobule.reports.model_card import model_card
+
+    text = model_card(path, evaluation)
+    if out is not None:
+        write_text(out, text)
+    return CommandOutput({"bundle": path, "card": text, "file": out}, text if out is None else f"card  {out}")
 
 
 def describe_training(status: TrainingStatus) -> CommandOutput:

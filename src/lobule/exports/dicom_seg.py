@@ -1,4 +1,4 @@
-"""`dicom-seg`: outlined findings and tissue of a slide as a binary DICOM segmentation."""
+"""`dicom-seg`: binary DICOM segmentations: findings and tissue of a slide, or heatmaps of the views of an exam."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from numpy.typing import NDArray
 
 from lobule.annotations import Polygon, fill
 from lobule.exports.case import ExportCase, rings_of
+from lobule.exports.dicom_exam import MARKED_FROM, equipment, exam_uid, exam_views, heatmap_mask
 from lobule.exports.dicom_pm import LONG_TEXT
 from lobule.exports.dicom_slide import (
     SlideLevel,
     algorithm_identification,
     base_level,
+    content_identity,
     levels_for_map,
     object_arguments,
     save,
 )
 from lobule.exports.export import CaseOutput, Export, ExportOptions
+from lobule.files import case_folder_name
 from lobule.geometry import Box
 from lobule.results.result import RESEARCH_USE
 
@@ -29,14 +32,39 @@ Masks = dict[str, NDArray[np.bool_]]
 
 
 def write(case: ExportCase, folder: Path, options: ExportOptions) -> CaseOutput:
+    if case.kind == "exam":
+        return _write_exam(case, folder, options)
     level = _level(case, options)
     masks, points = _masks(case, level, options)
     notes = [f"{points:,} findings are points without an outline and are left out."] if points else []
     if not masks:
         notes.append("There is no outlined finding and no tissue; no file is written.")
         return CaseOutput(tuple(notes))
-    save(_segmentation(case, level, masks, options), folder / f"{case.file_name}.seg.dcm", case)
+    arguments = object_arguments(case, "seg", 101, options)
+    save(_segmentation(case, level.dataset, masks, arguments, tiled=True), folder / f"{case.file_name}.seg.dcm", case)
     return CaseOutput(tuple(notes), {"segments": list(masks)})
+
+
+def _write_exam(case: ExportCase, folder: Path, options: ExportOptions) -> CaseOutput:
+    """Write one segmentation per view, of the area where its heatmap reaches the threshold."""
+    lowest = MARKED_FROM if options.min_score is None else options.min_score
+    views, notes = exam_views(case, options), []
+    for number, view in enumerate(views, 1):
+        reader = next((one for one in case.maps.values() if one.info.image == view.name), None)
+        mask = None if reader is None else heatmap_mask(view, reader, lowest)
+        if reader is None or mask is None or not mask.any():
+            notes.append(f"The heatmap of {view.name} nowhere reaches {lowest:g}; no file is written.")
+            continue
+        arguments = equipment(case) | {
+            "series_instance_uid": exam_uid(views, content_identity(case), "seg", lowest),
+            "series_number": 101,
+            "sop_instance_uid": exam_uid(views, content_identity(case), "seg", lowest, view.name),
+            "instance_number": number,
+        }
+        name = reader.info.classes[-1]
+        segmentation = _segmentation(case, view.dataset, {name: mask}, arguments, tiled=False)
+        save(segmentation, folder / f"{case.file_name}.{case_folder_name(view.name)}.seg.dcm", case)
+    return CaseOutput(tuple(notes), {"threshold": lowest})
 
 
 def _level(case: ExportCase, options: ExportOptions) -> SlideLevel:
@@ -82,7 +110,9 @@ def mask_of(level: SlideLevel, polygons: list[Polygon]) -> NDArray[np.bool_]:
     return fill(moved, 1, Box(0, 0, *level.size))
 
 
-def _segmentation(case: ExportCase, level: SlideLevel, masks: Masks, options: ExportOptions) -> Any:
+def _segmentation(
+    case: ExportCase, source: Any, masks: Masks, arguments: dict[str, Any], *, tiled: bool
+) -> Any:
     from highdicom.seg import SegmentDescription, Segmentation
     from pydicom.sr.codedict import codes
 
@@ -97,17 +127,17 @@ def _segmentation(case: ExportCase, level: SlideLevel, masks: Masks, options: Ex
     ]  # fmt: skip
     pixels = np.stack(list(masks.values()), axis=-1).astype(np.uint8)[None]
     return Segmentation(
-        [level.dataset], pixels, "BINARY", segments, tile_pixel_array=True,
+        [source], pixels, "BINARY", segments, tile_pixel_array=tiled,
         content_label="FINDINGS", content_description=RESEARCH_USE[:LONG_TEXT], content_creator_name="Lobule^",
-        **object_arguments(case, "seg", 101, options),
+        **arguments,
     )  # fmt: skip
 
 
 EXPORT = Export(
     "dicom-seg",
-    "DICOM segmentations: outlined findings and tissue",
+    "DICOM segmentations: findings and tissue of slides, heatmaps of exams",
     write,
-    kinds=frozenset({"slide"}),
+    kinds=frozenset({"slide", "exam"}),
     supports=frozenset({"layers", "min_score", "map_name", "source", "show_patients"}),
     layers=("findings", "tissue", "reviews"),
     extra="dicom",

@@ -46,7 +46,6 @@ def _report(
     case: ExportCase, level: SlideLevel, findings: list[tuple[int, Finding]], options: ExportOptions
 ) -> Any:
     from highdicom.sr import (
-        CodedConcept,
         Comprehensive3DSR,
         DeviceObserverIdentifyingAttributes,
         MeasurementReport,
@@ -69,7 +68,7 @@ def _report(
     groups += [group for number, finding in findings for group in _groups(case, level, number, finding)]
     report = MeasurementReport(
         ObservationContext(observer_device_context=observer),
-        procedure_reported=CodedConcept("104210008", "SCT", "Histopathology examination"),
+        procedure_reported=codes.SCT.ImagingProcedure,
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
@@ -108,7 +107,6 @@ def _groups(case: ExportCase, level: SlideLevel, number: int, finding: Finding) 
     """Return the measurement groups of a finding, one for each of its outlines."""
     from highdicom.sr import (
         AlgorithmIdentification,
-        CodedConcept,
         ImageRegion3D,
         PlanarROIMeasurementsAndQualitativeEvaluations,
         TrackingIdentifier,
@@ -133,7 +131,6 @@ def _groups(case: ExportCase, level: SlideLevel, number: int, finding: Finding) 
             ),
             referenced_region=region,
             finding_type=codes.SCT.Neoplasm,
-            finding_category=CodedConcept("49755003", "SCT", "Morphologically abnormal structure"),
             measurements=_measurements(finding, algorithm),
             algorithm_id=algorithm,
         )

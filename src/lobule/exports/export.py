@@ -30,6 +30,8 @@ EXPORTS: dict[str, str | Export] = {
     "dicom-pm": "lobule.exports.dicom_pm:EXPORT",
     "dicom-ann": "lobule.exports.dicom_ann:EXPORT",
     "dicom-sr": "lobule.exports.dicom_sr:EXPORT",
+    "dicom-cad-sr": "lobule.exports.dicom_cad_sr:EXPORT",
+    "dicom-gsps": "lobule.exports.dicom_gsps:EXPORT",
 }
 """The location of each format's `Export`, or the value itself. A module is imported when it is used."""
 

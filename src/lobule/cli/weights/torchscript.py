@@ -1,0 +1,49 @@
+"""`lobule weights torchscript`: a bundle as TorchScript for QuPath, WSInfer and other programs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from lobule.cli.base import CommandOutput, format_fields, lobule_command
+from lobule.errors import ConfigError
+
+CONVERTERS = {"scannet": "lobule.methods.scannet.torchscript"}
+"""Methods whose model scores single patches, and the modules that convert them."""
+MODEL, CONFIG, CARD = "torchscript_model.pt", "config.json", "README.md"
+
+
+@lobule_command("lobule weights torchscript BUNDLE --out OUT")
+@click.argument("bundle")
+@click.option("--out", required=True, metavar="DIR", help="Folder for the model, its configuration and its card.")
+def command(bundle: str, out: str) -> CommandOutput:
+    """Convert a scannet bundle into TorchScript, which runs in plain torch without Lobule.
+
+    The folder has the layout of WSInfer: torchscript_model.pt, config.json and README.md. The model takes
+    normalised patches and returns one logit per class. A TorchScript file can run code; only share it with people
+    who trust you. Research use only.
+    """
+    from lobule.bundles import read_bundle
+    from lobule.files import make_folder, write_atomic, write_json, write_text
+    from lobule.reports.model_card import model_card
+    from lobule.results.result import RESEARCH_USE
+
+    opened = read_bundle(bundle)
+    if opened.method not in CONVERTERS:
+        raise ConfigError(
+            f"a model of {opened.method} does not score single patches",
+            subject=bundle,
+            expected=f"a bundle of {', '.join(CONVERTERS)}",
+        )
+    module, config = import_module(CONVERTERS[opened.method]).torchscript_of(opened)
+    folder = make_folder(out)
+    with write_atomic(folder / MODEL) as temporary_path:
+        module.save(str(temporary_path))
+    write_json(folder / CONFIG, config)
+    write_text(folder / CARD, model_card(bundle))
+    data = {"folder": str(Path(out)), "config": config, "research_use": RESEARCH_USE}
+    lines = [("model", str(folder / MODEL)), ("classes", ", ".join(config["class_names"]))]
+    lines.append(("patch", f"{config['patch_size_pixels']} px at {config['spacing_um_px']:g} µm/px"))
+    return CommandOutput(data, format_fields(lines) + f"\n\n{RESEARCH_USE}")
