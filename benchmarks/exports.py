@@ -1,14 +1,13 @@
 """Export findings in growing numbers: time per finding and peak memory of each format.
 
-Each export runs in its own process, so that its peak memory is its own. The reference of the ratios is the same
-format with a tenth of the findings: an export whose time is linear has a ratio of at most 1.
+Each export runs in its own process, so that its peak memory is its own. The reference of the ratios is the
+same format with a tenth of the findings: an export whose time is linear has a ratio of at most 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from measure import machine
 
 FORMATS = ("qupath", "dicom-ann", "geoparquet", "csv", "coco")
 FULL, QUICK = 1_000_000, 20_000
@@ -38,10 +39,14 @@ def write_findings_of(root: Path, count: int) -> Path:
         for first in range(0, count, 50_000):
             n = min(50_000, count - first)
             x, y = rng.integers(0, 100_000, n).tolist(), rng.integers(0, 80_000, n).tolist()
-            polygons = [f"[[[[{a},{b}],[{a + 16},{b}],[{a + 16},{b + 16}],[{a},{b + 16}]]]]" for a, b in zip(x, y, strict=True)]
+            polygons = [
+                f"[[[[{a},{b}],[{a + 16},{b}],[{a + 16},{b + 16}],[{a},{b + 16}]]]]"
+                for a, b in zip(x, y, strict=True)
+            ]
             columns = {
                 "l0_x": x, "l0_y": y, "score": rng.random(n).tolist(), "kind": ["polygon"] * n,
-                "label": ["tumour"] * n, "size_um": [5.7] * n, "area_um2": [16.0] * n, "lesion_class": ["itc"] * n,
+                "label": ["tumour"] * n, "size_um": [5.7] * n, "area_um2": [16.0] * n,
+                "lesion_class": ["itc"] * n,
                 "cells": [1] * n, "box": [None] * n, "polygon": polygons, "image": ["slide"] * n,
             }  # fmt: skip
             writer.write_table(pa.table(columns, schema=schema))
@@ -97,9 +102,11 @@ def main() -> None:
                     f"{to:12} {count:10,} {measured['seconds']:8.1f} {each[count]:8.1f} "
                     f"{measured['peak_mb']:8.0f} {measured['file_mb']:8.1f}"
                 )
-            ratios[f"{to} seconds per finding, {most:,} over {most // 10:,}"] = round(each[most] / each[most // 10], 3)
+            ratios[f"{to} seconds per finding, {most:,} over {most // 10:,}"] = round(
+                each[most] / each[most // 10], 3
+            )
             ratios[f"{to} peak MB over 500"] = round(measured["peak_mb"] / 500, 3)
-    print(json.dumps({"name": "exports", "ratios": ratios, "machine": platform.processor() or platform.machine()}))
+    print(json.dumps({"name": "exports", "ratios": ratios, "machine": machine()}))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cohort.csv").write_text("case,patient,slide\none,p1,slide.tif\n")
     save_file({"fc.weight": np.ones((2, 3), np.float32)}, folder / "weights.safetensors")
     torch.save({"model": {"fc.weight": torch.ones(2, 3)}}, folder / "checkpoint.pt")
+    (folder / "corrected").mkdir()
+    (folder / "corrected/one.geojson").write_text('{"type": "FeatureCollection", "features": []}')
     write_tiny_bundle(folder / "BUNDLE", mpp=2.0)
     _write_classifier(folder)
     torch.save({"model": ViewWise().state_dict()}, folder / "sample_image_model.p")

@@ -1,4 +1,4 @@
-"""Squares of a slide with bounds are in place after an export and a return, within half a pixel of level 0."""
+"""Squares of a slide with bounds are in place after export and import, within half a pixel of level 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DICOM objects: valid by dciodvfy and dsrdump, at the right position by highdicom's readers, and read again."""
+"""DICOM objects: valid by dciodvfy, dsrdump and PixelMed, in place by highdicom, and read again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from lobule.errors import AnnotationError, UsageError
 from lobule.exports import ExportOptions
 from lobule.exports.run import export_results
 from lobule.findings import Finding
-from lobule.geometry import Box
 from lobule.results import Results
 from lobule.results.writing import write_findings
 from lobule.testing.export import (
@@ -30,7 +29,6 @@ from lobule.testing.export import (
     SIZE,
     SQUARES,
     STRIDE,
-    known_findings,
     known_map,
     write_known_results,
 )
@@ -67,7 +65,7 @@ def objects(folder: Path) -> Iterator[Path]:
 def test_dciodvfy_reports_no_error(folder: Path) -> None:
     command = program("dciodvfy")
     paths = list(objects(folder))
-    assert len(paths) == 6  # Without findings there are no bulk annotations.
+    assert len(paths) == 7  # Without findings there are no bulk annotations.
     for path in paths:
         done = subprocess.run([command, str(path)], capture_output=True, text=True, check=False)
         errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
@@ -76,7 +74,10 @@ def test_dciodvfy_reports_no_error(folder: Path) -> None:
 
 def test_dsrdump_reads_the_report(folder: Path) -> None:
     done = subprocess.run(
-        [program("dsrdump"), str(folder / "squares.sr.dcm")], capture_output=True, text=True, check=False
+        [program("dsrdump"), "+Pl", str(folder / "squares.sr.dcm")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "not for diagnosis" in done.stdout
@@ -128,7 +129,7 @@ def test_segmentation(folder: Path) -> None:
 
 def test_parametric_map(folder: Path) -> None:
     (path,) = folder.glob("squares.tumour.0.pm.dcm")
-    dataset = highdicom.pm.pmread(path)
+    dataset = highdicom.imread(path)
     assert dataset.ContentLabel == "HEATMAP"
     scores, states = known_map()
     matrix = dataset.get_total_pixel_matrix(apply_real_world_transform=False)
@@ -144,7 +145,7 @@ def test_a_large_map_becomes_a_pyramid(results: Results, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(dicom_slide, "TILE", 32)
     export_results(results.path, "dicom-pm", tmp_path, cases=["squares"])
-    levels = [highdicom.pm.pmread(path) for path in sorted(tmp_path.glob("*.pm.dcm"))]
+    levels = [highdicom.imread(path) for path in sorted(tmp_path.glob("*.pm.dcm"))]
     assert [level.TotalPixelMatrixColumns for level in levels] == [128, 64, 32]
     first = levels[0].get_total_pixel_matrix(apply_real_world_transform=False)
     for level, factor in zip(levels, (1, 2, 4), strict=True):
@@ -193,7 +194,9 @@ def test_other_dicom_files_are_no_annotations(folder: Path, tmp_path: Path) -> N
 
 
 def test_many_findings_are_limited_in_the_report_only(results: Results, tmp_path: Path) -> None:
-    write_findings(results.case_folder(EMPTY).path, [Finding(i % 4000, i // 4, i / 2000) for i in range(1500)])
+    write_findings(
+        results.case_folder(EMPTY).path, [Finding(i % 4000, i // 4, i / 2000) for i in range(1500)]
+    )
     import json
 
     path = results.case_folder(EMPTY).path / "result.json"
@@ -272,7 +275,7 @@ def test_objects_refer_to_a_cropped_dicom_slide(results: Results, tmp_path: Path
     segmentation = highdicom.seg.segread(out / "squares.seg.dcm")
     assert segmentation.StudyInstanceUID == annotations.StudyInstanceUID
     assert segmentation.TotalPixelMatrixColumns == BOUNDS.width // 32
-    matrix = highdicom.pm.pmread(out / "squares.tumour.0.pm.dcm").get_total_pixel_matrix(
+    matrix = highdicom.imread(out / "squares.tumour.0.pm.dcm").get_total_pixel_matrix(
         apply_real_world_transform=False
     )
     scores, states = known_map()
@@ -308,5 +311,3 @@ def test_versions_of_the_validators_are_known(capsys: pytest.CaptureFixture[str]
     with capsys.disabled():
         print(f"\nhighdicom {highdicom.__version__}; {done.stdout.splitlines()[0]}")
     assert "dcmtk" in done.stdout
-
-

@@ -65,7 +65,9 @@ EXPECTED = [square(SQUARES[0], [HOLE]), square(SQUARES[1]), square(SQUARES[2])]
 
 
 def qupath_features(results: Results, out: Path, case: str = "squares", **options: object) -> list[dict]:
-    document = json.loads((exported(results, "qupath", out, **options) / f"{case}.geojson").read_text("utf-8"))
+    document = json.loads(
+        (exported(results, "qupath", out, **options) / f"{case}.geojson").read_text("utf-8")
+    )
     assert document["type"] == "FeatureCollection"
     return document["features"]
 

@@ -154,9 +154,7 @@ def _parse_json(data: bytes, source: str) -> Any:
         ) from None
 
 
-def _of_json(
-    document: Any, source: str, groups: Mapping[str, Kind] | None, image: str | None
-) -> Annotation:
+def _of_json(document: Any, source: str, groups: Mapping[str, Kind] | None, image: str | None) -> Annotation:
     if is_coco(document):
         return read_coco(document, source, groups, image)
     if is_dsa(document):

@@ -57,7 +57,9 @@ def read_dicom_annotation(
             dataset = pydicom.dcmread(io.BytesIO(data))
             shapes = list(_shapes(dataset, collector, l0_mpp))
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, EOFError) as error:
-        raise collector.error("the DICOM file is damaged", actual=f"{type(error).__name__}: {error}") from None
+        raise collector.error(
+            "the DICOM file is damaged", actual=f"{type(error).__name__}: {error}"
+        ) from None
     for label, rings, location in shapes:
         collector.add(rings, kind_of_group(label, groups), "", label, location)
     return collector.annotation()
@@ -79,15 +81,13 @@ def _shapes(
         )
 
 
-def _bulk_annotations(
-    dataset: Dataset, collector: Collector
-) -> Iterator[tuple[str, list[Ring], str]]:
+def _bulk_annotations(dataset: Dataset, collector: Collector) -> Iterator[tuple[str, list[Ring], str]]:
     from highdicom.ann import MicroscopyBulkSimpleAnnotations
 
     opened = MicroscopyBulkSimpleAnnotations.from_dataset(dataset, copy=False)
     if opened.AnnotationCoordinateType != "2D":
         raise collector.error(
-            "the annotations are in mm of the slide coordinate system, which the file does not relate to pixels",
+            "the annotations are in mm of the slide, which the file does not relate to pixels",
             expected="two-dimensional coordinates in pixels",
         )
     for group in opened.get_annotation_groups():
@@ -130,7 +130,9 @@ def _first_corner(
 ) -> NDArray[np.float64]:
     """Return the level-0 position of the corner of the first pixel of a segmentation."""
     if [float(value) for value in dataset.ImageOrientationSlide] != [1, 0, 0, 0, 1, 0]:
-        collector.warn("the slide coordinate system is rotated; the segmentation is taken to start at the corner")
+        collector.warn(
+            "the slide coordinate system is rotated; the segmentation is taken to start at the corner"
+        )
         return np.zeros(2)
     origin = dataset.TotalPixelMatrixOriginSequence[0]
     # The origin is the centre of the first pixel, and level-0 pixel (0, 0) has its centre at 0 mm.

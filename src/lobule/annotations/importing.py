@@ -1,4 +1,4 @@
-"""Annotations of other software for the cases of a cohort: found by name, converted and listed in a manifest."""
+"""Annotations of other software for a cohort: matched by name, converted and listed in a manifest."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ MOST_LINES = 20
 
 
 @lobule_command(
-    "lobule export results --to qupath --out overlays",
-    "lobule export results --to camelyon16 --out submission",
+    "lobule export RESULTS --to qupath --out OUT",
+    "lobule export RESULTS --to camelyon16 --out OUT",
 )
 @click.argument("results")
 @click.option("--to", required=True, type=click.Choice(list(EXPORTS)), metavar="FORMAT",

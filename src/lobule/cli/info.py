@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from lobule.training.training_status import TrainingStatus
 
 
-@lobule_command("lobule info slide.tif", "lobule info slide.tif --thumbnail slide.png")
+@lobule_command(
+    "lobule info slide.tif",
+    "lobule info slide.tif --thumbnail slide.png",
+    "lobule info BUNDLE --card",
+)
 @click.argument("path")
 @slide_mpp_option
 @click.option("--backend", metavar="NAME", help="Use only this backend.")
@@ -30,7 +34,9 @@ if TYPE_CHECKING:
 )
 @click.option("--tissue/--no-tissue", default=True, help="Measure the tissue area on a thumbnail.")
 @click.option("--card", is_flag=True, help="Print the model card of a bundle.")
-@click.option("--evaluation", metavar="FILE", help="With --card: evaluation.json with intervals and subgroups.")
+@click.option(
+    "--evaluation", metavar="FILE", help="With --card: evaluation.json with intervals and subgroups."
+)
 @click.option("--out", metavar="FILE", help="With --card: write the model card to this file.")
 def command(
     path: str,
@@ -46,8 +52,8 @@ def command(
 ) -> CommandOutput:
     """Describe a slide: format, size, levels, µm/px and its source, associated images and tissue area.
 
-    For a results folder, show its results. For the folder of a training, show its progress. With --card, print
-    the model card of a bundle.
+    For a results folder, show its results. For the folder of a training, show its progress. With --card,
+    print the model card of a bundle.
     """
     if card:
         return print_card(path, evaluation, out)

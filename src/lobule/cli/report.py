@@ -10,7 +10,7 @@ from lobule.cli.base import CommandOutput, lobule_command, progress
 from lobule.cli.export import as_text
 
 
-@lobule_command("lobule report results --out pages", "lobule report results --cohort cohort.csv --out pages --pdf")
+@lobule_command("lobule report RESULTS --cohort cohort-scanned.csv --out OUT")
 @click.argument("results")
 @click.option("--out", required=True, metavar="DIR", help="Folder for the pages.")
 @click.option("--case", "cases", multiple=True, metavar="NAME", help="Report only this case; repeatable.")
@@ -24,8 +24,8 @@ from lobule.cli.export import as_text
 def command(results: str, out: str, **options: Any) -> CommandOutput:
     """Write one self-contained page per case, and index.html about all cases.
 
-    A page opens with the ten highest-scoring fields, then shows the map, the findings, the scores, what failed
-    and how it was made. Pages that an earlier call wrote and that have not changed are skipped. Research use
+    A page opens with the ten highest-scoring fields, then shows the map, the findings, the scores, what
+    failed and how it was made. Pages that an earlier call wrote and that have not changed are skipped. Research use
     only, and every page says so.
     """
     from lobule.api import report

@@ -151,9 +151,7 @@ class ExportCase:
     def finding_count(self) -> int:
         return int((self.result.get("findings") or {}).get("count", 0))
 
-    def findings(
-        self, options: ExportOptions, image: str | None = None
-    ) -> Iterator[tuple[int, Finding]]:
+    def findings(self, options: ExportOptions, image: str | None = None) -> Iterator[tuple[int, Finding]]:
         """Yield the number and the value of each finding, in the order of the table.
 
         Args:

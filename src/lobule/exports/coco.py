@@ -65,9 +65,7 @@ def _pixel(finding: Finding) -> list[Ring]:
     return [box_ring(Box(finding.l0_x, finding.l0_y, 1, 1))]
 
 
-def _annotation(
-    index: int, category: int, score: float | None, polygons: list[list[Ring]]
-) -> dict[str, Any]:
+def _annotation(index: int, category: int, score: float | None, polygons: list[list[Ring]]) -> dict[str, Any]:
     corners = np.concatenate([rings[0] for rings in polygons])
     left, top = corners.min(axis=0)
     right, bottom = corners.max(axis=0)

@@ -1,4 +1,4 @@
-"""`dicom-ann`: findings as Microscopy Bulk Simple Annotations, in pixels of the slide's total pixel matrix."""
+"""`dicom-ann`: findings as Microscopy Bulk Simple Annotations, in pixels of the slide's pixel matrix."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ def write(case: ExportCase, folder: Path, options: ExportOptions) -> CaseOutput:
     return CaseOutput((note,) if holes else ())
 
 
-def _groups(
-    case: ExportCase, level: SlideLevel, options: ExportOptions
-) -> tuple[list[Group], int]:
+def _groups(case: ExportCase, level: SlideLevel, options: ExportOptions) -> tuple[list[Group], int]:
     groups: dict[tuple[str, str, bool], Group] = {}
     holes = 0
 
@@ -82,9 +80,7 @@ def _rings(finding: Finding) -> list[Ring]:
     return rings or [np.array([[finding.l0_x + 0.5, finding.l0_y + 0.5]])]
 
 
-def _annotations(
-    case: ExportCase, level: SlideLevel, groups: list[Group], options: ExportOptions
-) -> Any:
+def _annotations(case: ExportCase, level: SlideLevel, groups: list[Group], options: ExportOptions) -> Any:
     from highdicom.ann import MicroscopyBulkSimpleAnnotations
 
     arguments = object_arguments(case, "ann", 301, options)
@@ -120,7 +116,8 @@ def _annotation_group(case: ExportCase, number: int, group: Group, instance: str
         ],
         description=RESEARCH_USE,
     )  # fmt: skip
-    # highdicom takes one array per annotation, which a million of them do not fit; the flat arrays replace them.
+    # highdicom takes one array per annotation, which is too much memory for a million of them.
+    # The flat arrays replace its single example.
     item.NumberOfAnnotations = len(group.starts)
     item.PointCoordinatesData = group.coordinates.tobytes()
     if "LongPrimitivePointIndexList" in item:

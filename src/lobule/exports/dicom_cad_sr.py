@@ -26,6 +26,11 @@ from lobule.results.result import RESEARCH_USE
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
+COPIED = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
+    "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+"""Attributes of the patient and the study, which are those of the views."""
 CAD_SR = "1.2.840.10008.5.1.4.1.1.88.50"
 Code = tuple[str, str, str]
 PERCENT: Code = ("%", "UCUM", "percent")
@@ -40,7 +45,8 @@ def write(case: ExportCase, folder: Path, options: ExportOptions) -> CaseOutput:
     report.ContentSequence = _content(case, views, locations)
     save(report, folder / f"{case.file_name}.cad-sr.dcm", case)
     generated = [view.name for view in views if view.is_generated]
-    note = f"The views {', '.join(generated)} are not DICOM files or gone; the report refers to generated images."
+    names = ", ".join(generated)
+    note = f"The views {names} are not DICOM files or gone; the report refers to generated images."
     return CaseOutput((note,) if generated else (), {"locations": len(locations)})
 
 
@@ -57,8 +63,7 @@ def _document(case: ExportCase, views: Sequence[ExamView], options: ExportOption
     report.file_meta.MediaStorageSOPInstanceUID = report.SOPInstanceUID
     report.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     report.SpecificCharacterSet = "ISO_IR 192"
-    for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
-                    "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"):  # fmt: skip
+    for keyword in COPIED:
         setattr(report, keyword, first.get(keyword, ""))
     if not options.show_patients:
         report.PatientIdentityRemoved = "YES"
@@ -67,7 +72,10 @@ def _document(case: ExportCase, views: Sequence[ExamView], options: ExportOption
     report.SeriesInstanceUID = exam_uid(list(views), *key, "series")
     report.ReferencedPerformedProcedureStepSequence = []
     made_by = equipment(case)
-    report.Manufacturer, report.ManufacturerModelName = made_by["manufacturer"], made_by["manufacturer_model_name"]
+    report.Manufacturer, report.ManufacturerModelName = (
+        made_by["manufacturer"],
+        made_by["manufacturer_model_name"],
+    )
     report.SoftwareVersions = made_by["software_versions"]
     report.DeviceSerialNumber = made_by["device_serial_number"]
     report.CompletionFlag, report.VerificationFlag = "COMPLETE", "UNVERIFIED"
@@ -182,7 +190,9 @@ def _individual_impressions(
 
 
 def _finding(case: ExportCase, location: MarkedLocation, image_index: int) -> Dataset:
-    finding = _coded("CONTAINS", ("111059", "DCM", "Single Image Finding"), ("111099", "DCM", "Selected region"))
+    finding = _coded(
+        "CONTAINS", ("111059", "DCM", "Single Image Finding"), ("111099", "DCM", "Selected region")
+    )
     share = min(100.0, max(0.0, 100 * location.score))
     finding.ContentSequence = [
         _rendering_intent(),
@@ -225,8 +235,16 @@ def _algorithm(case: ExportCase) -> list[Dataset]:
     """Return the identification of the algorithm (TID 4019)."""
     bundle = case.result.get("bundle") or {}
     return [
-        _text("HAS PROPERTIES", ("111001", "DCM", "Algorithm Name"), f"Lobule {bundle.get('method', '')}".strip()),
-        _text("HAS PROPERTIES", ("111003", "DCM", "Algorithm Version"), str(bundle.get("fingerprint", "unknown"))),
+        _text(
+            "HAS PROPERTIES",
+            ("111001", "DCM", "Algorithm Name"),
+            f"Lobule {bundle.get('method', '')}".strip(),
+        ),
+        _text(
+            "HAS PROPERTIES",
+            ("111003", "DCM", "Algorithm Version"),
+            str(bundle.get("fingerprint", "unknown")),
+        ),
     ]
 
 

@@ -35,6 +35,11 @@ ANGLES = {
     "MLO": ("399368009", "SCT", "medio-lateral oblique"),
 }
 SIDES = {"L": ("80248007", "SCT", "Left breast"), "R": ("73056007", "SCT", "Right breast")}
+REQUIRED_EMPTY = (
+    "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
+    "ReferringPhysicianName",
+)  # fmt: skip
+"""Attributes that derived objects must have, and that may be empty."""
 DEFAULT_MM = 0.1
 """mm/px of a view whose file does not state it; DICOM objects need a value."""
 
@@ -77,10 +82,9 @@ def _view(case: ExportCase, name: str, options: ExportOptions) -> ExamView:
         dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
         dataset.PatientIdentityRemoved = "YES"
         dataset.DeidentificationMethod = "Names removed; export with the patients to keep them"
-    for name_, default in (("StudyID", ""), ("StudyDate", ""), ("StudyTime", ""), ("AccessionNumber", ""),
-                           ("ReferringPhysicianName", ""), ("PatientBirthDate", ""), ("PatientSex", "")):  # fmt: skip
-        if name_ not in dataset:
-            setattr(dataset, name_, default)
+    for keyword in REQUIRED_EMPTY:
+        if keyword not in dataset:
+            setattr(dataset, keyword, "")
     return ExamView(name, dataset, Size(int(dataset.Columns), int(dataset.Rows)), False)
 
 
@@ -130,8 +134,7 @@ def _described(case: ExportCase, name: str, size: Size, options: ExportOptions) 
     patient = case.patient if options.show_patients else None
     dataset.PatientName = "" if patient is None else patient if "^" in patient else f"{patient}^"
     dataset.PatientID = patient or hashlib.sha256(repr(exam).encode()).hexdigest()[:16]
-    for keyword in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
-                    "ReferringPhysicianName"):  # fmt: skip
+    for keyword in REQUIRED_EMPTY:
         setattr(dataset, keyword, "")
     dataset.ImageType = ["DERIVED", "PRIMARY"]
     dataset.Rows, dataset.Columns = size.height, size.width

@@ -78,12 +78,18 @@ def _mark(location: MarkedLocation, view: ExamView) -> Any:
 
     if location.box is not None:
         box = location.box
-        corners = [[box.x, box.y], [box.right, box.y], [box.right, box.bottom], [box.x, box.bottom], [box.x, box.y]]
+        corners = [
+            [box.x, box.y],
+            [box.right, box.y],
+            [box.right, box.bottom],
+            [box.x, box.bottom],
+            [box.x, box.y],
+        ]
         # Presentation states count pixels from 1.
         return GraphicObject("POLYLINE", np.array(corners, np.float64) + 1, units="PIXEL")
     radius = max(2.0, RADIUS_PX * view.size.width)
     centre = np.array([location.x, location.y]) + 0.5
-    return GraphicObject("CIRCLE", np.array([centre, centre + (radius, 0)]), units="PIXEL")
+    return GraphicObject("CIRCLE", np.array([centre, [centre[0] + radius, centre[1]]]), units="PIXEL")
 
 
 def _text(location: MarkedLocation, view: ExamView) -> Any:

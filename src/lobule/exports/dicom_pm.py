@@ -56,7 +56,7 @@ def read_class(reader: MapReader, index: int) -> tuple[NDArray[np.float32], NDAr
 def plane_of(
     level: SlideLevel, info: MapInfo, scores: NDArray[np.float32], states: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
-    """Return the values at the pixels of a level: the maximum of the cells in each, or the cell at its centre."""
+    """Return the values at the pixels of a level: the maximum of their cells, or the cell at the centre."""
     factor = level.l0_step[0] / info.l0_stride[0], level.l0_step[1] / info.l0_stride[1]
     whole = round(factor[0])
     if level.l0_offset == (0, 0) and factor[0] == factor[1] == whole >= 1:

@@ -1,4 +1,4 @@
-"""`dicom-seg`: binary DICOM segmentations: findings and tissue of a slide, or heatmaps of the views of an exam."""
+"""`dicom-seg`: binary DICOM segmentations: findings and tissue of a slide, or heatmaps of an exam."""
 
 from __future__ import annotations
 
@@ -41,7 +41,11 @@ def write(case: ExportCase, folder: Path, options: ExportOptions) -> CaseOutput:
         notes.append("There is no outlined finding and no tissue; no file is written.")
         return CaseOutput(tuple(notes))
     arguments = object_arguments(case, "seg", 101, options)
-    save(_segmentation(case, level.dataset, masks, arguments, tiled=True), folder / f"{case.file_name}.seg.dcm", case)
+    save(
+        _segmentation(case, level.dataset, masks, arguments, tiled=True),
+        folder / f"{case.file_name}.seg.dcm",
+        case,
+    )
     return CaseOutput(tuple(notes), {"segments": list(masks)})
 
 
@@ -70,7 +74,9 @@ def _write_exam(case: ExportCase, folder: Path, options: ExportOptions) -> CaseO
 def _level(case: ExportCase, options: ExportOptions) -> SlideLevel:
     reader = case.map(options)
     if reader is not None:
-        return levels_for_map(case, (reader.info.rows, reader.info.columns), reader.info.l0_stride, options)[0]
+        return levels_for_map(case, (reader.info.rows, reader.info.columns), reader.info.l0_stride, options)[
+            0
+        ]
     size, mpp = base_level(case, options).size, case.frames["slide"].mpp
     assert mpp is not None
     stride = max(1, round(PIXEL_UM / mpp.x))
@@ -113,7 +119,7 @@ def mask_of(level: SlideLevel, polygons: list[Polygon]) -> NDArray[np.bool_]:
 def _segmentation(
     case: ExportCase, source: Any, masks: Masks, arguments: dict[str, Any], *, tiled: bool
 ) -> Any:
-    from highdicom.seg import SegmentDescription, Segmentation
+    from highdicom.seg import Segmentation, SegmentDescription
     from pydicom.sr.codedict import codes
 
     segments = [
@@ -128,8 +134,8 @@ def _segmentation(
     pixels = np.stack(list(masks.values()), axis=-1).astype(np.uint8)[None]
     return Segmentation(
         [source], pixels, "BINARY", segments, tile_pixel_array=tiled,
-        content_label="FINDINGS", content_description=RESEARCH_USE[:LONG_TEXT], content_creator_name="Lobule^",
-        **arguments,
+        content_label="FINDINGS", content_description=RESEARCH_USE[:LONG_TEXT],
+        content_creator_name="Lobule^", **arguments,
     )  # fmt: skip
 
 

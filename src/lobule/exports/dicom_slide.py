@@ -1,8 +1,9 @@
 """What DICOM objects of a slide refer to: a generated description of the slide, or its DICOM files.
 
-The description of a slide that is not DICOM has UIDs made from the hash of its content, so all objects of a slide
-share a study and a frame of reference, whenever they are written. It names no patient. Its slide coordinate system
-has its origin at the centre of level-0 pixel (0, 0), with x and y along the rows and columns of the image.
+The description of a slide that is not DICOM has UIDs made from the hash of its content, so all objects of a
+slide share a study and a frame of reference, whenever they are written. It names no patient. Its slide
+coordinate system has its origin at the centre of level-0 pixel (0, 0), with x and y along the rows and columns
+of the image.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from lobule.errors import ConfigError, NotReadable, UsageError
 from lobule.exports.case import ExportCase, ImageFrame
 from lobule.exports.export import ExportOptions
-from lobule.geometry import Box, Size
+from lobule.geometry import Size
 from lobule.slides.dicom_series import WHOLE_SLIDE, no_warnings
 from lobule.units import Mpp
 
@@ -130,9 +131,7 @@ def described_level(
     return SlideLevel(dataset, size, l0_step, (0.0, 0.0))
 
 
-def _add_patient_and_study(
-    dataset: Dataset, case: ExportCase, identity: str, options: ExportOptions
-) -> None:
+def _add_patient_and_study(dataset: Dataset, case: ExportCase, identity: str, options: ExportOptions) -> None:
     patient = case.patient if options.show_patients else None
     dataset.SpecificCharacterSet = "ISO_IR 192"
     if patient is not None:
@@ -201,8 +200,8 @@ def levels_for_map(
 ) -> list[SlideLevel]:
     """Return the resolutions for objects with the values of a map, finest first.
 
-    With a generated description, they are the cells of the map and coarser ones. With DICOM files, they are those
-    levels of the slide that are nearest to the cells, and coarser ones.
+    With a generated description, they are the cells of the map and coarser ones. With DICOM files, they are
+    the level of the slide that is nearest to the cells, and coarser ones.
     """
     frame = case.frames["slide"]
     mpp = require_mpp(case, frame)
@@ -232,7 +231,6 @@ def levels_for_map(
 
 def _source_levels(case: ExportCase, options: ExportOptions) -> list[SlideLevel]:
     """Return the levels of the DICOM files of a slide, finest first."""
-    from pydicom.dataset import Dataset
 
     assert options.source is not None
     datasets = _datasets_of(options.source, case.name)
@@ -298,7 +296,8 @@ def _datasets_of(source: Path, case: str) -> tuple[Any, ...]:
 
 REQUIRED = (
     "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "TotalPixelMatrixOriginSequence",
-    "ImageOrientationSlide", "SharedFunctionalGroupsSequence", "TotalPixelMatrixColumns", "TotalPixelMatrixRows",
+    "ImageOrientationSlide", "SharedFunctionalGroupsSequence", "TotalPixelMatrixColumns",
+    "TotalPixelMatrixRows",
 )  # fmt: skip
 
 
@@ -391,5 +390,3 @@ def algorithm_identification(case: ExportCase) -> Any:
         version=str(bundle.get("fingerprint", "unknown"))[:64],
         source="Lobule, research use only",
     )
-
-

@@ -35,9 +35,7 @@ def write(case: ExportCase, folder: Path, options: ExportOptions) -> CaseOutput:
     notes = ["Holes of outlines are left out: regions of a report have none."]
     if case.finding_count > MOST_FINDINGS:
         left_out = case.finding_count - MOST_FINDINGS
-        notes.append(
-            f"The report has the {MOST_FINDINGS:,} findings with the highest scores; {left_out:,} are left out."
-        )
+        notes.append(f"The report has the {MOST_FINDINGS:,} highest findings; {left_out:,} are left out.")
     has_holes = any(len(rings) > 1 for _, finding in highest for rings in rings_of(finding))
     return CaseOutput(tuple(notes if has_holes else notes[1:]))
 
@@ -72,7 +70,11 @@ def _report(
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
-    del arguments["manufacturer_model_name"], arguments["software_versions"], arguments["device_serial_number"]
+    del (
+        arguments["manufacturer_model_name"],
+        arguments["software_versions"],
+        arguments["device_serial_number"],
+    )
     return Comprehensive3DSR(
         [level.dataset], report, is_complete=True, is_final=False, is_verified=False, **arguments
     )
@@ -97,7 +99,9 @@ def _slide_group(case: ExportCase, level: SlideLevel) -> Any:
         for index, (name, value) in enumerate(case.result["scores"].items(), 1)
     ]  # fmt: skip
     return MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(uid=uid(identity_of(case), "slide scores"), identifier="slide"),
+        tracking_identifier=TrackingIdentifier(
+            uid=uid(identity_of(case), "slide scores"), identifier="slide"
+        ),
         measurements=scores,
         source_images=[SourceImageForMeasurementGroup.from_source_image(level.dataset)],
     )
@@ -152,7 +156,9 @@ def _measurements(finding: Finding, algorithm: Any) -> list[Any]:
         measurements.append(Measurement(score, round(finding.score, 6), codes.UCUM.NoUnits))
     if finding.size_um is not None:
         measurements.append(
-            Measurement(codes.SCT.MajorAxis, round(finding.size_um, 3), CodedConcept("um", "UCUM", "micrometer"))
+            Measurement(
+                codes.SCT.MajorAxis, round(finding.size_um, 3), CodedConcept("um", "UCUM", "micrometer")
+            )
         )
     if finding.area_um2 is not None:
         unit = CodedConcept("um2", "UCUM", "square micrometer")

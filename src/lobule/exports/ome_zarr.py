@@ -1,7 +1,7 @@
-"""`ome-zarr`: each map as a multiscale OME-Zarr image with its cell states as labels, placed on the slide in µm.
+"""`ome-zarr`: each map as a multiscale OME-Zarr image in µm, with its cell states as labels.
 
-The origin is the centre of level-0 pixel (0, 0), as OME-Zarr defines coordinates by pixel centres. Cells without a
-score are NaN. A coarser level has the maximum of the scored cells. Chunks are two-dimensional.
+The origin is the centre of level-0 pixel (0, 0), as OME-Zarr defines coordinates by pixel centres. Cells
+without a score are NaN. A coarser level has the maximum of the scored cells. Chunks are two-dimensional.
 """
 
 from __future__ import annotations
@@ -133,9 +133,7 @@ def _image_metadata(
 
 
 def _label_metadata(reader: MapReader, factors: list[int], options: ExportOptions) -> dict[str, Any]:
-    colours = [
-        {"label-value": int(state), "rgba": list(colour)} for state, colour in STATE_COLOURS.items()
-    ]
+    colours = [{"label-value": int(state), "rgba": list(colour)} for state, colour in STATE_COLOURS.items()]
     properties = [{"label-value": int(state), "state": state.name.lower()} for state in State]
     label: dict[str, Any] = {"colors": colours, "properties": properties, "source": {"image": "../../"}}
     if options.ngff == "0.4":

@@ -122,9 +122,7 @@ def drawn_feature(ring: Ring, label: str, person: str, offset: Offset) -> dict[s
     return _feature(geometry, properties, f"{person} {ring.tolist()}")
 
 
-def tile_features(
-    reader: MapReader, options: ExportOptions, offset: Offset
-) -> Iterator[dict[str, Any]]:
+def tile_features(reader: MapReader, options: ExportOptions, offset: Offset) -> Iterator[dict[str, Any]]:
     """Yield a locked tile for each scored cell of a map, with one measurement per class."""
     info, lowest = reader.info, -np.inf if options.min_score is None else options.min_score
     for (rows, columns), (scores, states) in iterate_blocks(reader):

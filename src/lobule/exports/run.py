@@ -1,7 +1,7 @@
 """Write the cases of a results folder in another format, one after the other; an export can be resumed.
 
-The files of a case are written into a hidden folder, flushed and renamed, and then recorded. A later call skips
-cases whose files are complete and whose results have not changed.
+The files of a case are written into a hidden folder, flushed and renamed, and then recorded. A later call
+skips cases whose files are complete and whose results have not changed.
 """
 
 from __future__ import annotations

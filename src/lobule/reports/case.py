@@ -1,4 +1,4 @@
-"""The page of one case: the highest-scoring fields first, then the map, the findings and how they were made."""
+"""The page of one case: the highest-scoring fields, the map, the findings and how they were made."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ MOST_FINDINGS = 50
 MOST_FAILED = 20
 FOLDER = "cases"
 MISUSE = (
-    "This report shows the output of a research model. It is not a medical device. Do not use it to diagnose, to "
-    "choose a treatment, or to set aside a slide or an exam without reading it. A score is not a probability of "
-    "disease unless the section on calibration says so. The absence of findings does not mean the absence of "
-    "cancer. The model may fail on scanners, stains, tissue and populations that it was not trained on."
+    "This report shows the output of a research model. It is not a medical device. Do not use it to "
+    "diagnose, to choose a treatment, or to set aside a slide or an exam without reading it. A score is not a "
+    "probability of disease unless the section on calibration says so. The absence of findings does not mean "
+    "the absence of cancer. The model may fail on scanners, stains, tissue and populations that it was not "
+    "trained on."
 )
 
 
@@ -132,8 +133,10 @@ def _slide_sections(case: ExportCase, options: ExportOptions, notes: list[str]) 
         if size is None and reader is not None:
             info = reader.info
             size = (round(info.columns * info.l0_stride[0]), round(info.rows * info.l0_stride[1]))
-        yield "<p>Neither the slide nor a map is there.</p>" if size is None else _map_figures(
-            case, slide, size, fields, options, notes
+        yield (
+            "<p>Neither the slide nor a map is there.</p>"
+            if size is None
+            else _map_figures(case, slide, size, fields, options, notes)
         )
     finally:
         if slide is not None:
@@ -245,10 +248,14 @@ def _findings(case: ExportCase, options: ExportOptions) -> str:
     if not listed:
         return "<p>There are no findings.</p>"
     reviews = case.reviews_of_findings
-    rows = [_finding_row(case, rank, index, finding, reviews) for rank, (index, finding) in enumerate(listed, 1)]
+    rows = [
+        _finding_row(case, rank, index, finding, reviews) for rank, (index, finding) in enumerate(listed, 1)
+    ]
     header = ["", "score", "label", "class", "size, µm", "area, mm²", "x, y, mm", "review"]
     left_out = case.finding_count - len(listed)
-    more = f"<p class=note>{left_out:,} findings with lower scores are not listed.</p>" if left_out > 0 else ""
+    more = (
+        f"<p class=note>{left_out:,} findings with lower scores are not listed.</p>" if left_out > 0 else ""
+    )
     return table(header, rows, numeric=(0, 1, 4, 5)) + more
 
 
@@ -339,7 +346,10 @@ def provenance(case: ExportCase) -> Iterator[tuple[str, object]]:
     yield "computed with", _pairs(result.get("engine"))
     try:
         source = case.library.sources[case.entry.source]
-        yield "options of the scan", _pairs((source.results.settings if source.results else {}).get("options"))
+        yield (
+            "options of the scan",
+            _pairs((source.results.settings if source.results else {}).get("options")),
+        )
     except LobuleError as error:
         yield "options of the scan", f"cannot be read: {error.problem}"
     for name, recorded in (result.get("images") or {}).items():
@@ -350,8 +360,9 @@ def provenance(case: ExportCase) -> Iterator[tuple[str, object]]:
         yield f"hash of input file {index}", digest
     yield "seconds", run_seconds(case)
     details = {name: value for name, value in result.items() if name not in STANDARD_FIELDS}
-    yield "further values", _pairs(
-        {k: v for k, v in details.items() if not isinstance(v, dict | list) or len(str(v)) < 400}
+    yield (
+        "further values",
+        _pairs({k: v for k, v in details.items() if not isinstance(v, dict | list) or len(str(v)) < 400}),
     )
 
 
@@ -359,4 +370,3 @@ def _pairs(values: Any) -> str:
     if not isinstance(values, Mapping):
         return ""
     return ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, {}, []))
-

@@ -1,6 +1,6 @@
-"""The CLAIM 2024 checklist for a cohort report: answered from provenance where it is known, and open otherwise.
+"""The CLAIM 2024 checklist for a cohort report: answered from provenance, and open where nothing is known.
 
-The wording of the items is abridged. The checklist itself: Tejani et al., Radiology: Artificial Intelligence 2024.
+The wording of the items is abridged. The checklist: Tejani et al., Radiology: Artificial Intelligence 2024.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ PAGE = "index"
 MOST_SITES = 12
 MOST_POINTS = 400
 """Cases of a site that are drawn as single points; more are drawn as every n-th of the sorted scores."""
-STYLE = "td.case { overflow-wrap: anywhere; max-width: 22rem; } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }"
+STYLE = ".plots { display: flex; flex-wrap: wrap; gap: 1rem; }"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class CohortReport:
             return {}
 
 
-def evaluated(report_results: Results, cohort: Cohort | None) -> tuple[dict[str, Any] | None, tuple[str, ...], str | None]:
+def evaluated(
+    report_results: Results, cohort: Cohort | None
+) -> tuple[dict[str, Any] | None, tuple[str, ...], str | None]:
     """Evaluate the results where the truth is known: the numbers, the plots as SVG, or why there are none."""
     from lobule.evaluation import Options, evaluate_source
     from lobule.evaluation.plots import draw_evaluation
@@ -147,7 +149,11 @@ def _evaluation(report: CohortReport) -> str:
 def _task(task: Mapping[str, Any]) -> str:
     rows = []
     for column, value, block in _blocks(task):
-        shown = [text(f"{column} {value}".strip()), number(int(block[task["unit"]])), number(int(block["positive"]))]
+        shown = [
+            text(f"{column} {value}".strip()),
+            number(int(block[task["unit"]])),
+            number(int(block["positive"])),
+        ]
         rows.append([*shown, *(estimate_cell(block[name]) for name in ("auroc", "auprc"))])
     return table(["", task["unit"], "positive", "AUROC", "AUPRC"], rows, numeric=(1, 2))
 
@@ -177,7 +183,9 @@ def _distributions(report: CohortReport) -> Iterator[str]:
         by_site: dict[str, list[float]] = {}
         for record in report.records:
             if name in record.scores:
-                by_site.setdefault(str(record.summary.get("site") or "no site"), []).append(record.scores[name])
+                by_site.setdefault(str(record.summary.get("site") or "no site"), []).append(
+                    record.scores[name]
+                )
         yield f"<h3>{text(name)}</h3>{strip_plot(by_site)}"
 
 
@@ -196,7 +204,9 @@ def strip_plot(by_site: Mapping[str, Sequence[float]], width: int = 640, row_hei
         values = np.sort(np.array(by_site[site], np.float64))
         y = 20 + row * row_height
         lower, median, upper = np.quantile(values, [0.25, 0.5, 0.75])
-        marks.append(f"<text x={left - 10} y={y + 4} text-anchor=end>{text(site[:18])} ({len(values)})</text>")
+        marks.append(
+            f"<text x={left - 10} y={y + 4} text-anchor=end>{text(site[:18])} ({len(values)})</text>"
+        )
         marks.append(f"<line x1={left} x2={right} y1={y} y2={y} stroke='var(--line)' />")
         marks.append(
             f"<rect x={at(lower):.1f} y={y - 8} width={max(1.0, at(upper) - at(lower)):.1f} height=16 "
@@ -205,12 +215,19 @@ def strip_plot(by_site: Mapping[str, Sequence[float]], width: int = 640, row_hei
             "stroke-width=2 />"
         )
         shown = values[:: max(1, len(values) // MOST_POINTS)]
-        marks += [f"<circle cx={at(value):.1f} cy={y} r=3 fill='var(--first)' fill-opacity=.45 />" for value in shown]
+        marks += [
+            f"<circle cx={at(value):.1f} cy={y} r=3 fill='var(--first)' fill-opacity=.45 />"
+            for value in shown
+        ]
     bottom = 20 + len(sites) * row_height
     for tick in (low, (low + high) / 2, high):
         marks.append(f"<text x={at(tick):.0f} y={bottom} text-anchor=middle>{tick:.3g}</text>")
     height = bottom + 12
-    more = f"<p class=note>{len(by_site) - len(sites)} smaller sites are not drawn.</p>" if len(by_site) > len(sites) else ""
+    more = (
+        f"<p class=note>{len(by_site) - len(sites)} smaller sites are not drawn.</p>"
+        if len(by_site) > len(sites)
+        else ""
+    )
     return (
         f"<svg viewBox='0 0 {width} {height}' width={width} height={height} role=img "
         f"aria-label='Scores by site'>{''.join(marks)}</svg>"
@@ -223,7 +240,9 @@ def strip_plot(by_site: Mapping[str, Sequence[float]], width: int = 640, row_hei
 
 def _cases(report: CohortReport) -> str:
     names = list(dict.fromkeys(name for record in report.records for name in record.scores))
-    has = {key: any(record.summary.get(key) for record in report.records) for key in ("label", "site", "patient")}
+    has = {
+        key: any(record.summary.get(key) for record in report.records) for key in ("label", "site", "patient")
+    }
     columns = [key for key in ("patient", "label", "site") if has[key]]
     header = ["case", "status", *columns, *map(text, names), "findings"]
     rows = []
@@ -245,11 +264,17 @@ def _href(page: str) -> str:
 
 def _failures(report: CohortReport) -> str:
     rows = [
-        [text(record.case), text(record.status), text(" ".join([*([record.error] if record.error else []), *record.notes]))]
+        [
+            text(record.case),
+            text(record.status),
+            text(" ".join([*([record.error] if record.error else []), *record.notes])),
+        ]
         for record in report.records
         if record.error or record.notes
     ]
-    return table(["case", "status", "what"], rows) if rows else "<p>Nothing failed, and nothing is missing.</p>"
+    return (
+        table(["case", "status", "what"], rows) if rows else "<p>Nothing failed, and nothing is missing.</p>"
+    )
 
 
 def _run_times(report: CohortReport) -> str:
@@ -273,7 +298,10 @@ def _provenance(report: CohortReport) -> Iterator[tuple[str, object]]:
     yield "classes", ", ".join(map(str, bundle.get("classes") or []))
     for name, title in (("options", "options of the scan"), ("engine", "computed with")):
         values = settings.get(name) or {}
-        yield title, ", ".join(f"{key} {value}" for key, value in values.items() if value not in (None, {}, []))
+        yield (
+            title,
+            ", ".join(f"{key} {value}" for key, value in values.items() if value not in (None, {}, [])),
+        )
     yield "report written by", f"Lobule {__version__}"
 
 
@@ -284,7 +312,7 @@ def claim_answers(report: CohortReport) -> dict[int, str]:
     statuses = Counter(record.status for record in records)
     answers = {
         1: f"Deep learning method '{bundle.get('method')}' of Lobule" if bundle.get("method") else "",
-        11: "The report names no patient unless this was requested. De-identification of the data: not known.",
+        11: "The report names no patient unless requested. De-identification of the data: not known.",
         12: "Cases without a score are listed above and are left out of the evaluation.",
         22: f"Method {bundle.get('method')}, classes {', '.join(map(str, bundle.get('classes') or []))}, "
         f"bundle {bundle.get('fingerprint')}",
@@ -330,7 +358,9 @@ def _bundle_answers(model: Mapping[str, Any]) -> dict[int, str]:
         return {}
     provenance = model.get("provenance") or {}
     shown = ", ".join(f"{k} {v}" for k, v in provenance.items() if isinstance(v, str | int | float))
-    metrics = ", ".join(f"{k} {v}" for k, v in (model.get("metrics") or {}).items() if isinstance(v, int | float))
+    metrics = ", ".join(
+        f"{k} {v}" for k, v in (model.get("metrics") or {}).items() if isinstance(v, int | float)
+    )
     return {
         25: f"Settings of the training: {model.get('config')}"[:1500],
         26: f"Metrics of the validation: {metrics}" if metrics else "",

@@ -54,7 +54,9 @@ def _views(case: ExportCase, notes: list[str]) -> str:
         plain.append(figure(view, text(name), f"{name} view"))
         if under_heat is not None:
             heated.append(figure(under_heat, f"{text(name)}, heatmap", f"{name} view under its heatmap"))
-    legend = "<p class=note>Red: the heatmap of malignancy, from 0.3 (clear) to 1 (full).</p>" if heated else ""
+    legend = (
+        "<p class=note>Red: the heatmap of malignancy, from 0.3 (clear) to 1 (full).</p>" if heated else ""
+    )
     return f"<div class=views>{''.join(plain)}</div>{legend}<div class=views>{''.join(heated)}</div>"
 
 

@@ -120,7 +120,13 @@ def _short(value: object) -> str:
 def _training(bundle: Bundle) -> list[str]:
     settings = {name: _short(value) for name, value in bundle.config.items()}
     lines = [f"- seed: {bundle.provenance['seed']}"] if "seed" in bundle.provenance else []
-    return [*lines, "", "| setting | value |", "|---|---|", *(f"| {k} | {_cell(v)} |" for k, v in settings.items())]
+    return [
+        *lines,
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| {k} | {_cell(v)} |" for k, v in settings.items()),
+    ]
 
 
 def _cell(value: object) -> str:
@@ -137,14 +143,20 @@ def _evaluation(bundle: Bundle, data: Data | None) -> Iterator[str]:
             yield f"| {name} | {value:.4g} |"
         yield ""
     if data is None:
-        yield "No independent evaluation was supplied: `lobule info BUNDLE --card --evaluation evaluation.json`."
+        yield "No independent evaluation was supplied; add one with `--evaluation evaluation.json`."
         return
     yield "On other cases; 95 % intervals from resampled patients:\n"
     yield "| target | group | cases | positive | AUROC | AUPRC |"
     yield "|---|---|---|---|---|---|"
     for name, task in data["tasks"].items():
         for group, block in _groups(task):
-            cells = [name, group, block[task["unit"]], block["positive"], *map(_estimate, (block["auroc"], block["auprc"]))]
+            cells = [
+                name,
+                group,
+                block[task["unit"]],
+                block["positive"],
+                *map(_estimate, (block["auroc"], block["auprc"])),
+            ]
             yield "| " + " | ".join(map(_cell, cells)) + " |"
     if data.get("lesions"):
         yield "\n| group | lesions | FROC |"
@@ -164,13 +176,21 @@ def _estimate(estimate: Data) -> str:
     if estimate["value"] is None:
         return "–"
     text = f"{estimate['value']:.3f}"
-    return text if estimate.get("low") is None else f"{text} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+    return (
+        text if estimate.get("low") is None else f"{text} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+    )
 
 
 def _calibration(bundle: Bundle) -> list[str]:
     if not bundle.calibration:
         return ["The scores are not calibrated: they rank cases, and are not probabilities."]
-    return ["The scores are calibrated:", "", "```json", json.dumps(bundle.calibration, indent=1)[:3000], "```"]
+    return [
+        "The scores are calibrated:",
+        "",
+        "```json",
+        json.dumps(bundle.calibration, indent=1)[:3000],
+        "```",
+    ]
 
 
 def _licence(bundle: Bundle) -> list[str]:

@@ -52,7 +52,9 @@ def field_picture(slide: Slide, field: Field) -> tuple[RGB, float]:
     box = Box(field.l0_x - side // 2, field.l0_y - side // 2, side, side)
     steps = [float(slide.steps(index)[0]) for index in range(len(slide.levels))]
     level = max(index for index, step in enumerate(steps) if step <= max(1.0, side / FIELD_PX))
-    picture = Image.fromarray(slide.read(box, level=level)).resize((FIELD_PX, FIELD_PX), Image.Resampling.BICUBIC)
+    picture = Image.fromarray(slide.read(box, level=level)).resize(
+        (FIELD_PX, FIELD_PX), Image.Resampling.BICUBIC
+    )
     pen, scale = ImageDraw.Draw(picture), FIELD_PX / side
     for rings in rings_of(field.finding) if field.finding is not None else ():
         for ring in rings:
@@ -93,7 +95,9 @@ def overlay(base: RGB, reader: MapReader, size: tuple[int, int]) -> RGB:
         round(info.rows * info.l0_stride[1] / size[1] * height),
     )
     scaled = Image.fromarray(scores).resize(covered, Image.Resampling.BOX)
-    known = Image.fromarray((states == State.SCORED).astype(np.uint8) * 255).resize(covered, Image.Resampling.BOX)
+    known = Image.fromarray((states == State.SCORED).astype(np.uint8) * 255).resize(
+        covered, Image.Resampling.BOX
+    )
     share = np.zeros((height, width), np.float32)
     seen = np.zeros((height, width), np.float32)
     rows, columns = min(height, covered[1]), min(width, covered[0])
@@ -131,7 +135,8 @@ def small_map(reader: MapReader, longest: int) -> tuple[NDArray[np.float32], NDA
                 part_scores, part_states = reduce_map(part_scores[-1:], part_states, factor)
             layer = np.where(part_states == State.SCORED, np.nan_to_num(part_scores[-1]), 0)
             target = np.s_[
-                top // factor : top // factor + layer.shape[0], left // factor : left // factor + layer.shape[1]
+                top // factor : top // factor + layer.shape[0],
+                left // factor : left // factor + layer.shape[1],
             ]
             scores[target], states[target] = layer, part_states
     return scores.clip(0, 1), states
@@ -149,7 +154,9 @@ def _marked(picture: RGB, size: tuple[int, int], fields: Sequence[Field]) -> RGB
         pen.ellipse((x - 7, y - 7, x + 7, y + 7), outline=MARK, width=2)
         anchor = "lm" if x < picture.shape[1] - 30 else "rm"
         offset = 11 if anchor == "lm" else -11
-        pen.text((x + offset, y), str(field.number), MARK, font, anchor=anchor, stroke_width=3, stroke_fill="white")
+        pen.text(
+            (x + offset, y), str(field.number), MARK, font, anchor=anchor, stroke_width=3, stroke_fill="white"
+        )
     return np.asarray(marked)
 
 

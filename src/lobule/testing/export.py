@@ -10,8 +10,8 @@ A format outside this repository is tested in one short file:
     class TestMine(ExportConformance):
         format = "mine"
 
-The suite exports a results folder that `write_known_results` creates: a slide with bounds, whose findings have
-known outlines, and cases in every other state.
+The suite exports a results folder that `write_known_results` creates: a slide with bounds, whose findings
+have known outlines, and cases in every other state.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from lobule.results.folder import begin_results
 from lobule.results.maps import MapInfo, MapWriter
 from lobule.results.result import FORMAT, RESEARCH_USE
 from lobule.results.writing import map_summaries, write_findings
-from lobule.reviews import Review, append_review
 from lobule.stitch import State
 
 PATIENT = "Ada Secret"
@@ -77,9 +76,9 @@ def known_map() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     rows, columns = SIZE[1] // STRIDE, SIZE[0] // STRIDE
     tumour = np.full((rows, columns), 0.125, np.float32)
     for square in SQUARES:
-        tumour[
-            square.y // STRIDE : square.bottom // STRIDE, square.x // STRIDE : square.right // STRIDE
-        ] = 0.9
+        tumour[square.y // STRIDE : square.bottom // STRIDE, square.x // STRIDE : square.right // STRIDE] = (
+            0.9
+        )
     states = np.full((rows, columns), State.SCORED, np.uint8)
     states[:10], states[50, 60] = State.GLASS, State.FAILED
     scores = np.stack([1 - tumour, tumour])
@@ -97,7 +96,10 @@ def write_known_results(
         cases: Names of the complete cases, which have the known findings, except for `EMPTY`.
         others: Add cases that are partial, unscored, failed, unfinished, damaged and not started.
     """
-    names = [*cases, *(["partial", "unscored", "failed", "unfinished", "damaged", "waiting"] if others else [])]
+    names = [
+        *cases,
+        *(["partial", "unscored", "failed", "unfinished", "damaged", "waiting"] if others else []),
+    ]
     bundle = {"method": "scannet", "fingerprint": "ab" * 32, "classes": list(CLASSES)}
     results = begin_results(root / "results", {"bundle": bundle, "options": {}, "cases": names})
     for name in cases:

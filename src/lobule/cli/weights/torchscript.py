@@ -17,13 +17,14 @@ MODEL, CONFIG, CARD = "torchscript_model.pt", "config.json", "README.md"
 
 @lobule_command("lobule weights torchscript BUNDLE --out OUT")
 @click.argument("bundle")
-@click.option("--out", required=True, metavar="DIR", help="Folder for the model, its configuration and its card.")
+@click.option(
+    "--out", required=True, metavar="DIR", help="Folder for the model, its configuration and its card."
+)
 def command(bundle: str, out: str) -> CommandOutput:
     """Convert a scannet bundle into TorchScript, which runs in plain torch without Lobule.
 
     The folder has the layout of WSInfer: torchscript_model.pt, config.json and README.md. The model takes
-    normalised patches and returns one logit per class. A TorchScript file can run code; only share it with people
-    who trust you. Research use only.
+    normalised patches and returns one logit per class. Research use only.
     """
     from lobule.bundles import read_bundle
     from lobule.files import make_folder, write_atomic, write_json, write_text
