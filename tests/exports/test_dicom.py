@@ -164,7 +164,7 @@ def test_report_positions_are_in_mm(folder: Path) -> None:
     # Level-0 pixel (0, 0) has its centre at 0 mm, so its corner is half a pixel before.
     square = SQUARES[0]
     expected = np.array([[square.x, square.y], [square.right, square.y]]) - 0.5
-    assert points[:2, :2] == pytest.approx(expected * MPP / 1000, abs=1e-9)
+    assert points[:2, :2] == pytest.approx(expected * MPP / 1000, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["squares.ann.dcm", "squares.seg.dcm"])

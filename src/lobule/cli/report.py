@@ -25,8 +25,8 @@ def command(results: str, out: str, **options: Any) -> CommandOutput:
     """Write one self-contained page per case, and index.html about all cases.
 
     A page opens with the ten highest-scoring fields, then shows the map, the findings, the scores, what
-    failed and how it was made. Pages that an earlier call wrote and that have not changed are skipped. Research use
-    only, and every page says so.
+    failed and how it was made. Pages that an earlier call wrote and that have not changed are skipped.
+    Research use only, and every page says so.
     """
     from lobule.api import report
 

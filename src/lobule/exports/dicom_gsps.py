@@ -35,6 +35,7 @@ def write(case: ExportCase, folder: Path, options: ExportOptions) -> CaseOutput:
             without.append(view.name)
             continue
         state = _presentation_state(case, views, view, marked, number, options)
+        state.Laterality = view.name[:1]  # highdicom does not copy it from the image.
         save(state, folder / f"{case.file_name}.{case_folder_name(view.name)}.gsps.dcm", case)
     note = f"There is nothing to mark in {', '.join(without)}."
     return CaseOutput((note,) if without else ())

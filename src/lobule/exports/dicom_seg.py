@@ -67,6 +67,8 @@ def _write_exam(case: ExportCase, folder: Path, options: ExportOptions) -> CaseO
         }
         name = reader.info.classes[-1]
         segmentation = _segmentation(case, view.dataset, {name: mask}, arguments, tiled=False)
+        if "PatientOrientation" not in segmentation:  # highdicom does not copy it from the image.
+            segmentation.PatientOrientation = view.dataset.get("PatientOrientation")
         save(segmentation, folder / f"{case.file_name}.{case_folder_name(view.name)}.seg.dcm", case)
     return CaseOutput(tuple(notes), {"threshold": lowest})
 

@@ -2,8 +2,8 @@
 
 The description of a slide that is not DICOM has UIDs made from the hash of its content, so all objects of a
 slide share a study and a frame of reference, whenever they are written. It names no patient. Its slide
-coordinate system has its origin at the centre of level-0 pixel (0, 0), with x and y along the rows and columns
-of the image.
+coordinate system has its origin at the centre of level-0 pixel (0, 0), with x and y along the rows and
+columns of the image.
 """
 
 from __future__ import annotations

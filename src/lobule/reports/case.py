@@ -35,10 +35,10 @@ MOST_FAILED = 20
 FOLDER = "cases"
 MISUSE = (
     "This report shows the output of a research model. It is not a medical device. Do not use it to "
-    "diagnose, to choose a treatment, or to set aside a slide or an exam without reading it. A score is not a "
-    "probability of disease unless the section on calibration says so. The absence of findings does not mean "
-    "the absence of cancer. The model may fail on scanners, stains, tissue and populations that it was not "
-    "trained on."
+    "diagnose, to choose a treatment, or to set aside a slide or an exam without reading it. A score is "
+    "not a probability of disease unless the section on calibration says so. The absence of findings does "
+    "not mean the absence of cancer. The model may fail on scanners, stains, tissue and populations that "
+    "it was not trained on."
 )
 
 
