@@ -33,6 +33,8 @@ COPIED = (
 """Attributes of the patient and the study, which are those of the views."""
 CAD_SR = "1.2.840.10008.5.1.4.1.1.88.50"
 Code = tuple[str, str, str]
+SELECTED_REGION: Code = ("111099", "DCM", "Selected region")
+REGION = "marked by a research model; research use only"
 PERCENT: Code = ("%", "UCUM", "percent")
 IMAGES_BEFORE = 1
 """Content items of the root before the image library: the language."""
@@ -190,12 +192,13 @@ def _individual_impressions(
 
 
 def _finding(case: ExportCase, location: MarkedLocation, image_index: int) -> Dataset:
-    finding = _coded(
-        "CONTAINS", ("111059", "DCM", "Single Image Finding"), ("111099", "DCM", "Selected region")
-    )
+    finding = _coded("CONTAINS", ("111059", "DCM", "Single Image Finding"), SELECTED_REGION)
     share = min(100.0, max(0.0, 100 * location.score))
     finding.ContentSequence = [
         _rendering_intent(),
+        _text(
+            "HAS PROPERTIES", ("111058", "DCM", "Selected Region Description"), f"{location.label}, {REGION}"
+        ),
         *_algorithm(case),
         _number("HAS PROPERTIES", ("111012", "DCM", "Certainty of Finding"), share, PERCENT),
         _coordinates(("111010", "DCM", "Center"), "POINT", [location.x, location.y], image_index),
@@ -211,13 +214,15 @@ def _finding(case: ExportCase, location: MarkedLocation, image_index: int) -> Da
 
 def _rendering_intent() -> Dataset:
     return _coded(
-        "HAS CONCEPT MOD", ("111056", "DCM", "Rendering Intent"), ("111151", "DCM", "Presentation Optional")
+        "HAS CONCEPT MOD",
+        ("111056", "DCM", "Rendering Intent"),
+        ("111151", "DCM", "Presentation Optional: Rendering device may present"),
     )
 
 
 def _detections(case: ExportCase, views: Sequence[ExamView]) -> Dataset:
     """Return the detections that were performed, on all views (TID 4015)."""
-    detection = _coded("CONTAINS", ("111022", "DCM", "Detection Performed"), ("4147007", "SCT", "Mass"))
+    detection = _coded("CONTAINS", ("111022", "DCM", "Detection Performed"), SELECTED_REGION)
     images = []
     for view in views:
         image = _item("HAS PROPERTIES", "IMAGE")
