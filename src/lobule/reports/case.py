@@ -22,6 +22,7 @@ from lobule.reports.page import (
     research_use,
     table,
     text,
+    words,
 )
 from lobule.reports.pdf import write_pdf
 from lobule.reports.pictures import Field
@@ -369,4 +370,4 @@ def provenance(case: ExportCase) -> Iterator[tuple[str, object]]:
 def _pairs(values: Any) -> str:
     if not isinstance(values, Mapping):
         return ""
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, {}, []))
+    return words(values)

@@ -25,6 +25,7 @@ from lobule.reports.page import (
     research_use,
     table,
     text,
+    words,
 )
 from lobule.results import Results
 
@@ -110,7 +111,7 @@ def cohort_page(report: CohortReport) -> str:
         "<h2>What this must not be used for</h2>",
         f"<p>{text(MISUSE)}</p>",
     ]
-    return html_page(f"Results of {report.results.path.resolve().name}", sections, STYLE)
+    return html_page(f"Cohort report: {report.results.path.resolve().name}", sections, STYLE)
 
 
 def _heading(report: CohortReport) -> Iterator[tuple[str, object]]:
@@ -298,10 +299,7 @@ def _provenance(report: CohortReport) -> Iterator[tuple[str, object]]:
     yield "classes", ", ".join(map(str, bundle.get("classes") or []))
     for name, title in (("options", "options of the scan"), ("engine", "computed with")):
         values = settings.get(name) or {}
-        yield (
-            title,
-            ", ".join(f"{key} {value}" for key, value in values.items() if value not in (None, {}, [])),
-        )
+        yield title, words(values)
     yield "report written by", f"Lobule {__version__}"
 
 
@@ -321,7 +319,7 @@ def claim_answers(report: CohortReport) -> dict[int, str]:
         35: ", ".join(f"{count} {status}" for status, count in statuses.most_common()),
     }
     if settings.get("options"):
-        answers[9] = f"Options of the scan: {settings['options']}"
+        answers[9] = f"Options of the scan: {words(settings['options'])}"
     answers |= _cohort_answers(report) | _bundle_answers(report.bundle or {})
     if report.evaluation is not None:
         answers[28] = "AUROC and AUPRC of cases; FROC of lesions where they are outlined"
@@ -362,7 +360,7 @@ def _bundle_answers(model: Mapping[str, Any]) -> dict[int, str]:
         f"{k} {v}" for k, v in (model.get("metrics") or {}).items() if isinstance(v, int | float)
     )
     return {
-        25: f"Settings of the training: {model.get('config')}"[:1500],
+        25: f"Settings of the training: {words(model.get('config') or {})}"[:1500],
         26: f"Metrics of the validation: {metrics}" if metrics else "",
         24: shown[:600],
     }

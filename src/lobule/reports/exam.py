@@ -54,6 +54,8 @@ def _views(case: ExportCase, notes: list[str]) -> str:
         plain.append(figure(view, text(name), f"{name} view"))
         if under_heat is not None:
             heated.append(figure(under_heat, f"{text(name)}, heatmap", f"{name} view under its heatmap"))
+    present = {name.partition(" ")[0] for name in case.frames}
+    notes += [f"The exam has no view {view}." for view in ORDER if view not in present]
     legend = (
         "<p class=note>Red: the heatmap of malignancy, from 0.3 (clear) to 1 (full).</p>" if heated else ""
     )

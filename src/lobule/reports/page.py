@@ -34,6 +34,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 td, th { padding: .3rem 1.1rem .3rem 0; text-align: left; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 th { font-weight: 600; font-size: 14px; } td small { color: var(--faint); white-space: nowrap; }
+td.long { overflow-wrap: anywhere; }
 td.number, th.number { text-align: right; } td.open { color: var(--warn); }
 figure { margin: 0; } img { display: block; border-radius: 4px; max-width: 100%; }
 a { color: var(--first); }
@@ -107,6 +108,19 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 
+def words(value: object) -> str:
+    """Format a value from JSON for people: names and values of dictionaries, lists with commas."""
+    if isinstance(value, Mapping):
+        filled = {name: item for name, item in value.items() if item not in (None, {}, [], "")}
+        inner = ((name, item, isinstance(item, Mapping)) for name, item in filled.items())
+        return "; ".join(
+            f"{name}: {words(item)}" if nested else f"{name} {words(item)}" for name, item, nested in inner
+        )
+    if isinstance(value, list | tuple):
+        return ", ".join(map(words, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def figure(pixels: NDArray[np.uint8], caption: str, description: str) -> str:
     return f"<figure>{image(pixels, description)}<figcaption>{caption}</figcaption></figure>"
 
@@ -115,7 +129,7 @@ def fields_table(rows: Mapping[str, object] | Iterable[tuple[str, object]]) -> s
     """Build a table of names and values. Values are plain text; missing ones are left out."""
     pairs = rows.items() if isinstance(rows, Mapping) else rows
     cells = [
-        f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>"
+        f"<tr><th>{text(name)}</th><td class=long>{text(words(value))}</td></tr>"
         for name, value in pairs
         if value not in (None, "", {}, [])
     ]
