@@ -448,10 +448,11 @@ def export(
         >>> report = export("results", "qupath", "overlays")  # doctest: +SKIP
     """
     from lobule.cohort import Cohort, read_cohort
+    from lobule.evaluation.options import as_tuple
     from lobule.exports import ExportOptions
     from lobule.exports.run import export_results
 
-    chosen_layers: Any = _as_tuple("layers", layers) or None
+    chosen_layers: Any = as_tuple("layers", layers) or None
     rows = cohort if cohort is None or isinstance(cohort, Cohort) else read_cohort(cohort, check_files=False)
     options = ExportOptions(
         layers=chosen_layers,
@@ -463,7 +464,7 @@ def export(
         show_patients=show_patients,
     )
     return export_results(
-        results, to, out, cases=_as_tuple("cases", cases), cohort=rows, slides=slides, options=options,
+        results, to, out, cases=as_tuple("cases", cases), cohort=rows, slides=slides, options=options,
         fresh=fresh, progress=progress,
     )  # fmt: skip
 
@@ -511,11 +512,12 @@ def report(
         >>> pages = report("results", "pages", cohort="cohort.csv")  # doctest: +SKIP
     """
     from lobule.cohort import Cohort, read_cohort
+    from lobule.evaluation.options import as_tuple
     from lobule.reports.write import write_reports
 
     rows = cohort if cohort is None or isinstance(cohort, Cohort) else read_cohort(cohort, check_files=False)
     return write_reports(
-        results, out, cases=_as_tuple("cases", cases), cohort=rows, slides=slides, bundle=bundle, pdf=pdf,
+        results, out, cases=as_tuple("cases", cases), cohort=rows, slides=slides, bundle=bundle, pdf=pdf,
         min_score=min_score, show_patients=show_patients, fresh=fresh, progress=progress,
     )  # fmt: skip
 
@@ -546,5 +548,6 @@ def import_annotations(
         AnnotationError: An annotation is damaged.
     """
     from lobule.annotations.importing import import_annotations as run
+    from lobule.cohort import as_cohort
 
     return run(as_cohort(cohort), folder, out, uncropped=uncropped, groups=groups)

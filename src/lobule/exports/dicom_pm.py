@@ -57,9 +57,9 @@ def plane_of(
     level: SlideLevel, info: MapInfo, scores: NDArray[np.float32], states: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
     """Return the values at the pixels of a level: the maximum of their cells, or the cell at the centre."""
-    factor = level.l0_step[0] / info.l0_stride[0], level.l0_step[1] / info.l0_stride[1]
-    whole = round(factor[0])
-    if level.l0_offset == (0, 0) and factor[0] == factor[1] == whole >= 1:
+    factor = np.array(level.l0_step) / info.l0_stride
+    whole = round(float(factor[0]))
+    if whole >= 1 and not any(level.l0_offset) and (factor == whole).all():
         reduced, _ = (scores[None], states) if whole == 1 else reduce_map(scores[None], states, whole)
         if reduced.shape[1:] == (level.size.height, level.size.width):
             return np.ascontiguousarray(reduced[0])
@@ -112,10 +112,11 @@ def _pyramid(
                 tile_pixel_array=True, **shared,
             )
         ]  # fmt: skip
-    return create_parametric_map_pyramid(
+    pyramid: list[Any] = create_parametric_map_pyramid(
         [level.dataset for level in levels], planes, pyramid_uid=uid(instance, "pyramid"),
         sop_instance_uids=[uid(instance, number) for number in range(len(levels))], **shared,
     )  # fmt: skip
+    return pyramid
 
 
 EXPORT = Export(

@@ -34,7 +34,7 @@ def write(case: ExportCase, folder: Path, options: ExportOptions) -> CaseOutput:
 
 
 def _metadata(case: ExportCase) -> dict[str, str]:
-    geometry = {"encoding": "WKB", "geometry_types": [], "crs": None, "edges": "planar"}
+    geometry: dict[str, Any] = {"encoding": "WKB", "geometry_types": [], "crs": None, "edges": "planar"}
     frames = {
         frame.name: {
             "mpp": None if frame.mpp is None else [frame.mpp.x, frame.mpp.y],

@@ -71,7 +71,7 @@ def finding_feature(
         "isLocked": False,
         "measurements": _measurements(finding),
     }
-    metadata = {"lesion class": finding.lesion_class} if finding.lesion_class else {}
+    metadata: dict[str, str] = {"lesion class": finding.lesion_class} if finding.lesion_class else {}
     if reviews:
         metadata["review"] = "; ".join(reviews)
     if metadata:

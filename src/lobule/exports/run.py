@@ -230,7 +230,9 @@ class _Run:
         """Hash everything that determines the files of a case; maps and tables by sizes and times."""
         reviews = self.results / REVIEWS / case_folder_name(case.name)
         options, row = self.options.to_dict(), repr(case.entry.row)
-        state = [[__version__, self.export.name, self.export.variant, options, case.patient, row]]
+        state: list[list[Any]] = [
+            [__version__, self.export.name, self.export.variant, options, case.patient, row]
+        ]
         state += [[name, vars(frame)] for name, frame in case.frames.items()]
         for root in (case.folder.path, reviews):
             for item in sorted(root.rglob("*")):

@@ -33,7 +33,8 @@ def breast_scores(case: ExportCase) -> str:
             score = scores.get(f"{side}_{grade}")
             share = 0.0 if score is None else min(1.0, max(0.0, score))
             cells.append(f"<span class=bar><span style='width:{share:.0%}'></span></span>{number(score)}")
-            cells.append({True: "present", False: "absent"}.get(labels.get(f"{side}_{grade}"), "not known"))
+            is_present = labels.get(f"{side}_{grade}")
+            cells.append("not known" if is_present is None else "present" if is_present else "absent")
         rows.append(cells)
     return table(["", "malignant", "truth", "benign", "truth"], rows)
 

@@ -97,7 +97,7 @@ def _model(bundle: Bundle) -> list[str]:
 def _training_data(bundle: Bundle) -> list[str]:
     """Counts only: names of cases and patients do not belong into a public card."""
     provenance = bundle.provenance
-    counts = {
+    counts: dict[str, object] = {
         "patients": len(bundle.patients) or None,
         "training cases": _count(provenance.get("train_cases")),
         "validation cases": _count(provenance.get("val_cases")),

@@ -190,7 +190,7 @@ def view_pictures(path: str, name: str, reader: MapReader | None) -> tuple[RGB, 
     )
     share = np.zeros(plain.shape[:2], np.float32)
     scaled = np.asarray(Image.fromarray(scores).resize(covered, Image.Resampling.BILINEAR))
-    rows, columns = min(share.shape[0], covered[1]), min(share.shape[1], covered[0])
+    rows, columns = min(len(share), covered[1]), min(plain.shape[1], covered[0])
     share[:rows, :columns] = scaled[:rows, :columns]
     strength = (0.8 * np.clip((share - 0.3) / 0.7, 0, 1) * (plain[..., 0] > 0))[..., None]
     red = np.array([255, 40, 30], np.float32)

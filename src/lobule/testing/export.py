@@ -114,7 +114,7 @@ def write_known_case(results: Results, name: str, findings: Sequence[Finding], *
     folder = results.case_folder(name)
     scores, states = known_map()
     um = (STRIDE * MPP, STRIDE * MPP)
-    info = MapInfo("tumour", "slide", CLASSES, *states.shape, (STRIDE, STRIDE), um, (96, 64))
+    info = MapInfo("tumour", "slide", CLASSES, len(states), states.shape[1], (STRIDE, STRIDE), um, (96, 64))
     writer = MapWriter(folder.map_path("tumour"), info)
     for chunk in info.chunks:
         block = info.chunk_cells(chunk)

@@ -9,7 +9,7 @@ WEIGHTS: dict[str, tuple[str, str]] = {
     "inspect": ("lobule.cli.weights.inspect:command", "Show tensors, hash and origin of a weights file."),
     "convert": ("lobule.cli.weights.convert:command", "Convert an existing model into a bundle."),
     "calibrate": ("lobule.cli.weights.calibrate:command", "Calibrate a bundle on labelled cases of a site."),
-    "torchscript": ("lobule.cli.weights.torchscript:command", "Convert a bundle into TorchScript for QuPath."),
+    "torchscript": ("lobule.cli.weights.torchscript:command", "Convert a bundle into TorchScript."),
 }
 """Commands of the group; each is imported when it is called."""
 
