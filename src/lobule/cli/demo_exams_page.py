@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lobule.cli.demo_html import commands, estimate_cell, html_page, image, seconds_table, table
 from lobule.cli.demo_lesions import TOP_SHARE, read_heatmaps
 from lobule.cli.demo_story import Story
 from lobule.cli.picture import TRUTH, Colour
 from lobule.files import write_text
 from lobule.phantoms._breast import FIELD_MM
+from lobule.reports.page import commands, estimate_cell, html_page, image, seconds_table, table
 
 if TYPE_CHECKING:
     from lobule.annotations import Polygon
@@ -69,7 +69,7 @@ def write_page(story: Story) -> None:
         "<h2>Next steps</h2>",
         commands([
             f"lobule evaluate {story.data['results']} {story.data['cohort']} --split test --by site",
-            f"lobule info {story.data['results']}",
+            f"lobule report {story.data['results']} --cohort {story.data['cohort']} --out pages",
             f"lobule train four-view {story.data['cohort']} --out my-bundle --dry-run",
         ]),
     ]  # fmt: skip

@@ -7,12 +7,12 @@ from html import escape
 
 import numpy as np
 
-from lobule.cli.demo_html import commands, estimate_cell, html_page, image, seconds_table, table
 from lobule.cli.demo_picture import Location, close_up, draw_heatmap, match_findings
 from lobule.cli.demo_story import METHODS, Story
 from lobule.cohort import Case
 from lobule.cohort.labels import polarity
 from lobule.files import write_text
+from lobule.reports.page import commands, estimate_cell, html_page, image, seconds_table, table
 
 THUMBNAIL, CLOSE_UP = 420, 380
 SHOWN = 5
@@ -60,6 +60,8 @@ def write_page(story: Story) -> None:
         commands([
             f"lobule scan {bundle} {story.unseen.cases[0].path} --out finer --stride 8",
             f"lobule evaluate {story.results('scannet')} {cohort} --split test --by site",
+            f"lobule report {story.results('scannet')} --cohort {cohort} --out pages",
+            f"lobule export {story.results('scannet')} --to qupath --out overlays",
             f"lobule train scannet {cohort} --out bundle --set trunk=tiny --set mpp=1 --set rounds=1",
         ]),
     ]  # fmt: skip

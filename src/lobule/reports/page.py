@@ -147,7 +147,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequenc
         "<tr>" + "".join(f"<td{kind(index)}>{cell}</td>" for index, cell in enumerate(row)) + "</tr>\n"
         for row in rows
     )
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    head = f"<thead><tr>{head}</tr></thead>" if head else ""
+    return f"<div class=scroll><table>{head}<tbody>{body}</tbody></table></div>"
 
 
 def research_use() -> str:
@@ -173,9 +174,8 @@ def estimate_cell(estimate: Mapping[str, Any]) -> str:
 
 def seconds_table(seconds: Mapping[str, float]) -> str:
     """Build a table of the duration of each step and the total."""
-    rows = [f"<tr><td>{text(step)}</td><td>{duration:.0f} s</td></tr>" for step, duration in seconds.items()]
-    total = sum(seconds.values())
-    return f"<table>{''.join(rows)}<tr><td><b>total</b></td><td><b>{total:.0f} s</b></td></tr></table>"
+    rows = [(text(step), f"{duration:.0f} s") for step, duration in seconds.items()]
+    return table((), [*rows, ("<b>total</b>", f"<b>{sum(seconds.values()):.0f} s</b>")])
 
 
 def commands(lines: Sequence[str]) -> str:
