@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from lobule.reports.page import (
 )
 from lobule.results import Results
 
+METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+"""The date and the addresses that matplotlib writes into a plot."""
 PAGE = "index"
 MOST_SITES = 12
 MOST_POINTS = 400
@@ -83,7 +86,8 @@ def evaluated(
             for path in draw_evaluation(data, Path(folder)):
                 if path.suffix == ".svg":
                     content = path.read_text(encoding="utf-8")
-                    plots.append(content[content.index("<svg") :])
+                    without_metadata = METADATA.sub("", content[content.index("<svg") :])
+                    plots.append(without_metadata)
     except LobuleError as error:
         return data, (), f"The plots cannot be drawn: {error.problem}."
     return data, tuple(plots), None
