@@ -82,13 +82,14 @@ def child(results: str, to: str, out: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help=f"at most {QUICK:,} findings, two formats")
+    parser.add_argument("--format", action="append", choices=FORMATS, help="only this format; repeatable")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(*arguments.child)
         return
     most = QUICK if arguments.quick else FULL
-    formats = FORMATS[:2] if arguments.quick else FORMATS
+    formats = arguments.format or (FORMATS[:2] if arguments.quick else FORMATS)
     ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="lobule-findings-") as folder:
         paths = {count: write_findings_of(Path(folder) / str(count), count) for count in (most // 10, most)}
