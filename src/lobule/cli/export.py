@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lobule.cli.base import CommandOutput, format_fields, lobule_command, progress
-from lobule.exports.export import EXPORTS, LAYERS
+from lobule.exports.export import EXPORTS
+from lobule.exports.options import LAYERS
 from lobule.results.result import RESEARCH_USE
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ export_results("results", "qupath", "overlays")
 
 from __future__ import annotations
 
-from lobule.exports.export import EXPORTS, CaseOutput, Export, ExportOptions, find_export
+from lobule.exports.export import EXPORTS, CaseOutput, Export, find_export
+from lobule.exports.options import ExportOptions
 
 __all__ = ["EXPORTS", "CaseOutput", "Export", "ExportOptions", "find_export"]

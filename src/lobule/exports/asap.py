@@ -12,8 +12,9 @@ import numpy as np
 from lobule.annotations import Polygon
 from lobule.exports.case import ExportCase, Ring, rings_of
 from lobule.exports.colours import colour_of, hexadecimal
-from lobule.exports.export import CaseOutput, Export, ExportOptions
+from lobule.exports.export import CaseOutput, Export
 from lobule.exports.json_stream import number
+from lobule.exports.options import ExportOptions
 from lobule.findings import Finding
 from lobule.results.result import RESEARCH_USE
 

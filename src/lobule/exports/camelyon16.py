@@ -11,7 +11,8 @@ from pathlib import Path
 
 from lobule.errors import UsageError
 from lobule.exports.case import ExportCase
-from lobule.exports.export import CaseOutput, CaseRecord, Export, ExportOptions
+from lobule.exports.export import CaseOutput, CaseRecord, Export
+from lobule.exports.options import ExportOptions
 
 PREFERRED_SCORES = ("tumour", "tumor", "slide", "malignant")
 """The score of a slide if its result has several scores."""

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from lobule.errors import UsageError
 from lobule.exports.case import ExportCase
-from lobule.exports.export import CaseOutput, CaseRecord, Export, ExportOptions
+from lobule.exports.export import CaseOutput, CaseRecord, Export
+from lobule.exports.options import ExportOptions
 
 CASE_NAME = re.compile(r"(patient_[0-9]{3})_node_[0-9]+")
 CLASSES = ("negative", "itc", "micro", "macro")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.errors import ConfigError, LobuleError
-from lobule.exports.export import ExportOptions, Kind
+from lobule.exports.options import ExportOptions, Kind
 from lobule.files import case_folder_name
 from lobule.findings import Finding, Outline, mask_outlines
 from lobule.geometry import Box, Size

@@ -10,8 +10,9 @@ import numpy as np
 
 from lobule.annotations import Polygon
 from lobule.exports.case import ExportCase, ImageFrame, Ring, rings_of
-from lobule.exports.export import CaseOutput, Export, ExportOptions
+from lobule.exports.export import CaseOutput, Export
 from lobule.exports.json_stream import finite, json_list, number
+from lobule.exports.options import ExportOptions
 from lobule.findings import Finding
 from lobule.findings.outlines import shoelace
 from lobule.geometry import Box

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lobule.errors import ConfigError
 from lobule.exports.case import ExportCase, iterate_blocks
 from lobule.exports.dicom_slide import uid
-from lobule.exports.export import ExportOptions
+from lobule.exports.options import ExportOptions
 from lobule.geometry import Box, Size
 from lobule.mammograms.views import angle_of
 from lobule.results import MapReader

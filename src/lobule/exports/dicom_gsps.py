@@ -17,7 +17,8 @@ from lobule.exports.dicom_exam import (
     marked_locations,
 )
 from lobule.exports.dicom_slide import content_identity, save
-from lobule.exports.export import CaseOutput, Export, ExportOptions
+from lobule.exports.export import CaseOutput, Export
+from lobule.exports.options import ExportOptions
 from lobule.files import case_folder_name
 from lobule.results.result import RESEARCH_USE
 

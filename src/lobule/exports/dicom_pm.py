@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from lobule.errors import ConfigError
 from lobule.exports.case import ExportCase, iterate_blocks
 from lobule.exports.dicom_slide import SlideLevel, levels_for_map, object_arguments, save, uid
-from lobule.exports.export import CaseOutput, Export, ExportOptions
+from lobule.exports.export import CaseOutput, Export
+from lobule.exports.options import ExportOptions
 from lobule.results.maps import MapInfo, MapReader
 from lobule.results.result import RESEARCH_USE
 from lobule.stitch import State, reduce_map

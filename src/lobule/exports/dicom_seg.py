@@ -21,7 +21,8 @@ from lobule.exports.dicom_slide import (
     object_arguments,
     save,
 )
-from lobule.exports.export import CaseOutput, Export, ExportOptions
+from lobule.exports.export import CaseOutput, Export
+from lobule.exports.options import ExportOptions
 from lobule.files import case_folder_name
 from lobule.geometry import Box
 from lobule.results.result import RESEARCH_USE

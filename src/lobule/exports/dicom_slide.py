@@ -20,7 +20,7 @@ import numpy as np
 
 from lobule.errors import ConfigError, NotReadable, UsageError
 from lobule.exports.case import ExportCase, ImageFrame
-from lobule.exports.export import ExportOptions
+from lobule.exports.options import ExportOptions
 from lobule.geometry import Size
 from lobule.slides.dicom_series import WHOLE_SLIDE, no_warnings
 from lobule.units import Mpp

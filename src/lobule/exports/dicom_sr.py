@@ -18,7 +18,8 @@ from lobule.exports.dicom_slide import (
     save,
     uid,
 )
-from lobule.exports.export import CaseOutput, Export, ExportOptions
+from lobule.exports.export import CaseOutput, Export
+from lobule.exports.options import ExportOptions
 from lobule.findings import Finding
 from lobule.results.result import RESEARCH_USE
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from lobule.exports.case import ExportCase, ImageFrame, Ring, rings_of
 from lobule.exports.colours import Colour, colour_of
-from lobule.exports.export import CaseOutput, Export, ExportOptions
+from lobule.exports.export import CaseOutput, Export
 from lobule.exports.json_stream import finite, json_list, points
+from lobule.exports.options import ExportOptions
 from lobule.findings import Finding
 from lobule.results.result import RESEARCH_USE
 

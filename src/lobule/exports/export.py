@@ -8,12 +8,11 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from lobule.errors import ConfigError, MissingExtra
-
-if TYPE_CHECKING:
-    from lobule.exports.case import ExportCase
+from lobule.exports.case import ExportCase
+from lobule.exports.options import LAYERS, ExportOptions, Kind, Layer
 
 EXPORTS: dict[str, str | Export] = {
     "qupath": "lobule.exports.qupath:EXPORT",
@@ -34,36 +33,6 @@ EXPORTS: dict[str, str | Export] = {
     "dicom-gsps": "lobule.exports.dicom_gsps:EXPORT",
 }
 """The location of each format's `Export`, or the value itself. A module is imported when it is used."""
-
-Layer = Literal["findings", "tissue", "tiles", "reviews"]
-LAYERS: tuple[Layer, ...] = ("findings", "tissue", "tiles", "reviews")
-Kind = Literal["slide", "image", "exam"]
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Options of an export. A format declares the ones that it supports."""
-
-    layers: tuple[Layer, ...] | None = None
-    """What to write, of `LAYERS`; None is the format's default."""
-    min_score: float | None = None
-    """Leave out findings and tiles with a lower score."""
-    map_name: str | None = None
-    """The map to export; by default the densest."""
-    uncropped: bool = False
-    """Keep level-0 coordinates, for a slide that QuPath opens without cropping it to its bounds."""
-    source: Path | None = None
-    """Folder with DICOM files of the slides, which the DICOM objects refer to."""
-    ngff: Literal["0.5", "0.4"] = "0.5"
-    """Version of OME-Zarr."""
-    show_patients: bool = False
-    """Write the names of patients."""
-
-    def to_dict(self) -> dict[str, Any]:
-        plain = dict(vars(self))
-        plain["source"] = None if self.source is None else str(self.source)
-        plain["layers"] = None if self.layers is None else list(self.layers)
-        return plain
 
 
 @dataclass(frozen=True)
@@ -100,7 +69,7 @@ class CaseRecord:
         return cls(**{**plain, "notes": tuple(plain["notes"])})
 
 
-Write = Callable[["ExportCase", Path, ExportOptions], CaseOutput]
+Write = Callable[[ExportCase, Path, ExportOptions], CaseOutput]
 Finish = Callable[[Sequence[CaseRecord], Path, ExportOptions], None]
 
 

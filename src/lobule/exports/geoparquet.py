@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import shapely
 
 from lobule.exports.case import ROWS_AT_ONCE, ExportCase, rings_of
-from lobule.exports.export import CaseOutput, Export, ExportOptions
+from lobule.exports.export import CaseOutput, Export
+from lobule.exports.options import ExportOptions
 from lobule.findings import Finding
 from lobule.results.result import RESEARCH_USE
 

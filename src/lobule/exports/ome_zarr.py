@@ -15,7 +15,8 @@ import zarr
 from numpy.typing import NDArray
 
 from lobule.exports.case import ExportCase
-from lobule.exports.export import CaseOutput, Export, ExportOptions
+from lobule.exports.export import CaseOutput, Export
+from lobule.exports.options import ExportOptions
 from lobule.files import case_folder_name
 from lobule.results.maps import MapReader
 from lobule.results.result import RESEARCH_USE

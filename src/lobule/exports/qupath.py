@@ -15,8 +15,9 @@ import numpy as np
 
 from lobule.exports.case import ExportCase, ImageFrame, Ring, iterate_blocks, rings_of
 from lobule.exports.colours import REVIEW, TISSUE, Colour, colour_of
-from lobule.exports.export import CaseOutput, Export, ExportOptions
+from lobule.exports.export import CaseOutput, Export
 from lobule.exports.json_stream import Append, closed_points, json_list, number
+from lobule.exports.options import ExportOptions
 from lobule.findings import Finding
 from lobule.results.maps import MapReader
 from lobule.results.result import RESEARCH_USE

@@ -21,7 +21,8 @@ from lobule import __version__
 from lobule.cohort import Cohort
 from lobule.errors import LobuleError, ResultsError, UsageError
 from lobule.exports.case import ExportCase, unreadable
-from lobule.exports.export import CaseRecord, Export, ExportOptions, find_export
+from lobule.exports.export import CaseRecord, Export, find_export
+from lobule.exports.options import ExportOptions
 from lobule.files import (
     case_folder_name,
     flush_all,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lobule.exports.case import ExportCase
-from lobule.exports.export import CaseOutput, CaseRecord, Export, ExportOptions
+from lobule.exports.export import CaseOutput, CaseRecord, Export
+from lobule.exports.options import ExportOptions
 from lobule.findings import Finding
 from lobule.results.result import RESEARCH_USE
 

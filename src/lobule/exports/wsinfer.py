@@ -13,8 +13,9 @@ import numpy as np
 from lobule import __version__
 from lobule.errors import ConfigError
 from lobule.exports.case import ExportCase, iterate_blocks
-from lobule.exports.export import CaseOutput, CaseRecord, Export, ExportOptions
+from lobule.exports.export import CaseOutput, CaseRecord, Export
 from lobule.exports.json_stream import json_list, number
+from lobule.exports.options import ExportOptions
 from lobule.exports.qupath import tile_features
 from lobule.results.maps import MapReader
 from lobule.results.result import RESEARCH_USE

@@ -9,7 +9,8 @@ from typing import Any
 
 from lobule.errors import LobuleError
 from lobule.exports.case import ExportCase
-from lobule.exports.export import CaseOutput, ExportOptions
+from lobule.exports.export import CaseOutput
+from lobule.exports.options import ExportOptions
 from lobule.files import read_json, write_text
 from lobule.findings import Finding
 from lobule.reports import pictures

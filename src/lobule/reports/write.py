@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from lobule.cohort import Cohort
-from lobule.exports.export import CaseRecord, Export, ExportOptions
+from lobule.exports.export import CaseRecord, Export
+from lobule.exports.options import ExportOptions
 from lobule.exports.run import ExportReport, export_results
 from lobule.files import write_text
 from lobule.reports import case as case_report

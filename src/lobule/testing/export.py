@@ -25,7 +25,8 @@ import numpy as np
 import pytest
 
 from lobule.errors import ConfigError, ResultsError
-from lobule.exports.export import ExportOptions, find_export
+from lobule.exports.export import find_export
+from lobule.exports.options import ExportOptions
 from lobule.exports.run import ExportReport, export_results, size_of
 from lobule.files import write_json
 from lobule.findings import Finding, Outline
