@@ -65,7 +65,7 @@ RELATED_TESTS: dict[str, str] = {
     "slides/openslide.py": "slides/test_openslide.py",
     "slides/cache.py": "slides/test_cache.py slides/test_tiff.py",
     "slides/libturbojpeg.py": "slides/test_libturbojpeg.py slides/test_tiff.py",
-    "slides/overview.py": "test_tissue.py slides cli/test_pictures.py",
+    "slides/overview.py": "scanning/test_damaged_overview.py test_tissue.py slides cli/test_pictures.py",
     "scanning": "scanning",
     "training": "training scanning",
     "training/patch_sampling.py": "training/test_sampling.py methods/scannet methods/reverse_distillation",

@@ -175,6 +175,18 @@ def test_pages_that_are_not_levels_are_ignored(tmp_path: Path) -> None:
         assert np.array_equal(slide.read_level(1, Box(0, 0, 200, 150)), half)
 
 
+def test_marked_levels_rule_out_unmarked_pages(tmp_path: Path) -> None:
+    """Another picture that has the shape of a level is none if the file marks its reduced images."""
+    base, _, quarter = pyramid(picture(400, 300), 3)
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as out:
+        for pixels, mark in ((base, 0), (picture(200, 150, seed=2), 0), (quarter, 1)):
+            out.write(pixels, photometric="rgb", metadata=None, tile=(64, 64), subfiletype=mark)
+    with open_slide(path, backend="tiff") as slide:
+        assert [level.size for level in slide.levels] == [Size(400, 300), Size(100, 75)]
+        assert np.array_equal(slide.read_level(1, Box(0, 0, 100, 75)), quarter)
+
+
 def test_shared_tables_are_joined_to_each_tile(tmp_path: Path) -> None:
     pixels, path = picture(128, 128), tmp_path / "a.tif"
     streams = [ycbcr_stream(tile, "420") for tile in tile_frames(pixels, 64)]
