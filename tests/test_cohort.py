@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from lobule.cohort import LAYOUTS, Case, Cohort, cohort_of_paths, read_cohort, write_cohort
-from lobule.cohort.columns import intended_column
+from lobule.cohort.columns import _swapped, intended_column
 from lobule.cohort.rows import ids_of_paths, resolve
 from lobule.errors import CohortError, ConfigError, NotReadable, UsageError
 from lobule.geometry import Box
@@ -178,6 +178,21 @@ def test_one_problem_is_one_sentence(folder: Path, text: str, words: str) -> Non
     assert words in problems[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "swapped"),
+    [
+        ("silde", True),
+        ("sldie", True),
+        ("slide", False),
+        ("slied", True),
+        ("sldiee", False),
+        ("sxyde", False),
+    ],
+)
+def test_swapped_neighbouring_letters_are_a_misspelling(name: str, swapped: bool) -> None:
+    assert _swapped(name, "slide") == swapped
+
+
 def test_invalid_utf8_is_reported_with_its_offset(folder: Path) -> None:
     path = folder / "cohort.csv"
     data = b"case,patient,slide,site\na,p,a.svs,Z\xfcrich\nb,p,b.svs,Bern\nc,p,b.svs,Gen\xe8ve\n"
@@ -301,6 +316,13 @@ def test_a_list_of_paths_is_a_cohort(folder: Path) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(UsageError, match="no slides"):
         cohort_of_paths([folder / "empty"])
+
+
+def test_a_folder_contributes_its_slides_and_images_in_order(tmp_path: Path) -> None:
+    for name in ("b.svs", "a.PNG", "c.jpg", "notes.txt", ".hidden.tif"):
+        (tmp_path / name).touch()
+    cohort = cohort_of_paths([tmp_path])
+    assert [(case.id, case.kind) for case in cohort] == [("a", "image"), ("b", "slide"), ("c", "image")]
 
 
 def test_equal_stems_are_distinguished_by_their_folders() -> None:

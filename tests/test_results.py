@@ -11,7 +11,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lobule.errors import ResultsError
+from lobule.errors import DamagedResults, ResultsError
 from lobule.findings import Finding, components
 from lobule.geometry import Lattice, Size
 from lobule.grid import MapGrid
@@ -66,6 +66,18 @@ def test_a_map_is_read_while_it_is_written(tmp_path: Path) -> None:
     )
     # any Zarr reader opens it
     assert zarr.open_group(tmp_path / "m", mode="r")["score"].shape == (2, info.rows, info.columns)
+
+
+def test_a_block_that_does_not_fit_in_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 × 20 cells of two classes take 3,600 bytes."""
+    reader = MapReader(MapWriter(tmp_path / "m.zarr", info_of(40, 40, 1, 20)).path)
+    monkeypatch.setattr("lobule.results.maps.MOST_BYTES", 3600)
+    assert reader.read()[1].shape == (20, 20)
+    monkeypatch.setattr("lobule.results.maps.MOST_BYTES", 3599)
+    with pytest.raises(DamagedResults, match="400 cells are too many"):
+        reader.read()
 
 
 def test_a_chunk_of_nothing_but_zeros_is_written_and_read(tmp_path: Path) -> None:

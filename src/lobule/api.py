@@ -157,8 +157,8 @@ def scan(
     """
     from lobule.bundles import read_bundle
     from lobule.cohort import as_cohort
-    from lobule.evaluation.leakage import store_training_patients
     from lobule.methods import find_method, load, refuse_unsupported
+    from lobule.results.folder import store_training_patients
     from lobule.scanning.contract import ScanOptions
     from lobule.scanning.scan import Machine
     from lobule.scanning.scan import scan as run
@@ -185,7 +185,7 @@ def scan(
         )  # fmt: skip
     finally:
         # An evaluation must be able to refuse training patients, also after an interrupted scan.
-        store_training_patients(out, opened)
+        store_training_patients(out, opened.fingerprint, opened.patients)
 
 
 def _tissue_option(tissue: TissueConfig | bool) -> dict[str, Any]:

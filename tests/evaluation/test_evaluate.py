@@ -17,9 +17,9 @@ from lobule.bundles import FORMAT, Bundle, patient_hash, read_bundle
 from lobule.cli import ABOUT, COMMANDS
 from lobule.cli.base import LazyGroup, run
 from lobule.errors import BundleError, ConfigError, Leakage, UsageError
-from lobule.evaluation import store_training_patients
 from lobule.evaluation.labels import plan_targets
 from lobule.files import write_json
+from lobule.results.folder import store_training_patients
 from tests.evaluation.support import begin, put, write_csv
 
 Written = tuple[Path, Path, dict[str, np.ndarray]]
@@ -136,7 +136,7 @@ def test_training_patients_are_rejected(written: Written, tmp_path: Path) -> Non
         lobule.evaluate(results, cohort, bundle=tmp_path / "bundle", resamples=5)
     unknown = lobule.evaluate(results, cohort, resamples=5).data["overlap"]
     assert not unknown["checked"] and "not checked" in unknown["sentence"]
-    store_training_patients(results, bundle)
+    store_training_patients(results, bundle.fingerprint, bundle.patients)
     with pytest.raises(Leakage) as refused:
         lobule.evaluate(results, cohort, resamples=5)
     assert "--allow-overlap" in str(refused.value)
@@ -156,7 +156,8 @@ def test_bundle_that_did_not_produce_the_results_is_rejected(written: Written, t
     model(tmp_path / "bundle", ("x",))
     with pytest.raises(BundleError, match="not the bundle"):
         lobule.evaluate(results, cohort, bundle=tmp_path / "bundle")
-    store_training_patients(results, Bundle("scannet", {}, (), 0.5, patients=(patient_hash("p0"),)))
+    other = Bundle("scannet", {}, (), 0.5, patients=(patient_hash("p0"),))
+    store_training_patients(results, other.fingerprint, other.patients)
     assert not (results / "patients.json").exists()
 
 
@@ -372,9 +373,9 @@ def test_results_and_cohort_without_common_cases_are_reported(
 def test_training_patients_are_stored_with_the_results_of_their_bundle(tmp_path: Path) -> None:
     bundle = Bundle("scannet", {}, (), 0.5, patients=("b", "a"))
     results = begin(tmp_path / "results", [], {"fingerprint": bundle.fingerprint})
-    store_training_patients(results, bundle)
+    store_training_patients(results, bundle.fingerprint, bundle.patients)
     assert json.loads((results / "patients.json").read_text())["patients"] == ["a", "b"]
-    store_training_patients(results, replace(bundle, mpp=1.0, patients=("c",)))
+    store_training_patients(results, replace(bundle, mpp=1.0).fingerprint, ("c",))
     assert json.loads((results / "patients.json").read_text())["patients"] == ["a", "b"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lobule.measures.camelyon16 import SlideMatch
-from lobule.measures.compare import compare_froc, compare_scores
+from lobule.measures.compare import _two_sided, compare_froc, compare_scores
 from lobule.measures.estimate import Resampling
 from lobule.measures.roc import bootstrap_measure, delong_test
 
@@ -73,3 +73,15 @@ def test_froc_difference() -> None:
     with pytest.raises(ValueError, match="same slides"):
         compare_froc(good, poor[::-1])
     assert compare_froc(good[30:], poor[30:]).difference.value is None
+
+
+def test_p_value_is_undefined_without_a_defined_resample() -> None:
+    assert _two_sided([float("nan"), float("nan")]) is None
+    assert _two_sided([0.25]) == 1.0
+
+
+def test_intervals_are_from_2000_resamples_unless_another_number_is_set() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    comparison = compare_scores(labels, rng.random(40), rng.random(40), list(range(40)))
+    assert comparison.difference.resamples == 2000

@@ -240,6 +240,13 @@ def test_interval_contains_the_score() -> None:
     assert estimate == bootstrap_froc(slides, resampling=Resampling(2000, seed=1))
 
 
+def test_false_positives_without_any_lesion_are_counted_per_slide() -> None:
+    slides = [match(f"Normal_{i}", [[0.9, 5, 5], [0.4, 9, 9]], None) for i in range(4)]
+    curve = froc(slides)
+    assert curve.sensitivity is None and curve.slides == 4
+    assert set(curve.false_positives.tolist()) == {0.0, 1.0}
+
+
 def test_resampling_patients_widens_the_interval() -> None:
     slides = cohort(40, 2) * 3
     patients = list(range(40)) * 3

@@ -327,6 +327,19 @@ def test_nystrom_attention_comes_near_the_exact_one_where_tokens_are_smooth() ->
     assert (first - first_approximate).abs().max() < 0.01
 
 
+def test_attention_of_a_small_bag_is_that_of_the_first_token() -> None:
+    """With fewer tokens than landmarks, the attention is the plain softmax of the first token's scores."""
+    torch.manual_seed(9)
+    layer = NystromAttention(8, 2, landmarks=16).double()
+    tokens = torch.randn(5, 8, dtype=torch.float64)
+    queries, keys, _ = np.split((tokens @ layer.to_qkv.weight.T).detach().numpy(), 3, axis=1)
+    attention = []
+    for head in (slice(0, 4), slice(4, 8)):
+        scores = np.exp(keys[:, head] @ queries[0, head] / 2)
+        attention.append(scores / scores.sum())
+    np.testing.assert_allclose(layer(tokens)[1].detach(), np.mean(attention, axis=0), rtol=1e-9)
+
+
 def test_transmil_looks_at_where_tiles_stand() -> None:
     """The position encoding makes it sensitive to order, which no other of these models is."""
     torch.manual_seed(8)

@@ -86,6 +86,13 @@ def test_an_edge_that_varies_is_not_blank() -> None:
     assert rows.runs == ((251, 300),) and columns.runs == ()
 
 
+def test_blank_edges_may_have_another_value_in_each_channel() -> None:
+    x = view((300, 200), (0, 100, 0, 120), channels=2)
+    x[0, 1, 100:] = 0.7
+    x[0, 1, :, 120:] = 0.7
+    assert [axis.runs for axis in axes_of(x)] == [((100, 300),), ((120, 200),)]
+
+
 @given(
     length=st.integers(40, 200),
     start=st.integers(0, 30),

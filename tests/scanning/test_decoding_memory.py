@@ -53,6 +53,13 @@ def test_cases_that_do_not_fit_together_run_one_after_the_other() -> None:
     assert len(at_once) == 6 and max(at_once) <= 100
 
 
+def test_refused_slide_is_told_the_sizes_and_the_limit_that_it_needs() -> None:
+    memory = DecodingMemory(1 << 30, 4 << 30)
+    message = "takes 3.00 GiB at once.*at most 1.00 GiB, which --max-ram of 4 GiB.*Pass --max-ram 12.1GiB"
+    with pytest.raises(TooLarge, match=message), memory.reserve(3 << 30, "a.png", never):
+        pass
+
+
 def test_waiting_ends_when_the_scan_stops() -> None:
     memory = DecodingMemory(100, 500)
 

@@ -13,7 +13,7 @@ import openslide
 import pytest
 from wsidicom.codec.decoder import PydicomDecoder
 
-from lobule.errors import DamagedFile, DamagedTile, UnknownFormat
+from lobule.errors import DamagedFile, DamagedTile, TooLarge, UnknownFormat
 from lobule.geometry import Box
 from lobule.slides import RGB, open_slide
 from lobule.testing.slide_backend import BackendConformance, KnownSlide
@@ -182,3 +182,15 @@ def test_real_sample(kit: Path, tmp_path: Path) -> None:
         theirs = np.asarray(other.read_region((0, 0), 0, (16, 16)))[..., :3]
         assert np.array_equal(slide.read_level(0, Box(0, 0, 16, 16)), theirs)
         assert slide.read_associated("thumbnail").shape == (16, 16, 3)
+
+
+def test_tiles_may_have_the_largest_size_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_dicom(tmp_path, LEVELS)
+    monkeypatch.setattr("lobule.slides.dicom.MAX_TILE_SIDE", 64)
+    with open_slide(paths[0]) as slide:
+        assert len(slide.levels) == 3
+    monkeypatch.setattr("lobule.slides.dicom.MAX_TILE_SIDE", 63)
+    with pytest.raises(TooLarge, match="in tiles of"):
+        open_slide(paths[0])

@@ -17,6 +17,7 @@ import tifffile
 from lobule.errors import DamagedTile
 from lobule.geometry import Box, Size
 from lobule.slides import RGB, libturbojpeg, open_slide
+from lobule.slides.jpeg import ROOM, TileBuffer
 from lobule.slides.libturbojpeg import TurboJpeg
 from lobule.slides.tiff import REFUSALS
 from tests.slides.sample_files import picture, pyramid
@@ -288,3 +289,12 @@ def test_system_library_is_used_without_the_wheel(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("importlib.metadata.files", gone)
     monkeypatch.setattr(libturbojpeg, "find_library", lambda name: f"lib{name}.so.0")
     assert list(libturbojpeg._candidates()) == ["libturbojpeg.so.0"]
+
+
+def test_buffer_has_room_for_every_tile_and_for_a_longer_header() -> None:
+    buffer = TileBuffer(64 * 64)
+    for length in (10, 5000, 3 * ROOM, 20):
+        memory = buffer.room_for(length)
+        memory[:] = bytes(range(256)) * (length // 256) + bytes(range(length % 256))
+        joined = buffer.with_header(b"H" * 300, 2, length)
+        assert joined is not None and bytes(joined) == b"H" * 300 + bytes(memory[2:])

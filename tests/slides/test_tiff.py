@@ -160,6 +160,15 @@ def test_alpha_is_blended_with_white(tmp_path: Path, kind: str) -> None:
     assert np.abs(read_level(tmp_path / "a.tif") - expected).max() <= 1
 
 
+def test_every_alpha_of_every_colour_is_blended_exactly(tmp_path: Path) -> None:
+    colours, alpha = np.mgrid[0:256, 0:256].astype(np.uint8)
+    pixels = np.dstack([colours, colours, colours, alpha])
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"],
+                     tile=(64, 64), metadata=None)  # fmt: skip
+    exact = (colours.astype(int) * alpha + 255 * (255 - alpha.astype(int))) / 255
+    assert np.array_equal(read_level(tmp_path / "a.tif")[..., 0], np.rint(exact))
+
+
 # -- which pages are levels ---------------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ Measures have confidence intervals, and can also be computed for each value of a
 """
 
 from lobule.evaluation.evaluate import Evaluation, evaluate_source
-from lobule.evaluation.leakage import store_training_patients
 from lobule.evaluation.official import official_cohort
 from lobule.evaluation.options import Options
 from lobule.evaluation.reader_study import evaluate_readers
@@ -18,5 +17,4 @@ __all__ = [
     "official_cohort",
     "open_source",
     "read_submission",
-    "store_training_patients",
 ]

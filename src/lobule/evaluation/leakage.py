@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lobule.bundles import Bundle, patient_hash, read_bundle
+from lobule.bundles import patient_hash, read_bundle
 from lobule.cohort import Cohort
 from lobule.errors import BundleError, Leakage, ResultsError
 from lobule.evaluation.sources import ResultsSource, Source
-from lobule.files import read_json, write_json
+from lobule.files import read_json
 from lobule.results import Results
 from lobule.results.checks import is_text_list
-from lobule.results.folder import PATIENTS, SCAN
+from lobule.results.folder import PATIENTS
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,3 @@ def _patients_of_bundle(path: str | Path, results: Results | None) -> tuple[froz
     if not loaded_bundle.patients:
         return frozenset(), "the bundle lists no training patients"
     return frozenset(loaded_bundle.patients), str(path)
-
-
-def store_training_patients(results: str | Path, bundle: Bundle) -> None:
-    """Write the hashes of a bundle's training patients into the results that the bundle produced."""
-    root = Path(results)
-    settings = read_json(root / SCAN) if (root / SCAN).is_file() else {}
-    # After a scan that was rejected, the folder still contains the results of another bundle.
-    if settings.get("bundle", {}).get("fingerprint") == bundle.fingerprint:
-        write_json(root / PATIENTS, {"fingerprint": bundle.fingerprint, "patients": sorted(bundle.patients)})

@@ -252,6 +252,15 @@ def record_engine(results: Results, engine: Mapping[str, Any]) -> None:
     write_json(results.path / SCAN, {**results.settings, "engine": dict(engine)})
 
 
+def store_training_patients(results: str | Path, fingerprint: str, patients: Collection[str]) -> None:
+    """Write the hashes of the training patients of a bundle into the results that the bundle produced."""
+    root = Path(results)
+    scan = root / SCAN
+    # After a scan that was rejected, the folder still contains the results of another bundle.
+    if scan.is_file() and read_json(scan).get("bundle", {}).get("fingerprint") == fingerprint:
+        write_json(root / PATIENTS, {"fingerprint": fingerprint, "patients": sorted(patients)})
+
+
 def _delete_scan(root: Path) -> None:
     """Delete an earlier scan and nothing else, because the folder may contain other files of the user."""
     cases, removed = root / "cases", root / GONE
