@@ -164,6 +164,20 @@ def test_holes_are_filled_up_to_a_size() -> None:
     assert not find_tissue(image, 16.0, smaller).mask[120, 130]
 
 
+def test_faint_areas_are_added_up_to_200_um_from_stained_tissue() -> None:
+    """A strip of tissue continues as a strip without texture, whose stain is too faint to be detected."""
+    image = picture((240, 320), glass=(245, 245, 245))
+    strip = np.zeros((240, 320), bool)
+    strip[60:180, 40:300] = True
+    image[strip] = image[strip] * 10 ** (-0.03 * E_OD)
+    strip[:, 120:] = False
+    image = eight_bit(stained(image, strip, 0.4, 0.3))
+    row = find_tissue(image, 16.0).mask[120]
+    alone = find_tissue(image, 16.0, TissueConfig(pale_um=0)).mask[120]
+    reach_um = 16 * (np.flatnonzero(row).max() - np.flatnonzero(alone).max())
+    assert 150 <= reach_um <= 200 + 16  # a pixel has 16 µm
+
+
 @pytest.mark.parametrize("um_per_px", [4.0, 8.0, 16.0])
 @pytest.mark.parametrize(("gap_um", "closed"), [(32, True), (80, False)])
 def test_gaps_up_to_twice_the_closing_radius_are_closed_at_any_resolution(

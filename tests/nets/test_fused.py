@@ -110,3 +110,19 @@ def test_what_is_broadcast_is_added_as_torch_adds_it() -> None:
     expected = net(x)
     fused = fuse(traced(net))
     torch.testing.assert_close(fused(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_traced_parts_of_other_modules_are_fused() -> None:
+    """A traced net inside a plain module, and a traced net inside another traced net."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    x = torch.randn(1, 3, 9, 9).contiguous(memory_format=torch.channels_last)
+    expected = inner(x)
+    graph = fx.Graph()
+    graph.output(graph.call_module("inner", (graph.placeholder("x"),)))
+    outer = fx.GraphModule({"inner": traced(inner)}, graph)
+    for module in (nn.Sequential(traced(inner)), outer):
+        fused = fuse(module)
+        assert sum(isinstance(part, FusedConv) for part in fused.modules()) == 1
+    torch.testing.assert_close(fuse(nn.Sequential(traced(inner)))(x), expected)

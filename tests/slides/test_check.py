@@ -10,7 +10,10 @@ import pytest
 import tifffile
 
 from lobule.errors import NotReadable
-from lobule.slides.check import check_slide
+from lobule.geometry import Box
+from lobule.slides import RGB, open_slide
+from lobule.slides.check import CANDIDATES, _windows_with_structure, check_slide
+from lobule.slides.slide import Slide
 from tests.slides.sample_files import picture, pyramid, write_dicom, write_tiff
 
 LEVELS = pyramid(picture(1024, 768), 3)
@@ -42,6 +45,21 @@ def test_shifted_level_is_reported_with_its_shift(tmp_path: Path, right: int, do
     assert (alignment.shift_x, alignment.shift_y) == pytest.approx((right, down), abs=0.3)
     assert alignment.aligned is False
     assert any("Level 1 is shifted" in problem for problem in report.problems)
+
+
+def test_alignment_reads_a_bounded_number_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tiff(tmp_path / "a.tif", [picture(3000, 2500)])
+    boxes = []
+
+    def noted(self: Slide, level: int, box: Box) -> RGB:
+        boxes.append(box)
+        return read_level(self, level, box)
+
+    read_level = Slide.read_level
+    monkeypatch.setattr(Slide, "read_level", noted)
+    with open_slide(path) as slide:
+        _windows_with_structure(slide, 0)
+    assert CANDIDATES / 2 < len(boxes) <= CANDIDATES
 
 
 def test_damaged_and_missing_tiles_are_counted(tmp_path: Path) -> None:

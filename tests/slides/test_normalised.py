@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from lobule.color import MAX_C_REF, fit_macenko
 from lobule.errors import ConfigError
 from lobule.geometry import Box
-from lobule.slides.normalised import StainNormalisedSlide, estimate_stains, with_normalisation
+from lobule.slides.normalised import (
+    StainNormalisedSlide,
+    estimate_stains,
+    normalisation_notes,
+    with_normalisation,
+)
 from lobule.slides.overview import read_overview
 from lobule.slides.slide import open_slide
 
@@ -92,6 +97,15 @@ def test_a_slide_without_tissue_keeps_its_colours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         normalised.read_lattice(slide.lattice(level=0), Box(0, 0, 64, 64)), pixels[:64, :64]
     )
+
+
+def test_a_note_says_that_the_stains_could_not_be_estimated(stainings: list[Path], tmp_path: Path) -> None:
+    glass = write(tmp_path, "glass", np.full((SIDE, SIDE, 3), 240, np.uint8))
+    notes = [
+        normalisation_notes(with_normalisation(open_slide(path, mpp=4.0), "macenko"))
+        for path in (stainings[0], glass)
+    ]
+    assert notes[0] == () and "not normalised" in notes[1][0]
 
 
 def test_none_changes_nothing_and_an_unknown_name_is_refused(stainings: list[Path]) -> None:

@@ -92,6 +92,14 @@ def test_random_numbers_do_not_depend_on_thread_speed() -> None:
     assert not torch.equal(one[0], one[4])
 
 
+def test_module_without_the_global_generator_runs_side_by_side() -> None:
+    module = net(nn.Dropout(0.5))
+    replicas = Replicas(module, 2)
+    for _ in range(2):
+        replicas.gradients(micro_batches(0, 6, 12), loss_of)
+    assert replicas._side_by_side
+
+
 def test_module_that_uses_the_global_generator_runs_in_sequence() -> None:
     class Functional(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
