@@ -14,8 +14,9 @@ import pytest
 from wsidicom.codec.decoder import PydicomDecoder
 
 from lobule.errors import DamagedFile, DamagedTile, TooLarge, UnknownFormat
-from lobule.geometry import Box
+from lobule.geometry import Box, Size
 from lobule.slides import RGB, open_slide
+from lobule.slides.dicom import _declared_size
 from lobule.testing.slide_backend import BackendConformance, KnownSlide
 from tests.slides.sample_files import jpeg_frame, picture, pyramid, tile_frames, write_dicom
 
@@ -194,3 +195,13 @@ def test_tiles_may_have_the_largest_size_that_is_allowed(
     monkeypatch.setattr("lobule.slides.dicom.MAX_TILE_SIDE", 63)
     with pytest.raises(TooLarge, match="in tiles of"):
         open_slide(paths[0])
+
+
+def test_size_of_a_lossless_stream_is_read_behind_other_segments_or_unknown_if_it_is_cut() -> None:
+    frame = (
+        b"\xff\xf7\x00\x0b\x08" + (251).to_bytes(2, "big") + (333).to_bytes(2, "big") + b"\x01\x01\x11\x00"
+    )
+    stream = b"\xff\xd8" + b"\xff\xe8\x00\x05abc" + frame
+    assert _declared_size(stream) == Size(333, 251)
+    complete = len(stream) - 4  # the size ends four bytes before the end of the segment
+    assert [_declared_size(stream[:length]) for length in range(complete)] == [None] * complete
