@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lobule.cohort import LAYOUTS, Case, Cohort, cohort_of_paths, read_cohort, write_cohort
+from lobule.cohort import Case, Cohort, cohort_of_paths, read_cohort, write_cohort
 from lobule.cohort.columns import _swapped, intended_column
 from lobule.cohort.rows import ids_of_paths, resolve
 from lobule.errors import CohortError, ConfigError, NotReadable, UsageError
@@ -336,99 +336,6 @@ def test_names_that_become_equal_are_numbered() -> None:
     deep = "/" + "/".join(["a folder with a long name"] * 12)
     first, second = ids_of_paths([f"{deep}/a.tif", f"{deep}/a.svs"])
     assert first != second and first.endswith("-a") and len(first.encode()) <= 200
-
-
-# -- layouts ------------------------------------------------------------------------------------------------
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"x")
-
-
-def test_camelyon16_as_published(tmp_path: Path) -> None:
-    touch(
-        tmp_path,
-        *(f"training/normal/normal_{n:03d}.tif" for n in (1, 86, 101)),
-        *(f"training/tumor/tumor_{n:03d}.tif" for n in (1, 15, 25, 71)),
-        *(f"training/lesion_annotations/tumor_{n:03d}.xml" for n in (1, 15, 25, 71)),
-        *(f"testing/images/test_{n:03d}.tif" for n in (1, 2, 49, 114)),
-        "testing/lesion_annotations/test_001.xml",
-        "testing/evaluation/evaluation_masks/test_001.tif",
-    )
-    (tmp_path / "testing" / "reference.csv").write_text(
-        "test_001,Tumor,IDC,Macro\ntest_002,Normal,None,None\n"
-    )
-    cohort = LAYOUTS["camelyon16"](tmp_path)
-    assert len(cohort) == 11
-    assert (cohort["tumor_001"].label, cohort["tumor_001"].split, cohort["tumor_001"].site) == (
-        "tumor",
-        "train",
-        "RUMC",
-    )
-    assert cohort["tumor_001"].annotation == str(tmp_path / "training/lesion_annotations/tumor_001.xml")
-    assert cohort["tumor_071"].site == "UMCU"
-    assert cohort["normal_001"].site == "RUMC"
-    assert cohort["normal_101"].site == "UMCU"
-    exhaustive = {case.id: case.attributes.get("exhaustive") for case in cohort if case.split == "train"}
-    assert exhaustive == {
-        "normal_001": "true", "normal_101": "true", "tumor_001": "true", "tumor_015": "false",
-        "tumor_025": "false", "tumor_071": "true",
-    }  # fmt: skip
-    assert (cohort["normal_086"].label, cohort["normal_086"].split) == (None, None)
-    assert (cohort["test_001"].label, cohort["test_001"].attributes["metastasis"]) == ("tumor", "macro")
-    assert cohort["test_001"].annotation is not None
-    assert cohort["test_002"].label == "normal"
-    assert [case.id for case in cohort if case.attributes.get("froc") == "false"] == ["test_049", "test_114"]
-    write_cohort(cohort, tmp_path / "cohort.csv")
-    assert read_cohort(tmp_path / "cohort.csv").cases == cohort.cases
-
-
-def test_camelyon16_in_one_folder(tmp_path: Path) -> None:
-    touch(
-        tmp_path,
-        "Train_Tumor/Tumor_003.tif",
-        "Train_Normal/Normal_004.tif",
-        "Ground_Truth/Mask/Tumor_003_Mask.tif",
-    )
-    cohort = LAYOUTS["camelyon16"](tmp_path)
-    assert [(case.id, case.label) for case in cohort] == [("Normal_004", "normal"), ("Tumor_003", "tumor")]
-    assert cohort["Tumor_003"].annotation == str(tmp_path / "Ground_Truth/Mask/Tumor_003_Mask.tif")
-
-
-def test_the_twenty_partly_annotated_slides(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"tumor/tumor_{n:03d}.tif" for n in range(1, 111)))
-    cohort = LAYOUTS["camelyon16"](tmp_path)
-    assert sum(case.attributes["exhaustive"] == "false" for case in cohort) == 20
-
-
-def test_bach(tmp_path: Path) -> None:
-    touch(tmp_path, "Photos/Normal/n001.tif", "Photos/InSitu/is001.tif", "Photos/test0.tif", "WSI/A01.tif")
-    (tmp_path / "Photos" / "microscopy_ground_truth.csv").write_text("n001.tif,Normal\nis001.tif,InSitu\n")
-    cohort = LAYOUTS["bach"](tmp_path)
-    assert {case.id: (case.label, case.split, case.mpp) for case in cohort} == {
-        "n001": ("normal", "train", 0.42),
-        "is001": ("in situ", "train", 0.42),
-        "test0": (None, "test", 0.42),
-    }
-
-
-def test_folders_are_labels(tmp_path: Path) -> None:
-    (tmp_path / "benign" / "none").mkdir(parents=True)
-    touch(tmp_path, "benign/1.png", "malignant/1.png", "malignant/deep/2.png", "notes.txt", ".hidden/3.png")
-    cohort = LAYOUTS["folder"](tmp_path)
-    assert {case.id: case.label for case in cohort} == {
-        "benign-1": "benign",
-        "malignant-1": "malignant",
-        "2": "malignant",
-    }
-    assert cohort.kind == "image"
-    with pytest.raises(CohortError, match="nothing there looks like"):
-        LAYOUTS["bach"](tmp_path / "benign" / "none")
-    touch(tmp_path, "benign/4.svs")
-    with pytest.raises(CohortError, match="mixed"):
-        LAYOUTS["folder"](tmp_path)
 
 
 def test_real_manifests_are_read(kit: Path) -> None:

@@ -18,7 +18,7 @@ ORDER: list[list[str]] = [
     ["units", "errors", "geometry", "settings", "allocator"],
     ["resize", "tissue", "color", "grid", "stitch", "findings", "augment", "nets", "losses", "measures"],
     ["files", "fingerprints", "cohort", "slides", "mammograms", "annotations", "phantoms", "bundles",
-     "results", "reviews", "features"],
+     "results", "reviews", "features", "layouts"],
     ["scanning", "training"],
     ["methods"],
     ["server", "evaluation", "exports", "reports"],
@@ -57,7 +57,7 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
 NO_TORCH = {
     "units", "errors", "geometry", "settings", "allocator", "resize", "tissue", "color", "grid", "findings",
     "measures", "files", "fingerprints", "cohort", "slides", "mammograms", "annotations", "phantoms",
-    "results", "reviews", "features", "server", "evaluation", "exports", "reports",
+    "results", "reviews", "layouts", "features", "server", "evaluation", "exports", "reports",
     "cli",
 }  # fmt: skip
 

@@ -40,7 +40,11 @@ def open_url(path: str | Path, mode: str = "rb") -> IO[Any]:
         if is_url(path):
             import fsspec
 
-            return cast(IO[Any], fsspec.open(str(path), mode).open())
+            opened = fsspec.open(str(path), mode)
+            stream = cast(IO[Any], opened.open())
+            with suppress(AttributeError):  # The file system of zip closes its file when it is freed.
+                stream.opened = opened  # type: ignore[attr-defined]
+            return stream
         return Path(path).open(mode, encoding=None if "b" in mode else "utf-8")
     except (ImportError, ValueError) as error:
         scheme = str(path).partition("://")[0]

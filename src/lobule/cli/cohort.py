@@ -10,11 +10,12 @@ import click
 
 from lobule.cli.base import CommandOutput, format_fields, lobule_command
 from lobule.errors import UsageError
+from lobule.layouts import LAYOUTS, read_layout
 
 if TYPE_CHECKING:
     from lobule.cohort import Cohort
 
-LAYOUT_NAMES = ("camelyon16", "bach", "dicom", "folder")
+LAYOUT_NAMES = (*LAYOUTS, "dicom")
 
 
 @lobule_command(
@@ -32,13 +33,11 @@ LAYOUT_NAMES = ("camelyon16", "bach", "dicom", "folder")
 def command(folder: str, layout: str, out: str | None, force: bool) -> CommandOutput:
     """Write a cohort manifest for a folder.
 
-    camelyon16 reads slides, annotations, masks and the table with the labels of the test slides, in any
-    published layout. It adds a note to slides that the organisers exclude or that are only partly annotated.
-    bach reads the photographs of BACH.
+    Most layouts are those of public data sets as they are released; docs/data.md says for each which files
+    are read, what the labels mean, and what happens to official splits that share patients.
     dicom groups slides, or the views of mammography exams, by their DICOM headers. folder uses the name of
     each subfolder as a label.
     """
-    from lobule.cohort import LAYOUTS as BUILDERS
     from lobule.cohort import write_cohort
 
     manifest_path = Path(out) if out else Path(folder) / "cohort.csv"
@@ -52,7 +51,7 @@ def command(folder: str, layout: str, out: str | None, force: bool) -> CommandOu
 
         cohort, left_out = dicom(folder)
     else:
-        cohort = BUILDERS[layout](folder)
+        cohort = read_layout(layout, folder)
     write_cohort(cohort, manifest_path)
     text = describe(cohort, str(manifest_path))
     if left_out:

@@ -7,9 +7,9 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 
 from lobule.cohort import Case, Cohort
-from lobule.cohort.layouts import files_under
 from lobule.cohort.rows import ids_of_paths
 from lobule.errors import CohortError
+from lobule.layouts.folders import files_under
 from lobule.mammograms.dicom_look import FileFacts, look
 
 

@@ -1,10 +1,9 @@
 """Cohorts: tables of cases, read from manifests, lists of paths or the folders of public data sets."""
 
 from lobule.cohort.case import SPLITS, VIEWS, Case, Cohort, Kind
-from lobule.cohort.layouts import LAYOUTS
 from lobule.cohort.manifest import as_cohort, cohort_of_paths, read_cohort, write_cohort
 
 __all__ = [
-    "LAYOUTS", "SPLITS", "VIEWS", "Case", "Cohort", "Kind",
+    "SPLITS", "VIEWS", "Case", "Cohort", "Kind",
     "as_cohort", "cohort_of_paths", "read_cohort", "write_cohort",
 ]  # fmt: skip

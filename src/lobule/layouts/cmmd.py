@@ -1,0 +1,63 @@
+"""CMMD, the Chinese Mammography Database: exams of breasts with biopsies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lobule.cohort import Cohort
+from lobule.errors import LobuleError, NotReadable
+from lobule.layouts.exams import SIDES, ExamRecord, exam_cases
+from lobule.layouts.folders import cohort_of, files_under
+from lobule.layouts.tables import Row, read_table
+from lobule.mammograms.dicom import examine_dicom
+
+
+def cmmd(folder: str | Path) -> Cohort:
+    """CMMD: one exam for each patient. Side and view come from the DICOM headers, never from file numbers.
+
+    A breast with a clinical row is benign or malignant, as its biopsy says. A breast without a row has no
+    label: 729 patients have images of such a breast, and the table does not call it normal. The data set has
+    no split.
+    """
+    records: dict[str, ExamRecord] = {}
+    for file in files_under(folder):
+        if file.suffix.lower() != ".dcm":
+            continue
+        try:
+            heading = examine_dicom(file)
+        except LobuleError:
+            continue
+        if heading.patient and heading.view:
+            side, angle = heading.view.split("-")
+            record = records.setdefault(heading.patient, ExamRecord(heading.patient))
+            record.add_image(side, angle, file)
+    for row in _clinical_rows(folder):
+        if (named := records.get(row["id1"])) is not None:
+            _add_clinical_row(named, row)
+    return cohort_of(folder, exam_cases(records), "CMMD: no DICOM files of mammograms")
+
+
+def _clinical_rows(folder: str | Path) -> list[Row]:
+    tables = [
+        file
+        for file in files_under(folder)
+        if "clinicaldata" in file.stem.lower() and file.suffix.lower() in (".csv", ".xlsx")
+    ]
+    if not tables:
+        raise NotReadable(
+            "the clinical table is missing",
+            subject=folder,
+            expected="CMMD_clinicaldata_revision.xlsx, or the same as CSV",
+            remedy="Copy the table into the folder",
+        )
+    return read_table(tables[0])
+
+
+def _add_clinical_row(record: ExamRecord, row: Row) -> None:
+    side = SIDES.get(row["leftright"].lower())
+    classes = {"malignant": True, "benign": False}
+    if side and row["classification"].lower() in classes:
+        record.add_finding(side, malignant=classes[row["classification"].lower()])
+        record.set_attributes(**{f"{side}_subtype": row.get("subtype", "")})
+        record.set_attributes(**{f"{side}_abnormality": row.get("abnormality", "")})
+    record.set_attributes(age=row.get("age", ""))
