@@ -143,7 +143,7 @@ def _read_mask(path: str, size: Size | None, steps: Steps, options: Options) -> 
                 remedy="State the number of level-0 pixels per mask pixel with --mask-step",
             )
         slide_size = Size(*(round(side * options.mask_step) for side in mask_size))
-    tumour = np.asarray(values == 255) if (values == 255).any() else np.asarray(values == 2)
+    tumour = np.asarray(values == _tumour_value(values))
     if values.any() and not tumour.any():
         evaluation_mask(values.astype(np.uint8))  # This raises an error that names the values of the mask.
     mask_steps = tuple(map(level_step, slide_size, mask_size))
@@ -155,6 +155,15 @@ def _read_mask(path: str, size: Size | None, steps: Steps, options: Options) -> 
         for count, step, mask_step, side in zip((columns, rows), steps, mask_steps, mask_size, strict=True)
     )
     return np.asarray(tumour[at_y[:, None], at_x[None, :]])
+
+
+def _tumour_value(values: NDArray[np.integer]) -> int:
+    """The value that means tumour: 255, or else 2, or else 1, which is then the only value.
+
+    ASAP's script for Camelyon16 writes tumour as 1 into a mask that has no other value. Where 1 and 2 both
+    occur, 1 is normal tissue.
+    """
+    return next((value for value in (255, 2) if (values == value).any()), 1)
 
 
 def _read_nearest_level(

@@ -283,6 +283,9 @@ def _outlined(case: Case, l0_size: Size, notes: list[str]) -> Outlined | None:
     if case.annotation is None:
         return None
     annotation = read_annotation(case.annotation, l0_size=l0_size)
+    if not annotation.of_kind("tumour") and case.label is not None and polarity(case.label):
+        # ASAP's script for Camelyon16 writes tumour as 1 into a mask that has no other value.
+        annotation = read_annotation(case.annotation, l0_size=l0_size, classes={1: "tumour"})
     notes += annotation.warnings
     if tumours := annotation.of_kind("tumour"):
         slide_box = Box(0, 0, l0_size.width, l0_size.height)
