@@ -18,7 +18,7 @@ ORDER: list[list[str]] = [
     ["units", "errors", "geometry", "settings", "allocator"],
     ["resize", "tissue", "color", "grid", "stitch", "findings", "augment", "nets", "losses", "measures"],
     ["files", "fingerprints", "cohort", "slides", "mammograms", "annotations", "phantoms", "bundles",
-     "results", "reviews", "features", "layouts"],
+     "results", "reviews", "features", "layouts", "audit"],
     ["scanning", "training"],
     ["methods"],
     ["server", "evaluation", "exports", "reports"],
@@ -57,8 +57,8 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
 NO_TORCH = {
     "units", "errors", "geometry", "settings", "allocator", "resize", "tissue", "color", "grid", "findings",
     "measures", "files", "fingerprints", "cohort", "slides", "mammograms", "annotations", "phantoms",
-    "results", "reviews", "layouts", "features", "server", "evaluation", "exports", "reports",
-    "cli",
+    "results", "reviews", "layouts", "audit", "features", "server", "evaluation", "exports",
+    "reports", "cli",
 }  # fmt: skip
 
 

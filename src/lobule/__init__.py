@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lobule.api import evaluate, export, extract_features, import_annotations, report, scan, train
+    from lobule.audit import check
     from lobule.bundles import Bundle, read_bundle
     from lobule.cohort import Case, Cohort, read_cohort
     from lobule.results import open_results
@@ -35,6 +36,7 @@ _LAZY = {
     "import_annotations": "lobule.api",
     "report": "lobule.api",
     "extract_features": "lobule.api",
+    "check": "lobule.audit",
 }
 """Each public name and the module that defines it. Modules are imported at first use, so that
 `import lobule` does not import torch."""
@@ -46,6 +48,7 @@ __all__ = [
     "Results",
     "Slide",
     "__version__",
+    "check",
     "evaluate",
     "export",
     "extract_features",

@@ -11,6 +11,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tissue": ("lobule.cli.tissue:command", "Detect the tissue of a slide: area, mask and preview."),
     "phantom": ("lobule.cli.phantom:command", "Generate cohorts of any size with exact ground truth."),
     "cohort": ("lobule.cli.cohort:command", "Write a manifest for a folder of slides, images or exams."),
+    "check": (
+        "lobule.cli.check:command",
+        "Check the splits of a cohort: leaks, duplicates and confounding.",
+    ),
     "methods": ("lobule.cli.methods:command", "List the methods, or explain the settings of one."),
     "features": ("lobule.cli.features:command", "Compute tile features of slides, for TRIDENT or CLAM."),
     "train": ("lobule.cli.train:command", "Train a method on a cohort; resumable."),

@@ -19,12 +19,13 @@ MOST_COLUMNS = 2_000
 MOST_ROWS = 1_000_000
 
 
-def read_cohort(path: str | Path, *, check_files: bool = True) -> Cohort:
+def read_cohort(path: str | Path, *, check_files: bool = True, check_splits: bool = True) -> Cohort:
     """Read a CSV or Parquet manifest.
 
     Args:
         path: The manifest. Relative paths in it start at its folder.
         check_files: Check that the files of the cases exist. URLs are never checked.
+        check_splits: Refuse patients and files that are in several splits.
 
     Returns:
         The cases in the order of the manifest.
@@ -43,7 +44,9 @@ def read_cohort(path: str | Path, *, check_files: bool = True) -> Cohort:
             case = reader.read(row, cells)
             if case is not None:
                 cases.append(case)
-        problems += reader.problems + used_in_several_splits(reader.split_usage)
+        problems += reader.problems
+        if check_splits:
+            problems += used_in_several_splits(reader.split_usage)
         if not table.rows and not table.problems:
             problems.append("there are no cases, only the header")
     if problems:
