@@ -11,8 +11,9 @@ import tifffile
 from PIL import Image
 
 from lobule.annotations import read_annotation
-from lobule.cohort import LAYOUTS, read_cohort
+from lobule.cohort import read_cohort
 from lobule.errors import ConfigError
+from lobule.layouts import read_layout
 from lobule.phantoms.cohorts import members, write_slide_cohort
 from lobule.phantoms.images import CLASSES, image, write_images
 from lobule.phantoms.slides import SlidePhantom
@@ -37,7 +38,7 @@ def test_a_cohort_reads_back(layout: str, tmp_path: Path) -> None:
     for one, other in zip(annotation.polygons, geo.polygons, strict=True):
         np.testing.assert_allclose(one.points, other.points, atol=0.01)
     if layout == "camelyon16":
-        labels = {one.id: one.label for one in LAYOUTS["camelyon16"](tmp_path)}
+        labels = {one.id: one.label for one in read_layout("camelyon16", tmp_path)}
         assert labels == {one.id: one.label for one in cohort}
         mask_file = Path(str(case.annotation)).parents[1] / "masks" / f"{case.id}_Mask.tif"
         mask = tifffile.imread(mask_file, level=0)
@@ -60,7 +61,7 @@ def test_camelyon16_without_a_test_slide_reads_back(tmp_path: Path) -> None:
         tmp_path, slides=1, sites=1, normal=1.0, like=LIKE, layout="camelyon16", split=(1.0, 0.0, 0.0)
     )
     assert (tmp_path / "testing" / "reference.csv").read_text() == ""
-    assert [one.id for one in LAYOUTS["camelyon16"](tmp_path)] == [one.id for one in read_cohort(manifest)]
+    assert [one.id for one in read_layout("camelyon16", tmp_path)] == [one.id for one in read_cohort(manifest)]
 
 
 def test_the_usual_lesions_are_those_that_fit(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_images_read_back_and_lie_as_bach_does(tmp_path: Path) -> None:
         assert Path(str(case.path)).parent.name == folder
         assert case.id.rstrip("0123456789") == prefix
         assert tifffile.imread(str(case.path)).shape == (200, 300, 3)
-    bach = {Path(str(case.path)).name: case.label for case in LAYOUTS["bach"](tmp_path)}
+    bach = {Path(str(case.path)).name: case.label for case in read_layout("bach", tmp_path)}
     assert bach == {Path(str(case.path)).name: case.label for case in cohort}
 
 

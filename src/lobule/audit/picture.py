@@ -99,7 +99,8 @@ def oriented_window(window: Window, mirrored: bool, turns: int) -> Window:
 
 def _unit(cells: Plane) -> Plane:
     flat = cells.reshape(-1) - cells.mean()
-    return (flat / max(float(np.linalg.norm(flat)), 1e-6)).astype(np.float32)
+    length = max(float(np.linalg.norm(flat)), 1e-6)
+    return np.asarray(flat / length, np.float32)
 
 
 def summed(plane: Plane) -> Sums:
