@@ -61,7 +61,9 @@ def test_camelyon16_without_a_test_slide_reads_back(tmp_path: Path) -> None:
         tmp_path, slides=1, sites=1, normal=1.0, like=LIKE, layout="camelyon16", split=(1.0, 0.0, 0.0)
     )
     assert (tmp_path / "testing" / "reference.csv").read_text() == ""
-    assert [one.id for one in read_layout("camelyon16", tmp_path)] == [one.id for one in read_cohort(manifest)]
+    assert [one.id for one in read_layout("camelyon16", tmp_path)] == [
+        one.id for one in read_cohort(manifest)
+    ]
 
 
 def test_the_usual_lesions_are_those_that_fit(tmp_path: Path) -> None:
