@@ -126,7 +126,7 @@ def _file_of(case: Case, folder: Path) -> Path | None:
 def _checked_kinds(groups: Mapping[str, str]) -> dict[str, Kind]:
     checked: dict[str, Kind] = {}
     for name, kind in groups.items():
-        match = next((known for known in KINDS if known == kind), None)
+        match = next((candidate for candidate in KINDS if candidate == kind), None)
         if match is None:
             raise ConfigError(f"'{kind}' is not a kind", subject=name, expected=", ".join(KINDS))
         checked[name] = match

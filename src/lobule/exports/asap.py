@@ -46,11 +46,11 @@ def _write_annotations(case: ExportCase, image: str, options: ExportOptions, fil
         groups[group] = None
         for kind, ring in _shapes(finding):
             _write_one(file, f"Finding {index}, score {finding.score:.4f}", kind, group, ring)
-    for drawn in case.drawn_outlines() if "reviews" in layers else ():
-        if drawn.image == image:
-            group = _printable(drawn.label or case.label)
+    for sketch in case.drawn_outlines() if "reviews" in layers else ():
+        if sketch.image == image:
+            group = _printable(sketch.label or case.label)
             groups[group] = None
-            _write_one(file, f"Drawn by {drawn.person}", "Polygon", group, drawn.ring)
+            _write_one(file, f"Drawn by {sketch.person}", "Polygon", group, sketch.ring)
     return list(groups)
 
 

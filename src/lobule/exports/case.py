@@ -215,14 +215,16 @@ class ExportCase:
 
     @cached_property
     def reviews_of_findings(self) -> dict[int, list[str]]:
-        """What reviewers said about each finding, as sentences by the number of the finding."""
-        said: dict[int, list[str]] = {}
+        """The reviews of each finding as sentences, by the number of the finding."""
+        sentences: dict[int, list[str]] = {}
         for person, entries in self.reviews.items():
             for entry in entries:
                 if entry.finding is not None:
                     detail = entry.label or entry.text or ""
-                    said.setdefault(entry.finding, []).append(f"{person}: {entry.action} {detail}".strip())
-        return said
+                    sentences.setdefault(entry.finding, []).append(
+                        f"{person}: {entry.action} {detail}".strip()
+                    )
+        return sentences
 
     def drawn_outlines(self) -> Iterator[DrawnOutline]:
         for person, entries in self.reviews.items():

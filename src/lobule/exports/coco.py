@@ -54,9 +54,9 @@ def _shapes(
     layers = EXPORT.layers_of(options)
     for _, finding in case.findings(options, image) if "findings" in layers else ():
         yield finding.label or case.label, finite(finding.score), rings_of(finding) or [_pixel(finding)]
-    for drawn in case.drawn_outlines() if "reviews" in layers else ():
-        if drawn.image == image:
-            yield drawn.label or case.label, None, [[drawn.ring]]
+    for sketch in case.drawn_outlines() if "reviews" in layers else ():
+        if sketch.image == image:
+            yield sketch.label or case.label, None, [[sketch.ring]]
 
 
 def _pixel(finding: Finding) -> list[Ring]:

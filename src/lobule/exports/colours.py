@@ -20,8 +20,8 @@ BY_NAME: dict[str, Colour] = {
 
 def colour_of(name: str) -> Colour:
     """Return the colour of a class; an unknown name always gets the same colour of the palette."""
-    known = BY_NAME.get(name.lower())
-    return known or PALETTE[zlib.crc32(name.encode(errors="surrogateescape")) % len(PALETTE)]
+    named = BY_NAME.get(name.lower())
+    return named or PALETTE[zlib.crc32(name.encode(errors="surrogateescape")) % len(PALETTE)]
 
 
 def hexadecimal(colour: Colour) -> str:

@@ -69,9 +69,9 @@ def _groups(case: ExportCase, level: SlideLevel, options: ExportOptions) -> tupl
         target = group(finding.label or case.label, GRAPHIC_TYPE[kind])
         for ring in _rings(finding):
             target.add(ring, level, finding.score)
-    for drawn in case.drawn_outlines() if "reviews" in layers else ():
-        if drawn.image == "slide":
-            group(drawn.label or case.label, "POLYGON", manual=True).add(drawn.ring, level, None)
+    for sketch in case.drawn_outlines() if "reviews" in layers else ():
+        if sketch.image == "slide":
+            group(sketch.label or case.label, "POLYGON", manual=True).add(sketch.ring, level, None)
     return list(groups.values()), holes
 
 

@@ -59,9 +59,11 @@ def plane_of(
 ) -> NDArray[np.float32]:
     """Return the values at the pixels of a level: the maximum of their cells, or the cell at the centre."""
     factor = np.array(level.l0_step) / info.l0_stride
-    whole = round(float(factor[0]))
-    if whole >= 1 and not any(level.l0_offset) and (factor == whole).all():
-        reduced, _ = (scores[None], states) if whole == 1 else reduce_map(scores[None], states, whole)
+    whole_factor = round(float(factor[0]))
+    if whole_factor >= 1 and not any(level.l0_offset) and (factor == whole_factor).all():
+        reduced, _ = (
+            (scores[None], states) if whole_factor == 1 else reduce_map(scores[None], states, whole_factor)
+        )
         if reduced.shape[1:] == (level.size.height, level.size.width):
             return np.ascontiguousarray(reduced[0])
     return sampled(level, info, scores)

@@ -100,10 +100,10 @@ def _masks(case: ExportCase, level: SlideLevel, options: ExportOptions) -> tuple
         for exterior, *holes in rings:
             polygon = Polygon(exterior, holes=tuple(holes))
             polygons.setdefault(finding.label or case.label, []).append(polygon)
-    for drawn in case.drawn_outlines() if "reviews" in layers else ():
-        if drawn.image == "slide":
-            polygons.setdefault(drawn.label or case.label, []).append(Polygon(drawn.ring))
-    return {name: mask_of(level, listed) for name, listed in polygons.items()}, points
+    for sketch in case.drawn_outlines() if "reviews" in layers else ():
+        if sketch.image == "slide":
+            polygons.setdefault(sketch.label or case.label, []).append(Polygon(sketch.ring))
+    return {name: mask_of(level, of_name) for name, of_name in polygons.items()}, points
 
 
 def mask_of(level: SlideLevel, polygons: list[Polygon]) -> NDArray[np.bool_]:

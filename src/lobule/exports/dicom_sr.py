@@ -29,9 +29,11 @@ MOST_FINDINGS = 1000
 
 def write(case: ExportCase, folder: Path, options: ExportOptions) -> CaseOutput:
     level = base_level(case, options)
-    listed = case.findings(options, "slide")
+    numbered_findings = case.findings(options, "slide")
     # At equal scores the first finding of the table comes first.
-    highest = heapq.nlargest(MOST_FINDINGS, listed, key=lambda numbered: (numbered[1].score, -numbered[0]))
+    highest = heapq.nlargest(
+        MOST_FINDINGS, numbered_findings, key=lambda numbered: (numbered[1].score, -numbered[0])
+    )
     save(_report(case, level, highest, options), folder / f"{case.file_name}.sr.dcm", case)
     notes = ["Holes of outlines are left out: regions of a report have none."]
     if case.finding_count > MOST_FINDINGS:

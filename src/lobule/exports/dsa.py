@@ -43,9 +43,9 @@ def _elements(case: ExportCase, frame: ImageFrame, options: ExportOptions) -> It
             yield _polyline([outline.exterior, *outline.holes], "Tissue", None)
     for _, finding in case.findings(options, frame.name) if "findings" in layers else ():
         yield from _finding_elements(finding, finding.label or case.label)
-    for drawn in case.drawn_outlines() if "reviews" in layers else ():
-        if drawn.image == frame.name:
-            yield _polyline([drawn.ring], drawn.label or case.label, None)
+    for sketch in case.drawn_outlines() if "reviews" in layers else ():
+        if sketch.image == frame.name:
+            yield _polyline([sketch.ring], sketch.label or case.label, None)
 
 
 def _finding_elements(finding: Finding, label: str) -> Iterator[dict[str, Any]]:

@@ -52,15 +52,15 @@ def points(ring: Ring, offset: tuple[float, float] = (0, 0)) -> list[list[int | 
     """Return the points of a ring minus an offset, for JSON."""
     moved = ring - np.array(offset, np.float64)
     if (moved == np.round(moved)).all():
-        whole: list[list[int | float]] = moved.astype(np.int64).tolist()
-        return whole
+        integers: list[list[int | float]] = moved.astype(np.int64).tolist()
+        return integers
     return [[number(x), number(y)] for x, y in moved.tolist()]
 
 
 def closed_points(ring: Ring, offset: tuple[float, float] = (0, 0)) -> list[list[int | float]]:
     """Return the points of a ring, the first repeated at the end, as GeoJSON requires."""
-    listed = points(ring, offset)
-    return [*listed, listed[0]]
+    pairs = points(ring, offset)
+    return [*pairs, pairs[0]]
 
 
 def finite(value: float | None) -> float | None:

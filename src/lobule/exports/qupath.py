@@ -56,9 +56,9 @@ def write_layers(
         for index, finding in case.findings(options, frame.name):
             append(finding_feature(index, finding, case.label, reviews.get(index, []), offset))
     if "reviews" in layers:
-        for drawn in case.drawn_outlines():
-            if drawn.image == frame.name:
-                append(drawn_feature(drawn.ring, drawn.label or case.label, drawn.person, offset))
+        for sketch in case.drawn_outlines():
+            if sketch.image == frame.name:
+                append(drawn_feature(sketch.ring, sketch.label or case.label, sketch.person, offset))
 
 
 def finding_feature(

@@ -244,21 +244,21 @@ def _cell_counts(case: ExportCase, name: str) -> str:
 
 
 def _findings(case: ExportCase, options: ExportOptions) -> str:
-    listed = heapq.nlargest(
+    highest = heapq.nlargest(
         MOST_FINDINGS, case.findings(options), key=lambda pair: (_rank(pair[1].score), -pair[0])
     )
-    if not listed:
+    if not highest:
         return "<p>There are no findings.</p>"
     reviews = case.reviews_of_findings
     rows = [
-        _finding_row(case, rank, index, finding, reviews) for rank, (index, finding) in enumerate(listed, 1)
+        _finding_row(case, rank, index, finding, reviews) for rank, (index, finding) in enumerate(highest, 1)
     ]
     header = ["", "score", "label", "class", "size, µm", "area, mm²", "x, y, mm", "review"]
-    left_out = case.finding_count - len(listed)
-    more = (
+    left_out = case.finding_count - len(highest)
+    remainder = (
         f"<p class=note>{left_out:,} findings with lower scores are not listed.</p>" if left_out > 0 else ""
     )
-    return table(header, rows, numeric=(0, 1, 4, 5)) + more
+    return table(header, rows, numeric=(0, 1, 4, 5)) + remainder
 
 
 def _rank(score: float) -> float:

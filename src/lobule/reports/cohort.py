@@ -228,7 +228,7 @@ def strip_plot(by_site: Mapping[str, Sequence[float]], width: int = 640, row_hei
     for tick in (low, (low + high) / 2, high):
         marks.append(f"<text x={at(tick):.0f} y={bottom} text-anchor=middle>{tick:.3g}</text>")
     height = bottom + 12
-    more = (
+    note = (
         f"<p class=note>{len(by_site) - len(sites)} smaller sites are not drawn.</p>"
         if len(by_site) > len(sites)
         else ""
@@ -236,7 +236,7 @@ def strip_plot(by_site: Mapping[str, Sequence[float]], width: int = 640, row_hei
     return (
         f"<svg viewBox='0 0 {width} {height}' width={width} height={height} role=img "
         f"aria-label='Scores by site'>{''.join(marks)}</svg>"
-        f"<p class=note>One point per case; the box spans the quartiles, and the bar is the median.</p>{more}"
+        f"<p class=note>One point per case; the box spans the quartiles, and the bar is the median.</p>{note}"
     )
 
 

@@ -95,16 +95,16 @@ def overlay(base: RGB, reader: MapReader, size: tuple[int, int]) -> RGB:
         round(info.rows * info.l0_stride[1] / size[1] * height),
     )
     scaled = Image.fromarray(scores).resize(covered, Image.Resampling.BOX)
-    known = Image.fromarray((states == State.SCORED).astype(np.uint8) * 255).resize(
+    is_scored = Image.fromarray((states == State.SCORED).astype(np.uint8) * 255).resize(
         covered, Image.Resampling.BOX
     )
     share = np.zeros((height, width), np.float32)
-    seen = np.zeros((height, width), np.float32)
+    scored_share = np.zeros((height, width), np.float32)
     rows, columns = min(height, covered[1]), min(width, covered[0])
     share[:rows, :columns] = np.asarray(scaled)[:rows, :columns]
-    seen[:rows, :columns] = np.asarray(known, np.float32)[:rows, :columns] / 255
+    scored_share[:rows, :columns] = np.asarray(is_scored, np.float32)[:rows, :columns] / 255
     grey = 0.45 * base.mean(axis=2, keepdims=True) + 140
-    strength = (seen * np.clip(0.35 + share, 0, 0.85))[..., None]
+    strength = (scored_share * np.clip(0.35 + share, 0, 0.85))[..., None]
     return np.asarray((grey * (1 - strength) + ramp(share) * strength).clip(0, 255), np.uint8)
 
 
@@ -130,15 +130,15 @@ def small_map(reader: MapReader, longest: int) -> tuple[NDArray[np.float32], NDA
         for left in range(0, info.columns, block):
             rows = slice(top, min(top + block, info.rows))
             columns = slice(left, min(left + block, info.columns))
-            part_scores, part_states = reader.read(rows, columns)
+            block_scores, block_states = reader.read(rows, columns)
             if factor > 1:
-                part_scores, part_states = reduce_map(part_scores[-1:], part_states, factor)
-            layer = np.where(part_states == State.SCORED, np.nan_to_num(part_scores[-1]), 0)
+                block_scores, block_states = reduce_map(block_scores[-1:], block_states, factor)
+            layer = np.where(block_states == State.SCORED, np.nan_to_num(block_scores[-1]), 0)
             target = np.s_[
                 top // factor : top // factor + layer.shape[0],
                 left // factor : left // factor + layer.shape[1],
             ]
-            scores[target], states[target] = layer, part_states
+            scores[target], states[target] = layer, block_states
     return scores.clip(0, 1), states
 
 

@@ -209,10 +209,10 @@ class ExportConformance:
 
     def test_the_report_lists_the_files(self, exported: tuple[Path, ExportReport]) -> None:
         out, report = exported
-        listed = {name: size for record in report.records for name, size in record.files.items()}
-        assert listed or report.files
-        assert all(size_of(out / name) == size for name, size in listed.items())
-        owned = {*listed, *report.files, f"{self.format}.export.json"}
+        sizes = {name: size for record in report.records for name, size in record.files.items()}
+        assert sizes or report.files
+        assert all(size_of(out / name) == size for name, size in sizes.items())
+        owned = {*sizes, *report.files, f"{self.format}.export.json"}
         for item in out.rglob("*"):
             name = item.relative_to(out).as_posix()
             if item.is_file() and not name.startswith(".lo"):
