@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,8 +116,8 @@ def test_rotated_rectangles_of_dsa(tmp_path: Path) -> None:
 def test_ome_zarr_places_cells_in_um(results: Results, tmp_path: Path, version: str) -> None:
     export_results(results.path, "ome-zarr", tmp_path / "out", options=ExportOptions(ngff=version))
     (path,) = (tmp_path / "out").glob("*.ome.zarr")
-    group = zarr.open_group(str(path), mode="r", zarr_format=3 if version == "0.5" else 2)
-    metadata = dict(group.attrs["ome"]) if version == "0.5" else dict(group.attrs)
+    group: Any = zarr.open_group(str(path), mode="r", zarr_format=3 if version == "0.5" else 2)
+    metadata: Any = dict(group.attrs["ome"]) if version == "0.5" else dict(group.attrs)
     (multiscale,) = metadata["multiscales"]
     assert [axis["name"] for axis in multiscale["axes"]] == ["c", "y", "x"]
     assert multiscale["axes"][1] == {"name": "y", "type": "space", "unit": "micrometer"}
@@ -146,7 +147,7 @@ def test_coarser_levels_of_ome_zarr(results: Results, tmp_path: Path, monkeypatc
     monkeypatch.setattr(ome_zarr, "BLOCK", 48)
     export_results(results.path, "ome-zarr", tmp_path / "out")
     (path,) = (tmp_path / "out").glob("*.ome.zarr")
-    group = zarr.open_group(str(path), mode="r")
+    group: Any = zarr.open_group(str(path), mode="r")
     levels = group.attrs["ome"]["multiscales"][0]["datasets"]
     first = np.nan_to_num(group["0"][:], nan=-1)
     for level, factor in zip(levels, (1, 2, 4), strict=True):

@@ -32,8 +32,9 @@ class TestCamelyon17(ExportConformance):
     format = "camelyon17"
     options = ExportOptions(show_patients=True)
     says_research_use = False
+    needs_patients = True
 
-    def test_patients_are_not_named(self, known_results: Results, tmp_path: Path) -> None:
+    def test_patients_must_be_allowed(self, known_results: Results, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="--show-patients"):
             export_results(known_results.path, "camelyon17", tmp_path / "out")
         assert self.contents(tmp_path / "out") == {}
