@@ -165,6 +165,11 @@ def machine_text(data: dict[str, Any]) -> str:
         ("codecs", ", ".join(available) or "none"),
         *([("", f"missing: {', '.join(missing)}")] if missing else ()),
         ("libturbojpeg", data["libturbojpeg"] or "none: JPEG tiles are read slightly slower"),
+        *(
+            [("Pango", f"cannot be loaded, so PDF cannot be written: {data['pango']}")]
+            if data["pango"]
+            else ()
+        ),
         ("cores", f"{core['usable']:g} usable of {core['machine']}{share}"),
         ("memory", f"{_size(memory['available'])} free of {_size(memory['machine'])}{limit}"),
         ("disk", f"{_size(disk['free'])} free at {disk['folder']}"),
