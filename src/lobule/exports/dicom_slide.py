@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -241,7 +242,7 @@ def _source_levels(case: ExportCase, options: ExportOptions) -> list[SlideLevel]
     levels = []
     for dataset in datasets:
         with no_warnings():
-            copied: Dataset = dataset.copy()
+            copied: Dataset = deepcopy(dataset)  # A shallow copy shares its values with the original.
         if not options.show_patients:
             copied.PatientName = copied.PatientID = ""
             copied.PatientBirthDate = copied.PatientSex = ""
