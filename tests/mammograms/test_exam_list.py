@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lobule.errors import DamagedFile
-from lobule.mammograms.exam_list import ListedExam, plain_pickle, read_exam_list
+from lobule.mammograms.exam_list import ListedExam, read_exam_list
+from lobule.pickles import plain_pickle
 
 PUBLISHED = [
     {
@@ -145,8 +146,8 @@ def test_lists_in_json(tmp_path):
     first = {"horizontal_flip": "NO", "L-CC": ["a", "b"], "R-MLO": ["c"], "cancer_label": {"left_benign": 1}}
     path.write_text(json.dumps([{**first, "best_center": [1, 2]}, {"horizontal_flip": "YES", "R-CC": ["d"]}]))
     assert read_exam_list(path) == [
-        ListedExam({"L-CC": ("a", "b"), "R-MLO": ("c",)}, {"left_benign": True}),
-        ListedExam({"R-CC": ("d",)}),
+        ListedExam({"L-CC": ("a", "b"), "R-MLO": ("c",)}, {"left_benign": True}, "NO"),
+        ListedExam({"R-CC": ("d",)}, horizontal_flip="YES"),
     ]
 
 

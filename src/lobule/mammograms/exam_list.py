@@ -1,24 +1,16 @@
-"""Exam lists: as JSON, or pickled as the published ones.
-
-A pickle is a program that can call any function by its name. Here every name is refused, except the few that
-occur in plain NumPy numbers, and those stand for functions of this module. Nothing is ever imported.
-"""
+"""Exam lists: as JSON, or pickled as the published ones."""
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from lobule.errors import DamagedFile, TooLarge
 from lobule.files import open_url
 from lobule.mammograms.views import VIEWS, View
+from lobule.pickles import plain_pickle
 
 MOST_BYTES = 256 << 20
 
@@ -30,6 +22,8 @@ class ListedExam:
     images: Mapping[View, tuple[str, ...]]
     labels: Mapping[str, bool] = field(default_factory=dict)
     """Labels such as `left_malignant`; a label that the list does not state is absent."""
+    horizontal_flip: str | None = None
+    """NO or YES as the list states it; None if it does not."""
 
 
 def read_exam_list(path: str | Path) -> list[ListedExam]:
@@ -70,74 +64,6 @@ def _exam_from_entry(entry: object, number: int, path: str | Path) -> ListedExam
             )
         if names:
             images[view] = tuple(names)
-    return ListedExam(images, {name: bool(value) for name, value in labels.items()})
-
-
-# -- pickles ------------------------------------------------------------------------------------------------
-
-NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"}
-
-
-def plain_pickle(content: bytes, path: str | Path = "pickle") -> Any:
-    """Return the plain data of a pickle. A pickle that contains anything else is refused."""
-    try:
-        return _PlainUnpickler(content, path).load()
-    except DamagedFile:
-        raise
-    except Exception as error:  # the unpickler raises any exception on damaged bytes
-        raise DamagedFile(f"the pickle cannot be read: {error}", subject=path) from error
-
-
-class _PlainUnpickler(pickle._Unpickler):
-    """Python's unpickler with an allow-list: of all names, only those of NumPy numbers are allowed.
-
-    The faster unpickler in C is not used: a few bytes make it allocate any amount of memory.
-    """
-
-    def __init__(self, content: bytes, path: str | Path) -> None:
-        super().__init__(io.BytesIO(content), encoding="latin1")
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = ALLOWED_NAMES.get((module, name))
-        if allowed is None:
-            raise DamagedFile(
-                "the pickle contains more than plain data and is not read",
-                subject=self._path,
-                expected="lists, dictionaries, strings and numbers",
-                actual=f"the name {module}.{name}",
-                remedy="Convert the list to JSON with the program that wrote it",
-            )
-        return allowed
-
-
-class _Dtype:
-    """The type of a NumPy number, as written in a pickle."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        if code not in NUMBERS:
-            raise ValueError(f"numbers of the type {code}")
-        self.code, self.order = code, "="
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = state[1] if state[1] in "<>" else "="
-
-
-def _number(dtype: _Dtype, data: bytes | str) -> Any:
-    raw = data if isinstance(data, bytes) else data.encode("latin1")
-    return np.frombuffer(raw, np.dtype(dtype.order + dtype.code), count=1)[0].item()
-
-
-def _bytes(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise ValueError(f"bytes in the encoding {encoding}")
-    return text.encode("latin1")
-
-
-ALLOWED_NAMES: dict[tuple[str, str], Any] = {
-    ("numpy", "dtype"): _Dtype,
-    ("numpy.core.multiarray", "scalar"): _number,
-    ("numpy._core.multiarray", "scalar"): _number,
-    ("_codecs", "encode"): _bytes,
-}
-"""Replacements of the names that occur in the pickle of a NumPy number."""
+    flip = entry.get("horizontal_flip")
+    flip = flip if flip in ("NO", "YES") else None
+    return ListedExam(images, {name: bool(value) for name, value in labels.items()}, flip)
