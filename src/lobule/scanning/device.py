@@ -251,6 +251,18 @@ def activation_bytes(module: nn.Module, height: int, width: int, channels: int =
     return peak
 
 
+DEVICE_SHARE = 0.6
+"""Share of the free memory of a GPU that activations may use; the rest is for weights and fragmentation."""
+
+
+def room_on(device: str, host_room: int) -> int:
+    """Return the bytes for activations: those of the host on a CPU, otherwise the GPU's free memory."""
+    if not device.startswith("cuda"):
+        return host_room
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(DEVICE_SHARE * free)
+
+
 HEADROOM = 2
 """Ratio of the actual peak memory to the size of the largest layer; convolutions need scratch space."""
 

@@ -117,6 +117,19 @@ def test_stains_may_be_left_alone() -> None:
     assert image_describer._stained(image, (1.0, 1.0)) is image
 
 
+def test_crops_are_batched_by_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VGG-16 needs about 0.2 GB for the first maps of a crop of 650 px, twice that with headroom."""
+    config = replace(CONFIG, encoders=("vgg16",), inputs=(), sizes=(400, 650))
+    image_describer = Describer(config, {0: build(Plan.of(config, 0))})
+    on_cpu = image_describer.choose_batch(EngineSettings(), 1 << 30, ScanOptions())
+    assert on_cpu.batch == 2
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (32 << 30, 40 << 30))
+    on_gpu = image_describer.choose_batch(EngineSettings(device="cuda:0"), 1 << 30, ScanOptions())
+    map_bytes = 2 * 64 * 650 * 650 * 4  # input and output of the second convolution
+    assert on_gpu.batch == min(int(0.6 * (32 << 30) / (2 * map_bytes)), (1 << 24) // 650**2)
+    assert on_gpu.batch > 30
+
+
 def test_crops_that_do_not_fit_are_refused() -> None:
     with pytest.raises(CaseError, match=r"x\.png: too small for crops of 56 px"):
         random_params(CONFIG, describer().sets, [("a", 0)], np.array([[56, 90]]), 0, "x.png")

@@ -22,6 +22,7 @@ OPTIONS = {
     "classifier": ("config", "architecture", "trust"),
     "four-view": ("patch",),
     "gmic": (),
+    "rakhlin": (),
     "reverse-distillation": ("architecture", "teacher"),
 }
 """The options of each method, besides --out and --fresh."""
@@ -34,6 +35,7 @@ ONE_FILE = ("classifier", "reverse-distillation")
     "lobule weights convert torchscript_model.pt --config config.json --out scripted --trust",
     "lobule weights convert sample_image_model.p --method four-view --out four-view",
     "lobule weights convert sample_model_1.p sample_model_2.p --method gmic --out gmic",
+    "lobule weights convert vgg16_notop.h5 --method rakhlin --out keras",
 )
 @click.argument("weights", nargs=-1, required=True, metavar="WEIGHTS...")
 @click.option("--method", type=click.Choice(list(OPTIONS)), default="classifier")
@@ -42,7 +44,7 @@ ONE_FILE = ("classifier", "reverse-distillation")
     metavar="FILE",
     help="classifier: the config.json of WSInfer, with class names, patch size and µm/px.",
 )
-@click.option("--out", required=True, metavar="DIR", help="Folder for the bundle.")
+@click.option("--out", required=True, metavar="DIR", help="Folder for the bundle or the files.")
 @click.option(
     "--architecture",
     metavar="SOURCE:NAME",
@@ -68,6 +70,9 @@ def command(weights: tuple[str, ...], method: str, out: str, fresh: bool, **opti
 
     reverse-distillation: a checkpoint of RD4AD or FW-RD. The teacher is added to the bundle.
 
+    rakhlin: ImageNet weights of ResNet-50, InceptionV3 and VGG-16 as keras-applications published them
+    (HDF5). Each becomes a safetensors file in the folder, for a training with the settings that are printed.
+
     Several mammography checkpoints or bundles become one bundle that averages their scores. If image-wise
     four-view classifiers are among them, those score the exams that lack a view.
     """
@@ -82,6 +87,8 @@ def command(weights: tuple[str, ...], method: str, out: str, fresh: bool, **opti
     for name, value in options.items():
         if value and name not in OPTIONS[method]:
             raise UsageError(f"{method} does not support --{name}", remedy=f"Remove the option --{name}")
+    if method == "rakhlin":
+        return _keras(weights, Path(out), fresh)
     if method in ONE_FILE and len(weights) > 1:
         raise UsageError(f"{method} needs exactly one file of weights", actual=", ".join(weights))
     convert = {"classifier": _classifier, "gmic": _gmic, "four-view": _four_view}.get(method, _student)
@@ -89,6 +96,34 @@ def command(weights: tuple[str, ...], method: str, out: str, fresh: bool, **opti
     data = {"bundle": out, "method": bundle.method, "classes": list(bundle.classes), "mpp": bundle.mpp}
     data |= {"fingerprint": bundle.fingerprint, **details}
     return CommandOutput(data, format_fields([("bundle", out), *lines]))
+
+
+def _keras(weights: tuple[str, ...], out: Path, fresh: bool) -> CommandOutput:
+    from safetensors.torch import save_file
+
+    from lobule.files import make_folder, write_atomic
+    from lobule.methods.rakhlin.keras_weights import read_keras_weights
+
+    converted = {}
+    for path in weights:
+        encoder = read_keras_weights(path)
+        target = make_folder(out) / f"{encoder.encoder}.safetensors"
+        if target.exists() and not fresh:
+            raise UsageError(
+                "the file exists already",
+                subject=target,
+                remedy="Pass --fresh to replace it, or choose another --out",
+            )
+        source = {"format": "pt", "source": Path(path).name, "source_hash": encoder.source_hash}
+        with write_atomic(target) as temporary_path:
+            save_file(encoder.tensors, temporary_path, source)
+        converted[encoder.encoder] = {"file": str(target), **source}
+    files = ",".join(item["file"] for item in converted.values())
+    settings = f"--set keras=true --set encoders={','.join(converted)} --set weights={files}"
+    lines = [(name, f"{item['file']}, from {item['source']}") for name, item in converted.items()]
+    return CommandOutput(
+        {"encoders": converted, "settings": settings}, format_fields([*lines, ("train with", settings)])
+    )
 
 
 def _student(weights: tuple[str, ...], out: str, options: Mapping[str, Any]) -> Description:

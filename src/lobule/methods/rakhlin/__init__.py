@@ -20,15 +20,17 @@ Deliberate deviations
 - Macenko's eigenvectors are sorted and their signs fixed, instead of taken in the order in which a general
   solver returns them. An image with hardly any tissue, or a single stain, is used as it is, with a flag.
 - Descriptors that can be negative are pooled with a signed root, where the published root gives NaN.
-- Folds are stratified, seeded and keep a patient's images together; the authors ship unseeded folds of
-  images.
+- Folds are stratified, seeded and keep a patient's images together (`folds_by`); the authors ship unseeded
+  folds of images, which `folds_file` reads.
 - LightGBM runs deterministically.
 - The paper's text counts 600 models, with crops at full scale; its released code and results are the 300
   at half scale, and so are these unless `full_scale` is set.
-- ImageNet weights are torchvision's, with their own scaling; weights converted from Keras, its strides and
-  its BGR input are settings.
+- ImageNet `weights` are torchvision's, with their scaling as `inputs`. `keras=true` builds the networks of
+  Keras with BGR input, for weights that `lobule weights convert --method rakhlin` reads from Keras' files.
 - A slide is classified window by window (1536 px at 0.42 µm/px, the height of a training image), each
   augmented once.
+
+docs/papers.md lists every element of the paper beside the setting that implements it.
 
 Research use only.
 """

@@ -90,7 +90,8 @@ class Config(Settings):
     folds_by: Groups = "patient"
     """The group that is never divided between folds: a patient, or a site with all its patients."""
     folds_file: str = ""
-    """Use the folds of an earlier training (its `folds.csv`) instead of new ones."""
+    """Use the folds of a file instead of new ones: `folds.csv` of an earlier training, any table with the
+    columns `case` and `fold`, or the authors' `folds-10.pkl`, in which nothing is executed."""
     calibration: Calibration = "none"
     """Calibration of fused probabilities, each class against the rest, fitted on out-of-fold predictions."""
     attributions: int = 1

@@ -19,7 +19,7 @@ from lobule.methods.rakhlin.config import Config, DescriptorSet
 from lobule.methods.rakhlin.crops import draw_crop, draw_stains, generator_of, prepared, rescaled_sides
 from lobule.methods.rakhlin.encoders import Encoder, faster, scaled
 from lobule.scanning.contract import Batch, EngineSettings, Pixels, ScanOptions
-from lobule.scanning.device import dtype_of, placed, random_batch, working_bytes
+from lobule.scanning.device import dtype_of, placed, random_batch, room_on, working_bytes
 from lobule.slides.identity import slide_fingerprint
 from lobule.slides.slide import Slide
 
@@ -118,7 +118,11 @@ class Describer:
         self._largest = max(set_.size for set_ in self.sets)
 
     def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        """As many crops at once as fit into `room` bytes; `engine.batch` counts crops of the largest size."""
+        """As many crops at once as fit into the memory of the device; `engine.batch` counts the largest ones.
+
+        On a CPU that is `room`. On a GPU it is the GPU's free memory, because `room` limits the host.
+        """
+        room = room_on(engine.device, room)
         need = max(self._bytes_of(set_) for set_ in self.sets)
         pixels = MOST_PIXELS.get(engine.device.partition(":")[0], MANY_PIXELS)
         most = min(int(room / need), pixels // self._largest**2)

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from lobule.bundles import plain_weights
 from lobule.errors import ConfigError, ModelError
+from lobule.imagenet import imagenet_weights
 from lobule.methods.rakhlin.config import Config
+from lobule.methods.rakhlin.keras_weights import PUBLISHED, read_keras_weights
 from lobule.nets.encoders import fetched
 from lobule.nets.inference import for_inference
 from lobule.nets.scaling import InputScaling
@@ -218,13 +220,14 @@ def pretrained(plan: Plan, weights: str, seed: int = 0) -> Encoder:
         if plan.keras:
             raise ConfigError(
                 "the Keras conventions need weights converted from Keras",
-                remedy="Give their files: --set weights=resnet50.safetensors,…",
+                remedy="Download "
+                f"{PUBLISHED.get(plan.name, 'its file')} from the releases of "
+                "github.com/fchollet/deep-learning-models, and pass it: --set weights=FILE.h5,…",
             )
-        load_weights(
-            encoder,
-            fetched(plan.name, lambda: _published(plan.name.partition("@")[0]), NO_NETWORK),
-            plan.name,
-        )
+        name = plan.name.partition("@")[0]
+        load_weights(encoder, fetched(plan.name, lambda: _published(name), NO_NETWORK), plan.name)
+    elif weights.endswith((".h5", ".hdf5")):
+        load_weights(encoder, read_keras_weights(weights).tensors, weights)
     else:
         load_weights(encoder, plain_weights(weights), weights)
     return encoder
@@ -251,8 +254,4 @@ def _published(name: str) -> Mapping[str, Tensor]:
     """ImageNet weights as torchvision and timm publish them; nothing in them is run."""
     if name.startswith("timm:"):
         return _timm(name.removeprefix("timm:"), pretrained=True).state_dict()
-    from torchvision.models import get_model_weights
-
-    first = next(iter(get_model_weights(name)))
-    state: Mapping[str, Tensor] = first.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    return state
+    return imagenet_weights(name, "--set weights=FILE,…, one an encoder")

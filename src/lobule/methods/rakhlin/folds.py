@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule.cohort import Cohort, Kind
-from lobule.errors import ConfigError, Leakage, ResultsError
+from lobule.errors import ConfigError, Leakage, ResultsError, TooLarge
 from lobule.files import csv_text, open_url, write_text
 from lobule.methods.rakhlin.config import Config
+from lobule.pickles import plain_pickle
 from lobule.training.division import (
     TrainingSplit,
     grouped_folds,
@@ -21,6 +23,7 @@ from lobule.training.division import (
     training_split,
 )
 
+LARGEST_FILE = 64 << 20
 KINDS: tuple[Kind, ...] = ("image", "region", "slide")
 COLUMNS = ("case", "patient", "site", "label", "fold")
 
@@ -60,15 +63,26 @@ def write_folds(path: Path, cohort: Cohort, folds: NDArray[np.intp]) -> None:
 
 
 def read_folds(path: str | Path, cohort: Cohort, count: int) -> NDArray[np.intp]:
-    """The folds of a table, for the cases of a cohort; a patient in two of them is refused."""
-    with open_url(path, "r") as file:
-        rows = list(csv.DictReader(file))
-    try:
-        fold_of_case = {row["case"]: int(row["fold"]) for row in rows}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ResultsError(
-            "this is not a table of folds", subject=path, expected=",".join(COLUMNS)
-        ) from error
+    """The folds of a file, for the cases of a cohort; a patient in two of them is refused.
+
+    The file is a table with the columns `case` and `fold`, or the pickled list that the authors published:
+    per fold a dictionary whose `test` has the names of its images in `x`. Nothing in a pickle is executed.
+    """
+    with open_url(path) as file:
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise TooLarge(
+            "the file of folds is too large", subject=path, expected=f"at most {LARGEST_FILE} bytes"
+        )
+    is_pickle = content[:1] == b"\x80" or str(path).endswith((".pkl", ".pickle"))
+    fold_of_name = _pickled_folds(content, path) if is_pickle else _folds_of_table(content, path)
+    names = {case.id: [case.id, Path(case.path or "").stem] for case in cohort}
+    fold_of_case = {
+        case: fold_of_name[name]
+        for case, both in names.items()
+        for name in both[::-1]
+        if name in fold_of_name
+    }
     missing = [case.id for case in cohort if case.id not in fold_of_case]
     if missing:
         raise ConfigError(
@@ -87,6 +101,33 @@ def read_folds(path: str | Path, cohort: Cohort, count: int) -> NDArray[np.intp]
     counts = Counter(patient for patient, _ in pairs)
     if torn := [patient for patient in cohort.patients() if counts[patient] > 1]:
         raise Leakage("patients are in several folds", subject=path, actual=", ".join(torn[:5]))
+    return folds
+
+
+def _folds_of_table(content: bytes, path: str | Path) -> dict[str, int]:
+    try:
+        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
+        return {row["case"]: int(row["fold"]) for row in rows}
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ResultsError(
+            "this is not a table of folds", subject=path, expected="the columns case and fold"
+        ) from error
+
+
+def _pickled_folds(content: bytes, path: str | Path) -> dict[str, int]:
+    """The fold in which each image, by its name without suffix, is tested."""
+    listed = plain_pickle(content, path)
+    try:
+        names = [[Path(name).stem for name in fold["test"]["x"]] for fold in listed]
+    except (KeyError, TypeError) as error:
+        raise ResultsError(
+            "this is not the list of folds that the authors published",
+            subject=path,
+            expected="a list of dictionaries with the images of a fold in ['test']['x']",
+        ) from error
+    folds = {name: fold for fold, names_of_fold in enumerate(names) for name in names_of_fold}
+    if len(folds) < sum(map(len, names)):
+        raise ResultsError("an image is tested in two folds", subject=path, expected="one fold an image")
     return folds
 
 
