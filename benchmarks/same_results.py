@@ -37,7 +37,7 @@ PASSING_FILES = ("run.json", "log.jsonl", "checkpoint", ".lock", "events.", "tra
 """Names, or beginnings of names, of files that hold only times, progress and locks."""
 
 SETTINGS: Mapping[str, str] = {
-    "scannet": "trunk=tiny mpp=1.0 steps=20 batch=8 rounds=0 val-patches=16",
+    "scannet": "trunk=tiny weights=random mpp=1.0 steps=20 batch=8 rounds=0 val-patches=16",
     "chowder": "features=features members=2 epochs=20",
     "rakhlin": "encoders=resnet50 weights=random augmentations=2 crops=2 sizes=64 boosting.rounds=20 "
     "boosting.folds=2 boosting.seeds=1 stains=none window=128 stride=128",

@@ -43,8 +43,8 @@ def trained_net(folder: Path) -> Path:
             split=(1, 0, 0),
         )
         settings = {
-            "trunk": "tiny", "mpp": MPP, "steps": 400, "batch": 32, "rate": 0.03, "schedule": "cosine",
-            "evaluate_every": 400, "rounds": 0,
+            "trunk": "tiny", "weights": "random", "mpp": MPP, "steps": 400, "batch": 32, "rate": 0.03,
+            "schedule": "cosine", "evaluate_every": 400, "rounds": 0,
         }  # fmt: skip
         train(
             "scannet",

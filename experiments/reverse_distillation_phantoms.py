@@ -38,7 +38,7 @@ DISTILLED: dict[str, Any] = {
     "val_patches": 128, "augmentation": False,
 }  # fmt: skip
 SCANNET: dict[str, Any] = {
-    "trunk": "tiny", "mpp": 1.0, "stride": 16, "steps": 400, "batch": 32, "rate": 0.03,
+    "trunk": "tiny", "weights": "random", "mpp": 1.0, "stride": 16, "steps": 400, "batch": 32, "rate": 0.03,
     "schedule": "cosine", "rounds": 0, "evaluate_every": 100, "val_patches": 128,
 }  # fmt: skip
 CONTENDERS: dict[str, tuple[str, dict[str, Any], bool]] = {

@@ -53,6 +53,7 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 TINY: dict[str, Any] = {
     "trunk": "tiny",
+    "weights": "random",
     "enlarged": 4,
     "steps": 400,
     "batch": 32,

@@ -75,8 +75,8 @@ def arms_of(design: Design) -> dict[str, dict[str, Any]]:
 
 ARMS = ("longer", "again", "mined")
 COMMON: dict[str, Any] = {
-    "trunk": "tiny", "mpp": MPP, "batch": 16, "rate": 0.03, "trunk_rate": 0.01, "schedule": "cosine",
-    "evaluate_every": 10_000, "val_patches": 16, "stride": 16,
+    "trunk": "tiny", "weights": "random", "mpp": MPP, "batch": 16, "rate": 0.03, "trunk_rate": 0.01,
+    "schedule": "cosine", "evaluate_every": 10_000, "val_patches": 16, "stride": 16,
     "augment.hematoxylin": 0.2, "augment.eosin": 0.2, "augment.brightness": 0.1, "augment.contrast": 0.2,
     "augment.saturation": 0.1, "augment.hue": 0.01,
 }  # fmt: skip

@@ -8,7 +8,7 @@
 #
 # If the script is stopped, run the same command again to continue. Environment variables:
 #   TRUNK          a dense net (see `lobule methods scannet`); by default the paper's VGG-16
-#   WEIGHTS        file of pretrained trunk weights (torchvision's VGG-16 for the paper's net)
+#   WEIGHTS        weights that the trunk starts from: imagenet (as in the paper; downloaded once), random, or a file
 #   STEPS BATCH    steps and batch size of the training
 #   ROUNDS ROUND_STEPS    number and length of the rounds of hard-negative mining
 #   STRIDE         pixels per map cell in scans of the test slides: 32, 16 (Fast ScanNet-16) or 8
@@ -22,7 +22,7 @@ set -euo pipefail
 : "${CAMELYON16:?the folder of the data set, e.g. CAMELYON16=/data/CAMELYON16}"
 OUT=${OUT:-camelyon16-scannet}
 TRUNK=${TRUNK:-scannet_vgg16}
-WEIGHTS=${WEIGHTS:-}
+WEIGHTS=${WEIGHTS:-imagenet}
 STEPS=${STEPS:-100000}
 BATCH=${BATCH:-64}
 ROUNDS=${ROUNDS:-2}

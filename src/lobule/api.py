@@ -38,6 +38,7 @@ def train(
     workers: int | None = None,
     processes: bool = False,
     max_ram: int = 2 * GIB,
+    tissue: TissueConfig | None = None,
     progress: FitProgress | None = None,
 ) -> Bundle:
     """Train a method on a cohort and write the trained model as a bundle.
@@ -60,6 +61,7 @@ def train(
         workers: Workers that sample patches; by default one per core.
         processes: Use processes instead of threads as workers.
         max_ram: Memory in bytes for cached data and for scans during the training, besides the model.
+        tissue: How tissue is detected, for methods that draw patches from tissue.
         progress: Receives the progress of the training.
 
     Returns:
@@ -88,6 +90,7 @@ def train(
         resume=not fresh,
         fresh=fresh,
         machine=TrainMachine(device, precision, workers, processes, max_ram),
+        tissue=tissue,
         progress=progress,
     )
 
@@ -207,6 +210,7 @@ def extract_features(
     input_px: int | None = None,
     tissue: TissueConfig | bool = True,
     tissue_share: float = 0.1,
+    stains: Literal["none", "macenko"] = "none",
     slide_mpp: float | None = None,
     upsample: bool = False,
     layout: Literal["trident", "clam"] = "trident",
@@ -237,6 +241,7 @@ def extract_features(
             requires one, and otherwise that of the tile.
         tissue: Use only tiles with tissue. False uses whole slides; a `TissueConfig` changes the detection.
         tissue_share: Smallest share of a tile that must be tissue.
+        stains: "macenko" maps the stains of every slide to those of a reference before tiles are encoded.
         slide_mpp: The µm/px of slides that do not state it.
         upsample: Allow a resolution finer than that of the slide.
         layout: Layout of the files, "trident" or "clam".
@@ -270,7 +275,7 @@ def extract_features(
     cohort = as_cohort(cases)
     encoder_weights: Any = weights if weights in ("pretrained", "random") else plain_weights(weights)
     network = encoder(backbone, encoder_weights)
-    tiling = Tiling(mpp, tile, input_px or network.input_px or tile, tissue_share)
+    tiling = Tiling(mpp, tile, input_px or network.input_px or tile, tissue_share, stains)
     stored = dtype or ("float32" if layout == "clam" else "float16")
     return extract(
         network,

@@ -19,7 +19,16 @@ from lobule.training.fitting import FitProgress
 from tests.cli.conftest import Lobule
 from tests.methods.scannet.test_train import Cohort, painted
 
-SETTINGS = ("trunk=tiny", "mpp=0.5", "steps=2", "batch=4", "val-patches=4", "rounds=0", "augment.hue=0")
+SETTINGS = (
+    "trunk=tiny",
+    "weights=random",
+    "mpp=0.5",
+    "steps=2",
+    "batch=4",
+    "val-patches=4",
+    "rounds=0",
+    "augment.hue=0",
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,19 @@ def test_invalid_training_requests_are_explained(lobule: Lobule) -> None:
     wrong = lobule("train", "scannet", "cohort.csv", "--out", "T", "--set", "stepz=3")
     assert wrong.status == 2
     assert "Did you mean 'steps'" in wrong.err
-    empty = lobule("train", "scannet", "cohort.csv", "--out", "T", "--set", "trunk=tiny", "--device", "cpu")
+    empty = lobule(
+        "train",
+        "scannet",
+        "cohort.csv",
+        "--out",
+        "T",
+        "--set",
+        "trunk=tiny",
+        "--set",
+        "weights=random",
+        "--device",
+        "cpu",
+    )
     assert empty.status == 2
     assert "no slide has normal tissue" in empty.err
 

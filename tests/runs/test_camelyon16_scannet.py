@@ -16,8 +16,8 @@ from lobule.phantoms.phantom import SlidePhantom
 
 SCRIPT = Path(__file__).parents[2] / "runs" / "camelyon16_scannet.sh"
 SMALL = {
-    "TRUNK": "tiny", "STEPS": "8", "BATCH": "4", "ROUNDS": "1", "ROUND_STEPS": "2", "STRIDE": "32",
-    "SETTINGS": "mpp=0.5 rate=0.03 evaluate_every=8 val_patches=16 threshold=0.3 trees=20",
+    "TRUNK": "tiny", "WEIGHTS": "random", "STEPS": "8", "BATCH": "4", "ROUNDS": "1", "ROUND_STEPS": "2",
+    "STRIDE": "32", "SETTINGS": "mpp=0.5 rate=0.03 evaluate_every=8 val_patches=16 threshold=0.3 trees=20",
     "DEVICE": "cpu", "RESAMPLES": "50", "OMP_NUM_THREADS": "1",
 }  # fmt: skip
 

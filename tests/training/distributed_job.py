@@ -22,8 +22,8 @@ from tests.training.interrupting import InterruptingProgress
 
 MACHINE = TrainMachine(device="cpu", precision="float32", workers=1, replicas=1)
 CONFIG = Config(
-    trunk="plain", mpp=0.5, steps=6, batch=8, rate=0.01, trunk_rate=0.003, evaluate_every=3, val_patches=8,
-    rounds=0, round_steps=2, hard_cap=4, schedule="constant",
+    trunk="plain", weights="random", mpp=0.5, steps=6, batch=8, rate=0.01, trunk_rate=0.003, evaluate_every=3,
+    val_patches=8, rounds=0, round_steps=2, hard_cap=4, schedule="constant",
 )  # fmt: skip
 SETTINGS = ("trunk=plain", "mpp=0.5", "steps=2", "batch=4", "val-patches=4", "rounds=0", "rate=0.01")
 

@@ -114,8 +114,9 @@ def train_net(story: Story) -> None:
     steps = max(STEPS_LEAST, round(STEPS * share))
     validated = max(VALIDATION_PATCHES_LEAST, round(VALIDATION_PATCHES * share))
     settings = {
-        "trunk": "tiny", "mpp": MODEL_MPP, "stride": STRIDE, "batch": BATCH, "rate": 0.03, "steps": steps,
-        "schedule": "cosine", "evaluate_every": steps, "val_patches": validated, "rounds": 0,
+        "trunk": "tiny", "weights": "random", "mpp": MODEL_MPP, "stride": STRIDE, "batch": BATCH,
+        "rate": 0.03, "steps": steps, "schedule": "cosine", "evaluate_every": steps, "val_patches": validated,
+        "rounds": 0,
     }  # fmt: skip
     bundle = lobule.train(
         "scannet", story.cohort, story.bundle("scannet"), settings=settings, seed=story.seed, fresh=True

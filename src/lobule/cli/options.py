@@ -124,12 +124,32 @@ precision_option = click.option(
     help="auto uses what is fastest on this machine.",
 )
 
+tissue_method_option = click.option(
+    "--tissue-method",
+    type=click.Choice(["stain", "camelyon"]),
+    default="stain",
+    show_default=True,
+    help="How tissue is detected: by stain, or by Otsu thresholds as in the papers on Camelyon16.",
+)
+
 slide_options = all_of(
     slide_mpp_option,
     click.option("--upsample", is_flag=True, help="Allow a resolution finer than that of the slide."),
     click.option("--tissue/--no-tissue", default=True, help="Use only tissue, or whole slides."),
+    tissue_method_option,
 )
 """How slides are read."""
+
+
+def tissue_of(options: dict[str, Any]) -> Any:
+    """Take the options of the tissue detection out of `options`, and return the argument of the API."""
+    method, tissue = options.pop("tissue_method"), options.pop("tissue", True)
+    if method == "stain" or not tissue:
+        return tissue
+    from lobule.tissue import TissueConfig
+
+    return TissueConfig(method=method)
+
 
 scan_machine_options = all_of(
     precision_option,

@@ -77,6 +77,7 @@ def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **opti
     _check_option_combinations(options)
     # Both are checked here, because the scan begins with an import of torch that takes seconds.
     cohort, opened = shared.cohort_of(cases), read_bundle(bundle)
+    options["tissue"] = shared.tissue_of(options)
     if dry_run:
         return plan(opened, cohort, out, options)
     from lobule.api import scan

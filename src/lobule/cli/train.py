@@ -24,13 +24,20 @@ LINE_EVERY_S = 30.0
 """Seconds between two progress lines if the output goes to a pipe or a file."""
 
 
-@lobule_command("lobule train scannet cohort.csv --out OUT --set trunk=tiny --set mpp=0.5 --dry-run")
+@lobule_command("lobule train scannet cohort.csv --out OUT --set trunk=tiny --set weights=random --dry-run")
 @click.argument("method")
 @click.argument("cohort", metavar="COHORT")
 @shared.out_option(
     "BUNDLE", "Folder for the bundle and its checkpoints; an interrupted training resumes there."
 )
 @shared.settings_option
+@click.option(
+    "--coords",
+    multiple=True,
+    metavar="FILE",
+    help="reverse_distillation: lists of training patches, normal then tumour; the same as --set coords=A,B.",
+)
+@shared.tissue_method_option
 @shared.val_option
 @shared.seed_option
 @shared.fresh_option("an existing training")
@@ -45,7 +52,13 @@ LINE_EVERY_S = 30.0
 @shared.max_ram_option
 @shared.dry_run_option
 def command(
-    method: str, cohort: str, out: str, settings: dict[str, str], dry_run: bool, **options: Any
+    method: str,
+    cohort: str,
+    out: str,
+    settings: dict[str, str],
+    coords: tuple[str, ...],
+    dry_run: bool,
+    **options: Any,
 ) -> CommandOutput:
     """Train a method on a cohort and write the bundle.
 
@@ -56,6 +69,10 @@ def command(
     On several GPUs or machines, start it with torchrun --nproc-per-node 4 -m lobule train and the usual
     arguments. Every process must be able to read the slides and the folder of the bundle.
     """
+    tissue = shared.tissue_of(options)
+    options["tissue"] = None if tissue is True else tissue
+    if coords:
+        settings = {**settings, "coords": ",".join(coords)}
     if dry_run:
         return plan(method, cohort, out, settings, options["val"], options["seed"])
     from lobule.api import train

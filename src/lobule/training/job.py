@@ -216,7 +216,7 @@ def training_job(
         ResultsError: The folder is used by another process, or contains other files or another training.
     """
     split = cases if isinstance(cases, TrainingSplit) else training_split(cases, val, seed, kinds)
-    inputs = {"seed": seed, **(also or {})}
+    inputs = {"seed": seed, **({"tissue": tissue.to_dict()} if tissue else {}), **(also or {})}
     with (
         joined_ranks() if distributed else nullcontext(Ranks()) as ranks,
         begun_training(out, config, split, also=inputs, resume=resume, fresh=fresh, ranks=ranks) as folder,

@@ -215,8 +215,8 @@ def test_training_with_a_forest(cohort: Cohort, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(forest, name, 3)
     cohort = cohort.where(lambda case: case.id in ("s0", "s1", "s2", "s3", "s10", "s11"))
     config = Config(
-        trunk="tiny", mpp=MPP, steps=3, batch=4, rate=0.03, evaluate_every=3, val_patches=8, rounds=0,
-        slide_score="forest", trees=9,
+        trunk="tiny", weights="random", mpp=MPP, steps=3, batch=4, rate=0.03, evaluate_every=3, val_patches=8,
+        rounds=0, slide_score="forest", trees=9,
     )  # fmt: skip
     machine = TrainMachine(device="cpu", precision="float32", workers=1)
     bundle = train(config, cohort, tmp_path / "b", tissue=TISSUE, machine=machine)

@@ -30,8 +30,8 @@ from tests.scanning.support import write_slide
 MPP = 0.5
 WIDTH, HEIGHT, MARGIN = 1100, 800, 60
 CONFIG = Config(
-    trunk="tiny", mpp=MPP, steps=24, batch=8, rate=0.03, evaluate_every=12, val_patches=24, rounds=1,
-    round_steps=6, trunk_rate=0.003, hard_cap=5, schedule="constant",
+    trunk="tiny", weights="random", mpp=MPP, steps=24, batch=8, rate=0.03, evaluate_every=12, val_patches=24,
+    rounds=1, round_steps=6, trunk_rate=0.003, hard_cap=5, schedule="constant",
 )  # fmt: skip
 BRIEF = replace(CONFIG, steps=6, evaluate_every=3, val_patches=4, batch=4, round_steps=3)
 MACHINE = TrainMachine(device="cpu", precision="float32", workers=2)

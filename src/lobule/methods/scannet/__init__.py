@@ -12,15 +12,22 @@ Intentional differences from the paper:
   passes with offsets. Tests verify that both give the same map up to float rounding.
 - A map cell is scored by the window that is centred on it, so that scores and positions agree.
 - The trunk is any unpadded net of `nets.backbones`; the paper's VGG-16 is the default.
-- The paper does not state learning rates, batch size, steps, augmentation strengths and the pool of hard
-  negatives; see the defaults of `Config`. In up to two further rounds, half of the normal patches are hard
-  negatives.
-- The slide score is the highest cell or, with `slide_score=forest`, a random forest on 31 features of the
-  map. The forest is trained on maps of the net's training slides, which are cleaner than those of new slides.
-  The recorded area under the curve comes from forests that were trained without the slide's patient.
-- Scores are calibrated on the validation slides, and the threshold for findings is chosen there.
-- Each sample, not each worker, has a separate random generator, so that results do not depend on the number
-  of workers.
+- Tissue is detected by stain. `--tissue-method camelyon` uses Otsu thresholds, as in the paper.
+- Batch size, steps, augmentation strengths and the pool of hard negatives are ours; see the defaults of
+  `Config`. In up to two further rounds, half of the normal patches are hard negatives. They keep a distance
+  from tumour outlines (`hard_margin`).
+- The slide score is the highest cell (of means of 3 × 3 cells with `mean_cells=3`) or, with
+  `slide_score=forest`, a random forest on 31 features of the map. The trees weight both classes equally
+  (`class_weight="balanced"` of scikit-learn). The forest is trained on maps of the net's training slides,
+  which are cleaner than those of new slides. The recorded area under the curve comes from forests that were
+  trained without the slide's patient.
+- A fifth of the patients is held out for validation if the cohort has no validation split. Scores are
+  calibrated on the validation slides, and the `threshold` for findings is chosen there.
+- Threads, not processes, read patches by default, because the readers release Python's lock; `--processes`
+  uses processes. Each sample, not each worker, has a separate random generator, so that results do not depend
+  on the number of workers.
+
+docs/papers.md lists every element of the paper beside the setting that implements it.
 """
 
 from lobule.methods import Method
@@ -37,7 +44,15 @@ METHOD = Method(
     train=train,
     resolve=lambda config, cohort: config.resolved(),
     scan_settings=type_hints(
-        Config, "findings", "threshold", "opening", "min_cells", "nms_radius", "refine_above", "slide_score"
+        Config,
+        "findings",
+        "threshold",
+        "opening",
+        "min_cells",
+        "nms_radius",
+        "refine_above",
+        "slide_score",
+        "mean_cells",
     ),
     unsupported=(),
 )

@@ -50,16 +50,20 @@ class Config(Settings):
     """For maxima: a maximum suppresses others within this distance in level-0 pixels."""
     slide_score: SlideScore = "max"
     """"max": the highest cell; "forest": a random forest on 31 features of the map."""
+    mean_cells: int = 1
+    """For "max": each cell is first replaced by the mean of a square with this side; 3 is common, 1 is
+    off."""
     trees: int = 300
     """Number of trees of the forest."""
 
     # training; the paper states SGD and its momentum, and leaves most other settings open
-    weights: str = ""
-    """File with pretrained weights of the trunk (safetensors or torch). By default all weights are random."""
+    weights: str = "imagenet"
+    """Weights that the trunk starts from: "imagenet" (published by torchvision, downloaded once), "random",
+    or a file (safetensors or torch). The paper starts from ImageNet's VGG-16."""
     steps: int = 100_000
     batch: int = 64
     rate: float = 1e-3
-    """Learning rate of randomly initialised weights: the head, or the whole net."""
+    """Learning rate of randomly initialised weights: the head, or the whole net with `weights=random`."""
     trunk_rate: float = 1e-4
     """Learning rate of a pretrained trunk."""
     momentum: float = 0.9
@@ -87,14 +91,19 @@ class Config(Settings):
     """Maximum number of hard negatives per slide; those with the highest scores are used."""
     hard_merge: int = 64
     """Minimum distance of hard negatives in pixels."""
+    hard_margin: int = 122
+    """Minimum distance of hard negatives from tumour outlines in pixels; by default half a window of the
+    paper's net, so that the window's centre and its surroundings are clear of the outline."""
+    record_batches: bool = False
+    """Write slide, class and centre of every patch of every batch to `batches.csv` in each round's folder."""
     by_site: bool = False
     """Sample the site first, then one of its slides."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(1, "trees", "nms_radius")
-        self.require(0, "opening", "rounds")
+        self.require(1, "trees", "nms_radius", "mean_cells")
+        self.require(0, "opening", "rounds", "hard_margin")
 
     def resolved(self) -> Config:
         """Return these settings if a net can be trained with them.
@@ -112,5 +121,15 @@ class Config(Settings):
                 expected="two classes",
                 actual=", ".join(self.classes),
             )
+        if self.starts_from == "imagenet" and self.trunk == "tiny":
+            raise ConfigError(
+                "the trunk 'tiny' has no ImageNet weights",
+                remedy="Start from random weights: --set weights=random",
+            )
         self.require(2, "batch")
         return self
+
+    @property
+    def starts_from(self) -> str:
+        """The weights of the trunk; an empty text, as in bundles of earlier versions, means random ones."""
+        return self.weights or "random"

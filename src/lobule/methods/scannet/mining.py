@@ -18,6 +18,8 @@ from lobule.training.training_scan import ScannedMaps, TrainingScan
 MIN_SCORE = 0.5
 """A normal cell with a higher score is a hard negative."""
 GALLERY = "gallery.html"
+SAMPLES_PER_MARGIN = 16
+"""Points along an outline per margin, to which distances are measured."""
 
 
 def mine(slide_scan: TrainingScan[DensePredictor], pool: Pool) -> tuple[dict[int, Points], list[str]]:
@@ -68,10 +70,34 @@ def hard_negatives(
     order = np.argsort(-worst[rows, columns], kind="stable")
     cells = np.stack([rows, columns], axis=1)[order]
     if len(cells):
-        cells = cells[slide.classes(_centres(reader, cells)) == NORMAL]
+        centres = _centres(reader, cells)
+        l0_margin = config.hard_margin * config.mpp / slide.mpp
+        cells = cells[(slide.classes(centres) == NORMAL) & far_from_outlines(slide, centres, l0_margin)]
     radius = config.hard_merge / predictor.geometry.stride
     cells = _spaced_cells(cells, worst.shape, radius, config.hard_cap)
     return _centres(reader, cells), worst[cells[:, 0], cells[:, 1]]
+
+
+def far_from_outlines(slide: SlidePositions, l0_points: Points, margin: float) -> NDArray[np.bool_]:
+    """Whether points are at least this far from every tumour outline, in level-0 pixels, to within 0.1 %."""
+    rings = [] if slide.outlined is None else [
+        ring for polygon in slide.outlined.of_kind("tumour") for ring in polygon.rings
+    ]  # fmt: skip
+    if not rings or margin <= 0:
+        return np.ones(len(l0_points), np.bool_)
+    spacing = margin / SAMPLES_PER_MARGIN
+    nearest, _ = cKDTree(np.concatenate([_along(ring, spacing) for ring in rings])).query(l0_points)
+    return np.asarray(nearest >= margin, np.bool_)
+
+
+def _along(ring: Points, spacing: float) -> Points:
+    """Points along a closed ring that are at most `spacing` apart."""
+    reach = np.roll(ring, -1, axis=0) - ring
+    counts = np.maximum(1, np.ceil(np.hypot(*reach.T) / spacing)).astype(np.int64)
+    edge = np.repeat(np.arange(len(ring)), counts)
+    fraction = (np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts)) / counts[edge]
+    points: Points = ring[edge] + fraction[:, None] * reach[edge]
+    return points
 
 
 def _centres(reader: MapReader, cells: NDArray[np.int64]) -> Points:

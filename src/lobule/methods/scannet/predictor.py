@@ -11,6 +11,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, uniform_filter
 from torch import nn
 
 from lobule.bundles import Bundle, TrainingRecord, trained_bundle, write_bundle
@@ -230,7 +231,7 @@ class DensePredictor:
         highest = {}
         for index, name in enumerate(self.classes[1:]):
             layer = np.where(states == State.SCORED, scores[index], np.float32(0))
-            highest[name] = float(layer.max(initial=0.0))
+            highest[name] = highest_cell(layer, config.mean_cells)
             findings += findings_of(config, layer, l0_stride, mpp, name)
         metadata: dict[str, Any] = {
             "strides": {str(stride): cells for stride, cells in sorted(strides.items())}
@@ -244,14 +245,19 @@ class DensePredictor:
         return Result(slide_scores, by_score(findings), metadata=metadata)
 
 
+def highest_cell(layer: NDArray[np.float32], side: int = 1) -> float:
+    """The highest cell; with a side above 1, the highest mean of a square. Cells without a score are 0."""
+    if side > 1:
+        return float(uniform_filter(layer.astype(np.float64), side, mode="constant").max(initial=0.0))
+    return float(layer.max(initial=0.0))
+
+
 def _map_name(stride: int) -> str:
     return f"map-s{stride}"
 
 
 def worth_refining(coarse: MapReader, above: float) -> Cells:
     """Coarse cells with at least this score, and their neighbours, whose windows overlap with theirs."""
-    from scipy.ndimage import binary_dilation
-
     scores, states = coarse.read()
     hot = (scores.max(axis=0) >= above) & (states == State.SCORED)
     return np.asarray(binary_dilation(hot, np.ones((3, 3), np.bool_)), np.bool_)

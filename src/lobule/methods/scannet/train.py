@@ -6,6 +6,7 @@ the bundle at the end. An interrupted training continues from `training/` with b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from lobule.bundles import Bundle, plain_weights, read_bundle
 from lobule.cohort import Cohort
+from lobule.files import make_folder
+from lobule.imagenet import imagenet_weights
 from lobule.methods.scannet.calibration import CellCalibration, calibrate_cells
 from lobule.methods.scannet.config import Config
 from lobule.methods.scannet.mining import merge_points, mine
@@ -24,6 +27,7 @@ from lobule.nets.backbones import BACKBONES, load_trunk
 from lobule.nets.digest import weights_digest
 from lobule.nets.receptive import geometry_of
 from lobule.nets.scaling import PLAIN_SCALING, InputScaling
+from lobule.training.batch_record import BatchRecord
 from lobule.training.fit_options import Group, split_parameters
 from lobule.training.fitting import FitReport
 from lobule.training.job import TrainingJob, TrainOptions, training_job, weights_source
@@ -61,15 +65,24 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
 
 def _begin(config: Config, job: TrainingJob) -> _Training:
     net = BACKBONES[config.trunk](len(config.classes))
-    if config.weights:
-        load_trunk(net, plain_weights(config.weights))
-    scaling = InputScaling() if config.weights else PLAIN_SCALING
+    if (weights := _start_weights(config)) is not None:
+        load_trunk(net, weights)
+    scaling = PLAIN_SCALING if weights is None else InputScaling()
     sampling = SampleConfig(
         config.mpp, geometry_of(net).extent, hard_share=config.hard_share, by_site=config.by_site,
         augment=config.augment, upsample=config.upsample,
     )  # fmt: skip
     job.place(net)
     return _Training(config, job, net, scaling, PatchStreams(job, sampling, config.batch, config.val_patches))
+
+
+def _start_weights(config: Config) -> Mapping[str, Tensor] | None:
+    """The pretrained weights of the trunk; None if it starts from random ones."""
+    if config.starts_from == "random":
+        return None
+    if config.starts_from == "imagenet":
+        return imagenet_weights(config.trunk.removeprefix("scannet_"))
+    return plain_weights(config.starts_from)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,14 +128,21 @@ class _Training:
         )
         validate = self.streams.validate(validation, self._margin)
         with self.streams.draw(pool, round_) as stream:
+            batches = BatchRecord(stream, self._record_path(round_)) if config.record_batches else stream
             return job.fit(
-                self.net, self._loss, stream, options, f"round-{round_}", self._groups(round_), validate
+                self.net, self._loss, batches, options, f"round-{round_}", self._groups(round_), validate
             )
+
+    def _record_path(self, round_: int) -> Path:
+        """The file of the batches of a round; each process of a shared training has one."""
+        ranks = self.job.ranks
+        name = "batches.csv" if ranks.count == 1 else f"batches-{ranks.rank}.csv"
+        return make_folder(self.job.folder / f"round-{round_}") / name
 
     def _groups(self, round_: int) -> list[Group]:
         """All parameters with one learning rate, except that a pretrained trunk first has a lower one."""
         config, net = self.config, self.net
-        if round_ or not config.weights:
+        if round_ or config.starts_from == "random":
             return [Group(list(net.parameters()), config.trunk_rate if round_ else config.rate)]
         trunk, head = split_parameters(net, "trunk.", "conv")
         return [Group(head, config.rate), Group(trunk, config.trunk_rate)]
@@ -170,12 +190,18 @@ class _Training:
         learned = self._learn_slide_score(pool, validation)
         record = self.job.record(
             cases_of(pool), cases_of(validation), metrics | learned.metrics(),
-            weights=weights_source(self.config.weights),
+            weights=self._weights_source(),
         )  # fmt: skip
         forest = learned.fitted.forest if learned.fitted else None
         net = self.net.cpu()
         return save(
             self.job.out, self.config, net, self.scaling, forest=forest, calibration=calibration, **record
+        )
+
+    def _weights_source(self) -> str | None:
+        start = self.config.starts_from
+        return weights_source(
+            "" if start in ("random", "imagenet") else start, None if start == "random" else start
         )
 
     def _calibrate(self, validation: Pool | None) -> CellCalibration | None:
