@@ -12,10 +12,13 @@
 #   WEIGHTS             weights of the encoder: pretrained, or a file
 #   MPP TILE            µm/px of the tiles, and their size in pixels
 #   INPUT               size in pixels to which tiles are resized; by default they are not resized
-#   MODELS              models to train and compare: chowder chowder_modern weldon mean_pool max_pool abmil transmil
+#   MODELS              models to train and compare: chowder chowder_modern weldon mean_pool max_features max_pool abmil
+#                       transmil
 #   FOLDS REPEATS       cross-validation on the training slides, by patient; FOLDS=0 skips it
+#   VAL PATIENCE        validation split, and epochs without a better validation before a member stops. By default none
+#                       and 0, as in the paper: all slides, 30 epochs, last weights
 #   SETTINGS            further training settings, as "key=value key=value"
-#   FEATURES            folder of existing features (of TRIDENT, CLAM or Lobule)
+#   FEATURES            folder of existing features (of TRIDENT, CLAM, Lobule, or the .npy files of Owkin's challenge)
 # DEVICE, PRECISION, MAX_RAM, WORKERS, PROCESSES, SEED, RESAMPLES and PLOTS are described in runs/lib.sh.
 # Research use only: not a medical device, not for diagnosis.
 set -euo pipefail
@@ -31,6 +34,8 @@ MODELS=${MODELS:-chowder}
 FOLDS=${FOLDS:-3}
 REPEATS=${REPEATS:-3}
 SETTINGS=${SETTINGS:-}
+VAL=${VAL:-none}
+PATIENCE=${PATIENCE:-0}
 FEATURES=${FEATURES:-}
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -50,8 +55,9 @@ for model in $MODELS; do
   if [ ! -e "$folder/bundle/model.json" ]; then
     say "$model: cross-validation, then training, orientation and calibration of the ensemble"
     # shellcheck disable=SC2086 # split into one word per setting
-    set_options features="$FEATURES" folds="$FOLDS" repeats="$REPEATS" $SETTINGS
-    lobule train "$model" "$OUT/cohort.csv" --out "$folder/bundle" "${TRAIN_MACHINE[@]}" "${SET_OPTIONS[@]}"
+    set_options features="$FEATURES" folds="$FOLDS" repeats="$REPEATS" patience="$PATIENCE" $SETTINGS
+    lobule train "$model" "$OUT/cohort.csv" --out "$folder/bundle" --val "$VAL" "${TRAIN_MACHINE[@]}" \
+      "${SET_OPTIONS[@]}"
   fi
   say "$model: scan of the test slides from their features, then the official measures"
   lobule scan "$folder/bundle" "$OUT/test.csv" --out "$folder/results" "${SCAN_MACHINE[@]}" \

@@ -17,6 +17,7 @@ from torch import nn
 from lobule.nets.mil import (
     Chowder,
     GatedAttention,
+    MaxFeatures,
     MaxPool,
     MeanPool,
     TransMil,
@@ -117,6 +118,24 @@ def padded(bags: list[torch.Tensor], junk: float = 0.0) -> tuple[torch.Tensor, t
     return features, mask
 
 
+def test_max_features_is_a_linear_unit_of_the_element_wise_maximum() -> None:
+    rng = np.random.default_rng(6)
+    bags = [rng.normal(size=(count, 7)) for count in (5, 1, 3)]
+    model = MaxFeatures(7).double()
+    padded = np.full((3, 5, 7), 99.0)  # padding that would win every maximum
+    mask = np.ones((3, 5), bool)
+    for row, bag in enumerate(bags):
+        padded[row, : len(bag)], mask[row, : len(bag)] = bag, False
+    out = model(torch.from_numpy(padded), torch.from_numpy(mask))
+    weight, bias = (tensor.detach().numpy() for tensor in (model.scorer.weight[0], model.scorer.bias[0]))
+    for row, bag in enumerate(bags):
+        np.testing.assert_allclose(out["logit"][row].item(), bag.max(axis=0) @ weight + bias, atol=1e-12)
+        shares = np.zeros(len(bag))
+        for feature in range(7):
+            shares[bag[:, feature].argmax()] += weight[feature] * bag[:, feature].max()
+        np.testing.assert_allclose(out["tile_scores"][row, : len(bag)].detach().numpy(), shares, atol=1e-12)
+
+
 def test_modern_form_in_a_padded_batch(golden: Any) -> None:
     model = chowder_modern(golden["d"]).eval().double()
     fill(model.scorer, golden["salt"], "tile", [1, 1])
@@ -188,6 +207,7 @@ MODELS = {
     "weldon": lambda: Weldon(12, 3),
     "mean_pool": lambda: MeanPool(12),
     "max_pool": lambda: MaxPool(12),
+    "max_features": lambda: MaxFeatures(12),
     "abmil": lambda: GatedAttention(12, embed=16, attention=8),
     "transmil": lambda: TransMil(12, embed=16, heads=2, landmarks=6),
 }

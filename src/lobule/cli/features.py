@@ -45,6 +45,13 @@ if TYPE_CHECKING:
     help="Smallest share of a tile that must be tissue.",
 )
 @click.option(
+    "--stains",
+    type=click.Choice(["none", "macenko"]),
+    default="none",
+    show_default=True,
+    help="Normalise the colours of every slide before its tiles are encoded.",
+)
+@click.option(
     "--layout", type=click.Choice(["trident", "clam"]), default="trident", help="Layout of the feature files."
 )
 @click.option(
@@ -68,6 +75,7 @@ def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> 
     CLAM.
     """
     cohort = shared.cohort_of(cases)
+    options["tissue"] = shared.tissue_of(options)
     if dry_run:
         return plan(cohort, out, options)
     from lobule.api import extract_features

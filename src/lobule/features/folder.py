@@ -15,14 +15,18 @@ from lobule.cohort import Case
 from lobule.errors import ConfigError, DamagedFile, NotReadable, ResultsError
 from lobule.features.frame import Encoding, TileFrame, encoding_of
 from lobule.features.hdf5 import FeatureFile, read_feature_file
+from lobule.features.npy import read_challenge_file
 from lobule.files import make_folder, read_json, write_json
 from lobule.results.result import RESEARCH_USE
+from lobule.slides.normalised import Normalisation
 
 MANIFEST = "features.json"
 ENCODER = "encoder.safetensors"
 FORMAT = "lobule-features/1"
 
 Layout = Literal["trident", "clam"]
+UNSTATED = {"stains": "none"}
+"""Settings that a manifest states only if they differ from these values."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class FeatureManifest:
     dtype: str = "float16"
     layout: Layout = "trident"
     scaling: Mapping[str, Any] = field(default_factory=dict)
+    stains: Normalisation = "none"
+    """How the stains of the slides were normalised; a manifest that does not state it means "none"."""
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
@@ -45,12 +51,13 @@ class FeatureManifest:
             raise ConfigError("the layout clam stores float32 features only", remedy="Use --dtype float32")
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "scaling": dict(self.scaling)}
+        content = {**asdict(self), "scaling": dict(self.scaling)}
+        return {name: value for name, value in content.items() if UNSTATED.get(name) != value}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> FeatureManifest:
         try:
-            values = {name: stored[name] for name in cls.__dataclass_fields__}
+            values = {name: {**UNSTATED, **stored}[name] for name in cls.__dataclass_fields__}
             return cls(**{**values, "encoding": encoding_of(stored["encoding"])})
         except (KeyError, TypeError) as error:
             raise ConfigError("the content is not a manifest of features", actual=repr(error)) from error
@@ -76,16 +83,16 @@ def prepare_folder(path: str | Path, manifest: FeatureManifest) -> Path:
     content = {"format": FORMAT, "research_use": RESEARCH_USE, **manifest.to_dict()}
     if not manifest_path.exists():
         write_json(manifest_path, content)
-    elif (stored := read_json(manifest_path)) != content:
+    elif (stored := UNSTATED | read_json(manifest_path)) != (requested := UNSTATED | content):
         # The hash of the encoding depends on the input size too. The encoding is compared last, so that the
         # message names the simplest difference.
-        keys = sorted(content, key=lambda name: name == "encoding")
-        key = next(key for key in keys if stored.get(key) != content[key])
+        keys = sorted(requested, key=lambda name: name == "encoding")
+        key = next(key for key in keys if stored.get(key) != requested[key])
         raise ResultsError(
             f"this folder contains features of another {key}",
             subject=root,
             expected=str(stored.get(key)),
-            actual=str(content[key]),
+            actual=str(requested[key]),
             remedy="Write to another folder, because features of two kinds must not be mixed",
         )
     return root
@@ -130,7 +137,9 @@ class FeatureFolder:
         names = dict.fromkeys([quote(case.id, safe=" "), case.id, *stems])
         for name in names:
             if (feature_path := self._files.get(name)) is not None:
-                return self._refuse_other_encoder(read_feature_file(feature_path))
+                is_table = feature_path.suffix == ".npy"
+                file = read_challenge_file(feature_path) if is_table else read_feature_file(feature_path)
+                return self._refuse_other_encoder(file)
         unfinished = [path for name in names for path in self.path.rglob(f".{escape(name[:80])}.*.part.h5")]
         if unfinished:
             raise DamagedFile(
@@ -160,7 +169,8 @@ class FeatureFolder:
                 actual=", ".join(str(folder.relative_to(self.path)) for folder in folders),
                 remedy="Pass one of these subfolders instead",
             )
-        paths = sorted((folders or [self.path])[0].glob("*.h5"))
+        folder = (folders or [self.path])[0]
+        paths = sorted(folder.glob("*.h5")) or sorted(folder.glob("*.npy"))
         return {path.stem: path for path in paths if not path.name.startswith(".")}
 
     def _refuse_other_encoder(self, file: FeatureFile) -> FeatureFile:
@@ -177,7 +187,7 @@ class FeatureFolder:
 
 
 def open_features(path: str | Path) -> FeatureFolder:
-    """Open a folder of features written by `lobule features`, TRIDENT, CLAM or STAMP.
+    """Open a folder of features written by `lobule features`, TRIDENT, CLAM, STAMP or Owkin's challenges.
 
     Args:
         path: The folder. If it contains features of several encoders, pass one of its subfolders.

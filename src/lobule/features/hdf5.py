@@ -22,7 +22,7 @@ CHUNK_ROWS = 256
 BLOCK_ROWS = 1024
 """Number of rows that are read at once when a whole file is streamed."""
 
-Kind = Literal["lobule", "trident", "clam", "stamp"]
+Kind = Literal["lobule", "trident", "clam", "stamp", "challenge"]
 Append = Callable[[NDArray[Any], NDArray[np.int64]], None]
 """Appends features (n, d) and level-0 corners (n, 2) of n tiles to a file."""
 

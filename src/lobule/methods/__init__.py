@@ -124,6 +124,7 @@ METHODS: dict[str, str] = {
     "weldon": "lobule.methods.chowder",
     "mean_pool": "lobule.methods.chowder",
     "max_pool": "lobule.methods.chowder",
+    "max_features": "lobule.methods.chowder",
     "abmil": "lobule.methods.chowder",
     "transmil": "lobule.methods.chowder",
     "rakhlin": "lobule.methods.rakhlin",

@@ -7,6 +7,7 @@ any predictor, so the scanner handles resuming, failed cases and the memory limi
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lobule.bundles import write_tensors
-from lobule.cohort import Cohort
+from lobule.cohort import Case, Cohort
 from lobule.errors import LobuleError
 from lobule.features import FeatureManifest, TileFrame, prepare_folder, write_coords, write_features
 from lobule.features.folder import ENCODER, clear_folder
@@ -27,7 +28,7 @@ from lobule.results.locks import lock_folder
 from lobule.results.result import COMPLETE, UNSCORED, Result
 from lobule.results.tables import TableReader
 from lobule.scanning.cases import Progress
-from lobule.scanning.contract import Fields, OpenCase, ScanOptions, Steps
+from lobule.scanning.contract import Fields, ImageSource, OpenCase, ScanOptions, Steps
 from lobule.scanning.open_case import slide_images
 from lobule.scanning.scan import Machine, ScanReport, scan
 from lobule.scanning.tile_features import COLUMN, TileEncoder, Tiling, fill_features, tile_fields
@@ -52,10 +53,11 @@ class Extraction:
 class ExtractionPredictor:
     """A predictor that encodes tiles and writes a feature file for each case."""
 
-    images = staticmethod(slide_images)
-
     def __init__(self, model: TileEncoder, manifest: FeatureManifest, root: Path) -> None:
         self.model, self.manifest, self.root = model, manifest, root
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        return slide_images(case, options, self.model.tiling.stains)
 
     def steps(self, case: OpenCase) -> Steps[Result]:
         tiling = self.model.tiling
@@ -148,6 +150,7 @@ def extract(
         extraction.dtype,
         extraction.layout,  # type: ignore[arg-type]  # checked by the manifest
         encoder.scaling.as_dict(),
+        tiling.stains,
     )
     tile_encoder = TileEncoder(encoder, tiling)
     tile_encoder.bytes_of_tile()  # an invalid tile size is refused before the folder is created

@@ -114,7 +114,7 @@ def _of_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, InputScalin
 
     if name not in list_models():
         raise ConfigError(f"torchvision has no backbone '{name}'", remedy="Write timm:NAME for one of timm's")
-    net = fetched(name, lambda: get_model(name, weights="DEFAULT" if pretrained else None))
+    net = fetched(name, lambda: get_model(name, weights=_published(name) if pretrained else None))
     if isinstance(features := getattr(net, "features", None), nn.Module) and not hasattr(net, "head"):
         return _Body(features, pooled=True, rectified=name.startswith("densenet")), InputScaling(), None
     for head in ("fc", "heads", "head"):
@@ -123,6 +123,14 @@ def _of_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, InputScalin
             fixed = getattr(net, "image_size", None)
             return _Body(net), InputScaling(), int(fixed) if fixed else None
     raise ConfigError(f"'{name}' is not a classifier, so there are no features before one")
+
+
+def _published(name: str) -> Any:
+    """The first ImageNet weights, which the papers used; torchvision's default may be a later version."""
+    from torchvision.models import get_model_weights
+
+    versions = get_model_weights(name)
+    return versions["IMAGENET1K_V1"] if "IMAGENET1K_V1" in versions.__members__ else versions.DEFAULT
 
 
 def _of_timm(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, int | None]:

@@ -175,7 +175,7 @@ class MeanPool(BagModel):
 
 
 class MaxPool(BagModel):
-    """The highest linear score."""
+    """The highest linear score of a tile."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -185,6 +185,33 @@ class MaxPool(BagModel):
         scores = outputs[..., 0]
         ends = extremes(scores, valid, 1)
         return {"logit": ends.top[:, 0], "tile_scores": scores, "top_index": ends.top_index}
+
+
+class MaxFeatures(BagModel):
+    """A linear unit of the element-wise maximum of the features.
+
+    A tile's score is its share of the logit: the weighted features in which it is the first maximum. A bag
+    cannot be divided, because a maximum is taken of each feature.
+    """
+
+    in_pieces = False
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scorer = nn.Linear(dim, 1)
+
+    def of_tiles(self, features: Tensor) -> Tensor:
+        return features
+
+    def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        if outputs.shape[1] == 0:
+            return {"logit": outputs.new_zeros(len(outputs)), "tile_scores": outputs.new_zeros(valid.shape)}
+        lowest = torch.finfo(outputs.dtype).min
+        pooled, tile_of_feature = outputs.masked_fill(~valid[..., None], lowest).max(dim=1)
+        pooled = pooled.where(valid.any(dim=1, keepdim=True), pooled.new_zeros(()))
+        shares = (pooled * self.scorer.weight[0]).detach()
+        tile_scores = outputs.new_zeros(valid.shape).scatter_add(1, tile_of_feature, shares)
+        return {"logit": self.scorer(pooled)[:, 0], "tile_scores": tile_scores, "pooled": pooled}
 
 
 class GatedAttention(BagModel):

@@ -17,6 +17,7 @@ from lobule.nets.encoders import Encoder
 from lobule.results.tables import TableReader
 from lobule.scanning.contract import Batch, EngineSettings, Fields, OpenCase, ScanOptions, Steps, fill_table
 from lobule.scanning.device import SLICE, dtype_of, placed, random_batch, working_bytes
+from lobule.slides.normalised import Normalisation
 from lobule.stitch import State
 
 
@@ -49,6 +50,8 @@ class Tiling:
     """Pixels per side of the encoder's input. Tiles of another size are resized on the device."""
     tissue_share: float = 0.1
     """Tiles with a smaller share of tissue are skipped."""
+    stains: Normalisation = "none"
+    """How the stains of a slide are normalised before its tiles are encoded."""
 
     def __post_init__(self) -> None:
         if self.tile_px < 1 or self.input_px < 1 or self.mpp <= 0 or not 0 <= self.tissue_share <= 1:

@@ -211,7 +211,7 @@ def test_transmil_is_trained_and_scanned_on_whole_bags(
 def test_every_model_is_a_method_with_its_own_defaults() -> None:
     entries = {
         "chowder": "chowder", "chowder_modern": "modern", "weldon": "weldon", "mean_pool": "mean",
-        "max_pool": "max", "abmil": "abmil", "transmil": "transmil",
+        "max_pool": "max", "max_features": "max_features", "abmil": "abmil", "transmil": "transmil",
     }  # fmt: skip
     for method, model in entries.items():
         assert method in METHODS

@@ -66,7 +66,7 @@ def encoding_and_tiling(folder: FeatureFolder, bag: Bag) -> dict[str, Any]:
     manifest = folder.manifest
     if manifest is None:
         return {"encoding": {"name": bag.file.encoder, "hash": None, "dim": bag.file.dim}, "tiling": None}
-    names = ("mpp", "tile_px", "input_px", "tissue_share")
+    names = ("mpp", "tile_px", "input_px", "tissue_share", "stains")
     tiling = {name: getattr(manifest, name) for name in names}
     return {"encoding": encoding_to_dict(manifest.encoding), "tiling": tiling}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from lobule.nets.mil import (
     BagModel,
     Chowder,
     GatedAttention,
+    MaxFeatures,
     MaxPool,
     MeanPool,
     TransMil,
@@ -18,7 +20,7 @@ from lobule.nets.mil import (
 )
 from lobule.settings import Settings
 
-ModelName = Literal["chowder", "modern", "weldon", "mean", "max", "abmil", "transmil"]
+ModelName = Literal["chowder", "modern", "weldon", "mean", "max", "max_features", "abmil", "transmil"]
 
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "chowder": {"r": 5, "epochs": 30, "batch": 10, "rate": 1e-3, "l2": 0.5, "decay": 0.0, "dropout": 0.5},
@@ -26,6 +28,15 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "weldon": {"r": 10, "epochs": 50, "batch": 16, "rate": 1e-3, "l2": 0.0, "decay": 0.0, "dropout": 0.0},
     "mean": {"r": 10, "epochs": 50, "batch": 16, "rate": 1e-3, "l2": 0.0, "decay": 1e-4, "dropout": 0.0},
     "max": {"r": 10, "epochs": 50, "batch": 16, "rate": 1e-3, "l2": 0.0, "decay": 0.0, "dropout": 0.0},
+    "max_features": {
+        "r": 10,
+        "epochs": 50,
+        "batch": 16,
+        "rate": 1e-3,
+        "l2": 0.0,
+        "decay": 1e-4,
+        "dropout": 0.0,
+    },
     "abmil": {"r": 10, "epochs": 50, "batch": 16, "rate": 2e-4, "l2": 0.0, "decay": 1e-5, "dropout": 0.25},
     "transmil": {"r": 10, "epochs": 50, "batch": 16, "rate": 2e-4, "l2": 0.0, "decay": 1e-5, "dropout": 0.0},
 }
@@ -133,4 +144,10 @@ def build(config: Config, dim: int) -> BagModel:
         return Weldon(dim, r)
     if config.model == "abmil":
         return GatedAttention(dim, dropout=dropout)
-    return {"mean": MeanPool, "max": MaxPool, "transmil": TransMil}[config.model](dim)
+    plain: dict[str, Callable[[int], BagModel]] = {
+        "mean": MeanPool,
+        "max": MaxPool,
+        "max_features": MaxFeatures,
+        "transmil": TransMil,
+    }
+    return plain[config.model](dim)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from lobule.bundles import Bundle, plain_weights
+from lobule.cohort import Case
 from lobule.errors import BundleError, ConfigError
 from lobule.features import FeatureFolder, open_features
 from lobule.geometry import Size
@@ -36,6 +37,7 @@ from lobule.scanning.contract import (
     Batch,
     EngineSettings,
     Fields,
+    ImageSource,
     OpenCase,
     ScanOptions,
     Steps,
@@ -141,8 +143,6 @@ class BagModel:
 class BagPredictor:
     """Scans slides, or features stored before, with a bundle of bag models."""
 
-    images = staticmethod(slide_images)
-
     def __init__(self, bundle: Bundle) -> None:
         config = dict(bundle.config)
         self._bundle = bundle
@@ -160,6 +160,9 @@ class BagPredictor:
         self.ensemble: Ensemble = members_of(self.config, int(self._encoding["dim"]), tensors)
         self.localisation: Localisation = localisation_of(localisation, tensors)
         self.model = BagModel(bundle, self._encoding, self._tiling, self.ensemble)
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        return slide_images(case, options, (self._tiling or {}).get("stains", "none"))
 
     def steps(self, case: OpenCase) -> Steps[Result]:
         folder = self.model.folder(case.options)
