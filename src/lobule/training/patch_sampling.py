@@ -186,6 +186,12 @@ class FixedPositions:
     def __len__(self) -> int:
         return len(self.slides)
 
+    @cached_property
+    def slides_by_class(self) -> tuple[list[int], list[int]]:
+        """For each class, the numbers of the slides with positions of it."""
+        normal, tumour = (np.unique(self.slides[self.labels == label]).tolist() for label in (NORMAL, TUMOUR))
+        return normal, tumour
+
 
 @dataclass(frozen=True, eq=False)
 class Pool:

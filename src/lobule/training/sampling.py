@@ -194,7 +194,8 @@ class Sampler:
             self._open.pop(number)[0].close()
 
     def _check_left(self, label: int) -> None:
-        usable = self.pool.usable(label)
+        fixed = self.pool.fixed
+        usable = self.pool.usable(label) if fixed is None else fixed.slides_by_class[label]
         if all(number in self.failures for number in usable):
             raise CaseError(
                 f"none of the {len(usable)} slides of one class can be read any more",

@@ -15,8 +15,8 @@ score is high where the two differ.
 
 Intentional differences from the paper:
 - Patches are read from the slides during training and never stored. They are chosen before the training, from
-  the seed alone, and listed in the bundle. The slides of a smaller budget are a subset of those of a larger
-  one.
+  the seed alone, and listed in the bundle; `--coords` uses the authors' lists instead. The slides of a
+  smaller budget are a subset of those of a larger one.
 - Training patches are augmented, including their stains. Without that, a student that sees a few hundred
   patches of a few slides learns the stain of these slides. `augmentation=false` is the published form.
   Two options: normal slides also provide normal patches (`normal_slides`), and the teacher's maps are
@@ -30,7 +30,9 @@ Intentional differences from the paper:
 - Overlapping patches are read once. `form=exact` evaluates every overlapping patch, as published.
   `form=shared` evaluates adjacent patches and averages their maps over windows. The bundle records how well
   the two agree.
-- The last batch of an epoch continues into the next epoch.
+- The last batch of an epoch continues into the next epoch, and the best epoch on validation patches is kept.
+
+docs/papers.md lists every element of the paper beside the setting that implements it.
 """
 
 from lobule.methods import Method

@@ -99,12 +99,13 @@ def choose_patches(config: Config, pool: Pool, seed: int) -> PatchBudget:
         notes.append(
             f"{len(added)} additional normal slides provide the {_count_points(added)} missing normal patches"
         )
-    return _patch_budget(pool, normal, tumour, config, notes)
+    return patch_budget(pool, normal, tumour, config, notes)
 
 
-def _patch_budget(
+def patch_budget(
     pool: Pool, normal: dict[str, Points], tumour: dict[str, Points], config: Config, notes: list[str]
 ) -> PatchBudget:
+    """Return the budget of chosen patches, by class and case, with a note if there are too few."""
     for name, points_by_case, requested in (
         ("normal", normal, config.normal_patches), ("tumour", tumour, config.tumour_patches),
     ):  # fmt: skip

@@ -67,6 +67,9 @@ class Config(Settings):
     """Findings with fewer cells are dropped."""
 
     # the label budget
+    coords: tuple[str, ...] = ()
+    """Files that list the training patches, which are then not chosen at random: the authors' lists of normal
+    and of tumour patches, in this order, or one `places.csv` of a bundle. Same as the option --coords."""
     slides: int = 10
     """Number of outlined tumour slides to use."""
     tumour_patches: int = 1001

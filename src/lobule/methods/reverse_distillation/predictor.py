@@ -147,12 +147,15 @@ class PatchModel:
 
     def patch_scores(self, patches: Tensor) -> Tensor:
         """Raw scores (B,) of patches (B, rows, columns, 3)."""
-        distances = self._distances(patches)
-        size = self.config.input
         if self.config.score == "max":
-            maps = smooth(summed(distances, (self.padded_size, self.padded_size))[:, :size, :size])
-            return maps.amax(dim=(1, 2))
-        return window_means(distances, size, self.padded_size)[:, 0, 0]
+            return self.patch_maps(patches).amax(dim=(1, 2))
+        return window_means(self._distances(patches), self.config.input, self.padded_size)[:, 0, 0]
+
+    def patch_maps(self, patches: Tensor) -> Tensor:
+        """Smoothed anomaly maps (B, input, input) of patches (B, rows, columns, 3)."""
+        size = self.config.input
+        maps = summed(self._distances(patches), (self.padded_size, self.padded_size))
+        return smooth(maps[:, :size, :size])
 
     def shared(self, config: Config, pixels: Tensor, required: Tensor) -> Tensor:
         """Raw scores (fields, cells, cells) of windows over mosaics of adjacent patches.

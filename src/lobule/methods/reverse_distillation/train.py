@@ -17,10 +17,12 @@ from lobule.augment import NO_AUGMENTATION
 from lobule.bundles import Bundle, plain_weights
 from lobule.cohort import Cohort
 from lobule.errors import ConfigError
+from lobule.fingerprints import fingerprint
 from lobule.losses import FLOOR, distillation_loss, focal_distillation_loss
 from lobule.methods.reverse_distillation.budget import PatchBudget, choose_patches
 from lobule.methods.reverse_distillation.calibrate import calibrate
 from lobule.methods.reverse_distillation.config import RANDOM, Config
+from lobule.methods.reverse_distillation.coords import listed_patches
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, images_for, save
 from lobule.nets.reverse_distillation import Student
 from lobule.nets.teachers import ChannelStatistics, Teacher, load_teacher_weights, teacher
@@ -48,7 +50,8 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
         out: Folder for the bundle and the state of the training.
         **options: See `TrainOptions`.
     """
-    with training_job(config, cohort, out, **options) as job:
+    lists = {"coords": [fingerprint(path, full=True) for path in config.coords]} if config.coords else None
+    with training_job(config, cohort, out, also=lists, **options) as job:
         config, budget = _choose_patches(config, job)
         validation = validation_pool(job, stains=config.stains)
         sampling = SampleConfig(
@@ -72,6 +75,10 @@ def frozen_teacher(name: str, weights: str, seed: int = 0) -> Teacher:
 
 def _choose_patches(config: Config, job: TrainingJob) -> tuple[Config, PatchBudget]:
     """Choose the training patches. Without tumour patches, the config changes to the plain loss."""
+    if config.coords:
+        config, budget = listed_patches(config, job)
+        job.note(*budget.notes)
+        return config.of_loss(config.loss if budget.total(TUMOUR) else "plain"), budget
     pool = train_pool(job, need=(NORMAL,), stains=config.stains)
     loss = config.loss
     if loss == "focal" and not (pool.usable(TUMOUR) and config.tumour_patches):
