@@ -30,6 +30,7 @@ COMPAT=${COMPAT:-own}
 PAINTING=${PAINTING:-exact}
 PIXELS=${PIXELS:-nyu-raw}
 SETTINGS=${SETTINGS:-}
+PRECISION=${PRECISION:-float32} # the published numbers are in float32
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 file() { find -L "$WEIGHTS" -type f -name "$1" 2>/dev/null | sort | head -n 1; }
@@ -65,7 +66,8 @@ for number, exam in enumerate(read_exam_list(listed)):
         for view, names in exam.images.items()
     }
     labels = {name: bool(value) for name, value in exam.labels.items() if name.count("_") == 1}
-    cases.append(Case(f"exam{number}", f"exam{number}", "exam", views=views, breast_labels=labels))
+    flip = {"horizontal_flip": exam.horizontal_flip} if exam.horizontal_flip else {}
+    cases.append(Case(f"exam{number}", f"exam{number}", "exam", views=views, breast_labels=labels, attributes=flip))
 write_cohort(Cohort(tuple(cases)), out)
 print(f"{len(cases)} exams")
 PY
@@ -117,18 +119,23 @@ import sys
 from pathlib import Path
 
 from lobule.cohort import read_cohort
+from lobule.methods.four_view.sample_exams import comparison
 from lobule.results import open_results
 
 out, cohort, *models = sys.argv[1:]
+exams = read_cohort(cohort, check_files=False)
 columns = ("left_benign", "right_benign", "left_malignant", "right_malignant")
 for name in models:
     results = open_results(Path(out) / f"{name}-results")
-    lines = [",".join(("case", *columns))]
-    for case in read_cohort(cohort, check_files=False):
-        scores = (results.case_folder(case.id).result or {}).get("scores", {})
+    lines, all_scores = [",".join(("case", *columns))], {}
+    for case in exams:
+        scores = all_scores[case.id] = (results.case_folder(case.id).result or {}).get("scores", {})
         lines.append(",".join([case.id, *(f"{scores[c]:.4f}" if c in scores else "" for c in columns)]))
     (Path(out) / f"{name}.csv").write_text("\n".join(lines) + "\n")
     print(f"{name}:", *lines[:6], sep="\n")
+    published = comparison(name, exams, all_scores)
+    if published:
+        print("the published scores of the sample exams, which COMPAT=nyu reproduces:", *published, sep="\n")
 PY
 
 if "$PYTHON" - "$COHORT" <<'PY'

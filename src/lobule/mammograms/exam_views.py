@@ -221,7 +221,7 @@ def open_views(case: Case, options: ViewOptions, *, joined: bool) -> dict[str, E
     """Open the images of an exam.
 
     Args:
-        case: The exam.
+        case: The exam. Its column `horizontal_flip`, if it has one, states how PNG images are stored.
         options: How the views are read.
         joined: Whether the model joins views. It then needs all four, and reads all images of each; otherwise
             only the first image of each view is opened, and a view may be missing or unreadable.
@@ -234,11 +234,13 @@ def open_views(case: Case, options: ViewOptions, *, joined: bool) -> dict[str, E
             actual=f"a case of kind {case.kind}",
         )
     images: dict[str, ExamView | BrokenView] = {}
+    flip = case.value("horizontal_flip")
     for view, files in files_of_views(case).items():
         for index, path in enumerate(files if joined else files[:1]):
             name = view if index == 0 else f"{view} {index + 1}"
             try:
-                images[name] = ExamView(view, read_view(path, view=view, pixels=options.pixels), options)
+                mammogram = read_view(path, view=view, pixels=options.pixels, horizontal_flip=flip)
+                images[name] = ExamView(view, mammogram, options)
             except (LobuleError, OSError) as error:
                 images[name] = BrokenView(view, error, options)
     _check_views(case, images, joined=joined)

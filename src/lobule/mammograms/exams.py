@@ -51,10 +51,15 @@ def read_view(
     view: View | None = None,
     pixels: Pixels = "nyu-raw",
     allow: Collection[Override] = (),
+    horizontal_flip: str | None = None,
 ) -> Mammogram:
-    """Read one image, PNG or DICOM. Raises `NotAMammogram` if a DICOM file shows another view than `view`."""
+    """Read one image, PNG or DICOM. Raises `NotAMammogram` if a DICOM file shows another view than `view`.
+
+    `horizontal_flip` of an exam list (NO or YES) states in which direction a PNG image is stored; without it,
+    the pixels decide.
+    """
     if str(path).lower().endswith(".png"):
-        return read_png(path, view=view)
+        return read_png(path, view=view, horizontal_flip=horizontal_flip)
     mammogram = read_dicom(path, pixels=pixels, allow=allow)
     if view is not None and mammogram.view != view:
         raise NotAMammogram(

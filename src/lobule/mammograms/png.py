@@ -13,18 +13,32 @@ from lobule.errors import DamagedFile, NotAMammogram, UnknownFormat
 from lobule.files import open_url
 from lobule.mammograms.mask import with_black_background
 from lobule.mammograms.record import Decision, Heading, Mammogram, require_size
-from lobule.mammograms.views import View, pointing_of_pixels
+from lobule.mammograms.views import View, pointing_of_pixels, stored_pointing
 
 GREY_MODES = {"L": 8, "I;16": 16, "I": 16}
 
 
-def read_png(path: str | Path, *, view: View | None = None) -> Mammogram:
-    """Read a grey PNG. It does not state its view, which a manifest or the caller supplies."""
+def read_png(path: str | Path, *, view: View | None = None, horizontal_flip: str | None = None) -> Mammogram:
+    """Read a grey PNG. It does not state its view, which a manifest or the caller supplies.
+
+    The direction of the breast follows from `horizontal_flip` (NO or YES) if that and the view are stated, as
+    in the published tools, and otherwise from the pixels. A disagreement is noted.
+    """
     pixels, decision = _grey(path)
     cleaned = with_black_background(pixels, path)
     heading = Heading(str(path), (decision,), view=view, height=pixels.shape[0], width=pixels.shape[1])
     pointing = pointing_of_pixels(cleaned.pixels)
-    return Mammogram(heading, cleaned.pixels, view, pointing, (decision, cleaned.decision))
+    decisions = [decision, cleaned.decision]
+    if view is not None and horizontal_flip in ("NO", "YES"):
+        stated = stored_pointing(view, horizontal_flip)
+        if stated != pointing:
+            sentence = (
+                f"The exam list states horizontal_flip={horizontal_flip}, so the breast points {stated}; the "
+                f"pixels suggest that it points {pointing}."
+            )
+            decisions.append(Decision("direction", "noted", sentence))
+        pointing = stated
+    return Mammogram(heading, cleaned.pixels, view, pointing, tuple(decisions))
 
 
 def _grey(path: str | Path) -> tuple[NDArray[np.uint16], Decision]:

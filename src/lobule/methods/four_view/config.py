@@ -116,6 +116,9 @@ class Reading(Settings):
     centres, and the missing mirroring of single right views."""
     pixels: Pixels = "nyu-raw"
     """Which pixel values of a DICOM file are read."""
+    heatmap_files: str = ""
+    """Folder of heatmaps in the published layout, as `lobule heatmaps` writes them. They are read instead of
+    computed."""
     finding_threshold: float = 0.5
     """Regions of a heatmap above this score become findings."""
 
@@ -138,7 +141,8 @@ class Training(Settings):
     bundle."""
     patch_weights: str = ""
     """A bundle whose patch network is used without further training, or DenseNet weights from which the patch
-    network is trained."""
+    network is trained: a file, or "imagenet" for those of torchvision, which the paper starts from. By
+    default it starts from random weights, because a smaller network has no published ones."""
     patch_steps: int = 50_000
     """Training steps of the patch network."""
     patch_batch: int = 32
@@ -148,10 +152,17 @@ class Training(Settings):
     patch_shares: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
     """Shares of the sampled patches: malignant, benign, outside the outlines of a view that has outlines, and
     from breasts without a finding."""
+    patch_rotation: float = 0.0
+    """Largest rotation of a training patch in degrees, besides quarter turns and flips; 0 leaves it out."""
+    patch_resize: float = 0.0
+    """Largest change of the size of a training patch, such as 0.2 for 1/1.2 to 1.2; 0 leaves it out."""
     val_patches: int = 2000
     birads: str = "birads"
     """Column with the BI-RADS categories that are learned first. `left_birads` and `right_birads` are
     preferred where the cohort has them."""
+    birads_classes: Literal["cohort", "published"] = "cohort"
+    """"published": the three classes of the paper, 0 incomplete, 1 negative and 2 benign, from values such as
+    "2" or "BI-RADS 2"; exams with other categories are left out. "cohort": every category of the cohort."""
     birads_steps: int = 50_000
     """Steps of the first training, on BI-RADS labels; 0 leaves it out."""
     birads_rate: float = 1e-5
@@ -171,6 +182,9 @@ class Training(Settings):
     swap_sides: bool = False
     """Whether half of the exams are sampled with left and right breast exchanged, including the labels. This
     gives a valid exam, because every view is mirrored to point right. Not published."""
+    select_by: Literal["malignant", "mean of four"] = "malignant"
+    """Area under the ROC curve that chooses the weights: that of malignancy over all breasts, or the mean of
+    the four areas of left and right breast, benign and malignant, as in the paper."""
     positive_weight: float = 1.0
     """Weight of a positive breast in the loss, relative to a negative one."""
     optimiser: Optimiser = "adam"
@@ -235,13 +249,14 @@ class Config(Settings):
         """Return the config changed by the settings of a scan, which are all of `reading`.
 
         Raises:
-            ConfigError: if `painting` is set for a classifier that reads no heatmaps.
+            ConfigError: if `painting` or `heatmaps` is set for a classifier that reads no heatmaps.
         """
-        if "reading.painting" in settings and not self.architecture.heatmaps:
-            raise ConfigError(
-                "reading.painting does not fit a classifier that reads no heatmaps",
-                remedy="Leave it out, or use a bundle with a patch network",
-            )
+        for name in ("reading.painting", "reading.heatmap_files"):
+            if name in settings and not self.architecture.heatmaps:
+                raise ConfigError(
+                    f"{name} does not fit a classifier that reads no heatmaps",
+                    remedy="Leave it out, or use a bundle with a patch network",
+                )
         changes = {name.removeprefix("reading."): value for name, value in settings.items()}
         return replace(self, reading=replace(self.reading, **changes))
 

@@ -98,6 +98,16 @@ def areas(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> dict[str, f
     return {name: area for name, area in areas_by_target.items() if area is not None}
 
 
+def mean_of_four(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float | None:
+    """Return the mean area of the targets of each breast that have both classes; None if none has."""
+    areas_by_target = []
+    for target in range(labels.shape[1]):
+        usable = (labels[:, target] != UNKNOWN) & np.isfinite(scores[:, target])
+        areas_by_target.append(auc(labels[usable, target], scores[usable, target]))
+    defined = [area for area in areas_by_target if area is not None]
+    return float(np.mean(defined)) if defined else None
+
+
 def one_against_rest(labels: NDArray[np.int64], scores: NDArray[np.float32]) -> list[float | None]:
     """Return the area of each class against all others; None where it is not defined."""
     return [auc((labels == label).astype(int), scores[:, label]) for label in range(scores.shape[1])]
@@ -111,9 +121,16 @@ def patch_areas(labels: NDArray[np.int64], scores: NDArray[np.float32]) -> dict[
 
 def breast_areas(net: Classifier, batches: Iterable[ExamBatch]) -> dict[str, float]:
     """Return the areas of the classifier on some exams."""
+    return areas(*labels_and_scores(net, batches))
+
+
+def labels_and_scores(
+    net: Classifier, batches: Iterable[ExamBatch]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the labels and the scores (exams, 4) of some exams."""
     pairs = [(batch.labels.cpu().numpy(), exam_probabilities(net, batch)) for batch in batches]
     labels, scores = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
-    return areas(labels, scores)
+    return labels, scores
 
 
 def birads_area(net: BiradsNet, batches: Iterable[ExamBatch]) -> float:

@@ -27,6 +27,7 @@ from lobule.mammograms.exam_views import (
 from lobule.mammograms.published.patches import PatchGrid
 from lobule.mammograms.views import angle_of
 from lobule.methods.four_view.config import Config
+from lobule.methods.four_view.heatmap_files import read_heatmaps
 from lobule.methods.four_view.heatmaps import PatchScores, ViewPatches, store_heatmaps, table_name
 from lobule.methods.four_view.model import Nets
 from lobule.methods.four_view.planning import (
@@ -138,15 +139,19 @@ class FourViewPredictor:
         features, findings = Features(classifiers), list[Finding]()
         differences: list[NDArray[np.float64]] = []
         images = {name: i for name, i in case.images.items() if isinstance(i, ExamView | BrokenView)}
+        stored = config.reading.heatmap_files
         # The grid of an image is drawn even if no window of it is read, to keep the random stream in step.
-        grids = self._patch_grids(case, config) if config.architecture.heatmaps else {}
+        grids = self.patch_grids(case, config) if config.architecture.heatmaps and not stored else {}
         nets = sorted({config.architecture.patch_net_of[number] for number in classifiers})
         for planned in plan_images(images, config, case.earlier()):
             if not planned.windows:
                 continue
             name, image = planned.name, planned.image
             heatmaps: dict[int, Heatmaps] = {}
-            if isinstance(image, ExamView) and grids:
+            if isinstance(image, ExamView) and stored:
+                heatmaps = dict.fromkeys(nets, read_heatmaps(stored, image))
+                findings += yield from store_heatmaps(name, image, heatmaps[nets[0]], config)
+            elif isinstance(image, ExamView) and grids:
                 source = PatchView(image, patch_frame(image, config))
                 for net in nets:
                     patches = ViewPatches(name, image, source, grids[name], case.engine, net)
@@ -190,7 +195,8 @@ class FourViewPredictor:
         )  # fmt: skip
         features.add(image.view, list(planned.windows), rows, numbers)
 
-    def _patch_grids(self, case: OpenCase, config: Config) -> dict[str, PatchGrid]:
+    def patch_grids(self, case: OpenCase, config: Config) -> dict[str, PatchGrid]:
+        """Draw the patch grid of each image of an exam."""
         shared = config.architecture.joins_views and config.reading.compat == "nyu"
         earlier = (self._shapes_of(other, config) for other in case.earlier()) if shared else ()
         return patch_grids(shapes_of(case.images), config, earlier)
@@ -221,6 +227,8 @@ def _painting_metadata(config: Config, differences: Sequence[NDArray[np.float64]
     """Describe how heatmaps were computed and, for `fast`, how far the scores are from the exact ones."""
     if not config.architecture.heatmaps:
         return {}
+    if config.reading.heatmap_files:
+        return {"heatmaps": {"read_from": config.reading.heatmap_files}}
     metadata: dict[str, Any] = {"painting": config.reading.painting}
     all_differences = np.concatenate(differences) if differences else np.zeros(0)
     if len(all_differences):

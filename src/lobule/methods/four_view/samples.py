@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 from lobule.annotations import Polygon, inside
@@ -150,10 +152,30 @@ class ExamSampler:
     def grades(self, exam: TrainExam) -> NDArray[np.int64]:
         if self.birads is None:
             return np.full(2, UNKNOWN, np.int64)
-        values = (exam.case.value(column) for column in self.birads)
+        values = [exam.case.value(column) for column in self.birads]
+        if self.pool.config.training.birads_classes == "published":
+            values = [published_category(value) for value in values]
         return np.array(
             [self.categories.index(value) if value in self.categories else UNKNOWN for value in values]
         )
+
+
+def published_category(value: str | None) -> str | None:
+    """Return 0, 1 or 2 for a value such as "2", "2.0" or "BI-RADS 2"; None for any other category."""
+    match = re.fullmatch(r"(?:bi-?rads[ _:-]*)?([012])(?:\.0+)?", (value or "").strip().lower())
+    return match[1] if match else None
+
+
+def birads_categories(values: Iterable[str | None], classes: str) -> tuple[str, ...]:
+    """Return the categories that a cohort's values have, in order."""
+    if classes == "published":
+        values = map(published_category, values)
+    return tuple(sorted({value for value in values if value}))
+
+
+def other_categories(values: Iterable[str | None]) -> tuple[str, ...]:
+    """Return the values that are none of the published categories."""
+    return tuple(sorted({value for value in values if value and published_category(value) is None}))
 
 
 def birads_columns(cohort: Cohort, name: str) -> tuple[str, str] | None:
@@ -240,15 +262,26 @@ class PatchSampler:
         label, image = draw_member(self.strata, index, rng)
         pixels = self.pool.pixels(image)
         top, left = self._corner(image, label, pixels, rng)
-        patch = self.pool.config.architecture.patch
-        patch_pixels = np.zeros((patch, patch), np.float64)
-        cropped = pixels[top : top + patch, left : left + patch]
-        patch_pixels[: cropped.shape[0], : cropped.shape[1]] = cropped
+        patch_pixels = self._cut(pixels, top, left, rng)
         patch_pixels = (patch_pixels - image.mean) / image.spread
         if self.augmented:  # a lesion has no preferred orientation
             symmetry = int(rng.integers(8))
             patch_pixels = np.rot90(patch_pixels[:, ::-1] if symmetry & 4 else patch_pixels, symmetry & 3)
         return np.ascontiguousarray(patch_pixels[None], np.float32), label
+
+    def _cut(
+        self, pixels: NDArray[np.uint16], top: int, left: int, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """Return the patch at a corner, rotated and resized around its centre if the settings say so."""
+        patch, training = self.pool.config.architecture.patch, self.pool.config.training
+        if self.augmented and (training.patch_rotation or training.patch_resize):
+            swing = rng.uniform(-1, 1, 2)
+            turn = math.radians(training.patch_rotation * swing[0])
+            return turned_patch(pixels, top, left, patch, turn, (1 + training.patch_resize) ** swing[1])
+        patch_pixels = np.zeros((patch, patch), np.float64)
+        cropped = pixels[top : top + patch, left : left + patch]
+        patch_pixels[: cropped.shape[0], : cropped.shape[1]] = cropped
+        return patch_pixels
 
     def _corner(
         self, image: TrainView, label: int, pixels: NDArray[np.uint16], rng: np.random.Generator
@@ -268,6 +301,21 @@ class PatchSampler:
             if has_tissue and not any(_overlaps(polygon, top, left, patch) for _, polygon in image.outlines):
                 return top, left
         raise CaseError("no patch with tissue was found outside the outlines", subject=image.path)
+
+
+def turned_patch(
+    pixels: NDArray[Any], top: int, left: int, patch: int, turn: float, zoom: float
+) -> NDArray[np.float64]:
+    """Return a patch turned counter-clockwise by radians and enlarged, with zeros outside the image."""
+    middle = (patch - 1) / 2
+    rows, columns = np.mgrid[:patch, :patch] - middle
+    cosine, sine = math.cos(turn) / zoom, math.sin(turn) / zoom
+    positions = np.stack(
+        [top + middle + cosine * rows + sine * columns, left + middle - sine * rows + cosine * columns]
+    )
+    return np.asarray(
+        map_coordinates(pixels.astype(np.float32), positions, order=1, mode="constant"), np.float64
+    )
 
 
 def _point_in(polygon: Polygon, rng: np.random.Generator) -> NDArray[np.float64]:

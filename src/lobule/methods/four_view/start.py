@@ -12,12 +12,14 @@ from torch import nn
 from lobule.bundles import Bundle, plain_weights, read_bundle
 from lobule.errors import BundleError, ConfigError
 from lobule.fingerprints import fingerprint
+from lobule.imagenet import imagenet_weights
 from lobule.methods.four_view.bundle import load_nets
 from lobule.methods.four_view.config import Architecture, Config, Reading
 from lobule.methods.four_view.model import Nets, build
 from lobule.nets.four_view import Classifier
 from lobule.nets.four_view_weights import load_published
 
+IMAGENET = "imagenet"
 PATCH_SETTINGS = ("patch", "patch_stride", "patch_growth", "patch_blocks", "patch_first_width")
 
 
@@ -59,7 +61,9 @@ def build_start(config: Config) -> Start:
         raise BundleError("the bundle has no patch network", subject=training.patch_weights)
     if patch_net is not None and training.patch_weights and not trained_nets:
         _load_densenet(patch_net, training.patch_weights)
-        sources["patch_weights"] = fingerprint(training.patch_weights, full=True)
+        is_published = training.patch_weights == IMAGENET
+        source = IMAGENET if is_published else fingerprint(training.patch_weights, full=True)
+        sources["patch_weights"] = source
     return Start(config, net, patch_net, loaded is not None, bool(trained_nets), sources)
 
 
@@ -113,4 +117,6 @@ def _read_single(path: str) -> tuple[Bundle, Config, Nets]:
 def _load_densenet(net: nn.Module, path: str) -> None:
     """Load the weights of a DenseNet trained for another task, except its last layer."""
     head = {name: value for name, value in net.state_dict().items() if name.startswith("classifier.")}
-    load_published(net, {**plain_weights(path), **head}, path)
+    option = "--set training.patch_weights=FILE"
+    weights = imagenet_weights("densenet121", option) if path == IMAGENET else plain_weights(path)
+    load_published(net, {**weights, **head}, path)

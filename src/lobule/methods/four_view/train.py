@@ -32,6 +32,8 @@ from lobule.methods.four_view.objectives import (
     birads_loss,
     breast_areas,
     classifier_loss,
+    labels_and_scores,
+    mean_of_four,
     patch_areas,
     selection_metric,
 )
@@ -40,8 +42,10 @@ from lobule.methods.four_view.samples import (
     ExamBatch,
     ExamSampler,
     PatchSampler,
+    birads_categories,
     birads_columns,
     collate_exams,
+    other_categories,
 )
 from lobule.methods.four_view.start import Start, build_start
 from lobule.methods.four_view.training_exams import ExamPool, gather_exams
@@ -188,7 +192,9 @@ class _Training:
             job.note(f"the cohort has no column '{settings.birads}': no BI-RADS stage")
             return False
         values = {case.value(column) for case in exams.train.cases for column in columns}
-        categories = tuple(sorted(value for value in values if value))
+        categories = birads_categories(values, settings.birads_classes)
+        if settings.birads_classes == "published" and (left_out := other_categories(values)):
+            job.note(f"BI-RADS categories other than 0, 1 and 2 are left out: {', '.join(left_out)}")
         if len(categories) < 2:
             job.note("all exams have one BI-RADS category: no BI-RADS stage")
             return False
@@ -227,11 +233,20 @@ class _Training:
             lambda net, batch: classifier_loss(net, batch.to(self.job.device), settings.positive_weight),
             self._batches(sampler.draw, collate_exams, settings.batch, BREASTS),
             settings.steps, [Group(head, settings.rate), Group(trunk, trunk_rate)],
-            None if val_areas is None else lambda net: selection_metric(val_areas(net)),
+            None if val_sampler is None else partial(self._on_exams, self._selects, val_sampler),
         )  # fmt: skip
         if val_areas is not None:
             with torch.no_grad():
                 self.metrics.update({f"val_auc_{name}": value for name, value in val_areas(net).items()})
+
+    def _selects(self, net: nn.Module, batches: Iterator[ExamBatch]) -> float:
+        """Return the area that chooses the weights."""
+        labels, scores = labels_and_scores(net, batches)  # type: ignore[arg-type]
+        if self.config.training.select_by == "mean of four":
+            mean = mean_of_four(labels, scores)
+            if mean is not None:
+                return mean
+        return selection_metric(areas(labels, scores))
 
     # -- shared by the stages -----------------------------------------------------------------------------
 
