@@ -82,6 +82,22 @@ from lobule.results.result import RESEARCH_USE
     "--reader-study", metavar="FILE", help="Evaluate a table of readers and models instead of results."
 )
 @click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    type=click.FloatRange(0, 1),
+    help="For --reader-study: weight of a model in its combination with readers; repeatable; by default 0.5.",
+)
+@click.option(
+    "--max-fpr",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="F",
+    help="For --reader-study: also the partial area up to this false-positive rate, standardised.",
+)
+@click.option(
+    "--paired", is_flag=True, help="For --reader-study: compare every model with every reader, paired."
+)
+@click.option(
     "--resamples",
     type=click.IntRange(2),
     default=2000,
@@ -95,8 +111,11 @@ def command(paths: tuple[str, ...], reader_study: str | None, **options: Any) ->
     error if the cohort contains patients of the model's training set. A submission needs no COHORT if --masks
     contains the tumours of its slides. Research use only.
     """
+    study = {name: options.pop(name) for name in ("weights", "max_fpr", "paired")}
     if reader_study is not None:
-        return _reader_study_output(paths, reader_study, options)
+        return _reader_study_output(paths, reader_study, options, study)
+    if any(study.values()):
+        raise UsageError("--weight, --max-fpr and --paired belong to --reader-study")
     from lobule.api import evaluate
 
     results, cohort = _results_and_cohort(paths, options["submission"], options["masks"])
@@ -126,9 +145,11 @@ def _results_and_cohort(
     return paths[0], paths[1]
 
 
-def _reader_study_output(paths: tuple[str, ...], file: str, options: Mapping[str, Any]) -> CommandOutput:
+def _reader_study_output(
+    paths: tuple[str, ...], file: str, options: Mapping[str, Any], study: Mapping[str, Any]
+) -> CommandOutput:
     from lobule.evaluation import Options, evaluate_readers
-    from lobule.evaluation.summary import reader_table
+    from lobule.evaluation.summary import reader_comparison_table, reader_table
     from lobule.evaluation.writing import write_reader_study
 
     if paths:
@@ -136,12 +157,21 @@ def _reader_study_output(paths: tuple[str, ...], file: str, options: Mapping[str
             "--reader-study cannot be combined with results or a cohort", actual=", ".join(paths)
         )
     note(f"resampling patients {options['resamples']} times for every reader and model …")
-    data = evaluate_readers(file, Options(resamples=options["resamples"], seed=options["seed"]))
+    data = evaluate_readers(
+        file,
+        Options(resamples=options["resamples"], seed=options["seed"]),
+        weights=study["weights"] or (0.5,),
+        max_fpr=study["max_fpr"],
+        paired=study["paired"],
+    )
     if options["out"]:
         write_reader_study(data, options["out"])
     counts = f"{data['cases']} of {data['patients']} patients, {data['positive']} positive"
     text = format_fields([("reader study", file), ("cases", counts)])
-    return CommandOutput(data, f"{text}\n\n{table(*reader_table(data))}\n\n{RESEARCH_USE}")
+    tables = [table(*reader_table(data))]
+    if data["comparisons"]:
+        tables.append(table(*reader_comparison_table(data)))
+    return CommandOutput(data, "\n\n".join([text, *tables, RESEARCH_USE]))
 
 
 # -- printing -----------------------------------------------------------------------------------------------

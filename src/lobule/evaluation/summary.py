@@ -172,13 +172,27 @@ def difference_table(report: Data) -> tuple[list[str], list[list[str]]]:
 def reader_table(data: Data) -> tuple[list[str], list[list[str]]]:
     """One rater per row, with four digits as in published tables."""
     header = ["rater", "AUROC (95 % interval)", "AUPRC", "AP", "spread of AUROC"]
+    partial = data.get("max_fpr")
+    if partial is not None:
+        header.append(f"partial AUROC to {partial:g}")
     rows = [
         [
             row["name"], shown(row["auroc"]), number(row["auprc"]["value"]), number(row["ap"]["value"]),
             number(row.get("spread", {}).get("auroc")),
+            *([] if partial is None else [number(row["partial_auc"])]),
         ]
         for row in data["rows"]
     ]  # fmt: skip
+    return header, rows
+
+
+def reader_comparison_table(data: Data) -> tuple[list[str], list[list[str]]]:
+    """The paired differences of models and readers in AUROC."""
+    header = ["model", "reader", "AUROC of the model minus the reader's (95 % interval)", "p"]
+    rows = [
+        [row["model"], row["reader"], shown(row["difference"]), number(row["p"])]
+        for row in data["comparisons"]
+    ]
     return header, rows
 
 
