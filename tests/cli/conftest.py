@@ -19,12 +19,18 @@ from torchvision.models import squeezenet1_1
 from lobule.bundles import read_bundle
 from lobule.cli import ABOUT, COMMANDS
 from lobule.cli.base import LazyGroup, run
+from lobule.methods.reverse_distillation import save
 from lobule.nets.four_view import ViewWise
 from lobule.nets.gmic import Gmic
+from lobule.phantoms.exams import write_exams
 from lobule.phantoms.phantom import SlidePhantom
 from lobule.phantoms.slides import write_slide
 from lobule.phantoms.truth import Outline, SlideTruth, write_mask_tiff
 from tests.evaluation.support import begin, put, write_csv
+from tests.methods.four_view.support import bundle_of
+from tests.methods.rakhlin import keras_files
+from tests.methods.reverse_distillation.test_predictor import predictor_of
+from tests.methods.reverse_distillation.wsss4luad_release import write_release
 from tests.methods.scannet.support import write_tiny_bundle
 
 
@@ -63,6 +69,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save({"model": ViewWise().state_dict()}, folder / "sample_image_model.p")
     torch.save(Gmic().state_dict(), folder / "sample_model_1.p")
     (folder / "sample_model_2.p").hardlink_to(folder / "sample_model_1.p")
+    keras_files.vgg16(np.zeros((1, 32, 32, 3), np.uint8))[0].write(folder / "vgg16_notop.h5")
+    write_exams(folder / "exams", exams=1, size=(300, 220), seed=5)
+    bundle_of(folder / "FOUR_VIEW", heatmaps=True)
+    _write_patches(folder)
     _write_evaluated(folder)
     return folder
 
@@ -93,6 +103,14 @@ def _write_evaluated(folder: Path) -> None:
     (folder / "readers.csv").write_text(
         "patient,malignant,reader1,ai_a\n1,0,0.2,0.1\n2,1,0.7,0.9\n3,0,0.8,0.3\n"
     )
+
+
+def _write_patches(folder: Path) -> None:
+    """Write a release of WSSS4LUAD, lists of patches, and a bundle with random weights that scores them."""
+    write_release(folder / "WSSS4LUAD", training=2)
+    for number, name in enumerate(("normal", "tumour")):
+        (folder / f"{name}.txt").write_text(f"one,{600 + 300 * number},500\none,700,{600 + 100 * number}\n")
+    save(folder / "ANOMALY", predictor_of())
 
 
 def _write_classifier(folder: Path) -> None:

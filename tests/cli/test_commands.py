@@ -270,3 +270,12 @@ def test_a_dry_run_of_a_training_that_cannot_start_is_refused(
     done = lobule("train", method, "cohort.csv", "--out", "T", "--dry-run")
     assert done.status == 2
     assert message in done.err
+
+
+def test_the_tissue_method_of_the_papers_can_be_chosen(lobule: Lobule, workspace: Path) -> None:
+    """A scan and an extraction record the method; the default detects tissue by stain."""
+    arguments = ["features", "slide.tif", "--backbone", "lobule:tiny", "--weights", "random", "--mpp", "1"]
+    for method, option in (("camelyon", ["--tissue-method", "camelyon"]), ("stain", [])):
+        lobule(*arguments, "--out", method, "--device", "cpu", *option)
+        stored = json.loads((workspace / method / "scan" / "scan.json").read_text())
+        assert f'"method": "{method}"' in json.dumps(stored)

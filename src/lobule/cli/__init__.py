@@ -20,6 +20,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("lobule.cli.train:command", "Train a method on a cohort; resumable."),
     "budget": ("lobule.cli.budget:command", "Compare models trained on different numbers of slides."),
     "scan": ("lobule.cli.scan:command", "Scan cases with a model: maps, findings and scores; resumable."),
+    "heatmaps": (
+        "lobule.cli.heatmaps:command",
+        "Write the heatmaps of exams in the layout of NYU's tools.",
+    ),
+    "patches": (
+        "lobule.cli.patches:command",
+        "Evaluate reverse distillation on listed patches, or on WSSS4LUAD.",
+    ),
+    "wsss4luad": (
+        "lobule.cli.wsss4luad:command",
+        "Write the training cohort of WSSS4LUAD for reverse distillation.",
+    ),
     "evaluate": ("lobule.cli.evaluate:command", "Evaluate results: FROC, AUC, PR, calibration, intervals."),
     "view": ("lobule.cli.view:command", "Show results, slides and exams in a web browser."),
     "export": ("lobule.cli.export:command", "Write results in the formats of other software."),
