@@ -61,9 +61,8 @@ def build_start(config: Config) -> Start:
         raise BundleError("the bundle has no patch network", subject=training.patch_weights)
     if patch_net is not None and training.patch_weights and not trained_nets:
         _load_densenet(patch_net, training.patch_weights)
-        is_published = training.patch_weights == IMAGENET
-        source = IMAGENET if is_published else fingerprint(training.patch_weights, full=True)
-        sources["patch_weights"] = source
+        is_file = training.patch_weights != IMAGENET
+        sources["patch_weights"] = fingerprint(training.patch_weights, full=True) if is_file else IMAGENET
     return Start(config, net, patch_net, loaded is not None, bool(trained_nets), sources)
 
 
