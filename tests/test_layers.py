@@ -57,8 +57,8 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
 NO_TORCH = {
     "units", "errors", "geometry", "settings", "allocator", "resize", "tissue", "color", "grid", "findings",
     "measures", "files", "fingerprints", "cohort", "slides", "mammograms", "annotations", "phantoms",
-    "hdf5", "pickles", "results", "reviews", "layouts", "audit", "features", "server", "evaluation", "exports",
-    "reports", "cli",
+    "hdf5", "pickles", "results", "reviews", "layouts", "audit", "features", "server", "evaluation",
+    "exports", "reports", "cli",
 }  # fmt: skip
 
 
