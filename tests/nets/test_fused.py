@@ -126,3 +126,15 @@ def test_traced_parts_of_other_modules_are_fused() -> None:
         fused = fuse(module)
         assert sum(isinstance(part, FusedConv) for part in fused.modules()) == 1
     torch.testing.assert_close(fuse(nn.Sequential(traced(inner)))(x), expected)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 0, 1), (2, 1, 1), (3, 2, 2), (2, 0, 3)])
+def test_shape_of_the_sum_is_that_of_the_convolution(
+    kernel: int, stride: int, padding: int, dilation: int
+) -> None:
+    """A wrong shape would only make the sum slower, since it is then added apart."""
+    conv = nn.Conv2d(3, 4, kernel, stride, padding, dilation)
+    x = torch.zeros(2, 3, 37, 24)
+    with torch.inference_mode():
+        assert FusedConv(conv, relu=False)._shape(x) == tuple(conv(x).shape)

@@ -12,7 +12,7 @@ import tifffile
 from lobule.errors import DamagedFile, DamagedTile
 from lobule.geometry import Box
 from lobule.slides import open_slide
-from lobule.slides.openslide import aligned_start
+from lobule.slides.openslide import OpenSlideBackend, aligned_start
 from lobule.testing.slide_backend import BackendConformance, KnownSlide
 from tests.slides.sample_files import picture, pyramid, write_tiff
 
@@ -98,6 +98,31 @@ def test_one_damaged_tile_is_named_and_the_rest_stays_readable(tmp_path: Path) -
             assert caught.value.l0_box == Box(256, 128, 128, 128)
             assert np.array_equal(slide.read_level(0, Box(0, 0, 512, 128)), pixels[:128])
             assert np.array_equal(slide.read_level(0, Box(384, 0, 128, 384)), pixels[:, 384:])
+
+
+def test_slide_is_opened_again_once_after_a_damaged_tile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tiff(tmp_path / "a.tif", [picture(512, 384)], compression="deflate", tile=128)
+    with tifffile.TiffFile(path) as tif:
+        offset, length = tif.pages.first.dataoffsets[6], tif.pages.first.databytecounts[6]
+    data = bytearray(path.read_bytes())
+    data[offset + 10 : offset + length] = bytes(length - 10)
+    path.write_bytes(data)
+    with open_slide(path, backend="openslide") as slide:
+        with pytest.raises(DamagedTile):
+            slide.read_level(0, Box(0, 0, 512, 384))
+        openings = []
+        reopen = OpenSlideBackend._reopen
+
+        def noted(self: OpenSlideBackend) -> openslide.OpenSlide:
+            openings.append(self.path)
+            return reopen(self)
+
+        monkeypatch.setattr(OpenSlideBackend, "_reopen", noted)
+        for _ in range(3):
+            slide.read_level(0, Box(0, 0, 512, 128))
+        assert len(openings) == 1
 
 
 def test_file_that_openslide_fails_to_open_is_damaged(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lobule.errors import UnknownFormat
 from lobule.geometry import Box, Size
 from lobule.slides import open_slide
 from lobule.slides.tiff import TiffBackend, open_backend
+from lobule.slides.tile_codecs import jpeg2000_header
 from lobule.testing.slide_backend import block_means
 from tests.slides.sample_files import picture, pyramid, tile_frames, write_tiff
 from tests.slides.tiffs import (
@@ -167,6 +168,14 @@ def test_every_alpha_of_every_colour_is_blended_exactly(tmp_path: Path) -> None:
                      tile=(64, 64), metadata=None)  # fmt: skip
     exact = (colours.astype(int) * alpha + 255 * (255 - alpha.astype(int))) / 255
     assert np.array_equal(read_level(tmp_path / "a.tif")[..., 0], np.rint(exact))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x" * 200, b"\xff\x4f\xff\x51" + bytes(37), bytes(150) + b"\xff\x4f\xff\x51"]
+)
+def test_bytes_without_a_complete_jpeg2000_header_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="no JPEG 2000 codestream"):
+        jpeg2000_header(data)
 
 
 # -- which pages are levels ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.models import squeezenet1_1
 
-from lobule.bundles import read_bundle
+from lobule.bundles import Bundle, read_bundle
 from lobule.errors import BundleError, ConfigError, LobuleError
 from lobule.methods.classifier import Config, convert, load, of_wsinfer
 from lobule.results import open_results
@@ -161,3 +161,9 @@ def test_bundle_is_restored_from_disk(files: tuple[Path, Path], tmp_path: Path) 
     bundle = convert(*files, tmp_path / "bundle")
     assert read_bundle(tmp_path / "bundle") == bundle
     assert Config.from_dict(bundle.config).input == 96
+
+
+def test_fingerprint_does_not_depend_on_the_order_of_a_calibration() -> None:
+    first, second = ({"slope": 2.0, "threshold": 0.5}, {"threshold": 0.5, "slope": 2.0})
+    bundles = [Bundle("classifier", {}, ("a",), 0.5, calibration=values) for values in (first, second, {})]
+    assert bundles[0].fingerprint == bundles[1].fingerprint != bundles[2].fingerprint
