@@ -17,7 +17,8 @@ from lobule.errors import UnknownFormat
 from lobule.geometry import Box, Size
 from lobule.slides import open_slide
 from lobule.slides.tiff import TiffBackend, open_backend
-from lobule.slides.tile_codecs import jpeg2000_header
+from lobule.slides.tiff_mpp import parse_ome
+from lobule.slides.tile_codecs import Coding, jpeg2000_header
 from lobule.testing.slide_backend import block_means
 from tests.slides.sample_files import picture, pyramid, tile_frames, write_tiff
 from tests.slides.tiffs import (
@@ -176,6 +177,21 @@ def test_every_alpha_of_every_colour_is_blended_exactly(tmp_path: Path) -> None:
 def test_bytes_without_a_complete_jpeg2000_header_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="no JPEG 2000 codestream"):
         jpeg2000_header(data)
+
+
+def test_only_samples_of_8_and_16_bits_are_supported() -> None:
+    supported = [bits for bits in (1, 4, 8, 12, 16, 32, 64) if Coding(1, 1, 1, bits=bits).supported]
+    assert supported == [8, 16]
+    assert not Coding(1, 1, 1, predictor=3).supported
+
+
+def test_main_image_of_an_ome_file_is_the_largest_that_is_no_label_or_macro() -> None:
+    images = "".join(
+        f'<Image Name="{name}"><Pixels SizeX="{side}" SizeY="{side}" SizeZ="1" SizeC="3" SizeT="1"/></Image>'
+        for name, side in (("Label image", 900), ("scan small", 200), ("scan", 500), ("Macro", 700))
+    )
+    parsed = parse_ome(f"<OME>{images}</OME>")
+    assert [image.name for image in parsed if image.main] == ["scan"]
 
 
 # -- which pages are levels ---------------------------------------------------------------------------------
