@@ -40,6 +40,10 @@ FEATURES=${FEATURES:-}
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 camelyon16_cohort
+# ResNet-50 has 2 × 4.1e9 operations and 2,048 features of 2 bytes for a tile of 224 × 224 pixels.
+if [ -z "$FEATURES" ]; then
+  estimate "$OUT/cohort.csv" --mpp "$MPP" --flop-per-pixel 163000 --bytes-per-pixel 0.082
+fi
 
 if [ -z "$FEATURES" ]; then
   say "features of every tissue tile"
@@ -47,7 +51,8 @@ if [ -z "$FEATURES" ]; then
   resized=()
   [ -n "$INPUT" ] && resized=(--input "$INPUT")
   lobule features "$OUT/cohort.csv" --backbone "$BACKBONE" --weights "$WEIGHTS" --mpp "$MPP" --tile "$TILE" \
-    ${resized[@]+"${resized[@]}"} "${SCAN_MACHINE[@]}" --out "$FEATURES"
+    ${resized[@]+"${resized[@]}"} "${SCAN_MACHINE[@]}" --out "$FEATURES" ||
+    accounted "$?" "$FEATURES/scan/results.csv"
 fi
 
 for model in $MODELS; do

@@ -35,6 +35,9 @@ SETTINGS=${SETTINGS:-}
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 camelyon16_cohort
+# A Wide ResNet-50 and its student have about 4 × 11.4e9 operations for 224 × 224 pixels; patches overlap 4 times.
+estimate "$OUT/test.csv" --mpp 0.25 --passes "$([ "$FORM" = exact ] && echo 4 || echo 1)" --flop-per-pixel 909000 \
+  --bytes-per-pixel 0.001
 
 say "the outlined slides for training, and slides for calibration"
 # shellcheck disable=SC2086 # split into one word per number
@@ -54,11 +57,22 @@ if not learns:
     sys.exit(f"the data set contains none of the slides to train on: {', '.join(sorted(chosen))}")
 missing = chosen - {case.id.lower() for case in learns}
 whole = [case for case in train if case not in learns and case.attributes.get("exhaustive") != "false"]
-outlined = [case for case in whole if case.label != "normal" and case.annotation][:val]
-normal = [case for case in whole if case.label == "normal"][:val]
+
+
+def from_all_sites(cases):
+    """The first cases of every hospital in turn."""
+    sites = {}
+    for case in cases:
+        sites.setdefault(case.site, []).append(case)
+    longest = max(map(len, sites.values()), default=0)
+    return [group[turn] for turn in range(longest) for group in sites.values() if turn < len(group)][:val]
+
+
+outlined = from_all_sites(case for case in whole if case.label != "normal" and case.annotation)
+normal = from_all_sites(case for case in whole if case.label == "normal")
 calibration = [replace(case, split="val") for case in (*outlined, *normal)]
 write_cohort(Cohort((*learns, *calibration)), out / "few.csv")
-print(f"{len(learns)} outlined slides learn, {len(calibration)} calibrate")
+print(f"{len(learns)} outlined slides learn, {len(calibration)} calibrate, of them {len(outlined)} outlined")
 if missing:
     print(f"missing slides: {', '.join(sorted(missing))}")
 PY
@@ -87,10 +101,14 @@ say "official measures: stored findings, then findings by non-maximum suppressio
 EVALUATE+=(--lesion-scale official --score tumour)
 lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --out "$OUT/evaluation" ||
   accounted "$?" "$OUT/evaluation/table.csv"
-lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --findings nms --out "$OUT/evaluation-nms" \
+stride=$("$PYTHON" -c "import sys; from lobule.bundles import read_bundle; \
+print(read_bundle(sys.argv[1]).config.get('stride', 32))" "$OUT/bundle")
+cells=$((384 / ${stride:-32})) # the published radius of FW-RD is 384 px
+lobule evaluate "$OUT/results" "$OUT/test.csv" "${EVALUATE[@]}" --findings nms --nms-radius "$((cells > 0 ? cells : 1))" --out "$OUT/evaluation-nms" \
   --json >/dev/null || accounted "$?" "$OUT/evaluation-nms/table.csv"
 
 "$PYTHON" - "$OUT" <<'PY'
+import csv
 import json
 import sys
 from pathlib import Path
@@ -121,6 +139,13 @@ rows += [
 print(f"\n{'Camelyon16, test set':<40}{'slide AUC':<26}FROC")
 for name, auc, froc in rows:
     print(f"{name:<40}{auc:<26}{froc}")
+with (out / "few.csv").open() as lines:
+    chosen = list(csv.DictReader(lines))
+calibrating = [row for row in chosen if row["split"] == "val" and row["annotation"]]
+print(
+    f"\n{len(chosen)} slides used, of them {len(chosen) - sum(row['label'] == 'normal' for row in chosen)} with "
+    f"outlines: {len(calibrating)} of these only for choosing the epoch, the threshold and the calibration"
+)
 model = json.loads((out / "bundle" / "model.json").read_text())
 budget = model["provenance"].get("budget")
 if budget:

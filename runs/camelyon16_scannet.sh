@@ -34,6 +34,9 @@ GPUS=${GPUS:-1}
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 camelyon16_cohort
+# VGG-16 has 2 × 15.4e9 operations for 224 × 224 pixels. A dense map at stride 16 computes its deep layers 4 times.
+estimate "$OUT/test.csv" --mpp 0.25 --passes 2 --flop-per-pixel 614000 --bytes-per-pixel 0.008 \
+  --train-pixels "$(((STEPS + ROUNDS * ROUND_STEPS) * BATCH * 244 * 244))"
 
 say "training: patches from the slides, then rounds of hard negatives, then the slide score"
 if [ ! -e "$OUT/bundle/model.json" ]; then

@@ -46,6 +46,11 @@ require_folder() { # arguments: name of the variable, folder
   [ -d "$2" ] || { echo "$1: no such folder: $2" >&2; exit 2; }
 }
 
+# Print an estimate of time and disk space; the arguments are those of estimate.py. A failure does not stop the run.
+estimate() {
+  "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/estimate.py" "$@" --device "$DEVICE" || echo "no estimate"
+}
+
 # Fill the array SET_OPTIONS with --set for each argument of the form key=value.
 set_options() {
   local setting

@@ -78,6 +78,8 @@ PY
     ;;
 esac
 
+estimate "$COHORT" --bytes-per-pixel 0.01
+
 MODELS=()
 convert() { # arguments: name, method, patch network, weight files…
   local name=$1 method=$2 patch=$3
@@ -153,6 +155,19 @@ then
     lobule evaluate "$OUT/$name-results" "$COHORT" --out "$OUT/$name-evaluation" \
       "${EVALUATE[@]}" ${against[@]+"${against[@]}"} || accounted "$?" "$OUT/$name-evaluation/table.csv"
   done
+  "$PYTHON" - "$OUT" "${MODELS[@]}" <<'PY'
+import json
+import sys
+from pathlib import Path
+
+out, *models = sys.argv[1:]
+print("AUC of malignancy per breast, on your exams; the published one is on NYU's screening population")
+for name in models:
+    tasks = json.loads((Path(out) / f"{name}-evaluation" / "evaluation.json").read_text())["tasks"]
+    value = next((task["all"]["auroc"]["value"] for key, task in tasks.items() if "malignant" in key), None)
+    print(f"{name:12s}{'undefined' if value is None else format(value, '.3f')}")
+print("published   0.895 with heatmaps (arXiv 1903.08297), 0.93 for GMIC in a reader study (arXiv 2002.07613)")
+PY
   say "to calibrate to your site: lobule weights calibrate $OUT/${MODELS[0]} $OUT/${MODELS[0]}-results $COHORT --out …"
 else
   say "no labels, so nothing to evaluate: add left_benign … right_malignant to $COHORT"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -11,24 +12,25 @@ from lobule.methods.rakhlin.config import BACH
 from lobule.results.folder import open_results
 from lobule.results.result import COMPLETE, PARTIAL
 
+log = logging.getLogger(__name__)
+
 
 def write_bach(results: str | Path, path: str | Path) -> int:
-    """Write `case,class` for every scanned image and return their number. A missing result is an error.
+    """Write `case,class` for every image with a prediction and return their number.
 
+    Images without a prediction, such as damaged ones, are left out, and a warning of the log lists them.
     The case is the number in the image's name (`test12` is 12), or the name where it has none; classes are
     0 normal, 1 benign, 2 in situ, 3 invasive. Rows are in the order of the cases.
     """
     opened = open_results(results)
     rows: list[tuple[str, int]] = []
+    left_out: list[str] = []
     for name in opened.planned():
         folder = opened.case_folder(name)
         result = folder.result
         if result is None or result["status"] not in (COMPLETE, PARTIAL):
-            raise ResultsError(
-                "there is no prediction for this case",
-                subject=folder.path,
-                remedy="Scan it again: --retry-failed",
-            )
+            left_out.append(name)
+            continue
         class_scores: dict[str, float] = result["scores"]
         missing = [label for label in BACH if label not in class_scores]
         if missing:
@@ -39,6 +41,8 @@ def write_bach(results: str | Path, path: str | Path) -> int:
         best = scores.index(max(scores))
         rows.append((case_number(name), best))
     ordered = sorted(rows, key=lambda row: (not row[0].isdigit(), row[0].zfill(12)))
+    if left_out:
+        log.warning("no prediction for %s; scan them again with --retry-failed", ", ".join(left_out))
     write_text(path, csv_text(["case", "class"], ordered))
     return len(rows)
 

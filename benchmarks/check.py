@@ -1,0 +1,122 @@
+"""Copies that `lobule check` finds, false alarms, and its speed, on generated slides, images and exams.
+
+Each kind of case gets copies compressed again at JPEG 60, cropped by 10 %, rotated by 90°, rescaled by 2, and
+all of these together. A false alarm is a reported pair of cases that are not copies of each other.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lobule.audit.duplicates import near_duplicates
+from lobule.audit.picture import Picture, filtered, pictures_of, shrunk
+from lobule.cohort import Case
+from lobule.geometry import Box
+from lobule.phantoms.exams import ExamPhantom, render_exam
+from lobule.phantoms.images import CLASSES, image
+from lobule.phantoms.slides import SlidePhantom, write_slide
+from lobule.slides.slide import open_slide
+from measure import arguments, machine
+
+Pixels = NDArray[np.uint8]
+
+
+def jpeg(pixels: Pixels) -> Pixels:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=60)
+    return np.asarray(Image.open(stream).convert("RGB"))
+
+
+def cropped(pixels: Pixels) -> Pixels:
+    height, width = pixels.shape[:2]
+    return pixels[height // 20 : height - height // 20, width // 20 : width - width // 20]
+
+
+def rescaled(pixels: Pixels, factor: float = 0.5) -> Pixels:
+    height, width = (round(side * factor) for side in pixels.shape[:2])
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+COPIES: dict[str, Callable[[Pixels], Pixels]] = {
+    "JPEG 60": jpeg,
+    "cropped by 10 %": cropped,
+    "corner cut by 10 %": lambda pixels: pixels[pixels.shape[0] // 10 :, : -pixels.shape[1] // 10],
+    "rotated by 90°": lambda pixels: np.ascontiguousarray(np.rot90(pixels)),
+    "half": rescaled,
+    "double": lambda pixels: rescaled(pixels, 2.0),
+    "all": lambda pixels: rescaled(jpeg(np.ascontiguousarray(np.rot90(cropped(pixels), 3)))),
+}
+
+
+def slides(count: int, folder: Path) -> Iterator[tuple[str, Pixels]]:
+    for seed in range(count):
+        path = folder / f"{seed}.tif"
+        write_slide(SlidePhantom(seed, 1024, 768, 4.0, site=seed % 3), path)
+        with open_slide(path) as slide:
+            yield f"slide {seed}", slide.read_level(0, Box(0, 0, *slide.size))
+
+
+def images(count: int, folder: Path) -> Iterator[tuple[str, Pixels]]:
+    for seed in range(count):
+        yield f"image {seed}", image(list(CLASSES)[seed % 4], seed=seed, size=(512, 384))
+
+
+def exams(count: int, folder: Path) -> Iterator[tuple[str, Pixels]]:
+    for seed in range(-(-count // 4)):
+        rendered = render_exam(ExamPhantom(seed, height=1040, width=760))
+        for view, pixels in rendered.images.items():
+            grey = (pixels.astype(np.float64) * 255 / max(int(pixels.max()), 1)).astype(np.uint8)
+            yield f"exam {seed} {view}", np.stack([grey] * 3, axis=2)
+
+
+def picture(name: str, pixels: Pixels) -> Picture:
+    return filtered(Case(name, name, "image"), "image", shrunk(pixels.mean(axis=2, dtype=np.float32)))
+
+
+def main() -> None:
+    options = arguments(__doc__ or "")
+    count = 8 if options.quick else 120
+    ratios: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, generate in (("slides", slides), ("images", images), ("exams", exams)):
+            originals = list(generate(count, Path(folder)))
+            pictures = [picture(name, pixels) for name, pixels in originals]
+            false = len(near_duplicates(pictures)) / len(pictures)
+            copied = originals[:: max(1, len(originals) // (2 if options.quick else 30))]
+            found, planted = 0, 0
+            for change, copy in COPIES.items():
+                copies = [picture(f"copy of {name}", copy(pixels)) for name, pixels in copied]
+                reported = {
+                    frozenset((pair.first.case, pair.second.case))
+                    for pair in near_duplicates(pictures + copies)
+                }
+                hits = sum(frozenset((name, f"copy of {name}")) in reported for name, _ in copied)
+                print(f"{kind}, {change}: {hits} of {len(copied)} copies found")
+                found, planted = found + hits, planted + len(copied)
+            ratios[f"{kind}_copies_found"] = found / planted
+            ratios[f"{kind}_false_alarms"] = false
+            print(
+                f"{kind}: {found} of {planted} copies found, false alarms on {false:.2%} of {len(pictures)}"
+            )
+        paths = sorted(Path(folder).glob("*.tif"))
+        cases = [Case(path.stem, path.stem, "slide", str(path)) for path in paths]
+        start = time.process_time()
+        read = [one for case in cases for one in pictures_of(case)]
+        near_duplicates(read)
+        rate = len(cases) / (time.process_time() - start)
+        print(f"{rate:.1f} slides per second of processor time; 1,000 slides: {1000 / rate / 60:.1f} min")
+        ratios["slides_per_cpu_second"] = rate
+    print(json.dumps({"name": "check", "ratios": ratios, "machine": machine()}))
+
+
+if __name__ == "__main__":
+    main()
