@@ -18,7 +18,7 @@ from lobule.geometry import Box, Size
 from lobule.slides import open_slide
 from lobule.slides.tiff import TiffBackend, open_backend
 from lobule.slides.tiff_mpp import parse_ome
-from lobule.slides.tile_codecs import Coding, jpeg2000_header
+from lobule.slides.tile_codecs import Coding, jpeg2000_header, webp_size
 from lobule.testing.slide_backend import block_means
 from tests.slides.sample_files import picture, pyramid, tile_frames, write_tiff
 from tests.slides.tiffs import (
@@ -177,6 +177,12 @@ def test_every_alpha_of_every_colour_is_blended_exactly(tmp_path: Path) -> None:
 def test_bytes_without_a_complete_jpeg2000_header_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="no JPEG 2000 codestream"):
         jpeg2000_header(data)
+
+
+@pytest.mark.parametrize("data", [b"x" * 40, b"RIFF" + bytes(20), b"RIFX" + bytes(8) + b"VP8X" + bytes(40)])
+def test_bytes_that_are_no_webp_image_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not a WebP image"):
+        webp_size(data)
 
 
 def test_only_samples_of_8_and_16_bits_are_supported() -> None:
