@@ -26,6 +26,7 @@ from lobule.annotations import (
 )
 from lobule.annotations.asap import read_asap, write_asap
 from lobule.annotations.geojson import read_geojson, write_geojson
+from lobule.annotations.outline import Kind, kind_of_group, written_group
 from lobule.errors import AnnotationError, ConfigError, NotReadable, TooLarge
 from lobule.geometry import Box, Size
 from tests.shapes import SQUARE, STAR, mask_of
@@ -408,3 +409,18 @@ def test_the_largest_annotation_fills_in_seconds(kit: Path) -> None:
     window = rasterise(annotation, 1, Box(column * 32 - 1000, row * 32 - 1000, 2000, 2000))
     assert level5.sum() > 1000 and window[1016, 1016]
     assert time.process_time() - started < 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "group", "expected"),
+    [
+        ("tumour", "Tumor", "tumour"),
+        ("normal", "Tumor", "normal"),
+        ("tumour", "", "tumour"),
+        ("other", "x", "other"),
+    ],
+)
+def test_group_is_written_only_if_it_means_the_kind_of_the_outline(
+    kind: Kind, group: str, expected: str
+) -> None:
+    assert kind_of_group(written_group(Polygon(SQUARE, kind, "a", group))) == expected
