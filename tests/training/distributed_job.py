@@ -25,7 +25,16 @@ CONFIG = Config(
     trunk="plain", weights="random", mpp=0.5, steps=6, batch=8, rate=0.01, trunk_rate=0.003, evaluate_every=3,
     val_patches=8, rounds=0, round_steps=2, hard_cap=4, schedule="constant",
 )  # fmt: skip
-SETTINGS = ("trunk=plain", "mpp=0.5", "steps=2", "batch=4", "val-patches=4", "rounds=0", "rate=0.01")
+SETTINGS = (
+    "trunk=plain",
+    "weights=random",
+    "mpp=0.5",
+    "steps=2",
+    "batch=4",
+    "val-patches=4",
+    "rounds=0",
+    "rate=0.01",
+)
 
 
 def plain(classes: int) -> nn.Module:
