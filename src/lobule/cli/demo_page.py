@@ -62,7 +62,7 @@ def write_page(story: Story) -> None:
             f"lobule evaluate {story.results('scannet')} {cohort} --split test --by site",
             f"lobule report {story.results('scannet')} --cohort {cohort} --out pages",
             f"lobule export {story.results('scannet')} --to qupath --out overlays",
-            f"lobule train scannet {cohort} --out bundle --set trunk=tiny --set mpp=1 --set rounds=1",
+            f"lobule train scannet {cohort} --out bundle --set trunk=tiny --set weights=random --set mpp=1",
         ]),
     ]  # fmt: skip
     write_text(story.page, html_page("Lobule demo", sections, STYLE))
