@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -249,3 +251,11 @@ def test_damaged_settings_do_not_prevent_a_page(tmp_path: Path) -> None:
     _, shown = read_page(tmp_path / "out/cases/squares.html")
     assert report.failed == 0 and "tumour 0.1" in shown
     assert open_results(results.path).planned() == ["squares"]
+
+
+def test_writing_pdf_does_not_let_readers_accept_truncated_images() -> None:
+    code = (
+        "from PIL import ImageFile\nfrom lobule.reports.pdf import pango_problem\n"
+        "pango_problem()\nassert not ImageFile.LOAD_TRUNCATED_IMAGES"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from lobule.errors import MissingExtra, UsageError
 
@@ -28,7 +29,7 @@ def need_pdf() -> None:
 def pango_problem() -> str | None:
     """Return why WeasyPrint cannot load the libraries of the system, or None if it can."""
     try:
-        import weasyprint  # noqa: F401
+        _weasyprint()
     except OSError as error:
         return next(iter(str(error).splitlines()), "a library is missing")
     return None
@@ -36,9 +37,19 @@ def pango_problem() -> str | None:
 
 def write_pdf(html: str, path: Path) -> None:
     """Write a page as PDF. Nothing is fetched from the network."""
-    import weasyprint
-
+    weasyprint = _weasyprint()
     logging.getLogger("weasyprint").setLevel(logging.ERROR)
     logging.getLogger("fontTools").setLevel(logging.ERROR)
     fetcher = weasyprint.urls.URLFetcher(allowed_protocols=["data"], allow_redirects=False)
     weasyprint.HTML(string=html, url_fetcher=fetcher).write_pdf(str(path))
+
+
+def _weasyprint() -> Any:
+    """Import WeasyPrint without its change of Pillow, which lets every reader accept truncated files."""
+    from PIL import ImageFile
+
+    accepted = ImageFile.LOAD_TRUNCATED_IMAGES
+    import weasyprint
+
+    ImageFile.LOAD_TRUNCATED_IMAGES = accepted
+    return weasyprint
