@@ -134,6 +134,8 @@ def test_max_features_is_a_linear_unit_of_the_element_wise_maximum() -> None:
         for feature in range(7):
             shares[bag[:, feature].argmax()] += weight[feature] * bag[:, feature].max()
         np.testing.assert_allclose(out["tile_scores"][row, : len(bag)].detach().numpy(), shares, atol=1e-12)
+        alone = [bag[tile] @ weight + bias for tile in range(len(bag))]
+        np.testing.assert_allclose(out["evidence"][row, : len(bag)].detach().numpy(), alone, atol=1e-12)
 
 
 def test_modern_form_in_a_padded_batch(golden: Any) -> None:

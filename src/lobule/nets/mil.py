@@ -190,8 +190,9 @@ class MaxPool(BagModel):
 class MaxFeatures(BagModel):
     """A linear unit of the element-wise maximum of the features.
 
-    A tile's score is its share of the logit: the weighted features in which it is the first maximum. A bag
-    cannot be divided, because a maximum is taken of each feature.
+    A tile's score is its share of the logit: the weighted features in which it is the first maximum. Most tiles
+    have no share, so the map shows the logit of a bag that contains only this tile. A bag cannot be divided,
+    because a maximum is taken of each feature.
     """
 
     in_pieces = False
@@ -205,13 +206,17 @@ class MaxFeatures(BagModel):
 
     def of_bag(self, outputs: Tensor, valid: Tensor) -> dict[str, Tensor]:
         if outputs.shape[1] == 0:
-            return {"logit": outputs.new_zeros(len(outputs)), "tile_scores": outputs.new_zeros(valid.shape)}
+            scores = outputs.new_zeros(valid.shape)
+            return {"logit": outputs.new_zeros(len(outputs)), "tile_scores": scores, "evidence": scores}
         lowest = torch.finfo(outputs.dtype).min
         pooled, tile_of_feature = outputs.masked_fill(~valid[..., None], lowest).max(dim=1)
         pooled = pooled.where(valid.any(dim=1, keepdim=True), pooled.new_zeros(()))
         shares = (pooled * self.scorer.weight[0]).detach()
         tile_scores = outputs.new_zeros(valid.shape).scatter_add(1, tile_of_feature, shares)
-        return {"logit": self.scorer(pooled)[:, 0], "tile_scores": tile_scores, "pooled": pooled}
+        evidence = self.scorer(outputs)[..., 0]
+        return {
+            "logit": self.scorer(pooled)[:, 0], "tile_scores": tile_scores, "evidence": evidence, "pooled": pooled
+        }  # fmt: skip
 
 
 class GatedAttention(BagModel):

@@ -187,8 +187,7 @@ def test_every_model_learns_with_the_shared_loop(
     )
     bundle = train(config, cohort, tmp_path, machine=MACHINE)
     assert bundle.metrics["train_auc"] > 0.9
-    # Of an element-wise maximum, most tiles have no share, so it locates tumour only roughly.
-    assert bundle.metrics["tile_auc"] > (0.55 if model == "max_features" else 0.75)
+    assert bundle.metrics["tile_auc"] > 0.75
     assert Config.from_dict(
         {k: v for k, v in bundle.config.items() if k not in ("encoding", "tiling", "localisation")}
     ) == replace(config.resolved(), features="")
