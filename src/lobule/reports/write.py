@@ -33,25 +33,7 @@ def write_reports(
 ) -> ExportReport:
     """Write `cases/NAME.html` for each case and `index.html` about all of them.
 
-    Args:
-        results: The results folder.
-        out: Folder for the pages.
-        cases: Names of the cases; by default all.
-        cohort: Labels, sites and paths of the cases. With labels, the page of the cohort has an evaluation.
-        slides: Folder that is searched for images that have moved.
-        bundle: The bundle of the results, whose provenance answers items of CLAIM 2024.
-        pdf: Also write each page as PDF.
-        min_score: Leave out findings with a lower score.
-        show_patients: Write the names of patients.
-        fresh: Write all pages again.
-        progress: Called with the name of each case that is done.
-
-    Returns:
-        A report that lists the pages, and what is missing, for each case.
-
-    Raises:
-        MissingExtra: `pdf` is set, and WeasyPrint is not installed.
-        ResultsError: The folder cannot be written.
+    `lobule.report` describes the arguments, the report that is returned, and the errors.
     """
     if pdf:
         need_pdf()

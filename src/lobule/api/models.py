@@ -1,8 +1,8 @@
-"""The functions of the Python API, which the command line calls too."""
+"""Train a model, scan cases with it, extract features, and evaluate the results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from lobule.bundles import Bundle
     from lobule.cohort import Cohort
     from lobule.evaluation import Evaluation
-    from lobule.exports.run import ExportReport
     from lobule.scanning.cases import Progress
     from lobule.scanning.scan import ScanReport
     from lobule.tissue import TissueConfig
@@ -399,160 +398,3 @@ def evaluate(
     if out is not None:
         evaluation.write(out, plots=plots)
     return evaluation
-
-
-@checked_options
-def export(
-    results: str | Path,
-    to: str,
-    out: str | Path,
-    *,
-    cases: Sequence[str] = (),
-    cohort: Cohort | str | Path | None = None,
-    slides: str | Path | None = None,
-    layers: Sequence[str] = (),
-    min_score: float | None = None,
-    map_name: str | None = None,
-    uncropped: bool = False,
-    source: str | Path | None = None,
-    ngff: Literal["0.5", "0.4"] = "0.5",
-    show_patients: bool = False,
-    fresh: bool = False,
-    progress: Callable[[str], None] = lambda case: None,
-) -> ExportReport:
-    """Write results in the format of other software.
-
-    Cases that an earlier call exported and that have not changed are skipped.
-
-    Args:
-        results: A results folder. Its scan may still be running, and its slides may be gone.
-        to: Name of the format, such as "qupath"; `lobule.exports.EXPORTS` lists them.
-        out: Folder for the files.
-        cases: Names of the cases to export; by default all.
-        cohort: Rows of the cases: patients, sites and paths.
-        slides: Folder that is searched for images that have moved.
-        layers: Layers to write, if the format has a choice: "findings", "tissue", "tiles", "reviews".
-        min_score: Leave out findings and tiles with a lower score.
-        map_name: The map to export; by default the densest.
-        uncropped: Write coordinates for a QuPath that does not crop slides to their bounds.
-        source: Folder with DICOM files of the slides, which DICOM objects refer to.
-        ngff: Version of OME-Zarr.
-        show_patients: Write the names of patients.
-        fresh: Write all cases again.
-        progress: Called with the name of each case that is done.
-
-    Returns:
-        A report that lists the files, and what is missing, for each case.
-
-    Raises:
-        ConfigError: The format does not exist, or does not support an option.
-        MissingExtra: The format needs an extra that is not installed.
-        ResultsError: `results` is not a results folder, or `out` cannot be written.
-
-    Examples:
-        >>> report = export("results", "qupath", "overlays")  # doctest: +SKIP
-    """
-    from lobule.cohort import Cohort, read_cohort
-    from lobule.evaluation.options import as_tuple
-    from lobule.exports import ExportOptions
-    from lobule.exports.run import export_results
-
-    chosen_layers: Any = as_tuple("layers", layers) or None
-    rows = cohort if cohort is None or isinstance(cohort, Cohort) else read_cohort(cohort, check_files=False)
-    options = ExportOptions(
-        layers=chosen_layers,
-        min_score=min_score,
-        map_name=map_name,
-        uncropped=uncropped,
-        source=None if source is None else Path(source),
-        ngff=ngff,
-        show_patients=show_patients,
-    )
-    return export_results(
-        results, to, out, cases=as_tuple("cases", cases), cohort=rows, slides=slides, options=options,
-        fresh=fresh, progress=progress,
-    )  # fmt: skip
-
-
-@checked_options
-def report(
-    results: str | Path,
-    out: str | Path,
-    *,
-    cases: Sequence[str] = (),
-    cohort: Cohort | str | Path | None = None,
-    slides: str | Path | None = None,
-    bundle: str | Path | None = None,
-    pdf: bool = False,
-    min_score: float | None = None,
-    show_patients: bool = False,
-    fresh: bool = False,
-    progress: Callable[[str], None] = lambda case: None,
-) -> ExportReport:
-    """Write one self-contained page per case, and one about all cases.
-
-    Pages that an earlier call wrote and that have not changed are skipped.
-
-    Args:
-        results: A results folder. Its scan may still be running, and its slides may be gone.
-        out: Folder for the pages.
-        cases: Names of the cases; by default all.
-        cohort: Labels, sites and paths of the cases. With labels, the page about all has an evaluation.
-        slides: Folder that is searched for images that have moved.
-        bundle: The bundle of the results, whose provenance answers items of CLAIM 2024.
-        pdf: Also write each page as PDF.
-        min_score: Leave out findings with a lower score.
-        show_patients: Write the names of patients.
-        fresh: Write all pages again.
-        progress: Called with the name of each case that is done.
-
-    Returns:
-        A report that lists the pages, and what is missing, for each case.
-
-    Raises:
-        MissingExtra: `pdf` is set, and the extra "report" is not installed.
-        ResultsError: `results` is not a results folder, or `out` cannot be written.
-
-    Examples:
-        >>> pages = report("results", "pages", cohort="cohort.csv")  # doctest: +SKIP
-    """
-    from lobule.cohort import Cohort, read_cohort
-    from lobule.evaluation.options import as_tuple
-    from lobule.reports.write import write_reports
-
-    rows = cohort if cohort is None or isinstance(cohort, Cohort) else read_cohort(cohort, check_files=False)
-    return write_reports(
-        results, out, cases=as_tuple("cases", cases), cohort=rows, slides=slides, bundle=bundle, pdf=pdf,
-        min_score=min_score, show_patients=show_patients, fresh=fresh, progress=progress,
-    )  # fmt: skip
-
-
-@checked_options
-def import_annotations(
-    cohort: Cohort | str | Path,
-    folder: str | Path,
-    out: str | Path,
-    *,
-    uncropped: bool = False,
-    groups: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Read annotations of other software for the cases of a cohort, and write a manifest with them.
-
-    Args:
-        cohort: A cohort or the path of its manifest.
-        folder: Annotations of QuPath, ASAP, COCO, DSA or DICOM, each named like its case.
-        out: Folder for one GeoJSON file per case, in level-0 pixels of the whole slide, and `cohort.csv`.
-        uncropped: GeoJSON is not relative to the bounds of the slide. QuPath crops slides to their bounds.
-        groups: The kinds of additional classes: "tumour", "exclusion", "normal" or "other".
-
-    Returns:
-        The manifest, the cases with and without a new annotation, and the warnings of each file.
-
-    Raises:
-        UsageError: The folder has no annotation of any case, or a slide cannot be read.
-        AnnotationError: An annotation is damaged.
-    """
-    from lobule.annotations.importing import import_annotations as run
-    from lobule.cohort import as_cohort
-
-    return run(as_cohort(cohort), folder, out, uncropped=uncropped, groups=groups)
