@@ -92,7 +92,7 @@ def main() -> None:
             pictures = [picture(name, pixels) for name, pixels in originals]
             false = len(near_duplicates(pictures)) / len(pictures)
             copied = originals[:: max(1, len(originals) // (2 if options.quick else 30))]
-            found, planted = 0, 0
+            hits_of_kind, planted = 0, 0
             for change, copy in COPIES.items():
                 copies = [picture(f"copy of {name}", copy(pixels)) for name, pixels in copied]
                 reported = {
@@ -101,12 +101,11 @@ def main() -> None:
                 }
                 hits = sum(frozenset((name, f"copy of {name}")) in reported for name, _ in copied)
                 print(f"{kind}, {change}: {hits} of {len(copied)} copies found")
-                found, planted = found + hits, planted + len(copied)
-            ratios[f"{kind}_copies_found"] = found / planted
+                hits_of_kind, planted = hits_of_kind + hits, planted + len(copied)
+            ratios[f"{kind}_copies_found"] = hits_of_kind / planted
             ratios[f"{kind}_false_alarms"] = false
-            print(
-                f"{kind}: {found} of {planted} copies found, false alarms on {false:.2%} of {len(pictures)}"
-            )
+            alarms = f"false alarms on {false:.2%} of {len(pictures)}"
+            print(f"{kind}: {hits_of_kind} of {planted} copies found, {alarms}")
         paths = sorted(Path(folder).glob("*.tif"))
         cases = [Case(path.stem, path.stem, "slide", str(path)) for path in paths]
         start = time.process_time()

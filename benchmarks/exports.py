@@ -31,7 +31,7 @@ def write_findings_of(root: Path, count: int) -> Path:
     from lobule.results.writing import COLUMNS
     from lobule.testing.export import write_known_results
 
-    results = write_known_results(root, ["many"], others=False)
+    results = write_known_results(root, ["many"], incomplete_cases=False)
     folder = results.case_folder("many").path
     rng = np.random.default_rng(0)
     schema = pa.schema(list(COLUMNS.items()))

@@ -185,12 +185,12 @@ def cases_of_sites(table: dict[tuple[str, str], int]) -> list[Case]:
 
 def test_confounding_is_the_corrected_cramers_v_of_site_and_label() -> None:
     table = {("A", "tumour"): 45, ("A", "normal"): 5, ("B", "tumour"): 10, ("B", "normal"): 40}
-    found = confounded(cases_of_sites(table))
-    assert found is not None
+    finding = confounded(cases_of_sites(table))
+    assert finding is not None
     # chi2 = n (ad - bc)^2 / (row and column sums); V = sqrt((phi2 - 1/(n-1)) / (2 - 1/(n-1) - 1))
     phi2 = (45 * 40 - 5 * 10) ** 2 / (50 * 50 * 55 * 45)
-    assert found.association == pytest.approx(np.sqrt((phi2 - 1 / 99) / (1 - 1 / 99)))
-    assert found.patients["A"] == {"normal": 5, "tumour": 45}
+    assert finding.association == pytest.approx(np.sqrt((phi2 - 1 / 99) / (1 - 1 / 99)))
+    assert finding.patients["A"] == {"normal": 5, "tumour": 45}
     balanced = {("A", "tumour"): 25, ("A", "normal"): 25, ("B", "tumour"): 24, ("B", "normal"): 26}
     assert confounded(cases_of_sites(balanced)) is None
     few = {("A", "tumour"): 2, ("B", "normal"): 2}

@@ -26,7 +26,7 @@ CASE = "Fälle 1"
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return write_known_results(tmp_path_factory.mktemp("alignment"), [CASE], others=False)
+    return write_known_results(tmp_path_factory.mktemp("alignment"), [CASE], incomplete_cases=False)
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_every_format_is_tested() -> None:
 
 
 def test_no_format_loads_torch(tmp_path: Path) -> None:
-    results = write_known_results(tmp_path, ["squares"], others=False)
+    results = write_known_results(tmp_path, ["squares"], incomplete_cases=False)
     code = f"""
 import sys
 import pytest

@@ -47,7 +47,7 @@ def program(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return write_known_results(tmp_path_factory.mktemp("dicom"), ["squares", EMPTY], others=False)
+    return write_known_results(tmp_path_factory.mktemp("dicom"), ["squares", EMPTY], incomplete_cases=False)
 
 
 @pytest.fixture(scope="module")

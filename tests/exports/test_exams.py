@@ -186,7 +186,7 @@ def test_views_that_are_gone_are_described(results: Path, tmp_path: Path) -> Non
 def test_slides_have_no_exam_objects(tmp_path: Path) -> None:
     from lobule.testing.export import write_known_results
 
-    known = write_known_results(tmp_path, ["squares"], others=False)
-    report = export_results(known.path, "dicom-cad-sr", tmp_path / "out")
+    results = write_known_results(tmp_path, ["squares"], incomplete_cases=False)
+    report = export_results(results.path, "dicom-cad-sr", tmp_path / "out")
     assert "does not represent a case of the kind slide" in report.records[0].notes[0]
-    assert not report.records[0].exported and open_results(known.path).planned() == ["squares"]
+    assert not report.records[0].exported and open_results(results.path).planned() == ["squares"]

@@ -38,7 +38,7 @@ from lobule.testing.export import (
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    results = write_known_results(tmp_path_factory.mktemp("vector"), others=False)
+    results = write_known_results(tmp_path_factory.mktemp("vector"), incomplete_cases=False)
     append_review(results.path, "squares", "Grace", Review("accept", finding=0))
     append_review(results.path, "squares", "Grace", Review("relabel", finding=2, label="benign"))
     outline = ((700.0, 500.0), (800.0, 500.0), (800.0, 650.5))
@@ -82,8 +82,8 @@ def test_qupath_coordinates_are_relative_to_the_bounds(results: Results, tmp_pat
         moved = shapely.transform(expected, lambda points: points - (BOUNDS.x, BOUNDS.y))
         assert shapely.geometry.shape(feature["geometry"]).equals(moved)
     assert findings[3]["geometry"] == {"type": "Point", "coordinates": [700 - BOUNDS.x, 400 - BOUNDS.y]}
-    whole = named(qupath_features(results, tmp_path / "whole", uncropped=True), "Finding")
-    assert shapely.geometry.shape(whole[0]["geometry"]).equals(EXPECTED[0])
+    uncropped = named(qupath_features(results, tmp_path / "whole", uncropped=True), "Finding")
+    assert shapely.geometry.shape(uncropped[0]["geometry"]).equals(EXPECTED[0])
 
 
 def test_qupath_objects_keep_the_rules_of_its_reader(results: Results, tmp_path: Path) -> None:
@@ -122,15 +122,15 @@ def test_qupath_has_tissue_and_reviews(results: Results, tmp_path: Path) -> None
     (tissue,) = named(features, "Tissue")
     scored_or_failed = (known_map()[1] != 1).sum()
     assert shapely.geometry.shape(tissue["geometry"]).area == scored_or_failed * 32 * 32
-    (drawn,) = named(features, "Drawn by Grace")
+    (outline,) = named(features, "Drawn by Grace")
     ring = np.array([[700, 500], [800, 500], [800, 650.5]]) - (BOUNDS.x, BOUNDS.y)
-    assert shapely.geometry.shape(drawn["geometry"]).equals(shapely.Polygon(ring))
+    assert shapely.geometry.shape(outline["geometry"]).equals(shapely.Polygon(ring))
     metadata = [feature["properties"].get("metadata", {}) for feature in named(features, "Finding")]
     assert metadata[0]["review"] == "Grace: accept" and metadata[2]["review"] == "Grace: relabel benign"
 
 
 def test_nan_is_text_in_qupath_and_left_out_elsewhere(tmp_path: Path) -> None:
-    results = write_known_results(tmp_path, [], others=False)
+    results = write_known_results(tmp_path, [], incomplete_cases=False)
     write_known_case(results, "nan", [Finding(900, 900, float("nan")), Finding(5, 6, 0.5)])
     (first, _) = named(qupath_features(results, tmp_path / "q", "nan"), "Finding")
     assert first["properties"]["measurements"] == {"score": "NaN"}
@@ -213,7 +213,7 @@ def test_a_submission_to_camelyon16_is_read_by_the_evaluator(results: Results, t
 
 
 def test_a_submission_to_camelyon17(tmp_path: Path) -> None:
-    results = write_known_results(tmp_path, [], others=False)
+    results = write_known_results(tmp_path, [], incomplete_cases=False)
     macro = Finding(5, 5, 0.9, lesion_class="macro")
     micro, itc = Finding(5, 5, 0.9, lesion_class="micro"), Finding(5, 5, 0.9, lesion_class="itc")
     for node, findings in enumerate([[], [itc], [micro, itc], [macro]]):
@@ -284,7 +284,7 @@ def test_unknown_formats_cases_and_options_are_refused(results: Results, tmp_pat
 
 
 def test_a_damaged_map_fails_only_its_case(tmp_path: Path) -> None:
-    results = write_known_results(tmp_path, ["a", "b"], others=False)
+    results = write_known_results(tmp_path, ["a", "b"], incomplete_cases=False)
     chunk = next(iter((results.case_folder("a").map_path("tumour") / "score" / "c").rglob("0")))
     chunk = next(path for path in chunk.parent.rglob("*") if path.is_file())
     chunk.write_bytes(b"damaged")
@@ -297,7 +297,7 @@ def test_findings_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     import lobule.exports.case as case_module
 
     monkeypatch.setattr(case_module, "ROWS_AT_ONCE", 7)
-    results = write_known_results(tmp_path, ["many"], others=False)
+    results = write_known_results(tmp_path, ["many"], incomplete_cases=False)
     write_findings(results.case_folder("many").path, [Finding(i, 2 * i, i / 100) for i in range(100)])
     out = exported(results, "csv", tmp_path / "out")
     rows = rows_of(out / "findings/many.csv")

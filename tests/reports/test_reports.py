@@ -244,7 +244,7 @@ def test_distributions_show_every_site_and_score() -> None:
 
 
 def test_damaged_settings_do_not_prevent_a_page(tmp_path: Path) -> None:
-    results = write_known_results(tmp_path, ["squares"], others=False)
+    results = write_known_results(tmp_path, ["squares"], incomplete_cases=False)
     path = results.case_folder("squares").path / "result.json"
     write_json(path, {**read_json(path), "spread": {"tumour": 0.1}, "images": None})
     report = write_reports(results.path, tmp_path / "out")

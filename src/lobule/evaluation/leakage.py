@@ -64,7 +64,7 @@ def check_overlap(
 
 
 def _training_patients(source: Source, bundle: str | Path | None) -> tuple[frozenset[str], str]:
-    """Return the hashes of the training patients, and where they are stored or why there are none."""
+    """Return the hashes of the training patients and where they are stored, or no hash and the reason."""
     results = source.results if isinstance(source, ResultsSource) else None
     if bundle is not None:
         return _patients_of_bundle(bundle, results)

@@ -101,7 +101,7 @@ def _blocks(shape: tuple[int, int], side: int) -> Iterator[tuple[slice, slice]]:
 def _reduced(
     reader: MapReader, rows: slice, columns: slice, factor: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Return scores, NaN where there is none, and states of a block of a level."""
+    """Return the scores and the states of a block of a level. A cell without a score is NaN."""
     info = reader.info
     cell_rows = slice(rows.start * factor, min(rows.stop * factor, info.rows))
     cell_columns = slice(columns.start * factor, min(columns.stop * factor, info.columns))

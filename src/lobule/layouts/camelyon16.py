@@ -46,9 +46,9 @@ class _Files:
 def camelyon16(folder: str | Path) -> Cohort:
     """Camelyon16 in any of its published layouts. Slides, annotations, masks and reference match by name.
 
-    Training slides get their outlines as annotation, or their mask if there are none. Test slides get their
-    mask if there is one, because outlines rasterised again change the class of some isolated cells. A normal
-    slide gets no annotation, and a mask never determines a label.
+    A training slide is annotated by its outlines, and by its mask if it has no outlines. A test slide is
+    annotated by its mask if it has one, because outlines rasterised again change the class of some isolated
+    cells. A normal slide gets no annotation, and a mask never determines a label.
 
     Attributes: `exhaustive` is false if some tumour is not annotated (do not sample negatives there), `froc`
     is false if the organisers exclude the slide from the lesion score, `metastasis` is macro or micro, and

@@ -77,6 +77,6 @@ def _add_finding(record: ExamRecord, row: Mapping[str, str]) -> None:
             record.add_finding(breast, malignant=severity in _MALIGNANT)
         if assessment := row.get("asses", "").strip():
             name = f"{breast}_assessments"
-            known = record.attributes.get(name, "")
-            record.attributes[name] = "".join(sorted({*known, assessment.upper()}))
+            earlier = record.attributes.get(name, "")
+            record.attributes[name] = "".join(sorted({*earlier, assessment.upper()}))
     record.set_attributes(density=whole_number(row.get("tissueden", "")))

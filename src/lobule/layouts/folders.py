@@ -27,7 +27,7 @@ def files_under(folder: str | Path) -> Iterator[Path]:
 
 
 def cohort_of(folder: str | Path, cases: Sequence[Case], expected: str) -> Cohort:
-    """A cohort of cases; raises `CohortError` if there are none."""
+    """Create a cohort. Without any case, raise `CohortError`."""
     if not cases:
         raise CohortError(folder, [f"nothing there looks like {expected}"])
     return Cohort(tuple(cases))

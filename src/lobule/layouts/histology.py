@@ -105,7 +105,7 @@ def bracs_roi(folder: str | Path) -> Cohort:
 def _bracs_files(top: Path, suffix: str) -> Iterator[tuple[Path, str]]:
     """Files with a suffix in one of the folders of the official split, with the split."""
     for file in files_under(top):
-        splits = [part.lower() for part in file.relative_to(top).parts if part.lower() in _BRACS_SPLITS]
+        splits = [folder for folder in map(str.lower, file.relative_to(top).parts) if folder in _BRACS_SPLITS]
         if splits and file.suffix.lower() == suffix:
             yield file, splits[-1]
 

@@ -190,9 +190,9 @@ class MaxPool(BagModel):
 class MaxFeatures(BagModel):
     """A linear unit of the element-wise maximum of the features.
 
-    A tile's score is its share of the logit: the weighted features in which it is the first maximum. Most tiles
-    have no share, so the map shows the logit of a bag that contains only this tile. A bag cannot be divided,
-    because a maximum is taken of each feature.
+    A tile's score is its share of the logit: the weighted features in which it is the first maximum. Most
+    tiles have no share, so the map shows the logit of a bag that contains only this tile. A bag cannot be
+    divided, because a maximum is taken of each feature.
     """
 
     in_pieces = False
@@ -214,9 +214,8 @@ class MaxFeatures(BagModel):
         shares = (pooled * self.scorer.weight[0]).detach()
         tile_scores = outputs.new_zeros(valid.shape).scatter_add(1, tile_of_feature, shares)
         evidence = self.scorer(outputs)[..., 0]
-        return {
-            "logit": self.scorer(pooled)[:, 0], "tile_scores": tile_scores, "evidence": evidence, "pooled": pooled
-        }  # fmt: skip
+        logit = self.scorer(pooled)[:, 0]
+        return {"logit": logit, "tile_scores": tile_scores, "evidence": evidence, "pooled": pooled}
 
 
 class GatedAttention(BagModel):

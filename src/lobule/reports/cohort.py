@@ -65,7 +65,7 @@ class CohortReport:
 def evaluated(
     report_results: Results, cohort: Cohort | None
 ) -> tuple[dict[str, Any] | None, tuple[str, ...], str | None]:
-    """Evaluate the results where the truth is known: the numbers, the plots as SVG, or why there are none."""
+    """Evaluate results with known truth: the numbers and the plots as SVG, or why it is impossible."""
     from lobule.evaluation import Options, evaluate_source
     from lobule.evaluation.plots import draw_evaluation
     from lobule.evaluation.sources import open_results_source

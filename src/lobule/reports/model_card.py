@@ -21,7 +21,7 @@ PAPERS = {
     "rakhlin": "https://arxiv.org/abs/1802.00752",
     "four_view": "https://arxiv.org/abs/1903.08297",
 }
-NOT_KNOWN = "Not recorded in the bundle; whoever publishes it must state this."
+NOT_KNOWN = "Not recorded in the bundle. State it before you publish the model."
 
 
 def model_card(bundle: str | Path, evaluation: str | Path | None = None) -> str:

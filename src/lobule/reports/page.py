@@ -156,7 +156,7 @@ def research_use() -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Format a number, or a dash if there is none."""
+    """Format a number; None becomes a dash."""
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"

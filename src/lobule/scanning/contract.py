@@ -103,7 +103,7 @@ class OpenCase(Protocol):
         ...
 
     def seconds_left(self) -> float:
-        """Return the remaining seconds of the budget; infinity if there is none."""
+        """Return the remaining seconds of the budget. Without a budget, they are infinite."""
         ...
 
 

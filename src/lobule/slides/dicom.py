@@ -269,9 +269,9 @@ def _planes(path: str, headers: list[Header], source: WsiDicomFileSource) -> _Op
         if previous is None or abs(plane.z) < abs(previous.z):
             by_size[plane.size] = plane
     levels = tuple(sorted(by_size.values(), key=lambda plane: plane.size, reverse=True))
-    others = {"label": source.label_instances, "macro": source.overview_instances}
-    others |= {"thumbnail": source.thumbnail_instances}
-    first = {name: next(iter(candidates), None) for name, candidates in others.items()}
+    candidates_of = {"label": source.label_instances, "macro": source.overview_instances}
+    candidates_of |= {"thumbnail": source.thumbnail_instances}
+    first = {name: next(iter(candidates), None) for name, candidates in candidates_of.items()}
     associated = {name: _plane(path, one) for name, one in first.items() if one is not None}
     return _Opened(source, levels, associated, _spacing(instances))
 

@@ -77,7 +77,8 @@ class OpenSlideBackend:
         untiled = [Size(min(UNTILED, size.width), min(UNTILED, size.height)) for size in sizes]
         tiles = [self._size(f"openslide.level[{index}].tile-") for index in range(len(sizes))]
         self.levels = tuple(
-            Level(size, tile or whole) for size, tile, whole in zip(sizes, tiles, untiled, strict=True)
+            Level(size, tile or untiled_size)
+            for size, tile, untiled_size in zip(sizes, tiles, untiled, strict=True)
         )
         self._check_levels()
         self.format = self.properties.get("openslide.vendor", "openslide")

@@ -88,25 +88,25 @@ def known_map() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 
 def write_known_results(
-    root: Path, cases: Sequence[str] = ("squares", EMPTY, STRANGE_NAME), *, others: bool = True
+    root: Path, cases: Sequence[str] = ("squares", EMPTY, STRANGE_NAME), *, incomplete_cases: bool = True
 ) -> Results:
     """Write a results folder.
 
     Args:
         root: Parent of the folder `results`.
         cases: Names of the complete cases, which have the known findings, except for `EMPTY`.
-        others: Add cases that are partial, unscored, failed, unfinished, damaged and not started.
+        incomplete_cases: Add cases that are partial, unscored, failed, unfinished, damaged and not started.
     """
     names = [
         *cases,
-        *(["partial", "unscored", "failed", "unfinished", "damaged", "waiting"] if others else []),
+        *(["partial", "unscored", "failed", "unfinished", "damaged", "waiting"] if incomplete_cases else []),
     ]
     bundle = {"method": "scannet", "fingerprint": "ab" * 32, "classes": list(CLASSES)}
     results = begin_results(root / "results", {"bundle": bundle, "options": {}, "cases": names})
     for name in cases:
         write_known_case(results, name, [] if name == EMPTY else known_findings())
-    if others:
-        _write_others(results)
+    if incomplete_cases:
+        _write_incomplete_cases(results)
     return open_results(results.path)
 
 
@@ -138,7 +138,7 @@ def write_known_case(results: Results, name: str, findings: Sequence[Finding], *
     write_json(folder.path / "result.json", {**result, **fields})
 
 
-def _write_others(results: Results) -> None:
+def _write_incomplete_cases(results: Results) -> None:
     failed_field = {"pass": "tumour", "image": "slide", "l0_box": [0, 0, 512, 512], "cause": "a bad tile"}
     write_known_case(results, "partial", known_findings(), status="partial", failed=[failed_field])
     write_known_case(

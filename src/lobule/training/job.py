@@ -135,7 +135,7 @@ class TrainingJob:
         """Return an array as a tensor on the device of the training."""
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
-    def place(self, module: nn.Module) -> None:
+    def move_to_device(self, module: nn.Module) -> None:
         """Move a module to the device, in the memory layout that is fastest for convolutions."""
         module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -285,8 +285,8 @@ class SampleStream(BatchStream[Samples]):
         return {"seed": self.seed, "round": self.round_, "batch": self.batch}
 
     def state(self) -> dict[str, Any]:
-        lost = {self.pool.slides[number].case.id: cause for number, cause in sorted(self.failures.items())}
-        return {**super().state(), "lost": lost}
+        causes = {self.pool.slides[number].case.id: cause for number, cause in sorted(self.failures.items())}
+        return {**super().state(), "lost": causes}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         super().restore(state)

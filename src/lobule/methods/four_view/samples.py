@@ -174,7 +174,7 @@ def birads_categories(values: Iterable[str | None], classes: str) -> tuple[str, 
 
 
 def other_categories(values: Iterable[str | None]) -> tuple[str, ...]:
-    """Return the values that are none of the published categories."""
+    """Return the values that are not published categories."""
     return tuple(sorted({value for value in values if value and published_category(value) is None}))
 
 

@@ -282,7 +282,7 @@ class _Training:
         job = self.job
         job.begin_stage(name)
         torch.manual_seed(job.seed + 1000 * batches.stage)
-        job.place(net)
+        job.move_to_device(net)
         options = job.fit_options(self.config.training, steps=steps)
         with batches:
             report = job.fit(net, loss, batches, options, name.lower(), groups, validate)

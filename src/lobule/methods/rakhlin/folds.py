@@ -116,9 +116,9 @@ def _folds_of_table(content: bytes, path: str | Path) -> dict[str, int]:
 
 def _pickled_folds(content: bytes, path: str | Path) -> dict[str, int]:
     """The fold in which each image, by its name without suffix, is tested."""
-    listed = plain_pickle(content, path)
+    folds = plain_pickle(content, path)
     try:
-        names = [[Path(name).stem for name in fold["test"]["x"]] for fold in listed]
+        names = [[Path(name).stem for name in fold["test"]["x"]] for fold in folds]
     except (KeyError, TypeError) as error:
         raise ResultsError(
             "this is not the list of folds that the authors published",

@@ -105,14 +105,14 @@ def _build_predictor(config: Config, streams: PatchStreams, pool: Pool) -> Anoma
         _standardise(config, streams, frozen, pool)
     torch.manual_seed(job.seed)
     predictor = AnomalyPredictor(config, frozen, Student(frozen.student_shape(config.shortcut)))
-    job.place(predictor.net)
+    job.move_to_device(predictor.net)
     return predictor
 
 
 def _standardise(config: Config, streams: PatchStreams, frozen: Teacher, pool: Pool) -> None:
     """Standardise the teacher's maps by their statistics over augmented normal training patches."""
     job, statistics = streams.job, ChannelStatistics()
-    job.place(frozen)
+    job.move_to_device(frozen)
     count = min(len(pool.fixed or ()), STATISTICS_PATCHES)
     with streams.draw(pool, STATISTICS, count) as stream:
         for samples in stream:

@@ -72,7 +72,7 @@ def _begin(config: Config, job: TrainingJob) -> _Training:
         config.mpp, geometry_of(net).extent, hard_share=config.hard_share, by_site=config.by_site,
         augment=config.augment, upsample=config.upsample,
     )  # fmt: skip
-    job.place(net)
+    job.move_to_device(net)
     return _Training(config, job, net, scaling, PatchStreams(job, sampling, config.batch, config.val_patches))
 
 
