@@ -1,35 +1,29 @@
-"""The viewer in Chromium: values read from pixels of the screen, from files and from the API."""
+"""The viewer of slides in Chromium: values read from pixels of the screen, from files and from the API."""
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
-from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from lobule.files import write_json
-from lobule.phantoms._mammogram_dicom import dicom_dataset, write_dicom
-from lobule.results import Results, open_results
-from lobule.results.maps import MapInfo, MapWriter
-from lobule.results.result import FORMAT
-from lobule.results.writing import map_summaries
 from lobule.reviews import Review, append_review, review_path
-from lobule.server.app import STATIC, create_app
-from lobule.server.library import Library, Source
-from lobule.stitch import State
-from tests.server.support import Scene, begin, build_scene, write_case
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from lobule.server.app import STATIC
+from tests.server.browsing import (
+    AXE,
+    CHROMIUM,
+    PLAIN,
+    WAIT_MS,
+    Site,
+    case_id,
+    change,
+    look,
+    open_slide_page,
+    picture,
+    settle,
+    until,
+)
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
@@ -37,188 +31,6 @@ pytestmark = [
         not (STATIC / "index.html").is_file(), reason="the pages are not built: run `make viewer`"
     ),
 ]
-
-AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
-GL = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-WAIT_MS = 60_000
-HIDE = ".readout, .scale-bar, .notices, .navigator, .seen, .gallery { display: none !important }"
-MM = 0.1
-EXAM = (300, 220)
-
-
-@dataclass
-class Site:
-    url: str
-    scene: Scene
-    live: MapWriter
-    exam: Path
-    results: Results
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    root = tmp_path_factory.mktemp("site")
-    scene = build_scene(root)
-    cells = scene.states.shape
-    live = write_case(
-        begin(root, ["one", "two", "live"]),
-        "live",
-        scene.slide,
-        scene.scores,
-        scene.states,
-        [],
-        finished=False,
-    )
-    exam = write_exam(root)
-    second = begin(root / "second", ["one"])
-    write_case(second, "one", scene.slide, 1 - scene.scores, scene.states, [])
-    sources = {
-        "results": root / "results",
-        "exams": root / "exams/results",
-        "second": root / "second/results",
-    }
-    library = Library([Source(name, open_results(path)) for name, path in sources.items()])
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(library), port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=1
-        )
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    assert cells == (57, 69)
-    yield Site(f"http://127.0.0.1:{port}", scene, live, exam, open_results(root / "results"))
-    server.should_exit = True
-    thread.join()
-
-
-def view_pixels(view: str) -> np.ndarray:
-    """A half disc of increasing values at the chest wall; left breasts are stored pointing right."""
-    height, width = EXAM
-    y, x = np.mgrid[:height, :width]
-    inside = (x / (0.8 * width)) ** 2 + ((y - height / 2) / (0.45 * height)) ** 2 < 1
-    values = np.where(inside, 400 + 9 * x + 4 * y, 0).astype(np.uint16)
-    return values if view.startswith("L") else values[:, ::-1].copy()
-
-
-def write_exam(root: Path) -> Path:
-    """An exam of three views (R-MLO is missing) with a heatmap per view."""
-    folder = root / "exams"
-    folder.mkdir()
-    bundle = {"method": "four_view", "fingerprint": "cd" * 32}
-    results = begin(folder, ["exam"])
-    case = results.case_folder("exam")
-    views = {}
-    for view in ("L-CC", "R-CC", "L-MLO"):
-        path = folder / f"{view}.dcm"
-        pixels = view_pixels(view)
-        write_dicom(path, dicom_dataset(pixels, view, MM, seed=0, patient="PHANTOM", horizontal_flip="NO"))
-        views[view.lower().replace("-", "_")] = [str(path)]
-        rows, columns = -(-EXAM[0] // 10), -(-EXAM[1] // 10)
-        info = MapInfo(
-            f"heatmap {view}",
-            view,
-            ("benign", "malignant"),
-            rows,
-            columns,
-            (10.0, 10.0),
-            None,
-            (rows, columns),
-        )
-        scores = np.zeros((2, rows, columns), np.float32)
-        scores[1, 10:20, 5:15] = 0.95
-        MapWriter(case.map_path(info.name), info).write_chunk(
-            (0, 0), scores, np.full((rows, columns), State.SCORED, np.uint8)
-        )
-    paths = {file: "sha256:" + "0" * 64 for files in views.values() for file in files}
-    write_json(
-        case.path / "plan.json", {"case": "exam", "input": paths, "mpp": None, "l0_box": None, "views": views}
-    )
-    result = {
-        "format": FORMAT, "case": "exam", "patient": "x", "status": "complete", "scores": {"left_malignant": 0.71},
-        "maps": map_summaries(case), "tables": [], "findings": {"count": 0}, "notes": [], "error": None, "bundle": bundle,
-        "input": paths, "failed": [], "spread": {"left_malignant": {"std": 0.02, "least": 0.65, "greatest": 0.77}},
-    }  # fmt: skip
-    write_json(case.path / "result.json", result)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=GL)
-        yield launched
-        launched.close()
-
-
-@pytest.fixture(scope="module")
-def tab(browser, site: Site):
-    context = browser.new_context(
-        viewport={"width": 1000, "height": 700}, color_scheme="light", reduced_motion="reduce"
-    )
-    page = context.new_page()
-    page.set_default_timeout(WAIT_MS)
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.goto(site.url)
-    page.wait_for_selector(".row")
-    yield page
-    assert page.problems == []
-    context.close()
-
-
-def until(page, expression: str) -> None:
-    """Wait until a JavaScript expression is true. The page's policy forbids Playwright's own way to wait."""
-    for _ in range(WAIT_MS // 50):
-        if page.evaluate(f"Boolean({expression})"):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never true: {expression}")
-
-
-def case_id(page, name: str) -> str:
-    rows = page.evaluate("fetch('api/cases').then((answer) => answer.json())")
-    return next(row["id"] for row in rows if row["name"] == name)
-
-
-def open_slide_page(page, name: str = "one", suffix: str = "") -> str:
-    case = case_id(page, name)
-    page.goto(page.url.partition("#")[0].partition("?")[0] + f"{suffix}#/case/{case}")
-    until(page, f"window.lobule?.view?.detail?.id === '{case}' && lobule.view.viewer.isOpen()")
-    page.add_style_tag(content=HIDE)
-    return case
-
-
-def look(page, **view: float) -> None:
-    """Go to a view at once and wait until its tiles are drawn."""
-    page.evaluate("(view) => lobule.view.setView(view, true)", view)
-    until(page, "lobule.view.viewer.world.getItemAt(0).getFullyLoaded()")
-    settle(page)
-
-
-def settle(page) -> None:
-    page.evaluate(
-        "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 60))))"
-    )
-
-
-def change(page, **values: object) -> None:
-    """Change display settings as the panel does, and wait for the next frame."""
-    page.evaluate("(values) => lobule.change(values)", values)
-    settle(page)
-
-
-def picture(page, selector: str = ".stage") -> np.ndarray:
-    data = page.locator(selector).screenshot()
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-
-
-PLAIN = {"heatmap": True, "opacity": 1, "threshold": 0.5, "gamma": 1, "colours": "viridis", "states": False, "smooth": False,
-         "points": False, "outlines": False, "truth": False}  # fmt: skip
 
 
 @pytest.mark.parametrize("ratio", [1, 2])
@@ -496,110 +308,6 @@ def test_axe_finds_nothing_serious(tab, site: Site) -> None:
                 if one["impact"] in ("serious", "critical")
             }
             assert serious == {}, (name, theme)
-
-
-def open_exam(page) -> None:
-    page.goto(page.url.partition("#")[0].partition("?")[0] + f"#/case/{case_id(page, 'exam')}")
-    until(
-        page,
-        "window.lobule?.exam && [...lobule.exam.views.values()].every((view) => view.image || view.problem)",
-    )
-    page.add_style_tag(content=HIDE + ".pane { display: none }")
-    settle(page)
-
-
-def screen_position(page, view: str, column: float, row: float) -> tuple[int, int]:
-    a, _, _, d, e, f = page.evaluate("(name) => lobule.exam.affine(name)", view)
-    return round(a * column + e), round(d * row + f)
-
-
-def test_exam_pixels_are_windowed_values_of_the_files(tab, site: Site) -> None:
-    import pydicom
-
-    tab.evaluate("fetch('api/cases')")
-    open_exam(tab)
-    for centre, width, inverted in ((2048, 4096, False), (1500, 1200, False), (1500, 1200, True)):
-        tab.evaluate(
-            "([c, w, i]) => { lobule.exam.inverted = i; lobule.exam.setWindow(c, w) }",
-            [centre, width, inverted],
-        )
-        settle(tab)
-        shown = picture(tab, ".exam")
-        for view in ("L-CC", "R-CC", "L-MLO"):
-            stored = pydicom.dcmread(site.exam / f"{view}.dcm").pixel_array.astype(int)
-            for column, row in ((60, 150), (100, 120), (40, 200)):
-                column = column if view.startswith("L") else EXAM[1] - column
-                x, y = screen_position(tab, view, column + 0.5, row + 0.5)
-                grey = np.clip((stored[row, column] - centre) / width + 0.5, 0, 1)
-                expected = 255 * (1 - grey if inverted else grey)
-                assert np.abs(shown[y, x] - expected).max() <= 5, (view, column, row, shown[y, x], expected)
-    tab.evaluate("lobule.exam.inverted = false; lobule.exam.resetWindow()")
-
-
-def test_exam_chest_walls_meet_and_missing_views_are_named(tab, site: Site) -> None:
-    open_exam(tab)
-    width = tab.locator(".exam").bounding_box()["width"]
-    for view, wall in (("L-CC", 0), ("L-MLO", 0), ("R-CC", EXAM[1])):
-        assert screen_position(tab, view, wall, 0)[0] == pytest.approx(width / 2, abs=1)
-    nipples = [screen_position(tab, view, column, 0)[0] for view, column in (("R-CC", 0), ("L-CC", EXAM[1]))]
-    assert nipples[0] < width / 2 < nipples[1]
-    scales = {
-        view: tab.evaluate("(name) => Math.abs(lobule.exam.affine(name)[0])", view)
-        for view in ("L-CC", "R-CC", "L-MLO")
-    }
-    assert len({round(scale / MM, 6) for scale in scales.values()}) == 1  # Equal millimetres.
-    assert "Missing: R-MLO." in tab.locator(".panel").inner_text()
-    assert "0.650 to 0.770" in tab.locator(".panel").inner_text()
-
-
-def test_exam_heatmaps_are_off_at_first_and_one_key_away(tab, site: Site) -> None:
-    open_exam(tab)
-    change(tab, opacity=1, threshold=0.5, colours="viridis", smooth=False, gamma=1)
-    x, y = screen_position(tab, "L-CC", 100, 150)
-    before = picture(tab, ".exam")[y, x]
-    assert before[0] == before[1] == before[2]
-    tab.keyboard.press("h")
-    assert tab.evaluate("lobule.exam.heatmap") == "benign"
-    tab.keyboard.press("h")
-    until(tab, "lobule.exam.layers.get('L-CC').tiles.size > 0")
-    settle(tab)
-    shown = picture(tab, ".exam")[y, x]
-    assert shown[0] > 190 and shown[2] < 90, shown  # The malignant map has 0.95 there, yellow in viridis.
-    tab.keyboard.press("h")
-    settle(tab)
-    assert np.array_equal(picture(tab, ".exam")[y, x], before)
-
-
-def test_exam_value_under_the_cursor_is_that_of_pydicom(tab, site: Site) -> None:
-    import pydicom
-
-    open_exam(tab)
-    box = tab.locator(".exam").bounding_box()
-    for view, column, row in (("L-CC", 77, 140), ("R-CC", 150, 160)):
-        x, y = screen_position(tab, view, column + 0.5, row + 0.5)
-        tab.mouse.move(box["x"] + x, box["y"] + y)
-        settle(tab)
-        at = tab.evaluate("lobule.exam.at(...lobule.exam.pointer)")
-        stored = pydicom.dcmread(site.exam / f"{view}.dcm").pixel_array
-        assert at["name"] == view
-        assert at["value"] == stored[at["row"], at["column"]]
-        assert int(tab.locator("[data-value]").get_attribute("data-value")) == at["value"]
-        assert abs(at["column"] - column) <= 1 and abs(at["row"] - row) <= 1
-
-
-def test_exam_zoom_is_linked(tab, site: Site) -> None:
-    open_exam(tab)
-    before = {
-        view: tab.evaluate("(name) => lobule.exam.affine(name)", view) for view in ("L-CC", "R-CC", "L-MLO")
-    }
-    tab.keyboard.press("+")
-    settle(tab)
-    for view, affine in before.items():
-        after = tab.evaluate("(name) => lobule.exam.affine(name)", view)
-        assert after[3] / affine[3] == pytest.approx(1.3, rel=1e-6)
-    tab.keyboard.press("0")
-    settle(tab)
-    assert tab.evaluate("lobule.exam.affine('L-CC')") == pytest.approx(before["L-CC"])
 
 
 def test_themes_and_reviews_page(tab, site: Site) -> None:
