@@ -58,7 +58,7 @@ RELATED_TESTS: dict[str, str] = {
     "tissue.py": "test_tissue.py",
     "slides": "slides/test_slide.py slides/test_tiff.py slides/test_tiff_conformance.py slides",
     "slides/check.py": "slides/test_check.py cli/test_doctor.py slides",
-    "slides/tile_codecs.py": "scanning/test_decoding_memory.py slides/test_tiff.py slides",
+    "slides/tile_codecs.py": "slides/test_tile_codecs.py scanning/test_decoding_memory.py slides",
     "slides/resample.py": "slides/test_resample.py slides",
     "slides/dicom.py": "slides/test_dicom.py",
     "slides/dicom_series.py": "slides/test_dicom.py",
