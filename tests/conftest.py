@@ -25,12 +25,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ.pop("LOBULE_CACHE", ""), ignore_errors=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the user's cache folder out of the tests, also out of their child processes."""
-    os.environ["LOBULE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """The folder of reference numbers and real images; its absence skips the test."""

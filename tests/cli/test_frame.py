@@ -89,6 +89,7 @@ def test_missing_command_shows_help_with_status_2(lobule: Lobule) -> None:
         (["info", "--no-such"], "No such option"),
         (["phantom", "slide"], "Did you mean 'slides'?"),
         (["phantom", "slides", "OUT", "--size", "big"], "not a size"),
+        (["import", "a.csv", "--from", "x", "--out", "y", "--group", "Carcinoma"], "states no kind"),
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(lobule: Lobule, arguments: list[str], words: str) -> None:

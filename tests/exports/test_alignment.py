@@ -67,6 +67,8 @@ def test_uncropped_geojson_is_not_moved(results: Results, cohort: Cohort, tmp_pa
 
 def test_what_cannot_be_imported(cohort: Cohort, tmp_path: Path) -> None:
     folder = tmp_path / "corrected"
+    with pytest.raises(UsageError, match="there is no such folder"):
+        import_annotations(cohort, folder, tmp_path / "out")
     folder.mkdir()
     with pytest.raises(UsageError, match="no annotation of a case"):
         import_annotations(cohort, folder, tmp_path / "out")

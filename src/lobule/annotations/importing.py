@@ -42,10 +42,12 @@ def import_annotations(
         The manifest, the cases with and without a new annotation, and the warnings of each file.
 
     Raises:
-        UsageError: The folder has no annotation of any case.
+        UsageError: The folder does not exist, or has no annotation of any case.
         AnnotationError: An annotation is damaged.
     """
     kinds = _checked_kinds(groups or {})
+    if not Path(folder).is_dir():
+        raise UsageError("there is no such folder with annotations", subject=folder, remedy="Check the path")
     files = {case.id: _file_of(case, Path(folder)) for case in cohort}
     if not any(files.values()):
         raise UsageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from lobule.cli.base import CommandOutput, format_fields, lobule_command
+from lobule.errors import UsageError
 
 
 @lobule_command("lobule import cohort.csv --from corrected --out OUT")
@@ -24,6 +25,10 @@ def command(cohort: str, folder: str, out: str, uncropped: bool, groups: tuple[s
     """
     from lobule.api import import_annotations
 
+    if malformed := [group for group in groups if "=" not in group]:
+        raise UsageError(
+            f"--group '{malformed[0]}' states no kind", expected="NAME=KIND, such as --group Carcinoma=tumour"
+        )
     kinds = dict(group.partition("=")[::2] for group in groups)
     report = import_annotations(cohort, folder, out, uncropped=uncropped, groups=kinds)
     lines = [("manifest", report["manifest"]), ("annotations", f"{len(report['imported']):,}")]
