@@ -84,7 +84,10 @@ def train(method: str, cohort: str) -> Step:
 
 def scan(method: str, cohort: str, options: str = "") -> Step:
     """A scan with the bundle of that training."""
-    line = f"scan {method} {cohort} --out {method}-results --device cpu --precision float32 {options}"
+    line = (
+        f"scan {method} {cohort} --out {method}-results --device cpu --precision float32 "
+        f"--memory-layout channels-last {options}"
+    )
     return command(line, output=f"{method}-results", quick=method == "scannet")
 
 
@@ -139,16 +142,28 @@ def run_step(step: Step, checkout: Path, folder: Path) -> tuple[int, str]:
         "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1", "LOBULE_CACHE": str(folder / ".cache"),
         "XDG_CACHE_HOME": str(folder / ".cache"), "COLUMNS": "100",
     }  # fmt: skip
-    arguments = list(step.arguments)
-    config = checkout / "src" / "lobule" / "methods" / "four_view" / "config.py"
-    if "four_view" in arguments and "class Architecture" not in config.read_text():
-        for group in GROUPS:  # In older versions, the settings of four_view have no groups.
-            arguments = [argument.removeprefix(group) for argument in arguments]
+    arguments = arguments_for(step, checkout / "src" / "lobule")
     process = [sys.executable, "-m", "lobule", *arguments]
     ended = subprocess.run(process, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if step.output is not None and ended.returncode:
         print(ended.stderr, file=sys.stderr)
     return ended.returncode, ended.stdout
+
+
+def arguments_for(step: Step, package: Path) -> list[str]:
+    """The arguments of a step in the words of a version, whose options may have older names."""
+    arguments = list(step.arguments)
+    methods = package / "methods"
+    if "four_view" in arguments and "class Architecture" not in (methods / "four_view/config.py").read_text():
+        for group in GROUPS:  # In older versions, the settings of four_view have no groups.
+            arguments = [argument.removeprefix(group) for argument in arguments]
+    if "--memory-layout" in arguments and '"--layout"' in (package / "cli/scan.py").read_text():
+        arguments[arguments.index("--memory-layout")] = "--layout"
+    always_random = '"random"' not in (methods / "scannet/config.py").read_text()
+    if always_random and "scannet" in arguments and "weights=random" in arguments:
+        position = arguments.index("weights=random")
+        del arguments[position - 1 : position + 1]
+    return arguments
 
 
 def differences(
@@ -244,7 +259,7 @@ def main() -> int:
             lines = differences(step, old, new, old_end, new_end)
             different += bool(lines)
             print(f"{'DIFFERENT' if lines else 'same':10}{step.name} (exit status {new_end[0]})", flush=True)
-            for line in lines[:20]:
+            for line in lines[:60]:
                 print(f"          {line}")
     print(
         json.dumps({"name": "same_results", "ratios": {"different_steps": different}, "machine": machine()})

@@ -245,6 +245,8 @@ def test_features_of_a_plain_map() -> None:
     assert features["longest_axis_largest_tumor"] == pytest.approx(4 * np.sqrt((10**2 - 1) / 12), abs=0.01)
     assert (features["area_skew"], features["area_kurt"], features["extent_skew"]) == (0, -3, 0)
     assert features["max_perimeter"] == 12 and features["max_extent"] == 1 and features["mean_solidity"] == 1
+    without_tissue = heatmap_features(scores, np.zeros_like(tissue))
+    assert without_tissue[HEATMAP_FEATURES.index("ratio_tumor_tissue")] == 0
 
 
 def test_repeated_shapes_have_the_same_measures_as_single_regions() -> None:

@@ -53,7 +53,7 @@ RELATED_TESTS: dict[str, str] = {
     "stitch.py": "test_stitch.py test_grid.py scanning/test_scan.py",
     "results": "test_results.py scanning/test_scan.py scanning/test_resume.py cli/test_commands.py",
     "findings": "test_findings.py evaluation methods/scannet",
-    "findings/heatmap_features.py": "methods/scannet/test_scoring.py methods/scannet",
+    "findings/heatmap_features.py": "test_findings.py methods/scannet",
     "cohort": "test_cohort.py cli/test_dicom_cohort.py mammograms/test_exam_list.py",
     "tissue.py": "test_tissue.py",
     "slides": "slides/test_slide.py slides/test_tiff.py slides/test_tiff_conformance.py slides",

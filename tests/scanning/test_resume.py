@@ -140,7 +140,7 @@ def test_lower_memory_limit_on_resume_logs_a_warning(
         again(cohort_of(slide), tmp_path / "r")
         assert not caplog.messages
         again(cohort_of(slide), tmp_path / "r", machine=replace(SMALL, max_ram=1 << 20))
-    assert "may exceed the limit of" in caplog.text
+    assert "was chosen for 2 GiB, so the scan may exceed the limit of 0.00098 GiB" in caplog.text
 
 
 def test_fresh_is_refused_for_one_shard_of_several(slide: Path, tmp_path: Path) -> None:

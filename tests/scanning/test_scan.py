@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ import torch
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, ResultsError, UsageError
 from lobule.results import open_results
-from lobule.scanning.cases import Progress
+from lobule.scanning.cases import MAX_OPEN_CASES, Progress
 from lobule.scanning.contract import Batch, ScanOptions
 from lobule.scanning.scan import Machine, scan
+from lobule.slides.slide import Slide
 from lobule.stitch import State
 from tests.scanning.support import (
     BUNDLE,
@@ -52,6 +55,21 @@ def test_the_map_equals_direct_evaluation(slide: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(reader.scores(), want, atol=1e-5)
     assert (reader.states() == State.SCORED).all()
     assert reader.info.l0_stride == (16.0, 16.0) and reader.info.um_stride == (8.0, 8.0)
+
+
+def test_the_caches_of_open_slides_share_a_fifth_of_the_memory(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    use_cache = Slide.use_cache
+
+    def record(slide: Slide, nbytes: int) -> None:
+        sizes.append(nbytes)
+        use_cache(slide, nbytes)
+
+    monkeypatch.setattr(Slide, "use_cache", record)
+    scan_small(cohort_of(slide), tmp_path / "r", machine=replace(SMALL, max_ram=1_000_000))
+    assert sizes == [1_000_000 // 5 // MAX_OPEN_CASES]
 
 
 @pytest.mark.parametrize("machine", [
@@ -341,7 +359,11 @@ def test_shards_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_contents_of_a_result(slide: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
     scan_small(cohort_of(slide), tmp_path / "r")
+    elapsed = time.monotonic() - began
+    seconds = json.loads((tmp_path / "r" / "cases" / "one" / "run.json").read_text())["seconds"]
+    assert 0 <= seconds <= round(elapsed, 3)
     result = json.loads((tmp_path / "r" / "cases" / "one" / "result.json").read_text())
     assert result["status"] == "complete" and result["patient"] == "patient one"
     assert result["maps"][0]["cells"] == {"pending": 0, "glass": 0, "scored": 29 * 44, "failed": 0}

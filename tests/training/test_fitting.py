@@ -347,3 +347,12 @@ def test_a_gpu_that_does_not_exist_is_refused_and_not_replaced_by_the_cpu() -> N
     with pytest.raises(ConfigError, match="the device 'cuda' cannot be used"):
         TrainMachine(device="cuda").resolved()
     assert TrainMachine(device="auto").resolved().device != "cuda"
+
+
+def test_training_on_the_cpu_keeps_freed_memory_for_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("lobule.training.fitting.keep_freed_memory", lambda: calls.append("called"))
+    run(tmp_path / "fit", replace(OPTIONS, steps=1))
+    assert calls == ["called"]

@@ -121,6 +121,19 @@ def test_positions_agree_with_point_in_polygon_and_are_uniform(pool: Pool, label
     assert (points[:, 0] < 400).mean() == pytest.approx(expected, abs=0.05)
 
 
+def test_points_in_the_last_cells_lie_inside_the_slide(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "tissue.tif", np.full((701, 1101, 3), (190, 90, 170), np.uint8))
+    case = Case("t", "p", "slide", str(path), mpp=MPP, label="normal")
+    positions, _ = find_positions(case, TissueConfig(mpp=8.0))
+    size, cell = np.array([1101, 701]), np.array(positions.l0_cell)
+    last_corner = size // cell * cell
+    assert (last_corner < size).all() and (last_corner + cell > size).all()
+    rng = np.random.default_rng(6)
+    points = np.array([positions.draw(NORMAL, rng) for _ in range(4000)])
+    assert (points >= 0).all() and (points < size).all()
+    assert (points > last_corner).any(axis=0).all(), "no point lies in the last cells"
+
+
 def test_points_of_a_region_cover_exactly_the_region(tmp_path: Path) -> None:
     """Outlines and tissue are cut to the region; small lesions count where they lie in it completely."""
     region = Box(150, 90, 500, 420)
