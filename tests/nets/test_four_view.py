@@ -23,9 +23,11 @@ from lobule.mammograms.published.windows import (
     plan_image,
 )
 from lobule.nets.four_view import (
+    TARGETS,
     VIEWS,
     ImageWise,
     ResNet22,
+    SideWise,
     ViewWise,
     same_padded,
 )
@@ -373,3 +375,12 @@ def test_augmented_image_wise_runs(view, exam, nets, network):
         close(averaged, list(golden["quirk_batch_size_5_of_10_epochs_image_only"].values()), PROBABILITY)
     with_heatmaps = run("image-heatmaps", 2, exam.heatmaps(view)).mean(axis=0)
     close(with_heatmaps, list(golden["synthetic_heatmaps_2_epochs"].values()), PROBABILITY)
+
+
+def test_side_wise_scores_have_the_order_of_the_targets() -> None:
+    shares = {"left": [[0.8, 0.2], [0.7, 0.3]], "right": [[0.6, 0.4], [0.1, 0.9]]}
+    outputs = {side: torch.tensor([rows]).log() for side, rows in shares.items()}
+    scores = dict(zip(TARGETS, SideWise.exam_scores(outputs)[0].tolist(), strict=True))
+    assert scores == pytest.approx({
+        "left_benign": 0.2, "right_benign": 0.4, "left_malignant": 0.3, "right_malignant": 0.9,
+    })  # fmt: skip
