@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
@@ -25,7 +26,13 @@ from lobule.nets.reverse_distillation import (
     student_of_checkpoint,
 )
 from lobule.nets.scaling import InputScaling
-from lobule.nets.teachers import ChannelStatistics, Teacher, load_teacher_weights, teacher
+from lobule.nets.teachers import (
+    ChannelStatistics,
+    SqueezeNetStages,
+    Teacher,
+    load_teacher_weights,
+    teacher,
+)
 from tests.reference.anomaly import anomaly_map, patch_scores
 
 CASES = [
@@ -436,3 +443,22 @@ def test_weights_with_other_shapes_are_rejected() -> None:
     state["stem.0.weight"] = torch.zeros(1, 1, 1, 1)
     with pytest.raises(ModelError, match=r"to another backbone.*stem\.0\.weight"):
         load_teacher_weights(into, state)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "wide_resnet50_2"])
+def test_the_decoder_mirrors_the_stages_of_the_teacher(name: str) -> None:
+    with torch.device("meta"):
+        resnet = torchvision.models.get_model(name, weights=None)
+    assert STUDENT_BLOCKS[name]["decoder_blocks"] == tuple(
+        len(resnet.get_submodule(f"layer{k}")) for k in (1, 2, 3)
+    )
+
+
+def test_squeezenet_repeats_one_column_and_one_row() -> None:
+    """On a square image of odd side, each map is square, too."""
+    torch.manual_seed(0)
+    stages = SqueezeNetStages(torchvision.models.squeezenet1_1(weights=None)).eval()
+    with torch.inference_mode():
+        maps = stages(torch.rand(1, 3, 67, 67))
+        square = [tuple(stage.shape[-2:]) for stage in maps]
+    assert square == [(16, 16), (8, 8), (4, 4)]
