@@ -93,7 +93,7 @@ class MeanPredictor:
         assert case.path is not None
         return {"slide": open_slide(case.path, mpp=case.mpp)}
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         return replace(engine, cells=8, batch=2)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None: ...

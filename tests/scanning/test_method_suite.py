@@ -31,8 +31,8 @@ class ToyPredictor(MeanPredictor):
         super().__init__()
         self.shift = shift
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        fitting = int((room / 60) ** 0.5 - WINDOW) // STRIDE + 1
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
+        fitting = int((max_bytes / 60) ** 0.5 - WINDOW) // STRIDE + 1
         return replace(engine, cells=min(8, max(1, fitting)), batch=1)
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[Means, Batch]:
@@ -117,17 +117,17 @@ class Forgetful(ToyPredictor):
 
 
 class Greedy(ToyPredictor):
-    """Takes the same fields whatever the room is."""
+    """Takes the same fields whatever the memory limit is."""
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         return replace(engine, cells=8, batch=2)
 
 
 class Meddling(ToyPredictor):
     """Changes settings that are not its own."""
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        return replace(super().choose_batch(engine, room, options), precision="bfloat16")
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
+        return replace(super().choose_batch(engine, max_bytes, options), precision="bfloat16")
 
 
 class Misshapen(ToyPredictor):
@@ -185,8 +185,8 @@ def saved(suite: Suite) -> None:
     suite.test_settings_survive_saving_and_loading(suite.toy, suite.slide, suite.complete, suite.folder)
 
 
-def room(suite: Suite) -> None:
-    suite.test_choose_batch_respects_the_room(suite.toy, suite.complete)
+def memory_limit(suite: Suite) -> None:
+    suite.test_choose_batch_respects_the_memory_limit(suite.toy, suite.complete)
 
 
 def sample(suite: Suite) -> None:
@@ -200,8 +200,8 @@ def replicas(suite: Suite) -> None:
 @pytest.mark.parametrize(
     ("predictor", "check"),
     [
-        (Undeclared, result), (Untyped, keys), (Restless, steps), (Forgetful, resume), (Greedy, room),
-        (Meddling, room), (Misshapen, sample), (Drifting, replicas),
+        (Undeclared, result), (Untyped, keys), (Restless, steps), (Forgetful, resume), (Greedy, memory_limit),
+        (Meddling, memory_limit), (Misshapen, sample), (Drifting, replicas),
     ],
 )  # fmt: skip
 def test_broken_method_fails(

@@ -151,10 +151,10 @@ def test_fresh_is_refused_for_one_shard_of_several(slide: Path, tmp_path: Path) 
 
 
 class Strict(MeanPredictor):
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         if options.stride == 7:
             raise ConfigError("no such stride")
-        return super().choose_batch(engine, room, options)
+        return super().choose_batch(engine, max_bytes, options)
 
 
 def test_settings_of_a_scan_without_cases_can_be_changed(slide: Path, tmp_path: Path) -> None:
@@ -177,7 +177,9 @@ def test_shards_that_begin_together_share_one_engine(tmp_path: Path) -> None:
         def images(self, case: Case, options: ScanOptions):  # type: ignore[no-untyped-def]
             return super().images(case, options)
 
-        def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        def choose_batch(
+            self, engine: EngineSettings, max_bytes: int, options: ScanOptions
+        ) -> EngineSettings:
             return replace(engine, cells=self.cells, batch=1)
 
         def steps(self, case: OpenCase) -> Steps[Result]:

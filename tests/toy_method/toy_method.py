@@ -44,8 +44,8 @@ class ToyModel:
     def __init__(self, config: Config, weights: Mapping[str, torch.Tensor]) -> None:
         self.config, self.weights = config, weights
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        cells = largest_cells(lambda n: 99 * (n * self.config.window) ** 2, room, preferred=16)
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
+        cells = largest_cells(lambda n: 99 * (n * self.config.window) ** 2, max_bytes, preferred=16)
         return replace(engine, cells=cells, batch=1)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:

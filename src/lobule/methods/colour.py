@@ -83,11 +83,11 @@ class ColourModel:
         self.config = config
         self.coefficients, self.intercept = coefficients.double(), intercept.double()
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         def field_bytes(cells: int) -> int:
             return BYTES_PER_PIXEL * self._field_side(options, cells) ** 2
 
-        cells = largest_cells(field_bytes, room, preferred=CELLS, purpose="field")
+        cells = largest_cells(field_bytes, max_bytes, preferred=CELLS, purpose="field")
         return replace(engine, cells=cells, batch=1)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:

@@ -226,8 +226,8 @@ class Batch:
 class Model(Protocol):
     """The networks of a predictor: they choose a batch, move to a device and compute batches of fields."""
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        """Choose the field and batch size so that the activations of a replica fit in `room` bytes."""
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
+        """Choose the field and batch size so that the activations of a replica fit in `max_bytes`."""
         ...
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:

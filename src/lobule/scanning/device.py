@@ -98,7 +98,7 @@ def random_batch(engine: EngineSettings, height: int, width: int, fields: int = 
     return Batch(torch.from_numpy(pixels).to(engine.device))
 
 
-def placed(module: nn.Module, engine: EngineSettings) -> nn.Module:
+def copy_to_device(module: nn.Module, engine: EngineSettings) -> nn.Module:
     """Return a copy of a module for inference, on the device and in the precision of the engine settings.
 
     On a CPU, layers that can be traced are fused.
@@ -255,10 +255,10 @@ DEVICE_SHARE = 0.6
 """Share of the free memory of a GPU that activations may use; the rest is for weights and fragmentation."""
 
 
-def room_on(device: str, host_room: int) -> int:
-    """Return the bytes for activations: those of the host on a CPU, otherwise the GPU's free memory."""
+def max_bytes_on(device: str, host_bytes: int) -> int:
+    """Return the memory limit for activations: `host_bytes`, or on a GPU a share of its free memory."""
     if not device.startswith("cuda"):
-        return host_room
+        return host_bytes
     free, _ = torch.cuda.mem_get_info(device)
     return int(DEVICE_SHARE * free)
 
@@ -273,13 +273,13 @@ def working_bytes(module: nn.Module, height: int, width: int, channels: int = 3)
 
 
 def largest_cells(
-    needs: Callable[[int], int], room: int, *, preferred: int, smallest: int = 1, purpose: str = "field"
+    needs: Callable[[int], int], max_bytes: int, *, preferred: int, smallest: int = 1, purpose: str = "field"
 ) -> int:
-    """Return the largest number of cells per side, up to `preferred`, whose field fits in `room` bytes.
+    """Return the largest number of cells per side, up to `preferred`, whose field fits in `max_bytes`.
 
     Args:
         needs: Bytes that a field with this many cells per side needs.
-        room: Available bytes.
+        max_bytes: Largest number of bytes that the field may need.
         preferred: The largest number to return.
         smallest: The smallest number to return.
         purpose: What a field is called in the error message.
@@ -287,17 +287,17 @@ def largest_cells(
     Raises:
         ConfigError: Even the smallest field does not fit.
     """
-    if needs(preferred) <= room:
+    if needs(preferred) <= max_bytes:
         return preferred
     low, high = smallest, preferred
-    if needs(smallest) > room:
+    if needs(smallest) > max_bytes:
         raise ConfigError(
             f"the smallest {purpose} does not fit under the memory ceiling",
             expected=f"at least {needs(smallest) / 2**30:.2g} GiB per replica",
-            actual=f"{room / 2**30:.2g} GiB",
+            actual=f"{max_bytes / 2**30:.2g} GiB",
             remedy="Raise --max-ram",
         )
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if needs(middle) <= room else (low, middle)
+        low, high = (middle, high) if needs(middle) <= max_bytes else (low, middle)
     return low

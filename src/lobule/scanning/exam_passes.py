@@ -32,14 +32,16 @@ Rows = dict[int, NDArray[np.float32]]
 """Rows of a column of a table, by field; failed fields have none."""
 
 
-def choose_windows(engine: EngineSettings, room: int, window_bytes: int, batch_on_gpu: int) -> EngineSettings:
+def choose_windows(
+    engine: EngineSettings, max_bytes: int, window_bytes: int, batch_on_gpu: int
+) -> EngineSettings:
     """Choose the number of windows per batch that fits into memory.
 
     On a CPU the batch is one window, because several replicas run at the same time.
     """
     batch = largest_cells(
         lambda windows: windows * window_bytes,
-        room,
+        max_bytes,
         preferred=1 if engine.device == "cpu" else batch_on_gpu,
         purpose="batch of windows",
     )

@@ -16,7 +16,7 @@ from lobule.grid import MapGrid, share_in_cells
 from lobule.nets.encoders import Encoder
 from lobule.results.tables import TableReader
 from lobule.scanning.contract import Batch, EngineSettings, Fields, OpenCase, ScanOptions, Steps, fill_table
-from lobule.scanning.device import SLICE, dtype_of, placed, random_batch, working_bytes
+from lobule.scanning.device import SLICE, copy_to_device, dtype_of, random_batch, working_bytes
 from lobule.slides.normalised import Normalisation
 from lobule.stitch import State
 
@@ -110,7 +110,7 @@ class TileEncoder:
             )
         self.encoder, self.tiling = encoder, tiling
         self._net = encoder.for_inference()
-        self._placed: nn.Module | None = None
+        self._device_net: nn.Module | None = None
         self._engine = EngineSettings()
 
     def bytes_of_tile(self) -> int:
@@ -126,20 +126,20 @@ class TileEncoder:
             ) from error
         return encoding_bytes + WAITING * 3 * self.tiling.tile_px**2
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         most = SLICE if engine.device == "cpu" else BATCH
-        return replace(engine, batch=max(1, min(most, room // self.bytes_of_tile())))
+        return replace(engine, batch=max(1, min(most, max_bytes // self.bytes_of_tile())))
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._engine = engine
-        self._placed = placed(self._net, engine)
+        self._device_net = copy_to_device(self._net, engine)
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[TileFeatures, Batch]:
         side = self.tiling.tile_px
         return TileFeatures(), random_batch(engine, side, side, engine.batch)
 
     def forward(self, key: TileFeatures, batch: Batch) -> dict[str, torch.Tensor]:
-        assert self._placed is not None
+        assert self._device_net is not None
         dtype = dtype_of(self._engine)
         size = (self.tiling.input_px, self.tiling.input_px)
         resized = tuple(batch.pixels.shape[1:3]) != size
@@ -147,5 +147,5 @@ class TileEncoder:
         x = self.encoder.scaling.apply(batch.pixels, torch.float32 if resized else dtype)
         if resized:
             x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True).to(dtype)
-        features: Any = self._placed(x)
+        features: Any = self._device_net(x)
         return {COLUMN: features.float()}

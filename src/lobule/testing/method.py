@@ -47,7 +47,7 @@ from lobule.scanning.open_case import OpenedCase
 from lobule.scanning.scan import Machine, scan
 
 MACHINE = Machine(device="cpu", precision="float32", readers=1, replicas=2, channels_last=True)
-AMPLE_ROOM = 4 << 30
+AMPLE_BYTES = 4 << 30
 """Bytes in which the fields of every method fit."""
 
 
@@ -226,21 +226,21 @@ class MethodConformance:
 
     # -- the model ----------------------------------------------------------------------------------------
 
-    def test_choose_batch_respects_the_room(self, bundle: Bundle, finished: FinishedScan) -> None:
+    def test_choose_batch_respects_the_memory_limit(self, bundle: Bundle, finished: FinishedScan) -> None:
         model, engine = self.load(bundle).model, replace(finished.engine, cells=1, batch=1)
-        ample = model.choose_batch(engine, AMPLE_ROOM, self.options)
+        ample = model.choose_batch(engine, AMPLE_BYTES, self.options)
         assert ample.batch >= 1 and ample.cells >= 1
         assert replace(ample, batch=1, cells=1) == engine, "only the batch and the field size may be chosen"
         work = ample.batch * ample.cells**2
         for shift in (4, 8, 12, 32):
             try:
-                tight = model.choose_batch(engine, AMPLE_ROOM >> shift, self.options)
+                tight = model.choose_batch(engine, AMPLE_BYTES >> shift, self.options)
             except ConfigError as error:
                 assert error.remedy, "the error does not say how to provide more memory"
                 return
-            assert tight.batch * tight.cells**2 <= work, "less room gives larger fields"
+            assert tight.batch * tight.cells**2 <= work, "less memory gives larger fields"
             work = tight.batch * tight.cells**2
-        assert work == 1, "a byte of room does not give the smallest batch"
+        assert work == 1, "a memory limit of one byte does not give the smallest batch"
 
     def test_sample_batch_has_the_promised_shape(self, bundle: Bundle, finished: FinishedScan) -> None:
         model = self.load(bundle).model

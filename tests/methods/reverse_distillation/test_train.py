@@ -127,10 +127,10 @@ def test_a_form_that_cannot_be_scanned_does_not_fail_the_training(
     """Fields of the shared form need more memory than those of the exact form."""
     plain = PatchModel.choose_batch
 
-    def choose_batch(self: PatchModel, engine: Any, room: int, options: Any) -> Any:
+    def choose_batch(self: PatchModel, engine: Any, max_bytes: int, options: Any) -> Any:
         if self.scan_config(options).form == "shared":
             raise ConfigError("the smallest field of patches does not fit under the memory ceiling")
-        return plain(self, engine, room, options)
+        return plain(self, engine, max_bytes, options)
 
     monkeypatch.setattr(PatchModel, "choose_batch", choose_batch)
     bundle = train(replace(CONFIG, epochs=1), cohort, tmp_path, tissue=TISSUE, machine=MACHINE)

@@ -81,10 +81,10 @@ class BagModel:
         self.ensemble = ensemble
         self._folders: dict[str, FeatureFolder] = {}
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         if self.folder(options) is not None:
             return replace(engine, batch=BATCH)
-        return self.encoder.choose_batch(engine, room, options)
+        return self.encoder.choose_batch(engine, max_bytes, options)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         for member in self.ensemble.members:

@@ -18,7 +18,7 @@ from lobule.methods.classifier.config import Config
 from lobule.nets.inference import for_inference
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
-from lobule.scanning.device import SLICE, dtype_of, placed, random_batch, slices_of, working_bytes
+from lobule.scanning.device import SLICE, copy_to_device, dtype_of, random_batch, slices_of, working_bytes
 from lobule.scanning.map_findings import map_findings
 from lobule.scanning.open_case import slide_images
 
@@ -40,10 +40,10 @@ class TileModel:
 
     def __init__(self, config: Config, net: nn.Module) -> None:
         self.config, self.net = config, _optimised(net.eval())
-        self._placed: nn.Module | None = None
+        self._device_net: nn.Module | None = None
         self._engine = EngineSettings()
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         side = self.config.input
         if isinstance(self.net, torch.jit.ScriptModule):
             bytes_per_tile = (
@@ -52,14 +52,14 @@ class TileModel:
         else:
             bytes_per_tile = working_bytes(self.net, side, side)
         if engine.device == "cpu":  # the CPU computes one slice of a batch at a time
-            room -= SLICE * bytes_per_tile
+            max_bytes -= SLICE * bytes_per_tile
             bytes_per_tile = 0
         bytes_per_tile += QUEUED_BYTES * 3 * self.config.tile**2
-        return replace(engine, batch=max(1, min(BATCH, room // bytes_per_tile)))
+        return replace(engine, batch=max(1, min(BATCH, max_bytes // bytes_per_tile)))
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._engine = engine
-        self._placed = placed(self.net, engine)
+        self._device_net = copy_to_device(self.net, engine)
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[TileScores, Batch]:
         # One slice is enough to choose the fastest form of the model; a whole batch would take seconds.
@@ -75,12 +75,12 @@ class TileModel:
         return {"map": logits[:, :, None, None]}
 
     def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        assert self._placed is not None
+        assert self._device_net is not None
         x = self.config.scaling.apply(pixels, torch.float32)  # a CPU cannot resize bfloat16
         if x.shape[-1] != self.config.input:
             size = (self.config.input, self.config.input)
             x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-        logits: torch.Tensor = self._placed(x.to(dtype_of(self._engine))).float()
+        logits: torch.Tensor = self._device_net(x.to(dtype_of(self._engine))).float()
         if logits.ndim != 2 or logits.shape[1] != len(self.config.classes):
             raise ModelError(
                 "the output of the model does not fit the class names",

@@ -44,7 +44,7 @@ from lobule.nets.painter import CELL, Painter
 from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, ScanOptions, Steps
-from lobule.scanning.device import HEADROOM, dtype_of, largest_cells, placed, working_bytes
+from lobule.scanning.device import HEADROOM, copy_to_device, dtype_of, largest_cells, working_bytes
 from lobule.scanning.exam_passes import CellMeans, choose_windows, fill_view_table, sample_windows
 
 BATCH_ON_GPU = 8
@@ -72,19 +72,19 @@ class FourViewModel:
         self._painters: list[nn.Module] = []
         self._engine = EngineSettings()
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         """Choose the number of windows per batch that fits into memory."""
         config = self.config.set(options.settings)
         window_bytes = max(
             working_bytes(trunk, *config.input_size(angle), config.architecture.channels)
             for angle, trunk in trunks_of(self.nets.members[0]).items()
         )
-        engine = choose_windows(engine, room, window_bytes, BATCH_ON_GPU)
+        engine = choose_windows(engine, max_bytes, window_bytes, BATCH_ON_GPU)
         if not config.architecture.heatmaps or config.reading.painting == "exact":
             return engine
         cost = Painter(copy.deepcopy(self.nets.patch_nets[0])).bytes_per_px() * HEADROOM
         cells = largest_cells(
-            lambda side: int(cost * (CELL * side) ** 2), room,
+            lambda side: int(cost * (CELL * side) ** 2), max_bytes,
             preferred=LARGEST_LOOK, smallest=SMALLEST_LOOK, purpose="band of a view",
         )  # fmt: skip
         return replace(engine, cells=cells)
@@ -92,10 +92,13 @@ class FourViewModel:
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._engine = engine
         self._trunks = [
-            {angle: placed(Squeezed(copy.deepcopy(trunk)), engine) for angle, trunk in trunks_of(net).items()}
+            {
+                angle: copy_to_device(Squeezed(copy.deepcopy(trunk)), engine)
+                for angle, trunk in trunks_of(net).items()
+            }
             for net in self.nets.classifiers
         ]
-        self._painters = [placed(Painter(copy.deepcopy(net)), engine) for net in self.nets.patch_nets]
+        self._painters = [copy_to_device(Painter(copy.deepcopy(net)), engine) for net in self.nets.patch_nets]
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[WindowFeatures, Batch]:
         size, channels = self.config.input_size("L-CC"), self.config.architecture.channels

@@ -26,7 +26,7 @@ from lobule.nets.gmic import Gmic
 from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, ScanOptions, Steps
-from lobule.scanning.device import placed, working_bytes
+from lobule.scanning.device import copy_to_device, working_bytes
 from lobule.scanning.exam_passes import (
     CellMeans,
     Rows,
@@ -70,21 +70,21 @@ class GmicModel:
 
     def __init__(self, config: Config, nets: Sequence[Gmic]) -> None:
         self.config, self.nets = config, list(nets)
-        self._placed: list[nn.Module] = []
+        self._device_nets: list[nn.Module] = []
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         window_bytes = working_bytes(self.nets[0].ds_net, *self.config.window, 1)
-        return choose_windows(engine, room, window_bytes, BATCH_ON_GPU)
+        return choose_windows(engine, max_bytes, window_bytes, BATCH_ON_GPU)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         float32_engine = replace(engine, precision="float32")
         quirks = replace(self.config, **options.settings).quirks
-        self._placed = []
+        self._device_nets = []
         for net in self.nets:
             model = copy.deepcopy(net)
             model.quirks = quirks
             model.ds_net = _WholeMap(model.ds_net)  # type: ignore[assignment]
-            self._placed.append(placed(model, float32_engine))
+            self._device_nets.append(copy_to_device(model, float32_engine))
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[ViewScores, Batch]:
         return ViewScores(), sample_windows(engine, self.config.window, 1, SAMPLE_SIDE)
@@ -93,7 +93,7 @@ class GmicModel:
         if isinstance(key, CellMeans):
             return key.of(batch.pixels)
         x = batch.pixels.permute(0, 3, 1, 2)
-        outputs = [net(x) for net in self._placed]
+        outputs = [net(x) for net in self._device_nets]
         return {
             column: torch.cat([getattr(output, column).float().flatten(1) for output in outputs], dim=1)
             for column in COLUMNS

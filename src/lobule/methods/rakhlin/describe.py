@@ -19,7 +19,7 @@ from lobule.methods.rakhlin.config import Config, DescriptorSet
 from lobule.methods.rakhlin.crops import draw_crop, draw_stains, generator_of, prepared, rescaled_sides
 from lobule.methods.rakhlin.encoders import Encoder, faster, scaled
 from lobule.scanning.contract import Batch, EngineSettings, Pixels, ScanOptions
-from lobule.scanning.device import dtype_of, placed, random_batch, room_on, working_bytes
+from lobule.scanning.device import copy_to_device, dtype_of, max_bytes_on, random_batch, working_bytes
 from lobule.slides.identity import slide_fingerprint
 from lobule.slides.slide import Slide
 
@@ -113,19 +113,19 @@ class Describer:
         self.config, self.encoders = config, dict(encoders)
         self.sets = tuple(set_ for set_ in config.sets if set_.encoder in encoders)
         self._plain = {index: faster(encoder) for index, encoder in encoders.items()}
-        self._placed: dict[int, nn.Module] = {}
+        self._device_nets: dict[int, nn.Module] = {}
         self._engine = EngineSettings()
         self._largest = max(set_.size for set_ in self.sets)
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
-        """As many crops at once as fit into the memory of the device; `engine.batch` counts the largest ones.
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
+        """Choose the largest `engine.batch`, counted in crops of the largest size, that fits into memory.
 
-        On a CPU that is `room`. On a GPU it is the GPU's free memory, because `room` limits the host.
+        `max_bytes` limits the memory of the host. On a GPU, the GPU's free memory is the limit instead.
         """
-        room = room_on(engine.device, room)
+        max_bytes = max_bytes_on(engine.device, max_bytes)
         need = max(self._bytes_of(set_) for set_ in self.sets)
         pixels = MOST_PIXELS.get(engine.device.partition(":")[0], MANY_PIXELS)
-        most = min(int(room / need), pixels // self._largest**2)
+        most = min(int(max_bytes / need), pixels // self._largest**2)
         return replace(engine, batch=max(1, most))
 
     def _bytes_of(self, set_: DescriptorSet) -> int:
@@ -141,7 +141,7 @@ class Describer:
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
         self._engine = engine
-        self._placed = {index: placed(net, engine) for index, net in self._plain.items()}
+        self._device_nets = {index: copy_to_device(net, engine) for index, net in self._plain.items()}
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[EncoderSample, Batch]:
         """Crops of the largest size for every encoder, for measuring the nets alone."""
@@ -149,7 +149,7 @@ class Describer:
 
     def forward(self, key: EncoderSample | Descriptors, batch: Batch) -> dict[str, Tensor]:
         if isinstance(key, EncoderSample):
-            return {str(index): self._encoded(index, batch.pixels) for index in self._placed}
+            return {str(index): self._encoded(index, batch.pixels) for index in self._device_nets}
         return self.describe(batch)
 
     def describe(self, batch: Batch) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ class Describer:
         return stained(image, *factors)
 
     def _encoded(self, encoder: int, crops: Tensor) -> Tensor:
-        net, plan, dtype = self._placed[encoder], self.encoders[encoder].plan, dtype_of(self._engine)
+        net, plan, dtype = self._device_nets[encoder], self.encoders[encoder].plan, dtype_of(self._engine)
         at_once = int(self._engine.batch * (self._largest / crops.shape[1]) ** 2)
         encoded = [net(scaled(chunk, plan, dtype)).float() for chunk in crops.split(at_once)]
         return torch.cat(encoded)

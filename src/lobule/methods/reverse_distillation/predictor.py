@@ -37,7 +37,7 @@ from lobule.nets.teachers import Teacher, teacher
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
-from lobule.scanning.device import dtype_of, largest_cells, placed, random_batch, working_bytes
+from lobule.scanning.device import copy_to_device, dtype_of, largest_cells, random_batch, working_bytes
 from lobule.scanning.map_findings import map_findings
 from lobule.scanning.open_case import slide_images
 from lobule.stitch import State
@@ -86,7 +86,7 @@ class PatchModel:
         cells_per_patch(config)  # A stride that the shared form does not support raises an error.
         return config
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         config = self.scan_config(options)
         ratio = cells_per_patch(config)
         patch_bytes = working_bytes(self.net, config.input, config.input) + 12 * config.patch**2
@@ -98,7 +98,7 @@ class PatchModel:
             return computed + 6 * patches * config.patch**2 + pixels
 
         blocks = largest_cells(
-            needs, room, preferred=PREFERRED_BLOCKS[config.form], purpose="field of patches"
+            needs, max_bytes, preferred=PREFERRED_BLOCKS[config.form], purpose="field of patches"
         )
         return replace(engine, cells=blocks * ratio, batch=1)
 
@@ -110,7 +110,7 @@ class PatchModel:
                 expected=f"a multiple of {ratio}",
             )
         self._engine = engine
-        self._device_net = placed(self.net.for_inference(), engine)
+        self._device_net = copy_to_device(self.net.for_inference(), engine)
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[PatchMap, Batch]:
         config = self.scan_config(options)

@@ -29,7 +29,7 @@ from lobule.nets.scaling import InputScaling
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
-from lobule.scanning.device import dtype_of, largest_cells, placed, random_batch, working_bytes
+from lobule.scanning.device import copy_to_device, dtype_of, largest_cells, random_batch, working_bytes
 from lobule.scanning.map_findings import by_score
 from lobule.scanning.open_case import slide_images
 from lobule.stitch import Scores, State, States, overlay, reduce_map
@@ -65,7 +65,7 @@ class DenseModel:
         self._device_nets: dict[int, nn.Module] = {}
         self._engine = EngineSettings()
 
-    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+    def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
         dense = self._dense(min(self._all_strides(options)))
 
         def needs(cells: int) -> int:
@@ -75,7 +75,10 @@ class DenseModel:
         # Fields are measured in cells of the net's stride, so that they have the same area for every α.
         factor = self.geometry.stride // dense.geometry.stride
         cells = largest_cells(
-            lambda coarse: needs(coarse * factor), room, preferred=self.config.cells, purpose="field of a map"
+            lambda coarse: needs(coarse * factor),
+            max_bytes,
+            preferred=self.config.cells,
+            purpose="field of a map",
         )
         return replace(engine, cells=cells, batch=1)
 
@@ -84,7 +87,7 @@ class DenseModel:
         # process.
         self._engine = engine
         self._device_nets = {
-            stride: placed(self._dense(stride), engine) for stride in self._all_strides(options)
+            stride: copy_to_device(self._dense(stride), engine) for stride in self._all_strides(options)
         }
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[DenseMap, Batch]:
