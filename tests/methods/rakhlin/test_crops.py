@@ -91,6 +91,6 @@ def test_augmented_crops_are_a_function_of_image_set_and_augmentation() -> None:
 
 def test_preparing_halves_then_normalises() -> None:
     glass = np.full((40, 60, 3), 255, np.uint8)
-    result = crops.prepared(glass)
+    result = crops.resize_and_normalise(glass)
     assert result.degenerate
     np.testing.assert_array_equal(result.rgb, np.full((20, 30, 3), 255, np.uint8))

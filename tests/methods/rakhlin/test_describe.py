@@ -15,8 +15,14 @@ from lobule.color import augment_stains
 from lobule.errors import CaseError, ConfigError
 from lobule.methods.rakhlin import crops
 from lobule.methods.rakhlin.config import Config
-from lobule.methods.rakhlin.describe import Describer, cropped, pooled, random_params, stained_by_tables
-from lobule.methods.rakhlin.encoders import Plan, build, scaled
+from lobule.methods.rakhlin.describe import (
+    Describer,
+    augment_stains_by_tables,
+    crop_tensor,
+    p_norm_tensor,
+    random_params,
+)
+from lobule.methods.rakhlin.encoders import Plan, build, scale_pixels
 from lobule.scanning.contract import Batch, EngineSettings, ScanOptions
 from tests.reference.rakhlin import augmented_crops
 
@@ -45,7 +51,9 @@ def plain(key: str, augmentation: int, set_: Any, encoder: Any) -> np.ndarray:
     rng = crops.generator_of(SEED, key, set_.name, augmentation)
     cut = augmented_crops(IMAGE, set_.size, rng, count=CONFIG.crops)
     with torch.inference_mode():
-        one_by_one = [encoder(scaled(torch.from_numpy(crop.copy())[None], encoder.plan)) for crop in cut]
+        one_by_one = [
+            encoder(scale_pixels(torch.from_numpy(crop.copy())[None], encoder.plan)) for crop in cut
+        ]
     return crops.p_norm(torch.cat(one_by_one).numpy())
 
 
@@ -75,7 +83,7 @@ def test_a_batch_gives_what_its_fields_give_alone() -> None:
 @given(st.integers(0, 2**32), st.floats(0.7, 1.3), st.floats(0.7, 1.3))
 def test_stains_by_tensors_are_the_same_bytes(seed: int, hematoxylin: float, eosin: float) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), np.uint8)
-    actual = stained_by_tables(torch.from_numpy(image), hematoxylin, eosin).numpy()
+    actual = augment_stains_by_tables(torch.from_numpy(image), hematoxylin, eosin).numpy()
     np.testing.assert_array_equal(actual, augment_stains(image, hematoxylin, eosin))
 
 
@@ -83,13 +91,15 @@ def test_stains_by_tensors_are_the_same_bytes(seed: int, hematoxylin: float, eos
 def test_crops_of_tensors_are_crops(turns: int, down: bool, across: bool, top: int, left: int) -> None:
     image = np.arange(12 * 14 * 3, dtype=np.int32).reshape(12, 14, 3)
     expected = crops.Crop(top, left, 6, turns, down, across).of(image)
-    actual = cropped(torch.from_numpy(image), 6, top, left, turns, int(down), int(across))
+    actual = crop_tensor(torch.from_numpy(image), 6, top, left, turns, int(down), int(across))
     np.testing.assert_array_equal(actual.numpy(), expected)
 
 
 def test_pooling_of_tensors_is_pooling() -> None:
     features = np.random.default_rng(1).normal(0, 1, (20, 30))
-    np.testing.assert_allclose(pooled(torch.from_numpy(features), 3).numpy(), crops.p_norm(features, 3))
+    np.testing.assert_allclose(
+        p_norm_tensor(torch.from_numpy(features), 3).numpy(), crops.p_norm(features, 3)
+    )
 
 
 def test_crops_at_twice_the_scale_come_of_the_larger_image() -> None:
@@ -105,7 +115,7 @@ def test_crops_at_twice_the_scale_come_of_the_larger_image() -> None:
         for (name, rows), grey, side in zip(actual.items(), (40, 210), (40, 80), strict=True):
             flat = augment_stains(np.full((side, side, 3), grey, np.uint8), *params["stains"][0, side // 80])
             encoder = image_describer.encoders[0]
-            expected = encoder(scaled(torch.from_numpy(flat)[None], encoder.plan))[0]
+            expected = encoder(scale_pixels(torch.from_numpy(flat)[None], encoder.plan))[0]
             assert name.endswith("full") == (side == 80)
             torch.testing.assert_close(rows[0], expected, rtol=1e-4, atol=1e-6)
 
@@ -114,7 +124,7 @@ def test_stains_may_be_left_alone() -> None:
     config = replace(CONFIG, stain_range=(1.0, 1.0), encoders=("tiny",), inputs=())
     image_describer = Describer(config, {0: build(Plan("tiny"))})
     image = torch.from_numpy(IMAGE)
-    assert image_describer._stained(image, (1.0, 1.0)) is image
+    assert image_describer.augment(image, (1.0, 1.0)) is image
 
 
 def test_crops_are_batched_by_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

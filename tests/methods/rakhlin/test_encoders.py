@@ -12,7 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from lobule.errors import ConfigError, ModelError
-from lobule.methods.rakhlin.encoders import Plan, build, faster, load_weights, pretrained, scaled
+from lobule.methods.rakhlin.encoders import (
+    Plan,
+    build,
+    load_weights,
+    pretrained,
+    scale_pixels,
+    with_folded_norms,
+)
 
 
 def pixels(side: int, count: int = 2) -> torch.Tensor:
@@ -28,7 +35,7 @@ def test_vgg_joins_the_last_convolutions_of_four_blocks() -> None:
     trunk_weights = {name.removeprefix("features."): t for name, t in encoder.trunk.state_dict().items()}
     net = net[:30]
     net.load_state_dict(trunk_weights, assign=True)
-    x = scaled(pixels(64), encoder.plan)
+    x = scale_pixels(pixels(64), encoder.plan)
     means, maps = [], x
     with torch.inference_mode():
         for layer in net:
@@ -50,9 +57,9 @@ def test_the_faster_form_gives_the_same_descriptors(name: str) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr,operator]
             module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr,operator]
-    x = scaled(pixels(224, 1), plan)
+    x = scale_pixels(pixels(224, 1), plan)
     with torch.inference_mode():
-        one, other = encoder(x), faster(encoder)(x)
+        one, other = encoder(x), with_folded_norms(encoder)(x)
     assert one.shape[1] == {"resnet50": 2048, "inception_v3": 2048, "squeezenet1_1": 512}.get(
         name, one.shape[1]
     )
@@ -61,11 +68,11 @@ def test_the_faster_form_gives_the_same_descriptors(name: str) -> None:
 
 def test_inputs_by_their_definition() -> None:
     rgb = torch.tensor([[[[200, 100, 50]]]], dtype=torch.uint8)
-    caffe = scaled(rgb, Plan("x", "caffe")).flatten()
+    caffe = scale_pixels(rgb, Plan("x", "caffe")).flatten()
     torch.testing.assert_close(caffe, torch.tensor([50 - 103.939, 100 - 116.779, 200 - 123.68]))
-    tf = scaled(rgb, Plan("x", "tf")).flatten()
+    tf = scale_pixels(rgb, Plan("x", "tf")).flatten()
     torch.testing.assert_close(tf, torch.tensor([200 / 127.5 - 1, 100 / 127.5 - 1, 50 / 127.5 - 1]))
-    usual = scaled(rgb, Plan("x")).flatten()
+    usual = scale_pixels(rgb, Plan("x")).flatten()
     torch.testing.assert_close(usual[0], torch.tensor((200 / 255 - 0.485) / 0.229))
 
 
@@ -101,7 +108,7 @@ def test_average_pools_of_keras_leave_their_borders_out() -> None:
         return {node.kwargs.get("count_include_pad", True) for node in nodes}
 
     assert (counted(plain), counted(keras)) == ({True}, {False})
-    image = scaled(pixels(128, 1), plain.plan)
+    image = scale_pixels(pixels(128, 1), plain.plan)
     with torch.inference_mode():
         one, other = plain(image), keras(image)
     assert float((one - other).abs().max() / one.max()) > 1e-3
@@ -113,7 +120,7 @@ def test_both_conventions_of_one_net_agree(kit: Path) -> None:
     for input_, name in (("torchvision", "squeezenet1_1-imagenet-rgb"), ("caffe", "squeezenet1_1-imagenet")):
         encoder = pretrained(Plan("squeezenet1_1", input_), str(kit / f"weights/{name}.safetensors"))
         with torch.inference_mode():
-            descriptors.append(encoder(scaled(pixels(227, 1), encoder.plan)).flatten())
+            descriptors.append(encoder(scale_pixels(pixels(227, 1), encoder.plan)).flatten())
     assert torch.corrcoef(torch.stack(descriptors))[0, 1] > 0.9999
 
 
@@ -149,4 +156,4 @@ def test_keras_nets_need_weights_from_keras() -> None:
 def test_any_net_of_timm_is_an_encoder() -> None:
     encoder = build(Plan("timm:resnet10t"))
     with torch.inference_mode():
-        assert encoder(scaled(pixels(64), encoder.plan)).shape == (2, 512)
+        assert encoder(scale_pixels(pixels(64), encoder.plan)).shape == (2, 512)

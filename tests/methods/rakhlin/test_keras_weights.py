@@ -15,7 +15,7 @@ import torch
 from lobule.cli import main
 from lobule.errors import BundleError, ConfigError, DamagedFile, LobuleError
 from lobule.methods.rakhlin.config import Config
-from lobule.methods.rakhlin.encoders import Plan, pretrained, scaled
+from lobule.methods.rakhlin.encoders import Plan, pretrained, scale_pixels
 from lobule.methods.rakhlin.keras_weights import read_keras_weights
 from tests.methods.rakhlin import keras_files
 
@@ -43,8 +43,8 @@ def test_descriptors_equal_an_independent_evaluation_of_the_file(encoder: str, t
     converted = pretrained(plan, config.weights_of(0))
     direct = pretrained(plan, str(path))
     with torch.inference_mode():
-        descriptors = converted(scaled(torch.from_numpy(image), plan))
-        assert torch.equal(descriptors, direct(scaled(torch.from_numpy(image), plan)))
+        descriptors = converted(scale_pixels(torch.from_numpy(image), plan))
+        assert torch.equal(descriptors, direct(scale_pixels(torch.from_numpy(image), plan)))
     scale = float(expected.abs().max())
     assert float((descriptors.double() - expected).abs().max()) <= 1e-5 * max(1.0, scale)
     assert float(expected.std(dim=1).min()) > 1e-3 * scale  # descriptors that vary, so that order matters

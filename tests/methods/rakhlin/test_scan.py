@@ -18,8 +18,8 @@ from lobule.geometry import Box
 from lobule.methods.rakhlin import describe, load, train, write_bach
 from lobule.methods.rakhlin.bach import case_number
 from lobule.methods.rakhlin.config import BACH
-from lobule.methods.rakhlin.crops import generator_of, p_norm, prepared
-from lobule.methods.rakhlin.encoders import scaled
+from lobule.methods.rakhlin.crops import generator_of, p_norm, resize_and_normalise
+from lobule.methods.rakhlin.encoders import scale_pixels
 from lobule.methods.rakhlin.forests import merged
 from lobule.methods.rakhlin.predictor import UNNORMALISED, RakhlinPredictor
 from lobule.methods.rakhlin.trees import BoostedTrees
@@ -67,7 +67,7 @@ def read_plainly(
     """The probabilities of an image as the paper reads: every crop by itself, every model by itself."""
     import torch
 
-    config, normalised = predictor.config, prepared(pixels).rgb
+    config, normalised = predictor.config, resize_and_normalise(pixels).rgb
     predictions = []
     for set_ in config.sets:
         encoder = predictor.model.describer.encoders[set_.encoder]
@@ -75,7 +75,9 @@ def read_plainly(
             rng = generator_of(predictor.seed, key, set_.name, augmentation)
             cut = augmented_crops(normalised, set_.size, rng, count=config.crops)
             with torch.inference_mode():
-                features = [encoder(scaled(torch.from_numpy(c.copy())[None], encoder.plan)) for c in cut]
+                features = [
+                    encoder(scale_pixels(torch.from_numpy(c.copy())[None], encoder.plan)) for c in cut
+                ]
             descriptor = p_norm(torch.cat(features).numpy()).astype(np.float32)[None]
             forests = predictor.model.forests.of_set[set_.name]
             predictions += [np.asarray(forest.predict(descriptor))[0] for forest in forests]

@@ -33,9 +33,14 @@ class DescriptorSet:
     encoder: int
     """Its index in `Config.encoders`."""
     size: int
-    """Pixels a side of its crops."""
+    """Side of its crops in pixels."""
     full: bool
     """Crops of the image at twice the scale: the paper's text counts them, its code does not."""
+
+    @property
+    def scale_index(self) -> int:
+        """Index of the scale of its image in `Config.scales`."""
+        return int(self.full)
 
 
 @dataclass(frozen=True)

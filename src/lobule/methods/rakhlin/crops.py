@@ -16,8 +16,8 @@ from lobule.resize import halve, resize_cubic
 STAIN_RANGE = (0.7, 1.3)
 
 
-def prepared(rgb: RGB, scale: float = 0.5, stains: str = "published") -> Normalised:
-    """Resize an image as OpenCV does and normalise its stains; done once, before any augmentation."""
+def resize_and_normalise(rgb: RGB, scale: float = 0.5, stains: str = "published") -> Normalised:
+    """Resize an image as OpenCV does and normalise its stains. This happens once, before any augmentation."""
     resized = rescaled(rgb, scale)
     if stains == "none":
         return Normalised(resized, None)

@@ -87,14 +87,14 @@ class Encoder(nn.Module):
         return maps.mean(dim=(2, 3))
 
 
-def scaled(pixels: Tensor, plan: Plan, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 RGB (N, H, W, 3) as an encoder takes it: (N, 3, H, W), channels last in memory."""
+def scale_pixels(pixels: Tensor, plan: Plan, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Convert uint8 RGB (N, H, W, 3) into the input of an encoder: (N, 3, H, W), channels last in memory."""
     scaling, bgr = INPUTS[plan.input]
     return scaling.apply(pixels.flip(-1) if bgr else pixels, dtype)
 
 
-def faster(encoder: Encoder) -> Encoder:
-    """The encoder for inference, with norms folded into convolutions if it can be traced."""
+def with_folded_norms(encoder: Encoder) -> Encoder:
+    """Return the encoder for inference. If it can be traced, its norms are folded into its convolutions."""
     try:
         trunk: nn.Module = for_inference(encoder.trunk)
     except (ModelError, RuntimeError, TypeError):

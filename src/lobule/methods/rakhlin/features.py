@@ -16,7 +16,7 @@ from lobule.cohort import Cohort
 from lobule.errors import LobuleError
 from lobule.files import make_folder
 from lobule.methods.rakhlin.config import Config, plain_name
-from lobule.methods.rakhlin.describe import Describer, Descriptors, image_key
+from lobule.methods.rakhlin.describe import Describer, DescriptorPass, image_key
 from lobule.methods.rakhlin.encoders import Encoder
 from lobule.methods.rakhlin.predictor import Framed
 from lobule.nets.digest import weights_digest
@@ -46,7 +46,7 @@ class FeaturePredictor:
     def steps(self, case: OpenCase) -> Steps[Result]:
         framed = Framed.of(case, self.config, self.seed)
         count = self.config.augmentations
-        fill_descriptors, normalised = framed.image_table(Descriptors(), TABLE, self.model.sets, count)
+        fill_descriptors, normalised = framed.image_table(DescriptorPass(), TABLE, self.model.sets, count)
         yield from fill_descriptors
         return Result({}, metadata={"stains_normalised": normalised})
 

@@ -21,7 +21,7 @@ from lobule.methods.rakhlin.describe import (
     PreparedImage,
     image_key,
     random_params,
-    sides_of,
+    scaled_sides,
 )
 from lobule.methods.rakhlin.encoders import Encoder
 from lobule.methods.rakhlin.forests import Calibrator, Forests, merged
@@ -100,7 +100,7 @@ class Framed:
                 expected=f"at most {MAX_WHOLE >> 20} Mpixel",
                 remedy="Cut it into regions (x, y, w, h in the manifest)",
             )
-        sides = sides_of(self.config, self.box)
+        sides = scaled_sides(self.config, self.box)
         keyed = [(image_key(self.case), number) for number in range(augmentations)]
         row = [self.box.x, self.box.y, self.box.width, self.box.height]
         fields = Fields(
@@ -111,7 +111,7 @@ class Framed:
             params=random_params(self.config, sets, keyed, sides, self.seed, self.case.path),
             sizes=np.array([[*_pixel_row(sides)]] * augmentations, np.int64),
         )
-        source = PreparedImage(self.slide, self.config, keep=True)
+        source = PreparedImage(self.slide, self.config, cache_last_box=True)
         _, degenerate = source.read(self.lattice, self.box)
         steps = fill_table(key, name, fields, chunk_rows=5, batch=1, sources={"slide": source})
         return steps, not degenerate
@@ -134,7 +134,7 @@ class Framed:
         self, grid: MapGrid, required: NDArray[np.bool_], sets: Sequence[DescriptorSet], batch: int
     ) -> Steps[MapReader]:
         """Fill a map with one field a window (and as many as it has augmentations, in one)."""
-        sides = sides_of(self.config, Box(0, 0, grid.window, grid.window))
+        sides = scaled_sides(self.config, Box(0, 0, grid.window, grid.window))
         key, count = image_key(self.case), self.config.map_augmentations
 
         def params(grid_indices: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
@@ -146,7 +146,7 @@ class Framed:
             rows = random_params(self.config, sets, keyed, sides, self.seed, self.case.path)
             return {name: values.reshape(-1, count, *values.shape[1:]) for name, values in rows.items()}
 
-        source = PreparedImage(self.slide, self.config, keep=False)
+        source = PreparedImage(self.slide, self.config, cache_last_box=False)
         return fill_map(
             WindowScores(), "map", grid, self.config.classes, required,
             params=params, pixel_size=_pixel_row(sides), batch=batch, sources={"slide": source},
