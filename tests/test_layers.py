@@ -38,7 +38,7 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
         "mammograms/dicom.py",
         "mammograms/dicom_pixels.py",
         "mammograms/dicom_rules.py",
-        "mammograms/dicom_look.py",
+        "mammograms/dicom_header.py",
         "slides/dicom_series.py",
         "annotations/dicom.py",
         "exports/dicom_slide.py",

@@ -10,7 +10,7 @@ import pytest
 
 from lobule.errors import DamagedFile, TooLarge
 from lobule.mammograms.dicom import examine_dicom, read_dicom
-from lobule.mammograms.dicom_look import look
+from lobule.mammograms.dicom_header import read_dicom_header
 from tests.mammograms.sample_files import write_view
 from tests.slides.deflated import write_deflated, write_deflated_bomb
 
@@ -22,7 +22,7 @@ def test_deflated_mammogram_has_the_same_pixels(tmp_path: Path) -> None:
     deflated = write_deflated(plain, tmp_path / "b.dcm")
     assert np.array_equal(read_dicom(deflated).pixels, read_dicom(plain).pixels)
     assert examine_dicom(deflated).view == "L-CC"
-    header = look(deflated)
+    header = read_dicom_header(deflated)
     assert header is not None and header.is_mammogram
 
 

@@ -35,13 +35,13 @@ def test_deflated_bomb_is_refused_and_its_neighbour_opens(tmp_path: Path) -> Non
     script = (
         "import sys\n"
         "from lobule.slides import open_slide\n"
-        "from lobule.mammograms.dicom_look import look\n"
+        "from lobule.mammograms.dicom_header import read_dicom_header\n"
         "from lobule.errors import CaseError\n"
         "from pathlib import Path\n"
         "with open_slide(sys.argv[1]) as slide: print(len(slide.levels))\n"
         "try: open_slide(sys.argv[2])\n"
         "except CaseError as error: print(error)\n"
-        "print(look(Path(sys.argv[2])).is_slide)\n"
+        "print(read_dicom_header(Path(sys.argv[2])).is_slide)\n"
         # VmHWM is the peak of this process; ru_maxrss would include what its parent held when it forked
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
     )
@@ -70,7 +70,9 @@ def test_inflation_stops_at_its_limit(tmp_path: Path) -> None:
         exact = len(inflate(stream, meta, deflated, HEADER_BYTES).read()) - meta.end
         with pytest.raises(TooLarge, match=r"deflated\.dcm.*dcmconv"):
             inflate(stream, meta, deflated, exact // 2)
-        cut = pydicom.dcmread(inflate(stream, meta, deflated, 2048, cut=True), stop_before_pixels=True)
+        cut = pydicom.dcmread(
+            inflate(stream, meta, deflated, 2048, stop_at_limit=True), stop_before_pixels=True
+        )
         assert cut.SeriesInstanceUID == copy.SeriesInstanceUID
     damaged = deflated.read_bytes()
     deflated.write_bytes(damaged[: len(damaged) - 200])

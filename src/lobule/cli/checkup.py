@@ -46,10 +46,10 @@ def check_cohort(path: str, report: dict[str, Any]) -> None:
 
 def is_mammogram(path: str) -> bool:
     """Return whether a file is a DICOM mammogram."""
-    from lobule.mammograms.dicom_look import look
+    from lobule.mammograms.dicom_header import read_dicom_header
 
     file = Path(path)
-    header = look(file) if file.is_file() else None
+    header = read_dicom_header(file) if file.is_file() else None
     return header is not None and header.is_mammogram
 
 

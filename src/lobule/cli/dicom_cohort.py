@@ -10,7 +10,7 @@ from lobule.cohort import Case, Cohort
 from lobule.cohort.rows import ids_of_paths
 from lobule.errors import CohortError
 from lobule.layouts.folders import files_under
-from lobule.mammograms.dicom_look import FileFacts, look
+from lobule.mammograms.dicom_header import DicomHeader, read_dicom_header
 
 
 def dicom(folder: str | Path) -> tuple[Cohort, dict[str, str]]:
@@ -22,7 +22,7 @@ def dicom(folder: str | Path) -> tuple[Cohort, dict[str, str]]:
     Raises:
         CohortError: The folder has no DICOM files, or contains both slides and mammograms.
     """
-    headers = [header for file in files_under(folder) if (header := look(file))]
+    headers = [header for file in files_under(folder) if (header := read_dicom_header(file))]
     slides = [header for header in headers if header.is_slide]
     mammograms = {str(header.file) for header in headers if header.is_mammogram}
     if slides and mammograms:
@@ -41,10 +41,10 @@ def dicom(folder: str | Path) -> tuple[Cohort, dict[str, str]]:
     return Cohort(tuple(cases)), left_out
 
 
-def slide_cases(headers: Sequence[FileFacts]) -> list[Case]:
+def slide_cases(headers: Sequence[DicomHeader]) -> list[Case]:
     """Return a case for each series, whose path is its folder, or a file if the folder has several series."""
     series_in: dict[Path, set[str]] = {}
-    first: dict[str, FileFacts] = {}
+    first: dict[str, DicomHeader] = {}
     for header in headers:
         series_in.setdefault(header.file.parent, set()).add(header.series)
         if header.is_level:

@@ -9,7 +9,7 @@ from lobule.cohort import SPLITS, Cohort
 from lobule.layouts.exams import SIDES, ExamRecord, exam_cases
 from lobule.layouts.folders import cohort_of, files_under
 from lobule.layouts.tables import Row, read_table, whole_number
-from lobule.mammograms.dicom_look import look
+from lobule.mammograms.dicom_header import read_dicom_header
 
 _TABLE = re.compile(r"(mass|calc)_case_description_(train|test)_set", re.IGNORECASE)
 _FULL_IMAGE = re.compile(r"(Calc|Mass)-(Training|Test)_(P_\d{5})_(LEFT|RIGHT)_(CC|MLO)", re.IGNORECASE)
@@ -54,7 +54,7 @@ def _name_of_full_image(file: Path) -> str | None:
     for folder in reversed(file.parts[:-1]):
         if folder.lower().startswith(("calc-", "mass-")):
             return folder if _FULL_IMAGE.fullmatch(folder) else None
-    header = look(file)
+    header = read_dicom_header(file)
     return header.patient if header and _FULL_IMAGE.fullmatch(header.patient) else None
 
 

@@ -96,7 +96,7 @@ def _inflated(path: str | Path, file: IO[bytes], meta: FileMeta, *, pixels: bool
     """Inflate a deflated file: only its header, or as many pixels as its header declares."""
     from pydicom import dcmread
 
-    header_file = inflate(file, meta, path, HEADER_BYTES, cut=True)
+    header_file = inflate(file, meta, path, HEADER_BYTES, stop_at_limit=True)
     if not pixels:
         return header_file
     header = dcmread(header_file, stop_before_pixels=True)

@@ -78,19 +78,19 @@ def read_file_meta(stream: IO[bytes]) -> FileMeta | None:
 
 
 def inflate(
-    stream: IO[bytes], meta: FileMeta, path: object, limit_bytes: int, *, cut: bool = False
+    stream: IO[bytes], meta: FileMeta, path: object, limit_bytes: int, *, stop_at_limit: bool = False
 ) -> IO[bytes]:
-    """The same file with at most `limit_bytes` of its data set inflated.
+    """Return a deflated DICOM file as an uncompressed one, with at most `limit_bytes` of its data set.
 
     Args:
         stream: The deflated file.
         meta: Its file meta information.
         path: The file, for errors.
         limit_bytes: Largest size of the inflated data set in bytes.
-        cut: Stop at the limit instead of raising, which is enough to read a header.
+        stop_at_limit: Stop at the limit instead of raising, which is enough to read a header.
 
     Raises:
-        TooLarge: The data set exceeds the limit, and `cut` is false.
+        TooLarge: The data set exceeds the limit, and `stop_at_limit` is false.
         DamagedFile: The compressed bytes are damaged.
     """
     syntax = EXPLICIT_LITTLE_ENDIAN.encode()
@@ -99,20 +99,20 @@ def inflate(
     out.write(bytes(128) + b"DICM" + meta.other_elements)
     out.write(struct.pack("<HH2sH", *_TRANSFER_SYNTAX, b"UI", len(syntax)) + syntax)
     stream.seek(meta.end)
-    inflater, room = zlib.decompressobj(-zlib.MAX_WBITS), limit_bytes
+    inflater, bytes_left = zlib.decompressobj(-zlib.MAX_WBITS), limit_bytes
     try:
-        while not inflater.eof and room >= 0:
+        while not inflater.eof and bytes_left >= 0:
             data = inflater.unconsumed_tail or stream.read(CHUNK_BYTES)
             if not data and not inflater.unconsumed_tail:
-                if cut:
+                if stop_at_limit:
                     break
                 raise zlib.error("the compressed data set is cut short")
-            inflated = inflater.decompress(data, min(CHUNK_BYTES, room + 1))
-            out.write(inflated[:room])
-            room -= len(inflated)
+            inflated = inflater.decompress(data, min(CHUNK_BYTES, bytes_left + 1))
+            out.write(inflated[:bytes_left])
+            bytes_left -= len(inflated)
     except zlib.error as error:
         raise damaged(path, "the deflated DICOM data set cannot be inflated", str(error)) from error
-    if room < 0 and not cut:
+    if bytes_left < 0 and not stop_at_limit:
         raise TooLarge(
             "the deflated DICOM data set becomes larger than its image",
             subject=path,
