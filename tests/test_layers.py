@@ -32,7 +32,7 @@ A package may import packages of earlier rows, and those that are listed before 
 
 HOME_OF_LIBRARY: dict[str, set[str]] = {
     "openslide": {"slides/openslide.py", "cli/doctor.py"},
-    "tifffile": {"slides/tiff.py", "slides/tiff_facts.py"},
+    "tifffile": {"slides/tiff.py", "slides/tiff_metadata.py"},
     "wsidicom": {"slides/dicom.py"},
     "pydicom": {
         "mammograms/dicom.py",

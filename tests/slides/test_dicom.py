@@ -168,7 +168,7 @@ def test_imaged_volume_replaces_missing_pixel_spacing(tmp_path: Path) -> None:
     data.ImagedVolumeWidth, data.ImagedVolumeHeight = 0.333 * 0.25, 0.251 * 0.25
     data.save_as(path)
     with open_slide(path) as slide:
-        assert slide.found_mpp is not None and "ImagedVolumeWidth" in slide.found_mpp.source
+        assert slide.stated_mpp is not None and "ImagedVolumeWidth" in slide.stated_mpp.source
         assert slide.mpp.x == pytest.approx(0.25) and slide.mpp.y == pytest.approx(0.25)
 
 

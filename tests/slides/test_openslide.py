@@ -60,7 +60,7 @@ def test_printing_resolution_is_not_used_as_mpp(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", [picture(100, 80)], resolution=(72, 72), resolutionunit="INCH")
     with open_slide(path, backend="openslide") as slide:
         assert float(slide.properties["openslide.mpp-x"]) > 300
-        assert slide.found_mpp is None
+        assert slide.stated_mpp is None
 
 
 def test_transparent_areas_are_white(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from lobule.errors import (
     UnknownFormat,
 )
 from lobule.geometry import Box, Size, level_step
-from lobule.slides import READERS, RGB, FoundMpp, Level, Slide, open_slide
+from lobule.slides import READERS, RGB, Level, Slide, StatedMpp, open_slide
 from lobule.slides.slide import open_mask
 from lobule.units import Mpp
 from tests.slides.sample_files import picture, pyramid, write_tiff
@@ -41,7 +41,7 @@ class SyntheticBackend:
 
     def __init__(self, sizes: list[Size], mpp: Mpp | None = None) -> None:
         self.levels = tuple(Level(size, Size(64, 64)) for size in sizes)
-        self.found_mpp = None if mpp is None else FoundMpp(mpp, "drawn")
+        self.stated_mpp = None if mpp is None else StatedMpp(mpp, "drawn")
 
     def reductions(self, level: int) -> tuple[int, ...]:
         return (1,)
@@ -162,7 +162,7 @@ def test_given_mpp_overrides_and_a_missing_one_is_an_error(tmp_path: Path) -> No
     with open_slide(path, mpp=Mpp(0.5, 0.25)) as slide:
         assert slide.mpp == Mpp(0.5, 0.25)
     with open_slide(write_tiff(tmp_path / "b.tif", [picture(100, 80)], mpp=0.25), mpp=0.5) as slide:
-        assert slide.mpp == Mpp.square(0.5) and "given" in slide.found_mpp.source  # type: ignore[union-attr]
+        assert slide.mpp == Mpp.square(0.5) and "given" in slide.stated_mpp.source  # type: ignore[union-attr]
 
 
 def test_absurd_boxes_are_refused(synthetic_slide: Slide) -> None:

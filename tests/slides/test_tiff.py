@@ -278,7 +278,7 @@ def test_mpp_and_its_source(
     tmp_path: Path, options: dict[str, Any], mpp: tuple[float, float] | None, source: str
 ) -> None:
     path = write_tiff(tmp_path / "a.tif", [picture(100, 80)], **options)
-    stated_mpp = backend_of(path).found_mpp
+    stated_mpp = backend_of(path).stated_mpp
     if mpp is None:
         assert stated_mpp is None
     else:
@@ -328,7 +328,7 @@ def test_resolution_tags_count_only_if_the_description_states_no_resolution(
         tmp_path / "a.tif", [picture(100, 80)], description=description, resolution=(40000, 40000),
         resolutionunit="CENTIMETER",
     )  # fmt: skip
-    stated = backend_of(path).found_mpp
+    stated = backend_of(path).stated_mpp
     assert (None if stated is None else (stated.mpp.x, stated.mpp.y)) == (mpp and pytest.approx(mpp))
 
 

@@ -52,7 +52,7 @@ def everything(slide: Slide) -> Iterator[Callable[[], object]]:
         slide.format,
         dict(slide.properties),
         slide.bounds,
-        slide.found_mpp,
+        slide.stated_mpp,
         dict(slide.associated),
     )
     for index, level in enumerate(slide.levels):

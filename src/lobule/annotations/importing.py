@@ -111,7 +111,7 @@ def _bounds(slide: Slide) -> tuple[float, float]:
 
 
 def _mpp(slide: Slide) -> tuple[float, float] | None:
-    return None if slide.found_mpp is None else (slide.mpp.x, slide.mpp.y)
+    return None if slide.stated_mpp is None else (slide.mpp.x, slide.mpp.y)
 
 
 def _file_of(case: Case, folder: Path) -> Path | None:

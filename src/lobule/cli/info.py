@@ -74,7 +74,7 @@ def command(
         check_picture_path(thumbnail, path)
     with open_slide(path, mpp=slide_mpp, backend=backend) as slide:
         data = slide_summary(slide)
-        if tissue and slide.found_mpp is not None:
+        if tissue and slide.stated_mpp is not None:
             from lobule.cli.tissue import measure
 
             measured = measure(slide).tissue
@@ -117,7 +117,7 @@ def describe_training(status: TrainingStatus) -> CommandOutput:
 
 
 def slide_summary(slide: Slide) -> dict[str, Any]:
-    resolution = slide.found_mpp
+    resolution = slide.stated_mpp
     bounds = slide.bounds
     return {
         "path": slide.path,
@@ -137,7 +137,7 @@ def slide_summary(slide: Slide) -> dict[str, Any]:
 def _level_summary(slide: Slide, index: int) -> dict[str, Any]:
     level = slide.levels[index]
     step_x, step_y = map(float, slide.steps(index))
-    resolution = slide.found_mpp
+    resolution = slide.stated_mpp
     return {
         "width": level.size.width,
         "height": level.size.height,

@@ -159,9 +159,9 @@ def _legend(pen: ImageDraw.ImageDraw, outlines: Sequence[Outlines], y: int) -> N
 
 def _scale_bar(pen: ImageDraw.ImageDraw, slide: Slide, scale: float, width: int, height: int) -> None:
     """Draw a scale bar of a round length, about a sixth of the picture, if the µm/px is known."""
-    if slide.found_mpp is None:
+    if slide.stated_mpp is None:
         return
-    um_per_px = slide.found_mpp.mpp.x / scale
+    um_per_px = slide.stated_mpp.mpp.x / scale
     longest_um = um_per_px * width / 6
     power = 10 ** np.floor(np.log10(longest_um))
     um = max(step * power for step in (1, 2, 5) if step * power <= longest_um)

@@ -45,7 +45,7 @@ class Field:
 
 def field_picture(slide: Slide, field: Field) -> tuple[RGB, float]:
     """Return the surroundings of a field with the outline of its finding, and the width shown in µm."""
-    mpp = slide.found_mpp.mpp.mean if slide.found_mpp else 0.5
+    mpp = slide.stated_mpp.mpp.mean if slide.stated_mpp else 0.5
     size_um = (field.finding.size_um or 0) if field.finding is not None else 0
     width_um = float(np.clip(1.4 * size_um, FIELD_UM, LARGEST_UM))
     side = max(8, round(width_um / mpp))

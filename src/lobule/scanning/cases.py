@@ -350,7 +350,7 @@ def _is_finished(folder: CaseFolder) -> bool:
 
 
 def _image_metadata(slide: Slide) -> dict[str, Any]:
-    resolution = slide.found_mpp
+    resolution = slide.stated_mpp
     return {
         "path": slide.path,
         "format": slide.format,

@@ -155,7 +155,7 @@ def _image(pixels: Pixels, name: str, file: ImageFile, *, exam: bool) -> dict[st
 
 def slide_metadata(opened: OpenedImage) -> dict[str, Any]:
     slide = opened.slide
-    resolution = slide.found_mpp
+    resolution = slide.stated_mpp
     bounds = slide.bounds
     return {
         "width": slide.size.width,

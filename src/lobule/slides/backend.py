@@ -31,7 +31,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class FoundMpp:
+class StatedMpp:
     """µm/px of level 0 and the field of the file that states it."""
 
     mpp: Mpp
@@ -42,11 +42,11 @@ FINEST_MPP, COARSEST_MPP = 0.01, 20.0
 """Range of plausible µm/px. Image files often state a printing resolution (72 dpi is 353 µm/px)."""
 
 
-def plausible_mpp(x: float | None, y: float | None, source: str) -> FoundMpp | None:
+def plausible_mpp(x: float | None, y: float | None, source: str) -> StatedMpp | None:
     """The µm/px with its source, or None if a value is missing or implausible."""
     if x is None or y is None or not all(FINEST_MPP <= value <= COARSEST_MPP for value in (x, y)):
         return None
-    return FoundMpp(Mpp(x, y), source)
+    return StatedMpp(Mpp(x, y), source)
 
 
 MAX_SIDE = 4_000_000
@@ -109,7 +109,7 @@ class Backend(Protocol):
     def properties(self) -> Mapping[str, str]: ...
 
     @property
-    def found_mpp(self) -> FoundMpp | None: ...
+    def stated_mpp(self) -> StatedMpp | None: ...
 
     @property
     def bounds(self) -> Box | None:

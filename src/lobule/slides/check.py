@@ -107,7 +107,7 @@ def check_slide(path: str, samples: int = 64, *, mpp: float | None = None) -> Sl
         LobuleError: The file cannot be opened at all.
     """
     with open_slide(path, mpp=mpp) as slide:
-        stated_mpp, declared = slide.found_mpp, slide.backend.bounds
+        stated_mpp, declared = slide.stated_mpp, slide.backend.bounds
         levels = tuple(check_level(slide, level, samples) for level in range(len(slide.levels)))
         alignments = tuple(check_alignment(slide, level) for level in range(1, len(slide.levels)))
         return SlideReport(
@@ -220,7 +220,7 @@ def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def _problems(slide: Slide, levels: tuple[LevelReport, ...], alignments: tuple[Alignment, ...]) -> list[str]:
     problems = []
-    if slide.found_mpp is None:
+    if slide.stated_mpp is None:
         problems.append(
             "The file does not say its µm/px: give it with --slide-mpp, or in the cohort's mpp column."
         )

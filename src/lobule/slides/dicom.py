@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from lobule.errors import CaseError, TooLarge, UnknownFormat, damaged
 from lobule.geometry import Box, Size
 from lobule.slides import jpeg
-from lobule.slides.backend import LARGE_TILE_PIXELS, RGB, FoundMpp, Level, assemble, damaged_tile
+from lobule.slides.backend import LARGE_TILE_PIXELS, RGB, Level, StatedMpp, assemble, damaged_tile
 from lobule.slides.cache import TileCache
 from lobule.slides.dicom_series import Header, files_of_slide, no_warnings
 from lobule.slides.tile_codecs import JPEG2000_START, jpeg2000_header
@@ -157,7 +157,7 @@ class _Opened:
         source: WsiDicomFileSource,
         levels: tuple[_Plane, ...],
         associated: Mapping[str, _Plane],
-        spacing: FoundMpp | None,
+        spacing: StatedMpp | None,
     ) -> None:
         self.levels, self.associated, self.spacing = levels, associated, spacing
         weakref.finalize(self, source.close)
@@ -180,7 +180,7 @@ class DicomBackend:
         self.associated: Mapping[str, Size | None] = {
             name: plane.size for name, plane in opened.associated.items()
         }
-        self.found_mpp = opened.spacing
+        self.stated_mpp = opened.spacing
         base = opened.levels[0].pixels
         self.properties: Mapping[str, str] = {
             **headers[0].header_properties,
@@ -307,7 +307,7 @@ def _plane(path: str, instance: Any) -> _Plane:
     return _Plane(instance.image_data, size, tile, instance.default_z, instance.default_path)
 
 
-def _spacing(instances: Iterable[Any]) -> FoundMpp | None:
+def _spacing(instances: Iterable[Any]) -> StatedMpp | None:
     """µm/px of the largest level: PixelSpacing, or the size of the imaged volume divided by the pixels."""
     base = max(instances, key=lambda instance: (instance.size.width, instance.size.height))
     if base.pixel_spacing is not None:
@@ -320,7 +320,7 @@ def _spacing(instances: Iterable[Any]) -> FoundMpp | None:
     else:
         return None
     sane = all(0.001 < value < 1000 for value in (x, y))
-    return FoundMpp(Mpp(x, y), source) if sane else None
+    return StatedMpp(Mpp(x, y), source) if sane else None
 
 
 def _declared_size(frame: bytes) -> Size | None:

@@ -24,7 +24,7 @@ from lobule.errors import ConfigError, DamagedFile, LobuleError, TooLarge, Unkno
 from lobule.files import is_url, open_url
 from lobule.geometry import Box, Size
 from lobule.slides import jpeg
-from lobule.slides.backend import RGB, FoundMpp, Level
+from lobule.slides.backend import RGB, Level, StatedMpp
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "JPEG2000", "PPM", "TIFF")
 """Formats that Pillow decodes by itself, without calling other programs."""
@@ -56,7 +56,7 @@ class FlatBackend:
     """One image, which is decoded completely at the first read."""
 
     bounds: Box | None = None
-    found_mpp: FoundMpp | None = None
+    stated_mpp: StatedMpp | None = None
 
     def __init__(self, path: str, format_name: str) -> None:
         self.path = path

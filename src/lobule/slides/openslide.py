@@ -19,7 +19,7 @@ import openslide
 from lobule.errors import DamagedFile, DamagedTile, TooLarge, UnknownFormat
 from lobule.files import is_url
 from lobule.geometry import Box, Size, tiles_over
-from lobule.slides.backend import RGB, FoundMpp, Level, damaged_tile, plausible_mpp
+from lobule.slides.backend import RGB, Level, StatedMpp, damaged_tile, plausible_mpp
 from lobule.slides.flat import on_white
 
 BLOCK = Size(1024, 1024)
@@ -87,7 +87,7 @@ class OpenSlideBackend:
         }
 
     @property
-    def found_mpp(self) -> FoundMpp | None:
+    def stated_mpp(self) -> StatedMpp | None:
         for key_x, key_y in MPP_KEYS:
             x, y = self._number(key_x), self._number(key_y)
             if stated := plausible_mpp(x, y, f"{key_x} ({self.format}, by OpenSlide)"):

@@ -22,7 +22,7 @@ from lobule.errors import (
 )
 from lobule.files import is_url, not_readable, open_url
 from lobule.geometry import Box, Lattice, Size, level_step
-from lobule.slides.backend import MAX_SIDE, RGB, Backend, FoundMpp, Level
+from lobule.slides.backend import MAX_SIDE, RGB, Backend, Level, StatedMpp
 from lobule.slides.cache import TileCache
 from lobule.slides.resample import choose_source, read_resampled
 from lobule.units import Mpp
@@ -176,16 +176,16 @@ class Slide:
         return self.backend.bounds or Box(0, 0, *self.size)
 
     @property
-    def found_mpp(self) -> FoundMpp | None:
+    def stated_mpp(self) -> StatedMpp | None:
         """µm/px of level 0 and its source. A value given by the user overrides the file."""
         if self._mpp_override is not None:
-            return FoundMpp(self._mpp_override, "given by the user")
-        return self.backend.found_mpp
+            return StatedMpp(self._mpp_override, "given by the user")
+        return self.backend.stated_mpp
 
     @property
     def mpp(self) -> Mpp:
         """µm/px of level 0. Raises `MissingMpp` if neither the user nor the file states it."""
-        stated = self.found_mpp
+        stated = self.stated_mpp
         if stated is None:
             raise MissingMpp(self.path)
         return stated.mpp
@@ -224,7 +224,7 @@ class Slide:
         """
         if (mpp is None) == (level is None):
             raise ConfigError("give the resolution as exactly one of mpp and level")
-        l0_mpp = self.found_mpp.mpp if self.found_mpp else None
+        l0_mpp = self.stated_mpp.mpp if self.stated_mpp else None
         if level is not None:
             if not 0 <= level < len(self.levels):
                 actual = f"{len(self.levels)} levels"

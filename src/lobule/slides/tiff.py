@@ -21,10 +21,10 @@ from lobule.errors import TooLarge, damaged
 from lobule.files import is_url, not_readable, open_url
 from lobule.geometry import Box, Size, tiles_over
 from lobule.slides import libturbojpeg
-from lobule.slides.backend import LARGE_TILE_PIXELS, RGB, FoundMpp, Level, assemble, damaged_tile
+from lobule.slides.backend import LARGE_TILE_PIXELS, RGB, Level, StatedMpp, assemble, damaged_tile
 from lobule.slides.cache import DEFAULT_BYTES, TileCache
 from lobule.slides.jpeg import EOI, Bytes, TileBuffer
-from lobule.slides.tiff_facts import Layer, TiffMetadata, read_metadata
+from lobule.slides.tiff_metadata import Layer, TiffMetadata, read_metadata
 from lobule.slides.tile_codecs import JPEG, decode_tile
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -69,7 +69,7 @@ class TiffBackend:
         self.path = path
         self.format = metadata.format
         self.properties: Mapping[str, str] = metadata.properties
-        self.found_mpp: FoundMpp | None = metadata.found_mpp
+        self.stated_mpp: StatedMpp | None = metadata.stated_mpp
         self.levels = tuple(Level(layer.size, layer.tile) for layer in metadata.levels)
         self.associated: Mapping[str, Size | None] = {
             name: layer.size for name, layer in metadata.associated.items()

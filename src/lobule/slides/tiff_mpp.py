@@ -16,7 +16,7 @@ from math import prod
 from typing import Any
 from xml.etree import ElementTree
 
-from lobule.slides.backend import FoundMpp, plausible_mpp
+from lobule.slides.backend import StatedMpp, plausible_mpp
 
 UM_PER_UNIT = {
     "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
@@ -53,7 +53,7 @@ class OmeImage:
     """True if the names or colours of its three channels are red, green and blue."""
 
 
-def mpp_of_tiff(page: Any, ome: OmeImage | None) -> FoundMpp | None:
+def mpp_of_tiff(page: Any, ome: OmeImage | None) -> StatedMpp | None:
     """µm/px of level 0, from the most specific source that states it.
 
     Args:

@@ -112,9 +112,9 @@ class BackendConformance:
 
     def test_mpp_has_a_source(self, slide: Slide, known_slide: KnownSlide) -> None:
         if known_slide.mpp is None:
-            assert slide.found_mpp is None
+            assert slide.stated_mpp is None
             return
-        assert slide.found_mpp is not None and slide.found_mpp.source
+        assert slide.stated_mpp is not None and slide.stated_mpp.source
         assert (slide.mpp.x, slide.mpp.y) == pytest.approx(known_slide.mpp, rel=1e-5)
 
     def test_missing_mpp_names_the_remedy(self, known_slide: KnownSlide) -> None:
@@ -124,7 +124,7 @@ class BackendConformance:
                     slide.lattice(mpp=1.0)
         with open_slide(known_slide.path, backend=self.reader, mpp=0.5) as slide:
             assert slide.mpp.x == slide.mpp.y == 0.5
-            assert slide.found_mpp is not None and "given" in slide.found_mpp.source
+            assert slide.stated_mpp is not None and "given" in slide.stated_mpp.source
 
     def test_finer_than_the_slide_is_refused(self, known_slide: KnownSlide) -> None:
         with open_slide(known_slide.path, backend=self.reader, mpp=0.5) as slide:

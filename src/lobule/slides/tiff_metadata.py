@@ -23,8 +23,8 @@ from tifffile import TiffFile, TiffFileError, TiffPage
 
 from lobule.errors import DamagedFile, LobuleError, TooLarge, UnknownFormat, damaged
 from lobule.geometry import Size
-from lobule.slides.backend import MAX_SIDE, FoundMpp
-from lobule.slides.tiff_channels import check_channels, check_samples, kind_of, several_channels
+from lobule.slides.backend import MAX_SIDE, StatedMpp
+from lobule.slides.tiff_channels import check_channels, check_samples, pixel_type_of, too_many_channels
 from lobule.slides.tiff_directories import chain_error, check_limits
 from lobule.slides.tiff_mpp import OmeImage, aperio_fields, mpp_of_tiff, parse_ome
 from lobule.slides.tile_codecs import JPEG, MAX_TILE_PIXELS, Coding
@@ -50,7 +50,7 @@ class Layer:
     """(planes, tiles): bytes from the start of the file; 0 for a missing tile."""
     lengths: NDArray[np.uint64]
     coding: Coding
-    kind: tuple[str, int, int]
+    pixel_type: tuple[str, int, int]
     """Colour, grey or palette; samples; bits. It is the same for all levels of a pyramid."""
 
     def valid(self, column: int, row: int) -> Size:
@@ -68,7 +68,7 @@ class TiffMetadata:
     levels: tuple[Layer, ...]
     associated: Mapping[str, Layer]
     properties: Mapping[str, str]
-    found_mpp: FoundMpp | None
+    stated_mpp: StatedMpp | None
 
 
 def read_metadata(stream: IO[bytes], path: str) -> TiffMetadata | None:
@@ -150,7 +150,7 @@ def _svs_layers(pages: list[TiffPage], path: str) -> Layers | None:
             if layer is None:
                 return None
             if _is_level(layer, levels):
-                levels.append(_of_same_kind(layer, levels, path))
+                levels.append(_require_same_pixel_type(layer, levels, path))
         elif layer is not None:
             associated.setdefault(_svs_name(page, index), layer)
     if any(bool((layer.lengths == 0).any()) for layer in levels[1:]):
@@ -183,8 +183,10 @@ def _generic_layers(pages: list[TiffPage], path: str) -> Layers | None:
         if layer is None or not _is_level(layer, levels):
             continue
         if base_page.subifds:
-            levels.append(_of_same_kind(layer, levels, path))
-        elif layer.kind == base.kind:  # other pixel types are thumbnails or labels of the same shape
+            levels.append(_require_same_pixel_type(layer, levels, path))
+        elif (
+            layer.pixel_type == base.pixel_type
+        ):  # other pixel types are thumbnails or labels of the same shape
             levels.append(layer)
     return levels, {}
 
@@ -195,7 +197,7 @@ def _ome_layers(pages: list[TiffPage], images: Sequence[OmeImage], path: str) ->
     samples = pages[main.ifd].samplesperpixel
     separate_planes = main.channels == 3 and samples == 1 and main.states_rgb
     if main.channels not in (1, samples) and not separate_planes:
-        raise several_channels(main.channels, path, kind="an OME-TIFF", names=main.channel_names)
+        raise too_many_channels(main.channels, path, file_kind="an OME-TIFF", names=main.channel_names)
     check_samples(pages[main.ifd], path)
     top = _planes(pages, main)
     base = _layer(top, path)
@@ -206,7 +208,7 @@ def _ome_layers(pages: list[TiffPage], images: Sequence[OmeImage], path: str) ->
     for planes in zip(*below, strict=len({len(pages) for pages in below}) == 1):
         layer = _layer(list(planes), path)
         if layer is not None and _is_level(layer, levels):
-            levels.append(_of_same_kind(layer, levels, path))
+            levels.append(_require_same_pixel_type(layer, levels, path))
     if not any(below) and len(images) == 1 and len(top) == 1:
         return _generic_layers(pages, path)
     associated: dict[str, Layer] = {}
@@ -241,11 +243,11 @@ def _is_level(layer: Layer, levels: Sequence[Layer]) -> bool:
     return skew <= 2 * max(base.size.width, base.size.height)
 
 
-def _of_same_kind(layer: Layer, levels: Sequence[Layer], path: str) -> Layer:
+def _require_same_pixel_type(layer: Layer, levels: Sequence[Layer], path: str) -> Layer:
     """Return the layer, or raise an error if its pixel type differs from that of level 0."""
-    if layer.kind == levels[0].kind:
+    if layer.pixel_type == levels[0].pixel_type:
         return layer
-    described = ["{} with {} samples of {} bits".format(*each.kind) for each in (levels[0], layer)]
+    described = ["{} with {} samples of {} bits".format(*each.pixel_type) for each in (levels[0], layer)]
     raise UnknownFormat(
         f"level {len(levels)} has another pixel type than level 0",
         subject=path,
@@ -279,7 +281,7 @@ def _layer(pages: list[TiffPage], path: str) -> Layer | None:
     shape = page.samplesperpixel if page.planarconfig == 2 else 1, columns * rows
     offsets = np.concatenate([_tile_table(other.dataoffsets, shape, path) for other in pages])
     lengths = np.concatenate([_tile_table(other.databytecounts, shape, path) for other in pages])
-    return Layer(size, tile, columns, rows, offsets, lengths, coding, kind_of(page))
+    return Layer(size, tile, columns, rows, offsets, lengths, coding, pixel_type_of(page))
 
 
 _shape = attrgetter("imagewidth", "imagelength", "tilewidth", "tilelength", "compression", "bitspersample")
@@ -336,7 +338,7 @@ _TAGS = {
 
 
 def _properties(
-    page: TiffPage, kind: str, stated_mpp: FoundMpp | None, ome: OmeImage | None
+    page: TiffPage, kind: str, stated_mpp: StatedMpp | None, ome: OmeImage | None
 ) -> Mapping[str, str]:
     """Properties of the file, under OpenSlide's names if it has one."""
     properties: dict[str, str] = {} if ome else {"openslide.vendor": kind.removesuffix("-svs")}
