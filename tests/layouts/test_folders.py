@@ -22,7 +22,7 @@ def test_folders_are_labels(tmp_path: Path) -> None:
         "2": "malignant",
     }
     assert cohort.kind == "image"
-    with pytest.raises(CohortError, match=r"nothing there looks like"):
+    with pytest.raises(CohortError, match=r"the folder contains no cases of"):
         read_layout("bach", tmp_path / "benign" / "none")
     touch(tmp_path, "benign/4.svs")
     with pytest.raises(CohortError, match="mixed"):
@@ -31,7 +31,7 @@ def test_folders_are_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_empty_folder_is_an_error_of_every_layout(layout: str, tmp_path: Path) -> None:
-    with pytest.raises((CohortError, NotReadable), match=r"nothing there looks like|is missing"):
+    with pytest.raises((CohortError, NotReadable), match=r"the folder contains no cases of|is missing"):
         read_layout(layout, tmp_path)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from lobule.cohort import Case, Cohort
 from lobule.errors import DamagedFile
 from lobule.files import open_url
-from lobule.layouts.folders import cohort_of, files_under
+from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.tables import rows_under_header
 
 _SLIDE = re.compile(r"(normal|tumor|test)_(\d{3})", re.IGNORECASE)
@@ -56,7 +56,9 @@ def camelyon16(folder: str | Path) -> Cohort:
     """
     files = _find_files(Path(folder).absolute())
     cases = [_case(name, files) for name in sorted(files.slides)]
-    return cohort_of(folder, cases, "Camelyon16: no normal_001.tif, tumor_001.tif or test_001.tif")
+    return non_empty_cohort(
+        folder, cases, "Camelyon16", "files such as normal_001.tif, tumor_001.tif or test_001.tif"
+    )
 
 
 def _find_files(top: Path) -> _Files:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lobule.cohort import Case, Cohort
 from lobule.files import open_url
-from lobule.layouts.folders import cohort_of, files_under
+from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.tables import Row, read_table, whole_number
 
 _SLIDE = re.compile(r"(patient_(\d{3}))_node_[0-4]", re.IGNORECASE)
@@ -65,7 +65,12 @@ def camelyon17(folder: str | Path) -> Cohort:
                 attributes={"exhaustive": "false"} if annotation else {},
             )
         )
-    return cohort_of(folder, cases, "Camelyon17: no patient_000_node_0.tif; unpack the archives of patients")
+    return non_empty_cohort(
+        folder,
+        cases,
+        "Camelyon17",
+        "files such as patient_000_node_0.tif, unpacked from the archives of patients",
+    )
 
 
 def _read_stages(file: Path) -> dict[str, str]:
@@ -91,7 +96,7 @@ def camelyon17_wilds(folder: str | Path) -> Cohort:
     """
     tables = [file for file in files_under(folder) if file.name.lower() == "metadata.csv"]
     cases = [_wilds_case(table.parent, row) for table in tables for row in read_table(table)]
-    return cohort_of(folder, cases, "CAMELYON17-WILDS: no metadata.csv beside the folder patches")
+    return non_empty_cohort(folder, cases, "CAMELYON17-WILDS", "metadata.csv beside the folder patches")
 
 
 def _wilds_case(top: Path, row: Row) -> Case:

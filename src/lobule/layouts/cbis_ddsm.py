@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lobule.cohort import SPLITS, Cohort
 from lobule.layouts.exams import SIDES, ExamRecord, exam_cases
-from lobule.layouts.folders import cohort_of, files_under
+from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.tables import Row, read_table, whole_number
 from lobule.mammograms.dicom_header import read_dicom_header
 
@@ -42,8 +42,8 @@ def cbis_ddsm(folder: str | Path) -> Cohort:
             record.add_image(match[4], match[5], file)
     for patient, present in splits.items():
         _assign_split(records[patient], sorted(present, key=SPLITS.index))
-    expected = "CBIS-DDSM: no mass_case_description_train_set.csv, or none of its full mammograms"
-    return cohort_of(folder, exam_cases(records), expected)
+    expected = "mass_case_description_train_set.csv and the full mammograms that it lists"
+    return non_empty_cohort(folder, exam_cases(records), "CBIS-DDSM", expected)
 
 
 def _name_of_full_image(file: Path) -> str | None:

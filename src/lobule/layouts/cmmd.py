@@ -7,7 +7,7 @@ from pathlib import Path
 from lobule.cohort import Cohort
 from lobule.errors import LobuleError, NotReadable
 from lobule.layouts.exams import SIDES, ExamRecord, exam_cases
-from lobule.layouts.folders import cohort_of, files_under
+from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.tables import Row, read_table
 from lobule.mammograms.dicom import examine_dicom
 
@@ -34,7 +34,7 @@ def cmmd(folder: str | Path) -> Cohort:
     for row in _clinical_rows(folder):
         if (named := records.get(row["id1"])) is not None:
             _add_clinical_row(named, row)
-    return cohort_of(folder, exam_cases(records), "CMMD: no DICOM files of mammograms")
+    return non_empty_cohort(folder, exam_cases(records), "CMMD", "DICOM files of mammograms")
 
 
 def _clinical_rows(folder: str | Path) -> list[Row]:

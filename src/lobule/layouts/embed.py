@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lobule.cohort import Cohort
 from lobule.layouts.exams import SIDES, ExamRecord, exam_cases
-from lobule.layouts.folders import cohort_of, files_under
+from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.tables import Row, read_table, whole_number
 
 _MALIGNANT, _BENIGN = ("0", "1"), ("4",)
@@ -36,7 +36,12 @@ def embed(folder: str | Path) -> Cohort:
         patient, exam = _exam_key(row)
         if (named := records.get(f"{patient}_{exam}")) is not None:
             _add_finding(named, row)
-    return cohort_of(folder, exam_cases(records), "EMBED: no tables/EMBED_OpenData_metadata.csv")
+    return non_empty_cohort(
+        folder,
+        exam_cases(records),
+        "EMBED",
+        "tables/EMBED_OpenData_metadata.csv and the images that it lists",
+    )
 
 
 def _read_tables(folder: str | Path) -> tuple[list[tuple[Path, Row]], list[Row]]:

@@ -26,10 +26,21 @@ def files_under(folder: str | Path) -> Iterator[Path]:
             yield from (Path(directory, name) for name in sorted(names) if not name.startswith("."))
 
 
-def cohort_of(folder: str | Path, cases: Sequence[Case], expected: str) -> Cohort:
-    """Create a cohort. Without any case, raise `CohortError`."""
+def non_empty_cohort(folder: str | Path, cases: Sequence[Case], data_set: str, expected: str) -> Cohort:
+    """Create the cohort of a data set.
+
+    Args:
+        folder: The folder of the data set, for the error.
+        cases: The cases of the folder.
+        data_set: Name of the data set, or what the cases are.
+        expected: The files that the folder should contain, for the error.
+
+    Raises:
+        CohortError: There are no cases.
+    """
     if not cases:
-        raise CohortError(folder, [f"nothing there looks like {expected}"])
+        problem = f"the folder contains no cases of {data_set}; expected {expected}. Check the path"
+        raise CohortError(folder, [problem])
     return Cohort(tuple(cases))
 
 
@@ -49,7 +60,9 @@ def plain_folder(folder: str | Path) -> Cohort:
         cases.append(
             Case(case_id, case_id, _kind_of(file), path=str(file), label=inside[0] if inside else None)
         )
-    return cohort_of(folder, cases, "slides or images")
+    return non_empty_cohort(
+        folder, cases, "slides or images", f"files that end in {', '.join(sorted(suffixes))}"
+    )
 
 
 def _kind_of(file: Path) -> Kind:

@@ -11,7 +11,7 @@ from lobule.cohort import Case, Cohort
 from lobule.cohort.rows import ids_of_paths
 from lobule.errors import NotReadable
 from lobule.files import open_url
-from lobule.layouts.folders import cohort_of, files_under
+from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.splits import one_split_per_patient
 from lobule.layouts.tables import read_table
 
@@ -22,10 +22,11 @@ BACH_MPP = 0.42
 
 
 def bach(folder: str | Path) -> Cohort:
-    """The BACH (ICIAR 2018) photographs: class folders, or `microscopy_ground_truth.csv`, or both.
+    """Read the photographs of BACH (ICIAR 2018).
 
-    The patients of the photographs are not published, so each photograph counts as a separate patient. Images
-    without a class are the test set.
+    Their classes are the names of their folders, or stated in `microscopy_ground_truth.csv`. The patients of
+    the photographs are not published, so each photograph counts as a separate patient. Photographs without a
+    class are the test set.
     """
     truth: dict[str, str] = {}
     images: list[Path] = []
@@ -44,14 +45,16 @@ def bach(folder: str | Path) -> Cohort:
         cases.append(
             Case(case_id, case_id, "image", path=str(file), mpp=BACH_MPP, label=label or None, split=split)
         )
-    return cohort_of(folder, cases, "BACH: no Photos/Normal/n001.tif and the like")
+    return non_empty_cohort(folder, cases, "BACH", "files such as Photos/Normal/n001.tif")
 
 
 def _bach_class(text: str) -> str:
+    """The class that a folder or a cell of the table names, or an empty string."""
     return BACH_CLASSES.get(re.sub(r"[^a-z]", "", text.lower()), "")
 
 
 def _is_whole_slide(file: Path) -> bool:
+    """Whether a file lies in the folder of the whole slides of BACH, which are not photographs."""
     return any(folder.lower() == "wsi" for folder in file.parts)
 
 
@@ -65,27 +68,27 @@ _BRACS_ROI = re.compile(r"(BRACS_\d+)_(N|PB|UDH|FEA|ADH|DCIS|IC)_\d+", re.IGNORE
 
 
 def bracs(folder: str | Path) -> Cohort:
-    """The whole slides of BRACS with the official split, labelled with one of its seven classes.
+    """Read the whole slides of BRACS with the official split. Each has one of seven classes as its label.
 
-    The patients are listed only in `BRACS.xlsx` (or the sheet `WSI_Information` as CSV), which must lie in
-    the folder. A patient of several official sets is assigned to one of them.
+    The patients are listed only in `BRACS.xlsx`, which the folder must contain; its sheet `WSI_Information`
+    as a CSV file is enough. A patient who occurs in several official splits is assigned to one of them.
     """
     top = Path(folder).absolute()
     patients = _bracs_patients(top)
     cases = []
     for file, split in _bracs_files(top, ".svs"):
-        group = file.parent.name.lower().removeprefix("type_").upper()
-        if _BRACS_SLIDE.fullmatch(file.stem) and group in BRACS_CLASSES:
+        class_name = file.parent.name.lower().removeprefix("type_").upper()
+        if _BRACS_SLIDE.fullmatch(file.stem) and class_name in BRACS_CLASSES:
             patient = patients.get(file.stem.lower())
-            cases.append(_bracs_case(file, split, group, patient, file.stem))
-    expected = "BRACS: no train/Group_BT/Type_N/BRACS_1.svs and the like"
-    return cohort_of(folder, one_split_per_patient(cases), expected)
+            cases.append(_bracs_case(file, split, class_name, patient, file.stem))
+    expected = "files such as train/Group_BT/Type_N/BRACS_1.svs"
+    return non_empty_cohort(folder, one_split_per_patient(cases), "BRACS", expected)
 
 
 def bracs_roi(folder: str | Path) -> Cohort:
-    """The regions of interest of BRACS, in the official split of their latest version, at 0.25 µm/px.
+    """Read the regions of interest of BRACS, which have 0.25 µm/px, with the official split.
 
-    Older versions in `previous_versions` divide the regions otherwise and are left out.
+    The split is that of the latest version. Files in `previous_versions` have another split and are left out.
     """
     top = Path(folder).absolute()
     patients = _bracs_patients(top)
@@ -95,15 +98,12 @@ def bracs_roi(folder: str | Path) -> Cohort:
         if match and "previous_versions" not in file.parts:
             slide = match[1]
             cases.append(_bracs_case(file, split, match[2].upper(), patients.get(slide.lower()), slide))
-    return cohort_of(
-        folder,
-        one_split_per_patient(cases),
-        "BRACS: no latest_version/train/0_N/BRACS_1_N_1.png and the like",
-    )
+    expected = "files such as latest_version/train/0_N/BRACS_1_N_1.png"
+    return non_empty_cohort(folder, one_split_per_patient(cases), "BRACS", expected)
 
 
 def _bracs_files(top: Path, suffix: str) -> Iterator[tuple[Path, str]]:
-    """Files with a suffix in one of the folders of the official split, with the split."""
+    """Find the files with a suffix in the folders of the official splits, each with its split."""
     for file in files_under(top):
         splits = [folder for folder in map(str.lower, file.relative_to(top).parts) if folder in _BRACS_SPLITS]
         if splits and file.suffix.lower() == suffix:
@@ -111,7 +111,7 @@ def _bracs_files(top: Path, suffix: str) -> Iterator[tuple[Path, str]]:
 
 
 def _bracs_patients(top: Path) -> Mapping[str, str]:
-    """The patient of each slide, from the sheet `WSI_Information`."""
+    """Return the patient of each slide, from the sheet `WSI_Information`; the slides are in lower case."""
     for file in files_under(top):
         if file.suffix.lower() in (".xlsx", ".csv") and file.stem.lower() in ("bracs", "wsi_information"):
             rows = read_table(file, "WSI_Information" if file.suffix.lower() == ".xlsx" else None)
@@ -128,7 +128,7 @@ def _bracs_case(file: Path, split: str, label: str, patient: str | None, slide: 
     is_region = file.suffix.lower() == ".png"
     attributes = {"slide_name": slide} if is_region else {}
     if not patient:
-        attributes["note"] = "the table names no patient; the slide counts as a separate patient"
+        attributes["note"] = "the table does not list this slide; it counts as a separate patient"
     return Case(
         file.stem,
         patient or slide,
@@ -151,15 +151,15 @@ BREAKHIS_TYPES = {
 _BREAKHIS_FILE = re.compile(
     r"SOB_([BM])_(A|F|PT|TA|DC|LC|MC|PC)-(\d{2})-(\d+)([A-Z]*)-(40|100|200|400)-(\d{3})", re.IGNORECASE
 )
-_TWO_DIAGNOSES = "13412"
-"""A slide whose images occur both as ductal and as lobular carcinoma."""
+_PATIENT_WITH_TWO_DIAGNOSES = "13412"
+"""The patient of slide 14-13412, whose images occur both as ductal and as lobular carcinoma."""
 
 
 def breakhis(folder: str | Path) -> Cohort:
-    """BreakHis: images labelled benign or malignant, with the type and the magnification as attributes.
+    """Read BreakHis: images labelled benign or malignant, with the type and the magnification as attributes.
 
-    The digits of the slide's number are the patient, since slides such as 22549AB and 22549CD belong to one
-    patient. Slide 14-13412 occurs with two diagnoses and the same images; its images as ductal carcinoma get
+    The digits of a slide number identify the patient: slides 22549AB and 22549CD belong to one patient. The
+    images of slide 14-13412 occur twice, as ductal and as lobular carcinoma; those named ductal carcinoma get
     no label. The data set has no split and does not state its µm/px.
     """
     cases = []
@@ -167,15 +167,15 @@ def breakhis(folder: str | Path) -> Cohort:
         match = _BREAKHIS_FILE.fullmatch(file.stem)
         if match is None or file.suffix.lower() != ".png":
             continue
-        malignant, type_code, year, number, letters, magnification, _ = match.groups()
+        class_letter, type_code, year, patient, letters, magnification, _ = match.groups()
         attributes = {
             "type": BREAKHIS_TYPES[type_code.upper()],
             "magnification": magnification,
-            "slide_name": f"{year}-{number}{letters.upper()}",
+            "slide_name": f"{year}-{patient}{letters.upper()}",
         }
-        label: str | None = "malignant" if malignant.upper() == "M" else "benign"
-        if number == _TWO_DIAGNOSES and type_code.upper() == "DC":
+        label: str | None = "malignant" if class_letter.upper() == "M" else "benign"
+        if patient == _PATIENT_WITH_TWO_DIAGNOSES and type_code.upper() == "DC":
             label = None
-            attributes["note"] = "the same images occur as lobular carcinoma; used neither way"
-        cases.append(Case(file.stem, number, "image", path=str(file), label=label, attributes=attributes))
-    return cohort_of(folder, cases, "BreakHis: no SOB_B_TA-14-3411F-40-001.png and the like")
+            attributes["note"] = "the same image also occurs as lobular carcinoma; this copy has no label"
+        cases.append(Case(file.stem, patient, "image", path=str(file), label=label, attributes=attributes))
+    return non_empty_cohort(folder, cases, "BreakHis", "files such as SOB_B_TA-14-3411F-40-001.png")

@@ -8,7 +8,7 @@ from pathlib import Path
 from lobule.cohort import Cohort
 from lobule.errors import NotReadable
 from lobule.layouts.exams import SIDES, ExamRecord, exam_cases, worst_birads
-from lobule.layouts.folders import cohort_of, files_under
+from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.tables import Row, read_table, whole_number
 
 _FILE = re.compile(r"(\d+)_([0-9a-f]+)_MG_([LR])_([A-Z]+)_ANON", re.IGNORECASE)
@@ -36,7 +36,9 @@ def inbreast(folder: str | Path) -> Cohort:
         record.add_image(side_letter, _ANGLES.get(angle.lower(), angle), file)
         _add_birads(record, SIDES[side_letter.lower()], row.get("bi-rads", ""))
         record.set_attributes(acquisition_date=date, density=whole_number(row.get("acr", "")))
-    return cohort_of(folder, exam_cases(records), "INbreast: no AllDICOMs/20586908_…_MG_R_CC_ANON.dcm")
+    return non_empty_cohort(
+        folder, exam_cases(records), "INbreast", "files such as AllDICOMs/20586908_…_MG_R_CC_ANON.dcm"
+    )
 
 
 def _read_rows(folder: str | Path) -> dict[str, Row]:

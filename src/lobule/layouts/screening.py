@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lobule.cohort import Cohort
 from lobule.layouts.exams import SIDES, ExamRecord, exam_cases, worst_birads
-from lobule.layouts.folders import cohort_of, files_under
+from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.tables import Row, read_table, whole_number
 
 # -- VinDr-Mammo --------------------------------------------------------------------------------------------
@@ -34,8 +34,8 @@ def vindr_mammo(folder: str | Path) -> Cohort:
             birads = row["breast birads"].upper().removeprefix("BI-RADS").strip()
             _set_worst_birads(record, row["laterality"], birads)
             record.set_attributes(density=density)
-    expected = "VinDr-Mammo: no breast-level_annotations.csv beside images"
-    return cohort_of(folder, exam_cases(records), expected)
+    expected = "breast-level_annotations.csv beside images"
+    return non_empty_cohort(folder, exam_cases(records), "VinDr-Mammo", expected)
 
 
 def _set_worst_birads(record: ExamRecord, laterality: str, birads: str) -> None:
@@ -60,7 +60,7 @@ def rsna_mammo(folder: str | Path) -> Cohort:
             for row in read_table(table):
                 if row.get("patient id") and row.get("image id"):
                     _add_rsna_row(records, table, row)
-    return cohort_of(folder, exam_cases(records), "the RSNA data: no train.csv beside train_images")
+    return non_empty_cohort(folder, exam_cases(records), "the RSNA data", "train.csv beside train_images")
 
 
 def _add_rsna_row(records: dict[str, ExamRecord], table: Path, row: Row) -> None:
@@ -104,8 +104,8 @@ def csaw_cc(folder: str | Path) -> Cohort:
             file = by_name.get(name) or by_name.get(f"{name}.dcm")
             if file is not None:
                 _add_csaw_row(records, file, row)
-    expected = f"CSAW-CC: no {_CSAW_TABLE}, or none of the images that it lists"
-    return cohort_of(folder, exam_cases(records), expected)
+    expected = f"{_CSAW_TABLE} and the images that it lists"
+    return non_empty_cohort(folder, exam_cases(records), "CSAW-CC", expected)
 
 
 def _add_csaw_row(records: dict[str, ExamRecord], file: Path, row: Row) -> None:
