@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lobule.cohort import Cohort
 
 
-def all_of(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def combine_decorators(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Combine decorators; the help shows their options in this order."""
 
     def decorate(function: Any) -> Any:
@@ -132,7 +132,7 @@ tissue_method_option = click.option(
     help="How tissue is detected: by stain, or by Otsu thresholds as in the papers on Camelyon16.",
 )
 
-slide_options = all_of(
+slide_options = combine_decorators(
     slide_mpp_option,
     click.option("--upsample", is_flag=True, help="Allow a resolution finer than that of the slide."),
     click.option("--tissue/--no-tissue", default=True, help="Use only tissue, or whole slides."),
@@ -151,7 +151,7 @@ def tissue_of(options: dict[str, Any]) -> Any:
     return TissueConfig(method=method)
 
 
-scan_machine_options = all_of(
+scan_machine_options = combine_decorators(
     precision_option,
     click.option(
         "--memory-layout",

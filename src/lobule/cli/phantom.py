@@ -11,7 +11,7 @@ import click
 
 from lobule.cli.base import CommandOutput, LazyGroup, lobule_command, progress
 from lobule.cli.cohort import describe, summary
-from lobule.cli.options import all_of
+from lobule.cli.options import combine_decorators
 from lobule.errors import UsageError
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
@@ -28,25 +28,28 @@ command = LazyGroup(
 
 
 def parse_size(value: str) -> tuple[int, int]:
-    """Parse a size such as 6144x4096 into width and height."""
+    """Parse a size such as "6144x4096" into width and height."""
     match = re.fullmatch(r"(\d+)\s*[x×,]\s*(\d+)", value)
     if not match:
-        raise click.BadParameter(f"'{value}' is not a size such as 6144x4096.")
+        raise click.BadParameter(
+            f"'{value}' is not a size. Use width and height in pixels, such as 6144x4096."
+        )
     return int(match[1]), int(match[2])
 
 
 def size_option(default: str, help: str) -> Callable[[Any], Any]:
+    """Return the option `--size`, whose value is parsed into width and height."""
     return click.option("--size", type=parse_size, default=default, metavar="WxH", help=help)
 
 
 sites_option = click.option(
     "--sites", default=2, help="Number of hospitals; each has its own stain or detector."
 )
-patient_options = all_of(
+patient_options = combine_decorators(
     click.option("--patients", type=int, help="Number of patients; by default one per case."),
     click.option("--unseen-site", is_flag=True, help="Use the last site only in the test split."),
 )
-output_options = all_of(
+output_options = combine_decorators(
     click.option("--seed", default=0, help="Seed; the same seed gives identical files."),
     click.option("--force", is_flag=True, help="Overwrite an existing cohort."),
 )
@@ -58,11 +61,13 @@ output_options = all_of(
 @size_option("6144x6144", "Size of level 0 in pixels.")
 @click.option("--mpp", default=0.5, help="µm/px of level 0.")
 @click.option("--normal", default=0.5, help="Share of slides without tumour.")
-@click.option("--organ", type=click.Choice(["node", "breast"]), default="node")
+@click.option("--organ", type=click.Choice(["node", "breast"]), default="node",
+              help="Tissue of the slides: lymph node or breast.")  # fmt: skip
 @click.option("--mimics", default=2, help="Normal regions per slide that resemble tumour.")
-@click.option("--layout", type=click.Choice(["folder", "camelyon16"]), default="folder")
+@click.option("--layout", type=click.Choice(["folder", "camelyon16"]), default="folder",
+              help="Names and folders of the files: plain, or those of Camelyon16.")  # fmt: skip
 @click.option("--style", type=click.Choice(["generic", "svs", "ome"]), default="generic",
-              help="How the file states its µm/px.")  # fmt: skip
+              help="Kind of TIFF, which determines how the file states its µm/px.")  # fmt: skip
 @sites_option
 @patient_options
 @output_options
@@ -94,9 +99,9 @@ def slides(
 @click.option(
     "--count", default=40, help="Number of images; rounded up to a multiple of four, the number of classes."
 )
-@size_option("2048x1536", "Pixels.")
+@size_option("2048x1536", "Size of an image in pixels.")
 @click.option("--mpp", default=0.42, help="µm/px of the images.")
-@click.option("--form", type=click.Choice(["tif", "png"]), default="tif")
+@click.option("--form", type=click.Choice(["tif", "png"]), default="tif", help="File format of the images.")
 @sites_option
 @patient_options
 @output_options
@@ -108,7 +113,7 @@ def images(out: str, count: int, force: bool, **options: Any) -> CommandOutput:
     check_no_existing_cohort(out, force)
     from lobule.phantoms.images import write_images
 
-    per_class = -(-count // 4)
+    per_class = -(-count // 4)  # rounded up
     with progress("images", per_class * 4, "images") as advance:
         manifest = write_images(out, per_class, progress=lambda done, total: advance(1), **options)
     return describe_written_cohort(manifest)
@@ -118,7 +123,7 @@ def images(out: str, count: int, force: bool, **options: Any) -> CommandOutput:
 @click.argument("out")
 @click.option("--count", default=10, help="Number of exams; each has four views.")
 @size_option("1900x2600", "Size of a view in pixels.")
-@click.option("--form", type=click.Choice(["png", "dicom"]), default="png")
+@click.option("--form", type=click.Choice(["png", "dicom"]), default="png", help="File format of the views.")
 @click.option("--malignant", default=0.4, help="Share of breasts with a malignant lesion.")
 @click.option("--benign", default=0.3, help="Share of breasts with a benign lesion.")
 @sites_option
@@ -129,7 +134,8 @@ def exams(out: str, count: int, size: tuple[int, int], force: bool, **options: A
     from lobule.phantoms.exams import write_exams
 
     with progress("exams", None, "exams"):
-        manifest = write_exams(out, exams=count, size=(size[1], size[0]), **options)
+        width, height = size
+        manifest = write_exams(out, exams=count, size=(height, width), **options)
     return describe_written_cohort(manifest)
 
 
@@ -142,7 +148,7 @@ def check_no_existing_cohort(out: str, force: bool) -> None:
 
 
 def describe_written_cohort(manifest: Path) -> CommandOutput:
-    """Read the manifest that was written, and describe its cohort."""
+    """Read a manifest that was just written, and return a summary of its cohort."""
     from lobule.cohort import read_cohort
 
     cohort = read_cohort(manifest)
