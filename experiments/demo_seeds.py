@@ -4,8 +4,8 @@
     python experiments/demo_seeds.py --demo exams --seeds 0 1 2 --out OUT
 
 Each seed has a separate cohort (for slides, with separate hospitals) and a separate training. No setting was
-tuned on these seeds. Prints a row for each seed and compares the means with limits, and writes
-`demo_seeds.json`. A seed whose result is already stored is not run again.
+tuned on these seeds. The script prints a row for each seed and compares the figures with limits, which it
+calls bars. It writes everything to `demo_seeds.json`. A seed whose result is already stored is not run again.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bar:
-    """Limit of a figure, for the mean over the seeds or for every seed."""
+    """A limit that a figure must meet: the mean over the seeds, or the figure of every seed."""
 
     limit: float
     at_least: bool
+    """Whether the limit is the smallest allowed value; otherwise it is the largest."""
     of_mean: bool = True
 
-    def holds(self, values: list[float]) -> bool:
+    def is_met(self, values: list[float]) -> bool:
         if self.of_mean:
             return mean(values) >= self.limit if self.at_least else mean(values) <= self.limit
         return min(values) >= self.limit if self.at_least else max(values) <= self.limit
@@ -52,11 +53,19 @@ BARS: dict[str, dict[str, Bar]] = {
         "CPU seconds": Bar(510.0, at_least=False, of_mean=False),
     },
 }
-"""The times apply to two idle cores; 510 CPU seconds are 300 s of two cores at 85 % load."""
+"""For each demo, the bars of its figures.
+
+The times apply to two idle cores; 510 CPU seconds are 300 s of two cores at 85 % load. "colour froc" is the
+FROC of colour alone. It must stay low: a demo that colour solves would show nothing.
+"""
 
 
-def answer_of(demo: str, seed: int, folder: Path, extra_arguments: list[str]) -> dict[str, Any]:
-    """The output of `lobule demo --json` for a seed, and the CPU time of all its processes."""
+def run_demo_unless_stored(demo: str, seed: int, folder: Path, extra_arguments: list[str]) -> dict[str, Any]:
+    """Run `lobule demo --json` for a seed, unless `answer.json` in its folder already has the output.
+
+    Returns:
+        The output, with the wall time and with the CPU time of all its processes.
+    """
     stored = folder / "answer.json"
     if not stored.exists():
         program = [
@@ -74,11 +83,13 @@ def answer_of(demo: str, seed: int, folder: Path, extra_arguments: list[str]) ->
 
 
 def _child_cpu_seconds() -> float:
+    """CPU time of all child processes that have ended so far."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def slide_figures(answer: Mapping[str, Any]) -> dict[str, float]:
+    """Select the figures of the demo of slides from its output."""
     net, colour = answer["evaluation"]["scannet"], answer["evaluation"]["colour"]
     seconds = answer["seconds"]
     return {
@@ -93,13 +104,14 @@ def slide_figures(answer: Mapping[str, Any]) -> dict[str, float]:
 
 
 def exam_figures(answer: Mapping[str, Any]) -> dict[str, float]:
+    """Select the figures of the demo of exams from its output."""
     figures: dict[str, float] = {}
-    for grade, area in answer["auc"].items():
+    for grade, auc in answer["auc"].items():
         lesions = answer["lesions"][grade]
         figures |= {
-            f"{grade} AUC": area["value"],
-            f"{grade} AUC low": area["low"],
-            f"{grade} AUC high": area["high"],
+            f"{grade} AUC": auc["value"],
+            f"{grade} AUC low": auc["low"],
+            f"{grade} AUC high": auc["high"],
             f"{grade} lesions pointed at": lesions["share"],
             f"{grade} by chance": lesions["chance"],
         }
@@ -109,7 +121,7 @@ def exam_figures(answer: Mapping[str, Any]) -> dict[str, float]:
 FIGURES = {"slides": slide_figures, "exams": exam_figures}
 
 
-def _line(figures: Mapping[str, float]) -> str:
+def _as_text(figures: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 
@@ -122,19 +134,21 @@ def main() -> None:
     options = parser.parse_args()
     rows = {}
     for seed in options.seeds:
-        answer = answer_of(options.demo, seed, options.out / f"seed-{seed}", options.demo_arguments)
+        answer = run_demo_unless_stored(
+            options.demo, seed, options.out / f"seed-{seed}", options.demo_arguments
+        )
         rows[seed] = FIGURES[options.demo](answer)
-        print(f"seed {seed}: {_line(rows[seed])}", flush=True)
+        print(f"seed {seed}: {_as_text(rows[seed])}", flush=True)
     means = {name: mean(row[name] for row in rows.values()) for name in next(iter(rows.values()))}
-    print(f"mean:   {_line(means)}")
+    print(f"mean:   {_as_text(means)}")
     bars = BARS[options.demo]
-    holds = {name: bar.holds([row[name] for row in rows.values()]) for name, bar in bars.items()}
-    print("bars:   " + ", ".join(f"{name} {'holds' if met else 'missed'}" for name, met in holds.items()))
+    met = {name: bar.is_met([row[name] for row in rows.values()]) for name, bar in bars.items()}
+    print("bars:   " + ", ".join(f"{name} {'met' if is_met else 'missed'}" for name, is_met in met.items()))
     summary = {
         "seeds": rows,
         "mean": means,
         "bars": {name: bar.limit for name, bar in bars.items()},
-        "holds": holds,
+        "holds": met,
     }
     (options.out / "demo_seeds.json").write_text(json.dumps(summary, indent=1))
 
