@@ -244,7 +244,7 @@ def open_views(case: Case, options: ViewOptions, *, joined: bool) -> dict[str, E
             except (LobuleError, OSError) as error:
                 images[name] = BrokenView(view, error, options)
     _check_views(case, images, joined=joined)
-    require_one_patient(image.mammogram.heading for image in readable(images).values())
+    require_one_patient(image.mammogram.heading for image in readable_views(images).values())
     return images
 
 
@@ -253,7 +253,8 @@ def files_of_views(case: Case) -> dict[View, tuple[str, ...]]:
     return {view: tuple(case.views.get(view.lower().replace("-", "_"), ())) for view in VIEWS}
 
 
-def readable(images: Mapping[str, object]) -> dict[str, ExamView]:
+def readable_views(images: Mapping[str, object]) -> dict[str, ExamView]:
+    """Return the images that could be decoded, without those that are a `BrokenView`."""
     return {name: image for name, image in images.items() if isinstance(image, ExamView)}
 
 

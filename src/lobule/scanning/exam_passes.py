@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lobule.findings import Finding
 from lobule.grid import MapGrid
 from lobule.mammograms.breasts import GRADES
-from lobule.mammograms.exam_views import BrokenView, ExamView, Heatmaps, HeatmapView, readable
+from lobule.mammograms.exam_views import BrokenView, ExamView, Heatmaps, HeatmapView, readable_views
 from lobule.mammograms.published.crop import Window
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
@@ -140,6 +140,6 @@ def exam_result(
 ) -> Result:
     """Return the result of an exam, with the metadata of its images and a note for each unreadable one."""
     broken = [f"{name}: {image.error}" for name, image in images.items() if isinstance(image, BrokenView)]
-    image_metadata = {name: image.metadata() for name, image in readable(images).items()}
+    image_metadata = {name: image.metadata() for name, image in readable_views(images).items()}
     all_metadata = {"images": image_metadata, "model": model, **metadata}
     return Result(scores, by_score(findings), (*notes, *broken), all_metadata)

@@ -29,7 +29,7 @@ from lobule.mammograms.published.windows import (
     Augmentation,
     Padding,
     cut,
-    draw,
+    draw_numbers,
     network_input,
     plan_exam,
     plan_image,
@@ -190,13 +190,15 @@ def test_a_window_that_touches_an_edge_keeps_its_size():
 
 def test_draws_equal_the_published_ones():
     rng = np.random.RandomState(0)
-    first = draw(rng, Augmentation())
+    first = draw_numbers(rng, Augmentation())
     assert first.position == pytest.approx((0.0976270, 0.4303787), abs=1e-7)
     assert first.edges == pytest.approx((0.2055268, 0.0897664, -0.1526904, 0.2917882), abs=1e-7)
-    assert draw(rng, Augmentation()).position == pytest.approx((-0.1248256, 0.7835460), abs=1e-7)
+    assert draw_numbers(rng, Augmentation()).position == pytest.approx((-0.1248256, 0.7835460), abs=1e-7)
     plain = np.random.RandomState(0)
-    assert draw(plain, NO_AUGMENTATION).edges == pytest.approx((0.0976270, 0.4303787, 0.2055268, 0.0897664))
-    assert draw(None, NO_AUGMENTATION).edges is None
+    assert draw_numbers(plain, NO_AUGMENTATION).edges == pytest.approx(
+        (0.0976270, 0.4303787, 0.2055268, 0.0897664)
+    )
+    assert draw_numbers(None, NO_AUGMENTATION).edges is None
 
 
 def test_exams_share_a_stream_but_single_images_do_not():

@@ -75,7 +75,7 @@ class WindowPlan:
         return Window(window.top - top, window.bottom - top, window.left, window.right)
 
 
-def draw(rng: np.random.RandomState | None, augmentation: Augmentation) -> Draws:
+def draw_numbers(rng: np.random.RandomState | None, augmentation: Augmentation) -> Draws:
     """Draw the random numbers of one window.
 
     Those of the edges are drawn even without augmentation, because the published code does so and the later
@@ -102,7 +102,7 @@ def plan_window(
     rng: np.random.RandomState | None = None,
 ) -> WindowPlan:
     """Plan the window of an image of `shape` (cropped, right-pointing) around its best centre."""
-    draws = draw(rng, augmentation)
+    draws = draw_numbers(rng, augmentation)
     rows, columns = _around(centre[0], size[0]), _around(centre[1], size[1])
     padding, padded, rows, columns = _padded(shape, view, size, augmentation, rows, columns)
     rows, columns = _inside(rows, padded[0]), _inside(columns, padded[1])

@@ -12,7 +12,7 @@ from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, UsageError
 from lobule.files import make_folder
 from lobule.mammograms.breasts import GRADES
-from lobule.mammograms.exam_views import PatchView, readable
+from lobule.mammograms.exam_views import PatchView, readable_views
 from lobule.methods.four_view.heatmap_files import write_heatmaps
 from lobule.methods.four_view.heatmaps import ViewPatches
 from lobule.methods.four_view.planning import patch_frame
@@ -33,7 +33,7 @@ class HeatmapWriter:
 
     def steps(self, case: OpenCase) -> Steps[Result]:
         config = self._predictor.config.set(case.options.settings)
-        images = readable(case.images)
+        images = readable_views(case.images)
         for name, grid in self._predictor.patch_grids(case, config).items():
             source = PatchView(images[name], patch_frame(images[name], config))
             maps = []

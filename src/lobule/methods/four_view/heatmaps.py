@@ -18,11 +18,11 @@ from lobule.cohort import Cohort
 from lobule.errors import DamagedResults, ModelError
 from lobule.findings import Finding
 from lobule.mammograms.breasts import GRADES
-from lobule.mammograms.exam_views import ExamView, Heatmaps, PatchView, readable
+from lobule.mammograms.exam_views import ExamView, Heatmaps, PatchView, readable_views
 from lobule.mammograms.published.crop import Window
 from lobule.mammograms.published.patches import PatchGrid, distinct_patches, heatmap_of
 from lobule.methods.four_view.config import Config, Painting
-from lobule.methods.four_view.planning import patch_frame, patch_grids, shapes_of
+from lobule.methods.four_view.planning import draw_patch_grids, image_shapes_of, patch_frame
 from lobule.nets.four_view import PATCH_CLASSES
 from lobule.nets.painter import CELL
 from lobule.results.folder import CaseFolder, Results, open_results
@@ -202,8 +202,8 @@ class PatchScorer:
         self.model, self.images, self.config = predictor.model, predictor.images, config
 
     def steps(self, case: OpenCase) -> Steps[Result]:
-        images = readable(case.images)
-        for name, grid in patch_grids(shapes_of(images), self.config).items():
+        images = readable_views(case.images)
+        for name, grid in draw_patch_grids(image_shapes_of(images), self.config).items():
             source = PatchView(images[name], patch_frame(images[name], self.config))
             rows, _ = distinct_patches(grid, source.pixels)
             yield from ViewPatches(name, images[name], source, grid, case.engine).scores(rows)

@@ -1,7 +1,9 @@
-"""The windows and patch grids of an exam, from one random stream per exam or per cohort.
+"""Draw the windows and the patch grids of an exam.
 
-In the published code, one stream runs through a whole list of exams. Windows use NumPy's legacy generator and
-patch grids use Python's `random`; the two are independent.
+The random numbers come from a stream that belongs to one exam or, as in the published code, to a whole list
+of exams. Windows use NumPy's legacy generator and patch grids use Python's `random`; the two are independent.
+
+Each window of an image has a number, which the published code calls its epoch.
 """
 
 from __future__ import annotations
@@ -13,15 +15,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from lobule.cohort import Case
-from lobule.mammograms.exam_views import BrokenView, ExamView, Frame, OpenViews, files_of_views, readable
+from lobule.mammograms.exam_views import (
+    BrokenView,
+    ExamView,
+    Frame,
+    OpenViews,
+    files_of_views,
+    readable_views,
+)
 from lobule.mammograms.published.crop import Window
 from lobule.mammograms.published.patches import PatchGrid, draw_grid
-from lobule.mammograms.published.windows import draw, plan_exam, plan_image
+from lobule.mammograms.published.windows import draw_numbers, plan_exam, plan_image
 from lobule.mammograms.views import VIEWS, angle_of, is_mirrored
 from lobule.methods.four_view.config import Config
 
-Shapes = Mapping[str, tuple[int, int]]
-"""Height and width of every readable, cropped image of an exam, by name."""
+ImageShapes = Mapping[str, tuple[int, int]]
+"""Height and width of the readable, cropped images of an exam, by name."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +40,13 @@ class PlannedImage:
     name: str
     image: ExamView | BrokenView
     windows: Mapping[int, Window]
-    """Windows in the cropped, right-pointing view, by epoch."""
+    """Windows in the cropped, right-pointing view, by epoch. An image that an epoch does not use has none."""
 
 
-def plan_images(images: OpenViews, config: Config, earlier: Iterable[Case]) -> list[PlannedImage]:
+def plan_exam_windows(images: OpenViews, config: Config, earlier: Iterable[Case]) -> list[PlannedImage]:
     """Plan the windows of every image of an exam.
+
+    A model that joins the views uses one image of each view in each epoch. Other models use every image.
 
     Args:
         images: The images of the exam.
@@ -47,27 +58,29 @@ def plan_images(images: OpenViews, config: Config, earlier: Iterable[Case]) -> l
         names: dict[str, list[str]] = {view: [] for view in VIEWS}
         for name, image in images.items():
             names[image.view].append(name)
-        exam = plan_exam(
-            {view: [images[name] for name in names[view]] for view in VIEWS}, windows_stream(config, earlier),
+        images_by_view = {view: [images[name] for name in names[view]] for view in VIEWS}
+        plans_by_epoch = plan_exam(
+            images_by_view, window_stream_after(earlier, config),
             epochs=config.reading.windows, augmentation=config.variation, size=config.architecture.window,
         )  # fmt: skip
-        for epoch, chosen in enumerate(exam):
-            for view, (index, plan) in chosen.items():
+        for epoch, plans in enumerate(plans_by_epoch):
+            for view, (index, plan) in plans.items():
                 windows[names[view][index]][epoch] = plan.unpadded
     else:  # Each image has a separate stream.
         for name, image in images.items():
-            plans = plan_image(
+            image_plans = plan_image(
                 image, image.view, epochs=config.reading.windows, augmentation=config.variation,
                 seed=config.reading.seed, size=config.view_options.size(image.view),
             )  # fmt: skip
-            windows[name] = {epoch: plan.unpadded for epoch, plan in enumerate(plans)}
+            windows[name] = {epoch: plan.unpadded for epoch, plan in enumerate(image_plans)}
     return [PlannedImage(name, image, windows[name]) for name, image in images.items()]
 
 
-def windows_stream(config: Config, earlier: Iterable[Case]) -> np.random.RandomState:
-    """Return the stream at the first window of an exam.
+def window_stream_after(earlier: Iterable[Case], config: Config) -> np.random.RandomState:
+    """Return the random stream of windows, advanced past the exams that come before an exam.
 
-    How many numbers an earlier exam consumed depends only on its number of files.
+    Earlier exams share the stream only with `compat="nyu"`. How many numbers they consume depends only on
+    their numbers of files, so their images are not read.
     """
     rng = np.random.RandomState(config.reading.seed)
     for case in earlier if config.reading.compat == "nyu" else ():
@@ -77,16 +90,19 @@ def windows_stream(config: Config, earlier: Iterable[Case]) -> np.random.RandomS
         for _ in range(config.reading.windows):
             for paths in files.values():
                 if config.reading.augmentation:
-                    rng.randint(0, len(paths))
-                draw(rng, config.variation)
+                    rng.randint(0, len(paths))  # The choice of an image of the view.
+                draw_numbers(rng, config.variation)
     return rng
 
 
-def shapes_of(images: Mapping[str, object]) -> Shapes:
-    return {name: image.shape for name, image in readable(images).items()}
+def image_shapes_of(images: Mapping[str, object]) -> ImageShapes:
+    """Return the height and width of each readable image of an exam, which determine its patch grid."""
+    return {name: image.shape for name, image in readable_views(images).items()}
 
 
-def patch_grids(shapes: Shapes, config: Config, earlier: Iterable[Shapes] = ()) -> dict[str, PatchGrid]:
+def draw_patch_grids(
+    shapes: ImageShapes, config: Config, earlier: Iterable[ImageShapes] = ()
+) -> dict[str, PatchGrid]:
     """Draw the patch grid of each image of an exam.
 
     All images share one random stream, except in a model that scores each view alone.
@@ -94,12 +110,12 @@ def patch_grids(shapes: Shapes, config: Config, earlier: Iterable[Shapes] = ()) 
     Args:
         shapes: The images of the exam.
         config: Size and stride of the patches, and the seed.
-        earlier: The images of exams that use the same stream before this one.
+        earlier: The images of the exams that come first in the same stream.
     """
     architecture, seed = config.architecture, config.reading.seed
     stream = random.Random(seed)
 
-    def grids_of(exam: Shapes) -> dict[str, PatchGrid]:
+    def grids_of(exam: ImageShapes) -> dict[str, PatchGrid]:
         grids = {}
         for name, shape in exam.items():
             rng = stream if architecture.joins_views else random.Random(seed)
@@ -107,15 +123,16 @@ def patch_grids(shapes: Shapes, config: Config, earlier: Iterable[Shapes] = ()) 
         return grids
 
     for exam in earlier:
-        grids_of(exam)
+        grids_of(exam)  # Only advances the stream.
     return grids_of(shapes)
 
 
 def patch_frame(image: ExamView, config: Config) -> Frame:
-    """Return the frame in which patches are cut.
+    """Return the frame from which patches are cut.
 
-    It points right, except for single right views with `quirks="reference"`: the published tool for single
-    images ignores the side.
+    The breast points right in it, with one exception. With `quirks="reference"`, a model that scores each
+    view alone reads a right view without mirroring it, because the published tool for single images ignores
+    the side.
     """
     ignores_side = not config.architecture.joins_views and config.reading.quirks == "reference"
     view = angle_of(image.view) if ignores_side else image.view

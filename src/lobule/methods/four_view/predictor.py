@@ -31,12 +31,12 @@ from lobule.methods.four_view.heatmap_files import read_heatmaps
 from lobule.methods.four_view.heatmaps import PatchScores, ViewPatches, store_heatmaps, table_name
 from lobule.methods.four_view.model import Nets
 from lobule.methods.four_view.planning import (
+    ImageShapes,
     PlannedImage,
-    Shapes,
+    draw_patch_grids,
+    image_shapes_of,
     patch_frame,
-    patch_grids,
-    plan_images,
-    shapes_of,
+    plan_exam_windows,
 )
 from lobule.methods.four_view.scores import Features, Heads, result_of
 from lobule.nets.four_view import TARGETS, Classifier, ResNet22
@@ -126,7 +126,7 @@ class FourViewPredictor:
     def __init__(self, config: Config, nets: Nets) -> None:
         self.config, self.nets, self.model = config, nets, FourViewModel(config, nets)
         self.heads = [Heads(net) for net in nets.classifiers]
-        self._shapes: dict[tuple[str, ...], Shapes] = {}
+        self._shapes: dict[tuple[str, ...], ImageShapes] = {}
 
     def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
         """Open the exam's images, by view; further images of a view are numbered."""
@@ -134,7 +134,7 @@ class FourViewPredictor:
         joined = config.architecture.joins_views
         images = open_views(case, config.view_options, joined=joined)
         # An exam that is scored view by view does not advance the cohort's random stream.
-        self._shapes[case.paths] = shapes_of(images) if joined else {}
+        self._shapes[case.paths] = image_shapes_of(images) if joined else {}
         return images
 
     def steps(self, case: OpenCase) -> Steps[Result]:
@@ -146,7 +146,7 @@ class FourViewPredictor:
         # The grid of an image is drawn even if no window of it is read, to keep the random stream in step.
         grids = self.patch_grids(case, config) if config.architecture.heatmaps and not stored else {}
         nets = sorted({config.architecture.patch_net_of[number] for number in classifiers})
-        for planned in plan_images(images, config, case.earlier()):
+        for planned in plan_exam_windows(images, config, case.earlier()):
             if not planned.windows:
                 continue
             name, image = planned.name, planned.image
@@ -202,16 +202,16 @@ class FourViewPredictor:
         """Draw the patch grid of each image of an exam."""
         shared = config.architecture.joins_views and config.reading.compat == "nyu"
         earlier = (self._shapes_of(other, config) for other in case.earlier()) if shared else ()
-        return patch_grids(shapes_of(case.images), config, earlier)
+        return draw_patch_grids(image_shapes_of(case.images), config, earlier)
 
-    def _shapes_of(self, case: Case, config: Config) -> Shapes:
+    def _shapes_of(self, case: Case, config: Config) -> ImageShapes:
         """Return the sizes of an earlier exam's cropped images, from this process's cache if possible.
 
         Exams that cannot be read do not advance the random stream.
         """
         if case.paths not in self._shapes:
             try:
-                self._shapes[case.paths] = shapes_of(open_views(case, config.view_options, joined=True))
+                self._shapes[case.paths] = image_shapes_of(open_views(case, config.view_options, joined=True))
             except (LobuleError, OSError):
                 self._shapes[case.paths] = {}
         return self._shapes[case.paths]

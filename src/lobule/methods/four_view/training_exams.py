@@ -13,12 +13,12 @@ from lobule.annotations import Polygon, read_annotation
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, LobuleError
 from lobule.mammograms.breasts import GRADES
-from lobule.mammograms.exam_views import ExamView, Frame, Heatmaps, open_views, readable
+from lobule.mammograms.exam_views import ExamView, Frame, Heatmaps, open_views, readable_views
 from lobule.mammograms.exams import read_view
 from lobule.mammograms.views import View
 from lobule.methods.four_view.config import Config
 from lobule.methods.four_view.heatmaps import stored_heatmaps
-from lobule.methods.four_view.planning import patch_frame, patch_grids
+from lobule.methods.four_view.planning import draw_patch_grids, patch_frame
 from lobule.nets.four_view import PATCH_CLASSES, TARGETS
 from lobule.results.folder import Results
 from lobule.slides.cache import TileCache
@@ -101,7 +101,9 @@ class ExamPool:
         scores = self.patch_scores.case_folder(exam.case.id)
 
         def compute() -> Heatmaps:
-            grid = patch_grids({name: i.shape for name, i in exam.images.items()}, self.config)[image.name]
+            grid = draw_patch_grids({name: i.shape for name, i in exam.images.items()}, self.config)[
+                image.name
+            ]
             maps = stored_heatmaps(scores, image.name, grid, self.pixels(image), image.patches_mirrored)
             return np.ascontiguousarray(maps)
 
@@ -148,7 +150,7 @@ def _read_exam(case: Case, config: Config, cache: TileCache) -> TrainExam:
         outlines = read_annotation(case.annotation).polygons
     images: dict[str, TrainView] = {}
     opened = open_views(case, config.view_options, joined=config.architecture.joins_views)
-    for name, image in readable(opened).items():
+    for name, image in readable_views(opened).items():
         images[name] = _train_view(name, image, config, outlines)
         pixels = np.ascontiguousarray(image.pixels)
         cache.get(("pixels", images[name].path), lambda pixels=pixels: pixels)  # type: ignore[misc]
