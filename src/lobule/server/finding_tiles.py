@@ -1,7 +1,9 @@
-"""Findings as binary tiles: single findings where few are in view, otherwise exact counts and maxima.
+"""Findings as binary tiles for the viewer: single findings up close, counts and maxima from afar.
 
-Level 0 has the findings themselves. A tile of level k > 0 covers 2^k tiles of level 0 per side, divided into
-`BINS` × `BINS` bins, each with the number of its findings and their highest score.
+A tile of level 0 lists its findings. A tile of level k > 0 covers 2^k tiles of level 0 per side. It is divided
+into `BINS` × `BINS` bins; each bin has the number of its findings and their highest score.
+
+Both kinds of tile are a header (`HEADER`) followed by columns, one after the other.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ from numpy.typing import NDArray
 from lobule.results import CaseFolder
 
 BINS = 64
-MOST_PER_TILE = 8192
+"""Bins per side of a tile."""
+MAX_FINDINGS_PER_TILE = 8192
+"""Tiles of level 0 are made small enough for this number, but not smaller than `SMALLEST_TILE`."""
 SMALLEST_TILE = 256
 """Smallest side of a tile in level-0 pixels, whatever the number of findings."""
 MAX_LABELS = 255
+"""Number of labels that a tile can tell apart; findings with other labels are shown with the first label."""
 HEADER = struct.Struct("<4sI")
+"""Which kind of tile follows, and the number of its findings or bins."""
 POINTS_MAGIC, BINS_MAGIC = b"LFP1", b"LFB1"
-ROW_FIELDS = (
+FINDING_FIELDS = (
     "l0_x",
     "l0_y",
     "score",
@@ -50,12 +56,15 @@ class ImageFindings:
     label: NDArray[np.uint8]
     """Index into the labels of the case."""
     tile_side: int
+    """Side of a tile of level 0, in level-0 pixels."""
     levels: int
+    """Number of levels; the single tile of the highest level covers all findings."""
 
     def __len__(self) -> int:
         return len(self.number)
 
     def tile(self, level: int, column: int, row: int) -> bytes:
+        """Return one tile: the findings in it, or from level 1 on the counts and maxima of its bins."""
         side = self.tile_side << level
         inside = (self.l0_x // side == column) & (self.l0_y // side == row)
         if level == 0:
@@ -63,6 +72,7 @@ class ImageFindings:
         return self._bins(inside, column * side, row * side, side // BINS)
 
     def _points(self, inside: NDArray[np.bool_]) -> bytes:
+        """Return the tile that lists the selected findings."""
         columns: list[NDArray[Any]] = [
             self.number[inside].astype("<u4"),
             self.l0_x[inside].astype("<i4"),
@@ -70,12 +80,14 @@ class ImageFindings:
             self.score[inside].astype("<f4"),
             self.label[inside],
         ]
-        return HEADER.pack(POINTS_MAGIC, int(inside.sum())) + b"".join(c.tobytes() for c in columns)
+        return HEADER.pack(POINTS_MAGIC, int(inside.sum())) + b"".join(column.tobytes() for column in columns)
 
     def _bins(self, inside: NDArray[np.bool_], l0_left: int, l0_top: int, bin_side: int) -> bytes:
+        """Return the tile that counts the selected findings in bins; empty bins are left out."""
         bin_x, bin_y = (self.l0_x[inside] - l0_left) // bin_side, (self.l0_y[inside] - l0_top) // bin_side
         codes, first, counts = np.unique(bin_y * BINS + bin_x, return_index=True, return_counts=True)
-        highest = self.score[inside][first]  # The findings are sorted by score.
+        # The findings are sorted by score, so that the first finding of a bin has the highest score.
+        highest = self.score[inside][first]
         columns: list[NDArray[Any]] = [
             counts.astype("<u4"),
             highest.astype("<f4"),
@@ -90,13 +102,17 @@ class CaseFindings:
     """All findings of a case."""
 
     columns: dict[str, NDArray[Any]]
+    """The findings table; empty if there are no findings."""
     order: NDArray[np.int64]
     """Rows of the table, highest score first."""
     labels: tuple[str, ...]
+    """The first `MAX_LABELS` labels in alphabetical order."""
     images: dict[str, ImageFindings]
+    """The findings of each image; a slide is the only image of its case."""
 
     @classmethod
-    def of(cls, folder: CaseFolder) -> CaseFindings:
+    def read(cls, folder: CaseFolder) -> CaseFindings:
+        """Read the findings of a case from its results folder."""
         columns = folder.findings()
         count = len(columns["score"]) if columns else 0
         if not count:
@@ -106,31 +122,39 @@ class CaseFindings:
         names = np.array([str(label or "") for label in columns["label"]], object)
         labels = tuple(sorted(set(names.tolist())))[:MAX_LABELS]
         code_of = {label: code for code, label in enumerate(labels)}
-        codes = np.array([code_of.get(name, 0) for name in names.tolist()], np.uint8)
+        label_codes = np.array([code_of.get(name, 0) for name in names.tolist()], np.uint8)
         image_names = columns.get("image", np.full(count, "slide", object))
         images = {}
         for image in sorted(set(image_names.tolist())):
             rows = order[image_names[order] == image]
             l0_x, l0_y = (np.asarray(columns[name], np.int64)[rows] for name in ("l0_x", "l0_y"))
-            side, levels = _tiling(l0_x, l0_y)
+            side, levels = _choose_tiling(l0_x, l0_y)
             images[str(image)] = ImageFindings(
-                rows, l0_x, l0_y, scores[rows].astype(np.float32), codes[rows], side, levels
+                rows, l0_x, l0_y, scores[rows].astype(np.float32), label_codes[rows], side, levels
             )
         return cls(columns, order, labels, images)
 
     def page(self, offset: int, limit: int, label: str | None = None) -> tuple[int, list[dict[str, Any]]]:
-        """Return the number of findings (with a label), and one page of them, highest score first."""
+        """Return the number of findings, and one page of them, highest score first.
+
+        With a `label`, only the findings with this label are counted and returned.
+        """
         order = self.order
         if label is not None and len(order):
             chosen = np.array([str(name or "") == label for name in self.columns["label"]], np.bool_)
             order = order[chosen[order]]
-        return len(order), [self.row(int(number)) for number in order[offset : offset + limit]]
+        return len(order), [self.finding(int(number)) for number in order[offset : offset + limit]]
 
-    def row(self, number: int, outline: bool = False) -> dict[str, Any]:
-        """Return one finding as plain values; unknown values are left out."""
+    def finding(self, number: int, outline: bool = False) -> dict[str, Any]:
+        """Return one finding as values that JSON can store; unknown values are left out.
+
+        Args:
+            number: Row of the finding in the findings table.
+            outline: Also return the polygons of its outline.
+        """
         finding: dict[str, Any] = {"number": number}
-        for name in ROW_FIELDS:
-            value = _plain(self.columns[name][number]) if name in self.columns else None
+        for name in FINDING_FIELDS:
+            value = _as_json_value(self.columns[name][number]) if name in self.columns else None
             if value is not None:
                 finding[name] = value
         if outline:
@@ -144,7 +168,8 @@ class CaseFindings:
         return polygons if isinstance(polygons, list) else []
 
 
-def _plain(value: Any) -> Any:
+def _as_json_value(value: Any) -> Any:
+    """Convert a value of the findings table for JSON; NaN and infinity become None."""
     if isinstance(value, np.ndarray):
         return [int(item) for item in value]
     if isinstance(value, np.generic):
@@ -152,8 +177,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _tiling(l0_x: NDArray[np.int64], l0_y: NDArray[np.int64]) -> tuple[int, int]:
-    """Return the side of the level-0 tiles, small enough for `MOST_PER_TILE`, and the number of levels."""
+def _choose_tiling(l0_x: NDArray[np.int64], l0_y: NDArray[np.int64]) -> tuple[int, int]:
+    """Choose the side of the tiles of level 0; return it and the number of levels."""
     extent = int(max(l0_x.max(initial=0), l0_y.max(initial=0))) + 1
     covered_side = SMALLEST_TILE
     while covered_side < extent:
@@ -161,7 +186,7 @@ def _tiling(l0_x: NDArray[np.int64], l0_y: NDArray[np.int64]) -> tuple[int, int]
     side = covered_side
     while side > SMALLEST_TILE:
         codes = (l0_y // side) * (covered_side // side + 1) + l0_x // side
-        if np.unique(codes, return_counts=True)[1].max() <= MOST_PER_TILE:
+        if np.unique(codes, return_counts=True)[1].max() <= MAX_FINDINGS_PER_TILE:
             break
         side //= 2
     return side, (covered_side // side).bit_length()

@@ -188,7 +188,7 @@ def finding(request: Request, case_id: CaseId, number: int) -> dict[str, Any]:
     loaded = _service(request).findings(_service(request).entry(case_id))
     if not 0 <= number < len(loaded.order):
         raise HTTPException(404, "There is no such finding.")
-    return loaded.row(number, outline=True)
+    return loaded.finding(number, outline=True)
 
 
 @router.get("/cases/{case_id}/finding-tile")

@@ -65,7 +65,7 @@ class Service:
         key = str(path), path.stat().st_mtime_ns if path.exists() else 0
         findings: CaseFindings | None = self._findings.get(key)
         if findings is None:
-            findings = CaseFindings.of(entry.folder)
+            findings = CaseFindings.read(entry.folder)
             self._findings.put(key, findings, 200 * len(findings.order) + 1000)
         return findings
 
