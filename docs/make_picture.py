@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from lobule.annotations import read_annotation
 from lobule.cli import ABOUT, COMMANDS
 from lobule.cli.base import LazyGroup, run
-from lobule.cli.picture import INK, PAPER, TRUTH, Colour, Outlines, Zoom, font, zoomed
+from lobule.cli.picture import INK, PAPER, TRUTH, Colour, Outlines, Zoom, draw_zoom, font
 from lobule.cohort import Case, read_cohort
 from lobule.geometry import Box
 from lobule.mammograms.exams import read_view, view_named
@@ -66,7 +66,7 @@ def draw(demo: Path, exams: Path) -> Image.Image:
         side = 1000
         zoom = Zoom(Box(int(middle[0]) - side // 2, int(middle[1]) - side // 2, side, side), "")
         row = 300
-        close_up = zoomed(slide, zoom, row, [Outlines(rings, TRUTH, "")])
+        close_up = draw_zoom(slide, zoom, row, [Outlines(rings, TRUTH, "")])
         scale = SMOOTH * half / everything.l0_box.width
     scores = next(iter(open_results(demo / "results-scannet").case_folder(SLIDE).maps.values())).read()[0][0]
     page = Image.new("RGB", (WIDTH, height + row + 2 * CAPTION + GAP), PAPER)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lobule.cli.picture import contours
+from lobule.cli.picture import trace_outlines
 from tests.cli.conftest import Lobule
 
 
 def test_outline_has_the_area_and_position_of_its_mask() -> None:
     rows, columns = np.mgrid[:90, :120]
     mask = (rows + 0.5 - 50) ** 2 + (columns + 0.5 - 70) ** 2 < 30**2
-    (line,) = contours(mask, 8.0, 4.0)
+    (line,) = trace_outlines(mask, 8.0, 4.0)
     x, y = line[:, 0], line[:, 1]
     area = abs(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2
     assert area == pytest.approx(
@@ -27,7 +27,7 @@ def test_outline_has_the_area_and_position_of_its_mask() -> None:
 
 
 def test_an_outline_at_the_border_closes() -> None:
-    (line,) = contours(np.ones((20, 30), bool), 1.0, 1.0)
+    (line,) = trace_outlines(np.ones((20, 30), bool), 1.0, 1.0)
     assert np.allclose(line[0], line[-1])
     assert np.ptp(line, axis=0) == pytest.approx([30, 20], abs=0.1)
 

@@ -204,7 +204,7 @@ def draw(story: Story) -> None:
     subtitle = f"a generated lymph node, {truth.width:,} x {truth.height:,} pixels, seed {story.seed}"
     with open_slide(case.path) as slide:
         measured = measure(slide)
-        tissue = picture.contours(measured.mask, *measured.l0_step)
+        tissue = picture.trace_outlines(measured.mask, *measured.l0_step)
         groups = [picture.Outlines(tissue, picture.TISSUE, "detected tissue"), painted_tumours(truth)]
         footer = "Generated pixels, no patient."
         page = picture.draw_slide(slide, "lobule demo", subtitle, groups, zooms_of(truth), footer)

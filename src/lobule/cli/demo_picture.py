@@ -10,7 +10,7 @@ import numpy as np
 import shapely
 from PIL import Image, ImageDraw
 
-from lobule.cli.picture import INK, MARGIN, PAPER, TRUTH, Outlines, Zoom, font, zoomed
+from lobule.cli.picture import INK, MARGIN, PAPER, TRUTH, Outlines, Zoom, draw_zoom, font
 from lobule.geometry import Box
 from lobule.phantoms.truth import SlideTruth
 
@@ -88,7 +88,7 @@ def close_up(slide: Slide, location: Location, truth: SlideTruth, side: int) -> 
     """Read a location with its surroundings and draw the true outlines."""
     width = int(np.clip(1.7 * location.size_um, 1.7 * SMALLEST_UM, 900) / truth.mpp)
     x, y = int(location.l0_x) - width // 2, int(location.l0_y) - width // 2
-    return zoomed(slide, Zoom(Box(x, y, width, width), ""), side, [painted_tumours(truth)])
+    return draw_zoom(slide, Zoom(Box(x, y, width, width), ""), side, [painted_tumours(truth)])
 
 
 def painted_tumours(truth: SlideTruth) -> Outlines:

@@ -81,10 +81,12 @@ def measure(slide: Slide) -> MeasuredTissue:
 def save_preview(slide: Slide, measured: MeasuredTissue, target: str) -> None:
     from lobule.cli import picture
 
-    groups = [picture.Outlines(picture.contours(measured.mask, *measured.l0_step), picture.TISSUE, "tissue")]
+    groups = [
+        picture.Outlines(picture.trace_outlines(measured.mask, *measured.l0_step), picture.TISSUE, "tissue")
+    ]
     if measured.tissue.pen.any():
-        pen = picture.contours(measured.tissue.pen, *measured.l0_step)
-        groups.append(picture.Outlines(pen, picture.LEFT_OUT, "pen marks, excluded"))
+        pen = picture.trace_outlines(measured.tissue.pen, *measured.l0_step)
+        groups.append(picture.Outlines(pen, picture.EXCLUDED, "pen marks, excluded"))
     name = slide.path.rpartition("/")[2]
     picture.save(picture.draw_slide(slide, name, "detected tissue", groups), target)
 

@@ -1,7 +1,7 @@
 """Findings as binary tiles for the viewer: single findings up close, counts and maxima from afar.
 
-A tile of level 0 lists its findings. A tile of level k > 0 covers 2^k tiles of level 0 per side. It is divided
-into `BINS` × `BINS` bins; each bin has the number of its findings and their highest score.
+A tile of level 0 lists its findings. A tile of level k > 0 covers 2^k tiles of level 0 per side. It is
+divided into `BINS` × `BINS` bins; each bin has the number of its findings and their highest score.
 
 Both kinds of tile are a header (`HEADER`) followed by columns, one after the other.
 """
