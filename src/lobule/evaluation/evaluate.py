@@ -1,4 +1,7 @@
-"""Measure a source of scores on a cohort. Every case is measured or listed with the reason why not."""
+"""Measure the scores and findings of a source on a cohort.
+
+Every case of the cohort is measured, or listed with the reason why it is not.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +35,19 @@ from lobule.results.result import RESEARCH_USE, UNSCORED
 
 FORMAT = "lobule-evaluation/1"
 BLANK = "(blank)"
+"""Name of the group of cases that have no value in a column."""
 UNITS = {"slide": "slides", "region": "regions", "image": "images"}
+"""Kind of cohort → what its cases are called in the report."""
 
 CaseResults = list[tuple[Case, CaseResult]]
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The measures as plain values; `data` is the content of `evaluation.json`."""
+    """The measures of a source on a cohort."""
 
     data: Mapping[str, Any]
+    """The content of `evaluation.json`."""
 
     @property
     def tasks(self) -> Mapping[str, Any]:
@@ -100,9 +106,9 @@ def evaluate_source(
     if against is not None:
         other_overlap = check_overlap(cohort, against, None, options.allow_overlap, "the other model")
         other_results = {case.id: _with_missing_score(against.case_result(case), options) for case in cohort}
-    tasks, plan, classes = _tasks(cohort, case_results, other_results, options)
+    tasks, plan, classes = _build_tasks(cohort, case_results, other_results, options)
     matched = _match_lesions(case_results, other_results, plan, options)
-    notes = [*_unscored_note(case_results, options), *_small_groups(tasks, options)]
+    notes = [*_unscored_notes(case_results, options), *_small_group_notes(tasks, options)]
     data = {
         "format": FORMAT,
         "research_use": RESEARCH_USE,
@@ -126,21 +132,31 @@ def evaluate_source(
 
 
 def _choose_cases(cohort: Cohort, options: Options) -> Cohort:
+    """Return the cases of the split in the options. Raise `UsageError` if a column or the split is empty."""
     for column in options.by:
         if all(case.value(column) is None for case in cohort):
             raise UsageError(
-                f"no case has a value in the column '{column}'", subject=cohort.path, actual=_columns(cohort)
+                f"no case has a value in the column '{column}'",
+                subject=cohort.path,
+                expected=f"one of the columns with values: {_columns_with_values(cohort)}",
+                remedy="Choose such a column for --by, or fill the column in",
             )
     if options.split is None:
         return cohort
     chosen = cohort.split(options.split)
     if not len(chosen):
-        has = ", ".join(name for name in SPLITS if name in cohort.splits()) or "no splits"
-        raise UsageError(f"no case is in the split '{options.split}'", subject=cohort.path, actual=has)
+        splits = ", ".join(name for name in SPLITS if name in cohort.splits()) or "no splits"
+        raise UsageError(
+            f"no case is in the split '{options.split}'",
+            subject=cohort.path,
+            actual=splits,
+            remedy="Choose another split, or leave --split away to evaluate all cases",
+        )
     return chosen
 
 
-def _columns(cohort: Cohort) -> str:
+def _columns_with_values(cohort: Cohort) -> str:
+    """List the columns by which cases can be grouped."""
     standard = ("split", "label", "site")
     present = [name for name in standard if any(case.value(name) is not None for case in cohort)]
     present += dict.fromkeys(name for case in cohort for name in case.attributes)
@@ -155,8 +171,8 @@ def _with_missing_score(result: CaseResult, options: Options) -> CaseResult:
     return replace(result, scores={ANY_SCORE: options.missing_score}, detections=no_detections)
 
 
-def _unscored_note(case_results: CaseResults, options: Options) -> list[str]:
-    """A note on how many cases were not scored, and how they are counted."""
+def _unscored_notes(case_results: CaseResults, options: Options) -> list[str]:
+    """Say in a note how many cases were not scored, and how they are counted; no note if all were."""
     count = sum(result.status == UNSCORED for _, result in case_results)
     if not count:
         return []
@@ -166,16 +182,21 @@ def _unscored_note(case_results: CaseResults, options: Options) -> list[str]:
     return [f"{cases} not scored and counted with the score {options.missing_score:g} of --missing-score"]
 
 
-# -- the slide level ----------------------------------------------------------------------------------------
+# -- scores of cases and breasts ----------------------------------------------------------------------------
 
 
-def _tasks(
+def _build_tasks(
     cohort: Cohort,
     case_results: CaseResults,
     other_results: Mapping[str, CaseResult] | None,
     options: Options,
 ) -> tuple[list[Task], TargetPlan | None, dict[str, Any] | None]:
-    """The tasks of a cohort: by breast for exams that have breast labels, else by the label of the case."""
+    """Create the tasks of a cohort: one score per breast for exams with breast labels, otherwise per case.
+
+    Returns:
+        The tasks; and, if cases are evaluated by their labels, how labels and scores correspond and the
+        measures of several classes.
+    """
     exams = [(case, result) for case, result in case_results if case.kind == "exam"]
     tasks = breast_tasks(exams, other_results) if exams else []
     labelled_as_whole = [
@@ -195,18 +216,20 @@ def _score_names(results: Iterable[CaseResult]) -> list[str]:
 
 
 def _task_report(task: Task, options: Options, compared: bool) -> dict[str, Any]:
+    """Measure a task on all its cases and on each group. If `compared`, also compare the two sources."""
+
     def measured(selected: Task) -> dict[str, Any]:
-        return without_intervals(measure_task(selected, options), _patients(selected.cases))
+        return without_intervals(measure_task(selected, options), _count_patients(selected.cases))
 
     def compared_with_other(selected: Task) -> dict[str, Any]:
         assert selected.other_scores is not None
         shared = selected.subset(np.isfinite(selected.other_scores))
-        return without_intervals(compare_task(selected, options), _patients(shared.cases))
+        return without_intervals(compare_task(selected, options), _count_patients(shared.cases))
 
     def by_column(function: Callable[[Task], dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-        groups = {column: _groups(task.cases, column) for column in options.by}
+        groups = {column: _select_by_value(task.cases, column) for column in options.by}
         return {
-            column: {value: function(task.subset(keep)) for value, keep in by_value.items()}
+            column: {value: function(task.subset(selection)) for value, selection in by_value.items()}
             for column, by_value in groups.items()
         }
 
@@ -216,32 +239,36 @@ def _task_report(task: Task, options: Options, compared: bool) -> dict[str, Any]
     return report
 
 
-def _patients(cases: Sequence[Case]) -> int:
+def _count_patients(cases: Sequence[Case]) -> int:
     return len({case.patient for case in cases})
 
 
-def _small_groups(tasks: Sequence[Task], options: Options) -> Iterator[str]:
-    """Notes on groups with too few patients for an interval."""
+def _small_group_notes(tasks: Sequence[Task], options: Options) -> Iterator[str]:
+    """Say in a note for each group with few patients that it has no intervals."""
     small_groups: dict[str, int] = {}
     for task in tasks:
         groups = {"all": [True] * len(task.cases)} if task.cases else {}
         for column in options.by:
-            groups |= {f"{column} = {value}": keep for value, keep in _groups(task.cases, column).items()}
-        for title, keep in groups.items():
-            patients = len(np.unique(task.subset(keep).patients))
+            groups |= {
+                f"{column} = {value}": selection
+                for value, selection in _select_by_value(task.cases, column).items()
+            }
+        for title, selection in groups.items():
+            patients = len(np.unique(task.subset(selection).patients))
             if patients < FEW_PATIENTS:
                 small_groups[title] = patients
     for title, patients in small_groups.items():
         yield f"{title}: {patients} patients, too few for an interval or a p-value"
 
 
-def _groups(cases: Sequence[Case], column: str) -> dict[str, list[bool]]:
+def _select_by_value(cases: Sequence[Case], column: str) -> dict[str, list[bool]]:
+    """For each value in a column, say of each case whether it has this value. `BLANK` is the last value."""
     values = [BLANK if (value := case.value(column)) is None else value for case in cases]
     ordered = sorted(set(values), key=lambda value: (value == BLANK, value))
     return {value: [case_value == value for case_value in values] for value in ordered}
 
 
-# -- the lesion level ---------------------------------------------------------------------------------------
+# -- findings and lesions -----------------------------------------------------------------------------------
 
 
 def _match_lesions(
@@ -252,7 +279,7 @@ def _match_lesions(
 ) -> MatchedSlides | None:
     """Match the findings of slides with their lesions; None if no slide has both."""
     slides = [(case, result) for case, result in case_results if case.kind in ("slide", "region")]
-    has_lesion_truth = [case for case, _ in slides if case.annotation is not None] or options.masks
+    has_lesion_truth = bool(options.masks) or any(case.annotation is not None for case, _ in slides)
     if not has_lesion_truth or all(result.detections is None for _, result in slides):
         return None
     excluded = {
@@ -260,13 +287,16 @@ def _match_lesions(
         for case, _ in slides
         if is_false(case.attributes.get("froc", ""))
     }
-    included = [(case, result, _positive(case, plan)) for case, result in slides if case.id not in excluded]
+    included = [
+        (case, result, _is_positive(case, plan)) for case, result in slides if case.id not in excluded
+    ]
     classes = frozenset(name for target in (plan.targets if plan else ()) for name in target.scores)
     matched = match_slides(included, options, other_results, classes)
     return replace(matched, left_out={**excluded, **matched.left_out})
 
 
-def _positive(case: Case, plan: TargetPlan | None) -> bool | None:
+def _is_positive(case: Case, plan: TargetPlan | None) -> bool | None:
+    """Whether the label of a case is positive; None if it has no label or one of unknown meaning."""
     if case.label is None:
         return None
     if plan is not None and len(plan.targets) == 1:
@@ -275,34 +305,41 @@ def _positive(case: Case, plan: TargetPlan | None) -> bool | None:
 
 
 def _lesion_report(matched: MatchedSlides, options: Options, compared: bool) -> dict[str, Any]:
-    def measured(keep: Sequence[bool]) -> dict[str, Any]:
-        cases = _select(matched.cases, keep)
-        block = measure_lesions(cases, _select(matched.matches, keep), options)
-        return without_intervals(block, _patients(cases))
+    """Measure the findings of all slides and of each group. If `compared`, also compare the two sources."""
+
+    def measured(selection: Sequence[bool]) -> dict[str, Any]:
+        cases = _select(matched.cases, selection)
+        measures = measure_lesions(cases, _select(matched.matches, selection), options)
+        return without_intervals(measures, _count_patients(cases))
 
     report: dict[str, Any] = {"all": measured([True] * len(matched.cases))}
     report["by"] = {
-        column: {value: measured(keep) for value, keep in _groups(matched.cases, column).items()}
+        column: {
+            value: measured(selection) for value, selection in _select_by_value(matched.cases, column).items()
+        }
         for column in options.by
     }
     if compared:
         shared = _select(matched.cases, [match is not None for match in matched.other_matches])
-        report["against"] = {"all": without_intervals(compare_lesions(matched, options), _patients(shared))}
+        report["against"] = {
+            "all": without_intervals(compare_lesions(matched, options), _count_patients(shared))
+        }
     return report
 
 
 T = TypeVar("T")
 
 
-def _select(items: Sequence[T], keep: Sequence[bool]) -> list[T]:
-    return [item for item, is_selected in zip(items, keep, strict=True) if is_selected]
+def _select(items: Sequence[T], selection: Sequence[bool]) -> list[T]:
+    """Return the items whose flag in `selection` is true."""
+    return [item for item, is_selected in zip(items, selection, strict=True) if is_selected]
 
 
-# -- accounts -----------------------------------------------------------------------------------------------
+# -- the status of every case -------------------------------------------------------------------------------
 
 
 def _account_for_cases(source: Source, cohort: Cohort, case_results: CaseResults) -> dict[str, Any]:
-    """The cases of the cohort by status, and the cases of the source that the cohort does not have."""
+    """List the cases of the cohort by status, and the cases of the source that the cohort does not have."""
 
     def causes(condition: Callable[[CaseResult], bool]) -> dict[str, str]:
         return {case.id: result.cause or result.status for case, result in case_results if condition(result)}
