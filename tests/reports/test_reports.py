@@ -180,7 +180,7 @@ def test_a_slide_opens_with_its_highest_fields(tmp_path: Path) -> None:
 
 
 def test_an_exam_shows_its_views(tmp_path: Path) -> None:
-    from tests.server.test_browser import write_exam
+    from tests.server.browsing import write_exam
 
     folder = write_exam(tmp_path)
     report = write_reports(folder / "results", tmp_path / "out")

@@ -58,9 +58,9 @@ def plan_exam_windows(images: OpenViews, config: Config, earlier: Iterable[Case]
         names: dict[str, list[str]] = {view: [] for view in VIEWS}
         for name, image in images.items():
             names[image.view].append(name)
-        images_by_view = {view: [images[name] for name in names[view]] for view in VIEWS}
         plans_by_epoch = plan_exam(
-            images_by_view, window_stream_after(earlier, config),
+            {view: [images[name] for name in names[view]] for view in VIEWS},
+            window_stream_after(earlier, config),
             epochs=config.reading.windows, augmentation=config.variation, size=config.architecture.window,
         )  # fmt: skip
         for epoch, plans in enumerate(plans_by_epoch):
