@@ -35,7 +35,7 @@ class DescriptorSet:
     size: int
     """Side of its crops in pixels."""
     full: bool
-    """Crops of the image at twice the scale: the paper's text counts them, its code does not."""
+    """Whether its crops are cut at twice the scale. The paper's text counts such crops, its code does not."""
 
     @property
     def scale_index(self) -> int:
@@ -48,7 +48,7 @@ class Config(Settings):
     """All settings that determine a model."""
 
     recipe: Recipe = "full"
-    """"quick" replaces what still has the full recipe's value: 4 augmentations, 5 crops, 5 folds, 1 seed."""
+    """"quick" uses 4 augmentations, 5 crops, 5 folds and 1 seed where these settings have their defaults."""
     classes: tuple[str, ...] = ()
     """If empty, the cohort's labels: the four of BACH in the order of the paper, others sorted. The first
     class is the normal one: on a slide it gives no findings."""
@@ -61,10 +61,10 @@ class Config(Settings):
     mpp: float = 0.42
     """µm/px at which images are read, before `scale`; 0 reads them unscaled, whatever their µm/px."""
     scale: float = 0.5
-    """Images are resized by it, as OpenCV's INTER_CUBIC does; the paper halves."""
+    """Factor by which images are resized, as with OpenCV's INTER_CUBIC; the paper halves them."""
     stains: Stains = "published"
-    """Macenko normalisation: byte for byte as published (truncated, the 1 once added left in), corrected
-    (rounded, taken off), or none."""
+    """Macenko normalisation. "published" gives the bytes of the published code, which truncates values and
+    does not subtract the 1 that it adds; "corrected" rounds and subtracts it; "none" does not normalise."""
     augmentations: int = 50
     stain_range: tuple[float, float] = (0.7, 1.3)
     """Hematoxylin and eosin are multiplied by random numbers from this range; 1,1 switches this off."""
@@ -73,17 +73,17 @@ class Config(Settings):
     sizes: tuple[int, ...] = (400, 650)
     """Sides of the crops, in pixels after `scale`."""
     full_scale: bool = False
-    """Also crops twice as large at twice the scale: 12 sets and 600 models, as the paper's text counts. Its
-    code and its results are the 6 sets and 300 models at half scale."""
+    """Also use crops twice as large at twice the scale. These are the 12 sets and 600 models that the paper's
+    text counts; its code and its results have the 6 sets and 300 models at half scale."""
 
     # encoders
     encoders: tuple[str, ...] = ("resnet50", "inception_v3", "vgg16")
     """Nets of torchvision, `timm:NAME` or `tiny`; `NAME@layer+layer` names the layers that are pooled."""
     weights: tuple[str, ...] = ("imagenet",)
-    """One an encoder, or one for all: "imagenet" (fetched), "random", or a file (safetensors or torch)."""
+    """One per encoder, or one for all: "imagenet" (fetched), "random", or a file (safetensors or torch)."""
     inputs: tuple[str, ...] = ()
-    """One an encoder: "torchvision", "caffe" (BGR less its means) or "tf" (-1..1). Where empty, "tf" for
-    inception_v3, and for others "torchvision", or "caffe" with `keras`."""
+    """One per encoder: "torchvision", "caffe" (BGR minus its means) or "tf" (-1 to 1). If empty, "tf" for
+    inception_v3; for others "torchvision", or "caffe" with `keras`."""
     keras: bool = False
     """Build networks as Keras did in 2018, for weights converted from it: resnet50 has other strides, another
     first pool and a 7 × 7 average pool before the global one; inception_v3 pads average pools differently."""

@@ -27,7 +27,10 @@ TAPS: dict[str, tuple[str, ...]] = {
     "vgg16": ("features.8", "features.15", "features.22", "features.29"),
     "squeezenet1_1": ("features.12",),
 }
-"""Encoder → the layers that are averaged and joined; of VGG-16 the last convolution of blocks 2 to 5."""
+"""Encoder → the layers whose maps are averaged and concatenated.
+
+Those of VGG-16 are the last convolutions of blocks 2 to 5.
+"""
 
 INPUTS: dict[str, tuple[InputScaling, bool]] = {
     "torchvision": (InputScaling(), False),
@@ -36,7 +39,7 @@ INPUTS: dict[str, tuple[InputScaling, bool]] = {
 }
 """Name → input scaling, and whether the channels are BGR (the scaling is then in that order)."""
 
-NO_NETWORK = "Give their files, one an encoder: --set weights=A.safetensors,B.safetensors"
+NO_NETWORK_REMEDY = "Pass their files, one per encoder: --set weights=A.safetensors,B.safetensors"
 KERAS_POOL = 7
 KERAS_EPSILON = 1e-3
 
@@ -55,7 +58,7 @@ class Plan:
 
 
 class Encoder(nn.Module):
-    """A trunk whose feature maps (one a tap) are averaged over places and joined."""
+    """A trunk whose feature maps (one per tap) are averaged over all positions and concatenated."""
 
     def __init__(self, trunk: nn.Module, plan: Plan, taps: Sequence[str]) -> None:
         super().__init__()
@@ -117,7 +120,7 @@ def build(plan: Plan, seed: int = 0) -> Encoder:
     else:
         with torch.device("meta"):  # most weights of a VGG belong to the head, which is removed
             net = _torchvision(name)
-        if not _can_begin(net):
+        if not _can_initialise(net):
             net = _torchvision(name)
         taps = (
             taps
@@ -128,20 +131,20 @@ def build(plan: Plan, seed: int = 0) -> Encoder:
                 f"the feature layer of {name} is not known", remedy=f"Name it: {name}@LAYER, or {name}@A+B"
             )
     if plan.keras:
-        _as_keras_had_it(net, name)
+        _apply_keras_conventions(net, name)
     trunk = _tapped(net, taps, name) if taps else net
     if plan.keras and name == "inception_v3":
-        _leave_borders_out(trunk)
+        _exclude_padding_from_pools(trunk)
     if next(trunk.parameters()).is_meta:
         trunk.to_empty(device="cpu")
         for module in trunk.modules():
-            begin: Callable[[], None] | None = getattr(module, "reset_parameters", None)
-            if begin is not None:
-                begin()
+            initialise: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+            if initialise is not None:
+                initialise()
     return Encoder(trunk, plan, taps).eval()
 
 
-def _can_begin(net: nn.Module) -> bool:
+def _can_initialise(net: nn.Module) -> bool:
     """Whether every module with parameters can initialise itself."""
     return all(
         hasattr(module, "reset_parameters")
@@ -181,8 +184,11 @@ def _tapped(net: nn.Module, taps: Sequence[str], name: str) -> nn.Module:
     return tapped
 
 
-def _as_keras_had_it(net: nn.Module, name: str) -> None:
-    """Keras's ResNet-50 of 2018: stages are strided in their first 1 × 1; the first pool has no padding."""
+def _apply_keras_conventions(net: nn.Module, name: str) -> None:
+    """Change a ResNet-50 into that of Keras in 2018; other networks that Keras had stay as they are.
+
+    Stages 2 to 4 have their stride in the first 1 × 1 convolution, and the first pool has no padding.
+    """
     if name in ("vgg16", "vgg19", "inception_v3"):
         return
     if name != "resnet50":
@@ -198,8 +204,8 @@ def _as_keras_had_it(net: nn.Module, name: str) -> None:
             module.eps = KERAS_EPSILON
 
 
-def _leave_borders_out(trunk: nn.Module) -> None:
-    """Average pools that do not count their zero padding, as in TensorFlow."""
+def _exclude_padding_from_pools(trunk: nn.Module) -> None:
+    """Let average pools not count their zero padding, as in TensorFlow."""
     assert isinstance(trunk, fx.GraphModule)
     for node in trunk.graph.nodes:
         if node.op == "call_function" and node.target is F.avg_pool2d:
@@ -225,7 +231,7 @@ def pretrained(plan: Plan, weights: str, seed: int = 0) -> Encoder:
                 "github.com/fchollet/deep-learning-models, and pass it: --set weights=FILE.h5,…",
             )
         name = plan.name.partition("@")[0]
-        load_weights(encoder, fetched(plan.name, lambda: _published(name), NO_NETWORK), plan.name)
+        load_weights(encoder, fetched(plan.name, lambda: _published(name), NO_NETWORK_REMEDY), plan.name)
     elif weights.endswith((".h5", ".hdf5")):
         load_weights(encoder, read_keras_weights(weights).tensors, weights)
     else:
@@ -254,4 +260,4 @@ def _published(name: str) -> Mapping[str, Tensor]:
     """ImageNet weights as torchvision and timm publish them; nothing in them is run."""
     if name.startswith("timm:"):
         return _timm(name.removeprefix("timm:"), pretrained=True).state_dict()
-    return imagenet_weights(name, "--set weights=FILE,…, one an encoder")
+    return imagenet_weights(name, "--set weights=FILE,…, one per encoder")
