@@ -24,7 +24,7 @@ from lobule.nets.unpad import HEADS
 SOURCES = ("torchvision", "timm", "lobule")
 Weights = Mapping[str, Tensor] | Literal["pretrained", "random"]
 RANDOM_SEED = 0
-NO_NETWORK = "Fetch the file on a machine with a network and pass it with --weights FILE"
+NO_NETWORK_REMEDY = "Fetch the file on a machine with a network and pass it with --weights FILE"
 Fetched = TypeVar("Fetched")
 
 
@@ -165,7 +165,7 @@ def _of_lobule(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, in
     return _Body(body, pooled=True), PLAIN_SCALING, None
 
 
-def fetched(name: str, build: Callable[[], Fetched], remedy: str = NO_NETWORK) -> Fetched:
+def fetched(name: str, build: Callable[[], Fetched], remedy: str = NO_NETWORK_REMEDY) -> Fetched:
     """Build a network or fetch its weights; if they cannot be downloaded, the error says what to do."""
     try:
         return build()

@@ -19,7 +19,7 @@ from lobule.nets.scaling import PLAIN_SCALING, InputScaling
 
 LEAST_SPREAD = 0.01
 """Minimum spread of a channel, relative to the mean spread of its map."""
-NO_NETWORK = "Use a local file: --set weights=FILE when training, --teacher FILE when converting"
+NO_NETWORK_REMEDY = "Use a local file: --set weights=FILE when training, --teacher FILE when converting"
 
 
 class Teacher(nn.Module):
@@ -249,7 +249,7 @@ def _torchvision(name: str, pretrained: bool) -> Teacher:
     import torchvision
 
     weights = "IMAGENET1K_V1" if pretrained else None
-    net = fetched(name, lambda: torchvision.models.get_model(name, weights=weights), NO_NETWORK)
+    net = fetched(name, lambda: torchvision.models.get_model(name, weights=weights), NO_NETWORK_REMEDY)
     stages = SqueezeNetStages(net) if name.startswith("squeezenet") else ResNetStages(net)
     return Teacher(name, stages, (4, 8, 16), InputScaling())
 
@@ -280,7 +280,7 @@ def _timm(name: str, pretrained: bool) -> Teacher:
         indices = list(range(start, min(start + 3, last + 1)))
         pools = [1] * len(indices)
     options |= {"pretrained": pretrained, "out_indices": indices}
-    backbone = fetched(name, lambda: timm.create_model(name, **options), NO_NETWORK)
+    backbone = fetched(name, lambda: timm.create_model(name, **options), NO_NETWORK_REMEDY)
     effective = [strides[k] * pool for k, pool in zip(indices, pools, strict=True)]
     config = timm.get_pretrained_cfg(name)
     scaling = InputScaling(tuple(config.mean), tuple(config.std)) if config else InputScaling()

@@ -185,9 +185,9 @@ def _tapped(net: nn.Module, taps: Sequence[str], name: str) -> nn.Module:
 
 
 def _apply_keras_conventions(net: nn.Module, name: str) -> None:
-    """Change a ResNet-50 into that of Keras in 2018; other networks that Keras had stay as they are.
+    """Change a ResNet-50 into that of Keras in 2018. VGG and Inception-v3 need no change here.
 
-    Stages 2 to 4 have their stride in the first 1 × 1 convolution, and the first pool has no padding.
+    In Keras, layers 2 to 4 have their stride in the first 1 × 1 convolution. The first pool has no padding.
     """
     if name in ("vgg16", "vgg19", "inception_v3"):
         return
