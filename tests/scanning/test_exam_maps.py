@@ -8,7 +8,7 @@ import numpy as np
 
 from lobule.geometry import Size
 from lobule.mammograms.exam_views import ExamView, Frame, ViewSource
-from lobule.mammograms.published.windows import Window
+from lobule.mammograms.published.crop import Window
 from lobule.scanning.exam_passes import fill_heatmap
 
 
