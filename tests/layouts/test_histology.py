@@ -126,8 +126,18 @@ def test_camelyon17_in_both_layouts(bucket: bool, tmp_path: Path) -> None:
     outlined = cohort["patient_000_node_1"]
     assert Path(str(outlined.annotation)).suffix == ".xml"
     assert outlined.attributes["exhaustive"] == "false"
+    assert "mask_tumour" not in outlined.attributes
     assert [case.annotation for case in cohort if case is not outlined] == [None] * 3
     assert_survives_a_manifest(cohort, tmp_path)
+
+
+def test_masks_of_camelyon17_state_their_tumour_value(tmp_path: Path) -> None:
+    """In the bucket, 1 is normal tissue: a mask whose only value is 1 must not become one large tumour."""
+    touch(tmp_path, "images/patient_000_node_4.tif", "masks/patient_000_node_4_mask.tif")
+    write_lines(tmp_path / "stages.csv", "patient,stage,center", "patient_000_node_4.tif,negative,0")
+    (case,) = read_layout("camelyon17", tmp_path)
+    assert Path(str(case.annotation)).name == "patient_000_node_4_mask.tif"
+    assert case.mask_tumour == 2 and case.attributes["exhaustive"] == "false"
 
 
 def test_patches_of_wilds_follow_the_official_split_by_centre(tmp_path: Path) -> None:

@@ -59,3 +59,56 @@ def test_a_mask_without_a_known_value_is_refused(tmp_path: Path) -> None:
         read_truth(case, result, True, Options(lesion_scale="official"))
     with pytest.raises(AnnotationError, match="no tumour outline"):
         find_positions(replace(case, label="tumor"), None)
+
+
+def normal_and_tumour(folder: Path, mask_tumour: str, label: str | None) -> Case:
+    """A case whose mask has both values, 2 in the rectangle of `masked_case` and 1 around it."""
+    case = masked_case(folder, tumour=2, normal=1)
+    return replace(case, label=label, attributes={"mask_tumour": mask_tumour})
+
+
+@pytest.mark.parametrize(("mask_tumour", "cells"), [("2", 40), ("2.0", 40), ("1", 16 * 36 - 40)])
+def test_the_manifest_states_which_of_two_values_is_tumour(
+    mask_tumour: str, cells: int, tmp_path: Path
+) -> None:
+    """The cloud bucket writes tumour as 2; ASAP's script for Camelyon17 writes it as 1 and normal as 2."""
+    case = normal_and_tumour(tmp_path, mask_tumour, "tumor")
+    truth = read_truth(
+        case, CaseResult("complete", size=Size(1280, 640)), True, Options(lesion_scale="official")
+    )
+    assert not isinstance(truth, str) and truth.mask is not None
+    # The official script dilates lesions by 4.8 cells and fills their holes.
+    (tmp_path / "alone").mkdir()
+    alone = masked_case(
+        tmp_path / "alone", tumour=255 if mask_tumour != "1" else 0, normal=0 if mask_tumour != "1" else 255
+    )
+    expected = read_truth(
+        alone, CaseResult("complete", size=Size(1280, 640)), True, Options(lesion_scale="official")
+    )
+    assert not isinstance(expected, str) and expected.mask is not None
+    assert (truth.mask.labels > 0).sum() == (expected.mask.labels > 0).sum() > cells
+    positions, _ = find_positions(case, None)
+    points = np.array([positions.draw(TUMOUR, np.random.default_rng(seed)) for seed in range(100)])
+    inside = ((points > (160, 128)) & (points < (480, 256))).all(axis=1)
+    assert inside.mean() > 0.9 if mask_tumour != "1" else inside.mean() < 0.2
+
+
+def test_a_mask_of_normal_tissue_alone_shows_no_tumour_if_the_manifest_says_so(tmp_path: Path) -> None:
+    """Without `mask_tumour`, 1 as the only value means tumour, as in masks of Camelyon16's test slides."""
+    case = replace(masked_case(tmp_path, tumour=1, normal=1), label=None, attributes={"mask_tumour": "2"})
+    truth = read_truth(
+        case, CaseResult("complete", size=Size(1280, 640)), None, Options(lesion_scale="official")
+    )
+    assert not isinstance(truth, str) and truth.mask is not None
+    assert truth.mask.lesions == 0 and "no tumour" in truth.notes[-1]
+    without = replace(case, attributes={})
+    truth = read_truth(
+        without, CaseResult("complete", size=Size(1280, 640)), None, Options(lesion_scale="official")
+    )
+    assert not isinstance(truth, str) and truth.mask is not None and truth.mask.lesions == 1
+
+
+@pytest.mark.parametrize("cell", ["tumour", "0", "256", "1.5"])
+def test_a_mask_value_that_cannot_occur_is_refused(cell: str, tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match="mask_tumour"):
+        find_positions(normal_and_tumour(tmp_path, cell, "tumor"), None)

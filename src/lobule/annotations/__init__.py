@@ -20,7 +20,7 @@ from lobule.annotations.coco import is_coco, read_coco
 from lobule.annotations.dicom import is_dicom, read_dicom_annotation
 from lobule.annotations.dsa import is_dsa, read_dsa
 from lobule.annotations.geojson import read_geojson, write_geojson
-from lobule.annotations.masks import ClassMask, mask_annotation, read_mask
+from lobule.annotations.masks import ClassMask, classes_of_tumour_value, mask_annotation, read_mask
 from lobule.annotations.ncrf import read_ncrf, write_ncrf
 from lobule.annotations.outline import Annotation, Kind, Polygon
 from lobule.annotations.raster import fill, in_tumour, inside, rasterise
@@ -33,6 +33,7 @@ __all__ = [
     "ClassMask",
     "Kind",
     "Polygon",
+    "classes_of_tumour_value",
     "fill",
     "in_tumour",
     "inside",

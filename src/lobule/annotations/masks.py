@@ -23,6 +23,11 @@ CLASSES: dict[int, Kind] = {1: "normal", 2: "tumour", 255: "tumour"}
 MAX_MASK_PIXELS = 1 << 28
 
 
+def classes_of_tumour_value(value: int) -> dict[int, Kind]:
+    """The meaning of the values of a mask in which `value` is tumour; 1 and 2 are otherwise normal tissue."""
+    return {1: "normal", 2: "normal", value: "tumour"}
+
+
 @dataclass(frozen=True, eq=False)
 class ClassMask:
     """Class values of cells of `step_x` by `step_y` level-0 pixels, starting at level-0 (0, 0)."""

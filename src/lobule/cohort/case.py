@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lobule.errors import ConfigError
+from lobule.errors import AnnotationError
 from lobule.geometry import Box
 
 Kind = Literal["slide", "region", "image", "exam"]
@@ -63,6 +63,24 @@ class Case:
             return "1" if self.breast_labels[column] else "0"
         return self.attributes.get(column)
 
+    @property
+    def mask_tumour(self) -> int | None:
+        """The value that means tumour in the mask of this case, from the column `mask_tumour`.
+
+        Raises:
+            AnnotationError: The cell does not contain a number from 1 to 255.
+        """
+        cell = self.attributes.get("mask_tumour")
+        if cell is None:
+            return None
+        number = cell.strip().removesuffix(".0")
+        if not number.isdigit() or not 1 <= int(number) <= 255:
+            raise AnnotationError(
+                "the column mask_tumour does not contain the value of a mask",
+                subject=self.id, expected="a number from 1 to 255", actual=cell,
+            )  # fmt: skip
+        return int(number)
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -90,7 +108,7 @@ class Cohort:
     def split(self, name: str) -> Cohort:
         """The cases of one split, which may be empty. Raises `ConfigError` for a name not in `SPLITS`."""
         if name not in SPLITS:
-            raise ConfigError(f"there is no split '{name}'", expected=f"one of {', '.join(SPLITS)}")
+            raise AnnotationError(f"there is no split '{name}'", expected=f"one of {', '.join(SPLITS)}")
         return self.where(lambda case: case.split == name)
 
     def patients(self) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ def _rasterise_truth(
 ) -> tuple[NDArray[np.bool_] | NDArray[np.uint8], str]:
     size = size or _size_of_slide(case)
     if Path(path).suffix.lower() in MASK_SUFFIXES:
-        return _read_mask(path, size, steps, options), path
+        return _read_mask(path, size, steps, options, case.mask_tumour), path
     if size is None:
         raise CaseError(
             "the size of the slide is not known, so its outlines cannot be rasterised",
@@ -125,7 +125,9 @@ def _size_of_slide(case: Case) -> Size | None:
         return slide.size
 
 
-def _read_mask(path: str, size: Size | None, steps: Steps, options: Options) -> NDArray[np.bool_]:
+def _read_mask(
+    path: str, size: Size | None, steps: Steps, options: Options, tumour_value: int | None
+) -> NDArray[np.bool_]:
     """The mask sampled at the centres of the cells; a level that has exactly these cells is used as it is."""
     if Path(path).suffix.lower() == ".png":
         values, level_0_size = read_class_mask(path).values, None
@@ -143,8 +145,8 @@ def _read_mask(path: str, size: Size | None, steps: Steps, options: Options) -> 
                 remedy="State the number of level-0 pixels per mask pixel with --mask-step",
             )
         slide_size = Size(*(round(side * options.mask_step) for side in mask_size))
-    tumour = np.asarray(values == _tumour_value(values))
-    if values.any() and not tumour.any():
+    tumour = np.asarray(values == (_tumour_value(values) if tumour_value is None else tumour_value))
+    if values.any() and not tumour.any() and tumour_value is None:
         evaluation_mask(values.astype(np.uint8))  # This raises an error that names the values of the mask.
     mask_steps = tuple(map(level_step, slide_size, mask_size))
     if mask_steps == steps:
@@ -161,7 +163,8 @@ def _tumour_value(values: NDArray[np.integer]) -> int:
     """The value that means tumour: 255, or else 2, or else 1, which is then the only value.
 
     ASAP's script for Camelyon16 writes tumour as 1 into a mask that has no other value. Where 1 and 2 both
-    occur, 1 is normal tissue.
+    occur, 1 is normal tissue, as in the masks of Camelyon's cloud bucket. The column `mask_tumour` of the
+    cohort states another value.
     """
     return next((value for value in (255, 2) if (values == value).any()), 1)
 

@@ -25,7 +25,8 @@ def camelyon17(folder: str | Path) -> Cohort:
     outlines is not negative for that reason. Slides of the test set have no label.
 
     Attributes: `exhaustive` is false for the outlined slides, because their isolated tumour cells are not
-    outlined exhaustively.
+    outlined exhaustively. `mask_tumour` is 2 for slides with a mask and no outlines: in these masks, 1 is
+    normal tissue, and a mask whose only value is 1 shows a slide without tumour.
     """
     top = Path(folder).absolute()
     slides: dict[str, Path] = {}
@@ -52,6 +53,9 @@ def camelyon17(folder: str | Path) -> Cohort:
         number = int(match[2])
         is_training = number < _TRAINING_PATIENTS
         annotation = outlines.get(name) or masks.get(name)
+        attributes = {"exhaustive": "false"} if annotation else {}
+        if annotation and name not in outlines:
+            attributes["mask_tumour"] = "2"
         cases.append(
             Case(
                 name,
@@ -62,7 +66,7 @@ def camelyon17(folder: str | Path) -> Cohort:
                 label=classes.get(name),
                 site=f"center_{number // _PATIENTS_PER_CENTRE}" if is_training else None,
                 annotation=annotation,
-                attributes={"exhaustive": "false"} if annotation else {},
+                attributes=attributes,
             )
         )
     return non_empty_cohort(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
-from lobule.annotations import Annotation, Polygon, fill, inside, read_annotation
+from lobule.annotations import Annotation, Polygon, classes_of_tumour_value, fill, inside, read_annotation
 from lobule.cohort import Case
 from lobule.cohort.labels import is_false, polarity
 from lobule.errors import AnnotationError
@@ -288,8 +288,15 @@ def _why_unusable(case: Case) -> str:
 def _outlined(case: Case, l0_size: Size, notes: list[str]) -> Outlined | None:
     if case.annotation is None:
         return None
-    annotation = read_annotation(case.annotation, l0_size=l0_size)
-    if not annotation.of_kind("tumour") and case.label is not None and polarity(case.label):
+    stated = case.mask_tumour
+    classes = None if stated is None else classes_of_tumour_value(stated)
+    annotation = read_annotation(case.annotation, l0_size=l0_size, classes=classes)
+    if (
+        stated is None
+        and not annotation.of_kind("tumour")
+        and case.label is not None
+        and polarity(case.label)
+    ):
         # ASAP's script for Camelyon16 writes tumour as 1 into a mask that has no other value.
         annotation = read_annotation(case.annotation, l0_size=l0_size, classes={1: "tumour"})
     notes += annotation.warnings

@@ -205,6 +205,10 @@ def _clear(folder: Path) -> None:
             item.unlink()
 
 
+READING_COLUMNS = ("exhaustive", "mask_tumour", "allow", "horizontal_flip")
+"""Columns of a manifest that determine how images and annotations are read."""
+
+
 def _case_inputs(cohort: Cohort) -> dict[str, list[Any]]:
     """Return everything in the rows of the cases that a training depends on."""
     return {
@@ -217,6 +221,7 @@ def _case_inputs(cohort: Cohort) -> dict[str, list[Any]]:
             case.mpp,
             None if case.l0_box is None else list(astuple(case.l0_box)),
             *(f"{name}={int(value)}" for name, value in case.breast_labels.items()),
+            *(f"{name}={case.attributes[name]}" for name in READING_COLUMNS if name in case.attributes),
         ]
         for case in cohort
     }

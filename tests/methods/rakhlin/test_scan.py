@@ -13,7 +13,7 @@ from PIL import Image
 
 from lobule.bundles import Bundle
 from lobule.cohort import Case, Cohort
-from lobule.errors import BundleError
+from lobule.errors import BundleError, ResultsError
 from lobule.geometry import Box
 from lobule.methods.rakhlin import describe, load, train, write_bach
 from lobule.methods.rakhlin.bach import case_number
@@ -322,6 +322,11 @@ def test_predictions_in_the_form_of_the_challenge(
     assert write_bach(tmp_path / "R", tmp_path / "pred.csv") == 1
     assert (tmp_path / "pred.csv").read_text() == f"case,class\n10,{expected[10]}\n"
     assert "no prediction for test2" in caplog.text
+    (tmp_path / "R/cases/test10/result.json").unlink()
+    (tmp_path / "pred.csv").write_text("earlier")
+    with pytest.raises(ResultsError, match="no image has a prediction"):
+        write_bach(tmp_path / "R", tmp_path / "pred.csv")
+    assert (tmp_path / "pred.csv").read_text() == "earlier"
 
 
 def test_the_case_is_the_number_that_ends_its_name() -> None:

@@ -21,6 +21,9 @@ def write_bach(results: str | Path, path: str | Path) -> int:
     Images without a prediction, such as damaged ones, are left out, and a warning of the log lists them.
     The case is the number in the image's name (`test12` is 12), or the name where it has none; classes are
     0 normal, 1 benign, 2 in situ, 3 invasive. Rows are in the order of the cases.
+
+    Raises:
+        ResultsError: No image has a prediction, or the model has other classes.
     """
     opened = open_results(results)
     rows: list[tuple[str, int]] = []
@@ -41,6 +44,11 @@ def write_bach(results: str | Path, path: str | Path) -> int:
         best = scores.index(max(scores))
         rows.append((case_number(name), best))
     ordered = sorted(rows, key=lambda row: (not row[0].isdigit(), row[0].zfill(12)))
+    if not rows:
+        raise ResultsError(
+            "no image has a prediction", subject=results,
+            actual=f"{len(left_out)} images without one", remedy="Scan them again with --retry-failed",
+        )  # fmt: skip
     if left_out:
         log.warning("no prediction for %s; scan them again with --retry-failed", ", ".join(left_out))
     write_text(path, csv_text(["case", "class"], ordered))
