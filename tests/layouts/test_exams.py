@@ -159,7 +159,10 @@ def test_vindr_mammo_has_studies_as_patients_and_no_labels(tmp_path: Path) -> No
         ("s1", "train", {}),
         ("s2", "test", {}),
     ]
-    assert cohort["s1"].attributes == {"left_birads": "4", "right_birads": "1", "density": "C"}
+    stated = "unstated class; unstated view"
+    assert cohort["s1"].attributes == {
+        "left_birads": "4", "right_birads": "1", "density": "C", "allow": stated,
+    }  # fmt: skip
     assert_survives_a_manifest(cohort, tmp_path)
 
 

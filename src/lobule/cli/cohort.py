@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lobule.cli.base import CommandOutput, format_fields, lobule_command
+from lobule.cli.base import CommandOutput, format_fields, lobule_command, progress
 from lobule.errors import UsageError
 from lobule.layouts import LAYOUTS, read_layout
 
@@ -29,14 +29,20 @@ LAYOUT_NAMES = (*LAYOUTS, "dicom")
 @click.option(
     "--out", metavar="FILE", help="Manifest to write (.csv or .parquet); by default DIR/cohort.csv."
 )
+@click.option(
+    "--outlines", metavar="DIR", help="Folder for the outlines of lesions, converted; cbis-ddsm and inbreast."
+)
 @click.option("--force", is_flag=True, help="Replace an existing manifest.")
-def command(folder: str, layout: str, out: str | None, force: bool) -> CommandOutput:
+def command(folder: str, layout: str, out: str | None, outlines: str | None, force: bool) -> CommandOutput:
     """Write a cohort manifest for a folder.
 
     Most layouts are those of public data sets as they are released; docs/data.md says for each which files
     are read, what the labels mean, and what happens to official splits that share patients.
     dicom groups slides, or the views of mammography exams, by their DICOM headers. folder uses the name of
     each subfolder as a label.
+
+    --outlines also converts the outlines of lesions, one GeoJSON file for each exam, and writes them into the
+    column annotation. Files that an earlier call converted are used again.
     """
     from lobule.cohort import write_cohort
 
@@ -52,11 +58,22 @@ def command(folder: str, layout: str, out: str | None, force: bool) -> CommandOu
         cohort, left_out = dicom(folder)
     else:
         cohort = read_layout(layout, folder)
+    if outlines is not None:
+        cohort, left_out = _with_outlines(cohort, layout, folder, outlines)
     write_cohort(cohort, manifest_path)
     text = describe(cohort, str(manifest_path))
     if left_out:
         text += "\n\nleft out:\n" + "\n".join(f"  {file}: {reason}" for file, reason in left_out.items())
     return CommandOutput(summary(cohort, str(manifest_path)) | {"left_out": left_out}, text)
+
+
+def _with_outlines(cohort: Cohort, layout: str, folder: str, outlines: str) -> tuple[Cohort, dict[str, str]]:
+    """Convert the outlines of lesions; also return the files that cannot be used, with the reasons."""
+    from lobule.layouts.lesions import write_lesions
+
+    with progress("converting outlines", len(cohort), "exams") as advance:
+        report = write_lesions(layout, folder, cohort, outlines, advance)
+    return report.cohort, dict(report.left_out)
 
 
 def summary(cohort: Cohort, manifest: str) -> dict[str, object]:

@@ -11,23 +11,28 @@ from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.tables import Row, read_table, whole_number
 from lobule.mammograms.dicom_header import read_dicom_header
 
-_TABLE = re.compile(r"(mass|calc)_case_description_(train|test)_set", re.IGNORECASE)
+TABLE = re.compile(r"(mass|calc)_case_description_(train|test)_set", re.IGNORECASE)
 _FULL_IMAGE = re.compile(r"(Calc|Mass)-(Training|Test)_(P_\d{5})_(LEFT|RIGHT)_(CC|MLO)", re.IGNORECASE)
-_PATHOLOGY = {"malignant": True, "benign": False, "benign_without_callback": False}
+ALLOW = "secondary capture; unstated view; several patients"
+PATHOLOGY = {"malignant": True, "benign": False, "benign_without_callback": False}
 
 
 def cbis_ddsm(folder: str | Path) -> Cohort:
-    """CBIS-DDSM: one exam for each patient, with the full mammograms. Crops and masks are not read.
+    """CBIS-DDSM: one exam for each patient, with the full mammograms. Crops are not read.
 
     A breast is labelled with its worst lesion over the tables of masses and calcifications; a breast without
     lesions is not labelled. The official split is disjoint only within each lesion type: 31 patients are in
     training for one type and in test for the other. Such a patient is assigned to the test set, with a note.
+
+    The images are secondary captures of film scans. Their headers may state no view, and their PatientID is
+    the name of the image. The attribute `allow` accepts this. `lobule.layouts.lesions` reads the masks of
+    lesions.
     """
     records: dict[str, ExamRecord] = {}
     splits: dict[str, set[str]] = {}
     images: dict[str, Path] = {}
     for file in files_under(folder):
-        if match := _TABLE.fullmatch(file.stem):
+        if match := TABLE.fullmatch(file.stem):
             for row in read_table(file):
                 splits.setdefault(row["patient id"], set()).add(match[2].lower())
                 _add_lesion(records.setdefault(row["patient id"], ExamRecord(row["patient id"])), row)
@@ -40,6 +45,7 @@ def cbis_ddsm(folder: str | Path) -> Cohort:
         view = f"{match[4][0]}_{match[5]}".lower()
         if record is not None and view not in record.views:  # one scan of a view with both lesion types
             record.add_image(match[4], match[5], file)
+            record.set_attributes(allow=ALLOW)
     for patient, present in splits.items():
         _assign_split(records[patient], sorted(present, key=SPLITS.index))
     expected = "mass_case_description_train_set.csv and the full mammograms that it lists"
@@ -60,7 +66,7 @@ def _name_of_full_image(file: Path) -> str | None:
 
 def _add_lesion(record: ExamRecord, row: Row) -> None:
     side = SIDES.get(row["left or right breast"].lower())
-    malignant = _PATHOLOGY.get(row["pathology"].lower())
+    malignant = PATHOLOGY.get(row["pathology"].lower())
     if side and malignant is not None:
         record.add_finding(side, malignant=malignant)
     record.set_attributes(density=whole_number(row.get("breast density", "")))

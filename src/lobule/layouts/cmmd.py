@@ -17,7 +17,7 @@ def cmmd(folder: str | Path) -> Cohort:
 
     A breast with a clinical row is benign or malignant, as its biopsy says. A breast without a row has no
     label: 729 patients have images of such a breast, and the table does not call it normal. The data set has
-    no split.
+    no split. Its images have 8 bits, which the attribute `allow` accepts.
     """
     records: dict[str, ExamRecord] = {}
     for file in files_under(folder):
@@ -31,6 +31,8 @@ def cmmd(folder: str | Path) -> Cohort:
             side, angle = heading.view.split("-")
             record = records.setdefault(heading.patient, ExamRecord(heading.patient))
             record.add_image(side, angle, file)
+            if any(decision.rule == "depth" for decision in heading.refusals):
+                record.set_attributes(allow="8-bit")
     for row in _clinical_rows(folder):
         if (named := records.get(row["id1"])) is not None:
             _add_clinical_row(named, row)

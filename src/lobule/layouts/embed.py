@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lobule.cohort import Cohort
-from lobule.layouts.exams import SIDES, ExamRecord, exam_cases
+from lobule.layouts.exams import SIDES, STATED_BY_TABLES, ExamRecord, exam_cases
 from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.tables import Row, read_table, whole_number
 
@@ -31,7 +31,7 @@ def embed(folder: str | Path) -> Cohort:
             patient, exam = _exam_key(row)
             record = records.setdefault(f"{patient}_{exam}", ExamRecord(patient))
             record.add_image(row["imagelateralityfinal"], row["viewposition"], _file_of(top, row))
-            record.set_attributes(study_date=row.get("study date anon", ""))
+            record.set_attributes(allow=STATED_BY_TABLES, study_date=row.get("study date anon", ""))
     for row in clinical:
         patient, exam = _exam_key(row)
         if (named := records.get(f"{patient}_{exam}")) is not None:

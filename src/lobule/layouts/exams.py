@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lobule.cohort import VIEWS, Case
 
+STATED_BY_TABLES = "unstated class; unstated view"
+"""The attribute `allow` of data sets whose tables or file names state the view, for headers without it."""
 SIDES = {"l": "left", "left": "left", "r": "right", "right": "right"}
 """Ways in which tables write the side of a breast."""
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from lobule.cohort import Cohort
 from lobule.errors import NotReadable
-from lobule.layouts.exams import SIDES, ExamRecord, exam_cases, worst_birads
+from lobule.layouts.exams import SIDES, STATED_BY_TABLES, ExamRecord, exam_cases, worst_birads
 from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.tables import Row, read_table, whole_number
 
-_FILE = re.compile(r"(\d+)_([0-9a-f]+)_MG_([LR])_([A-Z]+)_ANON", re.IGNORECASE)
+FILE = re.compile(r"(\d+)_([0-9a-f]+)_MG_([LR])_([A-Z]+)_ANON", re.IGNORECASE)
 _ANGLES = {"cc": "cc", "ml": "mlo", "mlo": "mlo"}
 """File names write ML for the oblique view."""
-_SUSPICIOUS = "456"
+SUSPICIOUS = "456"
 
 
 def inbreast(folder: str | Path) -> Cohort:
@@ -22,11 +22,12 @@ def inbreast(folder: str | Path) -> Cohort:
 
     There is no biopsy, so `left_malignant` and `right_malignant` follow the usual rule: BI-RADS 4 to 6 is
     positive, 1 to 3 negative. The attribute `label_source` says so. The data set has no split.
+    `lobule.layouts.lesions` reads the outlines of the lesions.
     """
-    rows = _read_rows(folder)
+    rows = read_rows(folder)
     records: dict[str, ExamRecord] = {}
     for file in files_under(folder):
-        match = _FILE.fullmatch(file.stem)
+        match = FILE.fullmatch(file.stem)
         if match is None or file.suffix.lower() != ".dcm":
             continue
         image, patient, side_letter, angle = match.groups()
@@ -34,6 +35,7 @@ def inbreast(folder: str | Path) -> Cohort:
         date = whole_number(row.get("acquisition date", ""))
         record = records.setdefault("_".join(filter(None, (patient, date))), ExamRecord(patient))
         record.add_image(side_letter, _ANGLES.get(angle.lower(), angle), file)
+        record.set_attributes(allow=STATED_BY_TABLES)
         _add_birads(record, SIDES[side_letter.lower()], row.get("bi-rads", ""))
         record.set_attributes(acquisition_date=date, density=whole_number(row.get("acr", "")))
     return non_empty_cohort(
@@ -41,7 +43,7 @@ def inbreast(folder: str | Path) -> Cohort:
     )
 
 
-def _read_rows(folder: str | Path) -> dict[str, Row]:
+def read_rows(folder: str | Path) -> dict[str, Row]:
     """The rows of the table by image. The last two rows of the table are totals."""
     tables = {file.suffix.lower(): file for file in files_under(folder) if file.stem.lower() == "inbreast"}
     table = tables.get(".csv") or tables.get(".xlsx") or tables.get(".xls")
@@ -59,4 +61,4 @@ def _add_birads(record: ExamRecord, side: str, birads: str) -> None:
         name = f"{side}_birads"
         record.attributes[name] = worst_birads(record.attributes.get(name, ""), category)
         record.attributes["label_source"] = "BI-RADS"
-        record.labels[f"{side}_malignant"] = record.attributes[name][0] in _SUSPICIOUS
+        record.labels[f"{side}_malignant"] = record.attributes[name][0] in SUSPICIOUS

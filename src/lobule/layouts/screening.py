@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lobule.cohort import Cohort
-from lobule.layouts.exams import SIDES, ExamRecord, exam_cases, worst_birads
+from lobule.layouts.exams import SIDES, STATED_BY_TABLES, ExamRecord, exam_cases, worst_birads
 from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.tables import Row, read_table, whole_number
 
@@ -33,7 +33,7 @@ def vindr_mammo(folder: str | Path) -> Cohort:
             density = row["breast density"].upper().removeprefix("DENSITY").strip()
             birads = row["breast birads"].upper().removeprefix("BI-RADS").strip()
             _set_worst_birads(record, row["laterality"], birads)
-            record.set_attributes(density=density)
+            record.set_attributes(density=density, allow=STATED_BY_TABLES)
     expected = "breast-level_annotations.csv beside images"
     return non_empty_cohort(folder, exam_cases(records), "VinDr-Mammo", expected)
 
@@ -70,6 +70,7 @@ def _add_rsna_row(records: dict[str, ExamRecord], table: Path, row: Row) -> None
     file = images / patient / f"{whole_number(row['image id'])}.dcm"
     record.add_image(row["laterality"], row["view"], file)
     record.site = row.get("site id") or None
+    record.set_attributes(allow=STATED_BY_TABLES)
     if table.stem.lower() == "test":
         record.split = "test"
     side = SIDES.get(row["laterality"].lower())
@@ -119,6 +120,7 @@ def _add_csaw_row(records: dict[str, ExamRecord], file: Path, row: Row) -> None:
     elif cancer_side and timing == _SCREEN_DETECTED:
         record.labels[f"{cancer_side}_malignant"] = True
     record.set_attributes(
+        allow=STATED_BY_TABLES,
         exam_year=year,
         rad_timing=timing,
         age_group=whole_number(row.get("x age", "")),

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from numpy.typing import NDArray
 
 from lobule.errors import CaseError, DamagedFile, MissingExtra, NotAMammogram, UnknownFormat
 from lobule.files import open_url
 from lobule.mammograms.dicom_codes import Override
-from lobule.mammograms.dicom_pixels import Pixels, decoded_values
+from lobule.mammograms.dicom_pixels import Pixels, decoded_values, stored_values
 from lobule.mammograms.dicom_rules import judge_header, number, quiet
 from lobule.mammograms.mask import with_black_background
 from lobule.mammograms.record import Decision, Heading, Mammogram, require_size
-from lobule.mammograms.views import pointing_of_pixels
+from lobule.mammograms.views import View, pointing_of_pixels
 from lobule.slides.dicom_deflate import HEADER_BYTES, FileMeta, inflate, read_file_meta
 
 if TYPE_CHECKING:
@@ -30,7 +32,11 @@ def examine_dicom(path: str | Path, *, allow: Collection[Override] = ()) -> Head
 
 
 def read_dicom(
-    path: str | Path, *, pixels: Pixels = "nyu-raw", allow: Collection[Override] = ()
+    path: str | Path,
+    *,
+    pixels: Pixels = "nyu-raw",
+    allow: Collection[Override] = (),
+    view: View | None = None,
 ) -> Mammogram:
     """Read one view.
 
@@ -38,13 +44,15 @@ def read_dicom(
         path: The DICOM file.
         pixels: Whether to use stored values or to apply the file's first window or table.
         allow: Kinds of images to accept although they are refused by default.
+        view: The view that the manifest states. It is used if the header states none, and `allow` contains
+            "unstated view".
 
     Raises:
         NotAMammogram: The rules refuse the file; the error gives the reasons.
         DamagedFile: The file cannot be decoded.
     """
     dataset = _read(path, pixels=True)
-    heading = judge_header(path, dataset, frozenset(allow))
+    heading = judge_header(path, dataset, frozenset(allow), view)
     if heading.refusals:
         raise NotAMammogram(
             "the image cannot be used as a view of an exam",
@@ -57,6 +65,17 @@ def read_dicom(
     plain = Mammogram(heading, cleaned.pixels, heading.view, pointing, ())
     decisions = (*heading.decisions, *pixel_decisions, cleaned.decision, *_direction_decisions(plain))
     return replace(plain, decisions=decisions)
+
+
+def read_header(path: str | Path) -> Dataset:
+    """Read the header of any DICOM file, without judging it."""
+    return _read(path, pixels=False)
+
+
+def read_values(path: str | Path) -> NDArray[Any]:
+    """Read the stored values of a DICOM image of one frame, such as a mask, without judging its header."""
+    dataset = _read(path, pixels=True)
+    return stored_values(path, dataset)
 
 
 def _direction_decisions(mammogram: Mammogram) -> Iterator[Decision]:

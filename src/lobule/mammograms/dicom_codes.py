@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast, get_args
 
-Override = Literal["secondary capture", "computed radiography", "digital x-ray", "synthesised", "8-bit"]
-"""Kinds of images that are refused unless the user allows them by name."""
+from lobule.errors import NotAMammogram
+
+Override = Literal[
+    "secondary capture", "computed radiography", "digital x-ray", "synthesised", "8-bit", "unstated class",
+    "unstated view", "several patients",
+]  # fmt: skip
+"""Kinds of images that are refused unless the user allows them by name.
+
+An unstated class is a header without a storage class. An unstated view is a header without side or
+projection, whose view the manifest states. Several patients are views of one exam whose headers have
+different patients, as in data sets that use this attribute for the names of images.
+"""
+OVERRIDES: frozenset[Override] = frozenset(get_args(Override))
+
+
+def overrides_of(cell: str | None) -> frozenset[Override]:
+    """Read the column `allow` of a manifest, such as `secondary capture; 8-bit`.
+
+    Raises:
+        NotAMammogram: The cell contains another word.
+    """
+    names = frozenset(" ".join(name.lower().split()) for name in (cell or "").split(";") if name.strip())
+    if unknown := sorted(names - OVERRIDES):
+        raise NotAMammogram(
+            "the column allow names no kind of image",
+            expected=f"some of {', '.join(sorted(OVERRIDES))}, separated by ;", actual=", ".join(unknown),
+        )  # fmt: skip
+    return cast("frozenset[Override]", names)
+
 
 PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.2"
 """Digital Mammography X-Ray Image, For Presentation: the only class that is always accepted."""

@@ -26,7 +26,7 @@ def decoded_values(
     path: str | Path, dataset: Dataset, pixels: Pixels
 ) -> tuple[NDArray[np.uint16], list[Decision]]:
     """Decoded values with a bright breast and padding 0, and the decisions on how they were obtained."""
-    stored = _stored(path, dataset)
+    stored = stored_values(path, dataset)
     try:
         values, (low, high), decisions = _through_tables(dataset, stored, pixels)
     except (ValueError, TypeError, AttributeError, IndexError) as error:
@@ -102,7 +102,7 @@ def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None
     return inside
 
 
-def _stored(path: str | Path, dataset: Dataset) -> NDArray[Any]:
+def stored_values(path: str | Path, dataset: Dataset) -> NDArray[Any]:
     """Decode the frame after checking its size. A missing codec is not reported as a damaged file."""
     from pydicom.pixels import get_decoder
 

@@ -29,18 +29,26 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def judge_header(path: str | Path, dataset: Dataset, allow: frozenset[Override]) -> Heading:
+OTHER_PIXELS = "Its pixels differ from those that the published networks were trained on."
+
+
+def judge_header(
+    path: str | Path, dataset: Dataset, allow: frozenset[Override], view: View | None = None
+) -> Heading:
+    """Apply all rules. The `view` of the manifest is used if the header states none and that is allowed."""
     try:
         with quiet():
-            return _apply_rules(path, dataset, allow)
+            return _apply_rules(path, dataset, allow, view if "unstated view" in allow else None)
     except (ValueError, TypeError, AttributeError, IndexError) as error:
         raise DamagedFile(
             f"the header contains a value that cannot be used: {error}", subject=path
         ) from error
 
 
-def _apply_rules(path: str | Path, dataset: Dataset, allow: frozenset[Override]) -> Heading:
-    (angle, angle_decision), (side, side_decision) = _angle(dataset), _side(dataset)
+def _apply_rules(
+    path: str | Path, dataset: Dataset, allow: frozenset[Override], stated: View | None
+) -> Heading:
+    (angle, angle_decision), (side, side_decision) = _angle(dataset, stated), _side(dataset, stated)
     decisions = (*_kind_decisions(dataset, allow), *_special_decisions(dataset))
     view = cast(View, f"{side}-{angle}") if side and angle else None
     return Heading(
@@ -76,6 +84,10 @@ def _noted(rule: str, sentence: str) -> Decision:
     return Decision(rule, "noted", sentence)
 
 
+def _allowed(rule: str, sentence: str) -> Decision:
+    return Decision(rule, "allowed", sentence)
+
+
 def _kind_decisions(dataset: Dataset, allow: frozenset[Override]) -> Iterator[Decision]:
     """Decisions on the kind of image: its class, intent, frames, samples and depth."""
     sop, modality = text(dataset, "SOPClassUID"), text(dataset, "Modality")
@@ -83,9 +95,11 @@ def _kind_decisions(dataset: Dataset, allow: frozenset[Override]) -> Iterator[De
     if sop in codes.NEVER:
         yield _refused("class", f"It is {codes.NEVER[sop]}.")
     elif override is not None and override in allow:
-        yield _noted("class", f"It is a {override} image, accepted because that is allowed.")
+        yield _allowed("class", f"It is a {override} image, accepted because that is allowed. {OTHER_PIXELS}")
     elif override is not None:
         yield _refused("class", f"It is a {override} image, accepted only if that is allowed.")
+    elif not sop and "unstated class" in allow:
+        yield _allowed("class", f"It does not state its class, which is allowed. {OTHER_PIXELS}")
     elif sop != codes.PRESENTATION:
         yield _refused("class", f"Its class {sop or '(none)'} is not a mammogram For Presentation.")
     elif modality != "MG":
@@ -103,10 +117,13 @@ def _kind_decisions(dataset: Dataset, allow: frozenset[Override]) -> Iterator[De
     image_type = {str(value).upper() for value in ([stated] if isinstance(stated, str) else stated)}
     if made_from := sorted(image_type.intersection(codes.SYNTHESISED)):
         sentence = f"ImageType holds {made_from[0]}: a flat image made from tomosynthesis."
-        yield (_noted if "synthesised" in allow else _refused)("synthesised", sentence)
+        yield (_allowed if "synthesised" in allow else _refused)("synthesised", sentence)
     if 0 < number(dataset, "BitsStored") <= 8:
         sentence = "It stores 8 bits or fewer, a mammogram has at least 10."
-        yield (_noted if "8-bit" in allow else _refused)("depth", sentence)
+        if "8-bit" in allow:
+            yield _allowed("depth", f"{sentence} {OTHER_PIXELS}")
+        else:
+            yield _refused("depth", sentence)
 
 
 def _special_decisions(dataset: Dataset) -> Iterator[Decision]:
@@ -129,13 +146,17 @@ def _special_decisions(dataset: Dataset) -> Iterator[Decision]:
         yield _noted("annotation", "Annotations are burned into the image.")
 
 
-def _angle(dataset: Dataset) -> tuple[str | None, Decision]:
+def _angle(dataset: Dataset, stated: View | None = None) -> tuple[str | None, Decision]:
     position = text(dataset, "ViewPosition").upper()
     by_position = position if position in ("CC", "MLO") else None
     sequence = dataset.get("ViewCodeSequence") or ()
     if not sequence:
         if by_position:
             return by_position, Decision("view", "accepted", f"ViewPosition says {by_position}.")
+        if stated is not None and (not position or position == stated[2:4]):
+            # File names of INbreast write ML for MLO, and so may headers.
+            header = f"ViewPosition is {position or 'absent'}"
+            return stated[2:], _allowed("view", f"{header}; the manifest says {stated[2:]}, which is used.")
         return None, _refused("view", f"It does not say CC or MLO (ViewPosition is {position or 'absent'}).")
     value = text(sequence[0], "CodeValue")
     angle = codes.ANGLES.get(value)
@@ -149,11 +170,15 @@ def _angle(dataset: Dataset) -> tuple[str | None, Decision]:
     return angle, Decision("view", "accepted", f"ViewCodeSequence says {angle}.")
 
 
-def _side(dataset: Dataset) -> tuple[str | None, Decision]:
+def _side(dataset: Dataset, stated: View | None = None) -> tuple[str | None, Decision]:
     image, series = text(dataset, "ImageLaterality").upper(), text(dataset, "Laterality").upper()
     if image and series and image != series:
         return None, _refused("side", f"ImageLaterality says {image}, Laterality {series}: they conflict.")
     side = image or series
+    if not side and stated is not None:
+        return stated[0], _allowed(
+            "side", f"It states no side; the manifest says {stated[0]}, which is used."
+        )
     if side not in ("L", "R"):
         return None, _refused("side", f"It does not say left or right (laterality is {side or 'absent'}).")
     source = "ImageLaterality" if image else "Laterality"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lobule.cohort import Case
 from lobule.errors import BlankMammogram, CaseError, ConfigError, LobuleError, NotAMammogram, NothingToScore
 from lobule.geometry import Box, Lattice, Size
+from lobule.mammograms.dicom_codes import overrides_of
 from lobule.mammograms.dicom_pixels import Pixels
 from lobule.mammograms.exams import read_view, require_one_patient
 from lobule.mammograms.published.centres import best_centre, window_size
@@ -221,7 +222,8 @@ def open_views(case: Case, options: ViewOptions, *, joined: bool) -> dict[str, E
     """Open the images of an exam.
 
     Args:
-        case: The exam. Its column `horizontal_flip`, if it has one, states how PNG images are stored.
+        case: The exam. Its column `horizontal_flip`, if it has one, states how PNG images are stored, and
+            its column `allow` names kinds of DICOM images that are refused otherwise.
         options: How the views are read.
         joined: Whether the model joins views. It then needs all four, and reads all images of each; otherwise
             only the first image of each view is opened, and a view may be missing or unreadable.
@@ -234,17 +236,20 @@ def open_views(case: Case, options: ViewOptions, *, joined: bool) -> dict[str, E
             actual=f"a case of kind {case.kind}",
         )
     images: dict[str, ExamView | BrokenView] = {}
-    flip = case.value("horizontal_flip")
+    flip, allow = case.value("horizontal_flip"), overrides_of(case.value("allow"))
     for view, files in files_of_views(case).items():
         for index, path in enumerate(files if joined else files[:1]):
             name = view if index == 0 else f"{view} {index + 1}"
             try:
-                mammogram = read_view(path, view=view, pixels=options.pixels, horizontal_flip=flip)
+                mammogram = read_view(
+                    path, view=view, pixels=options.pixels, allow=allow, horizontal_flip=flip
+                )
                 images[name] = ExamView(view, mammogram, options)
             except (LobuleError, OSError) as error:
                 images[name] = BrokenView(view, error, options)
     _check_views(case, images, joined=joined)
-    require_one_patient(image.mammogram.heading for image in readable_views(images).values())
+    if "several patients" not in allow:
+        require_one_patient(image.mammogram.heading for image in readable_views(images).values())
     return images
 
 

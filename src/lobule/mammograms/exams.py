@@ -60,7 +60,7 @@ def read_view(
     """
     if str(path).lower().endswith(".png"):
         return read_png(path, view=view, horizontal_flip=horizontal_flip)
-    mammogram = read_dicom(path, pixels=pixels, allow=allow)
+    mammogram = read_dicom(path, pixels=pixels, allow=allow, view=view)
     if view is not None and mammogram.view != view:
         raise NotAMammogram(
             "the file shows another view",

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from lobule.errors import TooLarge
 from lobule.mammograms.views import Pointing, View
 
-Outcome = Literal["accepted", "noted", "refused"]
+Outcome = Literal["accepted", "noted", "allowed", "refused"]
+"""`allowed` is a property that is refused unless the user allows it by name."""
 MOST_PIXELS = 200_000_000
 """Images that declare more pixels are refused before they are decoded."""
 
@@ -50,6 +51,11 @@ class Heading:
     @property
     def refusals(self) -> tuple[Decision, ...]:
         return tuple(decision for decision in self.decisions if decision.outcome == "refused")
+
+    @property
+    def allowances(self) -> tuple[Decision, ...]:
+        """What makes the image unlike those that it is compared with, and was allowed by name."""
+        return tuple(decision for decision in self.decisions if decision.outcome == "allowed")
 
     @property
     def is_usable(self) -> bool:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lobule.exports.case import rings_of
 from lobule.findings import Finding
 from lobule.geometry import Box
+from lobule.mammograms.dicom_codes import OVERRIDES
 from lobule.mammograms.exams import read_view, view_named
 from lobule.results import MapReader
 from lobule.server.map_tiles import BLOCK_CELLS
@@ -175,7 +176,8 @@ def bar_um(width_um: float) -> float:
 
 def view_pictures(path: str, name: str, reader: MapReader | None) -> tuple[RGB, RGB | None]:
     """Return one view of an exam, and the same under its heatmap of malignancy."""
-    pixels = read_view(path, view=view_named(name.partition(" ")[0])).pixels
+    view = view_named(name.partition(" ")[0])
+    pixels = read_view(path, view=view, allow=OVERRIDES).pixels
     height, width = pixels.shape
     grey = (np.sqrt(pixels / max(1, int(pixels.max()))) * 255).astype(np.uint8)
     small = fit((width, height), round(VIEW_PX * max(width, height) / width))

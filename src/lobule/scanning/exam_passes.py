@@ -138,8 +138,13 @@ def exam_result(
     metadata: Mapping[str, Any],
     notes: Sequence[str] = (),
 ) -> Result:
-    """Return the result of an exam, with the metadata of its images and a note for each unreadable one."""
+    """Return the result of an exam, with its images, and notes on unusual and on unreadable ones."""
     broken = [f"{name}: {image.error}" for name, image in images.items() if isinstance(image, BrokenView)]
+    unusual: dict[str, list[str]] = {}
+    for name, view in readable_views(images).items():
+        for decision in view.mammogram.heading.allowances:
+            unusual.setdefault(decision.sentence, []).append(name)
+    allowed = [f"{', '.join(names)}: {sentence}" for sentence, names in unusual.items()]
     image_metadata = {name: image.metadata() for name, image in readable_views(images).items()}
     all_metadata = {"images": image_metadata, "model": model, **metadata}
-    return Result(scores, by_score(findings), (*notes, *broken), all_metadata)
+    return Result(scores, by_score(findings), (*notes, *allowed, *broken), all_metadata)

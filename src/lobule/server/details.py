@@ -184,7 +184,9 @@ def view_metadata(mammogram: Mammogram) -> dict[str, Any]:
         "mm_per_px": heading.mm_per_px,
         "lowest": low,
         "highest": high,
-        "decisions": [decision.sentence for decision in mammogram.decisions if decision.outcome == "noted"],
+        "decisions": [
+            decision.sentence for decision in mammogram.decisions if decision.outcome in ("noted", "allowed")
+        ],
     }
 
 

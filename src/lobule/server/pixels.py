@@ -15,6 +15,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from lobule.geometry import Box, Lattice, Size
+from lobule.mammograms.dicom_codes import OVERRIDES
 from lobule.mammograms.exams import read_view, view_named
 from lobule.mammograms.record import Mammogram
 from lobule.slides.slide import Slide, open_slide
@@ -140,7 +141,7 @@ class Pixels:
         with self._view_lock:  # One at a time: a decoded view has tens of megabytes.
             mammogram: Mammogram | None = self._views.get(key)
             if mammogram is None:
-                mammogram = read_view(path, view=view_named(name.partition(" ")[0]))
+                mammogram = read_view(path, view=view_named(name.partition(" ")[0]), allow=OVERRIDES)
                 self._views.put(key, mammogram, mammogram.pixels.nbytes)
         return mammogram
 

@@ -13,6 +13,7 @@ from lobule.annotations import Polygon, read_annotation
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, LobuleError
 from lobule.mammograms.breasts import GRADES
+from lobule.mammograms.dicom_codes import OVERRIDES
 from lobule.mammograms.exam_views import ExamView, Frame, Heatmaps, open_views, readable_views
 from lobule.mammograms.exams import read_view
 from lobule.mammograms.views import View
@@ -89,7 +90,9 @@ class ExamPool:
         """Return the cropped, right-pointing view (H, W)."""
 
         def read() -> NDArray[np.uint16]:
-            stored = read_view(image.path, view=image.view, pixels=self.config.reading.pixels).pixels
+            # The exam was accepted when it was opened.
+            pixels = self.config.reading.pixels
+            stored = read_view(image.path, view=image.view, pixels=pixels, allow=OVERRIDES).pixels
             return np.ascontiguousarray(image.frame.of(stored))
 
         return self.cache.get(("pixels", image.path), read)
