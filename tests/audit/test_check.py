@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,3 +218,53 @@ def test_command_prints_one_list_for_each_finding(tmp_path: Path, capsys: pytest
     text = capsys.readouterr().out
     for line in ("near duplicates", "(in train and test): correlation", "equal files", "none", "unreadable"):
         assert line in text
+
+
+def test_an_interrupted_check_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second call reads only the cases without a stored picture and gives the same report as one call."""
+    # The package exports a function with the name of the module.
+    check_module: Any = import_module("lobule.audit.check")
+    cases = [
+        image_case(saved(lambda pixels: pixels)(texture(seed), tmp_path / f"i{seed}")) for seed in range(5)
+    ]
+    cases.append(image_case(COPIES["cropped on one side"](texture(3), tmp_path / "copy"), "test"))
+    cohort = Cohort(tuple(cases))
+    expected = check(cohort)
+    actual = check_module.shrunk_images
+    opened: list[str] = []
+
+    def interrupted(case: Case):
+        if len(opened) == 3:
+            raise KeyboardInterrupt
+        opened.append(case.id)
+        return actual(case)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(check_module, "shrunk_images", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            check(cohort, threads=1, work=tmp_path / "work")
+
+    def counted(case: Case):
+        opened.append(case.id)
+        return actual(case)
+
+    monkeypatch.setattr(check_module, "shrunk_images", counted)
+    audit = check(cohort, threads=1, work=tmp_path / "work")
+    assert sorted(opened) == sorted(case.id for case in cases)
+    assert [pair.correlation for pair in audit.near_duplicates] == [
+        pair.correlation for pair in expected.near_duplicates
+    ]
+    assert audit.pictures == expected.pictures == 6
+
+    # A changed file and a damaged picture are read again.
+    saved(lambda pixels: pixels)(texture(40), tmp_path / "i0")
+    (tmp_path / "work/pictures/i1.npz").write_bytes(b"PK damaged")
+    opened.clear()
+    write_cohort(cohort, tmp_path / "cohort.csv")
+    root = LazyGroup("lobule", COMMANDS, help="")
+    arguments = ["check", str(tmp_path / "cohort.csv"), "--out", str(tmp_path / "work"), "--json"]
+    assert run(root, arguments) == 1
+    assert sorted(opened) == ["i0", "i1"]
+    assert json.loads((tmp_path / "work/check.json").read_text()) == json.loads(capsys.readouterr().out)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lobule.audit.duplicates import NearDuplicate, near_duplicates
-from lobule.audit.picture import Picture, pictures_of
+from lobule.audit.picture import Picture, filtered, shrunk_images
 from lobule.audit.splits import (
     Confounding,
     EqualFiles,
@@ -19,6 +19,7 @@ from lobule.audit.splits import (
     equal_files,
     patients_in_several_splits,
 )
+from lobule.audit.stored import StoredPictures
 from lobule.cohort import Case, Cohort, read_cohort
 from lobule.errors import LobuleError
 
@@ -49,6 +50,7 @@ def check(
     *,
     pixels: bool = True,
     threads: int | None = None,
+    work: str | Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> CohortAudit:
     """Audit the splits of a cohort.
@@ -61,6 +63,8 @@ def check(
         cohort: A manifest or a cohort. A manifest with patients in several splits is accepted here.
         pixels: Look for near duplicates, which reads a small picture of every image.
         threads: Number of threads that read pictures; by default one per core.
+        work: Folder for the pictures that were read. A later call reads only cases that are not there yet or
+            whose files have changed.
         progress: Called with 1 after each case that was read.
 
     Returns:
@@ -73,7 +77,8 @@ def check(
     start = time.perf_counter()
     if not isinstance(cohort, Cohort):
         cohort = read_cohort(cohort, check_files=False, check_splits=False)
-    pictures, unreadable = _read_pictures(cohort, threads, progress) if pixels else ([], {})
+    stored = None if work is None or not pixels else StoredPictures(work)
+    pictures, unreadable = _read_pictures(cohort, threads, stored, progress) if pixels else ([], {})
     files = equal_files(cohort.cases)
     equal_pairs = [frozenset(group.cases) for group in files]
     duplicates = [
@@ -95,13 +100,16 @@ def check(
 
 
 def _read_pictures(
-    cohort: Cohort, threads: int | None, progress: Callable[[float], None] | None
+    cohort: Cohort,
+    threads: int | None,
+    stored: StoredPictures | None,
+    progress: Callable[[float], None] | None,
 ) -> tuple[list[Picture], dict[str, str]]:
     """The pictures of all cases in the order of the cohort, and why others could not be read."""
 
     def read(case: Case) -> list[Picture] | str:
         try:
-            return list(pictures_of(case))
+            return _pictures_of(case, stored)
         except (LobuleError, OSError) as error:
             return str(error)
         finally:
@@ -117,3 +125,13 @@ def _read_pictures(
             else:
                 pictures += outcome
     return pictures, unreadable
+
+
+def _pictures_of(case: Case, stored: StoredPictures | None) -> list[Picture]:
+    images = None if stored is None else stored.read(case)
+    if images is None:
+        # Several files of one view get distinct names in the store.
+        images = {f"{number} {image}": pixels for number, (image, pixels) in enumerate(shrunk_images(case))}
+        if stored is not None:
+            stored.write(case, images)
+    return [filtered(case, name.partition(" ")[2], pixels) for name, pixels in images.items()]

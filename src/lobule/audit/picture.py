@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,8 @@ from scipy import ndimage
 
 from lobule.cohort import Case
 from lobule.geometry import Box, Lattice
-from lobule.mammograms.dicom_codes import Override
-from lobule.mammograms.exams import read_view
+from lobule.mammograms.dicom_codes import OVERRIDES
+from lobule.mammograms.exams import read_view, view_named
 from lobule.slides.slide import open_slide
 
 Plane = NDArray[np.float32]
@@ -132,12 +131,18 @@ def _interpolated(rows: Sums, positions: NDArray[np.float64]) -> Sums:
 
 def pictures_of(case: Case) -> Iterator[Picture]:
     """The pictures of a case: one, or one for each file of the views of an exam."""
+    for image, pixels in shrunk_images(case):
+        yield filtered(case, image, pixels)
+
+
+def shrunk_images(case: Case) -> Iterator[tuple[str, Plane]]:
+    """The name and the shrunk grey pixels of each image of a case."""
     if case.path is not None:
-        yield filtered(case, case.kind, _slide_pixels(case))
+        yield case.kind, _slide_pixels(case)
     for view, files in case.views.items():
         for file in files:
-            pixels = read_view(file, allow=get_args(Override)).pixels.astype(np.float32)
-            yield filtered(case, view, shrunk(pixels))
+            pixels = read_view(file, view=view_named(view), allow=OVERRIDES).pixels.astype(np.float32)
+            yield view, shrunk(pixels)
 
 
 def _slide_pixels(case: Case) -> Plane:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from lobule.audit.duplicates import NearDuplicate
 
 
+REPORT = "check.json"
+
+
 @lobule_command("lobule check cohort.csv", "lobule check cohort.csv --no-pixels")
 @click.argument("cohort", metavar="COHORT")
 @click.option(
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Threads that read images; by default one per core."
 )
-def command(cohort: str, pixels: bool, threads: int | None) -> CommandOutput:
+@click.option(
+    "--out", metavar="DIR", help="Folder for check.json, and for pictures from which a later call continues."
+)
+def command(cohort: str, pixels: bool, threads: int | None, out: str | None) -> CommandOutput:
     """Check the splits of a cohort for leaks, duplicates and confounding.
 
     The report has one list for each kind of problem: patients in several splits; files with the same
@@ -29,14 +35,20 @@ def command(cohort: str, pixels: bool, threads: int | None) -> CommandOutput:
     compressed again, cropped by up to 20 %, rotated by quarter turns, mirrored or rescaled; and sites whose
     labels differ, so that a model can learn the site instead of the disease.
 
+    With --out, the small pictures of the images are stored, so that an interrupted check continues where it
+    stopped, and a later one reads only new cases and files that have changed.
+
     The exit status is 1 if there is any problem or if a case cannot be read.
     """
     from lobule.audit import check
     from lobule.cohort import read_cohort
+    from lobule.files import make_folder, write_json
 
     table = read_cohort(cohort, check_files=False, check_splits=False)
     with progress("reading images", total=len(table), unit="cases") as advance:
-        audit = check(table, pixels=pixels, threads=threads, progress=advance)
+        audit = check(table, pixels=pixels, threads=threads, work=out, progress=advance)
+    if out is not None:
+        write_json(make_folder(out) / REPORT, as_json(audit))
     return CommandOutput(as_json(audit), as_text(audit), audit.problems + len(audit.unreadable))
 
 
