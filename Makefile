@@ -53,7 +53,7 @@ campaign: setup
 	@scripts/test -m campaign
 
 pins: setup
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate --all-extras --group dev -o constraints.new pyproject.toml
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate --extra all --group dev -o constraints.new pyproject.toml
 	@# what torch brings along for one kind of accelerator is torch's to choose
 	@grep -vE '^(nvidia-|cuda-|triton)' constraints.new > constraints.txt; rm constraints.new
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,11 @@ class TestOmeZarr(ExportConformance):
     format = "ome-zarr"
 
 
+@pytest.mark.skipif(find_spec("spatialdata") is None, reason="the extra spatialdata is not installed")
+class TestSpatialData(ExportConformance):
+    format = "spatialdata"
+
+
 class TestDicomSeg(ExportConformance):
     format = "dicom-seg"
 
@@ -97,9 +103,9 @@ from lobule.errors import UsageError
 from lobule.exports import EXPORTS, ExportOptions
 from lobule.exports.run import export_results
 from lobule.results import Results
-from lobule.exports.run import export_results
+needs_more = ("camelyon17", "dicom-cad-sr", "dicom-gsps", "spatialdata")  # other cases, another environment
 for name in EXPORTS:
-    if name not in ("camelyon17", "dicom-cad-sr", "dicom-gsps"):  # They need other cases.
+    if name not in needs_more:
         assert export_results({str(results.path)!r}, name, {str(tmp_path)!r} + "/" + name).exported
 assert "torch" not in sys.modules
 """

@@ -15,7 +15,7 @@ import pydicom
 import pytest
 
 from lobule.annotations import inside, read_annotation
-from lobule.errors import AnnotationError, UsageError
+from lobule.errors import AnnotationError
 from lobule.exports import ExportOptions
 from lobule.exports.run import export_results
 from lobule.findings import Finding
@@ -258,7 +258,7 @@ def write_source(folder: Path, size: tuple[int, int], step: int = 1, **fields: o
     dataset.SharedFunctionalGroupsSequence = [groups]
     for name, value in fields.items():
         delattr(dataset, name) if value is None else setattr(dataset, name, value)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     dataset.save_as(folder / f"level-{step}.dcm", enforce_file_format=True)
 
 
@@ -296,18 +296,34 @@ def test_objects_refer_to_a_cropped_dicom_slide(results: Results, tmp_path: Path
         (SIZE, {"ImageType": ["DERIVED", "PRIMARY", "LABEL"]}, "no level"),
     ],
 )
-def test_sources_that_do_not_fit_are_refused(results, tmp_path, size, fields, message) -> None:
-    write_source(tmp_path / "source", size, **fields)
-    with pytest.raises(UsageError, match=message):
-        export_results(
-            results.path, "dicom-ann", tmp_path / "out", cases=["squares"],
-            options=ExportOptions(source=tmp_path / "source"),
-        )  # fmt: skip
+def test_sources_that_do_not_fit_fail_only_their_case(results, tmp_path, size, fields, message) -> None:
+    """The folder of `squares` does not fit; the other case has no folder and uses the files beside it."""
+    write_source(tmp_path / "source" / "squares", size, **fields)
+    write_source(tmp_path / "source", SIZE)
+    options = ExportOptions(source=tmp_path / "source")
+    report = export_results(results.path, "dicom-sr", tmp_path / "out", options=options)
+    bad, good = report.records
+    assert bad.error is not None and message in bad.error and not bad.exported
+    assert good.exported and report.failed == 1
+    assert [path.name for path in (tmp_path / "out").glob("*.dcm")] == [f"{EMPTY}.sr.dcm"]
+
+
+def test_a_map_that_is_too_large_fails_only_its_case(results, tmp_path, monkeypatch) -> None:
+    import lobule.exports.dicom_slide as dicom_slide
+
+    monkeypatch.setattr(dicom_slide, "MOST_PIXELS", 12_000)
+    for to in ("dicom-pm", "dicom-seg"):
+        report = export_results(results.path, to, tmp_path / to)
+        assert [record.exported for record in report.records] == [False, False]
+        assert all("too many cells" in str(record.error) for record in report.records)
+    assert export_results(results.path, "dicom-ann", tmp_path / "ann").failed == 0
 
 
 def test_versions_of_the_validators_are_known(capsys: pytest.CaptureFixture[str]) -> None:
     """The versions are printed, so that a log of CI shows what the objects were checked with."""
     done = subprocess.run([program("dsrdump"), "--version"], capture_output=True, text=True, check=False)
+    dciodvfy = subprocess.run([program("dciodvfy"), "-version"], capture_output=True, text=True, check=False)
+    (version,) = re.findall(r"dicom3tools Version: (\S+)", dciodvfy.stdout + dciodvfy.stderr)
     with capsys.disabled():
-        print(f"\nhighdicom {highdicom.__version__}; {done.stdout.splitlines()[0]}")
+        print(f"\nhighdicom {highdicom.__version__}; dicom3tools {version}; {done.stdout.splitlines()[0]}")
     assert "dcmtk" in done.stdout

@@ -1,4 +1,4 @@
-"""Objects of exams: valid by dciodvfy and PixelMed, and their marks are where the heatmaps are high."""
+"""Objects of exams: valid by dciodvfy, and their marks are where the heatmaps are high."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ HEIGHT, WIDTH, STRIDE = 300, 220, 10
 HOT = Box(50, 100, 100, 100)
 """Pixels of each view with a score of 0.95; elsewhere the score is 0."""
 FORMATS = ("dicom-cad-sr", "dicom-gsps", "dicom-seg")
-PIXELMED = "/usr/share/java/pixelmed.jar"
 
 
 def breast(view: str) -> np.ndarray:
@@ -40,9 +39,8 @@ def breast(view: str) -> np.ndarray:
     return np.where(inside, 900 + 3 * across, 0).astype(np.uint16)
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exams")
+def write_exam_results(folder: Path) -> Path:
+    """Write a results folder with one exam of three DICOM views, whose heatmaps have a hot square."""
     bundle = {"method": "four_view", "fingerprint": "cd" * 32, "classes": ["benign", "malignant"]}
     results = begin_results(folder / "results", {"bundle": bundle, "options": {}, "cases": ["exam"]})
     case, views = results.case_folder("exam"), {}
@@ -75,6 +73,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_exam_results(tmp_path_factory.mktemp("exams"))
+
+
+@pytest.fixture(scope="module")
 def folder(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("objects")
     for to in FORMATS:
@@ -91,27 +94,6 @@ def test_dciodvfy_reports_no_error(folder: Path) -> None:
         errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
         assert errors == [], path.name
         assert b"SECRET" not in path.read_bytes() and b"esearch use only" in path.read_bytes()
-
-
-@pytest.mark.campaign
-def test_pixelmed_reports_no_error(folder: Path) -> None:
-    """PixelMed knows the templates 4000 and 1500. It takes about 20 s of a core for each report."""
-    if not Path(PIXELMED).exists() or shutil.which("java") is None:
-        pytest.skip("PixelMed is not installed: apt-get install libpixelmed-java")
-    unlimited = [f"-Djdk.xml.xpath{limit}=0" for limit in ("TotalOpLimit", "ExprOpLimit", "ExprGrpLimit")]
-    command = [
-        "java",
-        *unlimited,
-        "-cp",
-        f"{PIXELMED}:/usr/share/java/*",
-        "com.pixelmed.validate.DicomSRValidator",
-    ]
-    done = subprocess.run(
-        [*command, str(folder / "exam.cad-sr.dcm")], capture_output=True, text=True, check=False
-    )
-    output = done.stdout + done.stderr
-    assert "Root Template Validation Complete" in output
-    assert [line for line in output.splitlines() if line.startswith("Error")] == []
 
 
 def test_the_report_has_breast_scores_and_locations(folder: Path) -> None:
@@ -190,3 +172,16 @@ def test_slides_have_no_exam_objects(tmp_path: Path) -> None:
     report = export_results(results.path, "dicom-cad-sr", tmp_path / "out")
     assert "does not represent a case of the kind slide" in report.records[0].notes[0]
     assert not report.records[0].exported and open_results(results.path).planned() == ["squares"]
+
+
+def test_a_view_without_the_attributes_that_objects_need(results: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(results, tmp_path / "results"))
+    path = copy / "cases/exam/plan.json"
+    plan = read_json(path)
+    view = pydicom.dcmread(plan["views"]["l_cc"][0])
+    del view.StudyInstanceUID, view.Rows
+    view.save_as(tmp_path / "cut.dcm")
+    write_json(path, {**plan, "views": {**plan["views"], "l_cc": [str(tmp_path / "cut.dcm")]}})
+    for to in FORMATS:
+        (record,) = export_results(copy, to, tmp_path / to).records
+        assert not record.exported and "lacks attributes" in str(record.error), (to, record)

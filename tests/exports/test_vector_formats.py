@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,11 +19,13 @@ from pycocotools.coco import COCO
 from lobule.annotations import read_annotation
 from lobule.errors import ConfigError, UsageError
 from lobule.evaluation import read_submission
-from lobule.exports import ExportOptions, find_export
+from lobule.exports import EXPORTS, ExportOptions, find_export
 from lobule.exports.camelyon17 import stage_of
 from lobule.exports.run import export_results
 from lobule.findings import Finding
+from lobule.reports.write import write_reports
 from lobule.results import Results
+from lobule.results.maps import MapWriter
 from lobule.results.writing import write_findings
 from lobule.reviews import Review, append_review
 from lobule.testing.export import (
@@ -140,6 +145,31 @@ def test_nan_is_text_in_qupath_and_left_out_elsewhere(tmp_path: Path) -> None:
     assert "1 findings outside the slide or without a score" in str(report["cases"][0]["notes"])
     assert json.loads((exported(results, "coco", tmp_path / "o") / "nan.json").read_text())["annotations"]
     assert json.loads((exported(results, "dsa", tmp_path / "d") / "nan.json").read_text())["elements"]
+
+
+def test_every_format_accepts_scores_that_are_not_numbers(tmp_path: Path) -> None:
+    """NaN in findings and in the map: every format writes the case without an error."""
+    results = write_known_results(tmp_path, [], incomplete_cases=False)
+    outlined = known_findings()
+    findings = [*outlined, Finding(900, 900, float("nan")), replace(outlined[0], score=float("nan"))]
+    write_known_case(results, "patient_001_node_0", findings)
+    folder = results.case_folder("patient_001_node_0")
+    info = folder.maps["tumour"].info
+    scores, states = known_map()
+    scores[1, 40, 40] = np.nan
+    shutil.rmtree(folder.map_path("tumour"))
+    writer = MapWriter(folder.map_path("tumour"), info)
+    for chunk in info.chunks:
+        block = info.chunk_cells(chunk)
+        writer.write_chunk(chunk, scores[:, *block], states[block])
+    for to in EXPORTS:
+        export = find_export(to)
+        if "slide" in export.kinds and (export.library is None or find_spec(export.library) is not None):
+            options = ExportOptions(show_patients=to == "camelyon17")
+            (record,) = export_results(results.path, to, tmp_path / to, options=options).records
+            assert record.exported, (to, record)
+    (record,) = write_reports(results.path, tmp_path / "report").records
+    assert record.exported
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of pycocotools with NumPy 2

@@ -227,6 +227,12 @@ def test_values_become_words() -> None:
 
 def test_the_checklist_has_44_items_and_shows_open_ones() -> None:
     assert len(ITEMS) == 44
+    assert all(item.endswith(".") and len(item.split()) >= 6 for _, item in ITEMS)
+    sections = list(dict.fromkeys(section for section, _ in ITEMS))
+    assert sections == [
+        "Title and abstract", "Introduction", "Study design", "Data", "Reference standard", "Data partitions",
+        "Testing data", "Model", "Training", "Evaluation", "Results", "Discussion", "Other information",
+    ]  # fmt: skip
     shown = claim_table({7: "one hospital", 44: ""})
     assert "1 of 44 items are answered" in shown and shown.count("the study team must answer") == 43
 

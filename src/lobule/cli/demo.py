@@ -152,10 +152,10 @@ def evaluate_models(story: Story) -> None:
     evaluate = partial(lobule.evaluate, split="test", resamples=RESAMPLES, plots=False)
     net_results, colour_results = (story.results(method) for method in METHODS)
     out = story.folder / "evaluation"
-    story.evaluation = evaluate(net_results, story.cohort, against=colour_results, out=out, by=["site"])
+    net = evaluate(net_results, story.cohort, against=colour_results, out=out, by=["site"])
     colour = evaluate(colour_results, story.cohort, out=story.folder / "evaluation-colour")
-    evaluations = zip(METHODS, (story.evaluation, colour), strict=True)
-    story.data["evaluation"] = {method: selected_measures(each) for method, each in evaluations}
+    story.evaluations = dict(zip(METHODS, (net, colour), strict=True))
+    story.data["evaluation"] = {name: selected_measures(each) for name, each in story.evaluations.items()}
 
 
 def selected_measures(evaluation: Evaluation) -> dict[str, Any]:

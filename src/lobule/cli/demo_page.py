@@ -12,7 +12,8 @@ from lobule.cli.demo_story import METHODS, Story
 from lobule.cohort import Case
 from lobule.cohort.labels import polarity
 from lobule.files import write_text
-from lobule.reports.page import commands, estimate_cell, html_page, image, seconds_table, table
+from lobule.reports.comparison import comparison_table
+from lobule.reports.page import commands, html_page, image, seconds_table
 
 THUMBNAIL, CLOSE_UP = 420, 380
 SHOWN = 5
@@ -24,7 +25,6 @@ KINDS: tuple[tuple[str, str, Callable[[Location], tuple[float, float]]], ...] = 
 )
 """The kinds of close-ups in the order of `match_findings`: title, those shown first, and their order."""
 COLOURS = {"scannet": "var(--first)", "colour": "var(--second)"}
-RATES = ("0.25", "0.5", "1", "2", "4", "8")
 
 STYLE = """
 .slides { display: grid; grid-template-columns: repeat(auto-fill, minmax(29rem, 1fr)); gap: 1.6rem 2rem; }
@@ -72,22 +72,13 @@ def write_page(story: Story) -> None:
 
 
 def _table(story: Story) -> str:
-    from lobule.evaluation.summary import number
-
-    rows = []
-    for method, name in METHODS.items():
-        measured = story.data["evaluation"][method]
-        at = measured["sensitivity_at"] or {}
-        model = f"<span class=dot style='background:{COLOURS[method]}'></span>{escape(name)}"
-        sensitivities = [number(at.get(rate), 2) for rate in RATES]
-        froc, auc = estimate_cell(measured["froc"]), estimate_cell(measured["slide_auc"])
-        rows.append([model, froc, *sensitivities, auc])
-    assert story.evaluation.lesions is not None
-    (task,) = story.evaluation.tasks.values()
-    froc = estimate_cell(story.evaluation.lesions["against"]["all"]["froc"]["difference"])
-    auc = estimate_cell(task["against"]["all"]["auroc"]["difference"])
-    rows.append(["difference", froc, *[""] * len(RATES), auc])
-    return table(["model", "FROC", *[f"at {rate}" for rate in RATES], "slide AUC"], rows)
+    """Build the table of both models, which is that of the reports."""
+    first = next(iter(story.evaluations.values()))
+    return comparison_table(
+        {METHODS[method]: evaluation.data for method, evaluation in story.evaluations.items()},
+        difference=first.data,
+        colours={METHODS[method]: colour for method, colour in COLOURS.items()},
+    )
 
 
 def _explanation(story: Story) -> str:
@@ -96,7 +87,7 @@ def _explanation(story: Story) -> str:
         f"FROC is the official score of Camelyon16 over {measured['lesions']} lesions: the mean of the "
         "sensitivities at 0.25 to 8 false positives a slide. Lesions within 75&nbsp;µm of one another count "
         f"as one, and isolated cells ({measured['isolated_tumour_cells']} groups here) do not count. "
-        "Slide AUC: the area under the ROC curve of tumour against normal slides. In small type "
+        "AUC: the area under the ROC curve of tumour against normal slides. In small type "
         "95&nbsp;% intervals, patients resampled. Colour alone is a logistic regression on mean and spread "
         "of red, green and blue in windows of "
         "64&nbsp;µm, trained and evaluated on the same slides."

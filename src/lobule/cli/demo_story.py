@@ -41,7 +41,8 @@ class Story:
     """By step."""
     cohort: Cohort = field(init=False)
     truths: Mapping[str, SlideTruth] = field(default_factory=dict)
-    evaluation: Evaluation = field(init=False)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    """By method; that of the first method also has its difference from the second."""
     ranks: list[LesionRank] = field(default_factory=list)
 
     @property

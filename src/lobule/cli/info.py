@@ -86,10 +86,11 @@ def command(
 
 def print_card(path: str, evaluation: str | None, out: str | None) -> CommandOutput:
     """Print the model card of a bundle, or write it to a file."""
+    from lobule.cli.weights.catalog import licences
     from lobule.files import write_text
     from lobule.reports.model_card import model_card
 
-    text = model_card(path, evaluation)
+    text = model_card(path, evaluation, licences=licences())
     if out is not None:
         write_text(out, text)
     return CommandOutput({"bundle": path, "card": text, "file": out}, text if out is None else f"card  {out}")

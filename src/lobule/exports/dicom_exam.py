@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.errors import ConfigError
+from lobule.errors import CaseError
 from lobule.exports.case import ExportCase, iterate_blocks
 from lobule.exports.dicom_slide import uid
 from lobule.exports.options import ExportOptions
@@ -40,6 +40,8 @@ REQUIRED_EMPTY = (
     "ReferringPhysicianName",
 )  # fmt: skip
 """Attributes that derived objects must have, and that may be empty."""
+REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns")
+"""Attributes of a view without which nothing can refer to it."""
 DEFAULT_MM = 0.1
 """mm/px of a view whose file does not state it; DICOM objects need a value."""
 
@@ -82,6 +84,12 @@ def _view(case: ExportCase, name: str, options: ExportOptions) -> ExamView:
         dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
         dataset.PatientIdentityRemoved = "YES"
         dataset.DeidentificationMethod = "Names removed; export with the patients to keep them"
+    if missing := [keyword for keyword in REQUIRED if not dataset.get(keyword)]:
+        raise CaseError(
+            "the view lacks attributes that objects derived from it need", subject=f"{case.name}, {name}",
+            expected=", ".join(REQUIRED), actual=f"no {', '.join(missing)}",
+            remedy="Repair the header of the file, or convert it to PNG, which is then described",
+        )  # fmt: skip
     for keyword in REQUIRED_EMPTY:
         if keyword not in dataset:
             setattr(dataset, keyword, "")
@@ -109,7 +117,7 @@ def _size(case: ExportCase, name: str, path: str | None) -> Size:
         info = reader.info
         if info.image == name:
             return Size(round(info.columns * info.l0_stride[0]), round(info.rows * info.l0_stride[1]))
-    raise ConfigError(
+    raise CaseError(
         "the size of a view is not known, because its file is gone and it has no map",
         subject=f"{case.name}, {name}", remedy="Name the folder of the files with --slides",
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.errors import ConfigError
+from lobule.errors import CaseError
 from lobule.exports.case import ExportCase, iterate_blocks
 from lobule.exports.dicom_slide import SlideLevel, levels_for_map, object_arguments, save, uid
 from lobule.exports.export import CaseOutput, Export
@@ -37,7 +37,7 @@ def write(case: ExportCase, folder: Path, options: ExportOptions) -> CaseOutput:
 def require_map(case: ExportCase, options: ExportOptions) -> MapReader:
     reader = case.map(options)
     if reader is None:
-        raise ConfigError(
+        raise CaseError(
             "the result has no map", subject=case.name, remedy="Export the findings, with --to dicom-ann"
         )
     return reader

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lobule.errors import ConfigError, NotReadable, UsageError
+from lobule.errors import CaseError, NotReadable, TooLarge
 from lobule.exports.case import ExportCase, ImageFrame
 from lobule.exports.options import ExportOptions
 from lobule.geometry import Size
@@ -60,7 +60,7 @@ def identity_of(case: ExportCase, image: str = "slide") -> str:
 
 def require_mpp(case: ExportCase, frame: ImageFrame) -> Mpp:
     if frame.mpp is None:
-        raise ConfigError(
+        raise CaseError(
             "DICOM objects need the µm/px of the slide, which the result does not state",
             subject=case.name,
             remedy="Scan the slide again with --slide-mpp",
@@ -82,7 +82,7 @@ def _size_of_maps(case: ExportCase) -> Size:
     for reader in case.maps.values():
         info = reader.info
         return Size(round(info.columns * info.l0_stride[0]), round(info.rows * info.l0_stride[1]))
-    raise ConfigError("the result does not state the size of the slide", subject=case.name)
+    raise CaseError("the result does not state the size of the slide", subject=case.name)
 
 
 def described_level(
@@ -192,8 +192,9 @@ def _add_specimen(dataset: Dataset, case: ExportCase, identity: str) -> None:
 
 # -- levels for maps ----------------------------------------------------------------------------------------
 
-MOST_PIXELS = 1 << 27
-"""Largest number of pixels of one object, because they are in memory at once."""
+MOST_PIXELS = 1 << 26
+"""Largest number of pixels of one object, because they are in memory at once. A map of a slide of 200,000 ×
+120,000 px has 24 million cells at a stride of 32, and 6 million at 64."""
 
 
 def levels_for_map(
@@ -212,11 +213,18 @@ def levels_for_map(
         first = int(np.argmin(distance))
         chosen = [level for level in levels[first:] if level.size.area <= MOST_PIXELS]
         if not chosen:
-            raise ConfigError(
+            raise CaseError(
                 "no level of the DICOM slide has a resolution near that of the map",
                 subject=options.source, expected=f"about {l0_stride[0] * mpp.x:.3g} µm/px",
             )  # fmt: skip
         return chosen
+    if shape[0] * shape[1] > MOST_PIXELS:
+        raise TooLarge(
+            "the map has too many cells for one DICOM object, whose values are in memory at once",
+            subject=case.name, expected=f"at most {MOST_PIXELS:,} cells",
+            actual=f"{shape[1]:,} × {shape[0]:,} cells",
+            remedy="Choose a coarser map with --map, or a coarser level with --source",
+        )  # fmt: skip
     levels, factor = [], 1
     while True:
         size = Size(-(-shape[1] // factor), -(-shape[0] // factor))
@@ -263,7 +271,7 @@ def _l0_offset(case: ExportCase, frame: ImageFrame, size: Size, source: Path) ->
     if frame.bounds is not None and size == frame.bounds.size:
         return (float(frame.bounds.x), float(frame.bounds.y))
     expected = [str(frame.size), *([f"{frame.bounds.size} (cropped)"] if frame.bounds else [])]
-    raise UsageError(
+    raise CaseError(
         "the DICOM files are not of this slide",
         subject=f"{source} for the case {case.name}", expected=" or ".join(expected), actual=str(size),
     )  # fmt: skip
@@ -287,7 +295,7 @@ def _datasets_of(source: Path, case: str) -> tuple[Any, ...]:
         if dataset.get("SOPClassUID") == WHOLE_SLIDE and "VOLUME" in dataset.get("ImageType", []):
             datasets.append(dataset)
     if not datasets:
-        raise UsageError(
+        raise CaseError(
             "the folder contains no level of a DICOM slide", subject=folder,
             expected=f"VL Whole Slide Microscopy images, or a folder named '{case}' with them",
         )  # fmt: skip
@@ -305,7 +313,7 @@ REQUIRED = (
 def _require_attributes(datasets: Sequence[Any], folder: Path) -> None:
     missing = sorted({name for dataset in datasets for name in REQUIRED if name not in dataset})
     if missing:
-        raise UsageError(
+        raise CaseError(
             "the DICOM slide lacks attributes that objects derived from it need",
             subject=folder,
             expected=", ".join(REQUIRED),
@@ -313,7 +321,7 @@ def _require_attributes(datasets: Sequence[Any], folder: Path) -> None:
             remedy="Convert the slide again, or leave --source away to use a generated description",
         )
     if len({dataset.SeriesInstanceUID for dataset in datasets}) > 1:
-        raise UsageError(
+        raise CaseError(
             "the folder contains several DICOM slides", subject=folder,
             remedy="Put the files of each slide into a folder with the name of its case",
         )  # fmt: skip

@@ -25,6 +25,7 @@ EXPORTS: dict[str, str | Export] = {
     "geoparquet": "lobule.exports.geoparquet:EXPORT",
     "dsa": "lobule.exports.dsa:EXPORT",
     "ome-zarr": "lobule.exports.ome_zarr:EXPORT",
+    "spatialdata": "lobule.exports.spatial_data:EXPORT",
     "dicom-seg": "lobule.exports.dicom_seg:EXPORT",
     "dicom-pm": "lobule.exports.dicom_pm:EXPORT",
     "dicom-ann": "lobule.exports.dicom_ann:EXPORT",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lobule import __version__
-from lobule.errors import ConfigError
+from lobule.errors import CaseError
 from lobule.exports.case import ExportCase, iterate_blocks
 from lobule.exports.export import CaseOutput, CaseRecord, Export
 from lobule.exports.json_stream import json_list, number
@@ -25,7 +25,7 @@ from lobule.stitch import State
 def write(case: ExportCase, folder: Path, options: ExportOptions) -> CaseOutput:
     reader = case.map(options)
     if reader is None:
-        raise ConfigError(
+        raise CaseError(
             "the result has no map of tile scores",
             subject=case.name,
             remedy="Export the findings instead, with --to csv or --to qupath",

@@ -71,7 +71,7 @@ def smooth(maps: Tensor) -> Tensor:
     Edges are mirrored with the edge pixel repeated, as in SciPy's `gaussian_filter` of each map.
     """
     rows, columns = (
-        torch.from_numpy(gaussian_matrix(side, SIGMA_PX)).to(maps.device, maps.dtype)
+        torch.from_numpy(gaussian_matrix(int(side), SIGMA_PX)).to(maps.device, maps.dtype)
         for side in maps.shape[-2:]
     )
     return rows @ maps @ columns.T
@@ -119,7 +119,7 @@ def window_means(
     """
     layers = []
     for distance in distances:
-        window = distance.shape[-1] // patches
+        window = int(distance.shape[-1]) // patches
         matrix = torch.from_numpy(window_matrix(window, side, padded_size, step, cells, patches, first)).to(
             distance
         )

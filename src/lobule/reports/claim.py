@@ -1,6 +1,7 @@
 """The CLAIM 2024 checklist for a cohort report: answered from provenance, and open where nothing is known.
 
-The wording of the items is abridged. The checklist: Tejani et al., Radiology: Artificial Intelligence 2024.
+The items are stated completely, in our own words. The checklist: Tejani et al., "Checklist for Artificial
+Intelligence in Medical Imaging (CLAIM): 2024 Update", Radiology: Artificial Intelligence 6(4), 2024.
 """
 
 from __future__ import annotations
@@ -10,52 +11,149 @@ from collections.abc import Mapping
 from lobule.reports.page import table, text
 
 ITEMS: tuple[tuple[str, str], ...] = (
-    ("Title and abstract", "Identification as a study of AI methodology, with the category of technology"),
-    ("Title and abstract", "Structured summary of design, methods, results and conclusions"),
-    ("Introduction", "Scientific and clinical background, with the intended use and role of the AI approach"),
-    ("Introduction", "Aims, objectives and hypotheses"),
-    ("Study design", "Prospective or retrospective study"),
-    ("Study design", "Goal of the study"),
-    ("Data", "Data sources"),
-    ("Data", "Inclusion and exclusion criteria"),
-    ("Data", "Preprocessing"),
-    ("Data", "Selection of subsets of the data"),
-    ("Data", "De-identification"),
-    ("Data", "Handling of missing data"),
-    ("Data", "Image acquisition"),
-    ("Reference standard", "Definition of the reference standard"),
-    ("Reference standard", "Rationale for the reference standard"),
-    ("Reference standard", "Source of the annotations"),
-    ("Reference standard", "Annotation of the test set"),
-    ("Reference standard", "Variability within and between annotators"),
-    ("Data partitions", "Assignment of data to partitions"),
-    ("Data partitions", "Level at which partitions are disjoint"),
-    ("Testing data", "Intended sample size"),
-    ("Model", "Description of the model"),
-    ("Model", "Software, frameworks and packages"),
-    ("Model", "Initialisation of parameters"),
-    ("Training", "Training approach"),
-    ("Training", "Selection of the final model"),
-    ("Training", "Ensembling"),
-    ("Evaluation", "Metrics of performance"),
-    ("Evaluation", "Statistical measures of significance and uncertainty"),
-    ("Evaluation", "Robustness or sensitivity analysis"),
-    ("Evaluation", "Explainability or interpretability"),
-    ("Evaluation", "Evaluation on internal data"),
-    ("Evaluation", "Testing on external data"),
-    ("Evaluation", "Registration of a clinical trial"),
-    ("Results", "Numbers of patients and examinations included and excluded"),
-    ("Results", "Demographic and clinical characteristics of each partition"),
-    ("Results", "Performance with uncertainty"),
-    ("Results", "Estimates of diagnostic performance and their precision"),
-    ("Results", "Failure analysis of incorrect results"),
-    ("Discussion", "Limitations"),
-    ("Discussion", "Implications for practice, with intended use and clinical role"),
-    ("Other information", "Full study protocol or further technical details"),
-    ("Other information", "Availability of software, model and data"),
-    ("Other information", "Funding and the role of funders"),
+    (
+        "Title and abstract",
+        "Say in the title or the abstract that the study is about artificial intelligence, and name "
+        "the kind of technology, such as deep learning.",
+    ),
+    (
+        "Title and abstract",
+        "Summarise the design, methods, results and conclusions of the study in a structured abstract.",
+    ),
+    (
+        "Introduction",
+        "Describe the scientific and clinical background, with the intended use of the approach and "
+        "its role in care.",
+    ),
+    ("Introduction", "State the aims and objectives of the study, and its hypotheses."),
+    ("Study design", "State whether the study is prospective or retrospective."),
+    (
+        "Study design",
+        "State the goal of the study, such as building a model, exploring feasibility, or showing "
+        "that it is not inferior.",
+    ),
+    ("Data", "Name the sources of the data, and say how they can be accessed."),
+    (
+        "Data",
+        "State how, where and when eligible patients or examinations were identified, and why any "
+        "were left out.",
+    ),
+    (
+        "Data",
+        "Describe how the data were processed before the model reads them, in enough detail to repeat it.",
+    ),
+    (
+        "Data",
+        "Describe how subsets of the data were chosen, if there are any, such as regions, views or slides.",
+    ),
+    ("Data", "Describe how the data were de-identified, and to which rules this conforms."),
+    ("Data", "State how missing data were handled, such as leaving out cases or replacing values."),
+    ("Data", "Describe how the images were acquired: devices, protocols and their parameters."),
+    ("Reference standard", "Define the reference standard exactly enough that others can reproduce it."),
+    (
+        "Reference standard",
+        "Give the reasons for choosing this reference standard, with its known weaknesses.",
+    ),
+    (
+        "Reference standard",
+        "Name the origin of the annotations: the people, their training and instructions, and the tools.",
+    ),
+    (
+        "Reference standard",
+        "Describe how the test set was annotated, and by whom, if this differs from the other data.",
+    ),
+    (
+        "Reference standard",
+        "State how much annotators differ from one another and from themselves, and how differences "
+        "were resolved.",
+    ),
+    (
+        "Data partitions",
+        "State how the data were divided into training, tuning and test sets, with the share of each.",
+    ),
+    (
+        "Data partitions",
+        "State the level at which the sets have nothing in common, such as patient, examination or site.",
+    ),
+    ("Testing data", "State the intended sample size, and how it was determined."),
+    (
+        "Model",
+        "Describe the model completely: its inputs, its outputs, and all layers and connections "
+        "between them.",
+    ),
+    ("Model", "Name the software, frameworks and packages, with their versions."),
+    (
+        "Model",
+        "State how the parameters of the model were initialised, such as at random or from another training.",
+    ),
+    (
+        "Training",
+        "Describe the training: augmentation, settings and how they were chosen, and the number of models.",
+    ),
+    ("Training", "State how the final model was selected."),
+    ("Training", "Describe how several models were combined, if they were."),
+    (
+        "Evaluation",
+        "Define the metrics of the performance of the model, and say which is the most important.",
+    ),
+    ("Evaluation", "State how significance and uncertainty were measured, such as with intervals or tests."),
+    (
+        "Evaluation",
+        "Analyse how robust the results are, or how sensitive to assumptions and first settings.",
+    ),
+    (
+        "Evaluation",
+        "Describe the methods that explain or interpret the output of the model, and how these were "
+        "validated.",
+    ),
+    ("Evaluation", "Describe the evaluation on data from the same source as the training data."),
+    (
+        "Evaluation",
+        "Describe the test on data from other sources. Without such a test, say so as a limitation.",
+    ),
+    ("Evaluation", "For a clinical trial, state its registration."),
+    (
+        "Results",
+        "State how many patients or examinations were included and excluded at each step, with the "
+        "reasons, for example in a flow chart.",
+    ),
+    (
+        "Results",
+        "Report the demographic and clinical characteristics of the cases in each partition and "
+        "from each source.",
+    ),
+    (
+        "Results",
+        "Report the performance of the final model on each partition, with statistical uncertainty, "
+        "and compare it with the reference standard.",
+    ),
+    (
+        "Results",
+        "Report estimates of diagnostic performance and their precision, such as 95 % intervals, on "
+        "internal and external test data.",
+    ),
+    ("Results", "Analyse the cases in which the result was wrong, and look for what they have in common."),
+    (
+        "Discussion",
+        "Name the limitations of the study: possible bias, uncertainty, and how far the results "
+        "apply elsewhere.",
+    ),
+    (
+        "Discussion",
+        "State what follows for practice, with the intended use and the clinical role of the approach.",
+    ),
+    ("Other information", "Refer to the complete study protocol, or to further technical details."),
+    (
+        "Other information",
+        "State whether the software, the trained model and the data are available, and where.",
+    ),
+    (
+        "Other information",
+        "Name the sources of funding and other support, the role of the funders, and whether the "
+        "authors were independent of them.",
+    ),
 )
-"""Section and content of the 44 items, in order."""
+"""Section and requirement of the 44 items, in order."""
 
 OPEN = "Not known to Lobule; the study team must answer this."
 
@@ -73,4 +171,4 @@ def claim_table(answers: Mapping[int, str]) -> str:
         rows.append([str(index), text(section), text(item), cell])
     answered = sum(1 for index in range(1, len(ITEMS) + 1) if answers.get(index))
     heading = f"<p>{answered} of {len(ITEMS)} items are answered from the files; the others are open.</p>"
-    return heading + table(["", "section", "item", "answer"], rows, numeric=(0,))
+    return heading + table(["", "section", "what to report", "answer"], rows, numeric=(0,))

@@ -18,6 +18,7 @@ from lobule.errors import LobuleError
 from lobule.exports.export import CaseRecord
 from lobule.reports.case import MISUSE
 from lobule.reports.claim import claim_table
+from lobule.reports.comparison import comparison_table
 from lobule.reports.page import (
     estimate_cell,
     fields_table,
@@ -36,7 +37,11 @@ PAGE = "index"
 MOST_SITES = 12
 MOST_POINTS = 400
 """Cases of a site that are drawn as single points; more are drawn as every n-th of the sorted scores."""
-STYLE = ".plots { display: flex; flex-wrap: wrap; gap: 1rem; }"
+STYLE = """
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; }
+.plots svg { --ink: #26242c; background: #fff; border: 1px solid var(--line); border-radius: 4px; }
+"""
+"""The plots have a white background on dark screens, too, so their text must stay dark."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,9 @@ def _evaluation(report: CohortReport) -> str:
     blocks = []
     data = report.evaluation
     if data is not None:
+        if data["tasks"] and data["lesions"] is not None:
+            method = (report.settings.get("bundle") or {}).get("method") or "results"
+            blocks.append(comparison_table({str(method): data}))
         for name, task in data["tasks"].items():
             blocks.append(f"<h3>{text(name)}, {text(task['unit'])}</h3>{_task(task)}")
         if data["lesions"] is not None:

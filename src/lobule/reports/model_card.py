@@ -24,12 +24,15 @@ PAPERS = {
 NOT_KNOWN = "Not recorded in the bundle. State it before you publish the model."
 
 
-def model_card(bundle: str | Path, evaluation: str | Path | None = None) -> str:
+def model_card(
+    bundle: str | Path, evaluation: str | Path | None = None, *, licences: Mapping[str, str] | None = None
+) -> str:
     """Return the model card of a bundle as Markdown.
 
     Args:
         bundle: Folder of the bundle.
         evaluation: `evaluation.json` of `lobule evaluate --out`, which has intervals and subgroups.
+        licences: The licences of pretrained networks by their names.
 
     Raises:
         UsageError: The folder is not a bundle, or the file is not an evaluation.
@@ -53,7 +56,7 @@ def model_card(bundle: str | Path, evaluation: str | Path | None = None) -> str:
         _section("Training", _training(opened)),
         _section("Evaluation", _evaluation(opened, measured)),
         _section("Calibration", _calibration(opened)),
-        _section("Licence", _licence(opened)),
+        _section("Licence", _licence(opened, licences or {})),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -103,9 +106,17 @@ def _training_data(bundle: Bundle) -> list[str]:
         "validation cases": _count(provenance.get("val_cases")),
         "cases that could not be read": _count(provenance.get("lost")),
     }
-    counts |= {name: _short(provenance.get(name)) for name in ("labels", "sites")}
+    labels = provenance.get("labels")
+    for group, by_label in labels.items() if isinstance(labels, dict) else ():
+        counts[f"labels, {group}"] = _counted(by_label)
+    counts["sites"] = _counted(provenance.get("sites"))
     notes = provenance.get("notes")
     return [*_rows(counts), *(f"- note: {note}" for note in (notes if isinstance(notes, list) else ()))]
+
+
+def _counted(counts: object) -> str:
+    pairs = counts.items() if isinstance(counts, dict) else ()
+    return ", ".join(f"{name} {count}" for name, count in pairs)
 
 
 def _count(value: object) -> int | None:
@@ -193,8 +204,26 @@ def _calibration(bundle: Bundle) -> list[str]:
     ]
 
 
-def _licence(bundle: Bundle) -> list[str]:
-    encoder = bundle.config.get("encoder") or bundle.config.get("backbone") or bundle.config.get("trunk")
-    licence = bundle.provenance.get("licence") or bundle.provenance.get("encoder_licence")
-    lines = _rows({"encoder or network": _short(encoder), "licence of the encoder": _short(licence)})
-    return [*lines, f"Licence of the weights: {NOT_KNOWN}"]
+def _licence(bundle: Bundle, licences: Data) -> list[str]:
+    """State the licence of each pretrained network that the model started from or contains."""
+    lines = []
+    for name in _pretrained(bundle.config):
+        licence = licences.get(name) or licences.get(name.removeprefix("scannet_"))
+        lines.append(f"- licence of the encoder {name}: {licence or NOT_KNOWN}")
+    if not lines:
+        lines.append("- encoder: none that was trained before; all weights were initialised at random")
+    return [*lines, f"- licence of the weights in this bundle: {NOT_KNOWN}"]
+
+
+def _pretrained(config: Data) -> list[str]:
+    """Return the names of networks with pretrained weights in the settings of a bundle."""
+    names = []
+    for key in ("encoders", "encoder", "teacher", "trunk", "architecture"):
+        value = config.get(key)
+        names += [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
+    weights = config.get("weights")
+    stated = list(weights) if isinstance(weights, list | tuple) else [weights]
+    is_random = [str(value) == "random" for value in stated] * (len(names) if len(stated) == 1 else 1)
+    return [
+        name for name, random in zip(names, [*is_random, *[False] * len(names)], strict=False) if not random
+    ]

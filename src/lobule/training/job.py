@@ -11,6 +11,7 @@ A method's `train` opens a job and runs its stages one after the other:
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -175,11 +176,30 @@ class TrainingJob:
                 "seed": self.seed,
                 "train_cases": [case.id for case in train],
                 "val_cases": [case.id for case in val],
+                "labels": {"training": _labels(train), "validation": _labels(val)},
+                "sites": _counts(case.site or "not stated" for case in (*train, *val)),
                 "notes": self.notes,
                 "lost": self.failures,
                 **provenance,
             },
         }
+
+
+def _labels(cases: Iterable[Case]) -> dict[str, int]:
+    """Count the labels of cases; an exam counts for each label that is true for one of its breasts."""
+    return _counts(
+        name
+        for case in cases
+        for name in (
+            [name for name, value in case.breast_labels.items() if value] or ["no breast label is true"]
+            if case.breast_labels
+            else [case.label or "no label"]
+        )
+    )
+
+
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))
 
 
 @contextmanager

@@ -62,6 +62,11 @@ CATALOG: tuple[Weights, ...] = (
 )  # fmt: skip
 
 
+def licences() -> dict[str, str]:
+    """Return the licences of the pretrained networks by their names."""
+    return {weights.name: weights.licence for weights in CATALOG if weights.fetched}
+
+
 def hashes(path: str | Path) -> tuple[str, str]:
     """Return the SHA-256 and the git blob id of a file; the file is read once."""
     plain = hashlib.sha256()

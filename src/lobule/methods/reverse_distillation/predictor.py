@@ -147,14 +147,21 @@ class PatchModel:
 
     def patch_scores(self, patches: Tensor) -> Tensor:
         """Raw scores (B,) of patches (B, rows, columns, 3)."""
+        return self.scores_of_distances(self._distances(patches))
+
+    def scores_of_distances(self, distances: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Raw scores (B,) from the distance maps of single patches."""
         if self.config.score == "max":
-            return self.patch_maps(patches).amax(dim=(1, 2))
-        return window_means(self._distances(patches), self.config.input, self.padded_size)[:, 0, 0]
+            return self._smooth_maps(distances).amax(dim=(1, 2))
+        return window_means(distances, self.config.input, self.padded_size)[:, 0, 0]
 
     def patch_maps(self, patches: Tensor) -> Tensor:
         """Smoothed anomaly maps (B, input, input) of patches (B, rows, columns, 3)."""
+        return self._smooth_maps(self._distances(patches))
+
+    def _smooth_maps(self, distances: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         size = self.config.input
-        maps = summed(self._distances(patches), (self.padded_size, self.padded_size))
+        maps = summed(distances, (self.padded_size, self.padded_size))
         return smooth(maps[:, :size, :size])
 
     def shared(self, config: Config, pixels: Tensor, required: Tensor) -> Tensor:
