@@ -12,7 +12,7 @@ from lobule.cohort import Case, Cohort, read_cohort, write_cohort
 from lobule.errors import NotAMammogram
 from lobule.layouts import read_layout
 from lobule.mammograms.dicom_codes import overrides_of
-from lobule.mammograms.exam_views import ExamView, ViewOptions, open_views, readable
+from lobule.mammograms.exam_views import ExamView, ViewOptions, open_views, readable_views
 from lobule.mammograms.exams import read_view
 from lobule.mammograms.views import VIEWS
 from lobule.phantoms._mammogram_dicom import dicom_dataset, write_dicom
@@ -88,7 +88,7 @@ def exam_as_acquired(folder: Path, rendered: ExamImages) -> Case:
 
 
 def opened(case: Case) -> dict[str, ExamView]:
-    images = readable(open_views(case, OPTIONS, joined=True))
+    images = readable_views(open_views(case, OPTIONS, joined=True))
     assert list(images) == list(VIEWS)
     return images
 
