@@ -19,7 +19,7 @@ from lobule.layouts.cbis_ddsm import PATHOLOGY, TABLE
 from lobule.layouts.folders import files_under
 from lobule.layouts.lesions import Lesion, images_of
 from lobule.layouts.tables import read_table
-from lobule.mammograms.dicom_look import look
+from lobule.mammograms.dicom_header import read_dicom_header
 from lobule.mammograms.record import require_size
 
 _LESION = re.compile(r"(Calc|Mass)-(Training|Test)_(P_\d{5})_(LEFT|RIGHT)_(CC|MLO)_\d+", re.IGNORECASE)
@@ -67,7 +67,7 @@ def _lesion_name(file: Path) -> str | None:
     for folder in reversed(file.parts[:-1]):
         if folder.lower().startswith(("calc-", "mass-")):
             return folder if _LESION.fullmatch(folder) else None
-    header = look(file)
+    header = read_dicom_header(file)
     return header.patient if header and _LESION.fullmatch(header.patient) else None
 
 
