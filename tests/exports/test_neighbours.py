@@ -117,28 +117,26 @@ def test_ngff_zarr_finds_the_metadata_valid(ome_zarr: dict[str, Path]) -> None:
 
 # -- SpatialData --------------------------------------------------------------------------------------------
 
-EXPORT = """
-import sys
-source, results, out = sys.argv[1:]
+SPATIAL_DATA = """
+import json, sys
+source, results, slide, out = sys.argv[1:]
 sys.path.insert(0, source)
 from lobule.exports.run import export_results
 (record,) = export_results(results, "spatialdata", out).records
 assert record.exported, record
 assert "torch" not in sys.modules
-"""
-READ = """
-import json, sys
 import numpy as np
 import spatialdata
 import wsidata
-path, slide, out = sys.argv[1:]
+path = out + "/squares.zarr"
 data = spatialdata.read_zarr(path)
 findings = data.shapes["findings"]
 um = spatialdata.transform(findings, to_coordinate_system="micrometers")
 wsi = wsidata.open_wsi(slide, store=path)
 features = wsi.fetch.features_anndata("scannet", tile_key="tiles")
 spec = wsi.tile_spec("tiles")
-np.savez(out, x=features.X, spatial=features.obsm["spatial"], tissue=features.obs["tissue_id"].to_numpy())
+tissue = features.obs["tissue_id"].to_numpy()
+np.savez(out + "/features.npz", x=features.X, spatial=features.obsm["spatial"], tissue=tissue)
 print(json.dumps({
     "classes": list(features.var_names),
     "tile": [spec.base_width, spec.base_height, spec.mpp],
@@ -153,13 +151,12 @@ print(json.dumps({
 
 def test_spatialdata_is_read_by_wsidata(results: Results, tmp_path: Path) -> None:
     """wsidata is the data structure of LazySlide: it joins the scores, the tiles and the slide."""
-    run_python("spatialdata", EXPORT, Path(lobule.__file__).parents[1], results.path, tmp_path / "out")
     slide = write_slide(tmp_path / "squares.tif", np.full((SIZE[1], SIZE[0], 3), 230, np.uint8))
-    arrays = tmp_path / "features.npz"
-    read = json.loads(run_python("spatialdata", READ, tmp_path / "out/squares.zarr", slide, arrays))
+    source, out = Path(lobule.__file__).parents[1], tmp_path / "out"
+    read = json.loads(run_python("spatialdata", SPATIAL_DATA, source, results.path, slide, out))
     expected, states = known_map()
     rows, columns = np.nonzero(states == 2)
-    with np.load(arrays) as features:
+    with np.load(out / "features.npz") as features:
         assert np.array_equal(features["x"], expected[:, rows, columns].T)
         assert np.array_equal(features["spatial"], np.stack([columns, rows], axis=1) * STRIDE)
         assert (features["tissue"] == 0).all()
