@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lobule.bundles import patient_hash
 from lobule.cohort import Case, Cohort
 from lobule.exports.export import CaseRecord
 from lobule.files import read_json, write_json
@@ -23,6 +25,7 @@ from lobule.reports.page import html_page, table, text, words
 from lobule.reports.pictures import bar_um, ramp
 from lobule.reports.write import write_reports
 from lobule.results import Results, open_results
+from lobule.results.folder import PATIENTS
 from lobule.results.result import RESEARCH_USE
 from lobule.reviews import Review, append_review
 from lobule.testing.export import EMPTY, PATIENT, STRANGE_NAME, write_known_results
@@ -32,7 +35,7 @@ from tests.server.support import build_scene
 class Balance(HTMLParser):
     """Counts tags that are not closed in order."""
 
-    VOID = frozenset({"meta", "img", "br", "line", "rect", "circle"})
+    VOID = frozenset({"meta", "img", "br", "line", "rect", "circle", "col"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +189,8 @@ def test_an_exam_shows_its_views(tmp_path: Path) -> None:
     report = write_reports(folder / "results", tmp_path / "out")
     html, shown = read_page(tmp_path / "out/cases/exam.html")
     assert html.count("view under its heatmap") == 3 and "The exam has no view R-MLO" in shown
-    assert "left_malignant: std 0.02; least 0.65; greatest 0.77" in shown and "left breast 0.710" in shown
+    assert "score value std least greatest" in shown and "left breast 0.710" in shown
+    assert re.search(r"left_malignant 0\.7100 0\.020 0\.650 0\.770", shown), shown
     assert report.records[0].exported
 
 
@@ -222,7 +226,18 @@ def test_text_from_results_cannot_become_markup() -> None:
 
 
 def test_values_become_words() -> None:
-    assert words({"a": {"b": 0.123456, "c": [1, 2]}, "d": None, "e": True}) == "a: b 0.1235; c 1, 2; e True"
+    assert words({"a": {"b": 0.123456, "c": [1, 2]}, "d": None, "e": True}) == "a: b 0.1235; c 1, 2; e yes"
+
+
+def test_cases_outside_the_results_do_not_prevent_an_evaluation(results: Results, tmp_path: Path) -> None:
+    """A cohort has training cases, too, which `lobule evaluate` refuses and the report leaves out."""
+    scanned = cohort_of({"squares": "tumour", EMPTY: "normal", STRANGE_NAME: "tumour", "partial": "normal"})
+    others = Case("trained", "patient of the training", "slide", "/gone/t.tif", label="tumour", split="train")
+    copy = Path(shutil.copytree(results.path, tmp_path / "results"))
+    write_json(copy / PATIENTS, {"patients": [patient_hash(others.patient)]})
+    write_reports(copy, tmp_path / "out", cohort=Cohort((*scanned.cases, others)))
+    _, shown = read_page(tmp_path / "out/index.html")
+    assert "AUROC" in shown and "cannot be evaluated" not in shown
 
 
 def test_the_checklist_has_44_items_and_shows_open_ones() -> None:

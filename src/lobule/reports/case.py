@@ -253,12 +253,16 @@ def _findings(case: ExportCase, options: ExportOptions) -> str:
     rows = [
         _finding_row(case, rank, index, finding, reviews) for rank, (index, finding) in enumerate(highest, 1)
     ]
-    header = ["", "score", "label", "class", "size, µm", "area, mm²", "x, y, mm", "review"]
+    header = ["", "score", "label", "class", "size, µm", "area, mm²", "x, y", "review"]
     left_out = case.finding_count - len(highest)
     remainder = (
         f"<p class=note>{left_out:,} findings with lower scores are not listed.</p>" if left_out > 0 else ""
     )
-    return table(header, rows, numeric=(0, 1, 4, 5)) + remainder
+    # Columns without a value in any row, such as the sizes of findings of an exam, are left out.
+    filled = [index for index in range(len(header)) if any(row[index] not in ("", "–") for row in rows)]
+    numeric = [position for position, index in enumerate(filled) if index in (0, 1, 4, 5)]
+    shown = [[row[index] for index in filled] for row in rows]
+    return table([header[index] for index in filled], shown, numeric) + remainder
 
 
 def _rank(score: float) -> float:
@@ -272,7 +276,7 @@ def _finding_row(
     mpp = None if frame is None else frame.mpp
     position = f"{finding.l0_x:,}, {finding.l0_y:,} px"
     if mpp is not None:
-        position = f"{finding.l0_x * mpp.x / 1000:.2f}, {finding.l0_y * mpp.y / 1000:.2f}"
+        position = f"{finding.l0_x * mpp.x / 1000:.2f}, {finding.l0_y * mpp.y / 1000:.2f} mm"
     if finding.image != "slide":
         position = f"{text(finding.image)}: {position}"
     area = None if finding.area_um2 is None else finding.area_um2 * 1e-6
@@ -299,9 +303,28 @@ def _scores(case: ExportCase) -> str:
         for name, value in scores.items()
     ]  # fmt: skip
     header = ["score", "value", *(["before calibration"] if raw else [])]
-    shown = table(header, [row if raw else row[:2] for row in rows])
-    spread = {name: value for name, value in case.result.items() if "spread" in name or "interval" in name}
-    return shown + (fields_table(spread) if spread else "<p class=note>The result states no spread.</p>")
+    spread: Any = case.result.get("spread") or {}
+    measures = list(next(iter(spread.values()))) if _is_by_score(spread) else []
+    for row, name in zip(rows, scores, strict=True):
+        row[2:] = [*(row[2:] if raw else []), *(number(spread.get(name, {}).get(one)) for one in measures)]
+    shown = table([*header, *map(text, measures)], rows, range(len(header), len(header) + len(measures)))
+    others = {name: value for name, value in case.result.items() if _is_spread(name) and not measures}
+    if measures:
+        return shown + "<p class=note>The spread is that over windows, models or draws of the scan.</p>"
+    return shown + (fields_table(others) if others else "<p class=note>The result states no spread.</p>")
+
+
+def _is_spread(name: str) -> bool:
+    return "spread" in name or "interval" in name
+
+
+def _is_by_score(spread: Any) -> bool:
+    """Whether a result states the same measures of spread for each of its scores."""
+    return isinstance(spread, Mapping) and bool(spread) and all(map(_is_measures, spread.values()))
+
+
+def _is_measures(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(one, int | float) for one in value.values())
 
 
 def _share(value: float) -> float:
@@ -356,12 +379,19 @@ def provenance(case: ExportCase) -> Iterator[tuple[str, object]]:
         yield "options of the scan", f"cannot be read: {error.problem}"
     for name, recorded in (result.get("images") or {}).items():
         mpp = recorded.get("mpp")
-        resolution = "" if mpp is None else f", {mpp[0]:.4g} µm/px ({recorded.get('mpp_source')})"
-        yield f"image {name}", f"{recorded.get('format')}{resolution}"
+        origin = f" ({recorded['mpp_source']})" if recorded.get("mpp_source") else ""
+        stated = [
+            recorded.get("format"),
+            "{:,} × {:,} px".format(*recorded["size"]) if recorded.get("size") else None,
+            None if mpp is None else f"{mpp[0]:.4g} µm/px{origin}",
+        ]
+        yield f"image {name}", ", ".join(filter(None, stated))
     for index, digest in enumerate((result.get("input") or {}).values(), 1):
         yield f"hash of input file {index}", digest
     yield "seconds", run_seconds(case)
-    details = {name: value for name, value in result.items() if name not in STANDARD_FIELDS}
+    details = {
+        name: value for name, value in result.items() if name not in STANDARD_FIELDS and not _is_spread(name)
+    }
     yield (
         "further values",
         _pairs({k: v for k, v in details.items() if not isinstance(v, dict | list) or len(str(v)) < 400}),

@@ -155,7 +155,7 @@ ITEMS: tuple[tuple[str, str], ...] = (
 )
 """Section and requirement of the 44 items, in order."""
 
-OPEN = "Not known to Lobule; the study team must answer this."
+OPEN = "Open: not known to Lobule; the study team must answer this."
 
 
 def claim_table(answers: Mapping[int, str]) -> str:
@@ -164,11 +164,15 @@ def claim_table(answers: Mapping[int, str]) -> str:
     Args:
         answers: Plain text by the number of the item, counted from 1; all other items are shown as open.
     """
-    rows = []
-    for index, (section, item) in enumerate(ITEMS, 1):
+    rows: list[list[str]] = []
+    section = ""
+    for index, (item_section, item) in enumerate(ITEMS, 1):
+        if item_section != section:
+            section = item_section
+            rows.append([text(section)])
         answer = answers.get(index)
-        cell = text(answer) if answer else f"<span class=warning>{text(OPEN)}</span>"
-        rows.append([str(index), text(section), text(item), cell])
+        cell = text(answer) if answer else f"<span class=note>{text(OPEN)}</span>"
+        rows.append([str(index), text(item), cell])
     answered = sum(1 for index in range(1, len(ITEMS) + 1) if answers.get(index))
     heading = f"<p>{answered} of {len(ITEMS)} items are answered from the files; the others are open.</p>"
-    return heading + table(["", "section", "what to report", "answer"], rows, numeric=(0,))
+    return heading + table(["", "what to report", "answer"], rows, (0,), ("3rem", "50%", "auto"))

@@ -77,6 +77,8 @@ def evaluated(
 
     if cohort is None:
         return None, (), "There is no cohort with labels; name one with --cohort."
+    planned = set(report_results.planned())
+    cohort = cohort.where(lambda case: case.id in planned)  # The others, such as training cases, are no part.
     options = Options(resamples=1000)
     try:
         evaluation = evaluate_source(open_results_source(report_results.path, options), cohort, options)

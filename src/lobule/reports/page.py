@@ -35,6 +35,8 @@ td, th { padding: .3rem 1.1rem .3rem 0; text-align: left; border-bottom: 1px sol
   vertical-align: top; }
 th { font-weight: 600; font-size: 14px; } td small { color: var(--faint); white-space: nowrap; }
 td.long { overflow-wrap: anywhere; }
+table.fixed { table-layout: fixed; width: 100%; } table.fixed td { overflow-wrap: anywhere; font-size: 14px; }
+th.group { padding-top: 1rem; } td.number { padding-left: 0; }
 td.number, th.number { text-align: right; } td.open { color: var(--warn); }
 figure { margin: 0; } img { display: block; border-radius: 4px; max-width: 100%; }
 a { color: var(--first); }
@@ -59,6 +61,8 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem
     --code: #f2f2f2; --first: #004a75; --second: #8a3800; --warn: #6b2d00; }
   body { margin: 0; max-width: none; padding: 0; font-size: 10pt; } h1 { font-size: 17pt; }
   h2 { font-size: 12pt; margin: 14pt 0 4pt; break-after: avoid; } h3 { break-after: avoid; }
+  .fields figcaption { font-size: 7pt; } th.group { break-after: avoid; }
+  table.fixed td { font-size: 8pt; }
   figure, tr, .use { break-inside: avoid; } td, th { padding: 2pt 8pt 2pt 0; font-size: 9pt; }
   thead { display: table-header-group; } p { max-width: none; } .scroll { overflow: visible; }
   .fields { grid-template-columns: repeat(5, 1fr); gap: 6pt; } .note, figcaption { font-size: 8pt; }
@@ -118,6 +122,8 @@ def words(value: object) -> str:
         )
     if isinstance(value, list | tuple):
         return ", ".join(map(words, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -136,19 +142,35 @@ def fields_table(rows: Mapping[str, object] | Iterable[tuple[str, object]]) -> s
     return f"<div class=scroll><table>{''.join(cells)}</table></div>"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    """Build a table from cells of HTML; `numeric` are the columns that are aligned to the right."""
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    numeric: Sequence[int] = (),
+    widths: Sequence[str] = (),
+) -> str:
+    """Build a table from cells of HTML.
+
+    Args:
+        header: The names of the columns; empty for a table without them.
+        rows: The cells. A row with a single cell is a heading over all columns.
+        numeric: The columns that are aligned to the right.
+        widths: CSS widths of the columns of a table that is as wide as the page; by default the cells decide.
+    """
 
     def kind(index: int) -> str:
         return " class=number" if index in numeric else ""
 
     head = "".join(f"<th{kind(index)}>{cell}</th>" for index, cell in enumerate(header))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind(index)}>{cell}</td>" for index, cell in enumerate(row)) + "</tr>\n"
-        for row in rows
-    )
+
+    def line(row: Sequence[str]) -> str:
+        if len(row) == 1 and len(header) > 1:
+            return f"<tr><th colspan={len(header)} class=group>{row[0]}</th></tr>\n"
+        return "<tr>" + "".join(f"<td{kind(index)}>{cell}</td>" for index, cell in enumerate(row)) + "</tr>\n"
+
+    columns = "".join(f"<col style='width:{width}'>" for width in widths)
+    start = f"<table class=fixed><colgroup>{columns}</colgroup>" if widths else "<table>"
     head = f"<thead><tr>{head}</tr></thead>" if head else ""
-    return f"<div class=scroll><table>{head}<tbody>{body}</tbody></table></div>"
+    return f"<div class=scroll>{start}{head}<tbody>{''.join(map(line, rows))}</tbody></table></div>"
 
 
 def research_use() -> str:
