@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import io
 import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import uvicorn
 from PIL import Image
 
 from lobule.files import write_json
@@ -16,6 +22,8 @@ from lobule.results import Results
 from lobule.results.maps import MapInfo, MapWriter
 from lobule.results.result import FORMAT
 from lobule.results.writing import map_summaries
+from lobule.server.app import create_app
+from lobule.server.library import Library
 from lobule.stitch import State
 from tests.server.support import Scene, begin
 
@@ -38,6 +46,44 @@ class Site:
     results: Results
 
 
+@contextmanager
+def serving(library: Library) -> Iterator[str]:
+    """Serve a library in a thread; yield the address."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(library), port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=1
+        )
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@contextmanager
+def new_tab(browser, url: str, **options: object) -> Iterator[Any]:
+    """Open the list of cases in a new browser context; fail if a script of the page failed."""
+    settings = {
+        "viewport": {"width": 1000, "height": 700},
+        "color_scheme": "light",
+        "reduced_motion": "reduce",
+    }
+    context = browser.new_context(**{**settings, **options})
+    page = context.new_page()
+    page.set_default_timeout(WAIT_MS)
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.goto(url)
+    page.wait_for_selector(".row")
+    yield page
+    assert page.problems == []
+    context.close()
+
+
 def view_pixels(view: str) -> np.ndarray:
     """A half disc of increasing values at the chest wall; left breasts are stored pointing right."""
     height, width = EXAM
@@ -47,9 +93,9 @@ def view_pixels(view: str) -> np.ndarray:
     return values if view.startswith("L") else values[:, ::-1].copy()
 
 
-def write_exam(root: Path) -> Path:
+def write_exam(root: Path, name: str = "exams") -> Path:
     """An exam of three views (R-MLO is missing) with a heatmap per view."""
-    folder = root / "exams"
+    folder = root / name
     folder.mkdir()
     bundle = {"method": "four_view", "fingerprint": "cd" * 32}
     results = begin(folder, ["exam"])

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
 
 from lobule.results import open_results
-from lobule.server.app import create_app
 from lobule.server.library import Library, Source
-from tests.server.browsing import CHROMIUM, GL, WAIT_MS, Site, write_exam
+from tests.server.browsing import CHROMIUM, GL, Site, new_tab, serving, write_exam
 from tests.server.support import begin, build_scene, write_case
 
 
@@ -39,20 +35,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "second": root / "second/results",
     }
     library = Library([Source(name, open_results(path)) for name, path in sources.items()])
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(library), port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=1
-        )
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    port = server.servers[0].sockets[0].getsockname()[1]
     assert cells == (57, 69)
-    yield Site(f"http://127.0.0.1:{port}", scene, live, exam, open_results(root / "results"))
-    server.should_exit = True
-    thread.join()
+    with serving(library) as url:
+        yield Site(url, scene, live, exam, open_results(root / "results"))
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +52,5 @@ def browser():
 
 @pytest.fixture(scope="module")
 def tab(browser, site: Site):
-    context = browser.new_context(
-        viewport={"width": 1000, "height": 700}, color_scheme="light", reduced_motion="reduce"
-    )
-    page = context.new_page()
-    page.set_default_timeout(WAIT_MS)
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.goto(site.url)
-    page.wait_for_selector(".row")
-    yield page
-    assert page.problems == []
-    context.close()
+    with new_tab(browser, site.url) as page:
+        yield page

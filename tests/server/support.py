@@ -30,6 +30,20 @@ STRIDE = 16
 PATIENT = "Ada Secret"
 
 
+def swapped_profile() -> bytes:
+    """An ICC profile of a camera whose red is the blue of sRGB, with another tone curve."""
+    from PIL import ImageCms
+
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {
+        bytes(profile[132 + 12 * index : 136 + 12 * index]): 132 + 12 * index for index in range(profile[131])
+    }
+    red, blue = tags[b"rXYZ"], tags[b"bXYZ"]
+    for offset in range(4, 12):  # The table of tags points at each other's values.
+        profile[red + offset], profile[blue + offset] = profile[blue + offset], profile[red + offset]
+    return bytes(profile)
+
+
 def squares(width: int, height: int, side: int = 64) -> NDArray[np.uint8]:
     """White with dark blue squares at every fourth position, so that a shift of one pixel shows."""
     pixels = np.full((height, width, 3), 245, np.uint8)
@@ -48,7 +62,9 @@ def square_scores(rows: int, columns: int, cells: int = 4) -> NDArray[np.float32
     return scores
 
 
-def write_jpeg_slide(path: Path, levels: list[NDArray[np.uint8]], *, rgb: bool = False) -> Path:
+def write_jpeg_slide(
+    path: Path, levels: list[NDArray[np.uint8]], *, rgb: bool = False, profile: bytes | None = None
+) -> Path:
     """A pyramid of JPEG tiles with shared tables, as scanners write them."""
     with tifffile.TiffWriter(path) as writer:
         for index, level in enumerate(levels):
@@ -72,6 +88,7 @@ def write_jpeg_slide(path: Path, levels: list[NDArray[np.uint8]], *, rgb: bool =
                 resolution=(20000, 20000),
                 resolutionunit="CENTIMETER",
                 subfiletype=1 if index else 0,
+                iccprofile=profile,
                 metadata=None,
             )
     return path

@@ -8,17 +8,20 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 import lobule.server.app
 from lobule.cli import COMMANDS
 from lobule.cli.base import LazyGroup, run
 from lobule.cli.view import open_library
-from lobule.server.app import STATIC
+from lobule.server.app import STATIC, create_app
 from tests.server.support import PATIENT, build_scene
 
 
@@ -96,3 +99,51 @@ def test_another_address_needs_the_printed_token(tmp_path: Path) -> None:
             rest = process.stderr.read() if process.stderr else ""
             process.wait()
     assert match[2] not in rest  # The token is printed once, at the start.
+
+
+@pytest.mark.skipif(
+    not (STATIC / "index.html").is_file(), reason="the pages are not built: run `make viewer`"
+)
+def test_granian_serves_the_same_answers(tmp_path: Path) -> None:
+    pytest.importorskip("granian", reason="granian is not installed")
+    scene = build_scene(tmp_path)
+    options = ["--port", "0", "--server", "granian"]
+    command = [sys.executable, "-m", "lobule", "view", str(scene.results.path), *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ.copy()) as process:
+        try:
+            assert process.stderr is not None
+            match = re.search(r"2 cases at (http://127\.0\.0\.1:[0-9]+/)", process.stderr.readline())
+            assert match is not None
+            with _opened(match[1] + "api/cases") as answer:
+                case = json.loads(answer.read())[0]["id"]
+            with _opened(f"{match[1]}tiles/{case}/0/0/0.jpg") as answer:
+                assert answer.read() == _stored_tile(scene.slide)
+            with _opened(match[1] + "api/events") as answer:
+                assert answer.readline() == b"retry: 1000\n"
+            wrong = urllib.request.Request(match[1] + "api/cases", headers={"Host": "evil.example"})
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(wrong, timeout=60)
+            assert refused.value.code == 421
+            refused.value.close()
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=60)
+    assert process.returncode == 0
+
+
+def _opened(url: str) -> Any:
+    """Open a URL of a server that may need a moment to start."""
+    for _ in range(200):
+        try:
+            return urllib.request.urlopen(url, timeout=60)
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError(f"no answer from {url}")
+
+
+def _stored_tile(slide: Path) -> bytes | None:
+    with TestClient(
+        create_app(open_library([str(slide)], None, None)), base_url="http://localhost"
+    ) as client:
+        case = client.get("/api/cases").json()[0]["id"]
+        return client.get(f"/tiles/{case}/0/0/0.jpg").content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from lobule.server.tiles import CHECK_SECONDS
 from tests.server.support import (
     Scene,
     begin,
@@ -102,6 +104,7 @@ def test_etags_follow_the_file(tmp_path: Path) -> None:
         again = client.get(url, headers=tag)
         assert (again.status_code, again.content) == (304, b"")
         write_jpeg_slide(scene.slide, [255 - scene.pixels])
+        time.sleep(CHECK_SECONDS)
         changed = client.get(url, headers=tag)
         assert changed.status_code == 200
         assert changed.headers["etag"] != first.headers["etag"]

@@ -31,7 +31,7 @@ def test_entries_are_appended_and_undo_takes_the_last_back(scene: Scene) -> None
             assert answer.status_code == 200, answer.text
             entries = answer.json()["Dr Who"]
             return [
-                {name: value for name, value in entry.items() if name not in ("time", "image")}
+                {name: value for name, value in entry.items() if name not in ("time", "image", "position")}
                 for entry in entries
             ]
 
@@ -49,6 +49,8 @@ def test_entries_are_appended_and_undo_takes_the_last_back(scene: Scene) -> None
             "case": "one", "id": "", "person": "Dr Who", "accept": 1, "reject": 0, "relabel": 0, "note": 0, "draw": 1,
         }  # fmt: skip
     lines = review_path(scene.root / "results", "one", "Dr Who").read_text().splitlines()
+    judged = scene.findings[3]
+    assert json.loads(lines[0])["position"] == [judged.l0_x, judged.l0_y]
     assert [json.loads(line)["action"] for line in lines] == ["accept", "relabel", "undo", "draw"]
     assert all(path.read_bytes() == data for path, data in before.items())  # The model's output is unchanged.
 

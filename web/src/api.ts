@@ -34,6 +34,9 @@ export interface ImageInfo {
   version?: string;
   levels?: { size: [number, number]; tile: [number, number]; step: [number, number] }[];
   missing?: string;
+  /** The ICC profile of the slide; null if the file has none. */
+  profile?: { name: string; applied: boolean } | null;
+  label_images?: string[];
   view?: string;
   pointing?: "left" | "right" | null;
   mm_per_px?: number | null;
@@ -61,6 +64,7 @@ export interface CaseDetail extends CaseRow {
   images: Record<string, ImageInfo>;
   maps: MapInfo[];
   missing_views?: string[];
+  other_exams?: { id: string; name: string; date: string; relation: "prior" | "later" | "unknown" }[];
   notes: string[];
   failed_fields: { pass: string; image: string; l0_box: number[]; cause: string }[];
   failed_count: number;

@@ -11,6 +11,10 @@ const STOPS: Record<string, string> = {
 
 export const COLOUR_MAPS = Object.keys(STOPS);
 
+/** For differences: blue below zero, white at zero, orange above. It is chosen by the page, not by a person. */
+export const DIFFERENCE = "difference";
+STOPS[DIFFERENCE] = "0530612166ac4393c392c5ded1e5f0f7f7f7fee6cefdae6bf16913d948017f2704";
+
 export function colourTable(name: string): Uint8Array {
   const text = STOPS[name] ?? STOPS.cividis;
   const stops = Array.from({ length: text.length / 6 }, (_, i) =>

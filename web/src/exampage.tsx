@@ -1,7 +1,7 @@
 // The page of an exam: four views, their heatmaps, and the scores of the breasts.
 
 import { useEffect, useReducer, useRef, useState } from "preact/hooks";
-import { get, type Reviews } from "./api";
+import { get, type CaseDetail, type Reviews } from "./api";
 import { Bar } from "./caselist";
 import { neighbours, type CasePageProps } from "./casepage";
 import { ExamView, PANES } from "./examview";
@@ -24,6 +24,7 @@ export function ExamPage({ detail, cases, session, onHelp }: CasePageProps) {
   const [tab, setTab] = useState<"scores" | "review" | "details">("scores");
   const [reviews, setReviews] = useState<Reviews>({});
   const [message, setMessage] = useState("");
+  const [beside, setBeside] = useState("");
   const drag = useRef<{ x: number; y: number; windowing: boolean; name?: string } | null>(null);
 
   useEffect(() => {
@@ -89,6 +90,12 @@ export function ExamPage({ detail, cases, session, onHelp }: CasePageProps) {
       return false;
     }
   };
+  const others = detail.other_exams ?? [];
+  const nextBeside = () => {
+    if (!others.length) return say("The cohort has no other exam of this patient.");
+    const ids = ["", ...others.map((other) => other.id)];
+    setBeside(ids[(ids.indexOf(beside) + 1) % ids.length]);
+  };
   const [before, after] = neighbours(cases, detail.id);
   const visit = (row?: { id: string }) => row && (location.hash = caseHash(row.id));
   useKeys({
@@ -103,7 +110,7 @@ export function ExamPage({ detail, cases, session, onHelp }: CasePageProps) {
     m: () => { if (view) { view.lens = !view.lens; view.redraw(); } },
     t: () => change({ truth: !settings.truth }), b: trueSize, u: () => void review("undo"),
     "[": () => change({ opacity: Math.max(0, settings.opacity - 0.1) }), "]": () => change({ opacity: Math.min(1, settings.opacity + 0.1) }),
-    J: () => visit(after), K: () => visit(before),
+    s: nextBeside, J: () => visit(after), K: () => visit(before),
   });
 
   const at = view?.pointer ? view.at(...view.pointer) : null;
@@ -115,13 +122,19 @@ export function ExamPage({ detail, cases, session, onHelp }: CasePageProps) {
         <h1>{detail.name}</h1>
         <span class={`chip ${detail.status.replace(" ", "-")}`}>{detail.status}</span>
         <span class="space" />
+        {others.map((other) => (
+          <button key={other.id} aria-pressed={beside === other.id} onClick={() => setBeside(beside === other.id ? "" : other.id)} title="Side by side, in the same scale (s)">
+            {other.relation === "unknown" ? "other exam" : other.relation} {dateText(other.date) || other.name}
+          </button>
+        ))}
         <span class={`chip ${view?.heatmap ? "heat" : ""}`} title="h">{view?.heatmap ? `heatmap: ${view.heatmap}` : "heatmaps off"}</span>
         <button disabled={!before} onClick={() => visit(before)} title="Previous case (K)" aria-label="Previous case">‹</button>
         <button disabled={!after} onClick={() => visit(after)} title="Next case (J)" aria-label="Next case">›</button>
         <ThemeButton />
         <button onClick={onHelp} title="Keys (?)">?</button>
       </header>
-      <main class="stage">
+      <main class={`stage ${beside ? "halved" : ""}`}>
+        {beside && view && <BesideExam key={beside} id={beside} main={view} />}
         <div class="exam" ref={host} role="application" aria-label={`Exam ${detail.name}`} tabIndex={0}
           onPointerDown={onDown} onPointerMove={onMove} onPointerUp={() => (drag.current = null)} onContextMenu={(event) => event.preventDefault()}
           onPointerLeave={() => { if (view && !drag.current) { view.pointer = null; view.redraw(); } }}
@@ -188,6 +201,43 @@ export function ExamPage({ detail, cases, session, onHelp }: CasePageProps) {
         </div>
         <p class="subtle research">{session?.research_use}</p>
       </aside>
+    </div>
+  );
+}
+
+function dateText(date: string): string {
+  return /^\d{8}$/.test(date) ? `${date.slice(0, 4)}-${date.slice(4, 6)}-${date.slice(6)}` : date;
+}
+
+/** Another exam of the patient, in the same scale in millimetres and at the same position. */
+function BesideExam({ id, main }: { id: string; main: ExamView }) {
+  const host = useRef<HTMLDivElement>(null);
+  const [view, setView] = useState<ExamView | null>(null);
+  const [problem, setProblem] = useState("");
+  const [, update] = useReducer((count: number) => count + 1, 0);
+  useEffect(() => {
+    let other: ExamView | null = null;
+    let closed = false;
+    const stop = main.onPaint(() => other?.follow(main));
+    get<CaseDetail>(`cases/${id}`).then((detail) => {
+      if (closed) return;
+      other = new ExamView(host.current!, detail);
+      other.onUpdate = () => update(0);
+      other.follow(main);
+      setView(other);
+      (window as unknown as { lobule: Record<string, unknown> }).lobule.besideExam = other;
+    }, (error: Error) => setProblem(error.message));
+    return () => {
+      closed = true;
+      stop();
+      other?.destroy();
+      delete (window as unknown as { lobule: Record<string, unknown> }).lobule.besideExam;
+    };
+  }, []);
+  return (
+    <div class="exam other" ref={host} onWheel={(event) => { event.preventDefault(); main.zoomBy(event.deltaY < 0 ? 1.2 : 1 / 1.2); }}>
+      {problem && <p class="notice bad">{problem}</p>}
+      {view && <p class="exam-name">{view.detail.name}</p>}
     </div>
   );
 }

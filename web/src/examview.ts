@@ -18,6 +18,12 @@ interface Loaded {
   problem: string;
 }
 
+/** The value as the file stores it, also where it is shown inverted. */
+function storedValue(view: Loaded, index: number): number {
+  const value = view.image!.values[index];
+  return view.info.inverted_from ? view.info.inverted_from - value : value;
+}
+
 export class ExamView {
   readonly element: HTMLElement;
   private grey: GreyPainter;
@@ -39,6 +45,7 @@ export class ExamView {
   lens = false;
   pointer: [number, number] | null = null;
   onUpdate: () => void = () => {};
+  private paintListeners = new Set<() => void>();
 
   constructor(
     element: HTMLElement,
@@ -172,14 +179,30 @@ export class ExamView {
     return [(index % 2) * (w / 2), Math.floor(index / 2) * (h / 2), w / 2, h / 2];
   }
 
-  /** CSS pixels per millimetre. */
-  get scale(): number {
+  /** CSS pixels per millimetre with which the largest view fits its pane. */
+  get fit(): number {
     let fit = Infinity;
     for (const [name, { info }] of this.views) {
       const [, , width, height] = this.pane(name);
       if (width > 0 && info.width) fit = Math.min(fit, width / (info.width * this.mm(name)), height / (info.height * this.mm(name)));
     }
-    return (Number.isFinite(fit) ? fit : 1) * this.zoom;
+    return Number.isFinite(fit) ? fit : 1;
+  }
+
+  /** CSS pixels per millimetre. */
+  get scale(): number {
+    return this.fit * this.zoom;
+  }
+
+  /** Take over the scale in millimetres and the position of another exam. */
+  follow(other: ExamView): void {
+    const zoom = other.scale / this.fit;
+    const same = this.zoom === zoom && this.pan?.join() === other.pan?.join() && this.single === other.single && this.inverted === other.inverted;
+    this.single = other.single;
+    this.zoom = other.scale / this.fit;
+    this.pan = other.pan ? [...other.pan] : null;
+    this.inverted = other.inverted;
+    if (!same) this.redraw();
   }
 
   /** Pixels of a stored view to CSS pixels of the element; the chest wall is at the inner edge of the pane. */
@@ -207,7 +230,7 @@ export class ExamView {
       if (x < left || y < top || x >= left + width || y >= top + height) continue;
       const [column, row] = apply(invert(this.affine(name)), x, y).map(Math.floor);
       const inside = column >= 0 && row >= 0 && column < view.info.width && row < view.info.height;
-      return { name, column, row, value: inside && view.image ? view.image.values[row * view.info.width + column] : null };
+      return { name, column, row, value: inside && view.image ? storedValue(view, row * view.info.width + column) : null };
     }
     return null;
   }
@@ -267,7 +290,14 @@ export class ExamView {
       }
       this.paintOverlay(name, affine, pane, dpr);
     }
+    for (const listener of this.paintListeners) listener();
     this.onUpdate();
+  }
+
+  /** Call a function after every frame; the result stops it. */
+  onPaint(listener: () => void): () => void {
+    this.paintListeners.add(listener);
+    return () => this.paintListeners.delete(listener);
   }
 
   private paintOverlay(name: string, affine: Affine, clip: [number, number, number, number], dpr: number): void {

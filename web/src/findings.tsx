@@ -7,7 +7,7 @@ import { length, score, word } from "./format";
 const FIELD_UM = 250;
 
 export function FindingsPanel(props: {
-  detail: CaseDetail; page: FindingsPage; findings: Finding[]; selected: number | null; gallery: Field[] | null; mpp: number | null;
+  detail: CaseDetail; page: FindingsPage; listed: number; label: string | null; onLabel: (label: string | null) => void; findings: Finding[]; selected: number | null; gallery: Field[] | null; mpp: number | null;
   judged: Map<number, string>; onMore: (more: Finding[]) => void; onChoose: (finding: Finding) => void; onGallery: () => void;
 }) {
   const { detail, page, findings } = props;
@@ -15,7 +15,7 @@ export function FindingsPanel(props: {
   const more = async () => {
     setLoading(true);
     try {
-      props.onMore((await get<FindingsPage>(`cases/${detail.id}/findings?offset=${findings.length}&limit=200`)).findings);
+      props.onMore((await get<FindingsPage>(`cases/${detail.id}/findings?${query({ offset: findings.length, limit: 200, ...(props.label === null ? {} : { label: props.label }) })}`)).findings);
     } finally {
       setLoading(false);
     }
@@ -26,6 +26,14 @@ export function FindingsPanel(props: {
         <section>
           <h2>Highest fields <button class="small" onClick={props.onGallery}>Gallery <kbd>g</kbd></button></h2>
         </section>
+      )}
+      {page.labels.length > 1 && (
+        <label class="field"><span>Class</span>
+          <select value={props.label ?? ""} onChange={(event) => props.onLabel(event.currentTarget.value || null)}>
+            <option value="">all classes</option>
+            {page.labels.filter(Boolean).map((name) => <option key={name} value={name}>{word(name)}</option>)}
+          </select>
+        </label>
       )}
       {page.total === 0 && <p class="subtle">There are no findings{detail.status === "unfinished" ? " yet" : ""}.</p>}
       <ol class="findings">
@@ -42,7 +50,7 @@ export function FindingsPanel(props: {
           </li>
         ))}
       </ol>
-      {findings.length < page.total && <button onClick={() => void more()} disabled={loading}>Show more of {page.total.toLocaleString("en")}</button>}
+      {findings.length < props.listed && <button onClick={() => void more()} disabled={loading}>Show more of {props.listed.toLocaleString("en")}</button>}
     </>
   );
 }

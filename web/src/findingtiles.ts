@@ -13,11 +13,14 @@ export interface PointTile {
   /** Row in the findings table, or number of findings in the bin. */
   number: Uint32Array;
   label: Uint8Array;
-  binSide: number;
+  /** The area of the tile in level-0 pixels: left, top and side. */
+  area: [number, number, number];
 }
 
 const MOST_TILES_IN_VIEW = 12;
 const MOST_TILES = 200;
+
+const RETRY_MS = 3000;
 
 export class FindingLayer {
   private tiles = new Map<string, PointTile>();
@@ -30,45 +33,50 @@ export class FindingLayer {
     readonly levels: number,
     readonly size: [number, number],
     private onLoad: () => void,
+    /** Only findings of this class. */
+    readonly label: string | null = null,
   ) {}
 
   visible(box: [number, number, number, number]): PointTile[] {
     let level = 0;
-    while (level < this.levels - 1 && this.cover(box, level).length > MOST_TILES_IN_VIEW) level++;
+    while (level < this.levels - 1 && this.count(box, level) > MOST_TILES_IN_VIEW) level++;
+    const [left, top, right, bottom] = this.cover(box, level);
     const tiles: PointTile[] = [];
-    for (const [column, row] of this.cover(box, level)) {
-      const key = `${level}/${column}/${row}`;
-      const tile = this.tiles.get(key);
-      if (tile) tiles.push(tile);
-      else this.load(key, level, column, row);
-    }
+    for (let row = top; row <= bottom; row++)
+      for (let column = left; column <= right; column++) {
+        const key = `${level}/${column}/${row}`;
+        const tile = this.tiles.get(key);
+        if (tile) tiles.push(tile);
+        else this.load(key, level, column, row);
+      }
     return tiles;
   }
 
-  private cover(box: [number, number, number, number], level: number): [number, number][] {
+  private count(box: [number, number, number, number], level: number): number {
+    const [left, top, right, bottom] = this.cover(box, level);
+    return Math.max(0, right - left + 1) * Math.max(0, bottom - top + 1);
+  }
+
+  /** First and last column and row of the tiles that a box touches: left, top, right, bottom. */
+  private cover(box: [number, number, number, number], level: number): [number, number, number, number] {
     const side = this.tileSide * 2 ** level;
-    const range = (low: number, high: number, size: number) => [
-      Math.max(0, Math.floor(low / side)),
-      Math.min(Math.floor((size - 1) / side), Math.floor(high / side)),
-    ];
-    const [left, right] = range(box[0], box[2], this.size[0]);
-    const [top, bottom] = range(box[1], box[3], this.size[1]);
-    const tiles: [number, number][] = [];
-    for (let row = top; row <= bottom; row++) for (let column = left; column <= right; column++) tiles.push([column, row]);
-    return tiles;
+    const first = (low: number) => Math.max(0, Math.floor(low / side));
+    const last = (high: number, size: number) => Math.min(Math.floor((size - 1) / side), Math.floor(high / side));
+    return [first(box[0]), first(box[1]), last(box[2], this.size[0]), last(box[3], this.size[1])];
   }
 
   private load(key: string, level: number, column: number, row: number): void {
     if (this.loading.has(key)) return;
     this.loading.add(key);
-    getBytes(`cases/${this.caseId}/finding-tile?${query({ image: this.image, level, column, row })}`)
+    const values = { image: this.image, level, column, row, ...(this.label === null ? {} : { label: this.label }) };
+    getBytes(`cases/${this.caseId}/finding-tile?${query(values)}`)
       .then((bytes) => {
         this.tiles.set(key, parse(bytes, this.tileSide * 2 ** level, column, row));
         while (this.tiles.size > MOST_TILES) this.tiles.delete(this.tiles.keys().next().value!);
         this.loading.delete(key);
         this.onLoad();
       })
-      .catch(() => {});
+      .catch(() => setTimeout(() => { this.loading.delete(key); this.onLoad(); }, RETRY_MS));
   }
 }
 
@@ -87,7 +95,7 @@ function parse(bytes: ArrayBuffer, side: number, column: number, row: number): P
     const y = Float32Array.from(take(4, (start) => new Int32Array(bytes, start, count)));
     const score = take(4, (start) => new Float32Array(bytes, start, count));
     const label = take(1, (start) => new Uint8Array(bytes, start, count));
-    return { kind: "points", count, findings: count, x, y, score, number, label, binSide: 0 };
+    return { kind: "points", count, findings: count, x, y, score, number, label, area: [column * side, row * side, side] };
   }
   if (magic !== 0x4c464231) throw new Error("This is not a tile of findings.");
   const number = take(4, (start) => new Uint32Array(bytes, start, count));
@@ -98,5 +106,5 @@ function parse(bytes: ArrayBuffer, side: number, column: number, row: number): P
   const x = Float32Array.from(binX, (value) => column * side + (value + 0.5) * binSide);
   const y = Float32Array.from(binY, (value) => row * side + (value + 0.5) * binSide);
   const findings = number.reduce((sum, value) => sum + value, 0);
-  return { kind: "bins", count, findings, x, y, score, number, label: new Uint8Array(count), binSide };
+  return { kind: "bins", count, findings, x, y, score, number, label: new Uint8Array(count), area: [column * side, row * side, side] };
 }

@@ -9,13 +9,13 @@ const SECTIONS: [string, [string, string][]][] = [
     ["arrows", "move"], ["+ −", "zoom"], ["0", "whole slide"], ["1 … 4", "5×, 10×, 20×, 40×"], ["r R", "rotate by 90°"], ["f", "flip"],
     ["F", "full screen"], ["n N", "next or previous finding"], ["g", "gallery of the highest fields"], ["h", "heatmap"], ["[ ]", "opacity"],
     [", .", "threshold"], ["c", "next colour map"], ["p", "points"], ["o", "outlines"], ["t", "truth"], ["v", "cells without a score"],
-    ["w", "area that was viewed"], ["m", "measure"], ["y", "copy the coordinates"], ["J K", "next or previous case"],
+    ["w", "area that was viewed"], ["s", "side by side: the next result, or the truth"], ["d", "map of the difference"], ["m", "measure"], ["y", "copy the coordinates"], ["J K", "next or previous case"],
   ]],
   ["Review", [["a", "accept the finding"], ["x", "reject it"], ["u", "undo"], ["e", "draw a finding: click its outline, then Enter"]]],
   ["Exam", [
     ["h", "next heatmap: off, benign, malignant"], ["i", "invert"], ["w W", "window wider or narrower"], ["l L", "level up or down"],
     ["0", "whole views"], ["+ −", "zoom, all views together"], ["arrows", "move"], ["1 … 4", "one view alone, or all"],
-    ["m", "magnifier"], ["t", "truth"], ["b", "true size, after calibration"], ["wheel", "zoom"], ["right drag", "window and level"],
+    ["m", "magnifier"], ["t", "truth"], ["b", "true size, after calibration"], ["s", "side by side: another exam of the patient"], ["wheel", "zoom"], ["right drag", "window and level"],
   ]],
 ];
 
@@ -24,7 +24,8 @@ export function Help({ onClose }: { onClose: () => void }) {
   useEffect(() => close.current?.focus(), []);
   return (
     <div class="shade" onClick={onClose}>
-      <section class="help" role="dialog" aria-modal="true" aria-label="Keys" onClick={(event) => event.stopPropagation()}>
+      <section class="help" role="dialog" aria-modal="true" aria-label="Keys" onClick={(event) => event.stopPropagation()}
+        onKeyDown={(event) => event.key === "Tab" && event.preventDefault()}>
         <div class="title"><h2>Keys</h2><button ref={close} onClick={onClose}>Close</button></div>
         <div class="columns">
           {SECTIONS.map(([title, keys]) => (

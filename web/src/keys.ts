@@ -4,26 +4,30 @@ import { useEffect, useRef } from "preact/hooks";
 
 export type Keys = Record<string, (event: KeyboardEvent) => void>;
 
+/** The keys of everything on the page; what was added last comes first, so that Escape ends a mode before it leaves. */
+const groups: { current: Keys }[] = [];
+
+addEventListener("keydown", (event) => {
+  const target = event.target as HTMLElement;
+  const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName) && (target as HTMLInputElement).type !== "range";
+  if (event.ctrlKey || event.metaKey || event.altKey || (typing && event.key !== "Escape")) return;
+  if (typing) {
+    target.blur();
+    return;
+  }
+  const isSlider = target.tagName === "INPUT" && event.key.startsWith("Arrow");
+  const isButton = /^(BUTTON|A)$/.test(target.tagName) && event.key === "Enter";
+  const action = groups.findLast((keys) => keys.current[event.key])?.current[event.key];
+  if (!action || isSlider || isButton) return;
+  event.preventDefault();
+  action(event);
+});
+
 export function useKeys(keys: Keys): void {
   const current = useRef(keys);
   current.current = keys;
   useEffect(() => {
-    const onKey = (event: KeyboardEvent) => {
-      const target = event.target as HTMLElement;
-      const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName) && (target as HTMLInputElement).type !== "range";
-      if (event.ctrlKey || event.metaKey || event.altKey || (typing && event.key !== "Escape")) return;
-      if (typing) {
-        target.blur();
-        return;
-      }
-      const isSlider = target.tagName === "INPUT" && event.key.startsWith("Arrow");
-      const isButton = /^(BUTTON|A)$/.test(target.tagName) && event.key === "Enter";
-      const action = current.current[event.key];
-      if (!action || isSlider || isButton) return;
-      event.preventDefault();
-      action(event);
-    };
-    addEventListener("keydown", onKey);
-    return () => removeEventListener("keydown", onKey);
+    groups.push(current);
+    return () => void groups.splice(groups.indexOf(current), 1);
   }, []);
 }

@@ -39,6 +39,8 @@ export class MapLayer {
     public info: MapInfo,
     public layer: number,
     private onLoad: () => void,
+    /** Show the difference to this other result of the case, or to the truth. */
+    readonly other: string | null = null,
   ) {}
 
   /** The loaded tiles that cover a level-0 box, each area once. Missing tiles are requested. */
@@ -98,7 +100,8 @@ export class MapLayer {
     const number = ++this.requests;
     this.loading.set(key, number);
     const values = { name: this.info.name, layer: this.layer, level, column, row };
-    getBytes(`cases/${this.caseId}/map?${query(values)}`)
+    const path = this.other === null ? `map?${query(values)}` : `difference?${query({ ...values, other: this.other })}`;
+    getBytes(`cases/${this.caseId}/${path}`)
       .then((bytes) => {
         if (this.loading.get(key) !== number) return;
         this.tiles.set(key, parse(bytes, ++this.versions));

@@ -24,6 +24,8 @@ export interface Style {
   high: number;
   smooth: boolean;
   states: boolean;
+  /** The scores are differences: the threshold applies to their magnitude. */
+  diverging?: boolean;
 }
 
 export interface Line {
@@ -135,6 +137,7 @@ class GlPainter implements Painter {
     gl.uniform1f(at("threshold"), style.threshold);
     gl.uniform1f(at("opacity"), style.opacity);
     gl.uniform1i(at("smoothed"), Number(style.smooth));
+    gl.uniform1i(at("diverging"), Number(style.diverging ?? false));
     gl.uniform1i(at("cells"), 0);
     frame.maps.forEach((quads, index) => {
       gl.uniform1i(at("states"), Number(style.states && index === 0));
@@ -311,8 +314,8 @@ class CanvasPainter implements Painter {
     for (let i = 0; i < tile.width * tile.height; i++) {
       const state = tile.cells[2 * i + 1];
       const score = tile.low + (tile.cells[2 * i] / 255) * (tile.high - tile.low);
-      if (state === SCORED && score >= style.threshold) {
-        const at = 4 * Math.round(255 * position(score, style.low, style.high, style.gamma));
+      if (state === SCORED && (style.diverging ? Math.abs(score) : score) >= style.threshold) {
+        const at = 4 * Math.round(255 * position(score, style.low, style.high, style.diverging ? 1 : style.gamma));
         data.data.set([table[at], table[at + 1], table[at + 2], 255 * style.opacity], 4 * i);
       } else if (state !== SCORED && style.states && first && STATE_COLOURS[state] && i % 2 === 0) {
         const [r, g, b, a] = STATE_COLOURS[state];

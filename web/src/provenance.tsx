@@ -1,6 +1,7 @@
 // Where a result comes from: model, options, notes, failed fields, and other values of the result.
 
-import type { CaseDetail } from "./api";
+import { query, type CaseDetail } from "./api";
+import { profileText } from "./display";
 import { word } from "./format";
 
 export function DetailsPanel({ detail, onGo }: { detail: CaseDetail; onGo: (box: number[]) => void }) {
@@ -39,8 +40,14 @@ export function DetailsPanel({ detail, onGo }: { detail: CaseDetail; onGo: (box:
           <Values values={{
             size: `${image.width} × ${image.height} px`,
             resolution: image.mpp ? `${image.mpp[0].toPrecision(4)} µm/px${image.mpp_source ? ` (${image.mpp_source})` : ""}` : image.mm_per_px ? `${image.mm_per_px} mm/px` : "unknown",
-            format: image.format, levels: image.levels?.length, decisions: image.decisions?.length ? image.decisions : undefined,
+            format: image.format, levels: image.levels?.length, colours: profileText(image), decisions: image.decisions?.length ? image.decisions : undefined,
           }} />
+          {image.label_images?.map((one) => (
+            <figure key={one} class="label-image">
+              <img alt={`${one} of the slide`} src={`api/cases/${detail.id}/label-image?${query({ name: one })}`} />
+              <figcaption>{one}</figcaption>
+            </figure>
+          ))}
         </section>
       ))}
     </>

@@ -16,6 +16,8 @@ export interface Settings {
   outlines: boolean;
   truth: boolean;
   seen: boolean;
+  /** Convert the colours of the slide by its ICC profile. */
+  profile: boolean;
   person: string;
 }
 
@@ -33,6 +35,7 @@ const DEFAULTS: Settings = {
   outlines: true,
   truth: false,
   seen: false,
+  profile: true,
   person: "",
 };
 

@@ -13,7 +13,7 @@ void main() {
 export const MAP_FRAGMENT = `#version 300 es
 precision highp float; precision highp usampler2D;
 uniform usampler2D cells; uniform sampler2D colours; uniform vec2 range; uniform vec2 domain;
-uniform float threshold, gamma, opacity, dpr; uniform bool smoothed, states;
+uniform float threshold, gamma, opacity, dpr; uniform bool smoothed, states, diverging;
 in vec2 cell; out vec4 result;
 uvec2 at(ivec2 index) { return texelFetch(cells, index, 0).rg; }
 vec4 pattern(uint state) {
@@ -47,8 +47,8 @@ void main() {
     if (weight > 0.0) value = sum / weight;
   }
   float score = range.x + value / 255.0 * (range.y - range.x);
-  if (score < threshold) { result = vec4(0.0); return; }
-  float t = pow(clamp((score - domain.x) / (domain.y - domain.x), 0.0, 1.0), gamma);
+  if ((diverging ? abs(score) : score) < threshold) { result = vec4(0.0); return; }
+  float t = pow(clamp((score - domain.x) / (domain.y - domain.x), 0.0, 1.0), diverging ? 1.0 : gamma);
   result = vec4(texture(colours, vec2((t * 255.0 + 0.5) / 256.0, 0.5)).rgb * opacity, opacity);
 }`;
 

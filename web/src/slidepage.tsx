@@ -1,7 +1,7 @@
 // The page of a slide: the image with its overlay, and a panel with display settings, findings, review and details.
 
 import { useEffect, useMemo, useReducer, useRef, useState } from "preact/hooks";
-import { get, type CaseDetail, type Field, type Finding, type FindingsPage, type Reviews } from "./api";
+import { get, query, type CaseDetail, type Field, type Finding, type FindingsPage, type Reviews, type Session } from "./api";
 import { neighbours, type CasePageProps } from "./casepage";
 import { COLOUR_MAPS } from "./colours";
 import { DisplayPanel } from "./display";
@@ -30,11 +30,13 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
   const [gallery, setGallery] = useState<Field[] | null>(null);
   const [galleryShown, setGalleryShown] = useState(false);
   const [findings, setFindings] = useState(page.findings);
+  const [listed, setListed] = useState(page.total);
   const [reviews, setReviews] = useState<Reviews>({});
   const [cursor, setCursor] = useState<Cursor | null>(null);
   const [beside, setBeside] = useState("");
   const [mode, setMode] = useState<"" | "measure" | "draw">("");
   const [message, setMessage] = useState("");
+  const [label, setLabel] = useState<string | null>(null);
   const image = view?.image ?? Object.values(detail.images)[0];
   const mpp = image?.mpp?.[0] ?? null;
 
@@ -59,7 +61,11 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
       created.destroy();
     };
   }, [detail]);
-  useEffect(() => setFindings(page.findings), [page]);
+  useEffect(() => {
+    setFindings(page.findings);
+    setListed(page.total);
+    setLabel(null);
+  }, [page]);
   useEffect(() => {
     void get<Field[]>(`cases/${detail.id}/gallery`).then(setGallery, () => setGallery([]));
     void get<Reviews>(`cases/${detail.id}/reviews`).then(setReviews, () => {});
@@ -93,6 +99,28 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
   const rotate = (by: number) => view?.setView({ rotation: view.viewer.viewport.getRotation() + by });
   const nudge = (name: "opacity" | "threshold", by: number) =>
     change({ [name]: Math.min(1, Math.max(0, Math.round((settings[name] + by) * 100) / 100)) });
+  const besides = [...detail.others.map((other) => other.id), ...(detail.has_truth ? ["truth"] : [])];
+  const showBeside = (id: string) => {
+    setBeside(id);
+    view?.compare(view.comparedWith !== null && id ? id : null);
+  };
+  const nextBeside = () => {
+    if (!besides.length) return say("There is no other result of this case, and no truth.");
+    showBeside(["", ...besides][(besides.indexOf(beside) + 2) % (besides.length + 1)]);
+  };
+  const toggleDifference = () => {
+    if (!view || !beside) return say("Show another result or the truth first, with s.");
+    view.compare(view.comparedWith === null ? beside : null);
+    update(0);
+  };
+  const chooseLabel = async (chosen: string | null) => {
+    setLabel(chosen);
+    view?.showFindings(chosen);
+    const filter = chosen === null ? "" : `&${query({ label: chosen })}`;
+    const loaded = await get<FindingsPage>(`cases/${detail.id}/findings?limit=200${filter}`);
+    setFindings(loaded.findings);
+    setListed(loaded.total);
+  };
   const toggle = (name: "heatmap" | "points" | "outlines" | "truth" | "states" | "seen") => () => change({ [name]: !settings[name] });
   const say = (text: string) => {
     setMessage(text);
@@ -141,7 +169,7 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
   useKeys({
     ArrowLeft: () => pan(-1, 0), ArrowRight: () => pan(1, 0), ArrowUp: () => pan(0, -1), ArrowDown: () => pan(0, 1),
     "+": () => zoomBy(1.5), "=": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5),
-    "0": () => view?.viewer.viewport.goHome(),
+    "0": () => view?.home(), s: nextBeside, d: toggleDifference,
     ...Object.fromEntries(MAGNIFICATIONS.map((value, index) => [String(index + 1), () => zoomTo(value)])),
     r: () => rotate(90), R: () => rotate(-90), f: () => view?.viewer.viewport.toggleFlip(),
     F: () => void (document.fullscreenElement ? document.exitFullscreen() : document.documentElement.requestFullscreen()),
@@ -184,12 +212,15 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
         <span class={`chip ${detail.status.replace(" ", "-")}`}>{detail.status}</span>
         <Scores scores={detail.scores} />
         <span class="space" />
-        {detail.others.map((other) => (
-          <button key={`${other.id} beside`} aria-pressed={beside === other.id} onClick={() => setBeside(beside === other.id ? "" : other.id)}
-            title="Show both results side by side, with linked views">
-            beside {session?.sources[other.source]?.name}
+        {besides.map((id) => (
+          <button key={`${id} beside`} aria-pressed={beside === id} onClick={() => showBeside(beside === id ? "" : id)}
+            title="Side by side, with linked views (s)">
+            beside {nameOfOther(detail, session, id)}
           </button>
         ))}
+        {beside && view?.hasMaps && (
+          <button aria-pressed={view.comparedWith !== null} onClick={toggleDifference} title="Map of the difference (d)">difference</button>
+        )}
         {detail.others.map((other) => (
           <a key={other.id} class="button" href={`${caseHash(other.id)}${now ? `?${viewQuery(view!)}` : ""}`} title="The same case in another result">
             {session?.sources[other.source]?.name}
@@ -201,7 +232,7 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
         <button onClick={onHelp} title="Keys (?)">?</button>
       </header>
       <main class={`stage ${beside ? "halved" : ""}`}>
-        {beside && view && <Beside key={beside} id={beside} main={view} />}
+        {beside && view && <Beside key={beside} id={beside} main={view} page={page} />}
         <div class={`slide ${mode}`} ref={host} role="application" aria-label={`Slide ${detail.name}`} tabIndex={0}
           onPointerMove={onMove} onPointerLeave={() => setCursor(null)} onClick={click}
           onPointerDown={(event) => { pressed.current = [event.clientX, event.clientY]; moved.current = false; }}
@@ -211,6 +242,9 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
           {detail.error && <p class="notice bad" role="note">{detail.error}</p>}
           {detail.status === "unfinished" && <p class="notice" role="note">The scan is running: the map fills in as it is written.</p>}
           {view?.renderer === "canvas" && <p class="notice" role="note">WebGL is not available: the overlay is drawn without it, more slowly.</p>}
+          {view && view.comparedWith !== null && (
+            <p class="notice" role="note">Difference: this result minus {nameOfOther(detail, session, view.comparedWith)}. Orange is higher here, blue is lower.</p>
+          )}
           {message && <p class="notice" role="status">{message}</p>}
         </div>
         {now && <ScaleBar mpp={mpp} scale={now.scale} />}
@@ -241,7 +275,7 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
         <div class="tab" role="tabpanel">
           {tab === "display" && view && <DisplayPanel view={view} detail={detail} onClass={(name) => { view.setMaps(detail, name); update(0); }} />}
           {tab === "findings" && (
-            <FindingsPanel detail={detail} page={page} findings={findings} selected={view?.selected ?? null} judged={judged}
+            <FindingsPanel detail={detail} page={page} listed={listed} label={label} onLabel={(chosen) => void chooseLabel(chosen)} findings={findings} selected={view?.selected ?? null} judged={judged}
               onMore={(more) => setFindings((list) => [...list, ...more])} onChoose={choose} onGallery={() => setGalleryShown(true)} gallery={gallery} mpp={mpp} />
           )}
           {tab === "review" && (
@@ -257,7 +291,7 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
 }
 
 /** The same case in another result, with a view that follows the main one and leads it where the pointer is. */
-function Beside({ id, main }: { id: string; main: SlideView }) {
+function Beside({ id, main, page }: { id: string; main: SlideView; page: FindingsPage }) {
   const host = useRef<HTMLDivElement>(null);
   const [problem, setProblem] = useState("");
   useEffect(() => {
@@ -271,9 +305,14 @@ function Beside({ id, main }: { id: string; main: SlideView }) {
     };
     const followMain = follow(main, () => other);
     const open = async () => {
-      const [detail, page] = await Promise.all([get<CaseDetail>(`cases/${id}`), get<FindingsPage>(`cases/${id}/findings?limit=1`)]);
-      if (closed) return;
-      other = new SlideView(host.current!, detail, page, main.imageName);
+      if (id === "truth") {
+        const truthAlone = { heatmap: false, points: false, outlines: false, truth: true };
+        other = new SlideView(host.current!, main.detail, page, main.imageName, truthAlone);
+      } else {
+        const [detail, findings] = await Promise.all([get<CaseDetail>(`cases/${id}`), get<FindingsPage>(`cases/${id}/findings?limit=1`)]);
+        if (closed) return;
+        other = new SlideView(host.current!, detail, findings, main.imageName);
+      }
       host.current!.addEventListener("pointerenter", lead(other));
       other.viewer.addOnceHandler("open", followMain);
       other.viewer.addHandler("viewport-change", follow(other, () => main));
@@ -289,9 +328,15 @@ function Beside({ id, main }: { id: string; main: SlideView }) {
       removeEventListener("keydown", leadMain);
       main.viewer.removeHandler("viewport-change", followMain);
       other?.destroy();
+      delete (window as unknown as { lobule: Record<string, unknown> }).lobule.beside;
     };
   }, []);
   return <div class="slide other" ref={host}>{problem && <p class="notice bad">{problem}</p>}</div>;
+}
+
+function nameOfOther(detail: CaseDetail, session: Session | null, id: string): string {
+  if (id === "truth") return "truth";
+  return session?.sources[detail.others.find((other) => other.id === id)?.source ?? -1]?.name ?? "the other result";
 }
 
 function viewQuery(view: SlideView): URLSearchParams {
@@ -350,11 +395,17 @@ function SeenMap({ view, shown }: { view: SlideView; shown: boolean }) {
     }
   });
   if (!shown) return null;
-  const share = view.seen.size / (columns * rows);
+  let tissue = 0, viewed = 0;
+  for (let row = 0; row < rows; row++)
+    for (let column = 0; column < columns; column++)
+      if (view.hasTissue(column, row)) {
+        tissue++;
+        if (view.seen.has(`${column},${row}`)) viewed++;
+      }
   return (
     <figure class="seen">
       <canvas ref={canvas} width={columns} height={rows} style={{ backgroundImage: `url(api/cases/${view.detail.id}/thumbnail)` }} />
-      <figcaption>viewed: {Math.round(100 * share)} %</figcaption>
+      <figcaption data-viewed={viewed} data-tissue={tissue}>viewed: {Math.round((100 * viewed) / Math.max(1, tissue))} % of the tissue</figcaption>
     </figure>
   );
 }

@@ -2,10 +2,12 @@
 
 import OpenSeadragon from "openseadragon";
 import { get, query, type CaseDetail, type FindingsPage, type ImageInfo, type TruthOutline } from "./api";
-import { FindingLayer } from "./findingtiles";
+import { FindingLayer, type PointTile } from "./findingtiles";
 import { MapLayer } from "./maptiles";
 import { apply, createPainter, invert, type Affine, type Line, type Painter } from "./painter";
-import { onChange, settings } from "./settings";
+import { DIFFERENCE } from "./colours";
+import { correctTiles, loadProfile } from "./profile";
+import { onChange, settings, type Settings } from "./settings";
 import { blankSource, tileSource } from "./tilesource";
 import { listen } from "./events";
 
@@ -40,22 +42,30 @@ export class SlideView {
   private truth: TruthOutline[] = [];
   private scheduled = false;
   private stop: (() => void)[] = [];
+  private missedChunks = new Set<string>();
   private seenCells = new Map<string, number>();
   selected: number | null = null;
   measured: [number, number][] = [];
   drawing: number[][] = [];
   drawn: number[][][] = [];
-  hiddenLabels = new Set<string>();
   className: string;
+  /** Only findings of this class are shown; all if it is null. */
+  findingClass: string | null = null;
+  /** Another result of the case, or "truth", whose difference to this result the map shows. */
+  comparedWith: string | null = null;
   /** Called when the view, the note or the number of findings in view has changed. */
   onUpdate: () => void = () => {};
   inView = { findings: 0, kind: "points" as "points" | "bins" };
+  /** The tiles of findings that the last frame has drawn. */
+  findingTiles: PointTile[] = [];
 
   constructor(
     readonly element: HTMLElement,
     readonly detail: CaseDetail,
     readonly page: FindingsPage,
     readonly imageName = "slide",
+    /** Settings of this view alone. */
+    readonly overrides: Partial<Settings> = {},
   ) {
     this.image = detail.images[imageName] ?? Object.values(detail.images)[0] ?? { width: 1000, height: 1000 };
     this.className = this.classes().at(-1) ?? "";
@@ -82,20 +92,35 @@ export class SlideView {
     } as unknown as OpenSeadragon.Options);
     this.painter = this.addPainter(location.search.includes("plain"));
     this.setMaps(detail);
-    const meta = page.images[imageName];
-    if (meta) {
-      const size: [number, number] = [this.image.width, this.image.height];
-      this.findings = new FindingLayer(detail.id, imageName, meta.tile_side, meta.levels, size, () => this.redraw());
-    }
+    this.showFindings(null);
+    if (this.image.profile?.applied)
+      void loadProfile(detail.id).then((table) => {
+        for (const viewer of [this.viewer, (this.viewer as unknown as { navigator?: OpenSeadragon.Viewer }).navigator])
+          if (viewer) correctTiles(viewer, table, () => settings.profile);
+      }, () => {});
     const viewer = this.viewer as OpenSeadragon.Viewer & { addHandler(name: string, handler: () => void): void };
     for (const name of ["update-viewport", "animation", "resize", "rotate", "flip", "open"]) viewer.addHandler(name, () => this.redraw());
     for (const name of ["animation-finish", "open"]) viewer.addHandler(name, () => this.onSettled());
+    viewer.addHandler("open", () => this.home(true));
+    let profile = settings.profile;
     this.stop.push(
-      onChange(() => this.redraw()),
+      onChange(() => {
+        if (profile !== settings.profile && this.image.profile?.applied) void this.viewer.requestInvalidate();
+        profile = settings.profile;
+        this.redraw();
+      }),
       listen((event) => {
         if (event.kind === "chunks" && event.case === detail.id) void this.onChunks(event.chunks);
       }),
     );
+    const onVisible = () => {
+      if (document.hidden || !this.missedChunks.size) return;
+      const chunks = [...this.missedChunks];
+      this.missedChunks.clear();
+      void this.onChunks(chunks);
+    };
+    document.addEventListener("visibilitychange", onVisible);
+    this.stop.push(() => document.removeEventListener("visibilitychange", onVisible));
     if (detail.has_truth) void get<TruthOutline[]>(`cases/${detail.id}/truth`).then((truth) => { this.truth = truth; this.redraw(); });
   }
 
@@ -130,21 +155,48 @@ export class SlideView {
     return [...new Set(this.detail.maps.filter((map) => map.image === this.imageName).flatMap((map) => map.classes))];
   }
 
-  /** Show the maps of a class, coarse ones below fine ones. */
+  /** Show the maps of a class, coarse ones below fine ones; of a difference, the finest one alone. */
   setMaps(detail: CaseDetail, className = this.className): void {
     this.className = className || (detail.maps.flatMap((map) => map.classes).at(-1) ?? "");
     const maps = detail.maps
       .filter((map) => map.image === this.imageName && map.classes.includes(this.className))
       .sort((a, b) => b.l0_stride[0] - a.l0_stride[0]);
-    this.layers = maps.map((map) => {
+    this.layers = (this.comparedWith === null ? maps : maps.slice(-1)).map((map) => {
       const layer = map.classes.indexOf(this.className);
-      const before = this.layers.find((one) => one.info.name === map.name && one.layer === layer);
-      return before ?? new MapLayer(detail.id, map, layer, () => this.redraw());
+      const same = (one: MapLayer) => one.info.name === map.name && one.layer === layer && one.other === this.comparedWith;
+      return this.layers.find(same) ?? new MapLayer(detail.id, map, layer, () => this.redraw(), this.comparedWith);
     });
     this.redraw();
   }
 
+  /** Show the difference to another result or to the truth; null shows the scores again. */
+  compare(other: string | null): void {
+    this.comparedWith = other;
+    this.setMaps(this.detail);
+  }
+
+  /** Show the findings of one class, or all. */
+  showFindings(label: string | null): void {
+    this.findingClass = label;
+    const meta = this.page.images[this.imageName];
+    const size: [number, number] = [this.image.width, this.image.height];
+    this.findings = meta ? new FindingLayer(this.detail.id, this.imageName, meta.tile_side, meta.levels, size, () => this.redraw(), label) : null;
+    this.redraw();
+  }
+
+  /** Show the whole slide: the area with pixels, if the file states it. */
+  home(immediately = false): void {
+    const [x, y, width, height] = this.image.bounds ?? [0, 0, this.image.width, this.image.height];
+    const w = this.image.width;
+    this.viewer.viewport.fitBounds(new OpenSeadragon.Rect(x / w, y / w, width / w, height / w), immediately);
+  }
+
   private async onChunks(chunks: string[]): Promise<void> {
+    if (document.hidden) {
+      // A tab in the background loads nothing until it is looked at.
+      for (const chunk of chunks) this.missedChunks.add(chunk);
+      return;
+    }
     const names = new Set(this.layers.map((layer) => encodeURIComponent(layer.info.name)));
     if (chunks.some((chunk) => !names.has(chunk.split("/")[0]))) {
       const detail = await get<CaseDetail>(`cases/${this.detail.id}`);
@@ -229,22 +281,25 @@ export class SlideView {
     const affine = this.affine.map((value) => value * dpr) as Affine;
     const box = this.box;
     const pxPerL0 = Math.hypot(affine[0], affine[1]);
-    const maps = settings.heatmap ? this.layers.map((layer) => layer.visible(box, pxPerL0)) : [];
-    const points = settings.points && this.findings ? this.findings.visible(box) : [];
+    const shown = { ...settings, ...this.overrides };
+    const maps = shown.heatmap ? this.layers.map((layer) => layer.visible(box, pxPerL0)) : [];
+    const points = shown.points && this.findings ? this.findings.visible(box) : [];
+    this.findingTiles = points;
     this.inView = { findings: points.reduce((sum, tile) => sum + tile.findings, 0), kind: points[0]?.kind ?? "points" };
     const [low, high] = this.layers[0]?.range ?? [0, 1];
-    const style = { ...settings, low, high, smooth: settings.smooth };
-    this.painter.paint({ affine, maps, style, points, selected: this.selected, lines: this.lines(), dpr });
+    const diverging = this.comparedWith !== null;
+    const style = { ...shown, low, high, diverging, colours: diverging ? DIFFERENCE : shown.colours };
+    this.painter.paint({ affine, maps, style, points, selected: this.selected, lines: this.lines(shown), dpr });
     this.onUpdate();
   }
 
-  private lines(): Line[] {
+  private lines(shown: Settings): Line[] {
     const lines: Line[] = [];
     const closed = (ring: number[][]) => [...ring, ring[0]];
-    if (settings.truth)
+    if (shown.truth)
       for (const outline of this.truth)
         for (const ring of outline.rings) lines.push({ points: closed(ring), colour: TRUTH_COLOUR, width: 2, dashed: true });
-    if (settings.outlines)
+    if (shown.outlines)
       for (const [number, polygons] of this.outlines)
         for (const rings of polygons)
           for (const ring of rings)
@@ -297,6 +352,16 @@ export class SlideView {
 
   get seen(): ReadonlyMap<string, number> {
     return this.seenCells;
+  }
+
+  /** Whether a square of the layer of viewed areas has tissue: a map cell that is not glass. Without a map, all have. */
+  hasTissue(column: number, row: number): boolean {
+    const layer = this.layers[0];
+    if (!layer) return true;
+    const side = this.seenSide;
+    const steps = [0.1, 0.3, 0.5, 0.7, 0.9];
+    const states = steps.flatMap((y) => steps.map((x) => layer.valueAt((column + x) * side, (row + y) * side)?.state));
+    return states.some((state) => state !== undefined && state !== 1 && state !== 255);
   }
 
   at(clientX: number, clientY: number): Cursor {

@@ -296,6 +296,7 @@ def evaluate(
     *,
     submission: str | Path | Sequence[str | Path] = (),
     against: str | Path | None = None,
+    reviewer: str | None = None,
     bundle: str | Path | None = None,
     out: str | Path | None = None,
     plots: bool = True,
@@ -323,6 +324,7 @@ def evaluate(
         cohort: A cohort or the path of its manifest. Only a submission with the option `masks` needs none.
         submission: Files or folders in the official forms of Camelyon16, instead of `results`.
         against: Another results folder or submission to compare with on the same cases.
+        reviewer: Evaluate the review of this person instead of the model: accepted and drawn findings.
         bundle: The bundle that made the results. It names the training patients if the results do not.
         out: Folder for the numbers, the table and the plots. By default nothing is written.
         plots: Also draw the plots in `out`.
@@ -355,6 +357,7 @@ def evaluate(
     from lobule.evaluation import Options, evaluate_source, official_cohort, open_source, read_submission
     from lobule.evaluation.options import as_tuple
     from lobule.evaluation.plots import need_plots
+    from lobule.evaluation.reviewers import open_review_source
     from lobule.evaluation.sources import Source, open_results_source
 
     evaluation_options = Options(
@@ -378,9 +381,13 @@ def evaluate(
     if out is not None and plots:
         need_plots()
     submitted = [submission] if isinstance(submission, str | Path) else list(submission)
+    if reviewer is not None and (submitted or findings != "stored"):
+        raise UsageError("a reviewer is evaluated on the stored findings of results")
     source: Source
     if submitted:
         source = read_submission(submitted)
+    elif reviewer is not None and results is not None:
+        source = open_review_source(str(results), reviewer, evaluation_options)
     elif results is not None:
         source = open_results_source(results, evaluation_options)
     else:

@@ -37,7 +37,8 @@ RESAMPLES = 2000
     help="Width of the slides in pixels. Smaller values give fewer and smaller slides, or fewer exams.",
 )
 @click.option("--seed", default=11, help="Seed of the generated cohort.")
-def command(what: str, out: str, side: int, seed: int) -> CommandOutput:
+@click.option("--view", "show", is_flag=True, help="Open the results in the viewer at the end.")
+def command(what: str, out: str, side: int, seed: int, show: bool) -> CommandOutput:
     """Generate slides or exams, train on some, scan and evaluate the others, and write one page about it.
 
     The demo takes a few minutes and needs neither patient data nor a network. The test slides come from
@@ -48,12 +49,16 @@ def command(what: str, out: str, side: int, seed: int) -> CommandOutput:
     """
     from lobule.files import make_folder
 
+    if show:
+        from lobule.cli.view import require_pages
+
+        require_pages()  # An error now is better than one after the training.
     if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
         raise UsageError(f"--side {side} is out of range", expected=f"{SMALLEST_SIDE} to {LARGEST_SIDE}")
     if what == "exams":
         from lobule.cli.demo_exams import demo_exams
 
-        return demo_exams(out, side, seed)
+        return _and_view(demo_exams(out, side, seed), show)
     story = Story(make_folder(out), side, seed)
     story.run(STEPS_OF_STORY)
     from lobule.cli.demo_page import write_page
@@ -61,7 +66,21 @@ def command(what: str, out: str, side: int, seed: int) -> CommandOutput:
     write_page(story)
     story.data["picture"] = str(story.picture)
     next_step = f"lobule scan {story.bundle('scannet')} {story.unseen.cases[0].path} --out finer --stride 8"
-    return story.output(next_step, f"{table(*summary(story))}\n\n{RESEARCH_USE}")
+    output = story.output(next_step, f"{table(*summary(story))}\n\n{RESEARCH_USE}")
+    return _and_view(output, show)
+
+
+def _and_view(output: CommandOutput, show: bool) -> CommandOutput:
+    """Print the output and serve the viewer until Ctrl-C, if that was requested."""
+    if not show:
+        return output
+    from lobule.cli.view import open_library, view
+
+    results = output.data["results"]
+    paths = [results] if isinstance(results, str) else list(results.values())
+    click.echo(output.text)
+    view(open_library(paths, output.data["cohort"], None), open_browser=True)
+    return CommandOutput(output.data, "")
 
 
 # -- the steps ----------------------------------------------------------------------------------------------

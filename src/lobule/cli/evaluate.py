@@ -15,6 +15,7 @@ from lobule.results.result import RESEARCH_USE
 @lobule_command(
     "lobule evaluate RESULTS cohort-scanned.csv --by site --out evaluation",
     "lobule evaluate --submission detections --masks masks",
+    'lobule evaluate RESULTS cohort.csv --reviewer "Ann Smith" --against RESULTS',
     "lobule evaluate --reader-study readers.csv",
 )
 @click.argument("paths", nargs=-1, metavar="[RESULTS] [COHORT]")
@@ -40,6 +41,11 @@ from lobule.results.result import RESEARCH_USE
 )
 @click.option(
     "--against", metavar="RESULTS", help="Other results, or a submission, to compare with on the same cases."
+)
+@click.option(
+    "--reviewer",
+    metavar="NAME",
+    help="Evaluate the review of this person in `lobule view`: accepted and drawn findings.",
 )
 @click.option(
     "--submission",
@@ -186,9 +192,18 @@ def as_text(data: Mapping[str, Any]) -> str:
     head.append(("training patients", data["overlap"]["sentence"]))
     if data["overlap_against"]:
         head.append(("of the other", data["overlap_against"]["sentence"]))
+    if "reader" in data:
+        head.append(("reader", _reader_sentence(data["reader"])))
     head += [("note", note) for note in data["notes"]]
     blocks = [*_task_blocks(data), *_lesion_blocks(data)] or [_nothing_to_measure(data)]
     return "\n\n".join([format_fields(head), *blocks, RESEARCH_USE])
+
+
+def _reader_sentence(reader: Mapping[str, Any]) -> str:
+    marked = f"{reader['marked']} of {reader['lesions']} lesions marked on {reader['slides']} slides"
+    if reader["false_positives_per_slide"] is None:
+        return marked
+    return f"{marked}, {reader['false_positives_per_slide']:.2f} false marks per slide"
 
 
 def _task_blocks(data: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from lobule.evaluation.labels import TargetPlan, plan_targets
 from lobule.evaluation.leakage import check_overlap
 from lobule.evaluation.lesions import MatchedSlides, compare_lesions, match_slides, measure_lesions
 from lobule.evaluation.options import Options
+from lobule.evaluation.reviewers import ReviewSource, reader_point
 from lobule.evaluation.sources import ANY_SCORE, NOT_SCANNED, CaseResult, Source
 from lobule.evaluation.tasks import (
     Task,
@@ -128,6 +129,8 @@ def evaluate_source(
         "lesions_left_out": {} if matched is None else dict(matched.left_out),
         "notes": notes + list(matched.notes if matched else ()),
     }
+    if isinstance(source, ReviewSource):
+        data["reader"] = {"person": source.person, **reader_point(matched.matches if matched else ())}
     return Evaluation(data)
 
 

@@ -24,6 +24,7 @@ LAYOUTS: Mapping[str, str] = {
     "csaw-cc": "lobule.layouts.screening:csaw_cc",
     "embed": "lobule.layouts.embed:embed",
     "inbreast": "lobule.layouts.inbreast:inbreast",
+    "reviews": "lobule.layouts.reviews:reviewed_results",
     "rsna-mammo": "lobule.layouts.screening:rsna_mammo",
     "vindr-mammo": "lobule.layouts.screening:vindr_mammo",
     "folder": "lobule.layouts.folders:plain_folder",

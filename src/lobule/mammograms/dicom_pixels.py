@@ -33,7 +33,8 @@ def decoded_values(
         raise DamagedFile(f"the file's tables or windows cannot be used: {error}", subject=path) from error
     if text(dataset, "PhotometricInterpretation") == "MONOCHROME1":
         values = high - values
-        decisions.append(Decision("photometric", "noted", "MONOCHROME1: values were inverted."))
+        sentence = "MONOCHROME1: values were inverted."
+        decisions.append(Decision("photometric", "noted", sentence, value=high))
     else:
         values = values - low
     if high - low > 65535:

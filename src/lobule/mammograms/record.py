@@ -26,6 +26,8 @@ class Decision:
     outcome: Outcome
     sentence: str
     """The observation and its consequence, as a sentence."""
+    value: float | None = None
+    """The number that the rule used: of inverted values, the stored value that became 0."""
 
 
 @dataclass(frozen=True)

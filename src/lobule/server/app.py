@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from lobule import __version__
 from lobule.errors import ConfigError, LobuleError, NotReadable
 from lobule.server.gate import App, Gate, Receive, Scope, Send
 from lobule.server.library import Library
+from lobule.server.options import ServerOptions
+from lobule.server.review_routes import router as review_router
 from lobule.server.routes import router
-from lobule.server.service import ServerOptions, Service
+from lobule.server.service import Service
 from lobule.server.tiles import Tiles
 
 __all__ = ["STATIC", "Library", "ServerOptions", "create_app", "is_built", "new_token"]
@@ -35,7 +39,9 @@ def create_app(library: Library, options: ServerOptions | None = None) -> App:
     )
     service = api.state.service = Service(library, options)
     api.include_router(router)
+    api.include_router(review_router)
     api.add_api_route("/{path:path}", _page, methods=["GET"], include_in_schema=False)
+    api.add_exception_handler(RequestValidationError, _invalid_request)
     api.add_exception_handler(LobuleError, _lobule_error)
     api.add_exception_handler(OSError, _os_error)
     tiles = Tiles(library, service.pixels, os.cpu_count() or 1)
@@ -74,6 +80,15 @@ def _static_files() -> Mapping[str, Path]:
         for path in STATIC.rglob("*")
         if path.is_file() and path.name[0] != "."
     }
+
+
+def _invalid_request(request: Request, error: Exception) -> Response:
+    """Name the parameters that are not valid. Their values may be anything, so they are not repeated."""
+    problems = error.errors() if isinstance(error, RequestValidationError) else []
+    detail = [{"loc": [str(step) for step in one["loc"]], "type": one["type"]} for one in problems]
+    text = "; ".join(f"{'.'.join(one['loc'])}: {one['type']}" for one in detail)
+    body = json.dumps({"error": f"The request is not valid ({text})", "detail": detail})
+    return Response(body, 422, media_type="application/json")
 
 
 def _lobule_error(request: Request, error: Exception) -> JSONResponse:

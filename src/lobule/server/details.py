@@ -10,8 +10,10 @@ from lobule.errors import LobuleError
 from lobule.geometry import Size
 from lobule.mammograms.record import Mammogram
 from lobule.results import MapReader
+from lobule.server.exams import other_exams
 from lobule.server.library import Entry, ImageFile, Library
 from lobule.server.map_tiles import SIDE, level_count
+from lobule.server.options import ServerOptions
 from lobule.server.pixels import OpenedImage, Pixels
 
 STANDARD_FIELDS = frozenset(
@@ -25,7 +27,7 @@ MOST_FAILED = 1000
 MOST_TRUTH_POINTS = 400_000
 
 
-def summary(library: Library, entry: Entry, show_patients: bool) -> dict[str, Any]:
+def summary(library: Library, entry: Entry, options: ServerOptions) -> dict[str, Any]:
     """Return a case's row in the case list."""
     row: dict[str, Any] = {
         "id": entry.id,
@@ -45,7 +47,7 @@ def summary(library: Library, entry: Entry, show_patients: bool) -> dict[str, An
         row["status"] = "no result"
     elif entry.folder.path.is_dir():
         row |= _status_of(entry)
-    if show_patients:
+    if options.show_patients:
         row["patient"] = entry.row.patient if entry.row is not None else row.pop("recorded_patient", None)
     row.pop("recorded_patient", None)
     return row
@@ -69,14 +71,18 @@ def _status_of(entry: Entry) -> dict[str, Any]:
     }
 
 
-def detail(library: Library, pixels: Pixels, entry: Entry, show_patients: bool) -> dict[str, Any]:
+def detail(library: Library, pixels: Pixels, entry: Entry, options: ServerOptions) -> dict[str, Any]:
     """Return everything about a case but its pixels, maps and findings."""
-    info = summary(library, entry, show_patients)
+    info = summary(library, entry, options)
     files = library.images(entry)
     info["images"] = {
         name: _image(pixels, name, file, exam=info["kind"] == "exam") for name, file in files.items()
     }
+    if not options.show_labels:
+        for image in info["images"].values():
+            image.pop("label_images", None)
     if info["kind"] == "exam":
+        info["other_exams"] = other_exams(library, entry)
         info["missing_views"] = [view for view in ("L-CC", "R-CC", "L-MLO", "R-MLO") if view not in files]
     result: Mapping[str, Any] = {}
     info["maps"] = []
@@ -165,6 +171,10 @@ def slide_metadata(opened: OpenedImage) -> dict[str, Any]:
         "format": slide.format,
         "bounds": [bounds.x, bounds.y, bounds.width, bounds.height],
         "version": opened.version,
+        "profile": None
+        if opened.profile is None
+        else {"name": opened.profile.name, "applied": opened.profile.changes_colours},
+        "label_images": sorted(slide.associated),
         "levels": [
             {"size": list(level.size), "tile": list(level.tile), "step": list(level.step)}
             for level in opened.levels
@@ -176,12 +186,14 @@ def view_metadata(mammogram: Mammogram) -> dict[str, Any]:
     heading, pixels = mammogram.heading, mammogram.pixels
     inside = pixels[pixels > 0]
     low, high = (int(inside.min()), int(inside.max())) if inside.size else (0, 1)
+    inverted = [one.value for one in mammogram.decisions if one.rule == "photometric" and one.value]
     return {
         "width": pixels.shape[1],
         "height": pixels.shape[0],
         "view": mammogram.view,
         "pointing": mammogram.pointing,
         "mm_per_px": heading.mm_per_px,
+        "inverted_from": int(inverted[0]) if inverted else None,
         "lowest": low,
         "highest": high,
         "decisions": [

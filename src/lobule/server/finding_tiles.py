@@ -10,12 +10,19 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lobule.errors import DamagedResults
 from lobule.results import CaseFolder
 
 BINS = 64
@@ -42,6 +49,8 @@ FINDING_FIELDS = (
     "box",
     "image",
 )
+TEXTS = ("kind", "label", "lesion_class", "image")
+"""Columns with few different texts."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +68,19 @@ class ImageFindings:
     """Side of a tile of level 0, in level-0 pixels."""
     levels: int
     """Number of levels; the single tile of the highest level covers all findings."""
+    tile_column: NDArray[np.int32]
+    tile_row: NDArray[np.int32]
+    """The level-0 tile of each finding."""
 
     def __len__(self) -> int:
         return len(self.number)
 
-    def tile(self, level: int, column: int, row: int) -> bytes:
-        """Return one tile: the findings in it, or from level 1 on the counts and maxima of its bins."""
+    def tile(self, level: int, column: int, row: int, label: int | None = None) -> bytes:
+        """Return one tile, of all findings or of those with a label (an index into those of the case)."""
         side = self.tile_side << level
-        inside = (self.l0_x // side == column) & (self.l0_y // side == row)
+        inside = (self.tile_column >> level == column) & (self.tile_row >> level == row)
+        if label is not None:
+            inside &= self.label == label
         if level == 0:
             return self._points(inside)
         return self._bins(inside, column * side, row * side, side // BINS)
@@ -99,40 +113,44 @@ class ImageFindings:
 
 @dataclass(frozen=True)
 class CaseFindings:
-    """All findings of a case."""
+    """All findings of a case. Outlines are read when the first one is needed."""
 
-    columns: dict[str, NDArray[Any]]
-    """The findings table; empty if there are no findings."""
+    path: Path | None
+    table: Any
+    """The columns `FINDING_FIELDS` as a pyarrow table; None without findings."""
     order: NDArray[np.int64]
     """Rows of the table, highest score first."""
     labels: tuple[str, ...]
-    """The first `MAX_LABELS` labels in alphabetical order."""
+    codes: NDArray[np.uint8]
+    """For each row of the table, the index of its label."""
     images: dict[str, ImageFindings]
     """The findings of each image; a slide is the only image of its case."""
 
     @classmethod
     def read(cls, folder: CaseFolder) -> CaseFindings:
-        """Read the findings of a case from its results folder."""
-        columns = folder.findings()
-        count = len(columns["score"]) if columns else 0
-        if not count:
-            return cls({}, np.zeros(0, np.int64), (), {})
-        scores = np.asarray(columns["score"], np.float64)
+        path = folder.path / "findings.parquet"
+        table = read_table(path, FINDING_FIELDS) if path.exists() else None
+        if table is None or not table.num_rows:
+            return cls.empty()
+        scores = np.asarray(table.column("score").to_numpy(), np.float64)
         order = np.argsort(-scores, kind="stable")
-        names = np.array([str(label or "") for label in columns["label"]], object)
-        labels = tuple(sorted(set(names.tolist())))[:MAX_LABELS]
-        code_of = {label: code for code, label in enumerate(labels)}
-        label_codes = np.array([code_of.get(name, 0) for name in names.tolist()], np.uint8)
-        image_names = columns.get("image", np.full(count, "slide", object))
+        labels, codes = _coded(table, "label")
+        image_names, image_codes = _coded(table, "image", missing="slide")
+        l0_x, l0_y = (np.asarray(table.column(name).to_numpy(), np.int64) for name in ("l0_x", "l0_y"))
         images = {}
-        for image in sorted(set(image_names.tolist())):
-            rows = order[image_names[order] == image]
-            l0_x, l0_y = (np.asarray(columns[name], np.int64)[rows] for name in ("l0_x", "l0_y"))
-            side, levels = _choose_tiling(l0_x, l0_y)
-            images[str(image)] = ImageFindings(
-                rows, l0_x, l0_y, scores[rows].astype(np.float32), label_codes[rows], side, levels
-            )
-        return cls(columns, order, labels, images)
+        for code, image in enumerate(image_names):
+            rows = order[image_codes[order] == code] if len(image_names) > 1 else order
+            x, y = l0_x[rows], l0_y[rows]
+            side, levels = _choose_tiling(x, y)
+            images[image] = ImageFindings(
+                rows, x, y, scores[rows].astype(np.float32), codes[rows], side, levels,
+                (x // side).astype(np.int32), (y // side).astype(np.int32),
+            )  # fmt: skip
+        return cls(path, table, order, labels, codes, images)
+
+    @classmethod
+    def empty(cls) -> CaseFindings:
+        return cls(None, None, np.zeros(0, np.int64), (), np.zeros(0, np.uint8), {})
 
     def page(self, offset: int, limit: int, label: str | None = None) -> tuple[int, list[dict[str, Any]]]:
         """Return the number of findings, and one page of them, highest score first.
@@ -140,41 +158,67 @@ class CaseFindings:
         With a `label`, only the findings with this label are counted and returned.
         """
         order = self.order
-        if label is not None and len(order):
-            chosen = np.array([str(name or "") == label for name in self.columns["label"]], np.bool_)
-            order = order[chosen[order]]
-        return len(order), [self.finding(int(number)) for number in order[offset : offset + limit]]
+        if label is not None:
+            code = self.labels.index(label) if label in self.labels else -1
+            order = order[self.codes[order] == code]
+        return len(order), self.rows(order[offset : offset + limit])
 
-    def finding(self, number: int, outline: bool = False) -> dict[str, Any]:
-        """Return one finding as values that JSON can store; unknown values are left out.
+    def rows(self, numbers: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Return findings as plain values; unknown values are left out."""
+        if not len(numbers):
+            return []
+        return [
+            {"number": int(number)} | {name: value for name, value in row.items() if _is_known(value)}
+            for number, row in zip(numbers, self.table.take(numbers).to_pylist(), strict=True)
+        ]
 
-        Args:
-            number: Row of the finding in the findings table.
-            outline: Also return the polygons of its outline.
-        """
-        finding: dict[str, Any] = {"number": number}
-        for name in FINDING_FIELDS:
-            value = _as_json_value(self.columns[name][number]) if name in self.columns else None
-            if value is not None:
-                finding[name] = value
-        if outline:
-            finding["polygon"] = self.outline(number)
-        return finding
+    def finding(self, number: int) -> dict[str, Any]:
+        """Return one finding with its outlines."""
+        (finding,) = self.rows(np.array([number]))
+        return finding | {"polygon": self.outline(number)}
 
     def outline(self, number: int) -> list[Any]:
         """Return the polygons of a finding, each a list of rings; empty if it has none."""
-        text = self.columns["polygon"][number] if "polygon" in self.columns else None
+        column = self._outlines
+        text = None if column is None else column[number].as_py()
         polygons = json.loads(text) if isinstance(text, str) else []
         return polygons if isinstance(polygons, list) else []
 
+    @cached_property
+    def _outlines(self) -> Any:
+        table = None if self.path is None else read_table(self.path, ("polygon",))
+        return table.column("polygon") if table is not None and table.num_columns else None
 
-def _as_json_value(value: Any) -> Any:
-    """Convert a value of the findings table for JSON; NaN and infinity become None."""
-    if isinstance(value, np.ndarray):
-        return [int(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+def read_table(path: Path, columns: Sequence[str]) -> Any:
+    """Read the columns of a findings table that it has, with texts as dictionaries."""
+    try:
+        with path.open("rb") as file:
+            present = [name for name in columns if name in pq.read_schema(file).names]
+            file.seek(0)
+            return pq.read_table(file, columns=present, read_dictionary=[*TEXTS])
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+        raise DamagedResults("the findings are damaged", subject=path, actual=str(error)) from error
+
+
+def _coded(table: Any, name: str, missing: str = "") -> tuple[tuple[str, ...], NDArray[np.uint8]]:
+    """Return the sorted different texts of a column, and the index of each row's text."""
+    if name not in table.column_names:
+        return (missing,), np.zeros(table.num_rows, np.uint8)
+    column = table.column(name)
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    array = column.unify_dictionaries().combine_chunks()
+    words = [str(word or missing) for word in array.dictionary.to_pylist()] + [missing]
+    indices = array.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)
+    used = {words[int(index)] for index in np.unique(indices)}
+    names = tuple(sorted(used))[:MAX_LABELS]
+    code_of_index = np.array([names.index(word) if word in names else 0 for word in words], np.uint8)
+    return names, code_of_index[indices]
+
+
+def _is_known(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and not isfinite(value))
 
 
 def _choose_tiling(l0_x: NDArray[np.int64], l0_y: NDArray[np.int64]) -> tuple[int, int]:

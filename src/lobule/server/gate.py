@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -61,7 +62,8 @@ class Gate:
         if self.token is not None and not self._has_cookie(headers):
             await self._admit(scope, send)
             return
-        await self.app(scope, _limited(receive), _secured(send))
+        limited = receive if scope["method"] in READING else _limited(receive)
+        await self.app(scope, limited, _secured(send))
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         host = headers.get(b"host", b"").decode("latin-1").lower()
@@ -110,6 +112,7 @@ class Gate:
         await answer(send, 303, "", [(b"location", location.encode()), (b"set-cookie", cookie.encode())])
 
 
+@lru_cache(maxsize=64)
 def host_name(host: str) -> str:
     """Return the host name of a Host header, without the port and brackets."""
     match = re.fullmatch(r"\[([0-9a-f:.]+)\](?::[0-9]{1,5})?|([a-z0-9._-]+)(?::[0-9]{1,5})?", host)

@@ -82,6 +82,7 @@ class Library:
     slides: Path | None = None
     _entries: dict[str, Entry] = field(default_factory=dict, init=False)
     _images: dict[str, tuple[int, dict[str, ImageFile]]] = field(default_factory=dict, init=False)
+    _patients: dict[str, str | None] = field(default_factory=dict, init=False)
     _files: dict[str, list[Path]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -146,6 +147,20 @@ class Library:
             for number, file in enumerate(files_of.get(view, ()), start=1):
                 name = view if number == 1 else f"{view} {number}"
                 yield name, ImageFile(self.locate(str(file)))
+
+    def patient(self, entry: Entry) -> str | None:
+        """Return the patient of a case by the cohort or the result; None if neither states it."""
+        if entry.row is not None:
+            return entry.row.patient
+        if entry.id not in self._patients:
+            try:
+                result = entry.result
+            except LobuleError:
+                result = None
+            if result is None:
+                return None
+            self._patients[entry.id] = result.get("patient")
+        return self._patients[entry.id]
 
     def kind(self, entry: Entry) -> Kind:
         files = self.images(entry)

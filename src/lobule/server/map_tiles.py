@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lobule.results import MapReader
-from lobule.stitch import Scores, State, States, reduce_map
+from lobule.results.maps import MapInfo
+from lobule.stitch import State, States, reduce_map
 
 SIDE = 256
 BORDER = 1
@@ -23,6 +24,10 @@ BLOCK_CELLS = 2048
 """Cells per side of the blocks that are read at once to compute reduced tiles."""
 HEADER = struct.Struct("<4sHHff")
 MAGIC = b"LMT1"
+
+MapCells = Callable[[slice, slice], tuple[NDArray[np.float32], States]]
+"""Reads the scores of one class and the states of the cells in some rows and columns."""
+Reduction = Callable[[NDArray[np.float32], States, int], tuple[NDArray[np.float32], States]]
 
 
 def level_count(reader: MapReader) -> int:
@@ -51,14 +56,33 @@ class ScoreRange:
 def map_tile(
     reader: MapReader, index: int, level: int, column: int, row: int, score_range: ScoreRange
 ) -> bytes:
+    """Return one tile of one class of a map, compressed with zlib."""
+
+    def read(rows: slice, columns: slice) -> tuple[NDArray[np.float32], States]:
+        scores, states = reader.read(rows, columns)
+        return scores[index], states
+
+    return tile_of_cells(read, reader.info, (level, column, row), score_range, _highest)
+
+
+def tile_of_cells(
+    read: MapCells, info: MapInfo, position: tuple[int, int, int], score_range: ScoreRange, reduce: Reduction
+) -> bytes:
     """Return one tile, compressed with zlib.
 
     The content is a header (magic, width, height, low, high), the plane of scores and the plane of states,
     one byte per cell, row by row. A tile has `SIDE` cells per side within the map, and a border of one cell.
+
+    Args:
+        read: Reads cells.
+        info: The grid of the cells.
+        position: Level, column and row of the tile.
+        score_range: The scores that the stored values 0 and 255 stand for.
+        reduce: Reduces scores and states by a factor.
     """
+    level, column, row = position
     factor = 1 << level
-    rows = -(-reader.info.rows // factor)
-    columns = -(-reader.info.columns // factor)
+    rows, columns = -(-info.rows // factor), -(-info.columns // factor)
     top, left = row * SIDE - BORDER, column * SIDE - BORDER
     bottom, right = (
         min(top + SIDE + 2 * BORDER, rows + BORDER),
@@ -70,7 +94,7 @@ def map_tile(
         slice(max(top, 0), min(bottom, rows)),
         slice(max(left, 0), min(right, columns)),
     )
-    tile_scores, tile_states = _reduced(reader, index, factor, inside_rows, inside_columns)
+    tile_scores, tile_states = _reduced(read, info, factor, inside_rows, inside_columns, reduce)
     target = np.s_[
         inside_rows.start - top : inside_rows.stop - top,
         inside_columns.start - left : inside_columns.stop - left,
@@ -81,6 +105,11 @@ def map_tile(
     return zlib.compress(header + scores.tobytes() + states.tobytes(), 1)
 
 
+def _highest(scores: NDArray[np.float32], states: States, factor: int) -> tuple[NDArray[np.float32], States]:
+    reduced, reduced_states = reduce_map(scores[None], states, factor)
+    return reduced[0], reduced_states
+
+
 def _quantised(scores: NDArray[np.float32], score_range: ScoreRange) -> NDArray[np.uint8]:
     scaled = (scores - score_range.low) * (255 / (score_range.high - score_range.low))
     quantised: NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
@@ -88,24 +117,20 @@ def _quantised(scores: NDArray[np.float32], score_range: ScoreRange) -> NDArray[
 
 
 def _reduced(
-    reader: MapReader, index: int, factor: int, rows: slice, columns: slice
+    read: MapCells, info: MapInfo, factor: int, rows: slice, columns: slice, reduce: Reduction
 ) -> tuple[NDArray[np.float32], States]:
-    """Return scores of one class and states of a block of reduced cells: the maximum of the scored cells."""
+    """Return scores and states of a block of reduced cells."""
     scores = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
     states = np.full(scores.shape, State.PENDING, np.uint8)
-    info = reader.info
     cell_rows = slice(rows.start * factor, min(rows.stop * factor, info.rows))
     cell_columns = slice(columns.start * factor, min(columns.stop * factor, info.columns))
     for block_rows, block_columns in _blocks(cell_rows, cell_columns):
-        block: tuple[Scores, States] = reader.read(block_rows, block_columns)
+        layer, layer_states = read(block_rows, block_columns)
         if factor > 1:
-            block = reduce_map(block[0][index : index + 1], block[1], factor)
-            layer = block[0][0]
-        else:
-            layer = block[0][index]
+            layer, layer_states = reduce(layer, layer_states, factor)
         top, left = block_rows.start // factor - rows.start, block_columns.start // factor - columns.start
         target = np.s_[top : top + layer.shape[0], left : left + layer.shape[1]]
-        scores[target], states[target] = layer, block[1]
+        scores[target], states[target] = layer, layer_states
     return scores, states
 
 

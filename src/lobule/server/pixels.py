@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from lobule.geometry import Box, Lattice, Size
 from lobule.mammograms.dicom_codes import OVERRIDES
 from lobule.mammograms.exams import read_view, view_named
 from lobule.mammograms.record import Mammogram
+from lobule.server.colours import ColourProfile, read_profile
 from lobule.slides.slide import Slide, open_slide
 
 QUALITY = 88
@@ -76,6 +79,18 @@ class OpenedImage:
     levels: tuple[TileLevel, ...]
     version: str
     """Changes when the file changes."""
+    profile: ColourProfile | None = None
+    """The ICC profile of the file."""
+
+    @cached_property
+    def tag(self) -> bytes:
+        """A hash of the file's path and version, for ETags."""
+        key = f"{self.slide.path}\0{self.version}".encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(key, digest_size=12).hexdigest().encode()
+
+    def to_srgb(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Convert pixels by the profile of the file; unchanged without a profile."""
+        return pixels if self.profile is None else self.profile.to_srgb(pixels)
 
 
 class Pixels:
@@ -98,7 +113,9 @@ class Pixels:
                 return opened
         slide = open_slide(path, mpp=mpp)
         slide.use_cache(SLIDE_CACHE_BYTES)
-        opened = OpenedImage(slide, tile_levels(slide), version)
+        data = slide.colour_profile
+        profile = None if data is None else read_profile(data)
+        opened = OpenedImage(slide, tile_levels(slide), version, profile)
         with self._lock:
             self._open[key] = opened
             while len(self._open) > MAX_OPEN_SLIDES:

@@ -2,55 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, HTTPException, Query, Request
-from fastapi import Path as PathParameter
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, Field
 
 from lobule import __version__
 from lobule.errors import LobuleError
 from lobule.geometry import Box, Size
 from lobule.results.folder import RESULT
 from lobule.results.result import RESEARCH_USE
-from lobule.reviews import Review, append_review, in_force, read_reviews, reviewed_cases
 from lobule.server import details
-from lobule.server.library import Entry
-from lobule.server.map_tiles import highest_cells, map_tile
+from lobule.server.answers import (
+    BINARY,
+    CaseId,
+    Coordinate,
+    Extent,
+    Index,
+    Label,
+    Layer,
+    Level,
+    OtherCase,
+    Text,
+    binary_answer,
+    service_of,
+)
+from lobule.server.differences import difference_cells, difference_range, reduce_difference
+from lobule.server.map_tiles import highest_cells, map_tile, tile_of_cells
 from lobule.server.pixels import MAX_REGION_SIDE, encode, exam_picture
-from lobule.server.service import Service
 
 GALLERY = 10
 GALLERY_UM = 250.0
 """Side of a field of the gallery in µm; without µm/px, `GALLERY_PX` level-0 pixels."""
 GALLERY_PX = 1000
-BINARY = "application/octet-stream"
-
-CaseId = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{24}$")]
-Index = Annotated[int, Query(ge=0, le=10_000_000)]
-Layer = Annotated[int, Query(ge=0, le=1000)]
-Level = Annotated[int, Query(ge=0, le=30)]
-Text = Annotated[str, Query(max_length=500)]
-Coordinate = Annotated[float, Query(ge=-1e7, le=1e7, allow_inf_nan=False)]
-Extent = Annotated[float, Query(gt=0, le=1e7, allow_inf_nan=False)]
-
 
 router = APIRouter(prefix="/api")
-
-
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
 
 
 @router.get("/session")
 def session(request: Request) -> dict[str, Any]:
     """The sources that the server shows, and what it shows of them."""
-    service = _service(request)
+    service = service_of(request)
     sources = []
     for source in service.library.sources:
         try:
@@ -69,23 +62,21 @@ def session(request: Request) -> dict[str, Any]:
 @router.get("/cases")
 def cases(request: Request) -> list[dict[str, Any]]:
     """One row per case."""
-    service = _service(request)
+    service = service_of(request)
     return [service.summary(entry) for entry in service.library.entries()]
 
 
 @router.get("/cases/{case_id}")
 def case(request: Request, case_id: CaseId) -> dict[str, Any]:
     """Everything about a case but its pixels, maps and findings."""
-    service = _service(request)
-    return details.detail(
-        service.library, service.pixels, service.entry(case_id), service.options.show_patients
-    )
+    service = service_of(request)
+    return details.detail(service.library, service.pixels, service.entry(case_id), service.options)
 
 
 @router.get("/cases/{case_id}/thumbnail")
 def thumbnail(request: Request, case_id: CaseId) -> Response:
     """A small picture of the slide, or of the views of an exam."""
-    service = _service(request)
+    service = service_of(request)
     entry = service.entry(case_id)
     files = service.library.images(entry)
     if not files:
@@ -94,15 +85,15 @@ def thumbnail(request: Request, case_id: CaseId) -> Response:
 
     def compute() -> bytes:
         if not exam:
-            file = files["slide"]
-            return encode(service.pixels.open(file.path, file.mpp).slide.thumbnail(256))
+            opened = service.opened(case_id)
+            return encode(opened.to_srgb(opened.slide.thumbnail(256)))
         pictures = [exam_picture(service.pixels.view(file.path, name), 128) for name, file in files.items()]
         height = max(picture.shape[0] for picture in pictures)
         padded = [np.pad(p, ((0, height - p.shape[0]), (0, 4), (0, 0))) for p in pictures[:4]]
         return encode(np.concatenate(padded, axis=1))
 
     key = "thumbnail", *(file.path for file in files.values())
-    return _binary(request, service.pixels.cached(key, compute), "image/jpeg")
+    return binary_answer(request, service.pixels.cached(key, compute), "image/jpeg")
 
 
 @router.get("/cases/{case_id}/region")
@@ -116,21 +107,19 @@ def region(
     side: Annotated[int, Query(ge=16, le=MAX_REGION_SIDE)] = 256,
 ) -> Response:
     """A box of a slide in level-0 pixels as JPEG, its longest side about `side` pixels."""
-    service = _service(request)
-    file = service.library.images(service.entry(case_id)).get("slide")
-    if file is None:
-        raise HTTPException(404, "The case has no slide.")
-    opened = service.pixels.open(file.path, file.mpp)
+    service = service_of(request)
+    opened = service.opened(case_id)
     l0_box = Box(round(x), round(y), max(1, round(width)), max(1, round(height)))
     if max(l0_box.size) > 64 * MAX_REGION_SIDE:
         raise HTTPException(422, "The region is too large.")
-    return _binary(request, encode(service.pixels.region(opened, l0_box, side)), "image/jpeg")
+    pixels = opened.to_srgb(service.pixels.region(opened, l0_box, side))
+    return binary_answer(request, encode(pixels), "image/jpeg")
 
 
 @router.get("/cases/{case_id}/view")
 def view(request: Request, case_id: CaseId, name: Text) -> Response:
     """The pixels of a view of an exam: little-endian uint16, row by row, as stored."""
-    service = _service(request)
+    service = service_of(request)
     file = service.library.images(service.entry(case_id)).get(name)
     if file is None or service.library.kind(service.entry(case_id)) != "exam":
         raise HTTPException(404, "There is no such view.")
@@ -143,7 +132,7 @@ def map_tile_route(
     request: Request, case_id: CaseId, name: Text, layer: Layer, level: Level, column: Index, row: Index
 ) -> Response:
     """One tile of a map: scores and cell states."""
-    service = _service(request)
+    service = service_of(request)
     entry = service.entry(case_id)
     reader = service.reader(entry, name)
     if layer >= len(reader.info.classes):
@@ -159,9 +148,58 @@ def map_tile_route(
     assert entry.folder is not None
     result = entry.folder.path / RESULT
     if not result.exists():
-        return _binary(request, compute(), BINARY, compressed=True)
+        return binary_answer(request, compute(), BINARY, compressed=True)
     key = str(reader.path), layer, level, column, row, result.stat().st_mtime_ns
-    return _binary(request, service.pixels.cached(key, compute), BINARY, compressed=True)
+    return binary_answer(request, service.pixels.cached(key, compute), BINARY, compressed=True)
+
+
+@router.get("/cases/{case_id}/difference")
+def difference_tile(
+    request: Request,
+    case_id: CaseId,
+    name: Text,
+    layer: Layer,
+    level: Level,
+    column: Index,
+    row: Index,
+    other: OtherCase,
+) -> Response:
+    """One tile of the difference of a map and another result of the case, or the truth."""
+    service = service_of(request)
+    entry = service.entry(case_id)
+    reader = service.reader(entry, name)
+    side = 256 << level
+    if (
+        layer >= len(reader.info.classes)
+        or column * side >= reader.info.columns
+        or row * side >= reader.info.rows
+    ):
+        raise HTTPException(404, "There is no such tile.")
+    cells = difference_cells(reader, layer, service.cells_to_compare(entry, reader, layer, other))
+    score_range = difference_range(service.score_range(reader, layer))
+    data = tile_of_cells(cells, reader.info, (level, column, row), score_range, reduce_difference)
+    return binary_answer(request, data, BINARY, compressed=True)
+
+
+@router.get("/cases/{case_id}/colours")
+def colours(request: Request, case_id: CaseId) -> Response:
+    """The table that converts the colours of a slide to sRGB: 33 × 33 × 33 colours of three bytes."""
+    profile = service_of(request).opened(case_id).profile
+    if profile is None or profile.table is None:
+        raise HTTPException(404, "The slide has no colour profile that can be applied.")
+    return binary_answer(request, profile.table.tobytes(), BINARY)
+
+
+@router.get("/cases/{case_id}/label-image")
+def label_image(request: Request, case_id: CaseId, name: Text) -> Response:
+    """The label or macro image of a slide, if the server was started with `--show-labels`."""
+    service = service_of(request)
+    if not service.options.show_labels:
+        raise HTTPException(404, "There is no such image.")
+    slide = service.opened(case_id).slide
+    if name not in slide.associated:
+        raise HTTPException(404, "There is no such image.")
+    return binary_answer(request, encode(slide.read_associated(name)), "image/jpeg")
 
 
 @router.get("/cases/{case_id}/findings")
@@ -170,10 +208,10 @@ def findings(
     case_id: CaseId,
     offset: Index = 0,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
-    label: Annotated[str | None, Query(max_length=200)] = None,
+    label: Label = None,
 ) -> dict[str, Any]:
     """A page of the findings, highest score first, and how the tiles of each image are divided."""
-    loaded = _service(request).findings(_service(request).entry(case_id))
+    loaded = service_of(request).findings(service_of(request).entry(case_id))
     total, page = loaded.page(offset, limit, label)
     images = {
         name: {"count": len(image), "tile_side": image.tile_side, "levels": image.levels}
@@ -185,21 +223,31 @@ def findings(
 @router.get("/cases/{case_id}/findings/{number}")
 def finding(request: Request, case_id: CaseId, number: int) -> dict[str, Any]:
     """One finding with its outlines."""
-    loaded = _service(request).findings(_service(request).entry(case_id))
+    loaded = service_of(request).findings(service_of(request).entry(case_id))
     if not 0 <= number < len(loaded.order):
         raise HTTPException(404, "There is no such finding.")
-    return loaded.finding(number, outline=True)
+    return loaded.finding(number)
 
 
 @router.get("/cases/{case_id}/finding-tile")
 def finding_tile(
-    request: Request, case_id: CaseId, image: Text, level: Level, column: Index, row: Index
+    request: Request,
+    case_id: CaseId,
+    image: Text,
+    level: Level,
+    column: Index,
+    row: Index,
+    label: Label = None,
 ) -> Response:
-    """One tile of findings: single ones at level 0, counts and maxima above it."""
-    image_findings = _service(request).findings(_service(request).entry(case_id)).images.get(image)
+    """One tile of findings, all or those of one class: single ones at level 0, counts and maxima above it."""
+    loaded = service_of(request).findings(service_of(request).entry(case_id))
+    image_findings = loaded.images.get(image)
     if image_findings is None or level >= image_findings.levels:
         raise HTTPException(404, "There is no such tile.")
-    return _binary(request, image_findings.tile(level, column, row), BINARY)
+    if label is not None and label not in loaded.labels:
+        raise HTTPException(404, "There is no such class.")
+    code = None if label is None else loaded.labels.index(label)
+    return binary_answer(request, image_findings.tile(level, column, row, code), BINARY)
 
 
 @router.get("/cases/{case_id}/outlines")
@@ -214,7 +262,7 @@ def outlines(
     limit: Annotated[int, Query(ge=1, le=1000)] = 300,
 ) -> list[dict[str, Any]]:
     """The outlines of the highest findings in a box."""
-    loaded = _service(request).findings(_service(request).entry(case_id))
+    loaded = service_of(request).findings(service_of(request).entry(case_id))
     image_findings = loaded.images.get(image)
     if image_findings is None:
         return []
@@ -231,7 +279,7 @@ def outlines(
 @router.get("/cases/{case_id}/gallery")
 def gallery(request: Request, case_id: CaseId) -> list[dict[str, Any]]:
     """The highest-scoring fields: around the highest findings, or else around the highest map cells."""
-    service = _service(request)
+    service = service_of(request)
     entry = service.entry(case_id)
     _, rows = service.findings(entry).page(0, GALLERY)
     if rows:
@@ -256,7 +304,7 @@ def gallery(request: Request, case_id: CaseId) -> list[dict[str, Any]]:
 @router.get("/cases/{case_id}/truth")
 def truth(request: Request, case_id: CaseId) -> list[dict[str, Any]]:
     """The outlines of the case's annotation in the cohort."""
-    service = _service(request)
+    service = service_of(request)
     entry = service.entry(case_id)
     size: Size | None = None
     if service.library.kind(entry) != "exam" and (file := service.library.images(entry).get("slide")):
@@ -272,86 +320,5 @@ def events(request: Request) -> StreamingResponse:
     """Server-sent events of running scans: identities of chunks and cases only."""
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(
-        _service(request).watcher.listen(), media_type="text/event-stream", headers=headers
+        service_of(request).watcher.listen(), media_type="text/event-stream", headers=headers
     )
-
-
-# -- reviews ------------------------------------------------------------------------------------------------
-
-
-class ReviewEntry(BaseModel):
-    """One entry of a review as a client sends it."""
-
-    person: Annotated[str, Field(min_length=1, max_length=64)]
-    action: Literal["accept", "reject", "relabel", "note", "draw", "undo"]
-    finding: Annotated[int, Field(ge=0)] | None = None
-    label: Annotated[str, Field(max_length=200)] | None = None
-    text: Annotated[str, Field(max_length=4000)] | None = None
-    image: Annotated[str, Field(max_length=200)] = "slide"
-    polygon: Annotated[list[tuple[float, float]], Field(max_length=5000)] = []
-
-
-def _results_of(service: Service, entry: Entry) -> Path:
-    results = service.library.sources[entry.source].results
-    if results is None:
-        raise HTTPException(409, "The case has no results, so a review of it has no folder.")
-    return results.path
-
-
-def _reviews(results: Path, name: str) -> dict[str, list[dict[str, Any]]]:
-    return {
-        person: [review.to_dict() for review in in_force(entries)]
-        for person, entries in read_reviews(results, name).items()
-    }
-
-
-@router.get("/cases/{case_id}/reviews")
-def reviews(request: Request, case_id: CaseId) -> dict[str, list[dict[str, Any]]]:
-    """The entries in force of every person who reviewed the case."""
-    service = _service(request)
-    entry = service.entry(case_id)
-    if service.library.sources[entry.source].results is None:
-        return {}
-    return _reviews(_results_of(service, entry), entry.name)
-
-
-@router.post("/cases/{case_id}/reviews")
-def review(request: Request, case_id: CaseId, body: ReviewEntry) -> dict[str, list[dict[str, Any]]]:
-    """Append an entry, and return the entries in force."""
-    service = _service(request)
-    entry = service.entry(case_id)
-    results = _results_of(service, entry)
-    if body.finding is not None and body.finding >= len(service.findings(entry).order):
-        raise HTTPException(422, "There is no such finding.")
-    values = body.model_dump(exclude={"person"})
-    append_review(results, entry.name, body.person, Review.from_dict(values))
-    return _reviews(results, entry.name)
-
-
-@router.get("/reviews")
-def all_reviews(request: Request) -> list[dict[str, Any]]:
-    """Who has reviewed which case, with the number of entries in force."""
-    service = _service(request)
-    table = []
-    by_name = {(entry.source, entry.name): entry.id for entry in service.library.entries()}
-    for index, source in enumerate(service.library.sources):
-        if source.results is None:
-            continue
-        for name in reviewed_cases(source.results.path):
-            for person, entries in _reviews(source.results.path, name).items():
-                counts = dict.fromkeys(("accept", "reject", "relabel", "note", "draw"), 0)
-                for entry in entries:
-                    counts[str(entry["action"])] += 1
-                table.append({"case": name, "id": by_name.get((index, name)), "person": person, **counts})
-    return table
-
-
-def _binary(request: Request, data: bytes, media_type: str, *, compressed: bool = False) -> Response:
-    """Return bytes with an ETag of their content; 304 if the client has them."""
-    tag = f'"{hashlib.blake2b(data, digest_size=12).hexdigest()}"'
-    headers = {"etag": tag, "cache-control": "private, no-cache"}
-    if request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers=headers)
-    if compressed:
-        headers["content-encoding"] = "deflate"
-    return Response(data, media_type=media_type, headers=headers)

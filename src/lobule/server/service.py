@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from fastapi import HTTPException
 
+from lobule.annotations import read_annotation
+from lobule.geometry import Size
 from lobule.results import MapReader
 from lobule.results.folder import RESULT
 from lobule.server import details
+from lobule.server.differences import cells_of_map, cells_of_truth
 from lobule.server.events import Watcher
 from lobule.server.finding_tiles import CaseFindings
-from lobule.server.gate import LOOPBACK
 from lobule.server.library import Entry, Library
-from lobule.server.map_tiles import ScoreRange
-from lobule.server.pixels import ByteCache, Pixels
+from lobule.server.map_tiles import MapCells, ScoreRange
+from lobule.server.options import ServerOptions
+from lobule.server.pixels import ByteCache, OpenedImage, Pixels, file_version
 from lobule.stitch import State
 
 FINDINGS_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """How the server behaves towards clients."""
-
-    hosts: frozenset[str] = LOOPBACK
-    token: str | None = None
-    show_patients: bool = False
 
 
 class Service:
@@ -39,6 +32,7 @@ class Service:
         self.pixels, self.watcher = Pixels(), Watcher(library)
         self._findings = ByteCache(FINDINGS_BYTES)
         self._readers = ByteCache(128)
+        self._annotations = ByteCache(16)
         self._summaries: dict[str, tuple[int, dict[str, Any]]] = {}
         self._ranges: dict[tuple[str, int, int], tuple[frozenset[tuple[int, int]], float, float]] = {}
 
@@ -54,13 +48,13 @@ class Service:
         written = result.stat().st_mtime_ns if result is not None and result.exists() else 0
         cached = self._summaries.get(entry.id)
         if not written or cached is None or cached[0] != written:
-            cached = written, details.summary(self.library, entry, self.options.show_patients)
+            cached = written, details.summary(self.library, entry, self.options)
             self._summaries[entry.id] = cached
         return cached[1]
 
     def findings(self, entry: Entry) -> CaseFindings:
         if entry.folder is None:
-            return CaseFindings({}, np.zeros(0, np.int64), (), {})
+            return CaseFindings.empty()
         path = entry.folder.path / "findings.parquet"
         key = str(path), path.stat().st_mtime_ns if path.exists() else 0
         findings: CaseFindings | None = self._findings.get(key)
@@ -80,6 +74,45 @@ class Service:
             reader = MapReader(path)
             self._readers.put(key, reader, 1)
         return reader
+
+    def opened(self, case_id: str) -> OpenedImage:
+        """Return the opened slide of a case; 404 if it has none."""
+        file = self.library.images(self.entry(case_id)).get("slide")
+        if file is None:
+            raise HTTPException(404, "The case has no slide.")
+        return self.pixels.open(file.path, file.mpp)
+
+    def cells_to_compare(self, entry: Entry, reader: MapReader, layer: int, other: str) -> MapCells:
+        """Return what a map is compared with: the finest map of the other result, or the truth."""
+        stride = reader.info.l0_stride
+        if other == "truth":
+            if entry.row is None or entry.row.annotation is None:
+                raise HTTPException(404, "The cohort has no annotation of the case.")
+            key = entry.row.annotation, file_version(entry.row.annotation)
+            annotation = self._annotations.get(key)
+            if annotation is None:
+                annotation = read_annotation(entry.row.annotation, l0_size=self._slide_size(entry))
+                self._annotations.put(key, annotation, 1)
+            return cells_of_truth(annotation, stride)
+        compared = self.entry(other)
+        if compared.name != entry.name:
+            raise HTTPException(404, "This is not another result of the same case.")
+        readers = [] if compared.folder is None else list(compared.folder.maps.values())
+        readers = [one for one in readers if one.info.image == reader.info.image]
+        if not readers:
+            raise HTTPException(404, "The other result has no map of this image.")
+        name = reader.info.classes[layer]
+        named = [one for one in readers if name in one.info.classes]
+        finest = min(named or readers, key=lambda one: one.info.l0_stride)
+        classes = finest.info.classes
+        return cells_of_map(finest, classes.index(name) if name in classes else len(classes) - 1, stride)
+
+    def _slide_size(self, entry: Entry) -> Size | None:
+        file = self.library.images(entry).get("slide")
+        try:
+            return None if file is None else self.pixels.open(file.path, file.mpp).slide.size
+        except OSError:
+            return None
 
     def score_range(self, reader: MapReader, layer: int) -> ScoreRange:
         """Return the range of a map's scores. Only chunks that were not looked at before are read."""

@@ -6,8 +6,8 @@ Tiles that the file stores as JPEG are sent unchanged. Other tiles are decoded i
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from lobule.errors import LobuleError
@@ -17,6 +17,9 @@ from lobule.server.pixels import OpenedImage, Pixels
 
 PATH = re.compile(r"/tiles/([0-9a-f]{24})/([0-9]{1,2})/([0-9]{1,7})/([0-9]{1,7})\.jpg")
 IMMUTABLE = b"private, max-age=31536000, immutable"
+CHECK_SECONDS = 0.2
+"""A file is checked for changes at most once in this time, because a page requests many tiles at once."""
+MAX_RECENT = 16
 
 
 class Tiles:
@@ -27,6 +30,8 @@ class Tiles:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
         self._threads = threads
         self._slots: asyncio.Semaphore | None = None
+        self._recent: dict[str, tuple[float, OpenedImage]] = {}
+        """Images by case, with the time when their files were checked."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match = PATH.fullmatch(scope["path"])
@@ -57,9 +62,17 @@ class Tiles:
             await _send(send, 200, b"" if scope["method"] == "HEAD" else data, tag, len(data))
 
     def _image(self, case_id: str) -> OpenedImage:
-        entry = self.library.entry(case_id)
-        file = self.library.images(entry)["slide"]
-        return self.pixels.open(file.path, file.mpp)
+        now = time.monotonic()
+        recent = self._recent.get(case_id)
+        if recent is not None and now - recent[0] < CHECK_SECONDS:
+            return recent[1]
+        self._recent.pop(case_id, None)
+        file = self.library.images(self.library.entry(case_id))["slide"]
+        image = self.pixels.open(file.path, file.mpp)
+        if len(self._recent) >= MAX_RECENT:
+            self._recent.clear()
+        self._recent[case_id] = now, image
+        return image
 
     async def _decoded(
         self, image: OpenedImage, level: int, column: int, row: int, receive: Receive
@@ -92,8 +105,7 @@ def _tag(image: OpenedImage, level: int, column: int, row: int) -> bytes | None:
     size, tile = image.levels[level].size, image.levels[level].tile
     if column * tile.width >= size.width or row * tile.height >= size.height:
         return None
-    key = f"{image.slide.path}\0{image.version}\0{level}/{column}/{row}".encode("utf-8", "surrogatepass")
-    return b'"%s"' % hashlib.blake2b(key, digest_size=12).hexdigest().encode()
+    return b'"%s-%d-%d-%d"' % (image.tag, level, column, row)
 
 
 async def _send(send: Send, status: int, data: bytes, tag: bytes, length: int | None = None) -> None:

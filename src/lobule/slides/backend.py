@@ -92,6 +92,7 @@ class Backend(Protocol):
         white. Sparse files declare far more pixels than can be decoded.
         `decoding_bytes: int`: peak memory of decoding in addition to the tile cache, if it is more than a few
         megabytes. It is known before anything is decoded.
+        `colour_profile: bytes | None`: the ICC profile of the pixels.
         `stored_jpeg(level, column, row) -> bytes | None`: one tile as the file stores it, as a JPEG stream.
     """
 

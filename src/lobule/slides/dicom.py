@@ -158,8 +158,10 @@ class _Opened:
         levels: tuple[_Plane, ...],
         associated: Mapping[str, _Plane],
         spacing: StatedMpp | None,
+        colour_profile: bytes | None,
     ) -> None:
         self.levels, self.associated, self.spacing = levels, associated, spacing
+        self.colour_profile = colour_profile
         weakref.finalize(self, source.close)
 
 
@@ -182,6 +184,7 @@ class DicomBackend:
         }
         self.stated_mpp = opened.spacing
         base = opened.levels[0].pixels
+        self.colour_profile = opened.colour_profile
         self.properties: Mapping[str, str] = {
             **headers[0].header_properties,
             "dicom.TransferSyntax": base.transfer_syntax.name,
@@ -273,7 +276,7 @@ def _planes(path: str, headers: list[Header], source: WsiDicomFileSource) -> _Op
     candidates_of |= {"thumbnail": source.thumbnail_instances}
     first = {name: next(iter(candidates), None) for name, candidates in candidates_of.items()}
     associated = {name: _plane(path, one) for name, one in first.items() if one is not None}
-    return _Opened(source, levels, associated, _spacing(instances))
+    return _Opened(source, levels, associated, _spacing(instances), _colour_profile(instances))
 
 
 def _unusable_levels(path: str, headers: list[Header]) -> CaseError:
@@ -305,6 +308,16 @@ def _plane(path: str, instance: Any) -> _Plane:
             expected=f"tiles of 1 to {MAX_TILE_SIDE} px a side, at most {MAX_TILES // 10**6} million of them",
         )
     return _Plane(instance.image_data, size, tile, instance.default_z, instance.default_path)
+
+
+def _colour_profile(instances: Iterable[Any]) -> bytes | None:
+    """The ICC profile of the first optical path that has one."""
+    for instance in instances:
+        for optical_path in instance.dataset.get("OpticalPathSequence", ()):
+            profile = optical_path.get("ICCProfile")
+            if profile:
+                return bytes(profile)
+    return None
 
 
 def _spacing(instances: Iterable[Any]) -> StatedMpp | None:

@@ -103,6 +103,11 @@ class OpenSlideBackend:
         box = declared.intersect(Box(0, 0, *self.levels[0].size))
         return None if box.empty else box
 
+    @property
+    def colour_profile(self) -> bytes | None:
+        profile = self._shared().color_profile
+        return None if profile is None else profile.tobytes()
+
     def reductions(self, level: int) -> tuple[int, ...]:
         return (1,)
 

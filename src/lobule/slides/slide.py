@@ -191,6 +191,12 @@ class Slide:
         return stated.mpp
 
     @property
+    def colour_profile(self) -> bytes | None:
+        """The ICC profile of the pixels, if the file has one. Pixels are never converted by it here."""
+        profile: bytes | None = getattr(self.backend, "colour_profile", None)
+        return profile
+
+    @property
     def associated(self) -> Mapping[str, Size | None]:
         return self.backend.associated
 

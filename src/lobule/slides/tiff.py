@@ -70,6 +70,7 @@ class TiffBackend:
         self.format = metadata.format
         self.properties: Mapping[str, str] = metadata.properties
         self.stated_mpp: StatedMpp | None = metadata.stated_mpp
+        self.colour_profile = metadata.colour_profile
         self.levels = tuple(Level(layer.size, layer.tile) for layer in metadata.levels)
         self.associated: Mapping[str, Size | None] = {
             name: layer.size for name, layer in metadata.associated.items()

@@ -32,6 +32,9 @@ from lobule.slides.tile_codecs import JPEG, MAX_TILE_PIXELS, Coding
 MAX_ASSOCIATED = 64
 """Largest number of images of an OME-TIFF that are examined as associated images."""
 
+ICC_PROFILE = 34675
+LARGEST_PROFILE = 16 << 20
+
 ASSOCIATED_NAMES = ("label", "macro", "thumbnail", "overview")
 
 # tifffile logs problems that become typed errors here.
@@ -69,6 +72,8 @@ class TiffMetadata:
     associated: Mapping[str, Layer]
     properties: Mapping[str, str]
     stated_mpp: StatedMpp | None
+    colour_profile: bytes | None = None
+    """The ICC profile of level 0."""
 
 
 def read_metadata(stream: IO[bytes], path: str) -> TiffMetadata | None:
@@ -123,7 +128,14 @@ def _read_pages(tif: TiffFile, path: str) -> TiffMetadata | None:
     main = next((image for image in ome if image.main), None)
     mpp = mpp_of_tiff(first, main)
     kind = "ome-tiff" if ome else "aperio-svs" if first.is_svs else "generic-tiff"
-    return TiffMetadata(kind, tuple(levels), associated, _properties(first, kind, mpp, main), mpp)
+    properties = _properties(first, kind, mpp, main)
+    return TiffMetadata(kind, tuple(levels), associated, properties, mpp, _colour_profile(first))
+
+
+def _colour_profile(page: TiffPage) -> bytes | None:
+    tag = page.tags.get(ICC_PROFILE)
+    value = None if tag is None else tag.value
+    return value if isinstance(value, bytes) and 128 <= len(value) <= LARGEST_PROFILE else None
 
 
 def _pages(tif: TiffFile) -> Iterator[TiffPage]:

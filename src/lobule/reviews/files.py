@@ -1,7 +1,4 @@
-"""Reviews: what a person says about the findings of a case, in one append-only file per case and person.
-
-The files lie in `reviews/CASE/PERSON.jsonl` beside the results and never change what a model has written.
-"""
+"""The files of reviews: one per case and person, to which entries are only ever appended."""
 
 from __future__ import annotations
 
@@ -39,6 +36,8 @@ class Review:
     image: str = "slide"
     polygon: tuple[tuple[float, float], ...] = ()
     """Outline of a drawn finding in level-0 pixels."""
+    position: tuple[int, int] | None = None
+    """Level-0 position of the judged finding. It shows whether the table still has the same finding."""
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:
@@ -65,12 +64,17 @@ class Review:
         values = {name: value for name, value in vars(self).items() if value not in (None, ())}
         if self.polygon:
             values["polygon"] = [list(point) for point in self.polygon]
+        if self.position is not None:
+            values["position"] = list(self.position)
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Review:
         plain = dict(values)
         plain["polygon"] = tuple((float(x), float(y)) for x, y in plain.get("polygon", ()))
+        if plain.get("position") is not None:
+            x, y = plain["position"]
+            plain["position"] = int(x), int(y)
         return cls(**plain)
 
 

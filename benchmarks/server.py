@@ -1,0 +1,339 @@
+"""Tiles per second of the viewer's server, and of other tile servers, on the same file and machine.
+
+The slide is a generated JPEG pyramid whose tiles share their tables, as scanners write them, and a copy of it
+with tiles that no server can send as they are (deflate). Contenders:
+
+- Lobule: `lobule view SLIDE` with uvicorn.
+- A bare ASGI application with uvicorn that returns the same bytes from memory: the limit.
+- large_image's tile server as shipped, and with colour correction off, so that it sends stored tiles; and
+  its tiles in a bare ASGI application, which is faster than the server that it ships. The fastest is "best".
+- TIAToolbox's tile server.
+
+The client is `wrk` with 50 connections. Servers take turns in every round, and the median of the rounds
+counts. Tiles that have to be decoded are requested once each, so that no cache helps.
+
+    python benchmarks/server.py --prepare    once: TIAToolbox in an environment of its own under .peers/
+    python benchmarks/server.py              five rounds of 8 s, and ten minutes of load for the memory
+    python benchmarks/server.py --quick      one round, under 45 s
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from measure import report
+
+HERE = Path(__file__).resolve().parent
+PEERS = HERE.parent / ".peers"
+CONNECTIONS = 50
+SIDE = 8192
+TILE = 256
+NATIVE = (
+    "lobule",
+    "bare ASGI",
+    "large_image",
+    "large_image, no ICC",
+    "large_image in ASGI, no ICC",
+    "tiatoolbox",
+)
+DECODED = ("lobule", "large_image", "large_image, no ICC")
+LUA = """
+local urls = {}
+for line in io.lines(os.getenv("WRK_URLS")) do urls[#urls + 1] = line end
+local at = 0
+request = function()
+  at = at % #urls + 1
+  return wrk.format("GET", urls[at])
+end
+done = function(summary, latency, requests)
+  local e = summary.errors
+  print(string.format("RESULT %d %d %f %d", summary.requests, summary.duration, latency:percentile(95) / 1000,
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """The outcome of one run of `wrk`."""
+
+    per_second: float
+    p95_ms: float
+    errors: int
+
+
+class Server:
+    """A contender in a process of its own."""
+
+    def __init__(self, contender: str, slide: Path) -> None:
+        self.contender = contender
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        python = PEERS / "tileserver/bin/python" if contender == "tiatoolbox" else Path(sys.executable)
+        command = [str(python), str(HERE / "peers/serve_tiles.py"), contender, str(slide), str(self.port)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+        assert self.process.stdout is not None
+        lines = iter(self.process.stdout.readline, "")
+        announced = next((line for line in lines if line.startswith("TILE ")), None)
+        if announced is None:
+            raise RuntimeError(f"{contender} did not start")
+        self.pattern = announced.removeprefix("TILE ").strip()
+        self._wait()
+
+    def _wait(self) -> None:
+        for _ in range(400):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"{self.contender} does not listen")
+
+    def urls(self, positions: Sequence[tuple[int, int]]) -> list[str]:
+        return [self.pattern.format(column=column, row=row) for column, row in positions]
+
+    @property
+    def memory_mb(self) -> float:
+        return float(psutil.Process(self.process.pid).memory_info().rss) / 2**20
+
+    def load(self, positions: Sequence[tuple[int, int]], seconds: float, folder: Path) -> Load:
+        """Request tiles with `wrk` for some seconds."""
+        (folder / "urls.txt").write_text("\n".join(self.urls(positions)))
+        (folder / "urls.lua").write_text(LUA)
+        command = [
+            "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--timeout", "10s",
+            "-s", str(folder / "urls.lua"), f"http://127.0.0.1:{self.port}",
+        ]  # fmt: skip
+        environment = os.environ | {"WRK_URLS": str(folder / "urls.txt")}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+        requests, duration_us, p95_ms, errors = line.split()[1:]
+        return Load(int(requests) / (int(duration_us) / 1e6), float(p95_ms), int(errors))
+
+    def each_once(self, positions: Sequence[tuple[int, int]], seconds: float) -> float:
+        """Request different tiles with several connections for some seconds; return tiles per second."""
+        import http.client
+        from concurrent.futures import ThreadPoolExecutor
+
+        queue = iter(self.urls(positions))
+        stop = time.perf_counter() + seconds
+
+        def client() -> int:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+            count = 0
+            with contextlib.closing(connection):
+                while time.perf_counter() < stop:
+                    url = next(queue, None)
+                    if url is None:
+                        break
+                    connection.request("GET", url)
+                    answer = connection.getresponse()
+                    answer.read()
+                    assert answer.status == 200, (url, answer.status)
+                    count += 1
+            return count
+
+        began = time.perf_counter()
+        with ThreadPoolExecutor(8) as pool:
+            count = sum(pool.map(lambda _: client(), range(8)))
+        return count / (time.perf_counter() - began)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def write_slides(folder: Path) -> tuple[Path, Path]:
+    """Write a JPEG pyramid with shared tables, and the same pixels with deflate."""
+    import tifffile
+
+    from lobule.phantoms.slides import SlidePhantom, write_slide
+
+    painted, stored, deflate = (folder / name for name in ("painted.tif", "stored.tif", "deflate.tif"))
+    write_slide(SlidePhantom(width=SIDE, height=SIDE, mpp=0.5, seed=3), painted)
+    common = {
+        "tile": (TILE, TILE),
+        "metadata": None,
+        "resolution": (20000, 20000),
+        "resolutionunit": "CENTIMETER",
+    }
+    with (
+        tifffile.TiffFile(painted) as tif,
+        tifffile.TiffWriter(stored) as jpeg_writer,
+        tifffile.TiffWriter(deflate) as deflate_writer,
+    ):
+        data = painted.read_bytes()
+        for index, page in enumerate(tif.pages):
+            level: dict[str, Any] = {**common, "subfiletype": 1 if index else 0}
+            pairs = zip(page.dataoffsets, page.databytecounts, strict=True)
+            streams = [split_tables(data[offset : offset + length]) for offset, length in pairs]
+            assert len({tables for tables, _ in streams}) == 1
+            jpeg_writer.write(
+                iter([rest for _, rest in streams]), shape=page.shape, dtype=np.uint8, compression="jpeg",
+                photometric="ycbcr", subsampling=(2, 2), jpegtables=streams[0][0], **level,
+            )  # fmt: skip
+            pixels = page.asarray()
+            deflate_writer.write(
+                pixels, compression="zlib", compressionargs={"level": 1}, photometric="rgb", **level
+            )
+    return stored, deflate
+
+
+def split_tables(stream: bytes) -> tuple[bytes, bytes]:
+    """Divide a JPEG stream into its tables and the rest, as files with shared tables store them."""
+    tables, rest, at = b"", b"", 2
+    while stream[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        if stream[at + 1] in (0xDB, 0xC4):
+            tables += stream[at:end]
+        elif stream[at + 1] != 0xE0:
+            rest += stream[at:end]
+        at = end
+    return b"\xff\xd8" + tables + b"\xff\xd9", b"\xff\xd8" + rest + stream[at:]
+
+
+@contextlib.contextmanager
+def started(contenders: Sequence[str], slide: Path) -> Iterator[dict[str, Server]]:
+    """Start the contenders that are installed."""
+    servers: dict[str, Server] = {}
+    try:
+        for name in contenders:
+            if name == "tiatoolbox" and not (PEERS / "tileserver/bin/python").exists():
+                print("TIAToolbox is not measured: run `python benchmarks/server.py --prepare` once")
+                continue
+            try:
+                servers[name] = Server(name, slide)
+            except RuntimeError as error:
+                if name != "tiatoolbox":
+                    raise
+                print(f"TIAToolbox is not measured: {error}")
+        yield servers
+    finally:
+        for server in servers.values():
+            server.stop()
+
+
+def positions_of_slide() -> list[tuple[int, int]]:
+    """Every full level-0 tile, in a random but fixed order."""
+    positions = [(column, row) for column in range(SIDE // TILE) for row in range(SIDE // TILE)]
+    random.Random(0).shuffle(positions)
+    return positions
+
+
+def measure_native(slide: Path, seconds: float, rounds: int, folder: Path) -> dict[str, list[Load]]:
+    loads: dict[str, list[Load]] = {}
+    with started(NATIVE, slide) as servers:
+        for server in servers.values():
+            server.load(positions_of_slide(), 1, folder)
+        for _ in range(rounds):
+            for name, server in servers.items():
+                loads.setdefault(name, []).append(server.load(positions_of_slide(), seconds, folder))
+    return loads
+
+
+def measure_decoded(slide: Path, seconds: float, rounds: int) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {}
+    positions = positions_of_slide()
+    for _ in range(rounds):
+        with started(DECODED, slide) as servers:  # New processes, whose caches are empty.
+            for name, server in servers.items():
+                server.each_once(positions[:8], seconds)
+                rates.setdefault(name, []).append(server.each_once(positions[8:], seconds))
+    return rates
+
+
+def measure_memory(slide: Path, seconds: float, folder: Path) -> tuple[float, float]:
+    """Return the memory of Lobule's server after a tenth of the time and at the end, in MB."""
+    with started(["lobule"], slide) as servers:
+        server = servers["lobule"]
+        server.load(positions_of_slide(), seconds / 10, folder)
+        early = server.memory_mb
+        server.load(positions_of_slide(), seconds * 9 / 10, folder)
+        return early, server.memory_mb
+
+
+def prepare() -> None:
+    uv = (
+        shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        or "uv"
+    )
+    environment = PEERS / "tileserver"
+    subprocess.run([uv, "venv", "--quiet", "--clear", "-p", sys.executable, environment], check=True)
+    packages = ["tiatoolbox", "--torch-backend=cpu"]
+    subprocess.run([uv, "pip", "install", "-p", str(environment / "bin/python"), *packages], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="one short round, under 45 s")
+    parser.add_argument("--prepare", action="store_true", help="install TIAToolbox under .peers/")
+    parser.add_argument("--memory-seconds", type=float, help="seconds of load for the memory; by default 600")
+    options = parser.parse_args()
+    if options.prepare:
+        prepare()
+        return
+    if shutil.which("wrk") is None:
+        raise SystemExit("This benchmark needs wrk: apt-get install wrk")
+    seconds, rounds = (1.0, 1) if options.quick else (8.0, 5)
+    memory_seconds = options.memory_seconds or (5.0 if options.quick else 600.0)
+    with tempfile.TemporaryDirectory(prefix="lobule-server-") as name:
+        folder = Path(name)
+        stored, deflate = write_slides(folder)
+        loads = measure_native(stored, seconds, rounds, folder)
+        rates = measure_decoded(deflate, min(seconds, 3.0), rounds)
+        early, late = measure_memory(stored, memory_seconds, folder)
+    per_second = {name: statistics.median(load.per_second for load in runs) for name, runs in loads.items()}
+    decoded = {name: statistics.median(runs) for name, runs in rates.items()}
+    for name, value in per_second.items():
+        p95 = statistics.median(load.p95_ms for load in loads[name])
+        print(f"stored tiles   {name:28} {value:9.0f} per second, 95 % within {p95:6.1f} ms")
+    for name, value in decoded.items():
+        print(f"decoded tiles  {name:28} {value:9.0f} per second")
+    times = f"{memory_seconds / 10:.0f} s and {memory_seconds:.0f} s"
+    print(f"memory after {times}: {early:.0f} MB and {late:.0f} MB")
+    report("server", ratios(per_second, decoded, loads["lobule"], late / early))
+
+
+def ratios(
+    per_second: dict[str, float], decoded: dict[str, float], loads: Sequence[Load], memory_growth: float
+) -> dict[str, float]:
+    lobule = per_second["lobule"]
+    best = max(value for name, value in per_second.items() if name.startswith("large_image"))
+    best_decoded = max(value for name, value in decoded.items() if name.startswith("large_image"))
+    values = {
+        "native_over_large_image_best": lobule / best,
+        "native_over_large_image": lobule / per_second["large_image"],
+        "of_bare_asgi": lobule / per_second["bare ASGI"],
+        "decoded_over_large_image": decoded["lobule"] / best_decoded,
+        "p95_ms": statistics.median(load.p95_ms for load in loads),
+        "errors": float(sum(load.errors for load in loads)),
+        "memory_growth": memory_growth,
+    }
+    if "tiatoolbox" in per_second:
+        values["native_over_tiatoolbox"] = lobule / per_second["tiatoolbox"]
+    return values
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Runs the viewer's application in a web server: uvicorn, or granian where it is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from contextlib import suppress
+from typing import Literal
+
+from lobule.errors import UsageError
+from lobule.server.gate import App
+
+ServerName = Literal["uvicorn", "granian"]
+
+
+def serve(app: App, listening: socket.socket, server: ServerName = "uvicorn") -> None:
+    """Serve until Ctrl-C.
+
+    Args:
+        app: The ASGI application.
+        listening: The socket to listen on.
+        server: The web server.
+
+    Raises:
+        UsageError: granian is not installed.
+    """
+    if server == "granian":
+        _serve_with_granian(app, listening)
+    else:
+        _serve_with_uvicorn(app, listening)
+
+
+def _serve_with_uvicorn(app: App, listening: socket.socket) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1,
+        server_header=False, date_header=False,
+    )  # fmt: skip
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _serve_with_granian(app: App, listening: socket.socket) -> None:
+    """Granian opens the address itself, so the socket that reserved it is closed first."""
+    try:
+        from granian.constants import Interfaces
+        from granian.server.embed import Server
+    except ModuleNotFoundError as error:
+        raise UsageError("granian is not installed", remedy="pip install granian") from error
+    address, port = listening.getsockname()[:2]
+    listening.close()
+    server = Server(
+        app, address=address, port=port, interface=Interfaces.ASGINL, backlog=512, log_enabled=False,
+        websockets=False,
+    )  # fmt: skip
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, server.stop)
+        await server.serve()
+
+    with suppress(KeyboardInterrupt):
+        asyncio.run(run())
