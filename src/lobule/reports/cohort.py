@@ -40,6 +40,7 @@ MOST_POINTS = 400
 STYLE = """
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
 .plots svg { --ink: #26242c; background: #fff; border: 1px solid var(--line); border-radius: 4px; }
+@media print { .plots { display: block; } .plots figure { display: inline-block; width: 32%; } }
 """
 """The plots have a white background on dark screens, too, so their text must stay dark."""
 
@@ -117,7 +118,7 @@ def cohort_page(report: CohortReport) -> str:
         _run_times(report),
         "<h2>How it was made</h2>",
         fields_table(_provenance(report)),
-        "<h2>CLAIM 2024</h2>",
+        "<h2 class=page>CLAIM 2024</h2>",
         claim_table(claim_answers(report)),
         "<h2>What this must not be used for</h2>",
         f"<p>{text(MISUSE)}</p>",
@@ -145,10 +146,12 @@ def _evaluation(report: CohortReport) -> str:
     if data is not None:
         if data["tasks"] and data["lesions"] is not None:
             method = (report.settings.get("bundle") or {}).get("method") or "results"
+            lesions = data["lesions"]["all"]["lesions"]
             blocks.append(comparison_table({str(method): data}))
+            blocks.append(f"<p class=note>FROC over {lesions:,} lesions; at: false positives per slide.</p>")
         for name, task in data["tasks"].items():
             blocks.append(f"<h3>{text(name)}, {text(task['unit'])}</h3>{_task(task)}")
-        if data["lesions"] is not None:
+        if data["lesions"] is not None and not data["tasks"]:
             blocks.append(f"<h3>Lesions</h3>{_lesions(data['lesions']['all'])}")
         blocks.append(f"<p class=note>{text(data['overlap']['sentence'])}</p>")
         blocks += [f"<p class=note>{text(note)}</p>" for note in data["notes"]]

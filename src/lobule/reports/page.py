@@ -36,7 +36,7 @@ td, th { padding: .3rem 1.1rem .3rem 0; text-align: left; border-bottom: 1px sol
 th { font-weight: 600; font-size: 14px; } td small { color: var(--faint); white-space: nowrap; }
 td.long { overflow-wrap: anywhere; }
 table.fixed { table-layout: fixed; width: 100%; } table.fixed td { overflow-wrap: anywhere; font-size: 14px; }
-th.group { padding-top: 1rem; } td.number { padding-left: 0; }
+tr.group th { padding-top: 1rem; } td.number { padding-left: 0; }
 td.number, th.number { text-align: right; } td.open { color: var(--warn); }
 figure { margin: 0; } img { display: block; border-radius: 4px; max-width: 100%; }
 a { color: var(--first); }
@@ -54,6 +54,7 @@ svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-ser
 .bar span { display: block; height: 100%; background: var(--first); }
 footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem;
   color: var(--faint); font-size: 14px; }
+@media (max-width: 40rem) { .bar { width: 3.2rem; margin-right: .4rem; } }
 @media (max-width: 40rem) { .pair { grid-template-columns: 1fr; } .views { grid-template-columns: 1fr 1fr; } }
 @page { margin: 16mm 14mm 18mm; @bottom-left { content: "RESEARCH_USE"; font: 8pt sans-serif; color: #444; }
   @bottom-right { content: counter(page) " of " counter(pages); font: 8pt sans-serif; color: #444; } }
@@ -61,7 +62,7 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem
     --code: #f2f2f2; --first: #004a75; --second: #8a3800; --warn: #6b2d00; }
   body { margin: 0; max-width: none; padding: 0; font-size: 10pt; } h1 { font-size: 17pt; }
   h2 { font-size: 12pt; margin: 14pt 0 4pt; break-after: avoid; } h3 { break-after: avoid; }
-  .fields figcaption { font-size: 7pt; } th.group { break-after: avoid; }
+  .fields figcaption { font-size: 7pt; } tr.group { break-after: avoid; } h2.page { break-before: page; }
   table.fixed td { font-size: 8pt; }
   figure, tr, .use { break-inside: avoid; } td, th { padding: 2pt 8pt 2pt 0; font-size: 9pt; }
   thead { display: table-header-group; } p { max-width: none; } .scroll { overflow: visible; }
@@ -164,7 +165,7 @@ def table(
 
     def line(row: Sequence[str]) -> str:
         if len(row) == 1 and len(header) > 1:
-            return f"<tr><th colspan={len(header)} class=group>{row[0]}</th></tr>\n"
+            return f"<tr class=group><th colspan={len(header)}>{row[0]}</th></tr>\n"
         return "<tr>" + "".join(f"<td{kind(index)}>{cell}</td>" for index, cell in enumerate(row)) + "</tr>\n"
 
     columns = "".join(f"<col style='width:{width}'>" for width in widths)
