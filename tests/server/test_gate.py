@@ -162,6 +162,17 @@ def test_other_sites_cannot_write_a_review(scene: Scene, headers: dict[str, str]
     assert not list((scene.root / "results").glob("reviews/*/mallory*"))
 
 
+def test_every_answer_says_how_it_may_be_used(scene: Scene) -> None:
+    with client_of(scene.results) as client:
+        case = case_ids(client)["one"]
+        for url in ("/api/session", f"/tiles/{case}/0/0/0.jpg", f"/tiles/{case}/9/0/0.jpg", "/nothing"):
+            headers = client.get(url).headers
+            assert headers.get_list("x-content-type-options") == ["nosniff"], url
+            assert headers.get_list("cross-origin-resource-policy") == ["same-origin"], url
+        policy = client.get("/api/session").headers["content-security-policy"]
+        assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy
+
+
 def test_large_bodies_are_refused(scene: Scene) -> None:
     with client_of(scene.results) as client:
         url = f"/api/cases/{case_ids(client)['one']}/reviews"

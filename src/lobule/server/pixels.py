@@ -30,6 +30,8 @@ COARSE_SIDE = 1024
 MAX_OPEN_SLIDES = 16
 SLIDE_CACHE_BYTES = 48 << 20
 ENCODED_BYTES = 96 << 20
+STORED_BYTES = 48 << 20
+"""Completed tiles of the file that stay in memory."""
 VIEWS_BYTES = 512 << 20
 NATIVE_TILE_SIDES = range(64, 4097)
 MAX_REGION_SIDE = 2048
@@ -100,6 +102,7 @@ class Pixels:
         self._open: OrderedDict[tuple[str, float | None], OpenedImage] = OrderedDict()
         self._lock = threading.Lock()
         self._encoded = ByteCache(ENCODED_BYTES)
+        self._stored = ByteCache(STORED_BYTES)
         self._views = ByteCache(VIEWS_BYTES)
         self._view_lock = threading.Lock()
 
@@ -127,8 +130,13 @@ class Pixels:
         tile_level = image.levels[level]
         if tile_level.file_level is None or tile_level.tile.width not in NATIVE_TILE_SIDES:
             return None
-        read = getattr(image.slide.backend, "stored_jpeg", None)
-        stream: bytes | None = None if read is None else read(tile_level.file_level, column, row)
+        key = image.tag, level, column, row
+        stream: bytes | None = self._stored.get(key)
+        if stream is None:
+            read = getattr(image.slide.backend, "stored_jpeg", None)
+            stream = None if read is None else read(tile_level.file_level, column, row)
+            if stream is not None:
+                self._stored.put(key, stream, len(stream))
         return stream
 
     def decoded_tile(self, image: OpenedImage, level: int, column: int, row: int) -> bytes:

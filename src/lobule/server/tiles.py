@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from lobule.errors import LobuleError
-from lobule.server.gate import Receive, Scope, Send, answer
+from lobule.server.gate import IMAGE_HEADERS, Receive, Scope, Send, answer
 from lobule.server.library import Library
 from lobule.server.pixels import OpenedImage, Pixels
 
@@ -109,7 +109,7 @@ def _tag(image: OpenedImage, level: int, column: int, row: int) -> bytes | None:
 
 
 async def _send(send: Send, status: int, data: bytes, tag: bytes, length: int | None = None) -> None:
-    headers = [(b"etag", tag), (b"cache-control", IMMUTABLE)]
+    headers = [(b"etag", tag), (b"cache-control", IMMUTABLE), *IMAGE_HEADERS]
     if status == 200:
         headers += [(b"content-type", b"image/jpeg"), (b"content-length", str(length).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
