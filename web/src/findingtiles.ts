@@ -18,6 +18,8 @@ export interface PointTile {
 }
 
 const MOST_TILES_IN_VIEW = 12;
+/** Tiles are at least this large on the screen, so that the 64 bins of a row are circles that can be told apart. */
+const SMALLEST_TILE_PX = 768;
 const MOST_TILES = 200;
 
 const RETRY_MS = 3000;
@@ -37,9 +39,10 @@ export class FindingLayer {
     readonly label: string | null = null,
   ) {}
 
-  visible(box: [number, number, number, number]): PointTile[] {
+  visible(box: [number, number, number, number], pxPerL0: number): PointTile[] {
     let level = 0;
-    while (level < this.levels - 1 && this.count(box, level) > MOST_TILES_IN_VIEW) level++;
+    const isDense = () => this.tileSide * 2 ** level * pxPerL0 < SMALLEST_TILE_PX || this.count(box, level) > MOST_TILES_IN_VIEW;
+    while (level < this.levels - 1 && isDense()) level++;
     const [left, top, right, bottom] = this.cover(box, level);
     const tiles: PointTile[] = [];
     for (let row = top; row <= bottom; row++)

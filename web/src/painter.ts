@@ -173,13 +173,12 @@ class GlPainter implements Painter {
   private paintLines(frame: Frame): void {
     const gl = this.gl;
     const at = this.begin(this.strokes, frame);
-    for (const line of frame.lines) {
-      if (line.points.length < 2) continue;
+    for (const { line, segments } of groupedSegments(frame.lines)) {
       gl.bindBuffer(gl.ARRAY_BUFFER, this.lineBuffer);
-      gl.bufferData(gl.ARRAY_BUFFER, Float32Array.from(line.points.flat()), gl.STREAM_DRAW);
+      gl.bufferData(gl.ARRAY_BUFFER, segments, gl.STREAM_DRAW);
       for (const index of [0, 1]) {
         gl.enableVertexAttribArray(index);
-        gl.vertexAttribPointer(index, 2, gl.FLOAT, false, 8, 8 * index);
+        gl.vertexAttribPointer(index, 2, gl.FLOAT, false, 16, 8 * index);
         gl.vertexAttribDivisor(index, 1);
       }
       gl.uniform1i(at("dashed"), Number(line.dashed ?? false));
@@ -187,7 +186,7 @@ class GlPainter implements Painter {
       for (const [extra, colour] of [[2, [0, 0, 0]], [0, line.colour]] as const) {
         gl.uniform1f(at("width"), (line.width + extra) * frame.dpr);
         gl.uniform3f(at("colour"), colour[0] / 255, colour[1] / 255, colour[2] / 255);
-        gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, line.points.length - 1);
+        gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, segments.length / 4);
       }
     }
     for (const index of [0, 1]) {
@@ -260,6 +259,19 @@ class GlPainter implements Painter {
         }
     }
   }
+}
+
+/** The segments of all lines that look alike, as x0, y0, x1, y1 each: one draw call instead of one per line. */
+function groupedSegments(lines: Line[]): { line: Line; segments: Float32Array }[] {
+  const groups = new Map<string, { line: Line; values: number[] }>();
+  for (const line of lines) {
+    const key = `${line.colour.join()} ${line.width} ${line.dashed ?? false}`;
+    const group = groups.get(key) ?? { line, values: [] };
+    groups.set(key, group);
+    for (let i = 1; i < line.points.length; i++)
+      group.values.push(line.points[i - 1][0], line.points[i - 1][1], line.points[i][0], line.points[i][1]);
+  }
+  return [...groups.values()].filter((group) => group.values.length).map(({ line, values }) => ({ line, segments: Float32Array.from(values) }));
 }
 
 /** Slower, for browsers without WebGL 2 and after the graphics context was lost. */

@@ -283,7 +283,7 @@ export class SlideView {
     const pxPerL0 = Math.hypot(affine[0], affine[1]);
     const shown = { ...settings, ...this.overrides };
     const maps = shown.heatmap ? this.layers.map((layer) => layer.visible(box, pxPerL0)) : [];
-    const points = shown.points && this.findings ? this.findings.visible(box) : [];
+    const points = shown.points && this.findings ? this.findings.visible(box, pxPerL0 / dpr) : [];
     this.findingTiles = points;
     this.inView = { findings: points.reduce((sum, tile) => sum + tile.findings, 0), kind: points[0]?.kind ?? "points" };
     const [low, high] = this.layers[0]?.range ?? [0, 1];
