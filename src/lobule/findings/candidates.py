@@ -7,7 +7,6 @@ from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from lobule.findings.finding import Finding, lesion_class, longest_extent
 from lobule.findings.outlines import Outline, mask_outlines
@@ -107,6 +106,8 @@ def components(
         opening: Remove areas into which a square of 2·opening + 1 cells does not fit.
         label: The class that the findings belong to.
     """
+    from scipy import ndimage
+
     mask = scores > threshold
     if opening:
         mask = ndimage.binary_opening(mask, EIGHT, iterations=opening)

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import ConvexHull, QhullError
 
 from lobule.findings.outlines import Outline
 from lobule.geometry import Box
@@ -78,6 +77,8 @@ class Finding:
 
 def longest_extent(points: NDArray[np.float64]) -> float:
     """The longest distance between two of the points (n, 2)."""
+    from scipy.spatial import ConvexHull, QhullError
+
     if len(points) > FEW_POINTS:
         try:
             points = points[ConvexHull(points).vertices]

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.measure import regionprops
 
 SURE = int(0.9 * 255)
 """T90: cells with at least this 8-bit value."""
@@ -34,6 +32,8 @@ def heatmap_features(scores: NDArray[np.generic], tissue: NDArray[np.bool_]) -> 
             count as 0.
         tissue: The mask of tissue, of the same shape.
     """
+    from scipy import ndimage
+
     values = _eight_bit(scores)
     sure, count = ndimage.label(values >= SURE, EIGHT)
     if count == 0:
@@ -67,6 +67,8 @@ def _eight_bit(scores: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 def _shapes(regions: NDArray[np.int32]) -> list[dict[str, float]]:
     """The measures of each region that do not depend on its position."""
+    from skimage.measure import regionprops
+
     names = (*MEASURES, "axis_major_length", "axis_minor_length")
     measured: dict[tuple[tuple[int, ...], bytes], dict[str, float]] = {}
     shapes = []

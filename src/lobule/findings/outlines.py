@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Ring = NDArray[np.float64]
 """(n, 2): x and y, closed implicitly."""
@@ -41,6 +40,8 @@ def mask_outlines(mask: NDArray[np.bool_]) -> tuple[list[Outline], NDArray[np.in
     Cells that share an edge share an outline. Cells that touch only at a corner do not, so that every outline
     is a valid polygon.
     """
+    from scipy import ndimage
+
     component_labels, _ = ndimage.label(mask)
     exteriors: dict[int, Ring] = {}
     holes: dict[int, list[Ring]] = {}

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
 from scipy.special import expit, xlogy
-from sklearn.isotonic import IsotonicRegression
 
 from lobule.measures.estimate import Floats, checked, one_class
 
@@ -100,6 +98,8 @@ def fit_platt(labels: ArrayLike, scores: ArrayLike) -> Platt | None:
 
     Platt's smoothed targets keep the slope finite if the scores separate the classes.
     """
+    from scipy.optimize import minimize
+
     label, score = checked(labels, scores)
     if one_class(label):
         return None
@@ -135,6 +135,8 @@ class Isotonic:
 
 def fit_isotonic(labels: ArrayLike, scores: ArrayLike) -> Isotonic | None:
     """The non-decreasing curve with the smallest squared error; None if a class is missing."""
+    from sklearn.isotonic import IsotonicRegression  # Only a fit needs it, and importing it takes a second.
+
     label, score = checked(labels, scores)
     if one_class(label):
         return None

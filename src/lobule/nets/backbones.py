@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 
 from lobule.errors import ModelError
 from lobule.nets.receptive import geometry_of
+from lobule.nets.resnet import torchvision_model
+from lobule.nets.shapes import output_shape
 from lobule.nets.tiny import tiny
 from lobule.nets.unpad import HEADS, unpad
 from lobule.nets.vgg import he_normal, load_vgg16_trunk, scannet_vgg16
@@ -33,10 +34,9 @@ class PatchNet(nn.Module):
 
 
 def channels_of(trunk: nn.Module) -> int:
-    """Number of output channels of a trunk, derived on the meta device."""
+    """Number of output channels of a trunk, derived from the shapes of its steps."""
     side = geometry_of(trunk).extent
-    shape = copy.deepcopy(trunk).to("meta").eval()(torch.empty(1, 3, side, side, device="meta")).shape
-    return int(shape[1])
+    return output_shape(trunk, (1, 3, side, side))[1]
 
 
 def unpadded_trunk(build: Callable[[], nn.Module]) -> nn.Module:
@@ -53,9 +53,7 @@ def unpadded_trunk(build: Callable[[], nn.Module]) -> nn.Module:
 
 def from_torchvision(name: str, classes: int = 2) -> PatchNet:
     """Any of torchvision's plain convolutional nets, without padding."""
-    from torchvision.models import get_model
-
-    return PatchNet(unpadded_trunk(lambda: get_model(name, weights=None)), classes)
+    return PatchNet(unpadded_trunk(lambda: torchvision_model(name)), classes)
 
 
 BACKBONES: dict[str, Callable[[int], nn.Module]] = {

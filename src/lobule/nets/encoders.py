@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
@@ -18,7 +17,9 @@ from lobule.errors import ConfigError, ModelError
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.inference import for_inference
 from lobule.nets.receptive import geometry_of
+from lobule.nets.resnet import BLOCKS, torchvision_model
 from lobule.nets.scaling import PLAIN_SCALING, InputScaling
+from lobule.nets.shapes import output_shape
 from lobule.nets.unpad import HEADS
 
 SOURCES = ("torchvision", "timm", "lobule")
@@ -110,11 +111,15 @@ class _Body(nn.Module):
 
 
 def _of_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, int | None]:
-    from torchvision.models import get_model, list_models
+    if pretrained or name not in BLOCKS:
+        from torchvision.models import get_model, list_models
 
-    if name not in list_models():
-        raise ConfigError(f"torchvision has no backbone '{name}'", remedy="Write timm:NAME for one of timm's")
-    net = fetched(name, lambda: get_model(name, weights=_published(name) if pretrained else None))
+        if name not in list_models():
+            remedy = "Write timm:NAME for one of timm's"
+            raise ConfigError(f"torchvision has no backbone '{name}'", remedy=remedy)
+        net = fetched(name, lambda: get_model(name, weights=_published(name) if pretrained else None))
+    else:
+        net = torchvision_model(name)
     if isinstance(features := getattr(net, "features", None), nn.Module) and not hasattr(net, "head"):
         return _Body(features, pooled=True, rectified=name.startswith("densenet")), InputScaling(), None
     for head in ("fc", "heads", "head"):
@@ -206,15 +211,14 @@ def _load(name: str, net: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _width(name: str, net: nn.Module, input_px: int | None) -> int:
-    """The length of the features, derived on the meta device."""
+    """The length of the features, derived from the shapes of the network's steps."""
     body = net.get_submodule("body")
     side = input_px or 224
     if split_name(name)[0] == "lobule":
         side = geometry_of(body).extent  # without padding, a smaller input gives no feature
-    with torch.no_grad():
-        shape = copy.deepcopy(net).to("meta")(torch.empty(1, 3, side, side, device="meta")).shape
+    shape = output_shape(net, (1, 3, side, side))
     if len(shape) != 2:
         raise ConfigError(
-            f"'{name}' gives no features", expected="one row of numbers a tile", actual=str(tuple(shape))
+            f"'{name}' gives no features", expected="one row of numbers a tile", actual=str(shape)
         )
-    return int(shape[1])
+    return shape[1]

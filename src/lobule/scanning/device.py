@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 
 from lobule.errors import ConfigError, ModelError
 from lobule.nets.fused import can_fuse, fuse
+from lobule.nets.shapes import activation_bytes
 from lobule.scanning.contract import Batch, EngineSettings, Model, ScanOptions
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -227,30 +227,6 @@ def _difference(exact: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) 
     return difference if math.isfinite(difference) else None
 
 
-def activation_bytes(module: nn.Module, height: int, width: int, channels: int = 3) -> int:
-    """Return the peak memory of the activations for one float32 field, in bytes.
-
-    Nothing is computed: the module runs on the meta device, and the inputs and outputs of each leaf module
-    are counted.
-    """
-    shadow = copy.deepcopy(module).to("meta").eval()
-    peak = 0
-
-    def count(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        nonlocal peak
-        tensors = [t for t in (*inputs, output) if isinstance(t, torch.Tensor)]
-        peak = max(peak, sum(t.numel() * t.element_size() for t in tensors))
-
-    hooks = [leaf.register_forward_hook(count) for leaf in shadow.modules() if not list(leaf.children())]
-    try:
-        with torch.inference_mode():
-            shadow(torch.empty(1, channels, height, width, device="meta"))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return peak
-
-
 DEVICE_SHARE = 0.6
 """Share of the free memory of a GPU that activations may use; the rest is for weights and fragmentation."""
 
@@ -269,7 +245,7 @@ HEADROOM = 2
 
 def working_bytes(module: nn.Module, height: int, width: int, channels: int = 3) -> int:
     """Return the memory that the computation of one float32 field may need, in bytes."""
-    return HEADROOM * activation_bytes(module, height, width, channels)
+    return HEADROOM * activation_bytes(module, (1, channels, height, width))
 
 
 def largest_cells(

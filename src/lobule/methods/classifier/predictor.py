@@ -16,6 +16,7 @@ from lobule.errors import ConfigError, ModelError
 from lobule.grid import MapGrid, share_in_cells
 from lobule.methods.classifier.config import Config
 from lobule.nets.inference import for_inference
+from lobule.nets.resnet import torchvision_model
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
 from lobule.scanning.device import SLICE, copy_to_device, dtype_of, random_batch, slices_of, working_bytes
@@ -128,10 +129,7 @@ def build(config: Config) -> nn.Module:
 
             timm_model: nn.Module = create_model(name, pretrained=False, num_classes=len(config.classes))
             return timm_model
-        from torchvision.models import get_model
-
-        torchvision_model: nn.Module = get_model(name, weights=None, num_classes=len(config.classes))
-        return torchvision_model
+        return torchvision_model(name, len(config.classes))
     except (RuntimeError, ValueError, KeyError) as error:
         raise ConfigError(f"{source} has no model '{name}'", actual=str(error).splitlines()[0]) from error
 

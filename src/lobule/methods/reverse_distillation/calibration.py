@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logit
-from sklearn.metrics import roc_auc_score
 
 from lobule.measures.calibration import Platt, fit_platt, log_loss
 from lobule.nets.anomaly import SLIDE_THRESHOLD, slide_score
@@ -163,6 +162,8 @@ def _fit_at_threshold(
     loss = log_loss(labels, fit(scores))
     if loss is None:
         return None
+    from sklearn.metrics import roc_auc_score
+
     metrics = {"slide_auc": float(roc_auc_score(labels, scores)), "slide_log_loss": loss}
     return SlideFit(threshold, fit.slope, fit.intercept), metrics
 
