@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov  # type: ignore[import-not-found]
+import openvino as ov
 import torch
 from torchvision.models import resnet18
 
