@@ -29,7 +29,8 @@ from measure import arguments, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 GL = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-SIDE, STRIDE, CHUNK = 8192, 16, 128
+SIDE, STRIDE, CHUNK = 4096, 16, 128
+FINDINGS = 8
 MILLION_SIDE = 100_000
 TABS = 12
 LISTED = 1000
@@ -118,7 +119,7 @@ def write_result(
 
 
 def write_cases(root: Path, count: int) -> None:
-    """Write slides with a map and twenty findings each, and one whose scan has just begun."""
+    """Write slides with a map and some findings each, and one whose scan has just begun."""
     from lobule.findings import Finding
     from lobule.phantoms.slides import SlidePhantom, write_slide
     from lobule.results.writing import write_findings
@@ -135,7 +136,9 @@ def write_cases(root: Path, count: int) -> None:
         fill(writer, list(writer.info.chunks))
         findings = [
             Finding(int(x), int(y), float(score), label="tumour")
-            for x, y, score in zip(*rng.integers(500, SIDE - 500, (2, 20)), rng.random(20), strict=True)
+            for x, y, score in zip(
+                *rng.integers(500, SIDE - 500, (2, FINDINGS)), rng.random(FINDINGS), strict=True
+            )
         ]
         write_findings(results.case_folder(name).path, findings)
         write_result(results, name, copy, SIDE, len(findings), finished=True)
@@ -236,9 +239,9 @@ def measure_cases(browser: Any, url: str, count: int) -> tuple[float, float, flo
     first = [
         page.evaluate("(id) => bench.openCase(id)", ids[f"case {number}"]) / 1000 for number in range(count)
     ]
-    for _ in range(20):
+    for _ in range(FINDINGS):
         page.evaluate("bench.press('n')")
-    fields = [page.evaluate("bench.press('n')") for _ in range(20)]
+    fields = [page.evaluate("bench.press('n')") for _ in range(FINDINGS)]
     shown = {
         "heatmap": True,
         "opacity": 1,
@@ -308,12 +311,12 @@ def measure_million(browser: Any, url: str, x: np.ndarray, y: np.ndarray) -> dic
     rates = []
     for scale in (100, 8, 0.5):
         page.evaluate("(scale) => lobule.view.setView({ x: 50000, y: 50000, scale }, true)", scale)
-        page.wait_for_timeout(1500)
+        page.wait_for_timeout(500)
         rates.append(
             page.evaluate("""(async () => {
           const start = await bench.frame();
           let frames = 0, now = start;
-          while (now - start < 3000) {
+          while (now - start < 1500) {
             const { x, y, scale } = lobule.view.view;
             lobule.view.setView({ x: x + 4 * scale, y: y + 2 * scale }, true);
             now = await bench.frame();
