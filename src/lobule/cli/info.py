@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "lobule info slide.tif",
     "lobule info slide.tif --thumbnail slide.png",
     "lobule info BUNDLE --card",
+    "lobule info RESULTS --watch --price-per-hour 2.50",
 )
 @click.argument("path")
 @slide_mpp_option
@@ -38,6 +39,20 @@ if TYPE_CHECKING:
     "--evaluation", metavar="FILE", help="With --card: evaluation.json with intervals and subgroups."
 )
 @click.option("--out", metavar="FILE", help="With --card: write the model card to this file.")
+@click.option("--watch", "is_watching", is_flag=True, help="Show the state of a running scan until it ends.")
+@click.option(
+    "--every",
+    type=click.FloatRange(0.1),
+    default=5.0,
+    metavar="S",
+    help="With --watch: seconds between looks.",
+)
+@click.option(
+    "--price-per-hour",
+    type=click.FloatRange(0),
+    metavar="PRICE",
+    help="With --watch: price of a machine for an hour, to estimate the cost.",
+)
 def command(
     path: str,
     slide_mpp: float | None,
@@ -49,14 +64,22 @@ def command(
     card: bool,
     evaluation: str | None,
     out: str | None,
+    is_watching: bool,
+    every: float,
+    price_per_hour: float | None,
 ) -> CommandOutput:
     """Describe a slide: format, size, levels, µm/px and its source, associated images and tissue area.
 
-    For a results folder, show its results. For the folder of a training, show its progress. With --card,
-    print the model card of a bundle.
+    For a results folder, show its results; with --watch, show the state of a scan that may run on other
+    machines: cases, rate, time left and failures by cause. For the folder of a training, show its progress.
+    With --card, print the model card of a bundle.
     """
     if card:
         return print_card(path, evaluation, out)
+    if is_watching:
+        from lobule.cli.watch import watch
+
+        return watch(path, every, price_per_hour)
     if Path(path, "scan.json").is_file():
         from lobule.results.describe import describe
 

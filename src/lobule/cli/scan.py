@@ -55,7 +55,7 @@ def as_shard(text: str | None) -> tuple[int, int] | None:
     "--shard",
     metavar="I/N",
     callback=lambda context, parameter, text: as_shard(text),
-    help="Scan only every N-th case, starting with the I-th.",
+    help="Scan only shard I of N; shards have about the same area of tissue.",
 )
 @shared.fresh_option("existing results")
 @shared.retry_failed_option
@@ -64,6 +64,11 @@ def as_shard(text: str | None) -> tuple[int, int] | None:
     type=click.Choice(["changed", "full"]),
     default="changed",
     help="Input files to hash again: those whose size, time or inode changed, or all.",
+)
+@click.option(
+    "--like",
+    metavar="RUN",
+    help="Repeat an earlier run with its options: runs/RUN/run.json in its results folder.",
 )
 @click.option("--trust", is_flag=True, help="Allow a TorchScript bundle, which can run code.")
 @shared.dry_run_option

@@ -22,11 +22,10 @@ def describe(path: str | Path) -> tuple[dict[str, Any], str]:
     results, damage = Results(Path(path)), {}
     try:
         settings = open_results(path).settings
-        counts = {status: count for status, count in results.counts().items() if count}
     except DamagedResults as error:  # The cases can still be shown.
         settings, damage = {}, {"error": f"damaged: {error}"}
-        counts = dict(Counter(case.status for case in results.cases()))
     cases = [_case(case) for case in results.cases()]
+    counts = _counts(cases, [str(name) for name in settings.get("cases", [])])
     data = {
         "path": str(results.path),
         "bundle": settings.get("bundle", {}),
@@ -38,6 +37,14 @@ def describe(path: str | Path) -> tuple[dict[str, Any], str]:
     }
     data = _printable(data)
     return data, _text(results, data)
+
+
+def _counts(cases: list[dict[str, Any]], planned: list[str]) -> dict[str, int]:
+    """Return the number of cases in each status that occurs, in the usual order."""
+    totals = Counter(case["status"] for case in cases)
+    started = {case["case"] for case in cases}
+    totals["not started"] = sum(name not in started for name in planned)
+    return {status: totals[status] for status in ORDER if totals[status]}
 
 
 def _printable(value: Any) -> Any:
@@ -53,7 +60,7 @@ def _printable(value: Any) -> Any:
 
 
 def _case(case: CaseFolder) -> dict[str, Any]:
-    summary: dict[str, Any] = {"case": case.case_id, "status": case.status, "maps": {}}
+    summary: dict[str, Any] = {"case": case.case_id, "status": "unfinished", "maps": {}}
     try:
         result = case.result
         if result is None:
@@ -63,6 +70,7 @@ def _case(case: CaseFolder) -> dict[str, Any]:
         return {**summary, "error": f"damaged: {error}"}
     except Exception as error:  # Damaged files may raise any error.
         return {**summary, "error": f"damaged: {type(error).__name__}: {str(error)[:300]}"}
+    summary["status"] = str(result["status"])
     summary["scores"] = result["scores"]
     summary["findings"] = result["findings"]["count"]
     summary["maps"] = {entry["name"]: entry["cells"] for entry in result["maps"]}

@@ -15,7 +15,9 @@ from lobule.files import case_folder_name, make_folder, read_json, results_error
 from lobule.results import checks
 from lobule.results.maps import MAKING, MapReader
 from lobule.results.result import COMPLETE, FAILED, FORMAT, PARTIAL, RESEARCH_USE, UNSCORED
+from lobule.results.runs import RUNS
 from lobule.results.tables import Columns, TableReader, read_parquet
+from lobule.results.work import WORK
 
 SCAN = "scan.json"
 PLAN = "plan.json"
@@ -273,10 +275,11 @@ def _delete_scan(root: Path) -> None:
             shutil.rmtree(removed)
         if cases.exists():
             cases.rename(removed)
-        for name in ("engine.json", SCAN, PATIENTS, "results.csv", "run.json"):
+        for name in ("engine.json", SCAN, PATIENTS, WORK, "results.csv", "run.json"):
             (root / name).unlink(missing_ok=True)
         if removed.exists():
             shutil.rmtree(removed)
+        shutil.rmtree(root / RUNS, ignore_errors=True)
     except OSError as error:
         raise results_error(error, root) from error
 

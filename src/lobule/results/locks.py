@@ -13,8 +13,13 @@ from lobule.files import make_folder, results_error
 
 
 @contextmanager
-def lock_folder(root: str | Path, shard: tuple[int, int] | None = None) -> Iterator[None]:
+def lock_folder(root: str | Path, shard: tuple[int, int] | None = None, cohort: str = "") -> Iterator[None]:
     """Lock a folder against a second scan. Shards of one scan may share the folder.
+
+    Args:
+        root: The folder.
+        shard: (i, n) for shard i of n.
+        cohort: A hash of the cases that are divided into shards.
 
     Raises:
         ResultsError: Another process has locked the folder.
@@ -23,25 +28,30 @@ def lock_folder(root: str | Path, shard: tuple[int, int] | None = None) -> Itera
     with ExitStack() as stack:
         stack.enter_context(_locked(folder / ".lock", shared=shard is not None))
         if shard is not None:
-            stack.enter_context(_locked(folder / f".lock-of{shard[1]}", shared=True))
-            _refuse_other_division(folder, shard[1])
+            division = f".lock-of{shard[1]}-{cohort[:16]}"
+            stack.enter_context(_locked(folder / division, shared=True))
+            _refuse_other_division(folder, division)
             stack.enter_context(_locked(folder / f".lock-{shard[0]}of{shard[1]}", shared=False))
         yield
 
 
-def _refuse_other_division(folder: Path, count: int) -> None:
-    """Refuse a different number of shards at the same time: shards 1/2 and 1/3 have cases in common."""
+def _refuse_other_division(folder: Path, division: str) -> None:
+    """Refuse a different number of shards, or of other cases, at the same time: they have cases in common."""
     for path in sorted(folder.glob(".lock-of*")):
-        if path.name != f".lock-of{count}":
+        if path.name != division:
             with path.open("a+") as file:
                 if not _try_lock(file, shared=False):
                     raise ResultsError(
-                        "a scan with a different number of shards is writing here",
+                        "a scan with a different number of shards, or of another cohort, is writing here",
                         subject=folder,
-                        expected=f"shards of {path.name.removeprefix('.lock-of')}",
-                        actual=f"one of {count}",
-                        remedy="Use the same number of shards, or wait until the other scan ends",
+                        expected=f"shards of {_division_text(path.name)}",
+                        actual=f"one of {_division_text(division)}",
+                        remedy="Use the same number of shards and the same cohort, or wait until it ends",
                     )
+
+
+def _division_text(name: str) -> str:
+    return name.removeprefix(".lock-of").replace("-", " of cohort ")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -71,6 +71,8 @@ class Progress:
     finished: dict[str, str] = field(default_factory=dict)
     """Status of each finished case: complete, partial, failed, unscored or skipped."""
     counters: Counters = field(default_factory=Counters)
+    inputs: dict[str, str] = field(default_factory=dict)
+    """The hashes of the files of each case."""
     active: dict[str, str] = field(default_factory=dict)
     """The current pass of each open case."""
     precision: str = ""
@@ -97,20 +99,29 @@ class CaseRunner:
 
     def run(self, cases: Sequence[Case], readers: int) -> None:
         """Scan the cases in this order, with a number of reading threads."""
+        with self.session(readers) as submit:
+            running: set[Future[None]] = set()
+            for order, case in enumerate(cases):
+                while len(running) >= MAX_OPEN_CASES:
+                    running = self._wait_for_any_case(running)
+                running.add(submit(order, case))
+            while running:
+                running = self._wait_for_any_case(running)
+
+    @contextmanager
+    def session(self, readers: int) -> Iterator[Callable[[int, Case], Future[None]]]:
+        """Start the pipeline, and yield a function that submits a case with its position in the cohort.
+
+        At most `MAX_OPEN_CASES` are open at once; further submitted cases wait.
+        """
         self.pipeline = Pipeline(self.predictor.model, self.engine, readers)
         self.pipeline.counters = self.progress.counters
         # `steps` runs with the recorded number of torch threads: the last bits of a sum depend on it.
         threads = (self.engine.replica_threads,)
         case_threads = ThreadPoolExecutor(MAX_OPEN_CASES, "case", torch.set_num_threads, threads)
         with self.pipeline, case_threads as pool:
-            running: set[Future[None]] = set()
             try:
-                for order, case in enumerate(cases):
-                    while len(running) >= MAX_OPEN_CASES:
-                        running = self._wait_for_any_case(running)
-                    running.add(pool.submit(self._run_case, order, case))
-                while running:
-                    running = self._wait_for_any_case(running)
+                yield lambda order, case: pool.submit(self._run_case, order, case)
             except BaseException:
                 self.pipeline.stop()
                 raise
@@ -161,6 +172,7 @@ class CaseRunner:
                 log.warning("Case %s: its files cannot be read now; keeping the existing result", case.id)
                 return "skipped"
             raise
+        self.progress.inputs[case.id] = ", ".join(prints.values())
         if self._is_done(case, folder, prints):
             _correct_patient(case, folder)
             return "skipped"
@@ -301,29 +313,43 @@ class CaseRunner:
         result: Result | None = None,
         error: BaseException | None = None,
     ) -> None:
-        body: dict[str, Any] = {
-            "format": FORMAT,
-            "case": case.id,
-            "patient": case.patient,
-            "status": status,
-            "scores": {name: float(value) for name, value in (result.scores if result else {}).items()},
-            "maps": map_summaries(folder),
-            "tables": sorted(folder.tables),
-            "findings": {"count": len(result.findings) if result else 0},
-            "notes": list(result.notes) if result else [],
-            "error": None if error is None else error_to_dict(error),
-            "bundle": dict(self.bundle),
-            "engine": self.engine.deciding(),
-            "lobule": __version__,
-            "research_use": RESEARCH_USE,
-            **extra_fields,
-        }
-        if "input" not in body:
-            body["input"] = fingerprints(case, careful=True)
-        make_folder(folder.path)
-        # After a power failure, a case that has a result must also have its complete maps.
-        flush_all(folder.path / "maps")
-        write_json(folder.path / RESULT, body)
+        write_result(case, folder, status, self.bundle, self.engine, extra_fields, result, error)
+
+
+def write_result(
+    case: Case,
+    folder: CaseFolder,
+    status: str,
+    bundle: Mapping[str, Any],
+    engine: EngineSettings,
+    extra_fields: Mapping[str, Any],
+    result: Result | None = None,
+    error: BaseException | None = None,
+) -> None:
+    """Write the result of a case, which marks the case as finished."""
+    body: dict[str, Any] = {
+        "format": FORMAT,
+        "case": case.id,
+        "patient": case.patient,
+        "status": status,
+        "scores": {name: float(value) for name, value in (result.scores if result else {}).items()},
+        "maps": map_summaries(folder),
+        "tables": sorted(folder.tables),
+        "findings": {"count": len(result.findings) if result else 0},
+        "notes": list(result.notes) if result else [],
+        "error": None if error is None else error_to_dict(error),
+        "bundle": dict(bundle),
+        "engine": engine.deciding(),
+        "lobule": __version__,
+        "research_use": RESEARCH_USE,
+        **extra_fields,
+    }
+    if "input" not in body:
+        body["input"] = fingerprints(case, careful=True)
+    make_folder(folder.path)
+    # After a power failure, a case that has a result must also have its complete maps.
+    flush_all(folder.path / "maps")
+    write_json(folder.path / RESULT, body)
 
 
 def _within_region(pass_: Pass, case: Case) -> Pass:

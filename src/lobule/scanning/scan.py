@@ -15,10 +15,11 @@ from lobule import __version__
 from lobule.allocator import keep_freed_memory, return_freed_memory
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, LobuleError, ResultsError
-from lobule.files import LONGEST_FOLDER_NAME, fits_folder_name, read_json, write_json
+from lobule.files import read_json, write_json
 from lobule.results.folder import SCAN, Results, begin_results, record_engine, write_summary
 from lobule.results.locks import lock_folder, lock_settings
 from lobule.results.result import FAILED, PARTIAL, UNSCORED
+from lobule.results.runs import Run
 from lobule.scanning.cases import CaseRunner, Progress
 from lobule.scanning.contract import EngineSettings, Model, Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
@@ -32,6 +33,8 @@ from lobule.scanning.device import (
 )
 from lobule.scanning.form_cache import CachedForm, cache_key, cached_form, processor_model, store_form
 from lobule.scanning.pipeline import Counters
+from lobule.scanning.run_record import RunRecord, cases_digest, inputs_digest, require_same_run, run_metadata
+from lobule.scanning.shards import check_cases, check_shard, shard_of, work_of
 
 log = logging.getLogger("lobule.scan")
 
@@ -58,6 +61,13 @@ class Machine:
     replicas: int | None = None
     channels_last: bool | None = None
     """Memory layout of the model; None uses the faster one, measured once per machine and model."""
+    cores: int | None = None
+    """Cores to use; None uses all cores that this process may use."""
+
+    @property
+    def usable_cores(self) -> int:
+        """The number of cores to use."""
+        return self.cores or available_cores()
 
     @classmethod
     def with_layout(
@@ -102,6 +112,8 @@ def scan(
     retry_failed: bool = False,
     verify: str = "changed",
     progress: Progress | None = None,
+    repeat: Run | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> ScanReport:
     """Scan every case of a cohort into a results folder.
 
@@ -114,12 +126,14 @@ def scan(
         out: The results folder.
         options: Options that may change the results.
         machine: Resources that the scan may use.
-        shard: (i, n) scans only part i of n, counted from 1.
+        shard: (i, n) scans only shard i of n, counted from 1. Shards have about the same estimated work.
         fresh: Delete the results of an earlier scan first.
         retry_failed: Scan failed cases and fields again.
         verify: "changed" reads input files again if their size or modification time changed; "full" reads
             all of them again.
         progress: Updated while the scan runs.
+        repeat: The record of an earlier run, whose engine settings are used so that the bytes are the same.
+        origin: Further values for the record of this run, such as the path of the bundle.
 
     Returns:
         The status of every case.
@@ -136,9 +150,13 @@ def scan(
         )
     if verify not in VERIFY:
         raise ConfigError(f"unknown value '{verify}' of verify", expected=" or ".join(VERIFY))
-    cases = _sharded(cohort, shard)
-    progress.cases, progress.began = len(cases), time.monotonic()
-    with lock_folder(out, shard):
+    all_cases = check_cases(cohort)
+    if shard is not None:
+        check_shard(shard)
+    if repeat is not None:
+        require_same_run(repeat, bundle, options_to_dict(options), all_cases)
+    progress.cases, progress.began = len(all_cases), time.monotonic()
+    with lock_folder(out, shard, cases_digest(all_cases)):
         settings = {
             "bundle": dict(bundle),
             "options": options_to_dict(options),
@@ -147,20 +165,30 @@ def scan(
         }
         with lock_settings(Path(out), shard):  # Only one shard at a time reads and writes `scan.json`.
             results = begin_results(out, settings, fresh=fresh)
-            engine = _choose_engine(predictor.model, results, options, machine, progress)
+            if repeat is not None and "engine" not in results.settings:
+                record_engine(results, repeat.data.get("engine") or {})
+            engine = choose_engine(predictor.model, results, options, machine, progress)
+            work = {} if shard is None else work_of(all_cases, results.path, options, machine.usable_cores)
+        cases = all_cases if shard is None else shard_of(all_cases, work, shard)
+        progress.cases = len(cases)
         return_freed_memory()  # Memory of the forms of the model that were measured but not chosen.
-        readers = machine.readers or available_cores()
+        readers = machine.readers or machine.usable_cores
         cache_bytes = int(machine.max_ram * CACHE_SHARE)
         runner = CaseRunner(
             predictor, results, options, engine, bundle, cohort, progress, retry_failed, verify,
             cache_bytes, DecodingMemory(cache_bytes, machine.max_ram),
         )  # fmt: skip
+        metadata = run_metadata(
+            results.settings, engine, all_cases, cohort.path, shard, origin or {}, machine.max_ram
+        )
         try:
-            runner.run(cases, readers)
+            with RunRecord(results.path, metadata, progress, work):
+                runner.run(cases, readers)
+                write_summary(results)
         finally:
             return_freed_memory()
-        write_summary(results)
-    return _report(results, cases, progress)
+    warn_about_other_inputs(repeat, progress)
+    return report_of(results, cases, progress)
 
 
 def options_to_dict(options: ScanOptions) -> dict[str, Any]:
@@ -170,30 +198,7 @@ def options_to_dict(options: ScanOptions) -> dict[str, Any]:
     return values
 
 
-def _sharded(cohort: Cohort, shard: tuple[int, int] | None) -> list[Case]:
-    cases = list(cohort)
-    duplicates = [name for name, count in Counter(case.id for case in cases).items() if count > 1]
-    if duplicates:  # They would share a folder.
-        raise ConfigError(
-            "several cases have the same name", subject=cohort.path, actual=", ".join(duplicates[:5])
-        )
-    if too_long := [case.id for case in cases if not fits_folder_name(case.id)]:
-        raise ConfigError(
-            "case names that are too long for a folder name",
-            subject=cohort.path,
-            expected=f"at most {LONGEST_FOLDER_NAME} bytes, escaped characters counted as three",
-            actual=", ".join(name[:60] for name in too_long[:3]),
-            remedy="Use shorter names",
-        )
-    if shard is None:
-        return cases
-    index, count = shard
-    if not 1 <= index <= count:
-        raise ConfigError(f"there is no shard {index} of {count}", expected="i/n with i from 1 to n")
-    return cases[index - 1 :: count]
-
-
-def _choose_engine(
+def choose_engine(
     model: Model, results: Results, options: ScanOptions, machine: Machine, progress: Progress
 ) -> EngineSettings:
     """Return the engine settings and move the model to the device.
@@ -204,7 +209,7 @@ def _choose_engine(
     device = choose_device(machine.device)
     if device == "cpu":
         keep_freed_memory()
-    replicas, threads = replicas_for(device, available_cores())
+    replicas, threads = replicas_for(device, machine.usable_cores)
     replicas = machine.replicas or replicas
     engine = _recorded_engine(results)
     if engine is not None:
@@ -224,7 +229,7 @@ def _choose_engine(
         "measured": asdict(measured),
         "host": platform.node(),
         "processor": processor_model(),
-        "cores": available_cores(),
+        "cores": machine.usable_cores,
         "device": device,
         "replicas": replicas,
         "max_ram": machine.max_ram,
@@ -274,6 +279,13 @@ def _choose_form(
     return engine, Measured(**form.measurement)
 
 
+def warn_about_other_inputs(repeat: Run | None, progress: Progress) -> None:
+    """Warn if the input files of a repeated run are no longer the same."""
+    recorded = None if repeat is None else repeat.data.get("inputs_sha256")
+    if recorded is not None and recorded != inputs_digest(progress.inputs):
+        log.warning("The input files differ from those of the run to repeat, so results may differ")
+
+
 def _warn_about_lower_memory(machine: Machine, path: Path) -> None:
     """Warn if the memory limit is now lower: fields and batches keep the size chosen for the first limit."""
     try:
@@ -298,7 +310,7 @@ def _warn_about_fixed_settings(engine: EngineSettings, machine: Machine, path: P
             )  # fmt: skip
 
 
-def _report(results: Results, cases: Sequence[Case], progress: Progress) -> ScanReport:
+def report_of(results: Results, cases: Sequence[Case], progress: Progress) -> ScanReport:
     failed, partial, unscored = {}, [], {}
     counts: Counter[str] = Counter()
     for case in cases:

@@ -1,0 +1,253 @@
+"""Writes the record of a run (`runs/RUN/run.json`) while a scan is running."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from lobule import __version__
+from lobule.cohort import Case
+from lobule.errors import ConfigError, ResultsError
+from lobule.results.runs import (
+    BEAT_S,
+    FAILED_RUN,
+    FINISHED,
+    INTERRUPTED,
+    RECORD,
+    RUN_FORMAT,
+    RUNNING,
+    RUNS,
+    Run,
+    new_run_name,
+)
+from lobule.scanning.cases import Progress
+from lobule.scanning.contract import EngineSettings, ScanOptions
+from lobule.scanning.form_cache import device_model, processor_model
+from lobule.scanning.pipeline import Stopped
+from lobule.settings import flattened
+from lobule.tissue import TissueConfig
+
+log = logging.getLogger("lobule.scan")
+
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "tifffile", "imagecodecs", "openslide-bin", "wsidicom")
+"""Libraries whose versions may change the bytes of a result."""
+
+
+@dataclass
+class RunRecord:
+    """A context in which the record of a run is written every few seconds, and once more at its end."""
+
+    root: Path
+    metadata: Mapping[str, Any]
+    """What does not change during the run: see `run_metadata`."""
+    progress: Progress
+    work: Mapping[str, float]
+    """Estimated work of the cases; may be empty."""
+    name: str = field(default_factory=new_run_name)
+
+    def __enter__(self) -> RunRecord:
+        self._began, self._beat, self._ended = time.monotonic(), 0, threading.Event()
+        self.write(RUNNING)
+        self._thread = threading.Thread(target=self._beat_until_end, name="run-record", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if error is None:
+            self.write(FINISHED)
+        elif isinstance(error, KeyboardInterrupt | Stopped):
+            self.write(INTERRUPTED)
+        else:
+            self.write(FAILED_RUN, error)
+
+    def write(self, state: str, error: BaseException | None = None) -> None:
+        """Write the record. A record that cannot be written does not fail the scan."""
+        self._beat += 1
+        counters, finished = self.progress.counters, dict(self.progress.finished)
+        scanned = [name for name, status in finished.items() if status != "skipped"]
+        record = {
+            "format": RUN_FORMAT,
+            "run": self.name,
+            "state": state,
+            "error": None if error is None else str(error)[:2000],
+            "beat": self._beat,
+            "updated": time.time(),
+            "seconds": round(time.monotonic() - self._began, 3),
+            "counts": dict(sorted(Counter(finished.values()).items())),
+            "scanned_work": round(sum(self.work.get(name, 1.0) for name in scanned), 3),
+            "inputs_sha256": inputs_digest(self.progress.inputs) if state == FINISHED else None,
+            "fields": counters.fields_done,
+            "pixels": counters.pixels_done,
+            "rows": counters.rows_done,
+            "tiles_decoded": counters.tiles_decoded,
+            "reading_s": round(counters.reading_s, 3),
+            "model_s": round(counters.model_s, 3),
+            "writing_s": round(counters.writing_s, 3),
+            **self.metadata,
+        }
+        try:
+            _replace(self.root / RUNS / self.name / RECORD, json.dumps(record, indent=1) + "\n")
+        except OSError as problem:
+            log.warning("The record of this run cannot be written: %s", problem)
+
+    def _beat_until_end(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            self.write(RUNNING)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace a file as a whole, without a flush: nothing depends on it after a power failure."""
+    new = path.parent / "new" / path.name
+    new.parent.mkdir(parents=True, exist_ok=True)
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+    new.parent.rmdir()
+
+
+def run_metadata(
+    settings: Mapping[str, Any],
+    engine: EngineSettings,
+    cases: Sequence[Case],
+    cohort_path: str | None,
+    shard: tuple[int, int] | None,
+    origin: Mapping[str, Any],
+    max_ram: int,
+) -> dict[str, Any]:
+    """Return what a record says about a run from its beginning on: everything that is needed to repeat it.
+
+    Args:
+        settings: The contents of `scan.json`.
+        engine: The engine settings of this machine.
+        cases: The cases of the whole scan.
+        cohort_path: The manifest, if the cases come from one.
+        shard: The shard, if the run is one of several.
+        origin: Further values of the caller, such as the path of the bundle.
+        max_ram: The memory limit in bytes.
+    """
+    return {
+        "began": time.time(),
+        "command": sys.argv,
+        "shard": None if shard is None else list(shard),
+        "hosts": [platform.node()],
+        "machine": {
+            "system": platform.platform(),
+            "processor": processor_model(),
+            "cores": psutil.cpu_count(),
+            "memory": psutil.virtual_memory().total,
+            "device": device_model(engine.device),
+            "replicas": engine.replicas,
+            "max_ram": max_ram,
+        },
+        "versions": {"lobule": __version__, "python": platform.python_version(), **_library_versions()},
+        "bundle": settings.get("bundle", {}),
+        "options": settings.get("options", {}),
+        "engine": engine.deciding(),
+        "cohort": {"path": cohort_path, "cases": len(cases), "sha256": cases_digest(cases)},
+        **origin,
+    }
+
+
+def _library_versions() -> dict[str, str]:
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def cases_digest(cases: Sequence[Case]) -> str:
+    """Return a hash of the names, resolutions, regions and views of the cases, independent of their paths."""
+    lines = []
+    for case in cases:
+        box = case.l0_box
+        region = None if box is None else [box.x, box.y, box.width, box.height]
+        lines.append(json.dumps([case.id, case.mpp, region, {k: len(v) for k, v in case.views.items()}]))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def inputs_digest(inputs: Mapping[str, str]) -> str:
+    """Return a hash of the hashes of all input files."""
+    return hashlib.sha256(
+        "\n".join(f"{name}\0{inputs[name]}" for name in sorted(inputs)).encode()
+    ).hexdigest()
+
+
+def require_same_run(
+    run: Run, bundle: Mapping[str, Any], options: Mapping[str, Any], cases: Sequence[Case]
+) -> None:
+    """Refuse to repeat a run with another bundle, other options or other cases.
+
+    Raises:
+        ConfigError: The bundle, the options or the cases differ from those of the run.
+    """
+    for name, recorded, current in (
+        ("bundle", (run.data.get("bundle") or {}).get("fingerprint"), bundle.get("fingerprint")),
+        ("options", run.data.get("options"), json.loads(json.dumps(options))),
+        ("cohort", (run.data.get("cohort") or {}).get("sha256"), cases_digest(cases)),
+    ):
+        if recorded != current:
+            raise ConfigError(
+                f"the {name} differs from the {name} of the run to repeat",
+                subject=run.name,
+                expected=str(recorded)[:300],
+                actual=str(current)[:300],
+                remedy=f"Pass the {name} that the run used",
+            )
+    versions = {"lobule": __version__, **_library_versions()}
+    recorded_versions = run.data.get("versions") or {}
+    different = [name for name in versions if recorded_versions.get(name, versions[name]) != versions[name]]
+    if different:
+        log.warning(
+            "The run to repeat used other versions of %s; the last bits of scores may differ",
+            ", ".join(f"{name} ({recorded_versions[name]}, now {versions[name]})" for name in different),
+        )
+
+
+def options_of_run(run: Run, requested: ScanOptions) -> ScanOptions:
+    """Return the options of an earlier run.
+
+    Raises:
+        ConfigError: The user requests other options than the defaults and than those of the run.
+        ResultsError: The record of the run is damaged.
+    """
+    try:
+        values = dict(run.data["options"])
+        tissue = None if values.pop("tissue") is None else TissueConfig(**run.data["options"]["tissue"])
+        recorded = ScanOptions(tissue=tissue, **values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultsError("the record of a run is damaged", subject=run.name, actual=repr(error)) from error
+    if requested not in (ScanOptions(), recorded):
+        raise ConfigError(
+            "the options differ from those of the run to repeat",
+            subject=run.name,
+            expected=str(recorded)[:500],
+            actual=str(requested)[:500],
+            remedy="Remove the options; they are those of the run",
+        )
+    return recorded
+
+
+def origin_of(bundle_path: Path | None, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the path of a bundle and the seeds among its settings, for the record of a run."""
+    seeds = {name: value for name, value in flattened(config).items() if name.rpartition(".")[2] == "seed"}
+    return {"bundle_path": None if bundle_path is None else str(bundle_path), "seeds": seeds}
