@@ -110,6 +110,7 @@ def scan(
     fresh: bool = False,
     retry_failed: bool = False,
     verify: Literal["changed", "full"] = "changed",
+    like: str | Path | None = None,
     trust: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
@@ -134,11 +135,13 @@ def scan(
         upsample: Allow a resolution finer than that of the slide.
         tissue: Scan only tissue. False scans whole slides; a `TissueConfig` changes the detection.
         settings: Changed settings of the method. Most are fixed by the bundle; the error names the others.
-        shard: (i, n) scans every n-th case, starting with the i-th.
+        shard: (i, n) scans shard i of n. Shards have about the same estimated area of tissue.
         fresh: Delete existing results first.
         retry_failed: Scan failed cases and fields again.
         verify: "full" hashes every input file again; "changed" hashes only files whose size, modification
             time or inode changed. Cases whose input changed are scanned again.
+        like: The record of an earlier run (`runs/RUN/run.json` in its results folder). The scan repeats it
+            with its options and engine settings; the bundle and the cases must be the same.
         trust: Allow a TorchScript bundle, which can run code.
         device: "auto", "cpu", "cuda:0" or "mps".
         precision: "auto" measures the fastest choice once per machine and model, and stores it.
@@ -160,7 +163,9 @@ def scan(
     from lobule.cohort import as_cohort
     from lobule.methods import find_method, load, refuse_unsupported
     from lobule.results.folder import store_training_patients
+    from lobule.results.runs import read_run
     from lobule.scanning.contract import ScanOptions
+    from lobule.scanning.run_record import options_of_run, origin_of
     from lobule.scanning.scan import Machine
     from lobule.scanning.scan import scan as run
 
@@ -177,12 +182,16 @@ def scan(
         settings=method.changed_for_scan(settings or {}),
         **_tissue_option(tissue),
     )
+    repeat = None if like is None else read_run(like)
+    if repeat is not None:
+        options = options_of_run(repeat, options)
     summary = {"method": opened.method, "fingerprint": opened.fingerprint, "classes": list(opened.classes)}
     machine = Machine.with_layout(memory_layout, device, precision, max_ram, readers, batch)
     try:
         return run(
             load(opened, trust=trust), summary, cohort, out, options, machine,
             shard=shard, fresh=fresh, retry_failed=retry_failed, verify=verify, progress=progress,
+            repeat=repeat, origin=origin_of(opened.path, opened.config),
         )  # fmt: skip
     finally:
         # An evaluation must be able to refuse training patients, also after an interrupted scan.
