@@ -11,6 +11,10 @@ torchvision's model unchanged, with no worker or with one worker per core, which
     over_plain_fp32   seconds of the plain loop over those of the extraction, both in float32
     over_plain_bf16   the same with the extraction in bfloat16, which a CPU without AMX emulates
     memory_growth     peak memory of extracting a slide four times as large, over that of this one
+    vit_of_bare_model of_bare_model for ViT-S/16
+    two_in_one_pass   seconds of extracting with the ResNet-18 and ViT-S/16 in one pass, over the sum of the
+                      seconds of only their models
+    token_memory      memory_growth for ViT-S/16 with stored tokens (int8), and its tokens read block by block
 
 The time of the extraction includes tissue detection and writing the feature file; that of the plain loop does
 not. The relative difference of the features over all tiles is printed.
@@ -24,6 +28,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +40,17 @@ from measure import arguments, machine, peak_bytes, report
 from scan import TimeSpent, batch_rows, compute_all, least, opened, read_all, time_spent_by
 
 TILE, MPP = 224, 0.5
+
+
+@dataclass(frozen=True)
+class NoOutput:
+    """Stands for the folder of an encoder in a predictor that only reads or only computes."""
+
+    dim: int
+    token_bytes: int = 0
+
+    def is_up_to_date(self, *_: Any) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -63,14 +79,20 @@ def paint_slide(path: Path, side: int, tissue: float) -> None:
     write_slide(SlidePhantom(seed=13, width=side, height=side, mpp=MPP, tissue=tissue, sections=1), path)
 
 
-def make_encoder() -> Any:
+CNN, VIT = "resnet18", "kaiko-vits16"
+"""The second is a ViT-S/16."""
+
+
+def make_encoder(name: str = CNN) -> Any:
     """An encoder with seeded random weights; the timing does not depend on the weights."""
-    from lobule.nets.encoders import encoder
+    from lobule.encoders.load import open_encoder
 
-    return encoder("resnet18", "random")
+    return open_encoder(name, "random")
 
 
-def time_extraction(slide: Path, out: Path, precision: str) -> float:
+def time_extraction(
+    slide: Path, out: Path, precision: str, names: Sequence[str] = (CNN,), tokens: Any = "none"
+) -> float:
     """Seconds of extracting one case, from opening the slide to the written features."""
     from lobule.cohort import Case, Cohort
     from lobule.methods.extraction import Extraction, extract
@@ -78,8 +100,9 @@ def time_extraction(slide: Path, out: Path, precision: str) -> float:
     from lobule.scanning.tile_features import Tiling
 
     cohort = Cohort((Case("slide", "patient", "slide", str(slide)),))
-    extraction = Extraction(Tiling(MPP, TILE, TILE), "float32", keep_encoder=False)
-    scan_report = extract(make_encoder(), cohort, out, extraction, machine=Machine(precision=precision))
+    extraction = Extraction(Tiling(MPP, TILE, TILE), "float32", keep_encoder=False, tokens=tokens)
+    encoders = [make_encoder(name) for name in names]
+    scan_report = extract(encoders, cohort, out, extraction, machine=Machine(precision=precision))
     if scan_report.counts != {"complete": 1}:
         raise RuntimeError(f"the extraction ended with {scan_report.counts}: {scan_report.failed}")
     return float(json.loads((out / "scan" / "cases" / "slide" / "run.json").read_text())["seconds"])
@@ -134,10 +157,11 @@ def run_plain_loop(
     return time.perf_counter() - began, np.concatenate(rows)
 
 
-def times_alone(slide: Path, engine: Any, tiles: int) -> tuple[TimeSpent, TimeSpent]:
+def times_alone(
+    slide: Path, engine: Any, tiles: int | None = None, name: str = CNN
+) -> tuple[TimeSpent, TimeSpent]:
     """Time only the reading and only the model, each done as in the extraction."""
     from lobule.cohort import Case
-    from lobule.features import Encoding, FeatureManifest
     from lobule.methods.extraction import ExtractionPredictor
     from lobule.scanning.contract import ScanOptions
     from lobule.scanning.device import available_cores
@@ -145,18 +169,9 @@ def times_alone(slide: Path, engine: Any, tiles: int) -> tuple[TimeSpent, TimeSp
     from lobule.scanning.scan import Machine
     from lobule.scanning.tile_features import TileEncoder, Tiling
 
-    encoder_bundle = make_encoder()
-    manifest = FeatureManifest(
-        Encoding(encoder_bundle.name, encoder_bundle.hash_at(TILE), encoder_bundle.dim),
-        MPP,
-        TILE,
-        TILE,
-        0.1,
-        "float32",
-    )
-    predictor = ExtractionPredictor(
-        TileEncoder(encoder_bundle, Tiling(MPP, TILE, TILE)), manifest, Path("nowhere")
-    )
+    model = TileEncoder(make_encoder(name), Tiling(MPP, TILE, TILE))
+    outputs: Any = [NoOutput(model.encoder.dim)]
+    predictor = ExtractionPredictor(model, outputs, Path("nowhere"))
     options, case = ScanOptions(), Case("slide", "patient", "slide", str(slide))
     predictor.model.move_to_device(engine, options)
     with opened(predictor, case, engine, options, Machine()) as (images, pass_, _):
@@ -164,9 +179,50 @@ def times_alone(slide: Path, engine: Any, tiles: int) -> tuple[TimeSpent, TimeSp
         read = time_spent_by(lambda: read_all(pass_, images, size, available_cores()))
         rows, batches = batch_rows(pass_, size)
         batch = load_batch(pass_, images, rows, size)
-        if len(pass_.fields) != tiles:
+        if tiles is not None and len(pass_.fields) != tiles:
             raise RuntimeError(f"{len(pass_.fields)} tiles read, {tiles} extracted")
     return read, time_spent_by(lambda: compute_all(predictor.model, engine, pass_.key, batch, batches))
+
+
+def engine_of(out: Path) -> Any:
+    """The engine settings of an extraction."""
+    from lobule.files import read_json
+    from lobule.scanning.contract import EngineSettings
+    from lobule.scanning.device import available_cores, choose_device, replicas_for
+
+    device = choose_device()
+    settings = read_json(out / "scan" / "scan.json")["engine"]
+    return EngineSettings(
+        **{**settings, "device": device, "replicas": replicas_for(device, available_cores())[0]}
+    )
+
+
+def transformer_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
+    """Compare ViT-S/16, and both encoders in one pass, with only their models; the best of the rounds."""
+    alone: dict[str, list[float]] = {CNN: [], VIT: []}
+    walls: dict[str, list[float]] = {"vit": [], "both": []}
+    for repeat in range(plan.rounds):
+        for kind, names in (("vit", (VIT,)), ("both", (CNN, VIT))):
+            out = folder / f"{kind}-{repeat}"
+            walls[kind].append(time_extraction(slide, out, "float32", names))
+        engine = engine_of(folder / f"vit-{repeat}")
+        for name in (CNN, VIT):
+            alone[name].append(times_alone(slide, engine, name=name)[1].wall)
+    return {
+        "vit_of_bare_model": min(alone[VIT]) / min(walls["vit"]),
+        "two_in_one_pass": min(walls["both"]) / (min(alone[CNN]) + min(alone[VIT])),
+    }
+
+
+def extract_and_read_tokens(slide: Path, out: Path) -> None:
+    """Extract tokens of a slide, and read them again block by block."""
+    from lobule.cohort import Case
+    from lobule.features import open_features
+
+    time_extraction(slide, out, "float32", (VIT,), "int8")
+    tokens = open_features(out).find_tokens(Case("slide", "patient", "slide", None))
+    total = sum(float(block.sum()) for _, block in tokens.blocks())
+    print(f"{tokens.count} tiles with tokens, mean {total / max(1, tokens.count):.3g}")
 
 
 def difference(features: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
@@ -174,9 +230,7 @@ def difference(features: NDArray[np.float32], reference: NDArray[np.float32]) ->
 
 
 def measure_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
-    from lobule.files import read_json
-    from lobule.scanning.contract import EngineSettings
-    from lobule.scanning.device import available_cores, choose_device, replicas_for
+    from lobule.scanning.device import available_cores, choose_device
 
     device, cores = choose_device(), available_cores()
     wall_times: dict[str, list[float]] = {"float32": [], "bfloat16": [], "plain": []}
@@ -187,8 +241,7 @@ def measure_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
             out = folder / f"{precision}-{repeat}"
             wall_times[precision].append(time_extraction(slide, out, precision))
             corners, features[precision] = read_features(out)
-        settings = read_json(folder / f"float32-{repeat}" / "scan" / "scan.json")["engine"]
-        engine = EngineSettings(**{**settings, "device": device, "replicas": replicas_for(device, cores)[0]})
+        engine = engine_of(folder / f"float32-{repeat}")
         read, model = times_alone(slide, engine, len(corners))
         read_times.append(read)
         model_times.append(model)
@@ -211,8 +264,12 @@ def measure_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
 
 
 def main() -> None:
-    if len(sys.argv) == 4 and sys.argv[1] == "--extract":
-        time_extraction(Path(sys.argv[2]), Path(sys.argv[3]), "float32")
+    if len(sys.argv) == 4 and sys.argv[1] in ("--extract", "--tokens"):
+        slide, out = Path(sys.argv[2]), Path(sys.argv[3])
+        if sys.argv[1] == "--tokens":
+            extract_and_read_tokens(slide, out)
+        else:
+            time_extraction(slide, out, "float32")
         return
     plan = QUICK if arguments(__doc__ or "").quick else full()
     with tempfile.TemporaryDirectory() as temporary_folder:
@@ -220,15 +277,17 @@ def main() -> None:
         slide, large = folder / "slide.tif", folder / "large.tif"
         paint_slide(slide, plan.side, plan.tissue)
         ratios = measure_ratios(slide, folder, plan)
+        ratios |= transformer_ratios(slide, folder, plan)
         print(", ".join(f"{key} {value:.3f}" for key, value in ratios.items()), flush=True)
         # The large slide has four times the area. With --quick it has the same amount of tissue, otherwise
         # four times as much.
         paint_slide(large, 2 * plan.side, plan.tissue / (4 if plan is QUICK else 1))
-        peaks = [
-            peak_bytes([__file__, "--extract", str(path), str(folder / f"peak-{path.stem}")])
-            for path in (slide, large)
-        ]
-        ratios["memory_growth"] = peaks[1] / peaks[0]
+        for key, option in (("memory_growth", "--extract"), ("token_memory", "--tokens")):
+            peaks = [
+                peak_bytes([__file__, option, str(path), str(folder / f"peak{option}-{path.stem}")])
+                for path in (slide, large)
+            ]
+            ratios[key] = peaks[1] / peaks[0]
     print(machine())
     report("features", ratios)
 

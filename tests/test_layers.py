@@ -18,7 +18,7 @@ ORDER: list[list[str]] = [
     ["units", "errors", "geometry", "settings", "allocator"],
     ["resize", "tissue", "color", "grid", "stitch", "findings", "augment", "nets", "losses", "measures"],
     ["files", "hdf5", "pickles", "fingerprints", "cohort", "slides", "mammograms", "annotations", "phantoms",
-     "bundles", "imagenet", "results", "reviews", "features", "layouts", "audit"],
+     "bundles", "imagenet", "encoders", "results", "reviews", "features", "layouts", "audit"],
     ["scanning", "training"],
     ["methods"],
     ["server", "evaluation", "exports", "reports"],

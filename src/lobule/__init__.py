@@ -5,6 +5,7 @@ Research use only: not a medical device, not for diagnosis.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from lobule.slides.slide import Slide, open_slide
 
 __version__ = "0.1.0"
+
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+"""Model hubs learn nothing about the user. Their client, which timm imports, reads this at import."""
 
 _LAZY = {
     "open_slide": "lobule.slides.slide",

@@ -2,6 +2,7 @@
 
 from lobule.api.evaluation import evaluate
 from lobule.api.exchange import export, import_annotations, report
-from lobule.api.models import extract_features, scan, train
+from lobule.api.features import extract_features
+from lobule.api.models import scan, train
 
 __all__ = ["evaluate", "export", "extract_features", "import_annotations", "report", "scan", "train"]

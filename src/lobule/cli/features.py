@@ -1,4 +1,4 @@
-"""`lobule features`: compute tile features of a cohort with a backbone."""
+"""`lobule features`: compute tile features of a cohort with one encoder or several."""
 
 from __future__ import annotations
 
@@ -17,24 +17,40 @@ if TYPE_CHECKING:
 
 
 @lobule_command(
-    "lobule features cohort.csv --backbone lobule:tiny --weights random --mpp 2 --out OUT",
-    "lobule features cohort.csv --backbone resnet50 --mpp 0.5 --out OUT --dry-run",
+    "lobule features cohort.csv --encoder lobule:tiny --weights random --mpp 2 --out OUT",
+    "lobule features cohort.csv --encoder efficientnet-lite0 --encoder resnet50 --out OUT --dry-run",
 )
 @click.argument("cases", nargs=-1, required=True, metavar="COHORT|SLIDE...")
 @click.option(
+    "--encoder",
     "--backbone",
-    default="resnet50",
+    "encoder",
+    multiple=True,
+    default=("resnet50",),
     metavar="NAME",
-    help="A torchvision model, timm:NAME (also timm:hf-hub:OWNER/MODEL), or lobule:NAME.",
+    help="An encoder of `lobule weights list`, a torchvision model, timm:NAME (or timm:hf-hub:OWNER/MODEL), "
+    "or lobule:NAME. If it is repeated, the encoders share one pass over the slides.",
 )
 @click.option(
     "--weights",
-    default="pretrained",
+    multiple=True,
+    default=("pretrained",),
     metavar="FILE",
-    help="A safetensors or torch file that contains only weights, `pretrained` (downloaded), or `random`.",
+    help="A safetensors or torch file that contains only weights, `pretrained` (downloaded), or `random`. "
+    "With several encoders, one for all of them or one for each.",
+)
+@click.option(
+    "--unverified",
+    is_flag=True,
+    help="Accept an encoder with properties that no source confirms, and a file with another hash than the "
+    "published one.",
 )
 @shared.mpp_option("--mpp", "Resolution of the tiles in µm/px.", default=0.5)
-@click.option("--tile", type=click.IntRange(1), default=224, help="Width of a tile in pixels.")
+@click.option(
+    "--tile",
+    type=click.IntRange(1),
+    help="Width of a tile in pixels. By default the width that the encoder is made for, or 224.",
+)
 @click.option("--input", "input_px", type=click.IntRange(1), metavar="PX", help="Resize tiles to this size.")
 @shared.out_option("DIR", "Folder for the features; an interrupted run resumes there.")
 @shared.slide_options
@@ -58,6 +74,13 @@ if TYPE_CHECKING:
     "--dtype",
     type=click.Choice(["float16", "float32"]),
     help="Type of the stored features; by default float16, and float32 for CLAM.",
+)
+@click.option(
+    "--tokens",
+    type=click.Choice(["none", "float16", "int8"]),
+    default="none",
+    show_default=True,
+    help="Also store the tokens of the patches of every tile, in half precision or as 8-bit numbers.",
 )
 @shared.scan_machine_options
 @click.option(
@@ -85,12 +108,18 @@ def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> 
     with sigterm_as_interrupt(), live_line(lambda: line_of(progress)):
         report = extract_features(cohort, out, progress=progress, **options)
     data = {"features": out, **report_data(report), "tiles": report.counters.fields_done}
-    return CommandOutput(data, as_text(report, out), failed=len(report.failed) + len(report.partial))
+    folder = out if len(options["encoder"]) == 1 else f"{out}/ENCODER"
+    return CommandOutput(data, as_text(report, folder), failed=len(report.failed) + len(report.partial))
 
 
 def plan(cohort: Cohort, out: str, options: dict[str, Any]) -> CommandOutput:
     """Describe an extraction without starting it."""
-    data = {name: options[name] for name in ("backbone", "mpp", "tile")} | {"features": out}
+    from lobule.encoders import find_entry
+
+    for name in options["encoder"]:
+        find_entry(name, unverified=options["unverified"])  # refuses encoders that cannot be used
+    data = {"encoder": ", ".join(options["encoder"]), "mpp": options["mpp"]}
+    data |= {"tile": options["tile"] or "that of the encoder", "features": out}
     lines = [*((name, str(value)) for name, value in data.items()), ("cases", str(len(cohort)))]
     return CommandOutput({**data, "cases": [case.id for case in cohort]}, format_fields(lines))
 

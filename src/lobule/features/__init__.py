@@ -3,6 +3,7 @@
 from lobule.features.folder import FeatureFolder, FeatureManifest, open_features, prepare_folder
 from lobule.features.frame import Encoding, TileFrame, nominal_magnification
 from lobule.features.hdf5 import FeatureFile, write_coords, write_features
+from lobule.features.tokens import TokenFile, TokenGrid, read_token_file, write_tokens
 
 __all__ = [
     "Encoding",
@@ -10,9 +11,13 @@ __all__ = [
     "FeatureFolder",
     "FeatureManifest",
     "TileFrame",
+    "TokenFile",
+    "TokenGrid",
     "prepare_folder",
     "nominal_magnification",
     "open_features",
+    "read_token_file",
     "write_coords",
     "write_features",
+    "write_tokens",
 ]

@@ -16,6 +16,7 @@ from lobule.errors import ConfigError, DamagedFile, NotReadable, ResultsError
 from lobule.features.frame import Encoding, TileFrame, encoding_of
 from lobule.features.hdf5 import FeatureFile, read_feature_file
 from lobule.features.npy import read_challenge_file
+from lobule.features.tokens import TokenFile, read_token_file
 from lobule.files import make_folder, read_json, write_json
 from lobule.results.result import RESEARCH_USE
 from lobule.slides.normalised import Normalisation
@@ -25,8 +26,11 @@ ENCODER = "encoder.safetensors"
 FORMAT = "lobule-features/1"
 
 Layout = Literal["trident", "clam"]
-UNSTATED = {"stains": "none"}
+Tokens = Literal["none", "float16", "int8"]
+UNSTATED: dict[str, Any] = {"stains": "none", "tokens": "none", "preparation": {}, "weights": {}}
 """Settings that a manifest states only if they differ from these values."""
+NOT_COMPARED = ("weights",)
+"""Settings that may differ when a folder is continued, since the hash of the encoder covers the tensors."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,23 @@ class FeatureManifest:
     scaling: Mapping[str, Any] = field(default_factory=dict)
     stains: Normalisation = "none"
     """How the stains of the slides were normalised; a manifest that does not state it means "none"."""
+    preparation: Mapping[str, Any] = field(default_factory=dict)
+    """How tiles are resized and cut for the encoder; empty if they are used as they are."""
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    """Licence, file and hash of published weights; empty for other encoders."""
+    tokens: Tokens = "none"
+    """How the tokens of patches are stored."""
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
             raise ConfigError(f"unknown layout '{self.layout}'", expected=", ".join(get_args(Layout)))
+        if self.layout == "clam" and self.tokens != "none":
+            raise ConfigError("the layout clam stores no tokens", remedy="Use --layout trident")
         if self.layout == "clam" and self.dtype != "float32":
             raise ConfigError("the layout clam stores float32 features only", remedy="Use --dtype float32")
 
     def to_dict(self) -> dict[str, Any]:
-        content = {**asdict(self), "scaling": dict(self.scaling)}
+        content = asdict(self)
         return {name: value for name, value in content.items() if UNSTATED.get(name) != value}
 
     @classmethod
@@ -71,6 +83,11 @@ class FeatureManifest:
         features = base / f"features_{self.encoding.folder_name}" / f"{name}.h5"
         return base / "patches" / f"{name}_patches.h5", features
 
+    def token_path(self, root: Path, frame: TileFrame) -> Path:
+        """The path of the file of tokens of a case."""
+        folder = f"tokens_{self.encoding.folder_name}"
+        return root / frame.folder_name / folder / f"{quote(frame.name, safe=' ')}.h5"
+
 
 def prepare_folder(path: str | Path, manifest: FeatureManifest) -> Path:
     """Create or reopen a folder of features.
@@ -83,7 +100,10 @@ def prepare_folder(path: str | Path, manifest: FeatureManifest) -> Path:
     content = {"format": FORMAT, "research_use": RESEARCH_USE, **manifest.to_dict()}
     if not manifest_path.exists():
         write_json(manifest_path, content)
-    elif (stored := UNSTATED | read_json(manifest_path)) != (requested := UNSTATED | content):
+        return root
+    ignored = dict.fromkeys(NOT_COMPARED)
+    stored, requested = (UNSTATED | one | ignored for one in (read_json(manifest_path), content))
+    if stored != requested:
         # The hash of the encoding depends on the input size too. The encoding is compared last, so that the
         # message names the simplest difference.
         keys = sorted(requested, key=lambda name: name == "encoding")
@@ -153,6 +173,33 @@ class FeatureFolder:
             expected=f"a file {next(iter(names))}.h5",
             remedy="Extract them with `lobule features`",
         )
+
+    def find_tokens(self, case: Case) -> TokenFile:
+        """Find the file with the tokens of a case, next to its feature file.
+
+        Raises:
+            NotReadable: The folder has no tokens of this case.
+            ConfigError: The tokens come from another encoder than the features.
+        """
+        features = self.find(case)
+        folder = features.path.parent
+        path = folder.parent / folder.name.replace("features_", "tokens_", 1) / features.path.name
+        if not path.is_file():
+            raise NotReadable(
+                f"there are no tokens of the case '{case.id}'",
+                subject=path,
+                remedy="Extract them with `lobule features --tokens float16` to another folder",
+            )
+        tokens = read_token_file(path)
+        if (tokens.hash, tokens.count) != (features.hash, features.count):
+            raise ConfigError(
+                "the tokens do not belong to the features",
+                subject=path,
+                expected=f"{features.count} tiles of {features.encoder}, {(features.hash or '')[:23]}",
+                actual=f"{tokens.count} tiles of {tokens.encoder}, {tokens.hash[:23]}",
+                remedy="Extract both again",
+            )
+        return tokens
 
     def is_slide_file(self, case: Case, file: FeatureFile) -> bool:
         """Whether the feature file of a case is named after its slide, and not after the case itself."""

@@ -28,7 +28,12 @@ class Encoding:
     @property
     def folder_name(self) -> str:
         """The name with only characters that are safe in a path, for the folder `features_<encoder>`."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.name)
+        return folder_name(self.name)
+
+
+def folder_name(encoder: str) -> str:
+    """The name of an encoder with only characters that are safe in a path."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", encoder)
 
 
 @dataclass(frozen=True)

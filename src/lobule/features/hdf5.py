@@ -50,7 +50,7 @@ class FeatureFile:
 
     def l0_coords(self, mpp: float | None = None) -> NDArray[np.int64]:
         """(n, 2) level-0 x and y of the tiles' corners; `mpp` is required if the file stores µm."""
-        with _open_hdf5(self.path) as file:
+        with open_hdf5(self.path) as file:
             coords = np.asarray(file["coords"])
         if self.kind != "stamp":
             return coords.astype(np.int64)
@@ -68,7 +68,7 @@ class FeatureFile:
 
     def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yield the features in order: a slice of rows, and the features of these rows."""
-        with _open_hdf5(self.path) as file:
+        with open_hdf5(self.path) as file:
             features = file[self.features_name]
             for start in range(0, self.count, rows):
                 row_slice = slice(start, min(start + rows, self.count))
@@ -76,7 +76,7 @@ class FeatureFile:
 
     def read(self, row_slice: slice) -> NDArray[Any]:
         """The features of a slice of rows."""
-        with _open_hdf5(self.path) as file:
+        with open_hdf5(self.path) as file:
             return self._read_finite(file[self.features_name], row_slice)
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -84,7 +84,7 @@ class FeatureFile:
         out = np.empty((len(rows), self.dim), self.dtype)
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
-        with _open_hdf5(self.path) as file:
+        with open_hdf5(self.path) as file:
             features = file[self.features_name]
             for start in range(0, self.count, BLOCK_ROWS):
                 first, last = np.searchsorted(ordered, [start, start + BLOCK_ROWS])
@@ -119,6 +119,7 @@ def write_features(
     source: str | None = None,
     dtype: str = "float16",
     coords_dtype: str = "int64",
+    licence: str | None = None,
 ) -> Iterator[Append]:
     """Write a feature file through the function `append(features, l0_coords)` that is yielded.
 
@@ -127,12 +128,14 @@ def write_features(
     if dtype not in ("float16", "float32"):
         raise ConfigError(f"features are not stored as {dtype}", expected="float16 or float32")
     folder = str(Path(path).parent)
-    with write_atomic(path) as temporary_path, h5py.File(temporary_path, "w") as file:
+    with create_hdf5(path) as file:
         file.attrs.update(_root_attributes(frame, encoding, source))
+        if licence is not None:
+            file.attrs["encoder_licence"] = licence
         sizes = {"maxshape": (None, encoding.dim), "chunks": (CHUNK_ROWS, encoding.dim)}
         features = file.create_dataset("features", (0, encoding.dim), dtype, **sizes)
         features.attrs.update({"name": frame.name, "savetodir": folder, "encoder": encoding.name})
-        coords = _coords(file, frame, folder, coords_dtype)
+        coords = coords_dataset(file, frame, folder, coords_dtype)
 
         def append(values: NDArray[Any], l0_coords: NDArray[np.int64]) -> None:
             count = features.shape[0]
@@ -158,13 +161,21 @@ def write_coords(
     path: str | Path, frame: TileFrame, l0_coords: NDArray[np.int64], *, coords_dtype: str = "int64"
 ) -> None:
     """Write a file with only the corners of the tiles, which both layouts store in `patches/`."""
-    with write_atomic(path) as temporary_path, h5py.File(temporary_path, "w") as file:
-        coords = _coords(file, frame, str(Path(path).parent), coords_dtype)
+    with create_hdf5(path) as file:
+        coords = coords_dataset(file, frame, str(Path(path).parent), coords_dtype)
         coords.resize(len(l0_coords), axis=0)
         coords[:] = l0_coords
 
 
-def _coords(file: h5py.File, frame: TileFrame, folder: str, dtype: str) -> Any:
+@contextmanager
+def create_hdf5(path: str | Path) -> Iterator[h5py.File]:
+    """Create an HDF5 file under a temporary name and rename it when the context ends without an error."""
+    with write_atomic(path) as temporary_path, h5py.File(temporary_path, "w") as file:
+        yield file
+
+
+def coords_dataset(file: h5py.File, frame: TileFrame, folder: str, dtype: str) -> Any:
+    """The empty dataset of tile corners, with the attributes of its layouts."""
     coords = file.create_dataset("coords", (0, 2), dtype, maxshape=(None, 2), chunks=(4 * CHUNK_ROWS, 2))
     coords.attrs.update(frame.attributes(folder))
     return coords
@@ -186,9 +197,9 @@ def read_feature_file(path: str | Path) -> FeatureFile:
         DamagedFile: The file is half-written, damaged, or not a feature file.
     """
     path = Path(path)
-    with _open_hdf5(path) as file:
+    with open_hdf5(path) as file:
         name = "feats" if "feats" in file.keys() else "features"  # noqa: SIM118 - follows no link
-        _check_storage(path, file, name)
+        refuse_foreign_storage(path, file, name, "coords")
         if name not in file.keys() or "coords" not in file.keys():  # noqa: SIM118
             raise DamagedFile(
                 "not a feature file",
@@ -208,12 +219,12 @@ def read_feature_file(path: str | Path) -> FeatureFile:
         return _corners_file(fields, dict(file.attrs), dict(features.attrs), coords_attributes)
 
 
-def _check_storage(path: Path, file: h5py.File, name: str) -> None:
+def refuse_foreign_storage(path: Path, file: h5py.File, *names: str) -> None:
     """Refuse datasets that contain anything except numbers stored in this file.
 
     Links, external storage, virtual datasets and references could read any other file as features.
     """
-    for key in (name, "coords"):
+    for key in names:
         if key not in file.keys():  # noqa: SIM118 - `key in file` would follow links
             continue
         link = file.get(key, getlink=True)
@@ -300,8 +311,8 @@ def _attributes_of_patches(path: Path) -> dict[str, Any]:
     names = (f"{path.stem}_patches.h5", f"{path.stem}.h5")
     for coords_path in (folder / "patches" / name for folder in folders for name in names):
         if coords_path.is_file():
-            with _open_hdf5(coords_path) as file:
-                _check_storage(coords_path, file, "coords")
+            with open_hdf5(coords_path) as file:
+                refuse_foreign_storage(coords_path, file, "coords")
                 return dict(file["coords"].attrs) if "coords" in file.keys() else {}  # noqa: SIM118
     return {}
 
@@ -313,7 +324,7 @@ def _text(value: Any) -> str | None:
 
 
 @contextmanager
-def _open_hdf5(path: Path) -> Iterator[h5py.File]:
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file. An error is reported as a half-written file, because that is the usual cause."""
     if not path.is_file():
         raise not_readable(FileNotFoundError(), path)

@@ -7,31 +7,52 @@ any predictor, so the scanner handles resuming, failed cases and the memory limi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lobule.bundles import write_tensors
 from lobule.cohort import Case, Cohort
-from lobule.errors import LobuleError
-from lobule.features import FeatureManifest, TileFrame, prepare_folder, write_coords, write_features
+from lobule.errors import ConfigError, LobuleError
+from lobule.features import (
+    FeatureManifest,
+    TileFrame,
+    TokenGrid,
+    prepare_folder,
+    read_token_file,
+    write_coords,
+    write_features,
+    write_tokens,
+)
 from lobule.features.folder import ENCODER, clear_folder
-from lobule.features.frame import Encoding
+from lobule.features.frame import Encoding, folder_name
 from lobule.features.hdf5 import read_feature_file
 from lobule.files import make_folder
 from lobule.nets.encoders import Encoder
 from lobule.results.folder import CaseFolder, open_results
 from lobule.results.locks import lock_folder
 from lobule.results.result import COMPLETE, UNSCORED, Result
-from lobule.results.tables import TableReader
+from lobule.results.tables import Columns, TableReader
 from lobule.scanning.cases import Progress
 from lobule.scanning.contract import Fields, ImageSource, OpenCase, ScanOptions, Steps
 from lobule.scanning.open_case import slide_images
 from lobule.scanning.scan import Machine, ScanReport, scan
-from lobule.scanning.tile_features import COLUMN, TileEncoder, Tiling, fill_features, tile_fields
+from lobule.scanning.tile_features import (
+    COLUMN,
+    SCALES,
+    TOKENS,
+    TileEncoder,
+    TileEncoders,
+    Tiling,
+    TokenStorage,
+    fill_features,
+    tile_fields,
+)
 from lobule.slides.identity import slide_fingerprint
 from lobule.stitch import State
 
@@ -48,37 +69,43 @@ class Extraction:
     layout: str = "trident"
     keep_encoder: bool = True
     """Store the encoder's weights with the features, so that bundles trained on them can scan slides."""
+    tokens: TokenStorage = "none"
+    """How the tokens of the patches of every tile are stored; "none" stores only features."""
 
 
-class ExtractionPredictor:
-    """A predictor that encodes tiles and writes a feature file for each case."""
+@dataclass(frozen=True)
+class FeatureOutput:
+    """The folder that the features of one encoder are written to."""
 
-    def __init__(self, model: TileEncoder, manifest: FeatureManifest, root: Path) -> None:
-        self.model, self.manifest, self.root = model, manifest, root
+    encoder: TileEncoder
+    manifest: FeatureManifest
+    root: Path
 
-    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
-        return slide_images(case, options, self.model.tiling.stains)
+    @property
+    def token_grid(self) -> TokenGrid | None:
+        """The patches of a tile; None if no tokens are stored."""
+        shape, storage = self.encoder.token_shape, self.encoder.tokens
+        return None if shape is None or storage == "none" else TokenGrid(*shape, storage)
 
-    def steps(self, case: OpenCase) -> Steps[Result]:
-        tiling = self.model.tiling
-        fields = tile_fields(case, tiling)
-        frame = TileFrame.of(case.case.id, fields.lattices[0], tiling.tile_px, tiling.mpp)
-        assert case.case.path is not None
-        source = slide_fingerprint(case.case.path)
-        coords_path, features_path = self.manifest.paths_of(self.root, frame)
-        if not self._is_up_to_date(features_path, source, fields, frame):
-            table = yield from fill_features(fields, self.manifest.encoding.dim)
-            self._export(table, frame, source, coords_path, features_path)
-        feature_file = read_feature_file(features_path)
-        metadata = {"tiles": feature_file.count, "features": str(features_path.relative_to(self.root))}
-        return Result({}, metadata=metadata, scored=feature_file.count > 0)
+    @property
+    def dim(self) -> int:
+        return self.manifest.encoding.dim
 
-    def _is_up_to_date(self, path: Path, source: str, fields: Fields, frame: TileFrame) -> bool:
-        """Whether a complete feature file of the same tiles of the same slide exists already."""
+    @property
+    def token_bytes(self) -> int:
+        return self.encoder.token_bytes
+
+    def is_up_to_date(self, frame: TileFrame, source: str, fields: Fields) -> bool:
+        """Whether complete files of the same tiles of the same slide exist already."""
+        path = self.features_path(frame)
         if not path.exists():
             return False
         try:
             file = read_feature_file(path)
+            if self.token_grid is not None:
+                tokens = read_token_file(self.manifest.token_path(self.root, frame), self.token_grid)
+                if (tokens.hash, tokens.count) != (file.hash, file.count):
+                    return False
         except LobuleError:
             return False
         encoding = self.manifest.encoding
@@ -89,29 +116,83 @@ class ExtractionPredictor:
         corners = np.array([(box.x, box.y) for box in boxes], np.int64).reshape(-1, 2)
         return file.tile_l0 == frame.l0_tile and np.array_equal(file.l0_coords(), corners)
 
-    def _export(
-        self, table: TableReader, frame: TileFrame, source: str, coords_path: Path, features_path: Path
-    ) -> None:
-        """Write the table as a feature file, chunk by chunk, without the failed tiles."""
+    def features_path(self, frame: TileFrame) -> Path:
+        return self.manifest.paths_of(self.root, frame)[1]
+
+    def write(self, table: TableReader, frame: TileFrame, source: str) -> None:
+        """Write the table as files, chunk by chunk, without the failed tiles."""
+        manifest, corners = self.manifest, [np.empty((0, 2), np.int64)]
+        coords_path, features_path = manifest.paths_of(self.root, frame)
         for path in (coords_path, features_path):
             path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in features_path.parent.glob(f".{features_path.stem[:80]}.*.part.h5"):
             leftover.unlink(missing_ok=True)
-        manifest, corners = self.manifest, [np.empty((0, 2), np.int64)]
         coords_dtype = "int32" if manifest.layout == "clam" else "int64"
         options: dict[str, Any] = {"dtype": manifest.dtype, "coords_dtype": coords_dtype}
-        with write_features(features_path, frame, manifest.encoding, source=source, **options) as append:
+        options["licence"] = manifest.weights.get("licence")
+        with (
+            self._append_tokens(frame, source) as append_tokens,
+            write_features(features_path, frame, manifest.encoding, source=source, **options) as append,
+        ):
             for chunk in table.iterate():
                 scored = chunk["state"] == State.SCORED
                 if not scored.any():
                     continue
                 corners.append(np.stack([chunk["l0_x"][scored], chunk["l0_y"][scored]], axis=1))
-                append(chunk[COLUMN][scored], corners[-1])
+                append(chunk[COLUMN + self.encoder.suffix][scored], corners[-1])
+                append_tokens(chunk, scored, corners[-1])
         write_coords(coords_path, frame, np.concatenate(corners), coords_dtype="int64")
+
+    @contextmanager
+    def _append_tokens(self, frame: TileFrame, source: str) -> Iterator[Callable[..., None]]:
+        """A function that appends the tokens of a chunk of the table, if tokens are stored."""
+        if (grid := self.token_grid) is None:
+            yield lambda chunk, scored, corners: None
+            return
+        path = self.manifest.token_path(self.root, frame)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        suffix = self.encoder.suffix
+        with write_tokens(path, frame, self.manifest.encoding, grid, source=source) as append:
+
+            def append_chunk(chunk: Columns, scored: NDArray[np.bool_], corners: NDArray[np.int64]) -> None:
+                scales = chunk[SCALES + suffix][scored] if grid.storage == "int8" else None
+                append(chunk[TOKENS + suffix][scored], scales, corners)
+
+            yield append_chunk
+
+
+class ExtractionPredictor:
+    """A predictor that encodes tiles and writes a feature file for each case and encoder."""
+
+    def __init__(
+        self, model: TileEncoder | TileEncoders, outputs: Sequence[FeatureOutput], root: Path
+    ) -> None:
+        self.model, self.outputs, self.root = model, tuple(outputs), root
+
+    def images(self, case: Case, options: ScanOptions) -> Mapping[str, ImageSource]:
+        return slide_images(case, options, self.model.tiling.stains)
+
+    def steps(self, case: OpenCase) -> Steps[Result]:
+        tiling = self.model.tiling
+        fields = tile_fields(case, tiling)
+        frame = TileFrame.of(case.case.id, fields.lattices[0], tiling.tile_px, tiling.mpp)
+        assert case.case.path is not None
+        source = slide_fingerprint(case.case.path)
+        if not all(output.is_up_to_date(frame, source, fields) for output in self.outputs):
+            dim = sum(output.dim for output in self.outputs)
+            token_bytes = sum(output.token_bytes for output in self.outputs)
+            table = yield from fill_features(fields, dim, token_bytes)
+            for output in self.outputs:
+                output.write(table, frame, source)
+        paths = [output.features_path(frame) for output in self.outputs]
+        count = read_feature_file(paths[0]).count
+        relative_paths = [str(path.relative_to(self.root)) for path in paths]
+        features = relative_paths[0] if len(paths) == 1 else relative_paths
+        return Result({}, metadata={"tiles": count, "features": features}, scored=count > 0)
 
 
 def extract(
-    encoder: Encoder,
+    encoder: Encoder | Sequence[Encoder],
     cohort: Cohort,
     out: str | Path,
     extraction: Extraction,
@@ -125,10 +206,12 @@ def extract(
     """Extract the features of every case of a cohort; running it again continues an interrupted extraction.
 
     Args:
-        encoder: The encoder.
+        encoder: The encoder. Several encoders share one pass over the slides; the features of each are
+            written to a subfolder of `out` with its name.
         cohort: The slides, or regions of slides.
         out: The folder of features.
-        extraction: Settings of the tiles and of the stored features.
+        extraction: Settings of the tiles and of the stored features. Of several encoders, each uses the size
+            of its own input instead of `tiling.input_px` if it requires one.
         options: Options of the scan, such as the tissue detection.
         machine: The device and the limits of this machine.
         fresh: Delete existing features in the folder first.
@@ -139,30 +222,22 @@ def extract(
         ConfigError: The encoder does not accept tiles of this size.
         ResultsError: The folder contains features of another encoder or of other tiles.
     """
-    tiling = extraction.tiling
-    encoding = Encoding(encoder.name, encoder.hash_at(tiling.input_px), encoder.dim)
-    manifest = FeatureManifest(
-        encoding,
-        tiling.mpp,
-        tiling.tile_px,
-        tiling.input_px,
-        tiling.tissue_share,
-        extraction.dtype,
-        extraction.layout,  # type: ignore[arg-type]  # checked by the manifest
-        encoder.scaling.as_dict(),
-        tiling.stains,
-    )
-    tile_encoder = TileEncoder(encoder, tiling)
-    tile_encoder.bytes_of_tile()  # an invalid tile size is refused before the folder is created
+    encoders = [encoder] if isinstance(encoder, Encoder) else list(encoder)
+    tile_encoders = _tile_encoders(encoders, extraction)
+    for tile_encoder in tile_encoders:
+        tile_encoder.bytes_of_tile()  # an invalid tile size is refused before the folder is created
+    folders = [Path(out)] if len(encoders) == 1 else [Path(out) / folder_name(one.name) for one in encoders]
     if fresh:
         with lock_folder(make_folder(out) / SCAN):
-            clear_folder(out)
-    root = prepare_folder(out, manifest)
-    if extraction.keep_encoder and not (root / ENCODER).exists():
-        write_tensors(root / ENCODER, encoder.weights)
+            for folder in folders:
+                clear_folder(folder)
+    outputs = [_output(one, extraction, folder) for one, folder in zip(tile_encoders, folders, strict=True)]
+    root = make_folder(out)
     clear_cases_without_files(root)
-    predictor = ExtractionPredictor(tile_encoder, manifest, root)
-    bundle: dict[str, Any] = {"method": "features", "fingerprint": encoding.hash, "classes": []}
+    model = tile_encoders[0] if len(tile_encoders) == 1 else TileEncoders(tile_encoders)
+    predictor = ExtractionPredictor(model, outputs, root)
+    hashes = [output.manifest.encoding.hash for output in outputs]
+    bundle: dict[str, Any] = {"method": "features", "fingerprint": "+".join(hashes), "classes": []}
     try:
         return scan(
             predictor, bundle, cohort, root / SCAN, options, machine,
@@ -172,11 +247,47 @@ def extract(
         delete_tables(root)
 
 
+def _tile_encoders(encoders: Sequence[Encoder], extraction: Extraction) -> list[TileEncoder]:
+    if len({one.name for one in encoders}) < len(encoders):
+        raise ConfigError("an encoder is named twice", actual=", ".join(one.name for one in encoders))
+    tiling, tile_encoders = extraction.tiling, []
+    for number, one in enumerate(encoders):
+        input_px = one.input_px or tiling.input_px
+        one_tiling = tiling if len(encoders) == 1 else replace(tiling, input_px=input_px)
+        suffix = f"_{number}" if number else ""
+        tile_encoders.append(TileEncoder(one, one_tiling, extraction.tokens, suffix))
+    return tile_encoders
+
+
+def _output(tile_encoder: TileEncoder, extraction: Extraction, folder: Path) -> FeatureOutput:
+    """Create or reopen the folder of an encoder, and store its weights there."""
+    encoder, tiling = tile_encoder.encoder, tile_encoder.tiling
+    manifest = FeatureManifest(
+        Encoding(encoder.name, encoder.hash_at(tiling.input_px), encoder.dim),
+        tiling.mpp,
+        tiling.tile_px,
+        tiling.input_px,
+        tiling.tissue_share,
+        extraction.dtype,
+        extraction.layout,  # type: ignore[arg-type]  # checked by the manifest
+        encoder.scaling.as_dict(),
+        tiling.stains,
+        {} if encoder.preparation is None else encoder.preparation.as_dict(),
+        encoder.provenance,
+        extraction.tokens,
+    )
+    root = prepare_folder(folder, manifest)
+    if extraction.keep_encoder and not (root / ENCODER).exists():
+        write_tensors(root / ENCODER, encoder.weights)
+    return FeatureOutput(tile_encoder, manifest, root)
+
+
 def clear_cases_without_files(root: Path) -> None:
     """Delete the results of complete cases without a feature file, so that they are extracted again."""
     for case in _complete_cases(root):
-        result = case.result or {}
-        if not (root / str(result.get("features", ""))).is_file():
+        features = (case.result or {}).get("features", "")
+        paths = features if isinstance(features, list) else [features]
+        if not all((root / str(path)).is_file() for path in paths):
             case.clear()
 
 

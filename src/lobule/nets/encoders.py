@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lobule.errors import ConfigError, ModelError
+from lobule.nets.averaged import AveragedMaps, plain_layers
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.inference import for_inference
+from lobule.nets.preparation import Preparation
 from lobule.nets.receptive import geometry_of
 from lobule.nets.resnet import BLOCKS, torchvision_model
 from lobule.nets.scaling import PLAIN_SCALING, InputScaling
 from lobule.nets.shapes import output_shape
 from lobule.nets.unpad import HEADS
+from lobule.nets.vit import VitEncoder
 
 SOURCES = ("torchvision", "timm", "lobule")
 Weights = Mapping[str, Tensor] | Literal["pretrained", "random"]
@@ -40,6 +43,10 @@ class Encoder:
     scaling: InputScaling
     input_px: int | None
     """The only input size that it accepts; None if any size works."""
+    preparation: Preparation | None = None
+    """How its authors resize and cut tiles; None if tiles are used as they are."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Licence, file and hash of published weights, for feature files and bundles."""
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -51,13 +58,18 @@ class Encoder:
         digest = hashlib.sha256()
         for name, value in sorted(self.weights.items()):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        digest.update(json.dumps([self.name, self.scaling.as_dict(), input_px]).encode())
+        settings: list[Any] = [self.name, self.scaling.as_dict(), input_px]
+        if self.preparation is not None:
+            settings.append(self.preparation.as_dict())
+        digest.update(json.dumps(settings).encode())
         return f"sha256:{digest.hexdigest()}"
 
     def for_inference(self) -> nn.Module:
         """The network in its fastest exact form; a network that cannot be traced stays unchanged."""
+        if isinstance(self.net, VitEncoder):  # it has no layers that could be folded
+            return self.net.eval()
         try:
-            return for_inference(self.net)
+            return for_inference(plain_layers(self.net) if isinstance(self.net, AveragedMaps) else self.net)
         except Exception:  # torch.fx can raise any exception that the code of a network causes
             return self.net.eval()
 

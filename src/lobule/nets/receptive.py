@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lobule.errors import ModelError
+from lobule.nets.averaged import SamePadding
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,9 @@ class SpatialTracer(fx.Tracer):
         self.opaque = frozenset(opaque)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        is_known = isinstance(m, (Crop, *POINTWISE_MODULES)) or module_qualified_name in self.opaque
+        is_known = (
+            isinstance(m, (Crop, SamePadding, *POINTWISE_MODULES)) or module_qualified_name in self.opaque
+        )
         return is_known or super().is_leaf_module(m, module_qualified_name)
 
 

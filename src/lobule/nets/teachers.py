@@ -3,7 +3,7 @@ before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -266,26 +266,45 @@ def _tiny(pretrained: bool) -> Teacher:
 def _timm(name: str, pretrained: bool) -> Teacher:
     import timm
 
-    options: dict[str, Any] = {"features_only": True}
+    options: dict[str, Any] = {"pretrained": pretrained}
     if name.startswith("swin"):
         options["strict_img_size"] = False
+    config = timm.get_pretrained_cfg(name)
+    scaling = InputScaling(tuple(config.mean), tuple(config.std)) if config else InputScaling()
+    return timm_teacher(f"timm:{name}", name, scaling, {"dynamic_img_size": True}, **options)
+
+
+def timm_teacher(
+    label: str, name: str, scaling: InputScaling, of_transformer: Mapping[str, Any], **options: Any
+) -> Teacher:
+    """A teacher from a network of timm.
+
+    Args:
+        label: Name of the teacher.
+        name: Name of timm's model.
+        scaling: Scaling of its input.
+        of_transformer: Arguments that are used only if the network has one stride at every depth.
+        **options: Arguments of timm.
+    """
+    import timm
+
+    options["features_only"] = True
     with torch.device("meta"):
-        strides = timm.create_model(name, pretrained=False, **options).feature_info.reduction()
+        described = {**options, "pretrained": False}
+        strides = timm.create_model(name, **described).feature_info.reduction()
     last = len(strides) - 1
     if len(set(strides)) == 1:  # a ViT: every depth has the same stride
         indices, pools = [last // 3, 2 * last // 3, last], [1, 2, 4]
-        options["dynamic_img_size"] = True
+        options |= of_transformer
     else:
         start = next((k for k, stride in enumerate(strides) if stride >= 4), last)
         indices = list(range(start, min(start + 3, last + 1)))
         pools = [1] * len(indices)
-    options |= {"pretrained": pretrained, "out_indices": indices}
+    options["out_indices"] = indices
     backbone = fetched(name, lambda: timm.create_model(name, **options), NO_NETWORK_REMEDY)
     effective = [strides[k] * pool for k, pool in zip(indices, pools, strict=True)]
-    config = timm.get_pretrained_cfg(name)
-    scaling = InputScaling(tuple(config.mean), tuple(config.std)) if config else InputScaling()
     stages = TimmStages(backbone, backbone.feature_info.channels(), pools)
-    return Teacher(f"timm:{name}", stages, effective, scaling)
+    return Teacher(label, stages, effective, scaling)
 
 
 TEACHERS: dict[str, Callable[[bool], Teacher]] = {

@@ -222,10 +222,12 @@ class Pipeline:
         with torch.inference_mode():
             if stream is None:
                 outputs = self.model.forward(run.pass_.key, to_device(batch, self.engine.device))
-                return {name: tensor.float().cpu().numpy() for name, tensor in outputs.items()}
+                return {name: _stored(tensor).cpu().numpy() for name, tensor in outputs.items()}
             with torch.cuda.stream(stream):
                 outputs = self.model.forward(run.pass_.key, to_device(batch, self.engine.device))
-                host = {name: tensor.float().to("cpu", non_blocking=True) for name, tensor in outputs.items()}
+                host = {
+                    name: _stored(tensor).to("cpu", non_blocking=True) for name, tensor in outputs.items()
+                }
                 stream.synchronize()
                 return {name: tensor.numpy() for name, tensor in host.items()}
 
@@ -276,6 +278,14 @@ class Pipeline:
             except queue.Empty:
                 continue
         return None
+
+
+COMPACT = (torch.int8, torch.float16)
+"""Formats in which a model may return columns of a table to store them in less space than float32."""
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype in COMPACT else tensor.float()
 
 
 def to_device(batch: LoadedBatch, device: str) -> Batch:

@@ -24,6 +24,9 @@ CHUNK_CELLS = 1024
 """Cells per side of a chunk. Larger chunks make fewer files; smaller ones lose less work if a scan is
 killed."""
 
+COMPACT = (np.int8, np.float16)
+"""Formats of columns that are stored as the model returns them; other columns are stored as float32."""
+
 Outputs = Mapping[str, NDArray[Any]]
 """The outputs of one field by name."""
 
@@ -255,9 +258,10 @@ class TableSink(_Sink):
         }
         scored = next((rows[int(row)] for row in index if rows[int(row)] is not None), None)
         for name, example in (scored or {}).items():
-            blank = np.full_like(np.asarray(example, np.float32), np.nan)
+            dtype = example.dtype if example.dtype in COMPACT else np.float32
+            blank = np.full_like(example, 0 if dtype == np.int8 else np.nan, dtype)
             values = [blank if (got := rows[int(row)]) is None else got[name] for row in index]
-            columns[name] = np.stack([np.asarray(value, np.float32) for value in values])
+            columns[name] = np.stack([np.asarray(value, dtype) for value in values])
         return columns
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from lobule.errors import CaseError, ConfigError
 from lobule.grid import MapGrid, share_in_cells
 from lobule.nets.encoders import Encoder
+from lobule.nets.vit import VitEncoder, WithTokens
 from lobule.results.tables import TableReader
 from lobule.scanning.contract import Batch, EngineSettings, Fields, OpenCase, ScanOptions, Steps, fill_table
 from lobule.scanning.device import SLICE, copy_to_device, dtype_of, random_batch, working_bytes
@@ -28,6 +30,10 @@ class TileFeatures:
 
 TABLE = COLUMN = "features"
 """Name of the table that holds the features of tiles, and of its column."""
+TOKENS, SCALES = "tokens", "scales"
+"""Names of the columns with the tokens of the patches of a tile, and with a factor for each token."""
+TokenStorage = Literal["none", "float16", "int8"]
+"""How tokens are stored; "none" computes none. int8 values are multiplied by the factor of their token."""
 BATCH = 256
 """Tiles per batch on a GPU. A CPU uses smaller batches: it gains nothing from larger ones, and would have to
 compute the padding of the last batch of a case."""
@@ -80,9 +86,16 @@ def tile_fields(case: OpenCase, tiling: Tiling) -> Fields:
     return Fields(("slide",), (grid.lattice,), np.zeros(len(rows), np.int16), boxes)
 
 
-def fill_features(fields: Fields, dim: int) -> Steps[TableReader]:
-    """Fill the table of `dim` features of each tile. It is an error if no tile can be encoded."""
-    chunk_rows = int(np.clip(CHUNK_BYTES // (4 * dim), 64, 4096))
+def fill_features(fields: Fields, dim: int, token_bytes: int = 0) -> Steps[TableReader]:
+    """Fill the table of `dim` features of each tile. It is an error if no tile can be encoded.
+
+    Args:
+        fields: The tiles.
+        dim: Number of features.
+        token_bytes: Bytes of the tokens of a tile; 0 without tokens.
+    """
+    fewest = 8 if token_bytes else 64
+    chunk_rows = int(np.clip(CHUNK_BYTES // (4 * dim + token_bytes), fewest, 4096))
     table = yield from fill_table(TileFeatures(), TABLE, fields, chunk_rows=chunk_rows)
     _refuse_all_failed(table)
     return table
@@ -101,17 +114,53 @@ def _refuse_all_failed(table: TableReader) -> None:
 class TileEncoder:
     """Runs an encoder: the `Model` of predictors that encode tiles."""
 
-    def __init__(self, encoder: Encoder, tiling: Tiling) -> None:
+    def __init__(
+        self, encoder: Encoder, tiling: Tiling, tokens: TokenStorage = "none", suffix: str = ""
+    ) -> None:
+        """
+        Args:
+            encoder: The encoder.
+            tiling: The tiles.
+            tokens: How tokens of patches are stored; "none" computes only features.
+            suffix: Appended to the names of the columns, to tell the encoders of one pass apart.
+        """
         if encoder.input_px is not None and tiling.input_px != encoder.input_px:
             raise ConfigError(
                 f"'{encoder.name}' accepts only tiles of {encoder.input_px} px",
                 actual=f"{tiling.input_px} px",
                 remedy=f"Use --input {encoder.input_px}",
             )
-        self.encoder, self.tiling = encoder, tiling
+        self.encoder, self.tiling, self.tokens, self.suffix = encoder, tiling, tokens, suffix
         self._net = encoder.for_inference()
+        if tokens != "none":
+            self._net = WithTokens(self._transformer())
         self._device_net: nn.Module | None = None
         self._engine = EngineSettings()
+
+    def _transformer(self) -> VitEncoder:
+        if not isinstance(self.encoder.net, VitEncoder):
+            raise ConfigError(
+                f"'{self.encoder.name}' has no tokens",
+                expected="a vision transformer of `lobule.encoders.ENCODERS`",
+                remedy="Remove --tokens, or use another encoder",
+            )
+        return self.encoder.net
+
+    @property
+    def token_shape(self) -> tuple[int, int, int] | None:
+        """Rows, columns and width of the tokens of a tile; None if none are computed."""
+        if self.tokens == "none":
+            return None
+        transformer = self._transformer()
+        return (*transformer.grid, transformer.token_width)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the stored tokens of a tile."""
+        if self.token_shape is None:
+            return 0
+        rows, columns, width = self.token_shape
+        return rows * columns * (width + 2 if self.tokens == "int8" else 2 * width)
 
     def bytes_of_tile(self) -> int:
         """Return the bytes for encoding one tile. Raises `ConfigError` if the encoder rejects its size."""
@@ -140,12 +189,59 @@ class TileEncoder:
 
     def forward(self, key: TileFeatures, batch: Batch) -> dict[str, torch.Tensor]:
         assert self._device_net is not None
+        outputs = self._device_net(self._scaled(batch.pixels))
+        if self.tokens == "none":
+            return {COLUMN + self.suffix: outputs.float()}
+        features, tokens = outputs
+        return {COLUMN + self.suffix: features.float(), **self._stored_tokens(tokens)}
+
+    def _scaled(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Resize, cut and scale tiles as the encoder requires it."""
         dtype = dtype_of(self._engine)
+        if self.encoder.preparation is not None:
+            return self.encoder.scaling.apply(self.encoder.preparation.apply(pixels), dtype)
         size = (self.tiling.input_px, self.tiling.input_px)
-        resized = tuple(batch.pixels.shape[1:3]) != size
+        if tuple(pixels.shape[1:3]) == size:
+            return self.encoder.scaling.apply(pixels, dtype)
         # torch cannot resize bfloat16 tensors on a CPU.
-        x = self.encoder.scaling.apply(batch.pixels, torch.float32 if resized else dtype)
-        if resized:
-            x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True).to(dtype)
-        features: Any = self._device_net(x)
-        return {COLUMN: features.float()}
+        x = self.encoder.scaling.apply(pixels, torch.float32)
+        return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True).to(dtype)
+
+    def _stored_tokens(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The columns of tokens (N, T, d), flattened to one row per tile."""
+        if self.tokens == "float16":
+            return {TOKENS + self.suffix: tokens.half().flatten(1)}
+        values, scales = quantised(tokens.float())
+        return {TOKENS + self.suffix: values.flatten(1), SCALES + self.suffix: scales}
+
+
+def quantised(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (N, T, d) as int8 (N, T, d) and float16 factors (N, T) that restore their sizes."""
+    scales = (tokens.abs().amax(dim=2) / 127).clamp(min=torch.finfo(torch.float16).tiny).half()
+    values = (tokens / scales.float()[..., None]).round().clamp(-127, 127)
+    return values.to(torch.int8), scales
+
+
+class TileEncoders:
+    """Runs several encoders on the same tiles, so that a slide is read once."""
+
+    def __init__(self, encoders: Sequence[TileEncoder]) -> None:
+        self.encoders = tuple(encoders)
+        self.tiling = self.encoders[0].tiling
+
+    def choose_batch(self, engine: EngineSettings, room: int, options: ScanOptions) -> EngineSettings:
+        batches = [encoder.choose_batch(engine, room, options).batch for encoder in self.encoders]
+        return replace(engine, batch=min(batches))
+
+    def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
+        for encoder in self.encoders:
+            encoder.move_to_device(engine, options)
+
+    def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[TileFeatures, Batch]:
+        return self.encoders[0].sample_batch(engine, options)
+
+    def forward(self, key: TileFeatures, batch: Batch) -> dict[str, torch.Tensor]:
+        outputs: dict[str, torch.Tensor] = {}
+        for encoder in self.encoders:
+            outputs |= encoder.forward(key, batch)
+        return outputs

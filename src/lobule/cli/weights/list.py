@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lobule.cli.base import CommandOutput, format_fields, lobule_command, table
 from lobule.cli.machine import weight_caches
 from lobule.cli.weights.catalog import CATALOG
+from lobule.encoders import ENCODERS, NOT_SUPPORTED
 
 
 @lobule_command("lobule weights list")
 def command() -> CommandOutput:
-    """List pretrained and published weights with the methods that use them, source, licence, hash and state.
+    """List pretrained and published weights and tile encoders, with source, licence, hash and state.
 
     torchvision and timm download backbones at first use. Published models are not downloaded: get the file
     yourself under its licence, then check it with `lobule weights inspect`.
@@ -46,4 +48,41 @@ def command() -> CommandOutput:
     text = table(("weights", "for", "source", "hash", "state"), rows)
     text += "\n\n" + format_fields([(f"licence of {source}", licence) for source, licence in licences])
     text += "\n" + format_fields([(f"{cache['of']} cache", cache["folder"]) for cache in caches])
-    return CommandOutput({"weights": data, "caches": caches}, text)
+    text += "\n\n" + table(("encoder", "features", "tiles", "licence", "state"), encoder_rows())
+    return CommandOutput({"weights": data, "encoders": encoder_data(), "caches": caches}, text)
+
+
+def encoder_data() -> list[dict[str, Any]]:
+    """The encoders of `lobule features --encoder`, for JSON."""
+    listed = [
+        {
+            "name": entry.name,
+            "features": entry.width,
+            "tile_px": entry.default_tile_px,
+            "mpp": list(entry.mpp),
+            "file": entry.published.address,
+            "sha256": entry.published.sha256,
+            "licence": entry.licence.name,
+            "commercial": entry.licence.commercial,
+            "redistribution": entry.licence.redistribution,
+            "gated": entry.licence.gated,
+            "not_confirmed": list(entry.not_confirmed),
+        }
+        for entry in ENCODERS.values()
+    ]
+    return listed + [{"name": name, "not_supported": reason} for name, reason in NOT_SUPPORTED.items()]
+
+
+def encoder_rows() -> list[tuple[str, str, str, str, str]]:
+    """The encoders of `lobule features --encoder`, for people."""
+    rows = []
+    for entry in ENCODERS.values():
+        mpp = " or ".join(f"{value:g}" for value in sorted(entry.mpp))
+        tiles = f"{entry.default_tile_px} px" + (f" at {mpp} µm/px" if mpp else "")
+        state = "apply to the authors" if entry.licence.gated else "at first use"
+        if entry.published.package is not None:
+            state = "extra 'starter'"
+        if entry.not_confirmed:
+            state = "not confirmed: refused without --unverified"
+        rows.append((entry.name, str(entry.width), tiles, entry.licence.name, state))
+    return rows + [(name, "", "", "", f"not supported: {reason}") for name, reason in NOT_SUPPORTED.items()]

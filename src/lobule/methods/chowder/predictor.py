@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lobule.bundles import Bundle, plain_weights
 from lobule.cohort import Case
+from lobule.encoders.load import restore_encoder
 from lobule.errors import BundleError, ConfigError
 from lobule.features import FeatureFolder, open_features
 from lobule.geometry import Size
@@ -29,7 +30,6 @@ from lobule.methods.chowder.sources import (
     tiles_of_table,
 )
 from lobule.methods.chowder.train import ENCODER
-from lobule.nets.encoders import encoder
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.results.tables import TableReader
@@ -119,7 +119,8 @@ class BagModel:
                 subject=self._bundle.path,
                 remedy="Pass stored features with --set features=DIR",
             )
-        loaded_encoder = encoder(str(self._encoding["name"]), plain_weights(self._bundle.file(ENCODER)))
+        stored_weights = plain_weights(self._bundle.file(ENCODER))
+        loaded_encoder = restore_encoder(str(self._encoding["name"]), stored_weights)
         tiling = Tiling(**self._tiling)
         if loaded_encoder.hash_at(tiling.input_px) != self._encoding["hash"]:
             raise BundleError(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lobule.bundles import Bundle, trained_bundle, write_bundle
 from lobule.cohort import Cohort
+from lobule.encoders import licences_of
 from lobule.features import open_features
 from lobule.files import make_folder
 from lobule.methods.chowder.agreement import auc_spread, ensemble_agreement, training_notes
@@ -81,7 +82,8 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
             config, metrics, texts = result.config, dict(result.metrics), {OUT_OF_FOLD: result.table}
         ensemble, members = training.fit_members(config)
         localisation = training.localise(ensemble, members, metrics)
-        record = job.record(*bags.cases, metrics, features=config.features)
+        licences = licences_of(str(kind["encoding"]["name"]))
+        record = job.record(*bags.cases, metrics, features=config.features, **licences)
         settings = {**replace(config, features="").to_dict(), **kind, "localisation": localisation.describe()}
         mpp = None if kind["tiling"] is None else kind["tiling"]["mpp"]
         bundle = trained_bundle("chowder", settings, config.classes, mpp, **record)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from lobule.encoders import ENCODERS
 from lobule.errors import ConfigError
 from lobule.methods.rakhlin.boosting import BoostingConfig
 from lobule.settings import Settings
@@ -78,12 +79,14 @@ class Config(Settings):
 
     # encoders
     encoders: tuple[str, ...] = ("resnet50", "inception_v3", "vgg16")
-    """Nets of torchvision, `timm:NAME` or `tiny`; `NAME@layer+layer` names the layers that are pooled."""
+    """Encoders of `lobule weights list`, nets of torchvision, `timm:NAME` or `tiny`; `NAME@layer+layer` names
+    the layers that are pooled."""
     weights: tuple[str, ...] = ("imagenet",)
     """One per encoder, or one for all: "imagenet" (fetched), "random", or a file (safetensors or torch)."""
     inputs: tuple[str, ...] = ()
-    """One per encoder: "torchvision", "caffe" (BGR minus its means) or "tf" (-1 to 1). If empty, "tf" for
-    inception_v3; for others "torchvision", or "caffe" with `keras`."""
+    """One per encoder: "torchvision", "caffe" (BGR minus its means), "tf" (-1 to 1) or "encoder" (as the table
+    of encoders says). If empty, "encoder" for names of the table, "tf" for inception_v3; for others
+    "torchvision", or "caffe" with `keras`."""
     keras: bool = False
     """Build networks as Keras did in 2018, for weights converted from it: resnet50 has other strides, another
     first pool and a 7 × 7 average pool before the global one; inception_v3 pads average pools differently."""
@@ -183,7 +186,10 @@ class Config(Settings):
     def input_of(self, encoder: int) -> str:
         if self.inputs:
             return self.inputs[encoder if len(self.inputs) > 1 else 0]
-        if self.encoders[encoder].partition("@")[0] == "inception_v3":
+        name = self.encoders[encoder].partition("@")[0]
+        if name in ENCODERS:
+            return "encoder"
+        if name == "inception_v3":
             return "tf"
         return "caffe" if self.keras else "torchvision"
 

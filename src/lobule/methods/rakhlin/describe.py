@@ -157,7 +157,8 @@ class Describer:
     def _bytes_per_crop(self, set_: DescriptorSet) -> int:
         encoder = self.encoders[set_.encoder]
         try:
-            return working_bytes(encoder, set_.size, set_.size)
+            side = encoder.plan.input_side(set_.size)
+            return working_bytes(encoder, side, side)
         except RuntimeError as error:
             raise ConfigError(
                 f"{encoder.plan.name} cannot take crops of {set_.size} px",

@@ -11,15 +11,21 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lobule.bundles import plain_weights
+from lobule.encoders import ENCODERS, EncoderEntry
+from lobule.encoders.build import build_network
+from lobule.encoders.load import open_encoder
 from lobule.errors import ConfigError, ModelError
 from lobule.imagenet import imagenet_weights
 from lobule.methods.rakhlin.config import Config
 from lobule.methods.rakhlin.keras_weights import PUBLISHED, read_keras_weights
+from lobule.nets.averaged import plain_layers
 from lobule.nets.encoders import fetched
 from lobule.nets.inference import for_inference
+from lobule.nets.preparation import Preparation
 from lobule.nets.scaling import InputScaling
 from lobule.nets.tiny import tiny
 from lobule.nets.vgg import he_normal
+from lobule.nets.vit import VitEncoder
 
 TAPS: dict[str, tuple[str, ...]] = {
     "resnet50": ("layer4",),
@@ -56,6 +62,15 @@ class Plan:
     def of(cls, config: Config, index: int) -> Plan:
         return cls(config.encoders[index], config.input_of(index), config.keras)
 
+    @property
+    def entry(self) -> EncoderEntry | None:
+        """The entry in the table of encoders; None for other networks."""
+        return ENCODERS.get(self.name.partition("@")[0])
+
+    def input_side(self, crop: int) -> int:
+        """Side of the network's input for crops of a size."""
+        return crop if self.entry is None or self.entry.any_size else self.entry.input_px
+
 
 class Encoder(nn.Module):
     """A trunk whose feature maps (one per tap) are averaged over all positions and concatenated."""
@@ -63,7 +78,7 @@ class Encoder(nn.Module):
     def __init__(self, trunk: nn.Module, plan: Plan, taps: Sequence[str]) -> None:
         super().__init__()
         self.trunk, self.plan, self.taps = trunk, plan, tuple(taps)
-        if plan.input not in INPUTS:
+        if plan.input not in INPUTS and (plan.input != "encoder" or plan.entry is None):
             raise ConfigError(f"no input '{plan.input}'", expected=", ".join(INPUTS))
         self.first_pool = KERAS_POOL if plan.keras and plan.name.startswith("resnet") else 0
 
@@ -74,8 +89,9 @@ class Encoder(nn.Module):
     def widths(self) -> tuple[int, ...]:
         """Number of descriptor values of each tap, derived from a small crop."""
         device = next(self.parameters()).device
+        side = self.plan.input_side(256)
         with torch.inference_mode():
-            maps = self.eval()._maps(torch.zeros(1, 3, 256, 256, device=device))
+            maps = self.eval()._maps(torch.zeros(1, 3, side, side, device=device))
         return tuple(int(one.shape[1]) for one in maps)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
@@ -92,14 +108,22 @@ class Encoder(nn.Module):
 
 def scale_pixels(pixels: Tensor, plan: Plan, dtype: torch.dtype = torch.float32) -> Tensor:
     """Convert uint8 RGB (N, H, W, 3) into the input of an encoder: (N, 3, H, W), channels last in memory."""
+    entry = plan.entry
+    if entry is not None and not entry.any_size:
+        pixels = Preparation(entry.resize_px, entry.input_px, entry.interpolation).apply(pixels)
+    if plan.input == "encoder" and entry is not None:
+        return InputScaling(entry.mean, entry.std).apply(pixels, dtype)
     scaling, bgr = INPUTS[plan.input]
     return scaling.apply(pixels.flip(-1) if bgr else pixels, dtype)
 
 
 def with_folded_norms(encoder: Encoder) -> Encoder:
     """Return the encoder for inference. If it can be traced, its norms are folded into its convolutions."""
+    if isinstance(encoder.trunk, VitEncoder):  # it has no layers that could be folded
+        return encoder
     try:
-        trunk: nn.Module = for_inference(encoder.trunk)
+        traceable = encoder.trunk if encoder.plan.entry is None else plain_layers(encoder.trunk)
+        trunk: nn.Module = for_inference(traceable)
     except (ModelError, RuntimeError, TypeError):
         trunk = encoder.trunk
     return Encoder(trunk, encoder.plan, encoder.taps).eval()
@@ -113,6 +137,8 @@ def build(plan: Plan, seed: int = 0) -> Encoder:
     torch.manual_seed(seed)
     name, _, named = plan.name.partition("@")
     taps = tuple(named.split("+")) if named else TAPS.get(name, ())
+    if plan.entry is not None:
+        return Encoder(_of_table(plan.entry, taps), plan, taps).eval()
     if name == "tiny":
         net: nn.Module = nn.Sequential(*list(tiny(2).children())[:-2])
     elif name.startswith("timm:"):
@@ -144,6 +170,19 @@ def build(plan: Plan, seed: int = 0) -> Encoder:
     return Encoder(trunk, plan, taps).eval()
 
 
+def _of_table(entry: EncoderEntry, taps: Sequence[str]) -> nn.Module:
+    """The network of an entry, without its weights, or the part of it that computes some layers."""
+    net = build_network(entry, meta=False)
+    if isinstance(net, VitEncoder):
+        if taps:
+            raise ConfigError(
+                f"the layers of {entry.name} cannot be pooled", remedy=f"Write {entry.name} without @"
+            )
+        return net
+    body = net.get_submodule("body")
+    return _tapped(body, taps, entry.name) if taps else body
+
+
 def _can_initialise(net: nn.Module) -> bool:
     """Whether every module with parameters can initialise itself."""
     return all(
@@ -173,7 +212,10 @@ def _timm(name: str, *, pretrained: bool = False) -> nn.Module:
 
 
 def _tapped(net: nn.Module, taps: Sequence[str], name: str) -> nn.Module:
-    from torchvision.models.feature_extraction import create_feature_extractor
+    if name in ENCODERS:  # timm's function knows the layers of its networks that cannot be traced
+        from timm.layers import create_feature_extractor
+    else:
+        from torchvision.models.feature_extraction import create_feature_extractor
 
     try:
         tapped: nn.Module = create_feature_extractor(net.eval(), {tap: tap for tap in taps})
@@ -222,6 +264,10 @@ def pretrained(plan: Plan, weights: str, seed: int = 0) -> Encoder:
     if weights == "random" or (weights == "imagenet" and plan.name == "tiny"):
         he_normal(encoder)
         return encoder
+    if plan.entry is not None:
+        source = "pretrained" if weights == "imagenet" else weights
+        load_weights(encoder, open_encoder(plan.entry.name, source).net.state_dict(), weights)
+        return encoder
     if weights == "imagenet":
         if plan.keras:
             raise ConfigError(
@@ -242,6 +288,8 @@ def pretrained(plan: Plan, weights: str, seed: int = 0) -> Encoder:
 def load_weights(encoder: Encoder, weights: Mapping[str, Tensor], source: object) -> None:
     """Load a checkpoint of the whole network, or of its trunk, into an encoder; the head is not needed."""
     trunk_state = encoder.trunk.state_dict()
+    if encoder.plan.entry is not None and not isinstance(encoder.trunk, VitEncoder):
+        weights = {name.removeprefix("body."): tensor for name, tensor in weights.items()}
     for name, tensor in trunk_state.items():
         if name.endswith("num_batches_tracked"):
             continue

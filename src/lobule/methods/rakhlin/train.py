@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from lobule.bundles import Bundle
 from lobule.cohort import Cohort
+from lobule.encoders import licences_of
 from lobule.errors import BundleError, CaseError
 from lobule.files import make_folder, read_json, write_json, write_text
 from lobule.methods.rakhlin.boosting import boost, dataset
@@ -217,7 +218,8 @@ def _save(
     names = [
         text_name(set_.name, seed, fold) for set_ in config.sets for seed, fold in config.boosting.models()
     ]
+    inputs = {"weights": weights, **licences_of(*config.encoders)}
     return save(
         job.out, config, encoders, {name: (models / name).read_text() for name in names}, calibrator,
-        seed=job.seed, **job.record(held_out.cohort, (), metrics, weights=weights),
+        seed=job.seed, **job.record(held_out.cohort, (), metrics, **inputs),
     )  # fmt: skip

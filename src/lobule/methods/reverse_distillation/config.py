@@ -33,7 +33,7 @@ class Config(Settings):
     """Settings of a reverse distillation model, its training and its scans."""
 
     teacher: str = "wide_resnet50_2"
-    """A name in `nets.teachers.TEACHERS`, or timm:NAME."""
+    """A name in `nets.teachers.TEACHERS`, an encoder of `lobule weights list`, or timm:NAME."""
     weights: str = ""
     """File with the teacher's weights, or `random`. By default the weights published by torchvision or
     timm."""

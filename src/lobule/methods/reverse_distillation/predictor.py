@@ -22,6 +22,7 @@ from lobule.grid import Cells, MapGrid, cells_by_centre
 from lobule.measures.calibration import Platt
 from lobule.methods.reverse_distillation.calibration import Calibration
 from lobule.methods.reverse_distillation.config import Config, Form
+from lobule.methods.reverse_distillation.encoder_teachers import find_teacher
 from lobule.methods.reverse_distillation.geometry import (
     cells_per_patch,
     field_side,
@@ -33,7 +34,7 @@ from lobule.methods.reverse_distillation.geometry import (
 from lobule.nets.anomaly import SLIDE_THRESHOLD, Distances, slide_score, smooth, summed, window_means
 from lobule.nets.reverse_distillation import Student, StudentShape
 from lobule.nets.scaling import InputScaling
-from lobule.nets.teachers import Teacher, teacher
+from lobule.nets.teachers import Teacher
 from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, OpenCase, ScanOptions, Steps, fill_map
@@ -326,7 +327,7 @@ def load(bundle: Bundle, *, trust: bool = False) -> AnomalyPredictor:
             "model.json lacks a setting or contains an invalid one", subject=bundle.path, actual=repr(error)
         ) from error
     config = Config.from_dict(settings)
-    frozen = teacher(config.teacher)
+    frozen = find_teacher(config.teacher, config.input)
     if config.standardise_teacher:  # placeholders; the stored weights replace them
         frozen.standardise([torch.zeros(c) for c in shape.channels], [torch.ones(c) for c in shape.channels])
     predictor = AnomalyPredictor(config, frozen, Student(shape), calibration, scaling)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lobule.augment import NO_AUGMENTATION
 from lobule.bundles import Bundle, plain_weights
 from lobule.cohort import Cohort
+from lobule.encoders import ENCODERS, licences_of
 from lobule.errors import ConfigError
 from lobule.fingerprints import fingerprint
 from lobule.losses import FLOOR, distillation_loss, focal_distillation_loss
@@ -23,9 +24,10 @@ from lobule.methods.reverse_distillation.budget import PatchBudget, choose_patch
 from lobule.methods.reverse_distillation.calibrate import calibrate
 from lobule.methods.reverse_distillation.config import RANDOM, Config
 from lobule.methods.reverse_distillation.coords import listed_patches
+from lobule.methods.reverse_distillation.encoder_teachers import find_teacher, load_encoder_weights
 from lobule.methods.reverse_distillation.predictor import AnomalyPredictor, images_for, save
 from lobule.nets.reverse_distillation import Student
-from lobule.nets.teachers import ChannelStatistics, Teacher, load_teacher_weights, teacher
+from lobule.nets.teachers import ChannelStatistics, Teacher, load_teacher_weights
 from lobule.training.fit_options import Group
 from lobule.training.fitting import FitReport
 from lobule.training.job import TrainingJob, TrainOptions, training_job, weights_source
@@ -63,12 +65,14 @@ def train(config: Config, cohort: Cohort, out: str | Path, **options: Unpack[Tra
         return training.calibrate_and_save(budget, validation, report)
 
 
-def frozen_teacher(name: str, weights: str, seed: int = 0) -> Teacher:
+def frozen_teacher(name: str, weights: str, seed: int = 0, input_px: int = 256) -> Teacher:
     """Build a teacher with weights from a file, published weights ("") or random weights (`random`)."""
     if weights == RANDOM:
         torch.manual_seed(seed)
-    frozen = teacher(name, pretrained=not weights)
-    if weights not in ("", RANDOM):
+    frozen = find_teacher(name, input_px, pretrained=not weights)
+    if weights not in ("", RANDOM) and name in ENCODERS:
+        load_encoder_weights(frozen, ENCODERS[name], weights)
+    elif weights not in ("", RANDOM):
         load_teacher_weights(frozen, plain_weights(weights))
     return frozen
 
@@ -98,7 +102,7 @@ def _choose_patches(config: Config, job: TrainingJob) -> tuple[Config, PatchBudg
 
 def _build_predictor(config: Config, streams: PatchStreams, pool: Pool) -> AnomalyPredictor:
     job = streams.job
-    frozen = frozen_teacher(config.teacher, config.weights, job.seed)
+    frozen = frozen_teacher(config.teacher, config.weights, job.seed, config.input)
     if config.weights == RANDOM:
         job.note("The teacher's weights are random, so the model is only useful for tests.")
     if config.standardise_teacher:
@@ -181,5 +185,6 @@ class _Training:
             {**report.summary(), "epochs": list(report.scores), **outcome.metrics},
             budget=budget.summary(),
             weights=weights_source(weights, config.weights or "published"),
+            **licences_of(config.teacher),
         )
         return save(job.out, predictor, texts={POSITIONS_FILE: budget.to_csv()}, **record)
