@@ -84,8 +84,8 @@ class Config(Settings):
     weights: tuple[str, ...] = ("imagenet",)
     """One per encoder, or one for all: "imagenet" (fetched), "random", or a file (safetensors or torch)."""
     inputs: tuple[str, ...] = ()
-    """One per encoder: "torchvision", "caffe" (BGR minus its means), "tf" (-1 to 1) or "encoder" (as the table
-    of encoders says). If empty, "encoder" for names of the table, "tf" for inception_v3; for others
+    """One per encoder: "torchvision", "caffe" (BGR minus its means), "tf" (-1 to 1) or "encoder" (as the
+    table of encoders says). If empty, "encoder" for names of the table, "tf" for inception_v3; for others
     "torchvision", or "caffe" with `keras`."""
     keras: bool = False
     """Build networks as Keras did in 2018, for weights converted from it: resnet50 has other strides, another
