@@ -141,11 +141,11 @@ def compare(kit: Path, out: Path, method: str) -> dict[str, Any]:
         corners, labels = tiles_of(kit, slide)
         (other,) = set(SLIDES) - {slide}
         simple = baselines(kit, make_folder(out / "baselines"), other, slide)
-        others = {SQUEEZENET: np.load(paths[SQUEEZENET])}
-        others |= {name: scores for name, scores in simple.items() if "colour" in name}
+        rivals = {SQUEEZENET: np.load(paths[SQUEEZENET])}
+        rivals |= {name: scores for name, scores in simple.items() if "colour" in name}
         tile_blocks = [f"{x // BLOCK},{y // BLOCK}" for x, y in corners]
         report[slide] = {}
-        for name, scores in others.items():
+        for name, scores in rivals.items():
             paired = compare_scores(labels, np.load(paths[LITE]), scores, tile_blocks)
             report[slide][name] = {
                 "lite": paired.a,

@@ -50,9 +50,9 @@ class Layout:
         return self.head[-1] if self.head else self.width * (2 if self.with_mean else 1)
 
 
-def layout(naming: str, width: int, depth: int, patch: int, registers: int = 0, **others: Any) -> Layout:
-    others.setdefault("grid", 224 // patch)
-    return Layout(naming, SMALL_WIDTH[width], SMALL_DEPTH[depth], patch, registers, **others)
+def layout(naming: str, width: int, depth: int, patch: int, registers: int = 0, **arguments: Any) -> Layout:
+    arguments.setdefault("grid", 224 // patch)
+    return Layout(naming, SMALL_WIDTH[width], SMALL_DEPTH[depth], patch, registers, **arguments)
 
 
 PATCHES = {"table": "patches"}

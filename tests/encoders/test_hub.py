@@ -28,7 +28,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """What the server offers and what it was asked."""
+    """The files that the server offers, and the requests that it received."""
 
     address: str
     files: dict[str, bytes] = field(default_factory=dict)
@@ -110,9 +110,9 @@ def test_file_is_downloaded_once_into_the_cache_of_the_hub(hub: Hub) -> None:
     assert path.read_bytes() == content_of("uni")
     loaded = load_file(entry, path)
     assert loaded.dim == LAYOUTS["uni"].out
-    asked = len(hub.requests)
+    request_count = len(hub.requests)
     assert locate(entry) == path
-    assert len(hub.requests) == asked, "the second call needs no network"
+    assert len(hub.requests) == request_count, "the second call needs no network"
 
 
 def test_revision_of_the_table_is_requested(hub: Hub) -> None:

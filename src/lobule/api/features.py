@@ -105,7 +105,8 @@ def extract_features(
     cohort = as_cohort(cases)
     encoders = open_encoders(backbone or encoder, weights, unverified=unverified, mpp=mpp)
     tile = tile or default_tile(encoders)
-    tiling = Tiling(mpp, tile, input_px or encoders[0].input_px or tile, tissue_share, stains)
+    only_size = encoders[0].input_px if len(encoders) == 1 else None
+    tiling = Tiling(mpp, tile, input_px or only_size or tile, tissue_share, stains)
     stored = dtype or ("float32" if layout == "clam" else "float16")
     return extract(
         encoders,

@@ -89,18 +89,22 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 def _on_hub(entry: EncoderEntry) -> Path:
     """The file in the cache of the hub, or downloaded with the access rights of the user."""
     hub, published = without_telemetry(), entry.published
-    others = [file for file in HUB_FILES if published.file in HUB_FILES and file != published.file]
+    alternatives = [file for file in HUB_FILES if published.file in HUB_FILES and file != published.file]
     names = {"repo_id": published.repository, "revision": published.revision}
-    for file in (published.file, *others):
+    for file in (published.file, *alternatives):
         cached = hub.try_to_load_from_cache(filename=file, **names)
         if isinstance(cached, str) and Path(cached).is_file():
             return Path(cached)
-    for file in (published.file, *others):
+    for file in (published.file, *alternatives):
         try:
             endpoint = os.environ.get("HF_ENDPOINT")
             return Path(hub.hf_hub_download(filename=file, endpoint=endpoint, **names))
         except Exception as error:  # the download code raises many undocumented types
-            if isinstance(error, hub.errors.RemoteEntryNotFoundError) and file not in others and others:
+            if (
+                isinstance(error, hub.errors.RemoteEntryNotFoundError)
+                and file not in alternatives
+                and alternatives
+            ):
                 continue
             raise _hub_error(entry, error) from error
     raise AssertionError("a file is returned or an error is raised")

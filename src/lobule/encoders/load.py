@@ -92,6 +92,7 @@ def _with_random_weights(entry: EncoderEntry) -> Encoder:
 
 def _encoder_of(entry: EncoderEntry, network: nn.Module, loaded: Mapping[str, Any]) -> Encoder:
     preparation = Preparation(entry.resize_px, entry.input_px, entry.interpolation)
+    not_confirmed = {"not_confirmed": list(entry.not_confirmed)} if entry.not_confirmed else {}
     return Encoder(
         entry.name,
         network,
@@ -99,7 +100,7 @@ def _encoder_of(entry: EncoderEntry, network: nn.Module, loaded: Mapping[str, An
         InputScaling(entry.mean, entry.std),
         None if entry.any_size else entry.input_px,
         None if entry.any_size else preparation,
-        {**entry.licence.as_dict(entry.name), **loaded},
+        {**entry.licence.as_dict(entry.name), **loaded, **not_confirmed},
     )
 
 

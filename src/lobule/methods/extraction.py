@@ -210,8 +210,8 @@ def extract(
             written to a subfolder of `out` with its name.
         cohort: The slides, or regions of slides.
         out: The folder of features.
-        extraction: Settings of the tiles and of the stored features. Of several encoders, each uses the size
-            of its own input instead of `tiling.input_px` if it requires one.
+        extraction: Settings of the tiles and of the stored features. With several encoders, those with a
+            fixed input size use it instead of `tiling.input_px`.
         options: Options of the scan, such as the tissue detection.
         machine: The device and the limits of this machine.
         fresh: Delete existing features in the folder first.

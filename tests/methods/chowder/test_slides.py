@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from lobule.api import extract_features, scan
 from lobule.bundles import Bundle, read_bundle
 from lobule.cohort import Case, Cohort
+from lobule.encoders import ENCODERS
 from lobule.errors import BundleError
 from lobule.methods.chowder import Config, load, train
 from lobule.results.folder import open_results
 from lobule.stitch import State
 from lobule.training.fitting import TrainMachine
+from tests.encoders.published import LAYOUTS, checkpoint, random_weights, small_entry
 from tests.scanning.support import write_slide
 
 TILE, MPP, SIDE = 64, 0.5, 256
@@ -99,3 +102,26 @@ def test_replaced_encoder_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     changed = {**bundle.config, "encoding": {**bundle.config["encoding"], "hash": "sha256:0"}}
     with pytest.raises(BundleError, match="not the one that computed its training features"):
         _ = load(replace(bundle, config=changed)).model.encoder
+
+
+def test_bundle_with_an_encoder_of_the_table_scans_slides_and_states_its_licence(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small transformer with the layout of kaiko-vits16; its features come from slides and from files."""
+    monkeypatch.setitem(ENCODERS, "kaiko-vits16", small_entry("kaiko-vits16"))
+    tensors = checkpoint(random_weights(LAYOUTS["kaiko-vits16"]))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "w.safetensors")
+    options = {"encoder": "kaiko-vits16", "weights": tmp_path / "w.safetensors", "mpp": MPP, "tile": TILE}
+    subset = Cohort(cohort.cases[:4])
+    extract_features(subset, tmp_path / "f", tissue=False, **options, **MACHINE, dtype="float32")
+    config = Config(model="max", members=1, epochs=2, features=str(tmp_path / "f"), r=1)
+    machine = TrainMachine(device="cpu", precision="float32")
+    bundle = train(config, subset, tmp_path / "b", val=None, machine=machine)
+    assert bundle.provenance["encoder_licence"] == [ENCODERS["kaiko-vits16"].licence.as_dict("kaiko-vits16")]
+    scores = []
+    for name, settings in (("slides", {}), ("stored", {"features": str(tmp_path / "f")})):
+        report = scan(tmp_path / "b", subset, tmp_path / name, **MACHINE, tissue=False, settings=settings)
+        assert dict(report.counts) == {"complete": 4}, report.failed
+        cases = [open_results(tmp_path / name).case_folder(case.id) for case in subset]
+        scores.append([(case.result or {})["scores"]["tumour"] for case in cases])
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
