@@ -206,13 +206,28 @@ def _calibration(bundle: Bundle) -> list[str]:
 
 def _licence(bundle: Bundle, licences: Data) -> list[str]:
     """State the licence of each pretrained network that the model started from or contains."""
-    lines = []
+    recorded = bundle.provenance.get("encoder_licence", ())
+    lines = [_recorded_licence(entry) for entry in recorded]
+    names_recorded = {entry.get("weights") for entry in recorded}
     for name in _pretrained(bundle.config):
+        if name.partition("@")[0] in names_recorded:
+            continue
         licence = licences.get(name) or licences.get(name.removeprefix("scannet_"))
         lines.append(f"- licence of the encoder {name}: {licence or NOT_KNOWN}")
     if not lines:
         lines.append("- encoder: none that was trained before; all weights were initialised at random")
     return [*lines, f"- licence of the weights in this bundle: {NOT_KNOWN}"]
+
+
+def _recorded_licence(recorded: Data) -> str:
+    """State the licence of an encoder of `lobule.encoders`, as its bundle records it."""
+    forbidden = [
+        text
+        for key, text in (("commercial", "commercial use"), ("redistribution", "passing on the weights"))
+        if not recorded.get(key, True)
+    ]
+    line = f"- licence of the encoder {recorded.get('weights')}: {recorded.get('licence')}"
+    return f"{line}; it forbids {' and '.join(forbidden)}" if forbidden else line
 
 
 def _pretrained(config: Data) -> list[str]:

@@ -15,6 +15,7 @@ from lobule.cohort import Case, Cohort
 from lobule.encoders import ENCODERS
 from lobule.errors import BundleError
 from lobule.methods.chowder import Config, load, train
+from lobule.reports.model_card import model_card
 from lobule.results.folder import open_results
 from lobule.stitch import State
 from lobule.training.fitting import TrainMachine
@@ -118,6 +119,8 @@ def test_bundle_with_an_encoder_of_the_table_scans_slides_and_states_its_licence
     machine = TrainMachine(device="cpu", precision="float32")
     bundle = train(config, subset, tmp_path / "b", val=None, machine=machine)
     assert bundle.provenance["encoder_licence"] == [ENCODERS["kaiko-vits16"].licence.as_dict("kaiko-vits16")]
+    card = model_card(tmp_path / "b")
+    assert "encoder kaiko-vits16: Kaiko non-commercial public licence; it forbids commercial use" in card
     scores = []
     for name, settings in (("slides", {}), ("stored", {"features": str(tmp_path / "f")})):
         report = scan(tmp_path / "b", subset, tmp_path / name, **MACHINE, tissue=False, settings=settings)

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from lobule.encoders import ENCODERS
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -64,7 +66,8 @@ CATALOG: tuple[Weights, ...] = (
 
 def licences() -> dict[str, str]:
     """Return the licences of the pretrained networks by their names."""
-    return {weights.name: weights.licence for weights in CATALOG if weights.fetched}
+    of_encoders = {entry.name: entry.licence.name for entry in ENCODERS.values()}
+    return of_encoders | {weights.name: weights.licence for weights in CATALOG if weights.fetched}
 
 
 def hashes(path: str | Path) -> tuple[str, str]:
