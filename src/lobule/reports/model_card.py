@@ -206,7 +206,8 @@ def _calibration(bundle: Bundle) -> list[str]:
 
 def _licence(bundle: Bundle, licences: Data) -> list[str]:
     """State the licence of each pretrained network that the model started from or contains."""
-    recorded = bundle.provenance.get("encoder_licence", ())
+    stored = bundle.provenance.get("encoder_licence")
+    recorded = [entry for entry in stored if isinstance(entry, dict)] if isinstance(stored, list) else []
     lines = [_recorded_licence(entry) for entry in recorded]
     names_recorded = {entry.get("weights") for entry in recorded}
     for name in _pretrained(bundle.config):
