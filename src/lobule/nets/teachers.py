@@ -275,7 +275,13 @@ def _timm(name: str, pretrained: bool) -> Teacher:
 
 
 def timm_teacher(
-    label: str, name: str, scaling: InputScaling, of_transformer: Mapping[str, Any], **options: Any
+    label: str,
+    name: str,
+    scaling: InputScaling,
+    of_transformer: Mapping[str, Any],
+    *,
+    every_depth: bool = False,
+    **options: Any,
 ) -> Teacher:
     """A teacher from a network of timm.
 
@@ -284,6 +290,8 @@ def timm_teacher(
         name: Name of timm's model.
         scaling: Scaling of its input.
         of_transformer: Arguments that are used only if the network has one stride at every depth.
+        every_depth: Choose the maps of such a network among all of its depths. Otherwise only the first three
+            are used, as in bundles of `timm:NAME` that exist already.
         **options: Arguments of timm.
     """
     import timm
@@ -291,7 +299,8 @@ def timm_teacher(
     options["features_only"] = True
     with torch.device("meta"):
         described = {**options, "pretrained": False}
-        strides = timm.create_model(name, **described).feature_info.reduction()
+        info = timm.create_model(name, **described).feature_info
+        strides = info.reduction(list(range(len(info.info))) if every_depth else None)
     last = len(strides) - 1
     if len(set(strides)) == 1:  # a ViT: every depth has the same stride
         indices, pools = [last // 3, 2 * last // 3, last], [1, 2, 4]

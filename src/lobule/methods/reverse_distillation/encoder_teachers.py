@@ -47,8 +47,9 @@ def _build(entry: EncoderEntry, input_px: int) -> Teacher:
     arguments.pop("num_classes")
     if not entry.any_size:
         _refuse_other_grids(entry, input_px)
+    scaling = InputScaling(entry.mean, entry.std)
     return timm_teacher(
-        entry.name, entry.network.timm, InputScaling(entry.mean, entry.std), {}, pretrained=False, **arguments
+        entry.name, entry.network.timm, scaling, {}, every_depth=True, pretrained=False, **arguments
     )
 
 
