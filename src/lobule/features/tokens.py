@@ -105,11 +105,13 @@ def write_tokens(
         tokens = file.create_dataset(
             "features", (0, *shape), grid.storage, maxshape=(None, *shape), chunks=(chunk_tiles, *shape)
         )
+        folder = str(Path(path).parent)
+        tokens.attrs.update({"name": frame.name, "savetodir": folder, "encoder": encoding.name})
         factors = None
         if grid.storage == "int8":
             sizes = {"maxshape": (None, grid.count), "chunks": (256, grid.count)}
             factors = file.create_dataset("scales", (0, grid.count), "float16", **sizes)
-        coords = coords_dataset(file, frame, str(Path(path).parent), "int64")
+        coords = coords_dataset(file, frame, folder, "int64")
 
         def append(values: NDArray[Any], scales: NDArray[Any] | None, l0_coords: NDArray[np.int64]) -> None:
             expected = (len(l0_coords), grid.count * grid.width)

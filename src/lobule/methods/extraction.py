@@ -103,7 +103,7 @@ class FeatureOutput:
         try:
             file = read_feature_file(path)
             if self.token_grid is not None:
-                tokens = read_token_file(self.manifest.token_path(self.root, frame), self.token_grid)
+                tokens = read_token_file(self.tokens_path(frame), self.token_grid)
                 if (tokens.hash, tokens.count) != (file.hash, file.count):
                     return False
         except LobuleError:
@@ -118,6 +118,9 @@ class FeatureOutput:
 
     def features_path(self, frame: TileFrame) -> Path:
         return self.manifest.paths_of(self.root, frame)[1]
+
+    def tokens_path(self, frame: TileFrame) -> Path:
+        return self.manifest.token_path(self.root, frame)
 
     def write(self, table: TableReader, frame: TileFrame, source: str) -> None:
         """Write the table as files, chunk by chunk, without the failed tiles."""
@@ -149,7 +152,7 @@ class FeatureOutput:
         if (grid := self.token_grid) is None:
             yield lambda chunk, scored, corners: None
             return
-        path = self.manifest.token_path(self.root, frame)
+        path = self.tokens_path(frame)
         path.parent.mkdir(parents=True, exist_ok=True)
         suffix = self.encoder.suffix
         with write_tokens(path, frame, self.manifest.encoding, grid, source=source) as append:
@@ -187,8 +190,12 @@ class ExtractionPredictor:
         paths = [output.features_path(frame) for output in self.outputs]
         count = read_feature_file(paths[0]).count
         relative_paths = [str(path.relative_to(self.root)) for path in paths]
-        features = relative_paths[0] if len(paths) == 1 else relative_paths
-        return Result({}, metadata={"tiles": count, "features": features}, scored=count > 0)
+        metadata: dict[str, Any] = {"tiles": count}
+        metadata["features"] = relative_paths[0] if len(paths) == 1 else relative_paths
+        token_paths = [output.tokens_path(frame) for output in self.outputs if output.token_grid is not None]
+        if token_paths:
+            metadata["tokens"] = [str(path.relative_to(self.root)) for path in token_paths]
+        return Result({}, metadata=metadata, scored=count > 0)
 
 
 def extract(
@@ -285,8 +292,9 @@ def _output(tile_encoder: TileEncoder, extraction: Extraction, folder: Path) -> 
 def clear_cases_without_files(root: Path) -> None:
     """Delete the results of complete cases without a feature file, so that they are extracted again."""
     for case in _complete_cases(root):
-        features = (case.result or {}).get("features", "")
-        paths = features if isinstance(features, list) else [features]
+        result = case.result or {}
+        features = result.get("features", "")
+        paths = [*(features if isinstance(features, list) else [features]), *result.get("tokens", ())]
         if not all((root / str(path)).is_file() for path in paths):
             case.clear()
 
