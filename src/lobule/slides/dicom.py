@@ -313,8 +313,9 @@ def _plane(path: str, instance: Any) -> _Plane:
 def _colour_profile(instances: Iterable[Any]) -> bytes | None:
     """The ICC profile of the first optical path that has one."""
     for instance in instances:
-        for optical_path in instance.dataset.get("OpticalPathSequence", ()):
-            profile = optical_path.get("ICCProfile")
+        # wsidicom has no public property for the sequence.
+        for optical_path in getattr(instance.dataset, "_optical_path_sequence", None) or ():
+            profile = getattr(optical_path, "ICCProfile", None)
             if profile:
                 return bytes(profile)
     return None
