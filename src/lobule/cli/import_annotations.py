@@ -27,7 +27,9 @@ def command(cohort: str, folder: str, out: str, uncropped: bool, groups: tuple[s
 
     if malformed := [group for group in groups if "=" not in group]:
         raise UsageError(
-            f"--group '{malformed[0]}' states no kind", expected="NAME=KIND, such as --group Carcinoma=tumour"
+            f"--group '{malformed[0]}' states no kind",
+            expected="NAME=KIND, such as --group Carcinoma=tumour",
+            remedy="See lobule import --help",
         )
     kinds = dict(group.partition("=")[::2] for group in groups)
     report = import_annotations(cohort, folder, out, uncropped=uncropped, groups=kinds)
