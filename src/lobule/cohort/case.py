@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lobule.errors import AnnotationError
+from lobule.errors import AnnotationError, ConfigError
 from lobule.geometry import Box
 
 Kind = Literal["slide", "region", "image", "exam"]
@@ -108,7 +108,7 @@ class Cohort:
     def split(self, name: str) -> Cohort:
         """The cases of one split, which may be empty. Raises `ConfigError` for a name not in `SPLITS`."""
         if name not in SPLITS:
-            raise AnnotationError(f"there is no split '{name}'", expected=f"one of {', '.join(SPLITS)}")
+            raise ConfigError(f"there is no split '{name}'", expected=f"one of {', '.join(SPLITS)}")
         return self.where(lambda case: case.split == name)
 
     def patients(self) -> tuple[str, ...]:
