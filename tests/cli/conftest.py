@@ -26,6 +26,7 @@ from lobule.phantoms.exams import write_exams
 from lobule.phantoms.phantom import SlidePhantom
 from lobule.phantoms.slides import write_slide
 from lobule.phantoms.truth import Outline, SlideTruth, write_mask_tiff
+from lobule.reviews import Review, append_review
 from tests.evaluation.support import begin, put, write_csv
 from tests.methods.four_view.support import bundle_of
 from tests.methods.rakhlin import keras_files
@@ -91,6 +92,7 @@ def _write_evaluated(folder: Path) -> None:
             "site": f"s{index % 2}",
         }
         rows.append(row | {"slide": f"{name}.tif", "annotation": "truth.tif" if index < 2 else ""})
+    append_review(folder / "RESULTS", "one", "Ann Smith", Review("accept", finding=0))
     write_csv(folder / "cohort-scanned.csv", rows)
     square = np.array([[500, 500], [900, 500], [900, 900], [500, 900]], np.float64)
     truth = SlideTruth(2048, 1536, 0.5, (Outline(square, "micro", 280.0),), ())

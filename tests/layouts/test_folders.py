@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lobule.errors import CohortError, DamagedFile, NotReadable
+from lobule.errors import CohortError, DamagedFile, LobuleError, NotReadable, ResultsError
 from lobule.layouts import LAYOUTS, read_layout
 from lobule.layouts.tables import read_table
 from tests.layouts.support import touch, write_xlsx
@@ -31,7 +31,11 @@ def test_folders_are_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_empty_folder_is_an_error_of_every_layout(layout: str, tmp_path: Path) -> None:
-    with pytest.raises((CohortError, NotReadable), match=r"the folder contains no cases of|is missing"):
+    error: tuple[type[LobuleError], ...] = (CohortError, NotReadable)
+    words = r"the folder contains no cases of|is missing"
+    if layout == "reviews":  # reviews lie in a results folder
+        error, words = (ResultsError,), r"not a results folder.*lobule scan"
+    with pytest.raises(error, match=words):
         read_layout(layout, tmp_path)
 
 

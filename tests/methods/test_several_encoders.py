@@ -138,7 +138,7 @@ def test_tiles_are_resized_and_cut_as_the_authors_specify(cohort: Cohort, tmp_pa
     assert giga.preparation is not None
     prepared = giga.preparation.apply(pixels)
     levels = np.abs(prepared[0].numpy().astype(int) - np.asarray(by_pillow)[16:240, 16:240])
-    assert (int(levels.max()), prepared.dtype) == (1, torch.uint8), "Pillow rounds twice"
+    assert levels.max() <= 1 and (levels > 0).mean() < 0.01 and prepared.dtype == torch.uint8
     entry = ENCODERS["prov-gigapath"]
     scaled = (prepared.float() / 255 - torch.tensor(entry.mean)) / torch.tensor(entry.std)
     expected = features(random_weights(LAYOUTS["prov-gigapath"]), scaled.permute(0, 3, 1, 2))

@@ -15,7 +15,7 @@ from lobule.results.result import RESEARCH_USE
 @lobule_command(
     "lobule evaluate RESULTS cohort-scanned.csv --by site --out evaluation",
     "lobule evaluate --submission detections --masks masks",
-    'lobule evaluate RESULTS cohort.csv --reviewer "Ann Smith" --against RESULTS',
+    'lobule evaluate RESULTS cohort-scanned.csv --reviewer "Ann Smith" --against RESULTS',
     "lobule evaluate --reader-study readers.csv",
 )
 @click.argument("paths", nargs=-1, metavar="[RESULTS] [COHORT]")

@@ -28,24 +28,24 @@ def reviewed_annotation(
     Returns:
         The polygons in level-0 pixels. Accepted findings without an outline are counted in a warning.
     """
-    drawn: list[tuple[str, ReviewedFinding]] = []
-    judged: dict[int, list[tuple[str, ReviewedFinding]]] = {}
+    drawn_findings: list[tuple[str, ReviewedFinding]] = []
+    opinions_of_finding: dict[int, list[tuple[str, ReviewedFinding]]] = {}
     for person, entries in sorted(reviews.items()):
         for finding in reviewed_findings(in_force(entries), columns):
             if finding.image != image:
                 continue
             if finding.finding is None:
-                drawn.append((person, finding))
+                drawn_findings.append((person, finding))
             else:
-                judged.setdefault(finding.finding, []).append((person, finding))
+                opinions_of_finding.setdefault(finding.finding, []).append((person, finding))
     polygons: list[Polygon] = []
     without_outline = 0
-    for number, opinions in sorted(judged.items()):
+    for number, opinions in sorted(opinions_of_finding.items()):
         votes = sum(1 if finding.is_tumour else -1 for _, finding in opinions)
         name = f"finding {number}: " + ", ".join(person for person, _ in opinions)
         without_outline += votes > 0 and not opinions[0][1].polygons
         polygons += _polygons(opinions[0][1], name, is_tumour=votes > 0)
-    for person, finding in drawn:
+    for person, finding in drawn_findings:
         polygons += _polygons(finding, f"drawn by {person}", is_tumour=finding.is_tumour)
     warnings = (f"{without_outline} accepted findings have no outline",) if without_outline else ()
     return Annotation(tuple(polygons), warnings)

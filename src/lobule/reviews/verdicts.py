@@ -54,14 +54,14 @@ def reviewed_findings(
         columns: The findings table of the case.
         positive: Labels that mean tumour, in addition to the usual ones.
     """
-    judged = []
+    findings = []
     for number, entry in sorted(verdicts(entries).items()):
         if not _is_current(entry, columns):
             continue
         is_tumour = entry.action == "accept"
         if entry.action == "relabel":
             is_tumour = _is_positive(entry.label, positive)
-        judged.append(
+        findings.append(
             ReviewedFinding(
                 float(columns["l0_x"][number]),
                 float(columns["l0_y"][number]),
@@ -72,14 +72,14 @@ def reviewed_findings(
                 entry.image,
             )
         )
-    return judged + [_drawn(entry, positive) for entry in entries if entry.action == "draw"]
+    return findings + [_drawn_finding(entry, positive) for entry in entries if entry.action == "draw"]
 
 
 def _is_positive(label: str | None, positive: Collection[str]) -> bool:
     return label is not None and (label in positive or polarity(label) is True)
 
 
-def _drawn(entry: Review, positive: Collection[str]) -> ReviewedFinding:
+def _drawn_finding(entry: Review, positive: Collection[str]) -> ReviewedFinding:
     ring = [list(point) for point in entry.polygon]
     centre = shapely.make_valid(shapely.Polygon(ring)).representative_point()
     x, y = (centre.x, centre.y) if not centre.is_empty else np.mean(ring, axis=0).tolist()
