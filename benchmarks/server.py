@@ -12,7 +12,7 @@ with tiles that no server can send as they are (deflate). Contenders:
 The client is `wrk` with 50 connections. Servers take turns in every round, and the median of the rounds
 counts. Tiles that have to be decoded are requested once each, so that no cache helps.
 
-    python benchmarks/server.py --prepare    once: TIAToolbox in an environment of its own under .peers/
+    python benchmarks/server.py --prepare    once: installs TIAToolbox in a separate environment under .peers/
     python benchmarks/server.py              five rounds of 8 s, and ten minutes of load for the memory
     python benchmarks/server.py --quick      one round without TIAToolbox, which starts slowly, under 45 s
 """
@@ -80,7 +80,7 @@ class Load:
 
 
 class Server:
-    """A contender in a process of its own."""
+    """A contender, in a separate process."""
 
     def __init__(self, contender: str, slide: Path) -> None:
         self.contender = contender

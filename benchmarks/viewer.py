@@ -33,7 +33,7 @@ SIDE, STRIDE, CHUNK = 4096, 16, 128
 FINDINGS = 8
 MILLION_SIDE = 100_000
 TABS = 12
-LISTED = 1000
+LIST_CASES = 1000
 
 SCRIPT = """
 window.bench = {
@@ -182,9 +182,9 @@ def write_million(root: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def write_list(root: Path) -> Path:
     """Write a results folder with many cases that have scores only."""
-    names = [f"case {number:04}" for number in range(LISTED)]
-    (root / "listed").mkdir()
-    results = begin(root / "listed", names)
+    names = [f"case {number:04}" for number in range(LIST_CASES)]
+    (root / "list").mkdir()
+    results = begin(root / "list", names)
     for name in names:
         write_result(results, name, None, SIDE, 0, finished=True)
     return Path(results.path)
@@ -226,8 +226,8 @@ def measure_list(browser: Any, url: str) -> float:
     page.add_init_script(SCRIPT)
     page.goto(url, wait_until="commit")
     milliseconds = page.evaluate("bench.until(() => document.querySelectorAll('.row').length > 5)")
-    listed = page.locator(".foot").inner_text()
-    assert listed.startswith(f"{LISTED:,} cases"), listed
+    caption = page.locator(".foot").inner_text()
+    assert caption.startswith(f"{LIST_CASES:,} cases"), caption
     page.close()
     return float(milliseconds) / 1000
 
@@ -379,14 +379,14 @@ def main() -> None:
         x, y = write_million(root, findings)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=GL)
         with served(write_list(root)) as url:
-            listed = measure_list(browser, url)
+            list_seconds = measure_list(browser, url)
         with served(root / "results") as url:
             first_view, next_field, frames = measure_cases(browser, url, cases)
             million = measure_million(browser, url, x, y)
             chunk = measure_chunks(browser, url, root)
         browser.close()
     figures = {
-        "list_of_1000_s": listed,
+        "list_of_1000_s": list_seconds,
         "first_view_s": first_view,
         "next_field_ms": next_field,
         "threshold_frames": frames,

@@ -283,9 +283,9 @@ def test_objects_refer_to_a_cropped_dicom_slide(results: Results, tmp_path: Path
     assert np.array_equal(matrix, np.where(states == 2, scores[1], 0)[cells])
     for path in objects(out):
         assert b"Secret" not in path.read_bytes()
-    kept = ExportOptions(source=source, show_patients=True)
-    export_results(results.path, "dicom-ann", tmp_path / "kept", cases=["squares"], options=kept)
-    assert pydicom.dcmread(tmp_path / "kept/squares.ann.dcm").PatientID == "Secret 7"
+    with_patients = ExportOptions(source=source, show_patients=True)
+    export_results(results.path, "dicom-ann", tmp_path / "patients", cases=["squares"], options=with_patients)
+    assert pydicom.dcmread(tmp_path / "patients/squares.ann.dcm").PatientID == "Secret 7"
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_objects_refer_to_a_cropped_dicom_slide(results: Results, tmp_path: Path
     ],
 )
 def test_sources_that_do_not_fit_fail_only_their_case(results, tmp_path, size, fields, message) -> None:
-    """The folder of `squares` does not fit; the other case has no folder and uses the files beside it."""
+    """The folder of `squares` does not fit. The other case uses the files beside that folder."""
     write_source(tmp_path / "source" / "squares", size, **fields)
     write_source(tmp_path / "source", SIZE)
     options = ExportOptions(source=tmp_path / "source")

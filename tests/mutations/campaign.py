@@ -91,14 +91,14 @@ RELATED_TESTS: dict[str, str] = {
     "nets/four_view.py": "nets/test_four_view.py nets/test_four_view_checkpoints.py nets",
     "nets/gmic.py": "nets/test_gmic.py methods/gmic",
     "nets/reverse_distillation.py": "nets/test_reverse_distillation.py methods/reverse_distillation",
-    "nets/teachers.py": "nets/test_reverse_distillation.py methods/reverse_distillation",
+    "nets/teachers.py": "nets/test_teachers.py methods/reverse_distillation",
     "nets/anomaly.py": "nets/test_reverse_distillation.py methods/reverse_distillation",
     "nets/encoders.py": "nets/test_encoders.py methods/test_extraction.py methods/rakhlin",
     "nets/scaling.py": "nets/test_encoders.py nets methods/rakhlin",
     "nets/pooling.py": "nets/test_encoders.py methods/rakhlin methods/four_view",
     "nets/birads.py": "nets/test_four_view.py methods/four_view",
     "bundles.py": "methods/classifier cli/test_weights.py",
-    "annotations": "test_annotations.py test_filling.py training/test_sampling.py",
+    "annotations": "test_annotations.py test_annotation_goldens.py test_filling.py training/test_sampling.py",
 }
 """For a file or folder of `src/lobule`, the tests to run, below `tests/`, the most likely to notice first."""
 

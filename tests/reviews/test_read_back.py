@@ -47,16 +47,16 @@ def reviewed(tmp_path: Path) -> Path:
         "two": [finding(300, 300, 60, 0.7)],
         "three": [],
     }
-    for name, listed in findings.items():
-        write_case(results, name, slide, scores, states, listed)
+    for name, case_findings in findings.items():
+        write_case(results, name, slide, scores, states, case_findings)
     path = results.path
     append_review(path, "one", "ann", Review("accept", finding=0, position=(150, 150)))
     append_review(path, "one", "ann", Review("accept", finding=1, position=(800, 700)))
     append_review(path, "one", "ann", Review("reject", finding=1, position=(800, 700)))
     append_review(path, "two", "ann", Review("relabel", finding=0, label="normal", position=(330, 330)))
     append_review(path, "one", "bob", Review("reject", finding=0, position=(150, 150)))
-    drawn = tuple(map(tuple, square(700, 100, 100).tolist()))
-    append_review(path, "one", "bob", Review("draw", polygon=drawn))
+    outline = tuple(map(tuple, square(700, 100, 100).tolist()))
+    append_review(path, "one", "bob", Review("draw", polygon=outline))
     append_review(path, "three", "bob", Review("note", text="Nothing."))
     return tmp_path
 
@@ -85,7 +85,7 @@ def test_a_reviewer_is_measured_like_a_model(reviewed: Path) -> None:
     ann = lobule.evaluate(results, cohort, reviewer="ann", against=results, resamples=50)
     bob = lobule.evaluate(results, cohort, reviewer="bob", resamples=50)
     model = lobule.evaluate(results, cohort, resamples=50)
-    assert ann.data["cases"]["complete"] == 2  # The slide that Ann did not review is no failure.
+    assert ann.data["cases"]["complete"] == 2  # Ann did not review the third slide, which is not a failure.
     assert ann.data["cases"]["unscored"] == {"three": "not reviewed by ann"}
     assert ann.failed == 0
     # Ann rejected the false alarms. Bob missed the tumour, and drew an outline where there is nothing.
@@ -145,7 +145,7 @@ def test_reviews_become_a_cohort_for_training(reviewed: Path) -> None:
     expected = np.zeros((90, 110), bool)
     expected[10:20, 10:20] = True  # accepted
     expected[10:20, 70:80] = True  # drawn by Bob
-    assert np.array_equal(mask, expected)  # The rejected finding at (800, 700) is no tumour.
+    assert np.array_equal(mask, expected)  # The rejected finding at (800, 700) is normal.
 
 
 def test_training_draws_tumour_patches_from_the_reviewed_outlines(reviewed: Path) -> None:

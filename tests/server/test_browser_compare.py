@@ -58,13 +58,13 @@ SQUARE = np.array([[300, 300], [620, 300], [620, 620], [300, 620]], float)
 
 
 @dataclass
-class Place:
+class ServedResults:
     url: str
     root: Path
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def served_results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedResults]:
     """A slide with truth and two results, one with a profile, one with two classes and strides, and two exams."""
     root = tmp_path_factory.mktemp("compare")
     scene = build_scene(root)
@@ -109,12 +109,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     sources = [Source("first", scene.results), Source("second", open_results(second.path)),
                Source("third", open_results(third.path)), Source("exams", open_results(exams / "results"))]  # fmt: skip
     with serving(Library(sources, Cohort(tuple(rows)))) as url:
-        yield Place(url, root)
+        yield ServedResults(url, root)
 
 
 @pytest.fixture(scope="module")
-def page(browser, place: Place):
-    with new_tab(browser, place.url) as opened:
+def page(browser, served_results: ServedResults):
+    with new_tab(browser, served_results.url) as opened:
         yield opened
 
 
@@ -174,7 +174,7 @@ def test_the_truth_beside_a_result_and_its_difference(page) -> None:
     page.click("button:text('beside truth')")
 
 
-def test_the_colour_profile_is_applied_to_the_pixels(page, place: Place) -> None:
+def test_the_colour_profile_is_applied_to_the_pixels(page, served_results: ServedResults) -> None:
     open_slide_page(page, "profile")
     change(page, **{**PLAIN, "heatmap": False, "profile": True})
     look(page, x=32, y=32, scale=0.25, rotation=0)
@@ -247,15 +247,15 @@ def test_the_viewed_area_counts_tissue(page) -> None:
         and box[1] <= row * side
         and (row + 1) * side <= box[3]
     }
-    seen = {tuple(map(int, key.split(","))) for key in page.evaluate("[...lobule.view.seen.keys()]")}
-    assert inside <= seen and 0 < viewed <= tissue
+    viewed_cells = {tuple(map(int, key.split(","))) for key in page.evaluate("[...lobule.view.seen.keys()]")}
+    assert inside <= viewed_cells and 0 < viewed <= tissue
     scale = page.evaluate("Math.min(...lobule.view.seen.values())")
     assert scale == pytest.approx(1.6, rel=0.01)
     change(page, seen=False)
     assert page.locator(".seen").count() == 0
 
 
-def test_measuring_and_drawing_by_mouse(page, place: Place) -> None:
+def test_measuring_and_drawing_by_mouse(page, served_results: ServedResults) -> None:
     open_slide_page(page, "one")
     change(page, **{**PLAIN, "person": "Mouse"})
     look(page, x=500, y=400, scale=1, rotation=0)
@@ -274,7 +274,7 @@ def test_measuring_and_drawing_by_mouse(page, place: Place) -> None:
         page.wait_for_timeout(350)  # Two clicks in a short time are a double click, which zooms.
     page.keyboard.press("Enter")
     page.wait_for_selector("h2:text('Mouse')")
-    files = list((place.root / "results/reviews/one").glob("Mouse.jsonl"))
+    files = list((served_results.root / "results/reviews/one").glob("Mouse.jsonl"))
     import json
 
     entry = json.loads(files[0].read_text().splitlines()[-1])
@@ -305,7 +305,7 @@ def test_a_prior_exam_has_the_same_scale(page) -> None:
     assert page.locator(".exam.other").count() == 0
 
 
-def test_values_of_inverted_views_are_those_of_the_file(page, place: Place) -> None:
+def test_values_of_inverted_views_are_those_of_the_file(page, served_results: ServedResults) -> None:
     import pydicom
 
     ids = {
@@ -319,7 +319,7 @@ def test_values_of_inverted_views_are_those_of_the_file(page, place: Place) -> N
     page.mouse.move(box["x"] + x, box["y"] + y)
     settle(page)
     at = page.evaluate("lobule.exam.at(...lobule.exam.pointer)")
-    stored = pydicom.dcmread(place.root / "older/L-CC.dcm").pixel_array
+    stored = pydicom.dcmread(served_results.root / "older/L-CC.dcm").pixel_array
     assert at["value"] == stored[at["row"], at["column"]]
     shown = picture(page, ".exam")[y, x]
     assert shown[0] > 30  # The breast is bright although its stored values are low.

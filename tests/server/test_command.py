@@ -46,7 +46,7 @@ def test_wrong_paths_and_ports_are_refused(
     scene = build_scene(tmp_path)
     assert view(str(scene.results.path), "--slides", str(scene.slide)) == 2
     assert "not a folder" in capsys.readouterr().err
-    assert view(str(scene.results.path), "--host", "192.0.2.1") == 2  # an address of no machine
+    assert view(str(scene.results.path), "--host", "192.0.2.1") == 2  # No machine has this address.
     assert "cannot listen" in capsys.readouterr().err
 
 

@@ -182,10 +182,10 @@ def test_label_images_need_the_option(tmp_path: Path, monkeypatch: pytest.Monkey
 
     scene = build_scene(tmp_path)
     monkeypatch.setattr(TiffBackend, "read_associated", lambda self, name: np.full((20, 30, 3), 99, np.uint8))
-    begun = TiffBackend.__init__
+    original_init = TiffBackend.__init__
 
     def with_label(self, *arguments, **options) -> None:
-        begun(self, *arguments, **options)
+        original_init(self, *arguments, **options)
         self.associated = {"label": Size(30, 20)}
 
     monkeypatch.setattr(TiffBackend, "__init__", with_label)
@@ -193,8 +193,8 @@ def test_label_images_need_the_option(tmp_path: Path, monkeypatch: pytest.Monkey
         with client_of(scene.results, options=ServerOptions(show_labels=allowed)) as http:
             case = case_ids(http)["one"]
             answer = http.get(f"/api/cases/{case}/label-image", params={"name": "label"})
-            listed = http.get(f"/api/cases/{case}").json()["images"]["slide"].get("label_images")
-            assert (answer.status_code, listed) == ((200, ["label"]) if allowed else (404, None))
+            label_images = http.get(f"/api/cases/{case}").json()["images"]["slide"].get("label_images")
+            assert (answer.status_code, label_images) == ((200, ["label"]) if allowed else (404, None))
             assert http.get(f"/api/cases/{case}/label-image", params={"name": "../x"}).status_code == 404
 
 

@@ -33,7 +33,7 @@ def hostile_requests(case: str, other: str, secret: Path) -> list[tuple[str, str
     ]  # fmt: skip
     urls = [f"/{trick}" for trick in tricks] + [f"/api/{trick}" for trick in tricks]
     urls += [f"/tiles/{trick}" for trick in tricks] + [f"/api/cases/{trick}" for trick in tricks]
-    urls += [f"/tiles/{case}/{part}" for part in (
+    urls += [f"/tiles/{case}/{address}" for address in (
         "0/0/999.jpg", "0/999/0.jpg", "99/0/0.jpg", "0/-1/0.jpg", "-1/0/0.jpg", "0/0/0.png", "0/0/0", "0/0/1e3.jpg", "0/0/0x1.jpg",
         "0/9999999/9999999.jpg", "0/99999999999/0.jpg", "0/0/٣.jpg", "0/0/0.jpg/..", "0/0/%30.jpg%00",
     )]  # fmt: skip

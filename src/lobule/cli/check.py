@@ -137,5 +137,5 @@ def _pair_as_text(pair: NearDuplicate) -> str:
         picture.case if picture.image in ("slide", "image", "region") else f"{picture.case} {picture.image}"
         for picture in (pair.first, pair.second)
     ]
-    how = f", {' and '.join(changes)}" if changes else ""
-    return f"{' and '.join(names)}{_across(pair.splits)}: correlation {pair.correlation:.3f}{how}"
+    transformations = f", {' and '.join(changes)}" if changes else ""
+    return f"{' and '.join(names)}{_across(pair.splits)}: correlation {pair.correlation:.3f}{transformations}"

@@ -56,8 +56,8 @@ def _case(results: Path, folder: CaseFolder, name: str) -> Case | None:
     file = next(iter(plan["input"]))
     box = plan.get("l0_box")
     kind = "image" if file.lower().endswith(IMAGE_SUFFIXES) else "region" if box else "slide"
-    judged = {number for entries in reviews.values() for number in verdicts(entries)}
-    complete = len(judged) >= (result.get("findings") or {"count": 0})["count"]
+    judged_findings = {number for entries in reviews.values() for number in verdicts(entries)}
+    complete = len(judged_findings) >= (result.get("findings") or {"count": 0})["count"]
     return Case(
         name,
         str(result.get("patient") or name),

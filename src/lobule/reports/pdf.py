@@ -49,7 +49,8 @@ def _weasyprint() -> Any:
     from PIL import ImageFile
 
     accepted = ImageFile.LOAD_TRUNCATED_IMAGES
-    import weasyprint
-
-    ImageFile.LOAD_TRUNCATED_IMAGES = accepted
+    try:
+        import weasyprint
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = accepted
     return weasyprint

@@ -19,18 +19,15 @@ from lobule.cli.scan import _work
 from lobule.cohort import Cohort
 from lobule.errors import BundleError, ConfigError, Leakage, UsageError
 from lobule.features import open_features
-from lobule.methods import METHODS, find_method
 from lobule.methods.chowder import Config, load, train
 from lobule.methods.chowder.bags import gather
 from lobule.methods.chowder.checks import tile_auc, tiles_in_outlines
 from lobule.methods.chowder.config import MODEL_DEFAULTS, build
 from lobule.methods.chowder.ensemble import Ensemble, localisation_of, members_of, to_tensors
 from lobule.methods.chowder.fit import class_weights, fit
-from lobule.nets.mil import Chowder
 from lobule.results.folder import open_results
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine, scan
-from lobule.settings import parse
 from lobule.stitch import State
 from lobule.training.fitting import TrainMachine
 from tests.methods.chowder.support import (
@@ -206,63 +203,6 @@ def test_transmil_is_trained_and_scanned_on_whole_bags(
     assert result is not None
     scores = load(bundle).ensemble.score_bag([torch.from_numpy(make_slide(0, False).features)])
     assert result["scores"]["tumour"] == pytest.approx(scores.probability, abs=1e-6)
-
-
-def test_every_model_is_a_method_with_its_own_defaults() -> None:
-    entries = {
-        "chowder": "chowder", "chowder_modern": "modern", "weldon": "weldon", "mean_pool": "mean",
-        "max_pool": "max", "max_features": "max_features", "abmil": "abmil", "transmil": "transmil",
-    }  # fmt: skip
-    for method, model in entries.items():
-        assert method in METHODS
-        preset = find_method(method)
-        assert preset.name == method
-        assert preset.configured({}).model == model
-        assert preset.configured({}).resolved().r == MODEL_DEFAULTS[model]["r"]
-        assert list(preset.scan_settings) == ["features"]
-    assert set(entries.values()) == set(MODEL_DEFAULTS)
-
-
-def test_defaults_are_those_of_the_papers() -> None:
-    config = Config().resolved()
-    assert (config.model, config.r, config.epochs, config.batch, config.rate) == ("chowder", 5, 30, 10, 1e-3)
-    assert (config.l2, config.dropout, config.members, config.tiles) == (0.5, 0.5, 10, 1000)
-    model = build(config, 2048)
-    assert isinstance(model, Chowder)
-    assert [layer.out_features for layer in model.head if isinstance(layer, torch.nn.Linear)] == [200, 100, 1]
-    modern = Config(model="modern").resolved()
-    assert (modern.r, modern.epochs, modern.batch, modern.l2, modern.dropout) == (10, 50, 16, 0.0, 0.0)
-
-
-def test_settings_are_converted_from_text() -> None:
-    text_settings = {
-        "r": "7",
-        "rate": "2e-3",
-        "grid_rates": "0.1,0.2",
-        "positive": "LUAD,LUSC",
-        "standardise": "yes",
-    }
-    config = parse(Config, text_settings)
-    assert (config.r, config.rate, config.grid_rates, config.standardise) == (7, 2e-3, (0.1, 0.2), True)
-    assert config.positive == ("LUAD", "LUSC")
-    assert Config.from_dict(config.to_dict()) == config
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"model": "huge"}, "model = 'huge' is not one of its values.*chowder, modern"),
-        ({"r": "many"}, "is not a whole number"),
-        ({"folds": 1}, "at least two folds"),
-        ({"threshold": 1.0}, "threshold"),
-        ({"epochs": 0}, "epochs must be at least 1"),
-        ({"classes": ["a", "b", "c"]}, "two classes"),
-        ({"colour": 1}, "no setting 'colour'"),
-    ],
-)
-def test_invalid_settings_are_refused(change: dict[str, Any], match: str) -> None:
-    with pytest.raises(ConfigError, match=match):
-        Config.from_dict(change)
 
 
 def test_training_from_disk_equals_training_from_memory(stored_cohort: tuple[Cohort, Path]) -> None:

@@ -54,7 +54,7 @@ def command() -> CommandOutput:
 
 def encoder_data() -> list[dict[str, Any]]:
     """The encoders of `lobule features --encoder`, for JSON."""
-    listed = [
+    rows = [
         {
             "name": entry.name,
             "features": entry.width,
@@ -70,7 +70,7 @@ def encoder_data() -> list[dict[str, Any]]:
         }
         for entry in ENCODERS.values()
     ]
-    return listed + [{"name": name, "not_supported": reason} for name, reason in NOT_SUPPORTED.items()]
+    return rows + [{"name": name, "not_supported": reason} for name, reason in NOT_SUPPORTED.items()]
 
 
 def encoder_rows() -> list[tuple[str, str, str, str, str]]:
