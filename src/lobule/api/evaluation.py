@@ -37,6 +37,9 @@ def evaluate(
     mask_step: float | None = None,
     lesion_scale: Literal["auto", "official", "um"] = "auto",
     missing_score: float | None = None,
+    patients: Literal["max", "mean", "learned"] | None = None,
+    patient_label: str = "same",
+    patient_fit: str = "val",
     allow_overlap: bool = False,
     resamples: int = 2000,
     seed: int = 0,
@@ -65,6 +68,11 @@ def evaluate(
         mask_step: Level-0 pixels per mask pixel, for slides whose size is not known.
         lesion_scale: Size of a mask cell: "official" 32 px, "um" 7.776 µm, "auto" one of them by the µm/px.
         missing_score: The score of cases without a result. By default these cases are left out.
+        patients: Also evaluate one score per patient: the "max" or "mean" of the slide scores, or a "learned"
+            combination of them.
+        patient_label: The label of a patient: "same" if all slides must have the same label, "any" if a
+            patient is positive when any slide is, or the name of a column.
+        patient_fit: The split to which a learned combination is fitted. It must not be the evaluated one.
         allow_overlap: Allow training patients in the cohort; the report mentions them.
         resamples: Number of bootstrap resamples for the intervals.
         seed: Seed of the resampling.
@@ -98,6 +106,9 @@ def evaluate(
         mask_step=mask_step,
         lesion_scale=lesion_scale,
         missing_score=missing_score,
+        patients=patients,
+        patient_label=patient_label,
+        patient_fit=patient_fit,
         allow_overlap=allow_overlap,
         resamples=resamples,
         seed=seed,

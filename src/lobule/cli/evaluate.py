@@ -79,6 +79,24 @@ from lobule.results.result import RESEARCH_USE
 @click.option("--nms-threshold", type=float, default=0.5)
 @click.option("--missing-score", type=float, metavar="S", help="Score to assume for cases without a score.")
 @click.option(
+    "--patients",
+    type=click.Choice(["max", "mean", "learned"]),
+    help="Also evaluate one score per patient: the highest or the mean score of the slides, or a combination "
+    "that is fitted to the split of --patient-fit.",
+)
+@click.option(
+    "--patient-label",
+    default="same",
+    metavar="same|any|COL",
+    help="Label of a patient: that of all slides, which must agree; positive if any slide is; or a column.",
+)
+@click.option(
+    "--patient-fit",
+    default="val",
+    metavar="NAME",
+    help="Split to which the learned combination is fitted; it must not be the evaluated one.",
+)
+@click.option(
     "--bundle", metavar="BUNDLE", help="The bundle whose training patients must not be in the cohort."
 )
 @click.option(
@@ -185,7 +203,7 @@ def _reader_study_output(
 
 def as_text(data: Mapping[str, Any]) -> str:
     """Format the evaluation for a terminal."""
-    from lobule.evaluation.summary import case_sentences
+    from lobule.evaluation.summary import case_sentences, patient_sentence
 
     head = [("source", data["source"]), *case_sentences(data)]
     head += [(name, data[name]) for name in ("against", "labels") if data[name]]
@@ -195,6 +213,8 @@ def as_text(data: Mapping[str, Any]) -> str:
     if "reader" in data:
         head.append(("reader", _reader_sentence(data["reader"])))
     head += [("note", note) for note in data["notes"]]
+    if data["patients"] is not None:
+        head.append(("patient scores", patient_sentence(data["patients"])))
     blocks = [*_task_blocks(data), *_lesion_blocks(data)] or [_nothing_to_measure(data)]
     return "\n\n".join([format_fields(head), *blocks, RESEARCH_USE])
 
@@ -207,10 +227,11 @@ def _reader_sentence(reader: Mapping[str, Any]) -> str:
 
 
 def _task_blocks(data: Mapping[str, Any]) -> list[str]:
-    from lobule.evaluation.summary import difference_table, point_table, shown, task_table
+    from lobule.evaluation.summary import difference_table, patient_reports, point_table, shown, task_table
 
     blocks = []
-    for name, report in data["tasks"].items():
+    reports = [*data["tasks"].items(), *patient_reports(data).items()]
+    for name, report in reports:
         blocks.append(click.style(f"{name}, {report['unit']}", bold=True))
         blocks.append(table(*task_table(report, name)))
         if report["all"]["operating_points"]:

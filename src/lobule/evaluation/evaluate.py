@@ -21,6 +21,7 @@ from lobule.evaluation.labels import TargetPlan, plan_targets
 from lobule.evaluation.leakage import check_overlap
 from lobule.evaluation.lesions import MatchedSlides, compare_lesions, match_slides, measure_lesions
 from lobule.evaluation.options import Options
+from lobule.evaluation.patients import check_patient_options, patient_tasks
 from lobule.evaluation.reviewers import ReviewSource, reader_point
 from lobule.evaluation.sources import ANY_SCORE, NOT_SCANNED, CaseResult, Source
 from lobule.evaluation.tasks import (
@@ -100,7 +101,8 @@ def evaluate_source(
         UsageError: An option does not fit the cohort or the source.
     """
     check_masks(options)
-    cohort = _choose_cases(cohort, options)
+    check_patient_options(options)
+    all_cases, cohort = cohort, _choose_cases(cohort, options)
     overlap = check_overlap(cohort, source, bundle, options.allow_overlap)
     case_results = [(case, _with_missing_score(source.case_result(case), options)) for case in cohort]
     other_overlap, other_results = None, None
@@ -110,6 +112,7 @@ def evaluate_source(
     tasks, plan, classes = _build_tasks(cohort, case_results, other_results, options)
     matched = _match_lesions(case_results, other_results, plan, options)
     notes = [*_unscored_notes(case_results, options), *_small_group_notes(tasks, options)]
+    patients = _patient_report(tasks, all_cases, cohort, (source, against), plan, options)
     data = {
         "format": FORMAT,
         "research_use": RESEARCH_USE,
@@ -125,6 +128,7 @@ def evaluate_source(
         "cases": _account_for_cases(source, cohort, case_results),
         "tasks": {task.name: _task_report(task, options, against is not None) for task in tasks},
         "classes": classes,
+        "patients": patients,
         "lesions": None if matched is None else _lesion_report(matched, options, against is not None),
         "lesions_left_out": {} if matched is None else dict(matched.left_out),
         "notes": notes + list(matched.notes if matched else ()),
@@ -240,6 +244,28 @@ def _task_report(task: Task, options: Options, compared: bool) -> dict[str, Any]
     if compared:
         report["against"] = {"all": compared_with_other(task), "by": by_column(compared_with_other)}
     return report
+
+
+def _patient_report(
+    tasks: Sequence[Task],
+    all_cases: Cohort,
+    cohort: Cohort,
+    sources: tuple[Source, Source | None],
+    plan: TargetPlan | None,
+    options: Options,
+) -> dict[str, Any] | None:
+    """Measure the scores of patients; None if the options ask for slides only or no case has a label."""
+    if options.patients is None or not tasks:
+        return None
+    fit_tasks: list[Task] = []
+    if options.patients == "learned" and plan is not None:
+        fit_cohort = all_cases.split(options.patient_fit)
+        results = [(case, sources[0].case_result(case)) for case in fit_cohort if case.label is not None]
+        other = None if sources[1] is None else {case.id: sources[1].case_result(case) for case in fit_cohort}
+        fit_tasks = case_tasks(results, plan, other, "slides")
+    combined = patient_tasks(tasks, fit_tasks, cohort.cases, options)
+    reports = {task.name: _task_report(task, options, sources[1] is not None) for task in combined.tasks}
+    return {**combined.head(options), "tasks": reports}
 
 
 def _count_patients(cases: Sequence[Case]) -> int:

@@ -11,6 +11,9 @@ from lobule.measures.estimate import Resampling
 
 T = TypeVar("T")
 
+SAME_LABEL, ANY_SLIDE = "same", "any"
+"""Values of `patient_label` that are not the name of a column."""
+
 
 def as_tuple(name: str, values: Sequence[T]) -> tuple[T, ...]:
     """Convert the value of an option that is a list. A text, whose letters would be items, is an error."""
@@ -46,15 +49,27 @@ class Options:
     """Size of a mask cell: "official" 32 px, "um" 7.776 µm, "auto" 32 px near 0.243 µm/px and else µm."""
     missing_score: float | None = None
     """The score of cases without a result, which then count without findings; None leaves them out."""
+    patients: Literal["max", "mean", "learned"] | None = None
+    """Also combine the scores of each patient's slides, by this rule; None evaluates slides only."""
+    patient_label: str = SAME_LABEL
+    """How a patient gets a label: "same" requires equal labels, "any" is positive if any slide is; otherwise
+    the name of a column."""
+    patient_fit: str = "val"
+    """The split that a learned combination is fitted to."""
     allow_overlap: bool = False
     resamples: int = 2000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("findings", ("stored", "nms")), ("lesion_scale", ("auto", "official", "um"))):
+        for name, allowed in (
+            ("findings", ("stored", "nms")),
+            ("lesion_scale", ("auto", "official", "um")),
+            ("patients", (None, "max", "mean", "learned")),
+        ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(
-                    f"{name} cannot be '{getattr(self, name)}'", expected=f"one of {', '.join(allowed)}"
+                    f"{name} cannot be '{getattr(self, name)}'",
+                    expected=f"one of {', '.join(filter(None, allowed))}",
                 )
         if self.resamples < 2:
             raise ConfigError("an interval needs at least 2 resamples", actual=str(self.resamples))

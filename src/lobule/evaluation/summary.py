@@ -45,11 +45,35 @@ def measure_rows(data: Data) -> list[dict[str, Any]]:
         for group in groups(report, name):
             rows += _task_rows(group, report["unit"])
         rows += _difference_rows(report, name, report["unit"], ("auroc", "auprc", "ap"))
+    for name, report in patient_reports(data).items():
+        for group in groups(report, name):
+            rows += _task_rows(group, report["unit"])
+        rows += _difference_rows(report, name, report["unit"], ("auroc", "auprc", "ap"))
     if data["lesions"] is not None:
         for group in groups(data["lesions"], "lesions"):
             rows += _lesion_rows(group)
         rows += _difference_rows(data["lesions"], "lesions", "slides", ("froc", "jama_froc"))
     return rows
+
+
+def patient_reports(data: Data) -> Data:
+    """The measures of patients for each target; empty if scores were not combined by patient."""
+    patients = data.get("patients") or {}
+    reports: Data = patients.get("tasks", {})
+    return reports
+
+
+def patient_sentence(patients: Data) -> str:
+    """How the score and the label of a patient come about."""
+    sentence = f"{patients['rule']}; {patients['labels']}"
+    if patients["fitted_on"]:
+        counts = sorted({fit["patients"] for fit in patients["fits"].values()})
+        sentence += (
+            f"; fitted to {', '.join(map(str, counts))} patients of the split '{patients['fitted_on']}'"
+        )
+    if patients["incomplete"]:
+        sentence += f"; {patients['incomplete']} patients have slides without a score"
+    return sentence
 
 
 def _difference_rows(report: Data, target: str, unit: str, measures: Sequence[str]) -> list[dict[str, Any]]:
