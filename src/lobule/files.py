@@ -12,12 +12,14 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import quote
 from uuid import uuid4
 
 from lobule.errors import NotReadable, ResultsError, UsageError
+from lobule.object_stores import ObjectFile, RangesNotSupported, is_object_url
 
 MIB = 1 << 20
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
@@ -38,6 +40,8 @@ def open_url(path: str | Path, mode: str = "rb") -> IO[Any]:
     """
     try:
         if is_url(path):
+            if mode in ("r", "rb") and is_object_url(str(path)) and (file := _open_object(str(path))):
+                return file if mode == "rb" else io.TextIOWrapper(file, encoding="utf-8")
             import fsspec
 
             opened = fsspec.open(str(path), mode)
@@ -57,6 +61,16 @@ def open_url(path: str | Path, mode: str = "rb") -> IO[Any]:
         if any(letter in mode for letter in "wax+"):
             raise results_error(error, path) from error
         raise not_readable(error, path) from error
+
+
+def _open_object(url: str) -> io.BufferedReader | None:
+    """Open an object of a store, or return None if its server can only send complete files."""
+    try:
+        return io.BufferedReader(ObjectFile(url))
+    except RangesNotSupported:
+        if find_spec("aiohttp") is None:  # With it, fsspec downloads the file.
+            raise
+        return None
 
 
 def not_readable(error: OSError, path: str | Path) -> NotReadable:

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from lobule.errors import LobuleError
 from lobule.files import MIB, is_url, not_readable, open_url, require_regular, write_json
+from lobule.object_stores import ObjectRanges, is_object_url
 
 
 def fingerprint(path: str | Path, full: bool = False) -> str:
@@ -24,6 +25,9 @@ def fingerprint(path: str | Path, full: bool = False) -> str:
 
     The hash of a large file is stored in the user's cache folder together with the file's size, modification
     time and inode. While those are unchanged, the stored hash is returned without reading the file again.
+
+    An object of a store is identified by the size and the version (ETag) that the store states, because its
+    hash would require a download.
 
     Args:
         path: A file, a folder or an fsspec URL.
@@ -68,6 +72,8 @@ def digest_of(file: IO[bytes]) -> str:
 
 
 def _hash_url(url: str, full: bool) -> str:
+    if is_object_url(url) and (version := _object_version(url)) is not None:
+        return version
     state = _url_state(url)
     if not full and state is not None and (stored := _stored_hash(url, state)) is not None:
         return stored
@@ -76,6 +82,15 @@ def _hash_url(url: str, full: bool) -> str:
     if state is not None and _url_state(url) == state:
         _store_hash(url, state, identity)
     return identity
+
+
+def _object_version(url: str) -> str | None:
+    """Return a hash of the size and the version of an object, so that it is not downloaded for its hash."""
+    ranges = ObjectRanges(url)
+    if ranges.version is None:
+        return None
+    text = f"{ranges.size} {ranges.version}"
+    return f"object-sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _hash_folder(roots: list[Path], full: bool) -> str:

@@ -47,6 +47,7 @@ from lobule.scanning.contract import (
 from lobule.scanning.decoding_memory import DecodingMemory
 from lobule.scanning.open_case import OpenedCase
 from lobule.scanning.pipeline import Counters, Pipeline, Stopped
+from lobule.scanning.remote import plan_reads
 from lobule.scanning.stores import failed_in, open_sink
 from lobule.slides.slide import Slide
 from lobule.stitch import State
@@ -246,6 +247,7 @@ class CaseRunner:
             sink = open_sink(pass_, folder, self.retry_failed)
             images: dict[str, PixelSource] = {**opened.images, **pass_.sources}
             self._size_caches(pass_, images)
+            plan_reads(pass_, images, sink.needed)
             self.pipeline.run_pass(order, pass_, images, sink)
             store = sink.finish()
             failed += sink.failures()

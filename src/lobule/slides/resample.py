@@ -128,16 +128,22 @@ def _is_blank(slide: Pyramid, source: Source, block: Box) -> bool:
     is_blank = getattr(slide.backend, "is_blank", None)
     if is_blank is None:
         return False
-    margin = 2  # source pixels that cubic interpolation needs beyond the block
+    needed = source_box(slide, source, block)
+    return needed.empty or bool(is_blank(source.level, needed, source.reduce))
+
+
+def source_box(slide: Pyramid, source: Source, box: Box) -> Box:
+    """Return the box of source pixels, inside their level, from which a box of lattice pixels is computed."""
+    exact = source.ratio_x == source.ratio_y == 1
+    margin = 0 if exact else 2  # source pixels that cubic interpolation needs beyond the box
     level = slide.levels[source.level].size
     level_box = Box(0, 0, -(-level.width // source.reduce), -(-level.height // source.reduce))
-    needed = Box.of_edges(
-        floor(block.x * source.ratio_x) - margin,
-        floor(block.y * source.ratio_y) - margin,
-        ceil(block.right * source.ratio_x) + margin,
-        ceil(block.bottom * source.ratio_y) + margin,
+    return Box.of_edges(
+        floor(box.x * source.ratio_x) - margin,
+        floor(box.y * source.ratio_y) - margin,
+        ceil(box.right * source.ratio_x) + margin,
+        ceil(box.bottom * source.ratio_y) + margin,
     ).intersect(level_box)
-    return needed.empty or bool(is_blank(source.level, needed, source.reduce))
 
 
 def choose_source(slide: Pyramid, lattice: Lattice, levels: int | None = None) -> Source:

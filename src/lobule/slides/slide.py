@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +24,7 @@ from lobule.files import is_url, not_readable, open_url
 from lobule.geometry import Box, Lattice, Size, level_step
 from lobule.slides.backend import MAX_SIDE, RGB, Backend, Level, StatedMpp
 from lobule.slides.cache import TileCache
-from lobule.slides.resample import choose_source, read_resampled
+from lobule.slides.resample import Source, choose_source, read_resampled, source_box
 from lobule.units import Mpp
 
 READERS: dict[str, str] = {
@@ -296,6 +296,24 @@ class Slide:
             top, left = inside.y - box.y, inside.x - box.x
             out[top : top + inside.height, left : left + inside.width] = pixels
         return out
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the slide is read from a URL."""
+        return is_url(self.path)
+
+    def plan_reads(self, lattice: Lattice, boxes: Sequence[Box]) -> None:
+        """Announce the boxes that will be read, in this order: tiles of remote slides are fetched ahead."""
+        plan = getattr(self.backend, "plan", None)
+        if plan is None:
+            return
+        source = (
+            choose_source(self, lattice)
+            if lattice.level is None
+            else Source(lattice.level, 1, Fraction(1), Fraction(1))
+        )
+        needed = (source_box(self, source, box) for box in boxes)
+        plan(source.level, [box for box in needed if not box.empty], source.reduce)
 
     def reduced_size(self, level: int, reduce: int) -> Size:
         size = self.levels[level].size

@@ -10,9 +10,10 @@ import io
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import groupby
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -20,10 +21,12 @@ import numpy as np
 from lobule.errors import TooLarge, damaged
 from lobule.files import is_url, not_readable, open_url
 from lobule.geometry import Box, Size, tiles_over
+from lobule.object_stores import ObjectFile, ObjectRanges
 from lobule.slides import libturbojpeg
 from lobule.slides.backend import LARGE_TILE_PIXELS, RGB, Level, StatedMpp, assemble, damaged_tile
 from lobule.slides.cache import DEFAULT_BYTES, TileCache
 from lobule.slides.jpeg import EOI, Bytes, TileBuffer
+from lobule.slides.read_ahead import Range, ReadAhead
 from lobule.slides.tiff_metadata import Layer, TiffMetadata, read_metadata
 from lobule.slides.tile_codecs import JPEG, decode_tile
 
@@ -85,6 +88,10 @@ class TiffBackend:
         self._associated_layers = metadata.associated
         self._large_tile = threading.Lock()
         self._file = Ranges(path)
+        self._planned: ReadAhead | None = None
+        """Tiles of a remote file that the running pass will read."""
+        self._reading = threading.local()
+        """Tiles of a remote file that the running read of a thread needs."""
 
     @property
     def decoding_bytes(self) -> int:
@@ -115,7 +122,40 @@ class TiffBackend:
         offsets, lengths = (table.reshape(shape)[:, *tiles] for table in (layer.offsets, layer.lengths))
         return not bool(np.any((offsets != 0) & (lengths != 0)))
 
+    def plan(self, level: int, boxes: Sequence[Box], reduce: int = 1) -> None:
+        """Announce the boxes of a level that will be read, in this order.
+
+        Tiles of a remote file are then fetched ahead, neighbouring ones with one request.
+        """
+        if not self._file.is_remote:
+            return
+        if self._planned is not None:
+            self._planned.close()
+        self._planned = ReadAhead(self._file.read_range, self._ranges_under(level, boxes, reduce))
+
+    def _ranges_under(self, level: int, boxes: Sequence[Box], reduce: int) -> list[Range]:
+        """Byte ranges of the tiles under boxes, each once. Those of a row of boxes are sorted by offset."""
+        layer = self._layers[level]
+        tile = Size(layer.tile.width // reduce, layer.tile.height // reduce)
+        offsets, lengths = layer.offsets.reshape(-1), layer.lengths.reshape(-1)
+        planes, tiles_per_plane = len(layer.offsets), layer.rows * layer.columns
+        ranges: dict[Range, None] = {}
+        for _, row_of_boxes in groupby(boxes, key=lambda box: box.y):
+            indices = {
+                row * layer.columns + column for box in row_of_boxes for column, row in tiles_over(box, tile)
+            }
+            numbers = [index + plane * tiles_per_plane for plane in range(planes) for index in indices]
+            stored = [(int(offsets[n]), int(lengths[n])) for n in numbers if offsets[n] and lengths[n]]
+            ranges |= dict.fromkeys(sorted(stored))
+        return [(offset, length) for offset, length in ranges if offset + length <= self._file.size]
+
     def read(self, level: int, box: Box, reduce: int = 1) -> RGB:
+        if self._file.is_remote:
+            ranges = self._ranges_under(level, [box], reduce)
+            self._reading.ahead = ReadAhead(self._file.read_range, ranges) if len(ranges) > 1 else None
+        return self._read(level, box, reduce)
+
+    def _read(self, level: int, box: Box, reduce: int) -> RGB:
         layer = self._layers[level]
         width, height = layer.tile.width // reduce, layer.tile.height // reduce
         out = np.empty((box.height, box.width, 3), np.uint8)
@@ -165,6 +205,9 @@ class TiffBackend:
             raise damaged(self.path, f"associated image '{name}' cannot be decoded", str(error)) from error
 
     def close(self) -> None:
+        if self._planned is not None:
+            self._planned.close()
+            self._planned = None
         self._file.close()
         self.cache.clear()
 
@@ -248,8 +291,15 @@ class TiffBackend:
         end, size = offset + length, self._file.size
         if end > size:
             raise ValueError(f"bytes {offset} to {end} lie beyond the end of the file at {size}")
-        if buffer is None:
-            data: Bytes = self._file.read(offset, length)
+        fetched = self._fetch_ahead(offset, length)
+        if fetched is not None:
+            data: Bytes = fetched
+            if buffer is not None:
+                data = buffer.room_for(length)
+                memoryview(data)[: len(fetched)] = fetched
+            bytes_read = len(fetched)
+        elif buffer is None:
+            data = self._file.read(offset, length)
             bytes_read = len(data)
         else:
             data = buffer.room_for(length)
@@ -257,6 +307,15 @@ class TiffBackend:
         if bytes_read != length:
             raise ValueError(f"only {bytes_read} of {length} bytes could be read")
         return data
+
+    def _fetch_ahead(self, offset: int, length: int) -> bytes | None:
+        """Bytes of a tile of a remote file that were or are being fetched ahead, or None."""
+        for ahead in (self._planned, getattr(self._reading, "ahead", None)):
+            if ahead is not None:
+                data = ahead.take(offset, length)
+                if data is not None:
+                    return data
+        return None
 
 
 # -- bytes --------------------------------------------------------------------------------------------------
@@ -273,7 +332,10 @@ class Ranges:
         self.path = path
         self._lock = threading.Lock()
         self._handle: _Handle | None = None
-        self.size = self._open_handle().size()
+        handle = self._open_handle()
+        self.size = handle.size()
+        self.is_remote = handle.remote is not None
+        """Whether reads are requests to a server, which are worth planning."""
 
     def read(self, offset: int, length: int) -> bytes:
         data = bytearray(length)
@@ -286,6 +348,12 @@ class Ranges:
             return handle.read_into(offset, buffer)
         except OSError as error:
             raise not_readable(error, self.path) from error
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """Read bytes of a remote file. Threads may read at the same time."""
+        handle = self._handle or self._open_handle()
+        assert handle.remote is not None
+        return handle.remote.read(start, end)
 
     def close(self) -> None:
         with self._lock:
@@ -304,7 +372,9 @@ class _Handle:
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._lock = threading.Lock()
-        self._preadv = hasattr(os, "preadv") and isinstance(stream, io.BufferedReader)
+        raw = getattr(stream, "raw", None)
+        self.remote: ObjectRanges | None = raw.ranges if isinstance(raw, ObjectFile) else None
+        self._preadv = hasattr(os, "preadv") and isinstance(raw, io.FileIO)
         weakref.finalize(self, stream.close)
 
     def size(self) -> int:
@@ -313,6 +383,10 @@ class _Handle:
     def read_into(self, offset: int, buffer: memoryview) -> int:
         if self._preadv:
             return os.preadv(self._stream.fileno(), [buffer], offset)
+        if self.remote is not None:
+            data = self.remote.read(offset, min(offset + len(buffer), self.remote.size))
+            buffer[: len(data)] = data
+            return len(data)
         with self._lock:
             self._stream.seek(offset)
             data = self._stream.read(len(buffer))
