@@ -1,6 +1,7 @@
 # Everything sets itself up in .venv; all that a machine needs is Python 3.11+ and make.
 #   make demo            the whole story on generated slides
 #   make test            format, lint, types, tests, docs in step
+#   make pages           the commands of the documentation, run as they are written
 #   TORCH_BACKEND=cpu make test    hands uv's torch backend choice through (small CPU build)
 
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -8,7 +9,7 @@ TORCH_BACKEND ?=
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check lint format types unit docs docs-check setup viewer pins wheel clean campaign
+.PHONY: demo test check lint format types unit docs docs-check setup viewer pins wheel clean pages campaign
 
 demo: setup
 	$(BIN)/lobule demo
@@ -48,6 +49,10 @@ docs: setup
 
 unit: setup
 	@scripts/test
+
+# The commands of the tutorials, of the README and of "Add a method", as they are written.
+pages: setup
+	@scripts/test -m pages --dist load tests/test_tutorials.py tests/toy_method
 
 campaign: setup
 	@scripts/test -m campaign

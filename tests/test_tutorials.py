@@ -28,7 +28,10 @@ TUTORIALS = ROOT / "docs" / "tutorials"
 BLOCK = re.compile(r"^( *)```(sh|python)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 LOBULE = f'#!/bin/sh\nexec "{sys.executable}" -m lobule "$@"\n'
 
-pytestmark = pytest.mark.skipif(not TUTORIALS.is_dir(), reason="the documentation is not beside the tests")
+pytestmark = [
+    pytest.mark.pages,
+    pytest.mark.skipif(not TUTORIALS.is_dir(), reason="the documentation is not beside the tests"),
+]
 
 
 def run_blocks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -193,20 +194,21 @@ def test_other_dicom_files_are_no_annotations(folder: Path, tmp_path: Path) -> N
         read_annotation(tmp_path / "cut.dcm", l0_mpp=(MPP, MPP))
 
 
-def test_many_findings_are_limited_in_the_report_only(results: Results, tmp_path: Path) -> None:
+def test_many_findings_are_limited_in_the_report_only(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lobule.exports.dicom_sr.MOST_FINDINGS", 100)
     write_findings(
         results.case_folder(EMPTY).path, [Finding(i % 4000, i // 4, i / 2000) for i in range(1500)]
     )
-    import json
-
     path = results.case_folder(EMPTY).path / "result.json"
     result = json.loads(path.read_text())
     path.write_text(json.dumps({**result, "findings": {"count": 1500}}))
     try:
         report = export_results(results.path, "dicom-sr", tmp_path, cases=[EMPTY])
-        assert "500 are left out" in report.records[0].notes[-1]
+        assert "1,400 are left out" in report.records[0].notes[-1]
         groups = highdicom.sr.srread(tmp_path / f"{EMPTY}.sr.dcm").content.get_planar_roi_measurement_groups()
-        assert len(groups) == 1000
+        assert len(groups) == 100
         export_results(results.path, "dicom-ann", tmp_path, cases=[EMPTY])
         (group,) = highdicom.ann.annread(tmp_path / f"{EMPTY}.ann.dcm").get_annotation_groups()
         data = np.array(group.get_graphic_data("2D"))[:, 0]

@@ -62,6 +62,7 @@ def test_the_method_is_short() -> None:
     assert int(output.split()[0]) < 80
 
 
+@pytest.mark.pages
 def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
