@@ -28,7 +28,8 @@ import numpy as np
 from measure import arguments, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-GL = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+SOFTWARE = ["--no-sandbox", "--enable-unsafe-swiftshader"]
+"""How Chromium draws without a graphics processor: WebGL by SwiftShader, the page by Skia."""
 SIDE, STRIDE, CHUNK = 4096, 16, 128
 FINDINGS = 8
 MILLION_SIDE = 100_000
@@ -253,7 +254,7 @@ def measure_cases(browser: Any, url: str, count: int) -> tuple[float, float, flo
     page.evaluate("(shown) => lobule.change(shown)", shown)
     page.wait_for_timeout(300)
     frames = page.evaluate("""(async () => {
-      const canvas = lobule.view.canvas, gl = canvas.getContext("webgl2");
+      const canvas = lobule.view.overlay.canvas, gl = canvas.getContext("webgl2");
       const pixels = new Uint8Array(4 * canvas.width * canvas.height);
       const covered = () => {
         gl.readPixels(0, 0, canvas.width, canvas.height, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
@@ -377,7 +378,7 @@ def main() -> None:
         root = Path(name)
         write_cases(root, cases)
         x, y = write_million(root, findings)
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=GL)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE)
         with served(write_list(root)) as url:
             list_seconds = measure_list(browser, url)
         with served(root / "results") as url:

@@ -165,9 +165,12 @@ def look(page, **view: float) -> None:
 
 
 def settle(page) -> None:
-    page.evaluate(
-        "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 60))))"
-    )
+    """Wait until the overlay is painted at its exact position, and for the frames that show it."""
+    frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 60))))"
+    page.evaluate(frames)
+    if not page.evaluate("window.lobule?.view?.overlay.isSettled ?? true"):
+        until(page, "lobule.view.overlay.isSettled")
+        page.evaluate(frames)
 
 
 def change(page, **values: object) -> None:

@@ -33,6 +33,23 @@ pytestmark = [
 ]
 
 
+NEAR = np.ones((3, 3), bool)
+"""A pixel and its neighbours."""
+
+
+def coloured_squares(overlaid: np.ndarray) -> np.ndarray:
+    """Return where the map has coloured a square of the slide."""
+    coloured = (overlaid[..., 0] > 150) & (overlaid[..., 2] < 120)
+    assert coloured.sum() > 400
+    return coloured
+
+
+def outside_of_squares(slide: np.ndarray, coloured: np.ndarray) -> int:
+    """Return the number of coloured pixels that are more than one pixel away from a dark square of the slide."""
+    partly_dark = slide[..., 0] < 220  # Edges are smoothed, so pixels may be partly covered by a square.
+    return int((coloured & ~binary_dilation(partly_dark, NEAR)).sum())
+
+
 @pytest.mark.parametrize("ratio", [1, 2])
 def test_map_and_slide_agree_within_a_pixel(browser, site: Site, ratio: int) -> None:
     context = browser.new_context(
@@ -54,21 +71,49 @@ def test_map_and_slide_agree_within_a_pixel(browser, site: Site, ratio: int) -> 
         settle(page)
         overlaid = picture(page, ".slide")
         dark = (slide[..., 0] < 140) & (slide[..., 2] > 60)
-        coloured = (overlaid[..., 0] > 150) & (overlaid[..., 2] < 120)
-        assert coloured.sum() > 400, (scale, rotation, flip)
-        near = np.ones((3, 3), bool)
+        coloured = coloured_squares(overlaid)
+        assert outside_of_squares(slide, coloured) == 0, (ratio, scale, rotation, flip)
         # Where the map's last rows are glass, dark squares have no coloured ones above them.
         rows = np.flatnonzero(coloured.any(axis=1)) if rotation == 0 else np.arange(len(dark))
-        partly_dark = slide[..., 0] < 220  # Edges are smoothed, so pixels may be partly covered by a square.
-        only_map = coloured & ~binary_dilation(partly_dark, near)
-        assert only_map.sum() == 0, (ratio, scale, rotation, flip, int(only_map.sum()))
         if rotation == 0:
             inside = dark.copy()
             inside[rows[-1] - 1 :] = False
-            only_slide = inside & ~binary_dilation(coloured, near)
+            only_slide = inside & ~binary_dilation(coloured, NEAR)
             failed = 0.02 * dark.sum()  # the failed cells, which have no colour
             assert only_slide.sum() <= failed, (ratio, scale, int(only_slide.sum()))
     context.close()
+
+
+def test_a_moved_map_agrees_with_the_slide_and_is_painted_at_rest(tab, site: Site) -> None:
+    open_slide_page(tab)
+    change(tab, **PLAIN)
+    look(tab, x=550, y=420, scale=1.7, rotation=0)
+    until(tab, "lobule.view.layers[0].tiles.size > 0")
+    settle(tab)
+    paints = tab.evaluate("lobule.view.overlay.paints")
+    # Panned by fractions of a pixel, zoomed, and rotated, while the graphics processor is still busy.
+    tab.evaluate(
+        "Object.defineProperty(lobule.view.overlay.painter, 'isBusy', { value: true, writable: true })"
+    )
+    tab.evaluate("lobule.view.overlay.repaint = () => {}")
+    for view in ({"x": 550 + 63.2, "y": 420 - 37.9}, {"scale": 1.4}, {"rotation": 20}):
+        tab.evaluate("(view) => lobule.view.setView(view, true)", view)
+        until(tab, "lobule.view.viewer.world.getItemAt(0).getFullyLoaded()")
+        tab.wait_for_timeout(200)
+        coloured = coloured_squares(picture(tab, ".slide"))
+        tab.evaluate("lobule.view.overlay.canvas.style.visibility = 'hidden'")
+        slide = picture(tab, ".slide")
+        tab.evaluate("lobule.view.overlay.canvas.style.visibility = ''")
+        assert outside_of_squares(slide, coloured) == 0, view
+        assert (slide[coloured][:, 0] < 140).mean() > 0.9, view
+    assert tab.evaluate("lobule.view.overlay.paints") == paints
+    assert not tab.evaluate("lobule.view.overlay.isSettled")
+    tab.evaluate(
+        "lobule.view.overlay.painter.isBusy = false; delete lobule.view.overlay.repaint; lobule.view.redraw()"
+    )
+    settle(tab)
+    assert tab.evaluate("lobule.view.overlay.paints") > paints
+    assert tab.evaluate("lobule.view.overlay.canvas.style.transform") == ""
 
 
 def test_colours_change_without_a_request_and_are_those_of_the_colour_map(tab, site: Site) -> None:
@@ -122,6 +167,21 @@ def test_glass_and_failed_cells_have_their_own_patterns(tab, site: Site) -> None
     assert 0.005 < marked.mean() < 0.08  # Sparse dots.
 
 
+def test_smoothing_is_the_weighted_mean_of_scored_cells(tab, site: Site) -> None:
+    import matplotlib
+
+    open_slide_page(tab)
+    change(tab, **{**PLAIN, "smooth": True, "threshold": 0})
+    # Between cells of 0.9 and 0.1; a quarter of a cell from there; beside the failed cells 20 to 23 of row 10.
+    for x, y, expected in ((64, 32, 0.5), (68, 32, 0.3), (24 * 16 + 1, 10 * 16 + 8, 0.1)):
+        look(tab, x=x, y=y, scale=0.1, rotation=0)
+        until(tab, "lobule.view.layers[0].tiles.size > 0")
+        settle(tab)
+        shown = picture(tab, ".slide")
+        colour = 255 * np.array(matplotlib.colormaps["viridis"](expected)[:3])
+        assert np.abs(shown[shown.shape[0] // 2, shown.shape[1] // 2] - colour).max() <= 6, (x, y)
+
+
 def test_findings_are_visited_and_judged_by_keys(tab, site: Site) -> None:
     case = open_slide_page(tab)
     findings = tab.evaluate(f"fetch('api/cases/{case}/findings').then((answer) => answer.json())")["findings"]
@@ -167,7 +227,7 @@ def test_keys_switch_move_and_zoom(tab, site: Site) -> None:
     assert tab.evaluate("lobule.view.view.rotation") == 90
     tab.keyboard.press("h")
     settle(tab)
-    overlay = tab.evaluate("(() => { const c = lobule.view.canvas, g = c.getContext('webgl2'); const p = new Uint8Array(4*c.width*c.height);"
+    overlay = tab.evaluate("(() => { const c = lobule.view.overlay.canvas, g = c.getContext('webgl2'); const p = new Uint8Array(4*c.width*c.height);"
                            "g.readPixels(0,0,c.width,c.height,g.RGBA,g.UNSIGNED_BYTE,p); return p.reduce((a,b)=>a+b,0) })()")  # fmt: skip
     assert overlay == 0
     tab.keyboard.press("?")
@@ -268,7 +328,7 @@ def test_the_list_sorts_searches_and_opens_by_keys(tab, site: Site) -> None:
 
 def test_without_webgl_the_overlay_is_the_same(tab, site: Site) -> None:
     open_slide_page(tab, suffix="?plain")
-    assert tab.evaluate("lobule.view.renderer") == "canvas"
+    assert tab.evaluate("lobule.view.overlay.renderer") == "canvas"
     assert "WebGL is not available" in tab.locator(".notices").evaluate("(node) => node.textContent")
     change(tab, **PLAIN)
     look(tab, x=32, y=32, scale=0.25, rotation=0)
@@ -285,9 +345,11 @@ def test_a_lost_graphics_context_is_replaced(tab, site: Site) -> None:
     change(tab, **PLAIN)
     look(tab, x=32, y=32, scale=0.25, rotation=0)
     until(tab, "lobule.view.layers[0].tiles.size > 0")
-    assert tab.evaluate("lobule.view.renderer") == "webgl"
-    tab.evaluate("lobule.view.canvas.getContext('webgl2').getExtension('WEBGL_lose_context').loseContext()")
-    until(tab, "lobule.view.renderer === 'canvas'")
+    assert tab.evaluate("lobule.view.overlay.renderer") == "webgl"
+    tab.evaluate(
+        "lobule.view.overlay.canvas.getContext('webgl2').getExtension('WEBGL_lose_context').loseContext()"
+    )
+    until(tab, "lobule.view.overlay.renderer === 'canvas'")
     settle(tab)
     shown = picture(tab, ".slide")
     assert np.abs(shown[shown.shape[0] // 2, shown.shape[1] // 2] - [189, 223, 38]).max() <= 5

@@ -237,7 +237,7 @@ def test_the_viewed_area_counts_tissue(page) -> None:
     side = page.evaluate("lobule.view.seenSide")
     rows, columns = -(-900 // side), -(-1100 // side)
     assert tissue <= rows * columns
-    box = page.evaluate("lobule.view.box")
+    box = page.evaluate("lobule.view.box()")
     inside = {
         (column, row)
         for row in range(int(rows))
@@ -335,7 +335,7 @@ def test_a_slide_with_bounds_opens_on_them_and_its_map_agrees(
         open_slide_page(page, "one")
         view = page.evaluate("lobule.view.view")
         assert (view["x"], view["y"]) == pytest.approx((768, 512), abs=3)
-        box = page.evaluate("lobule.view.box")
+        box = page.evaluate("lobule.view.box()")
         assert box[3] - box[1] == pytest.approx(512, rel=0.02)
         change(page, **{**PLAIN, "heatmap": False})
         look(page, x=544, y=288, scale=0.5, rotation=0)

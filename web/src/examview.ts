@@ -1,10 +1,11 @@
 // The four views of an exam on one canvas: chest walls together, equal millimetres, zoomed and moved together.
 
+import { apply, invert, type Affine } from "./affine";
 import { get, getBytes, query, type CaseDetail, type ImageInfo, type TruthOutline } from "./api";
 import { createGreyPainter, type GreyImage, type GreyPainter } from "./greyscale";
 import { listen } from "./events";
 import { MapLayer } from "./maptiles";
-import { apply, createPainter, invert, type Affine, type Line, type Painter } from "./painter";
+import { createPainter, type Line, type Painter } from "./painter";
 import { onChange, settings } from "./settings";
 
 /** Right breast on the left of the screen, as radiologists hang views. */

@@ -1,5 +1,6 @@
 // Tiles of findings: single points where few are in view, counts and maxima otherwise.
 
+import type { Affine } from "./affine";
 import { getBytes, query } from "./api";
 
 export interface PointTile {
@@ -17,10 +18,18 @@ export interface PointTile {
   area: [number, number, number];
 }
 
+/** Bins per side of a tile. */
+export const BINS = 64;
 const MOST_TILES_IN_VIEW = 12;
-/** Tiles are at least this large on the screen, so that the 64 bins of a row are circles that can be told apart. */
+/** Tiles are at least this large on the screen, so that the bins of a row are circles that can be told apart. */
 const SMALLEST_TILE_PX = 768;
 const MOST_TILES = 200;
+
+/** The largest diameter of a bin's circle in CSS pixels: circles of neighbouring bins overlap a little at most. */
+export function largestBin(tile: PointTile, [a, b]: Affine, dpr: number): number {
+  const binPx = (tile.area[2] / BINS) * Math.hypot(a, b) / dpr;
+  return Math.min(36, Math.max(9, 1.2 * binPx));
+}
 
 const RETRY_MS = 3000;
 
@@ -39,10 +48,16 @@ export class FindingLayer {
     readonly label: string | null = null,
   ) {}
 
-  visible(box: [number, number, number, number], pxPerL0: number): PointTile[] {
+  /** The finest level whose tiles are large enough on the screen. */
+  level(box: [number, number, number, number], pxPerL0: number): number {
     let level = 0;
     const isDense = () => this.tileSide * 2 ** level * pxPerL0 < SMALLEST_TILE_PX || this.count(box, level) > MOST_TILES_IN_VIEW;
     while (level < this.levels - 1 && isDense()) level++;
+    return level;
+  }
+
+  /** The loaded tiles of a level that a box touches. Missing tiles are requested. */
+  visible(box: [number, number, number, number], level: number): PointTile[] {
     const [left, top, right, bottom] = this.cover(box, level);
     const tiles: PointTile[] = [];
     for (let row = top; row <= bottom; row++)
@@ -105,7 +120,7 @@ function parse(bytes: ArrayBuffer, side: number, column: number, row: number): P
   const score = take(4, (start) => new Float32Array(bytes, start, count));
   const binX = take(1, (start) => new Uint8Array(bytes, start, count));
   const binY = take(1, (start) => new Uint8Array(bytes, start, count));
-  const binSide = side / 64;
+  const binSide = side / BINS;
   const x = Float32Array.from(binX, (value) => column * side + (value + 0.5) * binSide);
   const y = Float32Array.from(binY, (value) => row * side + (value + 0.5) * binSide);
   const findings = number.reduce((sum, value) => sum + value, 0);

@@ -1,6 +1,7 @@
 // Mammograms on the screen with their full bit depth: integer textures, windowed by the graphics processor.
 
-import { compile, type Affine } from "./painter";
+import type { Affine } from "./affine";
+import { compile, GL_OPTIONS } from "./painter";
 
 export interface GreyImage {
   width: number;
@@ -198,7 +199,7 @@ class CanvasGrey implements GreyPainter {
 
 export function createGreyPainter(plain: boolean, onLost: () => void): GreyPainter {
   const canvas = document.createElement("canvas");
-  const gl = plain ? null : canvas.getContext("webgl2", { alpha: false, preserveDrawingBuffer: true });
+  const gl = plain ? null : canvas.getContext("webgl2", { ...GL_OPTIONS, alpha: false });
   if (gl) {
     canvas.addEventListener("webglcontextlost", (event) => {
       event.preventDefault();

@@ -1,8 +1,10 @@
 // The overlay of a slide: maps, findings and outlines, drawn by WebGL 2 or, without it, on a 2D canvas.
 
-import { colourTable, position } from "./colours";
-import { FAILED, GLASS, PENDING, SCORED, type MapTile, type TileQuad } from "./maptiles";
-import type { PointTile } from "./findingtiles";
+import type { Affine } from "./affine";
+import { CanvasPainter } from "./canvaspainter";
+import { colourTable } from "./colours";
+import { largestBin, type PointTile } from "./findingtiles";
+import { SCORED, type MapTile, type TileQuad } from "./maptiles";
 import {
   QUAD_VERTEX,
   MAP_FRAGMENT,
@@ -12,8 +14,10 @@ import {
   LINE_FRAGMENT,
 } from "./shaders";
 
-/** Level-0 pixels to device pixels: x' = a·x + c·y + e, y' = b·x + d·y + f. */
-export type Affine = [number, number, number, number, number, number];
+/** Shaders smooth edges themselves: several samples per pixel would cost a multiple without a graphics processor. */
+export const GL_OPTIONS: WebGLContextAttributes = {
+  antialias: false, depth: false, stencil: false, premultipliedAlpha: true, preserveDrawingBuffer: true,
+};
 
 export interface Style {
   opacity: number;
@@ -50,14 +54,10 @@ export interface Frame {
 export interface Painter {
   readonly name: "webgl" | "canvas";
   readonly canvas: HTMLCanvasElement;
+  /** Whether the graphics processor has not yet finished the last frame. */
+  readonly isBusy: boolean;
   paint(frame: Frame): void;
 }
-
-const STATE_COLOURS: Record<number, [number, number, number, number]> = {
-  [PENDING]: [110, 140, 190, 0.5],
-  [GLASS]: [128, 128, 128, 0.3],
-  [FAILED]: [220, 40, 160, 0.75],
-};
 
 export function compile(gl: WebGL2RenderingContext, vertex: string, fragment: string): WebGLProgram {
   const program = gl.createProgram()!;
@@ -83,6 +83,7 @@ class GlPainter implements Painter {
   private colours: WebGLTexture;
   private colourName = "";
   private lineBuffer: WebGLBuffer;
+  private fence: WebGLSync | null = null;
 
   constructor(
     readonly canvas: HTMLCanvasElement,
@@ -113,6 +114,13 @@ class GlPainter implements Painter {
     this.paintLines(frame);
     this.paintPoints(frame);
     this.forget(frame);
+    if (this.fence) gl.deleteSync(this.fence);
+    this.fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
+    gl.flush();
+  }
+
+  get isBusy(): boolean {
+    return this.fence !== null && !this.gl.isContextLost() && this.gl.getSyncParameter(this.fence, this.gl.SYNC_STATUS) === this.gl.UNSIGNALED;
   }
 
   private begin(program: WebGLProgram, frame: Frame) {
@@ -157,7 +165,7 @@ class GlPainter implements Painter {
     const at = this.begin(this.dots, frame);
     gl.uniform1f(at("selected"), frame.selected ?? -1);
     for (const tile of frame.points) {
-      gl.uniform1f(at("bins"), tile.kind === "bins" ? 1 : 0);
+      gl.uniform1f(at("largest"), tile.kind === "bins" ? largestBin(tile, frame.affine, frame.dpr) : 0);
       this.pointBuffers(tile).forEach((buffer, index) => {
         gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
         gl.enableVertexAttribArray(index);
@@ -201,13 +209,13 @@ class GlPainter implements Painter {
     gl.bindTexture(gl.TEXTURE_2D, this.colours);
     if (name === this.colourName) return;
     gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, 256, 1, 0, gl.RGBA, gl.UNSIGNED_BYTE, colourTable(name));
-    this.nearest();
+    this.filter(gl.NEAREST);
     this.colourName = name;
   }
 
-  private nearest(): void {
+  private filter(filter: number): void {
     const gl = this.gl;
-    for (const filter of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D, filter, gl.NEAREST);
+    for (const name of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D, name, filter);
     for (const wrap of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(gl.TEXTURE_2D, wrap, gl.CLAMP_TO_EDGE);
   }
 
@@ -217,9 +225,8 @@ class GlPainter implements Painter {
     if (!texture) {
       texture = gl.createTexture()!;
       gl.bindTexture(gl.TEXTURE_2D, texture);
-      const { width, height, cells } = tile;
-      gl.texImage2D(gl.TEXTURE_2D, 0, gl.RG8UI, width, height, 0, gl.RG_INTEGER, gl.UNSIGNED_BYTE, cells);
-      this.nearest();
+      gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGB8, tile.width, tile.height, 0, gl.RGB, gl.UNSIGNED_BYTE, texels(tile));
+      this.filter(gl.LINEAR);
       this.textures.set(tile, texture);
     }
     return texture;
@@ -261,6 +268,21 @@ class GlPainter implements Painter {
   }
 }
 
+/** The cells of a tile as `MAP_FRAGMENT` reads them. */
+function texels(tile: MapTile): Uint8Array {
+  const count = tile.width * tile.height;
+  const values = new Uint8Array(3 * count);
+  for (let i = 0; i < count; i++) {
+    const state = tile.cells[2 * i + 1];
+    if (state === SCORED) {
+      values[3 * i] = tile.cells[2 * i];
+      values[3 * i + 1] = 255;
+    }
+    values[3 * i + 2] = state;
+  }
+  return values;
+}
+
 /** The segments of all lines that look alike, as x0, y0, x1, y1 each: one draw call instead of one per line. */
 function groupedSegments(lines: Line[]): { line: Line; segments: Float32Array }[] {
   const groups = new Map<string, { line: Line; values: number[] }>();
@@ -274,123 +296,10 @@ function groupedSegments(lines: Line[]): { line: Line; segments: Float32Array }[
   return [...groups.values()].filter((group) => group.values.length).map(({ line, values }) => ({ line, segments: Float32Array.from(values) }));
 }
 
-/** Slower, for browsers without WebGL 2 and after the graphics context was lost. */
-class CanvasPainter implements Painter {
-  readonly name = "canvas";
-  private images = new Map<MapTile, { key: string; image: HTMLCanvasElement }>();
-
-  constructor(
-    readonly canvas: HTMLCanvasElement,
-    private context: CanvasRenderingContext2D,
-  ) {}
-
-  paint(frame: Frame): void {
-    const { context, canvas } = this;
-    const clip = frame.clip ?? [0, 0, canvas.width, canvas.height];
-    context.save();
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.beginPath();
-    context.rect(...clip);
-    context.clip();
-    context.clearRect(...clip);
-    context.imageSmoothingEnabled = false;
-    frame.maps.forEach((quads, index) => {
-      for (const quad of quads) this.paintTile(frame, quad, index === 0);
-    });
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    for (const line of frame.lines) this.paintLine(frame, line);
-    const table = colourTable(frame.style.colours);
-    for (const tile of frame.points) this.paintPoints(frame, tile, table);
-    context.restore();
-  }
-
-  private paintTile(frame: Frame, quad: TileQuad, first: boolean): void {
-    const { context } = this;
-    const image = this.coloured(quad.tile, frame.style, first);
-    context.setTransform(...frame.affine);
-    const [left, top, right, bottom] = quad.l0;
-    const width = quad.right - quad.left, height = quad.bottom - quad.top;
-    context.drawImage(image, quad.left + 1, quad.top + 1, width, height, left, top, right - left, bottom - top);
-  }
-
-  private coloured(tile: MapTile, style: Style, first: boolean): HTMLCanvasElement {
-    const key = JSON.stringify([style, first]);
-    const cached = this.images.get(tile);
-    if (cached?.key === key) return cached.image;
-    const image = cached?.image ?? document.createElement("canvas");
-    image.width = tile.width;
-    image.height = tile.height;
-    const target = image.getContext("2d")!;
-    const data = target.createImageData(tile.width, tile.height);
-    const table = colourTable(style.colours);
-    for (let i = 0; i < tile.width * tile.height; i++) {
-      const state = tile.cells[2 * i + 1];
-      const score = tile.low + (tile.cells[2 * i] / 255) * (tile.high - tile.low);
-      if (state === SCORED && (style.diverging ? Math.abs(score) : score) >= style.threshold) {
-        const at = 4 * Math.round(255 * position(score, style.low, style.high, style.diverging ? 1 : style.gamma));
-        data.data.set([table[at], table[at + 1], table[at + 2], 255 * style.opacity], 4 * i);
-      } else if (state !== SCORED && style.states && first && STATE_COLOURS[state] && i % 2 === 0) {
-        const [r, g, b, a] = STATE_COLOURS[state];
-        data.data.set([r, g, b, 255 * a], 4 * i);
-      }
-    }
-    target.putImageData(data, 0, 0);
-    if (this.images.size > 300) this.images.clear();
-    this.images.set(tile, { key, image });
-    return image;
-  }
-
-  private paintLine(frame: Frame, line: Line): void {
-    const { context } = this;
-    context.beginPath();
-    line.points.forEach((point, index) => {
-      const [x, y] = apply(frame.affine, point[0], point[1]);
-      if (index) context.lineTo(x, y);
-      else context.moveTo(x, y);
-    });
-    context.setLineDash(line.dashed ? [6 * frame.dpr, 4 * frame.dpr] : []);
-    for (const [extra, colour] of [[2, [0, 0, 0]], [0, line.colour]] as const) {
-      context.lineWidth = (line.width + extra) * frame.dpr;
-      context.strokeStyle = `rgb(${colour.join()})`;
-      context.stroke();
-    }
-  }
-
-  private paintPoints(frame: Frame, tile: PointTile, table: Uint8Array): void {
-    const { context } = this;
-    const { low, high, gamma } = frame.style;
-    for (let i = 0; i < tile.count; i++) {
-      const [x, y] = apply(frame.affine, tile.x[i], tile.y[i]);
-      if (x < -20 || y < -20 || x > this.canvas.width + 20 || y > this.canvas.height + 20) continue;
-      const chosen = tile.kind === "points" && tile.number[i] === frame.selected;
-      const at = 4 * Math.round(255 * position(tile.score[i], low, high, gamma));
-      const size = tile.kind === "bins" ? Math.min(36, 7 + 3 * Math.log(tile.number[i])) : chosen ? 16 : 9;
-      context.beginPath();
-      context.arc(x, y, (size / 2 - 1) * frame.dpr, 0, 7);
-      context.fillStyle = chosen ? "rgb(255,217,0)" : `rgb(${table[at]},${table[at + 1]},${table[at + 2]})`;
-      context.fill();
-      context.setLineDash([]);
-      context.lineWidth = 1.5 * frame.dpr;
-      context.strokeStyle = "#fff";
-      context.stroke();
-    }
-  }
-}
-
-export function apply([a, b, c, d, e, f]: Affine, x: number, y: number): [number, number] {
-  return [a * x + c * y + e, b * x + d * y + f];
-}
-
-export function invert([a, b, c, d, e, f]: Affine): Affine {
-  const determinant = a * d - b * c;
-  const [ia, ib, ic, id] = [d / determinant, -b / determinant, -c / determinant, a / determinant];
-  return [ia, ib, ic, id, -(ia * e + ic * f), -(ib * e + id * f)];
-}
-
 /** Return a painter on a new canvas: WebGL 2 unless it is absent or `plain` is set. */
 export function createPainter(plain: boolean, onLost: () => void): Painter {
   const canvas = document.createElement("canvas");
-  const gl = plain ? null : canvas.getContext("webgl2", { premultipliedAlpha: true, preserveDrawingBuffer: true });
+  const gl = plain ? null : canvas.getContext("webgl2", GL_OPTIONS);
   if (gl) {
     canvas.addEventListener("webglcontextlost", (event) => {
       event.preventDefault();

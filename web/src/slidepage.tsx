@@ -19,6 +19,8 @@ const MAGNIFICATIONS = [5, 10, 20, 40];
 /** µm/px of a 10× objective. */
 const UM_AT_10X = 1;
 const STATES = ["not scored yet", "glass", "", "failed"];
+/** While the slide moves, the texts around it follow at most this often. */
+const UPDATE_MS = 50;
 type Tab = "display" | "findings" | "review" | "details";
 
 export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProps) {
@@ -43,9 +45,13 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
   useEffect(() => {
     const route = parseRoute().view;
     const created = new SlideView(host.current!, detail, page, Object.keys(detail.images)[0] ?? "slide");
-    let pending = 0;
+    let pending = 0, updated = 0;
     created.onUpdate = () => {
-      if (!pending) pending = requestAnimationFrame(() => { pending = 0; update(0); });
+      pending ||= window.setTimeout(() => {
+        pending = 0;
+        updated = performance.now();
+        update(0);
+      }, Math.max(0, updated + UPDATE_MS - performance.now()));
     };
     created.viewer.addOnceHandler("open", () => {
       const number = (name: string) => (route.has(name) ? Number(route.get(name)) : undefined);
@@ -57,7 +63,7 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
     // Tests and people who want to know look at the view from the browser's console.
     (window as unknown as { lobule: unknown }).lobule = { view: created, change };
     return () => {
-      cancelAnimationFrame(pending);
+      clearTimeout(pending);
       created.destroy();
     };
   }, [detail]);
@@ -241,7 +247,7 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
           {image?.missing && <p class="notice" role="note">{image.missing}</p>}
           {detail.error && <p class="notice bad" role="note">{detail.error}</p>}
           {detail.status === "unfinished" && <p class="notice" role="note">The scan is running: the map fills in as it is written.</p>}
-          {view?.renderer === "canvas" && <p class="notice" role="note">WebGL is not available: the overlay is drawn without it, more slowly.</p>}
+          {view?.overlay.renderer === "canvas" && <p class="notice" role="note">WebGL is not available: the overlay is drawn without it, more slowly.</p>}
           {view && view.comparedWith !== null && (
             <p class="notice" role="note">Difference: this result minus {nameOfOther(detail, session, view.comparedWith)}. Orange is higher here, blue is lower.</p>
           )}

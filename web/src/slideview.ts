@@ -1,10 +1,12 @@
 // One slide on the screen: OpenSeadragon for the image, one canvas above it for maps, findings and outlines.
 
+import { apply, invert, type Affine } from "./affine";
 import OpenSeadragon from "openseadragon";
 import { get, query, type CaseDetail, type FindingsPage, type ImageInfo, type TruthOutline } from "./api";
 import { FindingLayer, type PointTile } from "./findingtiles";
 import { MapLayer } from "./maptiles";
-import { apply, createPainter, invert, type Affine, type Line, type Painter } from "./painter";
+import { Overlay, type OverlaySource } from "./overlay";
+import type { Frame, Line } from "./painter";
 import { DIFFERENCE } from "./colours";
 import { correctTiles, loadProfile } from "./profile";
 import { onChange, settings, type Settings } from "./settings";
@@ -31,16 +33,15 @@ const LABEL_COLOURS: [number, number, number][] = [
 ];
 const TRUTH_COLOUR: [number, number, number] = [60, 220, 120];
 
-export class SlideView {
+export class SlideView implements OverlaySource {
   readonly viewer: OpenSeadragon.Viewer;
   readonly image: ImageInfo;
-  private painter: Painter;
+  readonly overlay: Overlay;
   private layers: MapLayer[] = [];
   private findings: FindingLayer | null = null;
   private outlines = new Map<number, number[][][][]>();
   private outlineBox = "";
   private truth: TruthOutline[] = [];
-  private scheduled = false;
   private stop: (() => void)[] = [];
   private missedChunks = new Set<string>();
   private seenCells = new Map<string, number>();
@@ -55,9 +56,6 @@ export class SlideView {
   comparedWith: string | null = null;
   /** Called when the view, the note or the number of findings in view has changed. */
   onUpdate: () => void = () => {};
-  inView = { findings: 0, kind: "points" as "points" | "bins" };
-  /** The tiles of findings that the last frame has drawn. */
-  findingTiles: PointTile[] = [];
 
   constructor(
     readonly element: HTMLElement,
@@ -90,7 +88,7 @@ export class SlideView {
       keyboardNavEnabled: false,
       crossOriginPolicy: false,
     } as unknown as OpenSeadragon.Options);
-    this.painter = this.addPainter(location.search.includes("plain"));
+    this.overlay = new Overlay(this.viewer.canvas, this, location.search.includes("plain"), () => this.onUpdate());
     this.setMaps(detail);
     this.showFindings(null);
     if (this.image.profile?.applied)
@@ -99,7 +97,8 @@ export class SlideView {
           if (viewer) correctTiles(viewer, table, () => settings.profile);
       }, () => {});
     const viewer = this.viewer as OpenSeadragon.Viewer & { addHandler(name: string, handler: () => void): void };
-    for (const name of ["update-viewport", "animation", "resize", "rotate", "flip", "open"]) viewer.addHandler(name, () => this.redraw());
+    viewer.addHandler("update-viewport", () => this.follow());
+    for (const name of ["resize", "open"]) viewer.addHandler(name, () => this.redraw());
     for (const name of ["animation-finish", "open"]) viewer.addHandler(name, () => this.onSettled());
     viewer.addHandler("open", () => this.home(true));
     let profile = settings.profile;
@@ -126,29 +125,8 @@ export class SlideView {
 
   destroy(): void {
     for (const stop of this.stop) stop();
+    this.overlay.destroy();
     this.viewer.destroy();
-    this.painter.canvas.remove();
-  }
-
-  /** What the overlay is drawn with; a test can read it. */
-  get renderer(): string {
-    return this.painter.name;
-  }
-
-  get canvas(): HTMLCanvasElement {
-    return this.painter.canvas;
-  }
-
-  private addPainter(plain: boolean): Painter {
-    const painter = createPainter(plain, () => {
-      this.painter.canvas.remove();
-      this.painter = this.addPainter(true);
-      this.onUpdate();
-      this.redraw();
-    });
-    painter.canvas.className = "overlay";
-    this.viewer.canvas.append(painter.canvas);
-    return painter;
   }
 
   classes(): string[] {
@@ -164,7 +142,7 @@ export class SlideView {
     this.layers = (this.comparedWith === null ? maps : maps.slice(-1)).map((map) => {
       const layer = map.classes.indexOf(this.className);
       const same = (one: MapLayer) => one.info.name === map.name && one.layer === layer && one.other === this.comparedWith;
-      return this.layers.find(same) ?? new MapLayer(detail.id, map, layer, () => this.redraw(), this.comparedWith);
+      return this.layers.find(same) ?? new MapLayer(detail.id, map, layer, () => this.overlay.refresh(), this.comparedWith);
     });
     this.redraw();
   }
@@ -180,7 +158,7 @@ export class SlideView {
     this.findingClass = label;
     const meta = this.page.images[this.imageName];
     const size: [number, number] = [this.image.width, this.image.height];
-    this.findings = meta ? new FindingLayer(this.detail.id, this.imageName, meta.tile_side, meta.levels, size, () => this.redraw(), label) : null;
+    this.findings = meta ? new FindingLayer(this.detail.id, this.imageName, meta.tile_side, meta.levels, size, () => this.overlay.refresh(), label) : null;
     this.redraw();
   }
 
@@ -229,10 +207,16 @@ export class SlideView {
     return apply(invert(this.affine), x, y);
   }
 
-  /** The level-0 box around the visible area. */
-  get box(): [number, number, number, number] {
+  get size(): [number, number] {
     const { x, y } = this.viewer.viewport.getContainerSize();
-    const corners = [[0, 0], [x, 0], [0, y], [x, y]].map(([cx, cy]) => this.toImage(cx, cy));
+    return [x, y];
+  }
+
+  /** The level-0 box around the visible area and a margin in CSS pixels. */
+  box(margin = 0): [number, number, number, number] {
+    const [width, height] = this.size;
+    const [left, top, right, bottom] = [-margin, -margin, width + margin, height + margin];
+    const corners = [[left, top], [right, top], [left, bottom], [right, bottom]].map(([cx, cy]) => this.toImage(cx, cy));
     const xs = corners.map((corner) => corner[0]), ys = corners.map((corner) => corner[1]);
     return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
   }
@@ -254,7 +238,6 @@ export class SlideView {
     if (view.x !== undefined && view.y !== undefined)
       viewport.panTo(new OpenSeadragon.Point(view.x / this.image.width, view.y / this.image.width), immediately);
     viewport.applyConstraints(immediately);
-    this.redraw();
   }
 
   /** Go to a level-0 position so that about `side` level-0 pixels are visible. */
@@ -263,34 +246,48 @@ export class SlideView {
     this.setView({ x, y, scale: Math.max(0.5, side / Math.min(size.x, size.y)) });
   }
 
+  /** Paint the overlay again. */
   redraw(): void {
-    if (this.scheduled) return;
-    this.scheduled = true;
-    requestAnimationFrame(() => {
-      this.scheduled = false;
-      if (this.viewer.viewport && this.viewer.canvas?.isConnected) this.paint();
-    });
+    this.overlay.repaint();
   }
 
-  private paint(): void {
-    const dpr = devicePixelRatio;
-    const size = this.viewer.viewport.getContainerSize();
-    const canvas = this.painter.canvas;
-    const [width, height] = [Math.round(size.x * dpr), Math.round(size.y * dpr)];
-    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-    const affine = this.affine.map((value) => value * dpr) as Affine;
-    const box = this.box;
-    const pxPerL0 = Math.hypot(affine[0], affine[1]);
+  private follow(): void {
+    this.overlay.follow();
+    this.onUpdate();
+  }
+
+  /** CSS pixels per level-0 pixel. */
+  private get pxPerL0(): number {
+    const [a, b] = this.affine;
+    return Math.hypot(a, b);
+  }
+
+  private get findingLevel(): number {
+    return this.findings?.level(this.box(), this.pxPerL0) ?? 0;
+  }
+
+  /** The loaded tiles of findings in view. */
+  get findingTiles(): PointTile[] {
+    const isShown = { ...settings, ...this.overrides }.points && this.viewer.viewport;
+    return isShown && this.findings ? this.findings.visible(this.box(), this.findingLevel) : [];
+  }
+
+  get inView(): { findings: number; kind: "points" | "bins" } {
+    const tiles = this.findingTiles;
+    return { findings: tiles.reduce((sum, tile) => sum + tile.findings, 0), kind: tiles[0]?.kind ?? "points" };
+  }
+
+  content(margin: number): Omit<Frame, "affine" | "dpr"> {
+    const box = this.box(margin);
+    const pxPerL0 = this.pxPerL0;
     const shown = { ...settings, ...this.overrides };
-    const maps = shown.heatmap ? this.layers.map((layer) => layer.visible(box, pxPerL0)) : [];
-    const points = shown.points && this.findings ? this.findings.visible(box, pxPerL0 / dpr) : [];
-    this.findingTiles = points;
-    this.inView = { findings: points.reduce((sum, tile) => sum + tile.findings, 0), kind: points[0]?.kind ?? "points" };
+    const maps = shown.heatmap ? this.layers.map((layer) => layer.visible(box, pxPerL0 * devicePixelRatio)) : [];
+    const points = shown.points && this.findings ? this.findings.visible(box, this.findingLevel) : [];
     const [low, high] = this.layers[0]?.range ?? [0, 1];
     const diverging = this.comparedWith !== null;
     const style = { ...shown, low, high, diverging, colours: diverging ? DIFFERENCE : shown.colours };
-    this.painter.paint({ affine, maps, style, points, selected: this.selected, lines: this.lines(shown), dpr });
     this.onUpdate();
+    return { maps, style, points, selected: this.selected, lines: this.lines(shown) };
   }
 
   private lines(shown: Settings): Line[] {
@@ -317,8 +314,8 @@ export class SlideView {
   }
 
   private async loadOutlines(): Promise<void> {
-    if (!this.findings) return;
-    const [left, top, right, bottom] = this.box.map(Math.round);
+    if (!this.findings || this.findingLevel > 0) return; // Where findings are counted in bins, outlines are too small.
+    const [left, top, right, bottom] = this.box().map(Math.round);
     const key = [left, top, right, bottom].join();
     if (key === this.outlineBox) return;
     this.outlineBox = key;
@@ -338,7 +335,7 @@ export class SlideView {
   private markSeen(): void {
     const side = this.seenSide;
     const scale = this.view.scale;
-    const [left, top, right, bottom] = this.box;
+    const [left, top, right, bottom] = this.box();
     for (let row = Math.max(0, Math.ceil(top / side)); (row + 1) * side <= bottom; row++)
       for (let column = Math.max(0, Math.ceil(left / side)); (column + 1) * side <= right; column++) {
         const key = `${column},${row}`;
