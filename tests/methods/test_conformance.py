@@ -24,6 +24,7 @@ from tests.methods.chowder.test_slides import MACHINE, write_case
 from tests.methods.four_view.support import bundle_of
 from tests.methods.gmic.test_gmic_scan import SMALL as SMALL_GMIC
 from tests.methods.gmic.test_gmic_scan import small_net
+from tests.methods.probe.support import probe_bundle
 from tests.methods.rakhlin.support import CONFIG as RAKHLIN_CONFIG
 from tests.methods.rakhlin.support import MACHINE as RAKHLIN_MACHINE
 from tests.methods.rakhlin.support import cohort_in, painted
@@ -87,6 +88,13 @@ class TestColour(SlideMethod):
         }
         bundle = Bundle("colour", config.to_dict(), config.classes, config.mpp)
         return write_bundle(tmp_path_factory.mktemp("colour"), bundle, weights)
+
+
+class TestProbe(SlideMethod):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def bundle(cls, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+        return probe_bundle(tmp_path_factory.mktemp("probe"))
 
 
 class TestClassifier(SlideMethod):

@@ -14,11 +14,13 @@ from torchvision.models import squeezenet1_1
 from lobule.bundles import read_bundle
 from lobule.cohort import Case, Cohort
 from lobule.methods import classifier, colour, scannet
+from lobule.methods.probe import ProbePredictor
 from lobule.phantoms.phantom import SlidePhantom
 from lobule.phantoms.slides import write_slide as write_phantom
 from lobule.results import open_results
 from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.scan import Machine, ScanReport, scan
+from tests.methods.probe.support import small_probe
 from tests.methods.reverse_distillation.test_predictor import predictor_of
 from tests.methods.scannet.support import write_tiny_bundle
 from tests.scanning.support import write_slide
@@ -49,8 +51,14 @@ def classifier_at(folder: Path, mpp: float) -> Predictor:
     return classifier.predictor.TilePredictor(config, squeezenet1_1(num_classes=2).eval())
 
 
+def probe_at(folder: Path, mpp: float) -> Predictor:
+    model = small_probe(mpp=mpp)
+    return ProbePredictor(model.config, model)
+
+
 METHODS = {
     "scannet": scannet_at,
+    "probe": probe_at,
     "reverse_distillation": reverse_distillation_at,
     "colour": colour_at,
     "classifier": classifier_at,

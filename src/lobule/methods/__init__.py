@@ -1,4 +1,4 @@
-"""The five methods and their comparators, one file (or folder) each.
+"""The methods and their comparators, one file (or folder) each.
 
 `METHODS` names them. Each module declares one value, `METHOD`, with all that commands, the Python API and
 other code need to know about the method.
@@ -128,6 +128,7 @@ METHODS: dict[str, str] = {
     "abmil": "lobule.methods.chowder",
     "transmil": "lobule.methods.chowder",
     "rakhlin": "lobule.methods.rakhlin",
+    "probe": "lobule.methods.probe",
 }
 """Each method or preset and the module of its `METHOD`, imported at first use."""
 
