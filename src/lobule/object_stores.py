@@ -17,7 +17,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from itertools import groupby
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from lobule.errors import NotReadable
 
@@ -53,6 +53,28 @@ def _store(root: str) -> Any:
     retries: Any = {"max_retries": 6, "backoff": pauses, "retry_timeout": timedelta(seconds=120)}
     options: Any = {"allow_http": True, "timeout": timedelta(seconds=60)}
     return obstore.store.from_url(root, retry_config=retries, client_options=options)
+
+
+def urls_under(prefix: str) -> dict[str, str]:
+    """Return the URLs of all objects under a prefix, by their path relative to it.
+
+    Raises:
+        NotReadable: The store cannot list objects, as most HTTP servers.
+    """
+    import obstore
+    from obstore.exceptions import BaseError
+
+    pieces = urlsplit(prefix)
+    root, folder = f"{pieces.scheme}://{pieces.netloc}", unquote(pieces.path.lstrip("/"))
+    try:
+        paths = [item["path"] for batch in obstore.list(_store(root), folder) for item in batch]
+    except (OSError, BaseError) as error:
+        raise NotReadable(
+            f"the objects cannot be listed: {_short(error)}",
+            subject=prefix,
+            remedy="Download the slide together with its data folder",
+        ) from error
+    return {path[len(folder) :]: f"{root}/{quote(path)}" for path in sorted(paths)}
 
 
 class ObjectRanges:

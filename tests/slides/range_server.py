@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 
 @dataclass
@@ -71,8 +71,25 @@ def _handler_of(objects: Objects) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
+        def _list(self, bucket: str, prefix: str) -> None:
+            """Answer a request of S3 for the names that start with a prefix."""
+            names = {path.removeprefix(f"{bucket}/"): data for path, data in objects.data.items()}
+            items = "".join(
+                f"<Contents><Key>{name}</Key><Size>{len(data)}</Size><ETag>x</ETag>"
+                "<LastModified>2026-11-28T10:00:00.000Z</LastModified></Contents>"
+                for name, data in names.items() if name.startswith(prefix)
+            )  # fmt: skip
+            body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>".encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
         def _answer(self, with_body: bool) -> None:
-            path = unquote(urlsplit(self.path).path)
+            address = urlsplit(self.path)
+            path = unquote(address.path)
+            if "list-type" in address.query:
+                return self._list(path, dict(parse_qsl(address.query)).get("prefix", ""))
             fault = objects.fault()
             if fault in ("503", "429", "500"):
                 return self._refuse(int(fault))

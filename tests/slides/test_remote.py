@@ -39,11 +39,15 @@ def test_ranges_read_ahead_are_those_of_the_file(
     planned: list[tuple[int, int]], budget: int, data: st.DataObject
 ) -> None:
     content = np.random.default_rng(0).bytes(6000)
-    ahead = ReadAhead(lambda start, end: content[start:end], planned, budget)
+    used_bytes = data.draw(st.integers(0, 3000))
+    ahead = ReadAhead(lambda start, end: content[start:end], planned, budget, used_bytes)
     for offset, length in data.draw(st.permutations(planned)):
         assert ahead.take(offset, length) == content[offset : offset + length]
-        assert ahead.take(offset, length) is None, "a range is kept only until it was used"
-    assert ahead.take(5999, 7) is None
+        assert ahead.take(offset, length) in (content[offset : offset + length], None)
+        assert ahead.covers([(offset, length)])
+    assert ahead.take(5999, 7) is None and not ahead.covers([(5999, 7)])
+    remaining = sum(request.size for request in ahead._requests if request.data is not None)
+    assert remaining == ahead._used_bytes <= used_bytes and ahead._fetched_bytes == 0
     ahead.close()
 
 
@@ -67,6 +71,21 @@ def test_neighbouring_ranges_become_one_request() -> None:
     assert len(coalesced([(100_000 * index, 1000) for index in range(10)])) == 10
 
 
+def test_ranges_used_a_short_time_ago_are_not_fetched_again() -> None:
+    fetched: list[tuple[int, int]] = []
+
+    def read(start: int, end: int) -> bytes:
+        fetched.append((start, end))
+        return bytes(end - start)
+
+    tiles = [(100_000 * index, 1000) for index in range(10)]
+    ahead = ReadAhead(read, tiles, used_bytes=4000)
+    for tile in tiles:
+        assert ahead.take(*tile) is not None
+    assert [ahead.take(*tile) is not None for tile in tiles] == [False] * 6 + [True] * 4
+    assert sorted(fetched) == [(offset, offset + 1000) for offset, _ in tiles]
+
+
 def test_an_error_while_reading_ahead_reaches_the_reader() -> None:
     def broken(start: int, end: int) -> bytes:
         raise OSError("the server is gone")
@@ -75,6 +94,7 @@ def test_an_error_while_reading_ahead_reaches_the_reader() -> None:
     for offset in (0, 50_000):
         with pytest.raises(OSError, match="gone"):
             ahead.take(offset, 10)
+        assert ahead.take(offset, 10) is None, "the range is then read alone"
 
 
 # -- slides -------------------------------------------------------------------------------------------------

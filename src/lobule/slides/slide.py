@@ -24,6 +24,7 @@ from lobule.files import is_url, not_readable, open_url
 from lobule.geometry import Box, Lattice, Size, level_step
 from lobule.slides.backend import MAX_SIDE, RGB, Backend, Level, StatedMpp
 from lobule.slides.cache import TileCache
+from lobule.slides.local_copy import copied_backend, needs_local_copy
 from lobule.slides.resample import Source, choose_source, read_resampled, source_box
 from lobule.units import Mpp
 
@@ -364,6 +365,8 @@ def _find_backend(path: str, requested: str | None) -> Backend:
     for name, reader in READERS.items():
         if requested in (None, name) and (backend := _open_function(reader)(path)) is not None:
             return _with_checked_sizes(backend, path)
+        if name == "tiff" and needs_local_copy(path):
+            return copied_backend(path, lambda local: _find_backend(local, requested))
     if not is_url(path) and Path(path).is_dir():
         raise NotReadable(
             "the path is a folder, not a slide",

@@ -152,7 +152,8 @@ class TiffBackend:
     def read(self, level: int, box: Box, reduce: int = 1) -> RGB:
         if self._file.is_remote:
             ranges = self._ranges_under(level, [box], reduce)
-            self._reading.ahead = ReadAhead(self._file.read_range, ranges) if len(ranges) > 1 else None
+            is_planned = self._planned is not None and self._planned.covers(ranges)
+            self._reading.ahead = None if is_planned else ReadAhead(self._file.read_range, ranges)
         return self._read(level, box, reduce)
 
     def _read(self, level: int, box: Box, reduce: int) -> RGB:
