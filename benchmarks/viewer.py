@@ -287,6 +287,7 @@ def measure_million(browser: Any, url: str, x: np.ndarray, y: np.ndarray) -> dic
     seconds = (
         page.evaluate(
             """(id) => bench.until(() => window.lobule?.view?.detail?.id === id && lobule.view.viewer.isOpen()
+      && !lobule.view.page.isPending
       && lobule.view.inView.findings === lobule.view.page.total && lobule.view.layers[0].tiles.size > 0)""",
             case,
         )

@@ -153,6 +153,7 @@ def open_slide_page(page, name: str = "one", suffix: str = "") -> str:
     case = case_id(page, name)
     page.goto(page.url.partition("#")[0].partition("?")[0] + f"{suffix}#/case/{case}")
     until(page, f"window.lobule?.view?.detail?.id === '{case}' && lobule.view.viewer.isOpen()")
+    until(page, "!lobule.view.page.isPending")
     page.add_style_tag(content=HIDE)
     return case
 

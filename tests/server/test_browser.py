@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tests.server.browsing import (
     case_id,
     change,
     look,
+    new_tab,
     open_slide_page,
     picture,
     settle,
@@ -204,6 +206,26 @@ def test_findings_are_visited_and_judged_by_keys(tab, site: Site) -> None:
     entries = [json.loads(line) for line in lines]
     assert [entry["action"] for entry in entries] == ["reject", "accept", "undo"]
     assert [entry.get("finding") for entry in entries[:2]] == [findings[1]["number"], findings[0]["number"]]
+
+
+def test_a_slide_and_its_map_are_shown_before_its_findings(browser, site: Site) -> None:
+    held: list[Any] = []
+    with new_tab(browser, site.url) as page:
+        case = case_id(page, "one")
+        page.route("**/findings?*", lambda route: held.append(route))
+        page.goto(site.url + f"/#/case/{case}")
+        until(page, f"window.lobule?.view?.detail?.id === '{case}' && lobule.view.viewer.isOpen()")
+        until(page, "lobule.view.layers[0].tiles.size > 0")
+        until(page, "lobule.view.viewer.world.getItemAt(0).getFullyLoaded()")
+        page.click("[role=tab]:text('findings')")
+        assert "Loading the findings" in page.locator("[role=tabpanel]").inner_text()
+        assert page.evaluate("lobule.view.inView.findings") == 0
+        for route in held:
+            route.continue_()
+        until(page, "!lobule.view.page.isPending")
+        look(page, x=550, y=450, scale=1.7, rotation=0)
+        until(page, "lobule.view.inView.findings > 0")
+        assert page.locator(".finding").count() == page.evaluate("lobule.view.inView.findings")
 
 
 def test_keys_switch_move_and_zoom(tab, site: Site) -> None:

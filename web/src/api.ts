@@ -93,6 +93,8 @@ export interface FindingsPage {
   findings: Finding[];
   labels: string[];
   images: Record<string, { count: number; tile_side: number; levels: number }>;
+  /** The findings have been requested but not received. */
+  isPending?: boolean;
 }
 
 export interface Field {

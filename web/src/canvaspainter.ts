@@ -28,6 +28,7 @@ export class CanvasPainter implements Painter {
     const clip = frame.clip ?? [0, 0, canvas.width, canvas.height];
     context.save();
     context.setTransform(1, 0, 0, 1, 0, 0);
+    if (!frame.keepsRest) context.clearRect(0, 0, canvas.width, canvas.height);
     context.beginPath();
     context.rect(...clip);
     context.clip();

@@ -20,21 +20,21 @@ export interface CasePageProps {
 export function CasePage(props: { id: string; cases: CaseRow[]; session: Session | null; onHelp: () => void }) {
   const [loaded, setLoaded] = useState<{ detail: CaseDetail; page: FindingsPage } | null>(null);
   const [problem, setProblem] = useState("");
-  const load = async () => {
+  const load = async (isFirst: boolean) => {
     try {
-      const [detail, page] = await Promise.all([
-        get<CaseDetail>(`cases/${props.id}`),
-        get<FindingsPage>(`cases/${props.id}/findings?limit=200`).catch(() => NO_FINDINGS),
-      ]);
-      setLoaded({ detail, page });
+      const findings = get<FindingsPage>(`cases/${props.id}/findings?limit=200`).catch(() => NO_FINDINGS);
+      const detail = await get<CaseDetail>(`cases/${props.id}`);
+      // A slide and its maps are shown while many findings are still being read.
+      if (isFirst && detail.kind !== "exam") setLoaded({ detail, page: { ...NO_FINDINGS, isPending: true } });
+      setLoaded({ detail, page: await findings });
     } catch (error) {
       setProblem(error instanceof Error ? error.message : String(error));
     }
   };
   useEffect(() => {
-    void load();
+    void load(true);
     return listen((event) => {
-      if ((event.kind === "finished" && event.case === props.id) || event.kind === "reload") void load();
+      if ((event.kind === "finished" && event.case === props.id) || event.kind === "reload") void load(false);
     });
   }, [props.id]);
   if (!loaded)

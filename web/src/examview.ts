@@ -311,6 +311,6 @@ export class ExamView {
           .filter((outline) => outline.name === name)
           .flatMap((outline) => outline.rings.map((ring) => ({ points: [...ring, ring[0]], colour: GRADE_COLOURS[outline.group] ?? [60, 220, 120], width: 2, dashed: true })))
       : [];
-    this.painter.paint({ affine, maps, style: { ...settings, low, high, states: false }, points: [], selected: null, lines, dpr, clip });
+    this.painter.paint({ affine, maps, style: { ...settings, low, high, states: false }, points: [], selected: null, lines, dpr, clip, keepsRest: true });
   }
 }

@@ -35,7 +35,8 @@ export function FindingsPanel(props: {
           </select>
         </label>
       )}
-      {page.total === 0 && <p class="subtle">There are no findings{detail.status === "unfinished" ? " yet" : ""}.</p>}
+      {page.isPending && <p class="subtle">Loading the findings …</p>}
+      {page.total === 0 && !page.isPending && <p class="subtle">There are no findings{detail.status === "unfinished" ? " yet" : ""}.</p>}
       <ol class="findings">
         {findings.map((finding, index) => (
           <li key={finding.number}>

@@ -3,6 +3,8 @@
 import { getBytes, query, type MapInfo } from "./api";
 
 export const PENDING = 0, GLASS = 1, SCORED = 2, FAILED = 3;
+/** State of the border cells that lie outside the map. */
+export const OUTSIDE = 255;
 const MOST_TILES = 400;
 
 export interface MapTile {

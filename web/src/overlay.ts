@@ -1,13 +1,14 @@
-// The canvas above a slide. It is painted larger than the slide's element, so that it can be moved with the slide
-// while that is panned. It is painted again when its content has changed, when it was moved too far, and when the
-// slide has come to rest. A slow graphics processor therefore does not paint maps and findings for every frame.
+// The canvas above a slide. It is larger than the slide's element, so that it can be moved with the slide while that
+// is panned. It is painted again when its content has changed and when it was moved too far: the visible area at
+// once, and the margin when the slide has come to rest. A computer without a graphics processor therefore does not
+// paint maps and findings for every frame.
 
 import { invert, multiply, type Affine } from "./affine";
 import { createPainter, type Frame, type Painter } from "./painter";
 
 /** The canvas extends beyond the element by about this many CSS pixels on each side. */
 const MARGIN = 128;
-/** A moved canvas is painted again when the slide has not moved for this time. */
+/** A canvas that was moved, or whose margin is missing, is painted when nothing has changed for this time. */
 const REST_MS = 120;
 /** Loaded tiles are painted at most this often. */
 const REFRESH_MS = 100;
@@ -27,6 +28,8 @@ export class Overlay {
   private isStale = true;
   /** The affine of the source when the canvas was painted. */
   private paintedWith: Affine = IDENTITY;
+  /** How far the picture can be moved, in CSS pixels: 0 if its margin is not painted. */
+  private reach = 0;
   private scheduled = 0;
   private resting = 0;
   private refreshing = 0;
@@ -74,14 +77,18 @@ export class Overlay {
     this.resting = 0;
     const affine = this.source.affine;
     const change = multiply(affine, invert(this.paintedWith));
-    if (!this.isStale && isShift(change)) {
+    const distance = isShift(change) ? Math.max(Math.abs(change[4]), Math.abs(change[5])) : Infinity;
+    if (!this.isStale && distance <= this.reach) {
       this.move(change);
-      if (change[4] || change[5]) this.resting = window.setTimeout(() => this.repaint(), REST_MS);
+      if (distance > 0 || !this.reach) this.paintAtRest();
     } else if (this.painter.isBusy) {
       // Show the last picture where it belongs, and try again in the next frame.
       this.move(change);
       this.schedule();
-    } else this.paint(affine);
+    } else {
+      this.paint(affine, distance > 0 && distance <= 2 * this.margin);
+      if (!this.reach) this.paintAtRest();
+    }
   }
 
   destroy(): void {
@@ -112,6 +119,16 @@ export class Overlay {
     });
   }
 
+  private paintAtRest(): void {
+    this.resting = window.setTimeout(() => {
+      if (this.painter.isBusy || !this.element.isConnected) this.paintAtRest();
+      else {
+        this.resting = 0;
+        this.paint(this.source.affine, true);
+      }
+    }, REST_MS);
+  }
+
   /** Move the picture by whole device pixels, so that it stays sharp; other changes are approximate. */
   private move([a, b, c, d, e, f]: Affine): void {
     const dpr = devicePixelRatio, margin = this.margin;
@@ -124,7 +141,7 @@ export class Overlay {
     return Math.round(MARGIN * devicePixelRatio) / devicePixelRatio;
   }
 
-  private paint(affine: Affine): void {
+  private paint(affine: Affine, withMargin: boolean): void {
     const dpr = devicePixelRatio, margin = this.margin;
     const [width, height] = this.source.size.map((side) => Math.round((side + 2 * margin) * dpr));
     const { canvas } = this;
@@ -134,18 +151,24 @@ export class Overlay {
     }
     canvas.style.transform = "";
     const [a, b, c, d, e, f] = affine;
-    this.painter.paint({ ...this.source.content(margin), affine: [a * dpr, b * dpr, c * dpr, d * dpr, (e + margin) * dpr, (f + margin) * dpr], dpr });
+    const border = Math.round(margin * dpr);
+    this.painter.paint({
+      ...this.source.content(withMargin ? margin : 0),
+      affine: [a * dpr, b * dpr, c * dpr, d * dpr, (e + margin) * dpr, (f + margin) * dpr],
+      clip: withMargin ? undefined : [border, border, width - 2 * border, height - 2 * border],
+      dpr,
+    });
     clearTimeout(this.refreshing);
     this.refreshing = 0;
     this.paintedWith = affine;
     this.paintedAt = performance.now();
+    this.reach = withMargin ? margin : 0;
     this.isStale = false;
     this.paints++;
   }
 }
 
-/** Whether an affine moves the picture only, and not beyond its margin. */
-function isShift([a, b, c, d, e, f]: Affine): boolean {
-  const isNear = (value: number, other: number) => Math.abs(value - other) < 1e-7;
-  return isNear(a, 1) && isNear(b, 0) && isNear(c, 0) && isNear(d, 1) && Math.max(Math.abs(e), Math.abs(f)) <= MARGIN;
+/** Whether an affine only moves the picture. */
+function isShift([a, b, c, d]: Affine): boolean {
+  return Math.max(Math.abs(a - 1), Math.abs(b), Math.abs(c), Math.abs(d - 1)) < 1e-7;
 }

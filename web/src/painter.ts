@@ -4,10 +4,11 @@ import type { Affine } from "./affine";
 import { CanvasPainter } from "./canvaspainter";
 import { colourTable } from "./colours";
 import { largestBin, type PointTile } from "./findingtiles";
-import { SCORED, type MapTile, type TileQuad } from "./maptiles";
+import { OUTSIDE, SCORED, type MapTile, type TileQuad } from "./maptiles";
 import {
   QUAD_VERTEX,
-  MAP_FRAGMENT,
+  mapFragment,
+  type MapFeature,
   POINT_VERTEX,
   POINT_FRAGMENT,
   LINE_VERTEX,
@@ -47,8 +48,10 @@ export interface Frame {
   selected: number | null;
   lines: Line[];
   dpr: number;
-  /** Draw only in this rectangle of device pixels (left, top, width, height), and keep the rest. */
+  /** Draw only in this rectangle of device pixels: left, top, width, height. */
   clip?: [number, number, number, number];
+  /** Keep what is outside of the clip; otherwise it is cleared. */
+  keepsRest?: boolean;
 }
 
 export interface Painter {
@@ -75,10 +78,10 @@ export function compile(gl: WebGL2RenderingContext, vertex: string, fragment: st
 
 class GlPainter implements Painter {
   readonly name = "webgl";
-  private maps: WebGLProgram;
+  private maps = new Map<string, WebGLProgram>();
   private dots: WebGLProgram;
   private strokes: WebGLProgram;
-  private textures = new Map<MapTile, WebGLTexture>();
+  private textures = new Map<MapTile, { texture: WebGLTexture; isComplete: boolean }>();
   private buffers = new Map<PointTile, WebGLBuffer[]>();
   private colours: WebGLTexture;
   private colourName = "";
@@ -89,7 +92,6 @@ class GlPainter implements Painter {
     readonly canvas: HTMLCanvasElement,
     private gl: WebGL2RenderingContext,
   ) {
-    this.maps = compile(gl, QUAD_VERTEX, MAP_FRAGMENT);
     this.dots = compile(gl, POINT_VERTEX, POINT_FRAGMENT);
     this.strokes = compile(gl, LINE_VERTEX, LINE_FRAGMENT);
     this.colours = gl.createTexture()!;
@@ -100,13 +102,15 @@ class GlPainter implements Painter {
   paint(frame: Frame): void {
     const gl = this.gl;
     gl.viewport(0, 0, this.canvas.width, this.canvas.height);
+    gl.disable(gl.SCISSOR_TEST);
+    gl.clearColor(0, 0, 0, 0);
+    if (!frame.keepsRest) gl.clear(gl.COLOR_BUFFER_BIT);
     if (frame.clip) {
       const [left, top, width, height] = frame.clip;
       gl.enable(gl.SCISSOR_TEST);
       gl.scissor(left, this.canvas.height - top - height, width, height);
-    } else gl.disable(gl.SCISSOR_TEST);
-    gl.clearColor(0, 0, 0, 0);
-    gl.clear(gl.COLOR_BUFFER_BIT);
+      if (frame.keepsRest) gl.clear(gl.COLOR_BUFFER_BIT);
+    }
     this.setColours(frame.style.colours);
     this.paintMaps(frame);
     gl.enable(gl.BLEND);
@@ -140,24 +144,47 @@ class GlPainter implements Painter {
   private paintMaps(frame: Frame): void {
     const gl = this.gl;
     gl.disable(gl.BLEND); // A finer map replaces the coarser one below it.
-    const at = this.begin(this.maps, frame);
-    const style = frame.style;
-    gl.uniform1f(at("threshold"), style.threshold);
-    gl.uniform1f(at("opacity"), style.opacity);
-    gl.uniform1i(at("smoothed"), Number(style.smooth));
-    gl.uniform1i(at("diverging"), Number(style.diverging ?? false));
-    gl.uniform1i(at("cells"), 0);
+    gl.activeTexture(gl.TEXTURE0);
     frame.maps.forEach((quads, index) => {
-      gl.uniform1i(at("states"), Number(style.states && index === 0));
-      for (const quad of quads) {
-        gl.activeTexture(gl.TEXTURE0);
-        gl.bindTexture(gl.TEXTURE_2D, this.texture(quad.tile));
-        gl.uniform2f(at("range"), quad.tile.low, quad.tile.high);
-        gl.uniform4f(at("l0"), ...quad.l0);
-        gl.uniform4f(at("area"), quad.left, quad.top, quad.right, quad.bottom);
-        gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
+      const texture = new Map(quads.map((quad) => [quad, this.texture(quad.tile)]));
+      for (const isComplete of [true, false]) {
+        const alike = quads.filter((quad) => texture.get(quad)!.isComplete === isComplete);
+        if (!alike.length) continue;
+        const at = this.begin(this.mapProgram(frame.style, index, isComplete), frame);
+        gl.uniform1f(at("threshold"), frame.style.threshold);
+        gl.uniform1f(at("opacity"), frame.style.opacity);
+        gl.uniform1i(at("cells"), 0);
+        for (const quad of alike) {
+          gl.bindTexture(gl.TEXTURE_2D, texture.get(quad)!.texture);
+          this.paintQuad(frame, quad, at);
+        }
       }
     });
+  }
+
+  private paintQuad({ style }: Frame, { tile, ...quad }: TileQuad, at: (name: string) => WebGLUniformLocation | null): void {
+    const gl = this.gl;
+    const span = tile.high - tile.low, width = style.high - style.low;
+    gl.uniform2f(at("texel"), 1 / tile.width, 1 / tile.height);
+    gl.uniform2f(at("range"), tile.low, span);
+    gl.uniform2f(at("position"), (tile.low - style.low) / width, span / width);
+    gl.uniform4f(at("l0"), ...quad.l0);
+    gl.uniform4f(at("area"), quad.left, quad.top, quad.right, quad.bottom);
+    gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
+  }
+
+  /** The program for the tiles of one map; `isComplete` if all of their cells have a score. */
+  private mapProgram(style: Style, map: number, isComplete: boolean): WebGLProgram {
+    const features: MapFeature[] = [];
+    if (!isComplete) features.push("UNSCORED");
+    if (!isComplete && style.states && map === 0) features.push("STATES");
+    if (style.smooth) features.push("SMOOTHED");
+    if (style.diverging) features.push("DIVERGING");
+    else if (style.gamma !== 1) features.push("GAMMA");
+    const key = features.join();
+    const program = this.maps.get(key) ?? compile(this.gl, QUAD_VERTEX, mapFragment(features));
+    this.maps.set(key, program);
+    return program;
   }
 
   private paintPoints(frame: Frame): void {
@@ -219,17 +246,18 @@ class GlPainter implements Painter {
     for (const wrap of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(gl.TEXTURE_2D, wrap, gl.CLAMP_TO_EDGE);
   }
 
-  private texture(tile: MapTile): WebGLTexture {
+  private texture(tile: MapTile): { texture: WebGLTexture; isComplete: boolean } {
     const gl = this.gl;
-    let texture = this.textures.get(tile);
-    if (!texture) {
-      texture = gl.createTexture()!;
-      gl.bindTexture(gl.TEXTURE_2D, texture);
-      gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGB8, tile.width, tile.height, 0, gl.RGB, gl.UNSIGNED_BYTE, texels(tile));
+    let stored = this.textures.get(tile);
+    if (!stored) {
+      const { values, isComplete } = texels(tile);
+      stored = { texture: gl.createTexture()!, isComplete };
+      gl.bindTexture(gl.TEXTURE_2D, stored.texture);
+      gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGB8, tile.width, tile.height, 0, gl.RGB, gl.UNSIGNED_BYTE, values);
       this.filter(gl.LINEAR);
-      this.textures.set(tile, texture);
+      this.textures.set(tile, stored);
     }
-    return texture;
+    return stored;
   }
 
   private pointBuffers(tile: PointTile): WebGLBuffer[] {
@@ -251,7 +279,7 @@ class GlPainter implements Painter {
   private forget(frame: Frame): void {
     if (this.textures.size > 300) {
       const used = new Set(frame.maps.flat().map((quad) => quad.tile));
-      for (const [tile, texture] of this.textures)
+      for (const [tile, { texture }] of this.textures)
         if (!used.has(tile)) {
           this.gl.deleteTexture(texture);
           this.textures.delete(tile);
@@ -268,19 +296,20 @@ class GlPainter implements Painter {
   }
 }
 
-/** The cells of a tile as `MAP_FRAGMENT` reads them. */
-function texels(tile: MapTile): Uint8Array {
+/** The cells of a tile as the shader reads them, and whether all cells within the map have a score. */
+function texels(tile: MapTile): { values: Uint8Array; isComplete: boolean } {
   const count = tile.width * tile.height;
   const values = new Uint8Array(3 * count);
+  let isComplete = true;
   for (let i = 0; i < count; i++) {
     const state = tile.cells[2 * i + 1];
     if (state === SCORED) {
       values[3 * i] = tile.cells[2 * i];
       values[3 * i + 1] = 255;
-    }
+    } else if (state !== OUTSIDE) isComplete = false;
     values[3 * i + 2] = state;
   }
-  return values;
+  return { values, isComplete };
 }
 
 /** The segments of all lines that look alike, as x0, y0, x1, y1 each: one draw call instead of one per line. */

@@ -10,12 +10,19 @@ void main() {
   gl_Position = vec4(px.x / canvas.x * 2.0 - 1.0, 1.0 - px.y / canvas.y * 2.0, 0.0, 1.0);
 }`;
 
-/** Texels are the score of a scored cell (else 0), 255 for a scored cell (else 0), and the cell's state. */
-export const MAP_FRAGMENT = `#version 300 es
+/**
+ * Texels are the score of a scored cell (else 0), 255 for a scored cell (else 0), and the cell's state. The names in
+ * `#ifdef` are those of `mapFragment`: without a graphics processor, each line here costs milliseconds per frame.
+ */
+const MAP_FRAGMENT = `
 precision highp float;
-uniform sampler2D cells, colours; uniform vec2 range, domain;
-uniform float threshold, gamma, opacity, dpr; uniform bool smoothed, states, diverging;
+uniform sampler2D cells, colours;
+uniform vec2 texel; // 1 / size of the tile
+uniform vec2 range; // score = range.x + value * range.y
+uniform vec2 position; // position in the colour map = position.x + value * position.y
+uniform float threshold, gamma, opacity, dpr;
 in vec2 cell; out vec4 result;
+#ifdef STATES
 vec4 pattern(uint state) {
   vec2 px = floor(gl_FragCoord.xy / dpr);
   float down = mod(px.x + px.y, 8.0), up = mod(px.x - px.y + 8000.0, 8.0);
@@ -24,26 +31,51 @@ vec4 pattern(uint state) {
   if (state == 3u && (down < 2.0 || up < 2.0)) return vec4(0.86, 0.16, 0.63, 0.75);
   return vec4(0.0);
 }
+#endif
 void main() {
-  vec3 here = texelFetch(cells, ivec2(floor(cell)) + 1, 0).rgb;
+#if defined(UNSCORED) || !defined(SMOOTHED)
+  vec3 here = texelFetch(cells, ivec2(cell) + 1, 0).rgb;
+  float value = here.r;
+#endif
+#ifdef UNSCORED
   if (here.g == 0.0) {
-    vec4 colour = states ? pattern(uint(here.b * 255.0 + 0.5)) : vec4(0.0);
+#ifdef STATES
+    vec4 colour = pattern(uint(here.b * 255.0 + 0.5));
     if (colour.a == 0.0) discard;
     result = vec4(colour.rgb * colour.a, colour.a);
     return;
+#else
+    discard;
+#endif
   }
-  float value = here.r;
-  if (smoothed) {
-    // Unscored cells count for nothing in both sums, so the quotient is the mean of the scored cells.
-    vec2 sums = textureLod(cells, (cell + 1.0) / vec2(textureSize(cells, 0)), 0.0).rg;
-    value = sums.r / sums.g;
-  }
-  float score = range.x + value * (range.y - range.x);
-  if ((diverging ? abs(score) : score) < threshold) { result = vec4(0.0); return; }
-  float t = clamp((score - domain.x) / (domain.y - domain.x), 0.0, 1.0);
-  if (gamma != 1.0 && !diverging) t = pow(t, gamma);
-  result = vec4(texelFetch(colours, ivec2(t * 255.0 + 0.5, 0), 0).rgb * opacity, opacity);
+#endif
+#ifdef SMOOTHED
+  // Unscored cells count for nothing in both sums, so the quotient is the mean of the scored cells.
+  vec2 sums = textureLod(cells, (cell + 1.0) * texel, 0.0).rg;
+#ifdef UNSCORED
+  value = sums.r / sums.g;
+#else
+  float value = sums.r / sums.g;
+#endif
+#endif
+  float score = range.x + value * range.y;
+  float t = clamp(position.x + value * position.y, 0.0, 1.0);
+#ifdef DIVERGING
+  score = abs(score);
+#endif
+#ifdef GAMMA
+  t = pow(t, gamma);
+#endif
+  float alpha = score < threshold ? 0.0 : opacity;
+  result = vec4(texelFetch(colours, ivec2(t * 255.0 + 0.5, 0), 0).rgb * alpha, alpha);
 }`;
+
+export type MapFeature = "STATES" | "UNSCORED" | "SMOOTHED" | "DIVERGING" | "GAMMA";
+
+/** The fragment shader of maps with only the features that a tile needs. */
+export function mapFragment(features: MapFeature[]): string {
+  return `#version 300 es\n${features.map((name) => `#define ${name}\n`).join("")}${MAP_FRAGMENT}`;
+}
 
 export const POINT_VERTEX = `#version 300 es
 uniform mat3 affine; uniform vec2 canvas; uniform float dpr, largest, selected; uniform vec2 domain; uniform float gamma;

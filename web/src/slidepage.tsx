@@ -71,7 +71,8 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
     setFindings(page.findings);
     setListed(page.total);
     setLabel(null);
-  }, [page]);
+    view?.setFindings(page);
+  }, [page, view]);
   useEffect(() => {
     void get<Field[]>(`cases/${detail.id}/gallery`).then(setGallery, () => setGallery([]));
     void get<Reviews>(`cases/${detail.id}/reviews`).then(setReviews, () => {});

@@ -60,7 +60,7 @@ export class SlideView implements OverlaySource {
   constructor(
     readonly element: HTMLElement,
     readonly detail: CaseDetail,
-    readonly page: FindingsPage,
+    public page: FindingsPage,
     readonly imageName = "slide",
     /** Settings of this view alone. */
     readonly overrides: Partial<Settings> = {},
@@ -82,6 +82,7 @@ export class SlideView implements OverlaySource {
       minZoomImageRatio: 0.5,
       visibilityRatio: 0.2,
       imageLoaderLimit: 12,
+      maxTilesPerFrame: 12,
       maxImageCacheCount: 600,
       imageSmoothingEnabled: true,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
@@ -151,6 +152,15 @@ export class SlideView implements OverlaySource {
   compare(other: string | null): void {
     this.comparedWith = other;
     this.setMaps(this.detail);
+  }
+
+  /** Show these findings of the case. */
+  setFindings(page: FindingsPage): void {
+    if (page === this.page) return;
+    this.page = page;
+    this.outlineBox = "";
+    this.showFindings(null);
+    void this.loadOutlines();
   }
 
   /** Show the findings of one class, or all. */

@@ -38,19 +38,10 @@ MAX_LABELS = 255
 HEADER = struct.Struct("<4sI")
 """Which kind of tile follows, and the number of its findings or bins."""
 POINTS_MAGIC, BINS_MAGIC = b"LFP1", b"LFB1"
-FINDING_FIELDS = (
-    "l0_x",
-    "l0_y",
-    "score",
-    "kind",
-    "label",
-    "size_um",
-    "area_um2",
-    "lesion_class",
-    "cells",
-    "box",
-    "image",
-)
+TILE_FIELDS = ("l0_x", "l0_y", "score", "label", "image")
+"""Columns that tiles need; they are read when the findings are opened."""
+LISTED_FIELDS = ("kind", "size_um", "area_um2", "lesion_class", "cells", "box")
+"""Columns that only the list of findings shows; they are read when it is requested."""
 TEXTS = ("kind", "label", "lesion_class", "image")
 """Columns with few different texts."""
 
@@ -100,7 +91,7 @@ class ImageFindings:
 
     def _bins(self, inside: NDArray[np.bool_], l0_left: int, l0_top: int, bin_side: int) -> bytes:
         """Return the tile that counts the selected findings in bins; empty bins are left out."""
-        shift = bin_side.bit_length() - 1  # Sides are powers of two.
+        shift = _shift(bin_side)
         bin_x, bin_y = (self.l0_x[inside] - l0_left) >> shift, (self.l0_y[inside] - l0_top) >> shift
         bins = bin_y * BINS + bin_x
         counts = np.bincount(bins, minlength=BINS * BINS)
@@ -119,11 +110,11 @@ class ImageFindings:
 
 @dataclass(frozen=True)
 class CaseFindings:
-    """All findings of a case. Outlines are read when the first one is needed."""
+    """All findings of a case. What only the list and outlines show is read when it is first needed."""
 
     path: Path | None
     table: Any
-    """The columns `FINDING_FIELDS` as a pyarrow table; None without findings."""
+    """The columns `TILE_FIELDS` as a pyarrow table; None without findings."""
     order: NDArray[np.int64]
     """Rows of the table, highest score first."""
     labels: tuple[str, ...]
@@ -135,14 +126,14 @@ class CaseFindings:
     @classmethod
     def read(cls, folder: CaseFolder) -> CaseFindings:
         path = folder.path / "findings.parquet"
-        table = read_table(path, FINDING_FIELDS) if path.exists() else None
+        table = read_table(path, TILE_FIELDS) if path.exists() else None
         if table is None or not table.num_rows:
             return cls.empty()
-        scores = np.asarray(table.column("score").to_numpy(), np.float64)
+        scores = _numbers(table.column("score")).astype(np.float64, copy=False)
         order = _descending(scores)
         labels, codes = _coded(table, "label")
         image_names, image_codes = _coded(table, "image", missing="slide")
-        l0_x, l0_y = (np.asarray(table.column(name).to_numpy(), np.int64) for name in ("l0_x", "l0_y"))
+        l0_x, l0_y = (_numbers(table.column(name)).astype(np.int64, copy=False) for name in ("l0_x", "l0_y"))
         images = {}
         for code, image in enumerate(image_names):
             rows = order[image_codes[order] == code] if len(image_names) > 1 else order
@@ -150,7 +141,7 @@ class CaseFindings:
             side, levels = _choose_tiling(x, y)
             images[image] = ImageFindings(
                 rows, x, y, scores[rows].astype(np.float32), codes[rows], side, levels,
-                (x // side).astype(np.int32), (y // side).astype(np.int32),
+                (x >> _shift(side)).astype(np.int32), (y >> _shift(side)).astype(np.int32),
             )  # fmt: skip
         return cls(path, table, order, labels, codes, images)
 
@@ -173,9 +164,11 @@ class CaseFindings:
         """Return findings as plain values; unknown values are left out."""
         if not len(numbers):
             return []
+        taken = [_rows(table, numbers) for table in (self.table, self._listed) if table.num_columns]
         return [
-            {"number": int(number)} | {name: value for name, value in row.items() if _is_known(value)}
-            for number, row in zip(numbers, self.table.take(numbers).to_pylist(), strict=True)
+            {"number": int(number)}
+            | {name: value for row in rows for name, value in row.items() if _is_known(value)}
+            for number, *rows in zip(numbers, *taken, strict=True)
         ]
 
     def finding(self, number: int) -> dict[str, Any]:
@@ -191,21 +184,48 @@ class CaseFindings:
         return polygons if isinstance(polygons, list) else []
 
     @cached_property
+    def _listed(self) -> Any:
+        return self._columns(LISTED_FIELDS)
+
+    @cached_property
     def _outlines(self) -> Any:
-        table = None if self.path is None else read_table(self.path, ("polygon",))
+        table = self._columns(("polygon",))
         return table.column("polygon") if table is not None and table.num_columns else None
+
+    def _columns(self, names: Sequence[str]) -> Any:
+        """Read further columns; None without findings."""
+        if self.path is None:
+            return None
+        table = read_table(self.path, names)
+        if table.num_columns and table.num_rows != self.table.num_rows:
+            raise DamagedResults("the findings have changed while they were read", subject=self.path)
+        return table
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Any:
     """Read the columns of a findings table that it has, with texts as dictionaries."""
     try:
-        with path.open("rb") as file:
-            present = [name for name in columns if name in pq.read_schema(file).names]
-            file.seek(0)
-            # Few columns are read, and threads that share the processor with the tiles would delay them.
-            return pq.read_table(file, columns=present, read_dictionary=[*TEXTS], use_threads=False)
+        # `pq.read_table` would import pyarrow's data sets first, which takes longer than reading.
+        with pq.ParquetFile(path, read_dictionary=[*TEXTS]) as file:
+            present = [name for name in columns if name in file.schema_arrow.names]
+            # Threads that share the processor with the tiles would delay them.
+            return file.read(columns=present, use_threads=False)
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         raise DamagedResults("the findings are damaged", subject=path, actual=str(error)) from error
+
+
+def _rows(table: Any, numbers: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Return a few rows of a table. `table.take` would import pandas first, which is slow."""
+    rows: list[dict[str, Any]] = pa.concat_tables([table.slice(int(row), 1) for row in numbers]).to_pylist()
+    return rows
+
+
+def _numbers(column: Any) -> NDArray[Any]:
+    """Return a column of numbers as an array. `column.to_numpy` would import pandas first, which is slow."""
+    if column.null_count:
+        values: NDArray[Any] = column.to_numpy()
+        return values
+    return np.concatenate([np.from_dlpack(chunk) for chunk in column.chunks])
 
 
 def _coded(table: Any, name: str, missing: str = "") -> tuple[tuple[str, ...], NDArray[np.uint8]]:
@@ -215,10 +235,13 @@ def _coded(table: Any, name: str, missing: str = "") -> tuple[tuple[str, ...], N
     column = table.column(name)
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    array = column.unify_dictionaries().combine_chunks()
-    words = [str(word or missing) for word in array.dictionary.to_pylist()] + [missing]
-    indices = array.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)
-    used = {words[int(index)] for index in np.unique(indices)}
+    chunks = column.unify_dictionaries().chunks
+    words = [str(word or missing) for word in chunks[0].dictionary.to_pylist()] + [missing]
+    arrays = [chunk.indices for chunk in chunks]
+    if column.null_count:
+        arrays = [array.fill_null(len(words) - 1) for array in arrays]
+    indices = _numbers(pa.chunked_array(arrays))
+    used = {words[index] for index in np.flatnonzero(np.bincount(indices))}
     names = tuple(sorted(used))[:MAX_LABELS]
     code_of_index = np.array([names.index(word) if word in names else 0 for word in words], np.uint8)
     return names, code_of_index[indices]
@@ -244,14 +267,19 @@ def _choose_tiling(l0_x: NDArray[np.int64], l0_y: NDArray[np.int64]) -> tuple[in
     while covered_side < extent:
         covered_side *= 2
     side = covered_side
-    while side > SMALLEST_TILE and _most_per_tile(l0_x // side, l0_y // side) > MAX_FINDINGS_PER_TILE:
+    while side > SMALLEST_TILE and _most_per_tile(l0_x, l0_y, side) > MAX_FINDINGS_PER_TILE:
         side //= 2
     return side, (covered_side // side).bit_length()
 
 
-def _most_per_tile(column: NDArray[np.int64], row: NDArray[np.int64]) -> int:
-    columns = int(column.max()) + 1
-    codes = row * columns + column
+def _shift(side: int) -> int:
+    """Return the number of bits by which a position is shifted to divide it by a power of two."""
+    return side.bit_length() - 1
+
+
+def _most_per_tile(l0_x: NDArray[np.int64], l0_y: NDArray[np.int64], side: int) -> int:
+    column, row = l0_x >> _shift(side), l0_y >> _shift(side)
+    codes = row * (int(column.max()) + 1) + column
     if codes.max() > MOST_COUNTED or codes.min() < 0:  # Many tiles, most of them empty, or damaged positions.
         return int(np.unique(codes, return_counts=True)[1].max())
     return int(np.bincount(codes).max())

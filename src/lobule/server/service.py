@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ class Service:
         self.library, self.options = library, options
         self.pixels, self.watcher = Pixels(), Watcher(library)
         self._findings = ByteCache(FINDINGS_BYTES)
+        self._findings_lock = Lock()
         self._readers = ByteCache(128)
         self._annotations = ByteCache(16)
         self._summaries: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -57,10 +59,11 @@ class Service:
             return CaseFindings.empty()
         path = entry.folder.path / "findings.parquet"
         key = str(path), path.stat().st_mtime_ns if path.exists() else 0
-        findings: CaseFindings | None = self._findings.get(key)
-        if findings is None:
-            findings = CaseFindings.read(entry.folder)
-            self._findings.put(key, findings, 200 * len(findings.order) + 1000)
+        with self._findings_lock:  # A page that opens a case sends several requests that need them.
+            findings: CaseFindings | None = self._findings.get(key)
+            if findings is None:
+                findings = CaseFindings.read(entry.folder)
+                self._findings.put(key, findings, 200 * len(findings.order) + 1000)
         return findings
 
     def reader(self, entry: Entry, name: str) -> MapReader:
