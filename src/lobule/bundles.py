@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -279,7 +280,12 @@ def read_weights(path: str | Path, failure: type[LobuleError] = ConfigError) -> 
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError("there is no such weights file", subject=path)
+        raise ConfigError(
+            "there is no such weights file",
+            subject=path,
+            expected="the path of a file on this machine",
+            remedy="Check the path; addresses such as https:// are not downloaded",
+        )
     import torch
     from safetensors.torch import load_file
 
@@ -288,7 +294,36 @@ def read_weights(path: str | Path, failure: type[LobuleError] = ConfigError) -> 
             return dict(load_file(path))
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # The readers raise many undocumented types of errors.
-        raise failure("the weights cannot be read", subject=path, actual=first_line(error)) from error
+        raise failure(
+            "the weights cannot be read", subject=path, actual=_content(path, error), remedy=_remedy(error)
+        ) from error
+
+
+def _content(path: Path, error: Exception) -> str:
+    """What a file contains that could not be read as weights."""
+    with path.open("rb") as file:
+        start = file.read(200).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, perhaps that of a login"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS in place of the file itself; `git lfs pull` fetches it"
+    if (name := _object_in_pickle(error)) is not None:
+        return f"an object `{name}` besides the tensors, which is not loaded, because it could run code"
+    if isinstance(error, pickle.UnpicklingError):  # the text of torch recommends to load the file unsafely
+        return "no file that torch has saved"
+    return first_line(error)
+
+
+def _object_in_pickle(error: Exception) -> str | None:
+    """The class or function that a torch file contains besides tensors, if it was refused because of it."""
+    match = re.search(r"Unsupported (?:global|class)\S*:? (?:GLOBAL )?([\w.]+)", str(error))
+    return match[1] if match and isinstance(error, pickle.UnpicklingError) else None
+
+
+def _remedy(error: Exception) -> str | None:
+    if _object_in_pickle(error) is None:
+        return None
+    return "Use a file that contains only tensors, as `torch.save(network.state_dict(), FILE)` writes it"
 
 
 def plain_weights(path: str | Path) -> dict[str, torch.Tensor]:

@@ -205,7 +205,9 @@ def test_unreachable_address_names_file_cache_and_command(hub: Hub, tmp_path: Pa
         locate(closed)
     message = str(caught.value)
     assert "http://127.0.0.1:9/vits16.pth: the weights of 'kaiko-vits16' cannot be downloaded" in message
-    assert f"put it into {tmp_path / 'torch' / 'hub' / 'checkpoints'}, or pass it with" in message
+    assert (
+        f"Copy it to {tmp_path / 'torch' / 'hub' / 'checkpoints'} on this machine, or pass it with" in message
+    )
     assert "--encoder kaiko-vits16 --weights vits16.pth" in message
 
 

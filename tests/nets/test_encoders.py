@@ -93,7 +93,7 @@ def test_random_weights_disturb_nobodys_random_numbers() -> None:
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("nonsense", "torchvision has no backbone"),
+        ("nonsense", "no encoder or torchvision network 'nonsense'"),
         ("timm:nonsense", "cannot be made"),
         ("lobule:huge", "Lobule has no net"),
         ("elsewhere:net", "no backbone 'elsewhere:net'"),

@@ -133,6 +133,23 @@ def open_encoders(
 
     from lobule.encoders import ENCODERS
     from lobule.encoders.load import mpp_warning, open_encoder
+
+    encoders = []
+    for name, source in with_weights(names, weights):
+        encoders.append(open_encoder(name, source, unverified=unverified))
+        if mpp is not None and name in ENCODERS and (warning := mpp_warning(ENCODERS[name], mpp)):
+            logging.getLogger("lobule.encoders").warning("%s", warning)
+    return encoders
+
+
+def with_weights(
+    names: str | Sequence[str], weights: str | Path | Sequence[str | Path]
+) -> list[tuple[str, str | Path]]:
+    """Each encoder with its weights: "pretrained", "random", or a file that exists.
+
+    Raises:
+        ConfigError: The numbers differ, an encoder is named twice, or a file does not exist.
+    """
     from lobule.errors import ConfigError
 
     names = [names] if isinstance(names, str) else list(names)
@@ -144,12 +161,20 @@ def open_encoders(
             f"{len(sources)} weights for {len(names)} encoders",
             expected="one for all encoders, or one for each in the same order",
         )
-    encoders = []
-    for name, source in zip(names, sources, strict=True):
-        encoders.append(open_encoder(name, source, unverified=unverified))
-        if mpp is not None and name in ENCODERS and (warning := mpp_warning(ENCODERS[name], mpp)):
-            logging.getLogger("lobule.encoders").warning("%s", warning)
-    return encoders
+    if len({name.removeprefix("torchvision:") for name in names}) < len(names):
+        raise ConfigError(
+            "an encoder is named twice",
+            actual=", ".join(names),
+            remedy="Name each encoder once; other weights of it need a folder of their own",
+        )
+    for source in sources:
+        if source not in ("pretrained", "random") and not Path(source).is_file():
+            raise ConfigError(
+                "there is no such weights file",
+                subject=repr(str(source)),
+                expected="the path of a file on this machine, `pretrained` or `random`",
+            )
+    return list(zip(names, sources, strict=True))
 
 
 def default_tile(encoders: Sequence[Encoder]) -> int:

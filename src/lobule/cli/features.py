@@ -114,10 +114,14 @@ def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> 
 
 def plan(cohort: Cohort, out: str, options: dict[str, Any]) -> CommandOutput:
     """Describe an extraction without starting it."""
+    from lobule.api.features import with_weights
     from lobule.encoders import find_entry
 
-    for name in options["encoder"]:
-        find_entry(name, unverified=options["unverified"])  # refuses encoders that cannot be used
+    for name, _ in with_weights(options["encoder"], options["weights"]):
+        if find_entry(name, unverified=options["unverified"]) is None:
+            from lobule.nets.encoders import refuse_unknown
+
+            refuse_unknown(name)
     data = {"encoder": ", ".join(options["encoder"]), "mpp": options["mpp"]}
     data |= {"tile": options["tile"] or "that of the encoder", "features": out}
     lines = [*((name, str(value)) for name, value in data.items()), ("cases", str(len(cohort)))]

@@ -58,7 +58,8 @@ def _at_address(entry: EncoderEntry) -> Path:
         try:
             _download(entry.published.url, temporary_path)
         except (OSError, ValueError) as error:
-            raise _not_downloaded(entry, error, f"put it into {path.parent}, or") from error
+            copying = f"download {path.name} from this address. Copy it to {path.parent} on this machine, or"
+            raise _not_downloaded(entry, error, copying) from error
     return path
 
 
@@ -117,7 +118,8 @@ def _hub_error(entry: EncoderEntry, error: Exception) -> ConfigError:
     copied = f"hf download {published.repository} {published.file}"
     if published.revision is not None:
         copied += f" --revision {published.revision}"
-    return _not_downloaded(entry, error, f"run `{copied}` there, copy the file here and")
+    copying = f"open this address or run `{copied}`. Copy the file to this machine and"
+    return _not_downloaded(entry, error, copying)
 
 
 def _status(error: BaseException) -> int | None:
@@ -141,8 +143,7 @@ def _not_downloaded(entry: EncoderEntry, error: BaseException, copying: str) -> 
         f"the weights of '{entry.name}' cannot be downloaded",
         subject=entry.published.address,
         actual=_first_line(error),
-        remedy=f"Download {file} from this address on a machine with a network, {copying} "
-        f"pass it with --encoder {entry.name} --weights {file}",
+        remedy=f"On a machine with a network, {copying} pass it with --encoder {entry.name} --weights {file}",
     )
 
 

@@ -43,7 +43,7 @@ def open_encoder(name: str, weights: str | Path = "pretrained", *, unverified: b
             the published one.
 
     Raises:
-        ConfigError: The encoder is refused, or its weights cannot be found or downloaded.
+        ConfigError: The encoder is refused or does not exist, or its weights cannot be found or downloaded.
         ModelError: The file does not contain the weights of this encoder.
     """
     entry = find_entry(name, unverified=unverified)
@@ -143,24 +143,45 @@ def _checkpoint(entry: EncoderEntry, path: Path) -> Mapping[str, Tensor]:
     except LobuleError as error:
         if not path.is_file():
             raise
+        reason = "" if error.remedy else ": the file is damaged or only half downloaded"
         raise ConfigError(
-            f"the weights of '{entry.name}' cannot be read: the file is damaged or only half downloaded",
+            f"the weights of '{entry.name}' cannot be read{reason}",
             subject=path,
             actual=f"{path.stat().st_size:,} bytes; {error.actual}",
-            remedy=f"Delete the file and download it again from {entry.published.address}",
+            remedy=error.remedy or f"Delete the file and download it again from {entry.published.address}",
         ) from error
-    for key in WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    loaded = _unwrapped(entry, path, loaded)
+    if not isinstance(loaded, Mapping) or not all(_is_named_tensor(*item) for item in loaded.items()):
         raise ConfigError(
             f"the file does not contain the weights of '{entry.name}'",
             subject=path,
-            expected="tensors by name",
+            expected="tensors by name, with all of their values",
             remedy=f"Use the file from {entry.published.address}",
         )
     return loaded
+
+
+def _unwrapped(entry: EncoderEntry, path: Path, loaded: Any) -> Any:
+    """The tensors of a checkpoint that stores them under a key, as trainings do."""
+    keys = [key for key in WRAPPERS if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping)]
+    if len(keys) > 1:
+        raise ConfigError(
+            f"the file contains several networks, and it is not clear which of them is '{entry.name}'",
+            subject=path,
+            actual=", ".join(keys),
+            remedy="Save the tensors of one of them to a file of its own",
+        )
+    return loaded[keys[0]] if keys else loaded
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    """Whether a checkpoint's item is a tensor whose values are all in the file."""
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )
 
 
 def _matching(
@@ -208,7 +229,9 @@ def _checked(converted: Converted, expected: Mapping[str, Tensor]) -> tuple[dict
         elif tensors[name].shape != tensor.shape:
             shapes = f"{tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
             problems.append(f"misshapen {name}: {shapes}")
-        elif tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all():
+        elif tensors[name].is_floating_point() != tensor.is_floating_point():
+            problems.append(f"mistyped {name}: {tensors[name].dtype} instead of {tensor.dtype}")
+        elif tensor.is_floating_point() and not torch.isfinite(tensors[name].float()).all():
             problems.append(f"infinite {name}: it contains values that are not numbers")
     problems += [f"unused {name}" for name in (*converted.not_used, *(set(tensors) - set(expected)))]
     counters = {
@@ -220,9 +243,13 @@ def _checked(converted: Converted, expected: Mapping[str, Tensor]) -> tuple[dict
 
 
 def _check_hash(entry: EncoderEntry, path: Path, sha256: str) -> None:
-    """Compare the hash of a file with the published one, if it is known and the format is the same."""
+    """Compare the hash of a file with the published one, if it is known and the format is the same.
+
+    A file of safetensors is never equal to a torch file, so only its tensors are checked.
+    """
     published = entry.published
-    if published.sha256 is None or path.suffix != Path(published.file).suffix:
+    formats = {Path(name).suffix == ".safetensors" for name in (path.name, published.file)}
+    if published.sha256 is None or len(formats) > 1:
         return
     if not sha256.startswith(published.sha256):
         raise ModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from lobule.encoders.entry import EncoderEntry, Licence, Network, Published, Triple
@@ -262,8 +263,9 @@ def find_entry(name: str, *, unverified: bool = False) -> EncoderEntry | None:
         unverified: Accept encoders with properties that no source confirms.
 
     Raises:
-        ConfigError: The encoder is refused.
+        ConfigError: The encoder is refused, or the name is another spelling of a name in the table.
     """
+    _refuse_other_spelling(name)
     if (reason := NOT_SUPPORTED.get(name)) is not None:
         raise ConfigError(
             f"the encoder '{name}' is not supported: {reason}", remedy=f"Use one of: {', '.join(ENCODERS)}"
@@ -276,6 +278,25 @@ def find_entry(name: str, *, unverified: bool = False) -> EncoderEntry | None:
             remedy="Compare this with the authors' documentation, and pass --unverified to use it anyway",
         )
     return entry
+
+
+def _refuse_other_spelling(name: str) -> None:
+    """Refuse `UNI2h`, and `timm:hf-hub:MahmoodLab/UNI`, which would be loaded without any check."""
+    repository = name.lower().replace("hf_hub:", "hf-hub:").removeprefix("timm:").removeprefix("hf-hub:")
+    for entry in _ENTRIES:
+        published = (entry.published.repository or "").lower()
+        if name.startswith("timm:") and published and repository.partition("@")[0] == published:
+            raise ConfigError(
+                f"'{name}' is the encoder '{entry.name}', which would be loaded without its checks",
+                remedy=f"Use --encoder {entry.name}",
+            )
+    for right in (*ENCODERS, *NOT_SUPPORTED):
+        if name != right and ":" not in name and _letters(name) == _letters(right):
+            raise ConfigError(f"there is no encoder '{name}'", remedy=f"Did you mean '{right}'?")
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def licences_of(*names: str) -> dict[str, Any]:

@@ -111,11 +111,18 @@ def prepare_folder(path: str | Path, manifest: FeatureManifest) -> Path:
         raise ResultsError(
             f"this folder contains features of another {key}",
             subject=root,
-            expected=str(stored.get(key)),
-            actual=str(requested[key]),
+            expected=_setting_text(stored.get(key)),
+            actual=_setting_text(requested[key]),
             remedy="Write to another folder, because features of two kinds must not be mixed",
         )
     return root
+
+
+def _setting_text(value: Any) -> str:
+    """A setting of a manifest for messages; an encoding with the beginning of the hash of its weights."""
+    if isinstance(value, Mapping) and set(value) == {"name", "hash", "dim"}:
+        return f"{value['name']} with the weights {str(value['hash'])[:23]}, {value['dim']} numbers per tile"
+    return str(value)
 
 
 def clear_folder(path: str | Path) -> None:

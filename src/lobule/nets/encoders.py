@@ -103,6 +103,34 @@ def split_name(name: str) -> tuple[str, str]:
     return source, short
 
 
+def refuse_unknown(name: str) -> None:
+    """Refuse a name that no library has, without building its network.
+
+    Raises:
+        ConfigError: There is no network of this name.
+    """
+    source, short = split_name(name)
+    if source == "torchvision" and short not in BLOCKS:
+        from torchvision.models import list_models
+
+        if short not in list_models():
+            raise _no_torchvision_model(short)
+    elif source == "timm" and not short.startswith(("hf-hub:", "hf_hub:")):
+        from timm import is_model
+
+        if not is_model(short.partition(".")[0]):
+            raise ConfigError(f"timm has no network '{short}'", remedy="`timm.list_models()` lists them")
+    elif source == "lobule" and short not in BACKBONES:
+        raise ConfigError(f"Lobule has no net '{short}'", expected=", ".join(BACKBONES))
+
+
+def _no_torchvision_model(name: str) -> ConfigError:
+    return ConfigError(
+        f"there is no encoder or torchvision network '{name}'",
+        remedy="`lobule weights list` shows the encoders; write timm:NAME for a network of timm",
+    )
+
+
 def canonical(name: str) -> str:
     source, short = split_name(name)
     return short if source == "torchvision" else f"{source}:{short}"
@@ -127,8 +155,7 @@ def _of_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, InputScalin
         from torchvision.models import get_model, list_models
 
         if name not in list_models():
-            remedy = "Write timm:NAME for one of timm's"
-            raise ConfigError(f"torchvision has no backbone '{name}'", remedy=remedy)
+            raise _no_torchvision_model(name)
         net = fetched(name, lambda: get_model(name, weights=_published(name) if pretrained else None))
     else:
         net = torchvision_model(name)

@@ -141,7 +141,7 @@ class TileEncoder:
         if not isinstance(self.encoder.net, VitEncoder):
             raise ConfigError(
                 f"'{self.encoder.name}' has no tokens",
-                expected="a vision transformer of `lobule.encoders.ENCODERS`",
+                expected="a vision transformer of `lobule weights list`",
                 remedy="Remove --tokens, or use another encoder",
             )
         return self.encoder.net
