@@ -23,7 +23,7 @@ ORDER: list[list[str]] = [
     ["scanning", "training"],
     ["methods"],
     ["server", "evaluation", "exports", "reports"],
-    ["api", "budget", "cli"],
+    ["api", "budget", "comparison", "cli"],
     ["testing"],
 ]  # fmt: skip
 """The packages of `lobule` in rows, from the basic types down to the command line and the conformance suites.

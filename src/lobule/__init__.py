@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lobule.audit import check
     from lobule.bundles import Bundle, read_bundle
     from lobule.cohort import Case, Cohort, read_cohort
+    from lobule.comparison import compare
     from lobule.results import open_results
     from lobule.results.folder import Results
     from lobule.slides.slide import Slide, open_slide
@@ -41,6 +42,7 @@ _LAZY = {
     "report": "lobule.api",
     "extract_features": "lobule.api",
     "check": "lobule.audit",
+    "compare": "lobule.comparison",
 }
 """Each public name and the module that defines it. Modules are imported at first use, so that
 `import lobule` does not import torch."""
@@ -53,6 +55,7 @@ __all__ = [
     "Slide",
     "__version__",
     "check",
+    "compare",
     "evaluate",
     "export",
     "extract_features",

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "methods": ("lobule.cli.methods:command", "List the methods, or explain the settings of one."),
     "features": ("lobule.cli.features:command", "Compute tile features of slides, for TRIDENT or CLAM."),
     "train": ("lobule.cli.train:command", "Train a method on a cohort; resumable."),
+    "compare": ("lobule.cli.compare:command", "Compare methods and encoders on one cohort, in one table."),
     "budget": ("lobule.cli.budget:command", "Compare models trained on different numbers of slides."),
     "scan": ("lobule.cli.scan:command", "Scan cases with a model: maps, findings and scores; resumable."),
     "heatmaps": (

@@ -12,7 +12,7 @@ Choices that are ours:
 
 - A transformer reads windows at the resolution of the scan. The resizing and cutting of its authors, which
   belongs to single tiles, is left out.
-- Windows overlap by 43 % of their side, and a cell is the mean of all windows that cover it, with Hann
+- Windows overlap by 36 % of their side, and a cell is the mean of all windows that cover it, with Hann
   weights. This hides the borders of windows, where tokens see less context.
 - Findings and the slide score come from the map after a Gaussian of two cells, since single tokens are noisy.
 

@@ -30,7 +30,7 @@ class Config(Settings):
     """Pixels per side of a token of a convolutional network. A transformer has its own."""
     strides: tuple[int, ...] = (16,)
     """The strides of the maps of a convolutional network whose channels form a token."""
-    overlap: float = 0.43
+    overlap: float = 0.36
     """Share of the side of a window that it has in common with the next one."""
     tokens: int = 20000
     """Number of training tokens, half of each class."""
