@@ -23,6 +23,7 @@ ORDER: list[list[str]] = [
     ["scanning", "training"],
     ["methods"],
     ["server", "evaluation", "exports", "reports"],
+    ["cluster"],
     ["api", "budget", "comparison", "cli"],
     ["testing"],
 ]  # fmt: skip
@@ -53,8 +54,9 @@ HOME_OF_LIBRARY: dict[str, set[str]] = {
     },
     "h5py": {"features/hdf5.py", "hdf5.py"},
     "obstore": {"object_stores.py"},
+    "ray": {"cluster/session.py"},
 }
-"""Libraries that read files, and the files that may import them. Phantoms write, too."""
+"""Libraries that read files or run clusters, and the files that may import them. Phantoms write, too."""
 
 NO_TORCH = {
     "units", "errors", "geometry", "settings", "allocator", "resize", "tissue", "color", "grid", "findings",

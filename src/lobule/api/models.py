@@ -111,6 +111,10 @@ def scan(
     retry_failed: bool = False,
     verify: Literal["changed", "full"] = "changed",
     like: str | Path | None = None,
+    runner: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    worker_cpus: int | None = None,
     trust: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
@@ -142,6 +146,10 @@ def scan(
             time or inode changed. Cases whose input changed are scanned again.
         like: The record of an earlier run (`runs/RUN/run.json` in its results folder). The scan repeats it
             with its options and engine settings; the bundle and the cases must be the same.
+        runner: "local" scans in this process; "ray" scans with workers on Ray (extra `ray`).
+        address: Address of a Ray cluster; by default, Ray is started on this machine.
+        workers: Number of workers on Ray; by default one per GPU, or one per machine without GPUs.
+        worker_cpus: CPU cores of a worker on Ray; by default all cores, divided by the number of workers.
         trust: Allow a TorchScript bundle, which can run code.
         device: "auto", "cpu", "cuda:0" or "mps".
         precision: "auto" measures the fastest choice once per machine and model, and stores it.
@@ -187,7 +195,18 @@ def scan(
         options = options_of_run(repeat, options)
     summary = {"method": opened.method, "fingerprint": opened.fingerprint, "classes": list(opened.classes)}
     machine = Machine.with_layout(memory_layout, device, precision, max_ram, readers, batch)
+    cluster = {"address": address, "workers": workers, "worker_cpus": worker_cpus}
+    require_ray_options(runner, cluster, shard)
     try:
+        if runner == "ray":
+            from lobule.cluster import BundleSource, ClusterOptions, scan_on_ray
+
+            source = BundleSource(str(Path(bundle).absolute()), summary, trust)
+            return scan_on_ray(
+                source, cohort, out, options, machine, ClusterOptions(address, workers, worker_cpus),
+                fresh=fresh, retry_failed=retry_failed, verify=verify, progress=progress, repeat=repeat,
+                origin=origin_of(opened.path, opened.config),
+            )  # fmt: skip
         return run(
             load(opened, trust=trust), summary, cohort, out, options, machine,
             shard=shard, fresh=fresh, retry_failed=retry_failed, verify=verify, progress=progress,
@@ -196,6 +215,21 @@ def scan(
     finally:
         # An evaluation must be able to refuse training patients, also after an interrupted scan.
         store_training_patients(out, opened.fingerprint, opened.patients)
+
+
+def require_ray_options(runner: str, cluster: Mapping[str, Any], shard: tuple[int, int] | None) -> None:
+    """Raise `ConfigError` for options that the runner does not use."""
+    from lobule.errors import ConfigError
+
+    for name, value in cluster.items():
+        if runner != "ray" and value is not None:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} has an effect only with --runner ray", remedy="Add --runner ray")
+    if runner == "ray" and shard is not None:
+        raise ConfigError(
+            "--shard cannot be used with --runner ray",
+            remedy="Remove --shard: Ray divides the cases among its workers",
+        )
 
 
 def _tissue_option(tissue: TissueConfig | bool) -> dict[str, Any]:

@@ -167,6 +167,20 @@ scan_machine_options = combine_decorators(
 """The resources of a scan."""
 
 
+cluster_options = combine_decorators(
+    click.option(
+        "--runner",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        help="Scan in this process, or with workers on Ray.",
+    ),
+    click.option("--address", metavar="HOST:PORT", help="With --runner ray: a running Ray cluster."),
+    click.option("--workers", type=click.IntRange(1), help="With --runner ray: number of workers."),
+    click.option("--worker-cpus", type=click.IntRange(1), help="With --runner ray: CPU cores of a worker."),
+)
+"""The workers of a scan on Ray."""
+
+
 def fresh_option(content: str) -> Callable[[Any], Any]:
     return click.option(
         "--fresh", is_flag=True, help=f"Delete {content} in this folder first, instead of continuing."

@@ -57,6 +57,7 @@ def as_shard(text: str | None) -> tuple[int, int] | None:
     callback=lambda context, parameter, text: as_shard(text),
     help="Scan only shard I of N; shards have about the same area of tissue.",
 )
+@shared.cluster_options
 @shared.fresh_option("existing results")
 @shared.retry_failed_option
 @click.option(

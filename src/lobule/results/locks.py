@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -59,6 +60,38 @@ def lock_settings(root: Path, shard: tuple[int, int] | None) -> Iterator[None]:
     """Lock the settings for one shard at a time: the first shard writes them for all others."""
     with nullcontext() if shard is None else lock_file(root / ".lock-engine"):
         yield
+
+
+WORKERS = ".lock-workers"
+WORKERS_END_S = 60.0
+"""Seconds within which the workers of a driver that was killed end."""
+
+
+@contextmanager
+def lock_worker(root: Path) -> Iterator[None]:
+    """Lock a folder for a worker process of a scan, which shares it with the other workers."""
+    with _locked(root / WORKERS, shared=True):
+        yield
+
+
+def wait_for_workers(root: Path) -> None:
+    """Wait until no worker of an earlier scan writes into a folder: they may outlive their driver a little.
+
+    Raises:
+        ResultsError: A worker is still writing after a minute.
+    """
+    if not (root / WORKERS).exists():
+        return
+    with (root / WORKERS).open("a+") as file:
+        deadline = time.monotonic() + WORKERS_END_S
+        while not _try_lock(file, shared=False):
+            if time.monotonic() > deadline:
+                raise ResultsError(
+                    "workers of an earlier scan are still writing here",
+                    subject=root,
+                    remedy="End their processes, or wait until they have ended",
+                )
+            time.sleep(0.2)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError, LobuleError, ResultsError
 from lobule.files import read_json, write_json
 from lobule.results.folder import SCAN, Results, begin_results, record_engine, write_summary
-from lobule.results.locks import lock_folder, lock_settings
+from lobule.results.locks import lock_folder, lock_settings, wait_for_workers
 from lobule.results.result import FAILED, PARTIAL, UNSCORED
 from lobule.results.runs import Run
 from lobule.scanning.cases import CaseRunner, Progress
@@ -157,6 +157,7 @@ def scan(
         require_same_run(repeat, bundle, options_to_dict(options), all_cases)
     progress.cases, progress.began = len(all_cases), time.monotonic()
     with lock_folder(out, shard, cases_digest(all_cases)):
+        wait_for_workers(Path(out))
         settings = {
             "bundle": dict(bundle),
             "options": options_to_dict(options),

@@ -1,0 +1,171 @@
+"""Scans of many cases: the gain of a second worker, the cost of Ray, and the cost of a case itself.
+
+    two_workers      cases per second of two Ray workers of one core each, over those of one worker
+    ray_over_local   seconds per case of one Ray worker with two cores, over those of the plain loop
+    case_ms          milliseconds per case of the plain loop on slides of 64 px: the slope between a small
+                     and a large number of cases, minus that of writing the same files durably
+
+Rates are measured after the first cases, when every worker is warm. The model is the dense net `tiny`.
+
+    python benchmarks/cohort.py [--quick]
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from lobule.cluster.scan import scan_on_ray
+from lobule.cluster.session import ClusterOptions, ray_session
+from lobule.cluster.sources import BundleSource
+from lobule.cohort import Case, Cohort
+from lobule.files import write_bytes
+from lobule.methods.scannet import Config, save
+from lobule.nets.backbones import BACKBONES
+from lobule.nets.scaling import PLAIN_SCALING
+from lobule.scanning.contract import ScanOptions
+from lobule.scanning.scan import Machine, scan
+from measure import arguments, report
+
+WARM_UP = 4
+"""Cases that are not counted: the first ones of every worker."""
+OPTIONS = ScanOptions(tissue=None)
+MACHINE = Machine(device="cpu", precision="float32", channels_last=True, batch=2, cells=32)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of the benchmark."""
+
+    cases: int
+    side_px: int
+    rounds: int
+    trivial: tuple[int, int]
+
+
+FULL = Plan(cases=40, side_px=2048, rounds=3, trivial=(200, 1200))
+QUICK = Plan(cases=14, side_px=1536, rounds=1, trivial=(30, 130))
+
+
+def slides(folder: Path, count: int, side_px: int, name: str) -> Cohort:
+    """Write slides of noise without compression, so that reading them costs little."""
+    cases = []
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        path = folder / f"{name}{index}.tif"
+        pixels = rng.integers(0, 256, (side_px, side_px, 3), np.uint8)
+        tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", compression="zlib",
+                         compressionargs={"level": 1})  # fmt: skip
+        cases.append(Case(f"{name}{index}", f"{name}{index}", "slide", str(path), mpp=0.5))
+    return Cohort(tuple(cases))
+
+
+def bundle_in(folder: Path) -> BundleSource:
+    """Write an untrained bundle; scores do not matter here."""
+    import torch
+
+    from lobule.bundles import read_bundle
+
+    torch.manual_seed(0)
+    config = Config(trunk="tiny", mpp=0.5)
+    save(folder / "bundle", config, BACKBONES["tiny"](len(config.classes)).eval(), PLAIN_SCALING)
+    opened = read_bundle(folder / "bundle")
+    summary = {"method": opened.method, "fingerprint": opened.fingerprint, "classes": list(opened.classes)}
+    return BundleSource(str(folder / "bundle"), summary)
+
+
+def seconds_per_case(out: Path) -> float:
+    """Seconds per case after the warm-up, from the times at which cases ended."""
+    ended = sorted(json.loads(path.read_text())["ended"] for path in out.glob("cases/*/run.json"))
+    return float((ended[-1] - ended[WARM_UP - 1]) / (len(ended) - WARM_UP))
+
+
+def local(source: BundleSource, cohort: Cohort, out: Path, cores: int) -> float:
+    """Seconds per case of the plain loop."""
+    machine = replace(MACHINE, cores=cores, replicas=cores, readers=cores)
+    scan(source.load(), source.bundle, cohort, out, OPTIONS, machine)
+    return seconds_per_case(out)
+
+
+def on_ray(source: BundleSource, cohort: Cohort, out: Path, workers: int, cores: int) -> float:
+    """Seconds per case of workers on Ray."""
+    machine = replace(MACHINE, replicas=cores, readers=cores)
+    scan_on_ray(source, cohort, out, OPTIONS, machine, ClusterOptions(workers=workers, worker_cpus=cores))
+    return seconds_per_case(out)
+
+
+def best_times(plan: Plan, folder: Path) -> dict[str, float]:
+    """The best seconds per case of each way of scanning, in turns."""
+    source, cohort = bundle_in(folder), slides(folder, plan.cases, plan.side_px, "s")
+    ways: Mapping[str, Any] = {
+        "one worker": lambda out: on_ray(source, cohort, out, 1, 1),
+        "two workers": lambda out: on_ray(source, cohort, out, 2, 1),
+        "one worker of two cores": lambda out: on_ray(source, cohort, out, 1, 2),
+        "plain loop of two cores": lambda out: local(source, cohort, out, 2),
+    }
+    best = dict.fromkeys(ways, float("inf"))
+    with ray_session(ClusterOptions(workers=2, worker_cpus=1)):
+        for number in range(plan.rounds):
+            for name, run in ways.items():
+                best[name] = min(best[name], run(folder / f"{name} {number}"))
+    for name, seconds in best.items():
+        print(f"{name:26} {1 / seconds:8.2f} cases/s")
+    return best
+
+
+def trivial_seconds(folder: Path, source: BundleSource, cohort: Cohort, count: int) -> tuple[float, float]:
+    """Seconds of scanning `count` trivial cases, and of writing the same files durably."""
+    out = folder / f"trivial {count}"
+    machine = replace(MACHINE, cells=2, cores=2, replicas=2, readers=2)
+    began = time.perf_counter()
+    scan(source.load(), source.bundle, Cohort(cohort.cases[:count]), out, OPTIONS, machine)
+    scanning = time.perf_counter() - began
+    files = [(path, path.read_bytes()) for path in sorted(out.glob("cases/**/*")) if path.is_file()]
+    copies = folder / f"writes {count}"
+    for path, _ in files:
+        (copies / path.relative_to(out)).parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    for path, data in files:
+        write_bytes(copies / path.relative_to(out), data)
+    return scanning, time.perf_counter() - began
+
+
+def case_ms(plan: Plan, folder: Path) -> float:
+    """Milliseconds per case besides its pixels and the durable writes."""
+    source, cohort = bundle_in(folder), slides(folder, max(plan.trivial), 64, "t")
+    trivial_seconds(folder, source, cohort, 10)
+    (few, few_writes), (many, many_writes) = (
+        trivial_seconds(folder, source, cohort, count) for count in plan.trivial
+    )
+    cases = plan.trivial[1] - plan.trivial[0]
+    total, writes = 1000 * (many - few) / cases, 1000 * (many_writes - few_writes) / cases
+    print(f"trivial case               {total:8.2f} ms, of which durable writes {writes:.2f} ms")
+    return total - writes
+
+
+def main() -> None:
+    plan = QUICK if arguments(__doc__ or "").quick else FULL
+    with tempfile.TemporaryDirectory(prefix="lobule-cohort-") as name:
+        (Path(name) / "trivial").mkdir()
+        milliseconds = case_ms(plan, Path(name) / "trivial")
+        best = best_times(plan, Path(name))
+    report(
+        "cohort",
+        {
+            "two_workers": best["one worker"] / best["two workers"],
+            "ray_over_local": best["one worker of two cores"] / best["plain loop of two cores"],
+            "case_ms": milliseconds,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

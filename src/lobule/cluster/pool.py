@@ -1,0 +1,173 @@
+"""A pool of Ray workers that scan cases: it replaces lost workers and repeats their cases."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lobule.cluster.worker import CaseOutcome, WorkerState
+from lobule.cohort import Case
+from lobule.errors import LobuleError, ResultsError
+
+log = logging.getLogger("lobule.scan")
+
+CASES_PER_WORKER = 2
+"""Cases that a worker has at once: while the model finishes one, the next is opened and read."""
+MOST_FAILED_STARTS = 5
+"""After so many workers in a row died while starting, the scan ends."""
+WAIT_S = 1.0
+"""A short wait keeps the driver responsive to Ctrl-C."""
+
+
+@dataclass
+class Task:
+    """A case to scan, and how often its worker was lost."""
+
+    order: int
+    case: Case
+    losses: int = 0
+
+
+@dataclass(eq=False)
+class Worker:
+    """A worker and the tasks that it is working on, by their Ray reference."""
+
+    actor: Any
+    starting: Any
+    """The reference of the call of `start`; None when the worker is ready."""
+    tasks: dict[Any, Task] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class WorkerPool:
+    """Runs tasks on workers until each of them has an outcome or lost its worker too often."""
+
+    ray: Any
+    create: Callable[[], Any]
+    """Creates the actor of a new worker."""
+    size: int
+    attempts: int
+    on_ready: Callable[[WorkerState], None]
+    on_done: Callable[[Task, CaseOutcome, Any], None]
+    on_lost: Callable[[Task], None]
+    """Called with a task whose worker was lost `attempts` times."""
+    _workers: list[Worker] = field(default_factory=list)
+    _queue: deque[Task] = field(default_factory=deque)
+    _failed_starts: int = 0
+    _started_first: bool = False
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Run all tasks, in this order as far as possible.
+
+        Raises:
+            ResultsError: Workers cannot write results, or die while starting.
+            LobuleError: A worker cannot follow the settings of the scan.
+        """
+        self._queue.extend(tasks)
+        try:
+            while self._queue or any(worker.tasks for worker in self._workers):
+                self._add_workers()
+                self._assign()
+                self._handle_events()
+        finally:
+            for worker in self._workers:
+                self.ray.kill(worker.actor)
+
+    def stop_workers(self) -> None:
+        """Let idle workers end in an orderly way, so that they release their locks."""
+        calls = [worker.actor.stop.remote() for worker in self._workers if worker.starting is None]
+        self.ray.wait(calls, num_returns=len(calls), timeout=10) if calls else None
+
+    def _add_workers(self) -> None:
+        # The first worker chooses the engine settings, which all others follow.
+        size = self.size if self._started_first else 1
+        without_task = sum(not worker.tasks for worker in self._workers)
+        for _ in range(min(size - len(self._workers), len(self._queue) - without_task)):
+            actor = self.create()
+            self._workers.append(Worker(actor, actor.start.remote()))
+
+    def _assign(self) -> None:
+        ready = [worker for worker in self._workers if worker.starting is None]
+        # At the end, no worker takes a second case while another one is idle.
+        limit = CASES_PER_WORKER if len(self._queue) > len(ready) else 1
+        for most in range(1, limit + 1):
+            for worker in ready:
+                if self._queue and len(worker.tasks) < most and self._may_take(worker, self._queue[0]):
+                    task = self._queue.popleft()
+                    reference = worker.actor.scan.remote(task.order, task.case)
+                    worker.tasks[reference] = task
+
+    def _may_take(self, worker: Worker, task: Task) -> bool:
+        """Whether a worker may take a task. A task that lost its worker is alone, so no other is blamed."""
+        is_suspected = any(other.losses for other in worker.tasks.values())
+        return not is_suspected and not (task.losses and worker.tasks)
+
+    def _handle_events(self) -> None:
+        waiting: dict[Any, Worker] = {}
+        for worker in self._workers:
+            references = [worker.starting] if worker.starting is not None else list(worker.tasks)
+            waiting |= dict.fromkeys(references, worker)
+        if not waiting:
+            return
+        finished, _ = self.ray.wait(list(waiting), num_returns=1, timeout=WAIT_S, fetch_local=False)
+        for reference in finished:
+            worker = waiting[reference]
+            if worker not in self._workers:
+                continue  # It was lost with another of its tasks.
+            try:
+                outcome = self.ray.get(reference)
+            except self.ray.exceptions.RayTaskError as error:
+                self._handle_error(worker, error)
+            except self.ray.exceptions.RayError as error:
+                self._lose(worker, error)
+            else:
+                self._finish(worker, reference, outcome)
+
+    def _finish(self, worker: Worker, reference: Any, outcome: Any) -> None:
+        if worker.starting is not None:
+            worker.starting = None
+            self._failed_starts, self._started_first = 0, True
+            self.on_ready(outcome)
+        else:
+            self.on_done(worker.tasks.pop(reference), outcome, worker.actor)
+
+    def _handle_error(self, worker: Worker, error: Any) -> None:
+        """Retire a worker that cannot write results; raise every other error."""
+        cause = getattr(error, "cause", error)
+        remaining = [other for other in self._workers if other is not worker]
+        if isinstance(cause, ResultsError) and worker.starting is None and remaining:
+            log.warning("a worker cannot write results and is no longer used: %s", cause)
+            self.size -= 1
+            self._remove(worker)
+            return
+        if isinstance(cause, LobuleError):
+            raise cause from error
+        raise error
+
+    def _lose(self, worker: Worker, error: Exception) -> None:
+        """Replace a worker that died, and repeat its tasks."""
+        log.warning("a worker was lost (%s); its cases are scanned again", type(error).__name__)
+        if worker.starting is not None:
+            self._failed_starts += 1
+            if self._failed_starts >= MOST_FAILED_STARTS:
+                raise ResultsError(
+                    f"{MOST_FAILED_STARTS} workers in a row died while starting",
+                    actual=str(error).splitlines()[0][:300],
+                    remedy="Look into the logs of Ray, often /tmp/ray/session_latest/logs",
+                ) from error
+        for task in worker.tasks.values():
+            task.losses += 1
+        self._remove(worker)
+
+    def _remove(self, worker: Worker) -> None:
+        self._workers.remove(worker)
+        for task in reversed(worker.tasks.values()):
+            if task.losses >= self.attempts:
+                self.on_lost(task)
+            else:
+                self._queue.appendleft(task)
+        worker.tasks = {}
+        self.ray.kill(worker.actor)

@@ -1,0 +1,123 @@
+"""Starts a local Ray or joins a cluster. Usage statistics are switched off before Ray is imported."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from lobule.errors import ConfigError, MissingExtra
+
+OBJECT_STORE_BYTES = 128 << 20
+"""Memory of a local Ray for objects. Tasks carry paths instead of pixels, so little is needed."""
+
+PRIVATE = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # Otherwise every other process of the machine goes first.
+}
+"""Environment of Ray and of all processes that it starts."""
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """The workers of a scan on Ray."""
+
+    address: str | None = None
+    """The cluster, as `HOST:PORT`, `ray://HOST:PORT` or "auto"; None starts Ray on this machine."""
+    workers: int | None = None
+    """Number of workers; by default one per GPU of the cluster, or one per node without GPUs."""
+    worker_cpus: int | None = None
+    """CPU cores of a worker; by default the cores of the cluster divided by the number of workers."""
+    attempts: int = 4
+    """How often a case may lose its worker before it is recorded as failed."""
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """How many workers there are, and what each of them uses."""
+
+    count: int
+    cpus: int
+    gpus: int
+
+
+@contextmanager
+def ray_session(options: ClusterOptions) -> Iterator[Any]:
+    """Connect to Ray and yield its module.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        ConfigError: There is no cluster at the address.
+    """
+    if find_spec("ray") is None:
+        raise MissingExtra("ray", "--runner ray")
+    os.environ.update(PRIVATE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray warns about later versions of itself.
+        import ray
+
+        if was_connected := ray.is_initialized():
+            yield ray
+            return
+        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if options.address is None:
+            settings |= {
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "num_cpus": _local_cpus(options),
+                # Without it, Ray looks for the address of this machine in the network.
+                "_node_ip_address": "127.0.0.1",
+            }
+        try:
+            ray.init(address=options.address or "local", **settings)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            raise ConfigError(
+                "cannot connect to Ray",
+                subject=options.address or "this machine",
+                actual=str(error).splitlines()[0] if str(error) else type(error).__name__,
+                remedy="Start one with `ray start --head --disable-usage-stats`, or leave --address out",
+            ) from error
+    try:
+        yield ray
+    finally:
+        if not was_connected:
+            ray.shutdown()
+
+
+def _local_cpus(options: ClusterOptions) -> int:
+    """Return the cores that a local Ray may give to workers: at least as many as were requested."""
+    from lobule.scanning.device import available_cores
+
+    return max(available_cores(), (options.workers or 1) * (options.worker_cpus or 1))
+
+
+def worker_resources(ray: Any, options: ClusterOptions) -> WorkerResources:
+    """Divide the resources of the cluster among workers.
+
+    Raises:
+        ConfigError: The cluster has fewer resources than one worker needs.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    total_cpus = int(sum(node["Resources"].get("CPU", 0) for node in nodes))
+    gpus = int(sum(node["Resources"].get("GPU", 0) for node in nodes))
+    count = options.workers or gpus or len([node for node in nodes if node["Resources"].get("CPU", 0) >= 1])
+    largest_node = max((int(node["Resources"].get("CPU", 0)) for node in nodes), default=0)
+    if count < 1 or largest_node < 1:
+        raise ConfigError("the cluster has no CPU cores for a worker", actual=f"{len(nodes)} nodes")
+    cpus = options.worker_cpus or max(1, min(total_cpus // count, largest_node))
+    if cpus > largest_node:
+        raise ConfigError(
+            "no node has enough cores for a worker",
+            expected=f"{cpus} cores",
+            actual=f"at most {largest_node}",
+            remedy="Use fewer --worker-cpus",
+        )
+    return WorkerResources(count, cpus, 1 if gpus >= count else 0)

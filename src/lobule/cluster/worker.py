@@ -1,0 +1,123 @@
+"""The worker of a scan on Ray: one process with one warm model, which scans the cases that it receives."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from lobule import __version__
+from lobule.cohort import Case, Cohort
+from lobule.errors import ConfigError
+from lobule.results.folder import Results
+from lobule.results.locks import lock_worker
+from lobule.scanning.cases import CaseRunner, Progress
+from lobule.scanning.contract import Predictor, ScanOptions
+from lobule.scanning.decoding_memory import DecodingMemory
+from lobule.scanning.scan import CACHE_SHARE, Machine, choose_engine
+
+COUNTS = (
+    "fields_done", "fields_planned", "pixels_done", "rows_done", "tiles_decoded",
+    "reading_s", "model_s", "writing_s", "starved_s", "blocked_s",
+)  # fmt: skip
+"""The counters that a worker reports."""
+
+
+class PredictorSource(Protocol):
+    """Loads the model in a worker. It is pickled, so it contains paths and settings instead of weights."""
+
+    def load(self) -> Predictor: ...
+
+    @property
+    def bundle(self) -> Mapping[str, Any]:
+        """The method and the fingerprint of the model."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScanJob:
+    """Everything that a worker needs to know about a scan."""
+
+    source: PredictorSource
+    out: str
+    options: ScanOptions
+    machine: Machine
+    cohort: Cohort
+    retry_failed: bool
+    verify: str
+    folder: str = field(default_factory=os.getcwd)
+    """The working folder of the driver, to which paths may be relative."""
+    lobule: str = __version__
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """What a worker reports when it is ready."""
+
+    host: str
+    process: int
+    engine: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CaseOutcome:
+    """What a worker reports about a case."""
+
+    status: str
+    inputs: str | None
+    counters: dict[str, float]
+    """The counters of the worker since it started."""
+
+
+class CaseWorker:
+    """Scans cases. Several threads of Ray call `scan` at the same time."""
+
+    def __init__(self, job: ScanJob) -> None:
+        self.job = job
+        self._stack = ExitStack()
+
+    def start(self) -> WorkerState:
+        """Load the model and start the pipeline, with the engine settings of the scan.
+
+        Raises:
+            ConfigError: The worker has another version of Lobule than the driver.
+            BundleError: The worker has another bundle than the driver.
+        """
+        job = self.job
+        if job.lobule != __version__:
+            raise ConfigError(
+                "a worker has another version of Lobule",
+                subject=platform.node(),
+                expected=job.lobule,
+                actual=__version__,
+                remedy="Install the same version on every machine",
+            )
+        with suppress(OSError):  # Another machine may lack the folder; its cases then need absolute paths.
+            os.chdir(job.folder)
+        self._stack.enter_context(lock_worker(Path(job.out)))
+        predictor, results, self.progress = job.source.load(), Results(Path(job.out)), Progress()
+        machine = job.machine
+        engine = choose_engine(predictor.model, results, job.options, machine, self.progress)
+        cache_bytes = int(machine.max_ram * CACHE_SHARE)
+        runner = CaseRunner(
+            predictor, results, job.options, engine, job.source.bundle, job.cohort, self.progress,
+            job.retry_failed, job.verify, cache_bytes, DecodingMemory(cache_bytes, machine.max_ram),
+        )  # fmt: skip
+        self._submit = self._stack.enter_context(runner.session(machine.readers or machine.usable_cores))
+        return WorkerState(platform.node(), os.getpid(), dict(engine.__dict__))
+
+    def scan(self, order: int, case: Case) -> CaseOutcome:
+        """Scan a case and return its outcome. Errors of the case are in its result."""
+        self._submit(order, case).result()
+        counters = {name: getattr(self.progress.counters, name) for name in COUNTS}
+        return CaseOutcome(
+            self.progress.finished.pop(case.id), self.progress.inputs.pop(case.id, None), counters
+        )
+
+    def stop(self) -> None:
+        """End the pipeline and release the lock."""
+        self._stack.close()
