@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import zipfile
 from collections.abc import Mapping
@@ -11,9 +10,8 @@ from pathlib import Path
 
 from lobule.cohort import Case, Cohort
 from lobule.errors import DamagedFile
-from lobule.files import open_url
 from lobule.layouts.folders import files_under, non_empty_cohort
-from lobule.layouts.tables import rows_under_header
+from lobule.layouts.tables import csv_cells, rows_under_header
 
 _SLIDE = re.compile(r"(normal|tumor|test)_(\d{3})", re.IGNORECASE)
 
@@ -124,10 +122,9 @@ def _read_reference(file: Path) -> dict[str, Mapping[str, str]]:
     The table of the cloud bucket has the header `image,class,type,center`. The one of GigaDB has no header:
     `test_001,Tumor,IDC,Macro`.
     """
-    with open_url(file, "r") as text:
-        lines = [row for row in csv.reader(text) if row]
+    lines = [row for row in csv_cells(file) if any(cell.strip() for cell in row)]
     has_header = bool(lines) and {"image", "class"} <= {cell.strip().lower() for cell in lines[0]}
-    centres = [row.get("center", "") for row in rows_under_header(lines)] if has_header else []
+    centres = [row.get("center", "") for row in rows_under_header(lines, file)] if has_header else []
     reference: dict[str, Mapping[str, str]] = {}
     for index, cells in enumerate(lines[1:] if has_header else lines):
         name = Path(cells[0].strip()).stem.lower()

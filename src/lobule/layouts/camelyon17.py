@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
 from lobule.cohort import Case, Cohort
-from lobule.files import open_url
 from lobule.layouts.folders import files_under, non_empty_cohort
-from lobule.layouts.tables import Row, read_table, whole_number
+from lobule.layouts.tables import Row, csv_cells, path_inside, read_table, whole_number
 
 _SLIDE = re.compile(r"(patient_(\d{3}))_node_[0-4]", re.IGNORECASE)
 _TRAINING_PATIENTS = 100
@@ -79,8 +77,7 @@ def camelyon17(folder: str | Path) -> Cohort:
 
 def _read_stages(file: Path) -> dict[str, str]:
     """The class of each slide. The table also has rows of patients, `patient_000.zip,pN0`."""
-    with open_url(file, "r") as text:
-        rows = [[cell.strip().lower() for cell in row[:2]] for row in csv.reader(text) if len(row) > 1]
+    rows = [[cell.strip().lower() for cell in row[:2]] for row in csv_cells(file) if len(row) > 1]
     return {
         Path(name).stem: word for name, word in rows if _SLIDE.fullmatch(Path(name).stem) and word in _CLASSES
     }
@@ -116,7 +113,7 @@ def _wilds_case(top: Path, row: Row) -> Case:
         name,
         slide.partition("_node")[0],
         "image",
-        path=str(top / "patches" / slide / f"{name}.png"),
+        path=str(path_inside(top / "patches", slide, f"{name}.png")),
         split=split,
         label="tumor" if whole_number(row["tumor"]) == "1" else "normal",
         site=f"center_{centre}",

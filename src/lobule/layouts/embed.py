@@ -8,7 +8,7 @@ from pathlib import Path
 from lobule.cohort import Cohort
 from lobule.layouts.exams import SIDES, STATED_BY_TABLES, ExamRecord, exam_cases
 from lobule.layouts.folders import files_under, non_empty_cohort
-from lobule.layouts.tables import Row, read_table, whole_number
+from lobule.layouts.tables import Row, path_inside, read_table, whole_number
 
 _MALIGNANT, _BENIGN = ("0", "1"), ("4",)
 """Values of `path_severity`: invasive and in situ cancer, and benign. Others decide no label."""
@@ -70,7 +70,7 @@ def _file_of(top: Path, row: Row) -> Path:
     """The file on this disk: the published path is cut before `cohort_1` or `cohort_2`."""
     path = row["anon dicom path"].replace("\\", "/")
     _, _, inside = path.partition("cohort_")
-    return top / "images" / f"cohort_{inside}"
+    return path_inside(top / "images", f"cohort_{inside}")
 
 
 def _add_finding(record: ExamRecord, row: Mapping[str, str]) -> None:

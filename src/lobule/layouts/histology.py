@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,10 +9,9 @@ from pathlib import Path
 from lobule.cohort import Case, Cohort
 from lobule.cohort.rows import ids_of_paths
 from lobule.errors import NotReadable
-from lobule.files import open_url
 from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.splits import one_split_per_patient
-from lobule.layouts.tables import read_table
+from lobule.layouts.tables import csv_cells, read_table
 
 # -- BACH ---------------------------------------------------------------------------------------------------
 
@@ -28,15 +26,13 @@ def bach(folder: str | Path) -> Cohort:
     the photographs are not published, so each photograph counts as a separate patient. Photographs without a
     class are the test set.
     """
+    top = Path(folder).absolute()
     truth: dict[str, str] = {}
     images: list[Path] = []
     for file in files_under(folder):
         if file.name.lower() == "microscopy_ground_truth.csv":
-            with open_url(file, "r") as text:
-                truth |= {
-                    row[0].strip().lower(): _bach_class(row[1]) for row in csv.reader(text) if len(row) > 1
-                }
-        elif file.suffix.lower() in (".tif", ".tiff", ".png") and not _is_whole_slide(file):
+            truth |= {row[0].strip().lower(): _bach_class(row[1]) for row in csv_cells(file) if len(row) > 1}
+        elif file.suffix.lower() in (".tif", ".tiff", ".png") and not _is_whole_slide(file, top):
             images.append(file)
     cases = []
     for case_id, file in zip(ids_of_paths([str(file) for file in images]), images, strict=True):
@@ -53,9 +49,9 @@ def _bach_class(text: str) -> str:
     return BACH_CLASSES.get(re.sub(r"[^a-z]", "", text.lower()), "")
 
 
-def _is_whole_slide(file: Path) -> bool:
+def _is_whole_slide(file: Path, top: Path) -> bool:
     """Whether a file lies in the folder of the whole slides of BACH, which are not photographs."""
-    return any(folder.lower() == "wsi" for folder in file.parts)
+    return any(folder.lower() == "wsi" for folder in file.relative_to(top).parts)
 
 
 # -- BRACS --------------------------------------------------------------------------------------------------
@@ -95,7 +91,7 @@ def bracs_roi(folder: str | Path) -> Cohort:
     cases = []
     for file, split in _bracs_files(top, ".png"):
         match = _BRACS_ROI.fullmatch(file.stem)
-        if match and "previous_versions" not in file.parts:
+        if match and "previous_versions" not in file.relative_to(top).parts:
             slide = match[1]
             cases.append(_bracs_case(file, split, match[2].upper(), patients.get(slide.lower()), slide))
     expected = "files such as latest_version/train/0_N/BRACS_1_N_1.png"

@@ -7,7 +7,7 @@ from pathlib import Path
 from lobule.cohort import Cohort
 from lobule.layouts.exams import SIDES, STATED_BY_TABLES, ExamRecord, exam_cases, worst_birads
 from lobule.layouts.folders import files_under, non_empty_cohort
-from lobule.layouts.tables import Row, read_table, whole_number
+from lobule.layouts.tables import Row, path_inside, read_table, whole_number
 
 # -- VinDr-Mammo --------------------------------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ def vindr_mammo(folder: str | Path) -> Cohort:
             study = row["study id"]
             record = records.setdefault(study, ExamRecord(study))
             record.split = _VINDR_SPLITS.get(row["split"].lower())
-            file = table.parent / "images" / study / f"{row['image id']}.dicom"
+            file = path_inside(table.parent / "images", study, f"{row['image id']}.dicom")
             record.add_image(row["laterality"], row["view position"], file)
             density = row["breast density"].upper().removeprefix("DENSITY").strip()
             birads = row["breast birads"].upper().removeprefix("BI-RADS").strip()
@@ -67,7 +67,7 @@ def _add_rsna_row(records: dict[str, ExamRecord], table: Path, row: Row) -> None
     patient = whole_number(row["patient id"])
     record = records.setdefault(patient, ExamRecord(patient))
     images = table.parent / f"{table.stem.lower()}_images"
-    file = images / patient / f"{whole_number(row['image id'])}.dcm"
+    file = path_inside(images, patient, f"{whole_number(row['image id'])}.dcm")
     record.add_image(row["laterality"], row["view"], file)
     record.site = row.get("site id") or None
     record.set_attributes(allow=STATED_BY_TABLES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -25,40 +26,94 @@ def plain_name(column: str) -> str:
     return " ".join(column.replace("_", " ").lower().split())
 
 
+class _TableRow(dict[str, str]):
+    """A row of a table. Looking up a column that the table does not have is an error of the table."""
+
+    def __init__(self, cells: Iterable[tuple[str, str]], file: Path) -> None:
+        super().__init__(cells)
+        self.file = file
+
+    def __missing__(self, column: str) -> str:
+        raise DamagedFile(
+            f"the table has no column '{column}'",
+            subject=self.file,
+            expected="the columns of the released table; underscores count as blanks, capitals do not count",
+            actual=", ".join(self),
+            remedy="Use the table as it was released",
+        )
+
+
 def read_table(file: Path, sheet: str | None = None) -> list[Row]:
     """Read the rows of a CSV file or of a sheet of an `.xlsx` workbook; the first row has the column names.
 
     Args:
         file: The table. A CSV file may be separated by commas, semicolons or tabs.
         sheet: Name of the sheet of a workbook; by default its first sheet.
+
+    Raises:
+        DamagedFile: The table cannot be read or has no rows. Looking up a column that it does not have raises
+            the same error.
+        NotReadable: The table has the old Excel format.
     """
     if file.suffix.lower() == ".xls":
         raise NotReadable(
             "tables in the old Excel format cannot be read", subject=file, remedy="Save the table as CSV"
         )
-    lines = _sheet_cells(file, sheet) if file.suffix.lower() == ".xlsx" else _csv_cells(file)
-    return rows_under_header(lines)
+    lines = _sheet_cells(file, sheet) if file.suffix.lower() == ".xlsx" else csv_cells(file)
+    rows = rows_under_header(lines, file)
+    if not rows:
+        raise DamagedFile(
+            "the table has no rows",
+            subject=file,
+            actual=f"{file.stat().st_size:,} bytes",
+            remedy="Copy the table again from its source",
+        )
+    return rows
 
 
-def rows_under_header(lines: Iterable[Sequence[str]]) -> list[Row]:
+def rows_under_header(lines: Iterable[Sequence[str]], file: Path) -> list[Row]:
     """Rows keyed by the cells of the first line that is not blank. Blank rows are left out."""
     filled = [[cell.strip() for cell in line] for line in lines if any(cell.strip() for cell in line)]
     if not filled:
         return []
     header = [plain_name(cell) for cell in filled[0]]
-    return [dict(zip(header, [*row, *[""] * len(header)], strict=False)) for row in filled[1:]]
+    return [_TableRow(zip(header, [*row, *[""] * len(header)], strict=False), file) for row in filled[1:]]
 
 
-def _csv_cells(file: Path) -> list[list[str]]:
+def csv_cells(file: Path) -> list[list[str]]:
+    """The cells of a text table in UTF-8, Latin-1 or the UTF-16 of spreadsheets."""
     with open_url(file) as stream:
         data: bytes = stream.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")  # Portuguese notes of INbreast
-    first_line = text.partition("\n")[0]
+    first_line = next(iter(_decoded(data).strip().splitlines()), "")
     separator = max(",;\t", key=first_line.count)
-    return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    try:
+        return list(csv.reader(io.StringIO(_decoded(data), newline=""), delimiter=separator))
+    except csv.Error as error:
+        raise DamagedFile(
+            f"the table cannot be read: {error}", subject=file, remedy="Copy the table again, or remove it"
+        ) from error
+
+
+def _decoded(data: bytes) -> str:
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")  # Portuguese notes of INbreast
+
+
+def path_inside(top: Path, *names: str) -> Path:
+    """The path of a file that a table names, which must be below a folder.
+
+    Raises:
+        DamagedFile: A name leads out of the folder.
+    """
+    path = top.joinpath(*names)
+    if ".." in Path(*names).parts or not path.is_relative_to(top):
+        raise DamagedFile(
+            "the table names a file outside of the data set", subject=top, actual="/".join(names)
+        )
+    return path
 
 
 def whole_number(cell: str) -> str:
