@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -222,3 +223,34 @@ def test_events_name_the_chunks_that_a_running_scan_writes(tmp_path: Path) -> No
     folder = results.case_folder("live")
     write_json(folder.path / "result.json", result_of(results, "live", [], {}))
     assert watcher.changes(False) == [{"kind": "finished", "case": case}]
+
+
+def test_tiles_of_a_running_scan_are_computed_once_per_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lobule.server import map_tiles, routes
+
+    results = begin(tmp_path, ["live"])
+    scores, states = np.full((64, 64), 0.5, np.float32), np.full((64, 64), State.SCORED, np.uint8)
+    writer = write_case(results, "live", None, scores, states, [], finished=False)
+    computed: list[int] = []
+
+    def counted(*arguments) -> bytes:
+        computed.append(1)
+        return map_tiles.map_tile(*arguments)
+
+    monkeypatch.setattr(routes, "map_tile", counted)
+    with client_of(results) as client:
+        case = case_ids(client)["live"]
+        for number, chunk in enumerate([(0, 0), (1, 1), (0, 1)], start=1):
+            cells = writer.info.chunk_cells(chunk)
+            writer.write_chunk(chunk, np.stack([scores, scores])[:, *cells], states[cells])
+            _, at_once, *_ = map_tile(client, case, 0, 0, 0)
+            assert (at_once == State.SCORED).sum() == number * 32 * 32
+            # Files that were written some time ago.
+            for folder in (results.case_folder("live").map_path("tumour")).glob("*/c/**"):
+                os.utime(folder, ns=(number * 10**9, number * 10**9))
+            before = len(computed)
+            tabs = [map_tile(client, case, 0, 0, 0)[1] for _ in range(12)]
+            assert len(computed) == before + 1
+            assert all(np.array_equal(tab, at_once) for tab in tabs)

@@ -148,7 +148,8 @@ def map_tile_route(
     assert entry.folder is not None
     result = entry.folder.path / RESULT
     if not result.exists():
-        return binary_answer(request, compute(), BINARY, compressed=True)
+        tile = service.tile_of_running_scan(reader, (layer, level, column, row), compute)
+        return binary_answer(request, tile, BINARY, compressed=True)
     key = str(reader.path), layer, level, column, row, result.stat().st_mtime_ns
     return binary_answer(request, service.pixels.cached(key, compute), BINARY, compressed=True)
 

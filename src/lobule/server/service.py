@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from os import scandir
 from threading import Lock
 from typing import Any
 
@@ -23,6 +26,8 @@ from lobule.server.pixels import ByteCache, OpenedImage, Pixels, file_version
 from lobule.stitch import State
 
 FINDINGS_BYTES = 256 << 20
+SETTLED_NS = 20_000_000
+"""A chunk that was written less than this ago may be followed by another one with the same time."""
 
 
 class Service:
@@ -32,7 +37,7 @@ class Service:
         self.library, self.options = library, options
         self.pixels, self.watcher = Pixels(), Watcher(library)
         self._findings = ByteCache(FINDINGS_BYTES)
-        self._findings_lock = Lock()
+        self._findings_lock, self._running_lock = Lock(), Lock()
         self._readers = ByteCache(128)
         self._annotations = ByteCache(16)
         self._summaries: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -116,6 +121,26 @@ class Service:
             return None if file is None else self.pixels.open(file.path, file.mpp).slide.size
         except OSError:
             return None
+
+    def tile_of_running_scan(
+        self, reader: MapReader, position: tuple[int, ...], compute: Callable[[], bytes]
+    ) -> bytes:
+        """Return a map tile of a scan that has not ended, computed once for all tabs that request it.
+
+        It is computed again after the next chunk was written, which changes the time of the chunk's folder.
+        """
+        chunk_folders = [reader.path / "state" / "c", reader.path / "score" / "c" / "0"]
+        with self._running_lock:
+            times = {
+                entry.path: entry.stat().st_mtime_ns
+                for folder in chunk_folders
+                if folder.is_dir()
+                for entry in scandir(folder)
+            }
+            if not times or time.time_ns() - max(times.values()) < SETTLED_NS:
+                return compute()
+            key = str(reader.path), position, tuple(sorted(times.items()))
+            return self.pixels.cached(key, compute)
 
     def score_range(self, reader: MapReader, layer: int) -> ScoreRange:
         """Return the range of a map's scores. Only chunks that were not looked at before are read."""
