@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from lobule.server import tiles
+from lobule.server.pixels import Pixels
 from lobule.server.tiles import CHECK_SECONDS
 from tests.server.support import (
     Scene,
@@ -92,6 +95,55 @@ def test_other_tiles_are_decoded(tmp_path: Path) -> None:
         expected = pixels.reshape(350, 2, 750, 2, 3).mean(axis=(1, 3))[:, :512]
         assert np.abs(coarse - expected).mean() < 6
         assert client.get(f"/tiles/{case}/1/2/0.jpg").status_code == 404
+
+
+def test_fast_tiles_are_decoded_at_once_and_slow_ones_by_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide = tmp_path / "deflate.tif"
+    pixels = squares(1280, 1280)
+    tifffile.imwrite(slide, pixels, tile=(128, 128), compression="zlib", photometric="rgb")
+    results = begin(tmp_path, ["a"])
+    write_case(results, "a", slide, np.zeros((4, 4), np.float32), np.full((4, 4), 2, np.uint8), [])
+    threads: list[str] = []
+    decode = Pixels.decoded_tile
+
+    def recorded(*arguments) -> bytes:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return decode(*arguments)
+
+    monkeypatch.setattr(Pixels, "decoded_tile", recorded)
+    monkeypatch.setattr(tiles, "FAST_SECONDS", 1e9)
+    with client_of(results) as client:
+        case = case_ids(client)["a"]
+
+        def request(row: int) -> list[str]:
+            threads.clear()
+            for column in range(4):
+                sent = decoded(client.get(f"/tiles/{case}/0/{column}/{row}.jpg").content)
+                expected = pixels[128 * row : 128 * (row + 1), 128 * column : 128 * (column + 1)]
+                assert np.abs(sent.astype(int) - expected).mean() < 6
+            return list(threads)
+
+        first = request(0)
+        assert len(first) == 4 and first[0] == "tiles" and "tiles" not in first[1:]
+        assert request(0) == []  # From the cache.
+        monkeypatch.setattr(tiles, "FAST_SECONDS", 0.0)
+        assert request(1) == ["tiles"] * 4
+
+
+def test_a_level_that_was_slow_by_the_clock_remains_with_the_threads(scene: Scene) -> None:
+    image = Pixels().open(str(scene.slide), None)
+    times = tiles.DecodingTimes()
+    assert not times.are_fast(image, 0)
+    times.add(image, 0, 0.0001, by_thread=True)
+    times.add(image, 1, 0.0001, by_thread=True)
+    assert times.are_fast(image, 0) and times.are_fast(image, 1)
+    times.add(image, 0, 1.0, by_thread=False)
+    for _ in range(100):
+        times.add(image, 0, 0.0001, by_thread=True)
+    assert not times.are_fast(image, 0)
+    assert times.are_fast(image, 1)
 
 
 def test_etags_follow_the_file(tmp_path: Path) -> None:

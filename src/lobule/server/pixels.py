@@ -24,6 +24,8 @@ from lobule.server.colours import ColourProfile, read_profile
 from lobule.slides.slide import Slide, open_slide
 
 QUALITY = 88
+TILE_SUBSAMPLING = "420"
+"""Colours of decoded tiles have half the resolution, as scanners store them: encoding takes half the time."""
 VIRTUAL_TILE = 512
 COARSE_SIDE = 1024
 """Slides get additional coarser levels until one fits in this many pixels a side."""
@@ -139,17 +141,18 @@ class Pixels:
                 self._stored.put(key, stream, len(stream))
         return stream
 
+    def encoded_tile(self, image: OpenedImage, level: int, column: int, row: int) -> bytes | None:
+        """Return a decoded tile from the cache; None if it has to be decoded."""
+        tile: bytes | None = self._encoded.get((image.tag, level, column, row))
+        return tile
+
     def decoded_tile(self, image: OpenedImage, level: int, column: int, row: int) -> bytes:
         """Decode a tile and encode it as JPEG."""
-        key = image.slide.path, image.version, level, column, row
-        cached: bytes | None = self._encoded.get(key)
-        if cached is not None:
-            return cached
         tile_level = image.levels[level]
         left, top = column * tile_level.tile.width, row * tile_level.tile.height
         box = Box(left, top, *tile_level.tile).intersect(Box(0, 0, *tile_level.size))
-        data = encode(image.slide.read_lattice(tile_level.lattice, box))
-        self._encoded.put(key, data, len(data))
+        data = encode(image.slide.read_lattice(tile_level.lattice, box), TILE_SUBSAMPLING)
+        self._encoded.put((image.tag, level, column, row), data, len(data))
         return data
 
     def region(self, image: OpenedImage, l0_box: Box, side: int) -> NDArray[np.uint8]:
@@ -205,10 +208,10 @@ def file_version(path: str) -> str:
     return f"{state.st_size:x}-{state.st_mtime_ns:x}-{state.st_ino:x}"
 
 
-def encode(pixels: NDArray[np.uint8]) -> bytes:
+def encode(pixels: NDArray[np.uint8], subsampling: str = "444") -> bytes:
     """Encode RGB (H, W, 3) or grey (H, W, 1) pixels as JPEG."""
-    space = "RGB" if pixels.shape[2] == 3 else "GRAY"
-    data: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), QUALITY, space)
+    space, subsampling = ("RGB", subsampling) if pixels.shape[2] == 3 else ("GRAY", "Gray")
+    data: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), QUALITY, space, subsampling)
     return data
 
 

@@ -1,6 +1,7 @@
 """The route of image tiles: a plain ASGI application, because it answers most of the requests.
 
-Tiles that the file stores as JPEG are sent unchanged. Other tiles are decoded in a bounded pool of threads.
+Tiles that the file stores as JPEG are sent unchanged. Other tiles are decoded in a bounded pool of threads,
+or at once where that has turned out to be faster than waiting for a thread.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 
 from lobule.errors import LobuleError
 from lobule.server.gate import IMAGE_HEADERS, Receive, Scope, Send, answer
@@ -20,6 +22,30 @@ IMMUTABLE = b"private, max-age=31536000, immutable"
 CHECK_SECONDS = 0.2
 """A file is checked for changes at most once in this time, because a page requests many tiles at once."""
 MAX_RECENT = 16
+FAST_SECONDS = 0.002
+"""Tiles of a level that take less time are decoded at once: waiting for a thread would take longer."""
+MAX_TIMED_LEVELS = 1000
+
+
+class DecodingTimes:
+    """Decides whether the tiles of a level are decoded at once or by a thread."""
+
+    def __init__(self) -> None:
+        self._averages: dict[tuple[bytes, int], float] = {}
+
+    def are_fast(self, image: OpenedImage, level: int) -> bool:
+        return self._averages.get((image.tag, level), inf) < FAST_SECONDS
+
+    def add(self, image: OpenedImage, level: int, seconds: float, *, by_thread: bool) -> None:
+        """Add the time of a tile: that of the processor if a thread has decoded it, else that of the clock.
+
+        A level whose tiles were slow by the clock, for example on a slow disk, remains with the threads.
+        """
+        key = image.tag, level
+        average = 0.8 * self._averages.get(key, seconds) + 0.2 * seconds
+        if len(self._averages) >= MAX_TIMED_LEVELS:
+            self._averages.clear()
+        self._averages[key] = average if by_thread or average < FAST_SECONDS else inf
 
 
 class Tiles:
@@ -30,6 +56,7 @@ class Tiles:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
         self._threads = threads
         self._slots: asyncio.Semaphore | None = None
+        self._times = DecodingTimes()
         self._recent: dict[str, tuple[float, OpenedImage]] = {}
         """Images by case, with the time when their files were checked."""
 
@@ -54,6 +81,8 @@ class Tiles:
         try:
             data = self.pixels.stored_tile(image, level, column, row)
             if data is None:
+                data = self.pixels.encoded_tile(image, level, column, row)
+            if data is None:
                 data = await self._decoded(image, level, column, row, receive)
         except (OSError, LobuleError):
             await answer(send, 404, "The tile cannot be read.")
@@ -77,7 +106,12 @@ class Tiles:
     async def _decoded(
         self, image: OpenedImage, level: int, column: int, row: int, receive: Receive
     ) -> bytes | None:
-        """Decode a tile when a thread is free; None if the client has gone by then."""
+        """Decode a tile at once or when a thread is free; None if the client has gone by then."""
+        if self._times.are_fast(image, level):
+            start = time.monotonic()
+            data = self.pixels.decoded_tile(image, level, column, row)
+            self._times.add(image, level, time.monotonic() - start, by_thread=False)
+            return data
         if self._slots is None:
             self._slots = asyncio.Semaphore(2 * self._threads)
         gone = asyncio.ensure_future(_disconnect(receive))
@@ -86,11 +120,15 @@ class Tiles:
                 if gone.done():
                     return None
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(
-                    self._pool, self.pixels.decoded_tile, image, level, column, row
-                )
+                return await loop.run_in_executor(self._pool, self._decode_timed, image, level, column, row)
         finally:
             gone.cancel()
+
+    def _decode_timed(self, image: OpenedImage, level: int, column: int, row: int) -> bytes:
+        start = time.thread_time()
+        data = self.pixels.decoded_tile(image, level, column, row)
+        self._times.add(image, level, time.thread_time() - start, by_thread=True)
+        return data
 
 
 async def _disconnect(receive: Receive) -> None:
