@@ -85,6 +85,24 @@ def _reduced_states(blocks: States) -> States:
     return out
 
 
+def smooth_map(layer: NDArray[np.float32], scored: NDArray[np.bool_], width: float) -> NDArray[np.float32]:
+    """Replace each scored cell by the Gaussian mean of the scored cells around it; the others become 0.
+
+    Args:
+        layer: The scores of one class.
+        scored: The cells that have a score.
+        width: Standard deviation of the Gaussian in cells; 0 does not smooth.
+    """
+    from scipy import ndimage
+
+    layer = np.where(scored, layer, np.float32(0))
+    if width <= 0 or not scored.any():
+        return layer
+    summed = ndimage.gaussian_filter(layer, width, mode="constant")
+    share = ndimage.gaussian_filter(scored.astype(np.float32), width, mode="constant")
+    return np.where(scored, summed / np.maximum(share, 1e-6), np.float32(0)).astype(np.float32)
+
+
 def overlay(coarse: tuple[Scores, States], fine: tuple[Scores, States], factor: int) -> tuple[Scores, States]:
     """Return the fine map, with unscored cells filled from a coarse map with `factor` times the stride."""
     scores, states = fine[0].copy(), fine[1].copy()

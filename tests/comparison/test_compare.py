@@ -90,6 +90,8 @@ def test_measures_are_those_of_evaluate(cohort: Cohort, finished: Comparison) ->
     difference = evaluation.tasks["tumor"]["against"]["all"]["auroc"]
     assert probe["auroc"]["value"] == block["auroc"]["value"]
     assert probe["brier"] == block["calibration"]["brier"]
+    maps = lobule.evaluate(folders["probe-lobule_tiny"], cohort, split="test", maps=True, resamples=5)
+    assert probe["cell_auc"]["value"] == maps.data["maps"]["cell_auc"]["value"] > 0.5
     assert probe["auroc_difference"]["value"] == pytest.approx(difference["difference"]["value"])
     assert evaluation.lesions is not None
     froc = evaluation.lesions["against"]["all"]["froc"]["difference"]["value"]

@@ -40,6 +40,9 @@ def evaluate(
     patients: Literal["max", "mean", "learned"] | None = None,
     patient_label: str = "same",
     patient_fit: str = "val",
+    maps: bool = False,
+    map_smooth: float = 0.0,
+    map_fit: str = "val",
     allow_overlap: bool = False,
     resamples: int = 2000,
     seed: int = 0,
@@ -73,6 +76,9 @@ def evaluate(
         patient_label: The label of a patient: "same" if all slides must have the same label, "any" if a
             patient is positive when any slide is, or the name of a column.
         patient_fit: The split to which a learned combination is fitted. It must not be the evaluated one.
+        maps: Also judge the cells of stored maps by outlines: area under the ROC curve, Dice and orientation.
+        map_smooth: Width in cells of a Gaussian that smooths maps before they are judged.
+        map_fit: The split on which the threshold of the Dice coefficient is chosen.
         allow_overlap: Allow training patients in the cohort; the report mentions them.
         resamples: Number of bootstrap resamples for the intervals.
         seed: Seed of the resampling.
@@ -109,6 +115,9 @@ def evaluate(
         patients=patients,
         patient_label=patient_label,
         patient_fit=patient_fit,
+        maps=maps,
+        map_smooth=map_smooth,
+        map_fit=map_fit,
         allow_overlap=allow_overlap,
         resamples=resamples,
         seed=seed,

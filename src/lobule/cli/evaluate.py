@@ -97,6 +97,22 @@ from lobule.results.result import RESEARCH_USE
     help="Split to which the learned combination is fitted; it must not be the evaluated one.",
 )
 @click.option(
+    "--maps", is_flag=True, help="Also judge the cells of stored maps by outlines: AUC, Dice and orientation."
+)
+@click.option(
+    "--map-smooth",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="CELLS",
+    help="Smooth maps with a Gaussian of this width before they are judged.",
+)
+@click.option(
+    "--map-fit",
+    default="val",
+    metavar="NAME",
+    help="Split on which the threshold of the Dice coefficient is chosen; not the evaluated one.",
+)
+@click.option(
     "--bundle", metavar="BUNDLE", help="The bundle whose training patients must not be in the cohort."
 )
 @click.option(
@@ -203,6 +219,7 @@ def _reader_study_output(
 
 def as_text(data: Mapping[str, Any]) -> str:
     """Format the evaluation for a terminal."""
+    from lobule.evaluation.maps import map_sentence
     from lobule.evaluation.summary import case_sentences, patient_sentence
 
     head = [("source", data["source"]), *case_sentences(data)]
@@ -215,7 +232,9 @@ def as_text(data: Mapping[str, Any]) -> str:
     head += [("note", note) for note in data["notes"]]
     if data["patients"] is not None:
         head.append(("patient scores", patient_sentence(data["patients"])))
-    blocks = [*_task_blocks(data), *_lesion_blocks(data)] or [_nothing_to_measure(data)]
+    if data["maps"] is not None:
+        head.append(("maps", map_sentence(data["maps"])))
+    blocks = [*_task_blocks(data), *_lesion_blocks(data), *_map_blocks(data)] or [_nothing_to_measure(data)]
     return "\n\n".join([format_fields(head), *blocks, RESEARCH_USE])
 
 
@@ -262,6 +281,14 @@ def _lesion_blocks(data: Mapping[str, Any]) -> list[str]:
     if "against" in report:
         blocks.append(table(*difference_table(report)))
     return blocks
+
+
+def _map_blocks(data: Mapping[str, Any]) -> list[str]:
+    from lobule.evaluation.summary import map_table
+
+    if data["maps"] is None:
+        return []
+    return [click.style("maps", bold=True), table(*map_table(data["maps"]))]
 
 
 def _nothing_to_measure(data: Mapping[str, Any]) -> str:

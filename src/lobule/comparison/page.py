@@ -57,14 +57,15 @@ def _introduction(data: Data) -> str:
 
 
 def _measures(rows: Sequence[Data]) -> str:
-    header = ["row", "AUC", "difference", "p", "FROC", "difference", "p", "ECE", "Brier"]
+    header = ["row", "AUC", "difference", "p", "FROC", "difference", "p", "AUC of cells", "ECE", "Brier"]
     return table(
         header,
         [
             [
                 text(row["name"]), _cell(row["auroc"]), _cell(row["auroc_difference"]),
                 _number(row["auroc_p"], 3), _cell(row["froc"]), _cell(row["froc_difference"]),
-                _number(row["froc_p"], 3), _number(row["expected_error"]), _number(row["brier"]),
+                _number(row["froc_p"], 3), _cell(row["cell_auc"]), _number(row["expected_error"]),
+                _number(row["brier"]),
             ]
             for row in rows
         ],

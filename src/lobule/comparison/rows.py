@@ -242,6 +242,7 @@ class Row:
             split=self.common.split,
             against=None if reference is None else reference.results,
             resamples=self.common.resamples,
+            maps=True,
         )
         write_json(path, {"key": key, "data": dict(evaluation.data)})
         as_stored: Mapping[str, Any] = read_json(path)["data"]

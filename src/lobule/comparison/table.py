@@ -13,12 +13,12 @@ FORMAT = "lobule-comparison/1"
 JSON, CSV = "table.json", "table.csv"
 Data = Mapping[str, Any]
 
-ESTIMATES = ("auroc", "froc", "jama", "auroc_difference", "froc_difference")
+ESTIMATES = ("auroc", "froc", "jama", "cell_auc", "auroc_difference", "froc_difference")
 PLAIN = (
     "name", "method", "encoder", "budget", "status", "reason", "learns_from", "training_cases",
     "annotation_minutes", "cases",
 )  # fmt: skip
-NUMBERS = ("expected_error", "brier", "auroc_p", "froc_p", "sensitivity_at_half")
+NUMBERS = ("expected_error", "brier", "auroc_p", "froc_p", "sensitivity_at_half", "orientation_passed")
 SECONDS = ("extracting_s", "training_s", "scanning_s")
 
 
@@ -43,6 +43,9 @@ def measures_of(evaluation: Data) -> dict[str, Any]:
         if against is not None:
             measures["froc_difference"] = _estimate(against["froc"]["difference"])
             measures["froc_p"] = against["froc"]["p"]
+    if (maps := evaluation["maps"]) is not None:
+        measures["cell_auc"] = _estimate(maps["cell_auc"])
+        measures["orientation_passed"] = maps["orientation_passed"]
     return measures
 
 

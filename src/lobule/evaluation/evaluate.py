@@ -20,6 +20,7 @@ from lobule.evaluation.few_patients import FEW_PATIENTS, without_intervals
 from lobule.evaluation.labels import TargetPlan, plan_targets
 from lobule.evaluation.leakage import check_overlap
 from lobule.evaluation.lesions import MatchedSlides, compare_lesions, match_slides, measure_lesions
+from lobule.evaluation.maps import measure_maps
 from lobule.evaluation.options import Options
 from lobule.evaluation.patients import check_patient_options, patient_tasks
 from lobule.evaluation.reviewers import ReviewSource, reader_point
@@ -129,6 +130,7 @@ def evaluate_source(
         "tasks": {task.name: _task_report(task, options, against is not None) for task in tasks},
         "classes": classes,
         "patients": patients,
+        "maps": _map_report(source, case_results, all_cases, plan, options),
         "lesions": None if matched is None else _lesion_report(matched, options, against is not None),
         "lesions_left_out": {} if matched is None else dict(matched.left_out),
         "notes": notes + list(matched.notes if matched else ()),
@@ -266,6 +268,14 @@ def _patient_report(
     combined = patient_tasks(tasks, fit_tasks, cohort.cases, options)
     reports = {task.name: _task_report(task, options, sources[1] is not None) for task in combined.tasks}
     return {**combined.head(options), "tasks": reports}
+
+
+def _map_report(
+    source: Source, case_results: CaseResults, all_cases: Cohort, plan: TargetPlan | None, options: Options
+) -> dict[str, Any] | None:
+    if not options.maps:
+        return None
+    return measure_maps(source, case_results, all_cases.split(options.map_fit), plan, options)
 
 
 def _count_patients(cases: Sequence[Case]) -> int:

@@ -56,6 +56,12 @@ class Options:
     the name of a column."""
     patient_fit: str = "val"
     """The split that a learned combination is fitted to."""
+    maps: bool = False
+    """Also judge the cells of stored maps by outlines."""
+    map_smooth: float = 0.0
+    """Width in cells of the Gaussian that smooths maps before they are judged; 0 for none."""
+    map_fit: str = "val"
+    """The split on which the threshold of the Dice coefficient of maps is chosen."""
     allow_overlap: bool = False
     resamples: int = 2000
     seed: int = 0
@@ -71,6 +77,8 @@ class Options:
                     f"{name} cannot be '{getattr(self, name)}'",
                     expected=f"one of {', '.join(filter(None, allowed))}",
                 )
+        if not 0 <= self.map_smooth < float("inf"):
+            raise ConfigError("the smoothing of maps must be 0 or more cells", actual=str(self.map_smooth))
         if self.resamples < 2:
             raise ConfigError("an interval needs at least 2 resamples", actual=str(self.resamples))
 

@@ -150,12 +150,10 @@ def _suppress_map(folder: CaseFolder, options: Options) -> Detections:
     maps = folder.maps
     if not maps:
         return None, ()
-    # Use the finest map. A scan may also store a coarse map from its first pass.
-    name = options.nms_map or min(maps, key=lambda key: maps[key].info.l0_stride)
-    if name not in maps:
-        raise ResultsError(f"the results have no map '{name}'", subject=folder.path, actual=", ".join(maps))
-    stride = maps[name].info.l0_stride
-    layer, pending = _tumour_layer(maps[name], options)
+    finest = densest_map(folder, options)
+    assert finest is not None
+    stride = finest.info.l0_stride
+    layer, pending = _tumour_layer(finest, options)
     for reader in sorted(maps.values(), key=lambda other: other.info.l0_stride):
         # Cells that the fine map did not reach take the score of the coarse map.
         if options.nms_map is None and pending.any() and reader.info.l0_stride > stride:
@@ -166,10 +164,24 @@ def _suppress_map(folder: CaseFolder, options: Options) -> Detections:
     return np.array(rows, dtype=np.float64).reshape(-1, 3), ()
 
 
+def densest_map(folder: CaseFolder, options: Options) -> MapReader | None:
+    """The map that is used, by default the finest one; None if the results have no map.
+
+    A scan may also store a coarse map from its first pass.
+    """
+    maps = folder.maps
+    if not maps:
+        return None
+    name = options.nms_map or min(maps, key=lambda key: maps[key].info.l0_stride)
+    if name not in maps:
+        raise ResultsError(f"the results have no map '{name}'", subject=folder.path, actual=", ".join(maps))
+    return maps[name]
+
+
 def _tumour_layer(reader: MapReader, options: Options) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The tumour scores of a map, 0 in cells without a score, and which cells are still pending."""
     scores, states = reader.read()
-    layer = np.where(states == State.SCORED, scores[_tumour_class(reader, options)], np.float32(0))
+    layer = np.where(states == State.SCORED, scores[tumour_class(reader, options)], np.float32(0))
     return layer, states == State.PENDING
 
 
@@ -193,7 +205,8 @@ def _fill_pending(
     return filled, still_pending
 
 
-def _tumour_class(reader: MapReader, options: Options) -> int:
+def tumour_class(reader: MapReader, options: Options) -> int:
+    """The index of the class of a map that means tumour."""
     classes = reader.info.classes
     if options.score in classes:
         return classes.index(options.score)

@@ -49,11 +49,28 @@ def measure_rows(data: Data) -> list[dict[str, Any]]:
         for group in groups(report, name):
             rows += _task_rows(group, report["unit"])
         rows += _difference_rows(report, name, report["unit"], ("auroc", "auprc", "ap"))
+    if data.get("maps") is not None:
+        rows += _map_rows(data["maps"])
     if data["lesions"] is not None:
         for group in groups(data["lesions"], "lesions"):
             rows += _lesion_rows(group)
         rows += _difference_rows(data["lesions"], "lesions", "slides", ("froc", "jama_froc"))
     return rows
+
+
+def _map_rows(maps: Data) -> list[dict[str, Any]]:
+    group = Group("maps", "", "all", maps)
+    counts = {"cases": maps["slides"], "positive": maps["outlined"]}
+    return [
+        _table_row("map", group, name, maps[name]) | counts for name in ("cell_auc", "dice", "orientation")
+    ]
+
+
+def map_table(maps: Data) -> tuple[list[str], list[list[str]]]:
+    """The measures of maps in one row."""
+    header = ["maps", "outlined", "AUC of cells (95 % interval)", "Dice", "orientation", "smoothing"]
+    row = [str(maps["slides"]), str(maps["outlined"]), *[shown(maps[n]) for n in ("cell_auc", "dice")]]
+    return header, [[*row, shown(maps["orientation"]), f"{maps['smooth']:g} cells"]]
 
 
 def patient_reports(data: Data) -> Data:

@@ -57,7 +57,7 @@ def read_truth(case: Case, result: CaseResult, positive: bool | None, options: O
         return Truth(None, steps, notes)
     if path is None:
         return "positive, but without annotation" if positive else "neither label nor annotation"
-    truth, source_path = _rasterise_truth(case, path, result.size, steps, options)
+    truth, source_path = rasterise_truth(case, path, result.size, steps, options)
     if truth.size and not truth.any():
         notes = (*notes, f"{source_path} contains no tumour, so the slide has no lesions")
     elif truth.size and truth.mean() > MUCH_TUMOUR:
@@ -99,9 +99,10 @@ def mask_file(case: Case, options: Options) -> str | None:
     return next((str(candidate) for candidate in candidates if candidate.is_file()), None)
 
 
-def _rasterise_truth(
+def rasterise_truth(
     case: Case, path: str, size: Size | None, steps: Steps, options: Options
 ) -> tuple[NDArray[np.bool_] | NDArray[np.uint8], str]:
+    """The tumour of a slide on cells of `steps` level-0 pixels, and the path that it was read from."""
     size = size or _size_of_slide(case)
     if Path(path).suffix.lower() in MASK_SUFFIXES:
         return _read_mask(path, size, steps, options, case.mask_tumour), path

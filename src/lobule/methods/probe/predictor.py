@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
-
 from lobule.bundles import Bundle, plain_weights
 from lobule.encoders.load import restore_encoder
 from lobule.errors import BundleError
@@ -14,12 +10,11 @@ from lobule.grid import cells_by_centre
 from lobule.methods.probe.config import Config
 from lobule.methods.probe.heads import load_head
 from lobule.methods.probe.model import ProbeModel, TokenMap, make_token_net
-from lobule.results.maps import MapReader
 from lobule.results.result import Result
 from lobule.scanning.contract import OpenCase, Steps, fill_map
 from lobule.scanning.map_findings import by_score
 from lobule.scanning.open_case import slide_images
-from lobule.stitch import State
+from lobule.stitch import State, smooth_map
 
 ENCODER = "encoder.safetensors"
 
@@ -42,24 +37,13 @@ class ProbePredictor:
         reader = yield from fill_map(
             TokenMap(), "tokens", grid, classes, required, params=model.needed(grid, required)
         )
-        layer = smoothed(reader, config.smooth)
+        scores, states = reader.read()
+        layer = smooth_map(scores[0], states == State.SCORED, config.smooth)
         info = reader.info
         findings = components(
             layer, info.l0_stride, mpp=info.l0_mpp, threshold=config.threshold, label=classes[0]
         )
         return Result({classes[0]: float(layer.max(initial=0.0))}, by_score(findings))
-
-
-def smoothed(reader: MapReader, width: float) -> NDArray[np.float32]:
-    """The scores of a map, each replaced by the Gaussian mean of the scored cells around it."""
-    scores, states = reader.read()
-    scored = states == State.SCORED
-    layer = np.where(scored, scores[0], np.float32(0))
-    if width <= 0 or not scored.any():
-        return layer
-    summed = ndimage.gaussian_filter(layer, width, mode="constant")
-    share = ndimage.gaussian_filter(scored.astype(np.float32), width, mode="constant")
-    return np.where(scored, summed / np.maximum(share, 1e-6), np.float32(0)).astype(np.float32)
 
 
 def load(bundle: Bundle, *, trust: bool = False) -> ProbePredictor:
