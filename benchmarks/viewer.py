@@ -98,16 +98,14 @@ def fill(writer: Any, chunks: list[tuple[int, int]]) -> None:
 def write_result(
     results: Any, name: str, slide: Path | None, side: int, findings: int, finished: bool
 ) -> None:
-    from lobule.files import make_folder, write_json
     from lobule.results.result import FORMAT
     from lobule.results.writing import map_summaries
 
     folder = results.case_folder(name)
-    make_folder(folder.path)
+    folder.path.mkdir(parents=True, exist_ok=True)  # Without waiting for the disk, as writing results does.
     inputs = {} if slide is None else {str(slide): "sha256:" + "0" * 64}
-    write_json(
-        folder.path / "plan.json", {"case": name, "input": inputs, "mpp": None, "l0_box": None, "views": {}}
-    )
+    plan = {"case": name, "input": inputs, "mpp": None, "l0_box": None, "views": {}}
+    (folder.path / "plan.json").write_text(json.dumps(plan))
     if not finished:
         return
     result = {
@@ -116,7 +114,7 @@ def write_result(
         "error": None, "bundle": results.settings["bundle"], "input": inputs, "failed": [],
         "images": {"slide": {"path": "", "size": [side, side], "mpp": [0.5, 0.5]}},
     }  # fmt: skip
-    write_json(folder.path / "result.json", result)
+    (folder.path / "result.json").write_text(json.dumps(result))
 
 
 def write_cases(root: Path, count: int) -> None:

@@ -2,7 +2,7 @@
 
 import { apply } from "./affine";
 import { colourTable, position } from "./colours";
-import { largestBin, type PointTile } from "./findingtiles";
+import { largestBin, mostPerBin, type PointTile } from "./findingtiles";
 import { FAILED, GLASS, PENDING, SCORED, type MapTile, type TileQuad } from "./maptiles";
 import type { Frame, Line, Painter, Style } from "./painter";
 
@@ -99,13 +99,14 @@ export class CanvasPainter implements Painter {
   private paintPoints(frame: Frame, tile: PointTile, table: Uint8Array): void {
     const { context } = this;
     const { low, high, gamma } = frame.style;
+    const most = mostPerBin(frame.points);
     const largest = largestBin(tile, frame.affine, frame.dpr);
     for (let i = 0; i < tile.count; i++) {
       const [x, y] = apply(frame.affine, tile.x[i], tile.y[i]);
       if (x < -20 || y < -20 || x > this.canvas.width + 20 || y > this.canvas.height + 20) continue;
       const chosen = tile.kind === "points" && tile.number[i] === frame.selected;
       const at = 4 * Math.round(255 * position(tile.score[i], low, high, gamma));
-      const size = tile.kind === "bins" ? Math.min(largest, 7 + 3 * Math.log(tile.number[i])) : chosen ? 16 : 9;
+      const size = tile.kind === "bins" ? Math.max(6, (largest * Math.log(1 + tile.number[i])) / Math.log(1 + most)) : chosen ? 16 : 9;
       context.beginPath();
       context.arc(x, y, (size / 2 - 1) * frame.dpr, 0, 7);
       context.fillStyle = chosen ? "rgb(255,217,0)" : `rgb(${table[at]},${table[at + 1]},${table[at + 2]})`;

@@ -14,6 +14,8 @@ export interface PointTile {
   /** Row in the findings table, or number of findings in the bin. */
   number: Uint32Array;
   label: Uint8Array;
+  /** The largest number of findings in a bin; 1 for points. */
+  most: number;
   /** The area of the tile in level-0 pixels: left, top and side. */
   area: [number, number, number];
 }
@@ -25,10 +27,15 @@ const MOST_TILES_IN_VIEW = 12;
 const SMALLEST_TILE_PX = 768;
 const MOST_TILES = 200;
 
-/** The largest diameter of a bin's circle in CSS pixels: circles of neighbouring bins overlap a little at most. */
+/** The largest diameter of a bin's circle in CSS pixels: circles of neighbouring bins do not overlap. */
 export function largestBin(tile: PointTile, [a, b]: Affine, dpr: number): number {
   const binPx = (tile.area[2] / BINS) * Math.hypot(a, b) / dpr;
-  return Math.min(36, Math.max(9, 1.2 * binPx));
+  return Math.min(36, Math.max(9, 0.95 * binPx));
+}
+
+/** The largest number of findings in a bin of these tiles. */
+export function mostPerBin(tiles: PointTile[]): number {
+  return tiles.reduce((most, tile) => Math.max(most, tile.most), 1);
 }
 
 const RETRY_MS = 3000;
@@ -113,7 +120,7 @@ function parse(bytes: ArrayBuffer, side: number, column: number, row: number): P
     const y = Float32Array.from(take(4, (start) => new Int32Array(bytes, start, count)));
     const score = take(4, (start) => new Float32Array(bytes, start, count));
     const label = take(1, (start) => new Uint8Array(bytes, start, count));
-    return { kind: "points", count, findings: count, x, y, score, number, label, area: [column * side, row * side, side] };
+    return { kind: "points", count, findings: count, x, y, score, number, label, most: 1, area: [column * side, row * side, side] };
   }
   if (magic !== 0x4c464231) throw new Error("This is not a tile of findings.");
   const number = take(4, (start) => new Uint32Array(bytes, start, count));
@@ -124,5 +131,5 @@ function parse(bytes: ArrayBuffer, side: number, column: number, row: number): P
   const x = Float32Array.from(binX, (value) => column * side + (value + 0.5) * binSide);
   const y = Float32Array.from(binY, (value) => row * side + (value + 0.5) * binSide);
   const findings = number.reduce((sum, value) => sum + value, 0);
-  return { kind: "bins", count, findings, x, y, score, number, label: new Uint8Array(count), area: [column * side, row * side, side] };
+  return { kind: "bins", count, findings, x, y, score, number, label: new Uint8Array(count), most: number.reduce((most, value) => Math.max(most, value), 1), area: [column * side, row * side, side] };
 }

@@ -29,3 +29,8 @@ export function word(name: string): string {
 export function count(number: number, noun: string): string {
   return `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 }
+
+/** A number of things; large numbers are rounded, such as 1.2M, because their space is narrow. */
+export function shortCount(value: number): string {
+  return value < 10_000 ? value.toLocaleString("en") : value.toLocaleString("en", { notation: "compact" });
+}

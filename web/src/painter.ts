@@ -3,7 +3,7 @@
 import type { Affine } from "./affine";
 import { CanvasPainter } from "./canvaspainter";
 import { colourTable } from "./colours";
-import { largestBin, type PointTile } from "./findingtiles";
+import { largestBin, mostPerBin, type PointTile } from "./findingtiles";
 import { OUTSIDE, SCORED, type MapTile, type TileQuad } from "./maptiles";
 import {
   QUAD_VERTEX,
@@ -191,6 +191,7 @@ class GlPainter implements Painter {
     const gl = this.gl;
     const at = this.begin(this.dots, frame);
     gl.uniform1f(at("selected"), frame.selected ?? -1);
+    gl.uniform1f(at("most"), mostPerBin(frame.points));
     for (const tile of frame.points) {
       gl.uniform1f(at("largest"), tile.kind === "bins" ? largestBin(tile, frame.affine, frame.dpr) : 0);
       this.pointBuffers(tile).forEach((buffer, index) => {

@@ -78,7 +78,7 @@ export function mapFragment(features: MapFeature[]): string {
 }
 
 export const POINT_VERTEX = `#version 300 es
-uniform mat3 affine; uniform vec2 canvas; uniform float dpr, largest, selected; uniform vec2 domain; uniform float gamma;
+uniform mat3 affine; uniform vec2 canvas; uniform float dpr, largest, most, selected; uniform vec2 domain; uniform float gamma;
 uniform sampler2D colours;
 layout(location = 0) in float x; layout(location = 1) in float y;
 layout(location = 2) in float score; layout(location = 3) in uint number;
@@ -89,7 +89,7 @@ void main() {
   float t = pow(clamp((score - domain.x) / (domain.y - domain.x), 0.0, 1.0), gamma);
   fill = chosen ? vec3(1.0, 0.85, 0.0) : texelFetch(colours, ivec2(t * 255.0 + 0.5, 0), 0).rgb;
   gl_Position = vec4(px.x / canvas.x * 2.0 - 1.0, 1.0 - px.y / canvas.y * 2.0, 0.0, 1.0);
-  size = dpr * (largest > 0.0 ? clamp(7.0 + 3.0 * log(float(number)), 7.0, largest) : chosen ? 16.0 : 9.0);
+  size = dpr * (largest > 0.0 ? max(6.0, largest * log(1.0 + float(number)) / log(1.0 + most)) : chosen ? 16.0 : 9.0);
   gl_PointSize = size;
 }`;
 

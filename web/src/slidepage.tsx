@@ -6,7 +6,7 @@ import { neighbours, type CasePageProps } from "./casepage";
 import { COLOUR_MAPS } from "./colours";
 import { DisplayPanel } from "./display";
 import { FindingsPanel, Gallery } from "./findings";
-import { length, roundLength, score } from "./format";
+import { length, roundLength, score, shortCount } from "./format";
 import { useKeys } from "./keys";
 import { DetailsPanel } from "./provenance";
 import { ReviewPanel, sendReview, verdicts } from "./review";
@@ -275,7 +275,7 @@ export function SlidePage({ detail, page, cases, session, onHelp }: CasePageProp
         <nav class="tabs" role="tablist">
           {(["display", "findings", "review", "details"] as const).map((name) => (
             <button key={name} role="tab" aria-selected={tab === name} onClick={() => setTab(name)}>
-              {name}{name === "findings" && page.total ? ` ${page.total.toLocaleString("en")}` : ""}
+              {name}{name === "findings" && page.total ? ` ${shortCount(page.total)}` : ""}
             </button>
           ))}
         </nav>
