@@ -303,6 +303,8 @@ def _content(path: Path, error: Exception) -> str:
     """What a file contains that could not be read as weights."""
     with path.open("rb") as file:
         start = file.read(200).lstrip().lower()
+    if not start and path.stat().st_size == 0:
+        return "an empty file"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page, perhaps that of a login"
     if start.startswith(b"version https://git-lfs"):
@@ -310,7 +312,7 @@ def _content(path: Path, error: Exception) -> str:
     if (name := _object_in_pickle(error)) is not None:
         return f"an object `{name}` besides the tensors, which is not loaded, because it could run code"
     if isinstance(error, pickle.UnpicklingError):  # the text of torch recommends to load the file unsafely
-        return "no file that torch has saved"
+        return "no torch file, or one with contents that are not loaded because they could run code"
     return first_line(error)
 
 
@@ -332,7 +334,10 @@ def plain_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
     loaded = read_weights(path)
     state = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    is_named = isinstance(state, Mapping) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    )
+    if not isinstance(state, Mapping) or not is_named:
         raise ConfigError("the file does not contain plain weights", subject=path, expected="tensors by name")
     return dict(state)
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from lobule.api.features import open_encoders, with_weights
+from lobule.bundles import plain_weights
 from lobule.cli.features import plan
 from lobule.cohort import Case, Cohort
 from lobule.encoders import find_entry
@@ -64,7 +65,7 @@ def test_pickle_that_torch_did_not_save_is_not_executed(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(Harmful(tmp_path / "executed")))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch warns of the version of the pickle
-        with pytest.raises(ConfigError, match="no file that torch has saved") as caught:
+        with pytest.raises(ConfigError, match="no torch file, or one with contents") as caught:
             load_file(UNI, path)
     assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
@@ -76,7 +77,7 @@ def test_pickle_that_torch_did_not_save_is_not_executed(tmp_path: Path) -> None:
     [
         (b"<!DOCTYPE html><html><title>Log in</title></html>", "a web page, perhaps that of a login"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
-        (b"", "half downloaded"),
+        (b"", "half downloaded.*an empty file"),
     ],
 )
 def test_web_pages_and_pointers_are_recognised(
@@ -86,6 +87,12 @@ def test_web_pages_and_pointers_are_recognised(
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=expected):
         load_file(UNI, path)
+
+
+def test_names_of_plain_weights_are_text(tmp_path: Path) -> None:
+    path = saved(tmp_path / "weights.pth", {3: torch.ones(1), "bias": torch.ones(1)})
+    with pytest.raises(ConfigError, match=r"weights.pth.*does not contain plain weights"):
+        plain_weights(path)
 
 
 def test_network_of_a_training_is_ambiguous_beside_another(tmp_path: Path) -> None:

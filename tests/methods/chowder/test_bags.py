@@ -16,8 +16,9 @@ from lobule.features import open_features
 from lobule.fingerprints import fingerprint
 from lobule.geometry import Box
 from lobule.methods.chowder.bags import Bag, bag_of, gather, label_of, refuse_one_class
+from lobule.methods.chowder.config import Config
 from lobule.methods.chowder.fit import SampledTiles, collate, moments_of, split_batch
-from lobule.methods.chowder.splits import folds_of, hold_out
+from lobule.methods.chowder.splits import folds_of, hold_out, training_bags
 from tests.features.foreign import FEATURES, write_clam, write_stamp, write_trident
 from tests.methods.chowder.support import ENCODING, SIDE, SlideTiles, make_cohort, make_slide, write_tiles
 
@@ -147,6 +148,17 @@ def test_cohort_with_one_label_is_refused(stored_cohort: tuple[Cohort, Path]) ->
         refuse_one_class(normal, "training")
     with pytest.raises(UsageError, match="no cases"):
         refuse_one_class([], "training")
+
+
+def test_damaged_features_are_named_if_only_one_label_is_left(tmp_path: Path) -> None:
+    """The message used to send the user to the label column, which was right."""
+    cohort, features = make_cohort(tmp_path, 4)
+    for path in features.rglob("normal_*.h5"):
+        if "features_" in path.parent.name:
+            path.write_bytes(path.read_bytes()[:700])
+    expected = r"only positive cases; 2 cases are left out, such as normal_000: .*half-written"
+    with pytest.raises(UsageError, match=expected):
+        training_bags(cohort, None, 0, open_features(features), Config())
 
 
 def test_patient_with_both_labels_stays_in_one_fold_and_is_noted(stored_cohort: tuple[Cohort, Path]) -> None:

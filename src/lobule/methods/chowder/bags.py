@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,13 +201,17 @@ def refuse_mixed(bags: Sequence[Bag]) -> None:
         )
 
 
-def refuse_one_class(bags: Sequence[Bag], purpose: str) -> None:
+def refuse_one_class(bags: Sequence[Bag], purpose: str, failures: Mapping[str, str] | None = None) -> None:
+    """Refuse cases of one label only. `failures` has the reason for each case that was left out."""
     labels = {bag.label for bag in bags}
     if len(labels) < 2:
         actual = "no cases" if not labels else "only positive cases" if 1 in labels else "only normal cases"
-        raise UsageError(
-            f"{purpose} needs cases of both labels", actual=actual, remedy="Check the cohort's label column"
-        )
+        remedy = "Check the cohort's label column"
+        if failures:
+            case, reason = next(iter(failures.items()))
+            actual += f"; {len(failures)} cases are left out, such as {case}: {reason.rstrip('.')}"
+            remedy = "Repair the features of the cases that are left out, or check the cohort's label column"
+        raise UsageError(f"{purpose} needs cases of both labels", actual=actual, remedy=remedy)
 
 
 def _both_labels(bags: Sequence[Bag]) -> list[str]:

@@ -86,7 +86,7 @@ def training_bags(
     has_val_split = bool(val and cohort.split(val))
     split = training_split(cohort, val if has_val_split else None, seed)
     train = gather(split.train, folder, config.positive)
-    refuse_one_class(train.bags, "training")
+    refuse_one_class(train.bags, "training", train.failures)
     if val is None:
         return TrainingBags(list(train.bags), [], False, train.failures, (*train.notes, *split.notes))
     if not has_val_split:
