@@ -19,14 +19,20 @@ from starlette.testclient import TestClient
 
 import lobule.server.app
 from lobule.cli import COMMANDS
-from lobule.cli.base import LazyGroup, run
+from lobule.cli.base import CommandOutput, LazyGroup, run
 from lobule.cli.view import open_library
+from lobule.cohort import Case, Cohort
+from lobule.cohort.manifest import write_cohort
 from lobule.server.app import STATIC, create_app
 from tests.server.support import PATIENT, build_scene
 
 
+def command(*arguments: str) -> int:
+    return run(LazyGroup("lobule", COMMANDS, help="", version=False), list(arguments))
+
+
 def view(*arguments: str) -> int:
-    return run(LazyGroup("lobule", COMMANDS, help="", version=False), ["view", *arguments])
+    return command("view", *arguments)
 
 
 def test_without_a_build_the_command_that_makes_it_is_named(
@@ -48,6 +54,47 @@ def test_wrong_paths_and_ports_are_refused(
     assert "not a folder" in capsys.readouterr().err
     assert view(str(scene.results.path), "--host", "192.0.2.1") == 2  # No machine has this address.
     assert "cannot listen" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one result", "several results"])
+def test_the_demo_ends_with_the_viewer_of_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], several: bool
+) -> None:
+    scene = build_scene(tmp_path)
+    manifest = tmp_path / "cohort.csv"
+    write_cohort(Cohort((Case("one", "p", "slide", path=str(scene.slide), label="tumour"),)), manifest)
+    path = str(scene.results.path)
+    results = {"first": path, "second": path} if several else path
+    output = CommandOutput({"results": results, "cohort": str(manifest)}, "The demo has ended.")
+    served: list[list[dict[str, Any]]] = []
+    opened: list[str] = []
+
+    def serve(app, listening, server) -> None:
+        with TestClient(app, base_url="http://localhost") as client:
+            served.append(client.get("/api/cases").json())
+
+    monkeypatch.setattr(lobule.server.app, "is_built", lambda: True)
+    monkeypatch.setattr("lobule.cli.demo_exams.demo_exams", lambda *settings: output)
+    monkeypatch.setattr("lobule.server.serving.serve", serve)
+    monkeypatch.setattr("click.launch", opened.append)
+    assert command("demo", "exams", "--out", str(tmp_path / "demo")) == 0
+    assert served == opened == []
+    assert command("demo", "exams", "--view", "--out", str(tmp_path / "demo")) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("The demo has ended.") == 2
+    assert opened[0] in printed.err
+    rows = [(row["name"], row["source"], row.get("label")) for row in served[0]]
+    expected = [("one", 0, "tumour"), ("two", 0, None)]
+    assert rows == expected + ([(name, 1, label) for name, _, label in expected] if several else [])
+
+
+def test_the_demo_names_the_missing_build_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lobule.server.app, "is_built", lambda: False)
+    assert command("demo", "--view", "--out", str(tmp_path / "demo")) == 2
+    assert "make viewer" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
 
 
 def test_slides_and_results_are_opened_together(tmp_path: Path) -> None:

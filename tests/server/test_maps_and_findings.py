@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from starlette.testclient import TestClient
 
 from lobule.findings import Finding
 from lobule.results import open_results
+from lobule.server import finding_tiles
 from lobule.server.events import Watcher
 from lobule.server.library import Library, Source
 from lobule.stitch import State
@@ -254,3 +257,22 @@ def test_tiles_of_a_running_scan_are_computed_once_per_chunk(
             tabs = [map_tile(client, case, 0, 0, 0)[1] for _ in range(12)]
             assert len(computed) == before + 1
             assert all(np.array_equal(tab, at_once) for tab in tabs)
+
+
+@pytest.mark.parametrize("different", [1, 3, 1000])
+def test_findings_with_equal_scores_keep_their_order(different: int) -> None:
+    scores = np.random.default_rng(different).integers(0, different, 500) / different
+    assert np.array_equal(finding_tiles._descending(scores), np.argsort(-scores, kind="stable"))
+
+
+def test_opening_findings_does_not_import_pandas(scene: Scene) -> None:
+    folder = scene.results.case_folder("one").path
+    lines = (
+        "import sys; from lobule.results import open_results; from lobule.server import finding_tiles",
+        f"folder = open_results({str(folder.parents[1])!r}).case_folder('one')",
+        "print(len(finding_tiles.CaseFindings.read(folder).page(0, 10)[1]), 'pandas' in sys.modules)",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["10", "False"]
