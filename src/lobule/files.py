@@ -271,7 +271,8 @@ def read_json(path: str | Path, largest: int = LARGEST_JSON) -> Any:
         raise ResultsError("too large for this file", subject=path, expected=f"at most {largest:,} bytes")
     try:
         value = json.loads(data, parse_constant=_refuse_constant)
-        if _is_nested_deeper(value, MOST_NESTED):
+        most_levels = data.count(b"{") + data.count(b"[")
+        if most_levels > MOST_NESTED and _is_nested_deeper(value, MOST_NESTED):
             raise ValueError(f"nested more than {MOST_NESTED} deep")
         return value
     except (ValueError, RecursionError, MemoryError) as error:

@@ -102,9 +102,9 @@ def scan_on_ray(
             )
             driver = _Driver(ray, job, results, cases, progress, cluster.attempts, resources, origin or {})
             driver.run()
-        write_summary(results)
+        rows = write_summary(results)
     warn_about_other_inputs(repeat, progress)
-    return report_of(results, cases, progress)
+    return report_of(results.path, rows, cases, progress)
 
 
 class _Driver:

@@ -306,8 +306,8 @@ def _check_settings(root: Path, before: Mapping[str, Any], new_settings: Mapping
             )
 
 
-def write_summary(results: Results) -> Path:
-    """Write `results.csv`, with one row per case."""
+def write_summary(results: Results) -> dict[str, dict[str, Any]]:
+    """Write `results.csv`, with one row per case, and return the rows by case."""
     rows: list[dict[str, Any]] = []
     names: dict[str, None] = {}
     for case in results.cases():
@@ -321,11 +321,11 @@ def write_summary(results: Results) -> Path:
             continue
         scores = result.get("scores", {})
         names.update(dict.fromkeys(scores))
-        row = {"case": case.case_id, "status": result["status"], **scores}
+        row = {**scores, "case": case.case_id, "status": result["status"]}
         row |= {"findings": result.get("findings", {}).get("count", "")}
         row |= {"error": (result.get("error") or {}).get("message", "")}
         row |= {"note": "; ".join(map(str, result["notes"])) if result["status"] == UNSCORED else ""}
         rows.append(row)
-    path = results.path / "results.csv"
-    write_csv(path, ["case", "status", *names, "findings", "error", "note"], rows)
-    return path
+    columns = ["case", "status", *names, "findings", "error", "note"]
+    write_csv(results.path / "results.csv", columns, rows)
+    return {row["case"]: row for row in rows}

@@ -185,11 +185,11 @@ def scan(
         try:
             with RunRecord(results.path, metadata, progress, work):
                 runner.run(cases, readers)
-                write_summary(results)
+                rows = write_summary(results)
         finally:
             return_freed_memory()
     warn_about_other_inputs(repeat, progress)
-    return report_of(results, cases, progress)
+    return report_of(results.path, rows, cases, progress)
 
 
 def options_to_dict(options: ScanOptions) -> dict[str, Any]:
@@ -311,18 +311,20 @@ def _warn_about_fixed_settings(engine: EngineSettings, machine: Machine, path: P
             )  # fmt: skip
 
 
-def report_of(results: Results, cases: Sequence[Case], progress: Progress) -> ScanReport:
+def report_of(
+    path: Path, rows: Mapping[str, Mapping[str, Any]], cases: Sequence[Case], progress: Progress
+) -> ScanReport:
+    """Return the report of a scan from the rows of its summary."""
     failed, partial, unscored = {}, [], {}
     counts: Counter[str] = Counter()
     for case in cases:
-        folder = results.case_folder(case.id)
-        status = folder.status
-        counts[status] += 1
-        if status == FAILED:
-            failed[case.id] = ((folder.result or {}).get("error") or {}).get("message", "")
-        elif status == PARTIAL:
+        row = rows.get(case.id, {"status": "unfinished"})
+        counts[row["status"]] += 1
+        if row["status"] == FAILED:
+            failed[case.id] = row["error"]
+        elif row["status"] == PARTIAL:
             partial.append(case.id)
-        elif status == UNSCORED:
-            unscored[case.id] = "; ".join((folder.result or {}).get("notes", []))
+        elif row["status"] == UNSCORED:
+            unscored[case.id] = row["note"]
     seconds = time.monotonic() - progress.began
-    return ScanReport(results.path, counts, failed, tuple(partial), seconds, progress.counters, unscored)
+    return ScanReport(path, counts, failed, tuple(partial), seconds, progress.counters, unscored)
