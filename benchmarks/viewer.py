@@ -332,8 +332,8 @@ def measure_million(browser: Any, url: str, x: np.ndarray, y: np.ndarray) -> dic
 def measure_chunks(browser: Any, url: str, root: Path) -> float:
     """Return milliseconds from a chunk on disk to its cells on the screen, with twelve tabs open.
 
-    Playwright shows all tabs at once. As in a person's browser, one is visible, and eleven are told that they
-    are hidden.
+    Playwright shows all tabs at once. In a person's browser, one tab is visible: the other eleven pages read
+    that their document is hidden.
     """
     from lobule.results.folder import open_results
     from lobule.results.maps import MapWriter

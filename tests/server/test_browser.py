@@ -209,10 +209,10 @@ def test_findings_are_visited_and_judged_by_keys(tab, site: Site) -> None:
 
 
 def test_a_slide_and_its_map_are_shown_before_its_findings(browser, site: Site) -> None:
-    held: list[Any] = []
+    requests: list[Any] = []
     with new_tab(browser, site.url) as page:
         case = case_id(page, "one")
-        page.route("**/findings?*", lambda route: held.append(route))
+        page.route("**/findings?*", lambda route: requests.append(route))
         page.goto(site.url + f"/#/case/{case}")
         until(page, f"window.lobule?.view?.detail?.id === '{case}' && lobule.view.viewer.isOpen()")
         until(page, "lobule.view.layers[0].tiles.size > 0")
@@ -220,7 +220,7 @@ def test_a_slide_and_its_map_are_shown_before_its_findings(browser, site: Site) 
         page.click("[role=tab]:text('findings')")
         assert "Loading the findings" in page.locator("[role=tabpanel]").inner_text()
         assert page.evaluate("lobule.view.inView.findings") == 0
-        for route in held:
+        for route in requests:
             route.continue_()
         until(page, "!lobule.view.page.isPending")
         look(page, x=550, y=450, scale=1.7, rotation=0)

@@ -40,7 +40,7 @@ HEADER = struct.Struct("<4sI")
 POINTS_MAGIC, BINS_MAGIC = b"LFP1", b"LFB1"
 TILE_FIELDS = ("l0_x", "l0_y", "score", "label", "image")
 """Columns that tiles need; they are read when the findings are opened."""
-LISTED_FIELDS = ("kind", "size_um", "area_um2", "lesion_class", "cells", "box")
+LIST_FIELDS = ("kind", "size_um", "area_um2", "lesion_class", "cells", "box")
 """Columns that only the list of findings shows; they are read when it is requested."""
 TEXTS = ("kind", "label", "lesion_class", "image")
 """Columns with few different texts."""
@@ -164,11 +164,11 @@ class CaseFindings:
         """Return findings as plain values; unknown values are left out."""
         if not len(numbers):
             return []
-        taken = [_rows(table, numbers) for table in (self.table, self._listed) if table.num_columns]
+        columns = [_rows(table, numbers) for table in (self.table, self._list_columns) if table.num_columns]
         return [
             {"number": int(number)}
             | {name: value for row in rows for name, value in row.items() if _is_known(value)}
-            for number, *rows in zip(numbers, *taken, strict=True)
+            for number, *rows in zip(numbers, *columns, strict=True)
         ]
 
     def finding(self, number: int) -> dict[str, Any]:
@@ -184,8 +184,8 @@ class CaseFindings:
         return polygons if isinstance(polygons, list) else []
 
     @cached_property
-    def _listed(self) -> Any:
-        return self._columns(LISTED_FIELDS)
+    def _list_columns(self) -> Any:
+        return self._columns(LIST_FIELDS)
 
     @cached_property
     def _outlines(self) -> Any:
