@@ -38,7 +38,7 @@ RELEASES = [
         "train.csv",
         {"patient_id": "7", "image_id": "9", "laterality": "R", "view": "MLO", "cancer": "1"},
         ("train_images/7/9.dcm",),
-        optional=("patient_id", "image_id", "cancer"),
+        optional=("patient_id", "image_id"),
     ),
     Release(
         "csaw-cc",
@@ -66,6 +66,13 @@ RELEASES = [
         "metadata.csv",
         {"patient": "4", "node": "1", "x_coord": "10", "y_coord": "20", "tumor": "1", "center": "0",
          "split": "0"},
+    ),
+    Release(
+        "inbreast",
+        "INbreast.csv",
+        {"File Name": "20586908", "Bi-Rads": "5", "ACR": "2", "Acquisition date": "201001"},
+        ("AllDICOMs/20586908_6c613a14b80a8591_MG_R_CC_ANON.dcm",),
+        optional=("ACR", "Acquisition date"),
     ),
     Release(
         "bracs",
@@ -178,6 +185,15 @@ def test_blank_lines_do_not_shift_the_centres_of_camelyon16(tmp_path: Path) -> N
     write_lines(tmp_path / "evaluation" / "reference.csv", *lines)
     cohort = read_layout("camelyon16", tmp_path)
     assert [case.site for case in cohort.cases] == ["RUMC", "UMCU"]
+
+
+def test_missing_file_behind_a_link_is_not_larger_than_a_slide(tmp_path: Path) -> None:
+    """Archives that are fetched in parts contain links to files that are not there yet."""
+    touch(tmp_path, "a/tumor_001.tif", size=9)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "tumor_001.tif").symlink_to(tmp_path / "nowhere.tif")
+    (case,) = read_layout("camelyon16", tmp_path).cases
+    assert case.path == str(tmp_path / "a" / "tumor_001.tif")
 
 
 def test_folder_above_the_data_set_does_not_matter(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from lobule.cohort import Cohort
+from lobule.errors import DamagedFile
 from lobule.layouts import read_layout
 from tests.layouts.support import assert_survives_a_manifest, touch, write_lines, write_xlsx
 
@@ -96,6 +97,21 @@ def test_cbis_ddsm_patients_of_two_official_sets_are_put_into_test(tmp_path: Pat
     assert [Path(file).parent.name for file in cohort["P_00002"].views["r_cc"]] == ["1.3.6.1.4.1"]
     assert cohort["P_00002"].attributes["density"] == "3"
     assert_survives_a_manifest(cohort, tmp_path)
+
+
+def test_cmmd_table_of_other_patients_is_refused(tmp_path: Path) -> None:
+    """All breasts used to stay unlabelled without a word."""
+    write_header(
+        tmp_path / "D1" / "1-1.dcm",
+        PatientID="D1-0001", StudyInstanceUID="1.2", ImageLaterality="L", ViewCodeSequence=code("399162004"),
+    )  # fmt: skip
+    table = tmp_path / "CMMD_clinicaldata_revision.csv"
+    write_lines(table, "ID1,LeftRight,classification", "1,L,Benign")
+    with pytest.raises(DamagedFile, match=r"no row of the clinical table.*patients such as D1-0001"):
+        read_layout("cmmd", tmp_path)
+    write_lines(table, "ID1,LeftRight", "D1-0001,L")
+    with pytest.raises(DamagedFile, match="no column 'classification'"):
+        read_layout("cmmd", tmp_path)
 
 
 @pytest.mark.parametrize("table", ["csv", "xlsx"])

@@ -98,7 +98,12 @@ def _name_and_kind(file: Path, top: Path) -> tuple[str | None, str]:
 
 def _larger(file: Path, other: Path | None) -> Path:
     """Of two files with the name of a slide the larger one: slides have gigabytes, masks megabytes."""
-    return file if other is None or file.stat().st_size > other.stat().st_size else other
+    return file if other is None or _size(file) > _size(other) else other
+
+
+def _size(file: Path) -> int:
+    """The size of a file; 0 for a link to a file that is not there."""
+    return file.stat().st_size if file.exists() else 0
 
 
 def _packed_annotations(file: Path) -> dict[str, str]:

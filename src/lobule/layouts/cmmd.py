@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lobule.cohort import Cohort
-from lobule.errors import LobuleError, NotReadable
+from lobule.errors import DamagedFile, LobuleError, NotReadable
 from lobule.layouts.exams import SIDES, ExamRecord, exam_cases
 from lobule.layouts.folders import files_under, non_empty_cohort
 from lobule.layouts.tables import Row, read_table
@@ -33,13 +33,21 @@ def cmmd(folder: str | Path) -> Cohort:
             record.add_image(side, angle, file)
             if any(decision.rule == "depth" for decision in heading.refusals):
                 record.set_attributes(allow="8-bit")
-    for row in _clinical_rows(folder):
-        if (named := records.get(row["id1"])) is not None:
-            _add_clinical_row(named, row)
+    table = _clinical_table(folder)
+    rows = [row for row in read_table(table) if row["id1"] in records]
+    if records and not rows:
+        raise DamagedFile(
+            "no row of the clinical table belongs to a patient of the images",
+            subject=table,
+            expected=f"patients such as {next(iter(records))} in the column ID1",
+            remedy="Copy the table that belongs to these images into the folder",
+        )
+    for row in rows:
+        _add_clinical_row(records[row["id1"]], row)
     return non_empty_cohort(folder, exam_cases(records), "CMMD", "DICOM files of mammograms")
 
 
-def _clinical_rows(folder: str | Path) -> list[Row]:
+def _clinical_table(folder: str | Path) -> Path:
     tables = [
         file
         for file in files_under(folder)
@@ -52,7 +60,7 @@ def _clinical_rows(folder: str | Path) -> list[Row]:
             expected="CMMD_clinicaldata_revision.xlsx, or the same as CSV",
             remedy="Copy the table into the folder",
         )
-    return read_table(tables[0])
+    return tables[0]
 
 
 def _add_clinical_row(record: ExamRecord, row: Row) -> None:

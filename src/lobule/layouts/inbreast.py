@@ -36,7 +36,7 @@ def inbreast(folder: str | Path) -> Cohort:
         record = records.setdefault("_".join(filter(None, (patient, date))), ExamRecord(patient))
         record.add_image(side_letter, _ANGLES.get(angle.lower(), angle), file)
         record.set_attributes(allow=STATED_BY_TABLES)
-        _add_birads(record, SIDES[side_letter.lower()], row.get("bi-rads", ""))
+        _add_birads(record, SIDES[side_letter.lower()], row["bi-rads"] if row else "")
         record.set_attributes(acquisition_date=date, density=whole_number(row.get("acr", "")))
     return non_empty_cohort(
         folder, exam_cases(records), "INbreast", "files such as AllDICOMs/20586908_…_MG_R_CC_ANON.dcm"
@@ -51,7 +51,7 @@ def read_rows(folder: str | Path) -> dict[str, Row]:
         raise NotReadable(
             "the table of BI-RADS categories is missing", subject=folder, expected="INbreast.csv or .xlsx"
         )
-    rows = {whole_number(row.get("file name", "")): row for row in read_table(table)}
+    rows = {whole_number(row["file name"]): row for row in read_table(table)}
     return {image: row for image, row in rows.items() if image.isdigit()}
 
 

@@ -74,8 +74,9 @@ def _add_rsna_row(records: dict[str, ExamRecord], table: Path, row: Row) -> None
     if table.stem.lower() == "test":
         record.split = "test"
     side = SIDES.get(row["laterality"].lower())
-    if side and row.get("cancer"):
-        record.labels[f"{side}_malignant"] = whole_number(row["cancer"]) == "1"
+    cancer = "" if table.stem.lower() == "test" else row["cancer"]
+    if side and cancer:
+        record.labels[f"{side}_malignant"] = whole_number(cancer) == "1"
     names = ("age", "density", "implant", "machine id", "difficult negative case")
     record.set_attributes(**{name.replace(" ", "_"): row.get(name, "") for name in names})
     _set_worst_birads(record, row["laterality"], whole_number(row.get("birads", "")))
