@@ -17,8 +17,12 @@ settings.load_profile("lobule")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Scans of tests, and of the commands that they start, leave the user's cache folder alone."""
+    """Scans of tests, and of the commands that they start, leave the user's cache folder alone.
+
+    They also compute with torch unless they request another runtime: measuring both would take seconds each.
+    """
     os.environ["LOBULE_CACHE"] = tempfile.mkdtemp(prefix="lobule-tests-cache-")
+    os.environ["LOBULE_RUNTIME"] = "torch"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FORMAT = "lobule-bundle/1"
 MODEL = "model.json"
 WEIGHTS = "weights.safetensors"
+INT8 = "int8-"
+"""The names of the files of int8 models begin with this."""
 
 SOUND: Mapping[str, Callable[[Any], bool]] = {
     "method": lambda method: isinstance(method, str),
@@ -91,6 +93,18 @@ class Bundle:
                 remedy="Copy the bundle again from where it came",
             )
         return path
+
+    @property
+    def int8_folder(self) -> Path | None:
+        """The folder of the int8 models that `lobule weights quantize` wrote, or None if there are none.
+
+        Raises:
+            BundleError: One of the models was changed.
+        """
+        names = [name for name in self.files if name.startswith(INT8)]
+        for name in names:
+            self.file(name)
+        return self.path if names else None
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the tensors of the weights file."""

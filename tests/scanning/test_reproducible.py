@@ -23,7 +23,7 @@ from lobule.files import read_json
 from lobule.fingerprints import cache_folder
 from lobule.methods.classifier import convert
 from lobule.results.result import Result
-from lobule.scanning import device as placement
+from lobule.scanning import choice as placement
 from lobule.scanning.contract import EngineSettings, Model, OpenCase, ScanOptions, Steps
 from lobule.scanning.form_cache import CachedForm, cache_key, cached_form, store_form
 from lobule.scanning.scan import Machine, scan
@@ -180,7 +180,7 @@ def test_an_unwritable_cache_is_ignored_with_a_note(
 RACING = """
     import sys, time
     from pathlib import Path
-    from lobule.scanning import device as placement
+    from lobule.scanning import choice as placement
     from lobule.api import scan
 
     bundle, slide, out, mine, other, faster = sys.argv[1:]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lobule.api.models import GIB, Layout, Precision, _tissue_option
+from lobule.api.models import GIB, Layout, Runtime, ScanPrecision, _tissue_option
 from lobule.settings import checked_options
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def extract_features(
     fresh: bool = False,
     retry_failed: bool = False,
     device: str = "auto",
-    precision: Precision = "auto",
+    runtime: Runtime = "auto",
+    precision: ScanPrecision = "auto",
     memory_layout: Layout = "auto",
     max_ram: int = 2 * GIB,
     readers: int | None = None,
@@ -81,6 +82,7 @@ def extract_features(
         fresh: Delete existing features in `out` first.
         retry_failed: Try failed cases and tiles again.
         device: "auto", "cpu", "cuda:0" or "mps".
+        runtime: Library that computes the encoder on a CPU, as for `scan`.
         precision: "auto" measures the fastest choice once per machine and encoder, and stores it.
         memory_layout: Memory layout of the encoder; "auto" works as for `precision`.
         max_ram: Memory in bytes to use besides the encoder.
@@ -114,7 +116,7 @@ def extract_features(
         out,
         Extraction(tiling, stored, layout, keep_encoder, tokens),
         ScanOptions(mpp=slide_mpp, upsample=upsample, **_tissue_option(tissue)),
-        Machine.with_layout(memory_layout, device, precision, max_ram, readers, batch),
+        Machine.with_layout(memory_layout, device, precision, max_ram, readers, batch, runtime),
         fresh=fresh,
         retry_failed=retry_failed,
         progress=progress,

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lobule.training.fitting import FitProgress
 
 Precision = Literal["auto", "float32", "bfloat16"]
+ScanPrecision = Literal["auto", "float32", "bfloat16", "int8"]
+Runtime = Literal["auto", "torch", "openvino"]
 Layout = Literal["auto", "channels-last", "contiguous"]
 GIB = 1 << 30
 
@@ -117,7 +119,8 @@ def scan(
     worker_cpus: int | None = None,
     trust: bool = False,
     device: str = "auto",
-    precision: Precision = "auto",
+    runtime: Runtime = "auto",
+    precision: ScanPrecision = "auto",
     memory_layout: Layout = "auto",
     max_ram: int = 2 * GIB,
     readers: int | None = None,
@@ -152,7 +155,10 @@ def scan(
         worker_cpus: CPU cores of a worker on Ray; by default all cores, divided by the number of workers.
         trust: Allow a TorchScript bundle, which can run code.
         device: "auto", "cpu", "cuda:0" or "mps".
-        precision: "auto" measures the fastest choice once per machine and model, and stores it.
+        runtime: Library that computes the networks on a CPU. "auto" measures torch and, if the extra
+            `openvino` is installed, OpenVINO once per machine and model, and stores the faster one.
+        precision: "auto" measures the fastest choice once per machine and model, and stores it. "int8" needs
+            a bundle that `lobule weights quantize` wrote; for such a bundle it is the default.
         memory_layout: Memory layout of the model; "auto" works as for `precision`.
         max_ram: Memory in bytes to use besides the model.
         readers: Reading threads; by default one per core.
@@ -194,7 +200,7 @@ def scan(
     if repeat is not None:
         options = options_of_run(repeat, options)
     summary = {"method": opened.method, "fingerprint": opened.fingerprint, "classes": list(opened.classes)}
-    machine = Machine.with_layout(memory_layout, device, precision, max_ram, readers, batch)
+    machine = Machine.with_layout(memory_layout, device, precision, max_ram, readers, batch, runtime)
     cluster = {"address": address, "workers": workers, "worker_cpus": worker_cpus}
     require_ray_options(runner, cluster, shard)
     try:
@@ -205,12 +211,12 @@ def scan(
             return scan_on_ray(
                 source, cohort, out, options, machine, ClusterOptions(address, workers, worker_cpus),
                 fresh=fresh, retry_failed=retry_failed, verify=verify, progress=progress, repeat=repeat,
-                origin=origin_of(opened.path, opened.config),
+                origin=origin_of(opened.path, opened.config), int8_folder=opened.int8_folder,
             )  # fmt: skip
         return run(
             load(opened, trust=trust), summary, cohort, out, options, machine,
             shard=shard, fresh=fresh, retry_failed=retry_failed, verify=verify, progress=progress,
-            repeat=repeat, origin=origin_of(opened.path, opened.config),
+            repeat=repeat, origin=origin_of(opened.path, opened.config), int8_folder=opened.int8_folder,
         )  # fmt: skip
     finally:
         # An evaluation must be able to refuse training patients, also after an interrupted scan.

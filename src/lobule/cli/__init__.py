@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lobule.cli.import_annotations:command",
         "Read annotations of other software for the cases of a cohort.",
     ),
-    "weights": ("lobule.cli.weights:command", "List, inspect, convert and calibrate weights."),
+    "weights": ("lobule.cli.weights:command", "List, inspect, convert, calibrate and quantise weights."),
 }
 """The location of each click command and its line of help; a command is imported when it is called."""
 

@@ -109,7 +109,8 @@ def command(cases: tuple[str, ...], out: str, dry_run: bool, **options: Any) -> 
         report = extract_features(cohort, out, progress=progress, **options)
     data = {"features": out, **report_data(report), "tiles": report.counters.fields_done}
     folder = out if len(options["encoder"]) == 1 else f"{out}/ENCODER"
-    return CommandOutput(data, as_text(report, folder), failed=len(report.failed) + len(report.partial))
+    text = as_text(report, folder, progress.precision)
+    return CommandOutput(data, text, failed=len(report.failed) + len(report.partial))
 
 
 def plan(cohort: Cohort, out: str, options: dict[str, Any]) -> CommandOutput:
@@ -128,10 +129,11 @@ def plan(cohort: Cohort, out: str, options: dict[str, Any]) -> CommandOutput:
     return CommandOutput({**data, "cases": [case.id for case in cohort]}, format_fields(lines))
 
 
-def as_text(report: ScanReport, out: str) -> str:
+def as_text(report: ScanReport, out: str, precision: str) -> str:
     work = None
     if tiles := report.counters.fields_done:
         rate = tiles / max(report.seconds, 1e-9)
         work = ("tiles", f"{tiles:,} in {report.seconds:,.1f} s ({rate:,.1f} tiles/s)")
     next_step = f"lobule train chowder COHORT --out BUNDLE --set features={out}"
-    return format_fields([("features", out), *report_lines(report, work), ("next step", next_step)])
+    lines = [("features", out), ("computed by", precision), *report_lines(report, work)]
+    return format_fields([*lines, ("next step", next_step)])

@@ -39,7 +39,7 @@ def command(bundle: str, cases: tuple[str, ...], out: str, **options: Any) -> Co
     from lobule.scanning.scan import Machine
 
     progress = Progress()
-    resources = ("device", "precision", "max_ram", "readers", "batch")
+    resources = ("device", "precision", "max_ram", "readers", "batch", "runtime")
     machine = Machine.with_layout(options["memory_layout"], *(options[name] for name in resources))
     with sigterm_as_interrupt(), live_line(lambda: line_of(progress)):
         report = write_cohort_heatmaps(

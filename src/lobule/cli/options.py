@@ -123,6 +123,20 @@ precision_option = click.option(
     default="auto",
     help="auto uses what is fastest on this machine.",
 )
+runtime_options = combine_decorators(
+    click.option(
+        "--runtime",
+        type=click.Choice(["auto", "torch", "openvino"]),
+        default="auto",
+        help="Library that computes on a CPU; auto uses the faster of the installed ones.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
+        default="auto",
+        help="auto uses what is fastest on this machine; int8 needs a quantised bundle.",
+    ),
+)
 
 tissue_method_option = click.option(
     "--tissue-method",
@@ -152,7 +166,7 @@ def tissue_of(options: dict[str, Any]) -> Any:
 
 
 scan_machine_options = combine_decorators(
-    precision_option,
+    runtime_options,
     click.option(
         "--memory-layout",
         type=click.Choice(["auto", "channels-last", "contiguous"]),

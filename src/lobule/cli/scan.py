@@ -92,7 +92,8 @@ def command(bundle: str, cases: tuple[str, ...], out: str, dry_run: bool, **opti
     progress = Progress()
     with sigterm_as_interrupt(), live_line(lambda: line_of(progress)):
         report = scan(bundle, cohort, out, progress=progress, **options)
-    text = format_fields([("results", str(report.path)), *report_lines(report, _work(report))])
+    lines = [("results", str(report.path)), ("computed by", progress.precision)]
+    text = format_fields([*lines, *report_lines(report, _work(report))])
     return CommandOutput(as_data(report), text, failed=len(report.failed) + len(report.partial))
 
 

@@ -22,8 +22,9 @@ from lobule.results.runs import Run
 from lobule.results.work import read_work
 from lobule.scanning.cases import MAX_OPEN_CASES, Progress, write_result
 from lobule.scanning.contract import EngineSettings, ScanOptions
+from lobule.scanning.engine import Machine, options_to_dict
 from lobule.scanning.run_record import RunRecord, require_same_run, run_metadata
-from lobule.scanning.scan import Machine, ScanReport, options_to_dict, report_of, warn_about_other_inputs
+from lobule.scanning.scan import ScanReport, report_of, warn_about_other_inputs
 from lobule.scanning.shards import check_cases
 
 log = logging.getLogger("lobule.scan")
@@ -43,6 +44,7 @@ def scan_on_ray(
     progress: Progress | None = None,
     repeat: Run | None = None,
     origin: Mapping[str, Any] | None = None,
+    int8_folder: Path | None = None,
 ) -> ScanReport:
     """Scan every case of a cohort with workers on Ray. The results have the bytes of a local scan.
 
@@ -63,6 +65,7 @@ def scan_on_ray(
         progress: Updated while the scan runs.
         repeat: The record of an earlier run, whose engine settings are used.
         origin: Further values for the record of this run.
+        int8_folder: Folder of the int8 models of a quantised bundle.
 
     Returns:
         The status of every case.
@@ -99,6 +102,7 @@ def scan_on_ray(
                 cohort,
                 retry_failed,
                 verify,
+                str(int8_folder or ""),
             )
             driver = _Driver(ray, job, results, cases, progress, cluster.attempts, resources, origin or {})
             driver.run()

@@ -18,11 +18,13 @@ from lobule.results.locks import lock_worker
 from lobule.scanning.cases import CaseRunner, Progress
 from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
-from lobule.scanning.scan import CACHE_SHARE, Machine, choose_engine
+from lobule.scanning.engine import Machine, choose_engine
+from lobule.scanning.scan import CACHE_SHARE
+from lobule.scanning.tissue_fields import first_fields
 
 COUNTS = (
     "fields_done", "fields_planned", "pixels_done", "rows_done", "tiles_decoded",
-    "reading_s", "model_s", "writing_s", "starved_s", "blocked_s",
+    "reading_s", "model_s", "writing_s", "starved_s", "blocked_s", "batch_halvings",
 )  # fmt: skip
 """The counters that a worker reports."""
 
@@ -49,6 +51,8 @@ class ScanJob:
     cohort: Cohort
     retry_failed: bool
     verify: str
+    int8_folder: str = ""
+    """Folder of the int8 models of a quantised bundle; empty for other bundles."""
     folder: str = field(default_factory=os.getcwd)
     """The working folder of the driver, to which paths may be relative."""
     lobule: str = __version__
@@ -101,7 +105,10 @@ class CaseWorker:
         self._stack.enter_context(lock_worker(Path(job.out)))
         predictor, results, self.progress = job.source.load(), Results(Path(job.out)), Progress()
         machine = job.machine
-        engine = choose_engine(predictor.model, results, job.options, machine, self.progress)
+        engine = choose_engine(
+            predictor.model, results, job.options, machine, self.progress, job.int8_folder,
+            lambda engine: first_fields(predictor, job.cohort, job.options, engine),
+        )  # fmt: skip
         cache_bytes = int(machine.max_ram * CACHE_SHARE)
         runner = CaseRunner(
             predictor, results, job.options, engine, job.source.bundle, job.cohort, self.progress,

@@ -21,12 +21,16 @@ _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, torch.relu)
 
 
-def can_fuse() -> bool:
-    """Whether this build of torch has the fused operators."""
+def can_fuse(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this build of torch has the fused operators, and this processor runs them in this precision."""
     has_operators = all(
         hasattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_reorder_convolution_weight")
     )
-    return torch.backends.mkldnn.is_available() and has_operators
+    if not (torch.backends.mkldnn.is_available() and has_operators):
+        return False
+    if dtype == torch.bfloat16:  # oneDNN needs AVX-512 for it.
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 class FusedConv(nn.Module):
@@ -74,7 +78,8 @@ class FusedConv(nn.Module):
 def fuse(module: nn.Module) -> nn.Module:
     """The module with every traced part in it fused, in place; what is not traced stays as it is.
 
-    For float32 on a CPU and inference alone: the result has no parameters and cannot be moved or copied.
+    For float32 or bfloat16 on a CPU and inference alone: the result has no parameters and cannot be moved or
+    copied.
     """
     if isinstance(module, fx.GraphModule):
         _fuse_graph(module)

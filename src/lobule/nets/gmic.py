@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import resnet18
 
 from lobule.nets.four_view import WIDTHS, ResNet22
+from lobule.nets.resnet import resnet
 
 TOP_SHARES = (0.02, 0.03, 0.03, 0.05, 0.10)
 """The share of saliency cells behind the global score of each of the five published models."""
@@ -68,9 +68,9 @@ class Gmic(nn.Module):
         self.top_share, self.regions, self.region_px, self.quirks = top_share, regions, region_px, quirks
         self.ds_net = ResNet22(1, first_padding=3, widths=widths)
         self.left_postprocess_net = SaliencyLayer(widths[-1])
-        self.dn_resnet = resnet18(weights=None)
+        self.dn_resnet = resnet("resnet18")
         features = self.dn_resnet.fc.in_features
-        self.dn_resnet.fc = nn.Identity()
+        self.dn_resnet.fc = nn.Identity()  # type: ignore[assignment]
         self.mil_attn_V = nn.Linear(features, 128, bias=False)
         self.mil_attn_U = nn.Linear(features, 128, bias=False)
         self.mil_attn_w = nn.Linear(128, 1, bias=False)

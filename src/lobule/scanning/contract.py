@@ -107,11 +107,18 @@ class OpenCase(Protocol):
         ...
 
 
+OPENVINO = "openvino"
+NOT_DECIDING = ("device", "replicas", "int8_folder")
+"""Engine settings that do not change scores, so that a scan may be resumed with others."""
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """Settings that are chosen when a scan begins, recorded, and reused when it is resumed."""
 
     precision: str = "float32"
+    runtime: str = "torch"
+    """The library that computes the networks on a CPU: torch or openvino."""
     device: str = "cpu"
     batch: int = 16
     """Fields that are computed together; short batches are padded to it."""
@@ -121,10 +128,12 @@ class EngineSettings:
     """Batches that the model computes at the same time."""
     replica_threads: int = 1
     channels_last: bool = True
+    int8_folder: str = ""
+    """Folder of the int8 models of a quantised bundle; empty for other bundles."""
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that the last bits of a score depend on. They are stored with the results."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("device", "replicas")}
+        return {name: value for name, value in self.__dict__.items() if name not in NOT_DECIDING}
 
 
 @dataclass(frozen=True, eq=False)

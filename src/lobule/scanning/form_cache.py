@@ -1,4 +1,4 @@
-"""A cache of the fastest form (precision and memory layout) of each model on this machine.
+"""A cache of the fastest form (runtime, precision and memory layout) of each model on this machine.
 
 Two measurements may choose different forms, and the last bits of every score depend on the form. The first
 choice is therefore stored in the user's cache folder, and later scans use it.
@@ -14,6 +14,7 @@ import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,22 @@ from lobule.errors import LobuleError
 from lobule.files import read_json, write_json
 from lobule.fingerprints import cache_folder
 from lobule.results.locks import lock_file
+from lobule.scanning.choice import PRECISIONS, RUNTIMES
 from lobule.scanning.contract import EngineSettings
 
 log = logging.getLogger("lobule.scan")
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
 class CachedForm:
-    """A precision and a memory layout, with the measurement that chose them."""
+    """A runtime, a precision and a memory layout, with the measurement that chose them."""
 
     precision: str
     channels_last: bool
     measurement: Mapping[str, Any]
+    runtime: str = "torch"
 
 
 def cache_key(
@@ -46,6 +49,7 @@ def cache_key(
     options: Mapping[str, Any],
     precision: str,
     channels_last: bool | None,
+    runtime: str = "torch",
 ) -> dict[str, Any]:
     """Return everything that the choice of the form depends on.
 
@@ -55,6 +59,7 @@ def cache_key(
         options: Options of the scan.
         precision: The precision that the user requested, or "auto".
         channels_last: The memory layout that the user requested, or None.
+        runtime: The runtime that the user requested, or "auto".
     """
     return {
         "format": FORMAT,
@@ -62,6 +67,8 @@ def cache_key(
         "options": {name: options.get(name) for name in ("stride", "refine", "settings")},
         "precision": precision,
         "channels_last": channels_last,
+        "runtime": runtime,
+        "openvino": None if runtime == "torch" else _openvino_version(),
         "batch": engine.batch,
         "cells": engine.cells,
         "replicas": engine.replicas,
@@ -71,6 +78,13 @@ def cache_key(
         "lobule": __version__,
         "torch": torch.__version__,
     }
+
+
+def _openvino_version() -> str | None:
+    try:
+        return version("openvino")
+    except PackageNotFoundError:
+        return None
 
 
 def processor_model() -> str:
@@ -113,8 +127,8 @@ def store_form(key: Mapping[str, Any], form: CachedForm) -> CachedForm:
             write_json(path, {**vars(form), "key": key})
     except (OSError, LobuleError, RuntimeError) as error:
         log.warning(
-            "The choice of precision and layout cannot be cached: %s. Use --precision and --memory-layout "
-            "to get the same bytes from every run", error,
+            "The choice of runtime, precision and layout cannot be cached: %s. Use --runtime, --precision "
+            "and --memory-layout to get the same bytes from every run", error,
         )  # fmt: skip
     return form
 
@@ -127,10 +141,13 @@ def _path_of(key: Mapping[str, Any]) -> Path:
 def _read(path: Path) -> CachedForm:
     entry = read_json(path)
     try:
-        form = CachedForm(entry["precision"], entry["channels_last"], dict(entry["measurement"]))
+        form = CachedForm(
+            entry["precision"], entry["channels_last"], dict(entry["measurement"]), entry["runtime"]
+        )
         rates = form.measurement["fields_per_s"].values()
         sound = (
-            form.precision in ("float32", "bfloat16")
+            form.precision in PRECISIONS[1:]
+            and form.runtime in RUNTIMES[1:]
             and isinstance(form.channels_last, bool)
             and all(math.isfinite(rate) for rate in rates)
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,21 @@ class LoadedBatch:
     params: Mapping[str, NDArray[np.generic]]
     failures: Mapping[int, str]
     """For rows of the pass whose field could not be read, the cause."""
+
+    def without_padding(self) -> LoadedBatch:
+        """Return the slots that are fields of the pass."""
+        count = len(self.rows)
+        params = {name: values[:count] for name, values in self.params.items()}
+        return replace(self, pixels=self.pixels[:count], params=params)
+
+    def split(self, count: int) -> Iterator[LoadedBatch]:
+        """Iterate over `count` pieces of the slots, which together have the same pixels and parameters."""
+        if count == 1:
+            yield self
+            return
+        for slots in np.array_split(np.arange(len(self.pixels)), count):
+            params = {name: values[slots] for name, values in self.params.items()}
+            yield replace(self, pixels=self.pixels[slots], params=params)
 
 
 def batches_of(fields: Fields, size: int) -> list[NDArray[np.int64]]:

@@ -6,6 +6,7 @@ cases share the pipeline. The fields of the earliest case are read first, so tha
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -22,6 +23,8 @@ from lobule.errors import LobuleError, ModelError
 from lobule.scanning.contract import Batch, EngineSettings, Model, Pass, PixelSource
 from lobule.scanning.loader import LoadedBatch, batches_of, load_batch
 from lobule.scanning.stores import Sink
+
+log = logging.getLogger("lobule.scan")
 
 
 class Stopped(Exception):
@@ -48,6 +51,8 @@ class Counters:
     """Seconds that replicas waited for pixels."""
     blocked_s: float = 0.0
     """Seconds that readers waited for the model."""
+    batch_halvings: int = 0
+    """How often batches were halved because the memory of the device was exhausted."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, **amounts: float) -> None:
@@ -105,6 +110,8 @@ class Pipeline:
         self._computed: queue.Queue[tuple[PassRun, LoadedBatch, Mapping[str, Any]] | None] = queue.Queue(
             2 * engine.replicas + 2
         )
+        self._chunks = 1
+        """Number of pieces in which a batch is computed; it doubles when memory is exhausted."""
         self._threads = [
             threading.Thread(target=self._read, name=f"read-{i}", daemon=True) for i in range(readers)
         ]
@@ -217,8 +224,39 @@ class Pipeline:
                 return
 
     def _forward(self, run: PassRun, batch: LoadedBatch, stream: Any) -> Mapping[str, Any]:
+        """Compute a batch, in smaller pieces if the memory of the device does not suffice."""
         if run.error is not None or len(batch.pixels) == 0:
             return {}
+        while True:
+            chunks = min(self._chunks, len(batch.pixels))
+            try:
+                outputs = [self._forward_chunk(run, chunk, stream) for chunk in batch.split(chunks)]
+                break
+            except torch.OutOfMemoryError as error:
+                if chunks == len(batch.pixels):
+                    raise ModelError(
+                        "the memory of the device is exhausted by a single field",
+                        actual=str(error).splitlines()[0],
+                        remedy="Close other programs that use the device, or use --device cpu",
+                    ) from error
+                self._halve_batches(chunks)
+        if len(outputs) == 1:
+            return outputs[0]
+        return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
+
+    def _halve_batches(self, chunks: int) -> None:
+        with self._work:
+            if self._chunks > chunks:  # Another replica has already halved them.
+                return
+            self._chunks = 2 * chunks
+        self.counters.add(batch_halvings=1)
+        if self.engine.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        log.warning(
+            "The memory of %s is exhausted: batches are computed in %d pieces", self.engine.device, 2 * chunks
+        )
+
+    def _forward_chunk(self, run: PassRun, batch: LoadedBatch, stream: Any) -> Mapping[str, Any]:
         with torch.inference_mode():
             if stream is None:
                 outputs = self.model.forward(run.pass_.key, to_device(batch, self.engine.device))

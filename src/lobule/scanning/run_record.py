@@ -43,7 +43,9 @@ from lobule.tissue import TissueConfig
 
 log = logging.getLogger("lobule.scan")
 
-LIBRARIES = ("torch", "torchvision", "timm", "numpy", "tifffile", "imagecodecs", "openslide-bin", "wsidicom")
+LIBRARIES = (
+    "torch", "openvino", "torchvision", "timm", "numpy", "tifffile", "imagecodecs", "openslide-bin", "wsidicom",
+)  # fmt: skip
 """Libraries whose versions may change the bytes of a result."""
 
 
@@ -98,6 +100,7 @@ class RunRecord:
             "pixels": counters.pixels_done,
             "rows": counters.rows_done,
             "tiles_decoded": counters.tiles_decoded,
+            "batch_halvings": counters.batch_halvings,
             "reading_s": round(counters.reading_s, 3),
             "model_s": round(counters.model_s, 3),
             "writing_s": round(counters.writing_s, 3),

@@ -3,85 +3,38 @@
 from __future__ import annotations
 
 import logging
-import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lobule import __version__
-from lobule.allocator import keep_freed_memory, return_freed_memory
+from lobule.allocator import return_freed_memory
 from lobule.cohort import Case, Cohort
-from lobule.errors import ConfigError, LobuleError, ResultsError
-from lobule.files import read_json, write_json
-from lobule.results.folder import SCAN, Results, begin_results, record_engine, write_summary
+from lobule.errors import ConfigError
+from lobule.results.folder import Results, begin_results, record_engine, write_summary
 from lobule.results.locks import lock_folder, lock_settings, wait_for_workers
 from lobule.results.result import FAILED, PARTIAL, UNSCORED
 from lobule.results.runs import Run
 from lobule.scanning.cases import CaseRunner, Progress
-from lobule.scanning.contract import EngineSettings, Model, Predictor, ScanOptions
+from lobule.scanning.contract import Predictor, ScanOptions
 from lobule.scanning.decoding_memory import DecodingMemory
-from lobule.scanning.device import (
-    Measured,
-    available_cores,
-    choose_device,
-    measure,
-    possible_forms,
-    replicas_for,
-)
-from lobule.scanning.form_cache import CachedForm, cache_key, cached_form, processor_model, store_form
+from lobule.scanning.engine import Machine, choose_engine, options_to_dict
 from lobule.scanning.pipeline import Counters
 from lobule.scanning.run_record import RunRecord, cases_digest, inputs_digest, require_same_run, run_metadata
 from lobule.scanning.shards import check_cases, check_shard, shard_of, work_of
+from lobule.scanning.tissue_fields import first_fields
+
+__all__ = ["Machine", "ScanReport", "scan"]
 
 log = logging.getLogger("lobule.scan")
 
-GIB = 1 << 30
-RUN = "run.json"
 VERIFY = ("changed", "full")
-MODEL_SHARE, CACHE_SHARE = 0.55, 0.2
-"""Shares of the memory limit for activations, and for decoded tiles or whole images. The remainder covers
-queued fields."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The resources that a scan may use. They change results at most by rounding errors."""
-
-    device: str = "auto"
-    precision: str = "auto"
-    max_ram: int = 2 * GIB
-    """Limit of the memory besides the model, in bytes; it holds for slides of any size."""
-    readers: int | None = None
-    """Reading threads; None uses one per core."""
-    cells: int | None = None
-    batch: int | None = None
-    replicas: int | None = None
-    channels_last: bool | None = None
-    """Memory layout of the model; None uses the faster one, measured once per machine and model."""
-    cores: int | None = None
-    """Cores to use; None uses all cores that this process may use."""
-
-    @property
-    def usable_cores(self) -> int:
-        """The number of cores to use."""
-        return self.cores or available_cores()
-
-    @classmethod
-    def with_layout(
-        cls, layout: str, device: str, precision: str, max_ram: int, readers: int | None, batch: int | None
-    ) -> Machine:
-        """Return the resources with a memory layout by name: auto, channels-last or contiguous."""
-        if layout not in CHANNELS_LAST:
-            raise ConfigError(f"unknown memory layout '{layout}'", expected=", ".join(CHANNELS_LAST))
-        channels_last = CHANNELS_LAST[layout]
-        return cls(device, precision, max_ram, readers, batch=batch, channels_last=channels_last)
-
-
-CHANNELS_LAST = {"auto": None, "channels-last": True, "contiguous": False}
-"""The value of `Machine.channels_last` for each memory layout."""
+CACHE_SHARE = 0.2
+"""Share of the memory limit for decoded tiles or whole images. Activations have `engine.MODEL_SHARE`, and the
+remainder covers queued fields."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +67,7 @@ def scan(
     progress: Progress | None = None,
     repeat: Run | None = None,
     origin: Mapping[str, Any] | None = None,
+    int8_folder: Path | None = None,
 ) -> ScanReport:
     """Scan every case of a cohort into a results folder.
 
@@ -134,6 +88,7 @@ def scan(
         progress: Updated while the scan runs.
         repeat: The record of an earlier run, whose engine settings are used so that the bytes are the same.
         origin: Further values for the record of this run, such as the path of the bundle.
+        int8_folder: Folder of the int8 models of a quantised bundle.
 
     Returns:
         The status of every case.
@@ -168,7 +123,10 @@ def scan(
             results = begin_results(out, settings, fresh=fresh)
             if repeat is not None and "engine" not in results.settings:
                 record_engine(results, repeat.data.get("engine") or {})
-            engine = choose_engine(predictor.model, results, options, machine, progress)
+            engine = choose_engine(
+                predictor.model, results, options, machine, progress, str(int8_folder or ""),
+                lambda engine: first_fields(predictor, all_cases, options, engine),
+            )  # fmt: skip
             work = {} if shard is None else work_of(all_cases, results.path, options, machine.usable_cores)
         cases = all_cases if shard is None else shard_of(all_cases, work, shard)
         progress.cases = len(cases)
@@ -192,123 +150,11 @@ def scan(
     return report_of(results.path, rows, cases, progress)
 
 
-def options_to_dict(options: ScanOptions) -> dict[str, Any]:
-    """Return the options that influence results, as stored in `scan.json`."""
-    values = asdict(options)
-    values.pop("budget")
-    return values
-
-
-def choose_engine(
-    model: Model, results: Results, options: ScanOptions, machine: Machine, progress: Progress
-) -> EngineSettings:
-    """Return the engine settings and move the model to the device.
-
-    A resumed scan uses the settings in `scan.json`, except for the device and the number of replicas, which
-    do not change results. A new scan chooses settings and writes them to `scan.json`.
-    """
-    device = choose_device(machine.device)
-    if device == "cpu":
-        keep_freed_memory()
-    replicas, threads = replicas_for(device, machine.usable_cores)
-    replicas = machine.replicas or replicas
-    engine = _recorded_engine(results)
-    if engine is not None:
-        engine = replace(engine, device=device, replicas=replicas)
-        _warn_about_fixed_settings(engine, machine, results.path)
-        _warn_about_lower_memory(machine, results.path)
-        model.move_to_device(engine, options)
-        progress.precision = engine.precision
-        return engine
-    engine = EngineSettings(device=device, replicas=replicas, replica_threads=threads)
-    engine = model.choose_batch(engine, int(machine.max_ram * MODEL_SHARE) // replicas, options)
-    engine = replace(engine, cells=machine.cells or engine.cells, batch=machine.batch or engine.batch)
-    engine, measured = _choose_form(model, engine, results.settings["bundle"], options, machine)
-    log.info("precision %s", measured.sentence())
-    progress.precision = measured.sentence()
-    run = {
-        "measured": asdict(measured),
-        "host": platform.node(),
-        "processor": processor_model(),
-        "cores": machine.usable_cores,
-        "device": device,
-        "replicas": replicas,
-        "max_ram": machine.max_ram,
-        "began": time.time(),
-    }
-    write_json(results.path / RUN, run)
-    record_engine(results, engine.deciding())
-    return engine
-
-
-def _recorded_engine(results: Results) -> EngineSettings | None:
-    """Return the engine settings in `scan.json`, or None if nothing was scanned yet."""
-    recorded = results.settings.get("engine")
-    path = results.path / SCAN
-    if recorded is None:
-        if next(results.cases(), None) is None:
-            return None
-        raise ResultsError(
-            "the results were created by an older version of Lobule",
-            subject=path,
-            expected="the engine settings in scan.json",
-            remedy="Use another results folder, or start over with --fresh",
-        )
-    try:
-        return EngineSettings(**recorded)
-    except TypeError as error:
-        raise ResultsError(
-            "the engine settings are invalid", subject=path, actual=str(error), remedy="Use --fresh"
-        ) from error
-
-
-def _choose_form(
-    model: Model, engine: EngineSettings, bundle: Mapping[str, Any], options: ScanOptions, machine: Machine
-) -> tuple[EngineSettings, Measured]:
-    """Move the model to the device in the cached precision and layout, or measure and cache them first."""
-    precision, layout = machine.precision, machine.channels_last
-    if len(possible_forms(engine, precision, layout)) == 1:
-        return measure(model, engine, options, precision, layout)
-    key = cache_key(bundle, engine, options_to_dict(options), precision, layout)
-    form, placed = cached_form(key), None
-    if form is None:
-        placed, measured = measure(model, engine, options, precision, layout)
-        form = store_form(key, CachedForm(placed.precision, placed.channels_last, asdict(measured)))
-    engine = replace(engine, precision=form.precision, channels_last=form.channels_last)
-    if engine != placed:
-        model.move_to_device(engine, options)
-    return engine, Measured(**form.measurement)
-
-
 def warn_about_other_inputs(repeat: Run | None, progress: Progress) -> None:
     """Warn if the input files of a repeated run are no longer the same."""
     recorded = None if repeat is None else repeat.data.get("inputs_sha256")
     if recorded is not None and recorded != inputs_digest(progress.inputs):
         log.warning("The input files differ from those of the run to repeat, so results may differ")
-
-
-def _warn_about_lower_memory(machine: Machine, path: Path) -> None:
-    """Warn if the memory limit is now lower: fields and batches keep the size chosen for the first limit."""
-    try:
-        first_max_ram = int(read_json(path / RUN)["max_ram"])
-    except (LobuleError, KeyError, TypeError, ValueError):  # The limit is only needed for this warning.
-        return
-    if machine.max_ram < first_max_ram:
-        log.warning(
-            "%s: fields and batches keep the size that was chosen for %.2g GiB, so the scan may exceed the "
-            "limit of %.2g GiB (--fresh starts over)", path, first_max_ram / GIB, machine.max_ram / GIB,
-        )  # fmt: skip
-
-
-def _warn_about_fixed_settings(engine: EngineSettings, machine: Machine, path: Path) -> None:
-    """Warn if the user requests settings other than those that the scan began with and still uses."""
-    for name in ("precision", "batch", "cells", "channels_last"):
-        requested, recorded = getattr(machine, name), getattr(engine, name)
-        if requested not in (None, "auto", recorded):
-            log.warning(
-                "%s: this scan began with %s %s and continues with it; %s is ignored (--fresh starts over)",
-                path, name, recorded, requested,
-            )  # fmt: skip
 
 
 def report_of(

@@ -44,7 +44,7 @@ from lobule.nets.painter import CELL, Painter
 from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, ScanOptions, Steps
-from lobule.scanning.device import HEADROOM, copy_to_device, dtype_of, largest_cells, working_bytes
+from lobule.scanning.device import HEADROOM, copy_to_device, dtype_of, in_torch, largest_cells, working_bytes
 from lobule.scanning.exam_passes import CellMeans, choose_windows, fill_view_table, sample_windows
 
 BATCH_ON_GPU = 8
@@ -98,7 +98,8 @@ class FourViewModel:
             }
             for net in self.nets.classifiers
         ]
-        self._painters = [copy_to_device(Painter(copy.deepcopy(net)), engine) for net in self.nets.patch_nets]
+        painters = [Painter(copy.deepcopy(net)) for net in self.nets.patch_nets]
+        self._painters = [copy_to_device(painter, in_torch(engine)) for painter in painters]
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[WindowFeatures, Batch]:
         size, channels = self.config.input_size("L-CC"), self.config.architecture.channels

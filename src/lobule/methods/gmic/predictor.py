@@ -23,10 +23,11 @@ from lobule.mammograms.published.windows import plan_window
 from lobule.methods.gmic.config import Config
 from lobule.nets.four_view import TARGETS
 from lobule.nets.gmic import Gmic
+from lobule.nets.shapes import output_shape
 from lobule.nets.squeezed import Squeezed
 from lobule.results.result import Result
 from lobule.scanning.contract import Batch, EngineSettings, ImageSource, OpenCase, ScanOptions, Steps
-from lobule.scanning.device import copy_to_device, working_bytes
+from lobule.scanning.device import copy_to_device, in_torch, working_bytes
 from lobule.scanning.exam_passes import (
     CellMeans,
     Rows,
@@ -77,7 +78,7 @@ class GmicModel:
         return choose_windows(engine, max_bytes, window_bytes, BATCH_ON_GPU)
 
     def move_to_device(self, engine: EngineSettings, options: ScanOptions) -> None:
-        float32_engine = replace(engine, precision="float32")
+        float32_engine = replace(in_torch(engine), precision="float32")
         quirks = replace(self.config, **options.settings).quirks
         self._device_nets = []
         for net in self.nets:
@@ -160,9 +161,8 @@ class _WholeMap(nn.Module):
 
 def _map_shape(net: Gmic, window: tuple[int, int]) -> tuple[int, int]:
     """Return the rows and columns of the saliency map of a window."""
-    with torch.device("meta"):
-        shape = copy.deepcopy(net.ds_net).to("meta")(torch.empty(1, 1, *window)).shape
-    return int(shape[2]), int(shape[3])
+    shape = output_shape(net.ds_net, (1, 1, *window))
+    return shape[2], shape[3]
 
 
 def saliency_layers(

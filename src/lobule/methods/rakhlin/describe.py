@@ -28,7 +28,7 @@ from lobule.methods.rakhlin.crops import (
 )
 from lobule.methods.rakhlin.encoders import Encoder, scale_pixels, with_folded_norms
 from lobule.scanning.contract import Batch, EngineSettings, Pixels, ScanOptions
-from lobule.scanning.device import copy_to_device, dtype_of, max_bytes_on, random_batch, working_bytes
+from lobule.scanning.device import copy_to_device, dtype_of, random_batch, working_bytes
 from lobule.slides.identity import slide_fingerprint
 from lobule.slides.slide import Slide
 
@@ -144,11 +144,7 @@ class Describer:
         self._largest_crop = max(set_.size for set_ in self.sets)
 
     def choose_batch(self, engine: EngineSettings, max_bytes: int, options: ScanOptions) -> EngineSettings:
-        """Choose the largest `engine.batch`, counted in crops of the largest size, that fits into memory.
-
-        `max_bytes` limits the memory of the host. On a GPU, the GPU's free memory is the limit instead.
-        """
-        max_bytes = max_bytes_on(engine.device, max_bytes)
+        """Choose the largest `engine.batch`, counted in crops of the largest size, that fits into memory."""
         bytes_per_crop = max(self._bytes_per_crop(set_) for set_ in self.sets)
         max_pixels = MAX_PIXELS_ON_CPU if engine.device.startswith("cpu") else MAX_PIXELS_ON_GPU
         max_crops = min(int(max_bytes / bytes_per_crop), max_pixels // self._largest_crop**2)

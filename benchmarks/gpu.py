@@ -1,0 +1,424 @@
+"""What Lobule makes of one GPU, in under 8 minutes. It has not run on a GPU yet, only with `--tiny` on a CPU.
+
+Every part prints a ratio against the bare model, as PyTorch alone runs it on the same card in the same
+precision (bfloat16 where the card has it), with the pixels already on the card:
+
+    dense_a1, a2, a4    Mpixel/s of VGG-16's dense map at stride 32, 16 and 8 over those of the bare VGG-16
+    arithmetic_a2, a4   the same, corrected for the additional multiplications of the finer map
+    resnet50, vit_l, vit_h, vit_g
+                        tiles/s of extracting features of a slide, end to end, over the bare network's
+    slide               seconds of the bare VGG-16 on the tissue of a slide of 100,000 px a side, a fifth of
+                        it tissue, over those of scanning it
+    training            share of the time of a training in which it does not wait for patches
+    exam                share of a scan of a mammography exam, with heatmaps, that its networks compute
+    busy_…              share of the time in which the card computes, by nvidia-smi, while the part runs
+
+`--tiny` runs every part with small networks and slides on whatever device there is, a CPU too, in a minute;
+its ratios only show that the script works. `--only PART` runs one part.
+
+    python benchmarks/gpu.py [--tiny] [--only dense|features|slide|training|exam]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from measure import report
+
+MPP, TILE = 0.5, 224
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of the parts."""
+
+    encoders: dict[str, str]
+    widths: tuple[int, ...]
+    head_widths: tuple[int, int]
+    field_cells: int
+    feature_side: int
+    slide_side: int
+    steps: int
+    exam: tuple[int, int]
+    rounds: int
+
+
+FULL = Plan(
+    {
+        "resnet50": "resnet50",
+        "vit_l": "timm:vit_large_patch16_224",
+        "vit_h": "timm:vit_huge_patch14_224",
+        "vit_g": "timm:vit_giant_patch14_224",
+    },
+    (64, 128, 256, 512, 512), (1024, 1024), 83, 8192, 100_000, 300, (2600, 1900), 5,
+)  # fmt: skip
+TINY = Plan(
+    {"resnet50": "resnet18", "vit_l": "timm:vit_tiny_patch16_224"},
+    (4, 4, 8, 8, 8), (8, 8), 4, 1024, 8192, 6, (650, 480), 1,
+)  # fmt: skip
+
+
+def device_of() -> str:
+    from lobule.scanning.device import choose_device
+
+    return choose_device()
+
+
+def precision_of(device: str) -> Literal["float32", "bfloat16"]:
+    is_rounded = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if is_rounded else "float32"
+
+
+def wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def best_seconds(work: Callable[[], object], device: str, rounds: int) -> float:
+    """Seconds of the fastest of some rounds, after one to warm up."""
+    best = float("inf")
+    for round_ in range(rounds + 1):
+        wait(device)
+        began = time.perf_counter()
+        work()
+        wait(device)
+        if round_:
+            best = min(best, time.perf_counter() - began)
+    return best
+
+
+def bare(net: nn.Module, device: str) -> nn.Module:
+    """The network as PyTorch alone would run it."""
+    dtype = torch.bfloat16 if precision_of(device) == "bfloat16" else torch.float32
+    plain = copy.deepcopy(net).eval().requires_grad_(False)
+    placed: nn.Module = plain.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
+
+
+def random_input(shape: tuple[int, ...], net: nn.Module, device: str) -> torch.Tensor:
+    dtype = next(net.parameters()).dtype
+    x = torch.rand(shape, device=device).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@contextlib.contextmanager
+def busy_share(name: str, device: str) -> Iterator[dict[str, float]]:
+    """The share of time in which the card computes, as nvidia-smi reports it ten times a second."""
+    shares: list[float] = []
+    out: dict[str, float] = {}
+    if not device.startswith("cuda") or shutil.which("nvidia-smi") is None:
+        yield out
+        return
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
+    with subprocess.Popen([*command, "-i", "0"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = process.stdout
+        reader = threading.Thread(target=lambda: shares.extend(float(line) / 100 for line in lines))
+        reader.start()
+        try:
+            yield out
+        finally:
+            process.terminate()
+            reader.join()
+    if shares:
+        out[f"busy_{name}"] = float(np.mean(shares))
+
+
+# -- the parts -----------------------------------------------------------------------------------------------
+
+
+def vgg(plan: Plan) -> nn.Module:
+    from lobule.nets.vgg import scannet_vgg16
+
+    torch.manual_seed(0)
+    return scannet_vgg16(2, widths=plan.widths, head_widths=plan.head_widths).eval()
+
+
+def dense_predictor(plan: Plan) -> Any:
+    from lobule.methods.scannet import Config, DensePredictor
+    from lobule.nets.scaling import PLAIN_SCALING
+
+    config = Config(mpp=MPP, cells=plan.field_cells, slide_score="max")
+    return DensePredictor(config, vgg(plan), PLAIN_SCALING)
+
+
+def multiplications(net: nn.Module, side: int) -> int:
+    """Multiplications of the convolutions for one field."""
+    shadow, total = copy.deepcopy(net).to("meta").eval(), 0
+
+    def count(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
+        nonlocal total
+        assert isinstance(layer, nn.Conv2d)
+        total += output.numel() * layer.weight[0].numel()
+
+    for module in shadow.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    shadow(torch.empty(1, 3, side, side, device="meta"))
+    return total
+
+
+def dense_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
+    from lobule.nets.dense import densify
+    from lobule.scanning.contract import EngineSettings, ScanOptions
+    from lobule.scanning.device import max_bytes_on
+    from lobule.scanning.engine import GIB
+
+    ratios: dict[str, float] = {}
+    net = vgg(plan)
+    plain = bare(net, device)
+    for alpha in (1, 2, 4):
+        options = ScanOptions(stride=32 // alpha)
+        predictor = dense_predictor(plan)
+        engine = EngineSettings(precision=precision_of(device), device=device)
+        engine = predictor.model.choose_batch(engine, max_bytes_on(device, GIB), options)
+        dense = densify(net, alpha)
+        side = dense.geometry.in_size(engine.cells)
+        x = random_input((1, 3, side, side), plain, device)
+        pixels = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8, device=device)
+        predictor.model.move_to_device(engine, options)
+        key, _ = predictor.model.sample_batch(engine, options)
+        from lobule.scanning.contract import Batch
+
+        with torch.inference_mode():
+            alone = best_seconds(lambda: plain(x), device, plan.rounds)  # noqa: B023
+            ours = best_seconds(lambda: predictor.model.forward(key, Batch(pixels)), device, plan.rounds)  # noqa: B023
+        ratios[f"dense_a{alpha}"] = alone / ours
+        if alpha > 1:
+            work = multiplications(dense, side) / multiplications(net, side)
+            ratios[f"arithmetic_a{alpha}"] = work * alone / ours
+        print(f"dense, stride {32 // alpha}: fields of {side} px, {side**2 / ours / 1e6:.1f} Mpixel/s")
+    return ratios
+
+
+def features_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
+    import lobule
+    from lobule.files import read_json
+    from lobule.nets.encoders import encoder
+    from lobule.phantoms.slides import SlidePhantom, write_slide
+
+    slide, side = folder / "features.tif", plan.feature_side
+    write_slide(SlidePhantom(seed=13, width=side, height=side, mpp=MPP, tissue=0.6, sections=1), slide)
+    ratios: dict[str, float] = {}
+    for name, backbone in plan.encoders.items():
+        out = folder / name
+        with busy_share(name, device) as busy:
+            done = lobule.extract_features(
+                str(slide), out, backbone=backbone, weights="random", mpp=MPP, device=device,
+                precision=precision_of(device), runtime="torch", keep_encoder=False,
+            )  # fmt: skip
+        if done.counts != {"complete": 1}:
+            raise RuntimeError(f"the extraction ended with {done.counts}: {done.failed}")
+        seconds = read_json(out / "scan" / "cases" / "features" / "run.json")["seconds"]
+        tiles, batch = done.counters.fields_done, read_json(out / "scan" / "scan.json")["engine"]["batch"]
+        net = bare(encoder(backbone, "random").net, device)
+        x = random_input((batch, 3, TILE, TILE), net, device)
+        with torch.inference_mode():
+            alone = best_seconds(lambda: net(x), device, plan.rounds) / batch  # noqa: B023
+        ratios[name] = alone * tiles / seconds
+        ratios |= busy
+        print(f"{backbone}: {tiles} tiles in batches of {batch}, {tiles / seconds:.0f} tiles/s end to end")
+    return ratios
+
+
+def write_large_slide(path: Path, side: int, tissue: float) -> None:
+    """A JPEG slide of repeated tiles: tissue in the middle, glass around it, and a small level."""
+    import simplejpeg
+    import tifffile
+
+    from lobule.phantoms.slides import SlidePhantom, write_slide
+
+    tile, shrink = 512, 32
+    phantom = path.with_suffix(".phantom.tif")
+    write_slide(SlidePhantom(seed=3, width=2048, height=2048, mpp=MPP, tissue=0.9, sections=1), phantom)
+    with tifffile.TiffFile(phantom) as file:
+        pixels = file.pages[0].asarray()
+    cuts = [
+        pixels[y : y + tile, x : x + tile] for y in range(512, 1536, tile) for x in range(512, 1536, tile)
+    ]
+    blank = np.full((tile, tile, 3), 243, np.uint8)
+    count = -(-side // tile)
+    margin = round(count * (1 - tissue**0.5) / 2)
+
+    def kind(row: int, column: int) -> int:
+        inside = margin <= min(row, column) and max(row, column) < count - margin
+        return 1 + (row * 7 + column) % len(cuts) if inside else 0
+
+    tiles = [blank, *cuts]
+    encoded = [simplejpeg.encode_jpeg(np.ascontiguousarray(one), 85, "RGB", "420") for one in tiles]
+    small = [one.reshape(tile // shrink, shrink, tile // shrink, shrink, 3).mean((1, 3)) for one in tiles]
+    rows = range(count)
+    overview = np.concatenate(
+        [np.concatenate([small[kind(row, column)] for column in rows], axis=1) for row in rows]
+    ).astype(np.uint8)
+    shared = {
+        "photometric": "ycbcr", "resolution": (1e4 / MPP, 1e4 / MPP), "resolutionunit": "CENTIMETER",
+        "compression": "jpeg", "tile": (tile, tile),
+    }  # fmt: skip
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        writer.write(
+            (encoded[kind(row, column)] for row in rows for column in rows),
+            shape=(count * tile, count * tile, 3), dtype=np.uint8, subsampling=(2, 2), **shared,
+        )  # fmt: skip
+        shared["resolution"] = (1e4 / MPP / shrink, 1e4 / MPP / shrink)
+        writer.write(overview, subfiletype=1, **shared)
+
+
+def slide_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
+    import lobule
+    from lobule.files import read_json
+    from lobule.methods.scannet import Config, save
+    from lobule.nets.backbones import BACKBONES
+    from lobule.nets.scaling import PLAIN_SCALING
+
+    path = folder / "large.tif"
+    write_large_slide(path, plan.slide_side, 0.2)
+    is_full, out = plan is FULL, folder / "slide"
+    trunk = "scannet_vgg16" if is_full else "tiny"
+    net = vgg(plan) if is_full else BACKBONES[trunk](2).eval()
+    save(folder / "bundle", Config(trunk=trunk, mpp=MPP, cells=plan.field_cells), net, PLAIN_SCALING)
+    with busy_share("slide", device) as busy:
+        done = lobule.scan(
+            folder / "bundle", str(path), out, device=device, precision=precision_of(device), runtime="torch"
+        )
+    if done.counts != {"complete": 1}:
+        raise RuntimeError(f"the scan ended with {done.counts}: {done.failed}")
+    seconds = read_json(out / "cases" / "large" / "run.json")["seconds"]
+    fields, pixels = done.counters.fields_done, done.counters.pixels_done
+    side = round((pixels / fields) ** 0.5)
+    plain = bare(net, device)
+    x = random_input((1, 3, side, side), plain, device)
+    with torch.inference_mode():
+        alone = best_seconds(lambda: plain(x), device, plan.rounds)
+    print(f"slide: {fields} fields of {side} px in {seconds:.1f} s, {pixels / seconds / 1e6:.0f} Mpixel/s")
+    return {"slide": alone * fields / seconds, **busy}
+
+
+class Waiting:
+    """A stream of batches that measures the seconds of waiting for them, after some to warm up."""
+
+    def __init__(self, stream: Any, warm: int) -> None:
+        self.stream, self.warm, self.batches, self.seconds, self.began = stream, warm, 0, 0.0, 0.0
+
+    def __next__(self) -> Any:
+        if self.batches == self.warm:
+            self.began, self.seconds = time.perf_counter(), 0.0
+        began = time.perf_counter()
+        samples = next(self.stream)
+        self.seconds += time.perf_counter() - began
+        self.batches += 1
+        return samples
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.stream.state())
+
+    def restore(self, state: Any) -> None:
+        self.stream.restore(state)
+
+
+def training_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
+    from lobule.nets.scaling import PLAIN_SCALING
+    from lobule.training.fitting import FitOptions, Group, TrainMachine, fit
+    from lobule.training.sampling import SampleConfig, SampleStream
+    from training import make_pool
+
+    machine, batch, warm = TrainMachine(device=device).resolved(), 64 if plan is FULL else 8, 3
+    (folder / "pool").mkdir()
+    pool = make_pool(folder / "pool", 2, 4096 if plan is FULL else 1024)
+    net = vgg(plan).train()
+    net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def loss(module: nn.Module, samples: Any) -> torch.Tensor:
+        pixels = torch.from_numpy(samples.pixels).to(device, non_blocking=True)
+        labels = torch.from_numpy(samples.labels).to(device, non_blocking=True)
+        return nn.functional.cross_entropy(module(PLAIN_SCALING.apply(pixels)).flatten(1), labels)
+
+    options = FitOptions(
+        steps=plan.steps + warm, schedule="constant", checkpoint_every=10**9, device=device,
+        precision=machine.precision, replicas=machine.replicas_for(batch), log_every=10**6,
+    )  # fmt: skip
+    config, workers = SampleConfig(MPP, 244), machine.workers or 1
+    patches = SampleStream(pool, config, batch, seed=1, workers=workers, ahead=2 * workers)
+    with busy_share("training", device) as busy, patches as stream:
+        waiting = Waiting(stream, warm)
+        fit(net, loss, waiting, options, folder / "fit", [Group(list(net.parameters()), 0.01)])
+        wall = time.perf_counter() - waiting.began
+    share = waiting.seconds / wall
+    print(f"training: {plan.steps * batch / wall:.0f} images/s, waiting {share:.0%} of the time")
+    return {"training": 1 - share, **busy}
+
+
+def exam_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
+    import lobule
+    from lobule.methods.four_view import Config, save
+    from lobule.methods.four_view.model import build
+    from lobule.phantoms.exams import write_exams
+    from lobule.scanning.cases import Progress
+    from lobule.settings import parse
+
+    manifest = write_exams(folder / "exam", exams=1, size=plan.exam, seed=1)
+    torch.manual_seed(0)
+    config = parse(Config, {"architecture.heatmaps": True})
+    networks = build(config)
+    save(folder / "four_view", config, networks.members[0], *networks.patch_nets)
+    settings = {"reading.painting": "fast", "reading.epochs": "10" if plan is FULL else "1"}
+    progress = Progress()
+    with busy_share("exam", device) as busy:
+        done = lobule.scan(
+            folder / "four_view", manifest, folder / "exams", device=device, runtime="torch",
+            precision=precision_of(device), settings=settings, progress=progress,
+        )  # fmt: skip
+    if done.counts != {"complete": 1}:
+        raise RuntimeError(f"the scan ended with {done.counts}: {done.failed}")
+    print(f"exam: {done.seconds:.1f} s with heatmaps")
+    return {"exam": progress.counters.model_s / done.seconds, **busy}
+
+
+SECTIONS: dict[str, Callable[[Plan, str, Path], dict[str, float]]] = {
+    "dense": dense_part,
+    "features": features_part,
+    "slide": slide_part,
+    "training": training_part,
+    "exam": exam_part,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tiny", action="store_true", help="small sizes on any device, in a minute")
+    parser.add_argument("--only", choices=list(SECTIONS), help="run one part")
+    options = parser.parse_args()
+    plan, device = TINY if options.tiny else FULL, device_of()
+    if device == "cpu" and not options.tiny:
+        parser.error("there is no GPU; --tiny runs the parts on a CPU")
+    card = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    print(f"{card}, {precision_of(device)}, torch {torch.__version__}")
+    ratios: dict[str, float] = {}
+    for name, section in SECTIONS.items():
+        if options.only in (None, name):
+            began = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                ratios |= section(plan, device, Path(folder))
+            print(f"  ({name} took {time.perf_counter() - began:.0f} s)", flush=True)
+    report("gpu", ratios)
+
+
+if __name__ == "__main__":
+    main()

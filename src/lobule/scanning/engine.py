@@ -1,0 +1,255 @@
+"""Chooses the engine settings of a scan, or follows those that it began with."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lobule.allocator import keep_freed_memory
+from lobule.errors import ConfigError, LobuleError, ModelError, ResultsError
+from lobule.files import read_json, write_json
+from lobule.results.folder import SCAN, Results, record_engine
+from lobule.scanning.cases import Progress
+from lobule.scanning.choice import Measured, RealFields, measure, possible_forms, uses_int8
+from lobule.scanning.contract import OPENVINO, EngineSettings, Model, ScanOptions
+from lobule.scanning.device import available_cores, choose_device, max_bytes_on, replicas_for
+from lobule.scanning.form_cache import CachedForm, cache_key, cached_form, processor_model, store_form
+from lobule.scanning.int8 import with_int8_sizes
+
+log = logging.getLogger("lobule.scan")
+
+GIB = 1 << 30
+RUN = "run.json"
+MODEL_SHARE = 0.55
+"""Share of the memory limit for activations."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The resources that a scan may use. They change results at most by rounding errors."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    max_ram: int = 2 * GIB
+    """Limit of the memory besides the model, in bytes; it holds for slides of any size."""
+    readers: int | None = None
+    """Reading threads; None uses one per core."""
+    cells: int | None = None
+    batch: int | None = None
+    replicas: int | None = None
+    channels_last: bool | None = None
+    """Memory layout of the model; None uses the faster one, measured once per machine and model."""
+    runtime: str = "torch"
+    """Library that computes the networks on a CPU: "torch", "openvino", or "auto" for the faster one."""
+    cores: int | None = None
+    """Cores to use; None uses all cores that this process may use."""
+
+    @property
+    def usable_cores(self) -> int:
+        """The number of cores to use."""
+        return self.cores or available_cores()
+
+    @classmethod
+    def with_layout(
+        cls,
+        layout: str,
+        device: str,
+        precision: str,
+        max_ram: int,
+        readers: int | None,
+        batch: int | None,
+        runtime: str = "torch",
+    ) -> Machine:
+        """Return the resources with a memory layout by name: auto, channels-last or contiguous.
+
+        The environment variable LOBULE_RUNTIME replaces the runtime "auto".
+        """
+        if layout not in CHANNELS_LAST:
+            raise ConfigError(f"unknown memory layout '{layout}'", expected=", ".join(CHANNELS_LAST))
+        channels_last = CHANNELS_LAST[layout]
+        if runtime == "auto":
+            runtime = os.environ.get("LOBULE_RUNTIME") or runtime
+        return cls(
+            device, precision, max_ram, readers, batch=batch, channels_last=channels_last, runtime=runtime
+        )
+
+
+CHANNELS_LAST = {"auto": None, "channels-last": True, "contiguous": False}
+"""The value of `Machine.channels_last` for each memory layout."""
+
+
+def options_to_dict(options: ScanOptions) -> dict[str, Any]:
+    """Return the options that influence results, as stored in `scan.json`."""
+    values = asdict(options)
+    values.pop("budget")
+    return values
+
+
+def choose_engine(
+    model: Model,
+    results: Results,
+    options: ScanOptions,
+    machine: Machine,
+    progress: Progress,
+    int8_folder: str = "",
+    real_fields: RealFields | None = None,
+) -> EngineSettings:
+    """Return the engine settings and move the model to the device.
+
+    A resumed scan uses the settings in `scan.json`, except for the device and the number of replicas, which
+    do not change results. A new scan chooses settings and writes them to `scan.json`.
+    """
+    engine = _recorded_engine(results)
+    device = choose_device(machine.device)
+    if engine is not None and engine.runtime == OPENVINO:
+        device = _require_recorded_runtime(engine, machine, int8_folder, results.path)
+    if device == "cpu":
+        keep_freed_memory()
+    replicas, threads = replicas_for(device, machine.usable_cores)
+    replicas = machine.replicas or replicas
+    if engine is not None:
+        engine = replace(engine, device=device, replicas=replicas, int8_folder=int8_folder)
+        _warn_about_fixed_settings(engine, machine, results.path)
+        _warn_about_lower_memory(machine, results.path)
+        model.move_to_device(engine, options)
+        progress.precision = f"{engine.runtime} {engine.precision}, as recorded in {SCAN}"
+        return engine
+    engine = EngineSettings(
+        device=device, replicas=replicas, replica_threads=threads, int8_folder=int8_folder
+    )
+    max_bytes = max_bytes_on(device, int(machine.max_ram * MODEL_SHARE)) // replicas
+    engine = model.choose_batch(engine, max_bytes, options)
+    engine = replace(engine, cells=machine.cells or engine.cells, batch=machine.batch or engine.batch)
+    if uses_int8(engine, machine.precision, machine.runtime):
+        engine = with_int8_sizes(engine)
+    bundle = results.settings["bundle"]
+    while True:
+        try:
+            engine, measured = _choose_form(model, engine, bundle, options, machine, real_fields)
+            break
+        except ModelError as error:
+            if not isinstance(error.__cause__, torch.OutOfMemoryError) or engine.batch == 1:
+                raise
+            engine = replace(engine, batch=engine.batch // 2)
+            log.warning("The memory of %s is exhausted: trying batches of %d", device, engine.batch)
+    log.info("precision %s", measured.sentence())
+    progress.precision = measured.sentence()
+    run = {
+        "measured": asdict(measured),
+        "host": platform.node(),
+        "processor": processor_model(),
+        "cores": machine.usable_cores,
+        "device": device,
+        "replicas": replicas,
+        "max_ram": machine.max_ram,
+        "began": time.time(),
+    }
+    write_json(results.path / RUN, run)
+    record_engine(results, engine.deciding())
+    return engine
+
+
+def _recorded_engine(results: Results) -> EngineSettings | None:
+    """Return the engine settings in `scan.json`, or None if nothing was scanned yet."""
+    recorded = results.settings.get("engine")
+    path = results.path / SCAN
+    if recorded is None:
+        if next(results.cases(), None) is None:
+            return None
+        raise ResultsError(
+            "the results were created by an older version of Lobule",
+            subject=path,
+            expected="the engine settings in scan.json",
+            remedy="Use another results folder, or start over with --fresh",
+        )
+    try:
+        return EngineSettings(**recorded)
+    except TypeError as error:
+        raise ResultsError(
+            "the engine settings are invalid", subject=path, actual=str(error), remedy="Use --fresh"
+        ) from error
+
+
+def _require_recorded_runtime(engine: EngineSettings, machine: Machine, int8_folder: str, path: Path) -> str:
+    """Return the device of a scan that began with OpenVINO.
+
+    Raises:
+        ResultsError: This machine or this bundle cannot continue the scan with the recorded runtime.
+    """
+    from lobule.scanning.openvino_library import is_installed, runs_bfloat16
+
+    problem = None
+    if machine.device not in ("auto", "cpu"):
+        problem = f"--device {machine.device}"
+    elif not is_installed():
+        problem = "an environment without the extra 'openvino'"
+    elif engine.precision == "bfloat16" and not runs_bfloat16():
+        problem = "a processor without units for bfloat16"
+    elif engine.precision == "int8" and not int8_folder:
+        problem = "a bundle without int8 models"
+    if problem is not None:
+        raise ResultsError(
+            "this worker cannot continue the scan as it began",
+            subject=path / SCAN,
+            expected=f"the runtime openvino in {engine.precision} on a CPU",
+            actual=problem,
+            remedy="Continue it where that runtime is available, or start over with --fresh",
+        )
+    return "cpu"
+
+
+def _choose_form(
+    model: Model,
+    engine: EngineSettings,
+    bundle: Mapping[str, Any],
+    options: ScanOptions,
+    machine: Machine,
+    real_fields: RealFields | None,
+) -> tuple[EngineSettings, Measured]:
+    """Move the model to the device in the cached form, or measure and cache the form first."""
+    precision, layout, runtime = machine.precision, machine.channels_last, machine.runtime
+    forms = possible_forms(engine, precision, layout, runtime)
+    if len(forms) == 1 and forms[0].precision == "float32":
+        return measure(model, engine, options, precision, layout, runtime, real_fields)
+    key = cache_key(bundle, engine, options_to_dict(options), precision, layout, runtime)
+    form, placed = cached_form(key), None
+    if form is None:
+        placed, measured = measure(model, engine, options, precision, layout, runtime, real_fields)
+        chosen = CachedForm(placed.precision, placed.channels_last, asdict(measured), placed.runtime)
+        form = store_form(key, chosen)
+    engine = replace(engine, precision=form.precision, channels_last=form.channels_last, runtime=form.runtime)
+    if engine != placed:
+        model.move_to_device(engine, options)
+    return engine, Measured(**form.measurement)
+
+
+def _warn_about_lower_memory(machine: Machine, path: Path) -> None:
+    """Warn if the memory limit is now lower: fields and batches keep the size chosen for the first limit."""
+    try:
+        first_max_ram = int(read_json(path / RUN)["max_ram"])
+    except (LobuleError, KeyError, TypeError, ValueError):  # The limit is only needed for this warning.
+        return
+    if machine.max_ram < first_max_ram:
+        log.warning(
+            "%s: fields and batches keep the size that was chosen for %.2g GiB, so the scan may exceed the "
+            "limit of %.2g GiB (--fresh starts over)", path, first_max_ram / GIB, machine.max_ram / GIB,
+        )  # fmt: skip
+
+
+def _warn_about_fixed_settings(engine: EngineSettings, machine: Machine, path: Path) -> None:
+    """Warn if the user requests settings other than those that the scan began with and still uses."""
+    for name in ("precision", "batch", "cells", "channels_last", "runtime"):
+        requested, recorded = getattr(machine, name), getattr(engine, name)
+        if requested not in (None, "auto", recorded):
+            log.warning(
+                "%s: this scan began with %s %s and continues with it; %s is ignored (--fresh starts over)",
+                path, name, recorded, requested,
+            )  # fmt: skip

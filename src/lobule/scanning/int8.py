@@ -1,0 +1,97 @@
+"""int8 models of the networks of a bundle: collecting fields, quantising with NNCF, and finding the models.
+
+A quantised bundle has one model per network and input shape, and the file `int8-index.json`, which also holds
+the field and batch sizes that the models were made for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lobule.bundles import INT8
+from lobule.errors import ConfigError
+from lobule.files import read_json, write_json
+from lobule.scanning.contract import EngineSettings
+from lobule.scanning.network_identity import INDEX, signature, structure_digest
+from lobule.scanning.openvino_library import nncf
+from lobule.scanning.openvino_runtime import OpenVinoNet, convert, padded_size, save_model
+
+LEAST_FIELDS = 8
+"""Fewest fields for a calibration. More do not hurt; 100 to 300 are usual."""
+MOST_BYTES = 1 << 29
+"""Most memory for the collected fields of one network."""
+
+
+@dataclass(eq=False)
+class CollectedInputs:
+    """Inputs of every network, by network and shape, up to `most` fields each."""
+
+    most: int
+    inputs: dict[tuple[OpenVinoNet, tuple[int, ...]], list[NDArray[np.float32]]] = field(default_factory=dict)
+    fields: dict[tuple[OpenVinoNet, tuple[int, ...]], int] = field(default_factory=dict)
+
+    def add(self, net: OpenVinoNet, x: Tensor) -> None:
+        """Add a batch. A short batch is filled up by repeating its fields."""
+        key = net, (padded_size(len(x)), *x.shape[1:])
+        inputs, fields = self.inputs.setdefault(key, []), self.fields.setdefault(key, 0)
+        if fields < self.most and (len(inputs) + 1) * x.nbytes <= MOST_BYTES:
+            inputs.append(np.ascontiguousarray(x.numpy()[np.arange(key[1][0]) % len(x)]))
+            self.fields[key] = fields + len(x)
+
+
+def write_models(collected: CollectedInputs, engine: EngineSettings, folder: Path) -> list[dict[str, Any]]:
+    """Quantise every network for each shape of its inputs, and write the models and their index.
+
+    Raises:
+        ConfigError: There are too few fields, or no network was computed by OpenVINO.
+    """
+    if not collected.inputs:
+        raise ConfigError("OpenVINO computed no network of this bundle, so there is nothing to quantise")
+    entries: list[dict[str, Any]] = []
+    for (net, shape), inputs in collected.inputs.items():
+        fields = collected.fields[net, shape]
+        if fields < LEAST_FIELDS:
+            raise ConfigError(
+                "there are too few fields with tissue for a calibration",
+                expected=f"at least {LEAST_FIELDS} for the input shape {shape}",
+                actual=str(fields),
+                remedy="Use a cohort with more tissue",
+            )
+        structure = structure_digest(net.net)
+        name = f"{INT8}{len(entries)}.xml"
+        save_model(_quantised(net.net, shape, inputs), folder / name)
+        entries.append(
+            {"file": name, "structure": structure, "signature": signature(net.net), "shape": list(shape),
+             "fields": fields}
+        )  # fmt: skip
+    write_json(folder / INDEX, {"cells": engine.cells, "batch": engine.batch, "models": entries})
+    return entries
+
+
+def _quantised(net: nn.Module, shape: tuple[int, ...], inputs: list[NDArray[np.float32]]) -> Any:
+    library = nncf()
+    library.set_log_level(logging.ERROR)
+    has_attention = any(isinstance(module, nn.LayerNorm) for module in net.modules())
+    with contextlib.redirect_stdout(io.StringIO()):  # Progress bars.
+        return library.quantize(
+            convert(net, shape),
+            library.Dataset(inputs),
+            subset_size=len(inputs),
+            preset=library.QuantizationPreset.MIXED,
+            model_type=library.ModelType.TRANSFORMER if has_attention else None,
+        )
+
+
+def with_int8_sizes(engine: EngineSettings) -> EngineSettings:
+    """Return the engine settings with the field and batch sizes of the int8 models."""
+    index = read_json(Path(engine.int8_folder) / INDEX)
+    return replace(engine, cells=int(index["cells"]), batch=int(index["batch"]))

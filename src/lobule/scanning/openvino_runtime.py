@@ -1,0 +1,239 @@
+"""Networks that OpenVINO computes on a CPU.
+
+A network is converted once per input shape. Converted models are stored in the user's cache folder, under a
+hash of the network's weights and structure, the shape and the versions, so that later scans only load them.
+A network that OpenVINO cannot convert is computed by torch, with a warning that names the layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lobule import __version__
+from lobule.fingerprints import cache_folder
+from lobule.results.locks import lock_file
+from lobule.scanning.contract import EngineSettings
+from lobule.scanning.network_identity import find_int8_model, network_digest
+from lobule.scanning.openvino_library import core, openvino
+
+log = logging.getLogger("lobule.scan")
+
+HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+"""The precision of the layers that are not quantised, for each precision of the engine settings."""
+EXACT_BATCHES = 8
+"""Batches up to this size are padded to a power of two, larger ones to a multiple of it, so that a network is
+converted for few shapes. The padding depends only on the size of the batch."""
+
+Recorder = Callable[["OpenVinoNet", Tensor], None]
+_recorder: Recorder | None = None
+_conversion = threading.RLock()
+"""Tracing a network temporarily changes state of the whole process."""
+
+
+@contextmanager
+def recorded_inputs(recorder: Recorder) -> Iterator[None]:
+    """Call a function with every network and its input; used to collect fields for a calibration."""
+    global _recorder
+    _recorder = recorder
+    try:
+        yield
+    finally:
+        _recorder = None
+
+
+class OpenVinoNet(nn.Module):
+    """A network on a CPU with the interface of a module: float32 tensors in and out.
+
+    Args:
+        net: The network, in evaluation mode and float32.
+        engine: The precision, and the numbers of replicas and threads.
+        fallback: Builds the network for torch, for layers that cannot be converted.
+        quantised: Folder with models that `lobule weights quantize` wrote, for the precision int8.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        engine: EngineSettings,
+        fallback: Callable[[], nn.Module],
+        quantised: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self._hidden = (net,)  # In a tuple, so that it is not a submodule, which would be copied and moved.
+        self._engine, self._fallback_of, self._quantised = engine, fallback, quantised
+        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._fallback: nn.Module | None = None
+        self._requests = threading.local()
+        self._digest: str | None = None
+
+    @property
+    def net(self) -> nn.Module:
+        return self._hidden[0]
+
+    @property
+    def digest(self) -> str:
+        """A hash of the weights and the structure of the network."""
+        if self._digest is None:
+            self._digest = network_digest(self.net)
+        return self._digest
+
+    def forward(self, x: Tensor) -> Any:
+        if _recorder is not None:
+            _recorder(self, x)
+        size = len(x)
+        shape = (padded_size(size), *x.shape[1:])
+        request = self._request_for(shape, x)
+        if request is None:
+            return self._in_torch(x)
+        x = x.contiguous()
+        if shape[0] != size:
+            x = torch.cat([x, x.new_zeros((shape[0] - size, *x.shape[1:]))])
+        results = request.infer([x.numpy()], share_inputs=True)
+        outputs = [torch.from_numpy(np.array(results[i]))[:size] for i in range(len(results))]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _request_for(self, shape: tuple[int, ...], x: Tensor) -> Any:
+        """Return this thread's request for a shape; None if the network cannot be converted."""
+        requests: dict[tuple[int, ...], Any] = self._requests.__dict__.setdefault("by_shape", {})
+        if shape not in requests:
+            compiled = self._compiled_for(shape, x)
+            if compiled is None:
+                return None
+            requests[shape] = compiled.create_infer_request()
+        return requests[shape]
+
+    def _in_torch(self, x: Tensor) -> Any:
+        assert self._fallback is not None
+        return self._fallback(x)
+
+    def _compiled_for(self, shape: tuple[int, ...], x: Tensor) -> Any:
+        with _conversion:
+            if shape not in self._compiled and self._fallback is None:
+                try:
+                    self._compiled[shape] = self._compile(self._model_for(shape))
+                except Exception as error:  # OpenVINO raises many undocumented types.
+                    layer = _failing_layer(self.net, x) or "the whole network"
+                    log.warning(
+                        "OpenVINO cannot run %s of %s, so torch computes this network: %s",
+                        layer, type(self.net).__name__, first_line(error),
+                    )  # fmt: skip
+                    self._fallback = self._fallback_of()
+            return self._compiled.get(shape)
+
+    def _model_for(self, shape: tuple[int, ...]) -> Any:
+        if self._engine.precision == "int8" and self._quantised is not None:
+            path = find_int8_model(self._quantised, self.net, shape)
+            if path is not None:
+                return core().read_model(path)
+            log.warning(
+                "The bundle has no int8 model of %s for inputs of the shape %s: they are computed in float32",
+                type(self.net).__name__, "x".join(map(str, shape)),
+            )  # fmt: skip
+        return converted(self.net, self.digest, shape)
+
+    def _compile(self, model: Any) -> Any:
+        engine = self._engine
+        settings = {
+            "NUM_STREAMS": engine.replicas,
+            "INFERENCE_NUM_THREADS": engine.replicas * engine.replica_threads,
+            "INFERENCE_PRECISION_HINT": HINTS[engine.precision],
+            "ENABLE_CPU_PINNING": False,
+        }
+        return core().compile_model(model, "CPU", settings)
+
+
+def padded_size(size: int) -> int:
+    """The size of the batch that is computed for a batch of `size`."""
+    if size > EXACT_BATCHES:
+        return -(-size // EXACT_BATCHES) * EXACT_BATCHES
+    return 1 << (size - 1).bit_length()
+
+
+def converted(net: nn.Module, digest: str, shape: tuple[int, ...]) -> Any:
+    """Return the float32 model of a network for one input shape, from the cache if it is there."""
+    key = f"{digest} {shape} {openvino().__version__} {torch.__version__} {__version__}"
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    try:
+        path = cache_folder() / "openvino" / f"{name}.xml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        log.warning("The converted network cannot be cached: %s", error)
+        return convert(net, shape)
+    with lock_file(path.with_suffix(".lock")):
+        if path.exists():
+            try:
+                return core().read_model(path)
+            except RuntimeError as error:
+                log.warning("%s: the cached network is damaged and is converted again: %s", path, error)
+        model = convert(net, shape)
+        save_model(model, path)
+        return model
+
+
+def convert(net: nn.Module, shape: tuple[int, ...]) -> Any:
+    """Convert a network for one input shape."""
+    with _conversion_settings():
+        return openvino().convert_model(net, example_input=torch.zeros(shape), input=list(shape))
+
+
+@contextmanager
+def _conversion_settings() -> Iterator[None]:
+    """Ignore the warnings of tracing that shapes become constants, and undo OpenVINO's changes of logging."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Write a model as an XML file and a BIN file. The XML file comes last, so that one is complete."""
+    temporary = path.with_name(f".{path.stem}.part.xml")
+    openvino().save_model(model, temporary, compress_to_fp16=False)
+    temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
+    temporary.replace(path)
+
+
+def _failing_layer(net: nn.Module, x: Tensor) -> str | None:
+    """The name and type of the first layer that cannot be converted alone; None if every layer can."""
+    inputs: dict[str, tuple[Any, ...]] = {}
+    names = {module: name for name, module in net.named_modules() if not list(module.children())}
+
+    def record(module: nn.Module, arguments: tuple[Any, ...], _: Any) -> None:
+        inputs.setdefault(names[module], arguments)
+
+    handles = [module.register_forward_hook(record) for module in names]
+    try:
+        with torch.inference_mode():
+            net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, arguments in inputs.items():
+        layer = net.get_submodule(name)
+        try:
+            with _conversion_settings():
+                openvino().convert_model(layer, example_input=arguments)
+        except Exception:
+            return f"the layer '{name}' ({type(layer).__name__})" if name else type(layer).__name__
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

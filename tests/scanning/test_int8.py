@@ -1,0 +1,162 @@
+"""Quantised bundles: their calibration, their report, and scans in int8."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lobule.api import scan as scan_bundle
+from lobule.api.quantization import quantize, rank_correlation
+from lobule.bundles import read_bundle
+from lobule.cohort import Cohort
+from lobule.errors import BundleError, ConfigError
+from lobule.files import read_json
+from lobule.methods.classifier import convert
+from lobule.nets.inference import for_inference
+from lobule.nets.tiny import tiny
+from lobule.results import open_results
+from lobule.scanning.int8 import CollectedInputs, write_models
+from lobule.scanning.network_identity import INDEX, find_int8_model, signature, structure_digest
+from lobule.scanning.openvino_library import is_installed
+from tests.scanning.support import cohort_of, pixels_of, tree, write_slide
+
+pytestmark = pytest.mark.skipif(
+    not (is_installed() and is_installed("nncf")), reason="the extra 'quantize' is not installed"
+)
+TILE = 64
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    folder = tmp_path_factory.mktemp("slides")
+    slides = [write_slide(folder / f"{seed}.tif", pixels_of(420, 330, seed)) for seed in (0, 1)]
+    return cohort_of(*slides)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of tiles: timm's smallest ResNet, with seeded weights."""
+    from timm import create_model
+
+    folder = tmp_path_factory.mktemp("bundles")
+    torch.manual_seed(5)
+    net = create_model("test_resnet", num_classes=2)
+    torch.save(net.eval().state_dict(), folder / "model.pt")
+    config = {"architecture": "timm:test_resnet", "class_names": ["no", "yes"], "spacing_um_px": 0.5}
+    (folder / "config.json").write_text(json.dumps({**config, "patch_size_pixels": TILE}))
+    convert(folder / "model.pt", folder / "config.json", folder / "bundle")
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="module")
+def quantised(original: Path, cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quantised") / "bundle"
+    quantize(original, cohort, out, fields=40, scans=1)
+    return out
+
+
+def run(bundle: Path, cohort: Cohort, out: Path, **options: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {"runtime": "openvino", "tissue": False, "device": "cpu", **options}
+    report = scan_bundle(bundle, cohort, out, **settings)
+    assert dict(report.counts) == {"complete": 2}, report.failed
+    engine: dict[str, Any] = read_json(out / "scan.json")["engine"]
+    return engine
+
+
+def scores_of(out: Path) -> np.ndarray:
+    return np.stack([case.maps["tiles"].scores() for case in open_results(out).cases()])
+
+
+def test_a_scan_with_a_quantised_bundle_runs_in_int8_near_float32(
+    original: Path, quantised: Path, cohort: Cohort, tmp_path: Path
+) -> None:
+    engine = run(quantised, cohort, tmp_path / "int8")
+    assert (engine["runtime"], engine["precision"]) == ("openvino", "int8")
+    run(original, cohort, tmp_path / "float32", precision="float32")
+    rounded, exact = scores_of(tmp_path / "int8"), scores_of(tmp_path / "float32")
+    difference = np.abs(rounded - exact)
+    assert 1e-6 < difference.max() < 0.1
+    measured = read_json(tmp_path / "int8" / "run.json")["measured"]
+    assert measured["measured_on"] == "tissue"
+    assert measured["difference"] == pytest.approx(difference[0].max(), rel=0.01)
+    run(quantised, cohort, tmp_path / "again")
+    assert tree(tmp_path / "again") == tree(tmp_path / "int8")
+
+
+def test_float32_on_request(quantised: Path, original: Path, cohort: Cohort, tmp_path: Path) -> None:
+    assert run(quantised, cohort, tmp_path / "a", precision="float32")["precision"] == "float32"
+    run(original, cohort, tmp_path / "b", precision="float32")
+    np.testing.assert_array_equal(scores_of(tmp_path / "a"), scores_of(tmp_path / "b"))
+
+
+def test_the_report_is_in_the_bundle(quantised: Path, original: Path) -> None:
+    bundle, source = read_bundle(quantised), read_bundle(original)
+    report = bundle.provenance["int8"]
+    assert set(source.files) < set(bundle.files) and bundle.fingerprint != source.fingerprint
+    assert report["models"][0]["shape"] == [8, 3, TILE, TILE] and report["models"][0]["fields"] >= 30
+    fields = report["fields"]
+    assert 0 < fields["mean"] < fields["largest"] < 0.1 and fields["rank_correlation"] > 0.9
+    scores = report["scans"]["scores"]
+    changes = [abs(scores["float32"]["0"][name] - scores["int8"]["0"][name]) for name in scores["int8"]["0"]]
+    assert report["scans"]["largest_change"] == pytest.approx(max(changes))
+
+
+def test_what_cannot_be_quantised_is_refused(
+    original: Path, quantised: Path, cohort: Cohort, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="already quantised"):
+        quantize(quantised, cohort, tmp_path / "again")
+    small = write_slide(tmp_path / "small.tif", pixels_of(2 * TILE, TILE))
+    with pytest.raises(ConfigError, match="too few fields"):
+        quantize(original, cohort_of(small), tmp_path / "few")
+    assert not (tmp_path / "few").exists()
+
+
+def test_a_changed_model_is_refused(quantised: Path, cohort: Cohort, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(quantised, tmp_path / "changed")
+    (tmp_path / "changed" / "int8-0.bin").write_bytes(b"other")
+    with pytest.raises(BundleError, match="not the one the bundle was made with"):
+        run(tmp_path / "changed", cohort, tmp_path / "r")
+
+
+def test_a_model_belongs_to_its_network_and_shape(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    nets = [for_inference(tiny().eval()) for _ in range(2)]
+    entries = [
+        {"file": f"int8-{n}.xml", "structure": structure_digest(net), "signature": signature(net),
+         "shape": [1, 3, 203, 203]}
+        for n, net in enumerate(nets)
+    ]  # fmt: skip
+    (tmp_path / INDEX).write_text(json.dumps({"cells": 1, "batch": 1, "models": entries}))
+    for number, net in enumerate(nets):
+        assert find_int8_model(tmp_path, net, (1, 3, 203, 203)) == tmp_path / f"int8-{number}.xml"
+        assert find_int8_model(tmp_path, net, (2, 3, 203, 203)) is None
+    with torch.no_grad():
+        for parameter in nets[0].parameters():
+            parameter.mul_(1 + 1e-6)  # as another processor rounds folded weights
+    assert find_int8_model(tmp_path, nets[0], (1, 3, 203, 203)) == tmp_path / "int8-0.xml"
+    assert find_int8_model(tmp_path, for_inference(tiny().eval()), (1, 3, 203, 203)) is None
+
+
+def test_a_method_without_networks_has_nothing_to_quantise(tmp_path: Path) -> None:
+    from lobule.scanning.contract import EngineSettings
+
+    with pytest.raises(ConfigError, match="nothing to quantise"):
+        write_models(CollectedInputs(8), EngineSettings(), tmp_path)
+
+
+def test_rank_correlation_is_that_of_scipy() -> None:
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 20, 200).astype(np.float32)
+    y = (x + rng.normal(0, 5, 200)).astype(np.float32)
+    assert rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic)
+    assert rank_correlation(x, np.ones_like(x)) is None

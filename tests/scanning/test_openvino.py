@@ -1,0 +1,318 @@
+"""Scans with the runtime openvino: the scores of torch, the same bytes again, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lobule.api import extract_features
+from lobule.api import scan as scan_bundle
+from lobule.errors import ConfigError, MissingExtra, ResultsError
+from lobule.features import open_features
+from lobule.files import read_json
+from lobule.fingerprints import cache_folder
+from lobule.methods.classifier import convert
+from lobule.nets.dense import densify
+from lobule.nets.inference import for_inference
+from lobule.nets.resnet import resnet
+from lobule.nets.tiny import tiny
+from lobule.results import open_results
+from lobule.scanning import openvino_library, openvino_runtime
+from lobule.scanning.contract import OPENVINO, EngineSettings
+from lobule.scanning.device import copy_to_device
+from lobule.scanning.network_identity import network_digest
+from lobule.scanning.openvino_library import is_installed
+from tests.methods.scannet.support import write_tiny_bundle
+from tests.scanning.support import pixels_of, tree, write_slide
+
+pytestmark = pytest.mark.skipif(not is_installed(), reason="the extra 'openvino' is not installed")
+ENGINE = EngineSettings(runtime=OPENVINO)
+TILE = 64
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder for each test."""
+    monkeypatch.setenv("LOBULE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_slide(tmp_path_factory.mktemp("slides") / "one.tif", pixels_of(420, 330))
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    torch.manual_seed(5)
+    torch.save(resnet("resnet18", 2).eval().state_dict(), folder / "model.pt")
+    config = {"architecture": "torchvision:resnet18", "class_names": ["no", "yes"], "spacing_um_px": 0.5}
+    (folder / "config.json").write_text(json.dumps({**config, "patch_size_pixels": TILE}))
+    convert(folder / "model.pt", folder / "config.json", folder / "tiles")
+    return {"dense": write_tiny_bundle(folder / "dense", mpp=0.5), "tiles": folder / "tiles"}
+
+
+def run(bundle: Path, slide: Path, out: Path, runtime: str, **options: Any) -> dict[str, Any]:
+    """Scan a slide in float32; return the engine settings of `scan.json`."""
+    settings: dict[str, Any] = {"precision": "float32", "tissue": False, "device": "cpu", **options}
+    settings.setdefault("max_ram", 48 << 20)  # small fields, because the slide is small
+    report = scan_bundle(bundle, str(slide), out, runtime=runtime, **settings)  # type: ignore[arg-type]
+    assert dict(report.counts) == {"complete": 1}, report.failed
+    engine: dict[str, Any] = read_json(out / "scan.json")["engine"]
+    return engine
+
+
+def scores_of(out: Path) -> np.ndarray:
+    (folder,) = open_results(out).cases()
+    (reader,) = folder.maps.values()
+    return np.asarray(reader.scores())
+
+
+@pytest.mark.parametrize("kind", ["dense", "tiles"])
+def test_scores_are_those_of_torch_and_bytes_are_the_same_again(
+    kind: str, bundles: dict[str, Path], slide: Path, tmp_path: Path
+) -> None:
+    options = {"stride": 16} if kind == "dense" else {}
+    engine = run(bundles[kind], slide, tmp_path / "openvino", OPENVINO, **options)
+    assert (engine["runtime"], engine["precision"]) == (OPENVINO, "float32")
+    run(bundles[kind], slide, tmp_path / "torch", "torch", **options)
+    a, b = scores_of(tmp_path / "openvino"), scores_of(tmp_path / "torch")
+    np.testing.assert_allclose(a, b, atol=1e-4)
+    assert np.ptp(a) > 1e-3
+    run(bundles[kind], slide, tmp_path / "again", OPENVINO, **options)
+    assert tree(tmp_path / "again") == tree(tmp_path / "openvino")
+
+
+@pytest.mark.parametrize("kind", ["dense", "tiles"])
+def test_a_resumed_scan_follows_the_recorded_runtime(
+    kind: str, bundles: dict[str, Path], slide: Path, tmp_path: Path
+) -> None:
+    run(bundles[kind], slide, tmp_path / "r", OPENVINO)
+    before = tree(tmp_path / "r")
+    (tmp_path / "r" / "cases" / "one" / "result.json").unlink()
+    names = {path.name for path in (tmp_path / "r" / "cases" / "one" / "maps").rglob("score/c/0/*")}
+    for path in (tmp_path / "r" / "cases" / "one" / "maps").rglob(f"c/**/{max(names)}"):
+        shutil.rmtree(path, ignore_errors=True)  # the last row of chunks
+    run(bundles[kind], slide, tmp_path / "r", "auto")
+    assert tree(tmp_path / "r") == before
+
+
+def test_features_are_those_of_torch(slide: Path, tmp_path: Path) -> None:
+    rows = {}
+    for runtime in ("torch", OPENVINO):
+        out = tmp_path / runtime
+        extract_features(
+            str(slide), out, backbone="timm:vit_tiny_patch16_224", weights="random", tile=112, mpp=0.5,
+            tissue=False, dtype="float32", runtime=runtime, precision="float32", device="cpu",
+        )  # fmt: skip
+        (file,) = list((out / "scan" / "cases").iterdir())
+        rows[runtime] = _features(out)
+        assert file.name == "one"
+    assert rows["torch"].shape == rows[OPENVINO].shape and len(rows["torch"]) > 1
+    np.testing.assert_allclose(rows[OPENVINO], rows["torch"], atol=2e-3)
+
+
+def _features(out: Path) -> np.ndarray:
+    from lobule.cohort import Case
+
+    file = open_features(out).find(Case("one", "one", "slide", None))
+    return np.asarray(file.read(slice(0, file.count)))
+
+
+def test_auto_measures_both_and_records_the_faster(
+    bundles: dict[str, Path], slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lobule.scanning import choice
+
+    original = choice._rate
+
+    def rate(model: Any, engine: EngineSettings, options: Any) -> Any:
+        return (9.0 if engine.runtime == OPENVINO else 1.0), original(model, engine, options, 0.0)[1]
+
+    monkeypatch.setenv("LOBULE_RUNTIME", "auto")
+    monkeypatch.setattr(choice, "_rate", rate)
+    engine = run(bundles["tiles"], slide, tmp_path / "r", "auto", precision="auto")
+    assert engine["runtime"] == OPENVINO
+    measured = read_json(tmp_path / "r" / "run.json")["measured"]
+    assert {"float32 channels-last", "openvino float32"} <= set(measured["fields_per_s"])
+    assert measured["measured_on"] == "tissue" and measured["difference"] < 1e-4
+
+
+def test_a_converted_network_is_loaded_from_the_cache(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    x, net = torch.rand(3, 3, 203, 203), for_inference(tiny().eval())
+    first = copy_to_device(net, ENGINE)(x)
+    assert len(list(cache.glob("openvino/*.xml"))) == len(list(cache.glob("openvino/*.bin"))) == 1
+    monkeypatch.setattr(openvino_runtime, "convert", None)
+    assert torch.equal(copy_to_device(net, ENGINE)(x), first)
+    for path in cache.glob("openvino/*.xml"):
+        path.write_text("damaged")
+    monkeypatch.undo()
+    os.environ["LOBULE_CACHE"] = str(cache)
+    assert torch.equal(copy_to_device(net, ENGINE)(x), first)
+
+
+def test_short_batches_are_padded_and_give_the_same_rows() -> None:
+    net = copy_to_device(for_inference(tiny().eval()), ENGINE)
+    x = torch.rand(11, 3, 203, 203)
+    rows = torch.cat([net(x[:8]), net(x[8:])])
+    torch.testing.assert_close(net(x), rows, atol=1e-5, rtol=1e-5)
+    assert [openvino_runtime.padded_size(n) for n in (1, 2, 3, 5, 8, 9, 16, 17)] == [
+        1,
+        2,
+        4,
+        8,
+        8,
+        16,
+        16,
+        24,
+    ]
+
+
+def test_the_hash_of_a_network_covers_weights_structure_and_attributes() -> None:
+    torch.manual_seed(0)
+    net = for_inference(tiny().eval())
+    names = {network_digest(densify(net, alpha)) for alpha in (1, 2, 4)}
+    assert len(names) == 3 and network_digest(densify(net, 4)) in names
+    with torch.no_grad():
+        next(net.parameters())[0, 0, 0, 0] += 1e-6
+    assert network_digest(densify(net, 4)) not in names
+
+
+class Odd(nn.Module):
+    """A layer that OpenVINO does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
+def test_a_layer_that_cannot_be_converted_is_named_and_torch_computes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Odd(), nn.ReLU())
+    x = torch.rand(2, 3, 9, 9)
+    with caplog.at_level(logging.WARNING, "lobule.scan"), torch.inference_mode():
+        outputs = copy_to_device(net, ENGINE)(x)
+        torch.testing.assert_close(outputs, net(x))
+    assert "the layer '1' (Odd)" in caplog.text and "torch computes" in caplog.text
+
+
+def test_a_worker_that_cannot_follow_stops_with_an_error(
+    bundles: dict[str, Path], slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(bundles["dense"], slide, tmp_path / "r", OPENVINO)
+    shutil.rmtree(tmp_path / "r" / "cases" / "one")
+    with monkeypatch.context() as patched:
+        patched.setattr(openvino_library, "is_installed", lambda name="openvino": False)
+        with pytest.raises(ResultsError, match="without the extra 'openvino'"):
+            run(bundles["dense"], slide, tmp_path / "r", "auto")
+    scan_json = read_json(tmp_path / "r" / "scan.json")
+    scan_json["engine"]["precision"] = "bfloat16"
+    (tmp_path / "r" / "scan.json").write_text(json.dumps(scan_json))
+    with monkeypatch.context() as patched:
+        patched.setattr(openvino_library, "runs_bfloat16", lambda: False)
+        with pytest.raises(ResultsError, match="without units for bfloat16"):
+            run(bundles["dense"], slide, tmp_path / "r", "auto")
+
+
+def test_a_missing_or_old_openvino_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lobule.scanning.choice import possible_forms
+
+    with monkeypatch.context() as patched:
+        patched.setattr(openvino_library, "OLDEST", (2999, 0))
+        with pytest.raises(ConfigError, match="too old"):
+            possible_forms(EngineSettings(), runtime=OPENVINO)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(openvino_library, "is_installed", lambda name="openvino": False)
+    with pytest.raises(MissingExtra, match="pip install 'lobule\\[openvino\\]'"):
+        possible_forms(EngineSettings(), runtime=OPENVINO)
+    assert {form.runtime for form in possible_forms(EngineSettings(), runtime="auto")} == {"torch"}
+
+
+def test_bfloat16_is_tried_only_with_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lobule.scanning.choice import possible_forms
+
+    for runs, expected in ((True, ["float32", "bfloat16"]), (False, ["float32"])):
+        monkeypatch.setattr(openvino_library, "runs_bfloat16", lambda runs=runs: runs)
+        forms = possible_forms(replace(EngineSettings(), batch=2), runtime=OPENVINO)
+        assert [form.precision for form in forms] == expected
+
+
+OFFLINE = """
+    import json, socket, sys
+
+    refused = []
+    connect = socket.socket.connect
+
+    def loopback_only(self, address):
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            refused.append(str(address))
+            raise OSError(f"refused: {address}")
+        return connect(self, address)
+
+    def resolve(host, *rest, **options):
+        refused.append(str(host))
+        raise socket.gaierror(f"refused: {host}")
+
+    socket.socket.connect = socket.socket.connect_ex = loopback_only
+    socket.getaddrinfo = resolve
+    bundle, slide, out, runtime = sys.argv[1:]
+    if bundle == "telemetry":
+        from openvino_telemetry import Telemetry
+        Telemetry(app_name="test", app_version="1", tid="G-TEST", backend="ga4", enable_opt_in_dialog=False)
+        Telemetry().send_event("test", "test", "test", force_send=True)
+        import time; time.sleep(2)
+    else:
+        from lobule.api import scan
+        from lobule.scanning.openvino_library import is_installed, nncf
+        report = scan(bundle, slide, out, runtime=runtime, precision="float32", tissue=False, device="cpu")
+        assert dict(report.counts) == {"complete": 1}, report.failed
+        if is_installed("nncf"):
+            nncf()
+        import time; time.sleep(1)  # telemetry is sent by another thread or process
+    print(json.dumps({"refused": refused, "telemetry": sys.modules.get("openvino_telemetry") is not None}))
+"""
+
+
+def offline(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """Run a scan in a new process, without pytest and CI, in which only loopback sockets are allowed."""
+    names = ("CI", "GITHUB_ACTIONS", "PYTEST_CURRENT_TEST", "PYTEST_VERSION")
+    environment = {key: value for key, value in os.environ.items() if key not in names}
+    environment |= {"HOME": str(tmp_path / "home"), "LOBULE_CACHE": str(tmp_path / "offline cache")}
+    (tmp_path / "home").mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(OFFLINE), *arguments],
+        capture_output=True, text=True, check=True, env=environment, timeout=900,
+    )  # fmt: skip
+    last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return last
+
+
+@pytest.mark.parametrize("runtime", ["torch", OPENVINO])
+def test_a_scan_contacts_nobody(runtime: str, bundles: dict[str, Path], slide: Path, tmp_path: Path) -> None:
+    last = offline(tmp_path, str(bundles["dense"]), str(slide), str(tmp_path / "r"), runtime)
+    assert last == {"refused": [], "telemetry": False}
+    assert not (tmp_path / "home" / "intel").exists()
+
+
+def test_the_check_of_sockets_sees_telemetry(tmp_path: Path) -> None:
+    """Without the block, the package would write its consent file and look up its server."""
+    last = offline(tmp_path, "telemetry", "", "", "")
+    assert last["refused"] or (tmp_path / "home" / "intel").exists()
+
+
+def test_the_cache_is_in_the_cache_folder(cache: Path) -> None:
+    assert cache_folder() == cache
