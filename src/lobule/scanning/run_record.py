@@ -44,8 +44,16 @@ from lobule.tissue import TissueConfig
 log = logging.getLogger("lobule.scan")
 
 LIBRARIES = (
-    "torch", "openvino", "torchvision", "timm", "numpy", "tifffile", "imagecodecs", "openslide-bin", "wsidicom",
-)  # fmt: skip
+    "torch",
+    "openvino",
+    "torchvision",
+    "timm",
+    "numpy",
+    "tifffile",
+    "imagecodecs",
+    "openslide-bin",
+    "wsidicom",
+)
 """Libraries whose versions may change the bytes of a result."""
 
 
