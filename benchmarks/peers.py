@@ -12,6 +12,10 @@ separate environment, with no and with two DataLoader workers, of which the fast
 turns, and the least time counts. Memory is the peak of the whole process tree, imports included, with shared
 pages counted once (Linux's PSS).
 
+`lobule fp32` is torch in float32, `lobule` the default (runtime and precision by measurement), and `lobule
+int8` scans with a bundle that `lobule weights quantize` wrote beforehand; the seconds of writing it are
+printed. The keys end accordingly in `_fp32`, in nothing, and in `_int8`, which needs the extra `quantize`.
+
     python benchmarks/peers.py --prepare     once: environments under .peers/ (several GiB of downloads)
     python benchmarks/peers.py               all ratios
     python benchmarks/peers.py --small       all ratios from few tiles, to try it
@@ -62,10 +66,12 @@ class Extent:
     rounds: int
     openvino: tuple[int, int]
     """Batches and rounds of the OpenVINO trial."""
+    fields: int
+    """Tiles of the calibration of int8."""
 
 
-FULL = Extent("full", 8_960, 0.25, None, 40, (0, 2), 2, (6, 5))
-SMALL = Extent("small", 2_688, 0.3, None, 8, (0,), 1, (2, 2))
+FULL = Extent("full", 17_920, 0.35, None, 40, (0, 2), 2, (6, 5), 200)
+SMALL = Extent("small", 2_688, 0.3, None, 8, (0,), 1, (2, 2), 16)
 
 
 @dataclass
@@ -183,13 +189,14 @@ def _bytes(process: Any) -> int:
 # -- the comparison ------------------------------------------------------------------------------------------
 
 
-def contenders(extent: Extent, quick: bool) -> list[tuple[str, str, dict[str, Any]]]:
+def contenders(extent: Extent, quick: bool, is_quantised: bool) -> list[tuple[str, str, dict[str, Any]]]:
     """(name, runner, what differs) of each run over the tiles, in the order of a round."""
     contenders_to_run: list[tuple[str, str, dict[str, Any]]] = [
-        ("lobule fp32", "lobule", {"precision": "float32"})
+        ("lobule fp32", "lobule", {"precision": "float32", "runtime": "torch"}),
+        ("lobule", "lobule", {"precision": "auto", "runtime": "auto"}),
     ]
-    if not quick:
-        contenders_to_run.append(("lobule", "lobule", {"precision": "auto"}))
+    if is_quantised:
+        contenders_to_run.append(("lobule int8", "lobule", {"precision": "int8", "runtime": "openvino"}))
     for workers in extent.workers:
         for peer in ("plain", "tiatoolbox", "wsinfer"):
             if peer == "plain" or (prepared(peer) and not quick):
@@ -203,8 +210,10 @@ def compare(extent: Extent, quick: bool) -> dict[str, float]:
     base = {"root": str(root), "side": extent.side, "tissue": extent.tissue, "most": extent.most}
     base |= {"tile": 224, "mpp": 0.5, "batch": 32, "scores": str(root / "scores.npy"), "block": extent.block}
     slide = root / "slide" / "slide.svs"
-    preparation, _ = run("lobule", sys.executable, {**base, "do": "prepare"}, root)
+    preparation, _ = run("lobule", sys.executable, {**base, "do": "prepare", "fields": extent.fields}, root)
     print(f"{preparation['tiles']} tiles of {extent.side} x {extent.side} px")
+    if preparation["quantising"] is not None:
+        print(f"quantising the bundle took {preparation['quantising']:.0f} s")
     outcomes: dict[str, Outcome] = {}
 
     def measured(name: str, runner: str, do: str, options: dict[str, Any]) -> None:
@@ -217,10 +226,10 @@ def compare(extent: Extent, quick: bool) -> dict[str, float]:
         print(f"{name}: {output['count']} in {output['seconds']:.1f} s", file=sys.stderr, flush=True)
 
     for _ in range(extent.rounds):
-        for name, runner, options in contenders(extent, quick):
+        for name, runner, options in contenders(extent, quick, preparation["quantising"] is not None):
             measured(name, runner, "tiles", options)
         if prepared("tiatoolbox") and not quick:
-            measured("dense lobule", "lobule", "dense", {"precision": "float32"})
+            measured("dense lobule", "lobule", "dense", {"precision": "float32", "runtime": "torch"})
             measured("dense tiatoolbox", "tiatoolbox", "dense", {"workers": 0})
     ratios = ratios_of(outcomes)
     if prepared("openvino") and not quick:
@@ -249,9 +258,10 @@ def ratios_of(outcomes: dict[str, Outcome]) -> dict[str, float]:
         if not runs:
             continue
         best = min(runs, key=lambda one: one.each)
-        ratios[f"over_{peer}_fp32"] = best.each / exact.each
+        for ours, ending in (("lobule fp32", "_fp32"), ("lobule", ""), ("lobule int8", "_int8")):
+            if ours in outcomes:
+                ratios[f"over_{peer}{ending}"] = best.each / outcomes[ours].each
         if peer == "tiatoolbox":
-            ratios["over_tiatoolbox"] = best.each / outcomes["lobule"].each
             ratios["memory_of_tiatoolbox"] = exact.peak / best.peak
         ratios[f"scores_off_{peer}"] = float(np.abs(best.scores - exact.scores).max())
     if "dense tiatoolbox" in outcomes:

@@ -6,6 +6,7 @@ python run_lobule.py JOB.json     with "do": "prepare", "tiles" or "dense"
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -53,7 +54,21 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
         first = (len(boxes) - int(job["most"])) // 2
         boxes = boxes[max(first, 0) :][: int(job["most"])]
     np.save(root / "tiles.npy", boxes[:, :2])
-    return {"tiles": len(boxes)}
+    return {"tiles": len(boxes), "quantising": quantised(root, slide, int(job["fields"]))}
+
+
+def quantised(root: Path, slide: Path, fields: int) -> float | None:
+    """Write the int8 bundle and return the seconds it took; None without the extra `quantize`."""
+    from lobule.api.quantization import quantize
+    from lobule.errors import MissingExtra
+
+    began, out = time.perf_counter(), root / "bundle-int8"
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        quantize(root / "bundle-tiles", str(slide), out, fields=fields, scans=0)
+    except MissingExtra:
+        return None
+    return time.perf_counter() - began
 
 
 def tiles_bundle(root: Path) -> None:
@@ -100,7 +115,8 @@ def dense_bundle(root: Path) -> None:
 def timed_scan(job: dict[str, Any]) -> dict[str, Any]:
     """One scan; finding tissue, choosing the form of the model and writing the results are in its time."""
     root, out = Path(job["root"]), Path(job["out"])
-    bundle = read_bundle(root / f"bundle-{job['do']}")
+    is_int8 = job["precision"] == "int8"
+    bundle = read_bundle(root / ("bundle-int8" if is_int8 else f"bundle-{job['do']}"))
     predictor = load(bundle)
     bundle_fields = {
         "method": bundle.method,
@@ -109,9 +125,12 @@ def timed_scan(job: dict[str, Any]) -> dict[str, Any]:
     }
     tiles = np.load(root / "tiles.npy")
     case = Case("slide", "patient", "slide", str(root / "slide" / "slide.svs"))
-    machine = Machine(precision=job["precision"], batch=job["batch"] if job["do"] == "tiles" else None)
+    batch = job["batch"] if job["do"] == "tiles" and not is_int8 else None  # int8 has a size of its own
+    machine = Machine(precision=job["precision"], batch=batch, runtime=job["runtime"])
     start = time.perf_counter()
-    ended = scan(predictor, bundle_fields, Cohort((case,)), out, ScanOptions(), machine)
+    ended = scan(
+        predictor, bundle_fields, Cohort((case,)), out, ScanOptions(), machine, int8_folder=bundle.int8_folder
+    )
     seconds = time.perf_counter() - start
     if ended.counts != {"complete": 1}:
         raise RuntimeError(f"the scan ended with {ended.counts}: {ended.failed}")
@@ -121,7 +140,8 @@ def timed_scan(job: dict[str, Any]) -> dict[str, Any]:
         scores = reader.read()[0]
         np.save(job["scores"], scores[:, tiles[:, 1] // TILE, tiles[:, 0] // TILE].T)
     count = int(reader.counts()["scored"])
-    return {"seconds": seconds, "count": count, "precision": engine["precision"], "torch": torch.__version__}
+    form = f"{engine['runtime']} {engine['precision']}"
+    return {"seconds": seconds, "count": count, "precision": form, "torch": torch.__version__}
 
 
 def _maps(out: Path) -> Any:

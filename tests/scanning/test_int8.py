@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ from lobule.methods.classifier import convert
 from lobule.nets.inference import for_inference
 from lobule.nets.tiny import tiny
 from lobule.results import open_results
+from lobule.scanning.contract import OPENVINO, EngineSettings
+from lobule.scanning.device import copy_to_device
 from lobule.scanning.int8 import CollectedInputs, write_models
-from lobule.scanning.network_identity import INDEX, find_int8_model, signature, structure_digest
+from lobule.scanning.network_identity import INDEX, int8_models, signature, structure_digest
 from lobule.scanning.openvino_library import is_installed
+from lobule.scanning.openvino_runtime import OpenVinoNet
 from tests.scanning.support import cohort_of, pixels_of, tree, write_slide
 
 pytestmark = pytest.mark.skipif(
@@ -136,20 +141,36 @@ def test_a_model_belongs_to_its_network_and_shape(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / INDEX).write_text(json.dumps({"cells": 1, "batch": 1, "models": entries}))
     for number, net in enumerate(nets):
-        assert find_int8_model(tmp_path, net, (1, 3, 203, 203)) == tmp_path / f"int8-{number}.xml"
-        assert find_int8_model(tmp_path, net, (2, 3, 203, 203)) is None
+        assert int8_models(tmp_path, net) == {(1, 3, 203, 203): tmp_path / f"int8-{number}.xml"}
     with torch.no_grad():
         for parameter in nets[0].parameters():
             parameter.mul_(1 + 1e-6)  # as another processor rounds folded weights
-    assert find_int8_model(tmp_path, nets[0], (1, 3, 203, 203)) == tmp_path / "int8-0.xml"
-    assert find_int8_model(tmp_path, for_inference(tiny().eval()), (1, 3, 203, 203)) is None
+    assert set(int8_models(tmp_path, nets[0]).values()) == {tmp_path / "int8-0.xml"}
+    assert not int8_models(tmp_path, for_inference(tiny().eval()))
 
 
 def test_a_method_without_networks_has_nothing_to_quantise(tmp_path: Path) -> None:
-    from lobule.scanning.contract import EngineSettings
-
     with pytest.raises(ConfigError, match="nothing to quantise"):
         write_models(CollectedInputs(8), EngineSettings(), tmp_path)
+
+
+def test_short_batches_are_computed_in_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LOBULE_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    engine = EngineSettings(runtime=OPENVINO, int8_folder=str(tmp_path))
+    net, collected = for_inference(tiny().eval()), CollectedInputs(20)
+    x, exact = torch.rand(19, 3, 203, 203), copy_to_device(net, engine)
+    assert isinstance(exact, OpenVinoNet)
+    for batch in x.split(8):  # the last has three fields, too few for a model of their own
+        collected.add(exact, batch)
+    entries = write_models(collected, engine, tmp_path)
+    assert [entry["shape"] for entry in entries] == [[8, 3, 203, 203]]
+    rounded = copy_to_device(net, replace(engine, precision="int8"))
+    with caplog.at_level(logging.WARNING, "lobule.scan"):
+        torch.testing.assert_close(rounded(x[:3]), rounded(x[:8])[:3])
+    assert not caplog.text and not torch.equal(rounded(x[:3]), exact(x[:3]))
 
 
 def test_rank_correlation_is_that_of_scipy() -> None:

@@ -30,6 +30,7 @@ from lobule.nets.inference import for_inference
 from lobule.nets.resnet import resnet
 from lobule.nets.tiny import tiny
 from lobule.results import open_results
+from lobule.scanning import engine as engine_module
 from lobule.scanning import openvino_library, openvino_runtime
 from lobule.scanning.contract import OPENVINO, EngineSettings
 from lobule.scanning.device import copy_to_device
@@ -150,6 +151,9 @@ def test_auto_measures_both_and_records_the_faster(
     measured = read_json(tmp_path / "r" / "run.json")["measured"]
     assert {"float32 channels-last", "openvino float32"} <= set(measured["fields_per_s"])
     assert measured["measured_on"] == "tissue" and measured["difference"] < 1e-4
+    # With a cached choice, the possible forms are not computed, which would import OpenVINO.
+    monkeypatch.setattr(engine_module, "possible_forms", None)
+    assert run(bundles["tiles"], slide, tmp_path / "again", "auto", precision="auto") == engine
 
 
 def test_a_converted_network_is_loaded_from_the_cache(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

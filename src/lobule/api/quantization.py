@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lobule.scanning.contract import Batch, EngineSettings, Predictor, ScanOptions
 
 GIB = 1 << 30
+MOST_PIXELS = 50_000_000
+"""Pixels on which a network is calibrated or compared; about a thousand tiles of 224 px."""
 REPORT = "int8"
 """The key of the accuracy report in the provenance of a bundle."""
 
@@ -45,7 +47,7 @@ def quantize(
         bundle: Folder of the trained model.
         cohort: Cases to calibrate on; a few slides like those that will be scanned are enough.
         out: Folder of the new bundle.
-        fields: Number of fields or tiles for the calibration.
+        fields: Number of fields or tiles for the calibration; fewer if they are large.
         scans: Cases that are scanned completely in both precisions for the report.
         slide_mpp: The µm/px of slides that do not state it.
         max_ram: Memory in bytes that scans with the new bundle may use; it fixes the size of their fields.
@@ -121,14 +123,21 @@ def _batches(
     fields: int,
     first: int,
 ) -> Iterator[tuple[Any, Batch]]:
-    """Iterate over every second batch of each case, about `fields` fields in all; `first` is 0 or 1."""
+    """Iterate over every second batch of each case, about `fields` fields in all; `first` is 0 or 1.
+
+    Cases with large fields end earlier, when they have their share of `MOST_PIXELS`.
+    """
     from lobule.scanning.tissue_fields import fields_of
 
     batches = -(-fields // (engine.batch * max(1, len(cases))))
     for case in cases:
-        for number, batch in enumerate(fields_of(predictor, case, options, engine, 2 * batches)):
+        pixels = 0
+        for number, (key, batch) in enumerate(fields_of(predictor, case, options, engine, 2 * batches)):
+            if pixels > MOST_PIXELS // len(cases):
+                break
             if number % 2 == first:
-                yield batch
+                pixels += batch.pixels[..., 0].numel()
+                yield key, batch
 
 
 def _scores(predictor: Predictor, key: Any, batch: Batch) -> dict[str, NDArray[np.float32]]:

@@ -216,12 +216,12 @@ def _choose_form(
 ) -> tuple[EngineSettings, Measured]:
     """Move the model to the device in the cached form, or measure and cache the form first."""
     precision, layout, runtime = machine.precision, machine.channels_last, machine.runtime
-    forms = possible_forms(engine, precision, layout, runtime)
-    if len(forms) == 1 and forms[0].precision == "float32":
-        return measure(model, engine, options, precision, layout, runtime, real_fields)
     key = cache_key(bundle, engine, options_to_dict(options), precision, layout, runtime)
     form, placed = cached_form(key), None
-    if form is None:
+    if form is None:  # Only then, because finding the possible forms imports OpenVINO.
+        forms = possible_forms(engine, precision, layout, runtime)
+        if len(forms) == 1 and forms[0].precision == "float32":
+            return measure(model, engine, options, precision, layout, runtime, real_fields)
         placed, measured = measure(model, engine, options, precision, layout, runtime, real_fields)
         chosen = CachedForm(placed.precision, placed.channels_last, asdict(measured), placed.runtime)
         form = store_form(key, chosen)

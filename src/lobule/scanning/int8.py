@@ -27,6 +27,8 @@ from lobule.scanning.openvino_runtime import OpenVinoNet, convert, padded_size, 
 
 LEAST_FIELDS = 8
 """Fewest fields for a calibration. More do not hurt; 100 to 300 are usual."""
+LEAST_PIXELS = 1 << 20
+"""Pixels in fewer fields that are also enough, because the fields of dense networks are large."""
 MOST_BYTES = 1 << 29
 """Most memory for the collected fields of one network."""
 
@@ -47,6 +49,18 @@ class CollectedInputs:
             inputs.append(np.ascontiguousarray(x.numpy()[np.arange(key[1][0]) % len(x)]))
             self.fields[key] = fields + len(x)
 
+    def has_larger_batch(self, net: OpenVinoNet, shape: tuple[int, ...]) -> bool:
+        """Whether short batches can be filled up to a larger one with enough fields for a calibration."""
+        return any(
+            other is net and larger[1:] == shape[1:] and larger[0] > shape[0] and is_enough(fields, larger)
+            for (other, larger), fields in self.fields.items()
+        )
+
+
+def is_enough(fields: int, shape: tuple[int, ...]) -> bool:
+    """Whether a network can be calibrated on so many fields of a shape (batch, channels, height, width)."""
+    return fields >= LEAST_FIELDS or fields * shape[-2] * shape[-1] >= LEAST_PIXELS
+
 
 def write_models(collected: CollectedInputs, engine: EngineSettings, folder: Path) -> list[dict[str, Any]]:
     """Quantise every network for each shape of its inputs, and write the models and their index.
@@ -59,7 +73,9 @@ def write_models(collected: CollectedInputs, engine: EngineSettings, folder: Pat
     entries: list[dict[str, Any]] = []
     for (net, shape), inputs in collected.inputs.items():
         fields = collected.fields[net, shape]
-        if fields < LEAST_FIELDS:
+        if not is_enough(fields, shape) and collected.has_larger_batch(net, shape):
+            continue
+        if not is_enough(fields, shape):
             raise ConfigError(
                 "there are too few fields with tissue for a calibration",
                 expected=f"at least {LEAST_FIELDS} for the input shape {shape}",

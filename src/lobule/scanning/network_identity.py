@@ -54,12 +54,13 @@ def signature(net: nn.Module) -> list[float]:
     return [float(torch.linalg.vector_norm(value.double())) for _, value in sorted(net.state_dict().items())]
 
 
-def find_int8_model(folder: Path, net: nn.Module, shape: tuple[int, ...]) -> Path | None:
-    """Return the int8 model of a network for an input shape, or None."""
+def int8_models(folder: Path, net: nn.Module) -> dict[tuple[int, ...], Path]:
+    """Return the int8 models of a network by their input shape."""
     structure, norms = structure_digest(net), np.array(signature(net))
-    models: list[dict[str, Any]] = read_json(folder / INDEX)["models"]
-    for entry in models:
-        is_similar = entry["structure"] == structure and tuple(entry["shape"]) == shape
-        if is_similar and np.allclose(entry["signature"], norms, rtol=TOLERANCE, atol=1e-6):
-            return folder / str(entry["file"])
-    return None
+    entries: list[dict[str, Any]] = read_json(folder / INDEX)["models"]
+    return {
+        tuple(entry["shape"]): folder / str(entry["file"])
+        for entry in entries
+        if entry["structure"] == structure
+        and np.allclose(entry["signature"], norms, rtol=TOLERANCE, atol=1e-6)
+    }

@@ -24,7 +24,7 @@ from lobule import __version__
 from lobule.fingerprints import cache_folder
 from lobule.results.locks import lock_file
 from lobule.scanning.contract import EngineSettings
-from lobule.scanning.network_identity import find_int8_model, network_digest
+from lobule.scanning.network_identity import int8_models, network_digest
 from lobule.scanning.openvino_library import core, openvino
 
 log = logging.getLogger("lobule.scan")
@@ -76,6 +76,7 @@ class OpenVinoNet(nn.Module):
         self._fallback: nn.Module | None = None
         self._requests = threading.local()
         self._digest: str | None = None
+        self._int8: dict[tuple[int, ...], Path] | None = None
 
     @property
     def net(self) -> nn.Module:
@@ -91,8 +92,7 @@ class OpenVinoNet(nn.Module):
     def forward(self, x: Tensor) -> Any:
         if _recorder is not None:
             _recorder(self, x)
-        size = len(x)
-        shape = (padded_size(size), *x.shape[1:])
+        size, shape = len(x), self._padded_shape(x)
         request = self._request_for(shape, x)
         if request is None:
             return self._in_torch(x)
@@ -102,6 +102,19 @@ class OpenVinoNet(nn.Module):
         results = request.infer([x.numpy()], share_inputs=True)
         outputs = [torch.from_numpy(np.array(results[i]))[:size] for i in range(len(results))]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _padded_shape(self, x: Tensor) -> tuple[int, ...]:
+        """The shape that is computed for an input: in int8 the next larger batch that has a model."""
+        shape = (padded_size(len(x)), *x.shape[1:])
+        batches = [known[0] for known in self._int8_models() if known[1:] == shape[1:] and known[0] >= len(x)]
+        return (min(batches, default=shape[0]), *shape[1:])
+
+    def _int8_models(self) -> dict[tuple[int, ...], Path]:
+        if self._int8 is None:
+            with _conversion:
+                folder = self._quantised if self._engine.precision == "int8" else None
+                self._int8 = {} if folder is None else int8_models(folder, self.net)
+        return self._int8
 
     def _request_for(self, shape: tuple[int, ...], x: Tensor) -> Any:
         """Return this thread's request for a shape; None if the network cannot be converted."""
@@ -132,10 +145,10 @@ class OpenVinoNet(nn.Module):
             return self._compiled.get(shape)
 
     def _model_for(self, shape: tuple[int, ...]) -> Any:
+        path = self._int8_models().get(shape)
+        if path is not None:
+            return core().read_model(path)
         if self._engine.precision == "int8" and self._quantised is not None:
-            path = find_int8_model(self._quantised, self.net, shape)
-            if path is not None:
-                return core().read_model(path)
             log.warning(
                 "The bundle has no int8 model of %s for inputs of the shape %s: they are computed in float32",
                 type(self.net).__name__, "x".join(map(str, shape)),
