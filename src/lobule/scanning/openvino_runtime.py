@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -182,16 +183,21 @@ def converted(net: nn.Module, digest: str, shape: tuple[int, ...]) -> Any:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
         log.warning("The converted network cannot be cached: %s", error)
-        return convert(net, shape)
+        with tempfile.TemporaryDirectory() as folder:
+            return _stored(net, shape, Path(folder) / f"{name}.xml")
     with lock_file(path.with_suffix(".lock")):
         if path.exists():
             try:
                 return core().read_model(path)
             except RuntimeError as error:
                 log.warning("%s: the cached network is damaged and is converted again: %s", path, error)
-        model = convert(net, shape)
-        save_model(model, path)
-        return model
+        return _stored(net, shape, path)
+
+
+def _stored(net: nn.Module, shape: tuple[int, ...], path: Path) -> Any:
+    """Convert a network, store it and read it again: a stored model may be compiled to other operations."""
+    save_model(convert(net, shape), path)
+    return core().read_model(path)
 
 
 def convert(net: nn.Module, shape: tuple[int, ...]) -> Any:

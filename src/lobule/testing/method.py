@@ -61,8 +61,10 @@ class Recorder:
         self.inner, self.stops = inner, stops
         self.model, self.images = inner.model, inner.images
         self.passes: list[Pass] = []
+        """The passes of the last run; a scan may run the first steps once more to measure the model."""
 
     def steps(self, case: OpenCase) -> Steps[Result]:
+        self.passes = []
         steps = self.inner.steps(case)
         try:
             pass_ = next(steps)
