@@ -14,14 +14,17 @@ pytestmark = pytest.mark.skipif(not is_installed(), reason="the extra 'openvino'
 IN_OPENVINO = replace(MACHINE, runtime="openvino")
 
 
+@pytest.mark.campaign
 class TestScannet(in_torch.TestScannet):
     machine = IN_OPENVINO
 
 
+@pytest.mark.campaign
 class TestClassifier(in_torch.TestClassifier):
     machine = IN_OPENVINO
 
 
+@pytest.mark.campaign
 class TestReverseDistillation(in_torch.TestReverseDistillation):
     machine = IN_OPENVINO
 
