@@ -15,9 +15,13 @@ from PIL import Image
 from lobule.cli import ABOUT, COMMANDS
 from lobule.cli.base import Command, LazyGroup
 from lobule.methods import METHODS
+from lobule.scanning.openvino_library import is_installed
 from tests.cli.conftest import Lobule
 
-SMALLER = {"lobule demo": ["--side", "1024"]}
+SMALLER = {
+    "lobule demo": ["--side", "1024"],
+    "lobule weights quantize": ["--fields", "8", "--scans", "0", "--max-ram", "48MiB"],
+}
 """Options that make an example faster than its default."""
 
 
@@ -51,6 +55,8 @@ def test_examples_run(lobule: Lobule, example: str, workspace: Path) -> None:
     arguments = [*shlex.split(example)[1:], *SMALLER.get(path, [])]
     if "BUNDLE" in arguments and not (workspace / "BUNDLE").exists():
         pytest.skip("the workspace contains no bundle")
+    if path == "lobule weights quantize" and not is_installed("nncf"):
+        pytest.skip("the extra 'quantize' is not installed")
     if "OUT" in arguments:
         arguments[arguments.index("OUT")] = f"OUT-{path.rpartition(' ')[2]}"
     done = lobule(*arguments, "--json")
