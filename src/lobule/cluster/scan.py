@@ -102,7 +102,7 @@ def scan_on_ray(
                 cohort,
                 retry_failed,
                 verify,
-                str(int8_folder or ""),
+                "" if int8_folder is None else str(int8_folder.absolute()),
             )
             driver = _Driver(ray, job, results, cases, progress, cluster.attempts, resources, origin or {})
             driver.run()
