@@ -14,7 +14,7 @@ from lobule import __version__
 from lobule.allocator import return_freed_memory
 from lobule.cohort import Case, Cohort
 from lobule.errors import ConfigError
-from lobule.results.folder import Results, begin_results, record_engine, write_summary
+from lobule.results.folder import begin_results, record_engine, write_summary
 from lobule.results.locks import lock_folder, lock_settings, wait_for_workers
 from lobule.results.result import FAILED, PARTIAL, UNSCORED
 from lobule.results.runs import Run
