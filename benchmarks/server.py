@@ -119,15 +119,15 @@ class Server:
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
         )
+        self.pattern = ""
+
+    def wait_until_ready(self) -> None:
         assert self.process.stdout is not None
         lines = iter(self.process.stdout.readline, "")
         announced = next((line for line in lines if line.startswith("TILE ")), None)
         if announced is None:
-            raise RuntimeError(f"{contender} did not start")
+            raise RuntimeError(f"{self.contender} did not start")
         self.pattern = announced.removeprefix("TILE ").strip()
-        self._wait()
-
-    def _wait(self) -> None:
         for _ in range(400):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return
@@ -222,12 +222,15 @@ def started(contenders: Sequence[str], slide: Path) -> Iterator[dict[str, Server
             if name == "tiatoolbox" and not (PEERS / "tileserver/bin/python").exists():
                 print("TIAToolbox is not measured: run `python benchmarks/server.py --prepare` once")
                 continue
+            servers[name] = Server(name, slide)
+        for name, server in list(servers.items()):  # They start at the same time.
             try:
-                servers[name] = Server(name, slide)
+                server.wait_until_ready()
             except RuntimeError as error:
                 if name != "tiatoolbox":
                     raise
                 print(f"TIAToolbox is not measured: {error}")
+                servers.pop(name).stop()
         yield servers
     finally:
         for server in servers.values():
@@ -307,7 +310,7 @@ def main() -> None:
     if shutil.which("wrk") is None:
         raise SystemExit("This benchmark needs wrk: apt-get install wrk")
     seconds, rounds = (1.0, 1) if options.quick else (8.0, 5)
-    memory_seconds = options.memory_seconds or (5.0 if options.quick else 600.0)
+    memory_seconds = options.memory_seconds or (3.0 if options.quick else 600.0)
     with tempfile.TemporaryDirectory(prefix="lobule-server-") as name:
         folder = Path(name)
         stored, deflate = write_slides(folder)
