@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,8 +53,77 @@ PUBLISHED = {
 }
 """Number of parameters, of features and of tokens at the size of the input."""
 
+HEADS_AND_BLOCKS = {
+    "uni": (16, 24), "uni2-h": (24, 24), "virchow": (16, 32), "virchow2": (16, 32), "h-optimus-0": (24, 40),
+    "h-optimus-1": (24, 40), "h0-mini": (12, 12), "prov-gigapath": (24, 40), "gigapath-flash": (6, 12),
+    "phikon": (12, 12), "phikon-v2": (16, 24), "midnight-12k": (24, 40), "openmidnight": (24, 40),
+    "hibou-b": (12, 12), "hibou-l": (16, 24), "kaiko-vits16": (6, 12), "kaiko-vits8": (6, 12),
+    "kaiko-vitb16": (12, 12), "kaiko-vitb8": (12, 12), "kaiko-vitl14": (16, 24), "lunit-vits16": (6, 12),
+    "lunit-vits8": (6, 12), "gpfm": (16, 24), "keep": (16, 24),
+}  # fmt: skip
+"""Number of heads, which neither the tensors nor their number show, and of blocks."""
+
+IN = (0.485, 0.456, 0.406, 0.229, 0.224, 0.225)
+HALF = (0.5,) * 6
+HOP = (0.707223, 0.578729, 0.703617, 0.211883, 0.230117, 0.177517)
+HIB = (0.7068, 0.5755, 0.722, 0.195, 0.2316, 0.1816)
+LUN = (0.70322989, 0.53606487, 0.66096631, 0.21716536, 0.26081574, 0.20723464)
+INPUTS = {
+    "resnet50-v1": (IN, "bilinear", 256, 224, ()),
+    "resnet50-v2": (IN, "bilinear", 232, 224, ()),
+    "efficientnet-lite0": (HALF, "bicubic", 256, 224, ()),
+    "efficientnet-lite2": (HALF, "bicubic", 292, 260, ()),
+    "uni": (IN, "bilinear", 224, 224, (0.5,)),
+    "uni2-h": (IN, "bilinear", 224, 224, (0.5,)),
+    "virchow": (IN, "bicubic", 224, 224, (0.5,)),
+    "virchow2": (IN, "bicubic", 224, 224, (0.25, 0.5, 1, 2)),
+    "h-optimus-0": (HOP, "bicubic", 224, 224, (0.5,)),
+    "h-optimus-1": (HOP, "bicubic", 224, 224, (0.5,)),
+    "h0-mini": (HOP, "bicubic", 224, 224, (0.5,)),
+    "prov-gigapath": (IN, "bicubic", 256, 224, (0.5,)),
+    "phikon": (IN, "bilinear", 224, 224, (0.5,)),
+    "midnight-12k": (HALF, "bilinear", 224, 224, (0.25, 0.5, 1, 2)),
+    "hibou-b": (HIB, "bicubic", 224, 224, (0.5,)),
+    "hibou-l": (HIB, "bicubic", 224, 224, (0.5,)),
+    "lunit-vits16": (LUN, "bicubic", 248, 224, (0.5,)),
+    "lunit-vits8": (LUN, "bicubic", 248, 224, (0.5,)),
+    "gpfm": (IN, "bicubic", 224, 224, (0.5,)),
+    "keep": (IN, "bicubic", 224, 224, ()),
+    "openmidnight": (IN, None, 224, 224, ()),
+    **dict.fromkeys(
+        ("kaiko-vits16", "kaiko-vits8", "kaiko-vitb16", "kaiko-vitb8", "kaiko-vitl14"),
+        (HALF, None, 224, 224, ()),
+    ),
+}
+"""Mean and standard deviation, interpolation (None: not stated), resized and cut to, and µm/px."""
+
+COMMERCIAL = {
+    "resnet50-v1", "resnet50-v2", "efficientnet-lite0", "efficientnet-lite2", "virchow", "h-optimus-0",
+    "midnight-12k", "openmidnight", "hibou-b", "hibou-l", "keep",
+}  # fmt: skip
+NO_DERIVATIVES = {
+    "uni", "uni2-h", "virchow2", "h-optimus-1", "h0-mini", "phikon", "phikon-v2", "gpfm",
+}  # fmt: skip
+
+
+def test_inputs_are_those_of_the_authors() -> None:
+    confirmed = {name for name, entry in ENCODERS.items() if not entry.not_confirmed}
+    assert set(INPUTS) == confirmed
+    for name, (scaling, interpolation, resized, side, mpp) in INPUTS.items():
+        entry = ENCODERS[name]
+        assert (*entry.mean, *entry.std) == scaling, name
+        assert (entry.resize_px, entry.input_px) == (resized, side), name
+        assert sorted(entry.mpp) == list(mpp), name
+        assert interpolation in (None, entry.interpolation), name
+
+
+def test_licences_are_those_of_the_authors() -> None:
+    assert {name for name, entry in ENCODERS.items() if entry.licence.commercial} == COMMERCIAL
+    assert {name for name, entry in ENCODERS.items() if not entry.licence.redistribution} == NO_DERIVATIVES
+
 
 def test_every_encoder_has_a_published_size() -> None:
+    assert set(HEADS_AND_BLOCKS) == set(LAYOUTS)
     assert set(PUBLISHED) == set(ENCODERS)
     assert set(LAYOUTS) == {name for name, entry in ENCODERS.items() if entry.pooling != "average"}
 
@@ -67,6 +137,11 @@ def test_network_is_built_offline_with_the_published_size(name: str) -> None:
     images = torch.empty(2, 3, entry.input_px, entry.input_px, device="meta")
     with torch.no_grad():
         if isinstance(network, VitEncoder):
+            blocks: Any = network.body.blocks
+            assert ({block.attn.num_heads for block in blocks}, len(blocks)) == (
+                {HEADS_AND_BLOCKS[name][0]},
+                HEADS_AND_BLOCKS[name][1],
+            )
             all_tokens = network.all_tokens(images)
             assert all_tokens.shape[1] == entry.network.tokens == tokens
             assert network.pooled(all_tokens).shape == (2, width)
