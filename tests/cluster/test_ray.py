@@ -23,6 +23,7 @@ from lobule.cluster.worker import CaseWorker, ScanJob
 from lobule.cohort import Cohort
 from lobule.errors import BundleError, ConfigError
 from lobule.methods.scannet import Config, save
+from lobule.methods.scannet.predictor import DensePredictor
 from lobule.nets.backbones import BACKBONES
 from lobule.nets.scaling import PLAIN_SCALING
 from lobule.results import open_results
@@ -110,7 +111,8 @@ def test_workers_load_the_bundle_of_the_driver_only(tmp_path: Path) -> None:
     opened = read_bundle(tmp_path / "bundle")
     summary = {"method": opened.method, "fingerprint": opened.fingerprint, "classes": list(opened.classes)}
     source = BundleSource(str(tmp_path / "bundle"), summary)
-    assert tuple(source.load().classes) == tuple(opened.classes)
+    predictor = source.load()
+    assert isinstance(predictor, DensePredictor) and tuple(predictor.classes) == tuple(opened.classes)
     with pytest.raises(BundleError, match="another bundle than the driver"):
         replace(source, bundle=summary | {"fingerprint": "0" * 64}).load()
 
