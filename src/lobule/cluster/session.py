@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lobule.errors import ConfigError, MissingExtra
@@ -19,6 +21,7 @@ OBJECT_STORE_BYTES = 128 << 20
 PRIVATE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",  # Nobody listens there.
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # Otherwise every other process of the machine goes first.
@@ -63,33 +66,63 @@ def ray_session(options: ClusterOptions) -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray warns about later versions of itself.
         import ray
-
-        if was_connected := ray.is_initialized():
-            yield ray
-            return
-        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if options.address is None:
-            settings |= {
-                "include_dashboard": False,
-                "object_store_memory": OBJECT_STORE_BYTES,
-                "num_cpus": _local_cpus(options),
-                # Without it, Ray looks for the address of this machine in the network.
-                "_node_ip_address": "127.0.0.1",
-            }
-        try:
-            ray.init(address=options.address or "local", **settings)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            raise ConfigError(
-                "cannot connect to Ray",
-                subject=options.address or "this machine",
-                actual=str(error).splitlines()[0] if str(error) else type(error).__name__,
-                remedy="Start one with `ray start --head --disable-usage-stats`, or leave --address out",
-            ) from error
-    try:
+    if ray.is_initialized():
         yield ray
-    finally:
-        if not was_connected:
+        return
+    with _without_cloud_requests(ray):
+        _connect(ray, options)
+        try:
+            yield ray
+        finally:
             ray.shutdown()
+
+
+def _connect(ray: Any, options: ClusterOptions) -> None:
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if options.address is None:
+        settings |= {
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "num_cpus": _local_cpus(options),
+            # Without it, Ray looks for the address of this machine in the network.
+            "_node_ip_address": "127.0.0.1",
+        }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(address=options.address or "local", **settings)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise ConfigError(
+            "cannot connect to Ray",
+            subject=options.address or "this machine",
+            actual=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            remedy="Start one with `ray start --head --disable-usage-stats`, or leave --address out",
+        ) from error
+
+
+@contextmanager
+def _without_cloud_requests(ray: Any) -> Iterator[None]:
+    """Start Ray such that it does not ask the network in which cloud this machine is.
+
+    Ray's process for usage statistics runs also when these are switched off. Some time after its start it
+    sends requests to the metadata services of clouds, unless it finds the configuration of a cluster in its
+    home folder. It is given a home folder with an empty configuration, which has to exist while Ray runs.
+    """
+    services = ray._private.services
+    start_process = services.start_ray_process
+    with TemporaryDirectory(prefix="lobule-ray-") as home:
+        Path(home, "ray_bootstrap_config.yaml").write_text("{}\n")
+
+        def start(command: Any, process_type: str, *arguments: Any, **settings: Any) -> Any:
+            if process_type == "dashboard":
+                settings["env_updates"] = {**(settings.get("env_updates") or {}), "HOME": home}
+            return start_process(command, process_type, *arguments, **settings)
+
+        services.start_ray_process = start
+        try:
+            yield
+        finally:
+            services.start_ray_process = start_process
 
 
 def _local_cpus(options: ClusterOptions) -> int:
