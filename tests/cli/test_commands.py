@@ -20,7 +20,7 @@ from tests.cli.conftest import Lobule
 
 SMALLER = {
     "lobule demo": ["--side", "1024"],
-    "lobule weights quantize": ["--fields", "8", "--scans", "0", "--max-ram", "48MiB"],
+    "lobule weights quantize": ["--fields", "8", "--scans", "0", "--max-ram", "16MiB"],
 }
 """Options that make an example faster than its default."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 import threading
 from functools import cache
@@ -48,7 +49,14 @@ def openvino() -> Any:
 def nncf() -> Any:
     """Import NNCF, which quantises models of OpenVINO. Raises `MissingExtra` if it is not installed."""
     openvino()
-    return _import("nncf", "quantize", "`lobule weights quantize`")
+    # NNCF imports the part of torch that compiles extensions, which warns if there is CUDA but no GPU.
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return _import("nncf", "quantize", "`lobule weights quantize`")
+    finally:
+        logger.setLevel(level)
 
 
 @cache

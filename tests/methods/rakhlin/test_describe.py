@@ -24,6 +24,7 @@ from lobule.methods.rakhlin.describe import (
 )
 from lobule.methods.rakhlin.encoders import Plan, build, scale_pixels
 from lobule.scanning.contract import Batch, EngineSettings, ScanOptions
+from lobule.scanning.device import max_bytes_on
 from tests.reference.rakhlin import augmented_crops
 
 CONFIG = Config(
@@ -134,7 +135,8 @@ def test_crops_are_batched_by_the_memory_of_the_device(monkeypatch: pytest.Monke
     on_cpu = image_describer.choose_batch(EngineSettings(), 1 << 30, ScanOptions())
     assert on_cpu.batch == 2
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (32 << 30, 40 << 30))
-    on_gpu = image_describer.choose_batch(EngineSettings(device="cuda:0"), 1 << 30, ScanOptions())
+    free_bytes = max_bytes_on("cuda:0", 1 << 30)
+    on_gpu = image_describer.choose_batch(EngineSettings(device="cuda:0"), free_bytes, ScanOptions())
     map_bytes = 2 * 64 * 650 * 650 * 4  # input and output of the second convolution
     assert on_gpu.batch == min(int(0.6 * (32 << 30) / (2 * map_bytes)), (1 << 24) // 650**2)
     assert on_gpu.batch > 30
