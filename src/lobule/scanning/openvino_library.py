@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import sys
 import threading
 from functools import cache
@@ -49,14 +48,7 @@ def openvino() -> Any:
 def nncf() -> Any:
     """Import NNCF, which quantises models of OpenVINO. Raises `MissingExtra` if it is not installed."""
     openvino()
-    # NNCF imports the part of torch that compiles extensions, which warns if there is CUDA but no GPU.
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        return _import("nncf", "quantize", "`lobule weights quantize`")
-    finally:
-        logger.setLevel(level)
+    return _import("nncf", "quantize", "`lobule weights quantize`")
 
 
 @cache

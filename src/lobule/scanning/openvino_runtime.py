@@ -208,16 +208,26 @@ def convert(net: nn.Module, shape: tuple[int, ...]) -> Any:
 
 @contextmanager
 def _conversion_settings() -> Iterator[None]:
-    """Ignore the warnings of tracing that shapes become constants, and undo OpenVINO's changes of logging."""
-    root = logging.getLogger()
+    """Ignore the warnings of tracing that shapes become constants, and undo OpenVINO's changes of logging.
+
+    Where NNCF is installed, a conversion imports torch's compiler of extensions, which warns about CUDA
+    without a GPU. This warning is ignored, too.
+    """
+    root, torch_extensions = logging.getLogger(), logging.getLogger("torch.utils.cpp_extension")
     level, filters, handlers = root.level, list(root.filters), list(root.handlers)
+    torch_extensions.addFilter(_is_error)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             yield
     finally:
+        torch_extensions.removeFilter(_is_error)
         root.setLevel(level)
         root.filters[:], root.handlers[:] = filters, handlers
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def save_model(model: Any, path: Path) -> None:
