@@ -16,9 +16,6 @@ torchvision's model unchanged, with no worker or with one worker per core, which
                       seconds of only their models
     token_memory      memory_growth for ViT-S/16 with stored tokens (int8), and its tokens read block by block
 
-`--quick` measures two regions of different size and uses the differences of their figures, so that the fixed
-costs of a case do not count.
-
 The time of the extraction includes tissue detection and writing the feature file; that of the plain loop does
 not. The relative difference of the features over all tiles is printed.
 
@@ -32,7 +29,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +36,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule.geometry import Box
 from measure import arguments, machine, peak_bytes, report
 from scan import TimeSpent, batch_rows, compute_all, least, opened, read_all, time_spent_by
 
@@ -67,9 +62,6 @@ class Plan:
     rounds: int
     workers: tuple[int, ...]
     """Worker counts of the plain loop's DataLoader; the fastest is used."""
-    boxes: tuple[Box | None, ...] = (None,)
-    """The regions of the slide; None is the whole slide. The figures of the first of two are subtracted from
-    those of the second."""
 
 
 def full() -> Plan:
@@ -78,12 +70,7 @@ def full() -> Plan:
     return Plan(8192, 0.5, 3, (0, available_cores()))
 
 
-QUICK = Plan(2688, 0.6, 1, (0,), (Box(448, 896, 1792, 448), Box(448, 896, 1792, 1344)))
-
-
-def difference_of(figures: Sequence[Any]) -> Any:
-    """The only figure, or the second minus the first."""
-    return figures[0] if len(figures) == 1 else figures[1] - figures[0]
+QUICK = Plan(1792, 0.6, 1, (0,))
 
 
 def paint_slide(path: Path, side: int, tissue: float) -> None:
@@ -103,27 +90,16 @@ def make_encoder(name: str = CNN) -> Any:
     return open_encoder(name, "random")
 
 
-def case_of(slide: Path, box: Box | None) -> Any:
-    from lobule.cohort import Case
-
-    return Case("slide", "patient", "slide" if box is None else "region", str(slide), l0_box=box)
-
-
 def time_extraction(
-    slide: Path,
-    out: Path,
-    precision: str,
-    names: Sequence[str] = (CNN,),
-    tokens: Any = "none",
-    box: Box | None = None,
+    slide: Path, out: Path, precision: str, names: Sequence[str] = (CNN,), tokens: Any = "none"
 ) -> float:
     """Seconds of extracting one case, from opening the slide to the written features."""
-    from lobule.cohort import Cohort
+    from lobule.cohort import Case, Cohort
     from lobule.methods.extraction import Extraction, extract
     from lobule.scanning.scan import Machine
     from lobule.scanning.tile_features import Tiling
 
-    cohort = Cohort((case_of(slide, box),))
+    cohort = Cohort((Case("slide", "patient", "slide", str(slide)),))
     extraction = Extraction(Tiling(MPP, TILE, TILE), "float32", keep_encoder=False, tokens=tokens)
     encoders = [make_encoder(name) for name in names]
     scan_report = extract(encoders, cohort, out, extraction, machine=Machine(precision=precision))
@@ -132,10 +108,11 @@ def time_extraction(
     return float(json.loads((out / "scan" / "cases" / "slide" / "run.json").read_text())["seconds"])
 
 
-def read_features(out: Path, box: Box | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def read_features(out: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    from lobule.cohort import Case
     from lobule.features import open_features
 
-    file = open_features(out).find(case_of(out, box))
+    file = open_features(out).find(Case("slide", "patient", "slide", None))
     return file.l0_coords(), file.read(slice(0, file.count))
 
 
@@ -181,9 +158,10 @@ def run_plain_loop(
 
 
 def times_alone(
-    slide: Path, engine: Any, tiles: int | None = None, name: str = CNN, box: Box | None = None
+    slide: Path, engine: Any, tiles: int | None = None, name: str = CNN
 ) -> tuple[TimeSpent, TimeSpent]:
     """Time only the reading and only the model, each done as in the extraction."""
+    from lobule.cohort import Case
     from lobule.methods.extraction import ExtractionPredictor
     from lobule.scanning.contract import ScanOptions
     from lobule.scanning.device import available_cores
@@ -194,7 +172,7 @@ def times_alone(
     model = TileEncoder(make_encoder(name), Tiling(MPP, TILE, TILE))
     outputs: Any = [NoOutput(model.encoder.dim)]
     predictor = ExtractionPredictor(model, outputs, Path("nowhere"))
-    options, case = ScanOptions(), case_of(slide, box)
+    options, case = ScanOptions(), Case("slide", "patient", "slide", str(slide))
     predictor.model.move_to_device(engine, options)
     with opened(predictor, case, engine, options, Machine()) as (images, pass_, _):
         size = engine.batch
@@ -221,24 +199,18 @@ def engine_of(out: Path) -> Any:
 
 def transformer_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     """Compare ViT-S/16, and both encoders in one pass, with only their models; the best of the rounds."""
-    regions = range(len(plan.boxes))
-    alone: dict[str, list[list[float]]] = {name: [[] for _ in regions] for name in (CNN, VIT)}
-    walls: dict[str, list[list[float]]] = {name: [[] for _ in regions] for name in ("vit", "both")}
+    alone: dict[str, list[float]] = {CNN: [], VIT: []}
+    walls: dict[str, list[float]] = {"vit": [], "both": []}
     for repeat in range(plan.rounds):
-        for region, box in enumerate(plan.boxes):
-            for kind, names in (("vit", (VIT,)), ("both", (CNN, VIT))):
-                out = folder / f"{kind}-{repeat}-{region}"
-                walls[kind][region].append(time_extraction(slide, out, "float32", names, box=box))
-            engine = engine_of(folder / f"vit-{repeat}-{region}")
-            for name in (CNN, VIT):
-                alone[name][region].append(times_alone(slide, engine, name=name, box=box)[1].wall)
-    best = {
-        name: difference_of([min(seconds) for seconds in by_region])
-        for name, by_region in {**alone, **walls}.items()
-    }
+        for kind, names in (("vit", (VIT,)), ("both", (CNN, VIT))):
+            out = folder / f"{kind}-{repeat}"
+            walls[kind].append(time_extraction(slide, out, "float32", names))
+        engine = engine_of(folder / f"vit-{repeat}")
+        for name in (CNN, VIT):
+            alone[name].append(times_alone(slide, engine, name=name)[1].wall)
     return {
-        "vit_of_bare_model": best[VIT] / best["vit"],
-        "two_in_one_pass": best["both"] / (best[CNN] + best[VIT]),
+        "vit_of_bare_model": min(alone[VIT]) / min(walls["vit"]),
+        "two_in_one_pass": min(walls["both"]) / (min(alone[CNN]) + min(alone[VIT])),
     }
 
 
@@ -260,29 +232,23 @@ def difference(features: NDArray[np.float32], reference: NDArray[np.float32]) ->
 def measure_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     from lobule.scanning.device import available_cores, choose_device
 
-    device, cores, regions = choose_device(), available_cores(), range(len(plan.boxes))
-    wall_times: dict[str, list[list[float]]] = {
-        name: [[] for _ in regions] for name in ("float32", "bfloat16", "plain")
-    }
-    alone: list[list[tuple[TimeSpent, TimeSpent]]] = [[] for _ in regions]
+    device, cores = choose_device(), available_cores()
+    wall_times: dict[str, list[float]] = {"float32": [], "bfloat16": [], "plain": []}
+    read_times, model_times = [], []
     features: dict[str, Any] = {}
     for repeat in range(plan.rounds):
-        for region, box in enumerate(plan.boxes):
-            for precision in ("float32", "bfloat16"):
-                out = folder / f"{precision}-{repeat}-{region}"
-                wall_times[precision][region].append(time_extraction(slide, out, precision, box=box))
-                corners, features[precision] = read_features(out, box)
-            engine = engine_of(folder / f"float32-{repeat}-{region}")
-            alone[region].append(times_alone(slide, engine, len(corners), box=box))
-            for workers in plan.workers:
-                seconds, features["plain"] = run_plain_loop(slide, corners, workers)
-                wall_times["plain"][region].append(seconds)
-    wall, rounded, plain = (
-        difference_of([min(seconds) for seconds in wall_times[name]])
-        for name in ("float32", "bfloat16", "plain")
-    )
-    read = difference_of([least([read for read, _ in times]) for times in alone])
-    model = difference_of([least([model for _, model in times]) for times in alone])
+        for precision in ("float32", "bfloat16"):
+            out = folder / f"{precision}-{repeat}"
+            wall_times[precision].append(time_extraction(slide, out, precision))
+            corners, features[precision] = read_features(out)
+        engine = engine_of(folder / f"float32-{repeat}")
+        read, model = times_alone(slide, engine, len(corners))
+        read_times.append(read)
+        model_times.append(model)
+        for workers in plan.workers:
+            seconds, features["plain"] = run_plain_loop(slide, corners, workers)
+            wall_times["plain"].append(seconds)
+    wall, read, model = min(wall_times["float32"]), least(read_times), least(model_times)
     expected_wall = (read.cpu + model.cpu) / cores if device == "cpu" else max(read.wall, model.wall)
     print(f"{len(corners)} tiles on {device}; reading is {read.cpu / (read.cpu + model.cpu):.1%} of the CPU")
     print(
@@ -292,8 +258,8 @@ def measure_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     return {
         "efficiency": expected_wall / wall,
         "of_bare_model": model.wall / wall,
-        "over_plain_fp32": plain / wall,
-        "over_plain_bf16": plain / rounded,
+        "over_plain_fp32": min(wall_times["plain"]) / wall,
+        "over_plain_bf16": min(wall_times["plain"]) / min(wall_times["bfloat16"]),
     }
 
 
@@ -315,17 +281,12 @@ def main() -> None:
         print(", ".join(f"{key} {value:.3f}" for key, value in ratios.items()), flush=True)
         # The large slide has four times the area. With --quick it has the same amount of tissue, otherwise
         # four times as much.
-        side, tissue = (1344, 0.5) if plan is QUICK else (plan.side, plan.tissue)
-        if plan is QUICK:
-            paint_slide(slide, side, tissue)
-        paint_slide(large, 2 * side, tissue / (4 if plan is QUICK else 1))
+        paint_slide(large, 2 * plan.side, plan.tissue / (4 if plan is QUICK else 1))
         for key, option in (("memory_growth", "--extract"), ("token_memory", "--tokens")):
-            commands = [
-                [__file__, option, str(path), str(folder / f"peak{option}-{path.stem}")]
+            peaks = [
+                peak_bytes([__file__, option, str(path), str(folder / f"peak{option}-{path.stem}")])
                 for path in (slide, large)
             ]
-            with ThreadPoolExecutor(2 if plan is QUICK else 1) as pool:
-                peaks = list(pool.map(peak_bytes, commands))
             ratios[key] = peaks[1] / peaks[0]
     print(machine())
     report("features", ratios)

@@ -10,9 +10,6 @@ without a model, and the model runs alone on as many batches of pixels in memory
 The wall is that of the case, from opening it to its written result: finding tissue counts as a loss, the one
 measurement of precisions before the first case does not. Each figure is the least of the rounds.
 
-`--quick` scans two regions of different size and uses the differences of their figures, so that the fixed
-costs of a case, which a whole slide carries easily, do not count.
-
 `decodes_per_tile` is the compressed tiles that the scan decoded over the distinct ones under its fields, all
 of the scanned level: what finding the tissue decodes (of a smaller level) is counted on a slide opened for
 the purpose, and taken off. The worse of the two scans counts.
@@ -52,20 +49,12 @@ class Plan:
 
     tissue: float
     rounds: int
-    boxes: dict[str, tuple[Box | None, ...]]
-    """The regions of each scan in level-0 pixels; None is the whole slide. The figures of the first of two
-    are subtracted from those of the second."""
+    boxes: dict[str, Box | None]
+    """The region of each scan in level-0 pixels; None is the whole slide."""
 
 
-FULL = Plan(0.3, 3, {"tiles": (Box(2_688, 6_720, 11_648, 4_032),), "dense": (None,)})
-QUICK = Plan(
-    0.08,
-    2,
-    {
-        "tiles": (Box(4_480, 6_272, 3_584, 224), Box(4_480, 6_272, 3_584, 1_568)),
-        "dense": (Box(4_480, 6_272, 3_584, 224), Box(4_480, 6_272, 3_584, 1_568)),
-    },
-)
+FULL = Plan(0.3, 3, {"tiles": Box(2_688, 6_720, 11_648, 4_032), "dense": None})
+QUICK = Plan(0.08, 1, {"tiles": Box(4_480, 6_272, 4_032, 1_344), "dense": None})
 
 
 @dataclass(frozen=True)
@@ -74,9 +63,6 @@ class TimeSpent:
 
     wall: float
     cpu: float
-
-    def __sub__(self, other: TimeSpent) -> TimeSpent:
-        return TimeSpent(self.wall - other.wall, self.cpu - other.cpu)
 
 
 def time_spent_by(work: Callable[[], object]) -> TimeSpent:
@@ -175,97 +161,57 @@ def in_threads(number: int, work: Callable[[], None]) -> None:
 # -- one scan ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Round:
-    """The figures of one scan of a region, and of reading and computing its fields alone."""
+def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
+    """Everything measured of one kind of scan; run as a child, so that its peak memory is its own."""
+    from lobule.bundles import read_bundle
+    from lobule.cohort import Case, Cohort
+    from lobule.methods import load
+    from lobule.scanning.contract import ScanOptions
+    from lobule.scanning.device import available_cores
+    from lobule.scanning.loader import load_batch
+    from lobule.scanning.scan import Machine, scan
 
-    wall: float
-    start: float
-    scan_cpu: float
-    read: TimeSpent
-    model: TimeSpent
-    decoded: int
-    distinct: int
-    sizes: tuple[int, int, int]
-    """Numbers of fields, of batches, and of fields in a batch."""
-
-
-class Scans:
-    """Scans of one kind with the settings that the first of them chose."""
-
-    def __init__(self, kind: str, slide: Path, folder: Path) -> None:
-        from lobule.bundles import read_bundle
-        from lobule.methods import load
-        from lobule.scanning.contract import ScanOptions
-        from lobule.scanning.scan import Machine
-
-        self.kind, self.slide, self.folder, self.count = kind, slide, folder, 0
-        self.bundle = read_bundle(make_bundle(kind, folder))
-        self.predictor, self.machine, self.options = load(self.bundle), Machine(), ScanOptions()
-        self.engines = noting_engine(self.predictor.model)
-
-    @property
-    def engine(self) -> Any:
-        return self.engines[-1]
-
-    def measure(self, box: Box | None) -> Round:
-        """Scan a region, then read its fields alone, then compute them alone."""
-        from lobule.cohort import Case, Cohort
-        from lobule.scanning.device import available_cores
-        from lobule.scanning.loader import load_batch
-        from lobule.scanning.scan import scan
-
-        case = Case("slide", "patient", "slide" if box is None else "region", str(self.slide), l0_box=box)
-        out, self.count = self.folder / f"{self.kind}-{self.count}", self.count + 1
-        bundle = {"method": self.bundle.method, "fingerprint": self.bundle.fingerprint}
-        bundle["classes"] = list(self.bundle.classes)  # type: ignore[assignment]
+    bundle = read_bundle(make_bundle(kind, folder))
+    predictor, machine, options = load(bundle), Machine(), ScanOptions()
+    engines = noting_engine(predictor.model)
+    bundle_fields = {
+        "method": bundle.method,
+        "fingerprint": bundle.fingerprint,
+        "classes": list(bundle.classes),
+    }
+    box = plan.boxes[kind]
+    case = Case("slide", "patient", "slide" if box is None else "region", str(slide), l0_box=box)
+    slide.read_bytes()  # into the page cache, for all rounds alike
+    before = memory("VmRSS")
+    walls, starts, scans, reads, models = [], [], [], [], []
+    after, sizes = 0, (0, 0, 0)
+    decoded = distinct = 0
+    for turn in range(plan.rounds):
+        out = folder / f"{kind}-{turn}"
         cpu = time.process_time()
-        ended = scan(self.predictor, bundle, Cohort((case,)), out, self.options, self.machine)
-        cpu = time.process_time() - cpu
+        ended = scan(predictor, bundle_fields, Cohort((case,)), out, options, machine)
+        scans.append(time.process_time() - cpu)
         if ended.counts != {"complete": 1}:
             raise RuntimeError(f"the scan ended with {ended.counts}: {ended.failed}")
-        wall = json.loads((out / "cases" / "slide" / "run.json").read_text())["seconds"]
-        engine, model = self.engine, self.predictor.model
-        self.machine = replace(  # the next rounds run as the first did
-            self.machine, precision=engine.precision, channels_last=engine.channels_last, batch=engine.batch,
+        walls.append(json.loads((out / "cases" / "slide" / "run.json").read_text())["seconds"])
+        after = after or memory("VmHWM")
+        engine = engines[-1]
+        machine = replace(  # the next rounds run as the first did
+            machine, precision=engine.precision, channels_last=engine.channels_last, batch=engine.batch,
             cells=engine.cells,
         )  # fmt: skip
         began = time.perf_counter()
-        with opened(self.predictor, case, engine, self.options, self.machine) as (images, pass_, for_tissue):
-            start = time.perf_counter() - began
+        with opened(predictor, case, engine, options, machine) as (images, pass_, for_tissue):
+            starts.append(time.perf_counter() - began)
             size = pass_.batch or engine.batch
-            read = time_spent_by(lambda: read_all(pass_, images, size, available_cores()))
+            readers = machine.readers or available_cores()
+            reads.append(time_spent_by(lambda: read_all(pass_, images, size, readers)))  # noqa: B023
             rows, batches = batch_rows(pass_, size)
             batch = load_batch(pass_, images, rows, size)
             decoded, distinct = ended.counters.tiles_decoded - for_tissue, tiles_under(images["slide"], pass_)
             sizes = (len(pass_.fields), batches, size)
-        alone = time_spent_by(lambda: compute_all(model, engine, pass_.key, batch, batches))
-        return Round(wall, start, cpu, read, alone, decoded, distinct, sizes)
-
-
-def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
-    """Everything measured of one kind of scan; run as a child, so that its peak memory is its own."""
-    from lobule.scanning.device import available_cores
-
-    scans = Scans(kind, slide, folder)
-    slide.read_bytes()  # into the page cache, for all rounds alike
-    before, after = memory("VmRSS"), 0
-    boxes = plan.boxes[kind]
-    rounds: list[list[Round]] = [[] for _ in boxes]
-    for _ in range(plan.rounds):
-        for index, box in enumerate(boxes):
-            rounds[index].append(scans.measure(box))
-        after = after or memory("VmHWM")
-    last = rounds[-1][-1]
-    wall, cpu = (min(one.wall for one in rounds[-1]), min(one.scan_cpu for one in rounds[-1]))
-    read, model = (least([getattr(one, name) for one in rounds[-1]]) for name in ("read", "model"))
-    start, sizes = min(one.start for one in rounds[-1]) / wall, last.sizes
-    if len(boxes) == 2:
-        wall -= min(one.wall for one in rounds[0])
-        read -= least([one.read for one in rounds[0]])
-        model -= least([one.model for one in rounds[0]])
-        cpu -= min(one.scan_cpu for one in rounds[0])
-    engine, cores = scans.engine, available_cores()
+        models.append(time_spent_by(lambda: compute_all(predictor.model, engine, pass_.key, batch, batches)))  # noqa: B023
+    read, model, wall, cores = least(reads), least(models), min(walls), available_cores()
     if engine.device == "cpu":
         efficiency = (read.cpu + model.cpu) / (cores * wall)
     else:
@@ -274,14 +220,14 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     print(f"{kind}: {sizes[0]} fields in {sizes[1]} batches of {sizes[2]}, {engine.replicas} replicas")
     print(f"  {engine.precision} on {engine.device}; the model alone kept the cores {busy:.0%} busy")
     print(f"  reading is {read.cpu / both:.1%} of the CPU time of both")
-    print(f"  the whole scan used {cpu / both:.2f} of that CPU time")
-    print(f"  opening and finding tissue take {start:.1%} of the wall")
-    print(f"  {last.decoded} compressed tiles decoded, {last.distinct} lie under the fields")
+    print(f"  the whole scan used {min(scans) / both:.2f} of that CPU time")
+    print(f"  opening and finding tissue take {min(starts) / wall:.1%} of the wall")
+    print(f"  {decoded} compressed tiles decoded, {distinct} lie under the fields")
     print(f"  peak {after / MIB:.0f} MiB, {(after - before) / MIB:.0f} MiB beyond what the scan began with")
     return {
         "efficiency": efficiency,
-        "decodes": last.decoded / last.distinct,
-        "memory": (after - before) / scans.machine.max_ram,
+        "decodes": decoded / distinct,
+        "memory": (after - before) / machine.max_ram,
     }
 
 
@@ -361,7 +307,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="about a hundred tiles twice, under 45 s")
+    parser.add_argument("--quick", action="store_true", help="about a hundred tiles once, under 45 s")
     parser.add_argument("--paint", help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
