@@ -105,16 +105,16 @@ def on_ray(source: BundleSource, cohort: Cohort, out: Path, workers: int, cores:
 def best_times(plan: Plan, folder: Path) -> dict[str, float]:
     """The best seconds per case of each way of scanning, in turns."""
     source, cohort = bundle_in(folder), slides(folder, plan.cases, plan.side_px, "s")
-    ways: Mapping[str, Any] = {
+    scans: Mapping[str, Any] = {
         "one worker": lambda out: on_ray(source, cohort, out, 1, 1),
         "two workers": lambda out: on_ray(source, cohort, out, 2, 1),
         "one worker of two cores": lambda out: on_ray(source, cohort, out, 1, 2),
         "plain loop of two cores": lambda out: local(source, cohort, out, 2),
     }
-    best = dict.fromkeys(ways, float("inf"))
+    best = dict.fromkeys(scans, float("inf"))
     with ray_session(ClusterOptions(workers=2, worker_cpus=1)):
         for number in range(plan.rounds):
-            for name, run in ways.items():
+            for name, run in scans.items():
                 best[name] = min(best[name], run(folder / f"{name} {number}"))
     for name, seconds in best.items():
         print(f"{name:26} {1 / seconds:8.2f} cases/s")

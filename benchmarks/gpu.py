@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from large_slide import write_large_slide
 from measure import report
 
 MPP, TILE = 0.5, 224
@@ -69,7 +70,7 @@ FULL = Plan(
 )  # fmt: skip
 TINY = Plan(
     {"resnet50": "resnet18", "vit_l": "timm:vit_tiny_patch16_224"},
-    (4, 4, 8, 8, 8), (8, 8), 4, 1024, 8192, 6, (650, 480), 1,
+    (4, 4, 8, 8, 8), (8, 8), 4, 2048, 8192, 6, (650, 480), 1,
 )  # fmt: skip
 
 
@@ -236,49 +237,6 @@ def features_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
     return ratios
 
 
-def write_large_slide(path: Path, side: int, tissue: float) -> None:
-    """A JPEG slide of repeated tiles: tissue in the middle, glass around it, and a small level."""
-    import simplejpeg
-    import tifffile
-
-    from lobule.phantoms.slides import SlidePhantom, write_slide
-
-    tile, shrink = 512, 32
-    phantom = path.with_suffix(".phantom.tif")
-    write_slide(SlidePhantom(seed=3, width=2048, height=2048, mpp=MPP, tissue=0.9, sections=1), phantom)
-    with tifffile.TiffFile(phantom) as file:
-        pixels = file.pages[0].asarray()
-    cuts = [
-        pixels[y : y + tile, x : x + tile] for y in range(512, 1536, tile) for x in range(512, 1536, tile)
-    ]
-    blank = np.full((tile, tile, 3), 243, np.uint8)
-    count = -(-side // tile)
-    margin = round(count * (1 - tissue**0.5) / 2)
-
-    def kind(row: int, column: int) -> int:
-        inside = margin <= min(row, column) and max(row, column) < count - margin
-        return 1 + (row * 7 + column) % len(cuts) if inside else 0
-
-    tiles = [blank, *cuts]
-    encoded = [simplejpeg.encode_jpeg(np.ascontiguousarray(one), 85, "RGB", "420") for one in tiles]
-    small = [one.reshape(tile // shrink, shrink, tile // shrink, shrink, 3).mean((1, 3)) for one in tiles]
-    rows = range(count)
-    overview = np.concatenate(
-        [np.concatenate([small[kind(row, column)] for column in rows], axis=1) for row in rows]
-    ).astype(np.uint8)
-    shared = {
-        "photometric": "ycbcr", "resolution": (1e4 / MPP, 1e4 / MPP), "resolutionunit": "CENTIMETER",
-        "compression": "jpeg", "tile": (tile, tile),
-    }  # fmt: skip
-    with tifffile.TiffWriter(path, bigtiff=True) as writer:
-        writer.write(
-            (encoded[kind(row, column)] for row in rows for column in rows),
-            shape=(count * tile, count * tile, 3), dtype=np.uint8, subsampling=(2, 2), **shared,
-        )  # fmt: skip
-        shared["resolution"] = (1e4 / MPP / shrink, 1e4 / MPP / shrink)
-        writer.write(overview, subfiletype=1, **shared)
-
-
 def slide_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
     import lobule
     from lobule.files import read_json
@@ -287,7 +245,7 @@ def slide_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
     from lobule.nets.scaling import PLAIN_SCALING
 
     path = folder / "large.tif"
-    write_large_slide(path, plan.slide_side, 0.2)
+    write_large_slide(path, plan.slide_side, 0.2, MPP)
     is_full, out = plan is FULL, folder / "slide"
     trunk = "scannet_vgg16" if is_full else "tiny"
     net = vgg(plan) if is_full else BACKBONES[trunk](2).eval()
@@ -339,7 +297,7 @@ def training_part(plan: Plan, device: str, folder: Path) -> dict[str, float]:
 
     machine, batch, warm = TrainMachine(device=device).resolved(), 64 if plan is FULL else 8, 3
     (folder / "pool").mkdir()
-    pool = make_pool(folder / "pool", 2, 4096 if plan is FULL else 1024)
+    pool = make_pool(folder / "pool", 2, 4096 if plan is FULL else 2048)
     net = vgg(plan).train()
     net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -3,7 +3,7 @@
     bytes_over_needed   bytes of all answers, over those of the distinct tiles that a local scan decodes
     time_over_local     seconds of a scan of the remote slide, over those of the local one
 
-The server is a process of its own that waits 20 ms before each answer. Scans take turns; the first of each
+The server is a separate process that waits 20 ms before each answer. Scans take turns; the first of each
 kind is not counted, and the ratio is that of the medians. A further scan gets no answer or an error for 5 %
 of its requests, and must write the same maps. The slide is a generated pyramid with JPEG tiles; the model is
 the dense net `tiny`.
@@ -155,7 +155,7 @@ def statistics_of(address: str, failing_share: float = 0.0) -> dict[str, int]:
 
 
 class Scans:
-    """Scans of one slide from its path and from its URL, each into a folder of its own."""
+    """Scans of one slide from its path and from its URL, each into a new folder."""
 
     def __init__(self, folder: Path) -> None:
         import torch

@@ -119,8 +119,8 @@ def seconds_of_windows(model: Any, windows: int, pooled: bool) -> float:
             for _ in range(next(shares)):
                 network(model.encoder.scaling.apply(pixels))
 
-    spent = time_spent_by(lambda: in_threads(replicas, compute))
-    return float(spent.wall) * windows / (slices * SLICE)
+    time_spent = time_spent_by(lambda: in_threads(replicas, compute))
+    return float(time_spent.wall) * windows / (slices * SLICE)
 
 
 def seam_error(model: Any, reader: Any) -> float:

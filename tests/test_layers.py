@@ -108,9 +108,9 @@ def imports_of_lobule(path: Path, names: dict[str, Path]) -> set[str]:
 
 
 def test_the_lists_name_only_what_exists() -> None:
-    listed = {name for row in ORDER for name in row}
+    ordered_packages = {name for row in ORDER for name in row}
     packages = {name.split(".")[0] for name in module_names() if name and name != "__main__"}
-    assert listed == packages
+    assert ordered_packages == packages
     assert packages >= NO_TORCH
     for homes in HOME_OF_LIBRARY.values():
         assert all((SOURCE / home).is_file() for home in homes), homes
@@ -122,8 +122,8 @@ def test_the_architecture_page_lists_every_package() -> None:
         pytest.skip("the documentation is not beside the source")
     table = re.search(r"## Layers\n(.*?)\n`import lobule`", page.read_text("utf-8"), re.DOTALL)
     assert table is not None
-    listed = set(re.findall(r"`([a-z0-9_]+)`", table[1]))
-    assert {name for row in ORDER for name in row} <= listed
+    documented_names = set(re.findall(r"`([a-z0-9_]+)`", table[1]))
+    assert {name for row in ORDER for name in row} <= documented_names
 
 
 def test_a_file_imports_only_from_above() -> None:

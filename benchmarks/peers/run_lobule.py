@@ -125,7 +125,7 @@ def timed_scan(job: dict[str, Any]) -> dict[str, Any]:
     }
     tiles = np.load(root / "tiles.npy")
     case = Case("slide", "patient", "slide", str(root / "slide" / "slide.svs"))
-    batch = job["batch"] if job["do"] == "tiles" and not is_int8 else None  # int8 has a size of its own
+    batch = job["batch"] if job["do"] == "tiles" and not is_int8 else None  # int8 models have a fixed size
     machine = Machine(precision=job["precision"], batch=batch, runtime=job["runtime"])
     start = time.perf_counter()
     ended = scan(

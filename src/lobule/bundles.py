@@ -96,7 +96,7 @@ class Bundle:
 
     @property
     def int8_folder(self) -> Path | None:
-        """The folder of the int8 models that `lobule weights quantize` wrote, or None if there are none.
+        """The folder of int8 models, written by `lobule weights quantize`; None in other bundles.
 
         Raises:
             BundleError: One of the models was changed.

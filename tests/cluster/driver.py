@@ -1,6 +1,6 @@
 """A process that scans on a local Ray: `python driver.py JOB.pickle`. It prints a line of JSON at the end.
 
-A process of its own ends Ray with everything that it started, and can be killed like the driver of a user.
+A separate process ends Ray with everything that it started, and can be killed like the driver of a user.
 """
 
 from __future__ import annotations

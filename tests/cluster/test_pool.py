@@ -102,7 +102,7 @@ class FakeRay:
 @dataclass
 class Run:
     done: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     order: list[int] = field(default_factory=list)
 
 
@@ -114,7 +114,7 @@ def run_pool(ray: FakeRay, names: list[str], size: int = 3, attempts: int = 4) -
 
     pool = WorkerPool(
         ray, ray.create, size, attempts, lambda state: run.order.append(state.process), done,
-        lambda task: run.lost.append(task.case.id),
+        lambda task: run.failed.append(task.case.id),
     )  # fmt: skip
     pool.run([Task(index, Case(name, name, "slide")) for index, name in enumerate(names)])
     return run
@@ -130,14 +130,14 @@ def test_every_case_is_done_once_whatever_is_lost(
     names = [f"case {index}" for index in range(count)]
     ray = FakeRay(choices, unlucky={f"case {index}": times for index, times in unlucky.items()})
     run = run_pool(ray, names, size, attempts=5)
-    assert sorted(run.done) == sorted(names) and not run.lost
+    assert sorted(run.done) == sorted(names) and not run.failed
 
 
 @given(st.integers(1, 4), st.lists(st.integers(0, 9), max_size=80))
 def test_a_deadly_case_is_blamed_and_the_others_are_done(size: int, choices: list[int]) -> None:
     names = [f"case {index}" for index in range(8)] + ["deadly"]
     run = run_pool(FakeRay(choices, deadly=frozenset({"deadly"})), names, size)
-    assert run.lost == ["deadly"] and sorted(run.done) == sorted(names[:-1])
+    assert run.failed == ["deadly"] and sorted(run.done) == sorted(names[:-1])
 
 
 def test_the_first_worker_starts_alone_and_cases_are_shared() -> None:

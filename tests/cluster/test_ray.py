@@ -184,7 +184,7 @@ SEND = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b
 
 
 def in_namespace(log: Path) -> tuple[str, ...]:
-    """The start of a command that runs in a namespace of its own and lists the packets that leave it."""
+    """The start of a command that runs in a new network namespace and lists the packets that leave it."""
     return ("env", f"WATCH={WATCH}", "unshare", "--net", "--mount", "bash", "-c", NAMESPACE, "bash", str(log))
 
 

@@ -229,9 +229,9 @@ def test_budgets_are_nested_and_balanced() -> None:
     cohort = Cohort(tuple(cases))
     chosen = {}
     for budget in (2, 4, 8, 15, 99):
-        kept = with_budget(cohort, budget, 3)
-        training = kept.split("train")
-        assert len(training) == min(budget, 16) and len(kept) == len(training) + 2
+        limited_cohort = with_budget(cohort, budget, 3)
+        training = limited_cohort.split("train")
+        assert len(training) == min(budget, 16) and len(limited_cohort) == len(training) + 2
         chosen[budget] = {one.id for one in training}
         positives = sum(one.label == "tumor" for one in training)
         assert positives == min(-(-budget // 2), 6)

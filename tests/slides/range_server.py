@@ -123,9 +123,9 @@ def _handler_of(objects: Objects) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(data[start : start + (end - start) // 2])
                 self.close_connection = True
                 return None
-            self.wfile.write(data[start:end])
-            with objects._lock:
+            with objects._lock:  # Before the body: a reader that has all of it may look at the list at once.
                 objects.requests.append(("GET", path, (start, end)))
+            self.wfile.write(data[start:end])
             return None
 
     return Handler

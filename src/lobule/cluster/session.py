@@ -21,7 +21,7 @@ OBJECT_STORE_BYTES = 128 << 20
 PRIVATE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
-    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",  # Nobody listens there.
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",  # No program listens on this port.
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # Otherwise every other process of the machine goes first.

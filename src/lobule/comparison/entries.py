@@ -88,9 +88,9 @@ def plan_entries(
         UsageError: A method, encoder or budget is named twice, or a setting belongs to no listed method.
     """
     names = [name.replace("-", "_") for name in methods]
-    for what, listed in (("method", names), ("encoder", [one.name for one in encoders])):
-        if repeated := [name for name in listed if listed.count(name) > 1]:
-            raise UsageError(f"the {what} '{repeated[0]}' is named twice")
+    for kind, requested in (("method", names), ("encoder", [encoder.name for encoder in encoders])):
+        if repeated := [name for name in requested if requested.count(name) > 1]:
+            raise UsageError(f"the {kind} '{repeated[0]}' is named twice")
     if not names:
         raise UsageError("no method is named", remedy="Name at least one with --methods")
     if budgets and min(budgets) < 2:

@@ -28,7 +28,7 @@ def write_page(data: Data, out: Path) -> None:
 def comparison_page(data: Data, plots: Sequence[str] = ()) -> str:
     """The page as HTML; `plots` are SVG pictures."""
     rows = [row for row in data["rows"] if row["status"] == "complete"]
-    others = [row for row in data["rows"] if row["status"] != "complete"]
+    incomplete_rows = [row for row in data["rows"] if row["status"] != "complete"]
     sections = [research_use(), f"<p>{text(_introduction(data))}</p>", "<h2>Measures</h2>", _measures(rows)]
     if data["reference"] is not None:
         sections.append(
@@ -40,8 +40,8 @@ def comparison_page(data: Data, plots: Sequence[str] = ()) -> str:
     if plots:
         sections.append("<h2>Accuracy against annotation cost</h2>")
         sections += [f"<figure>{plot}</figure>" for plot in plots]
-    if others:
-        sections += ["<h2>Left out and failed</h2>", _others(others)]
+    if incomplete_rows:
+        sections += ["<h2>Left out and failed</h2>", _incomplete(incomplete_rows)]
     return html_page("Comparison of methods", sections)
 
 
@@ -88,7 +88,7 @@ def _costs(rows: Sequence[Data]) -> str:
     )  # fmt: skip
 
 
-def _others(rows: Sequence[Data]) -> str:
+def _incomplete(rows: Sequence[Data]) -> str:
     cells = [[text(row["name"]), text(row["status"]), text(row["reason"])] for row in rows]
     return table(["row", "status", "reason"], cells)
 

@@ -169,7 +169,7 @@ def _unwrapped(entry: EncoderEntry, path: Path, loaded: Any) -> Any:
             f"the file contains several networks, and it is not clear which of them is '{entry.name}'",
             subject=path,
             actual=", ".join(keys),
-            remedy="Save the tensors of one of them to a file of its own",
+            remedy="Save the tensors of one of them to a separate file",
         )
     return loaded[keys[0]] if keys else loaded
 

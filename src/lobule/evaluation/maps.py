@@ -35,7 +35,7 @@ MOST_SAMPLES = 20_000
 
 
 @dataclass(frozen=True, eq=False)
-class JudgedMap:
+class SlideCells:
     """The scored cells of a slide: their scores, and which of them are tumour."""
 
     case: Case
@@ -75,19 +75,19 @@ def measure_maps(
     if not isinstance(source, ResultsSource):
         return None
     left_out: dict[str, str] = {}
-    judged = list(_judged_maps(source, results, plan, options, left_out))
-    if not judged:
+    slides = list(_cells_of_slides(source, results, plan, options, left_out))
+    if not slides:
         return None
     threshold, reason = _choose_threshold(source, fit_cohort, plan, options)
-    truth_known = [one for one in judged if one.tumour is not None]
+    truth_known = [slide for slide in slides if slide.tumour is not None]
     measures: dict[str, Any] = {
-        "slides": len(judged),
-        "outlined": sum(one.tumour is not None and bool(one.tumour.any()) for one in judged),
+        "slides": len(slides),
+        "outlined": sum(slide.tumour is not None and bool(slide.tumour.any()) for slide in slides),
         "cell_auc": _cell_auc(truth_known, options).to_dict(),
         "dice": _dice(truth_known, threshold, reason, options).to_dict(),
-        "orientation": _orientation(judged, options).to_dict(),
+        "orientation": _orientation(slides, options).to_dict(),
     }
-    measures = without_intervals(measures, len({one.case.patient for one in judged}))
+    measures = without_intervals(measures, len({slide.case.patient for slide in slides}))
     return {
         **measures,
         "smooth": options.map_smooth,
@@ -102,31 +102,31 @@ def _passes(orientation: float | None) -> bool | None:
     return None if orientation is None else orientation >= LEAST_ORIENTATION
 
 
-def _judged_maps(
+def _cells_of_slides(
     source: ResultsSource,
     results: Sequence[tuple[Case, CaseResult]],
     plan: TargetPlan | None,
     options: Options,
     left_out: dict[str, str],
-) -> Iterator[JudgedMap]:
+) -> Iterator[SlideCells]:
     """The map of each slide that has one; a slide whose map or truth cannot be read is left out."""
     for case, result in results:
         if case.kind != "slide" or not result.is_scored:
             continue
         try:
-            judged = _judge(source, case, result, plan, options)
+            cells = _cells_of(source, case, result, plan, options)
         except LobuleError as error:
             left_out[case.id] = str(error)
             continue
-        if judged is None:
+        if cells is None:
             left_out[case.id] = "the results contain no map of it"
         else:
-            yield judged
+            yield cells
 
 
-def _judge(
+def _cells_of(
     source: ResultsSource, case: Case, result: CaseResult, plan: TargetPlan | None, options: Options
-) -> JudgedMap | None:
+) -> SlideCells | None:
     reader = densest_map(source.results.case_folder(case.id), options)
     if reader is None:
         return None
@@ -143,7 +143,7 @@ def _judge(
         x, y = (Fraction(side).limit_denominator(10**6) for side in reader.info.l0_stride)
         truth, _ = rasterise_truth(case, case.annotation, result.size, (x, y), options)
         tumour = _fitted(np.asarray(truth, np.bool_), scored.shape)[scored]
-    return JudgedMap(case, layer[scored], tumour, positive)
+    return SlideCells(case, layer[scored], tumour, positive)
 
 
 def _is_positive(case: Case, plan: TargetPlan | None) -> bool | None:
@@ -163,15 +163,15 @@ def _fitted(truth: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool
 # -- measures -----------------------------------------------------------------------------------------------
 
 
-def _cell_auc(judged: Sequence[JudgedMap], options: Options) -> Estimate:
+def _cell_auc(slides: Sequence[SlideCells], options: Options) -> Estimate:
     """The mean over slides with tumour of the area under the ROC curve of their cells."""
     values, patients = [], []
-    for one in judged:
-        assert one.tumour is not None
-        value = auc(one.tumour, one.scores)
+    for slide in slides:
+        assert slide.tumour is not None
+        value = auc(slide.tumour, slide.scores)
         if value is not None:
             values.append(value)
-            patients.append(one.case.patient)
+            patients.append(slide.case.patient)
     if not values:
         return undefined("no slide has cells inside and outside of outlines")
     areas = np.array(values)
@@ -185,12 +185,12 @@ def _cell_auc(judged: Sequence[JudgedMap], options: Options) -> Estimate:
 
 
 def _dice(
-    judged: Sequence[JudgedMap], threshold: float | None, reason: str | None, options: Options
+    slides: Sequence[SlideCells], threshold: float | None, reason: str | None, options: Options
 ) -> Estimate:
     """The Dice coefficient of all cells of all slides, at a threshold that was chosen elsewhere."""
-    if threshold is None or not judged:
+    if threshold is None or not slides:
         return undefined(reason or "no slide has outlines or a negative label")
-    counts = np.array([one.counts(threshold) for one in judged], np.float64)
+    counts = np.array([slide.counts(threshold) for slide in slides], np.float64)
     value = _dice_of(counts.sum(axis=0))
     if value is None:
         return undefined("no cell is tumour or above the threshold")
@@ -200,7 +200,7 @@ def _dice(
         total = 2 * hits + alarms + missed
         return np.asarray(np.where(total > 0, 2 * hits / np.maximum(total, 1), np.nan))
 
-    patients = [one.case.patient for one in judged]
+    patients = [slide.case.patient for slide in slides]
     return options.resampling.estimate(value, patients, resampled, "patient")
 
 
@@ -210,12 +210,12 @@ def _dice_of(counts: Floats) -> float | None:
     return float(2 * hits / total) if total else None
 
 
-def _orientation(judged: Sequence[JudgedMap], options: Options) -> Estimate:
+def _orientation(slides: Sequence[SlideCells], options: Options) -> Estimate:
     """How well the highest cells separate positive slides from negative ones."""
-    labelled = [one for one in judged if one.positive is not None]
-    labels = np.array([bool(one.positive) for one in labelled], np.bool_)
-    evidence = np.array([one.evidence for one in labelled], np.float64)
-    patients = [one.case.patient for one in labelled]
+    labelled = [slide for slide in slides if slide.positive is not None]
+    labels = np.array([bool(slide.positive) for slide in labelled], np.bool_)
+    evidence = np.array([slide.evidence for slide in labelled], np.float64)
+    patients = [slide.case.patient for slide in labelled]
     return bootstrap_measure(labels, evidence, patients, "auroc", options.resampling)
 
 
@@ -226,14 +226,16 @@ def _choose_threshold(
     if options.split == options.map_fit or options.split is None:
         return None, f"no threshold: the evaluated split must be another one than '{options.map_fit}'"
     results = [(case, source.case_result(case)) for case in fit_cohort]
-    judged = [one for one in _judged_maps(source, results, plan, options, {}) if one.tumour is not None]
-    if not any(one.tumour is not None and one.tumour.any() for one in judged):
+    slides = [
+        slide for slide in _cells_of_slides(source, results, plan, options, {}) if slide.tumour is not None
+    ]
+    if not any(slide.tumour is not None and slide.tumour.any() for slide in slides):
         return None, f"no threshold: the results contain no outlined slide of the split '{options.map_fit}'"
-    samples = [one.scores[:: max(1, len(one.scores) // MOST_SAMPLES)] for one in judged]
+    samples = [slide.scores[:: max(1, len(slide.scores) // MOST_SAMPLES)] for slide in slides]
     candidates = np.unique(np.quantile(np.concatenate(samples), np.linspace(0, 1, THRESHOLDS)))
     dice = []
     for candidate in candidates:
-        counts = np.array([one.counts(float(candidate)) for one in judged], np.float64).sum(axis=0)
+        counts = np.array([slide.counts(float(candidate)) for slide in slides], np.float64).sum(axis=0)
         dice.append(_dice_of(counts) or 0.0)
     return float(candidates[int(np.argmax(dice))]), None
 

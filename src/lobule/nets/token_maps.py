@@ -7,6 +7,7 @@ is resampled to the grid of the tokens by the area that its cells share with the
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class MapPosition:
     centre: float = 0.5
 
 
-class TokenNet(nn.Module):
+class TokenNet(nn.Module, ABC):
     """Computes the tokens of windows: scaled pixels (N, 3, W, W) to (N, T, T, d)."""
 
     side: int
@@ -46,9 +47,9 @@ class TokenNet(nn.Module):
         return self.side * self.token_px
 
     @property
+    @abstractmethod
     def measured(self) -> nn.Module:
         """The network whose largest layer decides how much memory a batch needs."""
-        raise NotImplementedError
 
 
 class PatchTokens(TokenNet):

@@ -107,7 +107,9 @@ class OpenVinoNet(nn.Module):
     def _padded_shape(self, x: Tensor) -> tuple[int, ...]:
         """The shape that is computed for an input: in int8 the next larger batch that has a model."""
         shape = (padded_size(len(x)), *x.shape[1:])
-        batches = [known[0] for known in self._int8_models() if known[1:] == shape[1:] and known[0] >= len(x)]
+        batches = [
+            batch for batch, *rest in self._int8_models() if tuple(rest) == shape[1:] and batch >= len(x)
+        ]
         return (min(batches, default=shape[0]), *shape[1:])
 
     def _int8_models(self) -> dict[tuple[int, ...], Path]:

@@ -98,14 +98,14 @@ class ReadAhead:
             data = request.data
         assert data is not None
         try:
-            whole = data.result()
+            request_bytes = data.result()
         except BaseException:
             with self._lock:
                 self._forget_failed(request, data)
             raise
         with self._lock:
             self._mark_used(request, item)
-        return whole[offset - request.start : offset - request.start + length]
+        return request_bytes[offset - request.start : offset - request.start + length]
 
     def close(self) -> None:
         """Forget everything that was fetched."""
