@@ -126,15 +126,18 @@ def test_cells_in_a_box() -> None:
 def test_failed_and_scored_fields_fill_a_block_of_the_map(grid: MapGrid, random: object) -> None:
     """Blocks of one row of fields, as production writes them, join to the map that is filled as a whole."""
     rng = np.random.default_rng(random.randint(0, 2**32))  # type: ignore[attr-defined]
-    whole = np.zeros((1, grid.rows, grid.columns), np.float32), np.zeros((grid.rows, grid.columns), np.uint8)
-    joined = np.zeros_like(whole[0]), np.zeros_like(whole[1])
+    complete_map = (
+        np.zeros((1, grid.rows, grid.columns), np.float32),
+        np.zeros((grid.rows, grid.columns), np.uint8),
+    )
+    joined = np.zeros_like(complete_map[0]), np.zeros_like(complete_map[1])
     for row in range(grid.field_rows):
         rows, _ = grid.field_cells(row, 0)
         block = joined[0][:, rows], joined[1][rows]
         for column in range(grid.field_columns):
             values = rng.random((1, grid.cells, grid.cells), np.float32) if rng.random() < 0.7 else None
-            place_field(whole, grid, (row, column), values)
+            place_field(complete_map, grid, (row, column), values)
             place_field(block, grid, (row, column), values, (rows.start, 0))
-    assert np.array_equal(whole[0], joined[0]) and np.array_equal(whole[1], joined[1])
-    assert set(np.unique(whole[1])) <= {State.SCORED, State.FAILED}
-    assert not whole[0][0, whole[1] == State.FAILED].any()
+    assert np.array_equal(complete_map[0], joined[0]) and np.array_equal(complete_map[1], joined[1])
+    assert set(np.unique(complete_map[1])) <= {State.SCORED, State.FAILED}
+    assert not complete_map[0][0, complete_map[1] == State.FAILED].any()

@@ -81,10 +81,10 @@ def test_defaults_are_those_of_the_table(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_every_setting_is_in_the_table(name: str) -> None:
-    listed = [row.setting for row in TABLES[name] if row.setting is not None]
-    assert len(set(listed)) == len(listed)
+    settings_of_rows = [row.setting for row in TABLES[name] if row.setting is not None]
+    assert len(set(settings_of_rows)) == len(settings_of_rows)
     settings = {setting for setting in defaults_of(name) if not NOT_LISTED.fullmatch(setting)}
-    missing = settings - set(listed)
+    missing = settings - set(settings_of_rows)
     assert not missing, f"add these settings to docs/papers.md: {sorted(missing)}"
 
 

@@ -73,7 +73,7 @@ def write_bundles(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundles in `bundles`, and beside it a folder for each with its files, patches and scores."""
+    """A folder `bundles`, and one folder per bundle with its files, patches and scores."""
     folder = tmp_path_factory.mktemp("torchscript")
     write_bundles(folder / "bundles")
     converted = []

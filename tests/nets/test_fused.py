@@ -124,7 +124,7 @@ def test_traced_parts_of_other_modules_are_fused() -> None:
     outer = fx.GraphModule({"inner": traced(inner)}, graph)
     for module in (nn.Sequential(traced(inner)), outer):
         fused = fuse(module)
-        assert sum(isinstance(part, FusedConv) for part in fused.modules()) == 1
+        assert sum(isinstance(layer, FusedConv) for layer in fused.modules()) == 1
     torch.testing.assert_close(fuse(nn.Sequential(traced(inner)))(x), expected)
 
 

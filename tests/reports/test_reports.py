@@ -235,10 +235,12 @@ def test_values_become_words() -> None:
 def test_cases_outside_the_results_do_not_prevent_an_evaluation(results: Results, tmp_path: Path) -> None:
     """A cohort has training cases, too, which `lobule evaluate` refuses and the report leaves out."""
     scanned = cohort_of({"squares": "tumour", EMPTY: "normal", STRANGE_NAME: "tumour", "partial": "normal"})
-    others = Case("trained", "patient of the training", "slide", "/gone/t.tif", label="tumour", split="train")
+    training_case = Case(
+        "trained", "patient of the training", "slide", "/gone/t.tif", label="tumour", split="train"
+    )
     copy = Path(shutil.copytree(results.path, tmp_path / "results"))
-    write_json(copy / PATIENTS, {"patients": [patient_hash(others.patient)]})
-    write_reports(copy, tmp_path / "out", cohort=Cohort((*scanned.cases, others)))
+    write_json(copy / PATIENTS, {"patients": [patient_hash(training_case.patient)]})
+    write_reports(copy, tmp_path / "out", cohort=Cohort((*scanned.cases, training_case)))
     _, shown = read_page(tmp_path / "out/index.html")
     assert "AUROC" in shown and "cannot be evaluated" not in shown
 

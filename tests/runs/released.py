@@ -74,9 +74,9 @@ def write_camelyon16(folder: Path, like: SlidePhantom, *, training: int, testing
             for file, name in members:
                 archive.write(file, f"lesion_annotations/{name}")
     (folder / "testing" / "reference.csv").write_text("".join(reference))
-    for damaged, whole in (("training/normal/normal_002", "training/normal/normal_001"),
+    for damaged, intact in (("training/normal/normal_002", "training/normal/normal_001"),
                            ("testing/images/test_002", "testing/images/test_001")):  # fmt: skip
-        content = (folder / f"{whole}.tif").read_bytes()
+        content = (folder / f"{intact}.tif").read_bytes()
         (folder / f"{damaged}.tif").write_bytes(content[: len(content) // 3])
     shutil.rmtree(source)
 

@@ -82,11 +82,11 @@ def test_tissue_is_detected_on_the_colours_of_the_file(stainings: list[Path]) ->
 def test_a_pixel_does_not_depend_on_the_box_and_copies_agree(stainings: list[Path]) -> None:
     slide = with_normalisation(open_slide(stainings[0], mpp=4.0), "macenko")
     lattice = slide.lattice(mpp=8.0)
-    whole = slide.read_lattice(lattice, Box(60, 60, 120, 120))
-    np.testing.assert_array_equal(slide.read_lattice(lattice, Box(100, 90, 30, 40)), whole[30:70, 40:70])
+    box_pixels = slide.read_lattice(lattice, Box(60, 60, 120, 120))
+    np.testing.assert_array_equal(slide.read_lattice(lattice, Box(100, 90, 30, 40)), box_pixels[30:70, 40:70])
     copied = pickle.loads(pickle.dumps(slide))
     assert isinstance(copied, StainNormalisedSlide)
-    np.testing.assert_array_equal(copied.read_lattice(lattice, Box(60, 60, 120, 120)), whole)
+    np.testing.assert_array_equal(copied.read_lattice(lattice, Box(60, 60, 120, 120)), box_pixels)
 
 
 def test_a_slide_without_tissue_keeps_its_colours(tmp_path: Path) -> None:

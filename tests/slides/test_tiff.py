@@ -185,7 +185,7 @@ def test_pages_that_are_not_levels_are_ignored(tmp_path: Path) -> None:
 
 
 def test_marked_levels_rule_out_unmarked_pages(tmp_path: Path) -> None:
-    """Another picture that has the shape of a level is none if the file marks its reduced images."""
+    """If a file marks its reduced images, an unmarked picture of the shape of a level is not a level."""
     base, _, quarter = pyramid(picture(400, 300), 3)
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as out:

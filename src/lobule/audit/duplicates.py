@@ -118,7 +118,8 @@ def align(source: Plane, target: Plane, window: Window) -> tuple[float, Window]:
             improved = False
             for move in MOVES:
                 moved = tuple(
-                    min(1.0, max(0.0, edge + step * way)) for edge, way in zip(window, move, strict=True)
+                    min(1.0, max(0.0, edge + step * direction))
+                    for edge, direction in zip(window, move, strict=True)
                 )
                 left, right, top, bottom = moved
                 if moved == window or right - left < LEAST_SPAN or bottom - top < LEAST_SPAN:

@@ -36,7 +36,7 @@ Window = tuple[float, float, float, float]
 """A part of a picture: left, right, top and bottom edge, as fractions of its width and height."""
 
 
-WHOLE: Window = (0.0, 1.0, 0.0, 1.0)
+FULL_WINDOW: Window = (0.0, 1.0, 0.0, 1.0)
 
 
 def _windows() -> tuple[Window, ...]:
@@ -109,7 +109,7 @@ def summed(plane: Plane) -> Sums:
     return sums
 
 
-def averaged(sums: Sums, rows: int, columns: int, window: Window = WHOLE) -> Plane:
+def averaged(sums: Sums, rows: int, columns: int, window: Window = FULL_WINDOW) -> Plane:
     """Means of equal cells of a window, which may cover fractions of pixels."""
     left, right, top, bottom = window
     x = np.linspace(left, right, columns + 1) * (sums.shape[1] - 1)

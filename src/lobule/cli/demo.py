@@ -29,7 +29,7 @@ RESAMPLES = 2000
 
 
 @lobule_command("lobule demo", "lobule demo exams")
-@click.argument("what", type=click.Choice(["slides", "exams"]), default="slides", metavar="[slides|exams]")
+@click.argument("kind", type=click.Choice(["slides", "exams"]), default="slides", metavar="[slides|exams]")
 @click.option("--out", default="lobule-demo", metavar="DIR", help="Folder for the files of the demo.")
 @click.option(
     "--side",
@@ -38,7 +38,7 @@ RESAMPLES = 2000
 )
 @click.option("--seed", default=11, help="Seed of the generated cohort.")
 @click.option("--view", "show", is_flag=True, help="Open the results in the viewer at the end.")
-def command(what: str, out: str, side: int, seed: int, show: bool) -> CommandOutput:
+def command(kind: str, out: str, side: int, seed: int, show: bool) -> CommandOutput:
     """Generate slides or exams, train on some, scan and evaluate the others, and write one page about it.
 
     The demo takes a few minutes and needs neither patient data nor a network. The test slides come from
@@ -55,7 +55,7 @@ def command(what: str, out: str, side: int, seed: int, show: bool) -> CommandOut
         require_pages()  # An error now is better than one after the training.
     if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
         raise UsageError(f"--side {side} is out of range", expected=f"{SMALLEST_SIDE} to {LARGEST_SIDE}")
-    if what == "exams":
+    if kind == "exams":
         from lobule.cli.demo_exams import demo_exams
 
         return _and_view(demo_exams(out, side, seed), show)

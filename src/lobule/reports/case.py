@@ -308,10 +308,12 @@ def _scores(case: ExportCase) -> str:
     for row, name in zip(rows, scores, strict=True):
         row[2:] = [*(row[2:] if raw else []), *(number(spread.get(name, {}).get(one)) for one in measures)]
     shown = table([*header, *map(text, measures)], rows, range(len(header), len(header) + len(measures)))
-    others = {name: value for name, value in case.result.items() if _is_spread(name) and not measures}
+    further_values = {name: value for name, value in case.result.items() if _is_spread(name) and not measures}
     if measures:
         return shown + "<p class=note>The spread is that over windows, models or draws of the scan.</p>"
-    return shown + (fields_table(others) if others else "<p class=note>The result states no spread.</p>")
+    return shown + (
+        fields_table(further_values) if further_values else "<p class=note>The result states no spread.</p>"
+    )
 
 
 def _is_spread(name: str) -> bool:

@@ -132,11 +132,11 @@ def test_a_training_with_the_published_options(tmp_path: Path) -> None:
 
 
 def test_the_flip_of_an_exam_list_decides_the_direction_of_png_images(tmp_path: Path) -> None:
-    listed = [
+    exam_list = [
         {"horizontal_flip": "YES", "L-CC": ["a"], "R-CC": ["b"], "L-MLO": ["c"], "R-MLO": ["d"]},
         {"L-CC": ["a"]},
     ]
-    (tmp_path / "list.pkl").write_bytes(pickle.dumps(listed))
+    (tmp_path / "list.pkl").write_bytes(pickle.dumps(exam_list))
     assert [exam.horizontal_flip for exam in read_exam_list(tmp_path / "list.pkl")] == ["YES", None]
 
     case = read_cohort(write_exams(tmp_path, exams=1, size=(300, 220), seed=5)).cases[0]

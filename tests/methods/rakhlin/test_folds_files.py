@@ -107,12 +107,12 @@ def test_pickles_that_are_not_plain_are_refused(
 def test_other_lists_and_missing_images_are_refused(tmp_path: Path) -> None:
     cases = cohort()
     folds, _ = published_folds(cohort(9))
-    for listed, error, message in (
+    for content, error, message in (
         (folds, ConfigError, "4 cases have no fold"),
         ([{"train": 1}], ResultsError, "not the list of folds"),
         ([*folds, folds[0]], ResultsError, "tested in two folds"),
     ):
-        (tmp_path / "folds.pkl").write_bytes(pickle.dumps(listed))
+        (tmp_path / "folds.pkl").write_bytes(pickle.dumps(content))
         with pytest.raises(error, match=message) as caught:
             read_folds(tmp_path / "folds.pkl", cases, 11)
         assert isinstance(caught.value, LobuleError)

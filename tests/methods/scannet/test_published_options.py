@@ -77,11 +77,11 @@ def test_the_record_of_batches_survives_an_interruption(
     config = replace(BRIEF, steps=6, batch=4, evaluate_every=2, rounds=0, record_batches=True)
     arguments: dict[str, Any] = {"val": None, "tissue": TISSUE, "machine": MACHINE, "seed": 5}
     train(config, cohort, tmp_path / "whole", **arguments)
-    whole = records(tmp_path / "whole")
-    assert [row["batch"] for row in whole] == [str(n) for n in range(6) for _ in range(4)]
-    assert {row["case"] for row in whole} == {"a", "c"}
-    assert sum(row["class"] == "tumour" for row in whole) == 12
-    for row in whole:
+    uninterrupted = records(tmp_path / "whole")
+    assert [row["batch"] for row in uninterrupted] == [str(n) for n in range(6) for _ in range(4)]
+    assert {row["case"] for row in uninterrupted} == {"a", "c"}
+    assert sum(row["class"] == "tumour" for row in uninterrupted) == 12
+    for row in uninterrupted:
         inside = 200 <= float(row["l0_x"]) < 560 and 200 <= float(row["l0_y"]) < 560 and row["case"] == "a"
         assert inside == (row["class"] == "tumour")
 
@@ -98,4 +98,4 @@ def test_the_record_of_batches_survives_an_interruption(
     assert len(records(tmp_path / "cut")) == 20
     monkeypatch.setattr(BatchRecord, "__next__", original)
     train(config, cohort, tmp_path / "cut", resume=True, **arguments)
-    assert records(tmp_path / "cut") == whole
+    assert records(tmp_path / "cut") == uninterrupted
