@@ -19,6 +19,8 @@ printed. The keys end accordingly in `_fp32`, in nothing, and in `_int8`, which 
     python benchmarks/peers.py --prepare     once: environments under .peers/ (several GiB of downloads)
     python benchmarks/peers.py               all ratios
     python benchmarks/peers.py --small       all ratios from few tiles, to try it
+    python benchmarks/peers.py --only NAMES  some contenders, such as "lobule fp32,tiatoolbox 0"; the ratios
+                                             use the stored runs of the others, from the same slide and tiles
     python benchmarks/peers.py --quick       few tiles and the plain loop only, under 45 s
 """
 
@@ -87,6 +89,20 @@ class Outcome:
     @property
     def each(self) -> float:
         return self.seconds / self.count
+
+    @classmethod
+    def stored(cls, folder: Path) -> Outcome:
+        """Read an outcome that `store` wrote."""
+        values = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
+        scores = np.load(folder / "scores.npy") if (folder / "scores.npy").exists() else None
+        return cls(scores=scores, **values)
+
+    def store(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {name: getattr(self, name) for name in ("seconds", "peak", "count", "output")}
+        if self.scores is not None:
+            np.save(folder / "scores.npy", self.scores)
+        (folder / "outcome.json").write_text(json.dumps(values), encoding="utf-8")
 
     def add(self, output: dict[str, Any], peak: int, scores: Path) -> None:
         self.seconds, self.peak = min(self.seconds, output["seconds"]), max(self.peak, peak)
@@ -204,19 +220,33 @@ def contenders(extent: Extent, quick: bool, is_quantised: bool) -> list[tuple[st
     return contenders_to_run
 
 
-def compare(extent: Extent, quick: bool) -> dict[str, float]:
+def compare(extent: Extent, quick: bool, only: list[str]) -> dict[str, float]:
+    """Run the contenders and return the ratios; `only` names those to run, and the others are read."""
     root = ROOT / "work" / extent.name
     root.mkdir(parents=True, exist_ok=True)
+    finished = root / "outcomes"
+    finished.mkdir(exist_ok=True)
     base = {"root": str(root), "side": extent.side, "tissue": extent.tissue, "most": extent.most}
     base |= {"tile": 224, "mpp": 0.5, "batch": 32, "scores": str(root / "scores.npy"), "block": extent.block}
     slide = root / "slide" / "slide.svs"
-    preparation, _ = run("lobule", sys.executable, {**base, "do": "prepare", "fields": extent.fields}, root)
+    prepared_before = root / "prepared.json"
+    if only and prepared_before.exists():
+        preparation = json.loads(prepared_before.read_text(encoding="utf-8"))
+    else:
+        for folder in finished.iterdir():
+            shutil.rmtree(folder)
+        preparation, _ = run(
+            "lobule", sys.executable, {**base, "do": "prepare", "fields": extent.fields}, root
+        )
+        prepared_before.write_text(json.dumps(preparation), encoding="utf-8")
     print(f"{preparation['tiles']} tiles of {extent.side} x {extent.side} px")
     if preparation["quantising"] is not None:
         print(f"quantising the bundle took {preparation['quantising']:.0f} s")
     outcomes: dict[str, Outcome] = {}
 
     def measured(name: str, runner: str, do: str, options: dict[str, Any]) -> None:
+        if only and name not in only:
+            return
         for leftover in (root / "out", root / "scores.npy"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         slide.read_bytes()
@@ -231,8 +261,15 @@ def compare(extent: Extent, quick: bool) -> dict[str, float]:
         if prepared("tiatoolbox") and not quick:
             measured("dense lobule", "lobule", "dense", {"precision": "float32", "runtime": "torch"})
             measured("dense tiatoolbox", "tiatoolbox", "dense", {"workers": 0})
+    for name, outcome in outcomes.items():
+        outcome.store(finished / name)
+    for folder in sorted(finished.iterdir()) if only else ():
+        outcomes.setdefault(folder.name, Outcome.stored(folder))
+    if "lobule fp32" not in outcomes:
+        print("no ratios yet: they need a run of 'lobule fp32'")
+        return {}
     ratios = ratios_of(outcomes)
-    if prepared("openvino") and not quick:
+    if prepared("openvino") and not quick and not only:
         batches, rounds = extent.openvino
         output, _ = run(
             "openvino", python_of("openvino"), {"batch": 32, "batches": batches, "rounds": rounds}, root
@@ -277,13 +314,15 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="few tiles, one round")
     parser.add_argument("--quick", action="store_true", help="few tiles, the plain loop only, under 45 s")
     parser.add_argument("--rounds", type=int, help="rounds of the full comparison; two if not given")
+    parser.add_argument("--only", default="", metavar="NAMES", help="run these contenders only")
     options = parser.parse_args()
     if options.prepare:
         prepare()
         return
     began = time.perf_counter()
     extent = SMALL if options.quick or options.small else FULL
-    ratios = compare(replace(extent, rounds=options.rounds or extent.rounds), options.quick)
+    only = [name.strip() for name in options.only.split(",") if name.strip()]
+    ratios = compare(replace(extent, rounds=options.rounds or extent.rounds), options.quick, only)
     missing = [name for name in ENVIRONMENTS if options.quick or not prepared(name)]
     if missing:
         print(

@@ -1,20 +1,24 @@
 """Scan efficiency: how much of what the machine can do a scan turns into reading and computing.
 
 A generated slide of 20,480 px a side is scanned (a) by a ResNet-18 of 224-px tiles and (b) by the small dense
-net at stride 32. In the same process, in turns with the scan, the same fields are read by the same loader
-without a model, and the model runs alone on as many batches of pixels in memory, in the same replicas.
+net at stride 32. Each scan runs with torch in float32, with OpenVINO in float32 (keys that end in
+`_openvino`) and with OpenVINO in int8 (`_int8`); `--form` selects one of them. In the same process, in turns
+with the scan, the same fields are read by the same loader without a model, and the model runs alone on as
+many batches of pixels in memory, in the same replicas.
 
     on a CPU   efficiency = (CPU seconds of reading alone + of the model alone) / (cores × wall)
     on a GPU   efficiency = time of the slower of reading and model, each alone / wall
 
 The wall is that of the case, from opening it to its written result: finding tissue counts as a loss, the one
-measurement of precisions before the first case does not. Each figure is the least of the rounds.
+measurement of precisions before the first case does not. Each figure is the least of the rounds. With
+`--quick`, fewer fields are scanned, so the time of opening the slide and finding its tissue, which does not
+depend on their number, is subtracted from the wall; only torch is measured.
 
 `decodes_per_tile` is the compressed tiles that the scan decoded over the distinct ones under its fields, all
 of the scanned level: what finding the tissue decodes (of a smaller level) is counted on a slide opened for
 the purpose, and taken off. The worse of the two scans counts.
 
-    python benchmarks/scan.py [--quick]
+    python benchmarks/scan.py [--quick] [--form torch|openvino|int8] [--kind tiles|dense] [--slide FILE]
 """
 
 from __future__ import annotations
@@ -40,6 +44,9 @@ from measure import report
 
 SIDE, MPP, TILE = 20_480, 0.25, 224
 KINDS = ("tiles", "dense")
+FORMS = {"torch": ("torch", "float32"), "openvino": ("openvino", "float32"), "int8": ("openvino", "int8")}
+"""The runtime and precision of each scan, by the name of the option `--form`."""
+CALIBRATION_FIELDS = 40
 MIB = 1 << 20
 
 
@@ -53,8 +60,8 @@ class Plan:
     """The region of each scan in level-0 pixels; None is the whole slide."""
 
 
-FULL = Plan(0.3, 3, {"tiles": Box(2_688, 6_720, 11_648, 4_032), "dense": None})
-QUICK = Plan(0.08, 1, {"tiles": Box(4_480, 6_272, 4_032, 1_344), "dense": None})
+FULL = Plan(0.3, 2, {"tiles": Box(2_688, 6_720, 11_648, 4_032), "dense": None})
+QUICK = Plan(0.08, 2, {"tiles": Box(4_480, 6_272, 3_584, 1_792), "dense": None})
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,17 @@ def make_bundle(kind: str, folder: Path) -> Path:
     return out
 
 
+def quantised(bundle: Any, slide: Path, folder: Path) -> Any:
+    """Write and return a quantised copy of a bundle."""
+    from lobule.bundles import read_bundle
+
+    out = folder / f"{bundle.path.name}-int8"
+    command = ["weights", "quantize", str(bundle.path), str(slide), "--out", str(out), "--scans", "0"]
+    command += ["--fields", str(CALIBRATION_FIELDS)]
+    subprocess.run([sys.executable, "-m", "lobule", *command], stdout=subprocess.DEVNULL, check=True)
+    return read_bundle(out)
+
+
 # -- the parts alone -----------------------------------------------------------------------------------------
 
 
@@ -161,7 +179,7 @@ def in_threads(number: int, work: Callable[[], None]) -> None:
 # -- one scan ------------------------------------------------------------------------------------------------
 
 
-def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
+def one(kind: str, form: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     """Everything measured of one kind of scan; run as a child, so that its peak memory is its own."""
     from lobule.bundles import read_bundle
     from lobule.cohort import Case, Cohort
@@ -172,7 +190,10 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     from lobule.scanning.scan import Machine, scan
 
     bundle = read_bundle(make_bundle(kind, folder))
-    predictor, machine, options = load(bundle), Machine(), ScanOptions()
+    if form == "int8":
+        bundle = quantised(bundle, slide, folder)
+    runtime, precision = FORMS[form]
+    predictor, machine, options = load(bundle), Machine(runtime=runtime, precision=precision), ScanOptions()
     engines = noting_engine(predictor.model)
     bundle_fields = {
         "method": bundle.method,
@@ -187,9 +208,11 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     after, sizes = 0, (0, 0, 0)
     decoded = distinct = 0
     for turn in range(plan.rounds):
-        out = folder / f"{kind}-{turn}"
+        out = folder / f"{kind}-{form}-{turn}"
         cpu = time.process_time()
-        ended = scan(predictor, bundle_fields, Cohort((case,)), out, options, machine)
+        ended = scan(
+            predictor, bundle_fields, Cohort((case,)), out, options, machine, int8_folder=bundle.int8_folder
+        )
         scans.append(time.process_time() - cpu)
         if ended.counts != {"complete": 1}:
             raise RuntimeError(f"the scan ended with {ended.counts}: {ended.failed}")
@@ -212,16 +235,20 @@ def one(kind: str, slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
             sizes = (len(pass_.fields), batches, size)
         models.append(time_spent_by(lambda: compute_all(predictor.model, engine, pass_.key, batch, batches)))  # noqa: B023
     read, model, wall, cores = least(reads), least(models), min(walls), available_cores()
+    measured_wall = wall - min(starts) if plan is QUICK else wall
     if engine.device == "cpu":
-        efficiency = (read.cpu + model.cpu) / (cores * wall)
+        efficiency = (read.cpu + model.cpu) / (cores * measured_wall)
     else:
-        efficiency = max(read.wall, model.wall) / wall
+        efficiency = max(read.wall, model.wall) / measured_wall
     both, busy = read.cpu + model.cpu, model.cpu / (cores * model.wall)
-    print(f"{kind}: {sizes[0]} fields in {sizes[1]} batches of {sizes[2]}, {engine.replicas} replicas")
-    print(f"  {engine.precision} on {engine.device}; the model alone kept the cores {busy:.0%} busy")
+    print(
+        f"{kind}, {form}: {sizes[0]} fields in {sizes[1]} batches of {sizes[2]}, {engine.replicas} replicas"
+    )
+    print(f"  {engine.runtime} {engine.precision} on {engine.device}")
+    print(f"  the model alone kept the cores {busy:.0%} busy")
     print(f"  reading is {read.cpu / both:.1%} of the CPU time of both")
     print(f"  the whole scan used {min(scans) / both:.2f} of that CPU time")
-    print(f"  opening and finding tissue take {min(starts) / wall:.1%} of the wall")
+    print(f"  opening and finding tissue take {min(starts) / wall:.1%} of the wall of {wall:.1f} s")
     print(f"  {decoded} compressed tiles decoded, {distinct} lie under the fields")
     print(f"  peak {after / MIB:.0f} MiB, {(after - before) / MIB:.0f} MiB beyond what the scan began with")
     return {
@@ -307,9 +334,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="about a hundred tiles once, under 45 s")
-    parser.add_argument("--paint", help=argparse.SUPPRESS)
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="about a hundred tiles, under 45 s")
+    parser.add_argument("--form", choices=FORMS, help="one runtime and precision; all if not given")
+    parser.add_argument("--kind", choices=KINDS, help="one kind of scan; both if not given")
+    parser.add_argument("--slide", metavar="FILE", help="a slide that an earlier run painted to this file")
+    parser.add_argument("--paint", metavar="FILE", help="paint the slide to a file and stop")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
     if options.paint:
@@ -317,21 +347,26 @@ def main() -> None:
         return
     if options.one:
         keep_freed_memory()  # as the command line does at its start
-        kind, slide, folder = options.one
-        print(json.dumps(one(kind, Path(slide), Path(folder), plan)))
+        kind, form, slide, folder = options.one
+        print(json.dumps(one(kind, form, Path(slide), Path(folder), plan)))
         return
+    forms = [options.form] if options.form else ["torch"] if options.quick else list(FORMS)
+    kinds = [options.kind] if options.kind else KINDS
     with tempfile.TemporaryDirectory() as folder:
-        slide = str(Path(folder) / "slide.tif")
+        slide = options.slide or str(Path(folder) / "slide.tif")
         quick = ["--quick"] if options.quick else []
-        child(*quick, "--paint", slide)
-        results = {}
-        for kind in KINDS:
-            *lines, last = child(*quick, "--one", kind, slide, folder).splitlines()
-            print("\n".join(lines))
-            results[kind] = json.loads(last)
-    ratios = {f"efficiency_{kind}": results[kind]["efficiency"] for kind in KINDS}
-    ratios["decodes_per_tile"] = max(results[kind]["decodes"] for kind in KINDS)
-    ratios["memory_of_ceiling"] = max(results[kind]["memory"] for kind in KINDS)
+        if not options.slide:
+            child(*quick, "--paint", slide)
+        results, ratios = [], {}
+        for kind in kinds:
+            for form in forms:
+                *lines, last = child(*quick, "--one", kind, form, slide, folder).splitlines()
+                print("\n".join(lines), flush=True)
+                results.append(json.loads(last))
+                name = f"efficiency_{kind}" if form == "torch" else f"efficiency_{kind}_{form}"
+                ratios[name] = results[-1]["efficiency"]
+    ratios["decodes_per_tile"] = max(result["decodes"] for result in results)
+    ratios["memory_of_ceiling"] = max(result["memory"] for result in results)
     report("scan", ratios)
 
 

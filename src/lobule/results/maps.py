@@ -1,4 +1,7 @@
-"""Maps on disk: a Zarr group per map with scores and states. A chunk is done if its file of states exists."""
+"""Maps on disk: a Zarr group per map with scores and states. A chunk is done if its file of states exists.
+
+Zarr is imported when the first map is opened, so that a scan can begin to compute before.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
-from zarr.storage import LocalStore
 
 from lobule.errors import DamagedResults, ResultsError
 from lobule.files import require_regular
@@ -35,8 +35,6 @@ MOST_BYTES = 8 << 30
 """Limits that no scan exceeds: side of a map, cells of a chunk, number of chunks, and bytes read at once."""
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
-
-COMPRESSOR = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
 
 
 @dataclass(frozen=True)
@@ -121,6 +119,9 @@ class MapReader:
     """A map being written or finished. Cells not yet written read as pending."""
 
     def __init__(self, path: Path) -> None:
+        import zarr
+        from zarr.storage import LocalStore
+
         self.path = path
         for metadata in (path / "zarr.json", path / "score/zarr.json", path / "state/zarr.json"):
             require_regular(metadata)
@@ -262,7 +263,10 @@ class MapWriter(MapReader):
     """Writes a map in complete chunks: first the scores, then the states, which mark the chunk as done."""
 
     def __init__(self, path: Path, info: MapInfo) -> None:
-        if not (path / "state" / "zarr.json").exists():
+        import zarr
+        from zarr.storage import LocalStore
+
+        if not map_exists(path):
             _create(path, info)
         for partial in path.rglob("*.partial"):
             partial.unlink(missing_ok=True)
@@ -291,7 +295,16 @@ class MapWriter(MapReader):
         (self.path / "state" / "c" / str(chunk[0]) / str(chunk[1])).unlink(missing_ok=True)
 
 
+def map_exists(path: Path) -> bool:
+    """Whether a map was created in this folder."""
+    return (path / "state" / "zarr.json").exists()
+
+
 def _create(path: Path, info: MapInfo) -> None:
+    import zarr
+    from zarr.codecs import BloscCodec
+    from zarr.storage import LocalStore
+
     # The group is created under another name and then renamed, so that an existing group is complete.
     aside = path.with_name(path.name + MAKING)
     if aside.exists():
@@ -314,7 +327,7 @@ def _create(path: Path, info: MapInfo) -> None:
             dtype=dtype,
             chunks=(*leading, *inner) if sharded else (*leading, *info.chunk),
             shards=(*leading, *info.chunk) if sharded else None,
-            compressors=COMPRESSOR,
+            compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
             fill_value=fill_value,
             config={"write_empty_chunks": True},
             dimension_names=dimension_names,

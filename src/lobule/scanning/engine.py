@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lobule.allocator import keep_freed_memory
+from lobule.allocator import keep_freed_memory, return_freed_memory
 from lobule.errors import ConfigError, LobuleError, ModelError, ResultsError
 from lobule.files import read_json, write_json
 from lobule.results.folder import SCAN, Results, record_engine
@@ -228,6 +228,8 @@ def _choose_form(
     engine = replace(engine, precision=form.precision, channels_last=form.channels_last, runtime=form.runtime)
     if engine != placed:
         model.move_to_device(engine, options)
+    if placed is not None:
+        return_freed_memory()  # Memory of the forms of the model that were measured but not chosen.
     return engine, Measured(**form.measurement)
 
 

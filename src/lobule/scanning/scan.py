@@ -130,7 +130,6 @@ def scan(
             work = {} if shard is None else work_of(all_cases, results.path, options, machine.usable_cores)
         cases = all_cases if shard is None else shard_of(all_cases, work, shard)
         progress.cases = len(cases)
-        return_freed_memory()  # Memory of the forms of the model that were measured but not chosen.
         readers = machine.readers or machine.usable_cores
         cache_bytes = int(machine.max_ram * CACHE_SHARE)
         runner = CaseRunner(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lobule.errors import DamagedResults, ModelError, ResultsError
 from lobule.files import read_json, results_error, write_json
 from lobule.results.folder import CaseFolder
-from lobule.results.maps import MapInfo, MapReader, MapWriter
+from lobule.results.maps import MapInfo, MapReader, MapWriter, map_exists
 from lobule.results.result import FailedField
 from lobule.results.tables import Columns, TableInfo, TableReader, TableWriter
 from lobule.scanning.contract import MapSpec, Pass, Store, TableSpec
@@ -124,24 +124,30 @@ class _Sink(ABC):
 
 
 class MapSink(_Sink):
-    """Assembles a map. A chunk is written when all of its fields have arrived."""
+    """Assembles a map. A chunk is written when all of its fields have arrived.
+
+    A new map is created when its first field arrives: the import of zarr overlaps with the computation.
+    """
 
     def __init__(
         self, pass_: Pass, spec: MapSpec, path: Path, failed: _FailureList, retry_failed: bool
     ) -> None:
         self._spec, self._failures = spec, failed
         fields_wide = 1 if spec.scattered else max(1, CHUNK_CELLS // spec.grid.cells)
-        info = MapInfo.of_grid(pass_.name, spec.image, spec.classes, spec.grid, fields_wide)
-        self._writer = MapWriter(path, info)
+        self._info = info = MapInfo.of_grid(pass_.name, spec.image, spec.classes, spec.grid, fields_wide)
+        self._path = path
         assert pass_.fields.grid_indices is not None, "a map pass states the grid position of each field"
         self._field_indices = pass_.fields.grid_indices
         self._chunk_of_row = [
             info.chunk_of(int(r) * spec.grid.cells, int(c) * spec.grid.cells) for r, c in self._field_indices
         ]
-        if retry_failed:
-            for row in failed.causes:
-                self._writer.forget(self._chunk_of_row[row])
-        written = self._writer.written()
+        self._opened_writer = MapWriter(path, info) if map_exists(path) else None
+        written: set[tuple[int, int]] = set()
+        if self._opened_writer is not None:
+            if retry_failed:
+                for row in failed.causes:
+                    self._opened_writer.forget(self._chunk_of_row[row])
+            written = self._opened_writer.written()
         self.needed = np.array([chunk not in written for chunk in self._chunk_of_row], np.bool_)
         failed.keep(~self.needed)
         self._missing: dict[tuple[int, int], int] = {}
@@ -149,10 +155,25 @@ class MapSink(_Sink):
             if needed:
                 self._missing[chunk] = self._missing.get(chunk, 0) + 1
         self._open: dict[tuple[int, int], tuple[Scores, States]] = {}
-        # Chunks without a field contain only states, which are written now.
-        for chunk in () if spec.scattered else info.chunks:
-            if chunk not in written and chunk not in self._missing:
-                self._write(chunk, None, np.zeros(self._shape(chunk), np.uint8))
+        self._chunks_without_fields = (
+            []
+            if spec.scattered
+            else [chunk for chunk in info.chunks if chunk not in written and chunk not in self._missing]
+        )
+        if self._opened_writer is not None:
+            self._write_chunks_without_fields()
+
+    @property
+    def _writer(self) -> MapWriter:
+        if self._opened_writer is None:
+            self._opened_writer = MapWriter(self._path, self._info)
+            self._write_chunks_without_fields()
+        return self._opened_writer
+
+    def _write_chunks_without_fields(self) -> None:
+        """Write the chunks that contain only states."""
+        for chunk in self._chunks_without_fields:
+            self._write(chunk, None, np.zeros(self._shape(chunk), np.uint8))
 
     def deliver(self, row: int, outputs: Outputs) -> None:
         values = outputs["map"]
@@ -172,20 +193,20 @@ class MapSink(_Sink):
         return MapReader(self._writer.path)
 
     def _shape(self, chunk: tuple[int, int]) -> tuple[int, int]:
-        rows, columns = self._writer.info.chunk_cells(chunk)
+        rows, columns = self._info.chunk_cells(chunk)
         return rows.stop - rows.start, columns.stop - columns.start
 
     def _store(self, row: int, values: NDArray[Any] | None) -> None:
         if not self.needed[row]:
             return
-        chunk = self._chunk_of_row[row]
+        writer, chunk = self._writer, self._chunk_of_row[row]
         if chunk not in self._open:
             height, width = self._shape(chunk)
             scores = np.zeros((len(self._spec.classes), height, width), np.float32)
             self._open[chunk] = (scores, np.zeros((height, width), np.uint8))
         scores, states = self._open[chunk]
         field_row, field_column = self._field_indices[row].tolist()
-        block_rows, block_columns = self._writer.info.chunk_cells(chunk)
+        block_rows, block_columns = writer.info.chunk_cells(chunk)
         origin = (block_rows.start, block_columns.start)
         place_field((scores, states), self._spec.grid, (field_row, field_column), values, origin)
         self._missing[chunk] -= 1
@@ -195,7 +216,7 @@ class MapSink(_Sink):
             self._write(chunk, scores, states)
 
     def _write(self, chunk: tuple[int, int], scores: Scores | None, states: States) -> None:
-        rows, columns = self._writer.info.chunk_cells(chunk)
+        rows, columns = self._info.chunk_cells(chunk)
         required, glass = self._spec.required[rows, columns], self._spec.glass[rows, columns]
         states = np.where(required, states, np.where(glass, State.GLASS, State.PENDING)).astype(np.uint8)
         if scores is not None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from lobule.methods.scannet.gallery import HardNegative, write_gallery
 from lobule.methods.scannet.predictor import DensePredictor
@@ -86,8 +85,16 @@ def far_from_outlines(slide: SlidePositions, l0_points: Points, margin: float) -
     if not rings or margin <= 0:
         return np.ones(len(l0_points), np.bool_)
     spacing = margin / SAMPLES_PER_MARGIN
-    nearest, _ = cKDTree(np.concatenate([_along(ring, spacing) for ring in rings])).query(l0_points)
-    return np.asarray(nearest >= margin, np.bool_)
+    samples = np.concatenate([_along(ring, spacing) for ring in rings])
+    return np.asarray(_distances_to_nearest(l0_points, samples) >= margin, np.bool_)
+
+
+def _distances_to_nearest(points: Points, others: Points) -> NDArray[np.float64]:
+    """Return the distance of each point to the nearest of the others."""
+    from scipy.spatial import cKDTree  # Imported here, because a scan imports this module and needs no tree.
+
+    nearest, _ = cKDTree(others).query(points)
+    return np.asarray(nearest, np.float64)
 
 
 def _along(ring: Points, spacing: float) -> Points:
@@ -126,6 +133,5 @@ def _spaced_cells(
 def merge_points(new: Points, old: Points, distance: float) -> Points:
     """The new points, and the old points that are not close to a new one."""
     if len(new) and len(old):
-        nearest, _ = cKDTree(new).query(old)
-        old = old[nearest >= distance]
+        old = old[_distances_to_nearest(old, new) >= distance]
     return np.concatenate([new, old])
