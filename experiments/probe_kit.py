@@ -4,9 +4,12 @@ A linear head on tokens of EfficientNet-Lite 0, or of SqueezeNet, is fitted to o
 patches of other patients (never the other slide's), or to the slide alone, and then scans the other slide.
 The score of a 50-px tile is the mean of the map's cells in it. Slides and patches are enlarged, because their
 4 µm/px are far coarser than the images of the encoders. Cohort, baselines and intervals are those of
-experiments/scannet_kit.py. EfficientNet-Lite comes from the extra `lobule[starter]`. Research use only.
+experiments/scannet_kit.py. With folders of experiments/encoders_kit.py and experiments/scannet_kit.py, the
+probe is also compared with the tile scores of `rakhlin` and of ScanNet in them. EfficientNet-Lite comes from
+the extra `lobule[starter]`. Research use only.
 
     LOBULE_REFERENCE=… python experiments/probe_kit.py OUT [--encoder squeezenet1_1] [--attempt patches-2x]
+        [--encoders-kit DIR] [--scannet-kit DIR]
 
 prints a table and writes OUT/ATTEMPT-ENCODER.json. A finished direction is not repeated.
 """
@@ -66,11 +69,29 @@ def scores_of(kit: Path, out: Path, encoder: str, slide: str, attempt: str) -> N
     return scores
 
 
+def rivals_of(
+    slide: str, encoders_kit: Path | None, scannet_kit: Path | None
+) -> dict[str, NDArray[np.float64]]:
+    """The tile scores of other methods that were trained without the patient of a slide, by name."""
+    (other,) = set(SLIDES) - {slide}
+    rivals: dict[str, NDArray[np.float64]] = {}
+    if encoders_kit is not None:
+        for path in sorted(encoders_kit.glob(f"rakhlin/*/tiles-{slide}.npy")):
+            rivals[f"rakhlin, {path.parent.name}"] = np.load(path)
+    if scannet_kit is not None:
+        for path in sorted(scannet_kit.glob(f"*-{other}-0-tiles.npz")):
+            name = path.name.removesuffix(f"-{other}-0-tiles.npz")
+            rivals[f"scannet, {name}"] = np.load(path)["scores"]
+    return rivals
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--encoder", choices=ENCODERS, default=ENCODERS[0])
     parser.add_argument("--attempt", choices=list(ATTEMPTS), default="patches-2x")
+    parser.add_argument("--encoders-kit", type=Path, help="folder of experiments/encoders_kit.py")
+    parser.add_argument("--scannet-kit", type=Path, help="folder of experiments/scannet_kit.py")
     options = parser.parse_args()
     kit, out = Path(os.environ["LOBULE_REFERENCE"]) / "kit", make_folder(options.out)
     report: dict[str, Any] = {}
@@ -79,8 +100,10 @@ def main() -> None:
         (other,) = set(SLIDES) - {slide}
         scores = scores_of(kit, out, options.encoder, slide, options.attempt)
         blocks = [f"{x // BLOCK},{y // BLOCK}" for x, y in corners]
-        for name, simple in baselines(kit, make_folder(out / "baselines"), other, slide).items():
-            paired = compare_scores(labels, scores, simple, blocks)
+        rivals = baselines(kit, make_folder(out / "baselines"), other, slide)
+        rivals |= rivals_of(slide, options.encoders_kit, options.scannet_kit)
+        for name, rival_scores in rivals.items():
+            paired = compare_scores(labels, scores, rival_scores, blocks)
             report.setdefault(slide, {})[name] = {
                 "probe": paired.a,
                 "auc": paired.b,

@@ -17,8 +17,8 @@ from lobule.cli import ABOUT, COMMANDS
 from lobule.cli.base import LazyGroup, run
 from lobule.cohort import Case, Cohort
 from lobule.comparison import MINUTES, Comparison, compare, rows
-from lobule.comparison.entries import Encoder, plan_entries
-from lobule.comparison.labels import annotation_cost, why_unusable, with_budget
+from lobule.comparison.entries import Encoder, Entry, plan_entries
+from lobule.comparison.labels import annotation_cost, cases_to_learn, why_unusable, with_budget
 from lobule.errors import ConfigError, ResultsError, UsageError
 from tests.methods.scannet.test_train import painted
 
@@ -92,6 +92,11 @@ def test_measures_are_those_of_evaluate(cohort: Cohort, finished: Comparison) ->
     assert probe["brier"] == block["calibration"]["brier"]
     maps = lobule.evaluate(folders["probe-lobule_tiny"], cohort, split="test", maps=True, resamples=5)
     assert probe["cell_auc"]["value"] == maps.data["maps"]["cell_auc"]["value"] > 0.5
+    assert probe["dice"]["value"] == maps.data["maps"]["dice"]["value"] > 0
+    assert maps.data["maps"]["fitted_on"] == "val" and probe["seconds"]["validating"] > 0
+    colour = finished.rows[0]
+    gain = probe["cell_auc"]["value"] - colour["cell_auc"]["value"]
+    assert probe["cell_auc_difference"]["value"] == pytest.approx(gain)
     assert probe["auroc_difference"]["value"] == pytest.approx(difference["difference"]["value"])
     assert evaluation.lesions is not None
     froc = evaluation.lesions["against"]["all"]["froc"]["difference"]["value"]
@@ -220,6 +225,26 @@ def test_methods_that_cannot_learn_say_why() -> None:
     assert "of kind slide" in str(why_unusable(slides, "image", ("image",)))
     assert why_unusable(Cohort(()), None, kinds) == "no case is in the split 'train'"
     assert why_unusable(Cohort((*slides, case("c", "normal", True))), "outlines", kinds) is None
+
+
+def test_labels_of_regions_are_only_for_methods_that_learn_from_images() -> None:
+    slides = [case("t", "tumor", True), case("n", "normal", False), case("v", "tumor", True, "val")]
+    regions = [case("r", "tumor", False, kind="region"), case("i", "normal", False, kind="image")]
+    tested = [case("e", "normal", False, "test"), case("q", "tumor", False, "test", "region")]
+    cohort = Cohort((*slides, *regions, *tested))
+
+    def learned(kind: str | None, some: Cohort = cohort) -> str:
+        return "".join(one.id for one in cases_to_learn(some, kind, "test"))
+
+    assert learned("image") == "rieq"
+    assert [learned(kind) for kind in ("outlines", "slide", "breast", None)] == ["tnveq"] * 4
+    for some in (Cohort((*slides, *tested)), Cohort((*regions, *tested))):
+        assert learned("image", some) == learned("outlines", some) == "".join(one.id for one in some)
+    outlined = replace(regions[0], annotation="r.xml")
+    assert learned("outlines", Cohort((*slides, outlined, *tested))) == "tnvreq"
+    row = rows.Row(Entry("rakhlin", budget=2), rows.Common(cohort), Path("nowhere"))
+    assert {one.id for one in row.cohort.split("train")} == {"r", "i"}
+    assert row.base()["annotation_minutes"] == 2
 
 
 def test_budgets_are_nested_and_balanced() -> None:

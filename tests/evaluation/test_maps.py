@@ -15,7 +15,11 @@ import lobule
 from lobule.annotations import Annotation, Polygon, write_annotation
 from lobule.cli import ABOUT, COMMANDS
 from lobule.cli.base import LazyGroup, run
+from lobule.cohort import Cohort, read_cohort
 from lobule.errors import ConfigError
+from lobule.files import read_json, write_json
+from lobule.results import open_results
+from lobule.results.map_check import maps_to_draw, why_maps_are_hidden
 from lobule.results.maps import MapInfo, MapWriter
 from lobule.stitch import State
 from tests.evaluation.support import begin, put, write_csv
@@ -87,6 +91,31 @@ def test_areas_and_dice_agree_with_plain_formulas(scanned: Any) -> None:
     assert maps["orientation"]["value"] == pytest.approx(expected) and maps["orientation_passed"] is True
 
 
+def test_the_difference_of_areas_is_paired(scanned: Any, tmp_path: Path) -> None:
+    """Maps that are lower by a constant have the same areas; less noise gives larger ones on every slide."""
+    results, cohort, layers = scanned
+    info = MapInfo("map", "slide", ("tumour",), SIDE, SIDE, (CELL, CELL), None, (SIDE, SIDE))
+    states = np.full((SIDE, SIDE), State.SCORED, np.uint8)
+    states[:, :4] = State.GLASS
+    differences = {}
+    for name, change in (("lower", lambda layer: layer / 2), ("smooth", ndimage.uniform_filter)):
+        copy = shutil.copytree(results, tmp_path / name)
+        for case, layer in layers.items():
+            shutil.rmtree(copy / "cases" / case / "maps")
+            MapWriter(copy / "cases" / case / "maps" / "map", info).write_chunk(
+                (0, 0), change(layer)[None].astype(np.float32), states
+            )
+        maps = lobule.evaluate(copy, cohort, split="test", maps=True, against=results, resamples=200).data[
+            "maps"
+        ]
+        differences[name] = maps["against"]["cell_auc"]
+        assert differences[name]["a"] == maps["cell_auc"]["value"]
+    assert differences["lower"]["difference"]["value"] == differences["lower"]["difference"]["high"] == 0
+    smooth = differences["smooth"]
+    assert smooth["difference"]["value"] == pytest.approx(smooth["a"] - smooth["b"])
+    assert smooth["difference"]["low"] > 0 and smooth["p"] < 0.05
+
+
 def test_smoothing_is_a_gaussian_over_scored_cells(scanned: Any) -> None:
     results, cohort, layers = scanned
     maps = lobule.evaluate(results, cohort, split="test", maps=True, map_smooth=1.5, resamples=5).data["maps"]
@@ -114,6 +143,29 @@ def test_reversed_maps_fail_the_orientation_check(scanned: Any, tmp_path: Path) 
         MapWriter(path, info).write_chunk((0, 0), (1 - reversed_layer)[None] / 2, states)
     flipped = lobule.evaluate(copy, cohort, split="test", maps=True, resamples=5, positive=["normal"])
     assert flipped.data["maps"]["orientation_passed"] is False
+    orientation = flipped.data["maps"]["orientation"]["value"]
+    reason = why_maps_are_hidden(open_results(copy))
+    assert reason is not None and f"{orientation:.3f}".rstrip("0") in reason
+    assert "12 slides of the split 'test'" in reason
+    folder = open_results(copy).case_folder("s0")
+    assert maps_to_draw(folder) == ({}, reason) and list(folder.maps) == ["map"]
+    settings = read_json(copy / "scan.json")
+    write_json(copy / "scan.json", {**settings, "bundle": {**settings["bundle"], "fingerprint": "another"}})
+    assert why_maps_are_hidden(open_results(copy)) is None, "results of another bundle were not checked"
+    (copy / "map_check.json").write_text("{")
+    assert why_maps_are_hidden(open_results(copy)) is None
+
+
+def test_maps_that_pass_or_have_few_patients_are_drawn(scanned: Any, tmp_path: Path) -> None:
+    copy = shutil.copytree(scanned[0], tmp_path / "copy")
+    lobule.evaluate(copy, scanned[1], split="test", maps=True, resamples=5)
+    assert read_json(copy / "map_check.json")["passed"] is True
+    assert why_maps_are_hidden(open_results(copy)) is None
+    (copy / "map_check.json").unlink()
+    cohort = read_cohort(scanned[1], check_files=False)
+    few = Cohort(tuple(case for case in cohort if case.id in ("s0", "s1", "s2", "s3")))
+    lobule.evaluate(copy, few, maps=True, resamples=5, positive=["normal"])
+    assert not (copy / "map_check.json").exists()
 
 
 def test_no_threshold_without_another_split(scanned: Any, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from lobule.reports.pictures import bar_um, ramp
 from lobule.reports.write import write_reports
 from lobule.results import Results, open_results
 from lobule.results.folder import PATIENTS
+from lobule.results.map_check import store_map_check
 from lobule.results.result import RESEARCH_USE
 from lobule.reviews import Review, append_review
 from lobule.testing.export import EMPTY, PATIENT, STRANGE_NAME, write_known_results
@@ -99,6 +100,20 @@ def pages(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = write_reports(results.path, out, cohort=cohort)
     assert len(report.exported) == 4 and report.files == ("index.html",)
     return out
+
+
+def test_a_map_that_failed_the_orientation_check_is_not_drawn(tmp_path: Path) -> None:
+    scene = build_scene(tmp_path)
+    drawn = {}
+    for passed in (True, False):
+        store_map_check(scene.results, 0.41, passed, 12, "test")
+        write_reports(scene.results.path, tmp_path / f"{passed}")
+        drawn[passed] = read_page(tmp_path / f"{passed}" / "cases/one.html")
+    html, shown = drawn[False]
+    assert "Scores of the class" in drawn[True][1] and "Scores of the class" not in shown
+    assert "failed the orientation check" in shown and "area of only 0.41 (12 slides of" in shown
+    assert "The slide of one" in html and "The map of one" not in html
+    assert "orientation" not in drawn[True][1]
 
 
 def test_a_case_whose_slide_is_gone_has_a_page(pages: Path) -> None:

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 
 from lobule.findings import Finding
 from lobule.results import open_results
+from lobule.results.map_check import store_map_check
 from lobule.server import finding_tiles
 from lobule.server.events import Watcher
 from lobule.server.library import Library, Source
@@ -52,6 +53,18 @@ def test_map_tiles_hold_scores_and_states(scene: Scene) -> None:
     border = np.ones(states.shape, bool)
     border[1:-1, 1:-1] = False
     assert set(states[border].tolist()) == {255}
+
+
+def test_a_map_that_failed_the_orientation_check_is_not_listed(tmp_path: Path) -> None:
+    scene = build_scene(tmp_path)
+    with client_of(scene.results) as client:
+        case = f"/api/cases/{case_ids(client)['one']}"
+        assert [one["name"] for one in client.get(case).json()["maps"]] == ["tumour"]
+        store_map_check(scene.results, 0.41, False, 12, None)
+        hidden = client.get(case).json()
+        assert hidden["maps"] == [] and "failed the orientation check" in hidden["notes"][-1]
+        store_map_check(scene.results, 0.8, True, 12, None)
+        assert len(client.get(case).json()["maps"]) == 1
 
 
 def test_tiles_of_large_maps_overlap_by_one_cell_and_reduce_to_the_maximum(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from lobule.settings import checked_options
 if TYPE_CHECKING:
     from lobule.cohort import Cohort
     from lobule.evaluation import Evaluation
+    from lobule.evaluation.sources import Source
 
 
 @checked_options
@@ -96,7 +97,7 @@ def evaluate(
     from lobule.evaluation.options import as_tuple
     from lobule.evaluation.plots import need_plots
     from lobule.evaluation.reviewers import open_review_source
-    from lobule.evaluation.sources import Source, open_results_source
+    from lobule.evaluation.sources import open_results_source
 
     evaluation_options = Options(
         by=as_tuple("by", by),
@@ -148,4 +149,19 @@ def evaluate(
     evaluation = evaluate_source(source, cohort, evaluation_options, against=other, bundle=bundle)
     if out is not None:
         evaluation.write(out, plots=plots)
+    _store_map_check(source, evaluation, split)
     return evaluation
+
+
+def _store_map_check(source: Source, evaluation: Evaluation, split: str | None) -> None:
+    """Store the outcome of the orientation check beside the maps, if it was made on enough patients."""
+    from lobule.evaluation.few_patients import FEW_PATIENTS
+    from lobule.evaluation.sources import ResultsSource
+    from lobule.results.map_check import store_map_check
+
+    maps = evaluation.data["maps"]
+    if maps is None or maps["orientation_passed"] is None or not isinstance(source, ResultsSource):
+        return
+    if maps["patients"] >= FEW_PATIENTS:
+        passed, value = maps["orientation_passed"], maps["orientation"]["value"]
+        store_map_check(source.results, value, passed, maps["slides"], split)

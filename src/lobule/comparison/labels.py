@@ -90,6 +90,29 @@ def why_unusable(cohort: Cohort, kind: str | None, kinds: Sequence[str]) -> str 
     return None
 
 
+def cases_to_learn(cohort: Cohort, kind: str | None, split: str) -> Cohort:
+    """Leave out the cases that a method with another kind of label learns from.
+
+    If the training split has slides and also labelled images or regions without outlines, methods that learn
+    from labels of images use the latter, and all other methods do not. Otherwise all cases are used.
+
+    Args:
+        cohort: All cases.
+        kind: The kind of label that the method learns from.
+        split: The split on which methods are compared, which stays as it is.
+    """
+    training = cohort.split("train")
+    pictures = {case.id for case in training if _is_labelled_picture(case)}
+    if not 0 < len(pictures) < len(training):
+        return cohort
+    for_images = kind == IMAGE
+    return cohort.where(lambda case: case.split == split or _is_labelled_picture(case) == for_images)
+
+
+def _is_labelled_picture(case: Case) -> bool:
+    return case.kind in ("image", "region") and case.label is not None and case.annotation is None
+
+
 def with_budget(cohort: Cohort, budget: int, seed: int) -> Cohort:
     """Keep at most `budget` training cases, about half of them positive; other splits stay as they are.
 

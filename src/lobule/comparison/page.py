@@ -57,14 +57,18 @@ def _introduction(data: Data) -> str:
 
 
 def _measures(rows: Sequence[Data]) -> str:
-    header = ["row", "AUC", "difference", "p", "FROC", "difference", "p", "AUC of cells", "ECE", "Brier"]
+    header = [
+        "row", "AUC", "difference", "p", "FROC", "difference", "p", "AUC of cells", "difference", "p", "Dice",
+        "ECE", "Brier",
+    ]  # fmt: skip
     return table(
         header,
         [
             [
                 text(row["name"]), _cell(row["auroc"]), _cell(row["auroc_difference"]),
                 _number(row["auroc_p"], 3), _cell(row["froc"]), _cell(row["froc_difference"]),
-                _number(row["froc_p"], 3), _cell(row["cell_auc"]), _number(row["expected_error"]),
+                _number(row["froc_p"], 3), _cell(row["cell_auc"]), _cell(row["cell_auc_difference"]),
+                _number(row["cell_auc_p"], 3), _cell(row["dice"]), _number(row["expected_error"]),
                 _number(row["brier"]),
             ]
             for row in rows

@@ -12,7 +12,7 @@ from typing import Any
 
 from lobule.cohort import Cohort
 from lobule.comparison.entries import FEATURES, Entry, reads_features
-from lobule.comparison.labels import MINUTES, annotation_cost, why_unusable, with_budget
+from lobule.comparison.labels import MINUTES, annotation_cost, cases_to_learn, why_unusable, with_budget
 from lobule.errors import LobuleError, ResultsError
 from lobule.features.frame import folder_name
 from lobule.files import make_folder, read_json, write_json
@@ -57,9 +57,10 @@ class Row:
     def __init__(self, entry: Entry, common: Common, out: Path) -> None:
         self.entry, self.common, self.out = entry, common, out
         self.method = find_method(entry.method)
-        self.cohort = (
-            common.cohort if entry.budget is None else with_budget(common.cohort, entry.budget, common.seed)
-        )
+        cohort = cases_to_learn(common.cohort, entry.learns_from, common.split)
+        self.all_cases = cohort
+        """The cases of all budgets."""
+        self.cohort = cohort if entry.budget is None else with_budget(cohort, entry.budget, common.seed)
         self.folder = out / "rows" / entry.name
 
     @property
@@ -125,7 +126,15 @@ class Row:
         steps: list[tuple[str, Callable[[], None]]] = []
         if reads_features(self.method) and self.entry.encoder is not None:
             steps.append(("extracting features", self._extract))
-        return [*steps, ("training", self._train), ("scanning", self._scan)]
+        steps += [("training", self._train), ("scanning", self._scan)]
+        if any(case.annotation is not None for case in self._validation()):
+            steps.append(("scanning validation slides", self._scan_validation))
+        return steps
+
+    def _validation(self) -> Cohort:
+        """The slides on which the threshold of the Dice coefficient is chosen."""
+        val = self.common.val
+        return Cohort(()) if val is None else self.common.cohort.split(val)
 
     # -- steps ----------------------------------------------------------------------------------------------
 
@@ -140,7 +149,7 @@ class Row:
         common = self.common
         if self._is_done(self._features() / TIMES, "extracting"):
             return
-        learned = common.cohort.where(lambda case: case.split in ("train", common.val))
+        learned = self.all_cases.where(lambda case: case.split in ("train", common.val))
         began = time.perf_counter()
         report = extract_features(
             learned,
@@ -192,6 +201,16 @@ class Row:
             raise ResultsError("no case could be scanned", subject=case, actual=cause)
         self._add_seconds(self.folder / TIMES, "scanning", time.perf_counter() - began)
 
+    def _scan_validation(self) -> None:
+        """Scan the validation slides into the same results, if these have maps."""
+        from lobule.api import scan
+
+        if self._is_done(self.folder / TIMES, "validating") or not _has_maps(self.results):
+            return
+        began = time.perf_counter()
+        scan(self.bundle, self._validation(), self.results, **self.common.scan_options)
+        self._add_seconds(self.folder / TIMES, "validating", time.perf_counter() - began)
+
     def _is_done(self, path: Path, step: str) -> bool:
         """Whether a step has ended in an earlier call."""
         return path.exists() and bool(read_json(path).get(f"{step}_done"))
@@ -216,6 +235,7 @@ class Row:
             "extracting": shared.get("extracting"),
             "training": times.get("training"),
             "scanning": times.get("scanning"),
+            "validating": times.get("validating"),
         }
 
     # -- measures -------------------------------------------------------------------------------------------
@@ -243,6 +263,7 @@ class Row:
             against=None if reference is None else reference.results,
             resamples=self.common.resamples,
             maps=True,
+            map_fit=self.common.val or "val",
         )
         write_json(path, {"key": key, "data": dict(evaluation.data)})
         as_stored: Mapping[str, Any] = read_json(path)["data"]
@@ -271,6 +292,14 @@ class Row:
 
 def _is_typed(error: Exception) -> bool:
     return isinstance(error, LobuleError)
+
+
+def _has_maps(results: Path) -> bool:
+    """Whether any case of a results folder has a map."""
+    from lobule.results import open_results
+
+    opened = open_results(results)
+    return any(opened.case_folder(case.case_id).maps for case in opened.cases())
 
 
 def _scan_identity(results: Path) -> list[Any]:

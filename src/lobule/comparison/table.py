@@ -13,13 +13,30 @@ FORMAT = "lobule-comparison/1"
 JSON, CSV = "table.json", "table.csv"
 Data = Mapping[str, Any]
 
-ESTIMATES = ("auroc", "froc", "jama", "cell_auc", "auroc_difference", "froc_difference")
+ESTIMATES = (
+    "auroc",
+    "froc",
+    "jama",
+    "cell_auc",
+    "dice",
+    "auroc_difference",
+    "froc_difference",
+    "cell_auc_difference",
+)
 PLAIN = (
     "name", "method", "encoder", "budget", "status", "reason", "learns_from", "training_cases",
     "annotation_minutes", "cases",
 )  # fmt: skip
-NUMBERS = ("expected_error", "brier", "auroc_p", "froc_p", "sensitivity_at_half", "orientation_passed")
-SECONDS = ("extracting_s", "training_s", "scanning_s")
+NUMBERS = (
+    "expected_error",
+    "brier",
+    "auroc_p",
+    "froc_p",
+    "cell_auc_p",
+    "sensitivity_at_half",
+    "orientation_passed",
+)
+SECONDS = ("extracting_s", "training_s", "scanning_s", "validating_s")
 
 
 def measures_of(evaluation: Data) -> dict[str, Any]:
@@ -44,8 +61,11 @@ def measures_of(evaluation: Data) -> dict[str, Any]:
             measures["froc_difference"] = _estimate(against["froc"]["difference"])
             measures["froc_p"] = against["froc"]["p"]
     if (maps := evaluation["maps"]) is not None:
-        measures["cell_auc"] = _estimate(maps["cell_auc"])
+        measures["cell_auc"], measures["dice"] = _estimate(maps["cell_auc"]), _estimate(maps["dice"])
         measures["orientation_passed"] = maps["orientation_passed"]
+        if (against := maps.get("against")) is not None:
+            measures["cell_auc_difference"] = _estimate(against["cell_auc"]["difference"])
+            measures["cell_auc_p"] = against["cell_auc"]["p"]
     return measures
 
 

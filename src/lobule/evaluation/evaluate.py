@@ -130,7 +130,7 @@ def evaluate_source(
         "tasks": {task.name: _task_report(task, options, against is not None) for task in tasks},
         "classes": classes,
         "patients": patients,
-        "maps": _map_report(source, case_results, all_cases, plan, options),
+        "maps": _map_report((source, against), case_results, all_cases, plan, options),
         "lesions": None if matched is None else _lesion_report(matched, options, against is not None),
         "lesions_left_out": {} if matched is None else dict(matched.left_out),
         "notes": notes + list(matched.notes if matched else ()),
@@ -271,11 +271,16 @@ def _patient_report(
 
 
 def _map_report(
-    source: Source, case_results: CaseResults, all_cases: Cohort, plan: TargetPlan | None, options: Options
+    sources: tuple[Source, Source | None],
+    case_results: CaseResults,
+    all_cases: Cohort,
+    plan: TargetPlan | None,
+    options: Options,
 ) -> dict[str, Any] | None:
     if not options.maps:
         return None
-    return measure_maps(source, case_results, all_cases.split(options.map_fit), plan, options)
+    fit_cohort = all_cases.split(options.map_fit)
+    return measure_maps(sources[0], case_results, fit_cohort, plan, options, sources[1])
 
 
 def _count_patients(cases: Sequence[Case]) -> int:

@@ -21,6 +21,7 @@ from lobule.evaluation.labels import TargetPlan
 from lobule.evaluation.options import Options
 from lobule.evaluation.sources import CaseResult, ResultsSource, Source, densest_map, tumour_class
 from lobule.evaluation.truth import rasterise_truth
+from lobule.measures.compare import Comparison, compare_means
 from lobule.measures.estimate import Estimate, Floats, undefined
 from lobule.measures.roc import auc, bootstrap_measure
 from lobule.stitch import State, smooth_map
@@ -62,6 +63,7 @@ def measure_maps(
     fit_cohort: Cohort,
     plan: TargetPlan | None,
     options: Options,
+    against: Source | None = None,
 ) -> dict[str, Any] | None:
     """Measure the maps of a results folder; None if it has none or the source is not a results folder.
 
@@ -71,6 +73,7 @@ def measure_maps(
         fit_cohort: The cases on which the threshold is chosen.
         plan: How labels and scores correspond.
         options: `map_smooth` smooths the maps before they are judged.
+        against: Another results folder; the difference of the area of cells is added.
     """
     if not isinstance(source, ResultsSource):
         return None
@@ -80,14 +83,21 @@ def measure_maps(
         return None
     threshold, reason = _choose_threshold(source, fit_cohort, plan, options)
     truth_known = [slide for slide in slides if slide.tumour is not None]
+    areas = _areas(truth_known)
     measures: dict[str, Any] = {
         "slides": len(slides),
+        "patients": len({slide.case.patient for slide in slides}),
         "outlined": sum(slide.tumour is not None and bool(slide.tumour.any()) for slide in slides),
-        "cell_auc": _cell_auc(truth_known, options).to_dict(),
+        "cell_auc": _cell_auc(areas, options).to_dict(),
         "dice": _dice(truth_known, threshold, reason, options).to_dict(),
         "orientation": _orientation(slides, options).to_dict(),
     }
-    measures = without_intervals(measures, len({slide.case.patient for slide in slides}))
+    if isinstance(against, ResultsSource):
+        other_results = [(case, against.case_result(case)) for case, _ in results]
+        other_slides = _cells_of_slides(against, other_results, plan, options, {})
+        other_areas = _areas([slide for slide in other_slides if slide.tumour is not None])
+        measures["against"] = {"cell_auc": _compare_areas(areas, other_areas, options).to_dict()}
+    measures = without_intervals(measures, measures["patients"])
     return {
         **measures,
         "smooth": options.map_smooth,
@@ -163,25 +173,40 @@ def _fitted(truth: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool
 # -- measures -----------------------------------------------------------------------------------------------
 
 
-def _cell_auc(slides: Sequence[SlideCells], options: Options) -> Estimate:
-    """The mean over slides with tumour of the area under the ROC curve of their cells."""
-    values, patients = [], []
+Areas = dict[str, tuple[str, float]]
+"""The patient and the area under the ROC curve of the cells of each slide that has both kinds."""
+
+
+def _areas(slides: Sequence[SlideCells]) -> Areas:
+    areas: Areas = {}
     for slide in slides:
         assert slide.tumour is not None
         value = auc(slide.tumour, slide.scores)
         if value is not None:
-            values.append(value)
-            patients.append(slide.case.patient)
-    if not values:
+            areas[slide.case.id] = (slide.case.patient, value)
+    return areas
+
+
+def _cell_auc(areas: Areas, options: Options) -> Estimate:
+    """The mean over slides with tumour of the area under the ROC curve of their cells."""
+    if not areas:
         return undefined("no slide has cells inside and outside of outlines")
-    areas = np.array(values)
+    patients = [patient for patient, _ in areas.values()]
+    values = np.array([value for _, value in areas.values()])
 
     def mean(weights: Floats) -> Floats:
         return np.asarray(
-            (weights * areas).sum(axis=1) / np.where(weights.any(axis=1), weights.sum(axis=1), np.nan)
+            (weights * values).sum(axis=1) / np.where(weights.any(axis=1), weights.sum(axis=1), np.nan)
         )
 
-    return options.resampling.estimate(float(areas.mean()), patients, mean, "patient")
+    return options.resampling.estimate(float(values.mean()), patients, mean, "patient")
+
+
+def _compare_areas(areas: Areas, other_areas: Areas, options: Options) -> Comparison:
+    """The difference of the mean area of cells on the slides with maps of both models."""
+    common = [name for name in areas if name in other_areas]
+    a, b = ([some[name][1] for name in common] for some in (areas, other_areas))
+    return compare_means(a, b, [areas[name][0] for name in common], "cell_auc", options.resampling)
 
 
 def _dice(

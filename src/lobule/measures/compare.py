@@ -81,6 +81,23 @@ def compare_froc(
     return Comparison(measure, score_a, score_b, difference, _two_sided(differences))
 
 
+def compare_means(
+    a: ArrayLike, b: ArrayLike, groups: ArrayLike, name: str, resampling: Resampling | None = None
+) -> Comparison:
+    """The difference between the means of two models over the same cases, on the same resampled patients."""
+    values = np.stack([np.asarray(a, np.float64), np.asarray(b, np.float64)])
+    if not values.shape[1]:
+        return Comparison(name, None, None, undefined("no case has values of both models"), None)
+    options = resampling or Resampling()
+    # Every resample contains at least one case, so that the sum of its weights is positive.
+    means = [weights @ values.T / weights.sum(axis=1)[:, None] for weights in options.weights(groups)]
+    resampled = np.concatenate(means)
+    differences = resampled[:, 0] - resampled[:, 1]
+    mean_a, mean_b = (float(value) for value in values.mean(axis=1))
+    difference = options.interval(mean_a - mean_b, differences, "patient")
+    return Comparison(name, mean_a, mean_b, difference, _two_sided(differences))
+
+
 def _two_sided(differences: ArrayLike) -> float | None:
     """The two-sided p-value: twice the share of resamples on the rarer side of 0, counting one extra."""
     values = np.asarray(differences, dtype=np.float64)

@@ -27,6 +27,8 @@ from lobule.reports.page import (
 )
 from lobule.reports.pdf import write_pdf
 from lobule.reports.pictures import Field
+from lobule.results import MapReader
+from lobule.results.map_check import maps_to_draw
 from lobule.server.details import STANDARD_FIELDS
 from lobule.server.map_tiles import highest_cells
 from lobule.slides.slide import Slide
@@ -124,7 +126,9 @@ def _slide_sections(case: ExportCase, options: ExportOptions, notes: list[str]) 
     frame = case.frames.get("slide")
     fields = highest_fields(case, options)
     slide = _open(case, notes)
-    reader = case.map(options)
+    reader, hidden = map_to_draw(case, options)
+    if hidden is not None:
+        notes.append(hidden)
     try:
         yield "<h2>The highest-scoring fields</h2>"
         yield _field_figures(slide, fields, notes)
@@ -157,6 +161,12 @@ def _open(case: ExportCase, notes: list[str]) -> Slide | None:
         return None
 
 
+def map_to_draw(case: ExportCase, options: ExportOptions) -> tuple[MapReader | None, str | None]:
+    """Return the map of a slide, or the reason why it must not be drawn."""
+    hidden = maps_to_draw(case.folder)[1]
+    return (case.map(options), None) if hidden is None else (None, hidden)
+
+
 def highest_fields(case: ExportCase, options: ExportOptions) -> list[Field]:
     """Return the findings with the highest scores or, without findings, the highest cells of the map."""
     numbered = (pair for pair in case.findings(options, "slide") if pair[1].score == pair[1].score)
@@ -166,7 +176,7 @@ def highest_fields(case: ExportCase, options: ExportOptions) -> list[Field]:
             Field(rank, finding.l0_x, finding.l0_y, finding.score, finding)
             for rank, (_, finding) in enumerate(findings, 1)
         ]
-    reader = case.map(options)
+    reader, _ = map_to_draw(case, options)
     if reader is None:
         return []
     x_stride, y_stride = reader.info.l0_stride
@@ -211,7 +221,7 @@ def _map_figures(
     options: ExportOptions,
     notes: list[str],
 ) -> str:
-    reader = case.map(options)
+    reader, hidden = map_to_draw(case, options)
     try:
         plain, mapped = pictures.slide_pictures(slide, reader, size, fields)
     except LobuleError as error:
@@ -226,8 +236,13 @@ def _map_figures(
             f"0 <img src='{data_uri(pictures.ramp_picture())}' alt='light to dark' "
             "style='display:inline;vertical-align:middle;height:.7em;width:8em'> 1"
         )
-        caption = f"{name}{legend}. The numbers are those of the fields above."
-        figures.append(figure(mapped, caption, f"The map of {case.name} with numbered fields"))
+        subject = "slide" if reader is None else "map"
+        caption = "The numbers are those of the fields above."
+        if reader is not None:
+            caption = f"{name}{legend}. {caption}"
+        figures.append(figure(mapped, caption, f"The {subject} of {case.name} with numbered fields"))
+    if hidden is not None:
+        return f"<div class=pair>{''.join(figures)}</div><p class=note>{text(hidden)}</p>"
     counts = "" if reader is None else _cell_counts(case, reader.info.name)
     return f"<div class=pair>{''.join(figures)}</div>{counts}"
 

@@ -10,6 +10,7 @@ from lobule.errors import LobuleError
 from lobule.geometry import Size
 from lobule.mammograms.record import Mammogram
 from lobule.results import MapReader
+from lobule.results.map_check import maps_to_draw
 from lobule.server.exams import other_exams
 from lobule.server.library import Entry, ImageFile, Library
 from lobule.server.map_tiles import SIDE, level_count
@@ -85,16 +86,17 @@ def detail(library: Library, pixels: Pixels, entry: Entry, options: ServerOption
         info["other_exams"] = other_exams(library, entry)
         info["missing_views"] = [view for view in ("L-CC", "R-CC", "L-MLO", "R-MLO") if view not in files]
     result: Mapping[str, Any] = {}
-    info["maps"] = []
+    info["maps"], hidden = [], None
     if entry.folder is not None:
         try:
             result = entry.result or {}
             cells = {recorded["name"]: recorded["cells"] for recorded in result.get("maps", [])}
-            info["maps"] = [_map(reader, cells) for reader in entry.folder.maps.values()]
+            readers, hidden = maps_to_draw(entry.folder)
+            info["maps"] = [_map(reader, cells) for reader in readers.values()]
         except LobuleError as error:
             info["error"] = str(error.problem)
     _fill_missing_sizes(info, result)
-    info["notes"] = list(result.get("notes", []))
+    info["notes"] = [*result.get("notes", []), *([] if hidden is None else [hidden])]
     info["failed_fields"] = [
         {name: field.get(name) for name in ("pass", "image", "l0_box", "cause")}
         for field in (result.get("failed") or [])[:MOST_FAILED]

@@ -12,6 +12,7 @@ from lobule import __version__
 from lobule.errors import LobuleError
 from lobule.geometry import Box, Size
 from lobule.results.folder import RESULT
+from lobule.results.map_check import maps_to_draw
 from lobule.results.result import RESEARCH_USE
 from lobule.server import details
 from lobule.server.answers import (
@@ -290,7 +291,7 @@ def gallery(request: Request, case_id: CaseId) -> list[dict[str, Any]]:
             for row in rows
         ]  # fmt: skip
     fields: list[dict[str, Any]] = []
-    for name in () if entry.folder is None else entry.folder.maps:
+    for name in () if entry.folder is None else maps_to_draw(entry.folder)[0]:
         reader = service.reader(entry, name)
         step_x, step_y = reader.info.l0_stride
         layer = len(reader.info.classes) - 1
