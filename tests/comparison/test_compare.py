@@ -19,6 +19,7 @@ from lobule.cohort import Case, Cohort
 from lobule.comparison import MINUTES, Comparison, compare, rows
 from lobule.comparison.entries import Encoder, Entry, plan_entries
 from lobule.comparison.labels import annotation_cost, cases_to_learn, why_unusable, with_budget
+from lobule.comparison.page import comparison_page
 from lobule.errors import ConfigError, ResultsError, UsageError
 from tests.methods.scannet.test_train import painted
 
@@ -112,6 +113,8 @@ def test_table_and_page_are_written(finished: Comparison) -> None:
     for expected in ("probe-lobule_tiny", "Research use only", "one site", "four_view", "outlines 30"):
         assert expected in page
     assert json.loads((finished.out / "table.json").read_text()) == dict(finished.data)
+    turned = [{**row, "orientation_passed": row["name"] != "colour"} for row in finished.rows]
+    assert "check, so do not use them: colour." in comparison_page({**finished.data, "rows": turned})
 
 
 def test_a_second_call_computes_nothing(

@@ -107,8 +107,8 @@ def test_a_map_that_failed_the_orientation_check_is_not_drawn(tmp_path: Path) ->
     drawn = {}
     for passed in (True, False):
         store_map_check(scene.results, 0.41, passed, 12, "test")
-        write_reports(scene.results.path, tmp_path / f"{passed}")
-        drawn[passed] = read_page(tmp_path / f"{passed}" / "cases/one.html")
+        write_reports(scene.results.path, tmp_path / "pages")
+        drawn[passed] = read_page(tmp_path / "pages/cases/one.html")
     html, shown = drawn[False]
     assert "Scores of the class" in drawn[True][1] and "Scores of the class" not in shown
     assert "failed the orientation check" in shown and "area of only 0.41 (12 slides of" in shown

@@ -35,6 +35,11 @@ def comparison_page(data: Data, plots: Sequence[str] = ()) -> str:
             f"<p class=note>Differences are those from {text(data['reference'])}, on the same resampled "
             "patients. In small type 95&nbsp;% intervals.</p>"
         )
+    if failed := [row["name"] for row in rows if row["orientation_passed"] is False]:
+        names = text(", ".join(failed))
+        sections.append(
+            f"<p class=note>Maps that failed the orientation check, so do not use them: {names}.</p>"
+        )
     sections += ["<h2>What each row costs</h2>", _costs(rows)]
     sections.append(f"<p class=note>Assumed minutes per label: {text(words(data['minutes']))}.</p>")
     if plots:

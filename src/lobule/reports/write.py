@@ -14,7 +14,8 @@ from lobule.files import write_text
 from lobule.reports import case as case_report
 from lobule.reports.cohort import PAGE, CohortReport, cohort_page, evaluated
 from lobule.reports.pdf import need_pdf, write_pdf
-from lobule.results import open_results
+from lobule.results import Results, open_results
+from lobule.results.map_check import why_maps_are_hidden
 
 
 def write_reports(
@@ -37,6 +38,8 @@ def write_reports(
     """
     if pdf:
         need_pdf()
+    # The pages of an earlier call are written again if an evaluation has changed whether maps are drawn.
+    hidden = why_maps_are_hidden(Results(Path(results)))
     report = Export(
         "report",
         "one page per case, and one about all cases",
@@ -44,7 +47,7 @@ def write_reports(
         kinds=frozenset({"slide", "image", "exam"}),
         supports=frozenset({"min_score", "show_patients"}),
         finish=partial(_finish, results=Path(results), cohort=cohort, bundle=bundle, pdf=pdf),
-        variant="pdf" if pdf else "html",
+        variant=("pdf" if pdf else "html") + ("" if hidden is None else f" {hidden}"),
     )
     options = ExportOptions(min_score=min_score, show_patients=show_patients)
     return export_results(
