@@ -204,7 +204,7 @@ def one(kind: str, form: str, slide: Path, folder: Path, plan: Plan) -> dict[str
     case = Case("slide", "patient", "slide" if box is None else "region", str(slide), l0_box=box)
     slide.read_bytes()  # into the page cache, for all rounds alike
     before = memory("VmRSS")
-    walls, starts, scans, reads, models = [], [], [], [], []
+    walls, starts, scans, reads, models, in_scan = [], [], [], [], [], []
     after, sizes = 0, (0, 0, 0)
     decoded = distinct = 0
     for turn in range(plan.rounds):
@@ -214,6 +214,7 @@ def one(kind: str, form: str, slide: Path, folder: Path, plan: Plan) -> dict[str
             predictor, bundle_fields, Cohort((case,)), out, options, machine, int8_folder=bundle.int8_folder
         )
         scans.append(time.process_time() - cpu)
+        in_scan.append(ended.counters.model_s)
         if ended.counts != {"complete": 1}:
             raise RuntimeError(f"the scan ended with {ended.counts}: {ended.failed}")
         walls.append(json.loads((out / "cases" / "slide" / "run.json").read_text())["seconds"])
@@ -248,6 +249,9 @@ def one(kind: str, form: str, slide: Path, folder: Path, plan: Plan) -> dict[str
     print(f"  the model alone kept the cores {busy:.0%} busy")
     print(f"  reading is {read.cpu / both:.1%} of the CPU time of both")
     print(f"  the whole scan used {min(scans) / both:.2f} of that CPU time")
+    print(
+        f"  in the scan the model took {min(in_scan) / (engine.replicas * model.wall):.2f} of its time alone"
+    )
     print(f"  opening and finding tissue take {min(starts) / wall:.1%} of the wall of {wall:.1f} s")
     print(f"  {decoded} compressed tiles decoded, {distinct} lie under the fields")
     print(f"  peak {after / MIB:.0f} MiB, {(after - before) / MIB:.0f} MiB beyond what the scan began with")

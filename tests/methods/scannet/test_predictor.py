@@ -18,7 +18,7 @@ from lobule.methods.scannet import Config, DensePredictor, load
 from lobule.nets.receptive import geometry_of
 from lobule.nets.vgg import scannet_vgg16
 from lobule.results import open_results
-from lobule.scanning.contract import ScanOptions
+from lobule.scanning.contract import EngineSettings, ScanOptions
 from lobule.scanning.scan import Machine, scan
 from lobule.stitch import State
 from tests.methods.scannet.support import write_tiny_bundle
@@ -161,14 +161,21 @@ def test_unsupported_strides_are_rejected(bundle: Path, slide: Path, tmp_path: P
 
 
 def test_the_field_size_depends_on_the_memory(bundle: Path) -> None:
-    from lobule.scanning.contract import EngineSettings
-
     predictor = load(read_bundle(bundle))
     large = predictor.model.choose_batch(EngineSettings(), 2 << 30, ScanOptions()).cells
     small = predictor.model.choose_batch(EngineSettings(), 64 << 20, ScanOptions()).cells
     assert 1 <= small < large <= predictor.config.cells
     with pytest.raises(ConfigError, match="memory ceiling"):
         predictor.model.choose_batch(EngineSettings(), 1 << 20, ScanOptions())
+
+
+@pytest.mark.parametrize(("precision", "cells"), [("float32", 8), ("int8", 11)])
+def test_int8_is_measured_on_complete_fields(bundle: Path, precision: str, cells: int) -> None:
+    model = load(read_bundle(bundle)).model
+    engine = EngineSettings(precision=precision, cells=11)
+    _, batch = model.sample_batch(engine, ScanOptions(stride=32))
+    window, stride = model.geometry.extent, 32
+    assert batch.pixels.shape[1:3] == (window + (cells - 1) * stride,) * 2
 
 
 def test_a_modified_bundle_is_rejected(tmp_path: Path) -> None:

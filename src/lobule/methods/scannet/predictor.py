@@ -92,7 +92,9 @@ class DenseModel:
 
     def sample_batch(self, engine: EngineSettings, options: ScanOptions) -> tuple[DenseMap, Batch]:
         stride = self.strides(options)[-1]
-        cells = min(engine.cells, 8) * self.geometry.stride // stride
+        # A small field suffices, but int8 models exist only for complete fields.
+        cells = engine.cells if engine.precision == "int8" else min(engine.cells, 8)
+        cells = cells * self.geometry.stride // stride
         side = self._dense(stride).geometry.in_size(cells)
         return DenseMap(stride), random_batch(engine, side, side)
 
