@@ -11,7 +11,9 @@ torchvision's model unchanged, with no worker or with one worker per core, which
     over_plain_fp32   seconds of the plain loop over those of the extraction, both in float32
     over_plain_bf16   the same with the extraction in bfloat16, which a CPU without AMX emulates
     memory_growth     peak memory of extracting a slide four times as large, over that of this one
-    vit_of_bare_model of_bare_model for ViT-S/16
+    vit_of_bare_model tiles/s of the whole extraction with ViT-S/16 in float32 over those of its network: only
+                      scaled tensors in memory, no slide and no resizing, in the faster of two ways: one batch
+                      after the other with all cores, or one batch per core at once
     two_in_one_pass   seconds of extracting with the ResNet-18 and ViT-S/16 in one pass, over the sum of the
                       seconds of only their models
     token_memory      memory_growth for ViT-S/16 with stored tokens (int8), and its tokens read block by block
@@ -19,16 +21,19 @@ torchvision's model unchanged, with no worker or with one worker per core, which
 The time of the extraction includes tissue detection and writing the feature file; that of the plain loop does
 not. The relative difference of the features over all tiles is printed.
 
-    python benchmarks/features.py [--quick]
+    python benchmarks/features.py [--quick] [--only KEY]
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from measure import arguments, machine, peak_bytes, report
-from scan import TimeSpent, batch_rows, compute_all, least, opened, read_all, time_spent_by
+from scan import TimeSpent, batch_rows, compute_all, in_threads, least, opened, read_all, time_spent_by
 
 TILE, MPP = 224, 0.5
 
@@ -62,15 +67,20 @@ class Plan:
     rounds: int
     workers: tuple[int, ...]
     """Worker counts of the plain loop's DataLoader; the fastest is used."""
+    side_of_transformers: int
+    """Side of the slide for the transformer."""
+    rounds_of_transformers: int
+    side_of_tokens: int
+    """Side of a slide with more tokens than a block in memory."""
 
 
 def full() -> Plan:
     from lobule.scanning.device import available_cores
 
-    return Plan(8192, 0.5, 3, (0, available_cores()))
+    return Plan(8192, 0.5, 3, (0, available_cores()), 3584, 2, 5120)
 
 
-QUICK = Plan(1792, 0.6, 1, (0,))
+QUICK = Plan(1120, 0.6, 1, (0,), 1120, 1, 1120)
 
 
 def paint_slide(path: Path, side: int, tissue: float) -> None:
@@ -91,7 +101,12 @@ def make_encoder(name: str = CNN) -> Any:
 
 
 def time_extraction(
-    slide: Path, out: Path, precision: str, names: Sequence[str] = (CNN,), tokens: Any = "none"
+    slide: Path,
+    out: Path,
+    precision: str,
+    names: Sequence[str] = (CNN,),
+    tokens: Any = "none",
+    channels_last: bool | None = None,
 ) -> float:
     """Seconds of extracting one case, from opening the slide to the written features."""
     from lobule.cohort import Case, Cohort
@@ -102,7 +117,8 @@ def time_extraction(
     cohort = Cohort((Case("slide", "patient", "slide", str(slide)),))
     extraction = Extraction(Tiling(MPP, TILE, TILE), "float32", keep_encoder=False, tokens=tokens)
     encoders = [make_encoder(name) for name in names]
-    scan_report = extract(encoders, cohort, out, extraction, machine=Machine(precision=precision))
+    fixed_machine = Machine(precision=precision, channels_last=channels_last)
+    scan_report = extract(encoders, cohort, out, extraction, machine=fixed_machine)
     if scan_report.counts != {"complete": 1}:
         raise RuntimeError(f"the extraction ended with {scan_report.counts}: {scan_report.failed}")
     return float(json.loads((out / "scan" / "cases" / "slide" / "run.json").read_text())["seconds"])
@@ -197,19 +213,50 @@ def engine_of(out: Path) -> Any:
     )
 
 
+def network_seconds(engine: Any, name: str, tiles: int) -> float:
+    """Seconds of only the network of an encoder on as many scaled tiles, in the faster of two ways."""
+    import torch
+
+    network = make_encoder(name).for_inference().to(engine.device)
+    batch = torch.rand(engine.batch, 3, TILE, TILE, device=engine.device)
+    cores = engine.replicas * engine.replica_threads
+    full_batches, rest = divmod(tiles, engine.batch)
+    sizes = [engine.batch] * full_batches + [rest] * (rest > 0)
+
+    def seconds(replicas: int) -> float:
+        waiting = deque(sizes)
+
+        def replica() -> None:
+            torch.set_num_threads(cores // replicas)
+            with contextlib.suppress(IndexError), torch.inference_mode():
+                while True:
+                    network(batch[: waiting.popleft()]).float().cpu()
+
+        return time_spent_by(lambda: in_threads(replicas, replica)).wall
+
+    return min(seconds(1), seconds(engine.replicas))
+
+
 def transformer_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     """Compare ViT-S/16, and both encoders in one pass, with only their models; the best of the rounds."""
     alone: dict[str, list[float]] = {CNN: [], VIT: []}
     walls: dict[str, list[float]] = {"vit": [], "both": []}
-    for repeat in range(plan.rounds):
+    network = []
+    for repeat in range(plan.rounds_of_transformers):
         for kind, names in (("vit", (VIT,)), ("both", (CNN, VIT))):
             out = folder / f"{kind}-{repeat}"
             walls[kind].append(time_extraction(slide, out, "float32", names))
         engine = engine_of(folder / f"vit-{repeat}")
+        tiles = len(read_features(folder / f"vit-{repeat}")[0])
+        network.append(network_seconds(engine, VIT, tiles))
         for name in (CNN, VIT):
-            alone[name].append(times_alone(slide, engine, name=name)[1].wall)
+            alone[name].append(times_alone(slide, engine, tiles, name)[1].wall)
+    print(
+        f"{tiles} tiles in seconds: ViT-S/16 {min(walls['vit']):.2f}, its network alone {min(network):.2f}, "
+        f"its model {min(alone[VIT]):.2f}; both {min(walls['both']):.2f}, ResNet-18 {min(alone[CNN]):.2f}"
+    )
     return {
-        "vit_of_bare_model": min(alone[VIT]) / min(walls["vit"]),
+        "vit_of_bare_model": min(network) / min(walls["vit"]),
         "two_in_one_pass": min(walls["both"]) / (min(alone[CNN]) + min(alone[VIT])),
     }
 
@@ -219,7 +266,7 @@ def extract_and_read_tokens(slide: Path, out: Path) -> None:
     from lobule.cohort import Case
     from lobule.features import open_features
 
-    time_extraction(slide, out, "float32", (VIT,), "int8")
+    time_extraction(slide, out, "float32", (VIT,), "int8", channels_last=True)
     tokens = open_features(out).find_tokens(Case("slide", "patient", "slide", None))
     total = sum(float(block.sum()) for _, block in tokens.blocks())
     print(f"{tokens.count} tiles with tokens, mean {total / max(1, tokens.count):.3g}")
@@ -263,31 +310,55 @@ def measure_ratios(slide: Path, folder: Path, plan: Plan) -> dict[str, float]:
     }
 
 
+def memory_ratio(folder: Path, plan: Plan, key: str) -> float:
+    """Peak memory for a slide of four times the area, over that for the usual one.
+
+    With --quick, the large slide has the same amount of tissue, otherwise four times as much.
+    """
+    side = plan.side_of_tokens if key == "token_memory" else plan.side
+    slides = {side: plan.tissue, 2 * side: plan.tissue / (4 if plan is QUICK else 1)}
+    commands = []
+    for side, tissue in slides.items():
+        path = folder / f"{side}.tif"
+        if not path.exists():
+            paint_slide(path, side, tissue)
+        commands.append([__file__, MEMORY[key], str(path), str(folder / f"{key}-{side}")])
+    with ThreadPoolExecutor(2 if plan is QUICK else 1) as pool:
+        peaks = list(pool.map(peak_bytes, commands))
+    print(f"{key}: peaks of {peaks[0] / 1e6:.0f} and {peaks[1] / 1e6:.0f} MB")
+    return peaks[1] / peaks[0]
+
+
+MEMORY = {"memory_growth": "--extract", "token_memory": "--tokens"}
+"""The ratios of memory, and the option of a child process that does the work."""
+TRANSFORMERS = ("vit_of_bare_model", "two_in_one_pass")
+KEYS = ("efficiency", "of_bare_model", "over_plain_fp32", "over_plain_bf16", *TRANSFORMERS, *MEMORY)
+
+
+def run_child(option: str, slide: Path, out: Path) -> None:
+    if option == MEMORY["token_memory"]:
+        extract_and_read_tokens(slide, out)
+    else:
+        time_extraction(slide, out, "float32", channels_last=True)
+
+
 def main() -> None:
-    if len(sys.argv) == 4 and sys.argv[1] in ("--extract", "--tokens"):
-        slide, out = Path(sys.argv[2]), Path(sys.argv[3])
-        if sys.argv[1] == "--tokens":
-            extract_and_read_tokens(slide, out)
-        else:
-            time_extraction(slide, out, "float32")
+    if len(sys.argv) == 4 and sys.argv[1] in MEMORY.values():
+        run_child(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
         return
-    plan = QUICK if arguments(__doc__ or "").quick else full()
+    options = arguments(__doc__ or "", keys=KEYS)
+    plan, keys = QUICK if options.quick else full(), (options.only,) if options.only else KEYS
+    ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary_folder:
         folder = Path(temporary_folder)
-        slide, large = folder / "slide.tif", folder / "large.tif"
-        paint_slide(slide, plan.side, plan.tissue)
-        ratios = measure_ratios(slide, folder, plan)
-        ratios |= transformer_ratios(slide, folder, plan)
+        for side in {plan.side, plan.side_of_transformers}:
+            paint_slide(folder / f"{side}.tif", side, plan.tissue)
+        if set(keys) & {*KEYS} - {*TRANSFORMERS, *MEMORY}:
+            ratios |= measure_ratios(folder / f"{plan.side}.tif", folder, plan)
+        if set(keys) & set(TRANSFORMERS):
+            ratios |= transformer_ratios(folder / f"{plan.side_of_transformers}.tif", folder, plan)
         print(", ".join(f"{key} {value:.3f}" for key, value in ratios.items()), flush=True)
-        # The large slide has four times the area. With --quick it has the same amount of tissue, otherwise
-        # four times as much.
-        paint_slide(large, 2 * plan.side, plan.tissue / (4 if plan is QUICK else 1))
-        for key, option in (("memory_growth", "--extract"), ("token_memory", "--tokens")):
-            peaks = [
-                peak_bytes([__file__, option, str(path), str(folder / f"peak{option}-{path.stem}")])
-                for path in (slide, large)
-            ]
-            ratios[key] = peaks[1] / peaks[0]
+        ratios |= {key: memory_ratio(folder, plan, key) for key in keys if key in MEMORY}
     print(machine())
     report("features", ratios)
 

@@ -9,15 +9,22 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 
-def arguments(description: str, work: str | None = None) -> argparse.Namespace:
-    """The options of a benchmark: `--quick` stays under 45 s, `--work DIR` if `work` says what it keeps."""
-    parser = argparse.ArgumentParser(description=description)
+def arguments(description: str, work: str | None = None, keys: Collection[str] = ()) -> argparse.Namespace:
+    """The options of a benchmark: `--quick` stays under 45 s, `--work DIR` if `work` says what it keeps.
+
+    `keys` are the ratios of which `--only KEY` measures one, with those that are measured together with it.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds, under 45 s")
     if work:
         parser.add_argument("--work", metavar="DIR", help=work)
+    if keys:
+        parser.add_argument("--only", choices=list(keys), metavar="KEY", help=f"one of {', '.join(keys)}")
     return parser.parse_args()
 
 

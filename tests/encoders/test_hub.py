@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,12 @@ import torch
 from safetensors.torch import save
 
 from lobule.encoders import ENCODERS, EncoderEntry
-from lobule.encoders.checkpoint_files import locate, without_telemetry
+from lobule.encoders.checkpoint_files import locate
 from lobule.encoders.load import load_file
 from lobule.errors import ConfigError, MissingExtra
+from lobule.nets.encoders import encoder
+from lobule.nets.hub import client, offline_if_unreachable, why_unreachable
+from lobule.nets.teachers import teacher
 from tests.encoders.published import LAYOUTS, checkpoint, random_weights, small_entry
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -170,6 +175,66 @@ def test_file_of_the_hub_cache_is_used_without_a_network(hub: Hub, monkeypatch: 
     assert locate(cached) == path
 
 
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address on this machine that refuses connections. Waiting before a second attempt fails a test."""
+
+    def refuse_to_wait(seconds: float) -> None:
+        raise AssertionError(f"another attempt in {seconds} s")
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", refuse_to_wait)
+    return address
+
+
+def test_hub_that_cannot_be_reached_is_tried_once(closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+    connect = socket.create_connection
+
+    def counted(address: Any, timeout: float) -> socket.socket:
+        attempts.append(address)
+        return connect(address, timeout)
+
+    monkeypatch.setattr("lobule.nets.hub.socket.create_connection", counted)
+    with pytest.raises(ConfigError) as caught:
+        locate(ENCODERS["uni2-h"])
+    port = int(closed.rpartition(":")[2])
+    message = str(caught.value)
+    assert "the weights of 'uni2-h' cannot be downloaded" in message
+    assert f"127.0.0.1, port {port}, cannot be reached: Connection refused" in message
+    assert "--encoder uni2-h --weights" in message
+    assert attempts == [("127.0.0.1", port)]
+
+
+@pytest.mark.parametrize("build", [encoder, partial(teacher, pretrained=True)])
+def test_networks_of_timm_try_the_hub_once(closed: str, build: Callable[[str], Any]) -> None:
+    port = closed.rpartition(":")[2]
+    with pytest.raises(ConfigError, match=rf"'.*resnet10t' cannot be downloaded.*port {port}, cannot be"):
+        build("timm:resnet10t")
+    assert not client().constants.HF_HUB_OFFLINE
+
+
+def test_cache_is_used_at_once_if_the_hub_cannot_be_reached(hub: Hub, request: pytest.FixtureRequest) -> None:
+    path = locate(offer(hub, "uni"))
+    request.getfixturevalue("closed")
+    with offline_if_unreachable():
+        assert Path(client().hf_hub_download("MahmoodLab/UNI", "model.safetensors")) == path
+
+
+def test_a_proxy_decides_whether_the_hub_can_be_reached(closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_unreachable() is not None
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert why_unreachable() is None
+
+
 def at_address(hub: Hub, name: str) -> EncoderEntry:
     entry = small_entry(name)
     hub.files[f"/{entry.published.file}"] = content_of(name)
@@ -226,11 +291,11 @@ def test_the_hub_learns_nothing_about_the_machine(hub: Hub) -> None:
 def test_telemetry_is_off_whatever_is_imported_first() -> None:
     code = (
         "import os; os.environ.pop('HF_HUB_DISABLE_TELEMETRY', None); "
-        "{first}; from lobule.encoders.checkpoint_files import without_telemetry; "
-        "assert without_telemetry().constants.HF_HUB_DISABLE_TELEMETRY; "
+        "{first}; from lobule.nets.hub import client; "
+        "assert client().constants.HF_HUB_DISABLE_TELEMETRY; "
         "import lobule; assert os.environ['HF_HUB_DISABLE_TELEMETRY'] == '1'"
     )
     environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
     for first in ("import huggingface_hub", "import lobule"):
         subprocess.run([sys.executable, "-c", code.format(first=first)], env=environment, check=True)
-    assert without_telemetry().constants.HF_HUB_DISABLE_TELEMETRY
+    assert client().constants.HF_HUB_DISABLE_TELEMETRY

@@ -17,6 +17,7 @@ from torchvision import models
 
 from lobule.encoders import ENCODERS, EncoderEntry
 from lobule.encoders.load import announce_licence, load_file, open_encoder, restore_encoder
+from lobule.encoders.owners import find_owners
 from lobule.errors import ConfigError, ModelError
 from lobule.nets.vit import resampled_positions
 from tests.encoders.published import (
@@ -136,16 +137,56 @@ def small_checkpoint(name: str) -> dict[str, Any]:
     return checkpoint(random_weights(LAYOUTS[name]))
 
 
+TWINS = {
+    "h-optimus-0": "h-optimus-1", "kaiko-vits16": "lunit-vits16", "kaiko-vits8": "lunit-vits8",
+    "resnet50-v1": "resnet50-v2",
+}  # fmt: skip
+"""Encoders with the same network and the same names of tensors."""
+
+
+def owners_of(of: str) -> set[str]:
+    """The encoders that a file may belong to, judged by its tensors."""
+    of = "resnet50-v1" if of == "resnet50" else of
+    pairs = {**TWINS, **{second: first for first, second in TWINS.items()}}
+    return {of, pairs.get(of, of)}
+
+
+@pytest.fixture
+def small_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of encoders with the small networks of the checkpoints."""
+    table = {name: small_entry(name) if name in LAYOUTS else entry for name, entry in ENCODERS.items()}
+    monkeypatch.setattr("lobule.encoders.owners.ENCODERS", table)
+
+
+@pytest.mark.usefixtures("small_table")
 @pytest.mark.parametrize(("of", "target"), WRONG_PAIRS)
 def test_file_of_another_encoder_is_refused(of: str, target: str, tmp_path: Path) -> None:
-    path = write(tmp_path / f"weights-of-{of}.safetensors", small_checkpoint(of))
+    path = write(tmp_path / "model.safetensors", small_checkpoint(of))
     entry = small_entry(target) if target in LAYOUTS else ENCODERS[target]
     with pytest.raises(ModelError) as caught:
         load_file(entry, path)
     message = str(caught.value)
-    assert f"weights-of-{of}.safetensors" in message
-    assert f"'{target}'" in message
+    assert str(path) in message
+    assert f"does not contain the weights of '{target}'" in message
     assert "for example: " in message
+    _, _, named = message.partition("the tensors of ")
+    assert {name for name in ENCODERS if f"'{name}'" in named} == owners_of(of)
+
+
+def test_files_of_published_size_are_recognised() -> None:
+    with torch.device("meta"):
+        tensors, others = (build(weights=None).state_dict() for build in (models.resnet50, models.resnet18))
+    assert find_owners(tensors) == ["resnet50-v1", "resnet50-v2"]
+    assert find_owners(others) == []
+    full = replace(LAYOUTS["lunit-vits8"], width=384, depth=12)
+    assert find_owners(checkpoint(random_weights(full))) == ["kaiko-vits8", "lunit-vits8"]
+
+
+@pytest.mark.usefixtures("small_table")
+def test_release_of_gpfm_is_recognised() -> None:
+    release = gpfm_release(random_weights(LAYOUTS["gpfm"]))
+    assert find_owners(release["teacher"]) == ["gpfm"]
+    assert find_owners({**release["teacher"], "other": torch.ones(1)}) == []
 
 
 def test_at_least_thirty_wrong_pairs() -> None:
@@ -222,6 +263,15 @@ def test_known_hash_is_compared(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=rf"not the published file of 'uni'.*SHA-256 {'0' * 8}.*{digest}"):
         load_file(hashed_entry("0" * 8), path)
     load_file(hashed_entry("0" * 8), path, unverified=True)
+
+
+def test_published_file_of_another_encoder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "mine.safetensors", small_checkpoint("uni"))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    owner = replace(hashed_entry(digest[:8]), name="keep")
+    monkeypatch.setattr("lobule.encoders.load.ENCODERS", {"uni": hashed_entry("0" * 8), "keep": owner})
+    with pytest.raises(ModelError, match=rf"not the published file of 'uni'.*{digest}, the file of 'keep'"):
+        load_file(hashed_entry("0" * 8), path)
 
 
 def test_other_features_of_the_reference_tile_are_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lobule.errors import ConfigError, DamagedFile, NotReadable, ResultsError
 from lobule.features import TokenGrid, open_features, read_token_file
 from lobule.geometry import Box
 from lobule.methods.extraction import Extraction, extract
+from lobule.methods.token_grids import write_dense_grids
 from lobule.nets.encoders import Encoder, encoder
 from lobule.scanning.contract import ScanOptions
 from lobule.scanning.scan import Machine
@@ -184,6 +185,27 @@ def test_a_reader_of_trident_files_can_read_tokens(cohort: Cohort, tmp_path: Pat
     assert values["features"].dtype == np.float16
     assert values["patch_size_level0"] == TILE
     np.testing.assert_array_equal(values["coords"], tokens.l0_coords())
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_a_reader_of_slide2vecs_grids_can_read_tokens(storage: Any, cohort: Cohort, tmp_path: Path) -> None:
+    """Names, shapes and metadata as slide2vec 7.1.4 stores dense regions."""
+    net = small("kaiko-vits16", tmp_path)
+    run(net, cohort, tmp_path / "f", replace(EXTRACTION, tokens=storage))
+    features_folder = open_features(tmp_path / "f")
+    assert write_dense_grids(features_folder, cohort["s1"], tmp_path / "grids") == TILES
+    folder = tmp_path / "grids" / "dense_embeddings" / "s1"
+    width, tokens = LAYOUTS["kaiko-vits16"].width, features_folder.find_tokens(cohort["s1"])
+    assert len(list(folder.iterdir())) == 2 * TILES
+    for row, (x, y) in enumerate(tokens.l0_coords().tolist()):
+        grid = torch.load(folder / f"{x}_{y}.pt", weights_only=True)
+        assert (grid.dtype, tuple(grid.shape)) == (torch.float16, (width, 14, 14))
+        expected = tokens.read(slice(row, row + 1))[0].transpose(2, 0, 1)
+        np.testing.assert_allclose(grid.float().numpy(), expected, rtol=1e-3, atol=1e-6)
+        metadata = json.loads((folder / f"{x}_{y}.meta.json").read_text(encoding="utf-8"))
+        values = {"sample_id": "s1", "x": x, "y": y, "feature_dim": width, "grid_shape": [14, 14]}
+        assert values.items() <= metadata.items()
+        assert metadata["patch_size"] == [16, 16]
 
 
 def test_int8_takes_half_the_space_and_keeps_the_largest_value() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
@@ -177,3 +178,26 @@ def test_squeezenet_repeats_one_column_and_one_row() -> None:
         maps = stages(torch.rand(1, 3, 67, 67))
         square = [tuple(stage.shape[-2:]) for stage in maps]
     assert square == [(16, 16), (8, 8), (4, 4)]
+
+
+@pytest.mark.parametrize(("every_depth", "blocks"), [(True, [1, 3, 5]), (False, [0, 1, 2])])
+def test_maps_of_transformers_come_from_thirds_of_their_depth(every_depth: bool, blocks: list[int]) -> None:
+    """Compared with timm's own intermediate outputs; test_vit has six blocks."""
+    frozen = teacher("timm:test_vit", every_depth=every_depth)
+    body = timm.create_model("test_vit", pretrained=False, dynamic_img_size=True).eval()
+    prefix = "backbone.model."
+    stored = {name.removeprefix(prefix): tensor for name, tensor in frozen.stages.state_dict().items()}
+    assert not body.load_state_dict(stored, strict=False).unexpected_keys
+    images = torch.randn(2, 3, 128, 128)
+    with torch.no_grad():
+        maps = body.forward_intermediates(images, indices=blocks, intermediates_only=True, norm=False)
+    expected = [nn.functional.avg_pool2d(m, pool) for m, pool in zip(maps, (1, 2, 4), strict=True)]
+    torch.testing.assert_close(list(frozen(images)), expected)
+    assert frozen.identity().get("every_depth", False) == every_depth
+
+
+def test_depth_does_not_change_convolutional_teachers() -> None:
+    deep, shallow = (teacher("timm:resnet10t", every_depth=every_depth) for every_depth in (True, False))
+    assert deep.strides == shallow.strides
+    assert set(deep.state_dict()) == set(shallow.state_dict())
+    assert "every_depth" not in deep.identity()

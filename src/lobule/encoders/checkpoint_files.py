@@ -6,11 +6,11 @@ import os
 import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from lobule.encoders.entry import EncoderEntry
 from lobule.errors import ConfigError, MissingExtra
 from lobule.files import MIB, make_folder, write_atomic
+from lobule.nets.hub import client, why_unreachable
 
 TIMEOUT = 30.0
 """Seconds without an answer after which a download is given up."""
@@ -73,29 +73,21 @@ def _download(url: str, path: Path) -> None:
             raise ValueError(f"the download ended after {file.tell():,} of {int(announced):,} bytes")
 
 
-def without_telemetry() -> Any:
-    """Return the module `huggingface_hub` with its telemetry switched off."""
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    import huggingface_hub.constants
-    import huggingface_hub.errors
-
-    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # it may have been imported before
-    return huggingface_hub
-
-
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """The usual files of the hub. If a repository does not have one of them, the other is used."""
 
 
 def _on_hub(entry: EncoderEntry) -> Path:
     """The file in the cache of the hub, or downloaded with the access rights of the user."""
-    hub, published = without_telemetry(), entry.published
+    hub, published = client(), entry.published
     alternatives = [file for file in HUB_FILES if published.file in HUB_FILES and file != published.file]
     names = {"repo_id": published.repository, "revision": published.revision}
     for file in (published.file, *alternatives):
         cached = hub.try_to_load_from_cache(filename=file, **names)
         if isinstance(cached, str) and Path(cached).is_file():
             return Path(cached)
+    if not hub.constants.HF_HUB_OFFLINE and (reason := why_unreachable()):
+        raise _hub_error(entry, ConnectionError(reason))
     for file in (published.file, *alternatives):
         try:
             endpoint = os.environ.get("HF_ENDPOINT")

@@ -16,6 +16,7 @@ from lobule.encoders.build import adapted_tensors, build_network, fill, publishe
 from lobule.encoders.checkpoint_files import locate
 from lobule.encoders.entry import EncoderEntry, Naming
 from lobule.encoders.key_maps import Converted, convert
+from lobule.encoders.owners import find_owners
 from lobule.encoders.table import ENCODERS, find_entry
 from lobule.errors import ConfigError, LobuleError, ModelError
 from lobule.fingerprints import fingerprint
@@ -198,13 +199,16 @@ def _matching(
     naming, (_, problems) = min(attempts, key=lambda attempt: len(attempt[1][1]))
     kinds = [problem.partition(" ")[0] for problem in problems]
     counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
+    actual = f"{', '.join(counts)} tensors, for example: {'; '.join(problems[:3])}"
+    owners = " or ".join(f"'{owner}'" for owner in find_owners(checkpoint) if owner != entry.name)
     raise ModelError(
         f"this file does not contain the weights of '{entry.name}'",
         subject=path,
         expected=f"{len(expected)} tensors of {entry.network.timm} with {_NAMES[naming]}, as in "
         f"{entry.published.file}",
-        actual=f"{', '.join(counts)} tensors, for example: {'; '.join(problems[:3])}",
-        remedy=f"Use the file from {entry.published.address}, or name the encoder that this file belongs to",
+        actual=f"the tensors of {owners}; {actual}" if owners else actual,
+        remedy=f"Use the file from {entry.published.address}, or name the encoder that this file belongs to"
+        + (f": {owners}" if owners else ""),
     )
 
 
@@ -252,13 +256,18 @@ def _check_hash(entry: EncoderEntry, path: Path, sha256: str) -> None:
     if published.sha256 is None or len(formats) > 1:
         return
     if not sha256.startswith(published.sha256):
+        owner = next((other.name for other in ENCODERS.values() if _has_hash(other, sha256)), None)
         raise ModelError(
             f"this is not the published file of '{entry.name}'",
             subject=path,
             expected=f"SHA-256 {published.sha256}",
-            actual=sha256,
+            actual=f"{sha256}, the file of '{owner}'" if owner else sha256,
             remedy=f"Use the file from {published.address}, or pass --unverified if you trained the weights",
         )
+
+
+def _has_hash(entry: EncoderEntry, sha256: str) -> bool:
+    return entry.published.sha256 is not None and sha256.startswith(entry.published.sha256)
 
 
 def reference_tile(side: int) -> Tensor:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from lobule.errors import ConfigError, ModelError
 from lobule.nets.averaged import AveragedMaps, plain_layers
 from lobule.nets.backbones import BACKBONES
+from lobule.nets.hub import offline_if_unreachable
 from lobule.nets.inference import for_inference
 from lobule.nets.preparation import Preparation
 from lobule.nets.receptive import geometry_of
@@ -180,7 +182,9 @@ def _published(name: str) -> Any:
 def _of_timm(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, int | None]:
     import timm
 
-    net: Any = fetched(name, lambda: timm.create_model(name, pretrained=pretrained, num_classes=0))
+    net: Any = fetched(
+        name, lambda: timm.create_model(name, pretrained=pretrained, num_classes=0), from_hub=pretrained
+    )
     pretrained_config = net.pretrained_cfg
     scaling = InputScaling(
         tuple(pretrained_config.get("mean", (0.5,) * 3)), tuple(pretrained_config.get("std", (0.5,) * 3))
@@ -209,10 +213,20 @@ def _of_lobule(name: str, pretrained: bool) -> tuple[nn.Module, InputScaling, in
     return _Body(body, pooled=True), PLAIN_SCALING, None
 
 
-def fetched(name: str, build: Callable[[], Fetched], remedy: str = NO_NETWORK_REMEDY) -> Fetched:
-    """Build a network or fetch its weights; if they cannot be downloaded, the error says what to do."""
+def fetched(
+    name: str, build: Callable[[], Fetched], remedy: str = NO_NETWORK_REMEDY, *, from_hub: bool = False
+) -> Fetched:
+    """Build a network or fetch its weights; if they cannot be downloaded, the error says what to do.
+
+    Args:
+        name: Name of the network, for messages.
+        build: Builds the network or fetches its weights.
+        remedy: What to do without a network.
+        from_hub: Whether the weights come from the hub, or from its cache.
+    """
     try:
-        return build()
+        with offline_if_unreachable() if from_hub else nullcontext():
+            return build()
     except ConfigError:
         raise
     except Exception as error:  # both libraries and their download code raise many types

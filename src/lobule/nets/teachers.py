@@ -44,6 +44,8 @@ class Teacher(nn.Module):
         self.strides = tuple(strides)
         self.scaling = scaling
         self.standardised = False
+        self.every_depth = False
+        """Whether the maps of a transformer come from all of its depths. In earlier bundles they do not."""
         self.requires_grad_(False)
         super().train(False)
 
@@ -117,6 +119,7 @@ class Teacher(nn.Module):
             "teacher": self.name,
             "strides": list(self.strides),
             "weights_sha256": weights_digest(self if self.standardised else self.stages),
+            **({"every_depth": True} if self.every_depth else {}),
         }
 
 
@@ -263,7 +266,7 @@ def _tiny(pretrained: bool) -> Teacher:
     return Teacher("tiny", TinyStages(), (4, 8, 16), PLAIN_SCALING)
 
 
-def _timm(name: str, pretrained: bool) -> Teacher:
+def _timm(name: str, pretrained: bool, every_depth: bool) -> Teacher:
     import timm
 
     options: dict[str, Any] = {"pretrained": pretrained}
@@ -271,7 +274,9 @@ def _timm(name: str, pretrained: bool) -> Teacher:
         options["strict_img_size"] = False
     config = timm.get_pretrained_cfg(name)
     scaling = InputScaling(tuple(config.mean), tuple(config.std)) if config else InputScaling()
-    return timm_teacher(f"timm:{name}", name, scaling, {"dynamic_img_size": True}, **options)
+    return timm_teacher(
+        f"timm:{name}", name, scaling, {"dynamic_img_size": True}, every_depth=every_depth, **options
+    )
 
 
 def timm_teacher(
@@ -280,7 +285,7 @@ def timm_teacher(
     scaling: InputScaling,
     of_transformer: Mapping[str, Any],
     *,
-    every_depth: bool = False,
+    every_depth: bool = True,
     **options: Any,
 ) -> Teacher:
     """A teacher from a network of timm.
@@ -290,8 +295,8 @@ def timm_teacher(
         name: Name of timm's model.
         scaling: Scaling of its input.
         of_transformer: Arguments that are used only if the network has one stride at every depth.
-        every_depth: Choose the maps of such a network among all of its depths. Otherwise only the first three
-            are used, as in bundles of `timm:NAME` that exist already.
+        every_depth: Choose the maps of such a network among all of its depths. Otherwise those of its first
+            three blocks are used, as in earlier bundles of `timm:NAME`.
         **options: Arguments of timm.
     """
     import timm
@@ -300,9 +305,12 @@ def timm_teacher(
     with torch.device("meta"):
         described = {**options, "pretrained": False}
         info = timm.create_model(name, **described).feature_info
-        strides = info.reduction(list(range(len(info.info))) if every_depth else None)
+        strides = info.reduction()
+        is_transformer = len(set(strides)) == 1  # every depth of a ViT has the same stride
+        if is_transformer and every_depth:
+            strides = info.reduction(list(range(len(info.info))))
     last = len(strides) - 1
-    if len(set(strides)) == 1:  # a ViT: every depth has the same stride
+    if is_transformer:
         indices, pools = [last // 3, 2 * last // 3, last], [1, 2, 4]
         options |= of_transformer
     else:
@@ -310,10 +318,13 @@ def timm_teacher(
         indices = list(range(start, min(start + 3, last + 1)))
         pools = [1] * len(indices)
     options["out_indices"] = indices
-    backbone = fetched(name, lambda: timm.create_model(name, **options), NO_NETWORK_REMEDY)
+    from_hub = bool(options.get("pretrained"))
+    backbone = fetched(name, lambda: timm.create_model(name, **options), NO_NETWORK_REMEDY, from_hub=from_hub)
     effective = [strides[k] * pool for k, pool in zip(indices, pools, strict=True)]
     stages = TimmStages(backbone, backbone.feature_info.channels(), pools)
-    return Teacher(label, stages, effective, scaling)
+    built = Teacher(label, stages, effective, scaling)
+    built.every_depth = is_transformer and every_depth
+    return built
 
 
 TEACHERS: dict[str, Callable[[bool], Teacher]] = {
@@ -326,12 +337,18 @@ TEACHERS: dict[str, Callable[[bool], Teacher]] = {
 """Teachers by name, including those of the papers; backbones of timm are available as `timm:NAME`."""
 
 
-def teacher(name: str = "wide_resnet50_2", *, pretrained: bool = False) -> Teacher:
-    """Build a teacher by name. `pretrained` loads the weights that torchvision or timm publish."""
+def teacher(name: str = "wide_resnet50_2", *, pretrained: bool = False, every_depth: bool = True) -> Teacher:
+    """Build a teacher by name.
+
+    Args:
+        name: A name of `TEACHERS`, or `timm:NAME`.
+        pretrained: Load the weights that torchvision or timm publish.
+        every_depth: For transformers of timm, see `timm_teacher`.
+    """
     if name in TEACHERS:
         return TEACHERS[name](pretrained)
     if name.startswith("timm:"):
-        return _timm(name.removeprefix("timm:"), pretrained)
+        return _timm(name.removeprefix("timm:"), pretrained, every_depth)
     raise ConfigError(
         "no such teacher",
         subject=name,

@@ -283,3 +283,17 @@ def test_the_field_size_depends_on_the_memory() -> None:
         assert 1 <= small < large
         with pytest.raises(ConfigError, match="memory ceiling"):
             predictor.model.choose_batch(EngineSettings(), 1 << 16, options)
+
+
+@pytest.mark.parametrize("every_depth", [True, False])
+def test_bundles_with_transformers_keep_their_maps(every_depth: bool, tmp_path: Path) -> None:
+    """Bundles of earlier versions, whose identity does not mention depths, took maps from three blocks."""
+    frozen = teacher("timm:test_vit", every_depth=every_depth)
+    config = Config(**{**SMALL, "teacher": "timm:test_vit", "input": 128})
+    predictor = AnomalyPredictor(config, frozen, Student(frozen.student_shape()), CALIBRATION)
+    bundle = save(tmp_path / "bundle", predictor, patients=["p"])
+    assert ("every_depth" in bundle.config["identity"]) == every_depth
+    loaded = load(read_bundle(tmp_path / "bundle"))
+    images = torch.randn(1, 3, 128, 128)
+    torch.testing.assert_close(list(loaded.net.teacher(images)), list(frozen(images)), rtol=0, atol=0)
+    assert loaded.net.teacher.identity() == bundle.config["identity"]

@@ -277,7 +277,9 @@ def pretrained(plan: Plan, weights: str, seed: int = 0) -> Encoder:
                 "github.com/fchollet/deep-learning-models, and pass it: --set weights=FILE.h5,…",
             )
         name = plan.name.partition("@")[0]
-        load_weights(encoder, fetched(plan.name, lambda: _published(name), NO_NETWORK_REMEDY), plan.name)
+        from_hub = name.startswith("timm:")
+        tensors = fetched(plan.name, lambda: _published(name), NO_NETWORK_REMEDY, from_hub=from_hub)
+        load_weights(encoder, tensors, plan.name)
     elif weights.endswith((".h5", ".hdf5")):
         load_weights(encoder, read_keras_weights(weights).tensors, weights)
     else:

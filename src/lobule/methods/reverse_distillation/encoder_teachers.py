@@ -13,20 +13,21 @@ HALVINGS = 8
 """Bottleneck and decoder halve the sides of the finest map three times."""
 
 
-def find_teacher(name: str, input_px: int, *, pretrained: bool = False) -> Teacher:
+def find_teacher(name: str, input_px: int, *, pretrained: bool = False, every_depth: bool = True) -> Teacher:
     """Build a teacher by name: an encoder of the table, or one of `nets.teachers`.
 
     Args:
         name: The name.
         input_px: Side of the images that it will see.
         pretrained: Load the published weights.
+        every_depth: Use maps from all depths of a transformer of timm; earlier bundles did not.
 
     Raises:
         ConfigError: There is no such teacher, or it cannot see images of this size.
     """
     entry = ENCODERS.get(name)
     if entry is None:
-        return teacher(name, pretrained=pretrained)
+        return teacher(name, pretrained=pretrained, every_depth=every_depth)
     frozen = _build(entry, input_px)
     if pretrained:
         load_encoder_weights(frozen, entry, "pretrained")
@@ -48,9 +49,7 @@ def _build(entry: EncoderEntry, input_px: int) -> Teacher:
     if not entry.any_size:
         _refuse_other_grids(entry, input_px)
     scaling = InputScaling(entry.mean, entry.std)
-    return timm_teacher(
-        entry.name, entry.network.timm, scaling, {}, every_depth=True, pretrained=False, **arguments
-    )
+    return timm_teacher(entry.name, entry.network.timm, scaling, {}, pretrained=False, **arguments)
 
 
 def _refuse_other_grids(entry: EncoderEntry, input_px: int) -> None:

@@ -321,13 +321,14 @@ def load(bundle: Bundle, *, trust: bool = False) -> AnomalyPredictor:
         scaling = InputScaling.from_dict(settings.pop("scaling"))
         shape = StudentShape.from_dict(settings.pop("student"))
         calibration = Calibration.from_dict(settings.pop("calibration"))
-        settings.pop("identity")
+        identity = dict(settings.pop("identity"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(
             "model.json lacks a setting or contains an invalid one", subject=bundle.path, actual=repr(error)
         ) from error
     config = Config.from_dict(settings)
-    frozen = find_teacher(config.teacher, config.input)
+    every_depth = bool(identity.get("every_depth"))
+    frozen = find_teacher(config.teacher, config.input, every_depth=every_depth)
     if config.standardise_teacher:  # placeholders; the stored weights replace them
         frozen.standardise([torch.zeros(c) for c in shape.channels], [torch.ones(c) for c in shape.channels])
     predictor = AnomalyPredictor(config, frozen, Student(shape), calibration, scaling)
